@@ -1,0 +1,52 @@
+# `make` lists the targets. Everything happens in .venv; delete the folder to start afresh.
+
+PYTHON ?= python3
+# Added where torch is installed. CPU-only wheels, a tenth of the download on Linux:
+#   make setup TORCH_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+TORCH_FLAGS ?=
+# Passed on to the command of `demo`, `test` and `faults`: make test ARGS="tests/data -x"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Written last, so that an interrupted setup is done again.
+STAMP := $(VENV)/.complete
+TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench faults
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv with the tested versions (PYTHON=python3.12 takes another Python)
+
+demo: setup  ## the whole method on this machine, in minutes: no GPU, no account
+	@$(BIN)/inheritune demo $(ARGS)
+
+test: setup  ## the tests that need no GPU, no network and little time
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## every measurement under benchmarks/, one after the other
+	@set -- benchmarks/*.py; [ -e "$$1" ] || { echo "benchmarks/ holds no script yet" >&2; exit 1; }; \
+	for script in "$$@"; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+faults: setup  ## the battery of things that go wrong
+	@[ -d tests/faults ] || { echo "tests/faults does not exist yet" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/faults $(ARGS)
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "error: there is no $(PYTHON). Install Python 3.11 or newer, or name one: make setup PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1); inheritune needs 3.11 or newer. Name one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@rm -f $(STAMP)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(TORCH) $(TORCH_FLAGS) -c constraints.txt
+	$(BIN)/python -m pip install -e ".[dev]" -c constraints.txt
+	@touch $(STAMP)

@@ -1,0 +1,158 @@
+"""What a run came to and what it cost: everything counted, in the shape that run.json keeps."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inheritune.derive import Outcome
+from inheritune.recipe import Recipe
+from inheritune.steps import Trial
+
+__all__ = ["gap_closed", "ledger", "notes", "result", "variant_rows"]
+
+# A gap smaller than this many of its standard errors is not worth dividing by.
+_LEAST_GAP_SE = 3.0
+
+
+def ledger(outcome: Outcome) -> list[dict[str, Any]]:
+    """Every cost of a run, an entry each; borrowed ones were paid before it, by somebody else.
+
+    Returns:
+        Entries with ``item``, ``tokens``, ``flops``, ``seconds`` (None where unknown) and
+        ``borrowed``. The FLOPs of a training include its validations.
+    """
+    training = outcome.reference.training
+    entries = [
+        _entry(
+            "reference training",
+            training.get("tokens"),
+            training.get("flops"),
+            training.get("seconds"),
+            borrowed=not outcome.reference.trained_here,
+        ),
+        _entry("benchmark", 0, outcome.benchmark.flops, outcome.benchmark.seconds),
+    ]
+    for number, trial in enumerate(outcome.rounds, 1):
+        item = f"{trial.name}, round {number}, {trial.layers} layers"
+        entries.append(_entry(item, trial.tokens, trial.flops, trial.seconds))
+    for trial in outcome.controls:
+        item = f"{trial.name}, {trial.layers} layers"
+        entries.append(_entry(item, trial.tokens, trial.flops, trial.seconds))
+    return entries
+
+
+def _entry(
+    item: str,
+    tokens: int | None,
+    flops: float | None,
+    seconds: float | None,
+    borrowed: bool = False,
+) -> dict[str, Any]:
+    return {
+        "item": item,
+        "tokens": tokens,
+        "flops": flops,
+        "seconds": None if seconds is None else round(seconds, 1),
+        "borrowed": borrowed,
+    }
+
+
+def gap_closed(outcome: Outcome) -> float | None:
+    """(scratch - target) / (scratch - reference), for scratch of the target's size and tokens.
+
+    Returns:
+        A share, 1 when matched; None without such a control, or when scratch and reference lie
+        within three standard errors of each other.
+    """
+    target = outcome.target
+    scratch = next((c for c in outcome.controls if _same_size_and_tokens(c, target)), None)
+    if scratch is None:
+        return None
+    gaps = np.array(scratch.windows) - np.array(outcome.benchmark.windows)
+    gap, gap_se = float(gaps.mean()), float(gaps.std(ddof=1) / math.sqrt(len(gaps)))
+    if not gap > _LEAST_GAP_SE * gap_se:
+        return None
+    return (scratch.val_loss - target.val_loss) / gap
+
+
+def _same_size_and_tokens(control: Trial, target: Trial) -> bool:
+    return control.layers == target.layers and control.tokens == target.tokens
+
+
+def variant_rows(outcome: Outcome) -> list[dict[str, Any]]:
+    """A row for the reference, the target and every control."""
+    reference, benchmark = outcome.reference, outcome.benchmark
+    first = {
+        "name": "reference",
+        "start": "trained",
+        "layers": reference.layers,
+        "params": reference.params,
+        "tokens": reference.training.get("tokens"),
+        "val_loss": benchmark.val_loss,
+        "val_loss_se": benchmark.val_loss_se,
+        "seconds": reference.training.get("seconds"),
+        "flops": reference.training.get("flops"),
+        "path": "reference" if reference.trained_here else None,
+    }
+    return [first] + [trial.summary() for trial in [outcome.target, *outcome.controls]]
+
+
+def notes(outcome: Outcome, recipe: Recipe) -> list[str]:
+    """What a reader must know to weigh the figures: sentences."""
+    said = [
+        "Each variant was trained once, with one seed: differences between seeds are not shown."
+    ]
+    reference = outcome.reference
+    if not reference.trained_here:
+        said.append(
+            "The reference was trained before this run; its cost is listed as borrowed and is not "
+            "in the totals."
+        )
+    shallower = [c for c in outcome.controls if c.layers < reference.layers]
+    better = [c for c in shallower if c.val_loss <= outcome.benchmark.val_loss]
+    trained = reference.training.get("tokens") or 0
+    if any(c.tokens <= trained for c in better):
+        said.append(
+            f"The reference is undertrained: {better[0].name}, with fewer layers and no more "
+            "tokens, is at least as good. Matching it shows a warm start, not the finding."
+        )
+    epochs = max(trial.epochs for trial in [*outcome.rounds, *outcome.controls])
+    if epochs > 1:
+        said.append(f"The longest training passed over its text {epochs:.1f} times.")
+    if recipe.grow.tolerance:
+        said.append(f"Matched means at most {recipe.grow.tolerance} nats above the benchmark.")
+    skipped = sum(trial.skipped for trial in [*outcome.rounds, *outcome.controls])
+    if skipped:
+        said.append(f"{skipped} steps were skipped because a value was not finite.")
+    return said
+
+
+def result(outcome: Outcome, run: Path, report: Path) -> dict[str, Any]:
+    """The one object that `--json` prints and run.json keeps under `result`."""
+    paid = [entry for entry in ledger(outcome) if not entry["borrowed"]]
+    rows = [
+        {
+            key: row[key]
+            for key in ("name", "start", "layers", "params", "tokens", "val_loss", "val_loss_se")
+        }
+        for row in variant_rows(outcome)
+    ]
+    return {
+        "outcome": outcome.verdict,
+        "layers": outcome.target.layers,
+        "reference_layers": outcome.reference.layers,
+        "rounds": len(outcome.rounds),
+        "benchmark": outcome.benchmark.val_loss,
+        "val_loss": outcome.target.val_loss,
+        "val_loss_se": outcome.target.val_loss_se,
+        "gap_closed": gap_closed(outcome),
+        "tokens": sum(entry["tokens"] or 0 for entry in paid),
+        "flops": sum(entry["flops"] or 0.0 for entry in paid),
+        "seconds": round(sum(entry["seconds"] or 0.0 for entry in paid), 1),
+        "variants": rows,
+        "run": str(run),
+        "target": str(run / "target"),
+        "report": str(report),
+    }

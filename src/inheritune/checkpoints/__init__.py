@@ -1,0 +1,1 @@
+"""A Hugging Face model directory as data: headers, layers, config, copying. Loads no torch."""

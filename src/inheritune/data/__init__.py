@@ -1,0 +1,1 @@
+"""Text in, token shards out: sources, tokenizer, split, shards, order and overlap."""

@@ -1,0 +1,213 @@
+"""Token shards: a 64-byte header, then ids; beside each, where its documents start."""
+
+import hashlib
+import os
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inheritune.errors import DataError
+
+__all__ = [
+    "HEADER_BYTES",
+    "SHARD_IDS",
+    "SHARD_VERSION",
+    "ShardEntry",
+    "ShardWriter",
+    "check_shard",
+    "file_sha256",
+    "id_type",
+    "map_shard",
+]
+
+SHARD_VERSION = 1
+SHARD_IDS = 32 << 20  # ids in a full shard: 64 MB of uint16
+_MAGIC = b"INHTTOKS"
+_HEADER = struct.Struct("<8sIIQQ32x")  # magic, version, bytes per id, number of ids, largest id
+HEADER_BYTES = _HEADER.size
+_AGAIN = "Prepare the tokens again."
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """What the manifest says of one shard.
+
+    Attributes:
+        name: File name, such as ``train-00000.bin``; its document starts are in ``.idx``.
+        ids: Number of ids.
+        bytes: Size of the file.
+        max_id: Largest id in it.
+        sha256: Of the file.
+        documents: Documents that start in it.
+        index_sha256: Of the ``.idx`` file: uint64 starts, in ids from the shard's first.
+    """
+
+    name: str
+    ids: int
+    bytes: int
+    max_id: int
+    sha256: str
+    documents: int
+    index_sha256: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The manifest's form of it."""
+        return asdict(self)
+
+
+class ShardWriter:
+    """Writes one stream of ids as shards, holding one shard in memory.
+
+    Args:
+        directory: Where the shards go.
+        split: ``"train"`` or ``"val"``.
+        rows: Rows of the embedding; up to 65,536 an id takes two bytes, then four.
+        shard_ids: Ids in a full shard.
+    """
+
+    def __init__(self, directory: Path, split: str, rows: int, shard_ids: int = SHARD_IDS) -> None:
+        self._directory = directory
+        self._split = split
+        self._rows = rows
+        self._buffer = np.empty(shard_ids, dtype=id_type(rows))
+        self._used = 0
+        self._starts: list[int] = []
+        self.entries: list[ShardEntry] = []
+        self.num_ids = 0
+        self.documents = 0
+
+    def add(self, ids: NDArray[np.int64]) -> None:
+        """Append one document, (n,), EOS included; it may go on in the next shard.
+
+        Raises:
+            DataError: An id has no row in the embedding.
+        """
+        # Checked before the assignment: numpy would store 65536 as 0 without a word.
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._rows:
+            raise DataError(
+                f"the tokenizer gave id {int(ids.max())}, the embedding has {self._rows} rows.",
+                "Use the tokenizer that belongs to the model.",
+            )
+        self._starts.append(self._used)
+        self.documents += 1
+        self.num_ids += len(ids)
+        while len(ids):
+            part = ids[: len(self._buffer) - self._used]
+            self._buffer[self._used : self._used + len(part)] = part
+            self._used += len(part)
+            ids = ids[len(part) :]
+            if self._used == len(self._buffer):
+                self._flush()
+
+    def close(self) -> list[ShardEntry]:
+        """Write what is left; the entries of all shards."""
+        if self._used:
+            self._flush()
+        return self.entries
+
+    def _flush(self) -> None:
+        ids = self._buffer[: self._used]
+        name = f"{self._split}-{len(self.entries):05d}.bin"
+        max_id = int(ids.max())
+        header = _HEADER.pack(_MAGIC, SHARD_VERSION, ids.itemsize, len(ids), max_id)
+        size, digest = _write_durably(self._directory / name, header, ids)
+        starts = np.array(self._starts, dtype="<u8")
+        index = (self._directory / name).with_suffix(".idx")
+        _, index_digest = _write_durably(index, b"", starts)
+        self.entries.append(
+            ShardEntry(name, len(ids), size, max_id, digest, len(starts), index_digest)
+        )
+        self._used = 0
+        self._starts = []
+
+
+def id_type(rows: int) -> np.dtype[Any]:
+    """The type ids are stored in: uint16 for up to 65,536 embedding rows, else uint32."""
+    return np.dtype("<u2" if rows <= 1 << 16 else "<u4")
+
+
+def check_shard(directory: Path, entry: ShardEntry, rows: int) -> None:
+    """Everything about a shard that takes no time: size, header, range of its ids.
+
+    Raises:
+        DataError: It is missing, cut short, of another format, or holds an id without a row.
+    """
+    path = directory / entry.name
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            header = stream.read(HEADER_BYTES)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {(error.strerror or '').lower()}.", _AGAIN) from error
+    if len(header) < HEADER_BYTES:
+        raise DataError(f"{path} has {size} bytes, not even a header of {HEADER_BYTES}.", _AGAIN)
+    magic, version, width, ids, max_id = _HEADER.unpack(header)
+    if magic != _MAGIC:
+        raise DataError(f"{path} is not a token shard: it begins with {magic!r}.", _AGAIN)
+    if version != SHARD_VERSION:
+        raise DataError(
+            f"{path} has format version {version}, this program reads {SHARD_VERSION}.", _AGAIN
+        )
+    if width != id_type(rows).itemsize:
+        raise DataError(f"{path} has {width} bytes an id, {rows} rows need another.", _AGAIN)
+    if size != HEADER_BYTES + ids * width or size != entry.bytes or ids != entry.ids:
+        raise DataError(
+            f"{path} has {size} bytes and its header speaks of {ids} ids; expected "
+            f"{entry.bytes} bytes and {entry.ids} ids.",
+            _AGAIN,
+        )
+    if max_id >= rows or max_id != entry.max_id:
+        raise DataError(_describe_range(path, rows, max_id), _AGAIN)
+
+
+def map_shard(directory: Path, entry: ShardEntry, rows: int) -> NDArray[Any]:
+    """The ids of a shard, (ids,), mapped from disk; its hash is checked first.
+
+    Raises:
+        DataError: The file is not, byte for byte, the one that was prepared.
+    """
+    path = directory / entry.name
+    check_shard(directory, entry, rows)
+    found = file_sha256(path)
+    if found != entry.sha256:
+        raise DataError(
+            f"{path} has changed since it was prepared: SHA-256 {found[:12]}, expected "
+            f"{entry.sha256[:12]}.",
+            _AGAIN,
+        )
+    return np.memmap(path, dtype=id_type(rows), mode="r", offset=HEADER_BYTES, shape=(entry.ids,))
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _describe_range(path: Path, rows: int, max_id: int) -> str:
+    ids = np.memmap(path, dtype=id_type(rows), mode="r", offset=HEADER_BYTES)
+    outside = np.flatnonzero(ids >= rows)
+    if len(outside):
+        offset = int(outside[0])
+        return f"{path} holds id {ids[offset]} at offset {offset}, the embedding has {rows} rows."
+    return f"{path} says that its largest id is {max_id}, which is not so."
+
+
+def _write_durably(path: Path, header: bytes, data: NDArray[Any]) -> tuple[int, str]:
+    digest = hashlib.sha256(header)
+    body = data.view(np.uint8).data
+    digest.update(body)
+    with path.open("wb") as stream:
+        _write_all(stream, header, body)
+        return stream.tell(), digest.hexdigest()
+
+
+def _write_all(stream: BinaryIO, header: bytes, body: memoryview) -> None:
+    stream.write(header)
+    stream.write(body)
+    stream.flush()
+    os.fsync(stream.fileno())

@@ -1,0 +1,85 @@
+"""A token directory appears complete or not at all, and is made by one process at a time."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from inheritune.errors import DataError, MachineError
+
+__all__ = ["is_prepared", "publish", "staging_directory"]
+
+
+def is_prepared(out: Path) -> bool:
+    """Whether ``out`` holds finished tokens.
+
+    Raises:
+        DataError: It holds something else, which must not be written over.
+    """
+    if (out / "manifest.json").exists():
+        return True
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} holds files but no tokens.", "Move them, or choose another run.")
+    return False
+
+
+@contextmanager
+def staging_directory(out: Path) -> Iterator[Path]:
+    """An empty directory beside ``out`` that one process at a time may fill.
+
+    It is gone afterwards, published or not; what a killed process left is cleared first.
+
+    Raises:
+        MachineError: The disk is full or read-only, or another process is at it.
+    """
+    room = out.with_name(out.name + ".partial")
+    lock = FileLock(room / "lock")
+    try:
+        room.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        try:
+            staging = room / "tokens"
+            shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
+            staging.mkdir()
+            yield staging
+        finally:
+            shutil.rmtree(room, ignore_errors=True)
+            lock.release()
+    except Timeout as error:
+        raise MachineError(
+            f"another process is preparing {out}.", "Wait for it, then run this again."
+        ) from error
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise MachineError(
+            f"cannot write {out}: {(error.strerror or str(error)).lower()}.",
+            "Free some space." if full else "Check the directory's permissions.",
+        ) from error
+
+
+def publish(staging: Path, manifest: dict[str, Any], out: Path) -> None:
+    """Write the manifest, then move the finished directory to its place by one rename."""
+    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+    with (staging / "manifest.json").open("w", encoding="utf-8", newline="\n") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    _sync_directory(staging)
+    staging.replace(out)
+    _sync_directory(out.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    if os.name != "posix":
+        return  # Windows cannot open a directory; its rename is durable enough
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,224 @@
+"""The tokenizer of a model directory, and training a small one on one's own text."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from inheritune.errors import DataError
+
+__all__ = [
+    "END_OF_TEXT",
+    "TextTokenizer",
+    "encode_documents",
+    "open_tokenizer",
+    "train_tokenizer",
+]
+
+END_OF_TEXT = "<|endoftext|>"
+_PIECE = 1 << 20  # characters encoded at a time
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """Text to ids and back, without any special token that nobody asked for.
+
+    Attributes:
+        directory: The model directory it was read from.
+        sha256: Of its ``tokenizer.json``.
+        rows: Largest id it can give, plus one.
+        bos: Id put before every document, None where this tokenizer puts none.
+        eos: Id put after every document.
+    """
+
+    directory: Path
+    sha256: str
+    rows: int
+    bos: int | None
+    eos: int
+    _tokenizer: Tokenizer = field(repr=False, compare=False)
+
+    def encode_batch(
+        self, texts: Sequence[str], special_tokens_in_text: bool = False
+    ) -> list[list[int]]:
+        """Ids of each text, with neither BOS nor EOS.
+
+        Args:
+            texts: Any number of texts, encoded in parallel.
+            special_tokens_in_text: True: a literal ``<|endoftext|>`` becomes the special token;
+                False: it is encoded as the characters it is written with.
+
+        Returns:
+            One list of ids, each in [0, rows), for each text.
+        """
+        self._tokenizer.encode_special_tokens = not special_tokens_in_text
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids, special tokens left out."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+
+def open_tokenizer(directory: Path) -> TextTokenizer:
+    """Read the fast tokenizer of a Hugging Face model directory.
+
+    Args:
+        directory: Holds ``tokenizer.json``; ``tokenizer_config.json``, ``special_tokens_map.json``
+            and ``config.json`` say what BOS and EOS are, in this order.
+
+    Raises:
+        DataError: There is no tokenizer, it cannot be read, or it has no end-of-text token.
+    """
+    path = directory / "tokenizer.json"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"there is no tokenizer.json in {directory}.",
+            "Save one beside the model: AutoTokenizer.from_pretrained(...).save_pretrained(...).",
+        ) from error
+    try:
+        tokenizer = Tokenizer.from_str(content.decode())
+    except Exception as error:  # the library raises plain Exception for any fault in the file
+        raise DataError(f"cannot read {path}: {error}.", "Fetch the file again.") from error
+    # Both may stand in the file, and would cut or fill documents without a word.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    rows = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    eos = _special_id(directory, tokenizer, "eos")
+    if eos is None or not 0 <= eos < rows:
+        raise DataError(
+            f"the tokenizer in {directory} names no end-of-text token that it has.",
+            "Set eos_token in tokenizer_config.json.",
+        )
+    bos = _special_id(directory, tokenizer, "bos")
+    if bos is None or not _puts_bos(directory, tokenizer, bos):
+        bos = None
+    return TextTokenizer(directory, hashlib.sha256(content).hexdigest(), rows, bos, eos, tokenizer)
+
+
+def encode_documents(
+    tokenizer: TextTokenizer, texts: Sequence[str], special_tokens_in_text: bool = False
+) -> Iterator[NDArray[np.int64]]:
+    """Ids of each document as ``[BOS] ids EOS``.
+
+    Args:
+        tokenizer: It decides whether there is a BOS.
+        texts: Documents of any length; one beyond 2^20 characters is encoded piece by piece.
+        special_tokens_in_text: As for `TextTokenizer.encode_batch`.
+
+    Yields:
+        (n,) int64 for each document, in order.
+    """
+    begin = [] if tokenizer.bos is None else [tokenizer.bos]
+    short = [text for text in texts if len(text) <= _PIECE]
+    encoded = iter(tokenizer.encode_batch(short, special_tokens_in_text))
+    for text in texts:
+        if len(text) <= _PIECE:
+            parts = [next(encoded)]
+        else:  # one at a time: an encoding takes a hundred times the memory of its ids
+            parts = [
+                tokenizer.encode_batch([piece], special_tokens_in_text)[0]
+                for piece in _pieces(text, _PIECE)
+            ]
+        yield np.fromiter(chain(begin, *parts, [tokenizer.eos]), dtype=np.int64)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> None:
+    """Train a byte-level BPE tokenizer; the same texts give the same bytes.
+
+    Args:
+        texts: Training documents, read once and one at a time; never the held-out ones.
+        vocab_size: Entries, at least 257: one special token and 256 bytes come first.
+        out: Directory, made if missing; ``tokenizer.json`` and ``tokenizer_config.json`` are
+            written into it, in the form that transformers reads.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    config = {
+        "bos_token": END_OF_TEXT,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": END_OF_TEXT,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / "tokenizer_config.json", json.dumps(config, indent=2))
+    # Last: a directory with a tokenizer.json is a finished one.
+    _write(out / "tokenizer.json", tokenizer.to_str(pretty=True))
+
+
+def _pieces(text: str, length: int) -> Iterator[str]:
+    """A long text in pieces, each cut at a line end between two visible characters.
+
+    There a byte-level BPE tokenizer begins a new word in any case, so that its ids stay the same.
+    Where no such place is found, the cut falls after ``length`` characters.
+    """
+    start = 0
+    while start < len(text):
+        stop = min(start + length, len(text))
+        cut = stop
+        while stop < len(text) and (cut := text.rfind("\n", start + 1, cut)) >= 0:
+            if not text[cut - 1].isspace() and not text[cut + 1].isspace():
+                stop = cut + 1
+                break
+        yield text[start:stop]
+        start = stop
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.write(text + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+def _special_id(directory: Path, tokenizer: Tokenizer, name: str) -> int | None:
+    """The id of BOS or EOS, from whichever file names it first."""
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        token = _read(directory / file).get(f"{name}_token")
+        content = token.get("content") if isinstance(token, dict) else token
+        if isinstance(content, str) and (token_id := tokenizer.token_to_id(content)) is not None:
+            return int(token_id)
+    ids = _read(directory / "config.json").get(f"{name}_token_id")
+    first = ids[0] if isinstance(ids, list) and ids else ids
+    return first if isinstance(first, int) else None
+
+
+def _puts_bos(directory: Path, tokenizer: Tokenizer, bos: int) -> bool:
+    said = _read(directory / "tokenizer_config.json").get("add_bos_token")
+    if isinstance(said, bool):
+        return said
+    ids: list[int] = tokenizer.encode("a", add_special_tokens=True).ids  # what its template does
+    return ids[:1] == [bos]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"cannot read {path}: {error}.", "Fetch the file again.") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} does not hold a JSON object.", "Fetch the file again.")
+    return value

@@ -1,0 +1,268 @@
+"""A directory of prepared tokens: two streams of ids and the manifest that describes them."""
+
+import hashlib
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inheritune.data.shards import ShardEntry, check_shard, file_sha256, map_shard
+from inheritune.errors import DataError
+
+__all__ = [
+    "MANIFEST_FORMAT",
+    "TokenDirectory",
+    "TokenStream",
+    "canonical_digest",
+    "check_budget",
+    "fingerprint",
+    "open_tokens",
+    "verify_tokens",
+]
+
+MANIFEST_FORMAT = 1
+_MANIFEST_BYTES = 64 << 20
+_MANIFEST_TYPES = {
+    "shard_version": int,
+    "tokenizer": dict,
+    "embedding_rows": int,
+    "policy": dict,
+    "split": dict,
+    "files": list,
+    "fingerprint": str,
+    "val_fingerprint": str,
+    "sources": dict,
+    "documents": int,
+    "val_documents": int,
+    "val_bytes": int,
+    "overlap": dict,
+    "request": dict,
+}
+_CONTENT = ("shard_version", "tokenizer", "embedding_rows", "policy", "split", "files")
+_AGAIN = "Prepare the tokens again."
+
+
+class TokenStream:
+    """One stream of token ids, stored in shards whose edges nobody sees.
+
+    Args:
+        directory: Where the shards are.
+        entries: The shards, in order.
+        rows: Rows of the embedding; every id is below.
+    """
+
+    def __init__(self, directory: Path, entries: list[ShardEntry], rows: int) -> None:
+        self._directory = directory
+        self._entries = entries
+        self._rows = rows
+        self._edges = np.cumsum([0] + [entry.ids for entry in entries])
+        self._mapped: dict[int, NDArray[Any]] = {}
+
+    @property
+    def num_ids(self) -> int:
+        """Ids in the stream."""
+        return int(self._edges[-1])
+
+    def num_samples(self, seq_len: int) -> int:
+        """Samples of ``seq_len`` inputs: each needs one id more, its last target."""
+        return max(0, (self.num_ids - 1) // seq_len)
+
+    def ids(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Ids at [start, stop) of the stream, (stop - start,) int64.
+
+        Raises:
+            DataError: A shard that is touched for the first time is not the one prepared.
+            IndexError: The range leaves the stream.
+        """
+        out = np.empty(stop - start, dtype=np.int64)
+        self._read_into(out, start)
+        return out
+
+    def samples(self, ids: NDArray[Any], seq_len: int) -> NDArray[np.int64]:
+        """Samples by number: sample i reads ids [i T, i T + T + 1), so each id is predicted once.
+
+        Args:
+            ids: (B,) sample numbers, in [0, num_samples(seq_len)).
+            seq_len: T, inputs in a sample.
+
+        Returns:
+            (B, T + 1) int64; inputs are ``[:, :-1]``, targets ``[:, 1:]``.
+
+        Raises:
+            DataError: A shard that is touched for the first time is not the one prepared.
+            IndexError: A sample leaves the stream.
+        """
+        out = np.empty((len(ids), seq_len + 1), dtype=np.int64)
+        for row, sample in zip(out, ids, strict=True):
+            self._read_into(row, int(sample) * seq_len)
+        return out
+
+    def _read_into(self, out: NDArray[np.int64], start: int) -> None:
+        if start < 0 or start + len(out) > self.num_ids:
+            raise IndexError(f"ids [{start}, {start + len(out)}) of {self.num_ids}")
+        done = 0
+        shard = int(np.searchsorted(self._edges, start, side="right")) - 1
+        while done < len(out):
+            first = start + done - int(self._edges[shard])
+            part = self._shard(shard)[first : first + len(out) - done]
+            out[done : done + len(part)] = part
+            done += len(part)
+            shard += 1
+
+    def _shard(self, index: int) -> NDArray[Any]:
+        if index not in self._mapped:
+            self._mapped[index] = map_shard(self._directory, self._entries[index], self._rows)
+        return self._mapped[index]
+
+
+class TokenDirectory:
+    """Prepared tokens, opened.
+
+    Args:
+        path: The directory.
+        manifest: Its manifest, checked.
+
+    Attributes:
+        train: What is trained on.
+        val: What is held out.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        rows = manifest["embedding_rows"]
+        self.train = TokenStream(path, _entries(manifest, "train"), rows)
+        self.val = TokenStream(path, _entries(manifest, "val"), rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that fixes the content: equal means the same ids and the same split."""
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def val_fingerprint(self) -> str:
+        """SHA-256 of tokenizer and held-out ids: losses compare only where it is equal."""
+        return str(self.manifest["val_fingerprint"])
+
+    @property
+    def val_bytes(self) -> int:
+        """UTF-8 bytes of the held-out text, for bits per byte."""
+        return int(self.manifest["val_bytes"])
+
+    def summary(self) -> dict[str, Any]:
+        """What ``run.json`` keeps of it; ``documents`` are those trained on."""
+        return {
+            "train_tokens": self.train.num_ids,
+            "val_tokens": self.val.num_ids,
+            "documents": self.manifest["documents"],
+            "val_documents": self.manifest["val_documents"],
+            "val_bytes": self.val_bytes,
+            "fingerprint": self.fingerprint,
+            "val_fingerprint": self.val_fingerprint,
+            "overlap": self.manifest["overlap"],
+            "source": self.manifest["sources"].get("source"),
+        }
+
+
+def open_tokens(path: Path) -> TokenDirectory:
+    """Open prepared tokens; looks at each shard's size and header, hashes on first use.
+
+    Raises:
+        DataError: The manifest or a shard is missing, broken, or of another format.
+    """
+    manifest = _read_manifest(path / "manifest.json")
+    for entry in _entries(manifest, "train") + _entries(manifest, "val"):
+        check_shard(path, entry, manifest["embedding_rows"])
+    return TokenDirectory(path, manifest)
+
+
+def verify_tokens(path: Path) -> TokenDirectory:
+    """Open prepared tokens and hash every file.
+
+    Raises:
+        DataError: A file is not, byte for byte, the one that was prepared.
+    """
+    directory = open_tokens(path)
+    rows = directory.manifest["embedding_rows"]
+    for entry in _entries(directory.manifest, "train") + _entries(directory.manifest, "val"):
+        map_shard(path, entry, rows)
+        index = (path / entry.name).with_suffix(".idx")
+        if not index.is_file() or file_sha256(index) != entry.index_sha256:
+            raise DataError(f"{index} is missing or has changed.", _AGAIN)
+    return directory
+
+
+def check_budget(tokens: TokenDirectory, planned: int, seq_len: int, allow_repeat: bool) -> None:
+    """Refuse to train for longer than the tokens last, unless repeats are asked for.
+
+    Args:
+        tokens: What is there.
+        planned: Training tokens of one round or variant.
+        seq_len: Tokens per sequence.
+        allow_repeat: ``data.allow_repeat`` of the recipe.
+
+    Raises:
+        DataError: The plan needs more than one epoch.
+    """
+    available = tokens.train.num_samples(seq_len) * seq_len
+    if planned > available and not allow_repeat:
+        raise DataError(
+            f"the recipe trains for {planned} tokens, the text has {available}: that is "
+            f"{planned / max(1, available):.1f} epochs.",
+            "Lower train.tokens, add text, or set data.allow_repeat to true.",
+        )
+
+
+def fingerprint(manifest: dict[str, Any]) -> str:
+    """SHA-256 of the parts of a manifest that fix the content, and of nothing else."""
+    return canonical_digest({key: manifest[key] for key in ("format", *_CONTENT)})
+
+
+def canonical_digest(value: object) -> str:
+    """SHA-256 of a JSON value, written the one way."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _entries(manifest: dict[str, Any], split: str) -> list[ShardEntry]:
+    entries = [ShardEntry(**entry) for entry in manifest["files"]]
+    return [entry for entry in entries if entry.name.startswith(f"{split}-")]
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MANIFEST_BYTES:
+            raise DataError(f"{path} is too large for a manifest.", _AGAIN)
+        manifest = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(
+            f"there are no prepared tokens in {path.parent}: {(error.strerror or '').lower()}.",
+            "Prepare them first.",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {error}.", _AGAIN) from error
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != MANIFEST_FORMAT:
+        raise DataError(f"{path} has format {found}, this program reads {MANIFEST_FORMAT}.", _AGAIN)
+    for key, kind in _MANIFEST_TYPES.items():
+        if type(manifest.get(key)) is not kind:
+            raise DataError(f"{path} lacks {key}, or garbles it.", _AGAIN)
+    for entry in manifest["files"]:
+        _check_entry(path, entry)
+    if manifest["fingerprint"] != fingerprint(manifest):
+        raise DataError(f"{path} was changed: its fingerprint is of another content.", _AGAIN)
+    return dict(manifest)
+
+
+def _check_entry(path: Path, entry: Any) -> None:
+    types = {part.name: part.type for part in fields(ShardEntry)}
+    given = {key: type(value) for key, value in entry.items()} if isinstance(entry, dict) else {}
+    if given != types:
+        raise DataError(f"{path} garbles an entry of files.", _AGAIN)
+    # A manifest is input like any other: it must not lead out of its directory.
+    if not re.fullmatch(r"(train|val)-[0-9]{5,}\.bin", entry["name"]) or entry["ids"] < 1:
+        raise DataError(f"{path} lists {entry['name']!r}, which is no shard.", _AGAIN)

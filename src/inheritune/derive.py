@@ -1,0 +1,145 @@
+"""The whole method, top to bottom, on one screen."""
+
+from dataclasses import dataclass
+from itertools import count
+
+from inheritune.data.tokens import TokenDirectory
+from inheritune.errors import RecipeError
+from inheritune.recipe import Variant
+from inheritune.steps import (
+    Arm,
+    Benchmark,
+    Job,
+    Reference,
+    Trial,
+    measure_benchmark,
+    open_reference,
+    prepare_tokens,
+    publish_target,
+    train_arm,
+)
+
+__all__ = ["Outcome", "derive", "first_layers", "judge"]
+
+# A difference within this many standard errors of the tolerance is called noise.
+_NOISE_SE = 2.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        verdicts: Of each round: ``"matched"``, ``"matched_within_noise"`` or ``"not_matched"``.
+        reference: The model that was inherited from.
+        tokens: What everything was trained and validated on.
+        benchmark: The reference's val_loss.
+        rounds: The target at each size; the last one is the result.
+        controls: The other variants.
+    """
+
+    verdicts: list[str]
+    reference: Reference
+    tokens: TokenDirectory
+    benchmark: Benchmark
+    rounds: list[Trial]
+    controls: list[Trial]
+
+    @property
+    def target(self) -> Trial:
+        """The model that the run is for."""
+        return self.rounds[-1]
+
+    @property
+    def verdict(self) -> str:
+        """Of the last round."""
+        return self.verdicts[-1]
+
+
+def derive(job: Job) -> Outcome:
+    """Inherit, train, and grow until the target matches its reference; then train the controls.
+
+    Raises:
+        InherituneError: A step could not be done; what was done before stays and is not repeated.
+    """
+    recipe = job.recipe
+    reference = open_reference(job)
+    layers, max_layers = first_layers(job, reference)
+    tokens = prepare_tokens(job, reference.model.path)
+    benchmark = measure_benchmark(job, reference, tokens)
+    arm_tokens = recipe.variants[recipe.target].tokens or recipe.train.tokens
+    assert isinstance(arm_tokens, int)  # the recipe refuses equal_compute for the target
+
+    rounds: list[Trial] = []
+    verdicts: list[str] = []
+    for number in count(1):
+        arm = Arm(recipe.target, "inherit", layers, arm_tokens)
+        rounds.append(train_arm(job, arm, reference, tokens, benchmark))
+        verdicts.append(judge(rounds[-1], recipe.grow.tolerance))
+        spent = number == recipe.grow.max_rounds or not recipe.grow.add or layers == max_layers
+        if verdicts[-1] == "matched" or spent:
+            break
+        layers = min(layers + recipe.grow.add, max_layers)
+    publish_target(job, rounds[-1])
+
+    controls = [
+        train_arm(
+            job, _control(job, name, variant, reference, rounds), reference, tokens, benchmark
+        )
+        for name, variant in recipe.variants.items()
+        if name != recipe.target
+    ]
+    return Outcome(verdicts, reference, tokens, benchmark, rounds, controls)
+
+
+def judge(trial: Trial, tolerance: float) -> str:
+    """Compare a target with its reference on the same windows.
+
+    Args:
+        trial: Its `difference` is val_loss - benchmark, nats per token, with a standard error.
+        tolerance: Nats above the benchmark that still count as matched.
+
+    Returns:
+        ``"matched"`` when the difference is at most the tolerance, ``"matched_within_noise"``
+        when it is above it by at most two standard errors, else ``"not_matched"``. Growth goes
+        on until a round is matched outright: a small validation set must not make it easier.
+    """
+    if trial.difference <= tolerance:
+        return "matched"
+    if trial.difference <= tolerance + _NOISE_SE * (trial.difference_se or 0.0):
+        return "matched_within_noise"
+    return "not_matched"
+
+
+def first_layers(job: Job, reference: Reference) -> tuple[int, int]:
+    """Layers of the first round, and the most there may be.
+
+    Raises:
+        RecipeError: The recipe asks for more layers than the reference has.
+    """
+    most = job.recipe.grow.max_layers or reference.layers
+    layers = job.recipe.inherit.layers or max(1, reference.layers // 2)
+    for key, value in {"inherit.layers": layers, "grow.max_layers": most}.items():
+        if value > reference.layers:
+            raise RecipeError(
+                f"{key} is {value}, but {reference.name} has {reference.layers} layers.",
+                f"Choose between 1 and {reference.layers}.",
+            )
+    if layers > most:
+        raise RecipeError(
+            f"inherit.layers is {layers}, above grow.max_layers {most}.", "Raise the second."
+        )
+    return layers, most
+
+
+def _control(
+    job: Job, name: str, variant: Variant, reference: Reference, rounds: list[Trial]
+) -> Arm:
+    layers, tokens = variant.layers or rounds[-1].layers, variant.tokens or job.recipe.train.tokens
+    if tokens == "equal_compute":
+        spent = sum(trial.flops for trial in rounds)
+        if reference.trained_here:  # else its cost was sunk before this run
+            spent += float(reference.training["flops"])
+        same_size = next((t for t in rounds if t.layers == layers), rounds[-1])
+        tokens = int(spent / (same_size.flops / same_size.tokens))
+    return Arm(name, variant.start, layers, tokens)

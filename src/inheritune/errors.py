@@ -1,0 +1,85 @@
+"""Every error a user can meet, and the exit code each one ends with."""
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "DivergedError",
+    "InherituneError",
+    "Interrupted",
+    "MachineError",
+    "MissingExtraError",
+    "RecipeError",
+    "SourceError",
+    "UnsupportedModelError",
+]
+
+NOT_MATCHED_EXIT_CODE = 6  # an outcome, not an error: `run` spent its rounds, results are complete
+
+
+class InherituneError(Exception):
+    """What happened, with the value; then the way out.
+
+    Args:
+        message: One sentence, lower case, naming file, key or value.
+        hint: One sentence that says what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class RecipeError(InherituneError):
+    """The recipe or the command line asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class SourceError(InherituneError):
+    """A model directory is missing, broken or unsafe."""
+
+    exit_code = 3
+
+
+class UnsupportedModelError(SourceError):
+    """A model directory is sound, but not one that layers can be taken from."""
+
+
+class DataError(InherituneError):
+    """Text or tokens are missing, broken or too few."""
+
+    exit_code = 3
+
+
+class CheckpointError(InherituneError):
+    """A saved training state is missing, broken or belongs to another run."""
+
+    exit_code = 3
+
+
+class MachineError(InherituneError):
+    """The machine lacks something: disk, device, version, network, lock."""
+
+    exit_code = 4
+
+
+class MissingExtraError(MachineError):
+    """An optional package is not installed."""
+
+
+class DivergedError(InherituneError):
+    """The loss or its gradient stopped being finite."""
+
+    exit_code = 5
+
+
+class Interrupted(InherituneError):  # noqa: N818
+    """A signal asked to stop; everything is saved and the run can be continued."""
+
+    exit_code = 75

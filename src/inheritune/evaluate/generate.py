@@ -1,0 +1,40 @@
+"""A few words from a model, so that a person sees what its loss means."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["continue_prompts"]
+
+
+def continue_prompts(model_dir: Path, prompts: Sequence[str], tokens: int) -> list[str]:
+    """Greedy continuations, by plain transformers from the model directory.
+
+    Args:
+        model_dir: A Hugging Face model directory with its tokenizer.
+        prompts: Beginnings.
+        tokens: Most tokens to add to each.
+
+    Returns:
+        The text added to each prompt; it ends early where the model ends the document.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    ).eval()
+    texts = []
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt")
+        with torch.no_grad():
+            out = model.generate(
+                input_ids=ids["input_ids"],
+                attention_mask=ids["attention_mask"],
+                max_new_tokens=tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.eos_token_id,
+            )
+        added = out[0, ids["input_ids"].shape[1] :]
+        texts.append(tokenizer.decode(added, skip_special_tokens=True))
+    return texts

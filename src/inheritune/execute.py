@@ -1,0 +1,244 @@
+"""Carry a recipe out in a run directory, and keep the record of it."""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from inheritune.accounting import ledger, notes, result, variant_rows
+from inheritune.derive import Outcome, derive, first_layers
+from inheritune.errors import NOT_MATCHED_EXIT_CODE, InherituneError, RecipeError
+from inheritune.progress import Listener, silent
+from inheritune.recipe_file import RecipeFile
+from inheritune.report.page import write_report
+from inheritune.run import Run
+from inheritune.signals import catch_signals
+from inheritune.steps import (
+    Arm,
+    Job,
+    continue_texts,
+    measure_benchmark,
+    open_reference,
+    prepare_tokens,
+    tokenizer_home,
+    train_arm,
+)
+
+__all__ = ["execute", "exit_code_of", "prepare_only", "train_only"]
+
+
+def execute(recipe: RecipeFile, root: Path, on_progress: Listener = silent) -> dict[str, Any]:
+    """Do the whole method, or what is left of it, and write the report.
+
+    Args:
+        recipe: What to do.
+        root: The run's directory; an unfinished run in it is continued.
+        on_progress: Told what goes on.
+
+    Returns:
+        The result, as run.json keeps it.
+
+    Raises:
+        InherituneError: It could not be done; the record says why, and what was done stays.
+    """
+
+    def work(job: Job) -> dict[str, Any]:
+        outcome = derive(job)
+        samples = continue_texts(job, _models(outcome, job.run))
+        page = job.run.report / "index.html"
+        final = result(outcome, root, page)
+        job.run.update(
+            **_findings(outcome, job),
+            samples=samples,
+            result=final,
+            exit_code=exit_code_of(final, recipe),
+        )
+        return final
+
+    final = _recorded(recipe, root, on_progress, work)
+    write_report(root)
+    return final
+
+
+def exit_code_of(final: dict[str, Any], recipe: RecipeFile) -> int:
+    """0, or 6 where growing was asked for and has not matched the benchmark."""
+    missed = final["outcome"] == "not_matched" and recipe.recipe.grow.add > 0
+    return NOT_MATCHED_EXIT_CODE if missed else 0
+
+
+def prepare_only(recipe: RecipeFile, root: Path, on_progress: Listener = silent) -> dict[str, Any]:
+    """Prepare a recipe's tokens and stop.
+
+    Returns:
+        The summary of the token directory, and its path.
+    """
+
+    def work(job: Job) -> dict[str, Any]:
+        tokens = prepare_tokens(job, tokenizer_home(job))
+        return tokens.summary() | {"path": str(tokens.path)}
+
+    return _recorded(recipe, root, on_progress, work)
+
+
+def train_only(
+    recipe: RecipeFile,
+    root: Path,
+    variant: str | None = None,
+    layers: int | None = None,
+    on_progress: Listener = silent,
+) -> dict[str, Any]:
+    """Train one variant at one size and stop.
+
+    Args:
+        recipe: What to do.
+        root: The run's directory.
+        variant: Its name in the recipe; None: the target.
+        layers: How many it has; None: what the recipe says, or as many as the target begins with.
+        on_progress: Told what goes on.
+
+    Returns:
+        The trial, as run.json keeps it.
+
+    Raises:
+        RecipeError: There is no such variant, or its tokens depend on the other variants.
+    """
+
+    def work(job: Job) -> dict[str, Any]:
+        plan, name = job.recipe, variant or job.recipe.target
+        if name not in plan.variants:
+            known = ", ".join(plan.variants)
+            raise RecipeError(f"the recipe has no variant {name!r}.", f"Choose one of: {known}.")
+        tokens_wanted = plan.variants[name].tokens or plan.train.tokens
+        if not isinstance(tokens_wanted, int):
+            raise RecipeError(
+                f"variants.{name}.tokens is {tokens_wanted}, which only a whole run knows.",
+                "Use: inheritune run.",
+            )
+        reference = open_reference(job)
+        first, most = first_layers(job, reference)
+        count = layers or plan.variants[name].layers or first
+        if count > most:
+            raise RecipeError(f"--layers is {count}.", f"Choose between 1 and {most}.")
+        tokens = prepare_tokens(job, reference.model.path)
+        benchmark = measure_benchmark(job, reference, tokens)
+        arm = Arm(name, plan.variants[name].start, count, tokens_wanted)
+        trial = train_arm(job, arm, reference, tokens, benchmark)
+        return trial.summary() | {"model": str(root / trial.path / "model")}
+
+    return _recorded(recipe, root, on_progress, work)
+
+
+def _recorded(
+    recipe: RecipeFile,
+    root: Path,
+    on_progress: Listener,
+    work: Callable[[Job], dict[str, Any]],
+) -> dict[str, Any]:
+    run = Run.create(root)
+    began = time.monotonic()
+    with run.lock(), catch_signals() as stop:
+        before = run.read()
+        run.recipe_file.write_text(recipe.text, encoding="utf-8")
+        run.update(
+            name=recipe.recipe.name,
+            status="running",
+            started_at=before.get("started_at") or _now(),
+            finished_at=None,
+            exit_code=None,
+            error=None,
+            recipe=recipe.recipe.resolved(),
+            origins=recipe.origins,
+            versions=_versions(),
+            machine=_machine(),
+        )
+
+        def close(status: str, **fields: Any) -> None:
+            seconds = (before.get("seconds") or 0.0) + time.monotonic() - began
+            run.update(status=status, finished_at=_now(), seconds=round(seconds, 1), **fields)
+
+        try:
+            value = work(Job(recipe.recipe, run, stop, on_progress))
+        except InherituneError as error:
+            status = "interrupted" if error.exit_code == 75 else "failed"
+            with suppress(InherituneError):  # a full disk must not hide the first error
+                close(status, exit_code=error.exit_code, error=str(error))
+            raise
+        except BaseException as error:
+            with suppress(InherituneError):
+                close("failed", exit_code=1, error=f"{type(error).__name__}: {error}"[:500])
+            raise
+        close("done")
+        return value
+
+
+def _findings(outcome: Outcome, job: Job) -> dict[str, Any]:
+    reference, benchmark = outcome.reference, outcome.benchmark
+    return {
+        "settings": outcome.target.settings,
+        "reference": {
+            "model": reference.name,
+            "layers": reference.layers,
+            "params": reference.params,
+            "digest": reference.model.digest,
+            "trained_tokens": reference.training.get("tokens"),
+            "trained_here": reference.trained_here,
+            "curve": reference.training.get("curve", []),
+        },
+        "tokens": outcome.tokens.summary(),
+        "benchmark": {
+            "val_loss": benchmark.val_loss,
+            "val_loss_se": benchmark.val_loss_se,
+            "windows": len(benchmark.windows),
+            "bits_per_byte": benchmark.bits_per_byte,
+        },
+        "rounds": [
+            trial.summary() | {"round": number, "outcome": verdict}
+            for number, (trial, verdict) in enumerate(
+                zip(outcome.rounds, outcome.verdicts, strict=True), 1
+            )
+        ],
+        "variants": variant_rows(outcome),
+        "ledger": ledger(outcome),
+        "notes": notes(outcome, job.recipe),
+    }
+
+
+def _models(outcome: Outcome, run: Run) -> dict[str, Path]:
+    trials = [outcome.target, *outcome.controls]
+    return {"reference": outcome.reference.model.path} | {
+        trial.name: run.root / trial.path / "model" for trial in trials
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("inheritune", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+    return {name: version(name) for name in packages} | {"python": platform.python_version()}
+
+
+def _machine() -> dict[str, Any]:
+    memory = None
+    with suppress(ValueError, OSError, AttributeError):
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": memory,
+        "system": platform.system(),
+    }
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,81 @@
+"""What of a record goes into a page, and in which form: nothing private, nothing that runs."""
+
+import json
+import math
+import re
+from typing import Any
+
+__all__ = ["as_data_script", "presentable", "shortened"]
+
+_LONGEST_TEXT = 2_000
+_LONGEST_LIST = 400
+_DEEPEST = 30
+_ABSOLUTE_PATH = re.compile(
+    r"(?:file://)?(?<![\w.\\/])(?:/(?:[^\s/\\'\"<>|:]+/)+|[A-Za-z]:[\\/](?:[^\s/\\'\"<>|:]+[\\/])*)"
+)
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
+# What a model wrote, or is asked to continue, is shown as it is: it is no path of this machine.
+_VERBATIM = {"samples", "prompts"}
+
+
+def presentable(value: Any, depth: int = 0) -> Any:
+    """The record without absolute paths, Hub tokens and numbers that JSON does not know.
+
+    Args:
+        value: Anything JSON can hold.
+        depth: How deep it lies in the record.
+
+    Returns:
+        A copy: ``/home/someone/runs/demo`` becomes ``…/demo``, NaN and Inf become None.
+    """
+    if depth > _DEEPEST:
+        return None
+    if isinstance(value, dict):
+        return {
+            _without_secrets(str(key)): _finite(item)
+            if key in _VERBATIM
+            else presentable(item, depth + 1)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [presentable(item, depth + 1) for item in value]
+    if isinstance(value, str):
+        return _without_secrets(value)
+    return _finite(value)
+
+
+def shortened(value: Any) -> Any:
+    """A copy with long lists and long texts cut, and a mark where that happened."""
+    if isinstance(value, dict):
+        return {key[:200]: shortened(item) for key, item in list(value.items())[:_LONGEST_LIST]}
+    if isinstance(value, list):
+        cut = [shortened(item) for item in value[:_LONGEST_LIST]]
+        return cut if len(value) <= _LONGEST_LIST else [*cut, f"… {len(value)} in all"]
+    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+        return f"{value[:_LONGEST_TEXT]}… ({len(value)} characters)"
+    return value
+
+
+def as_data_script(value: Any) -> str:
+    """JSON that can stand inside a script element: no text in it can end the element."""
+    written = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    # "</script" ends the element, "<!--" changes how the rest of it is read.
+    return written.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _without_secrets(value: str) -> str:
+    value = str(_finite(value))
+    return _HUB_TOKEN.sub("hf_…", _ABSOLUTE_PATH.sub("…/", value))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, str):
+        # A lone surrogate cannot be written as UTF-8.
+        return value.encode("utf-8", "replace").decode("utf-8")
+    return value

@@ -1,0 +1,282 @@
+"""Rounds, variants, ledger and health as tables: for the page, Markdown and CSV alike."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from inheritune.report.curves import Curve
+from inheritune.report.quantities import (
+    MISSING,
+    amount,
+    data_size,
+    duration,
+    exact,
+    flops,
+    loss,
+    signed,
+)
+from inheritune.report.record import Record, benchmark_of, number, rows, text
+
+__all__ = [
+    "Column",
+    "Table",
+    "curves_table",
+    "health_table",
+    "ledger_table",
+    "rounds_table",
+    "variants_table",
+]
+
+_OUTCOMES = {
+    "matched": "matched",
+    "matched_within_noise": "matched within noise",
+    "not_matched": "not matched",
+}
+_STARTS = {
+    "trained": "trained reference",
+    "inherit": "first layers of the reference",
+    "fresh": "fresh weights",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        title: What the values are.
+        unit: Their unit, or nothing.
+        show: Turns a number into the text that is read; None for a column of text.
+        self_explaining: The text that is read carries a unit of its own, the number does not.
+    """
+
+    title: str
+    unit: str = ""
+    show: Callable[[float | None], str] | None = None
+    self_explaining: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Values with their columns.
+
+    Attributes:
+        name: File name without ending.
+        columns: One per value of a row.
+        values: Rows of numbers and texts; None where nothing is known.
+        notes: Sentences that stand below the table.
+    """
+
+    name: str
+    columns: Sequence[Column]
+    values: Sequence[Sequence[Any]]
+    notes: Sequence[str] = field(default_factory=list)
+
+    @property
+    def headers(self) -> list[str]:
+        """Titles, with units where the texts below do not carry them."""
+        return [
+            f"{column.title} ({column.unit})"
+            if column.unit and not column.self_explaining
+            else column.title
+            for column in self.columns
+        ]
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The values as they are read, a dash where nothing is known."""
+        return [
+            [_shown(column, value) for column, value in zip(self.columns, row, strict=True)]
+            for row in self.values
+        ]
+
+    def markdown(self) -> str:
+        """The table as Markdown, notes below."""
+        lines = [self.headers, ["---:" if c.show else "---" for c in self.columns], *self.rows]
+        table = "\n".join("| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines)
+        notes = "".join(f"\n{_markdown_cell(note)}\n" for note in self.notes)
+        return f"{table}\n{notes}"
+
+    def csv(self) -> str:
+        """The table as CSV: numbers in full, nothing where nothing is known, no notes."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(f"{c.title} ({c.unit})" if c.unit else c.title for c in self.columns)
+        writer.writerows(["" if value is None else value for value in row] for row in self.values)
+        return out.getvalue()
+
+
+def rounds_table(record: Record) -> Table:
+    """One row per round of the target."""
+    columns = [
+        Column("round", show=exact),
+        Column("layers", show=exact),
+        Column("outcome"),
+        Column("val_loss", "nats", loss),
+        Column("SE", show=loss),
+        Column("minus benchmark", "nats", signed),
+        Column("paired SE", show=loss),
+        Column("val_loss at start", "nats", loss),
+        Column("tokens", show=amount),
+        Column("epochs", show=_epochs),
+        Column("parameters", show=amount),
+        Column("FLOPs", show=flops),
+        Column("time", "s", duration, True),
+    ]
+    keys = ("val_loss", "val_loss_se", "difference", "difference_se", "start_val_loss")
+    keys += ("tokens", "epochs", "params", "flops", "seconds")
+    values = [
+        [
+            number(row, "round"),
+            number(row, "layers"),
+            _OUTCOMES.get(text(row, "outcome"), text(row, "outcome") or None),
+            *(number(row, key) for key in keys),
+        ]
+        for row in rows(record, "rounds")
+    ]
+    notes = [
+        "SE: standard error over validation windows. The difference is taken window by window, so "
+        "its own (paired) SE is the one that decides. Every round counts as cost."
+    ]
+    return Table("rounds", columns, values, notes if values else [])
+
+
+def variants_table(record: Record) -> Table:
+    """One row per model that was compared, the reference first."""
+    columns = [
+        Column("variant"),
+        Column("start"),
+        Column("layers", show=exact),
+        Column("val_loss", "nats", loss),
+        Column("SE", show=loss),
+        Column("minus benchmark", "nats", signed),
+        Column("tokens", show=amount),
+        Column("parameters", show=amount),
+        Column("FLOPs", show=flops),
+        Column("time", "s", duration, True),
+    ]
+    benchmark = benchmark_of(record)
+    values = []
+    for row in sorted(rows(record, "variants"), key=lambda row: row.get("start") != "trained"):
+        reached = number(row, "val_loss")
+        apart = None if reached is None or benchmark is None else reached - benchmark
+        values.append(
+            [
+                text(row, "name") or None,
+                _STARTS.get(text(row, "start"), text(row, "start") or None),
+                number(row, "layers"),
+                reached,
+                number(row, "val_loss_se"),
+                apart if row.get("start") != "trained" else None,
+                *(number(row, key) for key in ("tokens", "params", "flops", "seconds")),
+            ]
+        )
+    notes = ["All variants share data order and validation text. Tokens count repeats."]
+    return Table("variants", columns, values, notes if values else [])
+
+
+def ledger_table(record: Record) -> Table:
+    """Everything that was spent, and what was borrowed, with sums."""
+    columns = [
+        Column("item"),
+        Column("tokens", show=amount),
+        Column("FLOPs", show=flops),
+        Column("time", "s", duration, True),
+        Column("paid"),
+    ]
+    keys = ("tokens", "flops", "seconds")
+    items = rows(record, "ledger")
+    values: list[list[Any]] = [
+        [
+            text(row, "item") or None,
+            *(number(row, key) for key in keys),
+            "borrowed" if row.get("borrowed") else "here",
+        ]
+        for row in items
+    ]
+    notes = []
+    if items:
+        here = [row for row in items if not row.get("borrowed")]
+        values.append(["sum of what was spent here", *(_total(here, key) for key in keys), "here"])
+        if len(here) < len(items):
+            both = [_total(items, key) for key in keys]
+            values.append(["sum with what was borrowed", *both, "here and borrowed"])
+        notes.append(
+            "FLOPs per training token = 6 × (parameters − input embedding) + causal attention; "
+            "one third for evaluation. Borrowed: paid by whoever trained the reference."
+        )
+        if any(number(row, key) is None for row in items for key in keys):
+            notes.append("Entries without a figure are not in the sums, which are then too low.")
+    return Table("ledger", columns, values, notes)
+
+
+def health_table(curves: Sequence[Curve]) -> Table:
+    """One row per training: did it run clean, and how fast."""
+    columns = [
+        Column("training"),
+        Column("steps", show=exact),
+        Column("validations", show=exact),
+        Column("non-finite steps", show=exact),
+        Column("restarts", show=exact),
+        Column("highest gradient norm", show=_norm),
+        Column("median speed", "tokens/s", exact),
+        Column("peak memory", "bytes", data_size, True),
+    ]
+    values = [
+        [
+            curve.label,
+            curve.health.steps,
+            curve.health.validations,
+            curve.health.nonfinite,
+            curve.health.restarts,
+            curve.health.highest_grad_norm,
+            curve.health.median_speed,
+            curve.health.peak_memory,
+        ]
+        for curve in curves
+    ]
+    return Table("health", columns, values)
+
+
+def curves_table(curves: Sequence[Curve], name: str = "curves") -> Table:
+    """Every validation of every training."""
+    columns = [
+        Column("training"),
+        Column("tokens of this training", show=exact),
+        Column("tokens with earlier rounds", show=exact),
+        Column("val_loss", "nats", loss),
+    ]
+    values = [
+        [curve.label, tokens, tokens + curve.offset, val_loss]
+        for curve in curves
+        for tokens, val_loss in curve.points
+    ]
+    return Table(name, columns, values)
+
+
+def _total(items: list[dict[str, Any]], key: str) -> float | None:
+    known = [value for row in items if (value := number(row, key)) is not None]
+    return sum(known) if known else None
+
+
+def _shown(column: Column, value: Any) -> str:
+    if column.show is None:
+        return MISSING if value is None else str(value)
+    return column.show(value)
+
+
+def _epochs(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.2f}"
+
+
+def _norm(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.3g}"
+
+
+def _markdown_cell(value: str) -> str:
+    flat = " ".join(value.split())
+    for sign in ("\\", "|", "`", "*", "["):
+        flat = flat.replace(sign, f"\\{sign}")
+    return flat.replace("&", "&amp;").replace("<", "&lt;")

@@ -1,0 +1,92 @@
+"""Causal attention as batched matrix products: the faster backward on CPUs for short sequences.
+
+B batch, H heads, K key-value heads, T sequence, D head size.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["MATMUL_ATTENTION", "agrees_with_the_model", "register_matmul_attention"]
+
+MATMUL_ATTENTION = "inheritune_matmul"
+
+# Beyond this the score matrix costs more than the flash kernel's slow backward saves
+# (measured forward + backward, docs/log.md: 10.0 -> 6.7 ms at T 512, 51 -> 52 ms at T 1024).
+LONGEST_SEQUENCE = 512
+
+
+def register_matmul_attention() -> None:
+    """Offer the attention to every transformers model, as `attn_implementation`."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(MATMUL_ATTENTION, _causal_attention)
+    # Sequences are full and causal here, so no mask is ever built.
+    AttentionMaskInterface.register(MATMUL_ATTENTION, lambda *args, **kwargs: None)
+
+
+def _causal_attention(
+    module: "nn.Module",
+    query: "Tensor",
+    key: "Tensor",
+    value: "Tensor",
+    attention_mask: "Tensor | None",
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> "tuple[Tensor, None]":
+    batch, heads, length, size = query.shape  # (B, H, T, D); key and value (B, K, T, D)
+    scaling = size**-0.5 if scaling is None else scaling
+    if not torch.is_grad_enabled():
+        out = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling, enable_gqa=key.shape[1] != heads
+        )
+        return out.transpose(1, 2), None
+    if key.shape[1] != heads:
+        key = key.repeat_interleave(heads // key.shape[1], dim=1)
+        value = value.repeat_interleave(heads // value.shape[1], dim=1)
+    future = torch.full((length, length), -1e9, dtype=query.dtype, device=query.device).triu(1)
+    scores = torch.baddbmm(
+        future.expand(batch * heads, length, length),
+        query.reshape(batch * heads, length, size),
+        key.reshape(batch * heads, length, size).transpose(1, 2),
+        alpha=scaling,
+    )  # (B·H, T, T)
+    weights = F.dropout(scores.softmax(-1).to(value.dtype), p=dropout)
+    out = torch.bmm(weights, value.reshape(batch * heads, length, size))
+    return out.view(batch, heads, length, size).transpose(1, 2), None
+
+
+def agrees_with_the_model(model: "nn.Module", vocab_size: int, length: int) -> bool:
+    """Whether a model computes the same logits with this attention as with its own.
+
+    Sliding windows, soft-caps and sinks live in the attention function; a model that has them
+    fails here and keeps its own. Compared with gradients on, since that is the path training
+    takes, in fp32, on `length` tokens, so that a window shorter than the sequence shows.
+
+    Args:
+        model: A transformers causal language model in fp32; returned to its own attention.
+        vocab_size: Ids are drawn below it.
+        length: Tokens, the sequence length of the training.
+    """
+    ids = (
+        torch.arange(length).remainder(vocab_size).unsqueeze(0).to(next(model.parameters()).device)
+    )
+    training, own = model.training, model.config._attn_implementation
+    model.eval()
+    try:
+        expected = model(input_ids=ids, use_cache=False).logits
+        model.set_attn_implementation(MATMUL_ATTENTION)
+        found = model(input_ids=ids, use_cache=False).logits
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+        return False
+    finally:
+        model.set_attn_implementation(own)
+        model.train(training)
+    scale = float(expected.detach().abs().max()) or 1.0
+    return bool((expected - found).detach().abs().max() <= 1e-4 * scale)

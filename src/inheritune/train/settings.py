@@ -1,0 +1,153 @@
+"""Which device, precision and kernels a training uses: chosen once, from the machine and the plan.
+
+The measurements behind each choice stand in docs/log.md.
+"""
+
+import ctypes
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inheritune.errors import MachineError
+from inheritune.recipe import Train
+from inheritune.train.attention import LONGEST_SEQUENCE
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Settings", "choose_settings", "keep_large_blocks", "processor_flags"]
+
+# A compiled step is 1.14-1.3 times faster, compiling takes 17-30 s: it pays back beyond about
+# three minutes, which is this many FLOPs on two cores.
+COMPILE_PAYS_FLOPS = 1e14
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a training computes; none of it changes what is computed beyond rounding.
+
+    Attributes:
+        device: ``"cpu"`` or ``"cuda"``.
+        precision: ``"bf16"`` (autocast over fp32 weights) or ``"fp32"``.
+        attention: ``"matmul"`` or ``"model"``.
+        compile: Whether the loss runs through torch.compile.
+        fused_gelu: Whether GPT-2's GELU is one kernel.
+        fused_optimizer: Whether AdamW updates in one kernel.
+        keep_large_blocks: Whether glibc keeps freed memory.
+        reasons: Why, by setting.
+    """
+
+    device: str
+    precision: str
+    attention: str
+    compile: bool
+    fused_gelu: bool
+    fused_optimizer: bool
+    keep_large_blocks: bool
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return asdict(self)
+
+    def autocast(self) -> "torch.autocast":
+        """A context in which forward passes compute in `precision`."""
+        import torch
+
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def choose_settings(train: Train, planned_flops: float) -> Settings:
+    """Turn every `auto` of a recipe into a decision for this machine.
+
+    Args:
+        train: The recipe's section; what it states outright is taken as it stands.
+        planned_flops: Of the whole training, see `throughput.flops_per_token`.
+
+    Raises:
+        MachineError: bf16 was asked for on a GPU that has none.
+    """
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    reasons: dict[str, str] = {}
+    precision, reasons["precision"] = _precision(train, device)
+    attention, reasons["attention"] = _attention(train, device)
+    compiled, reasons["compile"] = _compile(train, device, planned_flops)
+    large_blocks = device == "cpu" and platform.libc_ver()[0] == "glibc"
+    return Settings(
+        device=device,
+        precision=precision,
+        attention=attention,
+        compile=compiled,
+        fused_gelu=train.fused_gelu != "off",
+        fused_optimizer=train.fused_optimizer != "off",
+        keep_large_blocks=large_blocks and train.keep_large_blocks != "off",
+        reasons=reasons,
+    )
+
+
+def _precision(train: Train, device: str) -> tuple[str, str]:
+    import torch
+
+    if device == "cuda":
+        bf16 = torch.cuda.is_bf16_supported()
+        if train.precision == "bf16" and not bf16:
+            raise MachineError(
+                f"train.precision is bf16, which {torch.cuda.get_device_name()} lacks.",
+                "Set train.precision to fp32 or auto.",
+            )
+    else:
+        bf16 = bool({"amx_bf16", "avx512_bf16"} & processor_flags())
+    if train.precision != "auto":
+        return train.precision, "the recipe says so"
+    if bf16:
+        return "bf16", "the processor multiplies bf16 matrices faster than fp32"
+    return "fp32", "the processor has no bf16 matrix instructions"
+
+
+def _attention(train: Train, device: str) -> tuple[str, str]:
+    if train.attention != "auto":
+        return train.attention, "the recipe says so"
+    if device == "cpu" and train.seq_len <= LONGEST_SEQUENCE:
+        return "matmul", f"faster backward on a CPU up to {LONGEST_SEQUENCE} tokens"
+    return "model", "the model's own kernel"
+
+
+def _compile(train: Train, device: str, planned_flops: float) -> tuple[bool, str]:
+    if train.compile == "off":
+        return False, "the recipe says so"
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        return False, "no C++ compiler on this machine"
+    if train.compile == "on":
+        return True, "the recipe says so"
+    if device == "cpu" and planned_flops < COMPILE_PAYS_FLOPS:
+        return False, f"{planned_flops:.1e} FLOPs end before compiling pays back"
+    return True, "the training is long enough to pay for compiling"
+
+
+def processor_flags() -> frozenset[str]:
+    """Instruction sets of the first processor; empty where the system does not list them."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return frozenset()
+    for line in cpuinfo.read_text().splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def keep_large_blocks() -> None:
+    """Have glibc keep freed memory, so that steps do not page-fault their logits in again.
+
+    By default every tensor above 32 MB is mapped and unmapped at each use. The price: resident
+    memory stays at its high-water mark. Takes effect for allocations that follow.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,0 +1,230 @@
+"""Checkpoints: the training state on disk, complete or absent, and never a pickle."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from inheritune.errors import CheckpointError
+from inheritune.run import read_json_file, sync_directory, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["FORMAT", "Position", "load_newest", "save_checkpoint"]
+
+FORMAT = 1
+_STAGING = ".tmp-"
+
+# What reading a damaged checkpoint can raise.
+_BROKEN = (CheckpointError, SafetensorError, OSError, ValueError, KeyError, TypeError)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a training stands; with the recipe, this is all that is needed to go on.
+
+    Attributes:
+        step: Optimizer steps done.
+        tokens: Training tokens seen.
+        elapsed_s: Seconds of training before this point, over all restarts.
+        restarts: How often it was continued.
+        skipped: Steps without an update, for a value that was not finite.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    elapsed_s: float = 0.0
+    restarts: int = 0
+    skipped: int = 0
+
+
+def save_checkpoint(
+    folder: Path,
+    model: "nn.Module",
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    inputs: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Publish weights, moments and position by one rename; then drop checkpoints beyond `keep`.
+
+    Args:
+        folder: Where checkpoints of this training lie.
+        model: Weights to save, tied ones once.
+        optimizer: AdamW over the model's parameters.
+        position: Where the training stands.
+        inputs: What the training was started with; it must be the same when it is continued.
+        keep: Newest checkpoints to leave.
+
+    Raises:
+        OSError: The disk is full or gone; earlier checkpoints are untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(f"*{_STAGING}*"):
+        shutil.rmtree(stale)
+    final = folder / f"step-{position.step:08d}"
+    if final.exists():
+        if _is_whole(final):
+            return final
+        shutil.rmtree(final)  # it was passed over when this training was continued
+    staging = Path(tempfile.mkdtemp(prefix=final.name + _STAGING, dir=folder))
+    try:
+        save_file(_weights(model), staging / "model.safetensors")
+        save_file(_moments(model, optimizer), staging / "optimizer.safetensors")
+        write_json(staging / "trainer.json", {"position": asdict(position), "inputs": dict(inputs)})
+        write_json(staging / "manifest.json", {"format": FORMAT, "files": _digests(staging)})
+        sync_directory(staging)
+        staging.rename(final)
+        sync_directory(folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    for old in _newest_first(folder)[keep:]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_newest(
+    folder: Path,
+    model: "nn.Module",
+    optimizer: torch.optim.Optimizer,
+    inputs: Mapping[str, Any],
+) -> tuple[Position, list[str]]:
+    """Load the newest checkpoint that is whole into a model and its optimizer.
+
+    Args:
+        folder: Where checkpoints of this training lie; it need not exist.
+        model: Overwritten in place.
+        optimizer: Its state is overwritten, or created.
+        inputs: What the training is started with now.
+
+    Returns:
+        The position to go on from (the beginning when nothing was ever saved), and a sentence for
+        every checkpoint that was passed over.
+
+    Raises:
+        CheckpointError: There are checkpoints and none is whole, or it belongs to other inputs.
+    """
+    passed_over: list[str] = []
+    for checkpoint in _newest_first(folder):
+        try:
+            position, saved_inputs = _verify(checkpoint)
+            weights = load_file(checkpoint / "model.safetensors")
+            moments = load_file(checkpoint / "optimizer.safetensors")
+        except _BROKEN as error:
+            passed_over.append(f"passed over {checkpoint.name}: {error}")
+            continue
+        _refuse_other_inputs(checkpoint, saved_inputs, inputs)
+        _put_weights(model, weights)
+        _put_moments(model, optimizer, moments)
+        return position, passed_over
+    if passed_over:
+        raise CheckpointError(
+            f"no checkpoint in {folder} is whole: {passed_over[0]}.",
+            f"To train from the start, remove {folder}.",
+        )
+    return Position(), []
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [p for p in folder.glob("step-*") if p.is_dir() and _STAGING not in p.name]
+    return sorted(found, key=lambda p: p.name, reverse=True)
+
+
+def _weights(model: "nn.Module") -> "dict[str, Tensor]":
+    # named_parameters and named_buffers list a tied tensor once; buffers that a module does not
+    # persist (rotary tables) are rebuilt with the model and stay out, as in state_dict.
+    kept = model.state_dict()
+    named = dict(model.named_parameters()) | {
+        name: buffer for name, buffer in model.named_buffers() if name in kept
+    }
+    return {name: tensor.detach().contiguous().cpu() for name, tensor in named.items()}
+
+
+def _moments(model: "nn.Module", optimizer: torch.optim.Optimizer) -> "dict[str, Tensor]":
+    return {
+        f"{key}.{name}": value.detach().contiguous().cpu()
+        for name, param in model.named_parameters()
+        for key, value in optimizer.state.get(param, {}).items()
+    }
+
+
+def _put_weights(model: "nn.Module", weights: "Mapping[str, Tensor]") -> None:
+    here = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            here[name].copy_(tensor)
+
+
+def _put_moments(
+    model: "nn.Module", optimizer: torch.optim.Optimizer, moments: "Mapping[str, Tensor]"
+) -> None:
+    params = dict(model.named_parameters())
+    for full_name, tensor in moments.items():
+        key, _, name = full_name.partition(".")
+        # AdamW keeps `step` on the CPU unless its kernels are fused on a GPU.
+        device = params[name].device if tensor.ndim or params[name].is_cuda else "cpu"
+        optimizer.state[params[name]][key] = tensor.to(device)
+
+
+def _digests(folder: Path) -> dict[str, dict[str, Any]]:
+    digests = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digests[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+    return digests
+
+
+def _verify(checkpoint: Path) -> tuple[Position, dict[str, Any]]:
+    manifest = read_json_file(checkpoint / "manifest.json")
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(f"{checkpoint.name} has format {manifest['format']}, not {FORMAT}.")
+    present = {path.name for path in checkpoint.iterdir()} - {"manifest.json"}
+    listed = manifest["files"]
+    if {"model.safetensors", "optimizer.safetensors", "trainer.json"} - set(listed):
+        raise CheckpointError("its manifest is incomplete.")
+    if missing := set(listed) - present:
+        raise CheckpointError(f"{sorted(missing)[0]} is missing.")
+    for name, expected in listed.items():
+        if Path(name).name != name or _digest(checkpoint / name) != expected["sha256"]:
+            raise CheckpointError(f"{name} is not what was written.")
+    trainer = read_json_file(checkpoint / "trainer.json")
+    return Position(**trainer["position"]), trainer["inputs"]
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        _verify(checkpoint)
+    except _BROKEN:
+        return False
+    return True
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _refuse_other_inputs(
+    checkpoint: Path, saved: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    now = json.loads(json.dumps(now))
+    changed = [key for key in {**saved, **now} if saved.get(key) != now.get(key)]
+    if changed:
+        key = changed[0]
+        raise CheckpointError(
+            f"{checkpoint} was written with {key} = {saved.get(key)!r}, now it is {now.get(key)!r}.",
+            "Put it back, or give the run another name.",
+        )

@@ -1,0 +1,283 @@
+"""Group A of the acceptance battery: the recipe and the directory of a run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from inheritune.errors import RecipeError
+from inheritune.recipe_file import read_recipe
+from inheritune.run import Run
+
+SMALLEST = """\
+name: toy
+reference:
+  model: embedded:demo
+data:
+  source: stdlib
+train:
+  tokens: 2M
+"""
+
+
+def write(directory: Path, text: str | bytes) -> Path:
+    path = directory / "recipe.yaml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def refused(path: Path, *sets: str) -> str:
+    """The message of the refusal; exit code 2, at most three lines."""
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(path, sets)
+    assert caught.value.exit_code == 2
+    message = str(caught.value)
+    assert 1 <= len(message.splitlines()) <= 3
+    return message
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# only a comment\n", "---\n", "null\n", "\ufeff"])
+def test_a1_empty_recipe(tmp_path: Path, text: str) -> None:
+    assert "recipe.yaml: the recipe is empty." in refused(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [("- a\n", "a list"), ("text\n", "text"), ("5\n", "a number")]
+)
+def test_a2_list_at_the_top_level(tmp_path: Path, text: str, kind: str) -> None:
+    message = refused(write(tmp_path, text))
+    assert f"expected a mapping at the top level, found {kind}" in message
+
+
+def test_a3_unknown_key_gets_did_you_mean(tmp_path: Path) -> None:
+    message = refused(write(tmp_path, SMALLEST + "  lerning_rate: 1e-4\n"))
+    assert "line 8: train.lerning_rate is not a key. Did you mean train.learning_rate?" in message
+
+
+@pytest.mark.parametrize(
+    ("line", "path"),
+    [
+        ("learning_rate: 1e-4", "train.learning_rate"),
+        ("  source: stdlib", "data.source"),
+        ("grow: {layers: 4}", "inherit.layers or variants.<name>.layers"),
+    ],
+)
+def test_a4_known_key_at_the_wrong_level_gets_its_path(
+    tmp_path: Path, line: str, path: str
+) -> None:
+    message = refused(write(tmp_path, f"{SMALLEST}{line}\n"))
+    assert "line 8: " in message
+    assert f"is not a key. It belongs elsewhere: {path}." in message
+
+
+def test_a5_key_twice_names_both_lines(tmp_path: Path) -> None:
+    text = SMALLEST + "  learning_rate: 1e-4\n  seed: 1\n  learning_rate: 1e-4\n"
+    message = refused(write(tmp_path, text))
+    assert "line 10: train.learning_rate stands twice, in lines 8 and 10." in message
+
+
+def test_a6_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALLEST + "  learning_rate: 1e-4\n")
+    assert read_recipe(path).recipe.train.learning_rate == 0.0001
+
+
+def test_a7_text_that_looks_like_something_else(tmp_path: Path) -> None:
+    assert read_recipe(write(tmp_path, SMALLEST.replace("toy", "no"))).recipe.name == "no"
+    revision = SMALLEST.replace("embedded:demo", "embedded:demo\n  revision: {}")
+    found = read_recipe(write(tmp_path, revision.format("1:30")))
+    assert found.recipe.reference.revision == "1:30"
+    # A run's directory cannot have a colon on every system; what is refused is the text itself.
+    assert "name is 1:30: use letters" in refused(write(tmp_path, SMALLEST.replace("toy", "1:30")))
+    message = refused(write(tmp_path, revision.format("010")))
+    assert 'line 4: reference.revision is 010, read as a number. Quote it: "010".' in message
+    message = refused(write(tmp_path, revision.format("2024-01-01")))
+    assert 'reference.revision is 2024-01-01, read as a date. Quote it: "2024-01-01".' in message
+    found = read_recipe(write(tmp_path, revision.format('"2024-01-01"')))
+    assert found.recipe.reference.revision == "2024-01-01"
+
+
+@pytest.mark.parametrize("value", ["-1", "0", ".nan", ".inf", "1e999", "true", "'1'"])
+def test_a8_learning_rate_is_finite_and_positive(tmp_path: Path, value: str) -> None:
+    message = refused(write(tmp_path, f"{SMALLEST}  learning_rate: {value}\n"))
+    shown = value.replace("'", '"')
+    assert f"train.learning_rate is {shown}. Allowed: a finite number > 0." in message
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", '"8"'])
+def test_a9_layers_that_cannot_be(tmp_path: Path, value: str) -> None:
+    message = refused(write(tmp_path, f"{SMALLEST}inherit:\n  layers: {value}\n"))
+    assert f"line 9: inherit.layers is {value}. Allowed: an integer >= 1 or null." in message
+
+
+@pytest.mark.parametrize("value", ["[0, 0]", "[1, 0]", "[0, 99]"])
+def test_a10_list_of_layers(tmp_path: Path, value: str) -> None:
+    message = refused(write(tmp_path, f"{SMALLEST}inherit:\n  layers: {value}\n"))
+    assert "inherit.layers is a list. Allowed: an integer >= 1 or null." in message
+
+
+def test_a11_batch_that_is_no_multiple_names_the_nearest(tmp_path: Path) -> None:
+    text = SMALLEST + "  seq_len: 64\n  micro_batch: 4\n  batch_tokens: 1000\n"
+    assert (
+        "line 6: train: batch_tokens 1000 is not a multiple of seq_len x micro_batch = 256; "
+        "nearest: 768 or 1024."
+    ) in refused(write(tmp_path, text))
+
+
+def test_a13_tag_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    value = '!!python/object/apply:os.system ["touch PWNED"]'
+    message = refused(write(tmp_path, SMALLEST.replace("toy", value)))
+    assert "line 1: the tag tag:yaml.org,2002:python/object/apply:os.system is not" in message
+    assert "is not allowed" in refused(write(tmp_path, SMALLEST), f"name={value}")
+    assert not (tmp_path / "PWNED").exists()
+
+
+BOMBS = """
+import json, resource, sys, time
+from pathlib import Path
+from inheritune.errors import RecipeError
+from inheritune.recipe_file import read_recipe
+for path in sys.argv[1:]:
+    started = time.process_time()
+    try:
+        read_recipe(Path(path))
+    except RecipeError as error:
+        print(json.dumps([str(error), time.process_time() - started]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux counts it")
+def test_a14_bombs_are_refused_while_they_are_small(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    bombs = {
+        "anchors and aliases are not allowed": "\n".join(lines),
+        "larger than 1,000,000 bytes": "a: b\n" * 10_000_000,
+        "nested more than 50 deep": "a: " + "[" * 10_000,
+        "nested more than 50 deep.": "- " * 10_000,
+        "more than 20,000 values": "- a\n" * 200_000,
+    }
+    paths = []
+    for index, text in enumerate(bombs.values()):
+        (tmp_path / f"{index}.yaml").write_text(text)
+        paths.append(str(tmp_path / f"{index}.yaml"))
+    command = [sys.executable, "-c", BOMBS, *paths]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    *reports, memory_kib = answer.stdout.splitlines()
+    for words, report in zip(bombs, reports, strict=True):
+        message, seconds = json.loads(report)
+        assert words in message
+        assert seconds < 1
+    assert int(memory_kib) < 300 * 1024
+
+
+def test_a15_byte_order_mark_and_line_ends_are_fine(tmp_path: Path) -> None:
+    plain = read_recipe(write(tmp_path, SMALLEST)).recipe
+    marked = read_recipe(write(tmp_path, "\ufeff" + SMALLEST))
+    assert marked.recipe == plain
+    assert marked.text == SMALLEST
+    windows = SMALLEST.replace("\n", "\r\n")
+    assert read_recipe(write(tmp_path, windows)).recipe == plain
+    message = refused(write(tmp_path, windows + "  sede: 1\r\n"))
+    assert "line 8: train.sede" in message
+
+
+def test_a15_tabs_and_other_encodings_are_named_with_their_line(tmp_path: Path) -> None:
+    message = refused(write(tmp_path, SMALLEST.replace("  tokens", "\ttokens")))
+    assert "line 7: not valid YAML" in message
+    assert "Indent with spaces instead of tabs." in message
+    message = refused(write(tmp_path, SMALLEST.encode() + b"# caf\xe9\n"))
+    assert "line 8: not UTF-8 text: byte 0xe9. Save the file as UTF-8." in message
+    assert "line 1: not UTF-8 text" in refused(write(tmp_path, SMALLEST.encode("utf-16")))
+    assert "line 8: a control character" in refused(write(tmp_path, SMALLEST + "# \x00\n"))
+
+
+def test_a16_path_that_is_no_file(tmp_path: Path) -> None:
+    assert "it is a directory" in refused(tmp_path)
+    assert "no such file or directory" in refused(tmp_path / "missing.yaml")
+    assert "NUL" in refused(Path(f"{tmp_path}/a\0b"))
+    assert "cannot read the recipe" in refused(tmp_path / ("x" * 5000))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert "cannot read the recipe" in refused(tmp_path / "loop")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a16_fifo_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "it is not a regular file" in refused(tmp_path / "pipe")
+
+
+READ = """
+import sys
+from pathlib import Path
+from inheritune.recipe_file import read_recipe
+from inheritune.errors import RecipeError
+import os
+if os.geteuid() == 0:
+    os.seteuid(65534)
+try:
+    read_recipe(Path(sys.argv[1]))
+except RecipeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_a16_unreadable_file(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALLEST)
+    path.chmod(0)
+    command = [sys.executable, "-c", READ, str(path)]  # another process: root may read all
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert answer.stdout == (
+        f"cannot read the recipe {path}: permission denied. Name a readable YAML file.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train.learning_rate=abc", "train.learning_rate is abc. Allowed: a finite number > 0."),
+        ("nokey=1", "nokey is not a key"),
+        ("=", "not of the form KEY=VALUE"),
+        ("a.b", "not of the form KEY=VALUE"),
+    ],
+)
+def test_a17_bad_set(tmp_path: Path, text: str, words: str) -> None:
+    message = refused(write(tmp_path, SMALLEST), text)
+    assert message.startswith(f"--set {text}: ")
+    assert words in message
+
+
+def test_a18_run_directory_that_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, work, foreign = tmp_path / "home", tmp_path / "work", tmp_path / "foreign"
+    for directory in (home, work, foreign):
+        directory.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    (foreign / "run.json").write_text('{"tool": "another"}')
+    (tmp_path / "link").symlink_to(foreign)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(work)
+    before = sorted(tmp_path.rglob("*"))
+    paths = [Path("/"), Path("~"), Path("~/runs/x"), home, Path(), work, Path("../work")]
+    paths += [foreign, tmp_path / "link", foreign / "thesis.txt", foreign / "thesis.txt" / "x"]
+    paths += [tmp_path / "dangling", Path(f"{tmp_path}/a\0b"), tmp_path / ("x" * 300)]
+    for path in paths:
+        with pytest.raises(RecipeError, match="cannot put a run into") as caught:
+            Run.create(path)
+        assert len(str(caught.value).splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (foreign / "run.json").read_text() == '{"tool": "another"}'
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "a/b", "CON", "x" * 300, "😀", '"a\\nb"', "<script>", '""', "..", "'a\\b'"]
+)
+def test_a19_name_that_is_no_directory(tmp_path: Path, name: str) -> None:
+    assert "line 1: name is " in refused(write(tmp_path, SMALLEST.replace("toy", name)))

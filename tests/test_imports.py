@@ -1,0 +1,220 @@
+"""The import law and the forbidden calls, read from the syntax tree of every source file."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "inheritune"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# A module imports from lower levels and from its own room (the first name after `inheritune`).
+LEVELS = [
+    {"errors", "progress", "regular_file", "signals"},
+    {
+        "checkpoints",
+        "data",
+        "presets",
+        "recipe",
+        "recipe_file",
+        "recipe_problems",
+        "recipe_yaml",
+        "run",
+    },
+    {"inherit", "train", "evaluate"},
+    {"steps"},
+    {"derive", "doctor", "report"},
+    {"accounting"},
+    {"__main__", "cli", "terminal"},
+]
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+STEPS = LEVELS[2]
+NEIGHBOURLY = {0, 1, len(LEVELS) - 1}
+
+SLOW = {"torch", "transformers"}
+# Importing these is fast: neither they nor what they import loads torch or transformers.
+FAST = {
+    *LEVELS[0],
+    *LEVELS[1],
+    *LEVELS[-1],
+    "accounting",
+    "derive",
+    "doctor",
+    "inherit",
+    "report",
+    "steps",
+}
+TYPING_ONLY = {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+
+PRINTING = {"cli", "terminal"}
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+UNSAFE_BUILTINS = {"eval", "exec", "__import__"}
+UNSAFE_CALLS = {
+    "torch.load",
+    "torch.save",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "os.system",
+    "os.popen",
+}
+UNSAFE_ARGUMENTS = {"trust_remote_code", "shell", "allow_pickle"}
+NAMES_THAT_SAY_NOTHING = {"utils", "util", "common", "helpers", "helper", "base", "misc"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): ast.parse(path.read_text("utf-8"), str(path)) for path in FILES}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def statements(node: ast.AST, at_import: bool) -> Iterator[ast.AST]:
+    """Every node below `node`; with `at_import`, only what runs when the module is imported."""
+    for child in ast.iter_child_nodes(node):
+        if at_import and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if at_import and isinstance(child, ast.If) and ast.unparse(child.test) in TYPING_ONLY:
+            yield from (n for s in child.orelse for n in (s, *statements(s, at_import)))
+            continue
+        yield child
+        yield from statements(child, at_import)
+
+
+def imports(module: str, at_import: bool) -> Iterator[tuple[str, int]]:
+    """What a module imports, as full dotted names with the line; names imported from a package
+    count as modules where such a module exists."""
+    for node in statements(MODULES[module], at_import):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: write the full name, not a dot"
+            source = node.module or ""
+            for alias in node.names:
+                name = f"{source}.{alias.name}"
+                yield (name if name in MODULES else source), node.lineno
+
+
+def ours(module: str, at_import: bool) -> Iterator[tuple[str, int]]:
+    return ((n, line) for n, line in imports(module, at_import) if n.split(".")[0] == "inheritune")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_import_only_from_below(module):
+    if not room(module):
+        assert not [*ours(module, at_import=False)]
+        return
+    assert room(module) in LEVEL, f"{module} has no level: give it one in LEVELS and AGENTS.md"
+    for name, line in ours(module, at_import=False):
+        if room(name) in {"", room(module)}:  # "": the package itself, for __version__
+            continue
+        below = LEVEL[room(name)] < LEVEL[room(module)]
+        # What everything stands on may serve one another (never in a circle, see below), and
+        # commands are drawn by the terminal; steps and results know nothing of each other.
+        beside = LEVEL[room(name)] == LEVEL[room(module)] and LEVEL[room(module)] in NEIGHBOURLY
+        assert below or beside, f"{module}:{line} imports {name}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if room(m) in STEPS])
+def test_steps_never_import_each_other(module):
+    others = STEPS - {room(module)}
+    assert not [(n, line) for n, line in ours(module, at_import=False) if room(n) in others]
+
+
+def test_no_import_goes_round_in_a_circle():
+    finished: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path, module))
+        if module in finished or module not in MODULES:
+            return
+        for name, _ in ours(module, at_import=True):
+            visit(name, (*path, module))
+        finished.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not room(m) or room(m) in FAST])
+def test_importing_these_modules_loads_neither_torch_nor_transformers(module):
+    seen: dict[str, str] = {module: module}  # module -> how it was reached
+    waiting = [module]
+    while waiting:
+        current = waiting.pop()
+        for name, line in imports(current, at_import=True):
+            assert name.split(".")[0] not in SLOW, f"{seen[current]}:{line} imports {name}"
+            if name in MODULES and name not in seen:
+                seen[name] = f"{seen[current]} -> {name}"
+                waiting.append(name)
+
+
+@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["no-such-command"]])
+def test_help_and_typos_answer_without_loading_torch_or_transformers(command):
+    program = (
+        "import sys\n"
+        f"sys.argv = ['inheritune', *{command!r}]\n"
+        "from inheritune.cli import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print(sorted({'torch', 'transformers'} & sys.modules.keys()), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "[]", done.stderr
+    assert done.returncode == (2 if command == ["no-such-command"] else 0)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_the_command_line_prints(module):
+    if room(module) in PRINTING:
+        return
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "print", f"{module}:{node.lineno} prints"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_that_can_run_foreign_code_is_called(module):
+    for name, line in imports(module, at_import=False):
+        assert name.split(".")[0] not in UNSAFE_MODULES, f"{module}:{line} imports {name}"
+    for node in ast.walk(MODULES[module]):
+        if not isinstance(node, ast.Call):
+            continue
+        where = f"{module}:{node.lineno}: {ast.unparse(node)}"
+        called = ast.unparse(node.func)
+        assert called not in UNSAFE_BUILTINS | UNSAFE_CALLS, where
+        for argument in node.keywords:
+            true = isinstance(argument.value, ast.Constant) and argument.value.value is True
+            assert not (argument.arg in UNSAFE_ARGUMENTS and true), where
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_files_are_named_after_what_they_know(path):
+    assert not NAMES_THAT_SAY_NOTHING & {path.stem, path.parent.name}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_what_it_is(module):
+    assert ast.get_docstring(MODULES[module]), f"{module} has no docstring"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in FILES if p.name == "__init__.py"],
+    ids=lambda path: path.relative_to(PACKAGE).as_posix(),
+)
+def test_package_files_hold_a_docstring_only(path):
+    body = ast.parse(path.read_text("utf-8")).body[1:]
+    # A function re-exported here would shadow the module of the same name.
+    allowed = ["__version__"] if path.parent == PACKAGE else []
+    assert [ast.unparse(n.targets[0]) for n in body if isinstance(n, ast.Assign)] == allowed
+    assert len(body) == len(allowed)

@@ -1,0 +1,106 @@
+"""The files around the code agree with the code and with each other."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from inheritune import __version__
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+REQUIREMENTS = [
+    Requirement(text) for texts in [PROJECT["dependencies"], *EXTRAS.values()] for text in texts
+]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+KEPT_OUT = {"litdata", "mosaicml-streaming", "torchvision", "liger-kernel", "inheritune"}
+
+
+def constraints() -> dict[str, Version]:
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pins = [line.partition("==") for line in lines if line and not line.startswith("#")]
+    assert all(name and version for name, _, version in pins)
+    assert len({canonicalize_name(name) for name, *_ in pins}) == len(pins)
+    return {canonicalize_name(name): Version(version) for name, _, version in pins}
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
+def test_the_tested_set_pins_every_requirement_at_or_above_its_minimum(requirement):
+    pinned = constraints()[canonicalize_name(requirement.name)]
+    assert requirement.specifier.contains(pinned, prereleases=True)
+
+
+def test_the_tested_set_names_no_build_and_nothing_kept_out():
+    assert not [name for name, version in constraints().items() if version.local]
+    assert not KEPT_OUT & constraints().keys()
+
+
+def test_the_package_itself_pins_nothing():
+    # Exact versions belong to constraints.txt: a library that pins cannot be installed beside
+    # another.
+    assert {s.operator for r in REQUIREMENTS for s in r.specifier} == {">="}
+
+
+def test_readme_is_at_most_900_words():
+    assert len((ROOT / "README.md").read_text("utf-8").split()) <= 900
+
+
+def test_changelog_and_citation_know_this_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert re.findall(r"^## \[(\d[^]]*)\]", changelog, re.MULTILINE)[0] == __version__
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    assert re.findall(r"^version: (\S+)$", citation, re.MULTILINE) == [__version__]
+
+
+def test_licence_is_the_full_text_of_the_one_named():
+    licence = (ROOT / "LICENSE").read_text("utf-8")
+    assert PROJECT["license"] == "Apache-2.0"
+    assert "Version 2.0, January 2004" in licence
+    assert "END OF TERMS AND CONDITIONS" in licence
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_recipes_that_a_page_names_exist(page):
+    named = set(re.findall(r"\brecipes/[\w.-]+\.yaml", page.read_text("utf-8")))
+    assert not {name for name in named if not (ROOT / name).is_file()}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_that_a_page_links_to_exist(page):
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text("utf-8"))
+    local = [link for link in links if "://" not in link and not link.startswith("mailto:")]
+    assert not [link for link in local if not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_make_targets_that_a_page_names_exist(page):
+    named = set(re.findall(r"(?:`|^\$ |^)make ([a-z]+)", page.read_text("utf-8"), re.MULTILINE))
+    assert named <= make_targets()
+
+
+def make_targets() -> set[str]:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    return set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no make on Windows")
+def test_make_lists_every_target_with_what_it_does():
+    done = subprocess.run(["make", "-s", "-C", ROOT], capture_output=True, text=True, check=True)
+    listed = {line.split()[1] for line in done.stdout.splitlines() if len(line.split()) > 2}
+    assert listed == make_targets()
+    assert listed == {"help", "setup", "demo", "test", "check", "bench", "faults"}
+
+
+def test_pre_commit_hooks_come_from_no_other_host():
+    text = (ROOT / ".pre-commit-config.yaml").read_text("utf-8")
+    assert re.findall(r"repo: (\S+)", text) == ["local"]
