@@ -29,6 +29,7 @@ LEVELS = [
     {"steps"},
     {"derive", "doctor", "report"},
     {"accounting"},
+    {"execute"},
     {"__main__", "cli", "terminal"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -44,6 +45,7 @@ FAST = {
     "accounting",
     "derive",
     "doctor",
+    "execute",
     "inherit",
     "report",
     "steps",

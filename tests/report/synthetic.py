@@ -255,7 +255,7 @@ def record(**changes: Any) -> dict[str, Any]:
 def metrics(tokens: int, start: float, end: float, steps: int = 100, evals: int = 10) -> str:
     """metrics.jsonl of one training that falls from one loss to another."""
     lines = []
-    for step in range(0, steps + 1):
+    for step in range(steps + 1):
         done = step / steps
         floor = (math.exp(-6 * done) - math.exp(-6)) / (1 - math.exp(-6))
         value = round(end + (start - end) * floor, 4)

@@ -168,7 +168,12 @@ def _edit(section: Any, path: str, cut: Cut, nested: bool = True) -> Iterator[Ed
             continue
         if key in RULES:
             rule, reason = RULES[key]
-            yield from _replace(section, path, key, rule(value, cut), reason)
+            try:
+                after = rule(value, cut)
+            except UnsupportedModelError as error:
+                message = f"{path}{key} in config.json {error.message}"
+                raise UnsupportedModelError(message, error.hint) from error
+            yield from _replace(section, path, key, after, reason)
         elif key.startswith("mtp_") and isinstance(value, list | str):
             del section[key]
             yield Edit(path + key, value, None, "multi-token-prediction layers are dropped")
@@ -181,7 +186,7 @@ def _edit(section: Any, path: str, cut: Cut, nested: bool = True) -> Iterator[Ed
                 f"{str(value)[:80]}.",
                 "Report it with the model's name: it needs a rule.",
             )
-        elif isinstance(value, dict) and key not in _TEXT:
+        elif isinstance(value, dict) and not _counts(value):  # with a count: another model's
             yield from _edit(value, f"{path}{key}.", cut)
 
 
@@ -201,4 +206,4 @@ def _looks_like_layers(key: str, value: Any, cut: Cut) -> bool:
         value = [int(k) for k in value]
     if not isinstance(value, list) or not all(type(i) is int for i in value):
         return False
-    return value == sorted(set(value)) and 0 <= value[0] and value[-1] < cut.total
+    return value == sorted(set(value)) and value[0] >= 0 and value[-1] < cut.total

@@ -32,7 +32,7 @@ def _per_layer(value: Any, cut: Cut) -> Any:
         return value  # a scalar for all layers, or a list left to its default
     if len(value) < cut.total:
         raise UnsupportedModelError(
-            f"a list of the config has {len(value)} entries for {cut.total} layers.",
+            f"has {len(value)} entries for {cut.total} layers.",
             "Correct the config: one entry for each layer.",
         )
     return value[: cut.layers]

@@ -22,7 +22,9 @@ __all__ = ["Tensor", "item_bits", "read_header", "write_safetensors"]
 _MAX_HEADER = 100_000_000  # the library's own limit
 _MAX_INT = 2**63 - 1
 _BITS = {
-    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
     **dict.fromkeys(["BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"], 8),
     **dict.fromkeys(["F8_E4M3FNUZ", "F8_E5M2FNUZ"], 8),
     **dict.fromkeys(["U16", "I16", "F16", "BF16"], 16),

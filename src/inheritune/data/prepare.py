@@ -97,10 +97,9 @@ def prepare(
     if not is_prepared(out):
         with staging_directory(out) as staging:
             if not is_prepared(out):  # another process may have finished it just now
-                job = _Job(
-                    data, tokenizer, embedding_rows, seq_len, staging, on_progress, should_stop
-                )
-                publish(staging, job.run(shard_ids) | {"request": request}, out)
+                knobs = (data, tokenizer, embedding_rows, seq_len)
+                manifest = _Job(*knobs, staging, on_progress, should_stop).run(shard_ids)
+                publish(staging, manifest | {"request": request}, out)
     tokens = open_tokens(out)
     _check_fits(tokens, request)
     _check_length(tokens.train.num_ids, tokens.val.num_ids, seq_len, data)
@@ -211,23 +210,25 @@ class _Job:
             "eos": tokenizer.eos,
             "special_tokens_in_text": data.special_tokens_in_text,
         }
-        split: dict[str, Any] = {"rule": "val_source"}
-        if data.val_source is None:
-            split = {"rule": SPLIT_RULE, "by": data.split_by, "val_fraction": data.val_fraction}
+        by_hash = {"rule": SPLIT_RULE, "by": data.split_by, "val_fraction": data.val_fraction}
         content = {
             "format": MANIFEST_FORMAT,
             "shard_version": SHARD_VERSION,
             "tokenizer": identity,
             "embedding_rows": self.rows,
             "policy": policy,
-            "split": split,
+            "split": by_hash if data.val_source is None else {"rule": "val_source"},
             "files": files,
         }
         held = [entry for entry in files if entry["name"].startswith("val-")]
         return content | {
             "fingerprint": fingerprint(content),
             "val_fingerprint": canonical_digest([identity, policy, held]),
-            "sources": _describe_sources(data),
+            "sources": {
+                "source": data.source,
+                "val_source": data.val_source,
+                "python": platform.python_version() if data.source == "stdlib" else None,
+            },
             "order": "source order; training documents end once data.tokens is exceeded",
             "val_bytes": self.val_bytes,
         }
@@ -266,9 +267,9 @@ def _listing(data: Data) -> str | None:
     A run that is copied elsewhere goes on with its tokens: there, the library of another Python
     or the absence of the files is no sign that they are out of date.
     """
-    sources = [data.source] + ([data.val_source] if data.val_source is not None else [])
+    given = [s for s in (data.source, data.val_source) if s is not None and s != "stdlib"]
     try:
-        files = [file for s in sources if s != "stdlib" for file in input_files(s)]
+        files = [file for source in given for file in input_files(source)]
         sizes = [[file.name, file.path.stat().st_size] for file in files]
     except (DataError, OSError):
         return None
@@ -290,18 +291,10 @@ def _check_fits(tokens: TokenDirectory, request: dict[str, Any]) -> None:
 def _check_length(train: int, val: int, seq_len: int, data: Data) -> None:
     for name, found in (("training", train), ("validation", val)):
         if found < seq_len + 1:
-            way_out = "Add text, or lower train.seq_len."
-            if name == "validation" and data.val_source is None:
-                way_out = "Raise data.val_fraction, add text, or lower train.seq_len."
+            by_hash = name == "validation" and data.val_source is None
+            first = "Raise data.val_fraction, add text" if by_hash else "Add text"
             raise DataError(
                 f"the {name} text has {found} tokens, one sequence needs {seq_len + 1} "
                 f"(train.seq_len {seq_len} + 1).",
-                way_out,
+                f"{first}, or lower train.seq_len.",
             )
-
-
-def _describe_sources(data: Data) -> dict[str, Any]:
-    described: dict[str, Any] = {"source": data.source, "val_source": data.val_source}
-    if "stdlib" in (data.source, data.val_source):
-        described["python"] = platform.python_version()
-    return described

@@ -72,7 +72,7 @@ class _BadRows:
         self.seen += 1
         if self.seen > self.limit:
             skipped = f" ({self.limit} skipped before it)" if self.limit else ""
-            way_out = hint or "Repair it, or let data.max_bad_rows skip that many."
+            way_out = hint or "Repair it, leave it out, or let data.max_bad_rows skip it."
             raise DataError(f"cannot read {where}: {what}{skipped}.", way_out)
 
 

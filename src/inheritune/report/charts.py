@@ -1,19 +1,18 @@
-"""Loss curves as Vega-Lite: one description gives the interactive chart, the SVG and the PNG."""
+"""Loss curves as Vega-Lite descriptions, with captions and texts for those who do not see them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from inheritune.report.curves import Curve, reference_points, thin
 from inheritune.report.quantities import amount, loss
 from inheritune.report.record import Record, benchmark_of, number, section, target_name
 
-__all__ = ["Chart", "javascript", "loss_charts", "png", "svg", "theme"]
+__all__ = ["Chart", "loss_charts"]
 
 _POINTS = 1_200  # of all lines of a chart together: keeps the page small
 _MARKERS = 24  # of one line
-_WIDTH, _HEIGHT = 760, 340
+_HEIGHT = 340
 # Middle tones: at least 3.5:1 against the page in light and in dark.
 _TARGET = ("#3a7bd5", [1, 0], "circle")
 _REFERENCE = ("#7b8088", [2, 3], "diamond")
@@ -97,76 +96,6 @@ def loss_charts(record: Record, curves: Sequence[Curve]) -> list[Chart]:
             )
         )
     return charts
-
-
-def theme(dark: bool) -> dict[str, Any]:
-    """Vega-Lite configuration for a light or a dark page."""
-    ink, soft, rule = ("#e6e7e9", "#a9adb4", "#3a3e45") if dark else ("#1d1f22", "#565b63", "#dcdfe3")
-    font = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-    return {
-        "background": "transparent",
-        "font": font,
-        "view": {"stroke": None},
-        "axis": {
-            "labelColor": soft,
-            "titleColor": ink,
-            "gridColor": rule,
-            "domainColor": soft,
-            "tickColor": soft,
-            "labelFontSize": 12,
-            "titleFontSize": 12,
-            "titleFontWeight": "normal",
-            "titlePadding": 10,
-        },
-        "axisX": {"grid": False},
-        "legend": {"labelColor": ink, "labelFontSize": 13, "labelLimit": 300},
-        "text": {"color": soft, "fontSize": 12},
-        "rule": {"color": soft},
-    }
-
-
-def svg(chart: Chart) -> str:
-    """The chart as SVG, in light colours; nothing is fetched to draw it."""
-    import vl_convert
-
-    return str(
-        vl_convert.vegalite_to_svg(
-            _fixed_width(chart), vl_version=_vega_lite(), config=theme(False), allowed_base_urls=[]
-        )
-    )
-
-
-def png(chart: Chart) -> bytes:
-    """The chart as PNG at twice its size, on white; nothing is fetched to draw it."""
-    import vl_convert
-
-    return bytes(
-        vl_convert.vegalite_to_png(
-            _fixed_width(chart),
-            vl_version=_vega_lite(),
-            scale=2,
-            config=theme(False) | {"background": "white"},
-            allowed_base_urls=[],
-        )
-    )
-
-
-@cache
-def javascript() -> str:
-    """Vega, Vega-Lite, Vega-Embed and the expression interpreter as one script."""
-    import vl_convert
-
-    return str(vl_convert.javascript_bundle(vl_version=_vega_lite()))
-
-
-def _vega_lite() -> str:
-    import altair
-
-    return ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-
-
-def _fixed_width(chart: Chart) -> dict[str, Any]:
-    return chart.spec | {"width": _WIDTH, "padding": 12}
 
 
 def _lines(record: Record, curves: Sequence[Curve]) -> list[_Line]:
@@ -255,7 +184,9 @@ def _spec(
     x_axis = alt.Axis(title=title, labelExpr=labels, tickCount=6, labelOverlap=True, **ticks)
     x = alt.X("tokens:Q", scale=x_scale, axis=x_axis)
     y_scale = alt.Scale(domain=list(domain), zero=False, nice=False)
-    y = alt.Y("val_loss:Q", scale=y_scale, axis=alt.Axis(title="val_loss (nats per token)", tickCount=6))
+    y = alt.Y(
+        "val_loss:Q", scale=y_scale, axis=alt.Axis(title="val_loss (nats per token)", tickCount=6)
+    )
     names = [line.name for line in lines]
     legend = alt.Legend(title=None, orient="bottom", symbolSize=110, symbolStrokeWidth=2)
     color = alt.Color(
@@ -317,7 +248,7 @@ def _data(
     for line in lines:
         for index, part in enumerate(line.parts):
             shown = [point for point in part if point[0] > 0 or not log]
-            rows = [
+            rows: list[dict[str, Any]] = [
                 {"variant": line.name, "part": index, "tokens": tokens, "val_loss": val_loss}
                 for tokens, val_loss in thin(shown, limit)
             ]

@@ -11,7 +11,7 @@ _LONGEST_TEXT = 2_000
 _LONGEST_LIST = 400
 _DEEPEST = 30
 _ABSOLUTE_PATH = re.compile(
-    r"(?:file://)?(?<![\w.\\/])(?:/(?:[^\s/\\'\"<>|:]+/)+|[A-Za-z]:[\\/](?:[^\s/\\'\"<>|:]+[\\/])*)"
+    r"(?:file://|(?<![\w.\\/]))(?:/(?:[^\s/\\'\"<>|:]+/)+|[A-Za-z]:[\\/](?:[^\s/\\'\"<>|:]+[\\/])*)"
 )
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 # What a model wrote, or is asked to continue, is shown as it is: it is no path of this machine.

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -15,11 +14,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from inheritune.report.charts import Chart, javascript, loss_charts, png, svg, theme
+from inheritune.report.charts import Chart, loss_charts
 from inheritune.report.curves import Curve, read_curves, reference_points, thin
 from inheritune.report.embed import as_data_script, presentable, shortened
-from inheritune.report.quantities import amount, data_size, duration, exact, loss, percent
-from inheritune.report.record import Record, number, read_record, rows, section, text
+from inheritune.report.provenance import facts_of_data, overlap, provenance, recipe, settings
+from inheritune.report.record import Record, read_record, rows, text
 from inheritune.report.summary import facts, missing, scale
 from inheritune.report.tables import (
     Table,
@@ -29,6 +28,7 @@ from inheritune.report.tables import (
     rounds_table,
     variants_table,
 )
+from inheritune.report.vega import javascript, png, svg, theme
 from inheritune.report.verdict import headline, outcome, remarks, verdict
 
 __all__ = ["write_report"]
@@ -54,14 +54,14 @@ def write_report(run_root: Path) -> Path:
     record = presentable(read_record(run_root))
     curves = read_curves(run_root, record)
     charts = loss_charts(record, curves)
-    drawn = {chart.name: svg(chart) for chart in charts}
+    drawn = {chart.name: svg(chart.spec) for chart in charts}
     report = run_root / "report"
     for table in _tables(record, curves):
         _publish(report / "tables" / f"{table.name}.md", table.markdown().encode())
         _publish(report / "tables" / f"{table.name}.csv", table.csv().encode())
     for chart in charts:
         _publish(report / "figures" / f"{chart.name}.svg", drawn[chart.name].encode())
-        _publish(report / "figures" / f"{chart.name}.png", png(chart))
+        _publish(report / "figures" / f"{chart.name}.png", png(chart.spec))
     page = _render(record, curves, charts, drawn)
     if len(page) > _LARGEST_PAGE:  # rather without the fallback for print than too large to send
         page = _render(record, curves, charts, {})
@@ -109,11 +109,11 @@ def _render(
         "health": health_table(curves),
         "samples": _samples(record),
         "notes": [str(note)[:1000] for note in _listed(record.get("notes"))[:50]],
-        "facts_of_data": _facts_of_data(record),
-        "overlap": _overlap(record),
-        "provenance": _provenance(record),
-        "settings": _settings(record),
-        "recipe": _recipe(record),
+        "facts_of_data": facts_of_data(record),
+        "overlap": overlap(record),
+        "provenance": provenance(record),
+        "settings": settings(record),
+        "recipe": recipe(record),
     }
     return _template().render(context).encode()
 
@@ -186,101 +186,6 @@ def _samples(record: Record) -> list[tuple[str, list[dict[str, str]]]]:
         model = text(row, "model")[:100]
         prompts.setdefault(prompt, []).append({"model": model, "continuation": continuation})
     return list(prompts.items())
-
-
-def _facts_of_data(record: Record) -> list[tuple[str, str]]:
-    tokens = section(record, "tokens")
-    return _known(
-        ("source", text(tokens, "source")[:500]),
-        ("training tokens", exact(number(tokens, "train_tokens"))),
-        ("validation tokens", exact(number(tokens, "val_tokens"))),
-        ("documents", exact(number(tokens, "documents"))),
-        ("of them held out", exact(number(tokens, "val_documents"))),
-        ("validation windows", exact(number(section(record, "benchmark"), "windows"))),
-        ("benchmark", _benchmark(section(record, "benchmark"))),
-        ("fingerprint", text(tokens, "fingerprint")[:100]),
-    )
-
-
-def _benchmark(benchmark: Record) -> str:
-    value, error = number(benchmark, "val_loss"), number(benchmark, "val_loss_se")
-    bits = number(benchmark, "bits_per_byte")
-    if value is None:
-        return ""
-    spread = "" if error is None else f" ± {loss(error)}"
-    return f"{loss(value)}{spread} nats per token" + (f", {bits:.3f} bits per byte" if bits else "")
-
-
-def _overlap(record: Record) -> list[str]:
-    overlap = section(section(record, "tokens"), "overlap")
-    found = []
-    documents, share = number(overlap, "duplicate_documents"), number(overlap, "share")
-    if documents is not None:
-        found.append(f"{percent(documents)} of held-out documents are also in the training text.")
-    if share is not None:
-        length = number(overlap, "ngram")
-        of = f"{length:.0f}-token sequences" if length else "token sequences"
-        found.append(f"{percent(share)} of held-out {of} also occur in the training text.")
-    if overlap and text(overlap, "method"):
-        found.append(f"Measured as: {text(overlap, 'method')[:500]}")
-    return found
-
-
-def _provenance(record: Record) -> list[tuple[str, str]]:
-    machine, reference = section(record, "machine"), section(record, "reference")
-    versions = section(record, "versions")
-    return _known(
-        ("started", text(record, "started_at")),
-        ("finished", text(record, "finished_at")),
-        ("time", duration(number(record, "seconds"))),
-        ("status", text(record, "status")),
-        ("exit code", text(record, "exit_code")),
-        ("error", text(record, "error")[:2000]),
-        ("reference", text(reference, "model")[:300]),
-        ("reference parameters", amount(number(reference, "params"))),
-        ("reference digest", text(reference, "digest")[:200]),
-        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())[:500]),
-        ("processor", text(machine, "processor")[:200]),
-        ("cores", text(machine, "cores")),
-        ("memory", data_size(number(machine, "memory_bytes"))),
-        ("device", text(machine, "device")),
-        ("system", text(machine, "system")[:200]),
-    )
-
-
-def _settings(record: Record) -> list[tuple[str, str, str]]:
-    settings = section(record, "settings")
-    reasons = section(settings, "reasons")
-    return [
-        (key, _value(value), str(reasons.get(key, ""))[:500])
-        for key, value in settings.items()
-        if key != "reasons"
-    ][:100]
-
-
-def _recipe(record: Record) -> list[tuple[str, str, str]]:
-    origins = section(record, "origins")
-    flat = _flattened(section(record, "recipe"), "")
-    return [(key, value, str(origins.get(key, ""))) for key, value in flat][:500]
-
-
-def _flattened(value: dict[str, Any], prefix: str) -> list[tuple[str, str]]:
-    found = []
-    for key, item in value.items():
-        path = f"{prefix}{key}"[:200]
-        if isinstance(item, dict) and item:
-            found.extend(_flattened(item, f"{path}."))
-        else:
-            found.append((path, _value(item)))
-    return found
-
-
-def _value(value: Any) -> str:
-    return (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))[:1000]
-
-
-def _known(*pairs: tuple[str, str]) -> list[tuple[str, str]]:
-    return [(name, value) for name, value in pairs if value and value != "—"]
 
 
 def _listed(value: Any) -> list[Any]:

@@ -120,6 +120,10 @@ def missing(record: Record, curves: Sequence[Curve]) -> list[str]:
         found.append("There is no result.")
     if not rows(record, "ledger"):
         found.append("The ledger is empty.")
+    if not any(curve.points for curve in curves):
+        found.append("No validation loss of a training has been recorded.")
+    if not rows(record, "samples"):
+        found.append("No samples have been generated.")
     problems = [problem for curve in curves for problem in curve.problems]
     found.extend(f"{problem}." for problem in problems[:20])
     if len(problems) > 20:
@@ -136,8 +140,11 @@ def _size(record: Record) -> Fact | None:
     params, of = number(last, "params"), number(reference, "params")
     details = []
     if params and of:
-        details.append(f"{amount(params)} of {amount(of)} parameters ({percent(params / of)})")
-    return Fact("Layers kept", f"{layers:.0f} of {total:.0f}" if total else f"{layers:.0f}", details)
+        details.append(f"{amount(params)} of {amount(of)} parameters")
+        details.append(f"{percent(params / of)} of the reference")
+    return Fact(
+        "Layers kept", f"{layers:.0f} of {total:.0f}" if total else f"{layers:.0f}", details
+    )
 
 
 def _reached(record: Record) -> Fact | None:
@@ -148,12 +155,12 @@ def _reached(record: Record) -> Fact | None:
             return None
         return Fact("Benchmark", loss(benchmark), ["the reference's validation loss, in nats"])
     error = number(last, "val_loss_se")
-    details = [f"the reference's: {loss(benchmark)}"]
+    details = [f"reference: {loss(benchmark)}"]
     difference, paired = number(last, "difference"), number(last, "difference_se")
     if difference is not None:
         noise = "" if paired is None else f" ± {loss(paired)}"
-        details.append(f"difference {signed(difference)}{noise} (paired)")
-    unit = "nats per token" + ("" if error is None else f", SE {loss(error)}")
+        details.append(f"paired difference {signed(difference)}{noise}")
+    unit = "nats per token" + ("" if error is None else f" (SE {loss(error)})")
     return Fact("Validation loss", loss(reached), [unit, *details])
 
 
@@ -162,24 +169,22 @@ def _cost(record: Record) -> Fact | None:
     if spent.tokens is None:
         return None
     rounds = "1 round" if spent.rounds == 1 else f"all {spent.rounds} rounds"
-    details = [f"{rounds}: {duration(spent.seconds)}, {flops(spent.flops)} FLOPs"]
-    shares = _shares(spent, reference)
-    if shares:
-        details.append(f"of the reference's own training: {shares}")
+    details = [f"{rounds}, {duration(spent.seconds)}", f"{flops(spent.flops)} FLOPs"]
+    details.extend(_shares(spent, reference))
     here = [row for row in rows(record, "ledger") if not row.get("borrowed")]
     tokens = sum(number(row, "tokens") or 0 for row in here)
     if tokens > spent.tokens:
-        details.append(f"whole run with controls: {amount(tokens)} tokens")
+        details.append(f"{amount(tokens)} tokens with controls")
     return Fact("Cost of the target", f"{amount(spent.tokens)} tokens", details)
 
 
-def _shares(spent: Cost, reference: Cost) -> str:
+def _shares(spent: Cost, reference: Cost) -> list[str]:
     parts = []
     if spent.tokens is not None and reference.tokens:
-        parts.append(f"{percent(spent.tokens / reference.tokens)} of its tokens")
+        parts.append(f"{percent(spent.tokens / reference.tokens)} of the reference's tokens")
     if spent.flops is not None and reference.flops:
-        parts.append(f"{percent(spent.flops / reference.flops)} of its FLOPs")
-    return ", ".join(parts)
+        parts.append(f"{percent(spent.flops / reference.flops)} of the reference's FLOPs")
+    return parts
 
 
 def _scratch(record: Record) -> Fact | None:
@@ -188,10 +193,9 @@ def _scratch(record: Record) -> Fact | None:
     if reached is None or benchmark is None:
         return None
     side = "above" if reached > benchmark else "from"
-    details = [f"nats {side} the reference: it reaches {loss(reached)}"]
     tokens = number(control, "tokens")
-    if tokens:
-        details.append(f"fresh weights, {amount(tokens)} tokens")
+    spent = f" with {amount(tokens)} tokens" if tokens else ""
+    details = [f"nats {side} the reference", f"it reaches {loss(reached)}{spent}"]
     closed = number(section(record, "result"), "gap_closed")
     details.append("gap closed: " + ("not defined" if closed is None else percent(closed)))
     return Fact("Scratch of the same size", signed(reached - benchmark), details)

@@ -125,8 +125,8 @@ def rounds_table(record: Record) -> Table:
         Column("FLOPs", show=flops),
         Column("time", "s", duration, True),
     ]
-    keys = ("val_loss", "val_loss_se", "difference", "difference_se", "start_val_loss")
-    keys += ("tokens", "epochs", "params", "flops", "seconds")
+    losses = ("val_loss", "val_loss_se", "difference", "difference_se", "start_val_loss")
+    keys = (*losses, "tokens", "epochs", "params", "flops", "seconds")
     values = [
         [
             number(row, "round"),

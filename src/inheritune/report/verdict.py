@@ -27,7 +27,7 @@ _HEADLINES = {
     "matched_within_noise": "Matched within noise",
     "not_matched": "Not matched",
     "unfinished": "No answer yet",
-    "failed": "No answer: the run failed",
+    "failed": "No answer",
 }
 
 
@@ -45,7 +45,7 @@ def outcome(record: Record) -> str:
 
 
 def headline(record: Record) -> str:
-    """The outcome in at most five words."""
+    """The outcome in at most three words."""
     return _HEADLINES[outcome(record)]
 
 
@@ -114,7 +114,9 @@ def _cost(record: Record) -> str:
 
 def _without_result(record: Record, key: str) -> str:
     done = len(rows(record, "rounds"))
-    state = {0: "before its first round ended", 1: "after 1 round"}.get(done, f"after {done} rounds")
+    state = {0: "before its first round ended", 1: "after 1 round"}.get(
+        done, f"after {done} rounds"
+    )
     if key == "failed":
         error = text(record, "error") or "no error is recorded"
         return f"No answer: the run failed {state}: {error[:600].strip().rstrip('.')}."

@@ -125,6 +125,7 @@ def train(
         use_fused_gelu(model)
     attention = _use_attention(model, recipe, settings, notes)
     optimizer = make_optimizer(model, recipe, fused=settings.fused_optimizer)
+    optimizer.zero_grad(set_to_none=True)
     params = [param for group in optimizer.param_groups for param in group["params"]]
     position, passed_over = load_newest(folder / "checkpoints", model, optimizer, plan.inputs)
     notes += passed_over

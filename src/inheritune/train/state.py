@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from inheritune.errors import CheckpointError
+from inheritune.errors import CheckpointError, DataError
 from inheritune.run import read_json_file, sync_directory, write_json
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ FORMAT = 1
 _STAGING = ".tmp-"
 
 # What reading a damaged checkpoint can raise.
-_BROKEN = (CheckpointError, SafetensorError, OSError, ValueError, KeyError, TypeError)
+_BROKEN = (CheckpointError, DataError, SafetensorError, OSError, ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True)

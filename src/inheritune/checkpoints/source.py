@@ -1,0 +1,183 @@
+"""A Hugging Face model directory, opened as data: nothing in it is run, and no weight is loaded."""
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from inheritune.checkpoints.config import announced_prediction_layers, layer_count, text_config
+from inheritune.checkpoints.copy import side_files
+from inheritune.checkpoints.hub import download, is_hub_id
+from inheritune.checkpoints.layers import Container, find_container
+from inheritune.checkpoints.refusals import (
+    refuse_directory,
+    refuse_unsafe_config,
+    refuse_unsupported_model,
+)
+from inheritune.checkpoints.safe_path import safe_file, safe_shard_name
+from inheritune.checkpoints.safetensors import Tensor, read_header
+from inheritune.checkpoints.strict_json import read_json
+from inheritune.errors import SourceError
+from inheritune.regular_file import escape
+
+__all__ = ["ModelDirectory", "open_model", "read_json"]
+
+_EMBEDDED = "embedded:"
+_INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """What a model directory holds.
+
+    Attributes:
+        path: The directory.
+        config: config.json, raw.
+        tensors: By name, file after file, each in the order of its bytes.
+        side_files: Tokenizer, generation config, templates, licence, remote code.
+        name: Hub id, ``embedded:...``, or the name of the local directory.
+        revision: Commit of a Hub id, else None.
+        metadata: The metadata of each weight file, by its name.
+        index_metadata: The metadata of the weight index; empty for a single file.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    side_files: list[Path]
+    name: str = ""
+    revision: str | None = None
+    metadata: Mapping[str, dict[str, str]] = field(default_factory=dict)
+    index_metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> int:
+        """Layers of the text model."""
+        return layer_count(self.config)
+
+    @cached_property
+    def container(self) -> Container:
+        """Where the layers are among the tensors."""
+        announced = announced_prediction_layers(self.config)
+        return find_container(self.tensors, self.layers, announced)
+
+    @property
+    def params(self) -> int:
+        """Values in all tensors of the files, those of a tied copy counted once more."""
+        return sum(tensor.items for tensor in self.tensors.values())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of config.json and every weight file, in hexadecimal. Reads them all, once."""
+        total = hashlib.sha256((self.path / "config.json").read_bytes())
+        for name in sorted(self.metadata):
+            with (self.path / name).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            total.update(f"\n{name} {digest}".encode())
+        return total.hexdigest()
+
+
+def open_model(model: str, revision: str | None = None) -> ModelDirectory:
+    """Open a model directory, and refuse what layers cannot safely be taken from.
+
+    Only headers of the weight files are read.
+
+    Args:
+        model: Local directory, ``embedded:demo``, or a Hub id, which is downloaded.
+        revision: Branch, tag or commit of a Hub id.
+
+    Raises:
+        SourceError: The directory is missing, broken or unsafe, or not supported.
+        MachineError: The Hub cannot be reached.
+    """
+    embedded = model.startswith(_EMBEDDED)
+    local = Path(model).expanduser()
+    if embedded or local.is_dir() or not is_hub_id(model):
+        if revision is not None:
+            warnings.warn(f"{model} is a directory: its revision is ignored", stacklevel=2)
+        directory = _embedded(model) if embedded else local
+        return _open(directory, model if embedded else local.resolve().name, None)
+    if local.exists():
+        raise SourceError(f"{model} is a file.", "Name the model directory that holds it.")
+    snapshot = download(model, revision)
+    return _open(snapshot, model, snapshot.name)
+
+
+def _embedded(model: str) -> Path:
+    name = model.removeprefix(_EMBEDDED)
+    directory = Path(__file__).parents[1] / f"{name}_reference"
+    if name != "demo" or not directory.is_dir():
+        raise SourceError(
+            f"there is no model {escape(model)}.", "The one that is is embedded:demo."
+        )
+    return directory
+
+
+def _open(directory: Path, name: str, revision: str | None) -> ModelDirectory:
+    refuse_directory(directory)
+    path = safe_file(directory, "config.json")
+    config = read_json(path, "the config")
+    refuse_unsafe_config(config, path)
+    tensors, metadata, index_metadata = _open_weights(directory)
+    refuse_unsupported_model(config, text_config(config), tensors.values(), directory)
+    model = ModelDirectory(
+        path=directory,
+        config=config,
+        tensors=tensors,
+        side_files=side_files(directory),
+        name=name,
+        revision=revision,
+        metadata=metadata,
+        index_metadata=index_metadata,
+    )
+    # Weights and config that disagree are found now, not after the first training.
+    _ = model.container
+    return model
+
+
+def _open_weights(
+    directory: Path,
+) -> tuple[dict[str, Tensor], dict[str, dict[str, str]], dict[str, Any]]:
+    # transformers takes the single file too where both are there.
+    if (directory / "model.safetensors").exists() or not (directory / _INDEX).exists():
+        tensors, metadata = read_header(safe_file(directory, "model.safetensors"))
+        return {t.name: t for t in tensors}, {"model.safetensors": metadata}, {}
+    path = safe_file(directory, _INDEX)
+    index = read_json(path, "the weight index")
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError(f"{path} has no weight_map.", "Download it again.")
+    # All names first: nothing is opened when one of them leads astray.
+    shards = sorted({safe_shard_name(value, path) for value in weight_map.values()})
+    files = {shard: safe_file(directory, shard) for shard in shards}
+    found: dict[str, Tensor] = {}
+    metadatas: dict[str, dict[str, str]] = {}
+    for shard, file in files.items():
+        tensors, metadatas[shard] = read_header(file)
+        for tensor in tensors:
+            _refuse_disagreement(tensor.name, shard, weight_map, found, path)
+            found[tensor.name] = tensor
+    lacking = [name for name in weight_map if name not in found]
+    if lacking:
+        raise SourceError(
+            f"{path} says that {weight_map[lacking[0]]} holds {escape(lacking[0])!r}; it does not.",
+            "Download the model again.",
+        )
+    more = index.get("metadata")
+    return found, metadatas, more if isinstance(more, dict) else {}
+
+
+def _refuse_disagreement(
+    name: str, shard: str, weight_map: dict[str, Any], found: dict[str, Tensor], path: Path
+) -> None:
+    if name in found:
+        both = f"{found[name].file.name} and {shard}"
+        raise SourceError(f"{escape(name)!r} is in two files, {both}.", "Download the model again.")
+    if weight_map.get(name) != shard:
+        raise SourceError(
+            f"{shard} holds {escape(name)!r}, which {path} does not place there.",
+            "Download the model again.",
+        )

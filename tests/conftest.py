@@ -1,0 +1,71 @@
+"""Fixtures that several rooms use: tiny real models on disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Model directory of a family of `tiny_models.FAMILIES`, made once; never write into it."""
+    import tiny_models
+
+    def make(family: str) -> Path:
+        return tiny_models.save(family, tmp_path_factory.mktemp(family) / family)
+
+    return tiny_models.cache(make)
+
+
+@pytest.fixture(scope="session")
+def tiny_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 4 layers with its tokenizer, made once; never write into it."""
+    import tiny_models
+
+    return tiny_models.tiny_reference(tmp_path_factory.mktemp("reference") / "tiny-reference")
+
+
+@pytest.fixture
+def reference(tiny_reference: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_reference` to break."""
+    import shutil
+
+    return Path(shutil.copytree(tiny_reference, tmp_path / "reference"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The material beside the checkout; the test is skipped where it is not there."""
+    found = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not found.is_dir():
+        pytest.skip("there is no ../shared/data beside this checkout")
+    return found
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JSONL corpus of 120 short documents with a pattern to learn, the same everywhere."""
+    import json
+    import random
+
+    words = "the small model learns what the large one knew before it grew".split()
+    draw = random.Random(0)
+    path = tmp_path_factory.mktemp("text") / "tiny.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(120):
+            begin = draw.randrange(len(words))
+            text = " ".join(words[(begin + i) % len(words)] for i in range(draw.randrange(20, 60)))
+            file.write(json.dumps({"text": f"{number}. {text}."}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_tokens(tiny_text: Path, tiny_reference: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The tiny corpus, prepared with the tokenizer of `tiny_reference`."""
+    from inheritune.data.prepare import prepare
+    from inheritune.data.tokenizer import open_tokenizer
+    from inheritune.recipe import Data
+
+    data = Data(source=str(tiny_text), val_fraction=0.2)
+    tokenizer = open_tokenizer(tiny_reference)
+    return prepare(data, tokenizer, 320, 16, tmp_path_factory.mktemp("tokens") / "tokens")

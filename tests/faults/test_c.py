@@ -1,0 +1,539 @@
+"""Section C of the fault battery: data."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inheritune.data.prepare import prepare
+from inheritune.data.shards import HEADER_BYTES, ShardWriter
+from inheritune.data.sources import documents
+from inheritune.data.tokenizer import open_tokenizer, train_tokenizer
+from inheritune.data.tokens import TokenStream, check_budget, open_tokens, verify_tokens
+from inheritune.errors import DataError, MachineError
+from inheritune.recipe import Data
+
+WORDS = "the of and a to in he have it that for they with as not on she at by this we you do but"
+
+CHILD = """
+import json, os, resource, signal, sys
+from pathlib import Path
+source, tokenizer, out, kill_at, limit = sys.argv[1:]
+if int(limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+steps = {"left": int(kill_at)}
+def watch(event, arguments):
+    touched = [a for a in arguments if isinstance(a, (str, os.PathLike))]
+    if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"):
+        if any("tokens" in os.fspath(a) for a in touched):
+            steps["left"] -= 1
+            if steps["left"] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+from inheritune.data.prepare import prepare
+from inheritune.data.tokenizer import open_tokenizer
+from inheritune.errors import InherituneError
+from inheritune.recipe import Data
+opened = open_tokenizer(Path(tokenizer))
+sys.addaudithook(watch)
+try:
+    prepare(Data(source=source, val_fraction=0.2), opened, 300, 16, Path(out), shard_ids=2000)
+except InherituneError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+def story(seed, words=200):
+    chooser = random.Random(seed)
+    return " ".join(chooser.choice(WORDS.split()) for _ in range(words)) + ".\n"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer((story(seed) for seed in range(20)), 300, directory)
+    return open_tokenizer(directory)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number:03d}.txt").write_text(story(number))
+    return folder
+
+
+@pytest.fixture
+def shards(folder, tokenizer, tmp_path):
+    """A prepared directory of several shards."""
+    data = Data(source=str(folder), val_fraction=0.2)
+    prepare(data, tokenizer, 300, 16, tmp_path / "tokens", shard_ids=2000)
+    return tmp_path / "tokens"
+
+
+def read_all(source, **options):
+    return list(documents(str(source), **options))
+
+
+def error_of(call, *arguments, **options):
+    with pytest.raises(DataError) as caught:
+        call(*arguments, **options)
+    assert caught.value.exit_code == 3
+    assert caught.value.hint and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def rewrite(path, offset, content):
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(content)
+
+
+def child(source, tokenizer, out, kill_at=0, limit=0):
+    arguments = [str(source), str(tokenizer.directory), str(out), str(kill_at), str(limit)]
+    return subprocess.run(
+        [sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def bytes_of(directory):
+    return {p.name: p.read_bytes() for p in sorted(directory.iterdir())}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("empty.txt", ""),
+        ("blank.txt", " \n\t\n"),
+        ("none.jsonl", ""),
+        ("blank.jsonl", "\n\n"),
+        ("null.jsonl", '{"text": null}\n{"text": null}\n'),
+        ("blanks.jsonl", '{"text": ""}\n{"text": "  "}\n'),
+    ],
+)
+def test_c1_a_source_without_text_is_named(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert f"there is no text in {tmp_path / name}" in error_of(read_all, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"body": "x", "id": 1}', "no column 'text'; its columns are body, id"),
+        ('{"text": 7, "id": 1}', "holds int, not text; columns: text, id"),
+        ('{"text": {"en": "x"}}', "holds dict, not text; columns: text"),
+        ('{"text": ["x"]}', "holds list, not text; columns: text"),
+        ("{}", "no column 'text'; its columns are none"),
+    ],
+)
+def test_c2_a_row_without_text_lists_its_columns(tmp_path, row, said):
+    (tmp_path / "rows.jsonl").write_text(f'{{"text": "fine"}}\n{row}\n')
+    message = error_of(read_all, tmp_path / "rows.jsonl")
+    assert said in message and "rows.jsonl, line 2" in message
+
+
+def test_c3_too_few_training_tokens_are_counted(folder, tokenizer, tmp_path):
+    data = Data(source=str(folder), val_fraction=0.9)
+    message = error_of(prepare, data, tokenizer, 300, 100_000, tmp_path / "tokens")
+    assert "one sequence needs 100001" in message and "training text has" in message
+    assert not (tmp_path / "tokens").exists() and not (tmp_path / "tokens.partial").exists()
+
+
+def test_c3_finished_tokens_are_counted_again_for_a_longer_sequence(
+    shards, folder, tokenizer, tmp_path
+):
+    data = Data(source=str(folder), val_fraction=0.2)
+    message = error_of(prepare, data, tokenizer, 300, 100_000, shards, shard_ids=2000)
+    assert "one sequence needs 100001" in message
+
+
+def test_c4_an_empty_validation_split_asks_for_a_larger_share(folder, tokenizer, tmp_path):
+    data = Data(source=str(folder), val_fraction=1e-9)
+    message = error_of(prepare, data, tokenizer, 300, 16, tmp_path / "tokens")
+    assert "validation text has 0 tokens" in message and "data.val_fraction" in message
+
+
+def test_c4_a_validation_split_under_one_window_is_refused(folder, tokenizer, tmp_path):
+    (tmp_path / "val.txt").write_text("the of")
+    data = Data(source=str(folder), val_source=str(tmp_path / "val.txt"))
+    message = error_of(prepare, data, tokenizer, 300, 64, tmp_path / "tokens")
+    assert "one sequence needs 65" in message and "data.val_fraction" not in message
+
+
+def test_c5_more_tokens_than_there_are_need_allow_repeat(shards):
+    tokens = open_tokens(shards)
+    available = tokens.train.num_samples(16) * 16
+    check_budget(tokens, available, 16, allow_repeat=False)
+    message = error_of(check_budget, tokens, 2 * available, 16, allow_repeat=False)
+    assert str(available) in message and "2.0 epochs" in message
+    assert "data.allow_repeat" in message
+    check_budget(tokens, 2 * available, 16, allow_repeat=True)
+
+
+BROKEN = {
+    "a cut row": b'{"text": "hel',
+    "not JSON": b"hello",
+    "not an object": b"[1]",
+    "NUL": b'{"text": "a\\u0000b"}',
+    "a lone surrogate": b'{"text": "a\\ud800b"}',
+    "bad UTF-8": b'{"text": "\xff"}',
+    "too deep": b'{"text": ' + b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_c6_a_broken_line_is_named_or_skipped_up_to_the_limit(tmp_path, what):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": "one"}\r\n' + BROKEN[what] + b'\n{"text": "three"}\n')
+    assert f"{path}, line 2:" in error_of(read_all, path)
+    kept = read_all(path, max_bad_rows=1)
+    assert [(d.name, d.text) for d in kept] == [("rows.jsonl:1", "one"), ("rows.jsonl:3", "three")]
+    path.write_bytes(path.read_bytes() + BROKEN[what] + b"\n")
+    assert "line 4" in error_of(read_all, path, max_bad_rows=1)
+
+
+@pytest.mark.parametrize("content", [b"a\0b", b"\xff\xfe", b"a\xed\xa0\x80b"])
+def test_c6_a_broken_text_file_is_named_or_skipped(tmp_path, content):
+    (tmp_path / "a.txt").write_bytes(content)
+    (tmp_path / "b.txt").write_text("fine")
+    assert f"cannot read {tmp_path / 'a.txt'}:" in error_of(read_all, tmp_path)
+    assert [d.name for d in read_all(tmp_path, max_bad_rows=1)] == ["b.txt"]
+
+
+@pytest.mark.slow
+def test_c6_a_line_of_300_mb_is_skipped(tmp_path):
+    with (tmp_path / "rows.jsonl").open("wb") as stream:
+        stream.write(b'{"text": "')
+        for _ in range(300):
+            stream.write(b"x" * (1 << 20))
+        stream.write(b'"}\n{"text": "after"}\n')
+    assert "line 1: it is above 256 MB" in error_of(read_all, tmp_path)
+    assert [d.text for d in read_all(tmp_path, max_bad_rows=1)] == ["after"]
+
+
+CHANGES = {
+    "odd length": (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "bytes"),
+    "one byte short": (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes"),
+    "half of it": (lambda path: path.write_bytes(path.read_bytes()[:2000]), "2000 bytes"),
+    "no ids": (lambda path: path.write_bytes(path.read_bytes()[:64]), "64 bytes"),
+    "empty": (lambda path: path.write_bytes(b""), "0 bytes, not even a header"),
+    "missing": (lambda path: path.unlink(), "no such file"),
+    "a directory": (lambda path: (path.unlink(), path.mkdir()), "cannot read"),
+    "wrong magic": (lambda path: rewrite(path, 0, b"PAR1"), "is not a token shard"),
+    "wrong byte order": (lambda path: rewrite(path, 8, b"\0\0\0\1"), "version 16777216"),
+    "future version": (lambda path: rewrite(path, 8, b"\2\0\0\0"), "format version 2"),
+    "other width": (lambda path: rewrite(path, 12, b"\4\0\0\0"), "4 bytes an id"),
+    "other count": (lambda path: rewrite(path, 16, b"\1\0\0\0"), "speaks of 1 ids"),
+    "huge count": (lambda path: rewrite(path, 16, b"\xff" * 8), "speaks of"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.parametrize("name", ["train-00001.bin", "val-00000.bin"])
+def test_c9_a_malformed_shard_is_named(shards, what, name):
+    change, said = CHANGES[what]
+    change(shards / name)
+    message = error_of(open_tokens, shards)
+    assert str(shards / name) in message and said in message
+
+
+@pytest.mark.parametrize("position", [0, 1, -1])
+def test_c10_a_flipped_byte_is_found_on_first_use_and_by_verify(shards, position):
+    path = shards / "train-00001.bin"
+    size = path.stat().st_size
+    offset = range(HEADER_BYTES, size)[position]
+    rewrite(path, offset, bytes([path.read_bytes()[offset] ^ 1]))
+    tokens = open_tokens(shards)  # what it reads is sound
+    assert tokens.train.samples(np.array([0]), 16).shape == (1, 17)
+    inside = np.array([2000 // 16 + 1])
+    for message in (
+        error_of(tokens.train.samples, inside, 16),
+        error_of(verify_tokens, shards),
+    ):
+        assert f"{path} has changed" in message
+
+
+def test_c10_a_flipped_byte_in_an_index_is_found_by_verify(shards):
+    path = shards / "train-00001.idx"
+    rewrite(path, 0, bytes([path.read_bytes()[0] ^ 1]))
+    assert str(path) in error_of(verify_tokens, shards)
+
+
+@pytest.mark.parametrize("bad", [300, 65_535])
+def test_c11_an_id_without_a_row_is_named_with_its_offset(shards, bad):
+    path = shards / "train-00001.bin"
+    rewrite(path, HEADER_BYTES + 2 * 123, bad.to_bytes(2, "little"))
+    rewrite(path, 24, bad.to_bytes(8, "little"))
+    message = error_of(open_tokens, shards)
+    assert f"{path} holds id {bad} at offset 123, the embedding has 300 rows" in message
+
+
+@pytest.mark.parametrize("bad", [2**16, 2**32 - 1])
+def test_c11_a_header_that_claims_a_larger_id_is_refused(shards, bad):
+    path = shards / "train-00001.bin"
+    rewrite(path, 24, bad.to_bytes(8, "little"))
+    assert str(path) in error_of(open_tokens, shards)
+
+
+@pytest.mark.parametrize("bad", [300, 2**16, 2**32 - 1])
+def test_c11_an_id_without_a_row_is_never_written(tmp_path, bad):
+    writer = ShardWriter(tmp_path, "train", 300, 1000)
+    assert f"id {bad}, the embedding has 300 rows" in error_of(writer.add, np.array([bad]))
+    assert writer.close() == []
+
+
+@pytest.mark.parametrize("rows", [65_535, 65_536, 65_537])
+def test_c12_every_id_comes_back_at_the_edge_of_two_bytes(tmp_path, rows):
+    ids = np.random.default_rng(rows).permutation(rows)
+    writer = ShardWriter(tmp_path, "train", rows, shard_ids=30_000)
+    writer.add(ids)
+    stream = TokenStream(tmp_path, writer.close(), rows)
+    assert np.array_equal(stream.ids(0, rows), ids)
+    width = 2 if rows <= 65_536 else 4
+    assert (tmp_path / "train-00000.bin").stat().st_size == HEADER_BYTES + 30_000 * width
+
+
+def test_c13_tokens_of_another_tokenizer_are_refused(shards, folder, tmp_path):
+    train_tokenizer(["other text altogether"], 300, tmp_path / "other")
+    data = Data(source=str(folder), val_fraction=0.2)
+    other = open_tokenizer(tmp_path / "other")
+    message = error_of(prepare, data, other, 300, 16, shards, shard_ids=2000)
+    assert "prepared otherwise: the tokenizer changed" in message
+
+
+def test_c13_a_token_added_later_makes_another_tokenizer(shards, folder, tokenizer, tmp_path):
+    changed = tmp_path / "changed"
+    shutil.copytree(tokenizer.directory, changed)
+    content = json.loads((changed / "tokenizer.json").read_text())
+    content["added_tokens"].append(content["added_tokens"][0] | {"id": 299, "content": "<new>"})
+    (changed / "tokenizer.json").write_text(json.dumps(content))
+    data = Data(source=str(folder), val_fraction=0.2)
+    opened = open_tokenizer(changed)
+    message = error_of(prepare, data, opened, 301, 16, shards, shard_ids=2000)
+    assert "the tokenizer, embedding rows changed" in message
+
+
+@pytest.mark.parametrize("change", [{"bos_token": "a"}, {"eos_token": "a"}])
+def test_c14_tokens_with_another_bos_or_eos_are_not_reused(
+    shards, folder, tokenizer, tmp_path, change
+):
+    changed = tmp_path / "changed"
+    shutil.copytree(tokenizer.directory, changed)
+    path = changed / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"add_bos_token": "bos_token" in change} | change
+    path.write_text(json.dumps(config))
+    data = Data(source=str(folder), val_fraction=0.2)
+    opened = open_tokenizer(changed)
+    message = error_of(prepare, data, opened, 300, 16, shards, shard_ids=2000)
+    assert "the tokenizer changed" in message
+
+
+def test_c14_another_sequence_length_reads_the_same_tokens_anew(shards, folder, tokenizer):
+    # Shards know no sequence length: a sample is cut when it is read.
+    data = Data(source=str(folder), val_fraction=0.2)
+    tokens = prepare(data, tokenizer, 300, 32, shards, shard_ids=2000)
+    ids = tokens.train.ids(0, 65)
+    assert np.array_equal(tokens.train.samples(np.array([1]), 32)[0], ids[32:65])
+    assert np.array_equal(tokens.train.samples(np.array([1]), 16)[0], ids[16:33])
+
+
+def test_c15_a_killed_prepare_is_repeated_to_the_same_bytes(folder, tokenizer, tmp_path, shards):
+    whole = bytes_of(shards)
+    out = tmp_path / "again" / "tokens"
+    killed = 0
+    for kill_at in (1, 2, 3, 5, 8, 11, 14, 17, 20, 22):
+        done = child(folder, tokenizer, out, kill_at)
+        killed += done.returncode == -signal.SIGKILL
+        # Complete or absent, at every instant.
+        assert not out.exists() or bytes_of(out) == whole
+        if out.exists():
+            shutil.rmtree(out)
+    assert killed >= 8
+    assert child(folder, tokenizer, out).returncode == 0
+    assert bytes_of(out) == whole
+    assert [path.name for path in out.parent.iterdir()] == ["tokens"]
+
+
+def _prepare_slowly(source, directory, out, started, results):
+    try:
+        data = Data(source=source, val_fraction=0.2)
+        opened = open_tokenizer(Path(directory))
+
+        def wait():
+            started.set()
+            time.sleep(1)
+            return False
+
+        prepare(data, opened, 300, 16, Path(out), shard_ids=2000, should_stop=wait)
+        results.put(0)
+    except MachineError as error:
+        results.put(error.exit_code)
+
+
+def test_c16_the_second_of_two_prepares_is_told_of_the_first(folder, tokenizer, tmp_path, shards):
+    out = tmp_path / "both" / "tokens"
+    context = multiprocessing.get_context("spawn")
+    started, results = context.Event(), context.Queue()
+    arguments = (str(folder), str(tokenizer.directory), str(out), started, results)
+    first = context.Process(target=_prepare_slowly, args=arguments)
+    first.start()
+    assert started.wait(60)
+    data = Data(source=str(folder), val_fraction=0.2)
+    with pytest.raises(MachineError, match="another process is preparing") as caught:
+        prepare(data, tokenizer, 300, 16, out, shard_ids=2000)
+    assert caught.value.exit_code == 4
+    assert results.get(timeout=60) == 0
+    first.join()
+    assert bytes_of(out) == bytes_of(shards)
+    assert prepare(data, tokenizer, 300, 16, out, shard_ids=2000).train.num_ids
+
+
+def val_rows(path, texts):
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return str(path)
+
+
+def test_c17_a_validation_set_that_was_trained_on_is_refused(folder, tokenizer, tmp_path):
+    texts = [story(number) for number in range(38, 58)]  # two of twenty are in the folder
+    source = val_rows(tmp_path / "val.jsonl", texts)
+    data = Data(source=str(folder), val_source=source)
+    message = error_of(prepare, data, tokenizer, 300, 16, tmp_path / "tokens")
+    assert "10.0% of the documents of data.val_source are also in data.source" in message
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_c17_near_duplicates_are_reported(folder, tokenizer, tmp_path):
+    near = [story(number).replace(".", " but.") for number in range(20)]
+    source = val_rows(tmp_path / "val.jsonl", near)
+    data = Data(source=str(folder), val_source=source)
+    overlap = prepare(data, tokenizer, 300, 16, tmp_path / "near").manifest["overlap"]
+    assert overlap["duplicate_documents"] == 0.0 and overlap["share"] > 0.9
+    fresh = val_rows(tmp_path / "fresh.jsonl", [story(number) for number in range(500, 520)])
+    data = Data(source=str(folder), val_source=fresh)
+    overlap = prepare(data, tokenizer, 300, 16, tmp_path / "fresh").manifest["overlap"]
+    assert overlap["share"] < 0.1
+
+
+def test_c18_a_literal_end_of_text_stays_text_unless_asked(folder, tokenizer, tmp_path):
+    text = "the of <|endoftext|> and a"
+    (folder / "000.txt").write_text(text)
+    as_text, as_token = (
+        prepare(
+            Data(source=str(folder), val_fraction=0.2, special_tokens_in_text=asked),
+            tokenizer,
+            300,
+            16,
+            tmp_path / str(asked),
+        )
+        for asked in (False, True)
+    )
+    for tokens, extra in ((as_text, 0), (as_token, 1)):
+        ends = sum(
+            int((stream.ids(0, stream.num_ids) == tokenizer.eos).sum())
+            for stream in (tokens.train, tokens.val)
+        )
+        assert ends == 40 + extra
+    assert as_text.fingerprint != as_token.fingerprint
+    (ids,) = tokenizer.encode_batch([text])
+    assert tokenizer.eos not in ids and tokenizer.decode(ids) == text
+
+
+def test_c19_a_million_of_one_character_and_identical_documents_work(tokenizer, tmp_path):
+    (tmp_path / "text").mkdir()
+    for number in range(30):
+        (tmp_path / "text" / f"{number}.txt").write_text("a" * 1000)
+    (tmp_path / "text" / "long.txt").write_text("a" * 1_000_000)
+    data = Data(source=str(tmp_path / "text"), val_fraction=0.3, split_by="name")
+    seen = []
+    tokens = prepare(data, tokenizer, 300, 16, tmp_path / "tokens", seen.append)
+    assert tokens.manifest["overlap"]["duplicate_documents"] > 0.9
+    assert any("repeat another one exactly" in progress.message for progress in seen)
+
+
+@pytest.mark.slow
+def test_c19_a_document_of_50_mb_is_prepared_in_bounded_memory(tokenizer, tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text(story(1) * (50_000_000 // len(story(1))))
+    (tmp_path / "val.txt").write_text(story(2))
+    code = (
+        "import resource, sys; from pathlib import Path; from inheritune.recipe import Data;"
+        "from inheritune.data.prepare import prepare;"
+        "from inheritune.data.tokenizer import open_tokenizer;"
+        "prepare(Data(source=sys.argv[1], val_source=sys.argv[2]),"
+        "open_tokenizer(Path(sys.argv[3])), 300, 16, Path(sys.argv[4]), shard_ids=1 << 20);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    paths = [tmp_path / "text", tmp_path / "val.txt", tokenizer.directory, tmp_path / "tokens"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, paths)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 2_000_000  # KB
+
+
+def test_c20_a_pattern_or_path_that_matches_nothing_is_named(tmp_path):
+    assert "no file matches" in error_of(read_all, tmp_path / "*.txt")
+    assert "there is no file or folder" in error_of(read_all, tmp_path / "absent.txt")
+    assert "there is no file in" in error_of(read_all, tmp_path)
+    assert "a source is empty" in error_of(list, documents(""))
+    assert "there is no file in an empty list" in error_of(list, documents([]))
+    assert "cannot open" in error_of(list, documents("a\0b"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sockets, pipes and links are POSIX files")
+def test_c20_a_socket_a_pipe_and_a_link_to_itself_never_hang(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.txt")
+    Path("loop.txt").symlink_to("loop.txt")
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind("socket.txt")
+    for name in ("pipe.txt", "socket.txt"):
+        assert "neither a file nor a folder" in error_of(read_all, name)
+        folder = tmp_path / name.split(".")[0]
+        folder.mkdir()
+        Path(name).rename(folder / name)
+        assert "not a regular file" in error_of(read_all, folder)
+    assert "loop.txt" in error_of(read_all, "loop.txt")
+    Path("folder").mkdir()
+    Path("loop.txt").rename("folder/loop.txt")
+    Path("folder/loop.txt").unlink()
+    Path("folder/loop.txt").symlink_to("loop.txt")
+    assert "loop.txt" in error_of(read_all, "folder")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads any file")
+def test_c20_an_unreadable_file_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "a.txt").chmod(0)
+    assert "a.txt" in error_of(read_all, tmp_path / "a.txt")
+
+
+def test_c22_the_order_of_sources_and_the_locale_change_nothing(
+    folder, tokenizer, tmp_path, monkeypatch
+):
+    first = tmp_path / "one"
+    prepare(Data(source=str(folder), val_fraction=0.2), tokenizer, 300, 16, first)
+    globs = [str(folder / pattern) for pattern in ("02*.txt", "03*.txt", "00*.txt", "01*.txt")]
+    monkeypatch.setenv("LC_ALL", "C")
+    second = tmp_path / "two"
+    prepare(Data(source=globs, val_fraction=0.2), tokenizer, 300, 16, second)
+    assert open_tokens(first).fingerprint == open_tokens(second).fingerprint
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file size limits are POSIX")
+def test_c24_a_disk_that_fills_ends_with_4_and_leaves_no_half_shard(folder, tokenizer, tmp_path):
+    out = tmp_path / "full" / "tokens"
+    done = child(folder, tokenizer, out, limit=3000)
+    assert done.returncode == 4
+    assert str(out) in done.stderr and "Traceback" not in done.stderr
+    assert not any(out.parent.iterdir())
