@@ -263,7 +263,7 @@ def test_nothing_is_written_into_the_reference(reference):
 
 
 def test_a_failure_leaves_nothing_behind(tiny_reference, tmp_path, monkeypatch):
-    def fail(target: Path) -> str:
+    def fail(target: Path, container: str) -> str:
         assert (target / "model.safetensors").exists()
         raise SourceError("the check failed")
 
@@ -364,8 +364,10 @@ def test_weights_with_a_part_for_each_layer_are_cut_too(tmp_path):
 
 
 def test_a_directory_name_of_200_characters_with_spaces_works(tiny_reference, tmp_path):
-    out = tmp_path / ("ä b" * 66)
-    assert inherit(open_model(str(tiny_reference)), 1, out).layers == 1
+    reference = open_model(str(tiny_reference))
+    assert inherit(reference, 1, tmp_path / ("ä b" * 50)).layers == 1
+    with pytest.raises(RecipeError, match="too long"):
+        inherit(reference, 1, tmp_path / ("ä b" * 70))
 
 
 def test_what_a_killed_writer_left_is_swept(tiny_reference, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from inheritune.checkpoints.safe_path import safe_file
 from inheritune.errors import MachineError, RecipeError, SourceError
+from inheritune.regular_file import escape
 
 try:
     import fcntl
@@ -171,11 +172,15 @@ def refuse_used_directory(out: Path) -> None:
     """Refuse to write where something else already is.
 
     Raises:
-        RecipeError: ``out`` is a file, or a directory with something in it.
+        RecipeError: ``out`` is a file, a directory with something in it, or no possible name.
     """
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists() or out.is_symlink():
+    try:
+        used = out.is_symlink() or out.exists()
+        if out.is_dir():
+            used = any(out.iterdir())
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"cannot write to {escape(out, 120)}: {escape(error, 60)}.") from error
+    if used:
         raise RecipeError(f"{out} already exists.", "Name a directory that does not exist yet.")
 
 

@@ -50,13 +50,17 @@ def numbered(name: str) -> tuple[str, int] | None:
     return None
 
 
-def find_container(names: Iterable[str], layers: int, announced: int = 0) -> Container:
+def find_container(
+    names: Iterable[str], layers: int, announced: int = 0, known: str | None = None
+) -> Container:
     """Find the list of layers among the names of a model's tensors.
 
     Args:
         names: As on disk.
         layers: How many the config says there are.
         announced: How many multi-token-prediction layers the config says there are.
+        known: Prefix of the layers, if something tells it: a target has so few of them that other
+            lists can have the same length.
 
     Raises:
         SourceError: No list has the numbers 0 to ``layers`` - 1, or it has unexplained others.
@@ -73,6 +77,8 @@ def find_container(names: Iterable[str], layers: int, announced: int = 0) -> Con
     whole = [p for p, n in lists.items() if len(n) >= layers and n.issuperset(range(layers))]
     if not whole:
         raise _no_container(lists, layers)
+    if known in whole:
+        whole = [str(known)]
     if len(whole) > 1:
         raise UnsupportedModelError(
             f"several lists of tensors could be the {layers} layers: {', '.join(sorted(whole))}.",

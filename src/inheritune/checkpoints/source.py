@@ -62,7 +62,11 @@ class ModelDirectory:
     def container(self) -> Container:
         """Where the layers are among the tensors."""
         announced = announced_prediction_layers(self.config)
-        return find_container(self.tensors, self.layers, announced)
+        # A target of ours says where its layers are.
+        record = self.path / "inherit.json"
+        known = read_json(record, "the record").get("container") if record.is_file() else None
+        known = known if isinstance(known, str) else None
+        return find_container(self.tensors, self.layers, announced, known)
 
     @property
     def params(self) -> int:

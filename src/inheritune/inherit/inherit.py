@@ -68,7 +68,7 @@ def inherit(reference: ModelDirectory, layers: int, out: Path) -> ModelDirectory
         _write_weights(reference, shards, staging)
         write_file(staging / "config.json", _json(config))
         copy_side_files(reference.path, staging)
-        check = check_complete(staging)
+        check = check_complete(staging, reference.container.prefix)
         parallel = reference.container.parallel
         if check.startswith("not checked") and parallel and layers < total:
             raise UnsupportedModelError(

@@ -13,7 +13,7 @@ from inheritune.regular_file import escape
 __all__ = ["check_complete"]
 
 
-def check_complete(target: Path) -> str:
+def check_complete(target: Path, container: str | None = None) -> str:
     """Load a model directory on the meta device, and refuse it if any weight would be fresh.
 
     Names, shapes, ties and the class's own conversions are checked by transformers itself; no
@@ -21,6 +21,8 @@ def check_complete(target: Path) -> str:
 
     Args:
         target: Model directory.
+        container: What stands before the number of a layer in the names of its tensors; None:
+            found out.
 
     Returns:
         ``"complete: LlamaForCausalLM"``, or ``"not checked: "`` and why: a class that transformers
@@ -56,7 +58,7 @@ def check_complete(target: Path) -> str:
             f"{name} would fill {len(fresh)} weights at random, such as {escape(fresh[0])}.",
             "The reference lacks them, or its config is wrong (tie_word_embeddings?).",
         )
-    if unused := _unexplained(info["unexpected_keys"], target):
+    if unused := _unexplained(info["unexpected_keys"], target, container):
         raise SourceError(
             f"{name} does not use {escape(unused)}, which may belong to a layer.",
             "Report it with the model's name.",
@@ -86,11 +88,11 @@ def _model_class(config: Mapping[str, Any]) -> Any:
     return found or f"transformers has no causal language model of type {escape(model_type)}"
 
 
-def _unexplained(names: Any, target: Path) -> str:
+def _unexplained(names: Any, target: Path, container: str | None) -> str:
     """A left-over of a numbered list outside the layers. Stray buffers are left-overs too."""
     if not names:
         return ""
-    layers = open_model(str(target)).container.prefix
+    layers = container or open_model(str(target)).container.prefix
     for name in sorted(names):
         found = numbered(name)
         # The class may call its layers with or without its own prefix.

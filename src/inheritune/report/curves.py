@@ -205,7 +205,7 @@ def _read_metrics(path: Path) -> tuple[list[tuple[int, float]], Health, list[str
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode())
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
