@@ -48,7 +48,7 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import json
     import random
 
-    words = "the small model learns what the large one knew before it grew".split()
+    words = "the small model learns what the large one knew before it grew".split()  # noqa: SIM905
     draw = random.Random(0)
     path = tmp_path_factory.mktemp("text") / "tiny.jsonl"
     with path.open("w", encoding="utf-8") as file:

@@ -11,7 +11,7 @@ from inheritune.progress import Progress
 from inheritune.recipe import Recipe
 from inheritune.recipe_file import RecipeFile
 from inheritune.run import Run
-from inheritune.steps import Trial
+from inheritune.steps.training import Trial
 
 
 def recipe_of(model: Path, text: Path, **sections: dict[str, Any]) -> RecipeFile:
@@ -238,7 +238,7 @@ def test_more_layers_than_the_reference_has_are_refused_before_anything_is_prepa
 
 def test_repeats_must_be_allowed(tiny_reference: Path, tiny_text: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tiny_reference, tiny_text, train={"tokens": 10_000_000})
-    with pytest.raises(DataError, match="data.allow_repeat"):
+    with pytest.raises(DataError, match=r"data\.allow_repeat"):
         execute(recipe, tmp_path / "tiny")
 
 
@@ -253,11 +253,11 @@ def test_tokens_can_be_prepared_alone(
 def test_one_variant_can_be_trained_alone_and_the_run_goes_on_from_it(
     finished: tuple[Path, dict[str, Any], RecipeFile], tmp_path: Path
 ) -> None:
-    root, final, recipe = finished
+    _, final, recipe = finished
     trial = train_only(recipe, tmp_path / "tiny")
     assert (trial["name"], trial["layers"]) == ("inherit", 2)
     assert execute(recipe, tmp_path / "tiny")["val_loss"] == final["val_loss"]
-    with pytest.raises(RecipeError, match="no variant 'wide'.*inherit, scratch"):
+    with pytest.raises(RecipeError, match=r"no variant 'wide'.*inherit, scratch"):
         train_only(recipe, tmp_path / "tiny", variant="wide")
 
 

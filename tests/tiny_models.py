@@ -10,20 +10,20 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel
 
 VOCAB = 320
-_WIDTHS = dict(
-    vocab_size=VOCAB,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=128,
-    bos_token_id=0,
-    eos_token_id=0,
-    pad_token_id=0,
-)
-_GPT2 = dict(vocab_size=VOCAB, n_embd=32, n_layer=4, n_head=4, n_positions=128)
+_WIDTHS = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+_GPT2 = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128}
 _PLAIN = {k: v for k, v in _WIDTHS.items() if k not in {"num_key_value_heads", "head_dim"}}
 
 # Name of the model class, and its config.
@@ -41,9 +41,15 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "gpt-neo": (
         "GPTNeo",
         {
-            **{"vocab_size": VOCAB, "hidden_size": 32, "num_layers": 4, "num_heads": 4},
-            **{"max_position_embeddings": 128, "attention_types": [[["global", "local"], 2]]},
-            **{"window_size": 8, "bos_token_id": 0, "eos_token_id": 0},
+            "vocab_size": VOCAB,
+            "hidden_size": 32,
+            "num_layers": 4,
+            "num_heads": 4,
+            "max_position_embeddings": 128,
+            "attention_types": [[["global", "local"], 2]],
+            "window_size": 8,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
         },
     ),
 }

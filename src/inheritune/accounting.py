@@ -8,7 +8,7 @@ import numpy as np
 
 from inheritune.derive import Outcome
 from inheritune.recipe import Recipe
-from inheritune.steps import Trial
+from inheritune.steps.training import Trial
 
 __all__ = ["gap_closed", "ledger", "notes", "result", "variant_rows"]
 

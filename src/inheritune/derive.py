@@ -6,18 +6,11 @@ from itertools import count
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import RecipeError
 from inheritune.recipe import Variant
-from inheritune.steps import (
-    Arm,
-    Benchmark,
-    Job,
-    Reference,
-    Trial,
-    measure_benchmark,
-    open_reference,
-    prepare_tokens,
-    publish_target,
-    train_arm,
-)
+from inheritune.steps.job import Job
+from inheritune.steps.reference import Benchmark, Reference, measure_benchmark, open_reference
+from inheritune.steps.tokens import prepare_tokens
+from inheritune.steps.training import Arm, Trial
+from inheritune.steps.variants import publish_target, train_arm
 
 __all__ = ["Outcome", "derive", "first_layers", "judge"]
 

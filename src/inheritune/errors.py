@@ -79,7 +79,7 @@ class DivergedError(InherituneError):
     exit_code = 5
 
 
-class Interrupted(InherituneError):  # noqa: N818
+class Interrupted(InherituneError):
     """A signal asked to stop; everything is saved and the run can be continued."""
 
     exit_code = 75

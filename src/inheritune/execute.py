@@ -18,16 +18,11 @@ from inheritune.recipe_file import RecipeFile
 from inheritune.report.page import write_report
 from inheritune.run import Run
 from inheritune.signals import catch_signals
-from inheritune.steps import (
-    Arm,
-    Job,
-    continue_texts,
-    measure_benchmark,
-    open_reference,
-    prepare_tokens,
-    tokenizer_home,
-    train_arm,
-)
+from inheritune.steps.job import Job
+from inheritune.steps.reference import measure_benchmark, open_reference, tokenizer_home
+from inheritune.steps.tokens import prepare_tokens
+from inheritune.steps.training import Arm
+from inheritune.steps.variants import continue_texts, train_arm
 
 __all__ = ["execute", "exit_code_of", "prepare_only", "train_only"]
 

@@ -45,7 +45,7 @@ def cut(fields, layers=3, base=BASE):
         ("first_k_dense_replace", 4, 4),
         ("max_window_layers", 6, 6),
         ("attention_types", [[["global", "local"], 3]], [[["global", "local", "global"], 1]]),
-        ("attention_types", [[["global", "local"], 1], [["a"], 4]], [[["global", "local", "a"], 1]]),
+        ("attention_types", [[["g", "l"], 1], [["a"], 4]], [[["g", "l", "a"], 1]]),
         ("n_layer", 6, 3),
         ("num_blocks", 6, 3),
         ("scale_depth", 2.0, 2.0 * math.sqrt(0.5)),

@@ -41,9 +41,7 @@ def load(directory: Path):
 
 def layer_list(model, layers: int):
     return next(
-        m
-        for m in model.modules()
-        if isinstance(m, torch.nn.ModuleList) and len(m) == layers
+        m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == layers
     )
 
 

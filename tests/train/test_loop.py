@@ -48,9 +48,7 @@ class Trainer:
                 stop.signal_number = 15
 
         plan = Plan("test", self.stream, recipe.tokens, INPUTS if inputs is None else inputs)
-        return train(
-            self.model, recipe, plan, self.settings, folder, self.measure, stop, listen
-        )
+        return train(self.model, recipe, plan, self.settings, folder, self.measure, stop, listen)
 
     def measure(self, model: torch.nn.Module) -> float:
         self.val_calls += 1
@@ -202,7 +200,7 @@ def test_compiled_and_eager_steps_agree(
         [row["loss"] for row in rows_of(tmp_path / name) if "loss" in row]
         for name in ("eager", "compiled")
     )
-    if not trained.compiled:
+    if not trained.settings.compile:
         pytest.skip(f"not compiled: {trained.notes}")
     assert compiled == pytest.approx(eager, abs=1e-4)
 
@@ -218,7 +216,7 @@ def test_a_broken_compiler_costs_one_sentence(
     monkeypatch.setattr(torch, "compile", lambda function, **kwargs: broken)
     trainer.settings = Settings(**(trainer.settings.record() | {"compile": True}))
     trained = trainer(train_recipe, tmp_path / "fallback")
-    assert not trained.compiled
+    assert not trained.settings.compile
     assert trained.notes == ("torch.compile failed (RuntimeError), going on without it",)
     assert_same(eager, trainer.weights())
 

@@ -129,7 +129,8 @@ def test_a_passed_over_checkpoint_is_written_again_at_its_step(
 
 
 def test_a_planted_pickle_is_never_read(small_llama: LlamaForCausalLM, tmp_path: Path) -> None:
-    (save(tmp_path, small_llama, 1) / "optimizer.pt").write_bytes(b"cos\nsystem\n(S'touch PWNED'\ntR.")
+    pickle = b"cos\nsystem\n(S'touch PWNED'\ntR."
+    (save(tmp_path, small_llama, 1) / "optimizer.pt").write_bytes(pickle)
     assert load(tmp_path, small_llama)[0].step == 1
     assert not Path("PWNED").exists()
 
@@ -150,7 +151,9 @@ def test_a_crash_while_saving_leaves_the_last_one_and_no_litter(
     assert load(tmp_path, small_llama)[0].step == 1
 
 
-def test_staging_of_a_killed_process_is_swept(small_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_staging_of_a_killed_process_is_swept(
+    small_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     (tmp_path / "step-00000007.tmp-abc").mkdir()
     save(tmp_path, small_llama, 1)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]

@@ -97,6 +97,8 @@ def open_model(model: str, revision: str | None = None) -> ModelDirectory:
         SourceError: The directory is missing, broken or unsafe, or not supported.
         MachineError: The Hub cannot be reached.
     """
+    if "\0" in model:
+        raise SourceError(f"the model {escape(model)} holds a NUL.")
     embedded = model.startswith(_EMBEDDED)
     local = Path(model).expanduser()
     if embedded or local.is_dir() or not is_hub_id(model):

@@ -36,5 +36,5 @@ def continue_prompts(model_dir: Path, prompts: Sequence[str], tokens: int) -> li
                 pad_token_id=tokenizer.eos_token_id,
             )
         added = out[0, ids["input_ids"].shape[1] :]
-        texts.append(tokenizer.decode(added, skip_special_tokens=True))
+        texts.append(str(tokenizer.decode(added, skip_special_tokens=True)))
     return texts

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 __all__ = ["MATMUL_ATTENTION", "agrees_with_the_model", "register_matmul_attention"]
 
@@ -62,7 +63,7 @@ def _causal_attention(
     return out.view(batch, heads, length, size).transpose(1, 2), None
 
 
-def agrees_with_the_model(model: "nn.Module", vocab_size: int, length: int) -> bool:
+def agrees_with_the_model(model: "PreTrainedModel", vocab_size: int, length: int) -> bool:
     """Whether a model computes the same logits with this attention as with its own.
 
     Sliding windows, soft-caps and sinks live in the attention function; a model that has them

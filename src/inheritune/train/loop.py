@@ -3,10 +3,7 @@
 B sequences per forward, T tokens per sequence.
 """
 
-import json
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +26,7 @@ from inheritune.train.attention import (
 )
 from inheritune.train.gelu import use_fused_gelu
 from inheritune.train.loss import loss_sum
+from inheritune.train.metrics import Metrics, step_row, val_row
 from inheritune.train.optimizer import (
     learning_rate,
     make_optimizer,
@@ -71,15 +69,13 @@ class Trained:
     Attributes:
         position: Its end.
         start_val_loss: Nats per token before the first step; None when it was not measured.
-        attention: ``"matmul"`` or ``"model"``: what was used in the end.
-        compiled: Whether the steps ran compiled in the end.
+        settings: What was used in the end: a fallback shows here.
         notes: Sentences worth keeping: fallbacks, checkpoints passed over.
     """
 
     position: Position
     start_val_loss: float | None
-    attention: str
-    compiled: bool
+    settings: Settings
     notes: tuple[str, ...]
 
 
@@ -133,7 +129,8 @@ def train(
     total = steps * recipe.batch_tokens
     eval_every = max(1, (recipe.eval_every or total // _EVALUATIONS) // recipe.batch_tokens)
 
-    metrics = _Metrics(folder / "metrics.jsonl", keep_to_step=position.step)
+    unique_tokens = plan.stream.num_samples(recipe.seq_len) * recipe.seq_len
+    metrics = Metrics(folder / "metrics.jsonl", keep_to_step=position.step)
     if position.step:
         position = replace(position, restarts=position.restarts + 1)
         resumed = f"continued from step {position.step} of {steps}"
@@ -156,7 +153,7 @@ def train(
                 save()
             raise
         model.train()
-        metrics.append(_val_row(position, val_loss, plan, recipe))
+        metrics.append(val_row(position, position.tokens / unique_tokens, val_loss))
         return val_loss
 
     # -- one turn per optimizer step; a stop may fall between saving and evaluating, hence the call
@@ -185,6 +182,7 @@ def train(
             set_learning_rate(optimizer, rate)
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        step_s = time.monotonic() - step_began
         skips_in_a_row = 0 if finite else skips_in_a_row + 1
         position = replace(
             position,
@@ -193,7 +191,8 @@ def train(
             elapsed_s=before_s + time.monotonic() - began,
             skipped=position.skipped + (not finite),
         )
-        row = _row(position, plan, recipe, mean_loss, norm, rate, time.monotonic() - step_began)
+        epoch, tokens_per_s = position.tokens / unique_tokens, recipe.batch_tokens / step_s
+        row = step_row(position, epoch, mean_loss, norm, rate, tokens_per_s)
         metrics.append(row)
         if not finite and (recipe.nonfinite == "stop" or skips_in_a_row > recipe.max_skips):
             raise DivergedError(
@@ -206,7 +205,8 @@ def train(
             last_saved = time.monotonic()
         val_loss = evaluate()
         on_progress(_progress(plan.task, row, total, val_loss))
-    return Trained(position, metrics.val_losses.get(0), attention, compiled, tuple(notes))
+    used = replace(settings, attention=attention, compile=compiled)
+    return Trained(position, metrics.val_losses.get(0), used, tuple(notes))
 
 
 def _use_attention(
@@ -238,7 +238,7 @@ def _loss_function(
     try:  # the first call compiles; its gradients are thrown away
         samples = next(iter(_micro_batches(stream, recipe, 0)))
         with settings.autocast():
-            compiled(samples.to(settings.device)).backward()  # type: ignore[no-untyped-call]
+            compiled(samples.to(settings.device)).backward()
     except Exception as error:
         # Whatever the compiler trips over, the eager step computes the same.
         notes.append(f"torch.compile failed ({type(error).__name__}), going on without it")
@@ -262,87 +262,9 @@ def _micro_batches(stream: TokenStream, recipe: Train, step: int) -> "Iterator[T
         yield torch.from_numpy(stream.samples(np.concatenate(ids), recipe.seq_len))
 
 
-def _row(
-    position: Position,
-    plan: Plan,
-    recipe: Train,
-    loss: float,
-    norm: float,
-    rate: float,
-    step_s: float,
-) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "step": position.step,
-        "tokens": position.tokens,
-        "epoch": _epoch(position, plan, recipe),
-        "loss": loss if math.isfinite(loss) else None,
-        "grad_norm": norm if math.isfinite(norm) else None,
-        "learning_rate": rate,
-        "tokens_per_s": round(recipe.batch_tokens / step_s, 1),
-        "memory_bytes": _memory_bytes(),
-        "elapsed_s": round(position.elapsed_s, 3),
-    }
-    if not math.isfinite(loss + norm):
-        row["nonfinite"] = str(loss if not math.isfinite(loss) else norm)
-    return row
-
-
-def _val_row(position: Position, val_loss: float, plan: Plan, recipe: Train) -> dict[str, Any]:
-    return {
-        "step": position.step,
-        "tokens": position.tokens,
-        "epoch": _epoch(position, plan, recipe),
-        "val_loss": val_loss if math.isfinite(val_loss) else None,
-        "elapsed_s": round(position.elapsed_s, 3),
-    }
-
-
-def _epoch(position: Position, plan: Plan, recipe: Train) -> float:
-    unique_tokens = plan.stream.num_samples(recipe.seq_len) * recipe.seq_len
-    return round(position.tokens / unique_tokens, 6)
-
-
-def _memory_bytes() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def _progress(task: str, row: Mapping[str, Any], total: int, val_loss: float | None) -> Progress:
     facts = {"tokens/s": f"{row['tokens_per_s']:,.0f}"}
     if row["loss"] is not None:
         facts = {"loss": f"{row['loss']:.4f}"} | facts
     message = "" if val_loss is None else f"step {row['step']}: val_loss {val_loss:.4f}"
     return Progress(task, row["tokens"], total, "tokens", facts, message)
-
-
-class _Metrics:
-    """metrics.jsonl: a row per step and per evaluation, cut back to the checkpoint on resume."""
-
-    def __init__(self, path: Path, keep_to_step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in _read_rows(path) if keep_to_step and row["step"] <= keep_to_step]
-        self.val_losses: dict[int, float | None] = {
-            row["step"]: row["val_loss"] for row in rows if "val_loss" in row
-        }
-        self._path = path
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        if "val_loss" in row:
-            self.val_losses[row["step"]] = row["val_loss"]
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-                rows += [row] if isinstance(row["step"], int) else []
-            except (ValueError, TypeError, KeyError):
-                continue  # a line torn by a kill
-    return rows

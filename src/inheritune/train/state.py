@@ -223,8 +223,8 @@ def _refuse_other_inputs(
     now = json.loads(json.dumps(now))
     changed = [key for key in {**saved, **now} if saved.get(key) != now.get(key)]
     if changed:
-        key = changed[0]
+        before, after = (repr(values.get(changed[0])) for values in (saved, now))
         raise CheckpointError(
-            f"{checkpoint} was written with {key} = {saved.get(key)!r}, now it is {now.get(key)!r}.",
+            f"{checkpoint} was written with {changed[0]} = {before}, now it is {after}.",
             "Put it back, or give the run another name.",
         )

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -34,9 +36,10 @@ def flops_per_token(model: "PreTrainedModel", seq_len: int) -> float:
     embedding = model.get_input_embeddings()
     # Whatever is looked up by id, not multiplied; a tied head is the embedding, and is multiplied.
     looked_up = sum(
-        module.weight.numel()
+        weight.numel()
         for module in model.modules()
-        if type(module).__name__.endswith("Embedding") and hasattr(module, "weight")
+        if type(module).__name__.endswith("Embedding")
+        and isinstance(weight := getattr(module, "weight", None), Tensor)
     )
     if head is not None and embedding is not None and head.weight is embedding.weight:
         looked_up -= embedding.weight.numel()

@@ -54,7 +54,7 @@ def load_model(directory: Path, dropout: float = 0.0) -> "PreTrainedModel":
     """
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         directory,
         config=_config(directory, dropout),
         dtype=torch.float32,
@@ -62,13 +62,13 @@ def load_model(directory: Path, dropout: float = 0.0) -> "PreTrainedModel":
         use_safetensors=True,
         output_loading_info=True,
     )
+    model, info = loaded
     if info["missing_keys"]:
         raise SourceError(
             f"{directory} lacks the weights {sorted(info['missing_keys'])[0]}.",
             "They would be random; write the directory again.",
         )
-    loaded: PreTrainedModel = model
-    return loaded
+    return model  # type: ignore[no-any-return]
 
 
 def fresh_model(directory: Path, seed: int, dropout: float = 0.0) -> "PreTrainedModel":

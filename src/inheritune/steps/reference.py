@@ -1,0 +1,159 @@
+"""The reference: opened or trained here, and what it sets as the benchmark."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from inheritune.checkpoints.config import layer_count
+from inheritune.checkpoints.copy import copy_side_files
+from inheritune.checkpoints.source import ModelDirectory, open_model
+from inheritune.data.prepare import training_texts
+from inheritune.data.tokenizer import open_tokenizer, train_tokenizer
+from inheritune.data.tokens import TokenDirectory
+from inheritune.progress import Progress
+from inheritune.recipe import ReferenceTraining
+from inheritune.run import read_json_file, write_json
+from inheritune.steps.job import Job, finish, finished
+from inheritune.steps.tokens import prepare_tokens
+from inheritune.steps.training import Arm, finite, run_training, training_inputs, val_loss_of
+
+__all__ = ["Benchmark", "Reference", "measure_benchmark", "open_reference", "tokenizer_home"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The large model, opened, with what is known of its training.
+
+    Attributes:
+        model: Its directory.
+        name: As the recipe calls it.
+        params: Weights, tied ones once.
+        flops_per_token: Of a training token, at the recipe's sequence length.
+        training: ``tokens``, ``flops``, ``seconds``, ``curve`` of its training; empty if unknown.
+        trained_here: Whether this run trained it.
+    """
+
+    model: ModelDirectory
+    name: str
+    params: int
+    flops_per_token: float
+    training: Mapping[str, Any]
+    trained_here: bool
+
+    @property
+    def layers(self) -> int:
+        """Transformer layers."""
+        return self.model.layers
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The reference's val_loss, per window.
+
+    Attributes:
+        val_loss: Nats per token.
+        val_loss_se: Standard error over windows.
+        bits_per_byte: The same loss, free of the tokenizer.
+        windows: Loss of every window, nats per token.
+        tokens: Predicted tokens.
+        flops: Cost of measuring.
+        seconds: Cost of measuring.
+    """
+
+    val_loss: float
+    val_loss_se: float | None
+    bits_per_byte: float
+    windows: list[float]
+    tokens: int
+    flops: float
+    seconds: float
+
+
+def open_reference(job: Job) -> Reference:
+    """The reference: opened, or trained here first when the recipe says so."""
+    from inheritune.train.weights import describe
+
+    wanted = job.recipe.reference
+    if wanted.train is not None:
+        _train_reference(job, wanted.train)
+        folder, name = job.run.reference / "model", "trained here"
+        model = open_model(str(folder), None)
+    else:
+        assert wanted.model is not None  # the recipe has one or the other
+        model, name = open_model(wanted.model, wanted.revision), wanted.model
+    ledger = model.path / "training.json"
+    shape = describe(model.path, job.recipe.train.seq_len)
+    return Reference(
+        model=model,
+        name=name,
+        params=shape.params,
+        flops_per_token=shape.flops_per_token,
+        training=read_json_file(ledger) if ledger.exists() else {},
+        trained_here=wanted.train is not None,
+    )
+
+
+def tokenizer_home(job: Job) -> Path:
+    """The directory whose tokenizer and config the tokens are prepared for."""
+    wanted = job.recipe.reference
+    if wanted.train is not None:
+        return _reference_start(job, wanted.train)
+    assert wanted.model is not None  # the recipe has one or the other
+    return open_model(wanted.model, wanted.revision).path
+
+
+def _reference_start(job: Job, wanted: ReferenceTraining) -> Path:
+    start = job.run.reference / "start"
+    if (start / "config.json").exists():
+        return start
+    tokenizer = job.run.reference / "tokenizer"
+    if wanted.tokenizer is not None:
+        tokenizer = open_model(wanted.tokenizer, None).path
+    elif not (tokenizer / "tokenizer.json").exists():
+        job.on_progress(Progress("tokenizer", message="training one on the text"))
+        train_tokenizer(training_texts(job.recipe.data), wanted.vocab_size, tokenizer)
+    start.mkdir(parents=True, exist_ok=True)
+    copy_side_files(tokenizer, start)
+    opened = open_tokenizer(start)
+    ids = {"vocab_size": opened.rows, "bos_token_id": opened.bos, "eos_token_id": opened.eos}
+    write_json(start / "config.json", ids | wanted.config)
+    return start
+
+
+def _train_reference(job: Job, wanted: ReferenceTraining) -> None:
+    folder = job.run.reference
+    tokens = prepare_tokens(job, _reference_start(job, wanted))
+    inputs = training_inputs(job, tokens) | {"reference": wanted.model_dump(mode="json")}
+    arm = Arm("reference", "fresh", layer_count(wanted.config), wanted.tokens)
+    run_training(job, arm, folder, tokens, inputs)
+
+
+def measure_benchmark(job: Job, reference: Reference, tokens: TokenDirectory) -> Benchmark:
+    """The reference's val_loss on every validation window."""
+    recipe, path = job.recipe, job.run.benchmark
+    inputs = {
+        "reference": reference.model.digest,
+        "tokens": tokens.fingerprint,
+        "seq_len": recipe.train.seq_len,
+        "batch_size": recipe.evaluate.batch_size,
+    }
+    if (done := finished(path, inputs)) is not None:
+        return Benchmark(**done)
+    from inheritune.train.throughput import EVALUATION_SHARE
+
+    loss, seconds = val_loss_of(job, reference.model.path, tokens, "benchmark")
+    val_tokens = tokens.val.num_samples(recipe.train.seq_len) * recipe.train.seq_len
+    bytes_per_token = tokens.val_bytes / max(tokens.val.num_ids, 1)
+    benchmark = Benchmark(
+        val_loss=loss.mean,
+        val_loss_se=finite(loss.se),
+        bits_per_byte=loss.mean / math.log(2) / bytes_per_token,
+        windows=loss.per_window.tolist(),
+        tokens=val_tokens,
+        flops=val_tokens * reference.flops_per_token * EVALUATION_SHARE,
+        seconds=seconds,
+    )
+    finish(path, inputs, asdict(benchmark))
+    return benchmark

@@ -1,0 +1,78 @@
+"""The variants of a run: started, trained, and what is left of them for people."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from inheritune.checkpoints.config import cut_config
+from inheritune.checkpoints.copy import copy_side_files
+from inheritune.data.tokens import TokenDirectory
+from inheritune.inherit.inherit import inherit
+from inheritune.progress import Progress
+from inheritune.run import write_json
+from inheritune.steps.job import Job, finished
+from inheritune.steps.reference import Benchmark, Reference
+from inheritune.steps.training import Arm, Trial, run_training, training_inputs
+
+__all__ = ["continue_texts", "publish_target", "train_arm"]
+
+
+def train_arm(
+    job: Job, arm: Arm, reference: Reference, tokens: TokenDirectory, benchmark: Benchmark
+) -> Trial:
+    """Start a model as an arm says, train it, publish it, measure it."""
+    folder = job.run.variant(arm.variant, arm.layers)
+    inputs = training_inputs(job, tokens) | {
+        "reference": reference.model.digest,
+        "start": arm.start,
+        "layers": arm.layers,
+        "variant_tokens": arm.tokens,
+    }
+    if finished(folder / "result.json", inputs) is None:
+        _write_start(arm, reference, folder)
+    trial = run_training(job, arm, folder, tokens, inputs, benchmark.windows)
+    shutil.rmtree(folder / "start", ignore_errors=True)
+    return trial
+
+
+def _write_start(arm: Arm, reference: Reference, folder: Path) -> None:
+    start = folder / "start"
+    if arm.start == "inherit":
+        if not start.exists():
+            inherit(reference.model, arm.layers, start)
+        shutil.copyfile(start / "inherit.json", folder / "inherit.json")
+        return
+    if (start / "config.json").exists():
+        return
+    start.mkdir(parents=True, exist_ok=True)
+    copy_side_files(reference.model.path, start)
+    config, _ = cut_config(reference.model.config, arm.layers)
+    write_json(start / "config.json", config)
+
+
+def publish_target(job: Job, trial: Trial) -> Path:
+    """Put the final model directory where `push` and people look for it: a copy, by one rename."""
+    source, target = job.run.root / trial.path / "model", job.run.target
+    staging = target.with_name("target.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(source, staging)
+    shutil.copyfile(source.parent / "inherit.json", staging / "inherit.json")
+    shutil.rmtree(target, ignore_errors=True)
+    staging.rename(target)
+    return target
+
+
+def continue_texts(job: Job, models: Mapping[str, Path]) -> list[dict[str, str]]:
+    """What every model writes after the recipe's prompts."""
+    from inheritune.evaluate.generate import continue_prompts
+
+    wanted = job.recipe.report
+    samples = []
+    for name, directory in models.items() if wanted.prompts else []:
+        job.on_progress(Progress("samples", message=f"{name} writes"))
+        texts = continue_prompts(directory, wanted.prompts, wanted.sample_tokens)
+        samples += [
+            {"model": name, "prompt": prompt, "text": text}
+            for prompt, text in zip(wanted.prompts, texts, strict=True)
+        ]
+    return samples

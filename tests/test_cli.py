@@ -1,0 +1,235 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from inheritune.cli import app
+from inheritune.presets import preset_names
+
+RECIPE = """
+name: tiny
+reference: {{model: "{reference}"}}
+data: {{source: "{text}", val_fraction: 0.2}}
+train:
+  tokens: 1280
+  seq_len: 16
+  batch_tokens: 128
+  micro_batch: 8
+  learning_rate: 1.0e-3
+  min_learning_rate: 1.0e-4
+grow: {{add: {add}, max_rounds: 1}}
+report: {{prompts: ["the small"], sample_tokens: 4}}
+"""
+
+
+def invoke(*args: object) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+@pytest.fixture
+def recipe(tiny_reference: Path, tiny_text: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(reference=tiny_reference, text=tiny_text, add=1))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def assert_error(result: Result, code: int, *words: str) -> None:
+    assert result.exit_code == code, result.output
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.strip().splitlines()) <= 3
+    assert "Traceback" not in result.output
+    for word in words:
+        assert word in result.stderr
+
+
+def test_help_names_every_command() -> None:
+    result = invoke("--help")
+    assert result.exit_code == 0
+    for command in ["run", "demo", "inherit", "prepare", "train", "report", "doctor", "init"]:
+        assert command in result.output
+
+
+def test_version_names_the_three_that_matter() -> None:
+    lines = invoke("--version").output.splitlines()
+    assert [line.split()[0] for line in lines] == ["inheritune", "torch", "transformers"]
+
+
+def test_run_ends_with_verdict_table_sample_and_next_step(recipe: Path) -> None:
+    result = invoke("run", recipe)
+    # One round: matched or not, the results are complete and say so in the exit code.
+    final = json.loads(Path("runs/tiny/run.json").read_text())["result"]
+    assert result.exit_code == {"not_matched": 6}.get(final["outcome"], 0), result.output
+    for word in ("reference", "inherit", "scratch", "validation loss", "the small"):
+        assert word in result.stdout
+    assert result.stderr.strip().splitlines()[-1] == "next: inheritune report runs/tiny"
+    for left in ("report/index.html", "target/model.safetensors", "run.json", "recipe.yaml"):
+        assert (Path("runs/tiny") / left).is_file()
+
+
+def test_run_json_is_one_object_and_report_repeats_it(recipe: Path) -> None:
+    ran = json.loads(invoke("run", recipe, "--json", "--set", "grow.add=0").stdout)
+    reported = json.loads(invoke("report", "runs/tiny", "--json").stdout)
+    assert ran["outcome"] in {"matched", "matched_within_noise", "not_matched"}
+    assert {key: reported[key] for key in ran if key != "report"} == {
+        key: ran[key] for key in ran if key != "report"
+    }
+    assert Path(reported["report"]).is_file()
+
+
+def test_not_asked_to_grow_nothing_is_missed(recipe: Path) -> None:
+    assert invoke("run", recipe, "--set", "grow.add=0").exit_code == 0
+
+
+def test_prepare_and_train_do_their_step(recipe: Path) -> None:
+    summary = json.loads(invoke("prepare", recipe, "--json").stdout)
+    assert summary["train_tokens"] > 0
+    trial = json.loads(invoke("train", recipe, "--variant", "scratch", "--json").stdout)
+    assert (trial["name"], trial["layers"], trial["tokens"]) == ("scratch", 2, 1280)
+    assert (Path(trial["model"]) / "model.safetensors").is_file()
+
+
+def test_inherit_writes_a_model_directory(tiny_reference: Path, tmp_path: Path) -> None:
+    result = invoke("inherit", tiny_reference, 3, tmp_path / "out")
+    assert result.exit_code == 0
+    assert "3 of 4 layers" in result.stderr
+    assert (tmp_path / "out" / "inherit.json").is_file()
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_init_prints_a_commented_recipe(preset: str) -> None:
+    result = invoke("init", "--preset", preset)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("# yaml-language-server: $schema=")
+
+
+def test_init_prints_the_schema_and_the_names() -> None:
+    assert json.loads(invoke("init", "--schema").stdout)["title"] == "Recipe"
+    assert invoke("init", "--list").stdout.split() == preset_names()
+
+
+# -- wrong input
+
+
+def test_an_unknown_key_is_met_with_the_right_one(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("learning_rate: 1.0e-3", "lerning_rate: 1"))
+    assert_error(invoke("run", recipe), 2, "lerning_rate", "Did you mean train.learning_rate?")
+    assert not Path("runs").exists()
+
+
+def test_a_wrong_type_names_key_and_value(recipe: Path) -> None:
+    assert_error(invoke("run", recipe, "--set", "train.tokens=many"), 2, "train.tokens", "many")
+
+
+def test_layers_out_of_range_name_the_range(recipe: Path, tiny_reference: Path) -> None:
+    result = invoke("run", recipe, "--set", "inherit.layers=9")
+    assert_error(result, 2, "inherit.layers is 9", "between 1 and 4")
+    assert_error(invoke("inherit", tiny_reference, 9, "out"), 2, "9", "between 1 and 4")
+    assert not Path("out").exists()
+
+
+def test_a_missing_recipe_text_and_reference_are_named(recipe: Path) -> None:
+    assert_error(invoke("run", "nowhere.yaml"), 2, "nowhere.yaml")
+    assert_error(invoke("run", recipe, "--set", "data.source=nowhere.txt"), 3, "nowhere.txt")
+    assert_error(invoke("run", recipe, "--set", "reference.model=./nowhere"), 3, "nowhere")
+
+
+def test_text_too_short_for_a_sequence_says_how_short(recipe: Path) -> None:
+    Path("short.txt").write_text("too short")
+    result = invoke("run", recipe, "--set", "data.source=short.txt")
+    assert_error(result, 3, "tokens", "train.seq_len")
+
+
+def test_a_reference_without_safetensors_is_refused(recipe: Path) -> None:
+    Path("old").mkdir()
+    Path("old/config.json").write_text('{"model_type": "llama", "num_hidden_layers": 2}')
+    Path("old/pytorch_model.bin").write_bytes(b"never read")
+    result = invoke("run", recipe, "--set", "reference.model=old")
+    assert_error(result, 3, "safetensors")
+
+
+def test_an_error_is_one_json_object_where_json_was_asked_for(recipe: Path) -> None:
+    result = invoke("run", recipe, "--json", "--set", "inherit.layers=9")
+    assert set(json.loads(result.stdout)) == {"error", "message", "hint"}
+    assert result.exit_code == 2
+
+
+def test_a_usage_error_is_exit_2() -> None:
+    assert invoke("run").exit_code == 2
+    assert invoke("rnu").exit_code == 2
+
+
+def test_report_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert_error(invoke("report", tmp_path / "empty"), 3, "run.json")
+
+
+# -- processes
+
+
+def test_ctrl_c_saves_and_the_same_command_continues(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("tokens: 1280", "tokens: 12800"))
+    text = ["--set", "data.allow_repeat=true", "--set", "grow.add=0", "--set", "train.compile=off"]
+    command = [sys.executable, "-m", "inheritune", "run", str(recipe), "--json", *text]
+
+    def run_it(runs: str, interrupt: bool) -> tuple[int, Any]:
+        metrics = tmp_path / runs / "tiny/variants/inherit/2-layers/metrics.jsonl"
+        with subprocess.Popen([*command, "--runs", runs], stdout=subprocess.PIPE) as process:
+            while interrupt and process.poll() is None:
+                if metrics.exists() and metrics.read_bytes().count(b"\n") > 20:
+                    process.send_signal(signal.SIGINT)
+                    break
+            out, _ = process.communicate(timeout=120)
+        return process.returncode, json.loads(out)
+
+    code, message = run_it("pieces", interrupt=True)
+    assert code == 75
+    assert message["error"] == "Interrupted"
+    code, pieces = run_it("pieces", interrupt=False)
+    assert code == 0
+    _, whole = run_it("whole", interrupt=False)
+    weights = [tmp_path / runs / "tiny/target/model.safetensors" for runs in ("pieces", "whole")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert pieces["val_loss"] == whole["val_loss"]
+
+
+def test_a_second_process_on_one_run_is_refused_with_the_holders_name(
+    recipe: Path, tmp_path: Path
+) -> None:
+    from inheritune.run import Run
+
+    program = (
+        "import sys; from pathlib import Path; from inheritune.run import Run\n"
+        "run = Run.create(Path(sys.argv[1]))\n"
+        "with run.lock():\n"
+        "    print('held', flush=True); sys.stdin.read()\n"
+    )
+    held = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "runs" / "tiny")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with held:
+        assert held.stdout is not None
+        assert held.stdout.readline() == b"held\n"
+        assert_error(invoke("run", recipe), 4, str(held.pid))
+        assert held.stdin is not None
+        held.stdin.close()
+    assert Run(tmp_path / "runs" / "tiny").read()["format"] == 1
+
+
+def test_stdout_closed_early_is_no_traceback() -> None:
+    command = f"{sys.executable} -m inheritune --help | head -1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert os.name == "posix"
