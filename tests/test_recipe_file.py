@@ -297,3 +297,8 @@ def test_any_value_in_a_section_gives_a_recipe_or_our_error(
     whole = "\n".join([*lines, f"{section}: {text}"]).encode()
     only_our_error(tmp_path / "recipe.yaml", whole, [])
     only_our_error(tmp_path / "recipe.yaml", SMALLEST.encode(), [f"{section}={text}"])
+
+
+def test_the_schema_beside_the_recipes_is_the_one_of_the_code() -> None:
+    path = Path(__file__).parents[1] / "recipes" / "recipe.schema.json"
+    assert json.loads(path.read_text()) == recipe_schema(), "inheritune init --schema > it"

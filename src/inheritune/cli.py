@@ -286,37 +286,26 @@ def _progress() -> Iterator[Callable[..., None]]:
 def _intro(recipe: "Recipe") -> str:
     kept = "the first half" if recipe.inherit.layers is None else f"{recipe.inherit.layers}"
     source = recipe.reference.model or "a reference trained here"
-    return (
+    said = (
         f"Inheriting {kept} of the layers of {source}, training on {recipe.data.source}, "
         f"growing by {recipe.grow.add} until its val_loss is matched. Ctrl-C saves and stops."
     )
+    if recipe.reference.train is not None:
+        said += (
+            "\nA reference trained this briefly is hardly better than a shallow model: this shows "
+            "what a warm start is worth and what it costs, not that layers can be saved."
+        )
+    return said
 
 
 def _show_result(root: Path, final: dict[str, Any], as_json: bool, next_command: str) -> None:
     if as_json:
         _print_json(final)
         return
-    from inheritune.report.tables import variants_table
-    from inheritune.report.verdict import verdict
     from inheritune.run import Run
+    from inheritune.terminal import show_record
 
-    record = Run(root).read()
-    console = Console(highlight=False, markup=False, soft_wrap=False)
-    table = variants_table(record)
-    drawn = RichTable(box=None, pad_edge=False, header_style="bold")
-    for header in table.headers:
-        drawn.add_column(header, justify="left" if header == table.headers[0] else "right")
-    for row in table.rows:
-        drawn.add_row(*[str(cell) for cell in row])
-    console.print()
-    console.print(verdict(record), style="bold")
-    console.print()
-    console.print(drawn)
-    console.print()
-    for sample in record.get("samples") or []:
-        console.print(f"--- {sample['model']}", style="dim")
-        console.print(sample["prompt"] + sample["text"])
-    console.print()
+    show_record(Console(highlight=False, markup=False), Run(root).read())
     _say(f"target: {final['target']}   report: {final['report']}")
     _say(f"next: {next_command}")
 
@@ -331,6 +320,12 @@ def _errors(as_json: bool, debug: bool) -> Iterator[None]:
         if debug:
             traceback.print_exc()
         _fail(type(error).__name__, error.message, error.hint, error.exit_code, as_json)
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        what = (error.strerror or str(error)).lower()
+        hint = "Free some space, or mend the path; then run the same command to continue."
+        _fail("MachineError", f"{error.filename or 'the system'}: {what}.", hint, 4, as_json)
     except Exception as error:
         if debug:
             raise

@@ -13,7 +13,7 @@ from typing import Any
 from inheritune.accounting import ledger, notes, result, variant_rows
 from inheritune.derive import Outcome, derive, first_layers
 from inheritune.errors import NOT_MATCHED_EXIT_CODE, InherituneError, RecipeError
-from inheritune.progress import Listener, silent
+from inheritune.progress import Listener, Progress, silent
 from inheritune.recipe_file import RecipeFile
 from inheritune.report.page import write_report
 from inheritune.run import Run
@@ -157,7 +157,7 @@ def _recorded(
             run.update(status=status, finished_at=_now(), seconds=round(seconds, 1), **fields)
 
         try:
-            value = work(Job(recipe.recipe, run, stop, on_progress))
+            value = work(Job(recipe.recipe, run, stop, _logged(run.log_file, on_progress)))
         except InherituneError as error:
             status = "interrupted" if error.exit_code == 75 else "failed"
             with suppress(InherituneError):  # a full disk must not hide the first error
@@ -169,6 +169,18 @@ def _recorded(
             raise
         close("done")
         return value
+
+
+def _logged(path: Path, listener: Listener) -> Listener:
+    """A listener that also keeps every event, with its time, in a file."""
+
+    def listen(progress: Progress) -> None:
+        if progress.message:
+            with path.open("a", encoding="utf-8") as log:
+                log.write(f"{_now()} {progress.task}: {progress.message}\n")
+        listener(progress)
+
+    return listen
 
 
 def _findings(outcome: Outcome, job: Job) -> dict[str, Any]:

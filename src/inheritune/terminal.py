@@ -1,17 +1,19 @@
-"""How progress looks: a live bar on a terminal, a plain line now and then elsewhere."""
+"""How progress and results look on a terminal, and where there is none."""
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.table import Table as Grid
 
 from inheritune.progress import Listener, Progress
 
-__all__ = ["listening"]
+__all__ = ["listening", "show_record"]
 
 _PLAIN_EVERY_S = 30.0
 
@@ -39,6 +41,35 @@ def listening(console: Console) -> Iterator[Listener]:
             yield _Bar(bars)
     else:
         yield _Lines(console)
+
+
+def show_record(console: Console, record: Mapping[str, Any]) -> None:
+    """Print what a run came to: verdict, table of variants, what to know, samples.
+
+    Args:
+        console: Of stdout.
+        record: run.json of a run that is done.
+    """
+    from inheritune.report.tables import variants_table
+    from inheritune.report.verdict import remarks, verdict
+
+    table = variants_table(record)
+    grid = Grid(box=None, pad_edge=False, header_style="bold")
+    for header in table.headers:
+        grid.add_column(header, justify="left" if header == table.headers[0] else "right")
+    for row in table.rows:
+        grid.add_row(*row)
+    console.print()
+    console.print(verdict(record), style="bold")
+    console.print()
+    console.print(grid)
+    console.print()
+    for remark in remarks(record):
+        console.print(f"- {remark}")
+    for sample in record.get("samples") or []:
+        console.print(f"\n{sample['model']} continues:", style="bold")
+        console.print(sample["prompt"] + sample["text"])
+    console.print()
 
 
 class _Bar:

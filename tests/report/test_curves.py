@@ -53,8 +53,8 @@ def test_health_counts_restarts_and_nonfinite_steps(synthetic: ModuleType, tmp_p
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     rows[50] |= {"loss": None, "nonfinite": "nan", "grad_norm": None}
     rows[60]["grad_norm"] = 7.5
-    resumed = [row | {"elapsed_s": row["elapsed_s"] - 24} for row in rows[40:]]
-    metrics.write_text("\n".join(map(json.dumps, [*rows[:45], *resumed])))
+    rows.insert(40, {"step": 40, "elapsed_s": 30.0, "event": "continued"})
+    metrics.write_text("\n".join(map(json.dumps, rows)))
     health = read_curves(run, synthetic.record())[0].health
     assert (health.restarts, health.nonfinite, health.highest_grad_norm) == (1, 1, 7.5)
     assert (health.steps, health.validations) == (100, 11)

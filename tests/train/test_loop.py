@@ -97,7 +97,7 @@ def test_stopped_and_continued_it_ends_with_the_same_weights_and_rows(
             trainer(train_recipe, tmp_path / "pieces", stop_after=stop)
     trained = trainer(train_recipe, tmp_path / "pieces")
     assert_same(whole, trainer.weights())
-    assert trained.position.restarts == len(stops)
+    assert trained.restarts == len(stops)
     for kept in ("loss", "learning_rate", "grad_norm"):
         one, other = (
             [(row["step"], row[kept]) for row in rows_of(tmp_path / name) if kept in row]

@@ -175,7 +175,7 @@ def _read_metrics(path: Path) -> tuple[list[tuple[int, float]], Health, list[str
     """Read rows as a stream: a run may have a million of them."""
     points: dict[int, float] = {}
     speeds, health = array("d"), Health()
-    step = elapsed = -math.inf
+    step = -math.inf
     broken = count = 0
     try:
         with path.open("rb") as lines:
@@ -185,12 +185,9 @@ def _read_metrics(path: Path) -> tuple[list[tuple[int, float]], Health, list[str
                     broken += 1
                     continue
                 count += 1
-                now, clock = number(row, "step"), number(row, "elapsed_s")
-                # After a restart the clock starts afresh, or steps after the checkpoint repeat.
-                if (now is not None and now < step) or (clock is not None and clock < elapsed):
-                    health.restarts += 1
+                now = number(row, "step")
                 step = step if now is None else now
-                elapsed = elapsed if clock is None else clock
+                health.restarts += row.get("event") == "continued"
                 _take(row, points, speeds, health)
     except OSError as error:
         return [], health, [f"metrics.jsonl cannot be read ({error.strerror})"]

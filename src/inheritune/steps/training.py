@@ -185,7 +185,7 @@ def _measure(
         difference_se=finite(difference_se),
         seconds=position.elapsed_s + eval_s,
         flops=shape.flops_per_token * (position.tokens + val_tokens * EVALUATION_SHARE),
-        restarts=position.restarts,
+        restarts=trained.restarts,
         skipped=position.skipped,
         path=folder.relative_to(job.run.root).as_posix(),
         settings=trained.settings.record(),

@@ -26,7 +26,7 @@ from inheritune.train.attention import (
 )
 from inheritune.train.gelu import use_fused_gelu
 from inheritune.train.loss import loss_sum
-from inheritune.train.metrics import Metrics, step_row, val_row
+from inheritune.train.metrics import Metrics, continued_row, step_row, val_row
 from inheritune.train.optimizer import (
     learning_rate,
     make_optimizer,
@@ -69,12 +69,14 @@ class Trained:
     Attributes:
         position: Its end.
         start_val_loss: Nats per token before the first step; None when it was not measured.
+        restarts: How often it was continued from a checkpoint.
         settings: What was used in the end: a fallback shows here.
         notes: Sentences worth keeping: fallbacks, checkpoints passed over.
     """
 
     position: Position
     start_val_loss: float | None
+    restarts: int
     settings: Settings
     notes: tuple[str, ...]
 
@@ -132,7 +134,7 @@ def train(
     unique_tokens = plan.stream.num_samples(recipe.seq_len) * recipe.seq_len
     metrics = Metrics(folder / "metrics.jsonl", keep_to_step=position.step)
     if position.step:
-        position = replace(position, restarts=position.restarts + 1)
+        metrics.append(continued_row(position, position.tokens / unique_tokens))
         resumed = f"continued from step {position.step} of {steps}"
         on_progress(Progress(plan.task, position.tokens, total, "tokens", message=resumed))
     compute_loss, compiled = _loss_function(model, settings, recipe, plan.stream, notes)
@@ -206,7 +208,7 @@ def train(
         val_loss = evaluate()
         on_progress(_progress(plan.task, row, total, val_loss))
     used = replace(settings, attention=attention, compile=compiled)
-    return Trained(position, metrics.val_losses.get(0), used, tuple(notes))
+    return Trained(position, metrics.val_losses.get(0), metrics.restarts, used, tuple(notes))
 
 
 def _use_attention(

@@ -1,4 +1,4 @@
-"""metrics.jsonl: a row for every step and every evaluation, and never the same step twice."""
+"""metrics.jsonl: a row for every step, evaluation and restart; no step stands in it twice."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import torch
 
 from inheritune.train.state import Position
 
-__all__ = ["Metrics", "step_row", "val_row"]
+__all__ = ["Metrics", "continued_row", "step_row", "val_row"]
 
 
 class Metrics:
@@ -24,6 +24,7 @@ class Metrics:
 
     Attributes:
         val_losses: Nats per token by step, None where not finite.
+        restarts: How often the training was continued, up to that checkpoint.
     """
 
     def __init__(self, path: Path, keep_to_step: int) -> None:
@@ -32,11 +33,13 @@ class Metrics:
         self.val_losses: dict[int, float | None] = {
             row["step"]: row["val_loss"] for row in rows if "val_loss" in row
         }
+        self.restarts = sum(row.get("event") == "continued" for row in rows)
         self._path = path
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row; it is in the file when this returns."""
+        self.restarts += row.get("event") == "continued"
         if "val_loss" in row:
             self.val_losses[row["step"]] = row["val_loss"]
         with self._path.open("a", encoding="utf-8") as file:
@@ -71,6 +74,11 @@ def step_row(
 def val_row(position: Position, epoch: float, val_loss: float) -> dict[str, Any]:
     """The row of an evaluation, nats per token."""
     return _place(position, epoch) | {"val_loss": val_loss if math.isfinite(val_loss) else None}
+
+
+def continued_row(position: Position, epoch: float) -> dict[str, Any]:
+    """The mark of a training that goes on from a checkpoint."""
+    return _place(position, epoch) | {"event": "continued"}
 
 
 def _place(position: Position, epoch: float) -> dict[str, Any]:

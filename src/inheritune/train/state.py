@@ -37,14 +37,12 @@ class Position:
         step: Optimizer steps done.
         tokens: Training tokens seen.
         elapsed_s: Seconds of training before this point, over all restarts.
-        restarts: How often it was continued.
         skipped: Steps without an update, for a value that was not finite.
     """
 
     step: int = 0
     tokens: int = 0
     elapsed_s: float = 0.0
-    restarts: int = 0
     skipped: int = 0
 
 
