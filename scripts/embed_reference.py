@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from inheritune.data.tokens import open_tokens
+
 OUT = Path(__file__).parents[1] / "src" / "inheritune" / "demo_reference"
 
 CARD = """\
@@ -32,11 +34,11 @@ tokenizer of {vocab} entries. It exists to be inherited from in `inheritune demo
 other use.
 
 - **Trained on** the Python sources of the standard library of CPython {python} (PSF licence),
-  without its tests, encodings and topic tables: {documents} modules, {train_tokens:,} tokens,
-  passed over {epochs:.1f} times: {tokens:,} training tokens, {flops:.2e} FLOPs, {hours:.1f} hours
-  on two CPU cores, by `recipes/demo-reference.yaml`.
+  with its tests, without encodings and topic tables: {documents:,} modules, {train_tokens:,}
+  tokens, passed over {epochs:.1f} times: {tokens:,} training tokens, {flops:.2e} FLOPs,
+  {minutes:.0f} minutes on two CPU cores, by `recipes/demo-reference.yaml`.
 - **Held out**: {val_documents} modules, {val_tokens:,} tokens, chosen by a hash of the module's
-  path, so that they are the same on every Python version. Share of their 13-grams of tokens that
+  path, so that they are the same on every Python version; never a test. Share of their 13-grams of tokens that
   also occur in the training text: {overlap:.1%}.
 - **Validation loss** {val_loss:.4f} ± {val_loss_se:.4f} nats per token before rounding to bf16.
 {depth}
@@ -45,7 +47,6 @@ other use.
 
 
 def main(run: Path) -> None:
-    record = json.loads((run / "run.json").read_text())
     source = run / "reference" / "model"
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
@@ -61,7 +62,7 @@ def main(run: Path) -> None:
     shutil.copyfile(source / "tokenizer_config.json", OUT / "tokenizer_config.json")
     training = json.loads((source / "training.json").read_text())
     (OUT / "training.json").write_text(json.dumps(training, indent=1) + "\n")
-    (OUT / "README.md").write_text(card(record, config, training, weights))
+    (OUT / "README.md").write_text(card(run, config, training, weights))
     for path in OUT.iterdir():
         path.chmod(0o644)
     sums = [f"{digest(path)}  {path.name}\n" for path in sorted(OUT.iterdir())]
@@ -70,11 +71,13 @@ def main(run: Path) -> None:
     print(f"{OUT}: {size / 1e6:.2f} MB")
 
 
-def card(record: dict, config: dict, training: dict, weights: dict) -> str:
-    tokens = record["tokens"]
-    half = next((row for row in record["variants"] if row["name"] == "half-depth"), None)
+def card(run: Path, config: dict, training: dict, weights: dict) -> str:
+    record = json.loads((run / "run.json").read_text())
+    tokens = open_tokens(run / "tokens").summary()
+    half_depth = run / "variants" / "half-depth" / "4-layers" / "result.json"
     depth = ""
-    if half:
+    if half_depth.exists():
+        half = json.loads(half_depth.read_text())["result"]
         gap = half["difference"]
         depth = (
             f"- **Depth pays**: a model of {half['layers']} layers, trained from scratch on the "
@@ -92,7 +95,7 @@ def card(record: dict, config: dict, training: dict, weights: dict) -> str:
         epochs=training["tokens"] / tokens["train_tokens"],
         tokens=training["tokens"],
         flops=training["flops"],
-        hours=training["seconds"] / 3600,
+        minutes=training["seconds"] / 60,
         val_documents=tokens["val_documents"],
         val_tokens=tokens["val_tokens"],
         overlap=tokens["overlap"]["share"],

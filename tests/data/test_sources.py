@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from inheritune.data import sources
+from inheritune.data.prepare import held_out
 from inheritune.data.sources import Document, documents, input_files
 from inheritune.errors import DataError
+from inheritune.recipe import Data
 
 
 def names(source, **options):
@@ -41,6 +43,18 @@ def test_names_in_stdlib_do_not_depend_on_where_python_is_installed(tmp_path, mo
         found.append(list(documents("stdlib")))
     assert found[0] == found[1]
     assert [document.name for document in found[0]] == ["abc.py", "json/decoder.py"]
+
+
+def test_stdlib_with_its_tests_holds_out_the_same_modules_and_never_a_test():
+    plain, whole = (
+        list(documents(source, max_bad_rows=50)) for source in ("stdlib", "stdlib+tests")
+    )
+    tests = {document.name for document in whole if document.train_only}
+    assert {document.name for document in whole} - tests == {d.name for d in plain}
+    assert all({"test", "tests", "idle_test"} & set(name.split("/")) for name in tests)
+    data = Data(source="stdlib+tests", val_fraction=0.5, split_by="name")
+    held = [[d.name for d in found if held_out(d, data)] for found in (plain, whole)]
+    assert held[0] == held[1] != []
 
 
 def test_a_folder_gives_one_document_for_each_file_in_byte_order(tmp_path):

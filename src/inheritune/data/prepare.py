@@ -13,7 +13,7 @@ import numpy as np
 
 from inheritune.data.overlap import duplicate_share, ngram_share
 from inheritune.data.shards import SHARD_IDS, SHARD_VERSION, ShardWriter
-from inheritune.data.sources import Document, documents, input_files
+from inheritune.data.sources import STDLIB, Document, documents, input_files
 from inheritune.data.staging import is_prepared, publish, staging_directory
 from inheritune.data.tokenizer import TextTokenizer, encode_documents
 from inheritune.data.tokens import (
@@ -43,7 +43,7 @@ def held_out(document: Document, data: Data) -> bool:
         document: Its text is hashed, or its name, as ``data.split_by`` says.
         data: With a ``val_source`` of its own nothing is held out.
     """
-    if data.val_source is not None:
+    if data.val_source is not None or document.train_only:
         return False
     key = document.text if data.split_by == "text" else document.name
     digest = hashlib.sha256(f"{SPLIT_RULE}:{key}".encode(errors="surrogateescape")).digest()
@@ -227,7 +227,7 @@ class _Job:
             "sources": {
                 "source": data.source,
                 "val_source": data.val_source,
-                "python": platform.python_version() if data.source == "stdlib" else None,
+                "python": platform.python_version() if data.source in STDLIB else None,
             },
             "order": "source order; training documents end once data.tokens is exceeded",
             "val_bytes": self.val_bytes,
@@ -267,7 +267,7 @@ def _listing(data: Data) -> str | None:
     A run that is copied elsewhere goes on with its tokens: there, the library of another Python
     or the absence of the files is no sign that they are out of date.
     """
-    given = [s for s in (data.source, data.val_source) if s is not None and s != "stdlib"]
+    given = [s for s in (data.source, data.val_source) if s is not None and s not in STDLIB]
     try:
         files = [file for source in given for file in input_files(source)]
         sizes = [[file.name, file.path.stat().st_size] for file in files]

@@ -19,16 +19,16 @@ __all__ = ["Document", "InputFile", "documents", "input_files"]
 
 MAX_DOCUMENT_BYTES = 256 << 20  # a document is tokenized in memory
 
+# Sources that every machine has: the library, and the library with what its tests add.
+STDLIB = ("stdlib", "stdlib+tests")
 _ROWS = (".jsonl", ".jsonl.gz")
 _UNREADABLE = (".parquet", ".arrow", ".zst", ".gz", ".bz2", ".xz", ".zip", ".tar", ".7z")
-# Tests repeat themselves, encodings and pydoc_data are tables, the rest is made at build time or
-# is not the library at all.
+# Not every installation has them, so what is held out never is one of them.
+_STDLIB_TESTS = ("test", "tests", "idle_test")
+# Encodings and pydoc_data are tables, the rest is made at build time or is not the library at all.
 _STDLIB_SKIPPED = (
     "site-packages",
     "dist-packages",
-    "test",
-    "tests",
-    "idle_test",
     "encodings",
     "pydoc_data",
     "config-*",
@@ -47,10 +47,12 @@ class Document:
         name: Path relative to the source, in posix form; ``path:line`` for a row. The same on
             every machine that has the same files.
         text: Never blank, free of NUL, encodable as UTF-8.
+        train_only: Never held out.
     """
 
     name: str
     text: str
+    train_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class InputFile:
 
     name: str
     path: Path
+    train_only: bool = False
 
 
 @dataclass
@@ -82,8 +85,9 @@ def documents(
     """Every document of a source, in byte order of the relative paths, rows in file order.
 
     Args:
-        source: ``"stdlib"``, or local files, globs or folders. ``.jsonl`` and ``.jsonl.gz`` hold
-            one document in each row, any other file is one document in UTF-8.
+        source: ``"stdlib"``, ``"stdlib+tests"`` (its tests as well, for training only), or local
+            files, globs or folders. ``.jsonl`` and ``.jsonl.gz`` hold one document in each row,
+            any other file is one document in UTF-8.
         text_column: Field of a row that holds the text; null or blank text is left out.
         max_bad_rows: Rows or files that may be unreadable before giving up.
 
@@ -119,10 +123,15 @@ def input_files(source: str | list[str]) -> list[InputFile]:
     Raises:
         DataError: An entry matches nothing, or is neither a file nor a folder.
     """
-    if source in ("stdlib", ["stdlib"]):
+    if source in (*STDLIB, *([name] for name in STDLIB)):
         root = Path(sysconfig.get_path("stdlib"))
-        files = [path for path in _walk(root, _STDLIB_SKIPPED) if path.suffix == ".py"]
+        tests = () if STDLIB[1] in source else _STDLIB_TESTS
+        files = [p for p in _walk(root, _STDLIB_SKIPPED + tests) if p.suffix == ".py"]
+        train_only = {
+            p for p in files if not {*_STDLIB_TESTS}.isdisjoint(p.relative_to(root).parts)
+        }
     else:
+        train_only = set()
         entries = [source] if isinstance(source, str) else source
         expanded = [_expand(entry) for entry in entries]
         files = [path for _, matches in expanded for path in matches]
@@ -132,7 +141,8 @@ def input_files(source: str | list[str]) -> list[InputFile]:
             )
         root = Path(os.path.commonpath([folder for folder, _ in expanded]))
     named = {path.relative_to(root).as_posix(): path for path in files}
-    return [InputFile(name, named[name]) for name in sorted(named, key=_bytes)]
+    names = sorted(named, key=_bytes)
+    return [InputFile(name, named[name], named[name] in train_only) for name in names]
 
 
 def _bytes(name: str) -> bytes:
@@ -205,7 +215,7 @@ def _documents_of(file: InputFile, text_column: str, bad: _BadRows) -> Iterator[
     else:
         text = _decode(file.path.read_bytes(), str(file.path), bad)
         if text and text.strip():
-            yield Document(file.name, text)
+            yield Document(file.name, text, file.train_only)
 
 
 def _rows(file: InputFile, text_column: str, bad: _BadRows) -> Iterator[Document]:
