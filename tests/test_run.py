@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inheritune.durable import read_json_file, write_json
 from inheritune.errors import DataError, MachineError
-from inheritune.run import Run, read_json_file, write_json
+from inheritune.run import Run
 
 HOLD = """
 import sys

@@ -141,8 +141,8 @@ class Data(_Section):
     """Text to train and to validate on."""
 
     source: str | list[str] = Field(
-        description="stdlib (Python's standard library), stdlib+tests, or local files, globs or folders: "
-        "text, .jsonl, .jsonl.gz"
+        description="stdlib (Python's standard library), stdlib+tests, or local files, globs or "
+        "folders: text, .jsonl, .jsonl.gz"
     )
     text_column: str = Field("text", description="field of a JSONL row that holds the text")
     val_source: str | list[str] | None = Field(

@@ -1,26 +1,22 @@
 """A run's directory: where each file lives, its record, and the lock for its one writer."""
 
 import errno
-import json
-import math
 import os
 import platform
-import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
+from inheritune.durable import read_json_file, refused_by_system, write_json
 from inheritune.errors import DataError, MachineError, RecipeError
-from inheritune.regular_file import escape, read_regular_file
+from inheritune.regular_file import escape
 
-__all__ = ["FORMAT", "Run", "read_json_file", "sync_directory", "write_json"]
+__all__ = ["FORMAT", "Run"]
 
 FORMAT = 1  # of run.json
-
-_MAX_BYTES = 256_000_000  # of a JSON file of ours; the largest lists the files of a corpus
 
 
 class Run:
@@ -56,7 +52,7 @@ class Run:
         except OSError as error:
             if error.errno in {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}:
                 raise _not_a_run(root, f"is not possible ({error.strerror})") from error
-            _refused_by_system(root, error)
+            refused_by_system(root, error)
         if not run.record_file.exists():
             write_json(run.record_file, {"format": FORMAT})  # from now on the directory is ours
         return run
@@ -127,7 +123,7 @@ class Run:
                 "Wait for it to end, or stop it.",
             ) from error
         except OSError as error:
-            _refused_by_system(self.root, error)
+            refused_by_system(self.root, error)
         try:
             for stale in self.root.glob(".*.json.*.tmp"):  # of a process that was killed
                 stale.unlink(missing_ok=True)
@@ -197,97 +193,6 @@ class Run:
         return True
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader meets the old file or the new one, whatever happens.
-
-    The bytes depend on the value alone. The mode follows the umask.
-
-    Args:
-        path: In an existing directory.
-        value: JSON values; mappings keep their order.
-
-    Raises:
-        MachineError: The system refuses to write; the old file stays.
-        ValueError: A number is NaN or infinite, which JSON cannot say.
-    """
-    data = (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        try:
-            with staged.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            staged.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                staged.unlink(missing_ok=True)
-            raise
-        sync_directory(path.parent)
-    except OSError as error:
-        _refused_by_system(path, error)
-
-
-def read_json_file(path: Path) -> Any:
-    """Read a JSON file of ours, strictly: no NaN, no duplicate keys, nothing but UTF-8.
-
-    Raises:
-        DataError: It is missing, unreadable or broken; the file is named.
-    """
-    try:
-        data = read_regular_file(path, _MAX_BYTES)
-    except OSError as error:
-        raise DataError(f"cannot read {escape(path)}: {error.strerror}.", "Check it.") from error
-    try:
-        return json.loads(
-            data.decode(),
-            object_pairs_hook=_unique,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-        )
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else escape(error, 120)
-        raise DataError(
-            f"{escape(path)} is not valid JSON: {reason}.", "Restore it from a copy, or remove it."
-        ) from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a key stands twice")
-    return values
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if math.isinf(value):
-        raise ValueError(f"{digits} is too large")
-    return value
-
-
-def sync_directory(path: Path) -> None:
-    """Make the renames inside a directory durable.
-
-    Args:
-        path: The directory that the renamed files are in.
-
-    Raises:
-        OSError: The system refuses.
-    """
-    # Windows cannot open a directory and needs no such call.
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _holder(path: Path) -> str:
     try:
         holder = read_json_file(path)
@@ -307,11 +212,3 @@ def _not_a_run(root: Path, why: str) -> RecipeError:
     return RecipeError(
         f"cannot put a run into {escape(root)}: it {why}.", "Name a new or empty directory."
     )
-
-
-def _refused_by_system(path: Path, error: OSError) -> NoReturn:
-    reason = (error.strerror or str(error)).lower()
-    way_out = "Check the permissions of its directory."
-    if error.errno in {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}:
-        way_out = "Free some space and run again."
-    raise MachineError(f"cannot write {escape(path)}: {reason}.", way_out) from error

@@ -1,4 +1,4 @@
-"""Copying ranges, with and without the kernel's help; directories that appear at once."""
+"""Copying ranges, with and without the kernel's help."""
 
 import errno
 import os
@@ -6,8 +6,8 @@ import os
 import pytest
 
 from inheritune.checkpoints import copy as room
-from inheritune.checkpoints.copy import copy_range, copy_side_files, published, side_files
-from inheritune.errors import MachineError, RecipeError, SourceError
+from inheritune.checkpoints.copy import copy_range, copy_side_files, side_files
+from inheritune.errors import SourceError
 
 CONTENT = bytes(range(256)) * 1000
 
@@ -47,50 +47,6 @@ def test_a_source_that_ends_early_is_named(tmp_path, monkeypatch, broken):
         monkeypatch.setattr(os, name, refuse, raising=False)
     with pytest.raises(SourceError, match=r"in ended at byte 256,000 .* 256,010 were expected"):
         copied(tmp_path, 10, 256_000)
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
-def test_a_full_disk_is_the_machines_fault_and_leaves_nothing(tmp_path, monkeypatch, code):
-    def full(descriptor):
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(MachineError, match="cannot write"), published(tmp_path / "out") as staging:
-        room.write_file(staging / "a", b"1")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_directory_appears_complete_or_not_at_all(tmp_path):
-    with published(tmp_path / "out") as staging:
-        room.write_file(staging / "a", b"1")
-        assert not (tmp_path / "out").exists()
-    assert (tmp_path / "out" / "a").read_bytes() == b"1"
-    with pytest.raises(KeyboardInterrupt), published(tmp_path / "other"):
-        raise KeyboardInterrupt
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def test_two_writers_do_not_sweep_each_other(tmp_path):
-    with published(tmp_path / "out") as first:
-        with pytest.raises(RecipeError), published(tmp_path / "out") as second:
-            assert first.is_dir() and second.is_dir()
-            raise RecipeError("the second one gives up")
-        assert first.is_dir()
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("kind", ["file", "full directory", "link to nothing"])
-def test_what_is_there_is_never_overwritten(tmp_path, kind):
-    out = tmp_path / "out"
-    if kind == "file":
-        out.write_text("mine")
-    elif kind == "full directory":
-        out.mkdir()
-        (out / "mine").write_text("mine")
-    else:
-        out.symlink_to(tmp_path / "nothing")
-    with pytest.raises(RecipeError, match="already exists"):
-        room.refuse_used_directory(out)
 
 
 def test_side_files_replace_older_ones_and_weights_are_not_among_them(tmp_path):

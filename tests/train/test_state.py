@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from inheritune.errors import CheckpointError
+from inheritune.errors import CheckpointError, MachineError
 from inheritune.train.state import Position, load_newest, save_checkpoint
 
 
@@ -145,7 +145,7 @@ def test_a_crash_while_saving_leaves_the_last_one_and_no_litter(
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", full_disk)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(MachineError, match="no space left"):
             save(tmp_path, small_llama, 2)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     assert load(tmp_path, small_llama)[0].step == 1
@@ -154,7 +154,7 @@ def test_a_crash_while_saving_leaves_the_last_one_and_no_litter(
 def test_staging_of_a_killed_process_is_swept(
     small_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
-    (tmp_path / "step-00000007.tmp-abc").mkdir()
+    (tmp_path / ".step-00000007.tmp-abc").mkdir()
     save(tmp_path, small_llama, 1)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 

@@ -1,29 +1,17 @@
-"""Bytes from one place to another: inside the kernel where it can, to the disk, all or nothing."""
+"""Bytes from one file to another: inside the kernel where it can, and to the disk."""
 
 import errno
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from inheritune.checkpoints.safe_path import safe_file
-from inheritune.errors import MachineError, RecipeError, SourceError
-from inheritune.regular_file import escape
-
-try:
-    import fcntl
-except ImportError:  # Windows: stale staging is then left to the user
-    fcntl = None  # type: ignore[assignment]
+from inheritune.errors import SourceError
 
 __all__ = [
     "copy_range",
     "copy_side_files",
     "create_file",
     "open_source",
-    "published",
-    "refuse_used_directory",
     "side_files",
     "write_all",
     "write_file",
@@ -166,92 +154,3 @@ def _copy_file(path: Path, copy: Path) -> None:
             os.close(target)
     finally:
         os.close(source)
-
-
-def refuse_used_directory(out: Path) -> None:
-    """Refuse to write where something else already is.
-
-    Raises:
-        RecipeError: ``out`` is a file, a directory with something in it, or no possible name.
-    """
-    try:
-        used = out.is_symlink() or out.exists()
-        if out.is_dir():
-            used = any(out.iterdir())
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"cannot write to {escape(out, 120)}: {escape(error, 60)}.") from error
-    if used:
-        raise RecipeError(f"{out} already exists.", "Name a directory that does not exist yet.")
-
-
-@contextmanager
-def published(out: Path) -> Iterator[Path]:
-    """Write a directory so that it is there completely or not at all.
-
-    Yields a staging directory beside ``out``; it is synced and renamed when the block ends, removed
-    when the block fails. What a killed writer left there is swept first.
-
-    Raises:
-        RecipeError: ``out`` is already used.
-        MachineError: The disk is full, read-only or broken.
-    """
-    out = Path(os.path.realpath(out))
-    refuse_used_directory(out)
-    staging = lock = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{out.name[:40]}.tmp-"
-        _sweep(out.parent, prefix)
-        staging = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
-        lock = _lock(staging)
-        yield staging
-        umask = os.umask(0)
-        os.umask(umask)
-        staging.chmod(0o777 & ~umask)
-        for directory in {staging, *(p for p in staging.rglob("*") if p.is_dir())}:
-            _sync_directory(directory)
-        staging.rename(out)
-        _sync_directory(out.parent)
-    except BaseException as error:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-        if isinstance(error, OSError):
-            reason = (error.strerror or str(error)).lower()
-            raise MachineError(
-                f"cannot write {out}: {reason}.", "Free some space, or name another directory."
-            ) from error
-        raise
-    finally:
-        if lock is not None:
-            os.close(lock)
-
-
-def _lock(directory: Path) -> int | None:
-    if fcntl is None:
-        return None
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _sweep(parent: Path, prefix: str) -> None:
-    for stale in [p for p in parent.iterdir() if p.name.startswith(prefix) and p.is_dir()]:
-        with suppress(OSError):
-            lock = _lock(stale)  # a living writer holds it, and a killed one let it go
-            if lock is not None:
-                shutil.rmtree(stale, ignore_errors=True)
-                os.close(lock)
-
-
-def _sync_directory(directory: Path) -> None:
-    if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows cannot
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from inheritune.durable import sync_directory
 from inheritune.errors import DataError, MachineError
 
 __all__ = ["is_prepared", "publish", "staging_directory"]
@@ -70,16 +71,6 @@ def publish(staging: Path, manifest: dict[str, Any], out: Path) -> None:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
-    _sync_directory(staging)
+    sync_directory(staging)
     staging.replace(out)
-    _sync_directory(out.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    if os.name != "posix":
-        return  # Windows cannot open a directory; its rename is durable enough
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_directory(out.parent)

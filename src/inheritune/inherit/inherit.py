@@ -9,14 +9,10 @@ from typing import Any
 
 from inheritune import __version__
 from inheritune.checkpoints.config import Edit, cut_config, text_config
-from inheritune.checkpoints.copy import (
-    copy_side_files,
-    published,
-    refuse_used_directory,
-    write_file,
-)
+from inheritune.checkpoints.copy import copy_side_files, write_file
 from inheritune.checkpoints.safetensors import Tensor, item_bits, write_safetensors
 from inheritune.checkpoints.source import ModelDirectory, open_model
+from inheritune.durable import published, refuse_used_directory
 from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
 from inheritune.inherit.verify import check_complete
 

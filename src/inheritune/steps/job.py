@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inheritune.durable import read_json_file, write_json
 from inheritune.errors import RecipeError
 from inheritune.progress import Listener
 from inheritune.recipe import Recipe
-from inheritune.run import Run, read_json_file, write_json
+from inheritune.run import Run
 from inheritune.signals import StopFlag
 
 __all__ = ["Job", "finish", "finished"]

@@ -12,9 +12,9 @@ from inheritune.checkpoints.source import ModelDirectory, open_model
 from inheritune.data.prepare import training_texts
 from inheritune.data.tokenizer import open_tokenizer, train_tokenizer
 from inheritune.data.tokens import TokenDirectory
+from inheritune.durable import read_json_file, write_json
 from inheritune.progress import Progress
 from inheritune.recipe import ReferenceTraining
-from inheritune.run import read_json_file, write_json
 from inheritune.steps.job import Job, finish, finished
 from inheritune.steps.tokens import prepare_tokens
 from inheritune.steps.training import Arm, finite, run_training, training_inputs, val_loss_of

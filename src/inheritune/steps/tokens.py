@@ -6,8 +6,8 @@ from inheritune.checkpoints.config import text_config
 from inheritune.data.prepare import prepare
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.data.tokens import TokenDirectory, check_budget
+from inheritune.durable import read_json_file
 from inheritune.recipe import Recipe
-from inheritune.run import read_json_file
 from inheritune.steps.job import Job
 
 __all__ = ["prepare_tokens"]

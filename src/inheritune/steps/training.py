@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inheritune.data.tokens import TokenDirectory
+from inheritune.durable import write_json
 from inheritune.progress import Progress
-from inheritune.run import write_json
 from inheritune.steps.job import Job, finish, finished
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from pathlib import Path
 from inheritune.checkpoints.config import cut_config
 from inheritune.checkpoints.copy import copy_side_files
 from inheritune.data.tokens import TokenDirectory
+from inheritune.durable import write_json
 from inheritune.inherit.inherit import inherit
 from inheritune.progress import Progress
-from inheritune.run import write_json
 from inheritune.steps.job import Job, finished
 from inheritune.steps.reference import Benchmark, Reference
 from inheritune.steps.training import Arm, Trial, run_training, training_inputs

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from inheritune.durable import published, read_json_file, sync_file, write_json
 from inheritune.errors import CheckpointError, DataError
-from inheritune.run import read_json_file, sync_directory, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT", "Position", "load_newest", "save_checkpoint"]
 
 FORMAT = 1
-_STAGING = ".tmp-"
-
 # What reading a damaged checkpoint can raise.
 _BROKEN = (CheckpointError, DataError, SafetensorError, OSError, ValueError, KeyError, TypeError)
 
@@ -65,28 +61,20 @@ def save_checkpoint(
         keep: Newest checkpoints to leave.
 
     Raises:
-        OSError: The disk is full or gone; earlier checkpoints are untouched.
+        MachineError: The disk is full or gone; earlier checkpoints are untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(f"*{_STAGING}*"):
+    for stale in folder.glob(".step-*.tmp-*"):  # of a process that was killed while saving
         shutil.rmtree(stale)
     final = folder / f"step-{position.step:08d}"
     if final.exists():
         if _is_whole(final):
             return final
         shutil.rmtree(final)  # it was passed over when this training was continued
-    staging = Path(tempfile.mkdtemp(prefix=final.name + _STAGING, dir=folder))
-    try:
+    with published(final) as staging:
         save_file(_weights(model), staging / "model.safetensors")
         save_file(_moments(model, optimizer), staging / "optimizer.safetensors")
         write_json(staging / "trainer.json", {"position": asdict(position), "inputs": dict(inputs)})
         write_json(staging / "manifest.json", {"format": FORMAT, "files": _digests(staging)})
-        sync_directory(staging)
-        staging.rename(final)
-        sync_directory(folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
     for old in _newest_first(folder)[keep:]:
         shutil.rmtree(old)
     return final
@@ -135,8 +123,7 @@ def load_newest(
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    found = [p for p in folder.glob("step-*") if p.is_dir() and _STAGING not in p.name]
-    return sorted(found, key=lambda p: p.name, reverse=True)
+    return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
 
 
 def _weights(model: "nn.Module") -> "dict[str, Tensor]":
@@ -178,10 +165,8 @@ def _put_moments(
 def _digests(folder: Path) -> dict[str, dict[str, Any]]:
     digests = {}
     for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        digests[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+        sync_file(path)
+        digests[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
     return digests
 
 

@@ -3,15 +3,14 @@
 import json
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from inheritune.durable import published, sync_file, write_json
 from inheritune.errors import SourceError
-from inheritune.run import sync_directory, write_json
 from inheritune.train.throughput import count_params, flops_per_token
 
 if TYPE_CHECKING:
@@ -99,11 +98,7 @@ def save_model(model: "PreTrainedModel", out: Path, start: Path) -> None:
         out: Must not exist.
         start: Its config.json, tokenizer and other side files are taken over.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for stale in out.parent.glob(f"{out.name}.tmp-*"):
-        shutil.rmtree(stale)
-    staging = Path(tempfile.mkdtemp(prefix=f"{out.name}.tmp-", dir=out.parent))
-    try:
+    with published(out) as staging:
         model.save_pretrained(staging)
         for path in start.iterdir():
             if path.is_file() and not path.name.startswith(("model", "inherit.json")):
@@ -114,13 +109,7 @@ def save_model(model: "PreTrainedModel", out: Path, start: Path) -> None:
         os.umask(umask)
         for path in staging.iterdir():
             path.chmod(0o666 & ~umask)  # safetensors leaves 0600
-        staging.chmod(0o777 & ~umask)
-        sync_directory(staging)
-        staging.rename(out)
-        sync_directory(out.parent)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+            sync_file(path)
 
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
