@@ -6,7 +6,8 @@ import pytest
 
 from inheritune.derive import judge
 from inheritune.errors import DataError, Interrupted, RecipeError
-from inheritune.execute import execute, prepare_only, train_only
+from inheritune.execute import execute as execute_with_code
+from inheritune.execute import prepare_only, train_only
 from inheritune.progress import Progress
 from inheritune.recipe import Recipe
 from inheritune.recipe_file import RecipeFile
@@ -35,6 +36,10 @@ def recipe_of(model: Path, text: Path, **sections: dict[str, Any]) -> RecipeFile
     for name, section in sections.items():
         fields[name] = fields.get(name, {}) | section
     return RecipeFile(None, "# made by a test\n", Recipe.model_validate(fields), {})
+
+
+def execute(*args: Any) -> dict[str, Any]:
+    return execute_with_code(*args)[0]
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
@@ -68,18 +73,47 @@ def test_the_result_says_all_that_was_promised(
     assert Run(root).read()["result"] == final
 
 
-def test_it_grows_from_half_by_the_step_until_matched_or_the_limit(
-    finished: tuple[Path, dict[str, Any], RecipeFile],
+def test_it_grows_by_the_step_until_the_limit_when_nothing_matches(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
-    root, final, _ = finished
-    record = Run(root).read()
+    # Trained for one step at next to no rate, a cut model stays worse than the whole one...
+    frozen = {"tokens": 128, "learning_rate": 1e-12, "min_learning_rate": 0.0}
+    good = trained_reference(tiny_reference, tiny_text, tmp_path)
+    grow = {"add": 1, "max_rounds": 3}
+    recipe = recipe_of(good, tiny_text, train=frozen, inherit={"layers": 1}, grow=grow)
+    final, code = execute_with_code(recipe, tmp_path / "run")
+    record = Run(tmp_path / "run").read()
     rounds = [(r["round"], r["layers"], r["outcome"]) for r in record["rounds"]]
-    assert rounds[0][:2] == (1, 2)
-    if rounds[0][2] == "matched":
-        assert len(rounds) == 1
-    else:
-        assert rounds[1][:2] == (2, 3)
-    assert final["layers"] == rounds[-1][1]
+    assert [r[:2] for r in rounds] == [(1, 1), (2, 2), (3, 3)]
+    assert final["outcome"] == "not_matched"
+    assert (code, record["exit_code"]) == (6, 6)
+    # ...until all of its layers are there: then nothing is missing.
+    whole = recipe_of(good, tiny_text, train=frozen, inherit={"layers": 4})
+    final, code = execute_with_code(whole, tmp_path / "whole")
+    assert final["val_loss"] == pytest.approx(final["benchmark"], abs=1e-6)
+
+
+def test_it_stops_at_the_first_round_that_matches(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(tiny_reference, tiny_text, grow={"tolerance": 100.0})
+    final, code = execute_with_code(recipe, tmp_path / "run")
+    assert (final["rounds"], final["layers"], final["outcome"], code) == (1, 2, "matched", 0)
+
+
+def trained_reference(model: Path, text: Path, folder: Path) -> Path:
+    """The tiny reference after 60 steps, so that its layers are worth something."""
+    recipe = recipe_of(
+        model,
+        text,
+        inherit={"layers": 4},
+        train={"tokens": 7680, "learning_rate": 1e-2},
+        data={"allow_repeat": True},
+        variants={"inherit": {"start": "inherit"}},
+        grow={"add": 0},
+    )
+    execute(recipe, folder / "training")
+    return folder / "training" / "target"
 
 
 def test_the_control_has_the_targets_size_and_tokens(
@@ -152,10 +186,12 @@ def test_a_changed_recipe_is_refused_with_key_and_values(
 ) -> None:
     root = finished[0]
     before = snapshot(root)
+    record = (root / "run.json").read_bytes(), (root / "recipe.yaml").read_bytes()
     changed = recipe_of(tiny_reference, tiny_text, train={"learning_rate": 2e-3})
     with pytest.raises(RecipeError, match=r"train.learning_rate = 0.001; now it is 0.002"):
         execute(changed, root)
     assert snapshot(root) == before
+    assert ((root / "run.json").read_bytes(), (root / "recipe.yaml").read_bytes()) == record
 
 
 def test_what_moves_nothing_may_change(
@@ -217,13 +253,15 @@ def test_a_reference_is_trained_first_where_the_recipe_says_so(
     record = Run(tmp_path / "tiny").read()
     assert record["reference"]["trained_here"]
     assert not any(entry["borrowed"] for entry in record["ledger"])
-    spent = {entry["item"].split(",")[0]: entry for entry in record["ledger"]}
-    assert spent["reference training"]["tokens"] == 1280
-    # As many FLOPs as the reference and every round took together, to within a step.
-    rounds = [e for e in record["ledger"] if e["item"].startswith("inherit")]
-    together = spent["reference training"]["flops"] + sum(e["flops"] for e in rounds)
-    per_token = spent["scratch"]["flops"] / spent["scratch"]["tokens"]
-    assert spent["longer"]["tokens"] == pytest.approx(together / per_token, abs=128)
+    assert record["ledger"][0]["tokens"] == 1280
+    # As many training FLOPs as the reference and every round together, to within a step.
+    rows = {row["name"]: row for row in record["variants"]}
+    cost = {r["layers"]: r["flops_per_token"] for r in record["rounds"]}
+    cost[4] = rows["reference"]["flops_per_token"]
+    together = 1280 * (cost[4] + sum(cost[r["layers"]] for r in record["rounds"]))
+    assert rows["longer"]["tokens"] == pytest.approx(
+        together / rows["longer"]["flops_per_token"], abs=128
+    )
     assert final["tokens"] == sum(entry["tokens"] for entry in record["ledger"])
 
 

@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports from lower levels and from its own room (the first name after `inheritune`).
 LEVELS = [
-    {"durable", "errors", "progress", "regular_file", "signals"},
+    {"durable", "errors", "inputs", "progress", "regular_file", "signals"},
     {
         "checkpoints",
         "data",

@@ -71,8 +71,10 @@ def gap_closed(outcome: Outcome) -> float | None:
     if scratch is None:
         return None
     gaps = np.array(scratch.windows) - np.array(outcome.benchmark.windows)
+    if len(gaps) < 2:
+        return None
     gap, gap_se = float(gaps.mean()), float(gaps.std(ddof=1) / math.sqrt(len(gaps)))
-    if not gap > _LEAST_GAP_SE * gap_se:
+    if gap <= _LEAST_GAP_SE * gap_se:
         return None
     return (scratch.val_loss - target.val_loss) / gap
 
@@ -93,6 +95,7 @@ def variant_rows(outcome: Outcome) -> list[dict[str, Any]]:
         "val_loss": benchmark.val_loss,
         "val_loss_se": benchmark.val_loss_se,
         "seconds": reference.training.get("seconds"),
+        "flops_per_token": reference.flops_per_token,
         "flops": reference.training.get("flops"),
         "path": "reference" if reference.trained_here else None,
     }
@@ -111,9 +114,13 @@ def notes(outcome: Outcome, recipe: Recipe) -> list[str]:
             "in the totals."
         )
     shallower = [c for c in outcome.controls if c.layers < reference.layers]
-    better = [c for c in shallower if c.val_loss <= outcome.benchmark.val_loss]
     trained = reference.training.get("tokens") or 0
-    if any(c.tokens <= trained for c in better):
+    better = [
+        control
+        for control in shallower
+        if control.val_loss <= outcome.benchmark.val_loss and control.tokens <= trained
+    ]
+    if better:
         said.append(
             f"The reference is undertrained: {better[0].name}, with fewer layers and no more "
             "tokens, is at least as good. Matching it shows a warm start, not the finding."

@@ -4,7 +4,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -66,15 +66,15 @@ def run(
 ) -> None:
     """Do the whole method by a recipe, or continue it where it was stopped."""
     with _errors(as_json, debug):
-        from inheritune.execute import execute, exit_code_of
+        from inheritune.execute import execute
         from inheritune.recipe_file import read_recipe
 
         wanted = read_recipe(recipe, sets or [])
         root = runs / wanted.recipe.name
         with _progress() as listen:
-            final = execute(wanted, root, listen)
+            final, code = execute(wanted, root, listen)
         _show_result(root, final, as_json, f"inheritune report {root}")
-        raise typer.Exit(exit_code_of(final, wanted))
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -98,13 +98,18 @@ def demo(
         from inheritune.recipe_file import read_recipe
 
         preset = "demo-from-scratch" if from_scratch else "demo"
-        own_text = [f"data.source={json.dumps([str(path) for path in text])}"] if text else []
+        own_text = []
+        if text:  # another name, so that it does not meet the run of the plain demo
+            sources = json.dumps([str(path) for path in text], ensure_ascii=False)
+            own_text = [f"data.source={sources}", "data.allow_repeat=true", "data.split_by=text"]
+            own_text.append(f"name={preset}-own-text")
         wanted = read_recipe(preset_path(preset), [*own_text, *(sets or [])])
         root = runs / wanted.recipe.name
         if not as_json:
             _say(_intro(wanted.recipe))
         with _progress() as listen:
-            final = execute(wanted, root, listen)
+            # The demo has done its job whichever way the answer falls.
+            final, _ = execute(wanted, root, listen, missed_exit_code=0)
         copy = f"inheritune init --preset {preset} > recipe.yaml"
         _show_result(root, final, as_json, f"{copy}   # then: inheritune run recipe.yaml")
 
@@ -210,7 +215,8 @@ def report(
         page = write_report(run)
         record = Run(run).read()
         if as_json:
-            _print_json((record.get("result") or {}) | {"run": str(run), "report": str(page)})
+            here = {"run": str(run), "target": str(run / "target"), "report": str(page)}
+            _print_json((record.get("result") or {}) | here)
         else:
             _say(f"{page} is written.")
             _say(f"next: open {page}")
@@ -320,6 +326,8 @@ def _errors(as_json: bool, debug: bool) -> Iterator[None]:
         if debug:
             traceback.print_exc()
         _fail(type(error).__name__, error.message, error.hint, error.exit_code, as_json)
+    except BrokenPipeError:
+        raise  # whoever read stdout has seen enough; typer ends quietly
     except OSError as error:
         if debug:
             traceback.print_exc()
@@ -330,7 +338,8 @@ def _errors(as_json: bool, debug: bool) -> Iterator[None]:
         if debug:
             raise
         log = Path("inheritune-error.log")
-        log.write_text(traceback.format_exc(), encoding="utf-8")
+        with suppress(OSError):
+            log.write_text(traceback.format_exc(), encoding="utf-8")
         _fail(
             "Bug",
             f"this is a bug in inheritune: {type(error).__name__}: {str(error)[:200]}.",

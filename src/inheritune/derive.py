@@ -5,9 +5,15 @@ from itertools import count
 
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import RecipeError
-from inheritune.recipe import Variant
+from inheritune.recipe import Recipe, Variant
 from inheritune.steps.job import Job
-from inheritune.steps.reference import Benchmark, Reference, measure_benchmark, open_reference
+from inheritune.steps.reference import (
+    Benchmark,
+    Reference,
+    flops_per_token,
+    measure_benchmark,
+    open_reference,
+)
 from inheritune.steps.tokens import prepare_tokens
 from inheritune.steps.training import Arm, Trial
 from inheritune.steps.variants import publish_target, train_arm
@@ -57,7 +63,7 @@ def derive(job: Job) -> Outcome:
     """
     recipe = job.recipe
     reference = open_reference(job)
-    layers, max_layers = first_layers(job, reference)
+    layers, max_layers = first_layers(job.recipe, reference)
     tokens = prepare_tokens(job, reference.model.path)
     benchmark = measure_benchmark(job, reference, tokens)
     arm_tokens = recipe.variants[recipe.target].tokens or recipe.train.tokens
@@ -104,15 +110,17 @@ def judge(trial: Trial, tolerance: float) -> str:
     return "not_matched"
 
 
-def first_layers(job: Job, reference: Reference) -> tuple[int, int]:
+def first_layers(recipe: Recipe, reference: Reference) -> tuple[int, int]:
     """Layers of the first round, and the most there may be.
 
     Raises:
         RecipeError: The recipe asks for more layers than the reference has.
     """
-    most = job.recipe.grow.max_layers or reference.layers
-    layers = job.recipe.inherit.layers or max(1, reference.layers // 2)
-    for key, value in {"inherit.layers": layers, "grow.max_layers": most}.items():
+    most = recipe.grow.max_layers or reference.layers
+    layers = recipe.inherit.layers or max(1, reference.layers // 2)
+    asked = {"inherit.layers": layers, "grow.max_layers": most}
+    asked |= {f"variants.{name}.layers": v.layers or 1 for name, v in recipe.variants.items()}
+    for key, value in asked.items():
         if value > reference.layers:
             raise RecipeError(
                 f"{key} is {value}, but {reference.name} has {reference.layers} layers.",
@@ -128,11 +136,13 @@ def first_layers(job: Job, reference: Reference) -> tuple[int, int]:
 def _control(
     job: Job, name: str, variant: Variant, reference: Reference, rounds: list[Trial]
 ) -> Arm:
-    layers, tokens = variant.layers or rounds[-1].layers, variant.tokens or job.recipe.train.tokens
-    if tokens == "equal_compute":
-        spent = sum(trial.flops for trial in rounds)
-        if reference.trained_here:  # else its cost was sunk before this run
-            spent += float(reference.training["flops"])
-        same_size = next((t for t in rounds if t.layers == layers), rounds[-1])
-        tokens = int(spent / (same_size.flops / same_size.tokens))
+    layers = variant.layers or rounds[-1].layers
+    if variant.tokens != "equal_compute":
+        tokens = variant.tokens or job.recipe.train.tokens
+    else:
+        # Of training alone; the reference's cost was sunk where it was not trained here.
+        spent = sum(trial.flops_per_token * trial.tokens for trial in rounds)
+        if reference.trained_here:
+            spent += reference.flops_per_token * int(reference.training["tokens"])
+        tokens = round(spent / flops_per_token(job, reference, layers))
     return Arm(name, variant.start, layers, tokens)

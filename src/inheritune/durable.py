@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from safetensors import SafetensorError
+
 from inheritune.errors import DataError, MachineError, RecipeError
 from inheritune.regular_file import escape, read_regular_file
 
@@ -80,8 +82,8 @@ def published(out: Path) -> Iterator[Path]:
     except BaseException as error:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
-        if isinstance(error, OSError):
-            reason = (error.strerror or str(error)).lower()
+        if isinstance(error, OSError | SafetensorError):  # the library's word for a full disk
+            reason = str(getattr(error, "strerror", None) or error).lower()
             raise MachineError(
                 f"cannot write {out}: {reason}.", "Free some space, or name another directory."
             ) from error

@@ -12,7 +12,14 @@ from typing import Any
 
 from inheritune.accounting import ledger, notes, result, variant_rows
 from inheritune.derive import Outcome, derive, first_layers
-from inheritune.errors import NOT_MATCHED_EXIT_CODE, InherituneError, RecipeError
+from inheritune.durable import write_json
+from inheritune.errors import (
+    NOT_MATCHED_EXIT_CODE,
+    DataError,
+    InherituneError,
+    MachineError,
+    RecipeError,
+)
 from inheritune.progress import Listener, Progress, silent
 from inheritune.recipe_file import RecipeFile
 from inheritune.report.page import write_report
@@ -24,46 +31,51 @@ from inheritune.steps.tokens import prepare_tokens
 from inheritune.steps.training import Arm
 from inheritune.steps.variants import continue_texts, train_arm
 
-__all__ = ["execute", "exit_code_of", "prepare_only", "train_only"]
+__all__ = ["execute", "prepare_only", "train_only"]
+
+_REFUSED = {RecipeError.exit_code, DataError.exit_code}
 
 
-def execute(recipe: RecipeFile, root: Path, on_progress: Listener = silent) -> dict[str, Any]:
+def execute(
+    recipe: RecipeFile,
+    root: Path,
+    on_progress: Listener = silent,
+    missed_exit_code: int = NOT_MATCHED_EXIT_CODE,
+) -> tuple[dict[str, Any], int]:
     """Do the whole method, or what is left of it, and write the report.
 
     Args:
         recipe: What to do.
         root: The run's directory; an unfinished run in it is continued.
         on_progress: Told what goes on.
+        missed_exit_code: What the process ends with where growing was asked for and the
+            benchmark was not matched.
 
     Returns:
-        The result, as run.json keeps it.
+        The result, as run.json keeps it, and the exit code.
 
     Raises:
         InherituneError: It could not be done; the record says why, and what was done stays.
     """
 
-    def work(job: Job) -> dict[str, Any]:
+    def work(job: Job) -> tuple[dict[str, Any], int]:
         outcome = derive(job)
-        samples = continue_texts(job, _models(outcome, job.run))
-        page = job.run.report / "index.html"
-        final = result(outcome, root, page)
-        job.run.update(
-            **_findings(outcome, job),
-            samples=samples,
-            result=final,
-            exit_code=exit_code_of(final, recipe),
-        )
-        return final
+        final = result(outcome, root, job.run.report / "index.html")
+        missed = final["outcome"] == "not_matched" and recipe.recipe.grow.add > 0
+        job.run.update(**_findings(outcome, job), result=final)
+        try:
+            job.run.update(samples=continue_texts(job, _models(outcome, job.run)))
+        except InherituneError:
+            raise
+        except Exception as error:
+            # Samples are an extra: whatever generation trips over, the result stands.
+            said = f"none: {type(error).__name__}: {str(error)[:200]}"
+            job.on_progress(Progress("samples", message=said))
+        return final, missed_exit_code if missed else 0
 
-    final = _recorded(recipe, root, on_progress, work)
+    final, code = _recorded(recipe, root, on_progress, work)
     write_report(root)
-    return final
-
-
-def exit_code_of(final: dict[str, Any], recipe: RecipeFile) -> int:
-    """0, or 6 where growing was asked for and has not matched the benchmark."""
-    missed = final["outcome"] == "not_matched" and recipe.recipe.grow.add > 0
-    return NOT_MATCHED_EXIT_CODE if missed else 0
+    return final, code
 
 
 def prepare_only(recipe: RecipeFile, root: Path, on_progress: Listener = silent) -> dict[str, Any]:
@@ -73,11 +85,11 @@ def prepare_only(recipe: RecipeFile, root: Path, on_progress: Listener = silent)
         The summary of the token directory, and its path.
     """
 
-    def work(job: Job) -> dict[str, Any]:
+    def work(job: Job) -> tuple[dict[str, Any], int]:
         tokens = prepare_tokens(job, tokenizer_home(job))
-        return tokens.summary() | {"path": str(tokens.path)}
+        return tokens.summary() | {"path": str(tokens.path)}, 0
 
-    return _recorded(recipe, root, on_progress, work)
+    return _recorded(recipe, root, on_progress, work)[0]
 
 
 def train_only(
@@ -103,7 +115,7 @@ def train_only(
         RecipeError: There is no such variant, or its tokens depend on the other variants.
     """
 
-    def work(job: Job) -> dict[str, Any]:
+    def work(job: Job) -> tuple[dict[str, Any], int]:
         plan, name = job.recipe, variant or job.recipe.target
         if name not in plan.variants:
             known = ", ".join(plan.variants)
@@ -115,7 +127,7 @@ def train_only(
                 "Use: inheritune run.",
             )
         reference = open_reference(job)
-        first, most = first_layers(job, reference)
+        first, most = first_layers(plan, reference)
         count = layers or plan.variants[name].layers or first
         if count > most:
             raise RecipeError(f"--layers is {count}.", f"Choose between 1 and {most}.")
@@ -123,21 +135,22 @@ def train_only(
         benchmark = measure_benchmark(job, reference, tokens)
         arm = Arm(name, plan.variants[name].start, count, tokens_wanted)
         trial = train_arm(job, arm, reference, tokens, benchmark)
-        return trial.summary() | {"model": str(root / trial.path / "model")}
+        return trial.summary() | {"model": str(root / trial.path / "model")}, 0
 
-    return _recorded(recipe, root, on_progress, work)
+    return _recorded(recipe, root, on_progress, work)[0]
 
 
 def _recorded(
     recipe: RecipeFile,
     root: Path,
     on_progress: Listener,
-    work: Callable[[Job], dict[str, Any]],
-) -> dict[str, Any]:
+    work: Callable[[Job], tuple[dict[str, Any], int]],
+) -> tuple[dict[str, Any], int]:
     run = Run.create(root)
     began = time.monotonic()
     with run.lock(), catch_signals() as stop:
         before = run.read()
+        given = run.recipe_file.read_bytes() if run.recipe_file.exists() else b""
         run.recipe_file.write_text(recipe.text, encoding="utf-8")
         run.update(
             name=recipe.recipe.name,
@@ -152,23 +165,37 @@ def _recorded(
             machine=_machine(),
         )
 
-        def close(status: str, **fields: Any) -> None:
+        def close(status: str, code: int, error: str | None = None) -> None:
             seconds = (before.get("seconds") or 0.0) + time.monotonic() - began
-            run.update(status=status, finished_at=_now(), seconds=round(seconds, 1), **fields)
+            run.update(
+                status=status,
+                exit_code=code,
+                error=error,
+                finished_at=_now(),
+                seconds=round(seconds, 1),
+            )
 
         try:
-            value = work(Job(recipe.recipe, run, stop, _logged(run.log_file, on_progress)))
+            value, code = work(
+                Job(recipe.recipe, run, stop, _logged(run.log_file, on_progress)),
+            )
         except InherituneError as error:
-            status = "interrupted" if error.exit_code == 75 else "failed"
             with suppress(InherituneError):  # a full disk must not hide the first error
-                close(status, exit_code=error.exit_code, error=str(error))
+                if before.get("result") and error.exit_code in _REFUSED:
+                    # The run is done and stays as it was recorded; only this start is refused.
+                    run.recipe_file.write_bytes(given)
+                    write_json(run.record_file, before)
+                else:
+                    status = "interrupted" if error.exit_code == 75 else "failed"
+                    close(status, error.exit_code, str(error))
             raise
         except BaseException as error:
+            code = MachineError.exit_code if isinstance(error, OSError) else 1
             with suppress(InherituneError):
-                close("failed", exit_code=1, error=f"{type(error).__name__}: {error}"[:500])
+                close("failed", code, f"{type(error).__name__}: {error}"[:500])
             raise
-        close("done")
-        return value
+        close("done", code)
+        return value, code
 
 
 def _logged(path: Path, listener: Listener) -> Listener:

@@ -38,9 +38,7 @@ CAUSAL = {
 }
 MORE_THAN_CAUSAL = {
     "mistral, window 8": MistralConfig(**SMALL, **MLP, num_key_value_heads=2, sliding_window=8),
-    "gemma2, soft-cap": Gemma2Config(
-        **SMALL, **MLP, head_dim=8, attn_logit_softcapping=0.01, query_pre_attn_scalar=1
-    ),
+    "gemma2, soft-cap": Gemma2Config(**SMALL, **MLP, head_dim=8),
     "gemma3, window 8": Gemma3TextConfig(**SMALL, **MLP, head_dim=8, sliding_window=8),
 }
 

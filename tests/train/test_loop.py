@@ -108,6 +108,21 @@ def test_stopped_and_continued_it_ends_with_the_same_weights_and_rows(
     assert evaluated == [0, 5, 10, 15, 20]
 
 
+def test_with_dropout_a_resume_drops_the_same(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    for layer in trainer.model.model.layers:
+        layer.mlp.act_fn = torch.nn.Sequential(layer.mlp.act_fn, torch.nn.Dropout(0.1))
+    wet = train_recipe.model_copy(update={"dropout": 0.1})
+    trainer(wet, tmp_path / "whole")
+    whole = trainer.weights()
+    with pytest.raises(Interrupted):
+        trainer(wet, tmp_path / "pieces", stop_after=9)
+    torch.manual_seed(77)
+    trainer(wet, tmp_path / "pieces")
+    assert_same(whole, trainer.weights())
+
+
 def test_order_and_resume_hold_across_an_epoch(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:

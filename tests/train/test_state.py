@@ -128,6 +128,14 @@ def test_a_passed_over_checkpoint_is_written_again_at_its_step(
     assert load(tmp_path, small_llama)[0].step == 1
 
 
+def test_damaged_checkpoints_never_crowd_out_the_one_just_written(
+    small_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    (save(tmp_path, small_llama, 20, keep=1) / "model.safetensors").unlink()
+    save(tmp_path, small_llama, 15, keep=1)
+    assert load(tmp_path, small_llama)[0].step == 15
+
+
 def test_a_planted_pickle_is_never_read(small_llama: LlamaForCausalLM, tmp_path: Path) -> None:
     pickle = b"cos\nsystem\n(S'touch PWNED'\ntR."
     (save(tmp_path, small_llama, 1) / "optimizer.pt").write_bytes(pickle)

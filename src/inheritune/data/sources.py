@@ -21,6 +21,9 @@ MAX_DOCUMENT_BYTES = 256 << 20  # a document is tokenized in memory
 
 # Sources that every machine has: the library, and the library with what its tests add.
 STDLIB = ("stdlib", "stdlib+tests")
+# Prose that is one file, such as a book, is cut into documents, so that some can be held out.
+_PROSE = (".txt", ".md")
+_PART_CHARS = 16_384
 _ROWS = (".jsonl", ".jsonl.gz")
 _UNREADABLE = (".parquet", ".arrow", ".zst", ".gz", ".bz2", ".xz", ".zip", ".tar", ".7z")
 # Not every installation has them, so what is held out never is one of them.
@@ -214,8 +217,23 @@ def _documents_of(file: InputFile, text_column: str, bad: _BadRows) -> Iterator[
         bad.add(str(file.path), f"it is above {MAX_DOCUMENT_BYTES >> 20} MB", "Split it up.")
     else:
         text = _decode(file.path.read_bytes(), str(file.path), bad)
-        if text and text.strip():
-            yield Document(file.name, text, file.train_only)
+        parts = [text or ""]
+        if file.name.endswith(_PROSE) and text and len(text) > 4 * _PART_CHARS:
+            parts = _parts(text)
+        for number, part in enumerate(parts, 1):
+            if part.strip():
+                name = file.name if len(parts) == 1 else f"{file.name}:{number}"
+                yield Document(name, part, file.train_only)
+
+
+def _parts(text: str) -> list[str]:
+    """A book in documents, cut between paragraphs, or between lines where it has none."""
+    gap = "\n\n" if "\n\n" in text else "\n"
+    parts, begin = [], 0
+    while (end := text.find(gap, begin + _PART_CHARS)) >= 0:
+        parts.append(text[begin : end + len(gap)])
+        begin = end + len(gap)
+    return [*parts, text[begin:]]
 
 
 def _rows(file: InputFile, text_column: str, bad: _BadRows) -> Iterator[Document]:

@@ -1,6 +1,5 @@
 """What every step is given, and how it leaves a result that is not made twice."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from inheritune.durable import read_json_file, write_json
 from inheritune.errors import RecipeError
+from inheritune.inputs import first_difference
 from inheritune.progress import Listener
 from inheritune.recipe import Recipe
 from inheritune.run import Run
@@ -46,24 +46,15 @@ def finished(path: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     stored = read_json_file(path)
-    now = json.loads(json.dumps(dict(inputs)))
-    if stored["inputs"] != now:
-        key, before, after = _first_difference(stored["inputs"], now)
+    difference = first_difference(stored["inputs"], inputs)
+    if difference is not None:
+        key, before, now = difference
         raise RecipeError(
-            f"{path} was made with {key} = {before!r}; now it is {after!r}.",
+            f"{path} was made with {key} = {before!r}; now it is {now!r}.",
             "Put it back, or give the run another name: --set name=...",
         )
     result: dict[str, Any] = stored["result"]
     return result
-
-
-def _first_difference(before: Any, after: Any, key: str = "") -> tuple[str, Any, Any]:
-    if isinstance(before, dict) and isinstance(after, dict):
-        for name in {**before, **after}:
-            if before.get(name) != after.get(name):
-                dotted = f"{key}.{name}" if key else name
-                return _first_difference(before.get(name), after.get(name), dotted)
-    return key, before, after
 
 
 def finish(path: Path, inputs: Mapping[str, Any], result: Mapping[str, Any]) -> None:

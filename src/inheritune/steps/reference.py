@@ -6,20 +6,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune.checkpoints.config import layer_count
+from inheritune.checkpoints.config import cut_config, layer_count, text_config
 from inheritune.checkpoints.copy import copy_side_files
 from inheritune.checkpoints.source import ModelDirectory, open_model
 from inheritune.data.prepare import training_texts
 from inheritune.data.tokenizer import open_tokenizer, train_tokenizer
 from inheritune.data.tokens import TokenDirectory
 from inheritune.durable import read_json_file, write_json
+from inheritune.errors import DataError, RecipeError, SourceError
 from inheritune.progress import Progress
 from inheritune.recipe import ReferenceTraining
 from inheritune.steps.job import Job, finish, finished
 from inheritune.steps.tokens import prepare_tokens
 from inheritune.steps.training import Arm, finite, run_training, training_inputs, val_loss_of
 
-__all__ = ["Benchmark", "Reference", "measure_benchmark", "open_reference", "tokenizer_home"]
+__all__ = [
+    "Benchmark",
+    "Reference",
+    "flops_per_token",
+    "measure_benchmark",
+    "open_reference",
+    "tokenizer_home",
+]
 
 
 @dataclass(frozen=True)
@@ -83,16 +91,43 @@ def open_reference(job: Job) -> Reference:
     else:
         assert wanted.model is not None  # the recipe has one or the other
         model, name = open_model(wanted.model, wanted.revision), wanted.model
-    ledger = model.path / "training.json"
+    _refuse_long_sequences(job, model)
     shape = describe(model.path, job.recipe.train.seq_len)
     return Reference(
         model=model,
         name=name,
         params=shape.params,
         flops_per_token=shape.flops_per_token,
-        training=read_json_file(ledger) if ledger.exists() else {},
+        training=_training_of(model.path),
         trained_here=wanted.train is not None,
     )
+
+
+def _refuse_long_sequences(job: Job, model: ModelDirectory) -> None:
+    config = text_config(model.config)
+    limit = config.get("max_position_embeddings") or config.get("n_positions")
+    rotary = any("rope" in key or "rotary" in key for key in config)
+    seq_len = job.recipe.train.seq_len
+    if not isinstance(limit, int) or seq_len <= limit:
+        return
+    if not rotary:
+        raise RecipeError(
+            f"train.seq_len is {seq_len}, but {model.name} has {limit} positions.",
+            f"Set train.seq_len to {limit} or less.",
+        )
+    said = f"train.seq_len {seq_len} is above the {limit} positions it was made for"
+    job.on_progress(Progress("reference", message=said))
+
+
+def _training_of(model: Path) -> dict[str, Any]:
+    # Any model directory may hold a file of this name; only ours has these figures.
+    try:
+        ledger = read_json_file(model / "training.json")
+        known = {key: ledger[key] for key in ("tokens", "flops", "seconds", "curve")}
+        numbers = all(isinstance(known[key], int | float) for key in ("tokens", "flops", "seconds"))
+        return known if numbers and isinstance(known["curve"], list) else {}
+    except (DataError, KeyError, TypeError):
+        return {}
 
 
 def tokenizer_home(job: Job) -> Path:
@@ -105,13 +140,17 @@ def tokenizer_home(job: Job) -> Path:
 
 
 def _reference_start(job: Job, wanted: ReferenceTraining) -> Path:
-    start = job.run.reference / "start"
-    if (start / "config.json").exists():
+    start, path = job.run.reference / "start", job.run.reference / "start.json"
+    inputs = {
+        "reference": wanted.model_dump(mode="json", exclude={"tokens"}),
+        "data": job.recipe.data.model_dump(mode="json", exclude={"allow_repeat"}),
+    }
+    if finished(path, inputs) is not None:
         return start
     tokenizer = job.run.reference / "tokenizer"
     if wanted.tokenizer is not None:
         tokenizer = open_model(wanted.tokenizer, None).path
-    elif not (tokenizer / "tokenizer.json").exists():
+    else:
         job.on_progress(Progress("tokenizer", message="training one on the text"))
         train_tokenizer(training_texts(job.recipe.data), wanted.vocab_size, tokenizer)
     start.mkdir(parents=True, exist_ok=True)
@@ -119,6 +158,7 @@ def _reference_start(job: Job, wanted: ReferenceTraining) -> Path:
     opened = open_tokenizer(start)
     ids = {"vocab_size": opened.rows, "bos_token_id": opened.bos, "eos_token_id": opened.eos}
     write_json(start / "config.json", ids | wanted.config)
+    finish(path, inputs, {"vocab_size": opened.rows})
     return start
 
 
@@ -128,6 +168,14 @@ def _train_reference(job: Job, wanted: ReferenceTraining) -> None:
     inputs = training_inputs(job, tokens) | {"reference": wanted.model_dump(mode="json")}
     arm = Arm("reference", "fresh", layer_count(wanted.config), wanted.tokens)
     run_training(job, arm, folder, tokens, inputs)
+
+
+def flops_per_token(job: Job, reference: Reference, layers: int) -> float:
+    """Training cost of a model that has some of the reference's layers."""
+    from inheritune.train.weights import describe_config
+
+    config, _ = cut_config(reference.model.config, layers)
+    return describe_config(config, job.recipe.train.seq_len).flops_per_token
 
 
 def measure_benchmark(job: Job, reference: Reference, tokens: TokenDirectory) -> Benchmark:
@@ -144,6 +192,10 @@ def measure_benchmark(job: Job, reference: Reference, tokens: TokenDirectory) ->
     from inheritune.train.throughput import EVALUATION_SHARE
 
     loss, seconds = val_loss_of(job, reference.model.path, tokens, "benchmark")
+    if not math.isfinite(loss.mean):
+        raise SourceError(
+            f"the val_loss of {reference.name} is {loss.mean}.", "Its weights are broken."
+        )
     val_tokens = tokens.val.num_samples(recipe.train.seq_len) * recipe.train.seq_len
     bytes_per_token = tokens.val_bytes / max(tokens.val.num_ids, 1)
     benchmark = Benchmark(

@@ -13,6 +13,7 @@ import numpy as np
 
 from inheritune.data.tokens import TokenDirectory
 from inheritune.durable import write_json
+from inheritune.errors import DivergedError
 from inheritune.progress import Progress
 from inheritune.steps.job import Job, finish, finished
 
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Arm", "Trial", "finite", "run_training", "training_inputs", "val_loss_of"]
 
-# Keys of `train` that move nothing but files and screens: they may change between two starts.
-_FREE_KEYS = {"save_minutes", "keep", "eval_every"}
+# Keys of `train` that do not decide where a training ends, beyond rounding: they may change
+# between two starts.
+_FREE_KEYS = {"save_minutes", "keep", "eval_every", "nonfinite", "max_skips", "micro_batch"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Trial:
     difference: float
     difference_se: float | None
     seconds: float
+    flops_per_token: float
     flops: float
     restarts: int
     skipped: int
@@ -146,8 +149,9 @@ def _train(
     trained = train(model, recipe, plan, settings, folder, measure, job.stop, job.on_progress)
     for note in trained.notes:
         job.on_progress(Progress(arm.task, message=note))
-    if not (folder / "model").exists():
-        save_model(model, folder / "model", start)
+    # One that is there without a result.json was left by a kill: it may be of other inputs.
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    save_model(model, folder / "model", start)
     return trained
 
 
@@ -168,6 +172,11 @@ def _measure(
     difference, difference_se = 0.0, math.nan
     if benchmark is not None:
         difference, difference_se = paired_difference(loss.per_window, np.array(benchmark))
+    if not math.isfinite(loss.mean):
+        raise DivergedError(
+            f"{arm.task}: its val_loss is {loss.mean}.",
+            "Lower train.learning_rate in a run of another name.",
+        )
     shape = describe(folder / "model", seq_len)
     curve = _curve(folder / "metrics.jsonl")
     val_tokens = loss.tokens * (len(curve) + 1)
@@ -183,7 +192,8 @@ def _measure(
         val_loss_se=finite(loss.se),
         difference=difference,
         difference_se=finite(difference_se),
-        seconds=position.elapsed_s + eval_s,
+        seconds=trained.seconds + eval_s,
+        flops_per_token=shape.flops_per_token,
         flops=shape.flops_per_token * (position.tokens + val_tokens * EVALUATION_SHARE),
         restarts=trained.restarts,
         skipped=position.skipped,
@@ -192,10 +202,11 @@ def _measure(
         notes=list(trained.notes),
         windows=loss.per_window.tolist(),
     )
-    # Travels with the model, so that whoever inherits from it knows what its training cost.
-    kept = ("tokens", "flops", "seconds", "val_loss", "val_loss_se")
-    ledger = {key: value for key, value in asdict(trial).items() if key in kept}
-    write_json(folder / "model" / "training.json", ledger | {"curve": curve})
+    if benchmark is None:
+        # Travels with a reference, so that whoever inherits from it knows what its training cost.
+        kept = ("tokens", "flops", "seconds", "val_loss", "val_loss_se")
+        ledger = {key: value for key, value in asdict(trial).items() if key in kept}
+        write_json(folder / "model" / "training.json", ledger | {"curve": curve})
     return trial
 
 
@@ -211,11 +222,13 @@ def val_loss_of(
 ) -> "tuple[ValLoss, float]":
     """The val_loss of a model directory, and the seconds it took."""
     from inheritune.evaluate.val_loss import measure_val_loss
+    from inheritune.train.settings import choose_device
     from inheritune.train.weights import load_model
 
     began = time.monotonic()
+    model: Any = load_model(directory)
     loss = measure_val_loss(
-        load_model(directory),
+        model.to(choose_device()),
         tokens.val,
         job.recipe.train.seq_len,
         job.recipe.evaluate.batch_size,

@@ -1,5 +1,6 @@
 """The variants of a run: started, trained, and what is left of them for people."""
 
+import filecmp
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,13 +53,22 @@ def _write_start(arm: Arm, reference: Reference, folder: Path) -> None:
 
 def publish_target(job: Job, trial: Trial) -> Path:
     """Put the final model directory where `push` and people look for it: a copy, by one rename."""
-    source, target = job.run.root / trial.path / "model", job.run.target
-    staging = target.with_name("target.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(source, staging)
-    shutil.copyfile(source.parent / "inherit.json", staging / "inherit.json")
-    shutil.rmtree(target, ignore_errors=True)
+    folder, target = job.run.root / trial.path, job.run.target
+    files = {p.relative_to(folder / "model"): p for p in (folder / "model").rglob("*")}
+    files = {name: path for name, path in files.items() if path.is_file()}
+    files[Path("inherit.json")] = folder / "inherit.json"
+    if all((target / n).is_file() and filecmp.cmp(p, target / n) for n, p in files.items()):
+        return target
+    staging, old = target.with_name(".target.tmp"), target.with_name(".target.old")
+    for leftover in (staging, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for name, path in files.items():
+        (staging / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, staging / name)  # with its time, by which the next start knows it
+    if target.exists():
+        target.rename(old)
     staging.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
     return target
 
 
@@ -69,6 +79,7 @@ def continue_texts(job: Job, models: Mapping[str, Path]) -> list[dict[str, str]]
     wanted = job.recipe.report
     samples = []
     for name, directory in models.items() if wanted.prompts else []:
+        job.stop.check("the run is complete but for its samples")
         job.on_progress(Progress("samples", message=f"{name} writes"))
         texts = continue_prompts(directory, wanted.prompts, wanted.sample_tokens)
         samples += [

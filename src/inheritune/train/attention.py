@@ -21,6 +21,11 @@ MATMUL_ATTENTION = "inheritune_matmul"
 LONGEST_SEQUENCE = 512
 
 
+# What models hand over that this attention does not do. A fresh model's scores are so small that
+# a soft-cap would not show in its logits, hence by name: Gemma 2 and gpt-oss.
+_MORE = ("softcap", "s_aux")
+
+
 def register_matmul_attention() -> None:
     """Offer the attention to every transformers model, as `attn_implementation`."""
     from transformers import AttentionInterface
@@ -42,6 +47,9 @@ def _causal_attention(
     **kwargs: Any,
 ) -> "tuple[Tensor, None]":
     batch, heads, length, size = query.shape  # (B, H, T, D); key and value (B, K, T, D)
+    window = kwargs.get("sliding_window")
+    if (window and window < length) or any(kwargs.get(key) is not None for key in _MORE):
+        raise ValueError("this attention is causal and nothing else")
     scaling = size**-0.5 if scaling is None else scaling
     if not torch.is_grad_enabled():
         out = F.scaled_dot_product_attention(

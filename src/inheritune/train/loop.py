@@ -68,6 +68,7 @@ class Trained:
 
     Attributes:
         position: Its end.
+        seconds: Of training, compiling and validating, over all restarts.
         start_val_loss: Nats per token before the first step; None when it was not measured.
         restarts: How often it was continued from a checkpoint.
         settings: What was used in the end: a fallback shows here.
@@ -75,6 +76,7 @@ class Trained:
     """
 
     position: Position
+    seconds: float
     start_val_loss: float | None
     restarts: int
     settings: Settings
@@ -137,6 +139,8 @@ def train(
         metrics.append(continued_row(position, position.tokens / unique_tokens))
         resumed = f"continued from step {position.step} of {steps}"
         on_progress(Progress(plan.task, position.tokens, total, "tokens", message=resumed))
+    began = last_saved = time.monotonic()
+    before_s, skips_in_a_row = position.elapsed_s, 0
     compute_loss, compiled = _loss_function(model, settings, recipe, plan.stream, notes)
 
     def save() -> None:
@@ -160,12 +164,12 @@ def train(
 
     # -- one turn per optimizer step; a stop may fall between saving and evaluating, hence the call
     evaluate()
-    began = last_saved = time.monotonic()
-    before_s, skips_in_a_row = position.elapsed_s, 0
     while position.step < steps:
         step_began = time.monotonic()
         loss_total = torch.zeros((), dtype=torch.float64)
-        for samples in _micro_batches(plan.stream, recipe, position.step):
+        for number, samples in enumerate(_micro_batches(plan.stream, recipe, position.step)):
+            if recipe.dropout:  # drawn from the place in the training, so that a resume repeats it
+                torch.manual_seed((recipe.seed << 48 | position.step << 16 | number) % 2**63)
             with settings.autocast():
                 loss = compute_loss(samples.to(settings.device))
             loss.backward()
@@ -199,7 +203,7 @@ def train(
         if not finite and (recipe.nonfinite == "stop" or skips_in_a_row > recipe.max_skips):
             raise DivergedError(
                 f"{plan.task}: loss {mean_loss}, gradient norm {norm} at step {position.step}.",
-                "Lower train.learning_rate, or set train.nonfinite to skip.",
+                "Set train.nonfinite to skip, or lower train.learning_rate under another name.",
             )
         # Save before evaluating: a crash in the evaluation loses nothing.
         if position.step == steps or time.monotonic() - last_saved > 60 * recipe.save_minutes:
@@ -207,8 +211,11 @@ def train(
             last_saved = time.monotonic()
         val_loss = evaluate()
         on_progress(_progress(plan.task, row, total, val_loss))
+    seconds = before_s + time.monotonic() - began
     used = replace(settings, attention=attention, compile=compiled)
-    return Trained(position, metrics.val_losses.get(0), metrics.restarts, used, tuple(notes))
+    return Trained(
+        position, seconds, metrics.val_losses.get(0), metrics.restarts, used, tuple(notes)
+    )
 
 
 def _use_attention(

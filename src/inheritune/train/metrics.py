@@ -2,7 +2,6 @@
 
 import json
 import math
-import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,11 @@ from typing import Any
 import torch
 
 from inheritune.train.state import Position
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 __all__ = ["Metrics", "continued_row", "step_row", "val_row"]
 
@@ -35,7 +39,9 @@ class Metrics:
         }
         self.restarts = sum(row.get("event") == "continued" for row in rows)
         self._path = path
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        whole = path.with_name(".metrics.jsonl.tmp")
+        whole.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        whole.replace(path)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row; it is in the file when this returns."""
@@ -90,9 +96,11 @@ def _place(position: Position, epoch: float) -> dict[str, Any]:
     }
 
 
-def _memory_bytes() -> int:
+def _memory_bytes() -> int | None:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

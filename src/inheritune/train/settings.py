@@ -18,7 +18,7 @@ from inheritune.train.attention import LONGEST_SEQUENCE
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Settings", "choose_settings", "keep_large_blocks", "processor_flags"]
+__all__ = ["Settings", "choose_device", "choose_settings", "keep_large_blocks", "processor_flags"]
 
 # A compiled step is 1.14-1.3 times faster, compiling takes 17-30 s: it pays back beyond about
 # three minutes, which is this many FLOPs on two cores.
@@ -72,9 +72,7 @@ def choose_settings(train: Train, planned_flops: float) -> Settings:
     Raises:
         MachineError: bf16 was asked for on a GPU that has none.
     """
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device()
     reasons: dict[str, str] = {}
     precision, reasons["precision"] = _precision(train, device)
     attention, reasons["attention"] = _attention(train, device)
@@ -90,6 +88,13 @@ def choose_settings(train: Train, planned_flops: float) -> Settings:
         keep_large_blocks=large_blocks and train.keep_large_blocks != "off",
         reasons=reasons,
     )
+
+
+def choose_device() -> str:
+    """``"cuda"`` where there is one, else ``"cpu"``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _precision(train: Train, device: str) -> tuple[str, str]:

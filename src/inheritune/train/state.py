@@ -1,7 +1,6 @@
 """Checkpoints: the training state on disk, complete or absent, and never a pickle."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from inheritune.durable import published, read_json_file, sync_file, write_json
 from inheritune.errors import CheckpointError, DataError
+from inheritune.inputs import first_difference
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,7 +75,10 @@ def save_checkpoint(
         save_file(_moments(model, optimizer), staging / "optimizer.safetensors")
         write_json(staging / "trainer.json", {"position": asdict(position), "inputs": dict(inputs)})
         write_json(staging / "manifest.json", {"format": FORMAT, "files": _digests(staging)})
-    for old in _newest_first(folder)[keep:]:
+    saved = _newest_first(folder)
+    # Later ones were passed over as damaged; counted, they would crowd out what is whole.
+    later = [checkpoint for checkpoint in saved if checkpoint.name > final.name]
+    for old in later + saved[len(later) :][keep:]:
         shutil.rmtree(old)
     return final
 
@@ -203,11 +206,10 @@ def _digest(path: Path) -> str:
 def _refuse_other_inputs(
     checkpoint: Path, saved: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
-    now = json.loads(json.dumps(now))
-    changed = [key for key in {**saved, **now} if saved.get(key) != now.get(key)]
-    if changed:
-        before, after = (repr(values.get(changed[0])) for values in (saved, now))
+    difference = first_difference(saved, now)
+    if difference is not None:
+        key, before, after = difference
         raise CheckpointError(
-            f"{checkpoint} was written with {changed[0]} = {before}, now it is {after}.",
+            f"{checkpoint} was written with {key} = {before!r}, now it is {after!r}.",
             "Put it back, or give the run another name.",
         )

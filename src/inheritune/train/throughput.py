@@ -43,7 +43,7 @@ def flops_per_token(model: "PreTrainedModel", seq_len: int) -> float:
     )
     if head is not None and embedding is not None and head.weight is embedding.weight:
         looked_up -= embedding.weight.numel()
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    width = size * config.num_attention_heads
-    attention = 12 * width * config.num_hidden_layers * seq_len / 2
+    heads = getattr(config, "num_attention_heads", None) or 0  # Mamba has none
+    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    attention = 12 * size * heads * config.num_hidden_layers * seq_len / 2
     return float(6 * (count_params(model) - looked_up) + attention)

@@ -2,21 +2,22 @@
 
 import json
 import os
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from inheritune.checkpoints.copy import copy_side_files
 from inheritune.durable import published, sync_file, write_json
-from inheritune.errors import SourceError
+from inheritune.errors import SourceError, UnsupportedModelError
 from inheritune.train.throughput import count_params, flops_per_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["Shape", "describe", "fresh_model", "load_model", "save_model"]
+__all__ = ["Shape", "describe", "describe_config", "fresh_model", "load_model", "save_model"]
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,34 @@ class Shape:
 
 
 def describe(directory: Path, seq_len: int) -> Shape:
-    """Size and cost of a model directory, from its config.json alone."""
+    """Size and cost of a model directory, from its config.json alone.
+
+    Raises:
+        UnsupportedModelError: transformers has no causal language model of this config.
+    """
+    return _shape(_config(directory, dropout=0.0), seq_len)
+
+
+def describe_config(config: Mapping[str, Any], seq_len: int) -> Shape:
+    """As `describe`, for a config that is not on disk."""
+    from transformers import AutoConfig
+
+    known = {key: value for key, value in config.items() if key != "model_type"}
+    return _shape(AutoConfig.for_model(config["model_type"], **known), seq_len)
+
+
+def _shape(config: "PreTrainedConfig", seq_len: int) -> Shape:
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_config(directory, dropout=0.0))
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise UnsupportedModelError(
+            f"transformers cannot build a {config.model_type} of this config: "
+            f"{str(error).splitlines()[0][:200]}.",
+            "Choose a decoder-only model that transformers knows, and check its config.json.",
+        ) from error
     model.tie_weights()
     return Shape(count_params(model), flops_per_token(model, seq_len))
 
@@ -52,13 +76,16 @@ def load_model(directory: Path, dropout: float = 0.0) -> "PreTrainedModel":
         SourceError: The directory does not hold every weight.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         directory,
         config=_config(directory, dropout),
         dtype=torch.float32,
         local_files_only=True,
         use_safetensors=True,
+        trust_remote_code=False,
         output_loading_info=True,
     )
     model, info = loaded
@@ -82,7 +109,7 @@ def fresh_model(directory: Path, seed: int, dropout: float = 0.0) -> "PreTrained
 
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        _config(directory, dropout), dtype=torch.float32
+        _config(directory, dropout), dtype=torch.float32, trust_remote_code=False
     )
     return model
 
@@ -100,14 +127,12 @@ def save_model(model: "PreTrainedModel", out: Path, start: Path) -> None:
     """
     with published(out) as staging:
         model.save_pretrained(staging)
-        for path in start.iterdir():
-            if path.is_file() and not path.name.startswith(("model", "inherit.json")):
-                shutil.copyfile(path, staging / path.name)
+        copy_side_files(start, staging)
         config = json.loads((start / "config.json").read_text(encoding="utf-8"))
         write_json(staging / "config.json", _with_dtype(config, "float32"))
         umask = os.umask(0)
         os.umask(umask)
-        for path in staging.iterdir():
+        for path in staging.glob("*.safetensors*"):
             path.chmod(0o666 & ~umask)  # safetensors leaves 0600
             sync_file(path)
 
@@ -120,7 +145,16 @@ def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
 def _config(directory: Path, dropout: float) -> "PreTrainedConfig":
     from transformers import AutoConfig
 
-    config: PreTrainedConfig = AutoConfig.from_pretrained(directory, local_files_only=True)
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+    except (ValueError, TypeError) as error:
+        raise UnsupportedModelError(
+            f"transformers does not take {directory / 'config.json'}: "
+            f"{str(error).splitlines()[0][:200]}.",
+            "Training runs no code of a model directory; choose a model that transformers knows.",
+        ) from error
     for section in {id(c): c for c in (config, config.get_text_config())}.values():
         for key, value in vars(section).items():
             if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float | int):
