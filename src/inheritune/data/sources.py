@@ -90,7 +90,8 @@ def documents(
     Args:
         source: ``"stdlib"``, ``"stdlib+tests"`` (its tests as well, for training only), or local
             files, globs or folders. ``.jsonl`` and ``.jsonl.gz`` hold one document in each row,
-            any other file is one document in UTF-8.
+            any other file is one document in UTF-8, except
+            that a .txt or .md file as long as a book is cut into documents between paragraphs.
         text_column: Field of a row that holds the text; null or blank text is left out.
         max_bad_rows: Rows or files that may be unreadable before giving up.
 
