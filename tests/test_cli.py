@@ -69,7 +69,7 @@ def test_run_ends_with_verdict_table_sample_and_next_step(recipe: Path) -> None:
     # One round: matched or not, the results are complete and say so in the exit code.
     final = json.loads(Path("runs/tiny/run.json").read_text())["result"]
     assert result.exit_code == {"not_matched": 6}.get(final["outcome"], 0), result.output
-    for word in ("reference", "inherit", "scratch", "validation loss", "the small"):
+    for word in ("reference", "inherit, round 1", "scratch", "val_loss", "the small"):
         assert word in result.stdout
     assert result.stderr.strip().splitlines()[-1] == "next: inheritune report runs/tiny"
     for left in ("report/index.html", "target/model.safetensors", "run.json", "recipe.yaml"):

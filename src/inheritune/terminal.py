@@ -50,19 +50,12 @@ def show_record(console: Console, record: Mapping[str, Any]) -> None:
         console: Of stdout.
         record: run.json of a run that is done.
     """
-    from inheritune.report.tables import variants_table
     from inheritune.report.verdict import remarks, verdict
 
-    table = variants_table(record)
-    grid = Grid(box=None, pad_edge=False, header_style="bold")
-    for header in table.headers:
-        grid.add_column(header, justify="left" if header == table.headers[0] else "right")
-    for row in table.rows:
-        grid.add_row(*row)
     console.print()
     console.print(verdict(record), style="bold")
     console.print()
-    console.print(grid)
+    console.print(_table(record))
     console.print()
     for remark in remarks(record):
         console.print(f"- {remark}")
@@ -70,6 +63,30 @@ def show_record(console: Console, record: Mapping[str, Any]) -> None:
         console.print(f"\n{sample['model']} continues:", style="bold")
         console.print(sample["prompt"] + sample["text"])
     console.print()
+
+
+def _table(record: Mapping[str, Any]) -> Grid:
+    """Reference, every round, every control; narrow enough for 80 columns."""
+    from inheritune.report.quantities import amount, duration, loss, signed
+
+    grid = Grid(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    grid.add_column("", max_width=24)
+    for header in ("layers", "size", "val_loss", "vs reference", "tokens", "time"):
+        grid.add_column(header, justify="right", no_wrap=True)
+    variants = record["variants"]
+    rounds = [row | {"name": f"{row['name']}, round {row['round']}"} for row in record["rounds"]]
+    controls = [row for row in variants[1:] if row["name"] != record["rounds"][0]["name"]]
+    for row in [variants[0], *rounds, *controls]:
+        grid.add_row(
+            row["name"],
+            str(row["layers"]),
+            amount(row["params"]),
+            loss(row["val_loss"]),
+            signed(row.get("difference")),
+            amount(row["tokens"]),
+            duration(row["seconds"]),
+        )
+    return grid
 
 
 class _Bar:
