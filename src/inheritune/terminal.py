@@ -61,7 +61,7 @@ def show_record(console: Console, record: Mapping[str, Any]) -> None:
         console.print(f"- {remark}")
     for sample in record.get("samples") or []:
         console.print(f"\n{sample['model']} continues:", style="bold")
-        console.print(sample["prompt"] + sample["text"])
+        console.print((sample["prompt"] + sample["text"]).rstrip())
     console.print()
 
 

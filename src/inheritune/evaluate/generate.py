@@ -19,7 +19,9 @@ def continue_prompts(model_dir: Path, prompts: Sequence[str], tokens: int) -> li
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(
         model_dir, local_files_only=True, trust_remote_code=False
     )

@@ -125,6 +125,9 @@ def save_model(model: "PreTrainedModel", out: Path, start: Path) -> None:
         out: Must not exist.
         start: Its config.json, tokenizer and other side files are taken over.
     """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     with published(out) as staging:
         model.save_pretrained(staging)
         copy_side_files(start, staging)
