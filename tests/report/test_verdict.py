@@ -124,3 +124,10 @@ def test_a_tolerance_is_named(synthetic: ModuleType) -> None:
     record = synthetic.record()
     record["recipe"]["grow"]["tolerance"] = 0.05
     assert any("counts up to 0.050 nats above" in sentence for sentence in remarks(record))
+
+
+def test_a_target_of_full_depth_is_said_to_save_nothing(synthetic: ModuleType) -> None:
+    record = synthetic.record()
+    assert not [remark for remark in remarks(record) if "nothing was removed" in remark]
+    record["result"] |= {"layers": 8, "reference_layers": 8}
+    assert [remark for remark in remarks(record) if "nothing was removed" in remark]

@@ -68,6 +68,7 @@ def verdict(record: Record) -> str:
 def remarks(record: Record) -> list[str]:
     """Sentences without which the verdict would say too much."""
     found = [
+        _depth(record),
         _tolerance(record),
         _gap(record),
         _scratch(record),
@@ -126,6 +127,17 @@ def _without_result(record: Record, key: str) -> str:
     if status == "running":
         return f"No answer yet: the run has not ended; this page was made {state}."
     return f"No answer yet: the record ends {state} and holds no result."
+
+
+def _depth(record: Record) -> str:
+    result = section(record, "result")
+    layers, total = number(result, "layers"), number(result, "reference_layers")
+    if layers is None or layers != total:
+        return ""
+    return (
+        "The target has all layers of the reference: nothing was removed, and what it gained comes "
+        "from training on this text."
+    )
 
 
 def _tolerance(record: Record) -> str:
