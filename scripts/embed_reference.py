@@ -38,8 +38,8 @@ other use.
   tokens, passed over {epochs:.1f} times: {tokens:,} training tokens, {flops:.2e} FLOPs,
   {minutes:.0f} minutes on two CPU cores, by `recipes/demo-reference.yaml`.
 - **Held out**: {val_documents} modules, {val_tokens:,} tokens, chosen by a hash of the module's
-  path, so that they are the same on every Python version; never a test. Share of their 13-grams of tokens that
-  also occur in the training text: {overlap:.1%}.
+  path, so that they are the same on every Python version; never a test. Share of their 13-grams
+  of tokens that also occur in the training text: {overlap:.1%}.
 - **Validation loss** {val_loss:.4f} ± {val_loss_se:.4f} nats per token before rounding to bf16.
 {depth}
 - **Digests**: `SHA256SUMS`. **Cost and loss curve of the training**: `training.json`.
