@@ -6,6 +6,7 @@ import math
 import pytest
 
 from inheritune.checkpoints.config import cut_config, layer_count
+from inheritune.checkpoints.layer_kinds import adapts_cut_layer, attends, layer_kinds
 from inheritune.checkpoints.source import read_json
 from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
 
@@ -26,7 +27,7 @@ def cut(fields, layers=3, base=BASE):
         ("intermediate_size", [1, 2, 3, 4, 5, 6], [1, 2, 3]),
         ("intermediate_size", 64, 64),
         ("layer_types", list("abcdefgh"), list("abc")),
-        ("hybrid_override_pattern", "M-M*-M", "M-M"),
+        ("hybrid_override_pattern", "M*M-*M", "M*M"),
         ("moe_layers", [0, 1, 2, 3, 4, 5], [0, 1, 2]),
         ("moe_layers", [1, 3, 5], [1]),
         ("mlp_only_layers", [], []),
@@ -34,8 +35,8 @@ def cut(fields, layers=3, base=BASE):
         ("attn_layer_indices", None, None),
         ("moe_layers_enum", "1,2,3,4,5", "1,2"),
         ("ple_layer_ids", [1, 3, 4, 6], [1, 3]),
-        ("linear_attn_config", {"kda_layers": [1, 2, 3, 5], "full_attn_layers": [4, 6], "h": 2},
-         {"kda_layers": [1, 2, 3], "full_attn_layers": [], "h": 2}),
+        ("linear_attn_config", {"kda_layers": [1, 2, 4, 5], "full_attn_layers": [3, 6], "h": 2},
+         {"kda_layers": [1, 2], "full_attn_layers": [3], "h": 2}),
         ("per_layer_config", {"0": {"a": 1}, "4": {"a": 2}}, {"0": {"a": 1}}),
         ("moe_layer_end_index", 5, 2),
         ("moe_layer_end_index", -1, -1),
@@ -169,16 +170,104 @@ def test_every_name_of_the_count_is_known(key):
 
 @pytest.mark.shared_data
 def test_every_config_at_hand_is_cut_or_refused_with_a_reason(shared_data):
-    refused = set()
+    refused = {}
     for path in sorted((shared_data / "configs").glob("*/config.json")):
         config = read_json(path, "the config")
         total = layer_count(config)
         for layers in {1, (total + 1) // 2, total}:
             try:
                 edited, edits = cut_config(config, layers)
-            except UnsupportedModelError:
-                refused.add(path.parent.name)
+            except UnsupportedModelError as error:
+                refused[path.parent.name, layers] = error.hint
                 continue
             assert layer_count(edited) == layers
             assert layers < total or {e.key for e in edits} <= {"num_nextn_predict_layers"}
-    assert refused == set()
+    assert refused == {
+        ("ipex-jamba", 1): "Choose at least the first 3 layers.",
+        ("ipex-jamba", 2): "Choose at least the first 3 layers.",
+        ("recurrent_gemma", 1): "Choose at least the first 3 layers.",
+        ("rwkv", 1): "Choose at least 2 layers.",
+        ("zamba2", 1): "Choose at least the first 7 layers.",
+    }
+
+
+HYBRID = ["linear_attention", "conv", "full_attention", "moe", "sliding_attention", "conv"]
+
+
+@pytest.mark.parametrize(
+    "fields, first",
+    [
+        ({"layer_types": HYBRID}, 2),
+        ({"layers_block_type": ["mamba", "mlp", "mamba", "hybrid", "mamba", "hybrid"]}, 3),
+        ({"hybrid_override_pattern": "M-M*-M"}, 3),
+        ({"block_types": ["recurrent", "recurrent", "attention"]}, 2),
+        ({"attn_layer_indices": [1, 4]}, 1),
+        ({"full_attn_idxs": [2, 5]}, 2),
+        ({"attn_layer_period": 4, "attn_layer_offset": 2}, 2),
+        ({"full_attention_interval": 4}, 3),
+        ({"layer_group_size": 3}, 2),
+        ({"linear_attn_config": {"kda_layers": [1, 2, 3, 5], "full_attn_layers": [4, 6]}}, 3),
+    ],
+)
+def test_a_hybrid_keeps_a_layer_of_attention(fields, first):
+    kinds = layer_kinds(BASE | fields, 6)
+    assert [attends(kind) for kind in kinds].index(True) == first
+    hint = f"the first {first + 1} layers"
+    for layers in range(1, first + 1):
+        with pytest.raises(UnsupportedModelError, match="with attention") as caught:
+            cut(fields, layers)
+        assert hint in caught.value.hint
+    cut(fields, first + 1)
+
+
+def test_zamba_keeps_two_of_its_shared_layers():
+    fields = {"model_type": "zamba", "layers_block_type": ["mamba", "hybrid"] * 3}
+    with pytest.raises(UnsupportedModelError, match="needs 2 layers with attention"):
+        cut(fields, 3)
+    cut(fields, 4)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"layer_types": None},
+        {"layer_types": ["linear_attention"] * 6},
+        {"model_type": "zamba", "attn_layer_period": 6, "attn_layer_offset": 4},
+    ],
+)
+def test_a_config_that_names_no_attention_can_be_cut_anywhere(fields):
+    cut(fields, 1)
+
+
+def test_beam_can_be_cut_anywhere_when_its_kinds_are_written_out():
+    kinds = ["sliding_attention"] * 5 + ["full_attention"]
+    assert cut({"model_type": "beam", "layer_types": kinds}, 2)["layer_types"] == kinds[:2]
+    with pytest.raises(UnsupportedModelError, match="counts from the end"):
+        cut({"model_type": "beam"}, 2)
+
+
+def test_rwkv_keeps_two_layers():
+    with pytest.raises(UnsupportedModelError, match="one less than the depth"):
+        cut({"model_type": "rwkv"}, 1)
+    cut({"model_type": "rwkv"}, 2)
+
+
+ZAMBA2 = {"model_type": "zamba2", "layers_block_type": ["mamba", "hybrid", "hybrid"] * 2}
+
+
+@pytest.mark.parametrize("kept, left", [(2, [0]), (3, [0, 1]), (5, [0, 1, 2]), (6, [0, 1, 2, 3])])
+def test_adapters_of_a_shared_layer_stay_for_the_places_that_are_kept(kept, left):
+    def cut_off(name):
+        return adapts_cut_layer(name, BASE | ZAMBA2, 6, range(kept))
+
+    list_name = "model.layers.1.shared_transformer.feed_forward.gate_up_proj_adapter_list"
+    assert [i for i in range(4) if not cut_off(f"{list_name}.{i}.0.weight")] == left
+    assert not cut_off("model.layers.1.shared_transformer.self_attn.q_proj.weight")
+    assert not adapts_cut_layer(f"{list_name}.3.0.weight", BASE, 6, [0])
+
+
+def test_zamba2_keeps_first_layers_only():
+    with pytest.raises(UnsupportedModelError, match="by their places"):
+        cut(ZAMBA2, [1, 2])
+    assert cut(ZAMBA2, 2)["layers_block_type"] == ["mamba", "hybrid"]

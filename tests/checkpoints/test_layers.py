@@ -99,3 +99,17 @@ def test_a_config_that_claims_a_trillion_layers_is_refused_at_once():
 )
 def test_names_are_split_at_their_first_number(name, found):
     assert numbered(name) == found
+
+
+def test_queries_beside_the_layers_go_with_them():
+    queries = [f"llm.attn_res.mlp_queries.{i}" for i in range(6)]
+    queries += [f"llm.attn_res.attn_queries.{i}" for i in range(5)]
+    found = find_container([*names("llm.layers.", 6), *queries, "llm.attn_res.output_query"], 6)
+    assert (found.prefix, found.parallel) == ("llm.layers.", ())
+    assert found.layer_of("llm.attn_res.mlp_queries.2") == 2
+    assert found.layer_of("llm.attn_res.attn_queries.2") == 3
+    assert found.layer_of("llm.layers.2.attn.w") == 2
+    assert found.layer_of("llm.attn_res.output_query") is None
+    assert found.layer_of("llm.norm.2.w") is None
+    kept = [name for name in queries if found.keeps(name, 2)]
+    assert kept == [queries[0], queries[1], "llm.attn_res.attn_queries.0"]

@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from inheritune.checkpoints.safetensors import item_bits, read_header, write_safetensors
+from inheritune.checkpoints.safetensors import item_bits, read_header
+from inheritune.checkpoints.write import TargetTensor
+from inheritune.checkpoints.write import write_safetensors as write_targets
 from inheritune.errors import InherituneError, SourceError
 
 TENSORS = {
@@ -26,6 +28,11 @@ def write(path, header, data=b"", length=None):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
     return path
+
+
+def write_safetensors(out, tensors, metadata):
+    targets = [TargetTensor(t.name, t, t.dtype) for t in tensors]
+    return [placed for group in write_targets(out, targets, metadata) for placed in group]
 
 
 def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
@@ -186,8 +193,11 @@ def test_what_is_written_is_read_back(tmp_path, shapes, kinds, keep):
     kept = [t for t in tensors if int(t.name[1:]) in keep]
     out = tmp_path / "out"
     out.unlink(missing_ok=True)
-    write_safetensors(out, kept, metadata)
+    placed = write_safetensors(out, kept, metadata)
     again, _ = read_header(out)
+    assert [(t.name, t.offset, t.size) for t in sorted(placed, key=lambda t: t.name)] == [
+        (t.name, t.offset, t.size) for t in sorted(again, key=lambda t: t.name)
+    ]
     content = out.read_bytes()
     assert {(t.name, t.dtype, t.shape) for t in again} == {(t.name, t.dtype, t.shape) for t in kept}
     for t in again:

@@ -1,26 +1,44 @@
 """Group B of the battery: the reference model. Each name starts with its id."""
 
+import contextlib
 import gzip
 import json
 import os
+import re
 import shutil
+import signal
+import socket
 import struct
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import time
 from pathlib import Path
 
+import hub_server
 import pytest
 import tiny_models
 import torch
+from hub_server import COMMIT, MODEL, Hub
 from safetensors.torch import load_file, save_file
+from sparse_model import write_sparse
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from inheritune.checkpoints.source import open_model
+from inheritune.cli import app
 from inheritune.errors import InherituneError, SourceError, UnsupportedModelError
+from inheritune.inherit.gate import ask
 from inheritune.inherit.inherit import inherit
+from inheritune.inherit.plan import kept_tensors
+from inheritune.inherit.verify import verify
+from inheritune.train.weights import describe, fresh_model, load_model
 
 INDEX = "model.safetensors.index.json"
+# Through the command line, warnings are told, and nothing ends by them.
+TOLD = pytest.mark.filterwarnings("default:::inheritune")
 OPENED: list[str] = []
 
 
@@ -54,83 +72,91 @@ def change_index(directory, value):
     (directory / INDEX).write_text(json.dumps(index))
 
 
+def run(*arguments):
+    """The command line, in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def assert_told(result, exit_code, match):
+    assert result.exit_code == exit_code, result.output
+    error = result.stderr[result.stderr.index("error: ") :]
+    assert re.search(match, error), error
+    assert len(error.strip().splitlines()) <= 3
+    assert "Traceback" not in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
 def refused(directory, match, kind=SourceError):
+    """Refused by the reader, and by the command line with nothing written anywhere."""
     OPENED.clear()
+    started = time.process_time()
     with pytest.raises(kind, match=match) as error:
         open_model(str(directory))
+    assert time.process_time() - started < 2
     assert error.value.exit_code == 3
-    assert len(str(error.value).splitlines()) <= 3
+    opened = list(OPENED)
+    before = sorted(directory.parent.rglob("*"))
+    assert_told(run("inherit", directory, 2, directory.parent / "out"), 3, match)
+    assert sorted(directory.parent.rglob("*")) == before
+    OPENED[:] = opened
     return error.value
 
 
-class Hub(BaseHTTPRequestHandler):
-    answer = (401, "RepoNotFound")
-
-    def do_GET(self):
-        status, code = self.answer
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("X-Error-Message", f"the Hub's own words on {code}")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_HEAD = do_GET
-
-    def log_message(self, *arguments):
-        pass
-
-
-def ask_hub(tmp_path, model, **environment):
-    program = (
-        "import sys\n"
-        "from inheritune.checkpoints.source import open_model\n"
-        "from inheritune.errors import InherituneError\n"
-        "try:\n"
-        f"    open_model({model!r})\n"
-        "except InherituneError as error:\n"
-        "    print(error); sys.exit(error.exit_code)\n"
-    )
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-    kept = {k: v for k, v in kept.items() if not k.lower().endswith("_proxy")}
-    return subprocess.run(
-        [sys.executable, "-c", program],
+def ask_hub(tmp_path, **environment):
+    """The command line in a process of its own: exit code, what it says, seconds."""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "inheritune", "inherit", MODEL, "2", tmp_path / "out"],
         capture_output=True,
         text=True,
         timeout=60,
-        env=kept | {"HF_HOME": str(tmp_path / "hf")} | environment,
+        cwd=tmp_path,
+        env=hub_server.environment(Hub(MODEL, {}), tmp_path / "hf") | environment,
     )
+    assert time.monotonic() - started < 15
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 3
+    assert done.stdout == ""
+    assert not list(tmp_path.glob("*out*"))
+    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize(
-    "status, code, words, exit_code",
+    "refusal, words",
     [
-        (401, "RepoNotFound", "the Hub has no someone/model", 3),
-        (403, "GatedRepo", "someone/model is gated", 3),
-        (404, "RevisionNotFound", "has no revision", 3),
+        ((401, "RepoNotFound"), "the Hub has no someone/model: its own words"),  # also: private
+        ((403, "GatedRepo"), "someone/model is gated: its own words"),
+        ((404, "RevisionNotFound"), "has no revision"),
+        ((403, "Forbidden"), "the Hub does not show someone/model to this account"),
     ],
 )
-def test_b1_hub_says_no(tmp_path, monkeypatch, status, code, words, exit_code):
-    monkeypatch.setattr(Hub, "answer", (status, code))
-    server = HTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        done = ask_hub(
-            tmp_path, "someone/model", HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}"
-        )
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert done.returncode == exit_code, done.stdout + done.stderr
-    assert words in done.stdout
+def test_b1_the_hub_says_no(tmp_path, refusal, words):
+    with hub_server.serve(Hub(MODEL, {}, refusal=refusal)) as hub:
+        code, said = ask_hub(tmp_path, HF_ENDPOINT=hub.url)
+    assert code == 3
+    assert words in said
+    assert any(hint in said for hint in ("hf auth login", "Name a branch"))
 
 
 @pytest.mark.parametrize(
-    "environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}]
+    "environment",
+    [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}],
+    ids=["offline and not cached", "no network"],
 )
-def test_b1_hub_not_reached(tmp_path, environment):
-    done = ask_hub(tmp_path, "someone/model", **environment)
-    assert done.returncode == 4, done.stdout + done.stderr
-    assert "cannot get someone/model from the Hub" in done.stdout
+def test_b1_the_hub_is_not_reached(tmp_path, environment):
+    code, said = ask_hub(tmp_path, **environment)
+    assert code == 4
+    assert "cannot get someone/model from the Hub" in said
+    assert "Connect, or name a local model directory." in said
+
+
+def test_b1_a_network_that_swallows_everything_is_given_up_in_time(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never says a word
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        # Ten seconds if nobody says otherwise, and not tried again.
+        code, said = ask_hub(tmp_path, HF_ENDPOINT=url, HF_HUB_ETAG_TIMEOUT="2")
+    assert code == 4
+    assert "cannot get someone/model from the Hub" in said
 
 
 def test_b2_index_points_outside(sharded, opened):
@@ -169,6 +195,24 @@ def test_b5_shard_is_a_link_out_of_the_directory(sharded, opened):
     assert not any("outside" in name for name in opened)
 
 
+def test_b5_links_into_the_cache_of_the_hub_are_fine(reference, tmp_path):
+    repository = tmp_path / "models--someone--model"
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for number, path in enumerate(sorted(reference.iterdir())):
+        path.rename(repository / "blobs" / str(number))
+        (snapshot / path.name).symlink_to(Path("..", "..", "blobs", str(number)))
+    assert run("inherit", snapshot, 2, tmp_path / "out").exit_code == 0
+    assert not (tmp_path / "out" / "config.json").is_symlink()
+    (tmp_path / "other").mkdir()
+    outside = (repository / "blobs" / "0").rename(tmp_path / "other" / "0")
+    link = next(path for path in snapshot.iterdir() if not path.exists())
+    link.unlink()
+    link.symlink_to(outside)
+    refused(snapshot, "leads out of its directory")
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 def test_b5_other_file_is_a_link_out_of_the_directory(reference, name):
     outside = shutil.move(reference / name, reference.parent / "outside.json")
@@ -201,7 +245,7 @@ def test_b6_only_a_pickle_is_there(reference, tmp_path, opened):
     evil = pickle.dumps(Pwned(tmp_path / "PWNED"))
     (reference / "pytorch_model.bin").write_bytes(evil)
     error = refused(reference, "safetensors only", UnsupportedModelError)
-    assert "convert" in error.hint
+    assert "inheritune convert SOURCE OUT" in error.hint
     assert not (tmp_path / "PWNED").exists()
     assert not any("pytorch_model" in name for name in opened)
     (reference / "model.safetensors").write_bytes(evil)
@@ -209,18 +253,64 @@ def test_b6_only_a_pickle_is_there(reference, tmp_path, opened):
     assert not (tmp_path / "PWNED").exists()
 
 
+def bring_code(directory, model_type):
+    """A model whose classes come with it, and leave a mark when they are imported."""
+    code = f"open({str(directory.parent / 'PWNED')!r}, 'w')\nclass X: pass\n"
+    (directory / "modeling_x.py").write_text(code)
+    names = {f"Auto{kind}": "modeling_x.X" for kind in ("Config", "Model", "ModelForCausalLM")}
+    change_config(directory, model_type=model_type, architectures=["X"], auto_map=names)
+    return code
+
+
 @pytest.mark.parametrize("model_type", ["unheard_of", "llama"])
 def test_b7_remote_code_is_copied_and_never_run(reference, tmp_path, model_type):
-    code = f"open({str(tmp_path / 'PWNED')!r}, 'w')\nclass X: pass\n"
-    (reference / "modeling_x.py").write_text(code)
-    names = {f"Auto{kind}": "modeling_x.X" for kind in ("Config", "Model", "ModelForCausalLM")}
-    change_config(reference, model_type=model_type, architectures=["X"], auto_map=names)
-    target = inherit(open_model(str(reference)), 2, tmp_path / "out").path
-    assert (target / "modeling_x.py").read_text() == code
+    code = bring_code(reference, model_type)
+    assert run("inherit", reference, 2, tmp_path / "out").exit_code == 0
+    target = open_model(str(tmp_path / "out"))
+    assert (target.path / "modeling_x.py").read_text() == code
+    record = json.loads((target.path / "inherit.json").read_text())
+    assert record["check"].startswith("not checked: ")
+    found = {finding.part: finding for finding in verify(target, open_model(str(reference)))}
+    assert found["bytes"].proven
+    assert not found["class"].proven
+    assert not found["reload"].proven
     assert not (tmp_path / "PWNED").exists()
-    check = json.loads((target / "inherit.json").read_text())["check"]
-    expected = "complete: LlamaForCausalLM" if model_type == "llama" else "not checked: "
-    assert check.startswith(expected)
+
+
+@pytest.fixture
+def recipe(reference, tiny_text, tmp_path, monkeypatch):
+    """A recipe for the `reference`; everything is written below the test's directory."""
+    monkeypatch.chdir(tmp_path)
+    fields = {
+        "name": "tiny",
+        "reference": {"model": str(reference)},
+        "data": {"source": str(tiny_text), "val_fraction": 0.2},
+        "train": {"tokens": 640, "seq_len": 16, "batch_tokens": 128, "micro_batch": 8},
+        "grow": {"add": 0},
+        "report": {"prompts": ["the small"], "sample_tokens": 2},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(fields))
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.mark.parametrize("model_type", ["unheard_of", "llama"])
+def test_b7_training_and_evaluation_refuse_remote_code(reference, tmp_path, recipe, model_type):
+    # No recipe can allow it: there is no key for it.
+    bring_code(reference, model_type)
+    assert_told(run("run", recipe), 3, r"runs no code of a model directory")
+    assert_told(run("run", recipe, "--set", "reference.trust_remote_code=true"), 2, "is not a key")
+    for what in (describe, load_model, fresh_model):
+        with pytest.raises(UnsupportedModelError, match="runs no code of a model directory"):
+            what(reference, 0)
+    assert not (tmp_path / "PWNED").exists()
+    assert not list((tmp_path / "runs").rglob("*.safetensors"))
+
+
+def test_b7_a_class_that_transformers_has_is_taken_instead_of_the_models_own(reference, tmp_path):
+    bring_code(reference, "llama")
+    change_config(reference, architectures=["LlamaForCausalLM"])
+    assert type(load_model(reference)).__name__ == "LlamaForCausalLM"
+    assert not (tmp_path / "PWNED").exists()
 
 
 @pytest.mark.parametrize(
@@ -254,10 +344,24 @@ def test_b9_config_asks_to_be_trusted(reference):
 HOSTILE = "{{ ''.__class__.__mro__[1].__subclasses__() }}{% for i in range(10**9) %}{% endfor %}"
 
 
-def test_b10_hostile_template_is_copied_as_bytes(reference, tmp_path):
-    (reference / "chat_template.jinja").write_text(HOSTILE)
-    target = inherit(open_model(str(reference)), 2, tmp_path / "out").path
-    assert (target / "chat_template.jinja").read_text() == HOSTILE
+def test_b10_a_hostile_template_is_copied_as_bytes_and_never_rendered(reference, tmp_path, recipe):
+    # `push` does not exist yet.
+    mark = "{{ cycler.__init__.__globals__.os.mkdir('" + str(tmp_path / "PWNED") + "') }}"
+    (reference / "chat_template.jinja").write_text(mark + HOSTILE)
+    (reference / "additional_chat_templates").mkdir()
+    (reference / "additional_chat_templates" / "tool.jinja").write_text(mark + HOSTILE)
+    settings = json.loads((reference / "tokenizer_config.json").read_text())
+    settings["chat_template"] = mark + HOSTILE
+    (reference / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert run("inherit", reference, 2, tmp_path / "out").exit_code == 0
+    assert run("verify", tmp_path / "out", "--reference", reference).exit_code == 0
+    assert run("run", recipe).exit_code in {0, 6}
+    assert run("report", tmp_path / "runs" / "tiny").exit_code == 0
+    for target in (tmp_path / "out", tmp_path / "runs" / "tiny" / "target"):
+        assert (target / "chat_template.jinja").read_text() == mark + HOSTILE
+        for name in ("tokenizer_config.json", "additional_chat_templates/tool.jinja"):
+            assert (target / name).read_bytes() == (reference / name).read_bytes()
+    assert not (tmp_path / "PWNED").exists()
 
 
 def test_b11_huge_template_is_never_rendered(reference, tmp_path):
@@ -291,6 +395,84 @@ def test_b12_config_is_huge(reference):
     with (reference / "config.json").open("wb") as file:
         file.truncate(500_000_000)
     refused(reference, "larger than")
+
+
+FLOODS = {
+    "brackets": lambda size: b'{"a":' + b"[" * (size - 5),
+    "lists": lambda size: b'{"a":[' + b"[]," * (size // 3 - 3) + b"[]]}",
+    "objects": lambda size: b'{"a":[' + b'{"":{}},' * (size // 8 - 2) + b"1]}",
+    "tiny keys": lambda size: b"{" + b",".join(b'"%x":1' % i for i in range(size // 11)) + b"}",
+    "fewer tiny keys": lambda size: b"{" + b",".join(b'"%x":1' % i for i in range(490_000)) + b"}",
+    "keys": lambda size: (
+        b"{"
+        + b",".join(b'"%024d":"%024d"' % (i, i) for i in range(min(size // 56, 490_000)))
+        + b"}"
+    ),
+    "long numbers": lambda size: b'{"a":[' + b",".join([b"9" * 4000] * (size // 4010)) + b"]}",
+    "a long text": lambda size: b'{"a":"' + b"x" * (size - 9) + b'"}',
+    "a wide text": lambda size: b'{"a":"\xf0\x9f\x98\x80' + b"x" * (size - 13) + b'"}',
+    "a text wide by its escapes": lambda size: b'{"a":"\\ud83d\\ude00' + b"x" * (size - 30) + b'"}',
+}
+READ = """
+import json, sys, time
+from inheritune.checkpoints.source import open_model
+from inheritune.errors import SourceError
+from inheritune.inherit.plan import plan_inherit
+for directory in sys.argv[1:]:
+    started = time.process_time()
+    try:
+        plan_inherit(open_model(directory), 2)
+        print(json.dumps(["fine", time.process_time() - started]))
+    except SourceError as error:
+        print(json.dumps([str(error), time.process_time() - started]))
+# Not getrusage: its peak is inherited from the process that started this one.
+status = dict(line.split(':') for line in open('/proc/self/status') if line.startswith('VmHWM'))
+print(status['VmHWM'].split()[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux counts it")
+@pytest.mark.parametrize("flood", FLOODS)
+def test_b12_and_b16_what_fills_the_memory_is_refused_in_little(reference, tmp_path, flood):
+    fill = FLOODS[flood]
+    directories = {name: tmp_path / name for name in ("config.json", INDEX, "model.safetensors")}
+    for name, directory in directories.items():
+        shutil.copytree(reference, directory)
+        (directory / "model.safetensors").unlink()
+        sizes = {"model.safetensors": 2**24 - 1, "config.json": 2**25}
+        text = fill(sizes.get(name, 2**25))
+        length = struct.pack("<Q", len(text)) if name == "model.safetensors" else b""
+        (directory / name).write_bytes(length + text)
+    (directories["config.json"] / "model.safetensors").touch()
+    command = [sys.executable, "-c", READ, *map(str, directories.values())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    *reports, memory_kib = done.stdout.splitlines()
+    assert len(reports) == len(directories)
+    for name, report in zip(directories, reports, strict=True):
+        message, seconds = json.loads(report)
+        assert name in message
+        assert seconds < 2
+    assert int(memory_kib) < 300 * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux counts it")
+def test_b12_and_b16_as_much_as_is_allowed_is_read_in_little(reference):
+    def keys(number):
+        return {f"{i:024}": f"{i:024}" for i in range(number)}
+
+    change_config(reference, **keys(480_000))
+    with_header(
+        reference,
+        lambda text: json.dumps(
+            {"__metadata__": keys(270_000)}
+            | {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+        ).encode(),
+    )
+    command = [sys.executable, "-c", READ, str(reference)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    report, memory_kib = done.stdout.splitlines()
+    assert json.loads(report)[0] == "fine"
+    assert int(memory_kib) < 300 * 1024, memory_kib
 
 
 def test_b13_config_and_weights_disagree_on_the_layers(reference):
@@ -327,6 +509,60 @@ def test_b15_ties_are_preserved_and_wrong_ones_refused(tiny_model, tmp_path):
         target = inherit(open_model(str(tiny_model(family))), 2, tmp_path / f"{family}-out")
         assert ("lm_head.weight" in target.tensors) is not tied
         assert target.config["tie_word_embeddings"] is tied
+        assert_tied(target.path, tied)
+
+
+def assert_tied(directory, tied):
+    """The head is the embedding, or it is not; no tensor is left over or made up."""
+    found = ask("reload", directory=str(directory))
+    assert (found["tied"], found["unexpected"]) == (tied, [])
+    model, info = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
+    assert not any(info.values())
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    assert torch.equal(head, embedding) is tied
+
+
+@pytest.mark.parametrize("family, tied", [("llama", False), ("gemma3", True), ("gpt2", True)])
+def test_b15_a_tie_that_the_config_leaves_out_is_the_one_of_the_class(
+    tiny_model, tmp_path, family, tied
+):
+    source = shutil.copytree(tiny_model(family), tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    config.pop("tie_word_embeddings", None)
+    (source / "config.json").write_text(json.dumps(config))
+    assert run("inherit", source, 2, tmp_path / "out").exit_code == 0
+    target = open_model(str(tmp_path / "out"))
+    assert "tie_word_embeddings" not in target.config
+    assert target.tensors.keys() == {t.name for t in kept_tensors(open_model(str(source)), 2)}
+    assert_tied(target.path, tied)
+
+
+@TOLD
+def test_b15_a_tie_between_different_matrices_is_said_and_both_are_kept(tiny_model, tmp_path):
+    source = shutil.copytree(tiny_model("llama"), tmp_path / "source")
+    change_config(source, tie_word_embeddings=True)
+    result = run("inherit", source, 2, tmp_path / "out")
+    assert result.exit_code == 0
+    assert "warning: the class ties head and embedding" in result.stderr
+    assert "is tie_word_embeddings in its config right?" in result.stderr
+    held, given = (
+        load_file(tmp_path / "out" / "model.safetensors"),
+        load_file(source / "model.safetensors"),
+    )
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        assert torch.equal(held[name], given[name])
+
+
+def test_b15_a_tied_copy_of_the_embedding_is_kept_without_a_word(tiny_model, tmp_path):
+    source = shutil.copytree(tiny_model("llama-tied"), tmp_path / "source")
+    held = load_file(source / "model.safetensors")
+    held["lm_head.weight"] = held["model.embed_tokens.weight"].clone()
+    save_file(held, source / "model.safetensors", {"format": "pt"})
+    result = run("inherit", source, 2, tmp_path / "out")
+    assert result.exit_code == 0
+    assert "warning" not in result.stderr
+    assert "lm_head.weight" in open_model(str(tmp_path / "out")).tensors
+    assert_tied(tmp_path / "out", True)
 
 
 @pytest.mark.parametrize(
@@ -337,6 +573,7 @@ def test_b15_ties_are_preserved_and_wrong_ones_refused(tiny_model, tmp_path):
         struct.pack("<Q", 2**63) + b"{}",
         struct.pack("<Q", 1000) + b"{}",
         struct.pack("<Q", 101_000_000) + b"{" + b" " * 1000,
+        struct.pack("<Q", 101_000_000) + b"{" + b" " * 101_000_000,
         struct.pack("<Q", 8) + b"not json",
         struct.pack("<Q", 8) + b"{not js}",
         struct.pack("<Q", 8) + b'{"\xff\xff":{}',
@@ -412,6 +649,54 @@ def test_b19_something_else_under_the_name_of_weights(reference, content, words)
     assert words in str(refused(reference, "model.safetensors"))
 
 
+@TOLD
+def test_b19_zeros_of_the_right_size_are_said(reference, tmp_path):
+    length = int.from_bytes((reference / "model.safetensors").read_bytes()[:8], "little")
+    with (reference / "model.safetensors").open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.truncate(8 + length)  # cut off there, and filled up to the size that was promised
+        file.truncate(size)
+    result = run("inherit", reference, 2, tmp_path / "out")
+    assert result.exit_code == 0
+    assert re.search(r"warning: \S+ and \d+ other matrices of reference hold zeros", result.stderr)
+    assert "is its download complete?" in result.stderr
+
+
+@TOLD
+def test_b19_one_matrix_of_zeros_is_said(reference, tmp_path):
+    change_tensor(reference, "model.layers.1.mlp.up_proj.weight", 0.0)
+    result = run("inherit", reference, 2, tmp_path / "out")
+    assert "warning: model.layers.1.mlp.up_proj.weight" in result.stderr
+
+
+def change_tensor(directory, name, value):
+    held = load_file(directory / "model.safetensors")
+    held[name] = torch.full_like(held[name], value)
+    save_file(held, directory / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_b22_an_inherited_tensor_that_is_not_finite_is_refused(tiny_model, tmp_path, value, dtype):
+    source = tiny_models.save("llama", tmp_path / "source", dtype)
+    held = load_file(source / "model.safetensors")
+    held["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+    save_file(held, source / "model.safetensors", {"format": "pt"})
+    words = r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN or infinite values, from .*source"
+    assert_told(run("inherit", source, 2, tmp_path / "out"), 3, words)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@TOLD
+def test_b22_a_dropped_tensor_that_is_not_finite_is_a_warning(reference, tmp_path):
+    change_tensor(reference, "model.layers.3.mlp.up_proj.weight", float("nan"))
+    assert run("inherit", reference, 2, tmp_path / "out").exit_code == 0
+    result = run("verify", tmp_path / "out", "--reference", reference)
+    assert result.exit_code == 0, result.output
+    words = "warning: model.layers.3.mlp.up_proj.weight of reference holds NaN or infinite values"
+    assert words in result.stderr
+
+
 @pytest.mark.parametrize("lost", [1, None])
 def test_b20_shard_is_short(sharded, lost):
     shard = sorted(sharded.glob("*.safetensors"))[1]
@@ -444,9 +729,13 @@ QUANTISED = {"quant_method": "gptq", "bits": 4}
     [
         ({"quantization_config": QUANTISED}, "quantised"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "quantised"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantised"),
+        ({"quantization_config": {"load_in_8bit": True}}, "quantised"),
+        ({"text_config": {"quantization_config": QUANTISED, "num_hidden_layers": 4}}, "quantised"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
         ({"model_type": "blt"}, "five stacks"),
-        ({"model_type": "zamba2"}, "zamba2"),
+        ({"model_type": "hrm_text"}, "hrm_text"),
         ({"model_type": "xlm"}, "parallel lists"),
         ({"model_type": "bert"}, "encoder"),
         ({"model_type": "hrm_text"}, "loop"),
@@ -463,6 +752,8 @@ def test_b23_model_is_of_a_kind_that_is_refused(reference, fields, words):
     [
         ("model.layers.0.self_attn.q_proj.qweight", torch.ones(2, dtype=torch.int32)),
         ("model.layers.0.self_attn.q_proj.weight_scale_inv", torch.ones(2)),
+        ("model.layers.0.self_attn.q_proj.SCB", torch.ones(2)),
+        ("model.layers.0.self_attn.q_proj.qzeros", torch.ones(2, dtype=torch.int32)),
         ("model.layers.0.extra", torch.ones(2).to(torch.float8_e4m3fn)),
     ],
 )
@@ -497,6 +788,71 @@ def test_b24_padded_embedding_is_kept(tmp_path):
     assert target.tensors["lm_head.weight"].shape == (448, 32)
 
 
+def extend_tokenizer(directory, rows, content, special):
+    """Add a token whose id is the first one that the embedding has no row for."""
+    text = json.loads((directory / "tokenizer.json").read_text())
+    flags = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized"], False)
+    added = {"id": rows, "content": content, "special": special} | flags
+    text["added_tokens"].append(added)
+    (directory / "tokenizer.json").write_text(json.dumps(text, indent=2))
+
+
+@pytest.fixture
+def rows(reference):
+    return open_model(str(reference)).tensors["model.embed_tokens.weight"].shape[0]
+
+
+def test_b25_a_token_added_without_a_row_is_refused(reference, rows):
+    extend_tokenizer(reference, rows, "<new>", special=False)
+    error = refused(reference, rf"the id {rows} to '<new>', but the embedding has {rows} rows")
+    assert "extended without the embedding" in error.hint
+
+
+def test_b25_a_special_token_without_a_row_is_refused_where_it_ends_documents(reference, rows):
+    extend_tokenizer(reference, rows, "<end>", special=True)
+    with pytest.warns(UserWarning, match=f"the id {rows} to the special token '<end>'"):
+        open_model(str(reference))
+    settings = json.loads((reference / "tokenizer_config.json").read_text())
+    for end in ("<end>", {"content": "<end>"}):
+        settings["eos_token"] = end
+        (reference / "tokenizer_config.json").write_text(json.dumps(settings))
+        refused(reference, rf"the id {rows} to '<end>'")
+
+
+@pytest.mark.parametrize("lacking", [1, 50])
+def test_b25_a_vocabulary_larger_than_the_embedding_is_refused(reference, rows, lacking):
+    held = load_file(reference / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        held[name] = held[name][:-lacking].clone()
+    save_file(held, reference / "model.safetensors", {"format": "pt"})
+    change_config(reference, vocab_size=rows - lacking)
+    refused(reference, rf"the id {rows - 1} to .*, but the embedding has {rows - lacking} rows")
+
+
+def test_b25_a_list_for_a_vocabulary_is_counted(reference, rows):
+    def write(pieces):
+        vocabulary = [("<unk>", 0.0), *((f"p{i}", -1.0) for i in range(pieces - 1))]
+        tokenizer = Tokenizer(Unigram(vocabulary, 0, False))
+        tokenizer.save(str(reference / "tokenizer.json"))
+
+    write(rows)
+    assert open_model(str(reference)).layers == 4
+    write(rows + 1)
+    refused(reference, rf"the id {rows} to 'p{rows - 1}', but the embedding has {rows} rows")
+
+
+def test_b25_numbers_in_texts_are_no_ids(reference):
+    text = json.loads((reference / "tokenizer.json").read_text())
+    text["truncation"] = {"max_length": 10**6, "stride": 0} | {
+        "direction": "Right",
+        "strategy": "LongestFirst",
+    }
+    vocabulary, text["model"]["merges"] = text["model"]["vocab"], []
+    vocabulary['":99999,'] = vocabulary.pop(max(vocabulary, key=vocabulary.get))
+    (reference / "tokenizer.json").write_text(json.dumps(text))
+    assert open_model(str(reference)).layers == 4
+
+
 def test_b26_read_only_directory(reference, tmp_path):
     before = sorted(p.name for p in reference.iterdir())
     for path in (*reference.iterdir(), reference):
@@ -515,3 +871,103 @@ def test_b27_file_is_truncated_after_its_header_was_read(reference, tmp_path):
         inherit(model, 2, tmp_path / "out")
     assert error.value.exit_code == 3
     assert [p.name for p in Path(tmp_path).iterdir()] == ["reference"]
+
+
+def write_large(directory):
+    """A Llama of zeros whose file takes no space, but a while to read."""
+    rows = 2**20
+    config = tiny_models.build("llama").config.to_dict() | {"vocab_size": rows}
+    shapes = {n: tuple(p.shape) for n, p in tiny_models.build("llama").named_parameters()}
+    shapes |= dict.fromkeys(["model.embed_tokens.weight", "lm_head.weight"], (rows, 32))
+    return write_sparse(directory, config, shapes, "F32")
+
+
+def stop_when_mapped(path, done, stopped):
+    """Wait until a child of this process maps a file, cut the file off, and let it go on."""
+    while not done.is_set():
+        for listed in Path("/proc/self/task").glob("*/children"):
+            for pid in listed.read_text().split():
+                with contextlib.suppress(OSError):
+                    if str(path) not in Path(f"/proc/{pid}/maps").read_text():
+                        continue
+                    os.kill(int(pid), signal.SIGSTOP)
+                    os.truncate(path, 20_000)
+                    os.kill(int(pid), signal.SIGCONT)
+                    stopped.append(pid)
+                    return
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux shows what a process maps")
+def test_b27_file_is_truncated_while_another_process_has_it_mapped(tmp_path):
+    large = write_large(tmp_path / "large")
+    done, stopped = threading.Event(), []
+    watcher = threading.Thread(
+        target=stop_when_mapped, args=(large / "model.safetensors", done, stopped), daemon=True
+    )
+    watcher.start()
+    try:
+        with pytest.raises(SourceError) as error:
+            ask("reload", directory=str(large))
+    finally:
+        done.set()
+        watcher.join()
+    assert (large / "model.safetensors").stat().st_size == 20_000
+    # Whether it died of SIGBUS or its library found the file too short: an error that names it.
+    assert "large" in str(error.value)
+
+
+@pytest.fixture
+def moving(tmp_path):
+    """A Hub whose branch can be moved from one model to another one."""
+    first = tiny_models.save("llama", tmp_path / "first")
+    second = tiny_models.build("llama")
+    with torch.no_grad():
+        second.model.embed_tokens.weight.mul_(2)
+    second.save_pretrained(tmp_path / "second")
+    commits = {COMMIT: first, "2" * 40: tmp_path / "second"}
+    with (
+        hub_server.serve(Hub(MODEL, commits)) as hub,
+        hub_server.taken_for_the_hub(hub, tmp_path / "hf"),
+    ):
+        yield hub
+
+
+def inherited_from(target, repository):
+    held, given = (
+        load_file(target / "model.safetensors"),
+        load_file(repository / "model.safetensors"),
+    )
+    return all(torch.equal(held[name], given[name]) for name in held)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_b28_a_branch_that_moves_after_the_model_was_opened_changes_nothing(
+    moving, tmp_path, whole
+):
+    opened = open_model(MODEL, "main", whole=whole)
+    moving.revisions["main"] = "2" * 40
+    target = inherit(opened, 2, tmp_path / "out").path
+    record = json.loads((target / "inherit.json").read_text())["reference"]
+    assert record["revision"] == COMMIT
+    assert inherited_from(target, tmp_path / "first")
+    assert open_model(MODEL, "main", whole=False).revision == "2" * 40  # asked again, it is seen
+
+
+def test_b28_what_is_named_at_the_end_is_the_commit_and_not_the_branch(moving, tmp_path):
+    result = run("inherit", MODEL, 2, tmp_path / "out")
+    assert result.stderr.strip().endswith(f"--reference {MODEL} --revision {COMMIT}")
+    moving.revisions["main"] = "2" * 40
+    assert (
+        run("verify", tmp_path / "out", "--reference", MODEL, "--revision", COMMIT).exit_code == 0
+    )
+    moved = run("verify", tmp_path / "out", "--reference", MODEL)
+    assert_told(moved, 3, "model.embed_tokens.weight differs from model.embed_tokens.weight")
+
+
+def test_b28_a_commit_that_is_gone_is_told(moving, tmp_path):
+    inherit(open_model(MODEL, whole=False), 2, tmp_path / "out")
+    shutil.rmtree(tmp_path / "hf")
+    moving.revisions["main"] = "2" * 40
+    del moving.commits[COMMIT]
+    arguments = ("verify", tmp_path / "out", "--reference", MODEL, "--revision", COMMIT)
+    assert_told(run(*arguments), 3, f"has no revision {COMMIT}")

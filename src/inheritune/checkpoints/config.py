@@ -1,11 +1,12 @@
-"""config.json of a model cut to its first layers: the raw JSON with a listed set of edits."""
+"""config.json of a model cut to some of its layers: the raw JSON with a listed set of edits."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inheritune.checkpoints.config_fields import COUNTS, LEFT_ALONE, RULES, Cut
+from inheritune.checkpoints.config_fields import COUNTS, LEFT_ALONE, RULES, Cut, is_number
+from inheritune.checkpoints.layer_kinds import attends, layer_kinds
 from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
 
 __all__ = ["Edit", "announced_prediction_layers", "cut_config", "layer_count", "text_config"]
@@ -26,6 +27,7 @@ _DEPTH_IN_THE_MATHS = {
     "gpt_neox_japanese": "only its last layer has an attention bias",
     "minimax": "the decay of its attention depends on the number of layers",
 }
+_FEWEST = {"rwkv": (2, "its class divides by one less than the depth")}
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,15 @@ def announced_prediction_layers(config: Mapping[str, Any]) -> int:
     return max((v for v in values if type(v) is int), default=0)
 
 
-def cut_config(config: Mapping[str, Any], layers: int) -> tuple[dict[str, Any], list[Edit]]:
-    """Edit a config for the first layers of its model.
+def cut_config(
+    config: Mapping[str, Any], layers: int | Sequence[int]
+) -> tuple[dict[str, Any], list[Edit]]:
+    """Edit a config for some layers of its model.
 
     Args:
         config: Raw JSON of the reference; not changed.
-        layers: How many to keep, from 1 to the reference's.
+        layers: How many of the first to keep, from 1 to the reference's; or which, ascending,
+            counted from 0.
 
     Returns:
         The config of the target, with every key that no rule knows, and the edits in file order.
@@ -108,21 +113,23 @@ def cut_config(config: Mapping[str, Any], layers: int) -> tuple[dict[str, Any], 
         UnsupportedModelError: A field depends on the depth in a way that no edit can keep.
     """
     total = layer_count(config)
-    if not 1 <= layers <= total:
+    count = layers if isinstance(layers, int) else len(layers)
+    if not 1 <= count <= total:
         raise RecipeError(
-            f"cannot keep {layers} layers: the reference has {total}.",
+            f"cannot keep {count} layers: the reference has {total}.",
             f"Choose layers between 1 and {total}.",
         )
-    cut = Cut(layers, total)
+    cut = Cut(tuple(range(layers)) if isinstance(layers, int) else tuple(layers), total)
     edited = copy.deepcopy(dict(config))
     path, section = _text_section(edited)
     _refuse_depth(section, cut)
+    _refuse_no_attention(section, cut)
     _refuse_vision_depth(edited, cut)
     edits = list(_edit(section, path, cut))
     if path:  # older multimodal configs repeat the text model's fields at the top
         edits += _edit(edited, "", cut, nested=False)
     if section.get("model_type") == "longcat_flash" and "num_hidden_layers" in section:
-        edits += _replace(section, path, "num_hidden_layers", 2 * layers, "two for each layer")
+        edits += _replace(section, path, "num_hidden_layers", 2 * cut.layers, "two for each layer")
     return edited, edits
 
 
@@ -142,14 +149,43 @@ def _refuse_depth(section: Mapping[str, Any], cut: Cut) -> None:
                 f"config.json leaves {name} to the {model_type} class, which counts from the end.",
                 f"Write {name} out, as AutoConfig shows it for the whole model.",
             )
-    if model_type.startswith(("gemma4", "beam")):
-        full = [i + 1 for i, t in enumerate(section["layer_types"]) if t == "full_attention"]
-        if cut.layers not in full:
+    if model_type == "zamba2" and not cut.is_prefix:
+        raise UnsupportedModelError(
+            "zamba2 numbers the adapters of its shared layers by their places.",
+            "Choose first layers only.",
+        )
+    fewest, reason = _FEWEST.get(model_type, (1, ""))
+    if cut.layers < fewest:
+        raise UnsupportedModelError(
+            f"{model_type} cannot be cut to {cut.layers} of {cut.total} layers: {reason}.",
+            f"Choose at least {fewest} layers.",
+        )
+    if model_type.startswith("gemma4"):
+        kinds = section.get("layer_types")
+        kinds = kinds if isinstance(kinds, list) else []
+        full = [i + 1 for i, t in enumerate(kinds) if t == "full_attention"]
+        if cut.kept[-1] + 1 not in full:
             raise UnsupportedModelError(
-                f"{model_type} makes its last layer one of full attention; layer {cut.layers - 1} "
+                f"{model_type} makes its last layer one of full attention; layer {cut.kept[-1]} "
                 "of the reference is not.",
-                f"Choose layers among {', '.join(map(str, full))}.",
+                f"Choose first layers among {', '.join(map(str, full))}.",
             )
+
+
+def _refuse_no_attention(section: Mapping[str, Any], cut: Cut) -> None:
+    """A hybrid asks its first layer of attention how many tokens its cache holds."""
+    model_type = section.get("model_type")
+    kinds = layer_kinds(section, cut.total) or []
+    attending = [i for i, kind in enumerate(kinds) if attends(kind)]
+    needed = 2 if model_type == "zamba" else 1  # its class ties the others to the first
+    kept = [i for i in attending if i in cut.kept]
+    if len(attending) >= needed > len(kept):
+        last = attending[needed - 1]
+        raise UnsupportedModelError(
+            f"{model_type} needs {'a layer' if needed == 1 else '2 layers'} with attention; "
+            f"among the {cut.layers} to keep there is {'one' if kept else 'none'}.",
+            f"Choose at least the first {last + 1} layers.",
+        )
 
 
 def _refuse_vision_depth(config: Mapping[str, Any], cut: Cut) -> None:
@@ -179,7 +215,7 @@ def _edit(section: Any, path: str, cut: Cut, nested: bool = True) -> Iterator[Ed
             yield Edit(path + key, value, None, "multi-token-prediction layers are dropped")
         elif isinstance(value, list) and len(value) == cut.total > cut.layers:
             reason = "a list as long as there are layers"
-            yield from _replace(section, path, key, value[: cut.layers], reason)
+            yield from _replace(section, path, key, [value[i] for i in cut.kept], reason)
         elif _looks_like_layers(key, value, cut):
             raise UnsupportedModelError(
                 f"the field {path}{key} of config.json seems to speak of layers, but is not known: "
@@ -201,7 +237,7 @@ def _looks_like_layers(key: str, value: Any, cut: Cut) -> bool:
     if "layer" not in key or cut.layers == cut.total or not value:
         return False
     if isinstance(value, dict):
-        if not all(str(k).isdecimal() for k in value):
+        if not all(is_number(str(k)) for k in value):
             return False
         value = [int(k) for k in value]
     if not isinstance(value, list) or not all(type(i) is int for i in value):

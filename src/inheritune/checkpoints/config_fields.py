@@ -1,4 +1,4 @@
-"""What the fields of a config mean for a model cut to its first layers.
+"""What the fields of a config mean for a model cut to some of its layers.
 
 Each rule takes a value and the cut, and returns the value for the target; the same value means that
 the field stays. Names come first because an index list can be as long as there are layers.
@@ -11,17 +11,32 @@ from typing import Any
 
 from inheritune.errors import UnsupportedModelError
 
-__all__ = ["COUNTS", "LEFT_ALONE", "RULES", "Cut"]
+__all__ = ["COUNTS", "LEFT_ALONE", "PER_LAYER", "RULES", "Cut", "is_number"]
 
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Keep the first ``layers`` of ``total``."""
+    """Which layers are kept.
 
-    layers: int
+    Attributes:
+        kept: Ascending, without repeats, from 0.
+        total: Layers of the reference.
+    """
+
+    kept: tuple[int, ...]
     total: int
+
+    @property
+    def layers(self) -> int:
+        """How many are kept."""
+        return len(self.kept)
+
+    @property
+    def is_prefix(self) -> bool:
+        """Whether they are the first ones, so that none moves."""
+        return self.kept[-1] == self.layers - 1
 
 
 Rule = Callable[[Any, Cut], Any]
@@ -35,22 +50,42 @@ def _per_layer(value: Any, cut: Cut) -> Any:
             f"has {len(value)} entries for {cut.total} layers.",
             "Correct the config: one entry for each layer.",
         )
-    return value[: cut.layers]
+    return [value[i] for i in cut.kept]
+
+
+def _with_sharing(value: Any, cut: Cut) -> Any:
+    kinds = _per_layer(value, cut)
+    if isinstance(kinds, list) and kinds and kinds[0] == "shared":
+        raise UnsupportedModelError(
+            f"says that layer {cut.kept[0]} shares what a layer below it computes; it would be the "
+            "first.",
+            "Keep a layer that computes its own, below it.",
+        )
+    return kinds
 
 
 def _letters(value: Any, cut: Cut) -> Any:
-    return value[: cut.layers] if isinstance(value, str) and len(value) >= cut.total else value
+    if not isinstance(value, str) or len(value) < cut.total:
+        return value
+    return "".join(value[i] for i in cut.kept)
 
 
 def _indices(value: Any, cut: Cut) -> Any:
+    place = {layer: i for i, layer in enumerate(cut.kept)}
     if isinstance(value, str):  # "4,5,6"
-        kept = [i for i in value.split(",") if i.strip().isdecimal() and int(i) < cut.layers]
-        return ",".join(kept) if value else value
-    return [i for i in value if i < cut.layers] if _is_ints(value) else value
+        numbers = [int(i) for i in value.split(",") if is_number(i.strip())]
+        return ",".join(str(place[i]) for i in numbers if i in place) if value else value
+    return [place[i] for i in value if i in place] if _is_ints(value) else value
 
 
 def _indices_from_1(value: Any, cut: Cut) -> Any:
-    return [i for i in value if i <= cut.layers] if _is_ints(value) else value
+    place = {layer + 1: i + 1 for i, layer in enumerate(cut.kept)}
+    return [place[i] for i in value if i in place] if _is_ints(value) else value
+
+
+def is_number(text: str) -> bool:
+    """Whether a text can be the number of a layer; Python refuses to read 5,000 digits."""
+    return text.isdecimal() and len(text) < 10
 
 
 def _is_ints(value: Any) -> bool:
@@ -60,30 +95,46 @@ def _is_ints(value: Any) -> bool:
 def _by_index(value: Any, cut: Cut) -> Any:
     if not isinstance(value, dict):
         return value
-    return {k: v for k, v in value.items() if not k.isdecimal() or int(k) < cut.layers}
+    place = {layer: i for i, layer in enumerate(cut.kept)}
+    moved = {k: str(place.get(int(k), "")) if is_number(k) else k for k in value}
+    return {moved[k]: v for k, v in value.items() if moved[k]}
 
 
 def _last_index(value: Any, cut: Cut) -> Any:
-    return min(value, cut.layers - 1) if type(value) is int and value >= 0 else value  # -1: last
+    if type(value) is not int or value < 0:  # -1: the last one
+        return value
+    # With layers left out in between, all up to the last kept one that is not beyond it.
+    return max((i for i, layer in enumerate(cut.kept) if layer <= value), default=0)
 
 
 def _from_the_end(value: Any, cut: Cut) -> Any:
-    return max(0, cut.layers - (cut.total - value)) if type(value) is int else value
+    if type(value) is not int:
+        return value
+    return sum(layer >= cut.total - value for layer in cut.kept)
 
 
 def _over_root_of_depth(value: Any, cut: Cut) -> Any:
     if not isinstance(value, int | float) or cut.layers == cut.total:
         return value
-    return value * math.sqrt(cut.layers / cut.total)
+    try:
+        return value * math.sqrt(cut.layers / cut.total)
+    except OverflowError as error:
+        raise UnsupportedModelError("is too large a number.", "Correct the config.") from error
 
 
 def _run_lengths(value: Any, cut: Cut) -> Any:
     # gpt_neo: [[["global", "local"], 12]] means 24 layers, alternating.
+    kinds: list[Any] = []
     try:
-        kinds = [kind for pattern, times in value for _ in range(times) for kind in pattern]
+        for pattern, times in value:
+            if times > cut.total:  # no model repeats a pattern more often than it has layers
+                return value
+            kinds += list(pattern) * times
     except (TypeError, ValueError):
         return value
-    return value if len(kinds) == cut.layers else [[kinds[: cut.layers], 1]]
+    if len(kinds) == cut.layers:
+        return value
+    return [[[kinds[i] for i in cut.kept if i < len(kinds)], 1]]
 
 
 def _none(value: Any, cut: Cut) -> Any:
@@ -94,18 +145,17 @@ def _count(value: Any, cut: Cut) -> Any:
     return cut.layers if value == cut.total else value
 
 
+PER_LAYER = (
+    *("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers"),
+    *("intermediate_size", "activation_sparsity_pattern", "indexer_types"),
+    *("layer_rope_theta", "num_attention_heads_per_layer", "kv_source_layers"),
+    *("swiglu_limits", "swiglu_limits_shared", "attention_layers", "compress_ratios"),
+    *("moe_layer_freq", "sparse_attention_freq"),
+)
 RULES: dict[str, tuple[Rule, str]] = {
     **dict.fromkeys([*COUNTS, "num_blocks"], (_count, "number of layers")),
-    **dict.fromkeys(
-        [
-            *("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers"),
-            *("intermediate_size", "activation_sparsity_pattern", "indexer_types"),
-            *("layer_rope_theta", "num_attention_heads_per_layer", "kv_source_layers"),
-            *("swiglu_limits", "swiglu_limits_shared", "attention_layers", "compress_ratios"),
-            *("moe_layer_freq", "sparse_attention_freq"),
-        ],
-        (_per_layer, "one entry for each layer"),
-    ),
+    **dict.fromkeys(PER_LAYER, (_per_layer, "one entry for each layer")),
+    "indexer_types": (_with_sharing, "one entry for each layer"),
     **dict.fromkeys(
         ["hybrid_override_pattern", "index_topk_pattern"], (_letters, "one letter for each layer")
     ),

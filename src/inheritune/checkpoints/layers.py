@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from inheritune.errors import SourceError, UnsupportedModelError
 from inheritune.regular_file import escape
 
-__all__ = ["Container", "find_container", "numbered"]
+__all__ = ["Container", "find_container", "is_tower", "numbered"]
 
 # Parts of names that belong to the other senses of a multimodal model.
 _TOWERS = ("vision", "visual", "audio", "image", "speech", "sam_", "talker", "token2wav")
+
+
+# Lists beside the layers that hold one tensor for each, and which layer their number 0 is of:
+# inkling2's queries over the residual stream. Layer 0 needs none before its attention.
+_COMPANIONS = {"attn_res.mlp_queries.": 0, "attn_res.attn_queries.": 1}
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,21 @@ class Container:
 
     def keeps(self, name: str, layers: int) -> bool:
         """Whether a tensor belongs to the model cut to its first ``layers`` layers."""
-        found = numbered(name)
-        if found is None or found[0] != self.prefix:
-            return name not in self.outside
-        return found[1] < layers
+        layer = self.layer_of(name)
+        return name not in self.outside if layer is None else layer < layers
+
+    def layer_of(self, name: str) -> int | None:
+        """Number of the layer that a tensor belongs to; None: it stands outside the layers."""
+        if (found := numbered(name)) is None:
+            return None
+        if found[0] == self.prefix:
+            return found[1]
+        shift = _companion(found[0])
+        return None if shift is None else found[1] + shift
+
+
+def _companion(prefix: str) -> int | None:
+    return next((n for ending, n in _COMPANIONS.items() if prefix.endswith(ending)), None)
 
 
 def numbered(name: str) -> tuple[str, int] | None:
@@ -71,7 +87,9 @@ def find_container(
     for name in names:
         if any(part == "mtp" or part.startswith("mtp_") for part in name.split(".")):
             prediction.add(name)
-        elif (found := numbered(name)) is not None and not _is_tower(found[0]):
+        elif (found := numbered(name)) is None or _companion(found[0]) is not None:
+            continue
+        elif not is_tower(found[0]):
             lists[found[0]].add(found[1])
     # The length first: a config that claims 10^12 layers must not cost 10^12 steps.
     whole = [p for p, n in lists.items() if len(n) >= layers and n.issuperset(range(layers))]
@@ -99,7 +117,8 @@ def find_container(
     return Container(prefix, layers, extra, frozenset(prediction), tuple(sorted(parallel)))
 
 
-def _is_tower(prefix: str) -> bool:
+def is_tower(prefix: str) -> bool:
+    """Whether a path of modules leads into another sense of a multimodal model."""
     return any(word in prefix.lower() for word in _TOWERS)
 
 

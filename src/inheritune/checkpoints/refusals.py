@@ -9,13 +9,12 @@ from inheritune.checkpoints.safetensors import Tensor
 from inheritune.errors import SourceError, UnsupportedModelError
 from inheritune.regular_file import escape
 
-__all__ = ["refuse_directory", "refuse_unsafe_config", "refuse_unsupported_model"]
+__all__ = ["refuse_directory", "refuse_files", "refuse_unsafe_config", "refuse_unsupported_model"]
 
 _FAMILIES = {
     **dict.fromkeys(["blt"], "its five stacks of layers have separate depths"),
     **dict.fromkeys(["hrm_text"], "its stacks of layers are run in a loop"),
     **dict.fromkeys(["xlm", "flaubert"], "its layers are spread over parallel lists"),
-    **dict.fromkeys(["zamba2"], "its shared layers hold an adapter for each use of them"),
     **dict.fromkeys(
         ["gemma4_assistant", "gemma4_unified_assistant", "muse_glimmer_assistant"],
         "it reads the states of another model",
@@ -38,8 +37,10 @@ _UNDERSCORED = {
     "_commit_hash",
     "_diffusers_version",
     "_experts_implementation",
+    "_frame_rate",
     "_from_model_config",
     "_name_or_path",
+    "_pad_token_id",
     "_remove_final_layer_norm",
     "_sliding_window_pattern",
 }
@@ -49,7 +50,7 @@ _QUANTISED_NAMES = (
     *(".qweight", ".qzeros", ".g_idx", ".absmax", ".quant_map", ".SCB", ".weight_scale"),
     *(".weight_scale_inv", ".weight_packed", "_scale_inv"),
 )
-_QUANTISED_DTYPES = ("F4", "F6", "F8")
+_QUANTISED_DTYPES = ("F4", "F6_", "F8_")
 
 
 def refuse_directory(directory: Path) -> None:
@@ -61,7 +62,20 @@ def refuse_directory(directory: Path) -> None:
     """
     if not directory.is_dir():
         raise SourceError(f"there is no model directory {directory}.")
-    names = {path.name for path in directory.iterdir()}
+    refuse_files({path.name for path in directory.iterdir()}, str(directory))
+
+
+def refuse_files(names: Collection[str], directory: str) -> None:
+    """Refuse a directory by the names of its files, wherever it is.
+
+    Args:
+        names: Of the files directly inside.
+        directory: What to call it in messages.
+
+    Raises:
+        UnsupportedModelError: An adapter, GGUF or pickled weights.
+        SourceError: No weights at all, or no config.
+    """
     if "model.safetensors" in names or "model.safetensors.index.json" in names:
         if "config.json" not in names:
             raise SourceError(f"{directory} has no config.json.", "Download the model again.")
@@ -79,8 +93,8 @@ def refuse_directory(directory: Path) -> None:
     if found := _ends_with(names, ".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         raise UnsupportedModelError(
             f"{directory} holds {found}, but safetensors only are read: a pickle can run code.",
-            "Look for a safetensors revision of the model, or convert it with "
-            "https://huggingface.co/spaces/safetensors/convert.",
+            "Look for a safetensors revision of the model, or make one: "
+            "`inheritune convert SOURCE OUT`.",
         )
     raise SourceError(
         f"{directory} holds neither model.safetensors nor model.safetensors.index.json.",
@@ -119,7 +133,7 @@ def _refuse_unsafe_key(key: str, value: Any, path: Path) -> None:
     hint = "Delete the key, if you trust the rest of the model."
     if key.startswith("_") and key not in _UNDERSCORED and key != "__float__":
         raise SourceError(f"{path} has the unknown key {escape(key)!r}.", hint)
-    if "implementation" in key or "kernel_repo" in key:
+    if "implementation" in key or "kernel_repo" in key or key == "backbone":
         names = list(value.values()) if isinstance(value, Mapping) else [value]
         if any(isinstance(n, str) and not n.replace("_", "").isalnum() for n in names):
             raise SourceError(

@@ -1,25 +1,27 @@
-"""The safetensors format: where each tensor lies in a file, and files written from such ranges.
+"""The safetensors format: where each tensor lies in a file.
 
 8 bytes, little-endian: the length H of the header. H bytes of JSON: name to dtype, shape and
 ``data_offsets``, counted from byte 8 + H. Then the data, without holes.
 """
 
-import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune.checkpoints.copy import copy_range, create_file, open_source, write_all
+from inheritune.checkpoints.copy import open_source
 from inheritune.checkpoints.strict_json import parse_json
 from inheritune.errors import SourceError
 from inheritune.regular_file import escape
 
-__all__ = ["Tensor", "item_bits", "read_header", "write_safetensors"]
+__all__ = ["Tensor", "item_bits", "read_header"]
 
-_MAX_HEADER = 100_000_000  # the library's own limit
+# The library allows 100 MB, which can take gigabytes once parsed. Known files have headers of a few
+# MB at most; what strict_json allows ends at 55,000 tensors in a file.
+_MAX_HEADER = 16 * 2**20
 _MAX_INT = 2**63 - 1
 _BITS = {
     "F4": 4,
@@ -40,10 +42,9 @@ _FOREIGN = [
     (b"\x80\x02", "a pickle", "Only safetensors are read: nothing is unpickled."),
 ]
 _AGAIN = "Download the file again."
-_CHUNK = 8 * 2**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """A tensor as a range of bytes in a file.
 
@@ -150,7 +151,7 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
     size = offsets[1] - offsets[0]
     if bits != size * 8:
         raise bad(f"of shape {escape(shape)} and dtype {dtype} does not take {size:,} bytes")
-    return Tensor(name, dtype, tuple(shape), path, data_start + offsets[0], size)
+    return Tensor(name, sys.intern(dtype), tuple(shape), path, data_start + offsets[0], size)
 
 
 def _counts(value: Any) -> bool:
@@ -176,95 +177,3 @@ def _refuse_gaps(path: Path, tensors: Sequence[Tensor], position: int, file_size
         position += tensor.size
     if position != file_size:
         raise SourceError(f"{path} has {file_size - position:,} bytes after its tensors.", _AGAIN)
-
-
-def write_safetensors(out: Path, tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a file from ranges of other files. The same input gives the same bytes.
-
-    Args:
-        out: Does not exist yet.
-        tensors: In the order in which they are to lie in the file.
-        metadata: The file's own.
-
-    Raises:
-        SourceError: A source is shorter than it was when its header was read.
-    """
-    ordered = _aligned(tensors)
-    descriptor = create_file(out)
-    try:
-        write_all(descriptor, _header(ordered, metadata))
-        for piece in _coalesced(ordered):
-            source = open_source(piece.file)
-            try:
-                _copy_piece(source, descriptor, piece)
-            finally:
-                os.close(source)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _aligned(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    position = 0
-    for tensor in tensors:
-        if position % max(_BITS[tensor.dtype] // 8, 1):
-            # Widest first: then every tensor begins at a multiple of its own item size.
-            return sorted(tensors, key=lambda t: -_BITS[t.dtype])
-        position += tensor.size
-    return tensors
-
-
-def _header(tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    position = 0
-    for tensor in tensors:
-        header[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [position, position + tensor.size],
-        }
-        position += tensor.size
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _coalesced(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Neighbours in one file as one range."""
-    piece: Tensor | None = None
-    for tensor in tensors:
-        if (
-            piece is not None
-            and not piece.pitch
-            and not tensor.pitch
-            and piece.file == tensor.file
-            and piece.offset + piece.size == tensor.offset
-        ):
-            size = piece.size + tensor.size
-            piece = Tensor(piece.name, "U8", (size,), piece.file, piece.offset, size)
-            continue
-        if piece is not None:
-            yield piece
-        piece = tensor
-    if piece is not None:
-        yield piece
-
-
-def _copy_piece(source: int, target: int, piece: Tensor) -> None:
-    if not piece.pitch:
-        copy_range(source, target, piece.offset, piece.size, piece.file)
-        return
-    rows = piece.shape[0]
-    width = piece.size // rows
-    at_once = max(_CHUNK // piece.pitch, 1)
-    for first in range(0, rows, at_once):
-        count = min(at_once, rows - first)
-        # The last row is read only as far as it is kept.
-        size = (count - 1) * piece.pitch + width
-        os.lseek(source, piece.offset + first * piece.pitch, os.SEEK_SET)
-        with os.fdopen(os.dup(source), "rb") as file:
-            data = memoryview(file.read(size))
-        if len(data) < size:
-            raise SourceError(f"{piece.file} ended while it was read.", _AGAIN)
-        starts = range(0, count * piece.pitch, piece.pitch)
-        write_all(target, b"".join(data[start : start + width] for start in starts))

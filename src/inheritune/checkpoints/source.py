@@ -1,15 +1,18 @@
 """A Hugging Face model directory, opened as data: nothing in it is run, and no weight is loaded."""
 
-import hashlib
+import sys
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import xxhash
 
 from inheritune.checkpoints.config import announced_prediction_layers, layer_count, text_config
 from inheritune.checkpoints.copy import side_files
+from inheritune.checkpoints.embedding_rows import refuse_ids_without_rows
 from inheritune.checkpoints.hub import download, is_hub_id
 from inheritune.checkpoints.layers import Container, find_container
 from inheritune.checkpoints.refusals import (
@@ -21,12 +24,20 @@ from inheritune.checkpoints.safe_path import safe_file, safe_shard_name
 from inheritune.checkpoints.safetensors import Tensor, read_header
 from inheritune.checkpoints.strict_json import read_json
 from inheritune.errors import SourceError
+from inheritune.progress import Listener, silent
 from inheritune.regular_file import escape
+
+if TYPE_CHECKING:
+    from inheritune.checkpoints.remote import RemoteFiles
 
 __all__ = ["ModelDirectory", "open_model", "read_json"]
 
 _EMBEDDED = "embedded:"
 _INDEX = "model.safetensors.index.json"
+_CHUNK = 2**20
+_MOST_RECORD_BYTES = 4 * 2**20
+# Files that `inherit --mode link` makes. They hold more than the target has; the index counts.
+_LINKED = "linked-"
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,7 @@ class ModelDirectory:
         revision: Commit of a Hub id, else None.
         metadata: The metadata of each weight file, by its name.
         index_metadata: The metadata of the weight index; empty for a single file.
+        remote: Where the bytes come from that are not on this machine yet; None: all are here.
     """
 
     path: Path
@@ -52,6 +64,7 @@ class ModelDirectory:
     revision: str | None = None
     metadata: Mapping[str, dict[str, str]] = field(default_factory=dict)
     index_metadata: Mapping[str, Any] = field(default_factory=dict)
+    remote: "RemoteFiles | None" = None
 
     @property
     def layers(self) -> int:
@@ -63,8 +76,7 @@ class ModelDirectory:
         """Where the layers are among the tensors."""
         announced = announced_prediction_layers(self.config)
         # A target of ours says where its layers are.
-        record = self.path / "inherit.json"
-        known = read_json(record, "the record").get("container") if record.is_file() else None
+        known = _record(self.path).get("container")
         known = known if isinstance(known, str) else None
         return find_container(self.tensors, self.layers, announced, known)
 
@@ -75,16 +87,49 @@ class ModelDirectory:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of config.json and every weight file, in hexadecimal. Reads them all, once."""
-        total = hashlib.sha256((self.path / "config.json").read_bytes())
+        """XXH3 digest of config.json and every weight file, 128 bits, in hexadecimal.
+
+        Reads all files, once. It tells one model from another; it is no proof against an attacker.
+        """
+        total = xxhash.xxh3_128((self.path / "config.json").read_bytes())
         for name in sorted(self.metadata):
+            total.update(f"\n{name} ".encode())
             with (self.path / name).open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            total.update(f"\n{name} {digest}".encode())
+                while data := file.read(_CHUNK):
+                    total.update(data)
         return total.hexdigest()
 
+    def missing_bytes(self, tensors: Iterable[Tensor]) -> int:
+        """Bytes of these tensors that `download` would fetch; 0 for a local directory."""
+        return 0 if self.remote is None else self.remote.missing_bytes(_ranges(tensors))
 
-def open_model(model: str, revision: str | None = None) -> ModelDirectory:
+    def download(self, tensors: Iterable[Tensor], listen: Listener = silent) -> None:
+        """Make the bytes of these tensors present on this machine.
+
+        Args:
+            tensors: Of this model.
+            listen: Told of the progress in bytes.
+
+        Raises:
+            MachineError: The Hub cannot be reached; what has come is kept for the next time.
+        """
+        if self.remote is not None:
+            self.remote.download(_ranges(tensors), listen=listen)
+
+
+def _record(directory: Path) -> dict[str, Any]:
+    path = directory / "inherit.json"
+    # Of a model with 70,000 tensors, it is large, and its layers are found without it.
+    small = path.is_file() and path.stat().st_size <= _MOST_RECORD_BYTES
+    return read_json(path, "the record") if small else {}
+
+
+def _ranges(tensors: Iterable[Tensor]) -> list[tuple[str, int, int]]:
+    # Where only the beginning of each row is kept, the rows are fetched whole.
+    return [(t.file.name, t.offset, t.pitch * t.shape[0] if t.pitch else t.size) for t in tensors]
+
+
+def open_model(model: str, revision: str | None = None, *, whole: bool = True) -> ModelDirectory:
     """Open a model directory, and refuse what layers cannot safely be taken from.
 
     Only headers of the weight files are read.
@@ -92,6 +137,8 @@ def open_model(model: str, revision: str | None = None) -> ModelDirectory:
     Args:
         model: Local directory, ``embedded:demo``, or a Hub id, which is downloaded.
         revision: Branch, tag or commit of a Hub id.
+        whole: Whether all weights of a Hub id are downloaded now. If not, only their headers are,
+            and `ModelDirectory.download` fetches what is wanted of the rest.
 
     Raises:
         SourceError: The directory is missing, broken or unsafe, or not supported.
@@ -108,8 +155,13 @@ def open_model(model: str, revision: str | None = None) -> ModelDirectory:
         return _open(directory, model if embedded else local.resolve().name, None)
     if local.exists():
         raise SourceError(f"{model} is a file.", "Name the model directory that holds it.")
-    snapshot = download(model, revision)
-    return _open(snapshot, model, snapshot.name)
+    if whole:
+        snapshot = download(model, revision)
+        return _open(snapshot, model, snapshot.name)
+    from inheritune.checkpoints.remote import open_remote
+
+    remote = open_remote(model, revision)
+    return replace(_open(remote.directory, model, remote.commit), remote=remote)
 
 
 def _embedded(model: str) -> Path:
@@ -139,6 +191,7 @@ def _open(directory: Path, name: str, revision: str | None) -> ModelDirectory:
         metadata=metadata,
         index_metadata=index_metadata,
     )
+    refuse_ids_without_rows(directory, tensors.values())
     # Weights and config that disagree are found now, not after the first training.
     _ = model.container
     return model
@@ -153,17 +206,20 @@ def _open_weights(
         return {t.name: t for t in tensors}, {"model.safetensors": metadata}, {}
     path = safe_file(directory, _INDEX)
     index = read_json(path, "the weight index")
-    weight_map = index.get("weight_map")
+    weight_map = index.pop("weight_map", None)
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{path} has no weight_map.", "Download it again.")
     # All names first: nothing is opened when one of them leads astray.
-    shards = sorted({safe_shard_name(value, path) for value in weight_map.values()})
+    weight_map = {n: sys.intern(safe_shard_name(v, path)) for n, v in weight_map.items()}
+    shards = sorted(set(weight_map.values()))
     files = {shard: safe_file(directory, shard) for shard in shards}
     found: dict[str, Tensor] = {}
     metadatas: dict[str, dict[str, str]] = {}
     for shard, file in files.items():
         tensors, metadatas[shard] = read_header(file)
         for tensor in tensors:
+            if shard.startswith(_LINKED) and tensor.name not in weight_map:
+                continue
             _refuse_disagreement(tensor.name, shard, weight_map, found, path)
             found[tensor.name] = tensor
     lacking = [name for name in weight_map if name not in found]

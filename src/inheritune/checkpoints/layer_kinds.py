@@ -1,0 +1,77 @@
+"""What kind each layer of a hybrid model is, as far as its config says."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+__all__ = ["adapts_cut_layer", "attends", "layer_kinds"]
+
+# Layers that keep a state of fixed size, or none at all; all others keep keys and values.
+_STATELESS = {"mlp", "moe", "-", "E"}
+_RECURRENT = {"linear_attention", "linear", "mamba", "mamba2", "recurrent", "conv", "kda", "M"}
+
+
+def attends(kind: str) -> bool:
+    """Whether layers of a kind keep keys and values of every token, or of a window of them."""
+    return kind not in _STATELESS and kind not in _RECURRENT
+
+
+def layer_kinds(section: Mapping[str, Any], total: int) -> list[str] | None:
+    """The kind of each layer, in the words of the config.
+
+    Args:
+        section: The part of a raw config that describes the text model.
+        total: Layers of the model.
+
+    Returns:
+        One for each layer; None where the config leaves them to its class, or knows one kind only.
+    """
+    for name in ("layer_types", "layers_block_type", "hybrid_override_pattern"):
+        value = section.get(name)
+        if isinstance(value, list | str) and len(value) >= total:
+            return [str(kind) for kind in value[:total]]
+    if isinstance(value := section.get("block_types"), list) and value:
+        return [str(value[i % len(value)]) for i in range(total)]  # recurrent_gemma
+    is_attention = _attention_by_number(section)
+    if is_attention is None:
+        return None
+    return ["attention" if is_attention(i) else "recurrent" for i in range(total)]
+
+
+def adapts_cut_layer(
+    name: str, section: Mapping[str, Any], total: int, kept: Collection[int]
+) -> bool:
+    """Whether a tensor adapts a shared layer to a place that is cut off (zamba2).
+
+    The first layers of attention hold the weights of all of them, with a list of adapters: one for
+    each place where they are used.
+
+    Args:
+        name: As on disk.
+        section: The part of a raw config that describes the text model.
+        total: Its layers.
+        kept: Which of them are kept.
+    """
+    _, found, rest = name.partition("_adapter_list.")
+    number = rest.partition(".")[0]
+    if not found or section.get("model_type") != "zamba2" or not number.isdecimal():
+        return False
+    places = [i for i, kind in enumerate(layer_kinds(section, total) or []) if attends(kind)]
+    return int(number) < len(places) and places[int(number)] not in kept
+
+
+def _attention_by_number(section: Mapping[str, Any]) -> Callable[[int], bool] | None:
+    linear = section.get("linear_attn_config")
+    from_one = linear.get("full_attn_layers") if isinstance(linear, Mapping) else None
+    if isinstance(from_one, list):  # kimi_linear
+        return lambda i: i + 1 in from_one
+    for name in ("attn_layer_indices", "full_attn_idxs"):  # bamba, lfm2
+        if isinstance(numbers := section.get(name), list):
+            return lambda i: i in numbers
+    period, offset = section.get("attn_layer_period"), section.get("attn_layer_offset")
+    another_way = section.get("model_type") == "zamba"  # counts from its fourth layer
+    if type(period) is int and type(offset) is int and period > 0 and not another_way:  # jamba
+        return lambda i: i % period == offset
+    for name in ("full_attention_interval", "layer_group_size"):  # qwen3_next, bailing_hybrid
+        if type(every := section.get(name)) is int and every > 0:
+            return lambda i: (i + 1) % every == 0
+    return None
