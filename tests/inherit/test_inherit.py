@@ -1,5 +1,6 @@
 """The first layers of real tiny models: bit-equal, whole, and computing the same."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,12 +10,12 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
-import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import inheritune.inherit.inherit as room
+import inheritune.inherit.plan as planning
 from inheritune.checkpoints.source import open_model
 from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
 from inheritune.inherit.inherit import inherit
@@ -140,7 +141,7 @@ def test_shards_stay_shards_with_an_index_that_is_right(tmp_path, family):
 
 
 def test_a_file_larger_than_a_shard_may_be_is_split(tiny_reference, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "MAX_SHARD_BYTES", 50_000)
+    monkeypatch.setattr(planning, "MAX_SHARD_BYTES", 50_000)
     target = inherit(open_model(str(tiny_reference)), 3, tmp_path / "out")
     files = sorted(target.path.glob("model-*.safetensors"))
     assert len(files) > 1
@@ -188,6 +189,7 @@ def test_tokenizer_licence_templates_and_code_are_copied_and_the_card_is_not(ref
     for name in ("README.md", "pytorch_model.bin", "training_args.bin", "trainer_state.json"):
         (reference / name).write_bytes(b"not ours")
     target = inherit(open_model(str(reference)), 2, tmp_path / "out").path
+    assert "not ours" not in (target / "README.md").read_text()
     for name in (*others, "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (target / name).read_bytes() == (reference / name).read_bytes()
     assert (target / "additional_chat_templates" / "tool.jinja").read_text() == "{{ 1 }}"
@@ -195,6 +197,7 @@ def test_tokenizer_licence_templates_and_code_are_copied_and_the_card_is_not(ref
         *others,
         *("tokenizer.json", "tokenizer_config.json", "generation_config.json"),
         *("additional_chat_templates", "config.json", "model.safetensors", "inherit.json"),
+        "README.md",
     }
 
 
@@ -214,10 +217,11 @@ def test_the_record_says_where_every_byte_came_from(tiny_model, tmp_path):
     reference = open_model(str(tiny_model("smollm3")))
     target = inherit(reference, 2, tmp_path / "out")
     record = json.loads((target.path / "inherit.json").read_text())
-    assert record["reference"]["digest"] == reference.digest
+    config = (reference.path / "config.json").read_bytes()
+    assert record["reference"]["config_sha256"] == hashlib.sha256(config).hexdigest()
     assert record["reference"]["layers"] == 6
     assert record["layer_map"] == [0, 1]
-    assert record["check"] == "complete: SmolLM3ForCausalLM"
+    assert record["check"] == "complete: SmolLM3ForCausalLM, layers as in the reference"
     edits = {e["key"]: e for e in record["config_edits"]}
     assert edits.keys() == {"num_hidden_layers", "no_rope_layers", "layer_types"}
     assert all(e["reason"] for e in edits.values())
@@ -235,7 +239,7 @@ def test_layers_out_of_range_are_refused_with_the_range(tiny_reference, tmp_path
     with pytest.raises(RecipeError) as error:
         inherit(open_model(str(tiny_reference)), layers, tmp_path / "out")
     assert str(error.value) == (
-        f"cannot keep {layers} layers of tiny-reference: it has 4. Choose layers between 1 and 4."
+        f"cannot keep {layers} layers: the reference has 4. Choose layers between 1 and 4."
     )
     assert not list(tmp_path.iterdir())
 
@@ -261,11 +265,10 @@ def test_nothing_is_written_into_the_reference(reference):
 
 
 def test_a_failure_leaves_nothing_behind(tiny_reference, tmp_path, monkeypatch):
-    def fail(target: Path, container: str) -> str:
-        assert (target / "model.safetensors").exists()
+    def fail(*arguments):
         raise SourceError("the check failed")
 
-    monkeypatch.setattr(room, "check_complete", fail)
+    monkeypatch.setattr(room, "check_cut", fail)
     with pytest.raises(SourceError, match="the check failed"):
         inherit(open_model(str(tiny_reference)), 2, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -331,25 +334,7 @@ def test_a_numbered_list_beside_the_layers_is_an_error(reference, tmp_path):
 
 
 def test_weights_with_a_part_for_each_layer_are_cut_too(tmp_path):
-    text = transformers.Gemma3nTextConfig(
-        vocab_size=64,
-        vocab_size_per_layer_input=64,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=10,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        hidden_size_per_layer_input=4,
-        num_kv_shared_layers=5,
-        laurel_rank=4,
-        altup_num_inputs=2,
-        sliding_window=8,
-        max_position_embeddings=64,
-    )
-    torch.manual_seed(0)
-    whole = transformers.Gemma3nForCausalLM(text).eval()
-    whole.save_pretrained(tmp_path / "reference")
+    tiny_models.save_gemma3n(tmp_path / "reference")
     reference = open_model(str(tmp_path / "reference"))
     target = inherit(reference, 5, tmp_path / "out")
     before, after = tensors_of(reference.path), tensors_of(target.path)

@@ -1,186 +1,255 @@
-"""The first layers of a reference as a model directory of their own."""
+"""Some layers of a reference as a model directory of their own."""
 
-import json
+import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from inheritune import __version__
-from inheritune.checkpoints.config import Edit, cut_config, text_config
+from inheritune.checkpoints.config import text_config
 from inheritune.checkpoints.copy import copy_side_files, write_file
-from inheritune.checkpoints.safetensors import Tensor, item_bits, write_safetensors
+from inheritune.checkpoints.scan import zero_matrices
 from inheritune.checkpoints.source import ModelDirectory, open_model
 from inheritune.durable import published, refuse_used_directory
-from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
-from inheritune.inherit.verify import check_complete
+from inheritune.errors import RecipeError, UnsupportedModelError
+from inheritune.inherit.card import card
+from inheritune.inherit.fresh import make_fresh
+from inheritune.inherit.gate import ask, check_cut
+from inheritune.inherit.parts import fresh_names
+from inheritune.inherit.plan import (
+    DTYPES,
+    InheritPlan,
+    kept_layers,
+    plan_inherit,
+    split_into_shards,
+)
+from inheritune.inherit.selection import describe_selection
+from inheritune.inherit.weights import Written, describe_tensor, to_json, write_weights
+from inheritune.progress import Listener, silent
 
-__all__ = ["inherit", "kept_tensors"]
+__all__ = ["Options", "inherit"]
 
-MAX_SHARD_BYTES = 5_000_000_000
+_INDEX = "model.safetensors.index.json"
+_FRESH = ".fresh"
+_MEANWHILE_BYTES = 2**31  # copied while the class is asked, in about the time that takes
+_WORKERS = 3  # one waits for the gate, two read back and sync what is written
+_HEADS = ("lm_head.weight", "embed_out.weight")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 
-# The two known tensors outside the layers that have a part for each of them (gemma3n, gemma4):
-# (V, N·d) cut by columns, (N·d, h) by rows.
-_SPLIT_BY_COLUMNS = "embed_tokens_per_layer.weight"
-_SPLIT_BY_ROWS = "per_layer_model_projection.weight"
+
+@dataclass(frozen=True)
+class Options:
+    """How a target is written.
+
+    Attributes:
+        mode: ``"copy"``: its own bytes. ``"link"``: whole weight files of the reference, hard
+            linked or sharing their blocks, under an index that names the kept tensors only: next
+            to no bytes, but the files must never be changed, and are not for publishing.
+        dtype: A name out of `plan.DTYPES` to cast the weights to; None: as they are.
+        parts: Which parts are inherited, one of `parts.PARTS`; the rest is initialised by the
+            model's class.
+        seed: Of that initialisation.
+        gate: Whether the model's class is asked; without it, only first layers are cut.
+        sha256: Whether the record holds SHA-256 digests, too.
+    """
+
+    mode: str = "copy"
+    dtype: str | None = None
+    parts: str = "all"
+    seed: int = 0
+    gate: bool = True
+    sha256: bool = False
 
 
-def inherit(reference: ModelDirectory, layers: int, out: Path) -> ModelDirectory:
-    """Write the first layers of a reference, and everything around them, as a model directory.
+def inherit(
+    reference: ModelDirectory,
+    layers: int | Sequence[int],
+    out: Path,
+    options: Options = Options(),
+    listen: Listener = silent,
+) -> ModelDirectory:
+    """Write some layers of a reference, and everything around them, as a model directory.
 
-    Tensors are copied as ranges of bytes, so each is bit-equal to the reference's; the config is
-    the reference's with a listed set of edits. The directory appears by one rename, after its
-    class was asked whether every weight is there. ``inherit.json`` in it says where all came from.
+    Tensors are copied as ranges of bytes, so each is bit-equal to the reference's or its declared
+    cast; the config is the reference's with a listed set of edits. The directory appears by one
+    rename, after its class was asked whether every weight is there and every layer is what it was.
+    ``inherit.json`` in it says where all came from.
 
     Args:
         reference: Never changed; none of its code is run.
-        layers: How many to keep, counted from the embedding; 1 to all of them.
+        layers: How many to keep, counted from the embedding, 1 to all of them; or which, ascending.
         out: Does not exist, or is empty.
+        options: How it is written.
+        listen: Told of the progress of a download.
 
     Returns:
         The target, opened.
 
     Raises:
-        RecipeError: ``layers`` is out of range, or ``out`` is used already or in the reference.
+        RecipeError: The layers are not there, or ``out`` is used already or in the reference.
         UnsupportedModelError: The layers would not compute what they do in the reference.
-        SourceError: A file of the reference broke while it was read.
+        SourceError: A file of the reference broke while it was read, or holds NaN.
         MachineError: The disk is full or read-only.
 
     Source: Sanyal et al., Inheritune, arXiv 2404.08634, algorithm 1.
     """
-    total = reference.layers
-    if not 1 <= layers <= total:
-        raise RecipeError(
-            f"cannot keep {layers} layers of {reference.name}: it has {total}.",
-            f"Choose layers between 1 and {total}.",
+    _refuse_options(reference, out, options)
+    plan = _plan(reference, kept_layers(layers, reference.layers), options)
+    fresh = fresh_names([t.name for t in plan.tensors], reference.container.prefix, options.parts)
+    with published(out) as staging, ThreadPoolExecutor(_WORKERS) as background:
+        gate = background.submit(_check, reference, plan, options)
+        # Nothing is downloaded, and nothing large copied, for a model that will be refused.
+        if plan.size > _MEANWHILE_BYTES or reference.missing_bytes(t.source for t in plan.tensors):
+            gate.result()
+        reference.download((t.source for t in plan.tensors if t.name not in fresh), listen)
+        made = make_fresh(plan, fresh, options.seed, staging / _FRESH)
+        files = write_weights(
+            reference,
+            split_into_shards(plan.tensors),
+            staging,
+            background,
+            made=made,
+            link=options.mode == "link",
+            sha256=options.sha256,
         )
-    if Path(os.path.realpath(out)).is_relative_to(reference.path.resolve()):
-        raise RecipeError(f"{out} lies in the reference's directory.", "Name another directory.")
-    refuse_used_directory(out)
-    config, edits = cut_config(reference.config, layers)
-    shards = _plan_shards(kept_tensors(reference, layers))
-    with published(out) as staging:
-        _write_weights(reference, shards, staging)
-        write_file(staging / "config.json", _json(config))
+        write_file(staging / "config.json", to_json(plan.config))
         copy_side_files(reference.path, staging)
-        check = check_complete(staging, reference.container.prefix)
-        parallel = reference.container.parallel
-        if check.startswith("not checked") and parallel and layers < total:
-            raise UnsupportedModelError(
-                f"{reference.name} has lists of tensors beside its layers: {', '.join(parallel)}.",
-                "Only the model's own class knows what they are, and it is not in transformers.",
-            )
-        record = _record(reference, layers, shards, edits, check)
-        write_file(staging / "inherit.json", _json(record))
+        shutil.rmtree(staging / _FRESH, ignore_errors=True)
+        answer = gate.result()
+        _warn(answer, files, reference)
+        record = _record(reference, plan, files, set(made), options, answer)
+        write_file(staging / "inherit.json", to_json(record))
+        text = card(record, is_hub_model=reference.revision is not None)
+        write_file(staging / "README.md", text.encode())
     return open_model(str(out))
 
 
-def kept_tensors(reference: ModelDirectory, layers: int) -> list[Tensor]:
-    """The tensors of the target, as ranges of the reference's files, in the order on disk.
-
-    Everything outside the layers is kept: embeddings, positions, norms, heads, whatever their
-    names. Multi-token-prediction layers are not: they read the last state of the full depth.
-    """
-    container = reference.container
-    tensors = [t for t in reference.tensors.values() if container.keeps(t.name, layers)]
-    if "hidden_size_per_layer_input" not in text_config(reference.config):
-        return tensors
-    return [_cut_split_tensor(tensor, layers, reference.layers) for tensor in tensors]
-
-
-def _cut_split_tensor(tensor: Tensor, layers: int, total: int) -> Tensor:
-    by_columns = tensor.name.endswith(_SPLIT_BY_COLUMNS)
-    if not by_columns and not tensor.name.endswith(_SPLIT_BY_ROWS):
-        return tensor
-    if len(tensor.shape) != 2 or tensor.shape[int(by_columns)] % total:
-        raise SourceError(
-            f"{tensor.name} of shape {tensor.shape} has no part for each of {total} layers."
+def _refuse_options(reference: ModelDirectory, out: Path, options: Options) -> None:
+    if Path(os.path.realpath(out)).is_relative_to(reference.path.resolve()):
+        raise RecipeError(f"{out} lies in the reference's directory.", "Name another directory.")
+    refuse_used_directory(out)
+    if options.mode not in ("copy", "link"):
+        raise RecipeError(f"there is no mode {options.mode!r}.", "Choose copy or link.")
+    if options.dtype is not None and options.dtype not in DTYPES:
+        raise RecipeError(
+            f"there is no dtype {options.dtype!r}.", f"Choose among {', '.join(DTYPES)}."
         )
-    size = tensor.size // total * layers
-    rows, columns = tensor.shape
-    if not by_columns:
-        return replace(tensor, shape=(rows // total * layers, columns), size=size)
-    pitch = columns * item_bits(tensor.dtype) // 8 if layers < total else 0
-    return replace(tensor, shape=(rows, columns // total * layers), size=size, pitch=pitch)
+    if options.mode == "link" and (options.dtype or options.parts != "all"):
+        raise RecipeError("linked files cannot be cast or partly fresh.", "Use --mode copy.")
+    cached = reference.path.resolve().parent.name == "snapshots" or reference.revision is not None
+    if options.mode == "link" and (cached or reference.name.startswith("embedded:")):
+        raise RecipeError(
+            f"{reference.name} cannot be linked: its files belong to the cache or the package.",
+            "Use --mode copy, or name a directory of your own.",
+        )
+    if not 0 <= options.seed < 2**63:
+        raise RecipeError(f"the seed {options.seed} is out of range.", "Choose 0 to 2^63 - 1.")
 
 
-def _plan_shards(tensors: list[Tensor]) -> dict[str, list[Tensor]]:
-    """One file for each of the reference's, in its order, so that ranges stay neighbours."""
-    shards: list[list[Tensor]] = []
-    size = 0
-    for tensor in tensors:
-        size += tensor.size
-        if not shards or tensor.file != shards[-1][-1].file or size > MAX_SHARD_BYTES:
-            shards.append([])
-            size = tensor.size
-        shards[-1].append(tensor)
-    if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
-    return {f"model-{i:05}-of-{len(shards):05}.safetensors": s for i, s in enumerate(shards, 1)}
+def _plan(reference: ModelDirectory, kept: tuple[int, ...], options: Options) -> InheritPlan:
+    dtype = DTYPES[options.dtype] if options.dtype else None
+    plan = plan_inherit(reference, kept, dtype=dtype)
+    whole = all(t.shape == reference.tensors[t.source.name].shape for t in plan.tensors)
+    if options.mode == "link" and not whole:
+        raise UnsupportedModelError(
+            f"{reference.name} has weights that are cut themselves; files are linked whole.",
+            "Use --mode copy.",
+        )
+    if plan.is_prefix:
+        return plan
+    if options.mode == "link":
+        raise RecipeError("linked layers cannot move.", "Use --mode copy, or the first layers.")
+    if not options.gate:
+        raise RecipeError(
+            f"{describe_selection(kept)} cannot be cut without the gate: layers would move.",
+            "Leave --no-gate out.",
+        )
+    section = dict(text_config(reference.config))
+    explicit = ask("explicit_lists", config=section, layers=reference.layers)
+    return plan_inherit(reference, kept, dtype=dtype, explicit=explicit)
 
 
-def _write_weights(
-    reference: ModelDirectory, shards: Mapping[str, list[Tensor]], staging: Path
-) -> None:
-    for name, tensors in shards.items():
-        # Without a format in its metadata, a file is refused by some loaders.
-        metadata = {"format": "pt"} | reference.metadata.get(tensors[0].file.name, {})
-        write_safetensors(staging / name, tensors, metadata)
-    if len(shards) == 1:
-        return
-    kept = [tensor for tensors in shards.values() for tensor in tensors]
-    totals = {"total_size": sum(t.size for t in kept)}
-    if "total_parameters" in reference.index_metadata:
-        totals["total_parameters"] = sum(t.items for t in kept)
-    index = {
-        "metadata": dict(reference.index_metadata) | totals,
-        "weight_map": {t.name: name for name, tensors in shards.items() for t in tensors},
-    }
-    write_file(staging / "model.safetensors.index.json", _json(index))
+def _check(reference: ModelDirectory, plan: InheritPlan, options: Options) -> dict[str, Any]:
+    answer: dict[str, Any] = {"check": "not checked: --no-gate", "tied": None, "unused": []}
+    if options.gate:
+        answer = check_cut(reference, plan.kept, plan.config, plan.tensors)
+    if not str(answer["check"]).startswith("not checked"):
+        return answer
+    parallel = reference.container.parallel
+    if parallel and len(plan.kept) < reference.layers:
+        raise UnsupportedModelError(
+            f"{reference.name} has lists of tensors beside its layers: {', '.join(parallel)}.",
+            "Only the model's own class knows what they are, and it was not asked.",
+        )
+    if not plan.is_prefix:
+        raise UnsupportedModelError(
+            f"{describe_selection(plan.kept)} of {reference.name} cannot be cut: "
+            f"{answer['check']}.",
+            "Only first layers are cut without asking the model's class.",
+        )
+    return answer
+
+
+# -- what is said about it
+
+
+def _warn(answer: Mapping[str, Any], files: Sequence[Written], reference: ModelDirectory) -> None:
+    for file in files:
+        if zeros := zero_matrices(file.placed, dict(file.scans)):
+            warnings.warn(
+                f"{zeros[0]} and {len(zeros) - 1} other matrices of {reference.name} hold zeros "
+                "only: is its download complete?",
+                stacklevel=3,
+            )
+    digests = {name: found.xxh3 for file in files for name, found in file.scans.items()}
+    heads = [d for name, d in digests.items() if name.endswith(_HEADS)]
+    embeddings = [d for name, d in digests.items() if name.endswith(_EMBEDDINGS)]
+    if answer["tied"] and heads and embeddings and heads[0] and heads[0] not in embeddings:
+        warnings.warn(
+            f"the class ties head and embedding of {reference.name}, but its files hold two "
+            "different ones: is tie_word_embeddings in its config right?",
+            stacklevel=3,
+        )
 
 
 def _record(
     reference: ModelDirectory,
-    layers: int,
-    shards: Mapping[str, list[Tensor]],
-    edits: list[Edit],
-    check: str,
+    plan: InheritPlan,
+    files: Sequence[Written],
+    fresh: set[str],
+    options: Options,
+    answer: Mapping[str, Any],
 ) -> dict[str, Any]:
-    container = reference.container
-    kept = {tensor.name for tensors in shards.values() for tensor in tensors}
-    prediction = sorted(
-        name
-        for name in reference.tensors
-        if name not in kept and container.keeps(name, reference.layers) is False
-    )
+    config = (reference.path / "config.json").read_bytes()
     return {
-        "format": 1,
+        "format": 2,
         "inheritune": __version__,
         "reference": {
             "name": reference.name,
             "revision": reference.revision,
-            "digest": reference.digest,
+            "config_sha256": hashlib.sha256(config).hexdigest(),
             "layers": reference.layers,
         },
-        "layers": layers,
-        "layer_map": list(range(layers)),
-        "container": container.prefix,
-        "dropped_prediction_tensors": prediction,
-        "config_edits": [asdict(edit) for edit in edits],
-        "check": check,
+        "layers": len(plan.kept),
+        "layer_map": list(plan.kept),
+        "container": reference.container.prefix,
+        "mode": options.mode,
+        "dtype": DTYPES[options.dtype] if options.dtype else None,
+        "parts": options.parts,
+        "seed": options.seed if fresh else None,
+        "fresh_tensors": sorted(fresh),
+        "dropped_prediction_tensors": plan.dropped_prediction,
+        "config_edits": [asdict(edit) for edit in plan.edits],
+        "unused_tensors": answer["unused"],
+        "check": answer["check"],
         "tensors": {
-            t.name: {"file": name, "source": _source(t)}
-            for name, tensors in shards.items()
-            for t in tensors
+            tensor.name: describe_tensor(tensor, file, tensor.name in fresh)
+            for file in files
+            for tensor in file.tensors
         },
     }
-
-
-def _source(tensor: Tensor) -> dict[str, Any]:
-    pitch = {"pitch": tensor.pitch} if tensor.pitch else {}
-    return {"file": tensor.file.name, "offset": tensor.offset, "size": tensor.size} | pitch
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode("ascii")

@@ -1,121 +1,218 @@
-"""Proof that a target is whole, by the model class itself."""
+"""Proof that a target is what its record says, and what its reference was."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+import filecmp
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from inheritune.checkpoints.layers import numbered
-from inheritune.checkpoints.source import open_model, read_json
+import xxhash
+
+from inheritune.checkpoints.cast import cast
+from inheritune.checkpoints.config import text_config
+from inheritune.checkpoints.copy import open_source
+from inheritune.checkpoints.scan import Scan, refuse_not_finite, scan
+from inheritune.checkpoints.source import ModelDirectory
+from inheritune.checkpoints.write import TargetTensor, read_chunks
 from inheritune.errors import SourceError
+from inheritune.inherit.gate import ask
+from inheritune.inherit.plan import InheritPlan, plan_inherit
+from inheritune.inherit.record import read_record
+from inheritune.inherit.running import Finding, ask_class, run_target
 from inheritune.regular_file import escape
 
-__all__ = ["check_complete"]
+__all__ = ["verify"]
 
 
-def check_complete(target: Path, container: str | None = None) -> str:
-    """Load a model directory on the meta device, and refuse it if any weight would be fresh.
+def verify(target: ModelDirectory, reference: ModelDirectory | None = None) -> Iterator[Finding]:
+    """Prove a target, part by part.
 
-    Names, shapes, ties and the class's own conversions are checked by transformers itself; no
-    weight is read, and no code of the directory is run.
+    Without the reference, its bytes are compared with the digests in ``inherit.json``; with it,
+    with the bytes they came from, and its config and layers with the reference's as well.
 
     Args:
-        target: Model directory.
-        container: What stands before the number of a layer in the names of its tensors; None:
-            found out.
+        target: Written by `inherit`, or trained from there.
+        reference: What it was cut from; nothing of it is changed.
 
-    Returns:
-        ``"complete: LlamaForCausalLM"``, or ``"not checked: "`` and why: a class that transformers
-        does not have, or whose other requirements are missing.
+    Yields:
+        What was found, part by part, as it is found.
 
     Raises:
-        SourceError: The class refuses config or weights, misses a weight, or leaves one unused
-            that belongs to a numbered list outside the layers.
+        SourceError: The first difference, by name.
     """
-    config = read_json(target / "config.json", "the config")
-    if isinstance(model_class := _model_class(config), str):
-        return f"not checked: {model_class}"
-    name = model_class.__name__
-    try:
-        with _quiet():
-            _, info = model_class.from_pretrained(
-                target,
-                device_map="meta",
-                attn_implementation="eager",
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
+    record = read_record(target)
+    trained = (target.path / "training.json").is_file()
+    _refuse_other_names(target, record["tensors"], "its record")
+    yield Finding("names", f"{len(target.tensors)} tensors, as recorded")
+    sha256 = any("sha256" in entry for entry in record["tensors"].values())
+    scans = _scan_all(target, sha256)
+    refuse_not_finite(scans, target.path)
+    yield Finding("values", "all finite")
+    yield _compare_digests(scans, record, trained)
+    plan = None
+    if reference is not None and "grown_from" in record:
+        yield _compare_grown(record, reference, scans, target)
+    elif reference is not None:
+        plan = _plan_again(record, reference)
+        yield from _against_reference(target, record, plan, reference, {} if trained else scans)
+    yield ask_class(target, reference, plan)
+    yield from run_target(target, record, reference, trained)
+
+
+def _refuse_other_names(target: ModelDirectory, names: Mapping[str, Any], where: str) -> None:
+    if different := sorted(names.keys() ^ target.tensors.keys()):
+        name = different[0]
+        has = "lacks" if name in names else "holds"
+        does = "names" if name in names else "does not name"
+        raise SourceError(f"{target.path} {has} {escape(name)}, which {where} {does}.")
+
+
+# -- bytes
+
+
+def _scan_all(model: ModelDirectory, sha256: bool) -> dict[str, Scan]:
+    scans: dict[str, Scan] = {}
+    for file in sorted({tensor.file for tensor in model.tensors.values()}):
+        inside = [tensor for tensor in model.tensors.values() if tensor.file == file]
+        scans |= scan(file, inside, sha256=sha256)
+    return scans
+
+
+def _compare_digests(
+    scans: Mapping[str, Scan], record: Mapping[str, Any], trained: bool
+) -> Finding:
+    if trained:
+        return Finding("digests", "not compared: the target was trained", proven=False)
+    if record.get("mode") == "link":
+        return Finding("digests", "not recorded for linked files", proven=False)
+    for name, found in scans.items():
+        for kind, digest in {"xxh3": found.xxh3, "sha256": found.sha256}.items():
+            recorded = record["tensors"][name].get(kind)
+            if digest is not None and recorded != digest:
+                raise SourceError(
+                    f"{escape(name)} has the {kind} digest {digest}; recorded was "
+                    f"{escape(recorded)}.",
+                    "The file was changed or damaged: write the target again.",
+                )
+    return Finding("digests", f"{len(scans)} tensors, as recorded")
+
+
+def _plan_again(record: Mapping[str, Any], reference: ModelDirectory) -> InheritPlan:
+    kept: Sequence[int] = record["layer_map"]
+    if kept[-1] >= reference.layers:
+        raise SourceError(
+            f"the record names layer {kept[-1]}, but {reference.name} has {reference.layers}.",
+            "The target was cut from another model.",
+        )
+    explicit: Mapping[str, Any] = {}
+    if kept != list(range(len(kept))):
+        section = dict(text_config(reference.config))
+        explicit = ask("explicit_lists", config=section, layers=reference.layers)
+    return plan_inherit(reference, kept, dtype=record.get("dtype"), explicit=explicit)
+
+
+def _against_reference(
+    target: ModelDirectory,
+    record: Mapping[str, Any],
+    plan: InheritPlan,
+    reference: ModelDirectory,
+    scans: Mapping[str, Scan],
+) -> Iterator[Finding]:
+    _refuse_other_names(target, {t.name: t for t in plan.tensors}, "the cut reference")
+    _refuse_other_config(target.config, plan.config, "")
+    yield Finding("config", f"the reference's but for {len(plan.edits)} changes")
+    if scans:
+        yield _compare_bytes(target, record, plan, reference, scans)
+    else:
+        yield Finding("bytes", "not compared: the target was trained", proven=False)
+    for path in reference.side_files:
+        copy = target.path / path.relative_to(reference.path)
+        if not copy.is_file() or not filecmp.cmp(path, copy, shallow=False):
+            raise SourceError(f"{copy} is not what it is in the reference.")
+    yield Finding("side files", f"{len(reference.side_files)} files equal the reference's")
+
+
+def _refuse_other_config(given: Any, wanted: Any, path: str) -> None:
+    if isinstance(given, dict) and isinstance(wanted, dict):
+        for key in {**wanted, **given}:
+            here = f"{path}.{key}" if path else str(key)
+            _refuse_other_config(given.get(key), wanted.get(key), here)
+    elif given != wanted:
+        raise SourceError(
+            f"config.json says {escape(path)} = {escape(repr(given), 60)}; the reference's, cut to "
+            f"these layers, says {escape(repr(wanted), 60)}."
+        )
+
+
+def _compare_bytes(
+    target: ModelDirectory,
+    record: Mapping[str, Any],
+    plan: InheritPlan,
+    reference: ModelDirectory,
+    scans: Mapping[str, Scan],
+) -> Finding:
+    fresh = {name for name, entry in record["tensors"].items() if entry.get("source") is None}
+    inherited = [tensor for tensor in plan.tensors if tensor.name not in fresh]
+    reference.download(tensor.source for tensor in inherited)
+    for tensor in inherited:
+        held = target.tensors[tensor.name]
+        if (tensor.dtype, tensor.shape) != (held.dtype, held.shape):
+            raise SourceError(
+                f"{escape(held.name)} is {held.dtype} {held.shape}; from the reference it would "
+                f"be {tensor.dtype} {tensor.shape}."
             )
-    except ImportError as error:
-        return f"not checked: {name} needs a package: {_first_line(error)}"
-    except Exception as error:  # whatever the class says, it is about these files
-        raise SourceError(
-            f"{name} refuses the model it would be cut to: {_first_line(error)}",
-            "Choose another number of layers, or report it with the model's name.",
-        ) from error
-    if fresh := sorted(info["missing_keys"]):
-        raise SourceError(
-            f"{name} would fill {len(fresh)} weights at random, such as {escape(fresh[0])}.",
-            "The reference lacks them, or its config is wrong (tie_word_embeddings?).",
-        )
-    if unused := _unexplained(info["unexpected_keys"], target, container):
-        raise SourceError(
-            f"{name} does not use {escape(unused)}, which may belong to a layer.",
-            "Report it with the model's name.",
-        )
-    return f"complete: {name}"
+        if _source_digest(tensor) != scans[tensor.name].xxh3:
+            raise SourceError(
+                f"{escape(held.name)} differs from {escape(tensor.source.name)} of the reference.",
+                "Write the target again; or the reference is another one.",
+            )
+    _warn_of_dropped(reference, inherited)
+    cast_to = f", cast to {record['dtype']}" if record.get("dtype") else ", bit for bit"
+    text = f"{len(inherited)} tensors equal the reference's{cast_to}"
+    return Finding("bytes", text + (f"; {len(fresh)} are fresh, as recorded" if fresh else ""))
 
 
-def _model_class(config: Mapping[str, Any]) -> Any:
-    import transformers
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+def _compare_grown(
+    record: Mapping[str, Any],
+    reference: ModelDirectory,
+    scans: Mapping[str, Scan],
+    target: ModelDirectory,
+) -> Finding:
+    """The layers that a trained target grew by are the reference's."""
+    new = {name: e for name, e in record["tensors"].items() if e.get("from") == "reference"}
+    for name, entry in new.items():
+        origin = entry["source"].get("name", name) if entry["source"] else name
+        source, held = reference.tensors.get(str(origin)), target.tensors[name]
+        if source is None or source.shape != held.shape:
+            raise SourceError(f"{reference.name} has no {escape(origin)} like {escape(name)}.")
+        reference.download([source])
+        if _source_digest(TargetTensor(name, source, held.dtype)) != scans[name].xxh3:
+            raise SourceError(f"{escape(name)} differs from {escape(origin)} of the reference.")
+    rest = len(target.tensors) - len(new)
+    return Finding("bytes", f"{len(new)} grown tensors equal the reference's; {rest} were trained")
 
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or not model_type:
-        return "config.json names no model_type"
+
+def _source_digest(tensor: TargetTensor) -> str:
+    digest, source = xxhash.xxh3_128(), tensor.source
+    descriptor = open_source(source.file)
     try:
-        config_class = type(AutoConfig.for_model(model_type))
-    except (ValueError, KeyError):
-        return f"transformers does not know the model type {escape(model_type)}"
-    except ImportError as error:
-        return f"{escape(model_type)} needs a package: {_first_line(error)}"
-    names = config.get("architectures")
-    if isinstance(names, list) and names and isinstance(names[0], str):
-        found = getattr(transformers, names[0], None) if names[0].isidentifier() else None
-        if isinstance(found, type) and getattr(found, "config_class", None) is config_class:
-            return found
-    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(config_class, None)
-    return found or f"transformers has no causal language model of type {escape(model_type)}"
-
-
-def _unexplained(names: Any, target: Path, container: str | None) -> str:
-    """A left-over of a numbered list outside the layers. Stray buffers are left-overs too."""
-    if not names:
-        return ""
-    layers = container or open_model(str(target)).container.prefix
-    for name in sorted(names):
-        found = numbered(name)
-        # The class may call its layers with or without its own prefix.
-        if found and not (found[0].endswith(layers) or layers.endswith(found[0])):
-            return str(name)
-    return ""
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
+        for data in read_chunks(descriptor, source):
+            digest.update(cast(data, source.dtype, tensor.dtype, source.name))
     finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
+        os.close(descriptor)
+    return digest.hexdigest()
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return escape(lines[0] if lines else type(error).__name__, 200)
+def _warn_of_dropped(reference: ModelDirectory, inherited: Sequence[TargetTensor]) -> None:
+    if reference.remote is not None:
+        return
+    kept = {tensor.source.name for tensor in inherited}
+    for file in sorted({tensor.file for tensor in reference.tensors.values()}):
+        inside = [t for t in reference.tensors.values() if t.file == file and t.name not in kept]
+        broken = [name for name, found in scan(file, inside).items() if not found.finite]
+        if broken:
+            warnings.warn(
+                f"{escape(broken[0])} of {reference.name} holds NaN or infinite values; it was not "
+                "inherited",
+                stacklevel=3,
+            )

@@ -1,0 +1,57 @@
+"""The model card of a target that was only cut: what it is, and that it has to be trained."""
+
+import json
+from typing import Any
+
+from inheritune.inherit.selection import describe_selection
+from inheritune.regular_file import escape
+
+__all__ = ["card"]
+
+_PARTS = {
+    "attention": "the MLPs of its layers, with the norms around them,",
+    "mlp": "the attention of its layers, with the norms around it,",
+    "layers-only": "everything outside its layers",
+    "outer-only": "all of its layers",
+}
+
+
+def card(record: dict[str, Any], is_hub_model: bool) -> str:
+    """README.md of a target, as the Hugging Face Hub shows it.
+
+    Args:
+        record: inherit.json.
+        is_hub_model: Whether the reference's name is an id on the Hub.
+
+    Returns:
+        Markdown with YAML front matter. No text of the reference can end the front matter or
+        become markup in the body: it is quoted as JSON there, and as code here.
+    """
+    reference = record["reference"]
+    name = escape(reference["name"], 200).replace("`", "'")
+    front = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [inheritune]"]
+    if is_hub_model:
+        front.insert(0, f"base_model: {json.dumps(reference['name'])}")
+    kept = describe_selection(record["layer_map"])
+    at = f" at commit `{escape(reference['revision'])}`" if reference["revision"] else ""
+    lines = [
+        f"# {record['layers']} of {reference['layers']} layers of `{name}`",
+        "",
+        f"This model has {kept} (counted from 0) of `{name}`{at}, with its embeddings, final norm "
+        "and head, copied bit for bit. It was not trained since: it is a start for training.",
+    ]
+    if record["dtype"]:
+        lines[-1] += f" Its weights were cast to {record['dtype']}."
+    if record["fresh_tensors"]:
+        lines += [
+            "",
+            f"**Not everything is inherited**: {_PARTS[record['parts']]} were initialised by the "
+            f"model's class (seed {record['seed']}, {len(record['fresh_tensors'])} tensors).",
+        ]
+    lines += [
+        "",
+        "Made with inheritune, which implements "
+        "[Inheritune](https://arxiv.org/abs/2404.08634). `inherit.json` names the source of every "
+        "tensor and every change of the config.",
+    ]
+    return "\n".join(["---", *front, "---", "", *lines, ""])

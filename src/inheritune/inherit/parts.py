@@ -1,0 +1,94 @@
+"""Which tensors belong to which part of a model, for the method's ablations."""
+
+import re
+from collections.abc import Callable, Iterable
+
+from inheritune.checkpoints.layers import numbered
+from inheritune.errors import RecipeError, UnsupportedModelError
+from inheritune.regular_file import escape
+
+__all__ = ["PARTS", "fresh_names"]
+
+PARTS = ("all", "attention", "mlp", "layers-only", "outer-only")
+
+# By what stands after the number of a layer. A norm belongs to the part whose input or output it
+# normalises, so `post_attention_layernorm` is the MLP's in Llama, where it comes before the MLP,
+# and the attention's in Gemma 2 and 3 and OLMo 2 and 3, which have norms after it as well.
+_ATTENTION = re.compile(
+    r"(self_attn|attn|attention|self_attention|linear_attn|input_layernorm|ln_1|ln1|ln_attn|"
+    r"attention_norm|self_attn_layer_norm|pre_self_attn_layernorm|input_layer_norm|"
+    r"self_attention_layernorm|attn_norm|pre_attention_layernorm|operator_norm|"
+    r"attention_layernorm)(\.|$)"
+)
+_MLP = re.compile(
+    r"(mlp|feed_forward|ffn|fc1|fc2|block_sparse_moe|moe|ln_2|ln2|ln_mlp|ffn_norm|"
+    r"final_layer_norm|pre_feedforward_layernorm|post_feedforward_layernorm|pre_mlp_layernorm|"
+    r"post_mlp_layernorm|pre_ff_layernorm|post_feed_forward_layernorm)\w*(\.|$)"
+)
+_AFTER_ATTENTION = re.compile(r"(post_attention_layernorm|post_attention_layer_norm)(\.|$)")
+_SIGNS_OF_NORMS_AFTER = ("pre_feedforward_layernorm", "post_feedforward_layernorm", "pre_mlp_")
+
+
+def fresh_names(names: Iterable[str], prefix: str, parts: str) -> set[str]:
+    """Which tensors are not inherited.
+
+    Args:
+        names: Of the whole target.
+        prefix: What stands before the number of a layer.
+        parts: ``"all"``: none. ``"attention"``, ``"mlp"``: in the layers, only these with their
+            norms are inherited, and everything outside the layers. ``"layers-only"``: only the
+            layers. ``"outer-only"``: only what is outside them.
+
+    Raises:
+        RecipeError: There is no such part.
+        UnsupportedModelError: A tensor of a layer belongs to neither part by its name, or all
+            belong to one.
+    """
+    if parts not in PARTS:
+        raise RecipeError(
+            f"there are no parts {escape(parts)!r}.", f"Choose among {', '.join(PARTS)}."
+        )
+    everything = list(names)
+    inside = {n for n in everything if (found := numbered(n)) and found[0] == prefix}
+    if parts == "all":
+        return set()
+    if parts == "outer-only":
+        return inside
+    if parts == "layers-only":
+        return {n for n in everything if n not in inside}
+    part_of = _sorter([_in_layer(name, prefix) for name in inside])
+    by_part = {name: part_of(_in_layer(name, prefix)) for name in inside}
+    if parts not in by_part.values():
+        raise UnsupportedModelError(
+            f"the layers under {prefix} have no {parts} that could be told by its name."
+        )
+    # A norm that both parts read stays in either case.
+    return {name for name, part in by_part.items() if part not in (parts, "both")}
+
+
+def _in_layer(name: str, prefix: str) -> str:
+    return name[len(prefix) :].partition(".")[2]
+
+
+def _sorter(names: list[str]) -> Callable[[str], str]:
+    norms_after = any(name.startswith(_SIGNS_OF_NORMS_AFTER) for name in names)
+    has_mlp_norm = norms_after or any(
+        re.match(r"(ln_2|ln2|ln_mlp|ffn_norm|final_layer_norm|pre_ff|post_attention_)", name)
+        for name in names
+    )
+
+    def part_of(name: str) -> str:
+        if _AFTER_ATTENTION.match(name):
+            return "attention" if norms_after else "mlp"
+        if _ATTENTION.match(name):
+            # GPT-J, Phi, Falcon: one norm for two branches side by side.
+            is_norm = re.match(r"(input_layernorm|ln_1|input_layer_norm)(\.|$)", name)
+            return "both" if is_norm and not has_mlp_norm else "attention"
+        if _MLP.match(name):
+            return "mlp"
+        raise UnsupportedModelError(
+            f"{escape(name)} in a layer belongs neither to the attention nor to the MLP.",
+            "These parts are known for layers with one attention and one MLP only.",
+        )
+
+    return part_of
