@@ -1,0 +1,70 @@
+"""How much memory and disk a training will take: estimates, and said to be."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from inheritune.checkpoints.config import text_config
+from inheritune.checkpoints.flops import first_int
+from inheritune.recipe import Train
+
+__all__ = ["Memory", "checkpoint_bytes", "estimate_memory", "weights_bytes"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes while training.
+
+    Attributes:
+        weights: fp32, and their copy in the precision of the computation.
+        gradients: fp32.
+        moments: AdamW's two, fp32.
+        activations: Roughly: of one micro-batch, with its logits.
+    """
+
+    weights: int
+    gradients: int
+    moments: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.moments + self.activations
+
+
+def weights_bytes(params: int) -> int:
+    """A model directory that training publishes: fp32."""
+    return 4 * params
+
+
+def checkpoint_bytes(params: int) -> int:
+    """A saved state: weights and two moments, fp32."""
+    return 12 * params
+
+
+def estimate_memory(
+    config: Mapping[str, Any], params: int, layers: int, train: Train, precision: str
+) -> Memory:
+    """Estimate what a training needs on its device.
+
+    Args:
+        config: Of the reference.
+        params: Of the model that is trained.
+        layers: Of the model that is trained.
+        train: The recipe's section.
+        precision: ``"bf16"`` or ``"fp32"``.
+
+    Source: Korthikanti et al., arXiv 2205.05198, equation 1: 34 bytes for each position and channel
+    of a layer at 16 bits, without the attention matrices, which no kernel of today keeps. Logits:
+    in the precision of the computation and in fp32, with their gradients.
+    """
+    section = text_config(config)
+    width = first_int(section, ("hidden_size", "n_embd", "d_model")) or 0
+    rows = first_int(section, ("vocab_size",)) or 0
+    item = 2 if precision == "bf16" else 4
+    positions = train.micro_batch * train.seq_len
+    inner = 17 * item * positions * width * layers
+    logits = positions * rows * 2 * (item + 4)
+    copies = params * item if precision == "bf16" else 0
+    return Memory(4 * params + copies, 4 * params, 8 * params, inner + logits)

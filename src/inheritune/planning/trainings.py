@@ -1,0 +1,106 @@
+"""The trainings of a run, counted before they are done."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from inheritune.checkpoints.config import layer_count
+from inheritune.inherit.devices import Price, Speed
+from inheritune.inherit.sizes import Counts, Sizes
+from inheritune.recipe import Recipe
+
+__all__ = ["PlannedTraining", "Planner"]
+
+
+@dataclass(frozen=True)
+class PlannedTraining:
+    """One training of a run.
+
+    Attributes:
+        name: Of the variant, or ``"reference"``.
+        round: Of the target, from 1; None for all others.
+        start: ``"inherit"`` or ``"fresh"``.
+        layers: Of the model trained.
+        params: Its parameters.
+        tokens: Trained on, in whole steps.
+        steps: Optimizer steps.
+        epochs: Passes over the text; None: not known before the text is prepared.
+        flops: Of the training alone.
+        price: Time, and money where a rate was named; None: no device was named.
+    """
+
+    name: str
+    round: int | None
+    start: str
+    layers: int
+    params: int
+    tokens: int
+    steps: int
+    epochs: float | None
+    flops: float
+    price: Price | None
+
+
+class Planner:
+    """Counts the trainings of a recipe.
+
+    Args:
+        recipe: What would be done.
+        sizes: Of its reference.
+        speed: What it would run on; None: FLOPs only.
+        unique: Tokens of an epoch; None: not known.
+    """
+
+    def __init__(
+        self, recipe: Recipe, sizes: Sizes, speed: Speed | None, unique: int | None
+    ) -> None:
+        self._recipe, self._sizes, self._speed, self._unique = recipe, sizes, speed, unique
+
+    def all(self, depths: Sequence[int]) -> tuple[PlannedTraining, ...]:
+        """The reference's training if there is one, every round, every control."""
+        recipe = self._recipe
+        before = []
+        if recipe.reference.train is not None:
+            trained = recipe.reference.train
+            depth = layer_count(trained.config)
+            before = [self._training("reference", None, "fresh", depth, trained.tokens)]
+        wanted = recipe.variants[recipe.target].tokens or recipe.train.tokens
+        assert isinstance(wanted, int)  # the recipe refuses equal_compute for the target
+        rounds = [
+            self._training(recipe.target, number, "inherit", depth, wanted)
+            for number, depth in enumerate(depths, 1)
+        ]
+        spent = sum(training.flops for training in [*before, *rounds])
+        controls = []
+        for name, variant in recipe.variants.items():
+            if name == recipe.target:
+                continue
+            layers = variant.layers or depths[-1]
+            if variant.tokens == "equal_compute":
+                tokens = round(spent / self._counts(layers).flops_per_token)
+            else:
+                tokens = variant.tokens or recipe.train.tokens
+            controls.append(self._training(name, None, variant.start, layers, tokens))
+        return (*before, *rounds, *controls)
+
+    def _training(
+        self, name: str, number: int | None, start: str, layers: int, wanted: int
+    ) -> PlannedTraining:
+        counts, batch = self._counts(layers), self._recipe.train.batch_tokens
+        steps = max(1, wanted // batch)  # as train.loop.plan_steps
+        tokens = steps * batch
+        flops = counts.flops_per_token * tokens
+        return PlannedTraining(
+            name=name,
+            round=number,
+            start=start,
+            layers=layers,
+            params=counts.params,
+            tokens=tokens,
+            steps=steps,
+            epochs=tokens / self._unique if self._unique else None,
+            flops=flops,
+            price=None if self._speed is None else self._speed.price(flops),
+        )
+
+    def _counts(self, layers: int) -> Counts:
+        return self._sizes.counts(range(layers), self._recipe.train.seq_len)
