@@ -74,5 +74,5 @@ def test_a_large_validation_set_is_sampled_evenly(tmp_path, monkeypatch):
 def test_duplicate_documents_are_a_share_of_the_held_out_ones():
     val = np.array([1, 2, 3, 3], dtype=np.uint64)
     train = np.array([3, 5, 5], dtype=np.uint64)
-    assert duplicate_share(val, train) == 0.5
-    assert duplicate_share(val[:0], train) == 0.0
+    assert duplicate_share(val, [train]) == duplicate_share(val, [train[:1], train[1:]]) == 0.5
+    assert duplicate_share(val[:0], [train]) == duplicate_share(val, []) == 0.0

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inheritune.data.prepare import held_out, prepare, training_texts
-from inheritune.data.sources import Document, documents
+from inheritune.data.document import Document, held_out
+from inheritune.data.prepare import prepare, training_texts
+from inheritune.data.sources import documents
 from inheritune.data.tokenizer import open_tokenizer, train_tokenizer
 from inheritune.data.tokens import open_tokens
 from inheritune.errors import DataError, Interrupted
@@ -190,12 +191,24 @@ def test_being_asked_to_stop_leaves_nothing_behind(text_folder, tokenizer, tmp_p
     assert prepare(data, tokenizer, 300, 16, out).train.num_ids
 
 
-def test_progress_counts_documents_and_then_tokens(text_folder, stories, tokenizer, tmp_path):
+def test_progress_counts_bytes_and_then_tokens(text_folder, stories, tokenizer, tmp_path):
     seen = []
     data = Data(source=str(text_folder), val_fraction=0.2)
     tokens = prepare(data, tokenizer, 300, 16, tmp_path / "tokens", seen.append)
-    last = {progress.unit: progress.done for progress in seen}
-    assert last == {"documents": len(stories), "tokens": tokens.train.num_ids}
+    size = sum(len(story.encode()) for story in stories)
+    last = {progress.unit: (progress.done, progress.total) for progress in seen}
+    assert last == {"bytes": (size, size), "tokens": (tokens.train.num_ids,) * 2}
+    read = [progress for progress in seen if progress.unit == "bytes"]
+    assert [progress.done for progress in read] == sorted(progress.done for progress in read)
+    assert read[-1].facts == {"documents": "60", "tokens": f"{tokens.train.num_ids:,}"}
+
+
+def test_progress_counts_tokens_where_that_many_are_asked_for(text_folder, tokenizer, tmp_path):
+    seen = []
+    data = Data(source=str(text_folder), val_fraction=0.2, tokens=1000)
+    prepare(data, tokenizer, 300, 16, tmp_path / "tokens", seen.append)
+    last = [progress for progress in seen if progress.task == "preparing tokens"][-1]
+    assert (last.done, last.total, last.unit) == (1000, 1000, "tokens")
 
 
 def test_a_tokenizer_with_more_ids_than_rows_is_refused(text_folder, tokenizer, tmp_path):

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from inheritune.data import sources
-from inheritune.data.prepare import held_out
-from inheritune.data.sources import Document, documents, input_files
+from inheritune.data import input_files as finding
+from inheritune.data import text_files
+from inheritune.data.document import Document, held_out
+from inheritune.data.input_files import input_files
+from inheritune.data.sources import documents
 from inheritune.errors import DataError
 from inheritune.recipe import Data
 
@@ -39,7 +41,7 @@ def test_names_in_stdlib_do_not_depend_on_where_python_is_installed(tmp_path, mo
     shutil.copytree(first, second)
     found = []
     for root in (first, second):
-        monkeypatch.setattr(sources.sysconfig, "get_path", lambda name, root=root: str(root))
+        monkeypatch.setattr(finding.sysconfig, "get_path", lambda name, root=root: str(root))
         found.append(list(documents("stdlib")))
     assert found[0] == found[1]
     assert [document.name for document in found[0]] == ["abc.py", "json/decoder.py"]
@@ -121,7 +123,7 @@ def test_text_keeps_its_line_ends(tmp_path):
     assert next(documents(str(tmp_path))).text == "one\r\ntwo\rthree\n"
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".txt.gz", ".jsonl.zst", ".zip"])
+@pytest.mark.parametrize("suffix", [".arrow", ".txt.gz", ".txt.zst", ".zip"])
 def test_a_format_that_cannot_be_read_is_refused_by_name(tmp_path, suffix):
     path = tmp_path / f"data{suffix}"
     path.write_bytes(b"PAR1")
@@ -146,7 +148,7 @@ def test_linked_folders_are_not_entered(tmp_path):
 
 
 def test_a_file_that_is_too_large_for_one_document_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 64)
+    monkeypatch.setattr(text_files, "MAX_DOCUMENT_BYTES", 64)
     (tmp_path / "a.txt").write_text("x" * 65)
     with pytest.raises(DataError, match=r"a\.txt: it is above"):
         list(documents(str(tmp_path / "a.txt")))

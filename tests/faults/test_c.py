@@ -13,15 +13,22 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hub_server import COMMIT, Hub, serve, taken_for_the_hub
 
+from inheritune.data import encoding
+from inheritune.data.bad_rows import BadRows
+from inheritune.data.hub_dataset import hub_documents
+from inheritune.data.parquet import parquet_rows
 from inheritune.data.prepare import prepare
 from inheritune.data.shards import HEADER_BYTES, ShardWriter
 from inheritune.data.sources import documents
 from inheritune.data.tokenizer import open_tokenizer, train_tokenizer
 from inheritune.data.tokens import TokenStream, check_budget, open_tokens, verify_tokens
 from inheritune.errors import DataError, MachineError
-from inheritune.recipe import Data
+from inheritune.recipe import Data, TextSource
 
 WORDS = "the of and a to in he have it that for they with as not on she at by this we you do but"
 
@@ -43,10 +50,14 @@ from inheritune.data.prepare import prepare
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import InherituneError
 from inheritune.recipe import Data
+from inheritune.data import encoding
 opened = open_tokenizer(Path(tokenizer))
+encoding._BATCH_DOCUMENTS = 3
+workers = int(os.environ.get("TEST_WORKERS", "0"))
 sys.addaudithook(watch)
 try:
-    prepare(Data(source=source, val_fraction=0.2), opened, 300, 16, Path(out), shard_ids=2000)
+    data = Data(source=source, val_fraction=0.2)
+    prepare(data, opened, 300, 16, Path(out), shard_ids=2000, workers=workers)
 except InherituneError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)
@@ -107,6 +118,11 @@ def child(source, tokenizer, out, kill_at=0, limit=0):
     )
 
 
+def write_parquet(path, texts, name="text", **options):
+    pq.write_table(pa.table({name: texts, "id": list(range(len(texts)))}), path, **options)
+    return path
+
+
 def bytes_of(directory):
     return {p.name: p.read_bytes() for p in sorted(directory.iterdir())}
 
@@ -125,6 +141,29 @@ def bytes_of(directory):
 def test_c1_a_source_without_text_is_named(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     assert f"there is no text in {tmp_path / name}" in error_of(read_all, tmp_path / name)
+
+
+@pytest.mark.parametrize("texts", [[], [None, None], ["", " \n"]])
+def test_c1_a_parquet_file_without_text_is_named(tmp_path, texts):
+    path = write_parquet(tmp_path / "a.parquet", pa.array(texts, type=pa.string()))
+    assert f"there is no text in {path}" in error_of(read_all, path)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ([7], "holds int64, not text; columns: text, id"),
+        ([b"x"], "holds binary, not text; columns: text, id"),
+        ([["x"]], "not text; columns: text, id"),
+        ([{"en": "x"}], "not text; columns: text, id"),
+    ],
+)
+def test_c2_a_parquet_column_without_text_lists_the_columns(tmp_path, texts, said):
+    path = write_parquet(tmp_path / "a.parquet", texts)
+    message = error_of(read_all, path)
+    assert said in message and str(path) in message
+    write_parquet(path, ["x"], name="body")
+    assert "no column 'text'; its columns are body, id" in error_of(read_all, path)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +259,127 @@ def test_c6_a_line_of_300_mb_is_skipped(tmp_path):
         stream.write(b'"}\n{"text": "after"}\n')
     assert "line 1: it is above 256 MB" in error_of(read_all, tmp_path)
     assert [d.text for d in read_all(tmp_path, max_bad_rows=1)] == ["after"]
+
+
+def encrypted(path):
+    import pyarrow.parquet.encryption as pe
+
+    class Keys(pe.KmsClient):
+        def __init__(self, settings):
+            pe.KmsClient.__init__(self)
+
+        def wrap_key(self, key, name):
+            return key
+
+        def unwrap_key(self, key, name):
+            return key
+
+    settings = pe.EncryptionConfiguration(footer_key="f", column_keys={"k": ["text"]})
+    properties = pe.CryptoFactory(Keys).file_encryption_properties(
+        pe.KmsConnectionConfig(), settings
+    )
+    table = pa.table({"text": ["secret"] * 10})
+    with pq.ParquetWriter(path, table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table)
+
+
+MALFORMED = {
+    "cut at the end": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "cut in half": lambda path: path.write_bytes(path.read_bytes()[:2000]),
+    "no magic": lambda path: path.write_bytes(b"NOPE" + path.read_bytes()[4:-4] + b"NOPE"),
+    "empty": lambda path: path.write_bytes(b""),
+    "only magic": lambda path: path.write_bytes(b"PAR1PAR1"),
+    "text": lambda path: path.write_text("hello " * 100),
+    "a huge footer": lambda path: rewrite(path, path.stat().st_size - 8, b"\xff\xff\xff\x7f"),
+    "pages of zeros": lambda path: rewrite(path, 4, bytes(3000)),
+    "encrypted": encrypted,
+}
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_c7_a_malformed_parquet_file_is_named_or_skipped(tmp_path, what):
+    path = write_parquet(tmp_path / "a.parquet", [story(i) for i in range(40)])
+    MALFORMED[what](path)
+    assert f"cannot read {path}: pyarrow says: " in error_of(read_all, tmp_path)
+    (tmp_path / "b.txt").write_text("fine")
+    assert [d.text for d in read_all(tmp_path, max_bad_rows=1)] == ["fine"]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst"])
+def test_c7_a_parquet_file_with_another_name_is_named(tmp_path, suffix):
+    write_parquet(tmp_path / "a.parquet", [story(1)]).rename(tmp_path / f"a{suffix}")
+    assert f"a{suffix}" in error_of(read_all, tmp_path)
+
+
+MEASURED = """
+import resource, sys
+from inheritune.data.sources import documents
+from inheritune.errors import DataError
+try:
+    print(sum(len(d.text) for d in documents(sys.argv[1])), file=sys.stderr)
+except DataError as error:
+    print(error, file=sys.stderr)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def memory_of_reading(path):
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(path)], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout) * 1024, done.stderr
+
+
+def write_zeros(path, megabytes, **options):
+    rows = pa.table({"text": ["0" * (1 << 20)] * 64})
+    with pq.ParquetWriter(path, rows.schema, compression="zstd", **options) as writer:
+        for _ in range(megabytes // 64):
+            writer.write_batch(rows.to_batches()[0])  # all in one row group
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
+def test_c7_memory_is_bounded_by_rows_and_not_by_row_groups(tmp_path):
+    path = tmp_path / "zeros.parquet"
+    write_zeros(path, 512, use_dictionary=False)
+    assert path.stat().st_size < 1 << 20
+    small, _ = memory_of_reading(write_parquet(tmp_path / "a.parquet", ["a"]))
+    used, said = memory_of_reading(path)
+    assert said.split() == [str(512 << 20)]
+    assert used - small < 160 << 20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
+def test_c7_ten_gigabytes_of_zeros_in_a_small_file_stay_small(tmp_path):
+    path = tmp_path / "zeros.parquet"
+    write_zeros(path, 10 << 10, use_dictionary=False)
+    assert path.stat().st_size < 8 << 20
+    used, said = memory_of_reading(path)
+    assert said.split() == [str(10 << 30)]
+    assert used < 400 << 20
+
+
+def flipped(path, text):
+    """The file with one byte of a text changed."""
+    content = bytearray(path.read_bytes())
+    content[content.index(text.encode()) + 3] ^= 1
+    path.write_bytes(content)
+
+
+def test_c8_a_flipped_byte_is_found_where_pages_have_checksums(tmp_path):
+    texts = [story(i) for i in range(20)]
+    path = tmp_path / "a.parquet"
+    options = {"compression": "none", "use_dictionary": False}
+    write_parquet(path, texts, write_page_checksum=True, **options)
+    assert [d.text for d in read_all(path)] == texts
+    flipped(path, texts[7])
+    assert str(path) in error_of(read_all, path)
+    # Without checksums nobody can know, and the documentation says so.
+    write_parquet(path, texts, **options)
+    flipped(path, texts[7])
+    found = [d.text for d in read_all(path)]
+    assert [a == b for a, b in zip(found, texts, strict=True)].count(False) == 1
+    assert "a flipped byte in the text is not noticed" in " ".join(parquet_rows.__doc__.split())
 
 
 CHANGES = {
@@ -362,6 +522,29 @@ def test_c15_a_killed_prepare_is_repeated_to_the_same_bytes(folder, tokenizer, t
     assert killed >= 8
     assert child(folder, tokenizer, out).returncode == 0
     assert bytes_of(out) == whole
+    assert [path.name for path in out.parent.iterdir()] == ["tokens"]
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_c15_prepare_killed_again_and_again_goes_on_after_its_last_whole_shard(
+    folder, tokenizer, tmp_path, shards, monkeypatch, workers
+):
+    monkeypatch.setenv("TEST_WORKERS", workers)
+    out = tmp_path / "again" / "tokens"
+    staged = out.with_name("tokens.partial") / "tokens"
+    chooser, kills, kept = random.Random(int(workers)), 0, []
+    while not out.exists():
+        done = child(folder, tokenizer, out, chooser.randrange(25, 60))
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        kills += done.returncode != 0
+        assert kills < 40
+        there = staged if staged.is_dir() else out
+        first = there / "train-00000.bin"
+        kept += [first.stat().st_ino] * first.exists()
+    assert kills >= 2 and bytes_of(out) == bytes_of(shards)
+    # What was whole was not made again, once a journal told of it.
+    assert len(kept) > 2 and kept[-1] == kept[-2] == kept[-3]
+    assert child(folder, tokenizer, out).returncode == 0
     assert [path.name for path in out.parent.iterdir()] == ["tokens"]
 
 
@@ -518,6 +701,50 @@ def test_c20_an_unreadable_file_is_named(tmp_path):
     assert "a.txt" in error_of(read_all, tmp_path / "a.txt")
 
 
+def test_c21_a_dataset_with_a_script_is_refused_and_the_script_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    Path("data/data.py").write_text("open('PWNED', 'w')\n")
+    part = TextSource(source=str(tmp_path / "data"))
+    message = error_of(list, hub_documents(part, None, "text", BadRows(0)))
+    assert "Dataset scripts are no longer supported" in message and "parquet" in message
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_c21_a_dataset_without_the_config_or_split_lists_those_there_are(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}')
+    for setting in ("config", "split"):
+        part = TextSource(source=str(tmp_path), **{setting: "nowhere"})
+        message = error_of(list, hub_documents(part, None, "text", BadRows(0)))
+        assert "nowhere" in message and "vailable" in message and str(tmp_path) in message
+
+
+def test_c21_a_dataset_that_fails_while_it_is_read_gives_the_librarys_words(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": ')
+    message = error_of(
+        list, hub_documents(TextSource(source=str(tmp_path)), None, "text", BadRows(0))
+    )
+    assert f"cannot read the dataset {tmp_path}: " in message
+
+
+@pytest.mark.parametrize(
+    ("refusal", "said"),
+    [
+        ((403, "GatedRepo"), "its own words"),
+        ((401, "RepoNotFound"), "Repository Not Found"),
+        ((404, "RevisionNotFound"), "Revision Not Found"),
+    ],
+)
+def test_c21_a_dataset_that_the_hub_refuses_gives_its_words(tokenizer, tmp_path, refusal, said):
+    hub = Hub("someone/texts", {COMMIT: tmp_path}, refusal=refusal)
+    data = Data(source="someone/texts")
+    with serve(hub), taken_for_the_hub(hub, tmp_path / "home"):
+        message = error_of(prepare, data, tokenizer, 300, 16, tmp_path / "out" / "tokens")
+    assert "cannot read the dataset someone/texts: " in message
+    assert said.lower() in message.lower()
+    assert not any((tmp_path / "out").iterdir())
+
+
 def test_c22_the_order_of_sources_and_the_locale_change_nothing(
     folder, tokenizer, tmp_path, monkeypatch
 ):
@@ -528,6 +755,31 @@ def test_c22_the_order_of_sources_and_the_locale_change_nothing(
     second = tmp_path / "two"
     prepare(Data(source=globs, val_fraction=0.2), tokenizer, 300, 16, second)
     assert open_tokens(first).fingerprint == open_tokens(second).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("workers", "method"),
+    [(1, "spawn"), (1, "fork"), (4, "spawn"), (4, "fork"), (16, "fork"), (4, "forkserver")],
+)
+@pytest.mark.skipif(os.name != "posix", reason="Windows has spawn only")
+def test_c23_workers_and_how_they_are_started_change_no_byte(
+    folder, tokenizer, tmp_path, shards, monkeypatch, workers, method
+):
+    monkeypatch.setattr(encoding, "_BATCH_DOCUMENTS", 3)
+    data = Data(source=str(folder), val_fraction=0.2)
+    out = tmp_path / "out"
+    prepare(data, tokenizer, 300, 16, out, shard_ids=2000, workers=workers, start_method=method)
+    assert bytes_of(out) == bytes_of(shards)
+
+
+@pytest.mark.slow
+def test_c23_sixteen_spawned_workers_change_no_byte(
+    folder, tokenizer, tmp_path, shards, monkeypatch
+):
+    monkeypatch.setattr(encoding, "_BATCH_DOCUMENTS", 1)
+    data = Data(source=str(folder), val_fraction=0.2)
+    prepare(data, tokenizer, 300, 16, tmp_path / "out", shard_ids=2000, workers=16)
+    assert bytes_of(tmp_path / "out") == bytes_of(shards)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file size limits are POSIX")

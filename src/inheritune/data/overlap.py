@@ -1,6 +1,6 @@
 """How much of the held-out text was also trained on: exact documents and shared 13-grams."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,20 @@ _CHUNK = 1 << 21  # ids read at a time
 _TABLE_BITS = 24
 
 
-def duplicate_share(val: NDArray[np.uint64], train: NDArray[np.uint64]) -> float:
+def duplicate_share(val: NDArray[np.uint64], train: Iterable[NDArray[np.uint64]]) -> float:
     """Share of held-out documents whose hash is among those of the training documents.
 
     Args:
         val: (m,) hashes of the held-out documents' texts.
-        train: (n,) hashes of the training documents' texts.
+        train: Hashes of the training documents' texts, in any number of pieces.
 
     Returns:
         In [0, 1]; 0 without held-out documents.
     """
-    return float(np.isin(val, train).mean()) if len(val) else 0.0
+    found = np.zeros(len(val), dtype=bool)
+    for piece in train:
+        found |= np.isin(val, piece)
+    return float(found.mean()) if len(val) else 0.0
 
 
 def ngram_share(

@@ -80,8 +80,12 @@ class ShardWriter:
         self.num_ids = 0
         self.documents = 0
 
-    def add(self, ids: NDArray[np.int64]) -> None:
+    def add(self, ids: NDArray[Any], begins: bool = True) -> None:
         """Append one document, (n,), EOS included; it may go on in the next shard.
+
+        Args:
+            ids: Of any integer type.
+            begins: False: they belong to the document before.
 
         Raises:
             DataError: An id has no row in the embedding.
@@ -92,8 +96,9 @@ class ShardWriter:
                 f"the tokenizer gave id {int(ids.max())}, the embedding has {self._rows} rows.",
                 "Use the tokenizer that belongs to the model.",
             )
-        self._starts.append(self._used)
-        self.documents += 1
+        if begins:
+            self._starts.append(self._used)
+            self.documents += 1
         self.num_ids += len(ids)
         while len(ids):
             part = ids[: len(self._buffer) - self._used]
@@ -102,6 +107,25 @@ class ShardWriter:
             ids = ids[len(part) :]
             if self._used == len(self._buffer):
                 self._flush()
+
+    def state(self) -> tuple[dict[str, Any], bytes]:
+        """Where it stands between two documents, as JSON values; and the ids not yet in a shard."""
+        state = {
+            "entries": [entry.as_json() for entry in self.entries],
+            "starts": self._starts,
+            "num_ids": self.num_ids,
+            "documents": self.documents,
+        }
+        return state, self._buffer[: self._used].tobytes()
+
+    def restore(self, state: dict[str, Any], rest: bytes) -> None:
+        """Go on where another writer stood, whose shards are in the directory."""
+        ids = np.frombuffer(rest, dtype=self._buffer.dtype)
+        self._buffer[: len(ids)] = ids
+        self._used = len(ids)
+        self._starts = list(state["starts"])
+        self.entries = [ShardEntry(**entry) for entry in state["entries"]]
+        self.num_ids, self.documents = state["num_ids"], state["documents"]
 
     def close(self) -> list[ShardEntry]:
         """Write what is left; the entries of all shards."""
@@ -201,9 +225,16 @@ def _write_durably(path: Path, header: bytes, data: NDArray[Any]) -> tuple[int, 
     digest = hashlib.sha256(header)
     body = data.view(np.uint8).data
     digest.update(body)
-    with path.open("wb") as stream:
-        _write_all(stream, header, body)
-        return stream.tell(), digest.hexdigest()
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as stream:
+            _write_all(stream, header, body)
+            size = stream.tell()
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    return size, digest.hexdigest()
 
 
 def _write_all(stream: BinaryIO, header: bytes, body: memoryview) -> None:

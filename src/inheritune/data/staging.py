@@ -5,16 +5,17 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from inheritune.data.journal import Journal
 from inheritune.durable import sync_directory
-from inheritune.errors import DataError, MachineError
+from inheritune.errors import DataError, Interrupted, MachineError
 
-__all__ = ["is_prepared", "publish", "staging_directory"]
+__all__ = ["is_prepared", "publish", "staging_directory", "sweep"]
 
 
 def is_prepared(out: Path) -> bool:
@@ -30,11 +31,20 @@ def is_prepared(out: Path) -> bool:
     return False
 
 
-@contextmanager
-def staging_directory(out: Path) -> Iterator[Path]:
-    """An empty directory beside ``out`` that one process at a time may fill.
+def sweep(out: Path) -> None:
+    """Remove what a process left that was killed right after it had published ``out``."""
+    room = out.with_name(out.name + ".partial")
+    if room.is_dir():
+        with suppress(Timeout, OSError), FileLock(room / "lock", timeout=0):
+            shutil.rmtree(room, ignore_errors=True)
 
-    It is gone afterwards, published or not; what a killed process left is cleared first.
+
+@contextmanager
+def staging_directory(out: Path) -> Iterator[Journal]:
+    """A journal, and beside ``out`` the directory it is of, that one process at a time may fill.
+
+    Both are gone afterwards, except where work was interrupted, or killed, or the disk was full,
+    and the journal tells of finished shards: the next process goes on from there.
 
     Raises:
         MachineError: The disk is full or read-only, or another process is at it.
@@ -44,20 +54,28 @@ def staging_directory(out: Path) -> Iterator[Path]:
     try:
         room.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
+        journal = Journal(room)
         try:
-            staging = room / "tokens"
-            shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
-            staging.mkdir()
-            yield staging
-        finally:
+            if not journal.path.exists():
+                journal.clear()  # left by a process that was killed early
+            yield journal
+        except (Interrupted, MachineError, OSError):
+            if not journal.path.exists():
+                shutil.rmtree(room, ignore_errors=True)
+            raise
+        except BaseException:
             shutil.rmtree(room, ignore_errors=True)
+            raise
+        else:
+            shutil.rmtree(room, ignore_errors=True)
+        finally:
             lock.release()
     except Timeout as error:
         raise MachineError(
             f"another process is preparing {out}.", "Wait for it, then run this again."
         ) from error
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise MachineError(
             f"cannot write {out}: {(error.strerror or str(error)).lower()}.",
             "Free some space." if full else "Check the directory's permissions.",

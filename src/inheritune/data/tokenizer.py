@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from inheritune.data.sentencepiece_model import SentencePieceModel
 from inheritune.errors import DataError
 
 __all__ = [
@@ -33,7 +33,7 @@ class TextTokenizer:
 
     Attributes:
         directory: The model directory it was read from.
-        sha256: Of its ``tokenizer.json``.
+        sha256: Of its ``tokenizer.json``, or ``tokenizer.model`` where there is only that.
         rows: Largest id it can give, plus one.
         bos: Id put before every document, None where this tokenizer puts none.
         eos: Id put after every document.
@@ -44,7 +44,7 @@ class TextTokenizer:
     rows: int
     bos: int | None
     eos: int
-    _tokenizer: Tokenizer = field(repr=False, compare=False)
+    _tokenizer: Tokenizer | SentencePieceModel = field(repr=False, compare=False)
 
     def encode_batch(
         self, texts: Sequence[str], special_tokens_in_text: bool = False
@@ -59,42 +59,54 @@ class TextTokenizer:
         Returns:
             One list of ids, each in [0, rows), for each text.
         """
+        if isinstance(self._tokenizer, SentencePieceModel):
+            return self._tokenizer.encode_batch(texts, special_tokens_in_text)
         self._tokenizer.encode_special_tokens = not special_tokens_in_text
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
+    def encode_long(self, text: str, special_tokens_in_text: bool = False) -> NDArray[np.int64]:
+        """Ids of a text of any length, (n,), with neither BOS nor EOS.
+
+        Beyond 2^20 characters it is encoded piece by piece: an encoding takes a hundred times the
+        memory of its ids.
+        """
+        pieces = _pieces(text, _PIECE)
+        if isinstance(self._tokenizer, SentencePieceModel):
+            parts = self._tokenizer.encode_pieces(pieces)
+            if parts is None or special_tokens_in_text:
+                parts = self.encode_batch([text], special_tokens_in_text)
+        else:
+            parts = (self.encode_batch([piece], special_tokens_in_text)[0] for piece in pieces)
+        arrays = [np.array(part, dtype=np.int64) for part in parts]
+        return np.concatenate([np.empty(0, dtype=np.int64), *arrays])
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens left out."""
+        if isinstance(self._tokenizer, SentencePieceModel):
+            return self._tokenizer.decode(ids)
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
 
 def open_tokenizer(directory: Path) -> TextTokenizer:
-    """Read the fast tokenizer of a Hugging Face model directory.
+    """Read the tokenizer of a Hugging Face model directory.
 
     Args:
-        directory: Holds ``tokenizer.json``; ``tokenizer_config.json``, ``special_tokens_map.json``
-            and ``config.json`` say what BOS and EOS are, in this order.
+        directory: Holds ``tokenizer.json``, or a sentencepiece ``tokenizer.model``;
+            ``tokenizer_config.json``, ``special_tokens_map.json`` and ``config.json`` say what BOS
+            and EOS are, in this order, and last the sentencepiece model itself.
 
     Raises:
         DataError: There is no tokenizer, it cannot be read, or it has no end-of-text token.
     """
-    path = directory / "tokenizer.json"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"there is no tokenizer.json in {directory}.",
-            "Save one beside the model: AutoTokenizer.from_pretrained(...).save_pretrained(...).",
-        ) from error
-    try:
-        tokenizer = Tokenizer.from_str(content.decode())
-    except Exception as error:  # the library raises plain Exception for any fault in the file
-        raise DataError(f"cannot read {path}: {error}.", "Fetch the file again.") from error
-    # Both may stand in the file, and would cut or fill documents without a word.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    rows = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    path, content = _tokenizer_file(directory)
+    if path.name == "tokenizer.model":
+        tokenizer: Tokenizer | SentencePieceModel = (pieces := SentencePieceModel(path, content))
+        rows = pieces.rows
+    else:
+        tokenizer = _fast_tokenizer(path, content)
+        rows = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     eos = _special_id(directory, tokenizer, "eos")
     if eos is None or not 0 <= eos < rows:
         raise DataError(
@@ -105,6 +117,34 @@ def open_tokenizer(directory: Path) -> TextTokenizer:
     if bos is None or not _puts_bos(directory, tokenizer, bos):
         bos = None
     return TextTokenizer(directory, hashlib.sha256(content).hexdigest(), rows, bos, eos, tokenizer)
+
+
+def _tokenizer_file(directory: Path) -> tuple[Path, bytes]:
+    for name in ("tokenizer.json", "tokenizer.model"):
+        try:
+            return directory / name, (directory / name).read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise DataError(
+                f"cannot read {directory / name}: {reason}.", "Give a model directory."
+            ) from error
+    raise DataError(
+        f"there is no tokenizer.json in {directory}, and no tokenizer.model.",
+        "Save one beside the model: AutoTokenizer.from_pretrained(...).save_pretrained(...).",
+    )
+
+
+def _fast_tokenizer(path: Path, content: bytes) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_str(content.decode())
+    except Exception as error:  # the library raises plain Exception for any fault in the file
+        raise DataError(f"cannot read {path}: {error}.", "Fetch the file again.") from error
+    # Both may stand in the file, and would cut or fill documents without a word.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def encode_documents(
@@ -125,13 +165,10 @@ def encode_documents(
     encoded = iter(tokenizer.encode_batch(short, special_tokens_in_text))
     for text in texts:
         if len(text) <= _PIECE:
-            parts = [next(encoded)]
-        else:  # one at a time: an encoding takes a hundred times the memory of its ids
-            parts = [
-                tokenizer.encode_batch([piece], special_tokens_in_text)[0]
-                for piece in _pieces(text, _PIECE)
-            ]
-        yield np.fromiter(chain(begin, *parts, [tokenizer.eos]), dtype=np.int64)
+            yield np.array([*begin, *next(encoded), tokenizer.eos], dtype=np.int64)
+        else:
+            ids = tokenizer.encode_long(text, special_tokens_in_text)
+            yield np.concatenate([np.array(begin, dtype=np.int64), ids, [tokenizer.eos]])
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> None:
@@ -192,7 +229,9 @@ def _write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _special_id(directory: Path, tokenizer: Tokenizer, name: str) -> int | None:
+def _special_id(
+    directory: Path, tokenizer: Tokenizer | SentencePieceModel, name: str
+) -> int | None:
     """The id of BOS or EOS, from whichever file names it first."""
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         token = _read(directory / file).get(f"{name}_token")
@@ -201,13 +240,18 @@ def _special_id(directory: Path, tokenizer: Tokenizer, name: str) -> int | None:
             return int(token_id)
     ids = _read(directory / "config.json").get(f"{name}_token_id")
     first = ids[0] if isinstance(ids, list) and ids else ids
-    return first if isinstance(first, int) else None
+    if isinstance(first, int):
+        return first
+    return tokenizer.special_id(name) if isinstance(tokenizer, SentencePieceModel) else None
 
 
-def _puts_bos(directory: Path, tokenizer: Tokenizer, bos: int) -> bool:
-    said = _read(directory / "tokenizer_config.json").get("add_bos_token")
-    if isinstance(said, bool):
+def _puts_bos(directory: Path, tokenizer: Tokenizer | SentencePieceModel, bos: int) -> bool:
+    config = _read(directory / "tokenizer_config.json")
+    if isinstance(said := config.get("add_bos_token"), bool):
         return said
+    if isinstance(tokenizer, SentencePieceModel):
+        # sentencepiece says nothing of it; T5's class is the one that puts none.
+        return not str(config.get("tokenizer_class", "")).startswith(("T5", "MT5", "UMT5"))
     ids: list[int] = tokenizer.encode("a", add_special_tokens=True).ids  # what its template does
     return ids[:1] == [bos]
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from inheritune.data.shards import ShardEntry, check_shard, file_sha256, map_shard
 from inheritune.errors import DataError
+from inheritune.recipe import Data
 
 __all__ = [
     "MANIFEST_FORMAT",
@@ -19,6 +20,7 @@ __all__ = [
     "TokenStream",
     "canonical_digest",
     "check_budget",
+    "check_length",
     "fingerprint",
     "open_tokens",
     "verify_tokens",
@@ -81,6 +83,11 @@ class TokenStream:
         out = np.empty(stop - start, dtype=np.int64)
         self._read_into(out, start)
         return out
+
+    def forget(self, before: int) -> None:
+        """Let go of the shards that end before an id, until they are read again."""
+        for index in [i for i in self._mapped if self._edges[i + 1] <= before]:
+            del self._mapped[index]
 
     def samples(self, ids: NDArray[Any], seq_len: int) -> NDArray[np.int64]:
         """Samples by number: sample i reads ids [i T, i T + T + 1), so each id is predicted once.
@@ -215,6 +222,29 @@ def check_budget(tokens: TokenDirectory, planned: int, seq_len: int, allow_repea
             f"{planned / max(1, available):.1f} epochs.",
             "Lower train.tokens, add text, or set data.allow_repeat to true.",
         )
+
+
+def check_length(train: int, val: int, seq_len: int, data: Data) -> None:
+    """Refuse tokens that are too few for one sequence of either split.
+
+    Args:
+        train: Ids to train on.
+        val: Ids held out.
+        seq_len: Tokens per sequence.
+        data: Where they come from.
+
+    Raises:
+        DataError: They are.
+    """
+    for name, found in (("training", train), ("validation", val)):
+        if found < seq_len + 1:
+            by_hash = name == "validation" and data.val_source is None
+            first = "Raise data.val_fraction, add text" if by_hash else "Add text"
+            raise DataError(
+                f"the {name} text has {found} tokens, one sequence needs {seq_len + 1} "
+                f"(train.seq_len {seq_len} + 1).",
+                f"{first}, or lower train.seq_len.",
+            )
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:

@@ -1,0 +1,240 @@
+"""Documents to ids on all cores: worker processes, a bounded queue, results in order."""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inheritune.data.document import Document, held_out, sampled
+from inheritune.data.sources import Place
+from inheritune.data.tokenizer import TextTokenizer, encode_documents
+from inheritune.errors import MachineError
+from inheritune.recipe import Data
+
+__all__ = ["Encoded", "Encoder", "Encoders", "usable_cores"]
+
+_BATCH_CHARACTERS = 1 << 20
+_BATCH_DOCUMENTS = 1024
+_BATCHES_BEFORE_WORKERS = 8  # less text than that is encoded before a worker has started
+
+
+class Encoded(NamedTuple):
+    """One document, encoded.
+
+    Attributes:
+        place: How far its source is read with it.
+        documents: Documents read since the one before, those outside the sample included.
+        is_val: Whether it is held out.
+        ids: (n,) with BOS where there is one, and EOS.
+        text_hash: First 64 bits of SHA-256 of its text.
+        text_bytes: Of its text in UTF-8.
+    """
+
+    place: Place
+    documents: int
+    is_val: bool
+    ids: NDArray[Any]
+    text_hash: int
+    text_bytes: int
+
+
+class _Batch(NamedTuple):
+    kept: list[int]  # numbers of the documents in the sample
+    is_val: list[bool]
+    ends: NDArray[np.int64]
+    ids: NDArray[Any]
+    hashes: list[int]
+    sizes: list[int]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What is done to a document, wherever it is done.
+
+    Attributes:
+        tokenizer: Text to ids.
+        data: Says what is sampled and held out.
+    """
+
+    tokenizer: TextTokenizer
+    data: Data
+
+    def __call__(self, documents: list[Document], is_val: bool) -> _Batch:
+        """Encode some documents; with ``is_val`` all of them are held out."""
+        kept = [i for i, d in enumerate(documents) if is_val or sampled(d, self.data)]
+        texts = [documents[i].text for i in kept]
+        arrays = list(encode_documents(self.tokenizer, texts, self.data.special_tokens_in_text))
+        contents = [text.encode() for text in texts]
+        digests = [hashlib.sha256(content).digest() for content in contents]
+        ids = np.concatenate([np.empty(0, dtype=np.int64), *arrays])
+        return _Batch(
+            kept,
+            [is_val or held_out(documents[i], self.data) for i in kept],
+            np.cumsum([len(array) for array in arrays], dtype=np.int64),
+            # Half of what goes through the pipe; an id never takes more than four bytes.
+            ids.astype(np.uint32),
+            [int.from_bytes(digest[:8], "little") for digest in digests],
+            [len(content) for content in contents],
+        )
+
+
+class Encoders:
+    """Some processes that encode, started once there is enough to do; use it in a ``with``.
+
+    Args:
+        encoder: What they do.
+        workers: How many; 0: this process does it. None: one for each core, where there are
+            several.
+        start_method: ``"spawn"``, ``"fork"`` or ``"forkserver"``; it changes no result.
+    """
+
+    def __init__(
+        self, encoder: Encoder, workers: int | None = None, start_method: str = "spawn"
+    ) -> None:
+        cores = usable_cores()
+        self._encoder = encoder
+        self._patient = workers is None
+        self._workers = (cores if cores > 1 else 0) if workers is None else workers
+        self._context = multiprocessing.get_context(start_method)
+        self._pool: ProcessPoolExecutor | None = None
+        self._batches = 0
+
+    def __enter__(self) -> "Encoders":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def encode(
+        self,
+        documents: Iterator[tuple[Place, Document]],
+        is_val: bool = False,
+        share: float = 1.0,
+        between: Callable[[], None] = lambda: None,
+    ) -> Iterator[Encoded]:
+        """Encode documents; those in the sample come out, in order.
+
+        Args:
+            documents: Read a few batches ahead of what has come out.
+            is_val: Whether all of them are held out.
+            share: Of the batches on their way, how many belong to these documents.
+            between: Called before every batch; may raise.
+
+        Raises:
+            MachineError: A worker ended.
+        """
+        ahead = max(1, round(2 * self._workers * share))
+        waiting: deque[tuple[list[Place], Callable[[], _Batch]]] = deque()
+        for places, texts in _batches(documents):
+            between()
+            waiting.append((places, self._submit(texts, is_val)))
+            while len(waiting) > ahead or (waiting and self._pool is None):
+                yield from _unpacked(*waiting.popleft())
+        while waiting:
+            between()
+            yield from _unpacked(*waiting.popleft())
+
+    def _submit(self, documents: list[Document], is_val: bool) -> Callable[[], _Batch]:
+        self._batches += 1
+        few = self._patient and self._batches <= _BATCHES_BEFORE_WORKERS
+        if not self._workers or (self._pool is None and few):
+            return lambda: self._encoder(documents, is_val)
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self._workers, self._context, _begin, (self._encoder,))
+        try:
+            future = self._pool.submit(_encode, documents, is_val)
+        except BrokenProcessPool as error:
+            raise _worker_ended() from error
+        return lambda: _result(future)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _batches(
+    documents: Iterator[tuple[Place, Document]],
+) -> Iterator[tuple[list[Place], list[Document]]]:
+    """Documents in groups that are worth sending away."""
+    places: list[Place] = []
+    batch: list[Document] = []
+    characters = 0
+    for place, document in documents:
+        places.append(place)
+        batch.append(document)
+        characters += len(document.text)
+        if characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
+            yield places, batch
+            places, batch, characters = [], [], 0
+    if batch:
+        yield places, batch
+
+
+def _unpacked(places: list[Place], result: Callable[[], _Batch]) -> Iterator[Encoded]:
+    batch = result()
+    parts = np.split(batch.ids, batch.ends[:-1])
+    before = -1
+    for number, is_val, ids, text_hash, size in zip(
+        batch.kept, batch.is_val, parts, batch.hashes, batch.sizes, strict=False
+    ):
+        yield Encoded(places[number], number - before, is_val, ids, text_hash, size)
+        before = number
+
+
+def _result(future: "Future[_Batch]") -> _Batch:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise _worker_ended() from error
+
+
+def _worker_ended() -> MachineError:
+    return MachineError(
+        "a process that encodes text ended: killed, out of memory, or started by a script that "
+        'does not guard its own start with if __name__ == "__main__".',
+        "Run the same command to continue, or call prepare with workers=0.",
+    )
+
+
+# --- In a worker ------------------------------------------------------------------------------
+
+_encoder: Encoder | None = None
+
+
+def _begin(encoder: Encoder) -> None:
+    global _encoder
+    _encoder = encoder
+    # The cores are taken by the other workers, and after a fork the library's threads are gone.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):  # who started it decides when to stop
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A killed parent closes nothing that a worker waits for.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _encode(documents: list[Document], is_val: bool) -> _Batch:
+    assert _encoder is not None
+    return _encoder(documents, is_val)

@@ -1,0 +1,132 @@
+"""Datasets on the Hub: pinned to a commit, streamed row by row, never stored."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from inheritune.data.bad_rows import BadRows, text_of
+from inheritune.data.document import Document
+from inheritune.errors import DataError, MissingExtraError
+from inheritune.recipe import TextSource
+
+__all__ = ["dataset_commit", "hub_documents", "is_hub_dataset"]
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILE = re.compile(r"\.(txt|md|jsonl?|csv|parquet|arrow|gz|zst|bz2|xz|zip|tar|py)$")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_ROWS_BETWEEN_STATES = 1000
+
+
+def is_hub_dataset(part: TextSource) -> bool:
+    """Whether a source is ``owner/name`` on the Hub, rather than something on this machine."""
+    name = part.source
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or _FILE.search(name):
+        return False
+    return not Path(name).exists()
+
+
+def dataset_commit(part: TextSource) -> str:
+    """The commit that a dataset's revision means now.
+
+    Raises:
+        DataError: There is no such dataset or revision, or the Hub cannot be reached.
+    """
+    if part.revision is not None and _COMMIT.fullmatch(part.revision):
+        return part.revision
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().dataset_info(str(part.source), revision=part.revision, timeout=15)
+    except Exception as error:  # the library's errors have no common class
+        raise _refused(part, error) from error
+    if not found.sha:
+        raise DataError(f"the Hub names no commit of {part.source}.", "Set data.revision to one.")
+    return found.sha
+
+
+def hub_documents(
+    part: TextSource,
+    commit: str | None,
+    text_column: str,
+    bad: BadRows,
+    start: dict[str, Any] | None = None,
+) -> Iterator[tuple[dict[str, Any], Document]]:
+    """Documents of a dataset, in its order, each with the place after it.
+
+    Args:
+        part: Names the dataset, or a directory with one; config and split.
+        commit: Its commit; None for a directory.
+        text_column: The column that holds the text.
+        bad: Told of rows that hold none.
+        start: A place that this function gave before; what lies before it is not read again.
+
+    Yields:
+        The place, in JSON values, and the document.
+
+    Raises:
+        DataError: The dataset cannot be read; with the library's own words.
+        MissingExtraError: datasets is not installed.
+    """
+    stream = _open(part, commit)
+    columns = stream.column_names
+    if columns is not None and text_column not in columns:
+        raise DataError(
+            f"the dataset {part.source} has no column {text_column!r}; its columns are "
+            f"{', '.join(columns)}.",
+            "Name the text column in data.text_column.",
+        )
+    row = skip = 0
+    state = None
+    if start is not None:
+        state, skip, row = start["state"], start["rows"], start["row"] - start["rows"]
+        if state is not None:
+            stream.load_state_dict(state)
+    rows = iter(stream)
+    since = 0
+    while True:
+        try:
+            values = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # of the network, of a file, of a conversion
+            raise _refused(part, error) from error
+        row += 1
+        since += 1
+        if since > skip:
+            text = text_of(values, text_column, f"{part.source}, row {row}", bad)
+            if text and text.strip():
+                place = {"state": state, "rows": since, "row": row, "bad": bad.seen}
+                yield place, Document(f"{part.source}:{row}", text)
+        if since >= _ROWS_BETWEEN_STATES:
+            state, since, skip = stream.state_dict(), 0, 0
+
+
+def _open(part: TextSource, commit: str | None) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError(
+            f"the dataset {part.source} needs the package datasets.",
+            'Install it: pip install "inheritune[data]"',
+        ) from error
+    try:
+        return datasets.load_dataset(
+            str(part.source),
+            part.config,
+            split=part.split or "train",
+            revision=commit,
+            streaming=True,
+        )
+    except Exception as error:  # the library's errors have no common class
+        raise _refused(part, error) from error
+
+
+def _refused(part: TextSource, error: Exception) -> DataError:
+    said = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+    hint = "Check data.source, config, split and revision; gated datasets need `hf auth login`."
+    if "script" in said.lower():
+        hint = "Choose one in parquet or JSONL; many have a copy at revision refs/convert/parquet."
+    elif not part.config and not part.split and not part.revision:
+        hint = "Check the name; if files were meant, there are none of this path."
+    return DataError(f"cannot read the dataset {part.source}: {said}.", hint)

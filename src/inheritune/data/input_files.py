@@ -1,0 +1,136 @@
+"""Which files a source names: the standard library, or local files, globs and folders."""
+
+import glob
+import os
+import stat
+import sysconfig
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from inheritune.errors import DataError
+
+__all__ = ["STDLIB", "InputFile", "input_files", "spell"]
+
+# Sources that every machine has: the library, and the library with what its tests add.
+STDLIB = ("stdlib", "stdlib+tests")
+# Not every installation has them, so what is held out never is one of them.
+_STDLIB_TESTS = ("test", "tests", "idle_test")
+# Encodings and pydoc_data are tables, the rest is made at build time or is not the library at all.
+_STDLIB_SKIPPED = (
+    "site-packages",
+    "dist-packages",
+    "encodings",
+    "pydoc_data",
+    "config-*",
+    "__pycache__",
+    "_sysconfigdata*.py",
+    "sitecustomize.py",
+    "usercustomize.py",
+)
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file that documents are read from, and its name relative to the source."""
+
+    name: str
+    path: Path
+    train_only: bool = False
+
+
+def input_files(source: str | list[str]) -> list[InputFile]:
+    """The files of a source, sorted by the bytes of their relative names.
+
+    Args:
+        source: ``"stdlib"``, ``"stdlib+tests"``, or local files, globs or folders.
+
+    Returns:
+        At least one file; every file once, however many entries match it.
+
+    Raises:
+        DataError: An entry matches nothing, or is neither a file nor a folder.
+    """
+    if source in (*STDLIB, *([name] for name in STDLIB)):
+        root = Path(sysconfig.get_path("stdlib"))
+        tests = () if STDLIB[1] in source else _STDLIB_TESTS
+        files = [p for p in _walk(root, _STDLIB_SKIPPED + tests) if p.suffix == ".py"]
+        train_only = {
+            p for p in files if not {*_STDLIB_TESTS}.isdisjoint(p.relative_to(root).parts)
+        }
+    else:
+        train_only = set()
+        entries = [source] if isinstance(source, str) else source
+        expanded = [_expand(entry) for entry in entries]
+        files = [path for _, matches in expanded for path in matches]
+        if not files:
+            raise DataError(
+                f"there is no file in {spell(source)}.", "Give files, globs or folders."
+            )
+        root = Path(os.path.commonpath([folder for folder, _ in expanded]))
+    named = {path.relative_to(root).as_posix(): path for path in files}
+    names = sorted(named, key=_bytes)
+    return [InputFile(name, named[name], named[name] in train_only) for name in names]
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode(errors="surrogateescape")  # any file name, whatever the locale
+
+
+def _expand(entry: str) -> tuple[Path, list[Path]]:
+    """The folder that names are relative to, and the files of one entry."""
+    if not entry.strip():
+        raise DataError("a source is empty.", "Give stdlib, or files, globs or folders.")
+    path = Path(entry).expanduser().absolute()
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return _expand_glob(entry, path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(
+            f"cannot open {entry}: {(reason or '').lower()}.", "Correct the path."
+        ) from error
+    path = Path(os.path.normpath(path))
+    if stat.S_ISDIR(mode):
+        return path, _walk(path, (".*", "__pycache__", "*.partial"))
+    if stat.S_ISREG(mode):
+        return path.parent, [path]
+    raise DataError(f"{entry} is neither a file nor a folder.", "Give files, globs or folders.")
+
+
+def _expand_glob(entry: str, path: Path) -> tuple[Path, list[Path]]:
+    if not glob.has_magic(entry):
+        raise DataError(
+            f"there is no file or folder {entry}.",
+            "Give stdlib, or existing files, globs or folders.",
+        )
+    found = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207
+    files = [match for match in found if not match.is_dir()]
+    if not files:
+        raise DataError(f"no file matches {entry}.", "Correct the pattern.")
+    first = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
+    return Path(*path.parts[:first]), files
+
+
+def _walk(root: Path, skipped: tuple[str, ...]) -> list[Path]:
+    """Files below a folder. Linked folders are not entered: they may lead in circles."""
+
+    def fail(error: OSError) -> None:
+        raise DataError(
+            f"cannot list {error.filename}: {(error.strerror or '').lower()}.",
+            "Make it readable, or leave it out.",
+        ) from error
+
+    files = []
+    for folder, folders, names in os.walk(root, onerror=fail):
+        folders[:] = [n for n in folders if not any(fnmatch(n, rule) for rule in skipped)]
+        files += [
+            Path(folder, name) for name in names if not any(fnmatch(name, r) for r in skipped)
+        ]
+    return files
+
+
+def spell(source: str | list[str]) -> str:
+    """A source as it can stand in a message."""
+    return source if isinstance(source, str) else ", ".join(source) or "an empty list"

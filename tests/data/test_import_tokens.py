@@ -1,0 +1,182 @@
+import json
+
+import numpy as np
+import pytest
+
+from inheritune.data.flat_files import open_flat_file
+from inheritune.data.import_tokens import FlatFiles, import_tokens
+from inheritune.data.prepare import prepare
+from inheritune.errors import DataError
+from inheritune.recipe import Data
+
+
+@pytest.fixture
+def streams(text_folder, tokenizer, tmp_path):
+    """The same text, prepared here: what an import must come to."""
+    data = Data(source=str(text_folder), val_fraction=0.2)
+    tokens = prepare(data, tokenizer, 300, 16, tmp_path / "own")
+    return tokens.train.ids(0, tokens.train.num_ids), tokens.val.ids(0, tokens.val.num_ids)
+
+
+def write(path, ids, dtype="<u2", head=b""):
+    path.write_bytes(head + np.asarray(ids).astype(dtype).tobytes())
+    return path
+
+
+def both(streams, tmp_path, suffix="bin", **options):
+    return [write(tmp_path / f"{i}.{suffix}", ids, **options) for i, ids in enumerate(streams)]
+
+
+LITGPT = b"LITPKDS" + (1).to_bytes(8, "little") + bytes([8]) + (100).to_bytes(8, "little")
+HEADS = {
+    "uint16": ("<u2", b"", "flat"),
+    "uint32": ("<u4", b"", "flat"),
+    "litgpt": ("<u2", LITGPT, "litgpt"),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_ids_come_back_as_they_are(streams, tokenizer, tmp_path, kind):
+    dtype, head, name = HEADS[kind]
+    train, val = both(streams, tmp_path, dtype=dtype, head=head)
+    tokens = import_tokens(FlatFiles([train], [val]), tokenizer, 300, tmp_path / "tokens")
+    assert np.array_equal(tokens.train.ids(0, tokens.train.num_ids), streams[0])
+    assert np.array_equal(tokens.val.ids(0, tokens.val.num_ids), streams[1])
+    assert tokens.manifest["sources"]["formats"] == [name]
+    assert tokens.manifest["documents"] == (streams[0] == 0).sum()
+    assert tokens.val_bytes == len(tokenizer.decode(streams[1].tolist()).encode())
+
+
+def test_a_header_of_llm_c_is_left_out(streams, tokenizer, tmp_path):
+    head = np.zeros(256, dtype="<i4")
+    head[:3] = 20240520, 1, len(streams[0])
+    train = write(tmp_path / "train.bin", streams[0], head=head.tobytes())
+    opened = open_flat_file(train, 300)
+    assert opened.format == "llm.c" and np.array_equal(opened.ids, streams[0])
+
+
+def test_padding_of_litgpt_is_no_document(streams, tokenizer, tmp_path):
+    padded = np.concatenate([streams[0], np.zeros(500, dtype=np.int64)])
+    train = write(tmp_path / "train.bin", padded, head=LITGPT)
+    val = write(tmp_path / "val.bin", streams[1])
+    tokens = import_tokens(FlatFiles([train], [val]), tokenizer, 300, tmp_path / "tokens")
+    assert np.array_equal(tokens.train.ids(0, tokens.train.num_ids), streams[0])
+
+
+@pytest.mark.parametrize("metadata", ["x/tokenizer.json\n99\n0.1 kT", "x|2\n99", None])
+def test_documents_of_datatrove_end_where_its_index_says(streams, tokenizer, tmp_path, metadata):
+    ends = np.flatnonzero(streams[0] == 0)
+    without_eos = np.delete(streams[0], ends)
+    train = write(tmp_path / "train.ds", without_eos)
+    index = (ends - np.arange(len(ends))).astype("<u8")
+    (tmp_path / "train.ds.index").write_bytes(index.tobytes())
+    if metadata:
+        (tmp_path / "train.ds.metadata").write_text(metadata)
+    val = write(tmp_path / "val.ds", streams[1])
+    tokens = import_tokens(FlatFiles([train], [val]), tokenizer, 300, tmp_path / "tokens")
+    assert np.array_equal(tokens.train.ids(0, tokens.train.num_ids), streams[0])
+
+
+def test_without_a_validation_file_documents_are_held_out_by_their_ids(
+    streams, tokenizer, tmp_path
+):
+    (train, _) = both(streams, tmp_path)
+    files = FlatFiles([train], [], val_fraction=0.2)
+    tokens = import_tokens(files, tokenizer, 300, tmp_path / "tokens")
+    found = tokens.manifest["documents"], tokens.manifest["val_documents"]
+    assert sum(found) == (streams[0] == 0).sum() and 2 < found[1] < found[0]
+    assert tokens.train.num_ids + tokens.val.num_ids == len(streams[0])
+    with pytest.raises(DataError, match=r"none was held out.*--val-from-bin"):
+        import_tokens(FlatFiles([train], [], 0.0), tokenizer, 300, tmp_path / "none")
+
+
+def test_several_files_are_one_stream(streams, tokenizer, tmp_path):
+    train, val = both(streams, tmp_path)
+    files = FlatFiles([train, val], [val])
+    tokens = import_tokens(files, tokenizer, 300, tmp_path / "tokens", shard_ids=1000)
+    assert np.array_equal(
+        tokens.train.ids(0, tokens.train.num_ids), np.concatenate([streams[0], streams[1]])
+    )
+    assert tokens.manifest["overlap"]["duplicate_documents"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "no whole number"),
+        (b"\1\0\2", "no whole number"),
+        (b"\1\0\xff\xff", "holds id 65535 at offset 1, the embedding has 300 rows"),
+        (b"LITPKDS" + bytes(40), "litgpt file of ids that this cannot read"),
+        (b"INHTTOKS" + bytes(60), "a shard of prepared tokens"),
+    ],
+)
+def test_a_file_that_is_no_ids_of_this_tokenizer_is_named(tmp_path, content, said):
+    path = tmp_path / "a.bin"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=said) as caught:
+        open_flat_file(path, 300)
+    assert str(path) in caught.value.message
+
+
+def test_the_width_of_ids_is_found_out_or_said(tmp_path):
+    ids = np.arange(2, 298)
+    assert open_flat_file(write(tmp_path / "a.bin", ids), 300).width == 2
+    wide = write(tmp_path / "b.bin", ids, "<u4")
+    assert open_flat_file(wide, 300).width == 4
+    assert open_flat_file(wide, 300, width=2).ids[1] == 0
+    large = write(tmp_path / "c.bin", ids + 65_536, "<u4")
+    assert open_flat_file(large, 70_000).ids[0] == 65_538
+
+
+def test_an_index_that_does_not_fit_is_named(tmp_path):
+    path = write(tmp_path / "a.ds", range(10))
+    for content in (b"\1", np.array([5], "<u8").tobytes(), b""):
+        (tmp_path / "a.ds.index").write_bytes(content)
+        with pytest.raises(DataError, match=r"a\.ds\.index"):
+            open_flat_file(path, 300)
+
+
+def test_a_recipe_takes_imported_tokens_for_its_own(streams, text_folder, tokenizer, tmp_path):
+    train, val = both(streams, tmp_path)
+    out = tmp_path / "tokens"
+    first = import_tokens(FlatFiles([train], [val]), tokenizer, 300, out)
+    again = import_tokens(FlatFiles([train], [val]), tokenizer, 300, out)
+    assert again.fingerprint == first.fingerprint
+    data = Data(source=str(text_folder), val_fraction=0.5, sample=0.1)
+    assert prepare(data, tokenizer, 300, 16, out).fingerprint == first.fingerprint
+    with pytest.raises(DataError, match="embedding rows changed"):
+        prepare(data, tokenizer, 400, 16, out)
+    with pytest.raises(DataError, match="holds other tokens"):
+        import_tokens(FlatFiles([val], [val]), tokenizer, 300, out)
+
+
+def test_the_command_line_imports_and_inspects(streams, tokenizer, tmp_path):
+    from typer.testing import CliRunner
+
+    from inheritune.cli import app
+
+    train, val = both(streams, tmp_path)
+    home, out = str(tokenizer.directory), str(tmp_path / "tokens")
+    given = ["--from-bin", str(train), "--val-from-bin", str(val)]
+    invoke = CliRunner().invoke
+    result = invoke(app, ["prepare", *given, "--tokenizer", home, "--out", out, "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["train_tokens"] == len(streams[0])
+    for arguments, said in (
+        (["prepare"], "neither a recipe nor --from-bin"),
+        (["prepare", *given], "neither a recipe nor --from-bin"),
+        (["prepare", "--val-from-bin", str(val)], "stands alone"),
+        (["prepare", *given, "--dtype", "int8"], "--dtype is 'int8'"),
+    ):
+        result = invoke(app, [*arguments, "--json"])
+        assert result.exit_code == 2 and said in json.loads(result.stdout)["message"]
+    result = invoke(app, ["inspect", out, "--json", "--length", "8"])
+    facts = json.loads(result.stdout)
+    assert (facts["train_tokens"], facts["windows"][0]["text"]) == (len(streams[0]), None)
+    assert facts["windows"][0]["ids"] == streams[0][:8].tolist()
+    result = invoke(app, ["inspect", out, "--json", "--tokenizer", home, "--windows", "3"])
+    shown = json.loads(result.stdout)["windows"]
+    assert [w["split"] for w in shown] == ["train"] * 3 + ["val"] * 3
+    assert shown[0]["text"] == tokenizer.decode(streams[0][:64].tolist())
+    assert invoke(app, ["inspect", out, "--tokenizer", home]).exit_code == 0
+    assert invoke(app, ["inspect", str(tmp_path)]).exit_code == 3

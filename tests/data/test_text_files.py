@@ -1,0 +1,72 @@
+import gzip
+import json
+
+import pytest
+import zstandard
+
+from inheritune.data import text_files, zstd
+from inheritune.data.bad_rows import BadRows
+from inheritune.data.input_files import InputFile
+from inheritune.data.sources import documents
+from inheritune.data.text_files import read_documents
+from inheritune.errors import DataError, MissingExtraError
+
+ROWS = "".join(json.dumps({"text": f"row {i} " + "x" * i}) + "\n" for i in range(300)).encode()
+
+
+def compressed(content, frames=1):
+    size = -(-len(content) // frames)
+    parts = [content[i : i + size] for i in range(0, len(content), size)]
+    return b"".join(zstandard.ZstdCompressor().compress(part) for part in parts)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 7])
+@pytest.mark.parametrize("read_bytes", [1, 100, 4096])
+def test_zst_gives_the_rows_of_the_plain_file(tmp_path, monkeypatch, frames, read_bytes):
+    monkeypatch.setattr(zstd, "_READ_BYTES", read_bytes)
+    (tmp_path / "plain.jsonl").write_bytes(ROWS)
+    (tmp_path / "rows.jsonl.zst").write_bytes(compressed(ROWS, frames))
+    plain, packed = (
+        [d.text for d in documents(str(tmp_path / name))]
+        for name in ("plain.jsonl", "rows.jsonl.zst")
+    )
+    assert plain == packed and len(plain) == 300
+
+
+@pytest.mark.parametrize("cut", [-1, -20, 5])
+def test_a_cut_zst_file_is_one_error_that_names_it(tmp_path, cut):
+    (tmp_path / "cut.jsonl.zst").write_bytes(compressed(ROWS, 2)[:cut])
+    with pytest.raises(DataError, match=r"cut\.jsonl\.zst: compressed file ended"):
+        list(documents(str(tmp_path)))
+
+
+def test_what_is_no_zst_file_is_named(tmp_path):
+    (tmp_path / "page.jsonl.zst").write_bytes(b"<html>")
+    with pytest.raises(DataError, match=r"page\.jsonl\.zst: zstd"):
+        list(documents(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("a.jsonl.zst", "zstandard"), ("a.parquet", "pyarrow")],
+)
+def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, name, package):
+    (tmp_path / name).write_bytes(compressed(ROWS))
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(MissingExtraError, match=package) as caught:
+        list(documents(str(tmp_path), max_bad_rows=10))
+    assert caught.value.hint == 'Install it: pip install "inheritune[data]"'
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "book.txt"])
+@pytest.mark.parametrize("start", [0, 1, 3])
+def test_reading_from_a_row_on_gives_the_rest(tmp_path, monkeypatch, name, start):
+    monkeypatch.setattr(text_files, "_PART_CHARS", 50)
+    pack = {".gz": gzip.compress, "zst": compressed}.get(name[-3:], bytes)
+    (tmp_path / name).write_bytes(pack(ROWS[:4000].rpartition(b"\n")[0]))
+    file = InputFile(name, tmp_path / name)
+    whole = list(read_documents(file, "text", BadRows(0)))
+    assert len(whole) > 5
+    assert list(read_documents(file, "text", BadRows(0), whole[start][0])) == whole[start + 1 :]
+    assert whole[-1][1] == file.path.stat().st_size
+    assert [done for _, done, _ in whole] == sorted(done for _, done, _ in whole)
