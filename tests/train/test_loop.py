@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from inheritune.data.tokens import TokenDirectory
-from inheritune.errors import CheckpointError, DivergedError, Interrupted
+from inheritune.errors import DivergedError, Interrupted, RecipeError
 from inheritune.progress import Progress
 from inheritune.recipe import Train
 from inheritune.signals import StopFlag
@@ -30,6 +31,8 @@ class Trainer:
         self.stream = tokens.train
         self.settings = settings
         self.val_calls = 0
+        self.allowed: set[str] = set()
+        self.warn: dict[str, object] = {}
 
     def __call__(
         self,
@@ -47,7 +50,14 @@ class Trainer:
             if stop_after is not None and progress.done >= stop_after * recipe.batch_tokens:
                 stop.signal_number = 15
 
-        plan = Plan("test", self.stream, recipe.tokens, INPUTS if inputs is None else inputs)
+        plan = Plan(
+            "test",
+            self.stream,
+            recipe.tokens,
+            INPUTS if inputs is None else inputs,
+            allowed=self.allowed,
+            warn=self.warn,
+        )
         return train(self.model, recipe, plan, self.settings, folder, self.measure, stop, listen)
 
     def measure(self, model: torch.nn.Module) -> float:
@@ -176,9 +186,9 @@ def test_other_inputs_are_refused_and_named(
 ) -> None:
     with pytest.raises(Interrupted):
         trainer(train_recipe, tmp_path, stop_after=2)
-    with pytest.raises(CheckpointError, match="seed = 0, now it is 1") as error:
+    with pytest.raises(RecipeError, match="seed = 0; now it is 1") as error:
         trainer(train_recipe, tmp_path, inputs={"seed": 1})
-    assert error.value.exit_code == 3
+    assert error.value.exit_code == 2
 
 
 def test_a_value_that_is_not_finite_stops_the_training(
@@ -246,3 +256,88 @@ def test_the_first_losses_are_the_golden_ones(
     trainer(longer, tmp_path)
     losses = [row["loss"] for row in rows_of(tmp_path) if "loss" in row]
     assert losses == pytest.approx(golden, abs=2e-4)
+
+
+def losses_of(folder: Path) -> list[float]:
+    return [row["loss"] for row in rows_of(folder) if "loss" in row]
+
+
+def test_recomputed_layers_give_the_same_weights(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    trainer(train_recipe, tmp_path / "kept")
+    kept = trainer.weights()
+    trainer.settings = replace(trainer.settings, activation_checkpointing=True)
+    trainer(train_recipe, tmp_path / "recomputed")
+    assert trainer.model.model.layers[0].gradient_checkpointing
+    assert_same(kept, trainer.weights())
+
+
+def test_the_loss_without_logits_trains_the_same(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    trainer(train_recipe, tmp_path / "logits")
+    trainer.settings = replace(trainer.settings, loss="op")
+    trained = trainer(train_recipe, tmp_path / "op")
+    assert trained.settings.loss == "op"
+    assert losses_of(tmp_path / "op") == pytest.approx(losses_of(tmp_path / "logits"), abs=1e-4)
+
+
+def test_where_the_op_does_not_fit_it_says_so_once(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer(train_recipe, tmp_path / "logits")
+    whole = trainer.weights()
+    trainer.settings = replace(trainer.settings, loss="op")
+    monkeypatch.setattr("inheritune.train.ready.op_agrees_with_the_model", lambda model: False)
+    trained = trainer(train_recipe, tmp_path / "op")
+    assert trained.settings.loss == "logits"
+    assert [note for note in trained.notes if "logits" in note] == list(trained.notes)
+    assert_same(whole, trainer.weights())
+
+
+def test_all_changed_keys_are_named_and_each_can_be_allowed(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    begun = {"train": {"learning_rate": 1e-2, "seed": 0}, "tokens": "abc"}
+    with pytest.raises(Interrupted):
+        trainer(train_recipe, tmp_path, stop_after=2, inputs=begun)
+    now = {"train": {"learning_rate": 1e-3, "seed": 1}, "tokens": "abc"}
+    with pytest.raises(RecipeError) as error:
+        trainer(train_recipe, tmp_path, inputs=now)
+    assert "train.learning_rate = 0.01; now it is 0.001" in error.value.message
+    assert "train.seed = 0; now it is 1" in error.value.message
+    trainer.allowed = {"train.learning_rate", "train.seed"}
+    trained = trainer(train_recipe, tmp_path, inputs=now)
+    assert trained.notes == (
+        "allowed: train.learning_rate was 0.01, now it is 0.001",
+        "allowed: train.seed was 0, now it is 1",
+    )
+
+
+def test_what_may_change_with_a_warning_is_named(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inheritune.train import state
+
+    trainer.warn = {"train.eval_every": 640}
+    with pytest.raises(Interrupted):
+        trainer(train_recipe, tmp_path, stop_after=2)
+    trainer.warn = {"train.eval_every": 1280}
+    versions = state._versions()
+    monkeypatch.setattr(state, "_versions", lambda: versions | {"torch": "9.9"})
+    trained = trainer(train_recipe, tmp_path)
+    assert trained.notes == (
+        f"torch was {versions['torch']}, now it is 9.9",
+        "train.eval_every was 640, now it is 1280",
+    )
+
+
+def test_the_row_of_a_value_that_is_not_finite_says_which_samples_and_process(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    trainer.fresh["model.norm.weight"][0] = math.nan
+    with pytest.raises(DivergedError):
+        trainer(train_recipe, tmp_path)
+    last = rows_of(tmp_path)[-1]
+    assert (last["samples"], last["ranks"]) == ([0, 8], [0])

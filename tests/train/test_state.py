@@ -63,6 +63,25 @@ def test_only_the_newest_are_kept(small_llama: LlamaForCausalLM, tmp_path: Path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 
+def test_the_best_one_is_kept_beside_the_newest(
+    small_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    optimizer = stepped(small_llama)
+    for step in (1, 2, 3, 4):
+        position = Position(step=step, tokens=step * 128)
+        save_checkpoint(tmp_path, small_llama, optimizer, position, {"seed": 0}, 1, best=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000004"]
+
+
+def test_another_order_of_the_data_is_refused(
+    small_llama: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, small_llama, 1)
+    monkeypatch.setattr("inheritune.train.checkpoint_files.ORDER_VERSION", 2)
+    with pytest.raises(CheckpointError, match="made in order 1, not 2"):
+        load(tmp_path, small_llama)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "trainer.json"])
 @pytest.mark.parametrize("damage", ["removed", "truncated", "flipped"])
 def test_a_damaged_checkpoint_is_passed_over_with_its_reason(

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.durable import read_json_file, write_json
-from inheritune.errors import RecipeError
-from inheritune.inputs import first_difference
-from inheritune.progress import Listener
+from inheritune.inputs import refuse_differences
+from inheritune.processes import ALONE, Processes
+from inheritune.progress import Listener, Progress
 from inheritune.recipe import Recipe
 from inheritune.run import Run
 from inheritune.signals import StopFlag
@@ -25,18 +25,23 @@ class Job:
         run: Where it is written.
         stop: Asked between pieces of work.
         on_progress: Told what goes on.
+        processes: That share the trainings; the others run `workers.serve`.
+        allowed: Keys that may differ from what results and checkpoints were made with.
     """
 
     recipe: Recipe
     run: Run
     stop: StopFlag
     on_progress: Listener
+    processes: Processes = ALONE
+    allowed: frozenset[str] = frozenset()
 
 
-def finished(path: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+def finished(job: Job, path: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
     """The result a step left, if it did.
 
     Args:
+        job: Its allowed changes are let pass, and said.
         path: The file a step ends with.
         inputs: What the step would be done with now.
 
@@ -46,13 +51,9 @@ def finished(path: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     stored = read_json_file(path)
-    difference = first_difference(stored["inputs"], inputs)
-    if difference is not None:
-        key, before, now = difference
-        raise RecipeError(
-            f"{path} was made with {key} = {before!r}; now it is {now!r}.",
-            "Put it back, or give the run another name: --set name=...",
-        )
+    for key, before, now in refuse_differences(path, stored["inputs"], inputs, job.allowed):
+        said = f"allowed: it was made with {key} = {before!r}, now it is {now!r}"
+        job.on_progress(Progress(path.parent.name, message=said))
     result: dict[str, Any] = stored["result"]
     return result
 

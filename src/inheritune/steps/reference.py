@@ -8,6 +8,7 @@ from typing import Any
 
 from inheritune.checkpoints.config import cut_config, layer_count, text_config
 from inheritune.checkpoints.copy import copy_side_files
+from inheritune.checkpoints.flops import EVALUATION_SHARE
 from inheritune.checkpoints.source import ModelDirectory, open_model
 from inheritune.data.prepare import training_texts
 from inheritune.data.tokenizer import open_tokenizer, train_tokenizer
@@ -17,8 +18,10 @@ from inheritune.errors import DataError, RecipeError, SourceError
 from inheritune.progress import Progress
 from inheritune.recipe import ReferenceTraining
 from inheritune.steps.job import Job, finish, finished
+from inheritune.steps.pinned import open_pinned
 from inheritune.steps.tokens import prepare_tokens
-from inheritune.steps.training import Arm, finite, run_training, training_inputs, val_loss_of
+from inheritune.steps.training import Arm, run_training, training_inputs
+from inheritune.steps.validation import finite, val_loss_of
 
 __all__ = [
     "Benchmark",
@@ -90,7 +93,7 @@ def open_reference(job: Job) -> Reference:
         model = open_model(str(folder), None)
     else:
         assert wanted.model is not None  # the recipe has one or the other
-        model, name = open_model(wanted.model, wanted.revision), wanted.model
+        model, name = open_pinned(job.run, wanted.model, wanted.revision), wanted.model
     _refuse_long_sequences(job, model)
     shape = describe(model.path, job.recipe.train.seq_len)
     return Reference(
@@ -136,7 +139,7 @@ def tokenizer_home(job: Job) -> Path:
     if wanted.train is not None:
         return _reference_start(job, wanted.train)
     assert wanted.model is not None  # the recipe has one or the other
-    return open_model(wanted.model, wanted.revision).path
+    return open_pinned(job.run, wanted.model, wanted.revision).path
 
 
 def _reference_start(job: Job, wanted: ReferenceTraining) -> Path:
@@ -145,7 +148,7 @@ def _reference_start(job: Job, wanted: ReferenceTraining) -> Path:
         "reference": wanted.model_dump(mode="json", exclude={"tokens"}),
         "data": job.recipe.data.model_dump(mode="json", exclude={"allow_repeat"}),
     }
-    if finished(path, inputs) is not None:
+    if finished(job, path, inputs) is not None:
         return start
     tokenizer = job.run.reference / "tokenizer"
     if wanted.tokenizer is not None:
@@ -187,10 +190,8 @@ def measure_benchmark(job: Job, reference: Reference, tokens: TokenDirectory) ->
         "seq_len": recipe.train.seq_len,
         "batch_size": recipe.evaluate.batch_size,
     }
-    if (done := finished(path, inputs)) is not None:
+    if (done := finished(job, path, inputs)) is not None:
         return Benchmark(**done)
-    from inheritune.train.throughput import EVALUATION_SHARE
-
     loss, seconds = val_loss_of(job, reference.model.path, tokens, "benchmark")
     if not math.isfinite(loss.mean):
         raise SourceError(

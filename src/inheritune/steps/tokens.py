@@ -3,21 +3,22 @@
 from pathlib import Path
 
 from inheritune.checkpoints.config import text_config
+from inheritune.data.import_tokens import FlatFiles, import_tokens
 from inheritune.data.prepare import prepare
-from inheritune.data.tokenizer import open_tokenizer
+from inheritune.data.tokenizer import TextTokenizer, open_tokenizer
 from inheritune.data.tokens import TokenDirectory, check_budget
 from inheritune.durable import read_json_file
 from inheritune.recipe import Recipe
 from inheritune.steps.job import Job
 
-__all__ = ["prepare_tokens"]
+__all__ = ["embedding_rows", "import_flat_tokens", "prepare_tokens"]
 
 
 def prepare_tokens(job: Job, model: Path) -> TokenDirectory:
     """Training and validation tokens, by the tokenizer of a model directory."""
     recipe = job.recipe
     tokenizer = open_tokenizer(model)
-    rows = text_config(read_json_file(model / "config.json")).get("vocab_size", tokenizer.rows)
+    rows = embedding_rows(model, tokenizer)
     tokens = prepare(
         recipe.data,
         tokenizer,
@@ -29,6 +30,22 @@ def prepare_tokens(job: Job, model: Path) -> TokenDirectory:
     )
     check_budget(tokens, _longest_training(recipe), recipe.train.seq_len, recipe.data.allow_repeat)
     return tokens
+
+
+def embedding_rows(model: Path, tokenizer: TextTokenizer) -> int:
+    """Rows of a model's embedding, as its config says; of a bare tokenizer, as many as it needs."""
+    path = model / "config.json"
+    if not path.exists():
+        return tokenizer.rows
+    rows: int = text_config(read_json_file(path)).get("vocab_size", tokenizer.rows)
+    return rows
+
+
+def import_flat_tokens(job: Job, model: Path, files: FlatFiles) -> TokenDirectory:
+    """Ids of another program as the run's tokens, said to be of a model directory's tokenizer."""
+    tokenizer = open_tokenizer(model)
+    rows = embedding_rows(model, tokenizer)
+    return import_tokens(files, tokenizer, rows, job.run.tokens, job.on_progress, job.stop)
 
 
 def _longest_training(recipe: Recipe) -> int:

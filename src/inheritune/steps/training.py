@@ -3,31 +3,35 @@
 import json
 import math
 import shutil
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inheritune.checkpoints.flops import EVALUATION_SHARE
 from inheritune.data.tokens import TokenDirectory
 from inheritune.durable import write_json
-from inheritune.errors import DivergedError
+from inheritune.errors import CheckpointError, DivergedError, MachineError
 from inheritune.progress import Progress
+from inheritune.steps.changes import decisive, warned
 from inheritune.steps.job import Job, finish, finished
+from inheritune.steps.validation import finite, val_loss_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from inheritune.evaluate.val_loss import ValLoss
     from inheritune.train.loop import Trained
 
-__all__ = ["Arm", "Trial", "finite", "run_training", "training_inputs", "val_loss_of"]
-
-# Keys of `train` that do not decide where a training ends, beyond rounding: they may change
-# between two starts.
-_FREE_KEYS = {"save_minutes", "keep", "eval_every", "nonfinite", "max_skips", "micro_batch"}
+__all__ = [
+    "Arm",
+    "Trial",
+    "run_training",
+    "train_share",
+    "training_inputs",
+]
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,16 @@ class Arm:
         start: ``"inherit"`` or ``"fresh"``.
         layers: Of the model trained.
         tokens: Training tokens, repeats counted.
+        grown_from: Directory of the training whose end it goes on from, within the run.
+        first_sample: Position in the order of samples at which it begins.
     """
 
     variant: str
     start: str
     layers: int
     tokens: int
+    grown_from: str | None = None
+    first_sample: int = 0
 
     @property
     def task(self) -> str:
@@ -76,6 +84,7 @@ class Trial:
     settings: dict[str, Any]
     notes: list[str]
     windows: list[float]
+    first_sample: int = 0  # above 0: it went on from a smaller model that was trained here
 
     def summary(self) -> dict[str, Any]:
         """For run.json: everything but the windows."""
@@ -87,7 +96,7 @@ class Trial:
 def training_inputs(job: Job, tokens: TokenDirectory) -> dict[str, Any]:
     """What decides the result of every training of a run."""
     return {
-        "train": job.recipe.train.model_dump(mode="json", exclude=_FREE_KEYS | {"tokens"}),
+        "train": decisive(job.recipe),
         "tokens": tokens.fingerprint,
         "evaluate": job.recipe.evaluate.model_dump(mode="json"),
     }
@@ -115,44 +124,118 @@ def run_training(
         The trial, as `result.json` keeps it.
     """
     path = folder / "result.json"
-    done = finished(path, inputs)
+    done = finished(job, path, inputs)
     if done is None:
         trained = _train(job, arm, folder, tokens, inputs)
         done = asdict(_measure(job, arm, folder, tokens, trained, benchmark))
         finish(path, inputs, done)
-    # The result stands; only now is what it could be made from again let go.
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    # The result stands; only now is what it could be made from again let go. The end itself stays
+    # where a larger model may go on from it.
+    saved = sorted((folder / "checkpoints").glob("step-*"))
+    for old in saved[:-1] if _goes_on(job, arm) else saved:
+        shutil.rmtree(old)
     return Trial(**done)
+
+
+def _goes_on(job: Job, arm: Arm) -> bool:
+    """Whether a later round may go on from the end of this training."""
+    return job.recipe.grow.weights == "keep" and arm.variant == job.recipe.target
 
 
 def _train(
     job: Job, arm: Arm, folder: Path, tokens: TokenDirectory, inputs: Mapping[str, Any]
 ) -> "Trained":
+    from inheritune.train.state import load_weights
+    from inheritune.train.weights import save_model
+
+    place = {"arm": asdict(arm), "folder": folder.relative_to(job.run.root).as_posix()}
+    job.processes.post({"do": "train", "inputs": dict(inputs)} | place)
+    model, trained = train_share(job, arm, folder, tokens, inputs)
+    for note in trained.notes:
+        job.on_progress(Progress(arm.task, message=note))
+    if job.processes.size > 1:  # each holds its rows; the last checkpoint holds all of them
+        model = _start_model(job, arm, folder)
+        load_weights(folder / "checkpoints", model)
+    # One that is there without a result.json was left by a kill: it may be of other inputs.
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    save_model(model, folder / "model", folder / "start")
+    return trained
+
+
+def train_share(
+    job: Job, arm: Arm, folder: Path, tokens: TokenDirectory, inputs: Mapping[str, Any]
+) -> "tuple[PreTrainedModel, Trained]":
+    """This process's part of a training; all of them call it with the same arguments."""
     from inheritune.evaluate.val_loss import measure_val_loss
     from inheritune.train.loop import Plan, train
     from inheritune.train.settings import choose_settings
-    from inheritune.train.weights import describe, fresh_model, load_model, save_model
+    from inheritune.train.weights import describe
 
-    recipe, start = job.recipe.train, folder / "start"
+    recipe, processes = job.recipe.train, job.processes
     batch_size = job.recipe.evaluate.batch_size
-    flops = describe(start, recipe.seq_len).flops_per_token * arm.tokens
+    flops = describe(folder / "start", recipe.seq_len).flops_per_token * arm.tokens
+    moments = None if arm.grown_from is None else _end_of(job.run.root / arm.grown_from)
+    model = _start_model(job, arm, folder)
+
+    def measure(model: Any) -> float:
+        return measure_val_loss(
+            model, tokens.val, recipe.seq_len, batch_size, job.stop, processes=processes
+        ).mean
+
+    plan = Plan(
+        task=arm.task,
+        stream=tokens.train,
+        tokens=arm.tokens,
+        inputs=inputs,
+        first_sample=arm.first_sample,
+        moments=moments,
+        allowed=job.allowed,
+        warn=warned(job.recipe),
+    )
+    settings = choose_settings(recipe, flops, processes.size)
+    with processes.watched(), _memory_named(recipe.micro_batch):
+        trained = train(
+            model, recipe, plan, settings, folder, measure, job.stop, job.on_progress, processes
+        )
+    return model, trained
+
+
+@contextmanager
+def _memory_named(micro_batch: int) -> Iterator[None]:
+    """Say what can be done where the memory does not suffice."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        if type(error) is RuntimeError and "can't allocate memory" not in str(error):
+            raise
+        halved = f"train.micro_batch to {micro_batch // 2}"
+        smaller = halved if micro_batch > 1 else "train.activation_checkpointing to on"
+        raise MachineError(
+            f"out of memory with train.micro_batch {micro_batch}.",
+            f"Set {smaller}; then run the same command to continue.",
+        ) from error
+
+
+def _start_model(job: Job, arm: Arm, folder: Path) -> "PreTrainedModel":
+    from inheritune.train.weights import fresh_model, load_model
+
+    recipe = job.recipe.train
     if arm.start == "inherit":
-        model = load_model(start, recipe.dropout)
-    else:
-        model = fresh_model(start, recipe.seed, recipe.dropout)
+        return load_model(folder / "start", recipe.dropout)
+    return fresh_model(folder / "start", recipe.seed, recipe.dropout)
 
-    def measure(model: "PreTrainedModel") -> float:
-        return measure_val_loss(model, tokens.val, recipe.seq_len, batch_size, job.stop).mean
 
-    plan = Plan(arm.task, tokens.train, arm.tokens, inputs)
-    settings = choose_settings(recipe, flops)
-    trained = train(model, recipe, plan, settings, folder, measure, job.stop, job.on_progress)
-    for note in trained.notes:
-        job.on_progress(Progress(arm.task, message=note))
-    # One that is there without a result.json was left by a kill: it may be of other inputs.
-    shutil.rmtree(folder / "model", ignore_errors=True)
-    save_model(model, folder / "model", start)
-    return trained
+def _end_of(folder: Path) -> Path:
+    checkpoints = sorted((folder / "checkpoints").glob("step-*"))
+    if not checkpoints:
+        raise CheckpointError(
+            f"the optimizer state at the end of {folder} is not there any more.",
+            "It is kept where grow.weights is keep from the first round on: give the run another "
+            "name, or reinherit.",
+        )
+    return checkpoints[-1]
 
 
 def _measure(
@@ -164,7 +247,6 @@ def _measure(
     benchmark: list[float] | None,
 ) -> Trial:
     from inheritune.evaluate.val_loss import paired_difference
-    from inheritune.train.throughput import EVALUATION_SHARE
     from inheritune.train.weights import describe
 
     seq_len, position = job.recipe.train.seq_len, trained.position
@@ -201,6 +283,7 @@ def _measure(
         settings=trained.settings.record(),
         notes=list(trained.notes),
         windows=loss.per_window.tolist(),
+        first_sample=arm.first_sample,
     )
     if benchmark is None:
         # Travels with a reference, so that whoever inherits from it knows what its training cost.
@@ -215,30 +298,3 @@ def _curve(metrics: Path) -> list[dict[str, Any]]:
     return [
         {"tokens": row["tokens"], "val_loss": row["val_loss"]} for row in rows if "val_loss" in row
     ]
-
-
-def val_loss_of(
-    job: Job, directory: Path, tokens: TokenDirectory, task: str
-) -> "tuple[ValLoss, float]":
-    """The val_loss of a model directory, and the seconds it took."""
-    from inheritune.evaluate.val_loss import measure_val_loss
-    from inheritune.train.settings import choose_device
-    from inheritune.train.weights import load_model
-
-    began = time.monotonic()
-    model: Any = load_model(directory)
-    loss = measure_val_loss(
-        model.to(choose_device()),
-        tokens.val,
-        job.recipe.train.seq_len,
-        job.recipe.evaluate.batch_size,
-        job.stop,
-        job.on_progress,
-        task,
-    )
-    return loss, time.monotonic() - began
-
-
-def finite(value: float) -> float | None:
-    """A number that JSON can say; None for NaN, such as the standard error of one window."""
-    return value if math.isfinite(value) else None

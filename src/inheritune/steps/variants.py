@@ -7,8 +7,10 @@ from pathlib import Path
 
 from inheritune.checkpoints.config import cut_config
 from inheritune.checkpoints.copy import copy_side_files
+from inheritune.checkpoints.source import open_model
 from inheritune.data.tokens import TokenDirectory
 from inheritune.durable import write_json
+from inheritune.inherit.grow import grow
 from inheritune.inherit.inherit import inherit
 from inheritune.progress import Progress
 from inheritune.steps.job import Job, finished
@@ -29,17 +31,22 @@ def train_arm(
         "layers": arm.layers,
         "variant_tokens": arm.tokens,
     }
-    if finished(folder / "result.json", inputs) is None:
-        _write_start(arm, reference, folder)
+    if arm.grown_from is not None:
+        inputs |= {"grown_from": arm.grown_from, "first_sample": arm.first_sample}
+    if finished(job, folder / "result.json", inputs) is None:
+        _write_start(job, arm, reference, folder)
     trial = run_training(job, arm, folder, tokens, inputs, benchmark.windows)
     shutil.rmtree(folder / "start", ignore_errors=True)
     return trial
 
 
-def _write_start(arm: Arm, reference: Reference, folder: Path) -> None:
+def _write_start(job: Job, arm: Arm, reference: Reference, folder: Path) -> None:
     start = folder / "start"
     if arm.start == "inherit":
-        if not start.exists():
+        if not start.exists() and arm.grown_from is not None:
+            trained = open_model(str(job.run.root / arm.grown_from / "model"))
+            grow(trained, reference.model, arm.layers, start)
+        elif not start.exists():
             inherit(reference.model, arm.layers, start)
         shutil.copyfile(start / "inherit.json", folder / "inherit.json")
         return

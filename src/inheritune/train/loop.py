@@ -1,43 +1,33 @@
-"""The one training loop.
+"""The one training loop, for one process and for many.
 
 B sequences per forward, T tokens per sequence.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from inheritune.data.order import sample_ids
 from inheritune.data.tokens import TokenStream
 from inheritune.errors import DivergedError, Interrupted
+from inheritune.processes import ALONE, Processes
 from inheritune.progress import Listener, Progress, silent
 from inheritune.recipe import Train
 from inheritune.signals import StopFlag
-from inheritune.train.attention import (
-    MATMUL_ATTENTION,
-    agrees_with_the_model,
-    register_matmul_attention,
-)
-from inheritune.train.gelu import use_fused_gelu
-from inheritune.train.loss import loss_sum
+from inheritune.train.batches import micro_batches
 from inheritune.train.metrics import Metrics, continued_row, step_row, val_row
-from inheritune.train.optimizer import (
-    learning_rate,
-    make_optimizer,
-    mean_and_clip,
-    set_learning_rate,
-)
-from inheritune.train.settings import Settings, keep_large_blocks
-from inheritune.train.state import Position, load_newest, save_checkpoint
+from inheritune.train.optimizer import learning_rate, mean_and_clip, set_learning_rate
+from inheritune.train.parallel import my_share
+from inheritune.train.ready import Ready, make_ready
+from inheritune.train.settings import Settings
+from inheritune.train.state import Position, load_moments, load_newest, save_checkpoint
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import nn
     from transformers import PreTrainedModel
 
 __all__ = ["Plan", "Trained", "plan_steps", "train"]
@@ -54,12 +44,20 @@ class Plan:
         stream: Training tokens.
         tokens: How many to train on, repeats counted; rounded down to whole steps.
         inputs: Whatever decides the result; a checkpoint of other inputs is refused.
+        first_sample: Position in the order of samples at which this training begins.
+        moments: Checkpoint of a smaller model's training whose moments are taken over.
+        allowed: Keys of the inputs that may differ from a checkpoint's.
+        warn: What may differ with a warning.
     """
 
     task: str
     stream: TokenStream
     tokens: int
     inputs: Mapping[str, Any]
+    first_sample: int = 0
+    moments: Path | None = None
+    allowed: Collection[str] = ()
+    warn: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,25 @@ class Trained:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """A step's forward and backward passes, summed over all processes.
+
+    Attributes:
+        loss: Nats.
+        targets: Tokens that were predicted.
+        stop: Whether any process was asked to stop.
+        save: Whether it is time to save, by the clock of process 0.
+        broken: Ranks whose loss was not finite.
+    """
+
+    loss: float
+    targets: float
+    stop: bool
+    save: bool
+    broken: list[int]
+
+
 def plan_steps(train: Train, tokens: int) -> int:
     """Number of optimizer steps of a training; at least one."""
     return max(1, tokens // train.batch_tokens)
@@ -94,100 +111,94 @@ def train(
     plan: Plan,
     settings: Settings,
     folder: Path,
-    measure: Callable[["PreTrainedModel"], float],
+    measure: "Callable[[nn.Module], float]",
     stop: StopFlag,
     on_progress: Listener = silent,
+    processes: Processes = ALONE,
 ) -> Trained:
     """Train a model in place, from its newest checkpoint if there is one.
 
-    The same inputs give the same weights, however often the training is stopped and continued.
+    The same inputs give the same weights, however often it is stopped and continued; with another
+    number of processes the same samples, and the same weights up to the order of sums.
 
     Args:
         model: fp32 weights; trained in place.
         recipe: Batch, optimizer, schedule.
         plan: Tokens, and how many.
         settings: Device, precision, kernels.
-        folder: Receives `metrics.jsonl` and `checkpoints/`.
-        measure: The model's val_loss, nats per token.
+        folder: Receives `metrics.jsonl` and `checkpoints/`, from process 0.
+        measure: The model's val_loss, nats per token; called by all processes at once.
         stop: Asked between micro-batches.
         on_progress: Told after every step.
+        processes: That share the work; each calls this with the same arguments.
 
     Raises:
         Interrupted: Asked to stop; a checkpoint was saved.
         DivergedError: A loss or gradient was not finite and the recipe says stop.
         CheckpointError: Checkpoints exist, and none can be continued from.
+        RecipeError: The newest checkpoint belongs to other inputs.
+        MachineError: The disk is full, or another process ended.
     """
-    notes: list[str] = []
-    if settings.keep_large_blocks:
-        keep_large_blocks()
-    model.to(settings.device).train()  # type: ignore[arg-type]
-    if settings.fused_gelu:
-        use_fused_gelu(model)
-    attention = _use_attention(model, recipe, settings, notes)
-    optimizer = make_optimizer(model, recipe, fused=settings.fused_optimizer)
-    optimizer.zero_grad(set_to_none=True)
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    position, passed_over = load_newest(folder / "checkpoints", model, optimizer, plan.inputs)
-    notes += passed_over
+    share = my_share(recipe, processes)
+    ready = make_ready(model, recipe, settings, plan.stream, processes)
+    saves = folder / "checkpoints"
+    position, notes = load_newest(
+        saves, model, ready.optimizer, plan.inputs, processes, allowed=plan.allowed, warn=plan.warn
+    )
+    if plan.moments is not None and not position.step:
+        load_moments(plan.moments, model, ready.optimizer, processes)
     steps = plan_steps(recipe, plan.tokens)
     total = steps * recipe.batch_tokens
+    per_step = recipe.batch_tokens // recipe.seq_len
     eval_every = max(1, (recipe.eval_every or total // _EVALUATIONS) // recipe.batch_tokens)
 
-    unique_tokens = plan.stream.num_samples(recipe.seq_len) * recipe.seq_len
-    metrics = Metrics(folder / "metrics.jsonl", keep_to_step=position.step)
+    metrics = Metrics.open(folder / "metrics.jsonl", position.step, processes)
+    epoch = _Epochs(plan, recipe)
     if position.step:
-        metrics.append(continued_row(position, position.tokens / unique_tokens))
+        metrics.append(continued_row(position, epoch(position)))
         resumed = f"continued from step {position.step} of {steps}"
         on_progress(Progress(plan.task, position.tokens, total, "tokens", message=resumed))
     began = last_saved = time.monotonic()
     before_s, skips_in_a_row = position.elapsed_s, 0
-    compute_loss, compiled = _loss_function(model, settings, recipe, plan.stream, notes)
 
     def save() -> None:
-        save_checkpoint(
-            folder / "checkpoints", model, optimizer, position, plan.inputs, recipe.keep
-        )
+        place = (saves, model, ready.optimizer, position, plan.inputs, recipe.keep, processes)
+        save_checkpoint(*place, best=metrics.best_step, warn=plan.warn)
 
     def evaluate() -> float | None:
         due = position.step % eval_every == 0 or position.step == steps
         if not due or position.step in metrics.val_losses:
             return None
         try:
-            val_loss = measure(model)
+            val_loss = measure(ready.callable_model)
         except Interrupted:
             if position.step:
                 save()
             raise
         model.train()
-        metrics.append(val_row(position, position.tokens / unique_tokens, val_loss))
+        metrics.append(val_row(position, epoch(position), val_loss))
         return val_loss
 
     # -- one turn per optimizer step; a stop may fall between saving and evaluating, hence the call
     evaluate()
     while position.step < steps:
         step_began = time.monotonic()
-        loss_total = torch.zeros((), dtype=torch.float64)
-        for number, samples in enumerate(_micro_batches(plan.stream, recipe, position.step)):
-            if recipe.dropout:  # drawn from the place in the training, so that a resume repeats it
-                torch.manual_seed((recipe.seed << 48 | position.step << 16 | number) % 2**63)
-            with settings.autocast():
-                loss = compute_loss(samples.to(settings.device))
-            loss.backward()
-            loss_total += loss.detach().double().cpu()
-            if stop():
-                break
-        if stop():  # the broken step is done again, whole, when the training goes on
+        first = plan.first_sample + position.step * per_step
+        save_due = step_began - last_saved > 60 * recipe.save_minutes
+        sums = _pass(ready, recipe, plan, position.step, first, share, stop, save_due, processes)
+        if sums.stop:  # the broken step is done again, whole, when the training goes on
             if position.step:
                 save()
+            stop.heed(True)
             stop.check(f"saved at step {position.step} of {steps} of {plan.task}")
-        mean_loss = float(loss_total) / recipe.batch_tokens
-        norm = mean_and_clip(params, recipe.batch_tokens, recipe.clip_norm)
+        mean_loss = sums.loss / sums.targets
+        norm = mean_and_clip(ready.params, sums.targets, recipe.clip_norm)
         finite = math.isfinite(mean_loss) and math.isfinite(norm)
         rate = learning_rate(recipe, (position.step + 1) * recipe.batch_tokens, total)
         if finite:
-            set_learning_rate(optimizer, rate)
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+            set_learning_rate(ready.optimizer, rate)
+            ready.optimizer.step()
+        ready.optimizer.zero_grad(set_to_none=True)
         step_s = time.monotonic() - step_began
         skips_in_a_row = 0 if finite else skips_in_a_row + 1
         position = replace(
@@ -197,78 +208,77 @@ def train(
             elapsed_s=before_s + time.monotonic() - began,
             skipped=position.skipped + (not finite),
         )
-        epoch, tokens_per_s = position.tokens / unique_tokens, recipe.batch_tokens / step_s
-        row = step_row(position, epoch, mean_loss, norm, rate, tokens_per_s)
+        row = step_row(
+            position, epoch(position), mean_loss, norm, rate, recipe.batch_tokens / step_s
+        )
+        if not finite:
+            row |= {"samples": [first, first + per_step], "ranks": sums.broken}
         metrics.append(row)
         if not finite and (recipe.nonfinite == "stop" or skips_in_a_row > recipe.max_skips):
-            raise DivergedError(
-                f"{plan.task}: loss {mean_loss}, gradient norm {norm} at step {position.step}.",
-                "Set train.nonfinite to skip, or lower train.learning_rate under another name.",
-            )
+            raise _diverged(plan.task, mean_loss, norm, position.step)
         # Save before evaluating: a crash in the evaluation loses nothing.
-        if position.step == steps or time.monotonic() - last_saved > 60 * recipe.save_minutes:
+        if position.step == steps or sums.save:
             save()
             last_saved = time.monotonic()
         val_loss = evaluate()
         on_progress(_progress(plan.task, row, total, val_loss))
     seconds = before_s + time.monotonic() - began
-    used = replace(settings, attention=attention, compile=compiled)
-    return Trained(
-        position, seconds, metrics.val_losses.get(0), metrics.restarts, used, tuple(notes)
+    said = tuple(notes + ready.notes)
+    start = metrics.val_losses.get(0)
+    return Trained(position, seconds, start, metrics.restarts, ready.settings, said)
+
+
+def _pass(
+    ready: Ready,
+    recipe: Train,
+    plan: Plan,
+    step: int,
+    first: int,
+    share: tuple[int, int],
+    stop: StopFlag,
+    save_due: bool,
+    processes: Processes,
+) -> _Sums:
+    """The forward and backward passes of a step; one small message between the processes."""
+    sums = torch.zeros(4 + processes.size, dtype=torch.float64)
+    loss_total, last = torch.zeros((), dtype=torch.float64), share[1] - recipe.micro_batch
+    batches = micro_batches(plan.stream, recipe, first + share[0], first + share[1])
+    for sequence, samples in zip(range(*share, recipe.micro_batch), batches, strict=True):
+        if recipe.dropout:  # drawn from the place in the training, so that a resume repeats it
+            number = sequence // recipe.micro_batch
+            torch.manual_seed((recipe.seed << 48 | step << 16 | number) % 2**63)
+        ready.last_of_step(sequence == last)
+        with ready.settings.autocast():
+            loss = ready.compute_loss(samples.to(ready.settings.device))
+        loss.backward()
+        loss_total += loss.detach().double().cpu()
+        sums[1] += samples.shape[0] * recipe.seq_len
+        if stop() and processes.size == 1:  # one of several that left alone would hang the others
+            break
+    sums[0], sums[2] = loss_total, float(stop())
+    sums[3] = float(save_due and processes.rank == 0)
+    sums[4 + processes.rank] = float(not math.isfinite(float(loss_total)))
+    loss_sum, targets, stops, saves, *broken = processes.add_up(sums).tolist()
+    ranks = [rank for rank, count in enumerate(broken) if count]
+    return _Sums(loss_sum, targets, bool(stops), bool(saves), ranks)
+
+
+def _diverged(task: str, loss: float, norm: float, step: int) -> DivergedError:
+    return DivergedError(
+        f"{task}: loss {loss}, gradient norm {norm} at step {step}.",
+        "Set train.nonfinite to skip, or lower train.learning_rate under another name.",
     )
 
 
-def _use_attention(
-    model: "PreTrainedModel", recipe: Train, settings: Settings, notes: list[str]
-) -> str:
-    if settings.attention != "matmul":
-        return "model"
-    register_matmul_attention()
-    if not agrees_with_the_model(model, model.config.get_text_config().vocab_size, recipe.seq_len):
-        notes.append("the model's attention is more than causal: its own kernel is used")
-        return "model"
-    model.set_attn_implementation(MATMUL_ATTENTION)
-    return "matmul"
+class _Epochs:
+    """Passes over the training tokens, by a position."""
 
+    def __init__(self, plan: Plan, recipe: Train) -> None:
+        self._unique = plan.stream.num_samples(recipe.seq_len) * recipe.seq_len
+        self._before = plan.first_sample * recipe.seq_len
 
-def _loss_function(
-    model: "PreTrainedModel",
-    settings: Settings,
-    recipe: Train,
-    stream: TokenStream,
-    notes: list[str],
-) -> "tuple[Callable[[Tensor], Tensor], bool]":
-    def eager(samples: "Tensor") -> "Tensor":
-        return loss_sum(model, samples)
-
-    if not settings.compile:
-        return eager, False
-    compiled = torch.compile(eager, dynamic=False)
-    try:  # the first call compiles; its gradients are thrown away
-        samples = next(iter(_micro_batches(stream, recipe, 0)))
-        with settings.autocast():
-            compiled(samples.to(settings.device)).backward()
-    except Exception as error:
-        # Whatever the compiler trips over, the eager step computes the same.
-        notes.append(f"torch.compile failed ({type(error).__name__}), going on without it")
-        return eager, False
-    finally:
-        model.zero_grad(set_to_none=True)
-    return compiled, True
-
-
-def _micro_batches(stream: TokenStream, recipe: Train, step: int) -> "Iterator[Tensor]":
-    """The samples of a step, (B, T + 1) int64 at a time: a function of seed and step alone."""
-    per_step = recipe.batch_tokens // recipe.seq_len
-    num_samples = stream.num_samples(recipe.seq_len)
-    for first in range(step * per_step, (step + 1) * per_step, recipe.micro_batch):
-        ids, position, stop = [], first, first + recipe.micro_batch
-        while position < stop:
-            epoch, index = divmod(position, num_samples)
-            count = min(stop - position, num_samples - index)
-            ids.append(sample_ids(index, index + count, num_samples, recipe.seed, epoch))
-            position += count
-        yield torch.from_numpy(stream.samples(np.concatenate(ids), recipe.seq_len))
+    def __call__(self, position: Position) -> float:
+        return (self._before + position.tokens) / self._unique
 
 
 def _progress(task: str, row: Mapping[str, Any], total: int, val_loss: float | None) -> Progress:

@@ -3,12 +3,15 @@
 import json
 import math
 import sys
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 
+from inheritune.processes import ALONE, Processes
 from inheritune.train.state import Position
 
 try:
@@ -18,38 +21,81 @@ except ImportError:  # Windows
 
 __all__ = ["Metrics", "continued_row", "step_row", "val_row"]
 
+SPIKE_WINDOW = 128  # losses that one is compared with
+SPIKE_SIGMAS = 6.0  # above their mean: marked, and nothing else is done about it
+
 
 class Metrics:
-    """The file, cut back to the checkpoint that a training continues from.
+    """The rows of a training, as far as this process knows them; process 0 also has the file.
 
     Args:
-        path: The file; its directory is made where missing.
-        keep_to_step: Step of the checkpoint; later rows, and torn ones, are dropped. 0: all are.
+        path: The file; None in a process that writes none.
+        rows: What stands in it.
 
     Attributes:
         val_losses: Nats per token by step, None where not finite.
-        restarts: How often the training was continued, up to that checkpoint.
+        restarts: How often the training was continued, up to the last row.
     """
 
-    def __init__(self, path: Path, keep_to_step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in _read_rows(path) if keep_to_step and row["step"] <= keep_to_step]
-        self.val_losses: dict[int, float | None] = {
-            row["step"]: row["val_loss"] for row in rows if "val_loss" in row
-        }
-        self.restarts = sum(row.get("event") == "continued" for row in rows)
+    def __init__(self, path: Path | None, rows: list[dict[str, Any]]) -> None:
+        self.val_losses: dict[int, float | None] = {}
+        self.restarts = 0
         self._path = path
-        whole = path.with_name(".metrics.jsonl.tmp")
-        whole.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        whole.replace(path)
+        self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
+        for row in rows:
+            self._take_in(row)
+
+    @classmethod
+    def open(cls, path: Path, keep_to_step: int, processes: Processes = ALONE) -> Self:
+        """Cut the file back to the checkpoint that a training continues from.
+
+        Args:
+            path: The file; its directory is made where missing.
+            keep_to_step: Of the checkpoint; later rows, and torn ones, are dropped. 0: all are.
+            processes: All of them come to know the rows that decide what is done next.
+        """
+        rows: list[dict[str, Any]] = []
+
+        def cut_back() -> list[dict[str, Any]]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows.extend(r for r in _read_rows(path) if keep_to_step and r["step"] <= keep_to_step)
+            whole = path.with_name(".metrics.jsonl.tmp")
+            whole.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            whole.replace(path)
+            return [row for row in rows if "val_loss" in row or "event" in row]
+
+        told = processes.on_main(cut_back)
+        return cls(path, rows) if processes.rank == 0 else cls(None, told)
+
+    @property
+    def best_step(self) -> int | None:
+        """Step of the lowest val_loss so far."""
+        known = {step: loss for step, loss in self.val_losses.items() if loss is not None}
+        return min(known, key=lambda step: known[step]) if known else None
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row; it is in the file when this returns."""
+        """Add a row, marked if its loss is a spike; it is in the file when this returns."""
+        if (sigmas := self._sigmas(row.get("loss"))) > SPIKE_SIGMAS:
+            row = {**row, "spike": round(sigmas, 1)}
+        self._take_in(row)
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def _take_in(self, row: Mapping[str, Any]) -> None:
         self.restarts += row.get("event") == "continued"
         if "val_loss" in row:
             self.val_losses[row["step"]] = row["val_loss"]
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        if row.get("loss") is not None:
+            self._losses.append(row["loss"])
+
+    def _sigmas(self, loss: float | None) -> float:
+        """Standard deviations of the last losses that a loss lies above their mean."""
+        if loss is None or len(self._losses) < SPIKE_WINDOW:
+            return 0.0
+        before = np.array(self._losses)
+        sigma = float(before.std(ddof=1))
+        return (loss - float(before.mean())) / sigma if sigma else 0.0
 
 
 def step_row(

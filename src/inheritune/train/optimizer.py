@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from inheritune.recipe import Train
+from inheritune.train.parallel import local
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,12 +62,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def mean_and_clip(params: "Sequence[Tensor]", tokens: int, clip_norm: float) -> float:
+def mean_and_clip(params: "Sequence[Tensor]", tokens: float, clip_norm: float) -> float:
     """Divide summed gradients by the number of tokens and clip their norm, in one pass.
 
     Args:
-        params: Weights whose `grad` holds the sum over a step's tokens.
-        tokens: Valid targets of the step.
+        params: Weights whose `grad` holds the sum over a step's tokens, over all processes.
+        tokens: Valid targets of the step, over all processes.
         clip_norm: Largest norm of the mean gradient.
 
     Returns:
@@ -73,7 +75,9 @@ def mean_and_clip(params: "Sequence[Tensor]", tokens: int, clip_norm: float) -> 
         case nothing is changed.
     """
     grads = [param.grad for param in params if param.grad is not None]
-    norm = float(get_total_norm(grads)) / tokens
+    total = get_total_norm(grads)
+    norm = float(total.full_tensor() if isinstance(total, DTensor) else total) / tokens
     if math.isfinite(norm):
-        torch._foreach_mul_(grads, min(1.0, clip_norm / (norm + 1e-6)) / tokens)
+        scale = min(1.0, clip_norm / (norm + 1e-6)) / tokens
+        torch._foreach_mul_([local(grad) for grad in grads], scale)
     return norm

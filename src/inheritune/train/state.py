@@ -1,28 +1,36 @@
 """Checkpoints: the training state on disk, complete or absent, and never a pickle."""
 
-import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from inheritune.durable import published, read_json_file, sync_file, write_json
-from inheritune.errors import CheckpointError, DataError
-from inheritune.inputs import first_difference
+from inheritune.data.order import ORDER_VERSION
+from inheritune.durable import published, write_json
+from inheritune.errors import CheckpointError
+from inheritune.inputs import differences, refuse_differences
+from inheritune.processes import ALONE, Processes
+from inheritune.train.checkpoint_files import (
+    BROKEN,
+    FORMAT,
+    describe_file,
+    files_of,
+    is_whole,
+    newest_first,
+    pickles_in,
+    verify,
+)
+from inheritune.train.saved_tensors import SavedTensors, file_name, write_pieces
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["FORMAT", "Position", "load_newest", "save_checkpoint"]
-
-FORMAT = 1
-# What reading a damaged checkpoint can raise.
-_BROKEN = (CheckpointError, DataError, SafetensorError, OSError, ValueError, KeyError, TypeError)
+__all__ = ["Position", "load_moments", "load_newest", "load_weights", "save_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,14 @@ def save_checkpoint(
     position: Position,
     inputs: Mapping[str, Any],
     keep: int,
+    processes: Processes = ALONE,
+    *,
+    best: int | None = None,
+    warn: Mapping[str, Any] | None = None,
 ) -> Path:
     """Publish weights, moments and position by one rename; then drop checkpoints beyond `keep`.
+
+    Every process writes what it holds; it is done in all of them, or fails in all of them.
 
     Args:
         folder: Where checkpoints of this training lie.
@@ -59,28 +73,72 @@ def save_checkpoint(
         position: Where the training stands.
         inputs: What the training was started with; it must be the same when it is continued.
         keep: Newest checkpoints to leave.
+        processes: That share the model.
+        best: A step whose checkpoint is left, too.
+        warn: What may differ when it is continued, with a warning.
 
     Raises:
         MachineError: The disk is full or gone; earlier checkpoints are untouched.
     """
+    final = folder / f"step-{position.step:08d}"
+    trainer = {
+        "position": asdict(position),
+        "inputs": dict(inputs),
+        "warn": _versions() | dict(warn or {}),
+        "order": ORDER_VERSION,
+    }
+    writers = processes.size // processes.nodes  # the others hold copies
+    if processes.on_main(lambda: _is_there(folder, final)):
+        return final
+    with ExitStack() as stack:
+        staging = processes.on_main(lambda: stack.enter_context(published(final)).name)
+
+        def write() -> dict[str, dict[str, Any]]:
+            if processes.rank >= writers:
+                return {}
+            return _write_part(folder / staging, model, optimizer, processes.rank, writers)
+
+        def publish() -> None:
+            write_json(folder / staging / "trainer.json", trainer)
+            digests["trainer.json"] = describe_file(folder / staging / "trainer.json")
+            manifest = {"format": FORMAT, "writers": writers, "files": digests}
+            write_json(folder / staging / "manifest.json", manifest)
+            stack.close()
+
+        digests = {k: v for part in processes.on_all(write) for k, v in part.items()}
+        processes.on_main(publish)
+    processes.on_main(lambda: _drop_old(folder, final, keep, best))
+    return final
+
+
+def _is_there(folder: Path, final: Path) -> bool:
     for stale in folder.glob(".step-*.tmp-*"):  # of a process that was killed while saving
         shutil.rmtree(stale)
-    final = folder / f"step-{position.step:08d}"
     if final.exists():
-        if _is_whole(final):
-            return final
+        if is_whole(final):
+            return True
         shutil.rmtree(final)  # it was passed over when this training was continued
-    with published(final) as staging:
-        save_file(_weights(model), staging / "model.safetensors")
-        save_file(_moments(model, optimizer), staging / "optimizer.safetensors")
-        write_json(staging / "trainer.json", {"position": asdict(position), "inputs": dict(inputs)})
-        write_json(staging / "manifest.json", {"format": FORMAT, "files": _digests(staging)})
-    saved = _newest_first(folder)
+    return False
+
+
+def _write_part(
+    staging: Path, model: "nn.Module", optimizer: torch.optim.Optimizer, rank: int, writers: int
+) -> dict[str, dict[str, Any]]:
+    """Write what this process holds; returns the digests of its files, by name."""
+    parts = {"model": _weights(model), "optimizer": _moments(model, optimizer)}
+    paths = [staging / file_name(kind, rank, writers) for kind in parts]
+    for path, tensors in zip(paths, parts.values(), strict=True):
+        write_pieces(tensors, path, rank)
+    return {path.name: describe_file(path) for path in paths}
+
+
+def _drop_old(folder: Path, final: Path, keep: int, best: int | None) -> None:
+    saved = newest_first(folder)
     # Later ones were passed over as damaged; counted, they would crowd out what is whole.
     later = [checkpoint for checkpoint in saved if checkpoint.name > final.name]
     for old in later + saved[len(later) :][keep:]:
-        shutil.rmtree(old)
-    return final
+        if best is None or old.name != f"step-{best:08d}" or old in later:
+            shutil.rmtree(old)
 
 
 def load_newest(
@@ -88,128 +146,155 @@ def load_newest(
     model: "nn.Module",
     optimizer: torch.optim.Optimizer,
     inputs: Mapping[str, Any],
+    processes: Processes = ALONE,
+    *,
+    allowed: Collection[str] = (),
+    warn: Mapping[str, Any] | None = None,
 ) -> tuple[Position, list[str]]:
     """Load the newest checkpoint that is whole into a model and its optimizer.
 
     Args:
         folder: Where checkpoints of this training lie; it need not exist.
-        model: Overwritten in place.
+        model: Overwritten in place; sharded over any number of processes, or whole.
         optimizer: Its state is overwritten, or created.
         inputs: What the training is started with now.
+        processes: That share the model; not necessarily as many as when it was saved.
+        allowed: Keys of the inputs that may differ.
+        warn: See `save_checkpoint`.
 
     Returns:
-        The position to go on from (the beginning when nothing was ever saved), and a sentence for
-        every checkpoint that was passed over.
+        The position to go on from (the beginning when nothing was ever saved), and sentences:
+        which checkpoints were passed over, and what has changed.
 
     Raises:
-        CheckpointError: There are checkpoints and none is whole, or it belongs to other inputs.
+        CheckpointError: There are checkpoints and none is whole.
+        RecipeError: The newest one belongs to other inputs.
     """
-    passed_over: list[str] = []
-    for checkpoint in _newest_first(folder):
+    now = _versions() | dict(warn or {})
+    found = processes.on_main(lambda: _choose(folder, inputs, allowed, now))
+    if found["name"] is None:
+        return Position(), found["notes"]
+    processes.on_all(lambda: _load(folder / found["name"], model, optimizer))
+    return Position(**found["position"]), found["notes"]
+
+
+def load_moments(
+    checkpoint: Path,
+    model: "nn.Module",
+    optimizer: torch.optim.Optimizer,
+    processes: Processes = ALONE,
+) -> int:
+    """Take the moments of a smaller model's training over; weights that are new begin with none.
+
+    Args:
+        checkpoint: Of the end of that training.
+        model: Holds all of the smaller model's weights, by name.
+        optimizer: Over the model's weights.
+        processes: See `load_newest`.
+
+    Returns:
+        How many weights have moments now.
+
+    Raises:
+        CheckpointError: It is not whole, or not of a part of this model.
+    """
+    params = {name for name, _ in model.named_parameters()}
+
+    def load() -> int:
+        if processes.rank == 0:
+            verify(checkpoint)
+        saved = SavedTensors(files_of(checkpoint, "optimizer"))
+        known = {name.partition(".")[2] for name in saved.names}
+        if strange := known - params:
+            raise CheckpointError(
+                f"{checkpoint} holds moments of {min(strange)}, which is not here."
+            )
+        _put_moments(model, optimizer, saved)
+        return len(known)
+
+    return int(processes.on_all(load)[0])
+
+
+def load_weights(folder: Path, model: "nn.Module") -> None:
+    """Overwrite a whole model with the weights of the newest checkpoint, whoever wrote it.
+
+    Raises:
+        CheckpointError: It is not whole.
+    """
+    checkpoint = newest_first(folder)[0]
+    verify(checkpoint)
+    _put_weights(model, SavedTensors(files_of(checkpoint, "model")))
+
+
+def _choose(
+    folder: Path, inputs: Mapping[str, Any], allowed: Collection[str], warn: Mapping[str, Any]
+) -> dict[str, Any]:
+    notes: list[str] = []
+    for checkpoint in newest_first(folder):
         try:
-            position, saved_inputs = _verify(checkpoint)
-            weights = load_file(checkpoint / "model.safetensors")
-            moments = load_file(checkpoint / "optimizer.safetensors")
-        except _BROKEN as error:
-            passed_over.append(f"passed over {checkpoint.name}: {error}")
+            trainer = verify(checkpoint)
+            position = Position(**trainer["position"])
+            saved_inputs, saved_warn = dict(trainer["inputs"]), dict(trainer.get("warn", {}))
+        except BROKEN as error:
+            notes.append(f"passed over {checkpoint.name}: {error}")
             continue
-        _refuse_other_inputs(checkpoint, saved_inputs, inputs)
-        _put_weights(model, weights)
-        _put_moments(model, optimizer, moments)
-        return position, passed_over
-    if passed_over:
+        notes += pickles_in(checkpoint)
+        let_pass = refuse_differences(checkpoint, saved_inputs, inputs, allowed)
+        notes += [f"allowed: {key} was {old!r}, now it is {new!r}" for key, old, new in let_pass]
+        if saved_warn:
+            changed = differences(saved_warn, warn)
+            notes += [f"{key} was {old}, now it is {new}" for key, old, new in changed]
+        return {"name": checkpoint.name, "position": asdict(position), "notes": notes}
+    if notes:
         raise CheckpointError(
-            f"no checkpoint in {folder} is whole: {passed_over[0]}.",
+            f"no checkpoint in {folder} is whole: {notes[0]}.",
             f"To train from the start, remove {folder}.",
         )
-    return Position(), []
+    return {"name": None, "notes": []}
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
+def _load(checkpoint: Path, model: "nn.Module", optimizer: torch.optim.Optimizer) -> None:
+    _put_weights(model, SavedTensors(files_of(checkpoint, "model")))
+    _put_moments(model, optimizer, SavedTensors(files_of(checkpoint, "optimizer")))
 
 
 def _weights(model: "nn.Module") -> "dict[str, Tensor]":
     # named_parameters and named_buffers list a tied tensor once; buffers that a module does not
     # persist (rotary tables) are rebuilt with the model and stay out, as in state_dict.
     kept = model.state_dict()
-    named = dict(model.named_parameters()) | {
+    return dict(model.named_parameters()) | {
         name: buffer for name, buffer in model.named_buffers() if name in kept
     }
-    return {name: tensor.detach().contiguous().cpu() for name, tensor in named.items()}
 
 
 def _moments(model: "nn.Module", optimizer: torch.optim.Optimizer) -> "dict[str, Tensor]":
     return {
-        f"{key}.{name}": value.detach().contiguous().cpu()
+        f"{key}.{name}": value
         for name, param in model.named_parameters()
         for key, value in optimizer.state.get(param, {}).items()
     }
 
 
-def _put_weights(model: "nn.Module", weights: "Mapping[str, Tensor]") -> None:
-    here = dict(model.named_parameters()) | dict(model.named_buffers())
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            here[name].copy_(tensor)
+def _put_weights(model: "nn.Module", saved: SavedTensors) -> None:
+    if missing := sorted((here := _weights(model)).keys() ^ set(saved.names)):
+        raise CheckpointError(f"checkpoint and model do not both have {missing[0]}.")
+    for name, tensor in here.items():
+        saved.read_into(name, tensor)
 
 
-def _put_moments(
-    model: "nn.Module", optimizer: torch.optim.Optimizer, moments: "Mapping[str, Tensor]"
-) -> None:
+def _put_moments(model: "nn.Module", optimizer: torch.optim.Optimizer, saved: SavedTensors) -> None:
     params = dict(model.named_parameters())
-    for full_name, tensor in moments.items():
+    for full_name in saved.names:
         key, _, name = full_name.partition(".")
-        # AdamW keeps `step` on the CPU unless its kernels are fused on a GPU.
-        device = params[name].device if tensor.ndim or params[name].is_cuda else "cpu"
-        optimizer.state[params[name]][key] = tensor.to(device)
+        param = params[name]
+        if key == "step":
+            # AdamW keeps `step` on the CPU unless its kernels are fused on a GPU.
+            state = torch.zeros((), device=param.device if param.is_cuda else "cpu")
+        else:
+            state = torch.zeros_like(param, requires_grad=False)
+        saved.read_into(full_name, state)
+        optimizer.state[param][key] = state
 
 
-def _digests(folder: Path) -> dict[str, dict[str, Any]]:
-    digests = {}
-    for path in sorted(folder.iterdir()):
-        sync_file(path)
-        digests[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
-    return digests
-
-
-def _verify(checkpoint: Path) -> tuple[Position, dict[str, Any]]:
-    manifest = read_json_file(checkpoint / "manifest.json")
-    if manifest["format"] != FORMAT:
-        raise CheckpointError(f"{checkpoint.name} has format {manifest['format']}, not {FORMAT}.")
-    present = {path.name for path in checkpoint.iterdir()} - {"manifest.json"}
-    listed = manifest["files"]
-    if {"model.safetensors", "optimizer.safetensors", "trainer.json"} - set(listed):
-        raise CheckpointError("its manifest is incomplete.")
-    if missing := set(listed) - present:
-        raise CheckpointError(f"{sorted(missing)[0]} is missing.")
-    for name, expected in listed.items():
-        if Path(name).name != name or _digest(checkpoint / name) != expected["sha256"]:
-            raise CheckpointError(f"{name} is not what was written.")
-    trainer = read_json_file(checkpoint / "trainer.json")
-    return Position(**trainer["position"]), trainer["inputs"]
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        _verify(checkpoint)
-    except _BROKEN:
-        return False
-    return True
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _refuse_other_inputs(
-    checkpoint: Path, saved: Mapping[str, Any], now: Mapping[str, Any]
-) -> None:
-    difference = first_difference(saved, now)
-    if difference is not None:
-        key, before, after = difference
-        raise CheckpointError(
-            f"{checkpoint} was written with {key} = {before!r}, now it is {after!r}.",
-            "Put it back, or give the run another name.",
-        )
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "transformers", "inheritune")}

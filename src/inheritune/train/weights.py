@@ -12,12 +12,16 @@ import torch
 from inheritune.checkpoints.copy import copy_side_files
 from inheritune.durable import published, sync_file, write_json
 from inheritune.errors import SourceError, UnsupportedModelError
+from inheritune.regular_file import escape
 from inheritune.train.throughput import count_params, flops_per_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 __all__ = ["Shape", "describe", "describe_config", "fresh_model", "load_model", "save_model"]
+
+
+_NO_CODE = "Training runs no code of a model directory; choose a model that transformers knows."
 
 
 @dataclass(frozen=True)
@@ -156,10 +160,24 @@ def _config(directory: Path, dropout: float) -> "PreTrainedConfig":
         raise UnsupportedModelError(
             f"transformers does not take {directory / 'config.json'}: "
             f"{str(error).splitlines()[0][:200]}.",
-            "Training runs no code of a model directory; choose a model that transformers knows.",
+            _NO_CODE,
         ) from error
+    _refuse_own_class(config, directory)
     for section in {id(c): c for c in (config, config.get_text_config())}.values():
         for key, value in vars(section).items():
             if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float | int):
                 setattr(section, key, dropout)
     return config
+
+
+def _refuse_own_class(config: "PreTrainedConfig", directory: Path) -> None:
+    """A model of a known type may still bring its own class, which computes something else."""
+    import transformers
+
+    names = getattr(config, "architectures", None)
+    own = [n for n in names if not hasattr(transformers, str(n))] if isinstance(names, list) else []
+    if own and getattr(config, "auto_map", None):
+        raise UnsupportedModelError(
+            f"the class {escape(own[0])} comes with {directory}, and its code is not run.",
+            _NO_CODE,
+        )

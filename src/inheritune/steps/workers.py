@@ -1,0 +1,32 @@
+"""What every process but the first does: its part of what the first one posts."""
+
+from pathlib import Path
+
+from inheritune.data.tokens import open_tokens
+from inheritune.steps.job import Job
+from inheritune.steps.training import Arm, train_share
+from inheritune.steps.validation import val_loss_share
+
+__all__ = ["serve"]
+
+
+def serve(job: Job) -> int:
+    """Take part in trainings and measurements until the run ends.
+
+    Args:
+        job: As process 0 has it. Tokens and start directories are read where that one writes them:
+            several machines need a run directory that they share.
+
+    Returns:
+        The exit code of the run.
+    """
+    for task in job.processes.tasks():
+        if task["do"] == "end":
+            return int(task["code"])
+        tokens = open_tokens(job.run.tokens)  # whatever there was to prepare is prepared by now
+        if task["do"] == "train":
+            folder = job.run.root / task["folder"]
+            train_share(job, Arm(**task["arm"]), folder, tokens, task["inputs"])
+        else:
+            val_loss_share(job, Path(task["directory"]), tokens, task["task"])
+    return 0

@@ -1,0 +1,99 @@
+"""The files of a checkpoint, and whether all of them are there and as they were written."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from inheritune.data.order import ORDER_VERSION
+from inheritune.durable import read_json_file, sync_file
+from inheritune.errors import CheckpointError, DataError
+from inheritune.train.saved_tensors import SavedTensors, file_name
+
+__all__ = [
+    "BROKEN",
+    "FORMAT",
+    "describe_file",
+    "files_of",
+    "is_whole",
+    "newest_first",
+    "pickles_in",
+    "verify",
+]
+
+FORMAT = 1
+# What reading a damaged checkpoint can raise.
+BROKEN = (CheckpointError, DataError, SafetensorError, OSError, ValueError, KeyError, TypeError)
+
+_PICKLES = {".pt", ".pth", ".pkl", ".ckpt", ".bin"}
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """Checkpoints of a training, by their steps."""
+    return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
+
+
+def files_of(checkpoint: Path, kind: str) -> list[Path]:
+    """Its files of one kind, ``"model"`` or ``"optimizer"``, by whoever wrote them."""
+    return sorted(checkpoint.glob(f"{kind}*.safetensors"))
+
+
+def pickles_in(checkpoint: Path) -> list[str]:
+    """A sentence for each file that looks like a pickle: it is left alone."""
+    names = sorted(path.name for path in checkpoint.iterdir() if path.suffix in _PICKLES)
+    return [f"ignored {name} in {checkpoint.name}: nothing is unpickled" for name in names]
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file, which is on the disk when this returns."""
+    sync_file(path)
+    return {"bytes": path.stat().st_size, "sha256": _digest(path)}
+
+
+def verify(checkpoint: Path) -> dict[str, Any]:
+    """Prove a checkpoint before anything of it is loaded.
+
+    Returns:
+        What its trainer.json holds.
+
+    Raises:
+        CheckpointError: Something is missing, too much, or not what was written. `BROKEN` lists
+            what else a damaged one may raise.
+    """
+    manifest = read_json_file(checkpoint / "manifest.json")
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(f"{checkpoint.name} has format {manifest['format']}, not {FORMAT}.")
+    present = {path.name for path in checkpoint.iterdir()} - {"manifest.json"}
+    listed, writers = manifest["files"], int(manifest.get("writers", 1))
+    needed = {file_name(k, n, writers) for k in ("model", "optimizer") for n in range(writers)}
+    if (needed | {"trainer.json"}) - set(listed):
+        raise CheckpointError("its manifest is incomplete.")
+    if missing := set(listed) - present:
+        raise CheckpointError(f"{sorted(missing)[0]} is missing.")
+    # Whoever joins every file of a kind would take its rows for ours.
+    if extra := {name for name in present - set(listed) if name.endswith(".safetensors")}:
+        raise CheckpointError(f"{sorted(extra)[0]} was not written with it.")
+    for name, expected in listed.items():
+        if Path(name).name != name or _digest(checkpoint / name) != expected["sha256"]:
+            raise CheckpointError(f"{name} is not what was written.")
+    for kind in ("model", "optimizer"):
+        SavedTensors(files_of(checkpoint, kind))  # every row is there, once
+    trainer: dict[str, Any] = read_json_file(checkpoint / "trainer.json")
+    if trainer.get("order", ORDER_VERSION) != ORDER_VERSION:
+        raise CheckpointError(f"it was made in order {trainer['order']}, not {ORDER_VERSION}.")
+    return trainer
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether `verify` finds nothing."""
+    try:
+        verify(checkpoint)
+    except BROKEN:
+        return False
+    return True
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,715 @@
+"""Group D of the battery: train, save, resume, grow. Each name starts with its id.
+
+D17 (a process that fails) and D21 (growth that keeps) have more in tests/train/test_group.py and
+tests/test_keep.py; D27 waits for trackers.
+"""
+
+import errno
+import json
+import math
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train import group_work as work
+
+from inheritune.data.tokens import TokenDirectory
+from inheritune.errors import (
+    CheckpointError,
+    DivergedError,
+    InherituneError,
+    Interrupted,
+    MachineError,
+    RecipeError,
+    SourceError,
+)
+from inheritune.evaluate.val_loss import measure_val_loss
+from inheritune.execute import execute
+from inheritune.progress import Progress
+from inheritune.recipe import Recipe
+from inheritune.recipe_file import RecipeFile
+from inheritune.run import Run
+from inheritune.signals import catch_signals
+from inheritune.train import checkpoint_files, loop, saved_tensors, state
+from inheritune.train.settings import choose_settings
+
+SAVE_ALWAYS = {"save_minutes": 1e-9}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # forked children compute, too
+    yield
+    torch.set_num_threads(before)
+
+
+def in_child(do: Callable[[], object]) -> int:
+    """Fork; returns the child's process id. It ends with 0, or with the exit code of an error."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        do()
+        code = 0
+    except InherituneError as error:
+        code = error.exit_code
+    finally:
+        os._exit(code)
+
+
+def code_of(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def end_of(folder: Path) -> dict[str, torch.Tensor]:
+    newest = checkpoint_files.newest_first(folder / "checkpoints")[0]
+    found = {f"w.{k}": v for k, v in load_file(newest / "model.safetensors").items()}
+    return found | load_file(newest / "optimizer.safetensors")
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def litter(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if ".tmp" in p.name]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_tokens: TokenDirectory, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    work.run_training(folder, tiny_tokens, **SAVE_ALWAYS)
+    return end_of(folder)
+
+
+def saved(folder: Path, tokens: TokenDirectory, *steps: int) -> Path:
+    """A training stopped at these steps, with a checkpoint of each."""
+    for step in steps:
+        work.run_training(folder, tokens, stop_after=step)
+    return folder / "checkpoints"
+
+
+def recipe_of(model: Path, text: Path, **sections: dict[str, Any]) -> RecipeFile:
+    train = {"tokens": 1280, "seq_len": 16, "batch_tokens": 128, "micro_batch": 8}
+    train |= {"learning_rate": 1e-3, "min_learning_rate": 1e-4, "precision": "fp32"}
+    fields: dict[str, Any] = {
+        "name": "tiny",
+        "reference": {"model": str(model)},
+        "data": {"source": str(text), "val_fraction": 0.2},
+        "train": train,
+        "grow": {"add": 0},
+        "variants": {"inherit": {"start": "inherit"}},
+    }
+    for name, section in sections.items():
+        fields[name] = fields.get(name, {}) | section
+    return RecipeFile(None, "# made by a test\n", Recipe.model_validate(fields), {})
+
+
+def interrupted_run(recipe: RecipeFile, root: Path, at_tokens: int = 640) -> None:
+    def listen(progress: Progress) -> None:
+        if progress.task == "inherit, 2 layers" and progress.done >= at_tokens:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        execute(recipe, root, listen)
+
+
+# -- killed
+
+
+def test_d1_killed_50_times_at_random_it_ends_with_the_same_bits(
+    tiny_tokens: TokenDirectory, tmp_path: Path, unbroken: dict[str, torch.Tensor]
+) -> None:
+    draw, killed = random.Random(0), 0
+    folder = tmp_path / "0"
+    for _ in range(400):
+        child = in_child(partial(work.run_training, folder, tiny_tokens, **SAVE_ALWAYS))
+        time.sleep(draw.uniform(0.01, 0.25))
+        os.kill(child, signal.SIGKILL)
+        killed += code_of(child) == -signal.SIGKILL
+        if draw.random() < 0.2:
+            work.run_training(folder, tiny_tokens, **SAVE_ALWAYS)
+            assert_same(end_of(folder), unbroken)
+            assert not litter(folder)
+            folder = tmp_path / str(killed)
+        if killed >= 50:
+            break
+    assert killed >= 50
+
+
+def test_d2_a_kill_at_every_write_sync_and_rename_of_a_save(
+    tiny_tokens: TokenDirectory, tmp_path: Path, unbroken: dict[str, torch.Tensor]
+) -> None:
+    begun = tmp_path / "begun"
+    saved(begun, tiny_tokens, 5)
+    for k in range(1, 200):
+        folder = tmp_path / str(k)
+        shutil.copytree(begun, folder)
+
+        def die_at(k: int = k, folder: Path = folder) -> None:
+            left = k
+
+            def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+                def call(*arguments: Any, **more: Any) -> Any:
+                    nonlocal left
+                    left -= 1
+                    if left == 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return function(*arguments, **more)
+
+                return call
+
+            os.fsync = counted(os.fsync)
+            Path.rename = counted(Path.rename)
+            Path.replace = counted(Path.replace)
+            saved_tensors.save_file = counted(saved_tensors.save_file)
+            work.run_training(folder, tiny_tokens, stop_after=6)
+
+        ended = code_of(in_child(die_at))
+        work.run_training(folder, tiny_tokens)
+        assert_same(end_of(folder), unbroken)
+        assert not litter(folder)
+        if ended == 0:
+            break
+    assert 8 < k < 199  # every point was met, and then there were no more
+
+
+# -- signals
+
+
+@pytest.mark.parametrize(
+    ("task", "unit"),
+    [
+        ("documents", ""),
+        ("benchmark", "windows"),
+        ("inherit, 2 layers", "tokens"),
+        ("inherit, 2 layers, val_loss", "windows"),
+        ("inherit, 3 layers", "tokens"),
+    ],
+)
+def test_d3_sigterm_in_every_part_of_a_run_ends_with_75_and_is_continued(
+    task: str, unit: str, tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(tiny_reference, tiny_text, grow={"add": 1, "max_rounds": 2})
+    asked, heard = False, []
+
+    def listen(progress: Progress) -> None:
+        nonlocal asked
+        heard.append((progress.task, progress.unit))
+        first = not unit or (progress.task, progress.unit) == (task, unit)
+        if first and not asked:
+            asked = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("inheritune.derive.judge", lambda trial, tolerance: "not_matched")
+        with pytest.raises(Interrupted) as error:
+            execute(recipe, tmp_path / "run", listen)
+        assert asked, sorted(set(heard))
+        assert error.value.exit_code == 75
+        final, _ = execute(recipe, tmp_path / "run")
+        whole, _ = execute(recipe, tmp_path / "whole")
+    assert final["val_loss"] == whole["val_loss"]
+
+
+def test_d3_sigterm_while_saving_leaves_the_checkpoint(
+    tiny_tokens: TokenDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = state.write_pieces
+
+    def write_and_ask(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(*arguments)
+
+    monkeypatch.setattr(state, "write_pieces", write_and_ask)
+    child = in_child(lambda: saved(tmp_path, tiny_tokens, 5))
+    assert code_of(child) == -signal.SIGTERM  # nobody catches it there: killed
+    assert not list((tmp_path / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_d4_a_second_signal_ends_at_once_and_corrupts_nothing(
+    number: int,
+    code: int,
+    tiny_tokens: TokenDirectory,
+    tmp_path: Path,
+    unbroken: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    write, count = state.write_pieces, 0
+
+    def write_and_be_asked(*arguments: Any) -> None:
+        nonlocal count
+        count += 1
+        for _ in range(2 * (count == 6)):
+            os.kill(os.getpid(), number)
+        write(*arguments)
+
+    def work_and_be_asked() -> None:
+        state.write_pieces = write_and_be_asked
+        with catch_signals():
+            work.run_training(tmp_path, tiny_tokens, **SAVE_ALWAYS)
+
+    assert code_of(in_child(work_and_be_asked)) == code
+    work.run_training(tmp_path, tiny_tokens, **SAVE_ALWAYS)
+    assert_same(end_of(tmp_path), unbroken)
+
+
+# -- disks and files
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
+def test_d5_a_disk_that_refuses_ends_with_4_and_the_last_checkpoint_is_whole(
+    number: int, tiny_tokens: TokenDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = saved(tmp_path, tiny_tokens, 5)
+
+    def refuse(*arguments: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(state, "write_pieces", refuse)
+        with pytest.raises(MachineError) as error:
+            work.run_training(tmp_path, tiny_tokens)
+    assert error.value.exit_code == 4
+    assert [p.name for p in checkpoints.iterdir()] == ["step-00000005"]
+    checkpoint_files.verify(checkpoints / "step-00000005")
+
+
+def test_d5_a_file_size_limit_ends_with_4(tiny_tokens: TokenDirectory, tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, tiny_tokens, 5)
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        work.run_training(tmp_path, tiny_tokens)
+
+    assert code_of(in_child(limited)) == 4
+    assert [p.name for p in checkpoints.iterdir()] == ["step-00000005"]
+    checkpoint_files.verify(checkpoints / "step-00000005")
+
+
+def _manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def damage(checkpoint: Path) -> None:
+        path = checkpoint / "manifest.json"
+        found = json.loads(path.read_text())
+        change(found)
+        path.write_text(json.dumps(found))
+
+    return damage
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "deleted": lambda c: (c / "model.safetensors").unlink(),
+    "truncated": lambda c: os.truncate(c / "optimizer.safetensors", 100),
+    "extra": lambda c: shutil.copy(c / "model.safetensors", c / "more.safetensors"),
+    "empty manifest": lambda c: (c / "manifest.json").write_text(""),
+    "elsewhere": _manifest(lambda m: m["files"].update({"../x": m["files"]["trainer.json"]})),
+    "future": _manifest(lambda m: m.update(format=99)),
+    "more writers": _manifest(lambda m: m.update(writers=2)),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_d6_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    name: str, tiny_tokens: TokenDirectory, tmp_path: Path, unbroken: dict[str, torch.Tensor]
+) -> None:
+    checkpoints = saved(tmp_path, tiny_tokens, 3, 5)
+    DAMAGES[name](checkpoints / "step-00000005")
+    _, trained, _ = work.run_training(tmp_path, tiny_tokens)
+    assert len(trained.notes) == 1
+    assert "passed over step-00000005" in trained.notes[0]
+    assert_same(end_of(tmp_path), unbroken)
+
+
+@pytest.mark.parametrize("content", [None, "step-00000099", "../../etc", "\0garbage"])
+def test_d7_a_hint_at_the_latest_is_never_believed(
+    content: str | None,
+    tiny_tokens: TokenDirectory,
+    tmp_path: Path,
+    unbroken: dict[str, torch.Tensor],
+) -> None:
+    checkpoints = saved(tmp_path, tiny_tokens, 5)
+    if content is None:
+        (checkpoints / "latest").symlink_to(tmp_path / "nowhere")
+    else:
+        (checkpoints / "latest").write_text(content)
+    work.run_training(tmp_path, tiny_tokens)
+    assert_same(end_of(tmp_path), unbroken)
+
+
+def test_d8_when_all_are_bad_it_never_starts_over_silently(
+    tiny_tokens: TokenDirectory, tmp_path: Path
+) -> None:
+    checkpoints = saved(tmp_path, tiny_tokens, 3, 5)
+    for checkpoint in checkpoints.iterdir():
+        (checkpoint / "trainer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="To train from the start, remove") as error:
+        work.run_training(tmp_path, tiny_tokens)
+    assert error.value.exit_code == 3
+
+
+def test_d9_a_planted_pickle_is_ignored_and_said(
+    tiny_tokens: TokenDirectory, tmp_path: Path, unbroken: dict[str, torch.Tensor]
+) -> None:
+    checkpoint = saved(tmp_path, tiny_tokens, 5) / "step-00000005"
+    (checkpoint / "optimizer.pt").write_bytes(b"cos\nsystem\n(S'touch PWNED'\ntR.")
+    _, trained, _ = work.run_training(tmp_path, tiny_tokens)
+    assert trained.notes == ("ignored optimizer.pt in step-00000005: nothing is unpickled",)
+    assert not Path("PWNED").exists()
+    assert_same(end_of(tmp_path), unbroken)
+
+
+# -- resumed with something else
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("train", {"learning_rate": 2e-3}),
+        ("train", {"seq_len": 32, "micro_batch": 4}),
+        ("train", {"batch_tokens": 256}),
+        ("train", {"seed": 1}),
+        ("train", {"schedule": "wsd"}),
+        ("train", {"precision": "bf16"}),
+    ],
+)
+def test_d10_a_changed_recipe_is_refused_with_2_and_the_difference(
+    section: str, change: dict[str, Any], tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(tiny_reference, tiny_text)
+    interrupted_run(recipe, tmp_path / "run")
+    changed = recipe_of(tiny_reference, tiny_text, **{section: change})
+    with pytest.raises(RecipeError) as error:
+        execute(changed, tmp_path / "run")
+    assert error.value.exit_code == 2
+    assert str(next(iter(change.values()))) in error.value.message
+    execute(recipe, tmp_path / "run")
+
+
+def test_d10_one_key_can_be_allowed_and_is_recorded(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    interrupted_run(recipe_of(tiny_reference, tiny_text), tmp_path / "run")
+    changed = recipe_of(tiny_reference, tiny_text, train={"learning_rate": 2e-3})
+    execute(changed, tmp_path / "run", allowed=["train.learning_rate"])
+    record = Run(tmp_path / "run").read()
+    assert record["allowed_changes"] == ["train.learning_rate"]
+    assert "train.learning_rate was 0.001, now it is 0.002" in record["rounds"][0]["notes"][0]
+
+
+@pytest.mark.parametrize("key", ["train.batch_tokens", "train.seq_len", "data.source", "x"])
+def test_d10_what_gives_steps_their_meaning_can_never_be_allowed(
+    key: str, tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match="--allow-change"):
+        execute(recipe_of(tiny_reference, tiny_text), tmp_path / "run", allowed=[key])
+
+
+def test_d11_other_versions_are_said_and_recorded(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(tiny_reference, tiny_text)
+    interrupted_run(recipe, tmp_path / "run")
+    monkeypatch.setattr(state, "_versions", lambda: {"torch": "9", "transformers": "9"})
+    execute(recipe, tmp_path / "run")
+    notes = Run(tmp_path / "run").read()["rounds"][0]["notes"]
+    assert any(note.endswith("now it is 9") and note.startswith("torch was") for note in notes)
+
+
+@pytest.mark.parametrize("stop_after", [5, 10, 19, 20])
+def test_d12_resumed_at_a_boundary_or_after_the_end_it_is_the_same(
+    stop_after: int,
+    tiny_tokens: TokenDirectory,
+    tmp_path: Path,
+    unbroken: dict[str, torch.Tensor],
+) -> None:
+    work.run_training(tmp_path, tiny_tokens, stop_after=stop_after)  # 5, 10: also evaluated
+    for _ in range(2):
+        work.run_training(tmp_path, tiny_tokens)
+        assert_same(end_of(tmp_path), unbroken)
+    rows = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 21))
+    assert [row["step"] for row in rows if "val_loss" in row] == [0, 5, 10, 15, 20]
+
+
+def test_d13_a_second_trainer_of_one_run_is_refused_with_the_number_of_the_first(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    recipe, root = recipe_of(tiny_reference, tiny_text), tmp_path / "run"
+    ready, hold = os.pipe()
+
+    def first() -> None:
+        with Run.create(root).lock():
+            os.write(hold, b"x")
+            time.sleep(60)
+
+    child = in_child(first)
+    os.read(ready, 1)
+    with pytest.raises(MachineError, match=f"process {child} on") as error:
+        execute(recipe, root)
+    assert error.value.exit_code == 4
+    os.kill(child, signal.SIGKILL)
+    code_of(child)
+    execute(recipe, root)  # a lock that a killed process held is no lock
+
+
+# -- values
+
+
+def test_d14_an_absurd_rate_or_a_broken_weight_ends_with_5(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    absurd = recipe_of(tiny_reference, tiny_text, train={"learning_rate": 1e30})
+    with pytest.raises(DivergedError) as error:
+        execute(absurd, tmp_path / "run")
+    assert error.value.exit_code == 5
+    assert Run(tmp_path / "run").read()["exit_code"] == 5
+
+
+def test_d14_a_skipped_step_poisons_neither_weights_nor_moments(
+    tiny_tokens: TokenDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, calls = loop.mean_and_clip, 0
+
+    def once(params: Any, tokens: float, norm: float) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            params[0].grad[0] = math.nan
+        return clip(params, tokens, norm)
+
+    monkeypatch.setattr(loop, "mean_and_clip", once)
+    _, trained, _ = work.run_training(tmp_path, tiny_tokens, nonfinite="skip")
+    assert trained.position.skipped == 1
+    assert all(tensor.isfinite().all() for tensor in end_of(tmp_path).values())
+    rows = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    bad = next(row for row in rows if row.get("nonfinite"))
+    assert (bad["step"], bad["grad_norm"], bad["samples"]) == (4, None, [24, 32])
+
+
+def test_d15_a_spike_is_marked_and_the_training_goes_on(
+    tiny_tokens: TokenDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inheritune.train.metrics.SPIKE_WINDOW", 8)
+    passes = loop._pass
+
+    def garbage(ready: Any, recipe: Any, plan: Any, step: int, *rest: Any) -> Any:
+        sums = passes(ready, recipe, plan, step, *rest)
+        return type(sums)(**(vars(sums) | {"loss": sums.loss * 50})) if step == 15 else sums
+
+    monkeypatch.setattr(loop, "_pass", garbage)
+    _, trained, _ = work.run_training(tmp_path, tiny_tokens)
+    rows = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "spike" in row] == [16]
+    assert trained.position.step == 20
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4, 8])
+def test_d16_a_batch_cut_in_any_way_gives_the_same_losses(
+    micro_batch: int, tiny_tokens: TokenDirectory, tmp_path: Path
+) -> None:
+    found = []
+    for size in (micro_batch, 2):
+        work.run_training(tmp_path / str(size), tiny_tokens, micro_batch=size)
+        lines = (tmp_path / str(size) / "metrics.jsonl").read_text().splitlines()
+        found.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+def test_d17_a_killed_process_ends_the_run_and_one_process_goes_on(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    recipe = recipe_of(tiny_reference, tiny_text, train={"tokens": 128 * 400, "micro_batch": 4})
+    resolved = recipe.recipe.resolved()
+    resolved["data"]["allow_repeat"] = True
+    path.write_text(json.dumps(resolved))
+    command = [sys.executable, "-m", "inheritune", "run", str(path), "--runs", str(tmp_path)]
+    folder = tmp_path / "tiny" / "variants" / "inherit" / "2-layers"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*command, "--processes", "2", "--set", "train.save_minutes=0.01"],
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    ) as started:
+        deadline = time.monotonic() + 120
+        while not list(folder.glob("checkpoints/step-*")):
+            assert time.monotonic() < deadline
+            assert started.poll() is None
+            time.sleep(0.05)
+        os.kill(_process_of_rank(1, str(path)), signal.SIGKILL)
+        assert started.wait(timeout=90) in {1, 4}
+    assert Run(tmp_path / "tiny").read()["exit_code"] in {4, None}
+    for checkpoint in folder.glob("checkpoints/step-*"):
+        checkpoint_files.verify(checkpoint)
+    final, _ = execute(RecipeFile(path, "", Recipe.model_validate(resolved), {}), tmp_path / "tiny")
+    assert final["tokens"] == 128 * 400
+    assert Run(tmp_path / "tiny").read()["rounds"][0]["restarts"] == 1
+
+
+def _process_of_rank(rank: int, recipe: str) -> int:
+    for entry in Path("/proc").iterdir():
+        try:
+            variables = (entry / "environ").read_bytes().split(b"\0")
+            line = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"RANK={rank}".encode() in variables and recipe.encode() in line:
+            return int(entry.name)
+    raise AssertionError("no such process")
+
+
+def test_d18_out_of_memory_ends_with_4_and_names_a_smaller_micro_batch(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(tiny_reference, tiny_text)
+    interrupted_run(recipe, tmp_path / "run")
+
+    def full(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_pass", full)
+        with pytest.raises(MachineError, match=r"Set train\.micro_batch to 4") as error:
+            execute(recipe, tmp_path / "run")
+    assert error.value.exit_code == 4
+    smaller = recipe_of(tiny_reference, tiny_text, train={"micro_batch": 4})
+    assert execute(smaller, tmp_path / "run")[0]["tokens"] == 1280
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_is_the_processor_and_said(tiny_reference: Path, tiny_text: Path) -> None:
+    settings = choose_settings(recipe_of(tiny_reference, tiny_text).recipe.train, 0)
+    assert settings.device == "cpu"
+    assert settings.record()["loss"] == "logits"
+
+
+def test_d20_a_benchmark_met_at_once_is_matched_and_an_unreachable_one_ends_with_6(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow = {"add": 1, "max_rounds": 1}
+    easy = recipe_of(tiny_reference, tiny_text, grow=grow | {"tolerance": 100.0})
+    final, code = execute(easy, tmp_path / "easy")
+    assert (final["outcome"], code) == ("matched", 0)
+    monkeypatch.setattr("inheritune.derive.judge", lambda trial, tolerance: "not_matched")
+    _, code = execute(recipe_of(tiny_reference, tiny_text, grow=grow), tmp_path / "hard")
+    assert code == 6
+
+
+def test_d20_a_benchmark_that_is_no_number_ends_with_3(
+    reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inheritune.evaluate import val_loss
+
+    monkeypatch.setattr(val_loss, "_window_losses", lambda m, s, a, b, t: [math.nan] * (b - a))
+    with pytest.raises(SourceError, match=r"val_loss of .* is nan") as error:
+        execute(recipe_of(reference, tiny_text), tmp_path / "run")
+    assert error.value.exit_code == 3
+
+
+def test_d21_grown_twice_to_full_depth_it_keeps_every_moment(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inheritune.derive.judge", lambda trial, tolerance: "not_matched")
+    grow = {"add": 1, "weights": "keep"}
+    recipe = recipe_of(tiny_reference, tiny_text, inherit={"layers": 2}, grow=grow)
+    final, code = execute(recipe, tmp_path / "run")
+    assert (final["layers"], final["rounds"], code) == (4, 3, 6)
+    last = tmp_path / "run" / "variants" / "inherit" / "4-layers"
+    found = end_of(last)
+    steps = [float(found[f"step.model.layers.{n}.mlp.up_proj.weight"]) for n in range(4)]
+    assert steps == [30, 30, 20, 10]
+
+
+def test_d22_val_loss_twice_is_the_same_to_the_last_bit(tiny_tokens: TokenDirectory) -> None:
+    model = work.small_llama()
+    one, two = (measure_val_loss(model, tiny_tokens.val, 16, 4).per_window for _ in range(2))
+    assert one.tobytes() == two.tobytes()
+
+
+# -- places
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o002])
+def test_d23_files_follow_the_umask(
+    umask: int, tiny_tokens: TokenDirectory, tmp_path: Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        saved(tmp_path, tiny_tokens, 5)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "checkpoints").rglob("*"):
+        wanted = (0o777 if path.is_dir() else 0o666) & ~umask
+        assert path.stat().st_mode & 0o777 == wanted, path
+
+
+@pytest.mark.parametrize("name", ["moved away", "Größe – 模型", "x" * 200])
+def test_d24_and_d25_a_run_that_was_moved_anywhere_goes_on(
+    name: str, tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(tiny_reference, tiny_text)
+    interrupted_run(recipe, tmp_path / "run")
+    (tmp_path / name).mkdir()
+    (tmp_path / "run").rename(tmp_path / name / "run")
+    (tmp_path / "linked").symlink_to(tmp_path / name)
+    final, _ = execute(recipe, tmp_path / "linked" / "run")
+    whole, _ = execute(recipe, tmp_path / "whole")
+    assert final["val_loss"] == whole["val_loss"]
+    record = Run(tmp_path / name / "run").read()
+    assert record["rounds"][0]["restarts"] == 1
+
+
+def test_d25_a_path_with_everything_in_it_works(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "a b" / ("n" * 200) / "ü" / "run"
+    root.parent.mkdir(parents=True)
+    assert execute(recipe_of(tiny_reference, tiny_text), root)[0]["tokens"] == 1280
+
+
+def test_d26_a_torn_or_spoilt_metrics_file_is_cut_to_the_checkpoint(
+    tiny_tokens: TokenDirectory, tmp_path: Path
+) -> None:
+    saved(tmp_path, tiny_tokens, 5)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 6, "loss": 9.0}\n\xff\xfe garbage\n[]\n{"step": 7, "lo')
+    work.run_training(tmp_path, tiny_tokens)
+    rows = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 21))
+    assert 9.0 not in [row.get("loss") for row in rows]
+
+
+def test_d28_a_clock_that_is_set_back_moves_no_duration(
+    tiny_tokens: TokenDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+
+    def backwards() -> float:
+        nonlocal now
+        now -= 3600
+        return now
+
+    monkeypatch.setattr(time, "time", backwards)
+    _, trained, _ = work.run_training(tmp_path, tiny_tokens)
+    assert 0 < trained.seconds < 60
+    rows = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    elapsed = [row["elapsed_s"] for row in rows]
+    assert elapsed == sorted(elapsed)

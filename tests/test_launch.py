@@ -1,0 +1,111 @@
+"""`run --processes N` and plain torchrun, on real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+RECIPE = """
+name: tiny
+reference: {{model: {model}}}
+data: {{source: {text}, val_fraction: 0.2, allow_repeat: true}}
+train:
+  {{tokens: {tokens}, seq_len: 16, batch_tokens: 128, micro_batch: 4, learning_rate: 1.0e-3,
+    min_learning_rate: 1.0e-4, precision: fp32, eval_every: 1M}}
+grow: {{add: 0}}
+variants: {{inherit: {{start: inherit}}}}
+"""
+
+
+@pytest.fixture
+def recipe(tiny_reference: Path, tiny_text: Path, tmp_path: Path) -> Callable[[int], Path]:
+    def write(tokens: int) -> Path:
+        path = tmp_path / "recipe.yaml"
+        fields = {"model": tiny_reference, "text": tiny_text, "tokens": tokens}
+        path.write_text(RECIPE.format(**fields))
+        return path
+
+    return write
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def run(recipe: Path, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "inheritune", "run", str(recipe), "--runs", str(folder)]
+    return subprocess.run(
+        [*command, *more], capture_output=True, text=True, env=environment(), timeout=240
+    )
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "tiny" / "run.json").read_text())
+
+
+def test_two_processes_end_where_one_does(recipe: Callable[[int], Path], tmp_path: Path) -> None:
+    path = recipe(1280)
+    one, two = (run(path, tmp_path / str(n), "--json", "--processes", str(n)) for n in (1, 2))
+    assert (one.returncode, two.returncode) == (0, 0), two.stderr
+    # One JSON value, from the first process alone.
+    alone, together = json.loads(one.stdout), json.loads(two.stdout)
+    assert together["benchmark"] == alone["benchmark"]
+    assert together["val_loss"] == pytest.approx(alone["val_loss"], abs=1e-6)
+    assert (record(tmp_path / "1")["processes"], record(tmp_path / "2")["processes"]) == (1, 2)
+    assert two.stderr.count("step 10: val_loss") == 1
+
+
+def test_a_signal_to_the_launcher_saves_ends_with_75_and_one_process_goes_on(
+    recipe: Callable[[int], Path], tmp_path: Path
+) -> None:
+    path = recipe(128 * 3000)
+    command = [sys.executable, "-m", "inheritune", "run", str(path), "--runs", str(tmp_path)]
+    metrics = tmp_path / "tiny" / "variants" / "inherit" / "2-layers" / "metrics.jsonl"
+    with subprocess.Popen(
+        [*command, "--processes", "2"], stderr=subprocess.PIPE, text=True, env=environment()
+    ) as started:
+        deadline = time.monotonic() + 120
+        while not metrics.exists() or metrics.read_text().count('"loss"') < 5:
+            assert time.monotonic() < deadline
+            assert started.poll() is None
+            time.sleep(0.1)
+        started.send_signal(signal.SIGUSR1)
+        said = started.communicate(timeout=60)[1]
+    assert started.returncode == 75, said
+    assert record(tmp_path)["status"] == "interrupted"
+    saved = sorted(metrics.with_name("checkpoints").iterdir())
+    step = int(saved[-1].name.removeprefix("step-"))
+    assert step >= 5
+    assert len(list(saved[-1].glob("model-*-of-00002.safetensors"))) == 2
+    # Shorter from here on, by one process: what two saved is continued.
+    path = recipe(128 * (step + 3))
+    refused = run(path, tmp_path)
+    assert refused.returncode == 2
+    assert f"variant_tokens = {128 * 3000}; now it is {128 * (step + 3)}" in refused.stderr
+    done = run(path, tmp_path, "--allow-change", "train.tokens")
+    assert done.returncode == 0, done.stderr
+    assert f"continued from step {step} of {step + 3}" in done.stderr
+    assert record(tmp_path)["allowed_changes"] == ["train.tokens", "variant_tokens"]
+
+
+def test_plain_torchrun_works_and_a_refusal_ends_all_processes(
+    recipe: Callable[[int], Path], tmp_path: Path
+) -> None:
+    path = recipe(1280)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    command = [*torchrun, "-m", "inheritune", "run", str(path), "--runs", str(tmp_path)]
+    # 64 tokens do not divide by 16 x 4 x 2; found before anything is prepared.
+    uneven = [*command, "--set", "train.batch_tokens=64", "--set", "train.micro_batch=4"]
+    done = subprocess.run(uneven, capture_output=True, text=True, env=environment(), timeout=120)
+    assert done.returncode == 1  # torchrun's own
+    assert record(tmp_path)["exit_code"] == 2
+    assert "x processes = 128" in done.stderr
+    assert done.stderr.count("error: train.batch_tokens 64 is not") == 1
+    assert not (tmp_path / "tiny" / "tokens").exists()
