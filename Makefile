@@ -14,7 +14,7 @@ STAMP := $(VENV)/.complete
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench faults
+.PHONY: help setup demo test check bench faults support
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ demo: setup  ## the whole method on this machine, in minutes: no GPU, no account
 	@$(BIN)/inheritune demo $(ARGS)
 
 test: setup  ## the tests that need no GPU, no network and little time
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: setup  ## style and types
 	$(BIN)/ruff check .
@@ -35,6 +35,11 @@ check: setup  ## style and types
 bench: setup  ## every measurement under benchmarks/, one after the other
 	@set -- benchmarks/*.py; [ -e "$$1" ] || { echo "benchmarks/ holds no script yet" >&2; exit 1; }; \
 	for script in "$$@"; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+support: setup  ## every decoder type of transformers, cut and run: two halves side by side
+	@SUPPORT_SHARD=2/2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/support -q -m slow & second=$$!; \
+	SUPPORT_SHARD=1/2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/support -q -m slow; first=$$?; \
+	wait $$second && exit $$first
 
 faults: setup  ## the battery of things that go wrong
 	@[ -d tests/faults ] || { echo "tests/faults does not exist yet" >&2; exit 1; }

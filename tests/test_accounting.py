@@ -8,7 +8,8 @@ from inheritune.accounting import gap_closed
 
 def trial(name: str, losses: list[float], layers: int = 4, tokens: int = 100) -> Any:
     mean = sum(losses) / len(losses)
-    return SimpleNamespace(name=name, windows=losses, val_loss=mean, layers=layers, tokens=tokens)
+    known = {"layers": layers, "tokens": tokens, "first_sample": 0}
+    return SimpleNamespace(name=name, windows=losses, val_loss=mean, **known)
 
 
 def outcome(target: Any, *controls: Any) -> Any:
@@ -27,6 +28,12 @@ def test_the_gap_is_closed_by_the_share_of_it_that_is_gone() -> None:
 def test_better_than_the_reference_is_above_one() -> None:
     better = trial("inherit", [1.9, 2.1, 2.3])
     assert gap_closed(outcome(better, SCRATCH)) == pytest.approx(1.1)
+
+
+def test_a_target_that_went_on_from_smaller_ones_saw_more_tokens_than_the_control() -> None:
+    kept = trial("inherit", TARGET.windows)
+    kept.first_sample = 80
+    assert gap_closed(outcome(kept, SCRATCH)) is None
 
 
 @pytest.mark.parametrize("changes", [{"layers": 6}, {"tokens": 200}])

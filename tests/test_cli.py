@@ -55,7 +55,8 @@ def assert_error(result: Result, code: int, *words: str) -> None:
 def test_help_names_every_command() -> None:
     result = invoke("--help")
     assert result.exit_code == 0
-    for command in ["run", "demo", "inherit", "prepare", "train", "report", "doctor", "init"]:
+    commands = ["run", "demo", "plan", "inherit", "verify", "convert", "prepare", "train"]
+    for command in [*commands, "report", "doctor", "init"]:
         assert command in result.output
 
 
@@ -101,7 +102,7 @@ def test_prepare_and_train_do_their_step(recipe: Path) -> None:
 def test_inherit_writes_a_model_directory(tiny_reference: Path, tmp_path: Path) -> None:
     result = invoke("inherit", tiny_reference, 3, tmp_path / "out")
     assert result.exit_code == 0
-    assert "3 of 4 layers" in result.stderr
+    assert "layers 0-2 of 4" in result.stderr
     assert (tmp_path / "out" / "inherit.json").is_file()
 
 
@@ -233,3 +234,85 @@ def test_stdout_closed_early_is_no_traceback() -> None:
     assert done.stdout == "{"
     assert "Traceback" not in done.stderr
     assert "error" not in done.stderr
+
+
+def test_a_plan_needs_no_weights_and_names_the_next_step(tiny_reference: Path) -> None:
+    table = invoke("plan", tiny_reference)
+    assert table.exit_code == 0, table.output
+    assert "half: the paper's start" in " ".join(table.stdout.split())
+    assert table.stderr.strip() == f"next: inheritune plan {tiny_reference} 2"
+    detail = invoke("plan", tiny_reference, "3", "--tokens", "1B", "--device", "h100")
+    assert "num_hidden_layers 4 -> 3" in detail.stdout
+    found = json.loads(invoke("plan", tiny_reference, "3", "--json").stdout)
+    assert found["candidates"][0]["layers"] == 3
+
+
+def test_a_recipe_is_planned_too(recipe: Path) -> None:
+    result = invoke("plan", recipe)
+    assert result.exit_code == 0, result.output
+    assert "inherit, round 1" in result.stdout and "num_hidden_layers 4 -> 2" in result.stdout
+    assert result.stderr.strip() == f"next: inheritune run {recipe}"
+    assert json.loads(invoke("plan", recipe, "--json").stdout)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["9"], ["cannot keep 9", "between 1 and 4"]),
+        (["3", "--tokens", "many"], ["--tokens 'many'", "500M"]),
+        (["3", "--device", "abacus"], ["abacus"]),
+    ],
+)
+def test_a_plan_of_what_cannot_be_is_refused(
+    tiny_reference: Path, arguments: list[str], words: list[str]
+) -> None:
+    assert_error(invoke("plan", tiny_reference, *arguments), 2, *words)
+
+
+def test_inherit_and_verify_end_with_the_next_step(tiny_reference: Path) -> None:
+    made = invoke("inherit", tiny_reference, "last:2", "cut", "--dtype", "bf16")
+    assert made.exit_code == 0, made.output
+    lines = made.stderr.strip().splitlines()
+    assert lines[-2].startswith("cut: layers 2-3 of 4, ")
+    assert lines[-1] == f"next: inheritune verify cut --reference {tiny_reference}"
+    proof = invoke("verify", "cut", "--reference", tiny_reference)
+    assert proof.exit_code == 0, proof.output
+    assert "cast to BF16" in proof.stderr
+    findings = json.loads(invoke("verify", "cut", "--json").stdout)
+    assert {finding["part"] for finding in findings} >= {"names", "digests", "class", "reload"}
+
+
+def test_verify_ends_with_3_and_the_first_difference(tiny_reference: Path) -> None:
+    invoke("inherit", tiny_reference, "2", "cut")
+    weights = Path("cut/model.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    result = invoke("verify", "cut")
+    assert result.exit_code == 3
+    assert "has the xxh3 digest" in result.stderr.strip().splitlines()[-1]
+
+
+def test_what_is_no_selection_of_layers_is_refused(tiny_reference: Path) -> None:
+    assert_error(invoke("inherit", tiny_reference, "most", "cut"), 2, "'most'", "first:13")
+    assert_error(invoke("inherit", tiny_reference, "0,0", "cut"), 2, "layer 0 stands twice")
+    assert_error(invoke("inherit", tiny_reference, "2", "cut", "--dtype", "int4"), 2, "int4")
+    assert not Path("cut").exists()
+
+
+def test_convert_reads_a_pickled_checkpoint_and_names_the_next_step(tiny_reference: Path) -> None:
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file
+
+    old = Path("old")
+    shutil.copytree(tiny_reference, old)
+    torch.save(load_file(old / "model.safetensors"), old / "pytorch_model.bin")
+    (old / "model.safetensors").unlink()
+    assert_error(invoke("inherit", old, "2", "cut"), 3, "inheritune convert")
+    result = invoke("convert", old, "new")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.strip().splitlines()[-1] == "next: inheritune plan new"
+    assert invoke("inherit", "new", "2", "cut").exit_code == 0

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from inheritune.checkpoints.source import open_model
 from inheritune.cli import app
-from inheritune.data.prepare import held_out
+from inheritune.data.document import held_out
 from inheritune.data.sources import documents
 from inheritune.inherit.inherit import inherit
 from inheritune.presets import preset_names, preset_path

@@ -14,7 +14,16 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports from lower levels and from its own room (the first name after `inheritune`).
 LEVELS = [
-    {"durable", "errors", "inputs", "progress", "regular_file", "signals"},
+    {
+        "durable",
+        "environment",
+        "errors",
+        "inputs",
+        "processes",
+        "progress",
+        "regular_file",
+        "signals",
+    },
     {
         "checkpoints",
         "data",
@@ -26,11 +35,11 @@ LEVELS = [
         "run",
     },
     {"inherit", "train", "evaluate"},
-    {"steps"},
+    {"convert", "steps"},
     {"derive", "doctor", "report"},
-    {"accounting"},
+    {"accounting", "planning"},
     {"execute"},
-    {"__main__", "cli", "terminal"},
+    {"__main__", "cli", "console", "data_commands", "launch", "model_commands", "terminal"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 STEPS = LEVELS[2]
@@ -43,18 +52,22 @@ FAST = {
     *LEVELS[1],
     *LEVELS[-1],
     "accounting",
+    "convert",
     "derive",
     "doctor",
     "execute",
     "inherit",
+    "planning",
     "report",
     "steps",
 }
 TYPING_ONLY = {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
 
-PRINTING = {"cli", "terminal"}
+PRINTING = {"cli", "console", "terminal"}
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 UNSAFE_BUILTINS = {"eval", "exec", "__import__"}
+# The one file that may read a pickle, weights only, in a process that can do nothing else.
+ALLOWED = {"inheritune.convert.unpickle": {"torch.load"}}
 UNSAFE_CALLS = {
     "torch.load",
     "torch.save",
@@ -193,7 +206,9 @@ def test_nothing_that_can_run_foreign_code_is_called(module):
             continue
         where = f"{module}:{node.lineno}: {ast.unparse(node)}"
         called = ast.unparse(node.func)
-        assert called not in UNSAFE_BUILTINS | UNSAFE_CALLS, where
+        assert called not in (UNSAFE_BUILTINS | UNSAFE_CALLS) - ALLOWED.get(module, set()), where
+        if called == "torch.load":
+            assert "weights_only=True" in ast.unparse(node), where
         for argument in node.keywords:
             true = isinstance(argument.value, ast.Constant) and argument.value.value is True
             assert not (argument.arg in UNSAFE_ARGUMENTS and true), where

@@ -154,9 +154,13 @@ def test_bad_set_is_named_with_the_way_out(refuse: Refuse, text: str, words: str
         ("  compile: true", "8: train.compile is true. Allowed: auto, on or off."),
         (
             "grow:",
-            "8: grow is empty. Allowed: a mapping of add, tolerance, max_layers, max_rounds.",
+            "8: grow is empty. Allowed: a mapping of add, weights, tolerance, max_layers, "
+            "max_rounds.",
         ),
-        ("grow: 2", "8: grow is 2. Allowed: a mapping of add, tolerance, max_layers, max_rounds."),
+        (
+            "grow: 2",
+            "8: grow is 2. Allowed: a mapping of add, weights, tolerance, max_layers, max_rounds.",
+        ),
         ("report: {prompts: [1]}", '8: report.prompts[0] is 1, read as a number. Quote it: "1".'),
         ("variants: {a/b: {start: inherit}}", "8: variants.a/b: use letters, digits, '-', '_' and"),
         ("variants: {'': {start: inherit}}", "8: variants. has an empty or too long name."),

@@ -33,6 +33,24 @@ def test_handlers_are_put_back() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_what_torchrun_passes_on_again_is_not_a_second_wish(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with catch_signals() as flag:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # would end this process
+        assert flag.signal_number == signal.SIGINT
+
+
+def test_one_heeds_what_another_process_was_asked() -> None:
+    flag = StopFlag()
+    flag.heed(False)
+    assert not flag()
+    flag.heed(True)
+    assert flag.signal_number == signal.SIGTERM
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_second_signal_ends_the_process_at_once(number: signal.Signals, code: int) -> None:
     program = (

@@ -122,3 +122,26 @@ def cache(make: Callable[[str], Path]) -> Callable[[str], Path]:
         return made[family]
 
     return get
+
+
+def save_gemma3n(directory: Path) -> None:
+    """Ten layers, the last five of which share keys and values; a part of two weights for each."""
+    text = transformers.Gemma3nTextConfig(
+        vocab_size=64,
+        vocab_size_per_layer_input=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=10,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        hidden_size_per_layer_input=4,
+        num_kv_shared_layers=5,
+        laurel_rank=4,
+        altup_num_inputs=2,
+        sliding_window=8,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(0)
+    whole = transformers.Gemma3nForCausalLM(text).eval()
+    whole.save_pretrained(directory)

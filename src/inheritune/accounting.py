@@ -80,7 +80,8 @@ def gap_closed(outcome: Outcome) -> float | None:
 
 
 def _same_size_and_tokens(control: Trial, target: Trial) -> bool:
-    return control.layers == target.layers and control.tokens == target.tokens
+    same = control.layers == target.layers and control.tokens == target.tokens
+    return same and not target.first_sample  # what went on from another training saw more
 
 
 def variant_rows(outcome: Outcome) -> list[dict[str, Any]]:
@@ -128,6 +129,11 @@ def notes(outcome: Outcome, recipe: Recipe) -> list[str]:
     epochs = max(trial.epochs for trial in [*outcome.rounds, *outcome.controls])
     if epochs > 1:
         said.append(f"The longest training passed over its text {epochs:.1f} times.")
+    if outcome.target.first_sample:
+        said.append(
+            "Each round went on from the trained layers of the one before: the target saw the "
+            "tokens of all rounds."
+        )
     if recipe.grow.tolerance:
         said.append(f"Matched means at most {recipe.grow.tolerance} nats above the benchmark.")
     skipped = sum(trial.skipped for trial in [*outcome.rounds, *outcome.controls])

@@ -1,6 +1,6 @@
 """The whole method, top to bottom, on one screen."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 from inheritune.data.tokens import TokenDirectory
@@ -73,6 +73,9 @@ def derive(job: Job) -> Outcome:
     verdicts: list[str] = []
     for number in count(1):
         arm = Arm(recipe.target, "inherit", layers, arm_tokens)
+        if rounds and recipe.grow.weights == "keep":
+            seen = sum(trial.tokens for trial in rounds) // recipe.train.seq_len
+            arm = replace(arm, grown_from=rounds[-1].path, first_sample=seen)
         rounds.append(train_arm(job, arm, reference, tokens, benchmark))
         verdicts.append(judge(rounds[-1], recipe.grow.tolerance))
         spent = number == recipe.grow.max_rounds or not recipe.grow.add or layers == max_layers

@@ -1,18 +1,18 @@
 """Carry a recipe out in a run directory, and keep the record of it."""
 
 import os
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from inheritune.accounting import ledger, notes, result, variant_rows
+from inheritune.data.import_tokens import FlatFiles
 from inheritune.derive import Outcome, derive, first_layers
 from inheritune.durable import write_json
+from inheritune.environment import machine, versions
 from inheritune.errors import (
     NOT_MATCHED_EXIT_CODE,
     DataError,
@@ -20,16 +20,19 @@ from inheritune.errors import (
     MachineError,
     RecipeError,
 )
+from inheritune.processes import ALONE, Processes
 from inheritune.progress import Listener, Progress, silent
 from inheritune.recipe_file import RecipeFile
 from inheritune.report.page import write_report
 from inheritune.run import Run
 from inheritune.signals import catch_signals
+from inheritune.steps.changes import allowed_inputs
 from inheritune.steps.job import Job
 from inheritune.steps.reference import measure_benchmark, open_reference, tokenizer_home
-from inheritune.steps.tokens import prepare_tokens
+from inheritune.steps.tokens import import_flat_tokens, prepare_tokens
 from inheritune.steps.training import Arm
 from inheritune.steps.variants import continue_texts, train_arm
+from inheritune.steps.workers import serve
 
 __all__ = ["execute", "prepare_only", "train_only"]
 
@@ -41,6 +44,7 @@ def execute(
     root: Path,
     on_progress: Listener = silent,
     missed_exit_code: int = NOT_MATCHED_EXIT_CODE,
+    allowed: Collection[str] = (),
 ) -> tuple[dict[str, Any], int]:
     """Do the whole method, or what is left of it, and write the report.
 
@@ -50,9 +54,11 @@ def execute(
         on_progress: Told what goes on.
         missed_exit_code: What the process ends with where growing was asked for and the
             benchmark was not matched.
+        allowed: Recipe keys that may differ from what the run was begun with; recorded.
 
     Returns:
-        The result, as run.json keeps it, and the exit code.
+        The result, as run.json keeps it, and the exit code. Of several processes, all but the
+        first have no result.
 
     Raises:
         InherituneError: It could not be done; the record says why, and what was done stays.
@@ -73,23 +79,40 @@ def execute(
             job.on_progress(Progress("samples", message=said))
         return final, missed_exit_code if missed else 0
 
-    final, code = _recorded(recipe, root, on_progress, work)
-    write_report(root)
+    final, code = _shared(recipe, root, on_progress, work, allowed)
+    if final:
+        write_report(root)
     return final, code
 
 
-def prepare_only(recipe: RecipeFile, root: Path, on_progress: Listener = silent) -> dict[str, Any]:
+def prepare_only(
+    recipe: RecipeFile,
+    root: Path,
+    on_progress: Listener = silent,
+    files: FlatFiles | None = None,
+    tokenizer: Path | None = None,
+) -> dict[str, Any]:
     """Prepare a recipe's tokens and stop.
+
+    Args:
+        recipe: What to do.
+        root: The run's directory.
+        on_progress: Told what goes on.
+        files: Ids of another program, taken instead of the recipe's text.
+        tokenizer: Directory of the tokenizer that made them; None: the reference's.
 
     Returns:
         The summary of the token directory, and its path.
     """
 
     def work(job: Job) -> tuple[dict[str, Any], int]:
-        tokens = prepare_tokens(job, tokenizer_home(job))
+        home = tokenizer_home(job)
+        if files is not None:
+            import_flat_tokens(job, tokenizer or home, files)
+        tokens = prepare_tokens(job, home)
         return tokens.summary() | {"path": str(tokens.path)}, 0
 
-    return _recorded(recipe, root, on_progress, work)[0]
+    return _shared(recipe, root, on_progress, work)[0]
 
 
 def train_only(
@@ -137,7 +160,44 @@ def train_only(
         trial = train_arm(job, arm, reference, tokens, benchmark)
         return trial.summary() | {"model": str(root / trial.path / "model")}, 0
 
-    return _recorded(recipe, root, on_progress, work)[0]
+    return _shared(recipe, root, on_progress, work)[0]
+
+
+def _shared(
+    recipe: RecipeFile,
+    root: Path,
+    on_progress: Listener,
+    work: Callable[[Job], tuple[dict[str, Any], int]],
+    allowed: Collection[str] = (),
+) -> tuple[dict[str, Any], int]:
+    """The first process does the work and records it; others do their part of each training."""
+    keys = allowed_inputs(recipe.recipe, allowed)
+    if "WORLD_SIZE" not in os.environ:  # not started by torchrun, and torch is not needed yet
+        return _recorded(recipe, root, on_progress, work, ALONE, keys)
+    from inheritune.train.group import join
+    from inheritune.train.parallel import my_share
+
+    def checked(job: Job) -> tuple[dict[str, Any], int]:
+        my_share(recipe.recipe.train, processes)  # before anything is prepared for it
+        return work(job)
+
+    processes = join()
+    try:
+        if processes.rank:
+            with catch_signals() as stop:
+                job = Job(recipe.recipe, Run(root), stop, silent, processes, keys)
+                return {}, serve(job)
+        code = 1
+        try:
+            value, code = _recorded(recipe, root, on_progress, checked, processes, keys)
+        except InherituneError as error:
+            code = error.exit_code
+            raise
+        finally:
+            processes.post({"do": "end", "code": code})
+        return value, code
+    finally:
+        processes.leave()
 
 
 def _recorded(
@@ -145,6 +205,8 @@ def _recorded(
     root: Path,
     on_progress: Listener,
     work: Callable[[Job], tuple[dict[str, Any], int]],
+    processes: Processes,
+    allowed: frozenset[str],
 ) -> tuple[dict[str, Any], int]:
     run = Run.create(root)
     began = time.monotonic()
@@ -161,8 +223,10 @@ def _recorded(
             error=None,
             recipe=recipe.recipe.resolved(),
             origins=recipe.origins,
-            versions=_versions(),
-            machine=_machine(),
+            versions=versions(),
+            machine=machine(),
+            processes=processes.size,
+            allowed_changes=sorted({*before.get("allowed_changes", []), *allowed}),
         )
 
         def close(status: str, code: int, error: str | None = None) -> None:
@@ -176,9 +240,8 @@ def _recorded(
             )
 
         try:
-            value, code = work(
-                Job(recipe.recipe, run, stop, _logged(run.log_file, on_progress)),
-            )
+            listener = _logged(run.log_file, on_progress)
+            value, code = work(Job(recipe.recipe, run, stop, listener, processes, allowed))
         except InherituneError as error:
             with suppress(InherituneError):  # a full disk must not hide the first error
                 if before.get("result") and error.exit_code in _REFUSED:
@@ -218,6 +281,7 @@ def _findings(outcome: Outcome, job: Job) -> dict[str, Any]:
             "model": reference.name,
             "layers": reference.layers,
             "params": reference.params,
+            "revision": reference.model.revision,
             "digest": reference.model.digest,
             "trained_tokens": reference.training.get("tokens"),
             "trained_here": reference.trained_here,
@@ -247,31 +311,6 @@ def _models(outcome: Outcome, run: Run) -> dict[str, Path]:
     return {"reference": outcome.reference.model.path} | {
         trial.name: run.root / trial.path / "model" for trial in trials
     }
-
-
-def _versions() -> dict[str, str]:
-    packages = ("inheritune", "torch", "transformers", "tokenizers", "safetensors", "numpy")
-    return {name: version(name) for name in packages} | {"python": platform.python_version()}
-
-
-def _machine() -> dict[str, Any]:
-    memory = None
-    with suppress(ValueError, OSError, AttributeError):
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "memory_bytes": memory,
-        "system": platform.system(),
-    }
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _now() -> str:

@@ -1,31 +1,70 @@
 """What a result was made from, compared with what it would be made from now."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-__all__ = ["first_difference"]
+from inheritune.errors import RecipeError
+
+__all__ = ["Difference", "differences", "refuse_differences"]
+
+Difference = tuple[str, Any, Any]  # dotted key, value before, value now
 
 
-def first_difference(
-    before: Mapping[str, Any], now: Mapping[str, Any]
-) -> tuple[str, Any, Any] | None:
-    """Where two sets of inputs first differ.
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """Where two sets of inputs differ.
 
     Args:
         before: As read from a file.
         now: JSON values, not yet written.
 
     Returns:
-        Dotted key, value before, value now; None where both say the same.
+        The leaves that differ, in the order of the keys; a key that is not there is None.
     """
-    return _difference(before, json.loads(json.dumps(dict(now))), "")
+    return _differences(before, json.loads(json.dumps(dict(now))), "")
 
 
-def _difference(before: Any, now: Any, key: str) -> tuple[str, Any, Any] | None:
+def _differences(before: Any, now: Any, key: str) -> list[Difference]:
     if before == now:
-        return None
+        return []
     if not isinstance(before, dict) or not isinstance(now, dict):
-        return key, before, now
-    name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
-    return _difference(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+        return [(key, before, now)]
+    found = []
+    for name in {**before, **now}:
+        inner = f"{key}.{name}" if key else name
+        found += _differences(before.get(name), now.get(name), inner)
+    return found
+
+
+def refuse_differences(
+    what: object,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    allowed: Collection[str] = (),
+) -> list[Difference]:
+    """Refuse to go on from something that was made from other inputs.
+
+    Args:
+        what: For the message: the file that says what it was made from.
+        before: What it was made from.
+        now: What it would be made from.
+        allowed: Keys that may differ all the same.
+
+    Returns:
+        The differences that were allowed.
+
+    Raises:
+        RecipeError: There are others; all of them are named.
+    """
+    found = differences(before, now)
+    refused = [difference for difference in found if difference[0] not in allowed]
+    if refused:
+        said = ", and with ".join(
+            f"{key} = {old!r}; now it is {new!r}" for key, old, new in refused
+        )
+        raise RecipeError(
+            f"{what} was made with {said}.",
+            "Put it back, or give the run another name: --set name=... "
+            "(--allow-change KEY goes on all the same, and is recorded).",
+        )
+    return found

@@ -25,6 +25,7 @@ __all__ = [
     "Reference",
     "ReferenceTraining",
     "Report",
+    "TextSource",
     "Train",
     "Variant",
     "parse_amount",
@@ -137,15 +138,35 @@ class Inherit(_Section):
     )
 
 
+class TextSource(_Section):
+    """One of several sources, and its share of the training tokens."""
+
+    source: str | list[str] = Field(description="as data.source, when it is one")
+    weight: Rate = Field(1.0, description="share of the training tokens, relative to the others")
+    config: str | None = Field(None, description="of a Hub dataset")
+    split: str | None = Field(None, description="of a Hub dataset; null: train")
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub dataset")
+    text_column: str | None = Field(None, description="null: as data.text_column")
+
+
 class Data(_Section):
     """Text to train and to validate on."""
 
-    source: str | list[str] = Field(
-        description="stdlib (Python's standard library), stdlib+tests, or local files, globs or "
-        "folders: text, .jsonl, .jsonl.gz"
+    source: str | list[str] | list[TextSource] = Field(
+        description="stdlib (Python's standard library), stdlib+tests, a Hub dataset, or local "
+        "files, globs or folders: text, .jsonl, .jsonl.gz, .jsonl.zst, .parquet; or a list of "
+        "mappings {source, weight}"
     )
-    text_column: str = Field("text", description="field of a JSONL row that holds the text")
-    val_source: str | list[str] | None = Field(
+    config: str | None = Field(None, description="of a Hub dataset, such as sample-10BT")
+    split: str | None = Field(None, description="of a Hub dataset; null: train")
+    revision: str | None = Field(
+        None, description="branch, tag or commit of a Hub dataset; null: the newest, recorded"
+    )
+    text_column: str = Field("text", description="field of a row that holds the text")
+    sample: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="share of the documents to take, by hash: 0.001 lies within 0.01"
+    )
+    val_source: str | list[str] | list[TextSource] | None = Field(
         None, description="a validation set of your own; null: hold documents out"
     )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -164,6 +185,14 @@ class Data(_Section):
     max_bad_rows: Annotated[int, Field(ge=0)] = Field(
         0, description="unreadable rows or files to skip before giving up"
     )
+
+    @model_validator(mode="after")
+    def _settings_of_datasets_have_one_place(self) -> Self:
+        several = any(isinstance(part, TextSource) for part in self.source)
+        given = [key for key in ("config", "split", "revision") if getattr(self, key) is not None]
+        if several and given:
+            raise ValueError(f"with several sources, {given[0]} belongs to each entry of source")
+        return self
 
 
 class Train(_Section):
@@ -206,6 +235,9 @@ class Train(_Section):
     keep_large_blocks: Switch = Field(
         "auto", description="glibc keeps freed memory instead of unmapping it at every step"
     )
+    activation_checkpointing: Literal["on", "off"] = Field(
+        "off", description="on: compute layers again in the backward pass; less memory, slower"
+    )
     nonfinite: Literal["stop", "skip"] = Field("stop", description="on a NaN or Inf")
     max_skips: Annotated[int, Field(ge=0)] = Field(3, description="in a row, with skip")
     eval_every: Amount | None = Field(
@@ -242,6 +274,10 @@ class Grow(_Section):
     """When a round has not matched the benchmark."""
 
     add: Annotated[int, Field(ge=0)] = Field(2, description="layers per round; 0: never grow")
+    weights: Literal["reinherit", "keep"] = Field(
+        "reinherit",
+        description="what a round starts with: the reference's layers again, or the trained ones",
+    )
     tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         0.0, description="nats above the benchmark that still count as matched"
     )

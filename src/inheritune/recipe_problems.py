@@ -57,7 +57,14 @@ def _by_path(error: ValidationError, value: Any) -> dict[KeyPath, _Fault]:
             path = (*path, fault["loc"][-1])
         faults.setdefault(path, dict(fault))
     # A list item that is wrong also makes the list wrong for the other types of its key.
-    inner = {path[:-1] for path in faults if path and isinstance(path[-1], int)}
+    inner = {
+        path[:end]
+        for path in faults
+        for place, part in enumerate(path)
+        if isinstance(part, int)
+        for end in (place, place + 1)
+        if end < len(path)
+    }
     return {path: fault for path, fault in faults.items() if path not in inner}
 
 
@@ -154,9 +161,8 @@ def _one(option: _Schema) -> str:
         return "an amount such as 500K, 2M or 1.5B" if "pattern" in option else f"text{longest}"
     if kind == "array":
         count = f"{option['minItems']} " if "minItems" in option else ""
-        return (
-            f"a list of {count}{'texts' if option['items'].get('type') == 'string' else 'numbers'}"
-        )
+        items = "mappings" if "$ref" in option["items"] else "numbers"
+        return f"a list of {count}{'texts' if option['items'].get('type') == 'string' else items}"
     if "properties" in option:
         return f"a mapping of {', '.join(option['properties'])}"
     words = {"boolean": "true or false", "null": "null", "object": "a mapping"}
@@ -197,9 +203,10 @@ def _schema_at(path: KeyPath) -> _Schema:
 
 
 def _below(schema: _Schema, part: str | int) -> _Schema:
+    items = [option["items"] for option in _options(schema) if "items" in option]
+    if isinstance(part, int) and items:
+        return dict(items[0]) if len(items) == 1 else {"anyOf": items}
     for option in _options(schema):
-        if isinstance(part, int) and "items" in option:
-            return dict(option["items"])
         if part in option.get("properties", {}):
             return dict(option["properties"][part])
         if isinstance(option.get("additionalProperties"), dict):

@@ -83,6 +83,11 @@ class Run:
         return self.root / "reference"
 
     @property
+    def pin(self) -> Path:
+        """Which commit of a Hub model the reference is."""
+        return self.root / "reference.json"
+
+    @property
     def benchmark(self) -> Path:
         """The reference's val_loss, window by window."""
         return self.root / "benchmark.json"

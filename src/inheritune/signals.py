@@ -1,8 +1,10 @@
 """Stopping when asked: the first signal sets a flag, a second one ends the process at once."""
 
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,6 +17,8 @@ _ASKS_TO_STOP = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 ]
 
+_ECHO_S = 2.0
+
 
 class StopFlag:
     """Whether somebody asked to stop; every long loop looks at it between two pieces of work."""
@@ -25,6 +29,11 @@ class StopFlag:
     def __call__(self) -> bool:
         """Whether to stop."""
         return self.signal_number is not None
+
+    def heed(self, asked: bool) -> None:
+        """Count as asked, too, where another process of the run was."""
+        if asked and self.signal_number is None:
+            self.signal_number = signal.SIGTERM
 
     def check(self, saved: str) -> None:
         """Raise where stopping is safe.
@@ -49,10 +58,16 @@ def catch_signals() -> Iterator[StopFlag]:
     """
     flag = StopFlag()
 
+    # torchrun passes on what the terminal has sent to every process already: not a second wish.
+    echo_s = _ECHO_S if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
+    asked_at = -math.inf
+
     def handle(number: int, frame: FrameType | None) -> None:
-        if flag.signal_number is not None:
+        nonlocal asked_at
+        if flag.signal_number is None:
+            flag.signal_number, asked_at = number, time.monotonic()
+        elif time.monotonic() - asked_at >= echo_s:
             os._exit(128 + number)
-        flag.signal_number = number
 
     if threading.current_thread() is not threading.main_thread():
         yield flag  # Python delivers signals to the main thread only

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,7 +13,10 @@ from rich.table import Table as Grid
 
 from inheritune.progress import Listener, Progress
 
-__all__ = ["listening", "show_record"]
+if TYPE_CHECKING:
+    from inheritune.planning.lines import Page
+
+__all__ = ["listening", "show_page", "show_record"]
 
 _PLAIN_EVERY_S = 30.0
 
@@ -63,6 +66,21 @@ def show_record(console: Console, record: Mapping[str, Any]) -> None:
         console.print(f"\n{sample['model']} continues:", style="bold")
         console.print((sample["prompt"] + sample["text"]).rstrip())
     console.print()
+
+
+def show_page(console: Console, page: "Page") -> None:
+    """Print a plan: title, table, lines."""
+    console.print(page.title, style="bold")
+    if page.rows:
+        grid = Grid(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        of_words = len(page.headers) - 1 if page.last_is_text else 0
+        for place, header in enumerate(page.headers):
+            grid.add_column(header, justify="left" if place == of_words else "right")
+        for row in page.rows:
+            grid.add_row(*row)
+        console.print(grid)
+    for line in page.lines:
+        console.print(line)
 
 
 def _table(record: Mapping[str, Any]) -> Grid:

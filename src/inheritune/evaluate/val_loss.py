@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from inheritune.data.tokens import TokenStream
 from inheritune.errors import DataError
+from inheritune.processes import ALONE, Processes
 from inheritune.progress import Listener, Progress, silent
 from inheritune.signals import StopFlag
 
@@ -54,6 +55,7 @@ def measure_val_loss(
     stop: StopFlag | None = None,
     on_progress: Listener = silent,
     task: str = "validation",
+    processes: Processes = ALONE,
 ) -> ValLoss:
     """Cross-entropy of a model on every window of a validation set, each once, in fp32.
 
@@ -67,6 +69,8 @@ def measure_val_loss(
         stop: Asked between batches.
         on_progress: Told after every batch.
         task: Name shown with the progress.
+        processes: They take the batches in turn, and each knows the whole in the end: the same
+            number, however many they are. A sharded model takes all of them at once.
 
     Raises:
         DataError: Less than one window of tokens.
@@ -79,20 +83,36 @@ def measure_val_loss(
             "Raise data.val_fraction, give more text, or lower train.seq_len.",
         )
     model.eval()
-    device = next(model.parameters()).device
-    losses = np.empty(windows)
+    losses = torch.zeros(windows, dtype=torch.float64)
+    batches = range(0, windows, batch_size)
     with torch.no_grad():
-        for first in range(0, windows, batch_size):
-            last = min(first + batch_size, windows)
-            ids = torch.from_numpy(stream.samples(np.arange(first, last), seq_len)).to(device)
-            logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # (B, T, V)
-            for row, (scores, targets) in enumerate(zip(logits, ids[:, 1:], strict=True)):
-                loss = F.cross_entropy(scores.float(), targets, reduction="sum")
-                losses[first + row] = float(loss) / seq_len
-            on_progress(Progress(task, last, windows, "windows"))
+        for turn in range(0, len(batches), processes.size):
+            mine = turn + processes.rank
+            # Where nothing is left the last one is computed again: all go through as many forwards.
+            first = batches[min(mine, len(batches) - 1)]
+            found = _window_losses(model, stream, first, min(first + batch_size, windows), seq_len)
+            if mine < len(batches):
+                losses[first : first + len(found)] = torch.tensor(found, dtype=torch.float64)
+            done = min(batches[min(turn + processes.size, len(batches)) - 1] + batch_size, windows)
+            on_progress(Progress(task, done, windows, "windows"))
             if stop is not None:
+                asked = processes.add_up(torch.tensor([float(stop())], dtype=torch.float64))
+                stop.heed(bool(asked))
                 stop.check(f"{task} is measured again")
-    return ValLoss(losses, windows * seq_len)
+    return ValLoss(processes.add_up(losses).numpy(), windows * seq_len)
+
+
+def _window_losses(
+    model: "PreTrainedModel", stream: TokenStream, first: int, last: int, seq_len: int
+) -> list[float]:
+    """Mean nats per token of the windows [first, last)."""
+    device = next(model.parameters()).device
+    ids = torch.from_numpy(stream.samples(np.arange(first, last), seq_len)).to(device)
+    logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # (B, T, V)
+    return [
+        float(F.cross_entropy(scores.float(), targets, reduction="sum")) / seq_len
+        for scores, targets in zip(logits, ids[:, 1:], strict=True)
+    ]
 
 
 def paired_difference(

@@ -1,0 +1,37 @@
+"""Versions and machine of a run, for its record."""
+
+import os
+import platform
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+__all__ = ["machine", "versions"]
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of this package, and of those that decide the numbers."""
+    packages = ("inheritune", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+    return {name: version(name) for name in packages} | {"python": platform.python_version()}
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory and system; no name of anybody."""
+    memory = None
+    with suppress(ValueError, OSError, AttributeError):
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": memory,
+        "system": platform.system(),
+    }
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
