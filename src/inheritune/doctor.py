@@ -82,9 +82,16 @@ def _packages() -> Iterator[Finding]:
             "packages", "not checked", True, "inheritune is not installed: pip install -e ."
         )
         return
-    found = [_package(r) for r in requirements if not _DEVELOPMENT.search(r)]
+    found = {f.name: f for f in map(_package, _asked_of_users(requirements))}
     # torch and transformers decide most; then by name.
-    yield from sorted(found, key=lambda f: (f.name not in {"torch", "transformers"}, f.name))
+    yield from sorted(
+        found.values(), key=lambda f: (f.name not in {"torch", "transformers"}, f.name)
+    )
+
+
+def _asked_of_users(requirements: list[str]) -> list[str]:
+    # Reversed: of a package that two extras ask for, the extra that is listed first is named.
+    return [r for r in reversed(requirements) if not _DEVELOPMENT.search(r)]
 
 
 def _package(requirement: str) -> Finding:
