@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["escape", "read_regular_file"]
+__all__ = ["escape", "first_line", "read_regular_file"]
 
 
 def read_regular_file(path: Path, limit: int) -> bytes:
@@ -47,3 +47,11 @@ def escape(text: object, limit: int = 80) -> str:
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in plain
     )
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text that says something, or its type where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # "Class validation error for validator 'validate_architecture':", and then why.
+    lines = [line for line in lines if not line.endswith(":")] or lines
+    return escape(lines[0] if lines else type(error).__name__, 200)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import inheritune.inherit.inherit as room
-import inheritune.inherit.plan as planning
+from inheritune.checkpoints import shards
 from inheritune.checkpoints.source import open_model
 from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
 from inheritune.inherit.inherit import inherit
@@ -141,7 +141,7 @@ def test_shards_stay_shards_with_an_index_that_is_right(tmp_path, family):
 
 
 def test_a_file_larger_than_a_shard_may_be_is_split(tiny_reference, tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "MAX_SHARD_BYTES", 50_000)
+    monkeypatch.setattr(shards, "MAX_SHARD_BYTES", 50_000)
     target = inherit(open_model(str(tiny_reference)), 3, tmp_path / "out")
     files = sorted(target.path.glob("model-*.safetensors"))
     assert len(files) > 1

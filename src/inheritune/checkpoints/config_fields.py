@@ -11,7 +11,7 @@ from typing import Any
 
 from inheritune.errors import UnsupportedModelError
 
-__all__ = ["COUNTS", "LEFT_ALONE", "PER_LAYER", "RULES", "Cut", "is_number"]
+__all__ = ["COUNTS", "LEFT_ALONE", "PER_LAYER", "RULES", "Cut", "expand_runs", "is_number"]
 
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
@@ -122,17 +122,30 @@ def _over_root_of_depth(value: Any, cut: Cut) -> Any:
         raise UnsupportedModelError("is too large a number.", "Correct the config.") from error
 
 
-def _run_lengths(value: Any, cut: Cut) -> Any:
-    # gpt_neo: [[["global", "local"], 12]] means 24 layers, alternating.
+def expand_runs(value: Any, most: int) -> list[Any] | None:
+    """The kind of each layer where a config counts repeats, as gpt_neo's does.
+
+    Args:
+        value: ``[[["global", "local"], 12]]`` means 24 layers, alternating.
+        most: Repeats; no model repeats a pattern more often than it has layers.
+
+    Returns:
+        None where the value has another form.
+    """
     kinds: list[Any] = []
     try:
         for pattern, times in value:
-            if times > cut.total:  # no model repeats a pattern more often than it has layers
-                return value
+            if times > most:
+                return None
             kinds += list(pattern) * times
     except (TypeError, ValueError):
-        return value
-    if len(kinds) == cut.layers:
+        return None
+    return kinds
+
+
+def _run_lengths(value: Any, cut: Cut) -> Any:
+    kinds = expand_runs(value, cut.total)
+    if kinds is None or len(kinds) == cut.layers:
         return value
     return [[[kinds[i] for i in cut.kept if i < len(kinds)], 1]]
 

@@ -8,19 +8,22 @@ from inheritune.regular_file import escape
 __all__ = ["safe_file", "safe_shard_name"]
 
 
-def safe_shard_name(value: object, index: Path) -> str:
+def safe_shard_name(
+    value: object, index: Path, endings: tuple[str, ...] = (".safetensors",)
+) -> str:
     """A file name out of a weight index, if it is one and nothing more.
 
     Args:
         value: What the index holds.
         index: The index file, for messages.
+        endings: What the name may end in.
 
     Raises:
-        SourceError: It is not a plain ``*.safetensors`` name of a file beside the index.
+        SourceError: It is not a plain name of such a file beside the index.
     """
     plain = (
         isinstance(value, str)
-        and value.endswith(".safetensors")
+        and value.endswith(endings)
         and value.isprintable()
         and not any(character in value for character in '/\\:"')
         and PurePosixPath(value).name == PureWindowsPath(value).name == value
@@ -28,7 +31,7 @@ def safe_shard_name(value: object, index: Path) -> str:
     if not plain:
         raise SourceError(
             f"{index} names {escape(repr(value))} as a weight file; only plain names that end in "
-            ".safetensors are opened.",
+            f"{', '.join(endings)} are opened.",
             "Do not use this copy of the model.",
         )
     return str(value)

@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from inheritune.checkpoints.cast import cast
 from inheritune.checkpoints.copy import copy_range, create_file, open_source, write_all
@@ -13,7 +13,7 @@ from inheritune.checkpoints.safetensors import Tensor, item_bits
 from inheritune.errors import SourceError
 from inheritune.regular_file import escape
 
-__all__ = ["TargetTensor", "read_chunks", "write_safetensors"]
+__all__ = ["Described", "TargetTensor", "file_header", "read_chunks", "write_safetensors"]
 
 # Small enough to stay in a core's cache between reading, converting and writing.
 _CHUNK = 2**20
@@ -46,6 +46,11 @@ class TargetTensor:
         return self.source.items * item_bits(self.dtype) // 8
 
     @property
+    def origin(self) -> Path:
+        """The file its values come from."""
+        return self.source.file
+
+    @property
     def is_cast(self) -> bool:
         """Whether its values change their dtype."""
         return self.dtype != self.source.dtype
@@ -71,7 +76,7 @@ def write_safetensors(
             fit the dtype it is cast to.
     """
     ordered = _aligned(tensors)
-    header = _header(ordered, metadata)
+    header = file_header(ordered, metadata)
     descriptor = create_file(out)
     try:
         write_all(descriptor, header)
@@ -98,7 +103,33 @@ def _aligned(tensors: Sequence[TargetTensor]) -> Sequence[TargetTensor]:
     return tensors
 
 
-def _header(tensors: Sequence[TargetTensor], metadata: Mapping[str, str]) -> bytes:
+class Described(Protocol):
+    """A tensor as the header of a file describes it."""
+
+    @property
+    def name(self) -> str:
+        """In the file."""
+
+    @property
+    def dtype(self) -> str:
+        """In the file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of its axes."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+
+
+def file_header(tensors: Iterable[Described], metadata: Mapping[str, str]) -> bytes:
+    """What a safetensors file begins with, its length included.
+
+    Args:
+        tensors: In the order in which they lie in the file, without gaps.
+        metadata: The file's own.
+    """
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position = 0
     for tensor in tensors:

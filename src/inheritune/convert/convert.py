@@ -17,6 +17,7 @@ from inheritune.checkpoints.copy import copy_side_files, write_file
 from inheritune.checkpoints.refusals import refuse_unsafe_config, refuse_unsupported_model
 from inheritune.checkpoints.safe_path import safe_file
 from inheritune.checkpoints.safetensors import Tensor, read_header
+from inheritune.checkpoints.shards import MAX_SHARD_BYTES
 from inheritune.checkpoints.source import ModelDirectory, open_model
 from inheritune.checkpoints.strict_json import read_json
 from inheritune.convert.child import ask
@@ -28,7 +29,6 @@ from inheritune.regular_file import escape
 
 __all__ = ["Converted", "convert"]
 
-MAX_SHARD_BYTES = 5_000_000_000
 
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _RECORD_FORMAT = 1

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from pathlib import Path
 
-from inheritune.checkpoints.safe_path import safe_file
+from inheritune.checkpoints.safe_path import safe_file, safe_shard_name
 from inheritune.checkpoints.strict_json import read_json
 from inheritune.errors import SourceError
 from inheritune.regular_file import escape
@@ -87,24 +86,7 @@ def _read_index(directory: Path) -> dict[str, str]:
     weight_map = read_json(path, "the weight index").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{path} has no weight_map.", _AGAIN)
-    return {name: _plain_name(value, path) for name, value in weight_map.items()}
-
-
-def _plain_name(value: Any, index: Path) -> str:
-    plain = (
-        isinstance(value, str)
-        and value.endswith(_SUFFIXES)
-        and value.isprintable()
-        and not any(character in value for character in '/\\:"')
-        and PurePosixPath(value).name == PureWindowsPath(value).name == value
-    )
-    if not plain:
-        raise SourceError(
-            f"{index} names {escape(repr(value))} as a weight file; only plain names that end in "
-            f"{', '.join(_SUFFIXES)} are opened.",
-            "Do not use this copy of the model.",
-        )
-    return str(value)
+    return {name: safe_shard_name(value, path, _SUFFIXES) for name, value in weight_map.items()}
 
 
 def _lone_file(directory: Path, names: list[str]) -> str:

@@ -5,7 +5,6 @@ stdout.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from inheritune.checkpoints.config import text_config
 from inheritune.checkpoints.copy import create_file, write_all
 from inheritune.checkpoints.layers import numbered
+from inheritune.checkpoints.shards import split_into_shards
+from inheritune.checkpoints.write import file_header
 from inheritune.convert.confinement import serve
 from inheritune.convert.unpickle import Checkpoint, safetensors_dtype
 from inheritune.errors import MachineError, SourceError
@@ -35,7 +36,7 @@ class _Entry:
     """A tensor of the checkpoint, before it is written."""
 
     name: str
-    source: int
+    origin: int
     dtype: str
     shape: tuple[int, ...]
     item_size: int
@@ -59,7 +60,7 @@ def _scan(checkpoint: Checkpoint, tied: bool) -> list[_Entry]:
     for number, file in enumerate(checkpoint.files):
         for entry in _entries(checkpoint, number, tied):
             if other := entries.get(entry.name):
-                both = f"{checkpoint.files[other.source].name} and {file.name}"
+                both = f"{checkpoint.files[other.origin].name} and {file.name}"
                 raise SourceError(
                     f"{escape(entry.name)} is in two files, {both}.", "Download it again."
                 )
@@ -126,19 +127,9 @@ def _tied_heads(entries: list[_Entry]) -> tuple[dict[str, str], list[str]]:
 
 def _plan(entries: list[_Entry], largest: int) -> dict[str, list[_Entry]]:
     """What goes into which file: those of one source together, at most ``largest`` bytes."""
-    shards: list[list[_Entry]] = []
-    size = 0
-    for entry in entries:
-        size += entry.size
-        if not shards or entry.source != shards[-1][-1].source or size > largest:
-            shards.append([])
-            size = entry.size
-        shards[-1].append(entry)
+    shards = split_into_shards(entries, largest)
     # Widest values first: then each tensor begins at a multiple of its own item size.
-    shards = [sorted(shard, key=lambda entry: -entry.item_size) for shard in shards]
-    if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
-    return {f"model-{i:05}-of-{len(shards):05}.safetensors": s for i, s in enumerate(shards, 1)}
+    return {name: sorted(shard, key=lambda e: -e.item_size) for name, shard in shards.items()}
 
 
 def _bytes(tensor: "Tensor") -> "Tensor":
@@ -148,27 +139,12 @@ def _bytes(tensor: "Tensor") -> "Tensor":
     return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
-def _header(entries: list[_Entry]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for entry in entries:
-        header[entry.name] = {
-            "dtype": entry.dtype,
-            "shape": list(entry.shape),
-            "data_offsets": [position, position + entry.size],
-        }
-        position += entry.size
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
 def _write(out: Path, entries: list[_Entry], checkpoint: Checkpoint) -> list[str]:
     """Write a file; returns the names of its tensors that hold NaN or infinity."""
-    tensors = checkpoint.load(entries[0].source)
+    tensors = checkpoint.load(entries[0].origin)
     descriptor = create_file(out)
     try:
-        write_all(descriptor, _header(entries))
+        write_all(descriptor, file_header(entries, {"format": "pt"}))
         for entry in entries:
             data = _bytes(tensors[entry.name]).numpy().data
             for start in range(0, len(data), _CHUNK):
@@ -195,7 +171,7 @@ def _compare(out: Path, entries: list[_Entry], checkpoint: Checkpoint) -> None:
     import torch
     from safetensors import safe_open
 
-    tensors = checkpoint.load(entries[0].source)
+    tensors = checkpoint.load(entries[0].origin)
     with safe_open(out, framework="pt") as written:
         same = set(written.keys()) == {entry.name for entry in entries}
         for entry in entries:
@@ -230,7 +206,7 @@ def _convert(request: Mapping[str, Any], tied: bool) -> dict[str, Any]:
         "torch": torch.__version__,
         "files": list(plan),
         "sources": [
-            [entry.name for entry in entries if entry.source == number]
+            [entry.name for entry in entries if entry.origin == number]
             for number in range(len(checkpoint.files))
         ],
         "dropped": checkpoint.left_out | dropped,

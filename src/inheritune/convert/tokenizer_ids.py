@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.convert.confinement import serve
-from inheritune.regular_file import escape
+from inheritune.regular_file import first_line
 
 __all__ = ["main"]
 
@@ -44,7 +44,7 @@ def _prepare(_: Mapping[str, Any]) -> str:
         import sentencepiece  # noqa: F401 - before the guard, so that it may still open libraries
         from transformers import AutoTokenizer  # noqa: F401
     except ImportError as error:
-        return _first_line(error)
+        return first_line(error)
     return ""
 
 
@@ -58,7 +58,7 @@ def _check(request: Mapping[str, Any], reason: str) -> dict[str, str]:
         processor = SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
         expected = [processor.encode(text) for text in _TEXTS]
     except Exception as error:  # tiktoken files are called tokenizer.model, too
-        return {"check": f"not checked: it is no sentencepiece model: {_first_line(error)}"}
+        return {"check": f"not checked: it is no sentencepiece model: {first_line(error)}"}
     name, ids, failure = _ids(directory, "AutoTokenizer")
     wrong = [text for text, a, b in zip(_TEXTS, ids, expected, strict=False) if a != b]
     if not failure and not wrong:
@@ -87,13 +87,8 @@ def _ids(directory: Path, class_name: str) -> tuple[str, Sequence[list[int]], st
         )
         ids = [tokenizer.encode(text, add_special_tokens=False) for text in _TEXTS]
     except Exception as error:  # whatever it says, it is about these files
-        return class_name, [], f"{class_name} cannot read it ({_first_line(error)})"
+        return class_name, [], f"{class_name} cannot read it ({first_line(error)})"
     return type(tokenizer).__name__, ids, ""
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return escape(lines[0] if lines else type(error).__name__, 160)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any
 
 from inheritune.data.bad_rows import BadRows
 from inheritune.errors import MissingExtraError
+from inheritune.regular_file import first_line
 
 __all__ = ["parquet_rows"]
 
@@ -51,11 +52,11 @@ def parquet_rows(
             for number, row in _rows(opened, column, start):
                 yield number, size * number // rows, row
     except pyarrow.ArrowException as error:
-        bad.add(str(path), f"pyarrow says: {_first_line(error)}")
+        bad.add(str(path), f"pyarrow says: {first_line(error).rstrip('.')}")
     except OSError as error:  # what pyarrow raises for broken pages has no error number
         if error.errno is not None:
             raise
-        bad.add(str(path), f"pyarrow says: {_first_line(error)}")
+        bad.add(str(path), f"pyarrow says: {first_line(error).rstrip('.')}")
 
 
 def _is_readable(opened: Any, path: Path, column: str, bad: BadRows) -> bool:
@@ -97,7 +98,3 @@ def _rows(opened: Any, column: str, start: int) -> Iterator[tuple[int, dict[str,
                     if number > start:
                         yield number, {column: text}
         before = after
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].strip().rstrip(".")[:200]

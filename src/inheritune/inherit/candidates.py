@@ -9,11 +9,12 @@ from inheritune.checkpoints.config import Edit, text_config
 from inheritune.checkpoints.flops import first_int
 from inheritune.checkpoints.ranges import merged
 from inheritune.checkpoints.safetensors import Tensor
+from inheritune.checkpoints.shards import split_into_shards
 from inheritune.checkpoints.source import ModelDirectory
 from inheritune.inherit.cut_points import CutPoint, Pattern, cut_point, find_pattern
 from inheritune.inherit.devices import Price, Speed
 from inheritune.inherit.kv_cache import Cache, CacheCost
-from inheritune.inherit.plan import kept_tensors, plan_inherit, split_into_shards, stored_dtype
+from inheritune.inherit.plan import kept_tensors, plan_inherit, stored_dtype
 from inheritune.inherit.selection import describe_selection, select_layers
 from inheritune.inherit.sizes import Counts, Sizes
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inheritune.checkpoints.config import cut_config, text_config
-from inheritune.checkpoints.config_fields import PER_LAYER
+from inheritune.checkpoints.config_fields import PER_LAYER, expand_runs
 from inheritune.checkpoints.layer_kinds import layer_kinds
 from inheritune.checkpoints.source import ModelDirectory
 from inheritune.errors import RecipeError, UnsupportedModelError
@@ -91,8 +91,9 @@ def _forms(reference: ModelDirectory, layers: Sequence[LayerCounts]) -> list[int
     said = [section[key] for key in PER_LAYER if _is_list(section.get(key), total)]
     if (kinds := layer_kinds(section, total)) is not None:
         said.append(kinds)
-    if (kinds := _run_lengths(section.get("attention_types"), total)) is not None:
-        said.append(kinds)
+    kinds = expand_runs(section.get("attention_types"), total)
+    if kinds is not None and len(kinds) >= total:
+        said.append(kinds[:total])
     for key in ("sliding_window_pattern", "global_attn_every_n_layers", "no_rope_layer_interval"):
         if type(every := section.get(key)) is int and every > 0:
             said.append([(i + 1) % every == 0 for i in range(total)])
@@ -105,16 +106,6 @@ def _forms(reference: ModelDirectory, layers: Sequence[LayerCounts]) -> list[int
 
 def _is_list(value: Any, total: int) -> bool:
     return isinstance(value, list) and len(value) >= total
-
-
-def _run_lengths(value: Any, total: int) -> list[Any] | None:
-    kinds: list[Any] = []
-    try:  # gpt_neo
-        for pattern, times in value:
-            kinds += list(pattern) * min(times, total)
-    except (TypeError, ValueError):
-        return None
-    return kinds[:total] if len(kinds) >= total else None
 
 
 def cut_point(

@@ -9,12 +9,13 @@ from typing import Any
 from inheritune import __version__
 from inheritune.checkpoints.copy import copy_side_files, write_file
 from inheritune.checkpoints.layers import numbered
+from inheritune.checkpoints.shards import split_into_shards
 from inheritune.checkpoints.source import ModelDirectory, open_model, read_json
 from inheritune.checkpoints.write import TargetTensor
 from inheritune.durable import published
 from inheritune.errors import RecipeError, UnsupportedModelError
 from inheritune.inherit.gate import check_cut
-from inheritune.inherit.plan import InheritPlan, plan_inherit, split_into_shards, stored_dtype
+from inheritune.inherit.plan import InheritPlan, plan_inherit, stored_dtype
 from inheritune.inherit.weights import describe_tensor, to_json, write_weights
 from inheritune.regular_file import escape
 

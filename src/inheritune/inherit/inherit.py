@@ -14,6 +14,7 @@ from inheritune import __version__
 from inheritune.checkpoints.config import text_config
 from inheritune.checkpoints.copy import copy_side_files, write_file
 from inheritune.checkpoints.scan import zero_matrices
+from inheritune.checkpoints.shards import split_into_shards
 from inheritune.checkpoints.source import ModelDirectory, open_model
 from inheritune.durable import published, refuse_used_directory
 from inheritune.errors import RecipeError, UnsupportedModelError
@@ -26,7 +27,6 @@ from inheritune.inherit.plan import (
     InheritPlan,
     kept_layers,
     plan_inherit,
-    split_into_shards,
 )
 from inheritune.inherit.selection import describe_selection
 from inheritune.inherit.weights import Written, describe_tensor, to_json, write_weights

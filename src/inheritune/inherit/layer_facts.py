@@ -5,9 +5,9 @@ from typing import Any
 
 from inheritune.checkpoints.layers import is_tower
 from inheritune.errors import SourceError, UnsupportedModelError
-from inheritune.regular_file import escape
+from inheritune.regular_file import escape, first_line
 
-__all__ = ["compare_layers", "first_line", "layer_list", "model_config", "with_floats"]
+__all__ = ["compare_layers", "layer_list", "model_config", "with_floats"]
 
 _SPLIT = ("embed_tokens_per_layer", "per_layer_model_projection")
 # Whether a layer keeps its keys for others above it, and where else its weights are used: nothing
@@ -213,11 +213,3 @@ def _cache_fails(model: Any) -> str:
     except Exception as error:  # a class that cannot run on the meta device says nothing here
         return first_line(error)
     return ""
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text that says something, or its type where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # "Class validation error for validator 'validate_architecture':", and then why.
-    lines = [line for line in lines if not line.endswith(":")] or lines
-    return escape(lines[0] if lines else type(error).__name__, 200)

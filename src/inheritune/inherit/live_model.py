@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.checkpoints.source import open_model
 from inheritune.errors import SourceError
-from inheritune.inherit.layer_facts import first_line, layer_list, model_config
+from inheritune.inherit.layer_facts import layer_list, model_config
 from inheritune.inherit.model_class import find_class
-from inheritune.regular_file import escape
+from inheritune.regular_file import escape, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor

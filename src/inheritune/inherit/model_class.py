@@ -9,8 +9,8 @@ from typing import Any
 from inheritune.checkpoints.config_fields import PER_LAYER
 from inheritune.checkpoints.layers import numbered
 from inheritune.errors import SourceError
-from inheritune.inherit.layer_facts import compare_layers, first_line, model_config, with_floats
-from inheritune.regular_file import escape
+from inheritune.inherit.layer_facts import compare_layers, model_config, with_floats
+from inheritune.regular_file import escape, first_line
 
 __all__ = ["compare_cut", "explicit_lists", "find_class"]
 

@@ -17,16 +17,12 @@ from inheritune.inherit.selection import check_selection
 
 __all__ = [
     "DTYPES",
-    "MAX_SHARD_BYTES",
     "InheritPlan",
     "kept_layers",
     "kept_tensors",
     "plan_inherit",
-    "split_into_shards",
     "stored_dtype",
 ]
-
-MAX_SHARD_BYTES = 5_000_000_000
 
 DTYPES = {
     **dict.fromkeys(["fp64", "float64"], "F64"),
@@ -234,23 +230,3 @@ def _renamed(name: str, container: Container, places: Mapping[int, int]) -> str:
     prefix, number = found
     rest = name[len(prefix) :].partition(".")[2]
     return f"{prefix}{number + places[layer] - layer}" + (f".{rest}" if rest else "")
-
-
-def split_into_shards(tensors: Sequence[TargetTensor]) -> dict[str, list[TargetTensor]]:
-    """One file for each of the reference's, in its order, so that ranges stay neighbours.
-
-    Returns:
-        By file name; each of at most 5 GB, but for a single tensor that is larger.
-    """
-    shards: list[list[TargetTensor]] = []
-    size = 0
-    for tensor in tensors:
-        size += tensor.size
-        new_file = not shards or tensor.source.file != shards[-1][-1].source.file
-        if new_file or size > MAX_SHARD_BYTES:
-            shards.append([])
-            size = tensor.size
-        shards[-1].append(tensor)
-    if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
-    return {f"model-{i:05}-of-{len(shards):05}.safetensors": s for i, s in enumerate(shards, 1)}
