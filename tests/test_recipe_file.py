@@ -162,6 +162,14 @@ def test_bad_set_is_named_with_the_way_out(refuse: Refuse, text: str, words: str
             "8: grow is 2. Allowed: a mapping of add, weights, tolerance, max_layers, max_rounds.",
         ),
         ("report: {prompts: [1]}", '8: report.prompts[0] is 1, read as a number. Quote it: "1".'),
+        (
+            "report: {trackers: [tensorbord]}",
+            "8: report.trackers[0] is tensorbord. Allowed: tensorboard, wandb, trackio or mlflow.",
+        ),
+        (
+            "report: {trackers: wandb}",
+            "8: report.trackers is wandb. Allowed: a list of tensorboard, wandb, trackio or",
+        ),
         ("variants: {a/b: {start: inherit}}", "8: variants.a/b: use letters, digits, '-', '_' and"),
         ("variants: {'': {start: inherit}}", "8: variants. has an empty or too long name."),
         ("variants: {a: {start: x}}", "8: variants.a.start is x. Allowed: inherit or fresh."),

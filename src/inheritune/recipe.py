@@ -87,6 +87,7 @@ Name = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_plain
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Switch = Literal["auto", "on", "off"]
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 
 class _Section(BaseModel):
@@ -310,10 +311,13 @@ class Evaluate(_Section):
 
 
 class Report(_Section):
-    """What the report shows besides figures."""
+    """What is shown besides the report's figures, and where else."""
 
     prompts: list[str] = Field([], description="beginnings that every model continues")
     sample_tokens: Annotated[int, Field(ge=1)] = Field(48, description="length of a sample")
+    trackers: list[Tracker] = Field(
+        [], description="tensorboard, wandb, trackio, mlflow: also shown there while it trains"
+    )
 
 
 class Recipe(_Section):

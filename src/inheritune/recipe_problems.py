@@ -161,6 +161,8 @@ def _one(option: _Schema) -> str:
         return "an amount such as 500K, 2M or 1.5B" if "pattern" in option else f"text{longest}"
     if kind == "array":
         count = f"{option['minItems']} " if "minItems" in option else ""
+        if "enum" in option["items"]:
+            return f"a list of {_one(option['items'])}"
         items = "mappings" if "$ref" in option["items"] else "numbers"
         return f"a list of {count}{'texts' if option['items'].get('type') == 'string' else items}"
     if "properties" in option:

@@ -16,7 +16,6 @@ NOT_BUILT = {
     "A12": "shown in test_derive.py, not under its id",
     "A20": "no test yet",
     "D19": "needs a GPU; that a processor is taken without one is tested, not under its id",
-    "D27": "there are no trackers yet",
 }
 
 

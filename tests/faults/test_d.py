@@ -1,7 +1,7 @@
 """Group D of the battery: train, save, resume, grow. Each name starts with its id.
 
-D17 (a process that fails) and D21 (growth that keeps) have more in tests/train/test_group.py and
-tests/test_keep.py; D27 waits for trackers.
+D17 (a process that fails), D21 (growth that keeps) and D27 (trackers) have more in
+tests/train/test_group.py, tests/test_keep.py and tests/train/test_trackers.py.
 """
 
 import errno
@@ -14,8 +14,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,10 @@ from inheritune.recipe import Recipe
 from inheritune.recipe_file import RecipeFile
 from inheritune.run import Run
 from inheritune.signals import catch_signals
-from inheritune.train import checkpoint_files, loop, saved_tensors, state
+from inheritune.train import checkpoint_files, loop, saved_tensors, state, trackers
 from inheritune.train.settings import choose_settings
+from inheritune.train.tracker_adapters import ADAPTERS, Row, Tracked, Tracker
+from inheritune.train.trackers import Trackers
 
 SAVE_ALWAYS = {"save_minutes": 1e-9}
 
@@ -695,6 +698,129 @@ def test_d26_a_torn_or_spoilt_metrics_file_is_cut_to_the_checkpoint(
     rows = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 21))
     assert 9.0 not in [row.get("loss") for row in rows]
+
+
+# -- trackers
+
+
+class Broken:
+    """A tracker that raises, or waits until `released`."""
+
+    def __init__(self, method: str, released: threading.Event | None = None) -> None:
+        self.method, self.released = method, released
+
+    def start(self, training: Tracked) -> None:
+        self._fail("start")
+
+    def log(self, rows: Sequence[Row]) -> None:
+        self._fail("log")
+
+    def finish(self) -> None:
+        self._fail("finish")
+
+    def _fail(self, method: str) -> None:
+        if method != self.method:
+            return
+        if self.released is None:
+            raise ConnectionError("the tracker is down")
+        self.released.wait(60)
+
+
+def trained_with(
+    make: Callable[[], Tracker], folder: Path, tokens: TokenDirectory, **more: Any
+) -> list[str]:
+    """Train, and give what was said about the tracker."""
+    said: list[str] = []
+    with Trackers({"wandb": make}, "test", folder, said.append) as shown:
+        work.run_training(folder, tokens, on_row=shown.send, **more)
+    return said
+
+
+def test_d27_a_tracker_that_is_not_installed_is_one_warning(
+    tiny_tokens: TokenDirectory,
+    tmp_path: Path,
+    unbroken: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # its import fails, as without the package
+    said = trained_with(ADAPTERS["wandb"], tmp_path, tiny_tokens)
+    assert len(said) == 1
+    assert said[0].startswith("tracker wandb: ModuleNotFoundError: ")
+    assert 'pip install "inheritune[trackers]"' in said[0]
+    assert_same(end_of(tmp_path), unbroken)
+
+
+@pytest.mark.parametrize("method", ["start", "log", "finish"])
+def test_d27_a_tracker_that_raises_is_one_warning(
+    method: str, tiny_tokens: TokenDirectory, tmp_path: Path, unbroken: dict[str, torch.Tensor]
+) -> None:
+    said = trained_with(lambda: Broken(method), tmp_path, tiny_tokens)
+    assert len(said) == 1
+    assert said[0].startswith("tracker wandb: ConnectionError: the tracker is down; the training")
+    assert_same(end_of(tmp_path), unbroken)
+
+
+@pytest.mark.parametrize("method", ["start", "log"])
+def test_d27_a_tracker_that_blocks_is_one_warning_and_nobody_waits_for_it(
+    method: str,
+    tiny_tokens: TokenDirectory,
+    tmp_path: Path,
+    unbroken: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trackers, "_DRAIN_S", 0.01)
+    released = threading.Event()
+    said = trained_with(lambda: Broken(method, released), tmp_path, tiny_tokens)
+    assert not released.is_set()  # it blocked from the first row on, and all steps were done
+    assert len(said) == 1
+    assert "rows were not taken within 0.01 s" in said[0]
+    released.set()
+    assert_same(end_of(tmp_path), unbroken)
+
+
+def test_d27_rows_that_do_not_fit_are_left_out_with_one_warning(
+    tiny_tokens: TokenDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers, "_DRAIN_S", 0.01)
+    monkeypatch.setattr(trackers, "_MOST_WAITING", 5)
+    released = threading.Event()
+    said = trained_with(lambda: Broken("log", released), tmp_path, tiny_tokens)
+    released.set()
+    assert len(said) == 1
+    assert "does not keep up, and rows are left out there" in said[0]
+    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert len([row for row in rows if "learning_rate" in row]) == 20
+
+
+def test_d27_a_stop_is_not_held_up_by_a_tracker_that_blocks(
+    tiny_tokens: TokenDirectory,
+    tmp_path: Path,
+    unbroken: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trackers, "_DRAIN_S", 0.01)
+    released = threading.Event()
+    said = trained_with(lambda: Broken("log", released), tmp_path, tiny_tokens, stop_after=7)
+    assert (len(said), released.is_set()) == (1, False)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000007"]
+    released.set()
+    assert trained_with(lambda: Broken(""), tmp_path, tiny_tokens) == []
+    assert_same(end_of(tmp_path), unbroken)
+
+
+def test_d27_a_run_says_it_in_its_log_and_trackers_may_change_on_resume(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    root = tmp_path / "run"
+    interrupted_run(recipe_of(tiny_reference, tiny_text), root)
+    execute(recipe_of(tiny_reference, tiny_text, report={"trackers": ["trackio"]}), root)
+    lines = Run(root).log_file.read_text().splitlines()
+    assert len([line for line in lines if "tracker trackio: ModuleNotFoundError" in line]) == 1
+    assert Run(root).read()["status"] == "done"
+
+
+# -- clocks
 
 
 def test_d28_a_clock_that_is_set_back_moves_no_duration(

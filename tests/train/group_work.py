@@ -21,6 +21,7 @@ from inheritune.train import state
 from inheritune.train.group import join
 from inheritune.train.loop import Plan, Trained, train
 from inheritune.train.loss import Root
+from inheritune.train.metrics import OnRow
 from inheritune.train.parallel import layers_of, shard, sync_gradients
 from inheritune.train.settings import Settings
 
@@ -61,6 +62,7 @@ def run_training(
     processes: Processes = ALONE,
     stop_after: int | None = None,
     stopping_rank: int = 0,
+    on_row: OnRow | None = None,
     **more: object,
 ) -> tuple[LlamaForCausalLM, Trained | None, list[int]]:
     """Train, or continue; asked to stop after a step, in one process only."""
@@ -80,8 +82,9 @@ def run_training(
 
     folder.mkdir(parents=True, exist_ok=True)
     plan = Plan("test", spy, wanted.tokens, INPUTS)
+    told = (stop, listen, processes, on_row)
     try:
-        trained = train(model, wanted, plan, settings, folder, measure, stop, listen, processes)
+        trained = train(model, wanted, plan, settings, folder, measure, *told)
     except InherituneError as error:
         if error.exit_code != 75:
             raise

@@ -18,6 +18,7 @@ from inheritune.errors import CheckpointError, DivergedError, MachineError
 from inheritune.progress import Progress
 from inheritune.steps.changes import decisive, warned
 from inheritune.steps.job import Job, finish, finished
+from inheritune.steps.tracking import open_trackers
 from inheritune.steps.validation import finite, val_loss_of
 
 if TYPE_CHECKING:
@@ -25,13 +26,7 @@ if TYPE_CHECKING:
 
     from inheritune.train.loop import Trained
 
-__all__ = [
-    "Arm",
-    "Trial",
-    "run_training",
-    "train_share",
-    "training_inputs",
-]
+__all__ = ["Arm", "Trial", "run_training", "train_share", "training_inputs"]
 
 
 @dataclass(frozen=True)
@@ -193,10 +188,10 @@ def train_share(
         warn=warned(job.recipe),
     )
     settings = choose_settings(recipe, flops, processes.size)
-    with processes.watched(), _memory_named(recipe.micro_batch):
-        trained = train(
-            model, recipe, plan, settings, folder, measure, job.stop, job.on_progress, processes
-        )
+    shown = open_trackers(job, arm.task, folder)
+    rest = (measure, job.stop, job.on_progress, processes, shown.send)
+    with shown, processes.watched(), _memory_named(recipe.micro_batch):
+        trained = train(model, recipe, plan, settings, folder, *rest)
     return model, trained
 
 

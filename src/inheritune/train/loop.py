@@ -19,7 +19,7 @@ from inheritune.progress import Listener, Progress, silent
 from inheritune.recipe import Train
 from inheritune.signals import StopFlag
 from inheritune.train.batches import micro_batches
-from inheritune.train.metrics import Metrics, continued_row, step_row, val_row
+from inheritune.train.metrics import Metrics, OnRow, continued_row, step_row, val_row
 from inheritune.train.optimizer import learning_rate, mean_and_clip, set_learning_rate
 from inheritune.train.parallel import my_share
 from inheritune.train.ready import Ready, make_ready
@@ -115,6 +115,7 @@ def train(
     stop: StopFlag,
     on_progress: Listener = silent,
     processes: Processes = ALONE,
+    on_row: OnRow | None = None,
 ) -> Trained:
     """Train a model in place, from its newest checkpoint if there is one.
 
@@ -131,6 +132,7 @@ def train(
         stop: Asked between micro-batches.
         on_progress: Told after every step.
         processes: That share the work; each calls this with the same arguments.
+        on_row: Is given every row of `metrics.jsonl` when it is written, in process 0.
 
     Raises:
         Interrupted: Asked to stop; a checkpoint was saved.
@@ -152,7 +154,7 @@ def train(
     per_step = recipe.batch_tokens // recipe.seq_len
     eval_every = max(1, (recipe.eval_every or total // _EVALUATIONS) // recipe.batch_tokens)
 
-    metrics = Metrics.open(folder / "metrics.jsonl", position.step, processes)
+    metrics = Metrics.open(folder / "metrics.jsonl", position.step, processes, on_row)
     epoch = _Epochs(plan, recipe)
     if position.step:
         metrics.append(continued_row(position, epoch(position)))

@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,9 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-__all__ = ["Metrics", "continued_row", "step_row", "val_row"]
+__all__ = ["Metrics", "OnRow", "continued_row", "step_row", "val_row"]
+
+OnRow = Callable[[Mapping[str, Any]], None]
 
 SPIKE_WINDOW = 128  # losses that one is compared with
 SPIKE_SIGMAS = 6.0  # above their mean: marked, and nothing else is done about it
@@ -31,28 +33,38 @@ class Metrics:
     Args:
         path: The file; None in a process that writes none.
         rows: What stands in it.
+        on_row: Is given every row that is added to the file.
 
     Attributes:
         val_losses: Nats per token by step, None where not finite.
         restarts: How often the training was continued, up to the last row.
     """
 
-    def __init__(self, path: Path | None, rows: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, path: Path | None, rows: list[dict[str, Any]], on_row: OnRow | None = None
+    ) -> None:
         self.val_losses: dict[int, float | None] = {}
         self.restarts = 0
-        self._path = path
+        self._path, self._on_row = path, on_row
         self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
         for row in rows:
             self._take_in(row)
 
     @classmethod
-    def open(cls, path: Path, keep_to_step: int, processes: Processes = ALONE) -> Self:
+    def open(
+        cls,
+        path: Path,
+        keep_to_step: int,
+        processes: Processes = ALONE,
+        on_row: OnRow | None = None,
+    ) -> Self:
         """Cut the file back to the checkpoint that a training continues from.
 
         Args:
             path: The file; its directory is made where missing.
             keep_to_step: Of the checkpoint; later rows, and torn ones, are dropped. 0: all are.
             processes: All of them come to know the rows that decide what is done next.
+            on_row: Is given every row that is added, in process 0.
         """
         rows: list[dict[str, Any]] = []
 
@@ -65,7 +77,7 @@ class Metrics:
             return [row for row in rows if "val_loss" in row or "event" in row]
 
         told = processes.on_main(cut_back)
-        return cls(path, rows) if processes.rank == 0 else cls(None, told)
+        return cls(path, rows, on_row) if processes.rank == 0 else cls(None, told)
 
     @property
     def best_step(self) -> int | None:
@@ -81,6 +93,8 @@ class Metrics:
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
+            if self._on_row is not None:
+                self._on_row(row)
 
     def _take_in(self, row: Mapping[str, Any]) -> None:
         self.restarts += row.get("event") == "continued"
