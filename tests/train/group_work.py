@@ -14,7 +14,7 @@ from inheritune.data.tokens import TokenDirectory, open_tokens
 from inheritune.errors import InherituneError, MachineError
 from inheritune.evaluate.val_loss import measure_val_loss
 from inheritune.processes import ALONE, Processes
-from inheritune.progress import Progress
+from inheritune.progress import Listener, Progress, silent
 from inheritune.recipe import Train
 from inheritune.signals import StopFlag
 from inheritune.train import state
@@ -61,6 +61,8 @@ def run_training(
     processes: Processes = ALONE,
     stop_after: int | None = None,
     stopping_rank: int = 0,
+    checkpoint: Path | None = None,
+    heard: Listener = silent,
     **more: object,
 ) -> tuple[LlamaForCausalLM, Trained | None, list[int]]:
     """Train, or continue; asked to stop after a step, in one process only."""
@@ -72,6 +74,7 @@ def run_training(
 
     def listen(progress: Progress) -> None:
         begin.setdefault("tokens", progress.done)
+        heard(progress)
         if progress.done == (stop_after or -1) * 128 and processes.rank == stopping_rank:
             stop.signal_number = signal.SIGTERM
 
@@ -79,7 +82,7 @@ def run_training(
         return measure_val_loss(model, tokens.val, 16, 4, stop, processes=processes).mean
 
     folder.mkdir(parents=True, exist_ok=True)
-    plan = Plan("test", spy, wanted.tokens, INPUTS)
+    plan = Plan("test", spy, wanted.tokens, INPUTS, checkpoint=checkpoint)
     try:
         trained = train(model, wanted, plan, settings, folder, measure, stop, listen, processes)
     except InherituneError as error:
