@@ -150,10 +150,8 @@ def _recorded(
             job = Job(recipe.recipe, run, stop, listener, processes, allowed, checkpoint)
             value, code = work(job)
         except InherituneError as error:
-            is_stop = isinstance(error, Interrupted)
-            if checkpoint and is_stop and _metrics_time(checkpoint) != metrics_before:
-                # It has gone on from there; the same command would do that once more.
-                error = Interrupted(error.message, "Run it again without --from to continue.")
+            if checkpoint and _metrics_time(checkpoint) != metrics_before:
+                error = _without_from(error)
             with suppress(InherituneError):  # a full disk must not hide the first error
                 if before.get("result") and error.exit_code in _REFUSED:
                     # The run is done and stays as it was recorded; only this start is refused.
@@ -171,6 +169,13 @@ def _recorded(
             raise
         close("done", code)
         return value, code
+
+
+def _without_from(error: InherituneError) -> InherituneError:
+    """Of a training that has gone on from a named checkpoint: it must not do so once more."""
+    if not isinstance(error, Interrupted):
+        return error
+    return Interrupted(error.message, "Run it again without --from to continue.")
 
 
 def _metrics_time(checkpoint: Path) -> int | None:
