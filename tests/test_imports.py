@@ -37,9 +37,18 @@ LEVELS = [
     {"inherit", "train", "evaluate"},
     {"convert", "steps"},
     {"derive", "doctor", "report"},
-    {"accounting", "planning"},
-    {"execute"},
-    {"__main__", "cli", "console", "data_commands", "launch", "model_commands", "terminal"},
+    {"accounting", "planning", "session"},
+    {"execute", "pretraining"},
+    {
+        "__main__",
+        "cli",
+        "console",
+        "data_commands",
+        "launch",
+        "model_commands",
+        "terminal",
+        "train_commands",
+    },
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 STEPS = LEVELS[2]
@@ -58,7 +67,9 @@ FAST = {
     "execute",
     "inherit",
     "planning",
+    "pretraining",
     "report",
+    "session",
     "steps",
 }
 TYPING_ONLY = {"TYPE_CHECKING", "typing.TYPE_CHECKING"}

@@ -117,7 +117,7 @@ def test_a_round_begins_where_the_one_before_ended(
     # The schedule starts afresh, and so do the steps.
     assert rows(second, "learning_rate") == rows(first, "learning_rate")
     assert rows(second, "step")[0] == 0
-    steps = load_file(next((second / "checkpoints").iterdir()) / "optimizer.safetensors")
+    steps = load_file(next((second / "checkpoints").glob("step-*")) / "optimizer.safetensors")
     assert float(steps["step.model.layers.0.mlp.up_proj.weight"]) == 20
     assert float(steps["step.model.layers.1.mlp.up_proj.weight"]) == 10
 

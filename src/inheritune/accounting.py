@@ -8,9 +8,10 @@ import numpy as np
 
 from inheritune.derive import Outcome
 from inheritune.recipe import Recipe
+from inheritune.steps.reference import Benchmark
 from inheritune.steps.training import Trial
 
-__all__ = ["gap_closed", "ledger", "notes", "result", "variant_rows"]
+__all__ = ["gap_closed", "ledger", "notes", "result", "training_ledger", "variant_rows"]
 
 # A gap smaller than this many of its standard errors is not worth dividing by.
 _LEAST_GAP_SE = 3.0
@@ -41,6 +42,14 @@ def ledger(outcome: Outcome) -> list[dict[str, Any]]:
         item = f"{trial.name}, {trial.layers} layers"
         entries.append(_entry(item, trial.tokens, trial.flops, trial.seconds))
     return entries
+
+
+def training_ledger(before: Benchmark, trial: Trial) -> list[dict[str, Any]]:
+    """Every cost of a training without a recipe; entries as in `ledger`."""
+    return [
+        _entry("val_loss before", 0, before.flops, before.seconds),
+        _entry(f"{trial.name}, {trial.layers} layers", trial.tokens, trial.flops, trial.seconds),
+    ]
 
 
 def _entry(

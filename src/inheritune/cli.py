@@ -8,11 +8,14 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from inheritune import data_commands, model_commands
+from inheritune import data_commands, model_commands, train_commands
 from inheritune.console import (
     DEFAULT_RUNS,
+    AllowChange,
     Debug,
+    From,
     Json,
+    NumberOfProcesses,
     Runs,
     Sets,
     print_json,
@@ -20,6 +23,7 @@ from inheritune.console import (
     reported,
     say,
 )
+from inheritune.train_commands import Asked
 
 if TYPE_CHECKING:
     from inheritune.recipe import Recipe
@@ -57,13 +61,9 @@ def _version(
 @app.command()
 def run(
     recipe: RecipePath,
-    processes: Annotated[
-        int, typer.Option(min=1, help="Processes on this machine, such as one for each GPU.")
-    ] = 1,
-    allow_change: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY", help="Go on although this key has changed; recorded."),
-    ] = None,
+    processes: NumberOfProcesses = 1,
+    allow_change: AllowChange = None,
+    checkpoint: From = None,
     sets: Sets = None,
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,
@@ -77,14 +77,10 @@ def run(
         wanted = read_recipe(recipe, sets or [])
         root, allowed = runs / wanted.recipe.name, allow_change or []
         if processes > 1:
-            from inheritune.launch import launch
-
-            options = [o for text in sets or [] for o in ("--set", text)]
-            options += [o for key in allowed for o in ("--allow-change", key)]
-            options += ["--runs", str(runs), *["--json"] * as_json, *["--debug"] * debug]
-            raise typer.Exit(launch(["run", str(recipe), *options], processes, root))
+            asked = Asked(processes, allowed, checkpoint, sets or [], as_json, debug)
+            asked.launch(["run", str(recipe), "--runs", str(runs)], root)
         with progress() as listen:
-            final, code = execute(wanted, root, listen, allowed=allowed)
+            final, code = execute(wanted, root, listen, allowed=allowed, checkpoint=checkpoint)
         if final:  # the first process has it
             _show_result(root, final, as_json, f"inheritune report {root}")
         raise typer.Exit(code)
@@ -134,38 +130,9 @@ for _command in (
     model_commands.convert,
     data_commands.prepare,
     data_commands.inspect,
+    train_commands.train,
 ):
     app.command()(_command)
-
-
-@app.command()
-def train(
-    recipe: RecipePath,
-    variant: Annotated[
-        str | None, typer.Option(help="Which variant of the recipe; default: the target.")
-    ] = None,
-    layers: Annotated[int | None, typer.Option(min=1, help="How many layers it has.")] = None,
-    sets: Sets = None,
-    runs: Runs = DEFAULT_RUNS,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Train one variant of a recipe at one size."""
-    with reported(as_json, debug):
-        from inheritune.execute import train_only
-        from inheritune.recipe_file import read_recipe
-
-        wanted = read_recipe(recipe, sets or [])
-        with progress() as listen:
-            trial = train_only(wanted, runs / wanted.recipe.name, variant, layers, listen)
-        if as_json:
-            print_json(trial)
-        else:
-            say(
-                f"{trial['model']}: val_loss {trial['val_loss']:.4f}, "
-                f"{trial['difference']:+.4f} against the benchmark."
-            )
-            say(f"next: inheritune run {recipe}")
 
 
 @app.command()

@@ -20,8 +20,11 @@ from inheritune.regular_file import escape
 
 __all__ = [
     "DEFAULT_RUNS",
+    "AllowChange",
     "Debug",
+    "From",
     "Json",
+    "NumberOfProcesses",
     "Runs",
     "Sets",
     "print_json",
@@ -35,6 +38,23 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; may be repeated."),
+]
+NumberOfProcesses = Annotated[
+    int, typer.Option("--processes", min=1, help="On this machine, such as one for each GPU.")
+]
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY", help="Go on although this key has changed; recorded."),
+]
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="CHECKPOINT",
+        help="Go on from this step directory of the unfinished training, not from the newest. "
+        "Later ones are set aside, and deleted once a newer one is saved; metrics are cut back. "
+        "Stopped again, leave --from out.",
+    ),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="Where runs are kept, each under its name.")]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from inheritune.errors import RecipeError
 
-__all__ = ["Difference", "differences", "refuse_differences"]
+__all__ = ["Difference", "differences", "refuse_differences", "told"]
 
 Difference = tuple[str, Any, Any]  # dotted key, value before, value now
 
@@ -36,6 +36,11 @@ def _differences(before: Any, now: Any, key: str) -> list[Difference]:
     return found
 
 
+def told(found: Collection[Difference]) -> str:
+    """Differences as the end of a sentence: what stood there, and what stands there now."""
+    return ", and with ".join(f"{key} = {old!r}; now it is {new!r}" for key, old, new in found)
+
+
 def refuse_differences(
     what: object,
     before: Mapping[str, Any],
@@ -59,12 +64,9 @@ def refuse_differences(
     found = differences(before, now)
     refused = [difference for difference in found if difference[0] not in allowed]
     if refused:
-        said = ", and with ".join(
-            f"{key} = {old!r}; now it is {new!r}" for key, old, new in refused
-        )
         raise RecipeError(
-            f"{what} was made with {said}.",
-            "Put it back, or give the run another name: --set name=... "
+            f"{what} was made with {told(refused)}.",
+            "Put it back, or give the run another name: --set name=..., or another OUT "
             "(--allow-change KEY goes on all the same, and is recorded).",
         )
     return found

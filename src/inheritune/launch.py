@@ -1,4 +1,4 @@
-"""`run --processes N`: torchrun with the right options, and the exit code that was recorded."""
+"""`--processes N`: torchrun with the right options, and the exit code that was recorded."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from types import FrameType
 from inheritune.errors import InherituneError
 from inheritune.run import Run
 
-__all__ = ["command_of", "is_first_process", "launch"]
+__all__ = ["command_of", "is_first_process", "launch", "process_count"]
 
 # torchrun does not pass SIGUSR1 on unless it is named; schedulers send it before they kill.
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
@@ -25,6 +25,11 @@ _SAVE_S = 600  # for a last checkpoint; torchrun kills after 30 s unless told
 def is_first_process() -> bool:
     """Whether this is the process that prints: the only one, or torchrun's first."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def process_count() -> int:
+    """How many processes torchrun has started of this one; 1 where it has not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def command_of(arguments: Sequence[str], processes: int) -> list[str]:

@@ -14,7 +14,7 @@ from inheritune.recipe_problems import explain
 from inheritune.recipe_yaml import KeyPath, Place, Tree, dotted, kind_of, read_tree
 from inheritune.regular_file import escape, read_regular_file
 
-__all__ = ["RecipeFile", "read_recipe", "recipe_schema"]
+__all__ = ["RecipeFile", "made_recipe", "read_recipe", "read_sets", "recipe_schema"]
 
 _MAX_BYTES = 1_000_000
 
@@ -25,7 +25,7 @@ class RecipeFile:
 
     Attributes:
         path: The file; None for a recipe that was not read from one.
-        text: The file's text, without a byte order mark.
+        text: The file's text, without a byte order mark; empty where there is none.
         recipe: Checked, with every default.
         origins: ``"file"``, ``"--set"`` or ``"default"`` for each leaf of ``recipe.resolved()``,
             by its dotted key, such as ``"train.tokens"``. A list is one leaf.
@@ -63,11 +63,40 @@ def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeFile:
         )
     for text_of_set in sets:
         _override(tree, text_of_set)
+    recipe = _checked(tree)
+    return RecipeFile(path, text, recipe, _origins(recipe, tree))
+
+
+def read_sets(sets: Sequence[str]) -> Tree:
+    """Overrides alone, as a mapping of sections; of two for one key the later holds.
+
+    Raises:
+        RecipeError: One is not of the form KEY=VALUE.
+    """
+    tree = Tree("the command line", {})
+    for text in sets:
+        _override(tree, text)
+    return tree
+
+
+def made_recipe(tree: Tree) -> RecipeFile:
+    """Check a recipe that was put together from a command line.
+
+    Args:
+        tree: What `read_sets` read, with whatever else the recipe needs in its mappings.
+
+    Raises:
+        RecipeError: One to three lines that name key, value and what is allowed.
+    """
+    recipe = _checked(tree)
+    return RecipeFile(None, "", recipe, _origins(recipe, tree))
+
+
+def _checked(tree: Tree) -> Recipe:
     try:
-        recipe = Recipe.model_validate(tree.value)
+        return Recipe.model_validate(tree.value)
     except ValidationError as error:
         raise explain(error, tree) from None
-    return RecipeFile(path, text, recipe, _origins(recipe, tree))
 
 
 def recipe_schema() -> dict[str, Any]:

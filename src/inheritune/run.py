@@ -14,9 +14,11 @@ from inheritune.durable import read_json_file, refused_by_system, write_json
 from inheritune.errors import DataError, MachineError, RecipeError
 from inheritune.regular_file import escape
 
-__all__ = ["FORMAT", "Run"]
+__all__ = ["FORMAT", "RUN", "TRAIN", "Run"]
 
 FORMAT = 1  # of run.json
+# What a directory was made by, in its record: a recipe, or `train MODEL TOKENS OUT`.
+RUN, TRAIN = "run", "train"
 
 
 class Run:

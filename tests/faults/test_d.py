@@ -291,7 +291,7 @@ def test_d5_a_disk_that_refuses_ends_with_4_and_the_last_checkpoint_is_whole(
         with pytest.raises(MachineError) as error:
             work.run_training(tmp_path, tiny_tokens)
     assert error.value.exit_code == 4
-    assert [p.name for p in checkpoints.iterdir()] == ["step-00000005"]
+    assert [p.name for p in checkpoints.glob("*step*")] == ["step-00000005"]
     checkpoint_files.verify(checkpoints / "step-00000005")
 
 
@@ -304,7 +304,7 @@ def test_d5_a_file_size_limit_ends_with_4(tiny_tokens: TokenDirectory, tmp_path:
         work.run_training(tmp_path, tiny_tokens)
 
     assert code_of(in_child(limited)) == 4
-    assert [p.name for p in checkpoints.iterdir()] == ["step-00000005"]
+    assert [p.name for p in checkpoints.glob("*step*")] == ["step-00000005"]
     checkpoint_files.verify(checkpoints / "step-00000005")
 
 
@@ -341,27 +341,69 @@ def test_d6_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert_same(end_of(tmp_path), unbroken)
 
 
-@pytest.mark.parametrize("content", [None, "step-00000099", "../../etc", "\0garbage"])
-def test_d7_a_hint_at_the_latest_is_never_believed(
-    content: str | None,
-    tiny_tokens: TokenDirectory,
-    tmp_path: Path,
-    unbroken: dict[str, torch.Tensor],
+@pytest.mark.parametrize("name", DAMAGES)
+def test_d6_a_damaged_checkpoint_that_is_named_ends_with_3_and_nothing_in_its_place(
+    name: str, tiny_tokens: TokenDirectory, tmp_path: Path
 ) -> None:
-    checkpoints = saved(tmp_path, tiny_tokens, 5)
-    if content is None:
-        (checkpoints / "latest").symlink_to(tmp_path / "nowhere")
-    else:
-        (checkpoints / "latest").write_text(content)
+    checkpoints = saved(tmp_path, tiny_tokens, 3, 5)
+    DAMAGES[name](checkpoints / "step-00000003")
+    before = sorted(checkpoints.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"cannot go on from .*step-00000003: .") as error:
+        work.run_training(tmp_path, tiny_tokens, checkpoint=checkpoints / "step-00000003")
+    assert error.value.exit_code == 3
+    assert sorted(checkpoints.rglob("*")) == before
+
+
+LIES: dict[str, Callable[[Path], Any]] = {
+    "missing": lambda latest: latest.unlink(),
+    "dangling": lambda latest: latest.write_text("step-00000099"),
+    "older": lambda latest: latest.write_text("step-00000003"),
+    "outside": lambda latest: latest.write_text("../../etc"),
+    "garbage": lambda latest: latest.write_bytes(b"\0\xff" * 1000),
+    "link": lambda latest: latest.unlink() or latest.symlink_to(latest.parents[1] / "mine"),
+    "directory": lambda latest: latest.unlink() or latest.mkdir(),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_d7_a_hint_at_the_latest_is_never_believed_and_is_written_anew(
+    name: str, tiny_tokens: TokenDirectory, tmp_path: Path, unbroken: dict[str, torch.Tensor]
+) -> None:
+    (tmp_path / "mine").write_text("of somebody else")
+    checkpoints = saved(tmp_path, tiny_tokens, 3, 5)
+    latest = checkpoints / "latest"
+    assert latest.read_text() == "step-00000005\n"
+    LIES[name](latest)
+    saved(tmp_path, tiny_tokens, 7)
+    if name != "directory":  # which a hint is not worth deleting
+        assert not latest.is_symlink()
+        assert latest.read_text() == "step-00000007\n"
     work.run_training(tmp_path, tiny_tokens)
     assert_same(end_of(tmp_path), unbroken)
+    assert (tmp_path / "mine").read_text() == "of somebody else"
+    assert not litter(tmp_path)
+
+
+def test_d7_the_hint_names_what_was_loaded_when_the_newest_is_broken(
+    tiny_tokens: TokenDirectory, tmp_path: Path
+) -> None:
+    checkpoints = saved(tmp_path, tiny_tokens, 3, 5)
+    DAMAGES["truncated"](checkpoints / "step-00000005")
+    seen = []
+
+    def look(progress: Progress) -> None:
+        seen.append((checkpoints / "latest").read_text())
+
+    work.run_training(tmp_path, tiny_tokens, heard=look)
+    assert seen[0] == "step-00000003\n"
+    assert (checkpoints / "latest").read_text() == "step-00000020\n"
 
 
 def test_d8_when_all_are_bad_it_never_starts_over_silently(
     tiny_tokens: TokenDirectory, tmp_path: Path
 ) -> None:
     checkpoints = saved(tmp_path, tiny_tokens, 3, 5)
-    for checkpoint in checkpoints.iterdir():
+    for checkpoint in checkpoints.glob("step-*"):
         (checkpoint / "trainer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="To train from the start, remove") as error:
         work.run_training(tmp_path, tiny_tokens)
@@ -391,6 +433,9 @@ def test_d9_a_planted_pickle_is_ignored_and_said(
         ("train", {"seed": 1}),
         ("train", {"schedule": "wsd"}),
         ("train", {"precision": "bf16"}),
+        ("data", {"val_fraction": 0.3}),
+        ("data", {"tokens": 1500}),
+        ("data", {"source": "elsewhere.txt"}),
     ],
 )
 def test_d10_a_changed_recipe_is_refused_with_2_and_the_difference(

@@ -14,7 +14,7 @@ from inheritune.data.tokens import TokenDirectory, open_tokens
 from inheritune.errors import InherituneError, MachineError
 from inheritune.evaluate.val_loss import measure_val_loss
 from inheritune.processes import ALONE, Processes
-from inheritune.progress import Progress
+from inheritune.progress import Listener, Progress, silent
 from inheritune.recipe import Train
 from inheritune.signals import StopFlag
 from inheritune.train import state
@@ -63,6 +63,8 @@ def run_training(
     stop_after: int | None = None,
     stopping_rank: int = 0,
     on_row: OnRow | None = None,
+    checkpoint: Path | None = None,
+    heard: Listener = silent,
     **more: object,
 ) -> tuple[LlamaForCausalLM, Trained | None, list[int]]:
     """Train, or continue; asked to stop after a step, in one process only."""
@@ -74,6 +76,7 @@ def run_training(
 
     def listen(progress: Progress) -> None:
         begin.setdefault("tokens", progress.done)
+        heard(progress)
         if progress.done == (stop_after or -1) * 128 and processes.rank == stopping_rank:
             stop.signal_number = signal.SIGTERM
 
@@ -81,7 +84,7 @@ def run_training(
         return measure_val_loss(model, tokens.val, 16, 4, stop, processes=processes).mean
 
     folder.mkdir(parents=True, exist_ok=True)
-    plan = Plan("test", spy, wanted.tokens, INPUTS)
+    plan = Plan("test", spy, wanted.tokens, INPUTS, checkpoint=checkpoint)
     told = (stop, listen, processes, on_row)
     try:
         trained = train(model, wanted, plan, settings, folder, measure, *told)

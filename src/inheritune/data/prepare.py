@@ -14,7 +14,8 @@ from inheritune.data.sources import held_out_sources, open_sources
 from inheritune.data.staging import is_prepared, publish, staging_directory, sweep
 from inheritune.data.tokenizer import TextTokenizer
 from inheritune.data.tokens import TokenDirectory, canonical_digest, check_length, open_tokens
-from inheritune.errors import DataError
+from inheritune.errors import DataError, RecipeError
+from inheritune.inputs import told
 from inheritune.progress import Listener, silent
 from inheritune.recipe import Data
 
@@ -66,7 +67,9 @@ def prepare(
         start_method: How they are started: ``"spawn"``, ``"fork"`` or ``"forkserver"``.
 
     Raises:
-        DataError: The text is missing, broken or too short, or ``out`` holds something else.
+        DataError: The text is missing, broken or too short, or ``out`` was prepared from other
+            files or for another tokenizer.
+        RecipeError: ``out`` was prepared with other values of the recipe's section.
         Interrupted: ``should_stop`` said so.
         MachineError: The disk is full, a worker ended, or another process prepares the same tokens.
         MissingExtraError: A source needs a package that is not installed.
@@ -130,6 +133,13 @@ def _check_fits(tokens: TokenDirectory, request: dict[str, Any]) -> None:
     changed = [key for key in {**request, **before} if before.get(key) != request.get(key)]
     if None in (request.get(_TEXT), before.get(_TEXT)):
         changed = [key for key in changed if key != _TEXT]
+    asked = [key for key in changed if key.startswith("data.")]
+    if asked:  # the recipe, and not what it names, has changed
+        raise RecipeError(
+            f"the tokens in {tokens.path} were prepared with "
+            f"{told([(key, before.get(key), request.get(key)) for key in asked])}.",
+            "Put it back, or give the run another name: --set name=...",
+        )
     if changed:
         raise DataError(
             f"the tokens in {tokens.path} were prepared otherwise: {', '.join(changed)} changed.",

@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from inheritune.errors import DataError
 from inheritune.report.charts import Chart, loss_charts
 from inheritune.report.curves import Curve, read_curves, reference_points, thin
 from inheritune.report.embed import as_data_script, presentable, shortened
@@ -30,6 +31,7 @@ from inheritune.report.tables import (
 )
 from inheritune.report.vega import javascript, png, svg, theme
 from inheritune.report.verdict import headline, outcome, remarks, verdict
+from inheritune.run import TRAIN
 
 __all__ = ["write_report"]
 
@@ -49,9 +51,14 @@ def write_report(run_root: Path) -> Path:
         The page's path.
 
     Raises:
-        DataError: There is no readable ``run.json``.
+        DataError: There is no readable ``run.json``, or it is that of a training without a recipe.
     """
     record = presentable(read_record(run_root))
+    if record.get("command") == TRAIN:
+        raise DataError(
+            f"{run_root} holds a training without a recipe, which has no report.",
+            f"Its result is in {run_root / 'run.json'}, its losses in metrics.jsonl.",
+        )
     curves = read_curves(run_root, record)
     charts = loss_charts(record, curves)
     drawn = {chart.name: svg(chart.spec) for chart in charts}

@@ -27,6 +27,8 @@ class Job:
         on_progress: Told what goes on.
         processes: That share the trainings; the others run `workers.serve`.
         allowed: Keys that may differ from what results and checkpoints were made with.
+        checkpoint: The one that the next training goes on from, see `steps.chosen`; None: the
+            newest that is whole.
     """
 
     recipe: Recipe
@@ -35,6 +37,7 @@ class Job:
     on_progress: Listener
     processes: Processes = ALONE
     allowed: frozenset[str] = frozenset()
+    checkpoint: Path | None = None
 
 
 def finished(job: Job, path: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from inheritune.durable import write_json
 from inheritune.errors import CheckpointError, DivergedError, MachineError
 from inheritune.progress import Progress
 from inheritune.steps.changes import decisive, warned
+from inheritune.steps.chosen import checkpoint_for
 from inheritune.steps.job import Job, finish, finished
 from inheritune.steps.tracking import open_trackers
 from inheritune.steps.validation import finite, val_loss_of
@@ -35,9 +36,10 @@ class Arm:
 
     Attributes:
         variant: Name in the recipe.
-        start: ``"inherit"`` or ``"fresh"``.
+        start: ``"inherit"``, ``"fresh"``, or ``"trained"`` for a model as it is.
         layers: Of the model trained.
         tokens: Training tokens, repeats counted.
+        model: Model directory that a ``"trained"`` start takes its weights from, where it lies.
         grown_from: Directory of the training whose end it goes on from, within the run.
         first_sample: Position in the order of samples at which it begins.
     """
@@ -46,8 +48,13 @@ class Arm:
     start: str
     layers: int
     tokens: int
+    model: str | None = None
     grown_from: str | None = None
     first_sample: int = 0
+
+    def start_in(self, folder: Path) -> Path:
+        """The directory it starts from: its own model, or ``start/`` of the training's folder."""
+        return folder / "start" if self.model is None else Path(self.model)
 
     @property
     def task(self) -> str:
@@ -110,7 +117,8 @@ def run_training(
     Args:
         job: Recipe, run, whom to ask and to tell.
         arm: What to train, for how long.
-        folder: The training's own directory; holds ``start/``, with weights or a config alone.
+        folder: The training's own directory; holds ``start/``, with weights or a config alone,
+            unless the arm has a model.
         tokens: To train and to validate on.
         inputs: All that decides the result.
         benchmark: The reference's loss per window, nats per token; None for the reference itself.
@@ -126,9 +134,11 @@ def run_training(
         finish(path, inputs, done)
     # The result stands; only now is what it could be made from again let go. The end itself stays
     # where a larger model may go on from it.
-    saved = sorted((folder / "checkpoints").glob("step-*"))
+    saved = sorted((folder / "checkpoints").glob("*step-*"))
     for old in saved[:-1] if _goes_on(job, arm) else saved:
         shutil.rmtree(old)
+    if not _goes_on(job, arm):
+        (folder / "checkpoints" / "latest").unlink(missing_ok=True)
     return Trial(**done)
 
 
@@ -143,9 +153,11 @@ def _train(
     from inheritune.train.state import load_weights
     from inheritune.train.weights import save_model
 
+    checkpoint = checkpoint_for(job, folder)  # refused here, before the others begin
     place = {"arm": asdict(arm), "folder": folder.relative_to(job.run.root).as_posix()}
+    place["tokens"] = str(tokens.path.resolve())
     job.processes.post({"do": "train", "inputs": dict(inputs)} | place)
-    model, trained = train_share(job, arm, folder, tokens, inputs)
+    model, trained = train_share(job, arm, folder, tokens, inputs, checkpoint)
     for note in trained.notes:
         job.on_progress(Progress(arm.task, message=note))
     if job.processes.size > 1:  # each holds its rows; the last checkpoint holds all of them
@@ -153,14 +165,22 @@ def _train(
         load_weights(folder / "checkpoints", model)
     # One that is there without a result.json was left by a kill: it may be of other inputs.
     shutil.rmtree(folder / "model", ignore_errors=True)
-    save_model(model, folder / "model", folder / "start")
+    save_model(model, folder / "model", arm.start_in(folder))
     return trained
 
 
 def train_share(
-    job: Job, arm: Arm, folder: Path, tokens: TokenDirectory, inputs: Mapping[str, Any]
+    job: Job,
+    arm: Arm,
+    folder: Path,
+    tokens: TokenDirectory,
+    inputs: Mapping[str, Any],
+    checkpoint: Path | None = None,
 ) -> "tuple[PreTrainedModel, Trained]":
-    """This process's part of a training; all of them call it with the same arguments."""
+    """This process's part of a training; all of them call it with the same arguments.
+
+    Process 0 alone may name a checkpoint to go on from: it is the one that chooses.
+    """
     from inheritune.evaluate.val_loss import measure_val_loss
     from inheritune.train.loop import Plan, train
     from inheritune.train.settings import choose_settings
@@ -168,7 +188,7 @@ def train_share(
 
     recipe, processes = job.recipe.train, job.processes
     batch_size = job.recipe.evaluate.batch_size
-    flops = describe(folder / "start", recipe.seq_len).flops_per_token * arm.tokens
+    flops = describe(arm.start_in(folder), recipe.seq_len).flops_per_token * arm.tokens
     moments = None if arm.grown_from is None else _end_of(job.run.root / arm.grown_from)
     model = _start_model(job, arm, folder)
 
@@ -186,6 +206,7 @@ def train_share(
         moments=moments,
         allowed=job.allowed,
         warn=warned(job.recipe),
+        checkpoint=checkpoint,
     )
     settings = choose_settings(recipe, flops, processes.size)
     shown = open_trackers(job, arm.task, folder)
@@ -217,9 +238,9 @@ def _start_model(job: Job, arm: Arm, folder: Path) -> "PreTrainedModel":
     from inheritune.train.weights import fresh_model, load_model
 
     recipe = job.recipe.train
-    if arm.start == "inherit":
-        return load_model(folder / "start", recipe.dropout)
-    return fresh_model(folder / "start", recipe.seed, recipe.dropout)
+    if arm.start == "fresh":
+        return fresh_model(arm.start_in(folder), recipe.seed, recipe.dropout)
+    return load_model(arm.start_in(folder), recipe.dropout)
 
 
 def _end_of(folder: Path) -> Path:

@@ -19,7 +19,8 @@ def val_loss_of(
 ) -> "tuple[ValLoss, float]":
     """The val_loss of a model directory, and the seconds it took."""
     began = time.monotonic()
-    job.processes.post({"do": "measure", "directory": str(directory.resolve()), "task": task})
+    places = {"directory": str(directory.resolve()), "tokens": str(tokens.path.resolve())}
+    job.processes.post({"do": "measure", "task": task} | places)
     return val_loss_share(job, directory, tokens, task), time.monotonic() - began
 
 

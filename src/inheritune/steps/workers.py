@@ -14,8 +14,8 @@ def serve(job: Job) -> int:
     """Take part in trainings and measurements until the run ends.
 
     Args:
-        job: As process 0 has it. Tokens and start directories are read where that one writes them:
-            several machines need a run directory that they share.
+        job: As process 0 has it. Tokens and start directories are read where that one has them:
+            several machines need directories that they share.
 
     Returns:
         The exit code of the run.
@@ -23,7 +23,7 @@ def serve(job: Job) -> int:
     for task in job.processes.tasks():
         if task["do"] == "end":
             return int(task["code"])
-        tokens = open_tokens(job.run.tokens)  # whatever there was to prepare is prepared by now
+        tokens = open_tokens(Path(task["tokens"]))  # whatever there was to prepare is prepared
         if task["do"] == "train":
             folder = job.run.root / task["folder"]
             train_share(job, Arm(**task["arm"]), folder, tokens, task["inputs"])

@@ -1,6 +1,8 @@
 """The files of a checkpoint, and whether all of them are there and as they were written."""
 
 import hashlib
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,65 @@ __all__ = [
     "is_whole",
     "newest_first",
     "pickles_in",
+    "point_latest",
+    "set_aside",
+    "set_aside_in",
     "verify",
 ]
 
 FORMAT = 1
+_LATEST = "latest"
 # What reading a damaged checkpoint can raise.
 BROKEN = (CheckpointError, DataError, SafetensorError, OSError, ValueError, KeyError, TypeError)
 
+_ASIDE = "set-aside-"
 _PICKLES = {".pt", ".pth", ".pkl", ".ckpt", ".bin"}
 
 
 def newest_first(folder: Path) -> list[Path]:
     """Checkpoints of a training, by their steps."""
     return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
+
+
+def point_latest(folder: Path, name: str) -> None:
+    """Name the newest checkpoint in the file `latest`, for people and scripts.
+
+    A hint: no training reads it, and one that cannot be written stops none.
+
+    Args:
+        folder: Where checkpoints of a training lie.
+        name: Of the checkpoint.
+    """
+    staged = folder / f".{_LATEST}.tmp"
+    with suppress(OSError):
+        staged.unlink(missing_ok=True)  # of a process that was killed, or a link to elsewhere
+        try:
+            staged.write_text(f"{name}\n", encoding="utf-8")
+            staged.replace(folder / _LATEST)
+        finally:
+            staged.unlink(missing_ok=True)
+
+
+def set_aside(checkpoint: Path) -> list[str]:
+    """Rename the later checkpoints of a training that goes on from this one.
+
+    They are not continued from any more, and stay until a newer one is published.
+
+    Returns:
+        Their names before.
+    """
+    later = [c for c in newest_first(checkpoint.parent) if c.name > checkpoint.name]
+    for old in later:
+        aside = old.with_name(f"{_ASIDE}{old.name}")
+        if aside.exists():  # set aside twice: the older one is of no branch any more
+            shutil.rmtree(aside)
+        old.rename(aside)
+    return [old.name for old in later]
+
+
+def set_aside_in(folder: Path) -> list[Path]:
+    """What `set_aside` renamed."""
+    return sorted(folder.glob(f"{_ASIDE}step-*"))
 
 
 def files_of(checkpoint: Path, kind: str) -> list[Path]:

@@ -48,6 +48,7 @@ class Plan:
         moments: Checkpoint of a smaller model's training whose moments are taken over.
         allowed: Keys of the inputs that may differ from a checkpoint's.
         warn: What may differ with a warning.
+        checkpoint: The one to go on from; None: the newest that is whole.
     """
 
     task: str
@@ -58,6 +59,7 @@ class Plan:
     moments: Path | None = None
     allowed: Collection[str] = ()
     warn: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def train(
     processes: Processes = ALONE,
     on_row: OnRow | None = None,
 ) -> Trained:
-    """Train a model in place, from its newest checkpoint if there is one.
+    """Train a model in place, from its newest checkpoint, or the one named, if there is one.
 
     The same inputs give the same weights, however often it is stopped and continued; with another
     number of processes the same samples, and the same weights up to the order of sums.
@@ -137,7 +139,7 @@ def train(
     Raises:
         Interrupted: Asked to stop; a checkpoint was saved.
         DivergedError: A loss or gradient was not finite and the recipe says stop.
-        CheckpointError: Checkpoints exist, and none can be continued from.
+        CheckpointError: Checkpoints exist, and none, or not the one named, can be continued from.
         RecipeError: The newest checkpoint belongs to other inputs.
         MachineError: The disk is full, or another process ended.
     """
@@ -145,7 +147,10 @@ def train(
     ready = make_ready(model, recipe, settings, plan.stream, processes)
     saves = folder / "checkpoints"
     position, notes = load_newest(
-        saves, model, ready.optimizer, plan.inputs, processes, allowed=plan.allowed, warn=plan.warn
+        *(saves, model, ready.optimizer, plan.inputs, processes),
+        allowed=plan.allowed,
+        warn=plan.warn,
+        named=plan.checkpoint,
     )
     if plan.moments is not None and not position.step:
         load_moments(plan.moments, model, ready.optimizer, processes)

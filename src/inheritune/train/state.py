@@ -23,6 +23,9 @@ from inheritune.train.checkpoint_files import (
     is_whole,
     newest_first,
     pickles_in,
+    point_latest,
+    set_aside,
+    set_aside_in,
     verify,
 )
 from inheritune.train.saved_tensors import SavedTensors, file_name, write_pieces
@@ -104,6 +107,7 @@ def save_checkpoint(
             manifest = {"format": FORMAT, "writers": writers, "files": digests}
             write_json(folder / staging / "manifest.json", manifest)
             stack.close()
+            point_latest(folder, final.name)
 
         digests = {k: v for part in processes.on_all(write) for k, v in part.items()}
         processes.on_main(publish)
@@ -139,6 +143,8 @@ def _drop_old(folder: Path, final: Path, keep: int, best: int | None) -> None:
     for old in later + saved[len(later) :][keep:]:
         if best is None or old.name != f"step-{best:08d}" or old in later:
             shutil.rmtree(old)
+    for old in set_aside_in(folder):
+        shutil.rmtree(old)
 
 
 def load_newest(
@@ -150,8 +156,12 @@ def load_newest(
     *,
     allowed: Collection[str] = (),
     warn: Mapping[str, Any] | None = None,
+    named: Path | None = None,
 ) -> tuple[Position, list[str]]:
-    """Load the newest checkpoint that is whole into a model and its optimizer.
+    """Load the newest checkpoint that is whole, or the one named, into a model and its optimizer.
+
+    Where one is named, the later ones are set aside when it is loaded, and deleted when a newer one
+    is published. `latest` names what was loaded.
 
     Args:
         folder: Where checkpoints of this training lie; it need not exist.
@@ -161,21 +171,30 @@ def load_newest(
         processes: That share the model; not necessarily as many as when it was saved.
         allowed: Keys of the inputs that may differ.
         warn: See `save_checkpoint`.
+        named: The one checkpoint to load, in ``folder``; there is no other in its place.
 
     Returns:
         The position to go on from (the beginning when nothing was ever saved), and sentences:
         which checkpoints were passed over, and what has changed.
 
     Raises:
-        CheckpointError: There are checkpoints and none is whole.
-        RecipeError: The newest one belongs to other inputs.
+        CheckpointError: There are checkpoints and none is whole, or the one named is not.
+        RecipeError: The newest one, or the one named, belongs to other inputs.
     """
     now = _versions() | dict(warn or {})
-    found = processes.on_main(lambda: _choose(folder, inputs, allowed, now))
+    found = processes.on_main(lambda: _choose(folder, inputs, allowed, now, named))
     if found["name"] is None:
         return Position(), found["notes"]
     processes.on_all(lambda: _load(folder / found["name"], model, optimizer))
-    return Position(**found["position"]), found["notes"]
+    more = processes.on_main(lambda: _settle(folder / found["name"], named is not None))
+    return Position(**found["position"]), found["notes"] + more
+
+
+def _settle(checkpoint: Path, named: bool) -> list[str]:
+    """Leave no doubt from which checkpoint a training goes on."""
+    aside = set_aside(checkpoint) if named else []
+    point_latest(checkpoint.parent, checkpoint.name)
+    return [f"set aside {name}: {checkpoint.name} was named to go on from" for name in aside]
 
 
 def load_moments(
@@ -227,15 +246,24 @@ def load_weights(folder: Path, model: "nn.Module") -> None:
 
 
 def _choose(
-    folder: Path, inputs: Mapping[str, Any], allowed: Collection[str], warn: Mapping[str, Any]
+    folder: Path,
+    inputs: Mapping[str, Any],
+    allowed: Collection[str],
+    warn: Mapping[str, Any],
+    named: Path | None,
 ) -> dict[str, Any]:
     notes: list[str] = []
-    for checkpoint in newest_first(folder):
+    for checkpoint in newest_first(folder) if named is None else [folder / named.name]:
         try:
             trainer = verify(checkpoint)
             position = Position(**trainer["position"])
             saved_inputs, saved_warn = dict(trainer["inputs"]), dict(trainer.get("warn", {}))
         except BROKEN as error:
+            if named is not None:
+                raise CheckpointError(
+                    f"cannot go on from {checkpoint}: {error}",
+                    "Name another one, or leave --from out for the newest that is whole.",
+                ) from error
             notes.append(f"passed over {checkpoint.name}: {error}")
             continue
         notes += pickles_in(checkpoint)
