@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from inheritune.checkpoints.source import open_model
 from inheritune.errors import SourceError
 from inheritune.inherit.inherit import inherit
+from inheritune.inherit.live_model import align_weights
 from inheritune.inherit.verify import verify
 
 PARTS = ["names", "values", "digests", "config", "bytes", "side files", "class", "reload",
@@ -200,3 +201,17 @@ def test_stories260k_is_proven_for_every_n(shared_data, tmp_path, layers):
         count += ids.numel() - 1
     known = {5: "1.41", 4: "2.36", 3: "3.90", 2: "7.16", 1: "14.1"}[layers]
     assert f"{total / count:.{len(known.split('.')[1])}f}" == known
+
+
+def test_what_is_proven_does_not_depend_on_where_weights_lie_in_memory(tiny_model):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype="auto")
+    head, state = model.lm_head.weight, {k: v.clone() for k, v in model.state_dict().items()}
+    for weight in model.parameters():  # as it may lie in a file that is mapped
+        shifted = torch.empty(weight.numel() + 1)[1:].view_as(weight)
+        weight.data = shifted.copy_(weight.data)
+    left = model.model.layers[1]
+    align_weights(model, [left])
+    unaligned = {n for n, weight in model.named_parameters() if weight.data_ptr() % 64}
+    assert unaligned == {f"model.layers.1.{name}" for name, _ in left.named_parameters()}
+    assert model.lm_head.weight is head
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

@@ -10,6 +10,7 @@ import torch
 from support.shrink import FIRST_SPECIAL
 
 from inheritune.checkpoints.config_fields import COUNTS
+from inheritune.inherit.live_model import align_weights
 
 __all__ = [
     *("Generation", "Seen", "WrongError", "layer_list", "load", "named", "observe", "prove"),
@@ -69,6 +70,7 @@ def load(found: Any, directory: Path) -> Any:
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if info[kind]:
             raise WrongError(f"{kind} at reload: {sorted(map(str, info[kind]))[0]}")
+    align_weights(model)
     return model.eval()
 
 
