@@ -1,9 +1,13 @@
 """Fixtures that several rooms use: tiny real models on disk."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# Of tiny models, more threads than one only wait for each other; tests run side by side instead.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

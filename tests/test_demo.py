@@ -18,7 +18,8 @@ from inheritune.recipe_file import read_recipe
 
 REFERENCE = open_model("embedded:demo").path
 SMALL = [
-    "--set=train.tokens=32K",
+    "--set=data.tokens=200K",
+    "--set=train.tokens=16K",
     "--set=train.warmup_tokens=4K",
     "--set=data.val_fraction=0.004",
     "--set=report.sample_tokens=4",
@@ -106,7 +107,7 @@ def test_the_demo_takes_text_of_ones_own() -> None:
 
 
 def test_from_scratch_it_trains_the_reference_and_spends_as_much_on_a_control() -> None:
-    small = [*SMALL, "--set=reference.train.tokens=16K", "--json"]
+    small = [*SMALL, "--set=reference.train.tokens=12K", "--json"]
     result = CliRunner().invoke(app, ["demo", "--from-scratch", *small])
     assert result.exit_code == 0, result.output
     final = json.loads(result.stdout)

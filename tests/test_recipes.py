@@ -16,6 +16,7 @@ def test_the_stories_recipe_runs_on_a_model_that_somebody_else_trained(
     sets = [
         f"reference.model={shared_data / 'checkpoints' / 'stories260K'}",
         f"data.source={shared_data / 'text' / 'tinystories.jsonl'}",
+        "data.val_fraction=0.01",
         "train.tokens=40960",
         "train.warmup_tokens=4096",
         "grow.max_rounds=1",

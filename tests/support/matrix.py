@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from support import proof, shrink
 from support.decoder_types import model_class
@@ -203,7 +204,12 @@ def _cut(
             raise
         except Exception as error:
             raise proof.WrongError(f"the target does not run: {proof.named(error)}") from error
-        proof.prove(observed, expected, layers)
+        if observed.outer == expected.outer:
+            proof.prove(observed, expected, layers)
+        else:
+            proof.prove_alone(target, path, expected, layers)
+        if not bool(torch.isfinite(observed.logits).all()):
+            raise proof.WrongError("logits are not finite")
         proof.prove_generation(target, able)
     record = json.loads((out / "inherit.json").read_text("utf-8"))
     if not record["check"].startswith("complete"):

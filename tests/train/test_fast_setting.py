@@ -41,6 +41,7 @@ def trained(folder: Path, sets: list[str]) -> ValLoss:
     return measure_val_loss(model, tokens.val, 128, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     choose_settings(read_recipe(preset_path("demo")).recipe.train, 0).precision == "fp32",
     reason="this processor has no bf16 products: the fast setting is fp32",

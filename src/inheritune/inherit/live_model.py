@@ -83,7 +83,8 @@ def prove(target: str, reference: str, kept: Sequence[int]) -> str | None:
 
     The first layers are run from the embedding on, and what the last of them gives is compared:
     the reference's hidden state. Layers from elsewhere are each given what the reference's layer
-    was given.
+    was given; so are those of a model that has a part for each layer outside them, since a product
+    with fewer columns may be rounded in another order.
 
     Returns:
         What was compared; None if the class leaves out layers where it is given text alone.
@@ -105,7 +106,7 @@ def prove(target: str, reference: str, kept: Sequence[int]) -> str | None:
     if len(in_whole) < len(kept):
         return None
     last = len(kept) - 1
-    if list(kept) == list(range(len(kept))):
+    if list(kept) == list(range(len(kept))) and _same_outside(whole, cut, path):
         given = _record(cut, [after[last]], ids)[0][2]
         _refuse_unequal(in_whole[last][2], given, f"layer {last}")
         if len(after) == len(before):
@@ -117,6 +118,15 @@ def prove(target: str, reference: str, kept: Sequence[int]) -> str | None:
             given = _tensors(after[place](*inputs, **options))
         _refuse_unequal(outputs, given, f"layer {layer}")
     return f"the outputs of {len(kept)} layers equal the reference's for equal inputs, bit for bit"
+
+
+def _same_outside(whole: Any, cut: Any, path: str) -> bool:
+    """Whether the weights outside the layers have the same shapes in both models."""
+    shapes = [
+        {n: w.shape for n, w in model.named_parameters() if not n.startswith(path + ".")}
+        for model in (whole, cut)
+    ]
+    return shapes[0] == shapes[1]
 
 
 def align_weights(model: Any, leave: Sequence[Any] = ()) -> None:
