@@ -61,6 +61,7 @@ def main(job: dict[str, Any]) -> None:
         "optim": "adamw_torch_fused",
         "torch_compile": settings.compile,
         "use_cache": False,
+        "logging_nan_inf_filter": False,  # it waits for the device at every micro-batch
         "gradient_accumulation_steps": job.get("accumulate", 1),
     }
     arguments = TrainingArguments(
