@@ -136,20 +136,23 @@ def take_turns(
     ours takes its turns again with the rest.
     """
     ours, *waiting = [arm for arm in arms if not arm.why_not]
-    with _started(ours, shape, scratch, env) as our_child:
-        while our_child is not None and (waiting or not ours.seconds):
-            group: list[tuple[Arm, Child]] = []
-            try:
-                while waiting and (not group or _fits([our_child, *(c for _, c in group)])):
-                    arm = waiting.pop(0)
-                    if child := _start(arm, shape, scratch, env):
-                        group.append((arm, child))
+    group: list[tuple[Arm, Child]] = []
+    [(_, our_child)] = _start([ours], shape, scratch, env)
+    try:
+        while not ours.why_not and (waiting or not ours.seconds):
+            while waiting and (not group or _fits([our_child, *(c for _, c in group)])):
+                # Two at a time: compiling keeps one core busy.
+                group += _start(waiting[:2], shape, scratch, env)
+                waiting = waiting[2:]
+            with _noted(ours):
                 _rounds(ours, our_child, group, rounds, steps)
-            finally:
-                for _, child in group:
-                    child.close()
-        if our_child is not None and not ours.why_not:
+            while group:
+                group.pop()[1].close()
+        with _noted(ours):
             ours.facts = our_child.ask("end")
+    finally:
+        for child in (our_child, *(c for _, c in group)):
+            child.close()
 
 
 def _rounds(
@@ -174,25 +177,19 @@ def _rounds(
                 arm.facts = child.ask("end")
 
 
-@contextmanager
-def _started(arm: Arm, shape: Shape, scratch: Path, env: dict[str, str]) -> Iterator[Child | None]:
-    child = _start(arm, shape, scratch, env)
-    try:
-        yield child
-    finally:
-        if child is not None:
-            child.close()
-
-
-def _start(arm: Arm, shape: Shape, scratch: Path, env: dict[str, str]) -> Child | None:
-    """The child when it is warm; None if it did not get that far."""
-    print(f"  {arm.name}: starting", flush=True)
-    child = Child(arm, shape, scratch / arm.name.replace(" ", "-").replace("'", ""), env)
-    with _noted(arm):
-        child.answer()
-        return child
-    child.close()
-    return None
+def _start(
+    arms: Sequence[Arm], shape: Shape, scratch: Path, env: dict[str, str]
+) -> list[tuple[Arm, Child]]:
+    """Children that are warm, or have died and left the reason in their arm."""
+    started = []
+    for arm in arms:
+        print(f"  {arm.name}: starting", flush=True)
+        folder = scratch / arm.name.replace(" ", "-").replace("'", "")
+        started.append((arm, Child(arm, shape, folder, env)))
+    for arm, child in started:
+        with _noted(arm):
+            child.answer()
+    return started
 
 
 @contextmanager
@@ -204,9 +201,9 @@ def _noted(arm: Arm) -> Iterator[None]:
 
 
 def _fits(children: list[Child]) -> bool:
-    """Whether memory holds one more that is half as large again as the largest."""
+    """Whether memory holds two more that are half as large again as the largest."""
     with suppress(OSError, IndexError):
         text = Path("/proc/meminfo").read_text("utf-8")
         available = int(text.split("MemAvailable:")[1].split()[0]) / 1024
-        return available > 1.5 * max(child.peak_mib() for child in children)
+        return available > 3 * max(child.peak_mib() for child in children)
     return True
