@@ -32,9 +32,10 @@ check: setup  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# 4: what a script measures is not on this machine.
 bench: setup  ## every measurement under benchmarks/, one after the other
 	@set -- benchmarks/*.py; [ -e "$$1" ] || { echo "benchmarks/ holds no script yet" >&2; exit 1; }; \
-	for script in "$$@"; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	for script in "$$@"; do echo "== $$script"; $(BIN)/python "$$script" || [ $$? -eq 4 ] || exit 1; done
 
 support: setup  ## every decoder type of transformers, cut and run: two halves side by side
 	@SUPPORT_SHARD=2/2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/support -q -m slow & second=$$!; \

@@ -11,10 +11,8 @@ disk; mergekit gets an environment of its own (--mergekit DIR), made when it is 
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import random
 import shutil
 import statistics
@@ -27,6 +25,7 @@ from pathlib import Path
 
 from cutting import peer
 from cutting.measure import Run, run
+from measuring.table import head, machine, row, software
 
 _HERE = Path(__file__).parent / "cutting"
 _INHERITUNE = Path(sys.executable).parent / "inheritune"
@@ -184,11 +183,10 @@ def _print_table(arms: list[Arm], options: argparse.Namespace, size: int) -> Non
     )
     titles = ["command", "s", "", *(f"/ {base}" for base in bases)]
     titles += ["own peak MiB", "its child's", "tensors"]
-    print(_row(titles))
-    print("|---" * len(titles) + "|")
+    print(head(titles))
     for arm in arms:
         if "not run" in arm.name:
-            print(_row([arm.name, *[""] * (len(titles) - 1)]))
+            print(row([arm.name, *[""] * (len(titles) - 1)]))
             continue
         times = [one.seconds for one in arm.runs]
         spread = f"({min(times):.2f}-{max(times):.2f})"
@@ -197,7 +195,7 @@ def _print_table(arms: list[Arm], options: argparse.Namespace, size: int) -> Non
         child = max((one.child_mib or 0.0 for one in arm.runs), default=0.0)
         peaks = [f"{own:.0f}", f"{child:.0f}" if child else "–"]
         median = f"{statistics.median(times):.2f}"
-        print(_row([arm.name, median, spread, *ratios, *peaks, arm.verdict]))
+        print(row([arm.name, median, spread, *ratios, *peaks, arm.verdict]))
 
 
 def _ratio(arm: Arm, base: Arm) -> float:
@@ -205,28 +203,12 @@ def _ratio(arm: Arm, base: Arm) -> float:
     return statistics.median(mine.seconds / other.seconds for mine, other in pairs)
 
 
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', ' ') for cell in cells)} |"
-
-
 def _machine(options: argparse.Namespace) -> str:
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text("utf-8").splitlines()
-        models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-        processor = models[0] if models else processor
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    ours = ("inheritune", "torch", "transformers", "safetensors")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ours)
     other = (
         "" if peer.install(options.mergekit) else f"; beside it {peer.versions(options.mergekit)}"
     )
-    return (
-        f"{os.cpu_count()} cores of {processor}, {memory:.0f} GiB, {_file_system(options.out)}, "
-        f"{platform.system()} {platform.release()}, Python {platform.python_version()}, "
-        f"{versions}{other}."
-    )
+    ours = ("inheritune", "torch", "transformers", "safetensors")
+    return f"{machine()}, {_file_system(options.out)}, {software(ours)}{other}."
 
 
 def _file_system(directory: Path) -> str:
@@ -241,8 +223,7 @@ def families(scratch: Path, options: argparse.Namespace) -> None:
     _needs("building", [sys.executable, program, "build", scratch / "whole"], scratch)
     why = peer.install(options.mergekit)
     print(f"{_machine(options)}\n")
-    print(_row(["first half of", "layers", "inheritune", "mergekit"]))
-    print("|---|---|---|---|", flush=True)
+    print(head(["first half of", "layers", "inheritune", "mergekit"]), flush=True)
     for whole in sorted((scratch / "whole").iterdir()):
         config = json.loads((whole / "config.json").read_text("utf-8"))
         total = int(config.get("num_hidden_layers") or config["n_layer"])
@@ -253,7 +234,7 @@ def families(scratch: Path, options: argparse.Namespace) -> None:
         out = scratch / f"{whole.name}-mergekit"
         command = peer.passthrough(options.mergekit, whole, total // 2, out, "float32")
         verdicts.append(f"not run: {why}" if why else _verdict(command, whole, out, total // 2))
-        print(_row([whole.name, f"{total // 2} of {total}", *verdicts]), flush=True)
+        print(row([whole.name, f"{total // 2} of {total}", *verdicts]), flush=True)
 
 
 def _verdict(command: list[str | Path], whole: Path, cut: Path, layers: int) -> str:

@@ -1,125 +1,174 @@
-"""Training speed beside Hugging Face defaults: whole steps, interleaved, medians and ratios.
+"""Training speed beside transformers.Trainer, litgpt and nanoGPT: whole steps, taking turns.
 
-    python benchmarks/train.py [--rounds 5] [--steps 6]
+    python benchmarks/train.py [--shape a|b|c|demo|all] [--rounds 3] [--steps 2] [--parts]
+    python benchmarks/train.py --overhead      where a step of the loop goes
+    python benchmarks/train.py --resume        from starting to the first step
 
-A step is forward, backward, clipping and AdamW on random tokens. Every arm has its own copy of the
-model; arms take turns within a round, so that a drift of the machine meets all of them.
+Each arm is a process of its own that stays alive, so that it compiles once and its peak memory is
+its own. Within a round every arm does `--steps` steps of the same batch of random ids, after one
+that is not counted; a ratio is the median of the rounds' ratios to ours. Ours is the real loop.
+Trainer: as it comes; with all settings that make it faster (bf16, fused AdamW, torch_compile, no
+dropout); and with our kernels as well. litgpt gets an environment of its own (`--litgpt DIR`, made
+when it is missing), nanoGPT is a clone that you have (`--nanogpt DIR`).
 """
 
 import argparse
+import shutil
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
+from measuring import environment
+from measuring.table import head, machine, row, software
+from training.driver import Arm, Child, take_turns
+from training.shapes import SHAPES, Shape
 
-from inheritune.recipe import Train
-from inheritune.train.attention import MATMUL_ATTENTION, register_matmul_attention
-from inheritune.train.gelu import use_fused_gelu
-from inheritune.train.loss import loss_sum
-from inheritune.train.optimizer import make_optimizer, mean_and_clip
-from inheritune.train.settings import choose_settings
+LITGPT = "0.5.13"
+_CPU = {"CUDA_VISIBLE_DEVICES": ""}  # this script is about processors; gpu.py is about cards
 
-SHAPES: dict[str, tuple[PreTrainedConfig, int, int]] = {  # config, batch, sequence
-    "demo": (
-        LlamaConfig(
-            vocab_size=2048,
-            hidden_size=160,
-            intermediate_size=416,
-            num_hidden_layers=8,
-            num_attention_heads=5,
-            tie_word_embeddings=True,
+
+def arms(options: argparse.Namespace, shape: Shape, no_litgpt: str | None) -> list[Arm]:
+    recipe = {"compile": "off"} if options.no_compile else {}
+    given: dict[str, Any] = {"recipe": recipe}
+    found = [
+        Arm("inheritune", "ours", given),
+        Arm("bare loop, the same kernels", "bare", given),
+        Arm("Trainer, its defaults", "with_trainer", given),
+        Arm("Trainer, its fastest settings", "with_trainer", given | {"best": True}),
+        Arm("Trainer, and our kernels", "with_trainer", given | {"best": True, "kernels": True}),
+        Arm(
+            "litgpt pretrain",
+            "with_litgpt",
+            python=options.litgpt / "bin" / "python",
+            why_not=no_litgpt or "",
         ),
-        16,
-        128,
-    ),
-    "gpt": (GPT2Config(vocab_size=8192, n_embd=384, n_layer=8, n_head=6, n_positions=256), 8, 256),
-}
+        Arm(
+            "nanoGPT, bf16 and compiled",
+            "with_nanogpt",
+            given | {"clone": str(options.nanogpt)},
+            why_not=_no_nanogpt(options.nanogpt, shape),
+        ),
+    ]
+    if options.parts:
+        parts = {"fp32": {"precision": "fp32"}, "the model's attention": {"attention": "model"}}
+        parts |= {
+            "not compiled": {"compile": "off"},
+            "glibc's blocks": {"keep_large_blocks": "off"},
+        }
+        for name, change in parts.items():
+            found.append(Arm(f"inheritune, {name}", "ours", {"recipe": recipe | change}))
+    return found
 
 
-def defaults(config: PreTrainedConfig, batch: int, length: int) -> Callable[[], None]:
-    """What a loop around from_pretrained does when nothing is set: fp32, SDPA, dropout, foreach."""
-    model = AutoModelForCausalLM.from_config(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-
-    def step() -> None:
-        ids = torch.randint(0, config.vocab_size, (batch, length))
-        model(input_ids=ids, labels=ids).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+def _no_nanogpt(clone: Path | None, shape: Shape) -> str:
+    if clone is None:
+        return "no --nanogpt DIR"
+    if not (clone / "model.py").is_file():
+        return f"{clone} has no model.py"
+    return "" if shape.kind == "gpt2" else "it has GPT-2 only"
 
 
-def ours(config: PreTrainedConfig, batch: int, length: int, **changes: str) -> Callable[[], None]:
-    """The recipe of inheritune/train, with single parts switched."""
-    fields = {"tokens": 10**9, "seq_len": length, "batch_tokens": batch * length}
-    recipe = Train.model_validate(fields | {"micro_batch": batch, "compile": "off"} | changes)
-    settings = choose_settings(recipe, planned_flops=1e18)
-    for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
-        if hasattr(config, key):
-            setattr(config, key, 0.0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
-    if settings.fused_gelu:
-        use_fused_gelu(model)
-    if settings.attention == "matmul":
-        register_matmul_attention()
-        model.set_attn_implementation(MATMUL_ATTENTION)
-    optimizer = make_optimizer(model, recipe, fused=settings.fused_optimizer)
-    params = list(model.parameters())
-
-    def loss_of(samples: torch.Tensor) -> torch.Tensor:
-        return loss_sum(model, samples)
-
-    compute = torch.compile(loss_of, dynamic=False) if settings.compile else loss_of
-
-    def step() -> None:
-        samples = torch.randint(0, config.vocab_size, (batch, length + 1))
-        with settings.autocast():
-            loss = compute(samples)
-        loss.backward()
-        mean_and_clip(params, batch * length, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+def speed(shape: Shape, options: argparse.Namespace, no_litgpt: str | None, scratch: Path) -> None:
+    print(f"\n{shape.name}, {shape.batch} x {shape.length} tokens", flush=True)
+    found = arms(options, shape, no_litgpt)
+    take_turns(shape, found, options.rounds, options.steps, scratch, _CPU)
+    print_speed(shape, found)
 
 
-def measure(name: str, rounds: int, steps: int) -> None:
-    config, batch, length = SHAPES[name]
-    arms = {
-        "transformers defaults": defaults(type(config)(**config.to_dict()), batch, length),
-        "ours": ours(config, batch, length),
-        "ours, fp32": ours(config, batch, length, precision="fp32"),
-        "ours, model's attention": ours(config, batch, length, attention="model"),
-        "ours, compiled": ours(config, batch, length, compile="on"),
-    }
-    for step in arms.values():  # warm-up, and compiling
-        step()
-        step()
-    times: dict[str, list[float]] = {arm: [] for arm in arms}
-    for _ in range(rounds):
-        for arm, step in arms.items():
-            began = time.perf_counter()
-            for _ in range(steps):
-                step()
-            times[arm].append((time.perf_counter() - began) / steps)
-    base = times["transformers defaults"]
-    print(f"\n{name}: batch {batch} x {length}")
-    for arm, seconds in times.items():
-        ratio = statistics.median(b / s for b, s in zip(base, seconds, strict=True))
-        rate = batch * length / statistics.median(seconds)
-        print(f"  {arm:<26}{rate:>9,.0f} tokens/s {ratio:>6.2f}x")
+def print_speed(shape: Shape, found: Sequence[Arm]) -> None:
+    titles = ["", "ms a step", "", "tokens/s", "time / ours", "peak MiB"]
+    print("\n" + head([shape.name, *titles[1:]]))
+    for arm in found:
+        if arm.why_not:
+            print(row([arm.name, f"not run: {arm.why_not}", *[""] * 4]))
+            continue
+        median = statistics.median(arm.seconds)
+        spread = f"({min(arm.seconds) * 1000:,.0f}-{max(arm.seconds) * 1000:,.0f})"
+        peak = arm.facts.get("peak_mib")
+        cells = [f"{median * 1000:,.0f}", spread, f"{shape.tokens / median:,.0f}"]
+        print(row([arm.name, *cells, f"{arm.ratio:.2f}", f"{peak:,.0f}" if peak else "–"]))
+    for arm in found:
+        if used := arm.facts.get("settings"):
+            print(f"\n{arm.name}: {used}")
+    print(flush=True)
+
+
+def overhead(shape: Shape, options: argparse.Namespace, scratch: Path) -> None:
+    recipe = {"compile": "off"} if options.no_compile else {}
+    arm = Arm("loop", "overhead", {"recipe": recipe, "steps": max(10, options.steps)})
+    facts = _once(arm, shape, scratch)
+    whole = facts["whole"]
+    parts = [f"{facts[key] / whole:.2%}" for key in ("model", "clipping", "optimizer", "rest")]
+    print(row([shape.name, f"{whole * 1000:,.0f}", *parts]), flush=True)
+
+
+def resume(shape: Shape, scratch: Path) -> None:
+    folder = scratch / "run"
+    for name, compiled in (("eager", "off"), ("compiled", "on")):
+        # The first start makes the checkpoint, or fills the compiler's cache.
+        for number in range(2):
+            recipe = {"compile": compiled}
+            given = {"recipe": recipe, "run": str(folder), "started": time.time()}
+            facts = _once(Arm(f"{name} {number}", "resume", given), shape, scratch)
+        if not facts["said"]:
+            raise SystemExit(f"{shape.name} began anew instead of continuing")
+        beyond = facts["imports"] + facts["rest"]
+        keys = ("imports", "load", "rest", "step")
+        cells = [f"{facts[key]:.2f}" for key in keys]
+        size = f"{facts['checkpoint_mib']:,.0f}"
+        print(row([f"{shape.name}, {name}", *cells, f"{beyond:.2f}", size]), flush=True)
+
+
+def _once(arm: Arm, shape: Shape, scratch: Path) -> dict[str, Any]:
+    child = Child(arm, shape, scratch / arm.name.replace(" ", "-"), _CPU)
+    try:
+        return child.answer()
+    finally:
+        child.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2, help="of each arm in a round")
+    parser.add_argument("--shape", choices=[*SHAPES, "all"], action="append", help="all: a, b, c")
+    parser.add_argument("--parts", action="store_true", help="also ours with single parts off")
+    parser.add_argument("--no-compile", action="store_true", help="neither ours nor Trainer")
+    parser.add_argument("--overhead", action="store_true", help="where a step of the loop goes")
+    parser.add_argument("--resume", action="store_true", help="what continuing takes")
+    where = Path(tempfile.gettempdir()) / "litgpt-venv"
+    parser.add_argument("--litgpt", type=Path, default=where, help="its environment")
+    parser.add_argument("--nanogpt", type=Path, help="a clone of it")
+    options = parser.parse_args()
+    named = options.shape or ["all"]
+    shapes = [SHAPES[key] for key in (("a", "b", "c") if "all" in named else named)]
+    print(f"{machine()}, {software(('inheritune', 'torch', 'transformers', 'accelerate'))}")
+    no_litgpt = None
+    if options.overhead:
+        print("Medians, parts of a step; the rest is data, metrics, bookkeeping:\n")
+        print(head(["", "ms a step", "model", "clipping", "optimizer", "rest"]), flush=True)
+    elif options.resume:
+        print("Seconds. Beyond model load: imports and the rest, without the first step itself:\n")
+        titles = ["imports", "model load", "rest", "a step", "beyond model load", "checkpoint MiB"]
+        print(head(["", *titles]), flush=True)
+    else:
+        no_litgpt = environment.install(options.litgpt, "litgpt", LITGPT, ("torch",))
+        if not no_litgpt:
+            print(f"beside it {environment.versions(options.litgpt, ('litgpt', 'torch'))}")
+    with tempfile.TemporaryDirectory(prefix="train-bench-") as name:
+        for number, shape in enumerate(shapes):
+            scratch = Path(name, str(number))
+            if options.overhead:
+                overhead(shape, options, scratch)
+            elif options.resume:
+                resume(shape, scratch)
+            else:
+                speed(shape, options, no_litgpt, scratch)
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--shape", choices=SHAPES, action="append")
-    options = parser.parse_args()
-    torch.manual_seed(0)
-    for shape in options.shape or SHAPES:
-        measure(shape, options.rounds, options.steps)
+    main()

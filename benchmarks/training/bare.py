@@ -1,0 +1,40 @@
+"""The same model, kernels and optimizer as ours in the shortest loop there is."""
+
+import json
+import sys
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from training.shapes import Shape, without_dropout
+from training.stream import random_batches, random_stream, recipe_of
+from training.turns import Turns
+from transformers import AutoModelForCausalLM
+
+from inheritune.processes import ALONE
+from inheritune.train.ready import make_ready
+from inheritune.train.settings import choose_settings
+
+
+def main(job: dict[str, Any]) -> None:
+    shape, turns = Shape(**job["shape"]), Turns()
+    recipe = recipe_of(shape, job.get("recipe", {}))
+    settings = choose_settings(recipe, planned_flops=1e18)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(without_dropout(shape), dtype=torch.float32)
+    stream = random_stream(shape, Path(job["folder"]))
+    ready = make_ready(model, recipe, settings, stream, ALONE)
+    batches = random_batches(shape, extra=1).split(shape.batch)
+    for step in count():
+        with ready.settings.autocast():
+            loss = ready.compute_loss(batches[step % len(batches)]) / shape.tokens
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(ready.params, recipe.clip_norm)
+        ready.optimizer.step()
+        ready.optimizer.zero_grad(set_to_none=True)
+        turns.step_done()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,56 @@
+"""The real loop of `inheritune.train.loop`: `python ours.py JOB`, driven by driver.py."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from training.device import waiting_for
+from training.shapes import Shape, without_dropout
+from training.stream import random_stream, recipe_of
+from training.turns import Turns
+from transformers import AutoModelForCausalLM
+
+from inheritune.progress import Progress
+from inheritune.signals import StopFlag
+from inheritune.train import loop
+from inheritune.train.ready import Ready
+from inheritune.train.settings import choose_device, choose_settings
+
+
+def main(job: dict[str, Any]) -> None:
+    shape, folder, device = Shape(**job["shape"]), Path(job["folder"]), choose_device()
+    turns = Turns(*waiting_for(device, job))
+    recipe = recipe_of(shape, job.get("recipe", {}), job.get("accumulate", 1))
+    settings = choose_settings(recipe, planned_flops=1e18)
+    torch.manual_seed(0)
+    with torch.device(device):
+        config = without_dropout(shape)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plan = loop.Plan("bench", random_stream(shape, folder), recipe.tokens, {})
+    make_ready = loop.make_ready
+
+    def noted(*args: Any) -> Ready:
+        """The loop would say at its end what it used: it never gets there."""
+        ready = make_ready(*args)
+        turns.note(settings=used(ready))
+        return ready
+
+    def listen(progress: Progress) -> None:
+        if progress.done:
+            turns.step_done()
+
+    loop.make_ready = noted
+    # Validating is left out: nothing else trains between two of its steps either.
+    loop.train(model, recipe, plan, settings, folder, lambda _: 0.0, StopFlag(), listen)
+
+
+def used(ready: Ready) -> str:
+    """Settings and fallbacks, in words."""
+    found = {key: value for key, value in ready.settings.record().items() if key != "reasons"}
+    return "; ".join([", ".join(f"{key} {value}" for key, value in found.items()), *ready.notes])
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

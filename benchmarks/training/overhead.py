@@ -1,0 +1,105 @@
+"""Where a step of the real loop goes: the model, clipping, the optimizer, all the rest.
+
+The loop is as it is. What it calls is timed: the loss, the end of the backward pass (the last
+gradient that is added up), clipping, the optimizer's step.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from training.shapes import Shape, without_dropout
+from training.stream import random_stream, recipe_of
+from training.turns import WARM_UP, Turns
+from transformers import AutoModelForCausalLM
+
+from inheritune.progress import Progress
+from inheritune.signals import StopFlag
+from inheritune.train import loop
+from inheritune.train.ready import Ready
+from inheritune.train.settings import choose_settings
+
+clock = time.perf_counter
+
+
+class Account:
+    """Seconds of one step, by what they went into."""
+
+    def __init__(self) -> None:
+        self._began = self._forward = self._backward = self._stepping = clock()
+        self._clip = self._optimizer = 0.0
+        self.steps: list[dict[str, float]] = []
+
+    def ready(self, make: Callable[..., Ready]) -> Callable[..., Ready]:
+        def made(*args: Any) -> Ready:
+            ready = make(*args)
+            for param in ready.params:
+                param.register_post_accumulate_grad_hook(self._gradient_added)
+            ready.optimizer.register_step_pre_hook(self._before_optimizer)
+            ready.optimizer.register_step_post_hook(self._after_optimizer)
+
+            def compute(samples: torch.Tensor) -> torch.Tensor:
+                self._forward = clock()
+                return ready.compute_loss(samples)
+
+            return replace(ready, compute_loss=compute)
+
+        return made
+
+    def clip(self, mean_and_clip: Callable[..., float]) -> Callable[..., float]:
+        def clipped(*args: Any) -> float:
+            began = clock()
+            norm = mean_and_clip(*args)
+            self._clip = clock() - began
+            return norm
+
+        return clipped
+
+    def step_done(self) -> None:
+        whole, model = clock() - self._began, self._backward - self._forward
+        parts = {"model": model, "clipping": self._clip, "optimizer": self._optimizer}
+        rest = whole - sum(parts.values())
+        self.steps.append({"whole": whole, **parts, "rest": rest})
+        self._began = clock()
+
+    def _gradient_added(self, _param: torch.Tensor) -> None:
+        self._backward = clock()
+
+    def _before_optimizer(self, *_args: Any) -> None:
+        self._stepping = clock()
+
+    def _after_optimizer(self, *_args: Any) -> None:
+        self._optimizer = clock() - self._stepping
+
+
+def main(job: dict[str, Any]) -> None:
+    shape, turns, account = Shape(**job["shape"]), Turns(), Account()
+    loop.make_ready = account.ready(loop.make_ready)
+    loop.mean_and_clip = account.clip(loop.mean_and_clip)
+    recipe = recipe_of(shape, job.get("recipe", {}))
+    settings = choose_settings(recipe, planned_flops=1e18)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(without_dropout(shape), dtype=torch.float32)
+    plan = loop.Plan("bench", random_stream(shape, Path(job["folder"])), recipe.tokens, {})
+
+    def listen(progress: Progress) -> None:
+        if progress.done:
+            account.step_done()
+        if len(account.steps) == WARM_UP + job["steps"]:
+            kept = account.steps[WARM_UP:]
+            medians = {key: statistics.median(step[key] for step in kept) for key in kept[0]}
+            turns.end(**medians)
+
+    loop.train(
+        model, recipe, plan, settings, Path(job["folder"]), lambda _: 0.0, StopFlag(), listen
+    )
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,50 @@
+"""nanoGPT's model and optimizer from a clone, with what makes them fastest on a processor.
+
+Its train.py computes in fp32 on a processor. Here its `GPT` runs in bf16 under autocast where the
+processor has that, compiled, in a loop of the same steps: forward, backward, clip, AdamW.
+"""
+
+import json
+import sys
+from itertools import count
+from typing import Any
+
+import torch
+from training.shapes import Shape
+from training.stream import random_batches, recipe_of
+from training.turns import Turns
+
+from inheritune.train.settings import choose_settings
+
+
+def main(job: dict[str, Any]) -> None:
+    sys.path.insert(0, job["clone"])
+    from model import GPT, GPTConfig  # nanoGPT's
+
+    shape, turns = Shape(**job["shape"]), Turns()
+    settings = choose_settings(recipe_of(shape, job.get("recipe", {})), planned_flops=1e18)
+    torch.manual_seed(0)
+    config = GPTConfig(
+        block_size=shape.length,
+        vocab_size=shape.vocab,
+        n_layer=shape.layers,
+        n_head=shape.heads,
+        n_embd=shape.width,
+    )
+    model = GPT(config)
+    optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), "cpu")
+    compute = torch.compile(model) if settings.compile else model
+    batches = random_batches(shape, extra=1).split(shape.batch)
+    for step in count():
+        batch = batches[step % len(batches)]
+        with settings.autocast():
+            _, loss = compute(batch[:, :-1], batch[:, 1:].contiguous())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        turns.step_done()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
