@@ -32,7 +32,7 @@ def card() -> dict[str, Any] | None:
     return {
         "name": found.name,
         "memory_bytes": found.total_memory,
-        "bf16": torch.cuda.is_bf16_supported(),
+        "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
         "build": torch.version.cuda or f"ROCm {torch.version.hip}",
     }
 

@@ -65,7 +65,7 @@ def main(job: dict[str, Any]) -> None:
             load=loaded - before,
             rest=ends[0] - prepared - step,
             step=step,
-            checkpoint_mib=sum(f.stat().st_size for f in folder.rglob("state/*")) / 2**20,
+            checkpoint_mib=sum(f.stat().st_size for f in folder.rglob("step-*/*")) / 2**20,
         )
 
 

@@ -17,8 +17,11 @@ __all__ = ["command_of", "is_first_process", "launch", "process_count"]
 # torchrun does not pass SIGUSR1 on unless it is named; schedulers send it before they kill.
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 _FORWARDED = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # the last one: a terminal was closed
+    if hasattr(signal, name)
 ]
+_HANGUP = getattr(signal, "SIGHUP", None)
 _SAVE_S = 600  # for a last checkpoint; torchrun kills after 30 s unless told
 
 
@@ -73,7 +76,8 @@ def launch(arguments: Sequence[str], processes: int, root: Path) -> int:
         asked.append(number)
         with suppress(ProcessLookupError):
             if len(asked) == 1:
-                started.send_signal(number)
+                # Workers save at SIGTERM, and torchrun hands on what it was sent.
+                started.send_signal(signal.SIGTERM if number == _HANGUP else number)
             else:
                 os.killpg(started.pid, signal.SIGKILL)
 

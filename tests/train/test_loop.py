@@ -103,7 +103,7 @@ def test_stopped_and_continued_it_ends_with_the_same_weights_and_rows(
     trainer(train_recipe, tmp_path / "whole")
     whole = trainer.weights()
     for stop in stops:
-        with pytest.raises(Interrupted, match=f"saved at step {stop} of 20"):
+        with pytest.raises(Interrupted, match=f"saved at step {stop} of 20 steps"):
             trainer(train_recipe, tmp_path / "pieces", stop_after=stop)
     trained = trainer(train_recipe, tmp_path / "pieces")
     assert_same(whole, trainer.weights())

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from inheritune.data.journal import Journal
 from inheritune.durable import sync_directory
-from inheritune.errors import DataError, Interrupted, MachineError
+from inheritune.errors import DataError, MachineError
 
 __all__ = ["is_prepared", "publish", "staging_directory", "sweep"]
 
@@ -43,8 +43,8 @@ def sweep(out: Path) -> None:
 def staging_directory(out: Path) -> Iterator[Journal]:
     """A journal, and beside ``out`` the directory it is of, that one process at a time may fill.
 
-    Both are gone afterwards, except where work was interrupted, or killed, or the disk was full,
-    and the journal tells of finished shards: the next process goes on from there.
+    Both are gone afterwards, except where work ended early and the journal tells of finished
+    shards: the next process goes on from there.
 
     Raises:
         MachineError: The disk is full or read-only, or another process is at it.
@@ -59,12 +59,10 @@ def staging_directory(out: Path) -> Iterator[Journal]:
             if not journal.path.exists():
                 journal.clear()  # left by a process that was killed early
             yield journal
-        except (Interrupted, MachineError, OSError):
+        except BaseException:
+            # Finished shards are worth hours, whatever went wrong: what does not fit is cleared.
             if not journal.path.exists():
                 shutil.rmtree(room, ignore_errors=True)
-            raise
-        except BaseException:
-            shutil.rmtree(room, ignore_errors=True)
             raise
         else:
             shutil.rmtree(room, ignore_errors=True)

@@ -188,7 +188,7 @@ def measure_benchmark(job: Job, reference: Reference, tokens: TokenDirectory) ->
         "reference": reference.model.digest,
         "tokens": tokens.fingerprint,
         "seq_len": recipe.train.seq_len,
-        "batch_size": recipe.evaluate.batch_size,
+        "evaluate": {"batch_size": recipe.evaluate.batch_size},
     }
     if (done := finished(job, path, inputs)) is not None:
         return Benchmark(**done)

@@ -1,10 +1,11 @@
 """One training from a start directory to a measured model directory."""
 
+import gc
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inheritune.checkpoints.flops import EVALUATION_SHARE
-from inheritune.data.tokens import TokenDirectory
+from inheritune.data.tokens import TokenDirectory, check_budget
 from inheritune.durable import write_json
-from inheritune.errors import CheckpointError, DivergedError, MachineError
+from inheritune.errors import CheckpointError, DivergedError
 from inheritune.progress import Progress
 from inheritune.steps.changes import decisive, warned
 from inheritune.steps.chosen import checkpoint_for
 from inheritune.steps.job import Job, finish, finished
+from inheritune.steps.memory import memory_named
 from inheritune.steps.tracking import open_trackers
-from inheritune.steps.validation import finite, val_loss_of
+from inheritune.steps.validation import enough_memory_to_validate, finite, val_loss_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -129,7 +131,15 @@ def run_training(
     path = folder / "result.json"
     done = finished(job, path, inputs)
     if done is None:
+        check_budget(
+            tokens,
+            arm.first_sample * job.recipe.train.seq_len
+            + max(arm.tokens, job.recipe.train.batch_tokens),
+            job.recipe.train.seq_len,
+            job.recipe.data.allow_repeat,
+        )
         trained = _train(job, arm, folder, tokens, inputs)
+        _let_go()
         done = asdict(_measure(job, arm, folder, tokens, trained, benchmark))
         finish(path, inputs, done)
     # The result stands; only now is what it could be made from again let go. The end itself stays
@@ -193,9 +203,10 @@ def train_share(
     model = _start_model(job, arm, folder)
 
     def measure(model: Any) -> float:
-        return measure_val_loss(
-            model, tokens.val, recipe.seq_len, batch_size, job.stop, processes=processes
-        ).mean
+        with enough_memory_to_validate(batch_size):
+            return measure_val_loss(
+                model, tokens.val, recipe.seq_len, batch_size, job.stop, processes=processes
+            ).mean
 
     plan = Plan(
         task=arm.task,
@@ -211,27 +222,23 @@ def train_share(
     settings = choose_settings(recipe, flops, processes.size)
     shown = open_trackers(job, arm.task, folder)
     rest = (measure, job.stop, job.on_progress, processes, shown.send)
-    with shown, processes.watched(), _memory_named(recipe.micro_batch):
+    with shown, processes.watched(), _enough_memory(recipe.micro_batch):
         trained = train(model, recipe, plan, settings, folder, *rest)
     return model, trained
 
 
-@contextmanager
-def _memory_named(micro_batch: int) -> Iterator[None]:
-    """Say what can be done where the memory does not suffice."""
+def _let_go() -> None:
+    """Free the trained model now: compiled layers refer to themselves."""
     import torch
 
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and "can't allocate memory" not in str(error):
-            raise
-        halved = f"train.micro_batch to {micro_batch // 2}"
-        smaller = halved if micro_batch > 1 else "train.activation_checkpointing to on"
-        raise MachineError(
-            f"out of memory with train.micro_batch {micro_batch}.",
-            f"Set {smaller}; then run the same command to continue.",
-        ) from error
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _enough_memory(micro_batch: int) -> AbstractContextManager[None]:
+    otherwise = "Set train.activation_checkpointing to on"
+    return memory_named("train.micro_batch", micro_batch, otherwise)
 
 
 def _start_model(job: Job, arm: Arm, folder: Path) -> "PreTrainedModel":

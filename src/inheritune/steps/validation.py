@@ -2,16 +2,18 @@
 
 import math
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inheritune.data.tokens import TokenDirectory
 from inheritune.steps.job import Job
+from inheritune.steps.memory import memory_named
 
 if TYPE_CHECKING:
     from inheritune.evaluate.val_loss import ValLoss
 
-__all__ = ["finite", "val_loss_of", "val_loss_share"]
+__all__ = ["enough_memory_to_validate", "finite", "val_loss_of", "val_loss_share"]
 
 
 def val_loss_of(
@@ -30,17 +32,25 @@ def val_loss_share(job: Job, directory: Path, tokens: TokenDirectory, task: str)
     from inheritune.train.settings import choose_device
     from inheritune.train.weights import load_model
 
-    model: Any = load_model(directory)
-    return measure_val_loss(
-        model.to(choose_device()),
-        tokens.val,
-        job.recipe.train.seq_len,
-        job.recipe.evaluate.batch_size,
-        job.stop,
-        job.on_progress,
-        task,
-        job.processes,
-    )
+    batch_size = job.recipe.evaluate.batch_size
+    with enough_memory_to_validate(batch_size):
+        model: Any = load_model(directory)
+        return measure_val_loss(
+            model.to(choose_device()),
+            tokens.val,
+            job.recipe.train.seq_len,
+            batch_size,
+            job.stop,
+            job.on_progress,
+            task,
+            job.processes,
+        )
+
+
+def enough_memory_to_validate(batch_size: int) -> AbstractContextManager[None]:
+    """See `memory_named`: for a forward pass over so many windows."""
+    otherwise = "Take a machine or device with more memory"
+    return memory_named("evaluate.batch_size", batch_size, otherwise)
 
 
 def finite(value: float) -> float | None:

@@ -20,7 +20,7 @@ def serve(job: Job) -> int:
     Returns:
         The exit code of the run.
     """
-    for task in job.processes.tasks():
+    for task in job.processes.tasks(job.stop):
         if task["do"] == "end":
             return int(task["code"])
         tokens = open_tokens(Path(task["tokens"]))  # whatever there was to prepare is prepared

@@ -24,6 +24,7 @@ __all__ = ["Group", "join"]
 # Longer than any one piece of work that the others wait for inside of a training.
 _TIMEOUT_S = 1800.0
 _POLL_S = 0.05
+_SILENCE_S = 60.0  # of process 0, which may be measuring or saving, after a stop was asked for
 
 
 class Group(Processes):
@@ -84,14 +85,22 @@ class Group(Processes):
         self._words.set(f"task {self._posted}", json.dumps(task))
         self._posted += 1
 
-    def tasks(self) -> Iterator[dict[str, Any]]:
+    def tasks(self, should_stop: Callable[[], bool]) -> Iterator[dict[str, Any]]:
         """See `Processes.tasks`."""
+        asked: float | None = None
         # Preparing can take hours: asked again and again, so that no collective times out.
         while True:
             key = f"task {self._posted}"
             with self.watched():
                 while not self._words.check([key]):
                     time.sleep(_POLL_S)
+                    if asked is None and should_stop():
+                        asked = time.monotonic()
+                    if asked is not None and time.monotonic() - asked > _SILENCE_S:
+                        raise MachineError(
+                            f"process {self.rank} was asked to stop, and process 0 is silent.",
+                            "It was killed, or hangs. Run the same command to continue.",
+                        )
                 task: dict[str, Any] = json.loads(self._words.get(key))
             self._posted += 1
             yield task

@@ -197,7 +197,8 @@ def train(
             if position.step:
                 save()
             stop.heed(True)
-            stop.check(f"saved at step {position.step} of {steps} of {plan.task}")
+            place = f"saved at step {position.step} of" if position.step else "before the first of"
+            stop.check(f"{place} {steps} steps of {plan.task}")
         mean_loss = sums.loss / sums.targets
         norm = mean_and_clip(ready.params, sums.targets, recipe.clip_norm)
         finite = math.isfinite(mean_loss) and math.isfinite(norm)
@@ -222,7 +223,7 @@ def train(
             row |= {"samples": [first, first + per_step], "ranks": sums.broken}
         metrics.append(row)
         if not finite and (recipe.nonfinite == "stop" or skips_in_a_row > recipe.max_skips):
-            raise _diverged(plan.task, mean_loss, norm, position.step)
+            raise _diverged(plan.task, recipe, mean_loss, norm, position.step)
         # Save before evaluating: a crash in the evaluation loses nothing.
         if position.step == steps or sums.save:
             save()
@@ -248,7 +249,8 @@ def _pass(
 ) -> _Sums:
     """The forward and backward passes of a step; one small message between the processes."""
     sums = torch.zeros(4 + processes.size, dtype=torch.float64)
-    loss_total, last = torch.zeros((), dtype=torch.float64), share[1] - recipe.micro_batch
+    device, last = ready.settings.device, share[1] - recipe.micro_batch
+    loss_total = torch.zeros((), dtype=torch.float64, device=device)  # read once, after the last
     batches = micro_batches(plan.stream, recipe, first + share[0], first + share[1])
     for sequence, samples in zip(range(*share, recipe.micro_batch), batches, strict=True):
         if recipe.dropout:  # drawn from the place in the training, so that a resume repeats it
@@ -256,24 +258,25 @@ def _pass(
             torch.manual_seed((recipe.seed << 48 | step << 16 | number) % 2**63)
         ready.last_of_step(sequence == last)
         with ready.settings.autocast():
-            loss = ready.compute_loss(samples.to(ready.settings.device))
+            loss = ready.compute_loss(samples.to(device))
         loss.backward()
-        loss_total += loss.detach().double().cpu()
+        loss_total += loss.detach().double()
         sums[1] += samples.shape[0] * recipe.seq_len
         if stop() and processes.size == 1:  # one of several that left alone would hang the others
             break
-    sums[0], sums[2] = loss_total, float(stop())
+    sums[0], sums[2] = loss_total.cpu(), float(stop())
     sums[3] = float(save_due and processes.rank == 0)
-    sums[4 + processes.rank] = float(not math.isfinite(float(loss_total)))
+    sums[4 + processes.rank] = float(not math.isfinite(float(sums[0])))
     loss_sum, targets, stops, saves, *broken = processes.add_up(sums).tolist()
     ranks = [rank for rank, count in enumerate(broken) if count]
     return _Sums(loss_sum, targets, bool(stops), bool(saves), ranks)
 
 
-def _diverged(task: str, loss: float, norm: float, step: int) -> DivergedError:
+def _diverged(task: str, recipe: Train, loss: float, norm: float, step: int) -> DivergedError:
+    more = "raise train.max_skips" if recipe.nonfinite == "skip" else "set train.nonfinite to skip"
     return DivergedError(
         f"{task}: loss {loss}, gradient norm {norm} at step {step}.",
-        "Set train.nonfinite to skip, or lower train.learning_rate under another name.",
+        f"Lower train.learning_rate under another name, or {more}.",
     )
 
 

@@ -86,7 +86,8 @@ def op_loss_sum(model: "PreTrainedModel", input_ids: "Tensor", labels: "Tensor")
         labels.flatten(),
         linear_bias=bias,
         reduction="sum" if exact else "none",
-        options=nn.LinearCrossEntropyOptions(),
+        # On CUDA "auto" would add up the head's gradient in bf16, token by token.
+        options=nn.LinearCrossEntropyOptions(acc_policy="auto" if exact else "accurate"),
     )
     return loss if exact else loss.float().sum()
 

@@ -117,7 +117,7 @@ def _precision(train: Train, device: str) -> tuple[str, str]:
     import torch
 
     if device == "cuda":
-        bf16 = torch.cuda.is_bf16_supported()
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         if train.precision == "bf16" and not bf16:
             raise MachineError(
                 f"train.precision is bf16, which {torch.cuda.get_device_name()} lacks.",
