@@ -97,6 +97,7 @@ def recipe_page(plan: RecipePlan) -> Page:
         f"{data_size(memory.moments)}, activations {data_size(memory.activations)})",
         f"disk, estimated: {data_size(known)} ({parts})",
         *_edit_lines(plan.edits),
+        *_start_lines(plan.trainings),
         *_speed_lines(plan.speed),
         *plan.notes,
     ]
@@ -230,6 +231,11 @@ def _speed_lines(speed: Speed | None) -> list[str]:
         f"assumed: {speed.count} x {device.title}, {device.peak_flops / 1e12:,.4g} TFLOP/s dense "
         f"{device.precision} at best, of which {speed.mfu:.0%} are reached; validation is extra."
     ]
+
+
+def _start_lines(trainings: Sequence[PlannedTraining]) -> list[str]:
+    """What variants begin with that are not the target, and not fresh weights alone."""
+    return [f"{t.name}, {t.layers} layers: {t.made_of}" for t in trainings if t.made_of]
 
 
 def _edit_lines(edits: Sequence[Edit]) -> list[str]:
