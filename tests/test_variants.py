@@ -405,6 +405,7 @@ def test_the_report_names_what_each_variant_began_with(finished):
     assert starts["paper-code"].startswith("paper-code-llama: the first 2 layers of the reference")
     assert "x 0.5; warm-up 128 tokens" in starts["gentle"]
     assert starts["hybrid"] == "the first layer of the reference, twice"
+    assert any("paper-code is a control" in note for note in record["notes"])
     assert (finished[0] / "report" / "index.html").is_file()
 
 
@@ -482,3 +483,14 @@ def test_files_without_the_inner_models_name_can_be_partly_fresh_too(tiny_model,
     load_model(start.path)
     _, found = start_of(model, tmp_path / "twice", {"start": "hybrid-stacking"}, layers=4)
     assert torch.equal(found["h.3.mlp.c_fc.weight"], bare["h.1.mlp.c_fc.weight"])
+
+
+def test_the_authors_gpt2_code_knows_tied_heads_only(tmp_path):
+    config = GPT2Config(
+        vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=32, tie_word_embeddings=False
+    )
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "untied")
+    variants = {"code": {"start": "inherit", "parts": "paper-code-gpt2"}}
+    recipe = recipe_of(tmp_path / "untied", "no text", variants=variants)
+    with pytest.raises(UnsupportedModelError, match=r"variants.code: .*does not tie"):
+        plan_recipe(recipe, tmp_path / "run")

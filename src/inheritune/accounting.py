@@ -141,6 +141,12 @@ def notes(outcome: Outcome, recipe: Recipe) -> list[str]:
     epochs = max(trial.epochs for trial in [*outcome.rounds, *outcome.controls])
     if epochs > 1:
         said.append(f"The longest training passed over its text {epochs:.1f} times.")
+    for name, variant in recipe.variants.items():
+        if variant.parts.startswith("paper-code"):
+            said.append(
+                f"{name} is a control ({variant.parts}): it leaves out what the authors' code does "
+                "not copy, and is no result of the method."
+            )
     if outcome.target.first_sample:
         said.append(
             "Each round went on from the trained layers of the one before: the target saw the "
