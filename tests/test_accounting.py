@@ -8,7 +8,7 @@ from inheritune.accounting import gap_closed
 
 def trial(name: str, losses: list[float], layers: int = 4, tokens: int = 100) -> Any:
     mean = sum(losses) / len(losses)
-    known = {"layers": layers, "tokens": tokens, "first_sample": 0}
+    known = {"layers": layers, "tokens": tokens, "first_sample": 0, "start": "fresh", "made_of": ""}
     return SimpleNamespace(name=name, windows=losses, val_loss=mean, **known)
 
 
@@ -39,6 +39,14 @@ def test_a_target_that_went_on_from_smaller_ones_saw_more_tokens_than_the_contro
 @pytest.mark.parametrize("changes", [{"layers": 6}, {"tokens": 200}])
 def test_it_takes_a_control_of_the_targets_size_and_tokens(changes: dict[str, int]) -> None:
     assert gap_closed(outcome(TARGET, trial("scratch", SCRATCH.windows, **changes))) is None
+
+
+@pytest.mark.parametrize("changes", [{"start": "inherit"}, {"made_of": "fresh weights; a rate"}])
+def test_it_takes_plain_scratch_among_controls_of_that_size(changes: dict[str, str]) -> None:
+    other = trial("other", [2.5, 2.7, 2.9])
+    vars(other).update(changes)
+    assert gap_closed(outcome(TARGET, other, SCRATCH)) == pytest.approx(0.9)
+    assert gap_closed(outcome(TARGET, other)) is None
 
 
 def test_a_gap_within_three_standard_errors_is_not_divided_by() -> None:

@@ -99,6 +99,22 @@ def test_plain_name_is_kept(name: str) -> None:
             {"variants": {"a": {"start": "inherit", "tokens": "equal_compute"}}},
             "equal_compute is for controls",
         ),
+        (
+            {"variants": {"a": {"start": "inherit"}, "b": {"start": "fresh", "select": "last"}}},
+            "select says what is inherited; it goes with start: inherit",
+        ),
+        (
+            {"variants": {"a": {"start": "inherit"}, "b": {"start": "stacking", "parts": "mlp"}}},
+            "parts says what is inherited",
+        ),
+        (
+            {"variants": {"a": {"start": "inherit"}, "b": {"start": "half-width", "layers": 3}}},
+            "half-width has all layers",
+        ),
+        (
+            {"variants": {"a": {"start": "inherit", "lr_scale": 1e-3}}},
+            r"variants\.a\.lr_scale 0\.001 puts the peak at 3e-07, below min_learning_rate 1e-05",
+        ),
         ({"inherit": {"layers": 4}, "grow": {"max_layers": 2}}, "max_layers 2 is below"),
         ({"train": {"min_learning_rate": 1.0}}, "min_learning_rate 1.0 is above"),
         ({"train": {"betas": [0.9, 1.0]}}, "betas"),
@@ -110,6 +126,25 @@ def test_sections_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=message):
         recipe(**sections)
+
+
+def test_tokens_of_a_variant_are_its_own_or_a_multiple() -> None:
+    tokens = {"a": None, "b": "3x", "c": "500K", "d": "equal_compute"}
+    variants = {name: {"start": "fresh", "tokens": value} for name, value in tokens.items()}
+    found = recipe(variants=variants | {"inherit": {"start": "inherit"}})
+    assert [found.tokens_of(n) for n in "abcd"] == [2_000_000, 6_000_000, 500_000, None]
+    for wrong in ("0x", "1.5x", "x", "2 x", "2X", "1000x", "-1x"):
+        with pytest.raises(ValidationError):
+            recipe(variants=variants | {"b": {"start": "fresh", "tokens": wrong}})
+
+
+def test_the_target_is_what_inherits_the_first_layers_whole() -> None:
+    variants = {
+        "gentle": {"start": "inherit", "select": "first", "lr_scale": 0.5},
+        "mlps": {"start": "inherit", "parts": "mlp"},
+        "it": {"start": "inherit", "lr_scale": 0.5},
+    }
+    assert recipe(variants=variants).target == "it"
 
 
 @pytest.mark.parametrize("value", [float("nan"), [{"deep": float("inf")}], datetime.date.today()])

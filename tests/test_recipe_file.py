@@ -172,7 +172,16 @@ def test_bad_set_is_named_with_the_way_out(refuse: Refuse, text: str, words: str
         ),
         ("variants: {a/b: {start: inherit}}", "8: variants.a/b: use letters, digits, '-', '_' and"),
         ("variants: {'': {start: inherit}}", "8: variants. has an empty or too long name."),
-        ("variants: {a: {start: x}}", "8: variants.a.start is x. Allowed: inherit or fresh."),
+        (
+            "variants: {a: {start: x}}",
+            "8: variants.a.start is x. Allowed: inherit, fresh, stacking, hybrid-stacking or "
+            "half-width.",
+        ),
+        (
+            "variants: {a: {start: fresh, tokens: 2y}}",
+            "8: variants.a.tokens is 2y. Allowed: an integer >= 1 and <= 10^18, an amount such as "
+            "500K, 2M or 1.5B, a multiple such as 2x, equal_compute or null.",
+        ),
         ("learning-rate: 1", "8: learning-rate is not a key. It belongs elsewhere: train.lea"),
         ("1: 2", '8: the key 1 is read as a number, not text. Quote it: "1".'),
         ("grow: {add: 1, add: 2}", "8: grow.add stands twice, in lines 8 and 8. Keep one of them."),

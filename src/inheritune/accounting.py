@@ -90,7 +90,9 @@ def gap_closed(outcome: Outcome) -> float | None:
 
 def _same_size_and_tokens(control: Trial, target: Trial) -> bool:
     same = control.layers == target.layers and control.tokens == target.tokens
-    return same and not target.first_sample  # what went on from another training saw more
+    is_scratch = control.start == "fresh" and not control.made_of
+    # What went on from another training saw more.
+    return same and is_scratch and not target.first_sample
 
 
 def variant_rows(outcome: Outcome) -> list[dict[str, Any]]:
@@ -123,7 +125,8 @@ def notes(outcome: Outcome, recipe: Recipe) -> list[str]:
             "The reference was trained before this run; its cost is listed as borrowed and is not "
             "in the totals."
         )
-    shallower = [c for c in outcome.controls if c.layers < reference.layers]
+    fresh = [control for control in outcome.controls if control.start == "fresh"]
+    shallower = [control for control in fresh if control.layers < reference.layers]
     trained = reference.training.get("tokens") or 0
     better = [
         control
@@ -138,6 +141,12 @@ def notes(outcome: Outcome, recipe: Recipe) -> list[str]:
     epochs = max(trial.epochs for trial in [*outcome.rounds, *outcome.controls])
     if epochs > 1:
         said.append(f"The longest training passed over its text {epochs:.1f} times.")
+    for name, variant in recipe.variants.items():
+        if variant.parts.startswith("paper-code"):
+            said.append(
+                f"{name} is a control ({variant.parts}): it leaves out what the authors' code does "
+                "not copy, and is no result of the method."
+            )
     if outcome.target.first_sample:
         said.append(
             "Each round went on from the trained layers of the one before: the target saw the "

@@ -5,18 +5,14 @@ from itertools import count
 
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import RecipeError
-from inheritune.recipe import Recipe, Variant
+from inheritune.recipe import Recipe
+from inheritune.steps.arms import arms_of, round_depths
 from inheritune.steps.job import Job
-from inheritune.steps.reference import (
-    Benchmark,
-    Reference,
-    flops_per_token,
-    measure_benchmark,
-    open_reference,
-)
+from inheritune.steps.reference import Benchmark, Reference, measure_benchmark, open_reference
+from inheritune.steps.starts import check_starts
 from inheritune.steps.tokens import prepare_tokens
-from inheritune.steps.training import Arm, Trial
-from inheritune.steps.variants import publish_target, train_arm
+from inheritune.steps.training import Trial
+from inheritune.steps.variants import control_arms, publish_target, train_arm
 
 __all__ = ["Outcome", "derive", "first_layers", "judge"]
 
@@ -63,16 +59,17 @@ def derive(job: Job) -> Outcome:
     """
     recipe = job.recipe
     reference = open_reference(job)
-    layers, max_layers = first_layers(job.recipe, reference)
+    layers, max_layers = first_layers(recipe, reference)
+    check_starts(recipe, reference.model, round_depths(recipe.grow, layers, max_layers))
     tokens = prepare_tokens(job, reference.model.path)
     benchmark = measure_benchmark(job, reference, tokens)
-    arm_tokens = recipe.variants[recipe.target].tokens or recipe.train.tokens
-    assert isinstance(arm_tokens, int)  # the recipe refuses equal_compute for the target
+    target_tokens = recipe.tokens_of(recipe.target)
+    assert target_tokens is not None  # the recipe refuses equal_compute for the target
 
     rounds: list[Trial] = []
     verdicts: list[str] = []
     for number in count(1):
-        arm = Arm(recipe.target, "inherit", layers, arm_tokens)
+        arm = arms_of(recipe, recipe.target, reference.layers, layers, target_tokens)[0]
         if rounds and recipe.grow.weights == "keep":
             seen = sum(trial.tokens for trial in rounds) // recipe.train.seq_len
             arm = replace(arm, grown_from=rounds[-1].path, first_sample=seen)
@@ -85,11 +82,8 @@ def derive(job: Job) -> Outcome:
     publish_target(job, rounds[-1])
 
     controls = [
-        train_arm(
-            job, _control(job, name, variant, reference, rounds), reference, tokens, benchmark
-        )
-        for name, variant in recipe.variants.items()
-        if name != recipe.target
+        train_arm(job, arm, reference, tokens, benchmark)
+        for arm in control_arms(job, reference, rounds)
     ]
     return Outcome(verdicts, reference, tokens, benchmark, rounds, controls)
 
@@ -122,7 +116,8 @@ def first_layers(recipe: Recipe, reference: Reference) -> tuple[int, int]:
     most = recipe.grow.max_layers or reference.layers
     layers = recipe.inherit.layers or max(1, reference.layers // 2)
     asked = {"inherit.layers": layers, "grow.max_layers": most}
-    asked |= {f"variants.{name}.layers": v.layers or 1 for name, v in recipe.variants.items()}
+    own = {name: variant.layers for name, variant in recipe.variants.items()}
+    asked |= {f"variants.{n}.layers": count for n, count in own.items() if isinstance(count, int)}
     for key, value in asked.items():
         if value > reference.layers:
             raise RecipeError(
@@ -134,18 +129,3 @@ def first_layers(recipe: Recipe, reference: Reference) -> tuple[int, int]:
             f"inherit.layers is {layers}, above grow.max_layers {most}.", "Raise the second."
         )
     return layers, most
-
-
-def _control(
-    job: Job, name: str, variant: Variant, reference: Reference, rounds: list[Trial]
-) -> Arm:
-    layers = variant.layers or rounds[-1].layers
-    if variant.tokens != "equal_compute":
-        tokens = variant.tokens or job.recipe.train.tokens
-    else:
-        # Of training alone; the reference's cost was sunk where it was not trained here.
-        spent = sum(trial.flops_per_token * trial.tokens for trial in rounds)
-        if reference.trained_here:
-            spent += reference.flops_per_token * int(reference.training["tokens"])
-        tokens = round(spent / flops_per_token(job, reference, layers))
-    return Arm(name, variant.start, layers, tokens)

@@ -1,6 +1,6 @@
 """Carry a recipe out in a run directory, and keep the record of it."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from inheritune.recipe_file import RecipeFile
 from inheritune.report.page import write_report
 from inheritune.run import RUN, Run
 from inheritune.session import Begin, carry_out
+from inheritune.steps.arms import Arm, arms_of, depth_of
 from inheritune.steps.chosen import checkpoint_for
 from inheritune.steps.job import Job
 from inheritune.steps.reference import measure_benchmark, open_reference, tokenizer_home
+from inheritune.steps.starts import check_starts
 from inheritune.steps.tokens import import_flat_tokens, prepare_tokens
-from inheritune.steps.training import Arm
 from inheritune.steps.variants import continue_texts, train_arm
 
 __all__ = ["execute", "prepare_only", "train_only"]
@@ -133,25 +134,34 @@ def train_only(
         if name not in plan.variants:
             known = ", ".join(plan.variants)
             raise RecipeError(f"the recipe has no variant {name!r}.", f"Choose one of: {known}.")
-        tokens_wanted = plan.variants[name].tokens or plan.train.tokens
-        if not isinstance(tokens_wanted, int):
+        tokens_wanted = plan.tokens_of(name)
+        if tokens_wanted is None:
             raise RecipeError(
-                f"variants.{name}.tokens is {tokens_wanted}, which only a whole run knows.",
+                f"variants.{name}.tokens is {plan.variants[name].tokens}, which only a whole run "
+                "knows.",
                 "Use: inheritune run.",
             )
         reference = open_reference(job)
         first, most = first_layers(plan, reference)
-        count = layers or plan.variants[name].layers or first
+        most = most if name == plan.target else reference.layers
+        count = layers or depth_of(plan.variants[name], reference.layers, first)
         if count > most:
             raise RecipeError(f"--layers is {count}.", f"Choose between 1 and {most}.")
-        checkpoint_for(job, job.run.variant(name, count))  # or is refused before anything is done
+        check_starts(plan, reference.model, [count], only=name)
+        arms = arms_of(plan, name, reference.layers, count, tokens_wanted)
+        checkpoint_for(job, _next_folder(job, arms))  # or is refused before anything is done
         tokens = prepare_tokens(job, reference.model.path)
         benchmark = measure_benchmark(job, reference, tokens)
-        arm = Arm(name, plan.variants[name].start, count, tokens_wanted)
-        trial = train_arm(job, arm, reference, tokens, benchmark)
+        for arm in arms:
+            trial = train_arm(job, arm, reference, tokens, benchmark)
         return trial.summary() | {"model": str(root / trial.path / "model")}, 0
 
     return carry_out(recipe, root, on_progress, work, Begin(RUN, allowed, checkpoint))[0]
+
+
+def _next_folder(job: Job, arms: Sequence[Arm]) -> Path:
+    folders = [job.run.variant(arm.variant, arm.layers) for arm in arms]
+    return next((f for f in folders if not (f / "result.json").exists()), folders[-1])
 
 
 def _findings(outcome: Outcome, job: Job) -> dict[str, Any]:

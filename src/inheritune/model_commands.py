@@ -47,7 +47,10 @@ def inherit(
     dtype: Annotated[str | None, typer.Option(help="Cast to fp32, bf16 or fp16.")] = None,
     parts: Annotated[
         str,
-        typer.Option(help="all, or for ablations attention, mlp, layers-only, outer-only."),
+        typer.Option(
+            help="all, or for ablations attention, mlp, attention+mlp (no norms), first-half, "
+            "layers-only, outer-only, paper-code-gpt2, paper-code-llama."
+        ),
     ] = "all",
     seed: Annotated[int, typer.Option(help="Of the parts that are not inherited.")] = 0,
     no_gate: Annotated[

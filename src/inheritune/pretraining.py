@@ -18,11 +18,12 @@ from inheritune.recipe_file import RecipeFile, made_recipe, read_sets
 from inheritune.recipe_yaml import Tree, dotted
 from inheritune.run import TRAIN, Run
 from inheritune.session import Begin, carry_out
+from inheritune.steps.arms import Arm
 from inheritune.steps.job import Job
 from inheritune.steps.pinned import pinned_commit
 from inheritune.steps.reference import Reference, measure_benchmark, open_reference
 from inheritune.steps.tokens import embedding_rows
-from inheritune.steps.training import Arm, Trial, run_training, training_inputs
+from inheritune.steps.training import Trial, run_training, training_inputs
 
 __all__ = ["Pretraining", "plan_pretraining", "pretrain"]
 

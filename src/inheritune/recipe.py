@@ -88,6 +88,18 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Switch = Literal["auto", "on", "off"]
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+Multiple = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,2}x$")]
+Parts = Literal[
+    "all",
+    "attention",
+    "mlp",
+    "attention+mlp",
+    "first-half",
+    "layers-only",
+    "outer-only",
+    "paper-code-gpt2",
+    "paper-code-llama",
+]
 
 
 class _Section(BaseModel):
@@ -291,17 +303,46 @@ class Grow(_Section):
 class Variant(_Section):
     """One trained arm of a run."""
 
-    start: Literal["inherit", "fresh"] = Field(
-        description="inherit: the reference's first layers, and it grows; fresh: random weights"
+    start: Literal["inherit", "fresh", "stacking", "hybrid-stacking", "half-width"] = Field(
+        description="inherit: layers of the reference, and without select and parts it is the "
+        "target, which grows; fresh: random weights; stacking: half of the layers trained from "
+        "fresh, then twice; hybrid-stacking: the reference's first layers twice; half-width: all "
+        "layers of the reference, half as wide"
     )
-    layers: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="of a fresh variant; null: as many as the target ends with"
-    )
-    tokens: Amount | Literal["equal_compute"] | None = Field(
+    select: str | None = Field(
         None,
-        description="null: train.tokens; equal_compute: as many FLOPs as the target's rounds "
-        "took together, and the reference's training too if it was trained here",
+        description="which layers of the reference a control inherits: first, last, middle, "
+        'first+last, strided, or a list such as "0-3,7"; null: the first',
     )
+    parts: Parts = Field(
+        "all", description="what a control inherits of its layers and of what is around them"
+    )
+    layers: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
+        None, description="of a control; null: as many as the target ends with"
+    )
+    tokens: Amount | Multiple | Literal["equal_compute"] | None = Field(
+        None,
+        description="null: train.tokens; 2x: twice as many; equal_compute: as many FLOPs as the "
+        "target's rounds took together, and the reference's training too if it was trained here",
+    )
+    lr_scale: Rate = Field(1.0, description="the peak is train.learning_rate times this")
+    warmup_tokens: AmountOrZero | None = Field(None, description="null: train.warmup_tokens")
+
+    @model_validator(mode="after")
+    def _has_its_own_keys_only(self) -> Self:
+        if self.start != "inherit" and (self.select is not None or self.parts != "all"):
+            key = "select" if self.select is not None else "parts"
+            raise ValueError(f"{key} says what is inherited; it goes with start: inherit")
+        if self.start == "half-width" and self.layers not in (None, "all"):
+            raise ValueError("half-width has all layers of the reference")
+        if self.tokens == "equal_compute" and self.start != "fresh":
+            raise ValueError("equal_compute is for controls that start with fresh weights")
+        return self
+
+    @property
+    def is_target(self) -> bool:
+        """Whether it inherits the first layers whole, and grows."""
+        return self.start == "inherit" and self.select is None and self.parts == "all"
 
 
 class Evaluate(_Section):
@@ -338,15 +379,26 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _has_one_target(self) -> Self:
-        targets = [name for name, variant in self.variants.items() if variant.start == "inherit"]
+        targets = [name for name, variant in self.variants.items() if variant.is_target]
         if len(targets) != 1:
             found = ", ".join(targets) or "none"
-            raise ValueError(f"exactly one variant, the target, starts with inherit; here: {found}")
-        target = self.variants[targets[0]]
-        if target.layers is not None:
+            raise ValueError(
+                f"exactly one variant, the target, starts with inherit; here: {found} (a control "
+                "that inherits says what: select: first)"
+            )
+        if self.variants[targets[0]].layers is not None:
             raise ValueError("the target's layers stand under inherit.layers")
-        if target.tokens == "equal_compute":
-            raise ValueError("equal_compute is for controls; give the target a number of tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _rates_of_variants_fall(self) -> Self:
+        for name, variant in self.variants.items():
+            peak, end = self.train.learning_rate * variant.lr_scale, self.train.min_learning_rate
+            if peak < end:
+                raise ValueError(
+                    f"variants.{name}.lr_scale {variant.lr_scale} puts the peak at {peak:g}, below "
+                    f"min_learning_rate {end:g}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -359,7 +411,20 @@ class Recipe(_Section):
     @property
     def target(self) -> str:
         """Name of the variant that inherits and grows."""
-        return next(n for n, variant in self.variants.items() if variant.start == "inherit")
+        return next(name for name, variant in self.variants.items() if variant.is_target)
+
+    def tokens_of(self, name: str) -> int | None:
+        """Tokens of each training of a variant.
+
+        Returns:
+            None for equal compute: only a run knows how many those are.
+        """
+        wanted = self.variants[name].tokens
+        if isinstance(wanted, int):
+            return wanted
+        if wanted == "equal_compute":
+            return None
+        return self.train.tokens * (1 if wanted is None else int(wanted.removesuffix("x")))
 
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default written out, as JSON values."""

@@ -157,8 +157,12 @@ def _one(option: _Schema) -> str:
     if kind in {"integer", "number"}:
         return _number("an integer" if kind == "integer" else "a finite number", option)
     if kind == "string":
-        longest = f" of at most {option['maxLength']} characters" if "maxLength" in option else ""
-        return "an amount such as 500K, 2M or 1.5B" if "pattern" in option else f"text{longest}"
+        if "pattern" in option:
+            is_multiple = str(option["pattern"]).endswith("x$")
+            return "a multiple such as 2x" if is_multiple else "an amount such as 500K, 2M or 1.5B"
+        return (
+            f"text of at most {option['maxLength']} characters" if "maxLength" in option else "text"
+        )
     if kind == "array":
         count = f"{option['minItems']} " if "minItems" in option else ""
         if "enum" in option["items"]:

@@ -3,17 +3,11 @@
 import json
 from typing import Any
 
+from inheritune.inherit.parts import describe_parts
 from inheritune.inherit.selection import describe_selection
 from inheritune.regular_file import escape
 
 __all__ = ["card"]
-
-_PARTS = {
-    "attention": "the MLPs of its layers, with the norms around them,",
-    "mlp": "the attention of its layers, with the norms around it,",
-    "layers-only": "everything outside its layers",
-    "outer-only": "all of its layers",
-}
 
 
 def card(record: dict[str, Any], is_hub_model: bool) -> str:
@@ -43,9 +37,10 @@ def card(record: dict[str, Any], is_hub_model: bool) -> str:
     if record["dtype"]:
         lines[-1] += f" Its weights were cast to {record['dtype']}."
     if record["fresh_tensors"]:
+        fresh = describe_parts(record["parts"])
         lines += [
             "",
-            f"**Not everything is inherited**: {_PARTS[record['parts']]} were initialised by the "
+            f"**Not everything is inherited**: {fresh} were initialised by the "
             f"model's class (seed {record['seed']}, {len(record['fresh_tensors'])} tensors).",
         ]
     lines += [

@@ -1,5 +1,6 @@
 """Tensors of a target that are not inherited, but initialised by its class."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ STRAY = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".masked_bias", "
 
 
 def make_fresh(
-    plan: InheritPlan, fresh: set[str], seed: int, scratch: Path
+    plan: InheritPlan, fresh: set[str], seed: int, scratch: Path, normal: Sequence[str] = ()
 ) -> dict[str, TargetTensor]:
     """Tensors of a target, taken from a freshly initialised model instead of the reference.
 
@@ -26,6 +27,7 @@ def make_fresh(
         fresh: Names of those that are not inherited.
         seed: The same one gives the same weights.
         scratch: Directory for the fresh model; does not exist. Not needed once they are copied.
+        normal: Those of them that are drawn from N(0, 1) instead.
 
     Returns:
         By name. What old files hold beside the weights is not among them.
@@ -36,11 +38,14 @@ def make_fresh(
     """
     if not fresh:
         return {}
-    ask("initialise", config=plan.config, seed=seed, out=str(scratch.resolve()))
+    ask(
+        "initialise", config=plan.config, seed=seed, out=str(scratch.resolve()), normal=list(normal)
+    )
     model = open_model(str(scratch))
     found: dict[str, TargetTensor] = {}
+    inner = model.container.prefix.partition(".")[0]  # files of GPT-2 on the Hub leave it out
     for tensor in plan.tensors:
-        made = model.tensors.get(tensor.name)
+        made = model.tensors.get(tensor.name) or model.tensors.get(f"{inner}.{tensor.name}")
         if tensor.name not in fresh or (made is None and tensor.name.endswith(STRAY)):
             continue
         if made is None or made.shape != tensor.shape:

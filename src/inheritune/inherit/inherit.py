@@ -21,7 +21,7 @@ from inheritune.errors import RecipeError, UnsupportedModelError
 from inheritune.inherit.card import card
 from inheritune.inherit.fresh import make_fresh
 from inheritune.inherit.gate import ask, check_cut
-from inheritune.inherit.parts import fresh_names
+from inheritune.inherit.parts import fresh_names, standard_normal
 from inheritune.inherit.plan import (
     DTYPES,
     InheritPlan,
@@ -32,7 +32,7 @@ from inheritune.inherit.selection import describe_selection
 from inheritune.inherit.weights import Written, describe_tensor, to_json, write_weights
 from inheritune.progress import Listener, silent
 
-__all__ = ["Options", "inherit"]
+__all__ = ["Options", "check_inherit", "inherit"]
 
 _INDEX = "model.safetensors.index.json"
 _FRESH = ".fresh"
@@ -107,7 +107,8 @@ def inherit(
         if plan.size > _MEANWHILE_BYTES or reference.missing_bytes(t.source for t in plan.tensors):
             gate.result()
         reference.download((t.source for t in plan.tensors if t.name not in fresh), listen)
-        made = make_fresh(plan, fresh, options.seed, staging / _FRESH)
+        normal = standard_normal(fresh, options.parts)
+        made = make_fresh(plan, fresh, options.seed, staging / _FRESH, normal)
         files = write_weights(
             reference,
             split_into_shards(plan.tensors),
@@ -127,6 +128,26 @@ def inherit(
         text = card(record, is_hub_model=reference.revision is not None)
         write_file(staging / "README.md", text.encode())
     return open_model(str(out))
+
+
+def check_inherit(
+    reference: ModelDirectory, layers: int | Sequence[int], options: Options = Options()
+) -> None:
+    """Refuse what `inherit` would refuse, as far as config and headers tell; nothing is written.
+
+    Args:
+        reference: Need not be on this machine, or on any yet: no weight is read.
+        layers: See `inherit`.
+        options: See `inherit`.
+
+    Raises:
+        RecipeError: The layers are not there, or have no such parts.
+        UnsupportedModelError: The layers would not compute what they do in the reference.
+        SourceError: The model's class refuses the cut.
+    """
+    plan = _plan(reference, kept_layers(layers, reference.layers), options)
+    fresh_names([t.name for t in plan.tensors], reference.container.prefix, options.parts)
+    _check(reference, plan, options)
 
 
 def _refuse_options(reference: ModelDirectory, out: Path, options: Options) -> None:
@@ -178,6 +199,8 @@ def _check(reference: ModelDirectory, plan: InheritPlan, options: Options) -> di
     answer: dict[str, Any] = {"check": "not checked: --no-gate", "tied": None, "unused": []}
     if options.gate:
         answer = check_cut(reference, plan.kept, plan.config, plan.tensors)
+    if options.parts.startswith("paper-code") and answer["tied"] is not None:
+        _refuse_other_tying(reference, options.parts, bool(answer["tied"]))
     if not str(answer["check"]).startswith("not checked"):
         return answer
     parallel = reference.container.parallel
@@ -193,6 +216,16 @@ def _check(reference: ModelDirectory, plan: InheritPlan, options: Options) -> di
             "Only first layers are cut without asking the model's class.",
         )
     return answer
+
+
+def _refuse_other_tying(reference: ModelDirectory, parts: str, tied: bool) -> None:
+    # Their GPT-2 has one matrix for head and embedding; their LLaMA has two, and copies the head.
+    if tied != (parts == "paper-code-gpt2"):
+        ties = "ties" if tied else "does not tie"
+        raise UnsupportedModelError(
+            f"{parts} is not defined for {reference.name}: it {ties} head and embedding.",
+            "Leave this control out.",
+        )
 
 
 # -- what is said about it

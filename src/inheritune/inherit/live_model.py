@@ -23,13 +23,14 @@ _ROUNDING = {"torch.float32": 1e-4, "torch.float64": 1e-8}
 _COARSE = 0.05  # bf16 and fp16: three significant digits, added up over layers
 
 
-def initialise(config: dict[str, Any], seed: int, out: str) -> None:
+def initialise(config: dict[str, Any], seed: int, out: str, normal: Sequence[str] = ()) -> None:
     """Write a model of fresh weights, as its class initialises them, in fp32.
 
     Args:
         config: Raw; the depth in it sets the initial scale where a class has one.
         seed: The same seed gives the same weights.
         out: Directory to write; the names are those that the class gives on disk.
+        normal: Weights that are drawn from N(0, 1) instead, by their names or the ends of those.
 
     Raises:
         SourceError: The class is unknown, or refuses the config.
@@ -41,6 +42,10 @@ def initialise(config: dict[str, Any], seed: int, out: str) -> None:
         raise SourceError(f"no layer can be initialised: {model_class}.")
     torch.manual_seed(seed)
     model = model_class._from_config(model_config(model_class, config), dtype=torch.float32)
+    for name, weight in model.named_parameters():
+        if any(f".{name}".endswith(f".{wanted}") for wanted in normal):
+            with torch.no_grad():
+                weight.normal_()
     model.save_pretrained(out)
 
 

@@ -7,9 +7,21 @@ from inheritune.checkpoints.layers import numbered
 from inheritune.errors import RecipeError, UnsupportedModelError
 from inheritune.regular_file import escape
 
-__all__ = ["PARTS", "fresh_names"]
+__all__ = ["PARTS", "describe_parts", "fresh_names", "standard_normal"]
 
-PARTS = ("all", "attention", "mlp", "layers-only", "outer-only")
+# What each leaves to the model's class, in words.
+_FRESH = {
+    "all": "",
+    "attention": "the MLPs of its layers, with the norms around them,",
+    "mlp": "the attention of its layers, with the norms around it,",
+    "attention+mlp": "the norms of its layers",
+    "first-half": "the second half of its layers",
+    "layers-only": "everything outside its layers",
+    "outer-only": "all of its layers",
+    "paper-code-gpt2": "positions and final norm, as in the authors' GPT-2 code,",
+    "paper-code-llama": "input embedding and final norm, as in the authors' LLaMA code,",
+}
+PARTS = tuple(_FRESH)
 
 # By what stands after the number of a layer. A norm belongs to the part whose input or output it
 # normalises, so `post_attention_layernorm` is the MLP's in Llama, where it comes before the MLP,
@@ -25,6 +37,13 @@ _MLP = re.compile(
     r"final_layer_norm|pre_feedforward_layernorm|post_feedforward_layernorm|pre_mlp_layernorm|"
     r"post_mlp_layernorm|pre_ff_layernorm|post_feed_forward_layernorm)\w*(\.|$)"
 )
+# Not the norms of queries and keys: those stay with their projections.
+_NORM = re.compile(r"(ln_?\w*|\w*norm\w*|\w*layer_norm)(\.|$)", re.IGNORECASE)
+# Outside the layers, what the authors' code for a family does not copy, and what it does.
+_PAPER_CODE = {
+    "paper-code-gpt2": (r"(^|\.)(wpe\.weight|ln_f\.(weight|bias))$", r"(^|\.)wte\.weight$"),
+    "paper-code-llama": (r"(^|\.)(embed_tokens|norm)\.weight$", r"(^|\.)lm_head\.weight$"),
+}
 _AFTER_ATTENTION = re.compile(r"(post_attention_layernorm|post_attention_layer_norm)(\.|$)")
 _SIGNS_OF_NORMS_AFTER = ("pre_feedforward_layernorm", "post_feedforward_layernorm", "pre_mlp_")
 
@@ -36,13 +55,16 @@ def fresh_names(names: Iterable[str], prefix: str, parts: str) -> set[str]:
         names: Of the whole target.
         prefix: What stands before the number of a layer.
         parts: ``"all"``: none. ``"attention"``, ``"mlp"``: in the layers, only these with their
-            norms are inherited, and everything outside the layers. ``"layers-only"``: only the
-            layers. ``"outer-only"``: only what is outside them.
+            norms are inherited, and everything outside the layers. ``"attention+mlp"``: both
+            without the norms around them. ``"first-half"``: the first half of the layers, rounded
+            down, and everything outside. ``"layers-only"``: only the layers. ``"outer-only"``:
+            only what is outside them. ``"paper-code-gpt2"``, ``"paper-code-llama"``: what the
+            authors' code copies, as a control.
 
     Raises:
-        RecipeError: There is no such part.
+        RecipeError: There is no such part, or it is nothing of so few layers.
         UnsupportedModelError: A tensor of a layer belongs to neither part by its name, or all
-            belong to one.
+            belong to one; or the authors' code knows no such model.
     """
     if parts not in PARTS:
         raise RecipeError(
@@ -54,16 +76,60 @@ def fresh_names(names: Iterable[str], prefix: str, parts: str) -> set[str]:
         return set()
     if parts == "outer-only":
         return inside
+    outside = {n for n in everything if n not in inside}
     if parts == "layers-only":
-        return {n for n in everything if n not in inside}
+        return outside
+    if parts == "first-half":
+        return _second_half(inside)
+    if parts in _PAPER_CODE:
+        return _left_out_by_the_authors(outside, parts)
     part_of = _sorter([_in_layer(name, prefix) for name in inside])
     by_part = {name: part_of(_in_layer(name, prefix)) for name in inside}
+    norms = {name for name in inside if _NORM.match(_in_layer(name, prefix))}
+    if parts == "attention+mlp" and norms:
+        return norms
     if parts not in by_part.values():
         raise UnsupportedModelError(
             f"the layers under {prefix} have no {parts} that could be told by its name."
         )
     # A norm that both parts read stays in either case.
     return {name for name, part in by_part.items() if part not in (parts, "both")}
+
+
+def describe_parts(parts: str) -> str:
+    """What `parts` leaves to the model's class, as the subject of a sentence; empty for all."""
+    return _FRESH[parts]
+
+
+def standard_normal(fresh: Iterable[str], parts: str) -> list[str]:
+    """Which fresh tensors are drawn from N(0, 1), whatever the class would do.
+
+    Source: the authors' LLaMA code, which leaves the embedding as torch makes it.
+    """
+    if parts != "paper-code-llama":
+        return []
+    return [name for name in fresh if name.endswith("embed_tokens.weight")]
+
+
+def _second_half(inside: Iterable[str]) -> set[str]:
+    numbers = {name: found[1] for name in inside if (found := numbered(name))}
+    half = (max(numbers.values()) + 1) // 2
+    if not half:
+        raise RecipeError("one layer has no first half.", "Keep two layers at least.")
+    return {name for name, number in numbers.items() if number >= half}
+
+
+def _left_out_by_the_authors(outside: Iterable[str], parts: str) -> set[str]:
+    left_out, copied = (re.compile(pattern) for pattern in _PAPER_CODE[parts])
+    fresh = {name for name in outside if left_out.search(name)}
+    ends = {name.split(".")[-2] for name in fresh}
+    if len(ends) != 2 or not any(copied.search(name) for name in outside):
+        family = "GPT-2" if parts == "paper-code-gpt2" else "LLaMA with a head of its own"
+        raise UnsupportedModelError(
+            f"{parts} is what the authors' code does with a {family}, which this model is not.",
+            "Leave this control out.",
+        )
+    return fresh
 
 
 def _in_layer(name: str, prefix: str) -> str:

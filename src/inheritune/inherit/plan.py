@@ -21,6 +21,7 @@ __all__ = [
     "kept_layers",
     "kept_tensors",
     "plan_inherit",
+    "renamed",
     "stored_dtype",
 ]
 
@@ -99,7 +100,7 @@ def plan_inherit(
     main = stored_dtype(sources)
     tensors = [
         TargetTensor(
-            _renamed(source.name, reference.container, names),
+            renamed(source.name, reference.container, names),
             source,
             _target_dtype(source, main, dtype),
         )
@@ -223,7 +224,14 @@ def _target_dtype(source: Tensor, main: str | None, wanted: str | None) -> str:
     return source.dtype if narrower and source.name.endswith(_NEVER_NARROWED) else wanted
 
 
-def _renamed(name: str, container: Container, places: Mapping[int, int]) -> str:
+def renamed(name: str, container: Container, places: Mapping[int, int]) -> str:
+    """The name of a tensor whose layer moves.
+
+    Args:
+        name: As on disk.
+        container: Of its model.
+        places: New number of each layer that is kept.
+    """
     found, layer = numbered(name), container.layer_of(name)
     if found is None or layer is None:
         return name

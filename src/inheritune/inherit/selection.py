@@ -7,9 +7,10 @@ from itertools import pairwise
 from inheritune.errors import RecipeError
 from inheritune.regular_file import escape
 
-__all__ = ["check_selection", "describe_selection", "select_layers"]
+__all__ = ["check_selection", "choose_layers", "describe_selection", "select_layers"]
 
 _FORMS = "13, first:13, last:13, middle:13, first+last:12+1, every:2, or a list such as 0-11,24,25"
+_CHOICES = "first, last, middle, first+last, strided, or a list such as 0-11,24,25"
 _DIGITS = r"[0-9]{1,6}"
 
 
@@ -42,6 +43,63 @@ def select_layers(text: str, total: int) -> tuple[int, ...]:
     if re.fullmatch(rf"{_DIGITS}(-{_DIGITS})?(,{_DIGITS}(-{_DIGITS})?)*", text):
         return check_selection(_listed(text, total), total)
     raise RecipeError(f"{escape(text)!r} does not say which layers to keep.", f"Write {_FORMS}.")
+
+
+def choose_layers(choice: str | None, count: int | None, total: int) -> tuple[int, ...]:
+    """The layers of a choice whose number may be decided elsewhere.
+
+    Args:
+        choice: ``"first"``, ``"last"``, ``"middle"``, ``"first+last"`` (all but one from the
+            beginning), ``"strided"`` (layer i of n is round(i (N - 1) / (n - 1))); or a text of
+            `select_layers` that says itself how many; None: the first.
+        count: How many; None where only the text says it.
+        total: Layers of the reference, N.
+
+    Returns:
+        Ascending, without repeats, at least one.
+
+    Raises:
+        RecipeError: There is no such choice, it asks for layers that are not there, or for more
+            or fewer than `count`.
+    """
+    choice = "first" if choice is None else choice.strip()
+    if choice == "lazy":
+        raise RecipeError(
+            "which layers are lazy is measured by `inheritune analyze`, which this version lacks.",
+            'List them, such as select: "14-23".',
+        )
+    if not re.search("[0-9]", choice):
+        return _counted(choice, count, total)
+    if re.fullmatch(_DIGITS, choice):
+        raise RecipeError(
+            f"{choice!r} may mean a layer or a number of layers.",
+            f"Write {choice}-{choice} for that layer alone; a number of layers stands in layers.",
+        )
+    kept = select_layers(choice, total)
+    if count is not None and len(kept) != count:
+        raise RecipeError(
+            f"{escape(choice)!r} keeps {len(kept)} layers, not {count}.", "Leave the number out."
+        )
+    return kept
+
+
+def _counted(choice: str, count: int | None, total: int) -> tuple[int, ...]:
+    if choice not in ("first", "last", "middle", "first+last", "strided"):
+        raise RecipeError(
+            f"{escape(choice)!r} does not say which layers to keep.", f"Write {_CHOICES}."
+        )
+    if count is None:
+        raise RecipeError(f"{choice} does not say how many layers.", "Give a number of layers.")
+    if choice == "first+last":
+        if count < 2:
+            raise RecipeError("first+last needs two layers at least.", "Choose more layers.")
+        return select_layers(f"first+last:{count - 1}+1", total)
+    if choice != "strided":
+        return _named(choice, count, total)
+    _refuse_count(count, total)
+    # Half up, in integers: floats round halves to even, and so not always to the same side.
+    steps = max(count - 1, 1)
+    return tuple((2 * i * (total - 1) + steps) // (2 * steps) for i in range(count))
 
 
 def check_selection(kept: Sequence[int], total: int) -> tuple[int, ...]:

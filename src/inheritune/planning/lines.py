@@ -101,6 +101,7 @@ def recipe_page(plan: RecipePlan) -> Page:
         f"{duration(plan.save_bytes / SAVED_BYTES_PER_S)} at {data_size(SAVED_BYTES_PER_S)}/s; a "
         "stop by a signal takes a save longer than the step it comes in.",
         *_edit_lines(plan.edits),
+        *_start_lines(plan.trainings),
         *_speed_lines(plan.speed),
         *plan.notes,
     ]
@@ -234,6 +235,11 @@ def _speed_lines(speed: Speed | None) -> list[str]:
         f"assumed: {speed.count} x {device.title}, {device.peak_flops / 1e12:,.4g} TFLOP/s dense "
         f"{device.precision} at best, of which {speed.mfu:.0%} are reached; validation is extra."
     ]
+
+
+def _start_lines(trainings: Sequence[PlannedTraining]) -> list[str]:
+    """What variants begin with that are not the target, and not fresh weights alone."""
+    return [f"{t.name}, {t.layers} layers: {t.made_of}" for t in trainings if t.made_of]
 
 
 def _edit_lines(edits: Sequence[Edit]) -> list[str]:

@@ -25,8 +25,10 @@ from inheritune.planning.memory import (
 from inheritune.planning.trainings import PlannedTraining, Planner
 from inheritune.recipe import Recipe, ReferenceTraining
 from inheritune.run import Run
+from inheritune.steps.arms import round_depths
 from inheritune.steps.pinned import open_pinned, pinned_commit
 from inheritune.steps.reference import Reference
+from inheritune.steps.starts import check_starts
 
 __all__ = ["RecipePlan", "plan_recipe"]
 
@@ -103,7 +105,8 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
     Raises:
         RecipeError: The recipe asks for layers that the reference does not have.
         SourceError: The reference cannot be used, or its pinned commit is gone.
-        UnsupportedModelError: Its size cannot be told without torch.
+        UnsupportedModelError: A variant cannot be built from it, or its size cannot be told
+            without torch.
     """
     model = _reference(recipe, Run(root))
     trained_here = recipe.reference.train is not None
@@ -114,9 +117,9 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
     )
     first, most = first_layers(recipe, opened)
     unique, exact = _unique_tokens(recipe, Run(root))
-    planner = Planner(recipe, sizes, speed, unique)
-    depths = _rounds(recipe, first, most)
-    trainings = planner.all(depths)
+    depths = round_depths(recipe.grow, first, most)
+    check_starts(recipe, model, depths)
+    trainings = Planner(recipe, sizes, speed, unique).all(depths)
     largest = max(trainings, key=lambda training: training.params)
     memory = estimate_memory(
         model.config, largest.params, largest.layers, recipe.train, _precision(recipe, speed)
@@ -179,14 +182,6 @@ def _unique_tokens(recipe: Recipe, run: Run) -> tuple[int | None, bool]:
         tokens = open_tokens(run.tokens)
         return tokens.train.num_samples(recipe.train.seq_len) * recipe.train.seq_len, True
     return recipe.data.tokens, False
-
-
-def _rounds(recipe: Recipe, first: int, most: int) -> list[int]:
-    """Layers of each round, if none before the last one matches."""
-    depths = [first]
-    while recipe.grow.add and depths[-1] < most and len(depths) != recipe.grow.max_rounds:
-        depths.append(min(depths[-1] + recipe.grow.add, most))
-    return depths
 
 
 def _precision(recipe: Recipe, speed: Speed | None) -> str:

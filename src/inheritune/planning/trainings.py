@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from inheritune.checkpoints.config import layer_count
 from inheritune.inherit.devices import Price, Speed
+from inheritune.inherit.half_width import imagine_half_width
 from inheritune.inherit.sizes import Counts, Sizes
 from inheritune.recipe import Recipe
+from inheritune.steps.arms import Arm, arms_of, depth_of
 
 __all__ = ["PlannedTraining", "Planner"]
 
@@ -18,7 +20,7 @@ class PlannedTraining:
     Attributes:
         name: Of the variant, or ``"reference"``.
         round: Of the target, from 1; None for all others.
-        start: ``"inherit"`` or ``"fresh"``.
+        start: As the variant's; the first training of stacking is ``"fresh"``.
         layers: Of the model trained.
         params: Its parameters.
         tokens: Trained on, in whole steps.
@@ -26,6 +28,7 @@ class PlannedTraining:
         epochs: Passes over the text; None: not known before the text is prepared.
         flops: Of the training alone.
         price: Time, and money where a rate was named; None: no device was named.
+        made_of: What it begins with, in words; empty where `start` says it all.
     """
 
     name: str
@@ -38,6 +41,7 @@ class PlannedTraining:
     epochs: float | None
     flops: float
     price: Price | None
+    made_of: str = ""
 
 
 class Planner:
@@ -62,11 +66,11 @@ class Planner:
         if recipe.reference.train is not None:
             trained = recipe.reference.train
             depth = layer_count(trained.config)
-            before = [self._training("reference", None, "fresh", depth, trained.tokens)]
-        wanted = recipe.variants[recipe.target].tokens or recipe.train.tokens
-        assert isinstance(wanted, int)  # the recipe refuses equal_compute for the target
+            before = [self._training(Arm("reference", "fresh", depth, trained.tokens))]
+        wanted = recipe.tokens_of(recipe.target)
+        assert wanted is not None  # the recipe refuses equal_compute for the target
         rounds = [
-            self._training(recipe.target, number, "inherit", depth, wanted)
+            self._training(self._arms(recipe.target, depth, wanted)[0], number)
             for number, depth in enumerate(depths, 1)
         ]
         spent = sum(training.flops for training in [*before, *rounds])
@@ -74,33 +78,38 @@ class Planner:
         for name, variant in recipe.variants.items():
             if name == recipe.target:
                 continue
-            layers = variant.layers or depths[-1]
-            if variant.tokens == "equal_compute":
-                tokens = round(spent / self._counts(layers).flops_per_token)
-            else:
-                tokens = variant.tokens or recipe.train.tokens
-            controls.append(self._training(name, None, variant.start, layers, tokens))
+            layers = depth_of(variant, self._sizes.reference.layers, depths[-1])
+            tokens = recipe.tokens_of(name)
+            if tokens is None:
+                each = self._counts(Arm(name, variant.start, layers, 0)).flops_per_token
+                tokens = round(spent / each)
+            controls += [self._training(arm) for arm in self._arms(name, layers, tokens)]
         return (*before, *rounds, *controls)
 
-    def _training(
-        self, name: str, number: int | None, start: str, layers: int, wanted: int
-    ) -> PlannedTraining:
-        counts, batch = self._counts(layers), self._recipe.train.batch_tokens
-        steps = max(1, wanted // batch)  # as train.loop.plan_steps
+    def _arms(self, name: str, layers: int, tokens: int) -> list[Arm]:
+        return arms_of(self._recipe, name, self._sizes.reference.layers, layers, tokens)
+
+    def _training(self, arm: Arm, number: int | None = None) -> PlannedTraining:
+        counts, batch = self._counts(arm), self._recipe.train.batch_tokens
+        steps = max(1, arm.tokens // batch)  # as train.loop.plan_steps
         tokens = steps * batch
         flops = counts.flops_per_token * tokens
         return PlannedTraining(
-            name=name,
+            name=arm.variant,
             round=number,
-            start=start,
-            layers=layers,
+            start=arm.start,
+            layers=arm.layers,
             params=counts.params,
             tokens=tokens,
             steps=steps,
             epochs=tokens / self._unique if self._unique else None,
             flops=flops,
             price=None if self._speed is None else self._speed.price(flops),
+            made_of=arm.made_of,
         )
 
-    def _counts(self, layers: int) -> Counts:
-        return self._sizes.counts(range(layers), self._recipe.train.seq_len)
+    def _counts(self, arm: Arm) -> Counts:
+        sizes = self._sizes
+        if arm.start == "half-width":
+            sizes = Sizes(imagine_half_width(sizes.reference))
+        return sizes.counts(arm.kept or range(arm.layers), self._recipe.train.seq_len)

@@ -132,7 +132,8 @@ def _trainings(run_root: Path, record: Record) -> Iterator[_Training]:
             last_round += 1
             yield _Training(target, layers, last_round, folder, None)
     for row in rows(record, "variants"):
-        if row.get("start") == "fresh" and text(row, "path"):
+        is_control = row.get("start") != "trained" and text(row, "name") != target
+        if is_control and text(row, "path"):
             folder = _inside(run_root, text(row, "path"))
             seen.add(folder)
             yield _Training(text(row, "name"), _whole(row, "layers"), 0, folder, None)

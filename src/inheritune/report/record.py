@@ -104,7 +104,9 @@ def text(record: Record, key: str) -> str:
 def target_name(record: Record) -> str:
     """Name of the variant that inherits and grows."""
     for name, variant in section(section(record, "recipe"), "variants").items():
-        if isinstance(variant, dict) and variant.get("start") == "inherit":
+        if not isinstance(variant, dict) or variant.get("start") != "inherit":
+            continue
+        if variant.get("select") is None and variant.get("parts") in (None, "all"):
             return str(name)
     return "inherit"
 
@@ -150,11 +152,16 @@ def scratch_of(record: Record) -> dict[str, Any]:
     fresh = [
         row
         for row in rows(record, "variants")
-        if row.get("start") == "fresh" and row is not equal and number(row, "val_loss") is not None
+        if row.get("start") == "fresh"
+        and not row.get("made_of")  # of a learning rate of its own, or a part of stacking
+        and row is not equal
+        and number(row, "val_loss") is not None
     ]
     same_size = [row for row in fresh if layers is None or row.get("layers") == layers]
-    named = [row for row in same_size if row.get("name") == "scratch"]
-    return (named or same_size or [{}])[0]
+    tokens = target_of(record).get("tokens")
+    same_tokens = [row for row in same_size if tokens is None or row.get("tokens") == tokens]
+    named = [row for row in same_tokens or same_size if row.get("name") == "scratch"]
+    return (named or same_tokens or same_size or [{}])[0]
 
 
 def equal_compute_of(record: Record) -> dict[str, Any]:

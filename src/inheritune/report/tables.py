@@ -165,7 +165,7 @@ def variants_table(record: Record) -> Table:
         values.append(
             [
                 text(row, "name") or None,
-                _STARTS.get(text(row, "start"), text(row, "start") or None),
+                text(row, "made_of") or _start_of(row),
                 number(row, "layers"),
                 reached,
                 number(row, "val_loss_se"),
@@ -174,7 +174,13 @@ def variants_table(record: Record) -> Table:
             ]
         )
     notes = ["All variants share data order and validation text. Tokens count repeats."]
+    if any(row.get("start") == "stacking" for row in rows(record, "variants")):
+        notes.append("Stacking is two trainings, a row each: its cost is their sum.")
     return Table("variants", columns, values, notes if values else [])
+
+
+def _start_of(row: Record) -> str | None:
+    return _STARTS.get(text(row, "start"), text(row, "start") or None)
 
 
 def ledger_table(record: Record) -> Table:

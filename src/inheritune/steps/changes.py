@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 from inheritune.errors import RecipeError
-from inheritune.recipe import Recipe
+from inheritune.recipe import Recipe, Train
 
 __all__ = ["allowed_inputs", "decisive", "warned"]
 
@@ -25,9 +25,9 @@ _SECTIONS = ("train", "evaluate")
 _NEVER = {"train.seq_len", "train.batch_tokens"}
 
 
-def decisive(recipe: Recipe) -> dict[str, Any]:
+def decisive(train: Train) -> dict[str, Any]:
     """The keys of `train` that decide where a training ends; tokens are each variant's own."""
-    return recipe.train.model_dump(mode="json", exclude=_FREE | _WARN | {"tokens"})
+    return train.model_dump(mode="json", exclude=_FREE | _WARN | {"tokens"})
 
 
 def warned(recipe: Recipe) -> dict[str, Any]:

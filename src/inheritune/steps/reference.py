@@ -17,10 +17,11 @@ from inheritune.durable import read_json_file, write_json
 from inheritune.errors import DataError, RecipeError, SourceError
 from inheritune.progress import Progress
 from inheritune.recipe import ReferenceTraining
+from inheritune.steps.arms import Arm
 from inheritune.steps.job import Job, finish, finished
 from inheritune.steps.pinned import open_pinned
 from inheritune.steps.tokens import prepare_tokens
-from inheritune.steps.training import Arm, run_training, training_inputs
+from inheritune.steps.training import run_training, training_inputs
 from inheritune.steps.validation import finite, val_loss_of
 
 __all__ = [

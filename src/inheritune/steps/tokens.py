@@ -50,7 +50,9 @@ def import_flat_tokens(job: Job, model: Path, files: FlatFiles) -> TokenDirector
 
 def _longest_training(recipe: Recipe) -> int:
     planned = [recipe.train.tokens]
-    planned += [v.tokens for v in recipe.variants.values() if isinstance(v.tokens, int)]
+    for name, variant in recipe.variants.items():
+        trainings = 2 if variant.start == "stacking" else 1  # the second goes on in the text
+        planned.append(trainings * (recipe.tokens_of(name) or 0))
     if recipe.reference.train is not None:
         planned.append(recipe.reference.train.tokens)
     return max(planned)

@@ -17,6 +17,7 @@ from inheritune.data.tokens import TokenDirectory, check_budget
 from inheritune.durable import write_json
 from inheritune.errors import CheckpointError, DivergedError
 from inheritune.progress import Progress
+from inheritune.steps.arms import Arm
 from inheritune.steps.changes import decisive, warned
 from inheritune.steps.chosen import checkpoint_for
 from inheritune.steps.job import Job, finish, finished
@@ -29,39 +30,7 @@ if TYPE_CHECKING:
 
     from inheritune.train.loop import Trained
 
-__all__ = ["Arm", "Trial", "run_training", "train_share", "training_inputs"]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One training to be done.
-
-    Attributes:
-        variant: Name in the recipe.
-        start: ``"inherit"``, ``"fresh"``, or ``"trained"`` for a model as it is.
-        layers: Of the model trained.
-        tokens: Training tokens, repeats counted.
-        model: Model directory that a ``"trained"`` start takes its weights from, where it lies.
-        grown_from: Directory of the training whose end it goes on from, within the run.
-        first_sample: Position in the order of samples at which it begins.
-    """
-
-    variant: str
-    start: str
-    layers: int
-    tokens: int
-    model: str | None = None
-    grown_from: str | None = None
-    first_sample: int = 0
-
-    def start_in(self, folder: Path) -> Path:
-        """The directory it starts from: its own model, or ``start/`` of the training's folder."""
-        return folder / "start" if self.model is None else Path(self.model)
-
-    @property
-    def task(self) -> str:
-        """Name shown with the progress and in the ledger."""
-        return f"{self.variant}, {self.layers} layers"
+__all__ = ["Trial", "run_training", "train_share", "training_inputs"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +58,7 @@ class Trial:
     notes: list[str]
     windows: list[float]
     first_sample: int = 0  # above 0: it went on from a smaller model that was trained here
+    made_of: str = ""  # what it began with, where start does not say it all
 
     def summary(self) -> dict[str, Any]:
         """For run.json: everything but the windows."""
@@ -97,10 +67,11 @@ class Trial:
         return fields
 
 
-def training_inputs(job: Job, tokens: TokenDirectory) -> dict[str, Any]:
-    """What decides the result of every training of a run."""
+def training_inputs(job: Job, tokens: TokenDirectory, arm: Arm | None = None) -> dict[str, Any]:
+    """What decides the result of every training of a run; of an arm's, with what is its own."""
+    train = job.recipe.train
     return {
-        "train": decisive(job.recipe),
+        "train": decisive(train if arm is None else arm.settings(train)),
         "tokens": tokens.fingerprint,
         "evaluate": job.recipe.evaluate.model_dump(mode="json"),
     }
@@ -196,10 +167,10 @@ def train_share(
     from inheritune.train.settings import choose_settings
     from inheritune.train.weights import describe
 
-    recipe, processes = job.recipe.train, job.processes
+    recipe, processes = arm.settings(job.recipe.train), job.processes
     batch_size = job.recipe.evaluate.batch_size
     flops = describe(arm.start_in(folder), recipe.seq_len).flops_per_token * arm.tokens
-    moments = None if arm.grown_from is None else _end_of(job.run.root / arm.grown_from)
+    moments = _end_of(job.run.root / str(arm.grown_from)) if arm.keeps_moments else None
     model = _start_model(job, arm, folder)
 
     def measure(model: Any) -> float:
@@ -307,6 +278,7 @@ def _measure(
         notes=list(trained.notes),
         windows=loss.per_window.tolist(),
         first_sample=arm.first_sample,
+        made_of=arm.made_of,
     )
     if benchmark is None:
         # Travels with a reference, so that whoever inherits from it knows what its training cost.

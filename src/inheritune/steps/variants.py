@@ -2,22 +2,18 @@
 
 import filecmp
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from inheritune.checkpoints.config import cut_config
-from inheritune.checkpoints.copy import copy_side_files
-from inheritune.checkpoints.source import open_model
 from inheritune.data.tokens import TokenDirectory
-from inheritune.durable import write_json
-from inheritune.inherit.grow import grow
-from inheritune.inherit.inherit import inherit
 from inheritune.progress import Progress
+from inheritune.steps.arms import Arm, arms_of, depth_of
 from inheritune.steps.job import Job, finished
-from inheritune.steps.reference import Benchmark, Reference
-from inheritune.steps.training import Arm, Trial, run_training, training_inputs
+from inheritune.steps.reference import Benchmark, Reference, flops_per_token
+from inheritune.steps.starts import write_start
+from inheritune.steps.training import Trial, run_training, training_inputs
 
-__all__ = ["continue_texts", "publish_target", "train_arm"]
+__all__ = ["continue_texts", "control_arms", "publish_target", "train_arm"]
 
 
 def train_arm(
@@ -25,7 +21,7 @@ def train_arm(
 ) -> Trial:
     """Start a model as an arm says, train it, publish it, measure it."""
     folder = job.run.variant(arm.variant, arm.layers)
-    inputs = training_inputs(job, tokens) | {
+    inputs = training_inputs(job, tokens, arm) | {
         "reference": reference.model.digest,
         "start": arm.start,
         "layers": arm.layers,
@@ -33,29 +29,39 @@ def train_arm(
     }
     if arm.grown_from is not None:
         inputs |= {"grown_from": arm.grown_from, "first_sample": arm.first_sample}
+    # Named where they are not what they always were: the inputs of older runs stay as they are.
+    inputs |= {} if arm.kept is None else {"kept": list(arm.kept)}
+    inputs |= {} if arm.parts == "all" else {"parts": arm.parts}
     if finished(job, folder / "result.json", inputs) is None:
-        _write_start(job, arm, reference, folder)
+        write_start(job, arm, reference.model, folder)
     trial = run_training(job, arm, folder, tokens, inputs, benchmark.windows)
     shutil.rmtree(folder / "start", ignore_errors=True)
     return trial
 
 
-def _write_start(job: Job, arm: Arm, reference: Reference, folder: Path) -> None:
-    start = folder / "start"
-    if arm.start == "inherit":
-        if not start.exists() and arm.grown_from is not None:
-            trained = open_model(str(job.run.root / arm.grown_from / "model"))
-            grow(trained, reference.model, arm.layers, start)
-        elif not start.exists():
-            inherit(reference.model, arm.layers, start)
-        shutil.copyfile(start / "inherit.json", folder / "inherit.json")
-        return
-    if (start / "config.json").exists():
-        return
-    start.mkdir(parents=True, exist_ok=True)
-    copy_side_files(reference.model.path, start)
-    config, _ = cut_config(reference.model.config, arm.layers)
-    write_json(start / "config.json", config)
+def control_arms(job: Job, reference: Reference, rounds: Sequence[Trial]) -> list[Arm]:
+    """The trainings of all controls, in the order of the recipe.
+
+    Args:
+        job: Has the recipe.
+        reference: What the target was inherited from.
+        rounds: All of the target's; the last one has the size that controls take over.
+    """
+    recipe = job.recipe
+    arms: list[Arm] = []
+    for name, variant in recipe.variants.items():
+        if name == recipe.target:
+            continue
+        layers = depth_of(variant, reference.layers, rounds[-1].layers)
+        tokens = recipe.tokens_of(name)
+        if tokens is None:
+            # Of training alone; the reference's cost was sunk where it was not trained here.
+            spent = sum(trial.flops_per_token * trial.tokens for trial in rounds)
+            if reference.trained_here:
+                spent += reference.flops_per_token * int(reference.training["tokens"])
+            tokens = round(spent / flops_per_token(job, reference, layers))
+        arms += arms_of(recipe, name, reference.layers, layers, tokens)
+    return arms
 
 
 def publish_target(job: Job, trial: Trial) -> Path:

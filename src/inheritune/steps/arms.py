@@ -1,0 +1,178 @@
+"""The trainings that a recipe's variants come to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from inheritune.errors import RecipeError
+from inheritune.inherit.parts import describe_parts
+from inheritune.inherit.selection import choose_layers, describe_selection
+from inheritune.recipe import Grow, Recipe, Train, Variant
+from inheritune.run import Run
+
+__all__ = ["Arm", "arms_of", "depth_of", "round_depths"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training to be done.
+
+    Attributes:
+        variant: Name in the recipe.
+        start: As the variant's; ``"trained"`` for a model as it is.
+        layers: Of the model trained.
+        tokens: Training tokens, repeats counted.
+        model: Model directory that a ``"trained"`` start takes its weights from, where it lies.
+        grown_from: Directory of the training whose end it goes on from, within the run.
+        first_sample: Position in the order of samples at which it begins.
+        kept: Layers of the reference that are inherited; None: the first.
+        parts: What is inherited of them, see `parts.fresh_names`.
+        lr_scale: Of the peak learning rate.
+        warmup_tokens: None: the recipe's.
+        made_of: What it begins with, in words; empty where `start` says it all.
+    """
+
+    variant: str
+    start: str
+    layers: int
+    tokens: int
+    model: str | None = None
+    grown_from: str | None = None
+    first_sample: int = 0
+    kept: Sequence[int] | None = None
+    parts: str = "all"
+    lr_scale: float = 1.0
+    warmup_tokens: int | None = None
+    made_of: str = ""
+
+    def start_in(self, folder: Path) -> Path:
+        """The directory it starts from: its own model, or ``start/`` of the training's folder."""
+        return folder / "start" if self.model is None else Path(self.model)
+
+    def settings(self, train: Train) -> Train:
+        """The recipe's section, with what the arm has of its own."""
+        own: dict[str, float] = {"learning_rate": train.learning_rate * self.lr_scale}
+        if self.warmup_tokens is not None:
+            own["warmup_tokens"] = self.warmup_tokens
+        return train.model_copy(update=own)
+
+    @property
+    def keeps_moments(self) -> bool:
+        """Whether the optimizer goes on from where it stood: in a target that has grown."""
+        return self.start == "inherit" and self.grown_from is not None
+
+    @property
+    def task(self) -> str:
+        """Name shown with the progress and in the ledger."""
+        return f"{self.variant}, {self.layers} layers"
+
+
+def round_depths(grow: Grow, first: int, most: int) -> list[int]:
+    """Layers of each round of the target, if none before the last one matches."""
+    depths = [first]
+    while grow.add and depths[-1] < most and len(depths) != grow.max_rounds:
+        depths.append(min(depths[-1] + grow.add, most))
+    return depths
+
+
+def depth_of(variant: Variant, reference_layers: int, target_layers: int) -> int:
+    """How many layers a variant is trained with.
+
+    Args:
+        variant: Says it, or leaves it to the target.
+        reference_layers: Of the reference.
+        target_layers: Of the target, when it is the variant's turn.
+
+    Raises:
+        RecipeError: It lists layers that are not there.
+    """
+    if variant.start == "half-width" or variant.layers == "all":
+        return reference_layers
+    if variant.layers is None and any(sign.isdigit() for sign in variant.select or ""):
+        return len(choose_layers(variant.select, None, reference_layers))
+    return variant.layers or target_layers
+
+
+def arms_of(
+    recipe: Recipe, name: str, reference_layers: int, layers: int, tokens: int
+) -> list[Arm]:
+    """The trainings of a variant, in their order: one, and of stacking two.
+
+    Args:
+        recipe: Has the variant.
+        name: Of the variant.
+        reference_layers: Of the reference.
+        layers: Of the variant, see `depth_of`.
+        tokens: Of each training.
+
+    Raises:
+        RecipeError: The reference has no such layers, or they cannot be halved.
+    """
+    variant = recipe.variants[name]
+    arm = Arm(
+        variant=name,
+        start=variant.start,
+        layers=layers,
+        tokens=tokens,
+        parts=variant.parts,
+        lr_scale=variant.lr_scale,
+        warmup_tokens=variant.warmup_tokens,
+    )
+    if variant.start == "inherit":
+        kept = choose_layers(variant.select, layers, reference_layers)
+        arm = replace(arm, kept=None if kept == tuple(range(layers)) else list(kept))
+    before = []
+    if variant.start == "stacking":
+        half = _half(layers)
+        fresh = replace(arm, start="fresh", layers=half)
+        said = f"fresh weights, to be stacked{_own_rate(fresh)}"
+        before = [replace(fresh, made_of=said)]
+        steps = max(1, tokens // recipe.train.batch_tokens)  # as train.loop.plan_steps
+        arm = replace(
+            arm,
+            grown_from=Run(Path()).variant(name, half).as_posix(),
+            first_sample=steps * recipe.train.batch_tokens // recipe.train.seq_len,
+        )
+    elif variant.start == "hybrid-stacking":
+        _half(layers)
+    return [*before, replace(arm, made_of=_made_of(arm))]
+
+
+def _half(layers: int) -> int:
+    if layers % 2:
+        raise RecipeError(
+            f"half of {layers} layers cannot be stacked twice.", "Choose an even number of layers."
+        )
+    return layers // 2
+
+
+def _made_of(arm: Arm) -> str:
+    is_plain = arm.start in ("inherit", "fresh") and arm.kept is None and arm.parts == "all"
+    if is_plain and not _own_rate(arm):
+        return ""
+    half = _layers(arm.layers // 2)
+    said = {
+        "fresh": "fresh weights",
+        "stacking": f"its own {half}, trained from fresh weights, twice",
+        "hybrid-stacking": f"the first {half} of the reference, twice",
+        "half-width": "all layers of the reference, half as wide",
+    }.get(arm.start, f"the first {_layers(arm.layers)} of the reference")
+    if arm.kept is not None:
+        said = f"{describe_selection(arm.kept)} of the reference"
+    if arm.parts == "outer-only":
+        said = "embeddings, positions, final norm and head of the reference"
+    if "paper-code" in arm.parts:
+        said = f"{arm.parts}: {said}"
+    if arm.parts != "all":
+        said += f"; fresh: {describe_parts(arm.parts).rstrip(',')}"
+    return said + _own_rate(arm)
+
+
+def _layers(count: int) -> str:
+    return "layer" if count == 1 else f"{count} layers"
+
+
+def _own_rate(arm: Arm) -> str:
+    rate = f"; peak learning rate x {arm.lr_scale:g}" if arm.lr_scale != 1 else ""
+    warmup = f"; warm-up {arm.warmup_tokens:,} tokens" if arm.warmup_tokens is not None else ""
+    return rate + warmup
