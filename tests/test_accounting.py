@@ -8,7 +8,7 @@ from inheritune.accounting import gap_closed
 
 def trial(name: str, losses: list[float], layers: int = 4, tokens: int = 100) -> Any:
     mean = sum(losses) / len(losses)
-    known = {"layers": layers, "tokens": tokens, "first_sample": 0}
+    known = {"layers": layers, "tokens": tokens, "first_sample": 0, "distill": None}
     return SimpleNamespace(name=name, windows=losses, val_loss=mean, **known)
 
 

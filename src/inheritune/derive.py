@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from itertools import count
 
+from inheritune.checkpoints.flops import EVALUATION_SHARE
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import RecipeError
 from inheritune.recipe import Recipe, Variant
@@ -144,8 +145,11 @@ def _control(
         tokens = variant.tokens or job.recipe.train.tokens
     else:
         # Of training alone; the reference's cost was sunk where it was not trained here.
-        spent = sum(trial.flops_per_token * trial.tokens for trial in rounds)
+        spent = sum(trial.training_flops for trial in rounds)
         if reference.trained_here:
             spent += reference.flops_per_token * int(reference.training["tokens"])
-        tokens = round(spent / flops_per_token(job, reference, layers))
+        each = flops_per_token(job, reference, layers)
+        if variant.distill is not None:
+            each += reference.flops_per_token * EVALUATION_SHARE
+        tokens = round(spent / each)
     return Arm(name, variant.start, layers, tokens)

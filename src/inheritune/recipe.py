@@ -18,6 +18,7 @@ from pydantic import (
 
 __all__ = [
     "Data",
+    "Distill",
     "Evaluate",
     "Grow",
     "Inherit",
@@ -288,6 +289,13 @@ class Grow(_Section):
     max_rounds: Annotated[int, Field(ge=1)] | None = Field(None, description="null: no limit")
 
 
+class Distill(_Section):
+    """Learn from the reference's distributions too: alpha CE + (1 - alpha) temperature^2 KL."""
+
+    alpha: Share = Field(0.6, description="share of the cross-entropy; the rest is the KL's")
+    temperature: Rate = Field(1.0, description="both models' logits are divided by it in the KL")
+
+
 class Variant(_Section):
     """One trained arm of a run."""
 
@@ -301,6 +309,9 @@ class Variant(_Section):
         None,
         description="null: train.tokens; equal_compute: as many FLOPs as the target's rounds "
         "took together, and the reference's training too if it was trained here",
+    )
+    distill: Distill | None = Field(
+        None, description="null: learn from the text alone; {}: from the reference as well"
     )
 
 

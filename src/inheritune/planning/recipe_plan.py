@@ -47,7 +47,7 @@ class RecipePlan:
         most_rounds: How many those are; the run stops at the first that matches.
         unique_tokens: Of the text, prepared or at most; None: not known yet.
         edits: Of config.json in the first round, and why.
-        memory: Estimated, of the largest training.
+        memory: Estimated, of the training that needs the most.
         disk: Bytes by what takes them, estimated; an unknown amount is None.
         speed: What it runs on; None: no device was named.
         notes: What else to know.
@@ -115,10 +115,7 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
     planner = Planner(recipe, sizes, speed, unique)
     depths = _rounds(recipe, first, most)
     trainings = planner.all(depths)
-    largest = max(trainings, key=lambda training: training.params)
-    memory = estimate_memory(
-        model.config, largest.params, largest.layers, recipe.train, _precision(recipe, speed)
-    )
+    memory = _memory(recipe, model, trainings, whole.params, _precision(recipe, speed))
     return RecipePlan(
         name=recipe.name,
         run=root,
@@ -136,6 +133,28 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
         speed=speed,
         notes=tuple(_notes(recipe, trainings, unique, exact, memory, speed)),
     )
+
+
+def _memory(
+    recipe: Recipe,
+    model: ModelDirectory,
+    trainings: Sequence[PlannedTraining],
+    reference: int,
+    precision: str,
+) -> Memory:
+    """Of the training that needs the most."""
+    estimates = (
+        estimate_memory(
+            model.config,
+            training.params,
+            training.layers,
+            recipe.train,
+            precision,
+            0 if training.reference_flops is None else reference,
+        )
+        for training in trainings
+    )
+    return max(estimates, key=lambda memory: memory.total)
 
 
 def _reference(recipe: Recipe, run: Run) -> ModelDirectory:
@@ -232,6 +251,12 @@ def _notes(
         said.append(
             f"The estimated memory exceeds that of one {speed.device.title}: lower "
             "train.micro_batch, or choose another device."
+        )
+    distilled = dict.fromkeys(t.name for t in trainings if t.reference_flops)
+    if distilled:
+        said.append(
+            f"FLOPs include the reference's forward passes for {', '.join(distilled)}: "
+            f"{sum(t.reference_flops or 0.0 for t in trainings):.2e} together."
         )
     if any(v.tokens == "equal_compute" for v in recipe.variants.values()):
         said.append("A control with equal compute is counted for all rounds.")

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from inheritune.checkpoints.config import layer_count
+from inheritune.checkpoints.flops import EVALUATION_SHARE
 from inheritune.inherit.devices import Price, Speed
 from inheritune.inherit.sizes import Counts, Sizes
-from inheritune.recipe import Recipe
+from inheritune.recipe import Recipe, Variant
 
 __all__ = ["PlannedTraining", "Planner"]
 
@@ -24,7 +25,9 @@ class PlannedTraining:
         tokens: Trained on, in whole steps.
         steps: Optimizer steps.
         epochs: Passes over the text; None: not known before the text is prepared.
-        flops: Of the training alone.
+        flops: Of the training, without its validations.
+        reference_flops: Of them, those of the reference's forward passes in a distillation; None
+            where there is none.
         price: Time, and money where a rate was named; None: no device was named.
     """
 
@@ -38,6 +41,7 @@ class PlannedTraining:
     epochs: float | None
     flops: float
     price: Price | None
+    reference_flops: float | None = None
 
 
 class Planner:
@@ -65,8 +69,9 @@ class Planner:
             before = [self._training("reference", None, "fresh", depth, trained.tokens)]
         wanted = recipe.variants[recipe.target].tokens or recipe.train.tokens
         assert isinstance(wanted, int)  # the recipe refuses equal_compute for the target
+        forward = self._forward(recipe.variants[recipe.target])
         rounds = [
-            self._training(recipe.target, number, "inherit", depth, wanted)
+            self._training(recipe.target, number, "inherit", depth, wanted, forward)
             for number, depth in enumerate(depths, 1)
         ]
         spent = sum(training.flops for training in [*before, *rounds])
@@ -74,21 +79,28 @@ class Planner:
         for name, variant in recipe.variants.items():
             if name == recipe.target:
                 continue
-            layers = variant.layers or depths[-1]
+            layers, forward = variant.layers or depths[-1], self._forward(variant)
             if variant.tokens == "equal_compute":
-                tokens = round(spent / self._counts(layers).flops_per_token)
+                each = self._counts(layers).flops_per_token + (forward or 0.0)
+                tokens = round(spent / each)
             else:
                 tokens = variant.tokens or recipe.train.tokens
-            controls.append(self._training(name, None, variant.start, layers, tokens))
+            controls.append(self._training(name, None, variant.start, layers, tokens, forward))
         return (*before, *rounds, *controls)
 
     def _training(
-        self, name: str, number: int | None, start: str, layers: int, wanted: int
+        self,
+        name: str,
+        number: int | None,
+        start: str,
+        layers: int,
+        wanted: int,
+        forward: float | None = None,
     ) -> PlannedTraining:
         counts, batch = self._counts(layers), self._recipe.train.batch_tokens
         steps = max(1, wanted // batch)  # as train.loop.plan_steps
         tokens = steps * batch
-        flops = counts.flops_per_token * tokens
+        flops = (counts.flops_per_token + (forward or 0.0)) * tokens
         return PlannedTraining(
             name=name,
             round=number,
@@ -100,7 +112,14 @@ class Planner:
             epochs=tokens / self._unique if self._unique else None,
             flops=flops,
             price=None if self._speed is None else self._speed.price(flops),
+            reference_flops=None if forward is None else forward * tokens,
         )
+
+    def _forward(self, variant: Variant) -> float | None:
+        """FLOPs of the reference's forward pass over a token, where a variant learns from it."""
+        if variant.distill is None:
+            return None
+        return self._counts(self._sizes.reference.layers).flops_per_token * EVALUATION_SHARE
 
     def _counts(self, layers: int) -> Counts:
         return self._sizes.counts(range(layers), self._recipe.train.seq_len)

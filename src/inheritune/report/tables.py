@@ -165,7 +165,7 @@ def variants_table(record: Record) -> Table:
         values.append(
             [
                 text(row, "name") or None,
-                _STARTS.get(text(row, "start"), text(row, "start") or None),
+                _start(row),
                 number(row, "layers"),
                 reached,
                 number(row, "val_loss_se"),
@@ -254,6 +254,11 @@ def curves_table(curves: Sequence[Curve], name: str = "curves") -> Table:
         for tokens, val_loss in curve.points
     ]
     return Table(name, columns, values)
+
+
+def _start(row: Record) -> str | None:
+    start = _STARTS.get(text(row, "start"), text(row, "start") or None)
+    return f"{start}, distilled" if start and row.get("distill") else start
 
 
 def _total(items: list[dict[str, Any]], key: str) -> float | None:

@@ -16,6 +16,7 @@ from inheritune.data.tokens import TokenDirectory
 from inheritune.durable import write_json
 from inheritune.errors import CheckpointError, DivergedError, MachineError
 from inheritune.progress import Progress
+from inheritune.recipe import Distill
 from inheritune.steps.changes import decisive, warned
 from inheritune.steps.chosen import checkpoint_for
 from inheritune.steps.job import Job, finish, finished
@@ -25,6 +26,7 @@ from inheritune.steps.validation import finite, val_loss_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from inheritune.train.distill import Distillation
     from inheritune.train.loop import Trained
 
 __all__ = ["Arm", "Trial", "run_training", "train_share", "training_inputs"]
@@ -42,6 +44,8 @@ class Arm:
         model: Model directory that a ``"trained"`` start takes its weights from, where it lies.
         grown_from: Directory of the training whose end it goes on from, within the run.
         first_sample: Position in the order of samples at which it begins.
+        distill: The variant's section `distill`, as JSON values; None: it learns from text alone.
+        reference: Model directory that a distillation learns from.
     """
 
     variant: str
@@ -51,6 +55,8 @@ class Arm:
     model: str | None = None
     grown_from: str | None = None
     first_sample: int = 0
+    distill: dict[str, Any] | None = None
+    reference: str | None = None
 
     def start_in(self, folder: Path) -> Path:
         """The directory it starts from: its own model, or ``start/`` of the training's folder."""
@@ -64,7 +70,11 @@ class Arm:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training done and measured. `difference` is val_loss - benchmark, window by window."""
+    """One training done and measured. `difference` is val_loss - benchmark, window by window.
+
+    `flops` has everything that it took: `reference_flops`, of the forward passes of the reference
+    of a distillation, are among them.
+    """
 
     name: str
     start: str
@@ -87,12 +97,19 @@ class Trial:
     notes: list[str]
     windows: list[float]
     first_sample: int = 0  # above 0: it went on from a smaller model that was trained here
+    distill: dict[str, Any] | None = None
+    reference_flops: float = 0.0
 
     def summary(self) -> dict[str, Any]:
         """For run.json: everything but the windows."""
         fields = asdict(self)
         del fields["windows"]
         return fields
+
+    @property
+    def training_flops(self) -> float:
+        """Of learning alone, without validations."""
+        return self.flops_per_token * self.tokens + self.reference_flops
 
 
 def training_inputs(job: Job, tokens: TokenDirectory) -> dict[str, Any]:
@@ -207,6 +224,7 @@ def train_share(
         allowed=job.allowed,
         warn=warned(job.recipe),
         checkpoint=checkpoint,
+        distillation=_distillation(arm),
     )
     settings = choose_settings(recipe, flops, processes.size)
     shown = open_trackers(job, arm.task, folder)
@@ -241,6 +259,17 @@ def _start_model(job: Job, arm: Arm, folder: Path) -> "PreTrainedModel":
     if arm.start == "fresh":
         return fresh_model(arm.start_in(folder), recipe.seed, recipe.dropout)
     return load_model(arm.start_in(folder), recipe.dropout)
+
+
+def _distillation(arm: Arm) -> "Distillation | None":
+    if arm.distill is None:
+        return None
+    from inheritune.train.distill import Distillation
+    from inheritune.train.weights import load_model
+
+    assert arm.reference is not None
+    wanted = Distill.model_validate(arm.distill)
+    return Distillation(load_model(Path(arm.reference)), wanted.alpha, wanted.temperature)
 
 
 def _end_of(folder: Path) -> Path:
@@ -278,6 +307,10 @@ def _measure(
     shape = describe(folder / "model", seq_len)
     curve = _curve(folder / "metrics.jsonl")
     val_tokens = loss.tokens * (len(curve) + 1)
+    forwards = 0.0
+    if arm.reference is not None:
+        each = describe(Path(arm.reference), seq_len).flops_per_token * EVALUATION_SHARE
+        forwards = each * position.tokens
     trial = Trial(
         name=arm.variant,
         start=arm.start,
@@ -292,7 +325,7 @@ def _measure(
         difference_se=finite(difference_se),
         seconds=trained.seconds + eval_s,
         flops_per_token=shape.flops_per_token,
-        flops=shape.flops_per_token * (position.tokens + val_tokens * EVALUATION_SHARE),
+        flops=shape.flops_per_token * (position.tokens + val_tokens * EVALUATION_SHARE) + forwards,
         restarts=trained.restarts,
         skipped=position.skipped,
         path=folder.relative_to(job.run.root).as_posix(),
@@ -300,6 +333,8 @@ def _measure(
         notes=list(trained.notes),
         windows=loss.per_window.tolist(),
         first_sample=arm.first_sample,
+        distill=arm.distill,
+        reference_flops=forwards,
     )
     if benchmark is None:
         # Travels with a reference, so that whoever inherits from it knows what its training cost.

@@ -3,6 +3,7 @@
 import filecmp
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from inheritune.checkpoints.config import cut_config
@@ -24,6 +25,10 @@ def train_arm(
     job: Job, arm: Arm, reference: Reference, tokens: TokenDirectory, benchmark: Benchmark
 ) -> Trial:
     """Start a model as an arm says, train it, publish it, measure it."""
+    distill = job.recipe.variants[arm.variant].distill
+    if distill is not None:
+        directory = str(reference.model.path.resolve())
+        arm = replace(arm, distill=distill.model_dump(mode="json"), reference=directory)
     folder = job.run.variant(arm.variant, arm.layers)
     inputs = training_inputs(job, tokens) | {
         "reference": reference.model.digest,
@@ -33,6 +38,8 @@ def train_arm(
     }
     if arm.grown_from is not None:
         inputs |= {"grown_from": arm.grown_from, "first_sample": arm.first_sample}
+    if arm.distill is not None:
+        inputs |= {"distill": arm.distill}
     if finished(job, folder / "result.json", inputs) is None:
         _write_start(job, arm, reference, folder)
     trial = run_training(job, arm, folder, tokens, inputs, benchmark.windows)

@@ -15,6 +15,7 @@ from inheritune.train.attention import (
     register_matmul_attention,
 )
 from inheritune.train.batches import micro_batches
+from inheritune.train.distill import Distillation, DistillationLoss
 from inheritune.train.gelu import use_fused_gelu
 from inheritune.train.loss import Root, op_agrees_with_the_model
 from inheritune.train.optimizer import make_optimizer
@@ -38,7 +39,8 @@ class Ready:
         callable_model: What gives logits: the model, or what stands around it when it is sharded.
         optimizer: Over the model's weights.
         params: The weights that it steps.
-        compute_loss: The sum of the loss over the samples, (B, T + 1).
+        compute_loss: The sum of the loss over the samples, (B, T + 1); with a distillation three
+            sums, (3,), see `DistillationLoss`.
         settings: As used in the end: a fallback shows here.
         notes: A sentence for every fallback.
     """
@@ -61,6 +63,7 @@ def make_ready(
     settings: Settings,
     stream: TokenStream,
     processes: Processes,
+    distillation: Distillation | None = None,
 ) -> Ready:
     """Apply the settings to a model, from the kernels outwards.
 
@@ -70,6 +73,11 @@ def make_ready(
         settings: What to apply.
         stream: Training tokens, for the compiler's first call.
         processes: They share the model when there are several.
+        distillation: What the model learns from besides the tokens; its reference is not shared:
+            each process has it whole.
+
+    Raises:
+        SourceError: The reference of a distillation has another vocabulary.
     """
     notes: list[str] = []
     if settings.keep_large_blocks:
@@ -79,16 +87,21 @@ def make_ready(
         use_fused_gelu(model)
     checkpointing = _recompute_layers(model, settings, notes)
     attention = _use_attention(model, recipe, settings, notes)
-    loss = _choose_loss(model, settings, notes)
+    distill = None
+    if distillation is None:
+        loss = _choose_loss(model, settings, notes)
+    else:
+        distill, settings = _make_distillation(model, distillation, recipe, settings, stream, notes)
+        loss = "op" if distill.by_head else "logits"
     settings = replace(
         settings, attention=attention, loss=loss, activation_checkpointing=checkpointing
     )
     whole: nn.Module = model
-    root = Root(model, by_op=loss == "op")
+    root = Root(model, loss == "op", distill)
     if settings.compile and settings.device == "cuda":
         # Never the whole model: inside one graph transformers builds a mask, and attention loses
         # its flash kernel.
-        for layer in layers_of(model):
+        for layer in layers_of(model) + ([] if distill is None else layers_of(distill.reference)):
             layer.compile()
     if processes.size > 1:
         shard(root, model, processes, settings.gathers_bf16)
@@ -136,6 +149,26 @@ def _choose_loss(model: "PreTrainedModel", settings: Settings, notes: list[str])
     return "logits"
 
 
+def _make_distillation(
+    model: "PreTrainedModel",
+    wanted: Distillation,
+    recipe: Train,
+    settings: Settings,
+    stream: TokenStream,
+    notes: list[str],
+) -> tuple[DistillationLoss, Settings]:
+    """The loss against the reference, seen to be 0 for a copy of it."""
+    if settings.fused_gelu:
+        use_fused_gelu(wanted.reference)
+    distill = DistillationLoss(model, wanted, settings)
+    samples = next(micro_batches(stream, recipe, 0, recipe.micro_batch))
+    distill.check(samples.to(settings.device))
+    if settings.compile and settings.device == "cpu":
+        notes.append("on a CPU a step with a reference is not compiled")
+        settings = replace(settings, compile=False)
+    return distill, settings
+
+
 def _loss_function(
     model: "PreTrainedModel",
     root: Root,
@@ -155,11 +188,12 @@ def _loss_function(
     try:  # the first call compiles; its gradients are thrown away
         samples = next(micro_batches(stream, recipe, 0, recipe.micro_batch))
         with settings.autocast():
-            compiled(samples.to(settings.device)).backward()
+            compiled(samples.to(settings.device)).sum().backward()
     except Exception as error:
         # Whatever the compiler trips over, the eager step computes the same.
         notes.append(f"torch.compile failed ({type(error).__name__}), going on without it")
-        for layer in layers_of(model) if by_layer else []:
+        models = [model] if root.distillation is None else [model, root.distillation.reference]
+        for layer in (layer for m in models for layer in layers_of(m)) if by_layer else []:
             layer._compiled_call_impl = None
         return eager, False
     finally:
