@@ -170,7 +170,8 @@ def notes(outcome: Outcome, recipe: Recipe) -> list[str]:
 def _loss_of(distill: Mapping[str, Any]) -> str:
     alpha, temperature = distill["alpha"], distill["temperature"]
     scale = "" if temperature == 1 else f" x {temperature:g}^2"
-    return f"{alpha:g} x cross-entropy + {1 - alpha:g}{scale} x KL divergence"
+    over = f" over the {distill['top_k']} likeliest ids and the rest" if distill["top_k"] else ""
+    return f"{alpha:g} x cross-entropy + {1 - alpha:g}{scale} x KL divergence{over}"
 
 
 def result(outcome: Outcome, run: Path, report: Path) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def _control(
         if reference.trained_here:
             spent += reference.flops_per_token * int(reference.training["tokens"])
         each = flops_per_token(job, reference, layers)
-        if variant.distill is not None:
+        if variant.distill is not None and variant.distill.top_k is None:
             each += reference.flops_per_token * EVALUATION_SHARE
         tokens = round(spent / each)
     return Arm(name, variant.start, layers, tokens)

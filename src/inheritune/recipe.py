@@ -294,6 +294,11 @@ class Distill(_Section):
 
     alpha: Share = Field(0.6, description="share of the cross-entropy; the rest is the KL's")
     temperature: Rate = Field(1.0, description="both models' logits are divided by it in the KL")
+    top_k: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="keep the reference's so many likeliest ids of each token on disk, and run it "
+        "once; all others count as one outcome. null: it runs beside the training, whole",
+    )
 
 
 class Variant(_Section):

@@ -150,7 +150,7 @@ def _memory(
             training.layers,
             recipe.train,
             precision,
-            0 if training.reference_flops is None else reference,
+            reference if training.beside else 0,
         )
         for training in trainings
     )
@@ -221,13 +221,30 @@ def _disk(
     rows = first_int(text_config(model.config), ("vocab_size",)) or 2**16 + 1
     models = sum(weights_bytes(training.params) for training in trainings)
     target = max(weights_bytes(t.params) for t in trainings if t.round is not None)
+    logits = _logits_bytes(recipe, trainings, unique, rows)
     return {
         "reference": model.missing_bytes(model.tensors.values()),
         "tokens": None if unique is None else unique * id_type(rows).itemsize,
         # The one being written is there beside those that are kept.
         "checkpoints": checkpoint_bytes(largest) * (recipe.train.keep + 1),
         "models": models + target,
+        **({"logits": logits} if logits else {}),
     }
+
+
+def _logits_bytes(
+    recipe: Recipe, trainings: Sequence[PlannedTraining], unique: int | None, rows: int
+) -> int:
+    """What variants keep of the reference's predictions: ids, fp16, and an fp32 for the rest."""
+    kept: dict[tuple[int, float], int] = {}
+    for training in trainings:
+        variant = None if training.reference_flops is None else recipe.variants[training.name]
+        distill = None if variant is None else variant.distill
+        if distill is not None and distill.top_k is not None:
+            key, tokens = (distill.top_k, distill.temperature), training.tokens
+            kept[key] = max(kept.get(key, 0), min(tokens, unique or tokens))
+    each = id_type(rows).itemsize + 2
+    return sum(tokens * (top_k * each + 4) for (top_k, _), tokens in kept.items())
 
 
 def _notes(

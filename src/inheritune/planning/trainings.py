@@ -7,7 +7,7 @@ from inheritune.checkpoints.config import layer_count
 from inheritune.checkpoints.flops import EVALUATION_SHARE
 from inheritune.inherit.devices import Price, Speed
 from inheritune.inherit.sizes import Counts, Sizes
-from inheritune.recipe import Recipe, Variant
+from inheritune.recipe import Distill, Recipe
 
 __all__ = ["PlannedTraining", "Planner"]
 
@@ -28,6 +28,7 @@ class PlannedTraining:
         flops: Of the training, without its validations.
         reference_flops: Of them, those of the reference's forward passes in a distillation; None
             where there is none.
+        beside: Whether the reference runs beside it.
         price: Time, and money where a rate was named; None: no device was named.
     """
 
@@ -42,6 +43,7 @@ class PlannedTraining:
     flops: float
     price: Price | None
     reference_flops: float | None = None
+    beside: bool = False
 
 
 class Planner:
@@ -58,10 +60,12 @@ class Planner:
         self, recipe: Recipe, sizes: Sizes, speed: Speed | None, unique: int | None
     ) -> None:
         self._recipe, self._sizes, self._speed, self._unique = recipe, sizes, speed, unique
+        self._stored: dict[tuple[int, float], int] = {}  # tokens, by what is kept of each
 
     def all(self, depths: Sequence[int]) -> tuple[PlannedTraining, ...]:
         """The reference's training if there is one, every round, every control."""
         recipe = self._recipe
+        self._stored = {}
         before = []
         if recipe.reference.train is not None:
             trained = recipe.reference.train
@@ -69,9 +73,9 @@ class Planner:
             before = [self._training("reference", None, "fresh", depth, trained.tokens)]
         wanted = recipe.variants[recipe.target].tokens or recipe.train.tokens
         assert isinstance(wanted, int)  # the recipe refuses equal_compute for the target
-        forward = self._forward(recipe.variants[recipe.target])
+        target = recipe.variants[recipe.target]
         rounds = [
-            self._training(recipe.target, number, "inherit", depth, wanted, forward)
+            self._training(recipe.target, number, "inherit", depth, wanted, target.distill)
             for number, depth in enumerate(depths, 1)
         ]
         spent = sum(training.flops for training in [*before, *rounds])
@@ -79,13 +83,14 @@ class Planner:
         for name, variant in recipe.variants.items():
             if name == recipe.target:
                 continue
-            layers, forward = variant.layers or depths[-1], self._forward(variant)
+            layers, distill = variant.layers or depths[-1], variant.distill
             if variant.tokens == "equal_compute":
-                each = self._counts(layers).flops_per_token + (forward or 0.0)
+                each = self._counts(layers).flops_per_token
+                each += self._forward if distill is not None and distill.top_k is None else 0.0
                 tokens = round(spent / each)
             else:
                 tokens = variant.tokens or recipe.train.tokens
-            controls.append(self._training(name, None, variant.start, layers, tokens, forward))
+            controls.append(self._training(name, None, variant.start, layers, tokens, distill))
         return (*before, *rounds, *controls)
 
     def _training(
@@ -95,12 +100,13 @@ class Planner:
         start: str,
         layers: int,
         wanted: int,
-        forward: float | None = None,
+        distill: Distill | None = None,
     ) -> PlannedTraining:
         counts, batch = self._counts(layers), self._recipe.train.batch_tokens
         steps = max(1, wanted // batch)  # as train.loop.plan_steps
         tokens = steps * batch
-        flops = (counts.flops_per_token + (forward or 0.0)) * tokens
+        forwards = None if distill is None else self._forward * self._asked(distill, tokens)
+        flops = counts.flops_per_token * tokens + (forwards or 0.0)
         return PlannedTraining(
             name=name,
             round=number,
@@ -112,13 +118,22 @@ class Planner:
             epochs=tokens / self._unique if self._unique else None,
             flops=flops,
             price=None if self._speed is None else self._speed.price(flops),
-            reference_flops=None if forward is None else forward * tokens,
+            reference_flops=forwards,
+            beside=distill is not None and distill.top_k is None,
         )
 
-    def _forward(self, variant: Variant) -> float | None:
-        """FLOPs of the reference's forward pass over a token, where a variant learns from it."""
-        if variant.distill is None:
-            return None
+    def _asked(self, distill: Distill, tokens: int) -> int:
+        """Tokens that the reference is run on: all, or those that nobody has had stored yet."""
+        if distill.top_k is None:
+            return tokens
+        kept = (distill.top_k, distill.temperature)
+        before, needed = self._stored.get(kept, 0), min(tokens, self._unique or tokens)
+        self._stored[kept] = max(before, needed)
+        return max(0, needed - before)
+
+    @property
+    def _forward(self) -> float:
+        """FLOPs of the reference's forward pass over a token."""
         return self._counts(self._sizes.reference.layers).flops_per_token * EVALUATION_SHARE
 
     def _counts(self, layers: int) -> Counts:

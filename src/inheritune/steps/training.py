@@ -5,7 +5,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,9 @@ from inheritune.data.tokens import TokenDirectory
 from inheritune.durable import write_json
 from inheritune.errors import CheckpointError, DivergedError, MachineError
 from inheritune.progress import Progress
-from inheritune.recipe import Distill
 from inheritune.steps.changes import decisive, warned
 from inheritune.steps.chosen import checkpoint_for
+from inheritune.steps.distilling import open_distillation, reference_cost
 from inheritune.steps.job import Job, finish, finished
 from inheritune.steps.tracking import open_trackers
 from inheritune.steps.validation import finite, val_loss_of
@@ -26,7 +26,6 @@ from inheritune.steps.validation import finite, val_loss_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from inheritune.train.distill import Distillation
     from inheritune.train.loop import Trained
 
 __all__ = ["Arm", "Trial", "run_training", "train_share", "training_inputs"]
@@ -147,7 +146,7 @@ def run_training(
     done = finished(job, path, inputs)
     if done is None:
         trained = _train(job, arm, folder, tokens, inputs)
-        done = asdict(_measure(job, arm, folder, tokens, trained, benchmark))
+        done = asdict(_measure(job, arm, folder, tokens, trained, inputs, benchmark))
         finish(path, inputs, done)
     # The result stands; only now is what it could be made from again let go. The end itself stays
     # where a larger model may go on from it.
@@ -206,6 +205,7 @@ def train_share(
     recipe, processes = job.recipe.train, job.processes
     batch_size = job.recipe.evaluate.batch_size
     flops = describe(arm.start_in(folder), recipe.seq_len).flops_per_token * arm.tokens
+    settings = choose_settings(recipe, flops, processes.size)
     moments = None if arm.grown_from is None else _end_of(job.run.root / arm.grown_from)
     model = _start_model(job, arm, folder)
 
@@ -224,12 +224,12 @@ def train_share(
         allowed=job.allowed,
         warn=warned(job.recipe),
         checkpoint=checkpoint,
-        distillation=_distillation(arm),
     )
-    settings = choose_settings(recipe, flops, processes.size)
     shown = open_trackers(job, arm.task, folder)
     rest = (measure, job.stop, job.on_progress, processes, shown.send)
     with shown, processes.watched(), _memory_named(recipe.micro_batch):
+        if arm.distill is not None:
+            plan = replace(plan, distillation=open_distillation(job, arm, tokens, inputs, settings))
         trained = train(model, recipe, plan, settings, folder, *rest)
     return model, trained
 
@@ -261,17 +261,6 @@ def _start_model(job: Job, arm: Arm, folder: Path) -> "PreTrainedModel":
     return load_model(arm.start_in(folder), recipe.dropout)
 
 
-def _distillation(arm: Arm) -> "Distillation | None":
-    if arm.distill is None:
-        return None
-    from inheritune.train.distill import Distillation
-    from inheritune.train.weights import load_model
-
-    assert arm.reference is not None
-    wanted = Distill.model_validate(arm.distill)
-    return Distillation(load_model(Path(arm.reference)), wanted.alpha, wanted.temperature)
-
-
 def _end_of(folder: Path) -> Path:
     checkpoints = sorted((folder / "checkpoints").glob("step-*"))
     if not checkpoints:
@@ -289,6 +278,7 @@ def _measure(
     folder: Path,
     tokens: TokenDirectory,
     trained: "Trained",
+    inputs: Mapping[str, Any],
     benchmark: list[float] | None,
 ) -> Trial:
     from inheritune.evaluate.val_loss import paired_difference
@@ -307,10 +297,9 @@ def _measure(
     shape = describe(folder / "model", seq_len)
     curve = _curve(folder / "metrics.jsonl")
     val_tokens = loss.tokens * (len(curve) + 1)
-    forwards = 0.0
-    if arm.reference is not None:
-        each = describe(Path(arm.reference), seq_len).flops_per_token * EVALUATION_SHARE
-        forwards = each * position.tokens
+    forwards, forwards_s = 0.0, 0.0
+    if arm.distill is not None:
+        forwards, forwards_s = reference_cost(job, arm, tokens, inputs, position.tokens)
     trial = Trial(
         name=arm.variant,
         start=arm.start,
@@ -323,7 +312,7 @@ def _measure(
         val_loss_se=finite(loss.se),
         difference=difference,
         difference_se=finite(difference_se),
-        seconds=trained.seconds + eval_s,
+        seconds=trained.seconds + eval_s + forwards_s,
         flops_per_token=shape.flops_per_token,
         flops=shape.flops_per_token * (position.tokens + val_tokens * EVALUATION_SHARE) + forwards,
         restarts=trained.restarts,

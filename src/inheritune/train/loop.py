@@ -262,6 +262,7 @@ def _pass(
             number = sequence // recipe.micro_batch
             torch.manual_seed((recipe.seed << 48 | step << 16 | number) % 2**63)
         ready.last_of_step(sequence == last)
+        ready.go_to(first + sequence)
         with ready.settings.autocast():
             loss = ready.compute_loss(samples.to(ready.settings.device))
         (loss[0] if loss.ndim else loss).backward()

@@ -43,6 +43,7 @@ class Ready:
             sums, (3,), see `DistillationLoss`.
         settings: As used in the end: a fallback shows here.
         notes: A sentence for every fallback.
+        distillation: Within the loss, if anything but the tokens is learnt from.
     """
 
     callable_model: "nn.Module"
@@ -51,6 +52,12 @@ class Ready:
     compute_loss: LossFunction
     settings: Settings
     notes: list[str]
+    distillation: DistillationLoss | None = None
+
+    def go_to(self, position: int) -> None:
+        """Say at which place in the order of samples the next micro-batch begins."""
+        if self.distillation is not None:
+            self.distillation.position = position
 
     def last_of_step(self, last: bool) -> None:
         """Say whether the next micro-batch is the last one of its step."""
@@ -73,8 +80,7 @@ def make_ready(
         settings: What to apply.
         stream: Training tokens, for the compiler's first call.
         processes: They share the model when there are several.
-        distillation: What the model learns from besides the tokens; its reference is not shared:
-            each process has it whole.
+        distillation: What the model learns from besides the tokens.
 
     Raises:
         SourceError: The reference of a distillation has another vocabulary.
@@ -91,8 +97,11 @@ def make_ready(
     if distillation is None:
         loss = _choose_loss(model, settings, notes)
     else:
-        distill, settings = _make_distillation(model, distillation, recipe, settings, stream, notes)
+        distill = _make_distillation(model, distillation, recipe, stream)
         loss = "op" if distill.by_head else "logits"
+        if settings.compile and settings.device == "cpu":
+            notes.append("on a CPU a step with a reference is not compiled")
+            settings = replace(settings, compile=False)
     settings = replace(
         settings, attention=attention, loss=loss, activation_checkpointing=checkpointing
     )
@@ -101,7 +110,7 @@ def make_ready(
     if settings.compile and settings.device == "cuda":
         # Never the whole model: inside one graph transformers builds a mask, and attention loses
         # its flash kernel.
-        for layer in layers_of(model) + ([] if distill is None else layers_of(distill.reference)):
+        for layer in _all_layers(model, distill):
             layer.compile()
     if processes.size > 1:
         shard(root, model, processes, settings.gathers_bf16)
@@ -111,7 +120,7 @@ def make_ready(
     params = [param for group in optimizer.param_groups for param in group["params"]]
     compute_loss, compiled = _loss_function(model, root, settings, recipe, stream, notes)
     settings = replace(settings, compile=compiled)
-    return Ready(whole, optimizer, params, compute_loss, settings, notes)
+    return Ready(whole, optimizer, params, compute_loss, settings, notes, distill)
 
 
 def _recompute_layers(model: "PreTrainedModel", settings: Settings, notes: list[str]) -> bool:
@@ -150,23 +159,18 @@ def _choose_loss(model: "PreTrainedModel", settings: Settings, notes: list[str])
 
 
 def _make_distillation(
-    model: "PreTrainedModel",
-    wanted: Distillation,
-    recipe: Train,
-    settings: Settings,
-    stream: TokenStream,
-    notes: list[str],
-) -> tuple[DistillationLoss, Settings]:
+    model: "PreTrainedModel", wanted: Distillation, recipe: Train, stream: TokenStream
+) -> DistillationLoss:
     """The loss against the reference, seen to be 0 for a copy of it."""
-    if settings.fused_gelu:
-        use_fused_gelu(wanted.reference)
-    distill = DistillationLoss(model, wanted, settings)
-    samples = next(micro_batches(stream, recipe, 0, recipe.micro_batch))
-    distill.check(samples.to(settings.device))
-    if settings.compile and settings.device == "cpu":
-        notes.append("on a CPU a step with a reference is not compiled")
-        settings = replace(settings, compile=False)
-    return distill, settings
+    distill = DistillationLoss(model, wanted)
+    distill.check(next(micro_batches(stream, recipe, 0, recipe.micro_batch)))
+    return distill
+
+
+def _all_layers(model: "PreTrainedModel", distill: DistillationLoss | None) -> "list[nn.Module]":
+    """Of the model, and of the reference that runs beside it."""
+    beside = None if distill is None else distill.beside
+    return layers_of(model) + ([] if beside is None else layers_of(beside))
 
 
 def _loss_function(
@@ -192,8 +196,7 @@ def _loss_function(
     except Exception as error:
         # Whatever the compiler trips over, the eager step computes the same.
         notes.append(f"torch.compile failed ({type(error).__name__}), going on without it")
-        models = [model] if root.distillation is None else [model, root.distillation.reference]
-        for layer in (layer for m in models for layer in layers_of(m)) if by_layer else []:
+        for layer in _all_layers(model, root.distillation) if by_layer else []:
             layer._compiled_call_impl = None
         return eager, False
     finally:
