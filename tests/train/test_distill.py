@@ -91,7 +91,7 @@ def against(
     )
 
 
-@pytest.mark.parametrize("chunk", [2**25, 7 * 320])
+@pytest.mark.parametrize("chunk", [2**24, 7 * 320])
 @pytest.mark.parametrize(("alpha", "tau"), [(0.6, 1.0), (0.3, 2.5), (0.0, 1.0)])
 @pytest.mark.parametrize("name", MODELS)
 def test_it_is_the_formula_and_so_are_its_gradients(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Compared", "Scores", "TopK", "Whole", "loss_sums", "scores_of"]
 
-_CHUNK_LOGITS = 2**25  # made at a time, of each model: 128 MiB in fp32
+_CHUNK_LOGITS = 2**24  # made at a time, of each model: 64 MiB in fp32
 _IGNORED = -100
 
 

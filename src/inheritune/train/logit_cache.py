@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["LogitCache", "Predicts"]
 
 _FORMAT = 1
-_SHARD_BYTES = 128 << 20
+_SHARD_BYTES = 32 << 20  # a few minutes at most are lost where a machine is stopped
 _AGAIN = "Remove this directory: what was in it is made again."
 
 Range = tuple[int, int]
