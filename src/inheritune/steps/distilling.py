@@ -5,12 +5,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.checkpoints.config import text_config
 from inheritune.checkpoints.flops import EVALUATION_SHARE
 from inheritune.data.order import ORDER_VERSION
 from inheritune.data.tokens import TokenDirectory
-from inheritune.durable import read_json_file
-from inheritune.errors import RecipeError
 from inheritune.progress import Progress
 from inheritune.recipe import Distill
 from inheritune.steps.job import Job
@@ -41,7 +38,6 @@ def open_distillation(
         settings: Of the arm's training.
 
     Raises:
-        RecipeError: More ids are to be kept than the vocabulary has.
         Interrupted: Asked to stop; the shards that are whole stay.
     """
     from inheritune.train.distill import Distillation, FrozenReference
@@ -92,16 +88,10 @@ def _open_cache(
     job: Job, arm: "Arm", tokens: TokenDirectory, inputs: Mapping[str, Any], wanted: Distill
 ) -> "LogitCache":
     from inheritune.train.logit_cache import LogitCache
+    from inheritune.train.weights import vocab_size
 
     assert wanted.top_k is not None
-    config = text_config(read_json_file(_reference_of(arm) / "config.json"))
-    rows = int(config["vocab_size"])
-    if wanted.top_k >= rows:
-        raise RecipeError(
-            f"variants.{arm.variant}.distill.top_k is {wanted.top_k}, but the vocabulary has "
-            f"{rows} ids.",
-            "Lower it, or leave it out: all of them are then compared.",
-        )
+    rows = vocab_size(_reference_of(arm))
     made_from = {"reference": inputs["reference"], "tokens": tokens.fingerprint}
     made_from["order"] = ORDER_VERSION
     sizes = (wanted.top_k, wanted.temperature, rows)
