@@ -1,7 +1,7 @@
 """What a distillation learns from: the reference beside it, or what it has said, kept on disk."""
 
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +57,7 @@ def open_distillation(
     missing = job.processes.on_main(lambda: stored.missing(arm.first_sample + steps * per_step))
     for turn in range(0, len(missing), job.processes.size):
         mine = missing[turn + job.processes.rank :][:1]
-        job.processes.on_all(
-            lambda mine=mine: [_write(job, arm, stored, place, reference()) for place in mine]
-        )
+        job.processes.on_all(partial(_write, job, arm, stored, mine, reference))
     return Distillation(stored, wanted.alpha, wanted.temperature)
 
 
@@ -102,16 +100,16 @@ def _write(
     job: Job,
     arm: "Arm",
     stored: "LogitCache",
-    place: tuple[int, int],
-    reference: "FrozenReference",
+    places: list[tuple[int, int]],
+    reference: "Callable[[], FrozenReference]",
 ) -> None:
-    first, stop = place
+    for first, stop in places:
 
-    def on_batch(done: int) -> None:
-        job.stop.check(f"of what the reference predicts, {first} samples are kept")
-        job.on_progress(Progress(f"{arm.task}, reference", first + done, stop, "samples"))
+        def on_batch(done: int, first: int = first, stop: int = stop) -> None:
+            job.stop.check(f"of what the reference predicts, {first} samples are kept")
+            job.on_progress(Progress(f"{arm.task}, reference", first + done, stop, "samples"))
 
-    stored.write((first, stop), reference, arm.task, on_batch)
+        stored.write((first, stop), reference(), arm.task, on_batch)
 
 
 def _reference_of(arm: "Arm") -> Path:

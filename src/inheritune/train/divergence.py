@@ -194,7 +194,7 @@ class _Sums(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: "Tensor",
         weight: "Tensor | None",
@@ -217,7 +217,7 @@ class _Sums(torch.autograd.Function):
         return torch.stack((loss, ce, kl))
 
     @staticmethod
-    def backward(ctx: Any, grad: "Tensor") -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: "Tensor") -> tuple[Any, ...]:
         found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         scaled = [None if g is None else (g * grad[0]).to(dtype) for g, dtype in found]
         return *scaled, None, None

@@ -197,7 +197,11 @@ class LogitCache:
         return [(int(first), int(stop)) for _, first, stop in names]
 
     def _arrays(self, folder: Path, shape: tuple[int, ...], mode: Any) -> tuple[Any, ...]:
-        kinds = {"ids": id_type(self.vocab_size), "log_p": np.float16, "log_rest": np.float32}
+        kinds: dict[str, Any] = {
+            "ids": id_type(self.vocab_size),
+            "log_p": np.float16,
+            "log_rest": np.float32,
+        }
         return tuple(
             np.memmap(
                 folder / f"{name}.bin", kind, mode, shape=shape[:2] if "rest" in name else shape
