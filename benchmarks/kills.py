@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 NOVELS = Path(__file__).resolve().parents[2] / "shared/data/text/novels_val.jsonl.gz"
 RECIPE = """
@@ -164,9 +163,9 @@ def _weights(runs: Path) -> dict[str, str]:
     }
 
 
-def _record(runs: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(next(runs.glob("*/run.json")).read_text())
-    return record
+def _val_loss(runs: Path) -> float:
+    record = json.loads(next(runs.glob("*/run.json")).read_text())
+    return float(record["result"]["val_loss"])
 
 
 def _report(folder: Path, kills: list[float], seconds: float) -> bool:
@@ -177,11 +176,11 @@ def _report(folder: Path, kills: list[float], seconds: float) -> bool:
     furthest = max(abs(shared[key] - losses[key]) for key in losses.keys() & shared.keys())
     same_steps = losses.keys() == shared.keys()
     print(f"\n{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}")
-    print(f"unbroken: {seconds:.1f} s, {len(losses)} steps, val_loss {_record(alone)['val_loss']}")
-    print(f"killed {len(kills)} times: val_loss {_record(killed)['val_loss']}")
+    print(f"unbroken: {seconds:.1f} s, {len(losses)} steps, val_loss {_val_loss(alone)}")
+    print(f"killed {len(kills)} times: val_loss {_val_loss(killed)}")
     print(f"  {len(_weights(alone))} weight files bit-equal: {same_weights}")
     print(f"  every step's loss equal: {same_losses}")
-    print(f"1 -> 2 -> 1 processes: val_loss {_record(elastic)['val_loss']}")
+    print(f"1 -> 2 -> 1 processes: val_loss {_val_loss(elastic)}")
     print(f"  same steps: {same_steps}; largest difference of a loss: {furthest:.2g}")
     return same_weights and same_losses and same_steps and furthest < SUMMED_OTHERWISE
 

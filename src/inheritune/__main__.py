@@ -1,6 +1,19 @@
-"""Entry point of ``python -m inheritune``."""
+"""Where every command begins: ``inheritune`` and ``python -m inheritune``."""
 
-from inheritune.cli import main
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C while it is being imported ends it without a word, too."""
+    try:
+        from inheritune.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,7 @@ from inheritune.data.bad_rows import BadRows
 from inheritune.data.document import Document
 from inheritune.data.hub_dataset import dataset_commit, hub_documents, is_hub_dataset
 from inheritune.data.prepare import prepare
-from inheritune.errors import DataError, MissingExtraError
+from inheritune.errors import DataError, MissingExtraError, RecipeError
 from inheritune.recipe import Data, TextSource
 
 
@@ -114,6 +114,6 @@ def test_prepared_tokens_name_the_commit(folder, tokenizer, tmp_path, monkeypatc
     assert 2000 < first.train.num_ids < 2100 and first.manifest["documents"] < 1000
     assert prepare(data, tokenizer, 300, 16, tmp_path / "tokens").fingerprint == first.fingerprint
     assert len(asked) == 1
-    with pytest.raises(DataError, match=r"data\.config changed"):
+    with pytest.raises(RecipeError, match=r"data\.config = 'small'; now it is 'large'"):
         other = data.model_copy(update={"config": "large"})
         prepare(other, tokenizer, 300, 16, tmp_path / "tokens")

@@ -10,7 +10,7 @@ from inheritune.data.document import held_out, sampled
 from inheritune.data.journal import Journal
 from inheritune.data.prepare import prepare, training_texts
 from inheritune.data.sources import documents
-from inheritune.errors import DataError, Interrupted
+from inheritune.errors import Interrupted, RecipeError
 from inheritune.recipe import Data, TextSource
 
 
@@ -93,9 +93,9 @@ def test_a_sample_is_taken_before_the_split(text_folder, tokenizer, tmp_path):
     assert found == (len(kept) - len(held), len(held)) and 0 < found[1] < found[0] < 40
     assert len(list(training_texts(data))) == found[0]
     assert tokens.manifest["sources"]["sample"] == 0.5
-    with pytest.raises(DataError, match=r"data\.sample changed"):
+    with pytest.raises(RecipeError, match=r"data\.sample = 0\.5; now it is"):
         prepare(data.model_copy(update={"sample": 0.6}), tokenizer, 300, 16, tmp_path / "tokens")
-    with pytest.raises(DataError, match=r"data\.sample changed"):
+    with pytest.raises(RecipeError, match=r"data\.sample = 0\.5; now it is"):
         prepare(data.model_copy(update={"sample": None}), tokenizer, 300, 16, tmp_path / "tokens")
 
 

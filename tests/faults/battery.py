@@ -14,7 +14,6 @@ IDS = [f"{group}{number}" for group, size in SIZES.items() for number in range(1
 NOT_BUILT = {
     **dict.fromkeys([i for i in IDS if i[0] == "E"], "evaluation, publication, watching"),
     "A12": "shown in test_derive.py, not under its id",
-    "A20": "no test yet",
     "D19": "needs a GPU; that a processor is taken without one is tested, not under its id",
 }
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -215,10 +217,12 @@ def test_a16_fifo_does_not_hang(tmp_path: Path) -> None:
 
 READ = """
 import sys
+import time
 from pathlib import Path
 from inheritune.recipe_file import read_recipe
 from inheritune.errors import RecipeError
 import os
+import signal
 if os.geteuid() == 0:
     os.seteuid(65534)
 try:
@@ -283,3 +287,22 @@ def test_a18_run_directory_that_is_not_ours(
 )
 def test_a19_name_that_is_no_directory(tmp_path: Path, name: str) -> None:
     assert "line 1: name is " in refused(write(tmp_path, SMALLEST.replace("toy", name)))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "embedded:demo"]])
+def test_a20_ctrl_c_and_a_closed_pipe_leave_no_traceback(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "inheritune", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # The first moments are Python's own: only then is there a handler of ours.
+    for wait_s in (0.12, 0.2, 0.3):
+        with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
+            time.sleep(wait_s)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate()
+        assert process.returncode in (0, 130, -signal.SIGINT)
+        assert b"inheritune/cli" not in said  # as it would stand in a traceback
+    with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait() in (0, 1)
+    assert said == b""

@@ -8,6 +8,7 @@ from inheritune.checkpoints.config import Edit
 from inheritune.inherit.candidates import Candidate, Detail, Table
 from inheritune.inherit.devices import Price, Speed
 from inheritune.inherit.selection import describe_selection
+from inheritune.planning.memory import SAVED_BYTES_PER_S
 from inheritune.planning.recipe_plan import RecipePlan
 from inheritune.planning.trainings import PlannedTraining
 from inheritune.report.quantities import MISSING, amount, data_size, duration, flops
@@ -96,6 +97,9 @@ def recipe_page(plan: RecipePlan) -> Page:
         + ", ".join(f"{part} {data_size(size)}" for part, size in asdict(memory).items() if size)
         + ")",
         f"disk, estimated: {data_size(known)} ({parts})",
+        f"one save, estimated: {data_size(plan.save_bytes)}, "
+        f"{duration(plan.save_bytes / SAVED_BYTES_PER_S)} at {data_size(SAVED_BYTES_PER_S)}/s; a "
+        "stop by a signal takes a save longer than the step it comes in.",
         *_edit_lines(plan.edits),
         *_speed_lines(plan.speed),
         *plan.notes,

@@ -8,7 +8,7 @@ from inheritune.checkpoints.config import text_config
 from inheritune.checkpoints.flops import first_int
 from inheritune.recipe import Train
 
-__all__ = ["Memory", "checkpoint_bytes", "estimate_memory", "weights_bytes"]
+__all__ = ["SAVED_BYTES_PER_S", "Memory", "checkpoint_bytes", "estimate_memory", "weights_bytes"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Memory:
     def total(self) -> int:
         """All of it."""
         return self.weights + self.gradients + self.moments + self.activations + self.reference
+
+
+# Written, hashed and synced, on a disk of a rented machine (docs/log.md).
+SAVED_BYTES_PER_S = 5e8
 
 
 def weights_bytes(params: int) -> int:

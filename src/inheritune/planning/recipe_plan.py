@@ -49,6 +49,7 @@ class RecipePlan:
         edits: Of config.json in the first round, and why.
         memory: Estimated, of the training that needs the most.
         disk: Bytes by what takes them, estimated; an unknown amount is None.
+        save_bytes: Of one checkpoint of the largest training.
         speed: What it runs on; None: no device was named.
         notes: What else to know.
     """
@@ -66,6 +67,7 @@ class RecipePlan:
     edits: tuple[Edit, ...]
     memory: Memory
     disk: dict[str, int | None]
+    save_bytes: int
     speed: Speed | None
     notes: tuple[str, ...]
 
@@ -130,6 +132,7 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
         edits=tuple(cut_config(model.config, first)[1]),
         memory=memory,
         disk=_disk(recipe, model, trainings, unique),
+        save_bytes=checkpoint_bytes(max(training.params for training in trainings)),
         speed=speed,
         notes=tuple(_notes(recipe, trainings, unique, exact, memory, speed)),
     )

@@ -193,6 +193,8 @@ def _loss_function(
         samples = next(micro_batches(stream, recipe, 0, recipe.micro_batch))
         with settings.autocast():
             compiled(samples.to(settings.device)).sum().backward()
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # the eager step needs no less
     except Exception as error:
         # Whatever the compiler trips over, the eager step computes the same.
         notes.append(f"torch.compile failed ({type(error).__name__}), going on without it")
