@@ -8,7 +8,8 @@ from inheritune.accounting import gap_closed
 
 def trial(name: str, losses: list[float], layers: int = 4, tokens: int = 100) -> Any:
     mean = sum(losses) / len(losses)
-    known = {"layers": layers, "tokens": tokens, "first_sample": 0, "start": "fresh", "made_of": ""}
+    known = {"layers": layers, "tokens": tokens, "first_sample": 0, "start": "fresh"}
+    known |= {"made_of": "", "distill": None}
     return SimpleNamespace(name=name, windows=losses, val_loss=mean, **known)
 
 
@@ -41,8 +42,11 @@ def test_it_takes_a_control_of_the_targets_size_and_tokens(changes: dict[str, in
     assert gap_closed(outcome(TARGET, trial("scratch", SCRATCH.windows, **changes))) is None
 
 
-@pytest.mark.parametrize("changes", [{"start": "inherit"}, {"made_of": "fresh weights; a rate"}])
-def test_it_takes_plain_scratch_among_controls_of_that_size(changes: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{"start": "inherit"}, {"made_of": "fresh weights; a rate"}, {"distill": {"alpha": 0.6}}],
+)
+def test_it_takes_plain_scratch_among_controls_of_that_size(changes: dict[str, Any]) -> None:
     other = trial("other", [2.5, 2.7, 2.9])
     vars(other).update(changes)
     assert gap_closed(outcome(TARGET, other, SCRATCH)) == pytest.approx(0.9)

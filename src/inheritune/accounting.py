@@ -1,6 +1,7 @@
 """What a run came to and what it cost: everything counted, in the shape that run.json keeps."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ def ledger(outcome: Outcome) -> list[dict[str, Any]]:
 
     Returns:
         Entries with ``item``, ``tokens``, ``flops``, ``seconds`` (None where unknown) and
-        ``borrowed``. The FLOPs of a training include its validations.
+        ``borrowed``. The FLOPs of a training include its validations; those that a distillation
+        spends on its reference are an entry of their own.
     """
     training = outcome.reference.training
     entries = [
@@ -36,12 +38,18 @@ def ledger(outcome: Outcome) -> list[dict[str, Any]]:
         _entry("benchmark", 0, outcome.benchmark.flops, outcome.benchmark.seconds),
     ]
     for number, trial in enumerate(outcome.rounds, 1):
-        item = f"{trial.name}, round {number}, {trial.layers} layers"
-        entries.append(_entry(item, trial.tokens, trial.flops, trial.seconds))
+        entries += _trial_entries(f"{trial.name}, round {number}, {trial.layers} layers", trial)
     for trial in outcome.controls:
-        item = f"{trial.name}, {trial.layers} layers"
-        entries.append(_entry(item, trial.tokens, trial.flops, trial.seconds))
+        entries += _trial_entries(f"{trial.name}, {trial.layers} layers", trial)
     return entries
+
+
+def _trial_entries(item: str, trial: Trial) -> list[dict[str, Any]]:
+    """A training; and the forward passes of its reference, whose time is within the training's."""
+    own = _entry(item, trial.tokens, trial.flops - trial.reference_flops, trial.seconds)
+    if trial.distill is None:
+        return [own]
+    return [own, _entry(f"{item}: forwards of the reference", 0, trial.reference_flops, None)]
 
 
 def training_ledger(before: Benchmark, trial: Trial) -> list[dict[str, Any]]:
@@ -90,7 +98,7 @@ def gap_closed(outcome: Outcome) -> float | None:
 
 def _same_size_and_tokens(control: Trial, target: Trial) -> bool:
     same = control.layers == target.layers and control.tokens == target.tokens
-    is_scratch = control.start == "fresh" and not control.made_of
+    is_scratch = control.start == "fresh" and not control.made_of and control.distill is None
     # What went on from another training saw more.
     return same and is_scratch and not target.first_sample
 
@@ -154,10 +162,24 @@ def notes(outcome: Outcome, recipe: Recipe) -> list[str]:
         )
     if recipe.grow.tolerance:
         said.append(f"Matched means at most {recipe.grow.tolerance} nats above the benchmark.")
+    for name, distill in {t.name: t.distill for t in [*outcome.rounds, *outcome.controls]}.items():
+        if distill is not None:
+            said.append(
+                f"{name} also learnt from the reference's distributions: its training loss is "
+                f"{_loss_of(distill)}. val_loss, which is compared, is cross-entropy alone, as of "
+                "all others."
+            )
     skipped = sum(trial.skipped for trial in [*outcome.rounds, *outcome.controls])
     if skipped:
         said.append(f"{skipped} steps were skipped because a value was not finite.")
     return said
+
+
+def _loss_of(distill: Mapping[str, Any]) -> str:
+    alpha, temperature = distill["alpha"], distill["temperature"]
+    scale = "" if temperature == 1 else f" x {temperature:g}^2"
+    over = f" over the {distill['top_k']} likeliest ids and the rest" if distill["top_k"] else ""
+    return f"{alpha:g} x cross-entropy + {1 - alpha:g}{scale} x KL divergence{over}"
 
 
 def result(outcome: Outcome, run: Path, report: Path) -> dict[str, Any]:

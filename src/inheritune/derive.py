@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from itertools import count
 
+from inheritune.checkpoints.config import text_config
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import RecipeError
 from inheritune.recipe import Recipe
@@ -111,7 +112,7 @@ def first_layers(recipe: Recipe, reference: Reference) -> tuple[int, int]:
     """Layers of the first round, and the most there may be.
 
     Raises:
-        RecipeError: The recipe asks for more layers than the reference has.
+        RecipeError: The recipe asks for more layers, or more ids, than the reference has.
     """
     most = recipe.grow.max_layers or reference.layers
     layers = recipe.inherit.layers or max(1, reference.layers // 2)
@@ -124,8 +125,20 @@ def first_layers(recipe: Recipe, reference: Reference) -> tuple[int, int]:
                 f"{key} is {value}, but {reference.name} has {reference.layers} layers.",
                 f"Choose between 1 and {reference.layers}.",
             )
+    _refuse_more_ids(recipe, reference)
     if layers > most:
         raise RecipeError(
             f"inherit.layers is {layers}, above grow.max_layers {most}.", "Raise the second."
         )
     return layers, most
+
+
+def _refuse_more_ids(recipe: Recipe, reference: Reference) -> None:
+    rows = text_config(reference.model.config).get("vocab_size")
+    for name, variant in recipe.variants.items():
+        asked = None if variant.distill is None else variant.distill.top_k
+        if asked is not None and isinstance(rows, int) and asked >= rows:
+            raise RecipeError(
+                f"variants.{name}.distill.top_k is {asked}, but {reference.name} has {rows} ids.",
+                "Lower it, or leave it out: all of them are then compared.",
+            )

@@ -18,6 +18,7 @@ from pydantic import (
 
 __all__ = [
     "Data",
+    "Distill",
     "Evaluate",
     "Grow",
     "Inherit",
@@ -300,6 +301,18 @@ class Grow(_Section):
     max_rounds: Annotated[int, Field(ge=1)] | None = Field(None, description="null: no limit")
 
 
+class Distill(_Section):
+    """Learn from the reference's distributions too: alpha CE + (1 - alpha) temperature^2 KL."""
+
+    alpha: Share = Field(0.6, description="share of the cross-entropy; the rest is the KL's")
+    temperature: Rate = Field(1.0, description="both models' logits are divided by it in the KL")
+    top_k: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="keep the reference's so many likeliest ids of each token on disk, and run it "
+        "once; all others count as one outcome. null: it runs beside the training, whole",
+    )
+
+
 class Variant(_Section):
     """One trained arm of a run."""
 
@@ -327,6 +340,9 @@ class Variant(_Section):
     )
     lr_scale: Rate = Field(1.0, description="the peak is train.learning_rate times this")
     warmup_tokens: AmountOrZero | None = Field(None, description="null: train.warmup_tokens")
+    distill: Distill | None = Field(
+        None, description="null: learn from the text alone; {}: from the reference as well"
+    )
 
     @model_validator(mode="after")
     def _has_its_own_keys_only(self) -> Self:

@@ -85,6 +85,11 @@ class Run:
         return self.root / "reference"
 
     @property
+    def logits(self) -> Path:
+        """What the reference predicts for the training tokens, where a variant keeps it."""
+        return self.reference / "logits"
+
+    @property
     def pin(self) -> Path:
         """Which commit of a Hub model the reference is."""
         return self.root / "reference.json"

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,9 +16,14 @@ from inheritune.errors import InherituneError, MachineError
 from inheritune.evaluate.val_loss import measure_val_loss
 from inheritune.processes import ALONE, Processes
 from inheritune.progress import Listener, Progress, silent
-from inheritune.recipe import Train
+from inheritune.recipe import Recipe, Train
+from inheritune.run import Run
 from inheritune.signals import StopFlag
-from inheritune.train import state
+from inheritune.steps.arms import Arm
+from inheritune.steps.distilling import open_distillation
+from inheritune.steps.job import Job
+from inheritune.train import logit_cache, state
+from inheritune.train.distill import Distillation
 from inheritune.train.group import join
 from inheritune.train.loop import Plan, Trained, train
 from inheritune.train.loss import Root
@@ -65,6 +71,7 @@ def run_training(
     on_row: OnRow | None = None,
     checkpoint: Path | None = None,
     heard: Listener = silent,
+    distill: dict[str, object] | None = None,
     **more: object,
 ) -> tuple[LlamaForCausalLM, Trained | None, list[int]]:
     """Train, or continue; asked to stop after a step, in one process only."""
@@ -85,6 +92,9 @@ def run_training(
 
     folder.mkdir(parents=True, exist_ok=True)
     plan = Plan("test", spy, wanted.tokens, INPUTS, checkpoint=checkpoint)
+    if distill is not None:
+        place = (folder.parent, tokens, processes, settings)
+        plan = replace(plan, distillation=distillation(wanted, distill, *place))
     told = (stop, listen, processes, on_row)
     try:
         trained = train(model, wanted, plan, settings, folder, measure, *told)
@@ -93,6 +103,23 @@ def run_training(
             raise
         trained = None
     return model, trained, spy.asked
+
+
+def distillation(
+    wanted: Train,
+    distill: dict[str, object],
+    folder: Path,
+    tokens: TokenDirectory,
+    processes: Processes,
+    settings: Settings,
+) -> Distillation:
+    """As a variant's, from the reference that lies in the folder; shards of 30 samples."""
+    logit_cache._SHARD_BYTES = 30 * 16 * 64 * 4
+    fields = {"name": "test", "reference": {"model": "there"}, "data": {"source": "there"}}
+    made = Recipe.model_validate(fields | {"train": wanted.model_dump()})
+    job = Job(made, Run(folder), StopFlag(), silent, processes)
+    arm = Arm("kd", "fresh", 2, wanted.tokens, distill=distill, reference=f"{folder}/reference")
+    return open_distillation(job, arm, tokens, {"reference": "digest"}, settings)
 
 
 # -- one function for each kind of work
@@ -150,6 +177,13 @@ def whole_training(folder: Path, tokens: TokenDirectory, processes: Processes) -
     """20 steps; which samples this process saw."""
     _, trained, asked = run_training(folder / "pair", tokens, processes)
     return {"asked": asked, "restarts": trained.restarts, "start": trained.start_val_loss}
+
+
+def distilled(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:
+    """20 steps with the reference beside, whole in each process; and with what it had said."""
+    run_training(folder / "beside", tokens, processes, distill={})
+    run_training(folder / "kept", tokens, processes, distill={"top_k": 64})
+    return {"shards": len(list((folder / "reference" / "logits").rglob("shard.json")))}
 
 
 def middle(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:

@@ -82,7 +82,11 @@ def pair(tiny_tokens: TokenDirectory, tmp_path_factory: pytest.TempPathFactory) 
     """What two processes found; the elastic training began in one, and ends in one."""
     folder = tmp_path_factory.mktemp("pair")
     WORK.run_training(folder / "elastic", tiny_tokens, stop_after=7)
-    works = "gradients,whole_training,middle,full_disk,interrupted_validation"
+    reference = WORK.small_llama(tied=False)
+    for parameter in reference.parameters():  # not near uniform, as the fresh target is
+        parameter.data.mul_(4)
+    reference.save_pretrained(folder / "reference")
+    works = "gradients,whole_training,distilled,middle,full_disk,interrupted_validation"
     assert in_group(works, folder, tiny_tokens) == [0, 0]
     shutil.copytree(folder / "elastic", folder / "stopped")
     return folder
@@ -114,6 +118,17 @@ def test_every_sample_of_a_step_is_seen_once_by_one_process(pair: Path, alone: t
     first, second = (found(pair, rank)["whole_training"]["asked"] for rank in (0, 1))
     together = [n for step in range(20) for part in (first, second) for n in part[4 * step :][:4]]
     assert together == alone[2]
+
+
+@pytest.mark.parametrize(("how", "distill"), [("beside", {}), ("kept", {"top_k": 64})])
+def test_with_a_reference_the_losses_are_those_of_one_process(
+    how: str, distill: dict, pair: Path, tiny_tokens: TokenDirectory, tmp_path: Path
+) -> None:
+    shutil.copytree(pair / "reference", tmp_path / "reference")
+    WORK.run_training(tmp_path / how, tiny_tokens, distill=distill)
+    for key in ("loss", "ce", "kl"):
+        assert losses(pair / how, key) == pytest.approx(losses(tmp_path / how, key), abs=1e-5)
+    assert [found(pair, rank)["distilled"]["shards"] for rank in (0, 1)] == [6, 6]
 
 
 def test_val_loss_is_the_same_number_at_any_world_size(pair: Path, alone: tuple) -> None:

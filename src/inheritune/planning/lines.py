@@ -1,7 +1,7 @@
 """Plans as text: headers and rows for tables, and lines around them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from inheritune.checkpoints.config import Edit
@@ -93,9 +93,9 @@ def recipe_page(plan: RecipePlan) -> Page:
     lines = [
         f"rounds: {plan.most_rounds} at most; the run stops at the first that matches.",
         f"together: {flops(plan.flops)} FLOPs{_in_all(plan)}",
-        f"memory, estimated for the largest: {data_size(memory.total)} (weights "
-        f"{data_size(memory.weights)}, gradients {data_size(memory.gradients)}, moments "
-        f"{data_size(memory.moments)}, activations {data_size(memory.activations)})",
+        f"memory, estimated for the largest: {data_size(memory.total)} ("
+        + ", ".join(f"{part} {data_size(size)}" for part, size in asdict(memory).items() if size)
+        + ")",
         f"disk, estimated: {data_size(known)} ({parts})",
         f"one save, estimated: {data_size(plan.save_bytes)}, "
         f"{duration(plan.save_bytes / SAVED_BYTES_PER_S)} at {data_size(SAVED_BYTES_PER_S)}/s; a "

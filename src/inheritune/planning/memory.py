@@ -20,17 +20,19 @@ class Memory:
         gradients: fp32.
         moments: AdamW's two, fp32.
         activations: Roughly: of one micro-batch, with its logits.
+        reference: fp32, beside the model that learns from it; whole in every process.
     """
 
     weights: int
     gradients: int
     moments: int
     activations: int
+    reference: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.gradients + self.moments + self.activations
+        return self.weights + self.gradients + self.moments + self.activations + self.reference
 
 
 # Written, hashed and synced, on a disk of a rented machine (docs/log.md).
@@ -48,7 +50,12 @@ def checkpoint_bytes(params: int) -> int:
 
 
 def estimate_memory(
-    config: Mapping[str, Any], params: int, layers: int, train: Train, precision: str
+    config: Mapping[str, Any],
+    params: int,
+    layers: int,
+    train: Train,
+    precision: str,
+    reference: int = 0,
 ) -> Memory:
     """Estimate what a training needs on its device.
 
@@ -58,6 +65,7 @@ def estimate_memory(
         layers: Of the model that is trained.
         train: The recipe's section.
         precision: ``"bf16"`` or ``"fp32"``.
+        reference: Parameters of the model that it learns from, if it does.
 
     Source: Korthikanti et al., arXiv 2205.05198, equation 1: 34 bytes for each position and channel
     of a layer at 16 bits, without the attention matrices, which no kernel of today keeps. Logits:
@@ -71,4 +79,4 @@ def estimate_memory(
     inner = 17 * item * positions * width * layers
     logits = positions * rows * 2 * (item + 4)
     copies = params * item if precision == "bf16" else 0
-    return Memory(4 * params + copies, 4 * params, 8 * params, inner + logits)
+    return Memory(4 * params + copies, 4 * params, 8 * params, inner + logits, 4 * reference)

@@ -1,6 +1,6 @@
 """What carrying out a recipe would take, told without doing any of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class RecipePlan:
         most_rounds: How many those are; the run stops at the first that matches.
         unique_tokens: Of the text, prepared or at most; None: not known yet.
         edits: Of config.json in the first round, and why.
-        memory: Estimated, of the largest training.
+        memory: Estimated, of the training that needs the most.
         disk: Bytes by what takes them, estimated; an unknown amount is None.
         save_bytes: Of one checkpoint of the largest training.
         speed: What it runs on; None: no device was named.
@@ -119,11 +119,9 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
     unique, exact = _unique_tokens(recipe, Run(root))
     depths = round_depths(recipe.grow, first, most)
     check_starts(recipe, model, depths)
-    trainings = Planner(recipe, sizes, speed, unique).all(depths)
-    largest = max(trainings, key=lambda training: training.params)
-    memory = estimate_memory(
-        model.config, largest.params, largest.layers, recipe.train, _precision(recipe, speed)
-    )
+    planner = Planner(recipe, sizes, speed, unique)
+    trainings = planner.all(depths)
+    memory = _memory(recipe, model, trainings, whole.params, _precision(recipe, speed))
     return RecipePlan(
         name=recipe.name,
         run=root,
@@ -137,11 +135,33 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
         unique_tokens=unique,
         edits=tuple(cut_config(model.config, first)[1]),
         memory=memory,
-        disk=_disk(recipe, model, trainings, unique),
+        disk=_disk(recipe, model, trainings, unique, planner.stored),
         save_bytes=checkpoint_bytes(max(training.params for training in trainings)),
         speed=speed,
         notes=tuple(_notes(recipe, trainings, unique, exact, memory, speed)),
     )
+
+
+def _memory(
+    recipe: Recipe,
+    model: ModelDirectory,
+    trainings: Sequence[PlannedTraining],
+    reference: int,
+    precision: str,
+) -> Memory:
+    """Of the training that needs the most."""
+    estimates = (
+        estimate_memory(
+            model.config,
+            training.params,
+            training.layers,
+            recipe.train,
+            precision,
+            reference if training.beside else 0,
+        )
+        for training in trainings
+    )
+    return max(estimates, key=lambda memory: memory.total)
 
 
 def _reference(recipe: Recipe, run: Run) -> ModelDirectory:
@@ -195,18 +215,27 @@ def _disk(
     model: ModelDirectory,
     trainings: Sequence[PlannedTraining],
     unique: int | None,
+    stored: Mapping[tuple[int, float], int],
 ) -> dict[str, int | None]:
     largest = max(training.params for training in trainings)
     rows = first_int(text_config(model.config), ("vocab_size",)) or 2**16 + 1
     models = sum(weights_bytes(training.params) for training in trainings)
     target = max(weights_bytes(t.params) for t in trainings if t.round is not None)
+    logits = _logits_bytes(stored, rows)
     return {
         "reference": model.missing_bytes(model.tensors.values()),
         "tokens": None if unique is None else unique * id_type(rows).itemsize,
         # The one being written is there beside those that are kept.
         "checkpoints": checkpoint_bytes(largest) * (recipe.train.keep + 1),
         "models": models + target,
+        **({"logits": logits} if logits else {}),
     }
+
+
+def _logits_bytes(stored: Mapping[tuple[int, float], int], rows: int) -> int:
+    """What variants keep of the reference's predictions: ids, fp16, and an fp32 for the rest."""
+    each = id_type(rows).itemsize + 2
+    return sum(tokens * (top_k * each + 4) for (top_k, _), tokens in stored.items())
 
 
 def _notes(
@@ -230,6 +259,12 @@ def _notes(
         said.append(
             f"The estimated memory exceeds that of one {speed.device.title}: lower "
             "train.micro_batch, or choose another device."
+        )
+    distilled = dict.fromkeys(t.name for t in trainings if t.reference_flops)
+    if distilled:
+        said.append(
+            f"FLOPs include the reference's forward passes for {', '.join(distilled)}: "
+            f"{sum(t.reference_flops or 0.0 for t in trainings):.2e} together."
         )
     if any(v.tokens == "equal_compute" for v in recipe.variants.values()):
         said.append("A control with equal compute is counted for all rounds.")

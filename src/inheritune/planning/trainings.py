@@ -1,13 +1,14 @@
 """The trainings of a run, counted before they are done."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from inheritune.checkpoints.config import layer_count
+from inheritune.checkpoints.flops import EVALUATION_SHARE
 from inheritune.inherit.devices import Price, Speed
 from inheritune.inherit.half_width import imagine_half_width
 from inheritune.inherit.sizes import Counts, Sizes
-from inheritune.recipe import Recipe
+from inheritune.recipe import Distill, Recipe
 from inheritune.steps.arms import Arm, arms_of, depth_of
 
 __all__ = ["PlannedTraining", "Planner"]
@@ -26,7 +27,10 @@ class PlannedTraining:
         tokens: Trained on, in whole steps.
         steps: Optimizer steps.
         epochs: Passes over the text; None: not known before the text is prepared.
-        flops: Of the training alone.
+        flops: Of the training, without its validations.
+        reference_flops: Of them, those of the reference's forward passes in a distillation; None
+            where there is none.
+        beside: Whether the reference runs beside it.
         price: Time, and money where a rate was named; None: no device was named.
         made_of: What it begins with, in words; empty where `start` says it all.
     """
@@ -42,6 +46,8 @@ class PlannedTraining:
     flops: float
     price: Price | None
     made_of: str = ""
+    reference_flops: float | None = None
+    beside: bool = False
 
 
 class Planner:
@@ -52,16 +58,22 @@ class Planner:
         sizes: Of its reference.
         speed: What it would run on; None: FLOPs only.
         unique: Tokens of an epoch; None: not known.
+
+    Attributes:
+        stored: Tokens whose predictions are kept on disk, by how many ids of each are kept and by
+            the temperature; known when all trainings are.
     """
 
     def __init__(
         self, recipe: Recipe, sizes: Sizes, speed: Speed | None, unique: int | None
     ) -> None:
         self._recipe, self._sizes, self._speed, self._unique = recipe, sizes, speed, unique
+        self.stored: dict[tuple[int, float], int] = {}
 
     def all(self, depths: Sequence[int]) -> tuple[PlannedTraining, ...]:
         """The reference's training if there is one, every round, every control."""
         recipe = self._recipe
+        self.stored = {}
         before = []
         if recipe.reference.train is not None:
             trained = recipe.reference.train
@@ -69,10 +81,13 @@ class Planner:
             before = [self._training(Arm("reference", "fresh", depth, trained.tokens))]
         wanted = recipe.tokens_of(recipe.target)
         assert wanted is not None  # the recipe refuses equal_compute for the target
-        rounds = [
-            self._training(self._arms(recipe.target, depth, wanted)[0], number)
-            for number, depth in enumerate(depths, 1)
-        ]
+        rounds: list[PlannedTraining] = []
+        for number, depth in enumerate(depths, 1):
+            arm = self._arms(recipe.target, depth, wanted)[0]
+            if recipe.grow.weights == "keep":  # as in derive: it goes on in the text
+                seen = sum(training.tokens for training in rounds) // recipe.train.seq_len
+                arm = replace(arm, first_sample=seen)
+            rounds.append(self._training(arm, number))
         spent = sum(training.flops for training in [*before, *rounds])
         controls = []
         for name, variant in recipe.variants.items():
@@ -82,7 +97,8 @@ class Planner:
             tokens = recipe.tokens_of(name)
             if tokens is None:
                 each = self._counts(Arm(name, variant.start, layers, 0)).flops_per_token
-                tokens = round(spent / each)
+                beside = variant.distill is not None and variant.distill.top_k is None
+                tokens = round(spent / (each + (self._forward if beside else 0.0)))
             controls += [self._training(arm) for arm in self._arms(name, layers, tokens)]
         return (*before, *rounds, *controls)
 
@@ -93,7 +109,11 @@ class Planner:
         counts, batch = self._counts(arm), self._recipe.train.batch_tokens
         steps = max(1, arm.tokens // batch)  # as train.loop.plan_steps
         tokens = steps * batch
-        flops = counts.flops_per_token * tokens
+        distill = None if arm.distill is None else Distill.model_validate(arm.distill)
+        forwards = None
+        if distill is not None:
+            forwards = self._forward * self._asked(distill, arm.first_sample, tokens)
+        flops = counts.flops_per_token * tokens + (forwards or 0.0)
         return PlannedTraining(
             name=arm.variant,
             round=number,
@@ -106,7 +126,29 @@ class Planner:
             flops=flops,
             price=None if self._speed is None else self._speed.price(flops),
             made_of=arm.made_of,
+            reference_flops=forwards,
+            beside=distill is not None and distill.top_k is None,
         )
+
+    def _asked(self, distill: Distill, first: int, tokens: int) -> int:
+        """Tokens that the reference is run on: all, or those that nobody has had stored yet.
+
+        What is stored begins with the order of samples, wherever the training does.
+        """
+        if distill.top_k is None:
+            return tokens
+        kept = (distill.top_k, distill.temperature)
+        needed = first * self._recipe.train.seq_len + tokens
+        before, needed = self.stored.get(kept, 0), min(needed, self._unique or needed)
+        self.stored[kept] = max(before, needed)
+        return max(0, needed - before)
+
+    @property
+    def _forward(self) -> float:
+        """FLOPs of the reference's forward pass over a token."""
+        sizes, seq_len = self._sizes, self._recipe.train.seq_len
+        whole = sizes.counts(range(sizes.reference.layers), seq_len)
+        return whole.flops_per_token * EVALUATION_SHARE
 
     def _counts(self, arm: Arm) -> Counts:
         sizes = self._sizes

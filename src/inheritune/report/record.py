@@ -152,7 +152,7 @@ def scratch_of(record: Record) -> dict[str, Any]:
     fresh = [
         row
         for row in rows(record, "variants")
-        if row.get("start") == "fresh"
+        if _is_scratch(row)
         and not row.get("made_of")  # of a learning rate of its own, or a part of stacking
         and row is not equal
         and number(row, "val_loss") is not None
@@ -169,12 +169,16 @@ def equal_compute_of(record: Record) -> dict[str, Any]:
     planned = section(section(record, "recipe"), "variants")
     for row in rows(record, "variants"):
         name = text(row, "name")
-        if row.get("start") == "fresh" and (
+        if _is_scratch(row) and (
             section(planned, name).get("tokens") == "equal_compute"
             or name.replace("-", "_") in {"equal_compute", "scratch_equal_compute"}
         ):
             return row
     return {}
+
+
+def _is_scratch(row: Record) -> bool:
+    return row.get("start") == "fresh" and not row.get("distill")  # that one had a reference
 
 
 def _sum(records: list[dict[str, Any]], key: str) -> float | None:

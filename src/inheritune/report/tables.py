@@ -165,7 +165,7 @@ def variants_table(record: Record) -> Table:
         values.append(
             [
                 text(row, "name") or None,
-                text(row, "made_of") or _start_of(row),
+                _start(row),
                 number(row, "layers"),
                 reached,
                 number(row, "val_loss_se"),
@@ -177,10 +177,6 @@ def variants_table(record: Record) -> Table:
     if any(row.get("start") == "stacking" for row in rows(record, "variants")):
         notes.append("Stacking is two trainings, a row each: its cost is their sum.")
     return Table("variants", columns, values, notes if values else [])
-
-
-def _start_of(row: Record) -> str | None:
-    return _STARTS.get(text(row, "start"), text(row, "start") or None)
 
 
 def ledger_table(record: Record) -> Table:
@@ -260,6 +256,11 @@ def curves_table(curves: Sequence[Curve], name: str = "curves") -> Table:
         for tokens, val_loss in curve.points
     ]
     return Table(name, columns, values)
+
+
+def _start(row: Record) -> str | None:
+    start = text(row, "made_of") or _STARTS.get(text(row, "start"), text(row, "start") or None)
+    return f"{start}, distilled" if start and row.get("distill") else start
 
 
 def _total(items: list[dict[str, Any]], key: str) -> float | None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from inheritune.errors import RecipeError
 from inheritune.inherit.parts import describe_parts
@@ -30,6 +31,8 @@ class Arm:
         lr_scale: Of the peak learning rate.
         warmup_tokens: None: the recipe's.
         made_of: What it begins with, in words; empty where `start` says it all.
+        distill: The variant's section `distill`, as JSON values; None: it learns from text alone.
+        reference: Model directory that a distillation learns from.
     """
 
     variant: str
@@ -44,6 +47,8 @@ class Arm:
     lr_scale: float = 1.0
     warmup_tokens: int | None = None
     made_of: str = ""
+    distill: dict[str, Any] | None = None
+    reference: str | None = None
 
     def start_in(self, folder: Path) -> Path:
         """The directory it starts from: its own model, or ``start/`` of the training's folder."""
@@ -117,6 +122,7 @@ def arms_of(
         parts=variant.parts,
         lr_scale=variant.lr_scale,
         warmup_tokens=variant.warmup_tokens,
+        distill=None if variant.distill is None else variant.distill.model_dump(mode="json"),
     )
     if variant.start == "inherit":
         kept = choose_layers(variant.select, layers, reference_layers)

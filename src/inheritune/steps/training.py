@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from inheritune.progress import Progress
 from inheritune.steps.arms import Arm
 from inheritune.steps.changes import decisive, warned
 from inheritune.steps.chosen import checkpoint_for
+from inheritune.steps.distilling import open_distillation, reference_cost
 from inheritune.steps.job import Job, finish, finished
 from inheritune.steps.memory import memory_named
 from inheritune.steps.tracking import open_trackers
@@ -35,7 +36,11 @@ __all__ = ["Trial", "run_training", "train_share", "training_inputs"]
 
 @dataclass(frozen=True)
 class Trial:
-    """One training done and measured. `difference` is val_loss - benchmark, window by window."""
+    """One training done and measured. `difference` is val_loss - benchmark, window by window.
+
+    `flops` has everything that it took: `reference_flops`, of the forward passes of the reference
+    of a distillation, are among them.
+    """
 
     name: str
     start: str
@@ -59,12 +64,19 @@ class Trial:
     windows: list[float]
     first_sample: int = 0  # above 0: it went on from a smaller model that was trained here
     made_of: str = ""  # what it began with, where start does not say it all
+    distill: dict[str, Any] | None = None
+    reference_flops: float = 0.0
 
     def summary(self) -> dict[str, Any]:
         """For run.json: everything but the windows."""
         fields = asdict(self)
         del fields["windows"]
         return fields
+
+    @property
+    def training_flops(self) -> float:
+        """Of learning alone, without validations."""
+        return self.flops_per_token * self.tokens + self.reference_flops
 
 
 def training_inputs(job: Job, tokens: TokenDirectory, arm: Arm | None = None) -> dict[str, Any]:
@@ -111,7 +123,7 @@ def run_training(
         )
         trained = _train(job, arm, folder, tokens, inputs)
         _let_go()
-        done = asdict(_measure(job, arm, folder, tokens, trained, benchmark))
+        done = asdict(_measure(job, arm, folder, tokens, trained, inputs, benchmark))
         finish(path, inputs, done)
     # The result stands; only now is what it could be made from again let go. The end itself stays
     # where a larger model may go on from it.
@@ -170,6 +182,7 @@ def train_share(
     recipe, processes = arm.settings(job.recipe.train), job.processes
     batch_size = job.recipe.evaluate.batch_size
     flops = describe(arm.start_in(folder), recipe.seq_len).flops_per_token * arm.tokens
+    settings = choose_settings(recipe, flops, processes.size)
     moments = _end_of(job.run.root / str(arm.grown_from)) if arm.keeps_moments else None
     model = _start_model(job, arm, folder)
 
@@ -190,10 +203,11 @@ def train_share(
         warn=warned(job.recipe),
         checkpoint=checkpoint,
     )
-    settings = choose_settings(recipe, flops, processes.size)
     shown = open_trackers(job, arm.task, folder)
     rest = (measure, job.stop, job.on_progress, processes, shown.send)
     with shown, processes.watched(), _enough_memory(recipe.micro_batch):
+        if arm.distill is not None:
+            plan = replace(plan, distillation=open_distillation(job, arm, tokens, inputs, settings))
         trained = train(model, recipe, plan, settings, folder, *rest)
     return model, trained
 
@@ -238,6 +252,7 @@ def _measure(
     folder: Path,
     tokens: TokenDirectory,
     trained: "Trained",
+    inputs: Mapping[str, Any],
     benchmark: list[float] | None,
 ) -> Trial:
     from inheritune.evaluate.val_loss import paired_difference
@@ -256,6 +271,9 @@ def _measure(
     shape = describe(folder / "model", seq_len)
     curve = _curve(folder / "metrics.jsonl")
     val_tokens = loss.tokens * (len(curve) + 1)
+    forwards, forwards_s = 0.0, 0.0
+    if arm.distill is not None:
+        forwards, forwards_s = reference_cost(job, arm, tokens, inputs, position.tokens)
     trial = Trial(
         name=arm.variant,
         start=arm.start,
@@ -268,9 +286,9 @@ def _measure(
         val_loss_se=finite(loss.se),
         difference=difference,
         difference_se=finite(difference_se),
-        seconds=trained.seconds + eval_s,
+        seconds=trained.seconds + eval_s + forwards_s,
         flops_per_token=shape.flops_per_token,
-        flops=shape.flops_per_token * (position.tokens + val_tokens * EVALUATION_SHARE),
+        flops=shape.flops_per_token * (position.tokens + val_tokens * EVALUATION_SHARE) + forwards,
         restarts=trained.restarts,
         skipped=position.skipped,
         path=folder.relative_to(job.run.root).as_posix(),
@@ -279,6 +297,8 @@ def _measure(
         windows=loss.per_window.tolist(),
         first_sample=arm.first_sample,
         made_of=arm.made_of,
+        distill=arm.distill,
+        reference_flops=forwards,
     )
     if benchmark is None:
         # Travels with a reference, so that whoever inherits from it knows what its training cost.

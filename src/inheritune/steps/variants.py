@@ -3,8 +3,10 @@
 import filecmp
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from inheritune.checkpoints.flops import EVALUATION_SHARE
 from inheritune.data.tokens import TokenDirectory
 from inheritune.progress import Progress
 from inheritune.steps.arms import Arm, arms_of, depth_of
@@ -20,6 +22,8 @@ def train_arm(
     job: Job, arm: Arm, reference: Reference, tokens: TokenDirectory, benchmark: Benchmark
 ) -> Trial:
     """Start a model as an arm says, train it, publish it, measure it."""
+    if arm.distill is not None:
+        arm = replace(arm, reference=str(reference.model.path.resolve()))
     folder = job.run.variant(arm.variant, arm.layers)
     inputs = training_inputs(job, tokens, arm) | {
         "reference": reference.model.digest,
@@ -32,6 +36,7 @@ def train_arm(
     # Named where they are not what they always were: the inputs of older runs stay as they are.
     inputs |= {} if arm.kept is None else {"kept": list(arm.kept)}
     inputs |= {} if arm.parts == "all" else {"parts": arm.parts}
+    inputs |= {} if arm.distill is None else {"distill": arm.distill}
     if finished(job, folder / "result.json", inputs) is None:
         write_start(job, arm, reference.model, folder)
     trial = run_training(job, arm, folder, tokens, inputs, benchmark.windows)
@@ -56,10 +61,13 @@ def control_arms(job: Job, reference: Reference, rounds: Sequence[Trial]) -> lis
         tokens = recipe.tokens_of(name)
         if tokens is None:
             # Of training alone; the reference's cost was sunk where it was not trained here.
-            spent = sum(trial.flops_per_token * trial.tokens for trial in rounds)
+            spent = sum(trial.training_flops for trial in rounds)
             if reference.trained_here:
                 spent += reference.flops_per_token * int(reference.training["tokens"])
-            tokens = round(spent / flops_per_token(job, reference, layers))
+            each = flops_per_token(job, reference, layers)
+            if variant.distill is not None and variant.distill.top_k is None:
+                each += reference.flops_per_token * EVALUATION_SHARE
+            tokens = round(spent / each)
         arms += arms_of(recipe, name, reference.layers, layers, tokens)
     return arms
 

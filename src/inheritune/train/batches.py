@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from inheritune.data.order import sample_ids
 from inheritune.data.tokens import TokenStream
@@ -16,7 +17,7 @@ from inheritune.recipe import Train
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["micro_batches"]
+__all__ = ["micro_batches", "sample_numbers"]
 
 
 def micro_batches(stream: TokenStream, recipe: Train, first: int, stop: int) -> "Iterator[Tensor]":
@@ -30,10 +31,23 @@ def micro_batches(stream: TokenStream, recipe: Train, first: int, stop: int) -> 
     """
     num_samples = stream.num_samples(recipe.seq_len)
     for begin in range(first, stop, recipe.micro_batch):
-        ids, position, end = [], begin, begin + recipe.micro_batch
-        while position < end:
-            epoch, index = divmod(position, num_samples)
-            count = min(end - position, num_samples - index)
-            ids.append(sample_ids(index, index + count, num_samples, recipe.seed, epoch))
-            position += count
-        yield torch.from_numpy(stream.samples(np.concatenate(ids), recipe.seq_len))
+        ids = sample_numbers(num_samples, recipe, begin, begin + recipe.micro_batch)
+        yield torch.from_numpy(stream.samples(ids, recipe.seq_len))
+
+
+def sample_numbers(num_samples: int, recipe: Train, first: int, stop: int) -> NDArray[np.uint64]:
+    """Which samples are at positions [first, stop) of the order, (stop - first,).
+
+    Args:
+        num_samples: In an epoch.
+        recipe: Seed.
+        first: Position over all epochs, from 0.
+        stop: Behind the last one.
+    """
+    ids, position = [], first
+    while position < stop:
+        epoch, index = divmod(position, num_samples)
+        count = min(stop - position, num_samples - index)
+        ids.append(sample_ids(index, index + count, num_samples, recipe.seed, epoch))
+        position += count
+    return np.concatenate(ids)

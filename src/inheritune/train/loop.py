@@ -19,7 +19,8 @@ from inheritune.progress import Listener, Progress, silent
 from inheritune.recipe import Train
 from inheritune.signals import StopFlag
 from inheritune.train.batches import micro_batches
-from inheritune.train.metrics import Metrics, OnRow, continued_row, step_row, val_row
+from inheritune.train.distill import Distillation
+from inheritune.train.metrics import Metrics, OnRow, continued_row, parts_row, step_row, val_row
 from inheritune.train.optimizer import learning_rate, mean_and_clip, set_learning_rate
 from inheritune.train.parallel import my_share
 from inheritune.train.ready import Ready, make_ready
@@ -49,6 +50,7 @@ class Plan:
         allowed: Keys of the inputs that may differ from a checkpoint's.
         warn: What may differ with a warning.
         checkpoint: The one to go on from; None: the newest that is whole.
+        distillation: What to learn from besides the tokens.
     """
 
     task: str
@@ -60,6 +62,7 @@ class Plan:
     allowed: Collection[str] = ()
     warn: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
+    distillation: Distillation | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class _Sums:
 
     Attributes:
         loss: Nats.
+        parts: Nats: cross-entropy and KL divergence, where the loss is made of both.
         targets: Tokens that were predicted.
         stop: Whether any process was asked to stop.
         save: Whether it is time to save, by the clock of process 0.
@@ -96,6 +100,7 @@ class _Sums:
     """
 
     loss: float
+    parts: tuple[float, ...]
     targets: float
     stop: bool
     save: bool
@@ -141,10 +146,11 @@ def train(
         DivergedError: A loss or gradient was not finite and the recipe says stop.
         CheckpointError: Checkpoints exist, and none, or not the one named, can be continued from.
         RecipeError: The newest checkpoint belongs to other inputs.
+        SourceError: The reference of a distillation has another vocabulary.
         MachineError: The disk is full, or another process ended.
     """
     share = my_share(recipe, processes)
-    ready = make_ready(model, recipe, settings, plan.stream, processes)
+    ready = make_ready(model, recipe, settings, plan.stream, processes, plan.distillation)
     saves = folder / "checkpoints"
     position, notes = load_newest(
         *(saves, model, ready.optimizer, plan.inputs, processes),
@@ -218,7 +224,7 @@ def train(
         )
         row = step_row(
             position, epoch(position), mean_loss, norm, rate, recipe.batch_tokens / step_s
-        )
+        ) | parts_row([part / sums.targets for part in sums.parts])
         if not finite:
             row |= {"samples": [first, first + per_step], "ranks": sums.broken}
         metrics.append(row)
@@ -248,28 +254,31 @@ def _pass(
     processes: Processes,
 ) -> _Sums:
     """The forward and backward passes of a step; one small message between the processes."""
-    sums = torch.zeros(4 + processes.size, dtype=torch.float64)
+    sums = torch.zeros(6 + processes.size, dtype=torch.float64)
     device, last = ready.settings.device, share[1] - recipe.micro_batch
-    loss_total = torch.zeros((), dtype=torch.float64, device=device)  # read once, after the last
+    # The loss, and with a distillation its two parts: read once, after the last micro-batch.
+    loss_total, known = torch.zeros(3, dtype=torch.float64, device=device), 1
     batches = micro_batches(plan.stream, recipe, first + share[0], first + share[1])
     for sequence, samples in zip(range(*share, recipe.micro_batch), batches, strict=True):
         if recipe.dropout:  # drawn from the place in the training, so that a resume repeats it
             number = sequence // recipe.micro_batch
             torch.manual_seed((recipe.seed << 48 | step << 16 | number) % 2**63)
         ready.last_of_step(sequence == last)
+        ready.go_to(first + sequence)
         with ready.settings.autocast():
             loss = ready.compute_loss(samples.to(device))
-        loss.backward()
-        loss_total += loss.detach().double()
-        sums[1] += samples.shape[0] * recipe.seq_len
+        (loss[0] if loss.ndim else loss).backward()
+        known = loss.numel()
+        loss_total[:known] += loss.detach().reshape(-1).double()
+        sums[3] += samples.shape[0] * recipe.seq_len
         if stop() and processes.size == 1:  # one of several that left alone would hang the others
             break
-    sums[0], sums[2] = loss_total.cpu(), float(stop())
-    sums[3] = float(save_due and processes.rank == 0)
-    sums[4 + processes.rank] = float(not math.isfinite(float(sums[0])))
-    loss_sum, targets, stops, saves, *broken = processes.add_up(sums).tolist()
+    sums[:3] = loss_total.cpu()
+    sums[4], sums[5] = float(stop()), float(save_due and processes.rank == 0)
+    sums[6 + processes.rank] = float(not math.isfinite(float(sums[0])))
+    loss_sum, ce, kl, targets, stops, saves, *broken = processes.add_up(sums).tolist()
     ranks = [rank for rank, count in enumerate(broken) if count]
-    return _Sums(loss_sum, targets, bool(stops), bool(saves), ranks)
+    return _Sums(loss_sum, (ce, kl)[: known - 1], targets, bool(stops), bool(saves), ranks)
 
 
 def _diverged(task: str, recipe: Train, loss: float, norm: float, step: int) -> DivergedError:

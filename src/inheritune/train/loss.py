@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from inheritune.train.distill import DistillationLoss
+
 __all__ = ["Root", "loss_sum", "op_agrees_with_the_model", "op_loss_sum"]
 
 _SCALE = 64.0  # a power of two: multiplied and divided, weights come back bit for bit
@@ -25,19 +27,31 @@ class Root(nn.Module):
     Args:
         model: A transformers causal language model.
         by_op: Whether the loss is computed without ever holding the logits.
+        distillation: What takes the place of that loss, if anything does.
     """
 
-    def __init__(self, model: "PreTrainedModel", by_op: bool) -> None:
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        by_op: bool,
+        distillation: "DistillationLoss | None" = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.by_op = by_op
+        self.distillation = distillation
 
     def forward(
         self, input_ids: "Tensor", labels: "Tensor | None" = None, use_cache: bool = False
     ) -> Any:
-        """The sum of the loss over the labels that are not -100; the model's output without any."""
+        """The sum of the loss over the labels that are not -100; the model's output without any.
+
+        With a distillation three sums, (3,), see `DistillationLoss`.
+        """
         if labels is None:
             return self.model(input_ids=input_ids, use_cache=use_cache)
+        if self.distillation is not None:
+            return self.distillation(self.model, input_ids, labels)
         loss = op_loss_sum if self.by_op else _loss_of_logits
         return loss(self.model, input_ids, labels)
 

@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-__all__ = ["Metrics", "OnRow", "continued_row", "step_row", "val_row"]
+__all__ = ["Metrics", "OnRow", "continued_row", "parts_row", "step_row", "val_row"]
 
 OnRow = Callable[[Mapping[str, Any]], None]
 
@@ -135,6 +135,17 @@ def step_row(
     if not math.isfinite(loss + norm):
         row["nonfinite"] = str(loss if not math.isfinite(loss) else norm)
     return row
+
+
+def parts_row(parts: Sequence[float]) -> dict[str, Any]:
+    """What the loss of a step is made of, for its row.
+
+    Args:
+        parts: Means over the step, nats per token: the cross-entropy and the KL divergence, without
+            their weights; or none, where the loss is the cross-entropy alone.
+    """
+    named = zip(("ce", "kl"), parts, strict=False)
+    return {name: part if math.isfinite(part) else None for name, part in named}
 
 
 def val_row(position: Position, epoch: float, val_loss: float) -> dict[str, Any]:

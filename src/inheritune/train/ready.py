@@ -15,6 +15,7 @@ from inheritune.train.attention import (
     register_matmul_attention,
 )
 from inheritune.train.batches import micro_batches
+from inheritune.train.distill import Distillation, DistillationLoss
 from inheritune.train.gelu import use_fused_gelu
 from inheritune.train.loss import Root, op_agrees_with_the_model
 from inheritune.train.optimizer import make_optimizer
@@ -38,9 +39,11 @@ class Ready:
         callable_model: What gives logits: the model, or what stands around it when it is sharded.
         optimizer: Over the model's weights.
         params: The weights that it steps.
-        compute_loss: The sum of the loss over the samples, (B, T + 1).
+        compute_loss: The sum of the loss over the samples, (B, T + 1); with a distillation three
+            sums, (3,), see `DistillationLoss`.
         settings: As used in the end: a fallback shows here.
         notes: A sentence for every fallback.
+        distillation: Within the loss, if anything but the tokens is learnt from.
     """
 
     callable_model: "nn.Module"
@@ -49,6 +52,12 @@ class Ready:
     compute_loss: LossFunction
     settings: Settings
     notes: list[str]
+    distillation: DistillationLoss | None = None
+
+    def go_to(self, position: int) -> None:
+        """Say at which place in the order of samples the next micro-batch begins."""
+        if self.distillation is not None:
+            self.distillation.position = position
 
     def last_of_step(self, last: bool) -> None:
         """Say whether the next micro-batch is the last one of its step."""
@@ -61,6 +70,7 @@ def make_ready(
     settings: Settings,
     stream: TokenStream,
     processes: Processes,
+    distillation: Distillation | None = None,
 ) -> Ready:
     """Apply the settings to a model, from the kernels outwards.
 
@@ -70,6 +80,10 @@ def make_ready(
         settings: What to apply.
         stream: Training tokens, for the compiler's first call.
         processes: They share the model when there are several.
+        distillation: What the model learns from besides the tokens.
+
+    Raises:
+        SourceError: The reference of a distillation has another vocabulary.
     """
     notes: list[str] = []
     if settings.keep_large_blocks:
@@ -79,16 +93,24 @@ def make_ready(
         use_fused_gelu(model)
     checkpointing = _recompute_layers(model, settings, notes)
     attention = _use_attention(model, recipe, settings, notes)
-    loss = _choose_loss(model, settings, notes)
+    distill = None
+    if distillation is None:
+        loss = _choose_loss(model, settings, notes)
+    else:
+        distill = _make_distillation(model, distillation, recipe, stream)
+        loss = "op" if distill.by_head else "logits"
+        if settings.compile and settings.device == "cpu":
+            notes.append("on a CPU a step with a reference is not compiled")
+            settings = replace(settings, compile=False)
     settings = replace(
         settings, attention=attention, loss=loss, activation_checkpointing=checkpointing
     )
     whole: nn.Module = model
-    root = Root(model, by_op=loss == "op")
+    root = Root(model, loss == "op", distill)
     if settings.compile and settings.device == "cuda":
         # Never the whole model: inside one graph transformers builds a mask, and attention loses
         # its flash kernel.
-        for layer in layers_of(model):
+        for layer in _all_layers(model, distill):
             layer.compile()
     if processes.size > 1:
         shard(root, model, processes, settings.gathers_bf16)
@@ -98,7 +120,7 @@ def make_ready(
     params = [param for group in optimizer.param_groups for param in group["params"]]
     compute_loss, compiled = _loss_function(model, root, settings, recipe, stream, notes)
     settings = replace(settings, compile=compiled)
-    return Ready(whole, optimizer, params, compute_loss, settings, notes)
+    return Ready(whole, optimizer, params, compute_loss, settings, notes, distill)
 
 
 def _recompute_layers(model: "PreTrainedModel", settings: Settings, notes: list[str]) -> bool:
@@ -136,6 +158,21 @@ def _choose_loss(model: "PreTrainedModel", settings: Settings, notes: list[str])
     return "logits"
 
 
+def _make_distillation(
+    model: "PreTrainedModel", wanted: Distillation, recipe: Train, stream: TokenStream
+) -> DistillationLoss:
+    """The loss against the reference, seen to be 0 for a copy of it."""
+    distill = DistillationLoss(model, wanted)
+    distill.check(next(micro_batches(stream, recipe, 0, recipe.micro_batch)))
+    return distill
+
+
+def _all_layers(model: "PreTrainedModel", distill: DistillationLoss | None) -> "list[nn.Module]":
+    """Of the model, and of the reference that runs beside it."""
+    beside = None if distill is None else distill.beside
+    return layers_of(model) + ([] if beside is None else layers_of(beside))
+
+
 def _loss_function(
     model: "PreTrainedModel",
     root: Root,
@@ -155,13 +192,13 @@ def _loss_function(
     try:  # the first call compiles; its gradients are thrown away
         samples = next(micro_batches(stream, recipe, 0, recipe.micro_batch))
         with settings.autocast():
-            compiled(samples.to(settings.device)).backward()
+            compiled(samples.to(settings.device)).sum().backward()
     except (MemoryError, torch.OutOfMemoryError):
         raise  # the eager step needs no less
     except Exception as error:
         # Whatever the compiler trips over, the eager step computes the same.
         notes.append(f"torch.compile failed ({type(error).__name__}), going on without it")
-        for layer in layers_of(model) if by_layer else []:
+        for layer in _all_layers(model, root.distillation) if by_layer else []:
             layer._compiled_call_impl = None
         return eager, False
     finally:

@@ -23,7 +23,7 @@ from inheritune.train.tracker_adapters import Row, Tracked, Tracker
 
 __all__ = ["Trackers"]
 
-_SENT = ("loss", "val_loss", "grad_norm", "learning_rate", "tokens_per_s", "mfu")
+_SENT = ("loss", "ce", "kl", "val_loss", "grad_norm", "learning_rate", "tokens_per_s", "mfu")
 _MOST_WAITING = 10_000  # rows of a tracker that is down or slow; more are left out
 _AT_ONCE = 100  # rows handed over in one call
 _DRAIN_S = 5.0  # longest wait for all trackers together when a training ends, or is stopped

@@ -18,7 +18,15 @@ from inheritune.train.throughput import count_params, flops_per_token
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["Shape", "describe", "describe_config", "fresh_model", "load_model", "save_model"]
+__all__ = [
+    "Shape",
+    "describe",
+    "describe_config",
+    "fresh_model",
+    "load_model",
+    "save_model",
+    "vocab_size",
+]
 
 
 _NO_CODE = "Training runs no code of a model directory; choose a model that transformers knows."
@@ -44,6 +52,15 @@ def describe(directory: Path, seq_len: int) -> Shape:
         UnsupportedModelError: transformers has no causal language model of this config.
     """
     return _shape(_config(directory, dropout=0.0), seq_len)
+
+
+def vocab_size(directory: Path) -> int:
+    """Ids that the model of a directory predicts, as its class understands its config.json.
+
+    Raises:
+        UnsupportedModelError: transformers does not take the config.
+    """
+    return int(_config(directory, dropout=0.0).get_text_config(decoder=True).vocab_size)
 
 
 def describe_config(config: Mapping[str, Any], seq_len: int) -> Shape:
