@@ -134,7 +134,7 @@ def notes(outcome: Outcome, recipe: Recipe) -> list[str]:
             "in the totals."
         )
     fresh = [control for control in outcome.controls if control.start == "fresh"]
-    shallower = [control for control in fresh if control.layers < reference.layers]
+    shallower = [c for c in fresh if c.layers < reference.layers and c.distill is None]
     trained = reference.training.get("tokens") or 0
     better = [
         control
