@@ -36,7 +36,7 @@ class Memory:
 
 
 # Written, hashed and synced, on a disk of a rented machine (docs/log.md).
-SAVED_BYTES_PER_S = 5e8
+SAVED_BYTES_PER_S = 3e8
 
 
 def weights_bytes(params: int) -> int:
