@@ -31,6 +31,8 @@ LEVELS = [
         "recipe",
         "recipe_file",
         "recipe_problems",
+        "recipe_values",
+        "recipe_variants",
         "recipe_yaml",
         "run",
     },

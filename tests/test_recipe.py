@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from inheritune.recipe import Recipe, parse_amount
+from inheritune.recipe import Recipe
+from inheritune.recipe_values import parse_amount
 
 SMALLEST: dict[str, Any] = {
     "name": "toy",

@@ -159,7 +159,8 @@ def test_bad_set_is_named_with_the_way_out(refuse: Refuse, text: str, words: str
         ),
         (
             "grow: 2",
-            "8: grow is 2. Allowed: a mapping of add, weights, tolerance, max_layers, max_rounds.",
+            "8: grow is 2. Allowed: a mapping of add, weights, tolerance, max_layers, max_rounds, "
+            "benchmark, search, abandon, audit.",
         ),
         ("report: {prompts: [1]}", '8: report.prompts[0] is 1, read as a number. Quote it: "1".'),
         (

@@ -19,8 +19,9 @@ from inheritune.inherit.selection import choose_layers
 from inheritune.inherit.verify import verify
 from inheritune.planning.lines import recipe_page
 from inheritune.planning.recipe_plan import plan_recipe
-from inheritune.recipe import Parts, Recipe
+from inheritune.recipe import Recipe
 from inheritune.recipe_file import RecipeFile
+from inheritune.recipe_variants import Parts
 from inheritune.report.tables import ledger_table, variants_table
 from inheritune.run import Run
 from inheritune.signals import StopFlag

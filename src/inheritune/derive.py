@@ -115,7 +115,10 @@ def first_layers(recipe: Recipe, reference: Reference) -> tuple[int, int]:
         RecipeError: The recipe asks for more layers, or more ids, than the reference has.
     """
     most = recipe.grow.max_layers or reference.layers
-    layers = recipe.inherit.layers or max(1, reference.layers // 2)
+    layers = recipe.inherit.layers
+    if layers == "advice":
+        raise RecipeError("inherit.layers is advice.", "Give a number: inheritune analyze says it.")
+    layers = layers or max(1, reference.layers // 2)
     asked = {"inherit.layers": layers, "grow.max_layers": most}
     own = {name: variant.layers for name, variant in recipe.variants.items()}
     asked |= {f"variants.{n}.layers": count for n, count in own.items() if isinstance(count, int)}

@@ -198,7 +198,7 @@ def plan(
 
 
 def _amount(text: str) -> int:
-    from inheritune.recipe import parse_amount
+    from inheritune.recipe_values import parse_amount
 
     amount = int(text) if text.isdecimal() and len(text) < 19 else parse_amount(text.strip())
     if not isinstance(amount, int) or amount < 1:

@@ -13,8 +13,9 @@ from inheritune.data.tokenizer import open_tokenizer
 from inheritune.data.tokens import TokenDirectory, check_budget, check_length, open_tokens
 from inheritune.errors import DataError, RecipeError
 from inheritune.progress import Listener, silent
-from inheritune.recipe import Train, parse_amount
+from inheritune.recipe import Train
 from inheritune.recipe_file import RecipeFile, made_recipe, read_sets
+from inheritune.recipe_values import parse_amount
 from inheritune.recipe_yaml import Tree, dotted
 from inheritune.run import TRAIN, Run
 from inheritune.session import Begin, carry_out

@@ -1,26 +1,28 @@
 """Every knob of a run, one frozen section per step, in the order the run takes them."""
 
-import json
-import re
-from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    WithJsonSchema,
-    model_validator,
+from pydantic import AfterValidator, Field, JsonValue, model_validator
+
+from inheritune.recipe_values import (
+    Amount,
+    AmountOrZero,
+    Name,
+    Rate,
+    Section,
+    Seed,
+    Seeds,
+    Share,
+    Switch,
+    writable,
 )
+from inheritune.recipe_variants import Grow, Variant
 
 __all__ = [
+    "Analyze",
+    "Cost",
     "Data",
-    "Distill",
     "Evaluate",
-    "Grow",
     "Inherit",
     "Recipe",
     "Reference",
@@ -28,89 +30,15 @@ __all__ = [
     "Report",
     "TextSource",
     "Train",
-    "Variant",
-    "parse_amount",
 ]
 
-_MULTIPLES = {"K": 10**3, "M": 10**6, "B": 10**9}
-_AMOUNT = r"^[0-9]+(\.[0-9]+)?[KMBkmb]$"
-_MOST = 10**18  # of tokens, and of seeds; fits 64 bits
-
-
-def parse_amount(value: object) -> object:
-    """Read a token amount: an integer, or a number followed by K, M or B (10^3, 10^6, 10^9).
-
-    Args:
-        value: What the recipe holds, such as ``2_000_000`` or ``"2M"`` or ``"1.5B"``.
-
-    Returns:
-        The amount as an integer; anything that is not such a text is returned as it is, so that
-        the type check that follows names it.
-    """
-    if not isinstance(value, str) or len(value) > 40 or not re.fullmatch(_AMOUNT, value):
-        return value
-    # Decimal: 2.01 * 10**6 is not a whole number in binary floating point.
-    amount = Decimal(value[:-1]) * _MULTIPLES[value[-1].upper()]
-    return int(amount) if amount == amount.to_integral_value() else value
-
-
-def _plain_name(value: str) -> str:
-    # The name becomes a directory, on every system.
-    if not all(c.isalnum() or c in "-_." for c in value):
-        raise ValueError("use letters, digits, '-', '_' and '.' only")
-    if re.match(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", value) or value.endswith("."):
-        raise ValueError("no file system takes this name everywhere; choose another")
-    if len(value.encode()) > 200:
-        raise ValueError("use at most 200 bytes")
-    return value
-
-
-def _writable(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    try:
-        json.dumps(value, allow_nan=False)
-    except ValueError:
-        raise ValueError("every number in it must be finite, as JSON has no other") from None
-    return value
-
-
-def _amount_schema(least: int) -> WithJsonSchema:
-    integer = {"type": "integer", "minimum": least, "maximum": _MOST}
-    return WithJsonSchema({"anyOf": [integer, {"type": "string", "pattern": _AMOUNT}]})
-
-
-Amount = Annotated[
-    int, Field(ge=1, le=_MOST), BeforeValidator(parse_amount), _amount_schema(least=1)
-]
-AmountOrZero = Annotated[
-    int, Field(ge=0, le=_MOST), BeforeValidator(parse_amount), _amount_schema(least=0)
-]
-Name = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_plain_name)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Switch = Literal["auto", "on", "off"]
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
-Multiple = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,2}x$")]
-Parts = Literal[
-    "all",
-    "attention",
-    "mlp",
-    "attention+mlp",
-    "first-half",
-    "layers-only",
-    "outer-only",
-    "paper-code-gpt2",
-    "paper-code-llama",
-]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class ReferenceTraining(_Section):
+class ReferenceTraining(Section):
     """Train the reference here, when there is none to download."""
 
-    config: Annotated[dict[str, JsonValue], AfterValidator(_writable)] = Field(
+    config: Annotated[dict[str, JsonValue], AfterValidator(writable)] = Field(
         description="config.json of the reference: model_type, layers, widths"
     )
     tokenizer: str | None = Field(
@@ -120,6 +48,11 @@ class ReferenceTraining(_Section):
         2048, description="entries of the byte-level BPE tokenizer, when one is trained"
     )
     tokens: Amount = Field(description="tokens the reference is trained on")
+    keep_in: str | None = Field(
+        None,
+        description="directory that keeps the trained reference for other recipes, and from which "
+        "it is taken where the same was trained before; null: the run's own",
+    )
 
     @model_validator(mode="after")
     def _names_a_model_type(self) -> Self:
@@ -128,7 +61,7 @@ class ReferenceTraining(_Section):
         return self
 
 
-class Reference(_Section):
+class Reference(Section):
     """The large model that layers are inherited from."""
 
     model: str | None = Field(
@@ -144,15 +77,17 @@ class Reference(_Section):
         return self
 
 
-class Inherit(_Section):
+class Inherit(Section):
     """What the first round keeps."""
 
-    layers: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="the first n layers of the reference; null: half of them"
+    layers: Annotated[int, Field(ge=1)] | Literal["advice"] | None = Field(
+        None,
+        description="the first n layers of the reference; null: half of them; advice: as many as "
+        "the analysis of its attention advises",
     )
 
 
-class TextSource(_Section):
+class TextSource(Section):
     """One of several sources, and its share of the training tokens."""
 
     source: str | list[str] = Field(description="as data.source, when it is one")
@@ -163,7 +98,7 @@ class TextSource(_Section):
     text_column: str | None = Field(None, description="null: as data.text_column")
 
 
-class Data(_Section):
+class Data(Section):
     """Text to train and to validate on."""
 
     source: str | list[str] | list[TextSource] = Field(
@@ -182,6 +117,9 @@ class Data(_Section):
     )
     val_source: str | list[str] | list[TextSource] | None = Field(
         None, description="a validation set of your own; null: hold documents out"
+    )
+    val_sample: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="share of the documents of val_source to take, by hash; null: all"
     )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.002, description="share of documents held out, chosen by hash"
@@ -209,7 +147,7 @@ class Data(_Section):
         return self
 
 
-class Train(_Section):
+class Train(Section):
     """One training: how long, on what batches, with which optimizer, at what speed."""
 
     tokens: Amount = Field(description="training tokens of each round and variant")
@@ -234,9 +172,7 @@ class Train(_Section):
     )
     clip_norm: Rate = Field(1.0, description="global gradient norm")
     dropout: Share = Field(0.0, description="0 even where the reference's config has more")
-    seed: Annotated[int, Field(ge=0, le=_MOST)] = Field(
-        0, description="data order and fresh weights"
-    )
+    seed: Seed = Field(0, description="data order and fresh weights")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="of the computation; master weights are always fp32"
     )
@@ -284,90 +220,57 @@ class Train(_Section):
         return self
 
 
-class Grow(_Section):
-    """When a round has not matched the benchmark."""
+class Evaluate(Section):
+    """How val_loss is measured, and which tasks the models are asked."""
 
-    add: Annotated[int, Field(ge=0)] = Field(2, description="layers per round; 0: never grow")
-    weights: Literal["reinherit", "keep"] = Field(
-        "reinherit",
-        description="what a round starts with: the reference's layers again, or the trained ones",
+    batch_size: Annotated[int, Field(ge=1)] = Field(
+        16, description="windows or requests per forward; scores move with it, so it is fixed"
     )
-    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.0, description="nats above the benchmark that still count as matched"
+    tasks: list[str] = Field(
+        [],
+        description="of lm-eval: names, or the suites low-data, full-data, later; needs the extra "
+        "eval",
     )
-    max_layers: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="null: all layers of the reference"
+    num_fewshot: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="examples before each question; null: as the suite or task says"
     )
-    max_rounds: Annotated[int, Field(ge=1)] | None = Field(None, description="null: no limit")
-
-
-class Distill(_Section):
-    """Learn from the reference's distributions too: alpha CE + (1 - alpha) temperature^2 KL."""
-
-    alpha: Share = Field(0.6, description="share of the cross-entropy; the rest is the KL's")
-    temperature: Rate = Field(1.0, description="both models' logits are divided by it in the KL")
-    top_k: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="keep the reference's so many likeliest ids of each token on disk, and run it "
-        "once; all others count as one outcome. null: it runs beside the training, whole",
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="questions of each task; null: all, and anything less is said"
     )
-
-
-class Variant(_Section):
-    """One trained arm of a run."""
-
-    start: Literal["inherit", "fresh", "stacking", "hybrid-stacking", "half-width"] = Field(
-        description="inherit: layers of the reference, and without select and parts it is the "
-        "target, which grows; fresh: random weights; stacking: half of the layers trained from "
-        "fresh, then twice; hybrid-stacking: the reference's first layers twice; half-width: all "
-        "layers of the reference, half as wide"
+    add_bos: Literal["auto", "yes", "no"] = Field(
+        "auto", description="begin every text with BOS; auto: as the tokenizer does"
     )
-    select: str | None = Field(
-        None,
-        description="which layers of the reference a control inherits: first, last, middle, "
-        'first+last, strided, or a list such as "0-3,7"; null: the first',
+    task_data: str | None = Field(
+        None, description="directory of <task>.jsonl files to read instead of the Hub's data sets"
     )
-    parts: Parts = Field(
-        "all", description="what a control inherits of its layers and of what is around them"
-    )
-    layers: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
-        None, description="of a control; null: as many as the target ends with"
-    )
-    tokens: Amount | Multiple | Literal["equal_compute"] | None = Field(
-        None,
-        description="null: train.tokens; 2x: twice as many; equal_compute: as many FLOPs as the "
-        "target's rounds took together, and the reference's training too if it was trained here",
-    )
-    lr_scale: Rate = Field(1.0, description="the peak is train.learning_rate times this")
-    warmup_tokens: AmountOrZero | None = Field(None, description="null: train.warmup_tokens")
-    distill: Distill | None = Field(
-        None, description="null: learn from the text alone; {}: from the reference as well"
+    allow_task_code: bool = Field(False, description="true: tasks may run code of their own")
+    at: list[Amount] = Field(
+        [], description="tokens of a training after which the tasks are asked too, besides its end"
     )
 
-    @model_validator(mode="after")
-    def _has_its_own_keys_only(self) -> Self:
-        if self.start != "inherit" and (self.select is not None or self.parts != "all"):
-            key = "select" if self.select is not None else "parts"
-            raise ValueError(f"{key} says what is inherited; it goes with start: inherit")
-        if self.start == "half-width" and self.layers not in (None, "all"):
-            raise ValueError("half-width has all layers of the reference")
-        if self.tokens == "equal_compute" and self.start != "fresh":
-            raise ValueError("equal_compute is for controls that start with fresh weights")
-        return self
 
-    @property
-    def is_target(self) -> bool:
-        """Whether it inherits the first layers whole, and grows."""
-        return self.start == "inherit" and self.select is None and self.parts == "all"
+class Analyze(Section):
+    """What is looked at to say why layers can go."""
+
+    sequences: Annotated[int, Field(ge=1)] = Field(100, description="of the validation set")
+    tokens_per_sequence: Annotated[int, Field(ge=2)] = Field(100, description="of each")
+    threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.9, description="share of the squared singular values that a rank accounts for"
+    )
 
 
-class Evaluate(_Section):
-    """How val_loss is measured."""
+class Cost(Section):
+    """What a machine costs, if the ledger is to say so."""
 
-    batch_size: Annotated[int, Field(ge=1)] = Field(16, description="windows per forward")
+    price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        None, description="of the machine that trains; null: no price is shown"
+    )
+    currency: Annotated[str, Field(min_length=1, max_length=10)] = Field(
+        "USD", description="of the price"
+    )
 
 
-class Report(_Section):
+class Report(Section):
     """What is shown besides the report's figures, and where else."""
 
     prompts: list[str] = Field([], description="beginnings that every model continues")
@@ -377,20 +280,29 @@ class Report(_Section):
     )
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole run, described."""
 
     name: Name = Field(description="the run's directory under runs/")
+    reproduces: str | None = Field(
+        None,
+        description="published experiment whose settings this recipe's are compared with, such as "
+        "gpt2-medium-openwebtext",
+    )
     reference: Reference
     inherit: Inherit = Inherit()
     data: Data
     train: Train
     grow: Grow = Grow()
-    variants: dict[Name, Variant] = {
-        "inherit": Variant(start="inherit"),
-        "scratch": Variant(start="fresh"),
-    }
+    variants: dict[Name, Variant] = Field(
+        {"inherit": Variant(start="inherit"), "scratch": Variant(start="fresh")}
+    )
+    seeds: Seeds | None = Field(
+        None, description="each variant is trained once with each; null: with train.seed alone"
+    )
     evaluate: Evaluate = Evaluate()
+    analyze: Analyze | None = Field(Analyze(), description="null: do not analyze")
+    cost: Cost = Cost()
     report: Report = Report()
 
     @model_validator(mode="after")
@@ -420,7 +332,7 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _can_grow(self) -> Self:
         first, last = self.inherit.layers, self.grow.max_layers
-        if first is not None and last is not None and last < first:
+        if isinstance(first, int) and last is not None and last < first:
             raise ValueError(f"grow.max_layers {last} is below inherit.layers {first}")
         return self
 

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 
 from inheritune.recipe import Data
 
-__all__ = ["SAMPLE_RULE", "SPLIT_RULE", "Document", "below_share", "held_out", "sampled"]
+__all__ = [
+    "SAMPLE_RULE",
+    "SPLIT_RULE",
+    "Document",
+    "below_share",
+    "held_out",
+    "sampled",
+    "val_sampled",
+]
 
 SPLIT_RULE = "inheritune-split-1"
 SAMPLE_RULE = "inheritune-sample-1"
@@ -46,6 +54,12 @@ def sampled(document: Document, data: Data) -> bool:
     A larger share contains every smaller one, and says nothing about what is held out.
     """
     return data.sample is None or below_share(SAMPLE_RULE, document.text.encode(), data.sample)
+
+
+def val_sampled(document: Document, data: Data) -> bool:
+    """Whether a document of ``data.val_source`` is in the subset of ``data.val_sample``."""
+    share = data.val_sample
+    return share is None or below_share(SAMPLE_RULE, document.text.encode(), share)
 
 
 def below_share(rule: str, content: bytes, share: float) -> bool:

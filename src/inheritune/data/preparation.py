@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from inheritune.data.document import SPLIT_RULE, Document, held_out, sampled
+from inheritune.data.document import (
+    SPLIT_RULE,
+    Document,
+    held_out,
+    sampled,
+    val_sampled,
+)
 from inheritune.data.encoding import Encoded, Encoders
 from inheritune.data.hub_dataset import dataset_commit
 from inheritune.data.input_files import STDLIB
@@ -120,12 +126,13 @@ class Preparation:
     def _encoded(self, encoders: Encoders) -> Iterator[tuple[int, Encoded]]:
         """Encoded documents with the number of their source, in the order of the token stream."""
         for number, source in enumerate(self._brought):
-            for encoded in encoders.encode(self._read(number, source), True, 1.0, self._check):
+            taken = self._only(val_sampled, self._read(number, source))
+            for encoded in encoders.encode(taken, True, 1.0, self._check):
                 yield number, encoded
         yield from self._mixed(encoders)
         if not self._ends_with_training:
             number = len(self._brought)
-            rest = self._only_held_out(self._read(number, self._own[0]))
+            rest = self._only(_held_out_sample, self._read(number, self._own[0]))
             for encoded in encoders.encode(rest, True, 1.0, self._check):
                 yield number, encoded
 
@@ -158,13 +165,15 @@ class Preparation:
     def _read(self, number: int, source: Source) -> Iterator[tuple[Place, Document]]:
         return source.read(self._state["places"][number])
 
-    def _only_held_out(
-        self, documents: Iterator[tuple[Place, Document]]
+    def _only(
+        self,
+        is_wanted: Callable[[Document, Data], bool],
+        documents: Iterator[tuple[Place, Document]],
     ) -> Iterator[tuple[Place, Document]]:
         for number, (place, document) in enumerate(documents):
             if number % 1024 == 0:  # they may be few and far between
                 self._check()
-            if held_out(document, self._data) and sampled(document, self._data):
+            if is_wanted(document, self._data):
                 yield place, document
 
     @property
@@ -252,6 +261,10 @@ class Preparation:
             found["commits"] = self._state["commits"]
         if len(self._own) > 1:
             found["training_tokens"] = self._state["tokens"][len(self._brought) :]
-        if data.sample is not None:
-            found["sample"] = data.sample
+        shares = data.model_dump(mode="json", include={"sample", "val_sample"})
+        found |= {key: share for key, share in shares.items() if share is not None}
         return found
+
+
+def _held_out_sample(document: Document, data: Data) -> bool:
+    return held_out(document, data) and sampled(document, data)

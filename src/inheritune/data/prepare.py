@@ -23,7 +23,7 @@ __all__ = ["prepare", "training_texts"]
 
 _TEXT = "the text itself"
 # Younger than the first prepared tokens, which do not name them.
-_NEW_KEYS = ("config", "split", "revision", "sample")
+_NEW_KEYS = ("config", "split", "revision", "sample", "val_sample")
 
 
 def training_texts(data: Data) -> Iterator[str]:

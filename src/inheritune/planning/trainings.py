@@ -8,7 +8,8 @@ from inheritune.checkpoints.flops import EVALUATION_SHARE
 from inheritune.inherit.devices import Price, Speed
 from inheritune.inherit.half_width import imagine_half_width
 from inheritune.inherit.sizes import Counts, Sizes
-from inheritune.recipe import Distill, Recipe
+from inheritune.recipe import Recipe
+from inheritune.recipe_variants import Distill
 from inheritune.steps.arms import Arm, arms_of, depth_of
 
 __all__ = ["PlannedTraining", "Planner"]

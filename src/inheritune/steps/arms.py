@@ -8,7 +8,8 @@ from typing import Any
 from inheritune.errors import RecipeError
 from inheritune.inherit.parts import describe_parts
 from inheritune.inherit.selection import choose_layers, describe_selection
-from inheritune.recipe import Grow, Recipe, Train, Variant
+from inheritune.recipe import Recipe, Train
+from inheritune.recipe_variants import Grow, Variant
 from inheritune.run import Run
 
 __all__ = ["Arm", "arms_of", "depth_of", "round_depths"]

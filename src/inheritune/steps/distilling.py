@@ -9,7 +9,7 @@ from inheritune.checkpoints.flops import EVALUATION_SHARE
 from inheritune.data.order import ORDER_VERSION
 from inheritune.data.tokens import TokenDirectory
 from inheritune.progress import Progress
-from inheritune.recipe import Distill
+from inheritune.recipe_variants import Distill
 from inheritune.steps.arms import Arm
 from inheritune.steps.job import Job
 

@@ -146,7 +146,7 @@ def tokenizer_home(job: Job) -> Path:
 def _reference_start(job: Job, wanted: ReferenceTraining) -> Path:
     start, path = job.run.reference / "start", job.run.reference / "start.json"
     inputs = {
-        "reference": wanted.model_dump(mode="json", exclude={"tokens"}),
+        "reference": wanted.model_dump(mode="json", exclude={"tokens", "keep_in"}),
         "data": job.recipe.data.model_dump(mode="json", exclude={"allow_repeat"}),
     }
     if finished(job, path, inputs) is not None:
@@ -169,7 +169,9 @@ def _reference_start(job: Job, wanted: ReferenceTraining) -> Path:
 def _train_reference(job: Job, wanted: ReferenceTraining) -> None:
     folder = job.run.reference
     tokens = prepare_tokens(job, _reference_start(job, wanted))
-    inputs = training_inputs(job, tokens) | {"reference": wanted.model_dump(mode="json")}
+    inputs = training_inputs(job, tokens) | {
+        "reference": wanted.model_dump(mode="json", exclude={"keep_in"})
+    }
     arm = Arm("reference", "fresh", layer_count(wanted.config), wanted.tokens)
     run_training(job, arm, folder, tokens, inputs)
 
