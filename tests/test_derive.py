@@ -198,7 +198,8 @@ def test_what_moves_nothing_may_change(
     finished: tuple[Path, dict[str, Any], RecipeFile], tiny_reference: Path, tiny_text: Path
 ) -> None:
     root, final, _ = finished
-    free = recipe_of(tiny_reference, tiny_text, train={"save_minutes": 1.0, "keep": 7})
+    train, tasks = {"save_minutes": 1.0, "keep": 7}, {"add_bos": "no", "limit": 3}
+    free = recipe_of(tiny_reference, tiny_text, train=train, evaluate=tasks)
     assert execute(free, root)["val_loss"] == final["val_loss"]
 
 

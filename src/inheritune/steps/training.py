@@ -85,7 +85,7 @@ def training_inputs(job: Job, tokens: TokenDirectory, arm: Arm | None = None) ->
     return {
         "train": decisive(train if arm is None else arm.settings(train)),
         "tokens": tokens.fingerprint,
-        "evaluate": job.recipe.evaluate.model_dump(mode="json"),
+        "evaluate": {"batch_size": job.recipe.evaluate.batch_size},
     }
 
 
