@@ -9,13 +9,14 @@ from inheritune.accounting import gap_closed
 def trial(name: str, losses: list[float], layers: int = 4, tokens: int = 100) -> Any:
     mean = sum(losses) / len(losses)
     known = {"layers": layers, "tokens": tokens, "first_sample": 0, "start": "fresh"}
-    known |= {"made_of": "", "distill": None}
+    known |= {"made_of": "", "distill": None, "seed": 0}
     return SimpleNamespace(name=name, windows=losses, val_loss=mean, **known)
 
 
 def outcome(target: Any, *controls: Any) -> Any:
     benchmark = SimpleNamespace(windows=[2.0, 2.2, 2.4])
-    return SimpleNamespace(target=target, controls=list(controls), benchmark=benchmark)
+    known: dict[str, Any] = {"benchmark": benchmark, "repeats": []}
+    return SimpleNamespace(target=target, controls=list(controls), **known)
 
 
 TARGET = trial("inherit", [2.1, 2.3, 2.5])
@@ -24,6 +25,12 @@ SCRATCH = trial("scratch", [3.0, 3.2, 3.4])
 
 def test_the_gap_is_closed_by_the_share_of_it_that_is_gone() -> None:
     assert gap_closed(outcome(TARGET, SCRATCH)) == pytest.approx(0.9)
+
+
+def test_with_several_seeds_the_gap_is_that_of_the_means_over_seeds() -> None:
+    several = outcome(TARGET, SCRATCH)
+    several.repeats = [trial("inherit", [2.3, 2.5, 2.7]), trial("scratch", [3.2, 3.4, 3.6])]
+    assert gap_closed(several) == pytest.approx((3.3 - 2.4) / (3.3 - 2.2))
 
 
 def test_better_than_the_reference_is_above_one() -> None:

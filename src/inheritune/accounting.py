@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from inheritune.derive import Outcome
+from inheritune.derive import Outcome, judge
 from inheritune.recipe import Recipe
 from inheritune.steps.reference import Benchmark
+from inheritune.steps.seeds import Repeated, together
 from inheritune.steps.training import Trial
 
 __all__ = ["gap_closed", "ledger", "notes", "result", "training_ledger", "variant_rows"]
@@ -41,6 +42,9 @@ def ledger(outcome: Outcome) -> list[dict[str, Any]]:
         entries += _trial_entries(f"{trial.name}, round {number}, {trial.layers} layers", trial)
     for trial in outcome.controls:
         entries += _trial_entries(f"{trial.name}, {trial.layers} layers", trial)
+    for trial in outcome.repeats:
+        item = f"{trial.name}, {trial.layers} layers, seed {trial.seed}"
+        entries += _trial_entries(item, trial)
     return entries
 
 
@@ -79,6 +83,8 @@ def _entry(
 def gap_closed(outcome: Outcome) -> float | None:
     """(scratch - target) / (scratch - reference), for scratch of the target's size and tokens.
 
+    Where they were trained with several seeds, each loss is the mean over its own.
+
     Returns:
         A share, 1 when matched; None without such a control, or when scratch and reference lie
         within three standard errors of each other.
@@ -87,13 +93,14 @@ def gap_closed(outcome: Outcome) -> float | None:
     scratch = next((c for c in outcome.controls if _same_size_and_tokens(c, target)), None)
     if scratch is None:
         return None
-    gaps = np.array(scratch.windows) - np.array(outcome.benchmark.windows)
+    of_scratch, of_target = together([scratch, target], outcome.repeats)
+    gaps = of_scratch.windows - np.array(outcome.benchmark.windows)
     if len(gaps) < 2:
         return None
     gap, gap_se = float(gaps.mean()), float(gaps.std(ddof=1) / math.sqrt(len(gaps)))
     if gap <= _LEAST_GAP_SE * gap_se:
         return None
-    return (scratch.val_loss - target.val_loss) / gap
+    return (of_scratch.val_loss - of_target.val_loss) / gap
 
 
 def _same_size_and_tokens(control: Trial, target: Trial) -> bool:
@@ -104,7 +111,7 @@ def _same_size_and_tokens(control: Trial, target: Trial) -> bool:
 
 
 def variant_rows(outcome: Outcome) -> list[dict[str, Any]]:
-    """A row for the reference, the target and every control."""
+    """A row for the reference, the target and every control, over all of their seeds."""
     reference, benchmark = outcome.reference, outcome.benchmark
     first = {
         "name": "reference",
@@ -114,19 +121,20 @@ def variant_rows(outcome: Outcome) -> list[dict[str, Any]]:
         "tokens": reference.training.get("tokens"),
         "val_loss": benchmark.val_loss,
         "val_loss_se": benchmark.val_loss_se,
+        "val_loss_sd": None,
+        "num_seeds": 1,
         "seconds": reference.training.get("seconds"),
         "flops_per_token": reference.flops_per_token,
         "flops": reference.training.get("flops"),
         "path": "reference" if reference.trained_here else None,
     }
-    return [first] + [trial.summary() for trial in [outcome.target, *outcome.controls]]
+    trials = [outcome.target, *outcome.controls]
+    return [first] + [r.row(benchmark.windows) for r in together(trials, outcome.repeats)]
 
 
 def notes(outcome: Outcome, recipe: Recipe) -> list[str]:
     """What a reader must know to weigh the figures: sentences."""
-    said = [
-        "Each variant was trained once, with one seed: differences between seeds are not shown."
-    ]
+    said = _of_seeds(outcome, recipe)
     reference = outcome.reference
     if not reference.trained_here:
         said.append(
@@ -175,6 +183,27 @@ def notes(outcome: Outcome, recipe: Recipe) -> list[str]:
     return said
 
 
+def _of_seeds(outcome: Outcome, recipe: Recipe) -> list[str]:
+    counts = {name: len(recipe.seeds_of(name)) for name in recipe.variants}
+    if not outcome.repeats:
+        return ["1 seed: each variant was trained once, and differences between seeds are unknown."]
+    said, target = [], together([outcome.target], outcome.repeats)[0]
+    if len(target.trials) > 1:
+        said.append(
+            f"With {target.first.layers} layers the target matched in {_matched(target, recipe)} "
+            f"of {len(target.trials)} seeds; growth was decided by the first, "
+            f"{target.first.seed}, whose model is the result."
+        )
+    once = [name for name, count in counts.items() if count == 1]
+    if once:
+        said.append(f"1 seed: {', '.join(once)}. The spread over seeds is not known there.")
+    return said
+
+
+def _matched(target: Repeated, recipe: Recipe) -> int:
+    return sum(judge(trial, recipe.grow.tolerance) == "matched" for trial in target.trials)
+
+
 def _loss_of(distill: Mapping[str, Any]) -> str:
     alpha, temperature = distill["alpha"], distill["temperature"]
     scale = "" if temperature == 1 else f" x {temperature:g}^2"
@@ -182,16 +211,20 @@ def _loss_of(distill: Mapping[str, Any]) -> str:
     return f"{alpha:g} x cross-entropy + {1 - alpha:g}{scale} x KL divergence{over}"
 
 
-def result(outcome: Outcome, run: Path, report: Path) -> dict[str, Any]:
+def result(outcome: Outcome, recipe: Recipe, run: Path, report: Path) -> dict[str, Any]:
     """The one object that `--json` prints and run.json keeps under `result`."""
     paid = [entry for entry in ledger(outcome) if not entry["borrowed"]]
     rows = [
         {
             key: row[key]
-            for key in ("name", "start", "layers", "params", "tokens", "val_loss", "val_loss_se")
+            for key in (
+                *("name", "start", "layers", "params", "tokens"),
+                *("val_loss", "val_loss_se", "val_loss_sd", "num_seeds"),
+            )
         }
         for row in variant_rows(outcome)
     ]
+    target = together([outcome.target], outcome.repeats)[0]
     return {
         "outcome": outcome.verdict,
         "layers": outcome.target.layers,
@@ -200,6 +233,8 @@ def result(outcome: Outcome, run: Path, report: Path) -> dict[str, Any]:
         "benchmark": outcome.benchmark.val_loss,
         "val_loss": outcome.target.val_loss,
         "val_loss_se": outcome.target.val_loss_se,
+        "seeds": [trial.seed for trial in target.trials],
+        "seeds_matched": _matched(target, recipe),
         "gap_closed": gap_closed(outcome),
         "tokens": sum(entry["tokens"] or 0 for entry in paid),
         "flops": sum(entry["flops"] or 0.0 for entry in paid),

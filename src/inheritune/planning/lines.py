@@ -154,6 +154,7 @@ def _verdict(candidate: Candidate) -> str:
 
 def _training_row(plan: RecipePlan, training: PlannedTraining) -> tuple[str, ...]:
     name = training.name if training.round is None else f"{training.name}, round {training.round}"
+    name += "" if training.seed is None else f", seed {training.seed}"
     epochs = MISSING if training.epochs is None else f"{training.epochs:.2f}"
     row = [name, str(training.layers), amount(training.params), amount(training.tokens)]
     row += [f"{training.steps:,}", epochs, flops(training.flops)]
@@ -239,7 +240,11 @@ def _speed_lines(speed: Speed | None) -> list[str]:
 
 def _start_lines(trainings: Sequence[PlannedTraining]) -> list[str]:
     """What variants begin with that are not the target, and not fresh weights alone."""
-    return [f"{t.name}, {t.layers} layers: {t.made_of}" for t in trainings if t.made_of]
+    return [
+        f"{t.name}, {t.layers} layers: {t.made_of}"
+        for t in trainings
+        if t.made_of and t.seed is None
+    ]
 
 
 def _edit_lines(edits: Sequence[Edit]) -> list[str]:

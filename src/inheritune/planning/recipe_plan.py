@@ -215,7 +215,7 @@ def _disk(
     model: ModelDirectory,
     trainings: Sequence[PlannedTraining],
     unique: int | None,
-    stored: Mapping[tuple[int, float], int],
+    stored: Mapping[tuple[int, float, int], int],
 ) -> dict[str, int | None]:
     largest = max(training.params for training in trainings)
     rows = first_int(text_config(model.config), ("vocab_size",)) or 2**16 + 1
@@ -232,10 +232,10 @@ def _disk(
     }
 
 
-def _logits_bytes(stored: Mapping[tuple[int, float], int], rows: int) -> int:
+def _logits_bytes(stored: Mapping[tuple[int, float, int], int], rows: int) -> int:
     """What variants keep of the reference's predictions: ids, fp16, and an fp32 for the rest."""
     each = id_type(rows).itemsize + 2
-    return sum(tokens * (top_k * each + 4) for (top_k, _), tokens in stored.items())
+    return sum(tokens * (top_k * each + 4) for (top_k, _, _), tokens in stored.items())
 
 
 def _notes(
