@@ -240,11 +240,8 @@ def _speed_lines(speed: Speed | None) -> list[str]:
 
 def _start_lines(trainings: Sequence[PlannedTraining]) -> list[str]:
     """What variants begin with that are not the target, and not fresh weights alone."""
-    return [
-        f"{t.name}, {t.layers} layers: {t.made_of}"
-        for t in trainings
-        if t.made_of and t.seed is None
-    ]
+    first = [t for t in trainings if t.made_of and t.seed is None]
+    return [f"{t.name}, {t.layers} layers: {t.made_of}" for t in first]
 
 
 def _edit_lines(edits: Sequence[Edit]) -> list[str]:

@@ -75,7 +75,7 @@ class Planner:
         self.stored: dict[tuple[int, float, int], int] = {}
 
     def all(self, depths: Sequence[int]) -> tuple[PlannedTraining, ...]:
-        """The reference's training if there is one, every round and control, each with its seeds."""
+        """The reference's training if there is one, every round and control, with every seed."""
         recipe = self._recipe
         self.stored = {}
         before = []

@@ -51,7 +51,8 @@ class Repeated:
     @property
     def windows(self) -> NDArray[np.float64]:
         """Loss of every window, (W,) nats per token, mean over seeds: they share the windows."""
-        return np.mean([trial.windows for trial in self.trials], axis=0)
+        mean: NDArray[np.float64] = np.mean([trial.windows for trial in self.trials], axis=0)
+        return mean
 
     def row(self, benchmark: Sequence[float]) -> dict[str, Any]:
         """For run.json: the first seed's summary, with means and spread, and a row for each seed.
