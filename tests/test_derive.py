@@ -65,7 +65,7 @@ def test_the_result_says_all_that_was_promised(
     root, final, _ = finished
     promised = "outcome layers reference_layers rounds benchmark val_loss val_loss_se gap_closed"
     promised = promised.replace("gap_closed", "seeds seeds_matched gap_closed")
-    promised += " tokens flops seconds variants run target report"
+    promised += " tokens flops seconds device_hours price variants run target report"
     assert list(final) == promised.split()
     keys = ["name", "start", "layers", "params", "tokens", "val_loss", "val_loss_se"]
     keys += ["val_loss_sd", "num_seeds"]

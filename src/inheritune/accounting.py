@@ -1,14 +1,14 @@
 """What a run came to and what it cost: everything counted, in the shape that run.json keeps."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from inheritune.derive import Outcome, judge
-from inheritune.recipe import Recipe
+from inheritune.recipe import Cost, Recipe
 from inheritune.steps.reference import Benchmark
 from inheritune.steps.seeds import Repeated, together
 from inheritune.steps.training import Trial
@@ -19,24 +19,31 @@ __all__ = ["gap_closed", "ledger", "notes", "result", "training_ledger", "varian
 _LEAST_GAP_SE = 3.0
 
 
-def ledger(outcome: Outcome) -> list[dict[str, Any]]:
+def ledger(outcome: Outcome, cost: Cost) -> list[dict[str, Any]]:
     """Every cost of a run, an entry each; borrowed ones were paid before it, by somebody else.
 
+    Args:
+        outcome: Every round counts, also those that were thrown away.
+        cost: What an hour of the machine costs.
+
     Returns:
-        Entries with ``item``, ``tokens``, ``flops``, ``seconds`` (None where unknown) and
-        ``borrowed``. The FLOPs of a training include its validations; those that a distillation
-        spends on its reference are an entry of their own.
+        Entries with ``item``, ``tokens``, ``flops``, ``seconds``, ``processes`` (None where
+        unknown) and ``borrowed``; ``device_hours``, which are seconds times processes, of which
+        each has a device; and ``price``, of the machine, None for what was borrowed. The FLOPs of
+        a training include its validations; those that a distillation spends on its reference are
+        an entry of their own.
     """
     training = outcome.reference.training
     entries = [
         _entry(
-            "reference training",
+            "reference training" + (", by another run" if outcome.reference.taken_from else ""),
             training.get("tokens"),
             training.get("flops"),
             training.get("seconds"),
+            training.get("processes"),
             borrowed=not outcome.reference.trained_here,
         ),
-        _entry("benchmark", 0, outcome.benchmark.flops, outcome.benchmark.seconds),
+        _benchmark_entry("benchmark", outcome.benchmark),
     ]
     for number, trial in enumerate(outcome.rounds, 1):
         entries += _trial_entries(f"{trial.name}, round {number}, {trial.layers} layers", trial)
@@ -45,22 +52,36 @@ def ledger(outcome: Outcome) -> list[dict[str, Any]]:
     for trial in outcome.repeats:
         item = f"{trial.name}, {trial.layers} layers, seed {trial.seed}"
         entries += _trial_entries(item, trial)
-    return entries
+    return [entry | {"price": _price(entry, cost)} for entry in entries]
+
+
+def _price(entry: Mapping[str, Any], cost: Cost) -> float | None:
+    if cost.price_per_hour is None or entry["borrowed"] or entry["seconds"] is None:
+        return None
+    return float(entry["seconds"] / 3600 * cost.price_per_hour)
 
 
 def _trial_entries(item: str, trial: Trial) -> list[dict[str, Any]]:
     """A training; and the forward passes of its reference, whose time is within the training's."""
-    own = _entry(item, trial.tokens, trial.flops - trial.reference_flops, trial.seconds)
+    processes = trial.settings.get("processes")
+    own = _entry(item, trial.tokens, trial.flops - trial.reference_flops, trial.seconds, processes)
     if trial.distill is None:
         return [own]
-    return [own, _entry(f"{item}: forwards of the reference", 0, trial.reference_flops, None)]
+    forwards = _entry(
+        f"{item}: forwards of the reference", 0, trial.reference_flops, None, processes
+    )
+    return [own, forwards]
+
+
+def _benchmark_entry(item: str, benchmark: Benchmark) -> dict[str, Any]:
+    return _entry(item, 0, benchmark.flops, benchmark.seconds, benchmark.processes)
 
 
 def training_ledger(before: Benchmark, trial: Trial) -> list[dict[str, Any]]:
     """Every cost of a training without a recipe; entries as in `ledger`."""
     return [
-        _entry("val_loss before", 0, before.flops, before.seconds),
-        _entry(f"{trial.name}, {trial.layers} layers", trial.tokens, trial.flops, trial.seconds),
+        _benchmark_entry("val_loss before", before),
+        *_trial_entries(f"{trial.name}, {trial.layers} layers", trial),
     ]
 
 
@@ -69,13 +90,17 @@ def _entry(
     tokens: int | None,
     flops: float | None,
     seconds: float | None,
+    processes: int | None,
     borrowed: bool = False,
 ) -> dict[str, Any]:
+    known = seconds is not None and processes is not None
     return {
         "item": item,
         "tokens": tokens,
         "flops": flops,
         "seconds": None if seconds is None else round(seconds, 1),
+        "processes": processes,
+        "device_hours": (seconds or 0.0) * (processes or 0) / 3600 if known else None,
         "borrowed": borrowed,
     }
 
@@ -136,7 +161,12 @@ def notes(outcome: Outcome, recipe: Recipe) -> list[str]:
     """What a reader must know to weigh the figures: sentences."""
     said = _of_seeds(outcome, recipe)
     reference = outcome.reference
-    if not reference.trained_here:
+    if reference.taken_from is not None:
+        said.append(
+            f"The reference was trained by another run and taken from {reference.taken_from}; its "
+            "cost is listed as borrowed and is not in the totals."
+        )
+    elif not reference.trained_here:
         said.append(
             "The reference was trained before this run; its cost is listed as borrowed and is not "
             "in the totals."
@@ -204,6 +234,11 @@ def _matched(target: Repeated, recipe: Recipe) -> int:
     return sum(judge(trial, recipe.grow.tolerance) == "matched" for trial in target.trials)
 
 
+def _paid(entries: Sequence[Mapping[str, Any]], cost: Cost) -> dict[str, Any]:
+    paid = sum(entry["price"] or 0.0 for entry in entries)
+    return {"paid": paid, "currency": cost.currency, "price_per_hour": cost.price_per_hour}
+
+
 def _loss_of(distill: Mapping[str, Any]) -> str:
     alpha, temperature = distill["alpha"], distill["temperature"]
     scale = "" if temperature == 1 else f" x {temperature:g}^2"
@@ -213,7 +248,7 @@ def _loss_of(distill: Mapping[str, Any]) -> str:
 
 def result(outcome: Outcome, recipe: Recipe, run: Path, report: Path) -> dict[str, Any]:
     """The one object that `--json` prints and run.json keeps under `result`."""
-    paid = [entry for entry in ledger(outcome) if not entry["borrowed"]]
+    paid = [entry for entry in ledger(outcome, recipe.cost) if not entry["borrowed"]]
     rows = [
         {
             key: row[key]
@@ -239,6 +274,8 @@ def result(outcome: Outcome, recipe: Recipe, run: Path, report: Path) -> dict[st
         "tokens": sum(entry["tokens"] or 0 for entry in paid),
         "flops": sum(entry["flops"] or 0.0 for entry in paid),
         "seconds": round(sum(entry["seconds"] or 0.0 for entry in paid), 1),
+        "device_hours": sum(entry["device_hours"] or 0.0 for entry in paid),
+        "price": None if recipe.cost.price_per_hour is None else _paid(paid, recipe.cost),
         "variants": rows,
         "run": str(run),
         "target": str(run / "target"),

@@ -176,6 +176,7 @@ def _findings(outcome: Outcome, job: Job) -> dict[str, Any]:
             "digest": reference.model.digest,
             "trained_tokens": reference.training.get("tokens"),
             "trained_here": reference.trained_here,
+            "taken_from": reference.taken_from,
             "curve": reference.training.get("curve", []),
         },
         "tokens": outcome.tokens.summary(),
@@ -192,7 +193,7 @@ def _findings(outcome: Outcome, job: Job) -> dict[str, Any]:
             )
         ],
         "variants": variant_rows(outcome),
-        "ledger": ledger(outcome),
+        "ledger": ledger(outcome, job.recipe.cost),
         "notes": notes(outcome, job.recipe),
     }
 

@@ -14,10 +14,12 @@ from inheritune.report.quantities import (
     duration,
     exact,
     flops,
+    hours,
     loss,
+    money,
     signed,
 )
-from inheritune.report.record import Record, benchmark_of, number, rows, text
+from inheritune.report.record import Record, benchmark_of, number, rows, section, text
 
 __all__ = [
     "Column",
@@ -221,10 +223,15 @@ def ledger_table(record: Record) -> Table:
         Column("tokens", show=amount),
         Column("FLOPs", show=flops),
         Column("time", "s", duration, True),
-        Column("paid"),
+        Column("device-hours", show=hours),
     ]
-    keys = ("tokens", "flops", "seconds")
+    keys = ["tokens", "flops", "seconds", "device_hours"]
     items = rows(record, "ledger")
+    if any(number(row, "price") is not None for row in items):
+        currency = text(section(section(record, "recipe"), "cost"), "currency")
+        columns.append(Column("price", currency[:10], money))
+        keys.append("price")
+    columns.append(Column("paid"))
     values: list[list[Any]] = [
         [
             text(row, "item") or None,
@@ -242,9 +249,11 @@ def ledger_table(record: Record) -> Table:
             values.append(["sum with what was borrowed", *both, "here and borrowed"])
         notes.append(
             "FLOPs per training token = 6 × (parameters − input embedding) + causal attention; "
-            "one third for evaluation. Borrowed: paid by whoever trained the reference."
+            "one third for evaluation. Time is the machine's; device-hours are it times the "
+            "processes, each with a device (on a CPU: the machine itself). Borrowed: paid by "
+            "whoever trained the reference."
         )
-        if any(number(row, key) is None for row in items for key in keys):
+        if any(number(row, key) is None for row in items for key in keys[:3]):
             notes.append("Entries without a figure are not in the sums, which are then too low.")
     return Table("ledger", columns, values, notes)
 

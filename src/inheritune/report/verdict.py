@@ -1,6 +1,15 @@
 """What the run found, in one sentence; and the sentences that must be read with it."""
 
-from inheritune.report.quantities import amount, exact, flops, loss, percent, signed
+from inheritune.report.quantities import (
+    amount,
+    duration,
+    exact,
+    flops,
+    loss,
+    money,
+    percent,
+    signed,
+)
 from inheritune.report.record import (
     Record,
     benchmark_of,
@@ -75,6 +84,7 @@ def remarks(record: Record) -> list[str]:
         _scratch(record),
         _equal_compute(record),
         _borrowed(record),
+        _price(record),
         _seeds(record),
     ]
     return [sentence for sentence in found if sentence]
@@ -208,9 +218,27 @@ def _borrowed(record: Record) -> str:
     if not reference:
         return ""
     known = "" if cost.tokens is None else f" ({amount(cost.tokens)} tokens)"
+    if reference.get("taken_from"):
+        return (
+            f"The reference was trained by another run: its training{known} is borrowed here, and "
+            "counted there."
+        )
     return (
         f"The reference was not trained here: its training{known} is borrowed, and the result "
         "rests on it."
+    )
+
+
+def _price(record: Record) -> str:
+    price = section(section(record, "result"), "price")
+    paid, rate = number(price, "paid"), number(price, "price_per_hour")
+    if paid is None or rate is None:
+        return ""
+    currency = text(price, "currency")[:10]
+    return (
+        f"It cost {money(paid)} {currency}: "
+        f"{duration(number(section(record, 'result'), 'seconds'))} of the machine at "
+        f"{money(rate)} {currency} an hour, all rounds and controls counted, nothing borrowed."
     )
 
 

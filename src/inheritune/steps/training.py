@@ -306,6 +306,7 @@ def _measure(
         # Travels with a reference, so that whoever inherits from it knows what its training cost.
         kept = ("tokens", "flops", "seconds", "val_loss", "val_loss_se")
         ledger = {key: value for key, value in asdict(trial).items() if key in kept}
+        ledger["processes"] = trained.settings.processes
         write_json(folder / "model" / "training.json", ledger | {"curve": curve})
     return trial
 
