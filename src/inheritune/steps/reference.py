@@ -184,12 +184,14 @@ def _train_reference(job: Job, wanted: ReferenceTraining) -> Path | None:
     start = _reference_start(job, wanted)
     tokens = prepare_tokens(job, start)
     if wanted.keep_in is None:
-        return _train_here(job, wanted, tokens)
+        _train_here(job, wanted, tokens)
+        return None
     made_from = _made_from(job, wanted, tokens, start)
     kind = f"{wanted.config['model_type']}-{layer_count(wanted.config)}-layers"
     place, done = kept_path(Path(wanted.keep_in), kind, made_from), job.run.reference
     if (done / "result.json").exists() and is_kept(place, made_from):
-        return _train_here(job, wanted, tokens)
+        _train_here(job, wanted, tokens)  # nothing is left to do but to compare its inputs
+        return None
     if _taken(job, place, made_from):
         return place
     with only_trainer(place):
