@@ -64,9 +64,11 @@ def test_the_result_says_all_that_was_promised(
 ) -> None:
     root, final, _ = finished
     promised = "outcome layers reference_layers rounds benchmark val_loss val_loss_se gap_closed"
-    promised += " tokens flops seconds variants run target report"
+    promised = promised.replace("gap_closed", "seeds seeds_matched gap_closed")
+    promised += " tokens flops seconds device_hours price variants run target report"
     assert list(final) == promised.split()
     keys = ["name", "start", "layers", "params", "tokens", "val_loss", "val_loss_se"]
+    keys += ["val_loss_sd", "num_seeds"]
     assert all(list(row) == keys for row in final["variants"])
     assert [row["name"] for row in final["variants"]] == ["reference", "inherit", "scratch"]
     assert final["reference_layers"] == 4

@@ -66,6 +66,7 @@ class Trial:
     made_of: str = ""  # what it began with, where start does not say it all
     distill: dict[str, Any] | None = None
     reference_flops: float = 0.0
+    seed: int | None = None
 
     def summary(self) -> dict[str, Any]:
         """For run.json: everything but the windows."""
@@ -132,7 +133,8 @@ def run_training(
         shutil.rmtree(old)
     if not _goes_on(job, arm):
         (folder / "checkpoints" / "latest").unlink(missing_ok=True)
-    return Trial(**done)
+    # Results of before there were several seeds do not name theirs.
+    return Trial(**(done | {"seed": arm.settings(job.recipe.train).seed}))
 
 
 def _goes_on(job: Job, arm: Arm) -> bool:
@@ -229,7 +231,7 @@ def _enough_memory(micro_batch: int) -> AbstractContextManager[None]:
 def _start_model(job: Job, arm: Arm, folder: Path) -> "PreTrainedModel":
     from inheritune.train.weights import fresh_model, load_model
 
-    recipe = job.recipe.train
+    recipe = arm.settings(job.recipe.train)
     if arm.start == "fresh":
         return fresh_model(arm.start_in(folder), recipe.seed, recipe.dropout)
     return load_model(arm.start_in(folder), recipe.dropout)
@@ -304,6 +306,7 @@ def _measure(
         # Travels with a reference, so that whoever inherits from it knows what its training cost.
         kept = ("tokens", "flops", "seconds", "val_loss", "val_loss_se")
         ledger = {key: value for key, value in asdict(trial).items() if key in kept}
+        ledger["processes"] = trained.settings.processes
         write_json(folder / "model" / "training.json", ledger | {"curve": curve})
     return trial
 
