@@ -16,7 +16,7 @@ from inheritune.checkpoints.flops import EVALUATION_SHARE
 from inheritune.data.tokens import TokenDirectory, check_budget
 from inheritune.durable import write_json
 from inheritune.errors import CheckpointError, DivergedError
-from inheritune.progress import Progress
+from inheritune.inherit.devices import peak_of
 from inheritune.steps.arms import Arm
 from inheritune.steps.changes import decisive, warned
 from inheritune.steps.chosen import checkpoint_for
@@ -153,8 +153,6 @@ def _train(
     place["tokens"] = str(tokens.path.resolve())
     job.processes.post({"do": "train", "inputs": dict(inputs)} | place)
     model, trained = train_share(job, arm, folder, tokens, inputs, checkpoint)
-    for note in trained.notes:
-        job.on_progress(Progress(arm.task, message=note))
     if job.processes.size > 1:  # each holds its rows; the last checkpoint holds all of them
         model = _start_model(job, arm, folder)
         load_weights(folder / "checkpoints", model)
@@ -204,6 +202,7 @@ def train_share(
         allowed=job.allowed,
         warn=warned(job.recipe),
         checkpoint=checkpoint,
+        peak_flops=_peak_flops(settings.device),
     )
     shown = open_trackers(job, arm.task, folder)
     rest = (measure, job.stop, job.on_progress, processes, shown.send)
@@ -212,6 +211,12 @@ def train_share(
             plan = replace(plan, distillation=open_distillation(job, arm, tokens, inputs, settings))
         trained = train(model, recipe, plan, settings, folder, *rest)
     return model, trained
+
+
+def _peak_flops(device: str) -> float | None:
+    import torch
+
+    return peak_of(torch.cuda.get_device_name()) if device == "cuda" else None
 
 
 def _let_go() -> None:
