@@ -17,16 +17,12 @@ from inheritune.errors import UnsupportedModelError
 from inheritune.inherit.devices import Price, Speed
 from inheritune.inherit.imagined import imagine
 from inheritune.inherit.sizes import Sizes
-from inheritune.planning.memory import (
-    Memory,
-    checkpoint_bytes,
-    estimate_memory,
-    weights_bytes,
-)
+from inheritune.planning.memory import Memory, estimate_memory
 from inheritune.planning.trainings import PlannedTraining, Planner
 from inheritune.recipe import Recipe, ReferenceTraining
 from inheritune.run import Run
 from inheritune.steps.arms import round_depths
+from inheritune.steps.disk import checkpoint_bytes, weights_bytes
 from inheritune.steps.pinned import open_pinned, pinned_commit
 from inheritune.steps.reference import Reference
 from inheritune.steps.starts import check_starts

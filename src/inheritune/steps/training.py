@@ -20,6 +20,7 @@ from inheritune.inherit.devices import peak_of
 from inheritune.steps.arms import Arm
 from inheritune.steps.changes import decisive, warned
 from inheritune.steps.chosen import checkpoint_for
+from inheritune.steps.disk import refuse_full_disk
 from inheritune.steps.distilling import open_distillation, reference_cost
 from inheritune.steps.job import Job, finish, finished
 from inheritune.steps.memory import memory_named
@@ -146,9 +147,12 @@ def _train(
     job: Job, arm: Arm, folder: Path, tokens: TokenDirectory, inputs: Mapping[str, Any]
 ) -> "Trained":
     from inheritune.train.state import load_weights
-    from inheritune.train.weights import save_model
+    from inheritune.train.weights import describe, save_model
 
     checkpoint = checkpoint_for(job, folder)  # refused here, before the others begin
+    train = arm.settings(job.recipe.train)
+    params = describe(arm.start_in(folder), train.seq_len).params
+    refuse_full_disk(folder, params, train.keep)
     place = {"arm": asdict(arm), "folder": folder.relative_to(job.run.root).as_posix()}
     place["tokens"] = str(tokens.path.resolve())
     job.processes.post({"do": "train", "inputs": dict(inputs)} | place)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from inheritune.data.order import ORDER_VERSION
-from inheritune.durable import published, write_json
+from inheritune.durable import disk_errors, published, write_json
 from inheritune.errors import CheckpointError
 from inheritune.inputs import differences, refuse_differences
 from inheritune.processes import ALONE, Processes
@@ -108,7 +108,8 @@ def save_checkpoint(
         def write() -> dict[str, dict[str, Any]]:
             if processes.rank >= writers:
                 return {}
-            return _write_part(folder / staging, model, optimizer, processes.rank, writers)
+            with disk_errors(final):  # of this process's machine: the first one may have room
+                return _write_part(folder / staging, model, optimizer, processes.rank, writers)
 
         def publish() -> None:
             write_json(folder / staging / "trainer.json", trainer)
@@ -145,9 +146,7 @@ def _write_part(
     return {path.name: describe_file(path) for path in paths}
 
 
-def _drop_old(
-    folder: Path, final: Path, keep: int, val_losses: Mapping[int, float | None]
-) -> None:
+def _drop_old(folder: Path, final: Path, keep: int, val_losses: Mapping[int, float | None]) -> None:
     saved = newest_first(folder)
     # Later ones, and those with a hole, are damaged; counted, they would crowd out what is whole.
     whole = [c for c in saved if c == final or (c.name < final.name and looks_whole(c))]
