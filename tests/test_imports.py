@@ -49,6 +49,7 @@ LEVELS = [
         "launch",
         "model_commands",
         "terminal",
+        "torchrun",
         "train_commands",
     },
 ]
