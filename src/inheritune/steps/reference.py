@@ -104,7 +104,8 @@ def open_reference(job: Job) -> Reference:
         model = open_model(str(folder), None)
     else:
         assert wanted.model is not None  # the recipe has one or the other
-        model, name = open_pinned(job.run, wanted.model, wanted.revision), wanted.model
+        place = (job.run, wanted.model, wanted.revision)
+        model, name = open_pinned(*place, should_stop=job.stop), wanted.model
     _refuse_long_sequences(job, model)
     shape = describe(model.path, job.recipe.train.seq_len)
     return Reference(
@@ -153,7 +154,8 @@ def tokenizer_home(job: Job) -> Path:
     if wanted.train is not None:
         return _reference_start(job, wanted.train)
     assert wanted.model is not None  # the recipe has one or the other
-    return open_pinned(job.run, wanted.model, wanted.revision).path
+    place = (job.run, wanted.model, wanted.revision)
+    return open_pinned(*place, should_stop=job.stop).path
 
 
 def _reference_start(job: Job, wanted: ReferenceTraining) -> Path:
@@ -166,7 +168,7 @@ def _reference_start(job: Job, wanted: ReferenceTraining) -> Path:
         return start
     tokenizer = job.run.reference / "tokenizer"
     if wanted.tokenizer is not None:
-        tokenizer = open_model(wanted.tokenizer, None).path
+        tokenizer = open_model(wanted.tokenizer, None, should_stop=job.stop).path
     else:
         job.on_progress(Progress("tokenizer", message="training one on the text"))
         train_tokenizer(training_texts(job.recipe.data), wanted.vocab_size, tokenizer)
