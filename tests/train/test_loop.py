@@ -391,7 +391,9 @@ def test_another_choice_of_the_machine_is_said_when_it_goes_on(
         trainer(train_recipe, tmp_path, stop_after=3)
     begun = trainer.settings
     trainer.settings = replace(begun, precision="bf16")
-    with pytest.raises(RecipeError, match=r"trained in fp32; train\.precision comes to bf16") as error:
+    with pytest.raises(
+        RecipeError, match=r"trained in fp32; train\.precision comes to bf16"
+    ) as error:
         trainer(train_recipe, tmp_path)
     assert "--allow-change train.precision" in error.value.hint
     trainer.settings = replace(begun, fused_optimizer=False)

@@ -23,8 +23,8 @@ from inheritune.train.distill import Distillation
 from inheritune.train.metrics import Metrics, OnRow, continued_row, parts_row, step_row, val_row
 from inheritune.train.optimizer import learning_rate, mean_and_clip, set_learning_rate
 from inheritune.train.parallel import my_share
-from inheritune.train.ready import Ready, make_ready
 from inheritune.train.peak_memory import forget_peak
+from inheritune.train.ready import Ready, make_ready
 from inheritune.train.saves import Saves
 from inheritune.train.settings import Settings
 from inheritune.train.state import Position, load_moments, load_newest
@@ -229,13 +229,15 @@ def train(
         )
         speed = recipe.batch_tokens / step_s
         used = mfu(speed, flops, plan.peak_flops, processes.size)
-        row = step_row(
-            position, epoch(position), mean_loss, norm, rate, speed, used
-        ) | parts_row([part / sums.targets for part in sums.parts])
+        row = step_row(position, epoch(position), mean_loss, norm, rate, speed, used) | parts_row(
+            [part / sums.targets for part in sums.parts]
+        )
         if not finite:
             row |= {"samples": [first, first + per_step], "ranks": sums.broken}
         metrics.append(row)
-        if not finite and (recipe.nonfinite == "stop" or position.skips_in_a_row > recipe.max_skips):
+        if not finite and (
+            recipe.nonfinite == "stop" or position.skips_in_a_row > recipe.max_skips
+        ):
             raise _diverged(plan.task, recipe, mean_loss, norm, position.step)
         # Save before evaluating: a crash in the evaluation loses nothing.
         if position.step == steps or sums.save:

@@ -102,7 +102,8 @@ def choose_settings(train: Train, planned_flops: float, processes: int = 1) -> S
         MachineError: bf16 was asked for on a GPU that has none.
     """
     device = choose_device()
-    reasons: dict[str, str] = {}
+    found = "there is one" if device == "cuda" else "torch finds no GPU that it can use"
+    reasons: dict[str, str] = {"device": found}
     precision, reasons["precision"] = _precision(train, device)
     attention, reasons["attention"] = _attention(train, device)
     compiled, reasons["compile"] = _compile(train, device, planned_flops, processes)
