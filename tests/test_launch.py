@@ -128,13 +128,14 @@ def test_no_worker_outlives_its_launcher(
             [*command, "--processes", "2"], stderr=stderr, env=environment()
         ) as started,
     ):
-        wait_until(lambda: metrics.exists() and '"loss"' in metrics.read_text())
-        assert len(processes_with(str(path))) == 4  # launcher, torchrun, two workers
-        if how == "a second signal":
-            started.send_signal(signal.SIGTERM)
-            started.send_signal(signal.SIGINT)
-            assert started.wait(timeout=60) in {128 + signal.SIGINT, 128 + signal.SIGTERM}
-        else:
+        try:
+            wait_until(lambda: metrics.exists() and '"loss"' in metrics.read_text())
+            assert len(processes_with(str(path))) == 4  # launcher, torchrun, two workers
+            if how == "a second signal":
+                started.send_signal(signal.SIGTERM)
+                started.send_signal(signal.SIGINT)
+                assert started.wait(timeout=60) in {128 + signal.SIGINT, 128 + signal.SIGTERM}
+        finally:
             started.kill()
     wait_until(lambda: not processes_with(str(path)))
     if how == "the launcher is killed":
