@@ -174,8 +174,8 @@ def train(
     eval_every = max(1, (recipe.eval_every or total // _EVALUATIONS) // recipe.batch_tokens)
 
     metrics = Metrics.open(folder / "metrics.jsonl", position.step, processes, on_row)
-    place = (kept, model, ready, recipe, plan.inputs, plan.warn, metrics, processes)
-    saves, epoch = Saves(*place, position.step), _Epochs(plan, recipe)
+    what = (kept, model, ready, recipe, plan.inputs, plan.warn, metrics, processes)
+    saves, epoch = Saves(*what, position.step), _Epochs(plan, recipe)
     for note in notes + ready.notes:  # now: at the end it is too late to do anything about it
         on_progress(Progress(plan.task, position.tokens, total, "tokens", message=note))
     if position.step:
