@@ -167,14 +167,15 @@ class _Lines:
         elif progress.total and now - self._printed >= _PLAIN_EVERY_S:
             self._printed = now
             share = f"{progress.done:,} of {progress.total:,} {progress.unit}"
-            self._print(f"{text}: {share}, {_facts(progress)}{self._eta(progress, now)}")
+            known = [share, _facts(progress), self._eta(progress, now)]
+            self._print(f"{text}: {', '.join(filter(None, known))}")
 
     def _eta(self, progress: Progress, now: float) -> str:
         done = progress.done - self._done_at_start
         if done <= 0:
             return ""
         left_s = (progress.total - progress.done) * (now - self._began) / done
-        return f", {int(left_s // 60)}:{int(left_s % 60):02d} left"
+        return f"{int(left_s // 60)}:{int(left_s % 60):02d} left"
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
