@@ -178,6 +178,7 @@ def test_scaled_it_has_the_same_rounds_and_variants_at_the_same_depths(name):
     before = before or meant.reference.train.config
     assert config["model_type"] == before["model_type"]
     assert layer_count(config) == layer_count(before)
+    assert config.get("n_positions", config.get("max_position_embeddings")) >= 32
     imagine_half_width(imagine({"vocab_size": 2048} | config))  # heads and widths are even
 
 

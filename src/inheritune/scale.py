@@ -17,6 +17,7 @@ __all__ = ["scale_file", "scale_recipe"]
 
 _LEAST_STEPS = 2
 _LEAST_SEQ_LEN = 16
+_LEAST_POSITIONS = 32  # a distillation asks the reference about so many at its start
 _LEAST_HEAD = 8
 _MOST_BATCH_SIZE = 64
 _TOKENIZER = "embedded:demo"
@@ -195,7 +196,7 @@ def _narrow(config: Mapping[str, Any], recipe: Recipe, train: Mapping[str, Any])
     few = max(2, round(heads * share / 2) * 2)
     head = max(_LEAST_HEAD, round(width * share / few / 8) * 8)
     narrow = dict(config) | {width_key: few * head, heads_key: few}
-    narrow |= {positions_key: max(train["seq_len"], _LEAST_SEQ_LEN)}
+    narrow |= {positions_key: max(train["seq_len"], _LEAST_POSITIONS)}
     if isinstance(inner := config.get(inner_key), int):
         narrow[inner_key] = max(4, round(inner * few * head / width / 4) * 4)
     if isinstance(groups := config.get("num_key_value_heads"), int):
