@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from inheritune.derive import Outcome, judge
+from inheritune.deviations import deviations
 from inheritune.recipe import Cost, Recipe
 from inheritune.steps.reference import Benchmark
 from inheritune.steps.seeds import Repeated, together
@@ -210,7 +211,7 @@ def notes(outcome: Outcome, recipe: Recipe) -> list[str]:
     skipped = sum(trial.skipped for trial in [*outcome.rounds, *outcome.controls])
     if skipped:
         said.append(f"{skipped} steps were skipped because a value was not finite.")
-    return said
+    return said + deviations(recipe)
 
 
 def _of_seeds(outcome: Outcome, recipe: Recipe) -> list[str]:

@@ -55,7 +55,9 @@ def execute(
         outcome = derive(job)
         final = result(outcome, job.recipe, root, job.run.report / "index.html")
         missed = final["outcome"] == "not_matched" and recipe.recipe.grow.add > 0
-        job.run.update(**_findings(outcome, job), result=final)
+        findings = _findings(outcome, job)
+        findings["notes"] = [*([recipe.scaled] if recipe.scaled else []), *findings["notes"]]
+        job.run.update(**findings, result=final)
         try:
             job.run.update(samples=continue_texts(job, _models(outcome, job.run)))
         except InherituneError:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
+from inheritune.published_settings import check_experiment
 from inheritune.recipe_values import (
     Amount,
     AmountOrZero,
@@ -284,7 +285,7 @@ class Recipe(Section):
     """A whole run, described."""
 
     name: Name = Field(description="the run's directory under runs/")
-    reproduces: str | None = Field(
+    reproduces: Annotated[str, AfterValidator(check_experiment)] | None = Field(
         None,
         description="published experiment whose settings this recipe's are compared with, such as "
         "gpt2-medium-openwebtext",

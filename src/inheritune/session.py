@@ -125,6 +125,7 @@ def _recorded(
             error=None,
             recipe=recipe.recipe.resolved(),
             origins=recipe.origins,
+            scaled=recipe.scaled or None,
             versions=versions(),
             machine=machine(),
             processes=processes.size,

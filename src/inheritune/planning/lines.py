@@ -85,7 +85,7 @@ def detail_page(detail: Detail) -> Page:
 def recipe_page(plan: RecipePlan) -> Page:
     """A recipe's trainings, and what they take together."""
     headers = ["training", "layers", "params", "tokens", "steps", "epochs", "FLOPs"]
-    headers += ["time"] if plan.speed is not None else []
+    headers += ["time"] if plan.speed is not None else _usual_names(plan)
     headers += ["price"] if plan.speed is not None and plan.speed.rate is not None else []
     memory, disk = plan.memory, plan.disk
     parts = ", ".join(f"{name} {data_size(size)}" for name, size in disk.items())
@@ -104,6 +104,7 @@ def recipe_page(plan: RecipePlan) -> Page:
         *_edit_lines(plan.edits),
         *_start_lines(plan.trainings),
         *_speed_lines(plan.speed),
+        *_usual_lines(plan),
         *plan.notes,
     ]
     if plan.commit is not None:
@@ -159,7 +160,7 @@ def _training_row(plan: RecipePlan, training: PlannedTraining) -> tuple[str, ...
     epochs = MISSING if training.epochs is None else f"{training.epochs:.2f}"
     row = [name, str(training.layers), amount(training.params), amount(training.tokens)]
     row += [f"{training.steps:,}", epochs, flops(training.flops)]
-    row += [_time(training.price)] if plan.speed is not None else []
+    row += [_time(speed.price(training.flops)) for speed in plan.usual_speeds]
     if plan.speed is not None and plan.speed.rate is not None:
         row.append(_money(training.price))
     return tuple(row)
@@ -236,6 +237,23 @@ def _speed_lines(speed: Speed | None) -> list[str]:
     return [
         f"assumed: {speed.count} x {device.title}, {device.peak_flops / 1e12:,.4g} TFLOP/s dense "
         f"{device.precision} at best, of which {speed.mfu:.0%} are reached; validation is extra."
+    ]
+
+
+def _usual_names(plan: RecipePlan) -> list[str]:
+    return [speed.device.name for speed in plan.usual_speeds]
+
+
+def _usual_lines(plan: RecipePlan) -> list[str]:
+    """All trainings together on each of the usual devices, where none was named."""
+    if plan.speed is not None:
+        return []
+    speeds = plan.usual_speeds
+    each = ", ".join(f"{s.device.name} {_time(s.price(plan.flops))}" for s in speeds)
+    return [
+        f"together on one device: {each} ({speeds[-1].device.title}).",
+        f"assumed: {speeds[0].mfu:.0%} of the device's dense peak; an H200 multiplies as fast as "
+        "an H100. Validation is extra. --device, --devices and --mfu say it for yours.",
     ]
 
 

@@ -1,22 +1,25 @@
 """What carrying out a recipe would take, told without doing any of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from inheritune.checkpoints.config import Edit, cut_config, text_config
 from inheritune.checkpoints.flops import first_int
+from inheritune.checkpoints.hub import is_hub_id
 from inheritune.checkpoints.source import ModelDirectory, open_model
 from inheritune.data.shards import id_type
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.data.tokens import open_tokens
 from inheritune.derive import first_layers
+from inheritune.deviations import deviations
 from inheritune.durable import read_json_file
-from inheritune.errors import UnsupportedModelError
-from inheritune.inherit.devices import Price, Speed
+from inheritune.errors import InherituneError, MachineError, SourceError, UnsupportedModelError
+from inheritune.inherit.devices import Price, Speed, choose_device
 from inheritune.inherit.imagined import imagine
 from inheritune.inherit.sizes import Sizes
+from inheritune.known_configs import known_config
 from inheritune.planning.memory import Memory, estimate_memory
 from inheritune.planning.trainings import PlannedTraining, Planner
 from inheritune.recipe import Recipe, ReferenceTraining
@@ -28,6 +31,10 @@ from inheritune.steps.reference import Reference
 from inheritune.steps.starts import check_starts
 
 __all__ = ["RecipePlan", "plan_recipe"]
+
+_BY_SHAPE = " (its published shape)"
+# For whom a plan is read that names no device; an H200 multiplies as fast as an H100.
+_USUAL_DEVICES = ("h100", "a100", "rtx4090", "cpu")
 
 
 @dataclass(frozen=True)
@@ -92,13 +99,29 @@ class RecipePlan:
             return None
         return hours * self.price_per_hour
 
+    @property
+    def usual_speeds(self) -> tuple[Speed, ...]:
+        """What hours are shown for: what was named, or one each of some usual devices."""
+        if self.speed is not None:
+            return (self.speed,)
+        return tuple(Speed(choose_device(name)) for name in _USUAL_DEVICES)
+
     def as_json(self) -> dict[str, Any]:
         """The plan as JSON values."""
         price = None if self.price is None else asdict(self.price)
         memory = asdict(self.memory) | {"total": self.memory.total}
         own = {"run": str(self.run), "flops": self.flops, "price": price, "memory": memory}
         own |= {"cost": self.cost}
-        return asdict(self) | own
+        hours = {
+            speed.device.name: {
+                "mfu": speed.mfu,
+                "devices": speed.count,
+                "trainings": [speed.price(t.flops).hours for t in self.trainings],
+                "total": speed.price(self.flops).hours,
+            }
+            for speed in self.usual_speeds
+        }
+        return asdict(self) | own | {"hours": hours}
 
 
 def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> RecipePlan:
@@ -151,7 +174,11 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
         speed=speed,
         price_per_hour=recipe.cost.price_per_hour,
         currency=recipe.cost.currency,
-        notes=tuple(_notes(recipe, trainings, unique, exact, memory, speed)),
+        notes=(
+            *_notes(recipe, trainings, unique, exact, memory, speed),
+            *_notes_of_shape(model),
+            *deviations(recipe),
+        ),
     )
 
 
@@ -186,7 +213,13 @@ def _reference(recipe: Recipe, run: Run) -> ModelDirectory:
     assert wanted.model is not None  # the recipe has one or the other
     if pinned_commit(run, wanted.model, wanted.revision) is not None:
         return open_pinned(run, wanted.model, wanted.revision, whole=False)
-    found = open_model(wanted.model, wanted.revision, whole=False)
+    try:
+        found = open_model(wanted.model, wanted.revision, whole=False)
+    except (MachineError, SourceError) as error:
+        known = _published_shape(wanted.model, error)
+        if known is None:
+            raise
+        return known
     if found.revision is None:
         return found
     run = Run.create(run.root)
@@ -207,9 +240,24 @@ def _with_taken_reference(recipe: Recipe, run: Run) -> Recipe:
     )
 
 
+def _published_shape(model: str, error: InherituneError) -> ModelDirectory | None:
+    """A published model that is not at hand, as headers of its known shape, else None.
+
+    What the Hub does have and what is broken on this machine is for people to hear of.
+    """
+    absent = isinstance(error, MachineError) or not is_hub_id(model)
+    config = known_config(model)
+    if config is None or not absent or Path(model).expanduser().exists():
+        return None
+    shape = imagine(config)
+    return None if shape is None else replace(shape, name=f"{model}{_BY_SHAPE}")
+
+
 def _imagined(wanted: ReferenceTraining) -> ModelDirectory:
     rows = wanted.vocab_size
-    if wanted.tokenizer is not None:
+    if "vocab_size" in wanted.config:
+        rows = 0  # the config says it
+    elif wanted.tokenizer is not None:
         rows = open_tokenizer(open_model(wanted.tokenizer, whole=False).path).rows
     model = imagine({"vocab_size": rows} | wanted.config)
     if model is None:
@@ -262,6 +310,16 @@ def _logits_bytes(stored: Mapping[tuple[int, float, int], int], rows: int) -> in
     """What variants keep of the reference's predictions: ids, fp16, and an fp32 for the rest."""
     each = id_type(rows).itemsize + 2
     return sum(tokens * (top_k * each + 4) for (top_k, _, _), tokens in stored.items())
+
+
+def _notes_of_shape(model: ModelDirectory) -> list[str]:
+    if not model.name.endswith(_BY_SHAPE):
+        return []
+    name = model.name.removesuffix(_BY_SHAPE)
+    return [
+        f"{name} is not on this machine: sizes are those of its published shape, its weights "
+        "were not looked at, and `run` needs it."
+    ]
 
 
 def _notes(
