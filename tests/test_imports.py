@@ -39,7 +39,7 @@ LEVELS = [
     {"inherit", "train", "evaluate"},
     {"convert", "steps"},
     {"derive", "doctor", "report"},
-    {"accounting", "planning", "session"},
+    {"accounting", "planning", "session", "watch"},
     {"execute", "pretraining"},
     {
         "__main__",
@@ -48,8 +48,10 @@ LEVELS = [
         "data_commands",
         "launch",
         "model_commands",
+        "report_commands",
         "terminal",
         "train_commands",
+        "watch_commands",
     },
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -73,6 +75,7 @@ FAST = {
     "report",
     "session",
     "steps",
+    "watch",
 }
 TYPING_ONLY = {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
 

@@ -10,14 +10,13 @@ from inheritune.report.curves import Curve
 from inheritune.report.quantities import (
     MISSING,
     amount,
-    data_size,
     duration,
     exact,
     flops,
     loss,
     signed,
 )
-from inheritune.report.record import Record, benchmark_of, number, rows, text
+from inheritune.report.record import Record, benchmark_of, number, rows, section, text
 
 __all__ = [
     "Column",
@@ -186,10 +185,11 @@ def ledger_table(record: Record) -> Table:
         Column("tokens", show=amount),
         Column("FLOPs", show=flops),
         Column("time", "s", duration, True),
-        Column("paid"),
     ]
-    keys = ("tokens", "flops", "seconds")
     items = rows(record, "ledger")
+    extra = _extra_costs(record, items)
+    keys = ("tokens", "flops", "seconds", *extra)
+    columns += [*extra.values(), Column("paid")]
     values: list[list[Any]] = [
         [
             text(row, "item") or None,
@@ -214,17 +214,32 @@ def ledger_table(record: Record) -> Table:
     return Table("ledger", columns, values, notes)
 
 
+def _extra_costs(record: Record, items: list[dict[str, Any]]) -> dict[str, Column]:
+    """Device-hours and price, where the run recorded them, by their key in the ledger."""
+    currency = text(section(section(record, "recipe"), "cost"), "currency")[:10] or "USD"
+    known = {
+        "device_hours": Column("device-hours", "h", _hours),
+        "price": Column("price", currency, _money),
+    }
+    return {
+        key: column
+        for key, column in known.items()
+        if any(number(row, key) is not None for row in items)
+    }
+
+
 def health_table(curves: Sequence[Curve]) -> Table:
-    """One row per training: did it run clean, and how fast."""
+    """One row per training: did it run clean."""
     columns = [
         Column("training"),
         Column("steps", show=exact),
         Column("validations", show=exact),
         Column("non-finite steps", show=exact),
+        Column("of them skipped", show=exact),
+        Column("spikes", show=exact),
         Column("restarts", show=exact),
+        Column("passes over the text", show=_epochs),
         Column("highest gradient norm", show=_norm),
-        Column("median speed", "tokens/s", exact),
-        Column("peak memory", "bytes", data_size, True),
     ]
     values = [
         [
@@ -232,14 +247,19 @@ def health_table(curves: Sequence[Curve]) -> Table:
             curve.health.steps,
             curve.health.validations,
             curve.health.nonfinite,
+            curve.health.skipped,
+            curve.health.spikes,
             curve.health.restarts,
+            curve.health.epochs,
             curve.health.highest_grad_norm,
-            curve.health.median_speed,
-            curve.health.peak_memory,
         ]
         for curve in curves
     ]
-    return Table("health", columns, values)
+    notes = [
+        "Spikes: steps whose loss lay more than 6 standard deviations above the 128 before. "
+        "Passes over 1 repeat text. Restarts: continued from a checkpoint."
+    ]
+    return Table("health", columns, values, notes if values else [])
 
 
 def curves_table(curves: Sequence[Curve], name: str = "curves") -> Table:
@@ -276,6 +296,16 @@ def _shown(column: Column, value: Any) -> str:
 
 def _epochs(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2f}"
+
+
+def _hours(value: float | None) -> str:
+    if value is None:
+        return MISSING
+    return f"{value:,.1f}" if value >= 9.95 else f"{value:.2g}" if value < 0.095 else f"{value:.2f}"
+
+
+def _money(value: float | None) -> str:
+    return MISSING if value is None else f"{value:,.2f}"
 
 
 def _norm(value: float | None) -> str:
