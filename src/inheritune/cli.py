@@ -8,7 +8,13 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from inheritune import data_commands, model_commands, report_commands, train_commands, watch_commands
+from inheritune import (
+    data_commands,
+    model_commands,
+    report_commands,
+    train_commands,
+    watch_commands,
+)
 from inheritune.console import (
     DEFAULT_RUNS,
     AllowChange,

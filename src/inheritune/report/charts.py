@@ -185,7 +185,9 @@ def line_chart(
         .encode(x=x, y=y, color=color, shape=shape, tooltip=_tooltip(alt, axes, measure)),
         *_mark_layers(alt, _Marks(benchmarks, begun, restarts), measure, axes, log),
     ]
-    spec: dict[str, Any] = alt.layer(*layers).properties(width="container", height=_HEIGHT).to_dict()
+    chart = alt.layer(*layers).properties(width="container", height=_HEIGHT)
+    # Checking every row of the data against the schema takes longer than all the rest.
+    spec: dict[str, Any] = chart.to_dict(validate=False)
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     spec.pop("config", None)  # the page chooses light or dark
     spec["usermeta"] = _choices(lines, axes, bool(raw))
@@ -201,9 +203,7 @@ def _reference_line(record: Record, benchmark: float | None) -> Line | None:
     return Line("the reference's own training", REFERENCE, [part]) if part else None
 
 
-def _frame(
-    lines: Sequence[Line], benchmarks: Sequence[float]
-) -> tuple[float, float, float | None]:
+def _frame(lines: Sequence[Line], benchmarks: Sequence[float]) -> tuple[float, float, float | None]:
     """Bottom and top of the val_loss axis, and the highest loss above it, if any."""
     everything = [_value(row) for line in lines for row in line.rows]
     # Untrained starts are several times the rest: in the frame, they would flatten all curves.
@@ -385,7 +385,9 @@ def _data(
             data.extend(own)
             every = max(1, -(-len(own) // most))
             # Counted from the end: the last value is the one that is compared.
-            markers.extend(row for row in own[::-1][::every] if row[measure.key] <= measure.domain[1])
+            markers.extend(
+                row for row in own[::-1][::every] if row[measure.key] <= measure.domain[1]
+            )
         for index, part in enumerate(line.raw):
             raw.extend(row | {"raw": True} for row in rows(line, index, part))
     return data, raw, markers

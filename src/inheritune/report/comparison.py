@@ -70,7 +70,9 @@ def write_comparison(roots: Sequence[Path], out: Path) -> list[Compared]:
     if len({root.resolve() for root in roots}) < len(roots):
         raise RecipeError("a run is named twice.", "Name each run once.")
     if out.is_dir():
-        raise RecipeError(f"--out is {out}, a directory.", f"Name a file, such as {out}/index.html.")
+        raise RecipeError(
+            f"--out is {out}, a directory.", f"Name a file, such as {out}/index.html."
+        )
     reports = [read_report(root) for root in roots]
     names = _names(reports, roots)
     chart, table = _chart(reports, names), _table(reports, names)

@@ -144,7 +144,9 @@ def _trainings(run_root: Path, record: Record) -> Iterator[_Training]:
         folder = _inside(run_root, text(row, "path"))
         seen.add(folder)
         last_round += 1
-        yield _Training(target, _whole(row, "layers"), last_round, folder, _whole(row, "tokens"), row)
+        yield _Training(
+            target, _whole(row, "layers"), last_round, folder, _whole(row, "tokens"), row
+        )
     found = sorted(_found_on_disk(run_root), key=lambda item: (item[0] != target, item[1]))
     for variant, layers, folder in found:
         if variant == target and folder not in seen:  # a round that has not ended
