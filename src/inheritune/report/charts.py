@@ -170,7 +170,7 @@ def line_chart(
     axes = axes_of(lines)[: 1 if log else None]
     data, raw, markers = _data(lines, measure, axes, log)
     x = _x(alt, axes[0], [row["tokens"] for row in data], log)
-    ticks = {"labelExpr": measure.label_expr} if measure.label_expr else {}
+    ticks: dict[str, Any] = {"labelExpr": measure.label_expr} if measure.label_expr else {}
     y = alt.Y(
         f"{measure.key}:Q",
         scale=alt.Scale(domain=list(measure.domain), zero=False, nice=False),
@@ -396,10 +396,9 @@ def _data(
 def _mark_layers(
     alt: Any, marks: _Marks, measure: Measure, axes: Sequence[Axis], log: bool
 ) -> list[Any]:
-    bottom, top = measure.domain
     return [
         *_growth_layers(alt, marks.growth, measure, axes, log),
-        *_restart_layers(alt, marks.restarts, {measure.key: bottom}, axes),
+        *_restart_layers(alt, marks.restarts, {measure.key: measure.domain[0]}, axes),
         *_benchmark_layers(alt, marks.benchmarks, measure.key),
     ]
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import DataError, RecipeError
+from inheritune.errors import RecipeError
 from inheritune.report.charts import Chart, val_loss_chart
 from inheritune.report.document import document, filled
 from inheritune.report.embed import as_data_script, presentable, shortened
 from inheritune.report.lines import OTHERS, TARGET, Line, Style, val_lines
-from inheritune.report.page import Report, publish, read_report, still, title_of
+from inheritune.report.page import Report, finding, publish, read_report, still
 from inheritune.report.quantities import amount, duration, exact, flops, loss, signed
 from inheritune.report.record import (
     benchmark_of,
@@ -22,7 +22,6 @@ from inheritune.report.record import (
     target_of,
     text,
 )
-from inheritune.report.summary import facts
 from inheritune.report.tables import Column, Table
 from inheritune.report.vega import png, svg
 from inheritune.report.verdict import headline, outcome, verdict
@@ -109,8 +108,7 @@ def _page(
             "name": name,
             "outcome": outcome(report.record),
             "headline": headline(report.record),
-            "verdict": verdict(report.record),
-            "facts": facts(report.record),
+            "finding": finding(report.record),
             "problems": report.problems,
         }
         for name, report in zip(names, reports, strict=True)

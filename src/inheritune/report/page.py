@@ -35,7 +35,16 @@ from inheritune.report.vega import png, svg
 from inheritune.report.verdict import headline, outcome, remarks, verdict
 from inheritune.run import TRAIN
 
-__all__ = ["Report", "publish", "read_report", "rendered", "still", "title_of", "write_report"]
+__all__ = [
+    "Report",
+    "finding",
+    "publish",
+    "read_report",
+    "rendered",
+    "still",
+    "title_of",
+    "write_report",
+]
 
 _LARGEST_PAGE = 1_500_000  # bytes
 _LONGEST_SAMPLE = 3_000  # characters
@@ -165,7 +174,7 @@ def rendered(report: Report, drawn: Mapping[str, str]) -> Markup:
         "name": _name(record),
         "outcome": outcome(record),
         "headline": headline(record),
-        "finding": _finding(record),
+        "finding": finding(record),
         "facts": facts(record),
         "standing": standing(record, curves),
         "scale": scale(record),
@@ -212,7 +221,7 @@ def still(drawing: str) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(drawing.encode()).decode()}"
 
 
-def _finding(record: Record) -> str:
+def finding(record: Record) -> str:
     """The verdict, for its place below the headline, which it does not repeat."""
     sentence = verdict(record).removeprefix(f"{headline(record)}: ")
     return sentence[:1].upper() + sentence[1:]
