@@ -50,6 +50,7 @@ LEVELS = [
         "model_commands",
         "report_commands",
         "terminal",
+        "torchrun",
         "train_commands",
         "watch_commands",
     },

@@ -155,7 +155,7 @@ def test_bad_set_is_named_with_the_way_out(refuse: Refuse, text: str, words: str
         (
             "grow:",
             "8: grow is empty. Allowed: a mapping of add, weights, tolerance, max_layers, "
-            "max_rounds.",
+            "max_rounds, benchmark, search, abandon, audit.",
         ),
         (
             "grow: 2",
@@ -175,8 +175,8 @@ def test_bad_set_is_named_with_the_way_out(refuse: Refuse, text: str, words: str
         ("variants: {'': {start: inherit}}", "8: variants. has an empty or too long name."),
         (
             "variants: {a: {start: x}}",
-            "8: variants.a.start is x. Allowed: inherit, fresh, stacking, hybrid-stacking or "
-            "half-width.",
+            "8: variants.a.start is x. Allowed: inherit, fresh, stacking, hybrid-stacking, "
+            "half-width or grown.",
         ),
         (
             "variants: {a: {start: fresh, tokens: 2y}}",

@@ -7,9 +7,10 @@ from inheritune.checkpoints.config import text_config
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import RecipeError
 from inheritune.recipe import Recipe
-from inheritune.steps.arms import arms_of, round_depths
+from inheritune.steps.arms import Arm, arms_of, round_depths
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Benchmark, Reference, measure_benchmark, open_reference
+from inheritune.steps.seeds import repeat_arms
 from inheritune.steps.starts import check_starts
 from inheritune.steps.tokens import prepare_tokens
 from inheritune.steps.training import Trial
@@ -32,6 +33,7 @@ class Outcome:
         benchmark: The reference's val_loss.
         rounds: The target at each size; the last one is the result.
         controls: The other variants.
+        repeats: The last round and the controls again, with further seeds.
     """
 
     verdicts: list[str]
@@ -40,6 +42,7 @@ class Outcome:
     benchmark: Benchmark
     rounds: list[Trial]
     controls: list[Trial]
+    repeats: list[Trial]
 
     @property
     def target(self) -> Trial:
@@ -69,11 +72,13 @@ def derive(job: Job) -> Outcome:
 
     rounds: list[Trial] = []
     verdicts: list[str] = []
+    tried: list[Arm] = []
     for number in count(1):
         arm = arms_of(recipe, recipe.target, reference.layers, layers, target_tokens)[0]
         if rounds and recipe.grow.weights == "keep":
             seen = sum(trial.tokens for trial in rounds) // recipe.train.seq_len
             arm = replace(arm, grown_from=rounds[-1].path, first_sample=seen)
+        tried.append(arm)
         rounds.append(train_arm(job, arm, reference, tokens, benchmark))
         verdicts.append(judge(rounds[-1], recipe.grow.tolerance))
         spent = number == recipe.grow.max_rounds or not recipe.grow.add or layers == max_layers
@@ -82,11 +87,11 @@ def derive(job: Job) -> Outcome:
         layers = min(layers + recipe.grow.add, max_layers)
     publish_target(job, rounds[-1])
 
-    controls = [
-        train_arm(job, arm, reference, tokens, benchmark)
-        for arm in control_arms(job, reference, rounds)
-    ]
-    return Outcome(verdicts, reference, tokens, benchmark, rounds, controls)
+    arms = control_arms(job, reference, rounds)
+    controls = [train_arm(job, arm, reference, tokens, benchmark) for arm in arms]
+    again = repeat_arms(recipe, tried, arms)
+    repeats = [train_arm(job, arm, reference, tokens, benchmark) for arm in again]
+    return Outcome(verdicts, reference, tokens, benchmark, rounds, controls, repeats)
 
 
 def judge(trial: Trial, tolerance: float) -> str:

@@ -53,7 +53,7 @@ def execute(
 
     def work(job: Job) -> tuple[dict[str, Any], int]:
         outcome = derive(job)
-        final = result(outcome, root, job.run.report / "index.html")
+        final = result(outcome, job.recipe, root, job.run.report / "index.html")
         missed = final["outcome"] == "not_matched" and recipe.recipe.grow.add > 0
         job.run.update(**_findings(outcome, job), result=final)
         try:
@@ -160,7 +160,7 @@ def train_only(
 
 
 def _next_folder(job: Job, arms: Sequence[Arm]) -> Path:
-    folders = [job.run.variant(arm.variant, arm.layers) for arm in arms]
+    folders = [arm.folder_in(job.run) for arm in arms]
     return next((f for f in folders if not (f / "result.json").exists()), folders[-1])
 
 
@@ -176,6 +176,7 @@ def _findings(outcome: Outcome, job: Job) -> dict[str, Any]:
             "digest": reference.model.digest,
             "trained_tokens": reference.training.get("tokens"),
             "trained_here": reference.trained_here,
+            "taken_from": reference.taken_from,
             "curve": reference.training.get("curve", []),
         },
         "tokens": outcome.tokens.summary(),
@@ -192,7 +193,7 @@ def _findings(outcome: Outcome, job: Job) -> dict[str, Any]:
             )
         ],
         "variants": variant_rows(outcome),
-        "ledger": ledger(outcome),
+        "ledger": ledger(outcome, job.recipe.cost),
         "notes": notes(outcome, job.recipe),
     }
 

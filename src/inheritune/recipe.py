@@ -298,7 +298,9 @@ class Recipe(Section):
         {"inherit": Variant(start="inherit"), "scratch": Variant(start="fresh")}
     )
     seeds: Seeds | None = Field(
-        None, description="each variant is trained once with each; null: with train.seed alone"
+        None,
+        description="each variant is trained once with each, and growth is decided by the first; "
+        "null: with train.seed alone, which a reference that is trained here always has",
     )
     evaluate: Evaluate = Evaluate()
     analyze: Analyze | None = Field(Analyze(), description="null: do not analyze")
@@ -340,6 +342,10 @@ class Recipe(Section):
     def target(self) -> str:
         """Name of the variant that inherits and grows."""
         return next(name for name, variant in self.variants.items() if variant.is_target)
+
+    def seeds_of(self, name: str) -> list[int]:
+        """Seeds of a variant's trainings; everything is decided by the first."""
+        return self.variants[name].seeds or self.seeds or [self.train.seed]
 
     def tokens_of(self, name: str) -> int | None:
         """Tokens of each training of a variant.

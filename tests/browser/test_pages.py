@@ -119,18 +119,18 @@ def test_axes_lines_and_raw_values_can_be_chosen(browser: Any, report: str) -> N
             figure.locator(".axis label", has_text=label).click()
             figure.locator("svg.marks", has_text=title).wait_for()
         everything = lines_of(page, "training-loss")
-        figure.get_by_label("single steps").uncheck()
+        figure.get_by_role("checkbox", name="single steps").uncheck()
         page.wait_for_function(
             "n => document.querySelectorAll('#training-loss svg .mark-line path[d]').length < n",
             arg=everything,
         )
         smooth = lines_of(page, "training-loss")
-        figure.get_by_label("scratch").uncheck()
+        figure.get_by_role("checkbox", name="scratch").uncheck()
         page.wait_for_function(
             "n => document.querySelectorAll('#training-loss svg .mark-line path[d]').length < n",
             arg=smooth,
         )
-        figure.get_by_label("scratch").focus()
+        figure.get_by_role("checkbox", name="scratch").focus()
         page.keyboard.press("Space")  # without a mouse, too
         page.wait_for_function(
             "n => document.querySelectorAll('#training-loss svg .mark-line path[d]').length == n",

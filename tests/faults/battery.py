@@ -16,8 +16,6 @@ NOT_BUILT = {
         [i for i in IDS if i[0] == "E" and i not in {"E5", "E6", "E7", "E11"}],
         "evaluation, publication",
     ),
-    "A12": "shown in test_derive.py, not under its id",
-    "D19": "needs a GPU; that a processor is taken without one is tested, not under its id",
 }
 
 

@@ -11,7 +11,7 @@ from inheritune.inherit.selection import describe_selection
 from inheritune.planning.memory import SAVED_BYTES_PER_S
 from inheritune.planning.recipe_plan import RecipePlan
 from inheritune.planning.trainings import PlannedTraining
-from inheritune.report.quantities import MISSING, amount, data_size, duration, flops
+from inheritune.report.quantities import MISSING, amount, data_size, duration, flops, money
 
 __all__ = ["Page", "candidates_page", "detail_page", "recipe_page"]
 
@@ -93,6 +93,7 @@ def recipe_page(plan: RecipePlan) -> Page:
     lines = [
         f"rounds: {plan.most_rounds} at most; the run stops at the first that matches.",
         f"together: {flops(plan.flops)} FLOPs{_in_all(plan)}",
+        *_cost_lines(plan),
         f"memory, estimated for the largest: {data_size(memory.total)} ("
         + ", ".join(f"{part} {data_size(size)}" for part, size in asdict(memory).items() if size)
         + ")",
@@ -154,6 +155,7 @@ def _verdict(candidate: Candidate) -> str:
 
 def _training_row(plan: RecipePlan, training: PlannedTraining) -> tuple[str, ...]:
     name = training.name if training.round is None else f"{training.name}, round {training.round}"
+    name += "" if training.seed is None else f", seed {training.seed}"
     epochs = MISSING if training.epochs is None else f"{training.epochs:.2f}"
     row = [name, str(training.layers), amount(training.params), amount(training.tokens)]
     row += [f"{training.steps:,}", epochs, flops(training.flops)]
@@ -239,7 +241,8 @@ def _speed_lines(speed: Speed | None) -> list[str]:
 
 def _start_lines(trainings: Sequence[PlannedTraining]) -> list[str]:
     """What variants begin with that are not the target, and not fresh weights alone."""
-    return [f"{t.name}, {t.layers} layers: {t.made_of}" for t in trainings if t.made_of]
+    first = [t for t in trainings if t.made_of and t.seed is None]
+    return [f"{t.name}, {t.layers} layers: {t.made_of}" for t in first]
 
 
 def _edit_lines(edits: Sequence[Edit]) -> list[str]:
@@ -258,6 +261,15 @@ def _in_all(plan: RecipePlan) -> str:
     if price is None:
         return ""
     return f", {_time(price)}" + (f", {_money(price)}" if price.dollars is not None else "")
+
+
+def _cost_lines(plan: RecipePlan) -> list[str]:
+    if plan.cost is None:
+        return []
+    return [
+        f"cost: {money(plan.cost)} {plan.currency} at {money(plan.price_per_hour)} an hour of the "
+        "machine, without validation and loading."
+    ]
 
 
 def _download(size: int) -> str:

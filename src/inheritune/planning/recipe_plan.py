@@ -12,20 +12,17 @@ from inheritune.data.shards import id_type
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.data.tokens import open_tokens
 from inheritune.derive import first_layers
+from inheritune.durable import read_json_file
 from inheritune.errors import UnsupportedModelError
 from inheritune.inherit.devices import Price, Speed
 from inheritune.inherit.imagined import imagine
 from inheritune.inherit.sizes import Sizes
-from inheritune.planning.memory import (
-    Memory,
-    checkpoint_bytes,
-    estimate_memory,
-    weights_bytes,
-)
+from inheritune.planning.memory import Memory, estimate_memory
 from inheritune.planning.trainings import PlannedTraining, Planner
 from inheritune.recipe import Recipe, ReferenceTraining
 from inheritune.run import Run
 from inheritune.steps.arms import round_depths
+from inheritune.steps.disk import checkpoint_bytes, weights_bytes
 from inheritune.steps.pinned import open_pinned, pinned_commit
 from inheritune.steps.reference import Reference
 from inheritune.steps.starts import check_starts
@@ -53,6 +50,8 @@ class RecipePlan:
         disk: Bytes by what takes them, estimated; an unknown amount is None.
         save_bytes: Of one checkpoint of the largest training.
         speed: What it runs on; None: no device was named.
+        price_per_hour: Of the machine, as the recipe has it; None: not known.
+        currency: Of it.
         notes: What else to know.
     """
 
@@ -71,6 +70,8 @@ class RecipePlan:
     disk: dict[str, int | None]
     save_bytes: int
     speed: Speed | None
+    price_per_hour: float | None
+    currency: str
     notes: tuple[str, ...]
 
     @property
@@ -83,11 +84,20 @@ class RecipePlan:
         """Of all trainings, without validation and loading."""
         return None if self.speed is None else self.speed.price(self.flops)
 
+    @property
+    def cost(self) -> float | None:
+        """Of all trainings, at the machine's price per hour; None: no device, or no price."""
+        hours = None if self.price is None else self.price.hours
+        if hours is None or self.price_per_hour is None:
+            return None
+        return hours * self.price_per_hour
+
     def as_json(self) -> dict[str, Any]:
         """The plan as JSON values."""
         price = None if self.price is None else asdict(self.price)
         memory = asdict(self.memory) | {"total": self.memory.total}
         own = {"run": str(self.run), "flops": self.flops, "price": price, "memory": memory}
+        own |= {"cost": self.cost}
         return asdict(self) | own
 
 
@@ -108,6 +118,7 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
         UnsupportedModelError: A variant cannot be built from it, or its size cannot be told
             without torch.
     """
+    recipe = _with_taken_reference(recipe, Run(root))
     model = _reference(recipe, Run(root))
     trained_here = recipe.reference.train is not None
     sizes, seq_len = Sizes(model), recipe.train.seq_len
@@ -138,6 +149,8 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
         disk=_disk(recipe, model, trainings, unique, planner.stored),
         save_bytes=checkpoint_bytes(max(training.params for training in trainings)),
         speed=speed,
+        price_per_hour=recipe.cost.price_per_hour,
+        currency=recipe.cost.currency,
         notes=tuple(_notes(recipe, trainings, unique, exact, memory, speed)),
     )
 
@@ -181,6 +194,19 @@ def _reference(recipe: Recipe, run: Run) -> ModelDirectory:
         return open_pinned(run, wanted.model, wanted.revision, whole=False)
 
 
+def _with_taken_reference(recipe: Recipe, run: Run) -> Recipe:
+    """The recipe, naming the reference that the run has taken from another one, if it has."""
+    path = run.reference / "taken.json"
+    if recipe.reference.train is None or recipe.reference.train.keep_in is None:
+        return recipe
+    if not path.exists():
+        return recipe
+    place = read_json_file(path)["result"]["taken_from"]
+    return recipe.model_copy(
+        update={"reference": recipe.reference.model_copy(update={"model": place, "train": None})}
+    )
+
+
 def _imagined(wanted: ReferenceTraining) -> ModelDirectory:
     rows = wanted.vocab_size
     if wanted.tokenizer is not None:
@@ -215,7 +241,7 @@ def _disk(
     model: ModelDirectory,
     trainings: Sequence[PlannedTraining],
     unique: int | None,
-    stored: Mapping[tuple[int, float], int],
+    stored: Mapping[tuple[int, float, int], int],
 ) -> dict[str, int | None]:
     largest = max(training.params for training in trainings)
     rows = first_int(text_config(model.config), ("vocab_size",)) or 2**16 + 1
@@ -232,10 +258,10 @@ def _disk(
     }
 
 
-def _logits_bytes(stored: Mapping[tuple[int, float], int], rows: int) -> int:
+def _logits_bytes(stored: Mapping[tuple[int, float, int], int], rows: int) -> int:
     """What variants keep of the reference's predictions: ids, fp16, and an fp32 for the rest."""
     each = id_type(rows).itemsize + 2
-    return sum(tokens * (top_k * each + 4) for (top_k, _), tokens in stored.items())
+    return sum(tokens * (top_k * each + 4) for (top_k, _, _), tokens in stored.items())
 
 
 def _notes(
@@ -265,6 +291,12 @@ def _notes(
         said.append(
             f"FLOPs include the reference's forward passes for {', '.join(distilled)}: "
             f"{sum(t.reference_flops or 0.0 for t in trainings):.2e} together."
+        )
+    trained = recipe.reference.train
+    if trained is not None and trained.keep_in is not None:
+        said.append(
+            f"The reference is taken from {trained.keep_in}, at no cost, where another run has "
+            "left the same."
         )
     if any(v.tokens == "equal_compute" for v in recipe.variants.values()):
         said.append("A control with equal compute is counted for all rounds.")

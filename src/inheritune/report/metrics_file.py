@@ -32,6 +32,7 @@ class Health:
     epochs: float | None = None
     highest_grad_norm: float | None = None
     median_speed: float | None = None
+    median_mfu: float | None = None
     peak_memory: float | None = None
 
 
@@ -108,6 +109,7 @@ class _Reader:
     def __init__(self) -> None:
         self._points: dict[int, float] = {}
         self._health, self._course = Health(), Course()
+        self._mfu = array("d")
         self._rows = self._broken = 0
 
     def take(self, line: bytes) -> None:
@@ -133,6 +135,8 @@ class _Reader:
             self._take_step(row, step, tokens)
         if (norm := number(row, "grad_norm")) is not None:
             health.highest_grad_norm = max(norm, health.highest_grad_norm or norm)
+        if (mfu := number(row, "mfu")) is not None:
+            self._mfu.append(mfu)
         if (memory := number(row, "memory_bytes")) is not None:
             health.peak_memory = max(memory, health.peak_memory or memory)
 
@@ -152,6 +156,7 @@ class _Reader:
     def metrics(self, every: int) -> Metrics:
         speeds = [speed for speed in self._course.speeds if speed == speed]
         self._health.median_speed = statistics.median(speeds) if speeds else None
+        self._health.median_mfu = statistics.median(self._mfu) if self._mfu else None
         self._health.validations = len(self._points)
         problems = []
         if self._broken:

@@ -29,6 +29,7 @@ from inheritune.report.tables import (
     health_table,
     ledger_table,
     rounds_table,
+    seeds_table,
     variants_table,
 )
 from inheritune.report.vega import png, svg
@@ -84,12 +85,14 @@ class Report:
     @property
     def tables(self) -> list[Table]:
         """All tables that are written beside the page."""
+        by_seed = seeds_table(self.record)
         return [
             rounds_table(self.record),
             variants_table(self.record),
+            *([by_seed] if by_seed.values else []),
             ledger_table(self.record),
             reach_table(self.record, self.curves),
-            speed_table(self.record, self.curves),
+            speed_table(self.curves),
             health_table(self.curves),
             curves_table(self.curves),
             *(table for part in self.parts for table in part.tables),
@@ -187,8 +190,9 @@ def rendered(report: Report, drawn: Mapping[str, str]) -> Markup:
         "reach": reach_table(record, curves),
         "rounds": rounds_table(record),
         "variants": variants_table(record),
+        "seeds": seeds_table(record),
         "ledger": ledger_table(record),
-        "speed": speed_table(record, curves),
+        "speed": speed_table(curves),
         "health": health_table(curves),
         "samples": _samples(record),
         "notes": [str(note)[:1000] for note in _listed(record.get("notes"))[:50]],

@@ -34,6 +34,8 @@ class Arm:
         made_of: What it begins with, in words; empty where `start` says it all.
         distill: The variant's section `distill`, as JSON values; None: it learns from text alone.
         reference: Model directory that a distillation learns from.
+        seed: Of data order and fresh weights; None: the recipe's ``train.seed``.
+        repeats: Whether it repeats a training with a further seed, which its folder then names.
     """
 
     variant: str
@@ -50,6 +52,12 @@ class Arm:
     made_of: str = ""
     distill: dict[str, Any] | None = None
     reference: str | None = None
+    seed: int | None = None
+    repeats: bool = False
+
+    def folder_in(self, run: Run) -> Path:
+        """The training's own directory."""
+        return run.variant(self.variant, self.layers, self.seed if self.repeats else None)
 
     def start_in(self, folder: Path) -> Path:
         """The directory it starts from: its own model, or ``start/`` of the training's folder."""
@@ -58,6 +66,8 @@ class Arm:
     def settings(self, train: Train) -> Train:
         """The recipe's section, with what the arm has of its own."""
         own: dict[str, float] = {"learning_rate": train.learning_rate * self.lr_scale}
+        if self.seed is not None:
+            own["seed"] = self.seed
         if self.warmup_tokens is not None:
             own["warmup_tokens"] = self.warmup_tokens
         return train.model_copy(update=own)
@@ -70,7 +80,8 @@ class Arm:
     @property
     def task(self) -> str:
         """Name shown with the progress and in the ledger."""
-        return f"{self.variant}, {self.layers} layers"
+        seed = f", seed {self.seed}" if self.repeats else ""
+        return f"{self.variant}, {self.layers} layers{seed}"
 
 
 def round_depths(grow: Grow, first: int, most: int) -> list[int]:
@@ -102,7 +113,7 @@ def depth_of(variant: Variant, reference_layers: int, target_layers: int) -> int
 def arms_of(
     recipe: Recipe, name: str, reference_layers: int, layers: int, tokens: int
 ) -> list[Arm]:
-    """The trainings of a variant, in their order: one, and of stacking two.
+    """The trainings of a variant with its first seed, in their order: one, and of stacking two.
 
     Args:
         recipe: Has the variant.
@@ -123,6 +134,7 @@ def arms_of(
         parts=variant.parts,
         lr_scale=variant.lr_scale,
         warmup_tokens=variant.warmup_tokens,
+        seed=recipe.seeds_of(name)[0],
         distill=None if variant.distill is None else variant.distill.model_dump(mode="json"),
     )
     if variant.start == "inherit":
