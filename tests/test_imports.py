@@ -43,7 +43,7 @@ LEVELS = [
     {"inherit", "train", "evaluate"},
     {"convert", "steps"},
     {"derive", "doctor", "report"},
-    {"accounting", "planning", "session"},
+    {"accounting", "planning", "session", "watch"},
     {"execute", "pretraining"},
     {
         "__main__",
@@ -52,9 +52,11 @@ LEVELS = [
         "data_commands",
         "launch",
         "model_commands",
+        "report_commands",
         "terminal",
         "torchrun",
         "train_commands",
+        "watch_commands",
     },
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -78,6 +80,7 @@ FAST = {
     "report",
     "session",
     "steps",
+    "watch",
 }
 TYPING_ONLY = {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
 

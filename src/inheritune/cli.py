@@ -8,7 +8,13 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from inheritune import data_commands, model_commands, train_commands
+from inheritune import (
+    data_commands,
+    model_commands,
+    report_commands,
+    train_commands,
+    watch_commands,
+)
 from inheritune.console import (
     DEFAULT_RUNS,
     AllowChange,
@@ -139,29 +145,10 @@ for _command in (
     data_commands.prepare,
     data_commands.inspect,
     train_commands.train,
+    report_commands.report,
+    watch_commands.watch,
 ):
     app.command()(_command)
-
-
-@app.command()
-def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")],
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Write the page, tables and figures of a run again, from its record."""
-    with reported(as_json, debug):
-        from inheritune.report.page import write_report
-        from inheritune.run import Run
-
-        page = write_report(run)
-        record = Run(run).read()
-        if as_json:
-            here = {"run": str(run), "target": str(run / "target"), "report": str(page)}
-            print_json((record.get("result") or {}) | here)
-        else:
-            say(f"{page} is written.")
-            say(f"next: open {page}")
 
 
 @app.command()

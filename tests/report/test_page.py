@@ -15,6 +15,10 @@ import pytest
 from inheritune.errors import DataError
 from inheritune.report.embed import as_data_script, presentable, shortened
 from inheritune.report.page import write_report
+from inheritune.report.part import Part
+from inheritune.report.quantities import exact
+from inheritune.report.record import Record
+from inheritune.report.tables import Column, Table
 
 _HOSTILE = [
     "<script>alert(1)</script>",
@@ -62,15 +66,50 @@ def test_chart_data_is_what_was_measured(page: Path) -> None:
     written = json.dumps(specs["val-loss"])
     for value in (2.0931, 2.2131, 2.9148, 2.6214, 2.1004):
         assert str(value) in written
-    assert set(specs) == {"val-loss", "val-loss-log"}
+    assert list(specs) == ["val-loss", "val-loss-log", "training-loss", "speed"]
 
 
 def test_tables_and_figures_stand_beside_the_page(page: Path) -> None:
     written = sorted(p.relative_to(page.parent).as_posix() for p in page.parent.rglob("*.*"))
-    names = ("curves", "health", "ledger", "rounds", "variants")
-    figures = [f"figures/val-loss{end}" for end in ("-log.png", "-log.svg", ".png", ".svg")]
-    tables = [f"tables/{name}.{end}" for name in names for end in ("csv", "md")]
-    assert written == [*figures, "index.html", *tables]
+    charts = ("speed", "training-loss", "val-loss-log", "val-loss")
+    names = ("curves", "health", "ledger", "rounds", "speed-and-memory", "tokens-to-reach")
+    figures = [f"figures/{name}.{end}" for name in charts for end in ("png", "svg")]
+    tables = [f"tables/{name}.{end}" for name in (*names, "variants") for end in ("csv", "md")]
+    assert written == sorted([*figures, "index.html", *tables])
+
+
+def test_the_sections_stand_in_the_order_of_the_questions(page: Path) -> None:
+    titles = re.findall(r"<h2[^>]*>([^<]+)</h2>", _markup(page))
+    assert titles == [
+        "To be read with the verdict",
+        "Loss curves",
+        "Tokens to reach a loss",
+        "Rounds",
+        "Variants",
+        "Ledger: everything counted",
+        "Speed and memory",
+        "Health",
+        "Samples",
+        "Text and its overlap",
+        "Notes of the run",
+        "Provenance",
+    ]
+
+
+def test_a_part_of_the_run_may_supply_a_section(
+    synthetic: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = Table("lazy-layers", [Column("layer"), Column("rank", show=exact)], [["<b>", 3]])
+
+    def supply(record: Record) -> Part | None:
+        return Part("lazy", "Attention", ["Two layers are lazy."], [], [table])
+
+    monkeypatch.setattr("inheritune.report.page._PARTS", (supply, lambda record: None))
+    run = synthetic.build_run(tmp_path)
+    written = _markup(write_report(run))
+    assert re.search(r'<h2 id="lazy">Attention</h2>\n<p>Two layers are lazy\.</p>', written)
+    assert "&lt;b&gt;" in written
+    assert (run / "report/tables/lazy-layers.csv").read_text() == "layer,rank\n<b>,3\n"
 
 
 def test_policy_allows_exactly_the_scripts_that_stand_in_the_page(page: Path) -> None:
@@ -91,7 +130,7 @@ def test_policy_allows_exactly_the_scripts_that_stand_in_the_page(page: Path) ->
 
 def test_page_loads_nothing(page: Path) -> None:
     loads = re.findall(r"""(?:src|href|action|srcset)\s*=\s*["']?([^"'\s>]+)""", _markup(page))
-    assert all(address.startswith("data:") for address in loads)
+    assert all(address.startswith(("data:", "#")) for address in loads)
     assert "url(" not in _markup(page)
     assert "@import" not in _markup(page)
 
@@ -104,7 +143,7 @@ def test_each_chart_has_a_role_an_alternative_text_and_a_table(page: Path) -> No
     for figure in re.findall(r"<figure>\n<figcaption>.*?</figure>", _markup(page), re.S):
         assert re.search(r'role="img" aria-label="[^"]{80,}"', figure)
         assert re.search(r'<img class="still"[^>]* alt="[^"]{80,}"', figure)
-        assert "<details>" in figure and "<table>" in figure
+        assert "<details id=" in figure and "<table>" in figure
 
 
 def test_page_is_light_dark_and_printable(page: Path) -> None:

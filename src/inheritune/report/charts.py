@@ -1,28 +1,31 @@
-"""Loss curves as Vega-Lite descriptions, with captions and texts for those who do not see them."""
+"""Line charts as Vega-Lite descriptions, with captions and texts for those who do not see them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from inheritune.report.curves import Curve, reference_points, thin
+from inheritune.report.lines import (
+    REFERENCE,
+    Axis,
+    Line,
+    Row,
+    axes_of,
+    continued,
+    growth,
+    on_axes,
+    val_lines,
+)
 from inheritune.report.quantities import amount, loss
-from inheritune.report.record import Record, benchmark_of, number, section, target_name
+from inheritune.report.record import Record, benchmark_of, number, section
+from inheritune.report.tables import Table, curves_table
 
-__all__ = ["Chart", "loss_charts"]
+__all__ = ["Chart", "Measure", "line_chart", "loss_charts", "val_loss_chart"]
 
-_POINTS = 1_200  # of all lines of a chart together: keeps the page small
+_POINTS = 900  # of all lines of a chart together: keeps the page small
 _MARKERS = 24  # of one line
 _HEIGHT = 340
-# Middle tones: at least 3.5:1 against the page in light and in dark.
-_TARGET = ("#3a7bd5", [1, 0], "circle")
-_REFERENCE = ("#7b8088", [2, 3], "diamond")
-_OTHERS = [
-    ("#c4661a", [7, 4], "square"),
-    ("#9760d0", [9, 3, 2, 3], "triangle-up"),
-    ("#2c8f6a", [4, 2], "cross"),
-    ("#c2497f", [12, 4], "triangle-down"),
-    ("#8a7a1f", [3, 5], "triangle-right"),
-]
+_TABLE_ROWS = 300  # of a chart's data table, all trainings together
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,10 @@ class Chart:
         title: What it shows.
         caption: How to read it, and what is not on it.
         alt: The same for those who do not see it, with the figures.
-        spec: Vega-Lite description, data included, as wide as its place.
+        spec: Vega-Lite description, data included, as wide as its place. With ``axes`` under its
+            ``usermeta``, the page lets its reader choose the axis and hide lines.
+        table: Its values.
+        left_out: A sentence on values that are not in the table.
     """
 
     name: str
@@ -42,17 +48,34 @@ class Chart:
     caption: str
     alt: str
     spec: dict[str, Any]
+    table: Table | None = None
+    left_out: str = ""
 
 
 @dataclass(frozen=True)
-class _Line:
-    name: str
-    style: tuple[str, list[int], str]
-    parts: list[list[tuple[int, float]]]  # one per round, tokens of earlier rounds added
+class Measure:
+    """What the vertical axis shows.
 
-    @property
-    def last(self) -> tuple[int, float]:
-        return self.parts[-1][-1]
+    Attributes:
+        key: Field of the chart's data.
+        title: Beside the axis, with the unit.
+        tooltip: How Vega writes a value.
+        domain: Bottom and top.
+        label_expr: How Vega writes the ticks; nothing: as it likes.
+    """
+
+    key: str
+    title: str
+    tooltip: str
+    domain: tuple[float, float]
+    label_expr: str = ""
+
+
+@dataclass(frozen=True)
+class _Marks:
+    benchmarks: Sequence[tuple[str, float]]
+    growth: Sequence[tuple[Row, int | None]]
+    restarts: Sequence[Row]
 
 
 def loss_charts(record: Record, curves: Sequence[Curve]) -> list[Chart]:
@@ -66,24 +89,21 @@ def loss_charts(record: Record, curves: Sequence[Curve]) -> list[Chart]:
         No chart when nothing was measured, and only the first when neither the reference's curve
         nor its token count is recorded.
     """
-    lines = _lines(record, curves)
+    lines = val_lines(record, curves)
     if not lines:
         return []
     benchmark = benchmark_of(record)
-    bottom, top, hidden = _frame(lines, benchmark)
-    growth = [(c.offset, c.layers) for c in curves if c.round and c.points]
-    charts = [
-        Chart(
-            "val-loss",
-            "Validation loss against training tokens",
-            _caption(growth, hidden),
-            _alt("Line chart of validation loss against training tokens.", lines, benchmark),
-            _spec(lines, benchmark, growth, (bottom, top), log=False),
-        )
-    ]
+    levels = [] if benchmark is None else [(f"benchmark {loss(benchmark)}", benchmark)]
+    begun = growth(curves)
+    table, left_out = _curves_table(curves)
+    first = val_loss_chart(lines, levels, begun, continued(curves))
+    charts = [replace(first, table=table, left_out=left_out)]
     reference = _reference_line(record, benchmark)
     if reference:
         both = [*lines, reference]
+        points = reference_points(record)
+        own = Curve("reference", "the reference's own training", None, 0, 0, points)
+        table, left_out = _curves_table([*curves, own])
         charts.append(
             Chart(
                 "val-loss-log",
@@ -91,63 +111,141 @@ def loss_charts(record: Record, curves: Sequence[Curve]) -> list[Chart]:
                 "Tokens on a logarithmic axis, so the untrained starts are left out. The "
                 "reference's curve is as recorded when it was trained; where its validation text "
                 "was another, compare its level with care.",
-                _alt("Line chart with a logarithmic token axis.", both, benchmark),
-                _spec(both, benchmark, growth, (bottom, top), log=True),
+                _alt("Line chart with a logarithmic token axis.", both, levels),
+                line_chart(both, _measure(lines, levels), levels, begun, log=True),
+                table,
+                left_out,
             )
         )
     return charts
 
 
-def _lines(record: Record, curves: Sequence[Curve]) -> list[_Line]:
-    names = list(dict.fromkeys(curve.variant for curve in curves if curve.points))
-    target, lines, others = target_name(record), [], 0
-    for name in names:
-        parts = [
-            [(tokens + curve.offset, val_loss) for tokens, val_loss in curve.points]
-            for curve in curves
-            if curve.variant == name and curve.points
-        ]
-        if name == target:
-            style, label = _TARGET, f"{name[:60]} (target)"
-        else:
-            style, label = _OTHERS[others % len(_OTHERS)], name[:60]
-            others += 1
-        lines.append(_Line(label, style, parts))
-    return lines
+def val_loss_chart(
+    lines: Sequence[Line],
+    levels: Sequence[tuple[str, float]],
+    begun: Sequence[tuple[Row, int | None]] = (),
+    restarts: Sequence[Row] = (),
+) -> Chart:
+    """Validation loss, on any axis, without its table.
+
+    Args:
+        lines: At least one.
+        levels: Label and level of each benchmark.
+        begun: Where rounds begin, and with how many layers.
+        restarts: Where trainings were continued.
+    """
+    return Chart(
+        "val-loss",
+        "Validation loss",
+        _caption(begun, restarts, _frame(lines, [level for _, level in levels])[2]),
+        _alt("Line chart of validation loss against training tokens.", lines, levels),
+        line_chart(lines, _measure(lines, levels), levels, begun, restarts),
+    )
 
 
-def _reference_line(record: Record, benchmark: float | None) -> _Line | None:
+def line_chart(
+    lines: Sequence[Line],
+    measure: Measure,
+    benchmarks: Sequence[tuple[str, float]] = (),
+    begun: Sequence[tuple[Row, int | None]] = (),
+    restarts: Sequence[Row] = (),
+    log: bool = False,
+) -> dict[str, Any]:
+    """Describe a line chart.
+
+    Args:
+        lines: At least one, each with at least one row.
+        measure: What the vertical axis shows.
+        benchmarks: Label and level of each horizontal line.
+        begun: Where rounds begin, and with how many layers.
+        restarts: Where trainings were continued.
+        log: A logarithmic token axis, and no other.
+
+    Returns:
+        The Vega-Lite description; its ``usermeta`` names the axes it can be drawn on, the lines,
+        and whether there are raw values.
+    """
+    import altair as alt
+
+    axes = axes_of(lines)[: 1 if log else None]
+    data, raw, markers = _data(lines, measure, axes, log)
+    x = _x(alt, axes[0], [row["tokens"] for row in data], log)
+    ticks: dict[str, Any] = {"labelExpr": measure.label_expr} if measure.label_expr else {}
+    y = alt.Y(
+        f"{measure.key}:Q",
+        scale=alt.Scale(domain=list(measure.domain), zero=False, nice=False),
+        axis=alt.Axis(title=measure.title, tickCount=6, **ticks),
+    )
+    color, shape = _legend(alt, lines)
+    layers = [
+        *_strokes(alt, raw, lines, x, y, color, faint=True),
+        *_strokes(alt, data, lines, x, y, color, faint=False),
+        alt.Chart(alt.Data(values=markers))
+        .mark_point(size=54, filled=True, opacity=1, clip=True)
+        .encode(x=x, y=y, color=color, shape=shape, tooltip=_tooltip(alt, axes, measure)),
+        *_mark_layers(alt, _Marks(benchmarks, begun, restarts), measure, axes, log),
+    ]
+    chart = alt.layer(*layers).properties(width="container", height=_HEIGHT)
+    # Checking every row of the data against the schema takes longer than all the rest.
+    spec: dict[str, Any] = chart.to_dict(validate=False)
+    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    spec.pop("config", None)  # the page chooses light or dark
+    spec["usermeta"] = _choices(lines, axes, bool(raw))
+    return spec
+
+
+def _reference_line(record: Record, benchmark: float | None) -> Line | None:
     points = [point for point in reference_points(record) if point[0] > 0]
     trained = number(section(record, "reference"), "trained_tokens")
     if not points and trained and benchmark is not None:
         points = [(int(trained), benchmark)]
-    return _Line("the reference's own training", _REFERENCE, [points]) if points else None
+    part: list[Row] = [{"tokens": tokens, "value": value} for tokens, value in points]
+    return Line("the reference's own training", REFERENCE, [part]) if part else None
 
 
-def _frame(lines: Sequence[_Line], benchmark: float | None) -> tuple[float, float, float | None]:
+def _frame(lines: Sequence[Line], benchmarks: Sequence[float]) -> tuple[float, float, float | None]:
     """Bottom and top of the val_loss axis, and the highest loss above it, if any."""
-    everything = [point for line in lines for part in line.parts for point in part]
+    everything = [_value(row) for line in lines for row in line.rows]
     # Untrained starts are several times the rest: in the frame, they would flatten all curves.
     settled = [
-        val_loss
+        _value(row)
         for line in lines
         for part in line.parts
-        for tokens, val_loss in part
-        if tokens - part[0][0] >= 0.15 * (part[-1][0] - part[0][0]) > 0
-    ] or [val_loss for _, val_loss in everything]
-    levels = [*settled, *([] if benchmark is None else [benchmark])]
+        for row in part
+        if _tokens(row) - _tokens(part[0]) >= 0.15 * (_tokens(part[-1]) - _tokens(part[0])) > 0
+    ] or everything
+    levels = [*settled, *benchmarks]
     bottom, top = min(levels), max(levels)
     margin = max(0.08 * (top - bottom), 0.01)
-    highest = max(val_loss for _, val_loss in everything)
+    highest = max(everything)
     return bottom - margin, top + margin, highest if highest > top + margin else None
 
 
-def _caption(growth: Sequence[tuple[int, int | None]], hidden: float | None) -> str:
+def _measure(lines: Sequence[Line], levels: Sequence[tuple[str, float]]) -> Measure:
+    bottom, top, _ = _frame(lines, [level for _, level in levels])
+    return Measure("val_loss", "val_loss (nats per token)", ".4f", (bottom, top))
+
+
+def _value(row: Mapping[str, float | None]) -> float:
+    return row["value"] or 0.0
+
+
+def _tokens(row: Mapping[str, float | None]) -> float:
+    return row["tokens"] or 0.0
+
+
+def _caption(
+    begun: Sequence[tuple[Row, int | None]], restarts: Sequence[Row], hidden: float | None
+) -> str:
     parts = []
-    if len(growth) > 1:
+    if len(begun) > 1:
         parts.append(
             "Rounds of the target stand one after another, so its line shows everything it cost; "
             "a dotted line marks where layers were added and training began afresh."
+        )
+    if restarts:
+        parts.append(
+            "A triangle on the axis marks where a training was continued from a checkpoint."
         )
     if hidden is not None:
         parts.append(
@@ -157,114 +255,164 @@ def _caption(growth: Sequence[tuple[int, int | None]], hidden: float | None) -> 
     return " ".join(parts)
 
 
-def _alt(kind: str, lines: Sequence[_Line], benchmark: float | None) -> str:
+def _alt(kind: str, lines: Sequence[Line], levels: Sequence[tuple[str, float]]) -> str:
     ends = [
-        f"{line.name} ends at {loss(line.last[1])} after {amount(line.last[0])} tokens"
+        f"{line.name} ends at {loss(line.last['value'])} after {amount(line.last['tokens'])} tokens"
         for line in lines
     ]
-    rule = "" if benchmark is None else f" The benchmark line stands at {loss(benchmark)}."
+    stands = " and ".join(loss(level) for _, level in levels)
+    rule = f" The benchmark line stands at {stands}." if levels else ""
     return f"{kind} {'; '.join(ends[:12])}.{rule} The figures are in the table below the chart."
 
 
-def _spec(
-    lines: Sequence[_Line],
-    benchmark: float | None,
-    growth: Sequence[tuple[int, int | None]],
-    domain: tuple[float, float],
-    log: bool,
-) -> dict[str, Any]:
-    import altair as alt
+def _curves_table(curves: Sequence[Curve]) -> tuple[Table, str]:
+    """The values of a chart, few enough to read, and a sentence on what is left out."""
+    limit = max(6, _TABLE_ROWS // max(1, len(curves)))
+    total = sum(len(curve.points) for curve in curves)
+    table = curves_table([replace(curve, points=thin(curve.points, limit)) for curve in curves])
+    if len(table.values) == total:
+        return table, ""
+    return table, f"{len(table.values)} of {total} values; all are in tables/curves.csv."
 
-    data, markers = _data(lines, domain[1], log)
-    reach, ticks = _token_axis([row["tokens"] for row in data], log)
-    x_scale = alt.Scale(type="log" if log else "linear", domain=reach, nice=False)
-    title = "training tokens" + (" (logarithmic)" if log else "")
-    # Short steps such as 200K read better than 200,000; "s" would write G for billions.
-    labels = "replace(replace(format(datum.value, '~s'), 'G', 'B'), 'k', 'K')"
-    x_axis = alt.Axis(title=title, labelExpr=labels, tickCount=6, labelOverlap=True, **ticks)
-    x = alt.X("tokens:Q", scale=x_scale, axis=x_axis)
-    y_scale = alt.Scale(domain=list(domain), zero=False, nice=False)
-    y = alt.Y(
-        "val_loss:Q", scale=y_scale, axis=alt.Axis(title="val_loss (nats per token)", tickCount=6)
-    )
+
+# -- the description
+
+
+def _choices(lines: Sequence[Line], axes: Sequence[Axis], raw: bool) -> dict[str, Any]:
+    return {
+        "axes": [
+            {
+                "key": axis.key,
+                "label": axis.label,
+                "title": axis.title,
+                "end": _end(axis.end),
+                "labelExpr": axis.label_expr,
+            }
+            for axis in axes
+        ],
+        "lines": [{"name": line.name, **vars(line.style)} for line in lines],
+        "raw": raw,
+    }
+
+
+def _end(most: float) -> float:
+    return 1.02 * most or 1
+
+
+def _x(alt: Any, axis: Axis, tokens: Sequence[int], log: bool) -> Any:
+    first, last = min(tokens, default=0), max(tokens, default=0)
+    title, ticks, reach = axis.title, {}, [0, _end(last)]
+    if log:
+        title, reach = f"{title} (logarithmic)", [0.85 * first, 1.15 * last]
+        ticks["values"] = [  # Vega would set too many
+            digit * 10**power
+            for power in range(len(str(last)) + 1)
+            for digit in (1, 3)
+            if reach[0] <= digit * 10**power <= reach[1]
+        ]
+    scale = alt.Scale(type="log" if log else "linear", domain=reach, nice=False)
+    shown = {"title": title, "labelExpr": axis.label_expr, "tickCount": 6, "labelOverlap": True}
+    return alt.X(f"{axis.key}:Q", scale=scale, axis=alt.Axis(**shown, **ticks))
+
+
+def _legend(alt: Any, lines: Sequence[Line]) -> tuple[Any, Any]:
     names = [line.name for line in lines]
     legend = alt.Legend(title=None, orient="bottom", symbolSize=110, symbolStrokeWidth=2)
-    color = alt.Color(
-        "variant:N", scale=_scale(alt, names, [line.style[0] for line in lines]), legend=legend
+    colors = alt.Scale(domain=names, range=[line.style.color for line in lines])
+    shapes = alt.Scale(domain=names, range=[line.style.shape for line in lines])
+    return (
+        alt.Color("variant:N", scale=colors, legend=legend),
+        alt.Shape("variant:N", scale=shapes, legend=legend),
     )
-    shape = alt.Shape(
-        "variant:N", scale=_scale(alt, names, [line.style[2] for line in lines]), legend=legend
-    )
-    tooltip = [
-        alt.Tooltip("variant:N", title="variant"),
-        alt.Tooltip("tokens:Q", title="tokens", format=",.0f"),
-        alt.Tooltip("val_loss:Q", title="val_loss", format=".4f"),
-    ]
-    layers = [
-        # One layer per line: a scale of dashes would put dashed outlines into the legend.
-        *(
-            alt.Chart(alt.Data(values=[row for row in data if row["variant"] == line.name]))
-            .mark_line(clip=True, strokeWidth=2, strokeDash=line.style[1])
-            .encode(x=x, y=y, color=color, detail="part:N")
-            for line in lines
-        ),
-        alt.Chart(alt.Data(values=markers))
-        .mark_point(size=54, filled=True, opacity=1)
-        .encode(x=x, y=y, color=color, shape=shape, tooltip=tooltip),
-        *_growth_layers(alt, growth, domain[1], log),
-        *_benchmark_layers(alt, benchmark, data),
-    ]
-    chart = alt.layer(*layers).properties(width="container", height=_HEIGHT)
-    spec: dict[str, Any] = chart.to_dict()
-    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
-    spec.pop("config", None)  # the page chooses light or dark
-    return spec
 
 
-def _scale(alt: Any, names: list[str], values: list[Any]) -> Any:
-    return alt.Scale(domain=names, range=values)
+def _tooltip(alt: Any, axes: Sequence[Axis], measure: Measure) -> list[Any]:
+    shown = [alt.Tooltip("variant:N", title="variant")]
+    for axis in axes:
+        form = ",.0f" if axis.key in ("tokens", "steps") else ".3~g"
+        form = ".2e" if axis.key == "flops" else form
+        shown.append(alt.Tooltip(f"{axis.key}:Q", title=axis.label, format=form))
+    value = alt.Tooltip(f"{measure.key}:Q", title=measure.key, format=measure.tooltip)
+    return [*shown, value]
 
 
-def _token_axis(tokens: Sequence[int], log: bool) -> tuple[list[float], dict[str, Any]]:
-    """Where the axis begins and ends, and its ticks where Vega would set too many."""
-    first, last = min(tokens, default=0), max(tokens, default=0)
-    if not log:
-        return [0, 1.02 * last or 1], {}
-    ticks = [
-        digit * 10**power
-        for power in range(len(str(last)) + 1)
-        for digit in (1, 3)
-        if 0.85 * first <= digit * 10**power <= 1.15 * last
-    ]
-    return [0.85 * first, 1.15 * last], {"values": ticks}
+def _strokes(
+    alt: Any,
+    data: Sequence[dict[str, Any]],
+    lines: Sequence[Line],
+    x: Any,
+    y: Any,
+    color: Any,
+    faint: bool,
+) -> list[Any]:
+    # One layer per line: a scale of dashes would put dashed outlines into the legend.
+    strokes = []
+    for line in lines:
+        rows = [row for row in data if row["variant"] == line.name]
+        look = (
+            {"strokeWidth": 1, "opacity": 0.35}
+            if faint
+            else {"strokeWidth": 2, "strokeDash": line.style.dash}
+        )
+        if rows:
+            layer = alt.Chart(alt.Data(values=rows)).mark_line(clip=True, **look)
+            strokes.append(layer.encode(x=x, y=y, color=color, detail="part:N"))
+    return strokes
 
 
 def _data(
-    lines: Sequence[_Line], top: float, log: bool
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    lines: Sequence[Line], measure: Measure, axes: Sequence[Axis], log: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of the lines, of the raw values behind them, and of the markers."""
     data: list[dict[str, Any]] = []
+    raw: list[dict[str, Any]] = []
     markers: list[dict[str, Any]] = []
     limit = max(8, _POINTS // sum(len(line.parts) for line in lines))
+    most = max(2, _MARKERS // 4) if any(line.raw for line in lines) else _MARKERS
+
+    def rows(line: Line, index: int, part: Sequence[Row]) -> list[dict[str, Any]]:
+        return [
+            {"variant": line.name, "part": index, **on_axes(row, axes)}
+            | {measure.key: float(f"{_value(row):.6g}")}
+            for row in part
+        ]
+
     for line in lines:
         for index, part in enumerate(line.parts):
-            shown = [point for point in part if point[0] > 0 or not log]
-            rows: list[dict[str, Any]] = [
-                {"variant": line.name, "part": index, "tokens": tokens, "val_loss": val_loss}
-                for tokens, val_loss in thin(shown, limit)
-            ]
-            data.extend(rows)
-            every = max(1, -(-len(rows) // _MARKERS))
+            shown = [row for row in part if _tokens(row) > 0 or not log]
+            kept = thin([(place, _value(row)) for place, row in enumerate(shown)], limit)
+            own = rows(line, index, [shown[place] for place, _ in kept])
+            data.extend(own)
+            every = max(1, -(-len(own) // most))
             # Counted from the end: the last value is the one that is compared.
-            markers.extend(row for row in rows[::-1][::every] if row["val_loss"] <= top)
-    return data, markers
+            markers.extend(
+                row for row in own[::-1][::every] if row[measure.key] <= measure.domain[1]
+            )
+        for index, part in enumerate(line.raw):
+            raw.extend(row | {"raw": True} for row in rows(line, index, part))
+    return data, raw, markers
+
+
+def _mark_layers(
+    alt: Any, marks: _Marks, measure: Measure, axes: Sequence[Axis], log: bool
+) -> list[Any]:
+    return [
+        *_growth_layers(alt, marks.growth, measure, axes, log),
+        *_restart_layers(alt, marks.restarts, {measure.key: measure.domain[0]}, axes),
+        *_benchmark_layers(alt, marks.benchmarks, measure.key),
+    ]
 
 
 def _growth_layers(
-    alt: Any, growth: Sequence[tuple[int, int | None]], top: float, log: bool
+    alt: Any,
+    begun: Sequence[tuple[Row, int | None]],
+    measure: Measure,
+    axes: Sequence[Axis],
+    log: bool,
 ) -> list[Any]:
     marks = [
-        {"tokens": tokens, "val_loss": top, "label": f"{layers} layers"}
-        for tokens, layers in growth
+        {**on_axes(row, axes), measure.key: measure.domain[1], "label": f"{layers} layers"}
+        for row, layers in begun
         if layers is not None
     ]
     rules = [mark for mark in marks if mark["tokens"]]
@@ -279,20 +427,33 @@ def _growth_layers(
         drawn.append(
             alt.Chart(alt.Data(values=marks))
             .mark_text(align="left", baseline="bottom", dx=0, dy=-6)
-            .encode(x="tokens:Q", y="val_loss:Q", text="label:N")
+            .encode(x="tokens:Q", y=f"{measure.key}:Q", text="label:N")
         )
     return drawn
 
 
-def _benchmark_layers(alt: Any, benchmark: float | None, data: list[dict[str, Any]]) -> list[Any]:
-    if benchmark is None:
+def _restart_layers(
+    alt: Any, restarts: Sequence[Row], at: dict[str, float], axes: Sequence[Axis]
+) -> list[Any]:
+    values = [on_axes(row, axes) | at | {"label": "continued here"} for row in restarts]
+    if not values:
         return []
-    start = min(row["tokens"] for row in data) if data else 0
-    value = [{"tokens": start, "val_loss": benchmark, "label": f"benchmark {loss(benchmark)}"}]
-    base = alt.Chart(alt.Data(values=value))
+    marks = alt.Chart(alt.Data(values=values)).mark_point(
+        shape="triangle-up", size=60, filled=True, opacity=1, color="#7b8088", dy=-5
+    )
+    tooltip = [alt.Tooltip("label:N", title="training")]
+    (key,) = at
+    return [marks.encode(x="tokens:Q", y=f"{key}:Q", tooltip=tooltip)]
+
+
+def _benchmark_layers(alt: Any, levels: Sequence[tuple[str, float]], key: str) -> list[Any]:
+    values = [{key: level, "label": label} for label, level in levels]
+    if not values:
+        return []
+    base = alt.Chart(alt.Data(values=values))
     return [
-        base.mark_rule(strokeDash=[6, 3], strokeWidth=1.5).encode(y="val_loss:Q"),
+        base.mark_rule(strokeDash=[6, 3], strokeWidth=1.5).encode(y=f"{key}:Q"),
         base.mark_text(align="left", baseline="top", dx=6, dy=5).encode(
-            x="tokens:Q", y="val_loss:Q", text="label:N"
+            x=alt.value(0), y=f"{key}:Q", text="label:N"
         ),
     ]

@@ -1,34 +1,19 @@
 """metrics.jsonl of every training of a run: its validation losses and how it went."""
 
-import json
-import math
 import re
-import statistics
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from inheritune.report.metrics_file import Course, Health, read_metrics
 from inheritune.report.record import Record, number, rows, section, target_name, text
 
-__all__ = ["Curve", "Health", "read_curves", "reference_points", "thin"]
+__all__ = ["Curve", "read_curves", "reference_points", "thin"]
 
 _MOST_TRAININGS = 200
+_NOTHING: tuple[float | None, float | None, float | None] = (0.0, 0.0, 0.0)
 _FOLDER = re.compile(r"(?P<layers>[0-9]{1,9})-layers(-seed-(?P<seed>[0-9]{1,19}))?")  # as in Run
-
-
-@dataclass
-class Health:
-    """How a training went; None where its metrics do not say."""
-
-    steps: int | None = None
-    validations: int = 0
-    nonfinite: int = 0
-    restarts: int = 0
-    highest_grad_norm: float | None = None
-    median_speed: float | None = None
-    peak_memory: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +29,10 @@ class Curve:
         points: (tokens of this training, val_loss in nats), in order of tokens.
         health: How it went.
         problems: Sentences about what could not be read.
+        course: Its optimizer steps.
+        before: Steps, FLOPs and seconds of the rounds before it; None where one is not known.
+        flops_per_token: Forward and backward; None when unknown.
+        recorded: It has ended, and stands in ``run.json``.
     """
 
     variant: str
@@ -54,6 +43,28 @@ class Curve:
     points: list[tuple[int, float]]
     health: Health = field(default_factory=Health)
     problems: list[str] = field(default_factory=list)
+    course: Course = field(default_factory=Course)
+    before: tuple[float | None, float | None, float | None] = (0.0, 0.0, 0.0)
+    flops_per_token: float | None = None
+    recorded: bool = False
+
+    def place(self, tokens: float) -> dict[str, float | None]:
+        """Where a moment of this training stands on every axis, earlier rounds counted.
+
+        Args:
+            tokens: Of this training alone.
+
+        Returns:
+            ``tokens``, ``steps``, ``flops`` and ``seconds``; None where not known.
+        """
+        step, seconds = self.course.at(tokens)
+        flops = None if self.flops_per_token is None else tokens * self.flops_per_token
+        return {
+            "tokens": tokens + self.offset,
+            "steps": _sum(self.before[0], step),
+            "flops": _sum(self.before[1], flops),
+            "seconds": _sum(self.before[2], seconds),
+        }
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ class _Training:
     round: int
     folder: Path
     tokens: int | None
+    row: dict[str, Any] = field(default_factory=dict)
 
 
 def read_curves(run_root: Path, record: Record) -> list[Curve]:
@@ -76,24 +88,32 @@ def read_curves(run_root: Path, record: Record) -> list[Curve]:
         One curve per training that is recorded or has metrics on disk. The rounds of the target
         stand one after another: each carries the tokens of those before it as its offset.
     """
-    curves, offset = [], 0
+    curves: list[Curve] = []
+    offset, before = 0, _NOTHING
     for training in _trainings(run_root, record):
-        points, health, problems = _read_metrics(training.folder / "metrics.jsonl")
-        label = _label(training)
-        curves.append(
-            Curve(
-                training.variant,
-                label,
-                training.layers,
-                training.round,
-                offset if training.round else 0,
-                points,
-                health,
-                [f"{label}: {problem}" for problem in problems],
-            )
+        found = read_metrics(training.folder / "metrics.jsonl")
+        label, skipped = _label(training), number(training.row, "skipped")
+        found.health.skipped = None if skipped is None else int(skipped)
+        curve = Curve(
+            training.variant,
+            label,
+            training.layers,
+            training.round,
+            offset if training.round else 0,
+            found.points,
+            found.health,
+            [f"{label}: {problem}" for problem in found.problems],
+            found.course,
+            before if training.round else _NOTHING,
+            _flops_per_token(training.row),
+            bool(training.row),
         )
+        curves.append(curve)
         if training.round:
-            offset += training.tokens or (points[-1][0] if points else 0)
+            tokens = training.tokens or (found.points[-1][0] if found.points else 0)
+            end = curve.place(tokens)
+            before = (end["steps"], end["flops"], end["seconds"])
+            offset += tokens
     return curves
 
 
@@ -126,7 +146,9 @@ def _trainings(run_root: Path, record: Record) -> Iterator[_Training]:
         folder = _inside(run_root, text(row, "path"))
         seen.add(folder)
         last_round += 1
-        yield _Training(target, _whole(row, "layers"), last_round, folder, _whole(row, "tokens"))
+        yield _Training(
+            target, _whole(row, "layers"), last_round, folder, _whole(row, "tokens"), row
+        )
     found = sorted(_found_on_disk(run_root), key=lambda item: (item[0] != target, item[1]))
     for variant, layers, folder in found:
         first = _seed_of(folder) is None
@@ -139,7 +161,7 @@ def _trainings(run_root: Path, record: Record) -> Iterator[_Training]:
         if is_control and text(row, "path"):
             folder = _inside(run_root, text(row, "path"))
             seen.add(folder)
-            yield _Training(text(row, "name"), _whole(row, "layers"), 0, folder, None)
+            yield _Training(text(row, "name"), _whole(row, "layers"), 0, folder, None, row)
     for variant, layers, folder in found:
         if folder not in seen:
             yield _Training(variant, layers, 0, folder, None)
@@ -178,62 +200,22 @@ def _label(training: _Training) -> str:
     return ", ".join(parts)
 
 
+def _flops_per_token(row: Record) -> float | None:
+    known = number(row, "flops_per_token")
+    flops, tokens = number(row, "flops"), number(row, "tokens")
+    if known is None and flops is not None and tokens:
+        return flops / tokens
+    return known
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    total = None if one is None or other is None else one + other
+    return total if total is None or total == total else None  # a step that names no time: NaN
+
+
 def _whole(row: dict[str, Any], key: str) -> int | None:
     value = number(row, key)
     return None if value is None else int(value)
-
-
-def _read_metrics(path: Path) -> tuple[list[tuple[int, float]], Health, list[str]]:
-    """Read rows as a stream: a run may have a million of them."""
-    points: dict[int, float] = {}
-    speeds, health = array("d"), Health()
-    step = -math.inf
-    broken = count = 0
-    try:
-        with path.open("rb") as lines:
-            for line in lines:
-                row = _parse(line)
-                if row is None:
-                    broken += 1
-                    continue
-                count += 1
-                now = number(row, "step")
-                step = step if now is None else now
-                health.restarts += row.get("event") == "continued"
-                _take(row, points, speeds, health)
-    except OSError as error:
-        return [], health, [f"metrics.jsonl cannot be read ({error.strerror})"]
-    health.steps = int(step) if step >= 0 else None
-    health.validations = len(points)
-    health.median_speed = statistics.median(speeds) if speeds else None
-    problems = [f"{broken} unreadable lines of metrics.jsonl are left out"] if broken else []
-    if not count:
-        problems.append("metrics.jsonl has no rows yet")
-    return sorted(points.items()), health, problems
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line.decode())
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None
-
-
-def _take(
-    row: dict[str, Any], points: dict[int, float], speeds: "array[float]", health: Health
-) -> None:
-    tokens, val_loss = number(row, "tokens"), number(row, "val_loss")
-    if tokens is not None and val_loss is not None:
-        points[int(tokens)] = val_loss  # a repeated step replaces the row of before the restart
-    if row.get("nonfinite"):
-        health.nonfinite += 1
-    if (speed := number(row, "tokens_per_s")) is not None:
-        speeds.append(speed)
-    if (norm := number(row, "grad_norm")) is not None:
-        health.highest_grad_norm = max(norm, health.highest_grad_norm or norm)
-    if (memory := number(row, "memory_bytes")) is not None:
-        health.peak_memory = max(memory, health.peak_memory or memory)
 
 
 def reference_points(record: Record) -> list[tuple[int, float]]:

@@ -1,25 +1,27 @@
 """The report: one page that opens from disk, with its tables and figures beside it."""
 
 import base64
-import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import cache
-from importlib.resources import files
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from inheritune.errors import DataError
 from inheritune.report.charts import Chart, loss_charts
-from inheritune.report.curves import Curve, read_curves, reference_points, thin
+from inheritune.report.course_charts import speed_chart, training_chart
+from inheritune.report.curves import Curve, read_curves
+from inheritune.report.document import document, filled
 from inheritune.report.embed import as_data_script, presentable, shortened
+from inheritune.report.part import Part
 from inheritune.report.provenance import facts_of_data, overlap, provenance, recipe, settings
+from inheritune.report.reach import reach_table
 from inheritune.report.record import Record, read_record, rows, text
+from inheritune.report.speed import speed_table
+from inheritune.report.standing import standing
 from inheritune.report.summary import facts, missing, scale
 from inheritune.report.tables import (
     Table,
@@ -30,15 +32,71 @@ from inheritune.report.tables import (
     seeds_table,
     variants_table,
 )
-from inheritune.report.vega import javascript, png, svg, theme
+from inheritune.report.vega import png, svg
 from inheritune.report.verdict import headline, outcome, remarks, verdict
 from inheritune.run import TRAIN
 
-__all__ = ["write_report"]
+__all__ = [
+    "Report",
+    "finding",
+    "publish",
+    "read_report",
+    "rendered",
+    "still",
+    "title_of",
+    "write_report",
+]
 
 _LARGEST_PAGE = 1_500_000  # bytes
-_TABLE_ROWS = 300  # of a chart's data table, all trainings together
 _LONGEST_SAMPLE = 3_000  # characters
+# What shows that a directory without a readable record is a run all the same.
+_SIGNS = ("recipe.yaml", "variants", "tokens", "benchmark.json", "reference.json")
+
+# Sections between the loss curves and the rounds: each is made from the record, or is not there.
+_PARTS: Sequence[Callable[[Record], Part | None]] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a page is made from.
+
+    Attributes:
+        record: ``run.json``, without what is private.
+        curves: The run's trainings.
+        curve_charts: Losses.
+        parts: Sections that parts of the run supply.
+        speed_charts: Tokens per second.
+        problems: Sentences on what could not be read.
+    """
+
+    record: Record
+    curves: Sequence[Curve]
+    curve_charts: Sequence[Chart]
+    parts: Sequence[Part]
+    speed_charts: Sequence[Chart]
+    problems: Sequence[str]
+
+    @property
+    def charts(self) -> list[Chart]:
+        """All charts of the page, in its order."""
+        own = [chart for part in self.parts for chart in part.charts]
+        return [*self.curve_charts, *own, *self.speed_charts]
+
+    @property
+    def tables(self) -> list[Table]:
+        """All tables that are written beside the page."""
+        by_seed = seeds_table(self.record)
+        return [
+            rounds_table(self.record),
+            variants_table(self.record),
+            *([by_seed] if by_seed.values else []),
+            ledger_table(self.record),
+            reach_table(self.record, self.curves),
+            speed_table(self.curves),
+            health_table(self.curves),
+            curves_table(self.curves),
+            *(table for part in self.parts for table in part.tables),
+        ]
 
 
 def write_report(run_root: Path) -> Path:
@@ -52,71 +110,89 @@ def write_report(run_root: Path) -> Path:
         The page's path.
 
     Raises:
-        DataError: There is no readable ``run.json``, or it is that of a training without a recipe.
+        DataError: There is no readable ``run.json`` and nothing else of a run, or it is that of a
+            training without a recipe.
     """
-    record = presentable(read_record(run_root))
+    report = read_report(run_root)
+    drawn = {chart.name: svg(chart.spec) for chart in report.charts}
+    folder = run_root / "report"
+    for table in report.tables:
+        publish(folder / "tables" / f"{table.name}.md", table.markdown().encode())
+        publish(folder / "tables" / f"{table.name}.csv", table.csv().encode())
+    for chart in report.charts:
+        publish(folder / "figures" / f"{chart.name}.svg", drawn[chart.name].encode())
+        publish(folder / "figures" / f"{chart.name}.png", png(chart.spec))
+    page = _page(report, drawn)
+    if len(page) > _LARGEST_PAGE:  # rather without the fallback for print than too large to send
+        page = _page(report, {})
+    publish(folder / "index.html", page)
+    return folder / "index.html"
+
+
+def read_report(run_root: Path) -> Report:
+    """Read a run, and describe its charts.
+
+    Raises:
+        DataError: As `write_report`.
+    """
+    problems: list[str] = []
+    try:
+        record = presentable(read_record(run_root))
+    except DataError as error:
+        if not any((run_root / sign).exists() for sign in _SIGNS):
+            raise
+        record = {}
+        problems.append(f"The record of the run: {presentable(error.message)}")
     if record.get("command") == TRAIN:
         raise DataError(
             f"{run_root} holds a training without a recipe, which has no report.",
             f"Its result is in {run_root / 'run.json'}, its losses in metrics.jsonl.",
         )
     curves = read_curves(run_root, record)
-    charts = loss_charts(record, curves)
-    drawn = {chart.name: svg(chart.spec) for chart in charts}
-    report = run_root / "report"
-    for table in _tables(record, curves):
-        _publish(report / "tables" / f"{table.name}.md", table.markdown().encode())
-        _publish(report / "tables" / f"{table.name}.csv", table.csv().encode())
-    for chart in charts:
-        _publish(report / "figures" / f"{chart.name}.svg", drawn[chart.name].encode())
-        _publish(report / "figures" / f"{chart.name}.png", png(chart.spec))
-    page = _render(record, curves, charts, drawn)
-    if len(page) > _LARGEST_PAGE:  # rather without the fallback for print than too large to send
-        page = _render(record, curves, charts, {})
-    _publish(report / "index.html", page)
-    return report / "index.html"
+    course, speed = training_chart(record, curves), speed_chart(record, curves)
+    return Report(
+        record,
+        curves,
+        [*loss_charts(record, curves), *([course] if course else [])],
+        [part for make in _PARTS if (part := make(record)) is not None],
+        [speed] if speed else [],
+        problems,
+    )
 
 
-def _tables(record: Record, curves: Sequence[Curve]) -> list[Table]:
-    by_seed = seeds_table(record)
-    return [
-        rounds_table(record),
-        variants_table(record),
-        *([by_seed] if by_seed.values else []),
-        ledger_table(record),
-        health_table(curves),
-        curves_table(curves),
-    ]
+def title_of(report: Report) -> str:
+    """Of the page: the outcome first, since it is what a tab shows."""
+    return f"{headline(report.record)} · {_name(report.record)} · inheritune"
 
 
-def _render(
-    record: Record, curves: Sequence[Curve], charts: Sequence[Chart], drawn: dict[str, str]
-) -> bytes:
-    library, script = (javascript() if charts else "", _packaged("page.js") if charts else "")
+def rendered(report: Report, drawn: Mapping[str, str]) -> Markup:
+    """What stands between the page's beginning and its scripts.
+
+    Args:
+        report: What it shows.
+        drawn: SVG by name of chart, for print and for readers without scripts; may lack some.
+    """
+    record, curves = report.record, report.curves
     context = {
-        "policy": _policy([source for source in (library, script) if source]),
-        "style": Markup(_packaged("page.css")),
-        "library": Markup(library),
-        "script": Markup(script),
-        "chart_data": Markup(_chart_data(charts)),
-        "run_json": Markup(as_data_script(shortened(record))),
-        "record": record,
-        "name": text(record, "name")[:200] or "unnamed run",
+        "name": _name(record),
         "outcome": outcome(record),
         "headline": headline(record),
-        "finding": _finding(record),
+        "finding": finding(record),
         "facts": facts(record),
+        "standing": standing(record, curves),
         "scale": scale(record),
         "remarks": remarks(record),
-        "missing": missing(record, curves),
-        "charts": [
-            (chart, _as_image(drawn.get(chart.name, "")), *_chart_table(chart, record, curves))
-            for chart in charts
-        ],
+        "missing": [*report.problems, *missing(record, curves)],
+        "curve_charts": report.curve_charts,
+        "speed_charts": report.speed_charts,
+        "stills": {name: still(drawing) for name, drawing in drawn.items()},
+        "parts": report.parts,
+        "reach": reach_table(record, curves),
         "rounds": rounds_table(record),
         "variants": variants_table(record),
         "seeds": seeds_table(record),
         "ledger": ledger_table(record),
+        "speed": speed_table(curves),
         "health": health_table(curves),
         "samples": _samples(record),
         "notes": [str(note)[:1000] for note in _listed(record.get("notes"))[:50]],
@@ -126,63 +202,30 @@ def _render(
         "settings": settings(record),
         "recipe": recipe(record),
     }
-    return _template().render(context).encode()
+    return filled("run.html.j2", context)
 
 
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("inheritune", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2")
-
-
-def _packaged(name: str) -> str:
-    return (files("inheritune.report") / name).read_text(encoding="utf-8")
-
-
-def _policy(scripts: Sequence[str]) -> str:
-    """Content security policy: these scripts and nothing else, from nowhere."""
-    hashes = [
-        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-        for script in scripts
-    ]
-    return (
-        f"default-src 'none'; script-src {' '.join(hashes) or chr(39) + 'none' + chr(39)}; "
-        "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+def _page(report: Report, drawn: Mapping[str, str]) -> bytes:
+    return document(
+        title_of(report),
+        rendered(report, drawn),
+        {chart.name: chart.spec for chart in report.charts},
+        as_data_script(shortened(report.record)),
     )
 
 
-def _chart_data(charts: Sequence[Chart]) -> str:
-    specs = {chart.name: chart.spec for chart in charts}
-    return as_data_script({"specs": specs, "light": theme(False), "dark": theme(True)})
+def _name(record: Record) -> str:
+    return text(record, "name")[:200] or "unnamed run"
 
 
-def _as_image(drawing: str) -> str:
+def still(drawing: str) -> str:
+    """An SVG as the address of an image; nothing for nothing."""
     if not drawing:
         return ""
     return f"data:image/svg+xml;base64,{base64.b64encode(drawing.encode()).decode()}"
 
 
-def _chart_table(chart: Chart, record: Record, curves: Sequence[Curve]) -> tuple[Table, str]:
-    """The values of a chart, few enough to read, and a sentence on what is left out."""
-    shown = list(curves)
-    if chart.name == "val-loss-log":
-        points = reference_points(record)
-        shown.append(Curve("reference", "the reference's own training", None, 0, 0, points))
-    limit = max(6, _TABLE_ROWS // max(1, len(shown)))
-    total = sum(len(curve.points) for curve in shown)
-    table = curves_table([replace(curve, points=thin(curve.points, limit)) for curve in shown])
-    if len(table.values) == total:
-        return table, ""
-    return table, f"{len(table.values)} of {total} values; all are in tables/curves.csv."
-
-
-def _finding(record: Record) -> str:
+def finding(record: Record) -> str:
     """The verdict, for its place below the headline, which it does not repeat."""
     sentence = verdict(record).removeprefix(f"{headline(record)}: ")
     return sentence[:1].upper() + sentence[1:]
@@ -203,8 +246,8 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _publish(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+def publish(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, with the folders it lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, staging = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -10,7 +10,6 @@ from inheritune.report.curves import Curve
 from inheritune.report.quantities import (
     MISSING,
     amount,
-    data_size,
     duration,
     exact,
     flops,
@@ -259,16 +258,17 @@ def ledger_table(record: Record) -> Table:
 
 
 def health_table(curves: Sequence[Curve]) -> Table:
-    """One row per training: did it run clean, and how fast."""
+    """One row per training: did it run clean."""
     columns = [
         Column("training"),
         Column("steps", show=exact),
         Column("validations", show=exact),
         Column("non-finite steps", show=exact),
+        Column("of them skipped", show=exact),
+        Column("spikes", show=exact),
         Column("restarts", show=exact),
+        Column("passes over the text", show=_epochs),
         Column("highest gradient norm", show=_norm),
-        Column("median speed", "tokens/s", exact),
-        Column("peak memory", "bytes", data_size, True),
     ]
     values = [
         [
@@ -276,14 +276,19 @@ def health_table(curves: Sequence[Curve]) -> Table:
             curve.health.steps,
             curve.health.validations,
             curve.health.nonfinite,
+            curve.health.skipped,
+            curve.health.spikes,
             curve.health.restarts,
+            curve.health.epochs,
             curve.health.highest_grad_norm,
-            curve.health.median_speed,
-            curve.health.peak_memory,
         ]
         for curve in curves
     ]
-    return Table("health", columns, values)
+    notes = [
+        "Spikes: steps whose loss lay more than 6 standard deviations above the 128 before. "
+        "Passes over 1 repeat text. Restarts: continued from a checkpoint."
+    ]
+    return Table("health", columns, values, notes if values else [])
 
 
 def curves_table(curves: Sequence[Curve], name: str = "curves") -> Table:

@@ -1,0 +1,200 @@
+"""Pages of a tiny real run in a real browser: drawn, silent, at home, readable on a phone."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from inheritune.report.comparison import write_comparison
+from inheritune.watch.live import Latest, live_page
+from inheritune.watch.server import open_server
+
+WAIT_MS = 120_000  # nothing is measured; a busy machine only takes longer
+CHARTS = ("val-loss", "training-loss", "speed")
+
+
+class Seen:
+    """What a page said and asked for while it was open."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.asked: list[str] = []
+
+    def elsewhere(self, home: str = "") -> list[str]:
+        """Addresses asked for that are neither in the page nor of its own server."""
+        own = {"data", "blob", "file"}
+        return [
+            a
+            for a in self.asked
+            if urlsplit(a).scheme not in own and not (home and a.startswith(home))
+        ]
+
+
+@contextmanager
+def opened(
+    browser: Any, url: str, width: int = 1280, height: int = 900, scheme: str = "light"
+) -> Iterator[tuple[Any, Seen]]:
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page, seen = context.new_page(), Seen()
+    page.set_default_timeout(WAIT_MS)
+    page.on("console", lambda message: seen.said.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: seen.said.append(f"error: {error}"))
+    page.on("request", lambda request: seen.asked.append(request.url))
+    page.goto(url, timeout=WAIT_MS)
+    page.wait_for_selector("html[data-charts=done]")
+    try:
+        yield page, seen
+    finally:
+        context.close()
+
+
+def shoot(page: Any, shots: Path, name: str) -> None:
+    """Pictures of the first screen, of each loss chart and of the ledger."""
+    page.evaluate("scrollTo(0, 0)")
+    page.screenshot(path=shots / f"{name}-top.png")
+    page.locator("figure:has(#val-loss), figure:has(#compared)").first.screenshot(
+        path=shots / f"{name}-losses.png"
+    )
+    ledger = page.locator("section[aria-labelledby=ledger]")
+    if ledger.count():
+        ledger.screenshot(path=shots / f"{name}-ledger.png")
+
+
+def lines_of(page: Any, chart: str) -> int:
+    return int(page.locator(f"#{chart} svg .mark-line path[d]").count())
+
+
+@pytest.fixture(scope="module")
+def report(run: Path) -> str:
+    return (run / "report" / "index.html").as_uri()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_report_is_drawn_silent_and_at_home(
+    browser: Any, report: str, shots: Path, width: int, scheme: str
+) -> None:
+    with opened(browser, report, width, 844, scheme) as (page, seen):
+        for chart in CHARTS:
+            assert page.locator(f"#{chart} svg").count() == 1
+            assert lines_of(page, chart) >= 2
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        bright = sum(int(part) for part in paper[4:-1].split(",")[:3]) > 384
+        assert bright == (scheme == "light")
+        smallest = page.evaluate(
+            "Math.min(...[...document.querySelectorAll('main p, main td, main dd, main li')]"
+            ".map((one) => parseFloat(getComputedStyle(one).fontSize)))"
+        )
+        assert smallest >= 12
+        shoot(page, shots, f"report-{width}-{scheme}")
+        assert seen.said == []
+        assert seen.elsewhere() == []
+
+
+def test_the_first_screen_says_whether_it_matched_and_what_it_cost(
+    browser: Any, report: str
+) -> None:
+    with opened(browser, report) as (page, _):
+        for words in ("h1", ".verdict", ".facts"):
+            box = page.locator(words).first.bounding_box()
+            assert box and box["y"] + box["height"] <= 900
+        assert "atched" in page.inner_text("h1")
+        assert "Cost of the target" in page.inner_text(".facts")
+
+
+def test_axes_lines_and_raw_values_can_be_chosen(browser: Any, report: str) -> None:
+    with opened(browser, report) as (page, seen):
+        figure = page.locator("figure:has(#training-loss)")
+        assert "training tokens" in figure.locator("svg.marks").text_content()
+        labels = figure.locator(".axis label").all_inner_texts()
+        assert labels[:3] == ["tokens", "steps", "FLOPs"]
+        titles = ("optimizer steps", "FLOPs of training", f"time of training ({labels[3]})")
+        for label, title in zip(labels[1:], titles, strict=True):
+            figure.locator(".axis label", has_text=label).click()
+            figure.locator("svg.marks", has_text=title).wait_for()
+        everything = lines_of(page, "training-loss")
+        figure.get_by_role("checkbox", name="single steps").uncheck()
+        page.wait_for_function(
+            "n => document.querySelectorAll('#training-loss svg .mark-line path[d]').length < n",
+            arg=everything,
+        )
+        smooth = lines_of(page, "training-loss")
+        figure.get_by_role("checkbox", name="scratch").uncheck()
+        page.wait_for_function(
+            "n => document.querySelectorAll('#training-loss svg .mark-line path[d]').length < n",
+            arg=smooth,
+        )
+        figure.get_by_role("checkbox", name="scratch").focus()
+        page.keyboard.press("Space")  # without a mouse, too
+        page.wait_for_function(
+            "n => document.querySelectorAll('#training-loss svg .mark-line path[d]').length == n",
+            arg=smooth,
+        )
+        assert seen.said == []
+
+
+def test_the_report_prints_with_still_images(browser: Any, report: str, shots: Path) -> None:
+    with opened(browser, report) as (page, _):
+        page.emulate_media(media="print")
+        assert page.locator("img.still").first.is_visible()
+        assert not page.locator("#val-loss").is_visible()
+        assert not page.locator(".controls").first.is_visible()
+        page.pdf(path=shots / "report.pdf")
+
+
+def test_several_runs_stand_side_by_side(
+    browser: Any, run: Path, tmp_path: Path, shots: Path
+) -> None:
+    second = tmp_path / "broken"
+    shutil.copytree(
+        run / "variants", second / "variants", ignore=lambda *_: ["model", "checkpoints"]
+    )
+    (second / "run.json").write_text("{")
+    write_comparison([run, second], tmp_path / "index.html")
+    for width in (1280, 390):
+        with opened(browser, (tmp_path / "index.html").as_uri(), width) as (page, seen):
+            assert page.locator(".runs article").count() == 2
+            assert "is not JSON" in page.inner_text(".runs")
+            assert lines_of(page, "compared") >= 4
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            shoot(page, shots, f"comparison-{width}")
+            assert seen.said == [] and seen.elsewhere() == []
+
+
+def test_watch_follows_the_run_without_a_reload(
+    browser: Any, run: Path, tmp_path: Path, shots: Path
+) -> None:
+    going_on = tmp_path / "tiny"
+    shutil.copytree(run, going_on, ignore=lambda *_: ["model", "checkpoints", "report", "target"])
+    metrics = sorted(going_on.glob("variants/inherit/*/metrics.jsonl"))[0]
+    rows = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(rows[:8]))
+    record = '{"format": 1, "name": "tiny", "status": "running"}'
+    (going_on / "run.json").write_text(record)
+    with open_server(0, Latest(going_on, live_page).current) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        with opened(browser, server.url) as (page, seen):
+            page.evaluate("window.notReloaded = true")
+            page.locator("figure:has(#training-loss) .axis label", has_text="steps").click()
+            page.locator("#training-loss-data > summary").click()
+            with metrics.open("a") as file:
+                file.writelines(rows[8:15])
+            step = rows[14].split('"step": ')[1].split(",")[0]
+            page.locator(".standing", has_text=f"step {step},").first.wait_for()
+            page.locator("#training-loss svg.marks", has_text="optimizer steps").wait_for()
+            assert page.evaluate("window.notReloaded")
+            assert page.locator("#training-loss-data").get_attribute("open") is not None
+            page.screenshot(path=shots / "watch-top.png")
+            page.reload()  # all state is on disk
+            page.locator(".standing", has_text=f"step {step},").first.wait_for()
+            assert seen.said == []
+            assert seen.elsewhere(server.url) == []
+            server.shutdown()
+            server.server_close()
+            page.locator("#live.lost").wait_for()
