@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from inheritune import data_commands, model_commands, train_commands
+from inheritune import data_commands, evaluate_commands, model_commands, train_commands
 from inheritune.console import (
     DEFAULT_RUNS,
     AllowChange,
@@ -131,6 +131,7 @@ for _command in (
     data_commands.prepare,
     data_commands.inspect,
     train_commands.train,
+    evaluate_commands.evaluate,
 ):
     app.command()(_command)
 

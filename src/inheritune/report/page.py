@@ -18,6 +18,7 @@ from inheritune.errors import DataError
 from inheritune.report.charts import Chart, loss_charts
 from inheritune.report.curves import Curve, read_curves, reference_points, thin
 from inheritune.report.embed import as_data_script, presentable, shortened
+from inheritune.report.latex import latex
 from inheritune.report.provenance import facts_of_data, overlap, provenance, recipe, settings
 from inheritune.report.record import Record, read_record, rows, text
 from inheritune.report.summary import facts, missing, scale
@@ -30,6 +31,7 @@ from inheritune.report.tables import (
     seeds_table,
     variants_table,
 )
+from inheritune.report.task_table import task_tables
 from inheritune.report.vega import javascript, png, svg, theme
 from inheritune.report.verdict import headline, outcome, remarks, verdict
 from inheritune.run import TRAIN
@@ -67,6 +69,7 @@ def write_report(run_root: Path) -> Path:
     for table in _tables(record, curves):
         _publish(report / "tables" / f"{table.name}.md", table.markdown().encode())
         _publish(report / "tables" / f"{table.name}.csv", table.csv().encode())
+        _publish(report / "tables" / f"{table.name}.tex", latex(table).encode())
     for chart in charts:
         _publish(report / "figures" / f"{chart.name}.svg", drawn[chart.name].encode())
         _publish(report / "figures" / f"{chart.name}.png", png(chart.spec))
@@ -86,6 +89,7 @@ def _tables(record: Record, curves: Sequence[Curve]) -> list[Table]:
         ledger_table(record),
         health_table(curves),
         curves_table(curves),
+        *task_tables(record),
     ]
 
 
