@@ -134,8 +134,11 @@ def _refuse_nothing(wanted: Wanted, tasks: Sequence[object]) -> None:
         )
     if wanted.tokens is not None and wanted.texts:
         raise RecipeError("--tokens and --text are both given.", "Choose one.")
-    if VAL_LOSS in wanted.tasks and not measured:
-        raise RecipeError("val_loss needs held-out tokens.", "Give --tokens DIR, or --text FILE.")
+    if not measured and any(task == VAL_LOSS for task, _ in questions(wanted.tasks)):
+        raise RecipeError(
+            f"{', '.join(wanted.tasks)}: val_loss needs held-out tokens.",
+            "Give --tokens DIR or --text FILE, or name the other tasks.",
+        )
 
 
 def _losses(

@@ -14,6 +14,7 @@ from inheritune.errors import InherituneError, MachineError, RecipeError
 from inheritune.evaluate.suites import unknown_task
 from inheritune.evaluate.task_files import (
     LocalData,
+    is_mentioned,
     local_data,
     names_in,
     own_task,
@@ -176,6 +177,8 @@ def _members(index: Mapping[str, Any], name: str) -> Iterator[str]:
 
 def _from_index(name: str, shots: int | None, allow_code: bool) -> list[Description]:
     """What no file begins with its name: a tag, or nothing. Everything is indexed to be sure."""
+    if not is_mentioned(name):
+        raise unknown_task(name, names_in(tasks_root()))
     with _quiet():
         from lm_eval.tasks import TaskManager
 

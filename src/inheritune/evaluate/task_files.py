@@ -16,6 +16,7 @@ from inheritune.regular_file import escape, read_regular_file
 
 __all__ = [
     "LocalData",
+    "is_mentioned",
     "local_data",
     "names_in",
     "own_task",
@@ -94,6 +95,12 @@ def stock_file(name: str) -> Path | None:
         if wanted in _NAME.findall(path.read_bytes()):
             return path
     return None
+
+
+def is_mentioned(name: str) -> bool:
+    """Whether any installed description has the name in it: if none has, it is not even a tag."""
+    wanted = name.encode()
+    return any(wanted in path.read_bytes() for path in tasks_root().rglob("*.yaml"))
 
 
 def names_in(path: Path) -> list[str]:
