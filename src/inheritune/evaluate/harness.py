@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ __all__ = [
 BOOTSTRAPS = 1000
 # As lm-eval's own command line sets them.
 _SEED, _OTHER_SEED = 0, 1234
+_NO_POOL = "DISABLE_MULTIPROC"
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -343,10 +345,16 @@ def _quiet() -> Iterator[None]:
     # Its bars have no switch that turns off all of them.
     tqdm.tqdm.__init__ = hidden  # type: ignore[method-assign]
     logger.setLevel(logging.CRITICAL)
+    # Its pool of processes for bootstraps is ended by SIGTERM, which ours only take note of: a
+    # forked worker inherits that, and the pool waits for it for ever.
+    alone = os.environ.get(_NO_POOL)
+    os.environ[_NO_POOL] = "1"
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         tqdm.tqdm.__init__ = began  # type: ignore[method-assign]
         logger.setLevel(level)
+        if alone is None:
+            del os.environ[_NO_POOL]
         of_transformers.set_verbosity(loud)
