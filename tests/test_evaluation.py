@@ -179,7 +179,9 @@ def test_the_numbers_are_those_of_plain_lm_eval(shared_data: Path, tmp_path: Pat
         split = kinds.get(task, "test")
         named = "wikitext2_test_pages" if task == "wikitext" else task
         file = {split: str(shared_data / "tasks" / f"{named}.jsonl")}
-        unused = dict.fromkeys(f"{k}_split" for k in ("training", "validation", "test") if k != split)
+        unused = dict.fromkeys(
+            f"{k}_split" for k in ("training", "validation", "test") if k != split
+        )
         written = {"include": str(stock_file(task)), "task": f"plain_{task}", "tag": None}
         written |= {"dataset_path": "json", "dataset_name": None}
         written |= {"dataset_kwargs": {"data_files": file}} | unused

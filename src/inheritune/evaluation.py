@@ -180,9 +180,7 @@ def _loss(
     began, device = time.monotonic(), choose_device()
     loaded: Any = load_model(model.path)
     batch, task = wanted.batch_size, f"{name}: val_loss"
-    loss = measure_val_loss(
-        loaded.to(device), stream, seq_len, batch, stop, listen, task
-    )
+    loss = measure_val_loss(loaded.to(device), stream, seq_len, batch, stop, listen, task)
     bits = stream.num_ids / max(num_bytes, 1) / math.log(2)  # per nat and token
     perplexity = math.exp(min(loss.mean, 700.0))
     metrics = {

@@ -62,6 +62,6 @@ def test_a_result_without_the_task_has_no_metrics() -> None:
 def test_a_broken_file_is_named_and_not_overwritten(tmp_path: Path, content: str) -> None:
     path = score_file(tmp_path, KEY)
     path.write_text(content)
-    with pytest.raises(DataError, match="not valid JSON|no score of ours"):
+    with pytest.raises(DataError, match=r"not valid JSON|no score of ours"):
         find_score(tmp_path, KEY)
     assert path.read_text() == content

@@ -30,7 +30,7 @@ def record(target: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
 
 
 def cell(table: Any, row: str, column: str) -> tuple[str, bool]:
-    at = [column for column in table.headers]
+    at = list(table.headers)
     r = next(i for i, values in enumerate(table.values) if values[0] == row)
     return table.rows[r][at.index(column)], table.is_bold(r, at.index(column))
 
@@ -47,14 +47,18 @@ def test_the_authors_bold_set_comes_out_ten_times_of_ten() -> None:
 def test_in_the_published_row_only_piqa_is_above_guessing() -> None:
     table = published_table({}, SUITES["low-data"])
     row = next(i for i, values in enumerate(table.values) if values[0] == "Ours-1.5B")
-    marked = {q.title: table.marks[row, 4 + c].chance for c, q in enumerate(SUITES["low-data"].questions)}
+    marked = {
+        q.title: table.marks[row, 4 + c].chance for c, q in enumerate(SUITES["low-data"].questions)
+    }
     assert [title for title, chance in marked.items() if not chance] == ["PIQA"]
 
 
 def test_the_published_average_of_nine_is_computed_again() -> None:
     table = published_table({}, SUITES["low-data"])
     averages = {values[0]: round(values[-1], 2) for values in table.values}
-    assert averages == {row["model"]: float(row["avg9_computed"]) for row in published("table2_tasks")}
+    assert averages == {
+        row["model"]: float(row["avg9_computed"]) for row in published("table2_tasks")
+    }
 
 
 @pytest.mark.parametrize(
@@ -82,7 +86,9 @@ def test_chance_is_up_to_two_standard_errors_above_the_floor() -> None:
 
 
 def test_the_runs_own_rows_stand_below_with_errors_and_marks() -> None:
-    table = published_table(record([score("piqa", acc=0.70), score("boolq", acc=0.5)]), SUITES["low-data"])
+    table = published_table(
+        record([score("piqa", acc=0.70), score("boolq", acc=0.5)]), SUITES["low-data"]
+    )
     assert cell(table, "inherit (this run)", "PIQA (%)") == ("70.00 ± 1", True)
     assert cell(table, "inherit (this run)", "BoolQ (%)") == ("50.00 ± 1 †", False)
     assert cell(table, "inherit (this run)", "QNLI (%)") == ("—", False)
@@ -126,7 +132,11 @@ def test_scores_are_written_as_markdown_csv_and_latex() -> None:
 def test_every_table_of_a_record_and_none_of_an_empty_one() -> None:
     assert task_tables({}) == []
     at = [{"name": "inherit", "layers": 13, "tokens": 5, "scores": [score("piqa", acc=0.6)]}]
-    whole = record([score("piqa", acc=0.70)], at=at, failures=[{"model": "inherit", "task": "wsc", "message": "gone"}])
+    whole = record(
+        [score("piqa", acc=0.70)],
+        at=at,
+        failures=[{"model": "inherit", "task": "wsc", "message": "gone"}],
+    )
     whole |= {"ledger": [{"item": "benchmark", "tokens": 0, "flops": 1e9, "seconds": 86_400}]}
     tables = {table.name: table for table in task_tables(whole)}
     assert list(tables) == ["table2_tasks", "tasks", "table3_tokens", "table1_compute"]
@@ -142,12 +152,17 @@ def test_table_one_has_our_row_in_the_same_columns_and_what_is_wrong_with_the_ot
     ]
     table = compute_table({"ledger": ledger, "machine": {"processor": "EPYC", "device": "cpu"}})
     assert table.rows[-1] == ["this run, all of it", "2M", "1", "EPYC", "0.5", "1.0 × 10¹²"]
-    assert [row[0] for row in table.values[:-1]] == [r["model"] for r in published("table1_compute")]
+    assert [row[0] for row in table.values[:-1]] == [
+        r["model"] for r in published("table1_compute")
+    ]
     assert "impossible as stated" in " ".join(table.notes)
 
 
 def test_a_table_of_any_tasks_has_a_column_for_each_metric() -> None:
-    models = [{"model": "a", "scores": [score("mine", acc=0.5, f1=0.4)]}, {"model": "b", "scores": []}]
+    models = [
+        {"model": "a", "scores": [score("mine", acc=0.5, f1=0.4)]},
+        {"model": "b", "scores": []},
+    ]
     table = scores_table(models)
     assert table.headers == ["model", "mine, acc (%)", "mine, f1 (%)"]
     assert table.rows == [["a", "50.00 ± 1", "40.00 ± 1"], ["b", "—", "—"]]

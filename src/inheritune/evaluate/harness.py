@@ -114,7 +114,9 @@ def describe(
             for n in names_in(own)
         ]
         if not found:
-            raise RecipeError(f"{name} holds no description of a task.", "One .yaml with task: NAME.")
+            raise RecipeError(
+                f"{name} holds no description of a task.", "One .yaml with task: NAME."
+            )
         return found
     file = stock_file(name)
     if file is None:

@@ -88,7 +88,9 @@ def find_score(out: Path, key: Mapping[str, Any]) -> Score | None:
         score = Score(**found)
         same = stored["format"] == FORMAT and score.key == dict(key)
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no score of ours.", "Remove it: it is measured again.") from error
+        raise DataError(
+            f"{path} is no score of ours.", "Remove it: it is measured again."
+        ) from error
     if not same:
         raise DataError(f"{path} is of other settings.", "Remove it: it is measured again.")
     return score

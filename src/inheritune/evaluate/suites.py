@@ -79,15 +79,21 @@ _LOW_DATA = (
     Question("MNLI", "mnli", "acc", 0, 100 / 3, 35.45, "mnli", items=9815),
     Question("TruthfulQA", "truthfulqa_mc2", "acc", 0, None, 50.0, "truthfulqa", items=817),
 )
-_WIKITEXT = Question("Wikitext ppl", "wikitext", "word_perplexity", 0, key="wikitext_ppl", lower=True)
-_LAMBADA = Question("LAMBADA", "lambada_openai", "acc", 0, 0.0, key="lambada_openai_acc", items=5153)
+_WIKITEXT = Question(
+    "Wikitext ppl", "wikitext", "word_perplexity", 0, key="wikitext_ppl", lower=True
+)
+_LAMBADA = Question(
+    "LAMBADA", "lambada_openai", "acc", 0, 0.0, key="lambada_openai_acc", items=5153
+)
 _LAMBADA_PPL = Question("LAMBADA ppl", "lambada_openai", "perplexity", 0, lower=True)
 _VAL_LOSS = Question("val_loss", VAL_LOSS, VAL_LOSS, key="val_loss", lower=True)
 _LATER = (
     Question("ARC-E", "arc_easy", "acc", 0, 25.0, None, "arc_easy_acc", items=2376),
     Question("PIQA", "piqa", "acc", 0, 50.0, None, "piqa_acc", items=1838),
     Question("SciQ", "sciq", "acc", 0, 25.0, None, "sciq_acc", items=1000),
-    Question("HellaSwag", "hellaswag", "acc_norm", 0, 25.0, None, "hellaswag_acc_norm", items=10042),
+    Question(
+        "HellaSwag", "hellaswag", "acc_norm", 0, 25.0, None, "hellaswag_acc_norm", items=10042
+    ),
     Question("LAMBADA", "lambada_openai", "acc", 0, 0.0, None, "lambada_acc", items=5153),
 )
 
@@ -95,7 +101,9 @@ SUITES = {
     suite.name: suite
     for suite in (
         Suite(
-            "low-data", _LOW_DATA, tuple(q.title for q in _LOW_DATA if not q.title.startswith("MMLU"))
+            "low-data",
+            _LOW_DATA,
+            tuple(q.title for q in _LOW_DATA if not q.title.startswith("MMLU")),
         ),
         Suite("full-data", (_VAL_LOSS, _WIKITEXT, _LAMBADA, _LAMBADA_PPL)),
         Suite("later", _LATER, tuple(question.title for question in _LATER)),

@@ -40,7 +40,9 @@ def compute_table(record: Record) -> Table:
     seconds = [value for row in here if (value := number(row, "seconds")) is not None]
     spent = [value for row in here if (value := number(row, "flops")) is not None]
     machine = section(record, "machine")
-    gpu = text(machine, "gpu") or (text(machine, "device") if machine.get("device") != "cpu" else "")
+    gpu = text(machine, "gpu") or (
+        text(machine, "device") if machine.get("device") != "cpu" else ""
+    )
     values.append(
         [
             "this run, all of it",

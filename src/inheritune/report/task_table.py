@@ -43,7 +43,9 @@ class _Layout:
 
 _LAYOUTS = {
     "low-data": _Layout("table2_tasks", "table2_tasks", "model", "reference", "", "train_tokens"),
-    "full-data": _Layout("table4_full_data", "table4_full_data", "model", "init", "layers", "steps"),
+    "full-data": _Layout(
+        "table4_full_data", "table4_full_data", "model", "init", "layers", "steps"
+    ),
     "later": _Layout("later_tasks", "later_fineweb_tasks", "model", "recipe", "layers", ""),
 }
 _OURS, _REFERENCE = "Ours-1.5B", "OpenLLaMA-3B"
@@ -125,9 +127,7 @@ def published_table(record: Record, suite: Suite) -> ScoreTable:
     return ScoreTable(layout.name, columns, values, _notes(suite, new), marks=marks)
 
 
-def _published_row(
-    row: dict[str, str], layout: _Layout, questions: Sequence[Question]
-) -> _Row:
+def _published_row(row: dict[str, str], layout: _Layout, questions: Sequence[Question]) -> _Row:
     cells = []
     for question in questions:
         value = number_of(row, question.key)
@@ -231,7 +231,9 @@ def _notes(suite: Suite, new: Sequence[_Row]) -> list[str]:
         CHANCE_NOTE,
     ]
     if suite.name == "low-data":
-        said.append("Published daggers: with the binomial standard error of the number of questions.")
+        said.append(
+            "Published daggers: with the binomial standard error of the number of questions."
+        )
         said.append("The average leaves MMLU out, and is empty where a score is missing.")
     cells = [cell for row in new for cell in row.cells]
     said += [cell.note for cell in cells if cell.note]
@@ -271,17 +273,23 @@ def scores_table(
             marks[r, c] = Mark(None if se is None else scale * se)
             if value is None:
                 notes.append(f"{name}: no {metric} of {task}.")
-    notes += [f"{text(f, 'model')}: {text(f, 'task')} failed: {text(f, 'message')}" for f in failures]
+    notes += [
+        f"{text(f, 'model')}: {text(f, 'task')} failed: {text(f, 'message')}" for f in failures
+    ]
     keys = [section(score, "key") for model in models for score in rows(model, "scores")]
     if limits := {str(key["limit"]) for key in keys if key.get("limit")}:
-        notes.append(f"Only the first {', '.join(sorted(limits))} questions of each task were asked.")
+        notes.append(
+            f"Only the first {', '.join(sorted(limits))} questions of each task were asked."
+        )
     return ScoreTable("tasks", columns, values, notes, marks=marks)
 
 
 def tokens_table(record: Record) -> ScoreTable:
     """Scores against training tokens, and the published comparison of repeated with fresh ones."""
     found = section(record, "evaluation")
-    points = sorted(rows(found, "at"), key=lambda row: (text(row, "name"), number(row, "tokens") or 0))
+    points = sorted(
+        rows(found, "at"), key=lambda row: (text(row, "name"), number(row, "tokens") or 0)
+    )
     ends = [m for m in rows(found, "models") if m.get("role") != "reference"]
     models = [*points, *ends]
     plain = scores_table(models)
@@ -291,17 +299,13 @@ def tokens_table(record: Record) -> ScoreTable:
         for row, model in zip(plain.values, models, strict=True)
     ]
     order = sorted(range(len(values)), key=lambda i: (str(values[i][0]), values[i][1] or 0.0))
-    marks = {
-        (order.index(r), c + 1 if c else c): mark for (r, c), mark in plain.marks.items()
-    }
+    marks = {(order.index(r), c + 1 if c else c): mark for (r, c), mark in plain.marks.items()}
     printed = "; ".join(
         f"{row['data_pool']} pool, {row['data_used']}: {row['mmlu_5shot']}"
         for row in published("table3_repetition")
     )
     notes = [*plain.notes, f"Published MMLU (5 shots) of Ours-1.5B, v1 Table 5: {printed}."]
-    return ScoreTable(
-        "table3_tokens", columns, [values[i] for i in order], notes, marks=marks
-    )
+    return ScoreTable("table3_tokens", columns, [values[i] for i in order], notes, marks=marks)
 
 
 def _metrics_shown(models: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[str, Any]]:

@@ -104,9 +104,7 @@ def _asked(
     scores: dict[str, list[dict[str, Any]]] = {label: [] for label in everyone}
     for label, score in answers.scores:
         scores[label].append(score.as_json())
-    rows = {
-        label: _row(model) | {"scores": scores[label]} for label, model in everyone.items()
-    }
+    rows = {label: _row(model) | {"scores": scores[label]} for label, model in everyone.items()}
     return {
         "settings": asdict(settings),
         "models": [rows[_label(model, False)] for model in models],
@@ -123,4 +121,3 @@ def _row(model: Examined) -> dict[str, Any]:
 
 def _label(model: Examined, moment: bool) -> str:
     return f"{model.name}, {model.layers} layers" + (f", {model.tokens} tokens" * moment)
-
