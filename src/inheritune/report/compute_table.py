@@ -55,7 +55,7 @@ def compute_table(record: Record) -> Table:
     )
     notes = [
         *COMPUTE_NOTES,
-        "This run: every training that was paid for here, controls and rounds that were thrown away "
+        "This run: every training that was paid for here, controls and rounds thrown away "
         "included; of the published rows, only the last training.",
     ]
     return Table("table1_compute", columns, values, notes)
