@@ -10,6 +10,7 @@ from rich.table import Table as RichTable
 
 from inheritune import (
     data_commands,
+    evaluate_commands,
     model_commands,
     report_commands,
     train_commands,
@@ -145,6 +146,7 @@ for _command in (
     data_commands.prepare,
     data_commands.inspect,
     train_commands.train,
+    evaluate_commands.evaluate,
     report_commands.report,
     watch_commands.watch,
 ):

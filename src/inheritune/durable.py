@@ -30,6 +30,7 @@ __all__ = [
     "refused_by_system",
     "sync_directory",
     "sync_file",
+    "write_bytes",
     "write_json",
 ]
 
@@ -143,7 +144,16 @@ def write_json(path: Path, value: Any) -> None:
         MachineError: The system refuses to write; the old file stays.
         ValueError: A number is NaN or infinite, which JSON cannot say.
     """
-    data = (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    data = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_bytes(path, data.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file as `write_json` does: a reader meets the old one or the new one.
+
+    Raises:
+        MachineError: The system refuses to write; the old file stays.
+    """
     staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:

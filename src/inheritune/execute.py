@@ -18,6 +18,7 @@ from inheritune.steps.chosen import checkpoint_for
 from inheritune.steps.job import Job
 from inheritune.steps.reference import measure_benchmark, open_reference, tokenizer_home
 from inheritune.steps.starts import check_starts
+from inheritune.steps.tasks import Examined, ask_tasks, moments_in
 from inheritune.steps.tokens import import_flat_tokens, prepare_tokens
 from inheritune.steps.variants import continue_texts, train_arm
 
@@ -66,6 +67,7 @@ def execute(
             # Samples are an extra: whatever generation trips over, the result stands.
             said = f"none: {type(error).__name__}: {str(error)[:200]}"
             job.on_progress(Progress("samples", message=said))
+        _examine(outcome, job)
         return final, missed_exit_code if missed else 0
 
     final, code = carry_out(recipe, root, on_progress, work, Begin(RUN, allowed, checkpoint))
@@ -198,6 +200,31 @@ def _findings(outcome: Outcome, job: Job) -> dict[str, Any]:
         "ledger": ledger(outcome, job.recipe.cost),
         "notes": notes(outcome, job.recipe),
     }
+
+
+def _examine(outcome: Outcome, job: Job) -> None:
+    """Ask the recipe's tasks; the result stands already, whatever comes of it."""
+    reference, target = outcome.reference, outcome.target
+    models = [
+        Examined(
+            "reference",
+            "reference",
+            reference.layers,
+            reference.training.get("tokens"),
+            reference.model.path,
+        )
+    ]
+    moments: list[Examined] = []
+    for trial in [target, *outcome.controls]:
+        role = "target" if trial is target else "control"
+        folder = job.run.root / trial.path
+        ended = Examined(trial.name, role, trial.layers, trial.tokens, folder / "model")
+        models.append(ended)
+        moments += moments_in(folder, ended)
+    evaluation, said = ask_tasks(job, models, moments)
+    if evaluation is not None:
+        told = [*notes(outcome, job.recipe), *said]
+        job.run.update(evaluation=evaluation, notes=told)
 
 
 def _models(outcome: Outcome, run: Run) -> dict[str, Path]:

@@ -1,1 +1,1 @@
-"""Validation loss and text samples."""
+"""Validation loss, text samples, and tasks asked by lm-eval."""

@@ -16,6 +16,7 @@ from inheritune.report.course_charts import speed_chart, training_chart
 from inheritune.report.curves import Curve, read_curves
 from inheritune.report.document import document, filled
 from inheritune.report.embed import as_data_script, presentable, shortened
+from inheritune.report.latex import latex
 from inheritune.report.part import Part
 from inheritune.report.provenance import facts_of_data, overlap, provenance, recipe, settings
 from inheritune.report.reach import reach_table
@@ -32,6 +33,7 @@ from inheritune.report.tables import (
     seeds_table,
     variants_table,
 )
+from inheritune.report.task_table import task_part
 from inheritune.report.vega import png, svg
 from inheritune.report.verdict import headline, outcome, remarks, verdict
 from inheritune.run import TRAIN
@@ -53,7 +55,7 @@ _LONGEST_SAMPLE = 3_000  # characters
 _SIGNS = ("recipe.yaml", "variants", "tokens", "benchmark.json", "reference.json")
 
 # Sections between the loss curves and the rounds: each is made from the record, or is not there.
-_PARTS: Sequence[Callable[[Record], Part | None]] = ()
+_PARTS: Sequence[Callable[[Record], Part | None]] = (task_part,)
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ def write_report(run_root: Path) -> Path:
     for table in report.tables:
         publish(folder / "tables" / f"{table.name}.md", table.markdown().encode())
         publish(folder / "tables" / f"{table.name}.csv", table.csv().encode())
+        publish(folder / "tables" / f"{table.name}.tex", latex(table).encode())
     for chart in report.charts:
         publish(folder / "figures" / f"{chart.name}.svg", drawn[chart.name].encode())
         publish(folder / "figures" / f"{chart.name}.png", png(chart.spec))

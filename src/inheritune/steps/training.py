@@ -87,6 +87,7 @@ def training_inputs(job: Job, tokens: TokenDirectory, arm: Arm | None = None) ->
     return {
         "train": decisive(train if arm is None else arm.settings(train)),
         "tokens": tokens.fingerprint,
+        # Tasks are asked of what came out; they decide nothing about it.
         "evaluate": {"batch_size": job.recipe.evaluate.batch_size},
     }
 
@@ -163,7 +164,22 @@ def _train(
     # One that is there without a result.json was left by a kill: it may be of other inputs.
     shutil.rmtree(folder / "model", ignore_errors=True)
     save_model(model, folder / "model", arm.start_in(folder))
+    _publish_moments(job, arm, folder)
     return trained
+
+
+def _publish_moments(job: Job, arm: Arm, folder: Path) -> None:
+    """Turn the checkpoints that were kept on the way into model directories."""
+    from inheritune.train.state import load_weights
+    from inheritune.train.weights import save_model
+
+    shutil.rmtree(folder / "at", ignore_errors=True)  # of a training with other inputs
+    for kept in sorted((folder / "moments").glob("[0-9]*")):
+        model = _start_model(job, arm, folder)
+        load_weights(kept, model)
+        tokens = int(kept.name) * job.recipe.train.batch_tokens
+        save_model(model, folder / "at" / f"{tokens:016d}-tokens", arm.start_in(folder))
+    shutil.rmtree(folder / "moments", ignore_errors=True)
 
 
 def train_share(
@@ -207,6 +223,7 @@ def train_share(
         warn=warned(job.recipe),
         checkpoint=checkpoint,
         peak_flops=_peak_flops(settings.device),
+        keep_at=_steps_to_keep(job, arm),
     )
     shown = open_trackers(job, arm.task, folder)
     rest = (measure, job.stop, job.on_progress, processes, shown.send)
@@ -221,6 +238,15 @@ def _peak_flops(device: str) -> float | None:
     import torch
 
     return peak_of(torch.cuda.get_device_name()) if device == "cuda" else None
+
+
+def _steps_to_keep(job: Job, arm: Arm) -> frozenset[int]:
+    """Steps after which the recipe asks tasks, the end apart: that is asked anyway."""
+    wanted, batch_tokens = job.recipe.evaluate, job.recipe.train.batch_tokens
+    if not wanted.tasks or arm.variant not in job.recipe.variants:
+        return frozenset()
+    steps = {max(1, tokens // batch_tokens) for tokens in wanted.at}
+    return frozenset(step for step in steps if step * batch_tokens < arm.tokens)
 
 
 def _let_go() -> None:

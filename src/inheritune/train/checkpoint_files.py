@@ -1,6 +1,7 @@
 """The files of a checkpoint, and whether all of them are there and as they were written."""
 
 import hashlib
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ __all__ = [
     "describe_file",
     "files_of",
     "is_whole",
+    "keep_checkpoint",
     "looks_whole",
     "newest_first",
     "pickles_in",
@@ -59,6 +61,29 @@ def point_latest(folder: Path, name: str) -> None:
             staged.replace(folder / _LATEST)
         finally:
             staged.unlink(missing_ok=True)
+
+
+def keep_checkpoint(folder: Path, kept: Path, step: int) -> None:
+    """Keep the newest checkpoint of a training, by links to its files: it takes no space twice.
+
+    Args:
+        folder: Where checkpoints of a training lie.
+        kept: Receives it in a directory of its own, named after the step.
+        step: That the newest one is of; another one is left alone.
+    """
+    newest = next(iter(newest_first(folder)), None)
+    place = kept / f"{step:010d}"
+    if newest is None or int(newest.name.removeprefix("step-")) != step or place.exists():
+        return
+    staged = kept / f".{step:010d}.tmp"
+    shutil.rmtree(staged, ignore_errors=True)
+    (staged / newest.name).mkdir(parents=True)
+    for file in newest.iterdir():
+        try:
+            os.link(file, staged / newest.name / file.name)
+        except OSError:  # a file system without links
+            shutil.copy2(file, staged / newest.name / file.name)
+    staged.rename(place)
 
 
 def set_aside(checkpoint: Path) -> list[str]:

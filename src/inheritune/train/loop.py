@@ -19,6 +19,7 @@ from inheritune.progress import Listener, Progress, silent
 from inheritune.recipe import Train
 from inheritune.signals import StopFlag
 from inheritune.train.batches import micro_batches
+from inheritune.train.checkpoint_files import keep_checkpoint
 from inheritune.train.distill import Distillation
 from inheritune.train.metrics import Metrics, OnRow, continued_row, parts_row, step_row, val_row
 from inheritune.train.optimizer import learning_rate, mean_and_clip, set_learning_rate
@@ -55,6 +56,7 @@ class Plan:
         checkpoint: The one to go on from; None: the newest that is whole.
         distillation: What to learn from besides the tokens.
         peak_flops: Of the device, for the rows' `mfu`; see `throughput.mfu`.
+        keep_at: Steps whose checkpoint is kept under ``moments/`` as well, whatever `keep` says.
     """
 
     task: str
@@ -68,6 +70,7 @@ class Plan:
     checkpoint: Path | None = None
     distillation: Distillation | None = None
     peak_flops: float | None = None
+    keep_at: Collection[int] = ()
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,10 @@ def train(
         on_progress(Progress(plan.task, position.tokens, total, "tokens", message=resumed))
     began, before_s = time.monotonic(), position.elapsed_s
 
+    def keep_moment() -> None:
+        if position.step in plan.keep_at and not processes.rank:
+            keep_checkpoint(folder / "checkpoints", folder / "moments", position.step)
+
     def evaluate() -> float | None:
         due = position.step % eval_every == 0 or position.step == steps
         if not due or position.step in metrics.val_losses:
@@ -198,6 +205,7 @@ def train(
         saves.validated(position)
         return val_loss
 
+    keep_moment()  # of a training that was killed between the two
     # -- one turn per optimizer step; a stop may fall between saving and evaluating, hence the call
     evaluate()
     while position.step < steps:
@@ -240,8 +248,9 @@ def train(
         ):
             raise _diverged(plan.task, recipe, mean_loss, norm, position.step)
         # Save before evaluating: a crash in the evaluation loses nothing.
-        if position.step == steps or sums.save:
+        if position.step == steps or sums.save or position.step in plan.keep_at:
             saves.save(position)
+            keep_moment()
         val_loss = evaluate()
         on_progress(_progress(plan.task, row, total, val_loss))
     seconds = before_s + time.monotonic() - began

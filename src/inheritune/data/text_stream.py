@@ -1,0 +1,55 @@
+"""A text as one stream of ids in memory, joined as prepared tokens are; for measuring, once."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inheritune.data.sources import open_sources
+from inheritune.data.tokenizer import TextTokenizer
+from inheritune.data.tokens import TokenStream
+from inheritune.recipe import Data
+
+__all__ = ["TextStream"]
+
+
+class TextStream(TokenStream):
+    """Documents of some files as ``[BOS] ids EOS``, one after the other.
+
+    Args:
+        texts: Files or folders, as ``data.source`` takes them.
+        tokenizer: Of the model that reads them.
+
+    Attributes:
+        num_bytes: UTF-8 bytes of the text, for bits per byte.
+        fingerprint: SHA-256 of tokenizer and ids: losses compare only where it is equal.
+
+    Raises:
+        DataError: The text is missing or broken.
+    """
+
+    def __init__(self, texts: Sequence[Path], tokenizer: TextTokenizer) -> None:
+        self.num_bytes = 0
+        before = [] if tokenizer.bos is None else [tokenizer.bos]
+        parts: list[NDArray[np.int64]] = []
+        for source in open_sources(Data(source=[str(path) for path in texts])):
+            for _, document in source.read():
+                self.num_bytes += len(document.text.encode())
+                ids = tokenizer.encode_long(document.text)
+                parts.append(np.concatenate([before, ids, [tokenizer.eos]]).astype(np.int64))
+        self._ids = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        total = hashlib.sha256(tokenizer.sha256.encode())
+        total.update(self._ids.tobytes())
+        self.fingerprint = total.hexdigest()
+
+    @property
+    def num_ids(self) -> int:
+        """Ids in the stream."""
+        return len(self._ids)
+
+    def _read_into(self, out: NDArray[np.int64], start: int) -> None:
+        if start < 0 or start + len(out) > self.num_ids:
+            raise IndexError(f"ids [{start}, {start + len(out)}) of {self.num_ids}")
+        out[:] = self._ids[start : start + len(out)]

@@ -1,0 +1,137 @@
+"""The tasks that the papers asked, in their columns: shots, metric, and what guessing scores."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from inheritune.errors import RecipeError
+
+__all__ = ["SUITES", "VAL_LOSS", "Question", "Suite", "questions", "unknown_task"]
+
+VAL_LOSS = "val_loss"  # in a list of tasks: not of lm-eval, but measured on held-out tokens
+MEAN_OF_SUBJECTS = "acc_mean_of_subjects"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A task as a suite asks it, and a column of its table.
+
+    Attributes:
+        title: Of the column.
+        task: Name in lm-eval.
+        metric: That the column shows.
+        shots: Examples before each question; None: as the task says.
+        chance: Percent that guessing scores; None where there is no such figure.
+        constant: Percent that the best constant answer scores, where it is above chance; for
+            TruthfulQA what untrained models score.
+        key: Column of the published tables.
+        lower: Whether lower is better.
+        items: Questions that the published score counts over.
+    """
+
+    title: str
+    task: str
+    metric: str = "acc"
+    shots: int | None = None
+    chance: float | None = None
+    constant: float | None = None
+    key: str = ""
+    lower: bool = False
+    items: int | None = None
+
+    @property
+    def floor(self) -> float | None:
+        """Percent that takes no knowledge: the larger of chance and the best constant answer."""
+        known = [value for value in (self.chance, self.constant) if value is not None]
+        return max(known) if known else None
+
+    @property
+    def percent(self) -> bool:
+        """Whether the table shows it in percent."""
+        return not self.lower
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A list of questions that belong together.
+
+    Attributes:
+        name: In recipes and on the command line.
+        questions: In the order of the published columns.
+        averaged: Titles of the columns that the published average is over.
+    """
+
+    name: str
+    questions: tuple[Question, ...]
+    averaged: tuple[str, ...] = ()
+
+
+# arXiv 2404.08634v1, Table 3. TruthfulQA has no chance level: untrained models score about 48-50.
+_LOW_DATA = (
+    Question("Winograd", "wsc", "acc", 0, 50.0, 63.46, "winograd_wsc", items=104),
+    Question("PIQA", "piqa", "acc", 0, 50.0, None, "piqa", items=1838),
+    Question("BoolQ", "boolq", "acc", 0, 50.0, 62.17, "boolq", items=3270),
+    Question("WinoGrande", "winogrande", "acc", 0, 50.0, None, "winogrande", items=1267),
+    Question("LogiQA", "logiqa", "acc", 0, 25.0, None, "logiqa", items=651),
+    Question("MMLU (5)", "mmlu", MEAN_OF_SUBJECTS, 5, 25.0, None, "mmlu_5shot", items=14042),
+    Question("WNLI", "wnli", "acc", 0, 50.0, 56.34, "wnli", items=71),
+    Question("QNLI", "qnli", "acc", 0, 50.0, 50.54, "qnli", items=5463),
+    Question("MNLI", "mnli", "acc", 0, 100 / 3, 35.45, "mnli", items=9815),
+    Question("TruthfulQA", "truthfulqa_mc2", "acc", 0, None, 50.0, "truthfulqa", items=817),
+)
+_WIKITEXT = Question(
+    "Wikitext ppl", "wikitext", "word_perplexity", 0, key="wikitext_ppl", lower=True
+)
+_LAMBADA = Question(
+    "LAMBADA", "lambada_openai", "acc", 0, 0.0, key="lambada_openai_acc", items=5153
+)
+_LAMBADA_PPL = Question("LAMBADA ppl", "lambada_openai", "perplexity", 0, lower=True)
+_VAL_LOSS = Question("val_loss", VAL_LOSS, VAL_LOSS, key="val_loss", lower=True)
+_LATER = (
+    Question("ARC-E", "arc_easy", "acc", 0, 25.0, None, "arc_easy_acc", items=2376),
+    Question("PIQA", "piqa", "acc", 0, 50.0, None, "piqa_acc", items=1838),
+    Question("SciQ", "sciq", "acc", 0, 25.0, None, "sciq_acc", items=1000),
+    Question(
+        "HellaSwag", "hellaswag", "acc_norm", 0, 25.0, None, "hellaswag_acc_norm", items=10042
+    ),
+    Question("LAMBADA", "lambada_openai", "acc", 0, 0.0, None, "lambada_acc", items=5153),
+)
+
+SUITES = {
+    suite.name: suite
+    for suite in (
+        Suite(
+            "low-data",
+            _LOW_DATA,
+            tuple(q.title for q in _LOW_DATA if not q.title.startswith("MMLU")),
+        ),
+        Suite("full-data", (_VAL_LOSS, _WIKITEXT, _LAMBADA, _LAMBADA_PPL)),
+        Suite("later", _LATER, tuple(question.title for question in _LATER)),
+    )
+}
+
+
+def questions(asked: Sequence[str], shots: int | None = None) -> list[tuple[str, int | None]]:
+    """Tasks and shots of a list of names of tasks and suites, each once, in their order.
+
+    Args:
+        asked: Names of tasks of lm-eval, of suites, or ``val_loss``.
+        shots: Instead of what the suites say.
+
+    Returns:
+        Pairs of task and shots; None: as lm-eval's own file of the task says. `val_loss` is one
+        of the tasks where a suite or the list has it.
+    """
+    found: dict[str, int | None] = {}
+    for name in asked:
+        listed = [(q.task, q.shots) for q in SUITES[name].questions] if name in SUITES else []
+        for task, own in listed or [(name, None)]:
+            found.setdefault(task, own if shots is None else shots)
+    return list(found.items())
+
+
+def unknown_task(name: str, known: Sequence[str]) -> RecipeError:
+    """The error for a name that is neither a suite nor a task, with what was probably meant."""
+    near = difflib.get_close_matches(name, [*SUITES, *known], 3, 0.6)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Suites: {', '.join(SUITES)}."
+    return RecipeError(f"there is no task {name!r} in lm-eval.", hint)

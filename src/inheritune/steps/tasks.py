@@ -1,0 +1,123 @@
+"""Tasks asked of a run's models, after everything is trained: what fails here costs nothing."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from inheritune.checkpoints.source import open_model
+from inheritune.errors import DataError, InherituneError, Interrupted
+from inheritune.evaluate.suites import VAL_LOSS, questions
+from inheritune.progress import Progress
+from inheritune.regular_file import first_line
+from inheritune.steps.job import Job
+
+__all__ = ["Examined", "ask_tasks", "moments_in"]
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A model of the run that tasks are asked of.
+
+    Attributes:
+        name: Of the variant, or ``reference``.
+        role: ``reference``, ``target`` or ``control``.
+        layers: How many it has.
+        tokens: It was trained on; None: not known.
+        path: Its directory.
+    """
+
+    name: str
+    role: str
+    layers: int
+    tokens: int | None
+    path: Path
+
+
+def moments_in(folder: Path, model: Examined) -> list[Examined]:
+    """The models that a training left at the tokens of ``evaluate.at``, in their order."""
+    found = []
+    for path in sorted((folder / "at").glob("*-tokens")):
+        if (path / "config.json").is_file():
+            tokens = int(path.name.removesuffix("-tokens"))
+            found.append(Examined(model.name, model.role, model.layers, tokens, path))
+    return found
+
+
+def ask_tasks(
+    job: Job, models: Sequence[Examined], moments: Sequence[Examined] = ()
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Ask the recipe's tasks of all models under the same settings.
+
+    Args:
+        job: Has the recipe; scores are kept in ``evaluation/`` of the run.
+        models: Ends of trainings, and the reference.
+        moments: Of trainings, before their end.
+
+    Returns:
+        For run.json, None where no task is asked; and a note for everything that failed.
+
+    Raises:
+        Interrupted: Asked to stop; what was answered is kept.
+    """
+    wanted = job.recipe.evaluate
+    tasks = [pair for pair in questions(wanted.tasks, wanted.num_fewshot) if pair[0] != VAL_LOSS]
+    if not tasks:
+        return None, []
+    record: dict[str, Any] = {"tasks": list(wanted.tasks), "models": [], "at": [], "failures": []}
+    try:
+        record |= _asked(job, tasks, models, moments)
+    except (Interrupted, DataError):
+        raise
+    except InherituneError as error:
+        return record, [f"No task was asked: {error.message} {error.hint}".strip()]
+    except Exception as error:
+        return record, [f"No task was asked: {type(error).__name__}: {first_line(error)}."]
+    failed = record["failures"]
+    return record, [f"{f['model']} was not asked {f['task']}: {f['message']}" for f in failed]
+
+
+def _asked(
+    job: Job,
+    tasks: list[tuple[str, int | None]],
+    models: Sequence[Examined],
+    moments: Sequence[Examined],
+) -> dict[str, Any]:
+    from inheritune.evaluate.ask import Asked, Settings, ask, described
+    from inheritune.train.settings import choose_device
+
+    wanted, out = job.recipe.evaluate, job.run.root / "evaluation"
+    device = choose_device()
+    bf16 = device == "cuda" and job.recipe.train.precision != "fp32"  # as it was trained
+    settings = Settings(
+        wanted.batch_size, "bf16" if bf16 else "fp32", wanted.add_bos, wanted.limit, device
+    )
+    data = None if wanted.task_data is None else Path(wanted.task_data)
+    everyone = {_label(model, model in moments): model for model in [*models, *moments]}
+    asked = [
+        Asked(label, model.path, open_model(str(model.path)).digest)
+        for label, model in everyone.items()
+    ]
+    with described(tasks, data, wanted.allow_task_code, out) as descriptions:
+        job.on_progress(Progress("tasks", message=f"{len(descriptions)} for {len(asked)} models"))
+        answers = ask(asked, descriptions, settings, out, job.stop, job.on_progress)
+    scores: dict[str, list[dict[str, Any]]] = {label: [] for label in everyone}
+    for label, score in answers.scores:
+        scores[label].append(score.as_json())
+    rows = {label: _row(model) | {"scores": scores[label]} for label, model in everyone.items()}
+    return {
+        "settings": asdict(settings),
+        "models": [rows[_label(model, False)] for model in models],
+        "at": [rows[_label(model, True)] for model in moments],
+        "failures": [asdict(failure) for failure in answers.failures],
+    }
+
+
+def _row(model: Examined) -> dict[str, Any]:
+    fields = asdict(model)
+    del fields["path"]
+    return fields
+
+
+def _label(model: Examined, moment: bool) -> str:
+    return f"{model.name}, {model.layers} layers" + (f", {model.tokens} tokens" * moment)

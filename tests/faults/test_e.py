@@ -1,0 +1,130 @@
+"""Group E of the battery: evaluate, report, publish, watch. Each name starts with its id.
+
+E3 (results that lack something) has more in tests/report/test_task_table.py and
+tests/evaluate/test_scores.py.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_tasks import write_tasks
+from typer.testing import CliRunner, Result
+
+from inheritune.cli import app
+from inheritune.execute import execute
+from inheritune.recipe import Recipe
+from inheritune.recipe_file import RecipeFile
+from inheritune.report.task_table import scores_table
+from inheritune.run import Run
+
+
+def evaluated(model: Path, out: Path, *options: object) -> Result:
+    return CliRunner().invoke(app, ["evaluate", str(model), "--out", str(out), *map(str, options)])
+
+
+def test_e1_without_lm_eval_it_is_said_what_to_install(
+    tiny_reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)  # as where it is not installed
+    done = evaluated(tiny_reference, tmp_path, "--tasks", "piqa")
+    assert done.exit_code == 4
+    assert 'pip install "inheritune[eval]"' in done.stderr
+
+
+def test_e1_an_unknown_task_is_answered_with_what_was_meant(
+    tiny_reference: Path, tmp_path: Path
+) -> None:
+    done = evaluated(tiny_reference, tmp_path, "--tasks", "lambada_opneai")
+    assert done.exit_code == 2
+    assert "there is no task 'lambada_opneai' in lm-eval." in done.stderr
+    assert "Did you mean lambada_openai" in done.stderr
+
+
+def test_e1_a_data_set_that_is_not_here_offline_is_named_with_what_to_fetch(
+    tiny_reference: Path, tmp_path: Path
+) -> None:
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    command = [sys.executable, "-m", "inheritune", "evaluate", str(tiny_reference)]
+    command += ["--tasks", "piqa", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | offline)
+    assert done.returncode == 4, done.stderr
+    assert "baber/piqa" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_e1_a_run_stands_although_its_tasks_cannot_be_asked(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    train = {"tokens": 256, "seq_len": 16, "batch_tokens": 128, "precision": "fp32"}
+    fields = {
+        "name": "tiny",
+        "reference": {"model": str(tiny_reference)},
+        "data": {"source": str(tiny_text), "val_fraction": 0.2},
+        "train": train,
+        "grow": {"add": 0},
+        "variants": {"inherit": {"start": "inherit"}},
+        "evaluate": {"tasks": ["piqa"]},
+    }
+    recipe = RecipeFile(None, "# made by a test\n", Recipe.model_validate(fields), {})
+    final, code = execute(recipe, tmp_path / "tiny")
+    record = Run(tmp_path / "tiny").read()
+    assert code == 0
+    assert final["val_loss"] == record["result"]["val_loss"]
+    assert record["status"] == "done"
+    assert any("lm-eval, which is not installed" in note for note in record["notes"])
+    assert (tmp_path / "tiny" / "report" / "index.html").exists()
+
+
+def test_e2_a_task_directory_with_code_is_refused_unless_it_is_allowed(
+    tiny_reference: Path, tmp_path: Path
+) -> None:
+    folder, mark = tmp_path / "mine", tmp_path / "PWNED"
+    write_tasks(folder, "piqa")
+    (folder / "PWNED.py").write_text(
+        f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"
+        "def text(doc):\n    return doc['goal']\n"
+    )
+    description = {
+        "task": "mine",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"validation": str(folder / "piqa.jsonl")}},
+        "output_type": "multiple_choice",
+        "validation_split": "validation",
+        "doc_to_target": "label",
+        "doc_to_choice": "{{[sol1, sol2]}}",
+    }
+    lines = [f"{key}: {json.dumps(value)}" for key, value in description.items()]
+    lines += ["doc_to_text: !function PWNED.text", "metric_list:", "  - metric: acc"]
+    (folder / "mine.yaml").write_text("\n".join(lines) + "\n")
+    for entry in (folder, folder / "mine.yaml"):
+        done = evaluated(tiny_reference, tmp_path / "out", "--tasks", entry)
+        assert done.exit_code == 2
+        assert "which may run code: mine.yaml has !function" in done.stderr
+        assert not mark.exists()
+    done = evaluated(tiny_reference, tmp_path / "out", "--tasks", folder, "--allow-task-code")
+    assert done.exit_code == 0, done.stderr
+    assert mark.exists()  # the test above sees what it is about
+
+
+def test_e3_a_result_without_a_number_is_a_dash_and_a_footnote() -> None:
+    given = {"task": "piqa", "metrics": {"acc": {"value": 0.5, "se": None}}}
+    lacking = {"task": "piqa", "metrics": {"acc": {"value": None, "se": None}}}
+    table = scores_table([{"model": "a", "scores": [given]}, {"model": "b", "scores": [lacking]}])
+    assert [row[1] for row in table.rows] == ["50.00", "—"]
+    assert "b: no acc of piqa." in table.notes
+
+
+def test_e4_one_task_of_five_fails_and_four_are_kept(tiny_reference: Path, tmp_path: Path) -> None:
+    data = write_tasks(tmp_path / "tasks")
+    (data / "arc_easy.jsonl").write_text('{"id": "0", "question": "no choices?"}\n')
+    names = "piqa,winogrande,arc_easy,lambada_openai,wikitext"
+    out = tmp_path / "out"
+    done = evaluated(tiny_reference, out, "--tasks", names, "--task-data", data)
+    assert done.exit_code == 4
+    assert "1 of the tasks failed (arc_easy)" in done.stderr
+    kept = {path.name.split("-")[0] for path in out.glob("*.json")}
+    assert kept == set(names.split(",")) - {"arc_easy"}
