@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from inheritune import data_commands, model_commands, train_commands
+from inheritune import analyze_commands, data_commands, model_commands, train_commands
 from inheritune.console import (
     DEFAULT_RUNS,
     AllowChange,
@@ -136,6 +136,7 @@ for _command in (
     model_commands.inherit,
     model_commands.verify,
     model_commands.convert,
+    analyze_commands.analyze,
     data_commands.prepare,
     data_commands.inspect,
     train_commands.train,

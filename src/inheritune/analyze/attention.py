@@ -3,7 +3,6 @@
 N sequences, T tokens in each, H heads, L layers.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-__all__ = ["THRESHOLDS", "AttentionStatistics", "LayerAttention", "lazy_group", "measure_attention"]
+__all__ = ["THRESHOLDS", "AttentionStatistics", "LayerAttention", "measure_attention"]
 
 # Beside the one that is asked for.
 THRESHOLDS = (0.80, 0.85, 0.90, 0.95)
@@ -114,15 +113,6 @@ class AttentionStatistics:
             "layers": [layer.as_json() for layer in self.layers],
             "without_attention": self.skipped,
         }
-
-
-def lazy_group(max_ranks: Mapping[int, float], first: int, total: int) -> bool:
-    """Whether layers first to total - 1 are a lazy group: their mean MaxRank is below 2.
-
-    Layers without attention do not count; a group of nothing else is none.
-    """
-    group = [rank for layer, rank in max_ranks.items() if first <= layer < total]
-    return bool(group) and math.floor(sum(group) / len(group)) == 1
 
 
 def measure_attention(

@@ -18,15 +18,13 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-__all__ = ["AttentionSink", "HiddenSink", "Layers", "find_layers", "observed", "watched_by"]
+__all__ = ["AttentionSink", "Layers", "find_layers", "looks_like_attention", "observed", "watched_by"]
 
 OBSERVED_ATTENTION = "inheritune_observed"
 _TINY = 1e-4  # weight above the diagonal, or missing in a row sum, that is rounding
 
 # Given the number of a layer and its weights, (B, H, T, T).
 AttentionSink = Callable[[int, "Tensor"], None]
-# Given the number of a layer, what it was given and what it gave, (B, T, D) each.
-HiddenSink = Callable[[int, "Tensor", "Tensor"], None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def find_layers(model: "PreTrainedModel", total: int) -> Layers:
     if not found:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no list of {total} layers.",
-            "Its attention cannot be observed; use --layers or inherit.layers by number.",
+            "Its attention cannot be observed; leave the analysis out.",
         )
     _, name, modules = max(found, key=lambda candidate: candidate[0])
     return Layers(name, list(modules))
@@ -105,6 +103,7 @@ def watched_by(
     layers: Layers,
     before: Callable[[int, "Tensor"], None],
     after: Callable[[int, "Tensor"], "Tensor | None"],
+    only: int | None = None,
 ) -> Iterator[None]:
     """While the block runs, tell what goes into each layer and what comes out.
 
@@ -113,6 +112,7 @@ def watched_by(
         before: Given a layer's number and the hidden states it is given.
         after: Given a layer's number and its hidden states; what it returns takes their place,
             unless it is None.
+        only: The one layer that is meant; None: all.
     """
 
     def enter(number: int) -> Callable[..., None]:
@@ -134,6 +134,8 @@ def watched_by(
     handles = []
     try:
         for number, module in enumerate(layers.modules):
+            if only not in (None, number):
+                continue
             handles.append(module.register_forward_pre_hook(enter(number), with_kwargs=True))
             handles.append(module.register_forward_hook(leave(number)))
         yield
@@ -219,11 +221,9 @@ def _hooked(model: "PreTrainedModel", layers: Layers, current: _Current) -> Iter
         return args, kwargs | {"output_attentions": True}
 
     own = model.config._attn_implementation
-    settable = model._can_set_attn_implementation()
     handles = [model.register_forward_pre_hook(ask, with_kwargs=True)]
     try:
-        if settable:
-            model.set_attn_implementation("eager")
+        _choose(model, "eager")
         for layer in layers.modules:
             inside = (module for module in layer.modules() if module is not layer)
             handles += [module.register_forward_hook(take) for module in inside]
@@ -231,8 +231,14 @@ def _hooked(model: "PreTrainedModel", layers: Layers, current: _Current) -> Iter
     finally:
         for handle in handles:
             handle.remove()
-        if settable:
-            model.set_attn_implementation(own)
+        _choose(model, own)
+
+
+def _choose(model: "PreTrainedModel", attention: str) -> None:
+    if model._can_set_attn_implementation():
+        model.set_attn_implementation(attention)
+    else:  # older classes look at their config in every forward
+        model.config._attn_implementation = attention
 
 
 def looks_like_attention(value: Any) -> bool:
