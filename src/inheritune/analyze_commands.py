@@ -100,14 +100,12 @@ def _look(
     listen: Any,
 ) -> dict[str, Any]:
     from inheritune.signals import catch_signals
-    from inheritune.steps.analysis import Looks, advice_for, look_at
+    from inheritune.steps.analysis import Looks, advice_for, look_at, summary
 
     with catch_signals() as stop:
         looks = Looks(drawn, threshold, stop=stop, on_progress=listen)
         seen = [look_at(directory, role, looks) for role, directory in models]
-    advice = advice_for(models[0][1], seen[0])
-    shown = {"format": 1, "sequences": drawn.as_json()}
-    return shown | {"models": seen, "advice": advice, "notes": []}
+    return summary(looks, seen, advice_for(models[0][1], seen[0])) | {"notes": []}
 
 
 def _draw(
@@ -203,10 +201,12 @@ def _show(found: Mapping[str, Any]) -> None:
         f"\nlayers to begin with: paper {advice['paper']}, advice {advice['advice']} "
         f"({advice['reason']})"
     )
+    known = "; ".join(
+        f"{name} {one['rank']} and {one['mass']}" for name, one in found["calibration"].items()
+    )
     console.print(
-        "rank: singular values that hold 90 % of the square, of the fullest head; 1: lazy. "
-        "A pure sink\nhas rank 1 and mass 1, uniform attention 5 and 30, previous token 89 and 89 "
-        "(of 100 tokens)."
+        f"rank: singular values that hold {found['threshold']:.0%} of the square, of the fullest "
+        f"head; 1 on every sequence: lazy. mass: columns that hold 90%. For comparison: {known}."
     )
 
 

@@ -5,9 +5,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inheritune.analyze.calibration import calibration
 from inheritune.analyze.rank import attention_mass, attention_rank, exact_rank, sink_share
 
 THRESHOLDS = (0.80, 0.85, 0.90, 0.95)
+
+
+def test_the_calibration_that_is_shown_is_that_table():
+    assert {name: (one["rank"], one["mass"]) for name, one in calibration(100, 0.90).items()} == {
+        "pure sink": (1, 1),
+        "half sink and half uniform": (1, 1),
+        "uniform over the past": (5, 30),
+        "window of 8": (20, 86),
+        "half sink and half the token itself": (79, 80),
+        "previous token": (89, 89),
+        "the token itself": (90, 90),
+    }
 
 
 def uniform(size: int) -> torch.Tensor:

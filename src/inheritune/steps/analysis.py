@@ -23,7 +23,7 @@ from inheritune.steps.reference import Reference
 if TYPE_CHECKING:
     from inheritune.analyze.sequences import Sequences
 
-__all__ = ["Looks", "advice_for", "analyze_run", "asks_for_ranks", "in_words", "look_at", "ranked"]
+__all__ = ["Looks", "advice_for", "analyze_run", "asks_for_ranks", "in_words", "look_at", "ranked", "summary"]
 
 _FORMAT = 1  # of analysis.json
 _FEWEST = 2  # sequences below which nothing is told
@@ -114,6 +114,28 @@ def _safe_cuts(reference: ModelDirectory) -> frozenset[int]:
     return frozenset(point.layers for point in points if point.is_safe)
 
 
+def summary(
+    looks: Looks, models: list[dict[str, Any]], advice: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What analysis.json and run.json say.
+
+    Args:
+        looks: How the models were looked at.
+        models: What `look_at` found of each.
+        advice: Of `advice_for`; None where it is not known.
+    """
+    from inheritune.analyze.calibration import calibration
+
+    return {
+        "format": _FORMAT,
+        "sequences": looks.sequences.as_json(),
+        "threshold": looks.threshold,
+        "calibration": calibration(looks.sequences.ids.shape[1], looks.threshold),
+        "models": models,
+        "advice": advice,
+    }
+
+
 def advice_for(model: ModelDirectory, seen: Mapping[str, Any]) -> dict[str, Any]:
     """`advise` for a model that was looked at, as JSON values."""
     return asdict(advise(_max_ranks(seen), model.layers, _safe_cuts(model)))
@@ -188,8 +210,7 @@ def analyze_run(
     if not models:
         return None, notes
     advice = advice_for(reference.model, models[0]) if models[0]["role"] == "reference" else None
-    said = {"format": _FORMAT, "sequences": looks.sequences.as_json()}
-    return said | {"models": models, "advice": advice, "notes": notes}, notes
+    return summary(looks, models, advice) | {"notes": notes}, notes
 
 
 def _looks(job: Job, tokens: TokenDirectory) -> Looks:
