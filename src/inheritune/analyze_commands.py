@@ -230,13 +230,17 @@ def _show_model(console: Console, model: Mapping[str, Any]) -> None:
         grid.add_row(
             str(row["layer"]),
             *of_attention,
-            f"{row['influence']:.3f}",
-            f"{row['angle']:.3f}",
+            *("-" if row[key] is None else f"{row[key]:.3f}" for key in ("influence", "angle")),
             "-" if loss is None else f"{loss:+.3f}",
-            "" if row["layer"] in seen and not seen[row["layer"]]["lazy"] else
-            ("lazy" if row["layer"] in seen else "no attention"),
-        )  # fmt: skip
+            _remark(seen.get(row["layer"])),
+        )
     console.print(grid)
+
+
+def _remark(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "no attention"
+    return "lazy" if row["lazy"] else ""
 
 
 def _attention_cells(row: Mapping[str, Any] | None) -> tuple[str, ...]:

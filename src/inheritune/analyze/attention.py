@@ -188,7 +188,7 @@ class _Sums:
         return set(self._sums)
 
     def take(self, layer: int, weights: "Tensor") -> None:
-        if not looks_like_attention(weights):
+        if layer not in self._sums and not looks_like_attention(weights):
             raise UnsupportedModelError(
                 f"layer {layer} has attention of shape {tuple(weights.shape)} that is not causal.",
                 "Its rank has no meaning here; leave analyze out.",

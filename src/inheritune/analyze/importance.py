@@ -31,15 +31,16 @@ class LayerImportance:
 
     Attributes:
         layer: Its number, from 0.
-        influence: 1 - cosine of what goes in and what comes out, mean over tokens, in [0, 2].
+        influence: 1 - cosine of what goes in and what comes out, mean over tokens, in [0, 2];
+            None where text does not pass through it, or its values are not finite.
         angle: Angular distance of the same, arccos(cosine) / pi, mean over tokens, in [0, 1].
         removal_loss: Nats per token that the loss rises by when the layer is skipped; None where
             it was not measured, or is not finite.
     """
 
     layer: int
-    influence: float
-    angle: float
+    influence: float | None
+    angle: float | None
     removal_loss: float | None
 
 
@@ -107,8 +108,8 @@ def measure_importance(
         layers=[
             LayerImportance(
                 layer=number,
-                influence=float(1 - cosine),
-                angle=float(angle),
+                influence=None if cosine is None else 1 - cosine,
+                angle=angle,
                 removal_loss=_difference(without[number], loss),
             )
             for number, (cosine, angle) in enumerate(cosines.means())
@@ -183,7 +184,10 @@ class _Cosines:
         angle = cosine.arccos() / math.pi
         self._sums[layer] += (float(cosine.sum()), float(angle.sum()), cosine.numel())
 
-    def means(self) -> NDArray[np.float64]:
-        """Cosine and angle of each layer, (L, 2)."""
-        means: NDArray[np.float64] = self._sums[:, :2] / self._sums[:, 2:]
-        return means
+    def means(self) -> list[tuple[float | None, float | None]]:
+        """Cosine and angle of each layer."""
+        return [(self._mean(row[0], row[2]), self._mean(row[1], row[2])) for row in self._sums]
+
+    def _mean(self, total: float, count: float) -> float | None:
+        mean = float(total / count) if count else math.nan
+        return mean if math.isfinite(mean) else None

@@ -83,18 +83,16 @@ def observed(model: "PreTrainedModel", layers: Layers, sink: AttentionSink) -> I
             what the sink was given, see `attention.measure_attention`.
     """
     current = _Current(sink)
-    own = model.config._attn_implementation
     with watched_by(layers, current.enter, current.leave):
         if _takes_functions(model):
             _register(current)
-            model.set_attn_implementation(OBSERVED_ATTENTION)
             try:
-                yield
+                with _attending_by(model, OBSERVED_ATTENTION):
+                    yield
             finally:
-                model.set_attn_implementation(own)
                 _unregister()
             return
-        with _hooked(model, layers, current):
+        with _attending_by(model, "eager"), _hooked(model, layers, current):
             yield
 
 
@@ -142,6 +140,26 @@ def watched_by(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _attending_by(model: "PreTrainedModel", name: str) -> Iterator[None]:
+    """Name an attention in every config of a model, and put back what stood in each.
+
+    As `set_attn_implementation` does, which refuses where a tower that takes no part cannot.
+    """
+    from transformers import PreTrainedModel
+
+    modules = (module for module in model.modules() if isinstance(module, PreTrainedModel))
+    configs = list({id(module.config): module.config for module in modules}.values())
+    before = [config._attn_implementation for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation_internal = name
+        yield
+    finally:
+        for config, own in zip(configs, before, strict=True):
+            config._attn_implementation_internal = own
 
 
 class _Current:
@@ -209,21 +227,21 @@ def _hooked(model: "PreTrainedModel", layers: Layers, current: _Current) -> Iter
     """Take the weights out of what the modules inside the layers return."""
 
     def take(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if not isinstance(output, tuple):
+        if type(output) not in (tuple, list):  # an output class of transformers
             return None
-        kept = [part.new_empty(0) if looks_like_attention(part) else part for part in output]
+        kept = []
         for part in output:
-            if looks_like_attention(part):
+            seen = looks_like_attention(part)
+            if seen:
                 current.show(part)
-        return tuple(kept)
+            kept.append(part.new_empty(0) if seen else part)
+        return type(output)(kept)
 
     def ask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args, kwargs | {"output_attentions": True}
 
-    own = model.config._attn_implementation
     handles = [model.register_forward_pre_hook(ask, with_kwargs=True)]
     try:
-        _choose(model, "eager")
         for layer in layers.modules:
             inside = (module for module in layer.modules() if module is not layer)
             handles += [module.register_forward_hook(take) for module in inside]
@@ -231,14 +249,6 @@ def _hooked(model: "PreTrainedModel", layers: Layers, current: _Current) -> Iter
     finally:
         for handle in handles:
             handle.remove()
-        _choose(model, own)
-
-
-def _choose(model: "PreTrainedModel", attention: str) -> None:
-    if model._can_set_attn_implementation():
-        model.set_attn_implementation(attention)
-    else:  # older classes look at their config in every forward
-        model.config._attn_implementation = attention
 
 
 def looks_like_attention(value: Any) -> bool:

@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from inheritune.errors import DataError
+from inheritune.report.attention_charts import AttentionSection, attention_section
 from inheritune.report.charts import Chart, loss_charts
 from inheritune.report.curves import Curve, read_curves, reference_points, thin
 from inheritune.report.embed import as_data_script, presentable, shortened
@@ -61,18 +62,19 @@ def write_report(run_root: Path) -> Path:
             f"Its result is in {run_root / 'run.json'}, its losses in metrics.jsonl.",
         )
     curves = read_curves(run_root, record)
-    charts = loss_charts(record, curves)
-    drawn = {chart.name: svg(chart.spec) for chart in charts}
+    charts, inside = loss_charts(record, curves), attention_section(record)
+    everything = [*charts, *(chart for chart, _ in inside.charts)]
+    drawn = {chart.name: svg(chart.spec) for chart in everything}
     report = run_root / "report"
-    for table in _tables(record, curves):
+    for table in [*_tables(record, curves), *inside.tables]:
         _publish(report / "tables" / f"{table.name}.md", table.markdown().encode())
         _publish(report / "tables" / f"{table.name}.csv", table.csv().encode())
-    for chart in charts:
+    for chart in everything:
         _publish(report / "figures" / f"{chart.name}.svg", drawn[chart.name].encode())
         _publish(report / "figures" / f"{chart.name}.png", png(chart.spec))
-    page = _render(record, curves, charts, drawn)
+    page = _render(record, curves, charts, inside, drawn)
     if len(page) > _LARGEST_PAGE:  # rather without the fallback for print than too large to send
-        page = _render(record, curves, charts, {})
+        page = _render(record, curves, charts, inside, {})
     _publish(report / "index.html", page)
     return report / "index.html"
 
@@ -90,15 +92,21 @@ def _tables(record: Record, curves: Sequence[Curve]) -> list[Table]:
 
 
 def _render(
-    record: Record, curves: Sequence[Curve], charts: Sequence[Chart], drawn: dict[str, str]
+    record: Record,
+    curves: Sequence[Curve],
+    charts: Sequence[Chart],
+    inside: AttentionSection,
+    drawn: dict[str, str],
 ) -> bytes:
-    library, script = (javascript() if charts else "", _packaged("page.js") if charts else "")
+    everything = [*charts, *(chart for chart, _ in inside.charts)]
+    library = javascript() if everything else ""
+    script = _packaged("page.js") if everything else ""
     context = {
         "policy": _policy([source for source in (library, script) if source]),
         "style": Markup(_packaged("page.css")),
         "library": Markup(library),
         "script": Markup(script),
-        "chart_data": Markup(_chart_data(charts)),
+        "chart_data": Markup(_chart_data(everything)),
         "run_json": Markup(as_data_script(shortened(record))),
         "record": record,
         "name": text(record, "name")[:200] or "unnamed run",
@@ -112,6 +120,11 @@ def _render(
         "charts": [
             (chart, _as_image(drawn.get(chart.name, "")), *_chart_table(chart, record, curves))
             for chart in charts
+        ],
+        "inside": inside.sentences,
+        "inside_charts": [
+            (chart, _as_image(drawn.get(chart.name, "")), *_first_rows(table))
+            for chart, table in inside.charts
         ],
         "rounds": rounds_table(record),
         "variants": variants_table(record),
@@ -180,6 +193,14 @@ def _chart_table(chart: Chart, record: Record, curves: Sequence[Curve]) -> tuple
     if len(table.values) == total:
         return table, ""
     return table, f"{len(table.values)} of {total} values; all are in tables/curves.csv."
+
+
+def _first_rows(table: Table) -> tuple[Table, str]:
+    """A table that is short enough to read, and a sentence on what is left out."""
+    if len(table.values) <= _TABLE_ROWS:
+        return table, ""
+    first = replace(table, values=table.values[:_TABLE_ROWS])
+    return first, f"{_TABLE_ROWS} of {len(table.values)} rows; all are in tables/{table.name}.csv."
 
 
 def _finding(record: Record) -> str:
