@@ -57,7 +57,9 @@ def _fall(model: GPT2LMHeadModel) -> None:
             unit = direction / direction.norm()
             share = depth / max(len(model.transformer.h) - 1, 1)
             attention.bias[:size] += 6 * share * unit * size**0.5 / 4
-            attention.weight[:, size : 2 * size] += torch.outer(mark / mark.norm(), unit) * 8 * share
+            attention.weight[:, size : 2 * size] += (
+                torch.outer(mark / mark.norm(), unit) * 8 * share
+            )
 
 
 def svd_rank(matrices: torch.Tensor, thresholds: Sequence[float]) -> torch.Tensor:
@@ -134,7 +136,9 @@ def main() -> None:
         for length in options.lengths.split(",")
         for kind in options.kinds.split(",")
     ]
-    print(f"\n{machine()}; {software(['torch', 'transformers'])}; {torch.get_num_threads()} threads")
+    print(
+        f"\n{machine()}; {software(['torch', 'transformers'])}; {torch.get_num_threads()} threads"
+    )
     print(
         f"{options.layers} layers, {options.heads} heads, width {options.width}, "
         f"{options.sequences} sequences\n"

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+import tiny_models
 import torch
 import transformers
 
-import tiny_models
 from inheritune.analyze.attention import THRESHOLDS, measure_attention
 from inheritune.analyze.observe import OBSERVED_ATTENTION
 from inheritune.analyze.rank import exact_rank

@@ -102,9 +102,8 @@ def test_a_target_with_another_tokenizer_is_refused(tiny_reference, tiny_text, h
 
 
 def test_a_model_without_attention_is_refused(tiny_text, here):
-    import transformers
-
     import tiny_models
+    import transformers
 
     rows = tiny_models.train_tokenizer(here / "mamba")
     config = transformers.MambaConfig(
@@ -119,9 +118,10 @@ def test_a_model_without_attention_is_refused(tiny_text, here):
 
 def test_a_real_model_is_analysed(shared_data, tiny_text, here):
     found = sorted((shared_data / "checkpoints").glob("*260*"))
-    if not found or not (found[0] / "tokenizer.json").exists() | (
-        found[0] / "tokenizer.model"
-    ).exists():
+    if (
+        not found
+        or not (found[0] / "tokenizer.json").exists() | (found[0] / "tokenizer.model").exists()
+    ):
         pytest.skip("stories260K is not there")
     done = analyze(found[0], "--text", tiny_text, *FEW, "--json")
     assert done.exit_code == 0, done.output

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+import tiny_models
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-import tiny_models
 from inheritune.analyze.importance import measure_importance
 
 IDS = np.random.default_rng(0).integers(0, 300, (5, 24))

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 import transformers
 
-import tiny_models
 from inheritune.errors import UnsupportedModelError
 from inheritune.execute import execute
 from inheritune.planning.lines import recipe_page
@@ -147,9 +147,7 @@ def test_a_lazy_control_inherits_the_layers_of_lowest_rank(lazy_reference, tiny_
     said = "the 2 layers of the reference with the lowest attention rank"
     assert any(said in line for line in recipe_page(plan).lines)
     execute(recipe, tmp_path / "run")
-    start = json.loads(
-        (tmp_path / "run/variants/lazy/2-layers/inherit.json").read_text("utf-8")
-    )
+    start = json.loads((tmp_path / "run/variants/lazy/2-layers/inherit.json").read_text("utf-8"))
     assert start["layer_map"] == [1, 3]
     row = Run(tmp_path / "run").read()["variants"][2]
     assert row["made_of"] == f"{said}: layers 1, 3"

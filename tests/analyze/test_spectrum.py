@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+import tiny_models
 import torch
 from safetensors.torch import load_file
 
-import tiny_models
 from inheritune.analyze.spectrum import weight_spectrum
 from inheritune.checkpoints.source import open_model
 

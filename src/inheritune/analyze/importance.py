@@ -98,7 +98,8 @@ def measure_importance(
     with watched_by(layers, cosines.before, cosines.after):
         passes.over(ids, losses=False)
     few = ids[:removal_sequences]
-    loss, without = None, [None] * total
+    loss: float | None = None
+    without: list[float | None] = [None] * total
     if len(few):
         loss = passes.over(few)
         without = [_loss_without(layers, number, passes, few) for number in range(total)]

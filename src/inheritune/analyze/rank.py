@@ -90,12 +90,12 @@ def _rank(matrices: "Tensor", thresholds: Sequence[float]) -> "Tensor":
         held[of] = bounds.largest.sum(-1) / bounds.total
         return of[~proven]
 
-    if 4 * _FEW <= size:
+    if size >= 4 * _FEW:
         left = take(left, _without_gram(matrices))
     if len(left):
         gram = torch.bmm(matrices[left], matrices[left].mT)  # (M, T, T)
         promising = held[left] >= _WORTH_MORE
-        if _FEW < size // _MORE and bool(promising.any()):
+        if size // _MORE > _FEW and bool(promising.any()):
             again = take(left[promising], _with_gram(gram[promising], size // _MORE))
             gram = gram[torch.isin(left, again) | ~promising]
             left = left[torch.isin(left, again) | ~promising]

@@ -67,7 +67,8 @@ def _read(tensor: StoredTensor) -> torch.Tensor:
 def _singular_values(matrix: torch.Tensor) -> torch.Tensor:
     """Largest first; by the gram matrix of the shorter side, in fp64."""
     short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    return torch.linalg.eigvalsh(short @ short.T).clamp_min(0).sqrt().flip(0)
+    values: torch.Tensor = torch.linalg.eigvalsh(short @ short.T)
+    return values.clamp_min(0).sqrt().flip(0)
 
 
 def _summary(values: torch.Tensor) -> dict[str, Any]:

@@ -130,9 +130,7 @@ def _sentences(analysis: Mapping[str, Any], models: Sequence[_Model]) -> list[st
     for model in models:
         lazy = model.lazy
         named = f": {', '.join(map(str, lazy[:40]))}" if lazy else ""
-        said.append(
-            f"The {model.role} has {len(lazy)} lazy of {len(model.layers)} layers{named}."
-        )
+        said.append(f"The {model.role} has {len(lazy)} lazy of {len(model.layers)} layers{named}.")
     paper, advised = number(advice, "paper"), number(advice, "advice")
     if paper is not None and advised is not None:
         said.append(
@@ -246,11 +244,9 @@ def _heat_map(model: _Model, tokens: float, last: int) -> Chart:
     )
 
 
-def _line_charts(
-    models: Sequence[_Model], known: Mapping[str, Any], tokens: float
-) -> list[Chart]:
+def _line_charts(models: Sequence[_Model], known: Mapping[str, Any], tokens: float) -> list[Chart]:
     of_rank, of_mass = _levels(known, "rank"), _levels(known, "mass")
-    wanted = (
+    wanted: Sequence[tuple[str, str, str, str, str, list[dict[str, Any]], float | None]] = (
         ("attention-rank", "Attention rank of each layer's fullest head", "max_rank", "MaxRank",
          "1 is a layer whose heads all collapsed to rank 1.", of_rank, tokens),
         ("attention-mass", "Attention mass of each layer", "mass", "AvgMass",
@@ -287,9 +283,7 @@ def _line_charts(
 
 def _levels(known: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     found = [(name, number(section(known, name), key)) for name in _CALIBRATION]
-    return [
-        {"value": value, "label": f"{name} {value:.0f}"} for name, value in found if value
-    ]
+    return [{"value": value, "label": f"{name} {value:.0f}"} for name, value in found if value]
 
 
 def _line_spec(

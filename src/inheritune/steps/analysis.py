@@ -1,4 +1,4 @@
-"""The attention and the layers of models, looked at on the same sequences; never at a run's cost."""
+"""The attention and the layers of models, on the same sequences; never at a run's cost."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +23,16 @@ from inheritune.steps.reference import Reference
 if TYPE_CHECKING:
     from inheritune.analyze.sequences import Sequences
 
-__all__ = ["Looks", "advice_for", "analyze_run", "asks_for_ranks", "in_words", "look_at", "ranked", "summary"]
+__all__ = [
+    "Looks",
+    "advice_for",
+    "analyze_run",
+    "asks_for_ranks",
+    "in_words",
+    "look_at",
+    "ranked",
+    "summary",
+]
 
 _FORMAT = 1  # of analysis.json
 _FEWEST = 2  # sequences below which nothing is told
@@ -71,9 +80,7 @@ def look_at(model: ModelDirectory, role: str, looks: Looks) -> dict[str, Any]:
     task = f"attention of the {role}"
     attention = measure_attention(live, model.layers, ids, looks.threshold, *told, task)
     task = f"layers of the {role}"
-    importance = measure_importance(
-        live, model.layers, ids, looks.removal_sequences, *told, task
-    )
+    importance = measure_importance(live, model.layers, ids, looks.removal_sequences, *told, task)
     return {
         "role": role,
         "name": model.name,
