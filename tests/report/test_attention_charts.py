@@ -104,8 +104,7 @@ def test_and_anything_of_a_layer(key, wrong):
 
 
 def test_the_page_shows_it(synthetic, tmp_path):
-    run = tmp_path / "run"
-    synthetic.build_run(run, record(synthetic))
+    run = synthetic.build_run(tmp_path, record(synthetic))
     page = write_report(run).read_text("utf-8")
     assert '<h2 id="inside">Attention and layers</h2>' in page
     assert page.count('class="chart"') == 8
