@@ -277,7 +277,7 @@ def test_strided_layers_are_spread_from_the_first_to_the_last(count, total, kept
 @pytest.mark.parametrize(
     ("family", "variant", "said", "code"),
     [
-        ("llama", {"start": "inherit", "select": "lazy"}, "inheritune analyze", 2),
+        ("llama", {"start": "inherit", "select": "lazy", "layers": 5}, "layers is 5", 2),
         ("llama", {"start": "inherit", "select": "every"}, "which layers", 2),
         ("llama", {"start": "inherit", "select": "0-9"}, "no layer 4", 2),
         ("llama", {"start": "inherit", "select": "2"}, "a layer or a number of layers", 2),
@@ -335,8 +335,8 @@ def test_a_size_that_the_target_may_end_with_counts_too(tiny_model, tmp_path):
 
 def test_a_run_refuses_it_before_the_text_is_prepared(tiny_reference, tiny_text, tmp_path):
     recipe = recipe_of(tiny_reference, tiny_text, variants={"it": {"start": "inherit",
-        "select": "lazy"}})  # fmt: skip
-    with pytest.raises(RecipeError, match=r"variants.it: .*analyze"):
+        "select": "2-9"}})  # fmt: skip
+    with pytest.raises(RecipeError, match=r"variants.it: .*no layer"):
         execute(RecipeFile(None, "# a test\n", recipe, {}), tmp_path / "run")
     assert not (tmp_path / "run" / "tokens").exists()
 

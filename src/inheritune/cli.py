@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from inheritune import (
+    analyze_commands,
     data_commands,
     evaluate_commands,
     model_commands,
@@ -143,6 +144,7 @@ for _command in (
     model_commands.inherit,
     model_commands.verify,
     model_commands.convert,
+    analyze_commands.analyze,
     data_commands.prepare,
     data_commands.inspect,
     train_commands.train,

@@ -7,6 +7,7 @@ from inheritune.checkpoints.config import text_config
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import RecipeError
 from inheritune.recipe import Recipe
+from inheritune.steps.analysis import asks_for_ranks, ranked
 from inheritune.steps.arms import Arm, arms_of, round_depths
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Benchmark, Reference, measure_benchmark, open_reference
@@ -66,6 +67,11 @@ def derive(job: Job) -> Outcome:
     layers, max_layers = first_layers(recipe, reference)
     check_starts(recipe, reference.model, round_depths(recipe.grow, layers, max_layers))
     tokens = prepare_tokens(job, reference.model.path)
+    if asks_for_ranks(recipe):
+        reference = ranked(job, reference, tokens)
+        layers, max_layers = first_layers(recipe, reference)
+        depths = round_depths(recipe.grow, layers, max_layers)
+        check_starts(recipe, reference.model, depths, laziest=reference.laziest)
     benchmark = measure_benchmark(job, reference, tokens)
     target_tokens = recipe.tokens_of(recipe.target)
     assert target_tokens is not None  # the recipe refuses equal_compute for the target
@@ -116,13 +122,15 @@ def judge(trial: Trial, tolerance: float) -> str:
 def first_layers(recipe: Recipe, reference: Reference) -> tuple[int, int]:
     """Layers of the first round, and the most there may be.
 
+    Where the recipe takes the advice and the reference was not looked at yet: half of them.
+
     Raises:
         RecipeError: The recipe asks for more layers, or more ids, than the reference has.
     """
     most = recipe.grow.max_layers or reference.layers
     layers = recipe.inherit.layers
     if layers == "advice":
-        raise RecipeError("inherit.layers is advice.", "Give a number: inheritune analyze says it.")
+        layers = min(reference.advised_layers or max(1, reference.layers // 2), most)
     layers = layers or max(1, reference.layers // 2)
     asked = {"inherit.layers": layers, "grow.max_layers": most}
     own = {name: variant.layers for name, variant in recipe.variants.items()}

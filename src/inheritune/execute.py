@@ -13,6 +13,7 @@ from inheritune.recipe_file import RecipeFile
 from inheritune.report.page import write_report
 from inheritune.run import RUN, Run
 from inheritune.session import Begin, carry_out
+from inheritune.steps.analysis import analyze_run, asks_for_ranks, ranked
 from inheritune.steps.arms import Arm, arms_of, depth_of
 from inheritune.steps.chosen import checkpoint_for
 from inheritune.steps.job import Job
@@ -59,6 +60,7 @@ def execute(
         findings = _findings(outcome, job)
         findings["notes"] = [*([recipe.scaled] if recipe.scaled else []), *findings["notes"]]
         job.run.update(**findings, result=final)
+        _look_inside(job, outcome)
         try:
             job.run.update(samples=continue_texts(job, _models(outcome, job.run)))
         except InherituneError:
@@ -146,13 +148,16 @@ def train_only(
                 "Use: inheritune run.",
             )
         reference = open_reference(job)
+        if asks_for_ranks(plan):
+            prepared = prepare_tokens(job, reference.model.path)
+            reference = ranked(job, reference, prepared)
         first, most = first_layers(plan, reference)
         most = most if name == plan.target else reference.layers
         count = layers or depth_of(plan.variants[name], reference.layers, first)
         if count > most:
             raise RecipeError(f"--layers is {count}.", f"Choose between 1 and {most}.")
-        check_starts(plan, reference.model, [count], only=name)
-        arms = arms_of(plan, name, reference.layers, count, tokens_wanted)
+        check_starts(plan, reference.model, [count], only=name, laziest=reference.laziest)
+        arms = arms_of(plan, name, reference.layers, count, tokens_wanted, reference.laziest)
         checkpoint_for(job, _next_folder(job, arms))  # or is refused before anything is done
         tokens = prepare_tokens(job, reference.model.path)
         benchmark = measure_benchmark(job, reference, tokens)
@@ -161,6 +166,13 @@ def train_only(
         return trial.summary() | {"model": str(root / trial.path / "model")}, 0
 
     return carry_out(recipe, root, on_progress, work, Begin(RUN, allowed, checkpoint))[0]
+
+
+def _look_inside(job: Job, outcome: Outcome) -> None:
+    target = job.run.root / outcome.target.path / "model"
+    analysis, said = analyze_run(job, outcome.reference, outcome.tokens, target)
+    kept = job.run.read().get("notes", [])
+    job.run.update(analysis=analysis, notes=[*kept, *said])
 
 
 def _next_folder(job: Job, arms: Sequence[Arm]) -> Path:

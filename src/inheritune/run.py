@@ -100,6 +100,11 @@ class Run:
         return self.root / "benchmark.json"
 
     @property
+    def analysis(self) -> Path:
+        """What was seen of the attention and the layers of reference and target."""
+        return self.root / "analysis.json"
+
+    @property
     def target(self) -> Path:
         """The final model directory."""
         return self.root / "target"

@@ -10,7 +10,7 @@ from inheritune.regular_file import escape
 __all__ = ["check_selection", "choose_layers", "describe_selection", "select_layers"]
 
 _FORMS = "13, first:13, last:13, middle:13, first+last:12+1, every:2, or a list such as 0-11,24,25"
-_CHOICES = "first, last, middle, first+last, strided, or a list such as 0-11,24,25"
+_CHOICES = "first, last, middle, first+last, strided, lazy, or a list such as 0-11,24,25"
 _DIGITS = r"[0-9]{1,6}"
 
 
@@ -45,15 +45,20 @@ def select_layers(text: str, total: int) -> tuple[int, ...]:
     raise RecipeError(f"{escape(text)!r} does not say which layers to keep.", f"Write {_FORMS}.")
 
 
-def choose_layers(choice: str | None, count: int | None, total: int) -> tuple[int, ...]:
+def choose_layers(
+    choice: str | None, count: int | None, total: int, laziest: Sequence[int] | None = None
+) -> tuple[int, ...]:
     """The layers of a choice whose number may be decided elsewhere.
 
     Args:
         choice: ``"first"``, ``"last"``, ``"middle"``, ``"first+last"`` (all but one from the
-            beginning), ``"strided"`` (layer i of n is round(i (N - 1) / (n - 1))); or a text of
-            `select_layers` that says itself how many; None: the first.
+            beginning), ``"strided"`` (layer i of n is round(i (N - 1) / (n - 1))), ``"lazy"``
+            (those of lowest attention rank); or a text of `select_layers` that says itself how
+            many; None: the first.
         count: How many; None where only the text says it.
         total: Layers of the reference, N.
+        laziest: Those that have attention, that of lowest rank first; None: not measured yet, and
+            the last layers stand for the lazy ones.
 
     Returns:
         Ascending, without repeats, at least one.
@@ -63,11 +68,13 @@ def choose_layers(choice: str | None, count: int | None, total: int) -> tuple[in
             or fewer than `count`.
     """
     choice = "first" if choice is None else choice.strip()
-    if choice == "lazy":
-        raise RecipeError(
-            "which layers are lazy is measured by `inheritune analyze`, which this version lacks.",
-            'List them, such as select: "14-23".',
-        )
+    if choice == "lazy" and laziest is not None and count is not None:
+        if count > len(laziest):
+            raise RecipeError(
+                f"lazy asks for {count} layers, but {len(laziest)} have attention.",
+                "Choose fewer layers, or another select.",
+            )
+        return tuple(sorted(laziest[:count]))
     if not re.search("[0-9]", choice):
         return _counted(choice, count, total)
     if re.fullmatch(_DIGITS, choice):
@@ -84,7 +91,7 @@ def choose_layers(choice: str | None, count: int | None, total: int) -> tuple[in
 
 
 def _counted(choice: str, count: int | None, total: int) -> tuple[int, ...]:
-    if choice not in ("first", "last", "middle", "first+last", "strided"):
+    if choice not in ("first", "last", "middle", "first+last", "strided", "lazy"):
         raise RecipeError(
             f"{escape(choice)!r} does not say which layers to keep.", f"Write {_CHOICES}."
         )
@@ -95,7 +102,7 @@ def _counted(choice: str, count: int | None, total: int) -> tuple[int, ...]:
             raise RecipeError("first+last needs two layers at least.", "Choose more layers.")
         return select_layers(f"first+last:{count - 1}+1", total)
     if choice != "strided":
-        return _named(choice, count, total)
+        return _named("last" if choice == "lazy" else choice, count, total)
     _refuse_count(count, total)
     # Half up, in integers: floats round halves to even, and so not always to the same side.
     steps = max(count - 1, 1)

@@ -358,4 +358,9 @@ def _notes(
         )
     if any(v.tokens == "equal_compute" for v in recipe.variants.values()):
         said.append("A control with equal compute is counted for all rounds.")
+    if recipe.inherit.layers == "advice":
+        said.append(
+            "Counted with half of the layers first; a run begins with as many as the analysis of "
+            "the reference's attention advises."
+        )
     return said

@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from inheritune.errors import DataError
+from inheritune.report.attention_charts import attention_part
 from inheritune.report.charts import Chart, loss_charts
 from inheritune.report.course_charts import speed_chart, training_chart
 from inheritune.report.curves import Curve, read_curves
@@ -55,7 +56,10 @@ _LONGEST_SAMPLE = 3_000  # characters
 _SIGNS = ("recipe.yaml", "variants", "tokens", "benchmark.json", "reference.json")
 
 # Sections between the loss curves and the rounds: each is made from the record, or is not there.
-_PARTS: Sequence[Callable[[Record], Part | None]] = (task_part,)
+_PARTS: Sequence[Callable[[Record], Part | None]] = (
+    attention_part,
+    task_part,
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Report:
             speed_table(self.curves),
             health_table(self.curves),
             curves_table(self.curves),
-            *(table for part in self.parts for table in part.tables),
+            *(table for part in self.parts for table in [*part.tables, *part.files]),
         ]
 
 

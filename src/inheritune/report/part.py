@@ -21,7 +21,8 @@ class Part:
         title: Its heading.
         text: Sentences below the heading.
         charts: Each becomes a figure on the page, an SVG and a PNG, so its name is a file name.
-        tables: Each becomes a table on the page, and Markdown and CSV.
+        tables: Each becomes a table on the page, and a file of each format beside it.
+        files: Tables too long for the page: files only.
     """
 
     name: str
@@ -29,3 +30,4 @@ class Part:
     text: Sequence[str] = field(default_factory=list)
     charts: Sequence[Chart] = field(default_factory=list)
     tables: Sequence[Table] = field(default_factory=list)
+    files: Sequence[Table] = field(default_factory=list)

@@ -329,7 +329,7 @@ def _metrics_shown(models: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str],
         for score in rows(model, "scores"):
             task = text(score, "task")
             metrics = section(score, "metrics")
-            wanted = usual.get(task) or [name for name in metrics][:2]
+            wanted = usual.get(task) or list(metrics)[:2]
             for name in dict.fromkeys(wanted):
                 metric = section(metrics, name)
                 value = number(metric, "value")

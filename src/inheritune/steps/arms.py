@@ -111,7 +111,12 @@ def depth_of(variant: Variant, reference_layers: int, target_layers: int) -> int
 
 
 def arms_of(
-    recipe: Recipe, name: str, reference_layers: int, layers: int, tokens: int
+    recipe: Recipe,
+    name: str,
+    reference_layers: int,
+    layers: int,
+    tokens: int,
+    laziest: Sequence[int] | None = None,
 ) -> list[Arm]:
     """The trainings of a variant with its first seed, in their order: one, and of stacking two.
 
@@ -121,6 +126,7 @@ def arms_of(
         reference_layers: Of the reference.
         layers: Of the variant, see `depth_of`.
         tokens: Of each training.
+        laziest: Layers of the reference, that of lowest attention rank first; None: not known yet.
 
     Raises:
         RecipeError: The reference has no such layers, or they cannot be halved.
@@ -138,7 +144,7 @@ def arms_of(
         distill=None if variant.distill is None else variant.distill.model_dump(mode="json"),
     )
     if variant.start == "inherit":
-        kept = choose_layers(variant.select, layers, reference_layers)
+        kept = choose_layers(variant.select, layers, reference_layers, laziest)
         arm = replace(arm, kept=None if kept == tuple(range(layers)) else list(kept))
     before = []
     if variant.start == "stacking":
@@ -154,7 +160,10 @@ def arms_of(
         )
     elif variant.start == "hybrid-stacking":
         _half(layers)
-    return [*before, replace(arm, made_of=_made_of(arm))]
+    made_of = _made_of(arm)
+    if variant.select == "lazy":
+        made_of = _made_of_lazy(arm, laziest is not None)
+    return [*before, replace(arm, made_of=made_of)]
 
 
 def _half(layers: int) -> int:
@@ -185,6 +194,14 @@ def _made_of(arm: Arm) -> str:
     if arm.parts != "all":
         said += f"; fresh: {describe_parts(arm.parts).rstrip(',')}"
     return said + _own_rate(arm)
+
+
+def _made_of_lazy(arm: Arm, known: bool) -> str:
+    said = f"the {_layers(arm.layers)} of the reference with the lowest attention rank"
+    said += f": {describe_selection(arm.kept or range(arm.layers))}" if known else ""
+    if arm.parts != "all":
+        said += f"; fresh: {describe_parts(arm.parts).rstrip(',')}"
+    return said + ("" if known else " (which, a run finds out)") + _own_rate(arm)
 
 
 def _layers(count: int) -> str:

@@ -51,6 +51,8 @@ class Reference:
             where it says so; empty if unknown.
         trained_here: Whether this run trained it.
         taken_from: Where it was found, trained by another run; None: it was not.
+        advised_layers: How many first layers its attention advises; None: not asked yet.
+        laziest: Its layers that have attention, that of lowest rank first; None: not asked yet.
     """
 
     model: ModelDirectory
@@ -60,6 +62,8 @@ class Reference:
     training: Mapping[str, Any]
     trained_here: bool
     taken_from: str | None = None
+    advised_layers: int | None = None
+    laziest: tuple[int, ...] | None = None
 
     @property
     def layers(self) -> int:

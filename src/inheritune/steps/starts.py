@@ -24,7 +24,11 @@ _RECORDS = ("inherit.json", "start.json")
 
 
 def check_starts(
-    recipe: Recipe, reference: ModelDirectory, depths: Sequence[int], only: str | None = None
+    recipe: Recipe,
+    reference: ModelDirectory,
+    depths: Sequence[int],
+    only: str | None = None,
+    laziest: Sequence[int] | None = None,
 ) -> None:
     """Refuse controls that cannot be built from a reference, before anything is trained.
 
@@ -35,6 +39,7 @@ def check_starts(
         reference: Only its config and headers are looked at.
         depths: Layers that the target may end with.
         only: The one variant that is meant; None: all.
+        laziest: Its layers, that of lowest attention rank first; None: not known yet.
 
     Raises:
         RecipeError: A control asks for layers that are not there, or for half of an odd number.
@@ -50,7 +55,7 @@ def check_starts(
             own = {depth_of(variant, total, depth) for depth in depths}
             for layers in sorted(own):
                 key = f"variants.{name}" + (f", with {layers} layers" if len(own) > 1 else "")
-                for arm in arms_of(recipe, name, total, layers, recipe.train.tokens):
+                for arm in arms_of(recipe, name, total, layers, recipe.train.tokens, laziest):
                     if layers in (min(own), max(own)):
                         _check(reference, arm)
         except (RecipeError, SourceError) as error:

@@ -68,7 +68,7 @@ def control_arms(job: Job, reference: Reference, rounds: Sequence[Trial]) -> lis
             if variant.distill is not None and variant.distill.top_k is None:
                 each += reference.flops_per_token * EVALUATION_SHARE
             tokens = round(spent / each)
-        arms += arms_of(recipe, name, reference.layers, layers, tokens)
+        arms += arms_of(recipe, name, reference.layers, layers, tokens, reference.laziest)
     return arms
 
 
