@@ -9,6 +9,7 @@ import numpy as np
 
 from inheritune.derive import Outcome
 from inheritune.recipe import Recipe
+from inheritune.steps.abandoning import tell_abandoned
 from inheritune.steps.reference import Benchmark
 from inheritune.steps.training import Trial
 
@@ -23,8 +24,8 @@ def ledger(outcome: Outcome) -> list[dict[str, Any]]:
 
     Returns:
         Entries with ``item``, ``tokens``, ``flops``, ``seconds`` (None where unknown) and
-        ``borrowed``. The FLOPs of a training include its validations; those that a distillation
-        spends on its reference are an entry of their own.
+        ``borrowed``, and ``note`` where there is more to say. The FLOPs of a training include its
+        validations; those that a distillation spends on its reference are an entry of their own.
     """
     training = outcome.reference.training
     entries = [
@@ -35,7 +36,13 @@ def ledger(outcome: Outcome) -> list[dict[str, Any]]:
             training.get("seconds"),
             borrowed=not outcome.reference.trained_here,
         ),
-        _entry("benchmark", 0, outcome.benchmark.flops, outcome.benchmark.seconds),
+        _entry(
+            "benchmark",
+            0,
+            outcome.benchmark.flops,
+            outcome.benchmark.seconds,
+            borrowed=outcome.benchmark.borrowed is not None,
+        ),
     ]
     for number, trial in enumerate(outcome.rounds, 1):
         entries += _trial_entries(f"{trial.name}, round {number}, {trial.layers} layers", trial)
@@ -47,6 +54,8 @@ def ledger(outcome: Outcome) -> list[dict[str, Any]]:
 def _trial_entries(item: str, trial: Trial) -> list[dict[str, Any]]:
     """A training; and the forward passes of its reference, whose time is within the training's."""
     own = _entry(item, trial.tokens, trial.flops - trial.reference_flops, trial.seconds)
+    if trial.abandoned is not None:
+        own["note"] = tell_abandoned(trial.abandoned)
     if trial.distill is None:
         return [own]
     return [own, _entry(f"{item}: forwards of the reference", 0, trial.reference_flops, None)]
@@ -160,6 +169,7 @@ def notes(outcome: Outcome, recipe: Recipe) -> list[str]:
             "Each round went on from the trained layers of the one before: the target saw the "
             "tokens of all rounds."
         )
+    said += _of_growth(outcome, recipe)
     if recipe.grow.tolerance:
         said.append(f"Matched means at most {recipe.grow.tolerance} nats above the benchmark.")
     for name, distill in {t.name: t.distill for t in [*outcome.rounds, *outcome.controls]}.items():
@@ -172,6 +182,28 @@ def notes(outcome: Outcome, recipe: Recipe) -> list[str]:
     skipped = sum(trial.skipped for trial in [*outcome.rounds, *outcome.controls])
     if skipped:
         said.append(f"{skipped} steps were skipped because a value was not finite.")
+    return said
+
+
+def _of_growth(outcome: Outcome, recipe: Recipe) -> list[str]:
+    said = list(outcome.growth.notes)
+    if recipe.grow.search == "bisect" and len(outcome.rounds) > 1:
+        said.append(
+            "Sizes were searched by halving: that the target is the smallest that matches holds if "
+            "more layers never do worse."
+        )
+    for number, trial in enumerate(outcome.rounds, 1):
+        if trial.abandoned is not None:
+            said.append(f"Round {number} was {tell_abandoned(trial.abandoned)}.")
+    trained = {trial.name for trial in outcome.controls}
+    for name, variant in recipe.variants.items():
+        if variant.start == "grown" and name not in trained:
+            said.append(f"{name} was not trained: the target needed one size only.")
+    if outcome.benchmark.borrowed is not None:
+        said.append(
+            f"The benchmark was measured by another run ({outcome.benchmark.borrowed}); its cost is "
+            "listed as borrowed."
+        )
     return said
 
 

@@ -207,8 +207,9 @@ def ledger_table(record: Record) -> Table:
             values.append(["sum with what was borrowed", *both, "here and borrowed"])
         notes.append(
             "FLOPs per training token = 6 × (parameters − input embedding) + causal attention; "
-            "one third for evaluation. Borrowed: paid by whoever trained the reference."
+            "one third for evaluation. Borrowed: paid before this run, by another."
         )
+        notes += [f"{text(row, 'item')}: {text(row, 'note')}." for row in items if row.get("note")]
         if any(number(row, key) is None for row in items for key in keys):
             notes.append("Entries without a figure are not in the sums, which are then too low.")
     return Table("ledger", columns, values, notes)
