@@ -201,8 +201,8 @@ def _of_growth(outcome: Outcome, recipe: Recipe) -> list[str]:
             said.append(f"{name} was not trained: the target needed one size only.")
     if outcome.benchmark.borrowed is not None:
         said.append(
-            f"The benchmark was measured by another run ({outcome.benchmark.borrowed}); its cost is "
-            "listed as borrowed."
+            f"The benchmark was measured by another run ({outcome.benchmark.borrowed}); its cost "
+            "is listed as borrowed."
         )
     return said
 

@@ -23,8 +23,9 @@ def abandoned_record(
         val_loss: Of the model at its end.
 
     Returns:
-        The fields of `forecast.Decision`, with its confidence; ``saved_tokens``; and where the
-        training went on to its end all the same, ``audited`` and whether the decision was ``right``.
+        The fields of `forecast.Decision`, with its confidence; ``saved_tokens``; whether the
+        training was ``audited``, that is, went on to its end all the same; and then whether the
+        decision was ``right``.
     """
     from inheritune.train.forecast import CONFIDENCE
 
@@ -54,6 +55,6 @@ def tell_abandoned(record: dict[str, Any]) -> str:
         )
     was = "right" if record["right"] else "wrong"
     return (
-        f"trained to its end; abandoning it after {tokens:,} of {planned:,} tokens would have saved "
-        f"{record['saved_tokens']:,} and would have been {was}: {forecast}"
+        f"trained to its end; abandoning it after {tokens:,} of {planned:,} tokens would have "
+        f"saved {record['saved_tokens']:,} and would have been {was}: {forecast}"
     )

@@ -56,11 +56,8 @@ class Growth:
             why = next(point.reason for point in points if point.layers == first)
             notes.append(f"The first round has {sizes[0]} layers, not {first}: {why}.")
         if len(sizes) < most - sizes[0] + 1 and recipe.grow.add:
-            notes.append(
-                f"Rounds have {_listed(sizes)} layers, where the reference is safe to cut: {pattern}."
-                if pattern
-                else f"Rounds have {_listed(sizes)} layers, where the reference can be cut."
-            )
+            where = f"is safe to cut: {pattern}" if pattern else "can be cut"
+            notes.append(f"Rounds have {_listed(sizes)} layers, where the reference {where}.")
         return cls(recipe.grow, sizes, tuple(notes))
 
     def next_size(self, tried: Mapping[int, bool]) -> int | None:
@@ -98,7 +95,7 @@ class Growth:
         return not any(tried.values()) and self.next_size({**tried, layers: False}) is None
 
     def longest(self) -> list[int]:
-        """The sizes of all rounds, if none of them matches: no search takes more, or larger ones."""
+        """The sizes of all rounds, if none of them matches: no search takes more, or larger."""
         tried: dict[int, bool] = {}
         while (size := self.next_size(tried)) is not None:
             tried[size] = False

@@ -239,8 +239,8 @@ def _end_of(folder: Path) -> Path:
     if not checkpoints:
         raise CheckpointError(
             f"the optimizer state at the end of {folder} is not there any more.",
-            "It is kept where grow.weights is keep, or a variant starts grown, from the first round "
-            "on: give the run another name.",
+            "It is kept where grow.weights is keep, or a variant starts grown, from the first "
+            "round on: give the run another name.",
         )
     return checkpoints[-1]
 
