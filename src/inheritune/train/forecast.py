@@ -2,9 +2,9 @@
 
 The curve is ``L = a + b S^-p - c D``: S is the learning rate summed over the tokens so far, D how
 far the rate has fallen from its peak. The first two terms are the power law of training. The third
-is what a falling rate gains: a power law in tokens alone, fitted to the first half of a cosine,
-does not know of it and ends too high. Until the rate has fallen, c is not known, and then nothing is
-said: of `wsd`, before its decay.
+is what a falling rate gains. A power law in tokens alone, fitted to the first half of a cosine,
+does not know of it and ends too high. Until the rate has fallen, c is not known, and then nothing
+is said: of `wsd`, before its decay.
 
 The limit is that of a least-squares prediction, one-sided, 99%, for the worst exponent that the
 points allow. It takes the errors as independent and the curve as right. Neither holds: neighbouring
