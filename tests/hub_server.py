@@ -232,6 +232,8 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {first}-{last}/{total}"
         if fault == "compressed":
             headers["Content-Encoding"] = "gzip"
+        if fault == "flipped":
+            body = body[:-1] + bytes([body[-1] ^ 1])
         if fault == "too long":
             body += b"more"
         length, cut = len(body), None

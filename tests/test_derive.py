@@ -64,9 +64,11 @@ def test_the_result_says_all_that_was_promised(
 ) -> None:
     root, final, _ = finished
     promised = "outcome layers reference_layers rounds benchmark val_loss val_loss_se gap_closed"
-    promised += " tokens flops seconds variants run target report"
+    promised = promised.replace("gap_closed", "seeds seeds_matched gap_closed")
+    promised += " tokens flops seconds device_hours price variants run target report"
     assert list(final) == promised.split()
     keys = ["name", "start", "layers", "params", "tokens", "val_loss", "val_loss_se"]
+    keys += ["val_loss_sd", "num_seeds"]
     assert all(list(row) == keys for row in final["variants"])
     assert [row["name"] for row in final["variants"]] == ["reference", "inherit", "scratch"]
     assert final["reference_layers"] == 4
@@ -198,7 +200,8 @@ def test_what_moves_nothing_may_change(
     finished: tuple[Path, dict[str, Any], RecipeFile], tiny_reference: Path, tiny_text: Path
 ) -> None:
     root, final, _ = finished
-    free = recipe_of(tiny_reference, tiny_text, train={"save_minutes": 1.0, "keep": 7})
+    train, tasks = {"save_minutes": 1.0, "keep": 7}, {"add_bos": "no", "limit": 3}
+    free = recipe_of(tiny_reference, tiny_text, train=train, evaluate=tasks)
     assert execute(free, root)["val_loss"] == final["val_loss"]
 
 

@@ -27,7 +27,10 @@ LEVELS = [
     {
         "checkpoints",
         "data",
+        "deviations",
+        "known_configs",
         "presets",
+        "published_settings",
         "recipe",
         "recipe_file",
         "recipe_problems",
@@ -35,6 +38,7 @@ LEVELS = [
         "recipe_variants",
         "recipe_yaml",
         "run",
+        "scale",
     },
     {"inherit", "train", "evaluate"},
     {"convert", "steps"},
@@ -49,6 +53,7 @@ LEVELS = [
         "launch",
         "model_commands",
         "terminal",
+        "torchrun",
         "train_commands",
     },
 ]

@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from inheritune import launch
 
 RECIPE = """
 name: tiny
@@ -92,6 +95,78 @@ def test_a_signal_to_the_launcher_saves_ends_with_75_and_one_process_goes_on(
     assert done.returncode == 0, done.stderr
     assert f"continued from step {step} of {step + 3}" in done.stderr
     assert record(tmp_path)["allowed_changes"] == ["train.tokens", "variant_tokens"]
+
+
+def processes_with(text: str) -> list[int]:
+    """Numbers of the processes whose command line has a text in it."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if text.encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the signal at a parent's death is Linux's")
+@pytest.mark.parametrize("how", ["the launcher is killed", "a second signal"])
+def test_no_worker_outlives_its_launcher(
+    how: str, recipe: Callable[[int], Path], tmp_path: Path
+) -> None:
+    path = recipe(128 * 100_000)
+    command = [sys.executable, "-m", "inheritune", "run", str(path), "--runs", str(tmp_path)]
+    metrics = tmp_path / "tiny" / "variants" / "inherit" / "2-layers" / "metrics.jsonl"
+    with (
+        (tmp_path / "stderr").open("wb") as stderr,
+        subprocess.Popen(
+            [*command, "--processes", "2"], stderr=stderr, env=environment()
+        ) as started,
+    ):
+        try:
+            wait_until(lambda: metrics.exists() and '"loss"' in metrics.read_text())
+            assert len(processes_with(str(path))) == 4  # launcher, torchrun, two workers
+            if how == "a second signal":
+                started.send_signal(signal.SIGTERM)
+                started.send_signal(signal.SIGINT)
+                assert started.wait(timeout=60) in {128 + signal.SIGINT, 128 + signal.SIGTERM}
+        finally:
+            started.kill()
+    wait_until(lambda: not processes_with(str(path)))
+    if how == "the launcher is killed":
+        assert record(tmp_path)["status"] == "interrupted"
+        assert list(metrics.parent.glob("checkpoints/step-*"))
+
+
+def test_a_start_that_records_nothing_ends_with_the_code_of_its_workers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    worker = tmp_path / "worker.py"
+    worker.write_text("import sys; sys.exit(3)")
+    options = ["--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    agent = [sys.executable, "-m", "inheritune.torchrun", str(os.getpid()), *options, str(worker)]
+    monkeypatch.setattr(launch, "command_of", lambda arguments, processes: agent)
+    assert launch.launch([], 1, tmp_path / "run") == 3
+
+
+def test_a_signal_that_comes_while_it_starts_is_passed_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Popen(subprocess.Popen):
+        def __init__(self, *arguments: object, **more: object) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)  # would end this process
+            super().__init__(*arguments, **more)
+
+    sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(launch, "command_of", lambda arguments, processes: sleeping)
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    assert launch.launch([], 2, tmp_path / "run") == 75
+    assert not (tmp_path / "run").exists()
 
 
 def test_plain_torchrun_works_and_a_refusal_ends_all_processes(

@@ -17,6 +17,7 @@ from inheritune.console import (
     Json,
     NumberOfProcesses,
     Runs,
+    Scale,
     Sets,
     print_json,
     progress,
@@ -65,6 +66,7 @@ def run(
     allow_change: AllowChange = None,
     checkpoint: From = None,
     sets: Sets = None,
+    scale: Scale = None,
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,
     debug: Debug = False,
@@ -75,10 +77,16 @@ def run(
         from inheritune.recipe_file import read_recipe
 
         wanted = read_recipe(recipe, sets or [])
+        if scale is not None:
+            from inheritune.scale import scale_file
+
+            wanted = scale_file(wanted, scale)
+            say(wanted.scaled)
         root, allowed = runs / wanted.recipe.name, allow_change or []
         if processes > 1:
             asked = Asked(processes, allowed, checkpoint, sets or [], as_json, debug)
-            asked.launch(["run", str(recipe), "--runs", str(runs)], root)
+            smaller = ["--scale", str(scale)] if scale is not None else []
+            asked.launch(["run", str(recipe), "--runs", str(runs), *smaller], root)
         with progress() as listen:
             final, code = execute(wanted, root, listen, allowed=allowed, checkpoint=checkpoint)
         if final:  # the first process has it

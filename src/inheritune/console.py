@@ -26,6 +26,7 @@ __all__ = [
     "Json",
     "NumberOfProcesses",
     "Runs",
+    "Scale",
     "Sets",
     "print_json",
     "progress",
@@ -41,6 +42,15 @@ Sets = Annotated[
 ]
 NumberOfProcesses = Annotated[
     int, typer.Option("--processes", min=1, help="On this machine, such as one for each GPU.")
+]
+Scale = Annotated[
+    float | None,
+    typer.Option(
+        metavar="FACTOR",
+        help="Try the recipe small, such as 1e-6: tokens times this, widths, sequences and batches "
+        "times its fourth root, all rounds and variants at their depths, on Python's standard "
+        "library. No result of the method.",
+    ),
 ]
 AllowChange = Annotated[
     list[str] | None,

@@ -6,9 +6,11 @@ from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import RecipeError
 from inheritune.progress import Progress
 from inheritune.recipe import Recipe
+from inheritune.steps.arms import Arm
 from inheritune.steps.growth import Growth, round_arm
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Benchmark, Reference, measure_benchmark, open_reference
+from inheritune.steps.seeds import repeat_arms
 from inheritune.steps.starts import check_starts
 from inheritune.steps.tokens import prepare_tokens
 from inheritune.steps.training import Trial
@@ -33,6 +35,7 @@ class Outcome:
         chosen: Which of them is the result: the smallest that matched, or else the last one.
         growth: The sizes there might have been.
         controls: The other variants.
+        repeats: The last round and the controls again, with further seeds.
     """
 
     verdicts: list[str]
@@ -43,6 +46,7 @@ class Outcome:
     chosen: int
     growth: Growth
     controls: list[Trial]
+    repeats: list[Trial]
 
     @property
     def target(self) -> Trial:
@@ -72,22 +76,25 @@ def derive(job: Job) -> Outcome:
 
     rounds: list[Trial] = []
     verdicts: list[str] = []
+    done: list[Arm] = []
     tried: dict[int, bool] = {}  # layers, and whether they matched
     while (layers := growth.next_size(tried)) is not None:
         so_far = (rounds, tried, layers, benchmark.val_loss)
         arm = round_arm(recipe, growth, reference.layers, *so_far)
+        done.append(arm)
         rounds.append(train_arm(job, arm, reference, tokens, benchmark))
         verdicts.append(judge(rounds[-1], recipe.grow.tolerance))
         tried[layers] = verdicts[-1] == "matched"
     target = min((trial for trial in rounds if tried[trial.layers]), key=_size, default=rounds[-1])
     publish_target(job, target)
 
-    controls = [
-        train_arm(job, arm, reference, tokens, benchmark)
-        for arm in control_arms(job, reference, rounds, target)
-    ]
     chosen = rounds.index(target)
-    return Outcome(verdicts, reference, tokens, benchmark, rounds, chosen, growth, controls)
+    arms = control_arms(job, reference, rounds, target)
+    controls = [train_arm(job, arm, reference, tokens, benchmark) for arm in arms]
+    again = repeat_arms(recipe, done[: chosen + 1], arms)
+    repeats = [train_arm(job, arm, reference, tokens, benchmark) for arm in again]
+    found = (rounds, chosen, growth, controls, repeats)
+    return Outcome(verdicts, reference, tokens, benchmark, *found)
 
 
 def _size(trial: Trial) -> int:

@@ -23,6 +23,7 @@ except ImportError:  # Windows: stale staging is then left to the user
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "disk_errors",
     "published",
     "read_json_file",
     "refuse_used_directory",
@@ -79,18 +80,33 @@ def published(out: Path) -> Iterator[Path]:
             sync_directory(directory)
         staging.rename(out)
         sync_directory(out.parent)
-    except BaseException as error:
+    except BaseException:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
-        if isinstance(error, OSError | SafetensorError):  # the library's word for a full disk
-            reason = str(getattr(error, "strerror", None) or error).lower()
-            raise MachineError(
-                f"cannot write {out}: {reason}.", "Free some space, or name another directory."
-            ) from error
-        raise
+        with disk_errors(out):
+            raise
     finally:
         if lock is not None:
             os.close(lock)
+
+
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Say in our own error what the disk refuses while something is written.
+
+    Args:
+        out: What it would become, for the message.
+
+    Raises:
+        MachineError: The disk is full, read-only or broken.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # the library's word for a full disk
+        reason = str(getattr(error, "strerror", None) or error).lower()
+        raise MachineError(
+            f"cannot write {out}: {reason}.", "Free some space, or name another directory."
+        ) from error
 
 
 def _lock(directory: Path) -> int | None:

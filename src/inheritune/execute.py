@@ -53,9 +53,11 @@ def execute(
 
     def work(job: Job) -> tuple[dict[str, Any], int]:
         outcome = derive(job)
-        final = result(outcome, root, job.run.report / "index.html")
+        final = result(outcome, job.recipe, root, job.run.report / "index.html")
         missed = final["outcome"] == "not_matched" and recipe.recipe.grow.add > 0
-        job.run.update(**_findings(outcome, job), result=final)
+        findings = _findings(outcome, job)
+        findings["notes"] = [*([recipe.scaled] if recipe.scaled else []), *findings["notes"]]
+        job.run.update(**findings, result=final)
         try:
             job.run.update(samples=continue_texts(job, _models(outcome, job.run)))
         except InherituneError:
@@ -164,7 +166,7 @@ def train_only(
 
 
 def _next_folder(job: Job, arms: Sequence[Arm]) -> Path:
-    folders = [job.run.variant(arm.variant, arm.layers) for arm in arms]
+    folders = [arm.folder_in(job.run) for arm in arms]
     return next((f for f in folders if not (f / "result.json").exists()), folders[-1])
 
 
@@ -180,6 +182,7 @@ def _findings(outcome: Outcome, job: Job) -> dict[str, Any]:
             "digest": reference.model.digest,
             "trained_tokens": reference.training.get("tokens"),
             "trained_here": reference.trained_here,
+            "taken_from": reference.taken_from,
             "curve": reference.training.get("curve", []),
         },
         "tokens": outcome.tokens.summary(),
@@ -198,7 +201,7 @@ def _findings(outcome: Outcome, job: Job) -> dict[str, Any]:
             )
         ],
         "variants": variant_rows(outcome),
-        "ledger": ledger(outcome),
+        "ledger": ledger(outcome, job.recipe.cost),
         "notes": notes(outcome, job.recipe),
     }
 

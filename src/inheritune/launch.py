@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from inheritune.errors import InherituneError
+from inheritune.errors import InherituneError, Interrupted
 from inheritune.run import Run
 
 __all__ = ["command_of", "is_first_process", "launch", "process_count"]
@@ -36,14 +36,14 @@ def process_count() -> int:
 
 
 def command_of(arguments: Sequence[str], processes: int) -> list[str]:
-    """The command line that starts several processes of one on this machine.
+    """The command line that starts several processes of one on this machine, from this process.
 
     Args:
         arguments: Of `inheritune`.
         processes: How many.
     """
     return [
-        *(sys.executable, "-m", "torch.distributed.run"),
+        *(sys.executable, "-m", "inheritune.torchrun", str(os.getpid())),
         *("--nnodes", "1", "--nproc-per-node", str(processes)),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"),
         *("--shutdown-timeout", str(_SAVE_S), "--signals-to-handle", _SIGNALS),
@@ -60,29 +60,36 @@ def launch(arguments: Sequence[str], processes: int, root: Path) -> int:
         root: The run's directory.
 
     Returns:
-        The exit code of the run: torchrun itself knows but 0 and 1.
+        The exit code that the run recorded; of a start that was refused, that of the workers.
     """
     before = _ended(root)
     threads = str(max(1, (os.cpu_count() or 1) // processes))
-    # In a session of its own: a terminal sends Ctrl-C to a whole group, and torchrun once more.
-    started = subprocess.Popen(
-        command_of(arguments, processes),
-        env={"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ,
-        start_new_session=True,
-    )
+    started: subprocess.Popen[bytes] | None = None
     asked: list[int] = []
+    passed_on: list[int] = []
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
+    def pass_on(number: int | None = None, frame: FrameType | None = None) -> None:
+        if number is not None:
+            asked.append(number)
+        if started is None or len(passed_on) == len(asked):
+            return  # a signal that came while it was being started is passed on afterwards
+        passed_on[:] = asked
         with suppress(ProcessLookupError):
             if len(asked) == 1:
                 # Workers save at SIGTERM, and torchrun hands on what it was sent.
-                started.send_signal(signal.SIGTERM if number == _HANGUP else number)
-            else:
+                started.send_signal(signal.SIGTERM if asked[0] == _HANGUP else asked[0])
+            else:  # its workers, which have sessions of their own, end with it
                 os.killpg(started.pid, signal.SIGKILL)
 
     handlers = {number: signal.signal(number, pass_on) for number in _FORWARDED}
     try:
+        # In a session of its own: a terminal sends Ctrl-C to a whole group, and torchrun once more.
+        started = subprocess.Popen(
+            command_of(arguments, processes),
+            env={"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ,
+            start_new_session=True,
+        )
+        pass_on()
         code = started.wait()
     finally:
         for number, handler in handlers.items():
@@ -90,9 +97,12 @@ def launch(arguments: Sequence[str], processes: int, root: Path) -> int:
     if len(asked) > 1:
         return 128 + asked[-1]
     after = _ended(root)
-    if after is None or after == before:  # it did not come so far as to record anything
-        return 1 if code else 0
-    return int(after[0])
+    if after is not None and after != before:
+        return int(after[0])
+    # It did not come so far as to record anything.
+    if code < 0:  # a signal, which this process passed on or somebody else sent
+        return Interrupted.exit_code if asked else 128 - code
+    return code
 
 
 def _ended(root: Path) -> tuple[int, str] | None:

@@ -14,6 +14,7 @@ from inheritune.console import (
     Debug,
     Json,
     Runs,
+    Scale,
     Sets,
     print_json,
     progress,
@@ -156,6 +157,7 @@ def plan(
     mfu: Annotated[float, typer.Option(help="Share of the device's peak that is reached.")] = 0.4,
     rate: Annotated[float | None, typer.Option(help="Dollars for an hour of one device.")] = None,
     sets: Sets = None,
+    scale: Scale = None,
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,
     debug: Debug = False,
@@ -170,10 +172,17 @@ def plan(
             from inheritune.planning.recipe_plan import plan_recipe
             from inheritune.recipe_file import read_recipe
 
-            recipe = read_recipe(Path(what), sets or []).recipe
+            wanted = read_recipe(Path(what), sets or [])
+            if scale is not None:
+                from inheritune.scale import scale_file
+
+                wanted = scale_file(wanted, scale)
+                say(wanted.scaled)
+            recipe = wanted.recipe
             plan_of_recipe = plan_recipe(recipe, runs / recipe.name, speed)
             found, page = plan_of_recipe.as_json(), lines.recipe_page(plan_of_recipe)
             next_command = f"inheritune run {quote(what)}"
+            next_command += f" --scale {scale:g}" if scale is not None else ""
         else:
             from inheritune.checkpoints.source import open_model
             from inheritune.inherit.candidates import Budget, list_candidates, look_at

@@ -19,6 +19,7 @@ from inheritune.recipe_values import parse_amount
 from inheritune.recipe_yaml import Tree, dotted
 from inheritune.run import TRAIN, Run
 from inheritune.session import Begin, carry_out
+from inheritune.signals import catch_signals
 from inheritune.steps.arms import Arm
 from inheritune.steps.job import Job
 from inheritune.steps.pinned import pinned_commit
@@ -81,7 +82,8 @@ def plan_pretraining(
     revision = given.get("reference", {}).get("revision")
     opened_tokens = open_tokens(tokens)
     commit = pinned_commit(Run(out), model, revision) or revision
-    opened_model = open_model(model, commit)
+    with catch_signals() as stop:
+        opened_model = open_model(model, commit, should_stop=stop)
     _refuse_other_ids(opened_tokens, opened_model)
     given["train"] = _chosen(given.get("train", {}), opened_tokens, opened_model, processes)
     given["name"] = "train"

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
+from inheritune.published_settings import check_experiment
 from inheritune.recipe_values import (
     Amount,
     AmountOrZero,
@@ -284,7 +285,7 @@ class Recipe(Section):
     """A whole run, described."""
 
     name: Name = Field(description="the run's directory under runs/")
-    reproduces: str | None = Field(
+    reproduces: Annotated[str, AfterValidator(check_experiment)] | None = Field(
         None,
         description="published experiment whose settings this recipe's are compared with, such as "
         "gpt2-medium-openwebtext",
@@ -298,7 +299,9 @@ class Recipe(Section):
         {"inherit": Variant(start="inherit"), "scratch": Variant(start="fresh")}
     )
     seeds: Seeds | None = Field(
-        None, description="each variant is trained once with each; null: with train.seed alone"
+        None,
+        description="each variant is trained once with each, and growth is decided by the first; "
+        "null: with train.seed alone, which a reference that is trained here always has",
     )
     evaluate: Evaluate = Evaluate()
     analyze: Analyze | None = Field(Analyze(), description="null: do not analyze")
@@ -350,6 +353,10 @@ class Recipe(Section):
     def target(self) -> str:
         """Name of the variant that inherits and grows."""
         return next(name for name, variant in self.variants.items() if variant.is_target)
+
+    def seeds_of(self, name: str) -> list[int]:
+        """Seeds of a variant's trainings; everything is decided by the first."""
+        return self.variants[name].seeds or self.seeds or [self.train.seed]
 
     def tokens_of(self, name: str) -> int | None:
         """Tokens of each training of a variant.

@@ -27,14 +27,17 @@ class RecipeFile:
         path: The file; None for a recipe that was not read from one.
         text: The file's text, without a byte order mark; empty where there is none.
         recipe: Checked, with every default.
-        origins: ``"file"``, ``"--set"`` or ``"default"`` for each leaf of ``recipe.resolved()``,
-            by its dotted key, such as ``"train.tokens"``. A list is one leaf.
+        origins: ``"file"``, ``"--set"``, ``"--scale"`` or ``"default"`` for each leaf of
+            ``recipe.resolved()``, by its dotted key, such as ``"train.tokens"``. A list is one
+            leaf.
+        scaled: Where ``--scale`` made the recipe smaller, a sentence that says so.
     """
 
     path: Path | None
     text: str
     recipe: Recipe
     origins: dict[str, str]
+    scaled: str = ""
 
 
 def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeFile:

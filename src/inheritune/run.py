@@ -109,14 +109,16 @@ class Run:
         """Directory of the report page, its tables and figures."""
         return self.root / "report"
 
-    def variant(self, name: str, layers: int) -> Path:
+    def variant(self, name: str, layers: int, seed: int | None = None) -> Path:
         """Directory of one training: a variant at one size.
 
         Args:
             name: Of the variant, as the recipe has it.
             layers: How many it has in this round.
+            seed: Of a training that repeats another; None: of the first of its variant.
         """
-        return self.root / "variants" / name / f"{layers}-layers"
+        repeat = "" if seed is None else f"-seed-{seed}"
+        return self.root / "variants" / name / f"{layers}-layers{repeat}"
 
     @contextmanager
     def lock(self) -> Iterator[None]:

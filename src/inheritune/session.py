@@ -112,7 +112,7 @@ def _recorded(
     with run.lock(), catch_signals() as stop:
         before = run.read()
         _refuse_other_command(root, before, begin.command)
-        given = run.recipe_file.read_bytes() if run.recipe_file.exists() else b""
+        kept = {path: path.read_bytes() for path in (run.recipe_file, run.pin) if path.exists()}
         if recipe.text:
             run.recipe_file.write_text(recipe.text, encoding="utf-8")
         run.update(
@@ -125,6 +125,7 @@ def _recorded(
             error=None,
             recipe=recipe.recipe.resolved(),
             origins=recipe.origins,
+            scaled=recipe.scaled or None,
             versions=versions(),
             machine=machine(),
             processes=processes.size,
@@ -153,10 +154,11 @@ def _recorded(
             if checkpoint and _metrics_time(checkpoint) != metrics_before:
                 error = _without_from(error)
             with suppress(InherituneError):  # a full disk must not hide the first error
-                if before.get("result") and error.exit_code in _REFUSED:
-                    # The run is done and stays as it was recorded; only this start is refused.
-                    if recipe.text:
-                        run.recipe_file.write_bytes(given)
+                if _stays(before, error):
+                    if recipe.text and run.recipe_file not in kept:
+                        run.recipe_file.unlink()
+                    for path, content in kept.items():
+                        path.write_bytes(content)
                     write_json(run.record_file, before)
                 else:
                     status = "interrupted" if error.exit_code == 75 else "failed"
@@ -169,6 +171,15 @@ def _recorded(
             raise
         close("done", code)
         return value, code
+
+
+def _stays(before: Mapping[str, Any], error: InherituneError) -> bool:
+    """Whether a run stays as it was recorded, since only this start is refused."""
+    if before.get("result"):
+        return error.exit_code in _REFUSED
+    # Not finished, but begun: the recipe that it was begun with is the one that goes on.
+    begun = before.get("status") and before.get("exit_code") != RecipeError.exit_code
+    return bool(begun) and isinstance(error, RecipeError)
 
 
 def _without_from(error: InherituneError) -> InherituneError:

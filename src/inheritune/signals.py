@@ -1,8 +1,10 @@
 """Stopping when asked: the first signal sets a flag, a second one ends the process at once."""
 
+import ctypes
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,13 +13,27 @@ from types import FrameType
 
 from inheritune.errors import Interrupted
 
-__all__ = ["StopFlag", "catch_signals"]
+__all__ = ["StopFlag", "catch_signals", "follow_parent"]
 
 _ASKS_TO_STOP = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 ]
 
 _ECHO_S = 2.0
+_PR_SET_PDEATHSIG = 1  # prctl.h
+
+
+def follow_parent(number: int) -> None:
+    """Be sent a signal when the process that started this one ends, however it ends.
+
+    Only Linux knows of this; elsewhere nothing happens. If the parent has ended already, nothing is
+    sent any more.
+
+    Args:
+        number: Of the signal.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
 class StopFlag:

@@ -89,22 +89,37 @@ def _table(record: Mapping[str, Any]) -> Grid:
 
     grid = Grid(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     grid.add_column("", max_width=24)
-    for header in ("layers", "size", "val_loss", "vs reference", "tokens", "time"):
+    several = any(row.get("num_seeds", 1) > 1 for row in record["variants"])
+    middle = ("val_loss", "sd (seeds)", "vs ref.") if several else ("val_loss", "vs reference")
+    for header in ("layers", "size", *middle, "tokens", "time"):
         grid.add_column(header, justify="right", no_wrap=True)
     variants = record["variants"]
     rounds = [row | {"name": f"{row['name']}, round {row['round']}"} for row in record["rounds"]]
-    controls = [row for row in variants[1:] if row["name"] != record["rounds"][0]["name"]]
+    target = record["rounds"][0]["name"]
+    controls = [
+        row | ({"name": f"{target}, all seeds"} if row["name"] == target else {})
+        for row in variants[1:]
+        if row["name"] != target or row.get("num_seeds", 1) > 1
+    ]
     for row in [variants[0], *rounds, *controls]:
         grid.add_row(
             row["name"],
             str(row["layers"]),
             amount(row["params"]),
             loss(row["val_loss"]),
+            *([_spread(row)] if several else []),
             signed(row.get("difference")),
             amount(row["tokens"]),
             duration(row["seconds"]),
         )
     return grid
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    from inheritune.report.quantities import loss
+
+    count = row.get("num_seeds", 1)
+    return "1 seed" if count == 1 else f"{loss(row['val_loss_sd'])} ({count})"
 
 
 class _Bar:
@@ -152,14 +167,15 @@ class _Lines:
         elif progress.total and now - self._printed >= _PLAIN_EVERY_S:
             self._printed = now
             share = f"{progress.done:,} of {progress.total:,} {progress.unit}"
-            self._print(f"{text}: {share}, {_facts(progress)}{self._eta(progress, now)}")
+            known = [share, _facts(progress), self._eta(progress, now)]
+            self._print(f"{text}: {', '.join(filter(None, known))}")
 
     def _eta(self, progress: Progress, now: float) -> str:
         done = progress.done - self._done_at_start
         if done <= 0:
             return ""
         left_s = (progress.total - progress.done) * (now - self._began) / done
-        return f", {int(left_s // 60)}:{int(left_s % 60):02d} left"
+        return f"{int(left_s // 60)}:{int(left_s % 60):02d} left"
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -13,8 +13,6 @@ IDS = [f"{group}{number}" for group, size in SIZES.items() for number in range(1
 # Groups of commands that do not exist yet, and single items that wait for something.
 NOT_BUILT = {
     **dict.fromkeys([i for i in IDS if i[0] == "E"], "evaluation, publication, watching"),
-    "A12": "shown in test_derive.py, not under its id",
-    "D19": "needs a GPU; that a processor is taken without one is tested, not under its id",
 }
 
 

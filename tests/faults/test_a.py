@@ -6,12 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from inheritune.errors import RecipeError
-from inheritune.recipe_file import read_recipe
+from inheritune.errors import Interrupted, RecipeError
+from inheritune.execute import execute
+from inheritune.progress import Progress
+from inheritune.recipe import Recipe
+from inheritune.recipe_file import RecipeFile, read_recipe
 from inheritune.run import Run
 
 SMALLEST = """\
@@ -126,6 +131,39 @@ def test_a11_batch_that_is_no_multiple_names_the_nearest(tmp_path: Path) -> None
         "line 6: train: batch_tokens 1000 is not a multiple of seq_len x micro_batch = 256; "
         "nearest: 768 or 1024."
     ) in refused(write(tmp_path, text))
+
+
+def run_with_long_sequences(model: Path, text: Path, root: Path) -> list[str]:
+    """What is said of 256 tokens per sequence, before the run is stopped there."""
+    train = {"tokens": 1280, "seq_len": 256, "batch_tokens": 512, "micro_batch": 2}
+    fields = {"name": "toy", "reference": {"model": str(model)}, "data": {"source": str(text)}}
+    recipe = RecipeFile(None, "", Recipe.model_validate(fields | {"train": train}), {})
+    said: list[str] = []
+
+    def listen(progress: Progress) -> None:
+        said.append(progress.message)
+        if "positions" in progress.message:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with suppress(Interrupted):
+        execute(recipe, root, listen)
+    return said
+
+
+def test_a12_more_tokens_than_learned_positions_are_refused(
+    tiny_model: Callable[[str], Path], tiny_text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=r"seq_len is 256.* has 128 positions") as caught:
+        run_with_long_sequences(tiny_model("gpt2"), tiny_text, tmp_path)
+    assert "Set train.seq_len to 128 or less" in caught.value.hint
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_a12_more_tokens_than_a_rotary_model_was_made_for_are_said(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    said = run_with_long_sequences(tiny_reference, tiny_text, tmp_path)
+    assert "train.seq_len 256 is above the 128 positions it was made for" in said
 
 
 def test_a13_tag_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

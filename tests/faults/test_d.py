@@ -16,9 +16,12 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +47,7 @@ from inheritune.recipe_file import RecipeFile
 from inheritune.run import Run
 from inheritune.signals import catch_signals
 from inheritune.train import checkpoint_files, loop, saved_tensors, state, trackers
+from inheritune.train.group import join
 from inheritune.train.settings import choose_settings
 from inheritune.train.tracker_adapters import ADAPTERS, Row, Tracked, Tracker
 from inheritune.train.trackers import Trackers
@@ -295,6 +299,18 @@ def test_d5_a_disk_that_refuses_ends_with_4_and_the_last_checkpoint_is_whole(
     checkpoint_files.verify(checkpoints / "step-00000005")
 
 
+def test_d5_a_disk_without_room_for_the_checkpoints_ends_with_4_before_the_first_step(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(tiny_reference, tiny_text)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+        with pytest.raises(MachineError, match="1,000 left"):
+            execute(recipe, tmp_path)
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+    assert execute(recipe, tmp_path)[1] == 0
+
+
 def test_d5_a_file_size_limit_ends_with_4(tiny_tokens: TokenDirectory, tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, tiny_tokens, 5)
 
@@ -449,6 +465,26 @@ def test_d10_a_changed_recipe_is_refused_with_2_and_the_difference(
     assert error.value.exit_code == 2
     assert str(next(iter(change.values()))) in error.value.message
     execute(recipe, tmp_path / "run")
+
+
+def test_d10_a_refused_start_leaves_the_files_of_the_run_as_they_were(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    recipe = recipe_of(tiny_reference, tiny_text)
+    interrupted_run(recipe, root)
+
+    def files() -> dict[Path, bytes]:
+        kept = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+        return {path: kept[path] for path in kept if path.name != "log.txt"}
+
+    before = files()
+    changed = recipe_of(tiny_reference, tiny_text, train={"learning_rate": 2e-3})
+    with pytest.raises(RecipeError):
+        execute(replace(changed, text="# another one\n"), root)
+    assert files() == before
+    assert Run(root).read()["status"] == "interrupted"
+    execute(recipe, root)
 
 
 def test_d10_one_key_can_be_allowed_and_is_recorded(
@@ -642,11 +678,66 @@ def test_d18_out_of_memory_ends_with_4_and_names_a_smaller_micro_batch(
     assert execute(smaller, tmp_path / "run")[0]["tokens"] == 1280
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_is_the_processor_and_said(tiny_reference: Path, tiny_text: Path) -> None:
-    settings = choose_settings(recipe_of(tiny_reference, tiny_text).recipe.train, 0)
+@pytest.mark.parametrize("visible", ["", "99"])
+def test_d19_without_a_gpu_the_processor_is_taken_and_said(visible: str) -> None:
+    program = (
+        "import json\n"
+        "from inheritune.recipe import Train\n"
+        "from inheritune.train.settings import choose_settings\n"
+        "print(json.dumps(choose_settings(Train.model_validate({'tokens': 1000}), 0).record()))\n"
+    )
+    found = json.loads(
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": visible},
+            capture_output=True,
+            check=True,
+        ).stdout
+    )
+    assert (found["device"], found["loss"]) == ("cpu", "logits")
+    assert found["reasons"]["device"] == "torch finds no GPU that it can use"
+
+
+def test_d19_a_driver_that_is_too_old_is_said_and_the_processor_taken(
+    monkeypatch: pytest.MonkeyPatch, tiny_reference: Path, tiny_text: Path
+) -> None:
+    def too_old() -> bool:  # as torch has it; the command line shows such warnings
+        warnings.warn(
+            "CUDA initialization: The NVIDIA driver on your system is too old", stacklevel=2
+        )
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", too_old)
+    with pytest.warns(UserWarning, match="driver on your system is too old"):
+        settings = choose_settings(recipe_of(tiny_reference, tiny_text).recipe.train, 0)
     assert settings.device == "cpu"
-    assert settings.record()["loss"] == "logits"
+
+
+def test_d19_bf16_on_a_gpu_without_it_ends_with_4(
+    monkeypatch: pytest.MonkeyPatch, tiny_reference: Path, tiny_text: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    asked = recipe_of(tiny_reference, tiny_text, train={"precision": "bf16"})
+    with pytest.raises(MachineError, match="precision is bf16, which Tesla T4 lacks") as error:
+        choose_settings(asked.recipe.train, 0)
+    assert error.value.exit_code == 4
+    left_open = recipe_of(tiny_reference, tiny_text, train={"precision": "auto"})
+    assert choose_settings(left_open.recipe.train, 0).precision == "fp32"
+
+
+def test_d19_more_processes_than_gpus_or_parts_of_one_end_with_4(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # of several MIG parts, too
+    started = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in (started | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(MachineError, match="2 processes were started for 1 GPUs") as error:
+        join()
+    assert error.value.exit_code == 4
 
 
 def test_d20_a_benchmark_met_at_once_is_matched_and_an_unreachable_one_ends_with_6(

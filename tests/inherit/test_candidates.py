@@ -14,7 +14,7 @@ import torch
 from inheritune.checkpoints.source import open_model
 from inheritune.errors import RecipeError, SourceError
 from inheritune.inherit.candidates import Budget, list_candidates, look_at
-from inheritune.inherit.devices import DEVICES, Speed, choose_device, this_processor
+from inheritune.inherit.devices import DEVICES, Speed, choose_device, peak_of, this_processor
 from inheritune.inherit.imagined import imagine
 from inheritune.inherit.inherit import inherit
 from inheritune.inherit.sizes import Sizes
@@ -323,3 +323,25 @@ def test_shared_model_of_five_layers(shared_data, tmp_path):
     table = table_of(directory)
     assert table.seq_len == 512
     assert table.candidates[-1].counts.params == describe(directory, 512).params == 260_032
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
+        ("Tesla V100-SXM2-32GB", "v100"),
+    ],
+)
+def test_a_gpu_is_known_by_the_name_of_its_driver(title: str, name: str) -> None:
+    assert peak_of(title) == DEVICES[name].peak_flops
+
+
+@pytest.mark.parametrize(
+    "title", ["NVIDIA H100 NVL", "NVIDIA GH200 480GB", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "A10G"]
+)
+def test_a_slower_part_of_a_known_name_has_no_known_peak(title: str) -> None:
+    assert peak_of(title) is None

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from inheritune.report.tables import ledger_table, rounds_table, variants_table
+from inheritune.report.tables import ledger_table, rounds_table, seeds_table, variants_table
 
 
 def test_rounds_table_shows_losses_with_paired_error(synthetic: ModuleType) -> None:
@@ -70,6 +70,8 @@ def test_csv_holds_full_numbers_and_nothing_for_the_unknown(synthetic: ModuleTyp
         "2.1004",
         "0.031",
         "",
+        "",
+        "",
         "30000000",
         "3900000",
         "690000000000000.0",
@@ -93,3 +95,17 @@ def test_tables_of_strange_records_are_tables(make, strange) -> None:  # type: i
     assert all(len(row) == len(table.headers) for row in table.rows)
     assert table.csv().startswith(table.columns[0].title)
     assert table.markdown().startswith("| ")
+
+
+def test_with_several_seeds_each_has_a_row_of_its_own(synthetic: ModuleType) -> None:
+    record = synthetic.record()
+    assert not seeds_table(record).values
+    seeds = [{"seed": n, "val_loss": 2.0 + n, "difference": n - 0.1} for n in (0, 1)]
+    record["variants"][1] |= {"num_seeds": 2, "val_loss_sd": 0.7, "seeds": seeds}
+    assert [row[:4] for row in seeds_table(record).rows] == [
+        ["inherit", "6", "0", "2.000"],
+        ["inherit", "6", "1", "3.000"],
+    ]
+    row = dict(zip(variants_table(record).headers, variants_table(record).rows[1], strict=True))
+    assert (row["SD over seeds"], row["seeds"]) == ("0.700", "2")
+    assert any("mean over seeds" in note for note in variants_table(record).notes)

@@ -83,7 +83,7 @@ def test_remarks_define_gap_closed_and_admit_borrowing_and_the_single_seed(
     assert "Gap closed: 101%" in said
     assert "(scratch − target) / (scratch − reference)" in said
     assert "The reference was not trained here: its training (30M tokens) is borrowed" in said
-    assert "One seed" in said
+    assert "1 seed" in said
 
 
 def test_undefined_gap_is_explained(synthetic: ModuleType) -> None:

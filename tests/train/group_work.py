@@ -223,8 +223,6 @@ def full_disk(folder: Path, tokens: TokenDirectory, processes: Processes) -> dic
         run_training(folder / "full", tokens, processes)
     except MachineError as error:
         code = error.exit_code
-    except OSError:
-        code = 28
     return {"code": code}
 
 

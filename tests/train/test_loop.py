@@ -14,7 +14,10 @@ from inheritune.recipe import Train
 from inheritune.signals import StopFlag
 from inheritune.train.forecast import Goal
 from inheritune.train.loop import Plan, Trained, plan_steps, train
+from inheritune.train.peak_memory import peak_bytes
+from inheritune.train.saves import Saves
 from inheritune.train.settings import Settings
+from inheritune.train.throughput import flops_per_token
 
 INPUTS = {"seed": 0}
 
@@ -35,6 +38,9 @@ class Trainer:
         self.allowed: set[str] = set()
         self.warn: dict[str, object] = {}
         self.plan: dict[str, object] = {}
+        self.val_losses: list[float] = []  # that are measured first, if not rising ones
+        self.messages: list[str] = []
+        self.peak_flops: float | None = None
 
     def __call__(
         self,
@@ -49,6 +55,7 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
 
         def listen(progress: Progress) -> None:
+            self.messages += [progress.message] * bool(progress.message)
             if stop_after is not None and progress.done >= stop_after * recipe.batch_tokens:
                 stop.signal_number = 15
 
@@ -60,6 +67,7 @@ class Trainer:
             allowed=self.allowed,
             warn=self.warn,
             **self.plan,
+            peak_flops=self.peak_flops,
         )
         return train(self.model, recipe, plan, self.settings, folder, self.measure, stop, listen)
 
@@ -67,7 +75,7 @@ class Trainer:
         self.val_calls += 1
         if self.plan.get("goal") is not None:
             return 3.0
-        return 1.0 + self.val_calls
+        return self.val_losses.pop(0) if self.val_losses else 1.0 + self.val_calls
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
@@ -391,3 +399,81 @@ def test_a_goal_within_reach_is_trained_to_the_end(
     trainer.plan = {"goal": Goal(3.0)}
     trained = trainer(train_recipe, tmp_path)
     assert (trained.position.step, trained.decision) == (20, None)
+
+
+def test_a_new_best_val_loss_is_saved_and_kept(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = train_recipe.model_copy(update={"eval_every": 384, "keep": 1, "save_minutes": 1e-9})
+    monkeypatch.setattr(Saves, "due", lambda self: False)  # no save falls on a validation
+    trainer.val_losses = [9.0, 5.0, 4.0, 6.0, 7.0, 4.5, 8.0]  # after 0, 3, 6, ... steps
+    trainer(recipe, tmp_path)
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert saved == ["step-00000006", "step-00000020"]
+
+
+def test_a_loss_that_keeps_falling_is_not_saved_at_every_validation(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    trainer.val_losses = [9.0, 5.0, 4.0, 3.0, 2.0]
+    recipe = train_recipe.model_copy(update={"keep": 9, "save_minutes": 60.0})
+    trainer(recipe, tmp_path)
+    saved = [path.name for path in (tmp_path / "checkpoints").glob("step-*")]
+    assert saved == ["step-00000020"]
+
+
+def test_skips_in_a_row_are_counted_across_a_stop(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        trainer.fresh["model.norm.weight"] = torch.full((32,), math.nan)
+    patient = train_recipe.model_copy(update={"nonfinite": "skip", "max_skips": 4})
+    with pytest.raises(Interrupted, match="saved at step 3"):
+        trainer(patient, tmp_path, stop_after=3)
+    with pytest.raises(DivergedError, match="at step 5"):
+        trainer(patient, tmp_path)
+
+
+def test_another_choice_of_the_machine_is_said_when_it_goes_on(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        trainer(train_recipe, tmp_path, stop_after=3)
+    begun = trainer.settings
+    trainer.settings = replace(begun, precision="bf16")
+    with pytest.raises(
+        RecipeError, match=r"trained in fp32; train\.precision comes to bf16"
+    ) as error:
+        trainer(train_recipe, tmp_path)
+    assert "--allow-change train.precision" in error.value.hint
+    trainer.settings = replace(begun, fused_optimizer=False)
+    trainer.messages.clear()
+    trained = trainer(train_recipe, tmp_path)
+    said = "settings.fused_optimizer was True, now it is False"
+    assert trained.notes == (said,)
+    assert trainer.messages[0] == said  # before the first step
+
+
+def test_mfu_is_the_share_of_the_peak_and_null_where_that_is_unknown(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    trainer(train_recipe, tmp_path / "unknown")
+    assert {row["mfu"] for row in rows_of(tmp_path / "unknown") if "loss" in row} == {None}
+    trainer.peak_flops = 1e9
+    trainer(train_recipe, tmp_path / "known")
+    flops = flops_per_token(trainer.model, train_recipe.seq_len)
+    for row in rows_of(tmp_path / "known"):
+        if "loss" in row:
+            assert row["mfu"] == pytest.approx(row["tokens_per_s"] * flops / 1e9, abs=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counted on the GPU")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc")
+def test_the_peak_of_memory_is_of_this_training(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    before = torch.ones(64 * 2**20)  # 256 MB, as of a larger model before
+    peak = peak_bytes()
+    del before
+    trainer(train_recipe, tmp_path)
+    assert max(row["memory_bytes"] for row in rows_of(tmp_path) if "loss" in row) < peak - 2**27

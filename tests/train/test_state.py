@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from inheritune.errors import CheckpointError, MachineError
+from inheritune.errors import CheckpointError, MachineError, RecipeError
 from inheritune.train.state import Position, load_newest, save_checkpoint
 
 
@@ -68,9 +68,12 @@ def test_the_best_one_is_kept_beside_the_newest(
     small_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
     optimizer = stepped(small_llama)
+    losses = {0: 0.1, 1: 3.0, 2: 1.0, 3: None}  # of step 0 nothing is saved
     for step in (1, 2, 3, 4):
         position = Position(step=step, tokens=step * 128)
-        save_checkpoint(tmp_path, small_llama, optimizer, position, {"seed": 0}, 1, best=2)
+        save_checkpoint(
+            tmp_path, small_llama, optimizer, position, {"seed": 0}, 1, val_losses=losses
+        )
     left = sorted(p.name for p in tmp_path.iterdir())
     assert left == ["latest", "step-00000002", "step-00000004"]
 
@@ -155,6 +158,59 @@ def test_damaged_checkpoints_never_crowd_out_the_one_just_written(
     (save(tmp_path, small_llama, 20, keep=1) / "model.safetensors").unlink()
     save(tmp_path, small_llama, 15, keep=1)
     assert load(tmp_path, small_llama)[0].step == 15
+
+
+def test_an_older_damaged_one_is_not_counted_among_those_to_keep(
+    small_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, small_llama, step)
+    (tmp_path / "step-00000002" / "model.safetensors").write_bytes(b"cut off")
+    (tmp_path / "step-00000003" / "manifest.json").unlink()
+    newest = save(tmp_path, small_llama, 4, keep=2)
+    assert [p.name for p in sorted(tmp_path.glob("step-*"))] == ["step-00000001", newest.name]
+    (newest / "model.safetensors").unlink()
+    assert load(tmp_path, small_llama)[0].step == 1
+
+
+def test_one_that_was_passed_over_crowds_nothing_out_once_it_is_overtaken(
+    small_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    for step in (1, 2):
+        save(tmp_path, small_llama, step)
+    victim = tmp_path / "step-00000002" / "model.safetensors"
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1  # which only its digest shows
+    victim.write_bytes(content)
+    assert load(tmp_path, small_llama)[0].step == 1
+    save(tmp_path, small_llama, 3, keep=2)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == [
+        "latest",
+        "step-00000001",
+        "step-00000003",
+    ]
+
+
+def test_what_the_machine_chose_is_compared(small_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    def optimizer() -> torch.optim.AdamW:
+        return torch.optim.AdamW(small_llama.parameters())
+
+    begun = {"precision": "bf16", "compile": True, "new": 1}
+    place, inputs = (tmp_path, small_llama), {"seed": 0}
+    save_checkpoint(*place, optimizer(), Position(1, 128), inputs, 1, settings=begun)
+    same = load_newest(*place, optimizer(), inputs, settings=begun | {"other": 2})
+    assert same == (Position(1, 128), [])
+    eager = begun | {"compile": False}
+    assert load_newest(*place, optimizer(), inputs, settings=eager)[1] == [
+        "settings.compile was True, now it is False"
+    ]
+    now = {"precision": "fp32"}
+    with pytest.raises(RecipeError, match=r"trained in bf16; train\.precision comes to fp32"):
+        load_newest(*place, optimizer(), inputs, settings=now)
+    allowed = {"train.precision"}
+    assert load_newest(*place, optimizer(), inputs, settings=now, allowed=allowed)[1] == [
+        "settings.precision was bf16, now it is fp32"
+    ]
 
 
 def test_a_planted_pickle_is_never_read(small_llama: LlamaForCausalLM, tmp_path: Path) -> None:

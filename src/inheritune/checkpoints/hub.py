@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from inheritune.errors import MachineError, SourceError
 from inheritune.regular_file import escape
 
-__all__ = ["cached_snapshot", "download", "hub_errors", "is_hub_id", "is_wanted"]
+__all__ = ["UNWANTED", "WANTED", "cached_snapshot", "hub_errors", "is_hub_id", "is_wanted"]
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
 # Whole models only, in safetensors only: no pickle is even downloaded.
-_WANTED = [
+WANTED = [
     *("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.spm", "*.bpe", "*.py"),
     *(
         "merges.txt",
@@ -25,7 +25,7 @@ _WANTED = [
     ),
     "USE_POLICY*",
 ]
-_UNWANTED = ["original/*", "consolidated*", "*/*.safetensors", "*/*.json", "*/*.py", "adapter_*"]
+UNWANTED = ["original/*", "consolidated*", "*/*.safetensors", "*/*.json", "*/*.py", "adapter_*"]
 _LIBRARIES = ("httpx", "httpcore", "huggingface_hub")  # httpx2 is another name of the first
 
 
@@ -43,33 +43,9 @@ def is_wanted(name: str) -> bool:
         return False
     if plain != name and not name.endswith(".jinja"):
         return False
-    if any(fnmatchcase(name, pattern) for pattern in _UNWANTED):
+    if any(fnmatchcase(name, pattern) for pattern in UNWANTED):
         return False
-    return any(fnmatchcase(name, pattern) for pattern in _WANTED)
-
-
-def download(model: str, revision: str | None) -> Path:
-    """Download a model into the Hub's cache, or find it there.
-
-    Args:
-        model: Hub id.
-        revision: Branch, tag or commit; None: the main branch.
-
-    Returns:
-        The snapshot's directory; its name is the commit.
-
-    Raises:
-        SourceError: The Hub has no such model or revision, or does not show it to this account.
-        MachineError: The Hub cannot be reached, and the cache does not hold the model.
-    """
-    from huggingface_hub import snapshot_download
-
-    with hub_errors(model, revision):
-        return Path(
-            snapshot_download(
-                model, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
-            )
-        )
+    return any(fnmatchcase(name, pattern) for pattern in WANTED)
 
 
 def cached_snapshot(model: str, revision: str | None) -> Path | None:

@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ import xxhash
 from inheritune.checkpoints.config import announced_prediction_layers, layer_count, text_config
 from inheritune.checkpoints.copy import side_files
 from inheritune.checkpoints.embedding_rows import refuse_ids_without_rows
-from inheritune.checkpoints.hub import download, is_hub_id
+from inheritune.checkpoints.hub import is_hub_id
 from inheritune.checkpoints.layers import Container, find_container
 from inheritune.checkpoints.refusals import (
     refuse_directory,
@@ -23,6 +23,7 @@ from inheritune.checkpoints.refusals import (
 from inheritune.checkpoints.safe_path import safe_file, safe_shard_name
 from inheritune.checkpoints.safetensors import Tensor, read_header
 from inheritune.checkpoints.strict_json import read_json
+from inheritune.checkpoints.whole_download import download
 from inheritune.errors import SourceError
 from inheritune.progress import Listener, silent
 from inheritune.regular_file import escape
@@ -129,7 +130,13 @@ def _ranges(tensors: Iterable[Tensor]) -> list[tuple[str, int, int]]:
     return [(t.file.name, t.offset, t.pitch * t.shape[0] if t.pitch else t.size) for t in tensors]
 
 
-def open_model(model: str, revision: str | None = None, *, whole: bool = True) -> ModelDirectory:
+def open_model(
+    model: str,
+    revision: str | None = None,
+    *,
+    whole: bool = True,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> ModelDirectory:
     """Open a model directory, and refuse what layers cannot safely be taken from.
 
     Only headers of the weight files are read.
@@ -139,10 +146,12 @@ def open_model(model: str, revision: str | None = None, *, whole: bool = True) -
         revision: Branch, tag or commit of a Hub id.
         whole: Whether all weights of a Hub id are downloaded now. If not, only their headers are,
             and `ModelDirectory.download` fetches what is wanted of the rest.
+        should_stop: Asked several times a second while all weights are downloaded.
 
     Raises:
         SourceError: The directory is missing, broken or unsafe, or not supported.
         MachineError: The Hub cannot be reached.
+        Interrupted: ``should_stop`` said so; what has arrived is kept.
     """
     if "\0" in model:
         raise SourceError(f"the model {escape(model)} holds a NUL.")
@@ -156,7 +165,7 @@ def open_model(model: str, revision: str | None = None, *, whole: bool = True) -
     if local.exists():
         raise SourceError(f"{model} is a file.", "Name the model directory that holds it.")
     if whole:
-        snapshot = download(model, revision)
+        snapshot = download(model, revision, should_stop)
         return _open(snapshot, model, snapshot.name)
     from inheritune.checkpoints.remote import open_remote
 

@@ -9,7 +9,16 @@ from pathlib import Path
 from inheritune.errors import RecipeError
 from inheritune.regular_file import escape
 
-__all__ = ["DEFAULT_MFU", "DEVICES", "Device", "Price", "Speed", "choose_device", "this_processor"]
+__all__ = [
+    "DEFAULT_MFU",
+    "DEVICES",
+    "Device",
+    "Price",
+    "Speed",
+    "choose_device",
+    "peak_of",
+    "this_processor",
+]
 
 # Of the peak, what a well-set training of a dense model reaches on one GPU. A guess until `run`
 # has measured it.
@@ -114,6 +123,25 @@ DEVICES = {
 }
 
 
+# As nvidia-smi has them, without the maker's name.
+_TITLES = {
+    "b200": "B200",
+    "h200": "H200",
+    "h100": "H100 80GB HBM3",
+    "h100-pcie": "H100 PCIe",
+    "a100": "A100-SXM4-80GB|A100 80GB PCIe",
+    "a100-40gb": "A100-(SXM4|PCIE)-40GB",
+    "l40s": "L40S",
+    "l4": "L4",
+    "a10": "A10",
+    "rtx4090": "GeForce RTX 4090",
+    "rtx3090": "GeForce RTX 3090",
+    "v100": "V100-SXM2-(16|32)GB",
+    "t4": "T4",
+    "mi300x": "AMD Instinct MI300X.*",
+}
+
+
 def choose_device(name: str) -> Device:
     """The device of a name; ``cpu`` is this machine's.
 
@@ -129,6 +157,17 @@ def choose_device(name: str) -> Device:
             f"Choose among {', '.join([*DEVICES, 'cpu'])}.",
         )
     return DEVICES[wanted]
+
+
+def peak_of(title: str) -> float | None:
+    """The peak of a GPU by the name that its driver gives it; None where it is not known.
+
+    Only names that leave no doubt: an NVL, Laptop, Ti or MIG part of the same name is slower.
+    """
+    for name, pattern in _TITLES.items():
+        if re.fullmatch(pattern, title.removeprefix("NVIDIA ").removeprefix("Tesla ")):
+            return DEVICES[name].peak_flops
+    return None
 
 
 def this_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Device:

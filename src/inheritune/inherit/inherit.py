@@ -250,6 +250,17 @@ def _warn(answer: Mapping[str, Any], files: Sequence[Written], reference: ModelD
         )
 
 
+def _hub_sha256(reference: ModelDirectory) -> str | None:
+    """Whether the weights were compared with the digests of the Hub; None: not from there."""
+    if reference.revision is None:
+        return None
+    if reference.remote is None:
+        return "compared"
+    # The digest of a file says nothing about a part of it.
+    in_parts = reference.remote.listing is not None
+    return "cannot be compared: downloaded in parts" if in_parts else "not compared"
+
+
 def _record(
     reference: ModelDirectory,
     plan: InheritPlan,
@@ -265,6 +276,7 @@ def _record(
         "reference": {
             "name": reference.name,
             "revision": reference.revision,
+            "hub_sha256": _hub_sha256(reference),
             "config_sha256": hashlib.sha256(config).hexdigest(),
             "layers": reference.layers,
         },

@@ -11,7 +11,7 @@ from inheritune.inherit.selection import describe_selection
 from inheritune.planning.memory import SAVED_BYTES_PER_S
 from inheritune.planning.recipe_plan import RecipePlan
 from inheritune.planning.trainings import PlannedTraining
-from inheritune.report.quantities import MISSING, amount, data_size, duration, flops
+from inheritune.report.quantities import MISSING, amount, data_size, duration, flops, money
 
 __all__ = ["Page", "candidates_page", "detail_page", "recipe_page"]
 
@@ -85,7 +85,7 @@ def detail_page(detail: Detail) -> Page:
 def recipe_page(plan: RecipePlan) -> Page:
     """A recipe's trainings, and what they take together."""
     headers = ["training", "layers", "params", "tokens", "steps", "epochs", "FLOPs"]
-    headers += ["time"] if plan.speed is not None else []
+    headers += ["time"] if plan.speed is not None else _usual_names(plan)
     headers += ["price"] if plan.speed is not None and plan.speed.rate is not None else []
     memory, disk = plan.memory, plan.disk
     parts = ", ".join(f"{name} {data_size(size)}" for name, size in disk.items())
@@ -93,6 +93,7 @@ def recipe_page(plan: RecipePlan) -> Page:
     lines = [
         f"rounds: {plan.growth}.",
         f"together: {flops(plan.flops)} FLOPs{_in_all(plan)}",
+        *_cost_lines(plan),
         f"memory, estimated for the largest: {data_size(memory.total)} ("
         + ", ".join(f"{part} {data_size(size)}" for part, size in asdict(memory).items() if size)
         + ")",
@@ -103,6 +104,7 @@ def recipe_page(plan: RecipePlan) -> Page:
         *_edit_lines(plan.edits),
         *_start_lines(plan.trainings),
         *_speed_lines(plan.speed),
+        *_usual_lines(plan),
         *plan.notes,
     ]
     if plan.commit is not None:
@@ -154,10 +156,11 @@ def _verdict(candidate: Candidate) -> str:
 
 def _training_row(plan: RecipePlan, training: PlannedTraining) -> tuple[str, ...]:
     name = training.name if training.round is None else f"{training.name}, round {training.round}"
+    name += "" if training.seed is None else f", seed {training.seed}"
     epochs = MISSING if training.epochs is None else f"{training.epochs:.2f}"
     row = [name, str(training.layers), amount(training.params), amount(training.tokens)]
     row += [f"{training.steps:,}", epochs, flops(training.flops)]
-    row += [_time(training.price)] if plan.speed is not None else []
+    row += [_time(speed.price(training.flops)) for speed in plan.usual_speeds]
     if plan.speed is not None and plan.speed.rate is not None:
         row.append(_money(training.price))
     return tuple(row)
@@ -237,9 +240,27 @@ def _speed_lines(speed: Speed | None) -> list[str]:
     ]
 
 
+def _usual_names(plan: RecipePlan) -> list[str]:
+    return [speed.device.name for speed in plan.usual_speeds]
+
+
+def _usual_lines(plan: RecipePlan) -> list[str]:
+    """All trainings together on each of the usual devices, where none was named."""
+    if plan.speed is not None:
+        return []
+    speeds = plan.usual_speeds
+    each = ", ".join(f"{s.device.name} {_time(s.price(plan.flops))}" for s in speeds)
+    return [
+        f"together on one device: {each} ({speeds[-1].device.title}).",
+        f"assumed: {speeds[0].mfu:.0%} of the device's dense peak; an H200 multiplies as fast as "
+        "an H100. Validation is extra. --device, --devices and --mfu say it for yours.",
+    ]
+
+
 def _start_lines(trainings: Sequence[PlannedTraining]) -> list[str]:
     """What variants begin with that are not the target, and not fresh weights alone."""
-    return [f"{t.name}, {t.layers} layers: {t.made_of}" for t in trainings if t.made_of]
+    first = [t for t in trainings if t.made_of and t.seed is None]
+    return [f"{t.name}, {t.layers} layers: {t.made_of}" for t in first]
 
 
 def _edit_lines(edits: Sequence[Edit]) -> list[str]:
@@ -258,6 +279,15 @@ def _in_all(plan: RecipePlan) -> str:
     if price is None:
         return ""
     return f", {_time(price)}" + (f", {_money(price)}" if price.dollars is not None else "")
+
+
+def _cost_lines(plan: RecipePlan) -> list[str]:
+    if plan.cost is None:
+        return []
+    return [
+        f"cost: {money(plan.cost)} {plan.currency} at {money(plan.price_per_hour)} an hour of the "
+        "machine, without validation and loading."
+    ]
 
 
 def _download(size: int) -> str:

@@ -8,7 +8,7 @@ from inheritune.checkpoints.config import text_config
 from inheritune.checkpoints.flops import first_int
 from inheritune.recipe import Train
 
-__all__ = ["SAVED_BYTES_PER_S", "Memory", "checkpoint_bytes", "estimate_memory", "weights_bytes"]
+__all__ = ["SAVED_BYTES_PER_S", "Memory", "estimate_memory"]
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,6 @@ class Memory:
 
 # Written, hashed and synced, on a disk of a rented machine (docs/log.md).
 SAVED_BYTES_PER_S = 3e8
-
-
-def weights_bytes(params: int) -> int:
-    """A model directory that training publishes: fp32."""
-    return 4 * params
-
-
-def checkpoint_bytes(params: int) -> int:
-    """A saved state: weights and two moments, fp32."""
-    return 12 * params
 
 
 def estimate_memory(

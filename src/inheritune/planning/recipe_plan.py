@@ -1,37 +1,41 @@
 """What carrying out a recipe would take, told without doing any of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from inheritune.checkpoints.config import Edit, cut_config, text_config
 from inheritune.checkpoints.flops import first_int
+from inheritune.checkpoints.hub import is_hub_id
 from inheritune.checkpoints.source import ModelDirectory, open_model
 from inheritune.data.shards import id_type
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.data.tokens import open_tokens
 from inheritune.derive import first_layers
-from inheritune.errors import UnsupportedModelError
-from inheritune.inherit.devices import Price, Speed
+from inheritune.deviations import deviations
+from inheritune.durable import read_json_file
+from inheritune.errors import InherituneError, MachineError, SourceError, UnsupportedModelError
+from inheritune.inherit.devices import Price, Speed, choose_device
 from inheritune.inherit.imagined import imagine
 from inheritune.inherit.sizes import Sizes
-from inheritune.planning.memory import (
-    Memory,
-    checkpoint_bytes,
-    estimate_memory,
-    weights_bytes,
-)
+from inheritune.known_configs import known_config
+from inheritune.planning.memory import Memory, estimate_memory
 from inheritune.planning.trainings import PlannedTraining, Planner
 from inheritune.recipe import Recipe, ReferenceTraining
 from inheritune.run import Run
 from inheritune.steps.borrowed import read_benchmark
+from inheritune.steps.disk import checkpoint_bytes, weights_bytes
 from inheritune.steps.growth import Growth
 from inheritune.steps.pinned import open_pinned, pinned_commit
 from inheritune.steps.reference import Reference
 from inheritune.steps.starts import check_starts
 
 __all__ = ["RecipePlan", "plan_recipe"]
+
+_BY_SHAPE = " (its published shape)"
+# For whom a plan is read that names no device; an H200 multiplies as fast as an H100.
+_USUAL_DEVICES = ("h100", "a100", "rtx4090", "cpu")
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class RecipePlan:
         disk: Bytes by what takes them, estimated; an unknown amount is None.
         save_bytes: Of one checkpoint of the largest training.
         speed: What it runs on; None: no device was named.
+        price_per_hour: Of the machine, as the recipe has it; None: not known.
+        currency: Of it.
         notes: What else to know.
     """
 
@@ -74,6 +80,8 @@ class RecipePlan:
     disk: dict[str, int | None]
     save_bytes: int
     speed: Speed | None
+    price_per_hour: float | None
+    currency: str
     notes: tuple[str, ...]
 
     @property
@@ -86,12 +94,37 @@ class RecipePlan:
         """Of all trainings, without validation and loading."""
         return None if self.speed is None else self.speed.price(self.flops)
 
+    @property
+    def cost(self) -> float | None:
+        """Of all trainings, at the machine's price per hour; None: no device, or no price."""
+        hours = None if self.price is None else self.price.hours
+        if hours is None or self.price_per_hour is None:
+            return None
+        return hours * self.price_per_hour
+
+    @property
+    def usual_speeds(self) -> tuple[Speed, ...]:
+        """What hours are shown for: what was named, or one each of some usual devices."""
+        if self.speed is not None:
+            return (self.speed,)
+        return tuple(Speed(choose_device(name)) for name in _USUAL_DEVICES)
+
     def as_json(self) -> dict[str, Any]:
         """The plan as JSON values."""
         price = None if self.price is None else asdict(self.price)
         memory = asdict(self.memory) | {"total": self.memory.total}
         own = {"run": str(self.run), "flops": self.flops, "price": price, "memory": memory}
-        return asdict(self) | own
+        own |= {"cost": self.cost}
+        hours = {
+            speed.device.name: {
+                "mfu": speed.mfu,
+                "devices": speed.count,
+                "trainings": [speed.price(t.flops).hours for t in self.trainings],
+                "total": speed.price(self.flops).hours,
+            }
+            for speed in self.usual_speeds
+        }
+        return asdict(self) | own | {"hours": hours}
 
 
 def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> RecipePlan:
@@ -111,6 +144,7 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
         UnsupportedModelError: A variant cannot be built from it, or its size cannot be told
             without torch.
     """
+    recipe = _with_taken_reference(recipe, Run(root))
     model = _reference(recipe, Run(root))
     trained_here = recipe.reference.train is not None
     sizes, seq_len = Sizes(model), recipe.train.seq_len
@@ -143,9 +177,13 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
         disk=_disk(recipe, model, trainings, unique, planner.stored),
         save_bytes=checkpoint_bytes(max(training.params for training in trainings)),
         speed=speed,
+        price_per_hour=recipe.cost.price_per_hour,
+        currency=recipe.cost.currency,
         notes=(
             *_growth_notes(recipe, growth),
             *_notes(recipe, trainings, unique, exact, memory, speed),
+            *_notes_of_shape(model),
+            *deviations(recipe),
         ),
     )
 
@@ -181,7 +219,13 @@ def _reference(recipe: Recipe, run: Run) -> ModelDirectory:
     assert wanted.model is not None  # the recipe has one or the other
     if pinned_commit(run, wanted.model, wanted.revision) is not None:
         return open_pinned(run, wanted.model, wanted.revision, whole=False)
-    found = open_model(wanted.model, wanted.revision, whole=False)
+    try:
+        found = open_model(wanted.model, wanted.revision, whole=False)
+    except (MachineError, SourceError) as error:
+        known = _published_shape(wanted.model, error)
+        if known is None:
+            raise
+        return known
     if found.revision is None:
         return found
     run = Run.create(run.root)
@@ -189,9 +233,37 @@ def _reference(recipe: Recipe, run: Run) -> ModelDirectory:
         return open_pinned(run, wanted.model, wanted.revision, whole=False)
 
 
+def _with_taken_reference(recipe: Recipe, run: Run) -> Recipe:
+    """The recipe, naming the reference that the run has taken from another one, if it has."""
+    path = run.reference / "taken.json"
+    if recipe.reference.train is None or recipe.reference.train.keep_in is None:
+        return recipe
+    if not path.exists():
+        return recipe
+    place = read_json_file(path)["result"]["taken_from"]
+    return recipe.model_copy(
+        update={"reference": recipe.reference.model_copy(update={"model": place, "train": None})}
+    )
+
+
+def _published_shape(model: str, error: InherituneError) -> ModelDirectory | None:
+    """A published model that is not at hand, as headers of its known shape, else None.
+
+    What the Hub does have and what is broken on this machine is for people to hear of.
+    """
+    absent = isinstance(error, MachineError) or not is_hub_id(model)
+    config = known_config(model)
+    if config is None or not absent or Path(model).expanduser().exists():
+        return None
+    shape = imagine(config)
+    return None if shape is None else replace(shape, name=f"{model}{_BY_SHAPE}")
+
+
 def _imagined(wanted: ReferenceTraining) -> ModelDirectory:
     rows = wanted.vocab_size
-    if wanted.tokenizer is not None:
+    if "vocab_size" in wanted.config:
+        rows = 0  # the config says it
+    elif wanted.tokenizer is not None:
         rows = open_tokenizer(open_model(wanted.tokenizer, whole=False).path).rows
     model = imagine({"vocab_size": rows} | wanted.config)
     if model is None:
@@ -223,7 +295,7 @@ def _disk(
     model: ModelDirectory,
     trainings: Sequence[PlannedTraining],
     unique: int | None,
-    stored: Mapping[tuple[int, float], int],
+    stored: Mapping[tuple[int, float, int], int],
 ) -> dict[str, int | None]:
     largest = max(training.params for training in trainings)
     rows = first_int(text_config(model.config), ("vocab_size",)) or 2**16 + 1
@@ -240,10 +312,20 @@ def _disk(
     }
 
 
-def _logits_bytes(stored: Mapping[tuple[int, float], int], rows: int) -> int:
+def _logits_bytes(stored: Mapping[tuple[int, float, int], int], rows: int) -> int:
     """What variants keep of the reference's predictions: ids, fp16, and an fp32 for the rest."""
     each = id_type(rows).itemsize + 2
-    return sum(tokens * (top_k * each + 4) for (top_k, _), tokens in stored.items())
+    return sum(tokens * (top_k * each + 4) for (top_k, _, _), tokens in stored.items())
+
+
+def _notes_of_shape(model: ModelDirectory) -> list[str]:
+    if not model.name.endswith(_BY_SHAPE):
+        return []
+    name = model.name.removesuffix(_BY_SHAPE)
+    return [
+        f"{name} is not on this machine: sizes are those of its published shape, its weights "
+        "were not looked at, and `run` needs it."
+    ]
 
 
 def _growth_notes(recipe: Recipe, growth: Growth) -> list[str]:
@@ -293,6 +375,12 @@ def _notes(
         said.append(
             f"FLOPs include the reference's forward passes for {', '.join(distilled)}: "
             f"{sum(t.reference_flops or 0.0 for t in trainings):.2e} together."
+        )
+    trained = recipe.reference.train
+    if trained is not None and trained.keep_in is not None:
+        said.append(
+            f"The reference is taken from {trained.keep_in}, at no cost, where another run has "
+            "left the same."
         )
     if any(v.tokens == "equal_compute" for v in recipe.variants.values()):
         said.append("A control with equal compute is counted for all rounds.")

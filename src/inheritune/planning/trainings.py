@@ -12,6 +12,7 @@ from inheritune.recipe import Recipe
 from inheritune.recipe_variants import Distill
 from inheritune.steps.arms import Arm, arms_of, depth_of
 from inheritune.steps.growth import grown_arms, grown_sizes
+from inheritune.steps.seeds import repeat_arms
 
 __all__ = ["PlannedTraining", "Planner"]
 
@@ -33,6 +34,7 @@ class PlannedTraining:
         reference_flops: Of them, those of the reference's forward passes in a distillation; None
             where there is none.
         beside: Whether the reference runs beside it.
+        seed: Of a training that repeats another; None: it is the first of its variant.
         price: Time, and money where a rate was named; None: no device was named.
         made_of: What it begins with, in words; empty where `start` says it all.
     """
@@ -50,6 +52,7 @@ class PlannedTraining:
     made_of: str = ""
     reference_flops: float | None = None
     beside: bool = False
+    seed: int | None = None
 
 
 class Planner:
@@ -62,18 +65,18 @@ class Planner:
         unique: Tokens of an epoch; None: not known.
 
     Attributes:
-        stored: Tokens whose predictions are kept on disk, by how many ids of each are kept and by
-            the temperature; known when all trainings are.
+        stored: Tokens whose predictions are kept on disk, by how many ids of each are kept, the
+            temperature and the seed; known when all trainings are.
     """
 
     def __init__(
         self, recipe: Recipe, sizes: Sizes, speed: Speed | None, unique: int | None
     ) -> None:
         self._recipe, self._sizes, self._speed, self._unique = recipe, sizes, speed, unique
-        self.stored: dict[tuple[int, float], int] = {}
+        self.stored: dict[tuple[int, float, int], int] = {}
 
     def all(self, depths: Sequence[int]) -> tuple[PlannedTraining, ...]:
-        """The reference's training if there is one, every round, every control."""
+        """The reference's training if there is one, every round and control, with every seed."""
         recipe = self._recipe
         self.stored = {}
         before = []
@@ -84,21 +87,23 @@ class Planner:
         wanted = recipe.tokens_of(recipe.target)
         assert wanted is not None  # the recipe refuses equal_compute for the target
         rounds: list[PlannedTraining] = []
+        tried: list[Arm] = []
         for number, depth in enumerate(depths, 1):
             arm = self._arms(recipe.target, depth, wanted)[0]
             if recipe.grow.weights == "keep":  # as in derive: it goes on in the text
                 seen = sum(training.tokens for training in rounds) // recipe.train.seq_len
                 arm = replace(arm, first_sample=seen)
+            tried.append(arm)
             rounds.append(self._training(arm, number))
         spent = sum(training.flops for training in [*before, *rounds])
-        controls = []
+        arms: list[Arm] = []
         for name, variant in recipe.variants.items():
             if name == recipe.target:
                 continue
             if variant.start == "grown":
                 sizes, total = grown_sizes(depths, depths[-1]), self._sizes.reference.layers
                 grown = grown_arms(recipe, name, total, sizes, rounds[0].tokens)
-                controls += [self._training(arm) for arm in grown]
+                arms += grown
                 continue
             layers = depth_of(variant, self._sizes.reference.layers, depths[-1])
             tokens = recipe.tokens_of(name)
@@ -106,7 +111,8 @@ class Planner:
                 each = self._counts(Arm(name, variant.start, layers, 0)).flops_per_token
                 beside = variant.distill is not None and variant.distill.top_k is None
                 tokens = round(spent / (each + (self._forward if beside else 0.0)))
-            controls += [self._training(arm) for arm in self._arms(name, layers, tokens)]
+            arms += self._arms(name, layers, tokens)
+        controls = [self._training(arm) for arm in [*arms, *repeat_arms(recipe, tried, arms)]]
         return (*before, *rounds, *controls)
 
     def _arms(self, name: str, layers: int, tokens: int) -> list[Arm]:
@@ -119,7 +125,7 @@ class Planner:
         distill = None if arm.distill is None else Distill.model_validate(arm.distill)
         forwards = None
         if distill is not None:
-            forwards = self._forward * self._asked(distill, arm.first_sample, tokens)
+            forwards = self._forward * self._asked(distill, arm, tokens)
         flops = counts.flops_per_token * tokens + (forwards or 0.0)
         return PlannedTraining(
             name=arm.variant,
@@ -135,17 +141,19 @@ class Planner:
             made_of=arm.made_of,
             reference_flops=forwards,
             beside=distill is not None and distill.top_k is None,
+            seed=arm.seed if arm.repeats else None,
         )
 
-    def _asked(self, distill: Distill, first: int, tokens: int) -> int:
+    def _asked(self, distill: Distill, arm: Arm, tokens: int) -> int:
         """Tokens that the reference is run on: all, or those that nobody has had stored yet.
 
         What is stored begins with the order of samples, wherever the training does.
         """
         if distill.top_k is None:
             return tokens
-        kept = (distill.top_k, distill.temperature)
-        needed = first * self._recipe.train.seq_len + tokens
+        train = arm.settings(self._recipe.train)
+        kept = (distill.top_k, distill.temperature, train.seed)
+        needed = arm.first_sample * train.seq_len + tokens
         before, needed = self.stored.get(kept, 0), min(needed, self._unique or needed)
         self.stored[kept] = max(before, needed)
         return max(0, needed - before)

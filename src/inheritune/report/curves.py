@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 from array import array
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from inheritune.report.record import Record, number, rows, section, target_name,
 __all__ = ["Curve", "Health", "read_curves", "reference_points", "thin"]
 
 _MOST_TRAININGS = 200
+_FOLDER = re.compile(r"(?P<layers>[0-9]{1,9})-layers(-seed-(?P<seed>[0-9]{1,19}))?")  # as in Run
 
 
 @dataclass
@@ -127,7 +129,8 @@ def _trainings(run_root: Path, record: Record) -> Iterator[_Training]:
         yield _Training(target, _whole(row, "layers"), last_round, folder, _whole(row, "tokens"))
     found = sorted(_found_on_disk(run_root), key=lambda item: (item[0] != target, item[1]))
     for variant, layers, folder in found:
-        if variant == target and folder not in seen:  # a round that has not ended
+        first = _seed_of(folder) is None
+        if variant == target and first and folder not in seen:  # a round that has not ended
             seen.add(folder)
             last_round += 1
             yield _Training(target, layers, last_round, folder, None)
@@ -138,17 +141,23 @@ def _trainings(run_root: Path, record: Record) -> Iterator[_Training]:
             seen.add(folder)
             yield _Training(text(row, "name"), _whole(row, "layers"), 0, folder, None)
     for variant, layers, folder in found:
-        if variant != target and folder not in seen:
+        if folder not in seen:
             yield _Training(variant, layers, 0, folder, None)
 
 
 def _found_on_disk(run_root: Path) -> list[tuple[str, int, Path]]:
     found = []
-    for metrics in sorted(run_root.glob("variants/*/*-layers/metrics.jsonl"))[:_MOST_TRAININGS]:
-        layers = metrics.parent.name.removesuffix("-layers")
-        if layers.isascii() and layers.isdigit():
-            found.append((metrics.parent.parent.name, int(layers), metrics.parent))
+    for metrics in sorted(run_root.glob("variants/*/*-layers*/metrics.jsonl"))[:_MOST_TRAININGS]:
+        named = _FOLDER.fullmatch(metrics.parent.name)
+        if named is not None:
+            found.append((metrics.parent.parent.name, int(named["layers"]), metrics.parent))
     return found
+
+
+def _seed_of(folder: Path) -> str | None:
+    """The further seed that a training repeats another with; None: it is the first."""
+    named = _FOLDER.fullmatch(folder.name)
+    return None if named is None else named["seed"]
 
 
 def _inside(run_root: Path, path: str) -> Path:
@@ -164,6 +173,8 @@ def _label(training: _Training) -> str:
         parts.append(f"round {training.round}")
     if training.layers is not None:
         parts.append(f"{training.layers} layers" if training.layers != 1 else "1 layer")
+    if (seed := _seed_of(training.folder)) is not None:
+        parts.append(f"seed {seed}")
     return ", ".join(parts)
 
 

@@ -27,6 +27,7 @@ from inheritune.report.tables import (
     health_table,
     ledger_table,
     rounds_table,
+    seeds_table,
     variants_table,
 )
 from inheritune.report.vega import javascript, png, svg, theme
@@ -77,9 +78,11 @@ def write_report(run_root: Path) -> Path:
 
 
 def _tables(record: Record, curves: Sequence[Curve]) -> list[Table]:
+    by_seed = seeds_table(record)
     return [
         rounds_table(record),
         variants_table(record),
+        *([by_seed] if by_seed.values else []),
         ledger_table(record),
         health_table(curves),
         curves_table(curves),
@@ -112,6 +115,7 @@ def _render(
         ],
         "rounds": rounds_table(record),
         "variants": variants_table(record),
+        "seeds": seeds_table(record),
         "ledger": ledger_table(record),
         "health": health_table(curves),
         "samples": _samples(record),

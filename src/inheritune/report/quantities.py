@@ -7,7 +7,9 @@ __all__ = [
     "duration",
     "exact",
     "flops",
+    "hours",
     "loss",
+    "money",
     "percent",
     "signed",
 ]
@@ -92,6 +94,18 @@ def data_size(value: float | None) -> str:
         if abs(value) >= size * 0.9995:
             return f"{_three_digits(value / size)} {unit}"
     return f"{value:.0f} bytes"
+
+
+def money(value: float | None) -> str:
+    """A price, without its currency: ``1,234.50``, ``0.003``."""
+    if value is None:
+        return MISSING
+    return f"{value:,.2f}" if abs(value) >= 0.095 or value == 0 else f"{value:.2g}"
+
+
+def hours(value: float | None) -> str:
+    """Device-hours: ``12.3``, ``0.004``."""
+    return MISSING if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _three_digits(value: float) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "target_cost",
     "target_name",
     "target_of",
+    "target_row",
     "text",
 ]
 
@@ -117,6 +118,12 @@ def target_of(record: Record) -> dict[str, Any]:
     layers = section(record, "result").get("layers")
     fitting = [row for row in done if layers is None or row.get("layers") == layers]
     return (fitting or done or [{}])[-1]
+
+
+def target_row(record: Record) -> dict[str, Any]:
+    """The target among the variants: over all of its seeds; empty before there is a result."""
+    name = target_name(record)
+    return next((row for row in rows(record, "variants") if row.get("name") == name), {})
 
 
 def benchmark_of(record: Record) -> float | None:

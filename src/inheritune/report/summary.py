@@ -48,9 +48,9 @@ class Mark:
         kind: ``reference``, ``target``, ``scratch`` or ``other``: decides shape and colour.
         detail: Layers and tokens.
         value: val_loss, as shown.
-        error: Its standard error, as shown, or nothing.
+        error: Its standard deviation over seeds or, of one seed, its standard error; or nothing.
         position: Of the mark, in percent of the scale.
-        start: Of the whisker of one standard error, in percent.
+        start: Of the whisker of one `error`, in percent.
         length: Of the whisker, in percent.
     """
 
@@ -202,7 +202,7 @@ def _scratch(record: Record) -> Fact | None:
 
 
 def _mark(kind: str, row: dict[str, Any], low: float, high: float) -> Mark:
-    value, error = number(row, "val_loss") or 0.0, number(row, "val_loss_se")
+    value, error = number(row, "val_loss") or 0.0, _error(row)
     layers, tokens = number(row, "layers"), number(row, "tokens")
     detail = [f"{layers:.0f} layers"] if layers is not None else []
     detail += [f"{amount(tokens)} tokens"] if tokens is not None else []
@@ -219,9 +219,14 @@ def _mark(kind: str, row: dict[str, Any], low: float, high: float) -> Mark:
     )
 
 
+def _error(row: dict[str, Any]) -> float | None:
+    spread = number(row, "val_loss_sd")
+    return number(row, "val_loss_se") if spread is None else spread
+
+
 def _reach(chosen: list[dict[str, Any]]) -> tuple[float, float]:
     values = [
-        (number(row, "val_loss") or 0.0) + side * (number(row, "val_loss_se") or 0.0)
+        (number(row, "val_loss") or 0.0) + side * (_error(row) or 0.0)
         for row in chosen
         for side in (-1, 1)
     ]

@@ -14,10 +14,12 @@ from inheritune.report.quantities import (
     duration,
     exact,
     flops,
+    hours,
     loss,
+    money,
     signed,
 )
-from inheritune.report.record import Record, benchmark_of, number, rows, text
+from inheritune.report.record import Record, benchmark_of, number, rows, section, text
 
 __all__ = [
     "Column",
@@ -26,6 +28,7 @@ __all__ = [
     "health_table",
     "ledger_table",
     "rounds_table",
+    "seeds_table",
     "variants_table",
 ]
 
@@ -150,8 +153,10 @@ def variants_table(record: Record) -> Table:
         Column("start"),
         Column("layers", show=exact),
         Column("val_loss", "nats", loss),
-        Column("SE", show=loss),
+        Column("SE over windows", show=loss),
         Column("minus benchmark", "nats", signed),
+        Column("SD over seeds", show=loss),
+        Column("seeds", show=exact),
         Column("tokens", show=amount),
         Column("parameters", show=amount),
         Column("FLOPs", show=flops),
@@ -170,13 +175,45 @@ def variants_table(record: Record) -> Table:
                 reached,
                 number(row, "val_loss_se"),
                 apart if row.get("start") != "trained" else None,
+                number(row, "val_loss_sd"),
+                number(row, "num_seeds"),
                 *(number(row, key) for key in ("tokens", "params", "flops", "seconds")),
             ]
         )
     notes = ["All variants share data order and validation text. Tokens count repeats."]
+    if any((number(row, "num_seeds") or 1) > 1 for row in rows(record, "variants")):
+        notes.append(
+            "val_loss is the mean over seeds, SD the sample standard deviation over them (tables/"
+            "seeds has each); cost is that of one training on average. With one seed, SE over "
+            "windows says nothing about other seeds."
+        )
     if any(row.get("start") == "stacking" for row in rows(record, "variants")):
         notes.append("Stacking is two trainings, a row each: its cost is their sum.")
     return Table("variants", columns, values, notes if values else [])
+
+
+def seeds_table(record: Record) -> Table:
+    """One row per training that is compared, where there are several seeds."""
+    columns = [
+        Column("variant"),
+        Column("layers", show=exact),
+        Column("seed", show=exact),
+        Column("val_loss", "nats", loss),
+        Column("SE over windows", show=loss),
+        Column("minus benchmark", "nats", signed),
+        Column("paired SE", show=loss),
+        Column("tokens", show=amount),
+        Column("time", "s", duration, True),
+    ]
+    keys = ("seed", "val_loss", "val_loss_se", "difference", "difference_se", "tokens", "seconds")
+    compared = rows(record, "variants")
+    several = any((number(row, "num_seeds") or 1) > 1 for row in compared)
+    values = [
+        [text(row, "name") or None, number(row, "layers"), *(number(seed, key) for key in keys)]
+        for row in compared
+        for seed in (rows(row, "seeds") if several else [])
+    ]
+    return Table("seeds", columns, values)
 
 
 def ledger_table(record: Record) -> Table:
@@ -186,10 +223,15 @@ def ledger_table(record: Record) -> Table:
         Column("tokens", show=amount),
         Column("FLOPs", show=flops),
         Column("time", "s", duration, True),
-        Column("paid"),
+        Column("device-hours", show=hours),
     ]
-    keys = ("tokens", "flops", "seconds")
+    keys = ["tokens", "flops", "seconds", "device_hours"]
     items = rows(record, "ledger")
+    if any(number(row, "price") is not None for row in items):
+        currency = text(section(section(record, "recipe"), "cost"), "currency")
+        columns.append(Column("price", currency[:10], money))
+        keys.append("price")
+    columns.append(Column("paid"))
     values: list[list[Any]] = [
         [
             text(row, "item") or None,
@@ -207,10 +249,12 @@ def ledger_table(record: Record) -> Table:
             values.append(["sum with what was borrowed", *both, "here and borrowed"])
         notes.append(
             "FLOPs per training token = 6 × (parameters − input embedding) + causal attention; "
-            "one third for evaluation. Borrowed: paid before this run, by another."
+            "one third for evaluation. Time is the machine's; device-hours are it times the "
+            "processes, each with a device (on a CPU: the machine itself). Borrowed: paid by "
+            "whoever made it."
         )
         notes += [f"{text(row, 'item')}: {text(row, 'note')}." for row in items if row.get("note")]
-        if any(number(row, key) is None for row in items for key in keys):
+        if any(number(row, key) is None for row in items for key in keys[:3]):
             notes.append("Entries without a figure are not in the sums, which are then too low.")
     return Table("ledger", columns, values, notes)
 

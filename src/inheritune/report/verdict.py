@@ -1,6 +1,15 @@
 """What the run found, in one sentence; and the sentences that must be read with it."""
 
-from inheritune.report.quantities import amount, flops, loss, percent, signed
+from inheritune.report.quantities import (
+    amount,
+    duration,
+    exact,
+    flops,
+    loss,
+    money,
+    percent,
+    signed,
+)
 from inheritune.report.record import (
     Record,
     benchmark_of,
@@ -12,6 +21,7 @@ from inheritune.report.record import (
     section,
     target_cost,
     target_of,
+    target_row,
     text,
 )
 
@@ -74,6 +84,7 @@ def remarks(record: Record) -> list[str]:
         _scratch(record),
         _equal_compute(record),
         _borrowed(record),
+        _price(record),
         _seeds(record),
     ]
     return [sentence for sentence in found if sentence]
@@ -167,7 +178,7 @@ def _scratch(record: Record) -> str:
     reached, benchmark = number(control, "val_loss"), benchmark_of(record)
     if reached is None or benchmark is None:
         return "No same-size scratch control: how much of the result is inheritance is not known."
-    target = _target_loss(record)
+    target = number(target_row(record), "val_loss") or _target_loss(record)
     if reached <= benchmark:
         return (
             f"Same-size scratch ({loss(reached)}) is no worse than the reference "
@@ -180,7 +191,8 @@ def _scratch(record: Record) -> str:
 
 
 def _equal_compute(record: Record) -> str:
-    control, target = equal_compute_of(record), _target_loss(record)
+    control = equal_compute_of(record)
+    target = number(target_row(record), "val_loss") or _target_loss(record)
     reached = number(control, "val_loss")
     if not section(record, "result"):
         return ""
@@ -206,19 +218,45 @@ def _borrowed(record: Record) -> str:
     if not reference:
         return ""
     known = "" if cost.tokens is None else f" ({amount(cost.tokens)} tokens)"
+    if reference.get("taken_from"):
+        return (
+            f"The reference was trained by another run: its training{known} is borrowed here, and "
+            "counted there."
+        )
     return (
         f"The reference was not trained here: its training{known} is borrowed, and the result "
         "rests on it."
     )
 
 
+def _price(record: Record) -> str:
+    price = section(section(record, "result"), "price")
+    paid, rate = number(price, "paid"), number(price, "price_per_hour")
+    if paid is None or rate is None:
+        return ""
+    currency = text(price, "currency")[:10]
+    return (
+        f"It cost {money(paid)} {currency}: "
+        f"{duration(number(section(record, 'result'), 'seconds'))} of the machine at "
+        f"{money(rate)} {currency} an hour, all rounds and controls counted, nothing borrowed."
+    )
+
+
 def _seeds(record: Record) -> str:
     if not section(record, "result"):
         return ""
-    return (
-        "One seed: the spread over seeds is not known; standard errors are over validation "
-        "windows only."
-    )
+    trained = section(record, "result").get("seeds")
+    count = len(trained) if isinstance(trained, list) else 1
+    if count < 2:
+        return (
+            "The target has 1 seed: its spread over seeds is not known; standard errors are over "
+            "validation windows only."
+        )
+    row = target_row(record)
+    spread = f"{loss(number(row, 'val_loss'))} ± {loss(number(row, 'val_loss_sd'))}"
+    matched = number(section(record, "result"), "seeds_matched")
+    said = f"Over {count} seeds the target's val_loss is {spread} (standard deviation over seeds)"
+    return f"{said}; it matched in {exact(matched)} of them. The verdict is that of the first."
 
 
 def _target_loss(record: Record) -> float | None:

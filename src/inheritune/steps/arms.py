@@ -37,6 +37,8 @@ class Arm:
         goal: What its val_loss is to reach, or else it is given up; None: it is never given up.
         audit: Whether it is trained to its end all the same.
         goes_on: Whether a later training may go on from its end, which is then kept.
+        seed: Of data order and fresh weights; None: the recipe's ``train.seed``.
+        repeats: Whether it repeats a training with a further seed, which its folder then names.
     """
 
     variant: str
@@ -56,6 +58,12 @@ class Arm:
     goal: float | None = None
     audit: bool = False
     goes_on: bool = False
+    seed: int | None = None
+    repeats: bool = False
+
+    def folder_in(self, run: Run) -> Path:
+        """The training's own directory."""
+        return run.variant(self.variant, self.layers, self.seed if self.repeats else None)
 
     def start_in(self, folder: Path) -> Path:
         """The directory it starts from: its own model, or ``start/`` of the training's folder."""
@@ -64,6 +72,8 @@ class Arm:
     def settings(self, train: Train) -> Train:
         """The recipe's section, with what the arm has of its own."""
         own: dict[str, float] = {"learning_rate": train.learning_rate * self.lr_scale}
+        if self.seed is not None:
+            own["seed"] = self.seed
         if self.warmup_tokens is not None:
             own["warmup_tokens"] = self.warmup_tokens
         return train.model_copy(update=own)
@@ -76,7 +86,8 @@ class Arm:
     @property
     def task(self) -> str:
         """Name shown with the progress and in the ledger."""
-        return f"{self.variant}, {self.layers} layers"
+        seed = f", seed {self.seed}" if self.repeats else ""
+        return f"{self.variant}, {self.layers} layers{seed}"
 
 
 def depth_of(variant: Variant, reference_layers: int, target_layers: int) -> int:
@@ -100,7 +111,7 @@ def depth_of(variant: Variant, reference_layers: int, target_layers: int) -> int
 def arms_of(
     recipe: Recipe, name: str, reference_layers: int, layers: int, tokens: int
 ) -> list[Arm]:
-    """The trainings of a variant, in their order: one, and of stacking two.
+    """The trainings of a variant with its first seed, in their order: one, and of stacking two.
 
     Args:
         recipe: Has the variant.
@@ -121,6 +132,7 @@ def arms_of(
         parts=variant.parts,
         lr_scale=variant.lr_scale,
         warmup_tokens=variant.warmup_tokens,
+        seed=recipe.seeds_of(name)[0],
         distill=None if variant.distill is None else variant.distill.model_dump(mode="json"),
     )
     if name == recipe.target:

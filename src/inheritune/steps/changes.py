@@ -19,8 +19,8 @@ _FREE = {
 }
 # Of `train`; a change moves the validations only, and is said.
 _WARN = {"eval_every"}
-# Of the sections whose keys are inputs, all others are refused, unless each is allowed by name.
-_SECTIONS = ("train", "evaluate")
+# All others of `train` are refused, and this one, unless each is allowed by name.
+_MEASURE = "evaluate.batch_size"
 # A step is so many sequences of such a length: without that, a position means nothing.
 _NEVER = {"train.seq_len", "train.batch_tokens"}
 
@@ -46,13 +46,12 @@ def allowed_inputs(recipe: Recipe, keys: Collection[str]) -> frozenset[str]:
     Raises:
         RecipeError: There is no such key, or its change would make what was done meaningless.
     """
-    resolved = recipe.resolved()
-    known = {f"{part}.{key}" for part in _SECTIONS for key in resolved[part]}
+    known = {f"train.{key}" for key in recipe.resolved()["train"]} | {_MEASURE}
     for key in keys:
         if key not in known - _NEVER:
             why = "gives steps their meaning" if key in _NEVER else "is none of those that may"
             raise RecipeError(
                 f"--allow-change {key}: this key {why}.",
-                f"Keys of {' and '.join(_SECTIONS)} may change, but {', '.join(sorted(_NEVER))}.",
+                f"{_MEASURE} and keys of train may change, but {', '.join(sorted(_NEVER))}.",
             )
     return frozenset(keys) | ({"variant_tokens"} if "train.tokens" in keys else set())

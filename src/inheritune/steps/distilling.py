@@ -93,7 +93,8 @@ def _open_cache(
     made_from = {"reference": inputs["reference"], "tokens": tokens.fingerprint}
     made_from["order"] = ORDER_VERSION
     sizes = (wanted.top_k, wanted.temperature, rows)
-    return LogitCache(job.run.logits, made_from, tokens.train, job.recipe.train, *sizes)
+    order = arm.settings(job.recipe.train)  # its seed decides the order in which they are kept
+    return LogitCache(job.run.logits, made_from, tokens.train, order, *sizes)
 
 
 def _write(

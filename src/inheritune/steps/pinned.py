@@ -1,6 +1,7 @@
 """The reference at the commit that a run began with, wherever its branch has moved meanwhile."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from inheritune.checkpoints.source import ModelDirectory, open_model
@@ -15,7 +16,12 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def open_pinned(
-    run: Run, model: str, revision: str | None, *, whole: bool = True
+    run: Run,
+    model: str,
+    revision: str | None,
+    *,
+    whole: bool = True,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> ModelDirectory:
     """Open a run's reference: a Hub id at the commit that the run's directory says.
 
@@ -27,22 +33,24 @@ def open_pinned(
         model: Hub id, model directory, or ``embedded:demo``.
         revision: Branch, tag or commit of a Hub id, as the recipe has it.
         whole: See `source.open_model`.
+        should_stop: See `source.open_model`.
 
     Raises:
         SourceError: The commit is not to be had any more, or the directory is not sound.
         MachineError: The Hub cannot be reached.
         DataError: The file with the commit is broken.
+        Interrupted: ``should_stop`` said so.
     """
     commit = pinned_commit(run, model, revision)
     if commit is None:
-        opened = open_model(model, revision, whole=whole)
+        opened = open_model(model, revision, whole=whole, should_stop=should_stop)
         if opened.revision is not None:
             asked = {"model": model, "revision": revision}
             write_json(run.pin, {"format": _FORMAT, **asked, "commit": opened.revision})
         return opened
     hint = f"To begin anew with what {revision or 'main'} means now, give the run another name."
     try:
-        opened = open_model(model, commit, whole=whole)
+        opened = open_model(model, commit, whole=whole, should_stop=should_stop)
     except SourceError as error:
         raise SourceError(
             f"this run began with commit {commit[:12]} of {model}, and: {error.message}", hint

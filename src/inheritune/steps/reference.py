@@ -1,5 +1,6 @@
 """The reference: opened or trained here, and what it sets as the benchmark."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -10,6 +11,7 @@ from inheritune.checkpoints.config import cut_config, layer_count, text_config
 from inheritune.checkpoints.copy import copy_side_files
 from inheritune.checkpoints.flops import EVALUATION_SHARE
 from inheritune.checkpoints.source import ModelDirectory, open_model
+from inheritune.data.order import ORDER_VERSION
 from inheritune.data.prepare import training_texts
 from inheritune.data.tokenizer import open_tokenizer, train_tokenizer
 from inheritune.data.tokens import TokenDirectory
@@ -19,7 +21,9 @@ from inheritune.progress import Progress
 from inheritune.recipe import ReferenceTraining
 from inheritune.steps.arms import Arm
 from inheritune.steps.borrowed import borrow_benchmark, measured_on
+from inheritune.steps.changes import decisive
 from inheritune.steps.job import Job, finish, finished
+from inheritune.steps.kept_reference import is_kept, keep, kept_path, only_trainer
 from inheritune.steps.pinned import open_pinned
 from inheritune.steps.tokens import prepare_tokens
 from inheritune.steps.training import run_training, training_inputs
@@ -44,8 +48,10 @@ class Reference:
         name: As the recipe calls it.
         params: Weights, tied ones once.
         flops_per_token: Of a training token, at the recipe's sequence length.
-        training: ``tokens``, ``flops``, ``seconds``, ``curve`` of its training; empty if unknown.
+        training: ``tokens``, ``flops``, ``seconds``, ``curve`` of its training, and ``processes``
+            where it says so; empty if unknown.
         trained_here: Whether this run trained it.
+        taken_from: Where it was found, trained by another run; None: it was not.
     """
 
     model: ModelDirectory
@@ -54,6 +60,7 @@ class Reference:
     flops_per_token: float
     training: Mapping[str, Any]
     trained_here: bool
+    taken_from: str | None = None
 
     @property
     def layers(self) -> int:
@@ -75,6 +82,7 @@ class Benchmark:
         seconds: Cost of measuring.
         measured_on: Reference, tokenizer, validation set and sequence length.
         borrowed: The file of another run that it was taken from; None: measured here.
+        processes: That shared it; None: an older file does not say.
     """
 
     val_loss: float
@@ -86,20 +94,23 @@ class Benchmark:
     seconds: float
     measured_on: dict[str, Any] = field(default_factory=dict)
     borrowed: str | None = None
+    processes: int | None = None
 
 
 def open_reference(job: Job) -> Reference:
     """The reference: opened, or trained here first when the recipe says so."""
     from inheritune.train.weights import describe
 
-    wanted = job.recipe.reference
+    wanted, taken = job.recipe.reference, None
     if wanted.train is not None:
-        _train_reference(job, wanted.train)
-        folder, name = job.run.reference / "model", "trained here"
+        taken = _train_reference(job, wanted.train)
+        folder, name = taken or job.run.reference / "model", "trained here"
+        name = name if taken is None else "trained by another run"
         model = open_model(str(folder), None)
     else:
         assert wanted.model is not None  # the recipe has one or the other
-        model, name = open_pinned(job.run, wanted.model, wanted.revision), wanted.model
+        place = (job.run, wanted.model, wanted.revision)
+        model, name = open_pinned(*place, should_stop=job.stop), wanted.model
     _refuse_long_sequences(job, model)
     shape = describe(model.path, job.recipe.train.seq_len)
     return Reference(
@@ -108,7 +119,8 @@ def open_reference(job: Job) -> Reference:
         params=shape.params,
         flops_per_token=shape.flops_per_token,
         training=_training_of(model.path),
-        trained_here=wanted.train is not None,
+        trained_here=wanted.train is not None and taken is None,
+        taken_from=None if taken is None else str(taken),
     )
 
 
@@ -134,6 +146,8 @@ def _training_of(model: Path) -> dict[str, Any]:
         ledger = read_json_file(model / "training.json")
         known = {key: ledger[key] for key in ("tokens", "flops", "seconds", "curve")}
         numbers = all(isinstance(known[key], int | float) for key in ("tokens", "flops", "seconds"))
+        processes = ledger.get("processes")
+        known |= {"processes": processes} if isinstance(processes, int) else {}
         return known if numbers and isinstance(known["curve"], list) else {}
     except (DataError, KeyError, TypeError):
         return {}
@@ -145,7 +159,8 @@ def tokenizer_home(job: Job) -> Path:
     if wanted.train is not None:
         return _reference_start(job, wanted.train)
     assert wanted.model is not None  # the recipe has one or the other
-    return open_pinned(job.run, wanted.model, wanted.revision).path
+    place = (job.run, wanted.model, wanted.revision)
+    return open_pinned(*place, should_stop=job.stop).path
 
 
 def _reference_start(job: Job, wanted: ReferenceTraining) -> Path:
@@ -158,7 +173,7 @@ def _reference_start(job: Job, wanted: ReferenceTraining) -> Path:
         return start
     tokenizer = job.run.reference / "tokenizer"
     if wanted.tokenizer is not None:
-        tokenizer = open_model(wanted.tokenizer, None).path
+        tokenizer = open_model(wanted.tokenizer, None, should_stop=job.stop).path
     else:
         job.on_progress(Progress("tokenizer", message="training one on the text"))
         train_tokenizer(training_texts(job.recipe.data), wanted.vocab_size, tokenizer)
@@ -171,9 +186,67 @@ def _reference_start(job: Job, wanted: ReferenceTraining) -> Path:
     return start
 
 
-def _train_reference(job: Job, wanted: ReferenceTraining) -> None:
+def _train_reference(job: Job, wanted: ReferenceTraining) -> Path | None:
+    """Train it, or take it from where another run left it; then that place is returned."""
+    start = _reference_start(job, wanted)
+    tokens = prepare_tokens(job, start)
+    if wanted.keep_in is None:
+        _train_here(job, wanted, tokens)
+        return None
+    made_from = _made_from(job, wanted, tokens, start)
+    kind = f"{wanted.config['model_type']}-{layer_count(wanted.config)}-layers"
+    place, done = kept_path(Path(wanted.keep_in), kind, made_from), job.run.reference
+    if (done / "result.json").exists() and is_kept(place, made_from):
+        _train_here(job, wanted, tokens)  # nothing is left to do but to compare its inputs
+        return None
+    if _taken(job, place, made_from):
+        return place
+    with only_trainer(place):
+        if _taken(job, place, made_from):
+            return place
+        _train_here(job, wanted, tokens)
+        if changed := job.run.read().get("allowed_changes"):
+            said = f"not kept in {place}: {', '.join(changed)} changed while it was trained"
+            job.on_progress(Progress("reference", message=said))
+        else:
+            keep(done / "model", place, made_from, job.recipe.name)
+    return None
+
+
+def _taken(job: Job, place: Path, made_from: Mapping[str, Any]) -> bool:
+    """Whether the reference is another run's; this one then stays with it."""
+    if (job.run.reference / "result.json").exists():
+        return False
+    path, there = job.run.reference / "taken.json", is_kept(place, made_from)
+    if finished(job, path, made_from) is None:
+        if there:
+            finish(path, made_from, {"taken_from": str(place)})
+            said = f"taken from {place}, where another run left it"
+            job.on_progress(Progress("reference", message=said))
+    elif not there:
+        raise SourceError(
+            f"the reference that this run began with is not in {place} any more.",
+            "Put it back, or give the run another name.",
+        )
+    return there
+
+
+def _made_from(
+    job: Job, wanted: ReferenceTraining, tokens: TokenDirectory, start: Path
+) -> dict[str, Any]:
+    """What decides the weights, as JSON gives it back; the tokens stand for text and tokenizer."""
+    found = {
+        "config": read_json_file(start / "config.json"),
+        "tokens": tokens.fingerprint,
+        "order": ORDER_VERSION,
+        "train": decisive(job.recipe.train),
+        "trained_on": wanted.tokens,
+    }
+    return dict(json.loads(json.dumps(found)))
+
+
+def _train_here(job: Job, wanted: ReferenceTraining, tokens: TokenDirectory) -> None:
     folder = job.run.reference
-    tokens = prepare_tokens(job, _reference_start(job, wanted))
     inputs = training_inputs(job, tokens) | {
         "reference": wanted.model_dump(mode="json", exclude={"keep_in"})
     }
@@ -231,6 +304,7 @@ def measure_benchmark(job: Job, reference: Reference, tokens: TokenDirectory) ->
         flops=val_tokens * reference.flops_per_token * EVALUATION_SHARE,
         seconds=seconds,
         measured_on=of,
+        processes=job.processes.size,
     )
     finish(path, inputs, asdict(benchmark))
     return benchmark

@@ -101,7 +101,7 @@ def write_start(job: Job, arm: Arm, reference: ModelDirectory, folder: Path) -> 
         elif before is not None:
             grow(open_model(str(before)), reference, arm.layers, start)
         else:
-            options = Options(parts=arm.parts, seed=job.recipe.train.seed)
+            options = Options(parts=arm.parts, seed=arm.settings(job.recipe.train).seed)
             inherit(reference, arm.kept or arm.layers, start, options)
     for record in _RECORDS:
         if (start / record).exists():

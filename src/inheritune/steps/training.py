@@ -16,11 +16,13 @@ from inheritune.checkpoints.flops import EVALUATION_SHARE
 from inheritune.data.tokens import TokenDirectory, check_budget
 from inheritune.durable import write_json
 from inheritune.errors import CheckpointError, DivergedError
+from inheritune.inherit.devices import peak_of
 from inheritune.progress import Progress
 from inheritune.steps.abandoning import abandoned_record, tell_abandoned
 from inheritune.steps.arms import Arm
 from inheritune.steps.changes import decisive, warned
 from inheritune.steps.chosen import checkpoint_for
+from inheritune.steps.disk import refuse_full_disk
 from inheritune.steps.distilling import open_distillation, reference_cost
 from inheritune.steps.job import Job, finish, finished
 from inheritune.steps.memory import memory_named
@@ -68,6 +70,7 @@ class Trial:
     distill: dict[str, Any] | None = None
     reference_flops: float = 0.0
     abandoned: dict[str, Any] | None = None  # see abandoning.abandoned_record
+    seed: int | None = None
 
     def summary(self) -> dict[str, Any]:
         """For run.json: everything but the windows."""
@@ -87,7 +90,7 @@ def training_inputs(job: Job, tokens: TokenDirectory, arm: Arm | None = None) ->
     return {
         "train": decisive(train if arm is None else arm.settings(train)),
         "tokens": tokens.fingerprint,
-        "evaluate": job.recipe.evaluate.model_dump(mode="json"),
+        "evaluate": {"batch_size": job.recipe.evaluate.batch_size},
     }
 
 
@@ -134,22 +137,24 @@ def run_training(
         shutil.rmtree(old)
     if not arm.goes_on:
         (folder / "checkpoints" / "latest").unlink(missing_ok=True)
-    return Trial(**done)
+    # Results of before there were several seeds do not name theirs.
+    return Trial(**(done | {"seed": arm.settings(job.recipe.train).seed}))
 
 
 def _train(
     job: Job, arm: Arm, folder: Path, tokens: TokenDirectory, inputs: Mapping[str, Any]
 ) -> "Trained":
     from inheritune.train.state import load_weights
-    from inheritune.train.weights import save_model
+    from inheritune.train.weights import describe, save_model
 
     checkpoint = checkpoint_for(job, folder)  # refused here, before the others begin
+    train = arm.settings(job.recipe.train)
+    params = describe(arm.start_in(folder), train.seq_len).params
+    refuse_full_disk(folder, params, train.keep)
     place = {"arm": asdict(arm), "folder": folder.relative_to(job.run.root).as_posix()}
     place["tokens"] = str(tokens.path.resolve())
     job.processes.post({"do": "train", "inputs": dict(inputs)} | place)
     model, trained = train_share(job, arm, folder, tokens, inputs, checkpoint)
-    for note in trained.notes:
-        job.on_progress(Progress(arm.task, message=note))
     if job.processes.size > 1:  # each holds its rows; the last checkpoint holds all of them
         model = _start_model(job, arm, folder)
         load_weights(folder / "checkpoints", model)
@@ -201,6 +206,7 @@ def train_share(
         warn=warned(job.recipe),
         checkpoint=checkpoint,
         goal=None if arm.goal is None else Goal(arm.goal, arm.audit),
+        peak_flops=_peak_flops(settings.device),
     )
     shown = open_trackers(job, arm.task, folder)
     rest = (measure, job.stop, job.on_progress, processes, shown.send)
@@ -209,6 +215,12 @@ def train_share(
             plan = replace(plan, distillation=open_distillation(job, arm, tokens, inputs, settings))
         trained = train(model, recipe, plan, settings, folder, *rest)
     return model, trained
+
+
+def _peak_flops(device: str) -> float | None:
+    import torch
+
+    return peak_of(torch.cuda.get_device_name()) if device == "cuda" else None
 
 
 def _let_go() -> None:
@@ -228,7 +240,7 @@ def _enough_memory(micro_batch: int) -> AbstractContextManager[None]:
 def _start_model(job: Job, arm: Arm, folder: Path) -> "PreTrainedModel":
     from inheritune.train.weights import fresh_model, load_model
 
-    recipe = job.recipe.train
+    recipe = arm.settings(job.recipe.train)
     if arm.start == "fresh":
         return fresh_model(arm.start_in(folder), recipe.seed, recipe.dropout)
     return load_model(arm.start_in(folder), recipe.dropout)
@@ -306,6 +318,7 @@ def _measure(
         # Travels with a reference, so that whoever inherits from it knows what its training cost.
         kept = ("tokens", "flops", "seconds", "val_loss", "val_loss_se")
         ledger = {key: value for key, value in asdict(trial).items() if key in kept}
+        ledger["processes"] = trained.settings.processes
         write_json(folder / "model" / "training.json", ledger | {"curve": curve})
     return trial
 

@@ -25,7 +25,7 @@ def train_arm(
     """Start a model as an arm says, train it, publish it, measure it."""
     if arm.distill is not None:
         arm = replace(arm, reference=str(reference.model.path.resolve()))
-    folder = job.run.variant(arm.variant, arm.layers)
+    folder = arm.folder_in(job.run)
     inputs = training_inputs(job, tokens, arm) | {
         "reference": reference.model.digest,
         "start": arm.start,
@@ -50,7 +50,7 @@ def train_arm(
 def control_arms(
     job: Job, reference: Reference, rounds: Sequence[Trial], target: Trial
 ) -> list[Arm]:
-    """The trainings of all controls, in the order of the recipe.
+    """The trainings of all controls with their first seed, in the order of the recipe.
 
     Args:
         job: Has the recipe.

@@ -19,6 +19,7 @@ __all__ = [
     "describe_file",
     "files_of",
     "is_whole",
+    "looks_whole",
     "newest_first",
     "pickles_in",
     "point_latest",
@@ -63,7 +64,7 @@ def point_latest(folder: Path, name: str) -> None:
 def set_aside(checkpoint: Path) -> list[str]:
     """Rename the later checkpoints of a training that goes on from this one.
 
-    They are not continued from any more, and stay until a newer one is published.
+    They are damaged, or of no branch any more, and stay until a newer one is published.
 
     Returns:
         Their names before.
@@ -140,6 +141,19 @@ def is_whole(checkpoint: Path) -> bool:
     except BROKEN:
         return False
     return True
+
+
+def looks_whole(checkpoint: Path) -> bool:
+    """Whether all files of its manifest are there in full size; their contents are not read.
+
+    Takes no time, and so can be asked at every save, where `is_whole` would read gigabytes.
+    """
+    try:
+        files = read_json_file(checkpoint / "manifest.json")["files"]
+        sizes = {name: (checkpoint / name).stat().st_size for name in files}
+        return bool(files) and all(size == files[name]["bytes"] for name, size in sizes.items())
+    except BROKEN:
+        return False
 
 
 def _digest(path: Path) -> str:

@@ -5,6 +5,7 @@ Small things travel as JSON: no object of one process is ever unpickled in anoth
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from inheritune import errors
 from inheritune.errors import InherituneError, MachineError
 from inheritune.processes import ALONE, Processes
+from inheritune.signals import follow_parent
 
 __all__ = ["Group", "join"]
 
@@ -160,6 +162,8 @@ def join(timeout_s: float = _TIMEOUT_S) -> Processes:
         torch.cuda.set_device(device)
     from torch.distributed.rendezvous import rendezvous
 
+    # Without its torchrun, a worker would hold a GPU and wait for the others.
+    follow_parent(signal.SIGKILL)
     store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
     return Group(rank, size, size // int(os.environ["LOCAL_WORLD_SIZE"]), store, timeout_s)
 

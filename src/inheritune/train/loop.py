@@ -24,9 +24,12 @@ from inheritune.train.forecast import Decision, Goal, decide, find_decision
 from inheritune.train.metrics import Metrics, OnRow, continued_row, parts_row, step_row, val_row
 from inheritune.train.optimizer import learning_rate, mean_and_clip, set_learning_rate
 from inheritune.train.parallel import my_share
+from inheritune.train.peak_memory import forget_peak
 from inheritune.train.ready import Ready, make_ready
+from inheritune.train.saves import Saves
 from inheritune.train.settings import Settings
-from inheritune.train.state import Position, load_moments, load_newest, save_checkpoint
+from inheritune.train.state import Position, load_moments, load_newest
+from inheritune.train.throughput import flops_per_token, mfu
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,6 +56,7 @@ class Plan:
         checkpoint: The one to go on from; None: the newest that is whole.
         distillation: What to learn from besides the tokens.
         goal: What its val_loss is to reach; where that is out of reach, the training ends early.
+        peak_flops: Of the device, for the rows' `mfu`; see `throughput.mfu`.
     """
 
     task: str
@@ -66,6 +70,7 @@ class Plan:
     checkpoint: Path | None = None
     distillation: Distillation | None = None
     goal: Goal | None = None
+    peak_flops: float | None = None
 
 
 @dataclass(frozen=True)
@@ -155,12 +160,15 @@ def train(
         MachineError: The disk is full, or another process ended.
     """
     share = my_share(recipe, processes)
+    flops = flops_per_token(model, recipe.seq_len)  # counted while it is whole
+    forget_peak()  # of the trainings before this one
     ready = make_ready(model, recipe, settings, plan.stream, processes, plan.distillation)
-    saves = folder / "checkpoints"
+    kept = folder / "checkpoints"
     position, notes = load_newest(
-        *(saves, model, ready.optimizer, plan.inputs, processes),
+        *(kept, model, ready.optimizer, plan.inputs, processes),
         allowed=plan.allowed,
         warn=plan.warn,
+        settings=ready.settings.compared(),
         named=plan.checkpoint,
     )
     if plan.moments is not None and not position.step:
@@ -171,17 +179,15 @@ def train(
     eval_every = max(1, (recipe.eval_every or total // _EVALUATIONS) // recipe.batch_tokens)
 
     metrics = Metrics.open(folder / "metrics.jsonl", position.step, processes, on_row)
-    epoch = _Epochs(plan, recipe)
+    what = (kept, model, ready, recipe, plan.inputs, plan.warn, metrics, processes)
+    saves, epoch = Saves(*what, position.step), _Epochs(plan, recipe)
+    for note in notes + ready.notes:  # now: at the end it is too late to do anything about it
+        on_progress(Progress(plan.task, position.tokens, total, "tokens", message=note))
     if position.step:
         metrics.append(continued_row(position, epoch(position)))
         resumed = f"continued from step {position.step} of {steps}"
         on_progress(Progress(plan.task, position.tokens, total, "tokens", message=resumed))
-    began = last_saved = time.monotonic()
-    before_s, skips_in_a_row = position.elapsed_s, 0
-
-    def save() -> None:
-        place = (saves, model, ready.optimizer, position, plan.inputs, recipe.keep, processes)
-        save_checkpoint(*place, best=metrics.best_step, warn=plan.warn)
+    began, before_s = time.monotonic(), position.elapsed_s
 
     def evaluate() -> float | None:
         due = position.step % eval_every == 0 or position.step == steps
@@ -190,11 +196,11 @@ def train(
         try:
             val_loss = measure(ready.callable_model)
         except Interrupted:
-            if position.step:
-                save()
+            saves.save(position)
             raise
         model.train()
         metrics.append(val_row(position, epoch(position), val_loss))
+        saves.validated(position)
         return val_loss
 
     def given_up() -> bool:
@@ -207,11 +213,10 @@ def train(
     while position.step < steps and not given_up():
         step_began = time.monotonic()
         first = plan.first_sample + position.step * per_step
-        save_due = step_began - last_saved > 60 * recipe.save_minutes
-        sums = _pass(ready, recipe, plan, position.step, first, share, stop, save_due, processes)
+        due = saves.due()
+        sums = _pass(ready, recipe, plan, position.step, first, share, stop, due, processes)
         if sums.stop:  # the broken step is done again, whole, when the training goes on
-            if position.step:
-                save()
+            saves.save(position)
             stop.heed(True)
             place = f"saved at step {position.step} of" if position.step else "before the first of"
             stop.check(f"{place} {steps} steps of {plan.task}")
@@ -224,30 +229,33 @@ def train(
             ready.optimizer.step()
         ready.optimizer.zero_grad(set_to_none=True)
         step_s = time.monotonic() - step_began
-        skips_in_a_row = 0 if finite else skips_in_a_row + 1
         position = replace(
             position,
             step=position.step + 1,
             tokens=position.tokens + recipe.batch_tokens,
             elapsed_s=before_s + time.monotonic() - began,
             skipped=position.skipped + (not finite),
+            skips_in_a_row=0 if finite else position.skips_in_a_row + 1,
         )
-        row = step_row(
-            position, epoch(position), mean_loss, norm, rate, recipe.batch_tokens / step_s
-        ) | parts_row([part / sums.targets for part in sums.parts])
+        speed = recipe.batch_tokens / step_s
+        used = mfu(speed, flops, plan.peak_flops, processes.size)
+        row = step_row(position, epoch(position), mean_loss, norm, rate, speed, used) | parts_row(
+            [part / sums.targets for part in sums.parts]
+        )
         if not finite:
             row |= {"samples": [first, first + per_step], "ranks": sums.broken}
         metrics.append(row)
-        if not finite and (recipe.nonfinite == "stop" or skips_in_a_row > recipe.max_skips):
+        if not finite and (
+            recipe.nonfinite == "stop" or position.skips_in_a_row > recipe.max_skips
+        ):
             raise _diverged(plan.task, recipe, mean_loss, norm, position.step)
         # Save before evaluating: a crash in the evaluation loses nothing.
         if position.step == steps or sums.save:
-            save()
-            last_saved = time.monotonic()
+            saves.save(position)
         val_loss = evaluate()
         on_progress(_progress(plan.task, row, total, val_loss))
     if position.step < steps:  # given up; a larger model may go on from here
-        save()
+        saves.save(position)
     seconds = before_s + time.monotonic() - began
     said, decision = tuple(notes + ready.notes), _ask(find_decision, plan, recipe, metrics)
     start = metrics.val_losses.get(0)

@@ -2,22 +2,16 @@
 
 import json
 import math
-import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 
 from inheritune.processes import ALONE, Processes
+from inheritune.train.peak_memory import peak_bytes
 from inheritune.train.state import Position
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
 
 __all__ = ["Metrics", "OnRow", "continued_row", "parts_row", "step_row", "val_row"]
 
@@ -113,7 +107,13 @@ class Metrics:
 
 
 def step_row(
-    position: Position, epoch: float, loss: float, norm: float, rate: float, tokens_per_s: float
+    position: Position,
+    epoch: float,
+    loss: float,
+    norm: float,
+    rate: float,
+    tokens_per_s: float,
+    mfu: float | None = None,
 ) -> dict[str, Any]:
     """The row of an optimizer step; a value that is not finite is null and named.
 
@@ -124,13 +124,15 @@ def step_row(
         norm: Of the mean gradient, before clipping.
         rate: Learning rate.
         tokens_per_s: Of this step alone.
+        mfu: See `throughput.mfu`; None: the device's peak is not known.
     """
     row = _place(position, epoch) | {
         "loss": loss if math.isfinite(loss) else None,
         "grad_norm": norm if math.isfinite(norm) else None,
         "learning_rate": rate,
         "tokens_per_s": round(tokens_per_s, 1),
-        "memory_bytes": _memory_bytes(),
+        "mfu": None if mfu is None else round(mfu, 4),
+        "memory_bytes": peak_bytes(),
     }
     if not math.isfinite(loss + norm):
         row["nonfinite"] = str(loss if not math.isfinite(loss) else norm)
@@ -165,15 +167,6 @@ def _place(position: Position, epoch: float) -> dict[str, Any]:
         "epoch": round(epoch, 6),
         "elapsed_s": round(position.elapsed_s, 3),
     }
-
-
-def _memory_bytes() -> int | None:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    if resource is None:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

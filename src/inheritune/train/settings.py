@@ -6,19 +6,26 @@ The measurements behind each choice stand in docs/log.md.
 import ctypes
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.errors import MachineError
+from inheritune.errors import MachineError, RecipeError
 from inheritune.recipe import Train
 from inheritune.train.attention import LONGEST_SEQUENCE
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Settings", "choose_device", "choose_settings", "keep_large_blocks", "processor_flags"]
+__all__ = [
+    "Settings",
+    "changed_settings",
+    "choose_device",
+    "choose_settings",
+    "keep_large_blocks",
+    "processor_flags",
+]
 
 # A compiled step is 1.14-1.3 times faster, compiling takes 17-30 s: it pays back beyond about
 # three minutes, which is this many FLOPs on two cores.
@@ -61,6 +68,15 @@ class Settings:
         """The settings as JSON values."""
         return asdict(self)
 
+    def compared(self) -> dict[str, Any]:
+        """What decides rounding, for a checkpoint; what only saves memory is left out."""
+        names = (
+            *("device", "precision", "gathers_bf16", "attention", "loss"),
+            *("compile", "fused_gelu", "fused_optimizer"),
+        )
+        # Gradients are summed over processes in fp32 on every machine: see `parallel.shard`.
+        return {name: getattr(self, name) for name in names} | {"gradients_summed_in": "fp32"}
+
     @property
     def gathers_bf16(self) -> bool:
         """Whether processes send each other weights in bf16, so that nothing is left to cast."""
@@ -86,7 +102,8 @@ def choose_settings(train: Train, planned_flops: float, processes: int = 1) -> S
         MachineError: bf16 was asked for on a GPU that has none.
     """
     device = choose_device()
-    reasons: dict[str, str] = {}
+    found = "there is one" if device == "cuda" else "torch finds no GPU that it can use"
+    reasons: dict[str, str] = {"device": found}
     precision, reasons["precision"] = _precision(train, device)
     attention, reasons["attention"] = _attention(train, device)
     compiled, reasons["compile"] = _compile(train, device, planned_flops, processes)
@@ -104,6 +121,34 @@ def choose_settings(train: Train, planned_flops: float, processes: int = 1) -> S
         processes=processes,
         reasons=reasons,
     )
+
+
+def changed_settings(
+    checkpoint: Path,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    allowed: Collection[str],
+) -> list[str]:
+    """Sentences for what a machine chooses otherwise than the one that a training began on.
+
+    Args:
+        checkpoint: For messages.
+        before: `Settings.compared`, as it was saved; what is not in it is not compared.
+        now: The same, of the settings that are used now.
+        allowed: Recipe keys that may differ.
+
+    Raises:
+        RecipeError: The precision is another one, and ``train.precision`` may not differ.
+    """
+    found = [(key, old, now[key]) for key, old in before.items() if key in now and now[key] != old]
+    for key, old, new in found:
+        if key == "precision" and "train.precision" not in allowed:
+            raise RecipeError(
+                f"{checkpoint} was trained in {old}; train.precision comes to {new} here.",
+                "Go on where it was begun, or with --allow-change train.precision, which is "
+                "recorded.",
+            )
+    return [f"settings.{key} was {old}, now it is {new}" for key, old, new in found]
 
 
 def choose_device() -> str:

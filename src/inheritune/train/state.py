@@ -6,12 +6,13 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from inheritune.data.order import ORDER_VERSION
-from inheritune.durable import published, write_json
+from inheritune.durable import disk_errors, published, write_json
 from inheritune.errors import CheckpointError
 from inheritune.inputs import differences, refuse_differences
 from inheritune.processes import ALONE, Processes
@@ -21,6 +22,7 @@ from inheritune.train.checkpoint_files import (
     describe_file,
     files_of,
     is_whole,
+    looks_whole,
     newest_first,
     pickles_in,
     point_latest,
@@ -29,6 +31,7 @@ from inheritune.train.checkpoint_files import (
     verify,
 )
 from inheritune.train.saved_tensors import SavedTensors, file_name, write_pieces
+from inheritune.train.settings import changed_settings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,12 +48,14 @@ class Position:
         tokens: Training tokens seen.
         elapsed_s: Seconds of training before this point, over all restarts.
         skipped: Steps without an update, for a value that was not finite.
+        skips_in_a_row: Of them, the last ones without an update between them.
     """
 
     step: int = 0
     tokens: int = 0
     elapsed_s: float = 0.0
     skipped: int = 0
+    skips_in_a_row: int = 0
 
 
 def save_checkpoint(
@@ -62,12 +67,14 @@ def save_checkpoint(
     keep: int,
     processes: Processes = ALONE,
     *,
-    best: int | None = None,
+    val_losses: Mapping[int, float | None] = MappingProxyType({}),
     warn: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Publish weights, moments and position by one rename; then drop checkpoints beyond `keep`.
 
-    Every process writes what it holds; it is done in all of them, or fails in all of them.
+    Every process writes what it holds; it is done in all of them, or fails in all of them. What is
+    damaged is not counted among those to keep.
 
     Args:
         folder: Where checkpoints of this training lie.
@@ -77,8 +84,9 @@ def save_checkpoint(
         inputs: What the training was started with; it must be the same when it is continued.
         keep: Newest checkpoints to leave.
         processes: That share the model.
-        best: A step whose checkpoint is left, too.
+        val_losses: By step; of the checkpoints that are there, the one of the lowest is left, too.
         warn: What may differ when it is continued, with a warning.
+        settings: What the machine chose, see `settings.changed_settings`.
 
     Raises:
         MachineError: The disk is full or gone; earlier checkpoints are untouched.
@@ -88,6 +96,7 @@ def save_checkpoint(
         "position": asdict(position),
         "inputs": dict(inputs),
         "warn": _versions() | dict(warn or {}),
+        "settings": dict(settings or {}),
         "order": ORDER_VERSION,
     }
     writers = processes.size // processes.nodes  # the others hold copies
@@ -99,7 +108,8 @@ def save_checkpoint(
         def write() -> dict[str, dict[str, Any]]:
             if processes.rank >= writers:
                 return {}
-            return _write_part(folder / staging, model, optimizer, processes.rank, writers)
+            with disk_errors(final):  # of this process's machine: the first one may have room
+                return _write_part(folder / staging, model, optimizer, processes.rank, writers)
 
         def publish() -> None:
             write_json(folder / staging / "trainer.json", trainer)
@@ -111,7 +121,7 @@ def save_checkpoint(
 
         digests = {k: v for part in processes.on_all(write) for k, v in part.items()}
         processes.on_main(publish)
-    processes.on_main(lambda: _drop_old(folder, final, keep, best))
+    processes.on_main(lambda: _drop_old(folder, final, keep, val_losses))
     return final
 
 
@@ -136,12 +146,15 @@ def _write_part(
     return {path.name: describe_file(path) for path in paths}
 
 
-def _drop_old(folder: Path, final: Path, keep: int, best: int | None) -> None:
+def _drop_old(folder: Path, final: Path, keep: int, val_losses: Mapping[int, float | None]) -> None:
     saved = newest_first(folder)
-    # Later ones were passed over as damaged; counted, they would crowd out what is whole.
-    later = [checkpoint for checkpoint in saved if checkpoint.name > final.name]
-    for old in later + saved[len(later) :][keep:]:
-        if best is None or old.name != f"step-{best:08d}" or old in later:
+    # Later ones, and those with a hole, are damaged; counted, they would crowd out what is whole.
+    whole = [c for c in saved if c == final or (c.name < final.name and looks_whole(c))]
+    measured = {c: val_losses.get(int(c.name.removeprefix("step-"))) for c in whole}
+    known = {c: val_loss for c, val_loss in measured.items() if val_loss is not None}
+    kept = {*whole[:keep], min(known, key=lambda c: known[c], default=final)}
+    for old in saved:
+        if old not in kept:
             shutil.rmtree(old)
     for old in set_aside_in(folder):
         shutil.rmtree(old)
@@ -156,12 +169,13 @@ def load_newest(
     *,
     allowed: Collection[str] = (),
     warn: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
     named: Path | None = None,
 ) -> tuple[Position, list[str]]:
     """Load the newest checkpoint that is whole, or the one named, into a model and its optimizer.
 
-    Where one is named, the later ones are set aside when it is loaded, and deleted when a newer one
-    is published. `latest` names what was loaded.
+    Later ones, passed over or not named, are set aside when it is loaded, and deleted when a newer
+    one is published. `latest` names what was loaded.
 
     Args:
         folder: Where checkpoints of this training lie; it need not exist.
@@ -171,6 +185,7 @@ def load_newest(
         processes: That share the model; not necessarily as many as when it was saved.
         allowed: Keys of the inputs that may differ.
         warn: See `save_checkpoint`.
+        settings: See `save_checkpoint`.
         named: The one checkpoint to load, in ``folder``; there is no other in its place.
 
     Returns:
@@ -179,10 +194,11 @@ def load_newest(
 
     Raises:
         CheckpointError: There are checkpoints and none is whole, or the one named is not.
-        RecipeError: The newest one, or the one named, belongs to other inputs.
+        RecipeError: The newest one, or the one named, belongs to other inputs, or was trained in
+            another precision.
     """
-    now = _versions() | dict(warn or {})
-    found = processes.on_main(lambda: _choose(folder, inputs, allowed, now, named))
+    now = _Now(inputs, allowed, _versions() | dict(warn or {}), settings or {})
+    found = processes.on_main(lambda: _choose(folder, now, named))
     if found["name"] is None:
         return Position(), found["notes"]
     processes.on_all(lambda: _load(folder / found["name"], model, optimizer))
@@ -192,8 +208,10 @@ def load_newest(
 
 def _settle(checkpoint: Path, named: bool) -> list[str]:
     """Leave no doubt from which checkpoint a training goes on."""
-    aside = set_aside(checkpoint) if named else []
+    aside = set_aside(checkpoint)
     point_latest(checkpoint.parent, checkpoint.name)
+    if not named:  # each was passed over, and that is said
+        return []
     return [f"set aside {name}: {checkpoint.name} was named to go on from" for name in aside]
 
 
@@ -245,19 +263,33 @@ def load_weights(folder: Path, model: "nn.Module") -> None:
     _put_weights(model, SavedTensors(files_of(checkpoint, "model")))
 
 
-def _choose(
-    folder: Path,
-    inputs: Mapping[str, Any],
-    allowed: Collection[str],
-    warn: Mapping[str, Any],
-    named: Path | None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Now:
+    """What a training is started with now, see `load_newest`."""
+
+    inputs: Mapping[str, Any]
+    allowed: Collection[str]
+    warn: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    def compare(self, checkpoint: Path, trainer: Mapping[str, Any]) -> list[str]:
+        """Refuse a checkpoint of something else; returns a sentence for what may differ."""
+        differing = refuse_differences(checkpoint, trainer["inputs"], self.inputs, self.allowed)
+        notes = [f"allowed: {key} was {old!r}, now it is {new!r}" for key, old, new in differing]
+        if saved_warn := trainer.get("warn"):
+            changed = differences(saved_warn, self.warn)
+            notes += [f"{key} was {old}, now it is {new}" for key, old, new in changed]
+        chosen = dict(trainer.get("settings") or {})
+        return notes + changed_settings(checkpoint, chosen, self.settings, self.allowed)
+
+
+def _choose(folder: Path, now: _Now, named: Path | None) -> dict[str, Any]:
     notes: list[str] = []
     for checkpoint in newest_first(folder) if named is None else [folder / named.name]:
         try:
             trainer = verify(checkpoint)
             position = Position(**trainer["position"])
-            saved_inputs, saved_warn = dict(trainer["inputs"]), dict(trainer.get("warn", {}))
+            dict(trainer["inputs"]), dict(trainer.get("warn", {}))
         except BROKEN as error:
             if named is not None:
                 raise CheckpointError(
@@ -267,11 +299,7 @@ def _choose(
             notes.append(f"passed over {checkpoint.name}: {error}")
             continue
         notes += pickles_in(checkpoint)
-        let_pass = refuse_differences(checkpoint, saved_inputs, inputs, allowed)
-        notes += [f"allowed: {key} was {old!r}, now it is {new!r}" for key, old, new in let_pass]
-        if saved_warn:
-            changed = differences(saved_warn, warn)
-            notes += [f"{key} was {old}, now it is {new}" for key, old, new in changed]
+        notes += now.compare(checkpoint, trainer)
         return {"name": checkpoint.name, "position": asdict(position), "notes": notes}
     if notes:
         raise CheckpointError(

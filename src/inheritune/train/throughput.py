@@ -13,12 +13,32 @@ from inheritune.checkpoints.flops import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["count_params", "flops_per_token"]
+__all__ = ["count_params", "flops_per_token", "mfu"]
 
 
 def count_params(model: "PreTrainedModel") -> int:
     """Number of weights, tied ones once."""
     return sum(param.numel() for param in model.parameters())
+
+
+def mfu(
+    tokens_per_s: float, flops_per_token: float, peak_flops: float | None, processes: int
+) -> float | None:
+    """Model FLOPs utilisation: which share of what the devices could do went into the training.
+
+    ``tokens_per_s x flops_per_token / (processes x peak_flops)``. Recomputed activations, the
+    forward passes of a distillation's reference and validations are not counted as done.
+
+    Args:
+        tokens_per_s: Of all processes together.
+        flops_per_token: See `flops_per_token`.
+        peak_flops: Of one process's device, per second, in dense bf16 products (fp32 where a
+            device has no bf16); None: not known, as of a processor.
+        processes: Each with a device of its own.
+
+    Source: Chowdhery et al., PaLM, arXiv 2204.02311, appendix B.
+    """
+    return tokens_per_s * flops_per_token / (processes * peak_flops) if peak_flops else None
 
 
 def flops_per_token(model: "PreTrainedModel", seq_len: int) -> float:

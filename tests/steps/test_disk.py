@@ -1,0 +1,38 @@
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from inheritune.errors import MachineError
+from inheritune.steps.disk import checkpoint_bytes, refuse_full_disk, weights_bytes
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The disk, as the system would tell of it."""
+    disk = SimpleNamespace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: disk)
+    return disk
+
+
+def test_a_training_that_does_not_fit_is_refused_with_both_amounts(
+    free: SimpleNamespace, tmp_path: Path
+) -> None:
+    # Two kept, one being written, and the model: 12 and 4 bytes for each parameter, and a tenth.
+    needed = 44_000
+    assert round(1.1 * (checkpoint_bytes(1000) * 3 + weights_bytes(1000))) == needed
+    free.free = needed
+    refuse_full_disk(tmp_path / "not there yet", 1000, keep=2)
+    free.free -= 1
+    with pytest.raises(MachineError, match=r"44,000 bytes.*43,999 left.*train\.keep") as error:
+        refuse_full_disk(tmp_path, 1000, keep=2)
+    assert error.value.exit_code == 4
+
+
+def test_what_was_saved_before_a_stop_counts_as_room(free: SimpleNamespace, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "step-00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(bytes(12_000))
+    free.free = 32_000
+    refuse_full_disk(tmp_path, 1000, keep=2)
