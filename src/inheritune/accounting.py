@@ -10,6 +10,7 @@ import numpy as np
 from inheritune.derive import Outcome, judge
 from inheritune.deviations import deviations
 from inheritune.recipe import Cost, Recipe
+from inheritune.steps.abandoning import tell_abandoned
 from inheritune.steps.reference import Benchmark
 from inheritune.steps.seeds import Repeated, together
 from inheritune.steps.training import Trial
@@ -32,7 +33,7 @@ def ledger(outcome: Outcome, cost: Cost) -> list[dict[str, Any]]:
         unknown) and ``borrowed``; ``device_hours``, which are seconds times processes, of which
         each has a device; and ``price``, of the machine, None for what was borrowed. The FLOPs of
         a training include its validations; those that a distillation spends on its reference are
-        an entry of their own.
+        an entry of their own. ``note``, where there is more to say, is a sentence.
     """
     training = outcome.reference.training
     entries = [
@@ -66,6 +67,8 @@ def _trial_entries(item: str, trial: Trial) -> list[dict[str, Any]]:
     """A training; and the forward passes of its reference, whose time is within the training's."""
     processes = trial.settings.get("processes")
     own = _entry(item, trial.tokens, trial.flops - trial.reference_flops, trial.seconds, processes)
+    if trial.abandoned is not None:
+        own["note"] = tell_abandoned(trial.abandoned)
     if trial.distill is None:
         return [own]
     forwards = _entry(
@@ -75,7 +78,9 @@ def _trial_entries(item: str, trial: Trial) -> list[dict[str, Any]]:
 
 
 def _benchmark_entry(item: str, benchmark: Benchmark) -> dict[str, Any]:
-    return _entry(item, 0, benchmark.flops, benchmark.seconds, benchmark.processes)
+    borrowed = benchmark.borrowed is not None
+    cost = (benchmark.flops, benchmark.seconds, benchmark.processes)
+    return _entry(item, 0, *cost, borrowed=borrowed)
 
 
 def training_ledger(before: Benchmark, trial: Trial) -> list[dict[str, Any]]:
@@ -199,6 +204,7 @@ def notes(outcome: Outcome, recipe: Recipe) -> list[str]:
             "Each round went on from the trained layers of the one before: the target saw the "
             "tokens of all rounds."
         )
+    said += _of_growth(outcome, recipe)
     if recipe.grow.tolerance:
         said.append(f"Matched means at most {recipe.grow.tolerance} nats above the benchmark.")
     for name, distill in {t.name: t.distill for t in [*outcome.rounds, *outcome.controls]}.items():
@@ -228,6 +234,28 @@ def _of_seeds(outcome: Outcome, recipe: Recipe) -> list[str]:
     once = [name for name, count in counts.items() if count == 1]
     if once:
         said.append(f"1 seed: {', '.join(once)}. The spread over seeds is not known there.")
+    return said
+
+
+def _of_growth(outcome: Outcome, recipe: Recipe) -> list[str]:
+    said = list(outcome.growth.notes)
+    if recipe.grow.search == "bisect" and len(outcome.rounds) > 1:
+        said.append(
+            "Sizes were searched by halving: that the target is the smallest that matches holds if "
+            "more layers never do worse."
+        )
+    for number, trial in enumerate(outcome.rounds, 1):
+        if trial.abandoned is not None:
+            said.append(f"Round {number} was {tell_abandoned(trial.abandoned)}.")
+    trained = {trial.name for trial in outcome.controls}
+    for name, variant in recipe.variants.items():
+        if variant.start == "grown" and name not in trained:
+            said.append(f"{name} was not trained: the target needed one size only.")
+    if outcome.benchmark.borrowed is not None:
+        said.append(
+            f"The benchmark was measured by another run ({outcome.benchmark.borrowed}); its cost "
+            "is listed as borrowed."
+        )
     return said
 
 

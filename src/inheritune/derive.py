@@ -1,14 +1,14 @@
 """The whole method, top to bottom, on one screen."""
 
-from dataclasses import dataclass, replace
-from itertools import count
+from dataclasses import dataclass
 
-from inheritune.checkpoints.config import text_config
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import RecipeError
+from inheritune.progress import Progress
 from inheritune.recipe import Recipe
 from inheritune.steps.analysis import asks_for_ranks, ranked
-from inheritune.steps.arms import Arm, arms_of, round_depths
+from inheritune.steps.arms import Arm
+from inheritune.steps.growth import Growth, round_arm
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Benchmark, Reference, measure_benchmark, open_reference
 from inheritune.steps.seeds import repeat_arms
@@ -32,7 +32,9 @@ class Outcome:
         reference: The model that was inherited from.
         tokens: What everything was trained and validated on.
         benchmark: The reference's val_loss.
-        rounds: The target at each size; the last one is the result.
+        rounds: The target at each size, in the order of training.
+        chosen: Which of them is the result: the smallest that matched, or else the last one.
+        growth: The sizes there might have been.
         controls: The other variants.
         repeats: The last round and the controls again, with further seeds.
     """
@@ -42,18 +44,20 @@ class Outcome:
     tokens: TokenDirectory
     benchmark: Benchmark
     rounds: list[Trial]
+    chosen: int
+    growth: Growth
     controls: list[Trial]
     repeats: list[Trial]
 
     @property
     def target(self) -> Trial:
         """The model that the run is for."""
-        return self.rounds[-1]
+        return self.rounds[self.chosen]
 
     @property
     def verdict(self) -> str:
-        """Of the last round."""
-        return self.verdicts[-1]
+        """Of the target."""
+        return self.verdicts[self.chosen]
 
 
 def derive(job: Job) -> Outcome:
@@ -64,40 +68,47 @@ def derive(job: Job) -> Outcome:
     """
     recipe = job.recipe
     reference = open_reference(job)
-    layers, max_layers = first_layers(recipe, reference)
-    check_starts(recipe, reference.model, round_depths(recipe.grow, layers, max_layers))
+    growth = _growth(recipe, reference)
     tokens = prepare_tokens(job, reference.model.path)
     if asks_for_ranks(recipe):
         reference = ranked(job, reference, tokens)
-        layers, max_layers = first_layers(recipe, reference)
-        depths = round_depths(recipe.grow, layers, max_layers)
-        check_starts(recipe, reference.model, depths, laziest=reference.laziest)
+        growth = _growth(recipe, reference)
+    for note in growth.notes:
+        job.on_progress(Progress("growth", message=note))
     benchmark = measure_benchmark(job, reference, tokens)
-    target_tokens = recipe.tokens_of(recipe.target)
-    assert target_tokens is not None  # the recipe refuses equal_compute for the target
 
     rounds: list[Trial] = []
     verdicts: list[str] = []
-    tried: list[Arm] = []
-    for number in count(1):
-        arm = arms_of(recipe, recipe.target, reference.layers, layers, target_tokens)[0]
-        if rounds and recipe.grow.weights == "keep":
-            seen = sum(trial.tokens for trial in rounds) // recipe.train.seq_len
-            arm = replace(arm, grown_from=rounds[-1].path, first_sample=seen)
-        tried.append(arm)
+    done: list[Arm] = []
+    tried: dict[int, bool] = {}  # layers, and whether they matched
+    while (layers := growth.next_size(tried)) is not None:
+        so_far = (rounds, tried, layers, benchmark.val_loss)
+        arm = round_arm(recipe, growth, reference.layers, *so_far)
+        done.append(arm)
         rounds.append(train_arm(job, arm, reference, tokens, benchmark))
         verdicts.append(judge(rounds[-1], recipe.grow.tolerance))
-        spent = number == recipe.grow.max_rounds or not recipe.grow.add or layers == max_layers
-        if verdicts[-1] == "matched" or spent:
-            break
-        layers = min(layers + recipe.grow.add, max_layers)
-    publish_target(job, rounds[-1])
+        tried[layers] = verdicts[-1] == "matched"
+    target = min((trial for trial in rounds if tried[trial.layers]), key=_size, default=rounds[-1])
+    publish_target(job, target)
 
-    arms = control_arms(job, reference, rounds)
+    chosen = rounds.index(target)
+    arms = control_arms(job, reference, rounds, target)
     controls = [train_arm(job, arm, reference, tokens, benchmark) for arm in arms]
-    again = repeat_arms(recipe, tried, arms)
+    again = repeat_arms(recipe, done[: chosen + 1], arms)
     repeats = [train_arm(job, arm, reference, tokens, benchmark) for arm in again]
-    return Outcome(verdicts, reference, tokens, benchmark, rounds, controls, repeats)
+    found = (rounds, chosen, growth, controls, repeats)
+    return Outcome(verdicts, reference, tokens, benchmark, *found)
+
+
+def _growth(recipe: Recipe, reference: Reference) -> Growth:
+    """The sizes that the target may have; no control may be impossible at any of them."""
+    growth = Growth.of(recipe, reference.model, *first_layers(recipe, reference))
+    check_starts(recipe, reference.model, growth.ends(), laziest=reference.laziest)
+    return growth
+
+
+def _size(trial: Trial) -> int:
+    return trial.layers
 
 
 def judge(trial: Trial, tolerance: float) -> str:
@@ -125,7 +136,7 @@ def first_layers(recipe: Recipe, reference: Reference) -> tuple[int, int]:
     Where the recipe takes the advice and the reference was not looked at yet: half of them.
 
     Raises:
-        RecipeError: The recipe asks for more layers, or more ids, than the reference has.
+        RecipeError: The recipe asks for more layers than the reference has.
     """
     most = recipe.grow.max_layers or reference.layers
     layers = recipe.inherit.layers
@@ -141,20 +152,8 @@ def first_layers(recipe: Recipe, reference: Reference) -> tuple[int, int]:
                 f"{key} is {value}, but {reference.name} has {reference.layers} layers.",
                 f"Choose between 1 and {reference.layers}.",
             )
-    _refuse_more_ids(recipe, reference)
     if layers > most:
         raise RecipeError(
             f"inherit.layers is {layers}, above grow.max_layers {most}.", "Raise the second."
         )
     return layers, most
-
-
-def _refuse_more_ids(recipe: Recipe, reference: Reference) -> None:
-    rows = text_config(reference.model.config).get("vocab_size")
-    for name, variant in recipe.variants.items():
-        asked = None if variant.distill is None else variant.distill.top_k
-        if asked is not None and isinstance(rows, int) and asked >= rows:
-            raise RecipeError(
-                f"variants.{name}.distill.top_k is {asked}, but {reference.name} has {rows} ids.",
-                "Lower it, or leave it out: all of them are then compared.",
-            )

@@ -147,6 +147,10 @@ def train_only(
                 "knows.",
                 "Use: inheritune run.",
             )
+        if plan.variants[name].start == "grown":
+            raise RecipeError(
+                f"variants.{name} goes on from the rounds of {plan.target}.", "Use: inheritune run."
+            )
         reference = open_reference(job)
         if asks_for_ranks(plan):
             prepared = prepare_tokens(job, reference.model.path)
@@ -200,10 +204,12 @@ def _findings(outcome: Outcome, job: Job) -> dict[str, Any]:
             "val_loss": benchmark.val_loss,
             "val_loss_se": benchmark.val_loss_se,
             "windows": len(benchmark.windows),
+            "borrowed": benchmark.borrowed,
             "bits_per_byte": benchmark.bits_per_byte,
         },
         "rounds": [
-            trial.summary() | {"round": number, "outcome": verdict}
+            trial.summary()
+            | {"round": number, "outcome": verdict, "is_target": trial is outcome.target}
             for number, (trial, verdict) in enumerate(
                 zip(outcome.rounds, outcome.verdicts, strict=True), 1
             )

@@ -339,6 +339,16 @@ class Recipe(Section):
             raise ValueError(f"grow.max_layers {last} is below inherit.layers {first}")
         return self
 
+    @model_validator(mode="after")
+    def _has_a_control_for_growth(self) -> Self:
+        grown = [name for name, variant in self.variants.items() if variant.start == "grown"]
+        if grown and self.grow.weights == "keep":
+            raise ValueError(
+                f"variants.{grown[0]} starts grown: with grow.weights keep that is the target "
+                "itself"
+            )
+        return self
+
     @property
     def target(self) -> str:
         """Name of the variant that inherits and grows."""

@@ -53,16 +53,26 @@ class Grow(Section):
     search: Literal["linear", "bisect"] = Field(
         "linear",
         description="linear: add layers until a round matches; bisect: halve the range of safe cut "
-        "points, which finds the fewest layers that match if more never do worse",
+        "points up to max_layers, whatever add is (0: never grow), which finds the fewest layers "
+        "that match if more never do worse",
     )
     abandon: Literal["never", "auto"] = Field(
         "never",
         description="auto: end a round early when its fitted loss curve says that it cannot reach "
-        "the benchmark",
+        "the benchmark; never the last that there can be",
     )
     audit: bool = Field(
         False, description="true: train abandoned rounds to their end, to check the decision"
     )
+
+    @model_validator(mode="after")
+    def _bisects_from_the_reference(self) -> Self:
+        if self.search == "bisect" and self.weights == "keep":
+            raise ValueError(
+                "search: bisect goes down in size as well as up, and trained layers cannot be "
+                "taken away again: it needs weights: reinherit"
+            )
+        return self
 
 
 class Distill(Section):
@@ -118,6 +128,8 @@ class Variant(Section):
             raise ValueError(f"{key} says what is inherited; it goes with start: inherit")
         if self.start == "half-width" and self.layers not in (None, "all"):
             raise ValueError("half-width has all layers of the reference")
+        if self.start == "grown" and self.layers is not None:
+            raise ValueError("grown has the sizes of the target's later rounds")
         if self.tokens == "equal_compute" and self.start != "fresh":
             raise ValueError("equal_compute is for controls that start with fresh weights")
         return self

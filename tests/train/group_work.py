@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from inheritune.steps.distilling import open_distillation
 from inheritune.steps.job import Job
 from inheritune.train import logit_cache, state
 from inheritune.train.distill import Distillation
+from inheritune.train.forecast import Goal
 from inheritune.train.group import join
 from inheritune.train.loop import Plan, Trained, train
 from inheritune.train.loss import Root
@@ -72,6 +73,7 @@ def run_training(
     checkpoint: Path | None = None,
     heard: Listener = silent,
     distill: dict[str, object] | None = None,
+    goal: Goal | None = None,
     **more: object,
 ) -> tuple[LlamaForCausalLM, Trained | None, list[int]]:
     """Train, or continue; asked to stop after a step, in one process only."""
@@ -91,7 +93,7 @@ def run_training(
         return measure_val_loss(model, tokens.val, 16, 4, stop, processes=processes).mean
 
     folder.mkdir(parents=True, exist_ok=True)
-    plan = Plan("test", spy, wanted.tokens, INPUTS, checkpoint=checkpoint)
+    plan = Plan("test", spy, wanted.tokens, INPUTS, checkpoint=checkpoint, goal=goal)
     if distill is not None:
         place = (folder.parent, tokens, processes, settings)
         plan = replace(plan, distillation=distillation(wanted, distill, *place))
@@ -184,6 +186,14 @@ def distilled(folder: Path, tokens: TokenDirectory, processes: Processes) -> dic
     run_training(folder / "beside", tokens, processes, distill={})
     run_training(folder / "kept", tokens, processes, distill={"top_k": 64})
     return {"shards": len(list((folder / "reference" / "logits").rglob("shard.json")))}
+
+
+def given_up(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:
+    """Out of reach of its goal; asked to stop in process 1 at the step before that is known."""
+    often = {"eval_every": 128, "schedule": "constant", "goal": Goal(0.0)}
+    run_training(folder / "given_up", tokens, processes, stop_after=6, stopping_rank=1, **often)
+    _, trained, asked = run_training(folder / "given_up", tokens, processes, **often)
+    return {"asked": asked, "decision": asdict(trained.decision)}
 
 
 def middle(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:

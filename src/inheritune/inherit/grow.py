@@ -19,7 +19,7 @@ from inheritune.inherit.plan import InheritPlan, plan_inherit, stored_dtype
 from inheritune.inherit.weights import describe_tensor, to_json, write_weights
 from inheritune.regular_file import escape
 
-__all__ = ["grow"]
+__all__ = ["check_grow", "grow"]
 
 
 def grow(
@@ -56,12 +56,7 @@ def grow(
             f"Choose between {target.layers + 1} and {reference.layers}.",
         )
     _refuse_moved_layers(target)
-    plan = plan_inherit(reference, layers)
-    if any(tensor.source.pitch for tensor in plan.tensors):
-        raise UnsupportedModelError(
-            f"{reference.name} has weights outside its layers with a part for each of them.",
-            "Grow by inheriting again (grow.weights: reinherit).",
-        )
+    plan = check_grow(reference, layers)
     new = list(_new_layers(plan, target, reference))
     kept = [TargetTensor(t.name, t, t.dtype) for t in target.tensors.values()]
     config = plan.config | {
@@ -86,6 +81,28 @@ def grow(
         }
         write_file(staging / "inherit.json", to_json(record))
     return open_model(str(out))
+
+
+def check_grow(reference: ModelDirectory, layers: int) -> InheritPlan:
+    """Refuse a reference of which no trained target can be grown, from headers and config alone.
+
+    Args:
+        reference: Would give the layers above the target's.
+        layers: Of the grown target.
+
+    Returns:
+        How that many first layers of it are inherited.
+
+    Raises:
+        UnsupportedModelError: A weight outside the layers has a part for each of them.
+    """
+    plan = plan_inherit(reference, layers)
+    if any(tensor.source.pitch for tensor in plan.tensors):
+        raise UnsupportedModelError(
+            f"{reference.name} has weights outside its layers with a part for each of them.",
+            "Grow by inheriting again (grow.weights: reinherit).",
+        )
+    return plan
 
 
 def _refuse_moved_layers(target: ModelDirectory) -> None:

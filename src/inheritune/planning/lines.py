@@ -91,7 +91,7 @@ def recipe_page(plan: RecipePlan) -> Page:
     parts = ", ".join(f"{name} {data_size(size)}" for name, size in disk.items())
     known = sum(size for size in disk.values() if size is not None)
     lines = [
-        f"rounds: {plan.most_rounds} at most; the run stops at the first that matches.",
+        f"rounds: {plan.growth}.",
         f"together: {flops(plan.flops)} FLOPs{_in_all(plan)}",
         *_cost_lines(plan),
         f"memory, estimated for the largest: {data_size(memory.total)} ("

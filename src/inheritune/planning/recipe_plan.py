@@ -24,8 +24,9 @@ from inheritune.planning.memory import Memory, estimate_memory
 from inheritune.planning.trainings import PlannedTraining, Planner
 from inheritune.recipe import Recipe, ReferenceTraining
 from inheritune.run import Run
-from inheritune.steps.arms import round_depths
+from inheritune.steps.borrowed import read_benchmark
 from inheritune.steps.disk import checkpoint_bytes, weights_bytes
+from inheritune.steps.growth import Growth
 from inheritune.steps.pinned import open_pinned, pinned_commit
 from inheritune.steps.reference import Reference
 from inheritune.steps.starts import check_starts
@@ -50,7 +51,8 @@ class RecipePlan:
         reference_params: Its parameters.
         download_bytes: Of the reference, still to come from the Hub.
         trainings: In the order of the run, with every round that can become necessary.
-        most_rounds: How many those are; the run stops at the first that matches.
+        most_rounds: How many those are.
+        growth: How many rounds there may be, of which sizes, in words.
         unique_tokens: Of the text, prepared or at most; None: not known yet.
         edits: Of config.json in the first round, and why.
         memory: Estimated, of the training that needs the most.
@@ -71,6 +73,7 @@ class RecipePlan:
     download_bytes: int
     trainings: tuple[PlannedTraining, ...]
     most_rounds: int
+    growth: str
     unique_tokens: int | None
     edits: tuple[Edit, ...]
     memory: Memory
@@ -151,8 +154,9 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
     )
     first, most = first_layers(recipe, opened)
     unique, exact = _unique_tokens(recipe, Run(root))
-    depths = round_depths(recipe.grow, first, most)
-    check_starts(recipe, model, depths)
+    growth = Growth.of(recipe, model, first, most)
+    depths = growth.longest()
+    check_starts(recipe, model, growth.ends())
     planner = Planner(recipe, sizes, speed, unique)
     trainings = planner.all(depths)
     memory = _memory(recipe, model, trainings, whole.params, _precision(recipe, speed))
@@ -166,8 +170,9 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
         download_bytes=model.missing_bytes(model.tensors.values()),
         trainings=trainings,
         most_rounds=len(depths),
+        growth=str(growth),
         unique_tokens=unique,
-        edits=tuple(cut_config(model.config, first)[1]),
+        edits=tuple(cut_config(model.config, depths[0])[1]),
         memory=memory,
         disk=_disk(recipe, model, trainings, unique, planner.stored),
         save_bytes=checkpoint_bytes(max(training.params for training in trainings)),
@@ -175,6 +180,7 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
         price_per_hour=recipe.cost.price_per_hour,
         currency=recipe.cost.currency,
         notes=(
+            *_growth_notes(recipe, growth),
             *_notes(recipe, trainings, unique, exact, memory, speed),
             *_notes_of_shape(model),
             *deviations(recipe),
@@ -320,6 +326,26 @@ def _notes_of_shape(model: ModelDirectory) -> list[str]:
         f"{name} is not on this machine: sizes are those of its published shape, its weights "
         "were not looked at, and `run` needs it."
     ]
+
+
+def _growth_notes(recipe: Recipe, growth: Growth) -> list[str]:
+    said, rules = list(growth.notes), recipe.grow
+    if rules.abandon == "auto" and len(growth.longest()) > 1:
+        end = "and is trained to its end all the same" if rules.audit else "and ends there"
+        said.append(
+            f"A round that cannot reach the benchmark is known by its fitted curve, {end}; the "
+            "last that there can be is never given up. Rounds are counted whole."
+        )
+    if rules.benchmark is not None:
+        known = read_benchmark(Path(rules.benchmark).expanduser())
+        said.append(
+            f"The benchmark is borrowed: {known.val_loss:.4f} nats, from {rules.benchmark}. What "
+            "it was measured on is compared when the text is prepared."
+        )
+    if len(growth.longest()) == 1:
+        grown = [name for name, variant in recipe.variants.items() if variant.start == "grown"]
+        said += [f"{name} is not trained: there is one round only." for name in grown]
+    return said
 
 
 def _notes(

@@ -11,6 +11,7 @@ from inheritune.inherit.sizes import Counts, Sizes
 from inheritune.recipe import Recipe
 from inheritune.recipe_variants import Distill
 from inheritune.steps.arms import Arm, arms_of, depth_of
+from inheritune.steps.growth import grown_arms, grown_sizes
 from inheritune.steps.seeds import repeat_arms
 
 __all__ = ["PlannedTraining", "Planner"]
@@ -98,6 +99,11 @@ class Planner:
         arms: list[Arm] = []
         for name, variant in recipe.variants.items():
             if name == recipe.target:
+                continue
+            if variant.start == "grown":
+                sizes, total = grown_sizes(depths, depths[-1]), self._sizes.reference.layers
+                grown = grown_arms(recipe, name, total, sizes, rounds[0].tokens)
+                arms += grown
                 continue
             layers = depth_of(variant, self._sizes.reference.layers, depths[-1])
             tokens = recipe.tokens_of(name)

@@ -9,10 +9,10 @@ from inheritune.errors import RecipeError
 from inheritune.inherit.parts import describe_parts
 from inheritune.inherit.selection import choose_layers, describe_selection
 from inheritune.recipe import Recipe, Train
-from inheritune.recipe_variants import Grow, Variant
+from inheritune.recipe_variants import Variant
 from inheritune.run import Run
 
-__all__ = ["Arm", "arms_of", "depth_of", "round_depths"]
+__all__ = ["Arm", "arms_of", "depth_of"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class Arm:
         made_of: What it begins with, in words; empty where `start` says it all.
         distill: The variant's section `distill`, as JSON values; None: it learns from text alone.
         reference: Model directory that a distillation learns from.
+        goal: What its val_loss is to reach, or else it is given up; None: it is never given up.
+        audit: Whether it is trained to its end all the same.
+        goes_on: Whether a later training may go on from its end, which is then kept.
         seed: Of data order and fresh weights; None: the recipe's ``train.seed``.
         repeats: Whether it repeats a training with a further seed, which its folder then names.
     """
@@ -52,6 +55,9 @@ class Arm:
     made_of: str = ""
     distill: dict[str, Any] | None = None
     reference: str | None = None
+    goal: float | None = None
+    audit: bool = False
+    goes_on: bool = False
     seed: int | None = None
     repeats: bool = False
 
@@ -74,22 +80,14 @@ class Arm:
 
     @property
     def keeps_moments(self) -> bool:
-        """Whether the optimizer goes on from where it stood: in a target that has grown."""
-        return self.start == "inherit" and self.grown_from is not None
+        """Whether the optimizer goes on from where it stood: in a model that has grown."""
+        return self.start in ("inherit", "grown") and self.grown_from is not None
 
     @property
     def task(self) -> str:
         """Name shown with the progress and in the ledger."""
         seed = f", seed {self.seed}" if self.repeats else ""
         return f"{self.variant}, {self.layers} layers{seed}"
-
-
-def round_depths(grow: Grow, first: int, most: int) -> list[int]:
-    """Layers of each round of the target, if none before the last one matches."""
-    depths = [first]
-    while grow.add and depths[-1] < most and len(depths) != grow.max_rounds:
-        depths.append(min(depths[-1] + grow.add, most))
-    return depths
 
 
 def depth_of(variant: Variant, reference_layers: int, target_layers: int) -> int:
@@ -143,6 +141,9 @@ def arms_of(
         seed=recipe.seeds_of(name)[0],
         distill=None if variant.distill is None else variant.distill.model_dump(mode="json"),
     )
+    if name == recipe.target:
+        controls = [other.start for other in recipe.variants.values()]
+        arm = replace(arm, goes_on=recipe.grow.weights == "keep" or "grown" in controls)
     if variant.start == "inherit":
         kept = choose_layers(variant.select, layers, reference_layers, laziest)
         arm = replace(arm, kept=None if kept == tuple(range(layers)) else list(kept))
@@ -178,6 +179,8 @@ def _made_of(arm: Arm) -> str:
     is_plain = arm.start in ("inherit", "fresh") and arm.kept is None and arm.parts == "all"
     if is_plain and not _own_rate(arm):
         return ""
+    if arm.start == "grown":  # the rest is said where it is known what it goes on from
+        return _own_rate(arm)
     half = _layers(arm.layers // 2)
     said = {
         "fresh": "fresh weights",

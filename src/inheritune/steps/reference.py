@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from inheritune.errors import DataError, RecipeError, SourceError
 from inheritune.progress import Progress
 from inheritune.recipe import ReferenceTraining
 from inheritune.steps.arms import Arm
+from inheritune.steps.borrowed import borrow_benchmark, measured_on
 from inheritune.steps.changes import decisive
 from inheritune.steps.job import Job, finish, finished
 from inheritune.steps.kept_reference import is_kept, keep, kept_path, only_trainer
@@ -83,6 +84,8 @@ class Benchmark:
         tokens: Predicted tokens.
         flops: Cost of measuring.
         seconds: Cost of measuring.
+        measured_on: Reference, tokenizer, validation set and sequence length.
+        borrowed: The file of another run that it was taken from; None: measured here.
         processes: That shared it; None: an older file does not say.
     """
 
@@ -93,6 +96,8 @@ class Benchmark:
     tokens: int
     flops: float
     seconds: float
+    measured_on: dict[str, Any] = field(default_factory=dict)
+    borrowed: str | None = None
     processes: int | None = None
 
 
@@ -262,7 +267,13 @@ def flops_per_token(job: Job, reference: Reference, layers: int) -> float:
 
 
 def measure_benchmark(job: Job, reference: Reference, tokens: TokenDirectory) -> Benchmark:
-    """The reference's val_loss on every validation window."""
+    """The reference's val_loss on every validation window: measured, or another run's.
+
+    Raises:
+        RecipeError: ``grow.benchmark`` was measured on something else.
+        DataError: ``grow.benchmark`` cannot be read.
+        SourceError: The reference's val_loss is no number.
+    """
     recipe, path = job.recipe, job.run.benchmark
     inputs = {
         "reference": reference.model.digest,
@@ -270,8 +281,17 @@ def measure_benchmark(job: Job, reference: Reference, tokens: TokenDirectory) ->
         "seq_len": recipe.train.seq_len,
         "evaluate": {"batch_size": recipe.evaluate.batch_size},
     }
+    if recipe.grow.benchmark is not None:
+        inputs["benchmark"] = recipe.grow.benchmark
     if (done := finished(job, path, inputs)) is not None:
         return Benchmark(**done)
+    of = measured_on(reference.model.digest, tokens, recipe.train.seq_len)
+    if recipe.grow.benchmark is not None:
+        other = Path(recipe.grow.benchmark).expanduser()
+        borrowed = borrow_benchmark(other, of, tokens.val.num_samples(recipe.train.seq_len))
+        borrowed = replace(borrowed, borrowed=recipe.grow.benchmark)
+        finish(path, inputs, asdict(borrowed))
+        return borrowed
     loss, seconds = val_loss_of(job, reference.model.path, tokens, "benchmark")
     if not math.isfinite(loss.mean):
         raise SourceError(
@@ -287,6 +307,7 @@ def measure_benchmark(job: Job, reference: Reference, tokens: TokenDirectory) ->
         tokens=val_tokens,
         flops=val_tokens * reference.flops_per_token * EVALUATION_SHARE,
         seconds=seconds,
+        measured_on=of,
         processes=job.processes.size,
     )
     finish(path, inputs, asdict(benchmark))

@@ -116,7 +116,8 @@ def _with_seed(arm: Arm, seed: int) -> Arm:
     before = arm.grown_from
     if before is not None and Path(before).parent.name == arm.variant:
         before = f"{before}-seed-{seed}"  # as Run.variant
-    return replace(arm, seed=seed, repeats=True, grown_from=before)
+    # Repeats are there to be compared: none of them is given up early.
+    return replace(arm, seed=seed, repeats=True, grown_from=before, goal=None)
 
 
 def _standard_error(values: NDArray[np.float64]) -> float | None:

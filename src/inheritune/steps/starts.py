@@ -4,12 +4,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from inheritune.checkpoints.config import cut_config
+from inheritune.checkpoints.config import cut_config, text_config
 from inheritune.checkpoints.copy import copy_side_files
 from inheritune.checkpoints.source import ModelDirectory, open_model
 from inheritune.durable import write_json
 from inheritune.errors import RecipeError, SourceError
-from inheritune.inherit.grow import grow
+from inheritune.inherit.grow import check_grow, grow
 from inheritune.inherit.half_width import half_width, imagine_half_width
 from inheritune.inherit.inherit import Options, check_inherit, inherit
 from inheritune.inherit.stack import check_stack, stack
@@ -42,10 +42,12 @@ def check_starts(
         laziest: Its layers, that of lowest attention rank first; None: not known yet.
 
     Raises:
-        RecipeError: A control asks for layers that are not there, or for half of an odd number.
+        RecipeError: A control asks for layers that are not there, or for half of an odd number, or
+            a distillation for more ids than there are.
         UnsupportedModelError: The reference is none that it can be built from.
         SourceError: The model's class refuses it.
     """
+    _refuse_more_ids(recipe, reference)
     total = reference.layers
     for name, variant in recipe.variants.items():
         if variant.is_target or only not in (None, name):
@@ -62,6 +64,17 @@ def check_starts(
             raise type(error)(f"{key}: {error.message}", error.hint) from error
 
 
+def _refuse_more_ids(recipe: Recipe, reference: ModelDirectory) -> None:
+    rows = text_config(reference.config).get("vocab_size")
+    for name, variant in recipe.variants.items():
+        asked = None if variant.distill is None else variant.distill.top_k
+        if asked is not None and isinstance(rows, int) and asked >= rows:
+            raise RecipeError(
+                f"variants.{name}.distill.top_k is {asked}, but {reference.name} has {rows} ids.",
+                "Lower it, or leave it out: all of them are then compared.",
+            )
+
+
 def _check(reference: ModelDirectory, arm: Arm) -> None:
     if arm.start == "inherit" and (arm.kept is not None or arm.parts != "all"):
         check_inherit(reference, arm.kept or arm.layers, Options(parts=arm.parts))
@@ -69,6 +82,8 @@ def _check(reference: ModelDirectory, arm: Arm) -> None:
         check_stack(reference, arm.layers)
     elif arm.start == "half-width":
         imagine_half_width(reference)
+    elif arm.start == "grown":
+        check_grow(reference, arm.layers)
 
 
 def write_start(job: Job, arm: Arm, reference: ModelDirectory, folder: Path) -> None:

@@ -17,6 +17,8 @@ from inheritune.data.tokens import TokenDirectory, check_budget
 from inheritune.durable import write_json
 from inheritune.errors import CheckpointError, DivergedError
 from inheritune.inherit.devices import peak_of
+from inheritune.progress import Progress
+from inheritune.steps.abandoning import abandoned_record, tell_abandoned
 from inheritune.steps.arms import Arm
 from inheritune.steps.changes import decisive, warned
 from inheritune.steps.chosen import checkpoint_for
@@ -67,6 +69,7 @@ class Trial:
     made_of: str = ""  # what it began with, where start does not say it all
     distill: dict[str, Any] | None = None
     reference_flops: float = 0.0
+    abandoned: dict[str, Any] | None = None  # see abandoning.abandoned_record
     seed: int | None = None
 
     def summary(self) -> dict[str, Any]:
@@ -131,17 +134,12 @@ def run_training(
     # The result stands; only now is what it could be made from again let go. The end itself stays
     # where a larger model may go on from it.
     saved = sorted((folder / "checkpoints").glob("*step-*"))
-    for old in saved[:-1] if _goes_on(job, arm) else saved:
+    for old in saved[:-1] if arm.goes_on else saved:
         shutil.rmtree(old)
-    if not _goes_on(job, arm):
+    if not arm.goes_on:
         (folder / "checkpoints" / "latest").unlink(missing_ok=True)
     # Results of before there were several seeds do not name theirs.
     return Trial(**(done | {"seed": arm.settings(job.recipe.train).seed}))
-
-
-def _goes_on(job: Job, arm: Arm) -> bool:
-    """Whether a later round may go on from the end of this training."""
-    return job.recipe.grow.weights == "keep" and arm.variant == job.recipe.target
 
 
 def _train(
@@ -195,6 +193,7 @@ def train_share(
     Process 0 alone may name a checkpoint to go on from: it is the one that chooses.
     """
     from inheritune.evaluate.val_loss import measure_val_loss
+    from inheritune.train.forecast import Goal
     from inheritune.train.loop import Plan, train
     from inheritune.train.settings import choose_settings
     from inheritune.train.weights import describe
@@ -222,6 +221,7 @@ def train_share(
         allowed=job.allowed,
         warn=warned(job.recipe),
         checkpoint=checkpoint,
+        goal=None if arm.goal is None else Goal(arm.goal, arm.audit),
         peak_flops=_peak_flops(settings.device),
         keep_at=_steps_to_keep(job, arm),
     )
@@ -277,8 +277,8 @@ def _end_of(folder: Path) -> Path:
     if not checkpoints:
         raise CheckpointError(
             f"the optimizer state at the end of {folder} is not there any more.",
-            "It is kept where grow.weights is keep from the first round on: give the run another "
-            "name, or reinherit.",
+            "It is kept where grow.weights is keep, or a variant starts grown, from the first "
+            "round on: give the run another name.",
         )
     return checkpoints[-1]
 
@@ -336,7 +336,10 @@ def _measure(
         made_of=arm.made_of,
         distill=arm.distill,
         reference_flops=forwards,
+        abandoned=abandoned_record(arm, trained, _whole_steps(job, arm), loss.mean),
     )
+    if trial.abandoned is not None:
+        job.on_progress(Progress(arm.task, message=tell_abandoned(trial.abandoned)))
     if benchmark is None:
         # Travels with a reference, so that whoever inherits from it knows what its training cost.
         kept = ("tokens", "flops", "seconds", "val_loss", "val_loss_se")
@@ -344,6 +347,12 @@ def _measure(
         ledger["processes"] = trained.settings.processes
         write_json(folder / "model" / "training.json", ledger | {"curve": curve})
     return trial
+
+
+def _whole_steps(job: Job, arm: Arm) -> int:
+    from inheritune.train.loop import plan_steps
+
+    return plan_steps(job.recipe.train, arm.tokens) * job.recipe.train.batch_tokens
 
 
 def _curve(metrics: Path) -> list[dict[str, Any]]:

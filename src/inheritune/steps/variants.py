@@ -10,6 +10,7 @@ from inheritune.checkpoints.flops import EVALUATION_SHARE
 from inheritune.data.tokens import TokenDirectory
 from inheritune.progress import Progress
 from inheritune.steps.arms import Arm, arms_of, depth_of
+from inheritune.steps.growth import grown_arms, grown_sizes
 from inheritune.steps.job import Job, finished
 from inheritune.steps.reference import Benchmark, Reference, flops_per_token
 from inheritune.steps.starts import write_start
@@ -37,6 +38,8 @@ def train_arm(
     inputs |= {} if arm.kept is None else {"kept": list(arm.kept)}
     inputs |= {} if arm.parts == "all" else {"parts": arm.parts}
     inputs |= {} if arm.distill is None else {"distill": arm.distill}
+    if arm.goal is not None:
+        inputs |= {"abandon": {"goal": arm.goal, "audit": job.recipe.grow.audit}}
     if finished(job, folder / "result.json", inputs) is None:
         write_start(job, arm, reference.model, folder)
     trial = run_training(job, arm, folder, tokens, inputs, benchmark.windows)
@@ -44,20 +47,27 @@ def train_arm(
     return trial
 
 
-def control_arms(job: Job, reference: Reference, rounds: Sequence[Trial]) -> list[Arm]:
+def control_arms(
+    job: Job, reference: Reference, rounds: Sequence[Trial], target: Trial
+) -> list[Arm]:
     """The trainings of all controls with their first seed, in the order of the recipe.
 
     Args:
         job: Has the recipe.
         reference: What the target was inherited from.
-        rounds: All of the target's; the last one has the size that controls take over.
+        rounds: All of the target's.
+        target: Of them, the one whose size controls take over.
     """
     recipe = job.recipe
     arms: list[Arm] = []
     for name, variant in recipe.variants.items():
         if name == recipe.target:
             continue
-        layers = depth_of(variant, reference.layers, rounds[-1].layers)
+        if variant.start == "grown":
+            sizes = grown_sizes([trial.layers for trial in rounds], target.layers)
+            arms += grown_arms(recipe, name, reference.layers, sizes, rounds[0].tokens)
+            continue
+        layers = depth_of(variant, reference.layers, target.layers)
         tokens = recipe.tokens_of(name)
         if tokens is None:
             # Of training alone; the reference's cost was sunk where it was not trained here.

@@ -21,6 +21,7 @@ from inheritune.signals import StopFlag
 from inheritune.train.batches import micro_batches
 from inheritune.train.checkpoint_files import keep_checkpoint
 from inheritune.train.distill import Distillation
+from inheritune.train.forecast import Decision, Goal, decide, find_decision
 from inheritune.train.metrics import Metrics, OnRow, continued_row, parts_row, step_row, val_row
 from inheritune.train.optimizer import learning_rate, mean_and_clip, set_learning_rate
 from inheritune.train.parallel import my_share
@@ -55,6 +56,7 @@ class Plan:
         warn: What may differ with a warning.
         checkpoint: The one to go on from; None: the newest that is whole.
         distillation: What to learn from besides the tokens.
+        goal: What its val_loss is to reach; where that is out of reach, the training ends early.
         peak_flops: Of the device, for the rows' `mfu`; see `throughput.mfu`.
         keep_at: Steps whose checkpoint is kept under ``moments/`` as well, whatever `keep` says.
     """
@@ -69,6 +71,7 @@ class Plan:
     warn: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
     distillation: Distillation | None = None
+    goal: Goal | None = None
     peak_flops: float | None = None
     keep_at: Collection[int] = ()
 
@@ -84,6 +87,7 @@ class Trained:
         restarts: How often it was continued from a checkpoint.
         settings: What was used in the end: a fallback shows here.
         notes: Sentences worth keeping: fallbacks, checkpoints passed over.
+        decision: That its goal was out of reach, and when that was known.
     """
 
     position: Position
@@ -92,6 +96,7 @@ class Trained:
     restarts: int
     settings: Settings
     notes: tuple[str, ...]
+    decision: Decision | None = None
 
 
 @dataclass(frozen=True)
@@ -205,10 +210,15 @@ def train(
         saves.validated(position)
         return val_loss
 
+    def given_up() -> bool:
+        if plan.goal is None or plan.goal.audit or position.step not in metrics.val_losses:
+            return False
+        return bool(processes.on_main(lambda: _ask(decide, plan, recipe, metrics) is not None))
+
     keep_moment()  # of a training that was killed between the two
     # -- one turn per optimizer step; a stop may fall between saving and evaluating, hence the call
     evaluate()
-    while position.step < steps:
+    while position.step < steps and not given_up():
         step_began = time.monotonic()
         first = plan.first_sample + position.step * per_step
         due = saves.due()
@@ -253,10 +263,12 @@ def train(
             keep_moment()
         val_loss = evaluate()
         on_progress(_progress(plan.task, row, total, val_loss))
+    if position.step < steps:  # given up; a larger model may go on from here
+        saves.save(position)
     seconds = before_s + time.monotonic() - began
-    said = tuple(notes + ready.notes)
+    said, decision = tuple(notes + ready.notes), _ask(find_decision, plan, recipe, metrics)
     start = metrics.val_losses.get(0)
-    return Trained(position, seconds, start, metrics.restarts, ready.settings, said)
+    return Trained(position, seconds, start, metrics.restarts, ready.settings, said, decision)
 
 
 def _pass(
@@ -296,6 +308,22 @@ def _pass(
     loss_sum, ce, kl, targets, stops, saves, *broken = processes.add_up(sums).tolist()
     ranks = [rank for rank, count in enumerate(broken) if count]
     return _Sums(loss_sum, (ce, kl)[: known - 1], targets, bool(stops), bool(saves), ranks)
+
+
+def _ask(
+    question: Callable[..., Decision | None], plan: Plan, recipe: Train, metrics: Metrics
+) -> Decision | None:
+    """A question about the validations so far: answered by the rows, so alike after a restart."""
+    if plan.goal is None:
+        return None
+    total = plan_steps(recipe, plan.tokens) * recipe.batch_tokens
+    known = sorted(metrics.val_losses.items())
+    points = [(step * recipe.batch_tokens, loss) for step, loss in known if loss is not None]
+
+    def rate(tokens: int) -> float:
+        return learning_rate(recipe, tokens, total)
+
+    return question(points, plan.goal.val_loss, rate, total, recipe.warmup_tokens)
 
 
 def _diverged(task: str, recipe: Train, loss: float, norm: float, step: int) -> DivergedError:
