@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from inheritune import data_commands, model_commands, train_commands
+from inheritune import data_commands, hub_commands, model_commands, train_commands
 from inheritune.console import (
     DEFAULT_RUNS,
     AllowChange,
@@ -19,6 +19,7 @@ from inheritune.console import (
     Runs,
     Scale,
     Sets,
+    UsageAsJson,
     print_json,
     progress,
     reported,
@@ -33,6 +34,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="inheritune",
+    cls=UsageAsJson,
     help="Make a large language model small: inherit its first layers, train, grow until matched.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -139,6 +141,7 @@ for _command in (
     data_commands.prepare,
     data_commands.inspect,
     train_commands.train,
+    hub_commands.push,
 ):
     app.command()(_command)
 
@@ -149,12 +152,14 @@ def report(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write the page, tables and figures of a run again, from its record."""
+    """Write the page, tables, figures and model card of a run again, from its record."""
     with reported(as_json, debug):
+        from inheritune.report.card import write_card
         from inheritune.report.page import write_report
         from inheritune.run import Run
 
         page = write_report(run)
+        write_card(run)
         record = Run(run).read()
         if as_json:
             here = {"run": str(run), "target": str(run / "target"), "report": str(page)}

@@ -1,6 +1,7 @@
 """The battery of things that go wrong: its 112 ids, and those that no test shows yet.
 
-A test shows an id by its name: `test_b7_...` in `test_b.py` shows B7, `test_b12_and_b16_...` both.
+A test shows an id by its name: `test_b7_...` in `test_b.py` or in `test_b_more.py` shows B7,
+`test_b12_and_b16_...` both.
 """
 
 import re
@@ -12,7 +13,9 @@ IDS = [f"{group}{number}" for group, size in SIZES.items() for number in range(1
 
 # Groups of commands that do not exist yet, and single items that wait for something.
 NOT_BUILT = {
-    **dict.fromkeys([i for i in IDS if i[0] == "E"], "evaluation, publication, watching"),
+    **dict.fromkeys(["E1", "E2", "E3", "E4"], "evaluation"),
+    **dict.fromkeys(["E5", "E6", "E7"], "the report, under these ids"),
+    "E11": "watching",
 }
 
 

@@ -10,10 +10,12 @@ FOLDER = Path(__file__).parent
 
 
 def shown(group):
-    path = FOLDER / f"test_{group.lower()}.py"
-    if not path.exists():
-        return set()
-    functions = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if hasattr(n, "args")]
+    group_files = [
+        *FOLDER.glob(f"test_{group.lower()}.py"),
+        *FOLDER.glob(f"test_{group.lower()}_*"),
+    ]
+    trees = [ast.parse(path.read_text("utf-8")) for path in group_files]
+    functions = [n for tree in trees for n in ast.walk(tree) if hasattr(n, "args")]
     names = [getattr(function, "name", "") for function in functions]
     return {i for name in names for i in ids_of(name) if i[0] == group}
 
