@@ -232,11 +232,9 @@ def _commits(tokens: Record) -> str:
 
 def _cost(record: Record) -> str:
     """What was paid, where the record has an hourly rate."""
-    for holder in (section(record, "cost"), section(record, "result")):
-        for key in ("dollars", "cost_dollars", "cost"):
-            if (paid := number(holder, key)) is not None:
-                return f"{paid:,.2f} dollars"
-    return ""
+    price = section(section(record, "result"), "price")
+    paid = number(price, "paid")
+    return "" if paid is None else f"{paid:,.2f} {price.get('currency') or ''}".strip()
 
 
 def _limits(record: Record) -> str:
