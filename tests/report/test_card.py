@@ -71,7 +71,8 @@ def test_the_text_says_where_the_model_comes_from_and_how_it_is_loaded():
     for said in (
         "# 4 of 8 layers of `org/large`", "![val loss](figures/val-loss.png)", "3 ← 5", "1" * 40,
         "AutoModelForCausalLM.from_pretrained(here)", '"learning_rate": 0.002', "`64K`",
-        "`A processor`", "`12.50 EUR`", "`2 h 2 min`", "2222222222", "| `piqa` | `acc` | 0.6100 | 0.0110 | 0 |",
+        "`A processor`", "`12.50 EUR`", "`2 h 2 min`", "2222222222",
+        "| `piqa` | `acc` | 0.6100 | 0.0110 | 0 |",
         "## Limits",
     ):  # fmt: skip
         assert said in body, said
