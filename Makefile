@@ -14,7 +14,7 @@ STAMP := $(VENV)/.complete
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench faults support
+.PHONY: help setup demo test check bench faults support docs
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,14 @@ support: setup  ## every decoder type of transformers, cut and run: two halves s
 faults: setup  ## the battery of things that go wrong
 	@[ -d tests/faults ] || { echo "tests/faults does not exist yet" >&2; exit 1; }
 	$(BIN)/python -m pytest tests/faults $(ARGS)
+
+docs: $(VENV)/.docs  ## the documentation as pages, docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build/html
+	@echo "docs/_build/html/index.html is written."
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install -q -e ".[docs]" -c constraints.txt
+	@touch $@
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { \

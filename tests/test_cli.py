@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from inheritune.cli import app
@@ -162,6 +164,42 @@ def test_an_error_is_one_json_object_where_json_was_asked_for(recipe: Path) -> N
     result = invoke("run", recipe, "--json", "--set", "inherit.layers=9")
     assert set(json.loads(result.stdout)) == {"error", "message", "hint"}
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize("name", typer.main.get_command(app).commands)
+def test_every_command_takes_json_and_tells_a_wrong_line_in_it(name: str) -> None:
+    result = invoke(name, "--json", "--no-such-option")
+    assert result.exit_code == 2
+    said = json.loads(result.stdout)
+    assert said["error"] == "UsageError" and "--no-such-option" in said["message"]
+    assert said["hint"] == f"See inheritune {name} --help."
+    assert_error(result, 2, "--no-such-option")
+
+
+@pytest.mark.parametrize(
+    "line, word",
+    [("run --json", "RECIPE"), ("--json", "--json"), ("rum x --json", "run"),
+     ("plan x --devices two --json", "--devices"), ("push x --json", "--repo-id")],
+)  # fmt: skip
+def test_a_wrong_line_is_told_in_json(line: str, word: str) -> None:
+    result = invoke(*line.split())
+    assert result.exit_code == 2 and word in json.loads(result.stdout)["message"]
+
+
+def test_json_changes_no_exit_code() -> None:
+    assert invoke("init", "--list", "--json").exit_code == 0
+    assert invoke("verify", "nowhere", "--json").exit_code == 3
+
+
+def test_the_shell_can_complete_commands_and_options() -> None:
+    for words, known in (("inheritune pu", "push"), ("inheritune push --dr", "--dry-run")):
+        asked = {"_INHERITUNE_COMPLETE": "complete_bash", "COMP_WORDS": words}
+        asked["COMP_CWORD"] = str(len(words.split()) - 1)
+        done = subprocess.run(
+            [sys.executable, "-c", "from inheritune.cli import app; app(prog_name='inheritune')"],
+            env=os.environ | asked, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.stdout.split() == [known], done.stderr
 
 
 def test_a_usage_error_is_exit_2() -> None:

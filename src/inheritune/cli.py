@@ -12,6 +12,7 @@ from inheritune import (
     analyze_commands,
     data_commands,
     evaluate_commands,
+    hub_commands,
     model_commands,
     report_commands,
     train_commands,
@@ -27,6 +28,7 @@ from inheritune.console import (
     Runs,
     Scale,
     Sets,
+    UsageAsJson,
     print_json,
     progress,
     reported,
@@ -41,6 +43,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="inheritune",
+    cls=UsageAsJson,
     help="Make a large language model small: inherit its first layers, train, grow until matched.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -151,6 +154,7 @@ for _command in (
     evaluate_commands.evaluate,
     report_commands.report,
     watch_commands.watch,
+    hub_commands.push,
 ):
     app.command()(_command)
 

@@ -5,13 +5,14 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from inheritune.errors import DivergedError, InherituneError, Interrupted
 from inheritune.launch import is_first_process
@@ -28,7 +29,9 @@ __all__ = [
     "Runs",
     "Scale",
     "Sets",
+    "UsageAsJson",
     "print_json",
+    "print_text",
     "progress",
     "reported",
     "say",
@@ -70,6 +73,9 @@ Runs = Annotated[Path, typer.Option("--runs", help="Where runs are kept, each un
 
 DEFAULT_RUNS = Path("runs")
 
+# Of the library beneath typer, which typer may bring along under a name of its own.
+_UsageError: Any = typer.BadParameter.__base__
+
 
 def say(text: str) -> None:
     """Tell people something."""
@@ -79,6 +85,43 @@ def say(text: str) -> None:
 def print_json(value: object) -> None:
     """Tell programs something."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_text(text: str) -> None:
+    """Give a text to whoever reads stdout, as it is."""
+    print(text, end="" if text.endswith("\n") else "\n")
+
+
+class UsageAsJson(TyperGroup):
+    """The commands; with ``--json`` on the line, a wrong line is told to programs as well."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command line, and end the process with its exit code."""
+        given = sys.argv[1:] if args is None else args
+        as_json = standalone_mode and "--json" in given
+        try:
+            code = super().main(
+                args, prog_name, complete_var, standalone_mode and not as_json, **extra
+            )
+        except _UsageError as error:
+            if not as_json:
+                raise
+            where = error.ctx.command_path if error.ctx else "inheritune"
+            said = " ".join(error.format_message().split())
+            print_json({"error": "UsageError", "message": said, "hint": f"See {where} --help."})
+            print(f"error: {said} See {where} --help.", file=sys.stderr)
+            code = error.exit_code
+        if as_json:
+            sys.exit(code if isinstance(code, int) else 0)
+        return code
 
 
 @contextmanager

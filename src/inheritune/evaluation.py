@@ -89,8 +89,8 @@ def evaluate(
             asked = [Asked(name, model.path, model.digest) for name, model in opened.items()]
             with described(tasks, wanted.task_data, wanted.allow_code, out) as descriptions:
                 answers = ask(asked, descriptions, settings, out, stop, on_progress)
-            for name, score in answers.scores:
-                scores[name].append(score.as_json())
+            for name, answer in answers.scores:
+                scores[name].append(answer.as_json())
             failures = [asdict(failure) for failure in answers.failures]
     return {
         "settings": asdict(settings),

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.accounting import ledger, notes, result, variant_rows
+from inheritune.checkpoints.reference_card import reference_fields
 from inheritune.data.import_tokens import FlatFiles
 from inheritune.derive import Outcome, derive, first_layers
 from inheritune.errors import NOT_MATCHED_EXIT_CODE, InherituneError, RecipeError
 from inheritune.progress import Listener, Progress, silent
 from inheritune.recipe_file import RecipeFile
+from inheritune.report.card import write_card
 from inheritune.report.page import write_report
 from inheritune.run import RUN, Run
 from inheritune.session import Begin, carry_out
@@ -75,6 +77,7 @@ def execute(
     final, code = carry_out(recipe, root, on_progress, work, Begin(RUN, allowed, checkpoint))
     if final:
         write_report(root)
+        write_card(root)
     return final, code
 
 
@@ -198,6 +201,7 @@ def _findings(outcome: Outcome, job: Job) -> dict[str, Any]:
             "trained_here": reference.trained_here,
             "taken_from": reference.taken_from,
             "curve": reference.training.get("curve", []),
+            "card": reference_fields(reference.model),
         },
         "tokens": outcome.tokens.summary(),
         "benchmark": {

@@ -23,7 +23,7 @@ def report(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write page, tables and figures of a run again, from its record; several are compared."""
+    """Write page, figures and card of a run again, from its record; several are compared."""
     with reported(as_json, debug):
         from inheritune.errors import RecipeError
 
@@ -40,10 +40,12 @@ def report(
 
 def _report_one(run: Path, as_json: bool) -> None:
     from inheritune.errors import DataError
+    from inheritune.report.card import write_card
     from inheritune.report.page import write_report
     from inheritune.report.record import read_record
 
     page = write_report(run)
+    write_card(run)
     if as_json:
         here = {"run": str(run), "target": str(run / "target"), "report": str(page)}
         try:

@@ -30,6 +30,7 @@ def test_the_card_names_the_base_model_and_what_was_kept():
     front, body = split(card(RECORD, is_hub_model=True))
     assert front == {
         "base_model": "org/model",
+        "base_model_relation": "finetune",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["inheritune"],
@@ -42,7 +43,7 @@ def test_the_card_names_the_base_model_and_what_was_kept():
 def test_no_name_ends_the_front_matter_or_becomes_markup(name):
     record = RECORD | {"reference": RECORD["reference"] | {"name": name}}
     front, body = split(card(record, is_hub_model=True))
-    assert front["base_model"] == name
+    assert front["base_model"] == name.encode("utf-8", "replace").decode()
     outside_code = body.split("`")[0::2]
     assert not any(mark in piece for piece in outside_code for mark in ("<", "{{", "\n---\n"))
 

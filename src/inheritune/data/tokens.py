@@ -172,6 +172,7 @@ class TokenDirectory:
             "val_fingerprint": self.val_fingerprint,
             "overlap": self.manifest["overlap"],
             "source": self.manifest["sources"].get("source"),
+            "commits": self.manifest["sources"].get("commits"),  # of Hub datasets
         }
 
 

@@ -265,10 +265,10 @@ def open_model(
         safe = {"local_files_only": True, "trust_remote_code": False}
         own: dict[str, Any] = {} if begin is None else {"add_bos_token": begin}
         tokenizer = AutoTokenizer.from_pretrained(path, **safe, **own)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, _DTYPES[dtype]), use_safetensors=True, **safe
-        ).to(device)
-        model.eval().register_forward_pre_hook(
+        )
+        model.to(device).eval().register_forward_pre_hook(
             lambda _, args, kwargs: before_forward(_rows(args, kwargs)), with_kwargs=True
         )
         return HFLM(
@@ -345,7 +345,7 @@ def _quiet() -> Iterator[None]:
         began(bar, *args, **(kwargs | {"disable": True}))
 
     # Its bars have no switch that turns off all of them.
-    tqdm.tqdm.__init__ = hidden  # type: ignore[method-assign]
+    tqdm.tqdm.__init__ = hidden
     logger.setLevel(logging.CRITICAL)
     # Its pool of processes for bootstraps is ended by SIGTERM, which ours only take note of: a
     # forked worker inherits that, and the pool waits for it for ever.
@@ -355,7 +355,7 @@ def _quiet() -> Iterator[None]:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        tqdm.tqdm.__init__ = began  # type: ignore[method-assign]
+        tqdm.tqdm.__init__ = began
         logger.setLevel(level)
         if alone is None:
             del os.environ[_NO_POOL]

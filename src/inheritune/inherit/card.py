@@ -1,8 +1,9 @@
 """The model card of a target that was only cut: what it is, and that it has to be trained."""
 
-import json
+from collections.abc import Mapping
 from typing import Any
 
+from inheritune.checkpoints.front_matter import join_front_matter
 from inheritune.inherit.parts import describe_parts
 from inheritune.inherit.selection import describe_selection
 from inheritune.regular_file import escape
@@ -10,22 +11,27 @@ from inheritune.regular_file import escape
 __all__ = ["card"]
 
 
-def card(record: dict[str, Any], is_hub_model: bool) -> str:
+def card(
+    record: dict[str, Any], is_hub_model: bool, carried: Mapping[str, Any] | None = None
+) -> str:
     """README.md of a target, as the Hugging Face Hub shows it.
 
     Args:
         record: inherit.json.
         is_hub_model: Whether the reference's name is an id on the Hub.
+        carried: Fields of the reference's card that hold for this one, such as its licence.
 
     Returns:
         Markdown with YAML front matter. No text of the reference can end the front matter or
-        become markup in the body: it is quoted as JSON there, and as code here.
+        become markup in the body: it is quoted there, and stands as code here.
     """
     reference = record["reference"]
     name = escape(reference["name"], 200).replace("`", "'")
-    front = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [inheritune]"]
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    front |= carried or {}
     if is_hub_model:
-        front.insert(0, f"base_model: {json.dumps(reference['name'])}")
+        front |= {"base_model": reference["name"], "base_model_relation": "finetune"}
+    front["tags"] = ["inheritune"]
     kept = describe_selection(record["layer_map"])
     at = f" at commit `{escape(reference['revision'])}`" if reference["revision"] else ""
     lines = [
@@ -49,4 +55,4 @@ def card(record: dict[str, Any], is_hub_model: bool) -> str:
         "[Inheritune](https://arxiv.org/abs/2404.08634). `inherit.json` names the source of every "
         "tensor and every change of the config.",
     ]
-    return "\n".join(["---", *front, "---", "", *lines, ""])
+    return join_front_matter(front, "\n".join(["", *lines, ""]))

@@ -13,6 +13,7 @@ from typing import Any
 from inheritune import __version__
 from inheritune.checkpoints.config import text_config
 from inheritune.checkpoints.copy import copy_side_files, write_file
+from inheritune.checkpoints.reference_card import reference_fields
 from inheritune.checkpoints.scan import zero_matrices
 from inheritune.checkpoints.shards import split_into_shards
 from inheritune.checkpoints.source import ModelDirectory, open_model
@@ -125,7 +126,8 @@ def inherit(
         _warn(answer, files, reference)
         record = _record(reference, plan, files, set(made), options, answer)
         write_file(staging / "inherit.json", to_json(record))
-        text = card(record, is_hub_model=reference.revision is not None)
+        is_hub_model = reference.revision is not None
+        text = card(record, is_hub_model, reference_fields(reference))
         write_file(staging / "README.md", text.encode())
     return open_model(str(out))
 

@@ -12,7 +12,7 @@ from inheritune.checkpoints.cast import cast
 from inheritune.checkpoints.config import text_config
 from inheritune.checkpoints.copy import open_source
 from inheritune.checkpoints.scan import Scan, refuse_not_finite, scan
-from inheritune.checkpoints.source import ModelDirectory
+from inheritune.checkpoints.source import ModelDirectory, read_json
 from inheritune.checkpoints.write import TargetTensor, read_chunks
 from inheritune.errors import SourceError
 from inheritune.inherit.gate import ask
@@ -41,14 +41,16 @@ def verify(target: ModelDirectory, reference: ModelDirectory | None = None) -> I
         SourceError: The first difference, by name.
     """
     record = read_record(target)
-    trained = (target.path / "training.json").is_file()
+    path = target.path / "training.json"
+    training = read_json(path, "the record of its training", times=20) if path.is_file() else None
+    trained = training is not None
     _refuse_other_names(target, record["tensors"], "its record")
     yield Finding("names", f"{len(target.tensors)} tensors, as recorded")
     sha256 = any("sha256" in entry for entry in record["tensors"].values())
     scans = _scan_all(target, sha256)
     refuse_not_finite(scans, target.path)
     yield Finding("values", "all finite")
-    yield _compare_digests(scans, record, trained)
+    yield _compare_digests(scans, record, training)
     plan = None
     if reference is not None and "grown_from" in record:
         yield _compare_grown(record, reference, scans, target)
@@ -79,10 +81,10 @@ def _scan_all(model: ModelDirectory, sha256: bool) -> dict[str, Scan]:
 
 
 def _compare_digests(
-    scans: Mapping[str, Scan], record: Mapping[str, Any], trained: bool
+    scans: Mapping[str, Scan], record: Mapping[str, Any], trained: Mapping[str, Any] | None
 ) -> Finding:
-    if trained:
-        return Finding("digests", "not compared: the target was trained", proven=False)
+    if trained is not None:
+        return _compare_trained(scans, trained.get("tensors"))
     if record.get("mode") == "link":
         return Finding("digests", "not recorded for linked files", proven=False)
     for name, found in scans.items():
@@ -95,6 +97,19 @@ def _compare_digests(
                     "The file was changed or damaged: write the target again.",
                 )
     return Finding("digests", f"{len(scans)} tensors, as recorded")
+
+
+def _compare_trained(scans: Mapping[str, Scan], recorded: object) -> Finding:
+    if not isinstance(recorded, dict):
+        return Finding("digests", "not compared: the target was trained", proven=False)
+    for name, found in scans.items():
+        if recorded.get(name) != found.xxh3:
+            raise SourceError(
+                f"{escape(name)} has the xxh3 digest {found.xxh3}; after its training it was "
+                f"{escape(recorded.get(name))}.",
+                "The file was changed or damaged: copy the target again.",
+            )
+    return Finding("digests", f"{len(scans)} tensors, as after their training")
 
 
 def _plan_again(record: Mapping[str, Any], reference: ModelDirectory) -> InheritPlan:

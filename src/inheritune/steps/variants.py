@@ -3,11 +3,16 @@
 import filecmp
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from inheritune.checkpoints.flops import EVALUATION_SHARE
+from inheritune.checkpoints.scan import scan
+from inheritune.checkpoints.source import open_model
 from inheritune.data.tokens import TokenDirectory
+from inheritune.durable import read_json_file, write_json
+from inheritune.errors import DataError
 from inheritune.progress import Progress
 from inheritune.steps.arms import Arm, arms_of, depth_of
 from inheritune.steps.growth import grown_arms, grown_sizes
@@ -17,6 +22,8 @@ from inheritune.steps.starts import write_start
 from inheritune.steps.training import Trial, run_training, training_inputs
 
 __all__ = ["continue_texts", "control_arms", "publish_target", "train_arm"]
+
+_TRAINING = "training.json"
 
 
 def train_arm(
@@ -88,7 +95,10 @@ def publish_target(job: Job, trial: Trial) -> Path:
     files = {p.relative_to(folder / "model"): p for p in (folder / "model").rglob("*")}
     files = {name: path for name, path in files.items() if path.is_file()}
     files[Path("inherit.json")] = folder / "inherit.json"
-    if all((target / n).is_file() and filecmp.cmp(p, target / n) for n, p in files.items()):
+    kept = ("tokens", "flops", "seconds", "val_loss", "val_loss_se")
+    cost = {key: value for key, value in asdict(trial).items() if key in kept}
+    same = all((target / n).is_file() and filecmp.cmp(p, target / n) for n, p in files.items())
+    if same and _training(target).items() >= cost.items():
         return target
     staging, old = target.with_name(".target.tmp"), target.with_name(".target.old")
     for leftover in (staging, old):
@@ -96,11 +106,28 @@ def publish_target(job: Job, trial: Trial) -> Path:
     for name, path in files.items():
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, staging / name)  # with its time, by which the next start knows it
+    # By it, `verify` knows that these are not the reference's weights any more, but which.
+    write_json(staging / _TRAINING, cost | {"curve": [], "tensors": _digests(staging)})
     if target.exists():
         target.rename(old)
     staging.rename(target)
     shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def _training(target: Path) -> dict[str, Any]:
+    try:
+        found = read_json_file(target / _TRAINING)
+    except DataError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _digests(model: Path) -> dict[str, str]:
+    tensors = open_model(str(model)).tensors.values()
+    by_file = {file: [t for t in tensors if t.file == file] for file in {t.file for t in tensors}}
+    scans = [scan(file, inside) for file, inside in sorted(by_file.items())]
+    return {name: found.xxh3 for part in scans for name, found in part.items()}
 
 
 def continue_texts(job: Job, models: Mapping[str, Path]) -> list[dict[str, str]]:

@@ -1,0 +1,169 @@
+"""The reference pages, from the code: commands from typer, keys from the recipe, errors."""
+
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from inheritune import errors
+from inheritune.cli import app
+from inheritune.recipe_file import recipe_schema
+
+HERE = Path(__file__).parent
+
+
+def write() -> None:
+    """Write the generated pages; unchanged ones keep their time."""
+    for name, text in pages().items():
+        path = HERE / "reference" / name
+        if not path.is_file() or path.read_text("utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+def pages() -> dict[str, str]:
+    """Text of every generated page by its file name."""
+    return {"commands.md": commands(), "recipe.md": recipe(), "errors.md": error_classes()}
+
+
+# -- commands
+
+
+def commands() -> str:
+    """Every command with its arguments and options."""
+    group: Any = typer.main.get_command(app)
+    parts = [
+        "# Commands\n\nEach takes `--json` and then ends with one JSON value on stdout, errors "
+        "included. Data goes to stdout, messages and progress to stderr. "
+        "See {doc}`errors` for the exit codes.\n"
+    ]
+    for name, command in group.commands.items():
+        parts.append(f"## `inheritune {name}`\n\n{inspect.cleandoc(command.help or '')}\n")
+        rows = [_parameter(p) for p in command.params if p.name != "help"]
+        if rows:
+            parts.append(_table(("", "default", "what it is"), rows))
+    own = [_parameter(p) for p in group.params if p.name != "help"]
+    parts.append("## `inheritune` alone\n\n" + _table(("", "default", "what it is"), own))
+    return "\n".join(parts)
+
+
+def _parameter(parameter: Any) -> tuple[str, str, str]:
+    if parameter.param_type_name == "argument":
+        shown = f"`{(parameter.metavar or parameter.name).upper()}`"
+    else:
+        value = "" if getattr(parameter, "is_flag", False) else _metavar(parameter)
+        shown = ", ".join(f"`{o}{value}`" for o in (*parameter.opts, *parameter.secondary_opts))
+    default = parameter.default
+    plain = default in (None, False, "", ()) or callable(default) or parameter.required
+    said = "needed" if parameter.required else "" if plain else f"`{default}`"
+    return shown, said, parameter.help or ""
+
+
+def _metavar(parameter: Any) -> str:
+    return f" {parameter.metavar or parameter.name.upper().replace('_', '-')}"
+
+
+# -- recipe
+
+
+def recipe() -> str:
+    """Every key of a recipe, in the order of the file."""
+    schema = recipe_schema()
+    known = schema.get("$defs", {})
+    parts = [
+        "# Recipe keys\n\nA recipe is a YAML file; `inheritune init` prints a commented one, "
+        "`inheritune init --schema` the JSON Schema. Amounts of tokens are integers or `K`, `M`, "
+        "`B` (10^3, 10^6, 10^9). Any key can be set on the command line: "
+        "`--set train.learning_rate=1e-4`. An unknown key is an error.\n"
+    ]
+    top = []
+    for name, about in schema["properties"].items():
+        section = _section(about, known)
+        if section is None:
+            top.append(_key(name, about))
+            continue
+        rows = list(_keys(section, known, _prefix(name, about)))
+        text = section.get("description", "")
+        parts.append(f"## `{name}`\n\n{_cell(text)}\n\n{_table(_KEY_HEADERS, rows)}")
+    parts.insert(1, _table(_KEY_HEADERS, top))
+    return "\n".join(parts)
+
+
+_KEY_HEADERS = ("key", "default", "what it is")
+
+
+def _prefix(name: str, about: dict[str, Any]) -> str:
+    return f"{name}.NAME." if "additionalProperties" in about else f"{name}."
+
+
+def _keys(
+    section: dict[str, Any], known: dict[str, Any], prefix: str
+) -> Iterator[tuple[str, str, str]]:
+    for name, about in section.get("properties", {}).items():
+        yield _key(prefix + name, about)
+        inner = _section(about, known)
+        if inner is not None:
+            yield from _keys(inner, known, f"{prefix}{name}.")
+
+
+def _section(about: dict[str, Any], known: dict[str, Any]) -> dict[str, Any] | None:
+    """The mapping that a key holds, where it is one with keys of its own."""
+    choices = [about, *about.get("anyOf", []), *about.get("allOf", [])]
+    for inside in ("additionalProperties", "items"):
+        choices += [c[inside] for c in choices if isinstance(c.get(inside), dict)]
+    for choice in choices:
+        found = known.get(choice.get("$ref", "").rpartition("/")[2])
+        if found is not None and "properties" in found:
+            return dict(found)
+    return None
+
+
+def _key(name: str, about: dict[str, Any]) -> tuple[str, str, str]:
+    default = about.get("default", ...)
+    simple = default is not ... and not isinstance(default, dict) and len(str(default)) < 60
+    shown = f"`{json.dumps(default)}`" if simple else ""
+    return f"`{name}`", shown, _cell(about.get("description", ""))
+
+
+# -- errors
+
+
+def error_classes() -> str:
+    """Exit codes, and the classes of errors that end with them."""
+    rows = []
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        if kind is not errors.InherituneError:
+            said = _cell(inspect.cleandoc(kind.__doc__ or ""))
+            rows.append((str(kind.exit_code), f"`{name}`", said))
+    own = [
+        ("0", "", "Done. For `run`: matched, or no growing was asked for."),
+        ("1", "`Bug`", "Our mistake: the traceback is in `inheritune-error.log`."),
+        ("2", "`UsageError`", "The command line is wrong: unknown option, missing argument."),
+        (str(errors.NOT_MATCHED_EXIT_CODE), "", "Not matched: an outcome. Results are complete."),
+        ("130, 143", "", "Ended at once by a second Ctrl-C or SIGTERM."),
+    ]
+    table = _table(("exit code", "`error` in JSON", "what it means"), sorted(own + rows, key=_code))
+    return (
+        "# Exit codes and errors\n\nAn error is one line on stderr, `error: WHAT. WAY OUT`, "
+        "without a traceback unless `--debug` is given. With `--json`, stdout has an object, "
+        "too:\n\n"
+        '```json\n{"error": "RecipeError", "message": "what, with its value", "hint": "way out"}'
+        f"\n```\n\n{table}"
+    )
+
+
+def _code(row: tuple[str, str, str]) -> tuple[int, str]:
+    return int(row[0].partition(",")[0]), row[1]
+
+
+def _table(headers: tuple[str, ...], rows: list[tuple[str, str, str]]) -> str:
+    lines = [headers, tuple("---" for _ in headers), *rows]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("<", "&lt;").split())

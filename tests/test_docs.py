@@ -1,0 +1,82 @@
+"""The documentation knows every command, flag, recipe key and error, and its commands are real."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from inheritune import errors
+from inheritune.cli import app
+from inheritune.recipe import Recipe
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGES = [p for p in sorted(DOCS.rglob("*.md")) if "_build" not in p.parts]
+COMMANDS = typer.main.get_command(app).commands
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.pages()
+
+
+def models_of(annotation):
+    found = [annotation] if hasattr(annotation, "model_fields") else []
+    return found + [m for part in getattr(annotation, "__args__", ()) for m in models_of(part)]
+
+
+def keys(model, prefix=""):
+    """Dotted keys of a model: what stands below a mapping of names has NAME in its place."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        text = str(field.annotation)
+        middle = f"{name}.NAME." if text.startswith("dict[") else f"{name}."
+        for inner in models_of(field.annotation):
+            yield from keys(inner, prefix + middle)
+
+
+def test_every_recipe_key_has_a_row_that_says_what_it_is(pages):
+    wanted = set(keys(Recipe))
+    rows = dict(re.findall(r"^\| `([\w.]+)` \|.*\| (.*) \|$", pages["recipe.md"], re.MULTILINE))
+    sections = set(re.findall(r"^## `(\w+)`", pages["recipe.md"], re.MULTILINE))
+    assert wanted - rows.keys() - sections == set()
+    assert [key for key, said in rows.items() if not said.strip()] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_flag_is_there_with_help(name, pages):
+    part = pages["commands.md"].partition(f"## `inheritune {name}`\n")[2].partition("\n## ")[0]
+    for parameter in COMMANDS[name].params:
+        if parameter.name == "help":
+            continue
+        shown = parameter.opts[0] if parameter.opts[0].startswith("-") else "`"
+        assert shown in part and parameter.help, f"{name} {parameter.name}"
+
+
+def test_every_error_has_its_exit_code(pages):
+    for name in set(errors.__all__) - {"InherituneError"}:
+        code = getattr(errors, name).exit_code
+        assert re.search(rf"^\| {code} \| `{name}` \| \S", pages["errors.md"], re.MULTILINE), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
+def test_commands_on_a_page_exist_with_their_options(page):
+    if page.parent == DOCS:
+        return  # the log tells of commands as they were
+    for line in re.findall(r"^\s*\$ inheritune (.+)$", page.read_text("utf-8"), re.MULTILINE):
+        name, *arguments = shlex.split(line, comments=True)
+        known = {option for p in COMMANDS[name].params for option in p.opts}
+        given = {a.partition("=")[0] for a in arguments if a.startswith("--")}
+        assert given <= known, line
+
+
+def test_every_page_is_in_the_table_of_contents():
+    index = (DOCS / "index.md").read_text("utf-8")
+    for page in PAGES:
+        name = page.relative_to(DOCS).with_suffix("").as_posix()
+        assert name == "index" or f"\n{name}\n" in index, name
