@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -72,15 +72,21 @@ def show_page(console: Console, page: "Page") -> None:
     """Print a plan: title, table, lines."""
     console.print(page.title, style="bold")
     if page.rows:
-        grid = Grid(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        of_words = len(page.headers) - 1 if page.last_is_text else 0
-        for place, header in enumerate(page.headers):
-            grid.add_column(header, justify="left" if place == of_words else "right")
-        for row in page.rows:
-            grid.add_row(*row)
-        console.print(grid)
+        console.print(_grid(page.headers, page.rows, page.last_is_text))
+    if page.times:
+        console.print(_grid(page.times[0], page.times[1:], False))
     for line in page.lines:
         console.print(line)
+
+
+def _grid(headers: Sequence[str], rows: Sequence[Sequence[str]], last_is_text: bool) -> Grid:
+    grid = Grid(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    of_words = len(headers) - 1 if last_is_text else 0
+    for place, header in enumerate(headers):
+        grid.add_column(header, justify="left" if place == of_words else "right")
+    for row in rows:
+        grid.add_row(*row)
+    return grid
 
 
 def _table(record: Mapping[str, Any]) -> Grid:

@@ -28,6 +28,7 @@ class Page:
         rows: A text for each column.
         lines: Below the table.
         last_is_text: Whether the last column is of words.
+        times: A second table of each training on usual devices, its headers first; may be empty.
     """
 
     title: str
@@ -35,6 +36,7 @@ class Page:
     rows: tuple[tuple[str, ...], ...]
     lines: tuple[str, ...]
     last_is_text: bool = True
+    times: tuple[tuple[str, ...], ...] = ()
 
 
 def candidates_page(table: Table) -> Page:
@@ -85,7 +87,7 @@ def detail_page(detail: Detail) -> Page:
 def recipe_page(plan: RecipePlan) -> Page:
     """A recipe's trainings, and what they take together."""
     headers = ["training", "layers", "params", "tokens", "steps", "epochs", "FLOPs"]
-    headers += ["time"] if plan.speed is not None else _usual_names(plan)
+    headers += ["time"] if plan.speed is not None else []
     headers += ["price"] if plan.speed is not None and plan.speed.rate is not None else []
     memory, disk = plan.memory, plan.disk
     parts = ", ".join(f"{name} {data_size(size)}" for name, size in disk.items())
@@ -116,6 +118,7 @@ def recipe_page(plan: RecipePlan) -> Page:
         rows=tuple(_training_row(plan, training) for training in plan.trainings),
         lines=tuple(lines),
         last_is_text=False,
+        times=_times(plan),
     )
 
 
@@ -155,15 +158,33 @@ def _verdict(candidate: Candidate) -> str:
 
 
 def _training_row(plan: RecipePlan, training: PlannedTraining) -> tuple[str, ...]:
-    name = training.name if training.round is None else f"{training.name}, round {training.round}"
-    name += "" if training.seed is None else f", seed {training.seed}"
     epochs = MISSING if training.epochs is None else f"{training.epochs:.2f}"
-    row = [name, str(training.layers), amount(training.params), amount(training.tokens)]
+    row = [_name(training), str(training.layers), amount(training.params), amount(training.tokens)]
     row += [f"{training.steps:,}", epochs, flops(training.flops)]
-    row += [_time(speed.price(training.flops)) for speed in plan.usual_speeds]
+    if plan.speed is not None:
+        row.append(_time(plan.speed.price(training.flops)))
     if plan.speed is not None and plan.speed.rate is not None:
         row.append(_money(training.price))
     return tuple(row)
+
+
+def _name(training: PlannedTraining) -> str:
+    name = training.name if training.round is None else f"{training.name}, round {training.round}"
+    return name if training.seed is None else f"{name}, seed {training.seed}"
+
+
+def _times(plan: RecipePlan) -> tuple[tuple[str, ...], ...]:
+    """Each training on each of the usual devices, where none was named."""
+    if plan.speed is not None:
+        return ()
+    speeds = plan.usual_speeds
+
+    def row(name: str, cost: float) -> tuple[str, ...]:
+        return (name, *(_time(speed.price(cost)) for speed in speeds))
+
+    rows = [row(_name(training), training.flops) for training in plan.trainings]
+    names = ("one device alone", *(speed.device.name for speed in speeds))
+    return (names, *rows, row("together", plan.flops))
 
 
 def _has_experts(table: Table) -> bool:
@@ -240,18 +261,13 @@ def _speed_lines(speed: Speed | None) -> list[str]:
     ]
 
 
-def _usual_names(plan: RecipePlan) -> list[str]:
-    return [speed.device.name for speed in plan.usual_speeds]
-
-
 def _usual_lines(plan: RecipePlan) -> list[str]:
-    """All trainings together on each of the usual devices, where none was named."""
+    """What the times on usual devices assume, where none was named."""
     if plan.speed is not None:
         return []
     speeds = plan.usual_speeds
-    each = ", ".join(f"{s.device.name} {_time(s.price(plan.flops))}" for s in speeds)
     return [
-        f"together on one device: {each} ({speeds[-1].device.title}).",
+        f"cpu: {speeds[-1].device.title}.",
         f"assumed: {speeds[0].mfu:.0%} of the device's dense peak; an H200 multiplies as fast as "
         "an H100. Validation is extra. --device, --devices and --mfu say it for yours.",
     ]
