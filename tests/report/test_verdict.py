@@ -131,3 +131,8 @@ def test_a_target_of_full_depth_is_said_to_save_nothing(synthetic: ModuleType) -
     assert not [remark for remark in remarks(record) if "nothing was removed" in remark]
     record["result"] |= {"layers": 8, "reference_layers": 8}
     assert [remark for remark in remarks(record) if "nothing was removed" in remark]
+
+
+def test_a_scaled_run_says_first_that_it_is_no_result(synthetic: ModuleType) -> None:
+    said = "Scaled by 0.001: it is no result of the method."
+    assert remarks(synthetic.RECORD | {"scaled": said})[0] == said

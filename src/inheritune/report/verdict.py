@@ -78,6 +78,7 @@ def verdict(record: Record) -> str:
 def remarks(record: Record) -> list[str]:
     """Sentences without which the verdict would say too much."""
     found = [
+        text(record, "scaled"),
         _depth(record),
         _tolerance(record),
         _gap(record),
