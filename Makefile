@@ -4,7 +4,7 @@ PYTHON ?= python3
 # Added where torch is installed. CPU-only wheels, a tenth of the download on Linux:
 #   make setup TORCH_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 TORCH_FLAGS ?=
-# Passed on to the command of `demo`, `test` and `faults`: make test ARGS="tests/data -x"
+# Passed on to the command of `demo`, `test`, `recipes` and `faults`: make test ARGS="tests/data -x"
 ARGS ?=
 
 VENV := .venv
@@ -14,7 +14,7 @@ STAMP := $(VENV)/.complete
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench faults support docs
+.PHONY: help setup demo test check bench faults support recipes docs
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ support: setup  ## every decoder type of transformers, cut and run: two halves s
 	@SUPPORT_SHARD=2/2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/support -q -m slow & second=$$!; \
 	SUPPORT_SHARD=1/2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/support -q -m slow; first=$$?; \
 	wait $$second && exit $$first
+
+recipes: setup  ## the papers' recipes that `make test` leaves out, scaled and run: two side by side
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_paper_recipes.py -q -m slow -n 2 --dist load $(ARGS)
 
 faults: setup  ## the battery of things that go wrong
 	@[ -d tests/faults ] || { echo "tests/faults does not exist yet" >&2; exit 1; }

@@ -3,13 +3,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_recipe
 
 from inheritune.derive import judge
 from inheritune.errors import DataError, Interrupted, RecipeError
 from inheritune.execute import execute as execute_with_code
 from inheritune.execute import prepare_only, train_only
 from inheritune.progress import Progress
-from inheritune.recipe import Recipe
 from inheritune.recipe_file import RecipeFile
 from inheritune.run import Run
 from inheritune.steps.training import Trial
@@ -17,25 +17,8 @@ from inheritune.steps.training import Trial
 
 def recipe_of(model: Path, text: Path, **sections: dict[str, Any]) -> RecipeFile:
     """Two rounds of ten steps on the tiny reference; `sections` are merged in."""
-    fields: dict[str, Any] = {
-        "name": "tiny",
-        "reference": {"model": str(model)},
-        "data": {"source": str(text), "val_fraction": 0.2},
-        "train": {
-            "tokens": 1280,
-            "seq_len": 16,
-            "batch_tokens": 128,
-            "micro_batch": 8,
-            "learning_rate": 1e-3,
-            "min_learning_rate": 1e-4,
-            "precision": "fp32",
-        },
-        "grow": {"add": 1, "max_rounds": 2},
-        "report": {"prompts": ["the small"], "sample_tokens": 4},
-    }
-    for name, section in sections.items():
-        fields[name] = fields.get(name, {}) | section
-    return RecipeFile(None, "# made by a test\n", Recipe.model_validate(fields), {})
+    report = {"prompts": ["the small"], "sample_tokens": 4} | sections.pop("report", {})
+    return tiny_recipe.as_file(tiny_recipe.recipe_of(model, text, report=report, **sections))
 
 
 def execute(*args: Any) -> dict[str, Any]:

@@ -80,3 +80,18 @@ def test_every_page_is_in_the_table_of_contents():
     for page in PAGES:
         name = page.relative_to(DOCS).with_suffix("").as_posix()
         assert name == "index" or f"\n{name}\n" in index, name
+
+
+def test_every_name_in_metrics_jsonl_has_a_row():
+    from inheritune.train.metrics import continued_row, parts_row, step_row, val_row
+    from inheritune.train.state import Position
+
+    place = Position(step=1, tokens=8, elapsed_s=0.5)
+    rows = [
+        step_row(place, 0.1, float("nan"), 1.0, 1e-3, 9.0) | parts_row([1.0, 2.0]),
+        val_row(place, 0.1, 2.0),
+        continued_row(place, 0.1),
+        {"spike": 7.0},
+    ]
+    said = (DOCS / "reference" / "metrics.md").read_text("utf-8")
+    assert [name for row in rows for name in row if f"`{name}`" not in said] == []

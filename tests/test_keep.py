@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_recipe
 import torch
 from safetensors.torch import load_file
 
@@ -15,35 +16,22 @@ from inheritune.data.tokens import TokenStream
 from inheritune.errors import CheckpointError, Interrupted
 from inheritune.execute import execute
 from inheritune.progress import Progress
-from inheritune.recipe import Recipe
 from inheritune.recipe_file import RecipeFile
 from inheritune.run import Run
 from inheritune.train import loop
 
-FIELDS: dict[str, Any] = {
-    "name": "tiny",
-    "train": {
-        "tokens": 1280,
-        "seq_len": 16,
-        "batch_tokens": 128,
-        "micro_batch": 8,
-        "learning_rate": 1e-3,
-        "min_learning_rate": 1e-4,
-        "warmup_tokens": 256,
-        "precision": "fp32",
-    },
-    "inherit": {"layers": 1},
-    "variants": {"inherit": {"start": "inherit"}},
-}
-
 
 def recipe_of(model: Path, text: Path, rounds: int = 2, weights: str = "keep") -> RecipeFile:
-    fields = FIELDS | {
-        "reference": {"model": str(model)},
-        "data": {"source": str(text), "val_fraction": 0.2},
-        "grow": {"add": 1, "max_rounds": rounds, "weights": weights},
-    }
-    return RecipeFile(None, "# made by a test\n", Recipe.model_validate(fields), {})
+    return tiny_recipe.as_file(
+        tiny_recipe.recipe_of(
+            model,
+            text,
+            train={"warmup_tokens": 256},
+            inherit={"layers": 1},
+            grow={"max_rounds": rounds, "weights": weights},
+            variants={"inherit": {"start": "inherit"}},
+        )
+    )
 
 
 @pytest.fixture(autouse=True)

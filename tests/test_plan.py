@@ -8,6 +8,7 @@ import sys
 import hub_server
 import pytest
 import tiny_models
+import tiny_recipe
 from hub_server import MODEL, Hub
 
 from inheritune.errors import DataError, RecipeError, SourceError, UnsupportedModelError
@@ -16,7 +17,6 @@ from inheritune.inherit.candidates import Budget, list_candidates, look_at
 from inheritune.inherit.devices import DEVICES, Speed
 from inheritune.planning.lines import candidates_page, detail_page, recipe_page
 from inheritune.planning.recipe_plan import plan_recipe
-from inheritune.recipe import Recipe
 from inheritune.recipe_file import RecipeFile
 from inheritune.run import Run
 from inheritune.steps.pinned import open_pinned, pinned_commit
@@ -27,30 +27,15 @@ FIRST, SECOND = "1" * 40, "2" * 40
 
 
 def recipe_of(model, text, **sections):
-    """Two rounds of ten steps, and three controls; `sections` are merged in."""
-    fields = {
-        "name": "tiny",
-        "reference": {"model": str(model)},
-        "data": {"source": str(text), "val_fraction": 0.2},
-        "train": {
-            "tokens": 1290,
-            "seq_len": 16,
-            "batch_tokens": 128,
-            "micro_batch": 8,
-            "learning_rate": 1e-3,
-            "min_learning_rate": 1e-4,
-            "precision": "fp32",
-        },
-        "grow": {"add": 1, "max_rounds": 2},
-        "variants": {
-            "inherit": {"start": "inherit"},
-            "scratch": {"start": "fresh"},
-            "equal": {"start": "fresh", "tokens": "equal_compute"},
-        },
+    """Two rounds of ten steps and a bit, and three controls; `sections` are merged in."""
+    variants = {
+        "inherit": {"start": "inherit"},
+        "scratch": {"start": "fresh"},
+        "equal": {"start": "fresh", "tokens": "equal_compute"},
     }
-    for name, section in sections.items():
-        fields[name] = fields.get(name, {}) | section
-    return Recipe.model_validate(fields)
+    train = {"tokens": 1290} | sections.pop("train", {})
+    variants |= sections.pop("variants", {})
+    return tiny_recipe.recipe_of(model, text, train=train, variants=variants, **sections)
 
 
 def test_a_plan_says_what_the_run_then_does(tiny_reference, tiny_text, tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import tiny_models
+import tiny_recipe
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -43,26 +44,14 @@ PREFIX = {"llama": "model.layers.", "gpt2": "transformer.h."}
 
 def recipe_of(model: Path | str, text: Path | str, **sections: dict[str, Any]) -> Recipe:
     """Trainings of two steps; `sections` are merged in, `variants` beside the target."""
-    fields: dict[str, Any] = {
-        "name": "tiny",
-        "reference": {"model": str(model)},
-        "data": {"source": str(text), "val_fraction": 0.1},
-        "train": {
-            "tokens": 256,
-            "seq_len": 16,
-            "batch_tokens": 128,
-            "micro_batch": 8,
-            "learning_rate": 1e-3,
-            "min_learning_rate": 1e-4,
-            "precision": "fp32",
-            "eval_every": 1_000_000,
-        },
-        "grow": {"add": 0},
+    own = {
+        "data": {"val_fraction": 0.1},
+        "train": {"tokens": 256, "eval_every": 1_000_000},
+        "grow": {"add": 0, "max_rounds": None},
         "variants": {"inherit": {"start": "inherit"}},
     }
-    for name, section in sections.items():
-        fields[name] = fields.get(name, {}) | section
-    return Recipe.model_validate(fields)
+    merged = {name: own.get(name, {}) | sections.get(name, {}) for name in own | sections}
+    return tiny_recipe.recipe_of(model, text, **merged)
 
 
 def start_of(

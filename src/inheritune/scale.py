@@ -19,7 +19,7 @@ _LEAST_STEPS = 2
 _LEAST_SEQ_LEN = 16
 _LEAST_POSITIONS = 32  # a distillation asks the reference about so many at its start
 _LEAST_HEAD = 8
-_MOST_BATCH_SIZE = 64
+_TOKENS_OF_FORWARD = 8192  # of a validation: small models take as long for 64 windows as for 512
 _TOKENIZER = "embedded:demo"
 _TOKENS_OF_STDLIB = 3_000_000  # about, by that tokenizer
 _LEAST_SAMPLE = 0.05  # with which three modules are held out
@@ -98,7 +98,8 @@ def scale_recipe(recipe: Recipe, factor: float, config: Mapping[str, Any] | None
     values["grow"]["benchmark"] = None
     for variant in values["variants"].values():
         _scale_variant(variant, factor, train)
-    values["evaluate"] |= {"tasks": [], "at": [], "batch_size": _MOST_BATCH_SIZE}
+    windows = max(1, _TOKENS_OF_FORWARD // train["seq_len"])
+    values["evaluate"] |= {"tasks": [], "at": [], "batch_size": windows}
     if values["analyze"] is not None:
         looked_at = values["analyze"]
         length = min(looked_at["tokens_per_sequence"], train["seq_len"])

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,11 @@ def describe(directory: Path, seq_len: int) -> Shape:
     Raises:
         UnsupportedModelError: transformers has no causal language model of this config.
     """
+    return _described(directory, (directory / "config.json").read_bytes(), seq_len)
+
+
+@lru_cache(maxsize=32)  # a training asks three times, and building a model takes a while
+def _described(directory: Path, config_json: bytes, seq_len: int) -> Shape:
     return _shape(_config(directory, dropout=0.0), seq_len)
 
 
