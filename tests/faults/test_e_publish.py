@@ -146,7 +146,9 @@ def test_e9_a_bad_name_is_refused(target, hub, name):
 
 def test_e9_a_dry_run_refuses_a_bad_name_too(target, hub):
     done = invoke(target, "--repo-id", "a b/c", "--dry-run", "--json")
-    assert done.exit_code == 4 and "is no name of a repository" in json.loads(done.stdout)["message"]
+    assert (
+        done.exit_code == 4 and "is no name of a repository" in json.loads(done.stdout)["message"]
+    )
     assert not hub.log
 
 
