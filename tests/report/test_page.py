@@ -73,9 +73,10 @@ def test_chart_data_is_what_was_measured(page: Path) -> None:
 def test_tables_and_figures_stand_beside_the_page(page: Path) -> None:
     written = sorted(p.relative_to(page.parent).as_posix() for p in page.parent.rglob("*.*"))
     charts = ("speed", "training-loss", "val-loss-log", "val-loss")
-    names = ("curves", "health", "ledger", "rounds", "speed-and-memory", "tokens-to-reach")
+    names = ("curves", "health", "ledger", "rounds", "speed-and-memory", "table1_compute")
+    names += ("tokens-to-reach", "variants")
     figures = [f"figures/{name}.{end}" for name in charts for end in ("png", "svg")]
-    tables = [f"tables/{name}.{end}" for name in (*names, "variants") for end in ("csv", "md")]
+    tables = [f"tables/{name}.{end}" for name in names for end in ("csv", "md", "tex")]
     assert written == sorted([*figures, "index.html", *tables])
 
 
@@ -85,6 +86,7 @@ def test_the_sections_stand_in_the_order_of_the_questions(page: Path) -> None:
         "To be read with the verdict",
         "Loss curves",
         "Tokens to reach a loss",
+        "Compute",
         "Rounds",
         "Variants",
         "Ledger: everything counted",
