@@ -33,7 +33,7 @@ def push(
         from inheritune.push import push as send
         from inheritune.report.quantities import data_size
 
-        parcel = pack(path, licence, public)
+        parcel = pack(path, licence, public, repo_id)
         if dry_run:
             if as_json:
                 print_json(

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from inheritune.checkpoints.reference_card import carried_fields
 from inheritune.errors import RecipeError
 from inheritune.regular_file import escape
 
@@ -24,11 +25,13 @@ class BaseLicence:
         licence: As the card of the target, or else of its base model, has it; None: unknown.
         base: Hub id of the base model; None where it has none.
         gated: Whether the base model is given only to those who accept its terms.
+        fields: What the card of the target lacks: the fields of its base model's on the licence.
     """
 
     licence: str | None
     base: str | None = None
     gated: bool = False
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def restricted(self) -> bool:
@@ -60,7 +63,9 @@ def carried_licence(fields: Mapping[str, Any]) -> BaseLicence:
         # Whether it is gated is not known then: the card decides, and the push will say more.
         return BaseLicence(own, base)
     theirs = found.card_data.to_dict() if found.card_data else {}
-    return BaseLicence(own or _name_of(theirs), base, gated=bool(found.gated))
+    missing = {} if own else carried_fields(theirs)
+    missing.pop("language", None)
+    return BaseLicence(own or _name_of(theirs), base, bool(found.gated), missing)
 
 
 def _name_of(fields: Mapping[str, Any]) -> str | None:

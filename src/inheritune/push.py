@@ -60,19 +60,24 @@ class Parcel:
         return len(self.card.encode()) if name == CARD else (self.directory / name).stat().st_size
 
 
-def pack(path: Path, licence: str | None = None, public: bool = False) -> Parcel:
+def pack(
+    path: Path, licence: str | None = None, public: bool = False, repo_id: str | None = None
+) -> Parcel:
     """Look at a target, prove it, and choose what is sent; changes nothing.
 
     Args:
         path: A target, or a run that has one.
         licence: States the licence, as the Hub names it, where the reference's card does not.
         public: Whether everybody will see it.
+        repo_id: Where it shall go: its name is looked at, and nobody is asked.
 
     Raises:
         SourceError: It is no target, not sound, or not what its record says.
         RecipeError: Its licence is unknown, or does not allow this.
-        MachineError: The Hub was asked for the licence, and cannot be reached.
+        MachineError: The name of the repository is not possible.
     """
+    if repo_id is not None:
+        _refuse_name(repo_id)
     directory = path / "target" if (path / "run.json").is_file() else path
     if not (directory / "config.json").is_file():
         raise SourceError(
@@ -93,6 +98,7 @@ def pack(path: Path, licence: str | None = None, public: bool = False) -> Parcel
     stated = licence or found.licence
     refuse_licence(found, stated, repeated=licence is not None, public=public)
     assert stated is not None  # refused otherwise
+    fields |= found.fields
     if licence is not None and licence != fields.get("license"):
         for key in ("license_name", "license_link"):
             fields.pop(key, None)
@@ -125,15 +131,12 @@ def push(
             holds something else, or the connection broke.
     """
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        disable_progress_bars,
-        validate_repo_id,
-    )
+    from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()  # ours is shown instead
+    _refuse_name(repo_id)
     api = HfApi(endpoint=constants.ENDPOINT)
     with _hub(repo_id):
-        validate_repo_id(repo_id)
         _refuse_reader(api)
         repo = api.create_repo(repo_id, private=not public, exist_ok=True).repo_id
         private = bool(api.repo_info(repo).private)
@@ -181,6 +184,13 @@ def _read_card(directory: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
         raise SourceError(f"cannot read {escape(directory / CARD)}: {why}.") from error
+
+
+def _refuse_name(repo_id: str) -> None:
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    with _hub(repo_id):
+        validate_repo_id(repo_id)
 
 
 def _refuse_reader(api: "HfApi") -> None:

@@ -144,6 +144,14 @@ def test_e9_a_bad_name_is_refused(target, hub, name):
     assert not hub.repos
 
 
+def test_e9_a_dry_run_refuses_a_bad_name_too(target, hub):
+    done = invoke(target, "--repo-id", "a b/c", "--dry-run", "--json")
+    assert (
+        done.exit_code == 4 and "is no name of a repository" in json.loads(done.stdout)["message"]
+    )
+    assert not hub.log
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "config.json"])
 def test_e9_a_repository_with_other_content_is_never_written_to(target, hub, name):
     theirs = {"README.md": b"theirs", name: b"theirs"}
@@ -244,8 +252,17 @@ def test_e10_a_gated_base_is_carried_and_not_public_by_the_way(target, hub):
     hub.models["org/gated"] = {"gated": "manual", "cardData": {"license": "llama3"}}
     with_fields(target, base_model="org/gated", license=None)
     assert unverified(target).licence == "llama3"
+    assert split_front_matter(unverified(target).card)[0]["license"] == "llama3"
     with pytest.raises(RecipeError, match="org/gated is gated"):
         unverified(target, public=True)
+
+
+def test_e10_a_licence_that_only_the_base_names_is_carried_whole(target, hub):
+    terms = {"license": "other", "license_name": "tiny-1.0", "license_link": "LICENSE"}
+    hub.models["org/other"] = {"gated": False, "cardData": terms | {"tags": ["x"]}}
+    with_fields(target, base_model="org/other", license=None)
+    fields, _ = split_front_matter(unverified(target).card)
+    assert terms.items() <= fields.items() and fields["tags"] == ["inheritune"]
 
 
 def test_e10_a_commercial_licence_is_no_obstacle(target, hub):

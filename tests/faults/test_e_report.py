@@ -13,7 +13,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from typer.testing import CliRunner
 
+from inheritune.cli import app
 from inheritune.report.comparison import write_comparison
 from inheritune.report.page import write_report
 from inheritune.watch.live import Latest, live_page
@@ -251,3 +253,14 @@ def test_e11_watch_takes_the_next_port_where_one_is_taken(server):
     with open_server(taken, server.current) as other:
         assert other.server_address[1] > taken
         assert other.token != server.token
+
+
+def test_e5_a_torn_record_beside_a_target_has_its_page_and_leaves_the_card(synthetic, tmp_path):
+    run = synthetic.build_run(tmp_path)
+    (run / "target").mkdir()
+    (run / "target/config.json").write_text("{}")
+    (run / "run.json").write_text('{"name": "de')
+    done = CliRunner().invoke(app, ["report", str(run), "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout)["report"].endswith("index.html")
+    assert "the card of the target is left as it is" in done.stderr
+    assert not (run / "target/README.md").exists()

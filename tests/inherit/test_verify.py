@@ -177,6 +177,20 @@ def test_a_directory_without_a_record_of_ours_is_refused(target, record):
         prove(target)
 
 
+def test_a_trained_target_may_have_the_precision_of_its_training(target, reference):
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16)
+    model.save_pretrained(target)  # as a training saves: its own dtype in config.json
+    edit(target / "config.json", **json.loads((reference / "config.json").read_text())
+         | {"num_hidden_layers": 2, "dtype": "bfloat16"})  # fmt: skip
+    (target / "training.json").write_text("{}")
+    said = {finding.part: finding.text for finding in prove(target, reference)}
+    assert said["bytes"] == "not compared: the target was trained"
+    edit(target / "config.json", rope_theta=3.0)
+    with pytest.raises(SourceError) as raised:
+        prove(target, reference)
+    assert "rope" in raised.value.message and raised.value.hint
+
+
 def test_a_reference_on_its_own_cannot_be_verified(reference):
     with pytest.raises(SourceError, match=r"has no inherit\.json"):
         prove(reference)

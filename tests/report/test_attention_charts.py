@@ -69,7 +69,7 @@ def test_every_head_has_its_rank_in_the_heat_map():
     ]  # fmt: skip
     assert "lazy layers are marked" in charts["attention-heads-reference"].caption
     assert "no layer is lazy" in charts["attention-heads-target"].caption
-    assert "pure sink 1" in json.dumps(charts["attention-rank"].spec)
+    assert "pure sink: 1" in json.dumps(charts["attention-rank"].spec)
     for chart in charts.values():
         assert svg(chart.spec).startswith("<svg")
 
@@ -106,7 +106,7 @@ def test_the_page_shows_it(synthetic, tmp_path):
     run = synthetic.build_run(tmp_path, record(synthetic))
     page = write_report(run).read_text("utf-8")
     assert '<h2 id="inside">Attention and layers</h2>' in page
-    assert page.count('class="chart"') == 8
+    assert page.count('class="chart"') == 10
     assert (run / "report/tables/layers.csv").is_file()
     assert (run / "report/figures/attention-rank.svg").is_file()
     assert len(page.encode()) < 1_500_000

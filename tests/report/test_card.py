@@ -108,6 +108,23 @@ def test_scores_are_read_by_model_too():
     ]
 
 
+def test_of_a_run_only_the_scores_of_its_target_are_on_the_card():
+    def row(name, role, value, **key):
+        score = {"task": "piqa", "shots": 0, "metrics": {"acc": {"value": value}}, "key": key}
+        return {"name": name, "role": role, "layers": 4, "tokens": None, "scores": [score]}
+
+    models = [
+        row("reference", "reference", 0.9),
+        row("inherit", "target", 0.5, limit=20),
+        row("scratch", "control", 0.3),
+    ]
+    found = score_results({"evaluation": {"models": models}})
+    assert [(s.value, s.args) for s in found] == [(0.5, {"num_fewshot": 0, "limit": 20})]
+    _, body = made(evaluation={"models": models})
+    assert "0.5000" in body and "0.9000" not in body
+    assert "Of `piqa`, only the first 20 questions were asked." in body
+
+
 @pytest.mark.parametrize("kept", [None, 3, "x", [3, None, {}], {"piqa": 3}, {"results": []}])
 def test_broken_scores_are_passed_over(kept):
     assert score_results({"evaluation": kept}) == []
@@ -122,3 +139,14 @@ def test_the_card_stands_in_the_target_with_its_figures(tmp_path):
     path = write_card(tmp_path)
     assert path == tmp_path / "target/README.md" and "figures/val-loss.png" in path.read_text()
     assert (tmp_path / "target/figures/val-loss.png").is_file()
+
+
+def test_a_scaled_run_says_so_before_its_verdict():
+    _, body = made(scaled="Scaled by 1e-08: no result of the method.")
+    assert body.index("no result of the method") < body.index("Matched: ")
+
+
+def test_text_of_its_own_for_validation_is_not_called_held_out():
+    data = RECORD["recipe"]["data"]
+    _, body = made(recipe=RECORD["recipe"] | {"data": data | {"val_source": "val.txt"}})
+    assert "run's own source" not in body and "took as its validation set" in body

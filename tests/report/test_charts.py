@@ -105,3 +105,30 @@ def test_pictures_are_pictures(charts: list[Chart]) -> None:
     assert svg(charts[0].spec).startswith("<svg")
     assert svg(charts[0].spec) == svg(charts[0].spec)
     assert png(charts[0].spec).startswith(b"\x89PNG")
+
+
+def test_a_short_logarithmic_axis_has_numbers(synthetic: ModuleType, tmp_path: Path) -> None:
+    record = synthetic.record()
+    record["reference"] |= {"curve": [[384, 7.6]], "trained_tokens": 384}
+    run = synthetic.build_run(tmp_path)
+    row = '{"step": 1, "tokens": 768, "val_loss": 7.5}'
+    (run / "variants/scratch/6-layers/metrics.jsonl").write_text(f"{row}\n")
+    curves = [curve for curve in read_curves(run, record) if curve.variant == "scratch"]
+    chart = loss_charts(record, curves)[1]
+    ticks = chart.spec["layer"][0]["encoding"]["x"]["axis"]["values"]
+    assert ticks == [400, 500, 600, 700, 800]
+
+
+def test_a_dozen_variants_are_a_dozen_kinds_of_line(synthetic: ModuleType, tmp_path: Path) -> None:
+    run = synthetic.build_run(tmp_path)
+    one = (run / "variants/scratch/6-layers/metrics.jsonl").read_bytes()
+    for index in range(12):
+        folder = run / f"variants/more-{index}/6-layers"
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_bytes(one)
+    chart = loss_charts(synthetic.record(), read_curves(run, synthetic.record()))[0]
+    kinds = [
+        (line["color"], tuple(line["dash"]), line["shape"])
+        for line in chart.spec["usermeta"]["lines"]
+    ]
+    assert len(kinds) == len(set(kinds)) > 12

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from inheritune.errors import DataError
+from inheritune.report.comparison import write_comparison
 from inheritune.report.embed import as_data_script, presentable, shortened
 from inheritune.report.page import write_report
 from inheritune.report.part import Part
@@ -72,9 +73,10 @@ def test_chart_data_is_what_was_measured(page: Path) -> None:
 def test_tables_and_figures_stand_beside_the_page(page: Path) -> None:
     written = sorted(p.relative_to(page.parent).as_posix() for p in page.parent.rglob("*.*"))
     charts = ("speed", "training-loss", "val-loss-log", "val-loss")
-    names = ("curves", "health", "ledger", "rounds", "speed-and-memory", "tokens-to-reach")
+    names = ("curves", "health", "ledger", "rounds", "speed-and-memory", "table1_compute")
+    names += ("tokens-to-reach", "variants")
     figures = [f"figures/{name}.{end}" for name in charts for end in ("png", "svg")]
-    tables = [f"tables/{name}.{end}" for name in (*names, "variants") for end in ("csv", "md")]
+    tables = [f"tables/{name}.{end}" for name in names for end in ("csv", "md", "tex")]
     assert written == sorted([*figures, "index.html", *tables])
 
 
@@ -84,6 +86,7 @@ def test_the_sections_stand_in_the_order_of_the_questions(page: Path) -> None:
         "To be read with the verdict",
         "Loss curves",
         "Tokens to reach a loss",
+        "Compute",
         "Rounds",
         "Variants",
         "Ledger: everything counted",
@@ -283,3 +286,23 @@ def _everywhere(value: Any, text: str) -> Any:
     if isinstance(value, list):
         return [_everywhere(item, text) for item in value]
     return f"{value}{text}" if isinstance(value, str) else value
+
+
+def test_a_long_text_in_a_cell_may_wrap_and_a_short_one_may_not(
+    synthetic: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = Table("t", [Column("a"), Column("b"), Column("c")], [["x", "y", "long " * 20]])
+    part = Part("lazy", "Attention", [], [], [table])
+    monkeypatch.setattr("inheritune.report.page._PARTS", (lambda record: part,))
+    written = _markup(write_report(synthetic.build_run(tmp_path)))
+    assert '<td class="short">y</td>' in written and '<td class="long">long long' in written
+
+
+def test_a_comparison_says_which_runs_are_no_results(synthetic: ModuleType, tmp_path: Path) -> None:
+    runs = [
+        synthetic.build_run(tmp_path / "a"),
+        synthetic.build_run(tmp_path / "b", synthetic.record(scaled="Scaled by 1e-8.")),
+    ]
+    write_comparison(runs, tmp_path / "index.html")
+    written = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "1 of the runs was scaled down, and is no result of the method: demo (2)." in written

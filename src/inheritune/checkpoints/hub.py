@@ -120,4 +120,5 @@ def hub_errors(model: str, revision: str | None) -> Iterator[None]:
 def _first_line(error: Exception) -> str:
     said = getattr(error, "server_message", None) or str(error)  # the Hub's own words, if any
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return escape(lines[0] if lines else type(error).__name__, 200)
+    first = escape(lines[0] if lines else type(error).__name__, 200)
+    return first if first.endswith((".", "!", "?", ":")) else f"{first}."  # a hint follows

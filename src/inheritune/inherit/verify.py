@@ -134,7 +134,12 @@ def _against_reference(
     scans: Mapping[str, Scan],
 ) -> Iterator[Finding]:
     _refuse_other_names(target, {t.name: t for t in plan.tensors}, "the cut reference")
-    _refuse_other_config(target.config, plan.config, "")
+    given, wanted = dict(target.config), dict(plan.config)
+    if not scans:  # trained, and saved in the precision of its training
+        for config in (given, wanted):
+            for key in ("dtype", "torch_dtype"):
+                config.pop(key, None)
+    _refuse_other_config(given, wanted, "")
     yield Finding("config", f"the reference's but for {len(plan.edits)} changes")
     if scans:
         yield _compare_bytes(target, record, plan, reference, scans)
@@ -155,7 +160,8 @@ def _refuse_other_config(given: Any, wanted: Any, path: str) -> None:
     elif given != wanted:
         raise SourceError(
             f"config.json says {escape(path)} = {escape(repr(given), 60)}; the reference's, cut to "
-            f"these layers, says {escape(repr(wanted), 60)}."
+            f"these layers, says {escape(repr(wanted), 60)}.",
+            "The target was changed, or cut from another model.",
         )
 
 

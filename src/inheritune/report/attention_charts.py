@@ -280,7 +280,7 @@ def _line_charts(models: Sequence[_Model], known: Mapping[str, Any], tokens: flo
 
 def _levels(known: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     found = [(name, number(section(known, name), key)) for name in _CALIBRATION]
-    return [{"value": value, "label": f"{name} {value:.0f}"} for name, value in found if value]
+    return [{"value": value, "label": f"{name}: {value:.0f}"} for name, value in found if value]
 
 
 def _line_spec(
@@ -339,8 +339,9 @@ def _line_spec(
 
 def _layer_axis(alt: Any, last: int) -> Any:
     every = max(1, -(-(last + 1) // 24))
+    values = list(range(0, last + 1, every))
     return alt.Axis(
-        title="layer, from the input", labelAngle=0, values=list(range(0, last + 1, every))
+        title="layer, from the input", labelAngle=0, values=values, labelOverlap="parity"
     )
 
 

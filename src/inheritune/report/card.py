@@ -143,7 +143,10 @@ def _opening(record: Record) -> str:
     layers, total = result.get("layers"), result.get("reference_layers")
     kept = f"{layers} of {total} layers" if layers and total else "Fewer layers"
     title = f"# {kept} of {_code(reference.get('model') or 'a reference')}\n"
-    return f"{title}\n{_plain(verdict(record))}\n"
+    # What was scaled down is no result, and has to say so before it says anything.
+    scaled = text(record, "scaled")
+    first = f"{_plain(scaled[:1000])}\n\n" if scaled else ""
+    return f"{title}\n{first}{_plain(verdict(record))}\n"
 
 
 def _use() -> str:
@@ -166,6 +169,9 @@ def _scores(record: Record) -> str:
         cells = [_code(score.task), _code(score.metric), f"{score.value:.4f}"]
         cells += ["—" if error is None else f"{error:.4f}", "—" if shots is None else str(shots)]
         lines.append("| " + " | ".join(cells) + " |")
+    for task, limit in {score.task: score.args.get("limit") for score in scores}.items():
+        if limit is not None:
+            lines += ["", f"Of {_code(task)}, only the first {limit} questions were asked."]
     return "\n".join(lines) + "\n"
 
 
@@ -238,10 +244,16 @@ def _cost(record: Record) -> str:
 
 
 def _limits(record: Record) -> str:
+    apart = section(section(record, "recipe"), "data").get("val_source")
+    measured = (
+        "text that the run took as its validation set"
+        if apart
+        else ("held-out text of the run's own source")
+    )
     said = [
         "What the reference does wrong, this model does, too: its layers come from there. It was "
         "not aligned, filtered or checked for safety since.",
-        "val_loss was measured on held-out text of the run's own source; on other text it differs.",
+        f"val_loss was measured on {measured}; on other text it differs.",
     ]
     if not score_results(record):
         said.append("No task was evaluated.")

@@ -304,15 +304,20 @@ def _x(alt: Any, axis: Axis, tokens: Sequence[int], log: bool) -> Any:
     title, ticks, reach = axis.title, {}, [0, _end(last)]
     if log:
         title, reach = f"{title} (logarithmic)", [0.85 * first, 1.15 * last]
-        ticks["values"] = [  # Vega would set too many
-            digit * 10**power
-            for power in range(len(str(last)) + 1)
-            for digit in (1, 3)
-            if reach[0] <= digit * 10**power <= reach[1]
-        ]
+        ticks["values"] = _log_ticks(*reach)  # Vega would set too many
     scale = alt.Scale(type="log" if log else "linear", domain=reach, nice=False)
     shown = {"title": title, "labelExpr": axis.label_expr, "tickCount": 6, "labelOverlap": True}
     return alt.X(f"{axis.key}:Q", scale=scale, axis=alt.Axis(**shown, **ticks))
+
+
+def _log_ticks(low: float, high: float) -> list[int]:
+    """Round numbers from ``low`` to ``high``: 1 and 3 of each power of ten, more where few fit."""
+    for digits in ((1, 3), (1, 2, 3, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
+        powers = range(len(str(int(high))) + 1)
+        found = sorted({int(d * 10**p) for p in powers for d in digits if low <= d * 10**p <= high})
+        if len(found) >= 3:
+            return found
+    return found
 
 
 def _legend(alt: Any, lines: Sequence[Line]) -> tuple[Any, Any]:

@@ -29,6 +29,7 @@ from inheritune.report.verdict import headline, outcome, verdict
 __all__ = ["Compared", "write_comparison"]
 
 _MOST_RUNS = 12
+_MOST_LINES = 6  # of a run
 _STYLES = [TARGET, *OTHERS]
 _OTHER_DASHES = [[7, 4], [2, 3], [12, 4], [9, 3, 2, 3], [4, 2]]
 
@@ -118,7 +119,7 @@ def _page(
         "chart": chart,
         "still": still(drawn),
         "table": table,
-        "remarks": _remarks(reports),
+        "remarks": _remarks(reports, names),
     }
     records = {name: shortened(report.record) for name, report in zip(names, reports, strict=True)}
     return document(
@@ -129,7 +130,7 @@ def _page(
     )
 
 
-def _remarks(reports: Sequence[Report]) -> list[str]:
+def _remarks(reports: Sequence[Report], names: Sequence[str]) -> list[str]:
     """What keeps these runs from being compared."""
     found = []
     prints = {text(section(r.record, "tokens"), "fingerprint") for r in reports} - {""}
@@ -138,6 +139,13 @@ def _remarks(reports: Sequence[Report]) -> list[str]:
             "The runs have prepared their text differently (fingerprints differ), so their "
             "losses are not on the same validation windows: compare each with its own benchmark."
         )
+    if scaled := [n for r, n in zip(reports, names, strict=True) if text(r.record, "scaled")]:
+        said = (
+            "runs was scaled down, and is no result"
+            if len(scaled) == 1
+            else ("runs were scaled down, and are no results")
+        )
+        found.append(f"{len(scaled)} of the {said} of the method: {', '.join(scaled)}.")
     models = {text(section(r.record, "reference"), "digest") for r in reports} - {""}
     if len(models) > 1:
         found.append("The runs inherit from different references.")
@@ -175,13 +183,13 @@ def _chart(reports: Sequence[Report], names: Sequence[str]) -> Chart | None:
         title="Validation loss of all runs",
         caption=f"Colour and marker: the run. Unbroken: its target. {chart.caption}",
         table=table,
-        left_out="At most 40 values of a line.",
+        left_out=f"At most 40 values of a line, and {_MOST_LINES} lines of a run.",
     )
 
 
 def _lines(report: Report, name: str, style: Style) -> list[Line]:
     found = []
-    for index, line in enumerate(val_lines(report.record, report.curves)[:6]):
+    for index, line in enumerate(val_lines(report.record, report.curves)[:_MOST_LINES]):
         dash = [1, 0] if line.style is TARGET else _OTHER_DASHES[index % len(_OTHER_DASHES)]
         found.append(replace(line, name=f"{name}: {line.name}", style=replace(style, dash=dash)))
     return found

@@ -232,10 +232,20 @@ def _by_variant(
         if name == target:
             lines.append(Line(f"{name[:60]} (target)", TARGET, parts, behind))
             continue
-        chosen = OTHERS[others % len(OTHERS)] if style is None else style(others)
+        chosen = _style(others) if style is None else style(others)
         lines.append(Line(name[:60], chosen, parts, behind))
         others += 1
     return lines
+
+
+def _style(index: int) -> Style:
+    """Of the control of a number: none of the first 25 looks like another."""
+    turn, place = divmod(index, len(OTHERS))
+    own = OTHERS[place]
+    if not turn:
+        return own
+    other = OTHERS[(place + turn) % len(OTHERS)]
+    return Style(own.color, other.dash, other.shape)
 
 
 def _unit_of_time(seconds: float) -> tuple[float, str]:

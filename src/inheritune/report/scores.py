@@ -21,7 +21,8 @@ class Score:
         task: Its name in lm-eval.
         metric: Such as ``acc``.
         value: The score.
-        args: ``standard_error``, ``num_fewshot`` and ``lm_eval_version``, as far as known.
+        args: ``standard_error``, ``num_fewshot`` and ``lm_eval_version``, as far as known;
+            ``limit`` where only so many questions were asked.
     """
 
     task: str
@@ -57,7 +58,7 @@ def score_results(record: Record) -> list[Score]:
 def _of_rows(rows: list[Any], name: str) -> list[Score]:
     found = []
     for row in rows:
-        if not isinstance(row, dict) or not _is_target(row.get("model", name), name):
+        if not isinstance(row, dict) or not _is_target(row, name):
             continue
         if isinstance(row.get("scores"), list):
             found += [score for one in row["scores"] for score in _of_metrics(one)]
@@ -69,7 +70,11 @@ def _of_rows(rows: list[Any], name: str) -> list[Score]:
     return found
 
 
-def _is_target(model: object, name: str) -> bool:
+def _is_target(row: dict[str, Any], name: str) -> bool:
+    """Whether a row is the target's: a run gives its models a role, others only a name."""
+    if "role" in row:
+        return bool(row["role"] == "target")
+    model = row.get("model", row.get("name", name))
     return model in (name, "target") or str(model).endswith("/target")
 
 
@@ -82,6 +87,8 @@ def _of_metrics(score: Any) -> list[Score]:
         value = number(metric, "value") if isinstance(metric, dict) else None
         if value is not None and str(score["task"]) != "val_loss":  # that one the run has itself
             args = _args(metric | {key: score.get(key) for key in _SHOTS}, _ERRORS)
+            if (limit := number(section(score, "key"), "limit")) is not None:
+                args["limit"] = int(limit)
             found.append(Score(str(score["task"]), str(name), value, args))
     return found
 

@@ -32,7 +32,13 @@ def theme(dark: bool) -> dict[str, Any]:
             "titlePadding": 10,
         },
         "axisX": {"grid": False},
-        "legend": {"labelColor": ink, "labelFontSize": 13, "labelLimit": 300, "columnPadding": 24},
+        "legend": {
+            "labelColor": ink,
+            "titleColor": ink,
+            "labelFontSize": 13,
+            "labelLimit": 300,
+            "columnPadding": 24,
+        },
         "text": {"color": soft, "fontSize": 12},
         "rule": {"color": soft},
     }
