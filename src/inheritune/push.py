@@ -131,7 +131,7 @@ def push(
             holds something else, or the connection broke.
     """
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()  # ours is shown instead
     _refuse_name(repo_id)

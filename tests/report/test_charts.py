@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from inheritune.report.charts import Chart, loss_charts
 from inheritune.report.curves import read_curves
+from inheritune.report.line_charts import Chart
+from inheritune.report.loss_charts import loss_charts
 from inheritune.report.vega import png, svg
 
 

@@ -8,10 +8,10 @@ from types import ModuleType
 import altair
 import pytest
 
-from inheritune.report.charts import loss_charts
 from inheritune.report.course_charts import speed_chart, training_chart
 from inheritune.report.curves import read_curves
 from inheritune.report.lines import axes_of, smoothed, val_lines
+from inheritune.report.loss_charts import loss_charts
 from inheritune.report.metrics_file import read_metrics
 from inheritune.report.reach import reach_table
 from inheritune.report.speed import speed_table

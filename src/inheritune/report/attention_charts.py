@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from inheritune.report.charts import Chart
+from inheritune.report.line_charts import Chart
 from inheritune.report.part import Part
 from inheritune.report.quantities import exact, percent, signed
 from inheritune.report.record import Record, number, rows, section, text

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.errors import RecipeError
-from inheritune.report.charts import Chart, val_loss_chart
 from inheritune.report.document import document, filled
 from inheritune.report.embed import as_data_script, presentable, shortened
+from inheritune.report.line_charts import Chart
 from inheritune.report.lines import OTHERS, TARGET, Line, Style, val_lines
+from inheritune.report.loss_charts import val_loss_chart
 from inheritune.report.page import Report, finding, publish, read_report, still
 from inheritune.report.quantities import amount, duration, exact, flops, loss, signed
 from inheritune.report.record import (

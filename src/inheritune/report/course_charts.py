@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from inheritune.report.charts import Chart, Measure, line_chart
 from inheritune.report.curves import Curve, thin
+from inheritune.report.line_charts import Chart, Measure, line_chart
 from inheritune.report.lines import (
     Line,
     Row,

@@ -22,8 +22,10 @@ __all__ = [
     "on_axes",
     "smoothed",
     "speed_lines",
+    "tokens_of",
     "train_lines",
     "val_lines",
+    "value_of",
     "window",
 ]
 
@@ -263,3 +265,13 @@ def _digits(value: float | None, axis: Axis) -> float | None:
     if value is None:
         return None
     return int(value) if axis.key in ("tokens", "steps") else float(f"{value / axis.unit:.4g}")
+
+
+def value_of(row: Row) -> float:
+    """What a row is drawn at; 0 where it has nothing."""
+    return row["value"] or 0.0
+
+
+def tokens_of(row: Row) -> float:
+    """Training tokens of a row; 0 where it has none."""
+    return row["tokens"] or 0.0

@@ -12,12 +12,13 @@ from markupsafe import Markup
 
 from inheritune.errors import DataError
 from inheritune.report.attention_charts import attention_part
-from inheritune.report.charts import Chart, loss_charts
 from inheritune.report.course_charts import speed_chart, training_chart
 from inheritune.report.curves import Curve, read_curves
 from inheritune.report.document import document, filled
 from inheritune.report.embed import as_data_script, presentable, shortened
 from inheritune.report.latex import latex
+from inheritune.report.line_charts import Chart
+from inheritune.report.loss_charts import loss_charts
 from inheritune.report.part import Part
 from inheritune.report.provenance import facts_of_data, overlap, provenance, recipe, settings
 from inheritune.report.reach import reach_table

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from inheritune.report.charts import Chart
+from inheritune.report.line_charts import Chart
 from inheritune.report.tables import Table
 
 __all__ = ["Part"]
