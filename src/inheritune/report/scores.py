@@ -57,7 +57,7 @@ def score_results(record: Record) -> list[Score]:
 def _of_rows(rows: list[Any], name: str) -> list[Score]:
     found = []
     for row in rows:
-        if not isinstance(row, dict) or not _is_target(row.get("model", name), name):
+        if not isinstance(row, dict) or not _is_target(row, name):
             continue
         if isinstance(row.get("scores"), list):
             found += [score for one in row["scores"] for score in _of_metrics(one)]
@@ -69,7 +69,10 @@ def _of_rows(rows: list[Any], name: str) -> list[Score]:
     return found
 
 
-def _is_target(model: object, name: str) -> bool:
+def _is_target(row: dict[str, Any], name: str) -> bool:
+    if "role" in row:  # of a run: a variant may have any name, and several sizes
+        return bool(row["role"] == "target")
+    model = row.get("model", row.get("name", name))
     return model in (name, "target") or str(model).endswith("/target")
 
 
