@@ -253,6 +253,11 @@ def _of_growth(outcome: Outcome, recipe: Recipe) -> list[str]:
     for number, trial in enumerate(outcome.rounds, 1):
         if trial.abandoned is not None:
             said.append(f"Round {number} was {tell_abandoned(trial.abandoned)}.")
+    if outcome.target.abandoned is not None and not outcome.target.abandoned["audited"]:
+        said.append(
+            "The target itself was given up before its end: another round could follow when it was "
+            "trained. Under another name for the run, it is trained to its end."
+        )
     trained = {trial.name for trial in outcome.controls}
     for name, variant in recipe.variants.items():
         if variant.start == "grown" and name not in trained:
