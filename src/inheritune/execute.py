@@ -171,8 +171,8 @@ def train_only(
         tokens = prepare_tokens(job, reference.model.path)
         benchmark = measure_benchmark(job, reference, tokens)
         if name == plan.target and count in growth.sizes:  # as the first round of a run
-            before = (reference.layers, [], {}, count, benchmark.val_loss)
-            arms = [round_arm(plan, growth, *before)]
+            val_loss = benchmark.val_loss
+            arms = [round_arm(plan, growth, reference.layers, [], {}, count, val_loss)]
         for arm in arms:
             trial = train_arm(job, arm, reference, tokens, benchmark)
         return trial.summary() | {"model": str(root / trial.path / "model")}, 0
