@@ -347,6 +347,26 @@ def test_a_hopeless_round_ends_early_but_never_the_last(
     assert execute(recipe, tmp_path / "run") == (final, code)
 
 
+def test_a_target_that_was_given_up_as_no_last_round_is_said_to_be(
+    tiny_reference, tiny_text, tmp_path, plateau
+):
+    twice = {"inherit": {"start": "inherit", "seeds": [0, 1]}}
+    for most, said in ((None, False), (1, True)):
+        grow = {**HOPELESS, "max_rounds": most, "weights": "keep"}
+        recipe = recipe_of(tiny_reference, tiny_text, grow=grow, train=SLOW, variants=twice)
+        execute(recipe, tmp_path / "run")
+        record = Run(tmp_path / "run").read()
+        told = any(note.startswith("The target itself was given up") for note in record["notes"])
+        assert told is said
+        more = any(note.startswith("Further seeds trained every round") for note in record["notes"])
+        assert more is not said
+    # Its own first round has seen all 1,280 tokens, where the first seed's has seen 768.
+    for seed, seen in (("", 768), ("-seed-1", 1280)):
+        folder = tmp_path / f"run/variants/inherit/2-layers{seed}"
+        result = json.loads((folder / "result.json").read_text("utf-8"))
+        assert result["result"]["first_sample"] == seen // 16
+
+
 def test_an_audit_trains_on_and_says_whether_it_was_right(
     tiny_reference, tiny_text, tmp_path, matches_from, plateau
 ):

@@ -231,6 +231,12 @@ def _of_seeds(outcome: Outcome, recipe: Recipe) -> list[str]:
             f"of {len(target.trials)} seeds; growth was decided by the first, "
             f"{target.first.seed}, whose model is the result."
         )
+        given_up = [t.abandoned for t in outcome.rounds[: outcome.chosen] if t.abandoned]
+        if recipe.grow.weights == "keep" and not all(one["audited"] for one in given_up):
+            said.append(
+                "Further seeds trained every round to its end, those too that the first gave up: "
+                "their targets saw more tokens."
+            )
     once = [name for name, count in counts.items() if count == 1]
     if once:
         said.append(f"1 seed: {', '.join(once)}. The spread over seeds is not known there.")
@@ -247,6 +253,11 @@ def _of_growth(outcome: Outcome, recipe: Recipe) -> list[str]:
     for number, trial in enumerate(outcome.rounds, 1):
         if trial.abandoned is not None:
             said.append(f"Round {number} was {tell_abandoned(trial.abandoned)}.")
+    if outcome.target.abandoned is not None and not outcome.target.abandoned["audited"]:
+        said.append(
+            "The target itself was given up before its end: another round could follow when it was "
+            "trained. Under another name for the run, it is trained to its end."
+        )
     trained = {trial.name for trial in outcome.controls}
     for name, variant in recipe.variants.items():
         if variant.start == "grown" and name not in trained:

@@ -18,10 +18,11 @@ from inheritune.session import Begin, carry_out
 from inheritune.steps.analysis import analyze_run, asks_for_ranks, ranked
 from inheritune.steps.arms import Arm, arms_of, depth_of
 from inheritune.steps.chosen import checkpoint_for
+from inheritune.steps.growth import Growth, round_arm
 from inheritune.steps.job import Job
 from inheritune.steps.reference import measure_benchmark, open_reference, tokenizer_home
 from inheritune.steps.starts import check_starts
-from inheritune.steps.tasks import Examined, ask_tasks, moments_in
+from inheritune.steps.tasks import Examined, ask_tasks, asked_at, moments_in
 from inheritune.steps.tokens import import_flat_tokens, prepare_tokens
 from inheritune.steps.variants import continue_texts, train_arm
 
@@ -159,8 +160,9 @@ def train_only(
             prepared = prepare_tokens(job, reference.model.path)
             reference = ranked(job, reference, prepared)
         first, most = first_layers(plan, reference)
+        growth = Growth.of(plan, reference.model, first, most)
         most = most if name == plan.target else reference.layers
-        count = layers or depth_of(plan.variants[name], reference.layers, first)
+        count = layers or depth_of(plan.variants[name], reference.layers, growth.sizes[0])
         if count > most:
             raise RecipeError(f"--layers is {count}.", f"Choose between 1 and {most}.")
         check_starts(plan, reference.model, [count], only=name, laziest=reference.laziest)
@@ -168,6 +170,9 @@ def train_only(
         checkpoint_for(job, _next_folder(job, arms))  # or is refused before anything is done
         tokens = prepare_tokens(job, reference.model.path)
         benchmark = measure_benchmark(job, reference, tokens)
+        if name == plan.target and count in growth.sizes:  # as the first round of a run
+            val_loss = benchmark.val_loss
+            arms = [round_arm(plan, growth, reference.layers, [], {}, count, val_loss)]
         for arm in arms:
             trial = train_arm(job, arm, reference, tokens, benchmark)
         return trial.summary() | {"model": str(root / trial.path / "model")}, 0
@@ -237,15 +242,26 @@ def _examine(outcome: Outcome, job: Job) -> None:
         )
     ]
     moments: list[Examined] = []
+    late: list[str] = []
     for trial in [target, *outcome.controls]:
         role = "target" if trial is target else "control"
         folder = job.run.root / trial.path
         ended = Examined(trial.name, role, trial.layers, trial.tokens, folder / "model")
         models.append(ended)
-        moments += moments_in(folder, ended)
+        wanted = asked_at(job.recipe, trial.tokens)
+        kept = moments_in(folder, ended, wanted)
+        moments += kept
+        if len(kept) < len(wanted):
+            late.append(f"{trial.name}, {trial.layers} layers")
     evaluation, said = ask_tasks(job, models, moments)
     if evaluation is not None:
-        told = [*notes(outcome, job.recipe), *said]
+        if late:
+            said.append(
+                f"Not all tokens of evaluate.at were asked after of {'; '.join(late)}: it was "
+                "trained before the recipe named them."
+            )
+        # With what scaling and the analysis have added.
+        told = [*job.run.read().get("notes", []), *said]
         job.run.update(evaluation=evaluation, notes=told)
 
 

@@ -105,6 +105,11 @@ class Run:
         return self.root / "analysis.json"
 
     @property
+    def samples(self) -> Path:
+        """What the models wrote after the recipe's prompts."""
+        return self.root / "samples.json"
+
+    @property
     def target(self) -> Path:
         """The final model directory."""
         return self.root / "target"

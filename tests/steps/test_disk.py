@@ -36,3 +36,22 @@ def test_what_was_saved_before_a_stop_counts_as_room(free: SimpleNamespace, tmp_
     (checkpoint / "model.safetensors").write_bytes(bytes(12_000))
     free.free = 32_000
     refuse_full_disk(tmp_path, 1000, keep=2)
+
+
+def test_models_that_stay_for_tasks_count_and_links_do_not(
+    free: SimpleNamespace, tmp_path: Path
+) -> None:
+    free.free = 78_999  # two moments more: a checkpoint and a model each
+    with pytest.raises(MachineError, match="79,200 bytes"):
+        refuse_full_disk(tmp_path, 1000, keep=2, moments=2)
+    saved = tmp_path / "checkpoints/step-00000001/model.safetensors"
+    kept = tmp_path / "moments/0000000001/step-00000001/model.safetensors"
+    for path in (saved, kept):
+        path.parent.mkdir(parents=True)
+    saved.write_bytes(bytes(12_000))
+    kept.hardlink_to(saved)
+    free.free = 79_200 - 12_000
+    refuse_full_disk(tmp_path, 1000, keep=2, moments=2)
+    free.free -= 1
+    with pytest.raises(MachineError):
+        refuse_full_disk(tmp_path, 1000, keep=2, moments=2)

@@ -132,6 +132,6 @@ def questions(asked: Sequence[str], shots: int | None = None) -> list[tuple[str,
 
 def unknown_task(name: str, known: Sequence[str]) -> RecipeError:
     """The error for a name that is neither a suite nor a task, with what was probably meant."""
-    near = difflib.get_close_matches(name, [*SUITES, *known], 3, 0.6)
+    near = difflib.get_close_matches(name, [*SUITES, *known], 3, 0.7)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Suites: {', '.join(SUITES)}."
     return RecipeError(f"there is no task {name!r} in lm-eval.", hint)

@@ -214,7 +214,7 @@ def _provenance(record: Record) -> str:
         "FLOPs, all trainings of the run": flops(number(result, "flops")),
         "time": duration(number(result, "seconds")),
         "hardware": settings.get("device_name") or machine.get("processor"),
-        "processes": record.get("processes"),
+        "processes": settings.get("processes") or record.get("processes"),  # not of a later start
         "cost": _cost(record),
         "versions": versions,
         "made": record.get("finished_at") or record.get("started_at"),

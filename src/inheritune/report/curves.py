@@ -12,7 +12,8 @@ from inheritune.report.record import Record, number, rows, section, target_name,
 __all__ = ["Curve", "read_curves", "reference_points", "thin"]
 
 _MOST_TRAININGS = 200
-_NOTHING: tuple[float | None, float | None, float | None] = (0.0, 0.0, 0.0)
+_Before = tuple[float | None, float | None, float | None]
+_NOTHING: _Before = (0.0, 0.0, 0.0)
 _FOLDER = re.compile(r"(?P<layers>[0-9]{1,9})-layers(-seed-(?P<seed>[0-9]{1,19}))?")  # as in Run
 
 
@@ -25,7 +26,7 @@ class Curve:
         label: Name, round and layers, as shown.
         layers: Transformer blocks; None when unknown.
         round: Counted from 1 for the target, else 0.
-        offset: Tokens of the rounds before it.
+        offset: Tokens of the trainings that it goes on from.
         points: (tokens of this training, val_loss in nats), in order of tokens.
         health: How it went.
         problems: Sentences about what could not be read.
@@ -33,6 +34,7 @@ class Curve:
         before: Steps, FLOPs and seconds of the rounds before it; None where one is not known.
         flops_per_token: Forward and backward; None when unknown.
         recorded: It has ended, and stands in ``run.json``.
+        repeats: It repeats another with a further seed.
     """
 
     variant: str
@@ -47,6 +49,7 @@ class Curve:
     before: tuple[float | None, float | None, float | None] = (0.0, 0.0, 0.0)
     flops_per_token: float | None = None
     recorded: bool = False
+    repeats: bool = False
 
     def place(self, tokens: float) -> dict[str, float | None]:
         """Where a moment of this training stands on every axis, earlier rounds counted.
@@ -86,34 +89,43 @@ def read_curves(run_root: Path, record: Record) -> list[Curve]:
 
     Returns:
         One curve per training that is recorded or has metrics on disk. The rounds of the target
-        stand one after another: each carries the tokens of those before it as its offset.
+        stand one after another: each carries the tokens of those before it as its offset. So do
+        the trainings of a control that goes on from itself, or from the target's first round.
     """
     curves: list[Curve] = []
-    offset, before = 0, _NOTHING
+    nothing = (0, _NOTHING)
+    ends: dict[str, tuple[int, _Before]] = {}  # of each variant so far
+    first_round = nothing
     for training in _trainings(run_root, record):
         found = read_metrics(training.folder / "metrics.jsonl")
         label, skipped = _label(training), number(training.row, "skipped")
         found.health.skipped = None if skipped is None else int(skipped)
+        offset, before = nothing
+        if training.round:
+            offset, before = ends.get(training.variant, nothing)
+        elif number(training.row, "first_sample"):
+            offset, before = ends.get(training.variant, first_round)
         curve = Curve(
             training.variant,
             label,
             training.layers,
             training.round,
-            offset if training.round else 0,
+            offset,
             found.points,
             found.health,
             [f"{label}: {problem}" for problem in found.problems],
             found.course,
-            before if training.round else _NOTHING,
+            before,
             _flops_per_token(training.row),
             bool(training.row),
+            _seed_of(training.folder) is not None,
         )
         curves.append(curve)
-        if training.round:
-            tokens = training.tokens or (found.points[-1][0] if found.points else 0)
-            end = curve.place(tokens)
-            before = (end["steps"], end["flops"], end["seconds"])
-            offset += tokens
+        tokens = training.tokens or (found.points[-1][0] if found.points else 0)
+        end = curve.place(tokens)
+        ends[training.variant] = (offset + tokens, (end["steps"], end["flops"], end["seconds"]))
+        if training.round == 1:
+            first_round = ends[training.variant]
     return curves
 
 
@@ -161,7 +173,8 @@ def _trainings(run_root: Path, record: Record) -> Iterator[_Training]:
         if is_control and text(row, "path"):
             folder = _inside(run_root, text(row, "path"))
             seen.add(folder)
-            yield _Training(text(row, "name"), _whole(row, "layers"), 0, folder, None, row)
+            tokens = _whole(row, "tokens")
+            yield _Training(text(row, "name"), _whole(row, "layers"), 0, folder, tokens, row)
     for variant, layers, folder in found:
         if folder not in seen:
             yield _Training(variant, layers, 0, folder, None)

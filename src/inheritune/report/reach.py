@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from inheritune.report.curves import Curve, reference_points
-from inheritune.report.lines import Line, val_lines
+from inheritune.report.lines import TARGET, Line, val_lines
 from inheritune.report.quantities import amount, loss
 from inheritune.report.record import Record, benchmark_of
 from inheritune.report.tables import Column, Table
@@ -23,9 +23,11 @@ def reach_table(record: Record, curves: Sequence[Curve]) -> Table:
 
     Returns:
         A row per loss: the benchmark, and what each variant came down to. A column per variant,
-        all rounds of the target counted together; what was not reached says so.
+        all rounds of the target counted together; what was not reached says so. Of several
+        seeds, the first.
     """
-    lines = val_lines(record, curves)[:_MOST_VARIANTS]
+    once = [curve for curve in curves if not curve.repeats]
+    lines = val_lines(record, once)[:_MOST_VARIANTS]
     own = reference_points(record)
     columns = [Column("loss of"), Column("val_loss", "nats", loss)]
     columns += [Column(line.name, "tokens", _reached, True) for line in lines]
@@ -58,7 +60,8 @@ def _levels(record: Record, lines: Sequence[Line]) -> list[tuple[str, float]]:
     for line in lines:
         for number, part in enumerate(line.parts, 1):
             level = min(row["value"] or 0.0 for row in part)
-            which = f", round {number}" if len(line.parts) > 1 else ""
+            word = "round" if line.style is TARGET else "training"
+            which = f", {word} {number}" if len(line.parts) > 1 else ""
             known.setdefault(loss(level), (f"{line.name}{which}", level))
     levels = sorted(known.values(), key=lambda item: -item[1])
     return levels[-_MOST_LEVELS:]

@@ -250,7 +250,7 @@ def ledger_table(record: Record) -> Table:
             "FLOPs per training token = 6 × (parameters − input embedding) + causal attention; "
             "one third for evaluation. Time is the machine's; device-hours are it times the "
             "processes, each with a device (on a CPU: the machine itself). Borrowed: paid by "
-            "whoever made it."
+            "whoever made it. Looking at attention, asking tasks and writing samples are not in it."
         )
         notes += [f"{text(row, 'item')}: {text(row, 'note')}." for row in items if row.get("note")]
         if any(number(row, key) is None for row in items for key in keys[:3]):

@@ -158,13 +158,14 @@ def _published_row(row: dict[str, str], layout: _Layout, questions: Sequence[Que
 
 def _own_rows(record: Record, questions: Sequence[Question]) -> list[_Row]:
     models = rows(section(record, "evaluation"), "models")
-    losses = {text(row, "name"): row for row in rows(record, "variants")}
+    # By size, too: stacking and what starts grown have several.
+    losses = {_named(row): row for row in rows(record, "variants")}
     reference = next((m for m in models if m.get("role") == "reference"), {})
     found = []
     for model in models:
         name = text(model, "name")
         cells = [
-            _loss_cell(losses.get(name, {}))
+            _loss_cell(losses.get(_named(model), {}))
             if question.task == VAL_LOSS
             else _own_cell(model, question, reference)
             for question in questions
@@ -172,12 +173,16 @@ def _own_rows(record: Record, questions: Sequence[Question]) -> list[_Row]:
         tokens = number(model, "tokens")
         label = [
             f"{name} (this run)",
-            text(losses.get(name, {}), "start") or None,
+            text(losses.get(_named(model), {}), "start") or None,
             None if number(model, "layers") is None else exact(number(model, "layers")),
             None if tokens is None else amount(tokens),
         ]
         found.append(_Row(label, cells, text(model, "role") or "control", False))
     return found
+
+
+def _named(row: Record) -> tuple[str, float | None]:
+    return text(row, "name"), number(row, "layers")
 
 
 def _own_cell(model: Record, question: Question, reference: Record) -> _Cell:

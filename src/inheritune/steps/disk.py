@@ -21,19 +21,23 @@ def checkpoint_bytes(params: int) -> int:
     return 12 * params
 
 
-def refuse_full_disk(folder: Path, params: int, keep: int) -> None:
+def refuse_full_disk(folder: Path, params: int, keep: int, moments: int = 0) -> None:
     """Refuse to begin a training whose checkpoints and model would not fit.
 
     Args:
         folder: The training's own directory; what was saved there before counts as room.
         params: Of the model that is trained.
         keep: Checkpoints that are kept; the one being written is there beside them.
+        moments: Of how many steps the checkpoint stays until the end, and a model after it.
 
     Raises:
         MachineError: There is not enough room; both amounts are named.
     """
-    wanted = checkpoint_bytes(params) * (keep + 1) + weights_bytes(params)
-    saved = sum(p.stat().st_size for p in folder.glob("checkpoints/*step-*/*") if p.is_file())
+    wanted = checkpoint_bytes(params) * (keep + 1 + moments) + weights_bytes(params) * (1 + moments)
+    # One file may be in both places, by a link; it takes its space once.
+    places = ("checkpoints/*step-*/*", "moments/*/*step-*/*", "at/*/*")
+    files = [path.stat() for place in places for path in folder.glob(place) if path.is_file()]
+    saved = sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())
     needed = round(_MARGIN * wanted) - saved
     place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(place).free

@@ -101,7 +101,8 @@ def repeat_arms(recipe: Recipe, rounds: Sequence[Arm], controls: Sequence[Arm]) 
         rounds: The target's; the last one is repeated, and where layers are kept all before it.
         controls: Of the first seeds; each takes as many tokens again.
     """
-    arms = [*(rounds if recipe.grow.weights == "keep" else rounds[-1:]), *controls]
+    chain = _whole(recipe, rounds) if recipe.grow.weights == "keep" else rounds[-1:]
+    arms = [*chain, *controls]
     most = max(len(recipe.seeds_of(name)) for name in recipe.variants)
     return [
         _with_seed(arm, seed)
@@ -109,6 +110,15 @@ def repeat_arms(recipe: Recipe, rounds: Sequence[Arm], controls: Sequence[Arm]) 
         for arm in arms
         for seed in recipe.seeds_of(arm.variant)[number : number + 1]
     ]
+
+
+def _whole(recipe: Recipe, rounds: Sequence[Arm]) -> list[Arm]:
+    """Rounds that go on from one another, each trained to its end, whatever was given up."""
+    batch, seq_len, seen, arms = recipe.train.batch_tokens, recipe.train.seq_len, 0, []
+    for arm in rounds:
+        arms.append(replace(arm, first_sample=seen // seq_len))
+        seen += max(1, arm.tokens // batch) * batch  # as train.loop.plan_steps
+    return arms
 
 
 def _with_seed(arm: Arm, seed: int) -> Arm:

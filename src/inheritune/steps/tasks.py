@@ -1,6 +1,6 @@
 """Tasks asked of a run's models, after everything is trained: what fails here costs nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,11 @@ from inheritune.checkpoints.source import open_model
 from inheritune.errors import DataError, InherituneError, Interrupted
 from inheritune.evaluate.suites import VAL_LOSS, questions
 from inheritune.progress import Progress
+from inheritune.recipe import Recipe
 from inheritune.regular_file import first_line
 from inheritune.steps.job import Job
 
-__all__ = ["Examined", "ask_tasks", "moments_in"]
+__all__ = ["Examined", "ask_tasks", "asked_at", "moments_in"]
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,26 @@ class Examined:
     path: Path
 
 
-def moments_in(folder: Path, model: Examined) -> list[Examined]:
-    """The models that a training left at the tokens of ``evaluate.at``, in their order."""
+def asked_at(recipe: Recipe, tokens: int) -> list[int]:
+    """Tokens of a training, in whole steps, after which the recipe asks tasks, its end apart.
+
+    Args:
+        recipe: Has ``evaluate.at``.
+        tokens: Of the training.
+    """
+    batch = recipe.train.batch_tokens
+    ends = {max(1, wanted // batch) * batch for wanted in recipe.evaluate.at}
+    return sorted(end for end in ends if end < tokens) if recipe.evaluate.tasks else []
+
+
+def moments_in(folder: Path, model: Examined, wanted: Collection[int]) -> list[Examined]:
+    """The models that a training left at some of its tokens, in their order."""
     found = []
     for path in sorted((folder / "at").glob("*-tokens")):
         if (path / "config.json").is_file():
             tokens = int(path.name.removesuffix("-tokens"))
             found.append(Examined(model.name, model.role, model.layers, tokens, path))
-    return found
+    return [moment for moment in found if moment.tokens in wanted]
 
 
 def ask_tasks(

@@ -26,6 +26,7 @@ from inheritune.steps.disk import refuse_full_disk
 from inheritune.steps.distilling import open_distillation, reference_cost
 from inheritune.steps.job import Job, finish, finished
 from inheritune.steps.memory import memory_named
+from inheritune.steps.tasks import asked_at
 from inheritune.steps.tracking import open_trackers
 from inheritune.steps.validation import enough_memory_to_validate, finite, val_loss_of
 
@@ -136,6 +137,7 @@ def run_training(
     saved = sorted((folder / "checkpoints").glob("*step-*"))
     for old in saved[:-1] if arm.goes_on else saved:
         shutil.rmtree(old)
+    shutil.rmtree(folder / "moments", ignore_errors=True)
     if not arm.goes_on:
         (folder / "checkpoints" / "latest").unlink(missing_ok=True)
     # Results of before there were several seeds do not name theirs.
@@ -151,7 +153,7 @@ def _train(
     checkpoint = checkpoint_for(job, folder)  # refused here, before the others begin
     train = arm.settings(job.recipe.train)
     params = describe(arm.start_in(folder), train.seq_len).params
-    refuse_full_disk(folder, params, train.keep)
+    refuse_full_disk(folder, params, train.keep, len(_steps_to_keep(job, arm)))
     place = {"arm": asdict(arm), "folder": folder.relative_to(job.run.root).as_posix()}
     place["tokens"] = str(tokens.path.resolve())
     job.processes.post({"do": "train", "inputs": dict(inputs)} | place)
@@ -177,7 +179,6 @@ def _publish_moments(job: Job, arm: Arm, folder: Path) -> None:
         load_weights(kept, model)
         tokens = int(kept.name) * job.recipe.train.batch_tokens
         save_model(model, folder / "at" / f"{tokens:016d}-tokens", arm.start_in(folder))
-    shutil.rmtree(folder / "moments", ignore_errors=True)
 
 
 def train_share(
@@ -242,11 +243,11 @@ def _peak_flops(device: str) -> float | None:
 
 def _steps_to_keep(job: Job, arm: Arm) -> frozenset[int]:
     """Steps after which the recipe asks tasks, the end apart: that is asked anyway."""
-    wanted, batch_tokens = job.recipe.evaluate, job.recipe.train.batch_tokens
-    if not wanted.tasks or arm.variant not in job.recipe.variants:
+    # Of several seeds, the first one's models are asked.
+    if arm.repeats or arm.variant not in job.recipe.variants:
         return frozenset()
-    steps = {max(1, tokens // batch_tokens) for tokens in wanted.at}
-    return frozenset(step for step in steps if step * batch_tokens < arm.tokens)
+    batch_tokens = job.recipe.train.batch_tokens
+    return frozenset(tokens // batch_tokens for tokens in asked_at(job.recipe, arm.tokens))
 
 
 def _let_go() -> None:

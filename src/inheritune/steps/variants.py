@@ -3,6 +3,7 @@
 import filecmp
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from inheritune.errors import DataError
 from inheritune.progress import Progress
 from inheritune.steps.arms import Arm, arms_of, depth_of
 from inheritune.steps.growth import grown_arms, grown_sizes
-from inheritune.steps.job import Job, finished
+from inheritune.steps.job import Job, finish, finished
 from inheritune.steps.reference import Benchmark, Reference, flops_per_token
 from inheritune.steps.starts import write_start
 from inheritune.steps.training import Trial, run_training, training_inputs
@@ -131,12 +132,20 @@ def _digests(model: Path) -> dict[str, str]:
 
 
 def continue_texts(job: Job, models: Mapping[str, Path]) -> list[dict[str, str]]:
-    """What every model writes after the recipe's prompts."""
+    """What every model writes after the recipe's prompts; what it wrote before is read."""
     from inheritune.evaluate.generate import continue_prompts
 
     wanted = job.recipe.report
+    if not wanted.prompts:
+        return []
+    digests = {name: open_model(str(directory)).digest for name, directory in models.items()}
+    asked = {"prompts": wanted.prompts, "tokens": wanted.sample_tokens, "models": digests}
+    with suppress(DataError, KeyError, TypeError):  # none, or broken: written again
+        stored = read_json_file(job.run.samples)
+        if isinstance(stored, dict) and stored.get("inputs") == asked:
+            return list(stored["result"]["samples"])
     samples = []
-    for name, directory in models.items() if wanted.prompts else []:
+    for name, directory in models.items():
         job.stop.check("the run is complete but for its samples")
         job.on_progress(Progress("samples", message=f"{name} writes"))
         texts = continue_prompts(directory, wanted.prompts, wanted.sample_tokens)
@@ -144,4 +153,5 @@ def continue_texts(job: Job, models: Mapping[str, Path]) -> list[dict[str, str]]
             {"model": name, "prompt": prompt, "text": text}
             for prompt, text in zip(wanted.prompts, texts, strict=True)
         ]
+    finish(job.run.samples, asked, {"samples": samples})
     return samples

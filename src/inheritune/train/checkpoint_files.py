@@ -18,6 +18,7 @@ __all__ = [
     "BROKEN",
     "FORMAT",
     "describe_file",
+    "drop_later",
     "files_of",
     "is_whole",
     "keep_checkpoint",
@@ -84,6 +85,18 @@ def keep_checkpoint(folder: Path, kept: Path, step: int) -> None:
         except OSError:  # a file system without links
             shutil.copy2(file, staged / newest.name / file.name)
     staged.rename(place)
+
+
+def drop_later(kept: Path, step: int) -> None:
+    """Remove what `keep_checkpoint` kept of later steps than that a training goes on from.
+
+    Args:
+        kept: As for `keep_checkpoint`.
+        step: That it goes on from.
+    """
+    for place in kept.glob("[0-9]*"):
+        if int(place.name) > step:
+            shutil.rmtree(place)
 
 
 def set_aside(checkpoint: Path) -> list[str]:

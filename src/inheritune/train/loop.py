@@ -19,7 +19,7 @@ from inheritune.progress import Listener, Progress, silent
 from inheritune.recipe import Train
 from inheritune.signals import StopFlag
 from inheritune.train.batches import micro_batches
-from inheritune.train.checkpoint_files import keep_checkpoint
+from inheritune.train.checkpoint_files import drop_later, keep_checkpoint
 from inheritune.train.distill import Distillation
 from inheritune.train.forecast import Decision, Goal, decide, find_decision
 from inheritune.train.metrics import Metrics, OnRow, continued_row, parts_row, step_row, val_row
@@ -215,6 +215,8 @@ def train(
             return False
         return bool(processes.on_main(lambda: _ask(decide, plan, recipe, metrics) is not None))
 
+    if not processes.rank:
+        drop_later(folder / "moments", position.step)  # of another branch: see --from
     keep_moment()  # of a training that was killed between the two
     # -- one turn per optimizer step; a stop may fall between saving and evaluating, hence the call
     evaluate()
