@@ -206,16 +206,16 @@ def middle(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[s
 
 def full_disk(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:
     """The disk of process 1 is full at the second save."""
+    write, count = state.write_pieces, 0
+
+    def fails(*arguments: object) -> None:
+        nonlocal count
+        count += 1
+        if count > 2:
+            raise OSError(28, "No space left on device")
+        write(*arguments)
+
     if processes.rank == 1:
-        write, count = state.write_pieces, 0
-
-        def fails(*arguments: object) -> None:
-            nonlocal count
-            count += 1
-            if count > 2:
-                raise OSError(28, "No space left on device")
-            write(*arguments)
-
         state.write_pieces = fails
     code = 0
     try:
@@ -223,6 +223,8 @@ def full_disk(folder: Path, tokens: TokenDirectory, processes: Processes) -> dic
         run_training(folder / "full", tokens, processes)
     except MachineError as error:
         code = error.exit_code
+    finally:  # the same processes go on with the next work
+        state.write_pieces = write
     return {"code": code}
 
 
