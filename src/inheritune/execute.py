@@ -22,7 +22,7 @@ from inheritune.steps.growth import Growth, round_arm
 from inheritune.steps.job import Job
 from inheritune.steps.reference import measure_benchmark, open_reference, tokenizer_home
 from inheritune.steps.starts import check_starts
-from inheritune.steps.tasks import Examined, ask_tasks, asked_at, moments_in
+from inheritune.steps.tasks import Examined, ask_tasks, asked_at, check_tasks, moments_in
 from inheritune.steps.tokens import import_flat_tokens, prepare_tokens
 from inheritune.steps.variants import continue_texts, train_arm
 
@@ -57,6 +57,8 @@ def execute(
     """
 
     def work(job: Job) -> tuple[dict[str, Any], int]:
+        if "result" not in job.run.read():  # afterwards, what was trained stands
+            check_tasks(job)
         outcome = derive(job)
         final = result(outcome, job.recipe, root, job.run.report / "index.html")
         missed = final["outcome"] == "not_matched" and recipe.recipe.grow.add > 0

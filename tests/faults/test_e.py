@@ -15,6 +15,7 @@ from tiny_tasks import write_tasks
 from typer.testing import CliRunner, Result
 
 from inheritune.cli import app
+from inheritune.errors import InherituneError
 from inheritune.execute import execute
 from inheritune.recipe import Recipe
 from inheritune.recipe_file import RecipeFile
@@ -55,28 +56,48 @@ def test_e1_a_data_set_that_is_not_here_offline_is_named_with_what_to_fetch(
     assert "baber/piqa" in done.stderr and "Traceback" not in done.stderr
 
 
+def tiny_run(model: Path, text: Path, tasks: list[str]) -> RecipeFile:
+    fields = {
+        "name": "tiny",
+        "reference": {"model": str(model)},
+        "data": {"source": str(text), "val_fraction": 0.2},
+        "train": {"tokens": 256, "seq_len": 16, "batch_tokens": 128, "precision": "fp32"},
+        "grow": {"add": 0},
+        "variants": {"inherit": {"start": "inherit"}},
+        "evaluate": {"tasks": tasks},
+    }
+    return RecipeFile(None, "# made by a test\n", Recipe.model_validate(fields), {})
+
+
 def test_e1_a_run_stands_although_its_tasks_cannot_be_asked(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    execute(tiny_run(tiny_reference, tiny_text, []), tmp_path / "tiny")
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    train = {"tokens": 256, "seq_len": 16, "batch_tokens": 128, "precision": "fp32"}
-    fields = {
-        "name": "tiny",
-        "reference": {"model": str(tiny_reference)},
-        "data": {"source": str(tiny_text), "val_fraction": 0.2},
-        "train": train,
-        "grow": {"add": 0},
-        "variants": {"inherit": {"start": "inherit"}},
-        "evaluate": {"tasks": ["piqa"]},
-    }
-    recipe = RecipeFile(None, "# made by a test\n", Recipe.model_validate(fields), {})
-    final, code = execute(recipe, tmp_path / "tiny")
+    final, code = execute(tiny_run(tiny_reference, tiny_text, ["piqa"]), tmp_path / "tiny")
     record = Run(tmp_path / "tiny").read()
     assert code == 0
     assert final["val_loss"] == record["result"]["val_loss"]
     assert record["status"] == "done"
     assert any("lm-eval, which is not installed" in note for note in record["notes"])
     assert (tmp_path / "tiny" / "report" / "index.html").exists()
+
+
+@pytest.mark.parametrize(("task", "code"), [("piqa", 4), ("piqq", 2)])
+def test_e1_what_cannot_be_asked_is_refused_before_anything_is_trained(
+    task: str,
+    code: int,
+    tiny_reference: Path,
+    tiny_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if code == 4:
+        monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(InherituneError) as refused:
+        execute(tiny_run(tiny_reference, tiny_text, [task]), tmp_path / "tiny")
+    assert refused.value.exit_code == code
+    assert not (tmp_path / "tiny" / "tokens").exists()
 
 
 def test_e2_a_task_directory_with_code_is_refused_unless_it_is_allowed(

@@ -13,7 +13,7 @@ from inheritune.recipe import Recipe
 from inheritune.regular_file import first_line
 from inheritune.steps.job import Job
 
-__all__ = ["Examined", "ask_tasks", "asked_at", "moments_in"]
+__all__ = ["Examined", "ask_tasks", "asked_at", "check_tasks", "moments_in"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,33 @@ class Examined:
     layers: int
     tokens: int | None
     path: Path
+
+
+def check_tasks(job: Job) -> None:
+    """Refuse a list of tasks that cannot be asked, before hours are spent on training.
+
+    Raises:
+        RecipeError: There is no such task, or it may run code and that is not allowed.
+        MissingExtraError: lm-eval is not installed.
+        DataError: Local questions are not there, or broken.
+    """
+    tasks = _tasks(job.recipe)
+    if tasks:
+        from inheritune.evaluate.ask import described
+
+        wanted = job.recipe.evaluate
+        with described(tasks, _local(job), wanted.allow_task_code, job.run.root / "evaluation"):
+            pass
+
+
+def _tasks(recipe: Recipe) -> list[tuple[str, int | None]]:
+    wanted = questions(recipe.evaluate.tasks, recipe.evaluate.num_fewshot)
+    return [pair for pair in wanted if pair[0] != VAL_LOSS]
+
+
+def _local(job: Job) -> Path | None:
+    folder = job.recipe.evaluate.task_data
+    return None if folder is None else Path(folder)
 
 
 def asked_at(recipe: Recipe, tokens: int) -> list[int]:
@@ -73,8 +100,7 @@ def ask_tasks(
     Raises:
         Interrupted: Asked to stop; what was answered is kept.
     """
-    wanted = job.recipe.evaluate
-    tasks = [pair for pair in questions(wanted.tasks, wanted.num_fewshot) if pair[0] != VAL_LOSS]
+    wanted, tasks = job.recipe.evaluate, _tasks(job.recipe)
     if not tasks:
         return None, []
     record: dict[str, Any] = {"tasks": list(wanted.tasks), "models": [], "at": [], "failures": []}
@@ -105,13 +131,12 @@ def _asked(
     settings = Settings(
         wanted.batch_size, "bf16" if bf16 else "fp32", wanted.add_bos, wanted.limit, device
     )
-    data = None if wanted.task_data is None else Path(wanted.task_data)
     everyone = {_label(model, model in moments): model for model in [*models, *moments]}
     asked = [
         Asked(label, model.path, open_model(str(model.path)).digest)
         for label, model in everyone.items()
     ]
-    with described(tasks, data, wanted.allow_task_code, out) as descriptions:
+    with described(tasks, _local(job), wanted.allow_task_code, out) as descriptions:
         job.on_progress(Progress("tasks", message=f"{len(descriptions)} for {len(asked)} models"))
         answers = ask(asked, descriptions, settings, out, job.stop, job.on_progress)
     scores: dict[str, list[dict[str, Any]]] = {label: [] for label in everyone}
