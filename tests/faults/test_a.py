@@ -116,7 +116,9 @@ def test_a8_learning_rate_is_finite_and_positive(tmp_path: Path, value: str) -> 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", '"8"'])
 def test_a9_layers_that_cannot_be(tmp_path: Path, value: str) -> None:
     message = refused(write(tmp_path, f"{SMALLEST}inherit:\n  layers: {value}\n"))
-    assert f"line 9: inherit.layers is {value}. Allowed: an integer >= 1, advice or null." in message
+    assert (
+        f"line 9: inherit.layers is {value}. Allowed: an integer >= 1, advice or null." in message
+    )
 
 
 @pytest.mark.parametrize("value", ["[0, 0]", "[1, 0]", "[0, 99]"])
