@@ -525,5 +525,5 @@ def test_a_broken_benchmark_is_named_with_the_way_out(
     grow = {"benchmark": str(path)}
     with pytest.raises(DataError, match=said) as error:
         plan_recipe(recipe_of(tiny_reference, tiny_text, grow=grow).recipe, tmp_path / "run")
-    assert "broken.json" in error.value.message
+    assert "/broken" in error.value.message  # long paths are shortened
     assert error.value.exit_code == 3

@@ -65,7 +65,7 @@ def test_every_part_can_be_switched_off() -> None:
 
 def test_settings_are_json_values() -> None:
     record = choose_settings(recipe(), SHORT).record()
-    assert set(record["reasons"]) == {"precision", "attention", "compile"}
+    assert set(record["reasons"]) == {"device", "precision", "attention", "compile"}
     assert record["device"] == "cpu"
 
 
