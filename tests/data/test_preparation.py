@@ -190,3 +190,27 @@ def test_the_directory_of_a_preparation_is_never_its_own_text(stories, tokenizer
         (tmp_path / f"{number}.txt").write_text(story)
     data = Data(source=str(tmp_path), val_fraction=0.2, tokens=3000)
     prepare(data, tokenizer, 300, 16, tmp_path / "tokens", shard_ids=1000)
+
+
+def test_a_share_of_a_validation_set_lies_within_a_larger_share(stories, tokenizer, tmp_path):
+    for name, part in (("train", stories[:10]), ("val", stories)):
+        rows = [
+            json.dumps({"text": f"{name} {number} {story}"}) for number, story in enumerate(part)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    taken = {}
+    for share in (0.3, 0.6, None):
+        data = Data(
+            source=str(tmp_path / "train.jsonl"),
+            val_source=str(tmp_path / "val.jsonl"),
+            val_sample=share,
+        )
+        tokens = prepare(data, tokenizer, 300, 16, tmp_path / f"tokens-{share}")
+        ids = tokens.val.ids(0, tokens.val.num_ids)
+        ends = np.flatnonzero(ids == tokenizer.eos) + 1
+        taken[share] = {
+            tokenizer.decode(part.tolist()) for part in np.split(ids, ends) if len(part)
+        }
+        assert tokens.manifest["sources"].get("val_sample") == share
+    assert 0 < len(taken[0.3]) < len(taken[0.6]) < len(taken[None])
+    assert taken[0.3] < taken[0.6] < taken[None]
