@@ -39,8 +39,6 @@ GPT2 = [
     "table4-gpu",
 ]
 PAPERS = [*LOW_DATA, *GPT2]
-# The rest, each as long as these: make recipes
-QUICK = ("gpt2-small-layers", "low-data-1b")
 MOVED = ("gpt2-medium-moved-layers", "gpt2-small-layers", "table4-gpu")
 
 
@@ -253,9 +251,8 @@ def run_scaled(name: str, root: Path) -> dict:
     return record
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in PAPERS]
-)
+@pytest.mark.slow  # a quarter of a minute each: make recipes
+@pytest.mark.parametrize("name", PAPERS)
 def test_scaled_it_runs_to_the_end(name, tmp_path):
     run_scaled(name, tmp_path / "run")
 

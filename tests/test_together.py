@@ -43,7 +43,6 @@ def asked(tiny_reference: Path, tiny_text: Path, questions: Path) -> Callable[..
             "train": {"tokens": 512, "eval_every": 1_000_000},
             "grow": {"add": 0},
             "variants": {"inherit": {"start": "inherit"}},
-            "analyze": None,
             "evaluate": evaluate,
         }
         recipe = tiny_recipe.recipe_of(tiny_reference, tiny_text, **(given | sections))
