@@ -12,7 +12,7 @@ from inheritune.execute import prepare_only, train_only
 from inheritune.progress import Progress
 from inheritune.recipe_file import RecipeFile
 from inheritune.run import Run
-from inheritune.steps.training import Trial
+from inheritune.steps.trial import Trial
 
 
 def recipe_of(model: Path, text: Path, **sections: dict[str, Any]) -> RecipeFile:
@@ -140,6 +140,8 @@ def test_what_is_published_is_what_was_measured(
     assert not info["unexpected_keys"]
     loss = measure_val_loss(model, open_tokens(root / "tokens").val, 16, 16)
     assert loss.mean == final["val_loss"]
+    last = (root / "variants/inherit" / f"{final['layers']}-layers/metrics.jsonl").read_text()
+    assert json.loads(last.splitlines()[-1])["val_loss"] == loss.mean
 
 
 def test_the_targets_config_is_the_references_with_the_edits_of_inherit_json(

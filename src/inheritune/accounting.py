@@ -13,7 +13,7 @@ from inheritune.recipe import Cost, Recipe
 from inheritune.steps.abandoning import tell_abandoned
 from inheritune.steps.reference import Benchmark
 from inheritune.steps.seeds import Repeated, together
-from inheritune.steps.training import Trial
+from inheritune.steps.trial import Trial
 
 __all__ = ["gap_closed", "ledger", "notes", "result", "training_ledger", "variant_rows"]
 

@@ -14,7 +14,7 @@ from inheritune.steps.reference import Benchmark, Reference, measure_benchmark, 
 from inheritune.steps.seeds import repeat_arms
 from inheritune.steps.starts import check_starts
 from inheritune.steps.tokens import prepare_tokens
-from inheritune.steps.training import Trial
+from inheritune.steps.trial import Trial
 from inheritune.steps.variants import control_arms, publish_target, train_arm
 
 __all__ = ["Outcome", "derive", "first_layers", "judge"]

@@ -25,7 +25,8 @@ from inheritune.steps.job import Job
 from inheritune.steps.pinned import pinned_commit
 from inheritune.steps.reference import Reference, measure_benchmark, open_reference
 from inheritune.steps.tokens import embedding_rows
-from inheritune.steps.training import Trial, run_training, training_inputs
+from inheritune.steps.training import run_training, training_inputs
+from inheritune.steps.trial import Trial
 
 __all__ = ["Pretraining", "plan_pretraining", "pretrain"]
 

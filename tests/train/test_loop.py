@@ -129,7 +129,7 @@ def test_stopped_and_continued_it_ends_with_the_same_weights_and_rows(
         )
         assert one == other
     evaluated = [row["step"] for row in rows_of(tmp_path / "pieces") if "val_loss" in row]
-    assert evaluated == [0, 5, 10, 15, 20]
+    assert evaluated == [0, 5, 10, 15]  # the end: by who publishes it
 
 
 def test_with_dropout_a_resume_drops_the_same(

@@ -1,10 +1,11 @@
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from inheritune.train.metrics import SPIKE_WINDOW, Metrics
+from inheritune.train.metrics import SPIKE_WINDOW, Metrics, record_end
 
 
 def row(step: int, loss: float | None) -> dict[str, object]:
@@ -54,3 +55,30 @@ def test_the_best_step_is_that_of_the_lowest_val_loss(tmp_path: Path) -> None:
     for step, loss in ((0, 5.0), (10, 3.0), (20, None), (30, 4.0)):
         metrics.append({"step": step, "val_loss": loss})
     assert metrics.best_step == 10
+
+
+@pytest.fixture
+def ended(tmp_path: Path) -> Path:
+    """A training of 20 steps, validated before the first and after the tenth."""
+    metrics = Metrics.open(tmp_path / "metrics.jsonl", 0)
+    for step, measured in ((0, {"val_loss": 5.0}), (10, {"val_loss": 3.0}), (20, {"loss": 2.5})):
+        place = {"step": step, "tokens": 64 * step, "epoch": step / 8, "elapsed_s": step / 4}
+        metrics.append(place | measured)
+    return tmp_path / "metrics.jsonl"
+
+
+def test_the_val_loss_at_the_end_is_the_last_row_and_is_shown_to_whoever_watches(
+    ended: Path,
+) -> None:
+    shown: list[Mapping[str, object]] = []
+    assert record_end(ended, 2.75, shown.append) == 3
+    end = {"step": 20, "tokens": 1280, "epoch": 2.5, "elapsed_s": 5.0, "val_loss": 2.75}
+    assert json.loads(ended.read_text().splitlines()[-1]) == end
+    assert shown == [end]
+
+
+def test_a_step_that_has_its_val_loss_gets_no_second_one(ended: Path) -> None:
+    record_end(ended, 2.75)
+    before = ended.read_bytes()
+    assert record_end(ended, 2.75) == 4  # it was measured once more all the same
+    assert ended.read_bytes() == before

@@ -12,7 +12,7 @@ from inheritune.recipe import Recipe
 from inheritune.recipe_variants import Grow
 from inheritune.run import Run
 from inheritune.steps.arms import Arm, arms_of
-from inheritune.steps.training import Trial
+from inheritune.steps.trial import Trial
 
 __all__ = ["Growth", "grown_arms", "grown_sizes", "round_arm"]
 

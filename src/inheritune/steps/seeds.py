@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from inheritune.recipe import Recipe
 from inheritune.steps.arms import Arm
-from inheritune.steps.training import Trial
+from inheritune.steps.trial import Trial
 
 __all__ = ["Repeated", "repeat_arms", "together"]
 

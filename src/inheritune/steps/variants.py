@@ -20,7 +20,8 @@ from inheritune.steps.growth import grown_arms, grown_sizes
 from inheritune.steps.job import Job, finish, finished
 from inheritune.steps.reference import Benchmark, Reference, flops_per_token
 from inheritune.steps.starts import write_start
-from inheritune.steps.training import Trial, run_training, training_inputs
+from inheritune.steps.training import run_training, training_inputs
+from inheritune.steps.trial import Trial
 
 __all__ = ["continue_texts", "control_arms", "publish_target", "train_arm"]
 

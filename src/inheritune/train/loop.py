@@ -148,7 +148,8 @@ def train(
         plan: Tokens, and how many.
         settings: Device, precision, kernels.
         folder: Receives `metrics.jsonl` and `checkpoints/`, from process 0.
-        measure: The model's val_loss, nats per token; called by all processes at once.
+        measure: The model's val_loss, nats per token; called by all processes at once, before the
+            first step and on the way, not at the end.
         stop: Asked between micro-batches.
         on_progress: Told after every step.
         processes: That share the work; each calls this with the same arguments.
@@ -197,7 +198,8 @@ def train(
             keep_checkpoint(folder / "checkpoints", folder / "moments", position.step)
 
     def evaluate() -> float | None:
-        due = position.step % eval_every == 0 or position.step == steps
+        # The end is left to whoever publishes the model, and measures what was published.
+        due = position.step % eval_every == 0 and position.step < steps
         if not due or position.step in metrics.val_losses:
             return None
         try:

@@ -13,7 +13,15 @@ from inheritune.processes import ALONE, Processes
 from inheritune.train.peak_memory import peak_bytes
 from inheritune.train.state import Position
 
-__all__ = ["Metrics", "OnRow", "continued_row", "parts_row", "step_row", "val_row"]
+__all__ = [
+    "Metrics",
+    "OnRow",
+    "continued_row",
+    "parts_row",
+    "record_end",
+    "step_row",
+    "val_row",
+]
 
 OnRow = Callable[[Mapping[str, Any]], None]
 
@@ -104,6 +112,26 @@ class Metrics:
         before = np.array(self._losses)
         sigma = float(before.std(ddof=1))
         return (loss - float(before.mean())) / sigma if sigma else 0.0
+
+
+def record_end(path: Path, val_loss: float, on_row: OnRow | None = None) -> int:
+    """Add the val_loss at a training's end, where its last step has none yet.
+
+    Args:
+        path: The file of a training that has ended; a step's row is its last.
+        val_loss: Nats per token, finite.
+        on_row: Is given the row.
+
+    Returns:
+        How often the training was validated, this time included.
+    """
+    last = _read_rows(path)[-1]
+    metrics = Metrics.open(path, last["step"], on_row=on_row)
+    measured = 1 + len(metrics.val_losses)
+    if last["step"] not in metrics.val_losses:
+        place = {key: last[key] for key in ("step", "tokens", "epoch", "elapsed_s")}
+        metrics.append(place | {"val_loss": val_loss})
+    return measured
 
 
 def step_row(
