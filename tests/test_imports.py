@@ -44,7 +44,7 @@ LEVELS = [
     {"convert", "steps"},
     {"derive", "doctor", "report"},
     {"accounting", "licences", "planning", "session", "watch"},
-    {"evaluation", "execute", "pretraining", "push"},
+    {"evaluation", "execute", "pretraining", "push", "verification"},
     {
         "__main__",
         "analyze_commands",
@@ -86,6 +86,7 @@ FAST = {
     "report",
     "session",
     "steps",
+    "verification",
     "watch",
 }
 TYPING_ONLY = {"TYPE_CHECKING", "typing.TYPE_CHECKING"}

@@ -21,7 +21,7 @@ from inheritune.console import (
     reported,
     say,
 )
-from inheritune.errors import RecipeError, SourceError
+from inheritune.errors import RecipeError
 from inheritune.progress import silent
 from inheritune.regular_file import escape
 
@@ -112,32 +112,41 @@ def _short(value: object) -> str:
 
 
 def verify(
-    target: Annotated[Path, typer.Argument(help="A model directory that inherit has written.")],
+    path: Annotated[
+        Path, typer.Argument(help="A model directory, a token directory, a checkpoint or a run.")
+    ],
     reference: Annotated[
-        str | None, typer.Option(help="What it was cut from: Hub id or model directory.")
+        str | None, typer.Option(help="What the model was cut from: Hub id or model directory.")
     ] = None,
     revision: Revision = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Prove a target: its bytes, config and layers, and that it loads and computes the same."""
+    """Prove what was written here: bytes, config and layers; that a model computes the same."""
     with reported(as_json, debug):
         from inheritune.checkpoints.source import open_model
-        from inheritune.inherit.verify import verify as prove
+        from inheritune.verification import prove
 
-        if not target.is_dir():  # not taken for a Hub id: a target of ours is here
-            raise SourceError(f"there is no model directory {target}.", "Check the path.")
-        opened = open_model(str(target))
         source = None if reference is None else open_model(reference, revision, whole=False)
         findings = []
-        for finding in prove(opened, source):
+        for finding in prove(path, source):
             findings.append(finding)
             if not as_json:
                 say(f"{'ok' if finding.proven else '--'}  {finding.part:<11}{finding.text}")
         if as_json:
             print_json([asdict(finding) for finding in findings])
         else:
-            say(f'next: AutoModelForCausalLM.from_pretrained("{target}")')
+            say(f"next: {_next_of(path)}")
+
+
+def _next_of(path: Path) -> str:
+    if (path / "run.json").is_file():
+        return f"inheritune report {quote(str(path))}"
+    if (path / "config.json").is_file():
+        return f'AutoModelForCausalLM.from_pretrained("{path}")'
+    if (path / "trainer.json").is_file():
+        return "start its run again, which goes on from its newest checkpoint"
+    return f"inheritune inspect {quote(str(path))}"
 
 
 def plan(
