@@ -306,3 +306,18 @@ def test_a_comparison_says_which_runs_are_no_results(synthetic: ModuleType, tmp_
     write_comparison(runs, tmp_path / "index.html")
     written = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "1 of the runs was scaled down, and is no result of the method: demo (2)." in written
+
+
+def test_a_comparison_says_whose_benchmarks_are_not_drawn(
+    synthetic: ModuleType, tmp_path: Path
+) -> None:
+    runs = []
+    for number in range(5):
+        result = synthetic.RECORD["result"] | {"benchmark": 2.0 + number / 10}
+        benchmark = synthetic.RECORD["benchmark"] | {"val_loss": 2.0 + number / 10}
+        made = synthetic.record(name=f"r{number}", benchmark=benchmark, result=result)
+        runs.append(synthetic.build_run(tmp_path / str(number), made))
+    write_comparison(runs, tmp_path / "index.html")
+    written = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "The benchmarks of 2 more stand in the table of the runs." in written
+    assert "benchmark of r2: 2.200" in written and "benchmark of r3" not in written

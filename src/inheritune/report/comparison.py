@@ -31,6 +31,7 @@ __all__ = ["Compared", "write_comparison"]
 
 _MOST_RUNS = 12
 _MOST_LINES = 6  # of a run
+_MOST_LEVELS = 3  # benchmarks drawn
 _STYLES = [TARGET, *OTHERS]
 _OTHER_DASHES = [[7, 4], [2, 3], [12, 4], [9, 3, 2, 3], [4, 2]]
 
@@ -177,14 +178,18 @@ def _chart(reports: Sequence[Report], names: Sequence[str]) -> Chart | None:
         ],
         [[line.name, row["tokens"], row["value"]] for line in lines for row in line.rows[:40]],
     )
-    chart = val_loss_chart(lines, list(levels.items())[:3])
+    drawn, more = dict(list(levels.items())[:_MOST_LEVELS]), len(levels) - _MOST_LEVELS
+    left_out = f"At most 40 values of a line, and {_MOST_LINES} lines of a run."
+    if more > 0:
+        left_out += f" The benchmarks of {more} more stand in the table of the runs."
+    chart = val_loss_chart(lines, list(drawn.items()))
     return replace(
         chart,
         name="compared",
         title="Validation loss of all runs",
         caption=f"Colour and marker: the run. Unbroken: its target. {chart.caption}",
         table=table,
-        left_out=f"At most 40 values of a line, and {_MOST_LINES} lines of a run.",
+        left_out=left_out,
     )
 
 

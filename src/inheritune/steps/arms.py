@@ -213,5 +213,6 @@ def _layers(count: int) -> str:
 
 def _own_rate(arm: Arm) -> str:
     rate = f"; peak learning rate x {arm.lr_scale:g}" if arm.lr_scale != 1 else ""
-    warmup = f"; warm-up {arm.warmup_tokens:,} tokens" if arm.warmup_tokens is not None else ""
-    return rate + warmup
+    if arm.warmup_tokens is None:
+        return rate
+    return f"{rate}; warm-up {arm.warmup_tokens:,} token{'s' * (arm.warmup_tokens != 1)}"
