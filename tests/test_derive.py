@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from inheritune.execute import execute as execute_with_code
 from inheritune.execute import prepare_only, train_only
 from inheritune.progress import Progress
 from inheritune.recipe_file import RecipeFile
+from inheritune.report.provenance import provenance
 from inheritune.run import Run
 from inheritune.steps.trial import Trial
 
@@ -166,6 +168,23 @@ def test_running_again_does_nothing_again(
     assert execute(recipe, root, heard.append) == final
     assert snapshot(root) == before
     assert not [progress for progress in heard if progress.unit == "tokens"]
+
+
+def test_what_earlier_starts_ran_on_stays_in_the_record(
+    finished: tuple[Path, dict[str, Any], RecipeFile], tmp_path: Path
+) -> None:
+    root, _, recipe = finished
+    copy = Path(shutil.copytree(root, tmp_path / "run"))
+    was = json.loads((copy / "run.json").read_text())
+    assert was["earlier"] == []
+    was["versions"] |= {"torch": "2.0.1"}
+    (copy / "run.json").write_text(json.dumps(was))
+    for _ in range(2):
+        execute(recipe, copy)
+        record = json.loads((copy / "run.json").read_text())
+        assert [start["versions"]["torch"] for start in record["earlier"]] == ["2.0.1"]
+        assert record["versions"]["torch"] != "2.0.1"
+    assert provenance(record)[-1] == ("earlier starts, with other", "torch 2.0.1")
 
 
 def test_a_changed_recipe_is_refused_with_key_and_values(

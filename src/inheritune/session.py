@@ -115,6 +115,7 @@ def _recorded(
         kept = {path: path.read_bytes() for path in (run.recipe_file, run.pin) if path.exists()}
         if recipe.text:
             run.recipe_file.write_text(recipe.text, encoding="utf-8")
+        here = {"versions": versions(), "machine": machine(), "processes": processes.size}
         run.update(
             command=begin.command,
             name=recipe.recipe.name,
@@ -126,9 +127,8 @@ def _recorded(
             recipe=recipe.recipe.resolved(),
             origins=recipe.origins,
             scaled=recipe.scaled or None,
-            versions=versions(),
-            machine=machine(),
-            processes=processes.size,
+            **here,
+            earlier=_elsewhere(before, here),
             allowed_changes=sorted({*before.get("allowed_changes", []), *allowed}),
         )
 
@@ -171,6 +171,13 @@ def _recorded(
             raise
         close("done", code)
         return value, code
+
+
+def _elsewhere(before: Mapping[str, Any], here: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What earlier starts ran on, where it was not the same as here; each once, in their order."""
+    last = {key: before[key] for key in here if key in before}
+    known = [*before.get("earlier", []), *([last] if last else [])]
+    return [was for at, was in enumerate(known) if was != here and was not in known[:at]]
 
 
 def _stays(before: Mapping[str, Any], error: InherituneError) -> bool:

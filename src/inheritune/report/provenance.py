@@ -12,7 +12,7 @@ from inheritune.report.quantities import (
     loss,
     percent,
 )
-from inheritune.report.record import Record, number, section, text
+from inheritune.report.record import Record, number, rows, section, text
 
 __all__ = ["facts_of_data", "overlap", "provenance", "recipe", "settings"]
 
@@ -77,7 +77,26 @@ def provenance(record: Record) -> list[tuple[str, str]]:
         ("memory", data_size(number(machine, "memory_bytes"))),
         ("device", text(machine, "device")),
         ("system", text(machine, "system")[:200]),
+        ("earlier starts, with other", "; ".join(_elsewhere(record))[:500]),
     )
+
+
+def _elsewhere(record: Record) -> list[str]:
+    """Of each environment of earlier starts, what the last start did not have."""
+    now = _environment(record)
+    return [
+        ", ".join(
+            f"{key} {value}" for key, value in _environment(was).items() if now.get(key) != value
+        )
+        for was in rows(record, "earlier")
+    ]
+
+
+def _environment(start: Record) -> dict[str, str]:
+    machine = section(start, "machine")
+    versions = {key: str(value) for key, value in section(start, "versions").items()}
+    known = {key: text(machine, key) for key in ("processor", "cores", "system")}
+    return versions | {"processes": text(start, "processes")} | known
 
 
 def settings(record: Record) -> list[tuple[str, str, str]]:

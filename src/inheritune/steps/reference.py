@@ -199,7 +199,7 @@ def _train_reference(job: Job, wanted: ReferenceTraining) -> Path | None:
         return None
     made_from = _made_from(job, wanted, tokens, start)
     kind = f"{wanted.config['model_type']}-{layer_count(wanted.config)}-layers"
-    place, done = kept_path(Path(wanted.keep_in), kind, made_from), job.run.reference
+    place, done = kept_path(Path(wanted.keep_in).expanduser(), kind, made_from), job.run.reference
     if (done / "result.json").exists() and is_kept(place, made_from):
         _train_here(job, wanted, tokens)  # nothing is left to do but to compare its inputs
         return None
