@@ -61,7 +61,7 @@ def test_two_processes_end_where_one_does(recipe: Callable[[int], Path], tmp_pat
     assert together["benchmark"] == alone["benchmark"]
     assert together["val_loss"] == pytest.approx(alone["val_loss"], abs=1e-6)
     assert (record(tmp_path / "1")["processes"], record(tmp_path / "2")["processes"]) == (1, 2)
-    assert two.stderr.count("step 10: val_loss") == 1
+    assert two.stderr.count("at its end: val_loss") == 1
 
 
 def test_a_signal_to_the_launcher_saves_ends_with_75_and_one_process_goes_on(

@@ -4,11 +4,15 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from filelock import FileLock
 from hub_server import COMMIT, MODEL, SHARDS, environment, wait_until
 from remote_model import equal, ranges_of, weights_sent, write_model
 
+from inheritune.checkpoints import mirror_lock
 from inheritune.checkpoints.remote import open_remote
 from inheritune.errors import Interrupted, MachineError
 
@@ -180,6 +184,33 @@ def test_two_processes_at_once_share_the_work(hub, repository, tmp_path):
     equal(remote, repository, wanted)
     total = sum((repository / shard).stat().st_size for shard in SHARDS)
     assert weights_sent(hub) <= 1.05 * total
+
+
+def test_what_arrives_while_a_process_waits_its_turn_is_not_fetched_again(
+    hub, repository, tmp_path, monkeypatch
+):
+    first = open_remote(MODEL, None)
+    wanted = ranges_of(repository, 6)
+    first.download(wanted)
+    root = first.directory.parent
+    weights = [*root.rglob("*.safetensors"), *root.rglob("*.safetensors.jsonl")]  # and journals
+    for number, path in enumerate(weights):
+        path.rename(tmp_path / str(number))
+    sent, waits, acquired = weights_sent(hub), threading.Event(), mirror_lock._acquired
+
+    def seen(*args):
+        return acquired(*args) or waits.set()
+
+    monkeypatch.setattr(mirror_lock, "_acquired", seen)
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(root / ".lock"):
+            opened = pool.submit(open_remote, MODEL, None)
+            assert waits.wait(60)
+            for number, path in enumerate(weights):
+                (tmp_path / str(number)).rename(path)
+        opened.result().download(wanted)
+    assert weights_sent(hub) == sent
+    equal(first, repository, wanted)
 
 
 def test_asked_to_stop_it_stops_and_goes_on_later(hub, repository):

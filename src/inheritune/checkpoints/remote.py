@@ -6,7 +6,7 @@ size. Of those only the headers are there at first; what else is wanted is fetch
 
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -184,14 +184,15 @@ class RemoteFiles:
                 )
 
     def _fetch_headers(self, names: Collection[str]) -> None:
-        files = [self._file(name) for name in names]
         self._make_empty_files(names)
         # A little more than the length, which is often enough for all of a header, and always for
         # a message that says what the file is if it is something else.
-        starts = [min(file.size, max(64, min(2**16, file.size // 256))) for file in files]
-        self._fetch_beginnings(zip(files, starts, strict=True))
-        ends = [min(file.size, _header_end(file.path)) for file in files]
-        self._fetch_beginnings(zip(files, ends, strict=True))
+        sizes = {file.name: file.size for file in map(self._file, names)}
+        starts = {name: min(n, max(64, min(2**16, n // 256))) for name, n in sizes.items()}
+        self._fetch_beginnings(starts)
+        paths = {name: self._file(name).path for name in names}
+        ends = {name: min(sizes[name], _header_end(path)) for name, path in paths.items()}
+        self._fetch_beginnings(ends)
 
     def _make_empty_files(self, names: Iterable[str]) -> None:
         for file in map(self._file, names):  # for them nothing is ever missing
@@ -199,13 +200,18 @@ class RemoteFiles:
                 with file.opened():
                     pass
 
-    def _fetch_beginnings(self, files: Iterable[tuple[PartialFile, int]]) -> None:
-        parts = [
-            (file, part) for file, end in files for part in subtracted([(0, end)], file.present)
-        ]
-        if parts:
+    def _fetch_beginnings(self, ends: Mapping[str, int]) -> None:
+        def parts() -> list[tuple[PartialFile, Range]]:
+            files = [(self._file(name), end) for name, end in ends.items()]
+            return [(file, part) for file, end in files for part in _before(end, file)]
+
+        if parts():
             with one_writer(self.directory.parent, self.name):
-                self._fetch(parts, prefix=True)
+                self._fetch(parts(), prefix=True)  # again: another may have fetched them
+
+
+def _before(end: int, file: PartialFile) -> list[Range]:
+    return subtracted([(0, end)], file.present)
 
 
 def open_remote(model: str, revision: str | None) -> RemoteFiles:

@@ -114,7 +114,9 @@ def measure_published(
             f"{arm.task}: its val_loss is {loss.mean}.",
             "Lower train.learning_rate in a run of another name.",
         )
-    return Measured(loss, seconds, record_end(folder / "metrics.jsonl", loss.mean, on_row))
+    times = record_end(folder / "metrics.jsonl", loss.mean, on_row)
+    job.on_progress(Progress(arm.task, message=f"at its end: val_loss {loss.mean:.4f}"))
+    return Measured(loss, seconds, times)
 
 
 def trial_of(
