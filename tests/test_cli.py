@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
@@ -25,6 +24,7 @@ train:
   learning_rate: 1.0e-3
   min_learning_rate: 1.0e-4
 grow: {{add: {add}, max_rounds: 1}}
+analyze: null
 report: {{prompts: ["the small"], sample_tokens: 4}}
 """
 
@@ -218,27 +218,23 @@ def test_report_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_ctrl_c_saves_and_the_same_command_continues(recipe: Path, tmp_path: Path) -> None:
     recipe.write_text(recipe.read_text().replace("tokens: 1280", "tokens: 12800"))
     text = ["--set", "data.allow_repeat=true", "--set", "grow.add=0", "--set", "train.compile=off"]
-    command = [sys.executable, "-m", "inheritune", "run", str(recipe), "--json", *text]
-
-    def run_it(runs: str, interrupt: bool) -> tuple[int, Any]:
-        metrics = tmp_path / runs / "tiny/variants/inherit/2-layers/metrics.jsonl"
-        with subprocess.Popen([*command, "--runs", runs], stdout=subprocess.PIPE) as process:
-            while interrupt and process.poll() is None:
-                if metrics.exists() and metrics.read_bytes().count(b"\n") > 20:
-                    process.send_signal(signal.SIGINT)
-                    break
-            out, _ = process.communicate(timeout=120)
-        return process.returncode, json.loads(out)
-
-    code, message = run_it("pieces", interrupt=True)
-    assert code == 75
-    assert message["error"] == "Interrupted"
-    code, pieces = run_it("pieces", interrupt=False)
-    assert code == 0
-    _, whole = run_it("whole", interrupt=False)
+    text += ["--set", "train.eval_every=1M", "--set", "variants={inherit: {start: inherit}}"]
+    command = ["run", str(recipe), "--json", *text, "--runs"]
+    metrics = tmp_path / "pieces/tiny/variants/inherit/2-layers/metrics.jsonl"
+    program = [sys.executable, "-m", "inheritune"]
+    with subprocess.Popen([*program, *command, "pieces"], stdout=subprocess.PIPE) as process:
+        while process.poll() is None:
+            if metrics.exists() and metrics.read_bytes().count(b"\n") > 20:
+                process.send_signal(signal.SIGINT)
+                break
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 75
+    assert json.loads(out)["error"] == "Interrupted"
+    pieces, whole = (invoke(*command, runs) for runs in ("pieces", "whole"))
+    assert (pieces.exit_code, whole.exit_code) == (0, 0)
     weights = [tmp_path / runs / "tiny/target/model.safetensors" for runs in ("pieces", "whole")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-    assert pieces["val_loss"] == whole["val_loss"]
+    assert json.loads(pieces.stdout)["val_loss"] == json.loads(whole.stdout)["val_loss"]
 
 
 def test_a_second_process_on_one_run_is_refused_with_the_holders_name(

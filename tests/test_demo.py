@@ -98,7 +98,7 @@ def test_the_demo_takes_text_of_ones_own() -> None:
     lines = [f"line {line}: a note to learn from" for line in range(8000)]
     Path("book.txt").write_text("\n".join(lines))  # one file: parts of it are held out
     files = ["--text", "book.txt"]
-    own = ["--set=data.val_fraction=0.3", "--json"]
+    own = ["--set=data.val_fraction=0.3", "--set=grow.max_rounds=1", "--set=analyze=null", "--json"]
     result = CliRunner().invoke(app, ["demo", *files, *SMALL, *own])
     assert result.exit_code == 0, result.output
     record = json.loads(Path("runs/demo-own-text/run.json").read_text())
@@ -107,7 +107,7 @@ def test_the_demo_takes_text_of_ones_own() -> None:
 
 
 def test_from_scratch_it_trains_the_reference_and_spends_as_much_on_a_control() -> None:
-    small = [*SMALL, "--set=reference.train.tokens=12K", "--json"]
+    small = [*SMALL, "--set=reference.train.tokens=12K", "--set=analyze=null", "--json"]
     result = CliRunner().invoke(app, ["demo", "--from-scratch", *small])
     assert result.exit_code == 0, result.output
     final = json.loads(result.stdout)

@@ -46,6 +46,7 @@ def recipe_of(model: Path, text: Path) -> RecipeFile:
         "data": {"source": str(text), "val_fraction": 0.2},
         "train": train | {"save_minutes": 1e-9},
         "grow": {"add": 0},
+        "analyze": None,
     }
     return RecipeFile(None, "# made by a test\n", Recipe.model_validate(fields), {})
 

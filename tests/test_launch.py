@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from inheritune import launch
+from inheritune.execute import execute
+from inheritune.recipe_file import read_recipe
 
 RECIPE = """
 name: tiny
@@ -22,6 +24,7 @@ train:
   {{tokens: {tokens}, seq_len: 16, batch_tokens: 128, micro_batch: 4, learning_rate: 1.0e-3,
     min_learning_rate: 1.0e-4, precision: fp32, eval_every: 1M}}
 grow: {{add: 0}}
+analyze: null
 variants: {{inherit: {{start: inherit}}}}
 """
 
@@ -54,10 +57,10 @@ def record(folder: Path) -> dict:
 
 def test_two_processes_end_where_one_does(recipe: Callable[[int], Path], tmp_path: Path) -> None:
     path = recipe(1280)
-    one, two = (run(path, tmp_path / str(n), "--json", "--processes", str(n)) for n in (1, 2))
-    assert (one.returncode, two.returncode) == (0, 0), two.stderr
-    # One JSON value, from the first process alone.
-    alone, together = json.loads(one.stdout), json.loads(two.stdout)
+    alone, _ = execute(read_recipe(path), tmp_path / "1" / "tiny")
+    two = run(path, tmp_path / "2", "--json", "--processes", "2")
+    assert two.returncode == 0, two.stderr
+    together = json.loads(two.stdout)  # one JSON value, from the first process alone
     assert together["benchmark"] == alone["benchmark"]
     assert together["val_loss"] == pytest.approx(alone["val_loss"], abs=1e-6)
     assert (record(tmp_path / "1")["processes"], record(tmp_path / "2")["processes"]) == (1, 2)

@@ -20,6 +20,7 @@ def test_the_stories_recipe_runs_on_a_model_that_somebody_else_trained(
         "train.tokens=40960",
         "train.warmup_tokens=4096",
         "grow.max_rounds=1",
+        "analyze=null",
         "report.sample_tokens=8",
     ]
     final, code = execute(read_recipe(preset_path("stories260k"), sets), tmp_path / "stories")

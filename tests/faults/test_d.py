@@ -121,6 +121,7 @@ def recipe_of(model: Path, text: Path, **sections: dict[str, Any]) -> RecipeFile
         "train": train,
         "grow": {"add": 0},
         "variants": {"inherit": {"start": "inherit"}},
+        "analyze": None,
     }
     for name, section in sections.items():
         fields[name] = fields.get(name, {}) | section
@@ -199,6 +200,18 @@ def test_d2_a_kill_at_every_write_sync_and_rename_of_a_save(
 # -- signals
 
 
+TWO_ROUNDS = {"add": 1, "max_rounds": 2}
+
+
+@pytest.fixture(scope="module")
+def grown(tiny_reference: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
+    """The val_loss of a run of two rounds that nothing happens to."""
+    recipe = recipe_of(tiny_reference, tiny_text, grow=TWO_ROUNDS)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("inheritune.derive.judge", lambda trial, tolerance: "not_matched")
+        return execute(recipe, tmp_path_factory.mktemp("grown") / "run")[0]["val_loss"]
+
+
 @pytest.mark.parametrize(
     ("task", "unit"),
     [
@@ -210,9 +223,9 @@ def test_d2_a_kill_at_every_write_sync_and_rename_of_a_save(
     ],
 )
 def test_d3_sigterm_in_every_part_of_a_run_ends_with_75_and_is_continued(
-    task: str, unit: str, tiny_reference: Path, tiny_text: Path, tmp_path: Path
+    task: str, unit: str, tiny_reference: Path, tiny_text: Path, tmp_path: Path, grown: float
 ) -> None:
-    recipe = recipe_of(tiny_reference, tiny_text, grow={"add": 1, "max_rounds": 2})
+    recipe = recipe_of(tiny_reference, tiny_text, grow=TWO_ROUNDS)
     asked, heard = False, []
 
     def listen(progress: Progress) -> None:
@@ -230,8 +243,7 @@ def test_d3_sigterm_in_every_part_of_a_run_ends_with_75_and_is_continued(
         assert asked, sorted(set(heard))
         assert error.value.exit_code == 75
         final, _ = execute(recipe, tmp_path / "run")
-        whole, _ = execute(recipe, tmp_path / "whole")
-    assert final["val_loss"] == whole["val_loss"]
+    assert final["val_loss"] == grown
 
 
 def test_d3_sigterm_while_saving_leaves_the_checkpoint(
@@ -440,6 +452,16 @@ def test_d9_a_planted_pickle_is_ignored_and_said(
 # -- resumed with something else
 
 
+@pytest.fixture(scope="module")
+def halfway(
+    tiny_reference: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run that was interrupted; to be copied."""
+    root = tmp_path_factory.mktemp("halfway") / "run"
+    interrupted_run(recipe_of(tiny_reference, tiny_text), root)
+    return root
+
+
 @pytest.mark.parametrize(
     ("section", "change"),
     [
@@ -455,24 +477,26 @@ def test_d9_a_planted_pickle_is_ignored_and_said(
     ],
 )
 def test_d10_a_changed_recipe_is_refused_with_2_and_the_difference(
-    section: str, change: dict[str, Any], tiny_reference: Path, tiny_text: Path, tmp_path: Path
+    section: str,
+    change: dict[str, Any],
+    halfway: Path,
+    tiny_reference: Path,
+    tiny_text: Path,
+    tmp_path: Path,
 ) -> None:
-    recipe = recipe_of(tiny_reference, tiny_text)
-    interrupted_run(recipe, tmp_path / "run")
+    shutil.copytree(halfway, tmp_path / "run")
     changed = recipe_of(tiny_reference, tiny_text, **{section: change})
     with pytest.raises(RecipeError) as error:
         execute(changed, tmp_path / "run")
     assert error.value.exit_code == 2
     assert str(next(iter(change.values()))) in error.value.message
-    execute(recipe, tmp_path / "run")
 
 
-def test_d10_a_refused_start_leaves_the_files_of_the_run_as_they_were(
-    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+def test_d10_a_refused_start_leaves_the_files_of_the_run_as_they_were_and_it_goes_on(
+    halfway: Path, tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
-    root = tmp_path / "run"
+    root = Path(shutil.copytree(halfway, tmp_path / "run"))
     recipe = recipe_of(tiny_reference, tiny_text)
-    interrupted_run(recipe, root)
 
     def files() -> dict[Path, bytes]:
         kept = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
@@ -488,9 +512,9 @@ def test_d10_a_refused_start_leaves_the_files_of_the_run_as_they_were(
 
 
 def test_d10_one_key_can_be_allowed_and_is_recorded(
-    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+    halfway: Path, tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
-    interrupted_run(recipe_of(tiny_reference, tiny_text), tmp_path / "run")
+    shutil.copytree(halfway, tmp_path / "run")
     changed = recipe_of(tiny_reference, tiny_text, train={"learning_rate": 2e-3})
     execute(changed, tmp_path / "run", allowed=["train.learning_rate"])
     record = Run(tmp_path / "run").read()
@@ -507,10 +531,14 @@ def test_d10_what_gives_steps_their_meaning_can_never_be_allowed(
 
 
 def test_d11_other_versions_are_said_and_recorded(
-    tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    halfway: Path,
+    tiny_reference: Path,
+    tiny_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = recipe_of(tiny_reference, tiny_text)
-    interrupted_run(recipe, tmp_path / "run")
+    shutil.copytree(halfway, tmp_path / "run")
     monkeypatch.setattr(state, "_versions", lambda: {"torch": "9", "transformers": "9"})
     execute(recipe, tmp_path / "run")
     notes = Run(tmp_path / "run").read()["rounds"][0]["notes"]
@@ -800,18 +828,28 @@ def test_d23_files_follow_the_umask(
         assert path.stat().st_mode & 0o777 == wanted, path
 
 
+@pytest.fixture(scope="module")
+def undisturbed(
+    tiny_reference: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory
+) -> float:
+    """The val_loss of a run that nothing happens to."""
+    root = tmp_path_factory.mktemp("undisturbed") / "run"
+    return execute(recipe_of(tiny_reference, tiny_text), root)[0]["val_loss"]
+
+
 @pytest.mark.parametrize("name", ["moved away", "Größe – 模型", "x" * 200])
 def test_d24_and_d25_a_run_that_was_moved_anywhere_goes_on(
-    name: str, tiny_reference: Path, tiny_text: Path, tmp_path: Path
+    name: str,
+    halfway: Path,
+    undisturbed: float,
+    tiny_reference: Path,
+    tiny_text: Path,
+    tmp_path: Path,
 ) -> None:
-    recipe = recipe_of(tiny_reference, tiny_text)
-    interrupted_run(recipe, tmp_path / "run")
-    (tmp_path / name).mkdir()
-    (tmp_path / "run").rename(tmp_path / name / "run")
+    shutil.copytree(halfway, tmp_path / name / "run")
     (tmp_path / "linked").symlink_to(tmp_path / name)
-    final, _ = execute(recipe, tmp_path / "linked" / "run")
-    whole, _ = execute(recipe, tmp_path / "whole")
-    assert final["val_loss"] == whole["val_loss"]
+    final, _ = execute(recipe_of(tiny_reference, tiny_text), tmp_path / "linked" / "run")
+    assert final["val_loss"] == undisturbed
     record = Run(tmp_path / name / "run").read()
     assert record["rounds"][0]["restarts"] == 1
 

@@ -453,6 +453,7 @@ def recipe_of(model: Path, text: Path, **variants: dict[str, object]) -> RecipeF
         "train": train_section | rates,
         "grow": {"add": 0},
         "variants": variants,
+        "analyze": None,
     }
     return RecipeFile(None, "# made by a test\n", Recipe.model_validate(fields), {})
 
