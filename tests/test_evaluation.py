@@ -62,6 +62,21 @@ def test_several_models_are_asked_alike_and_a_second_time_nothing_is_asked(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == files
 
 
+def test_an_answer_that_no_window_holds_is_told_with_its_length_and_harms_no_other_task(
+    tiny_reference: Path, tmp_path: Path
+) -> None:
+    questions = write_tasks(tmp_path / "tasks", "piqa", "arc_easy")
+    rows = (questions / "piqa.jsonl").read_text().splitlines()
+    long = json.loads(rows[3]) | {"sol1": "the " * 3000}
+    (questions / "piqa.jsonl").write_text("\n".join([*rows[:3], json.dumps(long), *rows[4:]]))
+    wanted = Wanted(tasks=["piqa", "arc_easy"], task_data=questions, batch_size=4)
+    found = evaluate([str(tiny_reference)], wanted, tmp_path / "out")
+    assert list(by_task(found["models"][0])) == ["arc_easy"]
+    (failure,) = found["failures"]
+    assert failure["task"] == "piqa"
+    assert "1 of 12 answers are longer than the" in failure["message"]
+
+
 def test_lm_evals_own_result_lies_beside_ours(
     tiny_reference: Path, questions: Path, tmp_path: Path
 ) -> None:

@@ -125,6 +125,6 @@ def _refuse_failures(found: dict[str, Any], out: Path) -> None:
     first = failures[0]
     names = ", ".join(dict.fromkeys(f["task"] for f in failures))
     raise MachineError(
-        f"{len(failures)} of the tasks failed ({names}): {first['message']}",
+        f"{len(failures)} of the tasks failed ({names}): {first['message'].rstrip('.')}.",
         f"The others are kept in {out}: mend it, and run the same command again.",
     )

@@ -6,12 +6,12 @@ import json
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import InherituneError, MachineError, RecipeError
+from inheritune.errors import InherituneError, MachineError, RecipeError, UnsupportedModelError
 from inheritune.evaluate.suites import unknown_task
 from inheritune.evaluate.task_files import (
     LocalData,
@@ -271,8 +271,27 @@ def open_model(
         model.to(device).eval().register_forward_pre_hook(
             lambda _, args, kwargs: before_forward(_rows(args, kwargs)), with_kwargs=True
         )
-        return HFLM(
+        asked: Any = HFLM(
             pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=begin
+        )
+        score = asked._loglikelihood_tokens
+
+        def checked(requests: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+            _refuse_long(requests, asked.max_length)
+            return score(requests, *args, **kwargs)
+
+        asked._loglikelihood_tokens = checked
+        return asked
+
+
+def _refuse_long(requests: Sequence[Any], max_length: int) -> None:
+    """lm-eval scores an answer in one window, and ends with a bare AssertionError otherwise."""
+    lengths = [len(answer) for _, _, answer in requests]
+    if too_long := [length for length in lengths if length > max_length]:
+        raise UnsupportedModelError(
+            f"{len(too_long)} of {len(lengths)} answers are longer than the {max_length} tokens "
+            f"that the model takes (the longest: {max(too_long)}), so lm-eval cannot score them.",
+            "Leave the task out for this model, or ask fewer questions: --limit.",
         )
 
 
