@@ -192,7 +192,9 @@ class Train(Section):
     nonfinite: Literal["stop", "skip"] = Field("stop", description="on a NaN or Inf")
     max_skips: Annotated[int, Field(ge=0)] = Field(3, description="in a row, with skip")
     eval_every: Amount | None = Field(
-        None, description="tokens between validations; null: ten in each training"
+        None,
+        description="tokens between validations, before the one at the end; null: a tenth of each "
+        "training",
     )
     save_minutes: Rate = Field(20.0, description="between checkpoints")
     keep: Annotated[int, Field(ge=1)] = Field(2, description="checkpoints kept")

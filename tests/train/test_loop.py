@@ -132,6 +132,22 @@ def test_stopped_and_continued_it_ends_with_the_same_weights_and_rows(
     assert evaluated == [0, 5, 10, 15]  # the end: by who publishes it
 
 
+@pytest.mark.parametrize(
+    ("eval_steps", "evaluated"),
+    [(3, [0, 3, 6, 9, 12, 15, 18]), (6, [0, 6, 12]), (19, [0]), (20, [0]), (50, [0])],
+)
+def test_no_validation_comes_just_before_the_end(
+    eval_steps: int,
+    evaluated: list[int],
+    trainer: Trainer,
+    train_recipe: Train,
+    tmp_path: Path,
+) -> None:
+    every = {"eval_every": eval_steps * train_recipe.batch_tokens}
+    trainer(train_recipe.model_copy(update=every), tmp_path)
+    assert [row["step"] for row in rows_of(tmp_path) if "val_loss" in row] == evaluated
+
+
 def test_with_dropout_a_resume_drops_the_same(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:

@@ -1,39 +1,36 @@
 """What carrying out a recipe would take, told without doing any of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from inheritune.checkpoints.config import Edit, cut_config, text_config
 from inheritune.checkpoints.flops import first_int
-from inheritune.checkpoints.hub import is_hub_id
-from inheritune.checkpoints.source import ModelDirectory, open_model
+from inheritune.checkpoints.source import ModelDirectory
 from inheritune.data.shards import id_type
-from inheritune.data.tokenizer import open_tokenizer
 from inheritune.data.tokens import open_tokens
 from inheritune.derive import first_layers
 from inheritune.deviations import deviations
-from inheritune.durable import read_json_file
-from inheritune.errors import InherituneError, MachineError, SourceError, UnsupportedModelError
 from inheritune.inherit.devices import Price, Speed, choose_device
-from inheritune.inherit.imagined import imagine
 from inheritune.inherit.sizes import Sizes
-from inheritune.known_configs import known_config
 from inheritune.planning.memory import Memory, estimate_memory
+from inheritune.planning.notes import growth_notes, training_notes
+from inheritune.planning.planned_reference import (
+    planned_reference,
+    shape_notes,
+    with_taken_reference,
+)
 from inheritune.planning.trainings import PlannedTraining, Planner
-from inheritune.recipe import Recipe, ReferenceTraining
+from inheritune.recipe import Recipe
 from inheritune.run import Run
-from inheritune.steps.borrowed import read_benchmark
 from inheritune.steps.disk import checkpoint_bytes, weights_bytes
 from inheritune.steps.growth import Growth
-from inheritune.steps.pinned import open_pinned, pinned_commit
 from inheritune.steps.reference import Reference
 from inheritune.steps.starts import check_starts
 
 __all__ = ["RecipePlan", "plan_recipe"]
 
-_BY_SHAPE = " (its published shape)"
 # For whom a plan is read that names no device; an H200 multiplies as fast as an H100.
 _USUAL_DEVICES = ("h100", "a100", "rtx4090", "cpu")
 
@@ -144,8 +141,8 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
         UnsupportedModelError: A variant cannot be built from it, or its size cannot be told
             without torch.
     """
-    recipe = _with_taken_reference(recipe, Run(root))
-    model = _reference(recipe, Run(root))
+    recipe = with_taken_reference(recipe, Run(root))
+    model = planned_reference(recipe, Run(root))
     trained_here = recipe.reference.train is not None
     sizes, seq_len = Sizes(model), recipe.train.seq_len
     whole = sizes.counts(range(model.layers), seq_len)
@@ -180,9 +177,9 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
         price_per_hour=recipe.cost.price_per_hour,
         currency=recipe.cost.currency,
         notes=(
-            *_growth_notes(recipe, growth),
-            *_notes(recipe, trainings, unique, exact, memory, speed),
-            *_notes_of_shape(model),
+            *growth_notes(recipe, growth),
+            *training_notes(recipe, trainings, unique, exact, memory, speed),
+            *shape_notes(model),
             *deviations(recipe),
         ),
     )
@@ -208,72 +205,6 @@ def _memory(
         for training in trainings
     )
     return max(estimates, key=lambda memory: memory.total)
-
-
-def _reference(recipe: Recipe, run: Run) -> ModelDirectory:
-    wanted = recipe.reference
-    if wanted.train is not None:
-        if (run.reference / "model").is_dir():  # already trained
-            return open_model(str(run.reference / "model"))
-        return _imagined(wanted.train)
-    assert wanted.model is not None  # the recipe has one or the other
-    if pinned_commit(run, wanted.model, wanted.revision) is not None:
-        return open_pinned(run, wanted.model, wanted.revision, whole=False)
-    try:
-        found = open_model(wanted.model, wanted.revision, whole=False)
-    except (MachineError, SourceError) as error:
-        known = _published_shape(wanted.model, error)
-        if known is None:
-            raise
-        return known
-    if found.revision is None:
-        return found
-    run = Run.create(run.root)
-    with run.lock():  # of `plan` and `run`, one decides
-        return open_pinned(run, wanted.model, wanted.revision, whole=False)
-
-
-def _with_taken_reference(recipe: Recipe, run: Run) -> Recipe:
-    """The recipe, naming the reference that the run has taken from another one, if it has."""
-    path = run.reference / "taken.json"
-    if recipe.reference.train is None or recipe.reference.train.keep_in is None:
-        return recipe
-    if not path.exists():
-        return recipe
-    place = read_json_file(path)["result"]["taken_from"]
-    return recipe.model_copy(
-        update={"reference": recipe.reference.model_copy(update={"model": place, "train": None})}
-    )
-
-
-def _published_shape(model: str, error: InherituneError) -> ModelDirectory | None:
-    """A published model that is not at hand, as headers of its known shape, else None.
-
-    What the Hub does have and what is broken on this machine is for people to hear of.
-    """
-    absent = isinstance(error, MachineError) or not is_hub_id(model)
-    config = known_config(model)
-    if config is None or not absent or Path(model).expanduser().exists():
-        return None
-    shape = imagine(config)
-    return None if shape is None else replace(shape, name=f"{model}{_BY_SHAPE}")
-
-
-def _imagined(wanted: ReferenceTraining) -> ModelDirectory:
-    rows = wanted.vocab_size
-    if "vocab_size" in wanted.config:
-        rows = 0  # the config says it
-    elif wanted.tokenizer is not None:
-        rows = open_tokenizer(open_model(wanted.tokenizer, whole=False).path).rows
-    model = imagine({"vocab_size": rows} | wanted.config)
-    if model is None:
-        raise UnsupportedModelError(
-            f"the size of a {wanted.config['model_type']} that is still to be trained is known to "
-            "its class only, which plan does not load.",
-            "Plan with a llama, mistral, qwen2, qwen3 or gpt2 whose config names all widths, or "
-            "after the reference is trained.",
-        )
-    return model
 
 
 def _unique_tokens(recipe: Recipe, run: Run) -> tuple[int | None, bool]:
@@ -316,77 +247,3 @@ def _logits_bytes(stored: Mapping[tuple[int, float, int], int], rows: int) -> in
     """What variants keep of the reference's predictions: ids, fp16, and an fp32 for the rest."""
     each = id_type(rows).itemsize + 2
     return sum(tokens * (top_k * each + 4) for (top_k, _, _), tokens in stored.items())
-
-
-def _notes_of_shape(model: ModelDirectory) -> list[str]:
-    if not model.name.endswith(_BY_SHAPE):
-        return []
-    name = model.name.removesuffix(_BY_SHAPE)
-    return [
-        f"{name} is not on this machine: sizes are those of its published shape, its weights "
-        "were not looked at, and `run` needs it."
-    ]
-
-
-def _growth_notes(recipe: Recipe, growth: Growth) -> list[str]:
-    said, rules = list(growth.notes), recipe.grow
-    if rules.abandon == "auto" and len(growth.longest()) > 1:
-        end = "and is trained to its end all the same" if rules.audit else "and ends there"
-        said.append(
-            f"A round that cannot reach the benchmark is known by its fitted curve, {end}; the "
-            "last that there can be is never given up. Rounds are counted whole."
-        )
-    if rules.benchmark is not None:
-        known = read_benchmark(Path(rules.benchmark).expanduser())
-        said.append(
-            f"The benchmark is borrowed: {known.val_loss:.4f} nats, from {rules.benchmark}. What "
-            "it was measured on is compared when the text is prepared."
-        )
-    if len(growth.longest()) == 1:
-        grown = [name for name, variant in recipe.variants.items() if variant.start == "grown"]
-        said += [f"{name} is not trained: there is one round only." for name in grown]
-    return said
-
-
-def _notes(
-    recipe: Recipe,
-    trainings: Sequence[PlannedTraining],
-    unique: int | None,
-    exact: bool,
-    memory: Memory,
-    speed: Speed | None,
-) -> list[str]:
-    said = []
-    longest = max(training.tokens for training in trainings)
-    if unique is None:
-        said.append("Epochs are known when the text is: inheritune prepare.")
-    elif longest > unique and not recipe.data.allow_repeat:
-        said.append(
-            f"The text has {'' if exact else 'at most '}{unique:,} tokens and the longest training "
-            f"{longest:,}: it will be refused unless data.allow_repeat is true."
-        )
-    if speed is not None and memory.total > (speed.device.memory_bytes or memory.total):
-        said.append(
-            f"The estimated memory exceeds that of one {speed.device.title}: lower "
-            "train.micro_batch, or choose another device."
-        )
-    distilled = dict.fromkeys(t.name for t in trainings if t.reference_flops)
-    if distilled:
-        said.append(
-            f"FLOPs include the reference's forward passes for {', '.join(distilled)}: "
-            f"{sum(t.reference_flops or 0.0 for t in trainings):.2e} together."
-        )
-    trained = recipe.reference.train
-    if trained is not None and trained.keep_in is not None:
-        said.append(
-            f"The reference is taken from {trained.keep_in}, at no cost, where another run has "
-            "left the same."
-        )
-    if any(v.tokens == "equal_compute" for v in recipe.variants.values()):
-        said.append("A control with equal compute is counted for all rounds.")
-    if recipe.inherit.layers == "advice":
-        said.append(
-            "Counted with half of the layers first; a run begins with as many as the analysis of "
-            "the reference's attention advises."
-        )
-    return said

@@ -10,23 +10,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from inheritune.data.tokens import TokenStream
 from inheritune.errors import DivergedError, Interrupted
 from inheritune.processes import ALONE, Processes
 from inheritune.progress import Listener, Progress, silent
 from inheritune.recipe import Train
 from inheritune.signals import StopFlag
-from inheritune.train.batches import micro_batches
 from inheritune.train.checkpoint_files import drop_later, keep_checkpoint
 from inheritune.train.distill import Distillation
 from inheritune.train.forecast import Decision, Goal, decide, find_decision
 from inheritune.train.metrics import Metrics, OnRow, continued_row, parts_row, step_row, val_row
 from inheritune.train.optimizer import learning_rate, mean_and_clip, set_learning_rate
 from inheritune.train.parallel import my_share
+from inheritune.train.passes import run_passes
 from inheritune.train.peak_memory import forget_peak
-from inheritune.train.ready import Ready, make_ready
+from inheritune.train.ready import make_ready
 from inheritune.train.saves import Saves
 from inheritune.train.settings import Settings
 from inheritune.train.state import Position, load_moments, load_newest
@@ -97,27 +95,6 @@ class Trained:
     settings: Settings
     notes: tuple[str, ...]
     decision: Decision | None = None
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """A step's forward and backward passes, summed over all processes.
-
-    Attributes:
-        loss: Nats.
-        parts: Nats: cross-entropy and KL divergence, where the loss is made of both.
-        targets: Tokens that were predicted.
-        stop: Whether any process was asked to stop.
-        save: Whether it is time to save, by the clock of process 0.
-        broken: Ranks whose loss was not finite.
-    """
-
-    loss: float
-    parts: tuple[float, ...]
-    targets: float
-    stop: bool
-    save: bool
-    broken: list[int]
 
 
 def plan_steps(train: Train, tokens: int) -> int:
@@ -198,9 +175,9 @@ def train(
             keep_checkpoint(folder / "checkpoints", folder / "moments", position.step)
 
     def evaluate() -> float | None:
-        # The end is left to whoever publishes the model, and measures what was published.
-        due = position.step % eval_every == 0 and position.step < steps
-        if not due or position.step in metrics.val_losses:
+        # The end, and what is nearly the end, is left to whoever measures the published model.
+        ends = position.step and 2 * (steps - position.step) < eval_every
+        if ends or position.step % eval_every or position.step in metrics.val_losses:
             return None
         try:
             val_loss = measure(ready.callable_model)
@@ -226,7 +203,9 @@ def train(
         step_began = time.monotonic()
         first = plan.first_sample + position.step * per_step
         due = saves.due()
-        sums = _pass(ready, recipe, plan, position.step, first, share, stop, due, processes)
+        sums = run_passes(
+            ready, recipe, plan.stream, position.step, first, share, stop, due, processes
+        )
         if sums.stop:  # the broken step is done again, whole, when the training goes on
             saves.save(position)
             stop.heed(True)
@@ -273,45 +252,6 @@ def train(
     said, decision = tuple(notes + ready.notes), _ask(find_decision, plan, recipe, metrics)
     start = metrics.val_losses.get(0)
     return Trained(position, seconds, start, metrics.restarts, ready.settings, said, decision)
-
-
-def _pass(
-    ready: Ready,
-    recipe: Train,
-    plan: Plan,
-    step: int,
-    first: int,
-    share: tuple[int, int],
-    stop: StopFlag,
-    save_due: bool,
-    processes: Processes,
-) -> _Sums:
-    """The forward and backward passes of a step; one small message between the processes."""
-    sums = torch.zeros(6 + processes.size, dtype=torch.float64)
-    device, last = ready.settings.device, share[1] - recipe.micro_batch
-    # The loss, and with a distillation its two parts: read once, after the last micro-batch.
-    loss_total, known = torch.zeros(3, dtype=torch.float64, device=device), 1
-    batches = micro_batches(plan.stream, recipe, first + share[0], first + share[1])
-    for sequence, samples in zip(range(*share, recipe.micro_batch), batches, strict=True):
-        if recipe.dropout:  # drawn from the place in the training, so that a resume repeats it
-            number = sequence // recipe.micro_batch
-            torch.manual_seed((recipe.seed << 48 | step << 16 | number) % 2**63)
-        ready.last_of_step(sequence == last)
-        ready.go_to(first + sequence)
-        with ready.settings.autocast():
-            loss = ready.compute_loss(samples.to(device))
-        (loss[0] if loss.ndim else loss).backward()
-        known = loss.numel()
-        loss_total[:known] += loss.detach().reshape(-1).double()
-        sums[3] += samples.shape[0] * recipe.seq_len
-        if stop() and processes.size == 1:  # one of several that left alone would hang the others
-            break
-    sums[:3] = loss_total.cpu()
-    sums[4], sums[5] = float(stop()), float(save_due and processes.rank == 0)
-    sums[6 + processes.rank] = float(not math.isfinite(float(sums[0])))
-    loss_sum, ce, kl, targets, stops, saves, *broken = processes.add_up(sums).tolist()
-    ranks = [rank for rank, count in enumerate(broken) if count]
-    return _Sums(loss_sum, (ce, kl)[: known - 1], targets, bool(stops), bool(saves), ranks)
 
 
 def _ask(
