@@ -23,6 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from inheritune.analyze.attention import measure_attention
 from inheritune.analyze.rank import attention_rank
+from inheritune.train.settings import forward_device
 
 _VOCABULARY = 50_257
 
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     options = parser.parse_args()
+    forward_device()
     rows = [
         measure(kind, int(length), options)
         for length in options.lengths.split(",")

@@ -71,12 +71,12 @@ def evaluate(
         InherituneError: It could not be done at all; single tasks that fail are in the result.
     """
     from inheritune.evaluate.ask import Asked, Settings, ask, described
-    from inheritune.train.settings import choose_device
+    from inheritune.train.settings import forward_device
 
     tasks = [pair for pair in questions(wanted.tasks, wanted.shots) if pair[0] != VAL_LOSS]
     _refuse_nothing(wanted, tasks)
     opened = {name: open_model(name) for name in dict.fromkeys(models)}
-    device = str(choose_device())
+    device = str(forward_device())
     dtype = wanted.dtype if wanted.dtype != "auto" else "bf16" if "cuda" in device else "fp32"
     settings = Settings(wanted.batch_size, dtype, wanted.add_bos, wanted.limit, device)
     scores: dict[str, list[dict[str, Any]]] = {name: [] for name in opened}
@@ -164,7 +164,7 @@ def _loss(
 ) -> dict[str, Any]:
     from inheritune.evaluate.scores import Metric, Score, find_score, keep_score
     from inheritune.evaluate.val_loss import measure_val_loss
-    from inheritune.train.settings import choose_device
+    from inheritune.train.settings import forward_device
     from inheritune.train.weights import load_model
 
     stream, num_bytes, fingerprint = _held_out(model, wanted)
@@ -177,7 +177,7 @@ def _loss(
     }
     if (known := find_score(out, key)) is not None:
         return known.as_json()
-    began, device = time.monotonic(), choose_device()
+    began, device = time.monotonic(), forward_device()
     loaded: Any = load_model(model.path)
     batch, task = wanted.batch_size, f"{name}: val_loss"
     loss = measure_val_loss(loaded.to(device), stream, seq_len, batch, stop, listen, task)

@@ -28,7 +28,7 @@ __all__ = ["THRESHOLDS", "AttentionStatistics", "LayerAttention", "measure_atten
 THRESHOLDS = (0.80, 0.85, 0.90, 0.95)
 _MASS_THRESHOLD = 0.90
 _NEARLY_ONE = 1.5
-_MATRICES = 1 << 27  # values of a layer's matrices in one forward: 512 MB in fp32
+_MATRICES = 1 << 26  # values of a layer's matrices in one forward: 256 MB in fp32
 
 
 @dataclass(frozen=True)

@@ -71,11 +71,11 @@ def look_at(model: ModelDirectory, role: str, looks: Looks) -> dict[str, Any]:
     """
     from inheritune.analyze.attention import measure_attention
     from inheritune.analyze.importance import measure_importance
-    from inheritune.train.settings import choose_device
+    from inheritune.train.settings import forward_device
     from inheritune.train.weights import load_model
 
     _refuse_long_sequences(model, looks)
-    live: Any = load_model(model.path).to(choose_device())  # type: ignore[arg-type]
+    live: Any = load_model(model.path).to(forward_device())  # type: ignore[arg-type]
     ids, told = looks.sequences.ids, (looks.stop, looks.on_progress)
     task = f"attention of the {role}"
     attention = measure_attention(live, model.layers, ids, looks.threshold, *told, task)

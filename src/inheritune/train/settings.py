@@ -23,6 +23,7 @@ __all__ = [
     "changed_settings",
     "choose_device",
     "choose_settings",
+    "forward_device",
     "keep_large_blocks",
     "processor_flags",
 ]
@@ -107,7 +108,7 @@ def choose_settings(train: Train, planned_flops: float, processes: int = 1) -> S
     precision, reasons["precision"] = _precision(train, device)
     attention, reasons["attention"] = _attention(train, device)
     compiled, reasons["compile"] = _compile(train, device, planned_flops, processes)
-    large_blocks = device == "cpu" and platform.libc_ver()[0] == "glibc"
+    large_blocks = device == "cpu" and _has_glibc()
     return Settings(
         device=device,
         precision=precision,
@@ -156,6 +157,21 @@ def choose_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def forward_device() -> str:
+    """`choose_device`, for forward passes outside of a training.
+
+    On a CPU freed memory is kept from now on, where glibc allows it: see `keep_large_blocks`.
+    """
+    device = choose_device()
+    if device == "cpu" and _has_glibc():
+        keep_large_blocks()
+    return device
+
+
+def _has_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"
 
 
 def _precision(train: Train, device: str) -> tuple[str, str]:
