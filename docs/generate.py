@@ -167,7 +167,7 @@ def error_classes() -> str:
 
 
 def messages() -> str:
-    """Every message that an error is raised with, by class: what is fixed in it, and what is not."""
+    """Every message that an error is raised with, by class: what is fixed in it and what is not."""
     parts = [
         "# Error messages\n\nWhat happened, then *the way out*. A word in capitals stands for a "
         "value; … for what is put together elsewhere. {doc}`errors` has the exit codes. What is "
@@ -228,7 +228,7 @@ def _value(node: ast.expr) -> str:
     """What a value is called in the code, as a word in capitals."""
     if isinstance(node, ast.Call) and node.args:  # such as escape(path)
         return _value(node.args[0])
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):  # such as name.lower()
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):  # name.lower()
         return _value(node.func.value)
     if isinstance(node, ast.Subscript):
         return _value(node.value)

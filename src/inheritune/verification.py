@@ -1,5 +1,6 @@
 """Proof of a directory that was written here: a model, tokens, a checkpoint or a whole run."""
 
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ __all__ = ["kind_of", "prove"]
 
 _SHOWN = 240  # of a path: its end says what it is
 _STEP = re.compile(r"step-[0-9]{8,}")
-_CHECKPOINTS = ("**/checkpoints/step-*", "**/moments/[0-9]*/step-*")
 
 
 def kind_of(path: Path) -> str:
@@ -92,14 +92,12 @@ def _run(run: Run, reference: ModelDirectory | None) -> Iterator[Finding]:
     else:
         where = "not there" if with_recipe else "elsewhere: verify them there"
         yield Finding("tokens", where, proven=False)
-    saved = {path for pattern in _CHECKPOINTS for path in run.root.glob(pattern)}
-    for path in sorted(saved):
+    for path in _checkpoints(run.root):
         try:
             yield _checkpoint(path)
         except CheckpointError:
-            if path.is_dir():
+            if path.is_dir():  # else a training that goes on has dropped it meanwhile
                 raise
-            # A training that goes on has dropped it meanwhile; or it is no checkpoint.
     target = run.target if with_recipe else run.root / "model"
     if not target.is_dir():
         yield Finding(target.name, "not there: the run is not finished", proven=False)
@@ -109,12 +107,22 @@ def _run(run: Run, reference: ModelDirectory | None) -> Iterator[Finding]:
         yield from verify_unrecorded(open_model(str(target)))
 
 
+def _checkpoints(root: Path) -> list[Path]:
+    found: list[Path] = []
+    for place, names, _ in os.walk(root):  # unlike a glob, it passes over what goes away meanwhile
+        folder = Path(place)
+        names[:] = [name for name in names if not name.startswith(".")]  # being written
+        if folder.name == "checkpoints" or folder.parent.name == "moments":
+            found += [folder / name for name in names if _STEP.fullmatch(name)]
+    return sorted(found)
+
+
 def _tokens(path: Path, recorded: object = None) -> Finding:
     tokens = verify_tokens(path)
     if recorded is not None and tokens.fingerprint != recorded:
         raise DataError(
-            f"{escape(path, _SHOWN)} has the fingerprint {tokens.fingerprint}; the run was trained on "
-            f"{escape(recorded)}.",
+            f"{escape(path, _SHOWN)} has the fingerprint {tokens.fingerprint}; the run was trained "
+            f"on {escape(recorded)}.",
             "They are other tokens: put back those of the run.",
         )
     size = f"{tokens.train.num_ids:,} training and {tokens.val.num_ids:,} validation ids"

@@ -16,7 +16,8 @@ def said_of(*earlier: dict[str, Any]) -> str | None:
 
 def test_of_earlier_starts_only_what_was_other_is_said() -> None:
     assert said_of() is None
-    assert said_of(start("2.12.0"), start("2.11.0", cores=4)) == "torch 2.12.0; torch 2.11.0, cores 4"
+    two = said_of(start("2.12.0"), start("2.11.0", cores=4))
+    assert two == "torch 2.12.0; torch 2.11.0, cores 4"
     assert said_of(start(memory=16_000_000_000)) == "memory 16.0 GB"
 
 
