@@ -215,7 +215,9 @@ def _template(node: ast.expr, constants: Mapping[str, object]) -> str:
     if isinstance(node, ast.FormattedValue):
         return _template(node.value, constants)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _template(node.left, constants) + _template(node.right, constants)
+        of_numbers = isinstance(node.right, ast.Constant) and not isinstance(node.right.value, str)
+        between = " + " if of_numbers else ""
+        return between.join(_template(part, constants) for part in (node.left, node.right))
     if isinstance(node, ast.IfExp):
         either = [_template(part, constants) for part in (node.body, node.orelse)]
         return " / ".join(part for part in either if part)

@@ -217,7 +217,7 @@ def test_a_checkpoint_without_one_of_its_files_is_a_damaged_checkpoint(
 ) -> None:
     checkpoint = checkpoint_of(run)
     (checkpoint / missing).unlink()
-    with pytest.raises(CheckpointError, match=missing if missing == "manifest.json" else "missing"):
+    with pytest.raises(CheckpointError, match="is damaged"):
         list(prove(checkpoint))
 
 

@@ -18,7 +18,7 @@ def test_of_earlier_starts_only_what_was_other_is_said() -> None:
     assert said_of() is None
     two = said_of(start("2.12.0"), start("2.11.0", cores=4))
     assert two == "torch 2.12.0; torch 2.11.0, cores 4"
-    assert said_of(start(memory=16_000_000_000)) == "memory 16.0 GB"
+    assert said_of(start(memory=16_000_000_000)) == "memory 16 GB"
 
 
 def test_what_cannot_be_seen_in_what_is_shown_leaves_no_trace() -> None:
