@@ -14,6 +14,7 @@ extensions = ["myst_parser"]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
+smartquotes = False  # an option begins with two hyphens, and not with a dash
 html_theme = "furo"
 html_title = "inheritune"
 html_copy_source = False

@@ -1,13 +1,16 @@
 """The reference pages, from the code: commands from typer, keys from the recipe, errors."""
 
+import ast
 import inspect
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import typer
 
+import inheritune
 from inheritune import errors
 from inheritune.cli import app
 from inheritune.recipe_file import recipe_schema
@@ -25,7 +28,12 @@ def write() -> None:
 
 def pages() -> dict[str, str]:
     """Text of every generated page by its file name."""
-    return {"commands.md": commands(), "recipe.md": recipe(), "errors.md": error_classes()}
+    return {
+        "commands.md": commands(),
+        "recipe.md": recipe(),
+        "errors.md": error_classes(),
+        "messages.md": messages(),
+    }
 
 
 # -- commands
@@ -153,6 +161,88 @@ def error_classes() -> str:
         '```json\n{"error": "RecipeError", "message": "what, with its value", "hint": "way out"}'
         f"\n```\n\n{table}"
     )
+
+
+# -- messages
+
+
+def messages() -> str:
+    """Every message that an error is raised with, by class: what is fixed in it and what is not."""
+    parts = [
+        "# Error messages\n\nWhat happened, then *the way out*. A word in capitals stands for a "
+        "value; … for what is put together elsewhere. {doc}`errors` has the exit codes. What is "
+        "wrong in a recipe is said in one way for all keys: `FILE:LINE: KEY is VALUE. Allowed: "
+        "...`, `KEY is missing (what it is).` or `KEY is not a key. Did you mean ...?`\n"
+    ]
+    found: dict[str, set[tuple[str, str]]] = {}
+    for path in sorted(Path(inheritune.__file__).parent.rglob("*.py")):
+        for name, message in _raised(ast.parse(path.read_text("utf-8"))):
+            found.setdefault(name, set()).add(message)
+    for name in sorted(found):
+        code = getattr(errors, name).exit_code
+        lines = [
+            f"- {_plain(what)}" + (f" *{_plain(way_out)}*" if way_out else "")
+            for what, way_out in sorted(found[name], key=lambda pair: pair[0].casefold())
+        ]
+        parts.append(f"## `{name}`, exit code {code}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _raised(tree: ast.Module) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Classes of errors that a module makes, with message and hint as far as they are fixed."""
+    constants = {
+        target.id: node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
+            continue
+        if node.func.id in set(errors.__all__) - {"InherituneError"}:
+            what, way_out = ([_template(a, constants) for a in node.args] + [""])[:2]
+            if re.search(r"[a-z]{2}", what):  # else all of it is put together elsewhere
+                yield node.func.id, (what, "" if way_out == "…" else way_out)
+
+
+def _template(node: ast.expr, constants: Mapping[str, object]) -> str:
+    """A text with a word in capitals for each value."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_template(part, constants) for part in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return _template(node.value, constants)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        of_numbers = isinstance(node.right, ast.Constant) and not isinstance(node.right.value, str)
+        between = " + " if of_numbers else ""
+        return between.join(_template(part, constants) for part in (node.left, node.right))
+    if isinstance(node, ast.IfExp):
+        either = [_template(part, constants) for part in (node.body, node.orelse)]
+        return " / ".join(part for part in either if part)
+    if isinstance(node, ast.Name) and isinstance(constants.get(node.id), str):
+        return str(constants[node.id])
+    return _value(node)
+
+
+def _value(node: ast.expr) -> str:
+    """What a value is called in the code, as a word in capitals."""
+    if isinstance(node, ast.Call) and node.args:  # such as escape(path)
+        return _value(node.args[0])
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):  # name.lower()
+        return _value(node.func.value)
+    if isinstance(node, ast.Subscript):
+        return _value(node.value)
+    if isinstance(node, ast.BoolOp):
+        return _value(node.values[0])
+    name = node.id if isinstance(node, ast.Name) else getattr(node, "attr", "…")
+    return {"strerror": "reason"}.get(name, name).strip("_").replace("_", "-").upper()
+
+
+def _plain(text: str) -> str:
+    """A text of which nothing is taken for Markdown."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~$@!])", r"\\\1", " ".join(text.split()))
 
 
 def _code(row: tuple[str, str, str]) -> tuple[int, str]:

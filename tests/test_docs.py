@@ -64,6 +64,35 @@ def test_every_error_has_its_exit_code(pages):
         assert re.search(rf"^\| {code} \| `{name}` \| \S", pages["errors.md"], re.MULTILINE), name
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("DataError", "there is no file in SOURCE. *Give files, globs or folders.*"),
+        ("RecipeError", "cannot put a run into ROOT: it WHY. *Name a new or empty directory.*"),
+        ("DataError", "INDEX is missing or has changed. *Prepare the tokens again.*"),
+        ("RecipeError", "--out stands beside a recipe. *The run has its place.*"),
+    ],
+)
+def test_error_messages_stand_under_their_class(name, line, pages):
+    part = pages["messages.md"].partition(f"## `{name}`")[2].partition("\n## ")[0]
+    assert f"- {line}" in part.splitlines()
+
+
+def test_every_error_that_is_raised_with_a_text_is_there(pages):
+    names = "|".join(set(errors.__all__) - {"InherituneError"})
+    source = Path(errors.__file__).parent
+    texts = [
+        re.sub(r"[\W_]+", " ", start).strip()
+        for path in source.rglob("*.py")
+        for start in re.findall(
+            rf"\b(?:{names})\(\s*f?\"((?:[^\"{{\\]){{12,}})", path.read_text("utf-8")
+        )
+    ]
+    page = re.sub(r"[\W_]+", " ", pages["messages.md"])
+    assert len(texts) > 50
+    assert [text for text in texts if text not in page] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
 def test_commands_on_a_page_exist_with_their_options(page):
     if page.parent == DOCS:

@@ -122,10 +122,10 @@ def verify(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Prove what was written here: bytes, config and layers; that a model computes the same."""
+    """Prove a model, tokens, a checkpoint or a run: bytes, config, layers, what it computes."""
     with reported(as_json, debug):
         from inheritune.checkpoints.source import open_model
-        from inheritune.verification import prove
+        from inheritune.verification import kind_of, prove
 
         source = None if reference is None else open_model(reference, revision, whole=False)
         findings = []
@@ -136,17 +136,18 @@ def verify(
         if as_json:
             print_json([asdict(finding) for finding in findings])
         else:
-            say(f"next: {_next_of(path)}")
+            say(f"next: {_next_of(path, kind_of(path))}")
 
 
-def _next_of(path: Path) -> str:
-    if (path / "run.json").is_file():
+def _next_of(path: Path, kind: str) -> str:
+    if kind == "run" and (path / "target").is_dir():
         return f"inheritune report {quote(str(path))}"
-    if (path / "config.json").is_file():
-        return f'AutoModelForCausalLM.from_pretrained("{path}")'
-    if (path / "trainer.json").is_file():
-        return "start its run again, which goes on from its newest checkpoint"
-    return f"inheritune inspect {quote(str(path))}"
+    model = path / "model" if kind == "run" else path  # of a training without a recipe
+    if kind == "model" or (kind == "run" and model.is_dir()):
+        return f'AutoModelForCausalLM.from_pretrained("{model}")'
+    if kind == "tokens":
+        return f"inheritune inspect {quote(str(path))}"
+    return "start its run again, which goes on where it was stopped"
 
 
 def plan(

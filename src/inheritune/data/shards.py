@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -162,11 +163,14 @@ def check_shard(directory: Path, entry: ShardEntry, rows: int) -> None:
     """
     path = directory / entry.name
     try:
-        size = path.stat().st_size
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+            raise OSError(0, "it is not a regular file")
         with path.open("rb") as stream:
             header = stream.read(HEADER_BYTES)
     except OSError as error:
         raise DataError(f"cannot read {path}: {(error.strerror or '').lower()}.", _AGAIN) from error
+    size = found.st_size
     if len(header) < HEADER_BYTES:
         raise DataError(f"{path} has {size} bytes, not even a header of {HEADER_BYTES}.", _AGAIN)
     magic, version, width, ids, max_id = _HEADER.unpack(header)

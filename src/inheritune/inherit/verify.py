@@ -21,7 +21,7 @@ from inheritune.inherit.record import read_record
 from inheritune.inherit.running import Finding, ask_class, run_target
 from inheritune.regular_file import escape
 
-__all__ = ["verify"]
+__all__ = ["verify", "verify_unrecorded"]
 
 
 def verify(target: ModelDirectory, reference: ModelDirectory | None = None) -> Iterator[Finding]:
@@ -59,6 +59,25 @@ def verify(target: ModelDirectory, reference: ModelDirectory | None = None) -> I
         yield from _against_reference(target, record, plan, reference, {} if trained else scans)
     yield ask_class(target, reference, plan)
     yield from run_target(target, record, reference, trained)
+
+
+def verify_unrecorded(model: ModelDirectory) -> Iterator[Finding]:
+    """Prove what can be of a trained model that nothing is recorded of: that it is sound, and runs.
+
+    Args:
+        model: Such as ``OUT/model`` of a training without a recipe.
+
+    Yields:
+        What was found, part by part, as it is found.
+
+    Raises:
+        SourceError: A value is not finite, or the model does not load or run.
+    """
+    refuse_not_finite(_scan_all(model, sha256=False), model.path)
+    yield Finding("values", "all finite")
+    yield Finding("digests", "not recorded by a training without a recipe", proven=False)
+    yield ask_class(model, None, None)
+    yield from run_target(model, {}, None, trained=True)
 
 
 def _refuse_other_names(target: ModelDirectory, names: Mapping[str, Any], where: str) -> None:

@@ -82,20 +82,25 @@ def provenance(record: Record) -> list[tuple[str, str]]:
 
 
 def _elsewhere(record: Record) -> list[str]:
-    """Of each environment of earlier starts, what the last start did not have."""
+    """Of each environment of earlier starts, what the last start did not have; each once."""
     now = _environment(record)
-    return [
+    told = [
         ", ".join(
-            f"{key} {value}" for key, value in _environment(was).items() if now.get(key) != value
+            f"{key} {value}"
+            for key, value in _environment(was).items()
+            if value and now.get(key) != value
         )
         for was in rows(record, "earlier")
     ]
+    return list(dict.fromkeys(other for other in told if other))
 
 
 def _environment(start: Record) -> dict[str, str]:
     machine = section(start, "machine")
     versions = {key: str(value) for key, value in section(start, "versions").items()}
     known = {key: text(machine, key) for key in ("processor", "cores", "system")}
+    if (memory := number(machine, "memory_bytes")) is not None:
+        known["memory"] = data_size(memory)
     return versions | {"processes": text(start, "processes")} | known
 
 

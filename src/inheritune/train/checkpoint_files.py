@@ -34,7 +34,10 @@ __all__ = [
 FORMAT = 1
 _LATEST = "latest"
 # What reading a damaged checkpoint can raise.
-BROKEN = (CheckpointError, DataError, SafetensorError, OSError, ValueError, KeyError, TypeError)
+BROKEN = (
+    *(CheckpointError, DataError, SafetensorError, OSError),
+    *(ValueError, KeyError, TypeError, AttributeError),
+)
 
 _ASIDE = "set-aside-"
 _PICKLES = {".pt", ".pth", ".pkl", ".ckpt", ".bin"}
@@ -151,8 +154,11 @@ def verify(checkpoint: Path) -> dict[str, Any]:
     manifest = read_json_file(checkpoint / "manifest.json")
     if manifest["format"] != FORMAT:
         raise CheckpointError(f"{checkpoint.name} has format {manifest['format']}, not {FORMAT}.")
-    present = {path.name for path in checkpoint.iterdir()} - {"manifest.json"}
+    # A pipe would be waited for.
+    present = {path.name for path in checkpoint.iterdir() if path.is_file()} - {"manifest.json"}
     listed, writers = manifest["files"], int(manifest.get("writers", 1))
+    if not 1 <= writers <= len(listed):
+        raise CheckpointError(f"its manifest names {writers} writers of {len(listed)} files.")
     needed = {file_name(k, n, writers) for k in ("model", "optimizer") for n in range(writers)}
     if (needed | {"trainer.json"}) - set(listed):
         raise CheckpointError("its manifest is incomplete.")

@@ -80,7 +80,7 @@ class Trained:
 
     Attributes:
         position: Its end.
-        seconds: Of training, compiling and validating, over all restarts.
+        seconds: Of training, compiling and validating on the way, over all restarts.
         start_val_loss: Nats per token before the first step; None when it was not measured.
         restarts: How often it was continued from a checkpoint.
         settings: What was used in the end: a fallback shows here.
