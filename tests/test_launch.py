@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from inheritune import launch
+from inheritune.errors import RecipeError
 from inheritune.execute import execute
 from inheritune.recipe_file import read_recipe
 
@@ -90,13 +91,12 @@ def test_a_signal_to_the_launcher_saves_ends_with_75_and_one_process_goes_on(
     assert step >= 5
     assert len(list(saved[-1].glob("model-*-of-00002.safetensors"))) == 2
     # Shorter from here on, by one process: what two saved is continued.
-    path = recipe(128 * (step + 3))
-    refused = run(path, tmp_path)
-    assert refused.returncode == 2
-    assert f"variant_tokens = {128 * 3000}; now it is {128 * (step + 3)}" in refused.stderr
-    done = run(path, tmp_path, "--allow-change", "train.tokens")
-    assert done.returncode == 0, done.stderr
-    assert f"continued from step {step} of {step + 3}" in done.stderr
+    shorter, root = read_recipe(recipe(128 * (step + 3))), tmp_path / "tiny"
+    with pytest.raises(RecipeError, match=f"= {128 * 3000}; now it is {128 * (step + 3)}"):
+        execute(shorter, root)
+    heard: list[str] = []
+    execute(shorter, root, lambda p: heard.append(p.message), allowed=["train.tokens"])
+    assert f"continued from step {step} of {step + 3}" in heard
     assert record(tmp_path)["allowed_changes"] == ["train.tokens", "variant_tokens"]
 
 

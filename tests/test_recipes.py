@@ -10,6 +10,7 @@ from inheritune.recipe_file import read_recipe
 
 
 @pytest.mark.shared_data
+@pytest.mark.slow  # with `make recipes`
 def test_the_stories_recipe_runs_on_a_model_that_somebody_else_trained(
     shared_data: Path, tmp_path: Path
 ) -> None:

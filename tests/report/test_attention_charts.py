@@ -110,3 +110,19 @@ def test_the_page_shows_it(synthetic, tmp_path):
     assert (run / "report/tables/layers.csv").is_file()
     assert (run / "report/figures/attention-rank.svg").is_file()
     assert len(page.encode()) < 1_500_000
+
+
+def test_levels_that_nearly_coincide_share_a_label() -> None:
+    masses = {"window of 8": 86, "previous token": 89, "pure sink": 1, "uniform over the past": 30}
+    known = {"calibration": {name: {"mass": mass} for name, mass in masses.items()}}
+    (chart,) = (
+        chart
+        for chart in attention_part({"analysis": ANALYSIS | known}).charts
+        if chart.name == "attention-mass"
+    )
+    assert chart.spec["layer"][-1]["data"]["values"] == [
+        {"value": 1.0, "label": "pure sink: 1"},
+        {"value": 30.0, "label": "uniform over the past: 30"},
+        {"value": 86.0, "label": ""},
+        {"value": 89.0, "label": "window of 8: 86, previous token: 89"},
+    ]

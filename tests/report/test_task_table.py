@@ -8,7 +8,7 @@ from inheritune.evaluate.suites import SUITES
 from inheritune.report.compute_table import compute_table
 from inheritune.report.latex import latex
 from inheritune.report.published import published
-from inheritune.report.score_table import at_chance, is_bold, share_se
+from inheritune.report.score_table import CHANCE_NOTE, at_chance, is_bold, share_se
 from inheritune.report.task_table import published_table, scores_table, task_tables
 
 KEY = {"version": "1.0", "shots": 0, "limit": None, "batch_size": 16, "dtype": "fp32"}
@@ -166,6 +166,20 @@ def test_a_table_of_any_tasks_has_a_column_for_each_metric() -> None:
     table = scores_table(models)
     assert table.headers == ["model", "mine, acc (%)", "mine, f1 (%)"]
     assert table.rows == [["a", "50.00 ± 1", "40.00 ± 1"], ["b", "—", "—"]]
+
+
+def test_what_is_no_better_than_guessing_is_marked_there_too() -> None:
+    def score(task: str, metric: str, value: float, se: float) -> dict[str, Any]:
+        return {"task": task, "metrics": {metric: {"value": value, "se": se}}}
+
+    scores = [
+        score("winogrande", "acc", 0.55, 0.03),
+        score("piqa", "acc", 0.70, 0.01),
+        score("mine", "acc", 0.1, 0.1),  # nobody knows what guessing gives
+    ]
+    table = scores_table([{"name": "target", "scores": scores}])
+    assert table.rows == [["target", "55.00 ± 3 †", "70.00 ± 1", "10.00 ± 10"]]
+    assert CHANCE_NOTE in table.notes
 
 
 def test_a_hostile_name_stays_text() -> None:

@@ -21,6 +21,7 @@ _STYLES = {
 }
 _MOST_LAYERS, _MOST_HEADS = 200, 200
 _TABLE_ROWS = 60
+_LABEL = 0.05  # height of a label, as a share of the chart's
 _CALIBRATION = ("pure sink", "uniform over the past", "window of 8", "previous token")
 
 
@@ -242,7 +243,7 @@ def _heat_map(model: _Model, tokens: float, last: int) -> Chart:
 
 
 def _line_charts(models: Sequence[_Model], known: Mapping[str, Any], tokens: float) -> list[Chart]:
-    of_rank, of_mass = _levels(known, "rank"), _levels(known, "mass")
+    of_rank, of_mass = (_levels(known, key, tokens) for key in ("rank", "mass"))
     wanted: Sequence[tuple[str, str, str, str, str, list[dict[str, Any]], float | None]] = (
         ("attention-rank", "Attention rank of each layer's fullest head", "max_rank", "MaxRank",
          "1 is a layer whose heads all collapsed to rank 1.", of_rank, tokens),
@@ -278,9 +279,18 @@ def _line_charts(models: Sequence[_Model], known: Mapping[str, Any], tokens: flo
     return charts
 
 
-def _levels(known: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    found = [(name, number(section(known, name), key)) for name in _CALIBRATION]
-    return [{"value": value, "label": f"{name}: {value:.0f}"} for name, value in found if value]
+def _levels(known: Mapping[str, Any], key: str, top: float) -> list[dict[str, Any]]:
+    """Lines to compare with; of those that nearly coincide, the upper one is labelled for all."""
+    found = [(number(section(known, name), key), name) for name in _CALIBRATION]
+    levels: list[dict[str, Any]] = []
+    apart = (1.1 * top / 0.9) ** _LABEL  # the axis is logarithmic
+    for value, name in sorted((value, name) for value, name in found if value):
+        label = f"{name}: {value:.0f}"
+        if levels and value < levels[-1]["value"] * apart:
+            label = f"{levels[-1]['label']}, {label}"
+            levels[-1]["label"] = ""
+        levels.append({"value": value, "label": label})
+    return levels
 
 
 def _line_spec(

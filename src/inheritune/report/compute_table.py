@@ -58,7 +58,8 @@ def compute_table(record: Record) -> Table:
         "This run: every training that was paid for here, controls and rounds thrown away "
         "included; of the published rows, only the last training.",
     ]
-    return Table("table1_compute", columns, values, notes)
+    title = "Compute, beside published trainings"
+    return Table("table1_compute", columns, values, notes, title)
 
 
 def _days(value: float | None) -> str:

@@ -69,12 +69,14 @@ class Table:
         columns: One per value of a row.
         values: Rows of numbers and texts; None where nothing is known.
         notes: Sentences that stand below the table.
+        title: What it is headed with on the page where its section holds several; or nothing.
     """
 
     name: str
     columns: Sequence[Column]
     values: Sequence[Sequence[Any]]
     notes: Sequence[str] = field(default_factory=list)
+    title: str = ""
 
     @property
     def headers(self) -> list[str]:

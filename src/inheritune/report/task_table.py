@@ -135,7 +135,8 @@ def published_table(record: Record, suite: Suite) -> ScoreTable:
         *(Column(q.title, "%" if q.percent else "", _figure(q)) for q in questions),
         *([Column(f"average of {len(suite.averaged)}", "%", _percent)] if suite.averaged else []),
     ]
-    return ScoreTable(layout.name, columns, values, _notes(suite, new), marks=marks)
+    title = f"The suite {suite.name}, beside the published scores"
+    return ScoreTable(layout.name, columns, values, _notes(suite, new), title, marks=marks)
 
 
 def _published_row(row: dict[str, str], layout: _Layout, questions: Sequence[Question]) -> _Row:
@@ -278,15 +279,20 @@ def scores_table(
     values: list[list[Any]] = []
     marks: dict[tuple[int, int], Mark] = {}
     notes: list[str] = []
+    floors = {(q.task, q.metric): q.floor for suite in SUITES.values() for q in suite.questions}
     for r, model in enumerate(models):
         name = text(model, "name") or text(model, "model")
         values.append([name])
         for c, ((task, metric), (unit, _)) in enumerate(shown.items(), 1):
             found = section(section(_score_of(model, task), "metrics"), metric)
             scale = 100.0 if unit else 1.0
-            value, se = number(found, "value"), number(found, "se")
-            values[-1].append(None if value is None else scale * value)
-            marks[r, c] = Mark(None if se is None else scale * se)
+            value, se = (
+                None if part is None else scale * part
+                for part in (number(found, "value"), number(found, "se"))
+            )
+            values[-1].append(value)
+            floor = floors.get((task, metric)) if unit else None
+            marks[r, c] = Mark(se, chance=value is not None and at_chance(value, se, floor))
             if value is None:
                 notes.append(f"{name}: no {metric} of {task}.")
     notes += [
@@ -297,7 +303,9 @@ def scores_table(
         notes.append(
             f"Only the first {', '.join(sorted(limits))} questions of each task were asked."
         )
-    return ScoreTable("tasks", columns, values, notes, marks=marks)
+    if any(mark.chance for mark in marks.values()):
+        notes.append(CHANCE_NOTE)
+    return ScoreTable("tasks", columns, values, notes, "All tasks", marks=marks)
 
 
 def tokens_table(record: Record) -> ScoreTable:
@@ -321,7 +329,9 @@ def tokens_table(record: Record) -> ScoreTable:
         for row in published("table3_repetition")
     )
     notes = [*plain.notes, f"Published MMLU (5 shots) of Ours-1.5B, v1 Table 5: {printed}."]
-    return ScoreTable("table3_tokens", columns, [values[i] for i in order], notes, marks=marks)
+    title = "Scores against training tokens"
+    ordered = [values[i] for i in order]
+    return ScoreTable("table3_tokens", columns, ordered, notes, title, marks=marks)
 
 
 def _metrics_shown(models: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[str, Any]]:
