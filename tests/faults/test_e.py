@@ -132,10 +132,10 @@ def test_e2_a_task_directory_with_code_is_refused_unless_it_is_allowed(
 
 
 def test_e3_a_result_without_a_number_is_a_dash_and_a_footnote() -> None:
-    given = {"task": "piqa", "metrics": {"acc": {"value": 0.5, "se": None}}}
+    given = {"task": "piqa", "metrics": {"acc": {"value": 0.9, "se": None}}}
     lacking = {"task": "piqa", "metrics": {"acc": {"value": None, "se": None}}}
     table = scores_table([{"model": "a", "scores": [given]}, {"model": "b", "scores": [lacking]}])
-    assert [row[1] for row in table.rows] == ["50.00", "—"]
+    assert [row[1] for row in table.rows] == ["90.00", "—"]
     assert "b: no acc of piqa." in table.notes
 
 
