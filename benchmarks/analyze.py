@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     options = parser.parse_args()
-    forward_device()
+    forward_device()  # as `analyze` does: freed memory is kept
     rows = [
         measure(kind, int(length), options)
         for length in options.lengths.split(",")

@@ -452,6 +452,11 @@ def test_d9_a_planted_pickle_is_ignored_and_said(
 # -- resumed with something else
 
 
+def files_but_log(root: Path) -> dict[Path, bytes]:
+    kept = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    return {path: kept[path] for path in kept if path.name != "log.txt"}
+
+
 @pytest.fixture(scope="module")
 def halfway(
     tiny_reference: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory
@@ -485,9 +490,11 @@ def test_d10_a_changed_recipe_is_refused_with_2_and_the_difference(
     tmp_path: Path,
 ) -> None:
     shutil.copytree(halfway, tmp_path / "run")
+    before = files_but_log(tmp_path / "run")
     changed = recipe_of(tiny_reference, tiny_text, **{section: change})
     with pytest.raises(RecipeError) as error:
         execute(changed, tmp_path / "run")
+    assert files_but_log(tmp_path / "run") == before  # so that it goes on: the next test
     assert error.value.exit_code == 2
     assert str(next(iter(change.values()))) in error.value.message
 
@@ -497,16 +504,11 @@ def test_d10_a_refused_start_leaves_the_files_of_the_run_as_they_were_and_it_goe
 ) -> None:
     root = Path(shutil.copytree(halfway, tmp_path / "run"))
     recipe = recipe_of(tiny_reference, tiny_text)
-
-    def files() -> dict[Path, bytes]:
-        kept = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
-        return {path: kept[path] for path in kept if path.name != "log.txt"}
-
-    before = files()
+    before = files_but_log(root)
     changed = recipe_of(tiny_reference, tiny_text, train={"learning_rate": 2e-3})
     with pytest.raises(RecipeError):
         execute(replace(changed, text="# another one\n"), root)
-    assert files() == before
+    assert files_but_log(root) == before
     assert Run(root).read()["status"] == "interrupted"
     execute(recipe, root)
 

@@ -184,14 +184,14 @@ class RemoteFiles:
                 )
 
     def _fetch_headers(self, names: Collection[str]) -> None:
+        assert self.listing is not None
         self._make_empty_files(names)
+        sizes = {name: self.listing.files[name].size for name in names}
         # A little more than the length, which is often enough for all of a header, and always for
         # a message that says what the file is if it is something else.
-        sizes = {file.name: file.size for file in map(self._file, names)}
         starts = {name: min(n, max(64, min(2**16, n // 256))) for name, n in sizes.items()}
         self._fetch_beginnings(starts)
-        paths = {name: self._file(name).path for name in names}
-        ends = {name: min(sizes[name], _header_end(path)) for name, path in paths.items()}
+        ends = {name: min(n, _header_end(self.directory / name)) for name, n in sizes.items()}
         self._fetch_beginnings(ends)
 
     def _make_empty_files(self, names: Iterable[str]) -> None:
@@ -203,15 +203,11 @@ class RemoteFiles:
     def _fetch_beginnings(self, ends: Mapping[str, int]) -> None:
         def parts() -> list[tuple[PartialFile, Range]]:
             files = [(self._file(name), end) for name, end in ends.items()]
-            return [(file, part) for file, end in files for part in _before(end, file)]
+            return [(f, part) for f, end in files for part in subtracted([(0, end)], f.present)]
 
         if parts():
             with one_writer(self.directory.parent, self.name):
                 self._fetch(parts(), prefix=True)  # again: another may have fetched them
-
-
-def _before(end: int, file: PartialFile) -> list[Range]:
-    return subtracted([(0, end)], file.present)
 
 
 def open_remote(model: str, revision: str | None) -> RemoteFiles:
