@@ -6,6 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
 
 # Of tiny models, more threads than one only wait for each other; tests run side by side instead.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
