@@ -21,9 +21,9 @@ import torch
 from measuring.table import head, machine, row, software
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from inheritune.analyze.attention import measure_attention
-from inheritune.analyze.rank import attention_rank
-from inheritune.train.settings import forward_device
+from inheritune.analysis.attention import measure_attention
+from inheritune.analysis.rank import attention_rank
+from inheritune.training.hardware import forward_device
 
 _VOCABULARY = 50_257
 

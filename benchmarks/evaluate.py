@@ -58,7 +58,7 @@ def answering() -> Iterator[list[float]]:
 
 
 def ours(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from inheritune.evaluation import Wanted, evaluate
+    from inheritune.evaluation.evaluate import Wanted, evaluate
 
     wanted = Wanted(
         tasks=given.tasks.split(","),
@@ -112,7 +112,7 @@ def random_model(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from inheritune.checkpoints.source import open_model
+    from inheritune.model_files.directory import open_model
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(open_model("embedded:demo").path)
@@ -156,7 +156,7 @@ def describe(tasks: Sequence[str], data: Path, folder: Path) -> Path:
     """lm-eval's descriptions of the tasks with the local questions, as ours are asked, too."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    from inheritune.evaluate.task_files import local_data, stock_file, write_description
+    from inheritune.evaluation.task_files import local_data, stock_file, write_description
 
     folder.mkdir()
     for task in tasks:

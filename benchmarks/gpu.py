@@ -141,7 +141,7 @@ def first_batch(shape: Shape, memory: float | None) -> Shape:
 
 def peak_flops(card: dict[str, Any] | None, given: float | None) -> float | None:
     """Of dense bf16 products; None where nobody said."""
-    from inheritune.inherit.devices import choose_device
+    from inheritune.system.devices import choose_device
 
     if given:
         return given * 1e12
@@ -152,7 +152,7 @@ def peak_flops(card: dict[str, Any] | None, given: float | None) -> float | None
 
 
 def flops_per_token(shape: Shape) -> float:
-    from inheritune.train.weights import describe_config
+    from inheritune.training.models import describe_config
 
     return describe_config(config(shape).to_dict(), shape.length).flops_per_token
 

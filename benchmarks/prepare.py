@@ -31,7 +31,7 @@ GPT2 = SHARED / "tokenizers" / "gpt2"
 def ours(text: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
     from inheritune.data.prepare import prepare
     from inheritune.data.tokenizer import open_tokenizer
-    from inheritune.recipe import Data
+    from inheritune.recipe.schema import Data
 
     opened = open_tokenizer(tokenizer)
     began = time.perf_counter()

@@ -12,8 +12,8 @@ import typer
 
 import inheritune
 from inheritune import errors
-from inheritune.cli import app
-from inheritune.recipe_file import recipe_schema
+from inheritune.cli.app import app
+from inheritune.recipe.load import recipe_schema
 
 HERE = Path(__file__).parent
 

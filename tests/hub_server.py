@@ -108,9 +108,9 @@ def taken_for_the_hub(hub: Hub, home: Path) -> Iterator[None]:
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         patch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 2)
-        patch.setattr("inheritune.checkpoints.ranged_get.BACKOFF_S", (0.01,) * 4)
-        patch.setattr("inheritune.checkpoints.listing.BACKOFF_S", (0.01,) * 4)
-        patch.setattr("inheritune.checkpoints.remote._PART", 20_000)
+        patch.setattr("inheritune.model_files.download.ranged_get.BACKOFF_S", (0.01,) * 4)
+        patch.setattr("inheritune.model_files.download.listing.BACKOFF_S", (0.01,) * 4)
+        patch.setattr("inheritune.model_files.download.partial._PART", 20_000)
         close_session()
         yield
         close_session()

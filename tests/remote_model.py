@@ -7,7 +7,7 @@ import numpy as np
 from hub_server import INDEX, SHARDS
 from safetensors.numpy import save_file
 
-from inheritune.checkpoints.safetensors import read_header
+from inheritune.model_files.safetensors import read_header
 
 
 def write_model(directory: Path, seed: int = 0) -> Path:

@@ -9,8 +9,8 @@ import pytest
 import typer
 
 from inheritune import errors
-from inheritune.cli import app
-from inheritune.recipe import Recipe
+from inheritune.cli.app import app
+from inheritune.recipe.schema import Recipe
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = [p for p in sorted(DOCS.rglob("*.md")) if "_build" not in p.parts]
@@ -112,8 +112,8 @@ def test_every_page_is_in_the_table_of_contents():
 
 
 def test_every_name_in_metrics_jsonl_has_a_row():
-    from inheritune.train.metrics import continued_row, parts_row, step_row, val_row
-    from inheritune.train.state import Position
+    from inheritune.training.checkpoint import Position
+    from inheritune.training.metrics import continued_row, parts_row, step_row, val_row
 
     place = Position(step=1, tokens=8, elapsed_s=0.5)
     rows = [

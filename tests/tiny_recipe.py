@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from inheritune.recipe import Recipe
-from inheritune.recipe_file import RecipeFile
+from inheritune.recipe.load import RecipeFile
+from inheritune.recipe.schema import Recipe
 
 __all__ = ["as_file", "fields_of", "recipe_of"]
 

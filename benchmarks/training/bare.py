@@ -12,9 +12,9 @@ from training.stream import random_batches, random_stream, recipe_of
 from training.turns import Turns
 from transformers import AutoModelForCausalLM
 
-from inheritune.processes import ALONE
-from inheritune.train.ready import make_ready
-from inheritune.train.settings import choose_settings
+from inheritune.system.processes import ALONE
+from inheritune.training.hardware import choose_settings
+from inheritune.training.setup import make_ready
 
 
 def main(job: dict[str, Any]) -> None:

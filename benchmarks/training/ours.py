@@ -1,4 +1,4 @@
-"""The real loop of `inheritune.train.loop`: `python ours.py JOB`, driven by driver.py."""
+"""The real loop of `inheritune.training.loop`: `python ours.py JOB`, driven by driver.py."""
 
 import json
 import sys
@@ -12,11 +12,11 @@ from training.stream import random_stream, recipe_of
 from training.turns import Turns
 from transformers import AutoModelForCausalLM
 
-from inheritune.progress import Progress
-from inheritune.signals import StopFlag
-from inheritune.train import loop
-from inheritune.train.ready import Ready
-from inheritune.train.settings import choose_device, choose_settings
+from inheritune.system.progress import Progress
+from inheritune.system.signals import StopFlag
+from inheritune.training import loop
+from inheritune.training.hardware import choose_device, choose_settings
+from inheritune.training.setup import Ready
 
 
 def main(job: dict[str, Any]) -> None:

@@ -19,11 +19,11 @@ from training.stream import random_stream, recipe_of
 from training.turns import WARM_UP, Turns
 from transformers import AutoModelForCausalLM
 
-from inheritune.progress import Progress
-from inheritune.signals import StopFlag
-from inheritune.train import loop
-from inheritune.train.ready import Ready
-from inheritune.train.settings import choose_settings
+from inheritune.system.progress import Progress
+from inheritune.system.signals import StopFlag
+from inheritune.training import loop
+from inheritune.training.hardware import choose_settings
+from inheritune.training.setup import Ready
 
 clock = time.perf_counter
 

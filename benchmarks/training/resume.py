@@ -19,11 +19,11 @@ from training.turns import Turns
 from transformers import AutoModelForCausalLM
 
 from inheritune.errors import Interrupted
-from inheritune.progress import Progress
-from inheritune.signals import StopFlag
-from inheritune.train.loop import Plan, train
-from inheritune.train.settings import choose_settings
-from inheritune.train.weights import load_model
+from inheritune.system.progress import Progress
+from inheritune.system.signals import StopFlag
+from inheritune.training.hardware import choose_settings
+from inheritune.training.loop import Plan, train
+from inheritune.training.models import load_model
 
 imported = time.time()
 _STEPS = 4

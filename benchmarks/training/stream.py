@@ -9,7 +9,7 @@ from training.shapes import Shape
 
 from inheritune.data.shards import ShardWriter
 from inheritune.data.tokens import TokenStream
-from inheritune.recipe import Train
+from inheritune.recipe.schema import Train
 
 _SAMPLES = 256
 _STEPS = 10**6  # more than anybody waits for

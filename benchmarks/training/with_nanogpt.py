@@ -14,7 +14,7 @@ from training.shapes import Shape
 from training.stream import random_batches, recipe_of
 from training.turns import Turns
 
-from inheritune.train.settings import choose_settings
+from inheritune.training.hardware import choose_settings
 
 
 def main(job: dict[str, Any]) -> None:

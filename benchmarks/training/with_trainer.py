@@ -11,9 +11,9 @@ from training.stream import random_batches, recipe_of
 from training.turns import Turns
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from inheritune.train.attention import MATMUL_ATTENTION, register_matmul_attention
-from inheritune.train.gelu import use_fused_gelu
-from inheritune.train.settings import choose_device, choose_settings, keep_large_blocks
+from inheritune.training.gelu import use_fused_gelu
+from inheritune.training.hardware import choose_device, choose_settings, keep_large_blocks
+from inheritune.training.kernels import MATMUL_ATTENTION, register_matmul_attention
 
 _SAMPLES = 1 << 20  # an epoch is longer than anybody waits
 

@@ -8,7 +8,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line; Ctrl-C while it is being imported ends it without a word, too."""
     try:
-        from inheritune.cli import main as run
+        from inheritune.cli.app import main as run
 
         run()
     except KeyboardInterrupt:

@@ -55,8 +55,8 @@ def shots() -> Path:
 @pytest.fixture(scope="session")
 def run(tiny_reference: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny real run, done."""
-    from inheritune.execute import execute
-    from inheritune.recipe_file import read_recipe
+    from inheritune.recipe.load import read_recipe
+    from inheritune.run.execute import execute
 
     work = tmp_path_factory.mktemp("browser")
     recipe = work / "recipe.yaml"

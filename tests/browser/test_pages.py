@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from inheritune.report.comparison import write_comparison
-from inheritune.watch.live import Latest, live_page
-from inheritune.watch.server import open_server
+from inheritune.reporting.comparison import write_comparison
+from inheritune.reporting.live import Latest, live_page
+from inheritune.reporting.live_server import open_server
 
 WAIT_MS = 120_000  # nothing is measured; a busy machine only takes longer
 CHARTS = ("val-loss", "training-loss", "speed")

@@ -7,7 +7,7 @@ from inheritune.data.flat_files import open_flat_file
 from inheritune.data.import_tokens import FlatFiles, import_tokens
 from inheritune.data.prepare import prepare
 from inheritune.errors import DataError
-from inheritune.recipe import Data
+from inheritune.recipe.schema import Data
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_a_recipe_takes_imported_tokens_for_its_own(streams, text_folder, tokeni
 def test_the_command_line_imports_and_inspects(streams, tokenizer, tmp_path):
     from typer.testing import CliRunner
 
-    from inheritune.cli import app
+    from inheritune.cli.app import app
 
     train, val = both(streams, tmp_path)
     home, out = str(tokenizer.directory), str(tmp_path / "tokens")

@@ -11,7 +11,7 @@ from inheritune.data.journal import Journal
 from inheritune.data.prepare import prepare, training_texts
 from inheritune.data.sources import documents
 from inheritune.errors import Interrupted, RecipeError
-from inheritune.recipe import Data, TextSource
+from inheritune.recipe.schema import Data, TextSource
 
 
 def files_of(directory):

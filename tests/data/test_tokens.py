@@ -9,7 +9,7 @@ from inheritune.data.prepare import prepare
 from inheritune.data.shards import ShardWriter
 from inheritune.data.tokens import TokenStream, open_tokens, verify_tokens
 from inheritune.errors import DataError
-from inheritune.recipe import Data
+from inheritune.recipe.schema import Data
 
 
 def stream_of(directory, ids, shard_ids, rows=70_000):

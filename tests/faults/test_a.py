@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from inheritune.errors import Interrupted, RecipeError
-from inheritune.execute import execute
-from inheritune.progress import Progress
-from inheritune.recipe import Recipe
-from inheritune.recipe_file import RecipeFile, read_recipe
-from inheritune.run import Run
+from inheritune.recipe.load import RecipeFile, read_recipe
+from inheritune.recipe.schema import Recipe
+from inheritune.run.execute import execute
+from inheritune.run_directory import Run
+from inheritune.system.progress import Progress
 
 SMALLEST = """\
 name: toy
@@ -181,7 +181,7 @@ BOMBS = """
 import json, sys, time
 from pathlib import Path
 from inheritune.errors import RecipeError
-from inheritune.recipe_file import read_recipe
+from inheritune.recipe.load import read_recipe
 for path in sys.argv[1:]:
     started = time.process_time()
     try:
@@ -259,7 +259,7 @@ READ = """
 import sys
 import time
 from pathlib import Path
-from inheritune.recipe_file import read_recipe
+from inheritune.recipe.load import read_recipe
 from inheritune.errors import RecipeError
 import os
 import signal

@@ -27,14 +27,14 @@ from tokenizers.models import Unigram
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from inheritune.checkpoints.source import open_model
-from inheritune.cli import app
+from inheritune.cli.app import app
 from inheritune.errors import InherituneError, SourceError, UnsupportedModelError
-from inheritune.inherit.gate import ask
-from inheritune.inherit.inherit import inherit
-from inheritune.inherit.plan import kept_tensors
-from inheritune.inherit.verify import verify
-from inheritune.train.weights import describe, fresh_model, load_model
+from inheritune.model_files.directory import open_model
+from inheritune.surgery.class_check.ask_class import ask
+from inheritune.surgery.cut import inherit
+from inheritune.surgery.plan import kept_tensors
+from inheritune.training.models import describe, fresh_model, load_model
+from inheritune.verification.model import verify
 
 INDEX = "model.safetensors.index.json"
 # Through the command line, warnings are told, and nothing ends by them.
@@ -415,9 +415,9 @@ FLOODS = {
 }
 READ = """
 import json, sys, time
-from inheritune.checkpoints.source import open_model
+from inheritune.model_files.directory import open_model
 from inheritune.errors import SourceError
-from inheritune.inherit.plan import plan_inherit
+from inheritune.surgery.plan import plan_inherit
 for directory in sys.argv[1:]:
     started = time.process_time()
     try:

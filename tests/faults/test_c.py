@@ -28,7 +28,7 @@ from inheritune.data.sources import documents
 from inheritune.data.tokenizer import open_tokenizer, train_tokenizer
 from inheritune.data.tokens import TokenStream, check_budget, open_tokens, verify_tokens
 from inheritune.errors import DataError, MachineError
-from inheritune.recipe import Data, TextSource
+from inheritune.recipe.schema import Data, TextSource
 
 WORDS = "the of and a to in he have it that for they with as not on she at by this we you do but"
 
@@ -49,7 +49,7 @@ def watch(event, arguments):
 from inheritune.data.prepare import prepare
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import InherituneError
-from inheritune.recipe import Data
+from inheritune.recipe.schema import Data
 from inheritune.data import encoding
 opened = open_tokenizer(Path(tokenizer))
 encoding._BATCH_DOCUMENTS = 3
@@ -650,7 +650,7 @@ def test_c19_a_document_of_50_mb_is_prepared_in_bounded_memory(tokenizer, tmp_pa
     (tmp_path / "text" / "a.txt").write_text(story(1) * (50_000_000 // len(story(1))))
     (tmp_path / "val.txt").write_text(story(2))
     code = (
-        "import resource, sys; from pathlib import Path; from inheritune.recipe import Data;"
+        "import resource, sys; from pathlib import Path; from inheritune.recipe.schema import Data;"
         "from inheritune.data.prepare import prepare;"
         "from inheritune.data.tokenizer import open_tokenizer;"
         "prepare(Data(source=sys.argv[1], val_source=sys.argv[2]),"

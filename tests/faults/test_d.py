@@ -1,7 +1,7 @@
 """Group D of the battery: train, save, resume, grow. Each name starts with its id.
 
 D17 (a process that fails), D21 (growth that keeps) and D27 (trackers) have more in
-tests/train/test_group.py, tests/test_keep.py and tests/train/test_trackers.py.
+tests/training/test_process_group.py, tests/steps/test_keep.py and tests/training/test_trackers.py.
 """
 
 import errno
@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from train import group_work as work
+from training import group_work as work
 
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import (
@@ -39,18 +39,20 @@ from inheritune.errors import (
     RecipeError,
     SourceError,
 )
-from inheritune.evaluate.val_loss import measure_val_loss
-from inheritune.execute import execute
-from inheritune.progress import Progress
-from inheritune.recipe import Recipe
-from inheritune.recipe_file import RecipeFile
-from inheritune.run import Run
-from inheritune.signals import catch_signals
-from inheritune.train import checkpoint_files, loop, saved_tensors, state, trackers
-from inheritune.train.group import join
-from inheritune.train.settings import choose_settings
-from inheritune.train.tracker_adapters import ADAPTERS, Row, Tracked, Tracker
-from inheritune.train.trackers import Trackers
+from inheritune.evaluation.val_loss import measure_val_loss
+from inheritune.recipe.load import RecipeFile
+from inheritune.recipe.schema import Recipe
+from inheritune.run.execute import execute
+from inheritune.run_directory import Run
+from inheritune.system.progress import Progress
+from inheritune.system.signals import catch_signals
+from inheritune.training import checkpoint as state
+from inheritune.training import checkpoint_files, loop, trackers
+from inheritune.training import sharded_safetensors as saved_tensors
+from inheritune.training.hardware import choose_settings
+from inheritune.training.process_group import join
+from inheritune.training.tracker_adapters import ADAPTERS, Row, Tracked, Tracker
+from inheritune.training.trackers import Trackers
 
 SAVE_ALWAYS = {"save_minutes": 1e-9}
 
@@ -208,7 +210,7 @@ def grown(tiny_reference: Path, tiny_text: Path, tmp_path_factory: pytest.TempPa
     """The val_loss of a run of two rounds that nothing happens to."""
     recipe = recipe_of(tiny_reference, tiny_text, grow=TWO_ROUNDS)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("inheritune.derive.judge", lambda trial, tolerance: "not_matched")
+        patched.setattr("inheritune.run.derive.judge", lambda trial, tolerance: "not_matched")
         return execute(recipe, tmp_path_factory.mktemp("grown") / "run")[0]["val_loss"]
 
 
@@ -237,7 +239,7 @@ def test_d3_sigterm_in_every_part_of_a_run_ends_with_75_and_is_continued(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("inheritune.derive.judge", lambda trial, tolerance: "not_matched")
+        patched.setattr("inheritune.run.derive.judge", lambda trial, tolerance: "not_matched")
         with pytest.raises(Interrupted) as error:
             execute(recipe, tmp_path / "run", listen)
         assert asked, sorted(set(heard))
@@ -621,7 +623,7 @@ def test_d14_a_skipped_step_poisons_neither_weights_nor_moments(
 def test_d15_a_spike_is_marked_and_the_training_goes_on(
     tiny_tokens: TokenDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inheritune.train.metrics.SPIKE_WINDOW", 8)
+    monkeypatch.setattr("inheritune.training.metrics.SPIKE_WINDOW", 8)
     passes = loop.run_passes
 
     def garbage(ready: Any, recipe: Any, plan: Any, step: int, *rest: Any) -> Any:
@@ -712,8 +714,8 @@ def test_d18_out_of_memory_ends_with_4_and_names_a_smaller_micro_batch(
 def test_d19_without_a_gpu_the_processor_is_taken_and_said(visible: str) -> None:
     program = (
         "import json\n"
-        "from inheritune.recipe import Train\n"
-        "from inheritune.train.settings import choose_settings\n"
+        "from inheritune.recipe.schema import Train\n"
+        "from inheritune.training.hardware import choose_settings\n"
         "print(json.dumps(choose_settings(Train.model_validate({'tokens': 1000}), 0).record()))\n"
     )
     found = json.loads(
@@ -777,7 +779,7 @@ def test_d20_a_benchmark_met_at_once_is_matched_and_an_unreachable_one_ends_with
     easy = recipe_of(tiny_reference, tiny_text, grow=grow | {"tolerance": 100.0})
     final, code = execute(easy, tmp_path / "easy")
     assert (final["outcome"], code) == ("matched", 0)
-    monkeypatch.setattr("inheritune.derive.judge", lambda trial, tolerance: "not_matched")
+    monkeypatch.setattr("inheritune.run.derive.judge", lambda trial, tolerance: "not_matched")
     _, code = execute(recipe_of(tiny_reference, tiny_text, grow=grow), tmp_path / "hard")
     assert code == 6
 
@@ -785,7 +787,7 @@ def test_d20_a_benchmark_met_at_once_is_matched_and_an_unreachable_one_ends_with
 def test_d20_a_benchmark_that_is_no_number_ends_with_3(
     reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from inheritune.evaluate import val_loss
+    from inheritune.evaluation import val_loss
 
     monkeypatch.setattr(val_loss, "_window_losses", lambda m, s, a, b, t: [math.nan] * (b - a))
     with pytest.raises(SourceError, match=r"val_loss of .* is nan") as error:
@@ -796,7 +798,7 @@ def test_d20_a_benchmark_that_is_no_number_ends_with_3(
 def test_d21_grown_twice_to_full_depth_it_keeps_every_moment(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inheritune.derive.judge", lambda trial, tolerance: "not_matched")
+    monkeypatch.setattr("inheritune.run.derive.judge", lambda trial, tolerance: "not_matched")
     grow = {"add": 1, "weights": "keep"}
     recipe = recipe_of(tiny_reference, tiny_text, inherit={"layers": 2}, grow=grow)
     final, code = execute(recipe, tmp_path / "run")

@@ -1,6 +1,6 @@
 """Group E of the battery: evaluate, report, publish, watch. Each name starts with its id.
 
-E3 (results that lack something) has more in tests/report/test_task_table.py and
+E3 (results that lack something) has more in tests/reporting/test_task_table.py and
 tests/evaluate/test_scores.py.
 """
 
@@ -14,13 +14,13 @@ import pytest
 from tiny_tasks import write_tasks
 from typer.testing import CliRunner, Result
 
-from inheritune.cli import app
+from inheritune.cli.app import app
 from inheritune.errors import InherituneError
-from inheritune.execute import execute
-from inheritune.recipe import Recipe
-from inheritune.recipe_file import RecipeFile
-from inheritune.report.task_table import scores_table
-from inheritune.run import Run
+from inheritune.recipe.load import RecipeFile
+from inheritune.recipe.schema import Recipe
+from inheritune.reporting.task_table import scores_table
+from inheritune.run.execute import execute
+from inheritune.run_directory import Run
 
 
 def evaluated(model: Path, out: Path, *options: object) -> Result:

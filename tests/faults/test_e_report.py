@@ -15,11 +15,11 @@ from types import ModuleType
 import pytest
 from typer.testing import CliRunner
 
-from inheritune.cli import app
-from inheritune.report.comparison import write_comparison
-from inheritune.report.page import write_report
-from inheritune.watch.live import Latest, live_page
-from inheritune.watch.server import HOST, MOST_CONNECTIONS, LiveServer, open_server
+from inheritune.cli.app import app
+from inheritune.reporting.comparison import write_comparison
+from inheritune.reporting.live import Latest, live_page
+from inheritune.reporting.live_server import HOST, MOST_CONNECTIONS, LiveServer, open_server
+from inheritune.reporting.page import write_report
 
 LARGEST = 1_500_000
 SCRIPT = re.compile(r"<script([^>]*)>(.*?)</script>", re.S)
@@ -39,7 +39,7 @@ HOSTILE = [
 
 @pytest.fixture(scope="session")
 def synthetic() -> ModuleType:
-    path = Path(__file__).parents[1] / "report" / "synthetic.py"
+    path = Path(__file__).parents[1] / "reporting" / "synthetic.py"
     spec = importlib.util.spec_from_file_location("report_synthetic", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

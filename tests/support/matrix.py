@@ -15,12 +15,12 @@ import transformers
 from support import proof, shrink
 from support.decoder_types import model_class
 
-from inheritune.checkpoints.config import text_config
-from inheritune.checkpoints.refusals import refuse_unsupported_model
-from inheritune.checkpoints.source import open_model
 from inheritune.errors import InherituneError
-from inheritune.inherit.inherit import inherit
-from inheritune.inherit.verify import verify
+from inheritune.model_files.config import text_config
+from inheritune.model_files.directory import open_model
+from inheritune.model_files.refusals import refuse_unsupported_model
+from inheritune.surgery.cut import inherit
+from inheritune.verification.model import verify
 
 __all__ = ["Cut", "Row", "quiet", "run", "run_given", "run_moved"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from support.shrink import FIRST_SPECIAL
 
-from inheritune.checkpoints.config_fields import COUNTS
-from inheritune.inherit.live_model import align_weights
+from inheritune.model_files.config_fields import COUNTS
+from inheritune.surgery.class_check.weights_check import align_weights
 
 __all__ = [
     *("Generation", "Seen", "WrongError", "layer_list", "load", "named", "observe", "prove"),

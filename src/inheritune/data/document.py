@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 
-from inheritune.recipe import Data
+from inheritune.recipe.schema import Data
 
 __all__ = [
     "SAMPLE_RULE",

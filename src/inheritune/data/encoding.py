@@ -20,7 +20,7 @@ from inheritune.data.document import Document, held_out, sampled
 from inheritune.data.sources import Place
 from inheritune.data.tokenizer import TextTokenizer, encode_documents
 from inheritune.errors import MachineError
-from inheritune.recipe import Data
+from inheritune.recipe.schema import Data
 
 __all__ = ["Encoded", "Encoder", "Encoders", "usable_cores"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from inheritune.data.bad_rows import BadRows, text_of
 from inheritune.data.document import Document
 from inheritune.errors import DataError, MissingExtraError
-from inheritune.recipe import TextSource
+from inheritune.recipe.schema import TextSource
 
 __all__ = ["dataset_commit", "hub_documents", "is_hub_dataset"]
 

@@ -20,7 +20,7 @@ from inheritune.data.staging import is_prepared, publish, staging_directory
 from inheritune.data.tokenizer import TextTokenizer
 from inheritune.data.tokens import TokenDirectory, TokenStream, open_tokens
 from inheritune.errors import DataError, Interrupted
-from inheritune.progress import Listener, Progress, silent
+from inheritune.system.progress import Listener, Progress, silent
 
 __all__ = ["IMPORTED", "FlatFiles", "import_tokens"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from inheritune.data.document_hashes import DocumentHashes
 from inheritune.data.shards import ShardWriter, file_sha256
-from inheritune.durable import read_json_file, sync_directory, write_json
 from inheritune.errors import DataError
+from inheritune.system.files import read_json_file, sync_directory, write_json
 
 __all__ = ["Journal"]
 

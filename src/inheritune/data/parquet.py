@@ -6,7 +6,7 @@ from typing import Any
 
 from inheritune.data.bad_rows import BadRows
 from inheritune.errors import MissingExtraError
-from inheritune.regular_file import first_line
+from inheritune.system.reading import first_line
 
 __all__ = ["parquet_rows"]
 

@@ -26,8 +26,8 @@ from inheritune.data.sources import Place, Source, held_out_sources, open_source
 from inheritune.data.tokenizer import TextTokenizer
 from inheritune.data.tokens import TokenStream, check_length
 from inheritune.errors import DataError, Interrupted
-from inheritune.progress import Listener, Progress
-from inheritune.recipe import Data
+from inheritune.recipe.schema import Data
+from inheritune.system.progress import Listener, Progress
 
 __all__ = ["Preparation"]
 

@@ -15,9 +15,9 @@ from inheritune.data.staging import is_prepared, publish, staging_directory, swe
 from inheritune.data.tokenizer import TextTokenizer
 from inheritune.data.tokens import TokenDirectory, canonical_digest, check_length, open_tokens
 from inheritune.errors import DataError, RecipeError
-from inheritune.inputs import told
-from inheritune.progress import Listener, silent
-from inheritune.recipe import Data
+from inheritune.recipe.schema import Data
+from inheritune.system.inputs import told
+from inheritune.system.progress import Listener, silent
 
 __all__ = ["prepare", "training_texts"]
 

@@ -12,8 +12,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from inheritune.data.journal import Journal
-from inheritune.durable import sync_directory
 from inheritune.errors import DataError, MachineError
+from inheritune.system.files import sync_directory
 
 __all__ = ["is_prepared", "publish", "staging_directory", "sweep"]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from inheritune.data.sources import open_sources
 from inheritune.data.tokenizer import TextTokenizer
 from inheritune.data.tokens import TokenStream
-from inheritune.recipe import Data
+from inheritune.recipe.schema import Data
 
 __all__ = ["TextStream"]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from inheritune.data.shards import ShardEntry, check_shard, file_sha256, map_shard
 from inheritune.errors import DataError
-from inheritune.recipe import Data
+from inheritune.recipe.schema import Data
 
 __all__ = [
     "MANIFEST_FORMAT",

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from inheritune.checkpoints.config import text_config
-from inheritune.checkpoints.flops import first_int
-from inheritune.recipe import Train
+from inheritune.model_files.config import text_config
+from inheritune.model_files.flops import first_int
+from inheritune.recipe.schema import Train
 
 __all__ = ["SAVED_BYTES_PER_S", "Memory", "estimate_memory"]
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from inheritune.inherit.devices import Speed
 from inheritune.planning.memory import Memory
 from inheritune.planning.trainings import PlannedTraining
-from inheritune.recipe import Recipe
+from inheritune.recipe.schema import Recipe
 from inheritune.steps.borrowed import read_benchmark
 from inheritune.steps.growth import Growth
+from inheritune.system.devices import Speed
 
 __all__ = ["growth_notes", "training_notes"]
 

@@ -3,16 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
-from inheritune.checkpoints.hub import is_hub_id
-from inheritune.checkpoints.source import ModelDirectory, open_model
 from inheritune.data.tokenizer import open_tokenizer
-from inheritune.durable import read_json_file
 from inheritune.errors import InherituneError, MachineError, SourceError, UnsupportedModelError
-from inheritune.inherit.imagined import imagine
-from inheritune.known_configs import known_config
-from inheritune.recipe import Recipe, ReferenceTraining
-from inheritune.run import Run
+from inheritune.model_files.directory import ModelDirectory, open_model
+from inheritune.model_files.download.hub import is_hub_id
+from inheritune.model_files.shapes import imagine
+from inheritune.recipe.known_configs import known_config
+from inheritune.recipe.schema import Recipe, ReferenceTraining
+from inheritune.run_directory import Run
 from inheritune.steps.pinned import open_pinned, pinned_commit
+from inheritune.system.files import read_json_file
 
 __all__ = ["planned_reference", "shape_notes", "with_taken_reference"]
 

@@ -5,15 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune.checkpoints.config import Edit, cut_config, text_config
-from inheritune.checkpoints.flops import first_int
-from inheritune.checkpoints.source import ModelDirectory
 from inheritune.data.shards import id_type
 from inheritune.data.tokens import open_tokens
-from inheritune.derive import first_layers
-from inheritune.deviations import deviations
-from inheritune.inherit.devices import Price, Speed, choose_device
-from inheritune.inherit.sizes import Sizes
+from inheritune.model_files.config import Edit, cut_config, text_config
+from inheritune.model_files.directory import ModelDirectory
+from inheritune.model_files.flops import first_int
 from inheritune.planning.memory import Memory, estimate_memory
 from inheritune.planning.notes import growth_notes, training_notes
 from inheritune.planning.planned_reference import (
@@ -22,12 +18,15 @@ from inheritune.planning.planned_reference import (
     with_taken_reference,
 )
 from inheritune.planning.trainings import PlannedTraining, Planner
-from inheritune.recipe import Recipe
-from inheritune.run import Run
+from inheritune.recipe.deviations import deviations
+from inheritune.recipe.schema import Recipe
+from inheritune.run_directory import Run
 from inheritune.steps.disk import checkpoint_bytes, weights_bytes
-from inheritune.steps.growth import Growth
+from inheritune.steps.growth import Growth, first_layers
+from inheritune.steps.initial_weights import check_starts
 from inheritune.steps.reference import Reference
-from inheritune.steps.starts import check_starts
+from inheritune.surgery.sizes import Sizes
+from inheritune.system.devices import Price, Speed, choose_device
 
 __all__ = ["RecipePlan", "plan_recipe"]
 

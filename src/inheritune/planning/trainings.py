@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from inheritune.checkpoints.config import layer_count
-from inheritune.checkpoints.flops import EVALUATION_SHARE
-from inheritune.inherit.devices import Price, Speed
-from inheritune.inherit.half_width import imagine_half_width
-from inheritune.inherit.sizes import Counts, Sizes
-from inheritune.recipe import Recipe
-from inheritune.recipe_variants import Distill
-from inheritune.steps.arms import Arm, arms_of, depth_of
+from inheritune.model_files.config import layer_count
+from inheritune.model_files.flops import EVALUATION_SHARE
+from inheritune.recipe.schema import Recipe
+from inheritune.recipe.variants import Distill
 from inheritune.steps.growth import grown_arms, grown_sizes
 from inheritune.steps.seeds import repeat_arms
+from inheritune.steps.trainings import Arm, arms_of, depth_of
+from inheritune.surgery.half_width import imagine_half_width
+from inheritune.surgery.sizes import Counts, Sizes
+from inheritune.system.devices import Price, Speed
 
 __all__ = ["PlannedTraining", "Planner"]
 

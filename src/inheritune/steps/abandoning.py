@@ -3,10 +3,10 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from inheritune.steps.arms import Arm
+from inheritune.steps.trainings import Arm
 
 if TYPE_CHECKING:
-    from inheritune.train.loop import Trained
+    from inheritune.training.loop import Trained
 
 __all__ = ["abandoned_record", "tell_abandoned"]
 
@@ -27,7 +27,7 @@ def abandoned_record(
         training was ``audited``, that is, went on to its end all the same; and then whether the
         decision was ``right``.
     """
-    from inheritune.train.forecast import CONFIDENCE
+    from inheritune.training.early_stop import CONFIDENCE
 
     if trained.decision is None:
         return None

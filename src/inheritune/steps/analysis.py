@@ -5,23 +5,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.analyze.advice import advise
-from inheritune.analyze.lazy import laziest_first
-from inheritune.checkpoints.config import text_config
-from inheritune.checkpoints.source import ModelDirectory, open_model
+from inheritune.analysis.advice import advise
+from inheritune.analysis.lazy import laziest_first
 from inheritune.data.tokens import TokenDirectory
-from inheritune.durable import read_json_file, write_json
 from inheritune.errors import DataError, InherituneError, Interrupted
-from inheritune.inherit.cut_points import cut_point, find_pattern
-from inheritune.inherit.sizes import Sizes
-from inheritune.progress import Listener, Progress, silent
-from inheritune.recipe import Analyze, Recipe
-from inheritune.signals import StopFlag
+from inheritune.model_files.config import text_config
+from inheritune.model_files.directory import ModelDirectory, open_model
+from inheritune.recipe.schema import Analyze, Recipe
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference
+from inheritune.surgery.cut_points import cut_point, find_pattern
+from inheritune.surgery.sizes import Sizes
+from inheritune.system.files import read_json_file, write_json
+from inheritune.system.progress import Listener, Progress, silent
+from inheritune.system.signals import StopFlag
 
 if TYPE_CHECKING:
-    from inheritune.analyze.sequences import Sequences
+    from inheritune.analysis.sequences import Sequences
 
 __all__ = [
     "Looks",
@@ -69,10 +69,10 @@ def look_at(model: ModelDirectory, role: str, looks: Looks) -> dict[str, Any]:
         UnsupportedModelError: Its attention cannot be observed.
         Interrupted: Asked to stop.
     """
-    from inheritune.analyze.attention import measure_attention
-    from inheritune.analyze.importance import measure_importance
-    from inheritune.train.settings import forward_device
-    from inheritune.train.weights import load_model
+    from inheritune.analysis.attention import measure_attention
+    from inheritune.analysis.importance import measure_importance
+    from inheritune.training.hardware import forward_device
+    from inheritune.training.models import load_model
 
     _refuse_long_sequences(model, looks)
     live: Any = load_model(model.path).to(forward_device())  # type: ignore[arg-type]
@@ -131,7 +131,7 @@ def summary(
         models: What `look_at` found of each.
         advice: Of `advice_for`; None where it is not known.
     """
-    from inheritune.analyze.calibration import calibration
+    from inheritune.analysis.calibration import calibration
 
     return {
         "format": _FORMAT,
@@ -221,7 +221,7 @@ def analyze_run(
 
 
 def _looks(job: Job, tokens: TokenDirectory) -> Looks:
-    from inheritune.analyze.sequences import draw_sequences
+    from inheritune.analysis.sequences import draw_sequences
 
     asked = job.recipe.analyze or Analyze()
     length = asked.tokens_per_sequence

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 from inheritune.errors import RecipeError
-from inheritune.recipe import Recipe, Train
+from inheritune.recipe.schema import Recipe, Train
 
 __all__ = ["allowed_inputs", "decisive", "warned"]
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from inheritune.errors import MachineError
-from inheritune.regular_file import escape
+from inheritune.system.reading import escape
 
 __all__ = ["checkpoint_bytes", "refuse_full_disk", "weights_bytes"]
 

@@ -5,16 +5,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from inheritune.checkpoints.source import ModelDirectory
-from inheritune.inherit.cut_points import cut_point, find_pattern
-from inheritune.inherit.sizes import Sizes
-from inheritune.recipe import Recipe
-from inheritune.recipe_variants import Grow
-from inheritune.run import Run
-from inheritune.steps.arms import Arm, arms_of
-from inheritune.steps.trial import Trial
+from inheritune.errors import RecipeError
+from inheritune.model_files.directory import ModelDirectory
+from inheritune.recipe.schema import Recipe
+from inheritune.recipe.variants import Grow
+from inheritune.run_directory import Run
+from inheritune.steps.reference import Reference
+from inheritune.steps.result import Trial
+from inheritune.steps.trainings import Arm, arms_of
+from inheritune.surgery.cut_points import cut_point, find_pattern
+from inheritune.surgery.sizes import Sizes
 
-__all__ = ["Growth", "grown_arms", "grown_sizes", "round_arm"]
+__all__ = ["Growth", "first_layers", "grown_arms", "grown_sizes", "round_arm"]
 
 
 @dataclass(frozen=True)
@@ -201,3 +203,32 @@ def grown_arms(
         of, before = name, layers
         seen += max(1, tokens // batch) * batch  # as train.loop.plan_steps
     return arms
+
+
+def first_layers(recipe: Recipe, reference: Reference) -> tuple[int, int]:
+    """Layers of the first round, and the most there may be.
+
+    Where the recipe takes the advice and the reference was not looked at yet: half of them.
+
+    Raises:
+        RecipeError: The recipe asks for more layers than the reference has.
+    """
+    most = recipe.grow.max_layers or reference.layers
+    layers = recipe.inherit.layers
+    if layers == "advice":
+        layers = min(reference.advised_layers or max(1, reference.layers // 2), most)
+    layers = layers or max(1, reference.layers // 2)
+    asked = {"inherit.layers": layers, "grow.max_layers": most}
+    own = {name: variant.layers for name, variant in recipe.variants.items()}
+    asked |= {f"variants.{n}.layers": count for n, count in own.items() if isinstance(count, int)}
+    for key, value in asked.items():
+        if value > reference.layers:
+            raise RecipeError(
+                f"{key} is {value}, but {reference.name} has {reference.layers} layers.",
+                f"Choose between 1 and {reference.layers}.",
+            )
+    if layers > most:
+        raise RecipeError(
+            f"inherit.layers is {layers}, above grow.max_layers {most}.", "Raise the second."
+        )
+    return layers, most

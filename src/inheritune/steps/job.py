@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune.durable import read_json_file, write_json
-from inheritune.inputs import refuse_differences
-from inheritune.processes import ALONE, Processes
-from inheritune.progress import Listener, Progress
-from inheritune.recipe import Recipe
-from inheritune.run import Run
-from inheritune.signals import StopFlag
+from inheritune.recipe.schema import Recipe
+from inheritune.run_directory import Run
+from inheritune.system.files import read_json_file, write_json
+from inheritune.system.inputs import refuse_differences
+from inheritune.system.processes import ALONE, Processes
+from inheritune.system.progress import Listener, Progress
+from inheritune.system.signals import StopFlag
 
 __all__ = ["Job", "finish", "finished"]
 

@@ -4,10 +4,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from inheritune.checkpoints.source import ModelDirectory, open_model
-from inheritune.durable import read_json_file, write_json
 from inheritune.errors import DataError, SourceError
-from inheritune.run import Run
+from inheritune.model_files.directory import ModelDirectory, open_model
+from inheritune.run_directory import Run
+from inheritune.system.files import read_json_file, write_json
 
 __all__ = ["open_pinned", "pinned_commit"]
 

@@ -7,27 +7,27 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from inheritune.checkpoints.config import cut_config, layer_count, text_config
-from inheritune.checkpoints.copy import copy_side_files
-from inheritune.checkpoints.flops import EVALUATION_SHARE
-from inheritune.checkpoints.source import ModelDirectory, open_model
 from inheritune.data.order import ORDER_VERSION
 from inheritune.data.prepare import training_texts
 from inheritune.data.tokenizer import open_tokenizer, train_tokenizer
 from inheritune.data.tokens import TokenDirectory
-from inheritune.durable import read_json_file, write_json
 from inheritune.errors import DataError, RecipeError, SourceError
-from inheritune.progress import Progress
-from inheritune.recipe import ReferenceTraining
-from inheritune.steps.arms import Arm
+from inheritune.model_files.config import cut_config, layer_count, text_config
+from inheritune.model_files.copy import copy_side_files
+from inheritune.model_files.directory import ModelDirectory, open_model
+from inheritune.model_files.flops import EVALUATION_SHARE
+from inheritune.recipe.schema import ReferenceTraining
 from inheritune.steps.borrowed import borrow_benchmark, measured_on
 from inheritune.steps.changes import decisive
 from inheritune.steps.job import Job, finish, finished
-from inheritune.steps.kept_reference import is_kept, keep, kept_path, only_trainer
 from inheritune.steps.pinned import open_pinned
+from inheritune.steps.reference_store import is_kept, keep, kept_path, only_trainer
 from inheritune.steps.tokens import prepare_tokens
 from inheritune.steps.training import run_training, training_inputs
+from inheritune.steps.trainings import Arm
 from inheritune.steps.validation import finite, val_loss_of
+from inheritune.system.files import read_json_file, write_json
+from inheritune.system.progress import Progress
 
 __all__ = [
     "Benchmark",
@@ -103,7 +103,7 @@ class Benchmark:
 
 def open_reference(job: Job) -> Reference:
     """The reference: opened, or trained here first when the recipe says so."""
-    from inheritune.train.weights import describe
+    from inheritune.training.models import describe
 
     wanted, taken = job.recipe.reference, None
     if wanted.train is not None:
@@ -260,7 +260,7 @@ def _train_here(job: Job, wanted: ReferenceTraining, tokens: TokenDirectory) -> 
 
 def flops_per_token(job: Job, reference: Reference, layers: int) -> float:
     """Training cost of a model that has some of the reference's layers."""
-    from inheritune.train.weights import describe_config
+    from inheritune.training.models import describe_config
 
     config, _ = cut_config(reference.model.config, layers)
     return describe_config(config, job.recipe.train.seq_len).flops_per_token

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inheritune.recipe import Recipe
-from inheritune.steps.arms import Arm
-from inheritune.steps.trial import Trial
+from inheritune.recipe.schema import Recipe
+from inheritune.steps.result import Trial
+from inheritune.steps.trainings import Arm
 
 __all__ = ["Repeated", "repeat_arms", "together"]
 

@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune.checkpoints.source import open_model
 from inheritune.errors import DataError, InherituneError, Interrupted
-from inheritune.evaluate.suites import VAL_LOSS, questions
-from inheritune.progress import Progress
-from inheritune.recipe import Recipe
-from inheritune.regular_file import first_line
+from inheritune.evaluation.suites import VAL_LOSS, questions
+from inheritune.model_files.directory import open_model
+from inheritune.recipe.schema import Recipe
 from inheritune.steps.job import Job
+from inheritune.system.progress import Progress
+from inheritune.system.reading import first_line
 
 __all__ = ["Examined", "ask_tasks", "asked_at", "check_tasks", "moments_in"]
 
@@ -45,7 +45,7 @@ def check_tasks(job: Job) -> None:
     """
     tasks = _tasks(job.recipe)
     if tasks:
-        from inheritune.evaluate.ask import described
+        from inheritune.evaluation.ask import described
 
         wanted = job.recipe.evaluate
         with described(tasks, _local(job), wanted.allow_task_code, job.run.root / "evaluation"):
@@ -122,8 +122,8 @@ def _asked(
     models: Sequence[Examined],
     moments: Sequence[Examined],
 ) -> dict[str, Any]:
-    from inheritune.evaluate.ask import Asked, Settings, ask, described
-    from inheritune.train.settings import choose_device
+    from inheritune.evaluation.ask import Asked, Settings, ask, described
+    from inheritune.training.hardware import choose_device
 
     wanted, out = job.recipe.evaluate, job.run.root / "evaluation"
     device = choose_device()

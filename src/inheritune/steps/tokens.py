@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from inheritune.checkpoints.config import text_config
 from inheritune.data.import_tokens import FlatFiles, import_tokens
 from inheritune.data.prepare import prepare
 from inheritune.data.tokenizer import TextTokenizer, open_tokenizer
 from inheritune.data.tokens import TokenDirectory, check_budget
-from inheritune.durable import read_json_file
-from inheritune.recipe import Recipe
+from inheritune.model_files.config import text_config
+from inheritune.recipe.schema import Recipe
 from inheritune.steps.job import Job
+from inheritune.system.files import read_json_file
 
 __all__ = ["embedding_rows", "import_flat_tokens", "prepare_tokens"]
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inheritune.progress import Progress
 from inheritune.steps.job import Job
+from inheritune.system.progress import Progress
 
 if TYPE_CHECKING:
-    from inheritune.train.trackers import Trackers
+    from inheritune.training.trackers import Trackers
 
 __all__ = ["open_trackers"]
 
@@ -21,8 +21,8 @@ def open_trackers(job: Job, task: str, folder: Path) -> "Trackers":
         task: The training's name, shown with the recipe's.
         folder: The training's own directory.
     """
-    from inheritune.train.tracker_adapters import ADAPTERS
-    from inheritune.train.trackers import Trackers
+    from inheritune.training.tracker_adapters import ADAPTERS
+    from inheritune.training.trackers import Trackers
 
     def say(trouble: str) -> None:
         job.on_progress(Progress(task, message=trouble))

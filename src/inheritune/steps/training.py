@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.data.tokens import TokenDirectory, check_budget
 from inheritune.errors import CheckpointError
-from inheritune.inherit.devices import peak_of
-from inheritune.steps.arms import Arm
 from inheritune.steps.changes import decisive, warned
-from inheritune.steps.chosen import checkpoint_for
 from inheritune.steps.disk import refuse_full_disk
-from inheritune.steps.distilling import open_distillation
+from inheritune.steps.distillation import open_distillation
 from inheritune.steps.job import Job, finish, finished
-from inheritune.steps.memory import memory_named
+from inheritune.steps.limits import memory_named
+from inheritune.steps.result import Trial, measure_published, trial_of
+from inheritune.steps.resume import checkpoint_for
 from inheritune.steps.tasks import asked_at
 from inheritune.steps.tracking import open_trackers
-from inheritune.steps.trial import Trial, measure_published, trial_of
+from inheritune.steps.trainings import Arm
 from inheritune.steps.validation import enough_memory_to_validate
+from inheritune.system.devices import peak_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from inheritune.train.loop import Trained
-    from inheritune.train.metrics import OnRow
+    from inheritune.training.loop import Trained
+    from inheritune.training.metrics import OnRow
 
 __all__ = ["run_training", "train_share", "training_inputs"]
 
@@ -102,8 +102,8 @@ def _train(
     inputs: Mapping[str, Any],
     on_row: "OnRow",
 ) -> "Trained":
-    from inheritune.train.state import load_weights
-    from inheritune.train.weights import describe, save_model
+    from inheritune.training.checkpoint import load_weights
+    from inheritune.training.models import describe, save_model
 
     checkpoint = checkpoint_for(job, folder)  # refused here, before the others begin
     train = arm.settings(job.recipe.train)
@@ -125,8 +125,8 @@ def _train(
 
 def _publish_moments(job: Job, arm: Arm, folder: Path) -> None:
     """Turn the checkpoints that were kept on the way into model directories."""
-    from inheritune.train.state import load_weights
-    from inheritune.train.weights import save_model
+    from inheritune.training.checkpoint import load_weights
+    from inheritune.training.models import save_model
 
     shutil.rmtree(folder / "at", ignore_errors=True)  # of a training with other inputs
     for kept in sorted((folder / "moments").glob("[0-9]*")):
@@ -150,11 +150,11 @@ def train_share(
     Process 0 alone may name a checkpoint to go on from, since it is the one that chooses, and who
     is given the rows, since it is the one that writes them.
     """
-    from inheritune.evaluate.val_loss import measure_val_loss
-    from inheritune.train.forecast import Goal
-    from inheritune.train.loop import Plan, train
-    from inheritune.train.settings import choose_settings
-    from inheritune.train.weights import describe
+    from inheritune.evaluation.val_loss import measure_val_loss
+    from inheritune.training.early_stop import Goal
+    from inheritune.training.hardware import choose_settings
+    from inheritune.training.loop import Plan, train
+    from inheritune.training.models import describe
 
     recipe, processes = arm.settings(job.recipe.train), job.processes
     batch_size = job.recipe.evaluate.batch_size
@@ -221,7 +221,7 @@ def _enough_memory(micro_batch: int) -> AbstractContextManager[None]:
 
 
 def _start_model(job: Job, arm: Arm, folder: Path) -> "PreTrainedModel":
-    from inheritune.train.weights import fresh_model, load_model
+    from inheritune.training.models import fresh_model, load_model
 
     recipe = arm.settings(job.recipe.train)
     if arm.start == "fresh":

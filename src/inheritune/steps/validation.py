@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.data.tokens import TokenDirectory
 from inheritune.steps.job import Job
-from inheritune.steps.memory import memory_named
+from inheritune.steps.limits import memory_named
 
 if TYPE_CHECKING:
-    from inheritune.evaluate.val_loss import ValLoss
+    from inheritune.evaluation.val_loss import ValLoss
 
 __all__ = ["enough_memory_to_validate", "finite", "val_loss_of", "val_loss_share"]
 
@@ -28,9 +28,9 @@ def val_loss_of(
 
 def val_loss_share(job: Job, directory: Path, tokens: TokenDirectory, task: str) -> "ValLoss":
     """This process's part of `val_loss_of`, and the whole in the end."""
-    from inheritune.evaluate.val_loss import measure_val_loss
-    from inheritune.train.settings import choose_device
-    from inheritune.train.weights import load_model
+    from inheritune.evaluation.val_loss import measure_val_loss
+    from inheritune.training.hardware import choose_device
+    from inheritune.training.models import load_model
 
     batch_size = job.recipe.evaluate.batch_size
     with enough_memory_to_validate(batch_size):

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from inheritune.data.tokens import open_tokens
-from inheritune.steps.arms import Arm
 from inheritune.steps.job import Job
 from inheritune.steps.training import train_share
+from inheritune.steps.trainings import Arm
 from inheritune.steps.validation import val_loss_share
 
 __all__ = ["serve"]

@@ -1,0 +1,239 @@
+"""Attention rank and mass of every layer and head of a model, as the paper defines them.
+
+N sequences, T tokens in each, H heads, L layers.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from inheritune.analysis.observe import find_layers, looks_like_attention, observed
+from inheritune.analysis.rank import attention_mass, attention_rank, sink_share
+from inheritune.errors import UnsupportedModelError
+from inheritune.system.progress import Listener, Progress, silent
+from inheritune.system.signals import StopFlag
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+__all__ = ["THRESHOLDS", "AttentionStatistics", "LayerAttention", "measure_attention"]
+
+# Beside the one that is asked for.
+THRESHOLDS = (0.80, 0.85, 0.90, 0.95)
+_MASS_THRESHOLD = 0.90
+_NEARLY_ONE = 1.5
+_MATRICES = 1 << 26  # values of a layer's matrices in one forward: 256 MB in fp32
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """The attention of one layer; means over sequences.
+
+    Attributes:
+        layer: Its number, from 0.
+        rank: Of each head, (H,), from 1 to T: fewest singular values that hold the threshold's
+            share of the squared ones.
+        rank_at: MaxRank at other thresholds.
+        mass: Of each head, (H,), from 1 to T: fewest columns that hold 90 % of the squared norm.
+        sink: Of each head, (H,): mean weight on the heaviest column.
+    """
+
+    layer: int
+    rank: NDArray[np.float64]
+    rank_at: Mapping[float, float]
+    mass: NDArray[np.float64]
+    sink: NDArray[np.float64]
+
+    @property
+    def max_rank(self) -> float:
+        """Of the fullest head."""
+        return float(self.rank.max())
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether every head has rank 1 on every sequence."""
+        return self.max_rank == 1.0
+
+    def as_json(self) -> dict[str, Any]:
+        """As the report reads it."""
+        return {
+            "layer": self.layer,
+            "max_rank": self.max_rank,
+            "avg_mass": float(self.mass.mean()),
+            "sink_share": float(self.sink.mean()),
+            "heads_near_one": float((self.rank < _NEARLY_ONE).mean()),
+            "lazy": self.is_lazy,
+            "max_rank_at": {f"{at:g}": found for at, found in self.rank_at.items()},
+            "rank": self.rank.round(4).tolist(),
+            "mass": self.mass.round(4).tolist(),
+            "sink": self.sink.round(6).tolist(),
+        }
+
+
+@dataclass(frozen=True)
+class AttentionStatistics:
+    """What was seen of a model's attention.
+
+    Attributes:
+        total: Layers of the model, L.
+        layers: Those that have attention.
+        skipped: Numbers of those that have none.
+        threshold: Of the rank.
+        sequences: N.
+        tokens_per_sequence: T.
+    """
+
+    total: int
+    layers: list[LayerAttention]
+    skipped: list[int]
+    threshold: float
+    sequences: int
+    tokens_per_sequence: int
+
+    @property
+    def max_ranks(self) -> dict[int, float]:
+        """MaxRank by the number of the layer."""
+        return {layer.layer: layer.max_rank for layer in self.layers}
+
+    def as_json(self) -> dict[str, Any]:
+        """As the report reads it."""
+        ranks = np.concatenate([layer.rank for layer in self.layers])
+        return {
+            "threshold": self.threshold,
+            "sequences": self.sequences,
+            "tokens_per_sequence": self.tokens_per_sequence,
+            "avg_rank": float(np.mean([layer.max_rank for layer in self.layers])),
+            "heads_near_one": float((ranks < _NEARLY_ONE).mean()),
+            "lazy_layers": [layer.layer for layer in self.layers if layer.is_lazy],
+            "layers": [layer.as_json() for layer in self.layers],
+            "without_attention": self.skipped,
+        }
+
+
+def measure_attention(
+    model: "PreTrainedModel",
+    total: int,
+    ids: NDArray[np.int64],
+    threshold: float = 0.90,
+    stop: StopFlag | None = None,
+    on_progress: Listener = silent,
+    task: str = "attention",
+    ranks_of: "Callable[..., Tensor]" = attention_rank,
+) -> AttentionStatistics:
+    """Rank and mass of the causal attention of every head, per sequence, before dropout.
+
+    Matrices are reduced one layer at a time and never averaged. No padding: sequences are full.
+
+    Args:
+        model: A causal language model in fp32; left in evaluation mode, with its own attention.
+        total: Its layers, L.
+        ids: (N, T), at least one sequence of two tokens.
+        threshold: Share of the squared singular values, in (0, 1).
+        stop: Asked between forwards.
+        on_progress: Told after every forward.
+        task: Name shown with the progress.
+        ranks_of: Another way to compute the ranks, for comparing.
+
+    Raises:
+        UnsupportedModelError: No layer shows its attention.
+        Interrupted: Asked to stop.
+
+    Source: Sanyal et al., Inheritune, arXiv 2404.08634, section 2.
+    """
+    layers = find_layers(model, total)
+    device = next(model.parameters()).device
+    sums = _Sums(tuple(dict.fromkeys((threshold, *THRESHOLDS))), ranks_of)
+    size, few = _micro_batch(model, *ids.shape), _few_logits(model)
+    model.eval()
+    with torch.no_grad(), observed(model, layers, sums.take):
+        for first in range(0, len(ids), size):
+            batch = torch.from_numpy(ids[first : first + size]).to(device)
+            model(input_ids=batch, use_cache=False, **few)
+            sums.end_forward(model)
+            on_progress(Progress(task, min(first + size, len(ids)), len(ids), "sequences"))
+            if stop is not None:
+                stop.check(f"{task} is measured again")
+    return AttentionStatistics(
+        total=total,
+        layers=sums.layers(len(ids)),
+        skipped=sorted(set(range(total)) - sums.seen),
+        threshold=threshold,
+        sequences=len(ids),
+        tokens_per_sequence=ids.shape[1],
+    )
+
+
+def _few_logits(model: "PreTrainedModel") -> dict[str, int]:
+    """What keeps the head from computing logits that nobody reads: a third of GPT-2 small."""
+    name = "logits_to_keep"
+    return {name: 1} if name in inspect.signature(model.forward).parameters else {}
+
+
+def _micro_batch(model: "PreTrainedModel", sequences: int, length: int) -> int:
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_attention_heads", None)
+    heads = max(heads) if isinstance(heads, list) else heads
+    return max(1, min(sequences, _MATRICES // (4 * (heads or 16) * length * length), 32))
+
+
+class _Sums:
+    """What is left of matrices that were seen."""
+
+    def __init__(self, thresholds: tuple[float, ...], ranks_of: "Callable[..., Tensor]") -> None:
+        self._thresholds, self._ranks_of = thresholds, ranks_of
+        self._sums: dict[int, Tensor] = {}
+        self._forward: dict[int, list[Tensor]] = {}
+
+    @property
+    def seen(self) -> set[int]:
+        return set(self._sums)
+
+    def take(self, layer: int, weights: "Tensor") -> None:
+        if layer not in self._sums and not looks_like_attention(weights):
+            raise UnsupportedModelError(
+                f"layer {layer} has attention of shape {tuple(weights.shape)} that is not causal.",
+                "Its rank has no meaning here; leave analyze out.",
+            )
+        batch, heads, length, _ = weights.shape
+        matrices = weights.reshape(batch * heads, length, length)
+        ranks = self._ranks_of(matrices, self._thresholds).double().view(batch, heads, -1)
+        mass = attention_mass(matrices, _MASS_THRESHOLD).double().view(batch, heads, 1)
+        sink = sink_share(matrices).double().view(batch, heads, 1)
+        found = torch.cat([ranks, mass, sink], -1).sum(0).cpu()  # (H, Q + 2)
+        self._forward.setdefault(layer, []).append(found)
+
+    def end_forward(self, model: "PreTrainedModel") -> None:
+        for layer, parts in self._forward.items():
+            heads = torch.cat(parts)  # of all attentions that the layer has
+            self._sums[layer] = self._sums.get(layer, torch.zeros_like(heads)) + heads
+        self._forward.clear()
+        if not self._sums:
+            raise UnsupportedModelError(
+                f"the attention of {type(model).__name__} cannot be observed: no layer shows any.",
+                "It may have none, as state space models do.",
+            )
+
+    def layers(self, sequences: int) -> list[LayerAttention]:
+        found = []
+        for layer, total in sorted(self._sums.items()):
+            values = total.numpy() / sequences  # (H, Q + 2)
+            ranks = values[:, :-2]
+            found.append(
+                LayerAttention(
+                    layer=layer,
+                    rank=ranks[:, 0],
+                    rank_at={
+                        at: float(ranks[:, place].max())
+                        for place, at in enumerate(self._thresholds)
+                    },
+                    mass=values[:, -2],
+                    sink=values[:, -1],
+                )
+            )
+        return found

@@ -1,0 +1,194 @@
+"""How much each layer changes what passes through it, and what its removal costs.
+
+N sequences, T tokens, D hidden, L layers.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from inheritune.analysis.observe import Layers, find_layers, watched_by
+from inheritune.system.progress import Listener, Progress, silent
+from inheritune.system.signals import StopFlag
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+__all__ = ["Importance", "LayerImportance", "measure_importance"]
+
+_BATCH = 16  # sequences per forward
+
+
+@dataclass(frozen=True)
+class LayerImportance:
+    """One layer.
+
+    Attributes:
+        layer: Its number, from 0.
+        influence: 1 - cosine of what goes in and what comes out, mean over tokens, in [0, 2];
+            None where text does not pass through it, or its values are not finite.
+        angle: Angular distance of the same, arccos(cosine) / pi, mean over tokens, in [0, 1].
+        removal_loss: Nats per token that the loss rises by when the layer is skipped; None where
+            it was not measured, or is not finite.
+    """
+
+    layer: int
+    influence: float | None
+    angle: float | None
+    removal_loss: float | None
+
+
+@dataclass(frozen=True)
+class Importance:
+    """All layers.
+
+    Attributes:
+        loss: Nats per token with all layers, on the sequences that removal was measured on.
+        sequences: How many those are.
+        layers: From the input on.
+    """
+
+    loss: float | None
+    sequences: int
+    layers: list[LayerImportance]
+
+    def as_json(self) -> dict[str, Any]:
+        """As the report reads it."""
+        return asdict(self)
+
+
+def measure_importance(
+    model: "PreTrainedModel",
+    total: int,
+    ids: NDArray[np.int64],
+    removal_sequences: int = 20,
+    stop: StopFlag | None = None,
+    on_progress: Listener = silent,
+    task: str = "importance",
+) -> Importance:
+    """Influence and angle of every layer, and the loss without it.
+
+    Args:
+        model: A causal language model in fp32; left in evaluation mode.
+        total: Its layers, L.
+        ids: (N, T).
+        removal_sequences: The first so many are used for the losses, which take L + 1 passes; 0:
+            none.
+        stop: Asked between forwards.
+        on_progress: Told after every pass.
+        task: Name shown with the progress.
+
+    Raises:
+        UnsupportedModelError: The model has no list of so many layers.
+        Interrupted: Asked to stop.
+
+    Source: of the influence, Men et al., ShortGPT, arXiv 2403.03853; of the angle, Gromov et al.,
+    arXiv 2403.17887, here over all tokens.
+    """
+    layers = find_layers(model, total)
+    model.eval()
+    cosines = _Cosines(total)
+    passes = _Passes(model, stop, on_progress, task, total + 2 if removal_sequences else 1)
+    with watched_by(layers, cosines.before, cosines.after):
+        passes.over(ids, losses=False)
+    few = ids[:removal_sequences]
+    loss: float | None = None
+    without: list[float | None] = [None] * total
+    if len(few):
+        loss = passes.over(few)
+        without = [_loss_without(layers, number, passes, few) for number in range(total)]
+    return Importance(
+        loss=loss,
+        sequences=len(few),
+        layers=[
+            LayerImportance(
+                layer=number,
+                influence=None if cosine is None else 1 - cosine,
+                angle=angle,
+                removal_loss=_difference(without[number], loss),
+            )
+            for number, (cosine, angle) in enumerate(cosines.means())
+        ],
+    )
+
+
+def _difference(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def _loss_without(
+    layers: Layers, number: int, passes: "_Passes", ids: NDArray[np.int64]
+) -> float | None:
+    given: dict[int, Tensor] = {}
+
+    def before(layer: int, hidden: "Tensor") -> None:
+        given[layer] = hidden
+
+    def after(layer: int, hidden: "Tensor") -> "Tensor":
+        return given.pop(layer)
+
+    with watched_by(layers, before, after, only=number):
+        return passes.over(ids)
+
+
+class _Passes:
+    """Runs a model over sequences."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        stop: StopFlag | None,
+        on_progress: Listener,
+        task: str,
+        total: int,
+    ) -> None:
+        self._model, self._stop, self._listen = model, stop, on_progress
+        self._task, self._total, self._done = task, total, 0
+
+    def over(self, ids: NDArray[np.int64], losses: bool = True) -> float | None:
+        """Nats per token; None where losses are not asked for, or not finite."""
+        device, nats = next(self._model.parameters()).device, 0.0
+        for first in range(0, len(ids), _BATCH):
+            if self._stop is not None:
+                self._stop.check(f"{self._task} is measured again")
+            batch = torch.from_numpy(ids[first : first + _BATCH]).to(device)
+            with torch.no_grad():
+                logits = self._model(input_ids=batch, use_cache=False).logits  # (B, T, V)
+                if losses:
+                    scores = logits[:, :-1].float().flatten(0, 1)
+                    nats += float(F.cross_entropy(scores, batch[:, 1:].flatten(), reduction="sum"))
+        self._done += 1
+        self._listen(Progress(self._task, self._done, self._total, "passes"))
+        mean = nats / (len(ids) * (ids.shape[1] - 1))
+        return mean if losses and math.isfinite(mean) else None
+
+
+class _Cosines:
+    """Sums of cosine and angle between what a layer is given and what it gives."""
+
+    def __init__(self, total: int) -> None:
+        self._sums = np.zeros((total, 3))
+        self._given: dict[int, Tensor] = {}
+
+    def before(self, layer: int, hidden: "Tensor") -> None:
+        self._given[layer] = hidden.detach().clone()  # layers may add to it in place
+
+    def after(self, layer: int, hidden: "Tensor") -> None:
+        cosine = F.cosine_similarity(self._given.pop(layer).double(), hidden.double(), dim=-1)
+        cosine = cosine.clamp(-1, 1)
+        angle = cosine.arccos() / math.pi
+        self._sums[layer] += (float(cosine.sum()), float(angle.sum()), cosine.numel())
+
+    def means(self) -> list[tuple[float | None, float | None]]:
+        """Cosine and angle of each layer."""
+        return [(self._mean(row[0], row[2]), self._mean(row[1], row[2])) for row in self._sums]
+
+    def _mean(self, total: float, count: float) -> float | None:
+        mean = float(total / count) if count else math.nan
+        return mean if math.isfinite(mean) else None

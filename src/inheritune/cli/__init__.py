@@ -1,0 +1,1 @@
+"""The commands: reading the command line and talking to the terminal."""

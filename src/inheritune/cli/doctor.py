@@ -1,0 +1,289 @@
+"""What this machine offers a run, and what it lacks: versions, device, compiler, space, Hub."""
+
+import importlib.metadata
+import locale
+import os
+import platform
+import re
+import shutil
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from inheritune import __version__
+
+__all__ = ["Finding", "diagnose"]
+
+OLDEST_PYTHON = (3, 11)
+# The demo's run directory takes a third of this, its training about as much memory.
+LEAST_DISK_BYTES = 10**9
+LEAST_MEMORY_BYTES = 2 * 10**9
+
+# `name>=version; extra == "..."`, as pyproject.toml writes its requirements.
+_REQUIREMENT = re.compile(
+    r"(?P<name>[\w.-]+)(?:\[[^]]*\])?\s*(?:>=(?P<oldest>[\w.]+))?"
+    r"\s*(?:;.*extra\s*==\s*['\"](?P<extra>[\w-]+)['\"].*)?"
+)
+_DEVELOPMENT = re.compile(r"extra\s*==\s*['\"]dev['\"]")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at.
+
+    Attributes:
+        name: What was looked at, such as ``"free disk"``.
+        value: What was found, for people.
+        ok: False where a run would fail here.
+        hint: What to do about it, or what goes slower or missing; usually empty.
+    """
+
+    name: str
+    value: str
+    ok: bool = True
+    hint: str = ""
+
+
+def diagnose() -> list[Finding]:
+    """Look at everything a run depends on; changes nothing and opens no connection.
+
+    Returns:
+        Findings in the order they are best read. The machine is fit for a run when all are `ok`.
+    """
+    return [
+        _python(),
+        *_packages(),
+        *_device(),
+        _compiler(),
+        _c_library(),
+        _cores(),
+        _memory(),
+        _disk(),
+        *_hub(),
+        _encoding(),
+    ]
+
+
+def _python() -> Finding:
+    oldest = ".".join(map(str, OLDEST_PYTHON))
+    hint = "" if sys.version_info >= OLDEST_PYTHON else f"Install Python {oldest} or newer."
+    return Finding("python", platform.python_version(), not hint, hint)
+
+
+def _packages() -> Iterator[Finding]:
+    yield Finding("inheritune", __version__)
+    try:
+        requirements = importlib.metadata.requires("inheritune") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(
+            "packages", "not checked", True, "inheritune is not installed: pip install -e ."
+        )
+        return
+    found = {f.name: f for f in map(_package, _asked_of_users(requirements))}
+    # torch and transformers decide most; then by name.
+    yield from sorted(
+        found.values(), key=lambda f: (f.name not in {"torch", "transformers"}, f.name)
+    )
+
+
+def _asked_of_users(requirements: list[str]) -> list[str]:
+    # Reversed: of a package that two extras ask for, the extra that is listed first is named.
+    return [r for r in reversed(requirements) if not _DEVELOPMENT.search(r)]
+
+
+def _package(requirement: str) -> Finding:
+    match = _REQUIREMENT.fullmatch(requirement.strip())
+    assert match, requirement  # our own pyproject.toml
+    name, oldest, extra = match["name"], match["oldest"] or "0", match["extra"]
+    install = f'Install it: pip install "inheritune[{extra}]"' if extra else ""
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        if extra:
+            return Finding(name, "not installed", True, f"Optional. {install}")
+        return Finding(name, "not installed", False, f'Install it: pip install "{name}>={oldest}"')
+    if _release(version) < _release(oldest):
+        return Finding(name, version, False, f'Too old: pip install "{name}>={oldest}"')
+    return Finding(name, version)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers of a version: (2, 13) of ``2.13.0+cpu``; trailing zeros do not count."""
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    parts = [int(part) for part in numbers[0].split(".")] if numbers else []
+    while parts and parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)
+
+
+def _device() -> Iterator[Finding]:
+    try:
+        with warnings.catch_warnings(record=True) as caught:  # torch warns of an old driver
+            warnings.simplefilter("always")
+            import torch
+
+            has_cuda = torch.cuda.is_available()
+    except Exception as error:  # a broken installation fails in ways of its own
+        yield Finding("device", f"torch does not import: {error}", False, "Reinstall torch.")
+        return
+    if has_cuda:
+        yield from _gpu()
+        return
+    hint = ""
+    if Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi"):
+        said = str(caught[0].message).splitlines()[0] if caught else "this torch is built for CPUs"
+        hint = f"An NVIDIA GPU seems to be here, but torch cannot use it: {said}"
+    elif torch.backends.mps.is_available():
+        hint = "The GPU of this machine (mps) is not used: training runs on CUDA or the CPU."
+    yield Finding("device", f"cpu ({platform.machine()})", True, hint)
+    yield _processor_bf16()
+
+
+def _gpu() -> Iterator[Finding]:
+    import torch
+
+    try:
+        properties = torch.cuda.get_device_properties(0)
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    except RuntimeError as error:
+        said = str(error).splitlines()[0]
+        hint = 'Choose another GPU, or none: CUDA_VISIBLE_DEVICES="".'
+        yield Finding("device", f"cuda fails: {said}", False, hint)
+        return
+    count = torch.cuda.device_count()
+    more = f", one of {count}" if count > 1 else ""
+    memory = _size(properties.total_memory)
+    yield Finding("device", f"cuda ({properties.name}, {memory}{more})")
+    yield Finding("bf16", "yes" if bf16 else "no", True, "" if bf16 else "Training runs in fp32.")
+
+
+def _processor_bf16() -> Finding:
+    from inheritune.training.hardware import processor_flags
+
+    flags = processor_flags()
+    for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512")):
+        if flag in flags:
+            return Finding("bf16", f"yes ({name})")
+    hint = "Training on this processor runs in fp32; bf16 instructions make it 2-3 times faster."
+    return Finding("bf16", "no" if flags else "not known on this system", True, hint)
+
+
+def _compiler() -> Finding:
+    compiler = next(filter(shutil.which, ("g++", "clang++")), None)
+    without = "Long trainings run without torch.compile, up to 1.3 times slower;"
+    if compiler is None:
+        return Finding("C++ compiler", "none", True, f"{without} install g++ or clang++.")
+    # Compiled kernels bind themselves to Python.
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        hint = f"{without} install Python's headers (python3-dev)."
+        return Finding("C++ compiler", f"{compiler}, without Python.h", True, hint)
+    return Finding("C++ compiler", compiler)
+
+
+def _c_library() -> Finding:
+    name, version = platform.libc_ver()
+    hint = "" if name == "glibc" else "train.keep_large_blocks works with glibc only; it stays off."
+    return Finding("C library", f"{name} {version}".strip() or "not glibc", True, hint)
+
+
+def _cores() -> Finding:
+    # What this process may use: containers and schedulers grant less than the machine has.
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = _first_line("/sys/fs/cgroup/cpu.max").split()
+    if len(quota) == 2 and quota[0].isdecimal():
+        granted = int(quota[0]) / int(quota[1])
+        if granted < (usable or 1):
+            return Finding("cores", f"{granted:g} granted of {usable}")
+    return Finding("cores", str(usable or "not known"))
+
+
+def _memory() -> Finding:
+    free = _free_memory_bytes()
+    if free is None:
+        return Finding("free memory", "not known on this system")
+    hint = f"The demo wants {_size(LEAST_MEMORY_BYTES)}." if free < LEAST_MEMORY_BYTES else ""
+    return Finding("free memory", _size(free), not hint, hint)
+
+
+def _free_memory_bytes() -> int | None:
+    try:
+        meminfo = Path("/proc/meminfo").read_text()
+    except OSError:
+        return None
+    available = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE)
+    if available is None:
+        return None
+    free = int(available[1]) * 1024
+    limit = _first_line("/sys/fs/cgroup/memory.max")
+    used = _first_line("/sys/fs/cgroup/memory.current")
+    if limit.isdecimal() and used.isdecimal():
+        # Cached files count as used and are given back on demand.
+        cached = re.search(
+            r"^inactive_file (\d+)", _text("/sys/fs/cgroup/memory.stat"), re.MULTILINE
+        )
+        free = min(free, int(limit) - int(used) + (int(cached[1]) if cached else 0))
+    return max(free, 0)
+
+
+def _disk() -> Finding:
+    try:
+        free = shutil.disk_usage(Path.cwd()).free
+        writable = os.access(Path.cwd(), os.W_OK)
+    except OSError as error:
+        hint = "Change to a folder that exists."
+        return Finding("free disk", f"no working directory: {error.strerror}", False, hint)
+    if not writable:
+        hint = "Runs are written under the working directory: change to a folder of yours."
+        return Finding("free disk", "the working directory is read-only", False, hint)
+    hint = f"The demo wants {_size(LEAST_DISK_BYTES)}." if free < LEAST_DISK_BYTES else ""
+    return Finding("free disk", _size(free), not hint, hint)
+
+
+def _hub() -> Iterator[Finding]:
+    try:
+        from huggingface_hub import constants, get_token
+    except ImportError as error:
+        yield Finding("Hugging Face Hub", f"does not import: {error}", False, "Reinstall it.")
+        return
+    home = Path(constants.HF_HOME)
+    writable = os.access(_nearest_existing(home), os.W_OK)
+    hint = "" if writable else "Downloads have no place to go: set HF_HOME to a writable folder."
+    yield Finding("HF_HOME", f"{home}{'' if writable else ' (not writable)'}", writable, hint)
+    offline = constants.HF_HUB_OFFLINE
+    hint = "Only what is already downloaded, and local folders, can be used." if offline else ""
+    yield Finding("HF_HUB_OFFLINE", "on" if offline else "off", True, hint)
+    try:
+        logged_in = get_token() is not None  # the token itself is nobody's business
+    except OSError:
+        logged_in = False
+    hint = "" if logged_in else "Needed for gated or private models only: hf auth login"
+    yield Finding("Hub login", "yes" if logged_in else "no", True, hint)
+
+
+def _encoding() -> Finding:
+    encoding = locale.getpreferredencoding(False)
+    utf8 = encoding.lower().replace("-", "") == "utf8"
+    hint = "" if utf8 else "Text on the terminal may come out garbled: set PYTHONUTF8=1."
+    return Finding("text encoding", encoding, True, hint)
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
+def _first_line(path: str) -> str:
+    return _text(path).partition("\n")[0].strip()
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,238 @@
+"""A PyTorch checkpoint as a safetensors model directory."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inheritune import __version__
+from inheritune.conversion.child import ask
+from inheritune.conversion.pytorch_files import PytorchFiles, find_pytorch_files
+from inheritune.errors import RecipeError, SourceError
+from inheritune.model_files.config import text_config
+from inheritune.model_files.copy import copy_side_files, write_file
+from inheritune.model_files.directory import ModelDirectory, open_model
+from inheritune.model_files.refusals import refuse_unsafe_config, refuse_unsupported_model
+from inheritune.model_files.safe_path import safe_file
+from inheritune.model_files.safetensors import Tensor, read_header
+from inheritune.model_files.shards import MAX_SHARD_BYTES
+from inheritune.model_files.strict_json import read_json
+from inheritune.surgery.class_check.ask_class import check_whole
+from inheritune.system.files import published, refuse_used_directory
+from inheritune.system.reading import escape
+
+__all__ = ["Converted", "convert"]
+
+
+_SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+_RECORD_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A converted model.
+
+    Attributes:
+        model: Opened.
+        check: ``"complete: "`` and its class, or ``"not checked: "`` and why.
+        tokenizer: The same for the ids of its sentencepiece model; empty without one.
+        dropped: Names in the files that are not in the model, with why.
+        warnings: What its user should know.
+        confinement: What was taken from the process that unpickled, and whether the system
+            granted it.
+    """
+
+    model: ModelDirectory
+    check: str
+    tokenizer: str
+    dropped: Mapping[str, str]
+    warnings: list[str]
+    confinement: Mapping[str, bool]
+
+
+def convert(source: Path, out: Path) -> Converted:
+    """Write the PyTorch weights of a model directory as safetensors, bit for bit.
+
+    The pickles are read by torch with ``weights_only=True``, file by file, in a process that has
+    neither network nor programs nor any directory to write to but its own. Config and side files
+    are copied byte for byte. The directory appears by one rename, after every tensor was compared
+    with its pickle and the model's class was asked whether every weight is there.
+    ``convert.json`` in it says where all came from. The same input gives the same bytes.
+
+    Args:
+        source: Local model directory with ``pytorch_model.bin``, or with an index and its files.
+        out: Does not exist, or is empty.
+
+    Raises:
+        SourceError: The files are broken, unsafe, hold more than plain tensors, or not all of
+            the model's.
+        RecipeError: ``out`` is used already, or lies in ``source``.
+        MachineError: The disk is full or read-only, or the memory too small for a file.
+    """
+    found = find_pytorch_files(source)
+    path = safe_file(source, "config.json")
+    config = read_json(path, "the config")
+    refuse_unsafe_config(config, path)
+    refuse_unsupported_model(config, text_config(config), (), source)
+    if Path(os.path.realpath(out)).is_relative_to(source.resolve()):
+        raise RecipeError(f"{out} lies in {source}.", "Name another directory.")
+    refuse_used_directory(out)
+    before = _signatures(found.files)
+    with published(out) as staging:
+        reply = _unpickle(found, config, staging)
+        _take_weights(reply, staging)
+        write_file(staging / "config.json", path.read_bytes())
+        copy_side_files(source, staging)
+        check = _check_whole(open_model(str(staging)))
+        tokenizer = _check_tokenizer(staging)
+        warnings = _warnings(reply, tokenizer)
+        files = [_describe(file) for file in found.files]
+        if _signatures(found.files) != before:
+            raise SourceError(f"{source} was changed while it was read.", "Convert it again.")
+        record = {
+            "format": _RECORD_FORMAT,
+            "inheritune": __version__,
+            "torch": reply["torch"],
+            "source": {"name": source.resolve().name, "files": files},
+            "dropped": reply["dropped"],
+            "warnings": warnings,
+            "check": check,
+            "tokenizer": tokenizer,
+            "confinement": reply["confinement"],
+        }
+        write_file(staging / "convert.json", _json(record))
+    return Converted(
+        open_model(str(out)), check, tokenizer, reply["dropped"], warnings, reply["confinement"]
+    )
+
+
+def _signatures(files: list[Path]) -> list[tuple[int, int]]:
+    return [(status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files)]
+
+
+def _unpickle(found: PytorchFiles, config: Mapping[str, Any], staging: Path) -> dict[str, Any]:
+    work = staging / "work"
+    work.mkdir(mode=0o700)
+    size = sum(file.stat().st_size for file in found.files)
+    request = {
+        "files": [str(file.resolve()) for file in found.files],
+        "config": config,
+        "largest_shard": MAX_SHARD_BYTES,
+        "largest_file": 4 * size + 2**30,
+    }
+    names = found.files[0].name + (" and others" if len(found.files) > 1 else "")
+    reply = _checked(ask("inheritune.conversion.rewrite", work, request, names), len(found.files))
+    if found.places:
+        _refuse_disagreement(found, reply["sources"])
+    return reply
+
+
+def _checked(reply: Mapping[str, Any], files: int) -> dict[str, Any]:
+    """The reply with nothing in it but what belongs there: a stranger's file may have shaped it."""
+
+    def texts(value: Any) -> list[str]:
+        return [str(item) for item in value]
+
+    try:
+        checked = {
+            "torch": escape(reply["torch"]),
+            "files": texts(reply["files"]),
+            "sources": [texts(names) for names in reply["sources"]],
+            "dropped": {escape(k, 200): escape(v, 200) for k, v in reply["dropped"].items()},
+            "warnings": [escape(warning, 400) for warning in reply["warnings"]],
+            "unmapped": [escape(name) for name in reply["unmapped"]],
+            "confinement": {escape(k): v is True for k, v in reply["confinement"].items()},
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SourceError("the process that unpickled gave no usable answer.") from error
+    if len(checked["sources"]) != files or not checked["files"]:
+        raise SourceError("the process that unpickled gave no usable answer.")
+    return checked
+
+
+def _refuse_disagreement(found: PytorchFiles, sources: list[list[str]]) -> None:
+    held = {n: file.name for file, names in zip(found.files, sources, strict=True) for n in names}
+    for name in sorted(held.keys() | found.places.keys()):
+        if held.get(name) != found.places.get(name):
+            says = f"{escape(name)!r} is in {found.places.get(name, 'no file')}"
+            raise SourceError(
+                f"the weight index says that {says}; it is in {held.get(name, 'none of them')}.",
+                "Download the model again.",
+            )
+
+
+def _take_weights(reply: Mapping[str, Any], staging: Path) -> None:
+    """Move what the process wrote into place, trusting it no further than any stranger's files."""
+    work = staging / "work"
+    shards: dict[str, list[Tensor]] = {}
+    for name in reply["files"]:
+        written = work / str(name)
+        if not _SHARD.fullmatch(str(name)) or not stat.S_ISREG(written.lstat().st_mode):
+            raise SourceError(f"the process that unpickled wrote {escape(name)}.")
+        written.rename(staging / name)
+        shards[name] = read_header(staging / name)[0]
+    shutil.rmtree(work)
+    if len(shards) > 1:
+        kept = [tensor for tensors in shards.values() for tensor in tensors]
+        index = {
+            "metadata": {"total_size": sum(tensor.size for tensor in kept)},
+            "weight_map": {t.name: name for name, tensors in shards.items() for t in tensors},
+        }
+        write_file(staging / "model.safetensors.index.json", _json(index))
+
+
+def _check_whole(model: ModelDirectory) -> str:
+    try:
+        return check_whole(model)
+    except SourceError as error:
+        message = f"the checkpoint is not a whole model: {error.message}"
+        raise SourceError(message, error.hint) from error
+
+
+def _check_tokenizer(directory: Path) -> str:
+    if (directory / "tokenizer.json").exists() or not (directory / "tokenizer.model").exists():
+        return ""
+    work = directory / "work"
+    work.mkdir(mode=0o700)
+    request = {"directory": str(directory), "largest_file": 2**20}
+    try:
+        reply = ask("inheritune.conversion.tokenizer_ids", work, request, "tokenizer.model")
+        return escape(reply["check"], 400)
+    except SourceError as error:  # the weights are what they are; nothing else depends on this
+        return f"not checked: {error.message}"
+    finally:
+        shutil.rmtree(work)
+
+
+def _warnings(reply: Mapping[str, Any], tokenizer: str) -> list[str]:
+    warnings = list(reply["warnings"])
+    if reply["unmapped"]:
+        names = ", ".join(reply["unmapped"])
+        warnings.append(
+            f"{names}: in the format of torch before 1.6, which cannot be mapped; each was read "
+            "into memory as a whole."
+        )
+    held = reply["confinement"]
+    if not (held.get("network namespace") or held.get("seccomp")):
+        warnings.append("this system did not let the network be taken away; Python refused it.")
+    if not held.get("landlock"):
+        warnings.append("this system did not confine writing; Python refused it.")
+    if tokenizer and not tokenizer.startswith("equal: "):
+        warnings.append(f"tokenizer.model: {tokenizer}")
+    return warnings
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"name": file.name, "size": file.stat().st_size, "sha256": digest}
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode("ascii")

@@ -1,0 +1,122 @@
+"""Which files of a model directory are its PyTorch weights. None of them is unpickled here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from inheritune.errors import SourceError
+from inheritune.model_files.safe_path import safe_file, safe_shard_name
+from inheritune.model_files.strict_json import read_json
+from inheritune.system.reading import escape
+
+__all__ = ["PytorchFiles", "find_pytorch_files"]
+
+_SINGLE = "pytorch_model.bin"
+_INDEX = "pytorch_model.bin.index.json"
+_SUFFIXES = (".bin", ".pt", ".pth")
+# What trainers leave beside the weights.
+_NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state", "trainer_state")
+_AGAIN = "Download it again."
+_FOREIGN = [
+    (0, b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its repository."),
+    (0, b"GGUF", "a GGUF file", "Use the repository it was made from."),
+    (0, b"\x1f\x8b", "gzip data", "Unpack it."),
+    (0, b"BZh", "bzip2 data", "Unpack it."),
+    (0, b"\xfd7zXZ", "xz data", "Unpack it."),
+    (0, b"7z\xbc\xaf", "a 7z archive", "Unpack it."),
+    (0, b"<", "an HTML or XML page", "Download it again: a server answered with a page."),
+    (257, b"ustar", "a tar archive", "Unpack it, or save it again with a torch since 0.2."),
+    (8, b'{"', "a safetensors file", "Call it model.safetensors; there is nothing to convert."),
+]
+
+
+@dataclass(frozen=True)
+class PytorchFiles:
+    """The pickled weights of a model directory.
+
+    Attributes:
+        files: Paths, checked to be plain files of the directory, in order.
+        places: Name of the file that each tensor is in, as the index says; empty without an index.
+    """
+
+    files: list[Path]
+    places: Mapping[str, str]
+
+
+def find_pytorch_files(directory: Path) -> PytorchFiles:
+    """Find the pickled weights of a model directory, and look at their first bytes.
+
+    Args:
+        directory: Holds ``pytorch_model.bin``, or ``pytorch_model.bin.index.json`` with the files
+            that it names, or one other ``*.bin``, ``*.pt`` or ``*.pth``.
+
+    Raises:
+        SourceError: There are none, the index leads out of the directory, or a file is none of
+            torch's.
+    """
+    if directory.is_file():
+        raise SourceError(f"{directory} is a file.", "Name the model directory that holds it.")
+    if not directory.is_dir():
+        raise SourceError(
+            f"there is no model directory {escape(directory)}.",
+            "Only local directories are converted: get it with `hf download ID --local-dir DIR`.",
+        )
+    names = sorted(path.name for path in directory.iterdir())
+    if {"model.safetensors", "model.safetensors.index.json"} & set(names):
+        raise SourceError(
+            f"{directory} has its weights in safetensors already.", "Use it as it is."
+        )
+    places: dict[str, str] = {}
+    if _SINGLE in names:
+        wanted = [_SINGLE]
+    elif _INDEX in names:
+        places = _read_index(directory)
+        wanted = sorted(set(places.values()))
+    else:
+        wanted = [_lone_file(directory, names)]
+    # All names and links first: nothing is opened when one of them leads astray.
+    files = [safe_file(directory, name) for name in wanted]
+    for file in files:
+        _refuse_foreign(file)
+    return PytorchFiles(files, places)
+
+
+def _read_index(directory: Path) -> dict[str, str]:
+    path = safe_file(directory, _INDEX)
+    weight_map = read_json(path, "the weight index").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError(f"{path} has no weight_map.", _AGAIN)
+    return {name: safe_shard_name(value, path, _SUFFIXES) for name, value in weight_map.items()}
+
+
+def _lone_file(directory: Path, names: list[str]) -> str:
+    found = [n for n in names if n.endswith(_SUFFIXES) and not n.startswith(_NOT_WEIGHTS)]
+    if not found:
+        raise SourceError(
+            f"{directory} holds no PyTorch weights.", f"Name a model directory with {_SINGLE}."
+        )
+    if len(found) > 1:
+        shown = ", ".join(escape(name, 40) for name in found[:3])
+        raise SourceError(
+            f"{directory} holds {len(found)} files that may be the weights: {shown}.",
+            f"Call the right one {_SINGLE}.",
+        )
+    return found[0]
+
+
+def _refuse_foreign(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {(error.strerror or '').lower()}.") from error
+    for offset, magic, what, hint in _FOREIGN:
+        text = start if offset else start.lstrip()
+        if text[offset:].startswith(magic):
+            raise SourceError(f"{path} is {what}, not a PyTorch checkpoint.", hint)
+    if not start:
+        raise SourceError(f"{path} is empty.", _AGAIN)
+    if not any(start):
+        raise SourceError(f"{path} begins with zeros: its download was cut off.", _AGAIN)
+    if not start.startswith((b"PK\x03\x04", b"\x80")):
+        raise SourceError(f"{path} is no PyTorch checkpoint.", _AGAIN)

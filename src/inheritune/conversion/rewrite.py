@@ -1,0 +1,219 @@
+"""PyTorch checkpoints written as safetensors and read back, in a confined process of its own.
+
+Run as ``python -m inheritune.conversion.rewrite``: a request as JSON on stdin, a reply as JSON on
+stdout.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inheritune.conversion.confinement import serve
+from inheritune.conversion.unpickle import Checkpoint, safetensors_dtype
+from inheritune.errors import MachineError, SourceError
+from inheritune.model_files.config import text_config
+from inheritune.model_files.copy import create_file, write_all
+from inheritune.model_files.layers import numbered
+from inheritune.model_files.shards import split_into_shards
+from inheritune.model_files.write import file_header
+from inheritune.system.reading import escape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["main"]
+
+# What stands before ``.weight`` in the name of an output head.
+_HEADS = {"lm_head", "embed_out", "output", "output_layer", "head"}
+_CHUNK = 2**22  # values looked at, and bytes written, at a time
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor of the checkpoint, before it is written."""
+
+    name: str
+    origin: int
+    dtype: str
+    shape: tuple[int, ...]
+    item_size: int
+    size: int
+    digest: str = ""
+
+
+def main() -> None:
+    """Answer the one request on stdin."""
+    serve(_prepare, _convert)
+
+
+def _prepare(request: Mapping[str, Any]) -> bool:
+    import torch  # noqa: F401 - before the guard, so that it may still open libraries
+
+    return _is_tied(request["config"])
+
+
+def _scan(checkpoint: Checkpoint, tied: bool) -> list[_Entry]:
+    entries: dict[str, _Entry] = {}
+    for number, file in enumerate(checkpoint.files):
+        for entry in _entries(checkpoint, number, tied):
+            if other := entries.get(entry.name):
+                both = f"{checkpoint.files[other.origin].name} and {file.name}"
+                raise SourceError(
+                    f"{escape(entry.name)} is in two files, {both}.", "Download it again."
+                )
+            entries[entry.name] = entry
+    size = sum(entry.size for entry in entries.values())
+    limit = 4 * sum(file.stat().st_size for file in checkpoint.files)
+    if size > limit:  # many names for the same memory
+        raise SourceError(f"its tensors would take {size:,} bytes, four times their files' size.")
+    return list(entries.values())
+
+
+def _entries(checkpoint: Checkpoint, number: int, tied: bool) -> list[_Entry]:
+    # A list, not a generator: nothing may hold a tensor, and so its file, while the next is read.
+    entries = []
+    for name, tensor in checkpoint.load(number).items():
+        comparable = tied and tensor.ndim == 2 and numbered(name) is None
+        entries.append(
+            _Entry(
+                name,
+                number,
+                str(safetensors_dtype(tensor)),
+                tuple(tensor.shape),
+                tensor.element_size(),
+                tensor.numel() * tensor.element_size(),
+                hashlib.sha256(_bytes(tensor).numpy().data).hexdigest() if comparable else "",
+            )
+        )
+    return entries
+
+
+def _is_tied(config: Mapping[str, Any]) -> bool:
+    """Whether the model's head is its embedding; asks the config's class where the file is mute."""
+    for section in (config, text_config(config)):
+        if isinstance(tied := section.get("tie_word_embeddings"), bool):
+            return tied
+    from transformers import AutoConfig
+
+    try:
+        default = AutoConfig.for_model(str(config.get("model_type")))
+    except Exception:  # unknown to transformers; what the file holds is then all kept
+        return False
+    return bool(getattr(default, "tie_word_embeddings", True))
+
+
+def _tied_heads(entries: list[_Entry]) -> tuple[dict[str, str], list[str]]:
+    """Heads that repeat the embedding, by name with the reason; and warnings on those that do not.
+
+    Only for a model whose config ties the two.
+    """
+    heads = [e for e in entries if e.digest and ("." + e.name).split(".")[-2] in _HEADS]
+    others = {(e.digest, e.dtype, e.shape): e.name for e in entries if e.digest and e not in heads}
+    dropped, warnings = {}, []
+    for head in heads:
+        name = escape(head.name)
+        if twin := others.get((head.digest, head.dtype, head.shape)):
+            dropped[head.name] = f"the same as {escape(twin)}, to which the config ties it"
+        else:
+            warnings.append(
+                f"the config ties {name} to the embedding, but it differs: it is kept, and "
+                "transformers may not use it."
+            )
+    return dropped, warnings
+
+
+def _plan(entries: list[_Entry], largest: int) -> dict[str, list[_Entry]]:
+    """What goes into which file: those of one source together, at most ``largest`` bytes."""
+    shards = split_into_shards(entries, largest)
+    # Widest values first: then each tensor begins at a multiple of its own item size.
+    return {name: sorted(shard, key=lambda e: -e.item_size) for name, shard in shards.items()}
+
+
+def _bytes(tensor: "Tensor") -> "Tensor":
+    """All bytes of a tensor, row after row, (n,) uint8; a copy only where it is not contiguous."""
+    import torch
+
+    return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _write(out: Path, entries: list[_Entry], checkpoint: Checkpoint) -> list[str]:
+    """Write a file; returns the names of its tensors that hold NaN or infinity."""
+    tensors = checkpoint.load(entries[0].origin)
+    descriptor = create_file(out)
+    try:
+        write_all(descriptor, file_header(entries, {"format": "pt"}))
+        for entry in entries:
+            data = _bytes(tensors[entry.name]).numpy().data
+            for start in range(0, len(data), _CHUNK):
+                write_all(descriptor, data[start : start + _CHUNK])
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return [escape(entry.name) for entry in entries if not _is_finite(tensors[entry.name])]
+
+
+def _is_finite(tensor: "Tensor") -> bool:
+    import torch
+
+    if not tensor.is_floating_point() or tensor.element_size() == 1:
+        return True
+    flat = tensor.reshape(-1)
+    return all(
+        bool(torch.isfinite(flat[i : i + _CHUNK]).all()) for i in range(0, len(flat), _CHUNK)
+    )
+
+
+def _compare(out: Path, entries: list[_Entry], checkpoint: Checkpoint) -> None:
+    """Read a written file with the format's own library, and refuse the least difference."""
+    import torch
+    from safetensors import safe_open
+
+    tensors = checkpoint.load(entries[0].origin)
+    with safe_open(out, framework="pt") as written:
+        same = set(written.keys()) == {entry.name for entry in entries}
+        for entry in entries:
+            if not same:
+                break
+            got, expected = written.get_tensor(entry.name), tensors[entry.name]
+            same = got.dtype == expected.dtype and got.shape == expected.shape
+            same = same and torch.equal(_bytes(got), _bytes(expected))
+    if not same:
+        raise MachineError(
+            f"{out.name} is not what was written to it.", "Check the disk and convert again."
+        )
+
+
+def _convert(request: Mapping[str, Any], tied: bool) -> dict[str, Any]:
+    import torch
+
+    work = Path(request["work"])
+    checkpoint = Checkpoint([Path(file) for file in request["files"]])
+    entries = _scan(checkpoint, tied)
+    dropped, warnings = _tied_heads(entries) if tied else ({}, [])
+    kept = [entry for entry in entries if entry.name not in dropped]
+    plan = _plan(kept, request["largest_shard"])
+    strange = [n for name, shard in plan.items() for n in _write(work / name, shard, checkpoint)]
+    for name, shard in plan.items():
+        _compare(work / name, shard, checkpoint)
+    if strange:
+        warnings.append(
+            f"NaN or infinity in {len(strange)} tensors, such as {strange[0]}: kept as they are."
+        )
+    return {
+        "torch": torch.__version__,
+        "files": list(plan),
+        "sources": [
+            [entry.name for entry in entries if entry.origin == number]
+            for number in range(len(checkpoint.files))
+        ],
+        "dropped": checkpoint.left_out | dropped,
+        "warnings": warnings,
+        "unmapped": checkpoint.unmapped,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""PyTorch's pickles, unpickled: plain tensors by name, and nothing else.
+
+For a process that `inheritune.conversion.confinement` has confined. Nothing else in the project
+reads a pickle.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inheritune.conversion.confinement import Refused
+from inheritune.errors import SourceError
+from inheritune.system.reading import escape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Checkpoint", "safetensors_dtype"]
+
+# torch's names of what safetensors can hold.
+_DTYPES = {
+    "bfloat16": "BF16",
+    "bool": "BOOL",
+    "complex64": "C64",
+    "float16": "F16",
+    "float32": "F32",
+    "float64": "F64",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "int16": "I16",
+    "int32": "I32",
+    "int64": "I64",
+    "int8": "I8",
+    "uint16": "U16",
+    "uint32": "U32",
+    "uint64": "U64",
+    "uint8": "U8",
+}
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+_AGAIN = "Download it again."
+
+
+class Checkpoint:
+    """The files of a checkpoint, one of them in memory at a time."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = files
+        self.left_out: dict[str, str] = {}
+        self.unmapped = [file.name for file in files if not _is_zip(file)]
+        self._loaded: tuple[int, dict[str, Tensor]] | None = None
+
+    def load(self, number: int) -> dict[str, "Tensor"]:
+        """The tensors of a file, by name."""
+        if self._loaded is None or self._loaded[0] != number:
+            self._loaded = None  # freed before the next one comes
+            file = self.files[number]
+            values, others = _unwrap(_unpickle(file), file)
+            self.left_out |= others
+            self._loaded = number, values
+        return self._loaded[1]
+
+
+def _is_zip(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"
+
+
+def _unpickle(file: Path) -> Any:
+    import torch
+
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
+    except (MemoryError, Refused):
+        raise
+    except Exception as error:
+        text = str(error)
+        if found := re.search(r"GLOBAL ([\w.]+)", text):
+            raise SourceError(
+                f"{file.name} calls {escape(found[1])} when it is read, and was refused: that would"
+                " take full trust in whoever made it, which inheritune has in no one.",
+                "Nothing of it was run. Use a safetensors version of the model.",
+            ) from error
+        if "TorchScript" in text:
+            raise SourceError(
+                f"{file.name} is a TorchScript program, not weights.",
+                "Save its state_dict, and convert that.",
+            ) from error
+        if type(error).__name__ == "UnpicklingError":
+            reason = text.rpartition("WeightsUnpickler error: ")[2]
+            raise SourceError(
+                f"{file.name} holds more than tensors, or is broken: {_first_line(reason)}.",
+                "Save only its state_dict, or use a safetensors version of the model.",
+            ) from error
+        raise SourceError(
+            f"{file.name} is cut short or broken: {_first_line(text) or type(error).__name__}.",
+            _AGAIN,
+        ) from error
+
+
+def _first_line(text: str) -> str:
+    return escape(text.strip().partition("\n")[0], 120).rstrip(".")
+
+
+def _unwrap(value: Any, file: Path, depth: int = 0) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors by name, and what stands beside them with why it is left out."""
+    if not isinstance(value, Mapping) or not value:
+        raise SourceError(f"{file.name} holds no tensors by name, but {_kind(value)}.")
+    inner = [key for key in _WRAPPERS if isinstance(value.get(key), Mapping)]
+    if len(inner) == 1 and depth < 3:
+        reason = f"stands beside {inner[0]} in {file.name}"
+        others = {escape(key): reason for key in value if key != inner[0]}
+        tensors, more = _unwrap(value[inner[0]], file, depth + 1)
+        return tensors, others | more
+    for name, tensor in value.items():
+        if not isinstance(name, str) or not name.isprintable() or name == "__metadata__":
+            raise SourceError(f"{file.name} names a tensor {escape(repr(name))}.")
+        if reason := _refusal(tensor):
+            raise SourceError(f"{file.name}: {escape(name)} {reason}.")
+    return {name: tensor.detach() for name, tensor in value.items()}, {}
+
+
+def _refusal(value: Any) -> str:
+    """Why a value cannot be written as it is; empty for a plain tensor."""
+    import torch
+
+    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+        return f"is no tensor, but {_kind(value)}"
+    if value.is_quantized:
+        return "is quantised: convert the weights it was made from"
+    if value.layout is not torch.strided or value.is_nested:
+        return "is sparse: save it as a dense tensor"
+    if value.device.type != "cpu":
+        return "has no values, only a shape"
+    if safetensors_dtype(value) is None:
+        return f"is of {value.dtype}, which safetensors cannot hold"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return "repeats the same memory: save a contiguous copy"
+    return ""
+
+
+def _kind(value: Any) -> str:
+    return f"a value of type {escape(type(value).__name__)}"
+
+
+def safetensors_dtype(tensor: "Tensor") -> str | None:
+    """What safetensors calls a tensor's type, such as ``"BF16"``; None where it has no name."""
+    return _DTYPES.get(str(tensor.dtype).removeprefix("torch."))

@@ -1,0 +1,234 @@
+"""Where a task's description is: in lm-eval, or in a directory of the user's own.
+
+Nothing here runs code of a task; the installed descriptions are found without indexing all 14,000.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from inheritune.errors import DataError, MachineError, MissingExtraError, RecipeError
+from inheritune.system.reading import escape, read_regular_file
+
+__all__ = [
+    "LocalData",
+    "is_mentioned",
+    "local_data",
+    "names_in",
+    "own_task",
+    "stock_file",
+    "tasks_root",
+    "write_description",
+]
+
+_MOST_BYTES = 1_000_000  # of a description
+_NAME = re.compile(rb"""^(?:task|group):[ \t]*["']?([\w.\-]+)["']?[ \t]*\r?$""", re.MULTILINE)
+_CODE = {
+    "!function": re.compile(rb"!\s*function|!<[^>]*function|tag:yaml"),
+    "unsafe_code": re.compile(rb"unsafe_code"),
+    "class": re.compile(rb"^\s*[\"']?class[\"']?\s*:", re.MULTILINE),
+    "a template": re.compile(rb"\{[{%]"),
+}
+# Of the suites: found without looking at any other file.
+_USUAL = {
+    "arc_easy": "arc/arc_easy.yaml",
+    "boolq": "super_glue/boolq/default.yaml",
+    "hellaswag": "hellaswag/hellaswag.yaml",
+    "lambada_openai": "lambada/lambada_openai.yaml",
+    "logiqa": "logiqa/logiqa.yaml",
+    "mmlu": "mmlu/default/_mmlu.yaml",
+    "mnli": "glue/mnli/default.yaml",
+    "piqa": "piqa/piqa.yaml",
+    "qnli": "glue/qnli/default.yaml",
+    "sciq": "sciq/sciq.yaml",
+    "truthfulqa_mc2": "truthfulqa/truthfulqa_mc2.yaml",
+    "wikitext": "wikitext/wikitext.yaml",
+    "winogrande": "winogrande/default.yaml",
+    "wnli": "glue/wnli/default.yaml",
+    "wsc": "super_glue/wsc/default.yaml",
+}
+# By the name under which the pages are also passed on.
+_ALSO_NAMED = {"wikitext": "wikitext2_test_pages"}
+
+
+@dataclass(frozen=True)
+class LocalData:
+    """Questions of one task in files of this machine, in the fields that the task reads.
+
+    Attributes:
+        questions: A JSONL file.
+        examples: A JSONL file of the examples before each question; None: there are none.
+        digest: SHA-256 of both.
+    """
+
+    questions: Path
+    examples: Path | None
+    digest: str = field(repr=False)
+
+
+def tasks_root() -> Path:
+    """The directory of lm-eval's own descriptions.
+
+    Raises:
+        MissingExtraError: lm-eval is not installed.
+    """
+    found = find_spec("lm_eval")
+    if found is None or not found.submodule_search_locations:
+        raise MissingExtraError(
+            "tasks are asked by lm-eval, which is not installed.",
+            'Install the extra: pip install "inheritune[eval]"',
+        )
+    return Path(next(iter(found.submodule_search_locations))) / "tasks"
+
+
+def stock_file(name: str) -> Path | None:
+    """The description of a task or group that lm-eval has, by its name; None: not in one file."""
+    root = tasks_root()
+    if name in _USUAL and (root / _USUAL[name]).is_file():
+        return root / _USUAL[name]
+    wanted = name.encode()
+    for path in sorted(root.rglob("*.yaml")):
+        if wanted in _NAME.findall(path.read_bytes()):
+            return path
+    return None
+
+
+def is_mentioned(name: str) -> bool:
+    """Whether any installed description has the name in it: if none has, it is not even a tag."""
+    wanted = name.encode()
+    return any(wanted in path.read_bytes() for path in tasks_root().rglob("*.yaml"))
+
+
+def names_in(path: Path) -> list[str]:
+    """Names of tasks and groups that a description, or all below a directory, begin."""
+    files = sorted(path.rglob("*.yaml")) if path.is_dir() else [path]
+    found = [name for file in files for name in _NAME.findall(file.read_bytes())]
+    return [name.decode() for name in found]
+
+
+def own_task(entry: str, allow_code: bool) -> Path | None:
+    """The directory or file of a task of the user's own; None where the entry is only a name.
+
+    A description decides more than it seems: a ``!function`` imports Python from beside it, and
+    its templates are rendered without a sandbox. So none is read unless code is allowed.
+
+    Raises:
+        RecipeError: It is one, and code is not allowed; or it is not there.
+    """
+    if not ("/" in entry or "\\" in entry or entry.endswith((".yaml", ".yml"))):
+        return None
+    path = Path(entry)
+    try:
+        there = path.exists()
+    except (OSError, ValueError):
+        there = False
+    if not there:
+        raise RecipeError(f"there is no task directory {escape(entry)}.", "Check the path.")
+    if not allow_code:
+        raise RecipeError(
+            f"{escape(entry)} is a task of your own, which may run code{_code_in(path)}.",
+            "If you trust it: --allow-task-code, or evaluate.allow_task_code: true.",
+        )
+    return path.resolve()
+
+
+def _code_in(path: Path) -> str:
+    """Where a description asks for code, for the message; it is refused in any case."""
+    files = sorted([*path.rglob("*.yaml"), *path.rglob("*.yml")]) if path.is_dir() else [path]
+    for file in files[:1000]:
+        try:
+            text = read_regular_file(file, _MOST_BYTES)
+        except OSError:
+            continue
+        for what, pattern in _CODE.items():
+            if pattern.search(text):
+                return f": {escape(file.name, 60)} has {what}"
+    return ""
+
+
+def local_data(folder: Path | None, task: str) -> LocalData | None:
+    """The questions of a task in a directory of ``<task>.jsonl`` files.
+
+    Args:
+        folder: The directory; None: data sets come from the Hub.
+        task: Its name. Examples for few-shot questions are in ``<task>.examples.jsonl``.
+
+    Returns:
+        None without a directory, or where the file is not in it: of a group, each task has one.
+    """
+    if folder is None:
+        return None
+    if not folder.is_dir():
+        raise RecipeError(f"there is no directory {folder} of task data.", "Check the path.")
+    names = [task, _ALSO_NAMED[task]] if task in _ALSO_NAMED else [task]
+    questions = next((p for n in names if (p := folder / f"{n}.jsonl").is_file()), None)
+    if questions is None:
+        return None
+    examples = folder / f"{task}.examples.jsonl"
+    files = [questions, *([examples] if examples.is_file() else [])]
+    total = hashlib.sha256()
+    for file in files:
+        _refuse_no_rows(file)
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return LocalData(
+        questions.resolve(), examples.resolve() if len(files) > 1 else None, total.hexdigest()
+    )
+
+
+def _refuse_no_rows(file: Path) -> None:
+    with file.open("rb") as stream:
+        first = stream.readline(16 << 20)
+    try:
+        row = json.loads(first)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict):
+        raise DataError(f"{file} does not begin with a JSON object.", "One question in each line.")
+
+
+def write_description(
+    task: str, stock: Path, config: Mapping[str, object], data: LocalData, shots: int, out: Path
+) -> Path:
+    """Write a description that is lm-eval's own but for where its questions are.
+
+    Args:
+        task: Its name.
+        stock: lm-eval's own description.
+        config: What stands in that, with what it includes.
+        data: The questions.
+        shots: Examples before each; they need a file of their own.
+        out: Directory to write to.
+
+    Raises:
+        RecipeError: There are no examples, but some are asked for.
+    """
+    split = config.get("test_split") or config.get("validation_split")
+    if not isinstance(split, str):
+        raise MachineError(f"the task {task} has no questions to put in place.", "Leave it out.")
+    if shots and data.examples is None:
+        raise RecipeError(
+            f"{task} is asked with {shots} examples, but there is no {task}.examples.jsonl beside "
+            f"{data.questions.name}.",
+            "Add it, or ask with none: --shots 0.",
+        )
+    files = {split: str(data.questions)}
+    if data.examples is not None and data.examples.is_file():
+        files["examples"] = str(data.examples)
+    splits: dict[str, object] = dict.fromkeys(("training_split", "validation_split", "test_split"))
+    kind = "test_split" if config.get("test_split") else "validation_split"
+    splits |= {kind: split, "fewshot_split": "examples" if "examples" in files else None}
+    written = {
+        "include": str(stock),
+        "task": task,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": files},
+    }
+    path = out / f"{task}.yaml"
+    path.write_text(json.dumps(written | splits, indent=1), encoding="utf-8")  # JSON is YAML
+    return path

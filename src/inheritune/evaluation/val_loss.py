@@ -1,0 +1,133 @@
+"""val_loss: one definition of the number that decides a match, for reference and target alike.
+
+B windows per forward, T tokens per window, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from inheritune.data.tokens import TokenStream
+from inheritune.errors import DataError
+from inheritune.system.processes import ALONE, Processes
+from inheritune.system.progress import Listener, Progress, silent
+from inheritune.system.signals import StopFlag
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["ValLoss", "measure_val_loss", "paired_difference"]
+
+
+@dataclass(frozen=True)
+class ValLoss:
+    """Loss on a fixed validation set.
+
+    Attributes:
+        per_window: Mean nats per token of each window, (windows,) float64, in window order.
+        tokens: Predicted tokens in all.
+    """
+
+    per_window: NDArray[np.float64]
+    tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Nats per token; every window has as many tokens."""
+        return float(self.per_window.mean())
+
+    @property
+    def se(self) -> float:
+        """Standard error of the mean over windows; NaN for a single window."""
+        return _standard_error(self.per_window)
+
+
+def measure_val_loss(
+    model: "PreTrainedModel",
+    stream: TokenStream,
+    seq_len: int,
+    batch_size: int,
+    stop: StopFlag | None = None,
+    on_progress: Listener = silent,
+    task: str = "validation",
+    processes: Processes = ALONE,
+) -> ValLoss:
+    """Cross-entropy of a model on every window of a validation set, each once, in fp32.
+
+    Computed from the model's own logits, not by the training's loss: an independent check of it.
+
+    Args:
+        model: A causal language model with fp32 weights; left in evaluation mode.
+        stream: Validation tokens.
+        seq_len: T, tokens per window.
+        batch_size: B; fixed, since rounding moves with it.
+        stop: Asked between batches.
+        on_progress: Told after every batch.
+        task: Name shown with the progress.
+        processes: They take the batches in turn, and each knows the whole in the end: the same
+            number, however many they are. A sharded model takes all of them at once.
+
+    Raises:
+        DataError: Less than one window of tokens.
+        Interrupted: Asked to stop.
+    """
+    windows = stream.num_samples(seq_len)
+    if windows < 1:
+        raise DataError(
+            f"the validation set has {stream.num_ids} tokens, one window needs {seq_len + 1}.",
+            "Raise data.val_fraction, give more text, or lower train.seq_len.",
+        )
+    model.eval()
+    losses = torch.zeros(windows, dtype=torch.float64)
+    batches = range(0, windows, batch_size)
+    with torch.no_grad():
+        for turn in range(0, len(batches), processes.size):
+            mine = turn + processes.rank
+            # Where nothing is left the last one is computed again: all go through as many forwards.
+            first = batches[min(mine, len(batches) - 1)]
+            found = _window_losses(model, stream, first, min(first + batch_size, windows), seq_len)
+            if mine < len(batches):
+                losses[first : first + len(found)] = torch.tensor(found, dtype=torch.float64)
+            done = min(batches[min(turn + processes.size, len(batches)) - 1] + batch_size, windows)
+            on_progress(Progress(task, done, windows, "windows"))
+            if stop is not None:
+                asked = processes.add_up(torch.tensor([float(stop())], dtype=torch.float64))
+                stop.heed(bool(asked))
+                stop.check(f"{task} is measured again")
+    return ValLoss(processes.add_up(losses).numpy(), windows * seq_len)
+
+
+def _window_losses(
+    model: "PreTrainedModel", stream: TokenStream, first: int, last: int, seq_len: int
+) -> list[float]:
+    """Mean nats per token of the windows [first, last)."""
+    device = next(model.parameters()).device
+    ids = torch.from_numpy(stream.samples(np.arange(first, last), seq_len)).to(device)
+    logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # (B, T, V)
+    return [
+        float(F.cross_entropy(scores.float(), targets, reduction="sum")) / seq_len
+        for scores, targets in zip(logits, ids[:, 1:], strict=True)
+    ]
+
+
+def paired_difference(
+    target: NDArray[np.float64], reference: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Mean of (target - reference) over the same windows, and its standard error.
+
+    Pairing removes what makes a window hard for both: the difference is known far better than
+    either loss.
+    """
+    difference = target - reference
+    return float(difference.mean()), _standard_error(difference)
+
+
+def _standard_error(values: NDArray[np.float64]) -> float:
+    if len(values) < 2:
+        return math.nan
+    return float(values.std(ddof=1) / math.sqrt(len(values)))

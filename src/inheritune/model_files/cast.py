@@ -1,0 +1,81 @@
+"""Values from one floating dtype to another, exactly as IEEE 754 rounds them."""
+
+from typing import TYPE_CHECKING
+
+from inheritune.errors import SourceError
+from inheritune.system.reading import escape
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["FLOATING", "cast"]
+
+FLOATING = ("F64", "F32", "F16", "BF16")
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+
+
+def cast(data: bytes, source: str, target: str, name: str = "a tensor") -> bytes:
+    """Round to the nearest value, ties to even; NaN stays NaN, infinity stays infinity.
+
+    Args:
+        data: Little-endian values, whole ones.
+        source: Their dtype, one of `FLOATING`; or any, where both are the same.
+        target: The dtype to give them.
+        name: Of the tensor, for messages.
+
+    Raises:
+        SourceError: A finite value is too large for the target dtype.
+    """
+    if source == target:
+        return data
+    import numpy as np
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = _widened(np.frombuffer(data, "<u2" if source == "BF16" else _NUMPY[source]))
+        if target == "BF16":
+            bits = _to_bf16(values)
+            overflowed = ((bits & 0x7FFF) == 0x7F80) & np.isfinite(values)
+            result: bytes = bits.tobytes()
+        else:
+            cast_values = values.astype(_NUMPY[target])
+            overflowed = np.isinf(cast_values) & np.isfinite(values)
+            result = cast_values.tobytes()
+    if overflowed.any():
+        raise SourceError(
+            f"{escape(name)} holds {values[overflowed][0]:g}, too large for {target}.",
+            "Choose a wider --dtype.",
+        )
+    return result
+
+
+def _widened(values: "NDArray[np.generic]") -> "NDArray[np.floating]":
+    import numpy as np
+
+    if values.dtype != np.dtype("<u2"):
+        return values  # type: ignore[return-value]
+    return (values.astype("<u4") << 16).view("<f4")
+
+
+def _to_bf16(values: "NDArray[np.floating]") -> "NDArray[np.uint16]":
+    import numpy as np
+
+    if values.dtype == np.dtype("<f8"):
+        values = _to_odd(values)
+    bits = values.astype("<f4").view("<u4")
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    # A NaN whose payload rounds away would become infinity: set its quiet bit instead.
+    quiet = (bits >> 16) | 0x0040
+    return np.where(np.isnan(values), quiet, rounded).astype("<u2")
+
+
+def _to_odd(values: "NDArray[np.floating]") -> "NDArray[np.floating]":
+    """To fp32 so that a second rounding cannot go wrong: inexact results get an odd last bit."""
+    import numpy as np
+
+    narrow = values.astype("<f4")
+    bits = narrow.view("<u4")
+    inexact = np.isfinite(values) & np.isfinite(narrow) & (narrow.astype("<f8") != values)
+    # Towards zero first, then odd: that is rounding to odd (Boldo and Melquiond, 2008).
+    bits = np.where(inexact & (np.abs(narrow.astype("<f8")) > np.abs(values)), bits - 1, bits)
+    return np.where(inexact, bits | 1, bits).astype("<u4").view("<f4")

@@ -1,0 +1,245 @@
+"""config.json of a model cut to some of its layers: the raw JSON with a listed set of edits."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
+from inheritune.model_files.config_fields import COUNTS, LEFT_ALONE, RULES, Cut, is_number
+from inheritune.model_files.layer_kinds import attends, layer_kinds
+
+__all__ = ["Edit", "announced_prediction_layers", "cut_config", "layer_count", "text_config"]
+
+_TEXT = ("text_config", "llm_config", "language_config", "thinker_config")
+_MOST_LAYERS = 100_000
+# Their classes derive these from the depth, counting from the end.
+_MUST_BE_EXPLICIT = {
+    **dict.fromkeys(
+        ["beam", "gemma4", "gemma4_text", "gemma4_unified_text", "muse_glimmer", "muse_spark"],
+        ("layer_types",),
+    ),
+    "gemma3n_text": ("num_kv_shared_layers",),
+    "minicpm3": ("scale_depth",),
+    "olmo_hybrid": ("layer_types",),
+}
+_DEPTH_IN_THE_MATHS = {
+    "gpt_neox_japanese": "only its last layer has an attention bias",
+    "minimax": "the decay of its attention depends on the number of layers",
+}
+_FEWEST = {"rwkv": (2, "its class divides by one less than the depth")}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One changed field of a config.
+
+    Attributes:
+        key: Dotted path from the top.
+        before: Value of the reference.
+        after: Value of the target; None also when the key was removed.
+        reason: Why.
+    """
+
+    key: str
+    before: Any
+    after: Any
+    reason: str
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config that describes the text model: most often all of it."""
+    return _text_section(config)[1]
+
+
+def _text_section(config: Mapping[str, Any], path: str = "") -> tuple[str, Mapping[str, Any]]:
+    for key in _TEXT:
+        if isinstance(section := config.get(key), dict):
+            found = _text_section(section, f"{path}{key}.")
+            if _counts(found[1]):
+                return found
+    return path, config
+
+
+def _counts(section: Mapping[str, Any]) -> dict[str, int]:
+    return {key: section[key] for key in COUNTS if type(section.get(key)) is int}
+
+
+def layer_count(config: Mapping[str, Any]) -> int:
+    """Layers of the text model, as its config says.
+
+    Raises:
+        SourceError: The config names no count, an absurd one, or two different ones.
+    """
+    section = text_config(config)
+    counts = _counts(section)
+    if section.get("model_type") == "longcat_flash" and "num_layers" in counts:
+        counts = {"num_layers": counts["num_layers"]}  # each holds two of num_hidden_layers
+    if not counts and isinstance(kinds := section.get("layers_block_type"), list) and kinds:
+        return len(kinds)
+    if not counts:
+        raise SourceError(f"config.json says no number of layers: none of {', '.join(COUNTS)}.")
+    if len(set(counts.values())) > 1:
+        raise SourceError(f"config.json says different numbers of layers: {counts}.")
+    layers = next(iter(counts.values()))
+    if not 1 <= layers <= _MOST_LAYERS:
+        raise SourceError(f"config.json says {layers} layers; that cannot be.")
+    return layers
+
+
+def announced_prediction_layers(config: Mapping[str, Any]) -> int:
+    """Multi-token-prediction layers that the config says there are, beyond the model's layers."""
+    section = text_config(config)
+    names = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
+    values = [section.get(name) for name in (*names, "mtp_num_layers")]
+    return max((v for v in values if type(v) is int), default=0)
+
+
+def cut_config(
+    config: Mapping[str, Any], layers: int | Sequence[int]
+) -> tuple[dict[str, Any], list[Edit]]:
+    """Edit a config for some layers of its model.
+
+    Args:
+        config: Raw JSON of the reference; not changed.
+        layers: How many of the first to keep, from 1 to the reference's; or which, ascending,
+            counted from 0.
+
+    Returns:
+        The config of the target, with every key that no rule knows, and the edits in file order.
+
+    Raises:
+        RecipeError: ``layers`` is out of range.
+        UnsupportedModelError: A field depends on the depth in a way that no edit can keep.
+    """
+    total = layer_count(config)
+    count = layers if isinstance(layers, int) else len(layers)
+    if not 1 <= count <= total:
+        raise RecipeError(
+            f"cannot keep {count} layers: the reference has {total}.",
+            f"Choose layers between 1 and {total}.",
+        )
+    cut = Cut(tuple(range(layers)) if isinstance(layers, int) else tuple(layers), total)
+    edited = copy.deepcopy(dict(config))
+    path, section = _text_section(edited)
+    _refuse_depth(section, cut)
+    _refuse_no_attention(section, cut)
+    _refuse_vision_depth(edited, cut)
+    edits = list(_edit(section, path, cut))
+    if path:  # older multimodal configs repeat the text model's fields at the top
+        edits += _edit(edited, "", cut, nested=False)
+    if section.get("model_type") == "longcat_flash" and "num_hidden_layers" in section:
+        edits += _replace(section, path, "num_hidden_layers", 2 * cut.layers, "two for each layer")
+    return edited, edits
+
+
+def _refuse_depth(section: Mapping[str, Any], cut: Cut) -> None:
+    model_type = str(section.get("model_type"))
+    if cut.layers == cut.total:
+        return
+    if model_type in _DEPTH_IN_THE_MATHS:
+        raise UnsupportedModelError(
+            f"{model_type} cannot be cut to {cut.layers} of {cut.total} layers: "
+            f"{_DEPTH_IN_THE_MATHS[model_type]}.",
+            "Choose another reference.",
+        )
+    for name in _MUST_BE_EXPLICIT.get(model_type, ()):
+        if name not in section or (section[name] is None and name == "layer_types"):
+            raise UnsupportedModelError(
+                f"config.json leaves {name} to the {model_type} class, which counts from the end.",
+                f"Write {name} out, as AutoConfig shows it for the whole model.",
+            )
+    if model_type == "zamba2" and not cut.is_prefix:
+        raise UnsupportedModelError(
+            "zamba2 numbers the adapters of its shared layers by their places.",
+            "Choose first layers only.",
+        )
+    fewest, reason = _FEWEST.get(model_type, (1, ""))
+    if cut.layers < fewest:
+        raise UnsupportedModelError(
+            f"{model_type} cannot be cut to {cut.layers} of {cut.total} layers: {reason}.",
+            f"Choose at least {fewest} layers.",
+        )
+    if model_type.startswith("gemma4"):
+        kinds = section.get("layer_types")
+        kinds = kinds if isinstance(kinds, list) else []
+        full = [i + 1 for i, t in enumerate(kinds) if t == "full_attention"]
+        if cut.kept[-1] + 1 not in full:
+            raise UnsupportedModelError(
+                f"{model_type} makes its last layer one of full attention; layer {cut.kept[-1]} "
+                "of the reference is not.",
+                f"Choose first layers among {', '.join(map(str, full))}.",
+            )
+
+
+def _refuse_no_attention(section: Mapping[str, Any], cut: Cut) -> None:
+    """A hybrid asks its first layer of attention how many tokens its cache holds."""
+    model_type = section.get("model_type")
+    kinds = layer_kinds(section, cut.total) or []
+    attending = [i for i, kind in enumerate(kinds) if attends(kind)]
+    needed = 2 if model_type == "zamba" else 1  # its class ties the others to the first
+    kept = [i for i in attending if i in cut.kept]
+    if len(attending) >= needed > len(kept):
+        last = attending[needed - 1]
+        raise UnsupportedModelError(
+            f"{model_type} needs {'a layer' if needed == 1 else '2 layers'} with attention; "
+            f"among the {cut.layers} to keep there is {'one' if kept else 'none'}.",
+            f"Choose at least the first {last + 1} layers.",
+        )
+
+
+def _refuse_vision_depth(config: Mapping[str, Any], cut: Cut) -> None:
+    vision = config.get("vision_config")
+    indices = vision.get("deepstack_visual_indexes") if isinstance(vision, dict) else None
+    if isinstance(indices, list) and cut.layers < len(indices):
+        raise UnsupportedModelError(
+            f"the vision tower feeds the first {len(indices)} layers; {cut.layers} are too few.",
+            f"Choose at least {len(indices)} layers.",
+        )
+
+
+def _edit(section: Any, path: str, cut: Cut, nested: bool = True) -> Iterator[Edit]:
+    for key, value in list(section.items()):
+        if key in LEFT_ALONE or (not nested and key not in RULES):
+            continue
+        if key in RULES:
+            rule, reason = RULES[key]
+            try:
+                after = rule(value, cut)
+            except UnsupportedModelError as error:
+                message = f"{path}{key} in config.json {error.message}"
+                raise UnsupportedModelError(message, error.hint) from error
+            yield from _replace(section, path, key, after, reason)
+        elif key.startswith("mtp_") and isinstance(value, list | str):
+            del section[key]
+            yield Edit(path + key, value, None, "multi-token-prediction layers are dropped")
+        elif isinstance(value, list) and len(value) == cut.total > cut.layers:
+            reason = "a list as long as there are layers"
+            yield from _replace(section, path, key, [value[i] for i in cut.kept], reason)
+        elif _looks_like_layers(key, value, cut):
+            raise UnsupportedModelError(
+                f"the field {path}{key} of config.json seems to speak of layers, but is not known: "
+                f"{str(value)[:80]}.",
+                "Report it with the model's name: it needs a rule.",
+            )
+        elif isinstance(value, dict) and not _counts(value):  # with a count: another model's
+            yield from _edit(value, f"{path}{key}.", cut)
+
+
+def _replace(section: Any, path: str, key: str, after: Any, reason: str) -> Iterator[Edit]:
+    before = section[key]
+    if after != before:
+        section[key] = after
+        yield Edit(path + key, before, after, reason)
+
+
+def _looks_like_layers(key: str, value: Any, cut: Cut) -> bool:
+    if "layer" not in key or cut.layers == cut.total or not value:
+        return False
+    if isinstance(value, dict):
+        if not all(is_number(str(k)) for k in value):
+            return False
+        value = [int(k) for k in value]
+    if not isinstance(value, list) or not all(type(i) is int for i in value):
+        return False
+    return value == sorted(set(value)) and value[0] >= 0 and value[-1] < cut.total

@@ -1,0 +1,156 @@
+"""Bytes from one file to another: inside the kernel where it can, and to the disk."""
+
+import errno
+import os
+from pathlib import Path
+
+from inheritune.errors import SourceError
+from inheritune.model_files.safe_path import safe_file
+
+__all__ = [
+    "copy_range",
+    "copy_side_files",
+    "create_file",
+    "open_source",
+    "side_files",
+    "write_all",
+    "write_file",
+]
+
+# Files that belong to a model whatever its depth. Other files (training arguments, cards, pickles,
+# other frameworks' weights) describe the reference only.
+_SIDE_FILES = (
+    *("tokenizer*.json", "tokenizer*.model", "*.tiktoken", "*.spm", "spiece.model"),
+    *("vocab*.json", "vocab*.txt", "vocab*.bpe", "merges.txt", "special_tokens_map.json"),
+    *("added_tokens.json", "sentencepiece*.model", "chat_template*", "generation_config.json"),
+    *("*processor_config.json", "additional_chat_templates/*.jinja", "*.py"),
+    *("LICENSE*", "LICENCE*", "License*", "COPYING*", "NOTICE*", "Notice*", "USE_POLICY*"),
+)
+_KERNEL_CHUNK = 2**30
+_CHUNK = 8 * 2**20
+# What a kernel or file system answers that cannot do it this way, but can do it another.
+_CANNOT = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def open_source(path: Path) -> int:
+    """Open a file for reading; a pipe without a writer does not block.
+
+    Raises:
+        SourceError: It is missing or unreadable.
+    """
+    try:
+        return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {(error.strerror or '').lower()}.") from error
+
+
+def create_file(path: Path) -> int:
+    """Open a new file for writing, with the mode that the umask asks for."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write every byte; a plain `os.write` may stop early."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a new file and wait for the disk."""
+    descriptor = create_file(path)
+    try:
+        write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def copy_range(source: int, target: int, offset: int, size: int, path: Path) -> None:
+    """Append bytes of one open file to another.
+
+    Args:
+        source: Open for reading.
+        target: Open for writing, at the place to write to.
+        offset: First byte to read, from the start of the file.
+        size: Bytes to copy.
+        path: Of the source, for messages.
+
+    Raises:
+        SourceError: The source ends before the range does.
+    """
+    end = offset + size
+    offset = _copy_in_kernel(source, target, offset, end)
+    while offset < end:
+        if not hasattr(os, "pread"):
+            os.lseek(source, offset, os.SEEK_SET)
+        count = min(_CHUNK, end - offset)
+        data = os.pread(source, count, offset) if hasattr(os, "pread") else os.read(source, count)
+        if not data:
+            raise SourceError(
+                f"{path} ended at byte {offset:,} while it was read; {end:,} were expected.",
+                "Something else changes the file; try again when it is complete.",
+            )
+        write_all(target, data)
+        offset += len(data)
+
+
+def _copy_in_kernel(source: int, target: int, offset: int, end: int) -> int:
+    # A file system may also answer 0 before the end; plain reading then finds out what is there.
+    ways = []
+    if hasattr(os, "copy_file_range"):
+        ways.append(lambda at: os.copy_file_range(source, target, min(_KERNEL_CHUNK, end - at), at))
+    if hasattr(os, "sendfile"):
+        ways.append(lambda at: os.sendfile(target, source, at, min(_KERNEL_CHUNK, end - at)))
+    for way in ways:
+        try:
+            while offset < end and (count := way(offset)):
+                offset += count
+        except OSError as error:
+            if error.errno not in _CANNOT | {errno.ENOTSOCK}:
+                raise
+        if offset == end:
+            break
+    return offset
+
+
+def side_files(directory: Path) -> list[Path]:
+    """What belongs to a model besides config and weights, as paths inside the directory, sorted.
+
+    Tokenizer, generation config, chat templates, licence, remote code. The model card is not among
+    them: it describes the reference.
+
+    Raises:
+        SourceError: One of them is a link that leads out of the directory.
+    """
+    found = {path for pattern in _SIDE_FILES for path in directory.glob(pattern)}
+    names = sorted(p.relative_to(directory).as_posix() for p in found if not p.is_dir())
+    return [safe_file(directory, name) for name in names]
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Copy the side files of a model directory into another one, byte for byte; none is opened.
+
+    Args:
+        source: A model directory.
+        target: Exists; a file of the same name is replaced.
+    """
+    for path in side_files(source):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        copy.unlink(missing_ok=True)
+        _copy_file(path, copy)
+
+
+def _copy_file(path: Path, copy: Path) -> None:
+    source = open_source(path)
+    try:
+        target = create_file(copy)
+        try:
+            copy_range(source, target, 0, os.fstat(source).st_size, path)
+            os.fsync(target)
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)

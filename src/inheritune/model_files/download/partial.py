@@ -1,0 +1,301 @@
+"""A Hub model of which only the bytes that are needed are downloaded.
+
+Its directory looks like any model directory: small files are whole, weight files have their full
+size. Of those only the headers are there at first; what else is wanted is fetched by ranges.
+"""
+
+import shutil
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from inheritune.errors import MachineError, SourceError
+from inheritune.model_files.download.hub import cached_snapshot, is_hub_id, is_wanted
+from inheritune.model_files.download.listing import Listing, mirror_root, pin
+from inheritune.model_files.download.mirror_lock import one_writer, stopped
+from inheritune.model_files.download.partial_file import PartialFile
+from inheritune.model_files.download.ranged_get import RangesRefusedError, Source
+from inheritune.model_files.download.ranges import (
+    Range,
+    bridged,
+    byte_count,
+    merged,
+    pieces,
+    subtracted,
+)
+from inheritune.model_files.refusals import refuse_files
+from inheritune.model_files.safe_path import safe_shard_name
+from inheritune.model_files.strict_json import read_json
+from inheritune.system.progress import Listener, Progress, silent
+from inheritune.system.reading import escape
+
+__all__ = ["RemoteFiles", "open_remote"]
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_PART = 32 * 2**20
+_PARALLEL = 4
+# Joining ranges over a gap costs its bytes, a request costs about as much time as a megabyte.
+_WIDEST_GAP = 2**20
+_GAPS_SHARE = 128  # all gaps together: less than a hundredth of what is wanted
+_MAX_HEADER = 16 * 2**20  # as in safetensors.py, which then refuses a longer one
+_MAX_SMALL = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class RemoteFiles:
+    """The files of a Hub model at one commit, some of them in part.
+
+    Attributes:
+        directory: A model directory; its name is the commit.
+        name: Hub id.
+        commit: In full.
+        listing: What the Hub has; None when the directory is a complete one of the Hub's cache.
+    """
+
+    directory: Path
+    name: str
+    commit: str
+    listing: Listing | None = None
+
+    def missing_bytes(self, ranges: Iterable[tuple[str, int, int]]) -> int:
+        """What `download` would fetch, in bytes.
+
+        Args:
+            ranges: File name, first byte and size of each.
+        """
+        return sum(byte_count(missing) for _, missing in self._missing(ranges))
+
+    def download(
+        self,
+        ranges: Iterable[tuple[str, int, int]],
+        *,
+        listen: Listener = silent,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Fetch what is not there yet, so that these ranges hold the model's bytes.
+
+        What a stopped or killed download has brought stays, and the next one goes on from there.
+
+        Args:
+            ranges: File name, first byte and size of each.
+            listen: Told of the progress in bytes.
+            should_stop: Asked several times a second.
+
+        Raises:
+            SourceError: The Hub no longer has a file, or does not show it to this account.
+            MachineError: The Hub cannot be reached, the disk is full or cannot be written to.
+            Interrupted: ``should_stop`` said so.
+        """
+        wanted = list(ranges)
+        if not self.missing_bytes(wanted):
+            return
+        with one_writer(self.directory.parent, self.name, listen, should_stop):
+            parts = [
+                (file, part)
+                for file, missing in self._missing(wanted)  # again: another may have fetched it
+                for part in pieces(missing, _PART)
+            ]
+            self._fetch(parts, listen=listen, should_stop=should_stop)
+
+    def _missing(
+        self, ranges: Iterable[tuple[str, int, int]]
+    ) -> Iterator[tuple[PartialFile, list[Range]]]:
+        if self.listing is None:
+            return
+        by_file: dict[str, list[Range]] = {}
+        for name, first, size in ranges:
+            by_file.setdefault(name, []).append((first, first + size))
+        for name in sorted(by_file):
+            file = self._file(name)
+            wanted = merged(by_file[name])
+            assert not wanted or (wanted[0][0] >= 0 and wanted[-1][1] <= file.size), name
+            missing = subtracted(wanted, file.present)
+            if missing:
+                yield file, bridged(missing, byte_count(missing) // _GAPS_SHARE, _WIDEST_GAP)
+
+    def _file(self, name: str) -> PartialFile:
+        assert self.listing is not None
+        journal = self.directory.parent / "journal" / self.commit / f"{quote(name, safe='')}.jsonl"
+        size = self.listing.files[name].size
+        return PartialFile(name, self.directory / name, journal, size, self.commit)
+
+    def _fetch(
+        self,
+        parts: Collection[tuple[PartialFile, Range]],
+        *,
+        prefix: bool = False,
+        listen: Listener = silent,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        total = byte_count(part for _, part in parts)
+        self._refuse_full_disk(total)
+        stop, lock, arrived = threading.Event(), threading.Lock(), 0
+
+        def count(size: int) -> None:
+            nonlocal arrived
+            with lock:
+                arrived += size
+
+        source = Source(self.name, self.commit, stop, count)
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            try:
+                waiting = {pool.submit(_fetch_part, source, *part, prefix) for part in parts}
+                while waiting:
+                    done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
+                    for future in done:
+                        future.result()
+                    # Where ranges are refused, more arrives than was wanted.
+                    task = f"download, {self.name}"
+                    listen(Progress(task, min(arrived, total), total, "bytes"))
+                    if should_stop():
+                        raise stopped(self.name)
+            except BaseException:
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _refuse_full_disk(self, size: int) -> None:
+        with suppress(OSError):  # the directory may not be there yet
+            free = shutil.disk_usage(self.directory.parent).free
+            if free < size:
+                raise MachineError(
+                    f"{size:,} bytes of {self.name} are to be downloaded, but "
+                    f"{escape(self.directory.parent, 160)} has {free:,} left.",
+                    "Free some space, or set HF_HOME to another disk.",
+                )
+
+    def _fetch_small_files(self, names: Iterable[str]) -> None:
+        assert self.listing is not None
+        sizes = {name: self.listing.files[name].size for name in names}
+        for name, size in sizes.items():
+            if size > _MAX_SMALL:
+                raise SourceError(
+                    f"{escape(name)} of {self.name} has {size:,} bytes; "
+                    f"{_MAX_SMALL:,} are the most for a file that holds no weights.",
+                    "Do not use this model.",
+                )
+        self._make_empty_files(sizes)
+        fresh = [name for name, size in sizes.items() if self.missing_bytes([(name, 0, size)])]
+        self.download((name, 0, sizes[name]) for name in fresh)
+        for name in fresh:
+            if not self.listing.files[name].matches(self.directory / name):
+                self._file(name).discard()
+                raise MachineError(
+                    f"{escape(name)} of {self.name} does not have the digest that the Hub lists.",
+                    "Run the same command again: the file is then downloaded anew.",
+                )
+
+    def _fetch_headers(self, names: Collection[str]) -> None:
+        assert self.listing is not None
+        self._make_empty_files(names)
+        sizes = {name: self.listing.files[name].size for name in names}
+        # A little more than the length, which is often enough for all of a header, and always for
+        # a message that says what the file is if it is something else.
+        starts = {name: min(n, max(64, min(2**16, n // 256))) for name, n in sizes.items()}
+        self._fetch_beginnings(starts)
+        ends = {name: min(n, _header_end(self.directory / name)) for name, n in sizes.items()}
+        self._fetch_beginnings(ends)
+
+    def _make_empty_files(self, names: Iterable[str]) -> None:
+        for file in map(self._file, names):  # for them nothing is ever missing
+            if not file.size and not file.path.exists():
+                with file.opened():
+                    pass
+
+    def _fetch_beginnings(self, ends: Mapping[str, int]) -> None:
+        def parts() -> list[tuple[PartialFile, Range]]:
+            files = [(self._file(name), end) for name, end in ends.items()]
+            return [(f, part) for f, end in files for part in subtracted([(0, end)], f.present)]
+
+        if parts():
+            with one_writer(self.directory.parent, self.name):
+                self._fetch(parts(), prefix=True)  # again: another may have fetched them
+
+
+def open_remote(model: str, revision: str | None) -> RemoteFiles:
+    """Open a Hub model with its small files and the headers of its weight files only.
+
+    A model that is complete in the Hub's own cache is used there.
+
+    Args:
+        model: Hub id.
+        revision: Branch, tag or commit; None: the main branch. Everything is asked for at the
+            commit that it means now.
+
+    Raises:
+        SourceError: The Hub has no such model or revision, does not show it to this account, or it
+            is not one in safetensors.
+        MachineError: The Hub cannot be reached, and what is needed is not there yet; or the system
+            refuses to write.
+    """
+    if not is_hub_id(model):
+        raise SourceError(f"{escape(model)} is no Hub id.", "Name a model as owner/name.")
+    try:
+        listing = pin(model, revision)
+    except MachineError:
+        snapshot = cached_snapshot(model, revision)
+        if snapshot is None or not _is_complete(snapshot, {"config.json"}):
+            raise
+        return RemoteFiles(snapshot, model, snapshot.name)
+    wanted = {name for name in listing.files if is_wanted(name)}
+    refuse_files(listing.files.keys(), model)
+    small = {name for name in wanted if not name.endswith(".safetensors")}
+    snapshot = cached_snapshot(model, listing.commit)
+    if snapshot is not None and _is_complete(snapshot, small):
+        return RemoteFiles(snapshot, model, listing.commit)
+    remote = RemoteFiles(mirror_root(model) / listing.commit, model, listing.commit, listing)
+    remote._fetch_small_files(sorted(small))
+    weights = _weight_files(remote.directory, single=_SINGLE in wanted)
+    for name in weights:
+        if name not in listing.files:
+            raise SourceError(
+                f"{_INDEX} of {model} names {escape(name)}, which is not there.",
+                "Name another revision of the model.",
+            )
+    remote._fetch_headers(weights)
+    return remote
+
+
+def _weight_files(directory: Path, *, single: bool) -> list[str]:
+    if single:  # taken where both are there, as transformers does
+        return [_SINGLE]
+    path = directory / _INDEX
+    weight_map = read_json(path, "the weight index").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError(f"{path} has no weight_map.", "Download it again.")
+    # Before anything is asked for: a name could lead elsewhere.
+    return sorted({safe_shard_name(value, path) for value in weight_map.values()})
+
+
+def _is_complete(snapshot: Path, small: Iterable[str]) -> bool:
+    if not all((snapshot / name).exists() for name in small):
+        return False
+    if (snapshot / _SINGLE).exists():
+        return True
+    if not (snapshot / _INDEX).exists():
+        return False
+    return all((snapshot / name).exists() for name in _weight_files(snapshot, single=False))
+
+
+def _header_end(path: Path) -> int:
+    with path.open("rb") as file:
+        start = file.read(9)
+    length = int.from_bytes(start[:8], "little")
+    # What is no header is refused when it is read; nothing more of it is needed.
+    return 8 + length if start[8:] == b"{" and length <= _MAX_HEADER else 0
+
+
+def _fetch_part(source: Source, file: PartialFile, part: Range, prefix: bool) -> None:
+    if not file.ranges_refused:
+        try:
+            return source.fetch(file, part, prefix=prefix)
+        except RangesRefusedError:
+            file.ranges_refused = True
+    with file.whole:  # the first one fetches it for all
+        if subtracted([part], file.present) and not source.stop.is_set():
+            source.fetch(file, (0, file.size))

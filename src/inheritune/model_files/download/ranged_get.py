@@ -1,0 +1,208 @@
+"""Ranges of a Hub file over HTTP: every answer checked, and asked for again where it stopped."""
+
+import re
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from inheritune.errors import MachineError
+from inheritune.model_files.download.hub import hub_errors
+from inheritune.model_files.download.partial_file import PartialFile
+from inheritune.model_files.download.ranges import Range
+from inheritune.system.reading import escape
+
+__all__ = ["BACKOFF_S", "TRY_LATER", "RangesRefusedError", "Source"]
+
+BACKOFF_S = (1.0, 2.0, 4.0, 8.0)
+"""Waiting time before each new try; after the last one, the error is raised."""
+
+TRY_LATER = {408, 429, 500, 502, 503, 504}
+"""Answers of a server that is busy or broken for the moment."""
+
+_LONGEST_WAIT_S = 300  # the Hub counts requests in windows of five minutes
+_WORTH_NEW_TRIES = 2**20  # bytes that have to arrive before failures are forgotten
+
+
+class RangesRefusedError(Exception):
+    """The server answers a request for a range with the whole file."""
+
+
+class _AgainError(Exception):
+    """This answer is no good; the next one may be."""
+
+    def __init__(self, reason: str, wait_s: float = 0, other_version: bool = False) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+        self.other_version = other_version
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the files of a model at one commit are asked for.
+
+    Attributes:
+        model: Hub id.
+        commit: Of the model.
+        stop: Set to end every request soon.
+        arrived: Told how many bytes have just been written, from any thread.
+    """
+
+    model: str
+    commit: str
+    stop: threading.Event
+    arrived: Callable[[int], None]
+
+    def fetch(self, file: PartialFile, part: Range, *, prefix: bool = False) -> None:
+        """Fetch a range of a file and journal it; what arrived before a failure too.
+
+        Args:
+            file: Where it goes.
+            part: What to fetch.
+            prefix: Whether to take the beginning of the whole file from a server that refuses
+                ranges, rather than to raise.
+
+        Raises:
+            RangesRefusedError: The server sends the whole file, and it was not asked for.
+            SourceError: The Hub does not have the file, or does not show it.
+            MachineError: The server keeps failing, or the system refuses to write.
+        """
+        whole = prefix or part == (0, file.size)
+        with file.opened() as descriptor:
+            position = forgotten_at = part[0]
+            failures = 0
+            try:
+                while position < part[1] and not self.stop.is_set():
+                    problem = _AgainError("the answer was cut off")
+                    try:
+                        with closing(self._answer(file, (position, part[1]), whole)) as answer:
+                            for data in answer:
+                                file.write(descriptor, position, data)
+                                position += len(data)
+                                self.arrived(len(data))
+                                if self.stop.is_set():
+                                    return
+                    except _AgainError as error:
+                        problem = error
+                    if position - forgotten_at >= _WORTH_NEW_TRIES:
+                        failures, forgotten_at = 0, position
+                    if position < part[1]:
+                        self._wait(file, problem, failures)
+                        failures += 1
+            finally:
+                file.keep(descriptor, part[0], position)
+
+    def _wait(self, file: PartialFile, problem: _AgainError, failures: int) -> None:
+        if failures < len(BACKOFF_S):
+            self.stop.wait(min(max(BACKOFF_S[failures], problem.wait_s), _LONGEST_WAIT_S))
+            return
+        name = escape(file.name)
+        if problem.other_version:
+            file.discard()
+            raise MachineError(
+                f"{name} of {self.model} changed on the server while it was downloaded: {problem}.",
+                "Run the same command again: the file is then downloaded anew.",
+            )
+        raise MachineError(
+            f"cannot get {name} of {self.model} from the Hub: {problem}.",
+            "What has arrived is kept: run the same command again to continue.",
+        )
+
+    def _answer(self, file: PartialFile, part: Range, whole: bool) -> Generator[bytes, None, None]:
+        """Bytes of a range from its beginning, perhaps not all, out of one checked answer."""
+        position, end = part
+        headers = {"Accept-Encoding": "identity"}  # compressed bytes have other places
+        if (position, end) != (0, file.size):
+            headers["Range"] = f"bytes={position}-{end - 1}"
+        with hub_errors(self.model, self.commit), self._stream(file.name, headers) as response:
+            _refuse_status(response)
+            etag = _etag(response)
+            if not file.claim(etag):
+                reason = f"its ETag is {escape(etag)!r}, after {escape(file.etag)!r}"
+                raise _AgainError(reason, other_version=True)
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise _AgainError("the answer is compressed")
+            if response.status_code == 206:
+                last = _last_byte(response.headers.get("Content-Range", ""), position, file.size)
+                yield from _body(response, 0, last + 1 - position, end - position)
+            elif whole:
+                length = response.headers.get("Content-Length", str(file.size))
+                if length != str(file.size):
+                    raise _AgainError(f"it has {escape(length)} bytes, not {file.size:,}")
+                yield from _body(response, position, file.size, end - position)
+            else:
+                raise RangesRefusedError
+
+    @contextmanager
+    def _stream(self, name: str, headers: dict[str, str]) -> Iterator[Any]:
+        from huggingface_hub import constants, get_session, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+        import inheritune
+
+        # Asked for at the Hub each time, since the addresses it redirects to expire. The library's
+        # session follows them with the Range, and without the token where another host answers.
+        url = hf_hub_url(self.model, name, revision=self.commit)
+        ours = build_hf_headers(library_name="inheritune", library_version=inheritune.__version__)
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        try:
+            with get_session().stream(
+                "GET", url, headers=ours | headers, timeout=timeout
+            ) as answer:
+                yield answer
+        except Exception as error:
+            # httpx or httpx2, whichever the installed library uses: by name, to need neither.
+            if not any(kind.__name__ == "TransportError" for kind in type(error).__mro__):
+                raise
+            raise _AgainError(f"{type(error).__name__}: {escape(error, 120)}") from error
+
+
+def _refuse_status(response: Any) -> None:
+    from huggingface_hub import hf_raise_for_status
+
+    status = response.status_code
+    if status in TRY_LATER:
+        raise _AgainError(f"it answers {status}", _asked_wait_s(response.headers))
+    hf_raise_for_status(response)
+    if status not in (200, 206):
+        raise _AgainError(f"it answers {status}")
+
+
+def _asked_wait_s(headers: Any) -> float:
+    if (after := headers.get("Retry-After", "")).isdecimal():
+        return float(after[:9])
+    spent = re.search(r"r=0;\s*t=(\d{1,9})", headers.get("ratelimit", ""))
+    return float(spent[1]) + 1 if spent else 0.0
+
+
+def _etag(response: Any) -> str:
+    # The Hub's own word for the content comes with its redirect; other hosts have other words.
+    for answer in (*response.history, response):
+        if linked := answer.headers.get("X-Linked-Etag"):
+            return str(linked).removeprefix("W/").strip('"')
+    return str(response.headers.get("ETag", "")).removeprefix("W/").strip('"')
+
+
+def _last_byte(content_range: str, position: int, size: int) -> int:
+    match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", content_range.strip())
+    first, last, total = map(int, match.groups()) if match else (-1, -1, -1)
+    if total != size or first != position or last < first:
+        raise _AgainError(
+            f"asked for bytes from {position:,} of {size:,}, it sends {escape(content_range)!r}"
+        )
+    return last
+
+
+def _body(response: Any, skip: int, length: int, wanted: int) -> Iterator[bytes]:
+    """The body without its first ``skip`` bytes; at most ``wanted``, and never over ``length``."""
+    seen = 0
+    for data in response.iter_raw():
+        start, seen = seen, seen + len(data)
+        if seen > length:
+            raise _AgainError(f"it sends more than the {length:,} bytes it announced")
+        part = data[max(0, skip - start) : max(0, skip + wanted - start)]
+        if part:
+            yield part
+        if seen >= skip + wanted:
+            return

@@ -1,0 +1,176 @@
+"""A Hub model with all of its weights, in the Hub's cache: downloaded, and its digests checked.
+
+The Hub's library cannot be asked to stop. It downloads in a process of its own, which can be ended
+at any time: ``python -m inheritune.model_files.download.whole QUESTION``.
+"""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from inheritune import errors
+from inheritune.errors import InherituneError, MachineError, SourceError
+from inheritune.model_files.download.hub import UNWANTED, WANTED, hub_errors
+from inheritune.model_files.download.listing import mirror_root
+from inheritune.model_files.download.mirror_lock import stopped
+from inheritune.system.reading import escape
+from inheritune.system.signals import follow_parent
+
+__all__ = ["check_digests", "download"]
+
+_POLL_S = 0.2
+_PIECE = 2**24
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def download(
+    model: str, revision: str | None, should_stop: Callable[[], bool] = lambda: False
+) -> Path:
+    """Download a model into the Hub's cache, or find it there; its weights are the Hub's.
+
+    What a stopped or killed download has brought stays, and the next one goes on from there.
+
+    Args:
+        model: Hub id.
+        revision: Branch, tag or commit; None: the main branch.
+        should_stop: Asked several times a second.
+
+    Returns:
+        The snapshot's directory; its name is the commit.
+
+    Raises:
+        SourceError: The Hub has no such model or revision, or does not show it to this account; or
+            a file is not what the Hub lists.
+        MachineError: The Hub cannot be reached, and the cache does not hold the model.
+        Interrupted: ``should_stop`` said so.
+    """
+    question = json.dumps({"model": model, "revision": revision})
+    child = subprocess.Popen(
+        [sys.executable, "-m", "inheritune.model_files.download.whole", question],
+        stdout=subprocess.PIPE,
+        env=os.environ | _settings_of_the_library(),
+        start_new_session=True,  # Ctrl-C is this process's to answer
+    )
+    try:
+        answer = _answer(child, model, should_stop)
+    finally:
+        child.kill()
+        child.wait()
+    if "error" in answer:
+        name, message, hint = answer["error"]
+        raise getattr(errors, name)(message, hint)
+    snapshot = Path(answer["path"])
+    check_digests(snapshot, model, should_stop)
+    return snapshot
+
+
+def _settings_of_the_library() -> dict[str, str]:
+    """As this process has them, whatever it had them from."""
+    from huggingface_hub import constants
+
+    return {
+        "HF_ENDPOINT": constants.ENDPOINT,
+        "HF_HOME": constants.HF_HOME,
+        "HF_HUB_CACHE": str(constants.HF_HUB_CACHE),
+        "HF_HUB_OFFLINE": str(int(constants.HF_HUB_OFFLINE)),
+        "HF_HUB_DOWNLOAD_TIMEOUT": str(constants.HF_HUB_DOWNLOAD_TIMEOUT),
+    }
+
+
+def _answer(
+    child: subprocess.Popen[bytes], model: str, should_stop: Callable[[], bool]
+) -> dict[str, Any]:
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            said = child.communicate(timeout=_POLL_S)[0]
+            break
+        if should_stop():
+            raise stopped(model)
+    try:
+        found: dict[str, Any] = json.loads(said.splitlines()[-1])
+    except (ValueError, LookupError) as error:
+        raise MachineError(
+            f"the process that downloads {model} ended with {child.returncode}.",
+            "Run the same command again: what has arrived is kept.",
+        ) from error
+    return found
+
+
+def check_digests(
+    snapshot: Path, model: str, should_stop: Callable[[], bool] = lambda: False
+) -> None:
+    """Compare large files of the Hub's cache with the SHA-256 that the Hub lists; each once.
+
+    The cache names a large file by that digest. Which ones were compared is remembered beside what
+    is downloaded in parts. A file that is another one is deleted.
+
+    Args:
+        snapshot: Directory in the Hub's cache.
+        model: Hub id.
+        should_stop: Asked several times a second.
+
+    Raises:
+        SourceError: A file is not what the Hub lists.
+        Interrupted: ``should_stop`` said so.
+    """
+    damaged = []
+    for link in sorted(snapshot.glob("*")):
+        blob = Path(os.path.realpath(link))
+        if not _SHA256.fullmatch(blob.name) or not blob.is_file():
+            continue  # a small file, or a cache that holds copies
+        mark, written = mirror_root(model) / "checked" / blob.name, str(blob.stat().st_mtime_ns)
+        with suppress(OSError):
+            if mark.read_text(encoding="utf-8") == written:
+                continue
+        if _digest(blob, model, should_stop) != blob.name:
+            link.unlink()
+            blob.unlink(missing_ok=True)
+            damaged.append(escape(link.name))
+            continue
+        with suppress(OSError):  # where nothing can be remembered, it is compared again
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.write_text(written, encoding="utf-8")
+    if damaged:
+        raise SourceError(
+            f"{', '.join(damaged)} of {model} had not the digest that the Hub lists, and was "
+            "deleted.",
+            "Run the same command again: it is then downloaded anew.",
+        )
+
+
+def _digest(path: Path, model: str, should_stop: Callable[[], bool]) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            if should_stop():
+                raise stopped(model)
+    return digest.hexdigest()
+
+
+def _download_here(model: str, revision: str | None) -> dict[str, Any]:
+    """What the child answers."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        with hub_errors(model, revision):
+            path = snapshot_download(
+                model, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED
+            )
+    except InherituneError as error:
+        return {"error": [type(error).__name__, error.message, error.hint]}
+    return {"path": str(path)}
+
+
+if __name__ == "__main__":
+    follow_parent(signal.SIGKILL)
+    asked = json.loads(sys.argv[1])
+    sys.stdout.write(json.dumps(_download_here(asked["model"], asked["revision"])) + "\n")

@@ -1,0 +1,121 @@
+"""Whether every id that a tokenizer gives has a row in the model's embedding."""
+
+import os
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from inheritune.errors import SourceError
+from inheritune.model_files.copy import open_source
+from inheritune.model_files.layers import is_tower
+from inheritune.model_files.safetensors import Tensor
+from inheritune.model_files.strict_json import read_json
+from inheritune.system.reading import escape
+
+__all__ = ["refuse_ids_without_rows"]
+
+_EMBEDDINGS = {
+    *("embed_tokens", "embed_in", "wte", "word_embeddings", "tok_embeddings", "embedding"),
+    "embeddings",
+}
+# Its vocabulary is a list of pairs; the place in it is the id.
+_UNIGRAM = re.compile(rb'"type"\s*:\s*"Unigram"')
+_CHUNK = 2**20
+_OVERLAP = 128
+# Larger ones exist for no known model; reading one takes ten times its size.
+_MAX_BYTES = 64 * 2**20
+_ROLES = ("bos_token", "eos_token")
+
+
+def refuse_ids_without_rows(directory: Path, tensors: Iterable[Tensor]) -> None:
+    """Refuse a model whose tokenizer gives ids that its embedding has no row for.
+
+    Tokens that text only becomes on request, such as an image's place in a model that sees none,
+    are a warning, unless they begin or end a document.
+
+    Args:
+        directory: Of the model. Without a ``tokenizer.json``, nothing is checked.
+        tensors: Of its weight files.
+
+    Raises:
+        SourceError: Some id is as large as the embedding has rows, or larger.
+    """
+    rows = _rows(tensors)
+    path = directory / "tokenizer.json"
+    if rows is None or not path.is_file() or not _may_exceed(path, rows):
+        return
+    plain, special = _tokens_beyond(path, rows)
+    roles = _roles(directory) if special else set()
+    if broken := plain | {token: i for token, i in special.items() if token in roles}:
+        token, number = max(broken.items(), key=lambda item: item[1])
+        raise SourceError(
+            f"{path} gives the id {number} to {escape(token)!r}, but the embedding has {rows} "
+            "rows.",
+            "The tokenizer belongs to another model, or was extended without the embedding.",
+        )
+    if special:
+        token, number = max(special.items(), key=lambda item: item[1])
+        warnings.warn(
+            f"{path} gives the id {number} to the special token {escape(token)!r}, but the "
+            f"embedding has {rows} rows: text must not hold it",
+            stacklevel=2,
+        )
+
+
+def _rows(tensors: Iterable[Tensor]) -> int | None:
+    found = [
+        tensor.shape[0]
+        for tensor in tensors
+        if len(tensor.shape) == 2
+        and tensor.name.endswith(".weight")
+        and tensor.name.split(".")[-2] in _EMBEDDINGS
+        and not is_tower(tensor.name)
+    ]
+    return max(found, default=None)
+
+
+def _may_exceed(path: Path, rows: int) -> bool:
+    """Whether some number in the file could be too large an id; a file of 30 MB takes 0.1 s.
+
+    Sound files end here: parsing one whole would take a second and half a gigabyte.
+    """
+    digits = len(str(rows))
+    large = re.compile(rb'"\s*:\s*([0-9]{%d,})' % digits)
+    lists, listed, before = 0, False, b""
+    with os.fdopen(open_source(path), "rb") as file:
+        while data := file.read(_CHUNK):
+            seen = before + data
+            if any(int(n[:19]) >= rows for n in large.findall(seen)):
+                return True
+            lists += data.count(b"[")
+            listed = listed or _UNIGRAM.search(seen) is not None
+            before = data[-_OVERLAP:]
+    return listed and lists > rows
+
+
+def _tokens_beyond(path: Path, rows: int) -> tuple[dict[str, int], dict[str, int]]:
+    from tokenizers import Tokenizer
+
+    if path.stat().st_size > _MAX_BYTES:
+        raise SourceError(f"{path} is larger than {_MAX_BYTES:,} bytes.", "Download it again.")
+    try:
+        tokenizer: Any = Tokenizer.from_str(path.read_text("utf-8"))
+    except Exception:  # the library raises plain Exception; who needs the tokenizer will say so
+        return {}, {}
+    beyond = {t: i for t, i in tokenizer.get_vocab(with_added_tokens=True).items() if i >= rows}
+    added = tokenizer.get_added_tokens_decoder() if beyond else {}
+    special = {t: i for t, i in beyond.items() if i in added and added[i].special}
+    return {t: i for t, i in beyond.items() if t not in special}, special
+
+
+def _roles(directory: Path) -> set[str]:
+    """Tokens that are put around documents."""
+    found = set()
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (directory / name).is_file():
+            config = read_json(directory / name, "the tokenizer's config")
+            tokens = [config.get(role) for role in _ROLES]
+            found |= {str(t.get("content") if isinstance(t, dict) else t) for t in tokens if t}
+    return found

@@ -1,0 +1,140 @@
+"""What a token of training costs in floating-point operations: one convention, and its terms.
+
+Both those who have a model of a class and those who have headers and a config only count by it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from inheritune.model_files.layer_kinds import attends, layer_kinds
+
+__all__ = [
+    "EVALUATION_SHARE",
+    "attention_heads",
+    "attention_width",
+    "first_int",
+    "idle_expert_values",
+    "keeps_no_keys",
+    "key_value_width",
+    "training_flops_per_token",
+]
+
+# A forward pass against forward and backward.
+EVALUATION_SHARE = 1 / 3
+
+_RECURRENT_TYPES = {"falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"}
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "attention_heads", "num_heads")
+_KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_n_heads")
+_HEAD_SIZES = ("head_dim", "attention_head_dim")
+_WIDTHS = ("hidden_size", "n_embd", "d_model")
+_EXPERTS = (
+    *("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
+    "num_routed_experts",
+)
+_EXPERTS_PER_TOKEN = (
+    *("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k"),
+    *("top_k_experts", "experts_per_token", "num_selected_experts", "top_k"),
+)
+
+
+def training_flops_per_token(multiplied: int, attention: float, seq_len: int) -> float:
+    """FLOPs of one training token, forward and backward: 6 N + 6 A T.
+
+    Recomputation is not counted, nor are the states of recurrent layers and the limits of windows.
+
+    Args:
+        multiplied: N, weights that enter matrix products for one token: the head once, whatever is
+            looked up not, of experts those that a token is sent to.
+        attention: A, see `attention_width`. With causal attention a query sees T / 2 keys.
+        seq_len: T, tokens per sequence.
+
+    Source: Chowdhery et al., PaLM, arXiv 2204.02311, appendix B, with causal attention halved.
+    """
+    return float(6 * multiplied + 6 * attention * seq_len)
+
+
+def attention_width(
+    section: Mapping[str, Any], total: int, kept: Sequence[int] | None = None
+) -> float:
+    """Heads x head size, summed over the layers that attend.
+
+    Where queries and values are of different width, the mean of both.
+
+    Args:
+        section: The part of a config that describes the text model.
+        total: Its layers.
+        kept: Which of them count; None: all.
+    """
+    if keeps_no_keys(section):
+        return 0.0
+    kinds = layer_kinds(section, total)
+    layers = range(total) if kept is None else kept
+    attending = sum(kinds is None or attends(kinds[i]) for i in layers)
+    if section.get("model_type") == "longcat_flash" and total == section.get("num_layers"):
+        attending *= 2  # attentions in each layer
+    heads, size = attention_heads(section)
+    nope, rope = section.get("qk_nope_head_dim"), section.get("qk_rope_head_dim")
+    values = section.get("v_head_dim")
+    if type(nope) is int and type(rope) is int and type(values) is int:  # latent attention
+        size = (nope + rope + values) / 2
+    return heads * size * attending
+
+
+def keeps_no_keys(section: Mapping[str, Any]) -> bool:
+    """Whether no layer of the model has keys and values, by its type."""
+    return section.get("model_type") in _RECURRENT_TYPES
+
+
+def attention_heads(section: Mapping[str, Any]) -> tuple[int, float]:
+    """Query heads and the size of one; zeros where the config does not say."""
+    heads = first_int(section, _HEADS) or 0
+    size = first_int(section, _HEAD_SIZES) or (
+        (first_int(section, _WIDTHS) or 0) // heads if heads else 0
+    )
+    return heads, size
+
+
+def key_value_width(section: Mapping[str, Any]) -> int:
+    """Values that one attention layer keeps of a token, by the config alone."""
+    heads, size = attention_heads(section)
+    inner = section.get("attn_config")
+    found = first_int(section, _KEY_VALUE_HEADS)
+    if isinstance(inner, Mapping):  # dbrx
+        found = found or first_int(inner, _KEY_VALUE_HEADS)
+    # Falcon's older form names the number of its heads, but keeps one.
+    if section.get("multi_query") is True and not section.get("new_decoder_architecture"):
+        found = 1
+    return int(2 * (found or heads) * size)
+
+
+def idle_expert_values(
+    tensors: Iterable[tuple[str, Sequence[int]]], section: Mapping[str, Any]
+) -> int:
+    """How many weights of experts a token is not sent to.
+
+    Args:
+        tensors: Names and shapes, as on disk or as the class has them.
+        section: The part of a config that describes the text model.
+    """
+    inner = section.get("ffn_config")  # dbrx
+    experts, used = (
+        first_int(section, keys) or (first_int(inner, keys) if isinstance(inner, Mapping) else None)
+        for keys in (_EXPERTS, _EXPERTS_PER_TOKEN)
+    )
+    if not experts or not used or used >= experts:
+        return 0
+    held = 0
+    for name, shape in tensors:
+        # All experts in one tensor, unless it is a convolution's.
+        fused = len(shape) == 3 and shape[0] == experts and "conv" not in name
+        if fused or "experts" in name.split("."):
+            size = 1
+            for axis in shape:
+                size *= axis
+            held += size
+    return held * (experts - used) // experts
+
+
+def first_int(section: Mapping[str, Any], keys: Iterable[str]) -> int | None:
+    """The first of some fields that holds a positive integer."""
+    return next((v for key in keys if type(v := section.get(key)) is int and v > 0), None)

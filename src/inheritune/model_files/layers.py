@@ -1,0 +1,152 @@
+"""Which tensors of a model are its layers, from their names on disk alone."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from inheritune.errors import SourceError, UnsupportedModelError
+from inheritune.system.reading import escape
+
+__all__ = ["Container", "find_container", "is_tower", "numbered"]
+
+# Parts of names that belong to the other senses of a multimodal model.
+_TOWERS = ("vision", "visual", "audio", "image", "speech", "sam_", "talker", "token2wav")
+
+
+# Lists beside the layers that hold one tensor for each, and which layer their number 0 is of:
+# inkling2's queries over the residual stream. Layer 0 needs none before its attention.
+_COMPANIONS = {"attn_res.mlp_queries.": 0, "attn_res.attn_queries.": 1}
+
+
+@dataclass(frozen=True)
+class Container:
+    """The numbered list of layers.
+
+    Attributes:
+        prefix: What stands before the number, such as ``"model.layers."``.
+        layers: Layers of the model; numbers from 0.
+        extra: Numbers from ``layers`` on: multi-token-prediction layers, which read the last
+            hidden state of the full depth and are useless on top of another one.
+        outside: Names of multi-token-prediction tensors outside the list.
+        parallel: Other numbered lists of about the same length. They may hold weights of the
+            layers; only the model's class knows.
+    """
+
+    prefix: str
+    layers: int
+    extra: tuple[int, ...] = ()
+    outside: frozenset[str] = frozenset()
+    parallel: tuple[str, ...] = ()
+
+    def keeps(self, name: str, layers: int) -> bool:
+        """Whether a tensor belongs to the model cut to its first ``layers`` layers."""
+        layer = self.layer_of(name)
+        return name not in self.outside if layer is None else layer < layers
+
+    def layer_of(self, name: str) -> int | None:
+        """Number of the layer that a tensor belongs to; None: it stands outside the layers."""
+        if (found := numbered(name)) is None:
+            return None
+        if found[0] == self.prefix:
+            return found[1]
+        shift = _companion(found[0])
+        return None if shift is None else found[1] + shift
+
+
+def _companion(prefix: str) -> int | None:
+    return next((n for ending, n in _COMPANIONS.items() if prefix.endswith(ending)), None)
+
+
+def numbered(name: str) -> tuple[str, int] | None:
+    """Split a tensor name at its first number: ``"h.3.attn.w"`` gives ``("h.", 3)``."""
+    parts = name.split(".")
+    for place, part in enumerate(parts):
+        if part.isascii() and part.isdecimal() and len(part) < 7:
+            return "".join(f"{p}." for p in parts[:place]), int(part)
+    return None
+
+
+def find_container(
+    names: Iterable[str], layers: int, announced: int = 0, known: str | None = None
+) -> Container:
+    """Find the list of layers among the names of a model's tensors.
+
+    Args:
+        names: As on disk.
+        layers: How many the config says there are.
+        announced: How many multi-token-prediction layers the config says there are.
+        known: Prefix of the layers, if something tells it: a target has so few of them that other
+            lists can have the same length.
+
+    Raises:
+        SourceError: No list has the numbers 0 to ``layers`` - 1, or it has unexplained others.
+        UnsupportedModelError: Several lists have them.
+    """
+    lists: dict[str, set[int]] = defaultdict(set)
+    prediction: set[str] = set()
+    for name in names:
+        if any(part == "mtp" or part.startswith("mtp_") for part in name.split(".")):
+            prediction.add(name)
+        elif (found := numbered(name)) is None or _companion(found[0]) is not None:
+            continue
+        elif not is_tower(found[0]):
+            lists[found[0]].add(found[1])
+    # The length first: a config that claims 10^12 layers must not cost 10^12 steps.
+    whole = [p for p, n in lists.items() if len(n) >= layers and n.issuperset(range(layers))]
+    if not whole:
+        raise _no_container(lists, layers)
+    if known in whole:
+        whole = [str(known)]
+    if len(whole) > 1:
+        raise UnsupportedModelError(
+            f"several lists of tensors could be the {layers} layers: {', '.join(sorted(whole))}.",
+            "Models with several stacks of the same length are not supported yet.",
+        )
+    prefix = whole[0]
+    extra = tuple(sorted(lists[prefix] - set(range(layers))))
+    if any(number >= layers + announced for number in extra):
+        raise SourceError(
+            f"config.json says {layers} layers, but the weights also hold {_ranges(extra)} under "
+            f"{prefix}",
+            "The config belongs to another model, or the model has parts that are not known here.",
+        )
+    # A list of one or two is too common to mean anything.
+    parallel = [
+        p for p, n in lists.items() if p != prefix and abs(len(n) - layers) <= 1 and len(n) > 1
+    ]
+    return Container(prefix, layers, extra, frozenset(prediction), tuple(sorted(parallel)))
+
+
+def is_tower(prefix: str) -> bool:
+    """Whether a path of modules leads into another sense of a multimodal model."""
+    return any(word in prefix.lower() for word in _TOWERS)
+
+
+def _no_container(lists: dict[str, set[int]], layers: int) -> SourceError:
+    if not lists:
+        return SourceError(
+            f"config.json says {layers} layers, but no tensor name holds a layer number."
+        )
+    # The longest list is what was probably meant.
+    prefix = max(lists, key=lambda p: (len(lists[p]), p))
+    held = lists[prefix]
+    missing = [i for i in range(min(layers, max(held) + 1000)) if i not in held]
+    extra = [i for i in held if i >= layers]
+    also = f", extra: {_ranges(extra)}" if extra else ""
+    return SourceError(
+        f"config.json says {layers} layers, but the weights hold {_ranges(held)} under "
+        f"{escape(prefix)} (missing: {_ranges(missing)}{also}).",
+        "Download the model again, or correct its config.",
+    )
+
+
+def _ranges(numbers: Collection[int]) -> str:
+    """``0-3, 6`` for 0, 1, 2, 3, 6; the first few."""
+    pieces: list[list[int]] = []
+    for number in sorted(numbers):
+        if pieces and pieces[-1][1] == number - 1:
+            pieces[-1][1] = number
+        else:
+            pieces.append([number, number])
+    texts = [f"{first}-{last}" if last > first else str(first) for first, last in pieces[:5]]
+    return ", ".join(texts + ["…"] * (len(pieces) > 5))

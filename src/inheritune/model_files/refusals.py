@@ -1,0 +1,186 @@
+"""Model directories that layers are not taken from: what they are, why not, what works instead."""
+
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from inheritune.errors import SourceError, UnsupportedModelError
+from inheritune.model_files.safetensors import Tensor
+from inheritune.system.reading import escape
+
+__all__ = ["refuse_directory", "refuse_files", "refuse_unsafe_config", "refuse_unsupported_model"]
+
+_FAMILIES = {
+    **dict.fromkeys(["blt"], "its five stacks of layers have separate depths"),
+    **dict.fromkeys(["hrm_text"], "its stacks of layers are run in a loop"),
+    **dict.fromkeys(["xlm", "flaubert"], "its layers are spread over parallel lists"),
+    **dict.fromkeys(
+        ["gemma4_assistant", "gemma4_unified_assistant", "muse_glimmer_assistant"],
+        "it reads the states of another model",
+    ),
+    **dict.fromkeys(
+        [
+            *("albert", "bert", "bert-generation", "big_bird", "camembert", "data2vec-text"),
+            *("distilbert", "electra", "ernie", "megatron-bert", "mobilebert", "rembert"),
+            *("roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta"),
+            *("xlm-roberta-xl", "xmod", "modernbert", "deberta", "deberta-v2"),
+        ],
+        "it is an encoder",
+    ),
+}
+# Written by transformers itself. Any other key with an underscore may reach into its internals
+# (CVE-2026-4372).
+_UNDERSCORED = {
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_commit_hash",
+    "_diffusers_version",
+    "_experts_implementation",
+    "_frame_rate",
+    "_from_model_config",
+    "_name_or_path",
+    "_pad_token_id",
+    "_remove_final_layer_norm",
+    "_sliding_window_pattern",
+}
+_QUANTISATION_KEYS = ("quantization_config", "compression_config")
+_QUANTISATION_FILES = ("quantize_config.json", "quant_config.json", "quant_state.json")
+_QUANTISED_NAMES = (
+    *(".qweight", ".qzeros", ".g_idx", ".absmax", ".quant_map", ".SCB", ".weight_scale"),
+    *(".weight_scale_inv", ".weight_packed", "_scale_inv"),
+)
+_QUANTISED_DTYPES = ("F4", "F6_", "F8_")
+
+
+def refuse_directory(directory: Path) -> None:
+    """Refuse a directory that holds no full model in safetensors.
+
+    Raises:
+        UnsupportedModelError: An adapter, GGUF or pickled weights; none of them is opened.
+        SourceError: No weights at all, or no config.
+    """
+    if not directory.is_dir():
+        raise SourceError(f"there is no model directory {directory}.")
+    refuse_files({path.name for path in directory.iterdir()}, str(directory))
+
+
+def refuse_files(names: Collection[str], directory: str) -> None:
+    """Refuse a directory by the names of its files, wherever it is.
+
+    Args:
+        names: Of the files directly inside.
+        directory: What to call it in messages.
+
+    Raises:
+        UnsupportedModelError: An adapter, GGUF or pickled weights.
+        SourceError: No weights at all, or no config.
+    """
+    if "model.safetensors" in names or "model.safetensors.index.json" in names:
+        if "config.json" not in names:
+            raise SourceError(f"{directory} has no config.json.", "Download the model again.")
+        return
+    if "adapter_config.json" in names:
+        raise UnsupportedModelError(
+            f"{directory} is a LoRA adapter, not a model.",
+            "Merge it into its base model with peft's merge_and_unload, and use the result.",
+        )
+    if found := _ends_with(names, ".gguf"):
+        raise UnsupportedModelError(
+            f"{directory} holds {found}; GGUF is not supported.",
+            "Use the safetensors repository it was made from.",
+        )
+    if found := _ends_with(names, ".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+        raise UnsupportedModelError(
+            f"{directory} holds {found}, but safetensors only are read: a pickle can run code.",
+            "Look for a safetensors revision of the model, or make one: "
+            "`inheritune convert SOURCE OUT`.",
+        )
+    raise SourceError(
+        f"{directory} holds neither model.safetensors nor model.safetensors.index.json.",
+        "Name a Hugging Face model directory with safetensors weights.",
+    )
+
+
+def _ends_with(names: Iterable[str], *suffixes: str) -> str:
+    return min((name for name in names if name.endswith(suffixes)), default="")
+
+
+def refuse_unsafe_config(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse a config that names code to load.
+
+    ``auto_map`` is no reason to refuse: that code is copied, and run only where a recipe allows it.
+
+    Args:
+        config: As read.
+        path: Its file, for messages.
+
+    Raises:
+        SourceError: An unknown key that starts with ``_``, or a kernel from a repository.
+    """
+    waiting: list[Any] = [config]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting.extend(value)
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                _refuse_unsafe_key(key, item, path)
+                waiting.append(item)
+
+
+def _refuse_unsafe_key(key: str, value: Any, path: Path) -> None:
+    hint = "Delete the key, if you trust the rest of the model."
+    if key.startswith("_") and key not in _UNDERSCORED and key != "__float__":
+        raise SourceError(f"{path} has the unknown key {escape(key)!r}.", hint)
+    if "implementation" in key or "kernel_repo" in key or key == "backbone":
+        names = list(value.values()) if isinstance(value, Mapping) else [value]
+        if any(isinstance(n, str) and not n.replace("_", "").isalnum() for n in names):
+            raise SourceError(
+                f"{path} asks for code from elsewhere: {escape(key)} = {escape(repr(value))}.", hint
+            )
+    if key == "trust_remote_code" and value:
+        warnings.warn(f"{path} says trust_remote_code: ignored", stacklevel=2)
+
+
+def refuse_unsupported_model(
+    config: Mapping[str, Any], text: Mapping[str, Any], tensors: Collection[Tensor], path: Path
+) -> None:
+    """Refuse families and formats whose layers cannot simply be cut off.
+
+    Args:
+        config: The whole config.
+        text: Its part for the text model; may be the same.
+        tensors: Of all weight files.
+        path: Of the model directory, for messages.
+
+    Raises:
+        UnsupportedModelError: Quantised, encoder-decoder, or a family that version 1 refuses.
+    """
+    for section in (config, text):
+        model_type = section.get("model_type")
+        if isinstance(model_type, str) and model_type in _FAMILIES:
+            raise UnsupportedModelError(
+                f"{path} is a {model_type} model, not supported: {_FAMILIES[model_type]}.",
+                "Choose a decoder-only model.",
+            )
+    if config.get("is_encoder_decoder") or text.get("is_encoder_decoder"):
+        raise UnsupportedModelError(
+            f"{path} is an encoder-decoder model, not supported: it has two stacks of layers.",
+            "Choose a decoder-only model.",
+        )
+    quantised = next((k for k in _QUANTISATION_KEYS for c in (config, text) if c.get(k)), None)
+    quantised = quantised or next((f for f in _QUANTISATION_FILES if (path / f).exists()), None)
+    quantised = quantised or next(
+        (
+            escape(t.name)
+            for t in tensors
+            if t.name.endswith(_QUANTISED_NAMES) or t.dtype.startswith(_QUANTISED_DTYPES)
+        ),
+        None,
+    )
+    if quantised:
+        raise UnsupportedModelError(
+            f"{path} is quantised ({quantised}), not supported: its layers cannot be trained.",
+            "Use the bf16, fp16 or fp32 weights it was made from.",
+        )

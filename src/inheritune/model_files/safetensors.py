@@ -1,0 +1,179 @@
+"""The safetensors format: where each tensor lies in a file.
+
+8 bytes, little-endian: the length H of the header. H bytes of JSON: name to dtype, shape and
+``data_offsets``, counted from byte 8 + H. Then the data, without holes.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inheritune.errors import SourceError
+from inheritune.model_files.copy import open_source
+from inheritune.model_files.strict_json import parse_json
+from inheritune.system.reading import escape
+
+__all__ = ["Tensor", "item_bits", "read_header"]
+
+# The library allows 100 MB, which can take gigabytes once parsed. Known files have headers of a few
+# MB at most; what strict_json allows ends at 55,000 tensors in a file.
+_MAX_HEADER = 16 * 2**20
+_MAX_INT = 2**63 - 1
+_BITS = {
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    **dict.fromkeys(["BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"], 8),
+    **dict.fromkeys(["F8_E4M3FNUZ", "F8_E5M2FNUZ"], 8),
+    **dict.fromkeys(["U16", "I16", "F16", "BF16"], 16),
+    **dict.fromkeys(["U32", "I32", "F32"], 32),
+    **dict.fromkeys(["U64", "I64", "F64", "C64"], 64),
+}
+_FOREIGN = [
+    (b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its repository."),
+    (b"GGUF", "a GGUF file", "Use the safetensors repository it was made from."),
+    (b"\x1f\x8b", "gzip data", "Unpack it."),
+    (b"PK\x03\x04", "a zip file or a pickle", "Only safetensors are read: nothing is unpickled."),
+    (b"<", "an HTML or XML page", "Download it again: a server answered with a page."),
+    (b"\x80\x02", "a pickle", "Only safetensors are read: nothing is unpickled."),
+]
+_AGAIN = "Download the file again."
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor as a range of bytes in a file.
+
+    Attributes:
+        name: As on disk.
+        dtype: As on disk, such as ``"BF16"``.
+        shape: Sizes of its axes.
+        file: Holds the bytes.
+        offset: First byte, from the start of the file.
+        size: Bytes of the tensor.
+        pitch: 0, or the bytes from one row to the next in the file where only the beginning of
+            each row belongs to the tensor.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    size: int
+    pitch: int = 0
+
+    @property
+    def items(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
+def item_bits(dtype: str) -> int:
+    """Bits of one value of a safetensors dtype."""
+    return _BITS[dtype]
+
+
+def read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
+    """Read where each tensor lies, and nothing else.
+
+    Args:
+        path: A regular file.
+
+    Returns:
+        The tensors in the order of their bytes, and the file's own metadata.
+
+    Raises:
+        SourceError: The file is not exactly what the format says: too short, foreign, a header
+            that is not strict JSON, unknown dtypes, sizes that do not fit, holes, overlaps.
+    """
+    descriptor = open_source(path)
+    with os.fdopen(descriptor, "rb") as file:
+        try:
+            file_size = os.fstat(descriptor).st_size
+            start = file.read(32)
+            length = int.from_bytes(start[:8], "little")
+            if len(start) < 8 or start[8:9] != b"{" or length > min(_MAX_HEADER, file_size - 8):
+                raise _not_safetensors(path, start, length, file_size)
+            file.seek(8)
+            text = file.read(length)
+        except OSError as error:
+            raise SourceError(f"cannot read {path}: {error.strerror}.") from error
+    header = parse_json(text, f"the header of {path}")
+    if not isinstance(header, dict):
+        raise SourceError(f"the header of {path} is not a JSON object.", _AGAIN)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise SourceError(f"the __metadata__ of {path} is not a map of texts.", _AGAIN)
+    tensors = [_tensor(path, name, entry, 8 + length) for name, entry in header.items()]
+    tensors.sort(key=lambda t: (t.offset, t.size, t.name))
+    _refuse_gaps(path, tensors, 8 + length, file_size)
+    return tensors, metadata
+
+
+def _not_safetensors(path: Path, start: bytes, length: int, file_size: int) -> SourceError:
+    for magic, what, hint in _FOREIGN:
+        if start.lstrip().startswith(magic):
+            return SourceError(f"{path} is {what}, not safetensors.", hint)
+    if len(start) < 8:
+        return SourceError(f"{path} has {file_size} bytes; that is no safetensors file.", _AGAIN)
+    if not any(start):
+        return SourceError(f"{path} begins with zeros: its download was cut off.", _AGAIN)
+    if length > _MAX_HEADER:
+        return SourceError(
+            f"{path} says its header has {length:,} bytes; {_MAX_HEADER:,} are allowed.", _AGAIN
+        )
+    if length > file_size - 8:
+        return SourceError(
+            f"{path} says its header has {length:,} bytes, but has {file_size:,} itself.", _AGAIN
+        )
+    return SourceError(f"the header of {path} is not JSON.", _AGAIN)
+
+
+def _tensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
+    def bad(reason: str) -> SourceError:
+        return SourceError(f"{path}: tensor {escape(name)!r} {reason}.", _AGAIN)
+
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise bad("is not described by dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        raise bad(f"has the unknown dtype {escape(dtype)!r}")
+    if not _counts(shape):
+        raise bad(f"has the shape {escape(shape)}")
+    if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise bad(f"has the data_offsets {escape(offsets)}")
+    bits = math.prod(shape) * _BITS[dtype]
+    size = offsets[1] - offsets[0]
+    if bits != size * 8:
+        raise bad(f"of shape {escape(shape)} and dtype {dtype} does not take {size:,} bytes")
+    return Tensor(name, sys.intern(dtype), tuple(shape), path, data_start + offsets[0], size)
+
+
+def _counts(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= 64
+        and all(type(v) is int and 0 <= v <= _MAX_INT for v in value)
+    )
+
+
+def _refuse_gaps(path: Path, tensors: Sequence[Tensor], position: int, file_size: int) -> None:
+    for tensor in tensors:
+        name = escape(tensor.name)
+        if tensor.offset + tensor.size > file_size:
+            raise SourceError(
+                f"{path} has {file_size:,} bytes, but tensor {name!r} ends at byte "
+                f"{tensor.offset + tensor.size:,}.",
+                "It was cut off: download it again.",
+            )
+        if tensor.offset != position:
+            reason = "overlaps the one before it" if tensor.offset < position else "follows a hole"
+            raise SourceError(f"{path}: tensor {name!r} {reason}.", _AGAIN)
+        position += tensor.size
+    if position != file_size:
+        raise SourceError(f"{path} has {file_size - position:,} bytes after its tensors.", _AGAIN)

@@ -1,0 +1,111 @@
+"""One pass over written tensors: their digests, and whether their values can be weights."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from inheritune.errors import SourceError
+from inheritune.model_files.copy import open_source
+from inheritune.model_files.safetensors import Tensor
+from inheritune.model_files.write import read_chunks
+from inheritune.system.reading import escape
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Scan", "refuse_not_finite", "scan", "zero_matrices"]
+
+# Of gemma4's clipped projections; an infinite one clips nothing.
+_BOUNDS = (".input_max", ".input_min", ".output_max", ".output_min")
+# The bits of the exponent; all of them set means infinity or NaN. Highest 16 bits of F64 and F32
+# are enough, since their exponents end in them.
+_EXPONENT = {"F64": 0x7FF0, "F32": 0x7F80, "BF16": 0x7F80, "F16": 0x7C00}
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over a tensor found.
+
+    Attributes:
+        xxh3: XXH3 digest of its bytes, 128 bits, in hexadecimal. Finds accidents, not attacks.
+        sha256: SHA-256 of its bytes, or None where it was not asked for: ten times slower.
+        finite: Whether all values are finite. True for dtypes that know nothing else.
+        zero: Whether all values are zero.
+    """
+
+    xxh3: str
+    sha256: str | None
+    finite: bool
+    zero: bool
+
+
+def scan(file: Path, tensors: Sequence[Tensor], *, sha256: bool = False) -> dict[str, Scan]:
+    """Read tensors of one file once, in the order given.
+
+    Args:
+        file: Holds all of them.
+        tensors: Where they are.
+        sha256: Whether to compute SHA-256 as well.
+
+    Returns:
+        By name.
+
+    Raises:
+        SourceError: The file ends before a tensor does.
+    """
+    descriptor = open_source(file)
+    try:
+        return {tensor.name: _scan(descriptor, tensor, sha256) for tensor in tensors}
+    finally:
+        os.close(descriptor)
+
+
+def _scan(descriptor: int, tensor: Tensor, sha256: bool) -> Scan:
+    digests: list[Any] = [xxhash.xxh3_128(), *([hashlib.sha256()] if sha256 else [])]
+    finite = zero = True
+    for data in read_chunks(descriptor, tensor):
+        for digest in digests:
+            digest.update(data)
+        largest = _largest_magnitude(data, tensor.dtype)
+        finite = finite and largest < _EXPONENT.get(tensor.dtype, 0x10000)
+        zero = zero and not largest and data.count(0) == len(data)
+    texts = [digest.hexdigest() for digest in digests]
+    return Scan(texts[0], texts[1] if sha256 else None, finite, zero)
+
+
+def _largest_magnitude(data: bytes, dtype: str) -> int:
+    """The largest of the values' highest 16 bits without their sign; of other dtypes, 0."""
+    if dtype not in _EXPONENT:
+        return 0
+    import numpy as np
+
+    items: NDArray[Any] = np.frombuffer(data, "<u2")
+    width = {"F64": 4, "F32": 2}.get(dtype, 1)
+    if width > 1:
+        items = items[width - 1 :: width]
+    return int((items & 0x7FFF).max(initial=0))
+
+
+def refuse_not_finite(scans: Mapping[str, Scan], where: Path) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Raises:
+        SourceError: One holds such a value; its name is said.
+    """
+    broken = [n for n, found in scans.items() if not found.finite and not n.endswith(_BOUNDS)]
+    if broken:
+        more = f" and {len(broken) - 1} other tensors hold" if len(broken) > 1 else " holds"
+        raise SourceError(
+            f"{escape(broken[0])}{more} NaN or infinite values, from {escape(where, 200)}.",
+            "Download the model again; if it was published so, no target can be made of it.",
+        )
+
+
+def zero_matrices(tensors: Sequence[Tensor], scans: dict[str, Scan]) -> list[str]:
+    """Names of the matrices that hold nothing but zeros: most often an incomplete download."""
+    return [t.name for t in tensors if len(t.shape) > 1 and t.items and scans[t.name].zero]

@@ -1,0 +1,226 @@
+"""safetensors files written from ranges of other files."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from inheritune.errors import SourceError
+from inheritune.model_files.cast import cast
+from inheritune.model_files.copy import copy_range, create_file, open_source, write_all
+from inheritune.model_files.safetensors import Tensor, item_bits
+from inheritune.system.reading import escape
+
+__all__ = ["Described", "TargetTensor", "file_header", "read_chunks", "write_safetensors"]
+
+# Small enough to stay in a core's cache between reading, converting and writing.
+_CHUNK = 2**20
+# After so many bytes, the caller may work on what is written while the rest is copied.
+_GROUP = 2**27
+
+
+@dataclass(frozen=True)
+class TargetTensor:
+    """A tensor to write.
+
+    Attributes:
+        name: In the new file.
+        source: Where its values come from.
+        dtype: In the new file; the values are cast where the source has another one.
+    """
+
+    name: str
+    source: Tensor
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of its axes."""
+        return self.source.shape
+
+    @property
+    def size(self) -> int:
+        """Bytes in the new file."""
+        return self.source.items * item_bits(self.dtype) // 8
+
+    @property
+    def origin(self) -> Path:
+        """The file its values come from."""
+        return self.source.file
+
+    @property
+    def is_cast(self) -> bool:
+        """Whether its values change their dtype."""
+        return self.dtype != self.source.dtype
+
+
+def write_safetensors(
+    out: Path, tensors: Sequence[TargetTensor], metadata: Mapping[str, str]
+) -> Iterator[list[Tensor]]:
+    """Write a file from ranges of other files. The same input gives the same bytes.
+
+    The file is complete when the iterator has ended; it is not synced to the disk.
+
+    Args:
+        out: Does not exist yet.
+        tensors: In the order in which they are to lie in the file.
+        metadata: The file's own.
+
+    Yields:
+        The tensors that were written since the last time, where they lie in the new file.
+
+    Raises:
+        SourceError: A source is shorter than it was when its header was read, or a value does not
+            fit the dtype it is cast to.
+    """
+    ordered = _aligned(tensors)
+    header = file_header(ordered, metadata)
+    descriptor = create_file(out)
+    try:
+        write_all(descriptor, header)
+        position = len(header)
+        for group in _neighbours(ordered):
+            source = open_source(group[0].source.file)
+            try:
+                _copy(source, descriptor, group)
+            finally:
+                os.close(source)
+            yield _placed(out, group, position)
+            position += sum(tensor.size for tensor in group)
+    finally:
+        os.close(descriptor)
+
+
+def _aligned(tensors: Sequence[TargetTensor]) -> Sequence[TargetTensor]:
+    position = 0
+    for tensor in tensors:
+        if position % max(item_bits(tensor.dtype) // 8, 1):
+            # Widest first: then every tensor begins at a multiple of its own item size.
+            return sorted(tensors, key=lambda t: -item_bits(t.dtype))
+        position += tensor.size
+    return tensors
+
+
+class Described(Protocol):
+    """A tensor as the header of a file describes it."""
+
+    @property
+    def name(self) -> str:
+        """In the file."""
+
+    @property
+    def dtype(self) -> str:
+        """In the file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of its axes."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+
+
+def file_header(tensors: Iterable[Described], metadata: Mapping[str, str]) -> bytes:
+    """What a safetensors file begins with, its length included.
+
+    Args:
+        tensors: In the order in which they lie in the file, without gaps.
+        metadata: The file's own.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    position = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [position, position + tensor.size],
+        }
+        position += tensor.size
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _placed(out: Path, tensors: Sequence[TargetTensor], position: int) -> list[Tensor]:
+    placed = []
+    for tensor in tensors:
+        placed.append(Tensor(tensor.name, tensor.dtype, tensor.shape, out, position, tensor.size))
+        position += tensor.size
+    return placed
+
+
+def _neighbours(tensors: Sequence[TargetTensor]) -> Iterator[list[TargetTensor]]:
+    """Groups that are one range of one file, and change nowhere; all others alone."""
+    group: list[TargetTensor] = []
+    size = 0
+    for tensor in tensors:
+        if group and (size >= _GROUP or not _continues(group[-1], tensor)):
+            yield group
+            group, size = [], 0
+        group.append(tensor)
+        size += tensor.size
+    if group:
+        yield group
+
+
+def _continues(before: TargetTensor, after: TargetTensor) -> bool:
+    first, second = before.source, after.source
+    return (
+        first.file == second.file
+        and first.offset + first.size == second.offset
+        and not (first.pitch or second.pitch or before.is_cast or after.is_cast)
+    )
+
+
+def _copy(source: int, target: int, group: Sequence[TargetTensor]) -> None:
+    first = group[0]
+    if not first.source.pitch and not first.is_cast:
+        size = sum(tensor.size for tensor in group)
+        copy_range(source, target, first.source.offset, size, first.source.file)
+        return
+    for data in read_chunks(source, first.source):
+        write_all(target, cast(data, first.source.dtype, first.dtype, first.source.name))
+
+
+def read_chunks(descriptor: int, tensor: Tensor) -> Iterator[bytes]:
+    """The bytes of a tensor, in pieces of whole items.
+
+    Args:
+        descriptor: Its file, open for reading.
+        tensor: Where they are.
+
+    Raises:
+        SourceError: The file ends before the tensor does.
+    """
+    if not tensor.pitch:
+        for start in range(0, tensor.size, _CHUNK):
+            size = min(_CHUNK, tensor.size - start)
+            yield _read(descriptor, tensor, tensor.offset + start, size)
+        return
+    rows = tensor.shape[0]
+    width = tensor.size // rows
+    at_once = max(_CHUNK // tensor.pitch, 1)
+    for first in range(0, rows, at_once):
+        count = min(at_once, rows - first)
+        # The last row is read only as far as it is kept.
+        size = (count - 1) * tensor.pitch + width
+        data = memoryview(_read(descriptor, tensor, tensor.offset + first * tensor.pitch, size))
+        starts = range(0, count * tensor.pitch, tensor.pitch)
+        yield b"".join(data[start : start + width] for start in starts)
+
+
+def _read(descriptor: int, tensor: Tensor, offset: int, size: int) -> bytes:
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    pieces: list[bytes] = []
+    while size and (data := os.read(descriptor, size)):
+        pieces.append(data)
+        size -= len(data)
+    if size:
+        raise SourceError(
+            f"{escape(tensor.file, 200)} ended while {escape(tensor.name)} was read.",
+            "Something else changes the file; try again when it is complete.",
+        )
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -1,0 +1,230 @@
+"""A recipe made small: the same trainings of the same depths, on less of everything else."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from inheritune.errors import RecipeError
+from inheritune.model_files.directory import open_model
+from inheritune.recipe.known_configs import known_config, known_models
+from inheritune.recipe.load import RecipeFile
+from inheritune.recipe.schema import Recipe
+from inheritune.system.reading import escape
+
+__all__ = ["scale_file", "scale_recipe"]
+
+_LEAST_STEPS = 2
+_LEAST_SEQ_LEN = 16
+_LEAST_POSITIONS = 32  # a distillation asks the reference about so many at its start
+_LEAST_HEAD = 8
+_TOKENS_OF_FORWARD = 8192  # of a validation: small models take as long for 64 windows as for 512
+_TOKENIZER = "embedded:demo"
+_TOKENS_OF_STDLIB = 3_000_000  # about, by that tokenizer
+_LEAST_SAMPLE = 0.05  # with which three modules are held out
+_ROWS = 2048
+_FEW_STEPS = 50
+
+_LLAMA_LIKE = {"llama", "mistral", "qwen2", "qwen3"}
+
+
+def scale_file(given: RecipeFile, factor: float) -> RecipeFile:
+    """A recipe file with its recipe scaled, see `scale_recipe`.
+
+    Args:
+        given: As it was read.
+        factor: Of the tokens, above 0 and below 1.
+
+    Returns:
+        With ``scaled`` saying what was done, and ``"--scale"`` as the origin of what changed.
+
+    Raises:
+        RecipeError: The factor is no share, or the reference's shape is not known.
+        SourceError: The reference is a broken local directory.
+    """
+    model = given.recipe.reference.model
+    config = None if model is None else known_config(model)
+    if model is not None and config is None:
+        local = open_model(model, whole=False)
+        config = dict(local.config)
+    recipe = scale_recipe(given.recipe, factor, config)
+    before, after = (dict(_leaves(r.resolved())) for r in (given.recipe, recipe))
+    origins = {
+        key: given.origins.get(key, "default") if before.get(key, ...) == value else "--scale"
+        for key, value in after.items()
+    }
+    said = (
+        f"Scaled by {factor:g}: tokens x {factor:g}; widths, sequences and batches x "
+        f"{factor**0.25:.2g}, down to their least; a reference of that shape and all its layers, "
+        "trained here for as long as its target, on Python's standard library. It shows that the "
+        "recipe can be carried out, and is no result of the method."
+    )
+    return replace(given, recipe=recipe, origins=origins, scaled=said)
+
+
+def scale_recipe(recipe: Recipe, factor: float, config: Mapping[str, Any] | None = None) -> Recipe:
+    """The same rounds and variants, of the same depths, in a small fraction of the time.
+
+    Tokens are multiplied by the factor, though every training keeps two steps; widths, sequence
+    length and sequences of a step by its fourth root, down to two heads of eight channels and
+    sequences of 16 tokens. A reference that would be downloaded is replaced by one of its shape
+    that is trained here. Text is Python's standard library, and tasks are not asked.
+
+    Args:
+        recipe: As it is meant.
+        factor: Of the tokens, above 0 and below 1.
+        config: Of the reference, where the recipe does not have it.
+
+    Returns:
+        A recipe under another name, so that the two never meet in one directory.
+
+    Raises:
+        RecipeError: The factor is no share, or a reference of this kind cannot be made small.
+    """
+    if not 0 < factor < 1:
+        raise RecipeError(f"--scale is {factor:g}.", "Name a factor above 0 and below 1.")
+    values = recipe.resolved()
+    train = values["train"] = _scaled_training(recipe, factor)
+    tokens = partial(_amount, factor=factor, train=train)
+    values["name"] = f"{recipe.name[:60]}-scaled-{factor:g}"
+    values["reproduces"] = None
+    values["reference"] = _scaled_reference(recipe, config, train, tokens)
+    longest = max(
+        [train["tokens"], values["reference"]["train"]["tokens"]]
+        + [tokens(recipe.tokens_of(name) or 0) for name in recipe.variants]
+    )
+    values["data"] = _scaled_data(recipe, tokens, 2 * longest)
+    values["grow"]["benchmark"] = None
+    for variant in values["variants"].values():
+        _scale_variant(variant, factor, train)
+    windows = max(1, _TOKENS_OF_FORWARD // train["seq_len"])
+    values["evaluate"] |= {"tasks": [], "at": [], "batch_size": windows}
+    if values["analyze"] is not None:
+        looked_at = values["analyze"]
+        length = min(looked_at["tokens_per_sequence"], train["seq_len"])
+        looked_at |= {"sequences": min(looked_at["sequences"], 4), "tokens_per_sequence": length}
+    values["report"] |= {"prompts": [], "trackers": []}
+    return Recipe.model_validate(values)
+
+
+def _amount(tokens: int, factor: float, train: Mapping[str, Any]) -> int:
+    least: int = _LEAST_STEPS * train["batch_tokens"]
+    return max(least, round(tokens * factor))
+
+
+def _scale_variant(variant: dict[str, Any], factor: float, train: Mapping[str, Any]) -> None:
+    if isinstance(variant["tokens"], int):
+        variant["tokens"] = _amount(variant["tokens"], factor, train)
+    if variant["warmup_tokens"] is not None:
+        variant["warmup_tokens"] = _warmup(variant["warmup_tokens"], factor, train)
+    if variant["distill"] is not None and variant["distill"]["top_k"] is not None:
+        variant["distill"]["top_k"] = min(variant["distill"]["top_k"], _ROWS // 32)
+
+
+def _scaled_training(recipe: Recipe, factor: float) -> dict[str, Any]:
+    train, root = recipe.train, factor**0.25
+    seq_len = min(train.seq_len, max(_LEAST_SEQ_LEN, round(train.seq_len * root / 8) * 8))
+    sequences = max(2, round(train.batch_tokens // train.seq_len * root / 2) * 2)
+    batch = sequences * seq_len
+    wanted = max(_LEAST_STEPS * batch, round(train.tokens * factor))
+    values: dict[str, Any] = train.model_dump(mode="json")
+    values |= {
+        "tokens": wanted,
+        "seq_len": seq_len,
+        "batch_tokens": batch,
+        "micro_batch": math.gcd(sequences, train.micro_batch),
+        # Where there are few steps, ten validations would be most of the work.
+        "eval_every": wanted if wanted < _FEW_STEPS * batch else None,
+    }
+    values["warmup_tokens"] = _warmup(train.warmup_tokens, factor, values)
+    return values
+
+
+def _warmup(amount: int, factor: float, train: Mapping[str, Any]) -> int:
+    return min(round(amount * factor), int(train["tokens"]) // 2)
+
+
+def _scaled_reference(
+    recipe: Recipe,
+    config: Mapping[str, Any] | None,
+    train: Mapping[str, Any],
+    tokens: Callable[[int], int],
+) -> dict[str, Any]:
+    trained = recipe.reference.train
+    found = config if trained is None else trained.config
+    if found is None:
+        raise RecipeError(
+            f"the shape of {escape(recipe.reference.model)} is not known, so it cannot be scaled.",
+            f"Known are {', '.join(known_models())}, model directories, and references that are "
+            "trained by the recipe.",
+        )
+    return {
+        "model": None,
+        "revision": None,
+        "train": {
+            "config": _narrow(found, recipe, train),
+            "tokenizer": _TOKENIZER,
+            "tokens": train["tokens"] if trained is None else tokens(trained.tokens),
+        },
+    }
+
+
+def _narrow(config: Mapping[str, Any], recipe: Recipe, train: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of the same layers and family, as many times narrower as its sequences are shorter.
+
+    Heads stay even in number, so that they can be halved.
+    """
+    kind = config.get("model_type")
+    if kind == "gpt2":
+        width_key, heads_key, positions_key = "n_embd", "n_head", "n_positions"
+        inner_key = "n_inner"
+    elif kind in _LLAMA_LIKE:
+        width_key, heads_key = "hidden_size", "num_attention_heads"
+        positions_key, inner_key = "max_position_embeddings", "intermediate_size"
+    else:
+        raise RecipeError(
+            f"a reference of the kind {escape(kind)} cannot be scaled.",
+            f"Known are gpt2, {', '.join(sorted(_LLAMA_LIKE))}.",
+        )
+    width, heads = config.get(width_key), config.get(heads_key)
+    if not isinstance(width, int) or not isinstance(heads, int):
+        raise RecipeError(
+            f"the config of the reference does not say {width_key} and {heads_key}.",
+            "A scaled run needs both.",
+        )
+    share = train["seq_len"] / recipe.train.seq_len
+    few = max(2, round(heads * share / 2) * 2)
+    head = max(_LEAST_HEAD, round(width * share / few / 8) * 8)
+    narrow = dict(config) | {width_key: few * head, heads_key: few}
+    narrow |= {positions_key: max(train["seq_len"], _LEAST_POSITIONS)}
+    if isinstance(inner := config.get(inner_key), int):
+        narrow[inner_key] = max(4, round(inner * few * head / width / 4) * 4)
+    if isinstance(groups := config.get("num_key_value_heads"), int):
+        narrow["num_key_value_heads"] = max(1, few * groups // heads)
+    if config.get("head_dim") is not None:
+        narrow["head_dim"] = head
+    # Rows and special ids are those of the tokenizer that is used instead.
+    for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"):
+        narrow.pop(key, None)
+    return narrow
+
+
+def _scaled_data(recipe: Recipe, tokens: Callable[[int], int], needed: int) -> dict[str, Any]:
+    unique = recipe.data.tokens
+    return {
+        "source": "stdlib",
+        "val_fraction": 0.04,
+        "split_by": "name",  # the same modules on every machine
+        "sample": min(1.0, max(_LEAST_SAMPLE, needed / _TOKENS_OF_STDLIB)),
+        "tokens": needed if unique is None else tokens(unique),
+        "allow_repeat": True,
+    }
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict) or not value:
+        yield path, value
+        return
+    for key, part in value.items():
+        yield from _leaves(part, f"{path}.{key}" if path else key)

@@ -1,0 +1,1 @@
+"""Model card, licence and upload of a finished target."""

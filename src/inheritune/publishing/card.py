@@ -1,0 +1,292 @@
+"""The model card of a trained target: metadata for the Hub, and what a reader has to know."""
+
+import json
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from inheritune.model_files.card import join_front_matter
+from inheritune.model_files.reference_card import carried_fields
+from inheritune.reporting.embed import presentable
+from inheritune.reporting.quantities import amount, duration, flops
+from inheritune.reporting.record import Record, number, read_record, section, target_of, text
+from inheritune.reporting.scores import score_results
+from inheritune.reporting.tables import rounds_table, variants_table
+from inheritune.reporting.verdict import remarks, verdict
+
+__all__ = ["card", "write_card"]
+
+_PAPER = "2404.08634"
+_LONGEST_NAME = 200  # characters, in the text
+_MOST_DATASETS = 20
+_DATASET = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w-]*")
+
+
+def write_card(run_root: Path) -> Path | None:
+    """Write ``target/README.md`` and copy the report's figures beside it.
+
+    Args:
+        run_root: The run's directory.
+
+    Returns:
+        The card's path; None where the run has no target yet.
+    """
+    target = run_root / "target"
+    if not (target / "config.json").is_file():
+        return None
+    record = read_record(run_root)
+    inherited: dict[str, Any] = {}
+    with suppress(OSError, ValueError, RecursionError):
+        inherited = json.loads((target / "inherit.json").read_bytes())
+    figures = sorted(path for path in (run_root / "report/figures").glob("*.png"))
+    for path in figures:
+        (target / "figures").mkdir(exist_ok=True)
+        shutil.copyfile(path, target / "figures" / path.name)
+    made = card(record, inherited, [path.name for path in figures])
+    path, staging = target / "README.md", target / ".README.md.tmp"
+    staging.write_bytes(made.encode("utf-8"))
+    staging.replace(path)
+    return path
+
+
+def card(record: Record, inherited: Record, figures: list[str]) -> str:
+    """README.md of a trained target, as the Hugging Face Hub shows it.
+
+    Args:
+        record: run.json; any field may be missing or wrong.
+        inherited: inherit.json of the target, likewise.
+        figures: File names below ``figures/`` of the target.
+
+    Returns:
+        Markdown with YAML front matter, which reads back equal whatever the record holds. In the
+        body, foreign text stands as code.
+    """
+    record = presentable(record)
+    parts = [
+        _opening(record),
+        *[f"![{_alt(name)}](figures/{name})\n" for name in figures],
+        _use(),
+        "## Results\n\n" + "".join(f"- {_plain(sentence)}\n" for sentence in remarks(record)),
+        variants_table(record).markdown(),
+        "Every size of the target that was trained:\n",
+        rounds_table(record).markdown(),
+        _scores(record),
+        _layers(inherited),
+        _recipe(record),
+        _provenance(record),
+        _limits(record),
+    ]
+    body = "\n".join(part for part in parts if part)
+    return join_front_matter(_fields(record), f"\n{body}")
+
+
+# -- metadata
+
+
+def _fields(record: Record) -> dict[str, Any]:
+    reference = section(record, "reference")
+    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    fields |= carried_fields(section(reference, "card"))
+    if reference.get("revision") and reference.get("model"):  # only a Hub model has a commit
+        fields |= {"base_model": str(reference["model"]), "base_model_relation": "finetune"}
+    if datasets := _datasets(record):
+        fields["datasets"] = datasets
+    fields["tags"] = ["inheritune", f"arxiv:{_PAPER}"]
+    if results := _results(record):
+        name = text(record, "name") or "target"
+        fields["model-index"] = [{"name": name, "results": results}]
+    return fields
+
+
+def _datasets(record: Record) -> list[str]:
+    """Ids of the Hub datasets among the sources; only such a source has a commit."""
+    if not section(record, "tokens").get("commits"):
+        return []
+    data = section(section(record, "recipe"), "data")
+    source = data.get("source")
+    parts = source if isinstance(source, list) else [source]
+    names = [part.get("source") if isinstance(part, dict) else part for part in parts]
+    found = [name for name in names if isinstance(name, str) and _DATASET.fullmatch(name)]
+    return list(dict.fromkeys(found))[:_MOST_DATASETS]
+
+
+def _results(record: Record) -> list[dict[str, Any]]:
+    result, found = section(record, "result"), []
+    reached = number(result, "val_loss")
+    if reached is not None:
+        metric: dict[str, Any] = {"type": "val_loss", "name": "val_loss, nats per token"}
+        metric["value"] = reached
+        if (error := number(result, "val_loss_se")) is not None:
+            metric["args"] = {"standard_error": error}
+        found.append(_result("held-out text of the run", "held-out", [metric]))
+    for score in score_results(record):
+        metric = {"type": score.metric, "value": score.value, "args": score.args}
+        found.append(_result(score.task, score.task, [metric]))
+    return found
+
+
+def _result(name: str, kind: str, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": name, "type": kind},
+        "metrics": metrics,
+    }
+
+
+# -- body
+
+
+def _opening(record: Record) -> str:
+    result, reference = section(record, "result"), section(record, "reference")
+    layers, total = result.get("layers"), result.get("reference_layers")
+    kept = f"{layers} of {total} layers" if layers and total else "Fewer layers"
+    title = f"# {kept} of {_code(reference.get('model') or 'a reference')}\n"
+    # What was scaled down is no result, and has to say so before it says anything.
+    scaled = text(record, "scaled")
+    first = f"{_plain(scaled[:1000])}\n\n" if scaled else ""
+    return f"{title}\n{first}{_plain(verdict(record))}\n"
+
+
+def _use() -> str:
+    return (
+        "```python\nfrom transformers import AutoModelForCausalLM\n\n"
+        "# here: the id of this repository, or the path of this directory\n"
+        "model = AutoModelForCausalLM.from_pretrained(here)\n```\n\n"
+        "No code of inheritune, and none of this repository, is needed or run.\n"
+    )
+
+
+def _scores(record: Record) -> str:
+    scores = score_results(record)
+    if not scores:
+        return ""
+    lines = ["| task | metric | score | standard error | shots |", "|---|---|---:|---:|---:|"]
+    for score in scores:
+        error = score.args.get("standard_error")
+        shots = score.args.get("num_fewshot")
+        cells = [_code(score.task), _code(score.metric), f"{score.value:.4f}"]
+        cells += ["—" if error is None else f"{error:.4f}", "—" if shots is None else str(shots)]
+        lines.append("| " + " | ".join(cells) + " |")
+    for task, limit in {score.task: score.args.get("limit") for score in scores}.items():
+        if limit is not None:
+            lines += ["", f"Of {_code(task)}, only the first {limit} questions were asked."]
+    return "\n".join(lines) + "\n"
+
+
+def _layers(inherited: Record) -> str:
+    kept = inherited.get("layer_map")
+    if not isinstance(kept, list) or not all(type(i) is int for i in kept) or not kept:
+        return ""
+    reference = section(inherited, "reference")
+    commit = f" at commit {_code(reference['revision'])}" if reference.get("revision") else ""
+    said = ", ".join(f"{i} ← {source}" for i, source in enumerate(kept[:300]))
+    return (
+        "## Layers\n\nBefore training, layers (left, from 0) were those of "
+        f"{_code(reference.get('name') or 'the reference')}{commit} (right), and embeddings, final "
+        f"norm and head were its own: {said}. `inherit.json` names the source of every tensor.\n"
+    )
+
+
+def _recipe(record: Record) -> str:
+    recipe = section(record, "recipe")
+    shown = {key: recipe[key] for key in ("inherit", "data", "train", "grow") if key in recipe}
+    whole = json.dumps(shown, indent=1, ensure_ascii=False)[:20_000]
+    fence = "`" * max(3, _longest_ticks(whole) + 1)
+    return f"## Recipe\n\n{fence}json\n{whole}\n{fence}\n"
+
+
+def _provenance(record: Record) -> str:
+    result, reference = section(record, "result"), section(record, "reference")
+    machine, tokens = section(record, "machine"), section(record, "tokens")
+    settings = section(target_of(record), "settings")
+    versions = ", ".join(f"{name} {v}" for name, v in section(record, "versions").items())
+    training = amount(number(result, "tokens"))
+    facts = {
+        "reference": reference.get("model"),
+        "its commit": reference.get("revision"),
+        "its digest (XXH3)": reference.get("digest"),
+        "text": _source(tokens),
+        "its commits": _commits(tokens),
+        "text's fingerprint": tokens.get("fingerprint"),
+        "tokens, all trainings of the run": training,
+        "FLOPs, all trainings of the run": flops(number(result, "flops")),
+        "time": duration(number(result, "seconds")),
+        "hardware": settings.get("device_name") or machine.get("processor"),
+        "processes": settings.get("processes") or record.get("processes"),  # not of a later start
+        "cost": _cost(record),
+        "versions": versions,
+        "made": record.get("finished_at") or record.get("started_at"),
+    }
+    known = {key: value for key, value in facts.items() if value not in (None, "", "—")}
+    lines = [f"| {key} | {_code(value)} |" for key, value in known.items()]
+    return "\n".join(["## Provenance\n", "| | |", "|---|---|", *lines, ""])
+
+
+def _source(tokens: Record) -> str:
+    source = tokens.get("source")
+    if isinstance(source, str):
+        return source
+    return json.dumps(source, ensure_ascii=False)[:1000] if source else ""
+
+
+def _commits(tokens: Record) -> str:
+    known = tokens.get("commits")
+    return ", ".join(str(one)[:40] for one in known if one) if isinstance(known, list) else ""
+
+
+def _cost(record: Record) -> str:
+    """What was paid, where the record has an hourly rate."""
+    price = section(section(record, "result"), "price")
+    paid = number(price, "paid")
+    return "" if paid is None else f"{paid:,.2f} {price.get('currency') or ''}".strip()
+
+
+def _limits(record: Record) -> str:
+    apart = section(section(record, "recipe"), "data").get("val_source")
+    measured = (
+        "text that the run took as its validation set"
+        if apart
+        else ("held-out text of the run's own source")
+    )
+    said = [
+        "What the reference does wrong, this model does, too: its layers come from there. It was "
+        "not aligned, filtered or checked for safety since.",
+        f"val_loss was measured on {measured}; on other text it differs.",
+    ]
+    if not score_results(record):
+        said.append("No task was evaluated.")
+    overlap = number(section(section(record, "tokens"), "overlap"), "share")
+    if overlap is not None:
+        said.append(f"{overlap:.1%} of the held-out 13-grams also occur in the training text.")
+    noted = [str(note)[:1000] for note in record.get("notes") or [] if isinstance(note, str)]
+    lines = [f"- {sentence}" for sentence in said] + [f"- {_plain(note)}" for note in noted[:20]]
+    made = f"Made with inheritune, which implements [Inheritune](https://arxiv.org/abs/{_PAPER}).\n"
+    return "\n".join(["## Limits\n", *lines, "", made])
+
+
+def _code(value: object) -> str:
+    """Foreign text as code on one line: no markup, no end of the cell or of the front matter."""
+    flat = " ".join(str(value)[:_LONGEST_NAME].split()).replace("`", "'").replace("|", "¦")
+    return f"`{flat or ' '}`"
+
+
+def _plain(text: str) -> str:
+    flat = " ".join(text.split())
+    for mark in "\\`*_[]<>{}|#":
+        flat = flat.replace(mark, f"\\{mark}" if mark != "<" else "&lt;")
+    return flat
+
+
+def _alt(name: str) -> str:
+    plain = name.removesuffix(".png").replace("-", " ")
+    return "".join(c if c.isalnum() or c == " " else " " for c in plain)
+
+
+def _longest_ticks(text: str) -> int:
+    longest = run = 0
+    for character in text:
+        run = run + 1 if character == "`" else 0
+        longest = max(longest, run)
+    return longest

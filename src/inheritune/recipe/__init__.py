@@ -1,0 +1,1 @@
+"""Recipes: every key, reading YAML, presets."""

@@ -1,0 +1,178 @@
+"""From a YAML file and ``--set`` texts to a checked recipe, with the origin of every value."""
+
+import errno
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from inheritune.errors import RecipeError
+from inheritune.recipe.messages import explain
+from inheritune.recipe.schema import Recipe
+from inheritune.recipe.yaml_tree import KeyPath, Place, Tree, dotted, kind_of, read_tree
+from inheritune.system.reading import escape, read_regular_file
+
+__all__ = ["RecipeFile", "made_recipe", "read_recipe", "read_sets", "recipe_schema"]
+
+_MAX_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A recipe as it was given, and as it is meant.
+
+    Attributes:
+        path: The file; None for a recipe that was not read from one.
+        text: The file's text, without a byte order mark; empty where there is none.
+        recipe: Checked, with every default.
+        origins: ``"file"``, ``"--set"``, ``"--scale"`` or ``"default"`` for each leaf of
+            ``recipe.resolved()``, by its dotted key, such as ``"train.tokens"``. A list is one
+            leaf.
+        scaled: Where ``--scale`` made the recipe smaller, a sentence that says so.
+    """
+
+    path: Path | None
+    text: str
+    recipe: Recipe
+    origins: dict[str, str]
+    scaled: str = ""
+
+
+def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeFile:
+    """Read, override and check a recipe.
+
+    Args:
+        path: A YAML 1.2 file of at most 1 MB.
+        sets: Overrides such as ``"train.learning_rate=1e-4"``; of two for one key the later holds.
+
+    Raises:
+        RecipeError: One to three lines that name file, line, key, value and what is allowed.
+    """
+    label = escape(path, 120)
+    text = _read_text(path, label)
+    tree = read_tree(text, label)
+    if tree.value is None:
+        raise RecipeError(
+            f"{label}: the recipe is empty.",
+            "Start from a preset: inheritune init --preset demo > recipe.yaml",
+        )
+    if not isinstance(tree.value, dict):
+        kind = kind_of(tree.value)
+        raise RecipeError(
+            f"{label}: expected a mapping at the top level, found {kind}.",
+            "Write keys such as name: and train:.",
+        )
+    for text_of_set in sets:
+        _override(tree, text_of_set)
+    recipe = _checked(tree)
+    return RecipeFile(path, text, recipe, _origins(recipe, tree))
+
+
+def read_sets(sets: Sequence[str]) -> Tree:
+    """Overrides alone, as a mapping of sections; of two for one key the later holds.
+
+    Raises:
+        RecipeError: One is not of the form KEY=VALUE.
+    """
+    tree = Tree("the command line", {})
+    for text in sets:
+        _override(tree, text)
+    return tree
+
+
+def made_recipe(tree: Tree) -> RecipeFile:
+    """Check a recipe that was put together from a command line.
+
+    Args:
+        tree: What `read_sets` read, with whatever else the recipe needs in its mappings.
+
+    Raises:
+        RecipeError: One to three lines that name key, value and what is allowed.
+    """
+    recipe = _checked(tree)
+    return RecipeFile(None, "", recipe, _origins(recipe, tree))
+
+
+def _checked(tree: Tree) -> Recipe:
+    try:
+        return Recipe.model_validate(tree.value)
+    except ValidationError as error:
+        raise explain(error, tree) from None
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe file, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Recipe.model_json_schema()
+
+
+def _read_text(path: Path, label: str) -> str:
+    try:
+        data = read_regular_file(path, _MAX_BYTES)
+    except OSError as error:
+        way_out = "Name a readable YAML file."
+        if error.errno == errno.ENOENT:
+            way_out = "Check the path, or write one: inheritune init --preset demo > recipe.yaml"
+        raise RecipeError(f"cannot read the recipe {label}: {error.strerror}.", way_out) from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise RecipeError(
+            f"{label}, line {line}: not UTF-8 text: byte 0x{error.object[error.start]:02x}.",
+            "Save the file as UTF-8.",
+        ) from error
+
+
+def _override(tree: Tree, text: str) -> None:
+    label = f"--set {escape(text)}"
+    key, equals, raw = text.partition("=")
+    path = tuple(part.strip() for part in key.split("."))
+    if not equals or not all(path):
+        raise RecipeError(
+            f"{label}: not of the form KEY=VALUE.",
+            "Write it like --set train.learning_rate=1e-4",
+        )
+    one = read_tree(raw, label, "--set", path)
+    if path not in one.places or (not one.places[path].raw and one.value is None):
+        raise RecipeError(f"{label}: no value after '='.", "Write null for none, '' for no text.")
+    parent = _section(tree, path[:-1], label)
+    parent[path[-1]] = one.value
+    for old in [place for place in tree.places if place[: len(path)] == path]:
+        del tree.places[old]
+    tree.places.update(one.places)
+
+
+def _section(tree: Tree, path: tuple[str, ...], label: str) -> dict[str, Any]:
+    """The mapping at a path, made where there is none yet."""
+    values: dict[str, Any] = tree.value
+    for end, part in enumerate(path, 1):
+        if values.get(part) is None:
+            # An override of one variant leaves the other variants as they are by default.
+            default = Recipe.model_fields["variants"].default
+            is_variants = path[:end] == ("variants",)
+            values[part] = {n: v.model_dump() for n, v in default.items()} if is_variants else {}
+            tree.places[path[:end]] = Place("--set", label, 0)
+        values = values[part]
+        if not isinstance(values, dict):
+            name = dotted(path[:end])
+            raise RecipeError(
+                f"{label}: {name} is {kind_of(values)}, it has no keys.", f"Set {name} as a whole."
+            )
+    return values
+
+
+def _origins(recipe: Recipe, tree: Tree) -> dict[str, str]:
+    return {
+        ".".join(map(str, path)): tree.places[path].origin if path in tree.places else "default"
+        for path in _leaves(recipe.resolved())
+    }
+
+
+def _leaves(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
+    if not isinstance(value, dict) or not value:
+        yield path
+        return
+    for key, part in value.items():
+        yield from _leaves(part, (*path, key))

@@ -1,0 +1,66 @@
+"""Table 1 of the paper: what it took to train models of this size, with this run's row."""
+
+from inheritune.reporting.published import COMPUTE_NOTES, number_of, published
+from inheritune.reporting.quantities import MISSING, amount, flops
+from inheritune.reporting.record import Record, number, rows, section, text
+from inheritune.reporting.tables import Column, Table
+
+__all__ = ["compute_table"]
+
+_DAY_S = 86_400
+
+
+def compute_table(record: Record) -> Table:
+    """Training tokens, devices and days: published models, and everything this run spent.
+
+    Args:
+        record: ``run.json``; the row is the sum of the ledger but for what was borrowed.
+    """
+    columns = [
+        Column("model"),
+        Column("training tokens"),
+        Column("devices"),
+        Column("kind of device"),
+        Column("time", "days", _days),
+        Column("FLOPs", show=flops),
+    ]
+    values: list[list[object]] = [
+        [
+            row["model"],
+            row["train_tokens"],
+            row["gpu_count"],
+            row["gpu_type"],
+            number_of(row, "time_days"),
+            None,
+        ]
+        for row in published("table1_compute")
+    ]
+    here = [row for row in rows(record, "ledger") if not row.get("borrowed")]
+    tokens = [number(row, "tokens") for row in here]
+    seconds = [value for row in here if (value := number(row, "seconds")) is not None]
+    spent = [value for row in here if (value := number(row, "flops")) is not None]
+    machine = section(record, "machine")
+    gpu = text(machine, "gpu") or (
+        text(machine, "device") if machine.get("device") != "cpu" else ""
+    )
+    values.append(
+        [
+            "this run, all of it",
+            amount(sum(value for value in tokens if value is not None)),
+            str(machine.get("devices") or 1),
+            gpu or text(machine, "processor") or None,
+            sum(seconds) / _DAY_S if seconds else None,
+            sum(spent) if spent else None,
+        ]
+    )
+    notes = [
+        *COMPUTE_NOTES,
+        "This run: every training that was paid for here, controls and rounds thrown away "
+        "included; of the published rows, only the last training.",
+    ]
+    title = "Compute, beside published trainings"
+    return Table("table1_compute", columns, values, notes, title)
+
+
+def _days(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.2g}"

@@ -1,0 +1,183 @@
+"""One metrics.jsonl as the report needs it: what was measured, and how the training went."""
+
+import json
+import math
+import statistics
+from array import array
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from inheritune.reporting.record import number
+
+__all__ = ["Course", "Health", "Metrics", "read_metrics"]
+
+# Above this size most ordinary steps are passed over unread, so that a page takes seconds.
+_READ_WHOLE = 60_000_000  # bytes
+# Rows that are never passed over: validations, restarts, what went wrong.
+_TELLING = (b'"val_loss"', b'"event"', b'"nonfinite"', b'"spike"')
+
+
+@dataclass
+class Health:
+    """How a training went; None where its metrics do not say."""
+
+    steps: int | None = None
+    validations: int = 0
+    nonfinite: int = 0
+    spikes: int = 0
+    restarts: int = 0
+    skipped: int | None = None
+    epochs: float | None = None
+    highest_grad_norm: float | None = None
+    median_speed: float | None = None
+    median_mfu: float | None = None
+    peak_memory: float | None = None
+
+
+@dataclass
+class Course:
+    """The optimizer steps of a training, in order; one value of each list per step.
+
+    Attributes:
+        steps: Counted from 1.
+        tokens: Trained on up to then.
+        seconds: Spent up to then.
+        losses: Training loss in nats, NaN where none was finite.
+        speeds: Tokens per second of the step, NaN where not recorded.
+        restarts: Tokens at which the training was continued.
+        spikes: Tokens of the steps that were marked as spikes.
+    """
+
+    steps: "array[float]" = field(default_factory=lambda: array("d"))
+    tokens: "array[float]" = field(default_factory=lambda: array("d"))
+    seconds: "array[float]" = field(default_factory=lambda: array("d"))
+    losses: "array[float]" = field(default_factory=lambda: array("d"))
+    speeds: "array[float]" = field(default_factory=lambda: array("d"))
+    restarts: list[float] = field(default_factory=list)
+    spikes: list[float] = field(default_factory=list)
+
+    def at(self, tokens: float) -> tuple[float | None, float | None]:
+        """Step and seconds at which so many tokens had been trained on; None: not known."""
+        if not tokens:
+            return 0.0, 0.0
+        index = bisect_right(self.tokens, tokens) - 1
+        return (self.steps[index], self.seconds[index]) if index >= 0 else (None, None)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a file said.
+
+    Attributes:
+        points: (tokens, val_loss in nats), in order of tokens.
+        health: How the training went.
+        course: Its steps.
+        problems: Sentences about what could not be read.
+    """
+
+    points: list[tuple[int, float]]
+    health: Health
+    course: Course
+    problems: list[str]
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read ``metrics.jsonl`` as a stream: a run may have a million rows.
+
+    Args:
+        path: The file; it may be missing, torn or foreign.
+    """
+    reader = _Reader()
+    try:
+        every = 1 + path.stat().st_size // _READ_WHOLE
+        with path.open("rb") as lines:
+            for index, line in enumerate(lines):
+                if index % every and not any(sign in line for sign in _TELLING):
+                    continue
+                reader.take(line)
+    except OSError as error:
+        found = f"metrics.jsonl cannot be read ({error.strerror})"
+        return Metrics([], Health(), Course(), [found])
+    return reader.metrics(every)
+
+
+class _Reader:
+    """Takes rows in, one after the other."""
+
+    def __init__(self) -> None:
+        self._points: dict[int, float] = {}
+        self._health, self._course = Health(), Course()
+        self._mfu = array("d")
+        self._rows = self._broken = 0
+
+    def take(self, line: bytes) -> None:
+        row = _parse(line)
+        if row is None:
+            self._broken += 1
+            return
+        self._rows += 1
+        health, tokens = self._health, number(row, "tokens")
+        if (step := number(row, "step")) is not None:
+            health.steps = int(step)
+        if (epoch := number(row, "epoch")) is not None:
+            health.epochs = epoch
+        if row.get("event") == "continued":
+            health.restarts += 1
+            self._course.restarts += [] if tokens is None else [tokens]
+        if row.get("nonfinite"):
+            health.nonfinite += 1
+        if tokens is not None and (val_loss := number(row, "val_loss")) is not None:
+            # A repeated step replaces the row of before the restart.
+            self._points[int(tokens)] = val_loss
+        if "loss" in row and tokens is not None:
+            self._take_step(row, step, tokens)
+        if (norm := number(row, "grad_norm")) is not None:
+            health.highest_grad_norm = max(norm, health.highest_grad_norm or norm)
+        if (mfu := number(row, "mfu")) is not None:
+            self._mfu.append(mfu)
+        if (memory := number(row, "memory_bytes")) is not None:
+            health.peak_memory = max(memory, health.peak_memory or memory)
+
+    def _take_step(self, row: dict[str, Any], step: float | None, tokens: float) -> None:
+        course = self._course
+        if row.get("spike"):
+            self._health.spikes += 1
+            course.spikes.append(tokens)
+        if course.tokens and tokens <= course.tokens[-1]:
+            return  # in no file of ours: a step stands once, in order
+        course.steps.append(math.nan if step is None else step)
+        course.tokens.append(tokens)
+        course.seconds.append(_or_nan(number(row, "elapsed_s")))
+        course.losses.append(_or_nan(number(row, "loss")))
+        course.speeds.append(_or_nan(number(row, "tokens_per_s")))
+
+    def metrics(self, every: int) -> Metrics:
+        speeds = [speed for speed in self._course.speeds if speed == speed]
+        self._health.median_speed = statistics.median(speeds) if speeds else None
+        self._health.median_mfu = statistics.median(self._mfu) if self._mfu else None
+        self._health.validations = len(self._points)
+        problems = []
+        if self._broken:
+            problems.append(f"{self._broken} unreadable lines of metrics.jsonl are left out")
+        if not self._rows:
+            problems.append("metrics.jsonl has no rows yet")
+        if every > 1:
+            problems.append(
+                f"metrics.jsonl is large: of the ordinary steps one in {every} is read, so the "
+                "highest gradient norm may be of another"
+            )
+        return Metrics(sorted(self._points.items()), self._health, self._course, problems)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

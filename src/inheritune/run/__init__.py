@@ -1,0 +1,1 @@
+"""Carrying out a recipe from start to end."""

@@ -1,0 +1,74 @@
+"""The checkpoint that `--from` names, and whether the next training may go on from it."""
+
+import os
+import re
+from pathlib import Path
+
+from inheritune.errors import CheckpointError, RecipeError
+from inheritune.run_directory import Run
+from inheritune.steps.job import Job
+from inheritune.system.reading import escape
+
+__all__ = ["checkpoint_for", "find_checkpoint"]
+
+_NAME = re.compile(r"step-[0-9]{8,}")
+
+
+def find_checkpoint(run: Run, named: Path) -> Path:
+    """Look whether a checkpoint is one of a training of this run that is not finished.
+
+    Args:
+        run: Its directory may be reached by links.
+        named: As the user wrote it.
+
+    Returns:
+        Its real path.
+
+    Raises:
+        RecipeError: It is not of this run, or its training is finished.
+        CheckpointError: It is not there.
+    """
+    real, root = Path(os.path.realpath(named)), Path(os.path.realpath(run.root))
+    is_one = _NAME.fullmatch(real.name) and real.parent.name == "checkpoints"
+    if not is_one or not real.is_relative_to(root):
+        raise RecipeError(
+            f"--from {escape(named, 120)} is no checkpoint of a training in {escape(run.root)}.",
+            "Name a directory such as checkpoints/step-00001000 of the training to go on with.",
+        )
+    folder = real.parent.parent
+    if (folder / "result.json").exists():
+        raise RecipeError(
+            f"the training in {folder} is finished: nothing goes on from {real.name}.",
+            "Leave --from out.",
+        )
+    if not real.is_dir():
+        there = ", ".join(sorted(p.name for p in real.parent.glob("step-*"))[-5:]) or "none"
+        raise CheckpointError(f"there is no checkpoint {named}.", f"There are: {there}.")
+    return real
+
+
+def checkpoint_for(job: Job, folder: Path) -> Path | None:
+    """The checkpoint that was named for a training.
+
+    Args:
+        job: Has the checkpoint, if one was named.
+        folder: The training's own directory; it is the next one to be done.
+
+    Returns:
+        None where none was named, or where the training it was named for is finished by now.
+
+    Raises:
+        RecipeError: It is of a training that is not the next one.
+    """
+    if job.checkpoint is None:
+        return None
+    its = job.checkpoint.parent.parent
+    if its == Path(os.path.realpath(folder)):
+        return job.checkpoint
+    if not (its / "result.json").exists():
+        raise RecipeError(
+            f"--from names a checkpoint of {its}, but the training that goes on is that in "
+            f"{folder}.",
+            f"Leave --from out, or name one of {folder / 'checkpoints'}.",
+        )
+    return None

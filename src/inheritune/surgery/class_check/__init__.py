@@ -1,0 +1,1 @@
+"""Checks of a cut model against the model's own transformers class."""

@@ -1,0 +1,179 @@
+"""What a model's own class says about a config and a set of tensors. Runs in `answers`.
+
+Models are built on the meta device, so that no weight is made; no code of a model directory is run.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from inheritune.errors import SourceError
+from inheritune.model_files.config_fields import PER_LAYER
+from inheritune.model_files.layers import numbered
+from inheritune.surgery.class_check.layer_check import compare_layers, model_config, with_floats
+from inheritune.system.reading import escape, first_line
+
+__all__ = ["compare_cut", "explicit_lists", "find_class"]
+
+
+def find_class(config: Mapping[str, Any]) -> Any:
+    """The class of a model in transformers, or a text that says why there is none."""
+    import transformers
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        return "config.json names no model_type"
+    try:
+        config_class = type(AutoConfig.for_model(model_type))
+    except (ValueError, KeyError):
+        return f"transformers does not know the model type {escape(model_type)}"
+    except ImportError as error:
+        return f"{escape(model_type)} needs a package: {first_line(error)}"
+    names = config.get("architectures")
+    if isinstance(names, list) and names and isinstance(names[0], str):
+        found = getattr(transformers, names[0], None) if names[0].isidentifier() else None
+        if isinstance(found, type) and getattr(found, "config_class", None) is config_class:
+            return found
+        if config.get("auto_map"):
+            return f"the class {escape(names[0])} comes with the model, and its code is not run"
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(config_class, None)
+    return found or f"transformers has no causal language model of type {escape(model_type)}"
+
+
+def explicit_lists(config: Mapping[str, Any], layers: int) -> dict[str, list[Any]]:
+    """Lists with one entry for each layer that the class derives where the config is silent.
+
+    Args:
+        config: The raw text section of a config, with its ``model_type``.
+        layers: How many entries they have.
+
+    Returns:
+        By field; empty for a model that transformers does not know.
+    """
+    from transformers import AutoConfig
+
+    if isinstance(find_class(config), str):
+        return {}
+    known = {key: with_floats(value) for key, value in config.items() if key != "model_type"}
+    try:
+        read = AutoConfig.for_model(config["model_type"], **known)
+    except Exception as error:  # classes raise what they like
+        raise SourceError(
+            f"config.json is refused by the {escape(config.get('model_type'))} class: "
+            f"{first_line(error)}"
+        ) from error
+    silent = [key for key in PER_LAYER if config.get(key) is None]
+    # A property cannot be written out: the class computes it at every look.
+    kind, names = type(read), type(read).attribute_map
+    stored = [k for k in silent if not isinstance(getattr(kind, names.get(k, k), None), property)]
+    found = {key: getattr(read, key, None) for key in stored}
+    return {
+        key: list(value)
+        for key, value in found.items()
+        if isinstance(value, list | tuple) and len(value) == layers
+    }
+
+
+def compare_cut(
+    target: Mapping[str, Any],
+    tensors: Mapping[str, Sequence[Any]],
+    prefix: str,
+    reference: Mapping[str, Any] | None = None,
+    kept: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Compare a cut model with its reference, and its tensors with what its class needs.
+
+    Args:
+        target: Raw config of the cut model.
+        tensors: Its tensors: by name, their dtype as safetensors calls it and their shape.
+        prefix: What stands before the number of a layer in their names.
+        reference: Raw config of the reference; None: only the tensors are checked.
+        kept: Which of the reference's layers the target has.
+
+    Returns:
+        ``check``: ``"complete: LlamaForCausalLM"`` and what was compared, or ``"not checked: "``
+        and why; ``tied``: whether the class ties head and embedding, None if not checked;
+        ``unused``: names of tensors that the class has no use for, such as buffers in old files.
+
+    Raises:
+        SourceError: A config or the tensors are refused by the class.
+        UnsupportedModelError: A layer would not be what it is in the reference.
+    """
+    if isinstance(model_class := find_class(target), str):
+        return {"check": f"not checked: {model_class}", "tied": None, "unused": []}
+    name = model_class.__name__
+    try:
+        if reference is not None and kept is not None:
+            compare_layers(model_class, reference, target, prefix, kept)
+        info, tied = _load_on_meta(model_class, target, tensors)
+    except ImportError as error:
+        why = f"not checked: {name} needs a package: {first_line(error)}"
+        return {"check": why, "tied": None, "unused": []}
+    if fresh := sorted(info["missing_keys"]):
+        raise SourceError(
+            f"{name} would fill {len(fresh)} weights at random, such as {escape(fresh[0])}.",
+            "The reference lacks them, or its config is wrong (tie_word_embeddings?).",
+        )
+    if unused := _unexplained(info["unexpected_keys"], prefix):
+        raise SourceError(
+            f"{name} does not use {escape(unused)}, which may belong to a layer.",
+            "Report it with the model's name.",
+        )
+    compared = "" if reference is None else ", layers as in the reference"
+    unused_names = sorted(map(str, info["unexpected_keys"]))
+    return {"check": f"complete: {name}{compared}", "tied": tied, "unused": unused_names}
+
+
+def _load_on_meta(
+    model_class: Any, config: Mapping[str, Any], tensors: Mapping[str, Sequence[Any]]
+) -> tuple[dict[str, Any], bool]:
+    import torch
+
+    class Meta(torch.Tensor):
+        """Without data wherever it is sent: one conversion wants 95 GB on the CPU (qwen4_exp)."""
+
+        def to(self, *_: Any, dtype: Any = None, **__: Any) -> torch.Tensor:
+            plain = self.as_subclass(torch.Tensor)
+            return plain if dtype is None else plain.to(dtype)
+
+    name = model_class.__name__
+    state = {
+        key: torch.empty(shape, dtype=_torch_dtype(dtype), device="meta").as_subclass(Meta)
+        for key, (dtype, shape) in tensors.items()
+    }
+    try:
+        read = model_config(model_class, config)
+        _, info = model_class.from_pretrained(
+            None,
+            config=read,
+            state_dict=state,
+            device_map="meta",
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
+    except ImportError:
+        raise
+    except Exception as error:  # whatever the class says, it is about this model
+        raise SourceError(
+            f"{name} refuses the model it would be cut to: {first_line(error)}",
+            "Choose other layers, or report it with the model's name.",
+        ) from error
+    return info, bool(getattr(read.get_text_config(decoder=True), "tie_word_embeddings", False))
+
+
+def _torch_dtype(name: str) -> Any:
+    import torch
+
+    kinds = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "C": "complex", "BOOL": "bool"}
+    letters = name.rstrip("0123456789")
+    return getattr(torch, kinds[letters] + name.removeprefix(letters))
+
+
+def _unexplained(names: Sequence[str], prefix: str) -> str:
+    """A left-over of a numbered list outside the layers. Stray buffers are left-overs too."""
+    for name in sorted(names):
+        found = numbered(name)
+        # The class may call its layers with or without its own prefix.
+        if found and not (found[0].endswith(prefix) or prefix.endswith(found[0])):
+            return str(name)
+    return ""

@@ -1,0 +1,215 @@
+"""What decides what a layer computes, but for its weights: of two models, side by side."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from inheritune.errors import SourceError, UnsupportedModelError
+from inheritune.model_files.layers import is_tower
+from inheritune.system.reading import escape, first_line
+
+__all__ = ["compare_layers", "layer_list", "model_config", "with_floats"]
+
+_SPLIT = ("embed_tokens_per_layer", "per_layer_model_projection")
+# Whether a layer keeps its keys for others above it, and where else its weights are used: nothing
+# that it computes itself.
+_FOR_OTHERS = {"store_full_length_kv", "num_fwd_mem_blocks", "layer_block_map", "layer_dic"}
+# What a layer calls its own number; it may change where layers move.
+_PLACES = {"layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "idx"}
+
+
+def model_config(model_class: Any, config: Mapping[str, Any]) -> Any:
+    """A raw config as the class reads it."""
+    return model_class.config_class.from_dict(with_floats(dict(config)))
+
+
+def with_floats(value: Any) -> Any:
+    """A raw config with the numbers that JSON cannot say, as transformers writes and reads them."""
+    if isinstance(value, list):
+        return [with_floats(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"__float__"}:  # the infinity of time_step_limit
+        return float(value["__float__"])
+    return {key: with_floats(item) for key, item in value.items()}
+
+
+def compare_layers(
+    model_class: Any,
+    reference: Mapping[str, Any],
+    target: Mapping[str, Any],
+    prefix: str,
+    kept: Sequence[int],
+) -> None:
+    """Refuse layers that would compute something else than they do in the reference.
+
+    Args:
+        model_class: Of both.
+        reference: Raw config.
+        target: Raw config of the cut model.
+        prefix: What stands before the number of a layer in the names of the tensors.
+        kept: Which of the reference's layers the target has.
+
+    Raises:
+        SourceError: The class refuses a config.
+        UnsupportedModelError: A layer, or what is around the layers, differs; or the target fails
+            with a cache where the reference does not.
+    """
+    whole = _build(model_class, reference, "the reference's config")
+    cut = _build(model_class, target, "the config it would be cut to")
+    path = layer_list(whole, cut, prefix, len(kept))
+    before, after = whole.get_submodule(path), cut.get_submodule(path)
+    depths = len(before), len(after)
+    for place, layer in enumerate(kept):
+        # Where layers move, others may take over what one keeps for those above it.
+        ignored = _PLACES if place != layer else _FOR_OTHERS
+        _refuse_difference(before[layer], after[place], f"layer {layer}", depths, ignored)
+    _refuse_difference(whole, cut, "outside the layers,", depths, set(), without=path)
+    _refuse_broken_cache(whole, cut, len(kept))
+
+
+def _build(model_class: Any, config: Mapping[str, Any], what: str) -> Any:
+    import torch
+
+    try:
+        with torch.device("meta"):
+            model = model_class._from_config(
+                model_config(model_class, config), attn_implementation="eager"
+            )
+    except ImportError:
+        raise
+    except Exception as error:  # classes raise what they like
+        raise SourceError(
+            f"{model_class.__name__} refuses {what}: {first_line(error)}",
+            "Choose other layers, or report it with the model's name.",
+        ) from error
+    return model.eval()
+
+
+def layer_list(whole: Any, cut: Any, prefix: str, layers: int) -> str:
+    """Path of the layers in both models: the list whose length follows the cut.
+
+    Raises:
+        UnsupportedModelError: There is none, or more than one.
+    """
+    import torch
+
+    lists = [
+        (path, module, dict(cut.named_modules()).get(path))
+        for path, module in whole.named_modules()
+        if isinstance(module, torch.nn.ModuleList)
+    ]
+    found = [
+        path
+        for path, module, twin in lists
+        if isinstance(twin, torch.nn.ModuleList) and len(twin) == layers and len(module) >= layers
+    ]
+    # A tower may have as many layers as are kept.
+    found = [path for path in found if not is_tower(path)] or found
+    if len(found) > 1:
+        wanted = prefix.rstrip(".").split(".")
+        alike = {path: _common_end(path.split("."), wanted) for path in found}
+        found = [path for path in found if alike[path] == max(alike.values())]
+    if len(found) != 1:
+        raise UnsupportedModelError(
+            f"{type(whole).__name__} has {len(found) or 'no'} lists that could be the {layers} "
+            f"layers under {prefix}",
+            "Report it with the model's name.",
+        )
+    return str(found[0])
+
+
+def _common_end(first: Sequence[str], second: Sequence[str]) -> int:
+    count = 0
+    for one, other in zip(reversed(first), reversed(second), strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
+def _refuse_difference(
+    whole: Any,
+    cut: Any,
+    where: str,
+    depths: tuple[int, int],
+    ignored: set[str],
+    without: str | None = None,
+) -> None:
+    before, after = (dict(_facts(module, ignored, without)) for module in (whole, cut))
+    for key in [*before, *(key for key in after if key not in before)]:
+        one, other = before.get(key, "nothing"), after.get(key, "nothing")
+        if one == other or _follows_depth(key, one, other, depths) or _nearly(one, other):
+            continue
+        if "_adapter_list." in key and other == "nothing":  # of places that are cut off (zamba2)
+            continue
+        # Around the layers, fewer kinds of layers need fewer tables; weights are another matter.
+        fewer = other == "nothing" and not key.endswith(".shape")
+        if without is not None and (fewer or isinstance(one, list | dict)):
+            continue
+        raise UnsupportedModelError(
+            f"{where} {key} would be {escape(other, 60)}; in the reference it is "
+            f"{escape(one, 60)}.",
+            "These layers cannot be cut out of this model as they are; choose others.",
+        )
+
+
+def _facts(module: Any, ignored: set[str], without: str | None) -> Iterator[tuple[str, Any]]:
+    """Everything about a module that decides what it computes, but for its weights."""
+    for path, part in module.named_modules():
+        if without is not None and (path == without or path.startswith(f"{without}.")):
+            continue
+        dot = f"{path}." if path else ""
+        yield f"{dot}class", type(part).__name__
+        for name, value in vars(part).items():
+            if not name.startswith("_") and name not in ignored and _is_plain(value):
+                yield f"{dot}{name}", value
+        for name, tensor in part.named_parameters(recurse=False):
+            yield f"{dot}{name}.shape", tuple(tensor.shape)
+        for name, tensor in part.named_buffers(recurse=False):
+            yield f"{dot}{name}.buffer", tuple(tensor.shape)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return len(value) <= 256 and all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return len(value) <= 64 and all(map(_is_plain, value.values()))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _follows_depth(key: str, one: Any, other: Any, depths: tuple[int, int]) -> bool:
+    """Whether a fact only says how many layers there are, or is split by them."""
+    if any(name in key for name in _SPLIT):
+        return True
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return (len(one), len(other)) == depths
+    return type(one) is type(other) is int and (one, other) == depths
+
+
+def _nearly(one: Any, other: Any) -> bool:
+    # A factor that was divided by the root of the depth and multiplied again: one rounding.
+    both = isinstance(one, float) and isinstance(other, float)
+    return both and abs(one - other) <= 1e-12 * abs(one)
+
+
+def _refuse_broken_cache(whole: Any, cut: Any, layers: int) -> None:
+    """Some hybrids look for the first layer of a kind in their cache, and fail without one."""
+    if not (reason := _cache_fails(cut)) or _cache_fails(whole):
+        return
+    raise UnsupportedModelError(
+        f"{type(cut).__name__} with {layers} layers fails when it uses its cache: {reason}",
+        "Keep more layers: every kind of layer is needed at least once.",
+    )
+
+
+def _cache_fails(model: Any) -> str:
+    import torch
+
+    ids = torch.zeros((1, 4), dtype=torch.long, device="meta")
+    try:
+        with torch.no_grad():
+            cache = model(input_ids=ids, use_cache=True).past_key_values
+            model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
+    except Exception as error:  # a class that cannot run on the meta device says nothing here
+        return first_line(error)
+    return ""

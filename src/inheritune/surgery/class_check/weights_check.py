@@ -1,0 +1,245 @@
+"""Models of real weights, for proofs and for fresh layers. Runs in the child process of `gate`."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inheritune.errors import SourceError
+from inheritune.model_files.directory import open_model
+from inheritune.surgery.class_check.class_check import find_class
+from inheritune.surgery.class_check.layer_check import layer_list, model_config
+from inheritune.system.reading import escape, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["align_weights", "initialise", "prove", "reload"]
+
+_LENGTH = 16
+_ALIGNMENT = 64  # bytes; a vector of AVX-512, and where torch puts what it makes itself
+# How far two ways of computing the same may be apart, as a share of the largest logit.
+_ROUNDING = {"torch.float32": 1e-4, "torch.float64": 1e-8}
+_COARSE = 0.05  # bf16 and fp16: three significant digits, added up over layers
+
+
+def initialise(config: dict[str, Any], seed: int, out: str, normal: Sequence[str] = ()) -> None:
+    """Write a model of fresh weights, as its class initialises them, in fp32.
+
+    Args:
+        config: Raw; the depth in it sets the initial scale where a class has one.
+        seed: The same seed gives the same weights.
+        out: Directory to write; the names are those that the class gives on disk.
+        normal: Weights that are drawn from N(0, 1) instead, by their names or the ends of those.
+
+    Raises:
+        SourceError: The class is unknown, or refuses the config.
+    """
+    import torch
+
+    model_class = find_class(config)
+    if isinstance(model_class, str):
+        raise SourceError(f"no layer can be initialised: {model_class}.")
+    torch.manual_seed(seed)
+    model = model_class._from_config(model_config(model_class, config), dtype=torch.float32)
+    for name, weight in model.named_parameters():
+        if any(f".{name}".endswith(f".{wanted}") for wanted in normal):
+            with torch.no_grad():
+                weight.normal_()
+    model.save_pretrained(out)
+
+
+def reload(directory: str) -> dict[str, Any]:
+    """Load a model directory as a user would, and run it.
+
+    Returns:
+        ``class``, ``unexpected``: names of tensors that the class does not use, ``tied``: whether
+        head and embedding are one tensor, ``cache``: how far the logits with a cache are from
+        those without, as a share of the largest, infinite where the class fails with it; None
+        where it keeps none.
+        ``cache_agrees``: whether that is rounding.
+
+    Raises:
+        SourceError: It does not load, misses a weight, or gives values that are not finite.
+    """
+    import torch
+
+    model, info = _load(directory)
+    name = type(model).__name__
+    if missing := sorted(info["missing_keys"]):
+        raise SourceError(f"{name} fills {len(missing)} weights at random: {escape(missing[0])}.")
+    ids = _ids(model, _LENGTH)
+    with torch.no_grad():
+        logits = _run(model, ids).logits
+    if not torch.isfinite(logits).all():
+        raise SourceError(f"{name} gives logits that are not finite.")
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return {
+        "class": name,
+        "unexpected": sorted(info["unexpected_keys"]),
+        "tied": head is not None and head.weight is embedding.weight,
+        "cache": (apart := _compare_cache(model, ids, logits)),
+        "cache_agrees": apart is None or apart <= _ROUNDING.get(str(logits.dtype), _COARSE),
+    }
+
+
+def prove(target: str, reference: str, kept: Sequence[int]) -> str | None:
+    """Run the same input through both models, and compare what the kept layers give, bit by bit.
+
+    The first layers are run from the embedding on, and what the last of them gives is compared:
+    the reference's hidden state. Layers from elsewhere are each given what the reference's layer
+    was given; so are those of a model that has a part for each layer outside them, since a product
+    with fewer columns may be rounded in another order.
+
+    Returns:
+        What was compared; None if the class leaves out layers where it is given text alone.
+
+    Raises:
+        SourceError: They differ.
+    """
+    import torch
+
+    whole, _ = _load(reference)
+    cut, _ = _load(target)
+    prefix = open_model(reference).container.prefix
+    path = layer_list(whole, cut, prefix, len(kept))
+    before, after = whole.get_submodule(path), cut.get_submodule(path)
+    align_weights(cut)
+    align_weights(whole, [layer for i, layer in enumerate(before) if i not in kept])
+    ids = _ids(whole, _LENGTH)
+    in_whole = _record(whole, [before[i] for i in kept], ids)
+    if len(in_whole) < len(kept):
+        return None
+    last = len(kept) - 1
+    if list(kept) == list(range(len(kept))) and _same_outside(whole, cut, path):
+        given = _record(cut, [after[last]], ids)[0][2]
+        _refuse_unequal(in_whole[last][2], given, f"layer {last}")
+        if len(after) == len(before):
+            with torch.no_grad():
+                _refuse_unequal([_run(whole, ids).logits], [_run(cut, ids).logits], "the head")
+        return f"the output of layer {last} equals the reference's, bit for bit"
+    for place, (layer, (inputs, options, outputs)) in enumerate(zip(kept, in_whole, strict=True)):
+        with torch.no_grad():
+            given = _tensors(after[place](*inputs, **options))
+        _refuse_unequal(outputs, given, f"layer {layer}")
+    return f"the outputs of {len(kept)} layers equal the reference's for equal inputs, bit for bit"
+
+
+def _same_outside(whole: Any, cut: Any, path: str) -> bool:
+    """Whether the weights outside the layers have the same shapes in both models."""
+    shapes = [
+        {n: w.shape for n, w in model.named_parameters() if not n.startswith(path + ".")}
+        for model in (whole, cut)
+    ]
+    return shapes[0] == shapes[1]
+
+
+def align_weights(model: Any, leave: Sequence[Any] = ()) -> None:
+    """Move weights to where vectors begin in memory; loaded ones lie as they do in their file.
+
+    Products of the same numbers are rounded in another order where they begin elsewhere, by up to
+    1e-6 on an AVX-512 processor (docs/log.md).
+
+    Args:
+        model: Loaded from files; tied weights stay tied.
+        leave: Its modules whose weights do not matter.
+    """
+    left = {id(weight) for module in leave for weight in module.parameters()}
+    for weight in [*model.parameters(), *model.buffers()]:
+        if weight.data_ptr() % _ALIGNMENT and id(weight) not in left:
+            weight.data = weight.data.clone()
+
+
+def _load(directory: str) -> tuple[Any, dict[str, Any]]:
+    config = open_model(directory).config
+    if isinstance(model_class := find_class(config), str):
+        raise SourceError(f"{directory} cannot be loaded: {model_class}.")
+    try:
+        model, info = model_class.from_pretrained(
+            Path(directory),
+            dtype="auto",
+            attn_implementation="eager",
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever the class says, it is about these files
+        raise SourceError(
+            f"{model_class.__name__} does not load {directory}: {first_line(error)}"
+        ) from error
+    return model.eval(), info
+
+
+def _ids(model: Any, length: int) -> "Tensor":
+    import torch
+
+    config = model.config.get_text_config(decoder=True)
+    special = {v for v in model.config.to_dict().values() if type(v) is int}
+    plain = [i for i in range(min(config.vocab_size, 4096)) if i not in special] or [0]
+    # Spread over the vocabulary, none twice where there are enough.
+    return torch.tensor([[plain[(7 + 31 * i) % len(plain)] for i in range(length)]])
+
+
+def _run(model: Any, ids: "Tensor", **options: Any) -> Any:
+    try:
+        return model(input_ids=ids, **options)
+    except Exception as error:  # any failure to run is what is asked for here
+        raise SourceError(f"{type(model).__name__} does not run: {first_line(error)}") from error
+
+
+def _compare_cache(model: Any, ids: "Tensor", logits: "Tensor") -> float | None:
+    import torch
+
+    with torch.no_grad():
+        try:
+            first = _run(model, ids[:, :-1], use_cache=True)
+            if (cache := getattr(first, "past_key_values", None)) is None:
+                return None
+            last = _run(model, ids[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1]
+        except SourceError:
+            return math.inf
+    scale = float(logits[:, -1].abs().max())
+    return float((last - logits[:, -1]).abs().max()) / max(scale, 1e-30)
+
+
+def _record(model: Any, layers: Sequence[Any], ids: "Tensor") -> list[tuple[Any, Any, Any]]:
+    """What each layer that was run was given and gave in one forward pass."""
+    import torch
+
+    found: dict[int, tuple[Any, Any, Any]] = {}
+
+    def hook(place: int) -> Any:
+        def keep(_: Any, inputs: Any, options: Any, output: Any) -> None:
+            found[place] = inputs, options, _tensors(output)
+
+        return keep
+
+    handles = [
+        layer.register_forward_hook(hook(i), with_kwargs=True) for i, layer in enumerate(layers)
+    ]
+    try:
+        with torch.no_grad():
+            _run(model, ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [found[i] for i in sorted(found)]
+
+
+def _tensors(value: Any) -> "list[Tensor]":
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return [value.clone()]
+    values = value if isinstance(value, list | tuple) else []
+    return [tensor for item in values for tensor in _tensors(item)]
+
+
+def _refuse_unequal(wanted: "list[Tensor]", given: "list[Tensor]", where: str) -> None:
+    import torch
+
+    for one, other in zip(wanted, given, strict=True):
+        if not torch.equal(one.nan_to_num(), other.nan_to_num()):
+            apart = float((one.float() - other.float()).abs().max())
+            raise SourceError(f"{where} gives other values than in the reference, up to {apart:g}.")

@@ -1,0 +1,160 @@
+"""Which tensors belong to which part of a model, for the method's ablations."""
+
+import re
+from collections.abc import Callable, Iterable
+
+from inheritune.errors import RecipeError, UnsupportedModelError
+from inheritune.model_files.layers import numbered
+from inheritune.system.reading import escape
+
+__all__ = ["PARTS", "describe_parts", "fresh_names", "standard_normal"]
+
+# What each leaves to the model's class, in words.
+_FRESH = {
+    "all": "",
+    "attention": "the MLPs of its layers, with the norms around them,",
+    "mlp": "the attention of its layers, with the norms around it,",
+    "attention+mlp": "the norms of its layers",
+    "first-half": "the second half of its layers",
+    "layers-only": "everything outside its layers",
+    "outer-only": "all of its layers",
+    "paper-code-gpt2": "positions and final norm, as in the authors' GPT-2 code,",
+    "paper-code-llama": "input embedding and final norm, as in the authors' LLaMA code,",
+}
+PARTS = tuple(_FRESH)
+
+# By what stands after the number of a layer. A norm belongs to the part whose input or output it
+# normalises, so `post_attention_layernorm` is the MLP's in Llama, where it comes before the MLP,
+# and the attention's in Gemma 2 and 3 and OLMo 2 and 3, which have norms after it as well.
+_ATTENTION = re.compile(
+    r"(self_attn|attn|attention|self_attention|linear_attn|input_layernorm|ln_1|ln1|ln_attn|"
+    r"attention_norm|self_attn_layer_norm|pre_self_attn_layernorm|input_layer_norm|"
+    r"self_attention_layernorm|attn_norm|pre_attention_layernorm|operator_norm|"
+    r"attention_layernorm)(\.|$)"
+)
+_MLP = re.compile(
+    r"(mlp|feed_forward|ffn|fc1|fc2|block_sparse_moe|moe|ln_2|ln2|ln_mlp|ffn_norm|"
+    r"final_layer_norm|pre_feedforward_layernorm|post_feedforward_layernorm|pre_mlp_layernorm|"
+    r"post_mlp_layernorm|pre_ff_layernorm|post_feed_forward_layernorm)\w*(\.|$)"
+)
+# Not the norms of queries and keys: those stay with their projections.
+_NORM = re.compile(r"(ln_?\w*|\w*norm\w*|\w*layer_norm)(\.|$)", re.IGNORECASE)
+# Outside the layers, what the authors' code for a family does not copy, and what it does.
+_PAPER_CODE = {
+    "paper-code-gpt2": (r"(^|\.)(wpe\.weight|ln_f\.(weight|bias))$", r"(^|\.)wte\.weight$"),
+    "paper-code-llama": (r"(^|\.)(embed_tokens|norm)\.weight$", r"(^|\.)lm_head\.weight$"),
+}
+_AFTER_ATTENTION = re.compile(r"(post_attention_layernorm|post_attention_layer_norm)(\.|$)")
+_SIGNS_OF_NORMS_AFTER = ("pre_feedforward_layernorm", "post_feedforward_layernorm", "pre_mlp_")
+
+
+def fresh_names(names: Iterable[str], prefix: str, parts: str) -> set[str]:
+    """Which tensors are not inherited.
+
+    Args:
+        names: Of the whole target.
+        prefix: What stands before the number of a layer.
+        parts: ``"all"``: none. ``"attention"``, ``"mlp"``: in the layers, only these with their
+            norms are inherited, and everything outside the layers. ``"attention+mlp"``: both
+            without the norms around them. ``"first-half"``: the first half of the layers, rounded
+            down, and everything outside. ``"layers-only"``: only the layers. ``"outer-only"``:
+            only what is outside them. ``"paper-code-gpt2"``, ``"paper-code-llama"``: what the
+            authors' code copies, as a control.
+
+    Raises:
+        RecipeError: There is no such part, or it is nothing of so few layers.
+        UnsupportedModelError: A tensor of a layer belongs to neither part by its name, or all
+            belong to one; or the authors' code knows no such model.
+    """
+    if parts not in PARTS:
+        raise RecipeError(
+            f"there are no parts {escape(parts)!r}.", f"Choose among {', '.join(PARTS)}."
+        )
+    everything = list(names)
+    inside = {n for n in everything if (found := numbered(n)) and found[0] == prefix}
+    if parts == "all":
+        return set()
+    if parts == "outer-only":
+        return inside
+    outside = {n for n in everything if n not in inside}
+    if parts == "layers-only":
+        return outside
+    if parts == "first-half":
+        return _second_half(inside)
+    if parts in _PAPER_CODE:
+        return _left_out_by_the_authors(outside, parts)
+    part_of = _sorter([_in_layer(name, prefix) for name in inside])
+    by_part = {name: part_of(_in_layer(name, prefix)) for name in inside}
+    norms = {name for name in inside if _NORM.match(_in_layer(name, prefix))}
+    if parts == "attention+mlp" and norms:
+        return norms
+    if parts not in by_part.values():
+        raise UnsupportedModelError(
+            f"the layers under {prefix} have no {parts} that could be told by its name."
+        )
+    # A norm that both parts read stays in either case.
+    return {name for name, part in by_part.items() if part not in (parts, "both")}
+
+
+def describe_parts(parts: str) -> str:
+    """What `parts` leaves to the model's class, as the subject of a sentence; empty for all."""
+    return _FRESH[parts]
+
+
+def standard_normal(fresh: Iterable[str], parts: str) -> list[str]:
+    """Which fresh tensors are drawn from N(0, 1), whatever the class would do.
+
+    Source: the authors' LLaMA code, which leaves the embedding as torch makes it.
+    """
+    if parts != "paper-code-llama":
+        return []
+    return [name for name in fresh if name.endswith("embed_tokens.weight")]
+
+
+def _second_half(inside: Iterable[str]) -> set[str]:
+    numbers = {name: found[1] for name in inside if (found := numbered(name))}
+    half = (max(numbers.values()) + 1) // 2
+    if not half:
+        raise RecipeError("one layer has no first half.", "Keep two layers at least.")
+    return {name for name, number in numbers.items() if number >= half}
+
+
+def _left_out_by_the_authors(outside: Iterable[str], parts: str) -> set[str]:
+    left_out, copied = (re.compile(pattern) for pattern in _PAPER_CODE[parts])
+    fresh = {name for name in outside if left_out.search(name)}
+    ends = {name.split(".")[-2] for name in fresh}
+    if len(ends) != 2 or not any(copied.search(name) for name in outside):
+        family = "GPT-2" if parts == "paper-code-gpt2" else "LLaMA with a head of its own"
+        raise UnsupportedModelError(
+            f"{parts} is what the authors' code does with a {family}, which this model is not.",
+            "Leave this control out.",
+        )
+    return fresh
+
+
+def _in_layer(name: str, prefix: str) -> str:
+    return name[len(prefix) :].partition(".")[2]
+
+
+def _sorter(names: list[str]) -> Callable[[str], str]:
+    norms_after = any(name.startswith(_SIGNS_OF_NORMS_AFTER) for name in names)
+    has_mlp_norm = norms_after or any(
+        re.match(r"(ln_2|ln2|ln_mlp|ffn_norm|final_layer_norm|pre_ff|post_attention_)", name)
+        for name in names
+    )
+
+    def part_of(name: str) -> str:
+        if _AFTER_ATTENTION.match(name):
+            return "attention" if norms_after else "mlp"
+        if _ATTENTION.match(name):
+            # GPT-J, Phi, Falcon: one norm for two branches side by side.
+            is_norm = re.match(r"(input_layernorm|ln_1|input_layer_norm)(\.|$)", name)
+            return "both" if is_norm and not has_mlp_norm else "attention"
+        if _MLP.match(name):
+            return "mlp"
+        raise UnsupportedModelError(
+            f"{escape(name)} in a layer belongs neither to the attention nor to the MLP.",
+            "These parts are known for layers with one attention and one MLP only.",
+        )
+
+    return part_of

@@ -1,0 +1,240 @@
+"""What a target will be, before a byte of it is written: its config and where its tensors lie."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
+from inheritune.model_files.cast import FLOATING
+from inheritune.model_files.config import Edit, cut_config, text_config
+from inheritune.model_files.directory import ModelDirectory
+from inheritune.model_files.layer_kinds import adapts_cut_layer
+from inheritune.model_files.layers import Container, numbered
+from inheritune.model_files.safetensors import Tensor, item_bits
+from inheritune.model_files.write import TargetTensor
+from inheritune.surgery.selection import check_selection
+
+__all__ = [
+    "DTYPES",
+    "InheritPlan",
+    "kept_layers",
+    "kept_tensors",
+    "plan_inherit",
+    "renamed",
+    "stored_dtype",
+]
+
+DTYPES = {
+    **dict.fromkeys(["fp64", "float64"], "F64"),
+    **dict.fromkeys(["fp32", "float32"], "F32"),
+    **dict.fromkeys(["fp16", "float16"], "F16"),
+    **dict.fromkeys(["bf16", "bfloat16"], "BF16"),
+}
+_CONFIG_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# Kept in fp32 by the classes that have them: rotary tables, expert biases, decays of state spaces.
+_NEVER_NARROWED = ("inv_freq", "e_score_correction_bias", "A_log")
+
+# The two known tensors outside the layers that have a part for each of them (gemma3n, gemma4):
+# (V, N·d) cut by columns, (N·d, h) by rows.
+_SPLIT_BY_COLUMNS = "embed_tokens_per_layer.weight"
+_SPLIT_BY_ROWS = "per_layer_model_projection.weight"
+
+
+@dataclass(frozen=True)
+class InheritPlan:
+    """What a target will be.
+
+    Attributes:
+        kept: Layers of the reference, in their order, from 0.
+        config: Raw config.json of the target.
+        edits: What was changed in it, and why.
+        tensors: Of the target, in the order of the reference's files.
+        dropped_prediction: Names of the multi-token-prediction tensors that are left out.
+    """
+
+    kept: tuple[int, ...]
+    config: dict[str, Any]
+    edits: list[Edit]
+    tensors: list[TargetTensor]
+    dropped_prediction: list[str]
+
+    @property
+    def is_prefix(self) -> bool:
+        """Whether the first layers are kept, so that none moves."""
+        return self.kept == tuple(range(len(self.kept)))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.size for tensor in self.tensors)
+
+
+def plan_inherit(
+    reference: ModelDirectory,
+    layers: int | Sequence[int],
+    *,
+    dtype: str | None = None,
+    explicit: Mapping[str, Sequence[Any]] | None = None,
+) -> InheritPlan:
+    """Plan a target.
+
+    Args:
+        reference: Only its headers are looked at.
+        layers: How many of the first layers, or which.
+        dtype: Safetensors name of the floating dtype to cast the weights to; None: theirs.
+        explicit: Fields of the text config that the class derives where the config is silent.
+            Where layers move, they must stand there before the config is cut.
+
+    Raises:
+        RecipeError: The layers are not there.
+        UnsupportedModelError: The config cannot be cut so.
+    """
+    kept = kept_layers(layers, reference.layers)
+    config, added = _with_explicit(reference.config, explicit or {})
+    config, edits = cut_config(config, kept)
+    if dtype is not None:
+        edits = [*edits, *_cast_config(config, dtype)]
+    names = {layer: place for place, layer in enumerate(kept)}
+    sources = kept_tensors(reference, kept)
+    main = stored_dtype(sources)
+    tensors = [
+        TargetTensor(
+            renamed(source.name, reference.container, names),
+            source,
+            _target_dtype(source, main, dtype),
+        )
+        for source in sources
+    ]
+    in_all = {t.name for t in kept_tensors(reference, range(reference.layers))}
+    dropped = sorted(name for name in reference.tensors if name not in in_all)
+    return InheritPlan(kept, config, [*added, *edits], tensors, dropped)
+
+
+def kept_layers(layers: int | Sequence[int], total: int) -> tuple[int, ...]:
+    """A number of first layers, or a list of layers, as a checked list.
+
+    Raises:
+        RecipeError: They are not there.
+    """
+    if not isinstance(layers, int):
+        return check_selection(layers, total)
+    if not 1 <= layers <= total:
+        raise RecipeError(
+            f"cannot keep {layers} layers: the reference has {total}.",
+            f"Choose layers between 1 and {total}.",
+        )
+    return tuple(range(layers))
+
+
+def kept_tensors(reference: ModelDirectory, layers: int | Sequence[int]) -> list[Tensor]:
+    """The tensors of the target, as ranges of the reference's files, in the order on disk.
+
+    Everything outside the layers is kept: embeddings, positions, norms, heads, whatever their
+    names. Multi-token-prediction layers are not: they read the last state of the full depth.
+    """
+    container, section = reference.container, text_config(reference.config)
+    kept = set(kept_layers(layers, reference.layers))
+    tensors = []
+    for tensor in reference.tensors.values():
+        layer = container.layer_of(tensor.name)
+        inside = layer in kept if layer is not None else tensor.name not in container.outside
+        if inside and not adapts_cut_layer(tensor.name, section, reference.layers, kept):
+            tensors.append(tensor)
+    if "hidden_size_per_layer_input" not in section:
+        return tensors
+    if max(kept) >= len(kept) and any(_is_split(tensor) for tensor in tensors):
+        raise UnsupportedModelError(
+            f"{reference.name} has weights outside its layers with a part for each of them, in the "
+            "order of the layers.",
+            "Keep first layers only.",
+        )
+    return [_cut_split_tensor(tensor, len(kept), reference.layers) for tensor in tensors]
+
+
+def _is_split(tensor: Tensor) -> bool:
+    return tensor.name.endswith((_SPLIT_BY_COLUMNS, _SPLIT_BY_ROWS))
+
+
+def _cut_split_tensor(tensor: Tensor, layers: int, total: int) -> Tensor:
+    by_columns = tensor.name.endswith(_SPLIT_BY_COLUMNS)
+    if not _is_split(tensor):
+        return tensor
+    if len(tensor.shape) != 2 or tensor.shape[int(by_columns)] % total:
+        raise SourceError(
+            f"{tensor.name} of shape {tensor.shape} has no part for each of {total} layers."
+        )
+    size = tensor.size // total * layers
+    rows, columns = tensor.shape
+    if not by_columns:
+        return replace(tensor, shape=(rows // total * layers, columns), size=size)
+    pitch = columns * item_bits(tensor.dtype) // 8 if layers < total else 0
+    return replace(tensor, shape=(rows, columns // total * layers), size=size, pitch=pitch)
+
+
+def _with_explicit(
+    config: Mapping[str, Any], explicit: Mapping[str, Sequence[Any]]
+) -> tuple[dict[str, Any], list[Edit]]:
+    if not explicit:
+        return dict(config), []
+    reason = "written out, since the class derives it from the number of a layer"
+    edits = [Edit(key, None, list(value), reason) for key, value in explicit.items()]
+    return _in_text_config(config, {key: list(value) for key, value in explicit.items()}), edits
+
+
+def _in_text_config(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    section = text_config(config)
+    if section is config:
+        return dict(config) | dict(fields)
+    return {
+        key: _in_text_config(value, fields) if _holds(value, section) else value
+        for key, value in config.items()
+    }
+
+
+def _holds(value: Any, section: Mapping[str, Any]) -> bool:
+    return isinstance(value, dict) and (value is section or text_config(value) is section)
+
+
+def _cast_config(section: dict[str, Any], dtype: str, path: str = "") -> list[Edit]:
+    edits = []
+    for key, value in section.items():
+        if isinstance(value, dict):
+            edits += _cast_config(value, dtype, f"{path}{key}.")
+        elif key in ("dtype", "torch_dtype") and isinstance(value, str):
+            edits.append(Edit(path + key, value, _CONFIG_DTYPES[dtype], "the dtype asked for"))
+            section[key] = _CONFIG_DTYPES[dtype]
+    return [edit for edit in edits if edit.before != edit.after]
+
+
+def stored_dtype(tensors: Sequence[Tensor]) -> str | None:
+    """The floating dtype that most bytes of a model are stored in; None if there is none."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        if tensor.dtype in FLOATING:
+            sizes[tensor.dtype] += tensor.size
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+def _target_dtype(source: Tensor, main: str | None, wanted: str | None) -> str:
+    # What the reference stores in another dtype than the rest of it, it does on purpose.
+    if wanted is None or source.dtype != main:
+        return source.dtype
+    narrower = item_bits(wanted) < item_bits(source.dtype)
+    return source.dtype if narrower and source.name.endswith(_NEVER_NARROWED) else wanted
+
+
+def renamed(name: str, container: Container, places: Mapping[int, int]) -> str:
+    """The name of a tensor whose layer moves.
+
+    Args:
+        name: As on disk.
+        container: Of its model.
+        places: New number of each layer that is kept.
+    """
+    found, layer = numbered(name), container.layer_of(name)
+    if found is None or layer is None:
+        return name
+    prefix, number = found
+    rest = name[len(prefix) :].partition(".")[2]
+    return f"{prefix}{number + places[layer] - layer}" + (f".{rest}" if rest else "")

@@ -1,0 +1,74 @@
+"""inherit.json, read back: a record is believed only as far as it can be checked."""
+
+from typing import Any
+
+from inheritune.errors import SourceError
+from inheritune.model_files.directory import ModelDirectory, read_json
+from inheritune.surgery.fresh import STRAY
+from inheritune.surgery.parts import PARTS, fresh_names
+from inheritune.surgery.plan import DTYPES
+from inheritune.system.reading import escape
+
+__all__ = ["read_record"]
+
+_TIMES = 20  # as long as the lists of the largest known model, seven values for each tensor
+
+
+def read_record(target: ModelDirectory) -> dict[str, Any]:
+    """The record of a target, if it is one that `inherit` or `grow` could have written.
+
+    Raises:
+        SourceError: It is missing, or says what cannot be.
+    """
+    path = target.path / "inherit.json"
+    if not path.is_file():
+        converted = (target.path / "convert.json").is_file()
+        raise SourceError(
+            f"{target.path} has no inherit.json, so nothing says where it came from.",
+            "It was converted, not cut: there is nothing to compare it with."
+            if converted
+            else "Name a directory that `inheritune inherit` has written.",
+        )
+    record = read_json(path, "the record", times=_TIMES)
+    if record.get("format") != 2:
+        raise SourceError(
+            f"{path} is no record of format 2.", "Write the target again with this version."
+        )
+    if key := _broken_key(record):
+        raise SourceError(
+            f"{path} holds {escape(key)} = {escape(repr(record.get(key)), 60)}, which `inheritune "
+            "inherit` does not write.",
+            "Write the target again.",
+        )
+    if "grown_from" not in record:
+        _refuse_other_parts(target, record)
+    return record
+
+
+def _broken_key(record: dict[str, Any]) -> str:
+    tensors, kept, dtype = (record.get(key) for key in ("tensors", "layer_map", "dtype"))
+    if not isinstance(tensors, dict) or not all(isinstance(e, dict) for e in tensors.values()):
+        return "tensors"
+    if not all(isinstance(e.get("source"), dict | None) for e in tensors.values()):
+        return "tensors"
+    if not isinstance(kept, list) or not kept or not all(type(i) is int for i in kept):
+        return "layer_map"
+    if kept != sorted(set(kept)) or kept[0] < 0:
+        return "layer_map"
+    if dtype is not None and dtype not in list(DTYPES.values()):
+        return "dtype"
+    return "" if record.get("parts") in PARTS else "parts"
+
+
+def _refuse_other_parts(target: ModelDirectory, record: dict[str, Any]) -> None:
+    """Whether what the record calls fresh is what its parts leave out."""
+    said = {name for name, entry in record["tensors"].items() if entry.get("source") is None}
+    meant = fresh_names(target.tensors, target.container.prefix, record["parts"])
+    inherited_too = {name for name in meant - said if not name.endswith(STRAY)}
+    if other := min([*(said - meant), *inherited_too], default=""):
+        raise SourceError(
+            f"the record of {target.path} says that {escape(other)} is "
+            f"{'fresh' if other in said else 'inherited'}, which its parts, {record['parts']}, "
+            "contradict.",
+            "Write the target again.",
+        )

@@ -1,0 +1,173 @@
+"""How large a model is with some of its layers, counted from headers and config alone."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from inheritune.model_files.config import text_config
+from inheritune.model_files.directory import ModelDirectory
+from inheritune.model_files.flops import (
+    attention_width,
+    idle_expert_values,
+    training_flops_per_token,
+)
+from inheritune.model_files.safetensors import Tensor
+from inheritune.surgery.plan import kept_tensors
+
+__all__ = ["Counts", "LayerCounts", "Sizes", "is_buffer"]
+
+# Buffers of old files: masks and rotary tables, and a balance that no gradient reaches.
+_BUFFERS = re.compile(
+    r"(^|\.)(masked_bias|\w*inv_freq|rotary_emb\.\w+|(?<!moe_statics\.)e_score_correction_bias|"
+    r"attn_mask|layer_scalar|expert_bias|slope_rate|act_fn\.(beta|eps))$"
+)
+_MASK = re.compile(r"\.(attn|attention)\.bias$")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_projection|head|output)\.weight$")
+_LOOKED_UP = re.compile(
+    r"(^|\.)(wte|wpe|embed|embed_in|embed_tokens|embed_tokens_per_layer|embed_positions|"
+    r"tok_embeddings|\w+s_embed|(\w+_)?embeddings?)\.weight$"
+)
+_POSITIONS = re.compile(r"(^|\.)(wpe|\w*position\w*)\.weight$")
+# Their classes tie the head to the embedding where the config is silent.
+_TIED_BY_DEFAULT = {
+    *("biogpt", "bloom", "cohere", "cohere2", "cohere2_moe", "cpmant", "ctrl", "ernie4_5"),
+    *("ernie4_5_moe", "falcon", "falcon_mamba", "gemma", "gemma2", "gemma3", "gemma3_text"),
+    *("gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gpt-sw3", "gpt2", "gpt_bigcode"),
+    *("gpt_neo", "gpt_neox_japanese", "granite_swa", "jetmoe", "lfm2", "lfm2_moe", "lfm3"),
+    *("mamba", "minicpm3", "modernbert-decoder", "mpt", "openai-gpt", "opt", "recurrent_gemma"),
+    *("smollm3", "starcoder2", "vaultgemma", "xglm", "youtu", "zamba", "zaya"),
+}
+
+
+@dataclass(frozen=True)
+class LayerCounts:
+    """One layer.
+
+    Attributes:
+        params: Weights.
+        idle: Weights of experts that a token is not sent to.
+        bytes: On disk, buffers too.
+        form: Names and shapes of its tensors; equal for layers that are built alike.
+    """
+
+    params: int
+    idle: int
+    bytes: int
+    form: frozenset[tuple[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A model with some of the layers.
+
+    Attributes:
+        params: Weights, a tied head once.
+        active: Of them, those that one token uses: all but the experts it is not sent to.
+        embedding: Of them, those looked up by token or position. A tied head is among them.
+        bytes: Of all tensors on disk.
+        flops_per_token: Forward and backward, see `flops.training_flops_per_token`.
+    """
+
+    params: int
+    active: int
+    embedding: int
+    bytes: int
+    flops_per_token: float
+
+
+class Sizes:
+    """Counts of a reference with any of its layers.
+
+    Args:
+        reference: Only its headers and its config are looked at.
+    """
+
+    def __init__(self, reference: ModelDirectory) -> None:
+        self.reference = reference
+        self.section = text_config(reference.config)
+
+    @cached_property
+    def layers(self) -> tuple[LayerCounts, ...]:
+        """Each layer of the reference."""
+        prefix = self.reference.container.prefix
+        total = self.reference.layers
+        return tuple(self._layer(self._by_layer[i], f"{prefix}{i}") for i in range(total))
+
+    def counts(self, kept: Sequence[int], seq_len: int) -> Counts:
+        """Counts with some of the layers.
+
+        Args:
+            kept: Which layers, from 0.
+            seq_len: Tokens per sequence, for the FLOPs.
+        """
+        outside = self._outside(kept)
+        weights = [t for t in outside if not is_buffer(t)]
+        heads = [t for t in weights if _HEAD.search(t.name)]
+        looked_up = [t for t in weights if len(t.shape) == 2 and _LOOKED_UP.search(t.name)]
+        embeddings = [t for t in looked_up if self._is_of_tokens(t)]
+        tied = bool(embeddings) and (not heads or self._is_tied)
+        twice = _values(heads) if tied else 0  # files may hold both
+        layers = [self.layers[i] for i in kept]
+        params = _values(weights) - twice + sum(layer.params for layer in layers)
+        active = params - sum(layer.idle for layer in layers)
+        embedding = _values(looked_up)
+        multiplied = active - embedding + (embeddings[0].items if tied else 0)
+        attention = attention_width(self.section, self.reference.layers, kept)
+        return Counts(
+            params=params,
+            active=active,
+            embedding=embedding,
+            bytes=sum(t.size for t in outside) + sum(layer.bytes for layer in layers),
+            flops_per_token=training_flops_per_token(multiplied, attention, seq_len),
+        )
+
+    def _layer(self, tensors: Sequence[Tensor], prefix: str) -> LayerCounts:
+        weights = [t for t in tensors if not is_buffer(t)]
+        named = [(t.name.removeprefix(prefix), t.shape) for t in weights]
+        return LayerCounts(
+            params=_values(weights),
+            idle=idle_expert_values(named, self.section),
+            bytes=sum(t.size for t in tensors),
+            form=frozenset(named),
+        )
+
+    @cached_property
+    def _by_layer(self) -> dict[int | None, list[Tensor]]:
+        """Tensors of each layer; under None those outside, without prediction layers."""
+        container, found = self.reference.container, defaultdict(list)
+        for name, tensor in self.reference.tensors.items():
+            if (layer := container.layer_of(name)) is not None or name not in container.outside:
+                found[layer].append(tensor)
+        return found
+
+    def _outside(self, kept: Sequence[int]) -> list[Tensor]:
+        if "hidden_size_per_layer_input" not in self.section:
+            return self._by_layer[None]
+        names = {tensor.name for tensor in self._by_layer[None]}
+        # Some of them have a part for each layer.
+        return [t for t in kept_tensors(self.reference, kept) if t.name in names]
+
+    def _is_of_tokens(self, tensor: Tensor) -> bool:
+        # The one that a head can be tied to.
+        return not _POSITIONS.search(tensor.name) and "per_layer" not in tensor.name
+
+    @property
+    def _is_tied(self) -> bool:
+        config = self.reference.config
+        said = config.get("tie_word_embeddings", self.section.get("tie_word_embeddings"))
+        if isinstance(said, bool):
+            return said
+        return bool({config.get("model_type"), self.section.get("model_type")} & _TIED_BY_DEFAULT)
+
+
+def is_buffer(tensor: Tensor) -> bool:
+    """Whether a tensor of a file is no weight: a mask, a rotary table, anything not floating."""
+    if _BUFFERS.search(tensor.name) or not tensor.dtype.startswith(("F", "BF")):
+        return True
+    return len(tensor.shape) == 4 and _MASK.search(tensor.name) is not None
+
+
+def _values(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.items for tensor in tensors)

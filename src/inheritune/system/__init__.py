@@ -1,0 +1,1 @@
+"""Files, processes, signals and devices of this machine."""

@@ -1,0 +1,356 @@
+"""Checkpoints: the training state on disk, complete or absent, and never a pickle."""
+
+import shutil
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from inheritune.data.order import ORDER_VERSION
+from inheritune.errors import CheckpointError
+from inheritune.system.files import disk_errors, published, write_json
+from inheritune.system.inputs import differences, refuse_differences
+from inheritune.system.processes import ALONE, Processes
+from inheritune.training.checkpoint_files import (
+    BROKEN,
+    FORMAT,
+    describe_file,
+    files_of,
+    is_whole,
+    looks_whole,
+    newest_first,
+    pickles_in,
+    point_latest,
+    set_aside,
+    set_aside_in,
+    verify,
+)
+from inheritune.training.hardware import changed_settings
+from inheritune.training.sharded_safetensors import SavedTensors, file_name, write_pieces
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["Position", "load_moments", "load_newest", "load_weights", "save_checkpoint"]
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a training stands; with the recipe, this is all that is needed to go on.
+
+    Attributes:
+        step: Optimizer steps done.
+        tokens: Training tokens seen.
+        elapsed_s: Seconds of training before this point, over all restarts.
+        skipped: Steps without an update, for a value that was not finite.
+        skips_in_a_row: Of them, the last ones without an update between them.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    elapsed_s: float = 0.0
+    skipped: int = 0
+    skips_in_a_row: int = 0
+
+
+def save_checkpoint(
+    folder: Path,
+    model: "nn.Module",
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    inputs: Mapping[str, Any],
+    keep: int,
+    processes: Processes = ALONE,
+    *,
+    val_losses: Mapping[int, float | None] = MappingProxyType({}),
+    warn: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """Publish weights, moments and position by one rename; then drop checkpoints beyond `keep`.
+
+    Every process writes what it holds; it is done in all of them, or fails in all of them. What is
+    damaged is not counted among those to keep.
+
+    Args:
+        folder: Where checkpoints of this training lie.
+        model: Weights to save, tied ones once.
+        optimizer: AdamW over the model's parameters.
+        position: Where the training stands.
+        inputs: What the training was started with; it must be the same when it is continued.
+        keep: Newest checkpoints to leave.
+        processes: That share the model.
+        val_losses: By step; of the checkpoints that are there, the one of the lowest is left, too.
+        warn: What may differ when it is continued, with a warning.
+        settings: What the machine chose, see `settings.changed_settings`.
+
+    Raises:
+        MachineError: The disk is full or gone; earlier checkpoints are untouched.
+    """
+    final = folder / f"step-{position.step:08d}"
+    trainer = {
+        "position": asdict(position),
+        "inputs": dict(inputs),
+        "warn": _versions() | dict(warn or {}),
+        "settings": dict(settings or {}),
+        "order": ORDER_VERSION,
+    }
+    writers = processes.size // processes.nodes  # the others hold copies
+    if processes.on_main(lambda: _is_there(folder, final)):
+        return final
+    with ExitStack() as stack:
+        staging = processes.on_main(lambda: stack.enter_context(published(final)).name)
+
+        def write() -> dict[str, dict[str, Any]]:
+            if processes.rank >= writers:
+                return {}
+            with disk_errors(final):  # of this process's machine: the first one may have room
+                return _write_part(folder / staging, model, optimizer, processes.rank, writers)
+
+        def publish() -> None:
+            write_json(folder / staging / "trainer.json", trainer)
+            digests["trainer.json"] = describe_file(folder / staging / "trainer.json")
+            manifest = {"format": FORMAT, "writers": writers, "files": digests}
+            write_json(folder / staging / "manifest.json", manifest)
+            stack.close()
+            point_latest(folder, final.name)
+
+        digests = {k: v for part in processes.on_all(write) for k, v in part.items()}
+        processes.on_main(publish)
+    processes.on_main(lambda: _drop_old(folder, final, keep, val_losses))
+    return final
+
+
+def _is_there(folder: Path, final: Path) -> bool:
+    for stale in folder.glob(".step-*.tmp-*"):  # of a process that was killed while saving
+        shutil.rmtree(stale)
+    if final.exists():
+        if is_whole(final):
+            return True
+        shutil.rmtree(final)  # it was passed over when this training was continued
+    return False
+
+
+def _write_part(
+    staging: Path, model: "nn.Module", optimizer: torch.optim.Optimizer, rank: int, writers: int
+) -> dict[str, dict[str, Any]]:
+    """Write what this process holds; returns the digests of its files, by name."""
+    parts = {"model": _weights(model), "optimizer": _moments(model, optimizer)}
+    paths = [staging / file_name(kind, rank, writers) for kind in parts]
+    for path, tensors in zip(paths, parts.values(), strict=True):
+        write_pieces(tensors, path, rank)
+    return {path.name: describe_file(path) for path in paths}
+
+
+def _drop_old(folder: Path, final: Path, keep: int, val_losses: Mapping[int, float | None]) -> None:
+    saved = newest_first(folder)
+    # Later ones, and those with a hole, are damaged; counted, they would crowd out what is whole.
+    whole = [c for c in saved if c == final or (c.name < final.name and looks_whole(c))]
+    measured = {c: val_losses.get(int(c.name.removeprefix("step-"))) for c in whole}
+    known = {c: val_loss for c, val_loss in measured.items() if val_loss is not None}
+    kept = {*whole[:keep], min(known, key=lambda c: known[c], default=final)}
+    for old in saved:
+        if old not in kept:
+            shutil.rmtree(old)
+    for old in set_aside_in(folder):
+        shutil.rmtree(old)
+
+
+def load_newest(
+    folder: Path,
+    model: "nn.Module",
+    optimizer: torch.optim.Optimizer,
+    inputs: Mapping[str, Any],
+    processes: Processes = ALONE,
+    *,
+    allowed: Collection[str] = (),
+    warn: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    named: Path | None = None,
+) -> tuple[Position, list[str]]:
+    """Load the newest checkpoint that is whole, or the one named, into a model and its optimizer.
+
+    Later ones, passed over or not named, are set aside when it is loaded, and deleted when a newer
+    one is published. `latest` names what was loaded.
+
+    Args:
+        folder: Where checkpoints of this training lie; it need not exist.
+        model: Overwritten in place; sharded over any number of processes, or whole.
+        optimizer: Its state is overwritten, or created.
+        inputs: What the training is started with now.
+        processes: That share the model; not necessarily as many as when it was saved.
+        allowed: Keys of the inputs that may differ.
+        warn: See `save_checkpoint`.
+        settings: See `save_checkpoint`.
+        named: The one checkpoint to load, in ``folder``; there is no other in its place.
+
+    Returns:
+        The position to go on from (the beginning when nothing was ever saved), and sentences:
+        which checkpoints were passed over, and what has changed.
+
+    Raises:
+        CheckpointError: There are checkpoints and none is whole, or the one named is not.
+        RecipeError: The newest one, or the one named, belongs to other inputs, or was trained in
+            another precision.
+    """
+    now = _Now(inputs, allowed, _versions() | dict(warn or {}), settings or {})
+    found = processes.on_main(lambda: _choose(folder, now, named))
+    if found["name"] is None:
+        return Position(), found["notes"]
+    processes.on_all(lambda: _load(folder / found["name"], model, optimizer))
+    more = processes.on_main(lambda: _settle(folder / found["name"], named is not None))
+    return Position(**found["position"]), found["notes"] + more
+
+
+def _settle(checkpoint: Path, named: bool) -> list[str]:
+    """Leave no doubt from which checkpoint a training goes on."""
+    aside = set_aside(checkpoint)
+    point_latest(checkpoint.parent, checkpoint.name)
+    if not named:  # each was passed over, and that is said
+        return []
+    return [f"set aside {name}: {checkpoint.name} was named to go on from" for name in aside]
+
+
+def load_moments(
+    checkpoint: Path,
+    model: "nn.Module",
+    optimizer: torch.optim.Optimizer,
+    processes: Processes = ALONE,
+) -> int:
+    """Take the moments of a smaller model's training over; weights that are new begin with none.
+
+    Args:
+        checkpoint: Of the end of that training.
+        model: Holds all of the smaller model's weights, by name.
+        optimizer: Over the model's weights.
+        processes: See `load_newest`.
+
+    Returns:
+        How many weights have moments now.
+
+    Raises:
+        CheckpointError: It is not whole, or not of a part of this model.
+    """
+    params = {name for name, _ in model.named_parameters()}
+
+    def load() -> int:
+        if processes.rank == 0:
+            verify(checkpoint)
+        saved = SavedTensors(files_of(checkpoint, "optimizer"))
+        known = {name.partition(".")[2] for name in saved.names}
+        if strange := known - params:
+            raise CheckpointError(
+                f"{checkpoint} holds moments of {min(strange)}, which is not here."
+            )
+        _put_moments(model, optimizer, saved)
+        return len(known)
+
+    return int(processes.on_all(load)[0])
+
+
+def load_weights(folder: Path, model: "nn.Module") -> None:
+    """Overwrite a whole model with the weights of the newest checkpoint, whoever wrote it.
+
+    Raises:
+        CheckpointError: It is not whole.
+    """
+    checkpoint = newest_first(folder)[0]
+    verify(checkpoint)
+    _put_weights(model, SavedTensors(files_of(checkpoint, "model")))
+
+
+@dataclass(frozen=True)
+class _Now:
+    """What a training is started with now, see `load_newest`."""
+
+    inputs: Mapping[str, Any]
+    allowed: Collection[str]
+    warn: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    def compare(self, checkpoint: Path, trainer: Mapping[str, Any]) -> list[str]:
+        """Refuse a checkpoint of something else; returns a sentence for what may differ."""
+        differing = refuse_differences(checkpoint, trainer["inputs"], self.inputs, self.allowed)
+        notes = [f"allowed: {key} was {old!r}, now it is {new!r}" for key, old, new in differing]
+        if saved_warn := trainer.get("warn"):
+            changed = differences(saved_warn, self.warn)
+            notes += [f"{key} was {old}, now it is {new}" for key, old, new in changed]
+        chosen = dict(trainer.get("settings") or {})
+        return notes + changed_settings(checkpoint, chosen, self.settings, self.allowed)
+
+
+def _choose(folder: Path, now: _Now, named: Path | None) -> dict[str, Any]:
+    notes: list[str] = []
+    for checkpoint in newest_first(folder) if named is None else [folder / named.name]:
+        try:
+            trainer = verify(checkpoint)
+            position = Position(**trainer["position"])
+            dict(trainer["inputs"]), dict(trainer.get("warn", {}))
+        except BROKEN as error:
+            if named is not None:
+                raise CheckpointError(
+                    f"cannot go on from {checkpoint}: {error}",
+                    "Name another one, or leave --from out for the newest that is whole.",
+                ) from error
+            notes.append(f"passed over {checkpoint.name}: {error}")
+            continue
+        notes += pickles_in(checkpoint)
+        notes += now.compare(checkpoint, trainer)
+        return {"name": checkpoint.name, "position": asdict(position), "notes": notes}
+    if notes:
+        raise CheckpointError(
+            f"no checkpoint in {folder} is whole: {notes[0]}.",
+            f"To train from the start, remove {folder}.",
+        )
+    return {"name": None, "notes": []}
+
+
+def _load(checkpoint: Path, model: "nn.Module", optimizer: torch.optim.Optimizer) -> None:
+    _put_weights(model, SavedTensors(files_of(checkpoint, "model")))
+    _put_moments(model, optimizer, SavedTensors(files_of(checkpoint, "optimizer")))
+
+
+def _weights(model: "nn.Module") -> "dict[str, Tensor]":
+    # named_parameters and named_buffers list a tied tensor once; buffers that a module does not
+    # persist (rotary tables) are rebuilt with the model and stay out, as in state_dict.
+    kept = model.state_dict()
+    return dict(model.named_parameters()) | {
+        name: buffer for name, buffer in model.named_buffers() if name in kept
+    }
+
+
+def _moments(model: "nn.Module", optimizer: torch.optim.Optimizer) -> "dict[str, Tensor]":
+    return {
+        f"{key}.{name}": value
+        for name, param in model.named_parameters()
+        for key, value in optimizer.state.get(param, {}).items()
+    }
+
+
+def _put_weights(model: "nn.Module", saved: SavedTensors) -> None:
+    if missing := sorted((here := _weights(model)).keys() ^ set(saved.names)):
+        raise CheckpointError(f"checkpoint and model do not both have {missing[0]}.")
+    for name, tensor in here.items():
+        saved.read_into(name, tensor)
+
+
+def _put_moments(model: "nn.Module", optimizer: torch.optim.Optimizer, saved: SavedTensors) -> None:
+    params = dict(model.named_parameters())
+    for full_name in saved.names:
+        key, _, name = full_name.partition(".")
+        param = params[name]
+        if key == "step":
+            # AdamW keeps `step` on the CPU unless its kernels are fused on a GPU.
+            state = torch.zeros((), device=param.device if param.is_cuda else "cpu")
+        else:
+            state = torch.zeros_like(param, requires_grad=False)
+        saved.read_into(full_name, state)
+        optimizer.state[param][key] = state
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "transformers", "inheritune")}

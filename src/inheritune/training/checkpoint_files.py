@@ -1,0 +1,205 @@
+"""The files of a checkpoint, and whether all of them are there and as they were written."""
+
+import hashlib
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from inheritune.data.order import ORDER_VERSION
+from inheritune.errors import CheckpointError, DataError
+from inheritune.system.files import read_json_file, sync_file
+from inheritune.training.sharded_safetensors import SavedTensors, file_name
+
+__all__ = [
+    "BROKEN",
+    "FORMAT",
+    "describe_file",
+    "drop_later",
+    "files_of",
+    "is_whole",
+    "keep_checkpoint",
+    "looks_whole",
+    "newest_first",
+    "pickles_in",
+    "point_latest",
+    "set_aside",
+    "set_aside_in",
+    "verify",
+]
+
+FORMAT = 1
+_LATEST = "latest"
+# What reading a damaged checkpoint can raise.
+BROKEN = (
+    *(CheckpointError, DataError, SafetensorError, OSError),
+    *(ValueError, KeyError, TypeError, AttributeError),
+)
+
+_ASIDE = "set-aside-"
+_PICKLES = {".pt", ".pth", ".pkl", ".ckpt", ".bin"}
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """Checkpoints of a training, by their steps."""
+    return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
+
+
+def point_latest(folder: Path, name: str) -> None:
+    """Name the newest checkpoint in the file `latest`, for people and scripts.
+
+    A hint: no training reads it, and one that cannot be written stops none.
+
+    Args:
+        folder: Where checkpoints of a training lie.
+        name: Of the checkpoint.
+    """
+    staged = folder / f".{_LATEST}.tmp"
+    with suppress(OSError):
+        staged.unlink(missing_ok=True)  # of a process that was killed, or a link to elsewhere
+        try:
+            staged.write_text(f"{name}\n", encoding="utf-8")
+            staged.replace(folder / _LATEST)
+        finally:
+            staged.unlink(missing_ok=True)
+
+
+def keep_checkpoint(folder: Path, kept: Path, step: int) -> None:
+    """Keep the newest checkpoint of a training, by links to its files: it takes no space twice.
+
+    Args:
+        folder: Where checkpoints of a training lie.
+        kept: Receives it in a directory of its own, named after the step.
+        step: That the newest one is of; another one is left alone.
+    """
+    newest = next(iter(newest_first(folder)), None)
+    place = kept / f"{step:010d}"
+    if newest is None or int(newest.name.removeprefix("step-")) != step or place.exists():
+        return
+    staged = kept / f".{step:010d}.tmp"
+    shutil.rmtree(staged, ignore_errors=True)
+    (staged / newest.name).mkdir(parents=True)
+    for file in newest.iterdir():
+        try:
+            os.link(file, staged / newest.name / file.name)
+        except OSError:  # a file system without links
+            shutil.copy2(file, staged / newest.name / file.name)
+    staged.rename(place)
+
+
+def drop_later(kept: Path, step: int) -> None:
+    """Remove what `keep_checkpoint` kept of later steps than that a training goes on from.
+
+    Args:
+        kept: As for `keep_checkpoint`.
+        step: That it goes on from.
+    """
+    for place in kept.glob("[0-9]*"):
+        if int(place.name) > step:
+            shutil.rmtree(place)
+
+
+def set_aside(checkpoint: Path) -> list[str]:
+    """Rename the later checkpoints of a training that goes on from this one.
+
+    They are damaged, or of no branch any more, and stay until a newer one is published.
+
+    Returns:
+        Their names before.
+    """
+    later = [c for c in newest_first(checkpoint.parent) if c.name > checkpoint.name]
+    for old in later:
+        aside = old.with_name(f"{_ASIDE}{old.name}")
+        if aside.exists():  # set aside twice: the older one is of no branch any more
+            shutil.rmtree(aside)
+        old.rename(aside)
+    return [old.name for old in later]
+
+
+def set_aside_in(folder: Path) -> list[Path]:
+    """What `set_aside` renamed."""
+    return sorted(folder.glob(f"{_ASIDE}step-*"))
+
+
+def files_of(checkpoint: Path, kind: str) -> list[Path]:
+    """Its files of one kind, ``"model"`` or ``"optimizer"``, by whoever wrote them."""
+    return sorted(checkpoint.glob(f"{kind}*.safetensors"))
+
+
+def pickles_in(checkpoint: Path) -> list[str]:
+    """A sentence for each file that looks like a pickle: it is left alone."""
+    names = sorted(path.name for path in checkpoint.iterdir() if path.suffix in _PICKLES)
+    return [f"ignored {name} in {checkpoint.name}: nothing is unpickled" for name in names]
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file, which is on the disk when this returns."""
+    sync_file(path)
+    return {"bytes": path.stat().st_size, "sha256": _digest(path)}
+
+
+def verify(checkpoint: Path) -> dict[str, Any]:
+    """Prove a checkpoint before anything of it is loaded.
+
+    Returns:
+        What its trainer.json holds.
+
+    Raises:
+        CheckpointError: Something is missing, too much, or not what was written. `BROKEN` lists
+            what else a damaged one may raise.
+    """
+    manifest = read_json_file(checkpoint / "manifest.json")
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(f"{checkpoint.name} has format {manifest['format']}, not {FORMAT}.")
+    # A pipe would be waited for.
+    present = {path.name for path in checkpoint.iterdir() if path.is_file()} - {"manifest.json"}
+    listed, writers = manifest["files"], int(manifest.get("writers", 1))
+    if not 1 <= writers <= len(listed):
+        raise CheckpointError(f"its manifest names {writers} writers of {len(listed)} files.")
+    needed = {file_name(k, n, writers) for k in ("model", "optimizer") for n in range(writers)}
+    if (needed | {"trainer.json"}) - set(listed):
+        raise CheckpointError("its manifest is incomplete.")
+    if missing := set(listed) - present:
+        raise CheckpointError(f"{sorted(missing)[0]} is missing.")
+    # Whoever joins every file of a kind would take its rows for ours.
+    if extra := {name for name in present - set(listed) if name.endswith(".safetensors")}:
+        raise CheckpointError(f"{sorted(extra)[0]} was not written with it.")
+    for name, expected in listed.items():
+        if Path(name).name != name or _digest(checkpoint / name) != expected["sha256"]:
+            raise CheckpointError(f"{name} is not what was written.")
+    for kind in ("model", "optimizer"):
+        SavedTensors(files_of(checkpoint, kind))  # every row is there, once
+    trainer: dict[str, Any] = read_json_file(checkpoint / "trainer.json")
+    if trainer.get("order", ORDER_VERSION) != ORDER_VERSION:
+        raise CheckpointError(f"it was made in order {trainer['order']}, not {ORDER_VERSION}.")
+    return trainer
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether `verify` finds nothing."""
+    try:
+        verify(checkpoint)
+    except BROKEN:
+        return False
+    return True
+
+
+def looks_whole(checkpoint: Path) -> bool:
+    """Whether all files of its manifest are there in full size; their contents are not read.
+
+    Takes no time, and so can be asked at every save, where `is_whole` would read gigabytes.
+    """
+    try:
+        files = read_json_file(checkpoint / "manifest.json")["files"]
+        sizes = {name: (checkpoint / name).stat().st_size for name in files}
+        return bool(files) and all(size == files[name]["bytes"] for name, size in sizes.items())
+    except BROKEN:
+        return False
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

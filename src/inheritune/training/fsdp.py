@@ -1,0 +1,134 @@
+"""One model over several processes: FSDP2, gradients summed, and which rows each process holds.
+
+With one process nothing here is called but `my_share`.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from inheritune.errors import RecipeError, SourceError
+from inheritune.model_files.layers import find_container
+from inheritune.recipe.schema import Train
+from inheritune.system.processes import Processes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+__all__ = ["Piece", "layers_of", "local", "my_share", "piece_of", "shard", "sync_gradients"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The rows of a tensor that this process holds.
+
+    Attributes:
+        tensor: The rows; the whole tensor where it is not sharded.
+        first: The first of them.
+        rows: Of the whole tensor; None: it is not sharded.
+    """
+
+    tensor: "Tensor"
+    first: int
+    rows: int | None
+
+
+def my_share(recipe: Train, processes: Processes) -> tuple[int, int]:
+    """Sequences [first, stop) of every step that are this process's.
+
+    Raises:
+        RecipeError: The batch does not divide by the number of processes.
+    """
+    quantum = recipe.seq_len * recipe.micro_batch * processes.size
+    if recipe.batch_tokens % quantum:
+        below = recipe.batch_tokens // quantum * quantum
+        nearest = " or ".join(str(v) for v in (below, below + quantum) if v)
+        raise RecipeError(
+            f"train.batch_tokens {recipe.batch_tokens} is not a multiple of seq_len x micro_batch "
+            f"x processes = {quantum}.",
+            f"The nearest that are: {nearest}. A smaller train.micro_batch may do, too.",
+        )
+    each = recipe.batch_tokens // recipe.seq_len // processes.size
+    return processes.rank * each, (processes.rank + 1) * each
+
+
+def layers_of(model: "PreTrainedModel") -> "list[nn.Module]":
+    """The layers of a live model, found as they are found on disk: by their numbered names.
+
+    Raises:
+        SourceError: No list of modules has as many entries as the config says.
+    """
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    try:
+        prefix = find_container(model.state_dict(), count).prefix
+        return list(model.get_submodule(prefix.rstrip(".")).children())[:count]
+    except (SourceError, AttributeError):
+        lists = [
+            list(module.children())
+            for module in model.modules()
+            if isinstance(module, torch.nn.ModuleList) and len(module) == count
+        ]
+    if not lists:
+        raise SourceError(f"the {count} layers of {type(model).__name__} are not to be found.")
+    return lists[0]
+
+
+def shard(root: "nn.Module", model: "PreTrainedModel", processes: Processes, bf16: bool) -> None:
+    """Spread a model over the processes: each layer a group, all else in the root's group.
+
+    A tied head is gathered with the embedding, inside the root's forward. Gradients are summed,
+    never averaged: they are divided once, by the number of targets of the whole step.
+
+    Args:
+        root: Holds the model and computes its loss; changed in place.
+        model: Its weights are the same in every process.
+        processes: Their machines make up a mesh: sharded inside of each, replicated across.
+        bf16: Gather and compute in bf16; weights and the sum of gradients stay fp32.
+    """
+    device = next(model.parameters()).device.type
+    mesh = _mesh(device, processes)
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32
+    )
+    for layer in layers_of(model):
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(root, mesh=mesh, mp_policy=policy)
+    for part in root.modules():
+        if isinstance(part, FSDPModule):  # it takes both: the first alone raises on gloo
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+
+
+def _mesh(device: str, processes: Processes) -> DeviceMesh:
+    nodes, each = processes.nodes, processes.size // processes.nodes
+    if nodes == 1:
+        return init_device_mesh(device, (each,), mesh_dim_names=("shard",))
+    return init_device_mesh(device, (nodes, each), mesh_dim_names=("replicate", "shard"))
+
+
+def sync_gradients(root: "nn.Module", wanted: bool) -> None:
+    """Say whether the next backward pass sums gradients over the processes."""
+    if isinstance(root, FSDPModule):
+        root.set_requires_gradient_sync(wanted)
+
+
+def local(tensor: "Tensor") -> "Tensor":
+    """The part of a tensor that is here: a view, to be read or written in place."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def piece_of(tensor: "Tensor") -> Piece:
+    """Which rows of a tensor are here: of a model, its gradients, or an optimizer's state."""
+    if not isinstance(tensor, DTensor):
+        return Piece(tensor, 0, None)
+    mesh, rows, here = tensor.device_mesh, tensor.shape[0], tensor.to_local()
+    shards, number = mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)
+    each = -(-rows // shards)  # as torch.chunk: the last ones have fewer, or none
+    first = min(number * each, rows)
+    assert here.shape[0] == min(first + each, rows) - first
+    return Piece(here, first, rows)

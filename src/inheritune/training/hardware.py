@@ -1,0 +1,237 @@
+"""Which device, precision and kernels a training uses: chosen once, from the machine and the plan.
+
+The measurements behind each choice stand in docs/log.md.
+"""
+
+import ctypes
+import platform
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inheritune.errors import MachineError, RecipeError
+from inheritune.recipe.schema import Train
+from inheritune.training.kernels import LONGEST_SEQUENCE
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "Settings",
+    "changed_settings",
+    "choose_device",
+    "choose_settings",
+    "forward_device",
+    "keep_large_blocks",
+    "processor_flags",
+]
+
+# A compiled step is 1.14-1.3 times faster, compiling takes 17-30 s: it pays back beyond about
+# three minutes, which is this many FLOPs on two cores.
+COMPILE_PAYS_FLOPS = 1e14
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a training computes; none of it changes what is computed beyond rounding.
+
+    Attributes:
+        device: ``"cpu"`` or ``"cuda"``.
+        precision: ``"bf16"`` (autocast over fp32 weights) or ``"fp32"``.
+        attention: ``"matmul"`` or ``"model"``.
+        compile: Whether the loss runs through torch.compile.
+        fused_gelu: Whether GPT-2's GELU is one kernel.
+        fused_optimizer: Whether AdamW updates in one kernel.
+        keep_large_blocks: Whether glibc keeps freed memory.
+        loss: ``"logits"`` or ``"op"``: the loss without the logits in memory, where it fits.
+        activation_checkpointing: Whether layers are computed again in the backward pass.
+        processes: How many share the training.
+        reasons: Why, by setting.
+    """
+
+    device: str
+    precision: str
+    attention: str
+    compile: bool
+    fused_gelu: bool
+    fused_optimizer: bool
+    keep_large_blocks: bool
+    loss: str = "logits"
+    activation_checkpointing: bool = False
+    processes: int = 1
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return asdict(self)
+
+    def compared(self) -> dict[str, Any]:
+        """What decides rounding, for a checkpoint; what only saves memory is left out."""
+        names = (
+            *("device", "precision", "gathers_bf16", "attention", "loss"),
+            *("compile", "fused_gelu", "fused_optimizer"),
+        )
+        # Gradients are summed over processes in fp32 on every machine: see `parallel.shard`.
+        return {name: getattr(self, name) for name in names} | {"gradients_summed_in": "fp32"}
+
+    @property
+    def gathers_bf16(self) -> bool:
+        """Whether processes send each other weights in bf16, so that nothing is left to cast."""
+        return self.processes > 1 and self.device == "cuda" and self.precision == "bf16"
+
+    def autocast(self) -> "torch.autocast":
+        """A context in which forward passes compute in `precision`."""
+        import torch
+
+        casts = self.precision == "bf16" and not self.gathers_bf16
+        return torch.autocast(self.device, torch.bfloat16, enabled=casts)
+
+
+def choose_settings(train: Train, planned_flops: float, processes: int = 1) -> Settings:
+    """Turn every `auto` of a recipe into a decision for this machine.
+
+    Args:
+        train: The recipe's section; what it states outright is taken as it stands.
+        planned_flops: Of the whole training, see `throughput.flops_per_token`.
+        processes: How many share the training.
+
+    Raises:
+        MachineError: bf16 was asked for on a GPU that has none.
+    """
+    device = choose_device()
+    found = "there is one" if device == "cuda" else "torch finds no GPU that it can use"
+    reasons: dict[str, str] = {"device": found}
+    precision, reasons["precision"] = _precision(train, device)
+    attention, reasons["attention"] = _attention(train, device)
+    compiled, reasons["compile"] = _compile(train, device, planned_flops, processes)
+    large_blocks = device == "cpu" and _has_glibc()
+    return Settings(
+        device=device,
+        precision=precision,
+        attention=attention,
+        compile=compiled,
+        fused_gelu=train.fused_gelu != "off",
+        fused_optimizer=train.fused_optimizer != "off",
+        keep_large_blocks=large_blocks and train.keep_large_blocks != "off",
+        loss="op" if device == "cuda" else "logits",  # on a CPU the op is 1.1-6 times slower
+        activation_checkpointing=train.activation_checkpointing == "on",
+        processes=processes,
+        reasons=reasons,
+    )
+
+
+def changed_settings(
+    checkpoint: Path,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    allowed: Collection[str],
+) -> list[str]:
+    """Sentences for what a machine chooses otherwise than the one that a training began on.
+
+    Args:
+        checkpoint: For messages.
+        before: `Settings.compared`, as it was saved; what is not in it is not compared.
+        now: The same, of the settings that are used now.
+        allowed: Recipe keys that may differ.
+
+    Raises:
+        RecipeError: The precision is another one, and ``train.precision`` may not differ.
+    """
+    found = [(key, old, now[key]) for key, old in before.items() if key in now and now[key] != old]
+    for key, old, new in found:
+        if key == "precision" and "train.precision" not in allowed:
+            raise RecipeError(
+                f"{checkpoint} was trained in {old}; train.precision comes to {new} here.",
+                "Go on where it was begun, or with --allow-change train.precision, which is "
+                "recorded.",
+            )
+    return [f"settings.{key} was {old}, now it is {new}" for key, old, new in found]
+
+
+def choose_device() -> str:
+    """``"cuda"`` where there is one, else ``"cpu"``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def forward_device() -> str:
+    """`choose_device`, for forward passes outside of a training.
+
+    On a CPU freed memory is kept from now on, where glibc allows it: see `keep_large_blocks`.
+    """
+    device = choose_device()
+    if device == "cpu" and _has_glibc():
+        keep_large_blocks()
+    return device
+
+
+def _has_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"
+
+
+def _precision(train: Train, device: str) -> tuple[str, str]:
+    import torch
+
+    if device == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        if train.precision == "bf16" and not bf16:
+            raise MachineError(
+                f"train.precision is bf16, which {torch.cuda.get_device_name()} lacks.",
+                "Set train.precision to fp32 or auto.",
+            )
+    else:
+        bf16 = bool({"amx_bf16", "avx512_bf16"} & processor_flags())
+    if train.precision != "auto":
+        return train.precision, "the recipe says so"
+    if bf16:
+        return "bf16", "the processor multiplies bf16 matrices faster than fp32"
+    return "fp32", "the processor has no bf16 matrix instructions"
+
+
+def _attention(train: Train, device: str) -> tuple[str, str]:
+    if train.attention != "auto":
+        return train.attention, "the recipe says so"
+    if device == "cpu" and train.seq_len <= LONGEST_SEQUENCE:
+        return "matmul", f"faster backward on a CPU up to {LONGEST_SEQUENCE} tokens"
+    return "model", "the model's own kernel"
+
+
+def _compile(train: Train, device: str, planned_flops: float, processes: int) -> tuple[bool, str]:
+    if train.compile == "off":
+        return False, "the recipe says so"
+    if device == "cpu" and processes > 1:
+        return False, "on a CPU the whole model is compiled, which several processes do not hold"
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        return False, "no C++ compiler on this machine"
+    if train.compile == "on":
+        return True, "the recipe says so"
+    if device == "cpu" and planned_flops < COMPILE_PAYS_FLOPS:
+        return False, f"{planned_flops:.1e} FLOPs end before compiling pays back"
+    return True, "the training is long enough to pay for compiling"
+
+
+def processor_flags() -> frozenset[str]:
+    """Instruction sets of the first processor; empty where the system does not list them."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return frozenset()
+    for line in cpuinfo.read_text().splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def keep_large_blocks() -> None:
+    """Have glibc keep freed memory, so that steps do not page-fault their logits in again.
+
+    By default every tensor above 32 MB is mapped and unmapped at each use. The price: resident
+    memory stays at its high-water mark. Takes effect for allocations that follow.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

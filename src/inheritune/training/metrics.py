@@ -1,0 +1,209 @@
+"""metrics.jsonl: a row for every step, evaluation and restart; no step stands in it twice."""
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from inheritune.system.processes import ALONE, Processes
+from inheritune.training.checkpoint import Position
+from inheritune.training.peak_memory import peak_bytes
+
+__all__ = [
+    "Metrics",
+    "OnRow",
+    "continued_row",
+    "parts_row",
+    "record_end",
+    "step_row",
+    "val_row",
+]
+
+OnRow = Callable[[Mapping[str, Any]], None]
+
+SPIKE_WINDOW = 128  # losses that one is compared with
+SPIKE_SIGMAS = 6.0  # above their mean: marked, and nothing else is done about it
+
+
+class Metrics:
+    """The rows of a training, as far as this process knows them; process 0 also has the file.
+
+    Args:
+        path: The file; None in a process that writes none.
+        rows: What stands in it.
+        on_row: Is given every row that is added to the file.
+
+    Attributes:
+        val_losses: Nats per token by step, None where not finite.
+        restarts: How often the training was continued, up to the last row.
+    """
+
+    def __init__(
+        self, path: Path | None, rows: list[dict[str, Any]], on_row: OnRow | None = None
+    ) -> None:
+        self.val_losses: dict[int, float | None] = {}
+        self.restarts = 0
+        self._path, self._on_row = path, on_row
+        self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
+        for row in rows:
+            self._take_in(row)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        keep_to_step: int,
+        processes: Processes = ALONE,
+        on_row: OnRow | None = None,
+    ) -> Self:
+        """Cut the file back to the checkpoint that a training continues from.
+
+        Args:
+            path: The file; its directory is made where missing.
+            keep_to_step: Of the checkpoint; later rows, and torn ones, are dropped. 0: all are.
+            processes: All of them come to know the rows that decide what is done next.
+            on_row: Is given every row that is added, in process 0.
+        """
+        rows: list[dict[str, Any]] = []
+
+        def cut_back() -> list[dict[str, Any]]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows.extend(r for r in _read_rows(path) if keep_to_step and r["step"] <= keep_to_step)
+            whole = path.with_name(".metrics.jsonl.tmp")
+            whole.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            whole.replace(path)
+            return [row for row in rows if "val_loss" in row or "event" in row]
+
+        told = processes.on_main(cut_back)
+        return cls(path, rows, on_row) if processes.rank == 0 else cls(None, told)
+
+    @property
+    def best_step(self) -> int | None:
+        """Step of the lowest val_loss so far."""
+        known = {step: loss for step, loss in self.val_losses.items() if loss is not None}
+        return min(known, key=lambda step: known[step]) if known else None
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row, marked if its loss is a spike; it is in the file when this returns."""
+        if (sigmas := self._sigmas(row.get("loss"))) > SPIKE_SIGMAS:
+            row = {**row, "spike": round(sigmas, 1)}
+        self._take_in(row)
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+            if self._on_row is not None:
+                self._on_row(row)
+
+    def _take_in(self, row: Mapping[str, Any]) -> None:
+        self.restarts += row.get("event") == "continued"
+        if "val_loss" in row:
+            self.val_losses[row["step"]] = row["val_loss"]
+        if row.get("loss") is not None:
+            self._losses.append(row["loss"])
+
+    def _sigmas(self, loss: float | None) -> float:
+        """Standard deviations of the last losses that a loss lies above their mean."""
+        if loss is None or len(self._losses) < SPIKE_WINDOW:
+            return 0.0
+        before = np.array(self._losses)
+        sigma = float(before.std(ddof=1))
+        return (loss - float(before.mean())) / sigma if sigma else 0.0
+
+
+def record_end(path: Path, val_loss: float, on_row: OnRow | None = None) -> int:
+    """Add the val_loss at a training's end, where its last step has none yet.
+
+    Args:
+        path: The file of a training that has ended; a step's row is its last.
+        val_loss: Nats per token, finite.
+        on_row: Is given the row.
+
+    Returns:
+        How often the training was validated, this time included.
+    """
+    last = _read_rows(path)[-1]
+    metrics = Metrics.open(path, last["step"], on_row=on_row)
+    measured = 1 + len(metrics.val_losses)
+    if last["step"] not in metrics.val_losses:
+        place = {key: last[key] for key in ("step", "tokens", "epoch", "elapsed_s")}
+        metrics.append(place | {"val_loss": val_loss})
+    return measured
+
+
+def step_row(
+    position: Position,
+    epoch: float,
+    loss: float,
+    norm: float,
+    rate: float,
+    tokens_per_s: float,
+    mfu: float | None = None,
+) -> dict[str, Any]:
+    """The row of an optimizer step; a value that is not finite is null and named.
+
+    Args:
+        position: After the step.
+        epoch: Passes over the training tokens so far.
+        loss: Mean over the step, nats per token.
+        norm: Of the mean gradient, before clipping.
+        rate: Learning rate.
+        tokens_per_s: Of this step alone.
+        mfu: See `throughput.mfu`; None: the device's peak is not known.
+    """
+    row = _place(position, epoch) | {
+        "loss": loss if math.isfinite(loss) else None,
+        "grad_norm": norm if math.isfinite(norm) else None,
+        "learning_rate": rate,
+        "tokens_per_s": round(tokens_per_s, 1),
+        "mfu": None if mfu is None else round(mfu, 4),
+        "memory_bytes": peak_bytes(),
+    }
+    if not math.isfinite(loss + norm):
+        row["nonfinite"] = str(loss if not math.isfinite(loss) else norm)
+    return row
+
+
+def parts_row(parts: Sequence[float]) -> dict[str, Any]:
+    """What the loss of a step is made of, for its row.
+
+    Args:
+        parts: Means over the step, nats per token: the cross-entropy and the KL divergence, without
+            their weights; or none, where the loss is the cross-entropy alone.
+    """
+    named = zip(("ce", "kl"), parts, strict=False)
+    return {name: part if math.isfinite(part) else None for name, part in named}
+
+
+def val_row(position: Position, epoch: float, val_loss: float) -> dict[str, Any]:
+    """The row of an evaluation, nats per token."""
+    return _place(position, epoch) | {"val_loss": val_loss if math.isfinite(val_loss) else None}
+
+
+def continued_row(position: Position, epoch: float) -> dict[str, Any]:
+    """The mark of a training that goes on from a checkpoint."""
+    return _place(position, epoch) | {"event": "continued"}
+
+
+def _place(position: Position, epoch: float) -> dict[str, Any]:
+    return {
+        "step": position.step,
+        "tokens": position.tokens,
+        "epoch": round(epoch, 6),
+        "elapsed_s": round(position.elapsed_s, 3),
+    }
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+                rows += [row] if isinstance(row["step"], int) else []
+            except (ValueError, TypeError, KeyError):
+                continue  # a line torn by a kill
+    return rows

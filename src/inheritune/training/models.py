@@ -1,0 +1,206 @@
+"""Model directories as live fp32 models to train, and back."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from inheritune.errors import SourceError, UnsupportedModelError
+from inheritune.model_files.copy import copy_side_files
+from inheritune.system.files import published, sync_file, write_json
+from inheritune.system.reading import escape
+from inheritune.training.throughput import count_params, flops_per_token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+__all__ = [
+    "Shape",
+    "describe",
+    "describe_config",
+    "fresh_model",
+    "load_model",
+    "save_model",
+    "vocab_size",
+]
+
+
+_NO_CODE = "Training runs no code of a model directory; choose a model that transformers knows."
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size and cost of a model.
+
+    Attributes:
+        params: Weights, tied ones once.
+        flops_per_token: Forward and backward, see `throughput.flops_per_token`.
+    """
+
+    params: int
+    flops_per_token: float
+
+
+def describe(directory: Path, seq_len: int) -> Shape:
+    """Size and cost of a model directory, from its config.json alone.
+
+    Raises:
+        UnsupportedModelError: transformers has no causal language model of this config.
+    """
+    return _described(directory, (directory / "config.json").read_bytes(), seq_len)
+
+
+@lru_cache(maxsize=32)  # a training asks three times, and building a model takes a while
+def _described(directory: Path, config_json: bytes, seq_len: int) -> Shape:
+    return _shape(_config(directory, dropout=0.0), seq_len)
+
+
+def vocab_size(directory: Path) -> int:
+    """Ids that the model of a directory predicts, as its class understands its config.json.
+
+    Raises:
+        UnsupportedModelError: transformers does not take the config.
+    """
+    return int(_config(directory, dropout=0.0).get_text_config(decoder=True).vocab_size)
+
+
+def describe_config(config: Mapping[str, Any], seq_len: int) -> Shape:
+    """As `describe`, for a config that is not on disk."""
+    from transformers import AutoConfig
+
+    known = {key: value for key, value in config.items() if key != "model_type"}
+    return _shape(AutoConfig.for_model(config["model_type"], **known), seq_len)
+
+
+def _shape(config: "PreTrainedConfig", seq_len: int) -> Shape:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise UnsupportedModelError(
+            f"transformers cannot build a {config.model_type} of this config: "
+            f"{str(error).splitlines()[0][:200]}.",
+            "Choose a decoder-only model that transformers knows, and check its config.json.",
+        ) from error
+    model.tie_weights()
+    return Shape(count_params(model), flops_per_token(model, seq_len))
+
+
+def load_model(directory: Path, dropout: float = 0.0) -> "PreTrainedModel":
+    """A model with the weights of a directory, in fp32.
+
+    fp32 is asked for when loading: casting afterwards would leave a bf16 checkpoint's rotary
+    tables rounded, and training in pure bf16 is worse.
+
+    Raises:
+        SourceError: The directory does not hold every weight.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        directory,
+        config=_config(directory, dropout),
+        dtype=torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    model, info = loaded
+    if info["missing_keys"]:
+        raise SourceError(
+            f"{directory} lacks the weights {sorted(info['missing_keys'])[0]}.",
+            "They would be random; write the directory again.",
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def fresh_model(directory: Path, seed: int, dropout: float = 0.0) -> "PreTrainedModel":
+    """A model of a directory's config with fresh weights, as its own class initialises them.
+
+    Args:
+        directory: Holds config.json; the depth in it sets the initial scale where a class has one.
+        seed: The same seed gives the same weights.
+        dropout: See `load_model`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        _config(directory, dropout), dtype=torch.float32, trust_remote_code=False
+    )
+    return model
+
+
+def save_model(model: "PreTrainedModel", out: Path, start: Path) -> None:
+    """Publish a trained model as a Hugging Face directory, by one rename.
+
+    Weights are written in fp32, as trained. Everything else comes from the directory that the
+    training started from, byte for byte, except for the dtype that config.json states.
+
+    Args:
+        model: fp32 weights.
+        out: Must not exist.
+        start: Its config.json, tokenizer and other side files are taken over.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    with published(out) as staging:
+        model.save_pretrained(staging)
+        copy_side_files(start, staging)
+        config = json.loads((start / "config.json").read_text(encoding="utf-8"))
+        write_json(staging / "config.json", _with_dtype(config, "float32"))
+        umask = os.umask(0)
+        os.umask(umask)
+        for path in staging.glob("*.safetensors*"):
+            path.chmod(0o666 & ~umask)  # safetensors leaves 0600
+            sync_file(path)
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
+    return config | {key: dtype}
+
+
+def _config(directory: Path, dropout: float) -> "PreTrainedConfig":
+    from transformers import AutoConfig
+
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+    except (ValueError, TypeError) as error:
+        raise UnsupportedModelError(
+            f"transformers does not take {directory / 'config.json'}: "
+            f"{str(error).splitlines()[0][:200]}.",
+            _NO_CODE,
+        ) from error
+    _refuse_own_class(config, directory)
+    for section in {id(c): c for c in (config, config.get_text_config())}.values():
+        for key, value in vars(section).items():
+            if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float | int):
+                setattr(section, key, dropout)
+    return config
+
+
+def _refuse_own_class(config: "PreTrainedConfig", directory: Path) -> None:
+    """A model of a known type may still bring its own class, which computes something else."""
+    import transformers
+
+    names = getattr(config, "architectures", None)
+    own = [n for n in names if not hasattr(transformers, str(n))] if isinstance(names, list) else []
+    if own and getattr(config, "auto_map", None):
+        raise UnsupportedModelError(
+            f"the class {escape(own[0])} comes with {directory}, and its code is not run.",
+            _NO_CODE,
+        )

@@ -1,0 +1,83 @@
+"""AdamW, the learning rate as a function of tokens, and the one division of the gradients."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+
+from inheritune.recipe.schema import Train
+from inheritune.training.fsdp import local
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["learning_rate", "make_optimizer", "mean_and_clip", "set_learning_rate"]
+
+# The last fifth of a warmup-stable-decay schedule falls. Hägele et al., arXiv 2405.18392.
+_WSD_DECAY_SHARE = 0.2
+
+
+def make_optimizer(model: "nn.Module", train: Train, *, fused: bool) -> torch.optim.AdamW:
+    """AdamW with decoupled decay on matrices only: norms and biases have no direction to shrink."""
+    params = [param for param in model.parameters() if param.requires_grad]
+    groups = [
+        {"params": [p for p in params if p.ndim >= 2], "weight_decay": train.weight_decay},
+        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=train.learning_rate,
+        betas=(train.betas[0], train.betas[1]),
+        fused=fused,
+    )
+
+
+def learning_rate(train: Train, tokens: int, total: int) -> float:
+    """Learning rate of the step that ends at a number of tokens.
+
+    Args:
+        train: Peak, floor, warm-up and schedule.
+        tokens: Tokens seen when the step is done, in [1, total].
+        total: Tokens of this training.
+    """
+    warmup = min(train.warmup_tokens, total)
+    if tokens < warmup:
+        return train.learning_rate * tokens / warmup
+    share = (tokens - warmup) / max(total - warmup, 1)
+    if train.schedule == "constant":
+        return train.learning_rate
+    if train.schedule == "wsd":
+        left = min(1.0, (1 - share) / _WSD_DECAY_SHARE)
+    else:
+        left = 0.5 * (1 + math.cos(math.pi * share))
+    return train.min_learning_rate + (train.learning_rate - train.min_learning_rate) * left
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group of an optimizer the same rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def mean_and_clip(params: "Sequence[Tensor]", tokens: float, clip_norm: float) -> float:
+    """Divide summed gradients by the number of tokens and clip their norm, in one pass.
+
+    Args:
+        params: Weights whose `grad` holds the sum over a step's tokens, over all processes.
+        tokens: Valid targets of the step, over all processes.
+        clip_norm: Largest norm of the mean gradient.
+
+    Returns:
+        The norm of the mean gradient before clipping; not finite if any gradient is not, in which
+        case nothing is changed.
+    """
+    grads = [param.grad for param in params if param.grad is not None]
+    total = get_total_norm(grads)
+    norm = float(total.full_tensor() if isinstance(total, DTensor) else total) / tokens
+    if math.isfinite(norm):
+        scale = min(1.0, clip_norm / (norm + 1e-6)) / tokens
+        torch._foreach_mul_([local(grad) for grad in grads], scale)
+    return norm

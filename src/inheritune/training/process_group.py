@@ -1,0 +1,172 @@
+"""Several processes on one training, as torchrun starts them.
+
+Small things travel as JSON: no object of one process is ever unpickled in another.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from inheritune import errors
+from inheritune.errors import InherituneError, MachineError
+from inheritune.system.processes import ALONE, Processes
+from inheritune.system.signals import follow_parent
+
+__all__ = ["Group", "join"]
+
+# Longer than any one piece of work that the others wait for inside of a training.
+_TIMEOUT_S = 1800.0
+_POLL_S = 0.05
+_SILENCE_S = 60.0  # of process 0, which may be measuring or saving, after a stop was asked for
+
+
+class Group(Processes):
+    """Several processes, as torchrun starts them.
+
+    Args:
+        rank: Of this process.
+        size: Of the group, at least 2.
+        nodes: Machines, each with as many processes.
+        store: Where all of them can leave words.
+        timeout_s: How long one waits for the others before it gives up.
+    """
+
+    def __init__(
+        self, rank: int, size: int, nodes: int, store: Store, timeout_s: float = _TIMEOUT_S
+    ) -> None:
+        self.rank, self.size, self.nodes = rank, size, nodes
+        self._posted = 0
+        self._words = PrefixStore("inheritune", store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(
+            backend,
+            store=PrefixStore("group", store),
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=timeout_s),
+        )
+
+    def on_all(self, work: Callable[[], Any]) -> list[Any]:
+        """See `Processes.on_all`."""
+        own: Exception | None = None
+        try:
+            said = {"value": work()}
+        except InherituneError as error:
+            own, said = error, {"error": [type(error).__name__, error.message, error.hint]}
+        except Exception as error:
+            text = f"process {self.rank}: {type(error).__name__}: {str(error)[:200]}."
+            own, said = error, {"error": ["MachineError", text, ""]}
+        heard = self._exchange(said)
+        if own is not None:
+            raise own
+        for rank, answer in enumerate(heard):
+            if "error" in answer:
+                name, message, hint = answer["error"]
+                heard_of = getattr(errors, name)(message, hint)
+                heard_of.add_note(f"heard from process {rank}")
+                raise heard_of
+        return [answer["value"] for answer in heard]
+
+    def add_up(self, values: "torch.Tensor") -> "torch.Tensor":
+        """See `Processes.add_up`."""
+        with self.watched():
+            dist.all_reduce(values)
+        return values
+
+    def post(self, task: dict[str, Any]) -> None:
+        """See `Processes.post`."""
+        self._words.set(f"task {self._posted}", json.dumps(task))
+        self._posted += 1
+
+    def tasks(self, should_stop: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+        """See `Processes.tasks`."""
+        asked: float | None = None
+        # Preparing can take hours: asked again and again, so that no collective times out.
+        while True:
+            key = f"task {self._posted}"
+            with self.watched():
+                while not self._words.check([key]):
+                    time.sleep(_POLL_S)
+                    if asked is None and should_stop():
+                        asked = time.monotonic()
+                    if asked is not None and time.monotonic() - asked > _SILENCE_S:
+                        raise MachineError(
+                            f"process {self.rank} was asked to stop, and process 0 is silent.",
+                            "It was killed, or hangs. Run the same command to continue.",
+                        )
+                task: dict[str, Any] = json.loads(self._words.get(key))
+            self._posted += 1
+            yield task
+
+    def leave(self) -> None:
+        """See `Processes.leave`."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """See `Processes.watched`."""
+        try:
+            yield
+        except RuntimeError as error:
+            lines = str(error).strip().splitlines() or [""]
+            if not isinstance(error, dist.DistError) and not _of_a_backend(str(error)):
+                raise
+            raise MachineError(
+                f"process {self.rank} lost the others: {lines[0][:160]}.",
+                "One of them ended or hangs; its message is in the log. Run the same command to "
+                "continue.",
+            ) from error
+
+    def _exchange(self, value: Any) -> list[Any]:
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        with self.watched():
+            lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+            dist.all_gather(lengths, torch.tensor([len(data)]))
+            longest = max(int(length) for length in lengths)
+            padded = torch.zeros(longest, dtype=torch.uint8)
+            padded[: len(data)] = data
+            parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
+            dist.all_gather(parts, padded)
+        return [
+            json.loads(bytes(part[: int(length)].tolist()))
+            for part, length in zip(parts, lengths, strict=True)
+        ]
+
+
+def join(timeout_s: float = _TIMEOUT_S) -> Processes:
+    """The processes that torchrun started this one among; `ALONE` where it did not.
+
+    Args:
+        timeout_s: See `Group`.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if any(name not in os.environ for name in names) or os.environ["WORLD_SIZE"] == "1":
+        return ALONE
+    if torch.cuda.is_available():
+        device, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if device >= there:
+            raise MachineError(
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes were started for {there} GPUs.",
+                f"Start {there}, each has one to itself.",
+            )
+        torch.cuda.set_device(device)
+    from torch.distributed.rendezvous import rendezvous
+
+    # Without its torchrun, a worker would hold a GPU and wait for the others.
+    follow_parent(signal.SIGKILL)
+    store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    return Group(rank, size, size // int(os.environ["LOCAL_WORLD_SIZE"]), store, timeout_s)
+
+
+def _of_a_backend(text: str) -> bool:
+    return any(word in text for word in ("gloo", "NCCL", "nccl", "Connection closed by peer"))

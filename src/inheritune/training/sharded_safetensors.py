@@ -1,0 +1,122 @@
+"""Tensors of a checkpoint, written by any number of processes and read by any other number.
+
+Each process writes its rows of every tensor into a file of its own; the file says which rows they
+are. A tensor that is not sharded is written once, whole.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from inheritune.errors import CheckpointError
+from inheritune.training.fsdp import local, piece_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["SavedTensors", "file_name", "write_pieces"]
+
+
+def file_name(kind: str, rank: int, size: int) -> str:
+    """``model.safetensors``, or ``model-00001-of-00002.safetensors`` of several processes."""
+    return f"{kind}.safetensors" if size == 1 else f"{kind}-{rank:05d}-of-{size:05d}.safetensors"
+
+
+def write_pieces(tensors: "Mapping[str, Tensor]", path: Path, rank: int) -> None:
+    """Write what this process holds of some tensors, and which rows that is.
+
+    Args:
+        tensors: Sharded or whole.
+        path: A new file.
+        rank: Of this process; what is whole everywhere is written by the first one.
+    """
+    pieces = {name: piece_of(tensor) for name, tensor in tensors.items()}
+    mine = {n: piece for n, piece in pieces.items() if piece.rows is not None or rank == 0}
+    rows = {n: [piece.first, piece.rows] for n, piece in mine.items() if piece.rows is not None}
+    save_file(
+        {name: piece.tensor.detach().contiguous().cpu() for name, piece in mine.items()},
+        path,
+        {"rows": json.dumps(rows)} if rows else None,
+    )
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)  # safetensors leaves 0600
+
+
+class SavedTensors:
+    """The tensors in some files of a checkpoint.
+
+    Args:
+        paths: Files of one kind, by every process that wrote.
+
+    Raises:
+        CheckpointError: Of some tensor, rows are missing or there twice.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._places: dict[str, list[tuple[int, int, Any]]] = {}
+        self._rows: dict[str, int] = {}
+        for path in sorted(paths):
+            file = safe_open(path, "pt")
+            rows = json.loads((file.metadata() or {}).get("rows", "{}"))
+            for name in file.keys():  # noqa: SIM118  (it is no mapping)
+                shape = file.get_slice(name).get_shape()
+                first, total = rows.get(name, (0, shape[0] if shape else 1))
+                stop = first + (shape[0] if shape else 1)
+                self._places.setdefault(name, []).append((first, stop, file))
+                self._rows[name] = total
+        self._check_rows()
+
+    @property
+    def names(self) -> list[str]:
+        """Of the tensors, in no order that means anything."""
+        return list(self._places)
+
+    def read_into(self, name: str, target: "Tensor") -> None:
+        """Overwrite a tensor, or the rows of it that are here.
+
+        Args:
+            name: One of `names`.
+            target: Sharded in any way, or whole.
+
+        Raises:
+            CheckpointError: The saved tensor has another shape.
+        """
+        piece, here = piece_of(target), local(target)
+        with torch.no_grad():
+            if not here.ndim:
+                here.copy_(self._places[name][0][2].get_tensor(name))
+                return
+            if self._rows[name] != (len(here) if piece.rows is None else piece.rows):
+                raise _other_shape(name)
+            begin, end = piece.first, piece.first + len(here)
+            for first, stop, file in self._places[name]:
+                low, high = max(first, begin), min(stop, end)
+                if low < high:
+                    rows = file.get_slice(name)[low - first : high - first]
+                    if rows.shape[1:] != here.shape[1:]:
+                        raise _other_shape(name)
+                    here[low - begin : high - begin].copy_(rows)
+
+    def _check_rows(self) -> None:
+        for name, places in self._places.items():
+            places.sort(key=lambda place: place[:2])  # by their rows
+            end = 0
+            for first, stop, _ in places:
+                if first != end:
+                    raise CheckpointError(
+                        f"rows of {name} from {min(first, end)} on are not there once."
+                    )
+                end = stop
+            if end != self._rows[name]:
+                raise CheckpointError(f"rows of {name} from {end} on are missing.")
+
+
+def _other_shape(name: str) -> CheckpointError:
+    return CheckpointError(f"{name} has another shape than in this model.")

@@ -1,0 +1,1 @@
+"""Proofs that a directory is what it claims to be."""

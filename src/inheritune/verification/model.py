@@ -1,0 +1,258 @@
+"""Proof that a target is what its record says, and what its reference was."""
+
+import filecmp
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import xxhash
+
+from inheritune.errors import SourceError
+from inheritune.model_files.cast import cast
+from inheritune.model_files.config import text_config
+from inheritune.model_files.copy import open_source
+from inheritune.model_files.directory import ModelDirectory, read_json
+from inheritune.model_files.scan import Scan, refuse_not_finite, scan
+from inheritune.model_files.write import TargetTensor, read_chunks
+from inheritune.surgery.class_check.ask_class import ask
+from inheritune.surgery.plan import InheritPlan, plan_inherit
+from inheritune.surgery.record import read_record
+from inheritune.system.reading import escape
+from inheritune.verification.run_model import Finding, ask_class, run_target
+
+__all__ = ["verify", "verify_unrecorded"]
+
+
+def verify(target: ModelDirectory, reference: ModelDirectory | None = None) -> Iterator[Finding]:
+    """Prove a target, part by part.
+
+    Without the reference, its bytes are compared with the digests in ``inherit.json``; with it,
+    with the bytes they came from, and its config and layers with the reference's as well.
+
+    Args:
+        target: Written by `inherit`, or trained from there.
+        reference: What it was cut from; nothing of it is changed.
+
+    Yields:
+        What was found, part by part, as it is found.
+
+    Raises:
+        SourceError: The first difference, by name.
+    """
+    record = read_record(target)
+    path = target.path / "training.json"
+    training = read_json(path, "the record of its training", times=20) if path.is_file() else None
+    trained = training is not None
+    _refuse_other_names(target, record["tensors"], "its record")
+    yield Finding("names", f"{len(target.tensors)} tensors, as recorded")
+    sha256 = any("sha256" in entry for entry in record["tensors"].values())
+    scans = _scan_all(target, sha256)
+    refuse_not_finite(scans, target.path)
+    yield Finding("values", "all finite")
+    yield _compare_digests(scans, record, training)
+    plan = None
+    if reference is not None and "grown_from" in record:
+        yield _compare_grown(record, reference, scans, target)
+    elif reference is not None:
+        plan = _plan_again(record, reference)
+        yield from _against_reference(target, record, plan, reference, {} if trained else scans)
+    yield ask_class(target, reference, plan)
+    yield from run_target(target, record, reference, trained)
+
+
+def verify_unrecorded(model: ModelDirectory) -> Iterator[Finding]:
+    """Prove what can be of a trained model that nothing is recorded of: that it is sound, and runs.
+
+    Args:
+        model: Such as ``OUT/model`` of a training without a recipe.
+
+    Yields:
+        What was found, part by part, as it is found.
+
+    Raises:
+        SourceError: A value is not finite, or the model does not load or run.
+    """
+    refuse_not_finite(_scan_all(model, sha256=False), model.path)
+    yield Finding("values", "all finite")
+    yield Finding("digests", "not recorded by a training without a recipe", proven=False)
+    yield ask_class(model, None, None)
+    yield from run_target(model, {}, None, trained=True)
+
+
+def _refuse_other_names(target: ModelDirectory, names: Mapping[str, Any], where: str) -> None:
+    if different := sorted(names.keys() ^ target.tensors.keys()):
+        name = different[0]
+        has = "lacks" if name in names else "holds"
+        does = "names" if name in names else "does not name"
+        raise SourceError(f"{target.path} {has} {escape(name)}, which {where} {does}.")
+
+
+# -- bytes
+
+
+def _scan_all(model: ModelDirectory, sha256: bool) -> dict[str, Scan]:
+    scans: dict[str, Scan] = {}
+    for file in sorted({tensor.file for tensor in model.tensors.values()}):
+        inside = [tensor for tensor in model.tensors.values() if tensor.file == file]
+        scans |= scan(file, inside, sha256=sha256)
+    return scans
+
+
+def _compare_digests(
+    scans: Mapping[str, Scan], record: Mapping[str, Any], trained: Mapping[str, Any] | None
+) -> Finding:
+    if trained is not None:
+        return _compare_trained(scans, trained.get("tensors"))
+    if record.get("mode") == "link":
+        return Finding("digests", "not recorded for linked files", proven=False)
+    for name, found in scans.items():
+        for kind, digest in {"xxh3": found.xxh3, "sha256": found.sha256}.items():
+            recorded = record["tensors"][name].get(kind)
+            if digest is not None and recorded != digest:
+                raise SourceError(
+                    f"{escape(name)} has the {kind} digest {digest}; recorded was "
+                    f"{escape(recorded)}.",
+                    "The file was changed or damaged: write the target again.",
+                )
+    return Finding("digests", f"{len(scans)} tensors, as recorded")
+
+
+def _compare_trained(scans: Mapping[str, Scan], recorded: object) -> Finding:
+    if not isinstance(recorded, dict):
+        return Finding("digests", "not compared: the target was trained", proven=False)
+    for name, found in scans.items():
+        if recorded.get(name) != found.xxh3:
+            raise SourceError(
+                f"{escape(name)} has the xxh3 digest {found.xxh3}; after its training it was "
+                f"{escape(recorded.get(name))}.",
+                "The file was changed or damaged: copy the target again.",
+            )
+    return Finding("digests", f"{len(scans)} tensors, as after their training")
+
+
+def _plan_again(record: Mapping[str, Any], reference: ModelDirectory) -> InheritPlan:
+    kept: Sequence[int] = record["layer_map"]
+    if kept[-1] >= reference.layers:
+        raise SourceError(
+            f"the record names layer {kept[-1]}, but {reference.name} has {reference.layers}.",
+            "The target was cut from another model.",
+        )
+    explicit: Mapping[str, Any] = {}
+    if kept != list(range(len(kept))):
+        section = dict(text_config(reference.config))
+        explicit = ask("explicit_lists", config=section, layers=reference.layers)
+    return plan_inherit(reference, kept, dtype=record.get("dtype"), explicit=explicit)
+
+
+def _against_reference(
+    target: ModelDirectory,
+    record: Mapping[str, Any],
+    plan: InheritPlan,
+    reference: ModelDirectory,
+    scans: Mapping[str, Scan],
+) -> Iterator[Finding]:
+    _refuse_other_names(target, {t.name: t for t in plan.tensors}, "the cut reference")
+    given, wanted = dict(target.config), dict(plan.config)
+    if not scans:  # trained, and saved in the precision of its training
+        for config in (given, wanted):
+            for key in ("dtype", "torch_dtype"):
+                config.pop(key, None)
+    _refuse_other_config(given, wanted, "")
+    yield Finding("config", f"the reference's but for {len(plan.edits)} changes")
+    if scans:
+        yield _compare_bytes(target, record, plan, reference, scans)
+    else:
+        yield Finding("bytes", "not compared: the target was trained", proven=False)
+    for path in reference.side_files:
+        copy = target.path / path.relative_to(reference.path)
+        if not copy.is_file() or not filecmp.cmp(path, copy, shallow=False):
+            raise SourceError(f"{copy} is not what it is in the reference.")
+    yield Finding("side files", f"{len(reference.side_files)} files equal the reference's")
+
+
+def _refuse_other_config(given: Any, wanted: Any, path: str) -> None:
+    if isinstance(given, dict) and isinstance(wanted, dict):
+        for key in {**wanted, **given}:
+            here = f"{path}.{key}" if path else str(key)
+            _refuse_other_config(given.get(key), wanted.get(key), here)
+    elif given != wanted:
+        raise SourceError(
+            f"config.json says {escape(path)} = {escape(repr(given), 60)}; the reference's, cut to "
+            f"these layers, says {escape(repr(wanted), 60)}.",
+            "The target was changed, or cut from another model.",
+        )
+
+
+def _compare_bytes(
+    target: ModelDirectory,
+    record: Mapping[str, Any],
+    plan: InheritPlan,
+    reference: ModelDirectory,
+    scans: Mapping[str, Scan],
+) -> Finding:
+    fresh = {name for name, entry in record["tensors"].items() if entry.get("source") is None}
+    inherited = [tensor for tensor in plan.tensors if tensor.name not in fresh]
+    reference.download(tensor.source for tensor in inherited)
+    for tensor in inherited:
+        held = target.tensors[tensor.name]
+        if (tensor.dtype, tensor.shape) != (held.dtype, held.shape):
+            raise SourceError(
+                f"{escape(held.name)} is {held.dtype} {held.shape}; from the reference it would "
+                f"be {tensor.dtype} {tensor.shape}."
+            )
+        if _source_digest(tensor) != scans[tensor.name].xxh3:
+            raise SourceError(
+                f"{escape(held.name)} differs from {escape(tensor.source.name)} of the reference.",
+                "Write the target again; or the reference is another one.",
+            )
+    _warn_of_dropped(reference, inherited)
+    cast_to = f", cast to {record['dtype']}" if record.get("dtype") else ", bit for bit"
+    text = f"{len(inherited)} tensors equal the reference's{cast_to}"
+    return Finding("bytes", text + (f"; {len(fresh)} are fresh, as recorded" if fresh else ""))
+
+
+def _compare_grown(
+    record: Mapping[str, Any],
+    reference: ModelDirectory,
+    scans: Mapping[str, Scan],
+    target: ModelDirectory,
+) -> Finding:
+    """The layers that a trained target grew by are the reference's."""
+    new = {name: e for name, e in record["tensors"].items() if e.get("from") == "reference"}
+    for name, entry in new.items():
+        origin = entry["source"].get("name", name) if entry["source"] else name
+        source, held = reference.tensors.get(str(origin)), target.tensors[name]
+        if source is None or source.shape != held.shape:
+            raise SourceError(f"{reference.name} has no {escape(origin)} like {escape(name)}.")
+        reference.download([source])
+        if _source_digest(TargetTensor(name, source, held.dtype)) != scans[name].xxh3:
+            raise SourceError(f"{escape(name)} differs from {escape(origin)} of the reference.")
+    rest = len(target.tensors) - len(new)
+    return Finding("bytes", f"{len(new)} grown tensors equal the reference's; {rest} were trained")
+
+
+def _source_digest(tensor: TargetTensor) -> str:
+    digest, source = xxhash.xxh3_128(), tensor.source
+    descriptor = open_source(source.file)
+    try:
+        for data in read_chunks(descriptor, source):
+            digest.update(cast(data, source.dtype, tensor.dtype, source.name))
+    finally:
+        os.close(descriptor)
+    return digest.hexdigest()
+
+
+def _warn_of_dropped(reference: ModelDirectory, inherited: Sequence[TargetTensor]) -> None:
+    if reference.remote is not None:
+        return
+    kept = {tensor.source.name for tensor in inherited}
+    for file in sorted({tensor.file for tensor in reference.tensors.values()}):
+        inside = [t for t in reference.tensors.values() if t.file == file and t.name not in kept]
+        broken = [name for name, found in scan(file, inside).items() if not found.finite]
+        if broken:
+            warnings.warn(
+                f"{escape(broken[0])} of {reference.name} holds NaN or infinite values; it was not "
+                "inherited",
+                stacklevel=3,
+            )

@@ -1,0 +1,196 @@
+"""`run --processes N` and plain torchrun, on real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from inheritune.cli import launch
+from inheritune.errors import RecipeError
+from inheritune.recipe.load import read_recipe
+from inheritune.run.execute import execute
+
+RECIPE = """
+name: tiny
+reference: {{model: {model}}}
+data: {{source: {text}, val_fraction: 0.2, allow_repeat: true}}
+train:
+  {{tokens: {tokens}, seq_len: 16, batch_tokens: 128, micro_batch: 4, learning_rate: 1.0e-3,
+    min_learning_rate: 1.0e-4, precision: fp32, eval_every: 1M}}
+grow: {{add: 0}}
+analyze: null
+variants: {{inherit: {{start: inherit}}}}
+"""
+
+
+@pytest.fixture
+def recipe(tiny_reference: Path, tiny_text: Path, tmp_path: Path) -> Callable[[int], Path]:
+    def write(tokens: int) -> Path:
+        path = tmp_path / "recipe.yaml"
+        fields = {"model": tiny_reference, "text": tiny_text, "tokens": tokens}
+        path.write_text(RECIPE.format(**fields))
+        return path
+
+    return write
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def run(recipe: Path, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "inheritune", "run", str(recipe), "--runs", str(folder)]
+    return subprocess.run(
+        [*command, *more], capture_output=True, text=True, env=environment(), timeout=240
+    )
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "tiny" / "run.json").read_text())
+
+
+def test_two_processes_end_where_one_does(recipe: Callable[[int], Path], tmp_path: Path) -> None:
+    path = recipe(1280)
+    alone, _ = execute(read_recipe(path), tmp_path / "1" / "tiny")
+    two = run(path, tmp_path / "2", "--json", "--processes", "2")
+    assert two.returncode == 0, two.stderr
+    together = json.loads(two.stdout)  # one JSON value, from the first process alone
+    assert together["benchmark"] == alone["benchmark"]
+    assert together["val_loss"] == pytest.approx(alone["val_loss"], abs=1e-6)
+    assert (record(tmp_path / "1")["processes"], record(tmp_path / "2")["processes"]) == (1, 2)
+    assert two.stderr.count("at its end: val_loss") == 1
+
+
+def test_a_signal_to_the_launcher_saves_ends_with_75_and_one_process_goes_on(
+    recipe: Callable[[int], Path], tmp_path: Path
+) -> None:
+    path = recipe(128 * 3000)
+    command = [sys.executable, "-m", "inheritune", "run", str(path), "--runs", str(tmp_path)]
+    metrics = tmp_path / "tiny" / "variants" / "inherit" / "2-layers" / "metrics.jsonl"
+    with subprocess.Popen(
+        [*command, "--processes", "2"], stderr=subprocess.PIPE, text=True, env=environment()
+    ) as started:
+        deadline = time.monotonic() + 120
+        while not metrics.exists() or metrics.read_text().count('"loss"') < 5:
+            assert time.monotonic() < deadline
+            assert started.poll() is None
+            time.sleep(0.1)
+        started.send_signal(signal.SIGUSR1)
+        said = started.communicate(timeout=60)[1]
+    assert started.returncode == 75, said
+    assert record(tmp_path)["status"] == "interrupted"
+    saved = sorted(metrics.with_name("checkpoints").iterdir())
+    step = int(saved[-1].name.removeprefix("step-"))
+    assert step >= 5
+    assert len(list(saved[-1].glob("model-*-of-00002.safetensors"))) == 2
+    # Shorter from here on, by one process: what two saved is continued.
+    shorter, root = read_recipe(recipe(128 * (step + 3))), tmp_path / "tiny"
+    with pytest.raises(RecipeError, match=f"= {128 * 3000}; now it is {128 * (step + 3)}"):
+        execute(shorter, root)
+    heard: list[str] = []
+    execute(shorter, root, lambda p: heard.append(p.message), allowed=["train.tokens"])
+    assert f"continued from step {step} of {step + 3}" in heard
+    assert record(tmp_path)["allowed_changes"] == ["train.tokens", "variant_tokens"]
+
+
+def processes_with(text: str) -> list[int]:
+    """Numbers of the processes whose command line has a text in it."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if text.encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the signal at a parent's death is Linux's")
+@pytest.mark.parametrize("how", ["the launcher is killed", "a second signal"])
+def test_no_worker_outlives_its_launcher(
+    how: str, recipe: Callable[[int], Path], tmp_path: Path
+) -> None:
+    path = recipe(128 * 100_000)
+    command = [sys.executable, "-m", "inheritune", "run", str(path), "--runs", str(tmp_path)]
+    metrics = tmp_path / "tiny" / "variants" / "inherit" / "2-layers" / "metrics.jsonl"
+    with (
+        (tmp_path / "stderr").open("wb") as stderr,
+        subprocess.Popen(
+            [*command, "--processes", "2"], stderr=stderr, env=environment()
+        ) as started,
+    ):
+        try:
+            wait_until(lambda: metrics.exists() and '"loss"' in metrics.read_text())
+            assert len(processes_with(str(path))) == 4  # launcher, torchrun, two workers
+            if how == "a second signal":
+                started.send_signal(signal.SIGTERM)
+                started.send_signal(signal.SIGINT)
+                assert started.wait(timeout=60) in {128 + signal.SIGINT, 128 + signal.SIGTERM}
+        finally:
+            started.kill()
+    wait_until(lambda: not processes_with(str(path)))
+    if how == "the launcher is killed":
+        assert record(tmp_path)["status"] == "interrupted"
+        assert list(metrics.parent.glob("checkpoints/step-*"))
+
+
+def test_a_start_that_records_nothing_ends_with_the_code_of_its_workers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    worker = tmp_path / "worker.py"
+    worker.write_text("import sys; sys.exit(3)")
+    options = ["--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    agent = [
+        sys.executable,
+        "-m",
+        "inheritune.cli.torchrun",
+        str(os.getpid()),
+        *options,
+        str(worker),
+    ]
+    monkeypatch.setattr(launch, "command_of", lambda arguments, processes: agent)
+    assert launch.launch([], 1, tmp_path / "run") == 3
+
+
+def test_a_signal_that_comes_while_it_starts_is_passed_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Popen(subprocess.Popen):
+        def __init__(self, *arguments: object, **more: object) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)  # would end this process
+            super().__init__(*arguments, **more)
+
+    sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(launch, "command_of", lambda arguments, processes: sleeping)
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    assert launch.launch([], 2, tmp_path / "run") == 75
+    assert not (tmp_path / "run").exists()
+
+
+def test_plain_torchrun_works_and_a_refusal_ends_all_processes(
+    recipe: Callable[[int], Path], tmp_path: Path
+) -> None:
+    path = recipe(1280)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    command = [*torchrun, "-m", "inheritune", "run", str(path), "--runs", str(tmp_path)]
+    # 64 tokens do not divide by 16 x 4 x 2; found before anything is prepared.
+    uneven = [*command, "--set", "train.batch_tokens=64", "--set", "train.micro_batch=4"]
+    done = subprocess.run(uneven, capture_output=True, text=True, env=environment(), timeout=120)
+    assert done.returncode == 1  # torchrun's own
+    assert record(tmp_path)["exit_code"] == 2
+    assert "x processes = 128" in done.stderr
+    assert done.stderr.count("error: train.batch_tokens 64 is not") == 1
+    assert not (tmp_path / "tiny" / "tokens").exists()

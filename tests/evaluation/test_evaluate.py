@@ -1,0 +1,226 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_tasks import write_tasks
+from typer.testing import CliRunner
+
+from inheritune.cli.app import app
+from inheritune.errors import DataError, Interrupted, RecipeError
+from inheritune.evaluation.evaluate import Wanted, evaluate, fetch_only
+from inheritune.surgery.cut import Options, inherit
+from inheritune.system.progress import Progress
+
+
+@pytest.fixture(scope="module")
+def target(tiny_reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from inheritune.model_files.directory import open_model
+
+    out = tmp_path_factory.mktemp("target") / "target"
+    inherit(open_model(str(tiny_reference)), (0, 1), out, Options(gate=False))
+    return out
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+def heard(into: list[str]) -> Callable[[Progress], None]:
+    return lambda progress: into.append(f"{progress.task}: {progress.message}")
+
+
+def by_task(model: dict[str, Any]) -> dict[str, Any]:
+    return {score["task"]: score for score in model["scores"]}
+
+
+def test_several_models_are_asked_alike_and_a_second_time_nothing_is_asked(
+    tiny_reference: Path, target: Path, questions: Path, tmp_path: Path
+) -> None:
+    models = [str(tiny_reference), str(target)]
+    wanted = Wanted(tasks=["piqa", "arc_easy"], task_data=questions, batch_size=4)
+    found = evaluate(models, wanted, tmp_path / "out")
+    assert [model["layers"] for model in found["models"]] == [4, 2]
+    assert not found["failures"]
+    for model in found["models"]:
+        score = by_task(model)["piqa"]
+        assert (score["items"], score["shots"]) == (6, 0)
+        assert 0 <= score["metrics"]["acc"]["value"] <= 1
+        assert score["facts"]["begins_with_bos"] is False
+    first, second = (by_task(model)["piqa"]["key"] for model in found["models"])
+    assert {k for k in first if first[k] != second[k]} == {"model"}
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert len(files) == 8  # of each answer, ours and lm-eval's own
+    said: list[str] = []
+    assert evaluate(models, wanted, tmp_path / "out", heard(said)) == found
+    assert said == []
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == files
+
+
+def test_an_answer_that_no_window_holds_is_told_with_its_length_and_harms_no_other_task(
+    tiny_reference: Path, tmp_path: Path
+) -> None:
+    questions = write_tasks(tmp_path / "tasks", "piqa", "arc_easy")
+    rows = (questions / "piqa.jsonl").read_text().splitlines()
+    long = json.loads(rows[3]) | {"sol1": "the " * 3000}
+    (questions / "piqa.jsonl").write_text("\n".join([*rows[:3], json.dumps(long), *rows[4:]]))
+    wanted = Wanted(tasks=["piqa", "arc_easy"], task_data=questions, batch_size=4)
+    found = evaluate([str(tiny_reference)], wanted, tmp_path / "out")
+    assert list(by_task(found["models"][0])) == ["arc_easy"]
+    (failure,) = found["failures"]
+    assert failure["task"] == "piqa"
+    assert "1 of 12 answers are longer than the" in failure["message"]
+
+
+def test_lm_evals_own_result_lies_beside_ours(
+    tiny_reference: Path, questions: Path, tmp_path: Path
+) -> None:
+    wanted = Wanted(tasks=["piqa"], task_data=questions, limit=3)
+    found = evaluate([str(tiny_reference)], wanted, tmp_path)
+    own = json.loads(next(tmp_path.glob("piqa-*.lm-eval.json")).read_text())
+    score = found["models"][0]["scores"][0]
+    assert own["results"]["piqa"]["acc,none"] == score["metrics"]["acc"]["value"]
+    assert (score["items"], score["items_in_all"]) == (3, 6)
+    assert own["configs"]["piqa"]["doc_to_text"] == "Question: {{goal}}\nAnswer:"
+
+
+def test_stopped_between_two_tasks_it_goes_on_with_the_second(
+    tiny_reference: Path, questions: Path, tmp_path: Path
+) -> None:
+    wanted = Wanted(tasks=["piqa", "arc_easy"], task_data=questions, batch_size=2)
+
+    def stop(progress: Progress) -> None:
+        if "arc_easy" in progress.task and progress.done:
+            os.kill(os.getpid(), 2)
+
+    with pytest.raises(Interrupted) as stopped:
+        evaluate([str(tiny_reference)], wanted, tmp_path, stop)
+    assert stopped.value.exit_code == 75
+    assert len(list(tmp_path.glob("piqa-*"))) == 2
+    assert not list(tmp_path.glob("arc_easy-*"))
+    said: list[str] = []
+    evaluate([str(tiny_reference)], wanted, tmp_path, heard(said))
+    assert not any("piqa" in line for line in said)
+    assert not list(tmp_path.glob(".tasks-*"))
+
+
+def test_bos_and_shots_are_parts_of_the_settings(
+    tiny_reference: Path, questions: Path, tmp_path: Path
+) -> None:
+    plain = Wanted(tasks=["piqa"], task_data=questions)
+    evaluate([str(tiny_reference)], plain, tmp_path)
+    begun = Wanted(tasks=["piqa"], task_data=questions, add_bos="yes")
+    found = evaluate([str(tiny_reference)], begun, tmp_path)
+    assert found["models"][0]["scores"][0]["facts"]["begins_with_bos"] is True
+    with pytest.raises(RecipeError, match=r"piqa\.examples\.jsonl"):
+        evaluate([str(tiny_reference)], Wanted(["piqa"], shots=2, task_data=questions), tmp_path)
+    data = write_tasks(tmp_path / "more", "piqa")
+    (data / "piqa.examples.jsonl").write_text((data / "piqa.jsonl").read_text())
+    shown = evaluate([str(tiny_reference)], Wanted(["piqa"], shots=2, task_data=data), tmp_path)
+    assert shown["models"][0]["scores"][0]["shots"] == 2
+
+
+def test_val_loss_of_tokens_and_of_the_same_text_is_that_of_the_training(
+    tiny_reference: Path, target: Path, tiny_tokens: Any, tmp_path: Path
+) -> None:
+    from inheritune.evaluation.val_loss import measure_val_loss
+    from inheritune.training.models import load_model
+
+    models = [str(tiny_reference), str(target)]
+    found = evaluate(models, Wanted(tokens=tiny_tokens.path, seq_len=16), tmp_path)
+    values = [model["scores"][0]["metrics"]["val_loss"]["value"] for model in found["models"]]
+    assert values[0] == measure_val_loss(load_model(tiny_reference), tiny_tokens.val, 16, 16).mean
+    assert values[1] != values[0]
+    metrics = found["models"][0]["scores"][0]["metrics"]
+    assert metrics["bits_per_byte"]["value"] > 0 and metrics["val_loss"]["se"] > 0
+
+
+def test_val_loss_of_a_text_reads_all_of_it(tiny_reference: Path, tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("the small model learns what the large one knew " * 20)
+    found = evaluate([str(tiny_reference)], Wanted(texts=[text], seq_len=16), tmp_path / "out")
+    score = found["models"][0]["scores"][0]
+    assert score["facts"]["tokens"] == 16 * score["items"]
+    assert score["metrics"]["bits_per_byte"]["lower"]
+    text.write_text("the")
+    with pytest.raises(DataError, match="one window needs 17"):
+        evaluate([str(tiny_reference)], Wanted(texts=[text], seq_len=16), tmp_path / "out")
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path: Path, tiny_reference: Path) -> None:
+    for wanted, said in (
+        (Wanted(), "nothing to measure"),
+        (Wanted(tasks=["full-data"]), "val_loss needs held-out tokens"),
+        (Wanted(tokens=tmp_path, texts=[tmp_path]), "both given"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            evaluate([str(tiny_reference)], wanted, tmp_path)
+    with pytest.raises(RecipeError, match="no task is named"):
+        fetch_only(Wanted(), tmp_path)
+
+
+def test_the_command_prints_one_json_value(
+    tiny_reference: Path, questions: Path, tmp_path: Path
+) -> None:
+    options = ["--tasks", "piqa", "--task-data", str(questions), "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, ["evaluate", str(tiny_reference), *options, "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert [m["model"] for m in json.loads(done.stdout)["models"]] == [str(tiny_reference)]
+    shown = CliRunner().invoke(app, ["evaluate", str(tiny_reference), *options])
+    assert "piqa, acc (%)" in shown.stdout
+    wrong = CliRunner().invoke(app, ["evaluate", str(tiny_reference), *options, "--dtype", "fp8"])
+    assert (wrong.exit_code, "Choose auto, fp32" in wrong.stderr) == (2, True)
+    none = CliRunner().invoke(app, ["evaluate", "--tasks", "piqa"])
+    assert (none.exit_code, "no model is named" in none.stderr) == (2, True)
+
+
+@pytest.mark.shared_data
+@pytest.mark.slow
+def test_the_numbers_are_those_of_plain_lm_eval(shared_data: Path, tmp_path: Path) -> None:
+    from inheritune.evaluation.task_files import stock_file
+    from inheritune.model_files.directory import open_model
+
+    model = shared_data / "checkpoints" / "stories260K"
+    out = tmp_path / "target"
+    inherit(open_model(str(model)), (0, 1, 2), out, Options(gate=False))
+    kinds = {"piqa": "validation", "winogrande": "validation"}
+    tasks = ["piqa", "winogrande", "arc_easy", "lambada_openai", "wikitext"]
+    for task in tasks:  # written here, not by what is tested
+        split = kinds.get(task, "test")
+        named = "wikitext2_test_pages" if task == "wikitext" else task
+        file = {split: str(shared_data / "tasks" / f"{named}.jsonl")}
+        unused = dict.fromkeys(
+            f"{k}_split" for k in ("training", "validation", "test") if k != split
+        )
+        written = {"include": str(stock_file(task)), "task": f"plain_{task}", "tag": None}
+        written |= {"dataset_path": "json", "dataset_name": None}
+        written |= {"dataset_kwargs": {"data_files": file}} | unused
+        (tmp_path / f"{task}.yaml").write_text(json.dumps(written))
+    for directory in (model, out):
+        for task in tasks:
+            limit = 2 if task == "wikitext" else 50
+            wanted = Wanted([task], limit=limit, task_data=shared_data / "tasks", dtype="fp32")
+            ours = evaluate([str(directory)], wanted, tmp_path / "ours")["models"][0]["scores"][0]
+            theirs = _plain(directory, f"plain_{task}", limit, tmp_path)
+            for name, metric in ours["metrics"].items():
+                assert metric["value"] == theirs[f"{name},none"], (task, name)
+                error = theirs[f"{name}_stderr,none"]
+                if name in ("acc", "acc_norm"):
+                    assert metric["se"] == error
+
+
+def _plain(model: Path, task: str, limit: int, folder: Path) -> dict[str, Any]:
+    out = folder / "plain" / model.name / task
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--tasks", task]
+    command += ["--model_args", f"pretrained={model},dtype=float32", "--batch_size", "16"]
+    command += ["--include_path", str(folder), "--limit", str(limit), "--output_path", str(out)]
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    subprocess.run([*command, "--device", "cpu"], check=True, capture_output=True, env=offline)
+    file = next(out.rglob("results_*.json"))
+    found: dict[str, Any] = json.loads(file.read_text())["results"][task]
+    return found

@@ -1,0 +1,93 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from inheritune.errors import DataError, RecipeError
+from inheritune.evaluation.suites import SUITES, VAL_LOSS, questions, unknown_task
+from inheritune.evaluation.task_files import (
+    LocalData,
+    local_data,
+    own_task,
+    stock_file,
+    write_description,
+)
+
+
+def test_the_tasks_of_the_suites_are_found_without_an_index() -> None:
+    for suite in SUITES.values():
+        for question in suite.questions:
+            if question.task != VAL_LOSS:
+                file = stock_file(question.task)
+                assert file is not None
+                assert question.task.encode() in file.read_bytes()
+
+
+def test_any_other_task_is_found_by_looking_at_every_description() -> None:
+    found = stock_file("openbookqa")
+    assert found is not None and found.parent.name == "openbookqa"
+    assert stock_file("no_such_task") is None
+
+
+def test_a_suite_stands_for_its_tasks_each_once_with_its_shots() -> None:
+    asked = questions(["full-data", "lambada_openai", "low-data", "sciq"])
+    assert asked[:3] == [("val_loss", None), ("wikitext", 0), ("lambada_openai", 0)]
+    assert ("mmlu", 5) in asked
+    assert asked[-1] == ("sciq", None)
+    assert len(asked) == len({task for task, _ in asked}) == 14
+    assert questions(["low-data"], 3)[5] == ("mmlu", 3)
+
+
+def test_a_misspelt_task_is_answered_with_what_was_meant() -> None:
+    error = unknown_task("pica", ["piqa", "sciq"])
+    assert str(error) == "there is no task 'pica' in lm-eval. Did you mean piqa?"
+    assert error.exit_code == 2
+    assert "Did you mean low-data?" in str(unknown_task("lowdata", []))
+
+
+def test_a_directory_of_the_users_own_is_refused_and_says_where_the_code_is(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "a.yaml").write_text("task: mine\ndoc_to_text: !function PWNED.run\n")
+    with pytest.raises(RecipeError, match=r"may run code: a.yaml has !function"):
+        own_task(str(folder), allow_code=False)
+    assert own_task(str(folder), allow_code=True) == folder.resolve()
+    assert own_task("piqa", allow_code=False) is None
+    with pytest.raises(RecipeError, match=r"there is no task directory \./gone"):
+        own_task("./gone", allow_code=True)
+
+
+def test_local_questions_are_known_by_their_content(tmp_path: Path) -> None:
+    (tmp_path / "piqa.jsonl").write_text('{"goal": "a"}\n')
+    first = local_data(tmp_path, "piqa")
+    assert first is not None and first.examples is None
+    (tmp_path / "piqa.examples.jsonl").write_text('{"goal": "b"}\n')
+    second = local_data(tmp_path, "piqa")
+    assert second is not None and second.examples is not None
+    assert first.digest != second.digest
+    assert local_data(tmp_path, "sciq") is None
+    assert local_data(None, "piqa") is None
+    with pytest.raises(RecipeError, match="there is no directory"):
+        local_data(tmp_path / "gone", "piqa")
+    (tmp_path / "sciq.jsonl").write_text("<html>\n")
+    with pytest.raises(DataError, match=r"sciq\.jsonl does not begin with a JSON object"):
+        local_data(tmp_path, "sciq")
+
+
+def test_a_description_is_lm_evals_own_but_for_its_questions(tmp_path: Path) -> None:
+    data = LocalData(tmp_path / "arc_easy.jsonl", None, "0")
+    config = {"training_split": "train", "validation_split": "validation", "test_split": "test"}
+    path = write_description("arc_easy", Path("/stock.yaml"), config, data, 0, tmp_path)
+    assert json.loads(path.read_text()) == {
+        "include": "/stock.yaml",
+        "task": "arc_easy",
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "arc_easy.jsonl")}},
+        "training_split": None,
+        "validation_split": None,
+        "test_split": "test",
+        "fewshot_split": None,
+    }
+    with pytest.raises(RecipeError, match=r"there is no arc_easy\.examples\.jsonl"):
+        write_description("arc_easy", Path("/stock.yaml"), config, data, 5, tmp_path)

@@ -1,0 +1,152 @@
+"""The card of a trained target: read back equal, complete, and nothing in it is markup."""
+
+import json
+
+import pytest
+from huggingface_hub import ModelCardData
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from inheritune.model_files.card import split_front_matter
+from inheritune.publishing.card import card, write_card
+from inheritune.reporting.scores import score_results
+
+RECORD = {
+    "name": "small",
+    "status": "done",
+    "reference": {
+        "model": "org/large", "layers": 8, "revision": "1" * 40, "digest": "ab",
+        "trained_tokens": 14_000_000, "card": {"license": "apache-2.0", "language": ["en", "de"]},
+    },
+    "recipe": {
+        "data": {"source": ["org/text", "notes/a.txt"]},
+        "train": {"tokens": 32_000, "learning_rate": 0.002},
+        "variants": {"inherit": {"start": "inherit"}},
+    },
+    "tokens": {"source": "org/text", "commits": ["2" * 40], "fingerprint": "fp"},
+    "rounds": [{"name": "inherit", "layers": 4, "tokens": 32_000, "val_loss": 3.25}],
+    "result": {
+        "outcome": "matched", "layers": 4, "reference_layers": 8, "benchmark": 3.3,
+        "val_loss": 3.25, "val_loss_se": 0.0125, "tokens": 64_000, "flops": 1e12, "seconds": 7300,
+        "price": {"paid": 12.5, "currency": "EUR"},
+    },
+    "machine": {"processor": "A processor"},
+    "versions": {"torch": "2.13"},
+    "evaluation": [
+        {"model": "inherit", "task": "piqa", "metric": "acc", "value": 0.61, "stderr": 0.011,
+         "num_fewshot": 0},
+        {"model": "reference", "task": "piqa", "metric": "acc", "value": 0.66, "stderr": 0.011},
+    ],
+}  # fmt: skip
+INHERITED = {"layer_map": [0, 1, 2, 5], "reference": {"name": "org/large", "revision": "1" * 40}}
+
+
+def made(**changes):
+    return split_front_matter(card(RECORD | changes, INHERITED, ["val-loss.png"]))
+
+
+def test_the_metadata_is_what_the_hub_reads():
+    fields, _ = made()
+    index = fields.pop("model-index")
+    assert fields == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": "apache-2.0",
+        "language": ["en", "de"],
+        "base_model": "org/large",
+        "base_model_relation": "finetune",
+        "datasets": ["org/text"],
+        "tags": ["inheritune", "arxiv:2404.08634"],
+    }
+    name, results = model_index_to_eval_results(index)
+    found = {r.metric_type: (r.dataset_name, r.metric_value, r.metric_args) for r in results}
+    assert name == "small" and found == {
+        "val_loss": ("held-out text of the run", 3.25, {"standard_error": 0.0125}),
+        "acc": ("piqa", 0.61, {"standard_error": 0.011, "num_fewshot": 0}),
+    }
+    assert ModelCardData(**fields).to_dict()["license"] == "apache-2.0"
+
+
+def test_the_text_says_where_the_model_comes_from_and_how_it_is_loaded():
+    _, body = made()
+    for said in (
+        "# 4 of 8 layers of `org/large`", "![val loss](figures/val-loss.png)", "3 ← 5", "1" * 40,
+        "AutoModelForCausalLM.from_pretrained(here)", '"learning_rate": 0.002', "`64K`",
+        "`A processor`", "`12.50 EUR`", "`2 h 2 min`", "2222222222",
+        "| `piqa` | `acc` | 0.6100 | 0.0110 | 0 |",
+        "## Limits",
+    ):  # fmt: skip
+        assert said in body, said
+
+
+def test_what_is_not_known_is_left_out():
+    fields, body = split_front_matter(card({}, {}, []))
+    assert fields.keys() == {"library_name", "pipeline_tag", "tags"}
+    assert "None" not in body and "No task was evaluated" in body
+
+
+def test_a_reference_that_is_not_on_the_hub_is_no_base_model():
+    fields, _ = made(reference=RECORD["reference"] | {"model": "/home/me/large", "revision": None})
+    assert "base_model" not in fields and fields["license"] == "apache-2.0"
+
+
+def test_scores_are_read_as_lm_eval_writes_them_too():
+    tasks = {"piqa": {"alias": "piqa", "acc,none": 0.5, "acc_stderr,none": 0.1, "acc_norm,none": 2}}
+    for kept in (tasks, {"results": tasks}, {"inherit": {"results": tasks}}, {"inherit": tasks}):
+        found = score_results({"evaluation": kept})
+        assert [(s.task, s.metric, s.value) for s in found] == [
+            ("piqa", "acc", 0.5), ("piqa", "acc_norm", 2)
+        ]  # fmt: skip
+        assert found[0].args == {"standard_error": 0.1}
+
+
+def test_scores_are_read_by_model_too():
+    piqa = {"task": "piqa", "shots": 0, "metrics": {"acc": {"value": 0.5, "se": 0.1}, "x": 3}}
+    models = [{"model": "reference", "scores": []}, {"model": "runs/a/target", "scores": [piqa]}]
+    found = score_results({"evaluation": {"models": models}})
+    assert [(s.task, s.metric, s.value, s.args) for s in found] == [
+        ("piqa", "acc", 0.5, {"standard_error": 0.1, "num_fewshot": 0})
+    ]
+
+
+def test_of_a_run_only_the_scores_of_its_target_are_on_the_card():
+    def row(name, role, value, **key):
+        score = {"task": "piqa", "shots": 0, "metrics": {"acc": {"value": value}}, "key": key}
+        return {"name": name, "role": role, "layers": 4, "tokens": None, "scores": [score]}
+
+    models = [
+        row("reference", "reference", 0.9),
+        row("inherit", "target", 0.5, limit=20),
+        row("scratch", "control", 0.3),
+    ]
+    found = score_results({"evaluation": {"models": models}})
+    assert [(s.value, s.args) for s in found] == [(0.5, {"num_fewshot": 0, "limit": 20})]
+    _, body = made(evaluation={"models": models})
+    assert "0.5000" in body and "0.9000" not in body
+    assert "Of `piqa`, only the first 20 questions were asked." in body
+
+
+@pytest.mark.parametrize("kept", [None, 3, "x", [3, None, {}], {"piqa": 3}, {"results": []}])
+def test_broken_scores_are_passed_over(kept):
+    assert score_results({"evaluation": kept}) == []
+
+
+def test_the_card_stands_in_the_target_with_its_figures(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps(RECORD))
+    assert write_card(tmp_path) is None
+    for name in ("target/config.json", "report/figures/val-loss.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("{}")
+    path = write_card(tmp_path)
+    assert path == tmp_path / "target/README.md" and "figures/val-loss.png" in path.read_text()
+    assert (tmp_path / "target/figures/val-loss.png").is_file()
+
+
+def test_a_scaled_run_says_so_before_its_verdict():
+    _, body = made(scaled="Scaled by 1e-08: no result of the method.")
+    assert body.index("no result of the method") < body.index("Matched: ")
+
+
+def test_text_of_its_own_for_validation_is_not_called_held_out():
+    data = RECORD["recipe"]["data"]
+    _, body = made(recipe=RECORD["recipe"] | {"data": data | {"val_source": "val.txt"}})
+    assert "run's own source" not in body and "took as its validation set" in body

@@ -1,0 +1,160 @@
+import copy
+import datetime
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from inheritune.recipe.schema import Recipe
+from inheritune.recipe.values import parse_amount
+
+SMALLEST: dict[str, Any] = {
+    "name": "toy",
+    "reference": {"model": "embedded:demo"},
+    "data": {"source": "stdlib"},
+    "train": {"tokens": "2M"},
+}
+
+
+def recipe(**sections: Any) -> Recipe:
+    values = copy.deepcopy(SMALLEST)
+    for section, value in sections.items():
+        values[section] = values.get(section, {}) | value if isinstance(value, dict) else value
+    return Recipe.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [("2M", 2_000_000), ("1.5B", 1_500_000_000), ("600K", 600_000), ("2.01m", 2_010_000)],
+)
+def test_amounts_with_a_letter_become_integers(text: str, amount: int) -> None:
+    assert parse_amount(text) == amount
+
+
+@given(st.integers(0, 10**9), st.sampled_from("KMBkmb"))
+def test_every_amount_of_a_thousandth_is_exact(thousandths: int, letter: str) -> None:
+    multiple = {"K": 10**3, "M": 10**6, "B": 10**9}[letter.upper()]
+    text = f"{thousandths // 1000}.{thousandths % 1000:03d}{letter}"
+    assert parse_amount(text) == thousandths * multiple // 1000
+
+
+@pytest.mark.parametrize(
+    "value", ["", "M", "2M\n", "0.0001K", "-2M", "nanB", "infB", "1e400B", "abc", 5, 1.5, None]
+)
+def test_what_is_no_amount_stays_as_it_is(value: object) -> None:
+    assert parse_amount(value) == value
+
+
+def test_defaults_fill_the_smallest_recipe() -> None:
+    smallest = recipe()
+    assert smallest.train.tokens == 2_000_000
+    assert smallest.target == "inherit"
+    assert [v.start for v in smallest.variants.values()] == ["inherit", "fresh"]
+
+
+def test_resolved_recipe_is_json_and_reads_back_equal() -> None:
+    first = recipe(variants={"mine": {"start": "inherit"}, "same": {"start": "fresh", "layers": 3}})
+    assert Recipe.model_validate(json.loads(json.dumps(first.resolved()))) == first
+
+
+def test_batch_that_is_no_multiple_names_the_nearest() -> None:
+    with pytest.raises(ValidationError, match=r"batch_tokens 100 is not a multiple .* 96 or 112"):
+        recipe(train={"tokens": 1, "seq_len": 8, "micro_batch": 2, "batch_tokens": 100})
+
+
+def test_warmup_takes_amounts_and_zero() -> None:
+    assert recipe(train={"warmup_tokens": "100K"}).train.warmup_tokens == 100_000
+    assert recipe(train={"warmup_tokens": 0}).train.warmup_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["", ".", "..", "a/b", "a\\b", "CON", "nul.txt", "com1", "a b", "a\n", "x.", "<b>", "😀"],
+        *["a" * 101, "\U00020000" * 60],
+    ],
+)
+def test_name_that_some_file_system_refuses_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError):
+        recipe(name=name)
+
+
+@pytest.mark.parametrize("name", ["gpt2-medium-12l", "no", "v1.5", "naïve", "console"])
+def test_plain_name_is_kept(name: str) -> None:
+    assert recipe(name=name).name == name
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"variants": {"scratch": {"start": "fresh"}}}, "here: none"),
+        (
+            {"variants": {"a": {"start": "inherit"}, "b": {"start": "inherit"}}},
+            "exactly one variant, the target, starts with inherit; here: a, b",
+        ),
+        ({"variants": {"a": {"start": "inherit", "layers": 3}}}, "inherit.layers"),
+        (
+            {"variants": {"a": {"start": "inherit", "tokens": "equal_compute"}}},
+            "equal_compute is for controls",
+        ),
+        (
+            {"variants": {"a": {"start": "inherit"}, "b": {"start": "fresh", "select": "last"}}},
+            "select says what is inherited; it goes with start: inherit",
+        ),
+        (
+            {"variants": {"a": {"start": "inherit"}, "b": {"start": "stacking", "parts": "mlp"}}},
+            "parts says what is inherited",
+        ),
+        (
+            {"variants": {"a": {"start": "inherit"}, "b": {"start": "half-width", "layers": 3}}},
+            "half-width has all layers",
+        ),
+        (
+            {"variants": {"a": {"start": "inherit", "lr_scale": 1e-3}}},
+            r"variants\.a\.lr_scale 0\.001 puts the peak at 3e-07, below min_learning_rate 1e-05",
+        ),
+        ({"inherit": {"layers": 4}, "grow": {"max_layers": 2}}, "max_layers 2 is below"),
+        ({"train": {"min_learning_rate": 1.0}}, "min_learning_rate 1.0 is above"),
+        ({"train": {"betas": [0.9, 1.0]}}, "betas"),
+        ({"reference": {"model": None}}, "give either model"),
+    ],
+)
+def test_sections_that_contradict_each_other_are_refused(
+    sections: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        recipe(**sections)
+
+
+def test_tokens_of_a_variant_are_its_own_or_a_multiple() -> None:
+    tokens = {"a": None, "b": "3x", "c": "500K", "d": "equal_compute"}
+    variants = {name: {"start": "fresh", "tokens": value} for name, value in tokens.items()}
+    found = recipe(variants=variants | {"inherit": {"start": "inherit"}})
+    assert [found.tokens_of(n) for n in "abcd"] == [2_000_000, 6_000_000, 500_000, None]
+    for wrong in ("0x", "1.5x", "x", "2 x", "2X", "1000x", "-1x"):
+        with pytest.raises(ValidationError):
+            recipe(variants=variants | {"b": {"start": "fresh", "tokens": wrong}})
+
+
+def test_the_target_is_what_inherits_the_first_layers_whole() -> None:
+    variants = {
+        "gentle": {"start": "inherit", "select": "first", "lr_scale": 0.5},
+        "mlps": {"start": "inherit", "parts": "mlp"},
+        "it": {"start": "inherit", "lr_scale": 0.5},
+    }
+    assert recipe(variants=variants).target == "it"
+
+
+@pytest.mark.parametrize("value", [float("nan"), [{"deep": float("inf")}], datetime.date.today()])
+def test_config_of_a_reference_holds_json_only(value: object) -> None:
+    config = {"model_type": "gpt2", "key": value}
+    with pytest.raises(ValidationError):
+        recipe(reference={"model": None, "train": {"config": config, "tokens": "1M"}})
+
+
+def test_config_of_a_reference_needs_a_model_type() -> None:
+    with pytest.raises(ValidationError, match="model_type"):
+        recipe(reference={"model": None, "train": {"config": {"n_layer": 2}, "tokens": "1M"}})

@@ -1,0 +1,153 @@
+"""A run that goes on: the page changes with it, without a reload, and on a terminal."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from inheritune.reporting.live import Latest, live_page
+from inheritune.reporting.live_server import open_server
+from inheritune.reporting.live_text import status_of
+
+
+@pytest.fixture
+def run(synthetic: ModuleType, tmp_path: Path) -> Path:
+    """In its second round."""
+    record = synthetic.record(status="running", result=None, variants=[], ledger=[], samples=[])
+    del record["rounds"][1]
+    run = synthetic.build_run(tmp_path, record)
+    for name in ("scratch", "equal-compute"):
+        shutil.rmtree(run / "variants" / name)
+    return run
+
+
+def _cut(run: Path, rows: int) -> list[str]:
+    path = run / "variants/inherit/6-layers/metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:rows]))
+    return lines[rows:]
+
+
+def test_a_page_is_made_anew_only_when_the_run_has_changed(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inheritune.reporting.live._EVERY_S", 0.0)
+    monkeypatch.setattr("inheritune.reporting.live._SHARE", 0.0)
+    rest = _cut(run, 51)
+    made = []
+    latest = Latest(run, lambda root: made.append(root) or live_page(root))  # type: ignore[func-returns-value]
+    first = latest.current()
+    assert latest.current() is first and len(made) == 1
+    assert b"step 50," in first.change
+    with (run / "variants/inherit/6-layers/metrics.jsonl").open("a") as file:
+        file.writelines(rest[:10])
+    second = latest.current()
+    assert second.tag != first.tag and b"step 60," in second.change
+
+
+def test_a_browser_that_knows_the_page_is_told_that_nothing_has_changed(run: Path) -> None:
+    with open_server(0, Latest(run, live_page).current) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=60)
+        connection.request("GET", f"/{server.token}/live")
+        answer = connection.getresponse()
+        tag, change = answer.headers["ETag"], json.loads(answer.read())
+        connection.request("GET", f"/{server.token}/live", headers={"If-None-Match": tag})
+        again = connection.getresponse()
+        assert (again.status, again.read(), again.headers["ETag"]) == (304, b"", tag)
+        server.shutdown()
+    assert change["title"] == "No answer yet · demo · inheritune"
+    assert set(change["charts"]["specs"]) == {"val-loss", "val-loss-log", "training-loss", "speed"}
+    assert f'data-tag="{tag[1:-6]}"' in live_page(run).page.decode()
+
+
+def test_the_live_page_may_ask_its_own_server_and_a_report_nobody(run: Path) -> None:
+    assert b"connect-src &#39;self&#39;" in live_page(run).page
+
+
+def test_watching_writes_nothing(run: Path) -> None:
+    before = sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*"))
+    live_page(run), status_of(run)
+    assert sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*")) == before
+
+
+def test_a_directory_that_holds_no_run_yet_is_waited_for(tmp_path: Path) -> None:
+    assert b"cannot read" in live_page(tmp_path).page
+    status = status_of(tmp_path)
+    assert not status.ended and "cannot read" in status.lines[0]
+
+
+def test_the_text_says_where_the_run_stands(run: Path) -> None:
+    _cut(run, 51)
+    status = status_of(run)
+    assert (status.outcome, status.ended) == ("unfinished", False)
+    written = "\n".join(status.lines)
+    for words in (
+        "demo: running",
+        "benchmark  2.100 nats per token",
+        "round 1, 4 layers: val_loss 2.213 (+0.113), 1M tokens",
+        "[############............] 50%",
+        "12,000 tokens/s, 42 s left",
+    ):
+        assert words in written
+
+
+def test_the_text_of_a_finished_run_is_its_verdict(synthetic: ModuleType, tmp_path: Path) -> None:
+    status = status_of(synthetic.build_run(tmp_path))
+    assert (status.outcome, status.ended) == ("matched", True)
+    assert status.lines[2].startswith("Matched: the target with 6 of 8 layers")
+
+
+def test_a_name_cannot_send_commands_to_a_terminal(synthetic: ModuleType, tmp_path: Path) -> None:
+    run = synthetic.build_run(tmp_path, synthetic.record(name="\x1b[2Jx\ny"))
+    assert not any("\x1b" in line or "\n" in line for line in status_of(run).lines)
+
+
+def _watch(run: Path, *options: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "inheritune", "watch", str(run), *options]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"CI": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+def test_ctrl_c_ends_the_watch_with_0(run: Path) -> None:
+    watch = _watch(run, "--port", "0", "--json")
+    assert watch.stdout is not None
+    told = ""
+    while not told.rstrip().endswith("}"):
+        line = watch.stdout.readline()
+        assert line, watch.communicate()[1]
+        told += line
+    assert json.loads(told)["url"].startswith("http://127.0.0.1:")
+    watch.send_signal(signal.SIGINT)
+    assert watch.wait(60) == 0
+
+
+def test_without_a_terminal_the_text_is_plain_and_ends_with_the_run(
+    synthetic: ModuleType, tmp_path: Path
+) -> None:
+    watch = _watch(synthetic.build_run(tmp_path), "--text")
+    out, err = watch.communicate(timeout=120)
+    assert watch.returncode == 0, err
+    assert "Matched: the target" in out and "\x1b" not in out
+
+
+def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
+    watch = _watch(tmp_path / "missing", "--json")
+    out, err = watch.communicate(timeout=120)
+    assert watch.returncode == 3
+    assert json.loads(out)["error"] == "DataError" and "Traceback" not in err

@@ -1,0 +1,530 @@
+"""How the target grows: which sizes, when a round is given up, and what it is compared with."""
+
+import json
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from inheritune.cli.plan_text import recipe_page
+from inheritune.errors import DataError, Interrupted, RecipeError, UnsupportedModelError
+from inheritune.model_files.directory import open_model
+from inheritune.planning.recipe_plan import plan_recipe
+from inheritune.recipe.load import RecipeFile
+from inheritune.recipe.schema import Recipe
+from inheritune.recipe.variants import Grow
+from inheritune.reporting.tables import ledger_table
+from inheritune.run.execute import execute, train_only
+from inheritune.run_directory import Run
+from inheritune.steps.growth import Growth
+from inheritune.system.progress import Progress
+
+STEP = {"tokens": 128, "learning_rate": 1e-3, "min_learning_rate": 1e-4}
+
+
+def fields_of(model: Path, text: Path, **sections: dict[str, Any]) -> dict[str, Any]:
+    """One step on the tiny reference, from one layer on; `sections` are merged in."""
+    fields: dict[str, Any] = {
+        "name": "tiny",
+        "reference": {"model": str(model)},
+        "inherit": {"layers": 1},
+        "data": {"source": str(text), "val_fraction": 0.2},
+        "train": {
+            "seq_len": 16,
+            "batch_tokens": 128,
+            "micro_batch": 8,
+            "precision": "fp32",
+            "eval_every": 1_000_000,
+            **STEP,
+        },
+        "grow": {"add": 1},
+        "variants": {"inherit": {"start": "inherit"}},
+        "analyze": None,
+    }
+    for name, section in sections.items():
+        fields[name] = fields.get(name, {}) | section
+    return fields
+
+
+def recipe_of(model: Path, text: Path, **sections: dict[str, Any]) -> RecipeFile:
+    fields = fields_of(model, text, **sections)
+    return RecipeFile(None, "# made by a test\n", Recipe.model_validate(fields), {})
+
+
+@pytest.fixture
+def matches_from(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets the size from which on a target matches."""
+
+    def at(layers: int) -> None:
+        def judge(trial: Any, tolerance: float) -> str:
+            return "matched" if trial.layers >= layers else "not_matched"
+
+        monkeypatch.setattr("inheritune.run.derive.judge", judge)
+
+    return at
+
+
+@pytest.fixture(scope="module")
+def eight_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("eight") / "reference"
+    rows = tiny_models.train_tokenizer(path)
+    tiny_models.build("llama", vocab_size=rows, num_hidden_layers=8).save_pretrained(path)
+    return path
+
+
+# -- which sizes
+
+
+def sizes_tried(growth: Growth, smallest: int) -> list[int]:
+    tried: dict[int, bool] = {}
+    while (size := growth.next_size(tried)) is not None:
+        assert size not in tried
+        tried[size] = size >= smallest
+    return [*tried]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 99), min_size=1, max_size=40, unique=True).map(sorted),
+    data=st.data(),
+)
+def test_bisect_finds_the_smallest_that_matches_in_as_few_rounds_as_promised(sizes, data):
+    growth = Growth(Grow(search="bisect"), tuple(sizes))
+    smallest = data.draw(st.sampled_from([*sizes, 100]))
+    tried = sizes_tried(growth, smallest)
+    most = 1 + math.ceil(math.log2(len(sizes)))
+    assert len(tried) <= len(growth.longest()) <= most
+    assert tried[0] == sizes[0]
+    matched = [size for size in tried if size >= smallest]
+    assert min(matched, default=100) == smallest
+    if not matched:
+        assert tried[-1] == sizes[-1]
+        assert tried == growth.longest()
+
+
+def test_linear_adds_layers_and_ends_at_the_largest():
+    assert sizes_tried(Growth(Grow(add=2), tuple(range(3, 9))), 99) == [3, 5, 7, 8]
+    assert sizes_tried(Growth(Grow(add=2), tuple(range(3, 9))), 4) == [3, 5]
+    assert sizes_tried(Growth(Grow(add=0), tuple(range(3, 9))), 99) == [3]
+    assert sizes_tried(Growth(Grow(add=0, search="bisect"), tuple(range(3, 9))), 99) == [3]
+
+
+@pytest.mark.parametrize("search", ["linear", "bisect"])
+def test_the_limit_of_rounds_holds_for_both_searches(search):
+    growth = Growth(Grow(add=1, search=search, max_rounds=3), tuple(range(1, 30)))
+    assert len(sizes_tried(growth, 99)) == 3
+    assert growth.is_last_chance({1: False, 15: False}, 22)
+    assert not growth.is_last_chance({1: False}, 15)
+
+
+def test_a_round_below_one_that_matched_is_no_last_chance():
+    growth = Growth(Grow(search="bisect"), (1, 2, 3))
+    assert growth.next_size({1: False, 2: True}) is None
+    assert not growth.is_last_chance({1: False, 3: True}, 2)
+    assert growth.is_last_chance({1: False, 2: False}, 3)
+
+
+def test_a_hybrid_is_cut_between_its_patterns_only(tiny_model):
+    reference = open_model(str(tiny_model("gpt-neo")))  # global, local, global, local
+
+    def growth(first: int | None, start: int, **grow: Any) -> Growth:
+        fields = fields_of(Path("there"), Path("there"), inherit={"layers": first}, grow=grow)
+        return Growth.of(Recipe.model_validate(fields), reference, start, 4)
+
+    told = growth(1, 1)
+    assert (told.sizes, told.longest()) == ((1, 2, 4), [1, 2, 4])  # the first as it was asked for
+    assert told.notes == (
+        "Rounds have 1, 2, 4 layers, where the reference is safe to cut: layers come in a pattern "
+        "of 2.",
+    )
+    moved = growth(None, 1)
+    assert moved.sizes == (2, 4)
+    assert moved.notes[0].startswith("The first round has 2 layers, not 1: the last pattern has 1")
+    assert growth(2, 2, add=1, search="bisect").ends() == (2, 4)
+    assert growth(1, 1, add=0).notes == ()
+
+
+def test_where_all_layers_are_alike_nothing_is_said(tiny_reference):
+    recipe = recipe_of(tiny_reference, Path("there")).recipe
+    growth = Growth.of(recipe, open_model(str(tiny_reference)), 1, 4)
+    assert (growth.sizes, growth.notes) == ((1, 2, 3, 4), ())
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"grow": {"search": "bisect", "weights": "keep"}}, "goes down in size as well as up"),
+        (
+            {"grow": {"weights": "keep"}, "variants": {"kept": {"start": "grown"}}},
+            "variants.kept starts grown: with grow.weights keep that is the target itself",
+        ),
+        ({"variants": {"kept": {"start": "grown", "layers": 3}}}, "the target's later rounds"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_with_the_reason(sections, said, tiny_reference):
+    with pytest.raises(ValueError, match=said):
+        Recipe.model_validate(fields_of(tiny_reference, Path("there"), **sections))
+
+
+# -- whole runs
+
+
+def test_the_target_of_a_bisection_is_the_smallest_that_matched(
+    eight_layers, tiny_text, tmp_path, matches_from
+):
+    matches_from(4)
+    variants = {"scratch": {"start": "fresh"}, "kept": {"start": "grown"}}
+    sections = {"grow": {"search": "bisect"}, "variants": variants}
+    recipe, root = recipe_of(eight_layers, tiny_text, **sections), tmp_path / "run"
+    plan = plan_recipe(recipe.recipe, root)
+    assert [t.layers for t in plan.trainings if t.round] == [1, 5, 7, 8]
+    assert any(
+        line == "rounds: 4 at most, of 1 to 8 layers: each halves the range of 8 safe cut points, "
+        "and the smallest that matches is the target."
+        for line in recipe_page(plan).lines
+    )
+    final, code = execute(recipe, root)
+    record = Run(root).read()
+    rounds = [(r["layers"], r["outcome"], r["is_target"]) for r in record["rounds"]]
+    assert rounds == [
+        (1, "not_matched", False),
+        (5, "matched", False),
+        (3, "not_matched", False),
+        (4, "matched", True),
+    ]
+    assert (final["outcome"], final["layers"], final["rounds"], code) == ("matched", 4, 4, 0)
+    published = load_file(root / "target" / "model.safetensors")
+    trained = load_file(root / "variants/inherit/4-layers/model/model.safetensors")
+    assert published.keys() == trained.keys()
+    assert final["val_loss"] == record["rounds"][3]["val_loss"]
+    rows = [(row["name"], row["layers"]) for row in record["variants"]]
+    assert rows == [("reference", 8), ("inherit", 4), ("scratch", 4), ("kept", 3), ("kept", 4)]
+    assert any("searched by halving" in note for note in record["notes"])
+    assert execute(recipe, root) == (final, code)
+
+
+def test_a_bisection_without_a_match_ends_with_the_largest(
+    tiny_reference, tiny_text, tmp_path, matches_from
+):
+    matches_from(99)
+    recipe = recipe_of(tiny_reference, tiny_text, grow={"search": "bisect", "max_layers": 3})
+    final, code = execute(recipe, tmp_path / "run")
+    assert (final["outcome"], final["layers"], final["rounds"], code) == ("not_matched", 3, 3, 6)
+
+
+# -- the control that keeps its layers
+
+
+def steps_of(folder: Path, layer: int) -> float:
+    end = next((folder / "checkpoints").glob("step-*"))
+    return float(
+        load_file(end / "optimizer.safetensors")[f"step.model.layers.{layer}.mlp.up_proj.weight"]
+    )
+
+
+def test_grown_goes_on_from_the_first_round_as_growth_that_keeps_does(
+    tiny_reference, tiny_text, tmp_path, matches_from
+):
+    matches_from(3)
+    longer = {"tokens": 256}
+    control = {"variants": {"kept": {"start": "grown"}}, "train": longer}
+    root, other = tmp_path / "run", tmp_path / "keep"
+    recipe = recipe_of(tiny_reference, tiny_text, **control)
+    plan = plan_recipe(recipe.recipe, root)
+    execute(recipe, root)
+    keep = {"grow": {"weights": "keep"}, "train": longer}
+    execute(recipe_of(tiny_reference, tiny_text, **keep), other)
+    for layers in (2, 3):
+        folders = (
+            root / f"variants/kept/{layers}-layers",
+            other / f"variants/inherit/{layers}-layers",
+        )
+        mine, theirs = (load_file(folder / "model/model.safetensors") for folder in folders)
+        assert mine.keys() == theirs.keys()
+        assert all((mine[name] == theirs[name]).all() for name in mine)
+    record = Run(root).read()
+    done = [row for row in record["variants"] if row["name"] == "kept"]
+    assert [(row["layers"], row["first_sample"]) for row in done] == [(2, 16), (3, 32)]
+    assert [row["made_of"] for row in done] == [
+        "1 trained layers of inherit, and layers 1-1 of the reference",
+        "2 trained layers of kept, and layers 2-2 of the reference",
+    ]
+    planned = [t for t in plan.trainings if t.name == "kept"]
+    assert [(t.layers, t.tokens) for t in planned] == [(2, 256), (3, 256), (4, 256)]
+    assert steps_of(root / "variants/inherit/1-layers", 0) == 2  # kept for the control
+    for no_more in ("inherit/2-layers", "inherit/3-layers", "kept/3-layers"):
+        assert not [*(root / "variants" / no_more / "checkpoints").glob("step-*")]
+    items = [row[0] for row in ledger_table(record).values]
+    assert items.count("kept, 2 layers") == items.count("kept, 3 layers") == 1
+
+
+def test_grown_is_left_out_where_one_round_was_enough_and_that_is_said(
+    tiny_reference, tiny_text, tmp_path, matches_from
+):
+    matches_from(1)
+    recipe = recipe_of(tiny_reference, tiny_text, variants={"kept": {"start": "grown"}})
+    execute(recipe, tmp_path / "run")
+    record = Run(tmp_path / "run").read()
+    assert "kept was not trained: the target needed one size only." in record["notes"]
+    assert not (tmp_path / "run" / "variants" / "kept").exists()
+    with pytest.raises(RecipeError, match=r"variants.kept goes on from the rounds of inherit"):
+        train_only(recipe, tmp_path / "run", variant="kept")
+
+
+def test_a_reference_that_cannot_grow_is_refused_before_training(tmp_path, tiny_text):
+    tiny_models.save_gemma3n(tmp_path / "gemma3n")
+    recipe = recipe_of(tmp_path / "gemma3n", tiny_text, variants={"kept": {"start": "grown"}})
+    with pytest.raises(UnsupportedModelError, match=r"variants.kept.*a part for each of them"):
+        plan_recipe(recipe.recipe, tmp_path / "run")
+
+
+# -- rounds that are given up
+
+SLOW = {"tokens": 1280, "eval_every": 128, "schedule": "constant", "learning_rate": 1e-3}
+HOPELESS = {"abandon": "auto", "max_layers": 2}
+
+
+def listen_for_stops(at: int) -> Any:
+    heard = 0
+
+    def listen(progress: Progress) -> None:
+        nonlocal heard
+        heard += 1
+        if heard == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return listen
+
+
+@pytest.fixture
+def plateau(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validations in trainings that do not move, far above any benchmark."""
+    stand_still(monkeypatch)
+
+
+def stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    from inheritune.evaluation import val_loss
+
+    class Flat:
+        mean = 9.0
+
+    real = val_loss.measure_val_loss
+
+    def measure(*arguments: Any, **more: Any) -> Any:  # of a training: without a task's name
+        found = real(*arguments, **more)
+        return Flat() if "processes" in more else found
+
+    monkeypatch.setattr(val_loss, "measure_val_loss", measure)
+    # A reference with random weights may be matched by chance.
+    monkeypatch.setattr("inheritune.run.derive.judge", lambda trial, tolerance: "not_matched")
+
+
+def test_a_hopeless_round_ends_early_but_never_the_last(
+    tiny_reference, tiny_text, tmp_path, matches_from, plateau
+):
+    matches_from(99)
+    recipe = recipe_of(tiny_reference, tiny_text, grow=HOPELESS, train=SLOW)
+    final, code = execute(recipe, tmp_path / "run")
+    record = Run(tmp_path / "run").read()
+    first, last = record["rounds"]
+    assert (first["tokens"], last["tokens"], code) == (768, 1280, 6)
+    gone = first["abandoned"]
+    assert (gone["tokens"], gone["planned_tokens"], gone["saved_tokens"]) == (768, 1280, 512)
+    assert (gone["confidence"], gone["audited"], gone["right"]) == (0.99, False, None)
+    assert gone["goal"] == final["benchmark"]
+    assert last["abandoned"]["audited"]
+    assert last["abandoned"]["right"] is (last["val_loss"] > final["benchmark"])
+    note = next(entry["note"] for entry in record["ledger"] if "round 1" in entry["item"])
+    assert note.startswith("abandoned after 768 of 1,280 tokens, 512 saved: it would end at 9.0000")
+    assert any(note in line for line in ledger_table(record).notes)
+    assert final["tokens"] == 768 + 1280
+    assert execute(recipe, tmp_path / "run") == (final, code)
+
+
+def test_a_target_that_was_given_up_as_no_last_round_is_said_to_be(
+    tiny_reference, tiny_text, tmp_path, plateau
+):
+    twice = {"inherit": {"start": "inherit", "seeds": [0, 1]}}
+    for most, said in ((None, False), (1, True)):
+        grow = {**HOPELESS, "max_rounds": most, "weights": "keep"}
+        recipe = recipe_of(tiny_reference, tiny_text, grow=grow, train=SLOW, variants=twice)
+        execute(recipe, tmp_path / "run")
+        record = Run(tmp_path / "run").read()
+        told = any(note.startswith("The target itself was given up") for note in record["notes"])
+        assert told is said
+        more = any(note.startswith("Further seeds trained every round") for note in record["notes"])
+        assert more is not said
+    # Its own first round has seen all 1,280 tokens, where the first seed's has seen 768.
+    for seed, seen in (("", 768), ("-seed-1", 1280)):
+        folder = tmp_path / f"run/variants/inherit/2-layers{seed}"
+        result = json.loads((folder / "result.json").read_text("utf-8"))
+        assert result["result"]["first_sample"] == seen // 16
+
+
+def test_an_audit_trains_on_and_says_whether_it_was_right(
+    tiny_reference, tiny_text, tmp_path, matches_from, plateau
+):
+    matches_from(99)
+    grow = {**HOPELESS, "audit": True, "max_rounds": 1}
+    execute(recipe_of(tiny_reference, tiny_text, grow=grow, train=SLOW), tmp_path / "run")
+    record = Run(tmp_path / "run").read()
+    (only,) = record["rounds"]
+    assert (only["tokens"], only["abandoned"]["tokens"]) == (1280, 768)
+    assert only["abandoned"]["right"] is (only["val_loss"] > only["abandoned"]["goal"])
+    assert any("would have saved 512 and would have been" in note for note in record["notes"])
+
+
+SAVES = {"grow": {**HOPELESS, "weights": "keep"}, "train": SLOW | {"save_minutes": 1e-9}}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_reference, tiny_text, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("unbroken") / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        stand_still(patched)
+        execute(recipe_of(tiny_reference, tiny_text, **SAVES), root)
+    return root
+
+
+@pytest.mark.parametrize("at", [11, 15, 17])
+def test_stopped_anywhere_a_round_is_given_up_at_the_same_step(
+    at, tiny_reference, tiny_text, tmp_path, plateau, unbroken
+):
+    recipe, root = recipe_of(tiny_reference, tiny_text, **SAVES), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        execute(recipe, root, listen_for_stops(at))
+    execute(recipe, root)
+    whole, pieces = (Run(path).read()["rounds"] for path in (unbroken, root))
+    assert [r["abandoned"] for r in whole] == [r["abandoned"] for r in pieces]
+    assert [r["tokens"] for r in whole] == [r["tokens"] for r in pieces] == [768, 1280]
+    one, other = (load_file(path / "target" / "model.safetensors") for path in (unbroken, root))
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_a_round_that_was_trained_to_its_end_as_the_last_stays_when_more_are_allowed(
+    tiny_reference, tiny_text, tmp_path, matches_from, plateau
+):
+    matches_from(99)
+    grow = {**HOPELESS, "max_rounds": 1}
+    execute(recipe_of(tiny_reference, tiny_text, grow=grow, train=SLOW), tmp_path / "run")
+    more = recipe_of(tiny_reference, tiny_text, grow=HOPELESS, train=SLOW)
+    execute(more, tmp_path / "run")
+    assert [r["tokens"] for r in Run(tmp_path / "run").read()["rounds"]] == [1280, 1280]
+
+
+def test_the_plan_says_what_is_given_up_and_counts_it_whole(tiny_reference, tiny_text, tmp_path):
+    plan = plan_recipe(recipe_of(tiny_reference, tiny_text, grow=HOPELESS).recipe, tmp_path / "run")
+    assert any("is never given up. Rounds are counted whole" in line for line in plan.notes)
+    assert [t.tokens for t in plan.trainings] == [128, 128]
+
+
+# -- a benchmark of another run
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_reference, tiny_text, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("measured") / "run"
+    execute(recipe_of(tiny_reference, tiny_text, grow={"add": 0}), root)
+    return root / "benchmark.json"
+
+
+def test_a_benchmark_of_another_run_is_taken_and_listed_as_borrowed(
+    measured, tiny_reference, tiny_text, tmp_path
+):
+    path = Path(shutil.copy(measured, tmp_path / "theirs.json"))
+    grow = {"add": 0, "benchmark": str(path)}
+    # More text to train on is no other validation set.
+    recipe = recipe_of(tiny_reference, tiny_text, grow=grow)
+    assert any("borrowed: " in line for line in plan_recipe(recipe.recipe, tmp_path / "p").notes)
+    heard: list[Progress] = []
+    final, _ = execute(recipe, tmp_path / "run", heard.append)
+    assert not any(progress.task == "benchmark" for progress in heard)
+    theirs = json.loads(measured.read_text())["result"]
+    assert final["benchmark"] == theirs["val_loss"]
+    record = Run(tmp_path / "run").read()
+    assert record["benchmark"]["borrowed"] == str(path)
+    entry = next(entry for entry in record["ledger"] if entry["item"] == "benchmark")
+    assert (entry["borrowed"], entry["flops"]) == (True, theirs["flops"])
+    path.unlink()  # the run has its own copy
+    assert execute(recipe, tmp_path / "run")[0] == final
+    with pytest.raises(RecipeError, match=r"with benchmark = "):
+        execute(recipe_of(tiny_reference, tiny_text, grow={"add": 0}), tmp_path / "run")
+
+
+def other_reference(model: Path, folder: Path) -> dict[str, Any]:
+    copy = Path(shutil.copytree(model, folder / "other"))
+    tiny_models.build("llama", vocab_size=320, num_hidden_layers=3).save_pretrained(copy)
+    return {"reference": {"model": str(copy)}}
+
+
+def other_tokenizer(model: Path, folder: Path) -> dict[str, Any]:
+    copy = Path(shutil.copytree(model, folder / "other"))
+    path = copy / "tokenizer.json"
+    made = json.loads(path.read_text())
+    first, second = made["model"]["merges"][:2]
+    made["model"]["merges"][:2] = [second, first]
+    path.write_text(json.dumps(made))
+    return {"reference": {"model": str(copy)}}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (other_reference, r"with reference \w{12}\.\.\., here it is \w{12}\.\.\.\."),
+        (other_tokenizer, r"with tokenizer \w{12}\.\.\., here it is \w{12}\.\.\.\."),
+        (
+            lambda model, folder: {"data": {"val_fraction": 0.3}},
+            r"with validation set \w{12}\.\.\., here it is \w{12}",
+        ),
+        (
+            lambda model, folder: {"train": {"seq_len": 8, "micro_batch": 16}},
+            r"with sequence length 16, here it is 8\.",
+        ),
+    ],
+)
+def test_d20_a_benchmark_of_something_else_is_refused_and_what_differs_is_named(
+    change, said, measured, tiny_reference, tiny_text, tmp_path
+):
+    sections = change(tiny_reference, tmp_path)
+    recipe = recipe_of(
+        tiny_reference, tiny_text, **sections, grow={"add": 0, "benchmark": str(measured)}
+    )
+    with pytest.raises(RecipeError, match=said) as error:
+        execute(recipe, tmp_path / "run")
+    assert error.value.exit_code == 2
+    assert str(measured) in error.value.message
+    assert not (tmp_path / "run" / "benchmark.json").exists()
+    assert not (tmp_path / "run" / "variants").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot read"),
+        ("[]", "is no benchmark"),
+        ('{"result": {"val_loss": NaN}}', "not valid JSON"),
+        ({"windows": ["x"]}, "its losses are no numbers"),
+        ({"measured_on": {}}, "does not say what it was measured on"),
+    ],
+)
+def test_a_broken_benchmark_is_named_with_the_way_out(
+    content, said, measured, tiny_reference, tiny_text, tmp_path
+):
+    path = tmp_path / "broken.json"
+    if isinstance(content, dict):
+        stored = json.loads(measured.read_text())
+        content = json.dumps(stored | {"result": stored["result"] | content})
+    if content is not None:
+        path.write_text(content)
+    grow = {"benchmark": str(path)}
+    with pytest.raises(DataError, match=said) as error:
+        plan_recipe(recipe_of(tiny_reference, tiny_text, grow=grow).recipe, tmp_path / "run")
+    assert "/broken" in error.value.message  # long paths are shortened
+    assert error.value.exit_code == 3

@@ -1,0 +1,123 @@
+"""A trained target grows by layers of its reference, and nothing that was trained is lost."""
+
+import json
+
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
+from inheritune.model_files.directory import open_model
+from inheritune.surgery.cut import inherit
+from inheritune.surgery.grow import grow
+from inheritune.training.models import load_model, save_model
+from inheritune.verification.model import verify
+
+
+def tensors_of(directory):
+    found = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+def train(start, out):
+    """Stands for training: every weight moves by what bf16 cannot hold."""
+    model = load_model(start)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1e-4 * torch.randn_like(parameter))
+    save_model(model, out, start)
+    return open_model(str(out))
+
+
+@pytest.mark.parametrize("family", list(tiny_models.FAMILIES))
+def test_all_that_was_trained_is_kept_and_new_layers_are_the_reference_s(
+    tiny_model, tmp_path, family
+):
+    reference = open_model(str(tiny_model(family)))
+    trained = train(inherit(reference, 2, tmp_path / "start").path, tmp_path / "trained")
+    grown = grow(trained, reference, 3, tmp_path / "grown")
+    before, after = tensors_of(trained.path), tensors_of(grown.path)
+    whole, prefix = tensors_of(reference.path), reference.container.prefix
+    for name, tensor in after.items():
+        third = name.startswith(f"{grown.container.prefix}2.")
+        wanted = (
+            whole[prefix + name.removeprefix(grown.container.prefix)] if third else before[name]
+        )
+        assert torch.equal(tensor, wanted.to(tensor.dtype)), name
+    assert before.keys() < after.keys()
+    _, info = AutoModelForCausalLM.from_pretrained(grown.path, output_loading_info=True)
+    assert not any(info.values())
+    assert {finding.part for finding in verify(grown) if not finding.proven} == {"function"}
+    proofs = {finding.part: finding.text for finding in verify(grown, reference)}
+    assert proofs["bytes"].endswith(f"{len(before)} were trained")
+    assert proofs["function"] == "not compared: the target was trained"
+
+
+def test_trained_fp32_is_never_rounded_to_the_dtype_of_a_bf16_reference(tmp_path):
+    tiny_models.save("llama", tmp_path / "reference", dtype=torch.bfloat16)
+    reference = open_model(str(tmp_path / "reference"))
+    trained = train(inherit(reference, 1, tmp_path / "start").path, tmp_path / "trained")
+    grown = grow(trained, reference, 4, tmp_path / "grown")
+    before, after = tensors_of(trained.path), tensors_of(grown.path)
+    assert {t.dtype for t in after.values()} == {torch.float32}
+    rounded = [n for n in before if torch.equal(before[n], before[n].bfloat16().float())]
+    assert not rounded
+    assert all(torch.equal(after[n], before[n]) for n in before)
+    assert grown.config["dtype"] == "float32"
+    record = json.loads((grown.path / "inherit.json").read_text())
+    assert record["grown_from"]["layers"] == 1
+    assert record["check"].startswith("complete: ")
+    origins = {n: e["from"] for n, e in record["tensors"].items()}
+    assert origins["model.norm.weight"] == origins["model.layers.0.mlp.up_proj.weight"] == "target"
+    assert origins["model.layers.3.mlp.up_proj.weight"] == "reference"
+
+
+def test_names_without_the_prefix_of_the_head_model_grow_too(reference, tmp_path):
+    held = load_file(reference / "model.safetensors")
+    held = {n.removeprefix("model."): t for n, t in held.items()}
+    save_file(held, reference / "model.safetensors", {"format": "pt"})
+    opened = open_model(str(reference))
+    trained = train(inherit(opened, 2, tmp_path / "start").path, tmp_path / "trained")
+    grown = grow(trained, opened, 3, tmp_path / "grown")
+    assert torch.equal(
+        tensors_of(grown.path)["model.layers.2.mlp.up_proj.weight"],
+        held["layers.2.mlp.up_proj.weight"],
+    )
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_a_depth_that_is_no_growth_is_refused(tiny_reference, tmp_path, layers):
+    reference = open_model(str(tiny_reference))
+    target = inherit(reference, 2, tmp_path / "target")
+    with pytest.raises(RecipeError, match="Choose between 3 and 4"):
+        grow(target, reference, layers, tmp_path / "grown")
+
+
+def test_weights_that_are_shared_out_to_layers_are_refused(tmp_path):
+    tiny_models.save_gemma3n(tmp_path / "reference")
+    reference = open_model(str(tmp_path / "reference"))
+    target = inherit(reference, 5, tmp_path / "target")
+    with pytest.raises(UnsupportedModelError, match="a part for each of them"):
+        grow(target, reference, 7, tmp_path / "grown")
+
+
+def test_a_changed_byte_of_a_grown_target_is_found(tiny_reference, tmp_path):
+    reference = open_model(str(tiny_reference))
+    trained = train(inherit(reference, 2, tmp_path / "start").path, tmp_path / "trained")
+    grown = grow(trained, reference, 3, tmp_path / "grown")
+    data = bytearray((grown.path / "model-00001-of-00002.safetensors").read_bytes())
+    data[-1] ^= 1
+    (grown.path / "model-00001-of-00002.safetensors").write_bytes(data)
+    with pytest.raises(SourceError, match="digest"):
+        list(verify(grown))
+
+
+def test_a_target_whose_layers_moved_does_not_grow(tiny_reference, tmp_path):
+    reference = open_model(str(tiny_reference))
+    target = inherit(reference, [2, 3], tmp_path / "target")
+    with pytest.raises(UnsupportedModelError, match=r"first layers of its reference: \[2, 3\]"):
+        grow(target, reference, 4, tmp_path / "grown")

@@ -1,0 +1,293 @@
+"""What tests have several real processes do: `python group_work.py WORK FOLDER TOKENS`."""
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from inheritune.data.tokens import TokenDirectory, open_tokens
+from inheritune.errors import InherituneError, MachineError
+from inheritune.evaluation.val_loss import measure_val_loss
+from inheritune.recipe.schema import Recipe, Train
+from inheritune.run_directory import Run
+from inheritune.steps.distillation import open_distillation
+from inheritune.steps.job import Job
+from inheritune.steps.trainings import Arm
+from inheritune.system.processes import ALONE, Processes
+from inheritune.system.progress import Listener, Progress, silent
+from inheritune.system.signals import StopFlag
+from inheritune.training import checkpoint as state
+from inheritune.training import logit_cache
+from inheritune.training.distillation import Distillation
+from inheritune.training.early_stop import Goal
+from inheritune.training.fsdp import layers_of, shard, sync_gradients
+from inheritune.training.hardware import Settings
+from inheritune.training.loop import Plan, Trained, train
+from inheritune.training.loss import Root
+from inheritune.training.metrics import OnRow
+from inheritune.training.process_group import join
+
+FIELDS = {"tokens": 2560, "seq_len": 16, "batch_tokens": 128, "micro_batch": 2}
+FIELDS |= {"learning_rate": 1e-2, "min_learning_rate": 1e-3, "warmup_tokens": 256}
+INPUTS = {"seed": 0}
+
+
+def recipe(**more: object) -> Train:
+    """20 steps of 8 sequences of 16 tokens."""
+    return Train.model_validate(FIELDS | {"eval_every": 640} | more)
+
+
+def small_llama(tied: bool = True) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=320, **small, **heads, tie_word_embeddings=tied))
+
+
+class Spy:
+    """A stream of tokens that remembers which samples were asked for."""
+
+    def __init__(self, stream: object) -> None:
+        self.stream, self.asked = stream, []
+
+    def num_samples(self, seq_len: int) -> int:
+        return self.stream.num_samples(seq_len)
+
+    def samples(self, ids: object, seq_len: int) -> object:
+        self.asked += [int(number) for number in ids]
+        return self.stream.samples(ids, seq_len)
+
+
+def run_training(
+    folder: Path,
+    tokens: TokenDirectory,
+    processes: Processes = ALONE,
+    stop_after: int | None = None,
+    stopping_rank: int = 0,
+    on_row: OnRow | None = None,
+    checkpoint: Path | None = None,
+    heard: Listener = silent,
+    distill: dict[str, object] | None = None,
+    goal: Goal | None = None,
+    **more: object,
+) -> tuple[LlamaForCausalLM, Trained | None, list[int]]:
+    """Train, or continue; asked to stop after a step, in one process only."""
+    model, stop, spy = small_llama(), StopFlag(), Spy(tokens.train)
+    wanted, begin = recipe(**more), {}
+    plain = {"device": "cpu", "precision": "fp32", "attention": "model", "compile": False}
+    off = {"fused_gelu": False, "fused_optimizer": True, "keep_large_blocks": False}
+    settings = Settings(**plain, **off, processes=processes.size)
+
+    def listen(progress: Progress) -> None:
+        begin.setdefault("tokens", progress.done)
+        heard(progress)
+        if progress.done == (stop_after or -1) * 128 and processes.rank == stopping_rank:
+            stop.signal_number = signal.SIGTERM
+
+    def measure(model: torch.nn.Module) -> float:
+        return measure_val_loss(model, tokens.val, 16, 4, stop, processes=processes).mean
+
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = Plan("test", spy, wanted.tokens, INPUTS, checkpoint=checkpoint, goal=goal)
+    if distill is not None:
+        place = (folder.parent, tokens, processes, settings)
+        plan = replace(plan, distillation=distillation(wanted, distill, *place))
+    told = (stop, listen, processes, on_row)
+    try:
+        trained = train(model, wanted, plan, settings, folder, measure, *told)
+    except InherituneError as error:
+        if error.exit_code != 75:
+            raise
+        trained = None
+    return model, trained, spy.asked
+
+
+def distillation(
+    wanted: Train,
+    distill: dict[str, object],
+    folder: Path,
+    tokens: TokenDirectory,
+    processes: Processes,
+    settings: Settings,
+) -> Distillation:
+    """As a variant's, from the reference that lies in the folder; shards of 30 samples."""
+    logit_cache._SHARD_BYTES = 30 * 16 * 64 * 4
+    fields = {"name": "test", "reference": {"model": "there"}, "data": {"source": "there"}}
+    made = Recipe.model_validate(fields | {"train": wanted.model_dump()})
+    job = Job(made, Run(folder), StopFlag(), silent, processes)
+    arm = Arm("kd", "fresh", 2, wanted.tokens, distill=distill, reference=f"{folder}/reference")
+    return open_distillation(job, arm, tokens, {"reference": "digest"}, settings)
+
+
+# -- one function for each kind of work
+
+
+def gradients(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:
+    """Summed gradients of uneven masks, with and without reducing in every micro-batch."""
+    torch.manual_seed(1)
+    x, y = torch.randint(0, 320, (8, 16)), torch.randint(0, 320, (8, 16))
+    y[torch.rand(8, 16) < torch.linspace(0, 0.9, 8)[:, None]] = -100
+    found = {}
+    for tied in (True, False):
+        whole = small_llama(tied)
+        root = Root(whole, by_op=False)
+        root(x, y).backward()
+        expected = {name: param.grad for name, param in whole.named_parameters()}
+        for every in (True, False):
+            model = small_llama(tied)
+            root = Root(model, by_op=False)
+            shard(root, model, processes, bf16=False)
+            each = 8 // processes.size
+            mine = range(processes.rank * each, (processes.rank + 1) * each)
+            for row in mine:
+                sync_gradients(root, every or row == mine[-1])
+                root(x[row : row + 1], y[row : row + 1]).backward()
+            worst = 0.0
+            for name, param in model.named_parameters():
+                ours = param.grad.full_tensor()
+                gap = (ours - expected[name]).norm() / expected[name].norm()
+                worst = max(worst, float(gap))
+            found[f"tied {tied}, every {every}"] = worst
+    for how in ("recomputed", "compiled"):
+        model = small_llama()
+        if how == "recomputed":
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        else:  # the tracing and the hooks, without the minutes of a real compiler
+            for layer in layers_of(model):
+                layer.compile(backend="aot_eager")
+        root = Root(model.train(), by_op=how == "compiled")
+        shard(root, model, processes, bf16=False)
+        each = 8 // processes.size
+        part = slice(processes.rank * each, (processes.rank + 1) * each)
+        root(x[part], y[part]).backward()
+        whole = small_llama()
+        Root(whole, by_op=False)(x, y).backward()
+        expected = {name: param.grad for name, param in whole.named_parameters()}
+        found[how] = max(
+            float((p.grad.full_tensor() - expected[n]).norm() / expected[n].norm())
+            for n, p in model.named_parameters()
+        )
+    return found
+
+
+def whole_training(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:
+    """20 steps; which samples this process saw."""
+    _, trained, asked = run_training(folder / "pair", tokens, processes)
+    return {"asked": asked, "restarts": trained.restarts, "start": trained.start_val_loss}
+
+
+def distilled(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:
+    """20 steps with the reference beside, whole in each process; and with what it had said."""
+    run_training(folder / "beside", tokens, processes, distill={})
+    run_training(folder / "kept", tokens, processes, distill={"top_k": 64})
+    return {"shards": len(list((folder / "reference" / "logits").rglob("shard.json")))}
+
+
+def given_up(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:
+    """Out of reach of its goal; asked to stop in process 1 at the step before that is known."""
+    often = {"eval_every": 128, "schedule": "constant", "goal": Goal(0.0)}
+    run_training(folder / "given_up", tokens, processes, stop_after=6, stopping_rank=1, **often)
+    _, trained, asked = run_training(folder / "given_up", tokens, processes, **often)
+    return {"asked": asked, "decision": asdict(trained.decision)}
+
+
+def middle(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:
+    """From step 7 to step 13, asked to stop in process 1."""
+    _, trained, asked = run_training(
+        folder / "elastic", tokens, processes, stop_after=13, stopping_rank=1
+    )
+    return {"asked": asked, "stopped": trained is None}
+
+
+def full_disk(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:
+    """The disk of process 1 is full at the second save."""
+    write, count = state.write_pieces, 0
+
+    def fails(*arguments: object) -> None:
+        nonlocal count
+        count += 1
+        if count > 2:
+            raise OSError(28, "No space left on device")
+        write(*arguments)
+
+    if processes.rank == 1:
+        state.write_pieces = fails
+    code = 0
+    try:
+        run_training(folder / "full", tokens, processes, stop_after=3)
+        run_training(folder / "full", tokens, processes)
+    except MachineError as error:
+        code = error.exit_code
+    finally:  # the same processes go on with the next work
+        state.write_pieces = write
+    return {"code": code}
+
+
+def interrupted_validation(
+    folder: Path, tokens: TokenDirectory, processes: Processes
+) -> dict[str, object]:
+    """Process 1 is asked to stop while all of them validate."""
+    from inheritune.errors import Interrupted
+
+    stop = StopFlag()
+    stop.signal_number = signal.SIGTERM if processes.rank == 1 else None
+    try:
+        measure_val_loss(small_llama(), tokens.val, 16, 4, stop, processes=processes)
+    except Interrupted:
+        return {"stopped": True}
+    return {"stopped": False}
+
+
+def failing(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:
+    """Process 1 raises, is killed, or hangs in the middle of a training."""
+    how = os.environ["HOW"]
+
+    def listen(progress: Progress) -> None:
+        if processes.rank == 1 and progress.done == 3 * 128:
+            if how == "raises":
+                raise ValueError("broken on purpose")
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(14)
+
+    plain = {"device": "cpu", "precision": "fp32", "attention": "model", "compile": False}
+    off = {"fused_gelu": False, "fused_optimizer": True, "keep_large_blocks": False}
+    settings = Settings(**plain, **off, processes=processes.size)
+    plan = Plan("test", tokens.train, 2560, INPUTS)
+    with processes.watched():
+        train(
+            small_llama(),
+            recipe(),
+            plan,
+            settings,
+            folder / how,
+            lambda model: 1.0,
+            StopFlag(),
+            listen,
+            processes,
+        )
+    return {}
+
+
+def main(names: str, folder: Path, tokens: TokenDirectory) -> None:
+    processes = join(float(os.environ.get("TIMEOUT_S", "60")))
+    found = {}
+    for name in names.split(","):
+        found[name] = globals()[name](folder, tokens, processes)
+    (folder / f"found-{processes.rank}.json").write_text(json.dumps(found))
+    processes.leave()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], Path(sys.argv[2]), open_tokens(Path(sys.argv[3])))
+    except InherituneError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.stderr.flush()
+        os._exit(error.exit_code)  # as the command line does: a broken group aborts a plain end

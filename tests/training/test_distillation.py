@@ -1,0 +1,600 @@
+"""The loss against the frozen reference, and trainings with it."""
+
+import copy
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
+
+from inheritune.data.tokens import TokenDirectory
+from inheritune.errors import DataError, Interrupted, RecipeError, SourceError
+from inheritune.planning.recipe_plan import plan_recipe
+from inheritune.recipe.load import RecipeFile
+from inheritune.recipe.schema import Recipe, Train
+from inheritune.reporting.record import scratch_of
+from inheritune.reporting.tables import variants_table
+from inheritune.run.execute import execute
+from inheritune.run_directory import Run
+from inheritune.system.progress import Progress
+from inheritune.system.signals import StopFlag
+from inheritune.training import kl_divergence as divergence
+from inheritune.training import logit_cache
+from inheritune.training.batches import sample_numbers
+from inheritune.training.distillation import Distillation, DistillationLoss, FrozenReference
+from inheritune.training.hardware import Settings
+from inheritune.training.kl_divergence import Scores, TopK, loss_sums
+from inheritune.training.logit_cache import LogitCache
+from inheritune.training.loop import Plan, Trained, train
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+LONG = {"vocab_size": 320, "max_position_embeddings": 64}
+
+
+def llama(seed: int, layers: int, **changes: object) -> torch.nn.Module:
+    """Random weights, large enough that distributions are far from uniform."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(**(SMALL | LONG | changes), num_hidden_layers=layers)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def gemma2(seed: int, layers: int, **changes: object) -> torch.nn.Module:
+    """Its logits are more than the head's product: a soft-cap follows."""
+    torch.manual_seed(seed)
+    config = Gemma2Config(**SMALL, **LONG, head_dim=8, num_hidden_layers=layers)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+MODELS = {
+    "llama": llama,
+    "llama, tied": lambda seed, layers: llama(seed, layers, tie_word_embeddings=True),
+    "gemma2": gemma2,
+}
+X = torch.randint(0, 320, (3, 16), generator=torch.Generator().manual_seed(0))
+Y = torch.randint(0, 320, (3, 16), generator=torch.Generator().manual_seed(1))
+Y[0, :5] = Y[2, 9:] = -100
+
+
+def by_formula(
+    model: torch.nn.Module, reference: torch.nn.Module, alpha: float, tau: float
+) -> tuple[torch.Tensor, ...]:
+    """The definition, in fp64, of sums over the tokens that have a label."""
+    valid = Y != -100
+    z = copy.deepcopy(model).double()
+    ours = z(input_ids=X).logits[valid]
+    theirs = copy.deepcopy(reference).double()(input_ids=X).logits[valid].detach()
+    ce = F.cross_entropy(ours, Y[valid], reduction="sum")
+    p, q = (theirs / tau).softmax(-1), (ours / tau).softmax(-1)
+    kl = (p * (p.log() - q.log())).sum()
+    loss = alpha * ce + (1 - alpha) * tau**2 * kl
+    loss.backward()
+    return loss, ce, kl, {name: param.grad for name, param in z.named_parameters()}
+
+
+def against(
+    reference: torch.nn.Module,
+    model: torch.nn.Module,
+    settings: Settings,
+    alpha: float = 0.6,
+    temperature: float = 1.0,
+) -> DistillationLoss:
+    return DistillationLoss(
+        model, Distillation(FrozenReference(reference, settings), alpha, temperature)
+    )
+
+
+@pytest.mark.parametrize("chunk", [2**24, 7 * 320])
+@pytest.mark.parametrize(("alpha", "tau"), [(0.6, 1.0), (0.3, 2.5), (0.0, 1.0)])
+@pytest.mark.parametrize("name", MODELS)
+def test_it_is_the_formula_and_so_are_its_gradients(
+    name: str,
+    alpha: float,
+    tau: float,
+    chunk: int,
+    plain: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(divergence, "_CHUNK_LOGITS", chunk)
+    model, reference = MODELS[name](0, 2), MODELS[name](1, 3)
+    wanted = against(reference, model, plain, alpha, tau)
+    assert wanted.by_head == (name != "gemma2")
+    found = wanted(model, X, Y)
+    found[0].backward()
+    loss, ce, kl, gradients = by_formula(model, reference, alpha, tau)
+    expected = torch.stack((loss, ce, kl)).detach()
+    torch.testing.assert_close(found.detach().double(), expected, rtol=1e-5, atol=1e-5)
+    for key, parameter in model.named_parameters():
+        gap = (parameter.grad.double() - gradients[key]).norm()
+        assert gap <= 1e-5 * gradients[key].norm() + 1e-7, key
+
+
+def test_a_head_with_a_bias_has_its_gradient_too(plain: Settings) -> None:
+    model, reference = llama(0, 2), llama(1, 2)
+    for each in (model, reference):
+        each.lm_head = torch.nn.Linear(32, 320)
+    found = against(reference, model, plain, 0.6, 2.0)(model, X, Y)
+    found[0].backward()
+    gradients = by_formula(model, reference, 0.6, 2.0)[3]
+    for key in ("lm_head.weight", "lm_head.bias"):
+        ours = model.get_parameter(key).grad.double()
+        torch.testing.assert_close(ours, gradients[key], rtol=1e-4, atol=1e-5)
+
+
+def test_a_copy_of_the_reference_has_no_divergence_and_a_fresh_model_has_much(
+    plain: Settings,
+) -> None:
+    reference = llama(1, 3)
+    for model, least, most in ((copy.deepcopy(reference), 0.0, 1e-6), (llama(2, 3), 1.0, 100.0)):
+        loss = against(reference, model, plain)
+        divergence = float(loss(model, X, Y).detach()[2]) / int((Y != -100).sum())
+        assert least - 1e-6 <= divergence <= most
+
+
+def test_in_bf16_both_compute_in_bf16_and_sum_in_fp32(plain: Settings) -> None:
+    model, reference = llama(0, 2), llama(1, 3)
+    bf16 = replace(plain, precision="bf16")
+    wanted = against(reference, model, bf16)
+    with bf16.autocast():
+        found = wanted(model, X, Y)
+    found[0].backward()
+    expected = torch.stack(by_formula(model, reference, 0.6, 1.0)[:3]).detach()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.detach().double(), expected, rtol=2e-2, atol=0)
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+    wanted.check(torch.cat((X, Y[:, :1].clamp(min=0)), 1))
+
+
+def test_only_the_target_is_given_gradients_and_the_reference_stays_as_it_is(
+    plain: Settings,
+) -> None:
+    model, reference = llama(0, 2), llama(1, 3).train()
+    before = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
+    against(reference, model, plain, 0.0)(model, X, Y)[0].backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in reference.parameters())
+    assert not any(module.training for module in reference.modules())
+    assert_same(before, reference.state_dict())
+
+
+def test_two_vocabularies_are_refused_with_their_sizes(plain: Settings) -> None:
+    model, padded = llama(0, 1), llama(1, 1, vocab_size=384)
+    with pytest.raises(SourceError, match="target predicts 320 ids and its reference 384"):
+        against(padded, model, plain)
+
+
+def test_a_divergence_of_the_reference_from_itself_is_our_mistake(
+    plain: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, reference = llama(0, 1), llama(1, 1)
+    loss = against(reference, model, plain)
+    samples = torch.cat((X, X[:, :1]), 1)
+    loss.check(samples)
+    right = divergence._Terms.of
+
+    def entropy_left_out(terms: object, *args: object) -> object:
+        ce, kl, slope = right(terms, *args)
+        return ce, kl + ce, slope
+
+    monkeypatch.setattr(divergence._Terms, "of", entropy_left_out)
+    with pytest.raises(AssertionError, match=r"from itself is .* nats per token, not 0"):
+        loss.check(samples)
+
+
+# -- trainings
+
+
+def rows_of(folder: Path, key: str) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row[key] for row in rows if key in row]
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+class Trainer:
+    """Trains copies of one model against one reference."""
+
+    def __init__(self, tokens: TokenDirectory, settings: Settings) -> None:
+        self.stream, self.settings = tokens.train, settings
+        self.alpha: float | None = 0.6
+        self.reference = llama(1, 3)
+        self.cache: LogitCache | None = None
+
+    def __call__(
+        self, recipe: Train, folder: Path, stop_after: int | None = None
+    ) -> tuple[dict[str, torch.Tensor], Trained]:
+        """Start from the same weights, as a new process would."""
+        model, stop = llama(0, 2), StopFlag()
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def listen(progress: Progress) -> None:
+            if stop_after is not None and progress.done >= stop_after * recipe.batch_tokens:
+                stop.signal_number = 15
+
+        wanted = None
+        if self.alpha is not None:
+            beside = copy.deepcopy(self.reference)
+            source = self.cache or FrozenReference(beside, self.settings)
+            wanted = Distillation(source, self.alpha, 1.0)
+        plan = Plan("test", self.stream, recipe.tokens, {}, distillation=wanted)
+        told = (lambda model: 1.0, stop, listen)
+        trained = train(model, recipe, plan, self.settings, folder, *told)
+        if wanted is not None:
+            assert_same(self.reference.state_dict(), beside.state_dict())
+        return model.state_dict(), trained
+
+
+@pytest.fixture
+def trainer(tiny_tokens: TokenDirectory, plain: Settings) -> Trainer:
+    return Trainer(tiny_tokens, plain)
+
+
+def test_the_divergence_falls_and_rows_say_what_the_loss_is_made_of(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    trainer.alpha = 0.1  # what this reference says is not what the text says
+    trainer(train_recipe, tmp_path)
+    loss, ce, kl = (rows_of(tmp_path, key) for key in ("loss", "ce", "kl"))
+    assert len(loss) == len(ce) == len(kl) == 20
+    assert loss == pytest.approx([0.1 * c + 0.9 * k for c, k in zip(ce, kl, strict=True)])
+    assert sum(kl[-5:]) < sum(kl[:5])
+
+
+def test_with_alpha_1_it_trains_as_without_a_reference(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    trainer.alpha = 1.0
+    trainer(train_recipe, tmp_path / "alpha 1")
+    trainer.alpha = None
+    trainer(train_recipe, tmp_path / "plain")
+    ours, plain = (rows_of(tmp_path / name, "loss") for name in ("alpha 1", "plain"))
+    assert ours[0] == pytest.approx(plain[0], abs=1e-6)
+    assert ours == pytest.approx(plain, abs=1e-3)  # 20 steps at a high rate: rounding grows
+    assert rows_of(tmp_path / "plain", "ce") == rows_of(tmp_path / "plain", "kl") == []
+
+
+def test_a_step_does_not_depend_on_its_micro_batches(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    short = train_recipe.model_copy(update={"tokens": 640})
+    trainer(short, tmp_path / "8")
+    for micro_batch in (1, 4):
+        folder = tmp_path / str(micro_batch)
+        trainer(short.model_copy(update={"micro_batch": micro_batch}), folder)
+        for key in ("loss", "ce", "kl"):
+            whole = rows_of(tmp_path / "8", key)
+            assert rows_of(folder, key) == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize("stops", [[7], [3, 4, 19]])
+def test_stopped_and_continued_it_ends_with_the_same_weights_and_rows(
+    stops: list[int], trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    whole, _ = trainer(train_recipe, tmp_path / "whole")
+    for stop in stops:
+        with pytest.raises(Interrupted, match=f"saved at step {stop} of 20"):
+            trainer(train_recipe, tmp_path / "pieces", stop_after=stop)
+    pieces, trained = trainer(train_recipe, tmp_path / "pieces")
+    assert_same(whole, pieces)
+    assert trained.restarts == len(stops)
+    for key in ("loss", "ce", "kl", "grad_norm"):
+        assert rows_of(tmp_path / "whole", key) == rows_of(tmp_path / "pieces", key)
+
+
+def test_where_the_compiler_is_asked_for_on_a_cpu_it_is_left_out_and_said(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    short = train_recipe.model_copy(update={"tokens": 256})
+    eager, _ = trainer(short, tmp_path / "eager")
+    trainer.settings = replace(trainer.settings, compile=True)
+    weights, trained = trainer(short, tmp_path / "asked")
+    assert not trained.settings.compile
+    assert trained.notes == ("on a CPU a step with a reference is not compiled",)
+    assert_same(eager, weights)
+
+
+# -- what the reference predicts, kept on disk
+
+
+def cache_of(
+    trainer: Trainer, recipe: Train, folder: Path, k: int, steps: int, paid_by: str = "kd"
+) -> LogitCache:
+    """All that some steps need, in shards of at most 40 samples."""
+    made_from = {"reference": "abc"}
+    kept = LogitCache(folder, made_from, trainer.stream, recipe, k, 1.0, 320)
+    reference = FrozenReference(copy.deepcopy(trainer.reference), trainer.settings)
+    for place in kept.missing(steps * 8):
+        kept.write(place, reference, paid_by, lambda done: None)
+    return kept
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logit_cache, "_SHARD_BYTES", 40 * 16 * 8 * 4)
+
+
+@pytest.mark.parametrize("tau", [1.0, 2.0])
+def test_of_the_k_likeliest_and_the_rest_it_is_the_formula_over_k_plus_1_outcomes(
+    tau: float,
+) -> None:
+    torch.manual_seed(0)
+    z = torch.randn(6, 50, dtype=torch.float32).mul(2).requires_grad_()
+    theirs, labels = torch.randn(6, 50) * 2, torch.randint(0, 50, (6,))
+    sums = loss_sums(Scores(z), TopK.of(theirs, 5, tau), labels, 0.3, tau)
+    sums[0].backward()
+    y = z.detach().double().requires_grad_()
+    p, q = (theirs.double() / tau).softmax(-1), (y / tau).softmax(-1)
+    ids = theirs.topk(5).indices
+    p, q = (
+        torch.cat((d.gather(1, ids), 1 - d.gather(1, ids).sum(1, keepdim=True)), 1) for d in (p, q)
+    )
+    kl = (p * (p / q).log()).sum()
+    loss = 0.3 * F.cross_entropy(y, labels, reduction="sum") + 0.7 * tau**2 * kl
+    loss.backward()
+    assert float(sums[2].detach()) == pytest.approx(float(kl.detach()), rel=1e-5)
+    assert float(sums[0].detach()) == pytest.approx(float(loss.detach()), rel=1e-5)
+    torch.testing.assert_close(z.grad.double(), y.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_with_all_but_one_id_kept_it_trains_as_with_the_reference_beside_it(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    short = train_recipe.model_copy(update={"tokens": 640})
+    trainer(short, tmp_path / "beside")
+    trainer.cache = cache_of(trainer, short, tmp_path, k=319, steps=5)
+    trainer(short, tmp_path / "kept")
+    for key in ("ce", "kl"):
+        beside = rows_of(tmp_path / "beside", key)
+        assert rows_of(tmp_path / "kept", key) == pytest.approx(beside, abs=2e-3)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_from_shards_and_over_epochs_it_is_stopped_and_continued_bit_for_bit(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    per_epoch = trainer.stream.num_samples(16) * 16
+    longer = train_recipe.model_copy(update={"tokens": per_epoch + 1280, "eval_every": 10**9})
+    steps = longer.tokens // 128
+    trainer.cache = cache_of(trainer, longer, tmp_path, 8, steps)
+    assert len(list(trainer.cache.path.glob("shard-*"))) == -(-per_epoch // (16 * 40))
+    whole, _ = trainer(longer, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        trainer(longer, tmp_path / "pieces", stop_after=per_epoch // 128)
+    trainer.cache = cache_of(trainer, longer, tmp_path, 8, steps)  # as a new process opens it
+    pieces, _ = trainer(longer, tmp_path / "pieces")
+    assert_same(whole, pieces)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_every_sample_is_looked_up_as_it_was_predicted_in_any_epoch(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    samples = trainer.stream.num_samples(16)
+    kept = cache_of(trainer, train_recipe, tmp_path, 8, samples // 8 + 1)
+    reference = FrozenReference(trainer.reference, trainer.settings)
+    for position in (0, 36, samples - 3, 2 * samples + 5):
+        numbers = sample_numbers(samples, train_recipe, position, position + 8)
+        ids = torch.from_numpy(trainer.stream.samples(numbers, 16))[:, :-1]
+        top = TopK.of(reference.whole(ids, 1.0).scores.rows(slice(None)), 8, 1.0)
+        found = kept.look_up(position, 8, torch.device("cpu"))
+        torch.testing.assert_close(found.log_p, top.log_p, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(found.log_rest, top.log_rest, rtol=1e-3, atol=1e-3)
+        assert torch.equal(found.ids[:, 0], top.ids[:, 0])
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_what_is_there_is_not_made_again_and_who_had_it_made_pays(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    kept = cache_of(trainer, train_recipe, tmp_path, 8, 3, paid_by="first")
+    assert kept.missing(3 * 8) == kept.missing(8) == []
+    assert kept.missing(20 * 8) == [(24, 64), (64, 104), (104, 144), (144, 160)]
+    before = {path: path.stat().st_mtime_ns for path in kept.path.rglob("*.bin")}
+    longer = cache_of(trainer, train_recipe, tmp_path, 8, 6, paid_by="second")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert longer.missing(6 * 8) == []
+    costs = [longer.cost(name)[0] for name in ("first", "second", "third")]
+    assert costs == [3 * 128, 3 * 128, 0]
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_stopped_in_a_shard_the_whole_ones_stay_and_only_they(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    kept = cache_of(trainer, train_recipe, tmp_path, 8, 5)
+    reference = FrozenReference(trainer.reference, trainer.settings)
+
+    def asked(done: int) -> None:
+        raise Interrupted("stopped", "")
+
+    with pytest.raises(Interrupted):
+        kept.write(kept.missing(80)[0], reference, "kd", asked)
+    assert [path.name for path in kept.path.iterdir() if "shard" in path.name] == [
+        "shard-0000000000-0000000040"
+    ]
+    assert kept.missing(80) == [(40, 80)]
+
+
+def test_a_shard_that_was_changed_is_refused_by_name(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    kept = cache_of(trainer, train_recipe, tmp_path, 8, 2)
+    victim = next(kept.path.rglob("log_p.bin"))
+    content = bytearray(victim.read_bytes())
+    content[5] ^= 1
+    victim.write_bytes(content)
+    again = cache_of(trainer, train_recipe, tmp_path, 8, 2)
+    with pytest.raises(DataError, match=r"log_p\.bin is not what was written"):
+        again.look_up(0, 8, torch.device("cpu"))
+
+
+# -- whole runs
+
+
+def recipe_of(model: Path, text: Path, **variants: dict[str, object]) -> RecipeFile:
+    """One round of ten steps; `variants` beside the target."""
+    train_section = {"tokens": 1280, "seq_len": 16, "batch_tokens": 128, "micro_batch": 8}
+    rates = {"learning_rate": 1e-3, "min_learning_rate": 1e-4, "precision": "fp32"}
+    fields = {
+        "name": "tiny",
+        "reference": {"model": str(model)},
+        "data": {"source": str(text), "val_fraction": 0.2},
+        "train": train_section | rates,
+        "grow": {"add": 0},
+        "variants": variants,
+        "analyze": None,
+    }
+    return RecipeFile(None, "# made by a test\n", Recipe.model_validate(fields), {})
+
+
+VARIANTS = {
+    "target": {"start": "inherit", "distill": {"alpha": 0.5}},
+    "kd": {"start": "fresh", "distill": {"top_k": 16, "temperature": 2}},
+    "kd-again": {"start": "fresh", "distill": {"alpha": 0, "top_k": 16, "temperature": 2}},
+    "scratch": {"start": "fresh"},
+}
+
+
+@pytest.fixture(scope="module")
+def run(
+    tiny_reference: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, RecipeFile]:
+    root = tmp_path_factory.mktemp("distilled") / "tiny"
+    recipe = recipe_of(tiny_reference, tiny_text, **VARIANTS)
+    execute(recipe, root)
+    return root, recipe
+
+
+def test_the_ledger_names_the_references_forwards_and_counts_them_once(
+    run: tuple[Path, RecipeFile],
+) -> None:
+    record = Run(run[0]).read()
+    each = record["variants"][0]["flops_per_token"] / 3  # of the reference, forward
+    named = {e["item"]: e["flops"] for e in record["ledger"] if "forwards" in e["item"]}
+    assert named == {
+        "target, round 1, 2 layers: forwards of the reference": pytest.approx(each * 1280),
+        "kd, 2 layers: forwards of the reference": pytest.approx(each * 1280),
+        "kd-again, 2 layers: forwards of the reference": 0.0,
+    }
+    flops = {row["name"]: row["flops"] for row in record["variants"]}
+    assert flops["target"] - flops["scratch"] == pytest.approx(each * 1280)
+    trained = sum(flops[name] for name in VARIANTS)
+    counted = sum(e["flops"] for e in record["ledger"][1:])
+    assert counted == pytest.approx(trained + record["ledger"][1]["flops"])
+    assert counted == pytest.approx(record["result"]["flops"])
+
+
+def test_the_plan_counts_what_the_run_then_spends(
+    run: tuple[Path, RecipeFile], tmp_path: Path
+) -> None:
+    root, recipe = run
+    plan = plan_recipe(recipe.recipe, tmp_path / "planned")
+    done = {row["name"]: row for row in Run(root).read()["variants"]}
+    for training in plan.trainings:
+        row = done[training.name]
+        spent = row["flops_per_token"] * row["tokens"] + row["reference_flops"]
+        assert training.flops == pytest.approx(spent)
+        assert (training.reference_flops or 0.0) == pytest.approx(row["reference_flops"])
+    assert plan.memory.reference == 4 * plan.reference_params
+    assert plan.disk["logits"] == 1280 * (16 * (2 + 2) + 4)
+    stored = sum(path.stat().st_size for path in (root / "reference").rglob("*.bin"))
+    assert plan.disk["logits"] == stored
+    assert any("forward passes for target, kd:" in note for note in plan.notes)
+
+
+def test_stacking_and_equal_compute_learn_from_the_reference_as_planned(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    variants = {
+        "target": {"start": "inherit", "distill": {}},
+        "stacked": {"start": "stacking", "distill": {"top_k": 16}},
+        "equal": {"start": "fresh", "tokens": "equal_compute", "distill": {}},
+    }
+    recipe = recipe_of(tiny_reference, tiny_text, **variants)
+    plan = plan_recipe(recipe.recipe, tmp_path / "planned")
+    execute(recipe, tmp_path / "tiny")
+    record = Run(tmp_path / "tiny").read()
+    done = [*record["rounds"], *record["variants"][2:]]  # after the reference and the target
+    assert [row["name"] for row in done] == ["target", "stacked", "stacked", "equal"]
+    assert all(row["distill"] for row in done)
+    for training, row in zip(plan.trainings, done, strict=True):
+        assert (training.layers, training.tokens) == (row["layers"], row["tokens"])
+        assert training.reference_flops == pytest.approx(row["reference_flops"])
+    assert plan.trainings[3].tokens == 1280
+    stored = sum(path.stat().st_size for path in (tmp_path / "tiny").rglob("logits/**/*.bin"))
+    assert plan.disk["logits"] == stored == 2 * 1280 * (16 * (2 + 2) + 4)
+
+
+def test_only_a_variant_that_is_distilled_says_so_in_its_inputs(
+    run: tuple[Path, RecipeFile],
+) -> None:
+    root, _ = run
+    said = {
+        name: json.loads((Run(root).variant(name, 2) / "result.json").read_text())["inputs"]
+        for name in VARIANTS
+    }
+    assert said["target"]["distill"] == {"alpha": 0.5, "temperature": 1.0, "top_k": None}
+    assert said["kd"]["distill"] == {"alpha": 0.6, "temperature": 2.0, "top_k": 16}
+    assert "distill" not in said["scratch"]
+    rows = (Run(root).variant("kd", 2) / "metrics.jsonl").read_text()
+    assert '"kl": ' in rows
+
+
+def test_what_is_compared_is_cross_entropy_and_the_notes_say_so(
+    run: tuple[Path, RecipeFile],
+) -> None:
+    record = Run(run[0]).read()
+    notes = [note for note in record["notes"] if "distributions" in note]
+    assert len(notes) == 3
+    assert "0.5 x cross-entropy + 0.5 x KL divergence" in notes[0]
+    assert "0.4 x 2^2 x KL divergence over the 16 likeliest ids" in notes[1]
+    assert scratch_of(record)["name"] == "scratch"
+    assert "fresh weights, distilled" in variants_table(record).csv()
+
+
+def test_another_alpha_is_refused_with_both_values(
+    run: tuple[Path, RecipeFile], tiny_reference: Path, tiny_text: Path
+) -> None:
+    changed = VARIANTS | {"target": {"start": "inherit", "distill": {"alpha": 0.7}}}
+    with pytest.raises(RecipeError, match=r"distill\.alpha = 0\.5; now it is 0\.7"):
+        execute(recipe_of(tiny_reference, tiny_text, **changed), run[0])
+
+
+def test_a_run_stopped_while_the_reference_predicts_ends_the_same(
+    run: tuple[Path, RecipeFile], tmp_path: Path
+) -> None:
+    root, recipe = run
+    asked = False
+
+    def listen(progress: Progress) -> None:
+        nonlocal asked
+        if not asked and progress.task == "kd, 2 layers, reference" and progress.done > 20:
+            asked = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        execute(recipe, tmp_path / "tiny", listen)
+    execute(recipe, tmp_path / "tiny", listen)
+    one, other = (Run(path).read()["variants"] for path in (root, tmp_path / "tiny"))
+    for key in ("val_loss", "flops", "reference_flops"):
+        assert [row.get(key) for row in one] == [row.get(key) for row in other]
+
+
+def test_more_ids_than_there_are_cannot_be_kept(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    target = {"start": "inherit", "distill": {"top_k": 400}}
+    with pytest.raises(RecipeError, match=r"variants\.target\.distill\.top_k is 400"):
+        execute(recipe_of(tiny_reference, tiny_text, target=target), tmp_path / "tiny")

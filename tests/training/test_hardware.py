@@ -1,0 +1,85 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from inheritune.recipe.schema import Train
+from inheritune.training import hardware as settings
+from inheritune.training.hardware import choose_settings
+
+LONG, SHORT = 1e18, 1e9  # FLOPs
+
+
+def recipe(**fields: object) -> Train:
+    base = {"tokens": 10_000, "seq_len": 64, "batch_tokens": 640, "micro_batch": 10}
+    return Train.model_validate(base | fields)
+
+
+@pytest.fixture(autouse=True)
+def _on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [({"avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16"), ({"avx2"}, "fp32"), (set(), "fp32")],
+)
+def test_precision_follows_the_processor(
+    flags: set[str], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "processor_flags", lambda: frozenset(flags))
+    assert choose_settings(recipe(), SHORT).precision == precision
+
+
+def test_attention_follows_the_sequence_length() -> None:
+    assert choose_settings(recipe(seq_len=512, batch_tokens=5120), SHORT).attention == "matmul"
+    assert choose_settings(recipe(seq_len=1024, batch_tokens=10240), SHORT).attention == "model"
+
+
+def test_compiling_follows_the_planned_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert not choose_settings(recipe(), SHORT).compile
+    assert choose_settings(recipe(), LONG).compile
+
+
+def test_without_a_compiler_nothing_is_compiled_and_the_reason_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(settings.shutil, "which", lambda name: None)
+    chosen = choose_settings(recipe(compile="on"), LONG)
+    assert not chosen.compile
+    assert chosen.reasons["compile"] == "no C++ compiler on this machine"
+
+
+def test_every_part_can_be_switched_off() -> None:
+    off = {"precision": "fp32", "attention": "model", "compile": "off"}
+    off |= {"fused_gelu": "off", "fused_optimizer": "off", "keep_large_blocks": "off"}
+    chosen = choose_settings(recipe(**off), LONG)
+    assert chosen.precision == "fp32"
+    assert chosen.attention == "model"
+    assert not any(
+        [chosen.compile, chosen.fused_gelu, chosen.fused_optimizer, chosen.keep_large_blocks]
+    )
+
+
+def test_settings_are_json_values() -> None:
+    record = choose_settings(recipe(), SHORT).record()
+    assert set(record["reasons"]) == {"device", "precision", "attention", "compile"}
+    assert record["device"] == "cpu"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
+def test_large_blocks_stay_in_the_process_when_freed() -> None:
+    code = (
+        "from pathlib import Path; from inheritune.training.hardware import keep_large_blocks\n"
+        "if {keep}: keep_large_blocks()\n"
+        "block = bytearray(b'x') * (512 << 20); del block\n"
+        "print(int(Path('/proc/self/statm').read_text().split()[1]) * 4096 >> 20)\n"
+    )
+
+    def resident_mb(keep: bool) -> int:
+        command = [sys.executable, "-c", code.format(keep=keep)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert resident_mb(keep=True) > 512 > resident_mb(keep=False)

@@ -1,0 +1,106 @@
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+)
+
+from inheritune.training.loss import Root, loss_sum, op_agrees_with_the_model
+
+SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+CONFIGS = {
+    "llama": LlamaConfig(**SMALL, intermediate_size=48),
+    "gpt2": GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    "gpt_neox": GPTNeoXConfig(**SMALL, intermediate_size=48, max_position_embeddings=64),
+    "gemma2": Gemma2Config(**SMALL, intermediate_size=48, head_dim=8),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_is_the_models_own_loss_times_the_tokens(name: str) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+    samples = torch.randint(0, 97, (3, 17))
+    with torch.no_grad():
+        # Given labels of equal length, transformers shifts by itself and leaves the last one out.
+        own = model(input_ids=samples, labels=samples, use_cache=False).loss
+        ours = loss_sum(model, samples)
+    torch.testing.assert_close(ours / (3 * 16), own, rtol=1e-6, atol=1e-6)
+
+
+def test_bf16_logits_are_summed_in_fp32() -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    samples = torch.randint(0, 97, (3, 17))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert loss_sum(model, samples).dtype == torch.float32
+
+
+FITS = {
+    "llama": LlamaConfig(**SMALL, intermediate_size=48),
+    "llama, tied": LlamaConfig(**SMALL, intermediate_size=48, tie_word_embeddings=True),
+    "gpt2": CONFIGS["gpt2"],
+    "gpt_neox": CONFIGS["gpt_neox"],
+}
+DOES_MORE = {
+    "gemma2, soft-cap": CONFIGS["gemma2"],
+    "granite, scale": GraniteConfig(**SMALL, intermediate_size=48, logits_scaling=8.0),
+    "cohere, scale": CohereConfig(**SMALL, intermediate_size=48),
+}
+
+
+def fresh(config: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_the_op_is_found_to_be_the_loss_of_plain_models(name: str) -> None:
+    assert op_agrees_with_the_model(fresh(FITS[name]))
+
+
+@pytest.mark.parametrize("name", DOES_MORE)
+def test_models_that_do_more_to_their_logits_are_found_out(name: str) -> None:
+    assert not op_agrees_with_the_model(fresh(DOES_MORE[name]))
+
+
+@pytest.mark.parametrize("name", FITS | DOES_MORE)
+def test_asking_leaves_every_weight_bit_for_bit(name: str) -> None:
+    model = fresh((FITS | DOES_MORE)[name])
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    training = model.training
+    op_agrees_with_the_model(model)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert model.training == training
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_loss_equals_reference_by_the_op_with_its_gradients(name: str) -> None:
+    model = fresh(FITS[name]).eval()
+    x, y = torch.randint(0, 97, (2, 3, 16))
+    y[0, :5] = -100
+    gradients, losses = [], []
+    for by_op in (False, True):
+        model.zero_grad()
+        loss = Root(model, by_op)(x, y)
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append([param.grad.clone() for param in model.parameters()])
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=1e-5)
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_in_bf16_the_op_sums_in_fp32() -> None:
+    model = fresh(FITS["llama"]).eval()
+    samples = torch.randint(0, 97, (64, 65))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ours = Root(model, by_op=True)(samples[:, :-1], samples[:, 1:])
+        theirs = loss_sum(model, samples)
+    assert ours.dtype == torch.float32
+    assert abs(ours - theirs) / (64 * 64) < 2e-4

@@ -1,0 +1,286 @@
+"""Several real processes, over gloo, against one."""
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from inheritune.data.tokens import TokenDirectory
+from inheritune.training.checkpoint import Position, load_newest, load_weights
+from inheritune.training.sharded_safetensors import SavedTensors
+
+SCRIPT = Path(__file__).with_name("group_work.py")
+
+
+def work_module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("group_work", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+WORK = work_module()
+
+
+def in_group(
+    names: str,
+    folder: Path,
+    tokens: TokenDirectory,
+    size: int = 2,
+    nodes: int = 1,
+    limit_s: float = 120,
+    **more: str,
+) -> list[int]:
+    """Have real processes do something; their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    address |= {"LOCAL_WORLD_SIZE": str(size // nodes), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), names, str(folder), str(tokens.path)],
+            env=os.environ | address | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | more,
+        )
+        for rank in range(size)
+    ]
+    try:
+        return [process.wait(timeout=limit_s) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def found(folder: Path, rank: int) -> dict:
+    return json.loads((folder / f"found-{rank}.json").read_text())
+
+
+def losses(folder: Path, key: str = "loss") -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row[key] for row in rows if key in row]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_tokens: TokenDirectory, tmp_path_factory: pytest.TempPathFactory):
+    """The training in one process: folder, weights, samples in their order."""
+    folder = tmp_path_factory.mktemp("alone")
+    model, _, asked = WORK.run_training(folder, tiny_tokens)
+    return folder, model.state_dict(), asked
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_tokens: TokenDirectory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes found; the elastic training began in one, and ends in one."""
+    folder = tmp_path_factory.mktemp("pair")
+    WORK.run_training(folder / "elastic", tiny_tokens, stop_after=7)
+    reference = WORK.small_llama(tied=False)
+    for parameter in reference.parameters():  # not near uniform, as the fresh target is
+        parameter.data.mul_(4)
+    reference.save_pretrained(folder / "reference")
+    works = "gradients,whole_training,distilled,middle,full_disk,interrupted_validation,given_up"
+    assert in_group(works, folder, tiny_tokens) == [0, 0]
+    shutil.copytree(folder / "elastic", folder / "stopped")
+    return folder
+
+
+def test_fsdp_sum_recipe_gradients_are_the_true_sum(pair: Path) -> None:
+    gaps = found(pair, 0)["gradients"]
+    assert len(gaps) == 6
+    assert max(gaps.values()) < 1e-6, gaps
+
+
+def test_batch_partition_invariance(
+    pair: Path, alone: tuple, tiny_tokens: TokenDirectory, tmp_path: Path
+) -> None:
+    whole = losses(alone[0])
+    assert losses(pair / "pair") == pytest.approx(whole, abs=1e-5)
+    assert losses(pair / "pair", "grad_norm") == pytest.approx(
+        losses(alone[0], "grad_norm"), rel=1e-4
+    )
+    WORK.run_training(tmp_path, tiny_tokens, micro_batch=8)
+    assert losses(tmp_path) == pytest.approx(whole, abs=1e-5)
+    model = WORK.small_llama()
+    load_weights(pair / "pair" / "checkpoints", model)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, alone[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_every_sample_of_a_step_is_seen_once_by_one_process(pair: Path, alone: tuple) -> None:
+    first, second = (found(pair, rank)["whole_training"]["asked"] for rank in (0, 1))
+    together = [n for step in range(20) for part in (first, second) for n in part[4 * step :][:4]]
+    assert together == alone[2]
+
+
+@pytest.mark.parametrize(("how", "distill"), [("beside", {}), ("kept", {"top_k": 64})])
+def test_with_a_reference_the_losses_are_those_of_one_process(
+    how: str, distill: dict, pair: Path, tiny_tokens: TokenDirectory, tmp_path: Path
+) -> None:
+    shutil.copytree(pair / "reference", tmp_path / "reference")
+    WORK.run_training(tmp_path / how, tiny_tokens, distill=distill)
+    for key in ("loss", "ce", "kl"):
+        assert losses(pair / how, key) == pytest.approx(losses(tmp_path / how, key), abs=1e-5)
+    assert [found(pair, rank)["distilled"]["shards"] for rank in (0, 1)] == [6, 6]
+
+
+def test_a_training_is_given_up_at_the_same_step_by_all_also_after_a_stop(
+    pair: Path, tiny_tokens: TokenDirectory, tmp_path: Path
+) -> None:
+    often = {"eval_every": 128, "schedule": "constant", "goal": WORK.Goal(0.0)}
+    _, trained, _ = WORK.run_training(tmp_path, tiny_tokens, **often)
+    assert trained.position.tokens == trained.decision.tokens == 896
+    assert (tmp_path / "checkpoints" / "step-00000007").is_dir()
+    first, second = (found(pair, rank)["given_up"] for rank in (0, 1))
+    assert first["decision"] == second["decision"]
+    assert first["decision"]["tokens"] == 896
+    assert [len(part["asked"]) for part in (first, second)] == [4, 4]  # the one step after the stop
+    assert len(losses(pair / "given_up")) == len(losses(tmp_path)) == 7
+    assert (pair / "given_up" / "checkpoints" / "step-00000007").is_dir()
+
+
+def test_val_loss_is_the_same_number_at_any_world_size(pair: Path, alone: tuple) -> None:
+    assert found(pair, 0)["whole_training"]["start"] == losses(alone[0], "val_loss")[0]
+    assert losses(pair / "pair", "val_loss") == pytest.approx(
+        losses(alone[0], "val_loss"), abs=1e-5
+    )
+
+
+def test_resume_elastic_from_one_to_two_to_one(
+    pair: Path, alone: tuple, tiny_tokens: TokenDirectory
+) -> None:
+    folder = pair / "elastic"
+    _, trained, asked = WORK.run_training(folder, tiny_tokens)
+    assert trained.restarts == 2
+    # The step in which process 1 was asked to stop is done again, whole, by whoever goes on.
+    assert asked[:56] == alone[2][13 * 8 :]
+    assert losses(folder) == pytest.approx(losses(alone[0]), abs=1e-5)
+    model = WORK.small_llama()
+    load_weights(folder / "checkpoints", model)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, alone[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_sigterm_of_one_rank_stops_all_at_the_same_step(pair: Path) -> None:
+    assert all(found(pair, rank)["middle"]["stopped"] for rank in (0, 1))
+    asked = [found(pair, rank)["middle"]["asked"] for rank in (0, 1)]
+    assert len(asked[0]) == len(asked[1]) == 4 * 7  # steps 8 to 13, and the one that was dropped
+
+
+def test_a_stop_in_one_rank_ends_the_validation_of_all(pair: Path) -> None:
+    assert all(found(pair, rank)["interrupted_validation"]["stopped"] for rank in (0, 1))
+
+
+def test_a_full_disk_of_one_rank_fails_the_save_in_all_and_publishes_nothing(pair: Path) -> None:
+    assert sorted(found(pair, rank)["full_disk"]["code"] for rank in (0, 1)) == [4, 4]
+    saved = [path.name for path in (pair / "full" / "checkpoints").glob("*step*")]
+    assert saved == ["step-00000003"]
+
+
+SAVED = ["model", "optimizer"]
+
+
+@pytest.fixture
+def shared_save(pair: Path, tmp_path: Path) -> Path:
+    """The checkpoints of two processes, to be damaged; a good one of step 13 is older."""
+    folder = tmp_path / "pair"
+    shutil.copytree(pair / "pair" / "checkpoints", folder / "checkpoints")
+    older = pair / "stopped" / "checkpoints" / "step-00000013"
+    shutil.copytree(older, folder / "checkpoints" / older.name)
+    return folder
+
+
+@pytest.mark.parametrize("kind", SAVED)
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("damage", ["removed", "truncated", "flipped"])
+def test_corrupt_or_missing_file_of_each_rank_is_passed_over(
+    kind: str, rank: int, damage: str, shared_save: Path
+) -> None:
+    newest = shared_save / "checkpoints" / "step-00000020"
+    victim = newest / f"{kind}-{rank:05d}-of-00002.safetensors"
+    content = bytearray(victim.read_bytes())
+    if damage == "removed":
+        victim.unlink()
+    elif damage == "truncated":
+        victim.write_bytes(content[: len(content) // 2])
+    else:
+        content[-1] ^= 1
+        victim.write_bytes(content)
+    position, notes = load(shared_save)
+    assert position.step == 13
+    assert len(notes) == 1
+    assert victim.name in notes[0]
+
+
+def test_a_hole_in_the_rows_is_seen_even_if_the_manifest_says_nothing(shared_save: Path) -> None:
+    newest = shared_save / "checkpoints" / "step-00000020"
+    manifest = json.loads((newest / "manifest.json").read_text())
+    for kind in SAVED:  # as if one process had written alone
+        (newest / f"{kind}-00001-of-00002.safetensors").unlink()
+        del manifest["files"][f"{kind}-00001-of-00002.safetensors"]
+        name = f"{kind}.safetensors"
+        (newest / f"{kind}-00000-of-00002.safetensors").rename(newest / name)
+        manifest["files"][name] = manifest["files"].pop(f"{kind}-00000-of-00002.safetensors")
+    manifest["writers"] = 1
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    position, notes = load(shared_save)
+    assert position.step == 13
+    assert "rows of" in notes[0]
+
+
+def test_a_file_that_is_too_many_is_seen(shared_save: Path) -> None:
+    newest = shared_save / "checkpoints" / "step-00000020"
+    shutil.copy(newest / "model-00000-of-00002.safetensors", newest / "extra.safetensors")
+    position, notes = load(shared_save)
+    assert position.step == 13
+    assert "extra.safetensors was not written with it" in notes[0]
+
+
+def test_a_tied_weight_is_saved_once(pair: Path) -> None:
+    saved = pair / "pair" / "checkpoints" / "step-00000020"
+    names = SavedTensors(saved.glob("model*.safetensors")).names
+    assert "model.embed_tokens.weight" in names
+    assert "lm_head.weight" not in names
+    assert len(list(saved.glob("*.safetensors"))) == 4
+    assert not [path for path in saved.iterdir() if path.suffix not in {".safetensors", ".json"}]
+
+
+def load(folder: Path) -> tuple[Position, list[str]]:
+    model = WORK.small_llama()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    return load_newest(folder / "checkpoints", model, optimizer, WORK.INPUTS)
+
+
+@pytest.mark.parametrize("how", ["raises", "killed", "hangs"])
+def test_when_one_process_fails_all_end_in_time(
+    how: str, tiny_tokens: TokenDirectory, tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    codes = in_group("failing", tmp_path, tiny_tokens, HOW=how, TIMEOUT_S="5", limit_s=60)
+    assert 0 not in codes
+    assert codes[0] == 4
+    assert time.monotonic() - began < 50
+    assert not list((tmp_path / how).glob("checkpoints/*"))
+
+
+@pytest.mark.slow
+def test_two_machines_of_two_processes_give_the_same_gradients_and_weights(
+    alone: tuple, tiny_tokens: TokenDirectory, tmp_path: Path
+) -> None:
+    codes = in_group("gradients,whole_training", tmp_path, tiny_tokens, size=4, nodes=2)
+    assert codes == [0] * 4
+    assert max(found(tmp_path, 0)["gradients"].values()) < 1e-6
+    assert losses(tmp_path / "pair") == pytest.approx(losses(alone[0]), abs=1e-5)
+    saved = tmp_path / "pair" / "checkpoints" / "step-00000020"
+    assert len(list(saved.glob("model-*.safetensors"))) == 2  # one machine's worth
+    model = WORK.small_llama()
+    load_weights(saved.parent, model)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, alone[1][name], rtol=1e-3, atol=1e-4)
