@@ -11,9 +11,8 @@ from training.stream import random_batches, recipe_of
 from training.turns import Turns
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from inheritune.training.gelu import use_fused_gelu
 from inheritune.training.hardware import choose_device, choose_settings, keep_large_blocks
-from inheritune.training.kernels import MATMUL_ATTENTION, register_matmul_attention
+from inheritune.training.kernels import MATMUL_ATTENTION, register_matmul_attention, use_fused_gelu
 
 _SAMPLES = 1 << 20  # an epoch is longer than anybody waits
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from inheritune.analysis.advice import advise
-from inheritune.analysis.lazy import laziest_first, lazy_group
+from inheritune.analysis.advice import advise, laziest_first, lazy_group
 from inheritune.errors import RecipeError
 from inheritune.surgery.selection import choose_layers
 

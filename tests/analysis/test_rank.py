@@ -5,8 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inheritune.analysis.calibration import calibration
-from inheritune.analysis.rank import attention_mass, attention_rank, exact_rank, sink_share
+from inheritune.analysis.rank import (
+    attention_mass,
+    attention_rank,
+    calibration,
+    exact_rank,
+    sink_share,
+)
 
 THRESHOLDS = (0.80, 0.85, 0.90, 0.95)
 

@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from inheritune.reporting.comparison import write_comparison
-from inheritune.reporting.live import Latest, live_page
-from inheritune.reporting.live_server import open_server
+from inheritune.reporting.live_server import Latest, live_page, open_server
 
 WAIT_MS = 120_000  # nothing is measured; a busy machine only takes longer
 CHARTS = ("val-loss", "training-loss", "speed")

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from inheritune.data import document_hashes
-from inheritune.data.document_hashes import DocumentHashes
+from inheritune.data import overlap as document_hashes
+from inheritune.data.overlap import DocumentHashes
 
 
 @pytest.mark.parametrize(("held", "counted"), [(1 << 20, 1 << 23), (7, 1 << 23), (10, 16)])

@@ -7,9 +7,9 @@ import pytest
 
 from inheritune.data import encoding
 from inheritune.data.document import held_out, sampled
-from inheritune.data.journal import Journal
 from inheritune.data.prepare import prepare, training_texts
 from inheritune.data.sources import documents
+from inheritune.data.staging import Journal
 from inheritune.errors import Interrupted, RecipeError
 from inheritune.recipe.schema import Data, TextSource
 

@@ -4,7 +4,8 @@ import json
 import pytest
 import zstandard
 
-from inheritune.data import text_files, zstd
+from inheritune.data import text_files
+from inheritune.data import text_files as zstd
 from inheritune.data.bad_rows import BadRows
 from inheritune.data.input_files import InputFile
 from inheritune.data.sources import documents

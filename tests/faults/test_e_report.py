@@ -17,8 +17,14 @@ from typer.testing import CliRunner
 
 from inheritune.cli.app import app
 from inheritune.reporting.comparison import write_comparison
-from inheritune.reporting.live import Latest, live_page
-from inheritune.reporting.live_server import HOST, MOST_CONNECTIONS, LiveServer, open_server
+from inheritune.reporting.live_server import (
+    HOST,
+    MOST_CONNECTIONS,
+    Latest,
+    LiveServer,
+    live_page,
+    open_server,
+)
 from inheritune.reporting.page import write_report
 
 LARGEST = 1_500_000

@@ -18,7 +18,7 @@ from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.load import RecipeFile
 from inheritune.run.execute import execute, prepare_only
 from inheritune.run_directory import Run
-from inheritune.steps.pinned import open_pinned, pinned_commit
+from inheritune.steps.reference_store import open_pinned, pinned_commit
 from inheritune.system.devices import DEVICES, Speed
 from inheritune.training.loop import plan_steps
 from inheritune.training.models import describe

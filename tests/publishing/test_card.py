@@ -8,7 +8,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from inheritune.model_files.card import split_front_matter
 from inheritune.publishing.card import card, write_card
-from inheritune.reporting.scores import score_results
+from inheritune.reporting.score_table import score_results
 
 RECORD = {
     "name": "small",

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from inheritune.reporting.attention_charts import attention_part
+from inheritune.reporting.document import svg
 from inheritune.reporting.page import write_report
-from inheritune.reporting.vega import svg
 
 
 def layer(number: int, ranks: list[float]) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from inheritune.reporting.curves import read_curves
+from inheritune.reporting.document import png, svg
 from inheritune.reporting.line_charts import Chart
 from inheritune.reporting.loss_charts import loss_charts
-from inheritune.reporting.vega import png, svg
 
 
 @pytest.fixture(scope="module")

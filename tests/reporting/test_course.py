@@ -13,9 +13,8 @@ from inheritune.reporting.curves import read_curves
 from inheritune.reporting.loss_charts import loss_charts
 from inheritune.reporting.metrics_file import read_metrics
 from inheritune.reporting.series import axes_of, smoothed, val_lines
-from inheritune.reporting.speed import speed_table
-from inheritune.reporting.standing import standing
-from inheritune.reporting.tokens_to_reach import reach_table
+from inheritune.reporting.summary import standing
+from inheritune.reporting.tokens_to_reach import reach_table, speed_table
 
 
 @pytest.fixture

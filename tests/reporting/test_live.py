@@ -13,8 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from inheritune.reporting.live import Latest, live_page
-from inheritune.reporting.live_server import open_server
+from inheritune.reporting.live_server import Latest, live_page, open_server
 from inheritune.reporting.live_text import status_of
 
 
@@ -39,8 +38,8 @@ def _cut(run: Path, rows: int) -> list[str]:
 def test_a_page_is_made_anew_only_when_the_run_has_changed(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inheritune.reporting.live._EVERY_S", 0.0)
-    monkeypatch.setattr("inheritune.reporting.live._SHARE", 0.0)
+    monkeypatch.setattr("inheritune.reporting.live_server._EVERY_S", 0.0)
+    monkeypatch.setattr("inheritune.reporting.live_server._SHARE", 0.0)
     rest = _cut(run, 51)
     made = []
     latest = Latest(run, lambda root: made.append(root) or live_page(root))  # type: ignore[func-returns-value]

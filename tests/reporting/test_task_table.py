@@ -5,10 +5,9 @@ from typing import Any
 import pytest
 
 from inheritune.evaluation.suites import SUITES
-from inheritune.reporting.compute_table import compute_table
-from inheritune.reporting.latex import latex
-from inheritune.reporting.published import published
+from inheritune.reporting.compute_table import compute_table, published
 from inheritune.reporting.score_table import CHANCE_NOTE, at_chance, is_bold, share_se
+from inheritune.reporting.tables import latex
 from inheritune.reporting.task_table import published_table, scores_table, task_tables
 
 KEY = {"version": "1.0", "shots": 0, "limit": None, "batch_size": 16, "dtype": "fp32"}

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from inheritune.errors import MachineError
-from inheritune.steps.disk import checkpoint_bytes, refuse_full_disk, weights_bytes
+from inheritune.steps.limits import checkpoint_bytes, refuse_full_disk, weights_bytes
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from inheritune.model_files.directory import open_model
-from inheritune.surgery.card import card
 from inheritune.surgery.cut import Options, inherit
+from inheritune.surgery.record import card
 
 RECORD = {
     "reference": {"name": "org/model", "revision": "1" * 40, "layers": 4},

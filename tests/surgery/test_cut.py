@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import inheritune.surgery.cut as room
 from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
-from inheritune.model_files import shards
+from inheritune.model_files import write as shards
 from inheritune.model_files.directory import open_model
 from inheritune.surgery.cut import inherit
 

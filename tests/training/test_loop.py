@@ -16,9 +16,8 @@ from inheritune.system.signals import StopFlag
 from inheritune.training.early_stop import Goal
 from inheritune.training.hardware import Settings
 from inheritune.training.loop import Plan, Trained, plan_steps, train
-from inheritune.training.peak_memory import peak_bytes
 from inheritune.training.save_schedule import Saves
-from inheritune.training.throughput import flops_per_token
+from inheritune.training.throughput import flops_per_token, peak_bytes
 
 INPUTS = {"seed": 0}
 

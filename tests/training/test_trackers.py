@@ -16,7 +16,7 @@ from inheritune.data.tokens import TokenDirectory
 from inheritune.recipe.schema import Recipe
 from inheritune.run_directory import Run
 from inheritune.steps.job import Job
-from inheritune.steps.tracking import open_trackers
+from inheritune.steps.training import open_trackers
 from inheritune.system.processes import Processes
 from inheritune.system.progress import silent
 from inheritune.system.signals import StopFlag

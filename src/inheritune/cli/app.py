@@ -13,9 +13,9 @@ from inheritune.cli import evaluate as evaluate_commands
 from inheritune.cli import model as model_commands
 from inheritune.cli import push as hub_commands
 from inheritune.cli import report as report_commands
+from inheritune.cli import report as watch_commands
 from inheritune.cli import tokens as data_commands
 from inheritune.cli import train as train_commands
-from inheritune.cli import watch as watch_commands
 from inheritune.cli.console import (
     DEFAULT_RUNS,
     AllowChange,

@@ -1,13 +1,26 @@
-"""The command that writes pages, tables and figures."""
+"""The command that writes pages, tables and figures.
 
+The command that follows a run.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
 
 from inheritune.cli.console import Debug, Json, print_json, reported, say
 
-__all__ = ["report"]
+if TYPE_CHECKING:
+    from inheritune.reporting.live_text import Status
+
+__all__ = ["report", "watch"]
 
 _COMPARISON = Path("report-comparison/index.html")
 
@@ -71,3 +84,84 @@ def _compare(runs: list[Path], out: Path, as_json: bool) -> None:
     else:
         say(f"{out} is written: {len(runs)} runs side by side.")
         say(f"next: open {out}")
+
+
+_EVERY_S = 2.0
+_PLAIN_EVERY_S = 30.0  # where there is no terminal
+
+
+def watch(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")],
+    as_text: Annotated[
+        bool, typer.Option("--text", help="On this terminal, such as over SSH.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65_535, help="Of this machine; taken: the next.")
+    ] = 8642,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Follow a run: its report, live, in a browser on this machine. Ctrl-C ends it."""
+    with reported(as_json, debug):
+        from inheritune.reporting.record import read_record
+
+        if not run.is_dir():
+            read_record(run)  # says what is wrong with it
+        try:
+            if as_text:
+                _on_terminal(run, as_json)
+            else:
+                _in_browser(run, port, as_json)
+        except KeyboardInterrupt:
+            raise typer.Exit(0) from None
+
+
+def _in_browser(run: Path, port: int, as_json: bool) -> None:
+    from inheritune.reporting.live_server import Latest, live_page, open_server
+
+    with open_server(port, Latest(run, live_page).current) as server:
+        if as_json:
+            print_json({"run": str(run), "url": server.url})
+            sys.stdout.flush()  # whoever reads it waits for the address, not for the end
+        say(f"{run} is shown at {server.url}")
+        say("The address is for you alone: who has it can read the run. Ctrl-C ends the watch.")
+        server.serve_forever(poll_interval=0.2)
+
+
+def _on_terminal(run: Path, as_json: bool) -> None:
+    from inheritune.reporting.live_server import Latest
+    from inheritune.reporting.live_text import status_of
+
+    if as_json:
+        status = status_of(run)
+        print_json({"run": str(run), "outcome": status.outcome, "lines": status.lines})
+        return
+    latest = Latest(run, status_of)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal or os.environ.get("CI"):
+        _as_lines(console, latest.current)
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            status = latest.current()
+            clock = Text(time.strftime("%H:%M:%S, Ctrl-C ends the watch"), style="dim")
+            shown = [Text(line) for line in status.lines]
+            live.update(Group(*shown, *([] if status.ended else [Text(), clock])), refresh=True)
+            if status.ended:
+                return
+            time.sleep(_EVERY_S)
+
+
+def _as_lines(console: Console, current: "Callable[[], Status]") -> None:
+    """A block when something has changed, at most every half minute; for logs."""
+    before: list[str] = []
+    while True:
+        status = current()
+        if status.lines != before:
+            before = status.lines
+            console.print("\n".join([time.strftime("%H:%M:%S"), *before]), soft_wrap=True)
+        if status.ended:
+            return
+        waited = time.monotonic() + _PLAIN_EVERY_S
+        while time.monotonic() < waited and not current().ended:
+            time.sleep(_EVERY_S)

@@ -21,8 +21,8 @@ from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.refusals import refuse_unsafe_config, refuse_unsupported_model
 from inheritune.model_files.safe_path import safe_file
 from inheritune.model_files.safetensors import Tensor, read_header
-from inheritune.model_files.shards import MAX_SHARD_BYTES
 from inheritune.model_files.strict_json import read_json
+from inheritune.model_files.write import MAX_SHARD_BYTES
 from inheritune.surgery.class_check.ask_class import check_whole
 from inheritune.system.files import published, refuse_used_directory
 from inheritune.system.reading import escape

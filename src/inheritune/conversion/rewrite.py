@@ -17,8 +17,7 @@ from inheritune.errors import MachineError, SourceError
 from inheritune.model_files.config import text_config
 from inheritune.model_files.copy import create_file, write_all
 from inheritune.model_files.layers import numbered
-from inheritune.model_files.shards import split_into_shards
-from inheritune.model_files.write import file_header
+from inheritune.model_files.write import file_header, split_into_shards
 from inheritune.system.reading import escape
 
 if TYPE_CHECKING:

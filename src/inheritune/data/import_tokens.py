@@ -10,13 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inheritune.data.document import SPLIT_RULE
-from inheritune.data.document_hashes import DocumentHashes
 from inheritune.data.flat_files import FlatFile, open_flat_file
-from inheritune.data.journal import Journal
 from inheritune.data.manifest import new_manifest
-from inheritune.data.overlap import duplicate_share, ngram_share
+from inheritune.data.overlap import DocumentHashes, duplicate_share, ngram_share
 from inheritune.data.shards import SHARD_IDS, ShardWriter
-from inheritune.data.staging import is_prepared, publish, staging_directory
+from inheritune.data.staging import Journal, is_prepared, publish, staging_directory
 from inheritune.data.tokenizer import TextTokenizer
 from inheritune.data.tokens import TokenDirectory, TokenStream, open_tokens
 from inheritune.errors import DataError, Interrupted

@@ -1,8 +1,13 @@
-"""One preparation: documents of every source, encoded, into the shards of both splits."""
+"""One preparation: documents of every source, encoded, into the shards of both splits.
 
+Which of several sources gives the next document, so that each gets its share of the tokens.
+"""
+
+import math
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -17,19 +22,47 @@ from inheritune.data.document import (
 from inheritune.data.encoding import Encoded, Encoders
 from inheritune.data.hub_dataset import dataset_commit
 from inheritune.data.input_files import STDLIB
-from inheritune.data.journal import Journal
 from inheritune.data.manifest import new_manifest
-from inheritune.data.mixture import Mixture
 from inheritune.data.overlap import duplicate_share, ngram_share
 from inheritune.data.shards import ShardEntry, ShardWriter
 from inheritune.data.sources import Place, Source, held_out_sources, open_sources
+from inheritune.data.staging import Journal
 from inheritune.data.tokenizer import TextTokenizer
 from inheritune.data.tokens import TokenStream, check_length
 from inheritune.errors import DataError, Interrupted
 from inheritune.recipe.schema import Data
 from inheritune.system.progress import Listener, Progress
 
-__all__ = ["Preparation"]
+__all__ = ["Mixture", "Preparation"]
+
+
+class Mixture:
+    """Shares of several sources.
+
+    The next document comes from the source that is furthest behind its share. That depends on the
+    tokens taken so far and on nothing else, so that the order is the same on every machine; and
+    after every document no source is ahead of its share by more than its longest document.
+
+    Args:
+        weights: Above 0, one for each source; only their ratios count.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        exact = [Fraction(repr(weight)) for weight in weights]  # 4.5, not the float beside it
+        shared = math.lcm(*(weight.denominator for weight in exact))
+        whole = [int(weight * shared) for weight in exact]
+        multiple = math.lcm(*whole)
+        self._factors = [multiple // weight for weight in whole]
+
+    def next_source(self, taken: Sequence[int]) -> int:
+        """Index of the source that gives the next document; of equals, the first.
+
+        Args:
+            taken: Training tokens that each source has given so far.
+        """
+        behind = [tokens * factor for tokens, factor in zip(taken, self._factors, strict=True)]
+        return behind.index(min(behind))
+
 
 MAX_VAL_DUPLICATES = 0.01  # share of a validation set of the user's own that may be trained on
 _TASK = "preparing tokens"

@@ -7,10 +7,10 @@ from typing import Any
 
 from inheritune.model_files.config import Edit, text_config
 from inheritune.model_files.directory import ModelDirectory
-from inheritune.model_files.download.ranges import merged
+from inheritune.model_files.download.partial_file import merged
 from inheritune.model_files.flops import first_int
 from inheritune.model_files.safetensors import Tensor
-from inheritune.model_files.shards import split_into_shards
+from inheritune.model_files.write import split_into_shards
 from inheritune.planning.kv_cache import Cache, CacheCost
 from inheritune.surgery.cut_points import CutPoint, Pattern, cut_point, find_pattern
 from inheritune.surgery.plan import kept_tensors, plan_inherit, stored_dtype

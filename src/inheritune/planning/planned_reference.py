@@ -11,7 +11,7 @@ from inheritune.model_files.shapes import imagine
 from inheritune.recipe.known_configs import known_config
 from inheritune.recipe.schema import Recipe, ReferenceTraining
 from inheritune.run_directory import Run
-from inheritune.steps.pinned import open_pinned, pinned_commit
+from inheritune.steps.reference_store import open_pinned, pinned_commit
 from inheritune.system.files import read_json_file
 
 __all__ = ["planned_reference", "shape_notes", "with_taken_reference"]

@@ -11,19 +11,18 @@ from inheritune.model_files.config import Edit, cut_config, text_config
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.flops import first_int
 from inheritune.planning.memory import Memory, estimate_memory
-from inheritune.planning.notes import growth_notes, training_notes
 from inheritune.planning.planned_reference import (
     planned_reference,
     shape_notes,
     with_taken_reference,
 )
-from inheritune.planning.trainings import PlannedTraining, Planner
+from inheritune.planning.trainings import PlannedTraining, Planner, growth_notes, training_notes
 from inheritune.recipe.deviations import deviations
 from inheritune.recipe.schema import Recipe
 from inheritune.run_directory import Run
-from inheritune.steps.disk import checkpoint_bytes, weights_bytes
 from inheritune.steps.growth import Growth, first_layers
 from inheritune.steps.initial_weights import check_starts
+from inheritune.steps.limits import checkpoint_bytes, weights_bytes
 from inheritune.steps.reference import Reference
 from inheritune.surgery.sizes import Sizes
 from inheritune.system.devices import Price, Speed, choose_device

@@ -7,12 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from inheritune.model_files.card import join_front_matter
-from inheritune.model_files.reference_card import carried_fields
+from inheritune.model_files.card import carried_fields, join_front_matter
 from inheritune.reporting.embed import presentable
 from inheritune.reporting.quantities import amount, duration, flops
 from inheritune.reporting.record import Record, number, read_record, section, target_of, text
-from inheritune.reporting.scores import score_results
+from inheritune.reporting.score_table import score_results
 from inheritune.reporting.tables import rounds_table, variants_table
 from inheritune.reporting.verdict import remarks, verdict
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from inheritune.errors import RecipeError
-from inheritune.model_files.reference_card import carried_fields
+from inheritune.model_files.card import carried_fields
 from inheritune.system.reading import escape
 
 __all__ = ["BaseLicence", "carried_licence", "refuse_licence"]

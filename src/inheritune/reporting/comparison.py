@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.errors import RecipeError
-from inheritune.reporting.document import document, filled
+from inheritune.reporting.document import document, filled, png, svg
 from inheritune.reporting.embed import as_data_script, presentable, shortened
 from inheritune.reporting.line_charts import Chart
 from inheritune.reporting.loss_charts import val_loss_chart
@@ -24,7 +24,6 @@ from inheritune.reporting.record import (
 )
 from inheritune.reporting.series import OTHERS, TARGET, Line, Style, val_lines
 from inheritune.reporting.tables import Column, Table
-from inheritune.reporting.vega import png, svg
 from inheritune.reporting.verdict import headline, outcome, verdict
 
 __all__ = ["Compared", "write_comparison"]

@@ -8,7 +8,7 @@ from inheritune.reporting.curves import read_curves
 from inheritune.reporting.embed import presentable
 from inheritune.reporting.quantities import amount, duration, loss, signed
 from inheritune.reporting.record import Record, benchmark_of, number, read_record, rows, text
-from inheritune.reporting.standing import Standing, standing
+from inheritune.reporting.summary import Standing, standing
 from inheritune.reporting.verdict import outcome, verdict
 
 __all__ = ["Status", "status_of"]

@@ -14,29 +14,26 @@ from inheritune.errors import DataError
 from inheritune.reporting.attention_charts import attention_part
 from inheritune.reporting.course_charts import speed_chart, training_chart
 from inheritune.reporting.curves import Curve, read_curves
-from inheritune.reporting.document import document, filled
+from inheritune.reporting.document import document, filled, png, svg
 from inheritune.reporting.embed import as_data_script, presentable, shortened
-from inheritune.reporting.latex import latex
 from inheritune.reporting.line_charts import Chart
 from inheritune.reporting.loss_charts import loss_charts
 from inheritune.reporting.provenance import facts_of_data, overlap, provenance, recipe, settings
 from inheritune.reporting.record import Record, read_record, rows, text
 from inheritune.reporting.section import Part
-from inheritune.reporting.speed import speed_table
-from inheritune.reporting.standing import standing
-from inheritune.reporting.summary import facts, missing, scale
+from inheritune.reporting.summary import facts, missing, scale, standing
 from inheritune.reporting.tables import (
     Table,
     curves_table,
     health_table,
+    latex,
     ledger_table,
     rounds_table,
     seeds_table,
     variants_table,
 )
 from inheritune.reporting.task_table import task_part
-from inheritune.reporting.tokens_to_reach import reach_table
-from inheritune.reporting.vega import png, svg
+from inheritune.reporting.tokens_to_reach import reach_table, speed_table
 from inheritune.reporting.verdict import headline, outcome, remarks, verdict
 from inheritune.run_directory import TRAIN
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inheritune.evaluation.suites import SUITES, VAL_LOSS, Question, Suite
-from inheritune.reporting.compute_table import compute_table
-from inheritune.reporting.published import number_of, published
+from inheritune.reporting.compute_table import compute_table, number_of, published
 from inheritune.reporting.quantities import MISSING, amount, exact
 from inheritune.reporting.record import Record, number, rows, section, text
 from inheritune.reporting.score_table import (

@@ -1,14 +1,17 @@
-"""How many tokens each variant needed to come down to a loss; never extrapolated."""
+"""How many tokens each variant needed to come down to a loss; never extrapolated.
+
+How fast trainings ran: tokens and operations per second, share of the device's peak, memory.
+"""
 
 from collections.abc import Sequence
 
 from inheritune.reporting.curves import Curve, reference_points
-from inheritune.reporting.quantities import amount, loss
+from inheritune.reporting.quantities import amount, data_size, exact, flops, loss, percent
 from inheritune.reporting.record import Record, benchmark_of
 from inheritune.reporting.series import TARGET, Line, val_lines
 from inheritune.reporting.tables import Column, Table
 
-__all__ = ["reach_table"]
+__all__ = ["reach_table", "speed_table"]
 
 _MOST_LEVELS = 8
 _MOST_VARIANTS = 8
@@ -74,3 +77,24 @@ def _first(line: Line, level: float) -> float | None:
 
 def _reached(value: float | None) -> str:
     return "not reached" if value is None else amount(value)
+
+
+def speed_table(curves: Sequence[Curve]) -> Table:
+    """One row per training; model FLOPs utilization where the device's peak is known."""
+    columns = [
+        Column("training"),
+        Column("median speed", "tokens/s", exact),
+        Column("model FLOPs", "per s", flops),
+        Column("MFU", show=percent),
+        Column("peak memory", "bytes", data_size, True),
+    ]
+    values = []
+    for curve in curves:
+        speed, each = curve.health.median_speed, curve.flops_per_token
+        rate = None if speed is None or each is None else speed * each
+        health = curve.health
+        values.append([curve.label, speed, rate, health.median_mfu, health.peak_memory])
+    notes = ["Median over steps; model FLOPs are those of the ledger, nothing recomputed."]
+    if any(curve.health.median_mfu is None for curve in curves):
+        notes.append("MFU needs the peak of the device, which is not known everywhere.")
+    return Table("speed-and-memory", columns, values, notes if values else [])

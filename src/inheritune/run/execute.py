@@ -6,7 +6,7 @@ from typing import Any
 
 from inheritune.data.import_tokens import FlatFiles
 from inheritune.errors import NOT_MATCHED_EXIT_CODE, InherituneError, RecipeError
-from inheritune.model_files.reference_card import reference_fields
+from inheritune.model_files.card import reference_fields
 from inheritune.publishing.card import write_card
 from inheritune.recipe.load import RecipeFile
 from inheritune.reporting.page import write_report

@@ -19,8 +19,8 @@ from inheritune.run.ledger import training_ledger
 from inheritune.run.session import Begin, carry_out
 from inheritune.run_directory import TRAIN, Run
 from inheritune.steps.job import Job
-from inheritune.steps.pinned import pinned_commit
 from inheritune.steps.reference import Reference, measure_benchmark, open_reference
+from inheritune.steps.reference_store import pinned_commit
 from inheritune.steps.result import Trial
 from inheritune.steps.tokens import embedding_rows
 from inheritune.steps.training import run_training, training_inputs

@@ -12,9 +12,8 @@ from typing import Any
 from inheritune.errors import DataError, InherituneError, Interrupted, MachineError, RecipeError
 from inheritune.recipe.load import RecipeFile
 from inheritune.run_directory import RUN, TRAIN, Run
-from inheritune.steps.changes import allowed_inputs
 from inheritune.steps.job import Job
-from inheritune.steps.resume import find_checkpoint
+from inheritune.steps.resume import allowed_inputs, find_checkpoint
 from inheritune.steps.workers import serve
 from inheritune.system.environment import machine, versions
 from inheritune.system.files import write_json

@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.analysis.advice import advise
-from inheritune.analysis.lazy import laziest_first
+from inheritune.analysis.advice import advise, laziest_first
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import DataError, InherituneError, Interrupted
 from inheritune.model_files.config import text_config
@@ -131,7 +130,7 @@ def summary(
         models: What `look_at` found of each.
         advice: Of `advice_for`; None where it is not known.
     """
-    from inheritune.analysis.calibration import calibration
+    from inheritune.analysis.rank import calibration
 
     return {
         "format": _FORMAT,

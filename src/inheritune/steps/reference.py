@@ -18,10 +18,9 @@ from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.recipe.schema import ReferenceTraining
 from inheritune.steps.borrowed import borrow_benchmark, measured_on
-from inheritune.steps.changes import decisive
 from inheritune.steps.job import Job, finish, finished
-from inheritune.steps.pinned import open_pinned
-from inheritune.steps.reference_store import is_kept, keep, kept_path, only_trainer
+from inheritune.steps.reference_store import is_kept, keep, kept_path, only_trainer, open_pinned
+from inheritune.steps.resume import decisive
 from inheritune.steps.tokens import prepare_tokens
 from inheritune.steps.training import run_training, training_inputs
 from inheritune.steps.trainings import Arm

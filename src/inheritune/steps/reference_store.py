@@ -1,9 +1,13 @@
-"""A reference that one run has trained, kept where runs that want the same one find it."""
+"""A reference that one run has trained, kept where runs that want the same one find it.
+
+The reference at the commit that a run began with, wherever its branch has moved meanwhile.
+"""
 
 import os
 import platform
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +15,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from inheritune.data.tokens import canonical_digest
-from inheritune.errors import DataError, MachineError
+from inheritune.errors import DataError, MachineError, SourceError
+from inheritune.model_files.directory import ModelDirectory, open_model
+from inheritune.run_directory import Run
 from inheritune.system.files import (
     published,
     read_json_file,
@@ -21,7 +27,7 @@ from inheritune.system.files import (
 )
 from inheritune.system.reading import escape
 
-__all__ = ["is_kept", "keep", "kept_path", "only_trainer"]
+__all__ = ["is_kept", "keep", "kept_path", "only_trainer", "open_pinned", "pinned_commit"]
 
 _FORMAT = 1
 _RECORD = "made_from.json"  # beside the model's files
@@ -119,3 +125,80 @@ def _named(holder: Path) -> str:
         return f"process {int(found['pid'])} on {escape(found['machine'], 60)}"
     except (DataError, KeyError, TypeError, ValueError):
         return "process unknown"  # it has the lock and is about to write who it is
+
+
+_PIN_FORMAT = 1
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def open_pinned(
+    run: Run,
+    model: str,
+    revision: str | None,
+    *,
+    whole: bool = True,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> ModelDirectory:
+    """Open a run's reference: a Hub id at the commit that the run's directory says.
+
+    Where it says none, the commit that is opened now is written there. Of `plan` and `run`, whoever
+    is first decides.
+
+    Args:
+        run: Its directory exists.
+        model: Hub id, model directory, or ``embedded:demo``.
+        revision: Branch, tag or commit of a Hub id, as the recipe has it.
+        whole: See `source.open_model`.
+        should_stop: See `source.open_model`.
+
+    Raises:
+        SourceError: The commit is not to be had any more, or the directory is not sound.
+        MachineError: The Hub cannot be reached.
+        DataError: The file with the commit is broken.
+        Interrupted: ``should_stop`` said so.
+    """
+    commit = pinned_commit(run, model, revision)
+    if commit is None:
+        opened = open_model(model, revision, whole=whole, should_stop=should_stop)
+        if opened.revision is not None:
+            asked = {"model": model, "revision": revision}
+            write_json(run.pin, {"format": _PIN_FORMAT, **asked, "commit": opened.revision})
+        return opened
+    hint = f"To begin anew with what {revision or 'main'} means now, give the run another name."
+    try:
+        opened = open_model(model, commit, whole=whole, should_stop=should_stop)
+    except SourceError as error:
+        raise SourceError(
+            f"this run began with commit {commit[:12]} of {model}, and: {error.message}", hint
+        ) from error
+    if opened.revision != commit:
+        raise SourceError(
+            f"this run began with commit {commit[:12]} of {model} on the Hub; now {opened.path} "
+            "is in its place.",
+            hint,
+        )
+    return opened
+
+
+def pinned_commit(run: Run, model: str, revision: str | None) -> str | None:
+    """The commit that a run's directory says for its reference.
+
+    Args:
+        run: Its directory need not exist.
+        model: As the recipe has it.
+        revision: As the recipe has it; for another one than before, nothing is pinned.
+
+    Raises:
+        DataError: The file is broken.
+    """
+    if not run.pin.exists():
+        return None
+    found: Any = read_json_file(run.pin)
+    known = isinstance(found, dict) and found.get("format") == _PIN_FORMAT
+    commit = found.get("commit") if known else None
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        raise DataError(
+            f"{run.pin} does not say which commit of {model} the run began with.",
+            "Restore it from a copy, or give the run another name.",
+        )
+    return commit if (found.get("model"), found.get("revision")) == (model, revision) else None

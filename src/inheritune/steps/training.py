@@ -1,8 +1,11 @@
-"""One training from a start directory to a measured model directory."""
+"""One training from a start directory to a measured model directory.
+
+The trackers that a recipe names, for one training.
+"""
 
 import gc
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,26 +13,44 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.data.tokens import TokenDirectory, check_budget
 from inheritune.errors import CheckpointError
-from inheritune.steps.changes import decisive, warned
-from inheritune.steps.disk import refuse_full_disk
 from inheritune.steps.distillation import open_distillation
 from inheritune.steps.job import Job, finish, finished
-from inheritune.steps.limits import memory_named
+from inheritune.steps.limits import memory_named, refuse_full_disk
 from inheritune.steps.result import Trial, measure_published, trial_of
-from inheritune.steps.resume import checkpoint_for
+from inheritune.steps.resume import checkpoint_for, decisive, warned
 from inheritune.steps.tasks import asked_at
-from inheritune.steps.tracking import open_trackers
 from inheritune.steps.trainings import Arm
 from inheritune.steps.validation import enough_memory_to_validate
 from inheritune.system.devices import peak_of
+from inheritune.system.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from inheritune.training.loop import Trained
     from inheritune.training.metrics import OnRow
+    from inheritune.training.trackers import Trackers
 
-__all__ = ["run_training", "train_share", "training_inputs"]
+__all__ = ["open_trackers", "run_training", "train_share", "training_inputs"]
+
+
+def open_trackers(job: Job, task: str, folder: Path) -> "Trackers":
+    """What a training's rows are sent to; in every process but the first, nothing.
+
+    Args:
+        job: Its recipe names the trackers; its listener is told what goes wrong with them.
+        task: The training's name, shown with the recipe's.
+        folder: The training's own directory.
+    """
+    from inheritune.training.tracker_adapters import ADAPTERS
+    from inheritune.training.trackers import Trackers
+
+    def say(trouble: str) -> None:
+        job.on_progress(Progress(task, message=trouble))
+
+    names: Sequence[str] = [] if job.processes.rank else job.recipe.report.trackers
+    makers = {name: ADAPTERS[name] for name in names}
+    return Trackers(makers, f"{job.recipe.name}: {task}", folder, say)
 
 
 def training_inputs(job: Job, tokens: TokenDirectory, arm: Arm | None = None) -> dict[str, Any]:

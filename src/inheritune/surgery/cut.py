@@ -12,22 +12,21 @@ from typing import Any
 
 from inheritune import __version__
 from inheritune.errors import RecipeError, UnsupportedModelError
+from inheritune.model_files.card import reference_fields
 from inheritune.model_files.config import text_config
 from inheritune.model_files.copy import copy_side_files, write_file
 from inheritune.model_files.directory import ModelDirectory, open_model
-from inheritune.model_files.reference_card import reference_fields
 from inheritune.model_files.scan import zero_matrices
-from inheritune.model_files.shards import split_into_shards
-from inheritune.surgery.card import card
+from inheritune.model_files.write import split_into_shards
 from inheritune.surgery.class_check.ask_class import ask, check_cut
-from inheritune.surgery.fresh import make_fresh
-from inheritune.surgery.parts import fresh_names, standard_normal
+from inheritune.surgery.parts import fresh_names, make_fresh, standard_normal
 from inheritune.surgery.plan import (
     DTYPES,
     InheritPlan,
     kept_layers,
     plan_inherit,
 )
+from inheritune.surgery.record import card
 from inheritune.surgery.selection import describe_selection
 from inheritune.surgery.write import Written, describe_tensor, to_json, write_weights
 from inheritune.system.files import published, refuse_used_directory

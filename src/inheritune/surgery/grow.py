@@ -11,8 +11,7 @@ from inheritune.errors import RecipeError, UnsupportedModelError
 from inheritune.model_files.copy import copy_side_files, write_file
 from inheritune.model_files.directory import ModelDirectory, open_model, read_json
 from inheritune.model_files.layers import numbered
-from inheritune.model_files.shards import split_into_shards
-from inheritune.model_files.write import TargetTensor
+from inheritune.model_files.write import TargetTensor, split_into_shards
 from inheritune.surgery.class_check.ask_class import check_cut
 from inheritune.surgery.plan import InheritPlan, plan_inherit, stored_dtype
 from inheritune.surgery.write import describe_tensor, to_json, write_weights

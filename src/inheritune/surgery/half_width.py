@@ -18,10 +18,9 @@ from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.flops import first_int
 from inheritune.model_files.safetensors import Tensor, item_bits
 from inheritune.model_files.shapes import imagine
-from inheritune.model_files.shards import split_into_shards
-from inheritune.model_files.write import TargetTensor, read_chunks
+from inheritune.model_files.write import TargetTensor, read_chunks, split_into_shards
 from inheritune.surgery.class_check.ask_class import ask
-from inheritune.surgery.fresh import STRAY
+from inheritune.surgery.parts import STRAY
 from inheritune.surgery.write import to_json, write_weights
 from inheritune.system.files import published
 from inheritune.system.reading import escape

@@ -10,8 +10,7 @@ from inheritune.errors import RecipeError, UnsupportedModelError
 from inheritune.model_files.config import cut_config
 from inheritune.model_files.copy import copy_side_files, write_file
 from inheritune.model_files.directory import ModelDirectory, open_model
-from inheritune.model_files.shards import split_into_shards
-from inheritune.model_files.write import TargetTensor
+from inheritune.model_files.write import TargetTensor, split_into_shards
 from inheritune.surgery.class_check.ask_class import check_cut
 from inheritune.surgery.plan import kept_tensors, renamed
 from inheritune.surgery.write import to_json, write_weights

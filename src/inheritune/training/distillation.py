@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from inheritune.errors import SourceError
-from inheritune.training.gelu import use_fused_gelu
 from inheritune.training.hardware import Settings
+from inheritune.training.kernels import use_fused_gelu
 from inheritune.training.kl_divergence import Compared, Whole, loss_sums, scores_of
 from inheritune.training.logit_cache import LogitCache
 from inheritune.training.loss import op_agrees_with_the_model

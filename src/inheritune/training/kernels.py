@@ -1,18 +1,26 @@
 """Causal attention as batched matrix products: the faster backward on CPUs for short sequences.
 
 B batch, H heads, K key-value heads, T sequence, D head size.
+
+GPT-2's GELU in one kernel instead of eight.
 """
 
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-__all__ = ["MATMUL_ATTENTION", "agrees_with_the_model", "register_matmul_attention"]
+__all__ = [
+    "MATMUL_ATTENTION",
+    "agrees_with_the_model",
+    "register_matmul_attention",
+    "use_fused_gelu",
+]
 
 MATMUL_ATTENTION = "inheritune_matmul"
 
@@ -99,3 +107,23 @@ def agrees_with_the_model(model: "PreTrainedModel", vocab_size: int, length: int
         model.train(training)
     scale = float(expected.detach().abs().max()) or 1.0
     return bool((expected - found).detach().abs().max() <= 1e-4 * scale)
+
+
+def use_fused_gelu(model: nn.Module) -> int:
+    """Replace every `gelu_new` module by torch's tanh-approximated GELU: the same formula.
+
+    Only the live module changes; the configuration that is saved keeps its word.
+
+    Args:
+        model: Changed in place.
+
+    Returns:
+        How many modules were replaced.
+    """
+    replaced = 0
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__ == "NewGELUActivation":
+                setattr(module, name, nn.GELU(approximate="tanh"))
+                replaced += 1
+    return replaced

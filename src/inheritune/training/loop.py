@@ -24,11 +24,10 @@ from inheritune.training.fsdp import my_share
 from inheritune.training.hardware import Settings
 from inheritune.training.metrics import Metrics, OnRow, continued_row, parts_row, step_row, val_row
 from inheritune.training.optimizer import learning_rate, mean_and_clip, set_learning_rate
-from inheritune.training.peak_memory import forget_peak
 from inheritune.training.save_schedule import Saves
 from inheritune.training.setup import make_ready
 from inheritune.training.step import run_passes
-from inheritune.training.throughput import flops_per_token, mfu
+from inheritune.training.throughput import flops_per_token, forget_peak, mfu
 
 if TYPE_CHECKING:
     from torch import nn

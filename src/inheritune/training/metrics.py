@@ -11,7 +11,7 @@ import numpy as np
 
 from inheritune.system.processes import ALONE, Processes
 from inheritune.training.checkpoint import Position
-from inheritune.training.peak_memory import peak_bytes
+from inheritune.training.throughput import peak_bytes
 
 __all__ = [
     "Metrics",

@@ -12,12 +12,12 @@ from inheritune.system.processes import Processes
 from inheritune.training.batches import micro_batches
 from inheritune.training.distillation import Distillation, DistillationLoss
 from inheritune.training.fsdp import layers_of, shard, sync_gradients
-from inheritune.training.gelu import use_fused_gelu
 from inheritune.training.hardware import Settings, keep_large_blocks
 from inheritune.training.kernels import (
     MATMUL_ATTENTION,
     agrees_with_the_model,
     register_matmul_attention,
+    use_fused_gelu,
 )
 from inheritune.training.loss import Root, op_agrees_with_the_model
 from inheritune.training.optimizer import make_optimizer

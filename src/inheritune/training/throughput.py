@@ -1,7 +1,14 @@
-"""What a training of a model costs in floating-point operations."""
+"""What a training of a model costs in floating-point operations.
 
+The most memory that a training took: on the GPU, or of this process.
+"""
+
+import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from inheritune.model_files.flops import (
@@ -13,7 +20,7 @@ from inheritune.model_files.flops import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["count_params", "flops_per_token", "mfu"]
+__all__ = ["count_params", "flops_per_token", "forget_peak", "mfu", "peak_bytes"]
 
 
 def count_params(model: "PreTrainedModel") -> int:
@@ -66,3 +73,41 @@ def flops_per_token(model: "PreTrainedModel", seq_len: int) -> float:
     )
     attention = attention_width(section, config.num_hidden_layers)
     return training_flops_per_token(count_params(model) - looked_up - idle, attention, seq_len)
+
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+
+_PROC = Path("/proc/self")
+
+
+def forget_peak() -> None:
+    """Count from here on, as far as the system can: what is in use now stays the least.
+
+    Where it cannot (no ``/proc``), the peak remains that of the whole process.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):
+        (_PROC / "clear_refs").write_text("5")  # proc(5): resets the peak resident set
+
+
+def peak_bytes() -> int | None:
+    """Bytes at the peak since `forget_peak`: allocated on this process's GPU, or resident.
+
+    None where neither is known.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    with suppress(OSError, ValueError):
+        for line in (_PROC / "status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if resource is None:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -13,7 +13,7 @@ from hub_server import COMMIT, MODEL, SHARDS, environment, wait_until
 from remote_model import equal, ranges_of, weights_sent, write_model
 
 from inheritune.errors import Interrupted, MachineError
-from inheritune.model_files.download import mirror_lock
+from inheritune.model_files.download import listing as mirror_lock
 from inheritune.model_files.download.partial import open_remote
 
 

@@ -5,7 +5,13 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inheritune.model_files.download.ranges import bridged, byte_count, merged, pieces, subtracted
+from inheritune.model_files.download.partial_file import (
+    bridged,
+    byte_count,
+    merged,
+    pieces,
+    subtracted,
+)
 
 RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=8)
 

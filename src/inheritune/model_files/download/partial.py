@@ -15,11 +15,9 @@ from urllib.parse import quote
 
 from inheritune.errors import MachineError, SourceError
 from inheritune.model_files.download.hub import cached_snapshot, is_hub_id, is_wanted
-from inheritune.model_files.download.listing import Listing, mirror_root, pin
-from inheritune.model_files.download.mirror_lock import one_writer, stopped
-from inheritune.model_files.download.partial_file import PartialFile
-from inheritune.model_files.download.ranged_get import RangesRefusedError, Source
-from inheritune.model_files.download.ranges import (
+from inheritune.model_files.download.listing import Listing, mirror_root, one_writer, pin, stopped
+from inheritune.model_files.download.partial_file import (
+    PartialFile,
     Range,
     bridged,
     byte_count,
@@ -27,6 +25,7 @@ from inheritune.model_files.download.ranges import (
     pieces,
     subtracted,
 )
+from inheritune.model_files.download.ranged_get import RangesRefusedError, Source
 from inheritune.model_files.refusals import refuse_files
 from inheritune.model_files.safe_path import safe_shard_name
 from inheritune.model_files.strict_json import read_json

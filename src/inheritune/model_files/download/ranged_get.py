@@ -9,8 +9,7 @@ from typing import Any
 
 from inheritune.errors import MachineError
 from inheritune.model_files.download.hub import hub_errors
-from inheritune.model_files.download.partial_file import PartialFile
-from inheritune.model_files.download.ranges import Range
+from inheritune.model_files.download.partial_file import PartialFile, Range
 from inheritune.system.reading import escape
 
 __all__ = ["BACKOFF_S", "TRY_LATER", "RangesRefusedError", "Source"]

@@ -19,8 +19,7 @@ from typing import Any
 from inheritune import errors
 from inheritune.errors import InherituneError, MachineError, SourceError
 from inheritune.model_files.download.hub import UNWANTED, WANTED, hub_errors
-from inheritune.model_files.download.listing import mirror_root
-from inheritune.model_files.download.mirror_lock import stopped
+from inheritune.model_files.download.listing import mirror_root, stopped
 from inheritune.system.reading import escape
 from inheritune.system.signals import follow_parent
 
