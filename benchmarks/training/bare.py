@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from inheritune.system.processes import ALONE
 from inheritune.training.hardware import choose_settings
-from inheritune.training.setup import make_ready
+from inheritune.training.setup import make_setup
 
 
 def main(job: dict[str, Any]) -> None:
@@ -24,7 +24,7 @@ def main(job: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(without_dropout(shape), dtype=torch.float32)
     stream = random_stream(shape, Path(job["folder"]))
-    ready = make_ready(model, recipe, settings, stream, ALONE)
+    ready = make_setup(model, recipe, settings, stream, ALONE)
     batches = random_batches(shape, extra=1).split(shape.batch)
     for step in count():
         with ready.settings.autocast():

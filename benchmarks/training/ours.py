@@ -16,7 +16,7 @@ from inheritune.system.progress import Progress
 from inheritune.system.signals import StopFlag
 from inheritune.training import loop
 from inheritune.training.hardware import choose_device, choose_settings
-from inheritune.training.setup import Ready
+from inheritune.training.setup import TrainingSetup
 
 
 def main(job: dict[str, Any]) -> None:
@@ -28,12 +28,12 @@ def main(job: dict[str, Any]) -> None:
     with torch.device(device):
         config = without_dropout(shape)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    plan = loop.Plan("bench", random_stream(shape, folder), recipe.tokens, {})
-    make_ready = loop.make_ready
+    plan = loop.LoopConfig("bench", random_stream(shape, folder), recipe.tokens, {})
+    make_setup = loop.make_setup
 
-    def noted(*args: Any) -> Ready:
+    def noted(*args: Any) -> TrainingSetup:
         """The loop would say at its end what it used: it never gets there."""
-        ready = make_ready(*args)
+        ready = make_setup(*args)
         turns.note(settings=used(ready))
         return ready
 
@@ -41,12 +41,12 @@ def main(job: dict[str, Any]) -> None:
         if progress.done:
             turns.step_done()
 
-    loop.make_ready = noted
+    loop.make_setup = noted
     # Validating is left out: nothing else trains between two of its steps either.
     loop.train(model, recipe, plan, settings, folder, lambda _: 0.0, StopFlag(), listen)
 
 
-def used(ready: Ready) -> str:
+def used(ready: TrainingSetup) -> str:
     """Settings and fallbacks, in words."""
     found = {key: value for key, value in ready.settings.record().items() if key != "reasons"}
     return "; ".join([", ".join(f"{key} {value}" for key, value in found.items()), *ready.notes])

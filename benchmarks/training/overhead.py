@@ -23,7 +23,7 @@ from inheritune.system.progress import Progress
 from inheritune.system.signals import StopFlag
 from inheritune.training import loop
 from inheritune.training.hardware import choose_settings
-from inheritune.training.setup import Ready
+from inheritune.training.setup import TrainingSetup
 
 clock = time.perf_counter
 
@@ -36,8 +36,8 @@ class Account:
         self._clip = self._optimizer = 0.0
         self.steps: list[dict[str, float]] = []
 
-    def ready(self, make: Callable[..., Ready]) -> Callable[..., Ready]:
-        def made(*args: Any) -> Ready:
+    def ready(self, make: Callable[..., TrainingSetup]) -> Callable[..., TrainingSetup]:
+        def made(*args: Any) -> TrainingSetup:
             ready = make(*args)
             for param in ready.params:
                 param.register_post_accumulate_grad_hook(self._gradient_added)
@@ -80,13 +80,13 @@ class Account:
 
 def main(job: dict[str, Any]) -> None:
     shape, turns, account = Shape(**job["shape"]), Turns(), Account()
-    loop.make_ready = account.ready(loop.make_ready)
+    loop.make_setup = account.ready(loop.make_setup)
     loop.mean_and_clip = account.clip(loop.mean_and_clip)
     recipe = recipe_of(shape, job.get("recipe", {}))
     settings = choose_settings(recipe, planned_flops=1e18)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(without_dropout(shape), dtype=torch.float32)
-    plan = loop.Plan("bench", random_stream(shape, Path(job["folder"])), recipe.tokens, {})
+    plan = loop.LoopConfig("bench", random_stream(shape, Path(job["folder"])), recipe.tokens, {})
 
     def listen(progress: Progress) -> None:
         if progress.done:

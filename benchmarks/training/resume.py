@@ -22,7 +22,7 @@ from inheritune.errors import Interrupted
 from inheritune.system.progress import Progress
 from inheritune.system.signals import StopFlag
 from inheritune.training.hardware import choose_settings
-from inheritune.training.loop import Plan, train
+from inheritune.training.loop import LoopConfig, train
 from inheritune.training.models import load_model
 
 imported = time.time()
@@ -54,7 +54,7 @@ def main(job: dict[str, Any]) -> None:
             stop.heed(True)
 
     settings = choose_settings(recipe, planned_flops=1e18)
-    plan = Plan("bench", stream, recipe.tokens, {})
+    plan = LoopConfig("bench", stream, recipe.tokens, {})
     try:
         train(model, recipe, plan, settings, folder, lambda _: 0.0, stop, listen)
     except Interrupted:

@@ -196,9 +196,11 @@ def test_the_shell_can_complete_commands_and_options() -> None:
         asked = {"_INHERITUNE_COMPLETE": "complete_bash", "COMP_WORDS": words}
         asked["COMP_CWORD"] = str(len(words.split()) - 1)
         done = subprocess.run(
-            [sys.executable, "-c", "from inheritune.cli.app import app; app(prog_name='inheritune')"],
-            env=os.environ | asked, capture_output=True, text=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "inheritune"],
+            env=os.environ | asked,
+            capture_output=True,
+            text=True,
+        )
         assert done.stdout.split() == [known], done.stderr
 
 

@@ -624,13 +624,13 @@ def test_d15_a_spike_is_marked_and_the_training_goes_on(
     tiny_tokens: TokenDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inheritune.training.metrics.SPIKE_WINDOW", 8)
-    passes = loop.run_passes
+    passes = loop.forward_backward
 
     def garbage(ready: Any, recipe: Any, plan: Any, step: int, *rest: Any) -> Any:
         sums = passes(ready, recipe, plan, step, *rest)
         return type(sums)(**(vars(sums) | {"loss": sums.loss * 50})) if step == 15 else sums
 
-    monkeypatch.setattr(loop, "run_passes", garbage)
+    monkeypatch.setattr(loop, "forward_backward", garbage)
     _, trained, _ = work.run_training(tmp_path, tiny_tokens)
     rows = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "spike" in row] == [16]
@@ -702,7 +702,7 @@ def test_d18_out_of_memory_ends_with_4_and_names_a_smaller_micro_batch(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "run_passes", full)
+        patched.setattr(loop, "forward_backward", full)
         with pytest.raises(MachineError, match=r"Set train\.micro_batch to 4") as error:
             execute(recipe, tmp_path / "run")
     assert error.value.exit_code == 4

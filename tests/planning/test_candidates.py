@@ -13,7 +13,7 @@ import torch
 
 from inheritune.errors import RecipeError, SourceError
 from inheritune.model_files.directory import open_model
-from inheritune.model_files.shapes import imagine
+from inheritune.model_files.shapes import synthetic_headers
 from inheritune.planning.candidates import Budget, list_candidates, look_at
 from inheritune.surgery.cut import inherit
 from inheritune.surgery.sizes import Sizes
@@ -290,14 +290,14 @@ def test_the_processor_is_judged_by_its_clock_and_registers(tmp_path):
 @pytest.mark.parametrize("family", ["llama", "llama-tied", "qwen3", "gpt2"])
 def test_a_reference_to_be_trained_has_the_tensors_its_class_will_write(family, tiny_model):
     held = open_model(str(tiny_model(family)))
-    imagined = imagine(held.config)
+    imagined = synthetic_headers(held.config)
     assert {n: t.shape for n, t in imagined.tensors.items()} == {
         n: t.shape for n, t in held.tensors.items()
     }
 
 
 def test_of_other_families_nothing_is_imagined(tiny_model):
-    assert imagine(open_model(str(tiny_model("opt"))).config) is None
+    assert synthetic_headers(open_model(str(tiny_model("opt"))).config) is None
 
 
 def test_a_plan_loads_neither_torch_nor_transformers_and_is_quick(sparse):

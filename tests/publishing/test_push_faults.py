@@ -1,6 +1,7 @@
 """Group E of the battery, publication: the card (E8), the push (E9, E10), the target (E12).
 
-The Hub is one on this machine, tests/push_server.py. More of the card in tests/reporting/test_card.py.
+The Hub is one on this machine, tests/push_server.py. More of the card in
+tests/publishing/test_card.py.
 """
 
 import json

@@ -12,7 +12,7 @@ from inheritune.cli.app import app
 from inheritune.cli.plan_text import recipe_page
 from inheritune.errors import RecipeError
 from inheritune.model_files.config import layer_count
-from inheritune.model_files.shapes import imagine
+from inheritune.model_files.shapes import synthetic_headers
 from inheritune.planning.recipe_plan import RecipePlan, plan_recipe
 from inheritune.planning.scale import scale_file, scale_recipe
 from inheritune.recipe.deviations import deviations
@@ -179,7 +179,9 @@ def test_scaled_it_has_the_same_rounds_and_variants_at_the_same_depths(name):
     assert config["model_type"] == before["model_type"]
     assert layer_count(config) == layer_count(before)
     assert config.get("n_positions", config.get("max_position_embeddings")) >= 32
-    imagine_half_width(imagine({"vocab_size": 2048} | config))  # heads and widths are even
+    imagine_half_width(
+        synthetic_headers({"vocab_size": 2048} | config)
+    )  # heads and widths are even
 
 
 def test_scaled_its_plan_has_the_same_trainings(tmp_path):

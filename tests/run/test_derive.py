@@ -13,7 +13,7 @@ from inheritune.run.derive import judge
 from inheritune.run.execute import execute as execute_with_code
 from inheritune.run.execute import prepare_only, train_only
 from inheritune.run_directory import Run
-from inheritune.steps.result import Trial
+from inheritune.steps.result import TrainingResult
 from inheritune.system.progress import Progress
 
 
@@ -320,6 +320,6 @@ def test_one_variant_can_be_trained_alone_and_the_run_goes_on_from_it(
 def test_matched_within_noise_is_two_standard_errors_above(
     difference: float, tolerance: float, verdict: str
 ) -> None:
-    fields = dict.fromkeys(Trial.__dataclass_fields__)
-    trial = Trial(**(fields | {"difference": difference, "difference_se": 0.01}))
+    fields = dict.fromkeys(TrainingResult.__dataclass_fields__)
+    trial = TrainingResult(**(fields | {"difference": difference, "difference_se": 0.01}))
     assert judge(trial, tolerance) == verdict

@@ -25,7 +25,7 @@ from inheritune.run.execute import execute, train_only
 from inheritune.run_directory import Run
 from inheritune.steps.initial_weights import write_start
 from inheritune.steps.job import Job
-from inheritune.steps.trainings import arms_of, depth_of
+from inheritune.steps.trainings import depth_of, specs_for
 from inheritune.surgery.selection import choose_layers
 from inheritune.system.signals import StopFlag
 from inheritune.training.models import fresh_model, load_model
@@ -62,7 +62,7 @@ def start_of(
     reference = open_model(str(model))
     job = Job(recipe, Run.create(root), StopFlag(), lambda progress: None)
     layers = depth_of(recipe.variants["it"], reference.layers, layers)
-    arm = arms_of(recipe, "it", reference.layers, layers, 256)[-1]
+    arm = specs_for(recipe, "it", reference.layers, layers, 256)[-1]
     folder = job.run.variant("it", layers)
     folder.mkdir(parents=True)
     with warnings.catch_warnings():

@@ -22,8 +22,8 @@ from inheritune.reporting.task_table import published_table
 from inheritune.reporting.tokens_to_reach import reach_table
 from inheritune.run.execute import execute, train_only
 from inheritune.run_directory import Run
-from inheritune.steps.seeds import repeat_arms
-from inheritune.steps.trainings import arms_of
+from inheritune.steps.seeds import repeat_specs
+from inheritune.steps.trainings import specs_for
 from inheritune.system.progress import Progress
 from inheritune.training.checkpoint_files import drop_later
 
@@ -175,14 +175,14 @@ def test_each_link_of_a_chain_begins_where_its_own_seed_has_come_to(tiny_referen
     recipe = tiny_recipe.recipe_of(
         tiny_reference, tiny_text, grow={"weights": "keep"}, seeds=[0, 1]
     )
-    first = arms_of(recipe, "inherit", 4, 2, 1280)[0]
+    first = specs_for(recipe, "inherit", 4, 2, 1280)[0]
     # The first seed's round was given up after 640 tokens; the second seed's is not.
     second = replace(
-        arms_of(recipe, "inherit", 4, 3, 1280)[0],
+        specs_for(recipe, "inherit", 4, 3, 1280)[0],
         grown_from="variants/inherit/2-layers",
         first_sample=640 // 16,
     )
-    again = repeat_arms(recipe, [replace(first, goal=1.0), replace(second, goal=1.0)], [])
+    again = repeat_specs(recipe, [replace(first, goal=1.0), replace(second, goal=1.0)], [])
     assert [(arm.first_sample, arm.goal, arm.grown_from) for arm in again] == [
         (0, None, None),
         (1280 // 16, None, "variants/inherit/2-layers-seed-1"),

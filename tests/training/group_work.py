@@ -18,7 +18,7 @@ from inheritune.recipe.schema import Recipe, Train
 from inheritune.run_directory import Run
 from inheritune.steps.distillation import open_distillation
 from inheritune.steps.job import Job
-from inheritune.steps.trainings import Arm
+from inheritune.steps.trainings import TrainingSpec
 from inheritune.system.processes import ALONE, Processes
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
@@ -28,8 +28,8 @@ from inheritune.training.distillation import Distillation
 from inheritune.training.early_stop import Goal
 from inheritune.training.fsdp import layers_of, shard, sync_gradients
 from inheritune.training.hardware import Settings
-from inheritune.training.loop import Plan, Trained, train
-from inheritune.training.loss import Root
+from inheritune.training.loop import LoopConfig, LoopResult, train
+from inheritune.training.loss import TrainingObjective
 from inheritune.training.metrics import OnRow
 from inheritune.training.process_group import join
 
@@ -76,7 +76,7 @@ def run_training(
     distill: dict[str, object] | None = None,
     goal: Goal | None = None,
     **more: object,
-) -> tuple[LlamaForCausalLM, Trained | None, list[int]]:
+) -> tuple[LlamaForCausalLM, LoopResult | None, list[int]]:
     """Train, or continue; asked to stop after a step, in one process only."""
     model, stop, spy = small_llama(), StopFlag(), Spy(tokens.train)
     wanted, begin = recipe(**more), {}
@@ -94,7 +94,7 @@ def run_training(
         return measure_val_loss(model, tokens.val, 16, 4, stop, processes=processes).mean
 
     folder.mkdir(parents=True, exist_ok=True)
-    plan = Plan("test", spy, wanted.tokens, INPUTS, checkpoint=checkpoint, goal=goal)
+    plan = LoopConfig("test", spy, wanted.tokens, INPUTS, checkpoint=checkpoint, goal=goal)
     if distill is not None:
         place = (folder.parent, tokens, processes, settings)
         plan = replace(plan, distillation=distillation(wanted, distill, *place))
@@ -121,7 +121,9 @@ def distillation(
     fields = {"name": "test", "reference": {"model": "there"}, "data": {"source": "there"}}
     made = Recipe.model_validate(fields | {"train": wanted.model_dump()})
     job = Job(made, Run(folder), StopFlag(), silent, processes)
-    arm = Arm("kd", "fresh", 2, wanted.tokens, distill=distill, reference=f"{folder}/reference")
+    arm = TrainingSpec(
+        "kd", "fresh", 2, wanted.tokens, distill=distill, reference=f"{folder}/reference"
+    )
     return open_distillation(job, arm, tokens, {"reference": "digest"}, settings)
 
 
@@ -136,12 +138,12 @@ def gradients(folder: Path, tokens: TokenDirectory, processes: Processes) -> dic
     found = {}
     for tied in (True, False):
         whole = small_llama(tied)
-        root = Root(whole, by_op=False)
+        root = TrainingObjective(whole, fused=False)
         root(x, y).backward()
         expected = {name: param.grad for name, param in whole.named_parameters()}
         for every in (True, False):
             model = small_llama(tied)
-            root = Root(model, by_op=False)
+            root = TrainingObjective(model, fused=False)
             shard(root, model, processes, bf16=False)
             each = 8 // processes.size
             mine = range(processes.rank * each, (processes.rank + 1) * each)
@@ -161,13 +163,13 @@ def gradients(folder: Path, tokens: TokenDirectory, processes: Processes) -> dic
         else:  # the tracing and the hooks, without the minutes of a real compiler
             for layer in layers_of(model):
                 layer.compile(backend="aot_eager")
-        root = Root(model.train(), by_op=how == "compiled")
+        root = TrainingObjective(model.train(), fused=how == "compiled")
         shard(root, model, processes, bf16=False)
         each = 8 // processes.size
         part = slice(processes.rank * each, (processes.rank + 1) * each)
         root(x[part], y[part]).backward()
         whole = small_llama()
-        Root(whole, by_op=False)(x, y).backward()
+        TrainingObjective(whole, fused=False)(x, y).backward()
         expected = {name: param.grad for name, param in whole.named_parameters()}
         found[how] = max(
             float((p.grad.full_tensor() - expected[n]).norm() / expected[n].norm())
@@ -259,7 +261,7 @@ def failing(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[
     plain = {"device": "cpu", "precision": "fp32", "attention": "model", "compile": False}
     off = {"fused_gelu": False, "fused_optimizer": True, "keep_large_blocks": False}
     settings = Settings(**plain, **off, processes=processes.size)
-    plan = Plan("test", tokens.train, 2560, INPUTS)
+    plan = LoopConfig("test", tokens.train, 2560, INPUTS)
     with processes.watched():
         train(
             small_llama(),

@@ -28,9 +28,9 @@ from inheritune.training import logit_cache
 from inheritune.training.batches import sample_numbers
 from inheritune.training.distillation import Distillation, DistillationLoss, FrozenReference
 from inheritune.training.hardware import Settings
-from inheritune.training.kl_divergence import Scores, TopK, loss_sums
+from inheritune.training.kl_divergence import LazyLogits, TopK, loss_sums
 from inheritune.training.logit_cache import LogitCache
-from inheritune.training.loop import Plan, Trained, train
+from inheritune.training.loop import LoopConfig, LoopResult, train
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 LONG = {"vocab_size": 320, "max_position_embeddings": 64}
@@ -106,7 +106,7 @@ def test_it_is_the_formula_and_so_are_its_gradients(
     monkeypatch.setattr(divergence, "_CHUNK_LOGITS", chunk)
     model, reference = MODELS[name](0, 2), MODELS[name](1, 3)
     wanted = against(reference, model, plain, alpha, tau)
-    assert wanted.by_head == (name != "gemma2")
+    assert wanted.chunked_head == (name != "gemma2")
     found = wanted(model, X, Y)
     found[0].backward()
     loss, ce, kl, gradients = by_formula(model, reference, alpha, tau)
@@ -214,7 +214,7 @@ class Trainer:
 
     def __call__(
         self, recipe: Train, folder: Path, stop_after: int | None = None
-    ) -> tuple[dict[str, torch.Tensor], Trained]:
+    ) -> tuple[dict[str, torch.Tensor], LoopResult]:
         """Start from the same weights, as a new process would."""
         model, stop = llama(0, 2), StopFlag()
         folder.mkdir(parents=True, exist_ok=True)
@@ -228,7 +228,7 @@ class Trainer:
             beside = copy.deepcopy(self.reference)
             source = self.cache or FrozenReference(beside, self.settings)
             wanted = Distillation(source, self.alpha, 1.0)
-        plan = Plan("test", self.stream, recipe.tokens, {}, distillation=wanted)
+        plan = LoopConfig("test", self.stream, recipe.tokens, {}, distillation=wanted)
         told = (lambda model: 1.0, stop, listen)
         trained = train(model, recipe, plan, self.settings, folder, *told)
         if wanted is not None:
@@ -332,7 +332,7 @@ def test_of_the_k_likeliest_and_the_rest_it_is_the_formula_over_k_plus_1_outcome
     torch.manual_seed(0)
     z = torch.randn(6, 50, dtype=torch.float32).mul(2).requires_grad_()
     theirs, labels = torch.randn(6, 50) * 2, torch.randint(0, 50, (6,))
-    sums = loss_sums(Scores(z), TopK.of(theirs, 5, tau), labels, 0.3, tau)
+    sums = loss_sums(LazyLogits(z), TopK.of(theirs, 5, tau), labels, 0.3, tau)
     sums[0].backward()
     y = z.detach().double().requires_grad_()
     p, q = (theirs.double() / tau).softmax(-1), (y / tau).softmax(-1)

@@ -13,7 +13,7 @@ from inheritune.recipe.presets import preset_path
 from inheritune.surgery.cut import inherit
 from inheritune.system.signals import StopFlag
 from inheritune.training.hardware import choose_settings
-from inheritune.training.loop import Plan, train
+from inheritune.training.loop import LoopConfig, train
 from inheritune.training.models import load_model
 
 SLOW = [
@@ -34,7 +34,7 @@ def trained(folder: Path, sets: list[str]) -> ValLoss:
     tokens = prepare(recipe.data, tokenizer, 2048, 128, folder / "tokens")
     inherit(reference, 4, folder / "start")
     model = load_model(folder / "start")
-    plan = Plan("test", tokens.train, recipe.train.tokens, {})
+    plan = LoopConfig("test", tokens.train, recipe.train.tokens, {})
     settings = choose_settings(recipe.train, planned_flops=0)
     train(model, recipe.train, plan, settings, folder, lambda model: 0.0, StopFlag())
     model.set_attn_implementation("sdpa")

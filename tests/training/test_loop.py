@@ -15,8 +15,8 @@ from inheritune.system.progress import Progress
 from inheritune.system.signals import StopFlag
 from inheritune.training.early_stop import Goal
 from inheritune.training.hardware import Settings
-from inheritune.training.loop import Plan, Trained, plan_steps, train
-from inheritune.training.save_schedule import Saves
+from inheritune.training.loop import LoopConfig, LoopResult, plan_steps, train
+from inheritune.training.save_schedule import CheckpointSchedule
 from inheritune.training.throughput import flops_per_token, peak_bytes
 
 INPUTS = {"seed": 0}
@@ -48,7 +48,7 @@ class Trainer:
         folder: Path,
         stop_after: int | None = None,
         inputs: dict | None = None,
-    ) -> Trained:
+    ) -> LoopResult:
         """Start from the fresh weights, as a new process would."""
         self.model.load_state_dict(self.fresh)
         stop = StopFlag()
@@ -59,7 +59,7 @@ class Trainer:
             if stop_after is not None and progress.done >= stop_after * recipe.batch_tokens:
                 stop.signal_number = 15
 
-        plan = Plan(
+        plan = LoopConfig(
             "test",
             self.stream,
             recipe.tokens,
@@ -318,7 +318,9 @@ def test_where_the_op_does_not_fit_it_says_so_once(
     trainer(train_recipe, tmp_path / "logits")
     whole = trainer.weights()
     trainer.settings = replace(trainer.settings, loss="op")
-    monkeypatch.setattr("inheritune.training.setup.op_agrees_with_the_model", lambda model: False)
+    monkeypatch.setattr(
+        "inheritune.training.setup.logits_are_plain_head_output", lambda model: False
+    )
     trained = trainer(train_recipe, tmp_path / "op")
     assert trained.settings.loss == "logits"
     assert [note for note in trained.notes if "logits" in note] == list(trained.notes)
@@ -421,7 +423,9 @@ def test_a_new_best_val_loss_is_saved_and_kept(
     trainer: Trainer, train_recipe: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = train_recipe.model_copy(update={"eval_every": 384, "keep": 1, "save_minutes": 1e-9})
-    monkeypatch.setattr(Saves, "due", lambda self: False)  # no save falls on a validation
+    monkeypatch.setattr(
+        CheckpointSchedule, "due", lambda self: False
+    )  # no save falls on a validation
     trainer.val_losses = [9.0, 5.0, 4.0, 6.0, 7.0, 4.5, 8.0]  # after 0, 3, 6, ... steps
     trainer(recipe, tmp_path)
     saved = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))

@@ -10,7 +10,7 @@ from transformers import (
     LlamaConfig,
 )
 
-from inheritune.training.loss import Root, loss_sum, op_agrees_with_the_model
+from inheritune.training.loss import TrainingObjective, logits_are_plain_head_output, loss_sum
 
 SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIGS = {
@@ -61,12 +61,12 @@ def fresh(config: object) -> torch.nn.Module:
 
 @pytest.mark.parametrize("name", FITS)
 def test_the_op_is_found_to_be_the_loss_of_plain_models(name: str) -> None:
-    assert op_agrees_with_the_model(fresh(FITS[name]))
+    assert logits_are_plain_head_output(fresh(FITS[name]))
 
 
 @pytest.mark.parametrize("name", DOES_MORE)
 def test_models_that_do_more_to_their_logits_are_found_out(name: str) -> None:
-    assert not op_agrees_with_the_model(fresh(DOES_MORE[name]))
+    assert not logits_are_plain_head_output(fresh(DOES_MORE[name]))
 
 
 @pytest.mark.parametrize("name", FITS | DOES_MORE)
@@ -74,7 +74,7 @@ def test_asking_leaves_every_weight_bit_for_bit(name: str) -> None:
     model = fresh((FITS | DOES_MORE)[name])
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     training = model.training
-    op_agrees_with_the_model(model)
+    logits_are_plain_head_output(model)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert model.training == training
 
@@ -85,9 +85,9 @@ def test_loss_equals_reference_by_the_op_with_its_gradients(name: str) -> None:
     x, y = torch.randint(0, 97, (2, 3, 16))
     y[0, :5] = -100
     gradients, losses = [], []
-    for by_op in (False, True):
+    for fused in (False, True):
         model.zero_grad()
-        loss = Root(model, by_op)(x, y)
+        loss = TrainingObjective(model, fused)(x, y)
         loss.backward()
         losses.append(loss.detach())
         gradients.append([param.grad.clone() for param in model.parameters()])
@@ -100,7 +100,7 @@ def test_in_bf16_the_op_sums_in_fp32() -> None:
     model = fresh(FITS["llama"]).eval()
     samples = torch.randint(0, 97, (64, 65))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        ours = Root(model, by_op=True)(samples[:, :-1], samples[:, 1:])
+        ours = TrainingObjective(model, fused=True)(samples[:, :-1], samples[:, 1:])
         theirs = loss_sum(model, samples)
     assert ours.dtype == torch.float32
     assert abs(ours - theirs) / (64 * 64) < 2e-4

@@ -10,7 +10,7 @@ from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.flops import attention_heads, first_int
 from inheritune.model_files.safetensors import Tensor
 
-__all__ = ["imagine"]
+__all__ = ["synthetic_headers"]
 
 # The families that references are trained in here; of others, only their classes know the shapes.
 _LLAMA_LIKE = {"llama", "mistral", "qwen2", "qwen3"}
@@ -18,7 +18,7 @@ _FILE = "model.safetensors"
 Shapes = dict[str, tuple[int, ...]]
 
 
-def imagine(config: Mapping[str, Any]) -> ModelDirectory | None:
+def synthetic_headers(config: Mapping[str, Any]) -> ModelDirectory | None:
     """A model directory that is on no disk: names and shapes in fp32, as its class would write it.
 
     Args:

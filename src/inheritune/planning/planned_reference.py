@@ -7,7 +7,7 @@ from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import InherituneError, MachineError, SourceError, UnsupportedModelError
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.download.hub import is_hub_id
-from inheritune.model_files.shapes import imagine
+from inheritune.model_files.shapes import synthetic_headers
 from inheritune.recipe.known_configs import known_config
 from inheritune.recipe.schema import Recipe, ReferenceTraining
 from inheritune.run_directory import Run
@@ -75,7 +75,7 @@ def _published_shape(model: str, error: InherituneError) -> ModelDirectory | Non
     config = known_config(model)
     if config is None or not absent or Path(model).expanduser().exists():
         return None
-    shape = imagine(config)
+    shape = synthetic_headers(config)
     return None if shape is None else replace(shape, name=f"{model}{_BY_SHAPE}")
 
 
@@ -85,7 +85,7 @@ def _imagined(wanted: ReferenceTraining) -> ModelDirectory:
         rows = 0  # the config says it
     elif wanted.tokenizer is not None:
         rows = open_tokenizer(open_model(wanted.tokenizer, whole=False).path).rows
-    model = imagine({"vocab_size": rows} | wanted.config)
+    model = synthetic_headers({"vocab_size": rows} | wanted.config)
     if model is None:
         raise UnsupportedModelError(
             f"the size of a {wanted.config['model_type']} that is still to be trained is known to "

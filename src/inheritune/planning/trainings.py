@@ -13,9 +13,9 @@ from inheritune.planning.memory import Memory
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.variants import Distill
 from inheritune.steps.borrowed import read_benchmark
-from inheritune.steps.growth import Growth, grown_arms, grown_sizes
-from inheritune.steps.seeds import repeat_arms
-from inheritune.steps.trainings import Arm, arms_of, depth_of
+from inheritune.steps.growth import Growth, grown_sizes, grown_specs
+from inheritune.steps.seeds import repeat_specs
+from inheritune.steps.trainings import TrainingSpec, depth_of, specs_for
 from inheritune.surgery.half_width import imagine_half_width
 from inheritune.surgery.sizes import Counts, Sizes
 from inheritune.system.devices import Price, Speed
@@ -89,11 +89,11 @@ class Planner:
         if recipe.reference.train is not None:
             trained = recipe.reference.train
             depth = layer_count(trained.config)
-            before = [self._training(Arm("reference", "fresh", depth, trained.tokens))]
+            before = [self._training(TrainingSpec("reference", "fresh", depth, trained.tokens))]
         wanted = recipe.tokens_of(recipe.target)
         assert wanted is not None  # the recipe refuses equal_compute for the target
         rounds: list[PlannedTraining] = []
-        tried: list[Arm] = []
+        tried: list[TrainingSpec] = []
         for number, depth in enumerate(depths, 1):
             arm = self._arms(recipe.target, depth, wanted)[0]
             if recipe.grow.weights == "keep":  # as in derive: it goes on in the text
@@ -102,29 +102,29 @@ class Planner:
             tried.append(arm)
             rounds.append(self._training(arm, number))
         spent = sum(training.flops for training in [*before, *rounds])
-        arms: list[Arm] = []
+        arms: list[TrainingSpec] = []
         for name, variant in recipe.variants.items():
             if name == recipe.target:
                 continue
             if variant.start == "grown":
                 sizes, total = grown_sizes(depths, depths[-1]), self._sizes.reference.layers
-                grown = grown_arms(recipe, name, total, sizes, rounds[0].tokens)
+                grown = grown_specs(recipe, name, total, sizes, rounds[0].tokens)
                 arms += grown
                 continue
             layers = depth_of(variant, self._sizes.reference.layers, depths[-1])
             tokens = recipe.tokens_of(name)
             if tokens is None:
-                each = self._counts(Arm(name, variant.start, layers, 0)).flops_per_token
+                each = self._counts(TrainingSpec(name, variant.start, layers, 0)).flops_per_token
                 beside = variant.distill is not None and variant.distill.top_k is None
                 tokens = round(spent / (each + (self._forward if beside else 0.0)))
             arms += self._arms(name, layers, tokens)
-        controls = [self._training(arm) for arm in [*arms, *repeat_arms(recipe, tried, arms)]]
+        controls = [self._training(arm) for arm in [*arms, *repeat_specs(recipe, tried, arms)]]
         return (*before, *rounds, *controls)
 
-    def _arms(self, name: str, layers: int, tokens: int) -> list[Arm]:
-        return arms_of(self._recipe, name, self._sizes.reference.layers, layers, tokens)
+    def _arms(self, name: str, layers: int, tokens: int) -> list[TrainingSpec]:
+        return specs_for(self._recipe, name, self._sizes.reference.layers, layers, tokens)
 
-    def _training(self, arm: Arm, number: int | None = None) -> PlannedTraining:
+    def _training(self, arm: TrainingSpec, number: int | None = None) -> PlannedTraining:
         counts, batch = self._counts(arm), self._recipe.train.batch_tokens
         steps = max(1, arm.tokens // batch)  # as train.loop.plan_steps
         tokens = steps * batch
@@ -150,7 +150,7 @@ class Planner:
             seed=arm.seed if arm.repeats else None,
         )
 
-    def _asked(self, distill: Distill, arm: Arm, tokens: int) -> int:
+    def _asked(self, distill: Distill, arm: TrainingSpec, tokens: int) -> int:
         """Tokens that the reference is run on: all, or those that nobody has had stored yet.
 
         What is stored begins with the order of samples, wherever the training does.
@@ -171,7 +171,7 @@ class Planner:
         whole = sizes.counts(range(sizes.reference.layers), seq_len)
         return whole.flops_per_token * EVALUATION_SHARE
 
-    def _counts(self, arm: Arm) -> Counts:
+    def _counts(self, arm: TrainingSpec) -> Counts:
         sizes = self._sizes
         if arm.start == "half-width":
             sizes = Sizes(imagine_half_width(sizes.reference))

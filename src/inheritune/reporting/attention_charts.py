@@ -7,7 +7,7 @@ from typing import Any
 from inheritune.reporting.line_charts import Chart
 from inheritune.reporting.quantities import exact, percent, signed
 from inheritune.reporting.record import Record, number, rows, section, text
-from inheritune.reporting.section import Part
+from inheritune.reporting.section import Section
 from inheritune.reporting.tables import Column, Table
 
 __all__ = ["attention_part"]
@@ -49,7 +49,7 @@ class _Model:
         return [layer.number for layer in self.layers if layer.lazy]
 
 
-def attention_part(record: Record) -> Part | None:
+def attention_part(record: Record) -> Section | None:
     """Heat maps of every head, and rank, mass and importance layer by layer.
 
     Args:
@@ -73,7 +73,7 @@ def attention_part(record: Record) -> Part | None:
     known = section(analysis, "calibration")
     charts += [_with_data(chart, by_layer) for chart in _line_charts(models, known, tokens)]
     said = _sentences(analysis, models)
-    return Part("inside", "Attention and layers", said, charts, files=[by_layer, by_head])
+    return Section("inside", "Attention and layers", said, charts, files=[by_layer, by_head])
 
 
 def _with_data(chart: Chart, table: Table) -> Chart:

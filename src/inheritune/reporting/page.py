@@ -20,7 +20,7 @@ from inheritune.reporting.line_charts import Chart
 from inheritune.reporting.loss_charts import loss_charts
 from inheritune.reporting.provenance import facts_of_data, overlap, provenance, recipe, settings
 from inheritune.reporting.record import Record, read_record, rows, text
-from inheritune.reporting.section import Part
+from inheritune.reporting.section import Section
 from inheritune.reporting.summary import facts, missing, scale, standing
 from inheritune.reporting.tables import (
     Table,
@@ -54,7 +54,7 @@ _LONGEST_SAMPLE = 3_000  # characters
 _SIGNS = ("recipe.yaml", "variants", "tokens", "benchmark.json", "reference.json")
 
 # Sections between the loss curves and the rounds: each is made from the record, or is not there.
-_PARTS: Sequence[Callable[[Record], Part | None]] = (
+_PARTS: Sequence[Callable[[Record], Section | None]] = (
     attention_part,
     task_part,
 )
@@ -76,7 +76,7 @@ class Report:
     record: Record
     curves: Sequence[Curve]
     curve_charts: Sequence[Chart]
-    parts: Sequence[Part]
+    parts: Sequence[Section]
     speed_charts: Sequence[Chart]
     problems: Sequence[str]
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from inheritune.reporting.line_charts import Chart
 from inheritune.reporting.tables import Table
 
-__all__ = ["Part"]
+__all__ = ["Section"]
 
 
 @dataclass(frozen=True)
-class Part:
+class Section:
     """One section.
 
-    A function that takes the record and returns a Part, or None where the record holds nothing of
-    it, is all that the page asks for.
+    A function that takes the record and returns a Section, or None where the record holds nothing
+    of it, is all that the page asks for.
 
     Attributes:
         name: Of the section in links; letters and hyphens.

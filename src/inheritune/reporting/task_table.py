@@ -20,7 +20,7 @@ from inheritune.reporting.score_table import (
     is_bold,
     share_se,
 )
-from inheritune.reporting.section import Part
+from inheritune.reporting.section import Section
 from inheritune.reporting.tables import Column, Table
 
 __all__ = ["published_table", "scores_table", "task_part", "task_tables", "tokens_table"]
@@ -75,14 +75,14 @@ def task_tables(record: Record) -> list[Table]:
     return tables
 
 
-def task_part(record: Record) -> Part | None:
+def task_part(record: Record) -> Section | None:
     """The page's section on tasks and compute; None where there is nothing for it."""
     tables = task_tables(record)
     if not tables:
         return None
     asked = bool(rows(section(record, "evaluation"), "models"))
     title = "Tasks and compute" if asked else "Compute"
-    return Part("tasks", title, tables=tables)
+    return Section("tasks", title, tables=tables)
 
 
 # -- a suite, beside what was published

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from inheritune.data.tokens import TokenDirectory
 from inheritune.recipe.schema import Recipe
 from inheritune.steps.analysis import asks_for_ranks, ranked
-from inheritune.steps.controls import control_arms, publish_target, train_arm
-from inheritune.steps.growth import Growth, first_layers, round_arm
+from inheritune.steps.controls import control_specs, publish_target, train_variant
+from inheritune.steps.growth import Growth, first_layers, round_spec
 from inheritune.steps.initial_weights import check_starts
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Benchmark, Reference, measure_benchmark, open_reference
-from inheritune.steps.result import Trial
-from inheritune.steps.seeds import repeat_arms
+from inheritune.steps.result import TrainingResult
+from inheritune.steps.seeds import repeat_specs
 from inheritune.steps.tokens import prepare_tokens
-from inheritune.steps.trainings import Arm
+from inheritune.steps.trainings import TrainingSpec
 from inheritune.system.progress import Progress
 
 __all__ = ["Outcome", "derive", "judge"]
@@ -42,14 +42,14 @@ class Outcome:
     reference: Reference
     tokens: TokenDirectory
     benchmark: Benchmark
-    rounds: list[Trial]
+    rounds: list[TrainingResult]
     chosen: int
     growth: Growth
-    controls: list[Trial]
-    repeats: list[Trial]
+    controls: list[TrainingResult]
+    repeats: list[TrainingResult]
 
     @property
-    def target(self) -> Trial:
+    def target(self) -> TrainingResult:
         """The model that the run is for."""
         return self.rounds[self.chosen]
 
@@ -76,25 +76,25 @@ def derive(job: Job) -> Outcome:
         job.on_progress(Progress("growth", message=note))
     benchmark = measure_benchmark(job, reference, tokens)
 
-    rounds: list[Trial] = []
+    rounds: list[TrainingResult] = []
     verdicts: list[str] = []
-    done: list[Arm] = []
+    done: list[TrainingSpec] = []
     tried: dict[int, bool] = {}  # layers, and whether they matched
     while (layers := growth.next_size(tried)) is not None:
         so_far = (rounds, tried, layers, benchmark.val_loss)
-        arm = round_arm(recipe, growth, reference.layers, *so_far)
+        arm = round_spec(recipe, growth, reference.layers, *so_far)
         done.append(arm)
-        rounds.append(train_arm(job, arm, reference, tokens, benchmark))
+        rounds.append(train_variant(job, arm, reference, tokens, benchmark))
         verdicts.append(judge(rounds[-1], recipe.grow.tolerance))
         tried[layers] = verdicts[-1] == "matched"
     target = min((trial for trial in rounds if tried[trial.layers]), key=_size, default=rounds[-1])
     publish_target(job, target)
 
     chosen = rounds.index(target)
-    arms = control_arms(job, reference, rounds, target)
-    controls = [train_arm(job, arm, reference, tokens, benchmark) for arm in arms]
-    again = repeat_arms(recipe, done[: chosen + 1], arms)
-    repeats = [train_arm(job, arm, reference, tokens, benchmark) for arm in again]
+    arms = control_specs(job, reference, rounds, target)
+    controls = [train_variant(job, arm, reference, tokens, benchmark) for arm in arms]
+    again = repeat_specs(recipe, done[: chosen + 1], arms)
+    repeats = [train_variant(job, arm, reference, tokens, benchmark) for arm in again]
     found = (rounds, chosen, growth, controls, repeats)
     return Outcome(verdicts, reference, tokens, benchmark, *found)
 
@@ -102,15 +102,15 @@ def derive(job: Job) -> Outcome:
 def _growth(recipe: Recipe, reference: Reference) -> Growth:
     """The sizes that the target may have; no control may be impossible at any of them."""
     growth = Growth.of(recipe, reference.model, *first_layers(recipe, reference))
-    check_starts(recipe, reference.model, growth.ends(), laziest=reference.laziest)
+    check_starts(recipe, reference.model, growth.ends(), layers_by_rank=reference.layers_by_rank)
     return growth
 
 
-def _size(trial: Trial) -> int:
+def _size(trial: TrainingResult) -> int:
     return trial.layers
 
 
-def judge(trial: Trial, tolerance: float) -> str:
+def judge(trial: TrainingResult, tolerance: float) -> str:
     """Compare a target with its reference on the same windows.
 
     Args:

@@ -15,15 +15,15 @@ from inheritune.run.ledger import ledger, notes, result, variant_rows
 from inheritune.run.session import Begin, carry_out
 from inheritune.run_directory import RUN, Run
 from inheritune.steps.analysis import analyze_run, asks_for_ranks, ranked
-from inheritune.steps.controls import continue_texts, train_arm
-from inheritune.steps.growth import Growth, first_layers, round_arm
+from inheritune.steps.controls import continue_texts, train_variant
+from inheritune.steps.growth import Growth, first_layers, round_spec
 from inheritune.steps.initial_weights import check_starts
 from inheritune.steps.job import Job
 from inheritune.steps.reference import measure_benchmark, open_reference, tokenizer_home
 from inheritune.steps.resume import checkpoint_for
 from inheritune.steps.tasks import Examined, ask_tasks, asked_at, check_tasks, moments_in
 from inheritune.steps.tokens import import_flat_tokens, prepare_tokens
-from inheritune.steps.trainings import Arm, arms_of, depth_of
+from inheritune.steps.trainings import TrainingSpec, depth_of, specs_for
 from inheritune.system.progress import Listener, Progress, silent
 
 __all__ = ["execute", "prepare_only", "train_only"]
@@ -167,16 +167,20 @@ def train_only(
         count = layers or depth_of(plan.variants[name], reference.layers, growth.sizes[0])
         if count > most:
             raise RecipeError(f"--layers is {count}.", f"Choose between 1 and {most}.")
-        check_starts(plan, reference.model, [count], only=name, laziest=reference.laziest)
-        arms = arms_of(plan, name, reference.layers, count, tokens_wanted, reference.laziest)
+        check_starts(
+            plan, reference.model, [count], only=name, layers_by_rank=reference.layers_by_rank
+        )
+        arms = specs_for(
+            plan, name, reference.layers, count, tokens_wanted, reference.layers_by_rank
+        )
         checkpoint_for(job, _next_folder(job, arms))  # or is refused before anything is done
         tokens = prepare_tokens(job, reference.model.path)
         benchmark = measure_benchmark(job, reference, tokens)
         if name == plan.target and count in growth.sizes:  # as the first round of a run
             val_loss = benchmark.val_loss
-            arms = [round_arm(plan, growth, reference.layers, [], {}, count, val_loss)]
+            arms = [round_spec(plan, growth, reference.layers, [], {}, count, val_loss)]
         for arm in arms:
-            trial = train_arm(job, arm, reference, tokens, benchmark)
+            trial = train_variant(job, arm, reference, tokens, benchmark)
         return trial.summary() | {"model": str(root / trial.path / "model")}, 0
 
     return carry_out(recipe, root, on_progress, work, Begin(RUN, allowed, checkpoint))[0]
@@ -189,7 +193,7 @@ def _look_inside(job: Job, outcome: Outcome) -> None:
     job.run.update(analysis=analysis, notes=[*kept, *said])
 
 
-def _next_folder(job: Job, arms: Sequence[Arm]) -> Path:
+def _next_folder(job: Job, arms: Sequence[TrainingSpec]) -> Path:
     folders = [arm.folder_in(job.run) for arm in arms]
     return next((f for f in folders if not (f / "result.json").exists()), folders[-1])
 

@@ -12,7 +12,7 @@ from inheritune.recipe.schema import Cost, Recipe
 from inheritune.run.derive import Outcome, judge
 from inheritune.steps.abandoning import tell_abandoned
 from inheritune.steps.reference import Benchmark
-from inheritune.steps.result import Trial
+from inheritune.steps.result import TrainingResult
 from inheritune.steps.seeds import Repeated, together
 
 __all__ = ["gap_closed", "ledger", "notes", "result", "training_ledger", "variant_rows"]
@@ -63,7 +63,7 @@ def _price(entry: Mapping[str, Any], cost: Cost) -> float | None:
     return float(entry["seconds"] / 3600 * cost.price_per_hour)
 
 
-def _trial_entries(item: str, trial: Trial) -> list[dict[str, Any]]:
+def _trial_entries(item: str, trial: TrainingResult) -> list[dict[str, Any]]:
     """A training; and the forward passes of its reference, whose time is within the training's."""
     processes = trial.settings.get("processes")
     own = _entry(item, trial.tokens, trial.flops - trial.reference_flops, trial.seconds, processes)
@@ -83,7 +83,7 @@ def _benchmark_entry(item: str, benchmark: Benchmark) -> dict[str, Any]:
     return _entry(item, 0, *cost, borrowed=borrowed)
 
 
-def training_ledger(before: Benchmark, trial: Trial) -> list[dict[str, Any]]:
+def training_ledger(before: Benchmark, trial: TrainingResult) -> list[dict[str, Any]]:
     """Every cost of a training without a recipe; entries as in `ledger`."""
     return [
         _benchmark_entry("val_loss before", before),
@@ -134,7 +134,7 @@ def gap_closed(outcome: Outcome) -> float | None:
     return (of_scratch.val_loss - of_target.val_loss) / gap
 
 
-def _same_size_and_tokens(control: Trial, target: Trial) -> bool:
+def _same_size_and_tokens(control: TrainingResult, target: TrainingResult) -> bool:
     same = control.layers == target.layers and control.tokens == target.tokens
     is_scratch = control.start == "fresh" and not control.made_of and control.distill is None
     # What went on from another training saw more.

@@ -21,10 +21,10 @@ from inheritune.run_directory import TRAIN, Run
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference, measure_benchmark, open_reference
 from inheritune.steps.reference_store import pinned_commit
-from inheritune.steps.result import Trial
+from inheritune.steps.result import TrainingResult
 from inheritune.steps.tokens import embedding_rows
 from inheritune.steps.training import run_training, training_inputs
-from inheritune.steps.trainings import Arm
+from inheritune.steps.trainings import TrainingSpec
 from inheritune.system.progress import Listener, silent
 from inheritune.system.signals import catch_signals
 
@@ -154,7 +154,9 @@ def pretrain(
     return carry_out(plan.recipe, out, on_progress, work, Begin(TRAIN, allowed, checkpoint))[0]
 
 
-def _train(job: Job, reference: Reference, tokens: TokenDirectory, before: list[float]) -> Trial:
+def _train(
+    job: Job, reference: Reference, tokens: TokenDirectory, before: list[float]
+) -> TrainingResult:
     wanted = job.recipe.train.tokens
     inputs = training_inputs(job, tokens) | {
         "reference": reference.model.digest,
@@ -162,7 +164,7 @@ def _train(job: Job, reference: Reference, tokens: TokenDirectory, before: list[
     }
     # Read where it lies: a copy of the model beside its checkpoints would serve nobody.
     directory = str(reference.model.path.resolve())
-    arm = Arm("train", "trained", reference.layers, wanted, model=directory)
+    arm = TrainingSpec("train", "trained", reference.layers, wanted, model=directory)
     return run_training(job, arm, job.run.root, tokens, inputs, before)
 
 

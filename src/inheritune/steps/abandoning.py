@@ -3,16 +3,16 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from inheritune.steps.trainings import Arm
+from inheritune.steps.trainings import TrainingSpec
 
 if TYPE_CHECKING:
-    from inheritune.training.loop import Trained
+    from inheritune.training.loop import LoopResult
 
 __all__ = ["abandoned_record", "tell_abandoned"]
 
 
 def abandoned_record(
-    arm: Arm, trained: "Trained", planned: int, val_loss: float
+    arm: TrainingSpec, trained: "LoopResult", planned: int, val_loss: float
 ) -> dict[str, Any] | None:
     """The decision to give a training up, as JSON values; None where there was none.
 

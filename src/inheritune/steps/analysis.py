@@ -175,7 +175,7 @@ def ranked(job: Job, reference: Reference, tokens: TokenDirectory) -> Reference:
     job.on_progress(
         Progress("analysis", message=f"advice: {advice['advice']} layers; {advice['reason']}")
     )
-    return replace(reference, advised_layers=advice["advice"], laziest=laziest_first(ranks))
+    return replace(reference, advised_layers=advice["advice"], layers_by_rank=laziest_first(ranks))
 
 
 def analyze_run(

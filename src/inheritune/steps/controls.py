@@ -13,24 +13,24 @@ from inheritune.errors import DataError
 from inheritune.model_files.directory import open_model
 from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.model_files.scan import scan
-from inheritune.steps.growth import grown_arms, grown_sizes
+from inheritune.steps.growth import grown_sizes, grown_specs
 from inheritune.steps.initial_weights import write_start
 from inheritune.steps.job import Job, finish, finished
 from inheritune.steps.reference import Benchmark, Reference, flops_per_token
-from inheritune.steps.result import Trial
+from inheritune.steps.result import TrainingResult
 from inheritune.steps.training import run_training, training_inputs
-from inheritune.steps.trainings import Arm, arms_of, depth_of
+from inheritune.steps.trainings import TrainingSpec, depth_of, specs_for
 from inheritune.system.files import read_json_file, write_json
 from inheritune.system.progress import Progress
 
-__all__ = ["continue_texts", "control_arms", "publish_target", "train_arm"]
+__all__ = ["continue_texts", "control_specs", "publish_target", "train_variant"]
 
 _TRAINING = "training.json"
 
 
-def train_arm(
-    job: Job, arm: Arm, reference: Reference, tokens: TokenDirectory, benchmark: Benchmark
-) -> Trial:
+def train_variant(
+    job: Job, arm: TrainingSpec, reference: Reference, tokens: TokenDirectory, benchmark: Benchmark
+) -> TrainingResult:
     """Start a model as an arm says, train it, publish it, measure it."""
     if arm.distill is not None:
         arm = replace(arm, reference=str(reference.model.path.resolve()))
@@ -56,9 +56,9 @@ def train_arm(
     return trial
 
 
-def control_arms(
-    job: Job, reference: Reference, rounds: Sequence[Trial], target: Trial
-) -> list[Arm]:
+def control_specs(
+    job: Job, reference: Reference, rounds: Sequence[TrainingResult], target: TrainingResult
+) -> list[TrainingSpec]:
     """The trainings of all controls with their first seed, in the order of the recipe.
 
     Args:
@@ -68,13 +68,13 @@ def control_arms(
         target: Of them, the one whose size controls take over.
     """
     recipe = job.recipe
-    arms: list[Arm] = []
+    arms: list[TrainingSpec] = []
     for name, variant in recipe.variants.items():
         if name == recipe.target:
             continue
         if variant.start == "grown":
             sizes = grown_sizes([trial.layers for trial in rounds], target.layers)
-            arms += grown_arms(recipe, name, reference.layers, sizes, rounds[0].tokens)
+            arms += grown_specs(recipe, name, reference.layers, sizes, rounds[0].tokens)
             continue
         layers = depth_of(variant, reference.layers, target.layers)
         tokens = recipe.tokens_of(name)
@@ -87,11 +87,11 @@ def control_arms(
             if variant.distill is not None and variant.distill.top_k is None:
                 each += reference.flops_per_token * EVALUATION_SHARE
             tokens = round(spent / each)
-        arms += arms_of(recipe, name, reference.layers, layers, tokens, reference.laziest)
+        arms += specs_for(recipe, name, reference.layers, layers, tokens, reference.layers_by_rank)
     return arms
 
 
-def publish_target(job: Job, trial: Trial) -> Path:
+def publish_target(job: Job, trial: TrainingResult) -> Path:
     """Put the final model directory where `push` and people look for it: a copy, by one rename."""
     folder, target = job.run.root / trial.path, job.run.target
     files = {p.relative_to(folder / "model"): p for p in (folder / "model").rglob("*")}

@@ -10,7 +10,7 @@ from inheritune.data.tokens import TokenDirectory
 from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.recipe.variants import Distill
 from inheritune.steps.job import Job
-from inheritune.steps.trainings import Arm
+from inheritune.steps.trainings import TrainingSpec
 from inheritune.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ __all__ = ["open_distillation", "reference_cost"]
 
 def open_distillation(
     job: Job,
-    arm: Arm,
+    arm: TrainingSpec,
     tokens: TokenDirectory,
     inputs: Mapping[str, Any],
     settings: "Settings",
@@ -62,7 +62,7 @@ def open_distillation(
 
 
 def reference_cost(
-    job: Job, arm: Arm, tokens: TokenDirectory, inputs: Mapping[str, Any], trained: int
+    job: Job, arm: TrainingSpec, tokens: TokenDirectory, inputs: Mapping[str, Any], trained: int
 ) -> tuple[float, float]:
     """What a distillation's reference cost: FLOPs, and the seconds that were not the training's.
 
@@ -83,7 +83,7 @@ def reference_cost(
 
 
 def _open_cache(
-    job: Job, arm: Arm, tokens: TokenDirectory, inputs: Mapping[str, Any], wanted: Distill
+    job: Job, arm: TrainingSpec, tokens: TokenDirectory, inputs: Mapping[str, Any], wanted: Distill
 ) -> "LogitCache":
     from inheritune.training.logit_cache import LogitCache
     from inheritune.training.models import vocab_size
@@ -99,7 +99,7 @@ def _open_cache(
 
 def _write(
     job: Job,
-    arm: Arm,
+    arm: TrainingSpec,
     stored: "LogitCache",
     places: list[tuple[int, int]],
     reference: "Callable[[], FrozenReference]",
@@ -113,6 +113,6 @@ def _write(
         stored.write((first, stop), reference(), arm.task, on_batch)
 
 
-def _reference_of(arm: Arm) -> Path:
+def _reference_of(arm: TrainingSpec) -> Path:
     assert arm.reference is not None  # whoever has a distill has one
     return Path(arm.reference)

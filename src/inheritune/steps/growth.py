@@ -11,12 +11,12 @@ from inheritune.recipe.schema import Recipe
 from inheritune.recipe.variants import Grow
 from inheritune.run_directory import Run
 from inheritune.steps.reference import Reference
-from inheritune.steps.result import Trial
-from inheritune.steps.trainings import Arm, arms_of
+from inheritune.steps.result import TrainingResult
+from inheritune.steps.trainings import TrainingSpec, specs_for
 from inheritune.surgery.cut_points import cut_point, find_pattern
 from inheritune.surgery.sizes import Sizes
 
-__all__ = ["Growth", "first_layers", "grown_arms", "grown_sizes", "round_arm"]
+__all__ = ["Growth", "first_layers", "grown_sizes", "grown_specs", "round_spec"]
 
 
 @dataclass(frozen=True)
@@ -124,15 +124,15 @@ def _listed(sizes: Sequence[int]) -> str:
     return ", ".join(said)
 
 
-def round_arm(
+def round_spec(
     recipe: Recipe,
     growth: Growth,
     reference_layers: int,
-    rounds: Sequence[Trial],
+    rounds: Sequence[TrainingResult],
     tried: Mapping[int, bool],
     layers: int,
     benchmark: float,
-) -> Arm:
+) -> TrainingSpec:
     """The training of the target's next round.
 
     Args:
@@ -146,7 +146,7 @@ def round_arm(
     """
     tokens = recipe.tokens_of(recipe.target)
     assert tokens is not None  # the recipe refuses equal_compute for the target
-    arm = arms_of(recipe, recipe.target, reference_layers, layers, tokens)[0]
+    arm = specs_for(recipe, recipe.target, reference_layers, layers, tokens)[0]
     if rounds and recipe.grow.weights == "keep":
         seen = sum(trial.tokens for trial in rounds) // recipe.train.seq_len
         arm = replace(arm, grown_from=rounds[-1].path, first_sample=seen)
@@ -169,9 +169,9 @@ def grown_sizes(rounds: Sequence[int], target: int) -> list[int]:
     return sorted({size for size in rounds if rounds[0] <= size <= target})
 
 
-def grown_arms(
+def grown_specs(
     recipe: Recipe, name: str, reference_layers: int, sizes: Sequence[int], first_tokens: int
-) -> list[Arm]:
+) -> list[TrainingSpec]:
     """The trainings of a variant that starts grown; none where one size was enough.
 
     Args:
@@ -187,7 +187,7 @@ def grown_arms(
     of, before, seen = recipe.target, sizes[0], first_tokens
     arms = []
     for layers in sizes[1:]:
-        arm = arms_of(recipe, name, reference_layers, layers, tokens)[0]
+        arm = specs_for(recipe, name, reference_layers, layers, tokens)[0]
         made_of = (
             f"{before} trained layers of {of}, and layers {before}-{layers - 1} of the reference"
         )

@@ -10,7 +10,7 @@ from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.recipe.schema import Recipe
 from inheritune.steps.job import Job
-from inheritune.steps.trainings import Arm, arms_of, depth_of
+from inheritune.steps.trainings import TrainingSpec, depth_of, specs_for
 from inheritune.surgery.cut import Options, check_inherit, inherit
 from inheritune.surgery.grow import check_grow, grow
 from inheritune.surgery.half_width import half_width, imagine_half_width
@@ -28,7 +28,7 @@ def check_starts(
     reference: ModelDirectory,
     depths: Sequence[int],
     only: str | None = None,
-    laziest: Sequence[int] | None = None,
+    layers_by_rank: Sequence[int] | None = None,
 ) -> None:
     """Refuse controls that cannot be built from a reference, before anything is trained.
 
@@ -39,7 +39,7 @@ def check_starts(
         reference: Only its config and headers are looked at.
         depths: Layers that the target may end with.
         only: The one variant that is meant; None: all.
-        laziest: Its layers, that of lowest attention rank first; None: not known yet.
+        layers_by_rank: Its layers, that of lowest attention rank first; None: not known yet.
 
     Raises:
         RecipeError: A control asks for layers that are not there, or for half of an odd number, or
@@ -57,7 +57,9 @@ def check_starts(
             own = {depth_of(variant, total, depth) for depth in depths}
             for layers in sorted(own):
                 key = f"variants.{name}" + (f", with {layers} layers" if len(own) > 1 else "")
-                for arm in arms_of(recipe, name, total, layers, recipe.train.tokens, laziest):
+                for arm in specs_for(
+                    recipe, name, total, layers, recipe.train.tokens, layers_by_rank
+                ):
                     if layers in (min(own), max(own)):
                         _check(reference, arm)
         except (RecipeError, SourceError) as error:
@@ -75,7 +77,7 @@ def _refuse_more_ids(recipe: Recipe, reference: ModelDirectory) -> None:
             )
 
 
-def _check(reference: ModelDirectory, arm: Arm) -> None:
+def _check(reference: ModelDirectory, arm: TrainingSpec) -> None:
     if arm.start == "inherit" and (arm.kept is not None or arm.parts != "all"):
         check_inherit(reference, arm.kept or arm.layers, Options(parts=arm.parts))
     elif arm.start in ("stacking", "hybrid-stacking"):
@@ -86,7 +88,7 @@ def _check(reference: ModelDirectory, arm: Arm) -> None:
         check_grow(reference, arm.layers)
 
 
-def write_start(job: Job, arm: Arm, reference: ModelDirectory, folder: Path) -> None:
+def write_start(job: Job, arm: TrainingSpec, reference: ModelDirectory, folder: Path) -> None:
     """Write what an arm begins with to ``start/`` of its folder, unless it is there.
 
     Of ``"fresh"``, that is a config: the training initialises the weights, by the same seed.
@@ -113,7 +115,7 @@ def write_start(job: Job, arm: Arm, reference: ModelDirectory, folder: Path) -> 
             shutil.copyfile(start / record, folder / record)
 
 
-def _write_config(arm: Arm, reference: ModelDirectory, start: Path) -> None:
+def _write_config(arm: TrainingSpec, reference: ModelDirectory, start: Path) -> None:
     if (start / "config.json").exists():
         return
     start.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from inheritune.steps.reference_store import is_kept, keep, kept_path, only_trai
 from inheritune.steps.resume import decisive
 from inheritune.steps.tokens import prepare_tokens
 from inheritune.steps.training import run_training, training_inputs
-from inheritune.steps.trainings import Arm
+from inheritune.steps.trainings import TrainingSpec
 from inheritune.steps.validation import finite, val_loss_of
 from inheritune.system.files import read_json_file, write_json
 from inheritune.system.progress import Progress
@@ -52,7 +52,8 @@ class Reference:
         trained_here: Whether this run trained it.
         taken_from: Where it was found, trained by another run; None: it was not.
         advised_layers: How many first layers its attention advises; None: not asked yet.
-        laziest: Its layers that have attention, that of lowest rank first; None: not asked yet.
+        layers_by_rank: Its layers that have attention, that of lowest rank first; None: not asked
+            yet.
     """
 
     model: ModelDirectory
@@ -63,7 +64,7 @@ class Reference:
     trained_here: bool
     taken_from: str | None = None
     advised_layers: int | None = None
-    laziest: tuple[int, ...] | None = None
+    layers_by_rank: tuple[int, ...] | None = None
 
     @property
     def layers(self) -> int:
@@ -253,7 +254,7 @@ def _train_here(job: Job, wanted: ReferenceTraining, tokens: TokenDirectory) -> 
     inputs = training_inputs(job, tokens) | {
         "reference": wanted.model_dump(mode="json", exclude={"keep_in"})
     }
-    arm = Arm("reference", "fresh", layer_count(wanted.config), wanted.tokens)
+    arm = TrainingSpec("reference", "fresh", layer_count(wanted.config), wanted.tokens)
     run_training(job, arm, folder, tokens, inputs)
 
 

@@ -15,21 +15,21 @@ from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.steps.abandoning import abandoned_record, tell_abandoned
 from inheritune.steps.distillation import reference_cost
 from inheritune.steps.job import Job
-from inheritune.steps.trainings import Arm
+from inheritune.steps.trainings import TrainingSpec
 from inheritune.steps.validation import finite, val_loss_of
 from inheritune.system.files import write_json
 from inheritune.system.progress import Progress
 
 if TYPE_CHECKING:
     from inheritune.evaluation.val_loss import ValLoss
-    from inheritune.training.loop import Trained
+    from inheritune.training.loop import LoopResult
     from inheritune.training.metrics import OnRow
 
-__all__ = ["Measured", "Trial", "measure_published", "trial_of"]
+__all__ = ["Measured", "TrainingResult", "make_result", "measure_published"]
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrainingResult:
     """One training done and measured. `difference` is val_loss - benchmark, window by window.
 
     `flops` has everything that it took: `reference_flops`, of the forward passes of the reference
@@ -91,7 +91,7 @@ class Measured:
 
 
 def measure_published(
-    job: Job, arm: Arm, folder: Path, tokens: TokenDirectory, on_row: "OnRow"
+    job: Job, arm: TrainingSpec, folder: Path, tokens: TokenDirectory, on_row: "OnRow"
 ) -> Measured:
     """Measure ``model/`` of a training's directory: the last row of its `metrics.jsonl`.
 
@@ -119,16 +119,16 @@ def measure_published(
     return Measured(loss, seconds, times)
 
 
-def trial_of(
+def make_result(
     job: Job,
-    arm: Arm,
+    arm: TrainingSpec,
     folder: Path,
     tokens: TokenDirectory,
     inputs: Mapping[str, Any],
-    trained: "Trained",
+    trained: "LoopResult",
     measured: Measured,
     benchmark: list[float] | None,
-) -> Trial:
+) -> TrainingResult:
     """What a training came to, as its `result.json` keeps it.
 
     A reference's is also written beside its weights, as `training.json`.
@@ -137,7 +137,7 @@ def trial_of(
         job: Recipe, run, whom to tell.
         arm: What was trained.
         folder: The training's own directory, with ``model/``.
-        tokens: Trained and validated on.
+        tokens: LoopResult and validated on.
         inputs: All that decides the result.
         trained: The training.
         measured: Of ``model/``.
@@ -155,7 +155,7 @@ def trial_of(
     forwards, forwards_s = 0.0, 0.0
     if arm.distill is not None:
         forwards, forwards_s = reference_cost(job, arm, tokens, inputs, position.tokens)
-    trial = Trial(
+    trial = TrainingResult(
         name=arm.variant,
         start=arm.start,
         layers=arm.layers,
@@ -193,7 +193,7 @@ def trial_of(
     return trial
 
 
-def _whole_steps(job: Job, arm: Arm) -> int:
+def _whole_steps(job: Job, arm: TrainingSpec) -> int:
     from inheritune.training.loop import plan_steps
 
     return plan_steps(job.recipe.train, arm.tokens) * job.recipe.train.batch_tokens

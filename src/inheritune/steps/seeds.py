@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inheritune.recipe.schema import Recipe
-from inheritune.steps.result import Trial
-from inheritune.steps.trainings import Arm
+from inheritune.steps.result import TrainingResult
+from inheritune.steps.trainings import TrainingSpec
 
-__all__ = ["Repeated", "repeat_arms", "together"]
+__all__ = ["Repeated", "repeat_specs", "together"]
 
 _OWN = ("seed", "val_loss", "val_loss_se", "difference", "difference_se")
 _OF_ONE_SEED = (*_OWN, "start_val_loss", "tokens", "seconds", "flops", "path")
@@ -29,10 +29,10 @@ class Repeated:
         trials: The first seed's, then those that repeat it; at least one.
     """
 
-    trials: Sequence[Trial]
+    trials: Sequence[TrainingResult]
 
     @property
-    def first(self) -> Trial:
+    def first(self) -> TrainingResult:
         """That of the first seed."""
         return self.trials[0]
 
@@ -80,7 +80,7 @@ class Repeated:
         return row
 
 
-def together(trials: Sequence[Trial], repeats: Sequence[Trial]) -> list[Repeated]:
+def together(trials: Sequence[TrainingResult], repeats: Sequence[TrainingResult]) -> list[Repeated]:
     """Trainings with those that repeat them.
 
     Args:
@@ -93,7 +93,9 @@ def together(trials: Sequence[Trial], repeats: Sequence[Trial]) -> list[Repeated
     ]
 
 
-def repeat_arms(recipe: Recipe, rounds: Sequence[Arm], controls: Sequence[Arm]) -> list[Arm]:
+def repeat_specs(
+    recipe: Recipe, rounds: Sequence[TrainingSpec], controls: Sequence[TrainingSpec]
+) -> list[TrainingSpec]:
     """The trainings with further seeds: every variant with its second, then with its third.
 
     Args:
@@ -112,7 +114,7 @@ def repeat_arms(recipe: Recipe, rounds: Sequence[Arm], controls: Sequence[Arm]) 
     ]
 
 
-def _whole(recipe: Recipe, rounds: Sequence[Arm]) -> list[Arm]:
+def _whole(recipe: Recipe, rounds: Sequence[TrainingSpec]) -> list[TrainingSpec]:
     """Rounds that go on from one another, each trained to its end, whatever was given up."""
     batch, seq_len, seen, arms = recipe.train.batch_tokens, recipe.train.seq_len, 0, []
     for arm in rounds:
@@ -121,7 +123,7 @@ def _whole(recipe: Recipe, rounds: Sequence[Arm]) -> list[Arm]:
     return arms
 
 
-def _with_seed(arm: Arm, seed: int) -> Arm:
+def _with_seed(arm: TrainingSpec, seed: int) -> TrainingSpec:
     """The same training with another seed; a chain goes on from its own, with that seed."""
     before = arm.grown_from
     if before is not None and Path(before).parent.name == arm.variant:

@@ -16,10 +16,10 @@ from inheritune.errors import CheckpointError
 from inheritune.steps.distillation import open_distillation
 from inheritune.steps.job import Job, finish, finished
 from inheritune.steps.limits import memory_named, refuse_full_disk
-from inheritune.steps.result import Trial, measure_published, trial_of
+from inheritune.steps.result import TrainingResult, make_result, measure_published
 from inheritune.steps.resume import checkpoint_for, decisive, warned
 from inheritune.steps.tasks import asked_at
-from inheritune.steps.trainings import Arm
+from inheritune.steps.trainings import TrainingSpec
 from inheritune.steps.validation import enough_memory_to_validate
 from inheritune.system.devices import peak_of
 from inheritune.system.progress import Progress
@@ -27,7 +27,7 @@ from inheritune.system.progress import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from inheritune.training.loop import Trained
+    from inheritune.training.loop import LoopResult
     from inheritune.training.metrics import OnRow
     from inheritune.training.trackers import Trackers
 
@@ -53,7 +53,9 @@ def open_trackers(job: Job, task: str, folder: Path) -> "Trackers":
     return Trackers(makers, f"{job.recipe.name}: {task}", folder, say)
 
 
-def training_inputs(job: Job, tokens: TokenDirectory, arm: Arm | None = None) -> dict[str, Any]:
+def training_inputs(
+    job: Job, tokens: TokenDirectory, arm: TrainingSpec | None = None
+) -> dict[str, Any]:
     """What decides the result of every training of a run; of an arm's, with what is its own."""
     train = job.recipe.train
     return {
@@ -66,12 +68,12 @@ def training_inputs(job: Job, tokens: TokenDirectory, arm: Arm | None = None) ->
 
 def run_training(
     job: Job,
-    arm: Arm,
+    arm: TrainingSpec,
     folder: Path,
     tokens: TokenDirectory,
     inputs: Mapping[str, Any],
     benchmark: list[float] | None = None,
-) -> Trial:
+) -> TrainingResult:
     """Train what stands in ``start/``, publish it as ``model/``, and measure what was published.
 
     Args:
@@ -101,7 +103,7 @@ def run_training(
             _let_go()
             measured = measure_published(job, arm, folder, tokens, shown.send)
         known = (job, arm, folder, tokens, inputs)
-        done = asdict(trial_of(*known, trained, measured, benchmark))
+        done = asdict(make_result(*known, trained, measured, benchmark))
         finish(path, inputs, done)
     # The result stands; only now is what it could be made from again let go. The end itself stays
     # where a larger model may go on from it.
@@ -112,17 +114,17 @@ def run_training(
     if not arm.goes_on:
         (folder / "checkpoints" / "latest").unlink(missing_ok=True)
     # Results of before there were several seeds do not name theirs.
-    return Trial(**(done | {"seed": arm.settings(job.recipe.train).seed}))
+    return TrainingResult(**(done | {"seed": arm.settings(job.recipe.train).seed}))
 
 
 def _train(
     job: Job,
-    arm: Arm,
+    arm: TrainingSpec,
     folder: Path,
     tokens: TokenDirectory,
     inputs: Mapping[str, Any],
     on_row: "OnRow",
-) -> "Trained":
+) -> "LoopResult":
     from inheritune.training.checkpoint import load_weights
     from inheritune.training.models import describe, save_model
 
@@ -144,7 +146,7 @@ def _train(
     return trained
 
 
-def _publish_moments(job: Job, arm: Arm, folder: Path) -> None:
+def _publish_moments(job: Job, arm: TrainingSpec, folder: Path) -> None:
     """Turn the checkpoints that were kept on the way into model directories."""
     from inheritune.training.checkpoint import load_weights
     from inheritune.training.models import save_model
@@ -159,13 +161,13 @@ def _publish_moments(job: Job, arm: Arm, folder: Path) -> None:
 
 def train_share(
     job: Job,
-    arm: Arm,
+    arm: TrainingSpec,
     folder: Path,
     tokens: TokenDirectory,
     inputs: Mapping[str, Any],
     checkpoint: Path | None = None,
     on_row: "OnRow | None" = None,
-) -> "tuple[PreTrainedModel, Trained]":
+) -> "tuple[PreTrainedModel, LoopResult]":
     """This process's part of a training; all of them call it with the same arguments.
 
     Process 0 alone may name a checkpoint to go on from, since it is the one that chooses, and who
@@ -174,7 +176,7 @@ def train_share(
     from inheritune.evaluation.val_loss import measure_val_loss
     from inheritune.training.early_stop import Goal
     from inheritune.training.hardware import choose_settings
-    from inheritune.training.loop import Plan, train
+    from inheritune.training.loop import LoopConfig, train
     from inheritune.training.models import describe
 
     recipe, processes = arm.settings(job.recipe.train), job.processes
@@ -190,7 +192,7 @@ def train_share(
                 model, tokens.val, recipe.seq_len, batch_size, job.stop, processes=processes
             ).mean
 
-    plan = Plan(
+    plan = LoopConfig(
         task=arm.task,
         stream=tokens.train,
         tokens=arm.tokens,
@@ -218,7 +220,7 @@ def _peak_flops(device: str) -> float | None:
     return peak_of(torch.cuda.get_device_name()) if device == "cuda" else None
 
 
-def _steps_to_keep(job: Job, arm: Arm) -> frozenset[int]:
+def _steps_to_keep(job: Job, arm: TrainingSpec) -> frozenset[int]:
     """Steps after which the recipe asks tasks, the end apart: that is asked anyway."""
     # Of several seeds, the first one's models are asked.
     if arm.repeats or arm.variant not in job.recipe.variants:
@@ -241,7 +243,7 @@ def _enough_memory(micro_batch: int) -> AbstractContextManager[None]:
     return memory_named("train.micro_batch", micro_batch, otherwise)
 
 
-def _start_model(job: Job, arm: Arm, folder: Path) -> "PreTrainedModel":
+def _start_model(job: Job, arm: TrainingSpec, folder: Path) -> "PreTrainedModel":
     from inheritune.training.models import fresh_model, load_model
 
     recipe = arm.settings(job.recipe.train)

@@ -12,11 +12,11 @@ from inheritune.run_directory import Run
 from inheritune.surgery.parts import describe_parts
 from inheritune.surgery.selection import choose_layers, describe_selection
 
-__all__ = ["Arm", "arms_of", "depth_of"]
+__all__ = ["TrainingSpec", "depth_of", "specs_for"]
 
 
 @dataclass(frozen=True)
-class Arm:
+class TrainingSpec:
     """One training to be done.
 
     Attributes:
@@ -108,14 +108,14 @@ def depth_of(variant: Variant, reference_layers: int, target_layers: int) -> int
     return variant.layers or target_layers
 
 
-def arms_of(
+def specs_for(
     recipe: Recipe,
     name: str,
     reference_layers: int,
     layers: int,
     tokens: int,
-    laziest: Sequence[int] | None = None,
-) -> list[Arm]:
+    layers_by_rank: Sequence[int] | None = None,
+) -> list[TrainingSpec]:
     """The trainings of a variant with its first seed, in their order: one, and of stacking two.
 
     Args:
@@ -124,13 +124,14 @@ def arms_of(
         reference_layers: Of the reference.
         layers: Of the variant, see `depth_of`.
         tokens: Of each training.
-        laziest: Layers of the reference, that of lowest attention rank first; None: not known yet.
+        layers_by_rank: Layers of the reference, that of lowest attention rank first; None: not
+            known yet.
 
     Raises:
         RecipeError: The reference has no such layers, or they cannot be halved.
     """
     variant = recipe.variants[name]
-    arm = Arm(
+    arm = TrainingSpec(
         variant=name,
         start=variant.start,
         layers=layers,
@@ -145,7 +146,7 @@ def arms_of(
         controls = [other.start for other in recipe.variants.values()]
         arm = replace(arm, goes_on=recipe.grow.weights == "keep" or "grown" in controls)
     if variant.start == "inherit":
-        kept = choose_layers(variant.select, layers, reference_layers, laziest)
+        kept = choose_layers(variant.select, layers, reference_layers, layers_by_rank)
         arm = replace(arm, kept=None if kept == tuple(range(layers)) else list(kept))
     before = []
     if variant.start == "stacking":
@@ -163,7 +164,7 @@ def arms_of(
         _half(layers)
     made_of = _made_of(arm)
     if variant.select == "lazy":
-        made_of = _made_of_lazy(arm, laziest is not None)
+        made_of = _made_of_lazy(arm, layers_by_rank is not None)
     return [*before, replace(arm, made_of=made_of)]
 
 
@@ -175,7 +176,7 @@ def _half(layers: int) -> int:
     return layers // 2
 
 
-def _made_of(arm: Arm) -> str:
+def _made_of(arm: TrainingSpec) -> str:
     is_plain = arm.start in ("inherit", "fresh") and arm.kept is None and arm.parts == "all"
     if is_plain and not _own_rate(arm):
         return ""
@@ -199,7 +200,7 @@ def _made_of(arm: Arm) -> str:
     return said + _own_rate(arm)
 
 
-def _made_of_lazy(arm: Arm, known: bool) -> str:
+def _made_of_lazy(arm: TrainingSpec, known: bool) -> str:
     said = f"the {_layers(arm.layers)} of the reference with the lowest attention rank"
     said += f": {describe_selection(arm.kept or range(arm.layers))}" if known else ""
     if arm.parts != "all":
@@ -211,7 +212,7 @@ def _layers(count: int) -> str:
     return "layer" if count == 1 else f"{count} layers"
 
 
-def _own_rate(arm: Arm) -> str:
+def _own_rate(arm: TrainingSpec) -> str:
     rate = f"; peak learning rate x {arm.lr_scale:g}" if arm.lr_scale != 1 else ""
     if arm.warmup_tokens is None:
         return rate

@@ -5,7 +5,7 @@ from pathlib import Path
 from inheritune.data.tokens import open_tokens
 from inheritune.steps.job import Job
 from inheritune.steps.training import train_share
-from inheritune.steps.trainings import Arm
+from inheritune.steps.trainings import TrainingSpec
 from inheritune.steps.validation import val_loss_share
 
 __all__ = ["serve"]
@@ -27,7 +27,7 @@ def serve(job: Job) -> int:
         tokens = open_tokens(Path(task["tokens"]))  # whatever there was to prepare is prepared
         if task["do"] == "train":
             folder = job.run.root / task["folder"]
-            train_share(job, Arm(**task["arm"]), folder, tokens, task["inputs"])
+            train_share(job, TrainingSpec(**task["arm"]), folder, tokens, task["inputs"])
         else:
             val_loss_share(job, Path(task["directory"]), tokens, task["task"])
     return 0

@@ -17,7 +17,7 @@ from inheritune.model_files.copy import write_file as write_bytes
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.flops import first_int
 from inheritune.model_files.safetensors import Tensor, item_bits
-from inheritune.model_files.shapes import imagine
+from inheritune.model_files.shapes import synthetic_headers
 from inheritune.model_files.write import TargetTensor, read_chunks, split_into_shards
 from inheritune.surgery.class_check.ask_class import ask
 from inheritune.surgery.parts import STRAY
@@ -101,7 +101,7 @@ def imagine_half_width(reference: ModelDirectory) -> ModelDirectory:
         UnsupportedModelError: Something cannot be halved, or the model is of another family.
     """
     config = dict(reference.config) | {e.key: e.after for e in _edits(reference.config)}
-    narrow = imagine(config)
+    narrow = synthetic_headers(config)
     if narrow is None:
         raise UnsupportedModelError(
             f"the config of {reference.name} leaves widths to its class, so they are not halved.",

@@ -46,7 +46,7 @@ def select_layers(text: str, total: int) -> tuple[int, ...]:
 
 
 def choose_layers(
-    choice: str | None, count: int | None, total: int, laziest: Sequence[int] | None = None
+    choice: str | None, count: int | None, total: int, layers_by_rank: Sequence[int] | None = None
 ) -> tuple[int, ...]:
     """The layers of a choice whose number may be decided elsewhere.
 
@@ -57,8 +57,8 @@ def choose_layers(
             many; None: the first.
         count: How many; None where only the text says it.
         total: Layers of the reference, N.
-        laziest: Those that have attention, that of lowest rank first; None: not measured yet, and
-            the last layers stand for the lazy ones.
+        layers_by_rank: Those that have attention, that of lowest rank first; None: not measured
+            yet, and the last layers stand for the lazy ones.
 
     Returns:
         Ascending, without repeats, at least one.
@@ -68,13 +68,13 @@ def choose_layers(
             or fewer than `count`.
     """
     choice = "first" if choice is None else choice.strip()
-    if choice == "lazy" and laziest is not None and count is not None:
-        if count > len(laziest):
+    if choice == "lazy" and layers_by_rank is not None and count is not None:
+        if count > len(layers_by_rank):
             raise RecipeError(
-                f"lazy asks for {count} layers, but {len(laziest)} have attention.",
+                f"lazy asks for {count} layers, but {len(layers_by_rank)} have attention.",
                 "Choose fewer layers, or another select.",
             )
-        return tuple(sorted(laziest[:count]))
+        return tuple(sorted(layers_by_rank[:count]))
     if not re.search("[0-9]", choice):
         return _counted(choice, count, total)
     if re.fullmatch(_DIGITS, choice):

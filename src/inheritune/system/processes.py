@@ -11,7 +11,7 @@ __all__ = ["ALONE", "Processes"]
 
 
 class Processes:
-    """This process, alone. `train.group.Group` does the same for several.
+    """This process, alone. `training.process_group.ProcessGroup` does the same for several.
 
     Attributes:
         rank: Number of this process, from 0; 0 prepares, records and prints.

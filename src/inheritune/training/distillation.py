@@ -11,9 +11,9 @@ import torch
 from inheritune.errors import SourceError
 from inheritune.training.hardware import Settings
 from inheritune.training.kernels import use_fused_gelu
-from inheritune.training.kl_divergence import Compared, Whole, loss_sums, scores_of
+from inheritune.training.kl_divergence import Full, ReferenceDistribution, loss_sums, scores_of
 from inheritune.training.logit_cache import LogitCache
-from inheritune.training.loss import op_agrees_with_the_model
+from inheritune.training.loss import logits_are_plain_head_output
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,14 +40,14 @@ class FrozenReference:
             use_fused_gelu(model)
         model.to(settings.device).eval().requires_grad_(False)  # type: ignore[arg-type]
         self._device, self._bf16 = settings.device, settings.precision == "bf16"
-        self._by_head = op_agrees_with_the_model(model)
+        self._by_head = logits_are_plain_head_output(model)
 
     @property
     def vocab_size(self) -> int:
         """Ids that it predicts."""
         return _vocab_size(self.model)
 
-    def whole(self, input_ids: "Tensor", temperature: float) -> Whole:
+    def whole(self, input_ids: "Tensor", temperature: float) -> Full:
         """Its distributions behind every token.
 
         Args:
@@ -56,9 +56,9 @@ class FrozenReference:
         """
         with torch.no_grad(), self._autocast():
             scores = scores_of(self.model, input_ids.to(self._device), self._by_head)
-            return Whole(scores.cast(), temperature)
+            return Full(scores.cast(), temperature)
 
-    def check(self, samples: "Tensor", theirs: Compared, temperature: float) -> None:
+    def check(self, samples: "Tensor", theirs: ReferenceDistribution, temperature: float) -> None:
         """See that a copy of the reference has no divergence from it, by the loss's own code.
 
         Args:
@@ -112,7 +112,7 @@ class DistillationLoss:
         wanted: Whom it learns from, and the weights of the terms.
 
     Attributes:
-        by_head: Whether the target's logits are never held whole.
+        chunked_head: Whether the target's logits are never held whole.
         position: Place of the next micro-batch in the order of samples.
 
     Raises:
@@ -130,7 +130,7 @@ class DistillationLoss:
                 "Give both the same vocabulary, or leave distill out.",
             )
         self._wanted = wanted
-        self.by_head = op_agrees_with_the_model(model)
+        self.chunked_head = logits_are_plain_head_output(model)
         self.position = 0
 
     def __call__(self, model: "nn.Module", input_ids: "Tensor", labels: "Tensor") -> "Tensor":
@@ -142,7 +142,7 @@ class DistillationLoss:
             labels: (B, T) int64; -100 where nothing is to be predicted.
         """
         wanted, theirs = self._wanted, self._theirs(input_ids)
-        ours = scores_of(model, input_ids, self.by_head)
+        ours = scores_of(model, input_ids, self.chunked_head)
         return loss_sums(ours, theirs, labels.flatten(), wanted.alpha, wanted.temperature)
 
     def check(self, samples: "Tensor") -> None:
@@ -157,7 +157,7 @@ class DistillationLoss:
         source = self._wanted.source
         return source.model if isinstance(source, FrozenReference) else None
 
-    def _theirs(self, input_ids: "Tensor") -> Compared:
+    def _theirs(self, input_ids: "Tensor") -> ReferenceDistribution:
         source = self._wanted.source
         if isinstance(source, FrozenReference):
             return source.whole(input_ids, self._wanted.temperature)

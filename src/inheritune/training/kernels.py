@@ -83,8 +83,8 @@ def agrees_with_the_model(model: "PreTrainedModel", vocab_size: int, length: int
     """Whether a model computes the same logits with this attention as with its own.
 
     Sliding windows, soft-caps and sinks live in the attention function; a model that has them
-    fails here and keeps its own. Compared with gradients on, since that is the path training
-    takes, in fp32, on `length` tokens, so that a window shorter than the sequence shows.
+    fails here and keeps its own. ReferenceDistribution with gradients on, since that is the path
+    training takes, in fp32, on `length` tokens, so that a window shorter than the sequence shows.
 
     Args:
         model: A transformers causal language model in fp32; returned to its own attention.

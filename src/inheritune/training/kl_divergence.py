@@ -12,14 +12,14 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Compared", "Scores", "TopK", "Whole", "loss_sums", "scores_of"]
+__all__ = ["Full", "LazyLogits", "ReferenceDistribution", "TopK", "loss_sums", "scores_of"]
 
 _CHUNK_LOGITS = 2**24  # made at a time, of each model: 64 MiB in fp32
 _IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Scores:
+class LazyLogits:
     """The logits of a model, made where they are asked for.
 
     Attributes:
@@ -43,34 +43,34 @@ class Scores:
         each = max(1, _CHUNK_LOGITS // columns)
         return [slice(first, first + each) for first in range(0, len(self.hidden), each)]
 
-    def cast(self) -> "Scores":
+    def cast(self) -> "LazyLogits":
         """The same with the head in the precision of the states."""
         if self.weight is None:
             return self
         dtype = self.hidden.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
-        return Scores(self.hidden, self.weight.to(dtype), bias)
+        return LazyLogits(self.hidden, self.weight.to(dtype), bias)
 
 
-def scores_of(model: Any, input_ids: "Tensor", by_head: bool) -> Scores:
+def scores_of(model: Any, input_ids: "Tensor", chunked_head: bool) -> LazyLogits:
     """What a model predicts behind every token.
 
     Args:
         model: A transformers causal language model.
         input_ids: (B, T) int64.
-        by_head: Whether its logits are the head's product and nothing more.
+        chunked_head: Whether its logits are the head's product and nothing more.
     """
-    if not by_head:
-        return Scores(model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1))
+    if not chunked_head:
+        return LazyLogits(model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1))
     head, decoder = model.get_output_embeddings(), model.get_decoder()
     hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
     device = hidden.device.type
     if torch.is_autocast_enabled(device):  # as autocast would have the head's product
         hidden = hidden.to(torch.get_autocast_dtype(device))
-    return Scores(hidden, head.weight, getattr(head, "bias", None))
+    return LazyLogits(hidden, head.weight, getattr(head, "bias", None))
 
 
-class Compared(Protocol):
+class ReferenceDistribution(Protocol):
     """What is known of the reference's distributions over N tokens."""
 
     def compare(self, ours: "Tensor", part: slice) -> "tuple[Tensor, Tensor]":
@@ -86,14 +86,14 @@ class Compared(Protocol):
 
 
 @dataclass(frozen=True)
-class Whole:
+class Full:
     """All of them: the KL divergence is summed over the vocabulary."""
 
-    scores: Scores
+    scores: LazyLogits
     temperature: float
 
     def compare(self, ours: "Tensor", part: slice) -> "tuple[Tensor, Tensor]":
-        """See `Compared`."""
+        """See `ReferenceDistribution`."""
         theirs = (self.scores.rows(part).float() / self.temperature).log_softmax(-1)
         wanted = theirs.exp()
         return (wanted * (theirs - ours)).sum(-1), wanted
@@ -124,7 +124,7 @@ class TopK:
         return cls(ids, log_p, _lump(theirs, ids))
 
     def compare(self, ours: "Tensor", part: slice) -> "tuple[Tensor, Tensor]":
-        """See `Compared`."""
+        """See `ReferenceDistribution`."""
         ids, log_rest = self.ids[part], self.log_rest[part]
         log_p = self.log_p[part]
         # What was rounded to be stored adds up to 1 again: a divergence is never below 0.
@@ -143,7 +143,11 @@ def _lump(log_p: "Tensor", ids: "Tensor") -> "Tensor":
 
 
 def loss_sums(
-    ours: Scores, theirs: Compared, labels: "Tensor", alpha: float, temperature: float
+    ours: LazyLogits,
+    theirs: ReferenceDistribution,
+    labels: "Tensor",
+    alpha: float,
+    temperature: float,
 ) -> "Tensor":
     """The loss alpha x CE + (1 - alpha) x temperature^2 x KL, CE, and KL: nats, over all labels.
 
@@ -167,7 +171,7 @@ def loss_sums(
 class _Terms:
     """What the target's logits are compared with; see `loss_sums`."""
 
-    theirs: Compared
+    theirs: ReferenceDistribution
     labels: "Tensor"
     alpha: float
     temperature: float
@@ -202,7 +206,7 @@ class _Sums(torch.autograd.Function):
         terms: _Terms,
         with_gradients: bool,
     ) -> "Tensor":
-        ours = Scores(hidden, weight, bias).cast()
+        ours = LazyLogits(hidden, weight, bias).cast()
         gathered = _Gradients(hidden, weight, bias) if with_gradients else None
         ce, kl = hidden.new_zeros(2, dtype=torch.float32)
         for part in ours.chunks():
@@ -232,7 +236,7 @@ class _Gradients:
         self.weight = None if weight is None else torch.zeros_like(weight, dtype=fp32)
         self.bias = None if bias is None else torch.zeros_like(bias, dtype=fp32)
 
-    def add(self, part: slice, slope: "Tensor", ours: Scores) -> None:
+    def add(self, part: slice, slope: "Tensor", ours: LazyLogits) -> None:
         """Take in the slope at some tokens' logits, (n, V)."""
         if ours.weight is None:
             self.hidden[part] = slope

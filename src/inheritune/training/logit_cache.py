@@ -21,7 +21,7 @@ from inheritune.errors import DataError
 from inheritune.recipe.schema import Train
 from inheritune.system.files import published, read_json_file, sync_file, write_json
 from inheritune.training.batches import sample_numbers
-from inheritune.training.kl_divergence import Compared, TopK, Whole
+from inheritune.training.kl_divergence import Full, ReferenceDistribution, TopK
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,10 +38,10 @@ Range = tuple[int, int]
 class Predicts(Protocol):
     """A reference, as far as a cache needs it."""
 
-    def whole(self, input_ids: "Tensor", temperature: float) -> Whole:
+    def whole(self, input_ids: "Tensor", temperature: float) -> Full:
         """Its distributions behind every token."""
 
-    def check(self, samples: "Tensor", theirs: Compared, temperature: float) -> None:
+    def check(self, samples: "Tensor", theirs: ReferenceDistribution, temperature: float) -> None:
         """Raise where it diverges from what is said to be its own."""
 
 

@@ -24,22 +24,22 @@ from inheritune.training.fsdp import my_share
 from inheritune.training.hardware import Settings
 from inheritune.training.metrics import Metrics, OnRow, continued_row, parts_row, step_row, val_row
 from inheritune.training.optimizer import learning_rate, mean_and_clip, set_learning_rate
-from inheritune.training.save_schedule import Saves
-from inheritune.training.setup import make_ready
-from inheritune.training.step import run_passes
+from inheritune.training.save_schedule import CheckpointSchedule
+from inheritune.training.setup import make_setup
+from inheritune.training.step import forward_backward
 from inheritune.training.throughput import flops_per_token, forget_peak, mfu
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["Plan", "Trained", "plan_steps", "train"]
+__all__ = ["LoopConfig", "LoopResult", "plan_steps", "train"]
 
 _EVALUATIONS = 10  # per training, unless the recipe says how often
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoopConfig:
     """What to train on, and for how long.
 
     Attributes:
@@ -74,7 +74,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Trained:
+class LoopResult:
     """What a training came to.
 
     Attributes:
@@ -104,7 +104,7 @@ def plan_steps(train: Train, tokens: int) -> int:
 def train(
     model: "PreTrainedModel",
     recipe: Train,
-    plan: Plan,
+    plan: LoopConfig,
     settings: Settings,
     folder: Path,
     measure: "Callable[[nn.Module], float]",
@@ -112,7 +112,7 @@ def train(
     on_progress: Listener = silent,
     processes: Processes = ALONE,
     on_row: OnRow | None = None,
-) -> Trained:
+) -> LoopResult:
     """Train a model in place, from its newest checkpoint, or the one named, if there is one.
 
     The same inputs give the same weights, however often it is stopped and continued; with another
@@ -142,7 +142,7 @@ def train(
     share = my_share(recipe, processes)
     flops = flops_per_token(model, recipe.seq_len)  # counted while it is whole
     forget_peak()  # of the trainings before this one
-    ready = make_ready(model, recipe, settings, plan.stream, processes, plan.distillation)
+    ready = make_setup(model, recipe, settings, plan.stream, processes, plan.distillation)
     kept = folder / "checkpoints"
     position, notes = load_newest(
         *(kept, model, ready.optimizer, plan.inputs, processes),
@@ -160,7 +160,7 @@ def train(
 
     metrics = Metrics.open(folder / "metrics.jsonl", position.step, processes, on_row)
     what = (kept, model, ready, recipe, plan.inputs, plan.warn, metrics, processes)
-    saves, epoch = Saves(*what, position.step), _Epochs(plan, recipe)
+    saves, epoch = CheckpointSchedule(*what, position.step), _Epochs(plan, recipe)
     for note in notes + ready.notes:  # now: at the end it is too late to do anything about it
         on_progress(Progress(plan.task, position.tokens, total, "tokens", message=note))
     if position.step:
@@ -202,7 +202,7 @@ def train(
         step_began = time.monotonic()
         first = plan.first_sample + position.step * per_step
         due = saves.due()
-        sums = run_passes(
+        sums = forward_backward(
             ready, recipe, plan.stream, position.step, first, share, stop, due, processes
         )
         if sums.stop:  # the broken step is done again, whole, when the training goes on
@@ -250,11 +250,11 @@ def train(
     seconds = before_s + time.monotonic() - began
     said, decision = tuple(notes + ready.notes), _ask(find_decision, plan, recipe, metrics)
     start = metrics.val_losses.get(0)
-    return Trained(position, seconds, start, metrics.restarts, ready.settings, said, decision)
+    return LoopResult(position, seconds, start, metrics.restarts, ready.settings, said, decision)
 
 
 def _ask(
-    question: Callable[..., Decision | None], plan: Plan, recipe: Train, metrics: Metrics
+    question: Callable[..., Decision | None], plan: LoopConfig, recipe: Train, metrics: Metrics
 ) -> Decision | None:
     """A question about the validations so far: answered by the rows, so alike after a restart."""
     if plan.goal is None:
@@ -280,7 +280,7 @@ def _diverged(task: str, recipe: Train, loss: float, norm: float, step: int) -> 
 class _Epochs:
     """Passes over the training tokens, by a position."""
 
-    def __init__(self, plan: Plan, recipe: Train) -> None:
+    def __init__(self, plan: LoopConfig, recipe: Train) -> None:
         self._unique = plan.stream.num_samples(recipe.seq_len) * recipe.seq_len
         self._before = plan.first_sample * recipe.seq_len
 

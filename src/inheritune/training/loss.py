@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from inheritune.training.distillation import DistillationLoss
 
-__all__ = ["Root", "loss_sum", "op_agrees_with_the_model", "op_loss_sum"]
+__all__ = ["TrainingObjective", "logits_are_plain_head_output", "loss_sum", "op_loss_sum"]
 
 _SCALE = 64.0  # a power of two: multiplied and divided, weights come back bit for bit
 # On CUDA the default would add up the head's gradient in bf16, token by token.
@@ -23,24 +23,24 @@ _IN_FP32 = nn.LinearCrossEntropyOptions(acc_policy="accurate", acc_dtype=torch.f
 _GAP = 1e-3  # nats per token; models that the op fits stay below 4e-6
 
 
-class Root(nn.Module):
+class TrainingObjective(nn.Module):
     """A model and its loss in one forward, so that what FSDP gathers serves both.
 
     Args:
         model: A transformers causal language model.
-        by_op: Whether the loss is computed without ever holding the logits.
+        fused: Whether the loss is computed without ever holding the logits.
         distillation: What takes the place of that loss, if anything does.
     """
 
     def __init__(
         self,
         model: "PreTrainedModel",
-        by_op: bool,
+        fused: bool,
         distillation: "DistillationLoss | None" = None,
     ) -> None:
         super().__init__()
         self.model = model
-        self.by_op = by_op
+        self.fused = fused
         self.distillation = distillation
 
     def forward(
@@ -54,7 +54,7 @@ class Root(nn.Module):
             return self.model(input_ids=input_ids, use_cache=use_cache)
         if self.distillation is not None:
             return self.distillation(self.model, input_ids, labels)
-        loss = op_loss_sum if self.by_op else _loss_of_logits
+        loss = op_loss_sum if self.fused else _loss_of_logits
         return loss(self.model, input_ids, labels)
 
 
@@ -83,7 +83,7 @@ def op_loss_sum(model: "PreTrainedModel", input_ids: "Tensor", labels: "Tensor")
     """The same loss from the last hidden states, in chunks: (B, T, V) is never held.
 
     Right only for models whose logits are the head's product and nothing more: ask
-    `op_agrees_with_the_model` first.
+    `logits_are_plain_head_output` first.
     """
     head: Any = model.get_output_embeddings()
     decoder: Any = model.get_decoder()
@@ -107,7 +107,7 @@ def op_loss_sum(model: "PreTrainedModel", input_ids: "Tensor", labels: "Tensor")
     return loss if exact else loss.float().sum()
 
 
-def op_agrees_with_the_model(model: "PreTrainedModel", length: int = 32) -> bool:
+def logits_are_plain_head_output(model: "PreTrainedModel", length: int = 32) -> bool:
     """Whether `op_loss_sum` is this model's loss.
 
     Soft-caps and logit scales stand between head and logits. A fresh model's logits are too small

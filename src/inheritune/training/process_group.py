@@ -21,7 +21,7 @@ from inheritune.errors import InherituneError, MachineError
 from inheritune.system.processes import ALONE, Processes
 from inheritune.system.signals import follow_parent
 
-__all__ = ["Group", "join"]
+__all__ = ["ProcessGroup", "join"]
 
 # Longer than any one piece of work that the others wait for inside of a training.
 _TIMEOUT_S = 1800.0
@@ -29,7 +29,7 @@ _POLL_S = 0.05
 _SILENCE_S = 60.0  # of process 0, which may be measuring or saving, after a stop was asked for
 
 
-class Group(Processes):
+class ProcessGroup(Processes):
     """Several processes, as torchrun starts them.
 
     Args:
@@ -147,7 +147,7 @@ def join(timeout_s: float = _TIMEOUT_S) -> Processes:
     """The processes that torchrun started this one among; `ALONE` where it did not.
 
     Args:
-        timeout_s: See `Group`.
+        timeout_s: See `ProcessGroup`.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     if any(name not in os.environ for name in names) or os.environ["WORLD_SIZE"] == "1":
@@ -165,7 +165,7 @@ def join(timeout_s: float = _TIMEOUT_S) -> Processes:
     # Without its torchrun, a worker would hold a GPU and wait for the others.
     follow_parent(signal.SIGKILL)
     store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
-    return Group(rank, size, size // int(os.environ["LOCAL_WORLD_SIZE"]), store, timeout_s)
+    return ProcessGroup(rank, size, size // int(os.environ["LOCAL_WORLD_SIZE"]), store, timeout_s)
 
 
 def _of_a_backend(text: str) -> bool:

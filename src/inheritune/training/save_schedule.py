@@ -10,16 +10,16 @@ from inheritune.recipe.schema import Train
 from inheritune.system.processes import Processes
 from inheritune.training.checkpoint import Position, save_checkpoint
 from inheritune.training.metrics import Metrics
-from inheritune.training.setup import Ready
+from inheritune.training.setup import TrainingSetup
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Saves"]
+__all__ = ["CheckpointSchedule"]
 
 
 @dataclass
-class Saves:
+class CheckpointSchedule:
     """The checkpoints of one training.
 
     Saved are its end, a step every `train.save_minutes`, and the step of a new best val_loss unless
@@ -41,7 +41,7 @@ class Saves:
 
     folder: Path
     model: "nn.Module"
-    ready: Ready
+    ready: TrainingSetup
     recipe: Train
     inputs: Mapping[str, Any]
     warn: Mapping[str, Any]

@@ -19,20 +19,20 @@ from inheritune.training.kernels import (
     register_matmul_attention,
     use_fused_gelu,
 )
-from inheritune.training.loss import Root, op_agrees_with_the_model
+from inheritune.training.loss import TrainingObjective, logits_are_plain_head_output
 from inheritune.training.optimizer import make_optimizer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-__all__ = ["Ready", "make_ready"]
+__all__ = ["TrainingSetup", "make_setup"]
 
 LossFunction = Callable[["Tensor"], "Tensor"]
 
 
 @dataclass(frozen=True)
-class Ready:
+class TrainingSetup:
     """What the loop works with.
 
     Attributes:
@@ -64,14 +64,14 @@ class Ready:
         sync_gradients(self.callable_model, last)
 
 
-def make_ready(
+def make_setup(
     model: "PreTrainedModel",
     recipe: Train,
     settings: Settings,
     stream: TokenStream,
     processes: Processes,
     distillation: Distillation | None = None,
-) -> Ready:
+) -> TrainingSetup:
     """Apply the settings to a model, from the kernels outwards.
 
     Args:
@@ -98,7 +98,7 @@ def make_ready(
         loss = _choose_loss(model, settings, notes)
     else:
         distill = _make_distillation(model, distillation, recipe, stream)
-        loss = "op" if distill.by_head else "logits"
+        loss = "op" if distill.chunked_head else "logits"
         if settings.compile and settings.device == "cpu":
             notes.append("on a CPU a step with a reference is not compiled")
             settings = replace(settings, compile=False)
@@ -106,7 +106,7 @@ def make_ready(
         settings, attention=attention, loss=loss, activation_checkpointing=checkpointing
     )
     whole: nn.Module = model
-    root = Root(model, loss == "op", distill)
+    root = TrainingObjective(model, loss == "op", distill)
     if settings.compile and settings.device == "cuda":
         # Never the whole model: inside one graph transformers builds a mask, and attention loses
         # its flash kernel.
@@ -120,7 +120,7 @@ def make_ready(
     params = [param for group in optimizer.param_groups for param in group["params"]]
     compute_loss, compiled = _loss_function(model, root, settings, recipe, stream, notes)
     settings = replace(settings, compile=compiled)
-    return Ready(whole, optimizer, params, compute_loss, settings, notes, distill)
+    return TrainingSetup(whole, optimizer, params, compute_loss, settings, notes, distill)
 
 
 def _recompute_layers(model: "PreTrainedModel", settings: Settings, notes: list[str]) -> bool:
@@ -152,7 +152,7 @@ def _use_attention(
 def _choose_loss(model: "PreTrainedModel", settings: Settings, notes: list[str]) -> str:
     if settings.loss != "op":
         return "logits"
-    if op_agrees_with_the_model(model):
+    if logits_are_plain_head_output(model):
         return "op"
     notes.append("the model does more to its logits than the head's product: they are kept whole")
     return "logits"
@@ -175,7 +175,7 @@ def _all_layers(model: "PreTrainedModel", distill: DistillationLoss | None) -> "
 
 def _loss_function(
     model: "PreTrainedModel",
-    root: Root,
+    root: TrainingObjective,
     settings: Settings,
     recipe: Train,
     stream: TokenStream,

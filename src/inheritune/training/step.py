@@ -13,9 +13,9 @@ from inheritune.recipe.schema import Train
 from inheritune.system.processes import Processes
 from inheritune.system.signals import StopFlag
 from inheritune.training.batches import micro_batches
-from inheritune.training.setup import Ready
+from inheritune.training.setup import TrainingSetup
 
-__all__ = ["Sums", "run_passes"]
+__all__ = ["Sums", "forward_backward"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Sums:
     broken: list[int]
 
 
-def run_passes(
-    ready: Ready,
+def forward_backward(
+    ready: TrainingSetup,
     recipe: Train,
     stream: TokenStream,
     step: int,
