@@ -20,7 +20,6 @@ from inheritune.run.execute import execute, prepare_only
 from inheritune.run_directory import Run
 from inheritune.steps.reference_store import open_pinned, pinned_commit
 from inheritune.system.devices import DEVICES, Speed
-from inheritune.training.loop import plan_steps
 from inheritune.training.models import describe
 
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -49,9 +48,7 @@ def test_a_plan_says_what_the_run_then_does(tiny_reference, tiny_text, tmp_path)
     keys = ("name", "start", "layers", "params", "tokens")
     assert planned == [tuple(row[key] for key in keys) for row in done]
     assert [t.flops for t in plan.trainings] == [r["flops_per_token"] * r["tokens"] for r in done]
-    assert [t.steps for t in plan.trainings] == [
-        plan_steps(recipe.train, r["tokens"]) for r in done
-    ]
+    assert [t.steps for t in plan.trainings] == [recipe.train.num_steps(r["tokens"]) for r in done]
     # The text is prepared now: epochs are known, and they are the run's.
     again = plan_recipe(recipe, tmp_path / "run")
     assert [t.epochs for t in again.trainings] == pytest.approx([r["epochs"] for r in done])

@@ -15,7 +15,7 @@ from inheritune.system.progress import Progress
 from inheritune.system.signals import StopFlag
 from inheritune.training.early_stop import Goal
 from inheritune.training.hardware import Settings
-from inheritune.training.loop import LoopConfig, LoopResult, plan_steps, train
+from inheritune.training.loop import LoopConfig, LoopResult, train
 from inheritune.training.save_schedule import CheckpointSchedule
 from inheritune.training.throughput import flops_per_token, peak_bytes
 
@@ -95,7 +95,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 def test_the_loss_falls(trainer: Trainer, train_recipe: Train, tmp_path: Path) -> None:
     trainer(train_recipe, tmp_path)
     losses = [row["loss"] for row in rows_of(tmp_path) if "loss" in row]
-    assert len(losses) == plan_steps(train_recipe, train_recipe.tokens) == 20
+    assert len(losses) == train_recipe.num_steps(train_recipe.tokens) == 20
     assert losses[0] == pytest.approx(math.log(320), abs=0.1)
     assert losses[-1] < losses[0] - 0.5
 

@@ -125,9 +125,9 @@ class Planner:
         return specs_for(self._recipe, name, self._sizes.reference.layers, layers, tokens)
 
     def _training(self, arm: TrainingSpec, number: int | None = None) -> PlannedTraining:
-        counts, batch = self._counts(arm), self._recipe.train.batch_tokens
-        steps = max(1, arm.tokens // batch)  # as train.loop.plan_steps
-        tokens = steps * batch
+        counts, train = self._counts(arm), self._recipe.train
+        steps = train.num_steps(arm.tokens)
+        tokens = steps * train.batch_tokens
         distill = None if arm.distill is None else Distill.model_validate(arm.distill)
         forwards = None
         if distill is not None:

@@ -199,6 +199,10 @@ class Train(Section):
     save_minutes: Rate = Field(20.0, description="between checkpoints")
     keep: Annotated[int, Field(ge=1)] = Field(2, description="checkpoints kept")
 
+    def num_steps(self, tokens: int) -> int:
+        """Optimizer steps for a number of training tokens: whole batches, at least one."""
+        return max(1, tokens // self.batch_tokens)
+
     @model_validator(mode="after")
     def _steps_are_whole(self) -> Self:
         quantum = self.seq_len * self.micro_batch

@@ -53,7 +53,7 @@ def open_distillation(
         return Distillation(reference(), wanted.alpha, wanted.temperature)
     stored = _open_cache(job, arm, tokens, inputs, wanted)
     per_step = job.recipe.train.batch_tokens // job.recipe.train.seq_len
-    steps = max(1, arm.tokens // job.recipe.train.batch_tokens)  # as train.loop.plan_steps
+    steps = job.recipe.train.num_steps(arm.tokens)
     missing = job.processes.on_main(lambda: stored.missing(arm.first_sample + steps * per_step))
     for turn in range(0, len(missing), job.processes.size):
         mine = missing[turn + job.processes.rank :][:1]

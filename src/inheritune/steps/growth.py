@@ -183,7 +183,7 @@ def grown_specs(
     """
     tokens = recipe.tokens_of(name)
     assert tokens is not None  # the recipe refuses equal_compute for it
-    batch, seq_len = recipe.train.batch_tokens, recipe.train.seq_len
+    train = recipe.train
     of, before, seen = recipe.target, sizes[0], first_tokens
     arms = []
     for layers in sizes[1:]:
@@ -195,13 +195,13 @@ def grown_specs(
             replace(
                 arm,
                 grown_from=Run(Path()).variant(of, before).as_posix(),
-                first_sample=seen // seq_len,
+                first_sample=seen // train.seq_len,
                 made_of=made_of + arm.made_of,
                 goes_on=layers != sizes[-1],
             )
         )
         of, before = name, layers
-        seen += max(1, tokens // batch) * batch  # as train.loop.plan_steps
+        seen += train.num_steps(tokens) * train.batch_tokens
     return arms
 
 

@@ -194,9 +194,7 @@ def make_result(
 
 
 def _whole_steps(job: Job, arm: TrainingSpec) -> int:
-    from inheritune.training.loop import plan_steps
-
-    return plan_steps(job.recipe.train, arm.tokens) * job.recipe.train.batch_tokens
+    return job.recipe.train.num_steps(arm.tokens) * job.recipe.train.batch_tokens
 
 
 def _curve(folder: Path) -> list[dict[str, Any]]:

@@ -116,10 +116,10 @@ def repeat_specs(
 
 def _whole(recipe: Recipe, rounds: Sequence[TrainingSpec]) -> list[TrainingSpec]:
     """Rounds that go on from one another, each trained to its end, whatever was given up."""
-    batch, seq_len, seen, arms = recipe.train.batch_tokens, recipe.train.seq_len, 0, []
+    train, seen, arms = recipe.train, 0, []
     for arm in rounds:
-        arms.append(replace(arm, first_sample=seen // seq_len))
-        seen += max(1, arm.tokens // batch) * batch  # as train.loop.plan_steps
+        arms.append(replace(arm, first_sample=seen // train.seq_len))
+        seen += train.num_steps(arm.tokens) * train.batch_tokens
     return arms
 
 

@@ -69,8 +69,8 @@ def asked_at(recipe: Recipe, tokens: int) -> list[int]:
         recipe: Has ``evaluate.at``.
         tokens: Of the training.
     """
-    batch = recipe.train.batch_tokens
-    ends = {max(1, wanted // batch) * batch for wanted in recipe.evaluate.at}
+    train = recipe.train
+    ends = {train.num_steps(wanted) * train.batch_tokens for wanted in recipe.evaluate.at}
     return sorted(end for end in ends if end < tokens) if recipe.evaluate.tasks else []
 
 

@@ -154,7 +154,7 @@ def specs_for(
         fresh = replace(arm, start="fresh", layers=half)
         said = f"fresh weights, to be stacked{_own_rate(fresh)}"
         before = [replace(fresh, made_of=said)]
-        steps = max(1, tokens // recipe.train.batch_tokens)  # as train.loop.plan_steps
+        steps = recipe.train.num_steps(tokens)
         arm = replace(
             arm,
             grown_from=Run(Path()).variant(name, half).as_posix(),

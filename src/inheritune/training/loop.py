@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["LoopConfig", "LoopResult", "plan_steps", "train"]
+__all__ = ["LoopConfig", "LoopResult", "train"]
 
 _EVALUATIONS = 10  # per training, unless the recipe says how often
 
@@ -96,11 +96,6 @@ class LoopResult:
     decision: Decision | None = None
 
 
-def plan_steps(train: Train, tokens: int) -> int:
-    """Number of optimizer steps of a training; at least one."""
-    return max(1, tokens // train.batch_tokens)
-
-
 def train(
     model: "PreTrainedModel",
     recipe: Train,
@@ -153,7 +148,7 @@ def train(
     )
     if plan.moments is not None and not position.step:
         load_moments(plan.moments, model, ready.optimizer, processes)
-    steps = plan_steps(recipe, plan.tokens)
+    steps = recipe.num_steps(plan.tokens)
     total = steps * recipe.batch_tokens
     per_step = recipe.batch_tokens // recipe.seq_len
     eval_every = max(1, (recipe.eval_every or total // _EVALUATIONS) // recipe.batch_tokens)
@@ -259,7 +254,7 @@ def _ask(
     """A question about the validations so far: answered by the rows, so alike after a restart."""
     if plan.goal is None:
         return None
-    total = plan_steps(recipe, plan.tokens) * recipe.batch_tokens
+    total = recipe.num_steps(plan.tokens) * recipe.batch_tokens
     known = sorted(metrics.val_losses.items())
     points = [(step * recipe.batch_tokens, loss) for step, loss in known if loss is not None]
 
