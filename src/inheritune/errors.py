@@ -11,6 +11,8 @@ __all__ = [
     "RecipeError",
     "SourceError",
     "UnsupportedModelError",
+    "escape",
+    "first_line",
 ]
 
 NOT_MATCHED_EXIT_CODE = 6  # an outcome, not an error: `run` spent its rounds, results are complete
@@ -83,3 +85,20 @@ class Interrupted(InherituneError):
     """A signal asked to stop; everything is saved and the run can be continued."""
 
     exit_code = 75
+
+
+def escape(text: object, limit: int = 80) -> str:
+    """Make a value fit into a one-line message: escape control characters, cut it short."""
+    plain = str(text)[: limit + 1]
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in plain
+    )
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text that says something, or the error's type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # "Class validation error for validator 'validate_architecture':", and then why.
+    lines = [line for line in lines if not line.endswith(":")] or lines
+    return escape(lines[0] if lines else type(error).__name__, 200)

@@ -10,9 +10,8 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from inheritune.errors import DataError, MachineError, RecipeError
+from inheritune.errors import DataError, MachineError, RecipeError, escape
 from inheritune.system.files import read_json_file, refused_by_system, write_json
-from inheritune.system.reading import escape
 
 __all__ = ["FORMAT", "RUN", "TRAIN", "Run"]
 

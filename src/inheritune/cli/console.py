@@ -15,9 +15,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from inheritune.cli.launch import is_first_process
-from inheritune.errors import DivergedError, InherituneError, Interrupted
+from inheritune.errors import DivergedError, InherituneError, Interrupted, escape
 from inheritune.system.progress import silent
-from inheritune.system.reading import escape
 
 __all__ = [
     "DEFAULT_RUNS",

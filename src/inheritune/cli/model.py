@@ -21,9 +21,8 @@ from inheritune.cli.console import (
     reported,
     say,
 )
-from inheritune.errors import RecipeError
+from inheritune.errors import RecipeError, escape
 from inheritune.system.progress import silent
-from inheritune.system.reading import escape
 
 __all__ = ["convert", "inherit", "plan", "verify"]
 

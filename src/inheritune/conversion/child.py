@@ -11,9 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
-from inheritune.errors import MachineError, SourceError
+from inheritune.errors import MachineError, SourceError, escape
 from inheritune.model_files.strict_json import parse_json
-from inheritune.system.reading import escape
 
 __all__ = ["ask"]
 

@@ -14,7 +14,7 @@ from typing import Any
 from inheritune import __version__
 from inheritune.conversion.child import ask
 from inheritune.conversion.pytorch_files import PytorchFiles, find_pytorch_files
-from inheritune.errors import RecipeError, SourceError
+from inheritune.errors import RecipeError, SourceError, escape
 from inheritune.model_files.config import text_config
 from inheritune.model_files.copy import copy_side_files, write_file
 from inheritune.model_files.directory import ModelDirectory, open_model
@@ -25,7 +25,6 @@ from inheritune.model_files.strict_json import read_json
 from inheritune.model_files.write import MAX_SHARD_BYTES
 from inheritune.surgery.class_check.ask_class import check_whole
 from inheritune.system.files import published, refuse_used_directory
-from inheritune.system.reading import escape
 
 __all__ = ["Converted", "convert"]
 

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from inheritune.errors import SourceError
+from inheritune.errors import SourceError, escape
 from inheritune.model_files.safe_path import safe_file, safe_shard_name
 from inheritune.model_files.strict_json import read_json
-from inheritune.system.reading import escape
 
 __all__ = ["PytorchFiles", "find_pytorch_files"]
 

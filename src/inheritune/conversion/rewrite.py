@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.conversion.confinement import serve
 from inheritune.conversion.unpickle import Checkpoint, safetensors_dtype
-from inheritune.errors import MachineError, SourceError
+from inheritune.errors import MachineError, SourceError, escape
 from inheritune.model_files.config import text_config
 from inheritune.model_files.copy import create_file, write_all
 from inheritune.model_files.layers import numbered
 from inheritune.model_files.write import file_header, split_into_shards
-from inheritune.system.reading import escape
 
 if TYPE_CHECKING:
     from torch import Tensor

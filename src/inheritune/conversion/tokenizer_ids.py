@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.conversion.confinement import serve
-from inheritune.system.reading import first_line
+from inheritune.errors import first_line
 
 __all__ = ["main"]
 

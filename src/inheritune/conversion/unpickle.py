@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inheritune.conversion.confinement import Refused
-from inheritune.errors import SourceError
-from inheritune.system.reading import escape
+from inheritune.errors import SourceError, escape
 
 if TYPE_CHECKING:
     from torch import Tensor

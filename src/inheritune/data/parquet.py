@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.data.bad_rows import BadRows
-from inheritune.errors import MissingExtraError
-from inheritune.system.reading import first_line
+from inheritune.errors import MissingExtraError, first_line
 
 __all__ = ["parquet_rows"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import DataError, InherituneError, Interrupted, MachineError
+from inheritune.errors import DataError, InherituneError, Interrupted, MachineError, first_line
 from inheritune.evaluation.harness import (
     BOOTSTRAPS,
     Description,
@@ -23,7 +23,6 @@ from inheritune.evaluation.harness import (
 from inheritune.evaluation.scores import Score, find_score, keep_score, read_result, score_file
 from inheritune.system.files import write_bytes
 from inheritune.system.progress import Listener, Progress, silent
-from inheritune.system.reading import first_line
 from inheritune.system.signals import StopFlag
 
 __all__ = ["Answers", "Asked", "Failure", "Settings", "ask", "described"]

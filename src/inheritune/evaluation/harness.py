@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import InherituneError, MachineError, RecipeError, UnsupportedModelError
+from inheritune.errors import (
+    InherituneError,
+    MachineError,
+    RecipeError,
+    UnsupportedModelError,
+    first_line,
+)
 from inheritune.evaluation.suites import unknown_task
 from inheritune.evaluation.task_files import (
     LocalData,
@@ -23,7 +29,6 @@ from inheritune.evaluation.task_files import (
     tasks_root,
     write_description,
 )
-from inheritune.system.reading import first_line
 
 __all__ = [
     "BOOTSTRAPS",

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from inheritune.errors import DataError, MachineError, MissingExtraError, RecipeError
-from inheritune.system.reading import escape, read_regular_file
+from inheritune.errors import DataError, MachineError, MissingExtraError, RecipeError, escape
+from inheritune.system.reading import read_regular_file
 
 __all__ = [
     "LocalData",

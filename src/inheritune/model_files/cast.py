@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from inheritune.errors import SourceError
-from inheritune.system.reading import escape
+from inheritune.errors import SourceError, escape
 
 if TYPE_CHECKING:
     import numpy as np

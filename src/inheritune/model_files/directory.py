@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from inheritune.errors import SourceError
+from inheritune.errors import SourceError, escape
 from inheritune.model_files.config import announced_prediction_layers, layer_count, text_config
 from inheritune.model_files.copy import side_files
 from inheritune.model_files.download.hub import is_hub_id
@@ -26,7 +26,6 @@ from inheritune.model_files.safe_path import safe_file, safe_shard_name
 from inheritune.model_files.safetensors import Tensor, read_header
 from inheritune.model_files.strict_json import read_json
 from inheritune.system.progress import Listener, silent
-from inheritune.system.reading import escape
 
 if TYPE_CHECKING:
     from inheritune.model_files.download.partial import RemoteFiles

@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import SourceError
+from inheritune.errors import SourceError, escape
 from inheritune.model_files.copy import open_source
 from inheritune.model_files.layers import is_tower
 from inheritune.model_files.safetensors import Tensor
 from inheritune.model_files.strict_json import read_json
-from inheritune.system.reading import escape
 
 __all__ = ["refuse_ids_without_rows"]
 

@@ -4,8 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from inheritune.errors import SourceError, UnsupportedModelError
-from inheritune.system.reading import escape
+from inheritune.errors import SourceError, UnsupportedModelError, escape
 
 __all__ = ["Container", "find_container", "is_tower", "numbered"]
 

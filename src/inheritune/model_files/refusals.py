@@ -5,9 +5,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import SourceError, UnsupportedModelError
+from inheritune.errors import SourceError, UnsupportedModelError, escape
 from inheritune.model_files.safetensors import Tensor
-from inheritune.system.reading import escape
 
 __all__ = ["refuse_directory", "refuse_files", "refuse_unsafe_config", "refuse_unsupported_model"]
 

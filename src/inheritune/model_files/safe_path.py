@@ -2,8 +2,7 @@
 
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from inheritune.errors import SourceError
-from inheritune.system.reading import escape
+from inheritune.errors import SourceError, escape
 
 __all__ = ["safe_file", "safe_shard_name"]
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import SourceError
+from inheritune.errors import SourceError, escape
 from inheritune.model_files.copy import open_source
 from inheritune.model_files.strict_json import parse_json
-from inheritune.system.reading import escape
 
 __all__ = ["Tensor", "item_bits", "read_header"]
 

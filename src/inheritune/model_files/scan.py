@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from inheritune.errors import SourceError
+from inheritune.errors import SourceError, escape
 from inheritune.model_files.copy import open_source
 from inheritune.model_files.safetensors import Tensor
 from inheritune.model_files.write import read_chunks
-from inheritune.system.reading import escape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

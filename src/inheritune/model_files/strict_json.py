@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import SourceError
-from inheritune.system.reading import escape, read_regular_file
+from inheritune.errors import SourceError, escape
+from inheritune.system.reading import read_regular_file
 
 __all__ = ["parse_json", "read_json"]
 

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from inheritune.errors import SourceError
+from inheritune.errors import SourceError, escape
 from inheritune.model_files.cast import cast
 from inheritune.model_files.copy import copy_range, create_file, open_source, write_all
 from inheritune.model_files.safetensors import Tensor, item_bits
-from inheritune.system.reading import escape
 
 __all__ = [
     "MAX_SHARD_BYTES",

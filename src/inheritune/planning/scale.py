@@ -6,12 +6,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from inheritune.errors import RecipeError
+from inheritune.errors import RecipeError, escape
 from inheritune.model_files.directory import open_model
 from inheritune.recipe.known_configs import known_config, known_models
 from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe
-from inheritune.system.reading import escape
 
 __all__ = ["scale_file", "scale_recipe"]
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from inheritune.errors import RecipeError
+from inheritune.errors import RecipeError, escape
 from inheritune.model_files.card import carried_fields
-from inheritune.system.reading import escape
 
 __all__ = ["BaseLicence", "carried_licence", "refuse_licence"]
 

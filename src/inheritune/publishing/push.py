@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.errors import MachineError, SourceError
+from inheritune.errors import MachineError, SourceError, escape, first_line
 from inheritune.model_files.card import join_front_matter, split_front_matter
 from inheritune.model_files.directory import open_model
 from inheritune.model_files.safe_path import safe_file
 from inheritune.publishing.licences import carried_licence, refuse_licence
 from inheritune.system.progress import Listener, Progress, silent
-from inheritune.system.reading import escape, first_line, read_regular_file
+from inheritune.system.reading import read_regular_file
 from inheritune.verification.model import verify
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from inheritune.errors import RecipeError
+from inheritune.errors import RecipeError, escape
 from inheritune.recipe.messages import explain
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.yaml_tree import KeyPath, Place, Tree, dotted, kind_of, read_tree
-from inheritune.system.reading import escape, read_regular_file
+from inheritune.system.reading import read_regular_file
 
 __all__ = ["RecipeFile", "made_recipe", "read_recipe", "read_sets", "recipe_schema"]
 

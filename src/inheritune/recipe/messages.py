@@ -7,10 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from inheritune.errors import RecipeError
+from inheritune.errors import RecipeError, escape
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.yaml_tree import KeyPath, Place, Tree, dotted, kind_of
-from inheritune.system.reading import escape
 
 __all__ = ["allowed", "explain"]
 

@@ -3,8 +3,7 @@
 import difflib
 from pathlib import Path
 
-from inheritune.errors import RecipeError
-from inheritune.system.reading import escape
+from inheritune.errors import RecipeError, escape
 
 __all__ = ["commented_recipe", "preset_names", "preset_path"]
 

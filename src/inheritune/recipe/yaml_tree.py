@@ -20,8 +20,7 @@ from ruamel.yaml.events import (
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.reader import ReaderError
 
-from inheritune.errors import RecipeError
-from inheritune.system.reading import escape
+from inheritune.errors import RecipeError, escape
 
 __all__ = ["KeyPath", "Place", "Tree", "dotted", "kind_of", "read_tree"]
 

@@ -9,7 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import DataError, InherituneError, Interrupted, MachineError, RecipeError
+from inheritune.errors import (
+    DataError,
+    InherituneError,
+    Interrupted,
+    MachineError,
+    RecipeError,
+    escape,
+)
 from inheritune.recipe.load import RecipeFile
 from inheritune.run_directory import RUN, TRAIN, Run
 from inheritune.steps.job import Job
@@ -19,7 +26,6 @@ from inheritune.system.environment import machine, versions
 from inheritune.system.files import write_json
 from inheritune.system.processes import ALONE, Processes
 from inheritune.system.progress import Listener, Progress, silent
-from inheritune.system.reading import escape
 from inheritune.system.signals import catch_signals
 
 __all__ = ["Begin", "Work", "carry_out"]

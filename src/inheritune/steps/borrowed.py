@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inheritune.data.tokens import TokenDirectory
-from inheritune.errors import DataError, RecipeError
+from inheritune.errors import DataError, RecipeError, escape
 from inheritune.system.files import read_json_file
-from inheritune.system.reading import escape
 
 if TYPE_CHECKING:
     from inheritune.steps.reference import Benchmark

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from inheritune.errors import MachineError
-from inheritune.system.reading import escape
+from inheritune.errors import MachineError, escape
 
 __all__ = ["checkpoint_bytes", "memory_named", "refuse_full_disk", "weights_bytes"]
 

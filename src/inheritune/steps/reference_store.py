@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from inheritune.data.tokens import canonical_digest
-from inheritune.errors import DataError, MachineError, SourceError
+from inheritune.errors import DataError, MachineError, SourceError, escape
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.run_directory import Run
 from inheritune.system.files import (
@@ -25,7 +25,6 @@ from inheritune.system.files import (
     sync_file,
     write_json,
 )
-from inheritune.system.reading import escape
 
 __all__ = ["is_kept", "keep", "kept_path", "only_trainer", "open_pinned", "pinned_commit"]
 

@@ -9,11 +9,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import CheckpointError, RecipeError
+from inheritune.errors import CheckpointError, RecipeError, escape
 from inheritune.recipe.schema import Recipe, Train
 from inheritune.run_directory import Run
 from inheritune.steps.job import Job
-from inheritune.system.reading import escape
 
 __all__ = ["allowed_inputs", "checkpoint_for", "decisive", "find_checkpoint", "warned"]
 

@@ -5,13 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import DataError, InherituneError, Interrupted
+from inheritune.errors import DataError, InherituneError, Interrupted, first_line
 from inheritune.evaluation.suites import VAL_LOSS, questions
 from inheritune.model_files.directory import open_model
 from inheritune.recipe.schema import Recipe
 from inheritune.steps.job import Job
 from inheritune.system.progress import Progress
-from inheritune.system.reading import first_line
 
 __all__ = ["Examined", "ask_tasks", "asked_at", "check_tasks", "moments_in"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune import __version__
-from inheritune.errors import RecipeError, UnsupportedModelError
+from inheritune.errors import RecipeError, UnsupportedModelError, escape
 from inheritune.model_files.copy import copy_side_files, write_file
 from inheritune.model_files.directory import ModelDirectory, open_model, read_json
 from inheritune.model_files.layers import numbered
@@ -16,7 +16,6 @@ from inheritune.surgery.class_check.ask_class import check_cut
 from inheritune.surgery.plan import InheritPlan, plan_inherit, stored_dtype
 from inheritune.surgery.write import describe_tensor, to_json, write_weights
 from inheritune.system.files import published
-from inheritune.system.reading import escape
 
 __all__ = ["check_grow", "grow"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from inheritune import __version__
-from inheritune.errors import UnsupportedModelError
+from inheritune.errors import UnsupportedModelError, escape
 from inheritune.model_files.config import Edit
 from inheritune.model_files.copy import copy_side_files, create_file, open_source, write_all
 from inheritune.model_files.copy import write_file as write_bytes
@@ -23,7 +23,6 @@ from inheritune.surgery.class_check.ask_class import ask
 from inheritune.surgery.parts import STRAY
 from inheritune.surgery.write import to_json, write_weights
 from inheritune.system.files import published
-from inheritune.system.reading import escape
 
 __all__ = ["half_width", "imagine_half_width"]
 

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from inheritune.errors import RecipeError, UnsupportedModelError
+from inheritune.errors import RecipeError, UnsupportedModelError, escape
 from inheritune.model_files.directory import open_model
 from inheritune.model_files.layers import numbered
 from inheritune.model_files.write import TargetTensor
 from inheritune.surgery.class_check.ask_class import ask
 from inheritune.surgery.plan import InheritPlan
-from inheritune.system.reading import escape
 
 __all__ = ["PARTS", "STRAY", "describe_parts", "fresh_names", "make_fresh", "standard_normal"]
 

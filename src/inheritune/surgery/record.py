@@ -6,13 +6,12 @@ The model card of a target that was only cut: what it is, and that it has to be 
 from collections.abc import Mapping
 from typing import Any
 
-from inheritune.errors import SourceError
+from inheritune.errors import SourceError, escape
 from inheritune.model_files.card import join_front_matter
 from inheritune.model_files.directory import ModelDirectory, read_json
 from inheritune.surgery.parts import PARTS, STRAY, describe_parts, fresh_names
 from inheritune.surgery.plan import DTYPES
 from inheritune.surgery.selection import describe_selection
-from inheritune.system.reading import escape
 
 __all__ = ["card", "read_record"]
 

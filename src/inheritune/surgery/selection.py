@@ -4,8 +4,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from inheritune.errors import RecipeError
-from inheritune.system.reading import escape
+from inheritune.errors import RecipeError, escape
 
 __all__ = ["check_selection", "choose_layers", "describe_selection", "select_layers"]
 

@@ -6,8 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from inheritune.errors import RecipeError
-from inheritune.system.reading import escape
+from inheritune.errors import RecipeError, escape
 
 __all__ = [
     "DEFAULT_MFU",

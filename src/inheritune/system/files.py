@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 from safetensors import SafetensorError
 
-from inheritune.errors import DataError, MachineError, RecipeError
-from inheritune.system.reading import escape, read_regular_file
+from inheritune.errors import DataError, MachineError, RecipeError, escape
+from inheritune.system.reading import read_regular_file
 
 try:
     import fcntl

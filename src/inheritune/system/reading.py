@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["escape", "first_line", "read_regular_file"]
+__all__ = ["read_regular_file"]
 
 
 def read_regular_file(path: Path, limit: int) -> bytes:
@@ -38,20 +38,3 @@ def read_regular_file(path: Path, limit: int) -> bytes:
     if len(data) > limit:
         raise OSError(0, f"it is larger than {limit:,} bytes")
     return data
-
-
-def escape(text: object, limit: int = 80) -> str:
-    """A value as it can stand in a one-line message: control characters escaped, cut short."""
-    plain = str(text)[: limit + 1]
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in plain
-    )
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text that says something, or its type where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # "Class validation error for validator 'validate_architecture':", and then why.
-    lines = [line for line in lines if not line.endswith(":")] or lines
-    return escape(lines[0] if lines else type(error).__name__, 200)

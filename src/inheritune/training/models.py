@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from inheritune.errors import SourceError, UnsupportedModelError
+from inheritune.errors import SourceError, UnsupportedModelError, escape
 from inheritune.model_files.copy import copy_side_files
 from inheritune.system.files import published, sync_file, write_json
-from inheritune.system.reading import escape
 from inheritune.training.throughput import count_params, flops_per_token
 
 if TYPE_CHECKING:

@@ -16,9 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from inheritune.errors import DataError
+from inheritune.errors import DataError, escape
 from inheritune.system.files import read_json_file, write_json
-from inheritune.system.reading import escape
 from inheritune.training.tracker_adapters import Row, Tracked, Tracker
 
 __all__ = ["Trackers"]

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from inheritune.data.tokens import verify_tokens
-from inheritune.errors import CheckpointError, DataError, SourceError
+from inheritune.errors import CheckpointError, DataError, SourceError, escape, first_line
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.run_directory import TRAIN, Run
-from inheritune.system.reading import escape, first_line
 from inheritune.verification.model import verify, verify_unrecorded
 from inheritune.verification.run_model import Finding
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import xxhash
 
-from inheritune.errors import SourceError
+from inheritune.errors import SourceError, escape
 from inheritune.model_files.cast import cast
 from inheritune.model_files.config import text_config
 from inheritune.model_files.copy import open_source
@@ -18,7 +18,6 @@ from inheritune.model_files.write import TargetTensor, read_chunks
 from inheritune.surgery.class_check.ask_class import ask
 from inheritune.surgery.plan import InheritPlan, plan_inherit
 from inheritune.surgery.record import read_record
-from inheritune.system.reading import escape
 from inheritune.verification.run_model import Finding, ask_class, run_target
 
 __all__ = ["verify", "verify_unrecorded"]

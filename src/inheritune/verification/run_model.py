@@ -5,11 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from inheritune.errors import SourceError
+from inheritune.errors import SourceError, escape
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.surgery.class_check.ask_class import ask, check_cut, check_whole
 from inheritune.surgery.plan import InheritPlan
-from inheritune.system.reading import escape
 
 __all__ = ["Finding", "ask_class", "run_target"]
 

@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from inheritune.errors import MachineError, SourceError
-from inheritune.system.reading import escape
+from inheritune.errors import MachineError, SourceError, escape
 
 __all__ = ["UNWANTED", "WANTED", "cached_snapshot", "hub_errors", "is_hub_id", "is_wanted"]
 

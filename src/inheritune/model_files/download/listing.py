@@ -16,13 +16,12 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
-from inheritune.errors import DataError, Interrupted, MachineError
+from inheritune.errors import DataError, Interrupted, MachineError, escape
 from inheritune.model_files.download.hub import hub_errors
 from inheritune.model_files.download.partial_file import writing
 from inheritune.model_files.download.ranged_get import BACKOFF_S, TRY_LATER
 from inheritune.system.files import read_json_file, write_json
 from inheritune.system.progress import Listener, Progress, silent
-from inheritune.system.reading import escape
 
 __all__ = ["ListedFile", "Listing", "mirror_root", "one_writer", "pin", "stopped"]
 

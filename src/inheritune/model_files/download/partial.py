@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from inheritune.errors import MachineError, SourceError
+from inheritune.errors import MachineError, SourceError, escape
 from inheritune.model_files.download.hub import cached_snapshot, is_hub_id, is_wanted
 from inheritune.model_files.download.listing import Listing, mirror_root, one_writer, pin, stopped
 from inheritune.model_files.download.partial_file import (
@@ -30,7 +30,6 @@ from inheritune.model_files.refusals import refuse_files
 from inheritune.model_files.safe_path import safe_shard_name
 from inheritune.model_files.strict_json import read_json
 from inheritune.system.progress import Listener, Progress, silent
-from inheritune.system.reading import escape
 
 __all__ = ["RemoteFiles", "open_remote"]
 

@@ -17,9 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import MachineError
+from inheritune.errors import MachineError, escape
 from inheritune.system.files import sync_directory
-from inheritune.system.reading import escape
 
 __all__ = [
     "PartialFile",

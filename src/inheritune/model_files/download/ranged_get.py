@@ -7,10 +7,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from inheritune.errors import MachineError
+from inheritune.errors import MachineError, escape
 from inheritune.model_files.download.hub import hub_errors
 from inheritune.model_files.download.partial_file import PartialFile, Range
-from inheritune.system.reading import escape
 
 __all__ = ["BACKOFF_S", "TRY_LATER", "RangesRefusedError", "Source"]
 

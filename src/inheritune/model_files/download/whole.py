@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from inheritune import errors
-from inheritune.errors import InherituneError, MachineError, SourceError
+from inheritune.errors import InherituneError, MachineError, SourceError, escape
 from inheritune.model_files.download.hub import UNWANTED, WANTED, hub_errors
 from inheritune.model_files.download.listing import mirror_root, stopped
-from inheritune.system.reading import escape
 from inheritune.system.signals import follow_parent
 
 __all__ = ["check_digests", "download"]

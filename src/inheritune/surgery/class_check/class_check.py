@@ -6,11 +6,10 @@ Models are built on the meta device, so that no weight is made; no code of a mod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from inheritune.errors import SourceError
+from inheritune.errors import SourceError, escape, first_line
 from inheritune.model_files.config_fields import PER_LAYER
 from inheritune.model_files.layers import numbered
 from inheritune.surgery.class_check.layer_check import compare_layers, model_config, with_floats
-from inheritune.system.reading import escape, first_line
 
 __all__ = ["compare_cut", "explicit_lists", "find_class"]
 

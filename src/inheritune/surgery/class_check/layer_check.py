@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from inheritune.errors import SourceError, UnsupportedModelError
+from inheritune.errors import SourceError, UnsupportedModelError, escape, first_line
 from inheritune.model_files.layers import is_tower
-from inheritune.system.reading import escape, first_line
 
 __all__ = ["compare_layers", "layer_list", "model_config", "with_floats"]
 

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.errors import SourceError
+from inheritune.errors import SourceError, escape, first_line
 from inheritune.model_files.directory import open_model
 from inheritune.surgery.class_check.class_check import find_class
 from inheritune.surgery.class_check.layer_check import layer_list, model_config
-from inheritune.system.reading import escape, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
