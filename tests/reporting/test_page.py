@@ -19,7 +19,7 @@ from inheritune.reporting.page import write_report
 from inheritune.reporting.quantities import exact
 from inheritune.reporting.record import Record
 from inheritune.reporting.section import Section
-from inheritune.reporting.tables import Column, Table
+from inheritune.reporting.table import Column, Table
 
 _HOSTILE = [
     "<script>alert(1)</script>",

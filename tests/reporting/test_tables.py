@@ -5,7 +5,9 @@ import io
 from types import ModuleType
 
 import pytest
+from rich.console import Console
 
+from inheritune.reporting.table import Column, Table
 from inheritune.reporting.tables import ledger_table, rounds_table, seeds_table, variants_table
 
 
@@ -109,3 +111,15 @@ def test_with_several_seeds_each_has_a_row_of_its_own(synthetic: ModuleType) -> 
     row = dict(zip(variants_table(record).headers, variants_table(record).rows[1], strict=True))
     assert (row["SD over seeds"], row["seeds"]) == ("0.700", "2")
     assert any("mean over seeds" in note for note in variants_table(record).notes)
+
+
+def test_terminal_grid_shows_markup_as_text_and_aligns_numbers_right() -> None:
+    table = Table("t", [Column("name"), Column("size", show=str)], [["[red]x", "7"], ["y", "12"]])
+    console = Console(width=60)
+    with console.capture() as shown:
+        console.print(table.rich())
+    assert [line.rstrip() for line in shown.get().splitlines()] == [
+        "name    size",
+        "[red]x     7",
+        "y         12",
+    ]

@@ -7,7 +7,6 @@ import pytest
 from inheritune.evaluation.suites import SUITES
 from inheritune.reporting.compute_table import compute_table, published
 from inheritune.reporting.score_table import CHANCE_NOTE, at_chance, is_bold, share_se
-from inheritune.reporting.tables import latex
 from inheritune.reporting.task_table import published_table, scores_table, task_tables
 
 KEY = {"version": "1.0", "shots": 0, "limit": None, "batch_size": 16, "dtype": "fp32"}
@@ -122,7 +121,7 @@ def test_scores_are_written_as_markdown_csv_and_latex() -> None:
     rows = list(csv.DictReader(io.StringIO(table.csv())))
     assert float(rows[-1]["PIQA (%)"]) == 70.0
     assert float(rows[-1]["PIQA (%) SE"]) == 1.0
-    written = latex(table)
+    written = table.latex()
     assert r"\textbf{70.00 $\pm$ 1}" in written
     assert written.count(r"\\") == len(table.values) + 1
     assert r"PIQA (\%)" in written
@@ -186,4 +185,4 @@ def test_a_hostile_name_stays_text() -> None:
     table = scores_table(models)
     assert "<b>" not in table.markdown()
     assert table.markdown().count("|") - table.markdown().count("\\|") == 3 * 3
-    assert r"\textbackslash{}evil\_\{\$" in latex(table)
+    assert r"\textbackslash{}evil\_\{\$" in table.latex()

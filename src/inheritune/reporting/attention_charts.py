@@ -8,7 +8,7 @@ from inheritune.reporting.line_charts import Chart
 from inheritune.reporting.quantities import exact, percent, signed
 from inheritune.reporting.record import Record, number, rows, section, text
 from inheritune.reporting.section import Section
-from inheritune.reporting.tables import Column, Table
+from inheritune.reporting.table import Column, Table
 
 __all__ = ["attention_part"]
 

@@ -23,7 +23,7 @@ from inheritune.reporting.record import (
     text,
 )
 from inheritune.reporting.series import OTHERS, TARGET, Line, Style, val_lines
-from inheritune.reporting.tables import Column, Table
+from inheritune.reporting.table import Column, Table
 from inheritune.reporting.verdict import headline, outcome, verdict
 
 __all__ = ["Compared", "write_comparison"]

@@ -12,7 +12,7 @@ from importlib.resources import files
 
 from inheritune.reporting.quantities import MISSING, amount, flops
 from inheritune.reporting.record import Record, number, rows, section, text
-from inheritune.reporting.tables import Column, Table
+from inheritune.reporting.table import Column, Table
 
 __all__ = ["COMPUTE_NOTES", "compute_table", "number_of", "published"]
 

@@ -15,7 +15,7 @@ from inheritune.reporting.series import (
     train_lines,
     window,
 )
-from inheritune.reporting.tables import Column, Table
+from inheritune.reporting.table import Column, Table
 
 __all__ = ["speed_chart", "training_chart"]
 

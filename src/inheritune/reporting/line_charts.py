@@ -14,7 +14,7 @@ from inheritune.reporting.series import (
     tokens_of,
     value_of,
 )
-from inheritune.reporting.tables import Table
+from inheritune.reporting.table import Table
 
 __all__ = ["Chart", "Measure", "line_chart"]
 

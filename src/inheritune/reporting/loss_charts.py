@@ -17,7 +17,8 @@ from inheritune.reporting.series import (
     val_lines,
     value_of,
 )
-from inheritune.reporting.tables import Table, curves_table
+from inheritune.reporting.table import Table
+from inheritune.reporting.tables import curves_table
 
 __all__ = ["loss_charts", "val_loss_chart"]
 

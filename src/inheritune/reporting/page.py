@@ -22,11 +22,10 @@ from inheritune.reporting.provenance import facts_of_data, overlap, provenance, 
 from inheritune.reporting.record import Record, read_record, rows, text
 from inheritune.reporting.section import Section
 from inheritune.reporting.summary import facts, missing, scale, standing
+from inheritune.reporting.table import Table
 from inheritune.reporting.tables import (
-    Table,
     curves_table,
     health_table,
-    latex,
     ledger_table,
     rounds_table,
     seeds_table,
@@ -123,7 +122,7 @@ def write_report(run_root: Path) -> Path:
     for table in report.tables:
         publish(folder / "tables" / f"{table.name}.md", table.markdown().encode())
         publish(folder / "tables" / f"{table.name}.csv", table.csv().encode())
-        publish(folder / "tables" / f"{table.name}.tex", latex(table).encode())
+        publish(folder / "tables" / f"{table.name}.tex", table.latex().encode())
     for chart in report.charts:
         publish(folder / "figures" / f"{chart.name}.svg", drawn[chart.name].encode())
         publish(folder / "figures" / f"{chart.name}.png", png(chart.spec))

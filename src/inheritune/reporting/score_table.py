@@ -3,23 +3,17 @@
 Task scores of the target, from whatever of them the record holds.
 """
 
-import csv
-import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from inheritune.reporting.quantities import MISSING
 from inheritune.reporting.record import Record, number, section, target_name
-from inheritune.reporting.tables import Table
 
 __all__ = [
     "BOLD_RULE",
     "CHANCE_NOTE",
-    "Mark",
     "Score",
-    "ScoreTable",
     "at_chance",
     "is_bold",
     "score_results",
@@ -152,21 +146,6 @@ CHANCE_NOTE = (
 )
 
 
-@dataclass(frozen=True)
-class Mark:
-    """What stands beside a value.
-
-    Attributes:
-        se: Standard error, in the value's unit.
-        bold: See `is_bold`.
-        chance: See `at_chance`.
-    """
-
-    se: float | None = None
-    bold: bool = False
-    chance: bool = False
-
-
 def is_bold(
     score: float, reference: float | None, baselines: Sequence[float], lower: bool = False
 ) -> bool:
@@ -196,56 +175,3 @@ def share_se(percent: float, items: int | None) -> float | None:
         return None
     share = percent / 100
     return 100 * math.sqrt(share * (1 - share) / items)
-
-
-@dataclass(frozen=True)
-class ScoreTable(Table):
-    """A table some of whose cells carry a mark.
-
-    Attributes:
-        marks: By row and column.
-    """
-
-    marks: Mapping[tuple[int, int], Mark] = field(default_factory=dict)
-
-    @property
-    def rows(self) -> list[list[str]]:
-        """The values as they are read, with standard error and dagger."""
-        return [
-            [self._with_mark(r, c, text) for c, text in enumerate(row)]
-            for r, row in enumerate(super().rows)
-        ]
-
-    def _with_mark(self, row: int, column: int, text: str) -> str:
-        mark = self.marks.get((row, column))
-        if mark is None or text == MISSING:
-            return text
-        if mark.se is not None:
-            text += f" ± {mark.se:.3g}"
-        return f"{text} †" if mark.chance else text
-
-    def is_bold(self, row: int, column: int) -> bool:
-        """Whether a cell is set in bold."""
-        mark = self.marks.get((row, column))
-        return mark is not None and mark.bold
-
-    def markdown(self) -> str:
-        """The table as Markdown, bold where the rule says so."""
-        plain = super().markdown().splitlines()
-        for r in range(len(self.values)):
-            cells = plain[2 + r].removeprefix("| ").removesuffix(" |").split(" | ")
-            cells = [f"**{t}**" if self.is_bold(r, c) else t for c, t in enumerate(cells)]
-            plain[2 + r] = "| " + " | ".join(cells) + " |"
-        return "\n".join(plain) + "\n"
-
-    def csv(self) -> str:
-        """The values in full, each with its standard error in a column of its own."""
-        marked = sorted({column for _, column in self.marks})
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        titles = [f"{c.title} ({c.unit})" if c.unit else c.title for c in self.columns]
-        writer.writerow([*titles, *(f"{titles[c]} SE" for c in marked)])
-        for r, row in enumerate(self.values):
-            errors = [self.marks.get((r, c), Mark()).se for c in marked]
-            writer.writerow("" if value is None else value for value in [*row, *errors])
-        return out.getvalue()

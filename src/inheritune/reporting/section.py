@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from inheritune.reporting.line_charts import Chart
-from inheritune.reporting.tables import Table
+from inheritune.reporting.table import Table
 
 __all__ = ["Section"]
 

@@ -1,12 +1,6 @@
-"""Rounds, variants, ledger and health as tables: for the page, Markdown and CSV alike.
+"""Make the tables of rounds, variants, seeds, cost and health."""
 
-A table as LaTeX, to be put into a paper; plain tabular, no package needed.
-"""
-
-import csv
-import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 from inheritune.reporting.curves import Curve
@@ -22,13 +16,11 @@ from inheritune.reporting.quantities import (
     signed,
 )
 from inheritune.reporting.record import Record, benchmark_of, number, rows, section, text
+from inheritune.reporting.table import Column, Table
 
 __all__ = [
-    "Column",
-    "Table",
     "curves_table",
     "health_table",
-    "latex",
     "ledger_table",
     "rounds_table",
     "seeds_table",
@@ -45,75 +37,6 @@ _STARTS = {
     "inherit": "first layers of the reference",
     "fresh": "fresh weights",
 }
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column.
-
-    Attributes:
-        title: What the values are.
-        unit: Their unit, or nothing.
-        show: Turns a number into the text that is read; None for a column of text.
-        self_explaining: The text that is read carries a unit of its own, the number does not.
-    """
-
-    title: str
-    unit: str = ""
-    show: Callable[[float | None], str] | None = None
-    self_explaining: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """Values with their columns.
-
-    Attributes:
-        name: File name without ending.
-        columns: One per value of a row.
-        values: Rows of numbers and texts; None where nothing is known.
-        notes: Sentences that stand below the table.
-        title: What it is headed with on the page where its section holds several; or nothing.
-    """
-
-    name: str
-    columns: Sequence[Column]
-    values: Sequence[Sequence[Any]]
-    notes: Sequence[str] = field(default_factory=list)
-    title: str = ""
-
-    @property
-    def headers(self) -> list[str]:
-        """Titles, with units where the texts below do not carry them."""
-        return [
-            f"{column.title} ({column.unit})"
-            if column.unit and not column.self_explaining
-            else column.title
-            for column in self.columns
-        ]
-
-    @property
-    def rows(self) -> list[list[str]]:
-        """The values as they are read, a dash where nothing is known."""
-        return [
-            [_shown(column, value) for column, value in zip(self.columns, row, strict=True)]
-            for row in self.values
-        ]
-
-    def markdown(self) -> str:
-        """The table as Markdown, notes below."""
-        lines = [self.headers, ["---:" if c.show else "---" for c in self.columns], *self.rows]
-        table = "\n".join("| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines)
-        notes = "".join(f"\n{_markdown_cell(note)}\n" for note in self.notes)
-        return f"{table}\n{notes}"
-
-    def csv(self) -> str:
-        """The table as CSV: numbers in full, nothing where nothing is known, no notes."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(f"{c.title} ({c.unit})" if c.unit else c.title for c in self.columns)
-        writer.writerows(["" if value is None else value for value in row] for row in self.values)
-        return out.getvalue()
 
 
 def rounds_table(record: Record) -> Table:
@@ -324,73 +247,9 @@ def _total(items: list[dict[str, Any]], key: str) -> float | None:
     return sum(known) if known else None
 
 
-def _shown(column: Column, value: Any) -> str:
-    if column.show is None:
-        return MISSING if value is None else str(value)
-    return column.show(value)
-
-
 def _epochs(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2f}"
 
 
 def _norm(value: float | None) -> str:
     return MISSING if value is None else f"{value:.3g}"
-
-
-def _markdown_cell(value: str) -> str:
-    flat = " ".join(value.split())
-    for sign in ("\\", "|", "`", "*", "["):
-        flat = flat.replace(sign, f"\\{sign}")
-    return flat.replace("&", "&amp;").replace("<", "&lt;")
-
-
-_SIGNS = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "†": r"$^\dagger$",
-    "×": r"$\times$",
-    "−": "$-$",
-    "—": "--",
-}
-_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-", strict=True))
-
-
-def latex(table: Table) -> str:
-    """The table as LaTeX; notes stand below as comments."""
-    shape = "".join("r" if column.show else "l" for column in table.columns)
-    bold = getattr(table, "is_bold", lambda row, column: False)
-    lines = [f"\\begin{{tabular}}{{{shape}}}", "\\hline", _line(table.headers), "\\hline"]
-    for r, row in enumerate(table.rows):
-        cells = [_cell(text) for text in row]
-        cells = [f"\\textbf{{{t}}}" if bold(r, c) else t for c, t in enumerate(cells)]
-        lines.append(" & ".join(cells) + r" \\")
-    lines += ["\\hline", "\\end{tabular}"]
-    lines += [f"% {' '.join(note.split())}" for note in table.notes]
-    return "\n".join(lines) + "\n"
-
-
-def _line(texts: list[str]) -> str:
-    return " & ".join(map(_cell, texts)) + r" \\"
-
-
-def _cell(text: str) -> str:
-    flat = " ".join(text.split())
-    out, power = "", ""
-    for sign in f"{flat}\0":
-        if sign in _SUPERSCRIPTS:
-            power += _SUPERSCRIPTS[sign]
-            continue
-        if power:
-            out, power = f"{out}$^{{{power}}}$", ""
-        out += _SIGNS.get(sign, sign)
-    return out.removesuffix("\0")

@@ -14,14 +14,12 @@ from inheritune.reporting.record import Record, number, rows, section, text
 from inheritune.reporting.score_table import (
     BOLD_RULE,
     CHANCE_NOTE,
-    Mark,
-    ScoreTable,
     at_chance,
     is_bold,
     share_se,
 )
 from inheritune.reporting.section import Section
-from inheritune.reporting.tables import Column, Table
+from inheritune.reporting.table import Column, Mark, Table
 
 __all__ = ["published_table", "scores_table", "task_part", "task_tables", "tokens_table"]
 
@@ -104,7 +102,7 @@ class _Row:
     published: bool
 
 
-def published_table(record: Record, suite: Suite) -> ScoreTable:
+def published_table(record: Record, suite: Suite) -> Table:
     """A suite's scores in the layout of its published table, which stands above.
 
     Args:
@@ -135,7 +133,7 @@ def published_table(record: Record, suite: Suite) -> ScoreTable:
         *([Column(f"average of {len(suite.averaged)}", "%", _percent)] if suite.averaged else []),
     ]
     title = f"The suite {suite.name}, beside the published scores"
-    return ScoreTable(layout.name, columns, values, _notes(suite, new), title, marks=marks)
+    return Table(layout.name, columns, values, _notes(suite, new), title, marks=marks)
 
 
 def _published_row(row: dict[str, str], layout: _Layout, questions: Sequence[Question]) -> _Row:
@@ -266,7 +264,7 @@ def _notes(suite: Suite, new: Sequence[_Row]) -> list[str]:
 
 def scores_table(
     models: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]] = ()
-) -> ScoreTable:
+) -> Table:
     """Every metric of every task, a row each model.
 
     Args:
@@ -304,10 +302,10 @@ def scores_table(
         )
     if any(mark.chance for mark in marks.values()):
         notes.append(CHANCE_NOTE)
-    return ScoreTable("tasks", columns, values, notes, "All tasks", marks=marks)
+    return Table("tasks", columns, values, notes, "All tasks", marks=marks)
 
 
-def tokens_table(record: Record) -> ScoreTable:
+def tokens_table(record: Record) -> Table:
     """Scores against training tokens, and the published comparison of repeated with fresh ones."""
     found = section(record, "evaluation")
     points = sorted(
@@ -330,7 +328,7 @@ def tokens_table(record: Record) -> ScoreTable:
     notes = [*plain.notes, f"Published MMLU (5 shots) of Ours-1.5B, v1 Table 5: {printed}."]
     title = "Scores against training tokens"
     ordered = [values[i] for i in order]
-    return ScoreTable("table3_tokens", columns, ordered, notes, title, marks=marks)
+    return Table("table3_tokens", columns, ordered, notes, title, marks=marks)
 
 
 def _metrics_shown(models: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[str, Any]]:

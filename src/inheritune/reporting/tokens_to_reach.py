@@ -9,7 +9,7 @@ from inheritune.reporting.curves import Curve, reference_points
 from inheritune.reporting.quantities import amount, data_size, exact, flops, loss, percent
 from inheritune.reporting.record import Record, benchmark_of
 from inheritune.reporting.series import TARGET, Line, val_lines
-from inheritune.reporting.tables import Column, Table
+from inheritune.reporting.table import Column, Table
 
 __all__ = ["reach_table", "speed_table"]
 
