@@ -52,8 +52,23 @@ class LayerAttention:
 
     @property
     def max_rank(self) -> float:
-        """Of the fullest head."""
+        """Rank of the fullest head."""
         return float(self.rank.max())
+
+    @property
+    def mean_mass(self) -> float:
+        """Mass, mean over heads."""
+        return float(self.mass.mean())
+
+    @property
+    def mean_sink(self) -> float:
+        """Weight on the heaviest column, mean over heads."""
+        return float(self.sink.mean())
+
+    @property
+    def heads_near_one(self) -> float:
+        """Share of heads whose rank is below 1.5."""
+        return float((self.rank < _NEARLY_ONE).mean())
 
     @property
     def is_lazy(self) -> bool:
@@ -61,13 +76,13 @@ class LayerAttention:
         return self.max_rank == 1.0
 
     def as_json(self) -> dict[str, Any]:
-        """As the report reads it."""
+        """The row of analysis.json."""
         return {
             "layer": self.layer,
             "max_rank": self.max_rank,
-            "avg_mass": float(self.mass.mean()),
-            "sink_share": float(self.sink.mean()),
-            "heads_near_one": float((self.rank < _NEARLY_ONE).mean()),
+            "avg_mass": self.mean_mass,
+            "sink_share": self.mean_sink,
+            "heads_near_one": self.heads_near_one,
             "lazy": self.is_lazy,
             "max_rank_at": {f"{at:g}": found for at, found in self.rank_at.items()},
             "rank": self.rank.round(4).tolist(),
@@ -98,19 +113,34 @@ class AttentionStatistics:
 
     @property
     def max_ranks(self) -> dict[int, float]:
-        """MaxRank by the number of the layer."""
+        """MaxRank by layer."""
         return {layer.layer: layer.max_rank for layer in self.layers}
 
-    def as_json(self) -> dict[str, Any]:
-        """As the report reads it."""
+    @property
+    def mean_rank(self) -> float:
+        """MaxRank, mean over layers."""
+        return float(np.mean([layer.max_rank for layer in self.layers]))
+
+    @property
+    def heads_near_one(self) -> float:
+        """Share of all heads whose rank is below 1.5."""
         ranks = np.concatenate([layer.rank for layer in self.layers])
+        return float((ranks < _NEARLY_ONE).mean())
+
+    @property
+    def lazy_layers(self) -> list[int]:
+        """Layers of which every head has rank 1 on every sequence."""
+        return [layer.layer for layer in self.layers if layer.is_lazy]
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry of analysis.json."""
         return {
             "threshold": self.threshold,
             "sequences": self.sequences,
             "tokens_per_sequence": self.tokens_per_sequence,
-            "avg_rank": float(np.mean([layer.max_rank for layer in self.layers])),
-            "heads_near_one": float((ranks < _NEARLY_ONE).mean()),
-            "lazy_layers": [layer.layer for layer in self.layers if layer.is_lazy],
+            "avg_rank": self.mean_rank,
+            "heads_near_one": self.heads_near_one,
+            "lazy_layers": self.lazy_layers,
             "layers": [layer.as_json() for layer in self.layers],
             "without_attention": self.skipped,
         }

@@ -1,27 +1,41 @@
-"""The sequences that models are looked at with: the same for every model and every start."""
+"""Draw the token sequences that models are analysed on, the same ones for every model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inheritune.data.tokens import TokenStream
+from inheritune.data.sources import open_sources
+from inheritune.data.tokenizer import TextTokenizer, encode_documents, open_tokenizer
+from inheritune.data.tokens import TokenStream, open_tokens
+from inheritune.errors import DataError, RecipeError
+from inheritune.model_files.config import text_config
+from inheritune.recipe.schema import Data
 
-__all__ = ["SEED", "Sequences", "draw_sequences"]
+if TYPE_CHECKING:
+    from inheritune.model_files.directory import ModelDirectory
+
+__all__ = ["BOS_CHOICES", "SEED", "Sequences", "draw_sequences", "sequences_for"]
 
 SEED = 0
+BOS_CHOICES = ("auto", "yes", "no")
+_DEFAULT_TEXT = "stdlib"
+# A text is read until it has given this many times the ids that are drawn from it.
+_TEXT_IDS = 64
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Some sequences of a text.
+    """Token sequences drawn from a text.
 
     Attributes:
         ids: (N, T) int64.
-        asked: How many were asked for; N may be less.
+        asked: The number that was asked for; N may be less.
         bos: Id that each begins with; None: they begin in the middle of the text, without one.
-        source: What they were drawn from, in words.
+        source: The token directory or text that they were drawn from, in words.
     """
 
     ids: NDArray[np.int64]
@@ -30,7 +44,7 @@ class Sequences:
     source: str
 
     def as_json(self) -> dict[str, Any]:
-        """What a reader must know of them."""
+        """The description that analysis.json and run.json keep."""
         return {
             "sequences": len(self.ids),
             "asked": self.asked,
@@ -39,6 +53,90 @@ class Sequences:
             "bos": self.bos is not None,
             "source": self.source,
         }
+
+
+def sequences_for(
+    models: "Sequence[ModelDirectory]",
+    count: int,
+    length: int,
+    *,
+    tokens: Path | None = None,
+    text: str | None = None,
+    bos: str = "auto",
+) -> Sequences:
+    """Draw sequences with the tokenizer that all models share.
+
+    Args:
+        models: One model, or a reference and a target.
+        count: N, sequences.
+        length: T, tokens of each, BOS included.
+        tokens: Token directory; its validation set is used.
+        text: Text to use instead, as `data.source` of a recipe; None: Python's standard library.
+        bos: ``"yes"``: begin each with BOS; ``"no"``: without; ``"auto"``: as the tokenizer does.
+
+    Raises:
+        RecipeError: Both tokens and text are given, or ``bos`` is none of the three.
+        DataError: The tokenizers differ, the model has no BOS token, or the text is too short.
+    """
+    if tokens is not None and text is not None:
+        raise RecipeError("--tokens and --text are both given.", "Give one of them.")
+    if bos not in BOS_CHOICES:
+        raise RecipeError(f"--bos is {bos!r}.", f"Choose {', '.join(BOS_CHOICES)}.")
+    tokenizer = _shared_tokenizer(models)
+    first_id = None if bos == "no" else tokenizer.bos
+    if bos == "yes" and first_id is None:
+        first_id = _configured_bos(models[0])
+    if tokens is not None:
+        directory = open_tokens(tokens)
+        if directory.manifest["tokenizer"]["sha256"] != tokenizer.sha256:
+            raise DataError(
+                f"{tokens} was prepared with another tokenizer than that of {models[0].name}.",
+                "Prepare tokens with the model's own, or give --text FILE.",
+            )
+        drawn = draw_sequences(directory.val, count, length, first_id, str(tokens))
+    else:
+        source = text or _DEFAULT_TEXT
+        ids = _encode(source, tokenizer, count * length * _TEXT_IDS)
+        drawn = draw_sequences(ids, count, length, first_id, source)
+    if len(drawn.ids) < count:
+        raise DataError(
+            f"{drawn.source} has {len(drawn.ids)} sequences of {length} tokens, {count} are asked "
+            "for.",
+            f"Give more text, or --sequences {len(drawn.ids)}."
+            if len(drawn.ids)
+            else "Give more text, or a smaller --tokens-per-sequence.",
+        )
+    return drawn
+
+
+def _shared_tokenizer(models: "Sequence[ModelDirectory]") -> TextTokenizer:
+    tokenizers = [open_tokenizer(model.path) for model in models]
+    for model, tokenizer in zip(models, tokenizers, strict=True):
+        if tokenizer.sha256 != tokenizers[0].sha256:
+            raise DataError(
+                f"{model.name} has another tokenizer than {models[0].name}.",
+                "Compare a reference with a target that was made from it.",
+            )
+    return tokenizers[0]
+
+
+def _configured_bos(model: "ModelDirectory") -> int:
+    bos = text_config(model.config).get("bos_token_id")
+    if not isinstance(bos, int):
+        raise DataError(f"{model.name} names no BOS token.", "Leave --bos out.")
+    return bos
+
+
+def _encode(text: str, tokenizer: TextTokenizer, most_ids: int) -> NDArray[np.int64]:
+    """Encode documents of a text until there are ``most_ids`` ids, or no more documents."""
+    parts, total = [np.empty(0, dtype=np.int64)], 0
+    for source in open_sources(Data(source=text)):
+        for _, document in source.read():
+            parts += list(encode_documents(tokenizer, [document.text]))
+            total += len(parts[-1])
+            if total >= most_ids:
+                return np.concatenate(parts)
+    return np.concatenate(parts)
 
 
 def draw_sequences(
@@ -51,23 +149,20 @@ def draw_sequences(
     """Draw windows that do not overlap, by a fixed seed, in the order of the text.
 
     Args:
-        stream: Token ids, one after another.
-        count: How many are wanted; fewer where the stream has not so many.
-        length: T, tokens of each, the BOS counted.
+        stream: Token ids.
+        count: Number of windows; fewer are returned where the stream is too short.
+        length: T, tokens of each, BOS included.
         bos: Id to begin each with; None: none.
-        source: For the record.
-
-    Returns:
-        At least no sequence.
+        source: The stream's name, for the record.
     """
-    own = length - (bos is not None)
-    total = (len(stream) if isinstance(stream, np.ndarray) else stream.num_ids) // own
+    text_length = length - (bos is not None)
+    total = (len(stream) if isinstance(stream, np.ndarray) else stream.num_ids) // text_length
     chosen = np.random.default_rng(SEED).permutation(total)[:count]
     ids = np.empty((len(chosen), length), dtype=np.int64)
     for row, window in zip(ids, np.sort(chosen), strict=True):
-        start = int(window) * own
-        stop = start + own
-        row[length - own :] = (
+        start = int(window) * text_length
+        stop = start + text_length
+        row[length - text_length :] = (
             stream[start:stop] if isinstance(stream, np.ndarray) else stream.ids(start, stop)
         )
         if bos is not None:

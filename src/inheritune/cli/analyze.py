@@ -1,25 +1,20 @@
 """The command that looks inside models: attention rank and mass, importance of layers."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table as Grid
 
 from inheritune.cli.console import Debug, Json, print_json, progress, reported, say
-from inheritune.errors import DataError, RecipeError
+from inheritune.errors import RecipeError
 
 if TYPE_CHECKING:
-    from inheritune.analysis.sequences import Sequences
-    from inheritune.model_files.directory import ModelDirectory
+    from inheritune.analysis.analyze import Analysis, ModelAnalysis
 
 __all__ = ["analyze"]
-
-_BOS = ("auto", "yes", "no")
-_TEXT_IDS = 64  # times as many as are needed are read of a text at most
 
 
 def analyze(
@@ -56,166 +51,74 @@ def analyze(
 ) -> None:
     """Attention rank and mass of every layer, what each layer does, and how many to inherit."""
     with reported(as_json, debug):
+        from inheritune.analysis.analyze import analyze as analyze_models
+        from inheritune.analysis.sequences import sequences_for
         from inheritune.model_files.directory import open_model
         from inheritune.system.files import write_json
 
-        _check(tokens, text, threshold, bos, out)
+        if not 0 < threshold < 1:
+            hint = "Choose between 0 and 1, such as 0.9."
+            raise RecipeError(f"--threshold is {threshold:g}.", hint)
+        if out.is_dir():
+            raise RecipeError(f"--out {out} is a directory.", "Name a file.")
         models = [("model", open_model(model))]
         if against is not None:
             models = [("reference", models[0][1]), ("target", open_model(against))]
-        opened = [directory for _, directory in models]
-        drawn = _draw(opened, tokens, text, (sequences, tokens_per_sequence), bos)
-        with progress() as listen:
-            found = _look(models, drawn, threshold, listen)
-        if spectrum:
-            from inheritune.analysis.spectrum import weight_spectrum
-
-            for entry, (_, directory) in zip(found["models"], models, strict=True):
-                entry["spectrum"] = weight_spectrum(directory)
-        write_json(out, found)
-        if as_json:
-            print_json(found)
-            return
-        _show(found)
-        say(f"{out} is written: every head, rank and mass.")
-        layers = found["advice"]["advice"]
-        say(f"next: inheritune inherit {quote(model)} {layers} OUT")
-
-
-def _check(tokens: Path | None, text: str | None, threshold: float, bos: str, out: Path) -> None:
-    if tokens is not None and text is not None:
-        raise RecipeError("--tokens and --text are both given.", "Give one of them.")
-    if not 0 < threshold < 1:
-        raise RecipeError(f"--threshold is {threshold:g}.", "Choose between 0 and 1, such as 0.9.")
-    if bos not in _BOS:
-        raise RecipeError(f"--bos is {bos!r}.", f"Choose {', '.join(_BOS)}.")
-    if out.is_dir():
-        raise RecipeError(f"--out {out} is a directory.", "Name a file.")
-
-
-def _look(
-    models: "Sequence[tuple[str, ModelDirectory]]",
-    drawn: "Sequences",
-    threshold: float,
-    listen: Any,
-) -> dict[str, Any]:
-    from inheritune.steps.analysis import Looks, advice_for, look_at, summary
-    from inheritune.system.signals import catch_signals
-
-    with catch_signals() as stop:
-        looks = Looks(drawn, threshold, stop=stop, on_progress=listen)
-        seen = [look_at(directory, role, looks) for role, directory in models]
-    return summary(looks, seen, advice_for(models[0][1], seen[0])) | {"notes": []}
-
-
-def _draw(
-    models: "Sequence[ModelDirectory]",
-    tokens: Path | None,
-    text: str | None,
-    wanted: tuple[int, int],
-    bos: str,
-) -> "Sequences":
-    """The sequences, by the tokenizer that all models share.
-
-    Raises:
-        DataError: The models or the tokens are of different tokenizers, or the text is too short.
-    """
-    from inheritune.analysis.sequences import draw_sequences
-    from inheritune.data.tokenizer import open_tokenizer
-    from inheritune.data.tokens import open_tokens
-
-    opened = [open_tokenizer(model.path) for model in models]
-    for model, tokenizer in zip(models, opened, strict=True):
-        if tokenizer.sha256 != opened[0].sha256:
-            raise DataError(
-                f"{model.name} has another tokenizer than {models[0].name}.",
-                "Compare a reference with a target that was made from it.",
-            )
-    first = opened[0]
-    begin = first.bos if bos == "auto" else None
-    if bos == "yes":
-        begin = first.bos if first.bos is not None else _bos_of(models[0])
-    count, length = wanted
-    if tokens is not None:
-        directory = open_tokens(tokens)
-        if directory.manifest["tokenizer"]["sha256"] != first.sha256:
-            raise DataError(
-                f"{tokens} was prepared with another tokenizer than that of {models[0].name}.",
-                "Prepare tokens with the model's own, or give --text FILE.",
-            )
-        drawn = draw_sequences(directory.val, count, length, begin, str(tokens))
-    else:
-        ids = _ids_of(text or "stdlib", first, count * length * _TEXT_IDS)
-        drawn = draw_sequences(ids, count, length, begin, text or "stdlib")
-    if len(drawn.ids) < count:
-        raise DataError(
-            f"{drawn.source} has {len(drawn.ids)} sequences of {length} tokens, {count} are asked "
-            "for.",
-            f"Give more text, or --sequences {len(drawn.ids)}."
-            if len(drawn.ids)
-            else "Give more text, or a smaller --tokens-per-sequence.",
+        drawn = sequences_for(
+            [directory for _, directory in models],
+            sequences,
+            tokens_per_sequence,
+            tokens=tokens,
+            text=text,
+            bos=bos,
         )
-    return drawn
-
-
-def _bos_of(model: "ModelDirectory") -> int:
-    from inheritune.model_files.config import text_config
-
-    found = text_config(model.config).get("bos_token_id")
-    if not isinstance(found, int):
-        raise DataError(f"{model.name} names no BOS token.", "Leave --bos out.")
-    return found
-
-
-def _ids_of(text: str, tokenizer: Any, most: int) -> Any:
-    import numpy as np
-
-    from inheritune.data.sources import open_sources
-    from inheritune.data.tokenizer import encode_documents
-    from inheritune.recipe.schema import Data
-
-    parts, total = [], 0
-    for source in open_sources(Data(source=text)):
-        for _, document in source.read():
-            parts += list(encode_documents(tokenizer, [document.text]))
-            total += len(parts[-1])
-            if total >= most:
-                return np.concatenate(parts)
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        with progress() as listener:
+            analysis = analyze_models(
+                models, drawn, threshold=threshold, spectrum=spectrum, on_progress=listener
+            )
+        record = analysis.as_json()
+        write_json(out, record)
+        if as_json:
+            print_json(record)
+            return
+        _show(analysis)
+        say(f"{out} is written: every head, rank and mass.")
+        say(f"next: inheritune inherit {quote(model)} {analysis.advice.advice} OUT")
 
 
 # -- what people see
 
 
-def _show(found: Mapping[str, Any]) -> None:
+def _show(analysis: "Analysis") -> None:
     console = Console(highlight=False, markup=False)
-    drawn = found["sequences"]
+    sequences = analysis.sequences
+    count, length = sequences.ids.shape
     console.print(
-        f"{drawn['sequences']} sequences of {drawn['tokens_per_sequence']} tokens from "
-        f"{drawn['source']}, {'each after BOS' if drawn['bos'] else 'without BOS'}"
+        f"{count} sequences of {length} tokens from {sequences.source}, "
+        f"{'without BOS' if sequences.bos is None else 'each after BOS'}"
     )
-    for model in found["models"]:
+    for model in analysis.models:
         _show_model(console, model)
-    advice = found["advice"]
+    advice = analysis.advice
     console.print(
-        f"\nlayers to begin with: paper {advice['paper']}, advice {advice['advice']} "
-        f"({advice['reason']})"
+        f"\nlayers to begin with: paper {advice.paper}, advice {advice.advice} ({advice.reason})"
     )
-    known = "; ".join(
-        f"{name} {one['rank']} and {one['mass']}" for name, one in found["calibration"].items()
+    known_forms = "; ".join(
+        f"{name} {form['rank']} and {form['mass']}" for name, form in analysis.calibration.items()
     )
     console.print(
-        f"rank: singular values that hold {found['threshold']:.0%} of the square, of the fullest "
-        f"head; 1 on every sequence: lazy. mass: columns that hold 90%. For comparison: {known}."
+        f"rank: singular values that hold {analysis.threshold:.0%} of the square, of the fullest "
+        f"head; 1 on every sequence: lazy. mass: columns that hold 90%. For comparison: "
+        f"{known_forms}."
     )
 
 
-def _show_model(console: Console, model: Mapping[str, Any]) -> None:
-    attention, importance = model["attention"], model["importance"]
+def _show_model(console: Console, model: "ModelAnalysis") -> None:
+    attention = model.attention
     console.print(
-        f"\n{model['role']} {model['name']}: {len(attention['lazy_layers'])} of {model['layers']} "
-        f"layers lazy, mean rank {attention['avg_rank']:.2f}, "
-        f"{attention['heads_near_one']:.0%} of the heads below rank 1.5",
+        f"\n{model.role} {model.name}: {len(attention.lazy_layers)} of {model.total} layers lazy, "
+        f"mean rank {attention.mean_rank:.2f}, "
+        f"{attention.heads_near_one:.0%} of the heads below rank 1.5",
         style="bold",
     )
     grid = Grid(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -223,32 +126,21 @@ def _show_model(console: Console, model: Mapping[str, Any]) -> None:
     for title in titles:
         grid.add_column(title, justify="right", no_wrap=True)
     grid.add_column("")
-    seen = {row["layer"]: row for row in attention["layers"]}
-    for row in importance["layers"]:
-        of_attention = _attention_cells(seen.get(row["layer"]))
-        loss = row["removal_loss"]
+    for layer in model.layers:
+        remark = "no attention" if layer.rank is None else "lazy" if layer.lazy else ""
         grid.add_row(
-            str(row["layer"]),
-            *of_attention,
-            *("-" if row[key] is None else f"{row[key]:.3f}" for key in ("influence", "angle")),
-            "-" if loss is None else f"{loss:+.3f}",
-            _remark(seen.get(row["layer"])),
+            str(layer.layer),
+            _cell(layer.rank, ".2f"),
+            _cell(layer.mass, ".2f"),
+            _cell(layer.sink, ".2f"),
+            _cell(layer.heads_near_one, ".0%"),
+            _cell(layer.influence, ".3f"),
+            _cell(layer.angle, ".3f"),
+            _cell(layer.removal_loss, "+.3f"),
+            remark,
         )
     console.print(grid)
 
 
-def _remark(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return "no attention"
-    return "lazy" if row["lazy"] else ""
-
-
-def _attention_cells(row: Mapping[str, Any] | None) -> tuple[str, ...]:
-    if row is None:
-        return ("-",) * 4
-    return (
-        f"{row['max_rank']:.2f}",
-        f"{row['avg_mass']:.2f}",
-        f"{row['sink_share']:.2f}",
-        f"{row['heads_near_one']:.0%}",
-    )
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,296 @@
+"""Measure attention and layer importance of models on the same sequences, and advise on a size."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from inheritune.analysis.advice import Advice, advise
+from inheritune.analysis.attention import AttentionStatistics, measure_attention
+from inheritune.analysis.importance import Importance, measure_importance
+from inheritune.analysis.rank import calibration
+from inheritune.analysis.sequences import Sequences
+from inheritune.analysis.spectrum import weight_spectrum
+from inheritune.errors import DataError
+from inheritune.model_files.config import text_config
+from inheritune.model_files.directory import ModelDirectory
+from inheritune.surgery.cut_points import cut_point, find_pattern
+from inheritune.surgery.sizes import Sizes
+from inheritune.system.progress import Listener, silent
+from inheritune.system.rows import Rows
+from inheritune.system.signals import StopFlag, catch_signals
+
+__all__ = [
+    "FORMAT",
+    "Analysis",
+    "LayerAnalysis",
+    "ModelAnalysis",
+    "analysis_record",
+    "analyze",
+    "analyze_model",
+    "layer_advice",
+]
+
+FORMAT = 1  # of analysis.json
+_REMOVAL_SEQUENCES = 20
+
+
+@dataclass(frozen=True)
+class LayerAnalysis:
+    """What was measured of one layer; see `LayerAttention` and `LayerImportance`.
+
+    Attributes:
+        role: ``"model"``, or ``"reference"`` and ``"target"`` where two models were analysed.
+        layer: Position from the input, from 0.
+        rank: MaxRank, from 1 to T; None for a layer without attention, as the next four.
+        mass: Mean over heads of the columns that hold 90 % of the squared norm, from 1 to T.
+        sink: Mean weight on the heaviest column, in (0, 1].
+        heads_near_one: Share of heads whose rank is below 1.5.
+        lazy: Whether every head has rank 1 on every sequence.
+        influence: 1 - cosine of the layer's input and output, in [0, 2].
+        angle: Angular distance of the same, in [0, 1].
+        removal_loss: Nats per token that skipping the layer costs.
+    """
+
+    role: str
+    layer: int
+    rank: float | None
+    mass: float | None
+    sink: float | None
+    heads_near_one: float | None
+    lazy: bool | None
+    influence: float | None
+    angle: float | None
+    removal_loss: float | None
+
+
+@dataclass(frozen=True)
+class ModelAnalysis:
+    """The measurements of one model.
+
+    Attributes:
+        role: ``"model"``, ``"reference"`` or ``"target"``.
+        name: The model's name.
+        total: L, layers of the model.
+        attention: Rank and mass of its attention.
+        importance: What each layer changes, and what its removal costs.
+        spectrum: Singular values of its weights, see `weight_spectrum`; None: not computed.
+    """
+
+    role: str
+    name: str
+    total: int
+    attention: AttentionStatistics
+    importance: Importance
+    spectrum: list[dict[str, Any]] | None = None
+
+    @property
+    def layers(self) -> list[LayerAnalysis]:
+        """A row for each layer, from the input on."""
+        attention = {layer.layer: layer for layer in self.attention.layers}
+        rows = []
+        for one in self.importance.layers:
+            seen = attention.get(one.layer)
+            rows.append(
+                LayerAnalysis(
+                    role=self.role,
+                    layer=one.layer,
+                    rank=getattr(seen, "max_rank", None),
+                    mass=getattr(seen, "mean_mass", None),
+                    sink=getattr(seen, "mean_sink", None),
+                    heads_near_one=getattr(seen, "heads_near_one", None),
+                    lazy=getattr(seen, "is_lazy", None),
+                    influence=one.influence,
+                    angle=one.angle,
+                    removal_loss=one.removal_loss,
+                )
+            )
+        return rows
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry of analysis.json."""
+        values = {
+            "role": self.role,
+            "name": self.name,
+            "layers": self.total,
+            "attention": self.attention.as_json(),
+            "importance": self.importance.as_json(),
+        }
+        return values | ({} if self.spectrum is None else {"spectrum": self.spectrum})
+
+
+@dataclass(frozen=True)
+class Analysis(Rows):
+    """What `analyze` measured.
+
+    Attributes:
+        sequences: The sequences that every model was run on.
+        threshold: Share of the squared singular values that a rank holds.
+        models: The model; or the reference and the target.
+        advice: How many of the first model's layers to inherit.
+    """
+
+    sequences: Sequences
+    threshold: float
+    models: tuple[ModelAnalysis, ...]
+    advice: Advice
+
+    @property
+    def layers(self) -> list[LayerAnalysis]:
+        """A row for each layer of each model."""
+        return [layer for model in self.models for layer in model.layers]
+
+    @property
+    def calibration(self) -> dict[str, dict[str, int]]:
+        """Rank and mass of attention of known forms, to compare with."""
+        return calibration(self.sequences.ids.shape[1], self.threshold)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """`layers` as mappings."""
+        return [asdict(layer) for layer in self.layers]
+
+    def as_json(self) -> dict[str, Any]:
+        """The contents of analysis.json."""
+        models = [model.as_json() for model in self.models]
+        record = analysis_record(self.sequences, self.threshold, models, asdict(self.advice))
+        return record | {"notes": []}
+
+
+def analyze(
+    models: Sequence[tuple[str, ModelDirectory]],
+    sequences: Sequences,
+    *,
+    threshold: float = 0.9,
+    spectrum: bool = False,
+    on_progress: Listener = silent,
+) -> Analysis:
+    """Measure models on the same sequences.
+
+    Args:
+        models: Pairs of role and model; the advice is for the first.
+        sequences: From `sequences_for`.
+        threshold: Share of the squared singular values that a rank holds, in (0, 1).
+        spectrum: Also compute the singular values of the weights; large matrices take long.
+        on_progress: Called after every forward.
+
+    Raises:
+        UnsupportedModelError: The attention of a model cannot be observed.
+        DataError: The sequences are longer than a model takes.
+        Interrupted: A signal asked to stop.
+    """
+    with catch_signals() as stop:
+        results = tuple(
+            analyze_model(
+                model,
+                role,
+                sequences,
+                threshold=threshold,
+                spectrum=spectrum,
+                stop=stop,
+                on_progress=on_progress,
+            )
+            for role, model in models
+        )
+    advice = layer_advice(models[0][1], results[0].attention.max_ranks)
+    return Analysis(sequences, threshold, results, advice)
+
+
+def analyze_model(
+    model: ModelDirectory,
+    role: str,
+    sequences: Sequences,
+    *,
+    threshold: float = 0.9,
+    removal_sequences: int = _REMOVAL_SEQUENCES,
+    spectrum: bool = False,
+    stop: StopFlag | None = None,
+    on_progress: Listener = silent,
+) -> ModelAnalysis:
+    """Measure rank, mass and importance of one model's layers.
+
+    Args:
+        model: Loaded in fp32; none of its own code is run.
+        role: ``"reference"``, ``"target"`` or ``"model"``.
+        sequences: Token ids, (N, T).
+        threshold: Share of the squared singular values that a rank holds, in (0, 1).
+        removal_sequences: Sequences on which the loss without each layer is measured.
+        spectrum: Also compute the singular values of the weights.
+        stop: Checked between forwards.
+        on_progress: Called after every forward.
+
+    Raises:
+        UnsupportedModelError: The attention cannot be observed.
+        DataError: The sequences are longer than the model takes.
+        Interrupted: ``stop`` was set.
+    """
+    from inheritune.training.hardware import forward_device
+    from inheritune.training.models import load_model
+
+    _refuse_long_sequences(model, sequences)
+    live: Any = load_model(model.path).to(forward_device())  # type: ignore[arg-type]
+    attention = measure_attention(
+        live,
+        model.layers,
+        sequences.ids,
+        threshold,
+        stop=stop,
+        on_progress=on_progress,
+        task=f"attention of the {role}",
+    )
+    importance = measure_importance(
+        live,
+        model.layers,
+        sequences.ids,
+        removal_sequences,
+        stop=stop,
+        on_progress=on_progress,
+        task=f"layers of the {role}",
+    )
+    values = weight_spectrum(model) if spectrum else None
+    return ModelAnalysis(role, model.name, model.layers, attention, importance, values)
+
+
+def _refuse_long_sequences(model: ModelDirectory, sequences: Sequences) -> None:
+    config, length = text_config(model.config), sequences.ids.shape[1]
+    limit = config.get("max_position_embeddings") or config.get("n_positions")
+    if isinstance(limit, int) and length > limit:
+        raise DataError(
+            f"sequences of {length} tokens are asked for, but {model.name} has {limit} positions.",
+            f"Ask for {limit} tokens per sequence, or less.",
+        )
+
+
+def layer_advice(model: ModelDirectory, max_ranks: dict[int, float]) -> Advice:
+    """Advise on the number of first layers to inherit.
+
+    Args:
+        model: The reference.
+        max_ranks: MaxRank by layer, of the layers that have attention.
+    """
+    total = model.layers
+    pattern = find_pattern(model, Sizes(model).layers)
+    points = (cut_point(model.config, total, count, pattern) for count in range(1, total))
+    return advise(max_ranks, total, frozenset(point.layers for point in points if point.is_safe))
+
+
+def analysis_record(
+    sequences: Sequences,
+    threshold: float,
+    models: list[dict[str, Any]],
+    advice: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Put together what analysis.json and run.json hold.
+
+    Args:
+        sequences: What the models were run on.
+        threshold: Of the rank.
+        models: `ModelAnalysis.as_json` of each.
+        advice: Of the reference; None where its attention could not be measured.
+    """
+    return {
+        "format": FORMAT,
+        "sequences": sequences.as_json(),
+        "threshold": threshold,
+        "calibration": calibration(sequences.ids.shape[1], threshold),
+        "models": models,
+        "advice": advice,
+    }
