@@ -171,8 +171,8 @@ def messages() -> str:
     parts = [
         "# Error messages\n\nWhat happened, then *the way out*. A word in capitals stands for a "
         "value; … for what is put together elsewhere. {doc}`errors` has the exit codes. What is "
-        "wrong in a recipe is said in one way for all keys: `FILE:LINE: KEY is VALUE. Allowed: "
-        "...`, `KEY is missing (what it is).` or `KEY is not a key. Did you mean ...?`\n"
+        "wrong in a recipe is said in one way for all keys: `FILE, line LINE: KEY is VALUE. It "
+        "must ...`, `KEY is missing (what it is).` or `KEY is not a key. Did you mean ...?`\n"
     ]
     found: dict[str, set[tuple[str, str]]] = {}
     for path in sorted(Path(inheritune.__file__).parent.rglob("*.py")):

@@ -1,67 +1,82 @@
-"""What is wrong with a recipe, in sentences: where, which key, which value, what is allowed."""
+"""Explain what is wrong with a recipe: file and line, key, value, and what is allowed instead."""
 
 import difflib
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from functools import cache, partial
-from typing import Any
+from functools import cache
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from inheritune.errors import RecipeError, escape
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.yaml_tree import KeyPath, Place, Tree, dotted, kind_of
 
-__all__ = ["allowed", "explain"]
+__all__ = ["REMOVED_KEYS", "explain"]
 
-_MOST_LINES = 3
-_Schema = Mapping[str, Any]
+# Keys of older versions, and what to do instead. An unknown key that is listed here gets this hint.
+REMOVED_KEYS = {
+    "grow.abandon": "Leave it out: every round is trained to its end.",
+    "grow.audit": "Leave it out: every round is trained to its end.",
+    "grow.benchmark": "Leave it out: the reference loss is measured in every run.",
+}
+
+_MAX_LINES = 3
+# In place of pydantic's words, which name classes and patterns.
+_PLAIN = {"model_type": "be a mapping", "string_pattern_mismatch": "be a multiple such as 2x"}
 _Fault = Mapping[str, Any]  # as pydantic lists it
-_Problem = tuple[str, str]  # what, and the way out
+_Problem = tuple[str, str]  # message, hint
 
 
 def explain(error: ValidationError, tree: Tree) -> RecipeError:
-    """One error of one to three lines for everything that the models refused.
+    """Turn pydantic's errors into one error of at most three lines.
 
     Args:
-        error: What pydantic raised for ``tree.value``.
+        error: Raised by pydantic for ``tree.value``.
         tree: The values with their places.
     """
     faults = _by_path(error, tree.value)
     problems: list[_Problem] = []
-    explained: set[KeyPath] = set()  # missing, but an unknown key beside it was meant
-    for path in sorted(faults, key=partial(_order, faults=faults, tree=tree)):
-        if path not in explained:
-            asked = len(problems) < _MOST_LINES  # thousands of unknown keys take no time
-            what, hint = _sentence(path, faults[path], tree, explained) if asked else ("", "")
-            problems.append((what, "" if hint in {hint for _, hint in problems} else hint))
+    misspelt: set[KeyPath] = set()  # missing, but an unknown key beside it was meant
+
+    # Missing keys come last, since an unknown key may turn out to be the missing one, misspelt.
+    def order(path: KeyPath) -> tuple[bool, int, str]:
+        line = _place(path, tree).line or 10**9
+        return faults[path][0]["type"] == "missing", line, dotted(path)
+
+    for path in sorted(faults, key=order):
+        if path in misspelt:
+            continue
+        if len(problems) >= _MAX_LINES:  # only counted: thousands of unknown keys take no time
+            problems.append(("", ""))
+            continue
+        message, hint = _problem(path, faults[path], tree, misspelt)
+        problems.append((message, "" if hint in {hint for _, hint in problems} else hint))
     if len(problems) == 1:
         return RecipeError(*problems[0])
-    lines = [" ".join(problem).strip() for problem in problems[:_MOST_LINES]]
-    if len(problems) > _MOST_LINES:
-        lines = [*lines[: _MOST_LINES - 1], f"... and {len(problems) - 2} more problems."]
+    lines = [" ".join(problem).strip() for problem in problems[:_MAX_LINES]]
+    if len(problems) > _MAX_LINES:
+        lines = [*lines[: _MAX_LINES - 1], f"... and {len(problems) - 2} more problems."]
     return RecipeError("\n".join(lines))
 
 
-def _order(path: KeyPath, faults: Mapping[KeyPath, _Fault], tree: Tree) -> tuple[bool, int, str]:
-    # Missing keys last: an unknown key may turn out to be the missing one, misspelt.
-    line = _place(path, tree).line or 10**9
-    return faults[path]["type"] == "missing", line, dotted(path)
-
-
-def _by_path(error: ValidationError, value: Any) -> dict[KeyPath, _Fault]:
-    faults: dict[KeyPath, _Fault] = {}
+def _by_path(error: ValidationError, value: Any) -> dict[KeyPath, list[_Fault]]:
+    """Group pydantic's errors by key: one for each type that a key could have had."""
+    faults: dict[KeyPath, list[_Fault]] = defaultdict(list)
     for fault in error.errors(include_url=False):
         path = _real_path(fault["loc"], value)
         if fault["type"] == "missing":
             path = (*path, fault["loc"][-1])
-        faults.setdefault(path, dict(fault))
-    # A list item that is wrong also makes the list wrong for the other types of its key.
+        faults[path].append(dict(fault))
+    # A wrong item of a list is also an error of the list, which might have been another type.
     inner = {
         path[:end]
         for path in faults
-        for place, part in enumerate(path)
+        for position, part in enumerate(path)
         if isinstance(part, int)
-        for end in (place, place + 1)
+        for end in (position, position + 1)
         if end < len(path)
     }
     return {path: fault for path, fault in faults.items() if path not in inner}
@@ -78,32 +93,38 @@ def _real_path(loc: KeyPath, value: Any) -> KeyPath:
 
 
 def _place(path: KeyPath, tree: Tree) -> Place:
+    """Find where a key was written, or else the section it belongs to."""
     for end in range(len(path), -1, -1):
         if path[:end] in tree.places:
             return tree.places[path[:end]]
     return Place("file", tree.label, 0)
 
 
-def _sentence(path: KeyPath, fault: _Fault, tree: Tree, explained: set[KeyPath]) -> _Problem:
-    place, name, kind, schema = _place(path, tree), dotted(path), fault["type"], _schema_at(path)
-    start = f"{place.where}: {name}" if path else tree.label
-    if kind == "missing":
-        about = schema.get("description", "a section")
-        return f"{start} is missing ({about}).", f"Give {allowed(schema)}."
-    if kind == "extra_forbidden":
-        return f"{start} is not a key.", _meant(path, explained)
-    value = _value_at(path, tree.value)
-    if kind == "value_error":
+def _problem(path: KeyPath, faults: list[_Fault], tree: Tree, misspelt: set[KeyPath]) -> _Problem:
+    fault, place = faults[0], _place(path, tree)
+    start = f"{place.where}: {dotted(path)}" if path else tree.label
+    if fault["type"] == "missing":
+        about = _field(path)
+        described = f" ({about.description})" if about and about.description else ""
+        return f"{start} is missing{described}.", "Add it."
+    if fault["type"] == "extra_forbidden":
+        if dotted(path) in REMOVED_KEYS:
+            return f"{start} is no longer a key.", REMOVED_KEYS[dotted(path)]
+        return f"{start} is not a key.", _suggestion(path, misspelt)
+    value = tree.value
+    for part in path:
+        value = value[part]
+    if fault["type"] == "value_error":
         is_section = isinstance(value, dict | list)
         reason = escape(fault["ctx"]["error"], 240)
         return f"{start}{'' if is_section else f' is {_shown(value, place)}'}: {reason}.", ""
     if fault["loc"][-1:] == ("[key]",):
         return f"{start} has an empty or too long name.", "Use 1 to 100 characters."
     shown = _shown(value, place)
-    takes_text = any(_one(option).startswith("text") for option in _options(schema))
-    if not isinstance(value, str | dict | list | None) and takes_text:
+    is_scalar = not isinstance(value, str | dict | list | None)
+    if is_scalar and any(fault["type"] == "string_type" for fault in faults):
         return f"{start} is {shown}, read as {kind_of(value)}.", f'Quote it: "{shown}".'
-    return f"{start} is {shown}.", f"Allowed: {allowed(schema)}.{_advice(value, place)}"
+    return f"{start} is {shown}.", _requirement(faults) + _advice(value, place)
 
 
 def _shown(value: Any, place: Place) -> str:
@@ -111,6 +132,15 @@ def _shown(value: Any, place: Place) -> str:
         return kind_of(value)
     raw = escape(place.raw)
     return f'"{raw}"' if place.quoted else raw or "empty"
+
+
+def _requirement(faults: list[_Fault]) -> str:
+    """Put what pydantic says of each type that the key may have into one sentence."""
+    texts = [
+        _PLAIN.get(fault["type"]) or re.sub(r"^\w+ should ", "", fault["msg"]) for fault in faults
+    ]
+    *others, last = dict.fromkeys(texts)
+    return f"It must {', '.join(others)}{' or ' if others else ''}{last}."
 
 
 def _advice(value: Any, place: Place) -> str:
@@ -121,124 +151,55 @@ def _advice(value: Any, place: Place) -> str:
     return ""
 
 
-def _meant(path: KeyPath, explained: set[KeyPath]) -> str:
+# --- Which keys there are -------------------------------------------------------------------
+
+
+def _suggestion(path: KeyPath, misspelt: set[KeyPath]) -> str:
     parent, key = path[:-1], str(path[-1])[:64].lower().replace("-", "_")
-    siblings = list(_properties(parent))
-    elsewhere = [known for known in _known_paths() if known[-1] == key]
+    keys = _keys()
+    siblings = [str(known[-1]) for known in keys if _fits(known[:-1], parent)]
+    elsewhere = [known for known in keys if known[-1] == key and 0 not in known]
     if key not in siblings and elsewhere:
-        return f"It belongs elsewhere: {' or '.join(dotted(known) for known in elsewhere)}."
+        return f"It belongs elsewhere: {' or '.join(map(dotted, elsewhere))}."
     if close := difflib.get_close_matches(key, siblings, n=1, cutoff=0.6):
-        explained.add((*parent, close[0]))
+        misspelt.add((*parent, close[0]))
         return f"Did you mean {dotted((*parent, close[0]))}?"
-    names = {known[-1] for known in _known_paths()}
-    if close := difflib.get_close_matches(key, sorted(map(str, names)), n=1, cutoff=0.75):
-        known_as = [known for known in _known_paths() if known[-1] == close[0]]
-        return f"Did you mean {' or '.join(dotted(known) for known in known_as)}?"
+    names = sorted({str(known[-1]) for known in keys})
+    if close := difflib.get_close_matches(key, names, n=1, cutoff=0.75):
+        meant = [dotted(known) for known in keys if known[-1] == close[0]]
+        return f"Did you mean {' or '.join(meant)}?"
     return f"Allowed{f' in {dotted(parent)}' if parent else ''}: {', '.join(siblings)}."
 
 
-def allowed(schema: _Schema) -> str:
-    """What a key takes, in words.
-
-    Args:
-        schema: The part of the recipe's JSON Schema that describes the key.
-    """
-    texts = list(dict.fromkeys(_one(option) for option in _options(schema)))
-    return " or ".join([", ".join(texts[:-1]), texts[-1]]) if texts[1:] else "".join(texts)
-
-
-def _one(option: _Schema) -> str:
-    if "const" in option:
-        return str(option["const"])
-    if "enum" in option:
-        return " or ".join([", ".join(option["enum"][:-1]), option["enum"][-1]])
-    kind = option.get("type")
-    if kind in {"integer", "number"}:
-        return _number("an integer" if kind == "integer" else "a finite number", option)
-    if kind == "string":
-        if "pattern" in option:
-            is_multiple = str(option["pattern"]).endswith("x$")
-            return "a multiple such as 2x" if is_multiple else "an amount such as 500K, 2M or 1.5B"
-        return (
-            f"text of at most {option['maxLength']} characters" if "maxLength" in option else "text"
-        )
-    if kind == "array":
-        count = f"{option['minItems']} " if "minItems" in option else ""
-        if "enum" in option["items"]:
-            return f"a list of {_one(option['items'])}"
-        items = "mappings" if "$ref" in option["items"] else "numbers"
-        return f"a list of {count}{'texts' if option['items'].get('type') == 'string' else items}"
-    if "properties" in option:
-        return f"a mapping of {', '.join(option['properties'])}"
-    words = {"boolean": "true or false", "null": "null", "object": "a mapping"}
-    return words.get(str(kind), "text, a number, true, false, null, a list or a mapping")
-
-
-def _number(noun: str, option: _Schema) -> str:
-    limits = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    parts = [
-        f"{sign} {'10^18' if option[key] == 10**18 else f'{option[key]:,}'}"
-        for key, sign in limits.items()
-        if key in option
-    ]
-    return f"{noun} {' and '.join(parts)}".rstrip()
-
-
-# --- The schema, walked ---------------------------------------------------------------------
-
-
 @cache
-def _schema() -> _Schema:
-    return Recipe.model_json_schema()
+def _keys() -> dict[KeyPath, FieldInfo]:
+    """Every key of a recipe by its path, with ``<name>`` for a name of the user's."""
+
+    def walk(section: type[BaseModel], path: KeyPath) -> Iterator[tuple[KeyPath, FieldInfo]]:
+        for name, about in section.model_fields.items():
+            yield (*path, name), about
+            for inner, middle in _sections(about.annotation):
+                yield from walk(inner, (*path, name, *middle))
+
+    return dict(walk(Recipe, ()))
 
 
-def _options(schema: _Schema) -> list[_Schema]:
-    if "$ref" in schema:
-        return _options(_schema()["$defs"][schema["$ref"].rsplit("/", 1)[-1]])
-    if "anyOf" in schema:
-        return [option for part in schema["anyOf"] for option in _options(part)]
-    return [schema]
+def _sections(annotation: Any, middle: KeyPath = ()) -> Iterator[tuple[type[BaseModel], KeyPath]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation, middle
+    for part in get_args(annotation):
+        in_mapping = getattr(annotation, "__origin__", None) is dict
+        in_list = getattr(annotation, "__origin__", None) is list
+        yield from _sections(part, ("<name>",) if in_mapping else (0,) if in_list else middle)
 
 
-def _schema_at(path: KeyPath) -> _Schema:
-    schema = _schema()
-    for part in path:
-        schema = _below(schema, part)
-    return schema
+def _fits(known: KeyPath, path: KeyPath) -> bool:
+    """Tell whether a path is that of a known key; any index and any name of the user's will do."""
+    return len(known) == len(path) and all(
+        a in (b, "<name>") or (isinstance(a, int) and isinstance(b, int))
+        for a, b in zip(known, path, strict=True)
+    )
 
 
-def _below(schema: _Schema, part: str | int) -> _Schema:
-    items = [option["items"] for option in _options(schema) if "items" in option]
-    if isinstance(part, int) and items:
-        return dict(items[0]) if len(items) == 1 else {"anyOf": items}
-    for option in _options(schema):
-        if part in option.get("properties", {}):
-            return dict(option["properties"][part])
-        if isinstance(option.get("additionalProperties"), dict):
-            return dict(option["additionalProperties"])
-    return {}
-
-
-def _properties(path: KeyPath) -> Iterator[str]:
-    for option in _options(_schema_at(path)):
-        yield from option.get("properties", {})
-
-
-@cache
-def _known_paths() -> list[KeyPath]:
-    def walk(schema: _Schema, path: KeyPath) -> Iterator[KeyPath]:
-        for option in _options(schema):
-            for key, part in option.get("properties", {}).items():
-                yield (*path, key)
-                yield from walk(part, (*path, key))
-            named = option.get("additionalProperties")
-            if isinstance(named, dict) and "$ref" in named:
-                yield from walk(named, (*path, "<name>"))
-
-    return list(walk(_schema(), ()))
-
-
-def _value_at(path: KeyPath, value: Any) -> Any:
-    for part in path:
-        value = value[part]
-    return value
+def _field(path: KeyPath) -> FieldInfo | None:
+    return next((about for known, about in _keys().items() if _fits(known, path)), None)

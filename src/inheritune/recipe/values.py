@@ -14,6 +14,7 @@ from pydantic import (
     JsonValue,
     WithJsonSchema,
 )
+from pydantic_core import PydanticCustomError
 
 __all__ = [
     "Amount",
@@ -52,6 +53,15 @@ def parse_amount(value: object) -> object:
     return int(amount) if amount == amount.to_integral_value() else value
 
 
+def _parse_amount(value: object) -> object:
+    amount = parse_amount(value)
+    if isinstance(amount, str):
+        raise PydanticCustomError(
+            "amount", "Input should be an integer or an amount such as 500K, 2M or 1.5B"
+        )
+    return amount
+
+
 def _plain_name(value: str) -> str:
     # The name becomes a directory, on every system.
     if not all(c.isalnum() or c in "-_." for c in value):
@@ -88,10 +98,10 @@ def _amount_schema(least: int) -> WithJsonSchema:
 
 
 Amount = Annotated[
-    int, Field(ge=1, le=_MOST), BeforeValidator(parse_amount), _amount_schema(least=1)
+    int, Field(ge=1, le=_MOST), BeforeValidator(_parse_amount), _amount_schema(least=1)
 ]
 AmountOrZero = Annotated[
-    int, Field(ge=0, le=_MOST), BeforeValidator(parse_amount), _amount_schema(least=0)
+    int, Field(ge=0, le=_MOST), BeforeValidator(_parse_amount), _amount_schema(least=0)
 ]
 Name = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_plain_name)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -1,23 +1,14 @@
-"""YAML text to plain values: limits hold before anything is built, every value keeps its place."""
+"""Read YAML text into plain values, and remember the line on which each was written."""
 
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.events import (
-    AliasEvent,
-    CollectionStartEvent,
-    DocumentStartEvent,
-    Event,
-    MappingEndEvent,
-    NodeEvent,
-    ScalarEvent,
-    SequenceEndEvent,
-    SequenceStartEvent,
-)
-from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.events import AliasEvent, NodeEvent
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode
 from ruamel.yaml.reader import ReaderError
 
 from inheritune.errors import RecipeError, escape
@@ -32,14 +23,14 @@ _MAX_VALUES = 20_000  # a second of parsing; the largest honest recipe has hundr
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value was written, and how.
+    """Where and how a value was written.
 
     Attributes:
         origin: ``"file"`` or ``"--set"``.
         where: ``"recipe.yaml, line 4"`` or ``"--set train.tokens=2M"``.
         line: From 1; 0 for ``--set``.
         raw: A scalar as it was written, without its quotes; empty for lists and mappings.
-        quoted: Whether the scalar had quotes, so that YAML did not look for a number in it.
+        quoted: True for a scalar in quotes, which YAML always reads as text.
     """
 
     origin: str
@@ -51,7 +42,7 @@ class Place:
 
 @dataclass
 class Tree:
-    """Plain values and the place of each.
+    """Plain values, each with the place it was written at.
 
     Attributes:
         label: File name or ``--set`` text, for messages.
@@ -65,7 +56,7 @@ class Tree:
 
 
 def dotted(path: KeyPath) -> str:
-    """A path as it is written: ``train.betas[0]``."""
+    """Write a path as a recipe's user does: ``train.betas[0]``."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return escape(text.removeprefix("."), 120)
 
@@ -74,161 +65,158 @@ def read_tree(text: str, label: str, origin: str = "file", at: KeyPath = ()) -> 
     """Read one YAML 1.2 document without aliases, anchors, tags or directives.
 
     Args:
-        text: YAML; at most a scalar or a ``[...]`` or ``{...}`` value when ``origin`` is
-            ``"--set"``.
+        text: YAML; where ``origin`` is ``"--set"``, a scalar or a ``[...]`` or ``{...}`` value.
         label: File name or ``--set`` text, for messages.
         origin: ``"file"`` or ``"--set"``.
-        at: Path of the value itself, in front of every path that is recorded.
+        at: Path of the value itself; every recorded path begins with it.
 
     Returns:
-        The tree; its value is None when there is no document.
+        The tree; its value is None if there is no document.
 
     Raises:
-        RecipeError: Broken or duplicate or too deep or too many, with file and line.
+        RecipeError: The YAML is invalid, has a duplicate key, is nested too deeply or is too
+            large. The message names file and line.
     """
-    return _Builder(label, origin).build(text, at)
+    reader = _Reader(label, origin)
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _StrictComposer
+    if directive := re.search(r"^%", text, re.MULTILINE):  # %YAML 1.1 reads `no` as false
+        where = reader.where(text.count("\n", 0, directive.start()) + 1)
+        raise RecipeError(f"{where}: YAML directives are not allowed.", "Remove the % line.")
+    try:
+        root = yaml.compose(text)
+        if root is not None:
+            reader.tree.value = reader.value(root, at)
+    except _Refused as refusal:
+        raise RecipeError(
+            f"{reader.where(refusal.line)}: {refusal.problem}", refusal.hint
+        ) from None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise RecipeError(
+            f"{reader.where(line)}: a control character or half a character.", "Remove it."
+        ) from error
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = reader.where(mark.line + 1) if mark else label
+        problem = error.problem or error.context or "cannot be read"
+        hint = "Check the indentation, colons and quotes around it."
+        if "\\t" in problem:
+            hint = "Indent with spaces instead of tabs."
+        raise RecipeError(f"{where}: not valid YAML: {problem}.", hint) from error
+    except RecipeError:
+        raise
+    except Exception as error:
+        # The parser answers some malformed input with a bare ValueError or AssertionError.
+        message = f"{label}: not valid YAML: {escape(error)}."
+        raise RecipeError(message, "Check its escapes.") from error
+    return reader.tree
 
 
-class _Builder:
-    """Builds values straight from parser events, so that a bomb is refused while it is small."""
+class _Refused(Exception):
+    """YAML that is valid, but not allowed in a recipe."""
+
+    def __init__(self, part: Any, problem: str, hint: str) -> None:
+        self.line = part.start_mark.line + 1
+        self.problem = problem
+        self.hint = hint
+
+
+class _StrictComposer(Composer):
+    """ruamel's composer, which refuses a bomb at the event that would make it grow."""
+
+    def __init__(self, loader: Any = None) -> None:
+        super().__init__(loader)
+        self.depth = self.count = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.parser.peek_event()
+        if isinstance(event, AliasEvent) or (isinstance(event, NodeEvent) and event.anchor):
+            raise _Refused(event, "anchors and aliases are not allowed.", "Write the value out.")
+        if event.ctag is not None:
+            tag = escape(event.ctag, 60)
+            raise _Refused(event, f"the tag {tag} is not allowed.", "Write a plain value.")
+        self.count += 1
+        if self.count > _MAX_VALUES:
+            raise _Refused(event, f"more than {_MAX_VALUES:,} values.", "Shorten it.")
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            raise _Refused(event, f"nested more than {_MAX_DEPTH} deep.", "Make it flatter.")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class _Reader:
+    """Turns composed nodes into plain values and records their places."""
 
     def __init__(self, label: str, origin: str) -> None:
         self.tree = Tree(label)
         self.origin = origin
-        self.yaml = YAML(typ="safe", pure=True)
-        self.count = 0
-
-    def build(self, text: str, at: KeyPath) -> Tree:
-        self.events = self.parse(text)
-        for event in self.events:
-            if not isinstance(event, DocumentStartEvent):
-                continue  # start and end of stream and document
-            if event.version not in {None, (1, 2)} or event.tags:
-                raise self.error(event, "YAML directives are not allowed.", "Remove the % line.")
-            if self.count:
-                raise self.error(event, "a second document starts here.", "Keep one.")
-            self.tree.value = self.node(next(self.events), at, 1)
-        return self.tree
-
-    def parse(self, text: str) -> Iterator[Event]:
-        try:
-            yield from self.yaml.parse(text)
-        except ReaderError as error:
-            line = text.count("\n", 0, error.position) + 1
-            raise RecipeError(
-                f"{self.where(line)}: a control character or half a character.", "Remove it."
-            ) from error
-        except MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            where = self.where(mark.line + 1) if mark else self.tree.label
-            problem = error.problem or error.context or "cannot be read"
-            way_out = "Check the indentation, colons and quotes around it."
-            if "\\t" in problem:
-                way_out = "Indent with spaces instead of tabs."
-            raise RecipeError(f"{where}: not valid YAML: {problem}.", way_out) from error
-        except Exception as error:
-            # The parser answers some malformed input with a bare ValueError or AssertionError.
-            raise RecipeError(
-                f"{self.tree.label}: not valid YAML: {escape(error)}.", "Check its escapes."
-            ) from error
-
-    def node(self, event: Event, path: KeyPath, depth: int) -> Any:
-        self.count += 1
-        self.check(event, depth)
-        if isinstance(event, ScalarEvent):
-            self.place(event, path, event.value, quoted=event.style is not None)
-            return self.scalar(event)
-        assert isinstance(event, CollectionStartEvent)
-        if self.origin == "--set" and not event.flow_style:
-            raise self.error(
-                event, "the value is neither a scalar nor [...] nor {...}.", "Quote it, if text."
-            )
-        self.place(event, path)
-        if isinstance(event, SequenceStartEvent):
-            return self.sequence(path, depth)
-        return self.mapping(path, depth)
-
-    def check(self, event: Event, depth: int) -> None:
-        if isinstance(event, AliasEvent) or (isinstance(event, NodeEvent) and event.anchor):
-            raise self.error(event, "anchors and aliases are not allowed.", "Write the value out.")
-        if isinstance(event, ScalarEvent | CollectionStartEvent) and event.ctag is not None:
-            tag = escape(event.ctag, 60)
-            raise self.error(event, f"the tag {tag} is not allowed.", "Write a plain value.")
-        if depth > _MAX_DEPTH:
-            raise self.error(event, f"nested more than {_MAX_DEPTH} deep.", "Make it flatter.")
-        if self.count > _MAX_VALUES:
-            raise self.error(event, f"more than {_MAX_VALUES:,} values.", "Shorten it.")
-
-    def sequence(self, path: KeyPath, depth: int) -> list[Any]:
-        items: list[Any] = []
-        while not isinstance(event := next(self.events), SequenceEndEvent):
-            items.append(self.node(event, (*path, len(items)), depth + 1))
-        return items
-
-    def mapping(self, path: KeyPath, depth: int) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        while not isinstance(event := next(self.events), MappingEndEvent):
-            self.count += 1
-            self.check(event, depth)
-            key = self.key(event, path)
-            line = event.start_mark.line + 1
-            if key in values:
-                first = self.tree.places[*path, key].line
-                lines = f", in lines {first} and {line}" if first else ""
-                text = f"{dotted((*path, key))} stands twice{lines}."
-                raise self.error(event, text, "Keep one of them.")
-            # The line of the key: a value may start lines below it.
-            value = self.node(next(self.events), (*path, key), depth + 1)
-            place = self.tree.places[*path, key]
-            self.place(event, (*path, key), place.raw, quoted=place.quoted)
-            values[key] = value
-        return values
-
-    def key(self, event: Event, path: KeyPath) -> str:
-        if not isinstance(event, ScalarEvent):
-            raise self.error(event, "a key is a list or a mapping.", "Write text as the key.")
-        value = self.scalar(event)
-        if isinstance(value, str):
-            return value
-        inside = f" in {dotted(path)}" if path else ""
-        raw = escape(event.value, 40)
-        text = f"the key {raw or '(empty)'}{inside} is read as {kind_of(value)}, not text."
-        raise self.error(event, text, f'Quote it: "{raw}".')
-
-    def scalar(self, event: ScalarEvent) -> Any:
-        if any("\ud800" <= c <= "\udfff" for c in event.value):
-            raise self.error(event, "half a character (a lone surrogate).", "Remove the escape.")
-        try:
-            tag = self.yaml.resolver.resolve(ScalarNode, event.value, event.implicit)
-            return self.yaml.constructor.construct_object(ScalarNode(tag, event.value))
-        except Exception as error:
-            # Such as 2024-13-45, "=" or an integer of 5,000 digits: a number or date to YAML,
-            # but not one that exists.
-            raw = escape(event.value, 40)
-            text = f"{raw} looks like a number, date or YAML sign, but cannot be read as one."
-            raise self.error(event, text, "Quote it, if text is meant.") from error
-
-    def place(self, event: Event, path: KeyPath, raw: str = "", *, quoted: bool = False) -> None:
-        line = event.start_mark.line + 1 if self.origin == "file" else 0
-        self.tree.places[path] = Place(self.origin, self.where(line), line, raw, quoted)
+        self.constructor = YAML(typ="safe", pure=True).constructor
 
     def where(self, line: int) -> str:
         return f"{self.tree.label}, line {line}" if self.origin == "file" else self.tree.label
 
-    def error(self, event: Event, message: str, hint: str) -> RecipeError:
-        return RecipeError(f"{self.where(event.start_mark.line + 1)}: {message}", hint)
+    def value(self, node: Node, path: KeyPath, key: Node | None = None) -> Any:
+        # The line is the key's: a value may start lines below it.
+        line = (key or node).start_mark.line + 1
+        raw, quoted = "", False
+        if isinstance(node, ScalarNode):
+            raw, quoted = node.value, node.style is not None
+        file_line = line if self.origin == "file" else 0
+        self.tree.places[path] = Place(self.origin, self.where(line), file_line, raw, quoted)
+        if isinstance(node, ScalarNode):
+            return self.scalar(node)
+        assert isinstance(node, CollectionNode)
+        if self.origin == "--set" and not node.flow_style:
+            problem = "the value is neither a scalar nor [...] nor {...}."
+            raise _Refused(node, problem, "Quote it, if text is meant.")
+        if isinstance(node, MappingNode):
+            return self.mapping(node, path)
+        return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+
+    def mapping(self, node: MappingNode, path: KeyPath) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = self.key(key_node, path)
+            if key in values:
+                first, line = self.tree.places[*path, key].line, key_node.start_mark.line + 1
+                lines = f", in lines {first} and {line}" if first else ""
+                problem = f"{dotted((*path, key))} stands twice{lines}."
+                raise _Refused(key_node, problem, "Keep one of them.")
+            values[key] = self.value(value_node, (*path, key), key_node)
+        return values
+
+    def key(self, node: Node, path: KeyPath) -> str:
+        if not isinstance(node, ScalarNode):
+            raise _Refused(node, "a key is a list or a mapping.", "Write text as the key.")
+        value = self.scalar(node)
+        if isinstance(value, str):
+            return value
+        inside = f" in {dotted(path)}" if path else ""
+        raw = escape(node.value, 40)
+        problem = f"the key {raw or '(empty)'}{inside} is read as {kind_of(value)}, not text."
+        raise _Refused(node, problem, f'Quote it: "{raw}".')
+
+    def scalar(self, node: ScalarNode) -> Any:
+        if any("\ud800" <= c <= "\udfff" for c in node.value):
+            raise _Refused(node, "half a character (a lone surrogate).", "Remove the escape.")
+        try:
+            return self.constructor.construct_object(node)
+        except Exception:
+            # Such as 2024-13-45, "=" or an integer of 5,000 digits: a number or date to YAML,
+            # but not one that exists.
+            raw = escape(node.value, 40)
+            problem = f"{raw} looks like a number, date or YAML sign, but cannot be read as one."
+            raise _Refused(node, problem, "Quote it, if text is meant.") from None
 
 
 def kind_of(value: object) -> str:
-    """What YAML made of a scalar, in words."""
+    """Name the type that YAML gave to a value, in words."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true or false"
-    if isinstance(value, int | float):
-        return "a number"
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, list):
-        return "a list"
-    return "a mapping" if isinstance(value, dict) else "a date"
+    kinds = {int: "a number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+    return kinds.get(type(value), "a date")
