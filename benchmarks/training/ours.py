@@ -37,13 +37,13 @@ def main(job: dict[str, Any]) -> None:
         turns.note(settings=used(ready))
         return ready
 
-    def listen(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         if progress.done:
             turns.step_done()
 
     loop.make_setup = noted
     # Validating is left out: nothing else trains between two of its steps either.
-    loop.train(model, recipe, plan, settings, folder, lambda _: 0.0, StopFlag(), listen)
+    loop.train(model, recipe, plan, settings, folder, lambda _: 0.0, StopFlag(), on_progress)
 
 
 def used(ready: TrainingSetup) -> str:

@@ -88,7 +88,7 @@ def main(job: dict[str, Any]) -> None:
     model = AutoModelForCausalLM.from_config(without_dropout(shape), dtype=torch.float32)
     plan = loop.LoopConfig("bench", random_stream(shape, Path(job["folder"])), recipe.tokens, {})
 
-    def listen(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         if progress.done:
             account.step_done()
         if len(account.steps) == WARM_UP + job["steps"]:
@@ -97,7 +97,7 @@ def main(job: dict[str, Any]) -> None:
             turns.end(**medians)
 
     loop.train(
-        model, recipe, plan, settings, Path(job["folder"]), lambda _: 0.0, StopFlag(), listen
+        model, recipe, plan, settings, Path(job["folder"]), lambda _: 0.0, StopFlag(), on_progress
     )
 
 

@@ -45,7 +45,7 @@ def main(job: dict[str, Any]) -> None:
     said: list[str] = []
     stop = StopFlag()
 
-    def listen(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         if progress.facts:  # of a step; the word that it continues has none
             ends.append(time.time())
         elif progress.message:
@@ -56,7 +56,7 @@ def main(job: dict[str, Any]) -> None:
     settings = choose_settings(recipe, planned_flops=1e18)
     plan = LoopConfig("bench", stream, recipe.tokens, {})
     try:
-        train(model, recipe, plan, settings, folder, lambda _: 0.0, stop, listen)
+        train(model, recipe, plan, settings, folder, lambda _: 0.0, stop, on_progress)
     except Interrupted:
         step = statistics.median(b - a for a, b in pairwise(ends))
         turns.end(

@@ -29,7 +29,7 @@ def stop():
         os.kill(os.getpid(), signal.SIGKILL)
     return False
 data = Data(source=sys.argv[1], val_fraction=0.2)
-prepare(data, open_tokenizer(Path(sys.argv[2])), 300, 16, Path(sys.argv[3]), should_stop=stop,
+prepare(data, open_tokenizer(Path(sys.argv[2])), 300, 16, Path(sys.argv[3]), stop=stop,
     workers=2)
 """
 

@@ -143,7 +143,7 @@ def test_a_shard_that_is_there_is_not_written_again(text_folder, tokenizer, tmp_
     data = Data(source=str(text_folder), val_fraction=0.2)
     out = tmp_path / "out"
     with pytest.raises(Interrupted):
-        prepare(data, tokenizer, 300, 16, out, should_stop=stop_after(20), shard_ids=1500)
+        prepare(data, tokenizer, 300, 16, out, stop=stop_after(20), shard_ids=1500)
     shard = tmp_path / "out.partial" / "tokens" / "train-00000.bin"
     before = shard.stat()
     prepare(data, tokenizer, 300, 16, out, shard_ids=1500)
@@ -161,7 +161,7 @@ def test_what_does_not_fit_the_journal_is_made_anew(
     data = Data(source=str(text_folder), val_fraction=0.2)
     out, room = tmp_path / "out", tmp_path / "out.partial"
     with pytest.raises(Interrupted):
-        prepare(data, tokenizer, 300, 16, out, should_stop=stop_after(20), shard_ids=1500)
+        prepare(data, tokenizer, 300, 16, out, stop=stop_after(20), shard_ids=1500)
     journal = Journal(room)
     (rest,) = room.glob("rest-train-*")
     changed = {

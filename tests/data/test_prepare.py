@@ -182,11 +182,11 @@ def test_being_asked_to_stop_leaves_nothing_behind(text_folder, tokenizer, tmp_p
     data = Data(source=str(text_folder), val_fraction=0.2)
     out = tmp_path / "tokens"
     with pytest.raises(Interrupted) as caught:
-        prepare(data, tokenizer, 300, 16, out, should_stop=lambda: True)
+        prepare(data, tokenizer, 300, 16, out, stop=lambda: True)
     assert caught.value.exit_code == 75
     answers = iter([False, True])  # the second question comes while the overlap is measured
     with pytest.raises(Interrupted):
-        prepare(data, tokenizer, 300, 16, out, should_stop=lambda: next(answers))
+        prepare(data, tokenizer, 300, 16, out, stop=lambda: next(answers))
     assert [p.name for p in tmp_path.iterdir()] == ["text"]
     assert prepare(data, tokenizer, 300, 16, out).train.num_ids
 

@@ -156,13 +156,13 @@ def run_with_long_sequences(model: Path, text: Path, root: Path) -> list[str]:
     recipe = RecipeFile(None, "", Recipe.model_validate(fields | {"train": train}), {})
     said: list[str] = []
 
-    def listen(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         said.append(progress.message)
         if "positions" in progress.message:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with suppress(Interrupted):
-        execute(recipe, root, listen)
+        execute(recipe, root, on_progress)
     return said
 
 

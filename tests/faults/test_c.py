@@ -558,7 +558,7 @@ def _prepare_slowly(source, directory, out, started, results):
             time.sleep(1)
             return False
 
-        prepare(data, opened, 300, 16, Path(out), shard_ids=2000, should_stop=wait)
+        prepare(data, opened, 300, 16, Path(out), shard_ids=2000, stop=wait)
         results.put(0)
     except MachineError as error:
         results.put(error.exit_code)

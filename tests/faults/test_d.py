@@ -131,12 +131,12 @@ def recipe_of(model: Path, text: Path, **sections: dict[str, Any]) -> RecipeFile
 
 
 def interrupted_run(recipe: RecipeFile, root: Path, at_tokens: int = 640) -> None:
-    def listen(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         if progress.task == "inherit, 2 layers" and progress.done >= at_tokens:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        execute(recipe, root, listen)
+        execute(recipe, root, on_progress)
 
 
 # -- killed
@@ -230,7 +230,7 @@ def test_d3_sigterm_in_every_part_of_a_run_ends_with_75_and_is_continued(
     recipe = recipe_of(tiny_reference, tiny_text, grow=TWO_ROUNDS)
     asked, heard = False, []
 
-    def listen(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         nonlocal asked
         heard.append((progress.task, progress.unit))
         first = not unit or (progress.task, progress.unit) == (task, unit)
@@ -241,7 +241,7 @@ def test_d3_sigterm_in_every_part_of_a_run_ends_with_75_and_is_continued(
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("inheritune.run.derive.judge", lambda trial, tolerance: "not_matched")
         with pytest.raises(Interrupted) as error:
-            execute(recipe, tmp_path / "run", listen)
+            execute(recipe, tmp_path / "run", on_progress)
         assert asked, sorted(set(heard))
         assert error.value.exit_code == 75
         final, _ = execute(recipe, tmp_path / "run")

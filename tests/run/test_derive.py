@@ -218,7 +218,7 @@ def test_stopped_anywhere_and_continued_the_run_ends_the_same(
     for allowed in (3, 9, 14, 40, 71, 10_000):
         heard = 0
 
-        def listen(progress: Progress, allowed: int = allowed) -> None:
+        def on_progress(progress: Progress, allowed: int = allowed) -> None:
             nonlocal heard
             heard += 1
             if heard == allowed:
@@ -228,7 +228,7 @@ def test_stopped_anywhere_and_continued_the_run_ends_the_same(
                 os.kill(os.getpid(), signal.SIGTERM)
 
         try:
-            ended = execute(recipe, again, listen)
+            ended = execute(recipe, again, on_progress)
             break
         except Interrupted as error:
             stops += 1

@@ -52,11 +52,11 @@ def recipe_of(model: Path, text: Path) -> RecipeFile:
 
 
 def stop_at(tokens: int, task: str) -> Any:
-    def listen(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         if progress.task == task and progress.unit == "tokens" and progress.done == tokens:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    return listen
+    return on_progress
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def go_on(
 ) -> Any:
     plan = plan_pretraining(str(model), tokens.path, out, [*SETS, *sets])
     checkpoint = out / "checkpoints" / f"step-{step:08d}"
-    return pretrain(plan, out, more.pop("listen", silent), checkpoint=checkpoint, **more)
+    return pretrain(plan, out, more.pop("on_progress", silent), checkpoint=checkpoint, **more)
 
 
 # -- what becomes of the later ones
@@ -154,9 +154,17 @@ def test_a_step_of_the_new_branch_is_not_taken_for_that_of_the_old_one(
 ) -> None:
     key = "train.learning_rate"
     old = load_file(out / "checkpoints" / "step-00000006" / "model.safetensors")
-    listen = stop_at(6 * 128, "train, 4 layers")
+    on_progress = stop_at(6 * 128, "train, 4 layers")
     with pytest.raises(Interrupted, match="Run it again without --from to continue"):
-        go_on(tiny_reference, tiny_tokens, out, 3, f"{key}=9e-3", allowed=[key], listen=listen)
+        go_on(
+            tiny_reference,
+            tiny_tokens,
+            out,
+            3,
+            f"{key}=9e-3",
+            allowed=[key],
+            on_progress=on_progress,
+        )
     kept = [f"step-{n:08d}" for n in (1, 2, 3, 6)]
     assert names(out / "checkpoints") == ["latest", *kept]
     new = load_file(out / "checkpoints" / "step-00000006" / "model.safetensors")
@@ -170,11 +178,11 @@ def test_stopped_before_it_went_on_the_same_command_is_given_again(
 ) -> None:
     (out / "benchmark.json").unlink()
 
-    def listen(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="Run the same command to continue"):
-        go_on(tiny_reference, tiny_tokens, out, 3, listen=listen)
+        go_on(tiny_reference, tiny_tokens, out, 3, on_progress=on_progress)
     assert len(names(out / "checkpoints")) == 7
 
 

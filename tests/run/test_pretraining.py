@@ -33,16 +33,16 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def train(model: Path, tokens: TokenDirectory, out: Path, *sets: str, **more: Any) -> Any:
     plan = plan_pretraining(str(model), tokens.path, out, [*SETS, *sets])
-    return pretrain(plan, out, more.pop("listen", silent), **more)
+    return pretrain(plan, out, more.pop("on_progress", silent), **more)
 
 
 def interrupted(model: Path, tokens: TokenDirectory, out: Path, at: int, *sets: str) -> None:
-    def listen(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         if progress.unit == "tokens" and progress.done == at:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        train(model, tokens, out, *sets, listen=listen)
+        train(model, tokens, out, *sets, on_progress=on_progress)
 
 
 def invoke(*args: object) -> Result:

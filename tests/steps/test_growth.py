@@ -294,13 +294,13 @@ HOPELESS = {"abandon": "auto", "max_layers": 2}
 def listen_for_stops(at: int) -> Any:
     heard = 0
 
-    def listen(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         nonlocal heard
         heard += 1
         if heard == at:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    return listen
+    return on_progress
 
 
 @pytest.fixture

@@ -138,14 +138,14 @@ def test_stopped_anywhere_it_goes_on_with_the_grown_or_the_ungrown_model(
 ) -> None:
     recipe, root, heard = recipe_of(tiny_reference, tiny_text), tmp_path / "run", 0
 
-    def listen(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         nonlocal heard
         heard += 1
         if heard == allowed:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        execute(recipe, root, listen)
+        execute(recipe, root, on_progress)
     execute(recipe, root)
     found = load_file(root / "target" / "model.safetensors")
     assert found.keys() == unbroken.keys()

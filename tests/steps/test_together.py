@@ -52,11 +52,11 @@ def asked(tiny_reference: Path, tiny_text: Path, questions: Path) -> Callable[..
 
 
 def stop_when(told: Callable[[Progress], bool]) -> Callable[[Progress], None]:
-    def listen(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         if told(progress):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    return listen
+    return on_progress
 
 
 def test_notes_of_scaling_and_of_the_analysis_outlive_the_tasks(asked, tmp_path):

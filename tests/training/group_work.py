@@ -84,7 +84,7 @@ def run_training(
     off = {"fused_gelu": False, "fused_optimizer": True, "keep_large_blocks": False}
     settings = Settings(**plain, **off, processes=processes.size)
 
-    def listen(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         begin.setdefault("tokens", progress.done)
         heard(progress)
         if progress.done == (stop_after or -1) * 128 and processes.rank == stopping_rank:
@@ -98,7 +98,7 @@ def run_training(
     if distill is not None:
         place = (folder.parent, tokens, processes, settings)
         plan = replace(plan, distillation=distillation(wanted, distill, *place))
-    told = (stop, listen, processes, on_row)
+    told = (stop, on_progress, processes, on_row)
     try:
         trained = train(model, wanted, plan, settings, folder, measure, *told)
     except InherituneError as error:
@@ -250,7 +250,7 @@ def failing(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[
     """Process 1 raises, is killed, or hangs in the middle of a training."""
     how = os.environ["HOW"]
 
-    def listen(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         if processes.rank == 1 and progress.done == 3 * 128:
             if how == "raises":
                 raise ValueError("broken on purpose")
@@ -271,7 +271,7 @@ def failing(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[
             folder / how,
             lambda model: 1.0,
             StopFlag(),
-            listen,
+            on_progress,
             processes,
         )
     return {}

@@ -219,7 +219,7 @@ class Trainer:
         model, stop = llama(0, 2), StopFlag()
         folder.mkdir(parents=True, exist_ok=True)
 
-        def listen(progress: Progress) -> None:
+        def on_progress(progress: Progress) -> None:
             if stop_after is not None and progress.done >= stop_after * recipe.batch_tokens:
                 stop.signal_number = 15
 
@@ -229,7 +229,7 @@ class Trainer:
             source = self.cache or FrozenReference(beside, self.settings)
             wanted = Distillation(source, self.alpha, 1.0)
         plan = LoopConfig("test", self.stream, recipe.tokens, {}, distillation=wanted)
-        told = (lambda model: 1.0, stop, listen)
+        told = (lambda model: 1.0, stop, on_progress)
         trained = train(model, recipe, plan, self.settings, folder, *told)
         if wanted is not None:
             assert_same(self.reference.state_dict(), beside.state_dict())
@@ -578,15 +578,15 @@ def test_a_run_stopped_while_the_reference_predicts_ends_the_same(
     root, recipe = run
     asked = False
 
-    def listen(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         nonlocal asked
         if not asked and progress.task == "kd, 2 layers, reference" and progress.done > 20:
             asked = True
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        execute(recipe, tmp_path / "tiny", listen)
-    execute(recipe, tmp_path / "tiny", listen)
+        execute(recipe, tmp_path / "tiny", on_progress)
+    execute(recipe, tmp_path / "tiny", on_progress)
     one, other = (Run(path).read()["variants"] for path in (root, tmp_path / "tiny"))
     for key in ("val_loss", "flops", "reference_flops"):
         assert [row.get(key) for row in one] == [row.get(key) for row in other]

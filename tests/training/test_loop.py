@@ -54,7 +54,7 @@ class Trainer:
         stop = StopFlag()
         folder.mkdir(parents=True, exist_ok=True)
 
-        def listen(progress: Progress) -> None:
+        def on_progress(progress: Progress) -> None:
             self.messages += [progress.message] * bool(progress.message)
             if stop_after is not None and progress.done >= stop_after * recipe.batch_tokens:
                 stop.signal_number = 15
@@ -69,7 +69,9 @@ class Trainer:
             **self.plan,
             peak_flops=self.peak_flops,
         )
-        return train(self.model, recipe, plan, self.settings, folder, self.measure, stop, listen)
+        return train(
+            self.model, recipe, plan, self.settings, folder, self.measure, stop, on_progress
+        )
 
     def measure(self, model: torch.nn.Module) -> float:
         self.val_calls += 1

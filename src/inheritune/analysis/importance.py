@@ -148,7 +148,7 @@ class _Passes:
         task: str,
         total: int,
     ) -> None:
-        self._model, self._stop, self._listen = model, stop, on_progress
+        self._model, self._stop, self._on_progress = model, stop, on_progress
         self._task, self._total, self._done = task, total, 0
 
     def over(self, ids: NDArray[np.int64], losses: bool = True) -> float | None:
@@ -164,7 +164,7 @@ class _Passes:
                     scores = logits[:, :-1].float().flatten(0, 1)
                     nats += float(F.cross_entropy(scores, batch[:, 1:].flatten(), reduction="sum"))
         self._done += 1
-        self._listen(Progress(self._task, self._done, self._total, "passes"))
+        self._on_progress(Progress(self._task, self._done, self._total, "passes"))
         mean = nats / (len(ids) * (ids.shape[1] - 1))
         return mean if losses and math.isfinite(mean) else None
 

@@ -96,8 +96,8 @@ def run(
             asked = Asked(processes, allowed, checkpoint, sets or [], as_json, debug)
             smaller = ["--scale", str(scale)] if scale is not None else []
             asked.launch(["run", str(recipe), "--runs", str(runs), *smaller], root)
-        with progress() as listen:
-            final, code = execute(wanted, root, listen, allowed=allowed, checkpoint=checkpoint)
+        with progress() as on_progress:
+            final, code = execute(wanted, root, on_progress, allowed=allowed, checkpoint=checkpoint)
         if final:  # the first process has it
             _show_result(root, final, as_json, f"inheritune report {root}")
         raise typer.Exit(code)
@@ -133,9 +133,9 @@ def demo(
         root = runs / wanted.recipe.name
         if not as_json:
             say(_intro(wanted.recipe))
-        with progress() as listen:
+        with progress() as on_progress:
             # The demo has done its job whichever way the answer falls.
-            final, _ = execute(wanted, root, listen, missed_exit_code=0)
+            final, _ = execute(wanted, root, on_progress, missed_exit_code=0)
         copy = f"inheritune init --preset {preset} > recipe.yaml"
         _show_result(root, final, as_json, f"{copy}   # then: inheritune run recipe.yaml")
 

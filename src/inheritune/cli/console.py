@@ -131,8 +131,8 @@ def progress() -> Iterator[Callable[..., None]]:
     if not is_first_process():
         yield silent
         return
-    with listening(Console(stderr=True)) as listen:
-        yield listen
+    with listening(Console(stderr=True)) as on_progress:
+        yield on_progress
 
 
 @contextmanager

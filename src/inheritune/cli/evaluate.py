@@ -85,8 +85,8 @@ def evaluate(
             allow_code=allow_task_code,
         )
         if fetch_only:
-            with progress() as listen:
-                fetched = evaluation.fetch_only(wanted, out, listen)
+            with progress() as on_progress:
+                fetched = evaluation.fetch_only(wanted, out, on_progress)
             if as_json:
                 print_json(fetched)
             else:
@@ -94,8 +94,8 @@ def evaluate(
             return
         if not models:
             raise RecipeError("no model is named.", "Give a model directory or a Hub id.")
-        with progress() as listen:
-            found = evaluation.evaluate(models, wanted, out, listen)
+        with progress() as on_progress:
+            found = evaluation.evaluate(models, wanted, out, on_progress)
         if as_json and not found["failures"]:
             print_json(found)
         elif not as_json:

@@ -72,8 +72,8 @@ def inherit(
         source = open_model(reference, revision, whole=False)
         kept = select_layers(layers, source.layers)
         options = Options(mode, dtype, parts, seed, not no_gate, sha256)
-        with progress() if source.remote else nullcontext(silent) as listen:
-            target = inherit_layers(source, kept, out, options, listen)
+        with progress() if source.remote else nullcontext(silent) as on_progress:
+            target = inherit_layers(source, kept, out, options, on_progress)
         record = read_json(target.path / "inherit.json", "the record")
         if as_json:
             print_json(

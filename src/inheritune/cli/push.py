@@ -54,8 +54,8 @@ def push(
             )
             say(f"next: inheritune push {quote(str(path))} --repo-id {quote(repo_id)}{options}")
             return
-        with progress() as listen:
-            done = send(parcel, repo_id, public, listen)
+        with progress() as on_progress:
+            done = send(parcel, repo_id, public, on_progress)
         if as_json:
             print_json(done)
             return

@@ -65,7 +65,7 @@ def prepare(
             raise RecipeError(f"--dtype is {dtype!r}.", f"Choose {', '.join(_WIDTHS)}.")
         files = _flat_files(from_bin, val_from_bin, val_fraction, _WIDTHS[dtype])
         home = None if tokenizer is None else _tokenizer_directory(tokenizer)
-        with progress() as listen:
+        with progress() as on_progress:
             if recipe is not None:
                 if out is not None:
                     raise RecipeError("--out stands beside a recipe.", "The run has its place.")
@@ -74,14 +74,14 @@ def prepare(
 
                 wanted = read_recipe(recipe, sets or [])
                 root = runs / wanted.recipe.name
-                summary = prepare_only(wanted, root, listen, files, home)
+                summary = prepare_only(wanted, root, on_progress, files, home)
             elif files is None or home is None or out is None:
                 raise RecipeError(
                     "there is neither a recipe nor --from-bin FILE with --tokenizer DIR and --out.",
                     "Write a recipe: inheritune init > recipe.yaml",
                 )
             else:
-                summary = _imported(files, home, out, listen)
+                summary = _imported(files, home, out, on_progress)
         if as_json:
             print_json(summary)
         else:
@@ -161,7 +161,7 @@ def _reference_of_run(tokens: Path) -> Path | None:
     return None
 
 
-def _imported(files: "FlatFiles", home: Path, out: Path, listen: Any) -> dict[str, Any]:
+def _imported(files: "FlatFiles", home: Path, out: Path, on_progress: Any) -> dict[str, Any]:
     from inheritune.data.import_tokens import import_tokens
     from inheritune.data.tokenizer import open_tokenizer
     from inheritune.steps.tokens import embedding_rows
@@ -170,7 +170,7 @@ def _imported(files: "FlatFiles", home: Path, out: Path, listen: Any) -> dict[st
     opened = open_tokenizer(home)
     with catch_signals() as stop:
         rows = embedding_rows(home, opened)
-        tokens = import_tokens(files, opened, rows, out, listen, stop)
+        tokens = import_tokens(files, opened, rows, out, on_progress, stop)
     return tokens.summary() | {"path": str(tokens.path)}
 
 

@@ -123,9 +123,9 @@ def _train_variant(
         command += ["--variant", variant] if variant else []
         command += ["--layers", str(layers)] if layers else []
         asked.launch(command, root)
-    with progress() as listen:
+    with progress() as on_progress:
         trial = train_only(
-            wanted, root, variant, layers, listen, asked.allowed, checkpoint=asked.checkpoint
+            wanted, root, variant, layers, on_progress, asked.allowed, checkpoint=asked.checkpoint
         )
     if asked.as_json and trial:
         print_json(trial)
@@ -145,8 +145,8 @@ def _train_model(model: str, tokens: Path, out: Path, asked: Asked) -> None:
     plan = plan_pretraining(model, tokens, out, asked.sets, processes)
     if asked.processes > 1:
         asked.launch(["train", model, str(tokens), str(out)], out)
-    with progress() as listen:
-        final = pretrain(plan, out, listen, asked.allowed, asked.checkpoint)
+    with progress() as on_progress:
+        final = pretrain(plan, out, on_progress, asked.allowed, asked.checkpoint)
     if asked.as_json and final:
         print_json(final)
     elif final:  # the first process has it

@@ -50,7 +50,7 @@ def import_tokens(
     embedding_rows: int,
     out: Path,
     on_progress: Listener = silent,
-    should_stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = lambda: False,
     shard_ids: int = SHARD_IDS,
 ) -> TokenDirectory:
     """Copy ids into token shards, document by document.
@@ -64,12 +64,12 @@ def import_tokens(
         embedding_rows: Rows of the model's embedding.
         out: The token directory.
         on_progress: Told how far it is.
-        should_stop: Asked now and then.
+        stop: Asked now and then.
         shard_ids: Ids in a full shard.
 
     Raises:
         DataError: A file is broken, or holds too little, or ``out`` holds something else.
-        Interrupted: ``should_stop`` said so; nothing is left behind.
+        Interrupted: ``stop`` said so; nothing is left behind.
         MachineError: The disk is full, or another process fills ``out``.
     """
     opened = [
@@ -87,7 +87,7 @@ def import_tokens(
         with staging_directory(out) as journal:
             if not is_prepared(out):
                 journal.clear()
-                job = _Import(files, tokenizer, embedding_rows, journal, on_progress, should_stop)
+                job = _Import(files, tokenizer, embedding_rows, journal, on_progress, stop)
                 manifest = job.run(opened[0], opened[1], shard_ids)
                 publish(journal.shards, manifest | {"request": request}, out)
     tokens = open_tokens(out)
@@ -105,7 +105,7 @@ class _Import:
     rows: int
     journal: Journal
     on_progress: Listener
-    should_stop: Callable[[], bool]
+    stop: Callable[[], bool]
     val_bytes: int = 0
     done: int = 0
     total: int = 0
@@ -170,7 +170,7 @@ class _Import:
             self.without_bos += int(file.ids[begin]) != self.tokenizer.bos
 
     def _move(self, ids: int) -> None:
-        if self.should_stop():
+        if self.stop():
             raise Interrupted("importing tokens was interrupted.", "Run the same command again.")
         self.done += ids
         if self.done // _PIECE != (self.done - ids) // _PIECE or self.done == self.total:

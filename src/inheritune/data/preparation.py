@@ -80,7 +80,7 @@ class Preparation:
         request: What identifies all of this.
         journal: Where it is written, and what an earlier process left.
         on_progress: Told how far it is.
-        should_stop: Asked before every batch.
+        stop: Asked before every batch.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class Preparation:
         request: dict[str, Any],
         journal: Journal,
         on_progress: Listener,
-        should_stop: Callable[[], bool],
+        stop: Callable[[], bool],
     ) -> None:
         self._data, self._tokenizer, self._rows, self._seq_len = data, tokenizer, rows, seq_len
-        self._journal, self._on_progress, self._should_stop = journal, on_progress, should_stop
+        self._journal, self._on_progress, self._stop = journal, on_progress, stop
         self._train = ShardWriter(journal.shards, "train", rows, shard_ids)
         self._val = ShardWriter(journal.shards, "val", rows, shard_ids)
         self._writers = {"train": self._train, "val": self._val}
@@ -231,7 +231,7 @@ class Preparation:
         self._on_progress(Progress(_TASK, message=message))
 
     def _check(self) -> None:
-        if self._should_stop():
+        if self._stop():
             raise Interrupted("preparing tokens was interrupted.", "Run the same command again.")
         self._report()
 
@@ -261,7 +261,7 @@ class Preparation:
             self._say(f"{repeated:.0%} of the training documents repeat another one exactly")
 
         def watch(done: int) -> None:
-            if self._should_stop():
+            if self._stop():
                 raise Interrupted(
                     "measuring the overlap was interrupted.", "Run the same command again."
                 )

@@ -41,7 +41,7 @@ def prepare(
     seq_len: int,
     out: Path,
     on_progress: Listener = silent,
-    should_stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = lambda: False,
     shard_ids: int = SHARD_IDS,
     workers: int | None = None,
     start_method: str = "spawn",
@@ -60,7 +60,7 @@ def prepare(
         seq_len: Tokens per sequence; there must be one sequence at least in either split.
         out: The token directory.
         on_progress: Told of documents read, then of tokens compared.
-        should_stop: Asked before every batch.
+        stop: Asked before every batch.
         shard_ids: Ids in a full shard; decides memory: 2 or 4 bytes each.
         workers: Processes that encode; 0: this one. None: one for each core, where there is
             enough text to be worth it.
@@ -70,7 +70,7 @@ def prepare(
         DataError: The text is missing, broken or too short, or ``out`` was prepared from other
             files or for another tokenizer.
         RecipeError: ``out`` was prepared with other values of the recipe's section.
-        Interrupted: ``should_stop`` said so.
+        Interrupted: ``stop`` said so.
         MachineError: The disk is full, a worker ended, or another process prepares the same tokens.
         MissingExtraError: A source needs a package that is not installed.
     """
@@ -87,7 +87,7 @@ def prepare(
                 encoders = Encoders(Encoder(tokenizer, data), workers, start_method)
                 knobs = (data, tokenizer, embedding_rows, seq_len, shard_ids, request, journal)
                 with encoders:
-                    manifest = Preparation(*knobs, on_progress, should_stop).run(encoders)
+                    manifest = Preparation(*knobs, on_progress, stop).run(encoders)
                 publish(journal.shards, manifest | {"request": request}, out)
     sweep(out)
     tokens = open_tokens(out)

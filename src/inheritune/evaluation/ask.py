@@ -230,7 +230,7 @@ class _Rows:
     """Counts the rows of all forwards of a task, and stops between two of them."""
 
     def __init__(self, model: str, stop: StopFlag | None, on_progress: Listener) -> None:
-        self._model, self._stop, self._listen = model, stop, on_progress
+        self._model, self._stop, self._on_progress = model, stop, on_progress
         self._task, self._done = "", 0
 
     def begin(self, task: str) -> None:
@@ -242,12 +242,12 @@ class _Rows:
             self._stop.check(f"the tasks before {self._task} are kept, for {self._model}")
 
     def say(self, message: str) -> None:
-        self._listen(Progress(f"{self._model}: {self._task}", message=message))
+        self._on_progress(Progress(f"{self._model}: {self._task}", message=message))
 
     def __call__(self, rows: int) -> None:
         self.check()
         self._done += rows
-        self._listen(Progress(f"{self._model}: {self._task}", self._done, 0, "rows"))
+        self._on_progress(Progress(f"{self._model}: {self._task}", self._done, 0, "rows"))
 
 
 def _key(model: Asked, task: Description, settings: Settings) -> dict[str, Any]:

@@ -142,13 +142,13 @@ def _refuse_nothing(wanted: Wanted, tasks: Sequence[object]) -> None:
 
 
 def _losses(
-    models: dict[str, ModelDirectory], wanted: Wanted, out: Path, listen: Listener, stop: Any
+    models: dict[str, ModelDirectory], wanted: Wanted, out: Path, on_progress: Listener, stop: Any
 ) -> dict[str, dict[str, Any]]:
     """The val_loss of each model, as scores."""
     out.mkdir(parents=True, exist_ok=True)
     seq_len = wanted.seq_len or min([_LONGEST, *filter(None, map(_positions, models.values()))])
     return {
-        name: _loss(name, model, wanted, seq_len, out, listen, stop)
+        name: _loss(name, model, wanted, seq_len, out, on_progress, stop)
         for name, model in models.items()
     }
 
@@ -159,7 +159,7 @@ def _loss(
     wanted: Wanted,
     seq_len: int,
     out: Path,
-    listen: Listener,
+    on_progress: Listener,
     stop: Any,
 ) -> dict[str, Any]:
     from inheritune.evaluation.scores import Metric, Score, find_score, keep_score
@@ -180,7 +180,7 @@ def _loss(
     began, device = time.monotonic(), forward_device()
     loaded: Any = load_model(model.path)
     batch, task = wanted.batch_size, f"{name}: val_loss"
-    loss = measure_val_loss(loaded.to(device), stream, seq_len, batch, stop, listen, task)
+    loss = measure_val_loss(loaded.to(device), stream, seq_len, batch, stop, on_progress, task)
     bits = stream.num_ids / max(num_bytes, 1) / math.log(2)  # per nat and token
     perplexity = math.exp(min(loss.mean, 700.0))
     metrics = {

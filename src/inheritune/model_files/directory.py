@@ -103,18 +103,18 @@ class ModelDirectory:
         """Bytes of these tensors that `download` would fetch; 0 for a local directory."""
         return 0 if self.remote is None else self.remote.missing_bytes(_ranges(tensors))
 
-    def download(self, tensors: Iterable[Tensor], listen: Listener = silent) -> None:
+    def download(self, tensors: Iterable[Tensor], on_progress: Listener = silent) -> None:
         """Make the bytes of these tensors present on this machine.
 
         Args:
             tensors: Of this model.
-            listen: Told of the progress in bytes.
+            on_progress: Told of the progress in bytes.
 
         Raises:
             MachineError: The Hub cannot be reached; what has come is kept for the next time.
         """
         if self.remote is not None:
-            self.remote.download(_ranges(tensors), listen=listen)
+            self.remote.download(_ranges(tensors), on_progress=on_progress)
 
 
 def _record(directory: Path) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def open_model(
     revision: str | None = None,
     *,
     whole: bool = True,
-    should_stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> ModelDirectory:
     """Open a model directory, and refuse what layers cannot safely be taken from.
 
@@ -145,12 +145,12 @@ def open_model(
         revision: Branch, tag or commit of a Hub id.
         whole: Whether all weights of a Hub id are downloaded now. If not, only their headers are,
             and `ModelDirectory.download` fetches what is wanted of the rest.
-        should_stop: Asked several times a second while all weights are downloaded.
+        stop: Asked several times a second while all weights are downloaded.
 
     Raises:
         SourceError: The directory is missing, broken or unsafe, or not supported.
         MachineError: The Hub cannot be reached.
-        Interrupted: ``should_stop`` said so; what has arrived is kept.
+        Interrupted: ``stop`` said so; what has arrived is kept.
     """
     if "\0" in model:
         raise SourceError(f"the model {escape(model)} holds a NUL.")
@@ -164,7 +164,7 @@ def open_model(
     if local.exists():
         raise SourceError(f"{model} is a file.", "Name the model directory that holds it.")
     if whole:
-        snapshot = download(model, revision, should_stop)
+        snapshot = download(model, revision, stop)
         return _open(snapshot, model, snapshot.name)
     from inheritune.model_files.download.partial import open_remote
 

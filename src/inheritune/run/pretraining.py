@@ -84,7 +84,7 @@ def plan_pretraining(
     opened_tokens = open_tokens(tokens)
     commit = pinned_commit(Run(out), model, revision) or revision
     with catch_signals() as stop:
-        opened_model = open_model(model, commit, should_stop=stop)
+        opened_model = open_model(model, commit, stop=stop)
     _refuse_other_ids(opened_tokens, opened_model)
     given["train"] = _chosen(given.get("train", {}), opened_tokens, opened_model, processes)
     given["name"] = "train"

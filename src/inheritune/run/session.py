@@ -221,13 +221,13 @@ def _refuse_other_command(root: Path, before: Mapping[str, Any], command: str) -
 def _logged(path: Path, listener: Listener) -> Listener:
     """A listener that also keeps every event, with its time, in a file."""
 
-    def listen(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         if progress.message:
             with path.open("a", encoding="utf-8") as log:
                 log.write(f"{_now()} {progress.task}: {progress.message}\n")
         listener(progress)
 
-    return listen
+    return on_progress
 
 
 def _now() -> str:

@@ -114,7 +114,7 @@ def open_reference(job: Job) -> Reference:
     else:
         assert wanted.model is not None  # the recipe has one or the other
         place = (job.run, wanted.model, wanted.revision)
-        model, name = open_pinned(*place, should_stop=job.stop), wanted.model
+        model, name = open_pinned(*place, stop=job.stop), wanted.model
     _refuse_long_sequences(job, model)
     shape = describe(model.path, job.recipe.train.seq_len)
     return Reference(
@@ -164,7 +164,7 @@ def tokenizer_home(job: Job) -> Path:
         return _reference_start(job, wanted.train)
     assert wanted.model is not None  # the recipe has one or the other
     place = (job.run, wanted.model, wanted.revision)
-    return open_pinned(*place, should_stop=job.stop).path
+    return open_pinned(*place, stop=job.stop).path
 
 
 def _reference_start(job: Job, wanted: ReferenceTraining) -> Path:
@@ -177,7 +177,7 @@ def _reference_start(job: Job, wanted: ReferenceTraining) -> Path:
         return start
     tokenizer = job.run.reference / "tokenizer"
     if wanted.tokenizer is not None:
-        tokenizer = open_model(wanted.tokenizer, None, should_stop=job.stop).path
+        tokenizer = open_model(wanted.tokenizer, None, stop=job.stop).path
     else:
         job.on_progress(Progress("tokenizer", message="training one on the text"))
         train_tokenizer(training_texts(job.recipe.data), wanted.vocab_size, tokenizer)

@@ -136,7 +136,7 @@ def open_pinned(
     revision: str | None,
     *,
     whole: bool = True,
-    should_stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> ModelDirectory:
     """Open a run's reference: a Hub id at the commit that the run's directory says.
 
@@ -148,24 +148,24 @@ def open_pinned(
         model: Hub id, model directory, or ``embedded:demo``.
         revision: Branch, tag or commit of a Hub id, as the recipe has it.
         whole: See `source.open_model`.
-        should_stop: See `source.open_model`.
+        stop: See `source.open_model`.
 
     Raises:
         SourceError: The commit is not to be had any more, or the directory is not sound.
         MachineError: The Hub cannot be reached.
         DataError: The file with the commit is broken.
-        Interrupted: ``should_stop`` said so.
+        Interrupted: ``stop`` said so.
     """
     commit = pinned_commit(run, model, revision)
     if commit is None:
-        opened = open_model(model, revision, whole=whole, should_stop=should_stop)
+        opened = open_model(model, revision, whole=whole, stop=stop)
         if opened.revision is not None:
             asked = {"model": model, "revision": revision}
             write_json(run.pin, {"format": _PIN_FORMAT, **asked, "commit": opened.revision})
         return opened
     hint = f"To begin anew with what {revision or 'main'} means now, give the run another name."
     try:
-        opened = open_model(model, commit, whole=whole, should_stop=should_stop)
+        opened = open_model(model, commit, whole=whole, stop=stop)
     except SourceError as error:
         raise SourceError(
             f"this run began with commit {commit[:12]} of {model}, and: {error.message}", hint

@@ -71,7 +71,7 @@ def inherit(
     layers: int | Sequence[int],
     out: Path,
     options: Options = Options(),
-    listen: Listener = silent,
+    on_progress: Listener = silent,
 ) -> ModelDirectory:
     """Write some layers of a reference, and everything around them, as a model directory.
 
@@ -85,7 +85,7 @@ def inherit(
         layers: How many to keep, counted from the embedding, 1 to all of them; or which, ascending.
         out: Does not exist, or is empty.
         options: How it is written.
-        listen: Told of the progress of a download.
+        on_progress: Told of the progress of a download.
 
     Returns:
         The target, opened.
@@ -106,7 +106,7 @@ def inherit(
         # Nothing is downloaded, and nothing large copied, for a model that will be refused.
         if plan.size > _MEANWHILE_BYTES or reference.missing_bytes(t.source for t in plan.tensors):
             gate.result()
-        reference.download((t.source for t in plan.tensors if t.name not in fresh), listen)
+        reference.download((t.source for t in plan.tensors if t.name not in fresh), on_progress)
         normal = standard_normal(fresh, options.parts)
         made = make_fresh(plan, fresh, options.seed, staging / _FRESH, normal)
         files = write_weights(

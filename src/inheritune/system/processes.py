@@ -48,11 +48,11 @@ class Processes:
     def post(self, task: dict[str, Any]) -> None:
         """Tell the waiting processes what to do next; see `tasks`."""
 
-    def tasks(self, should_stop: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+    def tasks(self, stop: Callable[[], bool]) -> Iterator[dict[str, Any]]:
         """What process 0 posts, for as long as it takes; it ends with ``{"do": "end"}``.
 
         Args:
-            should_stop: Process 0 is asked to stop as well, and says so: where it does not, it is
+            stop: Process 0 is asked to stop as well, and says so: where it does not, it is
                 not there any more.
         """
         return iter(())

@@ -87,7 +87,7 @@ class ProcessGroup(Processes):
         self._words.set(f"task {self._posted}", json.dumps(task))
         self._posted += 1
 
-    def tasks(self, should_stop: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+    def tasks(self, stop: Callable[[], bool]) -> Iterator[dict[str, Any]]:
         """See `Processes.tasks`."""
         asked: float | None = None
         # Preparing can take hours: asked again and again, so that no collective times out.
@@ -96,7 +96,7 @@ class ProcessGroup(Processes):
             with self.watched():
                 while not self._words.check([key]):
                     time.sleep(_POLL_S)
-                    if asked is None and should_stop():
+                    if asked is None and stop():
                         asked = time.monotonic()
                     if asked is not None and time.monotonic() - asked > _SILENCE_S:
                         raise MachineError(

@@ -219,8 +219,8 @@ def test_asked_to_stop_it_stops_and_goes_on_later(hub, repository):
     wanted = ranges_of(remote.directory, 6)
     told = []
     with pytest.raises(Interrupted, match="what has arrived is kept") as error:
-        remote.download(wanted, listen=told.append, should_stop=lambda: True)
+        remote.download(wanted, on_progress=told.append, stop=lambda: True)
     assert error.value.exit_code == 75
-    remote.download(wanted, listen=told.append)
+    remote.download(wanted, on_progress=told.append)
     assert (told[-1].done, told[-1].unit) == (told[-1].total, "bytes")
     equal(remote, repository, wanted)

@@ -11,7 +11,7 @@ from inheritune.model_files.download import whole as whole_download
 def test_d3_a_stop_ends_a_download_at_once_and_the_next_one_completes_it(hub, repository):
     hub.always = "hang"  # half of each file, then nothing for 20 seconds
     with pytest.raises(Interrupted, match="what has arrived is kept") as error:
-        open_model(MODEL, should_stop=lambda: hub.sent(".safetensors") > 0)
+        open_model(MODEL, stop=lambda: hub.sent(".safetensors") > 0)
     assert error.value.exit_code == 75
     assert not hub.go_on.is_set()  # nobody waited for the server
     hub.always = None

@@ -190,29 +190,29 @@ _LONGEST_WAIT_S = 600
 def one_writer(
     root: Path,
     model: str,
-    listen: Listener = silent,
-    should_stop: Callable[[], bool] = lambda: False,
+    on_progress: Listener = silent,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
     """Be the only process that writes below a directory; wait for another one to end.
 
     Args:
         root: Made if it is not there.
         model: Hub id, for messages.
-        listen: Told when there is another one.
-        should_stop: Asked several times a second while waiting.
+        on_progress: Told when there is another one.
+        stop: Asked several times a second while waiting.
 
     Raises:
         MachineError: The system refuses, or the other one does not end within ten minutes.
-        Interrupted: ``should_stop`` said so.
+        Interrupted: ``stop`` said so.
     """
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / ".lock")
     give_up_at = time.monotonic() + _LONGEST_WAIT_S
     if not _acquired(lock, root):
-        listen(Progress(f"download, {model}", message="another process downloads it: waiting"))
+        on_progress(Progress(f"download, {model}", message="another process downloads it: waiting"))
         while not _acquired(lock, root):
-            if should_stop():
+            if stop():
                 raise stopped(model)
             if time.monotonic() > give_up_at:
                 raise MachineError(

@@ -72,8 +72,8 @@ class RemoteFiles:
         self,
         ranges: Iterable[tuple[str, int, int]],
         *,
-        listen: Listener = silent,
-        should_stop: Callable[[], bool] = lambda: False,
+        on_progress: Listener = silent,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """Fetch what is not there yet, so that these ranges hold the model's bytes.
 
@@ -81,24 +81,24 @@ class RemoteFiles:
 
         Args:
             ranges: File name, first byte and size of each.
-            listen: Told of the progress in bytes.
-            should_stop: Asked several times a second.
+            on_progress: Told of the progress in bytes.
+            stop: Asked several times a second.
 
         Raises:
             SourceError: The Hub no longer has a file, or does not show it to this account.
             MachineError: The Hub cannot be reached, the disk is full or cannot be written to.
-            Interrupted: ``should_stop`` said so.
+            Interrupted: ``stop`` said so.
         """
         wanted = list(ranges)
         if not self.missing_bytes(wanted):
             return
-        with one_writer(self.directory.parent, self.name, listen, should_stop):
+        with one_writer(self.directory.parent, self.name, on_progress, stop):
             parts = [
                 (file, part)
                 for file, missing in self._missing(wanted)  # again: another may have fetched it
                 for part in pieces(missing, _PART)
             ]
-            self._fetch(parts, listen=listen, should_stop=should_stop)
+            self._fetch(parts, on_progress=on_progress, stop=stop)
 
     def _missing(
         self, ranges: Iterable[tuple[str, int, int]]
@@ -127,19 +127,19 @@ class RemoteFiles:
         parts: Collection[tuple[PartialFile, Range]],
         *,
         prefix: bool = False,
-        listen: Listener = silent,
-        should_stop: Callable[[], bool] = lambda: False,
+        on_progress: Listener = silent,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         total = byte_count(part for _, part in parts)
         self._refuse_full_disk(total)
-        stop, lock, arrived = threading.Event(), threading.Lock(), 0
+        cancelled, lock, arrived = threading.Event(), threading.Lock(), 0
 
         def count(size: int) -> None:
             nonlocal arrived
             with lock:
                 arrived += size
 
-        source = Source(self.name, self.commit, stop, count)
+        source = Source(self.name, self.commit, cancelled, count)
         with ThreadPoolExecutor(_PARALLEL) as pool:
             try:
                 waiting = {pool.submit(_fetch_part, source, *part, prefix) for part in parts}
@@ -149,11 +149,11 @@ class RemoteFiles:
                         future.result()
                     # Where ranges are refused, more arrives than was wanted.
                     task = f"download, {self.name}"
-                    listen(Progress(task, min(arrived, total), total, "bytes"))
-                    if should_stop():
+                    on_progress(Progress(task, min(arrived, total), total, "bytes"))
+                    if stop():
                         raise stopped(self.name)
             except BaseException:
-                stop.set()
+                cancelled.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -295,5 +295,5 @@ def _fetch_part(source: Source, file: PartialFile, part: Range, prefix: bool) ->
         except RangesRefusedError:
             file.ranges_refused = True
     with file.whole:  # the first one fetches it for all
-        if subtracted([part], file.present) and not source.stop.is_set():
+        if subtracted([part], file.present) and not source.cancelled.is_set():
             source.fetch(file, (0, file.size))

@@ -43,13 +43,13 @@ class Source:
     Attributes:
         model: Hub id.
         commit: Of the model.
-        stop: Set to end every request soon.
+        cancelled: Set to end every request soon.
         arrived: Told how many bytes have just been written, from any thread.
     """
 
     model: str
     commit: str
-    stop: threading.Event
+    cancelled: threading.Event
     arrived: Callable[[int], None]
 
     def fetch(self, file: PartialFile, part: Range, *, prefix: bool = False) -> None:
@@ -71,7 +71,7 @@ class Source:
             position = forgotten_at = part[0]
             failures = 0
             try:
-                while position < part[1] and not self.stop.is_set():
+                while position < part[1] and not self.cancelled.is_set():
                     problem = _AgainError("the answer was cut off")
                     try:
                         with closing(self._answer(file, (position, part[1]), whole)) as answer:
@@ -79,7 +79,7 @@ class Source:
                                 file.write(descriptor, position, data)
                                 position += len(data)
                                 self.arrived(len(data))
-                                if self.stop.is_set():
+                                if self.cancelled.is_set():
                                     return
                     except _AgainError as error:
                         problem = error
@@ -93,7 +93,7 @@ class Source:
 
     def _wait(self, file: PartialFile, problem: _AgainError, failures: int) -> None:
         if failures < len(BACKOFF_S):
-            self.stop.wait(min(max(BACKOFF_S[failures], problem.wait_s), _LONGEST_WAIT_S))
+            self.cancelled.wait(min(max(BACKOFF_S[failures], problem.wait_s), _LONGEST_WAIT_S))
             return
         name = escape(file.name)
         if problem.other_version:

@@ -29,9 +29,7 @@ _PIECE = 2**24
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def download(
-    model: str, revision: str | None, should_stop: Callable[[], bool] = lambda: False
-) -> Path:
+def download(model: str, revision: str | None, stop: Callable[[], bool] = lambda: False) -> Path:
     """Download a model into the Hub's cache, or find it there; its weights are the Hub's.
 
     What a stopped or killed download has brought stays, and the next one goes on from there.
@@ -39,7 +37,7 @@ def download(
     Args:
         model: Hub id.
         revision: Branch, tag or commit; None: the main branch.
-        should_stop: Asked several times a second.
+        stop: Asked several times a second.
 
     Returns:
         The snapshot's directory; its name is the commit.
@@ -48,7 +46,7 @@ def download(
         SourceError: The Hub has no such model or revision, or does not show it to this account; or
             a file is not what the Hub lists.
         MachineError: The Hub cannot be reached, and the cache does not hold the model.
-        Interrupted: ``should_stop`` said so.
+        Interrupted: ``stop`` said so.
     """
     question = json.dumps({"model": model, "revision": revision})
     child = subprocess.Popen(
@@ -58,7 +56,7 @@ def download(
         start_new_session=True,  # Ctrl-C is this process's to answer
     )
     try:
-        answer = _answer(child, model, should_stop)
+        answer = _answer(child, model, stop)
     finally:
         child.kill()
         child.wait()
@@ -66,7 +64,7 @@ def download(
         name, message, hint = answer["error"]
         raise getattr(errors, name)(message, hint)
     snapshot = Path(answer["path"])
-    check_digests(snapshot, model, should_stop)
+    check_digests(snapshot, model, stop)
     return snapshot
 
 
@@ -83,14 +81,12 @@ def _settings_of_the_library() -> dict[str, str]:
     }
 
 
-def _answer(
-    child: subprocess.Popen[bytes], model: str, should_stop: Callable[[], bool]
-) -> dict[str, Any]:
+def _answer(child: subprocess.Popen[bytes], model: str, stop: Callable[[], bool]) -> dict[str, Any]:
     while True:
         with suppress(subprocess.TimeoutExpired):
             said = child.communicate(timeout=_POLL_S)[0]
             break
-        if should_stop():
+        if stop():
             raise stopped(model)
     try:
         found: dict[str, Any] = json.loads(said.splitlines()[-1])
@@ -102,9 +98,7 @@ def _answer(
     return found
 
 
-def check_digests(
-    snapshot: Path, model: str, should_stop: Callable[[], bool] = lambda: False
-) -> None:
+def check_digests(snapshot: Path, model: str, stop: Callable[[], bool] = lambda: False) -> None:
     """Compare large files of the Hub's cache with the SHA-256 that the Hub lists; each once.
 
     The cache names a large file by that digest. Which ones were compared is remembered beside what
@@ -113,11 +107,11 @@ def check_digests(
     Args:
         snapshot: Directory in the Hub's cache.
         model: Hub id.
-        should_stop: Asked several times a second.
+        stop: Asked several times a second.
 
     Raises:
         SourceError: A file is not what the Hub lists.
-        Interrupted: ``should_stop`` said so.
+        Interrupted: ``stop`` said so.
     """
     damaged = []
     for link in sorted(snapshot.glob("*")):
@@ -128,7 +122,7 @@ def check_digests(
         with suppress(OSError):
             if mark.read_text(encoding="utf-8") == written:
                 continue
-        if _digest(blob, model, should_stop) != blob.name:
+        if _digest(blob, model, stop) != blob.name:
             link.unlink()
             blob.unlink(missing_ok=True)
             damaged.append(escape(link.name))
@@ -144,12 +138,12 @@ def check_digests(
         )
 
 
-def _digest(path: Path, model: str, should_stop: Callable[[], bool]) -> str:
+def _digest(path: Path, model: str, stop: Callable[[], bool]) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(_PIECE):
             digest.update(piece)
-            if should_stop():
+            if stop():
                 raise stopped(model)
     return digest.hexdigest()
 
