@@ -129,7 +129,7 @@ def test_set_reads_its_value_as_yaml(read: Read, text: str, value: object) -> No
         ("train.seed=", "no value after '='"),
         ("train.seed= # 5", "no value after '='"),
         ("train.seed=-", "neither a scalar"),
-        ("train.tokens.x=1", "train.tokens is text, it has no keys. Set train.tokens as a whole."),
+        ("train.tokens.x=1", "train.tokens is text and has no keys. Set train.tokens as a whole."),
         ("data.source=a: b", "Quote it"),
         ("train.betas=[0.9,", "not valid YAML"),
         ("train.seed=*x", "aliases are not allowed"),
@@ -205,7 +205,9 @@ def test_misspelt_section_is_one_problem_not_two(refuse: Refuse) -> None:
 
 def test_missing_key_is_described(refuse: Refuse) -> None:
     message = refuse(SMALLEST.replace("tokens: 2M", "seed: 1"))
-    assert message.startswith("recipe.yaml, line 6: train.tokens is missing (training tokens of")
+    assert message.startswith(
+        "recipe.yaml, line 6: train.tokens is missing. Add it: training tokens of"
+    )
 
 
 def test_many_problems_fit_three_lines(refuse: Refuse) -> None:

@@ -52,6 +52,6 @@ def test_checkout_has_its_recipes_at_the_root(
 def test_unknown_preset_is_answered_with_the_known(
     installed: Path, name: str, way_out: str
 ) -> None:
-    with pytest.raises(RecipeError, match="there is no preset") as caught:
+    with pytest.raises(RecipeError, match="unknown preset") as caught:
         preset_path(name)
     assert way_out in caught.value.hint

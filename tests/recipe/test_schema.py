@@ -102,15 +102,15 @@ def test_plain_name_is_kept(name: str) -> None:
         ),
         (
             {"variants": {"a": {"start": "inherit"}, "b": {"start": "fresh", "select": "last"}}},
-            "select says what is inherited; it goes with start: inherit",
+            "select chooses what to inherit; it needs start: inherit",
         ),
         (
             {"variants": {"a": {"start": "inherit"}, "b": {"start": "stacking", "parts": "mlp"}}},
-            "parts says what is inherited",
+            "parts chooses what to inherit",
         ),
         (
             {"variants": {"a": {"start": "inherit"}, "b": {"start": "half-width", "layers": 3}}},
-            "half-width has all layers",
+            "half-width always has all layers",
         ),
         (
             {"variants": {"a": {"start": "inherit", "lr_scale": 1e-3}}},

@@ -1,7 +1,7 @@
-"""The shapes of published models that the recipes name, for planning where they are not at hand.
+"""Give the shapes of published models that recipes name, to plan with before they are downloaded.
 
-Facts of their public config.json files: model type, widths, numbers of layers and heads. What is
-trained or inherited is read from the model itself, never from here.
+The values are those of the models' public config.json files. Training and inheriting always read
+the model itself instead.
 """
 
 from pathlib import PurePosixPath
@@ -38,18 +38,18 @@ _CONFIGS = {
 
 
 def known_models() -> list[str]:
-    """Names of the models whose shape is known, without their owners."""
+    """List the models whose shape is known, without their owners."""
     return sorted(_CONFIGS)
 
 
 def known_config(model: str) -> dict[str, Any] | None:
-    """The shape of a published model, by the last part of its Hub id or directory.
+    """Look up the shape of a published model by the last part of its Hub id or directory.
 
     Args:
         model: Such as ``"openlm-research/open_llama_3b"`` or ``"./open_llama_3b"``.
 
     Returns:
-        A config.json with what decides sizes; None where the model is not known.
+        The fields of config.json that decide sizes; None if the model is not known.
     """
     config = _CONFIGS.get(PurePosixPath(model.replace("\\", "/")).name)
     return None if config is None else dict(config)

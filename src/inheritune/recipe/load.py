@@ -1,4 +1,4 @@
-"""From a YAML file and ``--set`` texts to a checked recipe, with the origin of every value."""
+"""Read a recipe from a YAML file and ``--set`` texts, check it, and record origins."""
 
 import errno
 from collections.abc import Iterator, Sequence
@@ -21,16 +21,16 @@ _MAX_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A recipe as it was given, and as it is meant.
+    """A checked recipe, together with the text it was read from.
 
     Attributes:
         path: The file; None for a recipe that was not read from one.
-        text: The file's text, without a byte order mark; empty where there is none.
-        recipe: Checked, with every default.
+        text: The file's text without a byte order mark; empty if there is no file.
+        recipe: The recipe with every default.
         origins: ``"file"``, ``"--set"``, ``"--scale"`` or ``"default"`` for each leaf of
             ``recipe.resolved()``, by its dotted key, such as ``"train.tokens"``. A list is one
             leaf.
-        scaled: Where ``--scale`` made the recipe smaller, a sentence that says so.
+        scaled: A sentence on how ``--scale`` shrank the recipe; otherwise empty.
     """
 
     path: Path | None
@@ -45,7 +45,7 @@ def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeFile:
 
     Args:
         path: A YAML 1.2 file of at most 1 MB.
-        sets: Overrides such as ``"train.learning_rate=1e-4"``; of two for one key the later holds.
+        sets: Overrides such as ``"train.learning_rate=1e-4"``; a later one for the same key wins.
 
     Raises:
         RecipeError: One to three lines that name file, line, key, value and what is allowed.
@@ -71,7 +71,7 @@ def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeFile:
 
 
 def read_sets(sets: Sequence[str]) -> Tree:
-    """Overrides alone, as a mapping of sections; of two for one key the later holds.
+    """Read overrides into a tree of sections, without a file.
 
     Raises:
         RecipeError: One is not of the form KEY=VALUE.
@@ -86,7 +86,7 @@ def made_recipe(tree: Tree) -> RecipeFile:
     """Check a recipe that was put together from a command line.
 
     Args:
-        tree: What `read_sets` read, with whatever else the recipe needs in its mappings.
+        tree: Made by `read_sets`, with the other required sections added to its mappings.
 
     Raises:
         RecipeError: One to three lines that name key, value and what is allowed.
@@ -103,7 +103,7 @@ def _checked(tree: Tree) -> Recipe:
 
 
 def recipe_schema() -> dict[str, Any]:
-    """JSON Schema of a recipe file, for editors."""
+    """Return the JSON Schema of a recipe file, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Recipe.model_json_schema()
 
 
@@ -111,10 +111,10 @@ def _read_text(path: Path, label: str) -> str:
     try:
         data = read_regular_file(path, _MAX_BYTES)
     except OSError as error:
-        way_out = "Name a readable YAML file."
+        hint = "Name a readable YAML file."
         if error.errno == errno.ENOENT:
-            way_out = "Check the path, or write one: inheritune init --preset demo > recipe.yaml"
-        raise RecipeError(f"cannot read the recipe {label}: {error.strerror}.", way_out) from error
+            hint = "Check the path, or write one: inheritune init --preset demo > recipe.yaml"
+        raise RecipeError(f"cannot read the recipe {label}: {error.strerror}.", hint) from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -134,22 +134,21 @@ def _override(tree: Tree, text: str) -> None:
             f"{label}: not of the form KEY=VALUE.",
             "Write it like --set train.learning_rate=1e-4",
         )
-    one = read_tree(raw, label, "--set", path)
-    if path not in one.places or (not one.places[path].raw and one.value is None):
+    override = read_tree(raw, label, "--set", path)
+    if path not in override.places or (not override.places[path].raw and override.value is None):
         raise RecipeError(f"{label}: no value after '='.", "Write null for none, '' for no text.")
-    parent = _section(tree, path[:-1], label)
-    parent[path[-1]] = one.value
-    for old in [place for place in tree.places if place[: len(path)] == path]:
-        del tree.places[old]
-    tree.places.update(one.places)
+    _section(tree, path[:-1], label)[path[-1]] = override.value
+    for replaced in [place for place in tree.places if place[: len(path)] == path]:
+        del tree.places[replaced]
+    tree.places.update(override.places)
 
 
 def _section(tree: Tree, path: tuple[str, ...], label: str) -> dict[str, Any]:
-    """The mapping at a path, made where there is none yet."""
+    """Return the mapping at a path, and create it if it is missing."""
     values: dict[str, Any] = tree.value
     for end, part in enumerate(path, 1):
         if values.get(part) is None:
-            # An override of one variant leaves the other variants as they are by default.
+            # Overriding one variant must keep the default ones beside it.
             default = Recipe.model_fields["variants"].default
             is_variants = path[:end] == ("variants",)
             values[part] = {n: v.model_dump() for n, v in default.items()} if is_variants else {}
@@ -158,7 +157,7 @@ def _section(tree: Tree, path: tuple[str, ...], label: str) -> dict[str, Any]:
         if not isinstance(values, dict):
             name = dotted(path[:end])
             raise RecipeError(
-                f"{label}: {name} is {kind_of(values)}, it has no keys.", f"Set {name} as a whole."
+                f"{label}: {name} is {kind_of(values)} and has no keys.", f"Set {name} as a whole."
             )
     return values
 

@@ -105,8 +105,8 @@ def _problem(path: KeyPath, faults: list[_Fault], tree: Tree, misspelt: set[KeyP
     start = f"{place.where}: {dotted(path)}" if path else tree.label
     if fault["type"] == "missing":
         about = _field(path)
-        described = f" ({about.description})" if about and about.description else ""
-        return f"{start} is missing{described}.", "Add it."
+        description = (about and about.description) or "a section"
+        return f"{start} is missing.", f"Add it: {description[0].lower()}{description[1:]}"
     if fault["type"] == "extra_forbidden":
         if dotted(path) in REMOVED_KEYS:
             return f"{start} is no longer a key.", REMOVED_KEYS[dotted(path)]

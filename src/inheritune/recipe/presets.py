@@ -1,4 +1,4 @@
-"""The recipes that come with the package, by name."""
+"""Find the recipes that come with the package."""
 
 import difflib
 from pathlib import Path
@@ -9,32 +9,26 @@ __all__ = ["commented_recipe", "preset_names", "preset_path"]
 
 
 def preset_names() -> list[str]:
-    """Names of all presets, sorted."""
+    """List the names of all presets, sorted."""
     return sorted(path.stem for path in _directory().glob("*.yaml"))
 
 
 def preset_path(name: str) -> Path:
-    """The recipe file of a preset.
-
-    Args:
-        name: One of ``preset_names()``.
+    """Find the recipe file of a preset.
 
     Raises:
-        RecipeError: There is no such preset.
+        RecipeError: There is no such preset; the hint suggests one.
     """
     names = preset_names()
     if name not in names:
         close = difflib.get_close_matches(name[:100].lower(), names, n=1)
-        way_out = f"Did you mean {close[0]}?" if close else f"Choose one of: {', '.join(names)}."
-        raise RecipeError(f"there is no preset {escape(name)}.", way_out)
+        hint = f"Did you mean {close[0]}?" if close else f"Choose one of: {', '.join(names)}."
+        raise RecipeError(f"unknown preset {escape(name)}.", hint)
     return _directory() / f"{name}.yaml"
 
 
 def commented_recipe(name: str) -> str:
-    """The text of a preset, with its comments: where a recipe of one's own starts.
-
-    Args:
-        name: One of ``preset_names()``.
+    """Return the text of a preset with its comments, to start a recipe from.
 
     Raises:
         RecipeError: There is no such preset.

@@ -1,7 +1,7 @@
-"""The settings of the published experiments, as printed, logged and coded by the authors.
+"""Hold the settings of the published experiments, as the authors printed, logged and coded them.
 
-v1 is arXiv 2404.08634v1 (2024), v4 its version of 2026; code and logs are of the authors'
-repository. Where these disagree, each is a setting of its own.
+v1 is arXiv 2404.08634v1 (2024), v4 its version of 2026; code and logs are from the authors'
+repository. Where these disagree, each source has its own setting.
 """
 
 import difflib
@@ -17,9 +17,9 @@ class Setting:
     """One setting of an experiment.
 
     Attributes:
-        key: Of the recipe, dotted.
-        value: As a recipe has it.
-        source: Who says so.
+        key: Recipe key, such as ``"train.tokens"``.
+        value: The value that a recipe would have.
+        source: Where it is published, such as ``"v1 prints"``.
     """
 
     key: str
@@ -29,11 +29,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Published:
-    """One experiment.
+    """A published experiment.
 
     Attributes:
-        settings: A key may stand more than once, where sources disagree.
-        practices: What the authors did in ways that no key sets, and what is done here instead.
+        settings: A key appears more than once if sources disagree.
+        practices: Differences in method that no recipe key can remove.
     """
 
     settings: tuple[Setting, ...]
@@ -41,25 +41,21 @@ class Published:
 
 
 def experiment_names() -> list[str]:
-    """Names of all experiments, sorted."""
+    """List the names of all experiments, sorted."""
     return sorted(_EXPERIMENTS)
 
 
 def check_experiment(name: str) -> str:
-    """A name, if there is an experiment of it.
-
-    Raises:
-        ValueError: There is none; the message says which there are.
-    """
+    """Return the name of a published experiment, or raise ValueError with a suggestion."""
     if name in _EXPERIMENTS:
         return name
     close = difflib.get_close_matches(name[:100].lower(), _EXPERIMENTS, n=1)
-    known = f"did you mean {close[0]}?" if close else f"known: {', '.join(experiment_names())}"
-    raise ValueError(f"there is no published experiment of this name; {known}")
+    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(experiment_names())}"
+    raise ValueError(f"there is no published experiment of this name; {hint}")
 
 
 def published(name: str) -> Published:
-    """The experiment of a name that `check_experiment` has let pass."""
+    """Return an experiment by a name that `check_experiment` has accepted."""
     return _EXPERIMENTS[name]
 
 
@@ -70,10 +66,10 @@ def _settings(source: str, values: Mapping[str, Any]) -> tuple[Setting, ...]:
 _GPT2_PRACTICES = (
     "embedding, positions, final norm and head are all inherited; the authors' code leaves "
     "positions and the final norm fresh (GPT-2)",
-    "val_loss is of one fixed held-out set; the authors' evaluations are of 200 random batches, "
-    "new ones each time",
+    "val_loss is measured on one fixed held-out set; the authors evaluate on 200 random batches, "
+    "drawn anew each time",
     "an epoch is a permutation of the text; the authors draw sequences with replacement",
-    "Hugging Face's GPT-2 has biases, which begin at 0; the authors' has none",
+    "Hugging Face's GPT-2 has biases, which start at 0; the authors' has none",
 )
 _LOW_DATA_PRACTICES = (
     "embedding, final norm and head are all inherited; the authors' code leaves the input "
@@ -99,7 +95,7 @@ def _gpt2(
     betas: tuple[float, float] | None = (0.9, 0.95),
     steps: int = 100_000,
 ) -> tuple[Setting, ...]:
-    """What all GPT-2 runs have in common, by logs and code; v4 prints the same where it prints."""
+    """Give the settings of a GPT-2 run, by logs and code; what v4 prints is the same."""
     config = "reference.train.config."
     return _settings(
         "the authors' runs",
@@ -129,9 +125,9 @@ _OPENWEBTEXT = _settings("the papers", {"data.source": "Skylion007/openwebtext"}
 
 
 def _replaced(settings: tuple[Setting, ...], **values: Any) -> tuple[Setting, ...]:
-    """The same settings, some with other values; keys with ``__`` for the dot."""
-    own = {key.replace("__", "."): value for key, value in values.items()}
-    return tuple(Setting(s.key, own.get(s.key, s.value), s.source) for s in settings)
+    """Return the settings with some values replaced; ``__`` in a name stands for the dot."""
+    replaced = {key.replace("__", "."): value for key, value in values.items()}
+    return tuple(Setting(s.key, replaced.get(s.key, s.value), s.source) for s in settings)
 
 
 def _fineweb(layers: int, width: int, heads: int) -> Published:
@@ -155,7 +151,7 @@ def _low_data(tokens: int | None, unique: int | None, steps: int | None) -> Publ
     }
     values |= {} if tokens is None else {"train.tokens": tokens}
     values |= {} if unique is None else {"data.tokens": unique}
-    # Printed in steps; what they come to in tokens of the printed batch.
+    # The paper prints steps; these are the tokens of that many steps of the printed batch.
     by_steps = {} if steps is None else {"train.tokens": steps * 131_072}
     code = {"train.batch_tokens": 16_384, "train.weight_decay": 0.01, "train.schedule": "constant"}
     settings = (
@@ -197,7 +193,7 @@ _EXPERIMENTS = {
         (
             *_GPT2_PRACTICES,
             "batch and learning rate of this experiment are not printed; those of GPT-2 medium are "
-            "taken for its",
+            "used",
         ),
     ),
     "submodules": Published(

@@ -1,4 +1,4 @@
-"""Every knob of a run, one frozen section per step, in the order the run takes them."""
+"""Define the recipe: one section per step, in the order in which a run carries them out."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -37,22 +37,22 @@ Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 
 class ReferenceTraining(Section):
-    """Train the reference here, when there is none to download."""
+    """Train a reference from scratch instead of downloading one."""
 
     config: Annotated[dict[str, JsonValue], AfterValidator(writable)] = Field(
-        description="config.json of the reference: model_type, layers, widths"
+        description="The reference's config.json: model_type, layers, widths."
     )
     tokenizer: str | None = Field(
-        None, description="model directory whose tokenizer is used; null: train one on the text"
+        None, description="Model directory whose tokenizer to use; null: train one on the text."
     )
     vocab_size: Annotated[int, Field(ge=300, le=1_000_000)] = Field(
-        2048, description="entries of the byte-level BPE tokenizer, when one is trained"
+        2048, description="Vocabulary size of the byte-level BPE tokenizer, if one is trained."
     )
-    tokens: Amount = Field(description="tokens the reference is trained on")
+    tokens: Amount = Field(description="Tokens to train the reference on.")
     keep_in: str | None = Field(
         None,
-        description="directory that keeps the trained reference for other recipes, and from which "
-        "it is taken where the same was trained before; null: the run's own",
+        description="Directory that shares trained references between recipes: a reference that "
+        "was trained before with the same settings is reused; null: keep it in the run.",
     )
 
     @model_validator(mode="after")
@@ -63,141 +63,163 @@ class ReferenceTraining(Section):
 
 
 class Reference(Section):
-    """The large model that layers are inherited from."""
+    """The large model whose layers are inherited."""
 
     model: str | None = Field(
-        None, description="Hub id, local model directory, or embedded:demo; safetensors only"
+        None, description="Hub id, local model directory or embedded:demo; safetensors only."
     )
-    revision: str | None = Field(None, description="branch, tag or commit of a Hub id")
-    train: ReferenceTraining | None = Field(None, description="train a reference instead")
+    revision: str | None = Field(None, description="Branch, tag or commit of a Hub model.")
+    train: ReferenceTraining | None = Field(
+        None, description="Train a reference instead of loading one."
+    )
 
     @model_validator(mode="after")
     def _is_given_once(self) -> Self:
         if (self.model is None) == (self.train is None):
-            raise ValueError("give either model (a trained reference) or train (its config)")
+            raise ValueError("give either model (a trained reference) or train (one to train here)")
         return self
 
 
 class Inherit(Section):
-    """What the first round keeps."""
+    """How many layers the first round inherits."""
 
     layers: Annotated[int, Field(ge=1)] | Literal["advice"] | None = Field(
         None,
-        description="the first n layers of the reference; null: half of them; advice: as many as "
-        "the analysis of its attention advises",
+        description="Number of first layers to inherit; null: half of the reference's; advice: the "
+        "number suggested by the analysis of its attention.",
     )
 
 
 class TextSource(Section):
-    """One of several sources, and its share of the training tokens."""
+    """One of several text sources, with its share of the training tokens."""
 
-    source: str | list[str] = Field(description="as data.source, when it is one")
-    weight: Rate = Field(1.0, description="share of the training tokens, relative to the others")
-    config: str | None = Field(None, description="of a Hub dataset")
-    split: str | None = Field(None, description="of a Hub dataset; null: train")
-    revision: str | None = Field(None, description="branch, tag or commit of a Hub dataset")
-    text_column: str | None = Field(None, description="null: as data.text_column")
+    source: str | list[str] = Field(description="As data.source for a single source.")
+    weight: Rate = Field(
+        1.0, description="Share of the training tokens, relative to the other sources."
+    )
+    config: str | None = Field(None, description="Configuration of a Hub dataset.")
+    split: str | None = Field(None, description="Split of a Hub dataset; null: train.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a Hub dataset.")
+    text_column: str | None = Field(None, description="Text column; null: data.text_column.")
 
 
 class Data(Section):
-    """Text to train and to validate on."""
+    """Text for training and validation."""
 
     source: str | list[str] | list[TextSource] = Field(
-        description="stdlib (Python's standard library), stdlib+tests, a Hub dataset, or local "
-        "files, globs or folders: text, .jsonl, .jsonl.gz, .jsonl.zst, .parquet; or a list of "
-        "mappings {source, weight}"
+        description="A Hub dataset; local files, globs or folders of text, .jsonl, .jsonl.gz, "
+        ".jsonl.zst or .parquet; stdlib (Python's standard library) or stdlib+tests; or a list of "
+        "mappings {source, weight}."
     )
-    config: str | None = Field(None, description="of a Hub dataset, such as sample-10BT")
-    split: str | None = Field(None, description="of a Hub dataset; null: train")
+    config: str | None = Field(
+        None, description="Configuration of a Hub dataset, such as sample-10BT."
+    )
+    split: str | None = Field(None, description="Split of a Hub dataset; null: train.")
     revision: str | None = Field(
-        None, description="branch, tag or commit of a Hub dataset; null: the newest, recorded"
+        None,
+        description="Branch, tag or commit of a Hub dataset; null: the newest commit, which "
+        "is recorded.",
     )
-    text_column: str = Field("text", description="field of a row that holds the text")
+    text_column: str = Field("text", description="Column that holds the text.")
     sample: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="share of the documents to take, by hash: 0.001 lies within 0.01"
+        None,
+        description="Share of the documents to use, chosen by hash: a smaller share is a subset of "
+        "a larger one; null: all.",
     )
     val_source: str | list[str] | list[TextSource] | None = Field(
-        None, description="a validation set of your own; null: hold documents out"
+        None, description="Text to validate on; null: hold out some documents of source."
     )
     val_sample: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="share of the documents of val_source to take, by hash; null: all"
+        None, description="Share of val_source's documents to use, chosen by hash; null: all."
     )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.002, description="share of documents held out, chosen by hash"
+        0.002, description="Share of the documents to hold out for validation, chosen by hash."
     )
     split_by: Literal["text", "name"] = Field(
-        "text", description="hash of a document's text, or of its name (path or file:line)"
+        "text", description="What is hashed: a document's text or its name (path or file:line)."
     )
     tokens: Amount | None = Field(
-        None, description="stop preparing after this many training tokens; null: all there are"
+        None, description="Stop preparing after this many training tokens; null: use all text."
     )
     special_tokens_in_text: bool = Field(
-        False, description="true: a literal <|endoftext|> in the text becomes the special token"
+        False, description="true: encode a literal <|endoftext|> in the text as the special token."
     )
-    allow_repeat: bool = Field(False, description="true: train for more than one epoch")
+    allow_repeat: bool = Field(False, description="true: allow more than one epoch.")
     max_bad_rows: Annotated[int, Field(ge=0)] = Field(
-        0, description="unreadable rows or files to skip before giving up"
+        0, description="Unreadable rows or files to skip before failing."
     )
 
     @model_validator(mode="after")
-    def _settings_of_datasets_have_one_place(self) -> Self:
+    def _dataset_settings_have_one_place(self) -> Self:
         several = any(isinstance(part, TextSource) for part in self.source)
-        given = [key for key in ("config", "split", "revision") if getattr(self, key) is not None]
-        if several and given:
-            raise ValueError(f"with several sources, {given[0]} belongs to each entry of source")
+        keys = [key for key in ("config", "split", "revision") if getattr(self, key) is not None]
+        if several and keys:
+            raise ValueError(f"with several sources, {keys[0]} belongs to each entry of source")
         return self
 
 
 class Train(Section):
-    """One training: how long, on what batches, with which optimizer, at what speed."""
+    """Length, batches, optimizer and speed of each training."""
 
-    tokens: Amount = Field(description="training tokens of each round and variant")
-    seq_len: Annotated[int, Field(ge=8)] = Field(1024, description="tokens per sequence")
-    batch_tokens: Amount = Field(393_216, description="tokens per optimizer step")
-    micro_batch: Annotated[int, Field(ge=1)] = Field(8, description="sequences per forward")
-    learning_rate: Rate = Field(3e-4, description="peak")
+    tokens: Amount = Field(description="Training tokens of each round and variant.")
+    seq_len: Annotated[int, Field(ge=8)] = Field(1024, description="Tokens per sequence.")
+    batch_tokens: Amount = Field(
+        393_216, description="Tokens per optimizer step, over all processes."
+    )
+    micro_batch: Annotated[int, Field(ge=1)] = Field(
+        8, description="Sequences per forward pass and process."
+    )
+    learning_rate: Rate = Field(3e-4, description="Peak learning rate.")
     min_learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        1e-5, description="where cosine and wsd end"
+        1e-5, description="Learning rate at the end of the schedules cosine and wsd."
     )
     warmup_tokens: AmountOrZero = Field(
-        0, description="tokens over which the learning rate rises from 0"
+        0, description="Tokens over which the learning rate rises linearly from 0."
     )
     schedule: Literal["cosine", "wsd", "constant"] = Field(
-        "cosine", description="a function of tokens, started afresh in every round"
+        "cosine", description="Learning rate schedule over tokens; every round starts it again."
     )
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.1, description="decoupled, on matrices only"
+        0.1, description="Decoupled weight decay, applied to matrices only."
     )
     betas: Annotated[list[float], Field(min_length=2, max_length=2)] = Field(
-        [0.9, 0.95], description="AdamW's moment decays"
+        [0.9, 0.95], description="AdamW's decay rates of its two moments."
     )
-    clip_norm: Rate = Field(1.0, description="global gradient norm")
-    dropout: Share = Field(0.0, description="0 even where the reference's config has more")
-    seed: Seed = Field(0, description="data order and fresh weights")
+    clip_norm: Rate = Field(1.0, description="Largest global gradient norm.")
+    dropout: Share = Field(
+        0.0, description="Dropout probability; the one in the reference's config is not used."
+    )
+    seed: Seed = Field(0, description="Seed of the data order and of fresh weights.")
     precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="of the computation; master weights are always fp32"
+        "auto", description="Precision of the computation; master weights are always fp32."
     )
     attention: Literal["auto", "matmul", "model"] = Field(
-        "auto", description="matmul: batched matrix products, faster on CPU for short sequences"
+        "auto",
+        description="matmul: batched matrix products, faster on a CPU for short sequences; model: "
+        "the attention of the model's class.",
     )
-    compile: Switch = Field("auto", description="torch.compile; auto: where it pays back")
-    fused_gelu: Switch = Field("auto", description="GPT-2's GELU in one kernel")
-    fused_optimizer: Switch = Field("auto", description="AdamW in one kernel")
+    compile: Switch = Field("auto", description="torch.compile; auto: if it saves time overall.")
+    fused_gelu: Switch = Field("auto", description="Compute GPT-2's GELU in one kernel.")
+    fused_optimizer: Switch = Field("auto", description="Run AdamW in one kernel.")
     keep_large_blocks: Switch = Field(
-        "auto", description="glibc keeps freed memory instead of unmapping it at every step"
+        "auto", description="Let glibc keep freed memory instead of unmapping it at every step."
     )
     activation_checkpointing: Literal["on", "off"] = Field(
-        "off", description="on: compute layers again in the backward pass; less memory, slower"
+        "off", description="on: recompute layers in the backward pass; less memory, but slower."
     )
-    nonfinite: Literal["stop", "skip"] = Field("stop", description="on a NaN or Inf")
-    max_skips: Annotated[int, Field(ge=0)] = Field(3, description="in a row, with skip")
+    nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="What to do about a loss or gradient that is NaN or infinite."
+    )
+    max_skips: Annotated[int, Field(ge=0)] = Field(
+        3, description="Consecutive non-finite steps to skip before stopping (nonfinite: skip)."
+    )
     eval_every: Amount | None = Field(
         None,
-        description="tokens between validations, before the one at the end; null: a tenth of each "
-        "training",
+        description="Tokens between validations, besides the one at the end; null: a tenth of each "
+        "training.",
     )
-    save_minutes: Rate = Field(20.0, description="between checkpoints")
-    keep: Annotated[int, Field(ge=1)] = Field(2, description="checkpoints kept")
+    save_minutes: Rate = Field(20.0, description="Minutes between checkpoints.")
+    keep: Annotated[int, Field(ge=1)] = Field(2, description="Checkpoints to keep.")
 
     def num_steps(self, tokens: int) -> int:
         """Optimizer steps for a number of training tokens: whole batches, at least one."""
@@ -228,73 +250,83 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    """How val_loss is measured, and which tasks the models are asked."""
+    """How to measure val_loss, and on which tasks to test the models."""
 
     batch_size: Annotated[int, Field(ge=1)] = Field(
-        16, description="windows or requests per forward; scores move with it, so it is fixed"
+        16,
+        description="Windows or requests per forward pass. Fixed, because scores change slightly "
+        "with it.",
     )
     tasks: list[str] = Field(
         [],
-        description="of lm-eval: names, or the suites low-data, full-data, later; needs the extra "
-        "eval",
+        description="lm-eval tasks, by name or by the suites low-data, full-data, later; needs the "
+        "extra eval.",
     )
     num_fewshot: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="examples before each question; null: as the suite or task says"
+        None, description="Examples before each question; null: the suite's or task's own number."
     )
     limit: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="questions of each task; null: all, and anything less is said"
+        None, description="Questions per task; null: all. A limit is noted beside the scores."
     )
     add_bos: Literal["auto", "yes", "no"] = Field(
-        "auto", description="begin every text with BOS; auto: as the tokenizer does"
+        "auto", description="Begin every text with BOS; auto: as the tokenizer does."
     )
     task_data: str | None = Field(
-        None, description="directory of <task>.jsonl files to read instead of the Hub's data sets"
+        None, description="Directory of <task>.jsonl files to read instead of the Hub's datasets."
     )
-    allow_task_code: bool = Field(False, description="true: tasks may run code of their own")
+    allow_task_code: bool = Field(False, description="true: allow tasks to run their own code.")
     at: list[Amount] = Field(
-        [], description="tokens of a training after which the tasks are asked too, besides its end"
+        [],
+        description="Training tokens after which to run the tasks, in addition to the end of each "
+        "training.",
     )
 
 
 class Analyze(Section):
-    """What is looked at to say why layers can go."""
+    """How much text to analyse attention on."""
 
-    sequences: Annotated[int, Field(ge=1)] = Field(100, description="of the validation set")
-    tokens_per_sequence: Annotated[int, Field(ge=2)] = Field(100, description="of each")
+    sequences: Annotated[int, Field(ge=1)] = Field(
+        100, description="Validation sequences to analyse."
+    )
+    tokens_per_sequence: Annotated[int, Field(ge=2)] = Field(
+        100, description="Tokens of each sequence to analyse."
+    )
     threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.9, description="share of the squared singular values that a rank accounts for"
+        0.9, description="Share of the squared singular values that an attention rank must reach."
     )
 
 
 class Cost(Section):
-    """What a machine costs, if the ledger is to say so."""
+    """What the machine costs, for the ledger."""
 
     price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
-        None, description="of the machine that trains; null: no price is shown"
+        None, description="Price of the training machine for an hour; null: show no price."
     )
     currency: Annotated[str, Field(min_length=1, max_length=10)] = Field(
-        "USD", description="of the price"
+        "USD", description="Currency of price_per_hour."
     )
 
 
 class Report(Section):
-    """What is shown besides the report's figures, and where else."""
+    """Samples in the report, and trackers to send metrics to."""
 
-    prompts: list[str] = Field([], description="beginnings that every model continues")
-    sample_tokens: Annotated[int, Field(ge=1)] = Field(48, description="length of a sample")
+    prompts: list[str] = Field([], description="Prompts that every model continues.")
+    sample_tokens: Annotated[int, Field(ge=1)] = Field(
+        48, description="Tokens of each continuation."
+    )
     trackers: list[Tracker] = Field(
-        [], description="tensorboard, wandb, trackio, mlflow: also shown there while it trains"
+        [], description="Send metrics to these while training: tensorboard, wandb, trackio, mlflow."
     )
 
 
 class Recipe(Section):
-    """A whole run, described."""
+    """A run: reference, text, training, growth, variants, evaluation and report."""
 
-    name: Name = Field(description="the run's directory under runs/")
+    name: Name = Field(description="Name of the run and of its directory under runs/.")
     reproduces: Annotated[str, AfterValidator(check_experiment)] | None = Field(
         None,
-        description="published experiment whose settings this recipe's are compared with, such as "
-        "gpt2-medium-openwebtext",
+        description="Published experiment to compare the settings with, such as "
+        "gpt2-medium-openwebtext; the report lists the differences.",
     )
     reference: Reference
     inherit: Inherit = Inherit()
@@ -306,11 +338,11 @@ class Recipe(Section):
     )
     seeds: Seeds | None = Field(
         None,
-        description="each variant is trained once with each, and growth is decided by the first; "
-        "null: with train.seed alone, which a reference that is trained here always has",
+        description="Train every variant once with each seed; the first one decides about growth. "
+        "null: train.seed only. A reference that is trained here always has train.seed.",
     )
     evaluate: Evaluate = Evaluate()
-    analyze: Analyze | None = Field(Analyze(), description="null: do not analyze")
+    analyze: Analyze | None = Field(Analyze(), description="null: skip the analysis.")
     cost: Cost = Cost()
     report: Report = Report()
 
@@ -318,13 +350,13 @@ class Recipe(Section):
     def _has_one_target(self) -> Self:
         targets = [name for name, variant in self.variants.items() if variant.is_target]
         if len(targets) != 1:
-            found = ", ".join(targets) or "none"
+            names = ", ".join(targets) or "none"
             raise ValueError(
-                f"exactly one variant, the target, starts with inherit; here: {found} (a control "
-                "that inherits says what: select: first)"
+                f"exactly one variant, the target, starts with inherit; here: {names}. A control "
+                "that inherits needs select, such as select: first"
             )
         if self.variants[targets[0]].layers is not None:
-            raise ValueError("the target's layers stand under inherit.layers")
+            raise ValueError("the target's number of layers belongs in inherit.layers")
         return self
 
     @model_validator(mode="after")
@@ -357,26 +389,26 @@ class Recipe(Section):
 
     @property
     def target(self) -> str:
-        """Name of the variant that inherits and grows."""
+        """Name of the variant that inherits whole layers and grows."""
         return next(name for name, variant in self.variants.items() if variant.is_target)
 
     def seeds_of(self, name: str) -> list[int]:
-        """Seeds of a variant's trainings; everything is decided by the first."""
+        """List the seeds of a variant's trainings; the first one decides about growth."""
         return self.variants[name].seeds or self.seeds or [self.train.seed]
 
     def tokens_of(self, name: str) -> int | None:
-        """Tokens of each training of a variant.
+        """Count the tokens of each training of a variant.
 
         Returns:
-            None for equal compute: only a run knows how many those are.
+            None for ``equal_compute``, which depends on the rounds that a run turns out to need.
         """
-        wanted = self.variants[name].tokens
-        if isinstance(wanted, int):
-            return wanted
-        if wanted == "equal_compute":
+        tokens = self.variants[name].tokens
+        if isinstance(tokens, int):
+            return tokens
+        if tokens == "equal_compute":
             return None
-        return self.train.tokens * (1 if wanted is None else int(wanted.removesuffix("x")))
+        return self.train.tokens * (1 if tokens is None else int(tokens.removesuffix("x")))
 
     def resolved(self) -> dict[str, Any]:
-        """The recipe with every default written out, as JSON values."""
+        """Return the recipe as JSON values, with every default written out."""
         return self.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""What a recipe's values may be: amounts of tokens, names, rates, shares."""
+"""Define the types of recipe values: token amounts, names, rates, shares, seeds."""
 
 import json
 import re
@@ -33,18 +33,14 @@ __all__ = [
 
 _MULTIPLES = {"K": 10**3, "M": 10**6, "B": 10**9}
 _AMOUNT = r"^[0-9]+(\.[0-9]+)?[KMBkmb]$"
-_MOST = 10**18  # of tokens, and of seeds; fits 64 bits
+_LARGEST = 10**18  # token amount or seed; fits into 64 bits
 
 
 def parse_amount(value: object) -> object:
-    """Read a token amount: an integer, or a number followed by K, M or B (10^3, 10^6, 10^9).
-
-    Args:
-        value: What the recipe holds, such as ``2_000_000`` or ``"2M"`` or ``"1.5B"``.
+    """Read a token amount such as ``"2M"`` or ``"1.5B"`` (K, M, B: 10^3, 10^6, 10^9).
 
     Returns:
-        The amount as an integer; anything that is not such a text is returned as it is, so that
-        the type check that follows names it.
+        The amount as an integer. Anything that is not such a text is returned unchanged.
     """
     if not isinstance(value, str) or len(value) > 40 or not re.fullmatch(_AMOUNT, value):
         return value
@@ -63,56 +59,52 @@ def _parse_amount(value: object) -> object:
 
 
 def _plain_name(value: str) -> str:
-    # The name becomes a directory, on every system.
+    # The name becomes a directory, whose name every file system must accept.
     if not all(c.isalnum() or c in "-_." for c in value):
         raise ValueError("use letters, digits, '-', '_' and '.' only")
     if re.match(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", value) or value.endswith("."):
-        raise ValueError("no file system takes this name everywhere; choose another")
+        raise ValueError("not every file system accepts this name; choose another")
     if len(value.encode()) > 200:
         raise ValueError("use at most 200 bytes")
     return value
 
 
-def _different(value: list[int]) -> list[int]:
+def _distinct(value: list[int]) -> list[int]:
     if len(set(value)) < len(value):
-        raise ValueError("each seed once: a second training with it would be the same")
+        raise ValueError("give each seed only once: the same seed gives the same training")
     return value
 
 
 def writable(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """Refuse numbers that JSON cannot write.
-
-    Raises:
-        ValueError: One of them is NaN or infinite.
-    """
+    """Return the mapping, or raise ValueError if it has a NaN or an infinity, unknown to JSON."""
     try:
         json.dumps(value, allow_nan=False)
     except ValueError:
-        raise ValueError("every number in it must be finite, as JSON has no other") from None
+        raise ValueError("every number in it must be finite, since JSON has no others") from None
     return value
 
 
 def _amount_schema(least: int) -> WithJsonSchema:
-    integer = {"type": "integer", "minimum": least, "maximum": _MOST}
+    integer = {"type": "integer", "minimum": least, "maximum": _LARGEST}
     return WithJsonSchema({"anyOf": [integer, {"type": "string", "pattern": _AMOUNT}]})
 
 
 Amount = Annotated[
-    int, Field(ge=1, le=_MOST), BeforeValidator(_parse_amount), _amount_schema(least=1)
+    int, Field(ge=1, le=_LARGEST), BeforeValidator(_parse_amount), _amount_schema(least=1)
 ]
 AmountOrZero = Annotated[
-    int, Field(ge=0, le=_MOST), BeforeValidator(_parse_amount), _amount_schema(least=0)
+    int, Field(ge=0, le=_LARGEST), BeforeValidator(_parse_amount), _amount_schema(least=0)
 ]
 Name = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_plain_name)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, le=_MOST)]
-Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_different)]
+Seed = Annotated[int, Field(ge=0, le=_LARGEST)]
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
 Switch = Literal["auto", "on", "off"]
 Multiple = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,2}x$")]
 
 
 class Section(BaseModel):
-    """Part of a recipe: its keys are known, of one type each, and never change."""
+    """Base class of recipe sections: immutable, strictly typed, and without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

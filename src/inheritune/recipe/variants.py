@@ -1,4 +1,4 @@
-"""How the target grows, and what is trained beside it."""
+"""Define the recipe sections on growth, control variants and distillation."""
 
 from typing import Annotated, Literal, Self
 
@@ -31,20 +31,25 @@ Parts = Literal[
 
 
 class Grow(Section):
-    """When a round has not matched the benchmark."""
+    """How the target grows while it does not match the reference loss."""
 
-    add: Annotated[int, Field(ge=0)] = Field(2, description="layers per round; 0: never grow")
+    add: Annotated[int, Field(ge=0)] = Field(
+        2, description="Layers to add per round; 0: never grow."
+    )
     weights: Literal["reinherit", "keep"] = Field(
         "reinherit",
-        description="what a round starts with: the reference's layers again, or the trained ones",
+        description="What a round starts from: reinherit: the reference's layers again; keep: the "
+        "layers trained in the round before.",
     )
     tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.0, description="nats above the benchmark that still count as matched"
+        0.0, description="Nats above the reference loss that still count as matched."
     )
     max_layers: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="null: all layers of the reference"
+        None, description="Most layers to grow to; null: all layers of the reference."
     )
-    max_rounds: Annotated[int, Field(ge=1)] | None = Field(None, description="null: no limit")
+    max_rounds: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Most rounds; null: no limit."
+    )
     benchmark: str | None = Field(
         None,
         description="benchmark.json of another run, of the same reference, tokenizer and "
@@ -53,8 +58,8 @@ class Grow(Section):
     search: Literal["linear", "bisect"] = Field(
         "linear",
         description="linear: add layers until a round matches; bisect: halve the range of safe cut "
-        "points up to max_layers, whatever add is (0: never grow), which finds the fewest layers "
-        "that match if more never do worse",
+        "points up to max_layers, which finds the fewest layers that match, provided that more "
+        "layers never do worse. With bisect, add only decides whether to grow at all (0: never).",
     )
     abandon: Literal["never", "auto"] = Field(
         "never",
@@ -69,72 +74,80 @@ class Grow(Section):
     def _bisects_from_the_reference(self) -> Self:
         if self.search == "bisect" and self.weights == "keep":
             raise ValueError(
-                "search: bisect goes down in size as well as up, and trained layers cannot be "
-                "taken away again: it needs weights: reinherit"
+                "search: bisect also tries smaller sizes, and trained layers cannot be taken away "
+                "again: it needs weights: reinherit"
             )
         return self
 
 
 class Distill(Section):
-    """Learn from the reference's distributions too: alpha CE + (1 - alpha) temperature^2 KL."""
+    """Learn from the reference's predictions too: alpha CE + (1 - alpha) temperature^2 KL."""
 
-    alpha: Share = Field(0.6, description="share of the cross-entropy; the rest is the KL's")
-    temperature: Rate = Field(1.0, description="both models' logits are divided by it in the KL")
+    alpha: Share = Field(
+        0.6, description="Weight of the cross-entropy; 1 - alpha is that of the KL."
+    )
+    temperature: Rate = Field(1.0, description="Divisor of both models' logits in the KL.")
     top_k: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="keep the reference's so many likeliest ids of each token on disk, and run it "
-        "once; all others count as one outcome. null: it runs beside the training, whole",
+        description="Run the reference once and store its k most likely ids for each token; all "
+        "other ids count as one outcome. null: run the reference beside the training, with its "
+        "full distribution.",
     )
 
 
 class Variant(Section):
-    """One trained arm of a run."""
+    """One way of training in a run: initial weights, size and length."""
 
     start: Start = Field(
-        description="inherit: layers of the reference, and without select and parts it is the "
-        "target, which grows; fresh: random weights; stacking: half of the layers trained from "
-        "fresh, then twice; hybrid-stacking: the reference's first layers twice; half-width: all "
-        "layers of the reference, half as wide; grown: the target's first round, trained on at "
-        "each of its later sizes with its layers kept"
+        description="Initial weights. inherit: layers of the reference; without select and parts, "
+        "this variant is the target, which grows. fresh: random weights. stacking: half of the "
+        "layers, trained from fresh weights, then stacked twice. hybrid-stacking: the reference's "
+        "first layers, stacked twice. half-width: all layers of the reference, at half of its "
+        "width. grown: the target's first round, trained on at each of its later sizes with its "
+        "trained layers kept."
     )
     select: str | None = Field(
         None,
-        description="which layers of the reference a control inherits: first, last, middle, "
-        'first+last, strided, lazy (lowest attention rank), or a list such as "0-3,7"; null: the '
-        "first",
+        description="Layers that a control inherits: first, last, middle, first+last, strided, "
+        'lazy (lowest attention rank) or a list such as "0-3,7"; null: first.',
     )
     parts: Parts = Field(
-        "all", description="what a control inherits of its layers and of what is around them"
+        "all", description="Parts that a control inherits of its layers and of what is around them."
     )
     layers: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
-        None, description="of a control; null: as many as the target ends with"
+        None, description="Number of layers of a control; null: the target's final number."
     )
     tokens: Amount | Multiple | Literal["equal_compute"] | None = Field(
         None,
-        description="null: train.tokens; 2x: twice as many; equal_compute: as many FLOPs as the "
-        "target's rounds took together, and the reference's training too if it was trained here",
+        description="Training tokens. null: train.tokens; 2x: twice as many; equal_compute: as "
+        "many FLOPs as all rounds of the target, plus the reference's training if it was trained "
+        "here.",
     )
-    seeds: Seeds | None = Field(None, description="of its trainings; null: the recipe's seeds")
-    lr_scale: Rate = Field(1.0, description="the peak is train.learning_rate times this")
-    warmup_tokens: AmountOrZero | None = Field(None, description="null: train.warmup_tokens")
+    seeds: Seeds | None = Field(None, description="Seeds to train this variant with; null: seeds.")
+    lr_scale: Rate = Field(1.0, description="Factor on train.learning_rate.")
+    warmup_tokens: AmountOrZero | None = Field(
+        None, description="Warmup of this variant; null: train.warmup_tokens."
+    )
     distill: Distill | None = Field(
-        None, description="null: learn from the text alone; {}: from the reference as well"
+        None,
+        description="Distil from the reference, with these settings ({}: the defaults); null: "
+        "learn from the text alone.",
     )
 
     @model_validator(mode="after")
     def _has_its_own_keys_only(self) -> Self:
         if self.start != "inherit" and (self.select is not None or self.parts != "all"):
             key = "select" if self.select is not None else "parts"
-            raise ValueError(f"{key} says what is inherited; it goes with start: inherit")
+            raise ValueError(f"{key} chooses what to inherit; it needs start: inherit")
         if self.start == "half-width" and self.layers not in (None, "all"):
-            raise ValueError("half-width has all layers of the reference")
+            raise ValueError("half-width always has all layers of the reference")
         if self.start == "grown" and self.layers is not None:
-            raise ValueError("grown has the sizes of the target's later rounds")
+            raise ValueError("grown always has the sizes of the target's later rounds")
         if self.tokens == "equal_compute" and self.start != "fresh":
             raise ValueError("equal_compute is for controls that start with fresh weights")
         return self
 
     @property
     def is_target(self) -> bool:
-        """Whether it inherits the first layers whole, and grows."""
+        """True for the variant that inherits whole first layers, and grows."""
         return self.start == "inherit" and self.select is None and self.parts == "all"
