@@ -16,6 +16,7 @@ from inheritune.cli.app import app
 from inheritune.recipe.load import recipe_schema
 
 HERE = Path(__file__).parent
+ERRORS = [name for name in errors.__all__ if isinstance(getattr(errors, name), type)]
 
 
 def write() -> None:
@@ -141,7 +142,7 @@ def _key(name: str, about: dict[str, Any]) -> tuple[str, str, str]:
 def error_classes() -> str:
     """Exit codes, and the classes of errors that end with them."""
     rows = []
-    for name in errors.__all__:
+    for name in ERRORS:
         kind = getattr(errors, name)
         if kind is not errors.InherituneError:
             said = _cell(inspect.cleandoc(kind.__doc__ or ""))
@@ -200,7 +201,7 @@ def _raised(tree: ast.Module) -> Iterator[tuple[str, tuple[str, str]]]:
     for node in ast.walk(tree):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
             continue
-        if node.func.id in set(errors.__all__) - {"InherituneError"}:
+        if node.func.id in set(ERRORS) - {"InherituneError"}:
             what, way_out = ([_template(a, constants) for a in node.args] + [""])[:2]
             if re.search(r"[a-z]{2}", what):  # else all of it is put together elsewhere
                 yield node.func.id, (what, "" if way_out == "…" else way_out)
