@@ -34,7 +34,7 @@ from inheritune.surgery.class_check.ask_class import ask
 from inheritune.surgery.cut import inherit
 from inheritune.surgery.plan import kept_tensors
 from inheritune.training.models import describe, fresh_model, load_model
-from inheritune.verification.model import verify
+from inheritune.verification.model import verify_model
 
 INDEX = "model.safetensors.index.json"
 # Through the command line, warnings are told, and nothing ends by them.
@@ -270,7 +270,7 @@ def test_b7_remote_code_is_copied_and_never_run(reference, tmp_path, model_type)
     assert (target.path / "modeling_x.py").read_text() == code
     record = json.loads((target.path / "inherit.json").read_text())
     assert record["check"].startswith("not checked: ")
-    found = {finding.part: finding for finding in verify(target, open_model(str(reference)))}
+    found = {finding.part: finding for finding in verify_model(target, open_model(str(reference)))}
     assert found["bytes"].proven
     assert not found["class"].proven
     assert not found["reload"].proven

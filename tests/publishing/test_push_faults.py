@@ -28,7 +28,7 @@ from inheritune.recipe.schema import Recipe
 from inheritune.run.execute import execute
 from inheritune.surgery.cut import inherit
 from inheritune.system.progress import Progress
-from inheritune.verification.model import verify
+from inheritune.verification.model import verify_model
 
 
 @pytest.fixture(scope="module")
@@ -324,14 +324,14 @@ def test_e12_a_trained_target_opens_in_plain_transformers_with_equal_logits_and_
 
 
 def test_a_trained_target_is_proven_by_the_digests_after_its_training(run, tmp_path):
-    said = {finding.part: finding.text for finding in verify(open_model(str(run / "target")))}
+    said = {finding.part: finding.text for finding in verify_model(open_model(str(run / "target")))}
     assert said["digests"].endswith("tensors, as after their training")
     broken = Path(shutil.copytree(run / "target", tmp_path / "broken"))
     data = bytearray((broken / "model.safetensors").read_bytes())
     data[-3] ^= 1
     (broken / "model.safetensors").write_bytes(data)
     with pytest.raises(SourceError, match="after its training it was"):
-        list(verify(open_model(str(broken))))
+        list(verify_model(open_model(str(broken))))
 
 
 def test_a_run_is_sent_with_its_card_and_figures(run, hub):

@@ -29,7 +29,7 @@ from inheritune.steps.trainings import depth_of, specs_for
 from inheritune.surgery.selection import choose_layers
 from inheritune.system.signals import StopFlag
 from inheritune.training.models import fresh_model, load_model
-from inheritune.verification.model import verify
+from inheritune.verification.model import verify_model
 
 FAMILIES = ("llama", "gpt2")
 OUTSIDE = {
@@ -165,7 +165,7 @@ def verify_start(start, reference):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shutil.copyfile(start.path.parent / "inherit.json", start.path / "inherit.json")
-        return list(verify(start, reference))
+        return list(verify_model(start, reference))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

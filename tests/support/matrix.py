@@ -20,7 +20,7 @@ from inheritune.model_files.config import text_config
 from inheritune.model_files.directory import open_model
 from inheritune.model_files.refusals import refuse_unsupported_model
 from inheritune.surgery.cut import inherit
-from inheritune.verification.model import verify
+from inheritune.verification.model import verify_model
 
 __all__ = ["Cut", "Row", "quiet", "run", "run_given", "run_moved"]
 
@@ -130,7 +130,7 @@ def run_moved(model_type: str, work: Path) -> dict[tuple[int, ...], str]:
             except InherituneError as error:
                 found[kept] = _said(error, reference.path)
                 continue
-            proofs = {finding.part: finding for finding in verify(target, reference)}
+            proofs = {finding.part: finding for finding in verify_model(target, reference)}
         skipped = not proofs["function"].proven and "skips layers" in proofs["function"].text
         if not proofs["function"].proven and not skipped:
             raise proof.WrongError(f"{kept}: {proofs['function'].text}")

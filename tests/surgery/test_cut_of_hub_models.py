@@ -14,7 +14,7 @@ from inheritune.cli.app import app
 from inheritune.errors import RecipeError
 from inheritune.model_files.directory import open_model
 from inheritune.surgery.cut import Options, inherit
-from inheritune.verification.model import verify
+from inheritune.verification.model import verify_model
 
 
 @pytest.fixture(params=[None, "40KB"])
@@ -64,7 +64,7 @@ def test_more_layers_later_cost_only_their_own_bytes(hub, tmp_path):
 
 def test_a_target_is_proven_against_the_hub_but_for_what_needs_all_layers(hub, tmp_path):
     target = inherit(open_model(MODEL, whole=False), 2, tmp_path / "out")
-    findings = {f.part: f for f in verify(target, open_model(MODEL, whole=False))}
+    findings = {f.part: f for f in verify_model(target, open_model(MODEL, whole=False))}
     assert [part for part, finding in findings.items() if not finding.proven] == ["function"]
     assert findings["function"].text.endswith("the reference is not whole on this machine")
 

@@ -13,7 +13,7 @@ from inheritune.model_files.directory import open_model
 from inheritune.surgery.cut import inherit
 from inheritune.surgery.grow import grow
 from inheritune.training.models import load_model, save_model
-from inheritune.verification.model import verify
+from inheritune.verification.model import verify_model
 
 
 def tensors_of(directory):
@@ -51,8 +51,8 @@ def test_all_that_was_trained_is_kept_and_new_layers_are_the_reference_s(
     assert before.keys() < after.keys()
     _, info = AutoModelForCausalLM.from_pretrained(grown.path, output_loading_info=True)
     assert not any(info.values())
-    assert {finding.part for finding in verify(grown) if not finding.proven} == {"function"}
-    proofs = {finding.part: finding.text for finding in verify(grown, reference)}
+    assert {finding.part for finding in verify_model(grown) if not finding.proven} == {"function"}
+    proofs = {finding.part: finding.text for finding in verify_model(grown, reference)}
     assert proofs["bytes"].endswith(f"{len(before)} were trained")
     assert proofs["function"] == "not compared: the target was trained"
 
@@ -113,7 +113,7 @@ def test_a_changed_byte_of_a_grown_target_is_found(tiny_reference, tmp_path):
     data[-1] ^= 1
     (grown.path / "model-00001-of-00002.safetensors").write_bytes(data)
     with pytest.raises(SourceError, match="digest"):
-        list(verify(grown))
+        list(verify_model(grown))
 
 
 def test_a_target_whose_layers_moved_does_not_grow(tiny_reference, tmp_path):

@@ -16,7 +16,7 @@ from inheritune.errors import MachineError, RecipeError, SourceError, Unsupporte
 from inheritune.model_files.directory import open_model
 from inheritune.surgery.cut import Options, inherit
 from inheritune.surgery.selection import select_layers
-from inheritune.verification.model import verify
+from inheritune.verification.model import verify_model
 
 TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -33,7 +33,7 @@ def record_of(target):
 
 
 def parts_of(target, reference=None):
-    return {finding.part: finding for finding in verify(target, reference)}
+    return {finding.part: finding for finding in verify_model(target, reference)}
 
 
 # -- selections
@@ -281,11 +281,11 @@ def test_nan_in_what_is_inherited_is_refused_and_elsewhere_is_a_warning(
     assert not (tmp_path / "out").exists()
     target = inherit(open_model(str(reference)), 1, tmp_path / "out")
     with pytest.warns(UserWarning, match=r"layers\.1\.mlp\.up_proj\.weight of .* it was not inher"):
-        list(verify(target, open_model(str(reference))))
+        list(verify_model(target, open_model(str(reference))))
     save_file(whole, reference / "model.safetensors", {"format": "pt"})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        list(verify(target, open_model(str(reference))))
+        list(verify_model(target, open_model(str(reference))))
 
 
 def test_matrices_of_zeros_are_a_warning(reference, tmp_path):

@@ -34,7 +34,7 @@ _CONFIG = {
 
 
 def counted_llama(directory: Path) -> ModelDirectory:
-    """A Llama of 4 layers whose weights are counted, so that no library's generator decides them."""
+    """A Llama of 4 layers whose weights depend on no library's random numbers."""
     shapes = {"model.embed_tokens.weight": (32, 16), "model.norm.weight": (16,)}
     for layer in range(4):
         prefix = f"model.layers.{layer}."

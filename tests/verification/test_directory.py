@@ -17,7 +17,7 @@ from inheritune.model_files.directory import open_model
 from inheritune.run.execute import execute
 from inheritune.run.pretraining import plan_pretraining, pretrain
 from inheritune.training import checkpoint_files
-from inheritune.verification.directory import prove
+from inheritune.verification.directory import verify
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def flip(path: Path) -> None:
 
 
 def parts(path: Path) -> list[tuple[str, bool]]:
-    return [(finding.part, finding.proven) for finding in prove(path)]
+    return [(finding.part, finding.proven) for finding in verify(path).findings]
 
 
 def test_a_run_is_proven_by_its_tokens_its_checkpoints_and_its_target(finished: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_flipped_byte_anywhere_is_found(
     damaged = sorted(run.glob(pattern))[0]
     flip(damaged)
     with pytest.raises(error) as raised:
-        list(prove(run))
+        verify(run)
     assert damaged.name in str(raised.value) or "digest" in str(raised.value)
 
 
@@ -85,21 +85,21 @@ def test_tokens_of_another_run_are_found(run: Path) -> None:
     record["tokens"]["fingerprint"] = "0" * 64
     (run / "run.json").write_text(json.dumps(record))
     with pytest.raises(DataError, match="the run was trained on 0000"):
-        list(prove(run))
+        verify(run)
 
 
 def test_what_is_not_there_yet_is_said_and_is_no_error(run: Path) -> None:
     shutil.rmtree(run / "target")
     shutil.rmtree(run / "tokens")
-    found = {finding.part: finding.text for finding in prove(run) if not finding.proven}
+    found = {finding.part: finding.text for finding in verify(run).findings if not finding.proven}
     assert found == {"tokens": "not there", "target": "not there: the run is not finished"}
 
 
 def test_what_is_no_directory_of_ours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="there is no directory"):
-        list(prove(tmp_path / "nowhere"))
+        verify(tmp_path / "nowhere")
     with pytest.raises(SourceError, match=r"no run\.json, manifest\.json"):
-        list(prove(tmp_path))
+        verify(tmp_path)
 
 
 # -- a run that is being written
@@ -134,7 +134,7 @@ def test_what_is_kept_for_tasks_on_the_way_is_looked_at_as_well(run: Path) -> No
     (saved.parent / "step-by-step.txt").write_text("a note, no checkpoint")
     flip(next(kept.glob("model*.safetensors")))
     with pytest.raises(CheckpointError, match="moments"):
-        list(prove(run))
+        verify(run)
 
 
 # -- a training without a recipe
@@ -185,7 +185,7 @@ def test_a_garbled_trainer_json_is_damage_and_no_bug(run: Path, text: str) -> No
     (checkpoint / "trainer.json").write_text(text)
     listed_anew(checkpoint)
     with pytest.raises(CheckpointError, match="is damaged"):
-        list(prove(checkpoint))
+        verify(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_garbled_manifest_is_damage_and_takes_no_time(run: Path, change: dict)
     path = checkpoint / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match="is damaged"):
-        list(prove(checkpoint))
+        verify(checkpoint)
 
 
 def test_a_manifest_leads_to_no_file_outside(run: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_manifest_leads_to_no_file_outside(run: Path) -> None:
     manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     path.write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match=r"run\.json is missing"):
-        list(prove(checkpoint))
+        verify(checkpoint)
 
 
 @pytest.mark.parametrize("missing", ["trainer.json", "manifest.json"])
@@ -218,7 +218,7 @@ def test_a_checkpoint_without_one_of_its_files_is_a_damaged_checkpoint(
     checkpoint = checkpoint_of(run)
     (checkpoint / missing).unlink()
     with pytest.raises(CheckpointError, match="is damaged"):
-        list(prove(checkpoint))
+        verify(checkpoint)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -231,16 +231,16 @@ def test_a_pipe_is_not_waited_for(run: Path, pattern: str, error: type[Inheritun
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(error):
-        list(prove(run))
+        verify(run)
 
 
 @pytest.mark.parametrize("tokens", ["text", 7, [], {"fingerprint": None}, None])
 def test_a_garbled_record_of_the_tokens_is_passed_over(run: Path, tokens: object) -> None:
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(record | {"tokens": tokens}))
-    assert next(prove(run)).part == "tokens"
+    assert verify(run).findings[0].part == "tokens"
 
 
 def test_a_reference_says_nothing_about_tokens(finished: Path, tiny_reference: Path) -> None:
     with pytest.warns(UserWarning, match="is no model: the reference is ignored"):
-        list(prove(finished / "tokens", open_model(str(tiny_reference))))
+        verify(finished / "tokens", open_model(str(tiny_reference)))

@@ -12,7 +12,7 @@ from inheritune.errors import SourceError
 from inheritune.model_files.directory import open_model
 from inheritune.surgery.class_check.weights_check import align_weights
 from inheritune.surgery.cut import inherit
-from inheritune.verification.model import verify
+from inheritune.verification.model import verify_model
 
 PARTS = ["names", "values", "digests", "config", "bytes", "side files", "class", "reload",
          "cache", "function"]  # fmt: skip
@@ -25,7 +25,7 @@ def target(reference, tmp_path):
 
 def prove(target, reference=None):
     other = None if reference is None else open_model(str(reference))
-    return list(verify(open_model(str(target)), other))
+    return list(verify_model(open_model(str(target)), other))
 
 
 def rewrite(directory, change):
@@ -43,7 +43,7 @@ def test_every_part_of_a_target_is_proven(tiny_model, tmp_path, family):
     reference = open_model(str(tiny_model(family)))
     for layers in (1, reference.layers):
         target = inherit(reference, layers, tmp_path / str(layers))
-        findings = list(verify(target, reference))
+        findings = list(verify_model(target, reference))
         assert [finding.part for finding in findings] == PARTS
         assert all(finding.proven for finding in findings), findings
 
@@ -201,7 +201,7 @@ def test_a_reference_on_its_own_cannot_be_verified(reference):
 def test_stories260k_is_proven_for_every_n(shared_data, tmp_path, layers):
     reference = open_model(str(shared_data / "checkpoints" / "stories260K"))
     target = inherit(reference, layers, tmp_path / "target")
-    assert all(finding.proven for finding in verify(target, reference))
+    assert all(finding.proven for finding in verify_model(target, reference))
     # The first 100 stories, each after the beginning-of-text token, as far as the context reaches.
     lines = (shared_data / "text" / "tinystories.jsonl").read_text().splitlines()[:100]
     tokenizer = AutoTokenizer.from_pretrained(target.path)

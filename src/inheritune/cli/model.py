@@ -4,7 +4,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -23,6 +23,9 @@ from inheritune.cli.console import (
 )
 from inheritune.errors import RecipeError, escape
 from inheritune.system.progress import silent
+
+if TYPE_CHECKING:
+    from inheritune.verification.run_model import Finding
 
 __all__ = ["convert", "inherit", "plan", "verify"]
 
@@ -124,18 +127,19 @@ def verify(
     """Prove a model, tokens, a checkpoint or a run: bytes, config, layers, what it computes."""
     with reported(as_json, debug):
         from inheritune.model_files.directory import open_model
-        from inheritune.verification.directory import kind_of, prove
+        from inheritune.verification.directory import verify as verify_directory
 
         source = None if reference is None else open_model(reference, revision, whole=False)
-        findings = []
-        for finding in prove(path, source):
-            findings.append(finding)
+
+        def show(finding: "Finding") -> None:
             if not as_json:
                 say(f"{'ok' if finding.proven else '--'}  {finding.part:<11}{finding.text}")
+
+        result = verify_directory(path, source, show)
         if as_json:
-            print_json([asdict(finding) for finding in findings])
+            print_json([asdict(finding) for finding in result.findings])
         else:
-            say(f"next: {_next_of(path, kind_of(path))}")
+            say(f"next: {_next_of(path, result.kind)}")
 
 
 def _next_of(path: Path, kind: str) -> str:

@@ -14,7 +14,7 @@ from inheritune.model_files.safe_path import safe_file
 from inheritune.publishing.licences import carried_licence, refuse_licence
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.reading import read_regular_file
-from inheritune.verification.model import verify
+from inheritune.verification.model import verify_model
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -91,7 +91,7 @@ def pack(
             if directory != path
             else "Write the target again with `inheritune inherit`, or add one.",
         )
-    for _ in verify(open_model(str(directory))):
+    for _ in verify_model(open_model(str(directory))):
         pass
     fields, body = split_front_matter(_read_card(directory))
     found = carried_licence(fields)

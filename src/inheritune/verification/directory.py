@@ -1,29 +1,78 @@
-"""Proof of a directory that was written here: a model, tokens, a checkpoint or a whole run."""
+"""Verify a directory that inheritune wrote: a model, tokens, a checkpoint or a whole run."""
 
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from inheritune.data.tokens import verify_tokens
 from inheritune.errors import CheckpointError, DataError, SourceError, escape, first_line
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.run_directory import TRAIN, Run
-from inheritune.verification.model import verify, verify_unrecorded
+from inheritune.verification.model import verify_model, verify_unrecorded_model
 from inheritune.verification.run_model import Finding
 
-__all__ = ["kind_of", "prove"]
+__all__ = ["Verification", "directory_kind", "verify"]
 
-_SHOWN = 240  # of a path: its end says what it is
+_SHOWN = 240  # characters of a path in a message: its end says which directory it is
 _STEP = re.compile(r"step-[0-9]{8,}")
 
 
-def kind_of(path: Path) -> str:
-    """What a directory is, by the files that only such a one has.
+@dataclass(frozen=True)
+class Verification:
+    """The result of `verify`.
+
+    Attributes:
+        path: The directory.
+        kind: ``"model"``, ``"tokens"``, ``"checkpoint"`` or ``"run"``.
+        findings: One per part that was checked, or could not be, in the order of the checks.
+    """
+
+    path: Path
+    kind: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every part was proven. A difference raises, so an unproven part was skipped."""
+        return all(finding.proven for finding in self.findings)
+
+
+def verify(
+    path: Path,
+    reference: ModelDirectory | None = None,
+    on_finding: Callable[[Finding], None] = lambda finding: None,
+) -> Verification:
+    """Verify a directory; nothing in it is changed.
+
+    A model is checked against its record, and against its reference if one is given; tokens and
+    checkpoints against the hashes of all their files; a run by its tokens, checkpoints and target.
+    A part that a run lacks is reported as not proven, since another process may be writing it.
 
     Args:
-        path: The directory; one that is damaged is still what it was.
+        path: The directory. Its files tell which kind it is.
+        reference: The model that a model, or a run's target, was cut from.
+        on_finding: Called with each finding as soon as it is made; a large model takes minutes.
+
+    Raises:
+        SourceError: There is no such directory, or a model differs from its record or reference.
+        DataError: Tokens differ from those that were prepared.
+        CheckpointError: A checkpoint differs from what was written.
+    """
+    kind = directory_kind(path)
+    if reference is not None and kind in ("checkpoint", "tokens"):
+        warnings.warn(f"{path} is no model: the reference is ignored", stacklevel=2)
+    findings = []
+    for finding in _check(path, kind, reference):
+        findings.append(finding)
+        on_finding(finding)
+    return Verification(path, kind, tuple(findings))
+
+
+def directory_kind(path: Path) -> str:
+    """Tell the kind of a directory by files that only this kind has, even if it is damaged.
 
     Returns:
         ``"run"``, ``"checkpoint"``, ``"tokens"`` or ``"model"``.
@@ -31,7 +80,7 @@ def kind_of(path: Path) -> str:
     Raises:
         SourceError: There is no such directory, or it is none of these.
     """
-    if not path.is_dir():  # not taken for a Hub id: what was written here is here
+    if not path.is_dir():  # not tried as a Hub id: `verify` is about directories on this machine
         raise SourceError(f"there is no directory {escape(path, _SHOWN)}.", "Check the path.")
     if (path / "run.json").is_file():
         return "run"
@@ -50,85 +99,67 @@ def kind_of(path: Path) -> str:
     )
 
 
-def prove(path: Path, reference: ModelDirectory | None = None) -> Iterator[Finding]:
-    """Prove what is in a directory, part by part; nothing in it is changed.
-
-    A model directory is proven as `inherit.verify.verify` does, tokens and a checkpoint by the
-    hashes of all their files, a run by its tokens, its checkpoints and its target. What a run lacks
-    is a finding that is not proven, since another process may still be writing it.
-
-    Args:
-        path: The directory. What it holds tells which of these it is.
-        reference: What a model, or a run's target, was cut from.
-
-    Yields:
-        What was found, as it is found.
-
-    Raises:
-        SourceError: There is no such directory, or a model is not what its record says.
-        DataError: Tokens are not, byte for byte, those that were prepared.
-        CheckpointError: A checkpoint is not what was written.
-    """
-    kind = kind_of(path)
-    if reference is not None and kind in ("checkpoint", "tokens"):
-        warnings.warn(f"{path} is no model: the reference is ignored", stacklevel=2)
+def _check(path: Path, kind: str, reference: ModelDirectory | None) -> Iterator[Finding]:
     if kind == "run":
-        yield from _run(Run(path), reference)
+        yield from _check_run(Run(path), reference)
     elif kind == "checkpoint":
-        yield _checkpoint(path)
+        yield _check_checkpoint(path)
     elif kind == "tokens":
-        yield _tokens(path)
+        yield _check_tokens(path)
     else:
-        yield from verify(open_model(str(path)), reference)
+        yield from verify_model(open_model(str(path)), reference)
 
 
-def _run(run: Run, reference: ModelDirectory | None) -> Iterator[Finding]:
+def _check_run(run: Run, reference: ModelDirectory | None) -> Iterator[Finding]:
     record = run.read()
     with_recipe = record.get("command") != TRAIN
     if (run.tokens / "manifest.json").is_file():
-        known = record.get("tokens")
-        yield _tokens(run.tokens, known.get("fingerprint") if isinstance(known, dict) else None)
+        tokens = record.get("tokens")
+        fingerprint = tokens.get("fingerprint") if isinstance(tokens, dict) else None
+        yield _check_tokens(run.tokens, fingerprint)
     else:
         where = "not there" if with_recipe else "elsewhere: verify them there"
         yield Finding("tokens", where, proven=False)
     for path in _checkpoints(run.root):
         try:
-            yield _checkpoint(path)
+            yield _check_checkpoint(path)
         except CheckpointError:
-            if path.is_dir():  # else a training that goes on has dropped it meanwhile
+            if path.is_dir():  # else a training that is still going on has deleted it meanwhile
                 raise
     target = run.target if with_recipe else run.root / "model"
     if not target.is_dir():
         yield Finding(target.name, "not there: the run is not finished", proven=False)
     elif with_recipe:
-        yield from verify(open_model(str(target)), reference)
+        yield from verify_model(open_model(str(target)), reference)
     else:
-        yield from verify_unrecorded(open_model(str(target)))
+        yield from verify_unrecorded_model(open_model(str(target)))
 
 
 def _checkpoints(root: Path) -> list[Path]:
-    found: list[Path] = []
-    for place, names, _ in os.walk(root):  # unlike a glob, it passes over what goes away meanwhile
-        folder = Path(place)
-        names[:] = [name for name in names if not name.startswith(".")]  # being written
+    paths: list[Path] = []
+    # os.walk, unlike glob, passes over directories that a running training deletes meanwhile.
+    for parent, names, _ in os.walk(root):
+        folder = Path(parent)
+        names[:] = [name for name in names if not name.startswith(".")]  # still being written
         if folder.name == "checkpoints" or folder.parent.name == "moments":
-            found += [folder / name for name in names if _STEP.fullmatch(name)]
-    return sorted(found)
+            paths += [folder / name for name in names if _STEP.fullmatch(name)]
+    return sorted(paths)
 
 
-def _tokens(path: Path, recorded: object = None) -> Finding:
+def _check_tokens(path: Path, recorded_fingerprint: object = None) -> Finding:
     tokens = verify_tokens(path)
-    if recorded is not None and tokens.fingerprint != recorded:
+    if recorded_fingerprint is not None and tokens.fingerprint != recorded_fingerprint:
         raise DataError(
             f"{escape(path, _SHOWN)} has the fingerprint {tokens.fingerprint}; the run was trained "
-            f"on {escape(recorded)}.",
+            f"on {escape(recorded_fingerprint)}.",
             "They are other tokens: put back those of the run.",
         )
     size = f"{tokens.train.num_ids:,} training and {tokens.val.num_ids:,} validation ids"
     return Finding("tokens", f"{size}, every file as prepared")
 
 
-def _checkpoint(path: Path) -> Finding:
+def _check_checkpoint(path: Path) -> Finding:
+    # Imported here: these modules need torch.
     from inheritune.training.checkpoint_files import BROKEN
     from inheritune.training.checkpoint_files import verify as verify_checkpoint
 
@@ -137,6 +168,6 @@ def _checkpoint(path: Path) -> Finding:
     except BROKEN as error:
         raise CheckpointError(
             f"{escape(path, _SHOWN)} is damaged: {first_line(error)}",
-            "A training that goes on takes the one before by itself.",
+            "A resumed training falls back to the checkpoint before it by itself.",
         ) from error
     return Finding("checkpoint", f"step {step}, every file as written")

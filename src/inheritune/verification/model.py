@@ -20,10 +20,12 @@ from inheritune.surgery.plan import InheritPlan, plan_inherit
 from inheritune.surgery.record import read_record
 from inheritune.verification.run_model import Finding, ask_class, run_target
 
-__all__ = ["verify", "verify_unrecorded"]
+__all__ = ["verify_model", "verify_unrecorded_model"]
 
 
-def verify(target: ModelDirectory, reference: ModelDirectory | None = None) -> Iterator[Finding]:
+def verify_model(
+    target: ModelDirectory, reference: ModelDirectory | None = None
+) -> Iterator[Finding]:
     """Prove a target, part by part.
 
     Without the reference, its bytes are compared with the digests in ``inherit.json``; with it,
@@ -60,7 +62,7 @@ def verify(target: ModelDirectory, reference: ModelDirectory | None = None) -> I
     yield from run_target(target, record, reference, trained)
 
 
-def verify_unrecorded(model: ModelDirectory) -> Iterator[Finding]:
+def verify_unrecorded_model(model: ModelDirectory) -> Iterator[Finding]:
     """Prove what can be of a trained model that nothing is recorded of: that it is sound, and runs.
 
     Args:
