@@ -58,9 +58,9 @@ def answering() -> Iterator[list[float]]:
 
 
 def ours(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from inheritune.evaluation.evaluate import Wanted, evaluate
+    from inheritune.evaluation.evaluate import EvaluationRequest, evaluate
 
-    wanted = Wanted(
+    request = EvaluationRequest(
         tasks=given.tasks.split(","),
         shots=0,
         limit=given.limit,
@@ -69,12 +69,12 @@ def ours(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         task_data=given.task_data,
     )
     with answering() as spent:
-        result = evaluate([str(given.model)], wanted, folder)
-    if result["failures"]:
-        raise SystemExit(f"not asked: {result['failures']}")
+        result = evaluate([str(given.model)], request, folder)
+    if result.failures:
+        raise SystemExit(f"not asked: {result.failures}")
     scores = {
-        score["task"]: {name: metric["value"] for name, metric in score["metrics"].items()}
-        for score in result["models"][0]["scores"]
+        score.task: {name: metric.value for name, metric in score.metrics.items()}
+        for score in result.models[0].scores
     }
     return {"answering": sum(spent), "scores": scores}
 

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from inheritune.cli.app import app
 from inheritune.errors import DataError, Interrupted, RecipeError
-from inheritune.evaluation.evaluate import Wanted, evaluate, fetch_only
+from inheritune.evaluation.evaluate import EvaluationRequest as Request
+from inheritune.evaluation.evaluate import evaluate, fetch_tasks
 from inheritune.surgery.cut import Options, inherit
 from inheritune.system.progress import Progress
 
@@ -31,6 +32,10 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tasks(tmp_path_factory.mktemp("tasks"))
 
 
+def measure(models: list[str], request: Request, out: Path, *listener: Any) -> Any:
+    return evaluate(models, request, out, *listener).as_json()
+
+
 def heard(into: list[str]) -> Callable[[Progress], None]:
     return lambda progress: into.append(f"{progress.task}: {progress.message}")
 
@@ -43,8 +48,8 @@ def test_several_models_are_asked_alike_and_a_second_time_nothing_is_asked(
     tiny_reference: Path, target: Path, questions: Path, tmp_path: Path
 ) -> None:
     models = [str(tiny_reference), str(target)]
-    wanted = Wanted(tasks=["piqa", "arc_easy"], task_data=questions, batch_size=4)
-    found = evaluate(models, wanted, tmp_path / "out")
+    request = Request(tasks=["piqa", "arc_easy"], task_data=questions, batch_size=4)
+    found = measure(models, request, tmp_path / "out")
     assert [model["layers"] for model in found["models"]] == [4, 2]
     assert not found["failures"]
     for model in found["models"]:
@@ -57,7 +62,7 @@ def test_several_models_are_asked_alike_and_a_second_time_nothing_is_asked(
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert len(files) == 8  # of each answer, ours and lm-eval's own
     said: list[str] = []
-    assert evaluate(models, wanted, tmp_path / "out", heard(said)) == found
+    assert measure(models, request, tmp_path / "out", heard(said)) == found
     assert said == []
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == files
 
@@ -69,8 +74,8 @@ def test_an_answer_that_no_window_holds_is_told_with_its_length_and_harms_no_oth
     rows = (questions / "piqa.jsonl").read_text().splitlines()
     long = json.loads(rows[3]) | {"sol1": "the " * 3000}
     (questions / "piqa.jsonl").write_text("\n".join([*rows[:3], json.dumps(long), *rows[4:]]))
-    wanted = Wanted(tasks=["piqa", "arc_easy"], task_data=questions, batch_size=4)
-    found = evaluate([str(tiny_reference)], wanted, tmp_path / "out")
+    request = Request(tasks=["piqa", "arc_easy"], task_data=questions, batch_size=4)
+    found = measure([str(tiny_reference)], request, tmp_path / "out")
     assert list(by_task(found["models"][0])) == ["arc_easy"]
     (failure,) = found["failures"]
     assert failure["task"] == "piqa"
@@ -80,8 +85,8 @@ def test_an_answer_that_no_window_holds_is_told_with_its_length_and_harms_no_oth
 def test_lm_evals_own_result_lies_beside_ours(
     tiny_reference: Path, questions: Path, tmp_path: Path
 ) -> None:
-    wanted = Wanted(tasks=["piqa"], task_data=questions, limit=3)
-    found = evaluate([str(tiny_reference)], wanted, tmp_path)
+    request = Request(tasks=["piqa"], task_data=questions, limit=3)
+    found = measure([str(tiny_reference)], request, tmp_path)
     own = json.loads(next(tmp_path.glob("piqa-*.lm-eval.json")).read_text())
     score = found["models"][0]["scores"][0]
     assert own["results"]["piqa"]["acc,none"] == score["metrics"]["acc"]["value"]
@@ -92,19 +97,19 @@ def test_lm_evals_own_result_lies_beside_ours(
 def test_stopped_between_two_tasks_it_goes_on_with_the_second(
     tiny_reference: Path, questions: Path, tmp_path: Path
 ) -> None:
-    wanted = Wanted(tasks=["piqa", "arc_easy"], task_data=questions, batch_size=2)
+    request = Request(tasks=["piqa", "arc_easy"], task_data=questions, batch_size=2)
 
     def stop(progress: Progress) -> None:
         if "arc_easy" in progress.task and progress.done:
             os.kill(os.getpid(), 2)
 
     with pytest.raises(Interrupted) as stopped:
-        evaluate([str(tiny_reference)], wanted, tmp_path, stop)
+        evaluate([str(tiny_reference)], request, tmp_path, stop)
     assert stopped.value.exit_code == 75
     assert len(list(tmp_path.glob("piqa-*"))) == 2
     assert not list(tmp_path.glob("arc_easy-*"))
     said: list[str] = []
-    evaluate([str(tiny_reference)], wanted, tmp_path, heard(said))
+    evaluate([str(tiny_reference)], request, tmp_path, heard(said))
     assert not any("piqa" in line for line in said)
     assert not list(tmp_path.glob(".tasks-*"))
 
@@ -112,16 +117,20 @@ def test_stopped_between_two_tasks_it_goes_on_with_the_second(
 def test_bos_and_shots_are_parts_of_the_settings(
     tiny_reference: Path, questions: Path, tmp_path: Path
 ) -> None:
-    plain = Wanted(tasks=["piqa"], task_data=questions)
+    plain = Request(tasks=["piqa"], task_data=questions)
     evaluate([str(tiny_reference)], plain, tmp_path)
-    begun = Wanted(tasks=["piqa"], task_data=questions, add_bos="yes")
-    found = evaluate([str(tiny_reference)], begun, tmp_path)
+    begun = Request(tasks=["piqa"], task_data=questions, add_bos="yes")
+    found = measure([str(tiny_reference)], begun, tmp_path)
     assert found["models"][0]["scores"][0]["facts"]["begins_with_bos"] is True
     with pytest.raises(RecipeError, match=r"piqa\.examples\.jsonl"):
-        evaluate([str(tiny_reference)], Wanted(["piqa"], shots=2, task_data=questions), tmp_path)
+        evaluate(
+            [str(tiny_reference)],
+            Request(["piqa"], shots=2, task_data=questions),
+            tmp_path,
+        )
     data = write_tasks(tmp_path / "more", "piqa")
     (data / "piqa.examples.jsonl").write_text((data / "piqa.jsonl").read_text())
-    shown = evaluate([str(tiny_reference)], Wanted(["piqa"], shots=2, task_data=data), tmp_path)
+    shown = measure([str(tiny_reference)], Request(["piqa"], shots=2, task_data=data), tmp_path)
     assert shown["models"][0]["scores"][0]["shots"] == 2
 
 
@@ -132,7 +141,7 @@ def test_val_loss_of_tokens_and_of_the_same_text_is_that_of_the_training(
     from inheritune.training.models import load_model
 
     models = [str(tiny_reference), str(target)]
-    found = evaluate(models, Wanted(tokens=tiny_tokens.path, seq_len=16), tmp_path)
+    found = measure(models, Request(tokens=tiny_tokens.path, seq_len=16), tmp_path)
     values = [model["scores"][0]["metrics"]["val_loss"]["value"] for model in found["models"]]
     assert values[0] == measure_val_loss(load_model(tiny_reference), tiny_tokens.val, 16, 16).mean
     assert values[1] != values[0]
@@ -143,25 +152,25 @@ def test_val_loss_of_tokens_and_of_the_same_text_is_that_of_the_training(
 def test_val_loss_of_a_text_reads_all_of_it(tiny_reference: Path, tmp_path: Path) -> None:
     text = tmp_path / "a.txt"
     text.write_text("the small model learns what the large one knew " * 20)
-    found = evaluate([str(tiny_reference)], Wanted(texts=[text], seq_len=16), tmp_path / "out")
+    found = measure([str(tiny_reference)], Request(texts=[text], seq_len=16), tmp_path / "out")
     score = found["models"][0]["scores"][0]
     assert score["facts"]["tokens"] == 16 * score["items"]
     assert score["metrics"]["bits_per_byte"]["lower"]
     text.write_text("the")
     with pytest.raises(DataError, match="one window needs 17"):
-        evaluate([str(tiny_reference)], Wanted(texts=[text], seq_len=16), tmp_path / "out")
+        evaluate([str(tiny_reference)], Request(texts=[text], seq_len=16), tmp_path / "out")
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path, tiny_reference: Path) -> None:
-    for wanted, said in (
-        (Wanted(), "nothing to measure"),
-        (Wanted(tasks=["full-data"]), "val_loss needs held-out tokens"),
-        (Wanted(tokens=tmp_path, texts=[tmp_path]), "both given"),
+    for request, said in (
+        (Request(), "nothing to measure"),
+        (Request(tasks=["full-data"]), "val_loss needs held-out tokens"),
+        (Request(tokens=tmp_path, texts=[tmp_path]), "both given"),
     ):
         with pytest.raises(RecipeError, match=said):
-            evaluate([str(tiny_reference)], wanted, tmp_path)
+            evaluate([str(tiny_reference)], request, tmp_path)
     with pytest.raises(RecipeError, match="no task is named"):
-        fetch_only(Wanted(), tmp_path)
+        fetch_tasks(Request(), tmp_path)
 
 
 def test_the_command_prints_one_json_value(
@@ -204,8 +213,8 @@ def test_the_numbers_are_those_of_plain_lm_eval(shared_data: Path, tmp_path: Pat
     for directory in (model, out):
         for task in tasks:
             limit = 2 if task == "wikitext" else 50
-            wanted = Wanted([task], limit=limit, task_data=shared_data / "tasks", dtype="fp32")
-            ours = evaluate([str(directory)], wanted, tmp_path / "ours")["models"][0]["scores"][0]
+            request = Request([task], limit=limit, task_data=shared_data / "tasks", dtype="fp32")
+            ours = measure([str(directory)], request, tmp_path / "ours")["models"][0]["scores"][0]
             theirs = _plain(directory, f"plain_{task}", limit, tmp_path)
             for name, metric in ours["metrics"].items():
                 assert metric["value"] == theirs[f"{name},none"], (task, name)

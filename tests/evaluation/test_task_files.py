@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from inheritune.errors import DataError, RecipeError
-from inheritune.evaluation.suites import SUITES, VAL_LOSS, questions, unknown_task
+from inheritune.evaluation.suites import SUITES, VAL_LOSS, tasks_with_shots, unknown_task
 from inheritune.evaluation.task_files import (
     LocalData,
     local_data,
@@ -30,12 +30,12 @@ def test_any_other_task_is_found_by_looking_at_every_description() -> None:
 
 
 def test_a_suite_stands_for_its_tasks_each_once_with_its_shots() -> None:
-    asked = questions(["full-data", "lambada_openai", "low-data", "sciq"])
+    asked = tasks_with_shots(["full-data", "lambada_openai", "low-data", "sciq"])
     assert asked[:3] == [("val_loss", None), ("wikitext", 0), ("lambada_openai", 0)]
     assert ("mmlu", 5) in asked
     assert asked[-1] == ("sciq", None)
     assert len(asked) == len({task for task, _ in asked}) == 14
-    assert questions(["low-data"], 3)[5] == ("mmlu", 3)
+    assert tasks_with_shots(["low-data"], 3)[5] == ("mmlu", 3)
 
 
 def test_a_misspelt_task_is_answered_with_what_was_meant() -> None:

@@ -125,7 +125,7 @@ def test_a_finished_run_is_left_as_it_is(asked, tmp_path, monkeypatch):
 
     monkeypatch.setattr("inheritune.training.models.load_model", no_model)
     monkeypatch.setattr("inheritune.evaluation.samples.continue_prompts", no_model)
-    monkeypatch.setattr("inheritune.evaluation.harness.open_model", no_model)
+    monkeypatch.setattr("inheritune.evaluation.task_scores.load_lm", no_model)
     execute(recipe, root, lambda p: said.append(p.message))
     assert loaded == []
     after = Run(root).read()

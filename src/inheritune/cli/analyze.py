@@ -72,9 +72,9 @@ def analyze(
             text=text,
             bos=bos,
         )
-        with progress() as listener:
+        with progress() as on_progress:
             analysis = analyze_models(
-                models, drawn, threshold=threshold, spectrum=spectrum, on_progress=listener
+                models, drawn, threshold=threshold, spectrum=spectrum, on_progress=on_progress
             )
         record = analysis.as_json()
         write_json(out, record)

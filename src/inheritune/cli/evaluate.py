@@ -1,17 +1,17 @@
 """The command that measures models: val_loss, and tasks of lm-eval."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inheritune.cli.console import Debug, Json, print_json, progress, reported, say
 from inheritune.errors import MachineError, RecipeError
 
-__all__ = ["evaluate"]
+if TYPE_CHECKING:
+    from inheritune.evaluation.evaluate import Evaluation
 
-_DTYPES = ("auto", "fp32", "bf16", "fp16")
-_BOS = ("auto", "yes", "no")
+__all__ = ["evaluate"]
 
 
 def evaluate(
@@ -64,14 +64,10 @@ def evaluate(
 ) -> None:
     """Measure models alike: val_loss on tokens or text, and tasks of lm-eval."""
     with reported(as_json, debug):
-        from inheritune.evaluation import evaluate as evaluation
+        from inheritune.evaluation.evaluate import EvaluationRequest, fetch_tasks
+        from inheritune.evaluation.evaluate import evaluate as evaluate_models
 
-        if dtype not in _DTYPES or add_bos not in _BOS:
-            name, value, known = (
-                ("--add-bos", add_bos, _BOS) if dtype in _DTYPES else ("--dtype", dtype, _DTYPES)
-            )
-            raise RecipeError(f"{name} is {value!r}.", f"Choose {', '.join(known)}.")
-        wanted = evaluation.Wanted(
+        request = EvaluationRequest(
             tasks=[name.strip() for name in (tasks or "").split(",") if name.strip()],
             tokens=tokens,
             texts=text or [],
@@ -86,45 +82,45 @@ def evaluate(
         )
         if fetch_only:
             with progress() as on_progress:
-                fetched = evaluation.fetch_only(wanted, out, on_progress)
+                fetched = fetch_tasks(request, out, on_progress)
             if as_json:
                 print_json(fetched)
             else:
                 say(f"{len(fetched)} tasks can be asked without a network: HF_HUB_OFFLINE=1")
             return
+        request.check()
         if not models:
             raise RecipeError("no model is named.", "Give a model directory or a Hub id.")
         with progress() as on_progress:
-            found = evaluation.evaluate(models, wanted, out, on_progress)
-        if as_json and not found["failures"]:
-            print_json(found)
+            evaluation = evaluate_models(models, request, out, on_progress)
+        if as_json and not evaluation.failures:
+            print_json(evaluation.as_json())
         elif not as_json:
-            _show(found)
-        _refuse_failures(found, out)
+            _show(evaluation)
+        _refuse_failures(evaluation, out)
         say(f"next: the results are in {out}; the same command measures nothing again")
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(evaluation: "Evaluation") -> None:
     from rich.console import Console
 
     from inheritune.cli.plan_text import Page
     from inheritune.cli.terminal import show_page
     from inheritune.reporting.task_table import scores_table
 
-    table = scores_table(found["models"])
+    table = scores_table([model.as_json() for model in evaluation.models])
     rows = tuple(zip(table.headers[1:], *(row[1:] for row in table.rows), strict=True))
     names = tuple(row[0] for row in table.rows)
     page = Page("", ("", *names), rows, tuple(table.notes), last_is_text=False)
     show_page(Console(highlight=False, markup=False), page)
 
 
-def _refuse_failures(found: dict[str, Any], out: Path) -> None:
-    failures = found["failures"]
+def _refuse_failures(evaluation: "Evaluation", out: Path) -> None:
+    failures = evaluation.failures
     if not failures:
         return
-    first = failures[0]
-    names = ", ".join(dict.fromkeys(f["task"] for f in failures))
+    names = ", ".join(dict.fromkeys(failure.task for failure in failures))
     raise MachineError(
-        f"{len(failures)} of the tasks failed ({names}): {first['message'].rstrip('.')}.",
+        f"{len(failures)} of the tasks failed ({names}): {failures[0].message.rstrip('.')}.",
         f"The others are kept in {out}: mend it, and run the same command again.",
     )

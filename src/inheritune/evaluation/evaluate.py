@@ -1,43 +1,50 @@
-"""Several models measured alike: val_loss on one set of tokens or text, and the same tasks."""
+"""Measure several models alike: val_loss on the same tokens or text, and the same lm-eval tasks."""
 
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inheritune.data.text_stream import TextStream
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.data.tokens import TokenStream, open_tokens
 from inheritune.errors import DataError, RecipeError
-from inheritune.evaluation.suites import VAL_LOSS, questions
+from inheritune.evaluation.scores import Metric, Score, find_score, keep_score
+from inheritune.evaluation.suites import VAL_LOSS, tasks_with_shots
 from inheritune.model_files.config import text_config
 from inheritune.model_files.directory import ModelDirectory, open_model
-from inheritune.system.progress import Listener, silent
-from inheritune.system.signals import catch_signals
+from inheritune.system.progress import Listener, Progress, silent
+from inheritune.system.rows import Rows
+from inheritune.system.signals import StopFlag, catch_signals
 
-__all__ = ["Wanted", "evaluate", "fetch_only"]
+if TYPE_CHECKING:
+    from inheritune.evaluation.task_scores import EvaluationSettings, TaskFailure
 
-_LONGEST = 1024
+__all__ = ["EvaluatedModel", "Evaluation", "EvaluationRequest", "evaluate", "fetch_tasks"]
+
+_LONGEST_WINDOW = 1024
+_DTYPES = ("auto", "fp32", "bf16", "fp16")
+_BOS_CHOICES = ("auto", "yes", "no")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the models are measured on, and how.
+class EvaluationRequest:
+    """What to measure, and under which settings.
 
     Attributes:
-        tasks: Of lm-eval, suites, or ``val_loss``.
+        tasks: Tasks of lm-eval, suites (``low-data``, ``full-data``, ``later``), or ``val_loss``.
         tokens: Token directory whose held-out tokens give val_loss.
         texts: Text files that give val_loss; each model reads them with its own tokenizer.
-        seq_len: Tokens of a window of val_loss; None: 1024, or what the models have.
+        seq_len: Tokens of a val_loss window; None: 1024, or the fewest positions of any model.
         shots: Examples before each question; None: as the suite or task says.
         limit: Questions of each task; None: all.
-        batch_size: Windows or requests in a forward.
+        batch_size: Windows or requests in a forward. Scores move with it a little.
         dtype: ``auto``, ``fp32``, ``bf16`` or ``fp16``, for the tasks; val_loss is always fp32.
-        add_bos: ``auto``, ``yes`` or ``no``.
-        task_data: Directory of local questions.
-        allow_code: Whether tasks may run code of their own.
+        add_bos: Begin every text with BOS: ``yes``, ``no``, or ``auto``, as the tokenizer does.
+        task_data: Directory of ``TASK.jsonl`` files, read instead of the Hub's data sets.
+        allow_code: Let tasks run code of their own.
     """
 
     tasks: Sequence[str] = ()
@@ -52,165 +59,268 @@ class Wanted:
     task_data: Path | None = None
     allow_code: bool = False
 
+    @property
+    def lm_eval_tasks(self) -> list[tuple[str, int | None]]:
+        """The tasks that lm-eval asks, with their shots."""
+        pairs = tasks_with_shots(self.tasks, self.shots)
+        return [pair for pair in pairs if pair[0] != VAL_LOSS]
+
+    @property
+    def has_held_out_text(self) -> bool:
+        """Whether there is anything to measure val_loss on."""
+        return self.tokens is not None or bool(self.texts)
+
+    def check(self) -> None:
+        """Refuse a request that measures nothing or contradicts itself.
+
+        Raises:
+            RecipeError: It does.
+        """
+        for option, value, choices in (
+            ("--dtype", self.dtype, _DTYPES),
+            ("--add-bos", self.add_bos, _BOS_CHOICES),
+        ):
+            if value not in choices:
+                raise RecipeError(f"{option} is {value!r}.", f"Choose {', '.join(choices)}.")
+        if self.tokens is not None and self.texts:
+            raise RecipeError("--tokens and --text are both given.", "Choose one.")
+        if self.has_held_out_text:
+            return
+        tasks = [task for task, _ in tasks_with_shots(self.tasks)]
+        if not tasks:
+            raise RecipeError(
+                "there is nothing to measure.", "Give --tasks, or --tokens DIR, or --text FILE."
+            )
+        if VAL_LOSS in tasks:
+            raise RecipeError(
+                f"{', '.join(self.tasks)}: val_loss needs held-out tokens.",
+                "Give --tokens DIR or --text FILE, or name the other tasks.",
+            )
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """The scores of one model.
+
+    Attributes:
+        name: As it was given.
+        layers: Number of layers.
+        params: Number of parameters.
+        digest: XXH3 digest of config and weights.
+        scores: val_loss, then the tasks in the order they were asked.
+    """
+
+    name: str
+    layers: int
+    params: int
+    digest: str
+    scores: tuple[Score, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values."""
+        fields = asdict(self)
+        return {"model": fields.pop("name")} | fields | {"scores": list(fields["scores"])}
+
+
+@dataclass(frozen=True)
+class Evaluation(Rows):
+    """What `evaluate` measured.
+
+    Attributes:
+        settings: The settings of all tasks.
+        models: In the order given.
+        failures: Tasks that could not be asked of a model; the others are complete.
+    """
+
+    settings: "EvaluationSettings"
+    models: tuple[EvaluatedModel, ...]
+    failures: "tuple[TaskFailure, ...]"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each model, task and metric."""
+        return [
+            {
+                "model": model.name,
+                "layers": model.layers,
+                "task": score.task,
+                "metric": name,
+                "value": metric.value,
+                "se": metric.se,
+                "shots": score.shots,
+                "items": score.items,
+            }
+            for model in self.models
+            for score in model.scores
+            for name, metric in score.metrics.items()
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "settings": asdict(self.settings),
+            "models": [model.as_json() for model in self.models],
+            "failures": [asdict(failure) for failure in self.failures],
+        }
+
 
 def evaluate(
-    models: Sequence[str], wanted: Wanted, out: Path, on_progress: Listener = silent
-) -> dict[str, Any]:
-    """Measure models under identical settings; what is in ``out`` already costs nothing.
+    models: Sequence[str | ModelDirectory],
+    request: EvaluationRequest,
+    out: Path,
+    on_progress: Listener = silent,
+) -> Evaluation:
+    """Measure models under identical settings; a score that is in ``out`` is not measured again.
 
     Args:
         models: Model directories, Hub ids or ``embedded:demo``.
-        wanted: What on.
+        request: What to measure.
         out: Directory of results, a file for each model and task.
-        on_progress: Told what goes on.
-
-    Returns:
-        ``settings``, ``models`` with their scores, ``failures``, as JSON values.
+        on_progress: Called after every forward.
 
     Raises:
-        InherituneError: It could not be done at all; single tasks that fail are in the result.
+        InherituneError: Nothing could be measured; single tasks that fail are in the result.
+        Interrupted: A signal asked to stop; every score that was complete is kept.
     """
-    from inheritune.evaluation.ask import Asked, Settings, ask, described
+    from inheritune.evaluation.task_descriptions import task_descriptions
+    from inheritune.evaluation.task_scores import EvaluationSettings, ModelToScore, score_tasks
     from inheritune.training.hardware import forward_device
 
-    tasks = [pair for pair in questions(wanted.tasks, wanted.shots) if pair[0] != VAL_LOSS]
-    _refuse_nothing(wanted, tasks)
-    opened = {name: open_model(name) for name in dict.fromkeys(models)}
+    request.check()
+    opened = _open(models)
     device = str(forward_device())
-    dtype = wanted.dtype if wanted.dtype != "auto" else "bf16" if "cuda" in device else "fp32"
-    settings = Settings(wanted.batch_size, dtype, wanted.add_bos, wanted.limit, device)
-    scores: dict[str, list[dict[str, Any]]] = {name: [] for name in opened}
-    failures: list[dict[str, str]] = []
+    dtype = request.dtype if request.dtype != "auto" else "bf16" if "cuda" in device else "fp32"
+    settings = EvaluationSettings(request.batch_size, dtype, request.add_bos, request.limit, device)
+    scores: dict[str, list[Score]] = {name: [] for name in opened}
+    failures: list[TaskFailure] = []
     with catch_signals() as stop:
-        if wanted.tokens is not None or wanted.texts:
-            for name, score in _losses(opened, wanted, out, on_progress, stop).items():
+        if request.has_held_out_text:
+            out.mkdir(parents=True, exist_ok=True)
+            windows = [_LONGEST_WINDOW, *filter(None, map(_positions, opened.values()))]
+            seq_len = request.seq_len or min(windows)
+            for name, model in opened.items():
+                score = _val_loss(name, model, request, seq_len, out, on_progress, stop)
                 scores[name].append(score)
-        if tasks:
-            asked = [Asked(name, model.path, model.digest) for name, model in opened.items()]
-            with described(tasks, wanted.task_data, wanted.allow_code, out) as descriptions:
-                answers = ask(asked, descriptions, settings, out, stop, on_progress)
-            for name, answer in answers.scores:
-                scores[name].append(answer.as_json())
-            failures = [asdict(failure) for failure in answers.failures]
-    return {
-        "settings": asdict(settings),
-        "models": [
-            {"model": name, "layers": model.layers, "params": model.params, "digest": model.digest}
-            | {"scores": scores[name]}
-            for name, model in opened.items()
-        ],
-        "failures": failures,
-    }
+        if tasks := request.lm_eval_tasks:
+            to_score = [ModelToScore(n, model.path, model.digest) for n, model in opened.items()]
+            allow_code, folder = request.allow_code, request.task_data
+            with task_descriptions(tasks, folder, allow_code, out) as descriptions:
+                result = score_tasks(to_score, descriptions, settings, out, stop, on_progress)
+            for name, score in result.scores:
+                scores[name].append(score)
+            failures = result.failures
+    evaluated = tuple(
+        EvaluatedModel(name, model.layers, model.params, model.digest, tuple(scores[name]))
+        for name, model in opened.items()
+    )
+    return Evaluation(settings, evaluated, tuple(failures))
 
 
-def fetch_only(wanted: Wanted, out: Path, on_progress: Listener = silent) -> list[dict[str, Any]]:
-    """Bring the questions of tasks to this machine, for one without a network.
+def _open(models: Sequence[str | ModelDirectory]) -> dict[str, ModelDirectory]:
+    """Open each model once, by the name it was given; a name that is taken gets a number."""
+    opened: dict[str, ModelDirectory] = {}
+    for model in models:
+        if isinstance(model, str):
+            if model not in opened:
+                opened[model] = open_model(model)
+            continue
+        name, number = model.name, 2
+        while name in opened:
+            name, number = f"{model.name} ({number})", number + 1
+        opened[name] = model
+    return opened
+
+
+def fetch_tasks(
+    request: EvaluationRequest, out: Path, on_progress: Listener = silent
+) -> list[dict[str, Any]]:
+    """Download the questions of tasks, to evaluate without a network later.
 
     Returns:
-        The tasks, each with its data set.
+        ``task`` and ``dataset`` of each.
 
     Raises:
-        MachineError: Those of a task cannot be had.
+        MachineError: The questions of a task cannot be downloaded.
     """
-    from inheritune.evaluation.ask import described
-    from inheritune.evaluation.harness import fetch
-    from inheritune.system.progress import Progress
+    from inheritune.evaluation.harness import load_questions
+    from inheritune.evaluation.task_descriptions import task_descriptions
 
-    tasks = [pair for pair in questions(wanted.tasks, wanted.shots) if pair[0] != VAL_LOSS]
+    tasks = request.lm_eval_tasks
     if not tasks:
         raise RecipeError("no task is named whose data could be fetched.", "Give --tasks.")
-    with described(tasks, wanted.task_data, wanted.allow_code, out) as descriptions:
+    with task_descriptions(tasks, request.task_data, request.allow_code, out) as descriptions:
         for task in descriptions:
             on_progress(Progress(task.task, message=f"fetching {task.dataset}"))
-            fetch(task)
+            load_questions(task)
         return [{"task": task.task, "dataset": task.dataset} for task in descriptions]
 
 
-def _refuse_nothing(wanted: Wanted, tasks: Sequence[object]) -> None:
-    measured = wanted.tokens is not None or bool(wanted.texts)
-    if not tasks and not measured:
-        raise RecipeError(
-            "there is nothing to measure.", "Give --tasks, or --tokens DIR, or --text FILE."
-        )
-    if wanted.tokens is not None and wanted.texts:
-        raise RecipeError("--tokens and --text are both given.", "Choose one.")
-    if not measured and any(task == VAL_LOSS for task, _ in questions(wanted.tasks)):
-        raise RecipeError(
-            f"{', '.join(wanted.tasks)}: val_loss needs held-out tokens.",
-            "Give --tokens DIR or --text FILE, or name the other tasks.",
-        )
-
-
-def _losses(
-    models: dict[str, ModelDirectory], wanted: Wanted, out: Path, on_progress: Listener, stop: Any
-) -> dict[str, dict[str, Any]]:
-    """The val_loss of each model, as scores."""
-    out.mkdir(parents=True, exist_ok=True)
-    seq_len = wanted.seq_len or min([_LONGEST, *filter(None, map(_positions, models.values()))])
-    return {
-        name: _loss(name, model, wanted, seq_len, out, on_progress, stop)
-        for name, model in models.items()
-    }
-
-
-def _loss(
+def _val_loss(
     name: str,
     model: ModelDirectory,
-    wanted: Wanted,
+    request: EvaluationRequest,
     seq_len: int,
     out: Path,
     on_progress: Listener,
-    stop: Any,
-) -> dict[str, Any]:
-    from inheritune.evaluation.scores import Metric, Score, find_score, keep_score
+    stop: StopFlag,
+) -> Score:
+    """Measure the val_loss of a model, or take the score that is in ``out``."""
     from inheritune.evaluation.val_loss import measure_val_loss
     from inheritune.training.hardware import forward_device
     from inheritune.training.models import load_model
 
-    stream, num_bytes, fingerprint = _held_out(model, wanted)
+    stream, num_bytes, fingerprint = _held_out(model, request)
     key = {
         "model": model.digest,
         "task": VAL_LOSS,
         "data": fingerprint,
         "seq_len": seq_len,
-        "batch_size": wanted.batch_size,
+        "batch_size": request.batch_size,
     }
-    if (known := find_score(out, key)) is not None:
-        return known.as_json()
+    if (score := find_score(out, key)) is not None:
+        return score
     began, device = time.monotonic(), forward_device()
-    loaded: Any = load_model(model.path)
-    batch, task = wanted.batch_size, f"{name}: val_loss"
-    loss = measure_val_loss(loaded.to(device), stream, seq_len, batch, stop, on_progress, task)
-    bits = stream.num_ids / max(num_bytes, 1) / math.log(2)  # per nat and token
-    perplexity = math.exp(min(loss.mean, 700.0))
-    metrics = {
-        name: Metric(
-            value if math.isfinite(value) else None, se if math.isfinite(se) else None, True
-        )
-        for name, value, se in (
-            (VAL_LOSS, loss.mean, loss.se),
-            ("perplexity", perplexity, perplexity * loss.se),
-            ("bits_per_byte", loss.mean * bits, loss.se * bits),
-        )
+    live: Any = load_model(model.path)
+    loss = measure_val_loss(
+        live.to(device),
+        stream,
+        seq_len,
+        request.batch_size,
+        stop,
+        on_progress,
+        f"{name}: val_loss",
+    )
+    # bits per byte = (nats per token / ln 2) x tokens / bytes
+    bits_per_nat = stream.num_ids / max(num_bytes, 1) / math.log(2)
+    perplexity = math.exp(min(loss.mean, 700.0))  # exp(710) is no float any more
+    values = {
+        VAL_LOSS: (loss.mean, loss.se),
+        "perplexity": (perplexity, perplexity * loss.se),
+        "bits_per_byte": (loss.mean * bits_per_nat, loss.se * bits_per_nat),
     }
-    facts = {"device": str(device), "tokens": loss.tokens, "seq_len": seq_len}
-    windows = len(loss.per_window)
-    seconds = round(time.monotonic() - began, 2)
-    score = Score(VAL_LOSS, None, windows, windows, metrics, key, seconds, facts)
+    score = Score(
+        task=VAL_LOSS,
+        shots=None,
+        items=len(loss.per_window),
+        items_in_all=len(loss.per_window),
+        metrics={n: Metric(_finite(v), _finite(se), lower=True) for n, (v, se) in values.items()},
+        key=key,
+        seconds=round(time.monotonic() - began, 2),
+        facts={"device": str(device), "tokens": loss.tokens, "seq_len": seq_len},
+    )
     keep_score(out, score)
-    return score.as_json()
+    return score
 
 
-def _held_out(model: ModelDirectory, wanted: Wanted) -> tuple[TokenStream, int, str]:
-    """What is measured, its bytes and its fingerprint: held-out tokens, or a text, all of it."""
+def _held_out(model: ModelDirectory, request: EvaluationRequest) -> tuple[TokenStream, int, str]:
+    """Open the held-out tokens, or all of a text: the stream, its bytes and its fingerprint."""
     tokenizer = open_tokenizer(model.path)
-    if wanted.tokens is None:
-        text = TextStream(wanted.texts, tokenizer)
+    if request.tokens is None:
+        text = TextStream(request.texts, tokenizer)
         return text, text.num_bytes, text.fingerprint
-    tokens = open_tokens(wanted.tokens)
+    tokens = open_tokens(request.tokens)
     if tokens.manifest["tokenizer"]["sha256"] != tokenizer.sha256:
         raise DataError(
-            f"{wanted.tokens} was prepared with another tokenizer than that of {model.name}.",
+            f"{request.tokens} was prepared with another tokenizer than that of {model.name}.",
             "Prepare tokens for it, or give --text: bits per byte can then be compared.",
         )
     return tokens.val, tokens.val_bytes, tokens.val_fingerprint
@@ -218,5 +328,9 @@ def _held_out(model: ModelDirectory, wanted: Wanted) -> tuple[TokenStream, int, 
 
 def _positions(model: ModelDirectory) -> int | None:
     config = text_config(model.config)
-    found = config.get("max_position_embeddings") or config.get("n_positions")
-    return found if isinstance(found, int) else None
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    return positions if isinstance(positions, int) else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

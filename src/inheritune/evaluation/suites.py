@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from inheritune.errors import RecipeError
 
-__all__ = ["SUITES", "VAL_LOSS", "Question", "Suite", "questions", "unknown_task"]
+__all__ = ["SUITES", "VAL_LOSS", "Question", "Suite", "tasks_with_shots", "unknown_task"]
 
 VAL_LOSS = "val_loss"  # in a list of tasks: not of lm-eval, but measured on held-out tokens
 MEAN_OF_SUBJECTS = "acc_mean_of_subjects"
@@ -111,23 +111,24 @@ SUITES = {
 }
 
 
-def questions(asked: Sequence[str], shots: int | None = None) -> list[tuple[str, int | None]]:
-    """Tasks and shots of a list of names of tasks and suites, each once, in their order.
+def tasks_with_shots(
+    names: Sequence[str], shots: int | None = None
+) -> list[tuple[str, int | None]]:
+    """Expand suites, and pair each task with its number of shots.
 
     Args:
-        asked: Names of tasks of lm-eval, of suites, or ``val_loss``.
-        shots: Instead of what the suites say.
+        names: Tasks of lm-eval, suites, or ``val_loss``.
+        shots: Examples before each question, instead of what the suites say.
 
     Returns:
-        Pairs of task and shots; None: as lm-eval's own file of the task says. `val_loss` is one
-        of the tasks where a suite or the list has it.
+        Pairs of task and shots, each task once, in order; None: as lm-eval's file of the task says.
     """
-    found: dict[str, int | None] = {}
-    for name in asked:
-        listed = [(q.task, q.shots) for q in SUITES[name].questions] if name in SUITES else []
-        for task, own in listed or [(name, None)]:
-            found.setdefault(task, own if shots is None else shots)
-    return list(found.items())
+    pairs: dict[str, int | None] = {}
+    for name in names:
+        columns = [(q.task, q.shots) for q in SUITES[name].questions] if name in SUITES else []
+        for task, usual_shots in columns or [(name, None)]:
+            pairs.setdefault(task, usual_shots if shots is None else shots)
+    return list(pairs.items())
 
 
 def unknown_task(name: str, known: Sequence[str]) -> RecipeError:

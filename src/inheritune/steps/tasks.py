@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.errors import DataError, InherituneError, Interrupted, first_line
-from inheritune.evaluation.suites import VAL_LOSS, questions
+from inheritune.evaluation.suites import VAL_LOSS, tasks_with_shots
 from inheritune.model_files.directory import open_model
 from inheritune.recipe.schema import Recipe
 from inheritune.steps.job import Job
@@ -44,15 +44,17 @@ def check_tasks(job: Job) -> None:
     """
     tasks = _tasks(job.recipe)
     if tasks:
-        from inheritune.evaluation.ask import described
+        from inheritune.evaluation.task_descriptions import task_descriptions
 
         wanted = job.recipe.evaluate
-        with described(tasks, _local(job), wanted.allow_task_code, job.run.root / "evaluation"):
+        with task_descriptions(
+            tasks, _local(job), wanted.allow_task_code, job.run.root / "evaluation"
+        ):
             pass
 
 
 def _tasks(recipe: Recipe) -> list[tuple[str, int | None]]:
-    wanted = questions(recipe.evaluate.tasks, recipe.evaluate.num_fewshot)
+    wanted = tasks_with_shots(recipe.evaluate.tasks, recipe.evaluate.num_fewshot)
     return [pair for pair in wanted if pair[0] != VAL_LOSS]
 
 
@@ -121,23 +123,24 @@ def _asked(
     models: Sequence[Examined],
     moments: Sequence[Examined],
 ) -> dict[str, Any]:
-    from inheritune.evaluation.ask import Asked, Settings, ask, described
+    from inheritune.evaluation.task_descriptions import task_descriptions
+    from inheritune.evaluation.task_scores import EvaluationSettings, ModelToScore, score_tasks
     from inheritune.training.hardware import choose_device
 
     wanted, out = job.recipe.evaluate, job.run.root / "evaluation"
     device = choose_device()
     bf16 = device == "cuda" and job.recipe.train.precision != "fp32"  # as it was trained
-    settings = Settings(
+    settings = EvaluationSettings(
         wanted.batch_size, "bf16" if bf16 else "fp32", wanted.add_bos, wanted.limit, device
     )
     everyone = {_label(model, model in moments): model for model in [*models, *moments]}
     asked = [
-        Asked(label, model.path, open_model(str(model.path)).digest)
+        ModelToScore(label, model.path, open_model(str(model.path)).digest)
         for label, model in everyone.items()
     ]
-    with described(tasks, _local(job), wanted.allow_task_code, out) as descriptions:
+    with task_descriptions(tasks, _local(job), wanted.allow_task_code, out) as descriptions:
         job.on_progress(Progress("tasks", message=f"{len(descriptions)} for {len(asked)} models"))
-        answers = ask(asked, descriptions, settings, out, job.stop, job.on_progress)
+        answers = score_tasks(asked, descriptions, settings, out, job.stop, job.on_progress)
     scores: dict[str, list[dict[str, Any]]] = {label: [] for label in everyone}
     for label, score in answers.scores:
         scores[label].append(score.as_json())

@@ -1,0 +1,259 @@
+"""Ask several models the same tasks under the same settings; keep each score as it comes."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inheritune.errors import DataError, InherituneError, Interrupted, MachineError, first_line
+from inheritune.evaluation.harness import (
+    BOOTSTRAPS,
+    lm_eval_version,
+    load_lm,
+    load_questions,
+    result_text,
+    run_task,
+)
+from inheritune.evaluation.scores import Score, find_score, keep_score, read_result, score_file
+from inheritune.evaluation.task_descriptions import TaskDescription
+from inheritune.system.files import write_bytes
+from inheritune.system.progress import Listener, Progress, silent
+from inheritune.system.signals import StopFlag
+
+__all__ = [
+    "EvaluationSettings",
+    "ModelToScore",
+    "TaskFailure",
+    "TaskScores",
+    "score_tasks",
+]
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+@dataclass(frozen=True)
+class ModelToScore:
+    """A model that tasks are asked of.
+
+    Attributes:
+        name: Its name in results and progress.
+        path: Its directory.
+        digest: XXH3 digest of config and weights.
+    """
+
+    name: str
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """The settings that are the same for every model.
+
+    Attributes:
+        batch_size: Requests in a forward.
+        dtype: ``fp32``, ``bf16`` or ``fp16``.
+        add_bos: Begin every text with BOS: ``yes``, ``no``, or ``auto``, as the tokenizer does.
+        limit: Questions of each task; None: all.
+        device: Such as ``cpu`` or ``cuda``.
+    """
+
+    batch_size: int = 16
+    dtype: str = "fp32"
+    add_bos: str = "auto"
+    limit: int | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class TaskFailure:
+    """A task that could not be asked of a model, with the reason."""
+
+    model: str
+    task: str
+    message: str
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """The result of `score_tasks`.
+
+    Attributes:
+        scores: Pairs of a model's name and a score, model after model, in the order of the tasks.
+        failures: What could not be asked.
+    """
+
+    scores: list[tuple[str, Score]]
+    failures: list[TaskFailure]
+
+
+def score_tasks(
+    models: Sequence[ModelToScore],
+    tasks: Sequence[TaskDescription],
+    settings: EvaluationSettings,
+    out: Path,
+    stop: StopFlag | None = None,
+    on_progress: Listener = silent,
+) -> TaskScores:
+    """Ask every model every task whose score is not in ``out`` yet.
+
+    A model is loaded once, and only if a task is left to ask. A task that fails is noted, and the
+    others are asked.
+
+    Args:
+        models: Asked in this order.
+        tasks: From `task_descriptions`.
+        settings: The same for all models.
+        out: Directory of scores; lm-eval's own result is written beside each.
+        stop: Checked before each forward; an interrupted task is asked again next time.
+        on_progress: Called with the number of requests.
+
+    Raises:
+        Interrupted: ``stop`` was set; every score that was complete is kept.
+        DataError: A file in ``out`` is broken.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    scores: list[tuple[str, Score]] = []
+    failures: list[TaskFailure] = []
+    unreadable: dict[str, str] = {}
+    for model in models:
+        counter = _ForwardCounter(model.name, stop, on_progress)
+        scorer = _Scorer(model, settings, out, counter, unreadable)
+        for task in tasks:
+            try:
+                scores.append((model.name, scorer.score(task)))
+            except (Interrupted, DataError):
+                raise
+            except Exception as error:
+                reason = error.message if isinstance(error, InherituneError) else first_line(error)
+                failures.append(TaskFailure(model.name, task.task, reason))
+                counter.report(f"failed: {reason}")
+    return TaskScores(scores, failures)
+
+
+class _Scorer:
+    """Scores one model, which is loaded for the first task without a score."""
+
+    def __init__(
+        self,
+        model: ModelToScore,
+        settings: EvaluationSettings,
+        out: Path,
+        counter: "_ForwardCounter",
+        unreadable: dict[str, str],
+    ) -> None:
+        self._model, self._settings, self._out = model, settings, out
+        self._counter, self._unreadable = counter, unreadable
+        self._lm: Any = None
+
+    def score(self, task: TaskDescription) -> Score:
+        """Take the score from an earlier time, or ask the task now and keep its score."""
+        key = _key(self._model, task, self._settings)
+        if (score := find_score(self._out, key)) is not None:
+            return score
+        self._counter.begin(task.task)
+        self._counter.check()
+        if task.task in self._unreadable:  # for an earlier model; the Hub is not asked again
+            raise MachineError(self._unreadable[task.task])
+        try:
+            questions = load_questions(task)
+        except MachineError as error:
+            self._unreadable[task.task] = error.message
+            raise
+        if self._lm is None:
+            self._lm = load_lm(
+                self._model.path,
+                self._settings.batch_size,
+                self._settings.dtype,
+                self._settings.add_bos,
+                self._settings.device,
+                self._counter,
+            )
+        began = time.monotonic()
+        result = run_task(self._lm, questions, task, self._settings.limit)
+        facts = _facts(self._lm, self._settings)
+        score = read_result(result, task.task, key, time.monotonic() - began, facts)
+        lm_eval_file = score_file(self._out, key).with_suffix(".lm-eval.json")
+        write_bytes(lm_eval_file, (result_text(result) + "\n").encode())
+        keep_score(self._out, score, lm_eval_file.name)
+        self._counter.report(_summary(score))
+        return score
+
+
+class _ForwardCounter:
+    """Counts the rows of a task's forwards, and stops between two of them."""
+
+    def __init__(self, model: str, stop: StopFlag | None, on_progress: Listener) -> None:
+        self._model, self._stop, self._on_progress = model, stop, on_progress
+        self._task, self._done = "", 0
+
+    def begin(self, task: str) -> None:
+        self._task, self._done = task, 0
+        self.report("asked")
+
+    def check(self) -> None:
+        if self._stop is not None:
+            self._stop.check(f"the tasks before {self._task} are kept, for {self._model}")
+
+    def report(self, message: str) -> None:
+        self._on_progress(Progress(f"{self._model}: {self._task}", message=message))
+
+    def __call__(self, rows: int) -> None:
+        self.check()
+        self._done += rows
+        self._on_progress(Progress(f"{self._model}: {self._task}", self._done, 0, "rows"))
+
+
+def _key(
+    model: ModelToScore, task: TaskDescription, settings: EvaluationSettings
+) -> dict[str, Any]:
+    """Everything that the numbers depend on."""
+    return {
+        "model": model.digest,
+        "tokenizer": _tokenizer_digest(model.path),
+        "task": task.task,
+        "version": task.version,
+        "shots": task.shots,
+        "limit": settings.limit,
+        "batch_size": settings.batch_size,
+        "dtype": settings.dtype,
+        "add_bos": settings.add_bos,
+        "data": task.data,
+        "bootstraps": BOOTSTRAPS,
+        "lm_eval": lm_eval_version(),
+    }
+
+
+def _tokenizer_digest(path: Path) -> str:
+    total = hashlib.sha256()
+    for name in _TOKENIZER_FILES:
+        if (path / name).is_file():
+            with (path / name).open("rb") as file:
+                total.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:32]
+
+
+def _facts(lm: Any, settings: EvaluationSettings) -> dict[str, Any]:
+    """What the settings meant for this tokenizer and machine."""
+    ids = lm.tok_encode("a")
+    bos = lm.tokenizer.bos_token_id
+    return {
+        "device": settings.device,
+        "begins_with_bos": bool(ids) and bos is not None and ids[0] == bos,
+        "max_length": int(lm.max_length),
+    }
+
+
+def _summary(score: Score) -> str:
+    metrics = [f"{name} {m.value:.4g}" for name, m in score.metrics.items() if m.value is not None]
+    return ", ".join(metrics[:3]) or "no number"
