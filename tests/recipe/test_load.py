@@ -217,6 +217,12 @@ def test_many_problems_fit_three_lines(refuse: Refuse) -> None:
     assert lines[2] == "... and 2 more problems."
 
 
+def test_removed_key_that_is_off_is_accepted_from_older_recipes(read: Read) -> None:
+    older = read(f"{SMALLEST}grow: {{add: 1, abandon: never, audit: false}}\n").recipe
+    assert older == read(f"{SMALLEST}grow: {{add: 1}}\n").recipe
+    assert "abandon" not in older.resolved()["grow"]
+
+
 def test_hostile_value_stays_on_its_line(refuse: Refuse) -> None:
     message = refuse(SMALLEST + '  schedule: "\\e[2J\\n' + "x" * 300 + '"\n')
     assert len(message.splitlines()) == 1

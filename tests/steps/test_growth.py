@@ -1,10 +1,8 @@
-"""How the target grows: which sizes, when a round is given up, and what it is compared with."""
+"""How the target grows: which sizes, and what it is compared with."""
 
 import json
 import math
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from inheritune.cli.plan_text import recipe_page
-from inheritune.errors import DataError, Interrupted, RecipeError, UnsupportedModelError
+from inheritune.errors import DataError, RecipeError, UnsupportedModelError
 from inheritune.model_files.directory import open_model
 from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.load import RecipeFile
@@ -120,15 +118,11 @@ def test_linear_adds_layers_and_ends_at_the_largest():
 def test_the_limit_of_rounds_holds_for_both_searches(search):
     growth = Growth(Grow(add=1, search=search, max_rounds=3), tuple(range(1, 30)))
     assert len(sizes_tried(growth, 99)) == 3
-    assert growth.is_last_chance({1: False, 15: False}, 22)
-    assert not growth.is_last_chance({1: False}, 15)
 
 
-def test_a_round_below_one_that_matched_is_no_last_chance():
+def test_bisect_ends_once_the_size_above_the_last_miss_has_matched():
     growth = Growth(Grow(search="bisect"), (1, 2, 3))
     assert growth.next_size({1: False, 2: True}) is None
-    assert not growth.is_last_chance({1: False, 3: True}, 2)
-    assert growth.is_last_chance({1: False, 2: False}, 3)
 
 
 def test_a_hybrid_is_cut_between_its_patterns_only(tiny_model):
@@ -283,146 +277,6 @@ def test_a_reference_that_cannot_grow_is_refused_before_training(tmp_path, tiny_
     recipe = recipe_of(tmp_path / "gemma3n", tiny_text, variants={"kept": {"start": "grown"}})
     with pytest.raises(UnsupportedModelError, match=r"variants.kept.*a part for each of them"):
         plan_recipe(recipe.recipe, tmp_path / "run")
-
-
-# -- rounds that are given up
-
-SLOW = {"tokens": 1280, "eval_every": 128, "schedule": "constant", "learning_rate": 1e-3}
-HOPELESS = {"abandon": "auto", "max_layers": 2}
-
-
-def listen_for_stops(at: int) -> Any:
-    heard = 0
-
-    def on_progress(progress: Progress) -> None:
-        nonlocal heard
-        heard += 1
-        if heard == at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return on_progress
-
-
-@pytest.fixture
-def plateau(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validations in trainings that do not move, far above any benchmark."""
-    stand_still(monkeypatch)
-
-
-def stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    from inheritune.evaluation import val_loss
-
-    class Flat:
-        mean = 9.0
-
-    real = val_loss.measure_val_loss
-
-    def measure(*arguments: Any, **more: Any) -> Any:  # of a training: without a task's name
-        found = real(*arguments, **more)
-        return Flat() if "processes" in more else found
-
-    monkeypatch.setattr(val_loss, "measure_val_loss", measure)
-    # A reference with random weights may be matched by chance.
-    monkeypatch.setattr("inheritune.run.derive.judge", lambda trial, tolerance: "not_matched")
-
-
-def test_a_hopeless_round_ends_early_but_never_the_last(
-    tiny_reference, tiny_text, tmp_path, matches_from, plateau
-):
-    matches_from(99)
-    recipe = recipe_of(tiny_reference, tiny_text, grow=HOPELESS, train=SLOW)
-    final, code = execute(recipe, tmp_path / "run")
-    record = Run(tmp_path / "run").read()
-    first, last = record["rounds"]
-    assert (first["tokens"], last["tokens"], code) == (768, 1280, 6)
-    gone = first["abandoned"]
-    assert (gone["tokens"], gone["planned_tokens"], gone["saved_tokens"]) == (768, 1280, 512)
-    assert (gone["confidence"], gone["audited"], gone["right"]) == (0.99, False, None)
-    assert gone["goal"] == final["benchmark"]
-    assert last["abandoned"]["audited"]
-    assert last["abandoned"]["right"] is (last["val_loss"] > final["benchmark"])
-    note = next(entry["note"] for entry in record["ledger"] if "round 1" in entry["item"])
-    assert note.startswith("abandoned after 768 of 1,280 tokens, 512 saved: it would end at 9.0000")
-    assert any(note in line for line in ledger_table(record).notes)
-    assert final["tokens"] == 768 + 1280
-    assert execute(recipe, tmp_path / "run") == (final, code)
-
-
-def test_a_target_that_was_given_up_as_no_last_round_is_said_to_be(
-    tiny_reference, tiny_text, tmp_path, plateau
-):
-    twice = {"inherit": {"start": "inherit", "seeds": [0, 1]}}
-    for most, said in ((None, False), (1, True)):
-        grow = {**HOPELESS, "max_rounds": most, "weights": "keep"}
-        recipe = recipe_of(tiny_reference, tiny_text, grow=grow, train=SLOW, variants=twice)
-        execute(recipe, tmp_path / "run")
-        record = Run(tmp_path / "run").read()
-        told = any(note.startswith("The target itself was given up") for note in record["notes"])
-        assert told is said
-        more = any(note.startswith("Further seeds trained every round") for note in record["notes"])
-        assert more is not said
-    # Its own first round has seen all 1,280 tokens, where the first seed's has seen 768.
-    for seed, seen in (("", 768), ("-seed-1", 1280)):
-        folder = tmp_path / f"run/variants/inherit/2-layers{seed}"
-        result = json.loads((folder / "result.json").read_text("utf-8"))
-        assert result["result"]["first_sample"] == seen // 16
-
-
-def test_an_audit_trains_on_and_says_whether_it_was_right(
-    tiny_reference, tiny_text, tmp_path, matches_from, plateau
-):
-    matches_from(99)
-    grow = {**HOPELESS, "audit": True, "max_rounds": 1}
-    execute(recipe_of(tiny_reference, tiny_text, grow=grow, train=SLOW), tmp_path / "run")
-    record = Run(tmp_path / "run").read()
-    (only,) = record["rounds"]
-    assert (only["tokens"], only["abandoned"]["tokens"]) == (1280, 768)
-    assert only["abandoned"]["right"] is (only["val_loss"] > only["abandoned"]["goal"])
-    assert any("would have saved 512 and would have been" in note for note in record["notes"])
-
-
-SAVES = {"grow": {**HOPELESS, "weights": "keep"}, "train": SLOW | {"save_minutes": 1e-9}}
-
-
-@pytest.fixture(scope="module")
-def unbroken(tiny_reference, tiny_text, tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("unbroken") / "run"
-    with pytest.MonkeyPatch.context() as patched:
-        stand_still(patched)
-        execute(recipe_of(tiny_reference, tiny_text, **SAVES), root)
-    return root
-
-
-@pytest.mark.parametrize("at", [11, 15, 17])
-def test_stopped_anywhere_a_round_is_given_up_at_the_same_step(
-    at, tiny_reference, tiny_text, tmp_path, plateau, unbroken
-):
-    recipe, root = recipe_of(tiny_reference, tiny_text, **SAVES), tmp_path / "run"
-    with pytest.raises(Interrupted):
-        execute(recipe, root, listen_for_stops(at))
-    execute(recipe, root)
-    whole, pieces = (Run(path).read()["rounds"] for path in (unbroken, root))
-    assert [r["abandoned"] for r in whole] == [r["abandoned"] for r in pieces]
-    assert [r["tokens"] for r in whole] == [r["tokens"] for r in pieces] == [768, 1280]
-    one, other = (load_file(path / "target" / "model.safetensors") for path in (unbroken, root))
-    assert all((one[name] == other[name]).all() for name in one)
-
-
-def test_a_round_that_was_trained_to_its_end_as_the_last_stays_when_more_are_allowed(
-    tiny_reference, tiny_text, tmp_path, matches_from, plateau
-):
-    matches_from(99)
-    grow = {**HOPELESS, "max_rounds": 1}
-    execute(recipe_of(tiny_reference, tiny_text, grow=grow, train=SLOW), tmp_path / "run")
-    more = recipe_of(tiny_reference, tiny_text, grow=HOPELESS, train=SLOW)
-    execute(more, tmp_path / "run")
-    assert [r["tokens"] for r in Run(tmp_path / "run").read()["rounds"]] == [1280, 1280]
-
-
-def test_the_plan_says_what_is_given_up_and_counts_it_whole(tiny_reference, tiny_text, tmp_path):
-    plan = plan_recipe(recipe_of(tiny_reference, tiny_text, grow=HOPELESS).recipe, tmp_path / "run")
-    assert any("is never given up. Rounds are counted whole" in line for line in plan.notes)
-    assert [t.tokens for t in plan.trainings] == [128, 128]
 
 
 # -- a benchmark of another run

@@ -150,7 +150,7 @@ def test_samples_are_made_again_for_other_prompts(asked, tmp_path):
 
 @pytest.mark.parametrize("search", ["linear", "bisect"])
 def test_a_run_takes_over_the_round_that_train_has_trained(search, asked, tmp_path):
-    grow = {"add": 1, "abandon": "auto", "search": search, "tolerance": 9.0}
+    grow = {"add": 1, "search": search, "tolerance": 9.0}
     recipe = asked(grow=grow, evaluate={"tasks": []})
     trial = train_only(recipe, tmp_path / "run")
     final, _ = execute(recipe, tmp_path / "run")
@@ -176,16 +176,16 @@ def test_each_link_of_a_chain_begins_where_its_own_seed_has_come_to(tiny_referen
         tiny_reference, tiny_text, grow={"weights": "keep"}, seeds=[0, 1]
     )
     first = specs_for(recipe, "inherit", 4, 2, 1280)[0]
-    # The first seed's round was given up after 640 tokens; the second seed's is not.
+    # The first seed's round is recorded with half of the tokens.
     second = replace(
         specs_for(recipe, "inherit", 4, 3, 1280)[0],
         grown_from="variants/inherit/2-layers",
         first_sample=640 // 16,
     )
-    again = repeat_specs(recipe, [replace(first, goal=1.0), replace(second, goal=1.0)], [])
-    assert [(arm.first_sample, arm.goal, arm.grown_from) for arm in again] == [
-        (0, None, None),
-        (1280 // 16, None, "variants/inherit/2-layers-seed-1"),
+    again = repeat_specs(recipe, [first, second], [])
+    assert [(arm.first_sample, arm.grown_from) for arm in again] == [
+        (0, None),
+        (1280 // 16, "variants/inherit/2-layers-seed-1"),
     ]
 
 

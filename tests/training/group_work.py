@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,6 @@ from inheritune.system.signals import StopFlag
 from inheritune.training import checkpoint as state
 from inheritune.training import logit_cache
 from inheritune.training.distillation import Distillation
-from inheritune.training.early_stop import Goal
 from inheritune.training.fsdp import layers_of, shard, sync_gradients
 from inheritune.training.hardware import Settings
 from inheritune.training.loop import LoopConfig, LoopResult, train
@@ -74,7 +73,6 @@ def run_training(
     checkpoint: Path | None = None,
     heard: Listener = silent,
     distill: dict[str, object] | None = None,
-    goal: Goal | None = None,
     **more: object,
 ) -> tuple[LlamaForCausalLM, LoopResult | None, list[int]]:
     """Train, or continue; asked to stop after a step, in one process only."""
@@ -94,7 +92,7 @@ def run_training(
         return measure_val_loss(model, tokens.val, 16, 4, stop, processes=processes).mean
 
     folder.mkdir(parents=True, exist_ok=True)
-    plan = LoopConfig("test", spy, wanted.tokens, INPUTS, checkpoint=checkpoint, goal=goal)
+    plan = LoopConfig("test", spy, wanted.tokens, INPUTS, checkpoint=checkpoint)
     if distill is not None:
         place = (folder.parent, tokens, processes, settings)
         plan = replace(plan, distillation=distillation(wanted, distill, *place))
@@ -189,14 +187,6 @@ def distilled(folder: Path, tokens: TokenDirectory, processes: Processes) -> dic
     run_training(folder / "beside", tokens, processes, distill={})
     run_training(folder / "kept", tokens, processes, distill={"top_k": 64})
     return {"shards": len(list((folder / "reference" / "logits").rglob("shard.json")))}
-
-
-def given_up(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:
-    """Out of reach of its goal; asked to stop in process 1 at the step before that is known."""
-    often = {"eval_every": 128, "schedule": "constant", "goal": Goal(0.0)}
-    run_training(folder / "given_up", tokens, processes, stop_after=6, stopping_rank=1, **often)
-    _, trained, asked = run_training(folder / "given_up", tokens, processes, **often)
-    return {"asked": asked, "decision": asdict(trained.decision)}
 
 
 def middle(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:

@@ -13,7 +13,6 @@ from inheritune.errors import DivergedError, Interrupted, RecipeError
 from inheritune.recipe.schema import Train
 from inheritune.system.progress import Progress
 from inheritune.system.signals import StopFlag
-from inheritune.training.early_stop import Goal
 from inheritune.training.hardware import Settings
 from inheritune.training.loop import LoopConfig, LoopResult, train
 from inheritune.training.save_schedule import CheckpointSchedule
@@ -37,7 +36,6 @@ class Trainer:
         self.val_calls = 0
         self.allowed: set[str] = set()
         self.warn: dict[str, object] = {}
-        self.plan: dict[str, object] = {}
         self.val_losses: list[float] = []  # that are measured first, if not rising ones
         self.messages: list[str] = []
         self.peak_flops: float | None = None
@@ -66,7 +64,6 @@ class Trainer:
             INPUTS if inputs is None else inputs,
             allowed=self.allowed,
             warn=self.warn,
-            **self.plan,
             peak_flops=self.peak_flops,
         )
         return train(
@@ -75,8 +72,6 @@ class Trainer:
 
     def measure(self, model: torch.nn.Module) -> float:
         self.val_calls += 1
-        if self.plan.get("goal") is not None:
-            return 3.0
         return self.val_losses.pop(0) if self.val_losses else 1.0 + self.val_calls
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -374,51 +369,6 @@ def test_the_row_of_a_value_that_is_not_finite_says_which_samples_and_process(
         trainer(train_recipe, tmp_path)
     last = rows_of(tmp_path)[-1]
     assert (last["samples"], last["ranks"]) == ([0, 8], [0])
-
-
-# -- a goal that is out of reach
-
-
-def test_out_of_reach_it_ends_early_with_a_checkpoint_there(
-    trainer: Trainer, train_recipe: Train, tmp_path: Path
-) -> None:
-    often = train_recipe.model_copy(update={"eval_every": 128, "schedule": "constant"})
-    trainer.plan = {"goal": Goal(1.0)}
-    trained = trainer(often, tmp_path / "whole")
-    whole = trainer.weights()
-    # The warm-up is two steps; five validations after it, twice in a row: steps 2 to 7.
-    assert trained.position.step == 7
-    assert (trained.decision.tokens, trained.decision.goal) == (896, 1.0)
-    assert [p.name for p in (tmp_path / "whole" / "checkpoints").glob("step-*")] == [
-        "step-00000007"
-    ]
-    for stop in (3, 6):
-        with pytest.raises(Interrupted):
-            trainer(often, tmp_path / "pieces", stop_after=stop)
-    again = trainer(often, tmp_path / "pieces")
-    assert again.decision == trained.decision
-    assert_same(whole, trainer.weights())
-
-
-def test_an_audited_goal_changes_nothing_but_the_record(
-    trainer: Trainer, train_recipe: Train, tmp_path: Path
-) -> None:
-    often = train_recipe.model_copy(update={"eval_every": 128, "schedule": "constant"})
-    plain = trainer(often, tmp_path / "plain")
-    weights = trainer.weights()
-    trainer.plan = {"goal": Goal(1.0, audit=True)}
-    audited = trainer(often, tmp_path / "audited")
-    assert_same(weights, trainer.weights())
-    assert plain.decision is None
-    assert (audited.position.step, audited.decision.tokens) == (20, 896)
-
-
-def test_a_goal_within_reach_is_trained_to_the_end(
-    trainer: Trainer, train_recipe: Train, tmp_path: Path
-) -> None:
-    trainer.plan = {"goal": Goal(3.0)}
-    trained = trainer(train_recipe, tmp_path)
-    assert (trained.position.step, trained.decision) == (20, None)
 
 
 def test_a_new_best_val_loss_is_saved_and_kept(

@@ -86,7 +86,7 @@ def pair(tiny_tokens: TokenDirectory, tmp_path_factory: pytest.TempPathFactory) 
     for parameter in reference.parameters():  # not near uniform, as the fresh target is
         parameter.data.mul_(4)
     reference.save_pretrained(folder / "reference")
-    works = "gradients,whole_training,distilled,middle,full_disk,interrupted_validation,given_up"
+    works = "gradients,whole_training,distilled,middle,full_disk,interrupted_validation"
     assert in_group(works, folder, tiny_tokens) == [0, 0]
     shutil.copytree(folder / "elastic", folder / "stopped")
     return folder
@@ -129,21 +129,6 @@ def test_with_a_reference_the_losses_are_those_of_one_process(
     for key in ("loss", "ce", "kl"):
         assert losses(pair / how, key) == pytest.approx(losses(tmp_path / how, key), abs=1e-5)
     assert [found(pair, rank)["distilled"]["shards"] for rank in (0, 1)] == [6, 6]
-
-
-def test_a_training_is_given_up_at_the_same_step_by_all_also_after_a_stop(
-    pair: Path, tiny_tokens: TokenDirectory, tmp_path: Path
-) -> None:
-    often = {"eval_every": 128, "schedule": "constant", "goal": WORK.Goal(0.0)}
-    _, trained, _ = WORK.run_training(tmp_path, tiny_tokens, **often)
-    assert trained.position.tokens == trained.decision.tokens == 896
-    assert (tmp_path / "checkpoints" / "step-00000007").is_dir()
-    first, second = (found(pair, rank)["given_up"] for rank in (0, 1))
-    assert first["decision"] == second["decision"]
-    assert first["decision"]["tokens"] == 896
-    assert [len(part["asked"]) for part in (first, second)] == [4, 4]  # the one step after the stop
-    assert len(losses(pair / "given_up")) == len(losses(tmp_path)) == 7
-    assert (pair / "given_up" / "checkpoints" / "step-00000007").is_dir()
 
 
 def test_val_loss_is_the_same_number_at_any_world_size(pair: Path, alone: tuple) -> None:

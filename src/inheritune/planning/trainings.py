@@ -181,12 +181,6 @@ class Planner:
 def growth_notes(recipe: Recipe, growth: Growth) -> list[str]:
     """Of the rounds there may be, and the benchmark that ends them."""
     said, rules = list(growth.notes), recipe.grow
-    if rules.abandon == "auto" and len(growth.longest()) > 1:
-        end = "and is trained to its end all the same" if rules.audit else "and ends there"
-        said.append(
-            f"A round that cannot reach the benchmark is known by its fitted curve, {end}; the "
-            "last that there can be is never given up. Rounds are counted whole."
-        )
     if rules.benchmark is not None:
         known = read_benchmark(Path(rules.benchmark).expanduser())
         said.append(

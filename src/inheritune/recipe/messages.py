@@ -18,7 +18,7 @@ __all__ = ["REMOVED_KEYS", "explain"]
 
 # Keys of older versions, and what to do instead. An unknown key that is listed here gets this hint.
 REMOVED_KEYS = {
-    "grow.abandon": "Leave it out: every round is trained to its end.",
+    "grow.abandon": "Leave it out, and limit growth by grow.max_rounds or grow.max_layers.",
     "grow.audit": "Leave it out: every round is trained to its end.",
     "grow.benchmark": "Leave it out: the reference loss is measured in every run.",
 }

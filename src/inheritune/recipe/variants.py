@@ -1,6 +1,6 @@
 """Define the recipe sections on growth, control variants and distillation."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,10 @@ from inheritune.recipe.values import (
 )
 
 __all__ = ["Distill", "Grow", "Parts", "Variant"]
+
+# Keys of older versions and the values that switched them off: a recipe that an older version
+# wrote spells them out. Any other value of them is refused, see `messages.REMOVED_KEYS`.
+_SWITCHED_OFF = {"abandon": "never", "audit": False, "benchmark": None}
 
 Start = Literal["inherit", "fresh", "stacking", "hybrid-stacking", "half-width", "grown"]
 Parts = Literal[
@@ -61,14 +65,14 @@ class Grow(Section):
         "points up to max_layers, which finds the fewest layers that match, provided that more "
         "layers never do worse. With bisect, add only decides whether to grow at all (0: never).",
     )
-    abandon: Literal["never", "auto"] = Field(
-        "never",
-        description="auto: end a round early when its fitted loss curve says that it cannot reach "
-        "the benchmark; never the last that there can be",
-    )
-    audit: bool = Field(
-        False, description="true: train abandoned rounds to their end, to check the decision"
-    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_removed_keys(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        off = _SWITCHED_OFF
+        return {key: value for key, value in values.items() if key not in off or value != off[key]}
 
     @model_validator(mode="after")
     def _bisects_from_the_reference(self) -> Self:

@@ -81,8 +81,7 @@ def derive(job: Job) -> Outcome:
     done: list[TrainingSpec] = []
     tried: dict[int, bool] = {}  # layers, and whether they matched
     while (layers := growth.next_size(tried)) is not None:
-        so_far = (rounds, tried, layers, benchmark.val_loss)
-        arm = round_spec(recipe, growth, reference.layers, *so_far)
+        arm = round_spec(recipe, reference.layers, rounds, layers)
         done.append(arm)
         rounds.append(train_variant(job, arm, reference, tokens, benchmark))
         verdicts.append(judge(rounds[-1], recipe.grow.tolerance))

@@ -16,7 +16,7 @@ from inheritune.run.session import Begin, carry_out
 from inheritune.run_directory import RUN, Run
 from inheritune.steps.analysis import analyze_run, asks_for_ranks, ranked
 from inheritune.steps.controls import continue_texts, train_variant
-from inheritune.steps.growth import Growth, first_layers, round_spec
+from inheritune.steps.growth import Growth, first_layers
 from inheritune.steps.initial_weights import check_starts
 from inheritune.steps.job import Job
 from inheritune.steps.reference import measure_benchmark, open_reference, tokenizer_home
@@ -176,9 +176,6 @@ def train_only(
         checkpoint_for(job, _next_folder(job, arms))  # or is refused before anything is done
         tokens = prepare_tokens(job, reference.model.path)
         benchmark = measure_benchmark(job, reference, tokens)
-        if name == plan.target and count in growth.sizes:  # as the first round of a run
-            val_loss = benchmark.val_loss
-            arms = [round_spec(plan, growth, reference.layers, [], {}, count, val_loss)]
         for arm in arms:
             trial = train_variant(job, arm, reference, tokens, benchmark)
         return trial.summary() | {"model": str(root / trial.path / "model")}, 0

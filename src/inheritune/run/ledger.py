@@ -10,7 +10,6 @@ import numpy as np
 from inheritune.recipe.deviations import deviations
 from inheritune.recipe.schema import Cost, Recipe
 from inheritune.run.derive import Outcome, judge
-from inheritune.steps.abandoning import tell_abandoned
 from inheritune.steps.reference import Benchmark
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.seeds import Repeated, together
@@ -33,7 +32,7 @@ def ledger(outcome: Outcome, cost: Cost) -> list[dict[str, Any]]:
         unknown) and ``borrowed``; ``device_hours``, which are seconds times processes, of which
         each has a device; and ``price``, of the machine, None for what was borrowed. The FLOPs of
         a training include its validations; those that a distillation spends on its reference are
-        an entry of their own. ``note``, where there is more to say, is a sentence.
+        an entry of their own.
     """
     training = outcome.reference.training
     entries = [
@@ -67,8 +66,6 @@ def _trial_entries(item: str, trial: TrainingResult) -> list[dict[str, Any]]:
     """A training; and the forward passes of its reference, whose time is within the training's."""
     processes = trial.settings.get("processes")
     own = _entry(item, trial.tokens, trial.flops - trial.reference_flops, trial.seconds, processes)
-    if trial.abandoned is not None:
-        own["note"] = tell_abandoned(trial.abandoned)
     if trial.distill is None:
         return [own]
     forwards = _entry(
@@ -231,12 +228,6 @@ def _of_seeds(outcome: Outcome, recipe: Recipe) -> list[str]:
             f"of {len(target.trials)} seeds; growth was decided by the first, "
             f"{target.first.seed}, whose model is the result."
         )
-        given_up = [t.abandoned for t in outcome.rounds[: outcome.chosen] if t.abandoned]
-        if recipe.grow.weights == "keep" and not all(one["audited"] for one in given_up):
-            said.append(
-                "Further seeds trained every round to its end, those too that the first gave up: "
-                "their targets saw more tokens."
-            )
     once = [name for name, count in counts.items() if count == 1]
     if once:
         said.append(f"1 seed: {', '.join(once)}. The spread over seeds is not known there.")
@@ -249,14 +240,6 @@ def _of_growth(outcome: Outcome, recipe: Recipe) -> list[str]:
         said.append(
             "Sizes were searched by halving: that the target is the smallest that matches holds if "
             "more layers never do worse."
-        )
-    for number, trial in enumerate(outcome.rounds, 1):
-        if trial.abandoned is not None:
-            said.append(f"Round {number} was {tell_abandoned(trial.abandoned)}.")
-    if outcome.target.abandoned is not None and not outcome.target.abandoned["audited"]:
-        said.append(
-            "The target itself was given up before its end: another round could follow when it was "
-            "trained. Under another name for the run, it is trained to its end."
         )
     trained = {trial.name for trial in outcome.controls}
     for name, variant in recipe.variants.items():

@@ -47,8 +47,6 @@ def train_variant(
     inputs |= {} if arm.kept is None else {"kept": list(arm.kept)}
     inputs |= {} if arm.parts == "all" else {"parts": arm.parts}
     inputs |= {} if arm.distill is None else {"distill": arm.distill}
-    if arm.goal is not None:
-        inputs |= {"abandon": {"goal": arm.goal, "audit": job.recipe.grow.audit}}
     if finished(job, folder / "result.json", inputs) is None:
         write_start(job, arm, reference.model, folder)
     trial = run_training(job, arm, folder, tokens, inputs, benchmark.windows)

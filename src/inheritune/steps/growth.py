@@ -92,10 +92,6 @@ class Growth:
         # The first size has been tried: nothing smaller is asked for.
         return None if low < 0 or high - low <= 1 else self.sizes[(low + high) // 2]
 
-    def is_last_chance(self, tried: Mapping[int, bool], layers: int) -> bool:
-        """Whether a round would be the target even if it did not match."""
-        return not any(tried.values()) and self.next_size({**tried, layers: False}) is None
-
     def longest(self) -> list[int]:
         """The sizes of all rounds, if none of them matches: no search takes more, or larger."""
         tried: dict[int, bool] = {}
@@ -126,23 +122,17 @@ def _listed(sizes: Sequence[int]) -> str:
 
 def round_spec(
     recipe: Recipe,
-    growth: Growth,
     reference_layers: int,
     rounds: Sequence[TrainingResult],
-    tried: Mapping[int, bool],
     layers: int,
-    benchmark: float,
 ) -> TrainingSpec:
     """The training of the target's next round.
 
     Args:
         recipe: Has the target.
-        growth: Knows whether another round may follow.
         reference_layers: Of the reference.
         rounds: Those before.
-        tried: Their sizes, and whether they matched.
         layers: Of this one.
-        benchmark: Nats per token.
     """
     tokens = recipe.tokens_of(recipe.target)
     assert tokens is not None  # the recipe refuses equal_compute for the target
@@ -152,10 +142,6 @@ def round_spec(
         arm = replace(arm, grown_from=rounds[-1].path, first_sample=seen)
     elif rounds:
         arm = replace(arm, goes_on=False)
-    if recipe.grow.abandon == "auto":
-        # A model that nothing follows is trained to its end, whatever it will reach.
-        audit = recipe.grow.audit or growth.is_last_chance(tried, layers)
-        arm = replace(arm, goal=benchmark + recipe.grow.tolerance, audit=audit)
     return arm
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import DivergedError
 from inheritune.model_files.flops import EVALUATION_SHARE
-from inheritune.steps.abandoning import abandoned_record, tell_abandoned
 from inheritune.steps.distillation import reference_cost
 from inheritune.steps.job import Job
 from inheritune.steps.trainings import TrainingSpec
@@ -60,7 +59,6 @@ class TrainingResult:
     made_of: str = ""  # what it began with, where start does not say it all
     distill: dict[str, Any] | None = None
     reference_flops: float = 0.0
-    abandoned: dict[str, Any] | None = None  # see abandoning.abandoned_record
     seed: int | None = None
 
     def summary(self) -> dict[str, Any]:
@@ -180,10 +178,7 @@ def make_result(
         made_of=arm.made_of,
         distill=arm.distill,
         reference_flops=forwards,
-        abandoned=abandoned_record(arm, trained, _whole_steps(job, arm), loss.mean),
     )
-    if trial.abandoned is not None:
-        job.on_progress(Progress(arm.task, message=tell_abandoned(trial.abandoned)))
     if benchmark is None:
         # Travels with a reference, so that whoever inherits from it knows what its training cost.
         kept = ("tokens", "flops", "seconds", "val_loss", "val_loss_se")
@@ -191,10 +186,6 @@ def make_result(
         ledger["processes"] = trained.settings.processes
         write_json(folder / "model" / "training.json", ledger | {"curve": _curve(folder)})
     return trial
-
-
-def _whole_steps(job: Job, arm: TrainingSpec) -> int:
-    return job.recipe.train.num_steps(arm.tokens) * job.recipe.train.batch_tokens
 
 
 def _curve(folder: Path) -> list[dict[str, Any]]:

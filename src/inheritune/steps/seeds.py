@@ -115,7 +115,7 @@ def repeat_specs(
 
 
 def _whole(recipe: Recipe, rounds: Sequence[TrainingSpec]) -> list[TrainingSpec]:
-    """Rounds that go on from one another, each trained to its end, whatever was given up."""
+    """Rounds that go on from one another."""
     train, seen, arms = recipe.train, 0, []
     for arm in rounds:
         arms.append(replace(arm, first_sample=seen // train.seq_len))
@@ -128,8 +128,7 @@ def _with_seed(arm: TrainingSpec, seed: int) -> TrainingSpec:
     before = arm.grown_from
     if before is not None and Path(before).parent.name == arm.variant:
         before = f"{before}-seed-{seed}"  # as Run.variant
-    # Repeats are there to be compared: none of them is given up early.
-    return replace(arm, seed=seed, repeats=True, grown_from=before, goal=None)
+    return replace(arm, seed=seed, repeats=True, grown_from=before)
 
 
 def _standard_error(values: NDArray[np.float64]) -> float | None:

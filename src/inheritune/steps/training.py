@@ -113,7 +113,8 @@ def run_training(
     shutil.rmtree(folder / "moments", ignore_errors=True)
     if not arm.goes_on:
         (folder / "checkpoints" / "latest").unlink(missing_ok=True)
-    # Results of before there were several seeds do not name theirs.
+    # Older results do not name their seed, and have a field for rounds that ended early.
+    done.pop("abandoned", None)
     return TrainingResult(**(done | {"seed": arm.settings(job.recipe.train).seed}))
 
 
@@ -174,7 +175,6 @@ def train_share(
     is given the rows, since it is the one that writes them.
     """
     from inheritune.evaluation.val_loss import measure_val_loss
-    from inheritune.training.early_stop import Goal
     from inheritune.training.hardware import choose_settings
     from inheritune.training.loop import LoopConfig, train
     from inheritune.training.models import describe
@@ -202,7 +202,6 @@ def train_share(
         allowed=job.allowed,
         warn=warned(job.recipe),
         checkpoint=checkpoint,
-        goal=None if arm.goal is None else Goal(arm.goal, arm.audit),
         peak_flops=_peak_flops(settings.device),
         keep_at=_steps_to_keep(job, arm),
     )

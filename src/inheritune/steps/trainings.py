@@ -34,8 +34,6 @@ class TrainingSpec:
         made_of: What it begins with, in words; empty where `start` says it all.
         distill: The variant's section `distill`, as JSON values; None: it learns from text alone.
         reference: Model directory that a distillation learns from.
-        goal: What its val_loss is to reach, or else it is given up; None: it is never given up.
-        audit: Whether it is trained to its end all the same.
         goes_on: Whether a later training may go on from its end, which is then kept.
         seed: Of data order and fresh weights; None: the recipe's ``train.seed``.
         repeats: Whether it repeats a training with a further seed, which its folder then names.
@@ -55,8 +53,6 @@ class TrainingSpec:
     made_of: str = ""
     distill: dict[str, Any] | None = None
     reference: str | None = None
-    goal: float | None = None
-    audit: bool = False
     goes_on: bool = False
     seed: int | None = None
     repeats: bool = False

@@ -19,7 +19,6 @@ from inheritune.system.signals import StopFlag
 from inheritune.training.checkpoint import Position, load_moments, load_newest
 from inheritune.training.checkpoint_files import drop_later, keep_checkpoint
 from inheritune.training.distillation import Distillation
-from inheritune.training.early_stop import Decision, Goal, decide, find_decision
 from inheritune.training.fsdp import my_share
 from inheritune.training.hardware import Settings
 from inheritune.training.metrics import Metrics, OnRow, continued_row, parts_row, step_row, val_row
@@ -53,7 +52,6 @@ class LoopConfig:
         warn: What may differ with a warning.
         checkpoint: The one to go on from; None: the newest that is whole.
         distillation: What to learn from besides the tokens.
-        goal: What its val_loss is to reach; where that is out of reach, the training ends early.
         peak_flops: Of the device, for the rows' `mfu`; see `throughput.mfu`.
         keep_at: Steps whose checkpoint is kept under ``moments/`` as well, whatever `keep` says.
     """
@@ -68,7 +66,6 @@ class LoopConfig:
     warn: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
     distillation: Distillation | None = None
-    goal: Goal | None = None
     peak_flops: float | None = None
     keep_at: Collection[int] = ()
 
@@ -84,7 +81,6 @@ class LoopResult:
         restarts: How often it was continued from a checkpoint.
         settings: What was used in the end: a fallback shows here.
         notes: Sentences worth keeping: fallbacks, checkpoints passed over.
-        decision: That its goal was out of reach, and when that was known.
     """
 
     position: Position
@@ -93,7 +89,6 @@ class LoopResult:
     restarts: int
     settings: Settings
     notes: tuple[str, ...]
-    decision: Decision | None = None
 
 
 def train(
@@ -183,17 +178,12 @@ def train(
         saves.validated(position)
         return val_loss
 
-    def given_up() -> bool:
-        if plan.goal is None or plan.goal.audit or position.step not in metrics.val_losses:
-            return False
-        return bool(processes.on_main(lambda: _ask(decide, plan, recipe, metrics) is not None))
-
     if not processes.rank:
         drop_later(folder / "moments", position.step)  # of another branch: see --from
     keep_moment()  # of a training that was killed between the two
     # -- one turn per optimizer step; a stop may fall between saving and evaluating, hence the call
     evaluate()
-    while position.step < steps and not given_up():
+    while position.step < steps:
         step_began = time.monotonic()
         first = plan.first_sample + position.step * per_step
         due = saves.due()
@@ -240,28 +230,9 @@ def train(
             keep_moment()
         val_loss = evaluate()
         on_progress(_progress(plan.task, row, total, val_loss))
-    if position.step < steps:  # given up; a larger model may go on from here
-        saves.save(position)
     seconds = before_s + time.monotonic() - began
-    said, decision = tuple(notes + ready.notes), _ask(find_decision, plan, recipe, metrics)
-    start = metrics.val_losses.get(0)
-    return LoopResult(position, seconds, start, metrics.restarts, ready.settings, said, decision)
-
-
-def _ask(
-    question: Callable[..., Decision | None], plan: LoopConfig, recipe: Train, metrics: Metrics
-) -> Decision | None:
-    """A question about the validations so far: answered by the rows, so alike after a restart."""
-    if plan.goal is None:
-        return None
-    total = recipe.num_steps(plan.tokens) * recipe.batch_tokens
-    known = sorted(metrics.val_losses.items())
-    points = [(step * recipe.batch_tokens, loss) for step, loss in known if loss is not None]
-
-    def rate(tokens: int) -> float:
-        return learning_rate(recipe, tokens, total)
-
-    return question(points, plan.goal.val_loss, rate, total, recipe.warmup_tokens)
+    said, start = tuple(notes + ready.notes), metrics.val_losses.get(0)
+    return LoopResult(position, seconds, start, metrics.restarts, ready.settings, said)
 
 
 def _diverged(task: str, recipe: Train, loss: float, norm: float, step: int) -> DivergedError:
