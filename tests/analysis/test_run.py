@@ -91,7 +91,7 @@ def test_fewer_sequences_than_asked_are_a_note(tiny_reference, tiny_text, tmp_pa
 
 def test_none_at_all_are_a_note_and_the_result_stands(tiny_reference, tiny_text, tmp_path):
     asked = {"sequences": 5, "tokens_per_sequence": 100_000}
-    final, _ = execute(recipe_of(tiny_reference, tiny_text, analyze=asked), tmp_path / "run")
+    final = execute(recipe_of(tiny_reference, tiny_text, analyze=asked), tmp_path / "run").summary
     record = Run(tmp_path / "run").read()
     assert record["analysis"] is None and final["layers"] == 2
     assert any(note.startswith("Attention was not analysed") for note in record["notes"])
@@ -115,7 +115,7 @@ def mamba(path: Path) -> Path:
 
 def test_a_model_without_attention_trains_and_is_noted(tiny_text, tmp_path):
     recipe = recipe_of(mamba(tmp_path / "mamba"), tiny_text)
-    final, _ = execute(recipe, tmp_path / "run")
+    final = execute(recipe, tmp_path / "run").summary
     record = Run(tmp_path / "run").read()
     assert final["layers"] == 1 and record["analysis"] is None
     assert "MambaForCausalLM cannot be observed" in " ".join(record["notes"])
@@ -131,7 +131,7 @@ def test_lazy_layers_of_such_a_model_are_refused_before_training(tiny_text, tmp_
 
 def test_a_run_begins_with_the_advised_layers(lazy_reference, tiny_text, tmp_path):
     recipe = recipe_of(lazy_reference, tiny_text, inherit={"layers": "advice"})
-    final, _ = execute(recipe, tmp_path / "run")
+    final = execute(recipe, tmp_path / "run").summary
     analysis = Run(tmp_path / "run").read()["analysis"]
     ranks = [row["max_rank"] for row in analysis["models"][0]["attention"]["layers"]]
     assert ranks[1] == ranks[3] == 1 and ranks[2] > 3

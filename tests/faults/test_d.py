@@ -211,7 +211,7 @@ def grown(tiny_reference: Path, tiny_text: Path, tmp_path_factory: pytest.TempPa
     recipe = recipe_of(tiny_reference, tiny_text, grow=TWO_ROUNDS)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("inheritune.run.derive.judge", lambda trial, tolerance: "not_matched")
-        return execute(recipe, tmp_path_factory.mktemp("grown") / "run")[0]["val_loss"]
+        return execute(recipe, tmp_path_factory.mktemp("grown") / "run").summary["val_loss"]
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_d3_sigterm_in_every_part_of_a_run_ends_with_75_and_is_continued(
             execute(recipe, tmp_path / "run", on_progress)
         assert asked, sorted(set(heard))
         assert error.value.exit_code == 75
-        final, _ = execute(recipe, tmp_path / "run")
+        final = execute(recipe, tmp_path / "run").summary
     assert final["val_loss"] == grown
 
 
@@ -322,7 +322,7 @@ def test_d5_a_disk_without_room_for_the_checkpoints_ends_with_4_before_the_first
         with pytest.raises(MachineError, match="1,000 left"):
             execute(recipe, tmp_path)
     assert not list(tmp_path.rglob("metrics.jsonl"))
-    assert execute(recipe, tmp_path)[1] == 0
+    assert execute(recipe, tmp_path).summary
 
 
 def test_d5_a_file_size_limit_ends_with_4(tiny_tokens: TokenDirectory, tmp_path: Path) -> None:
@@ -675,7 +675,9 @@ def test_d17_a_killed_process_ends_the_run_and_one_process_goes_on(
     assert Run(tmp_path / "tiny").read()["exit_code"] in {4, None}
     for checkpoint in folder.glob("checkpoints/step-*"):
         checkpoint_files.verify(checkpoint)
-    final, _ = execute(RecipeFile(path, "", Recipe.model_validate(resolved), {}), tmp_path / "tiny")
+    final = execute(
+        RecipeFile(path, "", Recipe.model_validate(resolved), {}), tmp_path / "tiny"
+    ).summary
     assert final["tokens"] == 128 * 400
     assert Run(tmp_path / "tiny").read()["rounds"][0]["restarts"] == 1
 
@@ -707,7 +709,7 @@ def test_d18_out_of_memory_ends_with_4_and_names_a_smaller_micro_batch(
             execute(recipe, tmp_path / "run")
     assert error.value.exit_code == 4
     smaller = recipe_of(tiny_reference, tiny_text, train={"micro_batch": 4})
-    assert execute(smaller, tmp_path / "run")[0]["tokens"] == 1280
+    assert execute(smaller, tmp_path / "run").summary["tokens"] == 1280
 
 
 @pytest.mark.parametrize("visible", ["", "99"])
@@ -777,11 +779,13 @@ def test_d20_a_benchmark_met_at_once_is_matched_and_an_unreachable_one_ends_with
 ) -> None:
     grow = {"add": 1, "max_rounds": 1}
     easy = recipe_of(tiny_reference, tiny_text, grow=grow | {"tolerance": 100.0})
-    final, code = execute(easy, tmp_path / "easy")
-    assert (final["outcome"], code) == ("matched", 0)
+    result = execute(easy, tmp_path / "easy")
+    assert (result.verdict, result.is_missed) == ("matched", False)
+    assert result.record["exit_code"] == 0
     monkeypatch.setattr("inheritune.run.derive.judge", lambda trial, tolerance: "not_matched")
-    _, code = execute(recipe_of(tiny_reference, tiny_text, grow=grow), tmp_path / "hard")
-    assert code == 6
+    result = execute(recipe_of(tiny_reference, tiny_text, grow=grow), tmp_path / "hard")
+    assert result.is_missed
+    assert result.record["exit_code"] == 6
 
 
 def test_d20_a_benchmark_that_is_no_number_ends_with_3(
@@ -801,8 +805,8 @@ def test_d21_grown_twice_to_full_depth_it_keeps_every_moment(
     monkeypatch.setattr("inheritune.run.derive.judge", lambda trial, tolerance: "not_matched")
     grow = {"add": 1, "weights": "keep"}
     recipe = recipe_of(tiny_reference, tiny_text, inherit={"layers": 2}, grow=grow)
-    final, code = execute(recipe, tmp_path / "run")
-    assert (final["layers"], final["rounds"], code) == (4, 3, 6)
+    result = execute(recipe, tmp_path / "run")
+    assert (result.layers, result.summary["rounds"], result.is_missed) == (4, 3, True)
     last = tmp_path / "run" / "variants" / "inherit" / "4-layers"
     found = end_of(last)
     steps = [float(found[f"step.model.layers.{n}.mlp.up_proj.weight"]) for n in range(4)]
@@ -838,7 +842,7 @@ def undisturbed(
 ) -> float:
     """The val_loss of a run that nothing happens to."""
     root = tmp_path_factory.mktemp("undisturbed") / "run"
-    return execute(recipe_of(tiny_reference, tiny_text), root)[0]["val_loss"]
+    return execute(recipe_of(tiny_reference, tiny_text), root).summary["val_loss"]
 
 
 @pytest.mark.parametrize("name", ["moved away", "Größe – 模型", "x" * 200])
@@ -852,7 +856,7 @@ def test_d24_and_d25_a_run_that_was_moved_anywhere_goes_on(
 ) -> None:
     shutil.copytree(halfway, tmp_path / name / "run")
     (tmp_path / "linked").symlink_to(tmp_path / name)
-    final, _ = execute(recipe_of(tiny_reference, tiny_text), tmp_path / "linked" / "run")
+    final = execute(recipe_of(tiny_reference, tiny_text), tmp_path / "linked" / "run").summary
     assert final["val_loss"] == undisturbed
     record = Run(tmp_path / name / "run").read()
     assert record["rounds"][0]["restarts"] == 1
@@ -863,7 +867,7 @@ def test_d25_a_path_with_everything_in_it_works(
 ) -> None:
     root = tmp_path / "a b" / ("n" * 200) / "ü" / "run"
     root.parent.mkdir(parents=True)
-    assert execute(recipe_of(tiny_reference, tiny_text), root)[0]["tokens"] == 1280
+    assert execute(recipe_of(tiny_reference, tiny_text), root).summary["tokens"] == 1280
 
 
 def test_d26_a_torn_or_spoilt_metrics_file_is_cut_to_the_checkpoint(

@@ -74,10 +74,10 @@ def test_e1_a_run_stands_although_its_tasks_cannot_be_asked(
 ) -> None:
     execute(tiny_run(tiny_reference, tiny_text, []), tmp_path / "tiny")
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    final, code = execute(tiny_run(tiny_reference, tiny_text, ["piqa"]), tmp_path / "tiny")
+    result = execute(tiny_run(tiny_reference, tiny_text, ["piqa"]), tmp_path / "tiny")
     record = Run(tmp_path / "tiny").read()
-    assert code == 0
-    assert final["val_loss"] == record["result"]["val_loss"]
+    assert record["exit_code"] == 0
+    assert result.val_loss == record["result"]["val_loss"]
     assert record["status"] == "done"
     assert any("lm-eval, which is not installed" in note for note in record["notes"])
     assert (tmp_path / "tiny" / "report" / "index.html").exists()

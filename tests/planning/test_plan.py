@@ -211,7 +211,7 @@ def test_a_run_takes_the_commit_that_was_planned(hub, tiny_text, tmp_path):
     plan = plan_recipe(recipe, tmp_path / "run")
     hub.revisions["main"] = SECOND
     assert plan_recipe(recipe, tmp_path / "run").commit == FIRST
-    final, _ = execute(RecipeFile(None, "# a test\n", recipe, {}), tmp_path / "run")
+    final = execute(RecipeFile(None, "# a test\n", recipe, {}), tmp_path / "run").summary
     assert final["reference_layers"] == 4
     record = json.loads((tmp_path / "run" / "variants/inherit/2-layers/inherit.json").read_text())
     assert record["reference"]["revision"] == FIRST
@@ -225,7 +225,7 @@ def test_a_run_that_was_begun_keeps_its_commit(hub, tiny_text, tmp_path):
     recipe = RecipeFile(None, "# a test\n", recipe_of(MODEL, tiny_text), {})
     prepare_only(recipe, tmp_path / "run")
     hub.revisions["main"] = SECOND
-    final, _ = execute(recipe, tmp_path / "run")
+    final = execute(recipe, tmp_path / "run").summary
     assert final["reference_layers"] == 4
 
 

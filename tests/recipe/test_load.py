@@ -218,7 +218,9 @@ def test_many_problems_fit_three_lines(refuse: Refuse) -> None:
 
 
 def test_removed_key_that_is_off_is_accepted_from_older_recipes(read: Read) -> None:
-    older = read(f"{SMALLEST}grow: {{add: 1, abandon: never, audit: false}}\n").recipe
+    older = read(
+        f"{SMALLEST}grow: {{add: 1, abandon: never, audit: false, benchmark: null}}\n"
+    ).recipe
     assert older == read(f"{SMALLEST}grow: {{add: 1}}\n").recipe
     assert "abandon" not in older.resolved()["grow"]
 

@@ -22,7 +22,6 @@ from inheritune.recipe.presets import preset_names, preset_path
 from inheritune.recipe.published import experiment_names
 from inheritune.recipe.schema import Recipe
 from inheritune.run.execute import execute
-from inheritune.run_directory import Run
 from inheritune.surgery.half_width import imagine_half_width
 
 LOW_DATA = ["low-data-1b", "low-data-50b", "low-data-layers", "low-data-repetition"]
@@ -240,9 +239,8 @@ def run_scaled(name: str, root: Path) -> dict:
     file = scaled(name)
     never = file.recipe.grow.model_copy(update={"tolerance": -1.0})
     file = replace(file, recipe=file.recipe.model_copy(update={"grow": never}))
-    _, code = execute(file, root)
-    record = Run(root).read()
-    assert (code, record["status"]) == (6 if never.add else 0, "done")
+    record = execute(file, root).record
+    assert (record["exit_code"], record["status"]) == (6 if never.add else 0, "done")
     assert record["scaled"] == record["notes"][0] == file.scaled
     planned = {(t.name, t.layers) for t in plan_recipe(file.recipe, root).trainings}
     folders = (root / "variants").glob("*/*-layers/result.json")

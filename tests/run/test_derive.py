@@ -10,7 +10,7 @@ from inheritune.errors import DataError, Interrupted, RecipeError
 from inheritune.recipe.load import RecipeFile
 from inheritune.reporting.provenance import provenance
 from inheritune.run.derive import judge
-from inheritune.run.execute import execute as execute_with_code
+from inheritune.run.execute import execute as execute_recipe
 from inheritune.run.execute import prepare_only, train_only
 from inheritune.run_directory import Run
 from inheritune.steps.result import TrainingResult
@@ -24,7 +24,7 @@ def recipe_of(model: Path, text: Path, **sections: dict[str, Any]) -> RecipeFile
 
 
 def execute(*args: Any) -> dict[str, Any]:
-    return execute_with_code(*args)[0]
+    return execute_recipe(*args).summary
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
@@ -68,24 +68,25 @@ def test_it_grows_by_the_step_until_the_limit_when_nothing_matches(
     good = trained_reference(tiny_reference, tiny_text, tmp_path)
     grow = {"add": 1, "max_rounds": 3}
     recipe = recipe_of(good, tiny_text, train=frozen, inherit={"layers": 1}, grow=grow)
-    final, code = execute_with_code(recipe, tmp_path / "run")
-    record = Run(tmp_path / "run").read()
+    result = execute_recipe(recipe, tmp_path / "run")
+    record = result.record
     rounds = [(r["round"], r["layers"], r["outcome"]) for r in record["rounds"]]
     assert [r[:2] for r in rounds] == [(1, 1), (2, 2), (3, 3)]
-    assert final["outcome"] == "not_matched"
-    assert (code, record["exit_code"]) == (6, 6)
+    assert (result.verdict, result.is_missed) == ("not_matched", True)
+    assert record["exit_code"] == 6
     # ...until all of its layers are there: then nothing is missing.
     whole = recipe_of(good, tiny_text, train=frozen, inherit={"layers": 4})
-    final, code = execute_with_code(whole, tmp_path / "whole")
-    assert final["val_loss"] == pytest.approx(final["benchmark"], abs=1e-6)
+    result = execute_recipe(whole, tmp_path / "whole")
+    assert result.val_loss == pytest.approx(result.reference_loss, abs=1e-6)
 
 
 def test_it_stops_at_the_first_round_that_matches(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
     recipe = recipe_of(tiny_reference, tiny_text, grow={"tolerance": 100.0})
-    final, code = execute_with_code(recipe, tmp_path / "run")
-    assert (final["rounds"], final["layers"], final["outcome"], code) == (1, 2, "matched", 0)
+    result = execute_recipe(recipe, tmp_path / "run")
+    assert (result.layers, result.verdict, result.is_missed) == (2, "matched", False)
+    assert result.summary["rounds"] == 1
 
 
 def trained_reference(model: Path, text: Path, folder: Path) -> Path:
@@ -177,13 +178,17 @@ def test_a_run_of_an_older_version_with_removed_fields_is_reported_again(
     older = tmp_path / root.name
     shutil.copytree(root, older)
     record = Run(older).read()
-    record["recipe"]["grow"] |= {"abandon": "never", "audit": False}
+    record["recipe"]["grow"] |= {"abandon": "never", "audit": False, "benchmark": None}
+    record["benchmark"]["borrowed"] = None
     record["rounds"] = [trial | {"abandoned": None} for trial in record["rounds"]]
     (older / "run.json").write_text(json.dumps(record))
     for path in older.rglob("result.json"):
         stored = json.loads(path.read_text())
         stored["result"]["abandoned"] = None
         path.write_text(json.dumps(stored))
+    stored = json.loads((older / "benchmark.json").read_text())
+    stored["result"]["borrowed"] = None
+    (older / "benchmark.json").write_text(json.dumps(stored))
     before = snapshot(older)
     assert execute(recipe, older) | {"seconds": 0} == final | {
         "seconds": 0,

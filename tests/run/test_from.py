@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,9 @@ def go_on(
 ) -> Any:
     plan = plan_pretraining(str(model), tokens.path, out, [*SETS, *sets])
     checkpoint = out / "checkpoints" / f"step-{step:08d}"
-    return pretrain(plan, out, more.pop("on_progress", silent), checkpoint=checkpoint, **more)
+    return asdict(
+        pretrain(plan, out, more.pop("on_progress", silent), checkpoint=checkpoint, **more)
+    )
 
 
 # -- what becomes of the later ones
@@ -251,7 +254,7 @@ def test_a_run_goes_on_from_it_and_then_trains_the_others(
     linked = tmp_path / "linked"
     linked.symlink_to(root)
     through = linked / checkpoint.relative_to(root)
-    final, _ = execute(recipe, root, checkpoint=through)
+    final = execute(recipe, root, checkpoint=through).summary
     assert [row["name"] for row in final["variants"]] == ["reference", "inherit", "scratch"]
     notes = Run(root).read()["rounds"][0]["notes"]
     assert any("step-00000002 was named" in note for note in notes)

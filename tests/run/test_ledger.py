@@ -103,7 +103,7 @@ def priced(
     recipe = costly(tiny_reference, tiny_text, cost={"price_per_hour": 7200.0, "currency": "EUR"})
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("inheritune.run.derive.judge", lambda trial, tolerance: "not_matched")
-        return root, execute(as_file(recipe), root)[0]
+        return root, execute(as_file(recipe), root).summary
 
 
 def test_everything_is_in_the_ledger_and_the_round_thrown_away_too(priced) -> None:

@@ -360,7 +360,7 @@ def finished(tiny_reference, tiny_text, tmp_path_factory):
     recipe = recipe_of(tiny_reference, tiny_text, variants=ARMS)
     root = tmp_path_factory.mktemp("runs") / "tiny"
     plan = plan_recipe(recipe, root)
-    final, _ = execute(RecipeFile(None, "# a test\n", recipe, {}), root)
+    final = execute(RecipeFile(None, "# a test\n", recipe, {}), root).summary
     return root, recipe, plan, final
 
 
@@ -442,7 +442,7 @@ def test_what_a_result_was_made_from_is_named_as_it_always_was(finished):
 def test_a_run_of_many_variants_does_nothing_twice(finished):
     root, recipe, _, final = finished
     before = {p: p.stat().st_mtime_ns for p in root.glob("variants/**/*") if p.is_file()}
-    assert execute(RecipeFile(None, "# a test\n", recipe, {}), root)[0] == final
+    assert execute(RecipeFile(None, "# a test\n", recipe, {}), root).summary == final
     assert {p: p.stat().st_mtime_ns for p in root.glob("variants/**/*") if p.is_file()} == before
     changed = recipe.model_dump() | {"variants": recipe.model_dump()["variants"] | {
         "gentle": ARMS["gentle"] | {"lr_scale": 0.25}}}  # fmt: skip

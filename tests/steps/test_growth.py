@@ -1,8 +1,6 @@
 """How the target grows: which sizes, and what it is compared with."""
 
-import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from inheritune.cli.plan_text import recipe_page
-from inheritune.errors import DataError, RecipeError, UnsupportedModelError
+from inheritune.errors import RecipeError, UnsupportedModelError
 from inheritune.model_files.directory import open_model
 from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.load import RecipeFile
@@ -23,7 +21,6 @@ from inheritune.reporting.tables import ledger_table
 from inheritune.run.execute import execute, train_only
 from inheritune.run_directory import Run
 from inheritune.steps.growth import Growth
-from inheritune.system.progress import Progress
 
 STEP = {"tokens": 128, "learning_rate": 1e-3, "min_learning_rate": 1e-4}
 
@@ -184,7 +181,8 @@ def test_the_target_of_a_bisection_is_the_smallest_that_matched(
         "and the smallest that matches is the target."
         for line in recipe_page(plan).lines
     )
-    final, code = execute(recipe, root)
+    result = execute(recipe, root)
+    final = result.summary
     record = Run(root).read()
     rounds = [(r["layers"], r["outcome"], r["is_target"]) for r in record["rounds"]]
     assert rounds == [
@@ -193,7 +191,8 @@ def test_the_target_of_a_bisection_is_the_smallest_that_matched(
         (3, "not_matched", False),
         (4, "matched", True),
     ]
-    assert (final["outcome"], final["layers"], final["rounds"], code) == ("matched", 4, 4, 0)
+    assert (final["outcome"], final["layers"], final["rounds"]) == ("matched", 4, 4)
+    assert not result.is_missed
     published = load_file(root / "target" / "model.safetensors")
     trained = load_file(root / "variants/inherit/4-layers/model/model.safetensors")
     assert published.keys() == trained.keys()
@@ -201,7 +200,7 @@ def test_the_target_of_a_bisection_is_the_smallest_that_matched(
     rows = [(row["name"], row["layers"]) for row in record["variants"]]
     assert rows == [("reference", 8), ("inherit", 4), ("scratch", 4), ("kept", 3), ("kept", 4)]
     assert any("searched by halving" in note for note in record["notes"])
-    assert execute(recipe, root) == (final, code)
+    assert execute(recipe, root) == result
 
 
 def test_a_bisection_without_a_match_ends_with_the_largest(
@@ -209,8 +208,9 @@ def test_a_bisection_without_a_match_ends_with_the_largest(
 ):
     matches_from(99)
     recipe = recipe_of(tiny_reference, tiny_text, grow={"search": "bisect", "max_layers": 3})
-    final, code = execute(recipe, tmp_path / "run")
-    assert (final["outcome"], final["layers"], final["rounds"], code) == ("not_matched", 3, 3, 6)
+    result = execute(recipe, tmp_path / "run")
+    assert (result.verdict, result.layers, result.is_missed) == ("not_matched", 3, True)
+    assert result.summary["rounds"] == 3
 
 
 # -- the control that keeps its layers
@@ -268,7 +268,7 @@ def test_grown_is_left_out_where_one_round_was_enough_and_that_is_said(
     record = Run(tmp_path / "run").read()
     assert "kept was not trained: the target needed one size only." in record["notes"]
     assert not (tmp_path / "run" / "variants" / "kept").exists()
-    with pytest.raises(RecipeError, match=r"variants.kept goes on from the rounds of inherit"):
+    with pytest.raises(RecipeError, match=r"variants.kept continues from the rounds of inherit"):
         train_only(recipe, tmp_path / "run", variant="kept")
 
 
@@ -277,108 +277,3 @@ def test_a_reference_that_cannot_grow_is_refused_before_training(tmp_path, tiny_
     recipe = recipe_of(tmp_path / "gemma3n", tiny_text, variants={"kept": {"start": "grown"}})
     with pytest.raises(UnsupportedModelError, match=r"variants.kept.*a part for each of them"):
         plan_recipe(recipe.recipe, tmp_path / "run")
-
-
-# -- a benchmark of another run
-
-
-@pytest.fixture(scope="module")
-def measured(tiny_reference, tiny_text, tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("measured") / "run"
-    execute(recipe_of(tiny_reference, tiny_text, grow={"add": 0}), root)
-    return root / "benchmark.json"
-
-
-def test_a_benchmark_of_another_run_is_taken_and_listed_as_borrowed(
-    measured, tiny_reference, tiny_text, tmp_path
-):
-    path = Path(shutil.copy(measured, tmp_path / "theirs.json"))
-    grow = {"add": 0, "benchmark": str(path)}
-    # More text to train on is no other validation set.
-    recipe = recipe_of(tiny_reference, tiny_text, grow=grow)
-    assert any("borrowed: " in line for line in plan_recipe(recipe.recipe, tmp_path / "p").notes)
-    heard: list[Progress] = []
-    final, _ = execute(recipe, tmp_path / "run", heard.append)
-    assert not any(progress.task == "benchmark" for progress in heard)
-    theirs = json.loads(measured.read_text())["result"]
-    assert final["benchmark"] == theirs["val_loss"]
-    record = Run(tmp_path / "run").read()
-    assert record["benchmark"]["borrowed"] == str(path)
-    entry = next(entry for entry in record["ledger"] if entry["item"] == "benchmark")
-    assert (entry["borrowed"], entry["flops"]) == (True, theirs["flops"])
-    path.unlink()  # the run has its own copy
-    assert execute(recipe, tmp_path / "run")[0] == final
-    with pytest.raises(RecipeError, match=r"with benchmark = "):
-        execute(recipe_of(tiny_reference, tiny_text, grow={"add": 0}), tmp_path / "run")
-
-
-def other_reference(model: Path, folder: Path) -> dict[str, Any]:
-    copy = Path(shutil.copytree(model, folder / "other"))
-    tiny_models.build("llama", vocab_size=320, num_hidden_layers=3).save_pretrained(copy)
-    return {"reference": {"model": str(copy)}}
-
-
-def other_tokenizer(model: Path, folder: Path) -> dict[str, Any]:
-    copy = Path(shutil.copytree(model, folder / "other"))
-    path = copy / "tokenizer.json"
-    made = json.loads(path.read_text())
-    first, second = made["model"]["merges"][:2]
-    made["model"]["merges"][:2] = [second, first]
-    path.write_text(json.dumps(made))
-    return {"reference": {"model": str(copy)}}
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (other_reference, r"with reference \w{12}\.\.\., here it is \w{12}\.\.\.\."),
-        (other_tokenizer, r"with tokenizer \w{12}\.\.\., here it is \w{12}\.\.\.\."),
-        (
-            lambda model, folder: {"data": {"val_fraction": 0.3}},
-            r"with validation set \w{12}\.\.\., here it is \w{12}",
-        ),
-        (
-            lambda model, folder: {"train": {"seq_len": 8, "micro_batch": 16}},
-            r"with sequence length 16, here it is 8\.",
-        ),
-    ],
-)
-def test_d20_a_benchmark_of_something_else_is_refused_and_what_differs_is_named(
-    change, said, measured, tiny_reference, tiny_text, tmp_path
-):
-    sections = change(tiny_reference, tmp_path)
-    recipe = recipe_of(
-        tiny_reference, tiny_text, **sections, grow={"add": 0, "benchmark": str(measured)}
-    )
-    with pytest.raises(RecipeError, match=said) as error:
-        execute(recipe, tmp_path / "run")
-    assert error.value.exit_code == 2
-    assert str(measured) in error.value.message
-    assert not (tmp_path / "run" / "benchmark.json").exists()
-    assert not (tmp_path / "run" / "variants").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (None, "cannot read"),
-        ("[]", "is no benchmark"),
-        ('{"result": {"val_loss": NaN}}', "not valid JSON"),
-        ({"windows": ["x"]}, "its losses are no numbers"),
-        ({"measured_on": {}}, "does not say what it was measured on"),
-    ],
-)
-def test_a_broken_benchmark_is_named_with_the_way_out(
-    content, said, measured, tiny_reference, tiny_text, tmp_path
-):
-    path = tmp_path / "broken.json"
-    if isinstance(content, dict):
-        stored = json.loads(measured.read_text())
-        content = json.dumps(stored | {"result": stored["result"] | content})
-    if content is not None:
-        path.write_text(content)
-    grow = {"benchmark": str(path)}
-    with pytest.raises(DataError, match=said) as error:
-        plan_recipe(recipe_of(tiny_reference, tiny_text, grow=grow).recipe, tmp_path / "run")
-    assert "/broken" in error.value.message  # long paths are shortened
-    assert error.value.exit_code == 3

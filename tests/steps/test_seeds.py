@@ -59,7 +59,7 @@ def several(
         execute(as_file(short(tiny_reference, tiny_text, variants=alone)), root)
         before = times(root)
         recipe = short(tiny_reference, tiny_text, variants=VARIANTS, seeds=[0, 1, 2])
-        final, _ = execute(as_file(recipe), root)
+        final = execute(as_file(recipe), root).summary
     return root, final, before
 
 

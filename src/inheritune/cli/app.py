@@ -33,6 +33,7 @@ from inheritune.cli.console import (
     say,
 )
 from inheritune.cli.train import Asked
+from inheritune.errors import NOT_MATCHED_EXIT_CODE
 
 if TYPE_CHECKING:
     from inheritune.recipe.schema import Recipe
@@ -97,10 +98,10 @@ def run(
             smaller = ["--scale", str(scale)] if scale is not None else []
             asked.launch(["run", str(recipe), "--runs", str(runs), *smaller], root)
         with progress() as on_progress:
-            final, code = execute(wanted, root, on_progress, allowed=allowed, checkpoint=checkpoint)
-        if final:  # the first process has it
-            _show_result(root, final, as_json, f"inheritune report {root}")
-        raise typer.Exit(code)
+            result = execute(wanted, root, on_progress, allowed=allowed, checkpoint=checkpoint)
+        if result is not None:  # the first process has it
+            _show_result(root, result.summary, as_json, f"inheritune report {root}")
+            raise typer.Exit(NOT_MATCHED_EXIT_CODE if result.is_missed else 0)
 
 
 @app.command()
@@ -135,9 +136,11 @@ def demo(
             say(_intro(wanted.recipe))
         with progress() as on_progress:
             # The demo has done its job whichever way the answer falls.
-            final, _ = execute(wanted, root, on_progress, missed_exit_code=0)
+            result = execute(wanted, root, on_progress, must_match=False)
         copy = f"inheritune init --preset {preset} > recipe.yaml"
-        _show_result(root, final, as_json, f"{copy}   # then: inheritune run recipe.yaml")
+        if result is not None:
+            next_command = f"{copy}   # then: inheritune run recipe.yaml"
+            _show_result(root, result.summary, as_json, next_command)
 
 
 for _command in (

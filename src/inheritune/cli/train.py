@@ -1,7 +1,7 @@
 """The command that trains: a variant of a recipe, or any model on prepared tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, NoReturn
@@ -132,7 +132,7 @@ def _train_variant(
     elif trial:  # the first process has it
         say(
             f"{trial['model']}: val_loss {trial['val_loss']:.4f}, "
-            f"{trial['difference']:+.4f} against the benchmark."
+            f"{trial['difference']:+.4f} against the reference loss."
         )
         say(f"next: inheritune run {recipe}")
 
@@ -146,15 +146,16 @@ def _train_model(model: str, tokens: Path, out: Path, asked: Asked) -> None:
     if asked.processes > 1:
         asked.launch(["train", model, str(tokens), str(out)], out)
     with progress() as on_progress:
-        final = pretrain(plan, out, on_progress, asked.allowed, asked.checkpoint)
-    if asked.as_json and final:
-        print_json(final)
-    elif final:  # the first process has it
-        error = final["difference_se"]
-        spread = "" if error is None else f" +- {error:.4f}"
-        say(
-            f"{final['model']}: val_loss {final['val_loss']:.4f}, before "
-            f"{final['val_loss_before']:.4f} ({final['difference']:+.4f}{spread}), after "
-            f"{final['tokens']:,} tokens."
-        )
-        say(f"next: inheritune plan {quote(final['model'])}")
+        result = pretrain(plan, out, on_progress, asked.allowed, asked.checkpoint)
+    if result is None:  # the first process has it
+        return
+    if asked.as_json:
+        print_json(asdict(result))
+        return
+    error = result.difference_se
+    spread = "" if error is None else f" +- {error:.4f}"
+    say(
+        f"{result.model}: val_loss {result.val_loss:.4f}, before {result.val_loss_before:.4f} "
+        f"({result.difference:+.4f}{spread}), after {result.tokens:,} tokens."
+    )
+    say(f"next: inheritune plan {quote(result.model)}")

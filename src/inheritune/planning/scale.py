@@ -94,7 +94,6 @@ def scale_recipe(recipe: Recipe, factor: float, config: Mapping[str, Any] | None
         + [tokens(recipe.tokens_of(name) or 0) for name in recipe.variants]
     )
     values["data"] = _scaled_data(recipe, tokens, 2 * longest)
-    values["grow"]["benchmark"] = None
     for variant in values["variants"].values():
         _scale_variant(variant, factor, train)
     windows = max(1, _TOKENS_OF_FORWARD // train["seq_len"])

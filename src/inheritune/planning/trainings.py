@@ -5,14 +5,12 @@ What a plan tells in sentences: what may surprise, and what cannot be counted ye
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from inheritune.model_files.config import layer_count
 from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.planning.memory import Memory
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.variants import Distill
-from inheritune.steps.borrowed import read_benchmark
 from inheritune.steps.growth import Growth, grown_sizes, grown_specs
 from inheritune.steps.seeds import repeat_specs
 from inheritune.steps.trainings import TrainingSpec, depth_of, specs_for
@@ -179,14 +177,8 @@ class Planner:
 
 
 def growth_notes(recipe: Recipe, growth: Growth) -> list[str]:
-    """Of the rounds there may be, and the benchmark that ends them."""
-    said, rules = list(growth.notes), recipe.grow
-    if rules.benchmark is not None:
-        known = read_benchmark(Path(rules.benchmark).expanduser())
-        said.append(
-            f"The benchmark is borrowed: {known.val_loss:.4f} nats, from {rules.benchmark}. What "
-            "it was measured on is compared when the text is prepared."
-        )
+    """Notes on the rounds that there may be."""
+    said = list(growth.notes)
     if len(growth.longest()) == 1:
         grown = [name for name, variant in recipe.variants.items() if variant.start == "grown"]
         said += [f"{name} is not trained: there is one round only." for name in grown]

@@ -54,11 +54,6 @@ class Grow(Section):
     max_rounds: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Most rounds; null: no limit."
     )
-    benchmark: str | None = Field(
-        None,
-        description="benchmark.json of another run, of the same reference, tokenizer and "
-        "validation set; null: measure it",
-    )
     search: Literal["linear", "bisect"] = Field(
         "linear",
         description="linear: add layers until a round matches; bisect: halve the range of safe cut "

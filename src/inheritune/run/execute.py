@@ -1,87 +1,139 @@
-"""Carry a recipe out in a run directory, and keep the record of it."""
+"""Execute a recipe in a run directory: the whole run, its tokens alone, or one training alone."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inheritune.data.import_tokens import FlatFiles
-from inheritune.errors import NOT_MATCHED_EXIT_CODE, InherituneError, RecipeError
+from inheritune.errors import InherituneError, RecipeError
 from inheritune.model_files.card import reference_fields
 from inheritune.publishing.card import write_card
 from inheritune.recipe.load import RecipeFile
+from inheritune.recipe.schema import Recipe
 from inheritune.reporting.page import write_report
 from inheritune.run.derive import Outcome, derive
-from inheritune.run.ledger import ledger, notes, result, variant_rows
-from inheritune.run.session import Begin, carry_out
+from inheritune.run.ledger import ledger, notes, variant_rows
+from inheritune.run.ledger import result as run_summary
+from inheritune.run.session import Start, carry_out
 from inheritune.run_directory import RUN, Run
 from inheritune.steps.analysis import analyze_run, asks_for_ranks, ranked
+from inheritune.steps.benchmark import measure_benchmark
 from inheritune.steps.controls import continue_texts, train_variant
 from inheritune.steps.growth import Growth, first_layers
 from inheritune.steps.initial_weights import check_starts
 from inheritune.steps.job import Job
-from inheritune.steps.reference import measure_benchmark, open_reference, tokenizer_home
+from inheritune.steps.reference import Reference, open_reference, tokenizer_home
 from inheritune.steps.resume import checkpoint_for
 from inheritune.steps.tasks import Examined, ask_tasks, asked_at, check_tasks, moments_in
 from inheritune.steps.tokens import import_flat_tokens, prepare_tokens
 from inheritune.steps.trainings import TrainingSpec, depth_of, specs_for
 from inheritune.system.progress import Listener, Progress, silent
 
-__all__ = ["execute", "prepare_only", "train_only"]
+__all__ = ["RunResult", "execute", "prepare_only", "train_only"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The result of a run.
+
+    Attributes:
+        target: Directory of the final model.
+        layers: Its transformer layers.
+        val_loss: Its loss on the held-out tokens, nats per token.
+        reference_loss: The reference's loss on the same tokens.
+        difference: val_loss - reference_loss, mean over the windows that both were measured on.
+        difference_se: Standard error of the difference over windows; None for a single window.
+        verdict: ``"matched"``, ``"matched_within_noise"`` or ``"not_matched"``.
+        is_missed: Whether the target was to grow until it matched, and did not match.
+        report: The report page.
+        summary: ``result`` of run.json: what ``inheritune run --json`` prints.
+        run: The run's directory.
+    """
+
+    target: Path
+    layers: int
+    val_loss: float
+    reference_loss: float
+    difference: float
+    difference_se: float | None
+    verdict: str
+    is_missed: bool
+    report: Path
+    summary: dict[str, Any]
+    run: Path
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Everything that run.json holds."""
+        return Run(self.run).read()
 
 
 def execute(
-    recipe: RecipeFile,
+    recipe: Recipe | RecipeFile,
     root: Path,
     on_progress: Listener = silent,
-    missed_exit_code: int = NOT_MATCHED_EXIT_CODE,
+    *,
+    must_match: bool = True,
     allowed: Collection[str] = (),
     checkpoint: Path | None = None,
-) -> tuple[dict[str, Any], int]:
-    """Do the whole method, or what is left of it, and write the report.
+) -> RunResult | None:
+    """Derive a target by a recipe, or continue where the run was stopped, and write the report.
+
+    Ctrl-C, SIGTERM and SIGUSR1 stop the run where it can be continued.
 
     Args:
-        recipe: What to do.
-        root: The run's directory; an unfinished run in it is continued.
-        on_progress: Told what goes on.
-        missed_exit_code: What the process ends with where growing was asked for and the
-            benchmark was not matched.
-        allowed: Recipe keys that may differ from what the run was begun with; recorded.
-        checkpoint: Of the training that is not finished, to go on from; None: the newest.
+        recipe: A recipe object, or one read from a file, whose text is then kept in the run.
+        root: The run's directory, usually ``runs/<name>``; an unfinished run in it is continued.
+        on_progress: Called with every event of the run.
+        must_match: Whether a target that may grow and does not match counts as missed.
+        allowed: Recipe keys that may differ from those the run began with; recorded.
+        checkpoint: Checkpoint from which the unfinished training continues; None: the newest.
 
     Returns:
-        The result, as run.json keeps it, and the exit code. Of several processes, all but the
-        first have no result.
+        The result; None in all processes of torchrun but the first.
 
     Raises:
-        InherituneError: It could not be done; the record says why, and what was done stays.
+        InherituneError: The run failed; run.json says why, and completed steps stay.
+        Interrupted: A signal asked to stop; the same call continues.
     """
+    file = recipe if isinstance(recipe, RecipeFile) else RecipeFile(None, "", recipe, {})
+    must_match = must_match and file.recipe.grow.add > 0
 
-    def work(job: Job) -> tuple[dict[str, Any], int]:
-        if "result" not in job.run.read():  # afterwards, what was trained stands
+    def work(job: Job) -> RunResult:
+        # --- derive the target; nothing below can fail the run any more ---
+        if "result" not in job.run.read():  # a result stands, whatever its tasks have become
             check_tasks(job)
         outcome = derive(job)
-        final = result(outcome, job.recipe, root, job.run.report / "index.html")
-        missed = final["outcome"] == "not_matched" and recipe.recipe.grow.add > 0
+        summary = run_summary(outcome, job.recipe, root, job.run.report / "index.html")
         findings = _findings(outcome, job)
-        findings["notes"] = [*([recipe.scaled] if recipe.scaled else []), *findings["notes"]]
-        job.run.update(**findings, result=final)
-        _look_inside(job, outcome)
-        try:
-            job.run.update(samples=continue_texts(job, _models(outcome, job.run)))
-        except InherituneError:
-            raise
-        except Exception as error:
-            # Samples are an extra: whatever generation trips over, the result stands.
-            said = f"none: {type(error).__name__}: {str(error)[:200]}"
-            job.on_progress(Progress("samples", message=said))
-        _examine(outcome, job)
-        return final, missed_exit_code if missed else 0
+        findings["notes"] = [*([file.scaled] if file.scaled else []), *findings["notes"]]
+        job.run.update(**findings, result=summary)
 
-    final, code = carry_out(recipe, root, on_progress, work, Begin(RUN, allowed, checkpoint))
-    if final:
+        # --- look at the models: attention, samples, tasks ---
+        _analyze(job, outcome)
+        _continue_prompts(job, outcome)
+        _ask_tasks(job, outcome)
+        return RunResult(
+            target=job.run.target,
+            layers=outcome.target.layers,
+            val_loss=outcome.target.val_loss,
+            reference_loss=outcome.benchmark.val_loss,
+            difference=outcome.target.difference,
+            difference_se=outcome.target.difference_se,
+            verdict=outcome.verdict,
+            is_missed=must_match and outcome.verdict == "not_matched",
+            report=job.run.report / "index.html",
+            summary=summary,
+            run=root,
+        )
+
+    start = Start(RUN, allowed, checkpoint)
+    run_result = carry_out(file, root, work, on_progress, start, lambda result: result.is_missed)
+    if run_result is not None:
         write_report(root)
         write_card(root)
-    return final, code
+    return run_result
 
 
 def prepare_only(
@@ -94,24 +146,26 @@ def prepare_only(
     """Prepare a recipe's tokens and stop.
 
     Args:
-        recipe: What to do.
+        recipe: Names the text and the reference whose tokenizer is used.
         root: The run's directory.
-        on_progress: Told what goes on.
-        files: Ids of another program, taken instead of the recipe's text.
-        tokenizer: Directory of the tokenizer that made them; None: the reference's.
+        on_progress: Called with every event.
+        files: Token ids of another program, imported instead of the recipe's text.
+        tokenizer: Directory of the tokenizer that made these ids; None: the reference's.
 
     Returns:
         The summary of the token directory, and its path.
     """
 
-    def work(job: Job) -> tuple[dict[str, Any], int]:
+    def work(job: Job) -> dict[str, Any]:
         home = tokenizer_home(job)
         if files is not None:
             import_flat_tokens(job, tokenizer or home, files)
         tokens = prepare_tokens(job, home)
-        return tokens.summary() | {"path": str(tokens.path)}, 0
+        return tokens.summary() | {"path": str(tokens.path)}
 
-    return carry_out(recipe, root, on_progress, work)[0]
+    summary = carry_out(recipe, root, work, on_progress)
+    assert summary is not None  # there is one process: torchrun starts none to prepare tokens
+    return summary
 
 
 def train_only(
@@ -122,77 +176,86 @@ def train_only(
     on_progress: Listener = silent,
     allowed: Collection[str] = (),
     checkpoint: Path | None = None,
-) -> dict[str, Any]:
-    """Train one variant at one size and stop.
+) -> dict[str, Any] | None:
+    """Train one variant at one size and stop; a later run of the recipe takes it over.
 
     Args:
-        recipe: What to do.
+        recipe: Has the variant.
         root: The run's directory.
-        variant: Its name in the recipe; None: the target.
-        layers: How many it has; None: what the recipe says, or as many as the target begins with.
-        on_progress: Told what goes on.
-        allowed: Recipe keys that may differ from what the run was begun with; recorded.
-        checkpoint: Of the training that is not finished, to go on from; None: the newest.
+        variant: A name in the recipe; None: the target.
+        layers: None: as many as the recipe says, or as the target begins with.
+        on_progress: Called with every event.
+        allowed: Recipe keys that may differ from those the run began with; recorded.
+        checkpoint: Checkpoint from which the unfinished training continues; None: the newest.
 
     Returns:
-        The trial, as run.json keeps it; of several processes, all but the first have none.
+        The training's summary as in run.json, and ``model``, the path of its model directory; None
+        in all processes of torchrun but the first.
 
     Raises:
-        RecipeError: There is no such variant, or its tokens depend on the other variants.
+        RecipeError: The recipe has no such variant, or its tokens depend on the other variants.
     """
 
-    def work(job: Job) -> tuple[dict[str, Any], int]:
+    def work(job: Job) -> dict[str, Any]:
         plan, name = job.recipe, variant or job.recipe.target
-        if name not in plan.variants:
-            known = ", ".join(plan.variants)
-            raise RecipeError(f"the recipe has no variant {name!r}.", f"Choose one of: {known}.")
-        tokens_wanted = plan.tokens_of(name)
-        if tokens_wanted is None:
-            raise RecipeError(
-                f"variants.{name}.tokens is {plan.variants[name].tokens}, which only a whole run "
-                "knows.",
-                "Use: inheritune run.",
-            )
-        if plan.variants[name].start == "grown":
-            raise RecipeError(
-                f"variants.{name} goes on from the rounds of {plan.target}.", "Use: inheritune run."
-            )
+        num_tokens = _tokens_of(plan, name)
+
+        # --- the reference, and with how many layers ---
         reference = open_reference(job)
         if asks_for_ranks(plan):
-            prepared = prepare_tokens(job, reference.model.path)
-            reference = ranked(job, reference, prepared)
-        first, most = first_layers(plan, reference)
-        growth = Growth.of(plan, reference.model, first, most)
-        most = most if name == plan.target else reference.layers
-        count = layers or depth_of(plan.variants[name], reference.layers, growth.sizes[0])
-        if count > most:
-            raise RecipeError(f"--layers is {count}.", f"Choose between 1 and {most}.")
-        check_starts(
-            plan, reference.model, [count], only=name, layers_by_rank=reference.layers_by_rank
-        )
-        arms = specs_for(
-            plan, name, reference.layers, count, tokens_wanted, reference.layers_by_rank
-        )
-        checkpoint_for(job, _next_folder(job, arms))  # or is refused before anything is done
+            tokens = prepare_tokens(job, reference.model.path)
+            reference = ranked(job, reference, tokens)
+        num_layers = _layers_of(plan, name, reference, layers)
+        ranks = reference.layers_by_rank
+        check_starts(plan, reference.model, [num_layers], only=name, layers_by_rank=ranks)
+        specs = specs_for(plan, name, reference.layers, num_layers, num_tokens, ranks)
+        checkpoint_for(job, _next_folder(job, specs))  # a wrong --from is refused before any work
+
+        # --- train; stacking has two trainings ---
         tokens = prepare_tokens(job, reference.model.path)
         benchmark = measure_benchmark(job, reference, tokens)
-        for arm in arms:
-            trial = train_variant(job, arm, reference, tokens, benchmark)
-        return trial.summary() | {"model": str(root / trial.path / "model")}, 0
+        results = [train_variant(job, spec, reference, tokens, benchmark) for spec in specs]
+        model = root / results[-1].path / "model"
+        return results[-1].summary() | {"model": str(model)}
 
-    return carry_out(recipe, root, on_progress, work, Begin(RUN, allowed, checkpoint))[0]
-
-
-def _look_inside(job: Job, outcome: Outcome) -> None:
-    target = job.run.root / outcome.target.path / "model"
-    analysis, said = analyze_run(job, outcome.reference, outcome.tokens, target)
-    kept = job.run.read().get("notes", [])
-    job.run.update(analysis=analysis, notes=[*kept, *said])
+    return carry_out(recipe, root, work, on_progress, Start(RUN, allowed, checkpoint))
 
 
-def _next_folder(job: Job, arms: Sequence[TrainingSpec]) -> Path:
-    folders = [arm.folder_in(job.run) for arm in arms]
+def _tokens_of(recipe: Recipe, name: str) -> int:
+    if name not in recipe.variants:
+        names = ", ".join(recipe.variants)
+        raise RecipeError(f"the recipe has no variant {name!r}.", f"Choose one of: {names}.")
+    tokens = recipe.tokens_of(name)
+    if tokens is None:
+        raise RecipeError(
+            f"variants.{name}.tokens is {recipe.variants[name].tokens}, which only a whole run "
+            "knows.",
+            "Use: inheritune run.",
+        )
+    if recipe.variants[name].start == "grown":
+        raise RecipeError(
+            f"variants.{name} continues from the rounds of {recipe.target}.",
+            "Use: inheritune run.",
+        )
+    return tokens
+
+
+def _layers_of(recipe: Recipe, name: str, reference: Reference, layers: int | None) -> int:
+    first, most = first_layers(recipe, reference)
+    growth = Growth.of(recipe, reference.model, first, most)
+    limit = most if name == recipe.target else reference.layers
+    count = layers or depth_of(recipe.variants[name], reference.layers, growth.sizes[0])
+    if count > limit:
+        raise RecipeError(f"--layers is {count}.", f"Choose between 1 and {limit}.")
+    return count
+
+
+def _next_folder(job: Job, specs: Sequence[TrainingSpec]) -> Path:
+    folders = [spec.folder_in(job.run) for spec in specs]
     return next((f for f in folders if not (f / "result.json").exists()), folders[-1])
+
+
+# -- what run.json keeps
 
 
 def _findings(outcome: Outcome, job: Job) -> dict[str, Any]:
@@ -216,13 +279,12 @@ def _findings(outcome: Outcome, job: Job) -> dict[str, Any]:
             "val_loss": benchmark.val_loss,
             "val_loss_se": benchmark.val_loss_se,
             "windows": len(benchmark.windows),
-            "borrowed": benchmark.borrowed,
             "bits_per_byte": benchmark.bits_per_byte,
         },
         "rounds": [
-            trial.summary()
-            | {"round": number, "outcome": verdict, "is_target": trial is outcome.target}
-            for number, (trial, verdict) in enumerate(
+            result.summary()
+            | {"round": number, "outcome": verdict, "is_target": result is outcome.target}
+            for number, (result, verdict) in enumerate(
                 zip(outcome.rounds, outcome.verdicts, strict=True), 1
             )
         ],
@@ -232,44 +294,55 @@ def _findings(outcome: Outcome, job: Job) -> dict[str, Any]:
     }
 
 
-def _examine(outcome: Outcome, job: Job) -> None:
-    """Ask the recipe's tasks; the result stands already, whatever comes of it."""
-    reference, target = outcome.reference, outcome.target
-    models = [
-        Examined(
-            "reference",
-            "reference",
-            reference.layers,
-            reference.training.get("tokens"),
-            reference.model.path,
+def _add_notes(job: Job, more: Sequence[str], **fields: Any) -> None:
+    job.run.update(notes=[*job.run.read().get("notes", []), *more], **fields)
+
+
+def _analyze(job: Job, outcome: Outcome) -> None:
+    model = job.run.root / outcome.target.path / "model"
+    analysis, more = analyze_run(job, outcome.reference, outcome.tokens, model)
+    _add_notes(job, more, analysis=analysis)
+
+
+def _continue_prompts(job: Job, outcome: Outcome) -> None:
+    results = [outcome.target, *outcome.controls]
+    models = {"reference": outcome.reference.model.path}
+    models |= {result.name: job.run.root / result.path / "model" for result in results}
+    try:
+        job.run.update(samples=continue_texts(job, models))
+    except InherituneError:
+        raise
+    except Exception as error:
+        # Samples are an extra: whatever generation trips over, the result stands.
+        message = f"none: {type(error).__name__}: {str(error)[:200]}"
+        job.on_progress(Progress("samples", message=message))
+
+
+def _ask_tasks(job: Job, outcome: Outcome) -> None:
+    # --- the models: the reference, the ends of trainings, and snapshots of them on the way ---
+    reference = outcome.reference
+    trained_tokens = reference.training.get("tokens")
+    path = reference.model.path
+    models = [Examined("reference", "reference", reference.layers, trained_tokens, path)]
+    snapshots: list[Examined] = []
+    incomplete: list[str] = []
+    for result in [outcome.target, *outcome.controls]:
+        role = "target" if result is outcome.target else "control"
+        folder = job.run.root / result.path
+        end = Examined(result.name, role, result.layers, result.tokens, folder / "model")
+        models.append(end)
+        token_counts = asked_at(job.recipe, result.tokens)
+        own_snapshots = moments_in(folder, end, token_counts)
+        snapshots += own_snapshots
+        if len(own_snapshots) < len(token_counts):
+            incomplete.append(f"{result.name}, {result.layers} layers")
+
+    evaluation, more = ask_tasks(job, models, snapshots)
+    if evaluation is None:
+        return
+    if incomplete:
+        more.append(
+            f"Not all tokens of evaluate.at were asked after of {'; '.join(incomplete)}: it was "
+            "trained before the recipe named them."
         )
-    ]
-    moments: list[Examined] = []
-    late: list[str] = []
-    for trial in [target, *outcome.controls]:
-        role = "target" if trial is target else "control"
-        folder = job.run.root / trial.path
-        ended = Examined(trial.name, role, trial.layers, trial.tokens, folder / "model")
-        models.append(ended)
-        wanted = asked_at(job.recipe, trial.tokens)
-        kept = moments_in(folder, ended, wanted)
-        moments += kept
-        if len(kept) < len(wanted):
-            late.append(f"{trial.name}, {trial.layers} layers")
-    evaluation, said = ask_tasks(job, models, moments)
-    if evaluation is not None:
-        if late:
-            said.append(
-                f"Not all tokens of evaluate.at were asked after of {'; '.join(late)}: it was "
-                "trained before the recipe named them."
-            )
-        # With what scaling and the analysis have added.
-        told = [*job.run.read().get("notes", []), *said]
-        job.run.update(evaluation=evaluation, notes=told)
-
-
-def _models(outcome: Outcome, run: Run) -> dict[str, Path]:
-    trials = [outcome.target, *outcome.controls]
-    return {"reference": outcome.reference.model.path} | {
-        trial.name: run.root / trial.path / "model" for trial in trials
-    }
+    _add_notes(job, more, evaluation=evaluation)

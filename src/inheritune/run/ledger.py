@@ -10,7 +10,7 @@ import numpy as np
 from inheritune.recipe.deviations import deviations
 from inheritune.recipe.schema import Cost, Recipe
 from inheritune.run.derive import Outcome, judge
-from inheritune.steps.reference import Benchmark
+from inheritune.steps.benchmark import Benchmark
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.seeds import Repeated, together
 
@@ -75,9 +75,7 @@ def _trial_entries(item: str, trial: TrainingResult) -> list[dict[str, Any]]:
 
 
 def _benchmark_entry(item: str, benchmark: Benchmark) -> dict[str, Any]:
-    borrowed = benchmark.borrowed is not None
-    cost = (benchmark.flops, benchmark.seconds, benchmark.processes)
-    return _entry(item, 0, *cost, borrowed=borrowed)
+    return _entry(item, 0, benchmark.flops, benchmark.seconds, benchmark.processes)
 
 
 def training_ledger(before: Benchmark, trial: TrainingResult) -> list[dict[str, Any]]:
@@ -245,11 +243,6 @@ def _of_growth(outcome: Outcome, recipe: Recipe) -> list[str]:
     for name, variant in recipe.variants.items():
         if variant.start == "grown" and name not in trained:
             said.append(f"{name} was not trained: the target needed one size only.")
-    if outcome.benchmark.borrowed is not None:
-        said.append(
-            f"The benchmark was measured by another run ({outcome.benchmark.borrowed}); its cost "
-            "is listed as borrowed."
-        )
     return said
 
 

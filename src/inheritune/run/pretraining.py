@@ -1,8 +1,8 @@
-"""Continued pretraining of any model directory on any token directory, without a recipe."""
+"""Continue the pretraining of any model directory on any token directory, without a recipe."""
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from inheritune.recipe.schema import Train
 from inheritune.recipe.values import parse_amount
 from inheritune.recipe.yaml_tree import Tree, dotted
 from inheritune.run.ledger import training_ledger
-from inheritune.run.session import Begin, carry_out
+from inheritune.run.session import Start, carry_out
 from inheritune.run_directory import TRAIN, Run
+from inheritune.steps.benchmark import Benchmark, measure_benchmark
 from inheritune.steps.job import Job
-from inheritune.steps.reference import Reference, measure_benchmark, open_reference
+from inheritune.steps.reference import Reference, open_reference
 from inheritune.steps.reference_store import pinned_commit
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.tokens import embedding_rows
@@ -28,14 +29,14 @@ from inheritune.steps.trainings import TrainingSpec
 from inheritune.system.progress import Listener, silent
 from inheritune.system.signals import catch_signals
 
-__all__ = ["Pretraining", "plan_pretraining", "pretrain"]
+__all__ = ["Pretraining", "PretrainingResult", "plan_pretraining", "pretrain"]
 
-# Where nothing is set: as in the recipes that come with the package.
+# Defaults, as in the recipes that come with the package.
 _LONGEST_SEQUENCE = 1024
-_LEAST_SEQUENCES = 8  # in either split, as long as sequences can be made shorter for it
+_LEAST_SEQUENCES = 8  # in either split; sequences are halved to reach it
 _MOST_BATCH_TOKENS = 393_216
 _LEAST_STEPS = 200
-_WARMUP_SHARE = 20  # one in so many tokens
+_WARMUP_SHARE = 20  # one token in 20
 _MICRO_BATCH = 8
 
 _SECTIONS = ("train", "evaluate")
@@ -44,59 +45,104 @@ _KEYS = (("reference", "revision"), ("data", "allow_repeat"))
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What is to be done.
+    """A training that was planned.
 
     Attributes:
-        recipe: The settings, as a recipe has them.
-        tokens: What is trained on.
+        recipe: All settings, in the form of a recipe.
+        tokens: Training and validation tokens.
     """
 
     recipe: RecipeFile
     tokens: TokenDirectory
 
 
+@dataclass(frozen=True)
+class PretrainingResult:
+    """The result of a training without a recipe: ``result`` of run.json, in the order it has there.
+
+    Attributes:
+        model: Directory of the trained model.
+        layers: Transformer layers.
+        params: Parameters, tied ones once.
+        tokens: Training tokens, repeats counted.
+        epochs: Passes over the training tokens.
+        val_loss_before: Nats per token on the held-out tokens, before the training.
+        val_loss: The same, after the training.
+        val_loss_se: Standard error over windows.
+        difference: val_loss - val_loss_before.
+        difference_se: Its standard error over windows.
+        flops: Training and validations.
+        seconds: Wall-clock time of training and validations.
+        restarts: How often the training was continued after a stop.
+        skipped: Optimizer steps skipped because a value was not finite.
+        notes: Messages of the training.
+        ledger: One entry for each cost.
+    """
+
+    model: str
+    layers: int
+    params: int
+    tokens: int
+    epochs: float
+    val_loss_before: float
+    val_loss: float
+    val_loss_se: float | None
+    difference: float
+    difference_se: float | None
+    flops: float
+    seconds: float
+    restarts: int
+    skipped: int
+    notes: list[str]
+    ledger: list[dict[str, Any]]
+
+
 def plan_pretraining(
     model: str, tokens: Path, out: Path, sets: Sequence[str] = (), processes: int = 1
 ) -> Pretraining:
-    """Choose what was not set, by the model and the tokens; nothing is written.
+    """Choose every setting that is not given, by the model and the tokens; nothing is written.
 
-    Sequences of 1,024 tokens, or as many as the model has positions and both splits hold; one
-    epoch; steps of 393,216 tokens, or so many fewer that there are 200 steps; a warm-up over a
-    twentieth of the tokens. The rest is as in a recipe.
+    Defaults: sequences of 1,024 tokens, or fewer where the model has fewer positions or a split
+    holds less than 8 sequences; one epoch; steps of 393,216 tokens, or fewer so that there are 200
+    steps; a warm-up over 5 % of the tokens. All other defaults are those of a recipe.
 
     Args:
         model: Local directory, Hub id, or ``embedded:demo``.
-        tokens: A directory that `prepare` has written.
-        out: Where it is going to be trained; it decides at which commit a Hub id is opened.
+        tokens: A directory written by `prepare`.
+        out: Directory of the training. Where it pins a commit of a Hub model, that one is opened.
         sets: Overrides of `train`, `evaluate`, ``data.allow_repeat`` and ``reference.revision``.
-        processes: That share the training; it decides the sequences of a forward only.
+        processes: Number of processes; it decides the default of ``train.micro_batch`` only.
 
     Raises:
-        RecipeError: An override is not understood, or is of something else.
+        RecipeError: An override is malformed, or of another key.
         SourceError: The model cannot be opened.
-        DataError: The tokens are broken or too few, or not of this model's tokenizer.
+        DataError: The tokens are broken, too few, or of another tokenizer than the model's.
         MachineError: The Hub cannot be reached.
     """
+    # --- open tokens and model ---
     tree = read_sets(sets)
-    given: dict[str, Any] = tree.value
+    values: dict[str, Any] = tree.value
     _refuse_other_keys(tree)
-    revision = given.get("reference", {}).get("revision")
+    revision = values.get("reference", {}).get("revision")
     opened_tokens = open_tokens(tokens)
     commit = pinned_commit(Run(out), model, revision) or revision
     with catch_signals() as stop:
         opened_model = open_model(model, commit, stop=stop)
     _refuse_other_ids(opened_tokens, opened_model)
-    given["train"] = _chosen(given.get("train", {}), opened_tokens, opened_model, processes)
-    given["name"] = "train"
-    given["reference"] = {"model": model} | given.get("reference", {})
-    given["data"] = {"source": str(tokens)} | given.get("data", {})
-    given["grow"] = {"add": 0}
-    given["variants"] = {"train": {"start": "inherit"}}
+
+    # --- complete the overrides to a recipe ---
+    train = values.get("train", {})
+    values["train"] = _train_section(train, opened_tokens, opened_model, processes)
+    values["name"] = "train"
+    values["reference"] = {"model": model} | values.get("reference", {})
+    values["data"] = {"source": str(tokens)} | values.get("data", {})
+    values["grow"] = {"add": 0}
+    values["variants"] = {"train": {"start": "inherit"}}
     recipe = made_recipe(tree)
-    train, data = recipe.recipe.train, recipe.recipe.data
+    section, data = recipe.recipe.train, recipe.recipe.data
     train_ids, val_ids = opened_tokens.train.num_ids, opened_tokens.val.num_ids
-    check_length(train_ids, val_ids, train.seq_len, data)
-    check_budget(opened_tokens, train.tokens, train.seq_len, data.allow_repeat)
+    check_length(train_ids, val_ids, section.seq_len, data)
+    check_budget(opened_tokens, section.tokens, section.seq_len, data.allow_repeat)
     return Pretraining(recipe, opened_tokens)
 
 
@@ -106,76 +152,79 @@ def pretrain(
     on_progress: Listener = silent,
     allowed: Collection[str] = (),
     checkpoint: Path | None = None,
-) -> dict[str, Any]:
-    """Train a model further, measured before and after; goes on where it was stopped.
+) -> PretrainingResult | None:
+    """Train a model further, and measure it before and after; continues where it was stopped.
 
     Args:
-        plan: What `plan_pretraining` chose.
+        plan: From `plan_pretraining`.
         out: Receives ``model/``, run.json, metrics.jsonl and checkpoints; an unfinished training in
             it is continued.
-        on_progress: Told what goes on.
-        allowed: Keys that may differ from what it was begun with; recorded.
-        checkpoint: The one to go on from; None: the newest that is whole.
+        on_progress: Called with every event.
+        allowed: Keys that may differ from those the training began with; recorded.
+        checkpoint: Checkpoint from which the training continues; None: the newest complete one.
 
     Returns:
-        The result, as run.json keeps it. Of several processes, all but the first have none.
+        The result; None in all processes of torchrun but the first.
 
     Raises:
-        RecipeError: ``out`` is something else, or was begun with another model, other tokens or
-            other settings.
-        InherituneError: It could not be done; run.json says why, and what was done stays.
+        RecipeError: ``out`` holds something else, or a training of another model, of other tokens
+            or with other settings.
+        InherituneError: The training failed; run.json says why, and completed work stays.
     """
 
-    def work(job: Job) -> tuple[dict[str, Any], int]:
+    def work(job: Job) -> PretrainingResult:
         reference = open_reference(job)
         before = measure_benchmark(job, reference, plan.tokens)
-        trial = _train(job, reference, plan.tokens, before.windows)
-        final = {
-            "model": str(out / "model"),
-            "layers": trial.layers,
-            "params": trial.params,
-            "tokens": trial.tokens,
-            "epochs": trial.epochs,
-            "val_loss_before": before.val_loss,
-            "val_loss": trial.val_loss,
-            "val_loss_se": trial.val_loss_se,
-            "difference": trial.difference,
-            "difference_se": trial.difference_se,
-            "flops": before.flops + trial.flops,
-            "seconds": round(before.seconds + trial.seconds, 1),
-            "restarts": trial.restarts,
-            "skipped": trial.skipped,
-            "notes": trial.notes,
-            "ledger": training_ledger(before, trial),
-        }
-        job.run.update(settings=trial.settings, tokens=plan.tokens.summary(), result=final)
-        return final, 0
+        trained = _train(job, reference, plan.tokens, before)
+        final = PretrainingResult(
+            model=str(out / "model"),
+            layers=trained.layers,
+            params=trained.params,
+            tokens=trained.tokens,
+            epochs=trained.epochs,
+            val_loss_before=before.val_loss,
+            val_loss=trained.val_loss,
+            val_loss_se=trained.val_loss_se,
+            difference=trained.difference,
+            difference_se=trained.difference_se,
+            flops=before.flops + trained.flops,
+            seconds=round(before.seconds + trained.seconds, 1),
+            restarts=trained.restarts,
+            skipped=trained.skipped,
+            notes=trained.notes,
+            ledger=training_ledger(before, trained),
+        )
+        job.run.update(
+            settings=trained.settings, tokens=plan.tokens.summary(), result=asdict(final)
+        )
+        return final
 
-    return carry_out(plan.recipe, out, on_progress, work, Begin(TRAIN, allowed, checkpoint))[0]
+    return carry_out(plan.recipe, out, work, on_progress, Start(TRAIN, allowed, checkpoint))
 
 
 def _train(
-    job: Job, reference: Reference, tokens: TokenDirectory, before: list[float]
+    job: Job, reference: Reference, tokens: TokenDirectory, before: Benchmark
 ) -> TrainingResult:
-    wanted = job.recipe.train.tokens
+    num_tokens = job.recipe.train.tokens
     inputs = training_inputs(job, tokens) | {
         "reference": reference.model.digest,
-        "variant_tokens": wanted,
+        "variant_tokens": num_tokens,
     }
-    # Read where it lies: a copy of the model beside its checkpoints would serve nobody.
-    directory = str(reference.model.path.resolve())
-    arm = TrainingSpec("train", "trained", reference.layers, wanted, model=directory)
-    return run_training(job, arm, job.run.root, tokens, inputs, before)
+    # Weights are read where they lie: a copy of the model beside its checkpoints has no use.
+    model = str(reference.model.path.resolve())
+    spec = TrainingSpec("train", "trained", reference.layers, num_tokens, model=model)
+    return run_training(job, spec, job.run.root, tokens, inputs, before.windows)
 
 
 def _refuse_other_keys(tree: Tree) -> None:
     for path, place in tree.places.items():
-        section = len(path) == 1 and isinstance(tree.value.get(path[0]), dict)
-        if not section and path[:2] not in _KEYS and (len(path) < 2 or path[0] not in _SECTIONS):
-            known = [f"{name}.*" for name in _SECTIONS] + [dotted(key) for key in _KEYS]
+        is_section = len(path) == 1 and isinstance(tree.value.get(path[0]), dict)
+        is_key = path[:2] in _KEYS or (len(path) > 1 and path[0] in _SECTIONS)
+        if not is_section and not is_key:
+            keys = [f"{name}.*" for name in _SECTIONS] + [dotted(key) for key in _KEYS]
             raise RecipeError(
-                f"{place.where}: {dotted(path)} says nothing to a training without a recipe.",
-                f"Keys are {', '.join(known)}.",
+                f"{place.where}: {dotted(path)} has no meaning in a training without a recipe.",
+                f"Keys are {', '.join(keys)}.",
             )
     revision = tree.value.get("reference", {}).get("revision")
     if revision is not None and not isinstance(revision, str):
@@ -183,8 +232,8 @@ def _refuse_other_keys(tree: Tree) -> None:
 
 
 def _refuse_other_ids(tokens: TokenDirectory, model: ModelDirectory) -> None:
-    opened = open_tokenizer(model.path)
-    rows = embedding_rows(model.path, opened)
+    tokenizer = open_tokenizer(model.path)
+    rows = embedding_rows(model.path, tokenizer)
     largest = max(entry["max_id"] for entry in tokens.manifest["files"])
     if largest >= rows:
         raise DataError(
@@ -192,40 +241,44 @@ def _refuse_other_ids(tokens: TokenDirectory, model: ModelDirectory) -> None:
             f"has {rows} rows.",
             "Prepare them with the tokenizer of this model.",
         )
-    theirs = tokens.manifest["tokenizer"].get("sha256")
-    if theirs != opened.sha256:
+    digest = tokens.manifest["tokenizer"].get("sha256")
+    if digest != tokenizer.sha256:
         raise DataError(
-            f"the tokens in {tokens.path} are of the tokenizer {str(theirs)[:12]}, {model.name} "
-            f"has {opened.sha256[:12]}.",
+            f"the tokens in {tokens.path} were made by tokenizer {str(digest)[:12]}, {model.name} "
+            f"has {tokenizer.sha256[:12]}.",
             "Prepare them with the tokenizer of this model.",
         )
 
 
-# -- what was not set
+# -- defaults
 
 
-def _chosen(
+def _train_section(
     given: dict[str, Any], tokens: TokenDirectory, model: ModelDirectory, processes: int
 ) -> dict[str, Any]:
-    """The section `train`; what was given and is no number is left for the recipe to refuse."""
+    """Complete the section `train`; a value that is no number is left for the recipe to refuse."""
+    # --- one epoch of sequences that the model and both splits hold ---
     seq_len = _number(given, "seq_len") or _sequence_length(tokens, model)
     epoch = tokens.train.num_samples(seq_len) * seq_len
-    planned = _number(given, "tokens") or max(1, epoch)
-    limit = max(1, min(_MOST_BATCH_TOKENS, planned // _LEAST_STEPS) // seq_len)  # sequences
+    num_tokens = _number(given, "tokens") or max(1, epoch)
+
+    # --- a batch that leaves 200 steps; a power of two divides among 2, 4, 8 processes ---
+    max_sequences = max(1, min(_MOST_BATCH_TOKENS, num_tokens // _LEAST_STEPS) // seq_len)
     micro_batch = _number(given, "micro_batch")
-    # A power of two: the same batch then divides among 2, 4, 8 processes.
-    batch = (micro_batch or 1) * _power_of_two(limit // (micro_batch or 1))
-    batch_tokens = _number(given, "batch_tokens") or batch * seq_len
-    each = max(1, batch_tokens // seq_len // processes)
+    sequences = (micro_batch or 1) * _power_of_two(max_sequences // (micro_batch or 1))
+    batch_tokens = _number(given, "batch_tokens") or sequences * seq_len
+    sequences_per_process = max(1, batch_tokens // seq_len // processes)
+
+    # --- a learning rate below the default minimum lowers the minimum ---
     rate = given.get("learning_rate", Train.model_fields["learning_rate"].default)
-    lowest = Train.model_fields["min_learning_rate"].default
+    min_rate = Train.model_fields["min_learning_rate"].default
     return {
-        "tokens": planned,
+        "tokens": num_tokens,
         "seq_len": seq_len,
         "batch_tokens": batch_tokens,
-        "micro_batch": micro_batch or math.gcd(each, _MICRO_BATCH),
-        "min_learning_rate": min(lowest, rate) if isinstance(rate, float) else lowest,
-        "warmup_tokens": planned // _WARMUP_SHARE,
+        "micro_batch": micro_batch or math.gcd(sequences_per_process, _MICRO_BATCH),
+        "min_learning_rate": min(min_rate, rate) if isinstance(rate, float) else min_rate,
+        "warmup_tokens": num_tokens // _WARMUP_SHARE,
     } | given
 
 
@@ -239,9 +292,9 @@ def _sequence_length(tokens: TokenDirectory, model: ModelDirectory) -> int:
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     longest = positions if isinstance(positions, int) else _LONGEST_SEQUENCE
     length = min(longest, _LONGEST_SEQUENCE)
-    shorter = min(tokens.train.num_ids, tokens.val.num_ids)
+    num_ids = min(tokens.train.num_ids, tokens.val.num_ids)
     least: int = 8  # of train.seq_len
-    while length // 2 >= least and shorter - 1 < _LEAST_SEQUENCES * length:
+    while length // 2 >= least and num_ids - 1 < _LEAST_SEQUENCES * length:
         length //= 2
     return length
 

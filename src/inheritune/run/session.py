@@ -1,4 +1,4 @@
-"""One start of a run: its lock, its record, and the processes that share its work."""
+"""Run one start of a run: lock its directory, record it in run.json, share work among processes."""
 
 import os
 import time
@@ -7,9 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from inheritune.errors import (
+    NOT_MATCHED_EXIT_CODE,
     DataError,
     InherituneError,
     Interrupted,
@@ -26,23 +27,24 @@ from inheritune.system.environment import machine, versions
 from inheritune.system.files import write_json
 from inheritune.system.processes import ALONE, Processes
 from inheritune.system.progress import Listener, Progress, silent
-from inheritune.system.signals import catch_signals
+from inheritune.system.signals import StopFlag, catch_signals
 
-__all__ = ["Begin", "Work", "carry_out"]
+__all__ = ["Start", "carry_out"]
 
-Work = Callable[[Job], tuple[dict[str, Any], int]]
+T = TypeVar("T")
 
-_REFUSED = {RecipeError.exit_code, DataError.exit_code}
+# Errors that refuse a start before it has changed anything.
+_REFUSALS = {RecipeError.exit_code, DataError.exit_code}
 
 
 @dataclass(frozen=True)
-class Begin:
-    """How a start differs from the ones before.
+class Start:
+    """How one start of a run differs from the starts before it.
 
     Attributes:
-        command: ``RUN`` or ``TRAIN``; one does not go on in the directory of the other.
-        allowed: Recipe keys that may differ from what the run was begun with; recorded.
-        checkpoint: The one that the unfinished training goes on from; None: the newest.
+        command: ``RUN`` or ``TRAIN``; one does not continue in a directory of the other.
+        allowed: Recipe keys that may differ from those the run began with; recorded.
+        checkpoint: Checkpoint from which the unfinished training continues; None: the newest.
     """
 
     command: str = RUN
@@ -53,76 +55,148 @@ class Begin:
 def carry_out(
     recipe: RecipeFile,
     root: Path,
-    on_progress: Listener,
-    work: Work,
-    begin: Begin = Begin(),
-) -> tuple[dict[str, Any], int]:
-    """Do some work in a run directory: the first process does it and records it.
+    work: Callable[[Job], T],
+    on_progress: Listener = silent,
+    start: Start = Start(),
+    missed: Callable[[T], bool] = lambda result: False,
+) -> T | None:
+    """Do some work in a run directory, in one process or in all processes that torchrun started.
 
-    The others do their part of each training.
+    Process 0 does the work and records it; the others do their share of each training.
 
     Args:
-        recipe: What is recorded as asked for; without a text, no recipe.yaml is written.
-        root: The run's directory.
-        on_progress: Told what goes on.
-        work: Given a job, returns a result and an exit code.
-        begin: How this start differs from the ones before.
+        recipe: Recorded in run.json; recipe.yaml is written only where the recipe has a text.
+        root: The run's directory; it is created, or an unfinished run in it is continued.
+        work: Called in process 0 alone.
+        on_progress: Called with every event, in process 0; messages also go to log.txt.
+        start: How this start differs from the ones before.
+        missed: Whether a result missed its goal; run.json then records another exit code.
 
     Returns:
-        What the work returned; of several processes, all but the first have no result.
+        The result of ``work``; None in all processes but the first.
 
     Raises:
-        InherituneError: It could not be done; the record says why, and what was done stays.
+        InherituneError: The work failed; run.json says why, and completed steps stay.
+        SystemExit: In all processes but the first, where the first ended with an exit code.
     """
-    keys = allowed_inputs(recipe.recipe, begin.allowed)
+    allowed = allowed_inputs(recipe.recipe, start.allowed)
     if "WORLD_SIZE" not in os.environ:  # not started by torchrun, and torch is not needed yet
-        return _recorded(recipe, root, on_progress, work, ALONE, keys, begin)
+        return _record_work(recipe, root, work, on_progress, start, missed, allowed, ALONE)[0]
     from inheritune.training.fsdp import my_share
     from inheritune.training.process_group import join
 
-    def checked(job: Job) -> tuple[dict[str, Any], int]:
-        my_share(recipe.recipe.train, processes)  # before anything is prepared for it
+    def work_on_whole_shares(job: Job) -> T:
+        my_share(recipe.recipe.train, processes)  # refused before anything is prepared
         return work(job)
 
     processes = join()
     try:
         if processes.rank:
             with catch_signals() as stop:
-                job = Job(recipe.recipe, Run(root), stop, silent, processes, keys)
-                return {}, serve(job)
+                code = serve(Job(recipe.recipe, Run(root), stop, silent, processes, allowed))
+            if code:
+                raise SystemExit(code)
+            return None
         code = 1
         try:
-            value, code = _recorded(recipe, root, on_progress, checked, processes, keys, begin)
+            result, code = _record_work(
+                recipe, root, work_on_whole_shares, on_progress, start, missed, allowed, processes
+            )
         except InherituneError as error:
             code = error.exit_code
             raise
         finally:
             processes.post({"do": "end", "code": code})
-        return value, code
+        return result
     finally:
         processes.leave()
 
 
-def _recorded(
+def _record_work(
     recipe: RecipeFile,
     root: Path,
+    work: Callable[[Job], T],
     on_progress: Listener,
-    work: Work,
-    processes: Processes,
+    start: Start,
+    missed: Callable[[T], bool],
     allowed: frozenset[str],
-    begin: Begin,
-) -> tuple[dict[str, Any], int]:
+    processes: Processes,
+) -> tuple[T, int]:
+    """Do the work in this process; returns its result and the exit code that was recorded."""
     run = Run.create(root)
-    began = time.monotonic()
     with run.lock(), catch_signals() as stop:
-        before = run.read()
-        _refuse_other_command(root, before, begin.command)
-        kept = {path: path.read_bytes() for path in (run.recipe_file, run.pin) if path.exists()}
+        record = _StartRecord(run, recipe, start, allowed, processes)
+        try:
+            job = _job(recipe, run, stop, on_progress, start, allowed, processes)
+            result = work(job)
+        except InherituneError as error:
+            if isinstance(error, Interrupted) and record.has_trained():
+                # The branch that --from began is now the newest: naming it again would repeat it.
+                error = Interrupted(error.message, "Run it again without --from to continue.")
+            with suppress(InherituneError):  # a full disk must not hide the first error
+                record.end_with(error)
+            raise error
+        except BaseException as error:
+            code = MachineError.exit_code if isinstance(error, OSError) else 1
+            with suppress(InherituneError):
+                record.end("failed", code, f"{type(error).__name__}: {error}"[:500])
+            raise
+        code = NOT_MATCHED_EXIT_CODE if missed(result) else 0
+        record.end("done", code)
+        return result, code
+
+
+def _job(
+    recipe: RecipeFile,
+    run: Run,
+    stop: StopFlag,
+    on_progress: Listener,
+    start: Start,
+    allowed: frozenset[str],
+    processes: Processes,
+) -> Job:
+    return Job(
+        recipe=recipe.recipe,
+        run=run,
+        stop=stop,
+        on_progress=_with_log(run.log_file, on_progress),
+        processes=processes,
+        allowed=allowed,
+        checkpoint=None if start.checkpoint is None else find_checkpoint(run, start.checkpoint),
+    )
+
+
+class _StartRecord:
+    """The entry of one start in run.json: written at its beginning, completed or undone at its end.
+
+    Raises:
+        RecipeError: The directory belongs to another command.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        recipe: RecipeFile,
+        start: Start,
+        allowed: Collection[str],
+        processes: Processes,
+    ) -> None:
+        self._run, self._recipe, self._checkpoint = run, recipe, start.checkpoint
+        self._began = time.monotonic()
+        self._metrics_time = _metrics_time(start.checkpoint)
+        self._before = before = run.read()
+        _refuse_other_command(run.root, before, start.command)
+
+        # --- remember the files that a refused start must leave as they were ---
+        paths = (run.recipe_file, run.pin)
+        self._files = {path: path.read_bytes() for path in paths if path.exists()}
+
+        # --- write what was started, by what, on what ---
         if recipe.text:
             run.recipe_file.write_text(recipe.text, encoding="utf-8")
         here = {"versions": versions(), "machine": machine(), "processes": processes.size}
         run.update(
-            command=begin.command,
+            command=start.command,
             name=recipe.recipe.name,
             status="running",
             started_at=before.get("started_at") or _now(),
@@ -133,93 +207,80 @@ def _recorded(
             origins=recipe.origins,
             scaled=recipe.scaled or None,
             **here,
-            earlier=_elsewhere(before, here),
+            earlier=_other_environments(before, here),
             allowed_changes=sorted({*before.get("allowed_changes", []), *allowed}),
         )
 
-        def close(status: str, code: int, error: str | None = None) -> None:
-            seconds = (before.get("seconds") or 0.0) + time.monotonic() - began
-            run.update(
-                status=status,
-                exit_code=code,
-                error=error,
-                finished_at=_now(),
-                seconds=round(seconds, 1),
-            )
+    def has_trained(self) -> bool:
+        """Whether the training of the named checkpoint has written rows since the start."""
+        return _metrics_time(self._checkpoint) != self._metrics_time
 
-        checkpoint, metrics_before = None, None
-        try:
-            listener = _logged(run.log_file, on_progress)
-            if begin.checkpoint is not None:
-                checkpoint = find_checkpoint(run, begin.checkpoint)
-                metrics_before = _metrics_time(checkpoint)
-            job = Job(recipe.recipe, run, stop, listener, processes, allowed, checkpoint)
-            value, code = work(job)
-        except InherituneError as error:
-            if checkpoint and _metrics_time(checkpoint) != metrics_before:
-                error = _without_from(error)
-            with suppress(InherituneError):  # a full disk must not hide the first error
-                if _stays(before, error):
-                    if recipe.text and run.recipe_file not in kept:
-                        run.recipe_file.unlink()
-                    for path, content in kept.items():
-                        path.write_bytes(content)
-                    write_json(run.record_file, before)
-                else:
-                    status = "interrupted" if error.exit_code == 75 else "failed"
-                    close(status, error.exit_code, str(error))
-            raise error
-        except BaseException as error:
-            code = MachineError.exit_code if isinstance(error, OSError) else 1
-            with suppress(InherituneError):
-                close("failed", code, f"{type(error).__name__}: {error}"[:500])
-            raise
-        close("done", code)
-        return value, code
+    def end(self, status: str, exit_code: int, error: str | None = None) -> None:
+        """Complete the entry."""
+        seconds = (self._before.get("seconds") or 0.0) + time.monotonic() - self._began
+        self._run.update(
+            status=status,
+            exit_code=exit_code,
+            error=error,
+            finished_at=_now(),
+            seconds=round(seconds, 1),
+        )
+
+    def end_with(self, error: InherituneError) -> None:
+        """Record an error, or restore everything where it only refused this start."""
+        if not self._is_refusal(error):
+            status = "interrupted" if error.exit_code == Interrupted.exit_code else "failed"
+            self.end(status, error.exit_code, str(error))
+            return
+        if self._recipe.text and self._run.recipe_file not in self._files:
+            self._run.recipe_file.unlink()
+        for path, content in self._files.items():
+            path.write_bytes(content)
+        write_json(self._run.record_file, self._before)
+
+    def _is_refusal(self, error: InherituneError) -> bool:
+        """Whether a run that was there before must stay as it was recorded."""
+        if self._before.get("result"):
+            return error.exit_code in _REFUSALS
+        # Unfinished, but started: the recipe that it was started with is the one that continues.
+        code = self._before.get("exit_code")
+        was_started = self._before.get("status") and code != RecipeError.exit_code
+        return bool(was_started) and isinstance(error, RecipeError)
 
 
-def _elsewhere(before: Mapping[str, Any], here: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What earlier starts ran on, where it was not the same as here; each once, in their order."""
-    last = {key: before[key] for key in here if key in before}
-    known = [*before.get("earlier", []), *([last] if last else [])]
-    return [was for at, was in enumerate(known) if was != here and was not in known[:at]]
-
-
-def _stays(before: Mapping[str, Any], error: InherituneError) -> bool:
-    """Whether a run stays as it was recorded, since only this start is refused."""
-    if before.get("result"):
-        return error.exit_code in _REFUSED
-    # Not finished, but begun: the recipe that it was begun with is the one that goes on.
-    begun = before.get("status") and before.get("exit_code") != RecipeError.exit_code
-    return bool(begun) and isinstance(error, RecipeError)
-
-
-def _without_from(error: InherituneError) -> InherituneError:
-    """Of a training that has gone on from a named checkpoint: it must not do so once more."""
-    if not isinstance(error, Interrupted):
-        return error
-    return Interrupted(error.message, "Run it again without --from to continue.")
-
-
-def _metrics_time(checkpoint: Path) -> int | None:
-    metrics = checkpoint.parent.parent / "metrics.jsonl"
+def _metrics_time(checkpoint: Path | None) -> int | None:
+    """When the rows beside a checkpoint were last written, ns."""
+    if checkpoint is None:
+        return None
+    metrics = checkpoint.resolve().parent.parent / "metrics.jsonl"
     return metrics.stat().st_mtime_ns if metrics.exists() else None
+
+
+def _other_environments(before: Mapping[str, Any], here: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Versions and machines of earlier starts that differ from this one's, each once, in order."""
+    last = {key: before[key] for key in here if key in before}
+    environments = [*before.get("earlier", []), *([last] if last else [])]
+    return [
+        environment
+        for index, environment in enumerate(environments)
+        if environment != here and environment not in environments[:index]
+    ]
 
 
 def _refuse_other_command(root: Path, before: Mapping[str, Any], command: str) -> None:
     if not before.get("started_at"):
-        return  # made just now, or never come so far
-    its = before.get("command", RUN)
-    if its != command:
+        return  # the directory is new, or no start came so far
+    owner = before.get("command", RUN)
+    if owner != command:
         kinds = {RUN: "the run of a recipe", TRAIN: "a training without a recipe"}
         raise RecipeError(
-            f"{escape(root)} holds {kinds.get(its, 'something else')}, not {kinds[command]}.",
+            f"{escape(root)} holds {kinds.get(owner, 'something else')}, not {kinds[command]}.",
             "Name another directory.",
         )
 
 
-def _logged(path: Path, listener: Listener) -> Listener:
-    """A listener that also keeps every event, with its time, in a file."""
+def _with_log(path: Path, listener: Listener) -> Listener:
+    """Wrap a listener to append the time and text of every message to a file."""
 
     def on_progress(progress: Progress) -> None:
         if progress.message:

@@ -13,10 +13,11 @@ from inheritune.errors import DataError
 from inheritune.model_files.directory import open_model
 from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.model_files.scan import scan
+from inheritune.steps.benchmark import Benchmark
 from inheritune.steps.growth import grown_sizes, grown_specs
 from inheritune.steps.initial_weights import write_start
 from inheritune.steps.job import Job, finish, finished
-from inheritune.steps.reference import Benchmark, Reference, flops_per_token
+from inheritune.steps.reference import Reference, flops_per_token
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.training import run_training, training_inputs
 from inheritune.steps.trainings import TrainingSpec, depth_of, specs_for

@@ -1,9 +1,8 @@
-"""The reference: opened or trained here, and what it sets as the benchmark."""
+"""Open the reference, or train it where the recipe says so."""
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,19 @@ from inheritune.errors import DataError, RecipeError, SourceError
 from inheritune.model_files.config import cut_config, layer_count, text_config
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import ModelDirectory, open_model
-from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.recipe.schema import ReferenceTraining
-from inheritune.steps.borrowed import borrow_benchmark, measured_on
 from inheritune.steps.job import Job, finish, finished
 from inheritune.steps.reference_store import is_kept, keep, kept_path, only_trainer, open_pinned
 from inheritune.steps.resume import decisive
 from inheritune.steps.tokens import prepare_tokens
 from inheritune.steps.training import run_training, training_inputs
 from inheritune.steps.trainings import TrainingSpec
-from inheritune.steps.validation import finite, val_loss_of
 from inheritune.system.files import read_json_file, write_json
 from inheritune.system.progress import Progress
 
 __all__ = [
-    "Benchmark",
     "Reference",
     "flops_per_token",
-    "measure_benchmark",
     "open_reference",
     "tokenizer_home",
 ]
@@ -70,35 +64,6 @@ class Reference:
     def layers(self) -> int:
         """Transformer layers."""
         return self.model.layers
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """The reference's val_loss, per window.
-
-    Attributes:
-        val_loss: Nats per token.
-        val_loss_se: Standard error over windows.
-        bits_per_byte: The same loss, free of the tokenizer.
-        windows: Loss of every window, nats per token.
-        tokens: Predicted tokens.
-        flops: Cost of measuring.
-        seconds: Cost of measuring.
-        measured_on: Reference, tokenizer, validation set and sequence length.
-        borrowed: The file of another run that it was taken from; None: measured here.
-        processes: That shared it; None: an older file does not say.
-    """
-
-    val_loss: float
-    val_loss_se: float | None
-    bits_per_byte: float
-    windows: list[float]
-    tokens: int
-    flops: float
-    seconds: float
-    measured_on: dict[str, Any] = field(default_factory=dict)
-    borrowed: str | None = None
-    processes: int | None = None
 
 
 def open_reference(job: Job) -> Reference:
@@ -264,51 +229,3 @@ def flops_per_token(job: Job, reference: Reference, layers: int) -> float:
 
     config, _ = cut_config(reference.model.config, layers)
     return describe_config(config, job.recipe.train.seq_len).flops_per_token
-
-
-def measure_benchmark(job: Job, reference: Reference, tokens: TokenDirectory) -> Benchmark:
-    """The reference's val_loss on every validation window: measured, or another run's.
-
-    Raises:
-        RecipeError: ``grow.benchmark`` was measured on something else.
-        DataError: ``grow.benchmark`` cannot be read.
-        SourceError: The reference's val_loss is no number.
-    """
-    recipe, path = job.recipe, job.run.benchmark
-    inputs = {
-        "reference": reference.model.digest,
-        "tokens": tokens.fingerprint,
-        "seq_len": recipe.train.seq_len,
-        "evaluate": {"batch_size": recipe.evaluate.batch_size},
-    }
-    if recipe.grow.benchmark is not None:
-        inputs["benchmark"] = recipe.grow.benchmark
-    if (done := finished(job, path, inputs)) is not None:
-        return Benchmark(**done)
-    of = measured_on(reference.model.digest, tokens, recipe.train.seq_len)
-    if recipe.grow.benchmark is not None:
-        other = Path(recipe.grow.benchmark).expanduser()
-        borrowed = borrow_benchmark(other, of, tokens.val.num_samples(recipe.train.seq_len))
-        borrowed = replace(borrowed, borrowed=recipe.grow.benchmark)
-        finish(path, inputs, asdict(borrowed))
-        return borrowed
-    loss, seconds = val_loss_of(job, reference.model.path, tokens, "benchmark")
-    if not math.isfinite(loss.mean):
-        raise SourceError(
-            f"the val_loss of {reference.name} is {loss.mean}.", "Its weights are broken."
-        )
-    val_tokens = tokens.val.num_samples(recipe.train.seq_len) * recipe.train.seq_len
-    bytes_per_token = tokens.val_bytes / max(tokens.val.num_ids, 1)
-    benchmark = Benchmark(
-        val_loss=loss.mean,
-        val_loss_se=finite(loss.se),
-        bits_per_byte=loss.mean / math.log(2) / bytes_per_token,
-        windows=loss.per_window.tolist(),
-        tokens=val_tokens,
-        flops=val_tokens * reference.flops_per_token * EVALUATION_SHARE,
-        seconds=seconds,
-        measured_on=of,
-        processes=job.processes.size,
-    )
-    finish(path, inputs, asdict(benchmark))
-    return benchmark

@@ -1,0 +1,85 @@
+"""Measure the reference's loss on every validation window: the loss that a target has to match."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from inheritune.data.tokens import TokenDirectory
+from inheritune.errors import SourceError
+from inheritune.model_files.flops import EVALUATION_SHARE
+from inheritune.steps.job import Job, finish, finished
+from inheritune.steps.reference import Reference
+from inheritune.steps.validation import finite, val_loss_of
+
+__all__ = ["Benchmark", "measure_benchmark"]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The reference's val_loss, in the mean and per window.
+
+    Attributes:
+        val_loss: Nats per token.
+        val_loss_se: Standard error over windows.
+        bits_per_byte: The same loss per byte of text, which does not depend on the tokenizer.
+        windows: Loss of every window, nats per token.
+        tokens: Predicted tokens.
+        flops: Cost of the measurement.
+        seconds: Wall-clock time of the measurement.
+        measured_on: Digests of reference, tokenizer and validation set, and ``seq_len``.
+        processes: Number of processes that shared the measurement; None: an older file, which does
+            not say.
+    """
+
+    val_loss: float
+    val_loss_se: float | None
+    bits_per_byte: float
+    windows: list[float]
+    tokens: int
+    flops: float
+    seconds: float
+    measured_on: dict[str, Any] = field(default_factory=dict)
+    processes: int | None = None
+
+
+def measure_benchmark(job: Job, reference: Reference, tokens: TokenDirectory) -> Benchmark:
+    """Measure the reference's val_loss, or read it where it was measured before.
+
+    Raises:
+        SourceError: The val_loss is not finite.
+    """
+    recipe, path = job.recipe, job.run.benchmark
+    inputs = {
+        "reference": reference.model.digest,
+        "tokens": tokens.fingerprint,
+        "seq_len": recipe.train.seq_len,
+        "evaluate": {"batch_size": recipe.evaluate.batch_size},
+    }
+    if (stored := finished(job, path, inputs)) is not None:
+        stored.pop("borrowed", None)  # null in files of versions that could take another run's
+        return Benchmark(**stored)
+    loss, seconds = val_loss_of(job, reference.model.path, tokens, "benchmark")
+    if not math.isfinite(loss.mean):
+        raise SourceError(
+            f"the val_loss of {reference.name} is {loss.mean}.", "Its weights are broken."
+        )
+    val_tokens = tokens.val.num_samples(recipe.train.seq_len) * recipe.train.seq_len
+    bytes_per_token = tokens.val_bytes / max(tokens.val.num_ids, 1)
+    benchmark = Benchmark(
+        val_loss=loss.mean,
+        val_loss_se=finite(loss.se),
+        bits_per_byte=loss.mean / math.log(2) / bytes_per_token,
+        windows=loss.per_window.tolist(),
+        tokens=val_tokens,
+        flops=val_tokens * reference.flops_per_token * EVALUATION_SHARE,
+        seconds=seconds,
+        measured_on={
+            "reference": reference.model.digest,
+            "tokenizer": tokens.manifest["tokenizer"]["sha256"],
+            "validation": tokens.val_fingerprint,
+            "seq_len": recipe.train.seq_len,
+        },
+        processes=job.processes.size,
+    )
+    finish(path, inputs, asdict(benchmark))
+    return benchmark
