@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from inheritune.errors import DataError, MachineError
 from inheritune.run_directory import Run
-from inheritune.system.files import read_json_file, write_json
+from inheritune.system.files import write_json
+from inheritune.system.strict_json import read_json
 
 HOLD = """
 import sys
@@ -135,7 +136,7 @@ JSON = st.recursive(
 def test_json_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "value.json"
     write_json(path, value)
-    assert read_json_file(path) == value
+    assert read_json(path) == value
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
@@ -164,7 +165,7 @@ def test_failed_write_keeps_the_old_file_and_leaves_nothing(
         patch.setattr(Path, "replace", full)
         with pytest.raises(MachineError, match=r"a\.json: no space left on device\. Free some"):
             write_json(path, "new")
-    assert read_json_file(path) == "old"
+    assert read_json(path) == "old"
     assert names(tmp_path) == ["a.json"]
 
 
@@ -179,9 +180,9 @@ def test_number_that_json_cannot_say_is_not_written(tmp_path: Path) -> None:
     [
         (b"", "Expecting value"),
         (b'{"a": 1', "Expecting"),
-        (b'{"a": 1, "a": 2}', "a key stands twice"),
-        (b"[NaN]", "NaN is no JSON number"),
-        (b"[1e999]", "1e999 is too large"),
+        (b'{"a": 1, "a": 2}', "the key 'a' appears twice"),
+        (b"[NaN]", "NaN is not a JSON number"),
+        (b"[1e999]", "1e999 is too large a number"),
         (b"\xff", "utf-8"),
         (b"[" * 100_000, "nested too deep"),
     ],
@@ -189,10 +190,10 @@ def test_number_that_json_cannot_say_is_not_written(tmp_path: Path) -> None:
 def test_broken_json_is_named(tmp_path: Path, data: bytes, reason: str) -> None:
     (tmp_path / "a.json").write_bytes(data)
     with pytest.raises(DataError, match=r"a\.json is not valid JSON") as caught:
-        read_json_file(tmp_path / "a.json")
+        read_json(tmp_path / "a.json")
     assert reason in caught.value.message
 
 
 def test_missing_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*a\.json: no such file"):
-        read_json_file(tmp_path / "a.json")
+        read_json(tmp_path / "a.json")

@@ -628,7 +628,7 @@ def test_b18_a_tensor_twice_in_a_header(reference):
         return text.rstrip().removesuffix(b"}") + b',"model.norm.weight":' + entry + b"}"
 
     with_header(reference, twice)
-    refused(reference, r"'model\.norm\.weight' stands twice")
+    refused(reference, r"'model\.norm\.weight' appears twice")
 
 
 @pytest.mark.parametrize(

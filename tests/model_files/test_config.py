@@ -7,8 +7,8 @@ import pytest
 
 from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
 from inheritune.model_files.config import cut_config, layer_count
-from inheritune.model_files.directory import read_json
 from inheritune.model_files.layer_kinds import adapts_cut_layer, attends, layer_kinds
+from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 BASE = {"model_type": "some", "num_hidden_layers": 6}
 
@@ -172,7 +172,7 @@ def test_every_name_of_the_count_is_known(key):
 def test_every_config_at_hand_is_cut_or_refused_with_a_reason(shared_data):
     refused = {}
     for path in sorted((shared_data / "configs").glob("*/config.json")):
-        config = read_json(path, "the config")
+        config = read_json_object(path, MODEL_FILE, "the config")
         total = layer_count(config)
         for layers in {1, (total + 1) // 2, total}:
             try:

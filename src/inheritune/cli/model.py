@@ -67,17 +67,18 @@ def inherit(
 ) -> None:
     """Write some layers of a model, with all that is outside its layers, as a model."""
     with reported(as_json, debug):
-        from inheritune.model_files.directory import open_model, read_json
+        from inheritune.model_files.directory import open_model
         from inheritune.surgery.cut import Options
         from inheritune.surgery.cut import inherit as inherit_layers
         from inheritune.surgery.selection import describe_selection, select_layers
+        from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
         source = open_model(reference, revision, whole=False)
         kept = select_layers(layers, source.layers)
         options = Options(mode, dtype, parts, seed, not no_gate, sha256)
         with progress() if source.remote else nullcontext(silent) as on_progress:
             target = inherit_layers(source, kept, out, options, on_progress)
-        record = read_json(target.path / "inherit.json", "the record")
+        record = read_json_object(target.path / "inherit.json", MODEL_FILE, "the record")
         if as_json:
             print_json(
                 {

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from inheritune.errors import MachineError, SourceError, escape
-from inheritune.model_files.strict_json import parse_json
+from inheritune.system.strict_json import UNTRUSTED, parse_json
 
 __all__ = ["ask"]
 
@@ -110,7 +110,7 @@ def _died(code: int, words: IO[bytes], subject: str) -> SourceError | MachineErr
 
 
 def _understood(reply: bytes, subject: str) -> dict[str, Any]:
-    value = parse_json(reply, f"the answer of the process that read {subject}")
+    value = parse_json(reply, f"the answer of the process that read {subject}", UNTRUSTED)
     if not isinstance(value, dict):
         raise SourceError(f"the process that read {subject} gave no answer.")
     if "error" in value:

@@ -21,10 +21,10 @@ from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.refusals import refuse_unsafe_config, refuse_unsupported_model
 from inheritune.model_files.safe_path import safe_file
 from inheritune.model_files.safetensors import Tensor, read_header
-from inheritune.model_files.strict_json import read_json
 from inheritune.model_files.write import MAX_SHARD_BYTES
 from inheritune.surgery.class_check.ask_class import check_whole
 from inheritune.system.files import published, refuse_used_directory
+from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 __all__ = ["Converted", "convert"]
 
@@ -76,7 +76,7 @@ def convert(source: Path, out: Path) -> Converted:
     """
     found = find_pytorch_files(source)
     path = safe_file(source, "config.json")
-    config = read_json(path, "the config")
+    config = read_json_object(path, MODEL_FILE, "the config")
     refuse_unsafe_config(config, path)
     refuse_unsupported_model(config, text_config(config), (), source)
     if Path(os.path.realpath(out)).is_relative_to(source.resolve()):

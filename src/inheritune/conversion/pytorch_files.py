@@ -6,7 +6,7 @@ from pathlib import Path
 
 from inheritune.errors import SourceError, escape
 from inheritune.model_files.safe_path import safe_file, safe_shard_name
-from inheritune.model_files.strict_json import read_json
+from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 __all__ = ["PytorchFiles", "find_pytorch_files"]
 
@@ -82,7 +82,7 @@ def find_pytorch_files(directory: Path) -> PytorchFiles:
 
 def _read_index(directory: Path) -> dict[str, str]:
     path = safe_file(directory, _INDEX)
-    weight_map = read_json(path, "the weight index").get("weight_map")
+    weight_map = read_json_object(path, MODEL_FILE, "the weight index").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{path} has no weight_map.", _AGAIN)
     return {name: safe_shard_name(value, path, _SUFFIXES) for name, value in weight_map.items()}

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from inheritune.data.sentencepiece_model import SentencePieceModel
 from inheritune.errors import DataError
+from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 __all__ = [
     "END_OF_TEXT",
@@ -25,6 +26,7 @@ __all__ = [
 
 END_OF_TEXT = "<|endoftext|>"
 _PIECE = 1 << 20  # characters encoded at a time
+_CONFIG_FILE = replace(MODEL_FILE, error=DataError, hint="Fetch the file again.")
 
 
 @dataclass(frozen=True)
@@ -257,12 +259,4 @@ def _puts_bos(directory: Path, tokenizer: Tokenizer | SentencePieceModel, bos: i
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"cannot read {path}: {error}.", "Fetch the file again.") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path} does not hold a JSON object.", "Fetch the file again.")
-    return value
+    return read_json_object(path, _CONFIG_FILE) if path.exists() else {}

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from inheritune.data.shards import ShardEntry, check_shard, file_sha256, map_shard
 from inheritune.errors import DataError
 from inheritune.recipe.schema import Data
+from inheritune.system.strict_json import OWN_FILE, read_json_object
 
 __all__ = [
     "MANIFEST_FORMAT",
@@ -27,7 +28,6 @@ __all__ = [
 ]
 
 MANIFEST_FORMAT = 1
-_MANIFEST_BYTES = 64 << 20
 _MANIFEST_TYPES = {
     "shard_version": int,
     "tokenizer": dict,
@@ -46,6 +46,7 @@ _MANIFEST_TYPES = {
 }
 _CONTENT = ("shard_version", "tokenizer", "embedding_rows", "policy", "split", "files")
 _AGAIN = "Prepare the tokens again."
+_MANIFEST = replace(OWN_FILE, max_bytes=64 << 20, hint=_AGAIN)
 
 
 class TokenStream:
@@ -265,18 +266,10 @@ def _entries(manifest: dict[str, Any], split: str) -> list[ShardEntry]:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MANIFEST_BYTES:
-            raise DataError(f"{path} is too large for a manifest.", _AGAIN)
-        manifest = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(
-            f"there are no prepared tokens in {path.parent}: {(error.strerror or '').lower()}.",
-            "Prepare them first.",
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}.", _AGAIN) from error
-    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if not path.exists():
+        raise DataError(f"there are no prepared tokens in {path.parent}.", "Prepare them first.")
+    manifest = read_json_object(path, _MANIFEST)
+    found = manifest.get("format")
     if found != MANIFEST_FORMAT:
         raise DataError(f"{path} has format {found}, this program reads {MANIFEST_FORMAT}.", _AGAIN)
     for key, kind in _MANIFEST_TYPES.items():

@@ -24,13 +24,13 @@ from inheritune.model_files.refusals import (
 )
 from inheritune.model_files.safe_path import safe_file, safe_shard_name
 from inheritune.model_files.safetensors import Tensor, read_header
-from inheritune.model_files.strict_json import read_json
 from inheritune.system.progress import Listener, silent
+from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 if TYPE_CHECKING:
     from inheritune.model_files.download.partial import RemoteFiles
 
-__all__ = ["ModelDirectory", "open_model", "read_json"]
+__all__ = ["ModelDirectory", "open_model"]
 
 _EMBEDDED = "embedded:"
 _INDEX = "model.safetensors.index.json"
@@ -121,7 +121,7 @@ def _record(directory: Path) -> dict[str, Any]:
     path = directory / "inherit.json"
     # Of a model with 70,000 tensors, it is large, and its layers are found without it.
     small = path.is_file() and path.stat().st_size <= _MOST_RECORD_BYTES
-    return read_json(path, "the record") if small else {}
+    return read_json_object(path, MODEL_FILE, "the record") if small else {}
 
 
 def _ranges(tensors: Iterable[Tensor]) -> list[tuple[str, int, int]]:
@@ -185,7 +185,7 @@ def _embedded(model: str) -> Path:
 def _open(directory: Path, name: str, revision: str | None) -> ModelDirectory:
     refuse_directory(directory)
     path = safe_file(directory, "config.json")
-    config = read_json(path, "the config")
+    config = read_json_object(path, MODEL_FILE, "the config")
     refuse_unsafe_config(config, path)
     tensors, metadata, index_metadata = _open_weights(directory)
     refuse_unsupported_model(config, text_config(config), tensors.values(), directory)
@@ -213,7 +213,7 @@ def _open_weights(
         tensors, metadata = read_header(safe_file(directory, "model.safetensors"))
         return {t.name: t for t in tensors}, {"model.safetensors": metadata}, {}
     path = safe_file(directory, _INDEX)
-    index = read_json(path, "the weight index")
+    index = read_json_object(path, MODEL_FILE, "the weight index")
     weight_map = index.pop("weight_map", None)
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{path} has no weight_map.", "Download it again.")

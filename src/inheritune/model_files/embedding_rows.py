@@ -11,7 +11,7 @@ from inheritune.errors import SourceError, escape
 from inheritune.model_files.copy import open_source
 from inheritune.model_files.layers import is_tower
 from inheritune.model_files.safetensors import Tensor
-from inheritune.model_files.strict_json import read_json
+from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 __all__ = ["refuse_ids_without_rows"]
 
@@ -114,7 +114,7 @@ def _roles(directory: Path) -> set[str]:
     found = set()
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (directory / name).is_file():
-            config = read_json(directory / name, "the tokenizer's config")
+            config = read_json_object(directory / name, MODEL_FILE, "the tokenizer's config")
             tokens = [config.get(role) for role in _ROLES]
             found |= {str(t.get("content") if isinstance(t, dict) else t) for t in tokens if t}
     return found

@@ -14,7 +14,7 @@ from typing import Any
 
 from inheritune.errors import SourceError, escape
 from inheritune.model_files.copy import open_source
-from inheritune.model_files.strict_json import parse_json
+from inheritune.system.strict_json import UNTRUSTED, parse_json
 
 __all__ = ["Tensor", "item_bits", "read_header"]
 
@@ -102,7 +102,7 @@ def read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
             text = file.read(length)
         except OSError as error:
             raise SourceError(f"cannot read {path}: {error.strerror}.") from error
-    header = parse_json(text, f"the header of {path}")
+    header = parse_json(text, f"the header of {path}", UNTRUSTED)
     if not isinstance(header, dict):
         raise SourceError(f"the header of {path} is not a JSON object.", _AGAIN)
     metadata = header.pop("__metadata__", {})

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from inheritune.errors import SourceError
 from inheritune.model_files.card import carried_fields, join_front_matter
 from inheritune.reporting.embed import presentable
 from inheritune.reporting.quantities import amount, duration, flops
@@ -14,6 +15,7 @@ from inheritune.reporting.record import Record, number, read_record, section, ta
 from inheritune.reporting.score_table import score_results
 from inheritune.reporting.tables import rounds_table, variants_table
 from inheritune.reporting.verdict import remarks, verdict
+from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 __all__ = ["card", "write_card"]
 
@@ -37,8 +39,8 @@ def write_card(run_root: Path) -> Path | None:
         return None
     record = read_record(run_root)
     inherited: dict[str, Any] = {}
-    with suppress(OSError, ValueError, RecursionError):
-        inherited = json.loads((target / "inherit.json").read_bytes())
+    with suppress(SourceError):
+        inherited = read_json_object(target / "inherit.json", MODEL_FILE.times(10))
     figures = sorted(path for path in (run_root / "report/figures").glob("*.png"))
     for path in figures:
         (target / "figures").mkdir(exist_ok=True)

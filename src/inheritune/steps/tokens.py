@@ -9,7 +9,7 @@ from inheritune.data.tokens import TokenDirectory, check_budget
 from inheritune.model_files.config import text_config
 from inheritune.recipe.schema import Recipe
 from inheritune.steps.job import Job
-from inheritune.system.files import read_json_file
+from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 __all__ = ["embedding_rows", "import_flat_tokens", "prepare_tokens"]
 
@@ -37,7 +37,7 @@ def embedding_rows(model: Path, tokenizer: TextTokenizer) -> int:
     path = model / "config.json"
     if not path.exists():
         return tokenizer.rows
-    rows: int = text_config(read_json_file(path)).get("vocab_size", tokenizer.rows)
+    rows: int = text_config(read_json_object(path, MODEL_FILE)).get("vocab_size", tokenizer.rows)
     return rows
 
 

@@ -9,13 +9,14 @@ from typing import Any
 from inheritune import __version__
 from inheritune.errors import RecipeError, UnsupportedModelError, escape
 from inheritune.model_files.copy import copy_side_files, write_file
-from inheritune.model_files.directory import ModelDirectory, open_model, read_json
+from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.layers import numbered
 from inheritune.model_files.write import TargetTensor, split_into_shards
 from inheritune.surgery.class_check.ask_class import check_cut
 from inheritune.surgery.plan import InheritPlan, plan_inherit, stored_dtype
 from inheritune.surgery.write import describe_tensor, to_json, write_weights
 from inheritune.system.files import published
+from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 __all__ = ["check_grow", "grow"]
 
@@ -105,7 +106,9 @@ def check_grow(reference: ModelDirectory, layers: int) -> InheritPlan:
 
 def _refuse_moved_layers(target: ModelDirectory) -> None:
     record = target.path / "inherit.json"  # a trained target may have none
-    kept = read_json(record, "the record", times=10).get("layer_map") if record.is_file() else None
+    if not record.is_file():
+        return
+    kept = read_json_object(record, MODEL_FILE.times(10), "the record").get("layer_map")
     if kept is not None and kept != list(range(target.layers)):
         raise UnsupportedModelError(
             f"{target.name} does not have the first layers of its reference: {escape(kept)}.",

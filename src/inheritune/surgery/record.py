@@ -8,10 +8,11 @@ from typing import Any
 
 from inheritune.errors import SourceError, escape
 from inheritune.model_files.card import join_front_matter
-from inheritune.model_files.directory import ModelDirectory, read_json
+from inheritune.model_files.directory import ModelDirectory
 from inheritune.surgery.parts import PARTS, STRAY, describe_parts, fresh_names
 from inheritune.surgery.plan import DTYPES
 from inheritune.surgery.selection import describe_selection
+from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 __all__ = ["card", "read_record"]
 
@@ -33,7 +34,7 @@ def read_record(target: ModelDirectory) -> dict[str, Any]:
             if converted
             else "Name a directory that `inheritune inherit` has written.",
         )
-    record = read_json(path, "the record", times=_TIMES)
+    record = read_json_object(path, MODEL_FILE.times(_TIMES), "the record")
     if record.get("format") != 2:
         raise SourceError(
             f"{path} is no record of format 2.", "Write the target again with this version."

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import math
 import os
 import secrets
 import shutil
@@ -14,8 +13,8 @@ from typing import Any, NoReturn
 
 from safetensors import SafetensorError
 
-from inheritune.errors import DataError, MachineError, RecipeError, escape
-from inheritune.system.reading import read_regular_file
+from inheritune.errors import MachineError, RecipeError, escape
+from inheritune.system.strict_json import read_json as read_json_file
 
 try:
     import fcntl
@@ -33,8 +32,6 @@ __all__ = [
     "write_bytes",
     "write_json",
 ]
-
-_MAX_BYTES = 256_000_000  # of a JSON file of ours; the largest lists the files of a corpus
 
 
 def refuse_used_directory(out: Path) -> None:
@@ -169,48 +166,6 @@ def write_bytes(path: Path, data: bytes) -> None:
         sync_directory(path.parent)
     except OSError as error:
         refused_by_system(path, error)
-
-
-def read_json_file(path: Path) -> Any:
-    """Read a JSON file of ours, strictly: no NaN, no duplicate keys, nothing but UTF-8.
-
-    Raises:
-        DataError: It is missing, unreadable or broken; the file is named.
-    """
-    try:
-        data = read_regular_file(path, _MAX_BYTES)
-    except OSError as error:
-        raise DataError(f"cannot read {escape(path)}: {error.strerror}.", "Check it.") from error
-    try:
-        return json.loads(
-            data.decode(),
-            object_pairs_hook=_unique,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-        )
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else escape(error, 120)
-        raise DataError(
-            f"{escape(path)} is not valid JSON: {reason}.", "Restore it from a copy, or remove it."
-        ) from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a key stands twice")
-    return values
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if math.isinf(value):
-        raise ValueError(f"{digits} is too large")
-    return value
 
 
 def sync_file(path: Path) -> None:

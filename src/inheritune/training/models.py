@@ -1,6 +1,5 @@
 """Model directories as live fp32 models to train, and back."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from inheritune.errors import SourceError, UnsupportedModelError, escape
 from inheritune.model_files.copy import copy_side_files
 from inheritune.system.files import published, sync_file, write_json
+from inheritune.system.strict_json import MODEL_FILE, read_json_object
 from inheritune.training.throughput import count_params, flops_per_token
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def save_model(model: "PreTrainedModel", out: Path, start: Path) -> None:
     with published(out) as staging:
         model.save_pretrained(staging)
         copy_side_files(start, staging)
-        config = json.loads((start / "config.json").read_text(encoding="utf-8"))
+        config = read_json_object(start / "config.json", MODEL_FILE)
         write_json(staging / "config.json", _with_dtype(config, "float32"))
         umask = os.umask(0)
         os.umask(umask)

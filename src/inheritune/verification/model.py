@@ -12,12 +12,13 @@ from inheritune.errors import SourceError, escape
 from inheritune.model_files.cast import cast
 from inheritune.model_files.config import text_config
 from inheritune.model_files.copy import open_source
-from inheritune.model_files.directory import ModelDirectory, read_json
+from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.scan import Scan, refuse_not_finite, scan
 from inheritune.model_files.write import TargetTensor, read_chunks
 from inheritune.surgery.class_check.ask_class import ask
 from inheritune.surgery.plan import InheritPlan, plan_inherit
 from inheritune.surgery.record import read_record
+from inheritune.system.strict_json import MODEL_FILE, read_json_object
 from inheritune.verification.run_model import Finding, ask_class, run_target
 
 __all__ = ["verify_model", "verify_unrecorded_model"]
@@ -43,7 +44,9 @@ def verify_model(
     """
     record = read_record(target)
     path = target.path / "training.json"
-    training = read_json(path, "the record of its training", times=20) if path.is_file() else None
+    training = None
+    if path.is_file():
+        training = read_json_object(path, MODEL_FILE.times(20), "the record of its training")
     trained = training is not None
     _refuse_other_names(target, record["tensors"], "its record")
     yield Finding("names", f"{len(target.tensors)} tensors, as recorded")

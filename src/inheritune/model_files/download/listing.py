@@ -20,8 +20,9 @@ from inheritune.errors import DataError, Interrupted, MachineError, escape
 from inheritune.model_files.download.hub import hub_errors
 from inheritune.model_files.download.partial_file import writing
 from inheritune.model_files.download.ranged_get import BACKOFF_S, TRY_LATER
-from inheritune.system.files import read_json_file, write_json
+from inheritune.system.files import write_json
 from inheritune.system.progress import Listener, Progress, silent
+from inheritune.system.strict_json import read_json
 
 __all__ = ["ListedFile", "Listing", "mirror_root", "one_writer", "pin", "stopped"]
 
@@ -169,7 +170,7 @@ def _remember(root: Path, reference: Path, listing: Listing) -> None:
 
 def _last(root: Path, reference: Path) -> Listing | None:
     with suppress(DataError, TypeError, LookupError):
-        return _remembered(root, read_json_file(reference)["commit"])
+        return _remembered(root, read_json(reference)["commit"])
     return None
 
 
@@ -177,7 +178,7 @@ def _remembered(root: Path, commit: str) -> Listing | None:
     if not _COMMIT.fullmatch(commit):
         return None
     with suppress(DataError, TypeError, LookupError, AttributeError):
-        record = read_json_file(_listing_file(root, commit))
+        record = read_json(_listing_file(root, commit))
         files = record["files"] if record["format"] == 1 else {}
         return Listing(commit, {name: ListedFile(**file) for name, file in files.items()})
     return None

@@ -28,8 +28,8 @@ from inheritune.model_files.download.partial_file import (
 from inheritune.model_files.download.ranged_get import RangesRefusedError, Source
 from inheritune.model_files.refusals import refuse_files
 from inheritune.model_files.safe_path import safe_shard_name
-from inheritune.model_files.strict_json import read_json
 from inheritune.system.progress import Listener, Progress, silent
+from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 __all__ = ["RemoteFiles", "open_remote"]
 
@@ -263,7 +263,7 @@ def _weight_files(directory: Path, *, single: bool) -> list[str]:
     if single:  # taken where both are there, as transformers does
         return [_SINGLE]
     path = directory / _INDEX
-    weight_map = read_json(path, "the weight index").get("weight_map")
+    weight_map = read_json_object(path, MODEL_FILE, "the weight index").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{path} has no weight_map.", "Download it again.")
     # Before anything is asked for: a name could lead elsewhere.

@@ -1,4 +1,4 @@
-"""The strict JSON reader."""
+"""The strict JSON reader: any bytes are read or refused, within its limits."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inheritune.errors import SourceError
-from inheritune.model_files.strict_json import parse_json, read_json
+from inheritune.system.strict_json import MODEL_FILE, UNTRUSTED, parse_json, read_json_object
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -22,13 +22,13 @@ VALUES = st.recursive(
 
 @given(VALUES)
 def test_what_json_writes_is_read_back(value):
-    assert parse_json(json.dumps(value).encode(), "it") == value
+    assert parse_json(json.dumps(value).encode(), "it", UNTRUSTED) == value
 
 
 @given(st.binary())
 def test_any_bytes_are_read_or_refused(data):
     try:
-        parse_json(data, "it")
+        parse_json(data, "it", UNTRUSTED)
     except SourceError as error:
         assert str(error).startswith("it is")
 
@@ -36,7 +36,7 @@ def test_any_bytes_are_read_or_refused(data):
 @pytest.mark.parametrize(
     "text, reason",
     [
-        ('{"a": 1, "a": 2}', "'a' stands twice"),
+        ('{"a": 1, "a": 2}', "'a' appears twice"),
         ('{"a": NaN}', "NaN"),
         ('{"a": Infinity}', "Infinity"),
         ('{"a": 1e999}', "1e999"),
@@ -51,10 +51,18 @@ def test_any_bytes_are_read_or_refused(data):
 )
 def test_what_python_would_let_pass_is_refused(text, reason):
     with pytest.raises(SourceError, match=reason):
-        parse_json(text.encode(), "it")
+        parse_json(text.encode(), "it", UNTRUSTED)
 
 
 def test_infinity_is_a_number_where_a_config_may_hold_it(tmp_path):
     path = tmp_path / "config.json"
     path.write_text('{"time_step_limit": [0.0, Infinity]}')
-    assert read_json(path, "the config") == {"time_step_limit": [0.0, math.inf]}
+    assert read_json_object(path, MODEL_FILE, "the config") == {"time_step_limit": [0.0, math.inf]}
+
+
+def test_limits_grow_for_a_file_that_is_known_to_be_long(tmp_path):
+    path = tmp_path / "inherit.json"
+    path.write_text(json.dumps({"tensors": [0] * 500_000}))
+    with pytest.raises(SourceError, match="500,001 values; 500,000 are allowed"):
+        read_json_object(path, MODEL_FILE)
+    assert len(read_json_object(path, MODEL_FILE.times(10))["tensors"]) == 500_000
