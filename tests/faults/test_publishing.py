@@ -1,4 +1,4 @@
-"""Group E of the battery, publication: the card (E8), the push (E9, E10), the target (E12).
+"""Inject faults into publishing: hostile fields of the card, pushes, licences, the target itself.
 
 The Hub is one on this machine, tests/push_server.py. More of the card in
 tests/publishing/test_card.py.
@@ -88,7 +88,8 @@ def test_weights_come_first_and_the_card_last_into_a_private_repository(target, 
 
 
 @pytest.mark.parametrize("drop_after", range(5))
-def test_e9_a_connection_that_breaks_never_leaves_a_card_without_weights(target, hub, drop_after):
+@pytest.mark.fault("E9")
+def test_a_connection_that_breaks_never_leaves_a_card_without_weights(target, hub, drop_after):
     hub.drop_after = drop_after
     parcel = unverified(target)
     with pytest.raises(MachineError, match="me/small on the Hub broke") as raised:
@@ -105,7 +106,8 @@ def test_e9_a_connection_that_breaks_never_leaves_a_card_without_weights(target,
     assert not {Path(path).name for path in hub.uploads()} & arrived  # not sent twice
 
 
-def test_e9_a_finished_push_is_repeated_without_a_commit_and_a_new_card_with_one(target, hub):
+@pytest.mark.fault("E9")
+def test_a_finished_push_is_repeated_without_a_commit_and_a_new_card_with_one(target, hub):
     push(unverified(target), "me/small")
     commits = len(hub.repos["me/small"].commits)
     hub.log.clear()
@@ -116,7 +118,8 @@ def test_e9_a_finished_push_is_repeated_without_a_commit_and_a_new_card_with_one
     assert len(hub.repos["me/small"].commits) == commits + 1
 
 
-def test_e9_without_a_token_nothing_is_asked(target, tmp_path):
+@pytest.mark.fault("E9")
+def test_without_a_token_nothing_is_asked(target, tmp_path):
     with (
         push_server.serve(push_server.PushHub()) as hub,
         push_server.taken_for_the_hub(hub, tmp_path / "home", token=None),
@@ -126,26 +129,30 @@ def test_e9_without_a_token_nothing_is_asked(target, tmp_path):
         assert "hf auth login" in raised.value.hint and not hub.repos
 
 
-def test_e9_a_read_token_is_refused_before_a_repository_is_made(target, hub):
+@pytest.mark.fault("E9")
+def test_a_read_token_is_refused_before_a_repository_is_made(target, hub):
     hub.role = "read"
     with pytest.raises(MachineError, match="may only read"):
         push(unverified(target), "me/small")
     assert not hub.repos
 
 
-def test_e9_a_repository_of_somebody_else_is_refused(target, hub):
+@pytest.mark.fault("E9")
+def test_a_repository_of_somebody_else_is_refused(target, hub):
     with pytest.raises(MachineError, match="does not let this account write to someone/small"):
         push(unverified(target), "someone/small")
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "a b", "me/..", "me/--x", "", "me/" + "x" * 200])
-def test_e9_a_bad_name_is_refused(target, hub, name):
+@pytest.mark.fault("E9")
+def test_a_bad_name_is_refused(target, hub, name):
     with pytest.raises(MachineError, match="is no name of a repository"):
         push(unverified(target), name)
     assert not hub.repos
 
 
-def test_e9_a_dry_run_refuses_a_bad_name_too(target, hub):
+@pytest.mark.fault("E9")
+def test_a_dry_run_refuses_a_bad_name_too(target, hub):
     done = invoke(target, "--repo-id", "a b/c", "--dry-run", "--json")
     assert (
         done.exit_code == 4 and "is no name of a repository" in json.loads(done.stdout)["message"]
@@ -154,7 +161,8 @@ def test_e9_a_dry_run_refuses_a_bad_name_too(target, hub):
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "config.json"])
-def test_e9_a_repository_with_other_content_is_never_written_to(target, hub, name):
+@pytest.mark.fault("E9")
+def test_a_repository_with_other_content_is_never_written_to(target, hub, name):
     theirs = {"README.md": b"theirs", name: b"theirs"}
     hub.repos["me/taken"] = push_server.Repo(private=True, commits=[theirs])
     with pytest.raises(MachineError, match=f"something else already, such as {name}"):
@@ -191,7 +199,8 @@ HOSTILE = ["---", "a\n---\nb: c", "{{ x }}", "a: b", "\"'`", "<script>x</script>
 
 
 @pytest.mark.parametrize("value", HOSTILE, ids=lambda value: repr(value[:12]))
-def test_e8_a_hostile_field_reads_back_equal_and_is_no_markup(value):
+@pytest.mark.fault("E8")
+def test_a_hostile_field_reads_back_equal_and_is_no_markup(value):
     record = {
         "name": value,
         "notes": [value],
@@ -212,7 +221,8 @@ def test_e8_a_hostile_field_reads_back_equal_and_is_no_markup(value):
     assert "<script" not in outside and "\n---\n" not in outside
 
 
-def test_e8_a_megabyte_in_a_field_reads_back_equal():
+@pytest.mark.fault("E8")
+def test_a_megabyte_in_a_field_reads_back_equal():
     text = card({"reference": {"card": {"license": "x" * 1_000_000}}}, {}, [])
     fields, body = split_front_matter(text)
     assert fields["license"] == "x" * 1_000_000 and len(body) < 10_000
@@ -222,7 +232,8 @@ def test_e8_a_megabyte_in_a_field_reads_back_equal():
 
 
 @pytest.mark.parametrize("licence", [None, "unknown", "other", ""])
-def test_e10_an_unknown_licence_is_refused_unless_it_is_stated(target, licence):
+@pytest.mark.fault("E10")
+def test_an_unknown_licence_is_refused_unless_it_is_stated(target, licence):
     with_fields(target, license=licence)
     with pytest.raises(RecipeError, match="licence of the reference is unknown") as raised:
         unverified(target)
@@ -231,7 +242,8 @@ def test_e10_an_unknown_licence_is_refused_unless_it_is_stated(target, licence):
     assert split_front_matter(card)[0]["license"] == "mit"
 
 
-def test_e10_a_named_other_licence_is_carried(target):
+@pytest.mark.fault("E10")
+def test_a_named_other_licence_is_carried(target):
     with_fields(target, license="other", license_name="tiny-1.0", license_link="LICENSE")
     parcel = unverified(target)
     assert parcel.licence == "tiny-1.0"
@@ -239,7 +251,8 @@ def test_e10_a_named_other_licence_is_carried(target):
 
 
 @pytest.mark.parametrize("licence", ["cc-by-nc-4.0", "cc-by-nc-sa-4.0", "x-noncommercial"])
-def test_e10_a_non_commercial_licence_is_carried_and_never_changed(target, licence):
+@pytest.mark.fault("E10")
+def test_a_non_commercial_licence_is_carried_and_never_changed(target, licence):
     with_fields(target, license=licence)
     assert split_front_matter(unverified(target).card)[0]["license"] == licence
     with pytest.raises(RecipeError, match="cannot become mit"):
@@ -249,7 +262,8 @@ def test_e10_a_non_commercial_licence_is_carried_and_never_changed(target, licen
     assert unverified(target, public=True, licence=licence).licence == licence
 
 
-def test_e10_a_gated_base_is_carried_and_not_public_by_the_way(target, hub):
+@pytest.mark.fault("E10")
+def test_a_gated_base_is_carried_and_not_public_by_the_way(target, hub):
     hub.models["org/gated"] = {"gated": "manual", "cardData": {"license": "llama3"}}
     with_fields(target, base_model="org/gated", license=None)
     assert unverified(target).licence == "llama3"
@@ -258,7 +272,8 @@ def test_e10_a_gated_base_is_carried_and_not_public_by_the_way(target, hub):
         unverified(target, public=True)
 
 
-def test_e10_a_licence_that_only_the_base_names_is_carried_whole(target, hub):
+@pytest.mark.fault("E10")
+def test_a_licence_that_only_the_base_names_is_carried_whole(target, hub):
     terms = {"license": "other", "license_name": "tiny-1.0", "license_link": "LICENSE"}
     hub.models["org/other"] = {"gated": False, "cardData": terms | {"tags": ["x"]}}
     with_fields(target, base_model="org/other", license=None)
@@ -266,7 +281,8 @@ def test_e10_a_licence_that_only_the_base_names_is_carried_whole(target, hub):
     assert terms.items() <= fields.items() and fields["tags"] == ["inheritune"]
 
 
-def test_e10_a_commercial_licence_is_no_obstacle(target, hub):
+@pytest.mark.fault("E10")
+def test_a_commercial_licence_is_no_obstacle(target, hub):
     hub.models["org/free"] = {"gated": False, "cardData": {"license": "mit"}}
     with_fields(target, base_model="org/free")
     assert unverified(target, public=True).licence == "apache-2.0"
@@ -309,7 +325,8 @@ def run(tiny_reference: Path, tiny_text: Path, tmp_path_factory: pytest.TempPath
     return root
 
 
-def test_e12_a_trained_target_opens_in_plain_transformers_with_equal_logits_and_text(run, tmp_path):
+@pytest.mark.fault("E12")
+def test_a_trained_target_opens_in_plain_transformers_with_equal_logits_and_text(run, tmp_path):
     alone = Path(shutil.copytree(run / "target", tmp_path / "alone"))
     found = []
     for place in (run / "variants/inherit/2-layers/model", alone):

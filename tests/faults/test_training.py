@@ -1,6 +1,6 @@
-"""Group D of the battery: train, save, resume, grow. Each name starts with its id.
+"""Inject faults into training, saving, resuming and growing.
 
-D17 (a process that fails), D21 (growth that keeps) and D27 (trackers) have more in
+Processes that fail, growth that keeps weights and trackers have more tests in
 tests/training/test_process_group.py, tests/steps/test_keep.py and tests/training/test_trackers.py.
 """
 
@@ -142,7 +142,8 @@ def interrupted_run(recipe: RecipeFile, root: Path, at_tokens: int = 640) -> Non
 # -- killed
 
 
-def test_d1_killed_50_times_at_random_it_ends_with_the_same_bits(
+@pytest.mark.fault("D1")
+def test_killed_50_times_at_random_it_ends_with_the_same_bits(
     tiny_tokens: TokenDirectory, tmp_path: Path, unbroken: dict[str, torch.Tensor]
 ) -> None:
     draw, killed = random.Random(0), 0
@@ -162,7 +163,8 @@ def test_d1_killed_50_times_at_random_it_ends_with_the_same_bits(
     assert killed >= 50
 
 
-def test_d2_a_kill_at_every_write_sync_and_rename_of_a_save(
+@pytest.mark.fault("D2")
+def test_a_kill_at_every_write_sync_and_rename_of_a_save(
     tiny_tokens: TokenDirectory, tmp_path: Path, unbroken: dict[str, torch.Tensor]
 ) -> None:
     begun = tmp_path / "begun"
@@ -224,7 +226,8 @@ def grown(tiny_reference: Path, tiny_text: Path, tmp_path_factory: pytest.TempPa
         ("inherit, 3 layers", "tokens"),
     ],
 )
-def test_d3_sigterm_in_every_part_of_a_run_ends_with_75_and_is_continued(
+@pytest.mark.fault("D3")
+def test_sigterm_in_every_part_of_a_run_ends_with_75_and_is_continued(
     task: str, unit: str, tiny_reference: Path, tiny_text: Path, tmp_path: Path, grown: float
 ) -> None:
     recipe = recipe_of(tiny_reference, tiny_text, grow=TWO_ROUNDS)
@@ -248,7 +251,8 @@ def test_d3_sigterm_in_every_part_of_a_run_ends_with_75_and_is_continued(
     assert final["val_loss"] == grown
 
 
-def test_d3_sigterm_while_saving_leaves_the_checkpoint(
+@pytest.mark.fault("D3")
+def test_sigterm_while_saving_leaves_the_checkpoint(
     tiny_tokens: TokenDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = state.write_pieces
@@ -264,7 +268,8 @@ def test_d3_sigterm_while_saving_leaves_the_checkpoint(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_d4_a_second_signal_ends_at_once_and_corrupts_nothing(
+@pytest.mark.fault("D4")
+def test_a_second_signal_ends_at_once_and_corrupts_nothing(
     number: int,
     code: int,
     tiny_tokens: TokenDirectory,
@@ -296,7 +301,8 @@ def test_d4_a_second_signal_ends_at_once_and_corrupts_nothing(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
-def test_d5_a_disk_that_refuses_ends_with_4_and_the_last_checkpoint_is_whole(
+@pytest.mark.fault("D5")
+def test_a_disk_that_refuses_ends_with_4_and_the_last_checkpoint_is_whole(
     number: int, tiny_tokens: TokenDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = saved(tmp_path, tiny_tokens, 5)
@@ -313,7 +319,8 @@ def test_d5_a_disk_that_refuses_ends_with_4_and_the_last_checkpoint_is_whole(
     checkpoint_files.verify(checkpoints / "step-00000005")
 
 
-def test_d5_a_disk_without_room_for_the_checkpoints_ends_with_4_before_the_first_step(
+@pytest.mark.fault("D5")
+def test_a_disk_without_room_for_the_checkpoints_ends_with_4_before_the_first_step(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of(tiny_reference, tiny_text)
@@ -325,7 +332,8 @@ def test_d5_a_disk_without_room_for_the_checkpoints_ends_with_4_before_the_first
     assert execute(recipe, tmp_path).summary
 
 
-def test_d5_a_file_size_limit_ends_with_4(tiny_tokens: TokenDirectory, tmp_path: Path) -> None:
+@pytest.mark.fault("D5")
+def test_a_file_size_limit_ends_with_4(tiny_tokens: TokenDirectory, tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, tiny_tokens, 5)
 
     def limited() -> None:
@@ -360,7 +368,8 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_d6_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+@pytest.mark.fault("D6")
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     name: str, tiny_tokens: TokenDirectory, tmp_path: Path, unbroken: dict[str, torch.Tensor]
 ) -> None:
     checkpoints = saved(tmp_path, tiny_tokens, 3, 5)
@@ -372,7 +381,8 @@ def test_d6_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_d6_a_damaged_checkpoint_that_is_named_ends_with_3_and_nothing_in_its_place(
+@pytest.mark.fault("D6")
+def test_a_damaged_checkpoint_that_is_named_ends_with_3_and_nothing_in_its_place(
     name: str, tiny_tokens: TokenDirectory, tmp_path: Path
 ) -> None:
     checkpoints = saved(tmp_path, tiny_tokens, 3, 5)
@@ -396,7 +406,8 @@ LIES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_d7_a_hint_at_the_latest_is_never_believed_and_is_written_anew(
+@pytest.mark.fault("D7")
+def test_a_hint_at_the_latest_is_never_believed_and_is_written_anew(
     name: str, tiny_tokens: TokenDirectory, tmp_path: Path, unbroken: dict[str, torch.Tensor]
 ) -> None:
     (tmp_path / "mine").write_text("of somebody else")
@@ -414,7 +425,8 @@ def test_d7_a_hint_at_the_latest_is_never_believed_and_is_written_anew(
     assert not litter(tmp_path)
 
 
-def test_d7_the_hint_names_what_was_loaded_when_the_newest_is_broken(
+@pytest.mark.fault("D7")
+def test_the_hint_names_what_was_loaded_when_the_newest_is_broken(
     tiny_tokens: TokenDirectory, tmp_path: Path
 ) -> None:
     checkpoints = saved(tmp_path, tiny_tokens, 3, 5)
@@ -429,7 +441,8 @@ def test_d7_the_hint_names_what_was_loaded_when_the_newest_is_broken(
     assert (checkpoints / "latest").read_text() == "step-00000020\n"
 
 
-def test_d8_when_all_are_bad_it_never_starts_over_silently(
+@pytest.mark.fault("D8")
+def test_when_all_are_bad_it_never_starts_over_silently(
     tiny_tokens: TokenDirectory, tmp_path: Path
 ) -> None:
     checkpoints = saved(tmp_path, tiny_tokens, 3, 5)
@@ -440,7 +453,8 @@ def test_d8_when_all_are_bad_it_never_starts_over_silently(
     assert error.value.exit_code == 3
 
 
-def test_d9_a_planted_pickle_is_ignored_and_said(
+@pytest.mark.fault("D9")
+def test_a_planted_pickle_is_ignored_and_said(
     tiny_tokens: TokenDirectory, tmp_path: Path, unbroken: dict[str, torch.Tensor]
 ) -> None:
     checkpoint = saved(tmp_path, tiny_tokens, 5) / "step-00000005"
@@ -483,7 +497,8 @@ def halfway(
         ("data", {"source": "elsewhere.txt"}),
     ],
 )
-def test_d10_a_changed_recipe_is_refused_with_2_and_the_difference(
+@pytest.mark.fault("D10")
+def test_a_changed_recipe_is_refused_with_2_and_the_difference(
     section: str,
     change: dict[str, Any],
     halfway: Path,
@@ -501,7 +516,8 @@ def test_d10_a_changed_recipe_is_refused_with_2_and_the_difference(
     assert str(next(iter(change.values()))) in error.value.message
 
 
-def test_d10_a_refused_start_leaves_the_files_of_the_run_as_they_were_and_it_goes_on(
+@pytest.mark.fault("D10")
+def test_a_refused_start_leaves_the_files_of_the_run_as_they_were_and_it_goes_on(
     halfway: Path, tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
     root = Path(shutil.copytree(halfway, tmp_path / "run"))
@@ -515,7 +531,8 @@ def test_d10_a_refused_start_leaves_the_files_of_the_run_as_they_were_and_it_goe
     execute(recipe, root)
 
 
-def test_d10_one_key_can_be_allowed_and_is_recorded(
+@pytest.mark.fault("D10")
+def test_one_key_can_be_allowed_and_is_recorded(
     halfway: Path, tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(halfway, tmp_path / "run")
@@ -527,14 +544,16 @@ def test_d10_one_key_can_be_allowed_and_is_recorded(
 
 
 @pytest.mark.parametrize("key", ["train.batch_tokens", "train.seq_len", "data.source", "x"])
-def test_d10_what_gives_steps_their_meaning_can_never_be_allowed(
+@pytest.mark.fault("D10")
+def test_what_gives_steps_their_meaning_can_never_be_allowed(
     key: str, tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RecipeError, match="--allow-change"):
         execute(recipe_of(tiny_reference, tiny_text), tmp_path / "run", allowed=[key])
 
 
-def test_d11_other_versions_are_said_and_recorded(
+@pytest.mark.fault("D11")
+def test_other_versions_are_said_and_recorded(
     halfway: Path,
     tiny_reference: Path,
     tiny_text: Path,
@@ -550,7 +569,8 @@ def test_d11_other_versions_are_said_and_recorded(
 
 
 @pytest.mark.parametrize("stop_after", [5, 10, 19, 20])
-def test_d12_resumed_at_a_boundary_or_after_the_end_it_is_the_same(
+@pytest.mark.fault("D12")
+def test_resumed_at_a_boundary_or_after_the_end_it_is_the_same(
     stop_after: int,
     tiny_tokens: TokenDirectory,
     tmp_path: Path,
@@ -565,7 +585,8 @@ def test_d12_resumed_at_a_boundary_or_after_the_end_it_is_the_same(
     assert [row["step"] for row in rows if "val_loss" in row] == [0, 5, 10, 15]
 
 
-def test_d13_a_second_trainer_of_one_run_is_refused_with_the_number_of_the_first(
+@pytest.mark.fault("D13")
+def test_a_second_trainer_of_one_run_is_refused_with_the_number_of_the_first(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
     recipe, root = recipe_of(tiny_reference, tiny_text), tmp_path / "run"
@@ -589,7 +610,8 @@ def test_d13_a_second_trainer_of_one_run_is_refused_with_the_number_of_the_first
 # -- values
 
 
-def test_d14_an_absurd_rate_or_a_broken_weight_ends_with_5(
+@pytest.mark.fault("D14")
+def test_an_absurd_rate_or_a_broken_weight_ends_with_5(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
     absurd = recipe_of(tiny_reference, tiny_text, train={"learning_rate": 1e30})
@@ -599,7 +621,8 @@ def test_d14_an_absurd_rate_or_a_broken_weight_ends_with_5(
     assert Run(tmp_path / "run").read()["exit_code"] == 5
 
 
-def test_d14_a_skipped_step_poisons_neither_weights_nor_moments(
+@pytest.mark.fault("D14")
+def test_a_skipped_step_poisons_neither_weights_nor_moments(
     tiny_tokens: TokenDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip, calls = loop.mean_and_clip, 0
@@ -620,7 +643,8 @@ def test_d14_a_skipped_step_poisons_neither_weights_nor_moments(
     assert (bad["step"], bad["grad_norm"], bad["samples"]) == (4, None, [24, 32])
 
 
-def test_d15_a_spike_is_marked_and_the_training_goes_on(
+@pytest.mark.fault("D15")
+def test_a_spike_is_marked_and_the_training_goes_on(
     tiny_tokens: TokenDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inheritune.training.metrics.SPIKE_WINDOW", 8)
@@ -638,7 +662,8 @@ def test_d15_a_spike_is_marked_and_the_training_goes_on(
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4, 8])
-def test_d16_a_batch_cut_in_any_way_gives_the_same_losses(
+@pytest.mark.fault("D16")
+def test_a_batch_cut_in_any_way_gives_the_same_losses(
     micro_batch: int, tiny_tokens: TokenDirectory, tmp_path: Path
 ) -> None:
     found = []
@@ -649,7 +674,8 @@ def test_d16_a_batch_cut_in_any_way_gives_the_same_losses(
     assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
-def test_d17_a_killed_process_ends_the_run_and_one_process_goes_on(
+@pytest.mark.fault("D17")
+def test_a_killed_process_ends_the_run_and_one_process_goes_on(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "recipe.yaml"
@@ -694,7 +720,8 @@ def _process_of_rank(rank: int, recipe: str) -> int:
     raise AssertionError("no such process")
 
 
-def test_d18_out_of_memory_ends_with_4_and_names_a_smaller_micro_batch(
+@pytest.mark.fault("D18")
+def test_out_of_memory_ends_with_4_and_names_a_smaller_micro_batch(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of(tiny_reference, tiny_text)
@@ -713,7 +740,8 @@ def test_d18_out_of_memory_ends_with_4_and_names_a_smaller_micro_batch(
 
 
 @pytest.mark.parametrize("visible", ["", "99"])
-def test_d19_without_a_gpu_the_processor_is_taken_and_said(visible: str) -> None:
+@pytest.mark.fault("D19")
+def test_without_a_gpu_the_processor_is_taken_and_said(visible: str) -> None:
     program = (
         "import json\n"
         "from inheritune.recipe.schema import Train\n"
@@ -732,7 +760,8 @@ def test_d19_without_a_gpu_the_processor_is_taken_and_said(visible: str) -> None
     assert found["reasons"]["device"] == "torch finds no GPU that it can use"
 
 
-def test_d19_a_driver_that_is_too_old_is_said_and_the_processor_taken(
+@pytest.mark.fault("D19")
+def test_a_driver_that_is_too_old_is_said_and_the_processor_taken(
     monkeypatch: pytest.MonkeyPatch, tiny_reference: Path, tiny_text: Path
 ) -> None:
     def too_old() -> bool:  # as torch has it; the command line shows such warnings
@@ -747,7 +776,8 @@ def test_d19_a_driver_that_is_too_old_is_said_and_the_processor_taken(
     assert settings.device == "cpu"
 
 
-def test_d19_bf16_on_a_gpu_without_it_ends_with_4(
+@pytest.mark.fault("D19")
+def test_bf16_on_a_gpu_without_it_ends_with_4(
     monkeypatch: pytest.MonkeyPatch, tiny_reference: Path, tiny_text: Path
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -761,7 +791,8 @@ def test_d19_bf16_on_a_gpu_without_it_ends_with_4(
     assert choose_settings(left_open.recipe.train, 0).precision == "fp32"
 
 
-def test_d19_more_processes_than_gpus_or_parts_of_one_end_with_4(
+@pytest.mark.fault("D19")
+def test_more_processes_than_gpus_or_parts_of_one_end_with_4(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -774,7 +805,8 @@ def test_d19_more_processes_than_gpus_or_parts_of_one_end_with_4(
     assert error.value.exit_code == 4
 
 
-def test_d20_a_benchmark_met_at_once_is_matched_and_an_unreachable_one_ends_with_6(
+@pytest.mark.fault("D20")
+def test_a_benchmark_met_at_once_is_matched_and_an_unreachable_one_ends_with_6(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grow = {"add": 1, "max_rounds": 1}
@@ -788,7 +820,8 @@ def test_d20_a_benchmark_met_at_once_is_matched_and_an_unreachable_one_ends_with
     assert result.record["exit_code"] == 6
 
 
-def test_d20_a_benchmark_that_is_no_number_ends_with_3(
+@pytest.mark.fault("D20")
+def test_a_benchmark_that_is_no_number_ends_with_3(
     reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from inheritune.evaluation import val_loss
@@ -799,7 +832,8 @@ def test_d20_a_benchmark_that_is_no_number_ends_with_3(
     assert error.value.exit_code == 3
 
 
-def test_d21_grown_twice_to_full_depth_it_keeps_every_moment(
+@pytest.mark.fault("D21")
+def test_grown_twice_to_full_depth_it_keeps_every_moment(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inheritune.run.derive.judge", lambda trial, tolerance: "not_matched")
@@ -813,7 +847,8 @@ def test_d21_grown_twice_to_full_depth_it_keeps_every_moment(
     assert steps == [30, 30, 20, 10]
 
 
-def test_d22_val_loss_twice_is_the_same_to_the_last_bit(tiny_tokens: TokenDirectory) -> None:
+@pytest.mark.fault("D22")
+def test_val_loss_twice_is_the_same_to_the_last_bit(tiny_tokens: TokenDirectory) -> None:
     model = work.small_llama()
     one, two = (measure_val_loss(model, tiny_tokens.val, 16, 4).per_window for _ in range(2))
     assert one.tobytes() == two.tobytes()
@@ -823,9 +858,8 @@ def test_d22_val_loss_twice_is_the_same_to_the_last_bit(tiny_tokens: TokenDirect
 
 
 @pytest.mark.parametrize("umask", [0o077, 0o002])
-def test_d23_files_follow_the_umask(
-    umask: int, tiny_tokens: TokenDirectory, tmp_path: Path
-) -> None:
+@pytest.mark.fault("D23")
+def test_files_follow_the_umask(umask: int, tiny_tokens: TokenDirectory, tmp_path: Path) -> None:
     before = os.umask(umask)
     try:
         saved(tmp_path, tiny_tokens, 5)
@@ -846,7 +880,8 @@ def undisturbed(
 
 
 @pytest.mark.parametrize("name", ["moved away", "Größe – 模型", "x" * 200])
-def test_d24_and_d25_a_run_that_was_moved_anywhere_goes_on(
+@pytest.mark.fault("D24", "D25")
+def test_a_run_that_was_moved_anywhere_goes_on(
     name: str,
     halfway: Path,
     undisturbed: float,
@@ -862,7 +897,8 @@ def test_d24_and_d25_a_run_that_was_moved_anywhere_goes_on(
     assert record["rounds"][0]["restarts"] == 1
 
 
-def test_d25_a_path_with_everything_in_it_works(
+@pytest.mark.fault("D25")
+def test_a_path_with_everything_in_it_works(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "a b" / ("n" * 200) / "ü" / "run"
@@ -870,7 +906,8 @@ def test_d25_a_path_with_everything_in_it_works(
     assert execute(recipe_of(tiny_reference, tiny_text), root).summary["tokens"] == 1280
 
 
-def test_d26_a_torn_or_spoilt_metrics_file_is_cut_to_the_checkpoint(
+@pytest.mark.fault("D26")
+def test_a_torn_or_spoilt_metrics_file_is_cut_to_the_checkpoint(
     tiny_tokens: TokenDirectory, tmp_path: Path
 ) -> None:
     saved(tmp_path, tiny_tokens, 5)
@@ -918,7 +955,8 @@ def trained_with(
     return said
 
 
-def test_d27_a_tracker_that_is_not_installed_is_one_warning(
+@pytest.mark.fault("D27")
+def test_a_tracker_that_is_not_installed_is_one_warning(
     tiny_tokens: TokenDirectory,
     tmp_path: Path,
     unbroken: dict[str, torch.Tensor],
@@ -933,7 +971,8 @@ def test_d27_a_tracker_that_is_not_installed_is_one_warning(
 
 
 @pytest.mark.parametrize("method", ["start", "log", "finish"])
-def test_d27_a_tracker_that_raises_is_one_warning(
+@pytest.mark.fault("D27")
+def test_a_tracker_that_raises_is_one_warning(
     method: str, tiny_tokens: TokenDirectory, tmp_path: Path, unbroken: dict[str, torch.Tensor]
 ) -> None:
     said = trained_with(lambda: Broken(method), tmp_path, tiny_tokens)
@@ -943,7 +982,8 @@ def test_d27_a_tracker_that_raises_is_one_warning(
 
 
 @pytest.mark.parametrize("method", ["start", "log"])
-def test_d27_a_tracker_that_blocks_is_one_warning_and_nobody_waits_for_it(
+@pytest.mark.fault("D27")
+def test_a_tracker_that_blocks_is_one_warning_and_nobody_waits_for_it(
     method: str,
     tiny_tokens: TokenDirectory,
     tmp_path: Path,
@@ -960,7 +1000,8 @@ def test_d27_a_tracker_that_blocks_is_one_warning_and_nobody_waits_for_it(
     assert_same(end_of(tmp_path), unbroken)
 
 
-def test_d27_rows_that_do_not_fit_are_left_out_with_one_warning(
+@pytest.mark.fault("D27")
+def test_rows_that_do_not_fit_are_left_out_with_one_warning(
     tiny_tokens: TokenDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trackers, "_DRAIN_S", 0.01)
@@ -974,7 +1015,8 @@ def test_d27_rows_that_do_not_fit_are_left_out_with_one_warning(
     assert len([row for row in rows if "learning_rate" in row]) == 20
 
 
-def test_d27_a_stop_is_not_held_up_by_a_tracker_that_blocks(
+@pytest.mark.fault("D27")
+def test_a_stop_is_not_held_up_by_a_tracker_that_blocks(
     tiny_tokens: TokenDirectory,
     tmp_path: Path,
     unbroken: dict[str, torch.Tensor],
@@ -991,7 +1033,8 @@ def test_d27_a_stop_is_not_held_up_by_a_tracker_that_blocks(
     assert_same(end_of(tmp_path), unbroken)
 
 
-def test_d27_a_run_says_it_in_its_log_and_trackers_may_change_on_resume(
+@pytest.mark.fault("D27")
+def test_a_run_says_it_in_its_log_and_trackers_may_change_on_resume(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "trackio", None)
@@ -1006,7 +1049,8 @@ def test_d27_a_run_says_it_in_its_log_and_trackers_may_change_on_resume(
 # -- clocks
 
 
-def test_d28_a_clock_that_is_set_back_moves_no_duration(
+@pytest.mark.fault("D28")
+def test_a_clock_that_is_set_back_moves_no_duration(
     tiny_tokens: TokenDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.time()

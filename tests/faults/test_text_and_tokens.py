@@ -1,4 +1,4 @@
-"""Section C of the fault battery: data."""
+"""Inject faults into text, parquet files, token shards and their preparation."""
 
 import json
 import multiprocessing
@@ -138,13 +138,15 @@ def bytes_of(directory):
         ("blanks.jsonl", '{"text": ""}\n{"text": "  "}\n'),
     ],
 )
-def test_c1_a_source_without_text_is_named(tmp_path, name, content):
+@pytest.mark.fault("C1")
+def test_a_source_without_text_is_named(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     assert f"there is no text in {tmp_path / name}" in error_of(read_all, tmp_path / name)
 
 
 @pytest.mark.parametrize("texts", [[], [None, None], ["", " \n"]])
-def test_c1_a_parquet_file_without_text_is_named(tmp_path, texts):
+@pytest.mark.fault("C1")
+def test_a_parquet_file_without_text_is_named(tmp_path, texts):
     path = write_parquet(tmp_path / "a.parquet", pa.array(texts, type=pa.string()))
     assert f"there is no text in {path}" in error_of(read_all, path)
 
@@ -158,7 +160,8 @@ def test_c1_a_parquet_file_without_text_is_named(tmp_path, texts):
         ([{"en": "x"}], "not text; columns: text, id"),
     ],
 )
-def test_c2_a_parquet_column_without_text_lists_the_columns(tmp_path, texts, said):
+@pytest.mark.fault("C2")
+def test_a_parquet_column_without_text_lists_the_columns(tmp_path, texts, said):
     path = write_parquet(tmp_path / "a.parquet", texts)
     message = error_of(read_all, path)
     assert said in message and str(path) in message
@@ -176,20 +179,23 @@ def test_c2_a_parquet_column_without_text_lists_the_columns(tmp_path, texts, sai
         ("{}", "no column 'text'; its columns are none"),
     ],
 )
-def test_c2_a_row_without_text_lists_its_columns(tmp_path, row, said):
+@pytest.mark.fault("C2")
+def test_a_row_without_text_lists_its_columns(tmp_path, row, said):
     (tmp_path / "rows.jsonl").write_text(f'{{"text": "fine"}}\n{row}\n')
     message = error_of(read_all, tmp_path / "rows.jsonl")
     assert said in message and "rows.jsonl, line 2" in message
 
 
-def test_c3_too_few_training_tokens_are_counted(folder, tokenizer, tmp_path):
+@pytest.mark.fault("C3")
+def test_too_few_training_tokens_are_counted(folder, tokenizer, tmp_path):
     data = Data(source=str(folder), val_fraction=0.9)
     message = error_of(prepare, data, tokenizer, 300, 100_000, tmp_path / "tokens")
     assert "one sequence needs 100001" in message and "training text has" in message
     assert not (tmp_path / "tokens").exists() and not (tmp_path / "tokens.partial").exists()
 
 
-def test_c3_finished_tokens_are_counted_again_for_a_longer_sequence(
+@pytest.mark.fault("C3")
+def test_finished_tokens_are_counted_again_for_a_longer_sequence(
     shards, folder, tokenizer, tmp_path
 ):
     data = Data(source=str(folder), val_fraction=0.2)
@@ -197,20 +203,23 @@ def test_c3_finished_tokens_are_counted_again_for_a_longer_sequence(
     assert "one sequence needs 100001" in message
 
 
-def test_c4_an_empty_validation_split_asks_for_a_larger_share(folder, tokenizer, tmp_path):
+@pytest.mark.fault("C4")
+def test_an_empty_validation_split_asks_for_a_larger_share(folder, tokenizer, tmp_path):
     data = Data(source=str(folder), val_fraction=1e-9)
     message = error_of(prepare, data, tokenizer, 300, 16, tmp_path / "tokens")
     assert "validation text has 0 tokens" in message and "data.val_fraction" in message
 
 
-def test_c4_a_validation_split_under_one_window_is_refused(folder, tokenizer, tmp_path):
+@pytest.mark.fault("C4")
+def test_a_validation_split_under_one_window_is_refused(folder, tokenizer, tmp_path):
     (tmp_path / "val.txt").write_text("the of")
     data = Data(source=str(folder), val_source=str(tmp_path / "val.txt"))
     message = error_of(prepare, data, tokenizer, 300, 64, tmp_path / "tokens")
     assert "one sequence needs 65" in message and "data.val_fraction" not in message
 
 
-def test_c5_more_tokens_than_there_are_need_allow_repeat(shards):
+@pytest.mark.fault("C5")
+def test_more_tokens_than_there_are_need_allow_repeat(shards):
     tokens = open_tokens(shards)
     available = tokens.train.num_samples(16) * 16
     check_budget(tokens, available, 16, allow_repeat=False)
@@ -232,7 +241,8 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_c6_a_broken_line_is_named_or_skipped_up_to_the_limit(tmp_path, what):
+@pytest.mark.fault("C6")
+def test_a_broken_line_is_named_or_skipped_up_to_the_limit(tmp_path, what):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"text": "one"}\r\n' + BROKEN[what] + b'\n{"text": "three"}\n')
     assert f"{path}, line 2:" in error_of(read_all, path)
@@ -243,7 +253,8 @@ def test_c6_a_broken_line_is_named_or_skipped_up_to_the_limit(tmp_path, what):
 
 
 @pytest.mark.parametrize("content", [b"a\0b", b"\xff\xfe", b"a\xed\xa0\x80b"])
-def test_c6_a_broken_text_file_is_named_or_skipped(tmp_path, content):
+@pytest.mark.fault("C6")
+def test_a_broken_text_file_is_named_or_skipped(tmp_path, content):
     (tmp_path / "a.txt").write_bytes(content)
     (tmp_path / "b.txt").write_text("fine")
     assert f"cannot read {tmp_path / 'a.txt'}:" in error_of(read_all, tmp_path)
@@ -251,7 +262,8 @@ def test_c6_a_broken_text_file_is_named_or_skipped(tmp_path, content):
 
 
 @pytest.mark.slow
-def test_c6_a_line_of_300_mb_is_skipped(tmp_path):
+@pytest.mark.fault("C6")
+def test_a_line_of_300_mb_is_skipped(tmp_path):
     with (tmp_path / "rows.jsonl").open("wb") as stream:
         stream.write(b'{"text": "')
         for _ in range(300):
@@ -297,7 +309,8 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("what", MALFORMED)
-def test_c7_a_malformed_parquet_file_is_named_or_skipped(tmp_path, what):
+@pytest.mark.fault("C7")
+def test_a_malformed_parquet_file_is_named_or_skipped(tmp_path, what):
     path = write_parquet(tmp_path / "a.parquet", [story(i) for i in range(40)])
     MALFORMED[what](path)
     assert f"cannot read {path}: pyarrow says: " in error_of(read_all, tmp_path)
@@ -306,7 +319,8 @@ def test_c7_a_malformed_parquet_file_is_named_or_skipped(tmp_path, what):
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst"])
-def test_c7_a_parquet_file_with_another_name_is_named(tmp_path, suffix):
+@pytest.mark.fault("C7")
+def test_a_parquet_file_with_another_name_is_named(tmp_path, suffix):
     write_parquet(tmp_path / "a.parquet", [story(1)]).rename(tmp_path / f"a{suffix}")
     assert f"a{suffix}" in error_of(read_all, tmp_path)
 
@@ -338,7 +352,8 @@ def write_zeros(path, megabytes, **options):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
-def test_c7_memory_is_bounded_by_rows_and_not_by_row_groups(tmp_path):
+@pytest.mark.fault("C7")
+def test_memory_is_bounded_by_rows_and_not_by_row_groups(tmp_path):
     path = tmp_path / "zeros.parquet"
     write_zeros(path, 512, use_dictionary=False)
     assert path.stat().st_size < 1 << 20
@@ -350,7 +365,8 @@ def test_c7_memory_is_bounded_by_rows_and_not_by_row_groups(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
-def test_c7_ten_gigabytes_of_zeros_in_a_small_file_stay_small(tmp_path):
+@pytest.mark.fault("C7")
+def test_ten_gigabytes_of_zeros_in_a_small_file_stay_small(tmp_path):
     path = tmp_path / "zeros.parquet"
     write_zeros(path, 10 << 10, use_dictionary=False)
     assert path.stat().st_size < 8 << 20
@@ -366,7 +382,8 @@ def flipped(path, text):
     path.write_bytes(content)
 
 
-def test_c8_a_flipped_byte_is_found_where_pages_have_checksums(tmp_path):
+@pytest.mark.fault("C8")
+def test_a_flipped_byte_is_found_where_pages_have_checksums(tmp_path):
     texts = [story(i) for i in range(20)]
     path = tmp_path / "a.parquet"
     options = {"compression": "none", "use_dictionary": False}
@@ -401,7 +418,8 @@ CHANGES = {
 
 @pytest.mark.parametrize("what", CHANGES)
 @pytest.mark.parametrize("name", ["train-00001.bin", "val-00000.bin"])
-def test_c9_a_malformed_shard_is_named(shards, what, name):
+@pytest.mark.fault("C9")
+def test_a_malformed_shard_is_named(shards, what, name):
     change, said = CHANGES[what]
     change(shards / name)
     message = error_of(open_tokens, shards)
@@ -409,7 +427,8 @@ def test_c9_a_malformed_shard_is_named(shards, what, name):
 
 
 @pytest.mark.parametrize("position", [0, 1, -1])
-def test_c10_a_flipped_byte_is_found_on_first_use_and_by_verify(shards, position):
+@pytest.mark.fault("C10")
+def test_a_flipped_byte_is_found_on_first_use_and_by_verify(shards, position):
     path = shards / "train-00001.bin"
     size = path.stat().st_size
     offset = range(HEADER_BYTES, size)[position]
@@ -424,14 +443,16 @@ def test_c10_a_flipped_byte_is_found_on_first_use_and_by_verify(shards, position
         assert f"{path} has changed" in message
 
 
-def test_c10_a_flipped_byte_in_an_index_is_found_by_verify(shards):
+@pytest.mark.fault("C10")
+def test_a_flipped_byte_in_an_index_is_found_by_verify(shards):
     path = shards / "train-00001.idx"
     rewrite(path, 0, bytes([path.read_bytes()[0] ^ 1]))
     assert str(path) in error_of(verify_tokens, shards)
 
 
 @pytest.mark.parametrize("bad", [300, 65_535])
-def test_c11_an_id_without_a_row_is_named_with_its_offset(shards, bad):
+@pytest.mark.fault("C11")
+def test_an_id_without_a_row_is_named_with_its_offset(shards, bad):
     path = shards / "train-00001.bin"
     rewrite(path, HEADER_BYTES + 2 * 123, bad.to_bytes(2, "little"))
     rewrite(path, 24, bad.to_bytes(8, "little"))
@@ -440,21 +461,24 @@ def test_c11_an_id_without_a_row_is_named_with_its_offset(shards, bad):
 
 
 @pytest.mark.parametrize("bad", [2**16, 2**32 - 1])
-def test_c11_a_header_that_claims_a_larger_id_is_refused(shards, bad):
+@pytest.mark.fault("C11")
+def test_a_header_that_claims_a_larger_id_is_refused(shards, bad):
     path = shards / "train-00001.bin"
     rewrite(path, 24, bad.to_bytes(8, "little"))
     assert str(path) in error_of(open_tokens, shards)
 
 
 @pytest.mark.parametrize("bad", [300, 2**16, 2**32 - 1])
-def test_c11_an_id_without_a_row_is_never_written(tmp_path, bad):
+@pytest.mark.fault("C11")
+def test_an_id_without_a_row_is_never_written(tmp_path, bad):
     writer = ShardWriter(tmp_path, "train", 300, 1000)
     assert f"id {bad}, the embedding has 300 rows" in error_of(writer.add, np.array([bad]))
     assert writer.close() == []
 
 
 @pytest.mark.parametrize("rows", [65_535, 65_536, 65_537])
-def test_c12_every_id_comes_back_at_the_edge_of_two_bytes(tmp_path, rows):
+@pytest.mark.fault("C12")
+def test_every_id_comes_back_at_the_edge_of_two_bytes(tmp_path, rows):
     ids = np.random.default_rng(rows).permutation(rows)
     writer = ShardWriter(tmp_path, "train", rows, shard_ids=30_000)
     writer.add(ids)
@@ -464,7 +488,8 @@ def test_c12_every_id_comes_back_at_the_edge_of_two_bytes(tmp_path, rows):
     assert (tmp_path / "train-00000.bin").stat().st_size == HEADER_BYTES + 30_000 * width
 
 
-def test_c13_tokens_of_another_tokenizer_are_refused(shards, folder, tmp_path):
+@pytest.mark.fault("C13")
+def test_tokens_of_another_tokenizer_are_refused(shards, folder, tmp_path):
     train_tokenizer(["other text altogether"], 300, tmp_path / "other")
     data = Data(source=str(folder), val_fraction=0.2)
     other = open_tokenizer(tmp_path / "other")
@@ -472,7 +497,8 @@ def test_c13_tokens_of_another_tokenizer_are_refused(shards, folder, tmp_path):
     assert "prepared otherwise: the tokenizer changed" in message
 
 
-def test_c13_a_token_added_later_makes_another_tokenizer(shards, folder, tokenizer, tmp_path):
+@pytest.mark.fault("C13")
+def test_a_token_added_later_makes_another_tokenizer(shards, folder, tokenizer, tmp_path):
     changed = tmp_path / "changed"
     shutil.copytree(tokenizer.directory, changed)
     content = json.loads((changed / "tokenizer.json").read_text())
@@ -485,9 +511,8 @@ def test_c13_a_token_added_later_makes_another_tokenizer(shards, folder, tokeniz
 
 
 @pytest.mark.parametrize("change", [{"bos_token": "a"}, {"eos_token": "a"}])
-def test_c14_tokens_with_another_bos_or_eos_are_not_reused(
-    shards, folder, tokenizer, tmp_path, change
-):
+@pytest.mark.fault("C14")
+def test_tokens_with_another_bos_or_eos_are_not_reused(shards, folder, tokenizer, tmp_path, change):
     changed = tmp_path / "changed"
     shutil.copytree(tokenizer.directory, changed)
     path = changed / "tokenizer_config.json"
@@ -499,7 +524,8 @@ def test_c14_tokens_with_another_bos_or_eos_are_not_reused(
     assert "the tokenizer changed" in message
 
 
-def test_c14_another_sequence_length_reads_the_same_tokens_anew(shards, folder, tokenizer):
+@pytest.mark.fault("C14")
+def test_another_sequence_length_reads_the_same_tokens_anew(shards, folder, tokenizer):
     # Shards know no sequence length: a sample is cut when it is read.
     data = Data(source=str(folder), val_fraction=0.2)
     tokens = prepare(data, tokenizer, 300, 32, shards, shard_ids=2000)
@@ -508,7 +534,8 @@ def test_c14_another_sequence_length_reads_the_same_tokens_anew(shards, folder, 
     assert np.array_equal(tokens.train.samples(np.array([1]), 16)[0], ids[16:33])
 
 
-def test_c15_a_killed_prepare_is_repeated_to_the_same_bytes(folder, tokenizer, tmp_path, shards):
+@pytest.mark.fault("C15")
+def test_a_killed_prepare_is_repeated_to_the_same_bytes(folder, tokenizer, tmp_path, shards):
     whole = bytes_of(shards)
     out = tmp_path / "again" / "tokens"
     killed = 0
@@ -526,7 +553,8 @@ def test_c15_a_killed_prepare_is_repeated_to_the_same_bytes(folder, tokenizer, t
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_c15_prepare_killed_again_and_again_goes_on_after_its_last_whole_shard(
+@pytest.mark.fault("C15")
+def test_prepare_killed_again_and_again_goes_on_after_its_last_whole_shard(
     folder, tokenizer, tmp_path, shards, monkeypatch, workers
 ):
     monkeypatch.setenv("TEST_WORKERS", workers)
@@ -564,7 +592,8 @@ def _prepare_slowly(source, directory, out, started, results):
         results.put(error.exit_code)
 
 
-def test_c16_the_second_of_two_prepares_is_told_of_the_first(folder, tokenizer, tmp_path, shards):
+@pytest.mark.fault("C16")
+def test_the_second_of_two_prepares_is_told_of_the_first(folder, tokenizer, tmp_path, shards):
     out = tmp_path / "both" / "tokens"
     context = multiprocessing.get_context("spawn")
     started, results = context.Event(), context.Queue()
@@ -587,7 +616,8 @@ def val_rows(path, texts):
     return str(path)
 
 
-def test_c17_a_validation_set_that_was_trained_on_is_refused(folder, tokenizer, tmp_path):
+@pytest.mark.fault("C17")
+def test_a_validation_set_that_was_trained_on_is_refused(folder, tokenizer, tmp_path):
     texts = [story(number) for number in range(38, 58)]  # two of twenty are in the folder
     source = val_rows(tmp_path / "val.jsonl", texts)
     data = Data(source=str(folder), val_source=source)
@@ -596,7 +626,8 @@ def test_c17_a_validation_set_that_was_trained_on_is_refused(folder, tokenizer, 
     assert not (tmp_path / "tokens").exists()
 
 
-def test_c17_near_duplicates_are_reported(folder, tokenizer, tmp_path):
+@pytest.mark.fault("C17")
+def test_near_duplicates_are_reported(folder, tokenizer, tmp_path):
     near = [story(number).replace(".", " but.") for number in range(20)]
     source = val_rows(tmp_path / "val.jsonl", near)
     data = Data(source=str(folder), val_source=source)
@@ -608,7 +639,8 @@ def test_c17_near_duplicates_are_reported(folder, tokenizer, tmp_path):
     assert overlap["share"] < 0.1
 
 
-def test_c18_a_literal_end_of_text_stays_text_unless_asked(folder, tokenizer, tmp_path):
+@pytest.mark.fault("C18")
+def test_a_literal_end_of_text_stays_text_unless_asked(folder, tokenizer, tmp_path):
     text = "the of <|endoftext|> and a"
     (folder / "000.txt").write_text(text)
     as_text, as_token = (
@@ -632,7 +664,8 @@ def test_c18_a_literal_end_of_text_stays_text_unless_asked(folder, tokenizer, tm
     assert tokenizer.eos not in ids and tokenizer.decode(ids) == text
 
 
-def test_c19_a_million_of_one_character_and_identical_documents_work(tokenizer, tmp_path):
+@pytest.mark.fault("C19")
+def test_a_million_of_one_character_and_identical_documents_work(tokenizer, tmp_path):
     (tmp_path / "text").mkdir()
     for number in range(30):
         (tmp_path / "text" / f"{number}.txt").write_text("a" * 1000)
@@ -645,7 +678,8 @@ def test_c19_a_million_of_one_character_and_identical_documents_work(tokenizer, 
 
 
 @pytest.mark.slow
-def test_c19_a_document_of_50_mb_is_prepared_in_bounded_memory(tokenizer, tmp_path):
+@pytest.mark.fault("C19")
+def test_a_document_of_50_mb_is_prepared_in_bounded_memory(tokenizer, tmp_path):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text(story(1) * (50_000_000 // len(story(1))))
     (tmp_path / "val.txt").write_text(story(2))
@@ -664,7 +698,8 @@ def test_c19_a_document_of_50_mb_is_prepared_in_bounded_memory(tokenizer, tmp_pa
     assert int(done.stdout) < 2_000_000  # KB
 
 
-def test_c20_a_pattern_or_path_that_matches_nothing_is_named(tmp_path):
+@pytest.mark.fault("C20")
+def test_a_pattern_or_path_that_matches_nothing_is_named(tmp_path):
     assert "no file matches" in error_of(read_all, tmp_path / "*.txt")
     assert "there is no file or folder" in error_of(read_all, tmp_path / "absent.txt")
     assert "there is no file in" in error_of(read_all, tmp_path)
@@ -674,7 +709,8 @@ def test_c20_a_pattern_or_path_that_matches_nothing_is_named(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sockets, pipes and links are POSIX files")
-def test_c20_a_socket_a_pipe_and_a_link_to_itself_never_hang(tmp_path, monkeypatch):
+@pytest.mark.fault("C20")
+def test_a_socket_a_pipe_and_a_link_to_itself_never_hang(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe.txt")
     Path("loop.txt").symlink_to("loop.txt")
@@ -695,13 +731,15 @@ def test_c20_a_socket_a_pipe_and_a_link_to_itself_never_hang(tmp_path, monkeypat
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads any file")
-def test_c20_an_unreadable_file_is_named(tmp_path):
+@pytest.mark.fault("C20")
+def test_an_unreadable_file_is_named(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "a.txt").chmod(0)
     assert "a.txt" in error_of(read_all, tmp_path / "a.txt")
 
 
-def test_c21_a_dataset_with_a_script_is_refused_and_the_script_not_run(tmp_path, monkeypatch):
+@pytest.mark.fault("C21")
+def test_a_dataset_with_a_script_is_refused_and_the_script_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
     Path("data/data.py").write_text("open('PWNED', 'w')\n")
@@ -711,7 +749,8 @@ def test_c21_a_dataset_with_a_script_is_refused_and_the_script_not_run(tmp_path,
     assert not (tmp_path / "PWNED").exists()
 
 
-def test_c21_a_dataset_without_the_config_or_split_lists_those_there_are(tmp_path):
+@pytest.mark.fault("C21")
+def test_a_dataset_without_the_config_or_split_lists_those_there_are(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}')
     for setting in ("config", "split"):
         part = TextSource(source=str(tmp_path), **{setting: "nowhere"})
@@ -719,7 +758,8 @@ def test_c21_a_dataset_without_the_config_or_split_lists_those_there_are(tmp_pat
         assert "nowhere" in message and "vailable" in message and str(tmp_path) in message
 
 
-def test_c21_a_dataset_that_fails_while_it_is_read_gives_the_librarys_words(tmp_path):
+@pytest.mark.fault("C21")
+def test_a_dataset_that_fails_while_it_is_read_gives_the_librarys_words(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": ')
     message = error_of(
         list, hub_documents(TextSource(source=str(tmp_path)), None, "text", BadRows(0))
@@ -735,7 +775,8 @@ def test_c21_a_dataset_that_fails_while_it_is_read_gives_the_librarys_words(tmp_
         ((404, "RevisionNotFound"), "Revision Not Found"),
     ],
 )
-def test_c21_a_dataset_that_the_hub_refuses_gives_its_words(tokenizer, tmp_path, refusal, said):
+@pytest.mark.fault("C21")
+def test_a_dataset_that_the_hub_refuses_gives_its_words(tokenizer, tmp_path, refusal, said):
     hub = Hub("someone/texts", {COMMIT: tmp_path}, refusal=refusal)
     data = Data(source="someone/texts")
     with serve(hub), taken_for_the_hub(hub, tmp_path / "home"):
@@ -745,7 +786,8 @@ def test_c21_a_dataset_that_the_hub_refuses_gives_its_words(tokenizer, tmp_path,
     assert not any((tmp_path / "out").iterdir())
 
 
-def test_c22_the_order_of_sources_and_the_locale_change_nothing(
+@pytest.mark.fault("C22")
+def test_the_order_of_sources_and_the_locale_change_nothing(
     folder, tokenizer, tmp_path, monkeypatch
 ):
     first = tmp_path / "one"
@@ -762,7 +804,8 @@ def test_c22_the_order_of_sources_and_the_locale_change_nothing(
     [(1, "spawn"), (1, "fork"), (4, "spawn"), (4, "fork"), (16, "fork"), (4, "forkserver")],
 )
 @pytest.mark.skipif(os.name != "posix", reason="Windows has spawn only")
-def test_c23_workers_and_how_they_are_started_change_no_byte(
+@pytest.mark.fault("C23")
+def test_workers_and_how_they_are_started_change_no_byte(
     folder, tokenizer, tmp_path, shards, monkeypatch, workers, method
 ):
     monkeypatch.setattr(encoding, "_BATCH_DOCUMENTS", 3)
@@ -773,9 +816,8 @@ def test_c23_workers_and_how_they_are_started_change_no_byte(
 
 
 @pytest.mark.slow
-def test_c23_sixteen_spawned_workers_change_no_byte(
-    folder, tokenizer, tmp_path, shards, monkeypatch
-):
+@pytest.mark.fault("C23")
+def test_sixteen_spawned_workers_change_no_byte(folder, tokenizer, tmp_path, shards, monkeypatch):
     monkeypatch.setattr(encoding, "_BATCH_DOCUMENTS", 1)
     data = Data(source=str(folder), val_fraction=0.2)
     prepare(data, tokenizer, 300, 16, tmp_path / "out", shard_ids=2000, workers=16)
@@ -783,7 +825,8 @@ def test_c23_sixteen_spawned_workers_change_no_byte(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file size limits are POSIX")
-def test_c24_a_disk_that_fills_ends_with_4_and_leaves_no_half_shard(folder, tokenizer, tmp_path):
+@pytest.mark.fault("C24")
+def test_a_disk_that_fills_ends_with_4_and_leaves_no_half_shard(folder, tokenizer, tmp_path):
     out = tmp_path / "full" / "tokens"
     done = child(folder, tokenizer, out, limit=3000)
     assert done.returncode == 4

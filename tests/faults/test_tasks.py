@@ -1,8 +1,4 @@
-"""Group E of the battery: evaluate, report, publish, watch. Each name starts with its id.
-
-E3 (results that lack something) has more in tests/reporting/test_task_table.py and
-tests/evaluate/test_scores.py.
-"""
+"""Inject faults into tasks: no lm-eval, data sets out of reach, code, results without numbers."""
 
 import json
 import os
@@ -27,7 +23,8 @@ def evaluated(model: Path, out: Path, *options: object) -> Result:
     return CliRunner().invoke(app, ["evaluate", str(model), "--out", str(out), *map(str, options)])
 
 
-def test_e1_without_lm_eval_it_is_said_what_to_install(
+@pytest.mark.fault("E1")
+def test_without_lm_eval_it_is_said_what_to_install(
     tiny_reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)  # as where it is not installed
@@ -36,7 +33,8 @@ def test_e1_without_lm_eval_it_is_said_what_to_install(
     assert 'pip install "inheritune[eval]"' in done.stderr
 
 
-def test_e1_an_unknown_task_is_answered_with_what_was_meant(
+@pytest.mark.fault("E1")
+def test_an_unknown_task_is_answered_with_what_was_meant(
     tiny_reference: Path, tmp_path: Path
 ) -> None:
     done = evaluated(tiny_reference, tmp_path, "--tasks", "lambada_opneai")
@@ -45,7 +43,8 @@ def test_e1_an_unknown_task_is_answered_with_what_was_meant(
     assert "Did you mean lambada_openai" in done.stderr
 
 
-def test_e1_a_data_set_that_is_not_here_offline_is_named_with_what_to_fetch(
+@pytest.mark.fault("E1")
+def test_a_data_set_that_is_not_here_offline_is_named_with_what_to_fetch(
     tiny_reference: Path, tmp_path: Path
 ) -> None:
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
@@ -69,7 +68,8 @@ def tiny_run(model: Path, text: Path, tasks: list[str]) -> RecipeFile:
     return RecipeFile(None, "# made by a test\n", Recipe.model_validate(fields), {})
 
 
-def test_e1_a_run_stands_although_its_tasks_cannot_be_asked(
+@pytest.mark.fault("E1")
+def test_a_run_stands_although_its_tasks_cannot_be_asked(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute(tiny_run(tiny_reference, tiny_text, []), tmp_path / "tiny")
@@ -84,7 +84,8 @@ def test_e1_a_run_stands_although_its_tasks_cannot_be_asked(
 
 
 @pytest.mark.parametrize(("task", "code"), [("piqa", 4), ("piqq", 2)])
-def test_e1_what_cannot_be_asked_is_refused_before_anything_is_trained(
+@pytest.mark.fault("E1")
+def test_what_cannot_be_asked_is_refused_before_anything_is_trained(
     task: str,
     code: int,
     tiny_reference: Path,
@@ -100,7 +101,8 @@ def test_e1_what_cannot_be_asked_is_refused_before_anything_is_trained(
     assert not (tmp_path / "tiny" / "tokens").exists()
 
 
-def test_e2_a_task_directory_with_code_is_refused_unless_it_is_allowed(
+@pytest.mark.fault("E2")
+def test_a_task_directory_with_code_is_refused_unless_it_is_allowed(
     tiny_reference: Path, tmp_path: Path
 ) -> None:
     folder, mark = tmp_path / "mine", tmp_path / "PWNED"
@@ -131,7 +133,8 @@ def test_e2_a_task_directory_with_code_is_refused_unless_it_is_allowed(
     assert mark.exists()  # the test above sees what it is about
 
 
-def test_e3_a_result_without_a_number_is_a_dash_and_a_footnote() -> None:
+@pytest.mark.fault("E3")
+def test_a_result_without_a_number_is_a_dash_and_a_footnote() -> None:
     given = {"task": "piqa", "metrics": {"acc": {"value": 0.9, "se": None}}}
     lacking = {"task": "piqa", "metrics": {"acc": {"value": None, "se": None}}}
     table = scores_table([{"model": "a", "scores": [given]}, {"model": "b", "scores": [lacking]}])
@@ -139,7 +142,8 @@ def test_e3_a_result_without_a_number_is_a_dash_and_a_footnote() -> None:
     assert "b: no acc of piqa." in table.notes
 
 
-def test_e4_one_task_of_five_fails_and_four_are_kept(tiny_reference: Path, tmp_path: Path) -> None:
+@pytest.mark.fault("E4")
+def test_one_task_of_five_fails_and_four_are_kept(tiny_reference: Path, tmp_path: Path) -> None:
     data = write_tasks(tmp_path / "tasks")
     (data / "arc_easy.jsonl").write_text('{"id": "0", "question": "no choices?"}\n')
     names = "piqa,winogrande,arc_easy,lambada_openai,wikitext"

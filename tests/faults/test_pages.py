@@ -1,4 +1,4 @@
-"""Group E, reports and watching: broken runs, hostile texts, what a page loads, who may look."""
+"""Inject faults into pages and the live page: broken runs, hostile texts, foreign requests."""
 
 import http.client
 import importlib.util
@@ -112,7 +112,8 @@ def _many_variants(run: Path, synthetic: ModuleType) -> str:
         pytest.param(_many_rows, marks=pytest.mark.slow),
     ],
 )
-def test_e5_any_run_gives_a_small_page_that_says_what_is_missing(make, synthetic, tmp_path):
+@pytest.mark.fault("E5")
+def test_any_run_gives_a_small_page_that_says_what_is_missing(make, synthetic, tmp_path):
     run = tmp_path / "demo"
     if make is _empty:
         run.mkdir()
@@ -125,7 +126,8 @@ def test_e5_any_run_gives_a_small_page_that_says_what_is_missing(make, synthetic
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
-def test_e6_nothing_in_a_record_executes(hostile, synthetic, tmp_path):
+@pytest.mark.fault("E6")
+def test_nothing_in_a_record_executes(hostile, synthetic, tmp_path):
     record = synthetic.record(name=hostile, notes=[hostile], error=hostile, status=hostile)
     record["reference"]["model"] = record["tokens"]["source"] = hostile
     record["samples"][0]["text"] = record["ledger"][0]["item"] = hostile
@@ -153,7 +155,8 @@ def test_e6_nothing_in_a_record_executes(hostile, synthetic, tmp_path):
         assert "default-src 'none'; script-src " in unescape(page.decode())
 
 
-def test_e7_a_page_loads_nothing_and_names_no_path_token_or_machine(synthetic, tmp_path):
+@pytest.mark.fault("E7")
+def test_a_page_loads_nothing_and_names_no_path_token_or_machine(synthetic, tmp_path):
     record = synthetic.record(status="failed", error=f"{tmp_path}/x: hf_abcdefghijkl")
     record["reference"]["model"] = str(tmp_path / "model")
     record["result"]["run"] = str(tmp_path / "demo")
@@ -200,7 +203,8 @@ def _ask(server: LiveServer, method: str, path: str, host: str = "") -> tuple[in
         return answer.status, answer.read()
 
 
-def test_e11_watch_answers_only_whoever_has_the_address(server):
+@pytest.mark.fault("E11")
+def test_watch_answers_only_whoever_has_the_address(server):
     secret = server.token
     assert _ask(server, "GET", f"/{secret}/")[0] == 200
     assert _ask(server, "GET", f"/{secret}/live")[0] == 200
@@ -213,7 +217,8 @@ def test_e11_watch_answers_only_whoever_has_the_address(server):
             assert _ask(server, "GET", f"/{secret}/", host)[0] == 403, host
 
 
-def test_e11_watch_never_leaves_the_run_and_never_writes(server, tmp_path):
+@pytest.mark.fault("E11")
+def test_watch_never_leaves_the_run_and_never_writes(server, tmp_path):
     secret = server.token
     for path in (
         "/../../etc/passwd",
@@ -234,7 +239,8 @@ def test_e11_watch_never_leaves_the_run_and_never_writes(server, tmp_path):
     assert sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*")) == before
 
 
-def test_e11_watch_keeps_its_threads_few_whatever_the_connections(server):
+@pytest.mark.fault("E11")
+def test_watch_keeps_its_threads_few_whatever_the_connections(server):
     port, secret = server.server_address[1], server.token
     before = threading.active_count()
     silent = []
@@ -254,14 +260,16 @@ def test_e11_watch_keeps_its_threads_few_whatever_the_connections(server):
     assert status == 200
 
 
-def test_e11_watch_takes_the_next_port_where_one_is_taken(server):
+@pytest.mark.fault("E11")
+def test_watch_takes_the_next_port_where_one_is_taken(server):
     taken = server.server_address[1]
     with open_server(taken, server.current) as other:
         assert other.server_address[1] > taken
         assert other.token != server.token
 
 
-def test_e5_a_torn_record_beside_a_target_has_its_page_and_leaves_the_card(synthetic, tmp_path):
+@pytest.mark.fault("E5")
+def test_a_torn_record_beside_a_target_has_its_page_and_leaves_the_card(synthetic, tmp_path):
     run = synthetic.build_run(tmp_path)
     (run / "target").mkdir()
     (run / "target/config.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Group B of the battery: the reference model. Each name starts with its id."""
+"""Inject faults into reference models: indexes, shards, headers, configs, code, the Hub."""
 
 import contextlib
 import gzip
@@ -130,7 +130,8 @@ def ask_hub(tmp_path, **environment):
         ((403, "Forbidden"), "the Hub does not show someone/model to this account"),
     ],
 )
-def test_b1_the_hub_says_no(tmp_path, refusal, words):
+@pytest.mark.fault("B1")
+def test_the_hub_says_no(tmp_path, refusal, words):
     with hub_server.serve(Hub(MODEL, {}, refusal=refusal)) as hub:
         code, said = ask_hub(tmp_path, HF_ENDPOINT=hub.url)
     assert code == 3
@@ -143,14 +144,16 @@ def test_b1_the_hub_says_no(tmp_path, refusal, words):
     [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}],
     ids=["offline and not cached", "no network"],
 )
-def test_b1_the_hub_is_not_reached(tmp_path, environment):
+@pytest.mark.fault("B1")
+def test_the_hub_is_not_reached(tmp_path, environment):
     code, said = ask_hub(tmp_path, **environment)
     assert code == 4
     assert "cannot get someone/model from the Hub" in said
     assert "Connect, or name a local model directory." in said
 
 
-def test_b1_a_network_that_swallows_everything_is_given_up_in_time(tmp_path):
+@pytest.mark.fault("B1")
+def test_a_network_that_swallows_everything_is_given_up_in_time(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never says a word
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         # Ten seconds if nobody says otherwise, and not tried again.
@@ -159,7 +162,8 @@ def test_b1_a_network_that_swallows_everything_is_given_up_in_time(tmp_path):
     assert "cannot get someone/model from the Hub" in said
 
 
-def test_b2_index_points_outside(sharded, opened):
+@pytest.mark.fault("B2")
+def test_index_points_outside(sharded, opened):
     shutil.copyfile(next(sharded.glob("*.safetensors")), sharded.parent / "outside.safetensors")
     change_index(sharded, "../outside.safetensors")
     refused(sharded, r"\.\./outside\.safetensors")
@@ -175,19 +179,22 @@ def test_b2_index_points_outside(sharded, opened):
         *(".safetensors/..", "a\x00.safetensors", "a\n.safetensors", 5, None, ["a.safetensors"]),
     ],
 )
-def test_b3_index_value_is_no_plain_name(sharded, opened, value):
+@pytest.mark.fault("B3")
+def test_index_value_is_no_plain_name(sharded, opened, value):
     change_index(sharded, value)
     refused(sharded, "weight file")
     assert not any(name.endswith(".safetensors") for name in opened)
 
 
-def test_b4_index_points_to_a_pickle(sharded):
+@pytest.mark.fault("B4")
+def test_index_points_to_a_pickle(sharded):
     (sharded / "pytorch_model.bin").write_bytes(b"\x80\x02")
     change_index(sharded, "pytorch_model.bin")
     refused(sharded, r"pytorch_model\.bin")
 
 
-def test_b5_shard_is_a_link_out_of_the_directory(sharded, opened):
+@pytest.mark.fault("B5")
+def test_shard_is_a_link_out_of_the_directory(sharded, opened):
     shard = next(sharded.glob("*.safetensors"))
     outside = shutil.move(shard, sharded.parent / "outside.safetensors")
     shard.symlink_to(outside)
@@ -195,7 +202,8 @@ def test_b5_shard_is_a_link_out_of_the_directory(sharded, opened):
     assert not any("outside" in name for name in opened)
 
 
-def test_b5_links_into_the_cache_of_the_hub_are_fine(reference, tmp_path):
+@pytest.mark.fault("B5")
+def test_links_into_the_cache_of_the_hub_are_fine(reference, tmp_path):
     repository = tmp_path / "models--someone--model"
     snapshot = repository / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
@@ -214,13 +222,15 @@ def test_b5_links_into_the_cache_of_the_hub_are_fine(reference, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
-def test_b5_other_file_is_a_link_out_of_the_directory(reference, name):
+@pytest.mark.fault("B5")
+def test_other_file_is_a_link_out_of_the_directory(reference, name):
     outside = shutil.move(reference / name, reference.parent / "outside.json")
     (reference / name).symlink_to(outside)
     refused(reference, "leads out of its directory")
 
 
-def test_b5_links_in_a_circle_and_pipes(reference):
+@pytest.mark.fault("B5")
+def test_links_in_a_circle_and_pipes(reference):
     weights = reference / "model.safetensors"
     weights.unlink()
     weights.symlink_to(weights)
@@ -238,7 +248,8 @@ class Pwned:
         return (os.mkdir, (str(self.canary),))
 
 
-def test_b6_only_a_pickle_is_there(reference, tmp_path, opened):
+@pytest.mark.fault("B6")
+def test_only_a_pickle_is_there(reference, tmp_path, opened):
     import pickle
 
     (reference / "model.safetensors").unlink()
@@ -263,7 +274,8 @@ def bring_code(directory, model_type):
 
 
 @pytest.mark.parametrize("model_type", ["unheard_of", "llama"])
-def test_b7_remote_code_is_copied_and_never_run(reference, tmp_path, model_type):
+@pytest.mark.fault("B7")
+def test_remote_code_is_copied_and_never_run(reference, tmp_path, model_type):
     code = bring_code(reference, model_type)
     assert run("inherit", reference, 2, tmp_path / "out").exit_code == 0
     target = open_model(str(tmp_path / "out"))
@@ -294,7 +306,8 @@ def recipe(reference, tiny_text, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("model_type", ["unheard_of", "llama"])
-def test_b7_training_and_evaluation_refuse_remote_code(reference, tmp_path, recipe, model_type):
+@pytest.mark.fault("B7")
+def test_training_and_evaluation_refuse_remote_code(reference, tmp_path, recipe, model_type):
     # No recipe can allow it: there is no key for it.
     bring_code(reference, model_type)
     assert_told(run("run", recipe), 3, r"runs no code of a model directory")
@@ -306,7 +319,8 @@ def test_b7_training_and_evaluation_refuse_remote_code(reference, tmp_path, reci
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
 
 
-def test_b7_a_class_that_transformers_has_is_taken_instead_of_the_models_own(reference, tmp_path):
+@pytest.mark.fault("B7")
+def test_a_class_that_transformers_has_is_taken_instead_of_the_models_own(reference, tmp_path):
     bring_code(reference, "llama")
     change_config(reference, architectures=["LlamaForCausalLM"])
     assert type(load_model(reference)).__name__ == "LlamaForCausalLM"
@@ -325,17 +339,20 @@ def test_b7_a_class_that_transformers_has_is_taken_instead_of_the_models_own(ref
         {"__class__": "evil"},
     ],
 )
-def test_b8_config_names_a_kernel_repository(reference, fields):
+@pytest.mark.fault("B8")
+def test_config_names_a_kernel_repository(reference, fields):
     change_config(reference, **fields)
     refused(reference, "unknown key '_|code from elsewhere: .*evil/k")
 
 
-def test_b8_honest_underscores_are_fine(reference):
+@pytest.mark.fault("B8")
+def test_honest_underscores_are_fine(reference):
     change_config(reference, _name_or_path="a/b", _attn_implementation="sdpa")
     assert open_model(str(reference)).layers == 4
 
 
-def test_b9_config_asks_to_be_trusted(reference):
+@pytest.mark.fault("B9")
+def test_config_asks_to_be_trusted(reference):
     change_config(reference, trust_remote_code=True)
     with pytest.warns(UserWarning, match="trust_remote_code: ignored"):
         assert open_model(str(reference)).layers == 4
@@ -344,7 +361,8 @@ def test_b9_config_asks_to_be_trusted(reference):
 HOSTILE = "{{ ''.__class__.__mro__[1].__subclasses__() }}{% for i in range(10**9) %}{% endfor %}"
 
 
-def test_b10_a_hostile_template_is_copied_as_bytes_and_never_rendered(reference, tmp_path, recipe):
+@pytest.mark.fault("B10")
+def test_a_hostile_template_is_copied_as_bytes_and_never_rendered(reference, tmp_path, recipe):
     # `push` does not exist yet.
     mark = "{{ cycler.__init__.__globals__.os.mkdir('" + str(tmp_path / "PWNED") + "') }}"
     (reference / "chat_template.jinja").write_text(mark + HOSTILE)
@@ -364,7 +382,8 @@ def test_b10_a_hostile_template_is_copied_as_bytes_and_never_rendered(reference,
     assert not (tmp_path / "PWNED").exists()
 
 
-def test_b11_huge_template_is_never_rendered(reference, tmp_path):
+@pytest.mark.fault("B11")
+def test_huge_template_is_never_rendered(reference, tmp_path):
     (reference / "chat_template.jinja").write_text(HOSTILE + "x" * 50_000_000)
     target = inherit(open_model(str(reference)), 2, tmp_path / "out").path
     assert (target / "chat_template.jinja").stat().st_size == 50_000_000 + len(HOSTILE)
@@ -386,12 +405,14 @@ def test_b11_huge_template_is_never_rendered(reference, tmp_path):
     ],
     ids=lambda text: repr(text[:20]),
 )
-def test_b12_config_is_broken(reference, text):
+@pytest.mark.fault("B12")
+def test_config_is_broken(reference, text):
     (reference / "config.json").write_bytes(text)
     refused(reference, r"config\.json")
 
 
-def test_b12_config_is_huge(reference):
+@pytest.mark.fault("B12")
+def test_config_is_huge(reference):
     with (reference / "config.json").open("wb") as file:
         file.truncate(500_000_000)
     refused(reference, "larger than")
@@ -433,7 +454,8 @@ print(status['VmHWM'].split()[0])
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux counts it")
 @pytest.mark.parametrize("flood", FLOODS)
-def test_b12_and_b16_what_fills_the_memory_is_refused_in_little(reference, tmp_path, flood):
+@pytest.mark.fault("B12", "B16")
+def test_what_fills_the_memory_is_refused_in_little(reference, tmp_path, flood):
     fill = FLOODS[flood]
     directories = {name: tmp_path / name for name in ("config.json", INDEX, "model.safetensors")}
     for name, directory in directories.items():
@@ -456,7 +478,8 @@ def test_b12_and_b16_what_fills_the_memory_is_refused_in_little(reference, tmp_p
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux counts it")
-def test_b12_and_b16_as_much_as_is_allowed_is_read_in_little(reference):
+@pytest.mark.fault("B12", "B16")
+def test_as_much_as_is_allowed_is_read_in_little(reference):
     def keys(number):
         return {f"{i:024}": f"{i:024}" for i in range(number)}
 
@@ -475,7 +498,8 @@ def test_b12_and_b16_as_much_as_is_allowed_is_read_in_little(reference):
     assert int(memory_kib) < 300 * 1024, memory_kib
 
 
-def test_b13_config_and_weights_disagree_on_the_layers(reference):
+@pytest.mark.fault("B13")
+def test_config_and_weights_disagree_on_the_layers(reference):
     change_config(reference, num_hidden_layers=6)
     refused(reference, r"says 6 layers, but the weights hold 0-3 .*missing: 4-5")
     change_config(reference, num_hidden_layers=3)
@@ -484,7 +508,8 @@ def test_b13_config_and_weights_disagree_on_the_layers(reference):
     refused(reference, "cannot be")
 
 
-def test_b14_per_layer_lists_are_consistent_in_a_fresh_process(tiny_model, tmp_path):
+@pytest.mark.fault("B14")
+def test_per_layer_lists_are_consistent_in_a_fresh_process(tiny_model, tmp_path):
     for family in ("smollm3", "olmo3", "gemma3", "qwen3", "gpt-neo"):
         inherit(open_model(str(tiny_model(family))), 3, tmp_path / family)
     program = (
@@ -500,7 +525,8 @@ def test_b14_per_layer_lists_are_consistent_in_a_fresh_process(tiny_model, tmp_p
     assert done.returncode == 0, done.stderr
 
 
-def test_b15_ties_are_preserved_and_wrong_ones_refused(tiny_model, tmp_path):
+@pytest.mark.fault("B15")
+def test_ties_are_preserved_and_wrong_ones_refused(tiny_model, tmp_path):
     copies = {f: shutil.copytree(tiny_model(f), tmp_path / f) for f in ("llama", "llama-tied")}
     change_config(copies["llama-tied"], tie_word_embeddings=False)
     with pytest.raises(SourceError, match=r"at random, such as lm_head\.weight"):
@@ -523,7 +549,8 @@ def assert_tied(directory, tied):
 
 
 @pytest.mark.parametrize("family, tied", [("llama", False), ("gemma3", True), ("gpt2", True)])
-def test_b15_a_tie_that_the_config_leaves_out_is_the_one_of_the_class(
+@pytest.mark.fault("B15")
+def test_a_tie_that_the_config_leaves_out_is_the_one_of_the_class(
     tiny_model, tmp_path, family, tied
 ):
     source = shutil.copytree(tiny_model(family), tmp_path / "source")
@@ -538,7 +565,8 @@ def test_b15_a_tie_that_the_config_leaves_out_is_the_one_of_the_class(
 
 
 @TOLD
-def test_b15_a_tie_between_different_matrices_is_said_and_both_are_kept(tiny_model, tmp_path):
+@pytest.mark.fault("B15")
+def test_a_tie_between_different_matrices_is_said_and_both_are_kept(tiny_model, tmp_path):
     source = shutil.copytree(tiny_model("llama"), tmp_path / "source")
     change_config(source, tie_word_embeddings=True)
     result = run("inherit", source, 2, tmp_path / "out")
@@ -553,7 +581,8 @@ def test_b15_a_tie_between_different_matrices_is_said_and_both_are_kept(tiny_mod
         assert torch.equal(held[name], given[name])
 
 
-def test_b15_a_tied_copy_of_the_embedding_is_kept_without_a_word(tiny_model, tmp_path):
+@pytest.mark.fault("B15")
+def test_a_tied_copy_of_the_embedding_is_kept_without_a_word(tiny_model, tmp_path):
     source = shutil.copytree(tiny_model("llama-tied"), tmp_path / "source")
     held = load_file(source / "model.safetensors")
     held["lm_head.weight"] = held["model.embed_tokens.weight"].clone()
@@ -580,7 +609,8 @@ def test_b15_a_tied_copy_of_the_embedding_is_kept_without_a_word(tiny_model, tmp
     ],
     ids=lambda content: repr(content[:10]),
 )
-def test_b16_header_is_broken(reference, content):
+@pytest.mark.fault("B16")
+def test_header_is_broken(reference, content):
     (reference / "model.safetensors").write_bytes(content)
     refused(reference, r"model\.safetensors")
 
@@ -606,7 +636,8 @@ def with_header(directory, change):
         ("dtype", "F31"),
     ],
 )
-def test_b17_header_lies(reference, field, value):
+@pytest.mark.fault("B17")
+def test_header_lies(reference, field, value):
     def lie(text):
         header = json.loads(text)
         header["model.norm.weight"][field] = value
@@ -616,13 +647,15 @@ def test_b17_header_lies(reference, field, value):
     refused(reference, r"model\.safetensors.*model\.norm\.weight|tensor")
 
 
-def test_b17_bytes_after_the_last_tensor(reference):
+@pytest.mark.fault("B17")
+def test_bytes_after_the_last_tensor(reference):
     with (reference / "model.safetensors").open("ab") as file:
         file.write(b"x")
     refused(reference, "1 bytes after")
 
 
-def test_b18_a_tensor_twice_in_a_header(reference):
+@pytest.mark.fault("B18")
+def test_a_tensor_twice_in_a_header(reference):
     def twice(text):
         entry = json.dumps(json.loads(text)["model.norm.weight"]).encode()
         return text.rstrip().removesuffix(b"}") + b',"model.norm.weight":' + entry + b"}"
@@ -644,13 +677,15 @@ def test_b18_a_tensor_twice_in_a_header(reference):
     ],
     ids=["lfs", "html", "html later", "gzip", "zip", "gguf", "zeros"],
 )
-def test_b19_something_else_under_the_name_of_weights(reference, content, words):
+@pytest.mark.fault("B19")
+def test_something_else_under_the_name_of_weights(reference, content, words):
     (reference / "model.safetensors").write_bytes(content)
     assert words in str(refused(reference, "model.safetensors"))
 
 
 @TOLD
-def test_b19_zeros_of_the_right_size_are_said(reference, tmp_path):
+@pytest.mark.fault("B19")
+def test_zeros_of_the_right_size_are_said(reference, tmp_path):
     length = int.from_bytes((reference / "model.safetensors").read_bytes()[:8], "little")
     with (reference / "model.safetensors").open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
@@ -663,7 +698,8 @@ def test_b19_zeros_of_the_right_size_are_said(reference, tmp_path):
 
 
 @TOLD
-def test_b19_one_matrix_of_zeros_is_said(reference, tmp_path):
+@pytest.mark.fault("B19")
+def test_one_matrix_of_zeros_is_said(reference, tmp_path):
     change_tensor(reference, "model.layers.1.mlp.up_proj.weight", 0.0)
     result = run("inherit", reference, 2, tmp_path / "out")
     assert "warning: model.layers.1.mlp.up_proj.weight" in result.stderr
@@ -677,7 +713,8 @@ def change_tensor(directory, name, value):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_b22_an_inherited_tensor_that_is_not_finite_is_refused(tiny_model, tmp_path, value, dtype):
+@pytest.mark.fault("B22")
+def test_an_inherited_tensor_that_is_not_finite_is_refused(tiny_model, tmp_path, value, dtype):
     source = tiny_models.save("llama", tmp_path / "source", dtype)
     held = load_file(source / "model.safetensors")
     held["model.layers.1.mlp.up_proj.weight"][3, 5] = value
@@ -688,7 +725,8 @@ def test_b22_an_inherited_tensor_that_is_not_finite_is_refused(tiny_model, tmp_p
 
 
 @TOLD
-def test_b22_a_dropped_tensor_that_is_not_finite_is_a_warning(reference, tmp_path):
+@pytest.mark.fault("B22")
+def test_a_dropped_tensor_that_is_not_finite_is_a_warning(reference, tmp_path):
     change_tensor(reference, "model.layers.3.mlp.up_proj.weight", float("nan"))
     assert run("inherit", reference, 2, tmp_path / "out").exit_code == 0
     result = run("verify", tmp_path / "out", "--reference", reference)
@@ -698,13 +736,15 @@ def test_b22_a_dropped_tensor_that_is_not_finite_is_a_warning(reference, tmp_pat
 
 
 @pytest.mark.parametrize("lost", [1, None])
-def test_b20_shard_is_short(sharded, lost):
+@pytest.mark.fault("B20")
+def test_shard_is_short(sharded, lost):
     shard = sorted(sharded.glob("*.safetensors"))[1]
     os.truncate(shard, shard.stat().st_size - (lost or shard.stat().st_size // 2))
     refused(sharded, shard.name)
 
 
-def test_b21_shard_missing_or_holding_other_tensors(sharded):
+@pytest.mark.fault("B21")
+def test_shard_missing_or_holding_other_tensors(sharded):
     first, second = sorted(sharded.glob("*.safetensors"))[:2]
     held, other = load_file(first), load_file(second)
     name = next(iter(held))
@@ -742,7 +782,8 @@ QUANTISED = {"quant_method": "gptq", "bits": 4}
         ({"model_type": "gemma4_assistant"}, "another model"),
     ],
 )
-def test_b23_model_is_of_a_kind_that_is_refused(reference, fields, words):
+@pytest.mark.fault("B23")
+def test_model_is_of_a_kind_that_is_refused(reference, fields, words):
     change_config(reference, **fields)
     assert "not supported" in str(refused(reference, words, UnsupportedModelError))
 
@@ -757,7 +798,8 @@ def test_b23_model_is_of_a_kind_that_is_refused(reference, fields, words):
         ("model.layers.0.extra", torch.ones(2).to(torch.float8_e4m3fn)),
     ],
 )
-def test_b23_tensors_are_quantised(reference, name, tensor):
+@pytest.mark.fault("B23")
+def test_tensors_are_quantised(reference, name, tensor):
     held = load_file(reference / "model.safetensors") | {name: tensor}
     save_file(held, reference / "model.safetensors", {"format": "pt"})
     refused(reference, "quantised", UnsupportedModelError)
@@ -772,14 +814,16 @@ def test_b23_tensors_are_quantised(reference, name, tensor):
         ([], "neither"),
     ],
 )
-def test_b23_directory_is_of_a_kind_that_is_refused(reference, files, words):
+@pytest.mark.fault("B23")
+def test_directory_is_of_a_kind_that_is_refused(reference, files, words):
     (reference / "model.safetensors").unlink()
     for name in files:
         (reference / name).write_bytes(b"x")
     assert refused(reference, words).hint
 
 
-def test_b24_padded_embedding_is_kept(tmp_path):
+@pytest.mark.fault("B24")
+def test_padded_embedding_is_kept(tmp_path):
     tiny_models.train_tokenizer(tmp_path / "reference")
     model = tiny_models.build("llama", vocab_size=448)
     model.save_pretrained(tmp_path / "reference")
@@ -802,13 +846,15 @@ def rows(reference):
     return open_model(str(reference)).tensors["model.embed_tokens.weight"].shape[0]
 
 
-def test_b25_a_token_added_without_a_row_is_refused(reference, rows):
+@pytest.mark.fault("B25")
+def test_a_token_added_without_a_row_is_refused(reference, rows):
     extend_tokenizer(reference, rows, "<new>", special=False)
     error = refused(reference, rf"the id {rows} to '<new>', but the embedding has {rows} rows")
     assert "extended without the embedding" in error.hint
 
 
-def test_b25_a_special_token_without_a_row_is_refused_where_it_ends_documents(reference, rows):
+@pytest.mark.fault("B25")
+def test_a_special_token_without_a_row_is_refused_where_it_ends_documents(reference, rows):
     extend_tokenizer(reference, rows, "<end>", special=True)
     with pytest.warns(UserWarning, match=f"the id {rows} to the special token '<end>'"):
         open_model(str(reference))
@@ -820,7 +866,8 @@ def test_b25_a_special_token_without_a_row_is_refused_where_it_ends_documents(re
 
 
 @pytest.mark.parametrize("lacking", [1, 50])
-def test_b25_a_vocabulary_larger_than_the_embedding_is_refused(reference, rows, lacking):
+@pytest.mark.fault("B25")
+def test_a_vocabulary_larger_than_the_embedding_is_refused(reference, rows, lacking):
     held = load_file(reference / "model.safetensors")
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         held[name] = held[name][:-lacking].clone()
@@ -829,7 +876,8 @@ def test_b25_a_vocabulary_larger_than_the_embedding_is_refused(reference, rows, 
     refused(reference, rf"the id {rows - 1} to .*, but the embedding has {rows - lacking} rows")
 
 
-def test_b25_a_list_for_a_vocabulary_is_counted(reference, rows):
+@pytest.mark.fault("B25")
+def test_a_list_for_a_vocabulary_is_counted(reference, rows):
     def write(pieces):
         vocabulary = [("<unk>", 0.0), *((f"p{i}", -1.0) for i in range(pieces - 1))]
         tokenizer = Tokenizer(Unigram(vocabulary, 0, False))
@@ -841,7 +889,8 @@ def test_b25_a_list_for_a_vocabulary_is_counted(reference, rows):
     refused(reference, rf"the id {rows} to 'p{rows - 1}', but the embedding has {rows} rows")
 
 
-def test_b25_numbers_in_texts_are_no_ids(reference):
+@pytest.mark.fault("B25")
+def test_numbers_in_texts_are_no_ids(reference):
     text = json.loads((reference / "tokenizer.json").read_text())
     text["truncation"] = {"max_length": 10**6, "stride": 0} | {
         "direction": "Right",
@@ -853,7 +902,8 @@ def test_b25_numbers_in_texts_are_no_ids(reference):
     assert open_model(str(reference)).layers == 4
 
 
-def test_b26_read_only_directory(reference, tmp_path):
+@pytest.mark.fault("B26")
+def test_read_only_directory(reference, tmp_path):
     before = sorted(p.name for p in reference.iterdir())
     for path in (*reference.iterdir(), reference):
         path.chmod(path.stat().st_mode & ~0o222)
@@ -864,7 +914,8 @@ def test_b26_read_only_directory(reference, tmp_path):
         reference.chmod(0o755)
 
 
-def test_b27_file_is_truncated_after_its_header_was_read(reference, tmp_path):
+@pytest.mark.fault("B27")
+def test_file_is_truncated_after_its_header_was_read(reference, tmp_path):
     model = open_model(str(reference))
     os.truncate(reference / "model.safetensors", 20_000)
     with pytest.raises(InherituneError, match=r"model\.safetensors ended at byte") as error:
@@ -898,7 +949,8 @@ def stop_when_mapped(path, done, stopped):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux shows what a process maps")
-def test_b27_file_is_truncated_while_another_process_has_it_mapped(tmp_path):
+@pytest.mark.fault("B27")
+def test_file_is_truncated_while_another_process_has_it_mapped(tmp_path):
     large = write_large(tmp_path / "large")
     done, stopped = threading.Event(), []
     watcher = threading.Thread(
@@ -941,9 +993,8 @@ def inherited_from(target, repository):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_b28_a_branch_that_moves_after_the_model_was_opened_changes_nothing(
-    moving, tmp_path, whole
-):
+@pytest.mark.fault("B28")
+def test_a_branch_that_moves_after_the_model_was_opened_changes_nothing(moving, tmp_path, whole):
     opened = open_model(MODEL, "main", whole=whole)
     moving.revisions["main"] = "2" * 40
     target = inherit(opened, 2, tmp_path / "out").path
@@ -953,7 +1004,8 @@ def test_b28_a_branch_that_moves_after_the_model_was_opened_changes_nothing(
     assert open_model(MODEL, "main", whole=False).revision == "2" * 40  # asked again, it is seen
 
 
-def test_b28_what_is_named_at_the_end_is_the_commit_and_not_the_branch(moving, tmp_path):
+@pytest.mark.fault("B28")
+def test_what_is_named_at_the_end_is_the_commit_and_not_the_branch(moving, tmp_path):
     result = run("inherit", MODEL, 2, tmp_path / "out")
     assert result.stderr.strip().endswith(f"--reference {MODEL} --revision {COMMIT}")
     moving.revisions["main"] = "2" * 40
@@ -964,7 +1016,8 @@ def test_b28_what_is_named_at_the_end_is_the_commit_and_not_the_branch(moving, t
     assert_told(moved, 3, "model.embed_tokens.weight differs from model.embed_tokens.weight")
 
 
-def test_b28_a_commit_that_is_gone_is_told(moving, tmp_path):
+@pytest.mark.fault("B28")
+def test_a_commit_that_is_gone_is_told(moving, tmp_path):
     inherit(open_model(MODEL, whole=False), 2, tmp_path / "out")
     shutil.rmtree(tmp_path / "hf")
     moving.revisions["main"] = "2" * 40

@@ -1,4 +1,4 @@
-"""Group A of the acceptance battery: the recipe and the directory of a run."""
+"""Inject faults into recipes, command lines and run directories."""
 
 import json
 import os
@@ -47,19 +47,22 @@ def refused(path: Path, *sets: str) -> str:
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# only a comment\n", "---\n", "null\n", "\ufeff"])
-def test_a1_empty_recipe(tmp_path: Path, text: str) -> None:
+@pytest.mark.fault("A1")
+def test_empty_recipe(tmp_path: Path, text: str) -> None:
     assert "recipe.yaml: the recipe is empty." in refused(write(tmp_path, text))
 
 
 @pytest.mark.parametrize(
     ("text", "kind"), [("- a\n", "a list"), ("text\n", "text"), ("5\n", "a number")]
 )
-def test_a2_list_at_the_top_level(tmp_path: Path, text: str, kind: str) -> None:
+@pytest.mark.fault("A2")
+def test_list_at_the_top_level(tmp_path: Path, text: str, kind: str) -> None:
     message = refused(write(tmp_path, text))
     assert f"expected a mapping at the top level, found {kind}" in message
 
 
-def test_a3_unknown_key_gets_did_you_mean(tmp_path: Path) -> None:
+@pytest.mark.fault("A3")
+def test_unknown_key_gets_did_you_mean(tmp_path: Path) -> None:
     message = refused(write(tmp_path, SMALLEST + "  lerning_rate: 1e-4\n"))
     assert "line 8: train.lerning_rate is not a key. Did you mean train.learning_rate?" in message
 
@@ -72,26 +75,28 @@ def test_a3_unknown_key_gets_did_you_mean(tmp_path: Path) -> None:
         ("grow: {layers: 4}", "inherit.layers or variants.<name>.layers"),
     ],
 )
-def test_a4_known_key_at_the_wrong_level_gets_its_path(
-    tmp_path: Path, line: str, path: str
-) -> None:
+@pytest.mark.fault("A4")
+def test_known_key_at_the_wrong_level_gets_its_path(tmp_path: Path, line: str, path: str) -> None:
     message = refused(write(tmp_path, f"{SMALLEST}{line}\n"))
     assert "line 8: " in message
     assert f"is not a key. It belongs elsewhere: {path}." in message
 
 
-def test_a5_key_twice_names_both_lines(tmp_path: Path) -> None:
+@pytest.mark.fault("A5")
+def test_key_twice_names_both_lines(tmp_path: Path) -> None:
     text = SMALLEST + "  learning_rate: 1e-4\n  seed: 1\n  learning_rate: 1e-4\n"
     message = refused(write(tmp_path, text))
     assert "line 10: train.learning_rate stands twice, in lines 8 and 10." in message
 
 
-def test_a6_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
+@pytest.mark.fault("A6")
+def test_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
     path = write(tmp_path, SMALLEST + "  learning_rate: 1e-4\n")
     assert read_recipe(path).recipe.train.learning_rate == 0.0001
 
 
-def test_a7_text_that_looks_like_something_else(tmp_path: Path) -> None:
+@pytest.mark.fault("A7")
+def test_text_that_looks_like_something_else(tmp_path: Path) -> None:
     assert read_recipe(write(tmp_path, SMALLEST.replace("toy", "no"))).recipe.name == "no"
     revision = SMALLEST.replace("embedded:demo", "embedded:demo\n  revision: {}")
     found = read_recipe(write(tmp_path, revision.format("1:30")))
@@ -114,9 +119,8 @@ def test_a7_text_that_looks_like_something_else(tmp_path: Path) -> None:
         *[("true", "a valid number"), ("'1'", "a valid number")],
     ],
 )
-def test_a8_learning_rate_is_finite_and_positive(
-    tmp_path: Path, value: str, requirement: str
-) -> None:
+@pytest.mark.fault("A8")
+def test_learning_rate_is_finite_and_positive(tmp_path: Path, value: str, requirement: str) -> None:
     message = refused(write(tmp_path, f"{SMALLEST}  learning_rate: {value}\n"))
     shown = value.replace("'", '"')
     assert f"train.learning_rate is {shown}. It must be {requirement}." in message
@@ -129,19 +133,22 @@ def test_a8_learning_rate_is_finite_and_positive(
         *[(value, "a valid integer") for value in ("1.5", '"8"')],
     ],
 )
-def test_a9_layers_that_cannot_be(tmp_path: Path, value: str, requirement: str) -> None:
+@pytest.mark.fault("A9")
+def test_layers_that_cannot_be(tmp_path: Path, value: str, requirement: str) -> None:
     message = refused(write(tmp_path, f"{SMALLEST}inherit:\n  layers: {value}\n"))
     start = f"line 9: inherit.layers is {value}. It must be {requirement} or be 'advice'."
     assert start in message
 
 
 @pytest.mark.parametrize("value", ["[0, 0]", "[1, 0]", "[0, 99]"])
-def test_a10_list_of_layers(tmp_path: Path, value: str) -> None:
+@pytest.mark.fault("A10")
+def test_list_of_layers(tmp_path: Path, value: str) -> None:
     message = refused(write(tmp_path, f"{SMALLEST}inherit:\n  layers: {value}\n"))
     assert "inherit.layers is a list. It must be a valid integer or be 'advice'." in message
 
 
-def test_a11_batch_that_is_no_multiple_names_the_nearest(tmp_path: Path) -> None:
+@pytest.mark.fault("A11")
+def test_batch_that_is_no_multiple_names_the_nearest(tmp_path: Path) -> None:
     text = SMALLEST + "  seq_len: 64\n  micro_batch: 4\n  batch_tokens: 1000\n"
     assert (
         "line 6: train: batch_tokens 1000 is not a multiple of seq_len x micro_batch = 256; "
@@ -166,7 +173,8 @@ def run_with_long_sequences(model: Path, text: Path, root: Path) -> list[str]:
     return said
 
 
-def test_a12_more_tokens_than_learned_positions_are_refused(
+@pytest.mark.fault("A12")
+def test_more_tokens_than_learned_positions_are_refused(
     tiny_model: Callable[[str], Path], tiny_text: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RecipeError, match=r"seq_len is 256.* has 128 positions") as caught:
@@ -175,14 +183,16 @@ def test_a12_more_tokens_than_learned_positions_are_refused(
     assert not (tmp_path / "tokens").exists()
 
 
-def test_a12_more_tokens_than_a_rotary_model_was_made_for_are_said(
+@pytest.mark.fault("A12")
+def test_more_tokens_than_a_rotary_model_was_made_for_are_said(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
     said = run_with_long_sequences(tiny_reference, tiny_text, tmp_path)
     assert "train.seq_len 256 is above the 128 positions it was made for" in said
 
 
-def test_a13_tag_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.fault("A13")
+def test_tag_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     value = '!!python/object/apply:os.system ["touch PWNED"]'
     message = refused(write(tmp_path, SMALLEST.replace("toy", value)))
@@ -209,7 +219,8 @@ print(status['VmHWM'].split()[0])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux counts it")
-def test_a14_bombs_are_refused_while_they_are_small(tmp_path: Path) -> None:
+@pytest.mark.fault("A14")
+def test_bombs_are_refused_while_they_are_small(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
     bombs = {
@@ -233,7 +244,8 @@ def test_a14_bombs_are_refused_while_they_are_small(tmp_path: Path) -> None:
     assert int(memory_kib) < 300 * 1024
 
 
-def test_a15_byte_order_mark_and_line_ends_are_fine(tmp_path: Path) -> None:
+@pytest.mark.fault("A15")
+def test_byte_order_mark_and_line_ends_are_fine(tmp_path: Path) -> None:
     plain = read_recipe(write(tmp_path, SMALLEST)).recipe
     marked = read_recipe(write(tmp_path, "\ufeff" + SMALLEST))
     assert marked.recipe == plain
@@ -244,7 +256,8 @@ def test_a15_byte_order_mark_and_line_ends_are_fine(tmp_path: Path) -> None:
     assert "line 8: train.sede" in message
 
 
-def test_a15_tabs_and_other_encodings_are_named_with_their_line(tmp_path: Path) -> None:
+@pytest.mark.fault("A15")
+def test_tabs_and_other_encodings_are_named_with_their_line(tmp_path: Path) -> None:
     message = refused(write(tmp_path, SMALLEST.replace("  tokens", "\ttokens")))
     assert "line 7: not valid YAML" in message
     assert "Indent with spaces instead of tabs." in message
@@ -254,7 +267,8 @@ def test_a15_tabs_and_other_encodings_are_named_with_their_line(tmp_path: Path) 
     assert "line 8: a control character" in refused(write(tmp_path, SMALLEST + "# \x00\n"))
 
 
-def test_a16_path_that_is_no_file(tmp_path: Path) -> None:
+@pytest.mark.fault("A16")
+def test_path_that_is_no_file(tmp_path: Path) -> None:
     assert "it is a directory" in refused(tmp_path)
     assert "no such file or directory" in refused(tmp_path / "missing.yaml")
     assert "NUL" in refused(Path(f"{tmp_path}/a\0b"))
@@ -264,7 +278,8 @@ def test_a16_path_that_is_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_a16_fifo_does_not_hang(tmp_path: Path) -> None:
+@pytest.mark.fault("A16")
+def test_fifo_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert "it is not a regular file" in refused(tmp_path / "pipe")
 
@@ -287,7 +302,8 @@ except RecipeError as error:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
-def test_a16_unreadable_file(tmp_path: Path) -> None:
+@pytest.mark.fault("A16")
+def test_unreadable_file(tmp_path: Path) -> None:
     path = write(tmp_path, SMALLEST)
     path.chmod(0)
     command = [sys.executable, "-c", READ, str(path)]  # another process: root may read all
@@ -306,15 +322,15 @@ def test_a16_unreadable_file(tmp_path: Path) -> None:
         ("a.b", "not of the form KEY=VALUE"),
     ],
 )
-def test_a17_bad_set(tmp_path: Path, text: str, words: str) -> None:
+@pytest.mark.fault("A17")
+def test_bad_set(tmp_path: Path, text: str, words: str) -> None:
     message = refused(write(tmp_path, SMALLEST), text)
     assert message.startswith(f"--set {text}: ")
     assert words in message
 
 
-def test_a18_run_directory_that_is_not_ours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.fault("A18")
+def test_run_directory_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home, work, foreign = tmp_path / "home", tmp_path / "work", tmp_path / "foreign"
     for directory in (home, work, foreign):
         directory.mkdir()
@@ -339,12 +355,14 @@ def test_a18_run_directory_that_is_not_ours(
 @pytest.mark.parametrize(
     "name", ["../../x", "a/b", "CON", "x" * 300, "😀", '"a\\nb"', "<script>", '""', "..", "'a\\b'"]
 )
-def test_a19_name_that_is_no_directory(tmp_path: Path, name: str) -> None:
+@pytest.mark.fault("A19")
+def test_name_that_is_no_directory(tmp_path: Path, name: str) -> None:
     assert "line 1: name is " in refused(write(tmp_path, SMALLEST.replace("toy", name)))
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["plan", "embedded:demo"]])
-def test_a20_ctrl_c_and_a_closed_pipe_leave_no_traceback(arguments: list[str]) -> None:
+@pytest.mark.fault("A20")
+def test_ctrl_c_and_a_closed_pipe_leave_no_traceback(arguments: list[str]) -> None:
     command = [sys.executable, "-m", "inheritune", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     # The first moments are Python's own: only then is there a handler of ours.
