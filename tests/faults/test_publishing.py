@@ -63,7 +63,7 @@ def with_fields(target: Path, **fields: object) -> None:
 def unverified(path: Path, **options: object):
     """A parcel of a directory that was proven by another test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("inheritune.publishing.push.verify", lambda target: [])
+        patch.setattr("inheritune.publishing.push.verify_model", lambda target: [])
         return pack(path, **options)
 
 
