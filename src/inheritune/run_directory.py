@@ -11,7 +11,8 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from inheritune.errors import DataError, MachineError, RecipeError, escape
-from inheritune.system.files import read_json_file, refused_by_system, write_json
+from inheritune.system.files import refused_by_system, write_json
+from inheritune.system.strict_json import read_json
 
 __all__ = ["FORMAT", "RUN", "TRAIN", "Run"]
 
@@ -162,7 +163,7 @@ class Run:
         Raises:
             DataError: It is missing, broken, not a run's, or of a newer inheritune.
         """
-        record = read_json_file(self.record_file)
+        record = read_json(self.record_file)
         version = record.get("format") if isinstance(record, dict) else None
         if not isinstance(version, int) or version < 1:
             raise DataError(
@@ -218,7 +219,7 @@ class Run:
 
 def _holder(path: Path) -> str:
     try:
-        holder = read_json_file(path)
+        holder = read_json(path)
         return f"process {int(holder['pid'])} on {escape(holder['machine'], 60)}"
     except (DataError, KeyError, TypeError, ValueError):
         return "process unknown"  # it has the lock and is about to write who it is

@@ -152,10 +152,10 @@ def _tokenizer_directory(name: str) -> Path:
 def _reference_of_run(tokens: Path) -> Path | None:
     """The directory of the reference that the run of these tokens names, if it is here."""
     from inheritune.model_files.directory import open_model
-    from inheritune.system.files import read_json_file
+    from inheritune.system.strict_json import read_json
 
     with suppress(InherituneError, KeyError, TypeError, AttributeError):
-        name = read_json_file(tokens.resolve().parent / "run.json")["recipe"]["reference"]["model"]
+        name = read_json(tokens.resolve().parent / "run.json")["recipe"]["reference"]["model"]
         if name.startswith("embedded:") or Path(name).is_dir():
             return open_model(name, None, whole=False).path
     return None

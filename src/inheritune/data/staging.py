@@ -18,7 +18,8 @@ from filelock import FileLock, Timeout
 from inheritune.data.overlap import DocumentHashes
 from inheritune.data.shards import ShardWriter, file_sha256
 from inheritune.errors import DataError, MachineError
-from inheritune.system.files import read_json_file, sync_directory, write_json
+from inheritune.system.files import sync_directory, write_json
+from inheritune.system.strict_json import read_json
 
 __all__ = ["Journal", "is_prepared", "publish", "staging_directory", "sweep"]
 
@@ -107,7 +108,7 @@ class Journal:
             was changed.
         """
         try:
-            found = read_json_file(self.path)
+            found = read_json(self.path)
             if found["format"] != _FORMAT:
                 return None
             if found["state"]["request"] != json.loads(json.dumps(request)):

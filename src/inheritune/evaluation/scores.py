@@ -10,7 +10,8 @@ from typing import Any
 
 from inheritune.errors import DataError
 from inheritune.evaluation.suites import MEAN_OF_SUBJECTS
-from inheritune.system.files import read_json_file, write_json
+from inheritune.system.files import write_json
+from inheritune.system.strict_json import read_json
 
 __all__ = ["FORMAT", "Metric", "Score", "find_score", "keep_score", "read_result", "score_file"]
 
@@ -81,7 +82,7 @@ def find_score(out: Path, key: Mapping[str, Any]) -> Score | None:
     path = score_file(out, key)
     if not path.exists():
         return None
-    stored = read_json_file(path)
+    stored = read_json(path)
     try:
         found = dict(stored["score"])
         found["metrics"] = {name: Metric(**metric) for name, metric in found["metrics"].items()}

@@ -12,7 +12,7 @@ from inheritune.recipe.known_configs import known_config
 from inheritune.recipe.schema import Recipe, ReferenceTraining
 from inheritune.run_directory import Run
 from inheritune.steps.reference_store import open_pinned, pinned_commit
-from inheritune.system.files import read_json_file
+from inheritune.system.strict_json import read_json
 
 __all__ = ["planned_reference", "shape_notes", "with_taken_reference"]
 
@@ -60,7 +60,7 @@ def with_taken_reference(recipe: Recipe, run: Run) -> Recipe:
         return recipe
     if not path.exists():
         return recipe
-    place = read_json_file(path)["result"]["taken_from"]
+    place = read_json(path)["result"]["taken_from"]
     return recipe.model_copy(
         update={"reference": recipe.reference.model_copy(update={"model": place, "train": None})}
     )

@@ -12,8 +12,9 @@ from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.recipe.schema import Analyze, Recipe
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference
-from inheritune.system.files import read_json_file, write_json
+from inheritune.system.files import write_json
 from inheritune.system.progress import Progress
+from inheritune.system.strict_json import read_json
 
 if TYPE_CHECKING:
     from inheritune.analysis.sequences import Sequences
@@ -167,7 +168,7 @@ def _max_ranks(entry: Mapping[str, Any]) -> dict[int, float]:
 
 def _stored(path: Path) -> dict[str, Any]:
     try:
-        analysis = read_json_file(path)
+        analysis = read_json(path)
         return dict(analysis["models"]) if analysis["format"] == _FORMAT else {}
     except (DataError, KeyError, TypeError, ValueError):
         return {}  # measured again: it takes minutes at most, and nothing is built on it

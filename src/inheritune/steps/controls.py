@@ -21,8 +21,9 @@ from inheritune.steps.reference import Reference, flops_per_token
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.training import run_training, training_inputs
 from inheritune.steps.trainings import TrainingSpec, depth_of, specs_for
-from inheritune.system.files import read_json_file, write_json
+from inheritune.system.files import write_json
 from inheritune.system.progress import Progress
+from inheritune.system.strict_json import read_json
 
 __all__ = ["continue_texts", "control_specs", "publish_target", "train_variant"]
 
@@ -118,7 +119,7 @@ def publish_target(job: Job, trial: TrainingResult) -> Path:
 
 def _training(target: Path) -> dict[str, Any]:
     try:
-        found = read_json_file(target / _TRAINING)
+        found = read_json(target / _TRAINING)
     except DataError:
         return {}
     return found if isinstance(found, dict) else {}
@@ -141,7 +142,7 @@ def continue_texts(job: Job, models: Mapping[str, Path]) -> list[dict[str, str]]
     digests = {name: open_model(str(directory)).digest for name, directory in models.items()}
     asked = {"prompts": wanted.prompts, "tokens": wanted.sample_tokens, "models": digests}
     with suppress(DataError, KeyError, TypeError):  # none, or broken: written again
-        stored = read_json_file(job.run.samples)
+        stored = read_json(job.run.samples)
         if isinstance(stored, dict) and stored.get("inputs") == asked:
             return list(stored["result"]["samples"])
     samples = []

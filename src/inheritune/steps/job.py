@@ -7,11 +7,12 @@ from typing import Any
 
 from inheritune.recipe.schema import Recipe
 from inheritune.run_directory import Run
-from inheritune.system.files import read_json_file, write_json
+from inheritune.system.files import write_json
 from inheritune.system.inputs import refuse_differences
 from inheritune.system.processes import ALONE, Processes
 from inheritune.system.progress import Listener, Progress
 from inheritune.system.signals import StopFlag
+from inheritune.system.strict_json import read_json
 
 __all__ = ["Job", "finish", "finished"]
 
@@ -53,7 +54,7 @@ def finished(job: Job, path: Path, inputs: Mapping[str, Any]) -> dict[str, Any] 
     """
     if not path.exists():
         return None
-    stored = read_json_file(path)
+    stored = read_json(path)
     for key, before, now in refuse_differences(path, stored["inputs"], inputs, job.allowed):
         said = f"allowed: it was made with {key} = {before!r}, now it is {now!r}"
         job.on_progress(Progress(path.parent.name, message=said))

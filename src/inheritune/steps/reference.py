@@ -21,8 +21,9 @@ from inheritune.steps.resume import decisive
 from inheritune.steps.tokens import prepare_tokens
 from inheritune.steps.training import run_training, training_inputs
 from inheritune.steps.trainings import TrainingSpec
-from inheritune.system.files import read_json_file, write_json
+from inheritune.system.files import write_json
 from inheritune.system.progress import Progress
+from inheritune.system.strict_json import read_json
 
 __all__ = [
     "Reference",
@@ -112,7 +113,7 @@ def _refuse_long_sequences(job: Job, model: ModelDirectory) -> None:
 def _training_of(model: Path) -> dict[str, Any]:
     # Any model directory may hold a file of this name; only ours has these figures.
     try:
-        ledger = read_json_file(model / "training.json")
+        ledger = read_json(model / "training.json")
         known = {key: ledger[key] for key in ("tokens", "flops", "seconds", "curve")}
         numbers = all(isinstance(known[key], int | float) for key in ("tokens", "flops", "seconds"))
         processes = ledger.get("processes")
@@ -205,7 +206,7 @@ def _made_from(
 ) -> dict[str, Any]:
     """What decides the weights, as JSON gives it back; the tokens stand for text and tokenizer."""
     found = {
-        "config": read_json_file(start / "config.json"),
+        "config": read_json(start / "config.json"),
         "tokens": tokens.fingerprint,
         "order": ORDER_VERSION,
         "train": decisive(job.recipe.train),

@@ -20,11 +20,11 @@ from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.run_directory import Run
 from inheritune.system.files import (
     published,
-    read_json_file,
     refused_by_system,
     sync_file,
     write_json,
 )
+from inheritune.system.strict_json import read_json
 
 __all__ = ["is_kept", "keep", "kept_path", "only_trainer", "open_pinned", "pinned_commit"]
 
@@ -55,7 +55,7 @@ def is_kept(path: Path, made_from: Mapping[str, Any]) -> bool:
     """
     if not path.exists():
         return False
-    record = read_json_file(path / _RECORD)
+    record = read_json(path / _RECORD)
     if not isinstance(record, dict) or record.get("made_from") != made_from:
         raise DataError(
             f"{escape(path)} does not hold the reference that this recipe asks for.",
@@ -120,7 +120,7 @@ def only_trainer(path: Path) -> Iterator[None]:
 
 def _named(holder: Path) -> str:
     try:
-        found = read_json_file(holder)
+        found = read_json(holder)
         return f"process {int(found['pid'])} on {escape(found['machine'], 60)}"
     except (DataError, KeyError, TypeError, ValueError):
         return "process unknown"  # it has the lock and is about to write who it is
@@ -192,7 +192,7 @@ def pinned_commit(run: Run, model: str, revision: str | None) -> str | None:
     """
     if not run.pin.exists():
         return None
-    found: Any = read_json_file(run.pin)
+    found: Any = read_json(run.pin)
     known = isinstance(found, dict) and found.get("format") == _PIN_FORMAT
     commit = found.get("commit") if known else None
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):

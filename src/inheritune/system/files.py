@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 from safetensors import SafetensorError
 
 from inheritune.errors import MachineError, RecipeError, escape
-from inheritune.system.strict_json import read_json as read_json_file
 
 try:
     import fcntl
@@ -24,7 +23,6 @@ except ImportError:  # Windows: stale staging is then left to the user
 __all__ = [
     "disk_errors",
     "published",
-    "read_json_file",
     "refuse_used_directory",
     "refused_by_system",
     "sync_directory",

@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 
 from inheritune.data.order import ORDER_VERSION
 from inheritune.errors import CheckpointError, DataError
-from inheritune.system.files import read_json_file, sync_file
+from inheritune.system.files import sync_file
+from inheritune.system.strict_json import read_json
 from inheritune.training.sharded_safetensors import SavedTensors, file_name
 
 __all__ = [
@@ -151,7 +152,7 @@ def verify(checkpoint: Path) -> dict[str, Any]:
         CheckpointError: Something is missing, too much, or not what was written. `BROKEN` lists
             what else a damaged one may raise.
     """
-    manifest = read_json_file(checkpoint / "manifest.json")
+    manifest = read_json(checkpoint / "manifest.json")
     if manifest["format"] != FORMAT:
         raise CheckpointError(f"{checkpoint.name} has format {manifest['format']}, not {FORMAT}.")
     # A pipe would be waited for.
@@ -172,7 +173,7 @@ def verify(checkpoint: Path) -> dict[str, Any]:
             raise CheckpointError(f"{name} is not what was written.")
     for kind in ("model", "optimizer"):
         SavedTensors(files_of(checkpoint, kind))  # every row is there, once
-    trainer: dict[str, Any] = read_json_file(checkpoint / "trainer.json")
+    trainer: dict[str, Any] = read_json(checkpoint / "trainer.json")
     if trainer.get("order", ORDER_VERSION) != ORDER_VERSION:
         raise CheckpointError(f"it was made in order {trainer['order']}, not {ORDER_VERSION}.")
     return trainer
@@ -193,7 +194,7 @@ def looks_whole(checkpoint: Path) -> bool:
     Takes no time, and so can be asked at every save, where `is_whole` would read gigabytes.
     """
     try:
-        files = read_json_file(checkpoint / "manifest.json")["files"]
+        files = read_json(checkpoint / "manifest.json")["files"]
         sizes = {name: (checkpoint / name).stat().st_size for name in files}
         return bool(files) and all(size == files[name]["bytes"] for name, size in sizes.items())
     except BROKEN:

@@ -19,7 +19,8 @@ from inheritune.data.shards import file_sha256, id_type
 from inheritune.data.tokens import TokenStream, canonical_digest
 from inheritune.errors import DataError
 from inheritune.recipe.schema import Train
-from inheritune.system.files import published, read_json_file, sync_file, write_json
+from inheritune.system.files import published, sync_file, write_json
+from inheritune.system.strict_json import read_json
 from inheritune.training.batches import sample_numbers
 from inheritune.training.kl_divergence import Full, ReferenceDistribution, TopK
 
@@ -179,7 +180,7 @@ class LogitCache:
         """Tokens that the reference was run on for a training, and the seconds it took."""
         tokens, seconds = 0, 0.0
         for first, stop in self._ranges():
-            said = read_json_file(self._folder((first, stop)) / "shard.json")
+            said = read_json(self._folder((first, stop)) / "shard.json")
             if said["paid_by"] == paid_by:
                 tokens += (stop - first) * self._recipe.seq_len
                 seconds += said["seconds"]
@@ -253,7 +254,7 @@ class LogitCache:
     def _shard(self, place: Range) -> _Shard:
         if place not in self._mapped:
             folder, (first, stop) = self._folder(place), place
-            for name, digest in read_json_file(folder / "shard.json")["files"].items():
+            for name, digest in read_json(folder / "shard.json")["files"].items():
                 if not (folder / name).exists() or file_sha256(folder / name) != digest:
                     raise DataError(f"{folder / name} is not what was written.", _AGAIN)
             shape = (stop - first, self._recipe.seq_len, self._k)

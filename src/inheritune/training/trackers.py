@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from inheritune.errors import DataError, escape
-from inheritune.system.files import read_json_file, write_json
+from inheritune.system.files import write_json
+from inheritune.system.strict_json import read_json
 from inheritune.training.tracker_adapters import Row, Tracked, Tracker
 
 __all__ = ["Trackers"]
@@ -216,7 +217,7 @@ class _Feed:
 def _read_ids(path: Path) -> dict[str, str]:
     """Runs of the start before; what cannot be read begins new ones."""
     try:
-        found = read_json_file(path)
+        found = read_json(path)
     except DataError:
         return {}
     known = found.items() if isinstance(found, dict) else ()
