@@ -151,7 +151,7 @@ def test_where_all_layers_are_alike_nothing_is_said(tiny_reference):
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"grow": {"search": "bisect", "weights": "keep"}}, "goes down in size as well as up"),
+        ({"grow": {"search": "bisect", "weights": "keep"}}, "also tries smaller sizes"),
         (
             {"grow": {"weights": "keep"}, "variants": {"kept": {"start": "grown"}}},
             "variants.kept starts grown: with grow.weights keep that is the target itself",
