@@ -171,34 +171,6 @@ def test_running_again_does_nothing_again(
     assert not [progress for progress in heard if progress.unit == "tokens"]
 
 
-def test_a_run_of_an_older_version_with_removed_fields_is_reported_again(
-    finished: tuple[Path, dict[str, Any], RecipeFile], tmp_path: Path
-) -> None:
-    root, final, recipe = finished
-    older = tmp_path / root.name
-    shutil.copytree(root, older)
-    record = Run(older).read()
-    record["recipe"]["grow"] |= {"abandon": "never", "audit": False, "benchmark": None}
-    record["benchmark"]["borrowed"] = None
-    record["rounds"] = [trial | {"abandoned": None} for trial in record["rounds"]]
-    (older / "run.json").write_text(json.dumps(record))
-    for path in older.rglob("result.json"):
-        stored = json.loads(path.read_text())
-        stored["result"]["abandoned"] = None
-        path.write_text(json.dumps(stored))
-    stored = json.loads((older / "benchmark.json").read_text())
-    stored["result"]["borrowed"] = None
-    (older / "benchmark.json").write_text(json.dumps(stored))
-    before = snapshot(older)
-    assert execute(recipe, older) | {"seconds": 0} == final | {
-        "seconds": 0,
-        "run": str(older),
-        "target": str(older / "target"),
-        "report": str(older / "report/index.html"),
-    }
-    assert snapshot(older) == before
-
-
 def test_what_earlier_starts_ran_on_stays_in_the_record(
     finished: tuple[Path, dict[str, Any], RecipeFile], tmp_path: Path
 ) -> None:
