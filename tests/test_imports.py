@@ -159,7 +159,7 @@ def test_only_the_command_line_prints(module):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_nothing_that_can_run_foreign_code_is_called(module):
+def test_source_files_call_nothing_that_runs_foreign_code(module):
     for name, line in imports(module, at_import=False):
         assert name.split(".")[0] not in UNSAFE_MODULES, f"{module}:{line} imports {name}"
     for node in ast.walk(MODULES[module]):

@@ -455,7 +455,7 @@ print(status['VmHWM'].split()[0])
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux counts it")
 @pytest.mark.parametrize("flood", FLOODS)
 @pytest.mark.fault("B12", "B16")
-def test_what_fills_the_memory_is_refused_in_little(reference, tmp_path, flood):
+def test_a_file_that_would_fill_the_memory_is_refused_in_little(reference, tmp_path, flood):
     fill = FLOODS[flood]
     directories = {name: tmp_path / name for name in ("config.json", INDEX, "model.safetensors")}
     for name, directory in directories.items():
@@ -1005,7 +1005,7 @@ def test_a_branch_that_moves_after_the_model_was_opened_changes_nothing(moving, 
 
 
 @pytest.mark.fault("B28")
-def test_what_is_named_at_the_end_is_the_commit_and_not_the_branch(moving, tmp_path):
+def test_a_cut_names_the_commit_and_not_the_branch(moving, tmp_path):
     result = run("inherit", MODEL, 2, tmp_path / "out")
     assert result.stderr.strip().endswith(f"--reference {MODEL} --revision {COMMIT}")
     moving.revisions["main"] = "2" * 40

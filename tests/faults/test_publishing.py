@@ -389,6 +389,6 @@ def test_a_refused_push_says_so_in_json(target, hub):
     assert json.loads(result.stdout)["error"] == "MachineError"
 
 
-def test_what_is_no_target_is_refused(tmp_path):
+def test_push_refuses_a_directory_that_is_no_target(tmp_path):
     result = invoke(tmp_path, "--repo-id", "me/small")
     assert result.exit_code == 3 and "no target" in result.stderr

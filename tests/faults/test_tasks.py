@@ -85,7 +85,7 @@ def test_a_run_stands_although_its_tasks_cannot_be_asked(
 
 @pytest.mark.parametrize(("task", "code"), [("piqa", 4), ("piqq", 2)])
 @pytest.mark.fault("E1")
-def test_what_cannot_be_asked_is_refused_before_anything_is_trained(
+def test_tasks_that_cannot_be_asked_are_refused_before_anything_is_trained(
     task: str,
     code: int,
     tiny_reference: Path,

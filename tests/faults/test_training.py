@@ -532,7 +532,7 @@ def test_a_refused_start_leaves_the_files_of_the_run_as_they_were_and_it_goes_on
 
 
 @pytest.mark.fault("D10")
-def test_one_key_can_be_allowed_and_is_recorded(
+def test_a_changed_key_can_be_allowed_and_is_recorded(
     halfway: Path, tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(halfway, tmp_path / "run")
@@ -545,7 +545,7 @@ def test_one_key_can_be_allowed_and_is_recorded(
 
 @pytest.mark.parametrize("key", ["train.batch_tokens", "train.seq_len", "data.source", "x"])
 @pytest.mark.fault("D10")
-def test_what_gives_steps_their_meaning_can_never_be_allowed(
+def test_keys_that_give_steps_their_meaning_can_never_be_allowed(
     key: str, tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RecipeError, match="--allow-change"):
