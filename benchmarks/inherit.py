@@ -90,18 +90,11 @@ def _arms(scratch: Path, options: argparse.Namespace) -> list[Arm]:
         mergekit = start = Arm(f"mergekit: not run: {why}", lambda out: ["true"])
     return [
         Arm("inherit", ours(reference, kept), right, kept),
-        Arm("inherit --no-gate", ours(reference, kept, "--no-gate"), right, kept),
+        Arm("inherit --no-class-check", ours(reference, kept, "--no-class-check"), right, kept),
         Arm("inherit --sha256", ours(reference, kept, "--sha256"), right, kept),
         Arm("inherit --dtype fp16", ours(reference, kept, "--dtype", "fp16"), right_fp16, kept),
-        Arm("inherit --mode link", ours(reference, kept, "--mode", "link"), right, kept),
-        Arm(
-            "inherit --mode link --no-gate",
-            ours(reference, kept, "--mode", "link", "--no-gate"),
-            right,
-            kept,
-        ),
         Arm("inherit, of 0.3 GB", ours(small, 4)),
-        Arm("inherit --no-gate, of 0.3 GB", ours(small, 4, "--no-gate")),
+        Arm("inherit --no-class-check, of 0.3 GB", ours(small, 4, "--no-class-check")),
         Arm("inherit --help", lambda out: [_INHERITUNE, "inherit", "--help"]),
         Arm("cp", lambda out: ["cp", "-r", scratch / "cut", out]),
         Arm("cp, synced", lambda out: [*sync, out], right, kept),
@@ -175,7 +168,7 @@ def _needs(what: str, command: list[str | Path], scratch: Path) -> Run:
 
 def _print_table(arms: list[Arm], options: argparse.Namespace, size: int) -> None:
     by_name = {arm.name: arm for arm in arms}
-    bases = ("cp", "cp, synced", "inherit", "inherit --no-gate")
+    bases = ("cp", "cp, synced", "inherit", "inherit --no-class-check")
     print(f"\n{_machine(options)}")
     print(
         f"{options.rounds} rounds, {_LAYERS[options.size] // 2} of {_LAYERS[options.size]} layers, "

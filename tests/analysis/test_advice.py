@@ -4,7 +4,7 @@ import pytest
 
 from inheritune.analysis.advice import advise, laziest_first, lazy_group
 from inheritune.errors import RecipeError
-from inheritune.surgery.selection import choose_layers
+from inheritune.surgery.selection import LayerFacts, choose_layers
 
 RANKS = {0: 20.0, 1: 9.0, 2: 2.5, 3: 1.0, 4: 1.0}
 
@@ -38,11 +38,14 @@ def test_layers_without_attention_count_for_nothing():
 def test_the_laziest_are_kept_in_their_order():
     order = laziest_first(RANKS)
     assert order == (4, 3, 2, 1, 0)
-    assert choose_layers("lazy", 3, 5, order) == (2, 3, 4)
-    assert choose_layers("lazy", 2, 5, laziest_first({0: 1.0, 1: 5.0, 4: 2.0})) == (0, 4)
+    assert choose_layers("lazy", LayerFacts(5, order), 3) == (2, 3, 4)
+    some = LayerFacts(5, laziest_first({0: 1.0, 1: 5.0, 4: 2.0}))
+    assert choose_layers("lazy:2", some) == (0, 4)
     with pytest.raises(RecipeError, match="2 have attention"):
-        choose_layers("lazy", 3, 5, (1, 3))
+        choose_layers("lazy", LayerFacts(5, (1, 3)), 3)
 
 
 def test_before_the_analysis_the_last_layers_stand_for_the_lazy_ones():
-    assert choose_layers("lazy", 2, 5) == (3, 4)
+    assert choose_layers("lazy", LayerFacts(5), 2, estimate=True) == (3, 4)
+    with pytest.raises(RecipeError, match="lazy needs a measurement"):
+        choose_layers("lazy", LayerFacts(5), 2)

@@ -23,7 +23,7 @@ def target(tiny_reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from inheritune.model_files.directory import open_model
 
     out = tmp_path_factory.mktemp("target") / "target"
-    inherit(open_model(str(tiny_reference)), (0, 1), out, Options(gate=False))
+    inherit(open_model(str(tiny_reference)), (0, 1), out, Options(class_check=False))
     return out
 
 
@@ -196,7 +196,7 @@ def test_the_numbers_are_those_of_plain_lm_eval(shared_data: Path, tmp_path: Pat
 
     model = shared_data / "checkpoints" / "stories260K"
     out = tmp_path / "target"
-    inherit(open_model(str(model)), (0, 1, 2), out, Options(gate=False))
+    inherit(open_model(str(model)), (0, 1, 2), out, Options(class_check=False))
     kinds = {"piqa": "validation", "winogrande": "validation"}
     tasks = ["piqa", "winogrande", "arc_easy", "lambada_openai", "wikitext"]
     for task in tasks:  # written here, not by what is tested

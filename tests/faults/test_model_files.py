@@ -30,7 +30,7 @@ from typer.testing import CliRunner
 from inheritune.cli.app import app
 from inheritune.errors import InherituneError, SourceError, UnsupportedModelError
 from inheritune.model_files.directory import open_model
-from inheritune.surgery.class_check.ask_class import ask
+from inheritune.surgery.class_check.ask_class import ask_class
 from inheritune.surgery.cut import inherit
 from inheritune.surgery.plan import kept_tensors
 from inheritune.training.models import describe, fresh_model, load_model
@@ -540,7 +540,7 @@ def test_ties_are_preserved_and_wrong_ones_refused(tiny_model, tmp_path):
 
 def assert_tied(directory, tied):
     """The head is the embedding, or it is not; no tensor is left over or made up."""
-    found = ask("reload", directory=str(directory))
+    found = ask_class("reload", directory=str(directory))
     assert (found["tied"], found["unexpected"]) == (tied, [])
     model, info = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
     assert not any(info.values())
@@ -959,7 +959,7 @@ def test_file_is_truncated_while_another_process_has_it_mapped(tmp_path):
     watcher.start()
     try:
         with pytest.raises(SourceError) as error:
-            ask("reload", directory=str(large))
+            ask_class("reload", directory=str(large))
     finally:
         done.set()
         watcher.join()

@@ -22,7 +22,7 @@ from inheritune.recipe.presets import preset_names, preset_path
 from inheritune.recipe.published import experiment_names
 from inheritune.recipe.schema import Recipe
 from inheritune.run.execute import execute
-from inheritune.surgery.half_width import imagine_half_width
+from inheritune.surgery.half_width import half_width_headers
 
 LOW_DATA = ["low-data-1b", "low-data-50b", "low-data-layers", "low-data-repetition"]
 GPT2 = [
@@ -178,7 +178,7 @@ def test_scaled_it_has_the_same_rounds_and_variants_at_the_same_depths(name):
     assert config["model_type"] == before["model_type"]
     assert layer_count(config) == layer_count(before)
     assert config.get("n_positions", config.get("max_position_embeddings")) >= 32
-    imagine_half_width(
+    half_width_headers(
         synthetic_headers({"vocab_size": 2048} | config)
     )  # heads and widths are even
 

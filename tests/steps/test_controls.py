@@ -26,7 +26,7 @@ from inheritune.run_directory import Run
 from inheritune.steps.initial_weights import write_start
 from inheritune.steps.job import Job
 from inheritune.steps.trainings import depth_of, specs_for
-from inheritune.surgery.selection import choose_layers
+from inheritune.surgery.selection import LayerFacts, choose_layers
 from inheritune.system.signals import StopFlag
 from inheritune.training.models import fresh_model, load_model
 from inheritune.verification.model import verify_model
@@ -257,7 +257,8 @@ def test_half_width_of_llama_is_the_beginning_of_every_axis(tiny_model, tmp_path
     ],
 )
 def test_strided_layers_are_spread_from_the_first_to_the_last(count, total, kept):
-    assert choose_layers("strided", count, total) == kept
+    assert choose_layers("strided", LayerFacts(total), count) == kept
+    assert choose_layers(f"strided:{count}", LayerFacts(total)) == kept
 
 
 # -- refusals, before anything is trained
@@ -269,7 +270,7 @@ def test_strided_layers_are_spread_from_the_first_to_the_last(count, total, kept
         ("llama", {"start": "inherit", "select": "lazy", "layers": 5}, "layers is 5", 2),
         ("llama", {"start": "inherit", "select": "every"}, "which layers", 2),
         ("llama", {"start": "inherit", "select": "0-9"}, "no layer 4", 2),
-        ("llama", {"start": "inherit", "select": "2"}, "a layer or a number of layers", 2),
+        ("llama", {"start": "inherit", "select": "2", "layers": 3}, "keeps 2 layers, not 3", 2),
         ("llama", {"start": "inherit", "select": "0-2", "layers": 2}, "keeps 3 layers, not 2", 2),
         ("llama", {"start": "inherit", "select": "first+last", "layers": 1}, "two layers", 2),
         ("llama", {"start": "inherit", "parts": "first-half", "layers": 1}, "no first half", 2),

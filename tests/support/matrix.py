@@ -213,7 +213,7 @@ def _cut(
         proof.prove_generation(target, able)
     record = json.loads((out / "inherit.json").read_text("utf-8"))
     if not record["check"].startswith("complete"):
-        raise proof.WrongError(f"the gate let it pass unchecked: {record['check']}")
+        raise proof.WrongError(f"the class check was skipped: {record['check']}")
     return Cut(layers, edits=tuple(edit["key"] for edit in record["config_edits"]))
 
 

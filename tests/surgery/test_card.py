@@ -7,7 +7,7 @@ from ruamel.yaml import YAML
 
 from inheritune.model_files.directory import open_model
 from inheritune.surgery.cut import Options, inherit
-from inheritune.surgery.record import card
+from inheritune.surgery.record import target_card
 
 RECORD = {
     "reference": {"name": "org/model", "revision": "1" * 40, "layers": 4},
@@ -27,7 +27,7 @@ def split(text):
 
 
 def test_the_card_names_the_base_model_and_what_was_kept():
-    front, body = split(card(RECORD, is_hub_model=True))
+    front, body = split(target_card(RECORD, is_hub_model=True))
     assert front == {
         "base_model": "org/model",
         "base_model_relation": "finetune",
@@ -42,7 +42,7 @@ def test_the_card_names_the_base_model_and_what_was_kept():
 @given(st.text(st.characters(max_codepoint=0xFFFF), max_size=60))
 def test_no_name_ends_the_front_matter_or_becomes_markup(name):
     record = RECORD | {"reference": RECORD["reference"] | {"name": name}}
-    front, body = split(card(record, is_hub_model=True))
+    front, body = split(target_card(record, is_hub_model=True))
     assert front["base_model"] == name.encode("utf-8", "replace").decode()
     outside_code = body.split("`")[0::2]
     assert not any(mark in piece for piece in outside_code for mark in ("<", "{{", "\n---\n"))

@@ -239,7 +239,7 @@ def test_layers_out_of_range_are_refused_with_the_range(tiny_reference, tmp_path
     with pytest.raises(RecipeError) as error:
         inherit(open_model(str(tiny_reference)), layers, tmp_path / "out")
     assert str(error.value) == (
-        f"cannot keep {layers} layers: the reference has 4. Choose layers between 1 and 4."
+        f"cannot keep {layers} layers: the reference has 4. Choose between 1 and 4."
     )
     assert not list(tmp_path.iterdir())
 

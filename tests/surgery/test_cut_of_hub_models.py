@@ -11,9 +11,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from inheritune.cli.app import app
-from inheritune.errors import RecipeError
 from inheritune.model_files.directory import open_model
-from inheritune.surgery.cut import Options, inherit
+from inheritune.surgery.cut import inherit
 from inheritune.verification.model import verify_model
 
 
@@ -93,8 +92,3 @@ def test_nothing_is_downloaded_for_a_cut_that_is_refused(hub, repository, tmp_pa
     assert result.exit_code == 3 and "model.gates.0" in result.stderr
     assert hub.sent(".safetensors") - before < reference.missing_bytes(reference.tensors.values())
     assert not (tmp_path / "out").exists()
-
-
-def test_files_of_the_hub_are_not_linked(hub, tmp_path):
-    with pytest.raises(RecipeError, match="belong to the cache"):
-        inherit(open_model(MODEL, whole=False), 2, tmp_path / "out", Options(mode="link"))

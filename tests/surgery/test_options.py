@@ -1,8 +1,7 @@
-"""Other selections, linked files, casts and fresh parts: on real tiny models, bit by bit."""
+"""Other selections, casts and fresh parts: on real tiny models, bit by bit."""
 
 import hashlib
 import json
-import os
 import warnings
 
 import pytest
@@ -12,10 +11,10 @@ import xxhash
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from inheritune.errors import MachineError, RecipeError, SourceError, UnsupportedModelError
+from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
 from inheritune.model_files.directory import open_model
 from inheritune.surgery.cut import Options, inherit
-from inheritune.surgery.selection import select_layers
+from inheritune.surgery.selection import LayerFacts, choose_layers
 from inheritune.verification.model import verify_model
 
 TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,7 +44,7 @@ def test_a_selection_moves_layers_whole_and_they_compute_the_same(
     tiny_model, tmp_path, family, text
 ):
     reference = open_model(str(tiny_model(family)))
-    kept = select_layers(text, reference.layers)
+    kept = choose_layers(text, LayerFacts(reference.layers))
     target = inherit(reference, kept, tmp_path / "out")
     before, after = tensors_of(reference.path), tensors_of(target.path)
     prefix = reference.container.prefix
@@ -86,9 +85,9 @@ def test_moved_layers_that_scale_by_their_number_are_refused(tmp_path):
     assert not (tmp_path / "moved").exists()
 
 
-def test_moved_layers_need_the_gate_and_a_class_that_is_known(reference, tmp_path):
-    with pytest.raises(RecipeError, match="without the gate"):
-        inherit(open_model(str(reference)), [1, 2], tmp_path / "out", Options(gate=False))
+def test_moved_layers_need_the_class_check_and_a_class_that_is_known(reference, tmp_path):
+    with pytest.raises(RecipeError, match="without the class check"):
+        inherit(open_model(str(reference)), [1, 2], tmp_path / "out", Options(class_check=False))
     config = json.loads((reference / "config.json").read_text())
     (reference / "config.json").write_text(json.dumps(config | {"model_type": "unheard_of"}))
     with pytest.raises(UnsupportedModelError, match="does not know the model type unheard_of"):
@@ -96,50 +95,11 @@ def test_moved_layers_need_the_gate_and_a_class_that_is_known(reference, tmp_pat
     assert inherit(open_model(str(reference)), 2, tmp_path / "first").layers == 2
 
 
-def test_a_gate_that_was_left_out_is_recorded(tiny_reference, tmp_path):
-    target = inherit(open_model(str(tiny_reference)), 2, tmp_path / "out", Options(gate=False))
-    assert record_of(target)["check"] == "not checked: --no-gate"
-
-
-# -- linked files
-
-
-@pytest.mark.parametrize("shard", [None, "40KB"])
-def test_linked_files_are_the_reference_s_own_and_only_kept_tensors_count(tmp_path, shard):
-    tiny_models.save("llama", tmp_path / "reference", **({"shard": shard} if shard else {}))
-    reference = open_model(str(tmp_path / "reference"))
-    target = inherit(reference, 2, tmp_path / "out", Options(mode="link"))
-    inodes = {(p.stat().st_ino) for p in reference.path.glob("*.safetensors")}
-    linked = sorted(target.path.glob("*.safetensors"))
-    assert linked and {p.stat().st_ino for p in linked} <= inodes
-    assert target.layers == 2 and "model.layers.2.mlp.up_proj.weight" not in target.tensors
-    model, info = AutoModelForCausalLM.from_pretrained(target.path, output_loading_info=True)
-    assert not info["missing_keys"]
-    copied = AutoModelForCausalLM.from_pretrained(inherit(reference, 2, tmp_path / "copy").path)
-    assert all(torch.equal(model.state_dict()[n], t) for n, t in copied.state_dict().items())
-    found = parts_of(target, reference)
-    assert found["bytes"].proven and found["function"].proven
-
-
-def test_what_cannot_be_linked_is_refused(tiny_reference, tmp_path, monkeypatch):
-    reference = open_model(str(tiny_reference))
-    for layers, options, said in [
-        (2, Options(mode="link", dtype="bf16"), "cannot be cast"),
-        (2, Options(mode="link", parts="mlp"), "cannot be cast or partly fresh"),
-        ([1, 2], Options(mode="link"), "cannot move"),
-        (2, Options(mode="move"), "no mode 'move'"),
-    ]:
-        with pytest.raises(RecipeError, match=said):
-            inherit(reference, layers, tmp_path / "out", options)
-
-    def refuse(*arguments):
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", refuse)
-    monkeypatch.setattr("inheritune.model_files.link.fcntl", None)
-    with pytest.raises(MachineError, match="cross-device"):
-        inherit(reference, 2, tmp_path / "out", Options(mode="link"))
-    assert not list(tmp_path.iterdir())
+def test_a_skipped_class_check_is_recorded(tiny_reference, tmp_path):
+    target = inherit(
+        open_model(str(tiny_reference)), 2, tmp_path / "out", Options(class_check=False)
+    )
+    assert record_of(target)["check"] == "not checked: --no-class-check"
 
 
 # -- casts
@@ -302,18 +262,9 @@ def test_matrices_of_zeros_are_a_warning(reference, tmp_path):
 def test_weights_shared_out_to_layers_follow_first_layers_only(tmp_path):
     tiny_models.save_gemma3n(tmp_path / "reference")
     reference = open_model(str(tmp_path / "reference"))
-    for layers, options in [([0, 2], Options()), (5, Options(mode="link"))]:
-        with pytest.raises(UnsupportedModelError, match=r"a part for each|are cut themselves"):
-            inherit(reference, layers, tmp_path / "out", options)
+    with pytest.raises(UnsupportedModelError, match="a part for each"):
+        inherit(reference, [0, 2], tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_files_of_the_cache_and_of_the_package_are_not_linked(tmp_path):
-    snapshot = tmp_path / "models--a--b" / "snapshots" / ("1" * 40)
-    tiny_models.save("llama", snapshot)
-    for name in (str(snapshot), "embedded:demo"):
-        with pytest.raises(RecipeError, match="belong to the cache or the package"):
-            inherit(open_model(name), 2, tmp_path / "out", Options(mode="link"))
 
 
 @pytest.mark.parametrize("field, value", [("hidden_size", "abc"), ("layer_types", 7)])

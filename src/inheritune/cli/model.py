@@ -22,6 +22,7 @@ from inheritune.cli.console import (
     say,
 )
 from inheritune.errors import RecipeError, escape
+from inheritune.surgery.selection import FORMS
 from inheritune.system.progress import silent
 
 if TYPE_CHECKING:
@@ -37,16 +38,11 @@ def inherit(
     reference: ReferenceId,
     layers: Annotated[
         str,
-        typer.Argument(
-            help="13 (the first 13), first:13, last:13, middle:13, first+last:12+1, every:2, or "
-            "a list such as 0-11,24,25."
-        ),
+        typer.Argument(help=FORMS + "."),
     ],
     out: Annotated[Path, typer.Argument(help="The model directory to write.")],
     revision: Revision = None,
-    mode: Annotated[
-        str, typer.Option(help="copy, or link: share the reference's files, for experiments.")
-    ] = "copy",
+    mode: Annotated[str | None, typer.Option(hidden=True)] = None,
     dtype: Annotated[str | None, typer.Option(help="Cast to fp32, bf16 or fp16.")] = None,
     parts: Annotated[
         str,
@@ -55,29 +51,45 @@ def inherit(
             "layers-only, outer-only, paper-code-gpt2, paper-code-llama."
         ),
     ] = "all",
-    seed: Annotated[int, typer.Option(help="Of the parts that are not inherited.")] = 0,
-    no_gate: Annotated[
-        bool, typer.Option("--no-gate", help="Do not ask the model's class; recorded.")
+    seed: Annotated[int, typer.Option(help="Seed for the freshly initialised parts.")] = 0,
+    no_class_check: Annotated[
+        bool,
+        typer.Option(
+            "--no-class-check",
+            help="Skip the check against the transformers class (noted in inherit.json).",
+        ),
     ] = False,
+    no_gate: Annotated[bool, typer.Option("--no-gate", hidden=True)] = False,
     sha256: Annotated[
         bool, typer.Option("--sha256", help="Record SHA-256 digests, too; slower.")
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write some layers of a model, with all that is outside its layers, as a model."""
+    """Cut a model to some of its layers and write it as a new model directory."""
     with reported(as_json, debug):
         from inheritune.model_files.directory import open_model
         from inheritune.surgery.cut import Options
         from inheritune.surgery.cut import inherit as inherit_layers
-        from inheritune.surgery.selection import describe_selection, select_layers
+        from inheritune.surgery.selection import LayerFacts, choose_layers, describe_selection
         from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
+        if mode not in (None, "copy"):
+            raise RecipeError(
+                f"--mode {escape(mode)} is no longer there.",
+                "Leave it out: inherit always copies the weights it keeps.",
+            )
         source = open_model(reference, revision, whole=False)
-        kept = select_layers(layers, source.layers)
-        options = Options(mode, dtype, parts, seed, not no_gate, sha256)
-        with progress() if source.remote else nullcontext(silent) as on_progress:
-            target = inherit_layers(source, kept, out, options, on_progress)
+        kept = choose_layers(layers, LayerFacts(source.layers))
+        options = Options(
+            dtype=dtype,
+            parts=parts,
+            seed=seed,
+            class_check=not (no_class_check or no_gate),
+            sha256=sha256,
+        )
+        with progress() if source.remote else nullcontext(silent) as listen:
+            target = inherit_layers(source, kept, out, options, listen)
         record = read_json_object(target.path / "inherit.json", MODEL_FILE, "the record")
         if as_json:
             print_json(

@@ -188,7 +188,7 @@ def _take_weights(reply: Mapping[str, Any], staging: Path) -> None:
 
 def _check_whole(model: ModelDirectory) -> str:
     try:
-        return check_whole(model)
+        return check_whole(model).summary
     except SourceError as error:
         message = f"the checkpoint is not a whole model: {error.message}"
         raise SourceError(message, error.hint) from error

@@ -36,8 +36,6 @@ _EMBEDDED = "embedded:"
 _INDEX = "model.safetensors.index.json"
 _CHUNK = 2**20
 _MOST_RECORD_BYTES = 4 * 2**20
-# Files that `inherit --mode link` makes. They hold more than the target has; the index counts.
-_LINKED = "linked-"
 
 
 @dataclass(frozen=True)
@@ -226,8 +224,6 @@ def _open_weights(
     for shard, file in files.items():
         tensors, metadatas[shard] = read_header(file)
         for tensor in tensors:
-            if shard.startswith(_LINKED) and tensor.name not in weight_map:
-                continue
             _refuse_disagreement(tensor.name, shard, weight_map, found, path)
             found[tensor.name] = tensor
     lacking = [name for name in weight_map if name not in found]

@@ -14,7 +14,7 @@ from inheritune.model_files.write import split_into_shards
 from inheritune.planning.kv_cache import Cache, CacheCost
 from inheritune.surgery.cut_points import CutPoint, Pattern, cut_point, find_pattern
 from inheritune.surgery.plan import kept_tensors, plan_inherit, stored_dtype
-from inheritune.surgery.selection import describe_selection, select_layers
+from inheritune.surgery.selection import LayerFacts, choose_layers, describe_selection
 from inheritune.surgery.sizes import Counts, Sizes
 from inheritune.system.devices import Price, Speed
 
@@ -167,7 +167,7 @@ def look_at(
 
     Args:
         reference: Only its headers and its config are looked at.
-        layers: A number or a selection, see `selection.select_layers`.
+        layers: A selection, see `selection.choose_layers`.
         budget: What training is asked about.
 
     Raises:
@@ -175,7 +175,7 @@ def look_at(
         UnsupportedModelError: The config cannot be cut so.
     """
     total, sizes = reference.layers, Sizes(reference)
-    kept = select_layers(layers, total)
+    kept = choose_layers(layers, LayerFacts(total))
     plan = plan_inherit(reference, kept)
     found = find_pattern(reference, sizes.layers)
     cut = cut_point(reference.config, total, len(kept), found)

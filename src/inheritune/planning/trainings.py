@@ -14,7 +14,7 @@ from inheritune.recipe.variants import Distill
 from inheritune.steps.growth import Growth, grown_sizes, grown_specs
 from inheritune.steps.seeds import repeat_specs
 from inheritune.steps.trainings import TrainingSpec, depth_of, specs_for
-from inheritune.surgery.half_width import imagine_half_width
+from inheritune.surgery.half_width import half_width_headers
 from inheritune.surgery.sizes import Counts, Sizes
 from inheritune.system.devices import Price, Speed
 
@@ -172,7 +172,7 @@ class Planner:
     def _counts(self, arm: TrainingSpec) -> Counts:
         sizes = self._sizes
         if arm.start == "half-width":
-            sizes = Sizes(imagine_half_width(sizes.reference))
+            sizes = Sizes(half_width_headers(sizes.reference))
         return sizes.counts(arm.kept or range(arm.layers), self._recipe.train.seq_len)
 
 

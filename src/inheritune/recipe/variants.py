@@ -105,10 +105,13 @@ class Variant(Section):
         "width. grown: the target's first round, trained on at each of its later sizes with its "
         "trained layers kept."
     )
+    # The description holds surgery.selection.FORMS word for word; a test compares the two.
     select: str | None = Field(
         None,
-        description="Layers that a control inherits: first, last, middle, first+last, strided, "
-        'lazy (lowest attention rank) or a list such as "0-3,7"; null: first.',
+        description="Layers that a control inherits: 13 or first:13 (the first 13), last:13, "
+        "middle:13, first+last:13 (12 and the last one; or first+last:10+3), strided:13 (evenly "
+        "spread), every:2 (0, 2, 4, ...), lazy:13 (lowest attention rank; in recipes only), or a "
+        "list such as 0-11,24,25. The number may stand in layers instead; null: first.",
     )
     parts: Parts = Field(
         "all", description="Parts that a control inherits of its layers and of what is around them."

@@ -13,7 +13,7 @@ from inheritune.steps.job import Job
 from inheritune.steps.trainings import TrainingSpec, depth_of, specs_for
 from inheritune.surgery.cut import Options, check_inherit, inherit
 from inheritune.surgery.grow import check_grow, grow
-from inheritune.surgery.half_width import half_width, imagine_half_width
+from inheritune.surgery.half_width import half_width, half_width_headers
 from inheritune.surgery.stack import check_stack, stack
 from inheritune.system.files import write_json
 
@@ -83,7 +83,7 @@ def _check(reference: ModelDirectory, arm: TrainingSpec) -> None:
     elif arm.start in ("stacking", "hybrid-stacking"):
         check_stack(reference, arm.layers)
     elif arm.start == "half-width":
-        imagine_half_width(reference)
+        half_width_headers(reference)
     elif arm.start == "grown":
         check_grow(reference, arm.layers)
 

@@ -10,7 +10,12 @@ from inheritune.recipe.schema import Recipe, Train
 from inheritune.recipe.variants import Variant
 from inheritune.run_directory import Run
 from inheritune.surgery.parts import describe_parts
-from inheritune.surgery.selection import choose_layers, describe_selection
+from inheritune.surgery.selection import (
+    LayerFacts,
+    choose_layers,
+    describe_selection,
+    stated_count,
+)
 
 __all__ = ["TrainingSpec", "depth_of", "specs_for"]
 
@@ -99,9 +104,7 @@ def depth_of(variant: Variant, reference_layers: int, target_layers: int) -> int
     """
     if variant.start == "half-width" or variant.layers == "all":
         return reference_layers
-    if variant.layers is None and any(sign.isdigit() for sign in variant.select or ""):
-        return len(choose_layers(variant.select, None, reference_layers))
-    return variant.layers or target_layers
+    return variant.layers or stated_count(variant.select, reference_layers) or target_layers
 
 
 def specs_for(
@@ -142,7 +145,8 @@ def specs_for(
         controls = [other.start for other in recipe.variants.values()]
         arm = replace(arm, goes_on=recipe.grow.weights == "keep" or "grown" in controls)
     if variant.start == "inherit":
-        kept = choose_layers(variant.select, layers, reference_layers, layers_by_rank)
+        facts = LayerFacts(reference_layers, layers_by_rank)
+        kept = choose_layers(variant.select, facts, layers, estimate=True)
         arm = replace(arm, kept=None if kept == tuple(range(layers)) else list(kept))
     before = []
     if variant.start == "stacking":

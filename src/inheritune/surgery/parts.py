@@ -1,7 +1,4 @@
-"""Which tensors belong to which part of a model, for the method's ablations.
-
-Tensors of a target that are not inherited, but initialised by its class.
-"""
+"""Inherit parts of a model only, for ablations; the model's class initialises the rest."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -12,12 +9,12 @@ from inheritune.errors import RecipeError, UnsupportedModelError, escape
 from inheritune.model_files.directory import open_model
 from inheritune.model_files.layers import numbered
 from inheritune.model_files.write import TargetTensor
-from inheritune.surgery.class_check.ask_class import ask
+from inheritune.surgery.class_check.ask_class import ask_class
 from inheritune.surgery.plan import InheritPlan
 
 __all__ = ["PARTS", "STRAY", "describe_parts", "fresh_names", "make_fresh", "standard_normal"]
 
-# What each leaves to the model's class, in words.
+# The tensors that each choice of parts leaves to the model's class, in words.
 _FRESH = {
     "all": "",
     "attention": "the MLPs of its layers, with the norms around them,",
@@ -31,7 +28,7 @@ _FRESH = {
 }
 PARTS = tuple(_FRESH)
 
-# By what stands after the number of a layer. A norm belongs to the part whose input or output it
+# Patterns of the name after the layer number. A norm belongs to the part whose input or output it
 # normalises, so `post_attention_layernorm` is the MLP's in Llama, where it comes before the MLP,
 # and the attention's in Gemma 2 and 3 and OLMo 2 and 3, which have norms after it as well.
 _ATTENTION = re.compile(
@@ -47,7 +44,7 @@ _MLP = re.compile(
 )
 # Not the norms of queries and keys: those stay with their projections.
 _NORM = re.compile(r"(ln_?\w*|\w*norm\w*|\w*layer_norm)(\.|$)", re.IGNORECASE)
-# Outside the layers, what the authors' code for a family does not copy, and what it does.
+# Tensors outside the layers that the authors' code for a family does not copy, and that it does.
 _PAPER_CODE = {
     "paper-code-gpt2": (r"(^|\.)(wpe\.weight|ln_f\.(weight|bias))$", r"(^|\.)wte\.weight$"),
     "paper-code-llama": (r"(^|\.)(embed_tokens|norm)\.weight$", r"(^|\.)lm_head\.weight$"),
@@ -57,34 +54,34 @@ _SIGNS_OF_NORMS_AFTER = ("pre_feedforward_layernorm", "post_feedforward_layernor
 
 
 def fresh_names(names: Iterable[str], prefix: str, parts: str) -> set[str]:
-    """Which tensors are not inherited.
+    """Select the tensors that are initialised instead of inherited.
 
     Args:
-        names: Of the whole target.
-        prefix: What stands before the number of a layer.
-        parts: ``"all"``: none. ``"attention"``, ``"mlp"``: in the layers, only these with their
-            norms are inherited, and everything outside the layers. ``"attention+mlp"``: both
+        names: All tensor names of the target.
+        prefix: Text before the layer number in them.
+        parts: What is inherited. ``"all"``: everything. ``"attention"``, ``"mlp"``: of the layers,
+            only this with its norms; and everything outside the layers. ``"attention+mlp"``: both,
             without the norms around them. ``"first-half"``: the first half of the layers, rounded
             down, and everything outside. ``"layers-only"``: only the layers. ``"outer-only"``:
             only what is outside them. ``"paper-code-gpt2"``, ``"paper-code-llama"``: what the
             authors' code copies, as a control.
 
     Raises:
-        RecipeError: There is no such part, or it is nothing of so few layers.
-        UnsupportedModelError: A tensor of a layer belongs to neither part by its name, or all
-            belong to one; or the authors' code knows no such model.
+        RecipeError: There is no such choice, or one layer has no first half.
+        UnsupportedModelError: The name of a tensor in a layer tells neither part, or all belong to
+            one part; or the authors' code does not cover this model.
     """
     if parts not in PARTS:
         raise RecipeError(
             f"there are no parts {escape(parts)!r}.", f"Choose among {', '.join(PARTS)}."
         )
-    everything = list(names)
-    inside = {n for n in everything if (found := numbered(n)) and found[0] == prefix}
+    names = sorted(names)
+    inside = [n for n in names if (place := numbered(n)) and place[0] == prefix]
     if parts == "all":
         return set()
     if parts == "outer-only":
-        return inside
-    outside = {n for n in everything if n not in inside}
+        return set(inside)
+    outside = set(names) - set(inside)
     if parts == "layers-only":
         return outside
     if parts == "first-half":
@@ -105,12 +102,12 @@ def fresh_names(names: Iterable[str], prefix: str, parts: str) -> set[str]:
 
 
 def describe_parts(parts: str) -> str:
-    """What `parts` leaves to the model's class, as the subject of a sentence; empty for all."""
+    """Name what ``parts`` leaves to the model's class, as the subject of a sentence."""
     return _FRESH[parts]
 
 
 def standard_normal(fresh: Iterable[str], parts: str) -> list[str]:
-    """Which fresh tensors are drawn from N(0, 1), whatever the class would do.
+    """Select the fresh tensors that are drawn from N(0, 1), whatever the class would do.
 
     Source: the authors' LLaMA code, which leaves the embedding as torch makes it.
     """
@@ -120,7 +117,7 @@ def standard_normal(fresh: Iterable[str], parts: str) -> list[str]:
 
 
 def _second_half(inside: Iterable[str]) -> set[str]:
-    numbers = {name: found[1] for name in inside if (found := numbered(name))}
+    numbers = {name: place[1] for name in inside if (place := numbered(name))}
     half = (max(numbers.values()) + 1) // 2
     if not half:
         raise RecipeError("one layer has no first half.", "Keep two layers at least.")
@@ -168,24 +165,24 @@ def _sorter(names: list[str]) -> Callable[[str], str]:
     return part_of
 
 
-# Left over in old files; the class computes them and would not write them.
+# Buffers in old files; the class computes them and would not write them.
 STRAY = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".masked_bias", "inv_freq")
 
 
 def make_fresh(
-    plan: InheritPlan, fresh: set[str], seed: int, scratch: Path, normal: Sequence[str] = ()
+    plan: InheritPlan, fresh: set[str], seed: int, normal: Sequence[str], scratch: Path
 ) -> dict[str, TargetTensor]:
-    """Tensors of a target, taken from a freshly initialised model instead of the reference.
+    """Initialise tensors of a target by its class instead of inheriting them.
 
     Args:
-        plan: Of the target.
-        fresh: Names of those that are not inherited.
-        seed: The same one gives the same weights.
-        scratch: Directory for the fresh model; does not exist. Not needed once they are copied.
-        normal: Those of them that are drawn from N(0, 1) instead.
+        plan: The cut.
+        fresh: Names of the tensors to initialise.
+        seed: The same seed gives the same weights.
+        normal: The tensors among them to draw from N(0, 1).
+        scratch: Directory to write the fresh model to; must not exist.
 
     Returns:
-        By name. What old files hold beside the weights is not among them.
+        The tensors by name, without stray buffers of old files.
 
     Raises:
         SourceError: The class is unknown or refuses the config.
@@ -193,11 +190,10 @@ def make_fresh(
     """
     if not fresh:
         return {}
-    ask(
-        "initialise", config=plan.config, seed=seed, out=str(scratch.resolve()), normal=list(normal)
-    )
+    out = str(scratch.resolve())
+    ask_class("initialise", config=plan.config, seed=seed, out=out, normal=list(normal))
     model = open_model(str(scratch))
-    found: dict[str, TargetTensor] = {}
+    tensors: dict[str, TargetTensor] = {}
     inner = model.container.prefix.partition(".")[0]  # files of GPT-2 on the Hub leave it out
     for tensor in plan.tensors:
         made = model.tensors.get(tensor.name) or model.tensors.get(f"{inner}.{tensor.name}")
@@ -209,5 +205,5 @@ def make_fresh(
                 f"{tensor.shape}, so it cannot be initialised.",
                 "Inherit all parts of this model.",
             )
-        found[tensor.name] = replace(tensor, source=made)
-    return found
+        tensors[tensor.name] = replace(tensor, source=made)
+    return tensors

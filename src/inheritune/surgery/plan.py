@@ -1,11 +1,11 @@
-"""What a target will be, before a byte of it is written: its config and where its tensors lie."""
+"""Plan a cut: the config of the target, and where each of its tensors lies in the reference."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
+from inheritune.errors import SourceError, UnsupportedModelError
 from inheritune.model_files.cast import FLOATING
 from inheritune.model_files.config import Edit, cut_config, text_config
 from inheritune.model_files.directory import ModelDirectory
@@ -13,12 +13,11 @@ from inheritune.model_files.layer_kinds import adapts_cut_layer
 from inheritune.model_files.layers import Container, numbered
 from inheritune.model_files.safetensors import Tensor, item_bits
 from inheritune.model_files.write import TargetTensor
-from inheritune.surgery.selection import check_selection
+from inheritune.surgery.selection import LayerFacts, choose_layers
 
 __all__ = [
     "DTYPES",
     "InheritPlan",
-    "kept_layers",
     "kept_tensors",
     "plan_inherit",
     "renamed",
@@ -32,7 +31,7 @@ DTYPES = {
     **dict.fromkeys(["bf16", "bfloat16"], "BF16"),
 }
 _CONFIG_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-# Kept in fp32 by the classes that have them: rotary tables, expert biases, decays of state spaces.
+# Kept in fp32 by the classes that have them: rotary tables, expert biases, state space decays.
 _NEVER_NARROWED = ("inv_freq", "e_score_correction_bias", "A_log")
 
 # The two known tensors outside the layers that have a part for each of them (gemma3n, gemma4):
@@ -43,13 +42,13 @@ _SPLIT_BY_ROWS = "per_layer_model_projection.weight"
 
 @dataclass(frozen=True)
 class InheritPlan:
-    """What a target will be.
+    """A cut of a reference.
 
     Attributes:
-        kept: Layers of the reference, in their order, from 0.
+        kept: Indices of the layers to keep, ascending.
         config: Raw config.json of the target.
-        edits: What was changed in it, and why.
-        tensors: Of the target, in the order of the reference's files.
+        edits: Its changes against the reference's, each with its reason.
+        tensors: The target's tensors, in the order of the reference's files.
         dropped_prediction: Names of the multi-token-prediction tensors that are left out.
     """
 
@@ -61,7 +60,7 @@ class InheritPlan:
 
     @property
     def is_prefix(self) -> bool:
-        """Whether the first layers are kept, so that none moves."""
+        """Whether the first layers are kept, so that every layer keeps its index."""
         return self.kept == tuple(range(len(self.kept)))
 
     @property
@@ -77,20 +76,20 @@ def plan_inherit(
     dtype: str | None = None,
     explicit: Mapping[str, Sequence[Any]] | None = None,
 ) -> InheritPlan:
-    """Plan a target.
+    """Plan a cut from config and headers alone; no weight is read.
 
     Args:
-        reference: Only its headers are looked at.
-        layers: How many of the first layers, or which.
-        dtype: Safetensors name of the floating dtype to cast the weights to; None: theirs.
-        explicit: Fields of the text config that the class derives where the config is silent.
-            Where layers move, they must stand there before the config is cut.
+        reference: The model to cut.
+        layers: A number of first layers, or layer indices in ascending order.
+        dtype: Safetensors name of a floating dtype to cast the weights to; None: as they are.
+        explicit: Fields of the text config that the class would derive from layer indices. Where
+            layers move, they must be written out before the config is cut.
 
     Raises:
-        RecipeError: The layers are not there.
-        UnsupportedModelError: The config cannot be cut so.
+        RecipeError: The reference has no such layers.
+        UnsupportedModelError: The config cannot be cut to these layers.
     """
-    kept = kept_layers(layers, reference.layers)
+    kept = choose_layers(layers, LayerFacts(reference.layers))
     config, added = _with_explicit(reference.config, explicit or {})
     config, edits = cut_config(config, kept)
     if dtype is not None:
@@ -111,30 +110,14 @@ def plan_inherit(
     return InheritPlan(kept, config, [*added, *edits], tensors, dropped)
 
 
-def kept_layers(layers: int | Sequence[int], total: int) -> tuple[int, ...]:
-    """A number of first layers, or a list of layers, as a checked list.
-
-    Raises:
-        RecipeError: They are not there.
-    """
-    if not isinstance(layers, int):
-        return check_selection(layers, total)
-    if not 1 <= layers <= total:
-        raise RecipeError(
-            f"cannot keep {layers} layers: the reference has {total}.",
-            f"Choose layers between 1 and {total}.",
-        )
-    return tuple(range(layers))
-
-
 def kept_tensors(reference: ModelDirectory, layers: int | Sequence[int]) -> list[Tensor]:
-    """The tensors of the target, as ranges of the reference's files, in the order on disk.
+    """List the tensors of the target as ranges of the reference's files, in the order on disk.
 
     Everything outside the layers is kept: embeddings, positions, norms, heads, whatever their
-    names. Multi-token-prediction layers are not: they read the last state of the full depth.
+    names. Multi-token-prediction layers are not: they read the last hidden state of all layers.
     """
     container, section = reference.container, text_config(reference.config)
-    kept = set(kept_layers(layers, reference.layers))
+    kept = set(choose_layers(layers, LayerFacts(reference.layers)))
     tensors = []
     for tensor in reference.tensors.values():
         layer = container.layer_of(tensor.name)
@@ -208,7 +191,7 @@ def _cast_config(section: dict[str, Any], dtype: str, path: str = "") -> list[Ed
 
 
 def stored_dtype(tensors: Sequence[Tensor]) -> str | None:
-    """The floating dtype that most bytes of a model are stored in; None if there is none."""
+    """Find the floating dtype that most bytes of a model are stored in; None if there is none."""
     sizes: Counter[str] = Counter()
     for tensor in tensors:
         if tensor.dtype in FLOATING:
@@ -216,25 +199,25 @@ def stored_dtype(tensors: Sequence[Tensor]) -> str | None:
     return sizes.most_common(1)[0][0] if sizes else None
 
 
-def _target_dtype(source: Tensor, main: str | None, wanted: str | None) -> str:
-    # What the reference stores in another dtype than the rest of it, it does on purpose.
-    if wanted is None or source.dtype != main:
+def _target_dtype(source: Tensor, main: str | None, dtype: str | None) -> str:
+    # A tensor that the reference stores in another dtype than the rest has it on purpose.
+    if dtype is None or source.dtype != main:
         return source.dtype
-    narrower = item_bits(wanted) < item_bits(source.dtype)
-    return source.dtype if narrower and source.name.endswith(_NEVER_NARROWED) else wanted
+    narrower = item_bits(dtype) < item_bits(source.dtype)
+    return source.dtype if narrower and source.name.endswith(_NEVER_NARROWED) else dtype
 
 
 def renamed(name: str, container: Container, places: Mapping[int, int]) -> str:
-    """The name of a tensor whose layer moves.
+    """Rename a tensor whose layer moves; the name of one outside the layers stays.
 
     Args:
         name: As on disk.
-        container: Of its model.
-        places: New number of each layer that is kept.
+        container: The layers of its model.
+        places: New index of each layer that is kept.
     """
-    found, layer = numbered(name), container.layer_of(name)
-    if found is None or layer is None:
+    split, layer = numbered(name), container.layer_of(name)
+    if split is None or layer is None:
         return name
-    prefix, number = found
+    prefix, number = split
     rest = name[len(prefix) :].partition(".")[2]
     return f"{prefix}{number + places[layer] - layer}" + (f".{rest}" if rest else "")

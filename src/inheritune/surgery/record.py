@@ -1,7 +1,4 @@
-"""inherit.json, read back: a record is believed only as far as it can be checked.
-
-The model card of a target that was only cut: what it is, and that it has to be trained.
-"""
+"""Read a target's record (inherit.json) back, and write the card of a target that was only cut."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,16 +11,17 @@ from inheritune.surgery.plan import DTYPES
 from inheritune.surgery.selection import describe_selection
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
-__all__ = ["card", "read_record"]
+__all__ = ["read_inherit_record", "target_card"]
 
-_TIMES = 20  # as long as the lists of the largest known model, seven values for each tensor
+# A record is allowed to be this many times as long as a config: seven values for each tensor.
+_LENGTH = 20
 
 
-def read_record(target: ModelDirectory) -> dict[str, Any]:
-    """The record of a target, if it is one that `inherit` or `grow` could have written.
+def read_inherit_record(target: ModelDirectory) -> dict[str, Any]:
+    """Read the record of a target and refuse one that `inherit` or `grow` cannot have written.
 
     Raises:
-        SourceError: It is missing, or says what cannot be.
+        SourceError: The record is missing, of another format, or contradicts itself or the target.
     """
     path = target.path / "inherit.json"
     if not path.is_file():
@@ -34,7 +32,7 @@ def read_record(target: ModelDirectory) -> dict[str, Any]:
             if converted
             else "Name a directory that `inheritune inherit` has written.",
         )
-    record = read_json_object(path, MODEL_FILE.times(_TIMES), "the record")
+    record = read_json_object(path, MODEL_FILE.times(_LENGTH), "the record")
     if record.get("format") != 2:
         raise SourceError(
             f"{path} is no record of format 2.", "Write the target again with this version."
@@ -66,32 +64,32 @@ def _broken_key(record: dict[str, Any]) -> str:
 
 
 def _refuse_other_parts(target: ModelDirectory, record: dict[str, Any]) -> None:
-    """Whether what the record calls fresh is what its parts leave out."""
-    said = {name for name, entry in record["tensors"].items() if entry.get("source") is None}
-    meant = fresh_names(target.tensors, target.container.prefix, record["parts"])
-    inherited_too = {name for name in meant - said if not name.endswith(STRAY)}
-    if other := min([*(said - meant), *inherited_too], default=""):
+    """Refuse a record whose fresh tensors are not those that its parts leave out."""
+    recorded = {name for name, entry in record["tensors"].items() if entry.get("source") is None}
+    by_parts = fresh_names(target.tensors, target.container.prefix, record["parts"])
+    inherited_too = {name for name in by_parts - recorded if not name.endswith(STRAY)}
+    if other := min([*(recorded - by_parts), *inherited_too], default=""):
         raise SourceError(
             f"the record of {target.path} says that {escape(other)} is "
-            f"{'fresh' if other in said else 'inherited'}, which its parts, {record['parts']}, "
+            f"{'fresh' if other in recorded else 'inherited'}, which its parts, {record['parts']}, "
             "contradict.",
             "Write the target again.",
         )
 
 
-def card(
+def target_card(
     record: dict[str, Any], is_hub_model: bool, carried: Mapping[str, Any] | None = None
 ) -> str:
-    """README.md of a target, as the Hugging Face Hub shows it.
+    """Write the model card (README.md) of a target that was only cut.
 
     Args:
-        record: inherit.json.
+        record: The content of inherit.json.
         is_hub_model: Whether the reference's name is an id on the Hub.
-        carried: Fields of the reference's card that hold for this one, such as its licence.
+        carried: Fields of the reference's card that hold for the target, such as its licence.
 
     Returns:
-        Markdown with YAML front matter. No text of the reference can end the front matter or
-        become markup in the body: it is quoted there, and stands as code here.
+        Markdown with YAML front matter. Text of the reference is quoted there, and shown as code in
+        the body, so that it can neither end the front matter nor become markup.
     """
     reference = record["reference"]
     name = escape(reference["name"], 200).replace("`", "'")

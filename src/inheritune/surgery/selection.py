@@ -1,159 +1,251 @@
-"""Which layers of a reference to keep, as people write it."""
+"""Choose layers of a reference: the one grammar of `inherit`, `plan` and the recipe key `select`.
+
+A selection is a number (``13``: the first 13), a way and a number (``last:13``), a way alone where
+the number stands elsewhere (``last`` beside ``layers: 13`` in a recipe), or a list of layers and
+ranges (``0-11,24,25``).
+
+To add a way of choosing layers:
+
+1. Write a function ``(facts, count) -> layer indices`` and enter it in `WAYS` with its form for
+   help texts.
+2. If it uses something measured on the reference, such as scores from calibration text, add a
+   field for that to `LayerFacts`, name the field in the way's ``needs``, and fill it in where
+   ``layers_by_rank`` is filled in (`steps.analysis`).
+3. Put `FORMS` into the description of ``select`` in recipe/variants.py; a test compares the two.
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from inheritune.errors import RecipeError, escape
 
-__all__ = ["check_selection", "choose_layers", "describe_selection", "select_layers"]
+__all__ = [
+    "FORMS",
+    "WAYS",
+    "LayerFacts",
+    "Way",
+    "check_selection",
+    "choose_layers",
+    "describe_selection",
+    "stated_count",
+]
 
-_FORMS = "13, first:13, last:13, middle:13, first+last:12+1, every:2, or a list such as 0-11,24,25"
-_CHOICES = "first, last, middle, first+last, strided, lazy, or a list such as 0-11,24,25"
-_DIGITS = r"[0-9]{1,6}"
+_N = "[0-9]{1,6}"
+_LIST = re.compile(rf"{_N}(-{_N})?(,{_N}(-{_N})?)*")
+_WAY = re.compile(rf"(?P<name>[a-z+]*[a-z])(:(?P<number>{_N})(\+(?P<last>{_N}))?)?")
 
 
-def select_layers(text: str, total: int) -> tuple[int, ...]:
-    """The layers that a text asks for, counted from 0.
+@dataclass(frozen=True)
+class LayerFacts:
+    """What is known of a reference when its layers are chosen.
 
-    Args:
-        text: ``"13"`` or ``"first:13"``, ``"last:13"``, ``"middle:13"`` (begins at half of what is
-            left over, rounded down), ``"first+last:12+1"``, ``"every:2"`` (0, 2, 4, ...), or a list
-            of layers and ranges with both ends, ``"0-11,24,25"``.
-        total: Layers of the reference.
-
-    Returns:
-        Ascending, without repeats, at least one.
-
-    Raises:
-        RecipeError: The text has none of these forms, or asks for layers that are not there.
-
-    Source of the named choices: Sanyal et al., Inheritune, arXiv 2404.08634, and its controls.
+    Attributes:
+        layers: Number of its layers, N.
+        layers_by_rank: Its layers that have attention, lowest attention rank first; None: not
+            measured (yet).
     """
-    text = text.strip()
-    if re.fullmatch(_DIGITS, text):
-        return _first(int(text), total)
-    if found := re.fullmatch(rf"(first|last|middle|every):({_DIGITS})", text):
-        return _named(found[1], int(found[2]), total)
-    if found := re.fullmatch(rf"first\+last:({_DIGITS})\+({_DIGITS})", text):
-        first, last = int(found[1]), int(found[2])
-        _refuse_count(first + last, total)
-        return (*range(first), *range(total - last, total))
-    if re.fullmatch(rf"{_DIGITS}(-{_DIGITS})?(,{_DIGITS}(-{_DIGITS})?)*", text):
-        return check_selection(_listed(text, total), total)
-    raise RecipeError(f"{escape(text)!r} does not say which layers to keep.", f"Write {_FORMS}.")
+
+    layers: int
+    layers_by_rank: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class Way:
+    """A named way of choosing layers.
+
+    Attributes:
+        choose: Returns the layer indices for a number that is 1 to N.
+        form: An example for help texts.
+        needs: Field of `LayerFacts` that must have been measured; None: no measurement.
+        counts: Whether the number is the number of layers.
+    """
+
+    choose: Callable[[LayerFacts, int], Sequence[int]]
+    form: str
+    needs: str | None = None
+    counts: bool = True
+
+
+# --- the ways, each (facts, count) -> layer indices ---
+
+
+def _first(facts: LayerFacts, count: int) -> Sequence[int]:
+    return range(count)
+
+
+def _last(facts: LayerFacts, count: int) -> Sequence[int]:
+    return range(facts.layers - count, facts.layers)
+
+
+def _middle(facts: LayerFacts, count: int) -> Sequence[int]:
+    start = (facts.layers - count) // 2
+    return range(start, start + count)
+
+
+def _first_and_last(facts: LayerFacts, count: int) -> Sequence[int]:
+    if count < 2:
+        raise RecipeError("first+last needs two layers at least.", "Choose more layers.")
+    return (*range(count - 1), facts.layers - 1)
+
+
+def _strided(facts: LayerFacts, count: int) -> Sequence[int]:
+    # Layer i of n is round(i (N - 1) / (n - 1)), half up, in integers: floats round halves to even,
+    # and so not always to the same side.
+    steps = max(count - 1, 1)
+    return [(2 * i * (facts.layers - 1) + steps) // (2 * steps) for i in range(count)]
+
+
+def _every(facts: LayerFacts, step: int) -> Sequence[int]:
+    return range(0, facts.layers, step)
+
+
+def _lazy(facts: LayerFacts, count: int) -> Sequence[int]:
+    by_rank = facts.layers_by_rank or ()
+    if count > len(by_rank):
+        raise RecipeError(
+            f"lazy asks for {count} layers, but {len(by_rank)} have attention.",
+            "Choose fewer layers, or another select.",
+        )
+    return sorted(by_rank[:count])
+
+
+# Named choices from Sanyal et al., Inheritune, arXiv 2404.08634, and its controls.
+WAYS = {
+    "first": Way(_first, "13 or first:13 (the first 13)"),
+    "last": Way(_last, "last:13"),
+    "middle": Way(_middle, "middle:13"),
+    "first+last": Way(_first_and_last, "first+last:13 (12 and the last one; or first+last:10+3)"),
+    "strided": Way(_strided, "strided:13 (evenly spread)"),
+    "every": Way(_every, "every:2 (0, 2, 4, ...)", counts=False),
+    "lazy": Way(_lazy, "lazy:13 (lowest attention rank; in recipes only)", needs="layers_by_rank"),
+}
+FORMS = ", ".join(way.form for way in WAYS.values()) + ", or a list such as 0-11,24,25"
+
+
+# --- the grammar ---
 
 
 def choose_layers(
-    choice: str | None, count: int | None, total: int, layers_by_rank: Sequence[int] | None = None
+    layers: int | str | Sequence[int] | None,
+    facts: LayerFacts,
+    count: int | None = None,
+    *,
+    estimate: bool = False,
 ) -> tuple[int, ...]:
-    """The layers of a choice whose number may be decided elsewhere.
+    """Choose the layers of a selection.
 
     Args:
-        choice: ``"first"``, ``"last"``, ``"middle"``, ``"first+last"`` (all but one from the
-            beginning), ``"strided"`` (layer i of n is round(i (N - 1) / (n - 1))), ``"lazy"``
-            (those of lowest attention rank); or a text of `select_layers` that says itself how
-            many; None: the first.
-        count: How many; None where only the text says it.
-        total: Layers of the reference, N.
-        layers_by_rank: Those that have attention, that of lowest rank first; None: not measured
-            yet, and the last layers stand for the lazy ones.
+        layers: A number of first layers; a text in the grammar of this module; or layer indices,
+            which are checked. None: ``"first"``.
+        facts: What is known of the reference.
+        count: Number of layers, where it stands elsewhere; a selection that states another number
+            is refused.
+        estimate: Whether the last layers may stand for those of a way whose measurement is still
+            missing. Their number is right, which is enough for checks and sizes before a run.
 
     Returns:
-        Ascending, without repeats, at least one.
+        Layer indices from 0, ascending, at least one.
 
     Raises:
-        RecipeError: There is no such choice, it asks for layers that are not there, or for more
-            or fewer than `count`.
+        RecipeError: The text is not in the grammar, the reference has no such layers, the number
+            is missing or contradicted, or the way needs a measurement that was not made.
     """
-    choice = "first" if choice is None else choice.strip()
-    if choice == "lazy" and layers_by_rank is not None and count is not None:
-        if count > len(layers_by_rank):
-            raise RecipeError(
-                f"lazy asks for {count} layers, but {len(layers_by_rank)} have attention.",
-                "Choose fewer layers, or another select.",
-            )
-        return tuple(sorted(layers_by_rank[:count]))
-    if not re.search("[0-9]", choice):
-        return _counted(choice, count, total)
-    if re.fullmatch(_DIGITS, choice):
+    if isinstance(layers, str) or layers is None:
+        chosen = _read("first" if layers is None else layers.strip(), facts, count, estimate)
+    elif isinstance(layers, int):
+        chosen = _choose("first", layers, facts, estimate)
+    else:
+        chosen = check_selection(layers, facts.layers)
+    if count is not None and len(chosen) != count:
         raise RecipeError(
-            f"{choice!r} may mean a layer or a number of layers.",
-            f"Write {choice}-{choice} for that layer alone; a number of layers stands in layers.",
+            f"{escape(repr(layers))} keeps {len(chosen)} layers, not {count}.",
+            "Leave the number out.",
         )
-    kept = select_layers(choice, total)
-    if count is not None and len(kept) != count:
-        raise RecipeError(
-            f"{escape(choice)!r} keeps {len(kept)} layers, not {count}.", "Leave the number out."
-        )
-    return kept
+    return chosen
 
 
-def _counted(choice: str, count: int | None, total: int) -> tuple[int, ...]:
-    if choice not in ("first", "last", "middle", "first+last", "strided", "lazy"):
-        raise RecipeError(
-            f"{escape(choice)!r} does not say which layers to keep.", f"Write {_CHOICES}."
-        )
-    if count is None:
-        raise RecipeError(f"{choice} does not say how many layers.", "Give a number of layers.")
-    if choice == "first+last":
-        if count < 2:
-            raise RecipeError("first+last needs two layers at least.", "Choose more layers.")
-        return select_layers(f"first+last:{count - 1}+1", total)
-    if choice != "strided":
-        return _named("last" if choice == "lazy" else choice, count, total)
-    _refuse_count(count, total)
-    # Half up, in integers: floats round halves to even, and so not always to the same side.
-    steps = max(count - 1, 1)
-    return tuple((2 * i * (total - 1) + steps) // (2 * steps) for i in range(count))
-
-
-def check_selection(kept: Sequence[int], total: int) -> tuple[int, ...]:
-    """A list of layers, if it is ascending, without repeats, and within the reference.
+def stated_count(selection: str | None, total: int) -> int | None:
+    """Count the layers of a selection that states their number; None if it stands elsewhere.
 
     Raises:
-        RecipeError: It is not.
+        RecipeError: The selection is not in the grammar, or a reference of ``total`` layers has no
+            such layers.
     """
-    if not kept:
-        raise RecipeError("no layer is asked for.", f"Choose among 0 to {total - 1}.")
-    for layer in kept:
+    if selection is None or not re.search("[0-9]", selection):
+        return None
+    return len(choose_layers(selection, LayerFacts(total), estimate=True))
+
+
+def check_selection(layers: Sequence[int], total: int) -> tuple[int, ...]:
+    """Refuse layer indices that are not ascending, without repeats, and in 0 to ``total`` - 1.
+
+    Raises:
+        RecipeError: The indices are refused; the message names the first wrong one.
+    """
+    if not layers:
+        raise RecipeError("no layer is chosen.", f"Choose among 0 to {total - 1}.")
+    for layer in layers:
         if not 0 <= layer < total:
             raise RecipeError(
                 f"there is no layer {layer}: the reference has {total}, counted from 0.",
                 f"Choose among 0 to {total - 1}.",
             )
-    for before, after in pairwise(kept):
+    for before, after in pairwise(layers):
         if after <= before:
-            what = "stands twice" if after == before else f"comes after layer {before}"
-            raise RecipeError(f"layer {after} {what}.", "List each layer once, in its order.")
-    return tuple(kept)
+            problem = "stands twice" if after == before else f"comes after layer {before}"
+            raise RecipeError(f"layer {after} {problem}.", "List each layer once, in its order.")
+    return tuple(layers)
 
 
-def describe_selection(kept: Sequence[int]) -> str:
-    """``"layers 0-11, 24"`` for a list of layers."""
-    pieces: list[list[int]] = []
-    for layer in kept:
-        if pieces and pieces[-1][1] == layer - 1:
-            pieces[-1][1] = layer
+def describe_selection(layers: Sequence[int]) -> str:
+    """Write layer indices as ``"layers 0-11, 24"``."""
+    ranges: list[list[int]] = []
+    for layer in layers:
+        if ranges and ranges[-1][1] == layer - 1:
+            ranges[-1][1] = layer
         else:
-            pieces.append([layer, layer])
-    texts = [f"{first}-{last}" if last > first else str(first) for first, last in pieces]
-    return ("layer " if len(kept) == 1 else "layers ") + ", ".join(texts)
+            ranges.append([layer, layer])
+    texts = [f"{first}-{last}" if last > first else str(first) for first, last in ranges]
+    return ("layer " if len(layers) == 1 else "layers ") + ", ".join(texts)
 
 
-def _named(name: str, number: int, total: int) -> tuple[int, ...]:
-    if name == "first":
-        return _first(number, total)
-    _refuse_count(number, total)
-    if name == "every":
-        return tuple(range(0, total, number))
-    start = total - number if name == "last" else (total - number) // 2
-    return tuple(range(start, start + number))
+def _read(text: str, facts: LayerFacts, count: int | None, estimate: bool) -> tuple[int, ...]:
+    if re.fullmatch(_N, text):
+        return _choose("first", int(text), facts, estimate)
+    if _LIST.fullmatch(text):
+        return check_selection(_listed(text, facts.layers), facts.layers)
+    match = _WAY.fullmatch(text)
+    way = WAYS.get(match["name"]) if match else None
+    if match is None or way is None or not (match["number"] or way.counts):
+        raise RecipeError(f"{escape(text)!r} does not say which layers to keep.", f"Write {FORMS}.")
+    name = match["name"]
+    if match["last"]:
+        if name != "first+last":
+            raise RecipeError(f"{escape(text)!r} has two numbers.", f"Write {FORMS}.")
+        first, last = int(match["number"]), int(match["last"])
+        _refuse_count(first + last, facts.layers)
+        return (*range(first), *range(facts.layers - last, facts.layers))
+    number = int(match["number"]) if match["number"] else count
+    if number is None:
+        raise RecipeError(
+            f"{name} does not say how many layers.", f"Give their number, such as {name}:13."
+        )
+    return _choose(name, number, facts, estimate)
 
 
-def _first(count: int, total: int) -> tuple[int, ...]:
-    _refuse_count(count, total)
-    return tuple(range(count))
+def _choose(name: str, number: int, facts: LayerFacts, estimate: bool) -> tuple[int, ...]:
+    _refuse_count(number, facts.layers)
+    way = WAYS[name]
+    if way.needs is not None and getattr(facts, way.needs) is None:
+        if not estimate:
+            raise RecipeError(
+                f"{name} needs a measurement of the reference's layers, which only a run makes.",
+                "Use it as `select` of a variant in a recipe, or choose the layers another way.",
+            )
+        way = WAYS["last"]
+    return tuple(way.choose(facts, number))
 
 
 def _refuse_count(count: int, total: int) -> None:
@@ -165,13 +257,13 @@ def _refuse_count(count: int, total: int) -> None:
 
 
 def _listed(text: str, total: int) -> list[int]:
-    kept: list[int] = []
+    layers: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
         if last and int(last) < int(first):
             raise RecipeError(f"the range {part} runs backwards.", "Write the lower end first.")
-        # A range beyond the reference is cut where it can still be refused: it may be huge.
-        kept.extend(range(int(first), min(int(last or first), total) + 1))
+        # A huge range is cut short, just beyond the reference, where it is still refused.
+        layers.extend(range(int(first), min(int(last or first), total) + 1))
         if int(first) >= total:
-            kept.append(int(first))
-    return kept
+            layers.append(int(first))
+    return layers

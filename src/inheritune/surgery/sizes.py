@@ -1,4 +1,4 @@
-"""How large a model is with some of its layers, counted from headers and config alone."""
+"""Count parameters, bytes and FLOPs of a model with some of its layers, from its headers alone."""
 
 import re
 from collections import defaultdict
@@ -18,7 +18,7 @@ from inheritune.surgery.plan import kept_tensors
 
 __all__ = ["Counts", "LayerCounts", "Sizes", "is_buffer"]
 
-# Buffers of old files: masks and rotary tables, and a balance that no gradient reaches.
+# Buffers of old files: masks, rotary tables, and expert biases that get no gradient.
 _BUFFERS = re.compile(
     r"(^|\.)(masked_bias|\w*inv_freq|rotary_emb\.\w+|(?<!moe_statics\.)e_score_correction_bias|"
     r"attn_mask|layer_scalar|expert_bias|slope_rate|act_fn\.(beta|eps))$"
@@ -30,7 +30,7 @@ _LOOKED_UP = re.compile(
     r"tok_embeddings|\w+s_embed|(\w+_)?embeddings?)\.weight$"
 )
 _POSITIONS = re.compile(r"(^|\.)(wpe|\w*position\w*)\.weight$")
-# Their classes tie the head to the embedding where the config is silent.
+# Classes that tie the head to the embedding unless the config says otherwise.
 _TIED_BY_DEFAULT = {
     *("biogpt", "bloom", "cohere", "cohere2", "cohere2_moe", "cpmant", "ctrl", "ernie4_5"),
     *("ernie4_5_moe", "falcon", "falcon_mamba", "gemma", "gemma2", "gemma3", "gemma3_text"),
@@ -43,12 +43,12 @@ _TIED_BY_DEFAULT = {
 
 @dataclass(frozen=True)
 class LayerCounts:
-    """One layer.
+    """Counts of one layer.
 
     Attributes:
-        params: Weights.
-        idle: Weights of experts that a token is not sent to.
-        bytes: On disk, buffers too.
+        params: Parameters.
+        idle: Parameters of experts that a token is not sent to.
+        bytes: Bytes on disk, with buffers.
         form: Names and shapes of its tensors; equal for layers that are built alike.
     """
 
@@ -60,13 +60,13 @@ class LayerCounts:
 
 @dataclass(frozen=True)
 class Counts:
-    """A model with some of the layers.
+    """Counts of a model with some of its layers.
 
     Attributes:
-        params: Weights, a tied head once.
-        active: Of them, those that one token uses: all but the experts it is not sent to.
-        embedding: Of them, those looked up by token or position. A tied head is among them.
-        bytes: Of all tensors on disk.
+        params: Parameters; a tied head is counted once.
+        active: Parameters that one token uses: all but the experts it is not sent to.
+        embedding: Parameters that are looked up by token or position, a tied head included.
+        bytes: Bytes of all tensors on disk.
         flops_per_token: Forward and backward, see `flops.training_flops_per_token`.
     """
 
@@ -78,11 +78,7 @@ class Counts:
 
 
 class Sizes:
-    """Counts of a reference with any of its layers.
-
-    Args:
-        reference: Only its headers and its config are looked at.
-    """
+    """Counts a reference with any choice of its layers, from its headers and config."""
 
     def __init__(self, reference: ModelDirectory) -> None:
         self.reference = reference
@@ -90,16 +86,16 @@ class Sizes:
 
     @cached_property
     def layers(self) -> tuple[LayerCounts, ...]:
-        """Each layer of the reference."""
+        """Counts of each layer of the reference."""
         prefix = self.reference.container.prefix
         total = self.reference.layers
         return tuple(self._layer(self._by_layer[i], f"{prefix}{i}") for i in range(total))
 
     def counts(self, kept: Sequence[int], seq_len: int) -> Counts:
-        """Counts with some of the layers.
+        """Count the reference with some of its layers.
 
         Args:
-            kept: Which layers, from 0.
+            kept: Layer indices.
             seq_len: Tokens per sequence, for the FLOPs.
         """
         outside = self._outside(kept)
@@ -136,34 +132,34 @@ class Sizes:
     @cached_property
     def _by_layer(self) -> dict[int | None, list[Tensor]]:
         """Tensors of each layer; under None those outside, without prediction layers."""
-        container, found = self.reference.container, defaultdict(list)
+        container, tensors = self.reference.container, defaultdict(list)
         for name, tensor in self.reference.tensors.items():
             if (layer := container.layer_of(name)) is not None or name not in container.outside:
-                found[layer].append(tensor)
-        return found
+                tensors[layer].append(tensor)
+        return tensors
 
     def _outside(self, kept: Sequence[int]) -> list[Tensor]:
         if "hidden_size_per_layer_input" not in self.section:
             return self._by_layer[None]
         names = {tensor.name for tensor in self._by_layer[None]}
-        # Some of them have a part for each layer.
+        # Weights outside the layers that have a part for each layer are cut with them.
         return [t for t in kept_tensors(self.reference, kept) if t.name in names]
 
     def _is_of_tokens(self, tensor: Tensor) -> bool:
-        # The one that a head can be tied to.
+        # Only the token embedding can be tied to a head.
         return not _POSITIONS.search(tensor.name) and "per_layer" not in tensor.name
 
     @property
     def _is_tied(self) -> bool:
         config = self.reference.config
-        said = config.get("tie_word_embeddings", self.section.get("tie_word_embeddings"))
-        if isinstance(said, bool):
-            return said
+        stated = config.get("tie_word_embeddings", self.section.get("tie_word_embeddings"))
+        if isinstance(stated, bool):
+            return stated
         return bool({config.get("model_type"), self.section.get("model_type")} & _TIED_BY_DEFAULT)
 
 
 def is_buffer(tensor: Tensor) -> bool:
-    """Whether a tensor of a file is no weight: a mask, a rotary table, anything not floating."""
+    """Whether a tensor is not a weight but a mask, a rotary table, or of an integer dtype."""
     if _BUFFERS.search(tensor.name) or not tensor.dtype.startswith(("F", "BF")):
         return True
     return len(tensor.shape) == 4 and _MASK.search(tensor.name) is not None

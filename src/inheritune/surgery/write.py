@@ -1,37 +1,44 @@
-"""The weight files of a target: written, synced and read back, one while the next is copied."""
+"""Write a model directory from a plan: the one place where every surgery is carried out.
+
+A surgery (`cut`, `grow`, `stack`, `half_width`) only decides: it returns a `ModelPlan`, and
+`write_model` does the rest. A new surgery is one small file with a function that makes such a plan.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune.model_files.copy import write_file
-from inheritune.model_files.directory import ModelDirectory
-from inheritune.model_files.link import link_file
+from inheritune.model_files.copy import copy_side_files, write_file
+from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.safetensors import Tensor
 from inheritune.model_files.scan import Scan, refuse_not_finite, scan
-from inheritune.model_files.write import TargetTensor, write_safetensors
-from inheritune.system.files import sync_file
+from inheritune.model_files.write import TargetTensor, split_into_shards, write_safetensors
+from inheritune.surgery.class_check.ask_class import ClassCheck
+from inheritune.system.files import published, sync_file
+from inheritune.system.progress import Listener, silent
 
-__all__ = ["Written", "describe_tensor", "to_json", "write_weights"]
+__all__ = ["ModelPlan", "Written", "WrittenFile", "to_json", "write_model"]
 
 _INDEX = "model.safetensors.index.json"
-
-# Tensors where they lie now, and what one pass over them will have found.
-_Pieces = list[tuple[list[Tensor], Future[dict[str, Scan]]]]
+_SCRATCH = ".scratch"
+_WORKERS = 3  # one waits for the class check, two read back and sync what is written
+# A model up to this size is copied while the class check runs, in about the time that takes.
+_COPIED_DURING_CHECK = 2**31
 
 
 @dataclass(frozen=True)
-class Written:
-    """A weight file of a target.
+class WrittenFile:
+    """A weight file of the new model.
 
     Attributes:
-        name: Of the file.
-        tensors: As planned.
-        placed: The same, where they lie now.
-        scans: What one pass over them found, by name.
+        name: File name.
+        tensors: The tensors as planned.
+        placed: The same tensors, where they lie in this file.
+        scans: Digests and checks of their values, by tensor name.
     """
 
     name: str
@@ -40,65 +47,134 @@ class Written:
     scans: Mapping[str, Scan]
 
 
-def write_weights(
-    source: ModelDirectory,
-    shards: Mapping[str, Sequence[TargetTensor]],
-    staging: Path,
-    background: ThreadPoolExecutor,
-    *,
-    made: Mapping[str, TargetTensor] | None = None,
-    link: bool = False,
-    sha256: bool = False,
-) -> list[Written]:
-    """Write the weight files of a target, and their index where there is more than one.
+@dataclass(frozen=True)
+class Written:
+    """Everything a record can tell of a written model.
+
+    Attributes:
+        files: The weight files.
+        made: Names of the tensors that `ModelPlan.make` made.
+        check: The result of the class check.
+    """
+
+    files: Sequence[WrittenFile]
+    made: frozenset[str]
+    check: ClassCheck
+
+    def tensor_entries(self) -> dict[str, dict[str, Any]]:
+        """The ``"tensors"`` of a record: each tensor's file, source range and digests, by name."""
+        return {
+            tensor.name: _tensor_entry(tensor, file, tensor.name in self.made)
+            for file in self.files
+            for tensor in file.tensors
+        }
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """All decisions about a model directory, before a byte of it is written.
+
+    Attributes:
+        source: The model whose side files and weight metadata the new one takes over.
+        reference: The model that ``downloads`` are of; often the same.
+        config: Raw config.json.
+        tensors: In the order they are to lie on disk. Those of one source file follow each other.
+        downloads: Tensors of ``reference`` whose bytes are needed.
+        check: Asks the model's class about config and tensors. It raises to refuse the plan.
+        records: Returns the files that tell where the model came from, by name.
+        make: Makes the tensors that are no ranges of a source file (fresh or rearranged weights).
+            It is given a directory to create and returns them by name.
+        sha256: Whether SHA-256 digests are computed beside XXH3.
+    """
+
+    source: ModelDirectory
+    reference: ModelDirectory
+    config: Mapping[str, Any]
+    tensors: Sequence[TargetTensor]
+    downloads: Sequence[Tensor]
+    check: Callable[[], ClassCheck]
+    records: Callable[[Written], Mapping[str, bytes]]
+    make: Callable[[Path], Mapping[str, TargetTensor]] = lambda scratch: {}
+    sha256: bool = False
+
+
+def write_model(out: Path, plan: ModelPlan, listen: Listener = silent) -> ModelDirectory:
+    """Carry out a plan. The directory appears by one rename, complete, or not at all.
 
     Args:
-        source: The model whose files' metadata is taken over.
-        shards: The tensors of each file, by its name.
-        staging: Directory to write to.
-        background: Where one file is read back and synced while the next is copied.
-        made: Tensors that come from elsewhere, by name; they lie where the others would have.
-        link: Whether whole files of the source are linked instead.
-        sha256: Whether SHA-256 digests are computed, too.
+        out: Must not exist, or be empty.
+        plan: The decisions of a surgery.
+        listen: Receives the progress of a download.
+
+    Returns:
+        The new model, opened.
 
     Raises:
-        SourceError: A file ended early, or holds NaN or infinite values.
+        RecipeError: ``out`` is already used.
+        UnsupportedModelError: The class check refuses the plan.
+        SourceError: A source file ended early, or holds NaN or infinite values.
+        MachineError: The disk is full or read-only.
     """
-    waiting = []
-    for number, (name, shard) in enumerate(shards.items(), 1):
-        if link:
-            waiting.append(_link(shard, staging, number))
-            continue
-        # Without a format in its metadata, a file is refused by some loaders.
-        metadata = {"format": "pt"} | source.metadata.get(shard[0].source.file.name, {})
-        tensors = [(made or {}).get(tensor.name, tensor) for tensor in shard]
-        # What is written is read back, and on its way to the disk, while the rest is copied.
+    with published(out) as staging, ThreadPoolExecutor(_WORKERS) as background:
+        check = background.submit(plan.check)
+        # Nothing is downloaded, and nothing large copied, for a plan that will be refused.
+        size = sum(tensor.size for tensor in plan.tensors)
+        if size > _COPIED_DURING_CHECK or plan.reference.missing_bytes(plan.downloads):
+            check.result()
+        plan.reference.download(plan.downloads, listen)
+        scratch = staging / _SCRATCH
+        made = plan.make(scratch)
+        files = _write_weights(plan, made, staging, background)
+        shutil.rmtree(scratch, ignore_errors=True)
+        write_file(staging / "config.json", to_json(plan.config))
+        copy_side_files(plan.source.path, staging)
+        for name, data in plan.records(Written(files, frozenset(made), check.result())).items():
+            write_file(staging / name, data)
+    return open_model(str(out))
+
+
+def _write_weights(
+    plan: ModelPlan,
+    made: Mapping[str, TargetTensor],
+    staging: Path,
+    background: ThreadPoolExecutor,
+) -> list[WrittenFile]:
+    scanning = []
+    for name, shard in split_into_shards(plan.tensors).items():
+        # Some loaders refuse a file whose metadata names no format.
+        metadata = {"format": "pt"} | plan.source.metadata.get(shard[0].source.file.name, {})
+        tensors = [made.get(tensor.name, tensor) for tensor in shard]
+        # What is written is read back and synced while the rest is still being copied.
         pieces = [
-            (placed, background.submit(_settle, staging / name, placed, sha256))
+            (placed, background.submit(_scan_and_sync, staging / name, placed, plan.sha256))
             for placed in write_safetensors(staging / name, tensors, metadata)
         ]
-        waiting.append((name, shard, pieces))
-    files = [_settled(name, shard, pieces) for name, shard, pieces in waiting]
+        scanning.append((name, shard, pieces))
+    files = [_collect(name, shard, pieces) for name, shard, pieces in scanning]
     for file in files:
-        refuse_not_finite(file.scans, source.path)
-    if len(files) > 1 or link:
-        write_file(staging / _INDEX, to_json(_index(source, files)))
+        refuse_not_finite(file.scans, plan.source.path)
+    if len(files) > 1:
+        write_file(staging / _INDEX, to_json(_index(plan.source, files)))
     return files
 
 
-def _settle(file: Path, placed: Sequence[Tensor], sha256: bool) -> dict[str, Scan]:
-    found = scan(file, placed, sha256=sha256)
+def _scan_and_sync(file: Path, placed: Sequence[Tensor], sha256: bool) -> dict[str, Scan]:
+    scans = scan(file, placed, sha256=sha256)
     sync_file(file)
-    return found
+    return scans
 
 
-def _settled(name: str, shard: Sequence[TargetTensor], pieces: _Pieces) -> Written:
-    placed = [tensor for some, _ in pieces for tensor in some]
-    scans = {key: found for _, scans in pieces for key, found in scans.result().items()}
-    return Written(name, shard, placed, scans)
+def _collect(
+    name: str,
+    shard: Sequence[TargetTensor],
+    pieces: Sequence[tuple[Sequence[Tensor], Future[dict[str, Scan]]]],
+) -> WrittenFile:
+    placed = [tensor for group, _ in pieces for tensor in group]
+    scans = {key: value for _, future in pieces for key, value in future.result().items()}
+    return WrittenFile(name, shard, placed, scans)
 
 
-def _index(source: ModelDirectory, files: Sequence[Written]) -> dict[str, Any]:
+def _index(source: ModelDirectory, files: Sequence[WrittenFile]) -> dict[str, Any]:
     tensors = [tensor for file in files for tensor in file.tensors]
     totals = {"total_size": sum(t.size for t in tensors)}
     if "total_parameters" in source.index_metadata:
@@ -109,35 +185,21 @@ def _index(source: ModelDirectory, files: Sequence[Written]) -> dict[str, Any]:
     }
 
 
-def _link(
-    shard: Sequence[TargetTensor], staging: Path, number: int
-) -> tuple[str, Sequence[TargetTensor], _Pieces]:
-    # A file of this name is never taken for a whole model: the index says what counts in it.
-    name = f"linked-{number:05}.safetensors"
-    link_file(shard[0].source.file, staging / name)
-    # Nothing of it was written, so nothing of it is read either.
-    unread: Future[dict[str, Scan]] = Future()
-    unread.set_result({tensor.name: Scan("", None, True, False) for tensor in shard})
-    return name, shard, [([tensor.source for tensor in shard], unread)]
-
-
-def describe_tensor(tensor: TargetTensor, file: Written, is_fresh: bool) -> dict[str, Any]:
-    """What the record says of one tensor: its file, the range it came from, its digests."""
-    source = tensor.source
-    origin: dict[str, Any] = {
-        "file": source.file.name,
-        "offset": source.offset,
-        "size": source.size,
+def _tensor_entry(tensor: TargetTensor, file: WrittenFile, is_made: bool) -> dict[str, Any]:
+    source, result = tensor.source, file.scans[tensor.name]
+    origin = {"file": source.file.name, "offset": source.offset, "size": source.size}
+    optional = {
+        "pitch": source.pitch or None,
+        "name": source.name if source.name != tensor.name else None,
+        "dtype": source.dtype if tensor.is_cast else None,
     }
-    origin |= {"pitch": source.pitch} if source.pitch else {}
-    origin |= {"name": source.name} if source.name != tensor.name else {}
-    origin |= {"dtype": source.dtype} if tensor.is_cast else {}
-    found = file.scans[tensor.name]
-    digests = {"xxh3": found.xxh3, "sha256": found.sha256}
-    entry = {"file": file.name, "source": None if is_fresh else origin}
-    return entry | {key: digest for key, digest in digests.items() if digest}
+    origin |= {key: value for key, value in optional.items() if value is not None}
+    digests = {"xxh3": result.xxh3, "sha256": result.sha256}
+    return {"file": file.name, "source": None if is_made else origin} | {
+        key: digest for key, digest in digests.items() if digest
+    }
 
 
 def to_json(value: Mapping[str, Any]) -> bytes:
-    """A JSON file for people to read; the same value gives the same bytes."""
+    """Format a JSON file for people to read; the same value gives the same bytes."""
     return (json.dumps(value, indent=2) + "\n").encode("ascii")

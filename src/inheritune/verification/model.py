@@ -1,4 +1,4 @@
-"""Proof that a target is what its record says, and what its reference was."""
+"""Verify a model: its bytes against its record, and against the reference it was cut from."""
 
 import filecmp
 import os
@@ -15,11 +15,11 @@ from inheritune.model_files.copy import open_source
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.scan import Scan, refuse_not_finite, scan
 from inheritune.model_files.write import TargetTensor, read_chunks
-from inheritune.surgery.class_check.ask_class import ask
+from inheritune.surgery.class_check.ask_class import ask_class
 from inheritune.surgery.plan import InheritPlan, plan_inherit
-from inheritune.surgery.record import read_record
+from inheritune.surgery.record import read_inherit_record
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
-from inheritune.verification.run_model import Finding, ask_class, run_target
+from inheritune.verification.run_model import Finding, check_class, run_target
 
 __all__ = ["verify_model", "verify_unrecorded_model"]
 
@@ -27,27 +27,26 @@ __all__ = ["verify_model", "verify_unrecorded_model"]
 def verify_model(
     target: ModelDirectory, reference: ModelDirectory | None = None
 ) -> Iterator[Finding]:
-    """Prove a target, part by part.
+    """Verify a target that has a record, part by part.
 
-    Without the reference, its bytes are compared with the digests in ``inherit.json``; with it,
-    with the bytes they came from, and its config and layers with the reference's as well.
+    Its bytes are compared with the digests in ``inherit.json``. With the reference, they are also
+    compared with the bytes they came from, and config and layers with the reference's.
 
     Args:
-        target: Written by `inherit`, or trained from there.
-        reference: What it was cut from; nothing of it is changed.
+        target: A model that `inherit` or `grow` has written, or that was trained from there.
+        reference: The model it was cut from; it is not changed.
 
     Yields:
-        What was found, part by part, as it is found.
+        One finding per part, as soon as it is made.
 
     Raises:
-        SourceError: The first difference, by name.
+        SourceError: Something differs; the message names the first difference.
     """
-    record = read_record(target)
+    record = read_inherit_record(target)
     path = target.path / "training.json"
     training = None
     if path.is_file():
         training = read_json_object(path, MODEL_FILE.times(20), "the record of its training")
-    trained = training is not None
     _refuse_other_names(target, record["tensors"], "its record")
     yield Finding("names", f"{len(target.tensors)} tensors, as recorded")
     sha256 = any("sha256" in entry for entry in record["tensors"].values())
@@ -60,19 +59,20 @@ def verify_model(
         yield _compare_grown(record, reference, scans, target)
     elif reference is not None:
         plan = _plan_again(record, reference)
-        yield from _against_reference(target, record, plan, reference, {} if trained else scans)
-    yield ask_class(target, reference, plan)
-    yield from run_target(target, record, reference, trained)
+        is_trained = training is not None
+        yield from _compare_reference(target, record, plan, reference, {} if is_trained else scans)
+    yield check_class(target, reference, plan)
+    yield from run_target(target, record, reference, trained=training is not None)
 
 
 def verify_unrecorded_model(model: ModelDirectory) -> Iterator[Finding]:
-    """Prove what can be of a trained model that nothing is recorded of: that it is sound, and runs.
+    """Verify a trained model without a record: that its values are finite and that it runs.
 
     Args:
-        model: Such as ``OUT/model`` of a training without a recipe.
+        model: A model such as ``OUT/model`` of a training without a recipe.
 
     Yields:
-        What was found, part by part, as it is found.
+        One finding per part, as soon as it is made.
 
     Raises:
         SourceError: A value is not finite, or the model does not load or run.
@@ -80,7 +80,7 @@ def verify_unrecorded_model(model: ModelDirectory) -> Iterator[Finding]:
     refuse_not_finite(_scan_all(model, sha256=False), model.path)
     yield Finding("values", "all finite")
     yield Finding("digests", "not recorded by a training without a recipe", proven=False)
-    yield ask_class(model, None, None)
+    yield check_class(model, None, None)
     yield from run_target(model, {}, None, trained=True)
 
 
@@ -92,7 +92,7 @@ def _refuse_other_names(target: ModelDirectory, names: Mapping[str, Any], where:
         raise SourceError(f"{target.path} {has} {escape(name)}, which {where} {does}.")
 
 
-# -- bytes
+# --- bytes ---
 
 
 def _scan_all(model: ModelDirectory, sha256: bool) -> dict[str, Scan]:
@@ -104,14 +104,12 @@ def _scan_all(model: ModelDirectory, sha256: bool) -> dict[str, Scan]:
 
 
 def _compare_digests(
-    scans: Mapping[str, Scan], record: Mapping[str, Any], trained: Mapping[str, Any] | None
+    scans: Mapping[str, Scan], record: Mapping[str, Any], training: Mapping[str, Any] | None
 ) -> Finding:
-    if trained is not None:
-        return _compare_trained(scans, trained.get("tensors"))
-    if record.get("mode") == "link":
-        return Finding("digests", "not recorded for linked files", proven=False)
-    for name, found in scans.items():
-        for kind, digest in {"xxh3": found.xxh3, "sha256": found.sha256}.items():
+    if training is not None:
+        return _compare_trained(scans, training.get("tensors"))
+    for name, result in scans.items():
+        for kind, digest in {"xxh3": result.xxh3, "sha256": result.sha256}.items():
             recorded = record["tensors"][name].get(kind)
             if digest is not None and recorded != digest:
                 raise SourceError(
@@ -125,10 +123,10 @@ def _compare_digests(
 def _compare_trained(scans: Mapping[str, Scan], recorded: object) -> Finding:
     if not isinstance(recorded, dict):
         return Finding("digests", "not compared: the target was trained", proven=False)
-    for name, found in scans.items():
-        if recorded.get(name) != found.xxh3:
+    for name, result in scans.items():
+        if recorded.get(name) != result.xxh3:
             raise SourceError(
-                f"{escape(name)} has the xxh3 digest {found.xxh3}; after its training it was "
+                f"{escape(name)} has the xxh3 digest {result.xxh3}; after its training it was "
                 f"{escape(recorded.get(name))}.",
                 "The file was changed or damaged: copy the target again.",
             )
@@ -145,11 +143,11 @@ def _plan_again(record: Mapping[str, Any], reference: ModelDirectory) -> Inherit
     explicit: Mapping[str, Any] = {}
     if kept != list(range(len(kept))):
         section = dict(text_config(reference.config))
-        explicit = ask("explicit_lists", config=section, layers=reference.layers)
+        explicit = ask_class("explicit_lists", config=section, layers=reference.layers)
     return plan_inherit(reference, kept, dtype=record.get("dtype"), explicit=explicit)
 
 
-def _against_reference(
+def _compare_reference(
     target: ModelDirectory,
     record: Mapping[str, Any],
     plan: InheritPlan,
@@ -157,12 +155,12 @@ def _against_reference(
     scans: Mapping[str, Scan],
 ) -> Iterator[Finding]:
     _refuse_other_names(target, {t.name: t for t in plan.tensors}, "the cut reference")
-    given, wanted = dict(target.config), dict(plan.config)
+    config, expected = dict(target.config), dict(plan.config)
     if not scans:  # trained, and saved in the precision of its training
-        for config in (given, wanted):
+        for either in (config, expected):
             for key in ("dtype", "torch_dtype"):
-                config.pop(key, None)
-    _refuse_other_config(given, wanted, "")
+                either.pop(key, None)
+    _refuse_other_config(config, expected, "")
     yield Finding("config", f"the reference's but for {len(plan.edits)} changes")
     if scans:
         yield _compare_bytes(target, record, plan, reference, scans)
@@ -175,15 +173,15 @@ def _against_reference(
     yield Finding("side files", f"{len(reference.side_files)} files equal the reference's")
 
 
-def _refuse_other_config(given: Any, wanted: Any, path: str) -> None:
-    if isinstance(given, dict) and isinstance(wanted, dict):
-        for key in {**wanted, **given}:
-            here = f"{path}.{key}" if path else str(key)
-            _refuse_other_config(given.get(key), wanted.get(key), here)
-    elif given != wanted:
+def _refuse_other_config(value: Any, expected: Any, path: str) -> None:
+    if isinstance(value, dict) and isinstance(expected, dict):
+        for key in {**expected, **value}:
+            key_path = f"{path}.{key}" if path else str(key)
+            _refuse_other_config(value.get(key), expected.get(key), key_path)
+    elif value != expected:
         raise SourceError(
-            f"config.json says {escape(path)} = {escape(repr(given), 60)}; the reference's, cut to "
-            f"these layers, says {escape(repr(wanted), 60)}.",
+            f"config.json says {escape(path)} = {escape(repr(value), 60)}; the reference's, cut to "
+            f"these layers, says {escape(repr(expected), 60)}.",
             "The target was changed, or cut from another model.",
         )
 
@@ -199,15 +197,16 @@ def _compare_bytes(
     inherited = [tensor for tensor in plan.tensors if tensor.name not in fresh]
     reference.download(tensor.source for tensor in inherited)
     for tensor in inherited:
-        held = target.tensors[tensor.name]
-        if (tensor.dtype, tensor.shape) != (held.dtype, held.shape):
+        stored = target.tensors[tensor.name]
+        if (tensor.dtype, tensor.shape) != (stored.dtype, stored.shape):
             raise SourceError(
-                f"{escape(held.name)} is {held.dtype} {held.shape}; from the reference it would "
-                f"be {tensor.dtype} {tensor.shape}."
+                f"{escape(stored.name)} is {stored.dtype} {stored.shape}; from the reference it "
+                f"would be {tensor.dtype} {tensor.shape}."
             )
         if _source_digest(tensor) != scans[tensor.name].xxh3:
             raise SourceError(
-                f"{escape(held.name)} differs from {escape(tensor.source.name)} of the reference.",
+                f"{escape(tensor.name)} differs from {escape(tensor.source.name)} of the "
+                "reference.",
                 "Write the target again; or the reference is another one.",
             )
     _warn_of_dropped(reference, inherited)
@@ -222,15 +221,15 @@ def _compare_grown(
     scans: Mapping[str, Scan],
     target: ModelDirectory,
 ) -> Finding:
-    """The layers that a trained target grew by are the reference's."""
+    """Compare the layers that a trained target grew by with the reference's."""
     new = {name: e for name, e in record["tensors"].items() if e.get("from") == "reference"}
     for name, entry in new.items():
         origin = entry["source"].get("name", name) if entry["source"] else name
-        source, held = reference.tensors.get(str(origin)), target.tensors[name]
-        if source is None or source.shape != held.shape:
+        source, stored = reference.tensors.get(str(origin)), target.tensors[name]
+        if source is None or source.shape != stored.shape:
             raise SourceError(f"{reference.name} has no {escape(origin)} like {escape(name)}.")
         reference.download([source])
-        if _source_digest(TargetTensor(name, source, held.dtype)) != scans[name].xxh3:
+        if _source_digest(TargetTensor(name, source, stored.dtype)) != scans[name].xxh3:
             raise SourceError(f"{escape(name)} differs from {escape(origin)} of the reference.")
     rest = len(target.tensors) - len(new)
     return Finding("bytes", f"{len(new)} grown tensors equal the reference's; {rest} were trained")
@@ -253,7 +252,7 @@ def _warn_of_dropped(reference: ModelDirectory, inherited: Sequence[TargetTensor
     kept = {tensor.source.name for tensor in inherited}
     for file in sorted({tensor.file for tensor in reference.tensors.values()}):
         inside = [t for t in reference.tensors.values() if t.file == file and t.name not in kept]
-        broken = [name for name, found in scan(file, inside).items() if not found.finite]
+        broken = [name for name, result in scan(file, inside).items() if not result.finite]
         if broken:
             warnings.warn(
                 f"{escape(broken[0])} of {reference.name} holds NaN or infinite values; it was not "

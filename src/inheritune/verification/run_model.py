@@ -1,4 +1,4 @@
-"""Proof that a target loads, runs, and computes what its reference does."""
+"""Verify that a model loads, runs, and computes what its reference does."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -7,20 +7,20 @@ from typing import Any
 
 from inheritune.errors import SourceError, escape
 from inheritune.model_files.directory import ModelDirectory
-from inheritune.surgery.class_check.ask_class import ask, check_cut, check_whole
+from inheritune.surgery.class_check.ask_class import ask_class, check_cut, check_whole
 from inheritune.surgery.plan import InheritPlan
 
-__all__ = ["Finding", "ask_class", "run_target"]
+__all__ = ["Finding", "check_class", "run_target"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One part of the proof.
+    """The result of verifying one part. A difference is no finding: it raises.
 
     Attributes:
-        part: What was looked at.
-        text: What was found, or why it was not looked at.
-        proven: False where it was not looked at.
+        part: The part: ``"bytes"``, ``"config"``, ``"class"``, ...
+        text: The result in words, or why the part was not checked.
+        proven: Whether the part was checked.
     """
 
     part: str
@@ -28,15 +28,15 @@ class Finding:
     proven: bool = True
 
 
-def ask_class(
+def check_class(
     target: ModelDirectory, reference: ModelDirectory | None, plan: InheritPlan | None
 ) -> Finding:
-    """What the model's class says of a target, beside its reference where there is one."""
+    """Check a target against its class, and its layers against the reference's if there is one."""
     if reference is None or plan is None:
         check = check_whole(target)
     else:
-        check = str(check_cut(reference, plan.kept, plan.config, plan.tensors)["check"])
-    return Finding("class", check, proven=not check.startswith("not checked"))
+        check = check_cut(reference, plan.kept, plan.config, plan.tensors)
+    return Finding("class", check.summary, proven=not check.skipped)
 
 
 def run_target(
@@ -45,37 +45,47 @@ def run_target(
     reference: ModelDirectory | None,
     trained: bool,
 ) -> Iterator[Finding]:
-    """Load a target as a user would, run it, and compare what its layers give with the reference.
+    """Load a target as a user would, run it, and compare its layers' outputs with the reference's.
+
+    Args:
+        target: The model.
+        record: The content of its inherit.json; empty if it has none.
+        reference: The model it was cut from, if it is at hand.
+        trained: Whether its weights were trained since, so that outputs are expected to differ.
+
+    Yields:
+        The findings ``reload``, ``cache`` and ``function``.
 
     Raises:
-        SourceError: It does not load or run, or gives something else.
+        SourceError: The model does not load or run, or computes something else.
     """
     check = check_whole(target)
-    if check.startswith("not checked"):
-        yield Finding("reload", check, proven=False)
+    if check.skipped:
+        yield Finding("reload", check.summary, proven=False)
         return
-    found = ask("reload", directory=str(target.path.resolve()))
-    if extra := found["unexpected"]:
-        text = f"{found['class']}, {len(extra)} left-over tensors such as {escape(extra[0])}"
+    loaded = ask_class("reload", directory=str(target.path.resolve()))
+    if extra := loaded["unexpected"]:
+        text = f"{loaded['class']}, {len(extra)} left-over tensors such as {escape(extra[0])}"
     else:
-        text = f"{found['class']}, no tensor missing or left over"
-    tied = "tied" if found["tied"] else "untied"
+        text = f"{loaded['class']}, no tensor missing or left over"
+    tied = "tied" if loaded["tied"] else "untied"
     yield Finding("reload", f"{text}; logits finite; head {tied}")
-    yield _judge_cache(found, reference)
-    yield _prove(target, record, reference, trained)
+    yield _judge_cache(loaded, reference)
+    yield _compare_outputs(target, record, reference, trained)
 
 
-def _judge_cache(found: Mapping[str, Any], reference: ModelDirectory | None) -> Finding:
-    if found["cache"] is None:
+def _judge_cache(loaded: Mapping[str, Any], reference: ModelDirectory | None) -> Finding:
+    if loaded["cache"] is None:
         return Finding("cache", "not compared: the class keeps none for keys", proven=False)
-    if found["cache_agrees"]:
+    if loaded["cache_agrees"]:
         return Finding("cache", "the logits with it are those without")
-    apart = f"{found['class']} gives logits {found['cache']:.1%} apart with its cache"
-    if math.isinf(found["cache"]):
-        apart = f"{found['class']} does not run with its cache"
+    apart = f"{loaded['class']} gives logits {loaded['cache']:.1%} apart with its cache"
+    if math.isinf(loaded["cache"]):
+        apart = f"{loaded['class']} does not run with its cache"
     if reference is None or not _is_whole(reference):
         return Finding("cache", f"{apart}; the reference may do so, too", proven=False)
-    if ask("reload", directory=str(reference.path.resolve()))["cache_agrees"]:
+    # Some classes are inexact with a cache: that is no fault of the cut.
+    if ask_class("reload", directory=str(reference.path.resolve()))["cache_agrees"]:
         raise SourceError(f"{apart}; the reference does not.", "Choose other layers.")
     return Finding("cache", f"{apart}, as in the reference", proven=False)
 
@@ -84,13 +94,13 @@ def _is_whole(reference: ModelDirectory) -> bool:
     return not reference.missing_bytes(reference.tensors.values())
 
 
-def _prove(
+def _compare_outputs(
     target: ModelDirectory,
     record: Mapping[str, Any],
     reference: ModelDirectory | None,
     trained: bool,
 ) -> Finding:
-    changed = {
+    obstacles = {
         "the reference was not named": reference is None,
         "the target was trained": trained or "grown_from" in record,
         f"its weights were cast to {record.get('dtype')}": record.get("dtype") is not None,
@@ -98,11 +108,11 @@ def _prove(
         "the reference is not whole on this machine": reference is not None
         and not _is_whole(reference),
     }
-    if reason := next((text for text, holds in changed.items() if holds), None):
+    if reason := next((text for text, holds in obstacles.items() if holds), None):
         return Finding("function", f"not compared: {reason}", proven=False)
     assert reference is not None
-    text = ask(
-        "prove",
+    text = ask_class(
+        "compare_outputs",
         target=str(target.path.resolve()),
         reference=str(reference.path.resolve()),
         kept=record["layer_map"],

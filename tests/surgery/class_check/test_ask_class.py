@@ -7,13 +7,13 @@ from safetensors.torch import load_file, save_file
 
 from inheritune.errors import SourceError
 from inheritune.model_files.directory import open_model
-from inheritune.surgery.class_check import ask_class as gate
-from inheritune.surgery.class_check.ask_class import ask, check_cut, check_whole
+from inheritune.surgery.class_check import ask_class as room
+from inheritune.surgery.class_check.ask_class import ask_class, check_cut, check_whole
 from inheritune.surgery.plan import plan_inherit
 
 
 def check_complete(directory):
-    return check_whole(open_model(str(directory)))
+    return check_whole(open_model(str(directory))).summary
 
 
 def change(directory, **fields):
@@ -73,29 +73,29 @@ def test_a_layer_that_would_compute_something_else_is_refused_with_what_differs(
 
 def test_layers_that_move_may_know_their_new_place_only(tiny_model):
     for family in ("llama", "gpt2", "qwen3", "gemma3"):
-        assert cut(tiny_model(family), [1, 3])["check"].startswith("complete: ")
+        assert cut(tiny_model(family), [1, 3]).summary.startswith("complete: ")
 
 
 def test_the_child_is_asked_again_when_it_has_gone_to_sleep(reference):
     assert check_complete(reference) == "complete: LlamaForCausalLM"
-    gate._child().process.kill()
-    gate._child().process.wait()
+    room._child().process.kill()
+    room._child().process.wait()
     assert check_complete(reference) == "complete: LlamaForCausalLM"
 
 
 def test_a_child_that_dies_over_a_question_is_reported_in_words(monkeypatch, reference):
-    monkeypatch.setattr(gate, "_COMMAND", ["-c", "import os; os.kill(os.getpid(), 7)"])
-    gate._forget()
+    monkeypatch.setattr(room, "_COMMAND", ["-c", "import os; os.kill(os.getpid(), 7)"])
+    room._end_child()
     try:
         with pytest.raises(SourceError, match=r"ended without an answer \(exit code -7\)"):
             check_complete(reference)
     finally:
-        gate._forget()
+        room._end_child()
 
 
 def test_a_mistake_of_ours_in_the_child_is_one_here_too():
     with pytest.raises(RuntimeError, match="Traceback"):
-        ask("compare_cut", nonsense=1)
+        ask_class("compare_cut", nonsense=1)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Questions to a model's own class, asked in a child process so that this one stays small.
+"""Put questions to a model's own class, in a child process that imports torch and transformers.
 
-The child imports torch and transformers, which takes seconds, and answers within a second; it
-lives on for a minute, for the next question.
+The import takes seconds and hundreds of megabytes, which this process is spared. An answer takes
+less than a second. The child lives on for a minute, for the next question.
 """
 
 import atexit
@@ -12,96 +12,126 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 from inheritune import errors
 from inheritune.errors import SourceError
 from inheritune.model_files.directory import ModelDirectory
-from inheritune.model_files.safetensors import Tensor
 
-__all__ = ["ask", "check_cut", "check_whole"]
+__all__ = ["ClassCheck", "ask_class", "check_complete", "check_cut", "check_whole"]
 
-_ASKING = threading.RLock()  # one child, one question at a time
+_LOCK = threading.RLock()  # one child, one question at a time
 _COMMAND = ["-m", "inheritune.surgery.class_check.class_process"]
-_PATIENCE_S = 900.0  # for one answer; loading and running a large model takes minutes
+_TIMEOUT_S = 900.0  # for one answer; loading and running a large model takes minutes
+
+
+class _Described(Protocol):
+    """A tensor before or after it is written."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True)
+class ClassCheck:
+    """The result of a class check that did not refuse the model.
+
+    Attributes:
+        summary: ``"complete: LlamaForCausalLM"`` and what was compared, or ``"not checked: "`` and
+            the reason: transformers has no such class, or the class needs a package.
+        tied: Whether the class ties head and embedding; None if not checked.
+        unused: Names of tensors that the class does not use, such as buffers in old files.
+    """
+
+    summary: str
+    tied: bool | None
+    unused: list[str]
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the class was not asked, or could not answer."""
+        return self.summary.startswith("not checked")
 
 
 def check_cut(
     reference: ModelDirectory,
     kept: Sequence[int],
     config: Mapping[str, Any],
-    tensors: Iterable[Any],
+    tensors: Iterable[_Described],
     prefix: str | None = None,
-) -> dict[str, Any]:
-    """Whether a cut model is what its class needs, with layers as they are in the reference.
+) -> ClassCheck:
+    """Check that a cut model has every weight, and its layers as they are in the reference.
 
     Args:
-        reference: What it is cut from.
-        kept: Which of the reference's layers.
-        config: Of the cut model.
-        tensors: Of the cut model; each has a name, a dtype and a shape.
-        prefix: What stands before the number of a layer in their names; None: what stands there
-            in the reference.
-
-    Returns:
-        See `model_class.compare_cut`.
+        reference: The model it is cut from.
+        kept: The layer of the reference that each layer of the cut model is.
+        config: Raw config of the cut model.
+        tensors: Tensors of the cut model.
+        prefix: Text before the layer number in their names; None: as in the reference.
 
     Raises:
-        SourceError: The class refuses it, or would fill weights at random.
+        SourceError: The class refuses the model, or would fill weights at random.
         UnsupportedModelError: A layer would not be what it is in the reference.
     """
-    answer: dict[str, Any] = ask(
-        "compare_cut",
-        target=config,
-        tensors={t.name: [t.dtype, t.shape] for t in tensors},
-        prefix=prefix or reference.container.prefix,
-        reference=reference.config,
-        kept=list(kept),
-    )
-    return answer
+    prefix = prefix or reference.container.prefix
+    return _compare_cut(config, tensors, prefix, reference=reference.config, kept=list(kept))
 
 
-def check_whole(model: ModelDirectory) -> str:
-    """Whether a model directory holds every weight that its class needs.
+def check_complete(
+    config: Mapping[str, Any], tensors: Iterable[_Described], prefix: str
+) -> ClassCheck:
+    """Check that a model has every weight that its class needs.
 
-    Returns:
-        ``"complete: LlamaForCausalLM"``, or ``"not checked: "`` and why: a class that transformers
-        does not have, or whose other requirements are missing.
+    Args:
+        config: Raw config.
+        tensors: Tensors of the model.
+        prefix: Text before the layer number in their names.
 
     Raises:
         SourceError: The class refuses config or weights, misses a weight, or leaves one unused
             that belongs to a numbered list outside the layers.
     """
-    tensors: dict[str, Tensor] = model.tensors
-    answer = ask(
-        "compare_cut",
-        target=model.config,
-        tensors={t.name: [t.dtype, t.shape] for t in tensors.values()},
-        prefix=model.container.prefix,
-    )
-    return str(answer["check"])
+    return _compare_cut(config, tensors, prefix)
 
 
-def ask(question: str, **values: Any) -> Any:
-    """Ask the child process.
+def check_whole(model: ModelDirectory) -> ClassCheck:
+    """Check that a model directory is complete, see `check_complete`."""
+    return check_complete(model.config, model.tensors.values(), model.container.prefix)
+
+
+def _compare_cut(
+    config: Mapping[str, Any], tensors: Iterable[_Described], prefix: str, **reference: Any
+) -> ClassCheck:
+    described = {t.name: [t.dtype, t.shape] for t in tensors}
+    answer = ask_class("compare_cut", target=config, tensors=described, prefix=prefix, **reference)
+    return ClassCheck(**answer)
+
+
+def ask_class(question: str, **values: Any) -> Any:
+    """Put one question to the child process.
 
     Args:
-        question: One that `answers` knows.
-        values: JSON values.
+        question: A key of `class_process.QUESTIONS`.
+        values: Arguments of the function behind it, JSON values.
 
     Raises:
-        InherituneError: What the child found, as it found it.
-        SourceError: The child died over it, or took more than a quarter of an hour.
+        InherituneError: The error that was raised in the child.
+        SourceError: The child died, or took more than a quarter of an hour.
     """
     line = json.dumps({"question": question} | values).encode() + b"\n"
-    with _ASKING:
+    with _LOCK:
         reply = _child().exchange(line)
-        if not reply:  # it may have gone to sleep just now, which is not about this question
-            _forget()
+        if not reply:  # it may have ended by itself just now, after its minute
+            _end_child()
             reply = _child().exchange(line)
         if not reply:
-            code = _forget()
+            code = _end_child()
             raise SourceError(
                 f"the check by the model's class ended without an answer (exit code {code}).",
                 "The model may be too large for this machine's memory, or a file was changed.",
@@ -127,21 +157,22 @@ class _Child:
         )
 
     def exchange(self, line: bytes) -> bytes:
-        """The answer to a question; empty if the process is gone."""
+        """Send a question and return the answer; empty if the process is gone."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        timer = threading.Timer(_PATIENCE_S, self.process.kill)
+        timer = threading.Timer(_TIMEOUT_S, self.process.kill)
         timer.daemon = True
         timer.start()
         try:
             self.process.stdin.write(line)
             self.process.stdin.flush()
             return self.process.stdout.readline()
-        except (OSError, ValueError):  # it is gone, or it was ended from another thread
+        except (OSError, ValueError):  # it is gone, or another thread ended it
             return b""
         finally:
             timer.cancel()
 
     def end(self) -> int:
+        """End the process and return its exit code."""
         assert self.process.stdin is not None and self.process.stdout is not None
         with suppress(OSError):
             self.process.stdin.close()
@@ -156,11 +187,11 @@ class _Child:
 
 @cache
 def _child() -> _Child:
-    atexit.register(_forget)
+    atexit.register(_end_child)
     return _Child()
 
 
-def _forget() -> int:
+def _end_child() -> int:
     if not _child.cache_info().currsize:
         return 0
     child = _child()

@@ -1,6 +1,6 @@
-"""What a model's own class says about a config and a set of tensors. Runs in `answers`.
+"""Check a config and a set of tensors against the model's class. Runs in `class_process`.
 
-Models are built on the meta device, so that no weight is made; no code of a model directory is run.
+Models are built on the meta device, so no weight is made; no code of a model directory is run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ __all__ = ["compare_cut", "explicit_lists", "find_class"]
 
 
 def find_class(config: Mapping[str, Any]) -> Any:
-    """The class of a model in transformers, or a text that says why there is none."""
+    """Find the transformers class of a model, or return a text that says why there is none."""
     import transformers
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
@@ -30,45 +30,45 @@ def find_class(config: Mapping[str, Any]) -> Any:
         return f"{escape(model_type)} needs a package: {first_line(error)}"
     names = config.get("architectures")
     if isinstance(names, list) and names and isinstance(names[0], str):
-        found = getattr(transformers, names[0], None) if names[0].isidentifier() else None
-        if isinstance(found, type) and getattr(found, "config_class", None) is config_class:
-            return found
+        named = getattr(transformers, names[0], None) if names[0].isidentifier() else None
+        if isinstance(named, type) and getattr(named, "config_class", None) is config_class:
+            return named
         if config.get("auto_map"):
             return f"the class {escape(names[0])} comes with the model, and its code is not run"
-    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(config_class, None)
-    return found or f"transformers has no causal language model of type {escape(model_type)}"
+    by_type = MODEL_FOR_CAUSAL_LM_MAPPING.get(config_class, None)
+    return by_type or f"transformers has no causal language model of type {escape(model_type)}"
 
 
 def explicit_lists(config: Mapping[str, Any], layers: int) -> dict[str, list[Any]]:
-    """Lists with one entry for each layer that the class derives where the config is silent.
+    """Find the per-layer lists that the class derives where the config does not state them.
 
     Args:
         config: The raw text section of a config, with its ``model_type``.
-        layers: How many entries they have.
+        layers: Number of layers, and so of entries.
 
     Returns:
-        By field; empty for a model that transformers does not know.
+        The lists by config field; empty for a model that transformers does not know.
     """
     from transformers import AutoConfig
 
     if isinstance(find_class(config), str):
         return {}
-    known = {key: with_floats(value) for key, value in config.items() if key != "model_type"}
+    fields = {key: with_floats(value) for key, value in config.items() if key != "model_type"}
     try:
-        read = AutoConfig.for_model(config["model_type"], **known)
+        read = AutoConfig.for_model(config["model_type"], **fields)
     except Exception as error:  # classes raise what they like
         raise SourceError(
             f"config.json is refused by the {escape(config.get('model_type'))} class: "
             f"{first_line(error)}"
         ) from error
     silent = [key for key in PER_LAYER if config.get(key) is None]
-    # A property cannot be written out: the class computes it at every look.
+    # A property cannot be written out: the class computes it at every access.
     kind, names = type(read), type(read).attribute_map
     stored = [k for k in silent if not isinstance(getattr(kind, names.get(k, k), None), property)]
-    found = {key: getattr(read, key, None) for key in stored}
+    values = {key: getattr(read, key, None) for key in stored}
     return {
         key: list(value)
-        for key, value in found.items()
+        for key, value in values.items()
         if isinstance(value, list | tuple) and len(value) == layers
     }
 
@@ -84,22 +84,20 @@ def compare_cut(
 
     Args:
         target: Raw config of the cut model.
-        tensors: Its tensors: by name, their dtype as safetensors calls it and their shape.
-        prefix: What stands before the number of a layer in their names.
+        tensors: Safetensors dtype and shape of each of its tensors, by name.
+        prefix: Text before the layer number in their names.
         reference: Raw config of the reference; None: only the tensors are checked.
-        kept: Which of the reference's layers the target has.
+        kept: The layer of the reference that each layer of the target is.
 
     Returns:
-        ``check``: ``"complete: LlamaForCausalLM"`` and what was compared, or ``"not checked: "``
-        and why; ``tied``: whether the class ties head and embedding, None if not checked;
-        ``unused``: names of tensors that the class has no use for, such as buffers in old files.
+        The fields of `ask_class.ClassCheck`.
 
     Raises:
         SourceError: A config or the tensors are refused by the class.
         UnsupportedModelError: A layer would not be what it is in the reference.
     """
     if isinstance(model_class := find_class(target), str):
-        return {"check": f"not checked: {model_class}", "tied": None, "unused": []}
+        return {"summary": f"not checked: {model_class}", "tied": None, "unused": []}
     name = model_class.__name__
     try:
         if reference is not None and kept is not None:
@@ -107,7 +105,7 @@ def compare_cut(
         info, tied = _load_on_meta(model_class, target, tensors)
     except ImportError as error:
         why = f"not checked: {name} needs a package: {first_line(error)}"
-        return {"check": why, "tied": None, "unused": []}
+        return {"summary": why, "tied": None, "unused": []}
     if fresh := sorted(info["missing_keys"]):
         raise SourceError(
             f"{name} would fill {len(fresh)} weights at random, such as {escape(fresh[0])}.",
@@ -120,7 +118,7 @@ def compare_cut(
         )
     compared = "" if reference is None else ", layers as in the reference"
     unused_names = sorted(map(str, info["unexpected_keys"]))
-    return {"check": f"complete: {name}{compared}", "tied": tied, "unused": unused_names}
+    return {"summary": f"complete: {name}{compared}", "tied": tied, "unused": unused_names}
 
 
 def _load_on_meta(
@@ -129,7 +127,7 @@ def _load_on_meta(
     import torch
 
     class Meta(torch.Tensor):
-        """Without data wherever it is sent: one conversion wants 95 GB on the CPU (qwen4_exp)."""
+        """Stays on the meta device: one conversion would want 95 GB on a CPU (qwen4_exp)."""
 
         def to(self, *_: Any, dtype: Any = None, **__: Any) -> torch.Tensor:
             plain = self.as_subclass(torch.Tensor)
@@ -169,10 +167,13 @@ def _torch_dtype(name: str) -> Any:
 
 
 def _unexplained(names: Sequence[str], prefix: str) -> str:
-    """A left-over of a numbered list outside the layers. Stray buffers are left-overs too."""
+    """Return the first unused tensor of a numbered list outside the layers; "" if there is none.
+
+    Unused tensors elsewhere are stray buffers, which loaders ignore.
+    """
     for name in sorted(names):
-        found = numbered(name)
+        place = numbered(name)
         # The class may call its layers with or without its own prefix.
-        if found and not (found[0].endswith(prefix) or prefix.endswith(found[0])):
+        if place and not (place[0].endswith(prefix) or prefix.endswith(place[0])):
             return str(name)
     return ""

@@ -1,6 +1,6 @@
-"""The child process of `gate`: one question for each line of its input, one answer for each.
+"""Answer the questions of `ask_class`: the child process, started as ``python -m`` this module.
 
-Questions and answers are JSON. This is `python -m inheritune.surgery.class_check.class_process`.
+Each line of its input is a question, each line of its output an answer, both in JSON.
 """
 
 import gc
@@ -15,24 +15,31 @@ from contextlib import contextmanager
 from typing import Any
 
 from inheritune.errors import InherituneError
-from inheritune.surgery.class_check import class_check as model_class
-from inheritune.surgery.class_check import weights_check as live_model
+from inheritune.surgery.class_check.class_check import compare_cut, explicit_lists
+from inheritune.surgery.class_check.weights_check import compare_outputs, initialise, reload
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-__all__ = ["main"]
+__all__ = ["QUESTIONS", "main"]
 
+QUESTIONS: dict[str, Callable[..., Any]] = {
+    "compare_cut": compare_cut,
+    "explicit_lists": explicit_lists,
+    "initialise": initialise,
+    "compare_outputs": compare_outputs,
+    "reload": reload,
+}
+_WITH_WEIGHTS = (initialise, compare_outputs, reload)
 _IDLE_S = 60.0
-# Models on the meta device take megabytes. More is the work of a number in a config.
-_MOST_BYTES = 4 * 2**30
-_LARGE = ("initialise", "prove", "reload")  # questions about real weights
+# Models on the meta device take megabytes. More means that a number in a config is absurd.
+_MEMORY_LIMIT = 4 * 2**30
 
 
 def main() -> None:
-    """Answer questions until there are none for a minute."""
+    """Answer questions until none has come for a minute."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not be taken for an answer
     # Ctrl-C is for the parent; this process ends with it.
@@ -41,11 +48,11 @@ def main() -> None:
     for line in _lines():
         answers.write(json.dumps(_answer(json.loads(line))) + "\n")
         answers.flush()
-    os._exit(0)  # taking torch apart again takes a second
+    os._exit(0)  # a regular exit spends a second on taking torch apart
 
 
 def _import_libraries() -> None:
-    # A quarter of the time goes into looking for garbage among objects that are there to stay.
+    # Garbage collection costs a quarter of the import time, for objects that are there to stay.
     gc.disable()
     import transformers.modeling_utils  # noqa: F401
     from transformers.utils import logging
@@ -64,13 +71,14 @@ def _lines() -> Iterator[bytes]:
 
 
 @contextmanager
-def _limited(limited: bool) -> Iterator[None]:
-    if not limited or resource is None:
+def _limited_memory() -> Iterator[None]:
+    if resource is None:
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    most = _MOST_BYTES if before[1] == resource.RLIM_INFINITY else min(before[1], _MOST_BYTES)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, before[1]))
+    unlimited = before[1] == resource.RLIM_INFINITY
+    limit = _MEMORY_LIMIT if unlimited else min(before[1], _MEMORY_LIMIT)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
     try:
         yield
     finally:
@@ -78,21 +86,16 @@ def _limited(limited: bool) -> Iterator[None]:
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    questions: dict[str, Callable[..., Any]] = {
-        "compare_cut": model_class.compare_cut,
-        "explicit_lists": model_class.explicit_lists,
-        "initialise": live_model.initialise,
-        "prove": live_model.prove,
-        "reload": live_model.reload,
-    }
-    question = request.pop("question")
+    answer = QUESTIONS[request.pop("question")]
     try:
-        with _limited(question not in _LARGE):
-            return {"answer": questions[question](**request)}
+        if answer in _WITH_WEIGHTS:
+            return {"answer": answer(**request)}
+        with _limited_memory():
+            return {"answer": answer(**request)}
     except MemoryError:
-        said = "the model's class wants too much memory."
+        message = "the model's class wants too much memory."
         hint = "A number in its config may be absurd."
-        return {"error": "SourceError", "message": said, "hint": hint}
+        return {"error": "SourceError", "message": message, "hint": hint}
     except InherituneError as error:
         return {"error": type(error).__name__, "message": error.message, "hint": error.hint}
     except Exception:  # our own mistake: the parent reports it as one

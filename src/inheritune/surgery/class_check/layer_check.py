@@ -1,4 +1,4 @@
-"""What decides what a layer computes, but for its weights: of two models, side by side."""
+"""Compare everything about two models' layers that decides what they compute, except weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,20 +9,20 @@ from inheritune.model_files.layers import is_tower
 __all__ = ["compare_layers", "layer_list", "model_config", "with_floats"]
 
 _SPLIT = ("embed_tokens_per_layer", "per_layer_model_projection")
-# Whether a layer keeps its keys for others above it, and where else its weights are used: nothing
-# that it computes itself.
+# These say what other layers read from a layer, and where else its weights are used; they do not
+# change what it computes itself.
 _FOR_OTHERS = {"store_full_length_kv", "num_fwd_mem_blocks", "layer_block_map", "layer_dic"}
-# What a layer calls its own number; it may change where layers move.
-_PLACES = {"layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "idx"}
+# Attributes that hold a layer's own index, which may change where layers move.
+_INDEX_NAMES = {"layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "idx"}
 
 
 def model_config(model_class: Any, config: Mapping[str, Any]) -> Any:
-    """A raw config as the class reads it."""
+    """Read a raw config as the class does."""
     return model_class.config_class.from_dict(with_floats(dict(config)))
 
 
 def with_floats(value: Any) -> Any:
-    """A raw config with the numbers that JSON cannot say, as transformers writes and reads them."""
+    """Restore the numbers of a raw config that JSON cannot express, as transformers does."""
     if isinstance(value, list):
         return [with_floats(item) for item in value]
     if not isinstance(value, dict):
@@ -42,11 +42,11 @@ def compare_layers(
     """Refuse layers that would compute something else than they do in the reference.
 
     Args:
-        model_class: Of both.
-        reference: Raw config.
+        model_class: The transformers class of both models.
+        reference: Raw config of the reference.
         target: Raw config of the cut model.
-        prefix: What stands before the number of a layer in the names of the tensors.
-        kept: Which of the reference's layers the target has.
+        prefix: Text before the layer number in tensor names.
+        kept: The layer of the reference that each layer of the target is.
 
     Raises:
         SourceError: The class refuses a config.
@@ -57,12 +57,12 @@ def compare_layers(
     cut = _build(model_class, target, "the config it would be cut to")
     path = layer_list(whole, cut, prefix, len(kept))
     before, after = whole.get_submodule(path), cut.get_submodule(path)
-    depths = len(before), len(after)
+    lengths = len(before), len(after)
     for place, layer in enumerate(kept):
         # Where layers move, others may take over what one keeps for those above it.
-        ignored = _PLACES if place != layer else _FOR_OTHERS
-        _refuse_difference(before[layer], after[place], f"layer {layer}", depths, ignored)
-    _refuse_difference(whole, cut, "outside the layers,", depths, set(), without=path)
+        ignored = _INDEX_NAMES if place != layer else _FOR_OTHERS
+        _refuse_difference(before[layer], after[place], f"layer {layer}", lengths, ignored)
+    _refuse_difference(whole, cut, "outside the layers,", lengths, set(), without=path)
     _refuse_broken_cache(whole, cut, len(kept))
 
 
@@ -85,7 +85,7 @@ def _build(model_class: Any, config: Mapping[str, Any], what: str) -> Any:
 
 
 def layer_list(whole: Any, cut: Any, prefix: str, layers: int) -> str:
-    """Path of the layers in both models: the list whose length follows the cut.
+    """Find the path of the layers in both models: the module list whose length follows the cut.
 
     Raises:
         UnsupportedModelError: There is none, or more than one.
@@ -97,24 +97,24 @@ def layer_list(whole: Any, cut: Any, prefix: str, layers: int) -> str:
         for path, module in whole.named_modules()
         if isinstance(module, torch.nn.ModuleList)
     ]
-    found = [
+    paths = [
         path
         for path, module, twin in lists
         if isinstance(twin, torch.nn.ModuleList) and len(twin) == layers and len(module) >= layers
     ]
     # A tower may have as many layers as are kept.
-    found = [path for path in found if not is_tower(path)] or found
-    if len(found) > 1:
-        wanted = prefix.rstrip(".").split(".")
-        alike = {path: _common_end(path.split("."), wanted) for path in found}
-        found = [path for path in found if alike[path] == max(alike.values())]
-    if len(found) != 1:
+    paths = [path for path in paths if not is_tower(path)] or paths
+    if len(paths) > 1:
+        parts = prefix.rstrip(".").split(".")
+        alike = {path: _common_end(path.split("."), parts) for path in paths}
+        paths = [path for path in paths if alike[path] == max(alike.values())]
+    if len(paths) != 1:
         raise UnsupportedModelError(
-            f"{type(whole).__name__} has {len(found) or 'no'} lists that could be the {layers} "
+            f"{type(whole).__name__} has {len(paths) or 'no'} lists that could be the {layers} "
             f"layers under {prefix}",
             "Report it with the model's name.",
         )
-    return str(found[0])
+    return str(paths[0])
 
 
 def _common_end(first: Sequence[str], second: Sequence[str]) -> int:
@@ -130,18 +130,18 @@ def _refuse_difference(
     whole: Any,
     cut: Any,
     where: str,
-    depths: tuple[int, int],
+    lengths: tuple[int, int],
     ignored: set[str],
     without: str | None = None,
 ) -> None:
     before, after = (dict(_facts(module, ignored, without)) for module in (whole, cut))
     for key in [*before, *(key for key in after if key not in before)]:
         one, other = before.get(key, "nothing"), after.get(key, "nothing")
-        if one == other or _follows_depth(key, one, other, depths) or _nearly(one, other):
+        if one == other or _follows_length(key, one, other, lengths) or _nearly(one, other):
             continue
-        if "_adapter_list." in key and other == "nothing":  # of places that are cut off (zamba2)
+        if "_adapter_list." in key and other == "nothing":  # adapters of layers cut off (zamba2)
             continue
-        # Around the layers, fewer kinds of layers need fewer tables; weights are another matter.
+        # Outside the layers, fewer kinds of layers need fewer tables, but never fewer weights.
         fewer = other == "nothing" and not key.endswith(".shape")
         if without is not None and (fewer or isinstance(one, list | dict)):
             continue
@@ -153,7 +153,7 @@ def _refuse_difference(
 
 
 def _facts(module: Any, ignored: set[str], without: str | None) -> Iterator[tuple[str, Any]]:
-    """Everything about a module that decides what it computes, but for its weights."""
+    """Yield everything about a module that decides what it computes, except its weights."""
     for path, part in module.named_modules():
         if without is not None and (path == without or path.startswith(f"{without}.")):
             continue
@@ -176,23 +176,23 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _follows_depth(key: str, one: Any, other: Any, depths: tuple[int, int]) -> bool:
-    """Whether a fact only says how many layers there are, or is split by them."""
+def _follows_length(key: str, one: Any, other: Any, lengths: tuple[int, int]) -> bool:
+    """Whether a fact only states the number of layers, or is a list with one entry per layer."""
     if any(name in key for name in _SPLIT):
         return True
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return (len(one), len(other)) == depths
-    return type(one) is type(other) is int and (one, other) == depths
+        return (len(one), len(other)) == lengths
+    return type(one) is type(other) is int and (one, other) == lengths
 
 
 def _nearly(one: Any, other: Any) -> bool:
-    # A factor that was divided by the root of the depth and multiplied again: one rounding.
+    # A factor divided by the root of the number of layers and multiplied again: one rounding.
     both = isinstance(one, float) and isinstance(other, float)
     return both and abs(one - other) <= 1e-12 * abs(one)
 
 
 def _refuse_broken_cache(whole: Any, cut: Any, layers: int) -> None:
-    """Some hybrids look for the first layer of a kind in their cache, and fail without one."""
+    # Some hybrids look for the first layer of a kind in their cache, and fail without one.
     if not (reason := _cache_fails(cut)) or _cache_fails(whole):
         return
     raise UnsupportedModelError(
@@ -209,6 +209,6 @@ def _cache_fails(model: Any) -> str:
         with torch.no_grad():
             cache = model(input_ids=ids, use_cache=True).past_key_values
             model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
-    except Exception as error:  # a class that cannot run on the meta device says nothing here
+    except Exception as error:  # the caller compares with the reference, which may fail as well
         return first_line(error)
     return ""

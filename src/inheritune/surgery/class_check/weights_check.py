@@ -1,4 +1,4 @@
-"""Models of real weights, for proofs and for fresh layers. Runs in the child process of `gate`."""
+"""Load, run, compare and initialise models with real weights. Runs in `class_process`."""
 
 import math
 from collections.abc import Sequence
@@ -13,23 +13,23 @@ from inheritune.surgery.class_check.layer_check import layer_list, model_config
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["align_weights", "initialise", "prove", "reload"]
+__all__ = ["align_weights", "compare_outputs", "initialise", "reload"]
 
 _LENGTH = 16
 _ALIGNMENT = 64  # bytes; a vector of AVX-512, and where torch puts what it makes itself
-# How far two ways of computing the same may be apart, as a share of the largest logit.
+# Tolerance between two ways of computing the same logits, as a share of the largest.
 _ROUNDING = {"torch.float32": 1e-4, "torch.float64": 1e-8}
 _COARSE = 0.05  # bf16 and fp16: three significant digits, added up over layers
 
 
 def initialise(config: dict[str, Any], seed: int, out: str, normal: Sequence[str] = ()) -> None:
-    """Write a model of fresh weights, as its class initialises them, in fp32.
+    """Write a model with the fresh fp32 weights that its class gives it.
 
     Args:
-        config: Raw; the depth in it sets the initial scale where a class has one.
+        config: Raw config; in some classes its number of layers sets the initial scale.
         seed: The same seed gives the same weights.
-        out: Directory to write; the names are those that the class gives on disk.
-        normal: Weights that are drawn from N(0, 1) instead, by their names or the ends of those.
+        out: Directory to write, with the names that the class uses on disk.
+        normal: Names, or ends of names, of weights to draw from N(0, 1) instead.
 
     Raises:
         SourceError: The class is unknown, or refuses the config.
@@ -42,7 +42,7 @@ def initialise(config: dict[str, Any], seed: int, out: str, normal: Sequence[str
     torch.manual_seed(seed)
     model = model_class._from_config(model_config(model_class, config), dtype=torch.float32)
     for name, weight in model.named_parameters():
-        if any(f".{name}".endswith(f".{wanted}") for wanted in normal):
+        if any(f".{name}".endswith(f".{ending}") for ending in normal):
             with torch.no_grad():
                 weight.normal_()
     model.save_pretrained(out)
@@ -52,11 +52,10 @@ def reload(directory: str) -> dict[str, Any]:
     """Load a model directory as a user would, and run it.
 
     Returns:
-        ``class``, ``unexpected``: names of tensors that the class does not use, ``tied``: whether
-        head and embedding are one tensor, ``cache``: how far the logits with a cache are from
-        those without, as a share of the largest, infinite where the class fails with it; None
-        where it keeps none.
-        ``cache_agrees``: whether that is rounding.
+        ``class``: its name. ``unexpected``: tensors that the class does not use. ``tied``: whether
+        head and embedding are one tensor. ``cache``: difference between logits with a cache and
+        without, as a share of the largest; infinite if the class fails with its cache, None if it
+        keeps none. ``cache_agrees``: whether the difference is rounding.
 
     Raises:
         SourceError: It does not load, misses a weight, or gives values that are not finite.
@@ -82,19 +81,19 @@ def reload(directory: str) -> dict[str, Any]:
     }
 
 
-def prove(target: str, reference: str, kept: Sequence[int]) -> str | None:
-    """Run the same input through both models, and compare what the kept layers give, bit by bit.
+def compare_outputs(target: str, reference: str, kept: Sequence[int]) -> str | None:
+    """Run the same input through both models and compare the outputs of the kept layers bitwise.
 
-    The first layers are run from the embedding on, and what the last of them gives is compared:
-    the reference's hidden state. Layers from elsewhere are each given what the reference's layer
-    was given; so are those of a model that has a part for each layer outside them, since a product
-    with fewer columns may be rounded in another order.
+    First layers run from the embedding on, and the output of the last one is compared with the
+    reference's hidden state. Moved layers are each run on the input that the layer had in the
+    reference. So are the layers of a model whose weights outside the layers were cut with them: a
+    product with fewer columns may be rounded in another order.
 
     Returns:
-        What was compared; None if the class leaves out layers where it is given text alone.
+        The comparison in words; None if the class skips layers when it is given text alone.
 
     Raises:
-        SourceError: They differ.
+        SourceError: The outputs differ.
     """
     import torch
 
@@ -106,21 +105,21 @@ def prove(target: str, reference: str, kept: Sequence[int]) -> str | None:
     align_weights(cut)
     align_weights(whole, [layer for i, layer in enumerate(before) if i not in kept])
     ids = _ids(whole, _LENGTH)
-    in_whole = _record(whole, [before[i] for i in kept], ids)
+    in_whole = _record_calls(whole, [before[i] for i in kept], ids)
     if len(in_whole) < len(kept):
         return None
     last = len(kept) - 1
     if list(kept) == list(range(len(kept))) and _same_outside(whole, cut, path):
-        given = _record(cut, [after[last]], ids)[0][2]
-        _refuse_unequal(in_whole[last][2], given, f"layer {last}")
+        outputs = _record_calls(cut, [after[last]], ids)[0][2]
+        _refuse_unequal(in_whole[last][2], outputs, f"layer {last}")
         if len(after) == len(before):
             with torch.no_grad():
                 _refuse_unequal([_run(whole, ids).logits], [_run(cut, ids).logits], "the head")
         return f"the output of layer {last} equals the reference's, bit for bit"
-    for place, (layer, (inputs, options, outputs)) in enumerate(zip(kept, in_whole, strict=True)):
+    for place, (layer, (inputs, options, expected)) in enumerate(zip(kept, in_whole, strict=True)):
         with torch.no_grad():
-            given = _tensors(after[place](*inputs, **options))
-        _refuse_unequal(outputs, given, f"layer {layer}")
+            outputs = _tensors(after[place](*inputs, **options))
+        _refuse_unequal(expected, outputs, f"layer {layer}")
     return f"the outputs of {len(kept)} layers equal the reference's for equal inputs, bit for bit"
 
 
@@ -134,14 +133,14 @@ def _same_outside(whole: Any, cut: Any, path: str) -> bool:
 
 
 def align_weights(model: Any, leave: Sequence[Any] = ()) -> None:
-    """Move weights to where vectors begin in memory; loaded ones lie as they do in their file.
+    """Move weights to aligned addresses; loaded ones lie in memory as they do in their file.
 
-    Products of the same numbers are rounded in another order where they begin elsewhere, by up to
+    Unaligned, products of the same numbers are rounded in another order, which differs by up to
     1e-6 on an AVX-512 processor (docs/log.md).
 
     Args:
-        model: Loaded from files; tied weights stay tied.
-        leave: Its modules whose weights do not matter.
+        model: A model loaded from files; tied weights stay tied.
+        leave: Modules of it whose weights do not matter.
     """
     left = {id(weight) for module in leave for weight in module.parameters()}
     for weight in [*model.parameters(), *model.buffers()]:
@@ -183,7 +182,7 @@ def _ids(model: Any, length: int) -> "Tensor":
 def _run(model: Any, ids: "Tensor", **options: Any) -> Any:
     try:
         return model(input_ids=ids, **options)
-    except Exception as error:  # any failure to run is what is asked for here
+    except Exception as error:  # any failure to run is a finding about the model
         raise SourceError(f"{type(model).__name__} does not run: {first_line(error)}") from error
 
 
@@ -202,15 +201,15 @@ def _compare_cache(model: Any, ids: "Tensor", logits: "Tensor") -> float | None:
     return float((last - logits[:, -1]).abs().max()) / max(scale, 1e-30)
 
 
-def _record(model: Any, layers: Sequence[Any], ids: "Tensor") -> list[tuple[Any, Any, Any]]:
-    """What each layer that was run was given and gave in one forward pass."""
+def _record_calls(model: Any, layers: Sequence[Any], ids: "Tensor") -> list[tuple[Any, Any, Any]]:
+    """Record inputs, keyword arguments and outputs of the layers in one forward pass."""
     import torch
 
-    found: dict[int, tuple[Any, Any, Any]] = {}
+    calls: dict[int, tuple[Any, Any, Any]] = {}
 
     def hook(place: int) -> Any:
         def keep(_: Any, inputs: Any, options: Any, output: Any) -> None:
-            found[place] = inputs, options, _tensors(output)
+            calls[place] = inputs, options, _tensors(output)
 
         return keep
 
@@ -223,7 +222,7 @@ def _record(model: Any, layers: Sequence[Any], ids: "Tensor") -> list[tuple[Any,
     finally:
         for handle in handles:
             handle.remove()
-    return [found[i] for i in sorted(found)]
+    return [calls[i] for i in sorted(calls)]
 
 
 def _tensors(value: Any) -> "list[Tensor]":
@@ -235,10 +234,10 @@ def _tensors(value: Any) -> "list[Tensor]":
     return [tensor for item in values for tensor in _tensors(item)]
 
 
-def _refuse_unequal(wanted: "list[Tensor]", given: "list[Tensor]", where: str) -> None:
+def _refuse_unequal(expected: "list[Tensor]", outputs: "list[Tensor]", where: str) -> None:
     import torch
 
-    for one, other in zip(wanted, given, strict=True):
+    for one, other in zip(expected, outputs, strict=True):
         if not torch.equal(one.nan_to_num(), other.nan_to_num()):
             apart = float((one.float() - other.float()).abs().max())
             raise SourceError(f"{where} gives other values than in the reference, up to {apart:g}.")
