@@ -23,7 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from inheritune.analysis.attention import measure_attention
 from inheritune.analysis.rank import attention_rank
-from inheritune.training.hardware import forward_device
+from inheritune.training.hardware import keep_freed_memory
 
 _VOCABULARY = 50_257
 
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     options = parser.parse_args()
-    forward_device()  # as `analyze` does: freed memory is kept
+    keep_freed_memory()  # as `analyze` does on a CPU
     rows = [
         measure(kind, int(length), options)
         for length in options.lengths.split(",")

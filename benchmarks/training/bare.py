@@ -24,15 +24,16 @@ def main(job: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(without_dropout(shape), dtype=torch.float32)
     stream = random_stream(shape, Path(job["folder"]))
-    ready = make_setup(model, recipe, settings, stream, ALONE)
+    setup = make_setup(model, recipe, settings, stream, ALONE)
     batches = random_batches(shape, extra=1).split(shape.batch)
     for step in count():
-        with ready.settings.autocast():
-            loss = ready.compute_loss(batches[step % len(batches)]) / shape.tokens
+        batch = batches[step % len(batches)]
+        with setup.settings.autocast():
+            loss = setup.objective(batch[:, :-1], batch[:, 1:]) / shape.tokens
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(ready.params, recipe.clip_norm)
-        ready.optimizer.step()
-        ready.optimizer.zero_grad(set_to_none=True)
+        torch.nn.utils.clip_grad_norm_(setup.params, recipe.clip_norm)
+        setup.optimizer.step()
+        setup.optimizer.zero_grad(set_to_none=True)
         turns.step_done()
 
 

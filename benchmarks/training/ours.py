@@ -26,16 +26,16 @@ def main(job: dict[str, Any]) -> None:
     settings = choose_settings(recipe, planned_flops=1e18)
     torch.manual_seed(0)
     with torch.device(device):
-        config = without_dropout(shape)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    plan = loop.LoopConfig("bench", random_stream(shape, folder), recipe.tokens, {})
+        model = AutoModelForCausalLM.from_config(without_dropout(shape), dtype=torch.float32)
+    stream = random_stream(shape, folder)
+    config = loop.LoopConfig("bench", recipe, settings, stream, recipe.tokens, folder, {})
     make_setup = loop.make_setup
 
     def noted(*args: Any) -> TrainingSetup:
         """The loop would say at its end what it used: it never gets there."""
-        ready = make_setup(*args)
-        turns.note(settings=used(ready))
-        return ready
+        setup = make_setup(*args)
+        turns.note(settings=used(setup))
+        return setup
 
     def on_progress(progress: Progress) -> None:
         if progress.done:
@@ -43,13 +43,13 @@ def main(job: dict[str, Any]) -> None:
 
     loop.make_setup = noted
     # Validating is left out: nothing else trains between two of its steps either.
-    loop.train(model, recipe, plan, settings, folder, lambda _: 0.0, StopFlag(), on_progress)
+    loop.train(model, config, lambda _: 0.0, StopFlag(), on_progress=on_progress)
 
 
-def used(ready: TrainingSetup) -> str:
+def used(setup: TrainingSetup) -> str:
     """Settings and fallbacks, in words."""
-    found = {key: value for key, value in ready.settings.record().items() if key != "reasons"}
-    return "; ".join([", ".join(f"{key} {value}" for key, value in found.items()), *ready.notes])
+    record = {key: value for key, value in setup.settings.record().items() if key != "reasons"}
+    return "; ".join([", ".join(f"{key} {value}" for key, value in record.items()), *setup.notes])
 
 
 if __name__ == "__main__":

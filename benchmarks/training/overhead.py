@@ -9,7 +9,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +35,15 @@ class Account:
         self._clip = self._optimizer = 0.0
         self.steps: list[dict[str, float]] = []
 
-    def ready(self, make: Callable[..., TrainingSetup]) -> Callable[..., TrainingSetup]:
+    def setup(self, make: Callable[..., TrainingSetup]) -> Callable[..., TrainingSetup]:
         def made(*args: Any) -> TrainingSetup:
-            ready = make(*args)
-            for param in ready.params:
+            setup = make(*args)
+            for param in setup.params:
                 param.register_post_accumulate_grad_hook(self._gradient_added)
-            ready.optimizer.register_step_pre_hook(self._before_optimizer)
-            ready.optimizer.register_step_post_hook(self._after_optimizer)
-
-            def compute(samples: torch.Tensor) -> torch.Tensor:
-                self._forward = clock()
-                return ready.compute_loss(samples)
-
-            return replace(ready, compute_loss=compute)
+            setup.optimizer.register_step_pre_hook(self._before_optimizer)
+            setup.optimizer.register_step_post_hook(self._after_optimizer)
+            setup.objective.register_forward_pre_hook(self._before_forward)
+            return setup
 
         return made
 
@@ -68,6 +63,9 @@ class Account:
         self.steps.append({"whole": whole, **parts, "rest": rest})
         self._began = clock()
 
+    def _before_forward(self, *_args: Any) -> None:
+        self._forward = clock()
+
     def _gradient_added(self, _param: torch.Tensor) -> None:
         self._backward = clock()
 
@@ -80,13 +78,15 @@ class Account:
 
 def main(job: dict[str, Any]) -> None:
     shape, turns, account = Shape(**job["shape"]), Turns(), Account()
-    loop.make_setup = account.ready(loop.make_setup)
+    loop.make_setup = account.setup(loop.make_setup)
     loop.mean_and_clip = account.clip(loop.mean_and_clip)
     recipe = recipe_of(shape, job.get("recipe", {}))
     settings = choose_settings(recipe, planned_flops=1e18)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(without_dropout(shape), dtype=torch.float32)
-    plan = loop.LoopConfig("bench", random_stream(shape, Path(job["folder"])), recipe.tokens, {})
+    folder = Path(job["folder"])
+    stream = random_stream(shape, folder)
+    config = loop.LoopConfig("bench", recipe, settings, stream, recipe.tokens, folder, {})
 
     def on_progress(progress: Progress) -> None:
         if progress.done:
@@ -96,9 +96,7 @@ def main(job: dict[str, Any]) -> None:
             medians = {key: statistics.median(step[key] for step in kept) for key in kept[0]}
             turns.end(**medians)
 
-    loop.train(
-        model, recipe, plan, settings, Path(job["folder"]), lambda _: 0.0, StopFlag(), on_progress
-    )
+    loop.train(model, config, lambda _: 0.0, StopFlag(), on_progress=on_progress)
 
 
 if __name__ == "__main__":

@@ -54,9 +54,9 @@ def main(job: dict[str, Any]) -> None:
             stop.heed(True)
 
     settings = choose_settings(recipe, planned_flops=1e18)
-    plan = LoopConfig("bench", stream, recipe.tokens, {})
+    config = LoopConfig("bench", recipe, settings, stream, recipe.tokens, folder, {})
     try:
-        train(model, recipe, plan, settings, folder, lambda _: 0.0, stop, on_progress)
+        train(model, config, lambda _: 0.0, stop, on_progress=on_progress)
     except Interrupted:
         step = statistics.median(b - a for a, b in pairwise(ends))
         turns.end(

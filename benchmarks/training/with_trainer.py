@@ -11,7 +11,7 @@ from training.stream import random_batches, recipe_of
 from training.turns import Turns
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from inheritune.training.hardware import choose_device, choose_settings, keep_large_blocks
+from inheritune.training.hardware import choose_device, choose_settings, keep_freed_memory
 from inheritune.training.kernels import MATMUL_ATTENTION, register_matmul_attention, use_fused_gelu
 
 _SAMPLES = 1 << 20  # an epoch is longer than anybody waits
@@ -44,7 +44,7 @@ def main(job: dict[str, Any]) -> None:
     settings = choose_settings(recipe, planned_flops=1e18)
     best, kernels = job.get("best", False), job.get("kernels", False)
     if kernels and settings.keep_large_blocks:
-        keep_large_blocks()
+        keep_freed_memory()
     torch.manual_seed(0)
     with torch.device(device):
         made = without_dropout(shape) if best else config(shape)

@@ -25,7 +25,7 @@ from inheritune.run_directory import Run
 from inheritune.steps.seeds import repeat_specs
 from inheritune.steps.trainings import specs_for
 from inheritune.system.progress import Progress
-from inheritune.training.checkpoint_files import drop_later
+from inheritune.training.checkpoint_files import drop_later_snapshots
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +192,9 @@ def test_each_link_of_a_chain_begins_where_its_own_seed_has_come_to(tiny_referen
 def test_what_is_kept_of_another_branch_is_not_asked(tmp_path):
     for step in (2, 4):
         (tmp_path / f"{step:010d}" / f"step-{step:08d}").mkdir(parents=True)
-    drop_later(tmp_path, 2)
+    drop_later_snapshots(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["0000000002"]
-    drop_later(tmp_path / "none", 0)
+    drop_later_snapshots(tmp_path / "none", 0)
 
 
 def test_each_size_of_a_variant_has_its_own_val_loss_beside_its_tasks():

@@ -77,7 +77,7 @@ def run_training(
 ) -> tuple[LlamaForCausalLM, LoopResult | None, list[int]]:
     """Train, or continue; asked to stop after a step, in one process only."""
     model, stop, spy = small_llama(), StopFlag(), Spy(tokens.train)
-    wanted, begin = recipe(**more), {}
+    train_recipe, begin = recipe(**more), {}
     plain = {"device": "cpu", "precision": "fp32", "attention": "model", "compile": False}
     off = {"fused_gelu": False, "fused_optimizer": True, "keep_large_blocks": False}
     settings = Settings(**plain, **off, processes=processes.size)
@@ -92,13 +92,29 @@ def run_training(
         return measure_val_loss(model, tokens.val, 16, 4, stop, processes=processes).mean
 
     folder.mkdir(parents=True, exist_ok=True)
-    plan = LoopConfig("test", spy, wanted.tokens, INPUTS, checkpoint=checkpoint)
+    config = LoopConfig(
+        task="test",
+        train=train_recipe,
+        settings=settings,
+        stream=spy,
+        tokens=train_recipe.tokens,
+        folder=folder,
+        inputs=INPUTS,
+        resume_from=checkpoint,
+    )
     if distill is not None:
-        place = (folder.parent, tokens, processes, settings)
-        plan = replace(plan, distillation=distillation(wanted, distill, *place))
-    told = (stop, on_progress, processes, on_row)
+        made = distillation(train_recipe, distill, folder.parent, tokens, processes, settings)
+        config = replace(config, distillation=made)
     try:
-        trained = train(model, wanted, plan, settings, folder, measure, *told)
+        trained = train(
+            model,
+            config,
+            measure,
+            stop,
+            on_progress=on_progress,
+            on_row=on_row,
+            processes=processes,
+        )
     except InherituneError as error:
         if error.exit_code != 75:
             raise
@@ -107,7 +123,7 @@ def run_training(
 
 
 def distillation(
-    wanted: Train,
+    train_recipe: Train,
     distill: dict[str, object],
     folder: Path,
     tokens: TokenDirectory,
@@ -117,10 +133,10 @@ def distillation(
     """As a variant's, from the reference that lies in the folder; shards of 30 samples."""
     logit_cache._SHARD_BYTES = 30 * 16 * 64 * 4
     fields = {"name": "test", "reference": {"model": "there"}, "data": {"source": "there"}}
-    made = Recipe.model_validate(fields | {"train": wanted.model_dump()})
+    made = Recipe.model_validate(fields | {"train": train_recipe.model_dump()})
     job = Job(made, Run(folder), StopFlag(), silent, processes)
     arm = TrainingSpec(
-        "kd", "fresh", 2, wanted.tokens, distill=distill, reference=f"{folder}/reference"
+        "kd", "fresh", 2, train_recipe.tokens, distill=distill, reference=f"{folder}/reference"
     )
     return open_distillation(job, arm, tokens, {"reference": "digest"}, settings)
 
@@ -251,18 +267,15 @@ def failing(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[
     plain = {"device": "cpu", "precision": "fp32", "attention": "model", "compile": False}
     off = {"fused_gelu": False, "fused_optimizer": True, "keep_large_blocks": False}
     settings = Settings(**plain, **off, processes=processes.size)
-    plan = LoopConfig("test", tokens.train, 2560, INPUTS)
+    config = LoopConfig("test", recipe(), settings, tokens.train, 2560, folder / how, INPUTS)
     with processes.watched():
         train(
             small_llama(),
-            recipe(),
-            plan,
-            settings,
-            folder / how,
+            config,
             lambda model: 1.0,
             StopFlag(),
-            on_progress,
-            processes,
+            on_progress=on_progress,
+            processes=processes,
         )
     return {}
 

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from inheritune.errors import CheckpointError, MachineError, RecipeError
-from inheritune.training.checkpoint import Position, load_newest, save_checkpoint
+from inheritune.training.checkpoint import (
+    Position,
+    TrainingInputs,
+    load_newest,
+    save_checkpoint,
+)
+
+INPUTS = TrainingInputs({"seed": 0})
 
 
 def stepped(model: LlamaForCausalLM) -> torch.optim.AdamW:
@@ -24,11 +31,11 @@ def stepped(model: LlamaForCausalLM) -> torch.optim.AdamW:
 
 def save(folder: Path, model: LlamaForCausalLM, step: int, keep: int = 9) -> Path:
     position = Position(step=step, tokens=step * 128)
-    return save_checkpoint(folder, model, stepped(model), position, {"seed": 0}, keep)
+    return save_checkpoint(folder, model, stepped(model), position, INPUTS, keep)
 
 
 def load(folder: Path, model: LlamaForCausalLM) -> tuple[Position, list[str]]:
-    return load_newest(folder, model, torch.optim.AdamW(model.parameters()), {"seed": 0})
+    return load_newest(folder, model, torch.optim.AdamW(model.parameters()), INPUTS)
 
 
 def test_without_checkpoints_it_begins_at_the_beginning(
@@ -42,14 +49,14 @@ def test_weights_and_moments_come_back_bit_for_bit(
 ) -> None:
     optimizer = stepped(small_llama)
     position = Position(step=3, tokens=384, elapsed_s=1.5, skipped=1)
-    save_checkpoint(tmp_path, small_llama, optimizer, position, {"seed": 0}, keep=1)
+    save_checkpoint(tmp_path, small_llama, optimizer, position, INPUTS, keep=1)
     weights = {name: tensor.clone() for name, tensor in small_llama.state_dict().items()}
     moments = [optimizer.state[param] for param in small_llama.parameters()]
     with torch.no_grad():
         for param in small_llama.parameters():
             param.zero_()
     other = torch.optim.AdamW(small_llama.parameters(), fused=True)
-    assert load_newest(tmp_path, small_llama, other, {"seed": 0}) == (position, [])
+    assert load_newest(tmp_path, small_llama, other, INPUTS) == (position, [])
     for name, tensor in small_llama.state_dict().items():
         assert torch.equal(tensor, weights[name]), name
     for param, before in zip(small_llama.parameters(), moments, strict=True):
@@ -71,9 +78,7 @@ def test_the_best_one_is_kept_beside_the_newest(
     losses = {0: 0.1, 1: 3.0, 2: 1.0, 3: None}  # of step 0 nothing is saved
     for step in (1, 2, 3, 4):
         position = Position(step=step, tokens=step * 128)
-        save_checkpoint(
-            tmp_path, small_llama, optimizer, position, {"seed": 0}, 1, val_losses=losses
-        )
+        save_checkpoint(tmp_path, small_llama, optimizer, position, INPUTS, 1, val_losses=losses)
     left = sorted(p.name for p in tmp_path.iterdir())
     assert left == ["latest", "step-00000002", "step-00000004"]
 
@@ -195,22 +200,21 @@ def test_what_the_machine_chose_is_compared(small_llama: LlamaForCausalLM, tmp_p
     def optimizer() -> torch.optim.AdamW:
         return torch.optim.AdamW(small_llama.parameters())
 
+    def load_with(settings: dict[str, object], *allowed: str) -> tuple[Position, list[str]]:
+        inputs = TrainingInputs({"seed": 0}, settings=settings, allowed=allowed)
+        return load_newest(tmp_path, small_llama, optimizer(), inputs)
+
     begun = {"precision": "bf16", "compile": True, "new": 1}
-    place, inputs = (tmp_path, small_llama), {"seed": 0}
-    save_checkpoint(*place, optimizer(), Position(1, 128), inputs, 1, settings=begun)
-    same = load_newest(*place, optimizer(), inputs, settings=begun | {"other": 2})
-    assert same == (Position(1, 128), [])
-    eager = begun | {"compile": False}
-    assert load_newest(*place, optimizer(), inputs, settings=eager)[1] == [
+    inputs = TrainingInputs({"seed": 0}, settings=begun)
+    save_checkpoint(tmp_path, small_llama, optimizer(), Position(1, 128), inputs, 1)
+    assert load_with(begun | {"other": 2}) == (Position(1, 128), [])
+    assert load_with(begun | {"compile": False})[1] == [
         "settings.compile was True, now it is False"
     ]
-    now = {"precision": "fp32"}
+    fp32 = {"precision": "fp32"}
     with pytest.raises(RecipeError, match=r"trained in bf16; train\.precision comes to fp32"):
-        load_newest(*place, optimizer(), inputs, settings=now)
-    allowed = {"train.precision"}
-    assert load_newest(*place, optimizer(), inputs, settings=now, allowed=allowed)[1] == [
-        "settings.precision was bf16, now it is fp32"
-    ]
+        load_with(fp32)
+    assert load_with(fp32, "train.precision")[1] == ["settings.precision was bf16, now it is fp32"]
 
 
 def test_a_planted_pickle_is_never_read(small_llama: LlamaForCausalLM, tmp_path: Path) -> None:

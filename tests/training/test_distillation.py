@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
+from transformers.modeling_outputs import CausalLMOutput
 
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import DataError, Interrupted, RecipeError, SourceError
@@ -23,12 +24,16 @@ from inheritune.run.execute import execute
 from inheritune.run_directory import Run
 from inheritune.system.progress import Progress
 from inheritune.system.signals import StopFlag
-from inheritune.training import kl_divergence as divergence
-from inheritune.training import logit_cache
+from inheritune.training import kl_divergence, logit_cache
 from inheritune.training.batches import sample_numbers
-from inheritune.training.distillation import Distillation, DistillationLoss, FrozenReference
+from inheritune.training.distillation import (
+    Distillation,
+    FrozenReference,
+    StoredDistribution,
+    make_objective,
+)
 from inheritune.training.hardware import Settings
-from inheritune.training.kl_divergence import LazyLogits, TopK, loss_sums
+from inheritune.training.kl_divergence import DistillationObjective, Full, TopK
 from inheritune.training.logit_cache import LogitCache
 from inheritune.training.loop import LoopConfig, LoopResult, train
 
@@ -61,6 +66,7 @@ MODELS = {
 }
 X = torch.randint(0, 320, (3, 16), generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 320, (3, 16), generator=torch.Generator().manual_seed(1))
+SAMPLES = torch.cat((X, Y[:, :1]), 1)
 Y[0, :5] = Y[2, 9:] = -100
 
 
@@ -86,16 +92,15 @@ def against(
     settings: Settings,
     alpha: float = 0.6,
     temperature: float = 1.0,
-) -> DistillationLoss:
-    return DistillationLoss(
-        model, Distillation(FrozenReference(reference, settings), alpha, temperature)
-    )
+) -> DistillationObjective:
+    source = FrozenReference(reference, settings, temperature)
+    return make_objective(model, Distillation(source, alpha), SAMPLES)
 
 
 @pytest.mark.parametrize("chunk", [2**24, 7 * 320])
 @pytest.mark.parametrize(("alpha", "tau"), [(0.6, 1.0), (0.3, 2.5), (0.0, 1.0)])
 @pytest.mark.parametrize("name", MODELS)
-def test_it_is_the_formula_and_so_are_its_gradients(
+def test_distillation_loss_and_gradients_match_the_fp64_formula(
     name: str,
     alpha: float,
     tau: float,
@@ -103,15 +108,15 @@ def test_it_is_the_formula_and_so_are_its_gradients(
     plain: Settings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(divergence, "_CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(kl_divergence, "_CHUNK_LOGITS", chunk)
     model, reference = MODELS[name](0, 2), MODELS[name](1, 3)
-    wanted = against(reference, model, plain, alpha, tau)
-    assert wanted.chunked_head == (name != "gemma2")
-    found = wanted(model, X, Y)
-    found[0].backward()
+    objective = against(reference, model, plain, alpha, tau)
+    assert objective.fused == (name != "gemma2")
+    sums = objective(X, Y)
+    sums[0].backward()
     loss, ce, kl, gradients = by_formula(model, reference, alpha, tau)
     expected = torch.stack((loss, ce, kl)).detach()
-    torch.testing.assert_close(found.detach().double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sums.detach().double(), expected, rtol=1e-5, atol=1e-5)
     for key, parameter in model.named_parameters():
         gap = (parameter.grad.double() - gradients[key]).norm()
         assert gap <= 1e-5 * gradients[key].norm() + 1e-7, key
@@ -121,8 +126,7 @@ def test_a_head_with_a_bias_has_its_gradient_too(plain: Settings) -> None:
     model, reference = llama(0, 2), llama(1, 2)
     for each in (model, reference):
         each.lm_head = torch.nn.Linear(32, 320)
-    found = against(reference, model, plain, 0.6, 2.0)(model, X, Y)
-    found[0].backward()
+    against(reference, model, plain, 0.6, 2.0)(X, Y)[0].backward()
     gradients = by_formula(model, reference, 0.6, 2.0)[3]
     for key in ("lm_head.weight", "lm_head.bias"):
         ours = model.get_parameter(key).grad.double()
@@ -134,23 +138,21 @@ def test_a_copy_of_the_reference_has_no_divergence_and_a_fresh_model_has_much(
 ) -> None:
     reference = llama(1, 3)
     for model, least, most in ((copy.deepcopy(reference), 0.0, 1e-6), (llama(2, 3), 1.0, 100.0)):
-        loss = against(reference, model, plain)
-        divergence = float(loss(model, X, Y).detach()[2]) / int((Y != -100).sum())
-        assert least - 1e-6 <= divergence <= most
+        kl = against(reference, model, plain)(X, Y).detach()[2]
+        assert least - 1e-6 <= float(kl) / int((Y != -100).sum()) <= most
 
 
 def test_in_bf16_both_compute_in_bf16_and_sum_in_fp32(plain: Settings) -> None:
     model, reference = llama(0, 2), llama(1, 3)
     bf16 = replace(plain, precision="bf16")
-    wanted = against(reference, model, bf16)
+    objective = against(reference, model, bf16)
     with bf16.autocast():
-        found = wanted(model, X, Y)
-    found[0].backward()
+        sums = objective(X, Y)
+    sums[0].backward()
     expected = torch.stack(by_formula(model, reference, 0.6, 1.0)[:3]).detach()
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.detach().double(), expected, rtol=2e-2, atol=0)
+    assert sums.dtype == torch.float32
+    torch.testing.assert_close(sums.detach().double(), expected, rtol=2e-2, atol=0)
     assert all(p.grad.dtype == torch.float32 for p in model.parameters())
-    wanted.check(torch.cat((X, Y[:, :1].clamp(min=0)), 1))
 
 
 def test_only_the_target_is_given_gradients_and_the_reference_stays_as_it_is(
@@ -158,7 +160,7 @@ def test_only_the_target_is_given_gradients_and_the_reference_stays_as_it_is(
 ) -> None:
     model, reference = llama(0, 2), llama(1, 3).train()
     before = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
-    against(reference, model, plain, 0.0)(model, X, Y)[0].backward()
+    against(reference, model, plain, 0.0)(X, Y)[0].backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert all(parameter.grad is None for parameter in reference.parameters())
     assert not any(module.training for module in reference.modules())
@@ -175,18 +177,16 @@ def test_a_divergence_of_the_reference_from_itself_is_our_mistake(
     plain: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, reference = llama(0, 1), llama(1, 1)
-    loss = against(reference, model, plain)
-    samples = torch.cat((X, X[:, :1]), 1)
-    loss.check(samples)
-    right = divergence._Terms.of
+    against(reference, model, plain)
+    right = Full.kl_divergence
 
-    def entropy_left_out(terms: object, *args: object) -> object:
-        ce, kl, slope = right(terms, *args)
-        return ce, kl + ce, slope
+    def entropy_left_out(full: Full, log_q: torch.Tensor, part: slice) -> object:
+        _, p = right(full, log_q, part)
+        return -(p * log_q).sum(-1), p
 
-    monkeypatch.setattr(divergence._Terms, "of", entropy_left_out)
+    monkeypatch.setattr(Full, "kl_divergence", entropy_left_out)
     with pytest.raises(AssertionError, match=r"from itself is .* nats per token, not 0"):
-        loss.check(samples)
+        against(reference, model, plain)
 
 
 # -- trainings
@@ -223,15 +223,23 @@ class Trainer:
             if stop_after is not None and progress.done >= stop_after * recipe.batch_tokens:
                 stop.signal_number = 15
 
-        wanted = None
+        distillation = None
         if self.alpha is not None:
             beside = copy.deepcopy(self.reference)
-            source = self.cache or FrozenReference(beside, self.settings)
-            wanted = Distillation(source, self.alpha, 1.0)
-        plan = LoopConfig("test", self.stream, recipe.tokens, {}, distillation=wanted)
-        told = (lambda model: 1.0, stop, on_progress)
-        trained = train(model, recipe, plan, self.settings, folder, *told)
-        if wanted is not None:
+            source = self.cache or FrozenReference(beside, self.settings, 1.0)
+            distillation = Distillation(source, self.alpha)
+        config = LoopConfig(
+            task="test",
+            train=recipe,
+            settings=self.settings,
+            stream=self.stream,
+            tokens=recipe.tokens,
+            folder=folder,
+            inputs={},
+            distillation=distillation,
+        )
+        trained = train(model, config, lambda model: 1.0, stop, on_progress=on_progress)
+        if distillation is not None:
             assert_same(self.reference.state_dict(), beside.state_dict())
         return model.state_dict(), trained
 
@@ -313,16 +321,27 @@ def cache_of(
 ) -> LogitCache:
     """All that some steps need, in shards of at most 40 samples."""
     made_from = {"reference": "abc"}
-    kept = LogitCache(folder, made_from, trainer.stream, recipe, k, 1.0, 320)
-    reference = FrozenReference(copy.deepcopy(trainer.reference), trainer.settings)
-    for place in kept.missing(steps * 8):
-        kept.write(place, reference, paid_by, lambda done: None)
-    return kept
+    cache = LogitCache(folder, made_from, trainer.stream, recipe, k, 1.0, 320)
+    reference = FrozenReference(copy.deepcopy(trainer.reference), trainer.settings, 1.0)
+    for place in cache.missing(steps * 8):
+        cache.write(place, reference, paid_by, lambda done: None)
+    return cache
 
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logit_cache, "_SHARD_BYTES", 40 * 16 * 8 * 4)
+
+
+class PretendModel(torch.nn.Module):
+    """Its logits are the given ones, (N, V), whatever is asked."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.given = logits
+
+    def forward(self, **_: object) -> CausalLMOutput:
+        return CausalLMOutput(logits=self.given[None])
 
 
 @pytest.mark.parametrize("tau", [1.0, 2.0])
@@ -332,7 +351,9 @@ def test_of_the_k_likeliest_and_the_rest_it_is_the_formula_over_k_plus_1_outcome
     torch.manual_seed(0)
     z = torch.randn(6, 50, dtype=torch.float32).mul(2).requires_grad_()
     theirs, labels = torch.randn(6, 50) * 2, torch.randint(0, 50, (6,))
-    sums = loss_sums(LazyLogits(z), TopK.of(theirs, 5, tau), labels, 0.3, tau)
+    source = StoredDistribution(TopK.of(theirs, 5, tau), 50, tau)
+    model = PretendModel(z)
+    sums = DistillationObjective(model, source, 0.3, chunked_head=False)(z[None], labels[None])
     sums[0].backward()
     y = z.detach().double().requires_grad_()
     p, q = (theirs.double() / tau).softmax(-1), (y / tau).softmax(-1)
@@ -382,26 +403,26 @@ def test_every_sample_is_looked_up_as_it_was_predicted_in_any_epoch(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     samples = trainer.stream.num_samples(16)
-    kept = cache_of(trainer, train_recipe, tmp_path, 8, samples // 8 + 1)
-    reference = FrozenReference(trainer.reference, trainer.settings)
+    cache = cache_of(trainer, train_recipe, tmp_path, 8, samples // 8 + 1)
+    reference = FrozenReference(trainer.reference, trainer.settings, 1.0)
     for position in (0, 36, samples - 3, 2 * samples + 5):
         numbers = sample_numbers(samples, train_recipe, position, position + 8)
         ids = torch.from_numpy(trainer.stream.samples(numbers, 16))[:, :-1]
-        top = TopK.of(reference.whole(ids, 1.0).scores.rows(slice(None)), 8, 1.0)
-        found = kept.look_up(position, 8, torch.device("cpu"))
-        torch.testing.assert_close(found.log_p, top.log_p, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(found.log_rest, top.log_rest, rtol=1e-3, atol=1e-3)
-        assert torch.equal(found.ids[:, 0], top.ids[:, 0])
+        top = TopK.of(reference.distribution(ids).logits.rows(slice(None)), 8, 1.0)
+        stored = cache.distribution(ids, position)
+        torch.testing.assert_close(stored.log_p, top.log_p, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(stored.log_rest, top.log_rest, rtol=1e-3, atol=1e-3)
+        assert torch.equal(stored.ids[:, 0], top.ids[:, 0])
 
 
 @pytest.mark.usefixtures("small_shards")
 def test_what_is_there_is_not_made_again_and_who_had_it_made_pays(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
-    kept = cache_of(trainer, train_recipe, tmp_path, 8, 3, paid_by="first")
-    assert kept.missing(3 * 8) == kept.missing(8) == []
-    assert kept.missing(20 * 8) == [(24, 64), (64, 104), (104, 144), (144, 160)]
-    before = {path: path.stat().st_mtime_ns for path in kept.path.rglob("*.bin")}
+    cache = cache_of(trainer, train_recipe, tmp_path, 8, 3, paid_by="first")
+    assert cache.missing(3 * 8) == cache.missing(8) == []
+    assert cache.missing(20 * 8) == [(24, 64), (64, 104), (104, 144), (144, 160)]
+    before = {path: path.stat().st_mtime_ns for path in cache.path.rglob("*.bin")}
     longer = cache_of(trainer, train_recipe, tmp_path, 8, 6, paid_by="second")
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert longer.missing(6 * 8) == []
@@ -413,31 +434,31 @@ def test_what_is_there_is_not_made_again_and_who_had_it_made_pays(
 def test_stopped_in_a_shard_the_whole_ones_stay_and_only_they(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
-    kept = cache_of(trainer, train_recipe, tmp_path, 8, 5)
-    reference = FrozenReference(trainer.reference, trainer.settings)
+    cache = cache_of(trainer, train_recipe, tmp_path, 8, 5)
+    reference = FrozenReference(trainer.reference, trainer.settings, 1.0)
 
     def asked(done: int) -> None:
         raise Interrupted("stopped", "")
 
     with pytest.raises(Interrupted):
-        kept.write(kept.missing(80)[0], reference, "kd", asked)
-    assert [path.name for path in kept.path.iterdir() if "shard" in path.name] == [
+        cache.write(cache.missing(80)[0], reference, "kd", asked)
+    assert [path.name for path in cache.path.iterdir() if "shard" in path.name] == [
         "shard-0000000000-0000000040"
     ]
-    assert kept.missing(80) == [(40, 80)]
+    assert cache.missing(80) == [(40, 80)]
 
 
 def test_a_shard_that_was_changed_is_refused_by_name(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
-    kept = cache_of(trainer, train_recipe, tmp_path, 8, 2)
-    victim = next(kept.path.rglob("log_p.bin"))
+    cache = cache_of(trainer, train_recipe, tmp_path, 8, 2)
+    victim = next(cache.path.rglob("log_p.bin"))
     content = bytearray(victim.read_bytes())
     content[5] ^= 1
     victim.write_bytes(content)
     again = cache_of(trainer, train_recipe, tmp_path, 8, 2)
     with pytest.raises(DataError, match=r"log_p\.bin is not what was written"):
-        again.look_up(0, 8, torch.device("cpu"))
+        again.distribution(torch.zeros(8, 16, dtype=torch.int64), 0)
 
 
 # -- whole runs

@@ -34,9 +34,11 @@ def trained(folder: Path, sets: list[str]) -> ValLoss:
     tokens = prepare(recipe.data, tokenizer, 2048, 128, folder / "tokens")
     inherit(reference, 4, folder / "start")
     model = load_model(folder / "start")
-    plan = LoopConfig("test", tokens.train, recipe.train.tokens, {})
     settings = choose_settings(recipe.train, planned_flops=0)
-    train(model, recipe.train, plan, settings, folder, lambda model: 0.0, StopFlag())
+    config = LoopConfig(
+        "test", recipe.train, settings, tokens.train, recipe.train.tokens, folder, inputs={}
+    )
+    train(model, config, lambda model: 0.0, StopFlag())
     model.set_attn_implementation("sdpa")
     return measure_val_loss(model, tokens.val, 128, 16)
 

@@ -35,7 +35,7 @@ class Trainer:
         self.settings = settings
         self.val_calls = 0
         self.allowed: set[str] = set()
-        self.warn: dict[str, object] = {}
+        self.noted: dict[str, object] = {}
         self.val_losses: list[float] = []  # that are measured first, if not rising ones
         self.messages: list[str] = []
         self.peak_flops: float | None = None
@@ -57,18 +57,19 @@ class Trainer:
             if stop_after is not None and progress.done >= stop_after * recipe.batch_tokens:
                 stop.signal_number = 15
 
-        plan = LoopConfig(
-            "test",
-            self.stream,
-            recipe.tokens,
-            INPUTS if inputs is None else inputs,
-            allowed=self.allowed,
-            warn=self.warn,
+        config = LoopConfig(
+            task="test",
+            train=recipe,
+            settings=self.settings,
+            stream=self.stream,
+            tokens=recipe.tokens,
+            folder=folder,
+            inputs=INPUTS if inputs is None else inputs,
+            noted_inputs=self.noted,
+            allowed_changes=self.allowed,
             peak_flops=self.peak_flops,
         )
-        return train(
-            self.model, recipe, plan, self.settings, folder, self.measure, stop, on_progress
-        )
+        return train(self.model, config, self.measure, stop, on_progress=on_progress)
 
     def measure(self, model: torch.nn.Module) -> float:
         self.val_calls += 1
@@ -348,10 +349,10 @@ def test_what_may_change_with_a_warning_is_named(
 ) -> None:
     from inheritune.training import checkpoint as state
 
-    trainer.warn = {"train.eval_every": 640}
+    trainer.noted = {"train.eval_every": 640}
     with pytest.raises(Interrupted):
         trainer(train_recipe, tmp_path, stop_after=2)
-    trainer.warn = {"train.eval_every": 1280}
+    trainer.noted = {"train.eval_every": 1280}
     versions = state._versions()
     monkeypatch.setattr(state, "_versions", lambda: versions | {"torch": "9.9"})
     trained = trainer(train_recipe, tmp_path)

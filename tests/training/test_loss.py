@@ -10,7 +10,11 @@ from transformers import (
     LlamaConfig,
 )
 
-from inheritune.training.loss import TrainingObjective, logits_are_plain_head_output, loss_sum
+from inheritune.training.loss import (
+    TrainingObjective,
+    cross_entropy_sum,
+    logits_are_plain_head_output,
+)
 
 SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIGS = {
@@ -22,14 +26,14 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_it_is_the_models_own_loss_times_the_tokens(name: str) -> None:
+def test_cross_entropy_sum_is_the_models_own_loss_times_the_tokens(name: str) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
     samples = torch.randint(0, 97, (3, 17))
     with torch.no_grad():
         # Given labels of equal length, transformers shifts by itself and leaves the last one out.
         own = model(input_ids=samples, labels=samples, use_cache=False).loss
-        ours = loss_sum(model, samples)
+        ours = cross_entropy_sum(model, samples[:, :-1], samples[:, 1:])
     torch.testing.assert_close(ours / (3 * 16), own, rtol=1e-6, atol=1e-6)
 
 
@@ -38,7 +42,7 @@ def test_bf16_logits_are_summed_in_fp32() -> None:
     model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
     samples = torch.randint(0, 97, (3, 17))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert loss_sum(model, samples).dtype == torch.float32
+        assert cross_entropy_sum(model, samples[:, :-1], samples[:, 1:]).dtype == torch.float32
 
 
 FITS = {
@@ -60,17 +64,17 @@ def fresh(config: object) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("name", FITS)
-def test_the_op_is_found_to_be_the_loss_of_plain_models(name: str) -> None:
+def test_plain_head_is_recognised_so_that_the_loss_can_be_fused(name: str) -> None:
     assert logits_are_plain_head_output(fresh(FITS[name]))
 
 
 @pytest.mark.parametrize("name", DOES_MORE)
-def test_models_that_do_more_to_their_logits_are_found_out(name: str) -> None:
+def test_head_followed_by_more_is_recognised(name: str) -> None:
     assert not logits_are_plain_head_output(fresh(DOES_MORE[name]))
 
 
 @pytest.mark.parametrize("name", FITS | DOES_MORE)
-def test_asking_leaves_every_weight_bit_for_bit(name: str) -> None:
+def test_recognising_a_plain_head_leaves_every_weight_bit_for_bit(name: str) -> None:
     model = fresh((FITS | DOES_MORE)[name])
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     training = model.training
@@ -80,7 +84,7 @@ def test_asking_leaves_every_weight_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FITS)
-def test_loss_equals_reference_by_the_op_with_its_gradients(name: str) -> None:
+def test_fused_loss_and_gradients_equal_those_of_the_logits(name: str) -> None:
     model = fresh(FITS[name]).eval()
     x, y = torch.randint(0, 97, (2, 3, 16))
     y[0, :5] = -100
@@ -96,11 +100,11 @@ def test_loss_equals_reference_by_the_op_with_its_gradients(name: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_in_bf16_the_op_sums_in_fp32() -> None:
+def test_fused_loss_is_summed_in_fp32_under_bf16() -> None:
     model = fresh(FITS["llama"]).eval()
     samples = torch.randint(0, 97, (64, 65))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         ours = TrainingObjective(model, fused=True)(samples[:, :-1], samples[:, 1:])
-        theirs = loss_sum(model, samples)
+        theirs = cross_entropy_sum(model, samples[:, :-1], samples[:, 1:])
     assert ours.dtype == torch.float32
     assert abs(ours - theirs) / (64 * 64) < 2e-4

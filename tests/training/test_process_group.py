@@ -15,7 +15,12 @@ import pytest
 import torch
 
 from inheritune.data.tokens import TokenDirectory
-from inheritune.training.checkpoint import Position, load_newest, load_weights
+from inheritune.training.checkpoint import (
+    Position,
+    TrainingInputs,
+    load_newest,
+    load_weights,
+)
 from inheritune.training.sharded_safetensors import SavedTensors
 
 SCRIPT = Path(__file__).with_name("group_work.py")
@@ -240,7 +245,7 @@ def test_a_tied_weight_is_saved_once(pair: Path) -> None:
 def load(folder: Path) -> tuple[Position, list[str]]:
     model = WORK.small_llama()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    return load_newest(folder / "checkpoints", model, optimizer, WORK.INPUTS)
+    return load_newest(folder / "checkpoints", model, optimizer, TrainingInputs(WORK.INPUTS))
 
 
 @pytest.mark.parametrize("how", ["raises", "killed", "hangs"])

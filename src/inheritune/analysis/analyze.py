@@ -222,11 +222,14 @@ def analyze_model(
         DataError: The sequences are longer than the model takes.
         Interrupted: ``stop`` was set.
     """
-    from inheritune.training.hardware import forward_device
+    from inheritune.training.hardware import choose_device, keep_freed_memory
     from inheritune.training.models import load_model
 
     _refuse_long_sequences(model, sequences)
-    live: Any = load_model(model.path).to(forward_device())  # type: ignore[arg-type]
+    device = choose_device()
+    if device == "cpu":
+        keep_freed_memory()
+    live: Any = load_model(model.path).to(device)  # type: ignore[arg-type]
     attention = measure_attention(
         live,
         model.layers,

@@ -183,11 +183,13 @@ def evaluate(
     """
     from inheritune.evaluation.task_descriptions import task_descriptions
     from inheritune.evaluation.task_scores import EvaluationSettings, ModelToScore, score_tasks
-    from inheritune.training.hardware import forward_device
+    from inheritune.training.hardware import choose_device, keep_freed_memory
 
     request.check()
     opened = _open(models)
-    device = str(forward_device())
+    device = choose_device()
+    if device == "cpu":
+        keep_freed_memory()
     dtype = request.dtype if request.dtype != "auto" else "bf16" if "cuda" in device else "fp32"
     settings = EvaluationSettings(request.batch_size, dtype, request.add_bos, request.limit, device)
     scores: dict[str, list[Score]] = {name: [] for name in opened}
@@ -265,7 +267,7 @@ def _val_loss(
 ) -> Score:
     """Measure the val_loss of a model, or take the score that is in ``out``."""
     from inheritune.evaluation.val_loss import measure_val_loss
-    from inheritune.training.hardware import forward_device
+    from inheritune.training.hardware import choose_device, keep_freed_memory
     from inheritune.training.models import load_model
 
     stream, num_bytes, fingerprint = _held_out(model, request)
@@ -278,7 +280,9 @@ def _val_loss(
     }
     if (score := find_score(out, key)) is not None:
         return score
-    began, device = time.monotonic(), forward_device()
+    began, device = time.monotonic(), choose_device()
+    if device == "cpu":
+        keep_freed_memory()
     live: Any = load_model(model.path)
     loss = measure_val_loss(
         live.to(device),

@@ -47,10 +47,10 @@ def open_distillation(
 
     @cache
     def reference() -> "FrozenReference":
-        return FrozenReference(load_model(_reference_of(arm)), settings)
+        return FrozenReference(load_model(_reference_of(arm)), settings, wanted.temperature)
 
     if wanted.top_k is None:
-        return Distillation(reference(), wanted.alpha, wanted.temperature)
+        return Distillation(reference(), wanted.alpha)
     stored = _open_cache(job, arm, tokens, inputs, wanted)
     per_step = job.recipe.train.batch_tokens // job.recipe.train.seq_len
     steps = job.recipe.train.num_steps(arm.tokens)
@@ -58,7 +58,7 @@ def open_distillation(
     for turn in range(0, len(missing), job.processes.size):
         mine = missing[turn + job.processes.rank :][:1]
         job.processes.on_all(partial(_write, job, arm, stored, mine, reference))
-    return Distillation(stored, wanted.alpha, wanted.temperature)
+    return Distillation(stored, wanted.alpha)
 
 
 def reference_cost(

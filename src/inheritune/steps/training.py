@@ -192,24 +192,35 @@ def train_share(
                 model, tokens.val, recipe.seq_len, batch_size, job.stop, processes=processes
             ).mean
 
-    plan = LoopConfig(
+    config = LoopConfig(
         task=arm.task,
+        train=recipe,
+        settings=settings,
         stream=tokens.train,
         tokens=arm.tokens,
+        folder=folder,
         inputs=inputs,
+        noted_inputs=warned(job.recipe),
+        allowed_changes=job.allowed,
         first_sample=arm.first_sample,
-        moments=moments,
-        allowed=job.allowed,
-        warn=warned(job.recipe),
-        checkpoint=checkpoint,
+        moments_from=moments,
+        resume_from=checkpoint,
+        snapshot_steps=_steps_to_keep(job, arm),
         peak_flops=_peak_flops(settings.device),
-        keep_at=_steps_to_keep(job, arm),
     )
-    rest = (measure, job.stop, job.on_progress, processes, on_row)
     with processes.watched(), _enough_memory(recipe.micro_batch):
         if arm.distill is not None:
-            plan = replace(plan, distillation=open_distillation(job, arm, tokens, inputs, settings))
-        trained = train(model, recipe, plan, settings, folder, *rest)
+            distillation = open_distillation(job, arm, tokens, inputs, settings)
+            config = replace(config, distillation=distillation)
+        trained = train(
+            model,
+            config,
+            measure,
+            job.stop,
+            on_progress=job.on_progress,
+            on_row=on_row,
+            processes=processes,
+        )
     return model, trained
 
 

@@ -1,9 +1,9 @@
-"""Checkpoints: the training state on disk, complete or absent, and never a pickle."""
+"""Save and load the state of a training: on disk complete or not at all, and never a pickle."""
 
 import shutil
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -36,19 +36,26 @@ from inheritune.training.sharded_safetensors import SavedTensors, file_name, wri
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Position", "load_moments", "load_newest", "load_weights", "save_checkpoint"]
+__all__ = [
+    "Position",
+    "TrainingInputs",
+    "load_moments",
+    "load_newest",
+    "load_weights",
+    "save_checkpoint",
+]
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a training stands; with the recipe, this is all that is needed to go on.
+    """The place that a training has reached; with the recipe, all that is needed to go on.
 
     Attributes:
         step: Optimizer steps done.
         tokens: Training tokens seen.
         elapsed_s: Seconds of training before this point, over all restarts.
         skipped: Steps without an update, for a value that was not finite.
-        skips_in_a_row: Of them, the last ones without an update between them.
+        skips_in_a_row: The newest of them, without an update in between.
     """
 
     step: int = 0
@@ -58,68 +65,104 @@ class Position:
     skips_in_a_row: int = 0
 
 
+@dataclass(frozen=True)
+class TrainingInputs:
+    """All that a training is made from; a checkpoint of other inputs is not continued.
+
+    Attributes:
+        decisive: Keys that decide the result; a difference is refused.
+        noted: Keys whose difference is only noted; versions of libraries are always among them.
+        settings: Choices of the machine, see `hardware.changed_settings`.
+        allowed: Keys of `decisive` that may differ (`--allow-change`).
+    """
+
+    decisive: Mapping[str, Any]
+    noted: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    allowed: Collection[str] = ()
+
+    def record(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the inputs, by its keys in trainer.json."""
+        return {
+            "inputs": dict(self.decisive),
+            "warn": _versions() | dict(self.noted),
+            "settings": dict(self.settings),
+        }
+
+    def compare(self, checkpoint: Path, trainer: Mapping[str, Any]) -> list[str]:
+        """Refuse a checkpoint of other inputs; return a sentence for each difference that may be.
+
+        Args:
+            checkpoint: For messages.
+            trainer: What the checkpoint's trainer.json holds.
+
+        Raises:
+            RecipeError: A difference that is not allowed.
+        """
+        allowed = refuse_differences(checkpoint, trainer["inputs"], self.decisive, self.allowed)
+        notes = [f"allowed: {key} was {old!r}, now it is {new!r}" for key, old, new in allowed]
+        # Checkpoints of older versions lack the other two.
+        if noted := trainer.get("warn"):
+            changed = differences(noted, self.record()["warn"])
+            notes += [f"{key} was {old}, now it is {new}" for key, old, new in changed]
+        before = dict(trainer.get("settings") or {})
+        return notes + changed_settings(checkpoint, before, self.settings, self.allowed)
+
+
 def save_checkpoint(
     folder: Path,
     model: "nn.Module",
     optimizer: torch.optim.Optimizer,
     position: Position,
-    inputs: Mapping[str, Any],
+    inputs: TrainingInputs,
     keep: int,
     processes: Processes = ALONE,
     *,
     val_losses: Mapping[int, float | None] = MappingProxyType({}),
-    warn: Mapping[str, Any] | None = None,
-    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Publish weights, moments and position by one rename; then drop checkpoints beyond `keep`.
 
-    Every process writes what it holds; it is done in all of them, or fails in all of them. What is
-    damaged is not counted among those to keep.
+    Every process writes what it holds; it is done in all of them, or fails in all of them.
 
     Args:
-        folder: Where checkpoints of this training lie.
+        folder: Directory of this training's checkpoints.
         model: Weights to save, tied ones once.
         optimizer: AdamW over the model's parameters.
-        position: Where the training stands.
-        inputs: What the training was started with; it must be the same when it is continued.
-        keep: Newest checkpoints to leave.
-        processes: That share the model.
-        val_losses: By step; of the checkpoints that are there, the one of the lowest is left, too.
-        warn: What may differ when it is continued, with a warning.
-        settings: What the machine chose, see `settings.changed_settings`.
+        position: Steps done.
+        inputs: Compared when the training is continued.
+        keep: Number of newest checkpoints to leave; damaged ones are not counted.
+        processes: They share the model.
+        val_losses: By step; the checkpoint of the lowest one is left as well.
 
     Raises:
         MachineError: The disk is full or gone; earlier checkpoints are untouched.
     """
     final = folder / f"step-{position.step:08d}"
-    trainer = {
-        "position": asdict(position),
-        "inputs": dict(inputs),
-        "warn": _versions() | dict(warn or {}),
-        "settings": dict(settings or {}),
-        "order": ORDER_VERSION,
-    }
-    writers = processes.size // processes.nodes  # the others hold copies
     if processes.on_main(lambda: _is_there(folder, final)):
         return final
+    trainer = {"position": asdict(position), **inputs.record(), "order": ORDER_VERSION}
+    writers = processes.size // processes.nodes  # the others hold copies
     with ExitStack() as stack:
-        staging = processes.on_main(lambda: stack.enter_context(published(final)).name)
+        # --- every writer's part, in a staging directory that all of them see ---
+        staging = folder / processes.on_main(lambda: stack.enter_context(published(final)).name)
 
         def write() -> dict[str, dict[str, Any]]:
             if processes.rank >= writers:
                 return {}
             with disk_errors(final):  # of this process's machine: the first one may have room
-                return _write_part(folder / staging, model, optimizer, processes.rank, writers)
+                return _write_part(staging, model, optimizer, processes.rank, writers)
 
+        digests = {k: v for part in processes.on_all(write) for k, v in part.items()}
+
+        # --- the manifest last, then the rename: nothing is seen before all is there ---
         def publish() -> None:
-            write_json(folder / staging / "trainer.json", trainer)
-            digests["trainer.json"] = describe_file(folder / staging / "trainer.json")
+            write_json(staging / "trainer.json", trainer)
+            digests["trainer.json"] = describe_file(staging / "trainer.json")
             manifest = {"format": FORMAT, "writers": writers, "files": digests}
-            write_json(folder / staging / "manifest.json", manifest)
+            write_json(staging / "manifest.json", manifest)
             stack.close()
             point_latest(folder, final.name)
 
-        digests = {k: v for part in processes.on_all(write) for k, v in part.items()}
         processes.on_main(publish)
     processes.on_main(lambda: _drop_old(folder, final, keep, val_losses))
     return final
@@ -138,7 +181,7 @@ def _is_there(folder: Path, final: Path) -> bool:
 def _write_part(
     staging: Path, model: "nn.Module", optimizer: torch.optim.Optimizer, rank: int, writers: int
 ) -> dict[str, dict[str, Any]]:
-    """Write what this process holds; returns the digests of its files, by name."""
+    """Write what this process holds; return the digests of its files, by name."""
     parts = {"model": _weights(model), "optimizer": _moments(model, optimizer)}
     paths = [staging / file_name(kind, rank, writers) for kind in parts]
     for path, tensors in zip(paths, parts.values(), strict=True):
@@ -148,13 +191,14 @@ def _write_part(
 
 def _drop_old(folder: Path, final: Path, keep: int, val_losses: Mapping[int, float | None]) -> None:
     saved = newest_first(folder)
-    # Later ones, and those with a hole, are damaged; counted, they would crowd out what is whole.
+    # Incomplete ones, and any newer than the one just saved, are damaged: counted towards `keep`,
+    # they would crowd out what is whole.
     whole = [c for c in saved if c == final or (c.name < final.name and looks_whole(c))]
     measured = {c: val_losses.get(int(c.name.removeprefix("step-"))) for c in whole}
-    known = {c: val_loss for c, val_loss in measured.items() if val_loss is not None}
-    kept = {*whole[:keep], min(known, key=lambda c: known[c], default=final)}
+    losses = {c: val_loss for c, val_loss in measured.items() if val_loss is not None}
+    best = min(losses, key=lambda c: losses[c], default=final)
     for old in saved:
-        if old not in kept:
+        if old not in {*whole[:keep], best}:
             shutil.rmtree(old)
     for old in set_aside_in(folder):
         shutil.rmtree(old)
@@ -164,55 +208,49 @@ def load_newest(
     folder: Path,
     model: "nn.Module",
     optimizer: torch.optim.Optimizer,
-    inputs: Mapping[str, Any],
+    inputs: TrainingInputs,
     processes: Processes = ALONE,
     *,
-    allowed: Collection[str] = (),
-    warn: Mapping[str, Any] | None = None,
-    settings: Mapping[str, Any] | None = None,
     named: Path | None = None,
 ) -> tuple[Position, list[str]]:
     """Load the newest checkpoint that is whole, or the one named, into a model and its optimizer.
 
-    Later ones, passed over or not named, are set aside when it is loaded, and deleted when a newer
-    one is published. `latest` names what was loaded.
+    Later checkpoints, passed over or not named, are set aside, and deleted when a newer one is
+    published. `latest` names what was loaded.
 
     Args:
-        folder: Where checkpoints of this training lie; it need not exist.
+        folder: Directory of this training's checkpoints; it need not exist.
         model: Overwritten in place; sharded over any number of processes, or whole.
         optimizer: Its state is overwritten, or created.
         inputs: What the training is started with now.
-        processes: That share the model; not necessarily as many as when it was saved.
-        allowed: Keys of the inputs that may differ.
-        warn: See `save_checkpoint`.
-        settings: See `save_checkpoint`.
-        named: The one checkpoint to load, in ``folder``; there is no other in its place.
+        processes: They share the model; the checkpoint may be of another number of processes.
+        named: The one checkpoint to load, in ``folder``; no other takes its place.
 
     Returns:
-        The position to go on from (the beginning when nothing was ever saved), and sentences:
-        which checkpoints were passed over, and what has changed.
+        The position to go on from (the beginning when nothing was ever saved), and sentences about
+        checkpoints that were passed over and inputs that differ.
 
     Raises:
         CheckpointError: There are checkpoints and none is whole, or the one named is not.
         RecipeError: The newest one, or the one named, belongs to other inputs, or was trained in
             another precision.
     """
-    now = _Now(inputs, allowed, _versions() | dict(warn or {}), settings or {})
-    found = processes.on_main(lambda: _choose(folder, now, named))
-    if found["name"] is None:
-        return Position(), found["notes"]
-    processes.on_all(lambda: _load(folder / found["name"], model, optimizer))
-    more = processes.on_main(lambda: _settle(folder / found["name"], named is not None))
-    return Position(**found["position"]), found["notes"] + more
+    choice = processes.on_main(lambda: _choose(folder, inputs, named))
+    if choice["name"] is None:
+        return Position(), choice["notes"]
+    checkpoint = folder / choice["name"]
+    processes.on_all(lambda: _load(checkpoint, model, optimizer))
+    more = processes.on_main(lambda: _set_later_aside(checkpoint, named is not None))
+    return Position(**choice["position"]), choice["notes"] + more
 
 
-def _settle(checkpoint: Path, named: bool) -> list[str]:
-    """Leave no doubt from which checkpoint a training goes on."""
-    aside = set_aside(checkpoint)
+def _set_later_aside(checkpoint: Path, named: bool) -> list[str]:
+    """Set later checkpoints aside and point `latest` at the one just loaded."""
+    names = set_aside(checkpoint)
     point_latest(checkpoint.parent, checkpoint.name)
     if not named:  # each was passed over, and that is said
         return []
-    return [f"set aside {name}: {checkpoint.name} was named to go on from" for name in aside]
+    return [f"set aside {name}: {checkpoint.name} was named to go on from" for name in names]
 
 
 def load_moments(
@@ -221,16 +259,16 @@ def load_moments(
     optimizer: torch.optim.Optimizer,
     processes: Processes = ALONE,
 ) -> int:
-    """Take the moments of a smaller model's training over; weights that are new begin with none.
+    """Take over AdamW's moments from a smaller model's training; new weights begin with none.
 
     Args:
-        checkpoint: Of the end of that training.
+        checkpoint: The end of that training.
         model: Holds all of the smaller model's weights, by name.
         optimizer: Over the model's weights.
         processes: See `load_newest`.
 
     Returns:
-        How many weights have moments now.
+        Number of weights that have moments now.
 
     Raises:
         CheckpointError: It is not whole, or not of a part of this model.
@@ -241,13 +279,13 @@ def load_moments(
         if processes.rank == 0:
             verify(checkpoint)
         saved = SavedTensors(files_of(checkpoint, "optimizer"))
-        known = {name.partition(".")[2] for name in saved.names}
-        if strange := known - params:
+        saved_params = {name.partition(".")[2] for name in saved.names}
+        if unknown := saved_params - params:
             raise CheckpointError(
-                f"{checkpoint} holds moments of {min(strange)}, which is not here."
+                f"{checkpoint} holds moments of {min(unknown)}, which is not here."
             )
         _put_moments(model, optimizer, saved)
-        return len(known)
+        return len(saved_params)
 
     return int(processes.on_all(load)[0])
 
@@ -263,27 +301,8 @@ def load_weights(folder: Path, model: "nn.Module") -> None:
     _put_weights(model, SavedTensors(files_of(checkpoint, "model")))
 
 
-@dataclass(frozen=True)
-class _Now:
-    """What a training is started with now, see `load_newest`."""
-
-    inputs: Mapping[str, Any]
-    allowed: Collection[str]
-    warn: Mapping[str, Any]
-    settings: Mapping[str, Any]
-
-    def compare(self, checkpoint: Path, trainer: Mapping[str, Any]) -> list[str]:
-        """Refuse a checkpoint of something else; returns a sentence for what may differ."""
-        differing = refuse_differences(checkpoint, trainer["inputs"], self.inputs, self.allowed)
-        notes = [f"allowed: {key} was {old!r}, now it is {new!r}" for key, old, new in differing]
-        if saved_warn := trainer.get("warn"):
-            changed = differences(saved_warn, self.warn)
-            notes += [f"{key} was {old}, now it is {new}" for key, old, new in changed]
-        chosen = dict(trainer.get("settings") or {})
-        return notes + changed_settings(checkpoint, chosen, self.settings, self.allowed)
-
-
-def _choose(folder: Path, now: _Now, named: Path | None) -> dict[str, Any]:
+def _choose(folder: Path, inputs: TrainingInputs, named: Path | None) -> dict[str, Any]:
+    """Choose the checkpoint to load: its name, None where there is none; position and notes."""
     notes: list[str] = []
     for checkpoint in newest_first(folder) if named is None else [folder / named.name]:
         try:
@@ -299,7 +318,7 @@ def _choose(folder: Path, now: _Now, named: Path | None) -> dict[str, Any]:
             notes.append(f"passed over {checkpoint.name}: {error}")
             continue
         notes += pickles_in(checkpoint)
-        notes += now.compare(checkpoint, trainer)
+        notes += inputs.compare(checkpoint, trainer)
         return {"name": checkpoint.name, "position": asdict(position), "notes": notes}
     if notes:
         raise CheckpointError(
@@ -317,9 +336,9 @@ def _load(checkpoint: Path, model: "nn.Module", optimizer: torch.optim.Optimizer
 def _weights(model: "nn.Module") -> "dict[str, Tensor]":
     # named_parameters and named_buffers list a tied tensor once; buffers that a module does not
     # persist (rotary tables) are rebuilt with the model and stay out, as in state_dict.
-    kept = model.state_dict()
+    persistent = model.state_dict()
     return dict(model.named_parameters()) | {
-        name: buffer for name, buffer in model.named_buffers() if name in kept
+        name: buffer for name, buffer in model.named_buffers() if name in persistent
     }
 
 
@@ -332,9 +351,10 @@ def _moments(model: "nn.Module", optimizer: torch.optim.Optimizer) -> "dict[str,
 
 
 def _put_weights(model: "nn.Module", saved: SavedTensors) -> None:
-    if missing := sorted((here := _weights(model)).keys() ^ set(saved.names)):
+    weights = _weights(model)
+    if missing := sorted(weights.keys() ^ set(saved.names)):
         raise CheckpointError(f"checkpoint and model do not both have {missing[0]}.")
-    for name, tensor in here.items():
+    for name, tensor in weights.items():
         saved.read_into(name, tensor)
 
 

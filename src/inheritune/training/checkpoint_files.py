@@ -1,4 +1,4 @@
-"""The files of a checkpoint, and whether all of them are there and as they were written."""
+"""Prove that a checkpoint's files are there as they were written; name, link and set aside them."""
 
 import hashlib
 import os
@@ -19,10 +19,10 @@ __all__ = [
     "BROKEN",
     "FORMAT",
     "describe_file",
-    "drop_later",
+    "drop_later_snapshots",
     "files_of",
     "is_whole",
-    "keep_checkpoint",
+    "keep_snapshot",
     "looks_whole",
     "newest_first",
     "pickles_in",
@@ -45,7 +45,7 @@ _PICKLES = {".pt", ".pth", ".pkl", ".ckpt", ".bin"}
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """Checkpoints of a training, by their steps."""
+    """List the checkpoints of a training, the latest step first."""
     return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
 
 
@@ -55,8 +55,8 @@ def point_latest(folder: Path, name: str) -> None:
     A hint: no training reads it, and one that cannot be written stops none.
 
     Args:
-        folder: Where checkpoints of a training lie.
-        name: Of the checkpoint.
+        folder: Directory of a training's checkpoints.
+        name: Such as ``step-00001000``.
     """
     staged = folder / f".{_LATEST}.tmp"
     with suppress(OSError):
@@ -68,19 +68,19 @@ def point_latest(folder: Path, name: str) -> None:
             staged.unlink(missing_ok=True)
 
 
-def keep_checkpoint(folder: Path, kept: Path, step: int) -> None:
+def keep_snapshot(folder: Path, snapshots: Path, step: int) -> None:
     """Keep the newest checkpoint of a training, by links to its files: it takes no space twice.
 
     Args:
-        folder: Where checkpoints of a training lie.
-        kept: Receives it in a directory of its own, named after the step.
-        step: That the newest one is of; another one is left alone.
+        folder: Directory of a training's checkpoints.
+        snapshots: Receives it in a directory of its own, named after the step.
+        step: Nothing is done if the newest checkpoint is of another step.
     """
     newest = next(iter(newest_first(folder)), None)
-    place = kept / f"{step:010d}"
-    if newest is None or int(newest.name.removeprefix("step-")) != step or place.exists():
+    snapshot = snapshots / f"{step:010d}"
+    if newest is None or int(newest.name.removeprefix("step-")) != step or snapshot.exists():
         return
-    staged = kept / f".{step:010d}.tmp"
+    staged = snapshots / f".{step:010d}.tmp"
     shutil.rmtree(staged, ignore_errors=True)
     (staged / newest.name).mkdir(parents=True)
     for file in newest.iterdir():
@@ -88,74 +88,69 @@ def keep_checkpoint(folder: Path, kept: Path, step: int) -> None:
             os.link(file, staged / newest.name / file.name)
         except OSError:  # a file system without links
             shutil.copy2(file, staged / newest.name / file.name)
-    staged.rename(place)
+    staged.rename(snapshot)
 
 
-def drop_later(kept: Path, step: int) -> None:
-    """Remove what `keep_checkpoint` kept of later steps than that a training goes on from.
-
-    Args:
-        kept: As for `keep_checkpoint`.
-        step: That it goes on from.
-    """
-    for place in kept.glob("[0-9]*"):
-        if int(place.name) > step:
-            shutil.rmtree(place)
+def drop_later_snapshots(snapshots: Path, step: int) -> None:
+    """Remove the snapshots of steps beyond the one that a training goes on from."""
+    for snapshot in snapshots.glob("[0-9]*"):
+        if int(snapshot.name) > step:
+            shutil.rmtree(snapshot)
 
 
 def set_aside(checkpoint: Path) -> list[str]:
-    """Rename the later checkpoints of a training that goes on from this one.
+    """Rename the checkpoints after the one that a training goes on from.
 
-    They are damaged, or of no branch any more, and stay until a newer one is published.
+    They are damaged, or belong to a branch that was left; they stay until a newer one is published.
 
     Returns:
-        Their names before.
+        Their former names.
     """
     later = [c for c in newest_first(checkpoint.parent) if c.name > checkpoint.name]
     for old in later:
         aside = old.with_name(f"{_ASIDE}{old.name}")
-        if aside.exists():  # set aside twice: the older one is of no branch any more
+        if aside.exists():  # set aside twice: the older one's branch was left long ago
             shutil.rmtree(aside)
         old.rename(aside)
     return [old.name for old in later]
 
 
 def set_aside_in(folder: Path) -> list[Path]:
-    """What `set_aside` renamed."""
+    """List what `set_aside` renamed."""
     return sorted(folder.glob(f"{_ASIDE}step-*"))
 
 
 def files_of(checkpoint: Path, kind: str) -> list[Path]:
-    """Its files of one kind, ``"model"`` or ``"optimizer"``, by whoever wrote them."""
+    """List the files of one kind, ``"model"`` or ``"optimizer"``: one of each writer."""
     return sorted(checkpoint.glob(f"{kind}*.safetensors"))
 
 
 def pickles_in(checkpoint: Path) -> list[str]:
-    """A sentence for each file that looks like a pickle: it is left alone."""
+    """Return a sentence for each file that looks like a pickle; none is read."""
     names = sorted(path.name for path in checkpoint.iterdir() if path.suffix in _PICKLES)
     return [f"ignored {name} in {checkpoint.name}: nothing is unpickled" for name in names]
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """What a manifest says of a file, which is on the disk when this returns."""
+    """Sync a file to the disk, and return its entry in the manifest."""
     sync_file(path)
     return {"bytes": path.stat().st_size, "sha256": _digest(path)}
 
 
 def verify(checkpoint: Path) -> dict[str, Any]:
-    """Prove a checkpoint before anything of it is loaded.
+    """Prove that a checkpoint is whole, before anything of it is loaded.
 
     Returns:
-        What its trainer.json holds.
+        The contents of trainer.json.
 
     Raises:
-        CheckpointError: Something is missing, too much, or not what was written. `BROKEN` lists
-            what else a damaged one may raise.
+        CheckpointError: A file is missing, was added, or is not what was written. `BROKEN` lists
+            what else a damaged checkpoint may raise.
     """
     manifest = read_json(checkpoint / "manifest.json")
     if manifest["format"] != FORMAT:
         raise CheckpointError(f"{checkpoint.name} has format {manifest['format']}, not {FORMAT}.")
-    # A pipe would be waited for.
+    # Regular files only: reading a pipe would wait for a writer.
     present = {path.name for path in checkpoint.iterdir() if path.is_file()} - {"manifest.json"}
     listed, writers = manifest["files"], int(manifest.get("writers", 1))
     if not 1 <= writers <= len(listed):
@@ -165,7 +160,7 @@ def verify(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError("its manifest is incomplete.")
     if missing := set(listed) - present:
         raise CheckpointError(f"{sorted(missing)[0]} is missing.")
-    # Whoever joins every file of a kind would take its rows for ours.
+    # A reader that joins all files of a kind would take its rows for ours.
     if extra := {name for name in present - set(listed) if name.endswith(".safetensors")}:
         raise CheckpointError(f"{sorted(extra)[0]} was not written with it.")
     for name, expected in listed.items():
@@ -180,7 +175,7 @@ def verify(checkpoint: Path) -> dict[str, Any]:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether `verify` finds nothing."""
+    """Return whether `verify` finds the checkpoint whole."""
     try:
         verify(checkpoint)
     except BROKEN:
@@ -189,9 +184,9 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def looks_whole(checkpoint: Path) -> bool:
-    """Whether all files of its manifest are there in full size; their contents are not read.
+    """Return whether all files of the manifest are there in full size.
 
-    Takes no time, and so can be asked at every save, where `is_whole` would read gigabytes.
+    Contents are not read: this is asked at every save, where `is_whole` would read gigabytes.
     """
     try:
         files = read_json(checkpoint / "manifest.json")["files"]

@@ -1,4 +1,4 @@
-"""Which device, precision and kernels a training uses: chosen once, from the machine and the plan.
+"""Choose device, precision and kernels for a training, once, from the machine and the plan.
 
 The measurements behind each choice stand in docs/log.md.
 """
@@ -23,8 +23,7 @@ __all__ = [
     "changed_settings",
     "choose_device",
     "choose_settings",
-    "forward_device",
-    "keep_large_blocks",
+    "keep_freed_memory",
     "processor_flags",
 ]
 
@@ -47,10 +46,10 @@ class Settings:
         fused_gelu: Whether GPT-2's GELU is one kernel.
         fused_optimizer: Whether AdamW updates in one kernel.
         keep_large_blocks: Whether glibc keeps freed memory.
-        loss: ``"logits"`` or ``"op"``: the loss without the logits in memory, where it fits.
+        loss: ``"logits"``, or ``"op"``: fused, never holding the logits, where possible.
         activation_checkpointing: Whether layers are computed again in the backward pass.
-        processes: How many share the training.
-        reasons: Why, by setting.
+        processes: Number that share the training.
+        reasons: Why each setting was chosen.
     """
 
     device: str
@@ -66,16 +65,16 @@ class Settings:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """The settings as JSON values."""
+        """Return the settings as JSON values."""
         return asdict(self)
 
     def compared(self) -> dict[str, Any]:
-        """What decides rounding, for a checkpoint; what only saves memory is left out."""
+        """Return what decides rounding, for a checkpoint; what only saves memory is left out."""
         names = (
             *("device", "precision", "gathers_bf16", "attention", "loss"),
             *("compile", "fused_gelu", "fused_optimizer"),
         )
-        # Gradients are summed over processes in fp32 on every machine: see `parallel.shard`.
+        # Gradients are summed over processes in fp32 on every machine: see `fsdp.shard`.
         return {name: getattr(self, name) for name in names} | {"gradients_summed_in": "fp32"}
 
     @property
@@ -84,7 +83,7 @@ class Settings:
         return self.processes > 1 and self.device == "cuda" and self.precision == "bf16"
 
     def autocast(self) -> "torch.autocast":
-        """A context in which forward passes compute in `precision`."""
+        """Return a context in which forward passes compute in `precision`."""
         import torch
 
         casts = self.precision == "bf16" and not self.gathers_bf16
@@ -95,20 +94,20 @@ def choose_settings(train: Train, planned_flops: float, processes: int = 1) -> S
     """Turn every `auto` of a recipe into a decision for this machine.
 
     Args:
-        train: The recipe's section; what it states outright is taken as it stands.
-        planned_flops: Of the whole training, see `throughput.flops_per_token`.
-        processes: How many share the training.
+        train: The recipe's section; what is not `auto` is taken as it stands.
+        planned_flops: FLOPs of the whole training, see `throughput.flops_per_token`.
+        processes: Number that share the training.
 
     Raises:
         MachineError: bf16 was asked for on a GPU that has none.
     """
     device = choose_device()
-    found = "there is one" if device == "cuda" else "torch finds no GPU that it can use"
-    reasons: dict[str, str] = {"device": found}
+    gpu = "there is one" if device == "cuda" else "torch finds no GPU that it can use"
+    reasons: dict[str, str] = {"device": gpu}
     precision, reasons["precision"] = _precision(train, device)
     attention, reasons["attention"] = _attention(train, device)
     compiled, reasons["compile"] = _compile(train, device, planned_flops, processes)
-    large_blocks = device == "cpu" and _has_glibc()
+    keeps_memory = device == "cpu" and _has_glibc() and train.keep_large_blocks != "off"
     return Settings(
         device=device,
         precision=precision,
@@ -116,7 +115,7 @@ def choose_settings(train: Train, planned_flops: float, processes: int = 1) -> S
         compile=compiled,
         fused_gelu=train.fused_gelu != "off",
         fused_optimizer=train.fused_optimizer != "off",
-        keep_large_blocks=large_blocks and train.keep_large_blocks != "off",
+        keep_large_blocks=keeps_memory,
         loss="op" if device == "cuda" else "logits",  # on a CPU the op is 1.1-6 times slower
         activation_checkpointing=train.activation_checkpointing == "on",
         processes=processes,
@@ -130,44 +129,36 @@ def changed_settings(
     now: Mapping[str, Any],
     allowed: Collection[str],
 ) -> list[str]:
-    """Sentences for what a machine chooses otherwise than the one that a training began on.
+    """Compare the machine's choices with those that a training was begun with.
 
     Args:
         checkpoint: For messages.
         before: `Settings.compared`, as it was saved; what is not in it is not compared.
-        now: The same, of the settings that are used now.
+        now: `Settings.compared` of today.
         allowed: Recipe keys that may differ.
+
+    Returns:
+        A sentence for each difference.
 
     Raises:
         RecipeError: The precision is another one, and ``train.precision`` may not differ.
     """
-    found = [(key, old, now[key]) for key, old in before.items() if key in now and now[key] != old]
-    for key, old, new in found:
+    changes = [(key, old, now[key]) for key, old in before.items() if now.get(key, old) != old]
+    for key, old, new in changes:
         if key == "precision" and "train.precision" not in allowed:
             raise RecipeError(
                 f"{checkpoint} was trained in {old}; train.precision comes to {new} here.",
                 "Go on where it was begun, or with --allow-change train.precision, which is "
                 "recorded.",
             )
-    return [f"settings.{key} was {old}, now it is {new}" for key, old, new in found]
+    return [f"settings.{key} was {old}, now it is {new}" for key, old, new in changes]
 
 
 def choose_device() -> str:
-    """``"cuda"`` where there is one, else ``"cpu"``."""
+    """Return ``"cuda"`` where there is a GPU that torch can use, else ``"cpu"``."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def forward_device() -> str:
-    """`choose_device`, for forward passes outside of a training.
-
-    On a CPU freed memory is kept from now on, where glibc allows it: see `keep_large_blocks`.
-    """
-    device = choose_device()
-    if device == "cpu" and _has_glibc():
-        keep_large_blocks()
-    return device
 
 
 def _has_glibc() -> bool:
@@ -216,7 +207,7 @@ def _compile(train: Train, device: str, planned_flops: float, processes: int) ->
 
 
 def processor_flags() -> frozenset[str]:
-    """Instruction sets of the first processor; empty where the system does not list them."""
+    """Return the instruction sets of the first processor, if the system lists them."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return frozenset()
@@ -226,12 +217,14 @@ def processor_flags() -> frozenset[str]:
     return frozenset()
 
 
-def keep_large_blocks() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep freed memory, so that steps do not page-fault their logits in again.
 
     By default every tensor above 32 MB is mapped and unmapped at each use. The price: resident
-    memory stays at its high-water mark. Takes effect for allocations that follow.
+    memory stays at its high-water mark. Takes effect for the whole process, for allocations that
+    follow; with another C library nothing happens.
     """
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    if _has_glibc():
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,6 +1,10 @@
-"""Cross-entropy and KL divergence from a reference, summed over tokens, a chunk at a time.
+"""Compute the distillation loss: alpha CE + (1 - alpha) t^2 KL(reference || target), over tokens.
+
+Where logits are the head's product and nothing more, they are made for a chunk of tokens at a time,
+of both models, and never held whole.
 
 B batch, T sequence, D hidden, V vocabulary; N = B x T tokens, n of them at a time, k likeliest ids.
+z: the target's logits; q = softmax(z / t); p: the reference's distribution at the temperature t.
 """
 
 from dataclasses import dataclass
@@ -9,18 +13,126 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.nn import functional as F
 
+from inheritune.training.loss import TrainingObjective
+
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
-__all__ = ["Full", "LazyLogits", "ReferenceDistribution", "TopK", "loss_sums", "scores_of"]
+__all__ = [
+    "DistillationObjective",
+    "Full",
+    "LazyLogits",
+    "ReferenceDistribution",
+    "ReferenceSource",
+    "TopK",
+    "lazy_logits",
+]
 
 _CHUNK_LOGITS = 2**24  # made at a time, of each model: 64 MiB in fp32
 _IGNORED = -100
 
 
+class ReferenceDistribution(Protocol):
+    """The reference's distributions p over N tokens, whole or in part."""
+
+    def kl_divergence(self, log_q: "Tensor", part: slice) -> "tuple[Tensor, Tensor]":
+        """Compute KL(p || q) of some tokens.
+
+        Args:
+            log_q: The target's log-probabilities at the temperature, (n, V) fp32.
+            part: The tokens, of N.
+
+        Returns:
+            KL(p || q), (n,); and p, (n, V), the distribution at which it is 0.
+        """
+
+
+class ReferenceSource(Protocol):
+    """A reference to learn from: the model itself, or its predictions on disk."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the reference predicts."""
+
+    @property
+    def temperature(self) -> float:
+        """Divides the logits of both models; above 0."""
+
+    def distribution(self, input_ids: "Tensor", position: int) -> ReferenceDistribution:
+        """Return the distributions of the token after each input.
+
+        Args:
+            input_ids: (B, T) int64, N = B x T tokens.
+            position: Place of the first sequence in the order of samples.
+        """
+
+
+class DistillationObjective(TrainingObjective):
+    """The distillation loss of a target against its reference.
+
+    Args:
+        model: The target.
+        source: Its reference; no module, so that FSDP does not take it for a part of the target.
+        alpha: Weight of the cross-entropy, in [0, 1]; the KL divergence has the rest.
+        chunked_head: The target's logits are its head's product, see
+            `loss.logits_are_plain_head_output`.
+
+    Source: Hinton et al., arXiv 1503.02531, section 2; Sanyal et al., arXiv 2404.08634.
+    """
+
+    def __init__(
+        self, model: "PreTrainedModel", source: ReferenceSource, alpha: float, chunked_head: bool
+    ) -> None:
+        super().__init__(model, fused=chunked_head)
+        self.source = source
+        self.alpha = alpha
+
+    def forward(
+        self, input_ids: "Tensor", labels: "Tensor | None" = None, use_cache: bool = False
+    ) -> Any:
+        """Return three sums over the labels; see `TrainingObjective.forward`.
+
+        Returns:
+            The loss, CE and KL: (3,) fp32, nats. Gradients flow through the first alone, into the
+            target alone.
+        """
+        if labels is None:
+            return super().forward(input_ids, use_cache=use_cache)
+        alpha, t, labels = self.alpha, self.source.temperature, labels.flatten()
+        reference = self.source.distribution(input_ids, self.position)
+        target = lazy_logits(self.model, input_ids, chunked_head=self.fused)
+        gradients = _Gradients(target) if torch.is_grad_enabled() else None
+        # Gradients are gathered in the same walk over the tokens: the backward pass would have to
+        # make all logits a second time.
+        with torch.no_grad():
+            logits = target.cast()
+            ce, kl = target.hidden.new_zeros(2, dtype=torch.float32)
+            for part in logits.chunks():
+                z, y = logits.rows(part).float(), labels[part]  # (n, V), (n,)
+                is_label = y != _IGNORED
+                # CE = -log softmax(z)[y];  KL(p || q) = sum_v p_v (log p_v - log q_v)
+                ce = ce + F.cross_entropy(z, y, reduction="sum", ignore_index=_IGNORED)
+                log_q = (z / t).log_softmax(-1)
+                token_kl, p = reference.kl_divergence(log_q, part)
+                kl = kl + torch.where(is_label, token_kl, 0).sum()
+                if gradients is not None:
+                    # dCE/dz = softmax(z) - onehot(y);  t^2 dKL/dz = t (q - p)
+                    slope = z.softmax(-1)
+                    slope.scatter_add_(1, y.clamp(min=0)[:, None], -torch.ones_like(slope[:, :1]))
+                    slope *= alpha
+                    slope += (1 - alpha) * t * (log_q.exp_() - p)
+                    slope = slope * is_label[:, None]
+                    gradients.add(part, slope.to(target.hidden.dtype), logits)
+            sums = torch.stack((alpha * ce + (1 - alpha) * t**2 * kl, ce, kl))
+        if gradients is None:
+            return sums
+        return _GatheredGradients.apply(target.hidden, target.weight, target.bias, sums, gradients)
+
+
 @dataclass(frozen=True)
 class LazyLogits:
-    """The logits of a model, made where they are asked for.
+    """The logits of a model, computed for a few tokens at a time.
 
     Attributes:
         hidden: Last states, (N, D); the logits themselves, (N, V), where there is no weight.
@@ -33,18 +145,18 @@ class LazyLogits:
     bias: "Tensor | None" = None
 
     def rows(self, part: slice) -> "Tensor":
-        """Logits of some tokens, (n, V)."""
+        """Compute the logits of some tokens, (n, V)."""
         hidden = self.hidden[part]
         return hidden if self.weight is None else F.linear(hidden, self.weight, self.bias)
 
     def chunks(self) -> list[slice]:
-        """Tokens whose logits may be there at the same time."""
+        """Divide the tokens so that the logits of a part fit into memory."""
         columns = self.hidden.shape[1] if self.weight is None else self.weight.shape[0]
         each = max(1, _CHUNK_LOGITS // columns)
         return [slice(first, first + each) for first in range(0, len(self.hidden), each)]
 
     def cast(self) -> "LazyLogits":
-        """The same with the head in the precision of the states."""
+        """Return the same with the head in the precision of the states."""
         if self.weight is None:
             return self
         dtype = self.hidden.dtype
@@ -52,59 +164,44 @@ class LazyLogits:
         return LazyLogits(self.hidden, self.weight.to(dtype), bias)
 
 
-def scores_of(model: Any, input_ids: "Tensor", chunked_head: bool) -> LazyLogits:
-    """What a model predicts behind every token.
+def lazy_logits(model: Any, input_ids: "Tensor", chunked_head: bool) -> LazyLogits:
+    """Run a model up to its head, or through it where its logits are more than the head's product.
 
     Args:
         model: A transformers causal language model.
         input_ids: (B, T) int64.
-        chunked_head: Whether its logits are the head's product and nothing more.
+        chunked_head: Its logits are the head's product and nothing more.
     """
     if not chunked_head:
         return LazyLogits(model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1))
     head, decoder = model.get_output_embeddings(), model.get_decoder()
     hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
     device = hidden.device.type
-    if torch.is_autocast_enabled(device):  # as autocast would have the head's product
+    if torch.is_autocast_enabled(device):  # as autocast would cast the head's product
         hidden = hidden.to(torch.get_autocast_dtype(device))
     return LazyLogits(hidden, head.weight, getattr(head, "bias", None))
 
 
-class ReferenceDistribution(Protocol):
-    """What is known of the reference's distributions over N tokens."""
-
-    def compare(self, ours: "Tensor", part: slice) -> "tuple[Tensor, Tensor]":
-        """The divergence of some tokens, and the distribution that would make it 0.
-
-        Args:
-            ours: The target's log-probabilities at the temperature, (n, V) fp32.
-            part: Which tokens these are.
-
-        Returns:
-            KL(reference || target), (n,), and probabilities, (n, V).
-        """
-
-
 @dataclass(frozen=True)
 class Full:
-    """All of them: the KL divergence is summed over the vocabulary."""
+    """The whole distribution: the KL divergence is summed over the vocabulary."""
 
-    scores: LazyLogits
+    logits: LazyLogits
     temperature: float
 
-    def compare(self, ours: "Tensor", part: slice) -> "tuple[Tensor, Tensor]":
-        """See `ReferenceDistribution`."""
-        theirs = (self.scores.rows(part).float() / self.temperature).log_softmax(-1)
-        wanted = theirs.exp()
-        return (wanted * (theirs - ours)).sum(-1), wanted
+    def kl_divergence(self, log_q: "Tensor", part: slice) -> "tuple[Tensor, Tensor]":
+        """Compute KL(p || q) = sum_v p_v (log p_v - log q_v); see `ReferenceDistribution`."""
+        log_p = (self.logits.rows(part).float() / self.temperature).log_softmax(-1)
+        p = log_p.exp()
+        return (p * (log_p - log_q)).sum(-1), p
 
 
 @dataclass(frozen=True)
 class TopK:
-    """The k likeliest ids, and all others lumped into one outcome: the divergence over k + 1.
+    """The k likeliest ids; all others are lumped into one outcome.
 
-    It is at most the one over the whole vocabulary, and 0 where that is 0. Within the rest the
-    target's own proportions stand: nothing pulls at them.
+    The divergence over these k + 1 outcomes is at most the one over the whole vocabulary, and 0
+    where that is 0. Within the rest p has the target's own proportions: p_v = q_v p_rest / q_rest.
 
     Attributes:
         ids: (N, k) int64.
@@ -118,84 +215,60 @@ class TopK:
 
     @classmethod
     def of(cls, logits: "Tensor", k: int, temperature: float) -> "TopK":
-        """Of logits, (n, V) with k < V."""
-        theirs = (logits.float() / temperature).log_softmax(-1)
-        log_p, ids = theirs.topk(k)
-        return cls(ids, log_p, _lump(theirs, ids))
+        """Keep the k likeliest ids of logits, (n, V) with k < V."""
+        log_p = (logits.float() / temperature).log_softmax(-1)
+        top_log_p, ids = log_p.topk(k)
+        return cls(ids, top_log_p, _log_rest(log_p, ids))
 
-    def compare(self, ours: "Tensor", part: slice) -> "tuple[Tensor, Tensor]":
-        """See `ReferenceDistribution`."""
+    def kl_divergence(self, log_q: "Tensor", part: slice) -> "tuple[Tensor, Tensor]":
+        """Compute sum_k p_k (log p_k - log q_k) + p_rest (log p_rest - log q_rest)."""
         ids, log_rest = self.ids[part], self.log_rest[part]
         log_p = self.log_p[part]
-        # What was rounded to be stored adds up to 1 again: a divergence is never below 0.
+        # Stored values are rounded. Made to add up to 1 again, a divergence is never below 0.
         total = torch.cat((log_p, log_rest[:, None]), 1).logsumexp(-1)
         log_p, log_rest = log_p - total[:, None], log_rest - total
-        ours_rest = _lump(ours, ids)
-        kl = (log_p.exp() * (log_p - ours.gather(1, ids))).sum(-1)
-        kl = kl + log_rest.exp() * (log_rest - ours_rest)
-        wanted = (ours + (log_rest - ours_rest)[:, None]).exp()
-        return kl, wanted.scatter(1, ids, log_p.exp())
+        log_q_rest = _log_rest(log_q, ids)
+        kl = (log_p.exp() * (log_p - log_q.gather(1, ids))).sum(-1)
+        kl = kl + log_rest.exp() * (log_rest - log_q_rest)
+        p = (log_q + (log_rest - log_q_rest)[:, None]).exp()
+        return kl, p.scatter(1, ids, log_p.exp())
 
 
-def _lump(log_p: "Tensor", ids: "Tensor") -> "Tensor":
+def _log_rest(log_p: "Tensor", ids: "Tensor") -> "Tensor":
     """Log-probability of all ids but these, (n,)."""
     return log_p.scatter(1, ids, -torch.inf).logsumexp(-1)
 
 
-def loss_sums(
-    ours: LazyLogits,
-    theirs: ReferenceDistribution,
-    labels: "Tensor",
-    alpha: float,
-    temperature: float,
-) -> "Tensor":
-    """The loss alpha x CE + (1 - alpha) x temperature^2 x KL, CE, and KL: nats, over all labels.
+class _Gradients:
+    """The gradients of the loss over the tokens walked so far; the head's are summed in fp32."""
 
-    Args:
-        ours: The target's.
-        theirs: The reference's, at the same temperature.
-        labels: (N,) int64; -100 where nothing is to be predicted.
-        alpha: Share of the cross-entropy, in [0, 1].
-        temperature: Above 0.
+    def __init__(self, target: LazyLogits) -> None:
+        weight, bias = target.weight, target.bias
+        self.hidden = torch.empty_like(target.hidden)
+        self.weight = None if weight is None else torch.zeros_like(weight, dtype=torch.float32)
+        self.bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
 
-    Returns:
-        (3,) fp32; gradients flow through the first alone, into the target's scores alone.
-    """
-    terms = _Terms(theirs, labels, alpha, temperature)
-    graph = torch.is_grad_enabled()
-    sums: Tensor = _Sums.apply(ours.hidden, ours.weight, ours.bias, terms, graph)
-    return sums
+    def add(self, part: slice, slope: "Tensor", logits: LazyLogits) -> None:
+        """Add the gradients of some tokens.
 
-
-@dataclass(frozen=True)
-class _Terms:
-    """What the target's logits are compared with; see `loss_sums`."""
-
-    theirs: ReferenceDistribution
-    labels: "Tensor"
-    alpha: float
-    temperature: float
-
-    def of(self, logits: "Tensor", part: slice) -> "tuple[Tensor, Tensor, Tensor]":
-        """CE and KL of some tokens, and the loss's slope at each of their logits, (n, V), fp32."""
-        logits, labels = logits.float(), self.labels[part]
-        valid = labels != _IGNORED
-        ce = F.cross_entropy(logits, labels, reduction="sum", ignore_index=_IGNORED)
-        ours = (logits / self.temperature).log_softmax(-1)
-        kl, wanted = self.theirs.compare(ours, part)
-        # Of CE softmax(z) less the label, of KL (softmax(z / t) less what is wanted) / t.
-        slope = logits.softmax(-1)
-        slope.scatter_add_(1, labels.clamp(min=0)[:, None], -torch.ones_like(slope[:, :1]))
-        slope *= self.alpha
-        slope += (1 - self.alpha) * self.temperature * (ours.exp_() - wanted)
-        return ce, torch.where(valid, kl, 0).sum(), slope * valid[:, None]
+        Args:
+            part: The tokens.
+            slope: dloss/dz, (n, V).
+            logits: z, with the head in the precision of the states.
+        """
+        # z = h W^T + b:  dloss/dh = slope W;  dloss/dW = slope^T h;  dloss/db = sum of slope
+        if logits.weight is None:
+            self.hidden[part] = slope
+            return
+        assert self.weight is not None
+        self.hidden[part] = slope @ logits.weight
+        self.weight += slope.T @ logits.hidden[part]
+        if self.bias is not None:
+            self.bias += slope.sum(0)
 
 
-class _Sums(torch.autograd.Function):
-    """The three sums in one walk over the tokens, which also gathers the gradients.
-
-    The backward pass is given those, not the logits, which would be made a second time.
-    """
+class _GatheredGradients(torch.autograd.Function):
+    """Attach gradients that are known already to the sums that they belong to."""
 
     @staticmethod
     def forward(
@@ -203,46 +276,15 @@ class _Sums(torch.autograd.Function):
         hidden: "Tensor",
         weight: "Tensor | None",
         bias: "Tensor | None",
-        terms: _Terms,
-        with_gradients: bool,
+        sums: "Tensor",
+        gradients: _Gradients,
     ) -> "Tensor":
-        ours = LazyLogits(hidden, weight, bias).cast()
-        gathered = _Gradients(hidden, weight, bias) if with_gradients else None
-        ce, kl = hidden.new_zeros(2, dtype=torch.float32)
-        for part in ours.chunks():
-            more_ce, more_kl, slope = terms.of(ours.rows(part), part)
-            ce, kl = ce + more_ce, kl + more_kl
-            if gathered is not None:
-                gathered.add(part, slope.to(hidden.dtype), ours)
-        if gathered is not None:
-            ctx.save_for_backward(gathered.hidden, gathered.weight, gathered.bias)
-            ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
-        loss = terms.alpha * ce + (1 - terms.alpha) * terms.temperature**2 * kl
-        return torch.stack((loss, ce, kl))
+        ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
+        ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
+        return sums.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: "Tensor") -> tuple[Any, ...]:
-        found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        scaled = [None if g is None else (g * grad[0]).to(dtype) for g, dtype in found]
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        scaled = [None if g is None else (g * grad[0]).to(dtype) for g, dtype in pairs]
         return *scaled, None, None
-
-
-class _Gradients:
-    """The gradients of the loss, as far as the tokens have been walked; the head's in fp32."""
-
-    def __init__(self, hidden: "Tensor", weight: "Tensor | None", bias: "Tensor | None") -> None:
-        fp32 = torch.float32
-        self.hidden = torch.empty_like(hidden)
-        self.weight = None if weight is None else torch.zeros_like(weight, dtype=fp32)
-        self.bias = None if bias is None else torch.zeros_like(bias, dtype=fp32)
-
-    def add(self, part: slice, slope: "Tensor", ours: LazyLogits) -> None:
-        """Take in the slope at some tokens' logits, (n, V)."""
-        if ours.weight is None:
-            self.hidden[part] = slope
-            return
-        assert self.weight is not None
-        self.hidden[part] = slope @ ours.weight
-        self.weight += slope.T @ ours.hidden[part]
-        if self.bias is not None:
-            self.bias += slope.sum(0)

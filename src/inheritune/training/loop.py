@@ -1,30 +1,37 @@
-"""The one training loop, for one process and for many.
+"""Train a model: the one loop, for one process and for many.
 
-B sequences per forward, T tokens per sequence.
+The way to the loss: `Loop.step` -> `step.forward_backward` -> `loss.TrainingObjective`, or
+`kl_divergence.DistillationObjective` where there is a reference to learn from.
 """
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from inheritune.data.tokens import TokenStream
 from inheritune.errors import DivergedError, Interrupted
-from inheritune.recipe.schema import Train
 from inheritune.system.processes import ALONE, Processes
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
-from inheritune.training.checkpoint import Position, load_moments, load_newest
-from inheritune.training.checkpoint_files import drop_later, keep_checkpoint
-from inheritune.training.distillation import Distillation
-from inheritune.training.fsdp import my_share
-from inheritune.training.hardware import Settings
-from inheritune.training.metrics import Metrics, OnRow, continued_row, parts_row, step_row, val_row
+from inheritune.training.checkpoint import (
+    TrainingInputs,
+    load_moments,
+    load_newest,
+    save_checkpoint,
+)
+from inheritune.training.checkpoint_files import drop_later_snapshots, keep_snapshot
+from inheritune.training.loop_config import LoopConfig, LoopResult
+from inheritune.training.metrics import (
+    Metrics,
+    OnRow,
+    continued_row,
+    step_row,
+    val_row,
+)
 from inheritune.training.optimizer import learning_rate, mean_and_clip, set_learning_rate
 from inheritune.training.save_schedule import CheckpointSchedule
-from inheritune.training.setup import make_setup
+from inheritune.training.setup import TrainingSetup, make_setup
 from inheritune.training.step import forward_backward
 from inheritune.training.throughput import flops_per_token, forget_peak, mfu
 
@@ -32,94 +39,35 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["LoopConfig", "LoopResult", "train"]
+__all__ = ["Loop", "LoopConfig", "LoopResult", "train"]
 
-_EVALUATIONS = 10  # per training, unless the recipe says how often
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """What to train on, and for how long.
-
-    Attributes:
-        task: Name shown with the progress.
-        stream: Training tokens.
-        tokens: How many to train on, repeats counted; rounded down to whole steps.
-        inputs: Whatever decides the result; a checkpoint of other inputs is refused.
-        first_sample: Position in the order of samples at which this training begins.
-        moments: Checkpoint of a smaller model's training whose moments are taken over.
-        allowed: Keys of the inputs that may differ from a checkpoint's.
-        warn: What may differ with a warning.
-        checkpoint: The one to go on from; None: the newest that is whole.
-        distillation: What to learn from besides the tokens.
-        peak_flops: Of the device, for the rows' `mfu`; see `throughput.mfu`.
-        keep_at: Steps whose checkpoint is kept under ``moments/`` as well, whatever `keep` says.
-    """
-
-    task: str
-    stream: TokenStream
-    tokens: int
-    inputs: Mapping[str, Any]
-    first_sample: int = 0
-    moments: Path | None = None
-    allowed: Collection[str] = ()
-    warn: Mapping[str, Any] = field(default_factory=dict)
-    checkpoint: Path | None = None
-    distillation: Distillation | None = None
-    peak_flops: float | None = None
-    keep_at: Collection[int] = ()
-
-
-@dataclass(frozen=True)
-class LoopResult:
-    """What a training came to.
-
-    Attributes:
-        position: Its end.
-        seconds: Of training, compiling and validating on the way, over all restarts.
-        start_val_loss: Nats per token before the first step; None when it was not measured.
-        restarts: How often it was continued from a checkpoint.
-        settings: What was used in the end: a fallback shows here.
-        notes: Sentences worth keeping: fallbacks, checkpoints passed over.
-    """
-
-    position: Position
-    seconds: float
-    start_val_loss: float | None
-    restarts: int
-    settings: Settings
-    notes: tuple[str, ...]
+_VALIDATIONS = 10  # per training, unless the recipe says how often
 
 
 def train(
     model: "PreTrainedModel",
-    recipe: Train,
-    plan: LoopConfig,
-    settings: Settings,
-    folder: Path,
+    config: LoopConfig,
     measure: "Callable[[nn.Module], float]",
     stop: StopFlag,
+    *,
     on_progress: Listener = silent,
-    processes: Processes = ALONE,
     on_row: OnRow | None = None,
+    processes: Processes = ALONE,
 ) -> LoopResult:
-    """Train a model in place, from its newest checkpoint, or the one named, if there is one.
+    """Train a model in place, from its newest checkpoint or the one named, if there is one.
 
-    The same inputs give the same weights, however often it is stopped and continued; with another
-    number of processes the same samples, and the same weights up to the order of sums.
+    The same inputs give the same weights, however often the training is stopped and continued; with
+    another number of processes the same samples, and the same weights up to the order of sums.
 
     Args:
         model: fp32 weights; trained in place.
-        recipe: Batch, optimizer, schedule.
-        plan: Tokens, and how many.
-        settings: Device, precision, kernels.
-        folder: Receives `metrics.jsonl` and `checkpoints/`, from process 0.
-        measure: The model's val_loss, nats per token; called by all processes at once, before the
-            first step and on the way, not at the end.
+        config: What to train on, for how long.
+        measure: Gives the model's val_loss, nats per token. All processes call it at once, before
+            the first step and on the way, not at the end.
         stop: Asked between micro-batches.
-        on_progress: Told after every step.
-        processes: That share the work; each calls this with the same arguments.
-        on_row: Is given every row of `metrics.jsonl` when it is written, in process 0.
+        on_progress: Called after every step.
+        on_row: Called with every row of `metrics.jsonl` when it is written, in process 0.
+        processes: They share the work; each calls this with the same arguments.
 
     Raises:
         Interrupted: Asked to stop; a checkpoint was saved.
@@ -129,134 +77,280 @@ def train(
         SourceError: The reference of a distillation has another vocabulary.
         MachineError: The disk is full, or another process ended.
     """
-    share = my_share(recipe, processes)
-    flops = flops_per_token(model, recipe.seq_len)  # counted while it is whole
+    # --- the model, ready to train; FLOPs are counted while it is whole ---
+    flops = flops_per_token(model, config.train.seq_len)
     forget_peak()  # of the trainings before this one
-    ready = make_setup(model, recipe, settings, plan.stream, processes, plan.distillation)
-    kept = folder / "checkpoints"
-    position, notes = load_newest(
-        *(kept, model, ready.optimizer, plan.inputs, processes),
-        allowed=plan.allowed,
-        warn=plan.warn,
-        settings=ready.settings.compared(),
-        named=plan.checkpoint,
+    setup = make_setup(
+        model, config.train, config.settings, config.stream, processes, config.distillation
     )
-    if plan.moments is not None and not position.step:
-        load_moments(plan.moments, model, ready.optimizer, processes)
-    steps = recipe.num_steps(plan.tokens)
-    total = steps * recipe.batch_tokens
-    per_step = recipe.batch_tokens // recipe.seq_len
-    eval_every = max(1, (recipe.eval_every or total // _EVALUATIONS) // recipe.batch_tokens)
 
-    metrics = Metrics.open(folder / "metrics.jsonl", position.step, processes, on_row)
-    what = (kept, model, ready, recipe, plan.inputs, plan.warn, metrics, processes)
-    saves, epoch = CheckpointSchedule(*what, position.step), _Epochs(plan, recipe)
-    for note in notes + ready.notes:  # now: at the end it is too late to do anything about it
-        on_progress(Progress(plan.task, position.tokens, total, "tokens", message=note))
-    if position.step:
-        metrics.append(continued_row(position, epoch(position)))
-        resumed = f"continued from step {position.step} of {steps}"
-        on_progress(Progress(plan.task, position.tokens, total, "tokens", message=resumed))
-    began, before_s = time.monotonic(), position.elapsed_s
+    # --- the position to go on from ---
+    loop = Loop(config, setup, measure, stop, flops, on_row)
+    for note in loop.notes:  # now: at the end it is too late to do anything about it
+        on_progress(loop.progress(message=note))
+    if loop.position.step:
+        resumed = f"continued from step {loop.position.step} of {config.num_steps}"
+        on_progress(loop.progress(message=resumed))
 
-    def keep_moment() -> None:
-        if position.step in plan.keep_at and not processes.rank:
-            keep_checkpoint(folder / "checkpoints", folder / "moments", position.step)
+    # --- one turn per optimizer step; a stop may fall between saving and validating ---
+    loop.snapshot()
+    loop.validate()
+    while loop.position.step < config.num_steps:
+        row, save_due = loop.step()
+        # Save before validating: a crash in the validation loses nothing.
+        if save_due or loop.position.step in {config.num_steps, *config.snapshot_steps}:
+            loop.save()
+            loop.snapshot()
+        val_loss = loop.validate()
+        on_progress(loop.progress(row, val_loss))
+    return loop.result()
 
-    def evaluate() -> float | None:
+
+class Loop:
+    """A training under way: its position, and what moves it on.
+
+    All processes make one, and call its methods at the same time.
+
+    Args:
+        config: What to train on, for how long.
+        setup: The model, ready to train; its newest checkpoint is loaded into it.
+        measure: See `train`.
+        stop: See `train`.
+        flops_per_token: Of the whole model, for `mfu`.
+        on_row: See `train`.
+
+    Attributes:
+        position: Steps done, tokens seen.
+        notes: Sentences about fallbacks and checkpoints.
+
+    Raises:
+        CheckpointError: See `train`.
+        RecipeError: See `train`.
+    """
+
+    def __init__(
+        self,
+        config: LoopConfig,
+        setup: TrainingSetup,
+        measure: "Callable[[nn.Module], float]",
+        stop: StopFlag,
+        flops_per_token: float,
+        on_row: OnRow | None = None,
+    ) -> None:
+        self._config, self._setup, self._train = config, setup, config.train
+        self._measure, self._stop, self._flops_per_token = measure, stop, flops_per_token
+        self._processes = setup.processes
+        self._checkpoints = config.folder / "checkpoints"
+        self._snapshots = config.folder / "moments"
+        self._inputs = TrainingInputs(
+            config.inputs, config.noted_inputs, setup.settings.compared(), config.allowed_changes
+        )
+        total = config.total_tokens
+        eval_tokens = self._train.eval_every or total // _VALIDATIONS
+        self._eval_steps = max(1, eval_tokens // self._train.batch_tokens)
+
+        # --- load the checkpoint; what was written after it is dropped ---
+        self.position, notes = load_newest(
+            self._checkpoints,
+            setup.model,
+            setup.optimizer,
+            self._inputs,
+            self._processes,
+            named=config.resume_from,
+        )
+        self.notes = (*notes, *setup.notes)
+        if config.moments_from is not None and not self.position.step:
+            load_moments(config.moments_from, setup.model, setup.optimizer, self._processes)
+        self._metrics = Metrics.open(
+            config.folder / "metrics.jsonl", self.position.step, self._processes, on_row
+        )
+        if not self._processes.rank:
+            drop_later_snapshots(self._snapshots, self.position.step)  # of another branch (--from)
+        self._schedule = CheckpointSchedule(self._train.save_minutes, self.position.step)
+        self._began_s, self._seconds_before = time.monotonic(), self.position.elapsed_s
+        if self.position.step:
+            self._metrics.append(continued_row(self.position, self._epoch()))
+
+    def step(self) -> tuple[dict[str, Any], bool]:
+        """Take one optimizer step.
+
+        Returns:
+            The step's row of `metrics.jsonl`, and whether it is time to save.
+
+        Raises:
+            Interrupted: A process was asked to stop; the step is not done, the one before is saved.
+            DivergedError: A value was not finite and the recipe says stop.
+        """
+        train, began_s = self._train, time.monotonic()
+        sequences = train.batch_tokens // train.seq_len  # of a step, over all processes
+        first_sample = self._config.first_sample + self.position.step * sequences
+
+        # --- gradients, summed over micro-batches and processes ---
+        sums = forward_backward(
+            self._setup,
+            self.position.step,
+            first_sample,
+            self._stop,
+            save_due=self._schedule.due(),
+        )
+        if sums.stop:
+            self._save_and_stop()
+
+        # --- their mean, clipped; the update, left out where a value is not finite ---
+        mean_loss = sums.loss / sums.targets
+        norm = mean_and_clip(self._setup.params, sums.targets, train.clip_norm)
+        is_finite = math.isfinite(mean_loss) and math.isfinite(norm)
+        tokens = (self.position.step + 1) * train.batch_tokens
+        rate = learning_rate(train, tokens, self._config.total_tokens)
+        if is_finite:
+            set_learning_rate(self._setup.optimizer, rate)
+            self._setup.optimizer.step()
+        self._setup.optimizer.zero_grad(set_to_none=True)
+        step_s = time.monotonic() - began_s
+
+        # --- the position moves on in any case ---
+        self.position = replace(
+            self.position,
+            step=self.position.step + 1,
+            tokens=self.position.tokens + train.batch_tokens,
+            elapsed_s=self._elapsed_s(),
+            skipped=self.position.skipped + (not is_finite),
+            skips_in_a_row=0 if is_finite else self.position.skips_in_a_row + 1,
+        )
+        tokens_per_s = train.batch_tokens / step_s
+        peak_flops = self._config.peak_flops
+        row = step_row(
+            self.position,
+            self._epoch(),
+            loss=mean_loss,
+            grad_norm=norm,
+            learning_rate=rate,
+            tokens_per_s=tokens_per_s,
+            mfu=mfu(tokens_per_s, self._flops_per_token, peak_flops, self._processes.size),
+            parts=[part / sums.targets for part in sums.parts],
+        )
+        if not is_finite:
+            samples = [first_sample, first_sample + sequences]
+            row |= {"samples": samples, "ranks": sums.nonfinite_ranks}
+        self._metrics.append(row)
+        if not is_finite:
+            self._refuse_nonfinite(mean_loss, norm)
+        return row, sums.save
+
+    def validate(self) -> float | None:
+        """Measure the val_loss, if it is time; save a new best one, see `CheckpointSchedule`.
+
+        Returns:
+            Nats per token; None: it was not measured.
+
+        Raises:
+            Interrupted: Asked to stop meanwhile; the position is saved.
+        """
+        step = self.position.step
         # The end, and what is nearly the end, is left to whoever measures the published model.
-        ends = position.step and 2 * (steps - position.step) < eval_every
-        if ends or position.step % eval_every or position.step in metrics.val_losses:
+        near_end = step and 2 * (self._config.num_steps - step) < self._eval_steps
+        if near_end or step % self._eval_steps or step in self._metrics.val_losses:
             return None
         try:
-            val_loss = measure(ready.callable_model)
+            val_loss = self._measure(self._setup.logits_model)
         except Interrupted:
-            saves.save(position)
+            self.save()
             raise
-        model.train()
-        metrics.append(val_row(position, epoch(position), val_loss))
-        saves.validated(position)
+        self._setup.model.train()
+        self._metrics.append(val_row(self.position, self._epoch(), val_loss))
+        # What is the best and what is saved is known everywhere; the clock is that of process 0.
+        is_new_best = self._metrics.best_step == step and step not in (0, self._schedule.saved_step)
+        if is_new_best and self._processes.on_main(self._schedule.best_due):
+            self.save()
+            self._schedule.best_saved()
         return val_loss
 
-    if not processes.rank:
-        drop_later(folder / "moments", position.step)  # of another branch: see --from
-    keep_moment()  # of a training that was killed between the two
-    # -- one turn per optimizer step; a stop may fall between saving and evaluating, hence the call
-    evaluate()
-    while position.step < steps:
-        step_began = time.monotonic()
-        first = plan.first_sample + position.step * per_step
-        due = saves.due()
-        sums = forward_backward(
-            ready, recipe, plan.stream, position.step, first, share, stop, due, processes
+    def save(self) -> None:
+        """Save the position, unless it is saved already, or is the start.
+
+        Raises:
+            MachineError: The disk is full or gone; earlier checkpoints are untouched.
+        """
+        if self.position.step in (0, self._schedule.saved_step):
+            return
+        save_checkpoint(
+            self._checkpoints,
+            self._setup.model,
+            self._setup.optimizer,
+            self.position,
+            self._inputs,
+            self._train.keep,
+            self._processes,
+            val_losses=self._metrics.val_losses,
         )
-        if sums.stop:  # the broken step is done again, whole, when the training goes on
-            saves.save(position)
-            stop.heed(True)
-            place = f"saved at step {position.step} of" if position.step else "before the first of"
-            stop.check(f"{place} {steps} steps of {plan.task}")
-        mean_loss = sums.loss / sums.targets
-        norm = mean_and_clip(ready.params, sums.targets, recipe.clip_norm)
-        finite = math.isfinite(mean_loss) and math.isfinite(norm)
-        rate = learning_rate(recipe, (position.step + 1) * recipe.batch_tokens, total)
-        if finite:
-            set_learning_rate(ready.optimizer, rate)
-            ready.optimizer.step()
-        ready.optimizer.zero_grad(set_to_none=True)
-        step_s = time.monotonic() - step_began
-        position = replace(
-            position,
-            step=position.step + 1,
-            tokens=position.tokens + recipe.batch_tokens,
-            elapsed_s=before_s + time.monotonic() - began,
-            skipped=position.skipped + (not finite),
-            skips_in_a_row=0 if finite else position.skips_in_a_row + 1,
+        self._schedule.saved(self.position.step)
+
+    def snapshot(self) -> None:
+        """Keep the checkpoint of this step until the end, if it is one of `snapshot_steps`.
+
+        Asked again at a start: a training may have been killed between saving and this.
+        """
+        if self.position.step in self._config.snapshot_steps and not self._processes.rank:
+            keep_snapshot(self._checkpoints, self._snapshots, self.position.step)
+
+    def progress(
+        self,
+        row: Mapping[str, Any] | None = None,
+        val_loss: float | None = None,
+        message: str = "",
+    ) -> Progress:
+        """Describe the position, for `on_progress`.
+
+        Args:
+            row: Of the step that was just done.
+            val_loss: Nats per token, if it was measured after that step.
+            message: A sentence besides.
+        """
+        facts = {}
+        if row is not None:
+            loss = {} if row["loss"] is None else {"loss": f"{row['loss']:.4f}"}
+            facts = loss | {"tokens/s": f"{row['tokens_per_s']:,.0f}"}
+        if val_loss is not None:
+            message = f"step {self.position.step}: val_loss {val_loss:.4f}"
+        config, tokens = self._config, self.position.tokens
+        return Progress(config.task, tokens, config.total_tokens, "tokens", facts, message)
+
+    def result(self) -> LoopResult:
+        """Return what the training came to."""
+        return LoopResult(
+            position=self.position,
+            seconds=self._elapsed_s(),
+            start_val_loss=self._metrics.val_losses.get(0),
+            restarts=self._metrics.restarts,
+            settings=self._setup.settings,
+            notes=self.notes,
         )
-        speed = recipe.batch_tokens / step_s
-        used = mfu(speed, flops, plan.peak_flops, processes.size)
-        row = step_row(position, epoch(position), mean_loss, norm, rate, speed, used) | parts_row(
-            [part / sums.targets for part in sums.parts]
+
+    def _save_and_stop(self) -> None:
+        """Save the step before; the broken one is done again, whole, when the training goes on."""
+        self.save()
+        self._stop.heed(True)
+        step, config = self.position.step, self._config
+        where = f"saved at step {step} of" if step else "before the first of"
+        self._stop.check(f"{where} {config.num_steps} steps of {config.task}")
+
+    def _refuse_nonfinite(self, loss: float, norm: float) -> None:
+        train = self._train
+        if train.nonfinite == "skip" and self.position.skips_in_a_row <= train.max_skips:
+            return
+        skips = train.nonfinite == "skip"
+        way_out = "raise train.max_skips" if skips else "set train.nonfinite to skip"
+        raise DivergedError(
+            f"{self._config.task}: loss {loss}, gradient norm {norm} at step {self.position.step}.",
+            f"Lower train.learning_rate under another name, or {way_out}.",
         )
-        if not finite:
-            row |= {"samples": [first, first + per_step], "ranks": sums.broken}
-        metrics.append(row)
-        if not finite and (
-            recipe.nonfinite == "stop" or position.skips_in_a_row > recipe.max_skips
-        ):
-            raise _diverged(plan.task, recipe, mean_loss, norm, position.step)
-        # Save before evaluating: a crash in the evaluation loses nothing.
-        if position.step == steps or sums.save or position.step in plan.keep_at:
-            saves.save(position)
-            keep_moment()
-        val_loss = evaluate()
-        on_progress(_progress(plan.task, row, total, val_loss))
-    seconds = before_s + time.monotonic() - began
-    said, start = tuple(notes + ready.notes), metrics.val_losses.get(0)
-    return LoopResult(position, seconds, start, metrics.restarts, ready.settings, said)
 
+    def _elapsed_s(self) -> float:
+        return self._seconds_before + time.monotonic() - self._began_s
 
-def _diverged(task: str, recipe: Train, loss: float, norm: float, step: int) -> DivergedError:
-    more = "raise train.max_skips" if recipe.nonfinite == "skip" else "set train.nonfinite to skip"
-    return DivergedError(
-        f"{task}: loss {loss}, gradient norm {norm} at step {step}.",
-        f"Lower train.learning_rate under another name, or {more}.",
-    )
-
-
-class _Epochs:
-    """Passes over the training tokens, by a position."""
-
-    def __init__(self, plan: LoopConfig, recipe: Train) -> None:
-        self._unique = plan.stream.num_samples(recipe.seq_len) * recipe.seq_len
-        self._before = plan.first_sample * recipe.seq_len
-
-    def __call__(self, position: Position) -> float:
-        return (self._before + position.tokens) / self._unique
-
-
-def _progress(task: str, row: Mapping[str, Any], total: int, val_loss: float | None) -> Progress:
-    facts = {"tokens/s": f"{row['tokens_per_s']:,.0f}"}
-    if row["loss"] is not None:
-        facts = {"loss": f"{row['loss']:.4f}"} | facts
-    message = "" if val_loss is None else f"step {row['step']}: val_loss {val_loss:.4f}"
-    return Progress(task, row["tokens"], total, "tokens", facts, message)
+    def _epoch(self) -> float:
+        """Passes over the training tokens so far, those of the trainings before included."""
+        seq_len = self._train.seq_len
+        before = self._config.first_sample * seq_len
+        unique_tokens = self._config.stream.num_samples(seq_len) * seq_len
+        return (before + self.position.tokens) / unique_tokens

@@ -1,4 +1,4 @@
-"""metrics.jsonl: a row for every step, evaluation and restart; no step stands in it twice."""
+"""Write metrics.jsonl: a row for every step, validation and restart, and no step twice."""
 
 import json
 import math
@@ -17,7 +17,6 @@ __all__ = [
     "Metrics",
     "OnRow",
     "continued_row",
-    "parts_row",
     "record_end",
     "step_row",
     "val_row",
@@ -26,20 +25,20 @@ __all__ = [
 OnRow = Callable[[Mapping[str, Any]], None]
 
 SPIKE_WINDOW = 128  # losses that one is compared with
-SPIKE_SIGMAS = 6.0  # above their mean: marked, and nothing else is done about it
+SPIKE_SIGMAS = 6.0  # standard deviations above their mean: the row is marked, no more
 
 
 class Metrics:
-    """The rows of a training, as far as this process knows them; process 0 also has the file.
+    """The rows of a training; only process 0 has them all, and writes them.
 
     Args:
         path: The file; None in a process that writes none.
-        rows: What stands in it.
-        on_row: Is given every row that is added to the file.
+        rows: Rows that are in the file.
+        on_row: Called with every row that is added to the file.
 
     Attributes:
         val_losses: Nats per token by step, None where not finite.
-        restarts: How often the training was continued, up to the last row.
+        restarts: Number of times the training was continued.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class Metrics:
         self._path, self._on_row = path, on_row
         self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
         for row in rows:
-            self._take_in(row)
+            self._note(row)
 
     @classmethod
     def open(
@@ -64,41 +63,42 @@ class Metrics:
 
         Args:
             path: The file; its directory is made where missing.
-            keep_to_step: Of the checkpoint; later rows, and torn ones, are dropped. 0: all are.
-            processes: All of them come to know the rows that decide what is done next.
-            on_row: Is given every row that is added, in process 0.
+            keep_to_step: Step of the checkpoint; later rows, and torn ones, are dropped. 0: all
+                rows are dropped.
+            processes: Each gets its own object; process 0 has the file.
+            on_row: Called with every row that is added, in process 0.
         """
         rows: list[dict[str, Any]] = []
 
         def cut_back() -> list[dict[str, Any]]:
             path.parent.mkdir(parents=True, exist_ok=True)
             rows.extend(r for r in _read_rows(path) if keep_to_step and r["step"] <= keep_to_step)
-            whole = path.with_name(".metrics.jsonl.tmp")
-            whole.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            whole.replace(path)
+            staged = path.with_name(".metrics.jsonl.tmp")
+            staged.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            staged.replace(path)
             return [row for row in rows if "val_loss" in row or "event" in row]
 
-        told = processes.on_main(cut_back)
-        return cls(path, rows, on_row) if processes.rank == 0 else cls(None, told)
+        decisive_rows = processes.on_main(cut_back)
+        return cls(path, rows, on_row) if processes.rank == 0 else cls(None, decisive_rows)
 
     @property
     def best_step(self) -> int | None:
         """Step of the lowest val_loss so far."""
-        known = {step: loss for step, loss in self.val_losses.items() if loss is not None}
-        return min(known, key=lambda step: known[step]) if known else None
+        losses = {step: loss for step, loss in self.val_losses.items() if loss is not None}
+        return min(losses, key=lambda step: losses[step]) if losses else None
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row, marked if its loss is a spike; it is in the file when this returns."""
         if (sigmas := self._sigmas(row.get("loss"))) > SPIKE_SIGMAS:
             row = {**row, "spike": round(sigmas, 1)}
-        self._take_in(row)
+        self._note(row)
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
             if self._on_row is not None:
                 self._on_row(row)
 
-    def _take_in(self, row: Mapping[str, Any]) -> None:
+    def _note(self, row: Mapping[str, Any]) -> None:
         self.restarts += row.get("event") == "continued"
         if "val_loss" in row:
             self.val_losses[row["step"]] = row["val_loss"]
@@ -106,7 +106,7 @@ class Metrics:
             self._losses.append(row["loss"])
 
     def _sigmas(self, loss: float | None) -> float:
-        """Standard deviations of the last losses that a loss lies above their mean."""
+        """How far a loss lies above the mean of the last ones, in their standard deviations."""
         if loss is None or len(self._losses) < SPIKE_WINDOW:
             return 0.0
         before = np.array(self._losses)
@@ -118,12 +118,12 @@ def record_end(path: Path, val_loss: float, on_row: OnRow | None = None) -> int:
     """Add the val_loss at a training's end, where its last step has none yet.
 
     Args:
-        path: The file of a training that has ended; a step's row is its last.
+        path: The file of a training that has ended.
         val_loss: Nats per token, finite.
-        on_row: Is given the row.
+        on_row: Called with the row.
 
     Returns:
-        How often the training was validated, this time included.
+        Number of validations of the training, this one included.
     """
     last = _read_rows(path)[-1]
     metrics = Metrics.open(path, last["step"], on_row=on_row)
@@ -137,55 +137,53 @@ def record_end(path: Path, val_loss: float, on_row: OnRow | None = None) -> int:
 def step_row(
     position: Position,
     epoch: float,
+    *,
     loss: float,
-    norm: float,
-    rate: float,
+    grad_norm: float,
+    learning_rate: float,
     tokens_per_s: float,
     mfu: float | None = None,
+    parts: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """The row of an optimizer step; a value that is not finite is null and named.
+    """Make the row of an optimizer step; a value that is not finite is null and named.
 
     Args:
         position: After the step.
         epoch: Passes over the training tokens so far.
         loss: Mean over the step, nats per token.
-        norm: Of the mean gradient, before clipping.
-        rate: Learning rate.
+        grad_norm: Norm of the mean gradient, before clipping.
+        learning_rate: Of the step.
         tokens_per_s: Of this step alone.
         mfu: See `throughput.mfu`; None: the device's peak is not known.
+        parts: Of a distillation: cross-entropy and KL divergence, nats per token, without their
+            weights.
     """
     row = _place(position, epoch) | {
-        "loss": loss if math.isfinite(loss) else None,
-        "grad_norm": norm if math.isfinite(norm) else None,
-        "learning_rate": rate,
+        "loss": _finite(loss),
+        "grad_norm": _finite(grad_norm),
+        "learning_rate": learning_rate,
         "tokens_per_s": round(tokens_per_s, 1),
         "mfu": None if mfu is None else round(mfu, 4),
         "memory_bytes": peak_bytes(),
     }
-    if not math.isfinite(loss + norm):
-        row["nonfinite"] = str(loss if not math.isfinite(loss) else norm)
-    return row
-
-
-def parts_row(parts: Sequence[float]) -> dict[str, Any]:
-    """What the loss of a step is made of, for its row.
-
-    Args:
-        parts: Means over the step, nats per token: the cross-entropy and the KL divergence, without
-            their weights; or none, where the loss is the cross-entropy alone.
-    """
-    named = zip(("ce", "kl"), parts, strict=False)
-    return {name: part if math.isfinite(part) else None for name, part in named}
+    if not math.isfinite(loss + grad_norm):
+        row["nonfinite"] = str(loss if not math.isfinite(loss) else grad_norm)
+    columns = zip(("ce", "kl"), parts, strict=False)
+    return row | {name: _finite(part) for name, part in columns}
 
 
 def val_row(position: Position, epoch: float, val_loss: float) -> dict[str, Any]:
-    """The row of an evaluation, nats per token."""
-    return _place(position, epoch) | {"val_loss": val_loss if math.isfinite(val_loss) else None}
+    """Make the row of a validation, nats per token."""
+    return _place(position, epoch) | {"val_loss": _finite(val_loss)}
 
 
 def continued_row(position: Position, epoch: float) -> dict[str, Any]:
-    """The mark of a training that goes on from a checkpoint."""
+    """Make the row that marks a resume from a checkpoint."""
     return _place(position, epoch) | {"event": "continued"}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no NaN
 
 
 def _place(position: Position, epoch: float) -> dict[str, Any]:

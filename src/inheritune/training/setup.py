@@ -1,8 +1,7 @@
-"""A model made ready to train: kernels, loss, compiler, processes, optimizer."""
+"""Prepare a model for training: kernels, loss, compiler, processes, optimizer."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,9 +9,9 @@ from inheritune.data.tokens import TokenStream
 from inheritune.recipe.schema import Train
 from inheritune.system.processes import Processes
 from inheritune.training.batches import micro_batches
-from inheritune.training.distillation import Distillation, DistillationLoss
-from inheritune.training.fsdp import layers_of, shard, sync_gradients
-from inheritune.training.hardware import Settings, keep_large_blocks
+from inheritune.training.distillation import Distillation, FrozenReference, make_objective
+from inheritune.training.fsdp import layers_of, my_share, shard
+from inheritune.training.hardware import Settings, keep_freed_memory
 from inheritune.training.kernels import (
     MATMUL_ATTENTION,
     agrees_with_the_model,
@@ -28,45 +27,44 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainingSetup", "make_setup"]
 
-LossFunction = Callable[["Tensor"], "Tensor"]
-
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What the loop works with.
+    """A model with all that a step needs.
 
     Attributes:
-        callable_model: What gives logits: the model, or what stands around it when it is sharded.
-        optimizer: Over the model's weights.
-        params: The weights that it steps.
-        compute_loss: The sum of the loss over the samples, (B, T + 1); with a distillation three
-            sums, (3,), see `DistillationLoss`.
+        model: Sharded where there are several processes.
+        objective: The model and its loss, maybe compiled; see `TrainingObjective`.
+        optimizer: AdamW over the model's weights.
+        params: The weights that the optimizer steps.
+        train: Batch, sequence length, seed.
+        stream: Training tokens.
+        processes: They share the model and the batch.
+        share: Sequences [first, stop) of every step that are this process's.
         settings: As used in the end: a fallback shows here.
         notes: A sentence for every fallback.
-        distillation: Within the loss, if anything but the tokens is learnt from.
     """
 
-    callable_model: "nn.Module"
+    model: "PreTrainedModel"
+    objective: TrainingObjective
     optimizer: torch.optim.AdamW
     params: "list[Tensor]"
-    compute_loss: LossFunction
+    train: Train
+    stream: TokenStream
+    processes: Processes
+    share: tuple[int, int]
     settings: Settings
-    notes: list[str]
-    distillation: DistillationLoss | None = None
+    notes: tuple[str, ...]
 
-    def go_to(self, position: int) -> None:
-        """Say at which place in the order of samples the next micro-batch begins."""
-        if self.distillation is not None:
-            self.distillation.position = position
-
-    def last_of_step(self, last: bool) -> None:
-        """Say whether the next micro-batch is the last one of its step."""
-        sync_gradients(self.callable_model, last)
+    @property
+    def logits_model(self) -> "nn.Module":
+        """What validation calls: of a sharded model only the objective gathers all weights."""
+        return self.objective if self.processes.size > 1 else self.model
 
 
 def make_setup(
     model: "PreTrainedModel",
-    recipe: Train,
+    train: Train,
     settings: Settings,
     stream: TokenStream,
     processes: Processes,
@@ -76,131 +74,135 @@ def make_setup(
 
     Args:
         model: fp32 weights, the same in every process; changed in place.
-        recipe: Optimizer and sequence length.
-        settings: What to apply.
-        stream: Training tokens, for the compiler's first call.
+        train: Optimizer, batch and sequence length.
+        settings: To apply, where the model allows it.
+        stream: Training tokens; the compiler and the checks of a distillation use the first.
         processes: They share the model when there are several.
-        distillation: What the model learns from besides the tokens.
+        distillation: A reference to learn from besides the tokens.
 
     Raises:
+        RecipeError: The batch does not divide by the number of processes.
         SourceError: The reference of a distillation has another vocabulary.
     """
     notes: list[str] = []
+    share = my_share(train, processes)
+
+    def first_batch() -> "Tensor":
+        return next(micro_batches(stream, train, 0, train.micro_batch))
+
+    # --- memory and kernels ---
     if settings.keep_large_blocks:
-        keep_large_blocks()
+        keep_freed_memory()
     model.to(settings.device).train()  # type: ignore[arg-type]
     if settings.fused_gelu:
         use_fused_gelu(model)
-    checkpointing = _recompute_layers(model, settings, notes)
-    attention = _use_attention(model, recipe, settings, notes)
-    distill = None
-    if distillation is None:
-        loss = _choose_loss(model, settings, notes)
-    else:
-        distill = _make_distillation(model, distillation, recipe, stream)
-        loss = "op" if distill.chunked_head else "logits"
+    recomputes = settings.activation_checkpointing and _recompute_layers(model, notes)
+    attention = _use_attention(model, train, settings, notes)
+    settings = replace(settings, activation_checkpointing=recomputes, attention=attention)
+
+    # --- the loss: asked of the model while it is whole and not compiled ---
+    if distillation is not None:
+        objective: TrainingObjective = make_objective(model, distillation, first_batch())
         if settings.compile and settings.device == "cpu":
             notes.append("on a CPU a step with a reference is not compiled")
             settings = replace(settings, compile=False)
-    settings = replace(
-        settings, attention=attention, loss=loss, activation_checkpointing=checkpointing
-    )
-    whole: nn.Module = model
-    root = TrainingObjective(model, loss == "op", distill)
+    else:
+        objective = TrainingObjective(model, _can_fuse_loss(model, settings, notes))
+    settings = replace(settings, loss="op" if objective.fused else "logits")
+
+    # --- the compiler and the processes; layers are compiled before they are wrapped ---
+    compiled: list[nn.Module] = []
     if settings.compile and settings.device == "cuda":
         # Never the whole model: inside one graph transformers builds a mask, and attention loses
         # its flash kernel.
-        for layer in _all_layers(model, distill):
+        compiled = _layers_to_compile(model, distillation)
+        for layer in compiled:
             layer.compile()
+    elif settings.compile and processes.size == 1:
+        compiled = [objective]
+        objective.compile(dynamic=False)
     if processes.size > 1:
-        shard(root, model, processes, settings.gathers_bf16)
-        whole = root
-    optimizer = make_optimizer(model, recipe, fused=settings.fused_optimizer)
+        shard(objective, model, processes, settings.gathers_bf16)
+
+    # --- the optimizer, over what is left of the weights here ---
+    optimizer = make_optimizer(model, train, fused=settings.fused_optimizer)
     optimizer.zero_grad(set_to_none=True)
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    compute_loss, compiled = _loss_function(model, root, settings, recipe, stream, notes)
-    settings = replace(settings, compile=compiled)
-    return TrainingSetup(whole, optimizer, params, compute_loss, settings, notes, distill)
+    if compiled and processes.size == 1:
+        works = _compiler_works(objective, settings, first_batch(), notes)
+        settings = replace(settings, compile=works)
+        for module in [] if works else compiled:
+            module._compiled_call_impl = None
+    return TrainingSetup(
+        model=model,
+        objective=objective,
+        optimizer=optimizer,
+        params=[param for group in optimizer.param_groups for param in group["params"]],
+        train=train,
+        stream=stream,
+        processes=processes,
+        share=share,
+        settings=settings,
+        notes=tuple(notes),
+    )
 
 
-def _recompute_layers(model: "PreTrainedModel", settings: Settings, notes: list[str]) -> bool:
-    """Have layers computed again in the backward pass; dropout then draws what it drew before."""
-    if not settings.activation_checkpointing:
-        return False
+def _recompute_layers(model: "PreTrainedModel", notes: list[str]) -> bool:
+    """Have layers computed again in the backward pass; dropout then drops the same again."""
     if not model.supports_gradient_checkpointing:
         notes.append(f"{type(model).__name__} cannot recompute its layers: activations are kept")
         return False
-    # Newer transformers call it so, and deprecate the older name.
+    # Newer versions of transformers deprecate the second name.
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     return True
 
 
 def _use_attention(
-    model: "PreTrainedModel", recipe: Train, settings: Settings, notes: list[str]
+    model: "PreTrainedModel", train: Train, settings: Settings, notes: list[str]
 ) -> str:
     if settings.attention != "matmul":
         return "model"
     register_matmul_attention()
-    if not agrees_with_the_model(model, model.config.get_text_config().vocab_size, recipe.seq_len):
+    if not agrees_with_the_model(model, model.config.get_text_config().vocab_size, train.seq_len):
         notes.append("the model's attention is more than causal: its own kernel is used")
         return "model"
     model.set_attn_implementation(MATMUL_ATTENTION)
     return "matmul"
 
 
-def _choose_loss(model: "PreTrainedModel", settings: Settings, notes: list[str]) -> str:
+def _can_fuse_loss(model: "PreTrainedModel", settings: Settings, notes: list[str]) -> bool:
     if settings.loss != "op":
-        return "logits"
+        return False
     if logits_are_plain_head_output(model):
-        return "op"
+        return True
     notes.append("the model does more to its logits than the head's product: they are kept whole")
-    return "logits"
+    return False
 
 
-def _make_distillation(
-    model: "PreTrainedModel", wanted: Distillation, recipe: Train, stream: TokenStream
-) -> DistillationLoss:
-    """The loss against the reference, seen to be 0 for a copy of it."""
-    distill = DistillationLoss(model, wanted)
-    distill.check(next(micro_batches(stream, recipe, 0, recipe.micro_batch)))
-    return distill
+def _layers_to_compile(
+    model: "PreTrainedModel", distillation: Distillation | None
+) -> "list[nn.Module]":
+    """The layers of the model, and of a reference that runs beside it."""
+    source = None if distillation is None else distillation.source
+    beside = layers_of(source.model) if isinstance(source, FrozenReference) else []
+    return layers_of(model) + beside
 
 
-def _all_layers(model: "PreTrainedModel", distill: DistillationLoss | None) -> "list[nn.Module]":
-    """Of the model, and of the reference that runs beside it."""
-    beside = None if distill is None else distill.beside
-    return layers_of(model) + ([] if beside is None else layers_of(beside))
-
-
-def _loss_function(
-    model: "PreTrainedModel",
-    root: TrainingObjective,
-    settings: Settings,
-    recipe: Train,
-    stream: TokenStream,
-    notes: list[str],
-) -> tuple[LossFunction, bool]:
-    def eager(samples: "Tensor") -> "Tensor":
-        loss: Tensor = root(samples[:, :-1], samples[:, 1:])
-        return loss
-
-    if settings.processes > 1 or not settings.compile:
-        return eager, settings.compile
-    by_layer = settings.device == "cuda"
-    compiled = eager if by_layer else torch.compile(eager, dynamic=False)
-    try:  # the first call compiles; its gradients are thrown away
-        samples = next(micro_batches(stream, recipe, 0, recipe.micro_batch))
+def _compiler_works(
+    objective: TrainingObjective, settings: Settings, samples: "Tensor", notes: list[str]
+) -> bool:
+    """Make the first call, which compiles; its gradients are thrown away."""
+    samples = samples.to(settings.device)
+    try:
         with settings.autocast():
-            compiled(samples.to(settings.device)).sum().backward()
+            loss: Any = objective(samples[:, :-1], samples[:, 1:])
+            loss.sum().backward()
     except (MemoryError, torch.OutOfMemoryError):
         raise  # the eager step needs no less
     except Exception as error:
         # Whatever the compiler trips over, the eager step computes the same.
         notes.append(f"torch.compile failed ({type(error).__name__}), going on without it")
-        for layer in _all_layers(model, root.distillation) if by_layer else []:
-            layer._compiled_call_impl = None
-        return eager, False
+        return False
     finally:
-        model.zero_grad(set_to_none=True)
-    return compiled, True
+        objective.zero_grad(set_to_none=True)
+    return True

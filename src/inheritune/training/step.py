@@ -1,6 +1,6 @@
-"""The forward and backward passes of one optimizer step.
+"""Run the forward and backward passes of one optimizer step.
 
-B sequences per forward, T tokens per sequence.
+B sequences per micro-batch, T tokens per sequence.
 """
 
 import math
@@ -8,27 +8,25 @@ from dataclasses import dataclass
 
 import torch
 
-from inheritune.data.tokens import TokenStream
-from inheritune.recipe.schema import Train
-from inheritune.system.processes import Processes
 from inheritune.system.signals import StopFlag
 from inheritune.training.batches import micro_batches
+from inheritune.training.fsdp import sync_gradients
 from inheritune.training.setup import TrainingSetup
 
-__all__ = ["Sums", "forward_backward"]
+__all__ = ["StepSums", "forward_backward"]
 
 
 @dataclass(frozen=True)
-class Sums:
-    """A step's forward and backward passes, summed over all processes.
+class StepSums:
+    """The losses of a step, summed over its tokens and all processes, and what they agreed on.
 
     Attributes:
         loss: Nats.
-        parts: Nats: cross-entropy and KL divergence, where the loss is made of both.
-        targets: Tokens that were predicted.
-        stop: Whether any process was asked to stop.
-        save: Whether it is time to save, by the clock of process 0.
-        broken: Ranks whose loss was not finite.
+        parts: Nats: cross-entropy and KL divergence of a distillation, or nothing.
+        targets: Predicted tokens.
+        stop: A process was asked to stop: the step is broken off.
+        save: It is time to save, by the clock of process 0.
+        nonfinite_ranks: Processes whose loss was not finite.
     """
 
     loss: float
@@ -36,55 +34,58 @@ class Sums:
     targets: float
     stop: bool
     save: bool
-    broken: list[int]
+    nonfinite_ranks: list[int]
 
 
 def forward_backward(
-    ready: TrainingSetup,
-    recipe: Train,
-    stream: TokenStream,
-    step: int,
-    first: int,
-    share: tuple[int, int],
-    stop: StopFlag,
-    save_due: bool,
-    processes: Processes,
-) -> Sums:
-    """Add up a step's gradients in the model; one small message between the processes.
+    setup: TrainingSetup, step: int, first_sample: int, stop: StopFlag, *, save_due: bool
+) -> StepSums:
+    """Add up the gradients of a step in the model; processes exchange one small message.
 
     Args:
-        ready: Model, loss and device.
-        recipe: Batch, sequence length, seed.
-        stream: Training tokens.
+        setup: Model, loss and device.
         step: Optimizer steps before this one.
-        first: Position in the order of samples at which the step begins.
-        share: Sequences of the step that are this process's, from and to.
-        stop: Asked between micro-batches; alone, the process then leaves the step at once.
-        save_due: Whether it is time to save, by the clock of this process.
-        processes: That share the step.
+        first_sample: Place in the order of samples at which the step begins.
+        stop: Asked between micro-batches; one process alone then leaves the step at once.
+        save_due: It is time to save, by the clock of this process.
     """
-    sums = torch.zeros(6 + processes.size, dtype=torch.float64)
-    device, last = ready.settings.device, share[1] - recipe.micro_batch
-    # The loss, and with a distillation its two parts: read once, after the last micro-batch.
-    loss_total, known = torch.zeros(3, dtype=torch.float64, device=device), 1
-    batches = micro_batches(stream, recipe, first + share[0], first + share[1])
-    for sequence, samples in zip(range(*share, recipe.micro_batch), batches, strict=True):
-        if recipe.dropout:  # drawn from the place in the training, so that a resume repeats it
-            number = sequence // recipe.micro_batch
-            torch.manual_seed((recipe.seed << 48 | step << 16 | number) % 2**63)
-        ready.last_of_step(sequence == last)
-        ready.go_to(first + sequence)
-        with ready.settings.autocast():
-            loss = ready.compute_loss(samples.to(device))
-        (loss[0] if loss.ndim else loss).backward()
-        known = loss.numel()
-        loss_total[:known] += loss.detach().reshape(-1).double()
-        sums[3] += samples.shape[0] * recipe.seq_len
+    train, processes, device = setup.train, setup.processes, setup.settings.device
+    begin, end = setup.share
+
+    # --- one forward and backward pass for each micro-batch ---
+    # The loss, and of a distillation its two parts: on the device, since reading them would make
+    # the host wait for every micro-batch.
+    losses, num_sums, targets = torch.zeros(3, dtype=torch.float64, device=device), 1, 0
+    batches = micro_batches(setup.stream, train, first_sample + begin, first_sample + end)
+    for sequence, samples in zip(range(begin, end, train.micro_batch), batches, strict=True):
+        if train.dropout:  # seeded by the place in the training, so that a resume drops the same
+            number = sequence // train.micro_batch
+            torch.manual_seed((train.seed << 48 | step << 16 | number) % 2**63)
+        # Gradients are summed over the processes once, behind the last micro-batch.
+        sync_gradients(setup.objective, sequence == end - train.micro_batch)
+        setup.objective.position = first_sample + sequence
+        samples = samples.to(device)  # (B, T + 1)
+        with setup.settings.autocast():
+            sums = setup.objective(samples[:, :-1], samples[:, 1:]).reshape(-1)  # (1,) or (3,)
+        sums[0].backward()
+        num_sums = sums.numel()
+        losses[:num_sums] += sums.detach().double()
+        targets += samples.shape[0] * train.seq_len
         if stop() and processes.size == 1:  # one of several that left alone would hang the others
             break
-    sums[:3] = loss_total.cpu()
-    sums[4], sums[5] = float(stop()), float(save_due and processes.rank == 0)
-    sums[6 + processes.rank] = float(not math.isfinite(float(sums[0])))
-    loss_sum, ce, kl, targets, stops, saves, *broken = processes.add_up(sums).tolist()
-    ranks = [rank for rank, count in enumerate(broken) if count]
-    return Sums(loss_sum, (ce, kl)[: known - 1], targets, bool(stops), bool(saves), ranks)
+
+    # --- what all processes must agree on, in one message ---
+    message = torch.zeros(6 + processes.size, dtype=torch.float64)
+    message[:3] = losses.cpu()
+    message[3], message[4] = targets, float(stop())
+    message[5] = float(save_due and processes.rank == 0)
+    message[6 + processes.rank] = float(not math.isfinite(float(message[0])))
+    loss, ce, kl, total, stops, saves, *nonfinite = processes.add_up(message).tolist()
+    return StepSums(
+        loss=loss,
+        parts=(ce, kl)[: num_sums - 1],
+        targets=total,
+        stop=bool(stops),
+        save=bool(saves),
+        nonfinite_ranks=[rank for rank, count in enumerate(nonfinite) if count],
+    )

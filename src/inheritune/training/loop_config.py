@@ -1,0 +1,86 @@
+"""Hold the inputs and the result of a training."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from inheritune.data.tokens import TokenStream
+from inheritune.recipe.schema import Train
+from inheritune.training.checkpoint import Position
+from inheritune.training.distillation import Distillation
+from inheritune.training.hardware import Settings
+
+__all__ = ["LoopConfig", "LoopResult"]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """A training: on which tokens, for how long, with which settings.
+
+    Attributes:
+        task: Name shown with the progress.
+        train: The recipe's section: batch, optimizer, schedule.
+        settings: Device, precision, kernels.
+        stream: Training tokens.
+        tokens: Number to train on, repeats counted; rounded down to whole steps.
+        folder: Receives `metrics.jsonl` and `checkpoints/`, from process 0.
+        inputs: Whatever decides the result, as JSON values; a checkpoint of other inputs is
+            refused.
+        noted_inputs: Input keys and values whose change is only noted.
+        allowed_changes: Keys of `inputs` that may differ from the checkpoint's (`--allow-change`).
+        first_sample: Place in the order of samples at which this training begins.
+        moments_from: Checkpoint of a smaller model's training whose AdamW moments are taken over.
+        resume_from: Checkpoint to go on from; None: the newest that is whole.
+        distillation: A reference to learn from besides the tokens.
+        snapshot_steps: Steps whose checkpoint is kept under ``moments/`` as well, whatever
+            `train.keep` says.
+        peak_flops: FLOP/s of the device, for `mfu`; None: not known.
+    """
+
+    task: str
+    train: Train
+    settings: Settings
+    stream: TokenStream
+    tokens: int
+    folder: Path
+    inputs: Mapping[str, Any]
+    noted_inputs: Mapping[str, Any] = field(default_factory=dict)
+    allowed_changes: Collection[str] = ()
+    first_sample: int = 0
+    moments_from: Path | None = None
+    resume_from: Path | None = None
+    distillation: Distillation | None = None
+    snapshot_steps: Collection[int] = ()
+    peak_flops: float | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the training."""
+        return self.train.num_steps(self.tokens)
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of the training, in whole steps."""
+        return self.num_steps * self.train.batch_tokens
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """The end of a training.
+
+    Attributes:
+        position: After the last step.
+        seconds: Training, compiling and validating on the way, over all restarts.
+        start_val_loss: Nats per token before the first step; None when it was not measured.
+        restarts: Number of times the training was continued from a checkpoint.
+        settings: As used in the end: a fallback shows here.
+        notes: Sentences for the run's record: fallbacks, checkpoints that were passed over.
+    """
+
+    position: Position
+    seconds: float
+    start_val_loss: float | None
+    restarts: int
+    settings: Settings
+    notes: tuple[str, ...]
