@@ -353,7 +353,7 @@ def test_a_directory_name_of_200_characters_with_spaces_works(tiny_reference, tm
         inherit(reference, 1, tmp_path / ("ä b" * 70))
 
 
-def test_what_a_killed_writer_left_is_swept(tiny_reference, tmp_path):
+def test_staging_of_a_killed_writer_is_swept(tiny_reference, tmp_path):
     stale = tmp_path / ".out.tmp-killed"
     stale.mkdir()
     (stale / "model.safetensors").write_bytes(b"half")

@@ -34,9 +34,7 @@ def train(start, out):
 
 
 @pytest.mark.parametrize("family", list(tiny_models.FAMILIES))
-def test_all_that_was_trained_is_kept_and_new_layers_are_the_reference_s(
-    tiny_model, tmp_path, family
-):
+def test_trained_tensors_are_kept_and_new_layers_are_the_reference_s(tiny_model, tmp_path, family):
     reference = open_model(str(tiny_model(family)))
     trained = train(inherit(reference, 2, tmp_path / "start").path, tmp_path / "trained")
     grown = grow(trained, reference, 3, tmp_path / "grown")
@@ -90,7 +88,7 @@ def test_names_without_the_prefix_of_the_head_model_grow_too(reference, tmp_path
 
 
 @pytest.mark.parametrize("layers", [1, 2, 5])
-def test_a_depth_that_is_no_growth_is_refused(tiny_reference, tmp_path, layers):
+def test_a_number_of_layers_that_is_no_growth_is_refused(tiny_reference, tmp_path, layers):
     reference = open_model(str(tiny_reference))
     target = inherit(reference, 2, tmp_path / "target")
     with pytest.raises(RecipeError, match="Choose between 3 and 4"):

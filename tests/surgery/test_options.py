@@ -60,7 +60,7 @@ def test_a_selection_moves_layers_whole_and_they_compute_the_same(
     assert "equal the reference's" in parts_of(target, reference)["function"].text
 
 
-def test_what_a_class_derives_from_the_number_of_a_layer_is_written_out(tiny_model, tmp_path):
+def test_fields_that_the_class_derives_from_layer_indices_are_written_out(tiny_model, tmp_path):
     reference = tmp_path / "reference"
     tiny_models.save("smollm3", reference)
     config = json.loads((reference / "config.json").read_text())
@@ -130,7 +130,7 @@ def test_tensors_kept_apart_in_another_dtype_are_not_cast(reference, tmp_path):
     assert set(dtypes.values()) == {"F16"}
 
 
-def test_a_dtype_that_is_none_is_refused(tiny_reference, tmp_path):
+def test_an_unknown_dtype_is_refused(tiny_reference, tmp_path):
     with pytest.raises(RecipeError, match="no dtype 'int4'"):
         inherit(open_model(str(tiny_reference)), 2, tmp_path / "out", Options(dtype="int4"))
 
@@ -172,7 +172,7 @@ def test_the_parts_that_are_not_inherited_are_what_the_class_makes_them(
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma3", "olmo3", "opt", "gpt-neox", "mixtral"])
-def test_each_part_and_the_other_make_up_a_layer(tiny_model, tmp_path, family):
+def test_attention_and_mlp_make_up_a_layer(tiny_model, tmp_path, family):
     reference = open_model(str(tiny_model(family)))
     fresh = {}
     for parts in ("attention", "mlp", "outer-only"):
@@ -208,7 +208,7 @@ def test_fresh_parts_are_the_same_for_the_same_seed(tiny_reference, tmp_path):
     assert files[0] == files[1] != files[2]
 
 
-def test_parts_that_are_none_are_refused(tiny_reference, tmp_path):
+def test_unknown_parts_are_refused(tiny_reference, tmp_path):
     with pytest.raises(RecipeError, match="no parts 'head'"):
         inherit(open_model(str(tiny_reference)), 2, tmp_path / "out", Options(parts="head"))
 
@@ -256,7 +256,7 @@ def test_matrices_of_zeros_are_a_warning(reference, tmp_path):
         inherit(open_model(str(reference)), 2, tmp_path / "out")
 
 
-# -- what a reviewer found
+# --- odd models and records ---
 
 
 def test_weights_shared_out_to_layers_follow_first_layers_only(tmp_path):

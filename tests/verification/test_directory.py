@@ -1,4 +1,4 @@
-"""What is proven about a directory, whichever of ours it is; every flipped byte is found."""
+"""`verify` proves every kind of directory, and finds every flipped byte."""
 
 import hashlib
 import json
@@ -88,14 +88,14 @@ def test_tokens_of_another_run_are_found(run: Path) -> None:
         verify(run)
 
 
-def test_what_is_not_there_yet_is_said_and_is_no_error(run: Path) -> None:
+def test_missing_parts_of_a_run_are_reported_and_are_no_error(run: Path) -> None:
     shutil.rmtree(run / "target")
     shutil.rmtree(run / "tokens")
     found = {finding.part: finding.text for finding in verify(run).findings if not finding.proven}
     assert found == {"tokens": "not there", "target": "not there: the run is not finished"}
 
 
-def test_what_is_no_directory_of_ours_is_refused(tmp_path: Path) -> None:
+def test_a_foreign_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="there is no directory"):
         verify(tmp_path / "nowhere")
     with pytest.raises(SourceError, match=r"no run\.json, manifest\.json"):
@@ -127,7 +127,7 @@ def test_a_checkpoint_that_the_training_drops_meanwhile_is_no_damage(
     assert parts(run) == before and not last.exists()
 
 
-def test_what_is_kept_for_tasks_on_the_way_is_looked_at_as_well(run: Path) -> None:
+def test_snapshots_kept_for_tasks_are_verified_too(run: Path) -> None:
     saved = checkpoint_of(run)
     kept = saved.parents[1] / "moments" / "0000000005" / saved.name
     shutil.copytree(saved, kept)

@@ -129,7 +129,7 @@ def test_a_trained_target_is_checked_in_all_that_training_leaves(target, referen
     assert "trained" in findings["bytes"].text
 
 
-def test_what_the_record_calls_fresh_has_to_be_what_its_parts_leave_out(target):
+def test_fresh_tensors_of_a_record_must_be_those_its_parts_leave_out(target):
     rewrite(target, lambda held: held["model.layers.0.mlp.up_proj.weight"].normal_())
     record = json.loads((target / "inherit.json").read_text())
     entry = record["tensors"]["model.layers.0.mlp.up_proj.weight"]
@@ -217,7 +217,7 @@ def test_stories260k_is_proven_for_every_n(shared_data, tmp_path, layers):
     assert f"{total / count:.{len(known.split('.')[1])}f}" == known
 
 
-def test_what_is_proven_does_not_depend_on_where_weights_lie_in_memory(tiny_model):
+def test_a_proof_does_not_depend_on_where_weights_lie_in_memory(tiny_model):
     model = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype="auto")
     head, state = model.lm_head.weight, {k: v.clone() for k, v in model.state_dict().items()}
     for weight in model.parameters():  # as it may lie in a file that is mapped

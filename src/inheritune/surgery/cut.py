@@ -3,7 +3,7 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,11 @@ from typing import Any
 from inheritune import __version__
 from inheritune.errors import RecipeError, UnsupportedModelError
 from inheritune.model_files.card import reference_fields
-from inheritune.model_files.config import text_config
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.scan import zero_matrices
-from inheritune.surgery.class_check.ask_class import ClassCheck, ask_class, check_cut
+from inheritune.surgery.class_check.ask_class import ClassCheck, check_cut
 from inheritune.surgery.parts import fresh_names, make_fresh, standard_normal
-from inheritune.surgery.plan import DTYPES, InheritPlan, plan_inherit
+from inheritune.surgery.plan import DTYPES, InheritPlan, plan_by_class
 from inheritune.surgery.record import target_card
 from inheritune.surgery.selection import LayerFacts, choose_layers, describe_selection
 from inheritune.surgery.write import ModelPlan, Written, to_json, write_model
@@ -112,7 +111,13 @@ def _refuse_options(reference: ModelDirectory, out: Path, options: Options) -> N
 def _plan(
     reference: ModelDirectory, layers: int | str | Sequence[int], options: Options
 ) -> ModelPlan:
-    cut = _plan_layers(reference, choose_layers(layers, LayerFacts(reference.layers)), options)
+    kept = choose_layers(layers, LayerFacts(reference.layers))
+    if kept != tuple(range(len(kept))) and not options.class_check:
+        raise RecipeError(
+            f"{describe_selection(kept)} cannot be cut without the class check: layers would move.",
+            "Leave --no-class-check out.",
+        )
+    cut = plan_by_class(reference, kept, DTYPES[options.dtype] if options.dtype else None)
     names = [tensor.name for tensor in cut.tensors]
     fresh = fresh_names(names, reference.container.prefix, options.parts)
     normal = standard_normal(fresh, options.parts)
@@ -127,22 +132,6 @@ def _plan(
         make=partial(make_fresh, cut, fresh, options.seed, normal),
         sha256=options.sha256,
     )
-
-
-def _plan_layers(reference: ModelDirectory, kept: tuple[int, ...], options: Options) -> InheritPlan:
-    dtype = DTYPES[options.dtype] if options.dtype else None
-    plan = plan_inherit(reference, kept, dtype=dtype)
-    if plan.is_prefix:
-        return plan
-    if not options.class_check:
-        raise RecipeError(
-            f"{describe_selection(kept)} cannot be cut without the class check: layers would move.",
-            "Leave --no-class-check out.",
-        )
-    # What the class derives from a layer's index must stand in the config before layers move.
-    section = dict(text_config(reference.config))
-    explicit = ask_class("explicit_lists", config=section, layers=reference.layers)
-    return plan_inherit(reference, kept, dtype=dtype, explicit=explicit)
 
 
 def _check(reference: ModelDirectory, cut: InheritPlan, options: Options) -> ClassCheck:
@@ -200,21 +189,15 @@ def _warn(written: Written, reference: ModelDirectory) -> None:
                 "only: is its download complete?",
                 stacklevel=4,
             )
-    heads = _digests(written, _HEADS)
-    embeddings = _digests(written, _EMBEDDINGS)
+    digests = {name: scan.xxh3 for file in written.files for name, scan in file.scans.items()}
+    heads = [digest for name, digest in digests.items() if name.endswith(_HEADS)]
+    embeddings = [digest for name, digest in digests.items() if name.endswith(_EMBEDDINGS)]
     if written.check.tied and heads and embeddings and heads[0] not in embeddings:
         warnings.warn(
             f"the class ties head and embedding of {reference.name}, but its files hold two "
             "different ones: is tie_word_embeddings in its config right?",
             stacklevel=4,
         )
-
-
-def _digests(written: Written, endings: tuple[str, ...]) -> list[str]:
-    scans: Iterable[tuple[str, Any]] = (
-        item for file in written.files for item in file.scans.items()
-    )
-    return [scan.xxh3 for name, scan in scans if name.endswith(endings)]
 
 
 def _hub_comparison(reference: ModelDirectory) -> str | None:

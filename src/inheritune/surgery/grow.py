@@ -7,7 +7,7 @@ from pathlib import Path
 
 from inheritune import __version__
 from inheritune.errors import RecipeError, UnsupportedModelError, escape
-from inheritune.model_files.directory import ModelDirectory, open_model
+from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.layers import numbered
 from inheritune.model_files.write import TargetTensor
 from inheritune.surgery.class_check.ask_class import check_cut
@@ -19,10 +19,7 @@ __all__ = ["check_grow", "grow"]
 
 
 def grow(
-    target: ModelDirectory | str | Path,
-    reference: ModelDirectory | str | Path,
-    layers: int,
-    out: Path,
+    target: ModelDirectory, reference: ModelDirectory, layers: int, out: Path
 ) -> ModelDirectory:
     """Write a trained target with more of its reference's layers.
 
@@ -31,8 +28,8 @@ def grow(
     never rounded to the dtype that the reference was published in.
 
     Args:
-        target: The first layers of the reference, trained; a model directory or its path.
-        reference: A model directory, its path or a Hub id; only the new layers are downloaded.
+        target: The first layers of the reference, trained.
+        reference: The model the target was cut from; only the new layers of it are downloaded.
         layers: Layers of the grown target: more than the target has, at most the reference's.
         out: Must not exist, or be empty.
 
@@ -45,10 +42,6 @@ def grow(
 
     Source: Sanyal et al., Inheritune, arXiv 2404.08634, algorithm 1, where trained layers are kept.
     """
-    if not isinstance(target, ModelDirectory):
-        target = open_model(str(target))
-    if not isinstance(reference, ModelDirectory):
-        reference = open_model(str(reference), whole=False)
     return write_model(out, _plan(target, reference, layers))
 
 

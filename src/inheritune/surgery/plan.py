@@ -13,12 +13,14 @@ from inheritune.model_files.layer_kinds import adapts_cut_layer
 from inheritune.model_files.layers import Container, numbered
 from inheritune.model_files.safetensors import Tensor, item_bits
 from inheritune.model_files.write import TargetTensor
+from inheritune.surgery.class_check.ask_class import ask_class
 from inheritune.surgery.selection import LayerFacts, choose_layers
 
 __all__ = [
     "DTYPES",
     "InheritPlan",
     "kept_tensors",
+    "plan_by_class",
     "plan_inherit",
     "renamed",
     "stored_dtype",
@@ -108,6 +110,24 @@ def plan_inherit(
     in_all = {t.name for t in kept_tensors(reference, range(reference.layers))}
     dropped = sorted(name for name in reference.tensors if name not in in_all)
     return InheritPlan(kept, config, [*added, *edits], tensors, dropped)
+
+
+def plan_by_class(
+    reference: ModelDirectory, kept: Sequence[int], dtype: str | None = None
+) -> InheritPlan:
+    """Plan a cut as `plan_inherit` does, and ask the model's class where layers move.
+
+    Only the class knows which fields of the config it derives from layer indices.
+
+    Raises:
+        SourceError: The class refuses the reference's config.
+    """
+    plan = plan_inherit(reference, kept, dtype=dtype)
+    if plan.is_prefix:
+        return plan
+    section = dict(text_config(reference.config))
+    explicit = ask_class("explicit_lists", config=section, layers=reference.layers)
+    return plan_inherit(reference, kept, dtype=dtype, explicit=explicit)
 
 
 def kept_tensors(reference: ModelDirectory, layers: int | Sequence[int]) -> list[Tensor]:

@@ -10,13 +10,11 @@ import xxhash
 
 from inheritune.errors import SourceError, escape
 from inheritune.model_files.cast import cast
-from inheritune.model_files.config import text_config
 from inheritune.model_files.copy import open_source
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.scan import Scan, refuse_not_finite, scan
 from inheritune.model_files.write import TargetTensor, read_chunks
-from inheritune.surgery.class_check.ask_class import ask_class
-from inheritune.surgery.plan import InheritPlan, plan_inherit
+from inheritune.surgery.plan import InheritPlan, plan_by_class
 from inheritune.surgery.record import read_inherit_record
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 from inheritune.verification.run_model import Finding, check_class, run_target
@@ -140,11 +138,7 @@ def _plan_again(record: Mapping[str, Any], reference: ModelDirectory) -> Inherit
             f"the record names layer {kept[-1]}, but {reference.name} has {reference.layers}.",
             "The target was cut from another model.",
         )
-    explicit: Mapping[str, Any] = {}
-    if kept != list(range(len(kept))):
-        section = dict(text_config(reference.config))
-        explicit = ask_class("explicit_lists", config=section, layers=reference.layers)
-    return plan_inherit(reference, kept, dtype=record.get("dtype"), explicit=explicit)
+    return plan_by_class(reference, kept, record.get("dtype"))
 
 
 def _compare_reference(

@@ -76,7 +76,7 @@ def test_layers_that_move_may_know_their_new_place_only(tiny_model):
         assert cut(tiny_model(family), [1, 3]).summary.startswith("complete: ")
 
 
-def test_the_child_is_asked_again_when_it_has_gone_to_sleep(reference):
+def test_a_child_that_has_ended_is_started_again(reference):
     assert check_complete(reference) == "complete: LlamaForCausalLM"
     room._child().process.kill()
     room._child().process.wait()
@@ -93,7 +93,7 @@ def test_a_child_that_dies_over_a_question_is_reported_in_words(monkeypatch, ref
         room._end_child()
 
 
-def test_a_mistake_of_ours_in_the_child_is_one_here_too():
+def test_a_bug_in_the_child_is_raised_as_a_bug():
     with pytest.raises(RuntimeError, match="Traceback"):
         ask_class("compare_cut", nonsense=1)
 

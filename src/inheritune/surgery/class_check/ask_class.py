@@ -14,28 +14,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 from inheritune import errors
 from inheritune.errors import SourceError
 from inheritune.model_files.directory import ModelDirectory
+from inheritune.model_files.safetensors import Tensor
+from inheritune.model_files.write import TargetTensor
 
 __all__ = ["ClassCheck", "ask_class", "check_complete", "check_cut", "check_whole"]
 
 _LOCK = threading.RLock()  # one child, one question at a time
 _COMMAND = ["-m", "inheritune.surgery.class_check.class_process"]
 _TIMEOUT_S = 900.0  # for one answer; loading and running a large model takes minutes
-
-
-class _Described(Protocol):
-    """A tensor before or after it is written."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +54,7 @@ def check_cut(
     reference: ModelDirectory,
     kept: Sequence[int],
     config: Mapping[str, Any],
-    tensors: Iterable[_Described],
+    tensors: Iterable[Tensor | TargetTensor],
     prefix: str | None = None,
 ) -> ClassCheck:
     """Check that a cut model has every weight, and its layers as they are in the reference.
@@ -84,7 +75,7 @@ def check_cut(
 
 
 def check_complete(
-    config: Mapping[str, Any], tensors: Iterable[_Described], prefix: str
+    config: Mapping[str, Any], tensors: Iterable[Tensor | TargetTensor], prefix: str
 ) -> ClassCheck:
     """Check that a model has every weight that its class needs.
 
@@ -106,7 +97,10 @@ def check_whole(model: ModelDirectory) -> ClassCheck:
 
 
 def _compare_cut(
-    config: Mapping[str, Any], tensors: Iterable[_Described], prefix: str, **reference: Any
+    config: Mapping[str, Any],
+    tensors: Iterable[Tensor | TargetTensor],
+    prefix: str,
+    **reference: Any,
 ) -> ClassCheck:
     described = {t.name: [t.dtype, t.shape] for t in tensors}
     answer = ask_class("compare_cut", target=config, tensors=described, prefix=prefix, **reference)

@@ -56,7 +56,7 @@ def explicit_lists(config: Mapping[str, Any], layers: int) -> dict[str, list[Any
     fields = {key: with_floats(value) for key, value in config.items() if key != "model_type"}
     try:
         read = AutoConfig.for_model(config["model_type"], **fields)
-    except Exception as error:  # classes raise what they like
+    except Exception as error:  # classes raise any type of error
         raise SourceError(
             f"config.json is refused by the {escape(config.get('model_type'))} class: "
             f"{first_line(error)}"
@@ -150,7 +150,7 @@ def _load_on_meta(
         )
     except ImportError:
         raise
-    except Exception as error:  # whatever the class says, it is about this model
+    except Exception as error:  # classes raise any type; here it is about this model
         raise SourceError(
             f"{name} refuses the model it would be cut to: {first_line(error)}",
             "Choose other layers, or report it with the model's name.",

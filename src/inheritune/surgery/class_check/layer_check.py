@@ -76,7 +76,7 @@ def _build(model_class: Any, config: Mapping[str, Any], what: str) -> Any:
             )
     except ImportError:
         raise
-    except Exception as error:  # classes raise what they like
+    except Exception as error:  # classes raise any type of error
         raise SourceError(
             f"{model_class.__name__} refuses {what}: {first_line(error)}",
             "Choose other layers, or report it with the model's name.",

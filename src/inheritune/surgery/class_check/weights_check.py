@@ -84,11 +84,6 @@ def reload(directory: str) -> dict[str, Any]:
 def compare_outputs(target: str, reference: str, kept: Sequence[int]) -> str | None:
     """Run the same input through both models and compare the outputs of the kept layers bitwise.
 
-    First layers run from the embedding on, and the output of the last one is compared with the
-    reference's hidden state. Moved layers are each run on the input that the layer had in the
-    reference. So are the layers of a model whose weights outside the layers were cut with them: a
-    product with fewer columns may be rounded in another order.
-
     Returns:
         The comparison in words; None if the class skips layers when it is given text alone.
 
@@ -105,18 +100,24 @@ def compare_outputs(target: str, reference: str, kept: Sequence[int]) -> str | N
     align_weights(cut)
     align_weights(whole, [layer for i, layer in enumerate(before) if i not in kept])
     ids = _ids(whole, _LENGTH)
-    in_whole = _record_calls(whole, [before[i] for i in kept], ids)
-    if len(in_whole) < len(kept):
+    calls = _record_calls(whole, [before[i] for i in kept], ids)
+    if len(calls) < len(kept):
         return None
+
+    # --- first layers: run from the embedding on, compare the last output (the hidden state) ---
     last = len(kept) - 1
     if list(kept) == list(range(len(kept))) and _same_outside(whole, cut, path):
         outputs = _record_calls(cut, [after[last]], ids)[0][2]
-        _refuse_unequal(in_whole[last][2], outputs, f"layer {last}")
+        _refuse_unequal(calls[last][2], outputs, f"layer {last}")
         if len(after) == len(before):
             with torch.no_grad():
                 _refuse_unequal([_run(whole, ids).logits], [_run(cut, ids).logits], "the head")
         return f"the output of layer {last} equals the reference's, bit for bit"
-    for place, (layer, (inputs, options, expected)) in enumerate(zip(kept, in_whole, strict=True)):
+
+    # --- moved layers: run each on the input that it had in the reference ---
+    # So are those of a model whose weights outside the layers were cut with them: a product with
+    # fewer columns may be rounded in another order.
+    for place, (layer, (inputs, options, expected)) in enumerate(zip(kept, calls, strict=True)):
         with torch.no_grad():
             outputs = _tensors(after[place](*inputs, **options))
         _refuse_unequal(expected, outputs, f"layer {layer}")
@@ -162,7 +163,7 @@ def _load(directory: str) -> tuple[Any, dict[str, Any]]:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except Exception as error:  # whatever the class says, it is about these files
+    except Exception as error:  # classes raise any type; here it is about these files
         raise SourceError(
             f"{model_class.__name__} does not load {directory}: {first_line(error)}"
         ) from error
