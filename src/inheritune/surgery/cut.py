@@ -16,7 +16,7 @@ from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.scan import zero_matrices
 from inheritune.surgery.class_check.ask_class import ClassCheck, check_cut
 from inheritune.surgery.parts import fresh_names, make_fresh, standard_normal
-from inheritune.surgery.plan import DTYPES, InheritPlan, plan_by_class
+from inheritune.surgery.plan import DTYPES, InheritPlan, plan_inherit
 from inheritune.surgery.record import target_card
 from inheritune.surgery.selection import LayerFacts, choose_layers, describe_selection
 from inheritune.surgery.write import ModelPlan, Written, to_json, write_model
@@ -117,7 +117,8 @@ def _plan(
             f"{describe_selection(kept)} cannot be cut without the class check: layers would move.",
             "Leave --no-class-check out.",
         )
-    cut = plan_by_class(reference, kept, DTYPES[options.dtype] if options.dtype else None)
+    dtype = DTYPES[options.dtype] if options.dtype else None
+    cut = plan_inherit(reference, kept, dtype=dtype, by_class=True)
     names = [tensor.name for tensor in cut.tensors]
     fresh = fresh_names(names, reference.container.prefix, options.parts)
     normal = standard_normal(fresh, options.parts)

@@ -20,7 +20,6 @@ __all__ = [
     "DTYPES",
     "InheritPlan",
     "kept_tensors",
-    "plan_by_class",
     "plan_inherit",
     "renamed",
     "stored_dtype",
@@ -65,18 +64,13 @@ class InheritPlan:
         """Whether the first layers are kept, so that every layer keeps its index."""
         return self.kept == tuple(range(len(self.kept)))
 
-    @property
-    def size(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.size for tensor in self.tensors)
-
 
 def plan_inherit(
     reference: ModelDirectory,
     layers: int | Sequence[int],
     *,
     dtype: str | None = None,
-    explicit: Mapping[str, Sequence[Any]] | None = None,
+    by_class: bool = False,
 ) -> InheritPlan:
     """Plan a cut from config and headers alone; no weight is read.
 
@@ -84,15 +78,20 @@ def plan_inherit(
         reference: The model to cut.
         layers: A number of first layers, or layer indices in ascending order.
         dtype: Safetensors name of a floating dtype to cast the weights to; None: as they are.
-        explicit: Fields of the text config that the class would derive from layer indices. Where
-            layers move, they must be written out before the config is cut.
+        by_class: Where layers move, ask the model's class which fields of the config it derives
+            from layer indices, and write them out. Such a plan is the one to carry out.
 
     Raises:
         RecipeError: The reference has no such layers.
         UnsupportedModelError: The config cannot be cut to these layers.
+        SourceError: The class refuses the config.
     """
     kept = choose_layers(layers, LayerFacts(reference.layers))
-    config, added = _with_explicit(reference.config, explicit or {})
+    explicit = {}
+    if by_class and kept != tuple(range(len(kept))):
+        section = dict(text_config(reference.config))
+        explicit = ask_class("explicit_lists", config=section, layers=reference.layers)
+    config, added = _with_explicit(reference.config, explicit)
     config, edits = cut_config(config, kept)
     if dtype is not None:
         edits = [*edits, *_cast_config(config, dtype)]
@@ -110,24 +109,6 @@ def plan_inherit(
     in_all = {t.name for t in kept_tensors(reference, range(reference.layers))}
     dropped = sorted(name for name in reference.tensors if name not in in_all)
     return InheritPlan(kept, config, [*added, *edits], tensors, dropped)
-
-
-def plan_by_class(
-    reference: ModelDirectory, kept: Sequence[int], dtype: str | None = None
-) -> InheritPlan:
-    """Plan a cut as `plan_inherit` does, and ask the model's class where layers move.
-
-    Only the class knows which fields of the config it derives from layer indices.
-
-    Raises:
-        SourceError: The class refuses the reference's config.
-    """
-    plan = plan_inherit(reference, kept, dtype=dtype)
-    if plan.is_prefix:
-        return plan
-    section = dict(text_config(reference.config))
-    explicit = ask_class("explicit_lists", config=section, layers=reference.layers)
-    return plan_inherit(reference, kept, dtype=dtype, explicit=explicit)
 
 
 def kept_tensors(reference: ModelDirectory, layers: int | Sequence[int]) -> list[Tensor]:

@@ -14,7 +14,7 @@ from inheritune.model_files.copy import open_source
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.scan import Scan, refuse_not_finite, scan
 from inheritune.model_files.write import TargetTensor, read_chunks
-from inheritune.surgery.plan import InheritPlan, plan_by_class
+from inheritune.surgery.plan import InheritPlan, plan_inherit
 from inheritune.surgery.record import read_inherit_record
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 from inheritune.verification.run_model import Finding, check_class, run_target
@@ -138,7 +138,7 @@ def _plan_again(record: Mapping[str, Any], reference: ModelDirectory) -> Inherit
             f"the record names layer {kept[-1]}, but {reference.name} has {reference.layers}.",
             "The target was cut from another model.",
         )
-    return plan_by_class(reference, kept, record.get("dtype"))
+    return plan_inherit(reference, kept, dtype=record.get("dtype"), by_class=True)
 
 
 def _compare_reference(
