@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,20 @@ def _little_to_collect() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def set_umask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Give this process an umask, as if it had been started with it."""
+    from inheritune.system import files
+
+    def give(umask: int) -> None:
+        os.umask(umask)
+        monkeypatch.setattr(files, "UMASK", umask)
+
+    before = files.UMASK
+    yield give
+    os.umask(before)
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ def test_creating_a_run_again_keeps_what_is_there(tmp_path: Path) -> None:
 
 def test_directory_left_before_the_first_record_is_taken_up(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
-    (tmp_path / ".run.json.0badcafe.tmp").write_text("{")
+    (tmp_path / ".run.json.tmp-0badcafe").write_text("{")
     assert Run.create(tmp_path).read() == {"format": 1}
 
 
@@ -117,12 +117,12 @@ def test_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
     assert ".lock.json" not in names(run.root)
 
 
-def test_lock_sweeps_what_a_killed_writer_left(tmp_path: Path) -> None:
+def test_record_is_written_over_what_a_killed_writer_left(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "toy")
-    (run.root / ".run.json.0badcafe.tmp").write_text("{")
-    with run.lock():
-        assert ".run.json.0badcafe.tmp" not in names(run.root)
-    assert run.read() == {"format": 1}
+    (run.root / ".run.json.tmp-0badcafe").write_text("{")
+    run.update(name="toy")
+    assert names(run.root) == ["run.json"]
+    assert run.read() == {"format": 1, "name": "toy"}
 
 
 JSON = st.recursive(

@@ -1,17 +1,13 @@
 """A run's directory: where each file lives, its record, and the lock for its one writer."""
 
 import errno
-import os
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
-
-from inheritune.errors import DataError, MachineError, RecipeError, escape
-from inheritune.system.files import refused_by_system, write_json
+from inheritune.errors import DataError, RecipeError, escape
+from inheritune.system.files import cannot_write, locked, write_json
 from inheritune.system.strict_json import read_json
 
 __all__ = ["FORMAT", "RUN", "TRAIN", "Run"]
@@ -54,7 +50,7 @@ class Run:
         except OSError as error:
             if error.errno in {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}:
                 raise _not_a_run(root, f"is not possible ({error.strerror})") from error
-            refused_by_system(root, error)
+            raise cannot_write(root, error) from error
         if not run.record_file.exists():
             write_json(run.record_file, {"format": FORMAT})  # from now on the directory is ours
         return run
@@ -137,25 +133,8 @@ class Run:
         Raises:
             MachineError: Another process writes to this run; its number and machine are named.
         """
-        holder = self.root / ".lock.json"
-        lock = FileLock(self.root / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise MachineError(
-                f"another process works on {escape(self.root)}: {_holder(holder)}.",
-                "Wait for it to end, or stop it.",
-            ) from error
-        except OSError as error:
-            refused_by_system(self.root, error)
-        try:
-            for stale in self.root.glob(".*.json.*.tmp"):  # of a process that was killed
-                stale.unlink(missing_ok=True)
-            write_json(holder, {"pid": os.getpid(), "machine": platform.node()})
+        with locked(self.root / ".lock", f"another process works on {escape(self.root)}"):
             yield
-        finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
 
     def read(self) -> dict[str, Any]:
         """The record.
@@ -215,14 +194,6 @@ class Run:
         except DataError:
             return False
         return True
-
-
-def _holder(path: Path) -> str:
-    try:
-        holder = read_json(path)
-        return f"process {int(holder['pid'])} on {escape(holder['machine'], 60)}"
-    except (DataError, KeyError, TypeError, ValueError):
-        return "process unknown"  # it has the lock and is about to write who it is
 
 
 def _home() -> Path | None:

@@ -107,12 +107,9 @@ def test_the_record_says_where_all_came_from(pickled, tmp_path):
     assert str(tmp_path) not in json.dumps(record)
 
 
-def test_files_are_made_with_the_mode_that_the_umask_asks_for(pickled, tmp_path):
-    old = os.umask(0o027)
-    try:
-        convert(pickled(), tmp_path / "out")
-    finally:
-        os.umask(old)
+def test_files_are_made_with_the_mode_that_the_umask_asks_for(pickled, tmp_path, set_umask):
+    set_umask(0o027)
+    convert(pickled(), tmp_path / "out")
     modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "out").iterdir()}
     assert set(modes.values()) == {0o640}
 

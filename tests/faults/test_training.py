@@ -859,12 +859,11 @@ def test_val_loss_twice_is_the_same_to_the_last_bit(tiny_tokens: TokenDirectory)
 
 @pytest.mark.parametrize("umask", [0o077, 0o002])
 @pytest.mark.fault("D23")
-def test_files_follow_the_umask(umask: int, tiny_tokens: TokenDirectory, tmp_path: Path) -> None:
-    before = os.umask(umask)
-    try:
-        saved(tmp_path, tiny_tokens, 5)
-    finally:
-        os.umask(before)
+def test_files_follow_the_umask(
+    umask: int, tiny_tokens: TokenDirectory, tmp_path: Path, set_umask: Callable[[int], None]
+) -> None:
+    set_umask(umask)
+    saved(tmp_path, tiny_tokens, 5)
     for path in (tmp_path / "checkpoints").rglob("*"):
         wanted = (0o777 if path.is_dir() else 0o666) & ~umask
         assert path.stat().st_mode & 0o777 == wanted, path

@@ -276,12 +276,9 @@ def test_a_failure_leaves_nothing_behind(tiny_reference, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
 @pytest.mark.parametrize("mask, file, folder", [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
-def test_modes_follow_the_umask(tiny_reference, tmp_path, mask, file, folder):
-    before = os.umask(mask)
-    try:
-        target = inherit(open_model(str(tiny_reference)), 2, tmp_path / "out").path
-    finally:
-        os.umask(before)
+def test_modes_follow_the_umask(tiny_reference, tmp_path, set_umask, mask, file, folder):
+    set_umask(mask)
+    target = inherit(open_model(str(tiny_reference)), 2, tmp_path / "out").path
     assert stat.S_IMODE(target.stat().st_mode) == folder
     assert {stat.S_IMODE(p.stat().st_mode) for p in target.iterdir()} == {file}
 

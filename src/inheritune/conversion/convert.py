@@ -1,6 +1,5 @@
 """A PyTorch checkpoint as a safetensors model directory."""
 
-import hashlib
 import json
 import os
 import re
@@ -16,14 +15,14 @@ from inheritune.conversion.child import ask
 from inheritune.conversion.pytorch_files import PytorchFiles, find_pytorch_files
 from inheritune.errors import RecipeError, SourceError, escape
 from inheritune.model_files.config import text_config
-from inheritune.model_files.copy import copy_side_files, write_file
+from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.refusals import refuse_unsafe_config, refuse_unsupported_model
 from inheritune.model_files.safe_path import safe_file
 from inheritune.model_files.safetensors import Tensor, read_header
 from inheritune.model_files.write import MAX_SHARD_BYTES
 from inheritune.surgery.class_check.ask_class import check_whole
-from inheritune.system.files import published, refuse_used_directory
+from inheritune.system.files import new_directory, refuse_used_directory, sha256, write_bytes
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 __all__ = ["Converted", "convert"]
@@ -83,10 +82,10 @@ def convert(source: Path, out: Path) -> Converted:
         raise RecipeError(f"{out} lies in {source}.", "Name another directory.")
     refuse_used_directory(out)
     before = _signatures(found.files)
-    with published(out) as staging:
+    with new_directory(out) as staging:
         reply = _unpickle(found, config, staging)
         _take_weights(reply, staging)
-        write_file(staging / "config.json", path.read_bytes())
+        write_bytes(staging / "config.json", path.read_bytes())
         copy_side_files(source, staging)
         check = _check_whole(open_model(str(staging)))
         tokenizer = _check_tokenizer(staging)
@@ -105,7 +104,7 @@ def convert(source: Path, out: Path) -> Converted:
             "tokenizer": tokenizer,
             "confinement": reply["confinement"],
         }
-        write_file(staging / "convert.json", _json(record))
+        write_bytes(staging / "convert.json", _json(record))
     return Converted(
         open_model(str(out)), check, tokenizer, reply["dropped"], warnings, reply["confinement"]
     )
@@ -183,7 +182,7 @@ def _take_weights(reply: Mapping[str, Any], staging: Path) -> None:
             "metadata": {"total_size": sum(tensor.size for tensor in kept)},
             "weight_map": {t.name: name for name, tensors in shards.items() for t in tensors},
         }
-        write_file(staging / "model.safetensors.index.json", _json(index))
+        write_bytes(staging / "model.safetensors.index.json", _json(index))
 
 
 def _check_whole(model: ModelDirectory) -> str:
@@ -228,9 +227,7 @@ def _warnings(reply: Mapping[str, Any], tokenizer: str) -> list[str]:
 
 
 def _describe(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"name": file.name, "size": file.stat().st_size, "sha256": digest}
+    return {"name": file.name, "size": file.stat().st_size, "sha256": sha256(file)}
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

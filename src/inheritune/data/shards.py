@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inheritune.errors import DataError
+from inheritune.system.files import sha256
 
 __all__ = [
     "HEADER_BYTES",
@@ -20,7 +21,6 @@ __all__ = [
     "ShardEntry",
     "ShardWriter",
     "check_shard",
-    "file_sha256",
     "id_type",
     "map_shard",
 ]
@@ -200,7 +200,7 @@ def map_shard(directory: Path, entry: ShardEntry, rows: int) -> NDArray[Any]:
     """
     path = directory / entry.name
     check_shard(directory, entry, rows)
-    found = file_sha256(path)
+    found = sha256(path)
     if found != entry.sha256:
         raise DataError(
             f"{path} has changed since it was prepared: SHA-256 {found[:12]}, expected "
@@ -208,12 +208,6 @@ def map_shard(directory: Path, entry: ShardEntry, rows: int) -> NDArray[Any]:
             _AGAIN,
         )
     return np.memmap(path, dtype=id_type(rows), mode="r", offset=HEADER_BYTES, shape=(entry.ids,))
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _describe_range(path: Path, rows: int, max_id: int) -> str:

@@ -3,22 +3,26 @@
 How far a preparation has come: what a killed one leaves, and the next one goes on from.
 """
 
-import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from inheritune.data.overlap import DocumentHashes
-from inheritune.data.shards import ShardWriter, file_sha256
+from inheritune.data.shards import ShardWriter
 from inheritune.errors import DataError, MachineError
-from inheritune.system.files import sync_directory, write_json
+from inheritune.system.files import (
+    locked,
+    move_directory,
+    sha256,
+    sync_directory,
+    write_bytes,
+    write_errors,
+    write_json,
+)
 from inheritune.system.strict_json import read_json
 
 __all__ = ["Journal", "is_prepared", "publish", "staging_directory", "sweep"]
@@ -76,7 +80,7 @@ class Journal:
         for split, writer in writers.items():
             of_writer, rest = writer.state()
             name = f"rest-{split}-{finished}"
-            _write(self._room / name, rest)
+            write_bytes(self._room / name, rest)
             kept.add(name)
             splits[split] = {
                 "writer": of_writer,
@@ -134,17 +138,10 @@ class Journal:
         for entry in part["writer"]["entries"]:
             path = self.shards / entry["name"]
             index = path.with_suffix(".idx")
-            found = file_sha256(path), file_sha256(index)
+            found = sha256(path), sha256(index)
             if found != (entry["sha256"], entry["index_sha256"]):
                 raise ValueError("a shard changed")
         return rest
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def is_prepared(out: Path) -> bool:
@@ -164,7 +161,7 @@ def sweep(out: Path) -> None:
     """Remove what a process left that was killed right after it had published ``out``."""
     room = out.with_name(out.name + ".partial")
     if room.is_dir():
-        with suppress(Timeout, OSError), FileLock(room / "lock", timeout=0):
+        with suppress(MachineError), locked(room / "lock", "another process is at it"):
             shutil.rmtree(room, ignore_errors=True)
 
 
@@ -179,10 +176,8 @@ def staging_directory(out: Path) -> Iterator[Journal]:
         MachineError: The disk is full or read-only, or another process is at it.
     """
     room = out.with_name(out.name + ".partial")
-    lock = FileLock(room / "lock")
-    try:
-        room.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+    busy = f"another process is preparing {out}"
+    with write_errors(out), locked(room / "lock", busy, "Wait for it, then run this again."):
         journal = Journal(room)
         try:
             if not journal.path.exists():
@@ -195,27 +190,10 @@ def staging_directory(out: Path) -> Iterator[Journal]:
             raise
         else:
             shutil.rmtree(room, ignore_errors=True)
-        finally:
-            lock.release()
-    except Timeout as error:
-        raise MachineError(
-            f"another process is preparing {out}.", "Wait for it, then run this again."
-        ) from error
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise MachineError(
-            f"cannot write {out}: {(error.strerror or str(error)).lower()}.",
-            "Free some space." if full else "Check the directory's permissions.",
-        ) from error
 
 
 def publish(staging: Path, manifest: dict[str, Any], out: Path) -> None:
     """Write the manifest, then move the finished directory to its place by one rename."""
     text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
-    with (staging / "manifest.json").open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    sync_directory(staging)
-    staging.replace(out)
-    sync_directory(out.parent)
+    write_bytes(staging / "manifest.json", text.encode())
+    move_directory(staging, out)

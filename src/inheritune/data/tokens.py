@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inheritune.data.shards import ShardEntry, check_shard, file_sha256, map_shard
+from inheritune.data.shards import ShardEntry, check_shard, map_shard
 from inheritune.errors import DataError
 from inheritune.recipe.schema import Data
+from inheritune.system.files import sha256
 from inheritune.system.strict_json import OWN_FILE, read_json_object
 
 __all__ = [
@@ -200,7 +201,7 @@ def verify_tokens(path: Path) -> TokenDirectory:
     for entry in _entries(directory.manifest, "train") + _entries(directory.manifest, "val"):
         map_shard(path, entry, rows)
         index = (path / entry.name).with_suffix(".idx")
-        if not index.is_file() or file_sha256(index) != entry.index_sha256:
+        if not index.is_file() or sha256(index) != entry.index_sha256:
             raise DataError(f"{index} is missing or has changed.", _AGAIN)
     return directory
 

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from inheritune.errors import DataError, MachineError, MissingExtraError, RecipeError, escape
+from inheritune.system.files import sha256
 from inheritune.system.reading import read_regular_file
 
 __all__ = [
@@ -173,8 +174,7 @@ def local_data(folder: Path | None, task: str) -> LocalData | None:
     total = hashlib.sha256()
     for file in files:
         _refuse_no_rows(file)
-        with file.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
+        total.update(bytes.fromhex(sha256(file)))
     return LocalData(
         questions.resolve(), examples.resolve() if len(files) > 1 else None, total.hexdigest()
     )

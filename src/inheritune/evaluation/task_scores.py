@@ -18,7 +18,7 @@ from inheritune.evaluation.harness import (
 )
 from inheritune.evaluation.scores import Score, find_score, keep_score, read_result, score_file
 from inheritune.evaluation.task_descriptions import TaskDescription
-from inheritune.system.files import write_bytes
+from inheritune.system.files import sha256, write_bytes
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
 
@@ -238,8 +238,7 @@ def _tokenizer_digest(path: Path) -> str:
     total = hashlib.sha256()
     for name in _TOKENIZER_FILES:
         if (path / name).is_file():
-            with (path / name).open("rb") as file:
-                total.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
+            total.update(name.encode() + bytes.fromhex(sha256(path / name)))
     return total.hexdigest()[:32]
 
 

@@ -1,4 +1,4 @@
-"""Bytes from one file to another: inside the kernel where it can, and to the disk."""
+"""Copy bytes from one file to another: inside the kernel where it can, and to the disk."""
 
 import errno
 import os
@@ -14,7 +14,6 @@ __all__ = [
     "open_source",
     "side_files",
     "write_all",
-    "write_file",
 ]
 
 # Files that belong to a model whatever its depth. Other files (training arguments, cards, pickles,
@@ -55,16 +54,6 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a new file and wait for the disk."""
-    descriptor = create_file(path)
-    try:
-        write_all(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def copy_range(source: int, target: int, offset: int, size: int, path: Path) -> None:

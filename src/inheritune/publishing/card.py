@@ -15,6 +15,7 @@ from inheritune.reporting.record import Record, number, read_record, section, ta
 from inheritune.reporting.score_table import score_results
 from inheritune.reporting.tables import rounds_table, variants_table
 from inheritune.reporting.verdict import remarks, verdict
+from inheritune.system.files import write_bytes
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 __all__ = ["card", "write_card"]
@@ -46,10 +47,8 @@ def write_card(run_root: Path) -> Path | None:
         (target / "figures").mkdir(exist_ok=True)
         shutil.copyfile(path, target / "figures" / path.name)
     made = card(record, inherited, [path.name for path in figures])
-    path, staging = target / "README.md", target / ".README.md.tmp"
-    staging.write_bytes(made.encode("utf-8"))
-    staging.replace(path)
-    return path
+    write_bytes(target / "README.md", made.encode())
+    return target / "README.md"
 
 
 def card(record: Record, inherited: Record, figures: list[str]) -> str:

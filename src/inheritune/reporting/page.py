@@ -1,8 +1,6 @@
 """The report: one page that opens from disk, with its tables and figures beside it."""
 
 import base64
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +33,7 @@ from inheritune.reporting.task_table import task_part
 from inheritune.reporting.tokens_to_reach import reach_table, speed_table
 from inheritune.reporting.verdict import headline, outcome, remarks, verdict
 from inheritune.run_directory import TRAIN
+from inheritune.system.files import write_bytes
 
 __all__ = [
     "Report",
@@ -251,16 +250,6 @@ def _listed(value: Any) -> list[Any]:
 
 
 def publish(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, with the folders it lies in."""
+    """Write a file whole or not at all, and the folders that it lies in where they are missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, staging = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(staging).chmod(0o666 & ~umask)
-        Path(staging).replace(path)
-    except BaseException:
-        Path(staging).unlink(missing_ok=True)
-        raise
+    write_bytes(path, content)

@@ -21,7 +21,7 @@ from inheritune.steps.reference import Reference, flops_per_token
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.training import run_training, training_inputs
 from inheritune.steps.trainings import TrainingSpec, depth_of, specs_for
-from inheritune.system.files import write_json
+from inheritune.system.files import new_directory, sync_file, write_json
 from inheritune.system.progress import Progress
 from inheritune.system.strict_json import read_json
 
@@ -102,18 +102,13 @@ def publish_target(job: Job, trial: TrainingResult) -> Path:
     same = all((target / n).is_file() and filecmp.cmp(p, target / n) for n, p in files.items())
     if same and _training(target).items() >= cost.items():
         return target
-    staging, old = target.with_name(".target.tmp"), target.with_name(".target.old")
-    for leftover in (staging, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    for name, path in files.items():
-        (staging / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, staging / name)  # with its time, by which the next start knows it
-    # By it, `verify` knows that these are not the reference's weights any more, but which.
-    write_json(staging / _TRAINING, cost | {"curve": [], "tensors": _digests(staging)})
-    if target.exists():
-        target.rename(old)
-    staging.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    with new_directory(target, replace=True) as staging:
+        for name, path in files.items():
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, staging / name)  # with its time, by which the next start knows it
+            sync_file(staging / name)
+        # By it, `verify` knows that these are not the reference's weights any more, but which.
+        write_json(staging / _TRAINING, cost | {"curve": [], "tensors": _digests(staging)})
     return target
 
 

@@ -3,8 +3,6 @@
 The reference at the commit that a run began with, wherever its branch has moved meanwhile.
 """
 
-import os
-import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -12,15 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from inheritune.data.tokens import canonical_digest
-from inheritune.errors import DataError, MachineError, SourceError, escape
+from inheritune.errors import DataError, SourceError, escape
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.run_directory import Run
 from inheritune.system.files import (
-    published,
-    refused_by_system,
+    locked,
+    new_directory,
     sync_file,
     write_json,
 )
@@ -76,7 +72,7 @@ def keep(model: Path, path: Path, made_from: Mapping[str, Any], run: str) -> Non
     Raises:
         MachineError: The disk is full, read-only or broken.
     """
-    with published(path) as staging:
+    with new_directory(path) as staging:
         for source in sorted(model.rglob("*")):
             copy = staging / source.relative_to(model)
             if source.is_dir():
@@ -98,32 +94,12 @@ def only_trainer(path: Path) -> Iterator[None]:
     Raises:
         MachineError: Another run trains it; its process and machine are named.
     """
-    holder = path.with_name(f".{path.name}.lock.json")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(f".{path.name}.lock"))
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise MachineError(
-            f"another run trains this reference for {escape(path)}: {_named(holder)}.",
-            "Wait for it to end: it is then taken from there.",
-        ) from error
-    except OSError as error:
-        refused_by_system(path, error)
-    try:
-        write_json(holder, {"pid": os.getpid(), "machine": platform.node()})
+    with locked(
+        path.with_name(f".{path.name}.lock"),
+        f"another run trains this reference for {escape(path)}",
+        "Wait for it to end: it is then taken from there.",
+    ):
         yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
-
-
-def _named(holder: Path) -> str:
-    try:
-        found = read_json(holder)
-        return f"process {int(found['pid'])} on {escape(found['machine'], 60)}"
-    except (DataError, KeyError, TypeError, ValueError):
-        return "process unknown"  # it has the lock and is about to write who it is
 
 
 _PIN_FORMAT = 1

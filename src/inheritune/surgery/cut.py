@@ -54,7 +54,7 @@ def inherit(
     layers: int | str | Sequence[int],
     out: Path,
     options: Options = Options(),
-    listen: Listener = silent,
+    on_progress: Listener = silent,
 ) -> ModelDirectory:
     """Write some layers of a reference, and everything around them, as a model directory.
 
@@ -69,7 +69,7 @@ def inherit(
             grammar of `selection.choose_layers`.
         out: Must not exist, or be empty.
         options: Casts, partial inheritance, checks.
-        listen: Receives the progress of a download.
+        on_progress: Receives the progress of a download.
 
     Returns:
         The target, opened.
@@ -83,7 +83,7 @@ def inherit(
     Source: Sanyal et al., Inheritune, arXiv 2404.08634, algorithm 1.
     """
     _refuse_options(reference, out, options)
-    return write_model(out, _plan(reference, layers, options), listen)
+    return write_model(out, _plan(reference, layers, options), on_progress)
 
 
 def check_inherit(

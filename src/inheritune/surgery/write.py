@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune.model_files.copy import copy_side_files, write_file
+from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.safetensors import Tensor
 from inheritune.model_files.scan import Scan, refuse_not_finite, scan
 from inheritune.model_files.write import TargetTensor, split_into_shards, write_safetensors
 from inheritune.surgery.class_check.ask_class import ClassCheck
-from inheritune.system.files import published, sync_file
+from inheritune.system.files import new_directory, sync_file, write_bytes
 from inheritune.system.progress import Listener, silent
 
 __all__ = ["ModelPlan", "Written", "WrittenFile", "to_json", "write_model"]
@@ -98,13 +98,13 @@ class ModelPlan:
     sha256: bool = False
 
 
-def write_model(out: Path, plan: ModelPlan, listen: Listener = silent) -> ModelDirectory:
+def write_model(out: Path, plan: ModelPlan, on_progress: Listener = silent) -> ModelDirectory:
     """Carry out a plan. The directory appears by one rename, complete, or not at all.
 
     Args:
         out: Must not exist, or be empty.
         plan: The decisions of a surgery.
-        listen: Receives the progress of a download.
+        on_progress: Receives the progress of a download.
 
     Returns:
         The new model, opened.
@@ -115,21 +115,21 @@ def write_model(out: Path, plan: ModelPlan, listen: Listener = silent) -> ModelD
         SourceError: A source file ended early, or holds NaN or infinite values.
         MachineError: The disk is full or read-only.
     """
-    with published(out) as staging, ThreadPoolExecutor(_WORKERS) as background:
+    with new_directory(out) as staging, ThreadPoolExecutor(_WORKERS) as background:
         check = background.submit(plan.check)
         # Nothing is downloaded, and nothing large copied, for a plan that will be refused.
         size = sum(tensor.size for tensor in plan.tensors)
         if size > _COPIED_DURING_CHECK or plan.reference.missing_bytes(plan.downloads):
             check.result()
-        plan.reference.download(plan.downloads, listen)
+        plan.reference.download(plan.downloads, on_progress)
         scratch = staging / _SCRATCH
         made = plan.make(scratch)
         files = _write_weights(plan, made, staging, background)
         shutil.rmtree(scratch, ignore_errors=True)
-        write_file(staging / "config.json", to_json(plan.config))
+        write_bytes(staging / "config.json", to_json(plan.config))
         copy_side_files(plan.source.path, staging)
         for name, data in plan.records(Written(files, frozenset(made), check.result())).items():
-            write_file(staging / name, data)
+            write_bytes(staging / name, data)
     return open_model(str(out))
 
 
@@ -154,7 +154,7 @@ def _write_weights(
     for file in files:
         refuse_not_finite(file.scans, plan.source.path)
     if len(files) > 1:
-        write_file(staging / _INDEX, to_json(_index(plan.source, files)))
+        write_bytes(staging / _INDEX, to_json(_index(plan.source, files)))
     return files
 
 

@@ -1,35 +1,59 @@
-"""Files and directories that are there completely or not at all, whatever happens meanwhile."""
+"""Write files and directories whole or not at all, lock what one process may write, hash files.
+
+A write goes to a staging file or directory under a random name beside its place, is synced, and
+gets there by one rename: a reader meets the old state or the new one, whatever happens. A staging
+name is locked while its writer lives; what a killed writer left is removed by the next one.
+"""
 
 import errno
+import hashlib
 import json
 import os
+import platform
 import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from inheritune.errors import MachineError, RecipeError, escape
+from inheritune.errors import DataError, MachineError, RecipeError, escape
+from inheritune.system.strict_json import read_json
 
 try:
     import fcntl
-except ImportError:  # Windows: stale staging is then left to the user
+except ImportError:  # Windows: what a killed writer left is then not removed
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
-    "disk_errors",
-    "published",
+    "UMASK",
+    "cannot_write",
+    "locked",
+    "move_directory",
+    "new_directory",
     "refuse_used_directory",
-    "refused_by_system",
+    "sha256",
     "sync_directory",
     "sync_file",
     "write_bytes",
+    "write_errors",
     "write_json",
 ]
+
+# Read once: the system tells it only by setting it, for every thread of the process.
+UMASK = os.umask(0o077)
+os.umask(UMASK)
+
+_DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_RETRY_S = 0.2  # between two attempts to get a lock
+_PIECE = 2**20
+
+
+# --- directories ---
 
 
 def refuse_used_directory(out: Path) -> None:
@@ -49,87 +73,57 @@ def refuse_used_directory(out: Path) -> None:
 
 
 @contextmanager
-def published(out: Path) -> Iterator[Path]:
-    """Write a directory so that it is there completely or not at all.
-
-    Yields a staging directory beside ``out``; it is synced and renamed when the block ends, removed
-    when the block fails. What a killed writer left there is swept first.
-
-    Raises:
-        RecipeError: ``out`` is already used.
-        MachineError: The disk is full, read-only or broken.
-    """
-    out = Path(os.path.realpath(out))
-    refuse_used_directory(out)
-    staging = lock = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{out.name[:40]}.tmp-"
-        _sweep(out.parent, prefix)
-        staging = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
-        lock = _lock(staging)
-        yield staging
-        umask = os.umask(0)
-        os.umask(umask)
-        staging.chmod(0o777 & ~umask)
-        for directory in {staging, *(p for p in staging.rglob("*") if p.is_dir())}:
-            sync_directory(directory)
-        staging.rename(out)
-        sync_directory(out.parent)
-    except BaseException:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-        with disk_errors(out):
-            raise
-    finally:
-        if lock is not None:
-            os.close(lock)
-
-
-@contextmanager
-def disk_errors(out: Path) -> Iterator[None]:
-    """Say in our own error what the disk refuses while something is written.
+def new_directory(out: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Make a directory that appears complete, when the block ends, or not at all.
 
     Args:
-        out: What it would become, for the message.
+        out: Its place; missing parents are made.
+        replace: Whether it takes the place of a directory that is there.
+
+    Yields:
+        An empty staging directory beside ``out``, for the block to fill. Files in it must be synced
+        by whoever writes them, with `write_bytes` or `sync_file`.
 
     Raises:
-        MachineError: The disk is full, read-only or broken.
+        RecipeError: ``out`` is already used, and is not to be replaced.
+        MachineError: The disk is full, read-only or broken; the staging directory is gone.
     """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:  # the library's word for a full disk
-        reason = str(getattr(error, "strerror", None) or error).lower()
-        raise MachineError(
-            f"cannot write {out}: {reason}.", "Free some space, or name another directory."
-        ) from error
+    out = Path(os.path.realpath(out))
+    if not replace:
+        refuse_used_directory(out)
+    with write_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _staging(out, lambda path: path.mkdir(0o700)) as staging:
+            yield staging
+            staging.chmod(0o777 & ~UMASK)
+            old = staging.with_name(f"{staging.name}-old")
+            if replace and out.exists():
+                out.rename(old)
+            move_directory(staging, out)
+            shutil.rmtree(old, ignore_errors=True)
 
 
-def _lock(directory: Path) -> int | None:
-    if fcntl is None:
-        return None
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+def move_directory(staging: Path, out: Path) -> None:
+    """Sync a directory and those in it, and move it to its place by one rename.
+
+    Args:
+        staging: On the same file system; its files are synced already.
+        out: Missing, or an empty directory.
+
+    Raises:
+        OSError: The system refuses.
+    """
+    for directory in {staging, *(path for path in staging.rglob("*") if path.is_dir())}:
+        sync_directory(directory)
+    staging.rename(out)
+    sync_directory(out.parent)
 
 
-def _sweep(parent: Path, prefix: str) -> None:
-    for stale in [p for p in parent.iterdir() if p.name.startswith(prefix) and p.is_dir()]:
-        with suppress(OSError):
-            lock = _lock(stale)  # a living writer holds it, and a killed one let it go
-            if lock is not None:
-                shutil.rmtree(stale, ignore_errors=True)
-                os.close(lock)
+# --- files ---
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader meets the old file or the new one, whatever happens.
-
-    The bytes depend on the value alone. The mode follows the umask.
+    """Write JSON as `write_bytes` does. The bytes depend on the value alone.
 
     Args:
         path: In an existing directory.
@@ -144,39 +138,31 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file as `write_json` does: a reader meets the old one or the new one.
+    """Write a file so that a reader meets the old one or the new one, and wait for the disk.
+
+    The file's directory exists. A link in its place is replaced, not followed.
 
     Raises:
         MachineError: The system refuses to write; the old file stays.
     """
-    staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        try:
-            with staged.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            staged.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                staged.unlink(missing_ok=True)
-            raise
+    with write_errors(path), _staging(path, lambda new: new.touch(exist_ok=False)) as staged:
+        with staged.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
         sync_directory(path.parent)
-    except OSError as error:
-        refused_by_system(path, error)
 
 
 def sync_file(path: Path) -> None:
-    """Have what another library wrote reach the disk before anything points to it."""
+    """Give a file that a library wrote the mode of our files, and wait until it is on the disk."""
+    path.chmod(0o666 & ~UMASK)  # safetensors leaves 0600
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:
     """Make the renames inside a directory durable.
-
-    Args:
-        path: The directory that the renamed files are in.
 
     Raises:
         OSError: The system refuses.
@@ -190,14 +176,156 @@ def sync_directory(path: Path) -> None:
             os.close(descriptor)
 
 
-def refused_by_system(path: Path, error: OSError) -> NoReturn:
-    """Say what the system refused, and what can be done about it.
+def sha256(path: Path, check: Callable[[], object] = lambda: None) -> str:
+    """Compute the SHA-256 of a file, as 64 hexadecimal digits.
+
+    Args:
+        path: A regular file of any size.
+        check: Called before every mebibyte; may raise to end it.
 
     Raises:
-        MachineError: Always.
+        OSError: The file cannot be read.
     """
-    reason = (error.strerror or str(error)).lower()
-    way_out = "Check the permissions of its directory."
-    if error.errno in {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}:
-        way_out = "Free some space and run again."
-    raise MachineError(f"cannot write {escape(path)}: {reason}.", way_out) from error
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            check()
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+# --- staging ---
+
+
+@contextmanager
+def _staging(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
+    """Make a staging file or directory beside ``path``, and remove it if the block fails."""
+    prefix = f".{path.name[:40]}.tmp-"
+    _remove_abandoned(path.parent, prefix)
+    while True:
+        staged = path.with_name(prefix + secrets.token_hex(4))
+        make(staged)
+        lock = _lock(staged, wait=True)
+        if staged.exists():  # else another writer took it for abandoned before it was locked
+            break
+    try:
+        yield staged
+    except BaseException:
+        _remove(staged)
+        raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_abandoned(directory: Path, prefix: str) -> None:
+    for stale in [path for path in directory.iterdir() if path.name.startswith(prefix)]:
+        lock = _lock(stale, wait=False)  # a living writer holds it, and a killed one let it go
+        if lock is not None:
+            _remove(stale)
+            os.close(lock)
+
+
+def _lock(path: Path, *, wait: bool) -> int | None:
+    if fcntl is None:
+        return None
+    descriptor = None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # somebody else's, or a file system without locks
+        if descriptor is not None:
+            os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+# --- locks ---
+
+
+@contextmanager
+def locked(
+    path: Path,
+    busy: str,
+    hint: str = "Wait for it to end, or stop it.",
+    wait: Callable[[], bool] = lambda: False,
+) -> Iterator[None]:
+    """Hold a lock while the block runs; the system frees it when the process ends, however.
+
+    Args:
+        path: The lock's file; its directory is made where missing. While the lock is held,
+            ``<path>.json`` names the holder.
+        busy: Says what another holder does, such as ``"another process works on runs/x"``.
+        hint: Says what to do about it.
+        wait: Asked several times a second while another process holds the lock: true to go on
+            waiting. It may raise.
+
+    Raises:
+        MachineError: Another process holds it; its number and machine are named. Or the system
+            refuses.
+    """
+    holder = path.with_name(f"{path.name}.json")
+    lock = FileLock(path)
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                lock.acquire(timeout=0)
+                break
+            except Timeout as error:
+                if not wait():
+                    raise MachineError(f"{busy}: {_name_of(holder)}.", hint) from error
+            time.sleep(_RETRY_S)
+    try:
+        write_json(holder, {"pid": os.getpid(), "machine": platform.node()})
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _name_of(holder: Path) -> str:
+    try:
+        record = read_json(holder)
+        return f"process {int(record['pid'])} on {escape(record['machine'], 60)}"
+    except (DataError, KeyError, TypeError, ValueError):
+        return "process unknown"  # it has the lock and is about to write who it is
+
+
+# --- errors ---
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into our own error.
+
+    Args:
+        path: What is written, for the message.
+
+    Raises:
+        MachineError: The disk is full, read-only or broken.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # the library's word for a full disk
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: Exception) -> MachineError:
+    """Return the error that says what the system refused to write, and what can be done."""
+    reason = str(getattr(error, "strerror", None) or error).lower()
+    full = getattr(error, "errno", None) in _DISK_FULL or "no space" in reason
+    return MachineError(
+        f"cannot write {escape(path, 160)}: {reason}.",
+        "Free some space, or name another directory."
+        if full
+        else "Check that its directory can be written to, or name another one.",
+    )

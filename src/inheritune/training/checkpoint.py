@@ -13,7 +13,7 @@ import torch
 
 from inheritune.data.order import ORDER_VERSION
 from inheritune.errors import CheckpointError
-from inheritune.system.files import disk_errors, published, write_json
+from inheritune.system.files import new_directory, write_errors, write_json
 from inheritune.system.inputs import differences, refuse_differences
 from inheritune.system.processes import ALONE, Processes
 from inheritune.training.checkpoint_files import (
@@ -144,12 +144,12 @@ def save_checkpoint(
     writers = processes.size // processes.nodes  # the others hold copies
     with ExitStack() as stack:
         # --- every writer's part, in a staging directory that all of them see ---
-        staging = folder / processes.on_main(lambda: stack.enter_context(published(final)).name)
+        staging = folder / processes.on_main(lambda: stack.enter_context(new_directory(final)).name)
 
         def write() -> dict[str, dict[str, Any]]:
             if processes.rank >= writers:
                 return {}
-            with disk_errors(final):  # of this process's machine: the first one may have room
+            with write_errors(final):  # of this process's machine: the first one may have room
                 return _write_part(staging, model, optimizer, processes.rank, writers)
 
         digests = {k: v for part in processes.on_all(write) for k, v in part.items()}

@@ -1,6 +1,5 @@
 """Prove that a checkpoint's files are there as they were written; name, link and set aside them."""
 
-import hashlib
 import os
 import shutil
 from contextlib import suppress
@@ -10,8 +9,13 @@ from typing import Any
 from safetensors import SafetensorError
 
 from inheritune.data.order import ORDER_VERSION
-from inheritune.errors import CheckpointError, DataError
-from inheritune.system.files import sync_file
+from inheritune.errors import CheckpointError, DataError, MachineError
+from inheritune.system.files import (
+    new_directory,
+    sha256,
+    sync_file,
+    write_bytes,
+)
 from inheritune.system.strict_json import read_json
 from inheritune.training.sharded_safetensors import SavedTensors, file_name
 
@@ -58,14 +62,8 @@ def point_latest(folder: Path, name: str) -> None:
         folder: Directory of a training's checkpoints.
         name: Such as ``step-00001000``.
     """
-    staged = folder / f".{_LATEST}.tmp"
-    with suppress(OSError):
-        staged.unlink(missing_ok=True)  # of a process that was killed, or a link to elsewhere
-        try:
-            staged.write_text(f"{name}\n", encoding="utf-8")
-            staged.replace(folder / _LATEST)
-        finally:
-            staged.unlink(missing_ok=True)
+    with suppress(MachineError):
+        write_bytes(folder / _LATEST, f"{name}\n".encode())
 
 
 def keep_snapshot(folder: Path, snapshots: Path, step: int) -> None:
@@ -80,15 +78,14 @@ def keep_snapshot(folder: Path, snapshots: Path, step: int) -> None:
     snapshot = snapshots / f"{step:010d}"
     if newest is None or int(newest.name.removeprefix("step-")) != step or snapshot.exists():
         return
-    staged = snapshots / f".{step:010d}.tmp"
-    shutil.rmtree(staged, ignore_errors=True)
-    (staged / newest.name).mkdir(parents=True)
-    for file in newest.iterdir():
-        try:
-            os.link(file, staged / newest.name / file.name)
-        except OSError:  # a file system without links
-            shutil.copy2(file, staged / newest.name / file.name)
-    staged.rename(snapshot)
+    with new_directory(snapshot) as staging:
+        (staging / newest.name).mkdir()
+        for file in newest.iterdir():
+            try:
+                os.link(file, staging / newest.name / file.name)
+            except OSError:  # a file system without links
+                shutil.copy2(file, staging / newest.name / file.name)
+                sync_file(staging / newest.name / file.name)
 
 
 def drop_later_snapshots(snapshots: Path, step: int) -> None:
@@ -134,7 +131,7 @@ def pickles_in(checkpoint: Path) -> list[str]:
 def describe_file(path: Path) -> dict[str, Any]:
     """Sync a file to the disk, and return its entry in the manifest."""
     sync_file(path)
-    return {"bytes": path.stat().st_size, "sha256": _digest(path)}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def verify(checkpoint: Path) -> dict[str, Any]:
@@ -164,7 +161,7 @@ def verify(checkpoint: Path) -> dict[str, Any]:
     if extra := {name for name in present - set(listed) if name.endswith(".safetensors")}:
         raise CheckpointError(f"{sorted(extra)[0]} was not written with it.")
     for name, expected in listed.items():
-        if Path(name).name != name or _digest(checkpoint / name) != expected["sha256"]:
+        if Path(name).name != name or sha256(checkpoint / name) != expected["sha256"]:
             raise CheckpointError(f"{name} is not what was written.")
     for kind in ("model", "optimizer"):
         SavedTensors(files_of(checkpoint, kind))  # every row is there, once
@@ -194,8 +191,3 @@ def looks_whole(checkpoint: Path) -> bool:
         return bool(files) and all(size == files[name]["bytes"] for name, size in sizes.items())
     except BROKEN:
         return False
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from inheritune.data.order import sample_ids
-from inheritune.data.shards import file_sha256, id_type
+from inheritune.data.shards import id_type
 from inheritune.data.tokens import TokenStream, canonical_digest
 from inheritune.errors import DataError
 from inheritune.recipe.schema import Train
-from inheritune.system.files import published, sync_file, write_json
+from inheritune.system.files import new_directory, sha256, sync_file, write_json
 from inheritune.system.strict_json import read_json
 from inheritune.training.batches import sample_numbers
 from inheritune.training.distillation import FrozenReference, StoredDistribution
@@ -132,7 +132,7 @@ class LogitCache:
         if not (self.path / "manifest.json").exists():
             write_json(self.path / "manifest.json", self.made_from)
         shape = (stop - first, self._train.seq_len, self._k)
-        with published(self._folder(places)) as staging:
+        with new_directory(self._folder(places)) as staging:
             # --- predictions, a micro-batch at a time; the first one is checked ---
             shard = _Shard(first, stop, *self._arrays(staging, shape, "w+"))
             for done, samples in self._batches(first, stop):
@@ -148,7 +148,7 @@ class LogitCache:
             files = {}
             for name in sorted(p.name for p in staging.iterdir()):
                 sync_file(staging / name)
-                files[name] = file_sha256(staging / name)
+                files[name] = sha256(staging / name)
             cost = {"paid_by": paid_by, "seconds": time.monotonic() - began_s}
             write_json(staging / "shard.json", {"files": files, **cost})
 
@@ -253,7 +253,7 @@ class LogitCache:
         if places not in self._mapped:
             folder, (first, stop) = self._folder(places), places
             for name, digest in read_json(folder / "shard.json")["files"].items():
-                if not (folder / name).exists() or file_sha256(folder / name) != digest:
+                if not (folder / name).exists() or sha256(folder / name) != digest:
                     raise DataError(f"{folder / name} is not what was written.", _REMOVE)
             shape = (stop - first, self._train.seq_len, self._k)
             self._mapped[places] = _Shard(first, stop, *self._arrays(folder, shape, "r"))

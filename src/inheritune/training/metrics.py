@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from inheritune.system.files import write_bytes
 from inheritune.system.processes import ALONE, Processes
 from inheritune.training.checkpoint import Position
 from inheritune.training.throughput import peak_bytes
@@ -73,9 +74,7 @@ class Metrics:
         def cut_back() -> list[dict[str, Any]]:
             path.parent.mkdir(parents=True, exist_ok=True)
             rows.extend(r for r in _read_rows(path) if keep_to_step and r["step"] <= keep_to_step)
-            staged = path.with_name(".metrics.jsonl.tmp")
-            staged.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            staged.replace(path)
+            write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
             return [row for row in rows if "val_loss" in row or "event" in row]
 
         decisive_rows = processes.on_main(cut_back)

@@ -1,6 +1,5 @@
 """Model directories as live fp32 models to train, and back."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +10,7 @@ import torch
 
 from inheritune.errors import SourceError, UnsupportedModelError, escape
 from inheritune.model_files.copy import copy_side_files
-from inheritune.system.files import published, sync_file, write_json
+from inheritune.system.files import new_directory, sync_file, write_json
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 from inheritune.training.throughput import count_params, flops_per_token
 
@@ -154,15 +153,12 @@ def save_model(model: "PreTrainedModel", out: Path, start: Path) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    with published(out) as staging:
+    with new_directory(out) as staging:
         model.save_pretrained(staging)
         copy_side_files(start, staging)
         config = read_json_object(start / "config.json", MODEL_FILE)
         write_json(staging / "config.json", _with_dtype(config, "float32"))
-        umask = os.umask(0)
-        os.umask(umask)
         for path in staging.glob("*.safetensors*"):
-            path.chmod(0o666 & ~umask)  # safetensors leaves 0600
             sync_file(path)
 
 

@@ -5,7 +5,6 @@ are. A tensor that is not sharded is written once, whole.
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,9 +43,6 @@ def write_pieces(tensors: "Mapping[str, Tensor]", path: Path, rank: int) -> None
         path,
         {"rows": json.dumps(rows)} if rows else None,
     )
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)  # safetensors leaves 0600
 
 
 class SavedTensors:

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from filelock import FileLock, Timeout
-
 from inheritune.errors import DataError, Interrupted, MachineError, escape
 from inheritune.model_files.download.hub import hub_errors
 from inheritune.model_files.download.partial_file import writing
 from inheritune.model_files.download.ranged_get import BACKOFF_S, TRY_LATER
-from inheritune.system.files import write_json
+from inheritune.system.files import locked, write_json
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.strict_json import read_json
 
@@ -206,33 +204,23 @@ def one_writer(
         MachineError: The system refuses, or the other one does not end within ten minutes.
         Interrupted: ``stop`` said so.
     """
+    began, told = time.monotonic(), False
+
+    def wait() -> bool:
+        nonlocal told
+        if not told:
+            waiting = "another process downloads it: waiting"
+            on_progress(Progress(f"download, {model}", message=waiting))
+            told = True
+        if stop():
+            raise stopped(model)
+        return time.monotonic() < began + _LONGEST_WAIT_S
+
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / ".lock")
-    give_up_at = time.monotonic() + _LONGEST_WAIT_S
-    if not _acquired(lock, root):
-        on_progress(Progress(f"download, {model}", message="another process downloads it: waiting"))
-        while not _acquired(lock, root):
-            if stop():
-                raise stopped(model)
-            if time.monotonic() > give_up_at:
-                raise MachineError(
-                    f"another process still downloads {model} to {escape(root, 160)}.",
-                    "Wait for it to end, or stop it.",
-                )
-    try:
+    busy = f"another process still downloads {model} to {escape(root, 160)}"
+    with locked(root / ".lock", busy, wait=wait):
         yield
-    finally:
-        lock.release()
-
-
-def _acquired(lock: FileLock, root: Path) -> bool:
-    with writing(root):
-        try:
-            lock.acquire(timeout=0.2)
-        except Timeout:
-            return False
-    return True
 
 
 def stopped(model: str) -> Interrupted:

@@ -4,7 +4,6 @@ The Hub's library cannot be asked to stop. It downloads in a process of its own,
 at any time: ``python -m inheritune.model_files.download.whole QUESTION``.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from inheritune import errors
 from inheritune.errors import InherituneError, MachineError, SourceError, escape
 from inheritune.model_files.download.hub import UNWANTED, WANTED, hub_errors
 from inheritune.model_files.download.listing import mirror_root, stopped
+from inheritune.system.files import sha256
 from inheritune.system.signals import follow_parent
 
 __all__ = ["check_digests", "download"]
@@ -113,6 +113,11 @@ def check_digests(snapshot: Path, model: str, stop: Callable[[], bool] = lambda:
         SourceError: A file is not what the Hub lists.
         Interrupted: ``stop`` said so.
     """
+
+    def refuse_stop() -> None:
+        if stop():
+            raise stopped(model)
+
     damaged = []
     for link in sorted(snapshot.glob("*")):
         blob = Path(os.path.realpath(link))
@@ -122,7 +127,7 @@ def check_digests(snapshot: Path, model: str, stop: Callable[[], bool] = lambda:
         with suppress(OSError):
             if mark.read_text(encoding="utf-8") == written:
                 continue
-        if _digest(blob, model, stop) != blob.name:
+        if sha256(blob, refuse_stop) != blob.name:
             link.unlink()
             blob.unlink(missing_ok=True)
             damaged.append(escape(link.name))
@@ -136,16 +141,6 @@ def check_digests(snapshot: Path, model: str, stop: Callable[[], bool] = lambda:
             "deleted.",
             "Run the same command again: it is then downloaded anew.",
         )
-
-
-def _digest(path: Path, model: str, stop: Callable[[], bool]) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-            if stop():
-                raise stopped(model)
-    return digest.hexdigest()
 
 
 def _download_here(model: str, revision: str | None) -> dict[str, Any]:
