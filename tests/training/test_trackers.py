@@ -21,7 +21,7 @@ from inheritune.system.processes import Processes
 from inheritune.system.progress import silent
 from inheritune.system.signals import StopFlag
 from inheritune.training import trackers
-from inheritune.training.tracker_adapters import ADAPTERS, Row, Tracked, Tracker
+from inheritune.training.tracker_adapters import ADAPTERS, Row, TrackedTraining, Tracker
 from inheritune.training.trackers import Trackers
 
 
@@ -31,10 +31,10 @@ class Recorder:
     def __init__(self, fails: int = 0) -> None:
         self.fails = fails
         self.rows: list[Row] = []
-        self.told: Tracked | None = None
+        self.told: TrackedTraining | None = None
         self.finished = False
 
-    def start(self, training: Tracked) -> str:
+    def start(self, training: TrackedTraining) -> str:
         self.told = training
         return training.run_id or "run-1"
 
@@ -111,7 +111,7 @@ def test_a_key_in_an_error_is_not_repeated(tmp_path: Path) -> None:
     secrets = ["user:pass", "write_token=abc", "hf_abcdefgh", "0123456789abcdef" * 3]
 
     class Telling(Recorder):
-        def start(self, training: Tracked) -> str:
+        def start(self, training: TrackedTraining) -> str:
             raise OSError(
                 f"no answer of https://{secrets[0]}@example.org/x?{secrets[1]} "
                 f"with {secrets[2]} or {secrets[3]}\nsecond line"
@@ -132,7 +132,7 @@ def test_a_resumed_training_goes_on_in_the_same_run(
     train_with(lambda: first, tmp_path, tiny_tokens, stop_after=7)
     assert json.loads((tmp_path / "trackers.json").read_text()) == {"one": "run-1"}
     train_with(lambda: second, tmp_path, tiny_tokens)
-    named = Tracked("tiny: inherit, 2 layers", tmp_path)
+    named = TrackedTraining("tiny: inherit, 2 layers", tmp_path)
     assert first.told == named
     assert second.told == replace(named, run_id="run-1", first_step=8)
     assert [row.step for row in second.rows] == [

@@ -1,6 +1,6 @@
-"""The samples of a step: a function of seed and position alone.
+"""Read the samples of a step: a function of seed and position alone.
 
-B sequences per forward, T tokens per sequence.
+B sequences per micro-batch, T tokens per sequence.
 """
 
 from collections.abc import Iterator
@@ -20,34 +20,34 @@ if TYPE_CHECKING:
 __all__ = ["micro_batches", "sample_numbers"]
 
 
-def micro_batches(stream: TokenStream, recipe: Train, first: int, stop: int) -> "Iterator[Tensor]":
-    """The samples at positions [first, stop), (B, T + 1) int64 at a time.
+def micro_batches(stream: TokenStream, train: Train, first: int, stop: int) -> "Iterator[Tensor]":
+    """Yield the samples at positions [first, stop), (B, T + 1) int64 at a time.
 
     Args:
         stream: Training tokens.
-        recipe: Seed, sequence length, B.
+        train: Seed, T and B.
         first: Position in the order of samples, over all epochs, from 0.
-        stop: Behind the last one; a whole number of micro-batches away.
+        stop: Position after the last sample; a whole number of micro-batches from `first`.
     """
-    num_samples = stream.num_samples(recipe.seq_len)
-    for begin in range(first, stop, recipe.micro_batch):
-        ids = sample_numbers(num_samples, recipe, begin, begin + recipe.micro_batch)
-        yield torch.from_numpy(stream.samples(ids, recipe.seq_len))
+    num_samples = stream.num_samples(train.seq_len)
+    for begin in range(first, stop, train.micro_batch):
+        ids = sample_numbers(num_samples, train, begin, begin + train.micro_batch)
+        yield torch.from_numpy(stream.samples(ids, train.seq_len))
 
 
-def sample_numbers(num_samples: int, recipe: Train, first: int, stop: int) -> NDArray[np.uint64]:
-    """Which samples are at positions [first, stop) of the order, (stop - first,).
+def sample_numbers(num_samples: int, train: Train, first: int, stop: int) -> NDArray[np.uint64]:
+    """Return the numbers of the samples at positions [first, stop) of the order, (stop - first,).
 
     Args:
-        num_samples: In an epoch.
-        recipe: Seed.
+        num_samples: Samples of an epoch.
+        train: Seed.
         first: Position over all epochs, from 0.
-        stop: Behind the last one.
+        stop: Position after the last one.
     """
     ids, position = [], first
-    while position < stop:
+    while position < stop:  # every epoch has an order of its own
         epoch, index = divmod(position, num_samples)
         count = min(stop - position, num_samples - index)
-        ids.append(sample_ids(index, index + count, num_samples, recipe.seed, epoch))
+        ids.append(sample_ids(index, index + count, num_samples, train.seed, epoch))
         position += count
     return np.concatenate(ids)

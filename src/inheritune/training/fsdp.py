@@ -1,6 +1,6 @@
-"""One model over several processes: FSDP2, gradients summed, and which rows each process holds.
+"""Shard a model over several processes with FSDP2, and sum its gradients.
 
-With one process nothing here is called but `my_share`.
+With one process only `my_share` is called.
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class Piece:
 
     Attributes:
         tensor: The rows; the whole tensor where it is not sharded.
-        first: The first of them.
-        rows: Of the whole tensor; None: it is not sharded.
+        first: Index of the first one in the whole tensor.
+        rows: Rows of the whole tensor; None: it is not sharded.
     """
 
     tensor: "Tensor"
@@ -38,27 +38,27 @@ class Piece:
     rows: int | None
 
 
-def my_share(recipe: Train, processes: Processes) -> tuple[int, int]:
-    """Sequences [first, stop) of every step that are this process's.
+def my_share(train: Train, processes: Processes) -> tuple[int, int]:
+    """Return the sequences [first, stop) of every step that this process computes.
 
     Raises:
         RecipeError: The batch does not divide by the number of processes.
     """
-    quantum = recipe.seq_len * recipe.micro_batch * processes.size
-    if recipe.batch_tokens % quantum:
-        below = recipe.batch_tokens // quantum * quantum
+    quantum = train.seq_len * train.micro_batch * processes.size
+    if train.batch_tokens % quantum:
+        below = train.batch_tokens // quantum * quantum
         nearest = " or ".join(str(v) for v in (below, below + quantum) if v)
         raise RecipeError(
-            f"train.batch_tokens {recipe.batch_tokens} is not a multiple of seq_len x micro_batch "
+            f"train.batch_tokens {train.batch_tokens} is not a multiple of seq_len x micro_batch "
             f"x processes = {quantum}.",
             f"The nearest that are: {nearest}. A smaller train.micro_batch may do, too.",
         )
-    each = recipe.batch_tokens // recipe.seq_len // processes.size
+    each = train.batch_tokens // train.seq_len // processes.size
     return processes.rank * each, (processes.rank + 1) * each
 
 
 def layers_of(model: "PreTrainedModel") -> "list[nn.Module]":
-    """The layers of a live model, found as they are found on disk: by their numbered names.
+    """Find the layers of a live model, as in its files: by their numbered names.
 
     Raises:
         SourceError: No list of modules has as many entries as the config says.
@@ -74,20 +74,20 @@ def layers_of(model: "PreTrainedModel") -> "list[nn.Module]":
             if isinstance(module, torch.nn.ModuleList) and len(module) == count
         ]
     if not lists:
-        raise SourceError(f"the {count} layers of {type(model).__name__} are not to be found.")
+        raise SourceError(f"cannot find the {count} layers of {type(model).__name__}.")
     return lists[0]
 
 
 def shard(root: "nn.Module", model: "PreTrainedModel", processes: Processes, bf16: bool) -> None:
-    """Spread a model over the processes: each layer a group, all else in the root's group.
+    """Shard a model over the processes: each layer is a group, all else is in the root's group.
 
-    A tied head is gathered with the embedding, inside the root's forward. Gradients are summed,
-    never averaged: they are divided once, by the number of targets of the whole step.
+    A tied head is gathered with the embedding, inside the root's forward pass. Gradients are
+    summed, never averaged: they are divided once, by the number of targets of the whole step.
 
     Args:
         root: Holds the model and computes its loss; changed in place.
         model: Its weights are the same in every process.
-        processes: Their machines make up a mesh: sharded inside of each, replicated across.
+        processes: Weights are sharded within each machine and replicated across machines.
         bf16: Gather and compute in bf16; weights and the sum of gradients stay fp32.
     """
     device = next(model.parameters()).device.type
@@ -99,7 +99,7 @@ def shard(root: "nn.Module", model: "PreTrainedModel", processes: Processes, bf1
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(root, mesh=mesh, mp_policy=policy)
     for part in root.modules():
-        if isinstance(part, FSDPModule):  # it takes both: the first alone raises on gloo
+        if isinstance(part, FSDPModule):  # a sum takes both calls; the first alone raises on gloo
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
 
@@ -111,24 +111,24 @@ def _mesh(device: str, processes: Processes) -> DeviceMesh:
     return init_device_mesh(device, (nodes, each), mesh_dim_names=("replicate", "shard"))
 
 
-def sync_gradients(root: "nn.Module", wanted: bool) -> None:
-    """Say whether the next backward pass sums gradients over the processes."""
+def sync_gradients(root: "nn.Module", sync: bool) -> None:
+    """Choose whether the next backward pass sums gradients over the processes."""
     if isinstance(root, FSDPModule):
-        root.set_requires_gradient_sync(wanted)
+        root.set_requires_gradient_sync(sync)
 
 
 def local(tensor: "Tensor") -> "Tensor":
-    """The part of a tensor that is here: a view, to be read or written in place."""
+    """Return this process's part of a tensor: a view, to be read or written in place."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def piece_of(tensor: "Tensor") -> Piece:
-    """Which rows of a tensor are here: of a model, its gradients, or an optimizer's state."""
+    """Return this process's rows of a weight, a gradient, or an optimizer's state."""
     if not isinstance(tensor, DTensor):
         return Piece(tensor, 0, None)
-    mesh, rows, here = tensor.device_mesh, tensor.shape[0], tensor.to_local()
+    mesh, rows, own_rows = tensor.device_mesh, tensor.shape[0], tensor.to_local()
     shards, number = mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)
-    each = -(-rows // shards)  # as torch.chunk: the last ones have fewer, or none
+    each = -(-rows // shards)  # as torch.chunk: the last shards have fewer, or none
     first = min(number * each, rows)
-    assert here.shape[0] == min(first + each, rows) - first
-    return Piece(here, first, rows)
+    assert own_rows.shape[0] == min(first + each, rows) - first
+    return Piece(own_rows, first, rows)

@@ -1,8 +1,9 @@
-"""Causal attention as batched matrix products: the faster backward on CPUs for short sequences.
+"""Replace attention and GELU of a live model by kernels that train faster.
+
+Causal attention as batched matrix products has the faster backward pass on CPUs for short
+sequences; GPT-2's GELU becomes one kernel instead of eight.
 
 B batch, H heads, K key-value heads, T sequence, D head size.
-
-GPT-2's GELU in one kernel instead of eight.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -23,19 +24,16 @@ __all__ = [
 ]
 
 MATMUL_ATTENTION = "inheritune_matmul"
-
 # Beyond this the score matrix costs more than the flash kernel's slow backward saves
 # (measured forward + backward, docs/log.md: 10.0 -> 6.7 ms at T 512, 51 -> 52 ms at T 1024).
 LONGEST_SEQUENCE = 512
-
-
-# What models hand over that this attention does not do. A fresh model's scores are so small that
-# a soft-cap would not show in its logits, hence by name: Gemma 2 and gpt-oss.
-_MORE = ("softcap", "s_aux")
+# Arguments of models whose attention does more (Gemma 2, gpt-oss): refused by name, since in the
+# logits of a fresh model a soft-cap does not show.
+_UNSUPPORTED = ("softcap", "s_aux")
 
 
 def register_matmul_attention() -> None:
-    """Offer the attention to every transformers model, as `attn_implementation`."""
+    """Register the attention with transformers, as `attn_implementation`."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
@@ -56,7 +54,7 @@ def _causal_attention(
 ) -> "tuple[Tensor, None]":
     batch, heads, length, size = query.shape  # (B, H, T, D); key and value (B, K, T, D)
     window = kwargs.get("sliding_window")
-    if (window and window < length) or any(kwargs.get(key) is not None for key in _MORE):
+    if (window and window < length) or any(kwargs.get(key) is not None for key in _UNSUPPORTED):
         raise ValueError("this attention is causal and nothing else")
     scaling = size**-0.5 if scaling is None else scaling
     if not torch.is_grad_enabled():
@@ -80,16 +78,15 @@ def _causal_attention(
 
 
 def agrees_with_the_model(model: "PreTrainedModel", vocab_size: int, length: int) -> bool:
-    """Whether a model computes the same logits with this attention as with its own.
+    """Return whether a model computes the same logits with this attention as with its own.
 
     Sliding windows, soft-caps and sinks live in the attention function; a model that has them
-    fails here and keeps its own. ReferenceDistribution with gradients on, since that is the path
-    training takes, in fp32, on `length` tokens, so that a window shorter than the sequence shows.
+    fails here and keeps its own. Gradients are on, since that is the path that training takes.
 
     Args:
-        model: A transformers causal language model in fp32; returned to its own attention.
-        vocab_size: Ids are drawn below it.
-        length: Tokens, the sequence length of the training.
+        model: A transformers causal language model in fp32; it has its own attention afterwards.
+        vocab_size: Upper bound of the ids.
+        length: Sequence length of the training, so that a shorter window shows.
     """
     ids = (
         torch.arange(length).remainder(vocab_size).unsqueeze(0).to(next(model.parameters()).device)
@@ -99,26 +96,23 @@ def agrees_with_the_model(model: "PreTrainedModel", vocab_size: int, length: int
     try:
         expected = model(input_ids=ids, use_cache=False).logits
         model.set_attn_implementation(MATMUL_ATTENTION)
-        found = model(input_ids=ids, use_cache=False).logits
+        logits = model(input_ids=ids, use_cache=False).logits
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
         return False
     finally:
         model.set_attn_implementation(own)
         model.train(training)
     scale = float(expected.detach().abs().max()) or 1.0
-    return bool((expected - found).detach().abs().max() <= 1e-4 * scale)
+    return bool((expected - logits).detach().abs().max() <= 1e-4 * scale)
 
 
 def use_fused_gelu(model: nn.Module) -> int:
     """Replace every `gelu_new` module by torch's tanh-approximated GELU: the same formula.
 
-    Only the live module changes; the configuration that is saved keeps its word.
-
-    Args:
-        model: Changed in place.
+    Only the live module changes; the config that is saved still says `gelu_new`.
 
     Returns:
-        How many modules were replaced.
+        Number of modules that were replaced.
     """
     replaced = 0
     for module in list(model.modules()):

@@ -1,4 +1,4 @@
-"""Model directories as live fp32 models to train, and back."""
+"""Load model directories as live fp32 models, and save trained ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,8 +36,8 @@ class Shape:
     """Size and cost of a model.
 
     Attributes:
-        params: Weights, tied ones once.
-        flops_per_token: Forward and backward, see `throughput.flops_per_token`.
+        params: Number of weights, tied ones once.
+        flops_per_token: Of training, forward and backward.
     """
 
     params: int
@@ -45,7 +45,7 @@ class Shape:
 
 
 def describe(directory: Path, seq_len: int) -> Shape:
-    """Size and cost of a model directory, from its config.json alone.
+    """Compute size and cost of a model directory, from its config.json alone.
 
     Raises:
         UnsupportedModelError: transformers has no causal language model of this config.
@@ -53,13 +53,13 @@ def describe(directory: Path, seq_len: int) -> Shape:
     return _described(directory, (directory / "config.json").read_bytes(), seq_len)
 
 
-@lru_cache(maxsize=32)  # a training asks three times, and building a model takes a while
+@lru_cache(maxsize=32)  # every training needs it three times, and building a model takes a while
 def _described(directory: Path, config_json: bytes, seq_len: int) -> Shape:
     return _shape(_config(directory, dropout=0.0), seq_len)
 
 
 def vocab_size(directory: Path) -> int:
-    """Ids that the model of a directory predicts, as its class understands its config.json.
+    """Return the number of ids that a model predicts, as its class understands its config.json.
 
     Raises:
         UnsupportedModelError: transformers does not take the config.
@@ -68,11 +68,11 @@ def vocab_size(directory: Path) -> int:
 
 
 def describe_config(config: Mapping[str, Any], seq_len: int) -> Shape:
-    """As `describe`, for a config that is not on disk."""
+    """Compute size and cost from a config that is not on disk; see `describe`."""
     from transformers import AutoConfig
 
-    known = {key: value for key, value in config.items() if key != "model_type"}
-    return _shape(AutoConfig.for_model(config["model_type"], **known), seq_len)
+    fields = {key: value for key, value in config.items() if key != "model_type"}
+    return _shape(AutoConfig.for_model(config["model_type"], **fields), seq_len)
 
 
 def _shape(config: "PreTrainedConfig", seq_len: int) -> Shape:
@@ -92,13 +92,18 @@ def _shape(config: "PreTrainedConfig", seq_len: int) -> Shape:
 
 
 def load_model(directory: Path, dropout: float = 0.0) -> "PreTrainedModel":
-    """A model with the weights of a directory, in fp32.
+    """Load a model directory in fp32.
 
-    fp32 is asked for when loading: casting afterwards would leave a bf16 checkpoint's rotary
-    tables rounded, and training in pure bf16 is worse.
+    Casting after loading would leave the rotary tables of a bf16 model rounded, and training in
+    pure bf16 is worse.
+
+    Args:
+        directory: Must be complete; nothing is downloaded, none of its code is run.
+        dropout: Probability for every dropout of the model.
 
     Raises:
         SourceError: The directory does not hold every weight.
+        UnsupportedModelError: transformers does not take the config.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -123,10 +128,10 @@ def load_model(directory: Path, dropout: float = 0.0) -> "PreTrainedModel":
 
 
 def fresh_model(directory: Path, seed: int, dropout: float = 0.0) -> "PreTrainedModel":
-    """A model of a directory's config with fresh weights, as its own class initialises them.
+    """Make a model of a directory's config with fresh weights, as its own class initialises them.
 
     Args:
-        directory: Holds config.json; the depth in it sets the initial scale where a class has one.
+        directory: Holds config.json; some classes scale initial weights by its number of layers.
         seed: The same seed gives the same weights.
         dropout: See `load_model`.
     """
@@ -142,13 +147,11 @@ def fresh_model(directory: Path, seed: int, dropout: float = 0.0) -> "PreTrained
 def save_model(model: "PreTrainedModel", out: Path, start: Path) -> None:
     """Publish a trained model as a Hugging Face directory, by one rename.
 
-    Weights are written in fp32, as trained. Everything else comes from the directory that the
-    training started from, byte for byte, except for the dtype that config.json states.
-
     Args:
-        model: fp32 weights.
+        model: Its weights are written in fp32, as trained.
         out: Must not exist.
-        start: Its config.json, tokenizer and other side files are taken over.
+        start: The directory that the training started from. config.json, tokenizer and other side
+            files are taken over byte for byte, except for the dtype that config.json states.
     """
     from transformers.utils import logging
 
@@ -189,13 +192,14 @@ def _config(directory: Path, dropout: float) -> "PreTrainedConfig":
 
 
 def _refuse_own_class(config: "PreTrainedConfig", directory: Path) -> None:
-    """A model of a known type may still bring its own class, which computes something else."""
+    """Refuse a model of a known type that brings its own class, which may compute otherwise."""
     import transformers
 
     names = getattr(config, "architectures", None)
-    own = [n for n in names if not hasattr(transformers, str(n))] if isinstance(names, list) else []
-    if own and getattr(config, "auto_map", None):
+    names = names if isinstance(names, list) else []
+    unknown = [name for name in names if not hasattr(transformers, str(name))]
+    if unknown and getattr(config, "auto_map", None):
         raise UnsupportedModelError(
-            f"the class {escape(own[0])} comes with {directory}, and its code is not run.",
+            f"the class {escape(unknown[0])} comes with {directory}, and its code is not run.",
             _NO_CODE,
         )

@@ -1,4 +1,4 @@
-"""AdamW, the learning rate as a function of tokens, and the one division of the gradients."""
+"""Make AdamW, compute the learning rate from the tokens, and average and clip the gradients."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _WSD_DECAY_SHARE = 0.2
 
 
 def make_optimizer(model: "nn.Module", train: Train, *, fused: bool) -> torch.optim.AdamW:
-    """AdamW with decoupled decay on matrices only: norms and biases have no direction to shrink."""
+    """Make AdamW; weight decay is for matrices only: norms and biases have no direction."""
     params = [param for param in model.parameters() if param.requires_grad]
     groups = [
         {"params": [p for p in params if p.ndim >= 2], "weight_decay": train.weight_decay},
@@ -36,7 +36,7 @@ def make_optimizer(model: "nn.Module", train: Train, *, fused: bool) -> torch.op
 
 
 def learning_rate(train: Train, tokens: int, total: int) -> float:
-    """Learning rate of the step that ends at a number of tokens.
+    """Return the learning rate of a step.
 
     Args:
         train: Peak, floor, warm-up and schedule.
@@ -50,14 +50,14 @@ def learning_rate(train: Train, tokens: int, total: int) -> float:
     if train.schedule == "constant":
         return train.learning_rate
     if train.schedule == "wsd":
-        left = min(1.0, (1 - share) / _WSD_DECAY_SHARE)
+        height = min(1.0, (1 - share) / _WSD_DECAY_SHARE)
     else:
-        left = 0.5 * (1 + math.cos(math.pi * share))
-    return train.min_learning_rate + (train.learning_rate - train.min_learning_rate) * left
+        height = 0.5 * (1 + math.cos(math.pi * share))
+    return train.min_learning_rate + (train.learning_rate - train.min_learning_rate) * height
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group of an optimizer the same rate."""
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
@@ -67,7 +67,7 @@ def mean_and_clip(params: "Sequence[Tensor]", tokens: float, clip_norm: float) -
 
     Args:
         params: Weights whose `grad` holds the sum over a step's tokens, over all processes.
-        tokens: Valid targets of the step, over all processes.
+        tokens: Targets of the step, over all processes.
         clip_norm: Largest norm of the mean gradient.
 
     Returns:

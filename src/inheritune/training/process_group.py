@@ -1,6 +1,6 @@
-"""Several processes on one training, as torchrun starts them.
+"""Join the processes that torchrun started into a group that shares a training.
 
-Small things travel as JSON: no object of one process is ever unpickled in another.
+Small messages travel as JSON: no object of one process is ever unpickled in another.
 """
 
 import json
@@ -23,21 +23,21 @@ from inheritune.system.signals import follow_parent
 
 __all__ = ["ProcessGroup", "join"]
 
-# Longer than any one piece of work that the others wait for inside of a training.
+# Longer than any one piece of work that the others wait for within a training.
 _TIMEOUT_S = 1800.0
 _POLL_S = 0.05
-_SILENCE_S = 60.0  # of process 0, which may be measuring or saving, after a stop was asked for
+_SILENCE_S = 60.0  # how long process 0 may go on measuring or saving after a stop signal
 
 
 class ProcessGroup(Processes):
-    """Several processes, as torchrun starts them.
+    """Several processes, as torchrun starts them; see `Processes` for the methods.
 
     Args:
-        rank: Of this process.
-        size: Of the group, at least 2.
-        nodes: Machines, each with as many processes.
-        store: Where all of them can leave words.
-        timeout_s: How long one waits for the others before it gives up.
+        rank: Number of this process, from 0.
+        size: Number of processes, at least 2.
+        nodes: Number of machines, each with as many processes.
+        store: Key-value store that all of them reach.
+        timeout_s: Longest wait for the others.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ProcessGroup(Processes):
     ) -> None:
         self.rank, self.size, self.nodes = rank, size, nodes
         self._posted = 0
-        self._words = PrefixStore("inheritune", store)
+        self._messages = PrefixStore("inheritune", store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(
             backend,
@@ -57,24 +57,26 @@ class ProcessGroup(Processes):
 
     def on_all(self, work: Callable[[], Any]) -> list[Any]:
         """See `Processes.on_all`."""
-        own: Exception | None = None
+        own_error: Exception | None = None
         try:
-            said = {"value": work()}
+            outcome = {"value": work()}
         except InherituneError as error:
-            own, said = error, {"error": [type(error).__name__, error.message, error.hint]}
-        except Exception as error:
+            own_error = error
+            outcome = {"error": [type(error).__name__, error.message, error.hint]}
+        except Exception as error:  # a bug of ours: the others end with a message, too
+            own_error = error
             text = f"process {self.rank}: {type(error).__name__}: {str(error)[:200]}."
-            own, said = error, {"error": ["MachineError", text, ""]}
-        heard = self._exchange(said)
-        if own is not None:
-            raise own
-        for rank, answer in enumerate(heard):
-            if "error" in answer:
-                name, message, hint = answer["error"]
-                heard_of = getattr(errors, name)(message, hint)
-                heard_of.add_note(f"heard from process {rank}")
-                raise heard_of
-        return [answer["value"] for answer in heard]
+            outcome = {"error": ["MachineError", text, ""]}
+        outcomes = self._exchange(outcome)
+        if own_error is not None:
+            raise own_error
+        for rank, other in enumerate(outcomes):
+            if "error" in other:
+                name, message, hint = other["error"]
+                their_error = getattr(errors, name)(message, hint)
+                their_error.add_note(f"heard from process {rank}")
+                raise their_error
+        return [other["value"] for other in outcomes]
 
     def add_up(self, values: "torch.Tensor") -> "torch.Tensor":
         """See `Processes.add_up`."""
@@ -84,26 +86,26 @@ class ProcessGroup(Processes):
 
     def post(self, task: dict[str, Any]) -> None:
         """See `Processes.post`."""
-        self._words.set(f"task {self._posted}", json.dumps(task))
+        self._messages.set(f"task {self._posted}", json.dumps(task))
         self._posted += 1
 
     def tasks(self, stop: Callable[[], bool]) -> Iterator[dict[str, Any]]:
         """See `Processes.tasks`."""
-        asked: float | None = None
-        # Preparing can take hours: asked again and again, so that no collective times out.
+        stopped_s: float | None = None
+        # Process 0 may prepare for hours: the store is polled, since a collective would time out.
         while True:
             key = f"task {self._posted}"
             with self.watched():
-                while not self._words.check([key]):
+                while not self._messages.check([key]):
                     time.sleep(_POLL_S)
-                    if asked is None and stop():
-                        asked = time.monotonic()
-                    if asked is not None and time.monotonic() - asked > _SILENCE_S:
+                    if stopped_s is None and stop():
+                        stopped_s = time.monotonic()
+                    if stopped_s is not None and time.monotonic() - stopped_s > _SILENCE_S:
                         raise MachineError(
                             f"process {self.rank} was asked to stop, and process 0 is silent.",
                             "It was killed, or hangs. Run the same command to continue.",
                         )
-                task: dict[str, Any] = json.loads(self._words.get(key))
+                task: dict[str, Any] = json.loads(self._messages.get(key))
             self._posted += 1
             yield task
 
@@ -144,20 +146,23 @@ class ProcessGroup(Processes):
 
 
 def join(timeout_s: float = _TIMEOUT_S) -> Processes:
-    """The processes that torchrun started this one among; `ALONE` where it did not.
+    """Join the processes that torchrun started; without torchrun, return `ALONE`.
 
     Args:
-        timeout_s: See `ProcessGroup`.
+        timeout_s: Longest wait for the others.
+
+    Raises:
+        MachineError: There are fewer GPUs than processes on this machine.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     if any(name not in os.environ for name in names) or os.environ["WORLD_SIZE"] == "1":
         return ALONE
     if torch.cuda.is_available():
-        device, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if device >= there:
+        device, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if device >= num_gpus:
             raise MachineError(
-                f"{os.environ['LOCAL_WORLD_SIZE']} processes were started for {there} GPUs.",
-                f"Start {there}, each has one to itself.",
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes were started for {num_gpus} GPUs.",
+                f"Start {num_gpus}: each process has a GPU of its own.",
             )
         torch.cuda.set_device(device)
     from torch.distributed.rendezvous import rendezvous

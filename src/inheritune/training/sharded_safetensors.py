@@ -1,7 +1,7 @@
-"""Tensors of a checkpoint, written by any number of processes and read by any other number.
+"""Write the tensors of a checkpoint from any number of processes, and read them in any other.
 
-Each process writes its rows of every tensor into a file of its own; the file says which rows they
-are. A tensor that is not sharded is written once, whole.
+Each process writes its rows of every tensor into a file of its own, whose metadata name the rows. A
+tensor that is not sharded is written once, whole.
 """
 
 import json
@@ -23,36 +23,36 @@ __all__ = ["SavedTensors", "file_name", "write_pieces"]
 
 
 def file_name(kind: str, rank: int, size: int) -> str:
-    """``model.safetensors``, or ``model-00001-of-00002.safetensors`` of several processes."""
+    """Return ``model.safetensors``, or ``model-00001-of-00002.safetensors`` of several writers."""
     return f"{kind}.safetensors" if size == 1 else f"{kind}-{rank:05d}-of-{size:05d}.safetensors"
 
 
 def write_pieces(tensors: "Mapping[str, Tensor]", path: Path, rank: int) -> None:
-    """Write what this process holds of some tensors, and which rows that is.
+    """Write this process's rows of some tensors.
 
     Args:
         tensors: Sharded or whole.
         path: A new file.
-        rank: Of this process; what is whole everywhere is written by the first one.
+        rank: Of this process; only rank 0 writes what is whole everywhere.
     """
     pieces = {name: piece_of(tensor) for name, tensor in tensors.items()}
-    mine = {n: piece for n, piece in pieces.items() if piece.rows is not None or rank == 0}
-    rows = {n: [piece.first, piece.rows] for n, piece in mine.items() if piece.rows is not None}
+    pieces = {n: piece for n, piece in pieces.items() if piece.rows is not None or rank == 0}
+    rows = {n: [piece.first, piece.rows] for n, piece in pieces.items() if piece.rows is not None}
     save_file(
-        {name: piece.tensor.detach().contiguous().cpu() for name, piece in mine.items()},
+        {name: piece.tensor.detach().contiguous().cpu() for name, piece in pieces.items()},
         path,
         {"rows": json.dumps(rows)} if rows else None,
     )
 
 
 class SavedTensors:
-    """The tensors in some files of a checkpoint.
+    """The tensors in the files of a checkpoint, read by rows.
 
     Args:
-        paths: Files of one kind, by every process that wrote.
+        paths: Files of one kind, one of each writer.
 
     Raises:
-        CheckpointError: Of some tensor, rows are missing or there twice.
+        CheckpointError: Rows of a tensor are missing, or there twice.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -71,11 +71,11 @@ class SavedTensors:
 
     @property
     def names(self) -> list[str]:
-        """Of the tensors, in no order that means anything."""
+        """Names of the tensors, in no particular order."""
         return list(self._places)
 
     def read_into(self, name: str, target: "Tensor") -> None:
-        """Overwrite a tensor, or the rows of it that are here.
+        """Overwrite a tensor, or this process's rows of it.
 
         Args:
             name: One of `names`.
@@ -84,21 +84,21 @@ class SavedTensors:
         Raises:
             CheckpointError: The saved tensor has another shape.
         """
-        piece, here = piece_of(target), local(target)
+        piece, own_rows = piece_of(target), local(target)
         with torch.no_grad():
-            if not here.ndim:
-                here.copy_(self._places[name][0][2].get_tensor(name))
+            if not own_rows.ndim:
+                own_rows.copy_(self._places[name][0][2].get_tensor(name))
                 return
-            if self._rows[name] != (len(here) if piece.rows is None else piece.rows):
+            if self._rows[name] != (len(own_rows) if piece.rows is None else piece.rows):
                 raise _other_shape(name)
-            begin, end = piece.first, piece.first + len(here)
+            begin, end = piece.first, piece.first + len(own_rows)
             for first, stop, file in self._places[name]:
                 low, high = max(first, begin), min(stop, end)
                 if low < high:
                     rows = file.get_slice(name)[low - first : high - first]
-                    if rows.shape[1:] != here.shape[1:]:
+                    if rows.shape[1:] != own_rows.shape[1:]:
                         raise _other_shape(name)
-                    here[low - begin : high - begin].copy_(rows)
+                    own_rows[low - begin : high - begin].copy_(rows)
 
     def _check_rows(self) -> None:
         for name, places in self._places.items():
@@ -107,7 +107,7 @@ class SavedTensors:
             for first, stop, _ in places:
                 if first != end:
                     raise CheckpointError(
-                        f"rows of {name} from {min(first, end)} on are not there once."
+                        f"rows of {name} from {min(first, end)} on are missing or there twice."
                     )
                 end = stop
             if end != self._rows[name]:

@@ -1,7 +1,4 @@
-"""What a training of a model costs in floating-point operations.
-
-The most memory that a training took: on the GPU, or of this process.
-"""
+"""Count the FLOPs of a training and measure its peak memory."""
 
 import sys
 from contextlib import suppress
@@ -24,24 +21,24 @@ __all__ = ["count_params", "flops_per_token", "forget_peak", "mfu", "peak_bytes"
 
 
 def count_params(model: "PreTrainedModel") -> int:
-    """Number of weights, tied ones once."""
+    """Count the weights of a model, tied ones once."""
     return sum(param.numel() for param in model.parameters())
 
 
 def mfu(
     tokens_per_s: float, flops_per_token: float, peak_flops: float | None, processes: int
 ) -> float | None:
-    """Model FLOPs utilisation: which share of what the devices could do went into the training.
+    """Compute model FLOPs utilisation: the share of the devices' peak that went into the training.
 
-    ``tokens_per_s x flops_per_token / (processes x peak_flops)``. Recomputed activations, the
-    forward passes of a distillation's reference and validations are not counted as done.
+    Recomputed activations, validations and the forward passes of a distillation's reference do not
+    count as work.
 
     Args:
         tokens_per_s: Of all processes together.
         flops_per_token: See `flops_per_token`.
-        peak_flops: Of one process's device, per second, in dense bf16 products (fp32 where a
-            device has no bf16); None: not known, as of a processor.
-        processes: Each with a device of its own.
+        peak_flops: FLOP/s of one device, in dense bf16 products (fp32 where a device has no bf16);
+            None: not known, as of a CPU.
+        processes: Each has a device of its own.
 
     Source: Chowdhery et al., PaLM, arXiv 2204.02311, appendix B.
     """
@@ -49,17 +46,17 @@ def mfu(
 
 
 def flops_per_token(model: "PreTrainedModel", seq_len: int) -> float:
-    """FLOPs of one training token, forward and backward, see `flops.training_flops_per_token`.
+    """Count the FLOPs of one training token, forward and backward.
 
     Args:
-        model: A causal language model, also one on the meta device.
-        seq_len: T, tokens per sequence.
+        model: A causal language model, on any device, also the meta device.
+        seq_len: Tokens per sequence.
     """
     config = model.config.get_text_config(decoder=True)
     section = config.to_dict()
     head = model.get_output_embeddings()
     embedding = model.get_input_embeddings()
-    # Whatever is looked up by id, not multiplied; a tied head is the embedding, and is multiplied.
+    # Embeddings are looked up, not multiplied; a tied head is the embedding, and is multiplied.
     looked_up = sum(
         weight.numel()
         for module in model.modules()
@@ -85,9 +82,9 @@ _PROC = Path("/proc/self")
 
 
 def forget_peak() -> None:
-    """Count from here on, as far as the system can: what is in use now stays the least.
+    """Start a new peak at the memory in use now.
 
-    Where it cannot (no ``/proc``), the peak remains that of the whole process.
+    Where the system cannot (no ``/proc``), the peak remains that of the whole process.
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -97,7 +94,7 @@ def forget_peak() -> None:
 
 
 def peak_bytes() -> int | None:
-    """Bytes at the peak since `forget_peak`: allocated on this process's GPU, or resident.
+    """Return the peak since `forget_peak`, in bytes: allocated on the GPU, or resident.
 
     None where neither is known.
     """

@@ -1,4 +1,11 @@
-"""The trackers that rows can be sent to; each is imported when it starts, in its own thread."""
+"""Send rows to TensorBoard, Weights & Biases, trackio or MLflow.
+
+`accelerate.tracking` wraps the same libraries, but needs accelerate's process state, which in a
+process of torchrun rewrites environment variables and may set torch's number of threads: a training
+would not be the same with and without trackers. Its MLflow tracker also sends the user's name, the
+command and the git commit. So each library is called here, in the tracker's own thread, where it is
+imported.
+"""
 
 import logging
 import os
@@ -11,21 +18,21 @@ from typing import Any, Protocol
 
 from huggingface_hub import constants
 
-__all__ = ["ADAPTERS", "Row", "Tracked", "Tracker"]
+__all__ = ["ADAPTERS", "Row", "TrackedTraining", "Tracker"]
 
 _PROJECT = "inheritune"
-# W&B waits when the process ends: for a run that it is opening, and for the uploads of one.
+# W&B makes the process wait for the opening of a run, and at its end for uploads.
 _WANDB_OPENS_S, _WANDB_ENDS_S = 15, 5
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is sent of a row of metrics.jsonl.
+    """The part of a row of metrics.jsonl that is sent.
 
     Attributes:
         step: Optimizer steps done.
         tokens: Training tokens seen.
-        unix_s: When it was measured, in seconds since 1970.
+        unix_s: Time of the measurement, seconds since 1970.
         values: Finite numbers by their names in metrics.jsonl.
     """
 
@@ -36,14 +43,14 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Tracked:
-    """The training that a tracker is told about.
+class TrackedTraining:
+    """The training whose rows are sent.
 
     Attributes:
-        name: Shown for it, unless the tracker's own environment variables say otherwise.
-        folder: Its directory.
-        run_id: What `Tracker.start` gave when this training was started before.
-        first_step: Of the rows to come; whatever was sent of it and of later steps is sent again.
+        name: Shown by the tracker, unless its own environment variables say otherwise.
+        folder: Directory of the training.
+        run_id: Result of `Tracker.start` when this training was started before.
+        first_step: Step of the first row to come; it and later steps may have been sent before.
     """
 
     name: str
@@ -55,15 +62,11 @@ class Tracked:
 class Tracker(Protocol):
     """A place that shows the course of a training. Its methods may block, and raise anything."""
 
-    def start(self, training: Tracked) -> str | None:
-        """Open a run, or the one of before.
-
-        Returns:
-            What is needed to open it again; None: nothing is.
-        """
+    def start(self, training: TrackedTraining) -> str | None:
+        """Open a run, or the earlier one; return what reopens it, None where nothing is needed."""
 
     def log(self, rows: Sequence[Row]) -> None:
-        """Send rows, in the order of their steps; again from the first one, if it raised."""
+        """Send rows, in the order of their steps; the same ones again after an exception."""
 
     def finish(self) -> None:
         """Close the run."""
@@ -72,8 +75,8 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in ``tensorboard/`` of the training."""
 
-    def start(self, training: Tracked) -> None:
-        """Open a file that hides the rows of older ones that are written again."""
+    def start(self, training: TrackedTraining) -> None:
+        """Open a file that hides the older rows of steps that are written again."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder = str(training.folder / "tensorboard")
@@ -97,13 +100,13 @@ class WeightsAndBiases:
     def __init__(self) -> None:
         self._new_id = secrets.token_hex(4)  # one for all tries: the first may have opened a run
 
-    def start(self, training: Tracked) -> str:
-        """Open the run; rows of steps that it has already are dropped by W&B itself."""
+    def start(self, training: TrackedTraining) -> str:
+        """Open the run; W&B itself drops rows of steps that it has."""
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
-        # Nothing but rows: no output, no code, no machine, no command line.
-        nothing_else = {
+        # Rows only: no output, no code, no machine, no command line.
+        private = {
             "console": "off",
             "disable_git": True,
             "save_code": False,
@@ -114,7 +117,7 @@ class WeightsAndBiases:
         }
         wandb.setup(wandb.Settings(silent=True))
         mode = os.environ.get("WANDB_MODE") or ("offline" if constants.HF_HUB_OFFLINE else "online")
-        # `init` would ask for a key where there is a terminal; here nobody would answer.
+        # `init` would ask for a key where there is a terminal; nobody would answer.
         if mode == "online" and not wandb.login(prompt=False, verify=False):
             raise RuntimeError("nobody is logged in: wandb login, or WANDB_MODE=offline")
         run_id = training.run_id or self._new_id
@@ -132,7 +135,7 @@ class WeightsAndBiases:
                 silent=True,
                 init_timeout=_WANDB_OPENS_S,
                 finish_timeout=_WANDB_ENDS_S,
-                **nothing_else,
+                **private,
             ),
         )
         return run_id
@@ -150,21 +153,22 @@ class WeightsAndBiases:
 class Trackio:
     """A run of trackio, in its local database or wherever its environment variables say."""
 
-    def start(self, training: Tracked) -> str:
+    def start(self, training: TrackedTraining) -> str:
         """Open the run, which trackio knows by its name."""
         if constants.HF_HUB_OFFLINE and os.environ.get("TRACKIO_SPACE_ID"):
             raise RuntimeError("TRACKIO_SPACE_ID names a Space, and HF_HUB_OFFLINE is set")
         import trackio
         from trackio.sqlite_storage import SQLiteStorage
 
-        # It prints to stdout, which carries data here. Redirecting would take stdout from all.
+        # Its modules print to stdout, which carries data here, and have no switch for it.
+        # Redirecting stdout would take it from the whole process.
         for name, module in list(sys.modules.items()):
             if name.partition(".")[0] == "trackio":
-                vars(module)["print"] = _say_nothing
-        name, sent = training.run_id or training.name, None
+                vars(module)["print"] = _print_nothing
+        name, last_step = training.run_id or training.name, None
         if training.run_id is not None:
-            sent = SQLiteStorage.get_max_step_for_run(_PROJECT, name)
-        self._sent = -1 if sent is None else sent
+            last_step = SQLiteStorage.get_max_step_for_run(_PROJECT, name)
+        self._last_step = -1 if last_step is None else last_step
         self._run = trackio.init(
             _PROJECT,
             name,
@@ -176,9 +180,9 @@ class Trackio:
         return name
 
     def log(self, rows: Sequence[Row]) -> None:
-        """Hand rows to trackio's own thread, but those of steps that it has."""
+        """Hand rows to trackio's own thread, except those of steps that it has."""
         for row in rows:
-            if row.step > self._sent:
+            if row.step > self._last_step:
                 self._run.log(dict(row.values), step=row.step)
 
     def finish(self) -> None:
@@ -189,52 +193,52 @@ class Trackio:
 class MLflow:
     """A run of MLflow, on its server or in its local database."""
 
-    def start(self, training: Tracked) -> str:
-        """Open the run; it comes to know how far the rows are that it has."""
+    def start(self, training: TrackedTraining) -> str:
+        """Open the run, and ask it for its last row."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
 
-        for noisy in ("mlflow", "alembic"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         self._client = MlflowClient()
-        found = self._find(training.run_id)
-        if found is None:
-            found = self._client.create_run(self._experiment(), run_name=training.name)
+        run = self._earlier_run(training.run_id)
+        if run is None:
+            run = self._client.create_run(self._experiment_id(), run_name=training.name)
         else:
             self._client.update_run(training.run_id, status="RUNNING")
-        self._tokens_sent = found.data.metrics.get("tokens", -1.0)
-        self._run_id = str(found.info.run_id)
+        self._last_tokens = run.data.metrics.get("tokens", -1.0)
+        self._run_id = str(run.info.run_id)
         return self._run_id
 
-    def _find(self, run_id: str | None) -> Any:
+    def _earlier_run(self, run_id: str | None) -> Any:
         """The run, unless it was deleted."""
         from mlflow.exceptions import MlflowException
 
         if run_id is None:
             return None
         try:
-            found = self._client.get_run(run_id)
+            run = self._client.get_run(run_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None
-        return found if found.info.lifecycle_stage == "active" else None
+        return run if run.info.lifecycle_stage == "active" else None
 
-    def _experiment(self) -> str:
-        if chosen := os.environ.get("MLFLOW_EXPERIMENT_ID"):
-            return chosen
+    def _experiment_id(self) -> str:
+        if experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+            return experiment_id
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or _PROJECT
-        found = self._client.get_experiment_by_name(name)
-        return str(found.experiment_id if found else self._client.create_experiment(name))
+        experiment = self._client.get_experiment_by_name(name)
+        return str(experiment.experiment_id if experiment else self._client.create_experiment(name))
 
     def log(self, rows: Sequence[Row]) -> None:
-        """Send rows in one request, but those that the run has."""
+        """Send rows in one request, except those that the run has."""
         from mlflow.entities import Metric
 
         metrics = [
             Metric(name, value, int(row.unix_s * 1000), row.step)
             for row in rows
-            if row.tokens > self._tokens_sent
+            if row.tokens > self._last_tokens
             for name, value in row.values.items()
         ]
         if metrics:
@@ -254,9 +258,9 @@ ADAPTERS: Mapping[str, Callable[[], Tracker]] = {
 
 
 def _unless_set(**by_variable: tuple[str, str]) -> dict[str, str]:
-    """Arguments, but those that an environment variable gives."""
-    return dict(given for name, given in by_variable.items() if not os.environ.get(name))
+    """Leave out the arguments that an environment variable gives."""
+    return dict(pair for name, pair in by_variable.items() if not os.environ.get(name))
 
 
-def _say_nothing(*what: object, **how: object) -> None:
+def _print_nothing(*args: object, **kwargs: object) -> None:
     """Stand in for `print`."""
