@@ -149,7 +149,7 @@ def gradients(folder: Path, tokens: TokenDirectory, processes: Processes) -> dic
     torch.manual_seed(1)
     x, y = torch.randint(0, 320, (8, 16)), torch.randint(0, 320, (8, 16))
     y[torch.rand(8, 16) < torch.linspace(0, 0.9, 8)[:, None]] = -100
-    found = {}
+    results = {}
     for tied in (True, False):
         whole = small_llama(tied)
         root = TrainingObjective(whole, fused=False)
@@ -169,7 +169,7 @@ def gradients(folder: Path, tokens: TokenDirectory, processes: Processes) -> dic
                 ours = param.grad.full_tensor()
                 gap = (ours - expected[name]).norm() / expected[name].norm()
                 worst = max(worst, float(gap))
-            found[f"tied {tied}, every {every}"] = worst
+            results[f"tied {tied}, every {every}"] = worst
     for how in ("recomputed", "compiled"):
         model = small_llama()
         if how == "recomputed":
@@ -185,11 +185,11 @@ def gradients(folder: Path, tokens: TokenDirectory, processes: Processes) -> dic
         whole = small_llama()
         TrainingObjective(whole, fused=False)(x, y).backward()
         expected = {name: param.grad for name, param in whole.named_parameters()}
-        found[how] = max(
+        results[how] = max(
             float((p.grad.full_tensor() - expected[n]).norm() / expected[n].norm())
             for n, p in model.named_parameters()
         )
-    return found
+    return results
 
 
 def whole_training(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:
@@ -199,7 +199,7 @@ def whole_training(folder: Path, tokens: TokenDirectory, processes: Processes) -
 
 
 def distilled(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:
-    """20 steps with the reference beside, whole in each process; and with what it had said."""
+    """20 steps with the reference beside, whole in each process; and with its stored predictions."""
     run_training(folder / "beside", tokens, processes, distill={})
     run_training(folder / "kept", tokens, processes, distill={"top_k": 64})
     return {"shards": len(list((folder / "reference" / "logits").rglob("shard.json")))}
@@ -282,10 +282,10 @@ def failing(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[
 
 def main(names: str, folder: Path, tokens: TokenDirectory) -> None:
     processes = join(float(os.environ.get("TIMEOUT_S", "60")))
-    found = {}
+    results = {}
     for name in names.split(","):
-        found[name] = globals()[name](folder, tokens, processes)
-    (folder / f"found-{processes.rank}.json").write_text(json.dumps(found))
+        results[name] = globals()[name](folder, tokens, processes)
+    (folder / f"results-{processes.rank}.json").write_text(json.dumps(results))
     processes.leave()
 
 

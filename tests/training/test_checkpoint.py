@@ -38,7 +38,7 @@ def load(folder: Path, model: LlamaForCausalLM) -> tuple[Position, list[str]]:
     return load_newest(folder, model, torch.optim.AdamW(model.parameters()), INPUTS)
 
 
-def test_without_checkpoints_it_begins_at_the_beginning(
+def test_load_without_checkpoints_begins_at_step_0(
     small_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
     assert load(tmp_path, small_llama) == (Position(), [])
@@ -64,14 +64,16 @@ def test_weights_and_moments_come_back_bit_for_bit(
         assert all(torch.equal(other.state[param][key], before[key]) for key in before)
 
 
-def test_only_the_newest_are_kept(small_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_only_the_newest_checkpoints_are_kept(
+    small_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     for step in (1, 2, 3):
         save(tmp_path, small_llama, step, keep=2)
     left = sorted(p.name for p in tmp_path.iterdir())
     assert left == ["latest", "step-00000002", "step-00000003"]
 
 
-def test_the_best_one_is_kept_beside_the_newest(
+def test_checkpoint_of_the_best_val_loss_is_kept_beside_the_newest(
     small_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
     optimizer = stepped(small_llama)
@@ -83,7 +85,7 @@ def test_the_best_one_is_kept_beside_the_newest(
     assert left == ["latest", "step-00000002", "step-00000004"]
 
 
-def test_another_order_of_the_data_is_refused(
+def test_checkpoint_of_another_data_order_is_refused(
     small_llama: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, small_llama, 1)
@@ -140,7 +142,7 @@ def test_a_manifest_cannot_name_files_elsewhere(
         load(tmp_path, small_llama)
 
 
-def test_when_none_is_whole_nothing_starts_over_silently(
+def test_load_fails_when_no_checkpoint_is_whole(
     small_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
     (save(tmp_path, small_llama, 1) / "model.safetensors").unlink()
@@ -165,7 +167,7 @@ def test_damaged_checkpoints_never_crowd_out_the_one_just_written(
     assert load(tmp_path, small_llama)[0].step == 15
 
 
-def test_an_older_damaged_one_is_not_counted_among_those_to_keep(
+def test_damaged_checkpoint_is_not_counted_among_those_to_keep(
     small_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
     for step in (1, 2, 3):
@@ -178,7 +180,7 @@ def test_an_older_damaged_one_is_not_counted_among_those_to_keep(
     assert load(tmp_path, small_llama)[0].step == 1
 
 
-def test_one_that_was_passed_over_crowds_nothing_out_once_it_is_overtaken(
+def test_checkpoint_that_was_passed_over_is_dropped_when_a_newer_one_is_saved(
     small_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
     for step in (1, 2):
@@ -196,7 +198,9 @@ def test_one_that_was_passed_over_crowds_nothing_out_once_it_is_overtaken(
     ]
 
 
-def test_what_the_machine_chose_is_compared(small_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_machine_settings_of_a_checkpoint_are_compared(
+    small_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     def optimizer() -> torch.optim.AdamW:
         return torch.optim.AdamW(small_llama.parameters())
 
@@ -224,7 +228,7 @@ def test_a_planted_pickle_is_never_read(small_llama: LlamaForCausalLM, tmp_path:
     assert not Path("PWNED").exists()
 
 
-def test_a_crash_while_saving_leaves_the_last_one_and_no_litter(
+def test_crash_while_saving_leaves_the_last_checkpoint_and_no_litter(
     small_llama: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, small_llama, 1)

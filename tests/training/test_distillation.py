@@ -133,7 +133,7 @@ def test_a_head_with_a_bias_has_its_gradient_too(plain: Settings) -> None:
         torch.testing.assert_close(ours, gradients[key], rtol=1e-4, atol=1e-5)
 
 
-def test_a_copy_of_the_reference_has_no_divergence_and_a_fresh_model_has_much(
+def test_kl_divergence_is_zero_for_a_copy_of_the_reference_and_large_for_a_fresh_model(
     plain: Settings,
 ) -> None:
     reference = llama(1, 3)
@@ -142,7 +142,7 @@ def test_a_copy_of_the_reference_has_no_divergence_and_a_fresh_model_has_much(
         assert least - 1e-6 <= float(kl) / int((Y != -100).sum()) <= most
 
 
-def test_in_bf16_both_compute_in_bf16_and_sum_in_fp32(plain: Settings) -> None:
+def test_distillation_loss_under_bf16_is_summed_in_fp32(plain: Settings) -> None:
     model, reference = llama(0, 2), llama(1, 3)
     bf16 = replace(plain, precision="bf16")
     objective = against(reference, model, bf16)
@@ -155,7 +155,7 @@ def test_in_bf16_both_compute_in_bf16_and_sum_in_fp32(plain: Settings) -> None:
     assert all(p.grad.dtype == torch.float32 for p in model.parameters())
 
 
-def test_only_the_target_is_given_gradients_and_the_reference_stays_as_it_is(
+def test_distillation_gives_gradients_to_the_target_only(
     plain: Settings,
 ) -> None:
     model, reference = llama(0, 2), llama(1, 3).train()
@@ -167,13 +167,13 @@ def test_only_the_target_is_given_gradients_and_the_reference_stays_as_it_is(
     assert_same(before, reference.state_dict())
 
 
-def test_two_vocabularies_are_refused_with_their_sizes(plain: Settings) -> None:
+def test_reference_of_another_vocabulary_is_refused_with_both_sizes(plain: Settings) -> None:
     model, padded = llama(0, 1), llama(1, 1, vocab_size=384)
     with pytest.raises(SourceError, match="target predicts 320 ids and its reference 384"):
         against(padded, model, plain)
 
 
-def test_a_divergence_of_the_reference_from_itself_is_our_mistake(
+def test_wrong_kl_formula_is_caught_by_the_check_on_the_reference_itself(
     plain: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, reference = llama(0, 1), llama(1, 1)
@@ -249,7 +249,7 @@ def trainer(tiny_tokens: TokenDirectory, plain: Settings) -> Trainer:
     return Trainer(tiny_tokens, plain)
 
 
-def test_the_divergence_falls_and_rows_say_what_the_loss_is_made_of(
+def test_kl_divergence_falls_and_rows_hold_both_parts_of_the_loss(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     trainer.alpha = 0.1  # what this reference says is not what the text says
@@ -260,7 +260,7 @@ def test_the_divergence_falls_and_rows_say_what_the_loss_is_made_of(
     assert sum(kl[-5:]) < sum(kl[:5])
 
 
-def test_with_alpha_1_it_trains_as_without_a_reference(
+def test_distillation_with_alpha_1_trains_as_without_a_reference(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     trainer.alpha = 1.0
@@ -273,7 +273,7 @@ def test_with_alpha_1_it_trains_as_without_a_reference(
     assert rows_of(tmp_path / "plain", "ce") == rows_of(tmp_path / "plain", "kl") == []
 
 
-def test_a_step_does_not_depend_on_its_micro_batches(
+def test_distillation_step_does_not_depend_on_micro_batches(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     short = train_recipe.model_copy(update={"tokens": 640})
@@ -287,7 +287,7 @@ def test_a_step_does_not_depend_on_its_micro_batches(
 
 
 @pytest.mark.parametrize("stops", [[7], [3, 4, 19]])
-def test_stopped_and_continued_it_ends_with_the_same_weights_and_rows(
+def test_distillation_stopped_and_continued_ends_with_the_same_weights_and_rows(
     stops: list[int], trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     whole, _ = trainer(train_recipe, tmp_path / "whole")
@@ -301,7 +301,7 @@ def test_stopped_and_continued_it_ends_with_the_same_weights_and_rows(
         assert rows_of(tmp_path / "whole", key) == rows_of(tmp_path / "pieces", key)
 
 
-def test_where_the_compiler_is_asked_for_on_a_cpu_it_is_left_out_and_said(
+def test_compile_is_left_out_of_a_distillation_on_a_cpu_with_a_note(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     short = train_recipe.model_copy(update={"tokens": 256})
@@ -345,7 +345,7 @@ class PretendModel(torch.nn.Module):
 
 
 @pytest.mark.parametrize("tau", [1.0, 2.0])
-def test_of_the_k_likeliest_and_the_rest_it_is_the_formula_over_k_plus_1_outcomes(
+def test_top_k_divergence_matches_the_fp64_formula_over_k_plus_1_outcomes(
     tau: float,
 ) -> None:
     torch.manual_seed(0)
@@ -369,7 +369,7 @@ def test_of_the_k_likeliest_and_the_rest_it_is_the_formula_over_k_plus_1_outcome
     torch.testing.assert_close(z.grad.double(), y.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_with_all_but_one_id_kept_it_trains_as_with_the_reference_beside_it(
+def test_top_k_of_all_but_one_id_trains_as_with_the_reference_beside(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     short = train_recipe.model_copy(update={"tokens": 640})
@@ -382,7 +382,7 @@ def test_with_all_but_one_id_kept_it_trains_as_with_the_reference_beside_it(
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_from_shards_and_over_epochs_it_is_stopped_and_continued_bit_for_bit(
+def test_training_from_shards_over_epochs_resumes_bit_for_bit(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     per_epoch = trainer.stream.num_samples(16) * 16
@@ -399,7 +399,7 @@ def test_from_shards_and_over_epochs_it_is_stopped_and_continued_bit_for_bit(
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_every_sample_is_looked_up_as_it_was_predicted_in_any_epoch(
+def test_stored_predictions_are_found_in_every_epoch(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     samples = trainer.stream.num_samples(16)
@@ -416,7 +416,7 @@ def test_every_sample_is_looked_up_as_it_was_predicted_in_any_epoch(
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_what_is_there_is_not_made_again_and_who_had_it_made_pays(
+def test_stored_shards_are_not_made_again_and_are_paid_by_who_made_them(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     cache = cache_of(trainer, train_recipe, tmp_path, 8, 3, paid_by="first")
@@ -431,7 +431,7 @@ def test_what_is_there_is_not_made_again_and_who_had_it_made_pays(
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_stopped_in_a_shard_the_whole_ones_stay_and_only_they(
+def test_stop_within_a_shard_leaves_whole_shards_only(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     cache = cache_of(trainer, train_recipe, tmp_path, 8, 5)
@@ -448,7 +448,7 @@ def test_stopped_in_a_shard_the_whole_ones_stay_and_only_they(
     assert cache.missing(80) == [(40, 80)]
 
 
-def test_a_shard_that_was_changed_is_refused_by_name(
+def test_changed_shard_is_refused_by_name(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     cache = cache_of(trainer, train_recipe, tmp_path, 8, 2)
@@ -562,18 +562,18 @@ def test_only_a_variant_that_is_distilled_says_so_in_its_inputs(
     run: tuple[Path, RecipeFile],
 ) -> None:
     root, _ = run
-    said = {
+    inputs = {
         name: json.loads((Run(root).variant(name, 2) / "result.json").read_text())["inputs"]
         for name in VARIANTS
     }
-    assert said["target"]["distill"] == {"alpha": 0.5, "temperature": 1.0, "top_k": None}
-    assert said["kd"]["distill"] == {"alpha": 0.6, "temperature": 2.0, "top_k": 16}
-    assert "distill" not in said["scratch"]
+    assert inputs["target"]["distill"] == {"alpha": 0.5, "temperature": 1.0, "top_k": None}
+    assert inputs["kd"]["distill"] == {"alpha": 0.6, "temperature": 2.0, "top_k": 16}
+    assert "distill" not in inputs["scratch"]
     rows = (Run(root).variant("kd", 2) / "metrics.jsonl").read_text()
     assert '"kl": ' in rows
 
 
-def test_what_is_compared_is_cross_entropy_and_the_notes_say_so(
+def test_notes_say_that_compared_losses_are_cross_entropy(
     run: tuple[Path, RecipeFile],
 ) -> None:
     record = Run(run[0]).read()

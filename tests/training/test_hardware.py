@@ -43,7 +43,7 @@ def test_compiling_follows_the_planned_work(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose_settings(recipe(), LONG).compile
 
 
-def test_without_a_compiler_nothing_is_compiled_and_the_reason_is_kept(
+def test_missing_compiler_turns_compiling_off_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(settings.shutil, "which", lambda name: None)
@@ -52,7 +52,7 @@ def test_without_a_compiler_nothing_is_compiled_and_the_reason_is_kept(
     assert chosen.reasons["compile"] == "no C++ compiler on this machine"
 
 
-def test_every_part_can_be_switched_off() -> None:
+def test_every_kernel_can_be_switched_off() -> None:
     off = {"precision": "fp32", "attention": "model", "compile": "off"}
     off |= {"fused_gelu": "off", "fused_optimizer": "off", "keep_large_blocks": "off"}
     chosen = choose_settings(recipe(**off), LONG)
@@ -70,7 +70,7 @@ def test_settings_are_json_values() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
-def test_large_blocks_stay_in_the_process_when_freed() -> None:
+def test_freed_memory_stays_in_the_process() -> None:
     code = (
         "from pathlib import Path; from inheritune.training.hardware import keep_freed_memory\n"
         "if {keep}: keep_freed_memory()\n"

@@ -44,7 +44,7 @@ MORE_THAN_CAUSAL = {
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_causal_models_agree_with_it(name: str) -> None:
+def test_matmul_attention_agrees_with_causal_models(name: str) -> None:
     model = model_of(CAUSAL[name])
     own = model.config._attn_implementation
     assert agrees_with_the_model(model, 97, 48)
@@ -52,11 +52,11 @@ def test_causal_models_agree_with_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MORE_THAN_CAUSAL)
-def test_models_that_are_more_than_causal_keep_their_own(name: str) -> None:
+def test_models_that_are_more_than_causal_keep_their_own_attention(name: str) -> None:
     assert not agrees_with_the_model(model_of(MORE_THAN_CAUSAL[name]), 97, 48)
 
 
-def test_gradients_are_those_of_the_models_own_attention() -> None:
+def test_matmul_attention_has_the_gradients_of_the_models_own() -> None:
     model = model_of(CAUSAL["llama with shared keys"])
     ids = torch.arange(48).remainder(97).unsqueeze(0)
     gradients = []
@@ -69,7 +69,7 @@ def test_gradients_are_those_of_the_models_own_attention() -> None:
         torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-6)
 
 
-def test_without_gradients_it_is_torchs_attention_bit_for_bit() -> None:
+def test_matmul_attention_without_gradients_is_torchs_bit_for_bit() -> None:
     model = model_of(CAUSAL["llama"]).eval()
     ids = torch.arange(48).remainder(97).unsqueeze(0)
     with torch.no_grad():

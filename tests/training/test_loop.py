@@ -108,7 +108,7 @@ def test_two_trainings_give_the_same_weights(
 
 
 @pytest.mark.parametrize("stops", [[1], [7], [3, 4, 19], [5, 10, 15]])
-def test_stopped_and_continued_it_ends_with_the_same_weights_and_rows(
+def test_training_stopped_and_continued_ends_with_the_same_weights_and_rows(
     stops: list[int], trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     trainer(train_recipe, tmp_path / "whole")
@@ -145,7 +145,7 @@ def test_no_validation_comes_just_before_the_end(
     assert [row["step"] for row in rows_of(tmp_path) if "val_loss" in row] == evaluated
 
 
-def test_with_dropout_a_resume_drops_the_same(
+def test_dropout_drops_the_same_after_a_resume(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     for layer in trainer.model.model.layers:
@@ -196,7 +196,7 @@ def test_a_finished_training_trains_no_further(
     assert trainer.val_calls == calls
 
 
-def test_rows_after_the_checkpoint_and_torn_lines_are_cut(
+def test_resume_cuts_rows_after_the_checkpoint_and_torn_lines(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     with pytest.raises(Interrupted):
@@ -208,7 +208,7 @@ def test_rows_after_the_checkpoint_and_torn_lines_are_cut(
     assert 9.0 not in [row.get("loss") for row in rows_of(tmp_path)]
 
 
-def test_other_inputs_are_refused_and_named(
+def test_checkpoint_of_other_inputs_is_refused_with_both_values(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     with pytest.raises(Interrupted):
@@ -218,7 +218,7 @@ def test_other_inputs_are_refused_and_named(
     assert error.value.exit_code == 2
 
 
-def test_a_value_that_is_not_finite_stops_the_training(
+def test_nonfinite_value_stops_the_training(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     trainer.fresh["model.norm.weight"][0] = math.nan
@@ -230,7 +230,7 @@ def test_a_value_that_is_not_finite_stops_the_training(
     assert last["nonfinite"] == "nan"
 
 
-def test_with_skip_the_weights_are_never_stepped_on_it(
+def test_nonfinite_skip_never_steps_the_weights(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     trainer.fresh["model.norm.weight"][0] = math.nan
@@ -257,7 +257,7 @@ def test_compiled_and_eager_steps_agree(
     assert compiled == pytest.approx(eager, abs=1e-4)
 
 
-def test_a_broken_compiler_costs_one_sentence(
+def test_broken_compiler_falls_back_with_one_note(
     trainer: Trainer, train_recipe: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: object, **kwargs: object) -> object:
@@ -273,7 +273,7 @@ def test_a_broken_compiler_costs_one_sentence(
     assert_same(eager, trainer.weights())
 
 
-def test_the_first_losses_are_the_golden_ones(
+def test_first_50_losses_are_the_golden_ones(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     # Other processors round differently: hence not the last bit. A change here is a change of the
@@ -300,9 +300,7 @@ def test_recomputed_layers_give_the_same_weights(
     assert_same(kept, trainer.weights())
 
 
-def test_the_loss_without_logits_trains_the_same(
-    trainer: Trainer, train_recipe: Train, tmp_path: Path
-) -> None:
+def test_fused_loss_trains_the_same(trainer: Trainer, train_recipe: Train, tmp_path: Path) -> None:
     trainer(train_recipe, tmp_path / "logits")
     trainer.settings = replace(trainer.settings, loss="op")
     trained = trainer(train_recipe, tmp_path / "op")
@@ -310,7 +308,7 @@ def test_the_loss_without_logits_trains_the_same(
     assert losses_of(tmp_path / "op") == pytest.approx(losses_of(tmp_path / "logits"), abs=1e-4)
 
 
-def test_where_the_op_does_not_fit_it_says_so_once(
+def test_model_whose_loss_cannot_be_fused_falls_back_with_one_note(
     trainer: Trainer, train_recipe: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer(train_recipe, tmp_path / "logits")
@@ -325,7 +323,7 @@ def test_where_the_op_does_not_fit_it_says_so_once(
     assert_same(whole, trainer.weights())
 
 
-def test_all_changed_keys_are_named_and_each_can_be_allowed(
+def test_changed_inputs_are_all_named_and_each_can_be_allowed(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     begun = {"train": {"learning_rate": 1e-2, "seed": 0}, "tokens": "abc"}
@@ -344,7 +342,7 @@ def test_all_changed_keys_are_named_and_each_can_be_allowed(
     )
 
 
-def test_what_may_change_with_a_warning_is_named(
+def test_change_of_noted_inputs_is_named(
     trainer: Trainer, train_recipe: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from inheritune.training import checkpoint as state
@@ -362,7 +360,7 @@ def test_what_may_change_with_a_warning_is_named(
     )
 
 
-def test_the_row_of_a_value_that_is_not_finite_says_which_samples_and_process(
+def test_nonfinite_row_names_samples_and_process(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     trainer.fresh["model.norm.weight"][0] = math.nan
@@ -372,7 +370,7 @@ def test_the_row_of_a_value_that_is_not_finite_says_which_samples_and_process(
     assert (last["samples"], last["ranks"]) == ([0, 8], [0])
 
 
-def test_a_new_best_val_loss_is_saved_and_kept(
+def test_new_best_val_loss_is_saved_and_kept(
     trainer: Trainer, train_recipe: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = train_recipe.model_copy(update={"eval_every": 384, "keep": 1, "save_minutes": 1e-9})
@@ -395,7 +393,7 @@ def test_a_loss_that_keeps_falling_is_not_saved_at_every_validation(
     assert saved == ["step-00000020"]
 
 
-def test_skips_in_a_row_are_counted_across_a_stop(
+def test_skipped_steps_in_a_row_are_counted_across_a_stop(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     with torch.no_grad():
@@ -407,7 +405,7 @@ def test_skips_in_a_row_are_counted_across_a_stop(
         trainer(patient, tmp_path)
 
 
-def test_another_choice_of_the_machine_is_said_when_it_goes_on(
+def test_resume_notes_another_choice_of_the_machine(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     with pytest.raises(Interrupted):
@@ -422,9 +420,9 @@ def test_another_choice_of_the_machine_is_said_when_it_goes_on(
     trainer.settings = replace(begun, fused_optimizer=False)
     trainer.messages.clear()
     trained = trainer(train_recipe, tmp_path)
-    said = "settings.fused_optimizer was True, now it is False"
-    assert trained.notes == (said,)
-    assert trainer.messages[0] == said  # before the first step
+    note = "settings.fused_optimizer was True, now it is False"
+    assert trained.notes == (note,)
+    assert trainer.messages[0] == note  # before the first step
 
 
 def test_mfu_is_the_share_of_the_peak_and_null_where_that_is_unknown(
@@ -442,7 +440,7 @@ def test_mfu_is_the_share_of_the_peak_and_null_where_that_is_unknown(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counted on the GPU")
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc")
-def test_the_peak_of_memory_is_of_this_training(
+def test_memory_peak_is_of_this_training_only(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     with mmap.mmap(-1, 2**28) as before:  # as of a larger model; given back whatever malloc keeps

@@ -27,7 +27,7 @@ def noisy(tmp_path: Path) -> Path:
     return path
 
 
-def test_losses_like_the_others_are_not_marked(noisy: Path) -> None:
+def test_losses_within_the_noise_are_not_marked_as_spikes(noisy: Path) -> None:
     metrics = Metrics.open(noisy, SPIKE_WINDOW)
     metrics.append(row(SPIKE_WINDOW + 1, 3.4))
     metrics.append(row(SPIKE_WINDOW + 2, 1.0))  # far below is no spike
@@ -41,7 +41,7 @@ def test_a_spike_is_marked_by_its_sigmas_also_after_a_resume(noisy: Path) -> Non
     assert marked(noisy) == {SPIKE_WINDOW + 1: pytest.approx(10, abs=1.5)}
 
 
-def test_before_the_window_is_full_nothing_is_marked(tmp_path: Path) -> None:
+def test_spikes_are_not_marked_before_the_window_is_full(tmp_path: Path) -> None:
     metrics = Metrics.open(tmp_path / "metrics.jsonl", 0)
     for step in range(1, SPIKE_WINDOW):
         metrics.append(row(step, 3 + step % 2 / 100))
@@ -67,7 +67,7 @@ def ended(tmp_path: Path) -> Path:
     return tmp_path / "metrics.jsonl"
 
 
-def test_the_val_loss_at_the_end_is_the_last_row_and_is_shown_to_whoever_watches(
+def test_final_val_loss_is_the_last_row_and_is_passed_to_on_row(
     ended: Path,
 ) -> None:
     shown: list[Mapping[str, object]] = []
@@ -77,7 +77,7 @@ def test_the_val_loss_at_the_end_is_the_last_row_and_is_shown_to_whoever_watches
     assert shown == [end]
 
 
-def test_a_step_that_has_its_val_loss_gets_no_second_one(ended: Path) -> None:
+def test_final_val_loss_is_written_once(ended: Path) -> None:
     record_end(ended, 2.75)
     before = ended.read_bytes()
     assert record_end(ended, 2.75) == 4  # it was measured once more all the same

@@ -61,7 +61,7 @@ def test_small_gradients_are_only_divided() -> None:
     assert param.grad.tolist() == [0.375, 0.5]
 
 
-def test_a_gradient_that_is_not_finite_is_left_alone() -> None:
+def test_nonfinite_gradient_is_left_alone() -> None:
     param = torch.nn.Parameter(torch.zeros(2))
     param.grad = torch.tensor([math.inf, 4.0])
     assert not math.isfinite(mean_and_clip([param], tokens=8, clip_norm=1.0))

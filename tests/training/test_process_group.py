@@ -65,8 +65,8 @@ def in_group(
             process.kill()
 
 
-def found(folder: Path, rank: int) -> dict:
-    return json.loads((folder / f"found-{rank}.json").read_text())
+def results_of(folder: Path, rank: int) -> dict:
+    return json.loads((folder / f"results-{rank}.json").read_text())
 
 
 def losses(folder: Path, key: str = "loss") -> list[float]:
@@ -84,7 +84,7 @@ def alone(tiny_tokens: TokenDirectory, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def pair(tiny_tokens: TokenDirectory, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes found; the elastic training began in one, and ends in one."""
+    """The work of two processes; the elastic training began in one, and ends in one."""
     folder = tmp_path_factory.mktemp("pair")
     WORK.run_training(folder / "elastic", tiny_tokens, stop_after=7)
     reference = WORK.small_llama(tied=False)
@@ -98,7 +98,7 @@ def pair(tiny_tokens: TokenDirectory, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_fsdp_sum_recipe_gradients_are_the_true_sum(pair: Path) -> None:
-    gaps = found(pair, 0)["gradients"]
+    gaps = results_of(pair, 0)["gradients"]
     assert len(gaps) == 6
     assert max(gaps.values()) < 1e-6, gaps
 
@@ -120,24 +120,24 @@ def test_batch_partition_invariance(
 
 
 def test_every_sample_of_a_step_is_seen_once_by_one_process(pair: Path, alone: tuple) -> None:
-    first, second = (found(pair, rank)["whole_training"]["asked"] for rank in (0, 1))
+    first, second = (results_of(pair, rank)["whole_training"]["asked"] for rank in (0, 1))
     together = [n for step in range(20) for part in (first, second) for n in part[4 * step :][:4]]
     assert together == alone[2]
 
 
 @pytest.mark.parametrize(("how", "distill"), [("beside", {}), ("kept", {"top_k": 64})])
-def test_with_a_reference_the_losses_are_those_of_one_process(
+def test_distillation_losses_are_those_of_one_process(
     how: str, distill: dict, pair: Path, tiny_tokens: TokenDirectory, tmp_path: Path
 ) -> None:
     shutil.copytree(pair / "reference", tmp_path / "reference")
     WORK.run_training(tmp_path / how, tiny_tokens, distill=distill)
     for key in ("loss", "ce", "kl"):
         assert losses(pair / how, key) == pytest.approx(losses(tmp_path / how, key), abs=1e-5)
-    assert [found(pair, rank)["distilled"]["shards"] for rank in (0, 1)] == [6, 6]
+    assert [results_of(pair, rank)["distilled"]["shards"] for rank in (0, 1)] == [6, 6]
 
 
 def test_val_loss_is_the_same_number_at_any_world_size(pair: Path, alone: tuple) -> None:
-    assert found(pair, 0)["whole_training"]["start"] == losses(alone[0], "val_loss")[0]
+    assert results_of(pair, 0)["whole_training"]["start"] == losses(alone[0], "val_loss")[0]
     assert losses(pair / "pair", "val_loss") == pytest.approx(
         losses(alone[0], "val_loss"), abs=1e-5
     )
@@ -159,17 +159,17 @@ def test_resume_elastic_from_one_to_two_to_one(
 
 
 def test_sigterm_of_one_rank_stops_all_at_the_same_step(pair: Path) -> None:
-    assert all(found(pair, rank)["middle"]["stopped"] for rank in (0, 1))
-    asked = [found(pair, rank)["middle"]["asked"] for rank in (0, 1)]
+    assert all(results_of(pair, rank)["middle"]["stopped"] for rank in (0, 1))
+    asked = [results_of(pair, rank)["middle"]["asked"] for rank in (0, 1)]
     assert len(asked[0]) == len(asked[1]) == 4 * 7  # steps 8 to 13, and the one that was dropped
 
 
-def test_a_stop_in_one_rank_ends_the_validation_of_all(pair: Path) -> None:
-    assert all(found(pair, rank)["interrupted_validation"]["stopped"] for rank in (0, 1))
+def test_stop_of_one_rank_ends_the_validation_of_all(pair: Path) -> None:
+    assert all(results_of(pair, rank)["interrupted_validation"]["stopped"] for rank in (0, 1))
 
 
 def test_a_full_disk_of_one_rank_fails_the_save_in_all_and_publishes_nothing(pair: Path) -> None:
-    assert sorted(found(pair, rank)["full_disk"]["code"] for rank in (0, 1)) == [4, 4]
+    assert sorted(results_of(pair, rank)["full_disk"]["code"] for rank in (0, 1)) == [4, 4]
     saved = [path.name for path in (pair / "full" / "checkpoints").glob("*step*")]
     assert saved == ["step-00000003"]
 
@@ -209,7 +209,7 @@ def test_corrupt_or_missing_file_of_each_rank_is_passed_over(
     assert victim.name in notes[0]
 
 
-def test_a_hole_in_the_rows_is_seen_even_if_the_manifest_says_nothing(shared_save: Path) -> None:
+def test_missing_rows_are_detected_even_if_the_manifest_says_nothing(shared_save: Path) -> None:
     newest = shared_save / "checkpoints" / "step-00000020"
     manifest = json.loads((newest / "manifest.json").read_text())
     for kind in SAVED:  # as if one process had written alone
@@ -225,7 +225,7 @@ def test_a_hole_in_the_rows_is_seen_even_if_the_manifest_says_nothing(shared_sav
     assert "rows of" in notes[0]
 
 
-def test_a_file_that_is_too_many_is_seen(shared_save: Path) -> None:
+def test_surplus_checkpoint_file_is_detected(shared_save: Path) -> None:
     newest = shared_save / "checkpoints" / "step-00000020"
     shutil.copy(newest / "model-00000-of-00002.safetensors", newest / "extra.safetensors")
     position, notes = load(shared_save)
@@ -249,7 +249,7 @@ def load(folder: Path) -> tuple[Position, list[str]]:
 
 
 @pytest.mark.parametrize("how", ["raises", "killed", "hangs"])
-def test_when_one_process_fails_all_end_in_time(
+def test_failure_of_one_process_ends_all_in_time(
     how: str, tiny_tokens: TokenDirectory, tmp_path: Path
 ) -> None:
     began = time.monotonic()
@@ -266,7 +266,7 @@ def test_two_machines_of_two_processes_give_the_same_gradients_and_weights(
 ) -> None:
     codes = in_group("gradients,whole_training", tmp_path, tiny_tokens, size=4, nodes=2)
     assert codes == [0] * 4
-    assert max(found(tmp_path, 0)["gradients"].values()) < 1e-6
+    assert max(results_of(tmp_path, 0)["gradients"].values()) < 1e-6
     assert losses(tmp_path / "pair") == pytest.approx(losses(alone[0]), abs=1e-5)
     saved = tmp_path / "pair" / "checkpoints" / "step-00000020"
     assert len(list(saved.glob("model-*.safetensors"))) == 2  # one machine's worth

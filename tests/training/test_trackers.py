@@ -31,11 +31,11 @@ class Recorder:
     def __init__(self, fails: int = 0) -> None:
         self.fails = fails
         self.rows: list[Row] = []
-        self.told: TrackedTraining | None = None
+        self.training: TrackedTraining | None = None
         self.finished = False
 
     def start(self, training: TrackedTraining) -> str:
-        self.told = training
+        self.training = training
         return training.run_id or "run-1"
 
     def log(self, rows: Sequence[Row]) -> None:
@@ -51,10 +51,10 @@ class Recorder:
 def train_with(
     make: Callable[[], Tracker], folder: Path, tokens: TokenDirectory, **more: Any
 ) -> list[str]:
-    said: list[str] = []
-    with Trackers({"one": make}, "tiny: inherit, 2 layers", folder, said.append) as shown:
+    messages: list[str] = []
+    with Trackers({"one": make}, "tiny: inherit, 2 layers", folder, messages.append) as shown:
         work.run_training(folder, tokens, on_row=shown.send, **more)
-    return said
+    return messages
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -79,35 +79,35 @@ def test_a_tracker_is_sent_the_rows_of_the_file(
     assert recorder.finished
 
 
-def test_a_value_that_is_no_number_is_left_out(tmp_path: Path) -> None:
+def test_nonfinite_values_are_not_sent_to_a_tracker(tmp_path: Path) -> None:
     recorder = Recorder()
     with Trackers({"one": lambda: recorder}, "x", tmp_path, pytest.fail) as shown:
         shown.send({"step": 1, "tokens": 128, "loss": None, "grad_norm": 1.0, "nonfinite": "nan"})
     assert recorder.rows[0].values == {"grad_norm": 1.0, "tokens": 128.0}
 
 
-def test_tracker_failure_while_it_is_down_rows_wait_and_are_sent_once(
+def test_rows_wait_while_a_tracker_is_down_and_are_sent_once(
     tiny_tokens: TokenDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trackers, "_FIRST_PAUSE_S", 0.001)
     recorder = Recorder(fails=3)
-    said = train_with(lambda: recorder, tmp_path, tiny_tokens)
-    assert said == [
+    messages = train_with(lambda: recorder, tmp_path, tiny_tokens)
+    assert messages == [
         "tracker one: ConnectionError: down; the training is unharmed, and metrics.jsonl has "
         "every row"
     ]
     assert [row.step for row in recorder.rows] == [row["step"] for row in rows_of(tmp_path)]
 
 
-def test_tracker_failure_of_one_is_nothing_to_another(tmp_path: Path) -> None:
-    down, sound, said = Recorder(fails=99), Recorder(), []
+def test_failure_of_one_tracker_does_not_touch_another(tmp_path: Path) -> None:
+    down, sound, messages = Recorder(fails=99), Recorder(), []
     makers = {"down": lambda: down, "sound": lambda: sound}
-    with Trackers(makers, "x", tmp_path, said.append) as shown:
+    with Trackers(makers, "x", tmp_path, messages.append) as shown:
         shown.send({"step": 1, "tokens": 128, "loss": 1.0})
-    assert (down.rows, len(sound.rows), len(said)) == ([], 1, 1)
+    assert (down.rows, len(sound.rows), len(messages)) == ([], 1, 1)
 
 
-def test_a_key_in_an_error_is_not_repeated(tmp_path: Path) -> None:
+def test_keys_in_a_trackers_error_are_masked(tmp_path: Path) -> None:
     secrets = ["user:pass", "write_token=abc", "hf_abcdefgh", "0123456789abcdef" * 3]
 
     class Telling(Recorder):
@@ -117,10 +117,10 @@ def test_a_key_in_an_error_is_not_repeated(tmp_path: Path) -> None:
                 f"with {secrets[2]} or {secrets[3]}\nsecond line"
             )
 
-    said: list[str] = []
-    with Trackers({"one": Telling}, "x", tmp_path, said.append) as shown:
+    messages: list[str] = []
+    with Trackers({"one": Telling}, "x", tmp_path, messages.append) as shown:
         shown.send({"step": 1, "tokens": 128, "loss": 1.0})
-    assert said[0].startswith(
+    assert messages[0].startswith(
         "tracker one: OSError: no answer of https://***@example.org/x?*** with *** or ***; "
     )
 
@@ -133,31 +133,31 @@ def test_a_resumed_training_goes_on_in_the_same_run(
     assert json.loads((tmp_path / "trackers.json").read_text()) == {"one": "run-1"}
     train_with(lambda: second, tmp_path, tiny_tokens)
     named = TrackedTraining("tiny: inherit, 2 layers", tmp_path)
-    assert first.told == named
-    assert second.told == replace(named, run_id="run-1", first_step=8)
+    assert first.training == named
+    assert second.training == replace(named, run_id="run-1", first_step=8)
     assert [row.step for row in second.rows] == [
         row["step"] for row in rows_of(tmp_path)[len(first.rows) + 1 :]
     ]
 
 
-def test_a_training_killed_before_its_first_checkpoint_begins_the_same_run_again(
+def test_training_killed_before_its_first_checkpoint_reopens_its_run(
     tiny_tokens: TokenDirectory, tmp_path: Path
 ) -> None:
     recorder = Recorder()
     (tmp_path / "trackers.json").write_text('{"one": "run-0"}')
     train_with(lambda: recorder, tmp_path, tiny_tokens)
-    assert recorder.told is not None
-    assert (recorder.told.run_id, recorder.told.first_step) == ("run-0", 0)
+    assert recorder.training is not None
+    assert (recorder.training.run_id, recorder.training.first_step) == ("run-0", 0)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"one": 1}', "{"])
-def test_a_broken_list_of_runs_begins_a_new_one(content: str, tmp_path: Path) -> None:
+def test_broken_trackers_json_begins_a_new_run(content: str, tmp_path: Path) -> None:
     recorder = Recorder()
     (tmp_path / "trackers.json").write_text(content)
     with Trackers({"one": lambda: recorder}, "x", tmp_path, pytest.fail) as shown:
         shown.send({"step": 1, "tokens": 128, "loss": 1.0})
-    assert recorder.told is not None
-    assert recorder.told.run_id is None
+    assert recorder.training is not None
+    assert recorder.training.run_id is None
     assert json.loads((tmp_path / "trackers.json").read_text()) == {"one": "run-1"}
 
 
@@ -196,17 +196,17 @@ def test_tensorboard_shows_every_step_once_after_a_crash(
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000007")  # killed: steps 4 to 7 are repeated
     assert train_with(make, tmp_path, tiny_tokens) == []
     assert not (tmp_path / "trackers.json").exists()
-    found = EventAccumulator(str(tmp_path / "tensorboard"))
-    found.Reload()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
     for name in ("loss", "val_loss", "grad_norm", "learning_rate", "tokens"):
-        shown = [(event.step, event.value) for event in found.Scalars(name)]
-        wanted = [
+        shown = [(event.step, event.value) for event in events.Scalars(name)]
+        expected = [
             (row["step"], pytest.approx(row[name], rel=1e-6))
             for row in rows_of(tmp_path)
             if name in row and (name == "val_loss" or "val_loss" not in row)
             if "event" not in row
         ]
-        assert shown == wanted, name
+        assert shown == expected, name
 
 
 def mlflow_losses(folder: Path) -> list[tuple[int, float]]:
@@ -239,16 +239,16 @@ def test_a_tracker_stores_every_step_once_after_a_crash(
     make = ADAPTERS[name]
     capfd.readouterr()
     train_with(make, tmp_path, tiny_tokens, stop_after=3)
-    known = json.loads((tmp_path / "trackers.json").read_text())
+    run_ids = json.loads((tmp_path / "trackers.json").read_text())
     train_with(make, tmp_path, tiny_tokens, stop_after=7)
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000007")
     assert train_with(make, tmp_path, tiny_tokens) == []
-    assert json.loads((tmp_path / "trackers.json").read_text()) == known
+    assert json.loads((tmp_path / "trackers.json").read_text()) == run_ids
     assert capfd.readouterr().out == ""
     if name == "wandb":  # its files are W&B's own; the names hold the id of the run
         folders = list((tmp_path / "wandb").glob("offline-run-*"))
         assert len(folders) == 3
-        assert all(known["one"] in folder.name for folder in folders)
+        assert all(run_ids["one"] in folder.name for folder in folders)
         return
     losses = mlflow_losses(tmp_path) if name == "mlflow" else trackio_losses(tmp_path)
     assert losses == [(row["step"], row["loss"]) for row in rows_of(tmp_path) if "loss" in row]
