@@ -199,7 +199,7 @@ def whole_training(folder: Path, tokens: TokenDirectory, processes: Processes) -
 
 
 def distilled(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:
-    """20 steps with the reference beside, whole in each process; and with its stored predictions."""
+    """20 steps with the reference beside, and 20 with its stored predictions."""
     run_training(folder / "beside", tokens, processes, distill={})
     run_training(folder / "kept", tokens, processes, distill={"top_k": 64})
     return {"shards": len(list((folder / "reference" / "logits").rglob("shard.json")))}
