@@ -113,7 +113,7 @@ def resume(shape: Shape, scratch: Path) -> None:
             recipe = {"compile": compiled}
             given = {"recipe": recipe, "run": str(folder), "started": time.time()}
             facts = _once(Arm(f"{name} {number}", "resume", given), shape, scratch)
-        if not facts["said"]:
+        if not facts["messages"]:
             raise SystemExit(f"{shape.name} began anew instead of continuing")
         beyond = facts["imports"] + facts["rest"]
         keys = ("imports", "load", "rest", "step")

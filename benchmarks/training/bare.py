@@ -1,4 +1,4 @@
-"""The same model, kernels and optimizer as ours in the shortest loop there is."""
+"""Train with the same model, kernels and optimizer as ours, in the shortest loop there is."""
 
 import json
 import sys

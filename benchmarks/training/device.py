@@ -1,4 +1,4 @@
-"""What a card needs that a processor does not: waiting for it, and its own memory.
+"""Wait for a GPU, and read its memory and versions.
 
     python -m training.device
 
@@ -28,10 +28,10 @@ def card() -> dict[str, Any] | None:
     """Name, memory, versions of the card that a training would take."""
     if not torch.cuda.is_available():
         return None
-    found = torch.cuda.get_device_properties(0)
+    properties = torch.cuda.get_device_properties(0)
     return {
-        "name": found.name,
-        "memory_bytes": found.total_memory,
+        "name": properties.name,
+        "memory_bytes": properties.total_memory,
         "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
         "build": torch.version.cuda or f"ROCm {torch.version.hip}",
     }

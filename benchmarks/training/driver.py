@@ -1,4 +1,4 @@
-"""The measuring side: trainings as child processes that take turns, and what they answer.
+"""Run trainings as child processes that take turns, and collect their times.
 
 Keep the process that measures small: see cutting/measure.py.
 """
@@ -35,7 +35,7 @@ class Arm:
         why_not: Why it does not run; empty: it does.
         seconds: Of a step, by round.
         base: Of our step in the same rounds.
-        facts: What it said at its end.
+        facts: Values that it reported at its end.
     """
 
     name: str

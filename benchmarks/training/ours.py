@@ -1,4 +1,4 @@
-"""The real loop of `inheritune.training.loop`: `python ours.py JOB`, driven by driver.py."""
+"""Run the real loop of `inheritune.training.loop`: `python ours.py JOB`, driven by driver.py."""
 
 import json
 import sys

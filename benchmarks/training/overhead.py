@@ -1,4 +1,4 @@
-"""Where a step of the real loop goes: the model, clipping, the optimizer, all the rest.
+"""Divide the time of a step of the real loop: the model, clipping, the optimizer, all the rest.
 
 The loop is as it is. What it calls is timed: the loss, the end of the backward pass (the last
 gradient that is added up), clipping, the optimizer's step.
@@ -92,8 +92,8 @@ def main(job: dict[str, Any]) -> None:
         if progress.done:
             account.step_done()
         if len(account.steps) == WARM_UP + job["steps"]:
-            kept = account.steps[WARM_UP:]
-            medians = {key: statistics.median(step[key] for step in kept) for key in kept[0]}
+            steps = account.steps[WARM_UP:]
+            medians = {key: statistics.median(step[key] for step in steps) for key in steps[0]}
             turns.end(**medians)
 
     loop.train(model, config, lambda _: 0.0, StopFlag(), on_progress=on_progress)

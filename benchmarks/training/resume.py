@@ -1,4 +1,4 @@
-"""A training that is stopped, and another process that continues it; what the start took.
+"""Time the start of a process that continues a stopped training.
 
 The first one saves a model directory and trains it for a few steps until it is asked to stop. The
 other one loads both as `inheritune train` does, and ends after a few steps.
@@ -42,14 +42,14 @@ def main(job: dict[str, Any]) -> None:
     stream = random_stream(shape, Path(job["folder"]))
     prepared = time.time()
     ends: list[float] = []
-    said: list[str] = []
+    messages: list[str] = []
     stop = StopFlag()
 
     def on_progress(progress: Progress) -> None:
         if progress.facts:  # of a step; the word that it continues has none
             ends.append(time.time())
         elif progress.message:
-            said.append(progress.message)
+            messages.append(progress.message)
         if len(ends) == _STEPS:
             stop.heed(True)
 
@@ -60,7 +60,7 @@ def main(job: dict[str, Any]) -> None:
     except Interrupted:
         step = statistics.median(b - a for a, b in pairwise(ends))
         turns.end(
-            said=said,
+            messages=messages,
             imports=imported - job["started"],
             load=loaded - before,
             rest=ends[0] - prepared - step,

@@ -1,4 +1,4 @@
-"""The models that are trained, as plain numbers: every program builds its own from them."""
+"""List the models to train, as plain numbers from which every program builds its own."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -90,8 +90,8 @@ def config(shape: Shape, **changes: Any) -> Any:
 
 def without_dropout(shape: Shape) -> Any:
     """The same config, nothing dropped."""
-    found = config(shape)
-    for key in vars(found):
+    plain = config(shape)
+    for key in vars(plain):
         if key.endswith(("pdrop", "dropout")):
-            setattr(found, key, 0.0)
-    return found
+            setattr(plain, key, 0.0)
+    return plain

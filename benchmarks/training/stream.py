@@ -1,4 +1,4 @@
-"""Random ids as a real stream of shards, and the recipe that trains on them."""
+"""Write random ids as a real stream of shards, and make the recipe that trains on them."""
 
 from pathlib import Path
 from typing import Any

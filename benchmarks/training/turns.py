@@ -1,4 +1,4 @@
-"""The measured side: a training of any make tells when a step is done, and waits for its turn.
+"""Report the steps of a training of any make to the driver, and wait for its turn.
 
 Runs in whatever environment the training runs in, hence nothing but the standard library. What the
 training prints goes to stderr; stdout is for the answers.

@@ -1,4 +1,4 @@
-"""`litgpt pretrain` as a function, in litgpt's own environment: nothing of ours is imported.
+"""Run `litgpt pretrain` as a function, in litgpt's own environment: nothing of ours is imported.
 
 `litgpt.pretrain.setup` with its defaults (bf16-mixed, torch.compile of the whole model, AdamW), a
 config of the shape, and ids made up here; the csv logger, as tensorboard is not installed with it.

@@ -1,4 +1,4 @@
-"""nanoGPT's model and optimizer from a clone, with what makes them fastest on a processor.
+"""Train nanoGPT's model from a clone, with the settings that are fastest on a CPU.
 
 Its train.py computes in fp32 on a processor. Here its `GPT` runs in bf16 under autocast where the
 processor has that, compiled, in a loop of the same steps: forward, backward, clip, AdamW.

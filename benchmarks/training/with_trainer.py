@@ -1,4 +1,4 @@
-"""transformers.Trainer, as it comes or with every setting that makes it faster."""
+"""Run transformers.Trainer, as it comes or with every setting that makes it faster."""
 
 import json
 import sys

@@ -1,1 +1,1 @@
-"""The training loop, its loss, optimizer, saved state and settings."""
+"""Train a model: the loop, its loss and optimizer, its checkpoints and settings."""

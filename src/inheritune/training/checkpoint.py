@@ -94,7 +94,7 @@ class TrainingInputs:
 
         Args:
             checkpoint: For messages.
-            trainer: What the checkpoint's trainer.json holds.
+            trainer: Contents of the checkpoint's trainer.json.
 
         Raises:
             RecipeError: A difference that is not allowed.
@@ -131,8 +131,8 @@ def save_checkpoint(
         position: Steps done.
         inputs: Compared when the training is continued.
         keep: Number of newest checkpoints to leave; damaged ones are not counted.
-        processes: They share the model.
-        val_losses: By step; the checkpoint of the lowest one is left as well.
+        processes: The processes that share the model.
+        val_losses: Nats per token by step; the checkpoint of the lowest one is left as well.
 
     Raises:
         MachineError: The disk is full or gone; earlier checkpoints are untouched.
@@ -222,8 +222,8 @@ def load_newest(
         folder: Directory of this training's checkpoints; it need not exist.
         model: Overwritten in place; sharded over any number of processes, or whole.
         optimizer: Its state is overwritten, or created.
-        inputs: What the training is started with now.
-        processes: They share the model; the checkpoint may be of another number of processes.
+        inputs: Inputs of this start.
+        processes: The processes that share the model; others may have saved it, of any number.
         named: The one checkpoint to load, in ``folder``; no other takes its place.
 
     Returns:
@@ -259,19 +259,15 @@ def load_moments(
     optimizer: torch.optim.Optimizer,
     processes: Processes = ALONE,
 ) -> int:
-    """Take over AdamW's moments from a smaller model's training; new weights begin with none.
+    """Take over AdamW's moments from the checkpoint of a smaller model's training.
 
-    Args:
-        checkpoint: The end of that training.
-        model: Holds all of the smaller model's weights, by name.
-        optimizer: Over the model's weights.
-        processes: See `load_newest`.
+    Weights that are new in this model begin with none.
 
     Returns:
         Number of weights that have moments now.
 
     Raises:
-        CheckpointError: It is not whole, or not of a part of this model.
+        CheckpointError: It is not whole, or has moments of weights that this model does not have.
     """
     params = {name for name, _ in model.named_parameters()}
 

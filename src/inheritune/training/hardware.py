@@ -36,7 +36,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 @dataclass(frozen=True)
 class Settings:
-    """How a training computes; none of it changes what is computed beyond rounding.
+    """Device, precision and kernels of a training; they change its results by rounding only.
 
     Attributes:
         device: ``"cpu"`` or ``"cuda"``.
@@ -79,7 +79,7 @@ class Settings:
 
     @property
     def gathers_bf16(self) -> bool:
-        """Whether processes send each other weights in bf16, so that nothing is left to cast."""
+        """Whether processes gather weights in bf16; autocast has nothing left to do then."""
         return self.processes > 1 and self.device == "cuda" and self.precision == "bf16"
 
     def autocast(self) -> "torch.autocast":
@@ -132,9 +132,9 @@ def changed_settings(
     """Compare the machine's choices with those that a training was begun with.
 
     Args:
-        checkpoint: For messages.
-        before: `Settings.compared`, as it was saved; what is not in it is not compared.
-        now: `Settings.compared` of today.
+        checkpoint: Named in messages.
+        before: `Settings.compared` of the checkpoint; keys that it lacks are not compared.
+        now: `Settings.compared` of this start.
         allowed: Recipe keys that may differ.
 
     Returns:

@@ -136,8 +136,8 @@ class LazyLogits:
 
     Attributes:
         hidden: Last states, (N, D); the logits themselves, (N, V), where there is no weight.
-        weight: Of the head, (V, D).
-        bias: Of the head, (V,).
+        weight: Weight of the head, (V, D).
+        bias: Bias of the head, (V,).
     """
 
     hidden: "Tensor"

@@ -57,11 +57,11 @@ class LogitCache:
 
     Args:
         folder: Parent directory of the run's caches; this cache gets a subdirectory.
-        made_from: What decides the distributions, such as the reference's digest; JSON values.
+        made_from: JSON values that decide the distributions, such as the reference's digest.
         stream: Training tokens.
         train: Seed and sequence length.
         k: Ids stored for each token, fewer than the vocabulary has.
-        temperature: Of the distributions.
+        temperature: Divides the reference's logits.
         vocab_size: Ids that the reference predicts.
 
     Raises:

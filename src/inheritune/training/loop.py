@@ -56,21 +56,22 @@ def train(
 ) -> LoopResult:
     """Train a model in place, from its newest checkpoint or the one named, if there is one.
 
-    The same inputs give the same weights, however often the training is stopped and continued; with
-    another number of processes the same samples, and the same weights up to the order of sums.
+    The same inputs give the same weights, however often the training is stopped and continued. With
+    another number of processes they give the same samples, and the same weights up to the order of
+    sums.
 
     Args:
         model: fp32 weights; trained in place.
-        config: What to train on, for how long.
-        measure: Gives the model's val_loss, nats per token. All processes call it at once, before
-            the first step and on the way, not at the end.
-        stop: Asked between micro-batches.
+        config: Tokens, settings, inputs.
+        measure: Returns the model's val_loss, nats per token. Called before the first step and on
+            the way, not at the end; all processes call it at the same time.
+        stop: Stop flag, read between micro-batches.
         on_progress: Called after every step.
-        on_row: Called with every row of `metrics.jsonl` when it is written, in process 0.
-        processes: They share the work; each calls this with the same arguments.
+        on_row: Called in process 0 with every row of `metrics.jsonl` when it is written.
+        processes: The processes that share the work; each makes this call with the same arguments.
 
     Raises:
-        Interrupted: Asked to stop; a checkpoint was saved.
+        Interrupted: The stop flag was set; a checkpoint was saved.
         DivergedError: A loss or gradient was not finite and the recipe says stop.
         CheckpointError: Checkpoints exist, and none, or not the one named, can be continued from.
         RecipeError: The newest checkpoint belongs to other inputs.
@@ -109,23 +110,13 @@ def train(
 class Loop:
     """A training under way: its position, and what moves it on.
 
-    All processes make one, and call its methods at the same time.
-
-    Args:
-        config: What to train on, for how long.
-        setup: The model, ready to train; its newest checkpoint is loaded into it.
-        measure: See `train`.
-        stop: See `train`.
-        flops_per_token: Of the whole model, for `mfu`.
-        on_row: See `train`.
+    All processes make one, and call its methods at the same time. Made, it has loaded the newest
+    checkpoint into the model of `setup`. Arguments and errors are those of `train`;
+    `flops_per_token` is that of the whole model, for `mfu`.
 
     Attributes:
         position: Steps done, tokens seen.
         notes: Sentences about fallbacks and checkpoints.
-
-    Raises:
-        CheckpointError: See `train`.
-        RecipeError: See `train`.
     """
 
     def __init__(
@@ -194,7 +185,7 @@ class Loop:
             save_due=self._schedule.due(),
         )
         if sums.stop:
-            self._save_and_stop()
+            self._save_and_stop()  # raises
 
         # --- their mean, clipped; the update, left out where a value is not finite ---
         mean_loss = sums.loss / sums.targets
@@ -244,7 +235,7 @@ class Loop:
             Nats per token; None: it was not measured.
 
         Raises:
-            Interrupted: Asked to stop meanwhile; the position is saved.
+            Interrupted: The stop flag was set meanwhile; the position is saved.
         """
         step = self.position.step
         # The end, and what is nearly the end, is left to whoever measures the published model.
@@ -302,7 +293,7 @@ class Loop:
         """Describe the position, for `on_progress`.
 
         Args:
-            row: Of the step that was just done.
+            row: Row of the step that was just done.
             val_loss: Nats per token, if it was measured after that step.
             message: A sentence besides.
         """
@@ -316,7 +307,7 @@ class Loop:
         return Progress(config.task, tokens, config.total_tokens, "tokens", facts, message)
 
     def result(self) -> LoopResult:
-        """Return what the training came to."""
+        """Return the end of the training, and what its record needs."""
         return LoopResult(
             position=self.position,
             seconds=self._elapsed_s(),

@@ -105,7 +105,7 @@ class Metrics:
             self._losses.append(row["loss"])
 
     def _sigmas(self, loss: float | None) -> float:
-        """How far a loss lies above the mean of the last ones, in their standard deviations."""
+        """Return by how many standard deviations a loss lies above the mean of the last ones."""
         if loss is None or len(self._losses) < SPIKE_WINDOW:
             return 0.0
         before = np.array(self._losses)
@@ -115,11 +115,6 @@ class Metrics:
 
 def record_end(path: Path, val_loss: float, on_row: OnRow | None = None) -> int:
     """Add the val_loss at a training's end, where its last step has none yet.
-
-    Args:
-        path: The file of a training that has ended.
-        val_loss: Nats per token, finite.
-        on_row: Called with the row.
 
     Returns:
         Number of validations of the training, this one included.
@@ -151,11 +146,10 @@ def step_row(
         epoch: Passes over the training tokens so far.
         loss: Mean over the step, nats per token.
         grad_norm: Norm of the mean gradient, before clipping.
-        learning_rate: Of the step.
-        tokens_per_s: Of this step alone.
+        learning_rate: Learning rate of the step.
+        tokens_per_s: Speed of this step alone.
         mfu: See `throughput.mfu`; None: the device's peak is not known.
-        parts: Of a distillation: cross-entropy and KL divergence, nats per token, without their
-            weights.
+        parts: Cross-entropy and KL divergence of a distillation, nats per token, unweighted.
     """
     row = _place(position, epoch) | {
         "loss": _finite(loss),

@@ -37,7 +37,7 @@ class Shape:
 
     Attributes:
         params: Number of weights, tied ones once.
-        flops_per_token: Of training, forward and backward.
+        flops_per_token: FLOPs of one training token, forward and backward.
     """
 
     params: int

@@ -39,7 +39,7 @@ class TrainingSetup:
         params: The weights that the optimizer steps.
         train: Batch, sequence length, seed.
         stream: Training tokens.
-        processes: They share the model and the batch.
+        processes: The processes that share the model and the batch.
         share: Sequences [first, stop) of every step that are this process's.
         settings: As used in the end: a fallback shows here.
         notes: A sentence for every fallback.
@@ -58,7 +58,7 @@ class TrainingSetup:
 
     @property
     def logits_model(self) -> "nn.Module":
-        """What validation calls: of a sharded model only the objective gathers all weights."""
+        """The module that validation calls: a sharded model is gathered by the objective only."""
         return self.objective if self.processes.size > 1 else self.model
 
 
@@ -77,7 +77,7 @@ def make_setup(
         train: Optimizer, batch and sequence length.
         settings: To apply, where the model allows it.
         stream: Training tokens; the compiler and the checks of a distillation use the first.
-        processes: They share the model when there are several.
+        processes: The processes to share the model.
         distillation: A reference to learn from besides the tokens.
 
     Raises:

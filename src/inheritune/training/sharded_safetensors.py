@@ -33,7 +33,7 @@ def write_pieces(tensors: "Mapping[str, Tensor]", path: Path, rank: int) -> None
     Args:
         tensors: Sharded or whole.
         path: A new file.
-        rank: Of this process; only rank 0 writes what is whole everywhere.
+        rank: Rank of this process; only rank 0 writes tensors that are whole everywhere.
     """
     pieces = {name: piece_of(tensor) for name, tensor in tensors.items()}
     pieces = {n: piece for n, piece in pieces.items() if piece.rows is not None or rank == 0}

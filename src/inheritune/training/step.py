@@ -18,7 +18,7 @@ __all__ = ["StepSums", "forward_backward"]
 
 @dataclass(frozen=True)
 class StepSums:
-    """The losses of a step, summed over its tokens and all processes, and what they agreed on.
+    """The losses of a step, summed over its tokens, and what the processes agreed on.
 
     Attributes:
         loss: Nats.
@@ -46,7 +46,7 @@ def forward_backward(
         setup: Model, loss and device.
         step: Optimizer steps before this one.
         first_sample: Place in the order of samples at which the step begins.
-        stop: Asked between micro-batches; one process alone then leaves the step at once.
+        stop: Stop flag, read between micro-batches; a process alone leaves the step at once.
         save_due: It is time to save, by the clock of this process.
     """
     train, processes, device = setup.train, setup.processes, setup.settings.device

@@ -34,7 +34,7 @@ def mfu(
     count as work.
 
     Args:
-        tokens_per_s: Of all processes together.
+        tokens_per_s: Speed of all processes together.
         flops_per_token: See `flops_per_token`.
         peak_flops: FLOP/s of one device, in dense bf16 products (fp32 where a device has no bf16);
             None: not known, as of a CPU.

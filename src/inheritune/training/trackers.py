@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from inheritune.errors import DataError, escape
@@ -60,12 +59,7 @@ class Trackers:
         """Start nothing yet: the first row says where the training begins."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Wait for the rows that are under way, a few seconds at most."""
         for feed in self._feeds.values():
             feed.end()
