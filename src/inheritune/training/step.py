@@ -74,18 +74,18 @@ def forward_backward(
         if stop() and processes.size == 1:  # one of several that left alone would hang the others
             break
 
-    # --- what all processes must agree on, in one message ---
-    message = torch.zeros(6 + processes.size, dtype=torch.float64)
-    message[:3] = losses.cpu()
-    message[3], message[4] = targets, float(stop())
-    message[5] = float(save_due and processes.rank == 0)
-    message[6 + processes.rank] = float(not math.isfinite(float(message[0])))
-    loss, ce, kl, total, stops, saves, *nonfinite = processes.add_up(message).tolist()
+    # --- what all processes must know, in one message ---
+    loss, ce, kl = losses.tolist()  # waits for the device
+    ranks = range(processes.size)
+    message = [loss, ce, kl, targets, stop(), save_due and processes.rank == 0]
+    message += [rank == processes.rank and not math.isfinite(loss) for rank in ranks]
+    totals = processes.add_up(torch.tensor(message, dtype=torch.float64)).tolist()
+    loss, ce, kl, total_targets, stops, saves, *nonfinite = totals
     return StepSums(
         loss=loss,
         parts=(ce, kl)[: num_sums - 1],
-        targets=total,
+        targets=total_targets,
         stop=bool(stops),
         save=bool(saves),
-        nonfinite_ranks=[rank for rank, count in enumerate(nonfinite) if count],
+        nonfinite_ranks=[rank for rank in ranks if nonfinite[rank]],
     )
