@@ -71,7 +71,11 @@ def test_every_error_has_its_exit_code(pages):
         ("DataError", "there is no file in SOURCE. *Give files, globs or folders.*"),
         ("RecipeError", "cannot put a run into ROOT: it WHY. *Name a new or empty directory.*"),
         ("DataError", "INDEX is missing or has changed. *Prepare the tokens again.*"),
-        ("RecipeError", "--out stands beside a recipe. *The run has its place.*"),
+        (
+            "RecipeError",
+            "--out cannot be combined with a recipe. *Leave it out: the tokens go into the run's "
+            "directory.*",
+        ),
     ],
 )
 def test_error_messages_stand_under_their_class(name, line, pages):

@@ -1,4 +1,4 @@
-"""Where every command begins: ``inheritune`` and ``python -m inheritune``."""
+"""Start the command line, as ``inheritune`` or ``python -m inheritune``."""
 
 import sys
 
@@ -6,7 +6,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C while it is being imported ends it without a word, too."""
+    """Run the command line; Ctrl-C during its import ends it silently, too."""
     try:
         from inheritune.cli.app import main as run
 

@@ -9,7 +9,7 @@ import tiny_models
 import torch
 import transformers
 
-from inheritune.cli.plan_text import recipe_page
+from inheritune.cli.plan_text import recipe_notes
 from inheritune.errors import UnsupportedModelError
 from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.load import RecipeFile
@@ -145,7 +145,7 @@ def test_a_lazy_control_inherits_the_layers_of_lowest_rank(lazy_reference, tiny_
     recipe = recipe_of(lazy_reference, tiny_text, variants=variants)
     plan = plan_recipe(recipe.recipe, tmp_path / "run")
     said = "the 2 layers of the reference with the lowest attention rank"
-    assert any(said in line for line in recipe_page(plan).lines)
+    assert any(said in line for line in recipe_notes(plan))
     execute(recipe, tmp_path / "run")
     start = json.loads((tmp_path / "run/variants/lazy/2-layers/inherit.json").read_text("utf-8"))
     assert start["layer_map"] == [1, 3]

@@ -90,7 +90,7 @@ def test_a_torch_that_does_not_import_is_one_failed_finding(monkeypatch):
         ({"amx_bf16", "avx512_bf16"}, "yes (AMX)"),
         ({"avx512_bf16"}, "yes (AVX-512)"),
         ({"sse2"}, "no"),
-        (set(), "not known on this system"),
+        (set(), "unknown on this system"),
     ],
 )
 def test_bf16_is_read_from_the_processor(monkeypatch, flags, value):
@@ -112,7 +112,7 @@ def test_without_a_compiler_training_still_works(monkeypatch):
 def test_a_full_disk_fails(monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12, 10**8))
-    assert finding("free disk") == Finding("free disk", "0.1 GB", False, "The demo wants 1.0 GB.")
+    assert finding("free disk") == Finding("free disk", "0.1 GB", False, "The demo needs 1.0 GB.")
 
 
 def test_a_working_directory_that_is_gone_fails(monkeypatch, tmp_path):
@@ -143,7 +143,7 @@ def test_a_container_grants_less_memory_than_the_machine_has(
 
 
 @pytest.mark.parametrize(
-    ("quota", "value"), [("max 100000", "4"), ("150000 100000", "1.5 granted of 4"), ("", "4")]
+    ("quota", "value"), [("max 100000", "4"), ("150000 100000", "1.5 of 4 granted"), ("", "4")]
 )
 def test_a_container_grants_fewer_cores_than_the_machine_has(monkeypatch, quota, value):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)

@@ -163,9 +163,9 @@ def test_the_command_line_imports_and_inspects(streams, tokenizer, tmp_path):
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["train_tokens"] == len(streams[0])
     for arguments, said in (
-        (["prepare"], "neither a recipe nor --from-bin"),
-        (["prepare", *given], "neither a recipe nor --from-bin"),
-        (["prepare", "--val-from-bin", str(val)], "stands alone"),
+        (["prepare"], "give a recipe, or --from-bin"),
+        (["prepare", *given], "give a recipe, or --from-bin"),
+        (["prepare", "--val-from-bin", str(val)], "needs --from-bin"),
         (["prepare", *given, "--dtype", "int8"], "--dtype is 'int8'"),
     ):
         result = invoke(app, [*arguments, "--json"])

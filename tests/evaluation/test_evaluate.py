@@ -185,7 +185,7 @@ def test_the_command_prints_one_json_value(
     wrong = CliRunner().invoke(app, ["evaluate", str(tiny_reference), *options, "--dtype", "fp8"])
     assert (wrong.exit_code, "Choose auto, fp32" in wrong.stderr) == (2, True)
     none = CliRunner().invoke(app, ["evaluate", "--tasks", "piqa"])
-    assert (none.exit_code, "no model is named" in none.stderr) == (2, True)
+    assert (none.exit_code, "no model is given" in none.stderr) == (2, True)
 
 
 @pytest.mark.shared_data

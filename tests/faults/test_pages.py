@@ -276,5 +276,5 @@ def test_a_torn_record_beside_a_target_has_its_page_and_leaves_the_card(syntheti
     (run / "run.json").write_text('{"name": "de')
     done = CliRunner().invoke(app, ["report", str(run), "--json"])
     assert done.exit_code == 0 and json.loads(done.stdout)["report"].endswith("index.html")
-    assert "the card of the target is left as it is" in done.stderr
+    assert "the target's card is left unchanged" in done.stderr
     assert not (run / "target/README.md").exists()

@@ -14,7 +14,7 @@ import torch
 from inheritune.errors import RecipeError, SourceError
 from inheritune.model_files.directory import open_model
 from inheritune.model_files.shapes import synthetic_headers
-from inheritune.planning.candidates import Budget, list_candidates, look_at
+from inheritune.planning.candidates import Budget, list_candidates, plan_cut
 from inheritune.surgery.cut import inherit
 from inheritune.surgery.sizes import Sizes
 from inheritune.system.devices import DEVICES, Speed, choose_device, peak_of, this_processor
@@ -177,7 +177,7 @@ def test_alternating_and_windowed_layers_are_patterns_too(tiny_model):
 def test_dense_layers_before_those_with_experts_are_no_pattern_of_their_own(sparse):
     table = table_of(sparse["deepseek"])
     assert table.pattern == "3 layers of their own, the others alike"
-    assert look_at(open_model(str(sparse["deepseek"])), "3").candidate.cut.complete is False
+    assert plan_cut(open_model(str(sparse["deepseek"])), "3").candidate.cut.complete is False
 
 
 def test_what_the_config_cannot_be_cut_to_says_why(tmp_path):
@@ -188,7 +188,7 @@ def test_what_the_config_cannot_be_cut_to_says_why(tmp_path):
     table = table_of(tmp_path / "x")
     assert [c.layers for c in table.candidates] == [4, 8, 12, 16, 20, 24, 28, 32]
     with pytest.raises(SourceError, match="last layer one of full attention"):
-        look_at(open_model(str(tmp_path / "x")), "5")
+        plan_cut(open_model(str(tmp_path / "x")), "5")
 
 
 def test_up_to_twelve_layers_all_are_shown_and_of_more_a_choice_with_half_and_all(
@@ -206,7 +206,7 @@ def test_up_to_twelve_layers_all_are_shown_and_of_more_a_choice_with_half_and_al
 
 def test_a_candidate_in_detail_is_what_inherit_then_writes(tiny_model, tmp_path):
     reference = open_model(str(tiny_model("gemma3")))
-    detail = look_at(reference, "4")
+    detail = plan_cut(reference, "4")
     target = inherit(reference, 4, tmp_path / "target")
     record = json.loads((tmp_path / "target" / "inherit.json").read_text())
     assert [(e.key, e.after) for e in detail.edits] == [
@@ -218,16 +218,16 @@ def test_a_candidate_in_detail_is_what_inherit_then_writes(tiny_model, tmp_path)
 
 
 def test_neighbours_are_one_range_and_prediction_layers_are_named(sparse):
-    whole = look_at(open_model(str(sparse["llama"])), "32")
+    whole = plan_cut(open_model(str(sparse["llama"])), "32")
     assert whole.ranges == 4  # one for each file
-    detail = look_at(open_model(str(sparse["deepseek"])), "30")
+    detail = plan_cut(open_model(str(sparse["deepseek"])), "30")
     assert len(detail.dropped_prediction) == 785
     assert {e.key for e in detail.edits} == {"num_hidden_layers", "num_nextn_predict_layers"}
     assert all(size <= 5e9 for size in detail.shards.values())
 
 
 def test_layers_that_move_are_left_to_the_class(tiny_model):
-    detail = look_at(open_model(str(tiny_model("llama"))), "last:2")
+    detail = plan_cut(open_model(str(tiny_model("llama"))), "last:2")
     assert (detail.kept, detail.needs_class) == ((2, 3), True)
     assert "only `inherit` can tell" in detail.candidate.cut.reason
 
@@ -235,7 +235,7 @@ def test_layers_that_move_are_left_to_the_class(tiny_model):
 @pytest.mark.parametrize("layers", ["0", "5", "-1", "x", "first:9", "1.5"])
 def test_layers_that_are_not_there_are_refused(layers, tiny_model):
     with pytest.raises(RecipeError) as error:
-        look_at(open_model(str(tiny_model("llama"))), layers)
+        plan_cut(open_model(str(tiny_model("llama"))), layers)
     assert error.value.exit_code == 2
     assert error.value.hint
 
@@ -246,7 +246,7 @@ def test_everything_can_be_said_in_json(tiny_model):
     said = json.loads(json.dumps(list_candidates(reference, budget).as_json(), allow_nan=False))
     assert said["candidates"][1]["paper_default"] is True
     assert said["candidates"][0]["active"] < said["candidates"][0]["params"]
-    detail = json.loads(json.dumps(look_at(reference, "2", budget).as_json(), allow_nan=False))
+    detail = json.loads(json.dumps(plan_cut(reference, "2", budget).as_json(), allow_nan=False))
     assert detail["edits"][0]["key"] == "num_hidden_layers"
 
 
@@ -305,11 +305,11 @@ def test_a_plan_loads_neither_torch_nor_transformers_and_is_quick(sparse):
         "import sys, time\n"
         "began = time.monotonic()\n"
         "from inheritune.model_files.directory import open_model\n"
-        "from inheritune.planning.candidates import Budget, list_candidates, look_at\n"
-        "from inheritune.cli.plan_text import candidates_page, detail_page\n"
+        "from inheritune.planning.candidates import Budget, list_candidates, plan_cut\n"
+        "from inheritune.cli.plan_text import candidates_table, cut_table\n"
         f"reference = open_model({str(sparse['llama'])!r})\n"
-        "candidates_page(list_candidates(reference))\n"
-        "detail_page(look_at(reference, '16'))\n"
+        "candidates_table(list_candidates(reference))\n"
+        "cut_table(plan_cut(reference, '16'))\n"
         "print(sorted({'torch', 'transformers'} & sys.modules.keys()), time.monotonic() - began)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

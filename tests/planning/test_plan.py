@@ -11,9 +11,9 @@ import tiny_models
 import tiny_recipe
 from hub_server import MODEL, Hub
 
-from inheritune.cli.plan_text import candidates_page, detail_page, recipe_page
+from inheritune.cli.plan_text import candidates_table, cut_table, recipe_tables
 from inheritune.errors import DataError, RecipeError, SourceError, UnsupportedModelError
-from inheritune.planning.candidates import Budget, list_candidates, look_at
+from inheritune.planning.candidates import Budget, list_candidates, plan_cut
 from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.load import RecipeFile
 from inheritune.run.execute import execute, prepare_only
@@ -135,7 +135,7 @@ def test_a_reference_that_is_trained_here_is_counted_and_planned(
 def test_of_a_family_that_only_its_class_knows_the_plan_says_so(
     tiny_reference, tiny_text, tmp_path
 ):
-    with pytest.raises(UnsupportedModelError, match="size of a olmo2"):
+    with pytest.raises(UnsupportedModelError, match="knows the size of a olmo2"):
         plan_recipe(trained_here("olmo2", tiny_reference, tiny_text), tmp_path / "run")
 
 
@@ -145,11 +145,11 @@ def test_a_plan_loads_neither_torch_nor_transformers(tiny_reference, tiny_text, 
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from inheritune.cli.plan_text import recipe_page\n"
+        "from inheritune.cli.plan_text import recipe_tables\n"
         "from inheritune.planning.recipe_plan import plan_recipe\n"
         "from inheritune.recipe.load import read_recipe\n"
         f"recipe = read_recipe(Path({str(path)!r})).recipe\n"
-        f"recipe_page(plan_recipe(recipe, Path({str(tmp_path / 'run')!r})))\n"
+        f"recipe_tables(plan_recipe(recipe, Path({str(tmp_path / 'run')!r})))\n"
         "print(sorted({'torch', 'transformers'} & sys.modules.keys()))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -166,17 +166,22 @@ def test_pages_have_a_text_for_every_column(tiny_model, tiny_reference, tiny_tex
     for family in ("llama", "mixtral", "gemma3"):
         reference = open_model(str(tiny_model(family)))
         for budget in (Budget(), Budget(tokens=10**9, speed=speed)):
-            for page in (
-                candidates_page(list_candidates(reference, budget)),
-                detail_page(look_at(reference, "2", budget)),
+            for table in (
+                candidates_table(list_candidates(reference, budget)),
+                cut_table(plan_cut(reference, "2", budget)),
             ):
-                assert {len(row) for row in page.rows} == {len(page.headers)}
-    assert ("active" in page.headers, "price" in page.headers) == (False, True)
+                assert {len(row) for row in table.rows} == {len(table.headers)}
+    assert ("active" in table.headers, "price" in table.headers) == (False, True)
     plan = plan_recipe(recipe_of(tiny_reference, tiny_text), tmp_path / "run", speed)
-    page = recipe_page(plan)
-    assert {len(row) for row in page.rows} == {len(page.headers)}
-    assert page.rows[0][:2] == ("inherit, round 1", "2")
-    assert page.rows[0][3:5] == ("1.28K", "10")
+    (table,) = recipe_tables(plan)
+    assert table.rows[0][:2] == ["inherit, round 1", "2"]
+    assert table.rows[0][3:5] == ["1.28K", "10"]
+    trainings, hours = recipe_tables(
+        plan_recipe(recipe_of(tiny_reference, tiny_text), tmp_path / "run")
+    )
+    assert "price" not in trainings.headers
+    assert hours.headers == ["one device alone", "h100", "a100", "rtx4090", "cpu"]
+    assert hours.rows[-1][0] == "together"
 
 
 # ----------------------------------------------------------------------------- the pinned commit

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from inheritune.cli.app import app
-from inheritune.cli.plan_text import recipe_page
+from inheritune.cli.plan_text import recipe_notes, recipe_tables
 from inheritune.errors import RecipeError
 from inheritune.model_files.config import layer_count
 from inheritune.model_files.shapes import synthetic_headers
@@ -83,11 +83,10 @@ def test_it_is_planned_without_network_with_hours_and_disk(name):
     recipe = recipe_of(name)
     planned = {training.name for training in plan.trainings}
     assert planned - {"reference"} == set(recipe.variants)
-    page = recipe_page(plan)
-    assert page.times[0][1:] == ("h100", "a100", "rtx4090", "cpu")
-    assert {len(row) for row in page.rows} == {len(page.headers)}
-    assert {len(row) for row in page.times} == {5}
-    said = "\n".join(page.lines)
+    trainings, hours_by_device = recipe_tables(plan)
+    assert hours_by_device.headers[1:] == ["h100", "a100", "rtx4090", "cpu"]
+    assert len(trainings.rows) == len(hours_by_device.rows) - 1 == len(plan.trainings)
+    said = "\n".join(recipe_notes(plan))
     assert "40% of the device's dense peak" in said and "disk, estimated" in said
     assert f"Differs from {recipe.reproduces}" in said
     hours = json.loads(json.dumps(plan.as_json()))["hours"]
@@ -204,7 +203,7 @@ def test_scaling_is_by_one_factor_and_said_everywhere():
     assert recipe.variants["kd"] == meant.variants["kd"]
     assert (recipe.reproduces, recipe.reference.train.keep_in) == (None, None)
     assert (recipe.evaluate.tasks, recipe.data.source) == ([], "stdlib")
-    assert "no result of the method" in file.scaled
+    assert "not a result of the method" in file.scaled
     assert file.origins["train.tokens"] == "--scale"
     assert file.origins["train.learning_rate"] == "file"
 
@@ -219,7 +218,7 @@ def test_a_reference_of_unknown_shape_is_not_scaled():
     recipe = recipe_of("low-data-1b").model_copy(update={"reference": recipe_of("demo").reference})
     with pytest.raises(RecipeError, match="shape of embedded:demo is not known"):
         scale_recipe(recipe, 1e-6)
-    with pytest.raises(RecipeError, match=r"kind mamba cannot be scaled"):
+    with pytest.raises(RecipeError, match=r"type mamba cannot be scaled"):
         scale_recipe(recipe, 1e-6, {"model_type": "mamba"})
 
 
@@ -264,7 +263,7 @@ def test_plan_and_run_take_the_scale_from_the_command_line(tmp_path):
     assert answer.exit_code == 0, answer.stderr
     plan = json.loads(answer.stdout)
     assert plan["name"] == "submodules-scaled-1e-08"
-    assert "no result of the method" in answer.stderr
+    assert "not a result of the method" in answer.stderr
     refused = CliRunner().invoke(app, ["run", recipe, "--scale", "3"])
     assert refused.exit_code == 2 and "--scale is 3" in refused.stderr
 

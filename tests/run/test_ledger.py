@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from tiny_recipe import as_file, recipe_of
 
-from inheritune.cli.plan_text import recipe_page
+from inheritune.cli.plan_text import recipe_notes
 from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.schema import Recipe
 from inheritune.reporting.tables import ledger_table
@@ -161,6 +161,6 @@ def test_a_plan_has_a_price_where_the_hours_are_known(
     plan = plan_recipe(recipe, tmp_path / "run", speed)
     hours = plan.flops / (989.5e12 * 0.4 * 2) / 3600
     assert plan.cost == plan.as_json()["cost"] == pytest.approx(hours * 3.6e9)
-    assert any("USD at 3,600,000,000.00 an hour" in line for line in recipe_page(plan).lines)
+    assert any("USD at 3,600,000,000.00 per hour" in line for line in recipe_notes(plan))
     unknown = plan_recipe(recipe, tmp_path / "run")
-    assert unknown.cost is None and not any("cost:" in line for line in recipe_page(unknown).lines)
+    assert unknown.cost is None and not any("cost:" in line for line in recipe_notes(unknown))

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from inheritune.cli.plan_text import recipe_page
+from inheritune.cli.plan_text import recipe_notes, recipe_tables
 from inheritune.errors import RecipeError, UnsupportedModelError
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.planning.recipe_plan import plan_recipe
@@ -379,12 +379,12 @@ def test_a_run_trains_every_variant_as_planned(finished):
 
 
 def test_the_plan_lists_every_training_with_tokens_flops_and_start(finished):
-    page = recipe_page(finished[2])
-    assert [row[0] for row in page.rows][:3] == ["inherit, round 1", "scratch", "scratch-2t"]
-    assert [row[0] for row in page.rows].count("stacking") == 2
-    assert {"tokens", "FLOPs"} <= set(page.headers)
-    assert "last, 2 layers: layers 2-3 of the reference" in page.lines
-    assert any(line.startswith("paper-code, 2 layers: paper-code-llama: ") for line in page.lines)
+    table, notes = recipe_tables(finished[2])[0], recipe_notes(finished[2])
+    assert [row[0] for row in table.rows][:3] == ["inherit, round 1", "scratch", "scratch-2t"]
+    assert [row[0] for row in table.rows].count("stacking") == 2
+    assert {"tokens", "FLOPs"} <= set(table.headers)
+    assert "last, 2 layers: layers 2-3 of the reference" in notes
+    assert any(line.startswith("paper-code, 2 layers: paper-code-llama: ") for line in notes)
 
 
 def test_the_report_names_what_each_variant_began_with(finished):

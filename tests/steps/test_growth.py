@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from inheritune.cli.plan_text import recipe_page
+from inheritune.cli.plan_text import recipe_notes
 from inheritune.errors import RecipeError, UnsupportedModelError
 from inheritune.model_files.directory import open_model
 from inheritune.planning.recipe_plan import plan_recipe
@@ -179,7 +179,7 @@ def test_the_target_of_a_bisection_is_the_smallest_that_matched(
     assert any(
         line == "rounds: 4 at most, of 1 to 8 layers: each halves the range of 8 safe cut points, "
         "and the smallest that matches is the target."
-        for line in recipe_page(plan).lines
+        for line in recipe_notes(plan)
     )
     result = execute(recipe, root)
     final = result.summary

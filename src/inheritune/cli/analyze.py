@@ -1,55 +1,69 @@
-"""The command that looks inside models: attention rank and mass, importance of layers."""
+"""Define the command analyze: attention rank and mass, and importance of layers."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table as Grid
 
 from inheritune.cli.console import Debug, Json, print_json, progress, reported, say
 from inheritune.errors import RecipeError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from inheritune.analysis.analyze import Analysis, ModelAnalysis
 
 __all__ = ["analyze"]
 
+_sequence = partial(typer.Option, rich_help_panel="Sequences")
+
 
 def analyze(
-    model: Annotated[str, typer.Argument(help="Hub id, model directory, or embedded:demo.")],
+    model: Annotated[str, typer.Argument(help="Hub id, model directory or embedded:demo.")],
     against: Annotated[
-        str | None, typer.Option(metavar="TARGET", help="A model made from it, shown beside it.")
+        str | None, typer.Option(metavar="TARGET", help="Model made from it, to compare.")
     ] = None,
     tokens: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Tokens made by prepare; their validation set is used."),
+        _sequence(
+            metavar="DIR", help="Token directory made by prepare, whose validation set to use."
+        ),
     ] = None,
     text: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE", help="Text to draw sequences from instead; default: Python's library."
+        _sequence(
+            metavar="FILE", help="Text to draw sequences from; default: Python's standard library."
         ),
     ] = None,
-    sequences: Annotated[int, typer.Option(min=1, help="How many.")] = 100,
-    tokens_per_sequence: Annotated[int, typer.Option(min=2, help="Of each.")] = 100,
+    sequences: Annotated[int, _sequence(min=1, help="Number of sequences.")] = 100,
+    tokens_per_sequence: Annotated[int, _sequence(min=2, help="Tokens of each sequence.")] = 100,
     threshold: Annotated[
-        float, typer.Option(help="Share of the squared singular values that a rank holds.")
+        float,
+        typer.Option(
+            help="Share of the squared singular values that an attention rank must reach."
+        ),
     ] = 0.9,
     bos: Annotated[
-        str, typer.Option(help="Begin each with BOS: auto (as the tokenizer does), yes or no.")
+        str,
+        _sequence(help="Begin each sequence with BOS: auto (as the tokenizer does), yes or no."),
     ] = "auto",
     spectrum: Annotated[
-        bool, typer.Option("--spectrum", help="Also of the weights; large matrices take long.")
+        bool,
+        typer.Option(
+            "--spectrum",
+            help="Also compute the singular values of the weights; slow for large matrices.",
+        ),
     ] = False,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the result goes.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write the result to.")] = Path(
         "analysis.json"
     ),
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Attention rank and mass of every layer, what each layer does, and how many to inherit."""
+    """Measure attention rank and mass and the importance of each layer; suggest a size."""
     with reported(as_json, debug):
         from inheritune.analysis.analyze import analyze as analyze_models
         from inheritune.analysis.sequences import sequences_for
@@ -82,14 +96,16 @@ def analyze(
             print_json(record)
             return
         _show(analysis)
-        say(f"{out} is written: every head, rank and mass.")
+        say(f"{out}: rank and mass of every head.")
         say(f"next: inheritune inherit {quote(model)} {analysis.advice.advice} OUT")
 
 
-# -- what people see
+# --- Output ---------------------------------------------------------------------------------
 
 
 def _show(analysis: "Analysis") -> None:
+    from rich.console import Console
+
     console = Console(highlight=False, markup=False)
     sequences = analysis.sequences
     count, length = sequences.ids.shape
@@ -101,19 +117,32 @@ def _show(analysis: "Analysis") -> None:
         _show_model(console, model)
     advice = analysis.advice
     console.print(
-        f"\nlayers to begin with: paper {advice.paper}, advice {advice.advice} ({advice.reason})"
+        f"\nlayers to start with: paper {advice.paper}, advice {advice.advice} ({advice.reason})"
     )
     known_forms = "; ".join(
         f"{name} {form['rank']} and {form['mass']}" for name, form in analysis.calibration.items()
     )
     console.print(
-        f"rank: singular values that hold {analysis.threshold:.0%} of the square, of the fullest "
-        f"head; 1 on every sequence: lazy. mass: columns that hold 90%. For comparison: "
-        f"{known_forms}."
+        f"rank: singular values needed for {analysis.threshold:.0%} of their sum of squares, of "
+        "the head that needs the most; lazy: rank 1 on every sequence. mass: columns that hold "
+        f"90% of the squared norm. For comparison: {known_forms}."
     )
 
 
-def _show_model(console: Console, model: "ModelAnalysis") -> None:
+_MEASURES = {
+    "rank": ".2f",
+    "mass": ".2f",
+    "sink": ".2f",
+    "heads < 1.5": ".0%",
+    "influence": ".3f",
+    "angle": ".3f",
+    "loss without": "+.3f",
+}
+
+
+def _show_model(console: "Console", model: "ModelAnalysis") -> None:
+    from inheritune.reporting.table import Column, Table
+
     attention = model.attention
     console.print(
         f"\n{model.role} {model.name}: {len(attention.lazy_layers)} of {model.total} layers lazy, "
@@ -121,26 +150,29 @@ def _show_model(console: Console, model: "ModelAnalysis") -> None:
         f"{attention.heads_near_one:.0%} of the heads below rank 1.5",
         style="bold",
     )
-    grid = Grid(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    titles = ("layer", "rank", "mass", "sink", "heads < 1.5", "influence", "angle", "loss without")
-    for title in titles:
-        grid.add_column(title, justify="right", no_wrap=True)
-    grid.add_column("")
-    for layer in model.layers:
-        remark = "no attention" if layer.rank is None else "lazy" if layer.lazy else ""
-        grid.add_row(
-            str(layer.layer),
-            _cell(layer.rank, ".2f"),
-            _cell(layer.mass, ".2f"),
-            _cell(layer.sink, ".2f"),
-            _cell(layer.heads_near_one, ".0%"),
-            _cell(layer.influence, ".3f"),
-            _cell(layer.angle, ".3f"),
-            _cell(layer.removal_loss, "+.3f"),
-            remark,
-        )
-    console.print(grid)
+    columns = [
+        Column("layer", show=str),
+        *(Column(title, show=_format(form)) for title, form in _MEASURES.items()),
+        Column(""),
+    ]
+    values = [
+        [
+            layer.layer,
+            layer.rank,
+            layer.mass,
+            layer.sink,
+            layer.heads_near_one,
+            layer.influence,
+            layer.angle,
+            layer.removal_loss,
+            "no attention" if layer.rank is None else "lazy" if layer.lazy else "",
+        ]
+        for layer in model.layers
+    ]
+    console.print(Table("layers", columns, values).rich())
 
 
-def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _format(form: str) -> Callable[[float | None], str]:
+    from inheritune.reporting.quantities import MISSING
+
+    return lambda value: MISSING if value is None else format(value, form)

@@ -1,21 +1,13 @@
-"""The command line: one command per step, a few lines each around a library call."""
+"""Define the command line: one command per step, each a few lines around a library call."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table as RichTable
 
-from inheritune.cli import analyze as analyze_commands
-from inheritune.cli import evaluate as evaluate_commands
-from inheritune.cli import model as model_commands
-from inheritune.cli import push as hub_commands
-from inheritune.cli import report as report_commands
-from inheritune.cli import report as watch_commands
-from inheritune.cli import tokens as data_commands
-from inheritune.cli import train as train_commands
+from inheritune.cli import analyze, evaluate, model, push, report, tokens, train
 from inheritune.cli.console import (
     DEFAULT_RUNS,
     AllowChange,
@@ -27,12 +19,13 @@ from inheritune.cli.console import (
     Scale,
     Sets,
     UsageAsJson,
+    load_recipe,
     print_json,
     progress,
     reported,
     say,
 )
-from inheritune.cli.train import Asked
+from inheritune.cli.train import Launch
 from inheritune.errors import NOT_MATCHED_EXIT_CODE
 
 if TYPE_CHECKING:
@@ -43,23 +36,27 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="inheritune",
     cls=UsageAsJson,
-    help="Make a large language model small: inherit its first layers, train, grow until matched.",
+    help="Make a large language model small: inherit its first layers, train, and grow until it "
+    "matches.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, in YAML.")]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file of the recipe.")]
 
 
 def main() -> None:
     """Run the command line."""
-    app()
+    app(prog_name="inheritune")  # also for `python -m inheritune`
 
 
 @app.callback(invoke_without_command=True)
 def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print versions and exit.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print versions of inheritune, torch and transformers."),
+    ] = False,
 ) -> None:
     if version:
         from importlib.metadata import version as version_of
@@ -69,7 +66,6 @@ def _version(
         raise typer.Exit
 
 
-@app.command()
 def run(
     recipe: RecipePath,
     processes: NumberOfProcesses = 1,
@@ -81,115 +77,92 @@ def run(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Do the whole method by a recipe, or continue it where it was stopped."""
+    """Run a recipe from start to finish, or resume it."""
     with reported(as_json, debug):
-        from inheritune.recipe.load import read_recipe
         from inheritune.run.execute import execute
 
-        wanted = read_recipe(recipe, sets or [])
-        if scale is not None:
-            from inheritune.planning.scale import scale_file
-
-            wanted = scale_file(wanted, scale)
-            say(wanted.scaled)
-        root, allowed = runs / wanted.recipe.name, allow_change or []
+        file = load_recipe(recipe, sets, scale)
+        root = runs / file.recipe.name
+        launch = Launch(processes, allow_change or [], checkpoint, sets or [], as_json, debug)
         if processes > 1:
-            asked = Asked(processes, allowed, checkpoint, sets or [], as_json, debug)
-            smaller = ["--scale", str(scale)] if scale is not None else []
-            asked.launch(["run", str(recipe), "--runs", str(runs), *smaller], root)
+            scaled = ["--scale", str(scale)] if scale is not None else []
+            launch.start(["run", str(recipe), "--runs", str(runs), *scaled], root)
         with progress() as on_progress:
-            result = execute(wanted, root, on_progress, allowed=allowed, checkpoint=checkpoint)
-        if result is not None:  # the first process has it
+            result = execute(file, root, on_progress, allowed=launch.allowed, checkpoint=checkpoint)
+        if result is not None:  # only the first process has one
             _show_result(root, result.summary, as_json, f"inheritune report {root}")
             raise typer.Exit(NOT_MATCHED_EXIT_CODE if result.is_missed else 0)
 
 
-@app.command()
 def demo(
     text: Annotated[
         list[Path] | None,
-        typer.Option("--text", metavar="PATH", help="Your own text instead; may be repeated."),
+        typer.Option(
+            "--text",
+            metavar="PATH",
+            help="File to train on instead of Python's library; repeatable.",
+        ),
     ] = None,
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Train the reference here, too.")
+        bool, typer.Option("--from-scratch", help="Train the reference here as well.")
     ] = False,
     sets: Sets = None,
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """The method in minutes, on a small reference that comes with the package."""
+    """Run the method in minutes, offline, on a small reference that comes with the package."""
     with reported(as_json, debug):
-        from inheritune.recipe.load import read_recipe
         from inheritune.recipe.presets import preset_path
         from inheritune.run.execute import execute
 
         preset = "demo-from-scratch" if from_scratch else "demo"
-        own_text = []
-        if text:  # another name, so that it does not meet the run of the plain demo
+        overrides = []
+        if text:
             sources = json.dumps([str(path) for path in text], ensure_ascii=False)
-            own_text = [f"data.source={sources}", "data.allow_repeat=true", "data.split_by=text"]
-            own_text.append(f"name={preset}-own-text")
-        wanted = read_recipe(preset_path(preset), [*own_text, *(sets or [])])
-        root = runs / wanted.recipe.name
+            overrides = [f"data.source={sources}", "data.allow_repeat=true", "data.split_by=text"]
+            overrides.append(f"name={preset}-own-text")  # keeps it apart from the plain demo
+        file = load_recipe(preset_path(preset), [*overrides, *(sets or [])])
+        root = runs / file.recipe.name
         if not as_json:
-            say(_intro(wanted.recipe))
+            say(_introduction(file.recipe))
         with progress() as on_progress:
-            # The demo has done its job whichever way the answer falls.
-            result = execute(wanted, root, on_progress, must_match=False)
+            # The demo has done its job even if the target does not match.
+            result = execute(file, root, on_progress, must_match=False)
         copy = f"inheritune init --preset {preset} > recipe.yaml"
         if result is not None:
             next_command = f"{copy}   # then: inheritune run recipe.yaml"
             _show_result(root, result.summary, as_json, next_command)
 
 
-for _command in (
-    model_commands.plan,
-    model_commands.inherit,
-    model_commands.verify,
-    model_commands.convert,
-    analyze_commands.analyze,
-    data_commands.prepare,
-    data_commands.inspect,
-    train_commands.train,
-    evaluate_commands.evaluate,
-    report_commands.report,
-    watch_commands.watch,
-    hub_commands.push,
-):
-    app.command()(_command)
-
-
-@app.command()
 def doctor(as_json: Json = False, debug: Debug = False) -> None:
-    """Look at this machine: versions, device, disk. Ends with 0 or 4."""
+    """Check this machine: versions, device, memory, disk, Hub access.
+
+    Ends with exit code 0, or 4 if a run would fail here.
+    """
     with reported(as_json, debug):
         from dataclasses import asdict
 
-        from inheritune.cli.doctor import diagnose
+        from inheritune.cli.doctor import diagnose, findings_table
 
         findings = diagnose()
+        is_fit = all(finding.ok for finding in findings)
         if as_json:
             print_json([asdict(finding) for finding in findings])
         else:
-            table = RichTable(box=None, show_header=False, pad_edge=False)
-            for finding in findings:
-                hint = finding.hint and f"  {finding.hint}"
-                table.add_row("ok" if finding.ok else "no", finding.name, f"{finding.value}{hint}")
-            Console(highlight=False, markup=False).print(table)
-        fine = all(finding.ok for finding in findings)
-        if not as_json:
-            say("next: inheritune demo" if fine else "mend the lines marked no, then try again")
-        raise typer.Exit(0 if fine else 4)
+            _console().print(findings_table(findings).rich())
+            say("next: inheritune demo" if is_fit else "fix the lines marked no, then try again")
+        raise typer.Exit(0 if is_fit else 4)
 
 
-@app.command()
 def init(
     preset: Annotated[
-        str, typer.Option("--preset", metavar="NAME", help="Which; see --list.")
+        str, typer.Option("--preset", metavar="NAME", help="Preset to print; see --list.")
     ] = "demo",
-    names: Annotated[bool, typer.Option("--list", help="Print the presets' names.")] = False,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema.")] = False,
+    names: Annotated[bool, typer.Option("--list", help="List the presets.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of recipes.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -208,22 +181,56 @@ def init(
             print(commented_recipe(preset), end="")
 
 
-# -- what people see at the end
+# --- Commands in the order of --help, each with an example -----------------------------------
+
+_COMMANDS: dict[str, dict[Callable[..., None], str]] = {
+    "The method": {
+        run: "inheritune run recipe.yaml",
+        demo: "inheritune demo",
+        init: "inheritune init --preset gpt2-medium-openwebtext > recipe.yaml",
+        model.plan: "inheritune plan Qwen/Qwen3-0.6B --tokens 1B --device h100",
+    },
+    "Steps": {
+        model.inherit: "inheritune inherit Qwen/Qwen3-0.6B 14 small",
+        tokens.prepare: "inheritune prepare recipe.yaml",
+        train.train: "inheritune train recipe.yaml --variant scratch",
+        evaluate.evaluate: "inheritune evaluate small --tasks piqa,sciq",
+        analyze.analyze: "inheritune analyze Qwen/Qwen3-0.6B --against small",
+        model.convert: "inheritune convert old-checkpoint new-model",
+    },
+    "Results": {
+        report.report: "inheritune report runs/demo",
+        report.watch: "inheritune watch runs/demo",
+        push.push: "inheritune push runs/demo --repo-id me/small --dry-run",
+    },
+    "Checks": {
+        model.verify: "inheritune verify small --reference Qwen/Qwen3-0.6B",
+        tokens.inspect: "inheritune inspect runs/demo/tokens",
+        doctor: "inheritune doctor",
+    },
+}
+for _panel, _examples in _COMMANDS.items():
+    for _command, _example in _examples.items():
+        app.command(rich_help_panel=_panel, epilog=f"Example: {_example}")(_command)
 
 
-def _intro(recipe: "Recipe") -> str:
-    kept = "the first half" if recipe.inherit.layers is None else f"{recipe.inherit.layers}"
+# --- Output ---------------------------------------------------------------------------------
+
+
+def _introduction(recipe: "Recipe") -> str:
+    layers = recipe.inherit.layers
+    inherited = "the first half" if layers is None else f"the first {layers}"
     source = recipe.reference.model or "a reference trained here"
-    said = (
-        f"Inheriting {kept} of the layers of {source}, training on {recipe.data.source}, "
-        f"growing by {recipe.grow.add} until its val_loss is matched. Ctrl-C saves and stops."
+    text = (
+        f"Inheriting {inherited} of the layers of {source}, training on {recipe.data.source}, "
+        f"growing by {recipe.grow.add} layers until val_loss matches. Ctrl-C saves and stops."
     )
     if recipe.reference.train is not None:
-        said += (
+        text += (
             "\nA reference trained this briefly is hardly better than a shallow model: this shows "
             "what a warm start is worth and what it costs, not that layers can be saved."
         )
-    return said
+    return text
 
 
 def _show_result(root: Path, final: dict[str, Any], as_json: bool, next_command: str) -> None:
@@ -233,6 +240,12 @@ def _show_result(root: Path, final: dict[str, Any], as_json: bool, next_command:
     from inheritune.cli.terminal import show_record
     from inheritune.run_directory import Run
 
-    show_record(Console(highlight=False, markup=False), Run(root).read())
+    show_record(_console(), Run(root).read())
     say(f"target: {final['target']}   report: {final['report']}")
     say(f"next: {next_command}")
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""What people and programs see: messages on stderr, data on stdout, errors with their exit code."""
+"""Print messages to stderr and data to stdout, and end with an error's exit code."""
 
 import json
 import os
@@ -7,16 +7,19 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
 from inheritune.cli.launch import is_first_process
 from inheritune.errors import DivergedError, InherituneError, Interrupted, escape
 from inheritune.system.progress import silent
+
+if TYPE_CHECKING:
+    from inheritune.recipe.load import RecipeFile
 
 __all__ = [
     "DEFAULT_RUNS",
@@ -29,70 +32,96 @@ __all__ = [
     "Scale",
     "Sets",
     "UsageAsJson",
+    "load_recipe",
     "print_json",
     "print_text",
     "progress",
+    "recipe_option",
     "reported",
     "say",
 ]
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+# Headings of option groups in --help.
+recipe_option = partial(typer.Option, rich_help_panel="Recipe")
+process_option = partial(typer.Option, rich_help_panel="Processes and resuming")
+output_option = partial(typer.Option, rich_help_panel="Output")
+
+Json = Annotated[
+    bool, output_option("--json", help="Print one JSON value to stdout, errors included.")
+]
+Debug = Annotated[bool, output_option("--debug", help="Show the traceback of an error.")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; may be repeated."),
+    recipe_option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a recipe key, such as train.learning_rate=1e-4; repeatable.",
+    ),
 ]
 NumberOfProcesses = Annotated[
-    int, typer.Option("--processes", min=1, help="On this machine, such as one for each GPU.")
+    int,
+    process_option(
+        "--processes", min=1, help="Number of processes on this machine, such as one per GPU."
+    ),
 ]
 Scale = Annotated[
     float | None,
-    typer.Option(
+    recipe_option(
         metavar="FACTOR",
-        help="Try the recipe small, such as 1e-6: tokens times this, widths, sequences and batches "
-        "times its fourth root, all rounds and variants at their depths, on Python's standard "
-        "library. No result of the method.",
+        help="Try the recipe at a small scale, such as 1e-6: multiply tokens by the factor, and "
+        "widths, sequence length and batch by its fourth root. Keeps all rounds, variants and "
+        "numbers of layers, and uses Python's standard library as text. Shows that the recipe "
+        "runs; not a result of the method.",
     ),
 ]
 AllowChange = Annotated[
     list[str] | None,
-    typer.Option(metavar="KEY", help="Go on although this key has changed; recorded."),
+    process_option(
+        metavar="KEY", help="Resume although this recipe key has changed; recorded; repeatable."
+    ),
 ]
 From = Annotated[
     Path | None,
-    typer.Option(
+    process_option(
         "--from",
         metavar="CHECKPOINT",
-        help="Go on from this step directory of the unfinished training, not from the newest. "
-        "Later ones are set aside, and deleted once a newer one is saved; metrics are cut back. "
-        "Stopped again, leave --from out.",
+        help="Resume the unfinished training from this step directory instead of the newest "
+        "checkpoint. Later checkpoints are set aside, and deleted once a newer one is saved; "
+        "metrics are truncated. Omit --from when you resume again.",
     ),
 ]
-Runs = Annotated[Path, typer.Option("--runs", help="Where runs are kept, each under its name.")]
+Runs = Annotated[
+    Path,
+    recipe_option(
+        "--runs",
+        metavar="DIR",
+        help="Parent directory of runs; each run has a directory of its name.",
+    ),
+]
 
 DEFAULT_RUNS = Path("runs")
 
-# Of the library beneath typer, which typer may bring along under a name of its own.
+# The class of click, of which typer may bring along a copy under another module name.
 _UsageError: Any = typer.BadParameter.__base__
 
 
 def say(text: str) -> None:
-    """Tell people something."""
+    """Print a message for people."""
     print(text, file=sys.stderr)
 
 
 def print_json(value: object) -> None:
-    """Tell programs something."""
+    """Print a value for programs."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def print_text(text: str) -> None:
-    """Give a text to whoever reads stdout, as it is."""
+    """Print a text to stdout unchanged."""
     print(text, end="" if text.endswith("\n") else "\n")
 
 
 class UsageAsJson(TyperGroup):
-    """The commands; with ``--json`` on the line, a wrong line is told to programs as well."""
+    """The group of commands; reports usage errors as JSON if ``--json`` is given."""
 
     def main(
         self,
@@ -103,7 +132,7 @@ class UsageAsJson(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run a command line, and end the process with its exit code."""
+        """Run a command line and end the process with its exit code."""
         given = sys.argv[1:] if args is None else args
         as_json = standalone_mode and "--json" in given
         try:
@@ -114,9 +143,9 @@ class UsageAsJson(TyperGroup):
             if not as_json:
                 raise
             where = error.ctx.command_path if error.ctx else "inheritune"
-            said = " ".join(error.format_message().split())
-            print_json({"error": "UsageError", "message": said, "hint": f"See {where} --help."})
-            print(f"error: {said} See {where} --help.", file=sys.stderr)
+            message = " ".join(error.format_message().split())
+            print_json({"error": "UsageError", "message": message, "hint": f"See {where} --help."})
+            print(f"error: {message} See {where} --help.", file=sys.stderr)
             code = error.exit_code
         if as_json:
             sys.exit(code if isinstance(code, int) else 0)
@@ -125,7 +154,9 @@ class UsageAsJson(TyperGroup):
 
 @contextmanager
 def progress() -> Iterator[Callable[..., None]]:
-    """A listener for what steps report of their progress."""
+    """Show the progress that steps report, from the first process only."""
+    from rich.console import Console
+
     from inheritune.cli.terminal import listening
 
     if not is_first_process():
@@ -135,13 +166,26 @@ def progress() -> Iterator[Callable[..., None]]:
         yield on_progress
 
 
+def load_recipe(path: Path, sets: Sequence[str] | None, scale: float | None = None) -> "RecipeFile":
+    """Read a recipe, scale it down if a factor is given, and say so."""
+    from inheritune.recipe.load import read_recipe
+
+    recipe = read_recipe(path, sets or [])
+    if scale is not None:
+        from inheritune.planning.scale import scale_file
+
+        recipe = scale_file(recipe, scale)
+        say(recipe.scaled)
+    return recipe
+
+
 @contextmanager
 def reported(as_json: bool, debug: bool) -> Iterator[None]:
-    """End with one message and the right exit code, whatever happens inside.
+    """Turn any exception inside the block into one message and its exit code.
 
     Args:
-        as_json: Whether errors are printed on stdout as well, for programs.
-        debug: Whether tracebacks are shown.
+        as_json: Print errors to stdout as well, for programs.
+        debug: Show tracebacks.
     """
     try:
         with warnings.catch_warnings():
@@ -152,18 +196,19 @@ def reported(as_json: bool, debug: bool) -> Iterator[None]:
     except InherituneError as error:
         if debug:
             traceback.print_exc()
-        told = isinstance(error, DivergedError | Interrupted) or hasattr(error, "__notes__")
-        if told and not is_first_process():  # the first process says it
+        # These reach every process of a group; the first process reports them.
+        is_shared = isinstance(error, DivergedError | Interrupted) or hasattr(error, "__notes__")
+        if is_shared and not is_first_process():
             _end(error.exit_code)
         _fail(type(error).__name__, error.message, error.hint, error.exit_code, as_json)
     except BrokenPipeError:
-        raise  # whoever read stdout has seen enough; typer ends quietly
+        raise  # the reader of stdout has gone; typer ends quietly
     except OSError as error:
         if debug:
             traceback.print_exc()
-        what = (error.strerror or str(error)).lower()
-        hint = "Free some space, or mend the path; then run the same command to continue."
-        _fail("MachineError", f"{error.filename or 'the system'}: {what}.", hint, 4, as_json)
+        reason = (error.strerror or str(error)).lower()
+        hint = "Free some space or correct the path, then run the same command to continue."
+        _fail("MachineError", f"{error.filename or 'the system'}: {reason}.", hint, 4, as_json)
     except Exception as error:
         if debug:
             raise
@@ -193,7 +238,7 @@ def _fail(kind: str, message: str, hint: str, code: int, as_json: bool) -> NoRet
 
 def _end(code: int) -> NoReturn:
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        # The threads of a group that lost a process abort the interpreter when it ends.
+        # After another process of the group has died, its threads abort the interpreter at exit.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,4 +1,4 @@
-"""What this machine offers a run, and what it lacks: versions, device, compiler, space, Hub."""
+"""Check what a run needs of this machine: versions, device, compiler, memory, disk, Hub access."""
 
 import importlib.metadata
 import locale
@@ -9,16 +9,20 @@ import shutil
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from inheritune import __version__
 
-__all__ = ["Finding", "diagnose"]
+if TYPE_CHECKING:
+    from inheritune.reporting.table import Table
+
+__all__ = ["Finding", "diagnose", "findings_table"]
 
 OLDEST_PYTHON = (3, 11)
-# The demo's run directory takes a third of this, its training about as much memory.
+# The demo needs a third of this disk space, and about this much memory.
 LEAST_DISK_BYTES = 10**9
 LEAST_MEMORY_BYTES = 2 * 10**9
 
@@ -32,13 +36,13 @@ _DEVELOPMENT = re.compile(r"extra\s*==\s*['\"]dev['\"]")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at.
+    """Result of one check.
 
     Attributes:
-        name: What was looked at, such as ``"free disk"``.
-        value: What was found, for people.
-        ok: False where a run would fail here.
-        hint: What to do about it, or what goes slower or missing; usually empty.
+        name: What was checked, such as ``"free disk"``.
+        value: The result, for people.
+        ok: False if a run would fail here.
+        hint: What to do about it, or what is slower or missing; usually empty.
     """
 
     name: str
@@ -48,11 +52,7 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """Look at everything a run depends on; changes nothing and opens no connection.
-
-    Returns:
-        Findings in the order they are best read. The machine is fit for a run when all are `ok`.
-    """
+    """Check everything that a run depends on, without changing anything or using the network."""
     return [
         _python(),
         *_packages(),
@@ -65,6 +65,17 @@ def diagnose() -> list[Finding]:
         *_hub(),
         _encoding(),
     ]
+
+
+def findings_table(findings: Sequence[Finding]) -> "Table":
+    """Lay findings out for a terminal, hints beside the values."""
+    from inheritune.reporting.table import Column, Table
+
+    values = [
+        ["ok" if finding.ok else "no", finding.name, f"{finding.value}  {finding.hint}".rstrip()]
+        for finding in findings
+    ]
+    return Table("doctor", [Column("ok"), Column("check"), Column("result")], values)
 
 
 def _python() -> Finding:
@@ -82,21 +93,18 @@ def _packages() -> Iterator[Finding]:
             "packages", "not checked", True, "inheritune is not installed: pip install -e ."
         )
         return
-    found = {f.name: f for f in map(_package, _asked_of_users(requirements))}
-    # torch and transformers decide most; then by name.
+    # Reversed, so that a package in two extras is reported with the extra that is listed first.
+    packages = [_package(text) for text in reversed(requirements) if not _DEVELOPMENT.search(text)]
+    unique = {finding.name: finding for finding in packages}
+    # torch and transformers first, since they decide most; then by name.
     yield from sorted(
-        found.values(), key=lambda f: (f.name not in {"torch", "transformers"}, f.name)
+        unique.values(), key=lambda f: (f.name not in {"torch", "transformers"}, f.name)
     )
-
-
-def _asked_of_users(requirements: list[str]) -> list[str]:
-    # Reversed: of a package that two extras ask for, the extra that is listed first is named.
-    return [r for r in reversed(requirements) if not _DEVELOPMENT.search(r)]
 
 
 def _package(requirement: str) -> Finding:
     match = _REQUIREMENT.fullmatch(requirement.strip())
-    assert match, requirement  # our own pyproject.toml
+    assert match, requirement  # from our own pyproject.toml
     name, oldest, extra = match["name"], match["oldest"] or "0", match["extra"]
     install = f'Install it: pip install "inheritune[{extra}]"' if extra else ""
     try:
@@ -111,7 +119,7 @@ def _package(requirement: str) -> Finding:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """The numbers of a version: (2, 13) of ``2.13.0+cpu``; trailing zeros do not count."""
+    """Extract the numbers of a version: (2, 13) from ``2.13.0+cpu``, without trailing zeros."""
     numbers = re.match(r"\d+(\.\d+)*", version)
     parts = [int(part) for part in numbers[0].split(".")] if numbers else []
     while parts and parts[-1] == 0:
@@ -121,12 +129,12 @@ def _release(version: str) -> tuple[int, ...]:
 
 def _device() -> Iterator[Finding]:
     try:
-        with warnings.catch_warnings(record=True) as caught:  # torch warns of an old driver
+        with warnings.catch_warnings(record=True) as caught:  # torch warns about old drivers
             warnings.simplefilter("always")
             import torch
 
             has_cuda = torch.cuda.is_available()
-    except Exception as error:  # a broken installation fails in ways of its own
+    except Exception as error:  # a broken installation can fail in any way
         yield Finding("device", f"torch does not import: {error}", False, "Reinstall torch.")
         return
     if has_cuda:
@@ -134,10 +142,10 @@ def _device() -> Iterator[Finding]:
         return
     hint = ""
     if Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi"):
-        said = str(caught[0].message).splitlines()[0] if caught else "this torch is built for CPUs"
-        hint = f"An NVIDIA GPU seems to be here, but torch cannot use it: {said}"
+        reason = str(caught[0].message).splitlines()[0] if caught else "this torch is for CPUs only"
+        hint = f"There seems to be an NVIDIA GPU, but torch cannot use it: {reason}"
     elif torch.backends.mps.is_available():
-        hint = "The GPU of this machine (mps) is not used: training runs on CUDA or the CPU."
+        hint = "The GPU of this machine (mps) is not used: training needs CUDA, or runs on the CPU."
     yield Finding("device", f"cpu ({platform.machine()})", True, hint)
     yield _processor_bf16()
 
@@ -149,9 +157,8 @@ def _gpu() -> Iterator[Finding]:
         properties = torch.cuda.get_device_properties(0)
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     except RuntimeError as error:
-        said = str(error).splitlines()[0]
         hint = 'Choose another GPU, or none: CUDA_VISIBLE_DEVICES="".'
-        yield Finding("device", f"cuda fails: {said}", False, hint)
+        yield Finding("device", f"cuda fails: {str(error).splitlines()[0]}", False, hint)
         return
     count = torch.cuda.device_count()
     more = f", one of {count}" if count > 1 else ""
@@ -168,43 +175,43 @@ def _processor_bf16() -> Finding:
         if flag in flags:
             return Finding("bf16", f"yes ({name})")
     hint = "Training on this processor runs in fp32; bf16 instructions make it 2-3 times faster."
-    return Finding("bf16", "no" if flags else "not known on this system", True, hint)
+    return Finding("bf16", "no" if flags else "unknown on this system", True, hint)
 
 
 def _compiler() -> Finding:
     compiler = next(filter(shutil.which, ("g++", "clang++")), None)
-    without = "Long trainings run without torch.compile, up to 1.3 times slower;"
+    slower = "Long trainings run without torch.compile, up to 1.3 times slower;"
     if compiler is None:
-        return Finding("C++ compiler", "none", True, f"{without} install g++ or clang++.")
-    # Compiled kernels bind themselves to Python.
+        return Finding("C++ compiler", "none", True, f"{slower} install g++ or clang++.")
+    # Compiled kernels are Python extensions.
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
-        hint = f"{without} install Python's headers (python3-dev)."
+        hint = f"{slower} install Python's headers (python3-dev)."
         return Finding("C++ compiler", f"{compiler}, without Python.h", True, hint)
     return Finding("C++ compiler", compiler)
 
 
 def _c_library() -> Finding:
     name, version = platform.libc_ver()
-    hint = "" if name == "glibc" else "train.keep_large_blocks works with glibc only; it stays off."
+    hint = "" if name == "glibc" else "train.keep_large_blocks needs glibc; it stays off."
     return Finding("C library", f"{name} {version}".strip() or "not glibc", True, hint)
 
 
 def _cores() -> Finding:
-    # What this process may use: containers and schedulers grant less than the machine has.
+    # Containers and schedulers may grant a process less than the machine has.
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     quota = _first_line("/sys/fs/cgroup/cpu.max").split()
     if len(quota) == 2 and quota[0].isdecimal():
         granted = int(quota[0]) / int(quota[1])
         if granted < (usable or 1):
-            return Finding("cores", f"{granted:g} granted of {usable}")
-    return Finding("cores", str(usable or "not known"))
+            return Finding("cores", f"{granted:g} of {usable} granted")
+    return Finding("cores", str(usable or "unknown"))
 
 
 def _memory() -> Finding:
     free = _free_memory_bytes()
     if free is None:
-        return Finding("free memory", "not known on this system")
-    hint = f"The demo wants {_size(LEAST_MEMORY_BYTES)}." if free < LEAST_MEMORY_BYTES else ""
+        return Finding("free memory", "unknown on this system")
+    hint = f"The demo needs {_size(LEAST_MEMORY_BYTES)}." if free < LEAST_MEMORY_BYTES else ""
     return Finding("free memory", _size(free), not hint, hint)
 
 
@@ -220,7 +227,7 @@ def _free_memory_bytes() -> int | None:
     limit = _first_line("/sys/fs/cgroup/memory.max")
     used = _first_line("/sys/fs/cgroup/memory.current")
     if limit.isdecimal() and used.isdecimal():
-        # Cached files count as used and are given back on demand.
+        # File caches count as used, but are freed on demand.
         cached = re.search(
             r"^inactive_file (\d+)", _text("/sys/fs/cgroup/memory.stat"), re.MULTILINE
         )
@@ -233,12 +240,12 @@ def _disk() -> Finding:
         free = shutil.disk_usage(Path.cwd()).free
         writable = os.access(Path.cwd(), os.W_OK)
     except OSError as error:
-        hint = "Change to a folder that exists."
+        hint = "Change to a directory that exists."
         return Finding("free disk", f"no working directory: {error.strerror}", False, hint)
     if not writable:
-        hint = "Runs are written under the working directory: change to a folder of yours."
+        hint = "Runs are written under the working directory: change to one that you can write to."
         return Finding("free disk", "the working directory is read-only", False, hint)
-    hint = f"The demo wants {_size(LEAST_DISK_BYTES)}." if free < LEAST_DISK_BYTES else ""
+    hint = f"The demo needs {_size(LEAST_DISK_BYTES)}." if free < LEAST_DISK_BYTES else ""
     return Finding("free disk", _size(free), not hint, hint)
 
 
@@ -250,23 +257,23 @@ def _hub() -> Iterator[Finding]:
         return
     home = Path(constants.HF_HOME)
     writable = os.access(_nearest_existing(home), os.W_OK)
-    hint = "" if writable else "Downloads have no place to go: set HF_HOME to a writable folder."
+    hint = "" if writable else "Downloads need it: set HF_HOME to a writable directory."
     yield Finding("HF_HOME", f"{home}{'' if writable else ' (not writable)'}", writable, hint)
     offline = constants.HF_HUB_OFFLINE
-    hint = "Only what is already downloaded, and local folders, can be used." if offline else ""
+    hint = "Only local directories and earlier downloads can be used." if offline else ""
     yield Finding("HF_HUB_OFFLINE", "on" if offline else "off", True, hint)
     try:
-        logged_in = get_token() is not None  # the token itself is nobody's business
+        logged_in = get_token() is not None  # the token itself is never shown
     except OSError:
         logged_in = False
-    hint = "" if logged_in else "Needed for gated or private models only: hf auth login"
+    hint = "" if logged_in else "Only needed for gated or private models: hf auth login"
     yield Finding("Hub login", "yes" if logged_in else "no", True, hint)
 
 
 def _encoding() -> Finding:
     encoding = locale.getpreferredencoding(False)
     utf8 = encoding.lower().replace("-", "") == "utf8"
-    hint = "" if utf8 else "Text on the terminal may come out garbled: set PYTHONUTF8=1."
+    hint = "" if utf8 else "Text on the terminal may be garbled: set PYTHONUTF8=1."
     return Finding("text encoding", encoding, True, hint)
 
 

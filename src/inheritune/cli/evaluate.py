@@ -1,5 +1,6 @@
-"""The command that measures models: val_loss, and tasks of lm-eval."""
+"""Define the command evaluate: val_loss, and tasks of lm-eval."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,56 +14,72 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate"]
 
+_task = partial(typer.Option, rich_help_panel="Tasks")
+_val_loss = partial(typer.Option, rich_help_panel="Validation loss")
+
 
 def evaluate(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL...", help="Hub ids, model directories, or embedded:demo."),
+        typer.Argument(metavar="MODEL...", help="Hub ids, model directories or embedded:demo."),
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(
-            help="Of lm-eval, joined by commas: names, or the suites low-data, full-data, later."
+        _task(
+            help="lm-eval tasks, separated by commas: names, or the suites low-data, full-data, "
+            "later."
         ),
     ] = None,
     tokens: Annotated[
-        Path | None, typer.Option(help="val_loss on the held-out tokens of this directory.")
+        Path | None,
+        _val_loss(
+            metavar="DIR", help="Measure val_loss on the held-out tokens of this token directory."
+        ),
     ] = None,
     text: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="val_loss on this text; may be repeated."),
+        _val_loss(metavar="FILE", help="Measure val_loss on this text; repeatable."),
     ] = None,
-    seq_len: Annotated[
-        int | None, typer.Option(min=2, help="Tokens of a window of val_loss.")
-    ] = None,
+    seq_len: Annotated[int | None, _val_loss(min=2, help="Tokens per window of val_loss.")] = None,
     shots: Annotated[
-        int | None, typer.Option(min=0, help="Examples before each question; else as usual.")
+        int | None,
+        _task(min=0, help="Examples before each question; default: the task's own number."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Fixed: scores move with it.")] = 16,
+    limit: Annotated[int | None, _task(min=1, help="Questions per task.")] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Batch size; fixed, because scores change slightly with it.")
+    ] = 16,
     dtype: Annotated[
-        str, typer.Option(help="auto, fp32, bf16 or fp16, of the tasks; val_loss is fp32.")
+        str,
+        _task(help="Precision of the tasks: auto, fp32, bf16 or fp16; val_loss is always fp32."),
     ] = "auto",
     add_bos: Annotated[
-        str, typer.Option(help="Begin every text with BOS: auto (as the tokenizer does), yes, no.")
+        str, _task(help="Begin every text with BOS: auto (as the tokenizer does), yes or no.")
     ] = "auto",
     task_data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Directory of TASK.jsonl, read instead of the Hub's."),
+        _task(
+            metavar="DIR",
+            help="Directory of TASK.jsonl files to read instead of the Hub's datasets.",
+        ),
     ] = None,
     allow_task_code: Annotated[
-        bool, typer.Option("--allow-task-code", help="Tasks may run code of their own.")
+        bool, _task("--allow-task-code", help="Let tasks run their own code.")
     ] = False,
     fetch_only: Annotated[
-        bool, typer.Option("--fetch-only", help="Only download the tasks' data.")
+        bool,
+        _task("--fetch-only", help="Only download the tasks' data, for a machine without network."),
     ] = False,
     out: Annotated[
-        Path, typer.Option(help="Where results are kept; what is there is not measured again.")
+        Path,
+        typer.Option(
+            metavar="DIR", help="Directory of results; finished measurements are not repeated."
+        ),
     ] = Path("evaluation"),
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure models alike: val_loss on tokens or text, and tasks of lm-eval."""
+    """Measure val_loss and lm-eval tasks of models, all with the same settings."""
     with reported(as_json, debug):
         from inheritune.evaluation.evaluate import EvaluationRequest, fetch_tasks
         from inheritune.evaluation.evaluate import evaluate as evaluate_models
@@ -86,11 +103,11 @@ def evaluate(
             if as_json:
                 print_json(fetched)
             else:
-                say(f"{len(fetched)} tasks can be asked without a network: HF_HUB_OFFLINE=1")
+                say(f"{len(fetched)} tasks can run without a network: HF_HUB_OFFLINE=1")
             return
         request.check()
         if not models:
-            raise RecipeError("no model is named.", "Give a model directory or a Hub id.")
+            raise RecipeError("no model is given.", "Give a model directory or a Hub id.")
         with progress() as on_progress:
             evaluation = evaluate_models(models, request, out, on_progress)
         if as_json and not evaluation.failures:
@@ -98,21 +115,25 @@ def evaluate(
         elif not as_json:
             _show(evaluation)
         _refuse_failures(evaluation, out)
-        say(f"next: the results are in {out}; the same command measures nothing again")
+        say(f"next: the results are in {out}; running the command again repeats nothing")
 
 
 def _show(evaluation: "Evaluation") -> None:
     from rich.console import Console
 
-    from inheritune.cli.plan_text import Page
-    from inheritune.cli.terminal import show_page
+    from inheritune.cli.terminal import show_table
+    from inheritune.reporting.table import Column, Table
     from inheritune.reporting.task_table import scores_table
 
-    table = scores_table([model.as_json() for model in evaluation.models])
-    rows = tuple(zip(table.headers[1:], *(row[1:] for row in table.rows), strict=True))
-    names = tuple(row[0] for row in table.rows)
-    page = Page("", ("", *names), rows, tuple(table.notes), last_is_text=False)
-    show_page(Console(highlight=False, markup=False), page)
+    # On a terminal there is more room for models beside each other than for tasks.
+    scores = scores_table([model.as_json() for model in evaluation.models])
+    columns = [Column(""), *(Column(row[0], show=str) for row in scores.rows)]
+    values = [
+        [header, *(row[place] for row in scores.rows)]
+        for place, header in enumerate(scores.headers[1:], 1)
+    ]
+    console = Console(highlight=False, markup=False)
+    show_table(console, Table("scores", columns, values, scores.notes))
 
 
 def _refuse_failures(evaluation: "Evaluation", out: Path) -> None:
@@ -122,5 +143,5 @@ def _refuse_failures(evaluation: "Evaluation", out: Path) -> None:
     names = ", ".join(dict.fromkeys(failure.task for failure in failures))
     raise MachineError(
         f"{len(failures)} of the tasks failed ({names}): {failures[0].message.rstrip('.')}.",
-        f"The others are kept in {out}: mend it, and run the same command again.",
+        f"The other results are kept in {out}: fix the cause and run the same command again.",
     )

@@ -1,4 +1,4 @@
-"""`--processes N`: torchrun with the right options, and the exit code that was recorded."""
+"""Run a command in several processes with torchrun, and return the exit code that it recorded."""
 
 import os
 import signal
@@ -10,37 +10,36 @@ from pathlib import Path
 from types import FrameType
 
 from inheritune.errors import InherituneError, Interrupted
-from inheritune.run_directory import Run
 
 __all__ = ["command_of", "is_first_process", "launch", "process_count"]
 
-# torchrun does not pass SIGUSR1 on unless it is named; schedulers send it before they kill.
+# torchrun passes SIGUSR1 on only if it is named; schedulers send it before they kill.
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 _FORWARDED = [
     getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # the last one: a terminal was closed
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # SIGHUP: the terminal was closed
     if hasattr(signal, name)
 ]
 _HANGUP = getattr(signal, "SIGHUP", None)
-_SAVE_S = 600  # for a last checkpoint; torchrun kills after 30 s unless told
+_SAVE_S = 600  # time for a last checkpoint; torchrun's own default is 30 s
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that prints: the only one, or torchrun's first."""
+    """Tell whether this process prints: it is the only one, or torchrun's first."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def process_count() -> int:
-    """How many processes torchrun has started of this one; 1 where it has not."""
+    """Return the number of processes that torchrun has started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def command_of(arguments: Sequence[str], processes: int) -> list[str]:
-    """The command line that starts several processes of one on this machine, from this process.
+    """Return the command line that starts several processes on this machine.
 
     Args:
-        arguments: Of `inheritune`.
-        processes: How many.
+        arguments: Command line of `inheritune`, without its name.
+        processes: Number of processes.
     """
     return [
         *(sys.executable, "-m", "inheritune.cli.torchrun", str(os.getpid())),
@@ -55,35 +54,37 @@ def launch(arguments: Sequence[str], processes: int, root: Path) -> int:
     """Run a command in several processes and wait for them.
 
     Args:
-        arguments: Of `inheritune`; they lead to a run in ``root``.
-        processes: How many.
-        root: The run's directory.
+        arguments: Command line of `inheritune`, without its name; its run is in ``root``.
+        processes: Number of processes.
+        root: Directory of the run.
 
     Returns:
-        The exit code that the run recorded; of a start that was refused, that of the workers.
+        The exit code that the run recorded. If it recorded none, as when the start was refused,
+        the exit code of the workers.
     """
     before = _ended(root)
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     started: subprocess.Popen[bytes] | None = None
-    asked: list[int] = []
+    received: list[int] = []
     passed_on: list[int] = []
 
     def pass_on(number: int | None = None, frame: FrameType | None = None) -> None:
         if number is not None:
-            asked.append(number)
-        if started is None or len(passed_on) == len(asked):
-            return  # a signal that came while it was being started is passed on afterwards
-        passed_on[:] = asked
+            received.append(number)
+        if started is None or len(passed_on) == len(received):
+            return  # a signal during the start is passed on once the process exists
+        passed_on[:] = received
         with suppress(ProcessLookupError):
-            if len(asked) == 1:
-                # Workers save at SIGTERM, and torchrun hands on what it was sent.
-                started.send_signal(signal.SIGTERM if asked[0] == _HANGUP else asked[0])
-            else:  # its workers, which have sessions of their own, end with it
+            if len(received) == 1:
+                # Workers save at SIGTERM, and torchrun passes on what it receives.
+                started.send_signal(signal.SIGTERM if received[0] == _HANGUP else received[0])
+            else:  # workers have sessions of their own, and end with torchrun
                 os.killpg(started.pid, signal.SIGKILL)
 
     handlers = {number: signal.signal(number, pass_on) for number in _FORWARDED}
     try:
-        # In a session of its own: a terminal sends Ctrl-C to a whole group, and torchrun once more.
+        # A session of its own: a terminal sends Ctrl-C to the whole process group, and torchrun
+        # would pass it on a second time.
         started = subprocess.Popen(
             command_of(arguments, processes),
             env={"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ,
@@ -94,18 +95,21 @@ def launch(arguments: Sequence[str], processes: int, root: Path) -> int:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if len(asked) > 1:
-        return 128 + asked[-1]
+    if len(received) > 1:
+        return 128 + received[-1]
     after = _ended(root)
     if after is not None and after != before:
         return int(after[0])
-    # It did not come so far as to record anything.
-    if code < 0:  # a signal, which this process passed on or somebody else sent
-        return Interrupted.exit_code if asked else 128 - code
+    # The run has recorded nothing.
+    if code < 0:  # ended by a signal, passed on by this process or sent by somebody else
+        return Interrupted.exit_code if received else 128 - code
     return code
 
 
 def _ended(root: Path) -> tuple[int, str] | None:
+    """Read the exit code and the end time that a run has recorded, if any."""
+    from inheritune.run_directory import Run
+
     try:
         record = Run(root).read()
     except InherituneError:

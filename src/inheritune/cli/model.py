@@ -1,13 +1,13 @@
-"""The commands on model directories: plan, inherit, verify, convert."""
+"""Define the commands on model directories: plan, inherit, verify, convert."""
 
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from inheritune.cli.console import (
     DEFAULT_RUNS,
@@ -16,6 +16,7 @@ from inheritune.cli.console import (
     Runs,
     Scale,
     Sets,
+    load_recipe,
     print_json,
     progress,
     reported,
@@ -26,29 +27,35 @@ from inheritune.surgery.selection import FORMS
 from inheritune.system.progress import silent
 
 if TYPE_CHECKING:
+    from inheritune.planning.candidates import Candidates, CutPlan
+    from inheritune.planning.recipe_plan import RecipePlan
     from inheritune.verification.run_model import Finding
 
 __all__ = ["convert", "inherit", "plan", "verify"]
 
-ReferenceId = Annotated[str, typer.Argument(help="Hub id, model directory, or embedded:demo.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")]
+_estimate = partial(typer.Option, rich_help_panel="Estimate")
+
+ReferenceId = Annotated[str, typer.Argument(help="Hub id, model directory or embedded:demo.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")]
 
 
 def inherit(
     reference: ReferenceId,
     layers: Annotated[
         str,
-        typer.Argument(help=FORMS + "."),
+        typer.Argument(help=f"Layers to keep: {FORMS}."),
     ],
-    out: Annotated[Path, typer.Argument(help="The model directory to write.")],
+    out: Annotated[Path, typer.Argument(help="Model directory to write.")],
     revision: Revision = None,
     mode: Annotated[str | None, typer.Option(hidden=True)] = None,
-    dtype: Annotated[str | None, typer.Option(help="Cast to fp32, bf16 or fp16.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Cast the weights to fp32, bf16 or fp16.")
+    ] = None,
     parts: Annotated[
         str,
         typer.Option(
-            help="all, or for ablations attention, mlp, attention+mlp (no norms), first-half, "
-            "layers-only, outer-only, paper-code-gpt2, paper-code-llama."
+            help="Parts to inherit: all; or, for ablations, attention, mlp, attention+mlp (without "
+            "norms), first-half, layers-only, outer-only, paper-code-gpt2, paper-code-llama."
         ),
     ] = "all",
     seed: Annotated[int, typer.Option(help="Seed for the freshly initialised parts.")] = 0,
@@ -61,7 +68,7 @@ def inherit(
     ] = False,
     no_gate: Annotated[bool, typer.Option("--no-gate", hidden=True)] = False,
     sha256: Annotated[
-        bool, typer.Option("--sha256", help="Record SHA-256 digests, too; slower.")
+        bool, typer.Option("--sha256", help="Also record SHA-256 digests; slower.")
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -109,17 +116,15 @@ def inherit(
             changed = f"{_short(edit['before'])} -> {_short(edit['after'])}"
             say(f"  {escape(edit['key'])}: {changed}, {edit['reason']}")
         if unused := record["unused_tensors"]:
-            say(f"  {len(unused)} tensors are of no use to the class, such as {escape(unused[0])}")
-        if record["fresh_tensors"]:
-            say(
-                f"  {len(record['fresh_tensors'])} tensors are fresh, by the class with seed {seed}"
-            )
+            say(f"  {len(unused)} tensors are not used by the class, such as {escape(unused[0])}")
+        if fresh := record["fresh_tensors"]:
+            say(f"  {len(fresh)} tensors are freshly initialised by the class with seed {seed}")
         say(
             f"{out}: {describe_selection(kept)} of {source.layers}, {target.params:,} parameters; "
             f"{record['check']}."
         )
-        same = quote(reference) + (f" --revision {source.revision}" if source.revision else "")
-        say(f"next: inheritune verify {quote(str(out))} --reference {same}")
+        command = f"inheritune verify {quote(str(out))} --reference {quote(reference)}"
+        say(f"next: {command}{f' --revision {source.revision}' if source.revision else ''}")
 
 
 def _short(value: object) -> str:
@@ -128,16 +133,16 @@ def _short(value: object) -> str:
 
 def verify(
     path: Annotated[
-        Path, typer.Argument(help="A model directory, a token directory, a checkpoint or a run.")
+        Path, typer.Argument(help="Model directory, token directory, checkpoint or run to verify.")
     ],
     reference: Annotated[
-        str | None, typer.Option(help="What the model was cut from: Hub id or model directory.")
+        str | None, typer.Option(help="Hub id or directory of the model that it was cut from.")
     ] = None,
     revision: Revision = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Prove a model, tokens, a checkpoint or a run: bytes, config, layers, what it computes."""
+    """Verify a model, tokens, a checkpoint or a run: bytes, config, layers and outputs."""
     with reported(as_json, debug):
         from inheritune.model_files.directory import open_model
         from inheritune.verification.directory import verify as verify_directory
@@ -158,78 +163,92 @@ def verify(
 def _next_of(path: Path, kind: str) -> str:
     if kind == "run" and (path / "target").is_dir():
         return f"inheritune report {quote(str(path))}"
-    model = path / "model" if kind == "run" else path  # of a training without a recipe
+    model = path / "model" if kind == "run" else path  # a training without a recipe has one
     if kind == "model" or (kind == "run" and model.is_dir()):
         return f'AutoModelForCausalLM.from_pretrained("{model}")'
     if kind == "tokens":
         return f"inheritune inspect {quote(str(path))}"
-    return "start its run again, which goes on where it was stopped"
+    return "start its run again, which resumes where it stopped"
 
 
 def plan(
-    what: Annotated[
-        str, typer.Argument(metavar="REFERENCE|RECIPE", help="A model as for inherit, or a recipe.")
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="REFERENCE|RECIPE", help="Model to cut (as for inherit), or a recipe."
+        ),
     ],
     layers: Annotated[
-        str | None, typer.Argument(help="One cut from close up; as for inherit.")
+        str | None,
+        typer.Argument(
+            metavar="[LAYERS]", help="Layers of one cut to show in detail, as for inherit."
+        ),
     ] = None,
     revision: Revision = None,
     tokens: Annotated[
-        str | None, typer.Option(help="Training tokens to estimate for, such as 1B.")
+        str | None, _estimate(help="Training tokens to estimate, such as 1B.")
     ] = None,
-    seq_len: Annotated[int | None, typer.Option(min=1, help="Tokens of a sequence.")] = None,
-    device: Annotated[str | None, typer.Option(help="h100, a100, rtx4090, cpu, ...")] = None,
-    devices: Annotated[int, typer.Option(help="How many of them.")] = 1,
-    mfu: Annotated[float, typer.Option(help="Share of the device's peak that is reached.")] = 0.4,
-    rate: Annotated[float | None, typer.Option(help="Dollars for an hour of one device.")] = None,
+    seq_len: Annotated[int | None, _estimate(min=1, help="Tokens per sequence.")] = None,
+    device: Annotated[str | None, _estimate(help="Device: h100, a100, rtx4090, cpu, ...")] = None,
+    devices: Annotated[int, _estimate(help="Number of devices.")] = 1,
+    mfu: Annotated[
+        float, _estimate(help="Share of the device's peak FLOP/s that is reached.")
+    ] = 0.4,
+    rate: Annotated[float | None, _estimate(help="Dollars per hour of one device.")] = None,
     sets: Sets = None,
     scale: Scale = None,
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Tell what fewer layers, or a whole recipe, would take; run nothing."""
+    """Estimate size, time and cost of a cut or a recipe, without running it."""
     with reported(as_json, debug):
-        from inheritune.cli import plan_text as lines
+        from inheritune.planning.candidates import Candidates, CutPlan
+        from inheritune.planning.plan import is_recipe_path
+        from inheritune.planning.plan import plan as make_plan
+        from inheritune.recipe.schema import Recipe
         from inheritune.system.devices import Speed, choose_device
 
-        speed = Speed(choose_device(device), devices, mfu, rate) if device else None
-        if what.endswith((".yaml", ".yml")) and not Path(what).is_dir():
-            from inheritune.planning.recipe_plan import plan_recipe
-            from inheritune.recipe.load import read_recipe
-
-            wanted = read_recipe(Path(what), sets or [])
-            if scale is not None:
-                from inheritune.planning.scale import scale_file
-
-                wanted = scale_file(wanted, scale)
-                say(wanted.scaled)
-            recipe = wanted.recipe
-            plan_of_recipe = plan_recipe(recipe, runs / recipe.name, speed)
-            found, page = plan_of_recipe.as_json(), lines.recipe_page(plan_of_recipe)
-            next_command = f"inheritune run {quote(what)}"
-            next_command += f" --scale {scale:g}" if scale is not None else ""
-        else:
-            from inheritune.model_files.directory import open_model
-            from inheritune.planning.candidates import Budget, list_candidates, look_at
-
-            budget = Budget(seq_len, None if tokens is None else _amount(tokens), speed)
-            model = open_model(what, revision, whole=False)
-            if layers is None:
-                table = list_candidates(model, budget)
-                found, page = table.as_json(), lines.candidates_page(table)
-                next_command = f"inheritune plan {quote(what)} {max(1, model.layers // 2)}"
-            else:
-                detail = look_at(model, layers, budget)
-                found, page = detail.as_json(), lines.detail_page(detail)
-                next_command = f"inheritune inherit {quote(what)} {layers} OUT"
+        subject: str | Recipe = source
+        if is_recipe_path(source):
+            subject = load_recipe(Path(source), sets, scale).recipe
+        result = make_plan(
+            subject,
+            layers,
+            revision=revision,
+            seq_len=seq_len,
+            tokens=None if tokens is None else _amount(tokens),
+            speed=Speed(choose_device(device), devices, mfu, rate) if device else None,
+            runs=runs,
+        )
         if as_json:
-            print_json(found)
+            print_json(result.as_json())
+            return
+        _show_plan(result)
+        if isinstance(result, Candidates):
+            command = f"plan {quote(source)} {max(1, result.layers // 2)}"
+        elif isinstance(result, CutPlan):
+            command = f"inherit {quote(source)} {layers} OUT"
         else:
-            from inheritune.cli.terminal import show_page
+            command = f"run {quote(source)}{'' if scale is None else f' --scale {scale:g}'}"
+        say(f"next: inheritune {command}")
 
-            show_page(Console(highlight=False, markup=False), page)
-            say(f"next: {next_command}")
+
+def _show_plan(plan: "Candidates | CutPlan | RecipePlan") -> None:
+    from rich.console import Console
+
+    from inheritune.cli.plan_text import candidates_table, cut_table, recipe_tables
+    from inheritune.cli.terminal import show_table
+    from inheritune.planning.candidates import Candidates, CutPlan
+
+    if isinstance(plan, Candidates):
+        tables = [candidates_table(plan)]
+    elif isinstance(plan, CutPlan):
+        tables = [cut_table(plan)]
+    else:
+        tables = recipe_tables(plan)
+    for table in tables:
+        show_table(Console(highlight=False, markup=False), table)
 
 
 def _amount(text: str) -> int:
@@ -237,20 +256,20 @@ def _amount(text: str) -> int:
 
     amount = int(text) if text.isdecimal() and len(text) < 19 else parse_amount(text.strip())
     if not isinstance(amount, int) or amount < 1:
-        raise RecipeError(f"--tokens {text!r} is no amount.", "Write it like 500M or 1B.")
+        raise RecipeError(f"--tokens {text!r} is not an amount.", "Write it like 500M or 1B.")
     return amount
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Local directory with pytorch_model*.bin.")],
-    out: Annotated[Path, typer.Argument(help="The model directory to write.")],
+    source: Annotated[Path, typer.Argument(help="Local directory with pytorch_model*.bin files.")],
+    out: Annotated[Path, typer.Argument(help="Model directory to write.")],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Turn a PyTorch-format checkpoint into a safetensors model directory.
+    """Convert a PyTorch-format checkpoint to a safetensors model directory.
 
-    The one command that reads a pickle: weights only, in a process without network that can write
-    nowhere but to OUT. Convert only what you trust.
+    This is the only command that reads a pickle: weights only, in a process that has no network
+    and can write only to OUT. Convert only what you trust.
     """
     with reported(as_json, debug):
         from inheritune.conversion.convert import convert as convert_model
@@ -273,6 +292,6 @@ def convert(
             say(f"  left out {name}: {reason}")
         for warning in done.warnings:
             say(f"warning: {warning}")
-        held = ", ".join(name for name, granted in done.confinement.items() if granted)
-        say(f"{out}: {done.model.params:,} parameters; {done.check}; read under {held}.")
+        limits = ", ".join(name for name, granted in done.confinement.items() if granted)
+        say(f"{out}: {done.model.params:,} parameters; {done.check}; confined by {limits}.")
         say(f"next: inheritune plan {quote(str(out))}")

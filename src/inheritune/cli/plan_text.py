@@ -1,171 +1,156 @@
-"""Plans as text: headers and rows for tables, and lines around them."""
+"""Lay plans out as tables, with explanations below."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from inheritune.model_files.config import Edit
-from inheritune.planning.candidates import Candidate, Detail, Table
+from inheritune.planning.candidates import Candidate, Candidates, CutPlan
 from inheritune.planning.memory import SAVED_BYTES_PER_S
 from inheritune.planning.recipe_plan import RecipePlan
 from inheritune.planning.trainings import PlannedTraining
-from inheritune.reporting.quantities import MISSING, amount, data_size, duration, flops, money
+from inheritune.reporting.quantities import (
+    MISSING,
+    amount,
+    data_size,
+    duration,
+    exact,
+    flops,
+    money,
+)
+from inheritune.reporting.table import Column, Table
 from inheritune.surgery.selection import describe_selection
 from inheritune.system.devices import Price, Speed
 
-__all__ = ["Page", "candidates_page", "detail_page", "recipe_page"]
+__all__ = ["candidates_table", "cut_table", "recipe_notes", "recipe_tables"]
 
-_LONGEST_VALUE = 60
-
-
-@dataclass(frozen=True)
-class Page:
-    """What a plan looks like.
-
-    Attributes:
-        title: One line above.
-        headers: Of the columns; the first is of words, the last too where `last_is_text`.
-        rows: A text for each column.
-        lines: Below the table.
-        last_is_text: Whether the last column is of words.
-        times: A second table of each training on usual devices, its headers first; may be empty.
-    """
-
-    title: str
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    lines: tuple[str, ...]
-    last_is_text: bool = True
-    times: tuple[tuple[str, ...], ...] = ()
+_MAX_VALUE = 60  # characters of a config value
 
 
-def candidates_page(table: Table) -> Page:
-    """A reference with every number of layers worth a look."""
-    return Page(
-        title=_title(table),
-        headers=_headers(table),
-        rows=tuple(_row(table, candidate) for candidate in table.candidates),
-        lines=(*_facts(table), _cache_line(table), _flops_line(table), *_time_line(table), *_GATE),
-    )
+def candidates_table(plan: Candidates) -> Table:
+    """Make a table of a reference with every number of layers worth considering."""
+    notes = [
+        *_size_notes(plan),
+        _cache_note(plan),
+        _flops_note(plan),
+        *_time_note(plan),
+        "A cut is safe if the config can be cut there and no pattern of layers is broken off; the "
+        "second is advice. `inherit` also asks the model's class, which plan does not load.",
+    ]
+    return _table(plan, notes)
 
 
-_GATE = (
-    "A cut is safe where the config can be cut and no pattern of layers is broken off; the second "
-    "is advice. `inherit` also asks the model's class, which plan does not load.",
-)
-
-
-def detail_page(detail: Detail) -> Page:
-    """One candidate from close up."""
-    table, candidate = detail.table, detail.candidate
-    files = [f"{name}, {data_size(size)}" for name, size in detail.shards.items()]
-    some = [*files[:4], f"and {len(files) - 4} more"] if len(files) > 5 else files
-    lines = [
-        f"kept: {describe_selection(detail.kept)} of {table.layers}; {candidate.cut.reason}",
-        f"copied: {data_size(candidate.counts.bytes)} in {_count(detail.ranges, 'range')} of bytes"
+def cut_table(plan: CutPlan) -> Table:
+    """Make a table of one cut, with what it reads, writes and changes."""
+    table, candidate = plan.table, plan.candidate
+    files = [f"{name}, {data_size(size)}" for name, size in plan.shards.items()]
+    if len(files) > 5:
+        files = [*files[:4], f"and {len(files) - 4} more"]
+    notes = [
+        f"kept: {describe_selection(plan.kept)} of {table.layers}; {candidate.cut.reason}",
+        f"copied: {data_size(candidate.counts.bytes)} in {_count(plan.ranges, 'byte range')}"
         + _download(candidate.download_bytes),
-        f"written: {'; '.join(some)}",
-        *_edit_lines(detail.edits),
+        f"written: {'; '.join(files)}",
+        *_edit_notes(plan.edits),
     ]
-    if detail.dropped_prediction:
-        names = detail.dropped_prediction
-        lines.append(
+    if plan.dropped_prediction:
+        names = plan.dropped_prediction
+        notes.append(
             f"dropped: {_count(len(names), 'tensor')} of multi-token-prediction layers, such as "
-            f"{names[0]}: they read the last state of the full depth."
+            f"{names[0]}: they read the output of the whole model."
         )
-    if detail.needs_class:
-        lines.append(
-            "Layers move: the model's class decides in `inherit` whether that is possible, and "
-            "fields that it derives from a layer's number are then written out, too."
+    if plan.needs_class:
+        notes.append(
+            "Layers move: only the model's class can tell, in `inherit`, whether that is possible. "
+            "Config fields that it derives from a layer's position are then written out."
         )
-    lines += [_cache_line(table), _flops_line(table), *_time_line(table)]
-    return Page(
-        _title(table), _headers(table), (_row(table, candidate),), tuple(line for line in lines)
+    return _table(table, [*notes, _cache_note(table), _flops_note(table), *_time_note(table)])
+
+
+def recipe_tables(plan: RecipePlan) -> list[Table]:
+    """Make a table of a recipe's trainings, and one of their time on usual devices.
+
+    The second is missing if devices were named. Notes stand below the last table.
+    """
+    title = (
+        f"{plan.name}: {plan.reference}, {plan.reference_layers} layers, "
+        f"{amount(plan.reference_params)} parameters{_download(plan.download_bytes)}"
     )
+    notes = recipe_notes(plan)
+    hours = _hours_table(plan, notes)
+    trainings = _trainings_table(plan, title, [] if hours else notes)
+    return [trainings, hours] if hours else [trainings]
 
 
-def recipe_page(plan: RecipePlan) -> Page:
-    """A recipe's trainings, and what they take together."""
-    headers = ["training", "layers", "params", "tokens", "steps", "epochs", "FLOPs"]
-    headers += ["time"] if plan.speed is not None else []
-    headers += ["price"] if plan.speed is not None and plan.speed.rate is not None else []
-    memory, disk = plan.memory, plan.disk
-    parts = ", ".join(f"{name} {data_size(size)}" for name, size in disk.items())
-    known = sum(size for size in disk.values() if size is not None)
-    lines = [
-        f"rounds: {plan.growth}.",
-        f"together: {flops(plan.flops)} FLOPs{_in_all(plan)}",
-        *_cost_lines(plan),
-        f"memory, estimated for the largest: {data_size(memory.total)} ("
-        + ", ".join(f"{part} {data_size(size)}" for part, size in asdict(memory).items() if size)
-        + ")",
-        f"disk, estimated: {data_size(known)} ({parts})",
-        f"one save, estimated: {data_size(plan.save_bytes)}, "
-        f"{duration(plan.save_bytes / SAVED_BYTES_PER_S)} at {data_size(SAVED_BYTES_PER_S)}/s; a "
-        "stop by a signal takes a save longer than the step it comes in.",
-        *_edit_lines(plan.edits),
-        *_start_lines(plan.trainings),
-        *_speed_lines(plan.speed),
-        *_usual_lines(plan),
-        *plan.notes,
-    ]
-    if plan.commit is not None:
-        lines.append(f"pinned: {plan.run} will use commit {plan.commit}.")
-    return Page(
-        title=f"{plan.name}: {plan.reference}, {plan.reference_layers} layers, "
-        f"{amount(plan.reference_params)} parameters{_download(plan.download_bytes)}",
-        headers=tuple(headers),
-        rows=tuple(_training_row(plan, training) for training in plan.trainings),
-        lines=tuple(lines),
-        last_is_text=False,
-        times=_times(plan),
-    )
+# --- Tables ---------------------------------------------------------------------------------
 
 
-# -- rows
-
-
-def _headers(table: Table) -> tuple[str, ...]:
-    headers = ["layers", "params"]
-    headers += ["active"] if _has_experts(table) else []
-    headers += ["size"]
-    headers += ["to download"] if _downloads(table) else []
-    headers += ["cache/token", "FLOPs/token"]
-    headers += ["time"] if table.candidates[0].training is not None else []
-    headers += ["price"] if _has_price(table) else []
-    return (*headers, "safe cut")
-
-
-def _row(table: Table, candidate: Candidate) -> tuple[str, ...]:
-    counts, training = candidate.counts, candidate.training
-    row = [str(candidate.layers), amount(counts.params)]
-    row += [amount(counts.active)] if _has_experts(table) else []
-    row += [data_size(counts.bytes)]
-    row += [data_size(candidate.download_bytes)] if _downloads(table) else []
-    row += [data_size(candidate.cache.bytes_per_token), flops(counts.flops_per_token)]
-    row += [_time(training)] if training is not None else []
-    row += [_money(training)] if _has_price(table) else []
-    return (*row, _verdict(candidate))
+def _table(plan: Candidates, notes: Sequence[str]) -> Table:
+    has_experts = any(c.counts.active != c.counts.params for c in plan.candidates)
+    downloads = any(c.download_bytes for c in plan.candidates)
+    training = plan.candidates[0].training
+    cells: dict[Column, Callable[[Candidate], Any]] = {
+        Column("layers", show=exact): lambda c: c.layers,
+        Column("params", show=amount): lambda c: c.counts.params,
+    }
+    if has_experts:
+        cells[Column("active", show=amount)] = lambda c: c.counts.active
+    cells[Column("size", show=data_size)] = lambda c: c.counts.bytes
+    if downloads:
+        cells[Column("to download", show=data_size)] = lambda c: c.download_bytes
+    cells[Column("cache/token", show=data_size)] = lambda c: c.cache.bytes_per_token
+    cells[Column("FLOPs/token", show=flops)] = lambda c: c.counts.flops_per_token
+    if training is not None:
+        cells[Column("time", show=_time)] = lambda c: c.training
+    if training is not None and training.dollars is not None:
+        cells[Column("price", show=_money)] = lambda c: c.training
+    cells[Column("safe cut")] = _verdict
+    values = [[cell(candidate) for cell in cells.values()] for candidate in plan.candidates]
+    commit = f" at {plan.revision[:12]}" if plan.revision else ""
+    dtype = f", {plan.dtype}" if plan.dtype else ""
+    title = f"{plan.reference}{commit}: {plan.model_type}, {plan.layers} layers{dtype}"
+    return Table("candidates", [*cells], values, notes, title)
 
 
 def _verdict(candidate: Candidate) -> str:
     cut = candidate.cut
-    word = "yes" if cut.is_safe else "better not" if cut.allowed else "no"
-    # Where all are safe for one reason, a column of it says nothing.
-    said = word if cut.is_safe and cut.complete and "whole" not in cut.reason else ""
-    said = said or f"{word}: {cut.reason}"
-    return f"{said} (half: the paper's start)" if candidate.is_paper_default else said
+    verdict = "yes" if cut.is_safe else "better not" if cut.allowed else "no"
+    # If all cuts are safe for one reason, repeating it in every row says nothing.
+    if not cut.is_safe or not cut.complete or "whole" in cut.reason:
+        verdict += f": {cut.reason}"
+    return f"{verdict} (half: the paper's start)" if candidate.is_paper_default else verdict
 
 
-def _training_row(plan: RecipePlan, training: PlannedTraining) -> tuple[str, ...]:
-    epochs = MISSING if training.epochs is None else f"{training.epochs:.2f}"
-    row = [_name(training), str(training.layers), amount(training.params), amount(training.tokens)]
-    row += [f"{training.steps:,}", epochs, flops(training.flops)]
+def _trainings_table(plan: RecipePlan, title: str, notes: Sequence[str]) -> Table:
+    cells: dict[Column, Callable[[PlannedTraining], Any]] = {
+        Column("training"): _name,
+        Column("layers", show=exact): lambda t: t.layers,
+        Column("params", show=amount): lambda t: t.params,
+        Column("tokens", show=amount): lambda t: t.tokens,
+        Column("steps", show=exact): lambda t: t.steps,
+        Column("epochs", show=_epochs): lambda t: t.epochs,
+        Column("FLOPs", show=flops): lambda t: t.flops,
+    }
     if plan.speed is not None:
-        row.append(_time(plan.speed.price(training.flops)))
+        cells[Column("time", show=_time)] = lambda t: t.price
     if plan.speed is not None and plan.speed.rate is not None:
-        row.append(_money(training.price))
-    return tuple(row)
+        cells[Column("price", show=_money)] = lambda t: t.price
+    values = [[cell(training) for cell in cells.values()] for training in plan.trainings]
+    return Table("trainings", [*cells], values, notes, title)
+
+
+def _hours_table(plan: RecipePlan, notes: Sequence[str]) -> Table | None:
+    """Lay out the time of each training on each of the usual devices, if none was named."""
+    if plan.speed is not None:
+        return None
+    costs = [(_name(training), training.flops) for training in plan.trainings]
+    columns = [Column("one device alone")]
+    columns += [Column(speed.device.name, show=_time) for speed in plan.usual_speeds]
+    values = [
+        [name, *(speed.price(cost) for speed in plan.usual_speeds)]
+        for name, cost in [*costs, ("together", plan.flops)]
+    ]
+    return Table("hours", columns, values, notes)
 
 
 def _name(training: PlannedTraining) -> str:
@@ -173,141 +158,120 @@ def _name(training: PlannedTraining) -> str:
     return name if training.seed is None else f"{name}, seed {training.seed}"
 
 
-def _times(plan: RecipePlan) -> tuple[tuple[str, ...], ...]:
-    """Each training on each of the usual devices, where none was named."""
-    if plan.speed is not None:
-        return ()
-    speeds = plan.usual_speeds
-
-    def row(name: str, cost: float) -> tuple[str, ...]:
-        return (name, *(_time(speed.price(cost)) for speed in speeds))
-
-    rows = [row(_name(training), training.flops) for training in plan.trainings]
-    names = ("one device alone", *(speed.device.name for speed in speeds))
-    return (names, *rows, row("together", plan.flops))
+# --- Notes ----------------------------------------------------------------------------------
 
 
-def _has_experts(table: Table) -> bool:
-    return any(c.counts.active != c.counts.params for c in table.candidates)
-
-
-def _downloads(table: Table) -> bool:
-    return any(candidate.download_bytes for candidate in table.candidates)
-
-
-def _has_price(table: Table) -> bool:
-    training = table.candidates[0].training
-    return training is not None and training.dollars is not None
-
-
-# -- lines
-
-
-def _title(table: Table) -> str:
-    commit = f" at {table.revision[:12]}" if table.revision else ""
-    dtype = f", {table.dtype}" if table.dtype else ""
-    return f"{table.reference}{commit}: {table.model_type}, {table.layers} layers{dtype}"
-
-
-def _facts(table: Table) -> list[str]:
-    least, most = table.layer_params
-    of_a_layer = amount(least) if least == most else f"{amount(least)} to {amount(most)}"
-    said = [
-        f"parameters: {of_a_layer} a layer, {amount(table.embedding)} looked up in embeddings; a "
+def _size_notes(plan: Candidates) -> list[str]:
+    least, most = plan.layer_params
+    per_layer = amount(least) if least == most else f"{amount(least)} to {amount(most)}"
+    notes = [
+        f"parameters: {per_layer} per layer, {amount(plan.embedding)} looked up in embeddings; a "
         "tied head counts once.",
-        f"layers: {table.pattern}.",
+        f"layers: {plan.pattern}.",
     ]
-    if table.dropped_prediction:
-        said.append(
-            f"{_count(table.dropped_prediction, 'tensor')} of multi-token-prediction layers "
-            "would be dropped."
-        )
-    return said
+    if plan.dropped_prediction:
+        tensors = _count(plan.dropped_prediction, "tensor")
+        notes.append(f"{tensors} of multi-token-prediction layers would be dropped.")
+    return notes
 
 
-def _cache_line(table: Table) -> str:
-    cost = table.candidates[-1].cache
-    said = f"cache/token: keys and values in {table.dtype or 'F32'}"
-    if cost.bytes_beyond_window != cost.bytes_per_token:
-        window = f" of {cost.window:,} tokens" if cost.window else ""
-        beyond = data_size(cost.bytes_beyond_window)
-        return f"{said}, until windows{window} are full; {beyond} for each token beyond them."
-    if not cost.bytes_per_token:
-        return f"{said}: none; the layers keep a state of fixed size."
-    return f"{said}."
+def _cache_note(plan: Candidates) -> str:
+    cache = plan.candidates[-1].cache
+    note = f"cache/token: keys and values in {plan.dtype or 'F32'}"
+    if cache.bytes_beyond_window != cache.bytes_per_token:
+        window = f" of {cache.window:,} tokens" if cache.window else ""
+        beyond = data_size(cache.bytes_beyond_window)
+        return f"{note}, until windows{window} are full; {beyond} for each token after that."
+    if not cache.bytes_per_token:
+        return f"{note}: none; the layers keep a state of fixed size."
+    return f"{note}."
 
 
-def _flops_line(table: Table) -> str:
+def _flops_note(plan: Candidates) -> str:
     return (
         "FLOPs/token: 6 x (parameters used by a token, less the input embedding) + 6 x layers x "
-        f"heads x head size x {table.seq_len} (causal attention over {table.seq_len} tokens)."
+        f"heads x head size x {plan.seq_len} (causal attention over {plan.seq_len} tokens)."
     )
 
 
-def _time_line(table: Table) -> list[str]:
-    budget = table.budget
+def _time_note(plan: Candidates) -> list[str]:
+    budget = plan.budget
     if budget.tokens is None or budget.speed is None:
         return []
-    return [f"time: {amount(budget.tokens)} tokens. {_speed_lines(budget.speed)[0]}"]
+    return [f"time: {amount(budget.tokens)} tokens. {_speed_note(budget.speed)}"]
 
 
-def _speed_lines(speed: Speed | None) -> list[str]:
-    if speed is None:
-        return []
+def _speed_note(speed: Speed) -> str:
     device = speed.device
-    return [
+    return (
         f"assumed: {speed.count} x {device.title}, {device.peak_flops / 1e12:,.4g} TFLOP/s dense "
         f"{device.precision} at best, of which {speed.mfu:.0%} are reached; validation is extra."
+    )
+
+
+def recipe_notes(plan: RecipePlan) -> list[str]:
+    """Explain a recipe's plan: rounds, cost, memory, disk, config edits, assumptions."""
+    memory, disk, price = plan.memory, plan.disk, plan.price
+    together = "" if price is None else f", {_time(price)}"
+    if price is not None and price.dollars is not None:
+        together += f", {_money(price)}"
+    parts = ", ".join(f"{part} {data_size(size)}" for part, size in asdict(memory).items() if size)
+    places = ", ".join(f"{name} {data_size(size)}" for name, size in disk.items())
+    disk_total = sum(size for size in disk.values() if size is not None)
+    notes = [f"rounds: {plan.growth}.", f"together: {flops(plan.flops)} FLOPs{together}"]
+    if plan.cost is not None:
+        notes.append(
+            f"cost: {money(plan.cost)} {plan.currency} at {money(plan.price_per_hour)} per hour of "
+            "the machine, without validation and loading."
+        )
+    notes += [
+        f"memory, estimated for the largest: {data_size(memory.total)} ({parts})",
+        f"disk, estimated: {data_size(disk_total)} ({places})",
+        f"one save, estimated: {data_size(plan.save_bytes)}, "
+        f"{duration(plan.save_bytes / SAVED_BYTES_PER_S)} at {data_size(SAVED_BYTES_PER_S)}/s; "
+        "stopping by a signal takes one step and one save.",
+        *_edit_notes(plan.edits),
+        *(f"{t.name}, {t.layers} layers: {t.made_of}" for t in plan.trainings if _is_made(t)),
     ]
-
-
-def _usual_lines(plan: RecipePlan) -> list[str]:
-    """What the times on usual devices assume, where none was named."""
     if plan.speed is not None:
-        return []
-    speeds = plan.usual_speeds
-    return [
-        f"cpu: {speeds[-1].device.title}.",
-        f"assumed: {speeds[0].mfu:.0%} of the device's dense peak; an H200 multiplies as fast as "
-        "an H100. Validation is extra. --device, --devices and --mfu say it for yours.",
-    ]
+        notes.append(_speed_note(plan.speed))
+    else:
+        usual = plan.usual_speeds
+        notes += [
+            f"cpu: {usual[-1].device.title}.",
+            f"assumed: {usual[0].mfu:.0%} of the device's dense peak; an H200 multiplies as fast "
+            "as an H100. Validation is extra. Choose yours with --device, --devices and --mfu.",
+        ]
+    notes += plan.notes
+    if plan.commit is not None:
+        notes.append(f"pinned: {plan.run} will use commit {plan.commit}.")
+    return notes
 
 
-def _start_lines(trainings: Sequence[PlannedTraining]) -> list[str]:
-    """What variants begin with that are not the target, and not fresh weights alone."""
-    first = [t for t in trainings if t.made_of and t.seed is None]
-    return [f"{t.name}, {t.layers} layers: {t.made_of}" for t in first]
+def _is_made(training: PlannedTraining) -> bool:
+    return bool(training.made_of) and training.seed is None
 
 
-def _edit_lines(edits: Sequence[Edit]) -> list[str]:
+def _edit_notes(edits: Sequence[Edit]) -> list[str]:
     return [f"config: {e.key} {_short(e.before)} -> {_short(e.after)} ({e.reason})" for e in edits]
+
+
+# --- Cells ----------------------------------------------------------------------------------
 
 
 def _short(value: Any) -> str:
     if isinstance(value, list) and len(value) > 6:
         return f"[{len(value)} entries]"
     text = "removed" if value is None else str(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
-
-
-def _in_all(plan: RecipePlan) -> str:
-    price = plan.price
-    if price is None:
-        return ""
-    return f", {_time(price)}" + (f", {_money(price)}" if price.dollars is not None else "")
-
-
-def _cost_lines(plan: RecipePlan) -> list[str]:
-    if plan.cost is None:
-        return []
-    return [
-        f"cost: {money(plan.cost)} {plan.currency} at {money(plan.price_per_hour)} an hour of the "
-        "machine, without validation and loading."
-    ]
+    return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}…"
 
 
 def _download(size: int) -> str:
     return f", {data_size(size)} to download" if size else ""
+
+
+def _epochs(epochs: float | None) -> str:
+    return MISSING if epochs is None else f"{epochs:.2f}"
 
 
 def _time(price: Price | None) -> str:
@@ -318,5 +282,5 @@ def _money(price: Price | None) -> str:
     return MISSING if price is None or price.dollars is None else f"${price.dollars:,.2f}"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""The command that sends a target to the Hub."""
+"""Define the command push, which uploads a target to the Hub."""
 
 from pathlib import Path
 from shlex import quote
@@ -12,22 +12,29 @@ __all__ = ["push"]
 
 
 def push(
-    path: Annotated[Path, typer.Argument(metavar="RUN|TARGET", help="A run, or its target.")],
-    repo_id: Annotated[str, typer.Option("--repo-id", metavar="ID", help="owner/name.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN|TARGET", help="Run, or its target directory.")
+    ],
+    repo_id: Annotated[
+        str, typer.Option("--repo-id", metavar="ID", help="Hub repository, as owner/name.")
+    ],
     public: Annotated[
-        bool, typer.Option("--public", help="For everybody; private otherwise.")
+        bool, typer.Option("--public", help="Make the repository public; default: private.")
     ] = False,
     licence: Annotated[
         str | None,
-        typer.Option("--license", help="As the Hub names it, such as apache-2.0."),
+        typer.Option(
+            "--license",
+            help="Licence, as the Hub names it, such as apache-2.0; default: the reference's.",
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print files and card; send nothing.")
+        bool, typer.Option("--dry-run", help="Print the files and the card without uploading.")
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Send a target to the Hugging Face Hub: verified first, private, the card last."""
+    """Verify a target and upload it to the Hugging Face Hub, privately by default."""
     with reported(as_json, debug):
         from inheritune.publishing.push import pack
         from inheritune.publishing.push import push as send
@@ -59,6 +66,6 @@ def push(
         if as_json:
             print_json(done)
             return
-        seen = "private" if done["private"] else "public"
-        say(f"{done['url']} ({seen}): {len(done['files'])} files, licence {done['licence']}.")
+        visibility = "private" if done["private"] else "public"
+        say(f"{done['url']} ({visibility}): {len(done['files'])} files, licence {done['licence']}.")
         say(f'next: AutoModelForCausalLM.from_pretrained("{done["repo"]}")')

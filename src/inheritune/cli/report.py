@@ -1,7 +1,4 @@
-"""The command that writes pages, tables and figures.
-
-The command that follows a run.
-"""
+"""Define the commands report and watch."""
 
 import os
 import sys
@@ -26,17 +23,21 @@ _COMPARISON = Path("report-comparison/index.html")
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run directories; several are compared.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help=f"Where the page that compares several goes; default: {_COMPARISON}"
+            "--out",
+            metavar="FILE",
+            help=f"Page that compares several runs; default: {_COMPARISON}.",
         ),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write page, figures and card of a run again, from its record; several are compared."""
+    """Write the page, figures and card of a run again, or compare several runs."""
     with reported(as_json, debug):
         from inheritune.errors import RecipeError
 
@@ -45,8 +46,8 @@ def report(
             return
         if out is not None:
             raise RecipeError(
-                "--out is for the page that compares several runs; that of one run is in it.",
-                "Leave it out, or name more runs.",
+                "--out is for comparing several runs; the report of one run is in its directory.",
+                "Leave it out, or give more runs.",
             )
         _report_one(runs[0], as_json)
 
@@ -60,17 +61,17 @@ def _report_one(run: Path, as_json: bool) -> None:
     page = write_report(run)
     try:
         write_card(run)
-    except DataError as error:  # the page says so
-        say(f"warning: the card of the target is left as it is: {error.message}")
+    except DataError as error:  # the page explains it
+        say(f"warning: the target's card is left unchanged: {error.message}")
     if as_json:
-        here = {"run": str(run), "target": str(run / "target"), "report": str(page)}
+        paths = {"run": str(run), "target": str(run / "target"), "report": str(page)}
         try:
             result = read_record(run).get("result") or {}
-        except DataError:  # the page says so
+        except DataError:  # the page explains it
             result = {}
-        print_json(result | here)
+        print_json(result | paths)
     else:
-        say(f"{page} is written.")
+        say(f"wrote {page}")
         say(f"next: open {page}")
 
 
@@ -79,10 +80,10 @@ def _compare(runs: list[Path], out: Path, as_json: bool) -> None:
 
     compared = write_comparison(runs, out)
     if as_json:
-        rows = [{"run": str(run), **vars(one)} for run, one in zip(runs, compared, strict=True)]
+        rows = [{"run": str(run), **vars(row)} for run, row in zip(runs, compared, strict=True)]
         print_json({"report": str(out), "runs": rows})
     else:
-        say(f"{out} is written: {len(runs)} runs side by side.")
+        say(f"wrote {out}: {len(runs)} runs side by side")
         say(f"next: open {out}")
 
 
@@ -91,22 +92,28 @@ _PLAIN_EVERY_S = 30.0  # where there is no terminal
 
 
 def watch(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
     as_text: Annotated[
-        bool, typer.Option("--text", help="On this terminal, such as over SSH.")
+        bool, typer.Option("--text", help="Show the status on this terminal, such as over SSH.")
     ] = False,
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65_535, help="Of this machine; taken: the next.")
+        int,
+        typer.Option(
+            "--port",
+            min=0,
+            max=65_535,
+            help="Port on 127.0.0.1; if it is taken, the next free one.",
+        ),
     ] = 8642,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Follow a run: its report, live, in a browser on this machine. Ctrl-C ends it."""
+    """Follow a run live: its report in a browser, or its status as text. Ctrl-C ends it."""
     with reported(as_json, debug):
         from inheritune.reporting.record import read_record
 
         if not run.is_dir():
-            read_record(run)  # says what is wrong with it
+            read_record(run)  # raises an error that explains it
         try:
             if as_text:
                 _on_terminal(run, as_json)
@@ -122,9 +129,9 @@ def _in_browser(run: Path, port: int, as_json: bool) -> None:
     with open_server(port, Latest(run, live_page).current) as server:
         if as_json:
             print_json({"run": str(run), "url": server.url})
-            sys.stdout.flush()  # whoever reads it waits for the address, not for the end
+            sys.stdout.flush()  # the reader needs the address before the command ends
         say(f"{run} is shown at {server.url}")
-        say("The address is for you alone: who has it can read the run. Ctrl-C ends the watch.")
+        say("Keep the address to yourself: it gives access to the run. Ctrl-C ends the watch.")
         server.serve_forever(poll_interval=0.2)
 
 
@@ -153,7 +160,7 @@ def _on_terminal(run: Path, as_json: bool) -> None:
 
 
 def _as_lines(console: Console, current: "Callable[[], Status]") -> None:
-    """A block when something has changed, at most every half minute; for logs."""
+    """Print the status if it has changed, at most every half minute; for logs."""
     before: list[str] = []
     while True:
         status = current()
@@ -162,6 +169,6 @@ def _as_lines(console: Console, current: "Callable[[], Status]") -> None:
             console.print("\n".join([time.strftime("%H:%M:%S"), *before]), soft_wrap=True)
         if status.ended:
             return
-        waited = time.monotonic() + _PLAIN_EVERY_S
-        while time.monotonic() < waited and not current().ended:
+        next_print = time.monotonic() + _PLAIN_EVERY_S
+        while time.monotonic() < next_print and not current().ended:
             time.sleep(_EVERY_S)

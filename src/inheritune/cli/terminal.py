@@ -1,32 +1,28 @@
-"""How progress and results look on a terminal, and where there is none."""
+"""Draw progress bars, tables and results on a terminal, or as plain lines without one."""
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.table import Table as Grid
 
+from inheritune.reporting.table import Column, Table
 from inheritune.system.progress import Listener, Progress
 
-if TYPE_CHECKING:
-    from inheritune.cli.plan_text import Page
-
-__all__ = ["listening", "show_page", "show_record"]
+__all__ = ["listening", "show_record", "show_table"]
 
 _PLAIN_EVERY_S = 30.0
 
 
 @contextmanager
 def listening(console: Console) -> Iterator[Listener]:
-    """A listener that draws on a console for as long as the block runs.
+    """Give a listener that draws progress on a console while the block runs.
 
-    Args:
-        console: Of stderr. A live bar needs a terminal, and no `CI` in the environment.
+    It draws a live bar on a terminal, and prints lines if there is none or `CI` is set.
     """
     if console.is_terminal and not os.environ.get("CI"):
         bars = Bars(
@@ -47,18 +43,18 @@ def listening(console: Console) -> Iterator[Listener]:
 
 
 def show_record(console: Console, record: Mapping[str, Any]) -> None:
-    """Print what a run came to: verdict, table of variants, what to know, samples.
+    """Print the outcome of a finished run: verdict, table of variants, remarks, samples.
 
     Args:
-        console: Of stdout.
-        record: run.json of a run that is done.
+        console: Writes to stdout.
+        record: The content of run.json.
     """
     from inheritune.reporting.verdict import remarks, verdict
 
     console.print()
     console.print(verdict(record), style="bold")
     console.print()
-    console.print(_table(record))
+    console.print(_results(record).rich())
     console.print()
     for remark in remarks(record):
         console.print(f"- {remark}")
@@ -68,38 +64,31 @@ def show_record(console: Console, record: Mapping[str, Any]) -> None:
     console.print()
 
 
-def show_page(console: Console, page: "Page") -> None:
-    """Print a plan: title, table, lines."""
-    console.print(page.title, style="bold")
-    if page.rows:
-        console.print(_grid(page.headers, page.rows, page.last_is_text))
-    if page.times:
-        console.print(_grid(page.times[0], page.times[1:], False))
-    for line in page.lines:
-        console.print(line)
+def show_table(console: Console, table: Table) -> None:
+    """Print a table between its title and its notes."""
+    if table.title:
+        console.print(table.title, style="bold")
+    console.print(table.rich())
+    for note in table.notes:
+        console.print(note)
 
 
-def _grid(headers: Sequence[str], rows: Sequence[Sequence[str]], last_is_text: bool) -> Grid:
-    grid = Grid(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    of_words = len(headers) - 1 if last_is_text else 0
-    for place, header in enumerate(headers):
-        grid.add_column(header, justify="left" if place == of_words else "right")
-    for row in rows:
-        grid.add_row(*row)
-    return grid
-
-
-def _table(record: Mapping[str, Any]) -> Grid:
-    """Reference, every round, every control; narrow enough for 80 columns."""
+def _results(record: Mapping[str, Any]) -> Table:
+    """Make a table of the reference, every round and every control, for 80 columns."""
     from inheritune.reporting.quantities import amount, duration, loss, signed
 
-    grid = Grid(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    grid.add_column("", max_width=24)
-    several = any(row.get("num_seeds", 1) > 1 for row in record["variants"])
-    middle = ("val_loss", "sd (seeds)", "vs ref.") if several else ("val_loss", "vs reference")
-    for header in ("layers", "size", *middle, "tokens", "time"):
-        grid.add_column(header, justify="right", no_wrap=True)
     variants = record["variants"]
+    has_seeds = any(row.get("num_seeds", 1) > 1 for row in variants)
+    columns = [
+        Column(""),
+        Column("layers", show=str),
+        Column("size", show=amount),
+        Column("val_loss", show=loss),
+        *([Column("sd (seeds)", show=str)] if has_seeds else []),
+        Column("vs ref." if has_seeds else "vs reference", show=signed),
+        Column("tokens", show=amount),
+        Column("time", show=duration),
+    ]
     rounds = [row | {"name": f"{row['name']}, round {row['round']}"} for row in record["rounds"]]
     target = record["rounds"][0]["name"]
     controls = [
@@ -107,18 +96,20 @@ def _table(record: Mapping[str, Any]) -> Grid:
         for row in variants[1:]
         if row["name"] != target or row.get("num_seeds", 1) > 1
     ]
-    for row in [variants[0], *rounds, *controls]:
-        grid.add_row(
+    values = [
+        [
             row["name"],
-            str(row["layers"]),
-            amount(row["params"]),
-            loss(row["val_loss"]),
-            *([_spread(row)] if several else []),
-            signed(row.get("difference")),
-            amount(row["tokens"]),
-            duration(row["seconds"]),
-        )
-    return grid
+            row["layers"],
+            row["params"],
+            row["val_loss"],
+            *([_spread(row)] if has_seeds else []),
+            row.get("difference"),
+            row["tokens"],
+            row["seconds"],
+        ]
+        for row in [variants[0], *rounds, *controls]
+    ]
+    return Table("results", columns, values)
 
 
 def _spread(row: Mapping[str, Any]) -> str:
@@ -129,7 +120,7 @@ def _spread(row: Mapping[str, Any]) -> str:
 
 
 class _Bar:
-    """One bar, for the task that runs; events stay above it as lines."""
+    """Draws one bar for the running task; events stay above it as lines."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
@@ -146,7 +137,7 @@ class _Bar:
             if self._task is not None:
                 self._bars.remove_task(self._task[1])
             task = self._bars.add_task(progress.task, total=progress.total, facts="")
-            # What a checkpoint brings along was not done now: the speed must not count it.
+            # Steps restored from a checkpoint must not count towards the speed.
             self._bars.update(task, completed=progress.done)
             self._bars.reset(task, completed=progress.done, total=progress.total)
             self._task = (progress.task, task)
@@ -154,7 +145,7 @@ class _Bar:
 
 
 class _Lines:
-    """A line at each event, and every half minute in between."""
+    """Prints a line at each event, and every half minute in between."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -173,8 +164,8 @@ class _Lines:
         elif progress.total and now - self._printed >= _PLAIN_EVERY_S:
             self._printed = now
             share = f"{progress.done:,} of {progress.total:,} {progress.unit}"
-            known = [share, _facts(progress), self._eta(progress, now)]
-            self._print(f"{text}: {', '.join(filter(None, known))}")
+            parts = [share, _facts(progress), self._eta(progress, now)]
+            self._print(f"{text}: {', '.join(filter(None, parts))}")
 
     def _eta(self, progress: Progress, now: float) -> str:
         done = progress.done - self._done_at_start

@@ -1,6 +1,7 @@
-"""The commands around text and tokens: prepare and inspect."""
+"""Define the commands prepare and inspect, on text and tokens."""
 
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from inheritune.cli.console import (
     Json,
     Runs,
     Sets,
+    load_recipe,
     print_json,
     progress,
     reported,
@@ -24,42 +26,52 @@ if TYPE_CHECKING:
 
 __all__ = ["inspect", "prepare"]
 
+_import_option = partial(typer.Option, rich_help_panel="Import token ids")
 _WIDTHS = {"auto": None, "uint16": 2, "uint32": 4}
 
 
 def prepare(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe, in YAML.")
+        Path | None, typer.Argument(metavar="[RECIPE]", help="YAML file of the recipe.")
     ] = None,
     from_bin: Annotated[
         list[Path] | None,
-        typer.Option(
+        _import_option(
             metavar="FILE",
-            help="Take ids from a .ds file of datatrove, or a .bin file as nanoGPT, litgpt or "
-            "llm.c write them, instead of text; may be repeated.",
+            help="Import ids instead of text, from a .ds file of datatrove or a .bin file of "
+            "nanoGPT, litgpt or llm.c; repeatable.",
         ),
     ] = None,
     val_from_bin: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="The same for validation; else documents are held out."),
+        _import_option(
+            metavar="FILE",
+            help="The same for validation; default: hold out documents of --from-bin.",
+        ),
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Directory or Hub id of the tokenizer of --from-bin."),
+        _import_option(
+            metavar="DIR", help="Directory or Hub id of the tokenizer that made --from-bin."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Token directory to write, without a recipe.")
+        Path | None,
+        _import_option(metavar="DIR", help="Token directory to write, if there is no recipe."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of the ids: auto, uint16 or uint32.")] = "auto",
+    dtype: Annotated[
+        str, _import_option(help="Type of the ids of --from-bin: auto, uint16 or uint32.")
+    ] = "auto",
     val_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the documents of --from-bin held out.")
+        float,
+        _import_option(min=0, max=1, help="Share of the documents of --from-bin to hold out."),
     ] = 0.002,
     sets: Sets = None,
     runs: Runs = DEFAULT_RUNS,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Turn a recipe's text, or the ids of another program, into token shards."""
+    """Turn a recipe's text, or token ids of another program, into token shards."""
     with reported(as_json, debug):
         if dtype not in _WIDTHS:
             raise RecipeError(f"--dtype is {dtype!r}.", f"Choose {', '.join(_WIDTHS)}.")
@@ -68,20 +80,22 @@ def prepare(
         with progress() as on_progress:
             if recipe is not None:
                 if out is not None:
-                    raise RecipeError("--out stands beside a recipe.", "The run has its place.")
-                from inheritune.recipe.load import read_recipe
+                    raise RecipeError(
+                        "--out cannot be combined with a recipe.",
+                        "Leave it out: the tokens go into the run's directory.",
+                    )
                 from inheritune.run.execute import prepare_only
 
-                wanted = read_recipe(recipe, sets or [])
-                root = runs / wanted.recipe.name
-                summary = prepare_only(wanted, root, on_progress, files, home)
+                file = load_recipe(recipe, sets)
+                root = runs / file.recipe.name
+                summary = prepare_only(file, root, on_progress, files, home)
             elif files is None or home is None or out is None:
                 raise RecipeError(
-                    "there is neither a recipe nor --from-bin FILE with --tokenizer DIR and --out.",
+                    "give a recipe, or --from-bin FILE with --tokenizer DIR and --out DIR.",
                     "Write a recipe: inheritune init > recipe.yaml",
                 )
             else:
-                summary = _imported(files, home, out, on_progress)
+                summary = _import(files, home, out, on_progress)
         if as_json:
             print_json(summary)
         else:
@@ -89,22 +103,24 @@ def prepare(
                 f"{summary['path']}: {summary['train_tokens']:,} tokens to train on, "
                 f"{summary['val_tokens']:,} held out."
             )
-            alone = f"inheritune inspect {summary['path']}"
-            say(f"next: {alone if recipe is None else f'inheritune run {recipe}'}")
+            command = f"inspect {summary['path']}" if recipe is None else f"run {recipe}"
+            say(f"next: inheritune {command}")
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="TOKENS", help="A token directory.")],
+    path: Annotated[Path, typer.Argument(metavar="TOKENS", help="Token directory.")],
     tokenizer: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Its tokenizer; else looked for where a run keeps it."),
+        typer.Option(metavar="DIR", help="Tokenizer of the tokens; default: the one of their run."),
     ] = None,
-    windows: Annotated[int, typer.Option(min=0, help="Windows of each split to show.")] = 2,
-    length: Annotated[int, typer.Option(min=1, help="Tokens in a window.")] = 64,
+    windows: Annotated[
+        int, typer.Option(min=0, help="Number of windows to show of each split.")
+    ] = 2,
+    length: Annotated[int, typer.Option(min=1, help="Tokens per window.")] = 64,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Tell what is in a token directory, and show some of it as text."""
+    """Summarise a token directory and show some of it as text."""
     with reported(as_json, debug):
         from inheritune.data import inspect as inspection
         from inheritune.data.tokens import open_tokens
@@ -113,7 +129,7 @@ def inspect(
         home = None if tokenizer is None else _tokenizer_directory(tokenizer)
         opened = inspection.find_tokenizer(tokens, home)
         if opened is None and (of_run := _reference_of_run(path)) is not None:
-            with suppress(DataError):  # the run's reference was another one then
+            with suppress(DataError):  # the run has changed its reference since
                 opened = inspection.find_tokenizer(tokens, of_run)
         facts = inspection.describe_tokens(tokens)
         shown = inspection.windows(tokens, opened, windows, length)
@@ -126,7 +142,7 @@ def inspect(
             text = " ".join(map(str, window["ids"])) if opened is None else repr(window["text"])
             say(f"{window['split']} {window['start']:,}: {text}")
         if opened is None:
-            say(f"next: inheritune inspect {path} --tokenizer DIR   # to see them as text")
+            say(f"next: inheritune inspect {path} --tokenizer DIR   # to show text")
 
 
 def _flat_files(
@@ -134,7 +150,7 @@ def _flat_files(
 ) -> "FlatFiles | None":
     if not train:
         if val:
-            raise RecipeError("--val-from-bin stands alone.", "Give --from-bin FILE with it.")
+            raise RecipeError("--val-from-bin needs --from-bin.", "Give --from-bin FILE, too.")
         return None
     from inheritune.data.import_tokens import FlatFiles
 
@@ -150,7 +166,7 @@ def _tokenizer_directory(name: str) -> Path:
 
 
 def _reference_of_run(tokens: Path) -> Path | None:
-    """The directory of the reference that the run of these tokens names, if it is here."""
+    """Find the reference of the run that these tokens belong to, if it is on this machine."""
     from inheritune.model_files.directory import open_model
     from inheritune.system.strict_json import read_json
 
@@ -161,7 +177,7 @@ def _reference_of_run(tokens: Path) -> Path | None:
     return None
 
 
-def _imported(files: "FlatFiles", home: Path, out: Path, on_progress: Any) -> dict[str, Any]:
+def _import(files: "FlatFiles", home: Path, out: Path, on_progress: Any) -> dict[str, Any]:
     from inheritune.data.import_tokens import import_tokens
     from inheritune.data.tokenizer import open_tokenizer
     from inheritune.steps.tokens import embedding_rows
@@ -176,7 +192,7 @@ def _imported(files: "FlatFiles", home: Path, out: Path, on_progress: Any) -> di
 
 def _lines(facts: dict[str, Any]) -> list[str]:
     policy, split, overlap = facts["policy"], facts["split"], facts["overlap"]
-    held = f"{split.get('val_fraction', 0):.2%} by {split.get('by')}"
+    held_out = f"{split.get('val_fraction', 0):.2%} by {split.get('by')}"
     epochs = ", ".join(f"{name} tokens: {count:g}" for name, count in facts["epochs_of"].items())
     share = "none" if overlap["share"] is None else f"{overlap['share']:.2%}"
     sizes = sum(shard["bytes"] for shard in facts["shards"])
@@ -185,13 +201,13 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"train       {facts['train_tokens']:,} tokens in {facts['documents']:,} documents, "
         f"{facts['tokens_per_document']:,} each",
         f"val         {facts['val_tokens']:,} tokens in {facts['val_documents']:,} documents, "
-        f"{'a set of its own' if split['rule'] == 'val_source' else held}",
-        f"overlap     {overlap['duplicate_documents']:.2%} of the documents held out are also in "
-        f"train; of their {overlap['ngram']}-grams {share}",
+        f"{'from val_source' if split['rule'] == 'val_source' else held_out}",
+        f"overlap     {overlap['duplicate_documents']:.2%} of the held-out documents are also in "
+        f"train; of their {overlap['ngram']}-grams, {share}",
         f"tokenizer   {facts['tokenizer']['sha256'][:12]}, {facts['tokenizer']['rows']:,} ids for "
         f"{facts['embedding_rows']:,} rows; BOS {policy['bos']}, EOS {policy['eos']}",
         f"files       {len(facts['shards'])} shards, {sizes:,} bytes, "
-        f"{facts['bytes_per_id']} an id",
+        f"{facts['bytes_per_id']} per id",
         f"epochs      {epochs}",
         f"fingerprint {facts['fingerprint'][:12]}, of the validation set "
         f"{facts['val_fingerprint'][:12]}",

@@ -1,6 +1,6 @@
-"""torchrun, with the exit code of a worker, in a process that does not outlive its launcher.
+"""Run torchrun, return a worker's exit code, and end together with the process that launched it.
 
-`python -m inheritune.cli.torchrun LAUNCHER_PID OPTIONS`, as `launch.command_of` writes it.
+Started as `python -m inheritune.cli.torchrun LAUNCHER_PID OPTIONS` by `launch.command_of`.
 """
 
 import os
@@ -18,18 +18,18 @@ def main(arguments: Sequence[str]) -> int:
     """Run torchrun until its workers have ended.
 
     Args:
-        arguments: Process id of the launcher; then torchrun's own.
+        arguments: Process id of the launcher, followed by torchrun's own arguments.
 
     Returns:
-        Of the worker that failed first its exit code, 128 and more where a signal ended it; 0 when
-        none failed.
+        Exit code of the first worker that failed, or 128 + n if signal n ended it; 0 if none
+        failed.
     """
-    follow_parent(signal.SIGTERM)  # which torchrun passes on: workers save
-    if os.getppid() != int(arguments[0]):  # it ended before this could be asked for
+    follow_parent(signal.SIGTERM)  # torchrun passes it on, and the workers save
+    if os.getppid() != int(arguments[0]):  # the launcher ended before the line above
         return Interrupted.exit_code
     try:
         return _torchrun(list(arguments[1:]))
-    except KeyboardInterrupt:  # before torchrun was there to hear of it
+    except KeyboardInterrupt:  # before torchrun handled signals
         return Interrupted.exit_code
 
 
@@ -43,7 +43,7 @@ def _torchrun(arguments: list[str]) -> int:
     except ChildFailedError as error:
         code = int(error.get_first_failure()[1].exitcode)
         return code if code >= 0 else 128 - code
-    except SignalException:  # the workers have ended; what they recorded says more
+    except SignalException:  # the workers have ended, and have recorded why
         return Interrupted.exit_code
     return 0
 

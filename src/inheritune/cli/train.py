@@ -1,4 +1,4 @@
-"""The command that trains: a variant of a recipe, or any model on prepared tokens."""
+"""Define the command train: one variant of a recipe, or any model on prepared tokens."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,14 +17,16 @@ from inheritune.cli.console import (
     NumberOfProcesses,
     Runs,
     Sets,
+    load_recipe,
     print_json,
     progress,
+    recipe_option,
     reported,
     say,
 )
 from inheritune.errors import RecipeError
 
-__all__ = ["Asked", "train"]
+__all__ = ["Launch", "train"]
 
 
 def train(
@@ -32,21 +34,24 @@ def train(
         str,
         typer.Argument(
             metavar="RECIPE|MODEL",
-            help="A recipe alone; or a Hub id, model directory or embedded:demo, with TOKENS OUT.",
+            help="Recipe; or, with TOKENS and OUT, a Hub id, model directory or embedded:demo.",
         ),
     ],
     tokens: Annotated[
-        Path | None, typer.Argument(metavar="[TOKENS]", help="A directory made by prepare.")
+        Path | None, typer.Argument(metavar="[TOKENS]", help="Token directory made by prepare.")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Argument(metavar="[OUT]", help="Directory of the training; the model is OUT/model."),
+        typer.Argument(metavar="[OUT]", help="Directory to train in; the model is OUT/model."),
     ] = None,
     variant: Annotated[
-        str | None, typer.Option(help="Which variant of the recipe; default: the target.")
+        str | None, recipe_option(help="Variant of the recipe to train; default: the target.")
     ] = None,
     layers: Annotated[
-        int | None, typer.Option(min=1, help="How many layers the variant has.")
+        int | None,
+        recipe_option(
+            min=1, help="Number of layers of the variant; default: as in the first round of a run."
+        ),
     ] = None,
     processes: NumberOfProcesses = 1,
     allow_change: AllowChange = None,
@@ -56,16 +61,16 @@ def train(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train one variant of a recipe at one size; or MODEL further on TOKENS, without a recipe.
+    """Train one variant of a recipe, or train a model further on prepared tokens.
 
-    Without a recipe: one epoch, unless --set train.tokens=10M says otherwise; steps and sequences
-    are chosen by what there is, and --set takes any key of train and evaluate. The same command
-    goes on where it was stopped.
+    Without a recipe, the model is trained for one epoch, unless --set train.tokens=10M sets
+    another length. Batch and sequence length follow from the tokens; --set takes any key of train
+    and evaluate. Run the same command again to resume.
     """
     with reported(as_json, debug):
-        asked = Asked(processes, allow_change or [], checkpoint, sets or [], as_json, debug)
+        launch = Launch(processes, allow_change or [], checkpoint, sets or [], as_json, debug)
         if tokens is None:
-            _train_variant(Path(what), variant, layers, runs, asked)
+            _train_variant(Path(what), variant, layers, runs, launch)
         elif out is None:
             raise RecipeError(
                 "train was given two arguments.",
@@ -73,23 +78,23 @@ def train(
             )
         elif variant or layers:
             raise RecipeError(
-                "--variant and --layers are of a recipe.", f"Leave them out to train {what}."
+                "--variant and --layers need a recipe.", f"Leave them out to train {what}."
             )
         else:
-            _train_model(what, tokens, out, asked)
+            _train_model(what, tokens, out, launch)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What `run` and `train` both take.
+class Launch:
+    """Options of `run` and `train` that are passed on to several processes.
 
     Attributes:
-        processes: On this machine.
-        allowed: Keys that may have changed.
-        checkpoint: To go on from.
-        sets: Overrides.
-        as_json: Whether the result is printed as JSON.
-        debug: Whether tracebacks are shown.
+        processes: Number of processes on this machine.
+        allowed: Recipe keys that may have changed.
+        checkpoint: Step directory to resume from.
+        sets: Overrides of recipe keys.
+        as_json: Print the result as JSON.
+        debug: Show tracebacks.
     """
 
     processes: int
@@ -99,8 +104,8 @@ class Asked:
     as_json: bool
     debug: bool
 
-    def launch(self, command: Sequence[str], root: Path) -> NoReturn:
-        """Give the same command to several processes, and end with their exit code."""
+    def start(self, command: Sequence[str], root: Path) -> NoReturn:
+        """Run the same command in several processes, and end with their exit code."""
         from inheritune.cli.launch import launch
 
         options = [option for text in self.sets for option in ("--set", text)]
@@ -111,45 +116,44 @@ class Asked:
 
 
 def _train_variant(
-    recipe: Path, variant: str | None, layers: int | None, runs: Path, asked: Asked
+    recipe: Path, variant: str | None, layers: int | None, runs: Path, launch: Launch
 ) -> None:
-    from inheritune.recipe.load import read_recipe
     from inheritune.run.execute import train_only
 
-    wanted = read_recipe(recipe, asked.sets)
-    root = runs / wanted.recipe.name
-    if asked.processes > 1:
+    file = load_recipe(recipe, launch.sets)
+    root = runs / file.recipe.name
+    if launch.processes > 1:
         command = ["train", str(recipe), "--runs", str(runs)]
         command += ["--variant", variant] if variant else []
         command += ["--layers", str(layers)] if layers else []
-        asked.launch(command, root)
+        launch.start(command, root)
     with progress() as on_progress:
-        trial = train_only(
-            wanted, root, variant, layers, on_progress, asked.allowed, checkpoint=asked.checkpoint
+        result = train_only(
+            file, root, variant, layers, on_progress, launch.allowed, checkpoint=launch.checkpoint
         )
-    if asked.as_json and trial:
-        print_json(trial)
-    elif trial:  # the first process has it
+    if launch.as_json and result:
+        print_json(result)
+    elif result:  # only the first process has a result
         say(
-            f"{trial['model']}: val_loss {trial['val_loss']:.4f}, "
-            f"{trial['difference']:+.4f} against the reference loss."
+            f"{result['model']}: val_loss {result['val_loss']:.4f}, "
+            f"{result['difference']:+.4f} against the reference loss."
         )
         say(f"next: inheritune run {recipe}")
 
 
-def _train_model(model: str, tokens: Path, out: Path, asked: Asked) -> None:
+def _train_model(model: str, tokens: Path, out: Path, launch: Launch) -> None:
     from inheritune.cli.launch import process_count
     from inheritune.run.pretraining import plan_pretraining, pretrain
 
-    processes = max(asked.processes, process_count())
-    plan = plan_pretraining(model, tokens, out, asked.sets, processes)
-    if asked.processes > 1:
-        asked.launch(["train", model, str(tokens), str(out)], out)
+    processes = max(launch.processes, process_count())
+    plan = plan_pretraining(model, tokens, out, launch.sets, processes)
+    if launch.processes > 1:
+        launch.start(["train", model, str(tokens), str(out)], out)
     with progress() as on_progress:
-        result = pretrain(plan, out, on_progress, asked.allowed, asked.checkpoint)
-    if result is None:  # the first process has it
+        result = pretrain(plan, out, on_progress, launch.allowed, launch.checkpoint)
+    if result is None:  # only the first process has one
         return
-    if asked.as_json:
+    if launch.as_json:
         print_json(asdict(result))
         return
     error = result.difference_se

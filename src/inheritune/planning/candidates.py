@@ -1,4 +1,4 @@
-"""What a reference would be with fewer layers: numbers to choose by, from headers and config."""
+"""Estimate size, cache and cost of a reference with fewer layers, from its headers and config."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,12 @@ from inheritune.surgery.plan import kept_tensors, plan_inherit, stored_dtype
 from inheritune.surgery.selection import LayerFacts, choose_layers, describe_selection
 from inheritune.surgery.sizes import Counts, Sizes
 from inheritune.system.devices import Price, Speed
+from inheritune.system.rows import Rows
 
-__all__ = ["Budget", "Candidate", "Detail", "Table", "list_candidates", "look_at"]
+__all__ = ["Budget", "Candidate", "Candidates", "CutPlan", "list_candidates", "plan_cut"]
 
-_ALL_SHOWN = 12
-_LONGEST_DEFAULT = 2048  # tokens per sequence, where nobody says
+_MAX_ROWS = 12
+_MAX_DEFAULT_SEQ_LEN = 2048
 _POSITIONS = (
     *("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_target_positions"),
     "seq_length",
@@ -30,12 +31,12 @@ _POSITIONS = (
 
 @dataclass(frozen=True)
 class Budget:
-    """What training is asked about.
+    """The training to estimate.
 
     Attributes:
-        seq_len: Tokens per sequence; None: as many as the model has positions, 2048 at most.
-        tokens: Training tokens; None: not asked.
-        speed: What it runs on; None: not asked.
+        seq_len: Tokens per sequence; None: the model's number of positions, at most 2048.
+        tokens: Training tokens; None: no estimate of the training.
+        speed: Devices to train on; None: no estimate of the training.
     """
 
     seq_len: int | None = None
@@ -48,12 +49,12 @@ class Candidate:
     """The reference with some of its layers.
 
     Attributes:
-        cut: Whether it can be cut there, and whether it is better not.
-        counts: Parameters, bytes to read and to write, FLOPs per training token.
-        download_bytes: Bytes of it that are not on this machine.
-        cache: What it keeps per token while it generates.
-        training: Of the whole budget; None: no tokens or no device were named.
-        is_paper_default: Whether it is half of the layers, with which the method begins.
+        cut: Whether the config can be cut there, and whether that is safe.
+        counts: Parameters, bytes, and FLOPs per training token.
+        download_bytes: Bytes of the kept tensors that are not on this machine yet.
+        cache: Size of the key-value cache while generating.
+        training: Time and price of the whole budget; None without tokens or devices.
+        is_paper_default: True for half of the layers, where the method starts by default.
     """
 
     cut: CutPoint
@@ -65,27 +66,27 @@ class Candidate:
 
     @property
     def layers(self) -> int:
-        """How many."""
+        """Number of layers."""
         return self.cut.layers
 
 
 @dataclass(frozen=True)
-class Table:
-    """A reference and what it would be with fewer layers.
+class Candidates(Rows):
+    """A reference, and what it would be with fewer layers.
 
     Attributes:
-        reference: Its name.
-        revision: The commit it was looked at; None for a directory.
-        model_type: As its config says.
-        dtype: That most of its weights are stored in.
-        layers: How many it has.
-        layer_params: Least and most parameters of a layer.
-        embedding: Parameters that are looked up.
-        pattern: How its layers repeat, in words.
+        reference: Name of the model.
+        revision: Commit of a Hub model; None for a directory.
+        model_type: As in config.json.
+        dtype: Dtype of most weights, by bytes.
+        layers: Layers of the reference.
+        layer_params: Fewest and most parameters of a layer.
+        embedding: Parameters of the embeddings, which are looked up rather than multiplied.
+        pattern: How the layers repeat, in words.
         seq_len: Tokens per sequence that the FLOPs are for.
-        budget: What was asked about.
+        budget: The training that was estimated.
         candidates: By number of layers, ascending; the last one is the whole reference.
-        dropped_prediction: Multi-token-prediction tensors that no candidate has.
+        dropped_prediction: Number of multi-token-prediction tensors, which no candidate keeps.
     """
 
     reference: str
@@ -102,27 +103,31 @@ class Table:
     dropped_prediction: int
 
     def as_json(self) -> dict[str, Any]:
-        """The table as JSON values."""
-        return asdict(self) | {"candidates": [_row(c) for c in self.candidates]}
+        """Return everything as JSON values."""
+        return asdict(self) | {"candidates": self.rows()}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one mapping for each candidate."""
+        return [_row(candidate) for candidate in self.candidates]
 
 
 @dataclass(frozen=True)
-class Detail:
-    """One candidate from close up.
+class CutPlan(Rows):
+    """One cut of a reference in detail: what changes in the config, what is read and written.
 
     Attributes:
         table: The reference, with this candidate alone.
         kept: Layers of the reference, from 0.
         edits: Changed fields of config.json, and why.
         dropped_prediction: Names of the multi-token-prediction tensors that are left out.
-        ranges: Ranges of bytes to copy, after neighbours are joined.
-        shards: Bytes of each file to write, by its name.
-        side_files: Names of the files that are copied as they are.
-        needs_class: Whether layers move, so that only the model's class can tell what else must be
-            written into the config.
+        ranges: Number of byte ranges to copy, after neighbours are joined.
+        shards: Size in bytes of each file to write, by its name.
+        side_files: Names of the files that are copied unchanged.
+        needs_class: True if layers change their position, so that only the model's class can tell
+            what else has to be written into the config.
     """
 
-    table: Table
+    table: Candidates
     kept: tuple[int, ...]
     edits: tuple[Edit, ...]
     dropped_prediction: tuple[str, ...]
@@ -133,58 +138,60 @@ class Detail:
 
     @property
     def candidate(self) -> Candidate:
-        """The numbers."""
+        """The estimates for this cut."""
         return self.table.candidates[0]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything as JSON values."""
-        own = {key: value for key, value in asdict(self).items() if key != "table"}
-        return self.table.as_json() | own
+        """Return everything as JSON values."""
+        details = {key: value for key, value in asdict(self).items() if key != "table"}
+        return self.table.as_json() | details
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the one row of the table."""
+        return self.table.rows()
 
 
-def list_candidates(reference: ModelDirectory, budget: Budget = Budget()) -> Table:
-    """Numbers for every number of first layers worth a look.
+def list_candidates(reference: ModelDirectory, budget: Budget = Budget()) -> Candidates:
+    """Estimate the reference with its first n layers, for every n worth considering.
 
-    All of them up to 12; of more, those at which a pattern ends, thinned, half, and all.
+    Up to 12 layers, that is every n. Of more, it is those at which a pattern of layers ends,
+    thinned out, and half and all of the layers.
 
     Args:
-        reference: Only its headers and its config are looked at.
-        budget: What training is asked about.
+        reference: Only its headers and its config are read.
+        budget: The training to estimate.
     """
     total, sizes = reference.layers, Sizes(reference)
-    found = find_pattern(reference, sizes.layers)
-    points = [cut_point(reference.config, total, n, found) for n in range(1, total + 1)]
-    shown = points if total <= _ALL_SHOWN else _worth_a_look(points)
-    return _table(reference, budget, sizes, found, [(tuple(range(p.layers)), p) for p in shown])
+    pattern = find_pattern(reference, sizes.layers)
+    points = [cut_point(reference.config, total, n, pattern) for n in range(1, total + 1)]
+    shown = points if total <= _MAX_ROWS else _worth_considering(points)
+    cuts = [(tuple(range(point.layers)), point) for point in shown]
+    return _estimate(reference, budget, sizes, pattern, cuts)
 
 
-def look_at(
-    reference: ModelDirectory,
-    layers: str,
-    budget: Budget = Budget(),
-) -> Detail:
-    """One candidate in detail: what changes in the config, what is read and written.
+def plan_cut(reference: ModelDirectory, layers: str, budget: Budget = Budget()) -> CutPlan:
+    """Plan one cut: what changes in the config, and what is read and written.
 
     Args:
-        reference: Only its headers and its config are looked at.
+        reference: Only its headers and its config are read.
         layers: A selection, see `selection.choose_layers`.
-        budget: What training is asked about.
+        budget: The training to estimate.
 
     Raises:
-        RecipeError: There are no such layers; the message says which there are.
-        UnsupportedModelError: The config cannot be cut so.
+        RecipeError: The reference has no such layers; the message says which it has.
+        UnsupportedModelError: The config cannot be cut there.
     """
     total, sizes = reference.layers, Sizes(reference)
     kept = choose_layers(layers, LayerFacts(total))
     plan = plan_inherit(reference, kept)
-    found = find_pattern(reference, sizes.layers)
-    cut = cut_point(reference.config, total, len(kept), found)
+    pattern = find_pattern(reference, sizes.layers)
+    cut = cut_point(reference.config, total, len(kept), pattern)
     if not plan.is_prefix:
         reason = f"{describe_selection(kept)}: layers move, only `inherit` can tell"
         cut = CutPoint(len(kept), True, None, reason)
     shards = split_into_shards(plan.tensors)
-    return Detail(
-        table=_table(reference, budget, sizes, found, [(kept, cut)]),
+    return CutPlan(
+        table=_estimate(reference, budget, sizes, pattern, [(kept, cut)]),
         kept=kept,
         edits=tuple(plan.edits),
         dropped_prediction=tuple(plan.dropped_prediction),
@@ -195,20 +202,20 @@ def look_at(
     )
 
 
-def _table(
+def _estimate(
     reference: ModelDirectory,
     budget: Budget,
     sizes: Sizes,
-    found: Pattern | None,
+    pattern: Pattern | None,
     cuts: Sequence[tuple[tuple[int, ...], CutPoint]],
-) -> Table:
+) -> Candidates:
     section, container = text_config(reference.config), reference.container
-    positions = first_int(section, _POSITIONS) or _LONGEST_DEFAULT
-    seq_len = budget.seq_len or min(_LONGEST_DEFAULT, positions)
+    positions = first_int(section, _POSITIONS) or _MAX_DEFAULT_SEQ_LEN
+    seq_len = budget.seq_len or min(_MAX_DEFAULT_SEQ_LEN, positions)
     cache, total = Cache(reference), reference.layers
     params = [layer.params for layer in sizes.layers]
-    dropped = [n for n in reference.tensors if not container.keeps(n, total)]
-    return Table(
+    dropped = [name for name in reference.tensors if not container.keeps(name, total)]
+    return Candidates(
         reference=reference.name,
         revision=reference.revision,
         model_type=str(section.get("model_type") or reference.config.get("model_type")),
@@ -216,7 +223,7 @@ def _table(
         layers=total,
         layer_params=(min(params), max(params)),
         embedding=sizes.counts(range(total), seq_len).embedding,
-        pattern=str(found or "they follow no pattern"),
+        pattern=str(pattern or "they follow no pattern"),
         seq_len=seq_len,
         budget=replace(budget, seq_len=seq_len),
         candidates=tuple(
@@ -238,19 +245,19 @@ def _candidate(
     training = None
     if budget.speed is not None and budget.tokens is not None:
         training = budget.speed.price(counts.flops_per_token * budget.tokens)
-    is_prefix = kept[-1] == len(kept) - 1
-    missing = 0
+    download_bytes = 0
     if reference.remote is not None:
-        missing = reference.missing_bytes(kept_tensors(reference, kept))
-    half = is_prefix and len(kept) == max(1, reference.layers // 2)
-    return Candidate(cut, counts, missing, cache, training, half)
+        download_bytes = reference.missing_bytes(kept_tensors(reference, kept))
+    half = max(1, reference.layers // 2)
+    is_paper_default = list(kept) == list(range(half))
+    return Candidate(cut, counts, download_bytes, cache, training, is_paper_default)
 
 
-def _worth_a_look(points: Sequence[CutPoint]) -> list[CutPoint]:
+def _worth_considering(points: Sequence[CutPoint]) -> list[CutPoint]:
     total = len(points)
     safe = [point.layers for point in points if point.is_safe]
     step = 1
-    while len(safe[step - 1 :: step]) > _ALL_SHOWN:
+    while len(safe[step - 1 :: step]) > _MAX_ROWS:
         step *= 2
     shown = {*safe[step - 1 :: step], total // 2, total}
     return [point for point in points if point.layers in shown]

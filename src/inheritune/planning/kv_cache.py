@@ -1,4 +1,4 @@
-"""What a model keeps of each token while it generates, layer by layer, from headers and config."""
+"""Compute the size of the key-value cache per token, from a model's headers and config."""
 
 import re
 from collections import defaultdict
@@ -16,24 +16,24 @@ from inheritune.surgery.plan import stored_dtype
 
 __all__ = ["Cache", "CacheCost"]
 
-# The rows of these matrices are what is kept.
+# The cache holds one value for each row of these matrices.
 _LATENT = re.compile(r"\.kv_a_proj(_with_mqa)?\.weight$")
 _KEYS = re.compile(r"\.(k_proj|key|key_proj|wk|k|k_lin)\.weight$")
 _VALUES = re.compile(r"\.(v_proj|value|value_proj|wv|v|v_lin)\.weight$")
 _NOT_OF_TEXT = re.compile(r"cross_attn|linear_attn|indexer")
 _WINDOWED = ("sliding", "local", "chunked")
 _WINDOWS = ("sliding_window", "sliding_window_size", "attention_window_size", "window_size")
-# Every how manieth layer is one of full attention where old configs leave it to the class.
+# Period of the layers with full attention, for families whose old configs do not give it.
 _FULL_EVERY = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
 
 
 @dataclass(frozen=True)
 class CacheCost:
-    """What is kept for each token.
+    """Size of the cache.
 
     Attributes:
-        bytes_per_token: While no window is full, at the dtype of the weights on disk.
-        bytes_beyond_window: Of each further token once the windows are full.
+        bytes_per_token: Bytes per token while no window is full, at the dtype of the weights.
+        bytes_beyond_window: Bytes of each further token once the windows are full.
         window: Tokens that windowed layers keep; None: there are none, or their window is unknown.
     """
 
@@ -43,13 +43,13 @@ class CacheCost:
 
 
 class Cache:
-    """The cache of a reference with any of its layers.
+    """The key-value cache of a reference with any of its layers.
 
     Layers with a state of fixed size keep nothing per token. Latent attention keeps its latent and
     the rotated part of the keys, as inference engines do; transformers keeps more.
 
     Args:
-        reference: Only its headers and its config are looked at.
+        reference: Only its headers and its config are read.
     """
 
     def __init__(self, reference: ModelDirectory) -> None:
@@ -58,36 +58,39 @@ class Cache:
         self.item_bytes = item_bits(stored_dtype([*reference.tensors.values()]) or "F32") / 8
 
     def cost(self, kept: Sequence[int]) -> CacheCost:
-        """With some of the layers.
+        """Compute the cache's size with some of the layers.
 
         Args:
-            kept: Which, from 0.
+            kept: Positions of the layers, from 0.
         """
         windowed = [i for i in kept if self.windowed[i]]
-        every = sum(self.widths[i] for i in kept)
-        full = every - sum(self.widths[i] for i in windowed)
+        values = sum(self.widths[i] for i in kept)
+        unlimited = values - sum(self.widths[i] for i in windowed)
         window = first_int(self.section, _WINDOWS) if windowed else None
-        return CacheCost(int(every * self.item_bytes), int(full * self.item_bytes), window)
+        return CacheCost(int(values * self.item_bytes), int(unlimited * self.item_bytes), window)
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
-        """Values that each layer keeps of a token."""
+        """Values that each layer keeps per token."""
         total = self.reference.layers
         if keeps_no_keys(self.section):
             return (0,) * total
         kinds = layer_kinds(self.section, total)
-        shared = self.section.get("num_kv_shared_layers")  # the last ones use those of others
-        own = total - shared if type(shared) is int else total
-        written = self._written
+        shared = self.section.get(
+            "num_kv_shared_layers"
+        )  # the last layers reuse the keys of others
+        unshared = total - shared if type(shared) is int else total
         by_config = key_value_width(self.section)
         return tuple(
-            (written.get(i) or by_config) if i < own and (kinds is None or attends(kinds[i])) else 0
+            (self._stored_widths.get(i) or by_config)
+            if i < unshared and (kinds is None or attends(kinds[i]))
+            else 0
             for i in range(total)
         )
 
     @cached_property
     def windowed(self) -> tuple[bool, ...]:
-        """Whether each layer keeps the last tokens only."""
+        """True for each layer that keeps only the last tokens."""
         section, total = self.section, self.reference.layers
         kinds = layer_kinds(section, total)
         if kinds is not None and section.get("attention_window_size"):  # recurrent_gemma
@@ -96,11 +99,11 @@ class Cache:
             return tuple(kind.startswith(_WINDOWED) for kind in kinds)
         if kinds is not None and "layer_types" in section:
             return (False,) * total
-        return tuple(map(_by_number(section), range(total)))
+        return tuple(_is_windowed(section, i) for i in range(total))
 
     @cached_property
-    def _written(self) -> dict[int, int]:
-        """Rows of the key and value matrices, where they are matrices of their own."""
+    def _stored_widths(self) -> dict[int, int]:
+        """Rows of the key and value matrices by layer, where they are matrices of their own."""
         latent: dict[int, int] = defaultdict(int)
         keys: dict[int, int] = defaultdict(int)
         values: dict[int, int] = defaultdict(int)
@@ -108,23 +111,24 @@ class Cache:
         for name, tensor in self.reference.tensors.items():
             if len(tensor.shape) != 2 or _NOT_OF_TEXT.search(name):
                 continue
-            found = next((found for pattern, found in patterns if pattern.search(name)), None)
-            if found is None or (layer := self.reference.container.layer_of(name)) is None:
+            widths = next((widths for pattern, widths in patterns if pattern.search(name)), None)
+            if widths is None or (layer := self.reference.container.layer_of(name)) is None:
                 continue
-            found[layer] += tensor.shape[0]
-        # Some compute values from the matrix of the keys.
+            widths[layer] += tensor.shape[0]
+        # Some models compute the values with the matrix of the keys.
         separate = {i: rows + values.get(i, rows) for i, rows in keys.items()}
         return separate | latent
 
 
-def _by_number(section: Mapping[str, Any]) -> Any:
+def _is_windowed(section: Mapping[str, Any], layer: int) -> bool:
+    """Derive from a layer's position whether it has a window, for configs that do not list it."""
     if not section.get("sliding_window") or section.get("use_sliding_window") is False:
-        return lambda i: False
-    every = first_int(section, ("sliding_window_pattern", "global_attn_every_n_layers"))
-    every = every or _FULL_EVERY.get(str(section.get("model_type")))
-    if every:
-        return lambda i: (i + 1) % every != 0
-    if "use_sliding_window" in section:  # qwen2 and its kin: from this layer on
+        return False
+    period = first_int(section, ("sliding_window_pattern", "global_attn_every_n_layers"))
+    period = period or _FULL_EVERY.get(str(section.get("model_type")))
+    if period:
+        return (layer + 1) % period != 0
+    if "use_sliding_window" in section:  # Qwen2 and its relatives: from this layer on
         first = section.get("max_window_layers")
-        return lambda i: type(first) is int and i >= first
-    return lambda i: True
+        return type(first) is int and layer >= first
+    return True

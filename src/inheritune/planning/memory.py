@@ -1,4 +1,4 @@
-"""How much memory and disk a training will take: estimates, and said to be."""
+"""Estimate the memory that a training needs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ __all__ = ["SAVED_BYTES_PER_S", "Memory", "estimate_memory"]
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes while training.
+    """Estimated bytes on the device while training.
 
     Attributes:
-        weights: fp32, and their copy in the precision of the computation.
+        weights: fp32, plus a copy in the precision of the computation.
         gradients: fp32.
-        moments: AdamW's two, fp32.
-        activations: Roughly: of one micro-batch, with its logits.
-        reference: fp32, beside the model that learns from it; whole in every process.
+        moments: AdamW's two moments, fp32.
+        activations: Of one micro-batch, with its logits; a rough figure.
+        reference: fp32 weights of the reference in a distillation; whole in every process.
     """
 
     weights: int
@@ -31,11 +31,11 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return self.weights + self.gradients + self.moments + self.activations + self.reference
 
 
-# Written, hashed and synced, on a disk of a rented machine (docs/log.md).
+# Measured: written, hashed and synced, on the disk of a rented machine (docs/log.md).
 SAVED_BYTES_PER_S = 3e8
 
 
@@ -47,26 +47,32 @@ def estimate_memory(
     precision: str,
     reference: int = 0,
 ) -> Memory:
-    """Estimate what a training needs on its device.
+    """Estimate the memory that a training needs on its device.
 
     Args:
-        config: Of the reference.
-        params: Of the model that is trained.
-        layers: Of the model that is trained.
-        train: The recipe's section.
+        config: The reference's config.
+        params: Parameters of the trained model.
+        layers: Layers of the trained model.
+        train: Section of the recipe.
         precision: ``"bf16"`` or ``"fp32"``.
-        reference: Parameters of the model that it learns from, if it does.
+        reference: Parameters of the reference that runs beside the training; 0 if none does.
 
     Source: Korthikanti et al., arXiv 2205.05198, equation 1: 34 bytes for each position and channel
-    of a layer at 16 bits, without the attention matrices, which no kernel of today keeps. Logits:
-    in the precision of the computation and in fp32, with their gradients.
+    of a layer at 16 bits, without the attention matrices, which today's kernels do not store.
+    Logits: in the precision of the computation and in fp32, with their gradients.
     """
     section = text_config(config)
     width = first_int(section, ("hidden_size", "n_embd", "d_model")) or 0
     rows = first_int(section, ("vocab_size",)) or 0
     item = 2 if precision == "bf16" else 4
     positions = train.micro_batch * train.seq_len
-    inner = 17 * item * positions * width * layers
+    hidden = 17 * item * positions * width * layers
     logits = positions * rows * 2 * (item + 4)
     copies = params * item if precision == "bf16" else 0
-    return Memory(4 * params + copies, 4 * params, 8 * params, inner + logits, 4 * reference)
+    return Memory(
+        weights=4 * params + copies,
+        gradients=4 * params,
+        moments=8 * params,
+        activations=hidden + logits,
+        reference=4 * reference,
+    )

@@ -1,4 +1,4 @@
-"""The reference of a plan: its headers, or its shape where nobody has to load it for that."""
+"""Find the reference to plan with: its headers, or its shape if it is not on this machine."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,92 +16,90 @@ from inheritune.system.strict_json import read_json
 
 __all__ = ["planned_reference", "shape_notes", "with_taken_reference"]
 
-_BY_SHAPE = " (its published shape)"
+_SHAPE_ONLY = " (its published shape)"
 
 
 def planned_reference(recipe: Recipe, run: Run) -> ModelDirectory:
-    """The model that a run would inherit from; a Hub model is pinned for the run.
+    """Return the model that a run would inherit from; a Hub model is pinned for the run.
 
     Args:
-        recipe: Names it, or says how it is trained.
-        run: Holds it, where it was trained or pinned already.
+        recipe: Names the reference or says how it is trained.
+        run: May hold a reference that was trained or pinned already.
 
     Raises:
-        SourceError: It cannot be used, or its pinned commit is gone.
-        MachineError: The Hub cannot be reached, and its shape is not known either.
-        UnsupportedModelError: It is still to be trained, and its size is known to its class only.
+        SourceError: The reference cannot be used, or its pinned commit is gone.
+        MachineError: The Hub cannot be reached, and the shape of the model is not known either.
+        UnsupportedModelError: It has yet to be trained, and only its class knows its size.
     """
-    wanted = recipe.reference
-    if wanted.train is not None:
+    section = recipe.reference
+    if section.train is not None:
         if (run.reference / "model").is_dir():  # already trained
             return open_model(str(run.reference / "model"))
-        return _imagined(wanted.train)
-    assert wanted.model is not None  # the recipe has one or the other
-    if pinned_commit(run, wanted.model, wanted.revision) is not None:
-        return open_pinned(run, wanted.model, wanted.revision, whole=False)
+        return _untrained(section.train)
+    assert section.model is not None  # the recipe has one or the other
+    if pinned_commit(run, section.model, section.revision) is not None:
+        return open_pinned(run, section.model, section.revision, whole=False)
     try:
-        found = open_model(wanted.model, wanted.revision, whole=False)
+        model = open_model(section.model, section.revision, whole=False)
     except (MachineError, SourceError) as error:
-        known = _published_shape(wanted.model, error)
-        if known is None:
+        shape = _published_shape(section.model, error)
+        if shape is None:
             raise
-        return known
-    if found.revision is None:
-        return found
+        return shape
+    if model.revision is None:
+        return model
     run = Run.create(run.root)
-    with run.lock():  # of `plan` and `run`, one decides
-        return open_pinned(run, wanted.model, wanted.revision, whole=False)
+    with run.lock():  # `plan` and `run` may start at the same time; one of them pins
+        return open_pinned(run, section.model, section.revision, whole=False)
 
 
 def with_taken_reference(recipe: Recipe, run: Run) -> Recipe:
-    """The recipe, naming the reference that the run has taken from another one, if it has."""
+    """Replace a reference to be trained by the shared one that the run uses instead, if it does."""
     path = run.reference / "taken.json"
-    if recipe.reference.train is None or recipe.reference.train.keep_in is None:
+    train = recipe.reference.train
+    if train is None or train.keep_in is None or not path.exists():
         return recipe
-    if not path.exists():
-        return recipe
-    place = read_json(path)["result"]["taken_from"]
-    return recipe.model_copy(
-        update={"reference": recipe.reference.model_copy(update={"model": place, "train": None})}
-    )
+    update = {"model": read_json(path)["result"]["taken_from"], "train": None}
+    return recipe.model_copy(update={"reference": recipe.reference.model_copy(update=update)})
 
 
 def _published_shape(model: str, error: InherituneError) -> ModelDirectory | None:
-    """A published model that is not at hand, as headers of its known shape, else None.
+    """Return headers of a published model that is not on this machine, or None.
 
-    What the Hub does have and what is broken on this machine is for people to hear of.
+    Only for models that are absent: a model that the Hub refuses to give, or one that is broken on
+    this machine, must be reported.
     """
     absent = isinstance(error, MachineError) or not is_hub_id(model)
     config = known_config(model)
     if config is None or not absent or Path(model).expanduser().exists():
         return None
     shape = synthetic_headers(config)
-    return None if shape is None else replace(shape, name=f"{model}{_BY_SHAPE}")
+    return None if shape is None else replace(shape, name=f"{model}{_SHAPE_ONLY}")
 
 
-def _imagined(wanted: ReferenceTraining) -> ModelDirectory:
-    rows = wanted.vocab_size
-    if "vocab_size" in wanted.config:
-        rows = 0  # the config says it
-    elif wanted.tokenizer is not None:
-        rows = open_tokenizer(open_model(wanted.tokenizer, whole=False).path).rows
-    model = synthetic_headers({"vocab_size": rows} | wanted.config)
+def _untrained(section: ReferenceTraining) -> ModelDirectory:
+    rows = section.vocab_size
+    if "vocab_size" in section.config:
+        rows = 0  # replaced by the config's below
+    elif section.tokenizer is not None:
+        rows = open_tokenizer(open_model(section.tokenizer, whole=False).path).rows
+    model = synthetic_headers({"vocab_size": rows} | section.config)
     if model is None:
         raise UnsupportedModelError(
-            f"the size of a {wanted.config['model_type']} that is still to be trained is known to "
-            "its class only, which plan does not load.",
-            "Plan with a llama, mistral, qwen2, qwen3 or gpt2 whose config names all widths, or "
+            f"only its class knows the size of a {section.config['model_type']} that has yet to be "
+            "trained, and plan does not load classes.",
+            "Plan with a llama, mistral, qwen2, qwen3 or gpt2 whose config gives all widths, or "
             "after the reference is trained.",
         )
     return model
 
 
 def shape_notes(model: ModelDirectory) -> list[str]:
-    """What to know of a reference that `planned_reference` knows by its shape only."""
-    if not model.name.endswith(_BY_SHAPE):
+    """List what to know about a reference that is planned with by its published shape only."""
+    if not model.name.endswith(_SHAPE_ONLY):
         return []
-    name = model.name.removesuffix(_BY_SHAPE)
+    name = model.name.removesuffix(_SHAPE_ONLY)
     return [
         f"{name} is not on this machine: sizes are those of its published shape, its weights "
-        "were not looked at, and `run` needs it."
+        "were not read, and `run` needs them."
     ]

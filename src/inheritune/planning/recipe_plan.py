@@ -1,4 +1,4 @@
-"""What carrying out a recipe would take, told without doing any of it."""
+"""Plan a run: its trainings, and the time, memory and disk that they need."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,37 +26,38 @@ from inheritune.steps.limits import checkpoint_bytes, weights_bytes
 from inheritune.steps.reference import Reference
 from inheritune.surgery.sizes import Sizes
 from inheritune.system.devices import Price, Speed, choose_device
+from inheritune.system.rows import Rows
 
 __all__ = ["RecipePlan", "plan_recipe"]
 
-# For whom a plan is read that names no device; an H200 multiplies as fast as an H100.
+# Shown in a plan for no named device. An H200 multiplies as fast as an H100.
 _USUAL_DEVICES = ("h100", "a100", "rtx4090", "cpu")
 
 
 @dataclass(frozen=True)
-class RecipePlan:
-    """A run, as far as it can be told before.
+class RecipePlan(Rows):
+    """Everything about a run that is known before it starts.
 
     Attributes:
-        name: Of the run.
-        run: Its directory.
-        reference: The model, as the recipe names it; ``"trained here"`` where it is.
-        commit: At which it is pinned from now on; None for what is not on the Hub.
+        name: Name of the run.
+        run: Directory of the run.
+        reference: The model as the recipe names it; ``"trained here"`` if the recipe trains it.
+        commit: Commit that the reference is pinned to from now on; None unless it is on the Hub.
         reference_layers: Layers of the reference.
-        reference_params: Its parameters.
-        download_bytes: Of the reference, still to come from the Hub.
-        trainings: In the order of the run, with every round that can become necessary.
-        most_rounds: How many those are.
-        growth: How many rounds there may be, of which sizes, in words.
-        unique_tokens: Of the text, prepared or at most; None: not known yet.
-        edits: Of config.json in the first round, and why.
-        memory: Estimated, of the training that needs the most.
-        disk: Bytes by what takes them, estimated; an unknown amount is None.
-        save_bytes: Of one checkpoint of the largest training.
-        speed: What it runs on; None: no device was named.
-        price_per_hour: Of the machine, as the recipe has it; None: not known.
-        currency: Of it.
-        notes: What else to know.
+        reference_params: Parameters of the reference.
+        download_bytes: Bytes of the reference that are still to be downloaded.
+        trainings: In the order of the run, with every round that may become necessary.
+        most_rounds: Largest possible number of rounds.
+        growth: Number and sizes of the rounds, in words.
+        unique_tokens: Tokens of the text, or the most there may be; None: not known yet.
+        edits: Changed fields of config.json in the first round, and why.
+        memory: Estimate for the training that needs the most.
+        disk: Estimated bytes by purpose; None where unknown.
+        save_bytes: Size of one checkpoint of the largest training.
+        speed: Devices to run on; None: none were named.
+        price_per_hour: Price of the machine, from the recipe; None: unknown.
+        currency: Currency of `price_per_hour`.
+        notes: Sentences on what may surprise.
     """
 
     name: str
@@ -81,17 +82,17 @@ class RecipePlan:
 
     @property
     def flops(self) -> float:
-        """Of all trainings."""
+        """FLOPs of all trainings."""
         return sum(training.flops for training in self.trainings)
 
     @property
     def price(self) -> Price | None:
-        """Of all trainings, without validation and loading."""
+        """Time and price of all trainings, without validation and loading; None without devices."""
         return None if self.speed is None else self.speed.price(self.flops)
 
     @property
     def cost(self) -> float | None:
-        """Of all trainings, at the machine's price per hour; None: no device, or no price."""
+        """Cost of all trainings at the machine's price per hour; None if either is unknown."""
         hours = None if self.price is None else self.price.hours
         if hours is None or self.price_per_hour is None:
             return None
@@ -99,17 +100,13 @@ class RecipePlan:
 
     @property
     def usual_speeds(self) -> tuple[Speed, ...]:
-        """What hours are shown for: what was named, or one each of some usual devices."""
+        """The named devices, or else one each of some usual ones, to show hours for."""
         if self.speed is not None:
             return (self.speed,)
         return tuple(Speed(choose_device(name)) for name in _USUAL_DEVICES)
 
     def as_json(self) -> dict[str, Any]:
-        """The plan as JSON values."""
-        price = None if self.price is None else asdict(self.price)
-        memory = asdict(self.memory) | {"total": self.memory.total}
-        own = {"run": str(self.run), "flops": self.flops, "price": price, "memory": memory}
-        own |= {"cost": self.cost}
+        """Return the plan as JSON values."""
         hours = {
             speed.device.name: {
                 "mfu": speed.mfu,
@@ -119,41 +116,61 @@ class RecipePlan:
             }
             for speed in self.usual_speeds
         }
-        return asdict(self) | own | {"hours": hours}
+        return asdict(self) | {
+            "run": str(self.run),
+            "flops": self.flops,
+            "price": None if self.price is None else asdict(self.price),
+            "memory": asdict(self.memory) | {"total": self.memory.total},
+            "cost": self.cost,
+            "hours": hours,
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one mapping for each training."""
+        return [asdict(training) for training in self.trainings]
 
 
 def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> RecipePlan:
-    """Tell what a run would take. Nothing is trained, prepared or downloaded but headers.
+    """Plan a run without training, preparing or downloading anything but headers.
 
-    A reference on the Hub is pinned: the commit that is looked at is written into the run's
-    directory, and `run` takes that one. Otherwise nothing is written.
+    A reference on the Hub is pinned: its commit is written into the run's directory, and `run`
+    uses that commit. Otherwise nothing is written.
 
     Args:
-        recipe: What would be done.
-        root: The run's directory.
-        speed: What it would run on; None: FLOPs only.
+        recipe: Describes the run.
+        root: Directory of the run.
+        speed: Devices to run on; None: estimate FLOPs only.
 
     Raises:
         RecipeError: The recipe asks for layers that the reference does not have.
         SourceError: The reference cannot be used, or its pinned commit is gone.
-        UnsupportedModelError: A variant cannot be built from it, or its size cannot be told
+        UnsupportedModelError: A variant cannot be built from it, or its size cannot be computed
             without torch.
     """
+    # --- the reference ---
     recipe = with_taken_reference(recipe, Run(root))
     model = planned_reference(recipe, Run(root))
-    trained_here = recipe.reference.train is not None
-    sizes, seq_len = Sizes(model), recipe.train.seq_len
-    whole = sizes.counts(range(model.layers), seq_len)
-    opened = Reference(
-        model, model.name, whole.params, whole.flops_per_token, {}, trained_here=trained_here
+    sizes = Sizes(model)
+    whole = sizes.counts(range(model.layers), recipe.train.seq_len)
+    reference = Reference(
+        model,
+        model.name,
+        whole.params,
+        whole.flops_per_token,
+        {},
+        trained_here=recipe.reference.train is not None,
     )
-    first, most = first_layers(recipe, opened)
-    unique, exact = _unique_tokens(recipe, Run(root))
+
+    # --- the rounds: as many as there can be, since only training tells which one matches ---
+    first, most = first_layers(recipe, reference)
     growth = Growth.of(recipe, model, first, most)
-    depths = growth.longest()
+    round_sizes = growth.longest()
     check_starts(recipe, model, growth.ends())
+
+    # --- the trainings ---
+    unique, exact = _unique_tokens(recipe, Run(root))
     planner = Planner(recipe, sizes, speed, unique)
-    trainings = planner.all(depths)
+    trainings = planner.all(round_sizes)
     memory = _memory(recipe, model, trainings, whole.params, _precision(recipe, speed))
     return RecipePlan(
         name=recipe.name,
@@ -164,10 +181,10 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
         reference_params=whole.params,
         download_bytes=model.missing_bytes(model.tensors.values()),
         trainings=trainings,
-        most_rounds=len(depths),
+        most_rounds=len(round_sizes),
         growth=str(growth),
         unique_tokens=unique,
-        edits=tuple(cut_config(model.config, depths[0])[1]),
+        edits=tuple(cut_config(model.config, round_sizes[0])[1]),
         memory=memory,
         disk=_disk(recipe, model, trainings, unique, planner.stored),
         save_bytes=checkpoint_bytes(max(training.params for training in trainings)),
@@ -190,7 +207,7 @@ def _memory(
     reference: int,
     precision: str,
 ) -> Memory:
-    """Of the training that needs the most."""
+    """Estimate the memory of the training that needs the most."""
     estimates = (
         estimate_memory(
             model.config,
@@ -206,7 +223,7 @@ def _memory(
 
 
 def _unique_tokens(recipe: Recipe, run: Run) -> tuple[int | None, bool]:
-    """Tokens of an epoch, and whether that is exact."""
+    """Return the tokens of an epoch, and whether that number is exact."""
     if (run.tokens / "manifest.json").exists():
         tokens = open_tokens(run.tokens)
         return tokens.train.num_samples(recipe.train.seq_len) * recipe.train.seq_len, True
@@ -234,7 +251,7 @@ def _disk(
     return {
         "reference": model.missing_bytes(model.tensors.values()),
         "tokens": None if unique is None else unique * id_type(rows).itemsize,
-        # The one being written is there beside those that are kept.
+        # A new checkpoint is written before the oldest is deleted.
         "checkpoints": checkpoint_bytes(largest) * (recipe.train.keep + 1),
         "models": models + target,
         **({"logits": logits} if logits else {}),
@@ -242,6 +259,6 @@ def _disk(
 
 
 def _logits_bytes(stored: Mapping[tuple[int, float, int], int], rows: int) -> int:
-    """What variants keep of the reference's predictions: ids, fp16, and an fp32 for the rest."""
-    each = id_type(rows).itemsize + 2
-    return sum(tokens * (top_k * each + 4) for (top_k, _, _), tokens in stored.items())
+    """Size of the stored predictions: k ids with fp16 logits, and one fp32 for all other ids."""
+    entry = id_type(rows).itemsize + 2
+    return sum(tokens * (top_k * entry + 4) for (top_k, _, _), tokens in stored.items())

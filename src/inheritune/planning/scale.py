@@ -1,4 +1,4 @@
-"""A recipe made small: the same trainings of the same depths, on less of everything else."""
+"""Shrink a recipe to try it out: the same trainings and numbers of layers, less of all else."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -16,12 +16,12 @@ __all__ = ["scale_file", "scale_recipe"]
 
 _LEAST_STEPS = 2
 _LEAST_SEQ_LEN = 16
-_LEAST_POSITIONS = 32  # a distillation asks the reference about so many at its start
+_LEAST_POSITIONS = 32  # a distillation checks the reference on this many tokens first
 _LEAST_HEAD = 8
-_TOKENS_OF_FORWARD = 8192  # of a validation: small models take as long for 64 windows as for 512
+_VALIDATION_TOKENS = 8192  # per forward: small models are as fast on 512 windows as on 64
 _TOKENIZER = "embedded:demo"
-_TOKENS_OF_STDLIB = 3_000_000  # about, by that tokenizer
-_LEAST_SAMPLE = 0.05  # with which three modules are held out
+_STDLIB_TOKENS = 3_000_000  # roughly, with that tokenizer
+_LEAST_SAMPLE = 0.05  # holds out three modules
 _ROWS = 2048
 _FEW_STEPS = 50
 
@@ -29,60 +29,60 @@ _LLAMA_LIKE = {"llama", "mistral", "qwen2", "qwen3"}
 
 
 def scale_file(given: RecipeFile, factor: float) -> RecipeFile:
-    """A recipe file with its recipe scaled, see `scale_recipe`.
+    """Scale the recipe of a file, see `scale_recipe`.
 
     Args:
-        given: As it was read.
-        factor: Of the tokens, above 0 and below 1.
+        given: The recipe as it was read.
+        factor: Factor on the tokens, above 0 and below 1.
 
     Returns:
-        With ``scaled`` saying what was done, and ``"--scale"`` as the origin of what changed.
+        A recipe file whose ``scaled`` describes the scaling, with ``"--scale"`` as the origin of
+        every value that changed.
 
     Raises:
-        RecipeError: The factor is no share, or the reference's shape is not known.
+        RecipeError: The factor is out of range, or the reference's shape is not known.
         SourceError: The reference is a broken local directory.
     """
     model = given.recipe.reference.model
     config = None if model is None else known_config(model)
     if model is not None and config is None:
-        local = open_model(model, whole=False)
-        config = dict(local.config)
+        config = dict(open_model(model, whole=False).config)
     recipe = scale_recipe(given.recipe, factor, config)
     before, after = (dict(_leaves(r.resolved())) for r in (given.recipe, recipe))
     origins = {
         key: given.origins.get(key, "default") if before.get(key, ...) == value else "--scale"
         for key, value in after.items()
     }
-    said = (
-        f"Scaled by {factor:g}: tokens x {factor:g}; widths, sequences and batches x "
-        f"{factor**0.25:.2g}, down to their least; a reference of that shape and all its layers, "
-        "trained here for as long as its target, on Python's standard library. It shows that the "
-        "recipe can be carried out, and is no result of the method."
+    note = (
+        f"Scaled by {factor:g}: tokens x {factor:g}; widths, sequence lengths and batches x "
+        f"{factor**0.25:.2g}, within limits; the reference has this shape and all its layers, and "
+        "is trained here for as long as its target, on Python's standard library. This shows that "
+        "the recipe runs; it is not a result of the method."
     )
-    return replace(given, recipe=recipe, origins=origins, scaled=said)
+    return replace(given, recipe=recipe, origins=origins, scaled=note)
 
 
 def scale_recipe(recipe: Recipe, factor: float, config: Mapping[str, Any] | None = None) -> Recipe:
-    """The same rounds and variants, of the same depths, in a small fraction of the time.
+    """Return a recipe with the same rounds and variants that takes a small fraction of the time.
 
-    Tokens are multiplied by the factor, though every training keeps two steps; widths, sequence
-    length and sequences of a step by its fourth root, down to two heads of eight channels and
-    sequences of 16 tokens. A reference that would be downloaded is replaced by one of its shape
-    that is trained here. Text is Python's standard library, and tasks are not asked.
+    Tokens are multiplied by the factor, but every training keeps at least two steps. Widths,
+    sequence length and sequences per step are multiplied by its fourth root, down to two heads of
+    eight channels and sequences of 16 tokens. A reference that would be downloaded is replaced by
+    one of its shape that is trained here. The text is Python's standard library, and no tasks run.
 
     Args:
-        recipe: As it is meant.
-        factor: Of the tokens, above 0 and below 1.
-        config: Of the reference, where the recipe does not have it.
+        recipe: The recipe to scale.
+        factor: Factor on the tokens, above 0 and below 1.
+        config: The reference's config; needed unless the recipe trains the reference.
 
     Returns:
-        A recipe under another name, so that the two never meet in one directory.
+        A recipe under another name, so that the two never share a directory.
 
     Raises:
-        RecipeError: The factor is no share, or a reference of this kind cannot be made small.
+        RecipeError: The factor is out of range, or a reference of this kind cannot be scaled.
     """
     if not 0 < factor < 1:
-        raise RecipeError(f"--scale is {factor:g}.", "Name a factor above 0 and below 1.")
+        raise RecipeError(f"--scale is {factor:g}.", "Choose a factor above 0 and below 1.")
     values = recipe.resolved()
     train = values["train"] = _scaled_training(recipe, factor)
     tokens = partial(_amount, factor=factor, train=train)
@@ -96,12 +96,12 @@ def scale_recipe(recipe: Recipe, factor: float, config: Mapping[str, Any] | None
     values["data"] = _scaled_data(recipe, tokens, 2 * longest)
     for variant in values["variants"].values():
         _scale_variant(variant, factor, train)
-    windows = max(1, _TOKENS_OF_FORWARD // train["seq_len"])
+    windows = max(1, _VALIDATION_TOKENS // train["seq_len"])
     values["evaluate"] |= {"tasks": [], "at": [], "batch_size": windows}
     if values["analyze"] is not None:
-        looked_at = values["analyze"]
-        length = min(looked_at["tokens_per_sequence"], train["seq_len"])
-        looked_at |= {"sequences": min(looked_at["sequences"], 4), "tokens_per_sequence": length}
+        analyze = values["analyze"]
+        length = min(analyze["tokens_per_sequence"], train["seq_len"])
+        analyze |= {"sequences": min(analyze["sequences"], 4), "tokens_per_sequence": length}
     values["report"] |= {"prompts": [], "trackers": []}
     return Recipe.model_validate(values)
 
@@ -125,15 +125,15 @@ def _scaled_training(recipe: Recipe, factor: float) -> dict[str, Any]:
     seq_len = min(train.seq_len, max(_LEAST_SEQ_LEN, round(train.seq_len * root / 8) * 8))
     sequences = max(2, round(train.batch_tokens // train.seq_len * root / 2) * 2)
     batch = sequences * seq_len
-    wanted = max(_LEAST_STEPS * batch, round(train.tokens * factor))
+    tokens = max(_LEAST_STEPS * batch, round(train.tokens * factor))
     values: dict[str, Any] = train.model_dump(mode="json")
     values |= {
-        "tokens": wanted,
+        "tokens": tokens,
         "seq_len": seq_len,
         "batch_tokens": batch,
         "micro_batch": math.gcd(sequences, train.micro_batch),
-        # Where there are few steps, ten validations would be most of the work.
-        "eval_every": wanted if wanted < _FEW_STEPS * batch else None,
+        # With few steps, ten validations would be most of the work.
+        "eval_every": tokens if tokens < _FEW_STEPS * batch else None,
     }
     values["warmup_tokens"] = _warmup(train.warmup_tokens, factor, values)
     return values
@@ -150,18 +150,18 @@ def _scaled_reference(
     tokens: Callable[[int], int],
 ) -> dict[str, Any]:
     trained = recipe.reference.train
-    found = config if trained is None else trained.config
-    if found is None:
+    config = config if trained is None else trained.config
+    if config is None:
         raise RecipeError(
             f"the shape of {escape(recipe.reference.model)} is not known, so it cannot be scaled.",
-            f"Known are {', '.join(known_models())}, model directories, and references that are "
-            "trained by the recipe.",
+            f"Scale a recipe that trains its reference, names a local model directory, or one of "
+            f"{', '.join(known_models())}.",
         )
     return {
         "model": None,
         "revision": None,
         "train": {
-            "config": _narrow(found, recipe, train),
+            "config": _narrow(config, recipe, train),
             "tokenizer": _TOKENIZER,
             "tokens": train["tokens"] if trained is None else tokens(trained.tokens),
         },
@@ -169,9 +169,10 @@ def _scaled_reference(
 
 
 def _narrow(config: Mapping[str, Any], recipe: Recipe, train: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of the same layers and family, as many times narrower as its sequences are shorter.
+    """Return a config of the same family and number of layers, as much narrower as shorter.
 
-    Heads stay even in number, so that they can be halved.
+    Widths shrink by the ratio of the sequence lengths. The number of heads stays even, so that a
+    half-width variant can halve it.
     """
     kind = config.get("model_type")
     if kind == "gpt2":
@@ -182,27 +183,28 @@ def _narrow(config: Mapping[str, Any], recipe: Recipe, train: Mapping[str, Any])
         positions_key, inner_key = "max_position_embeddings", "intermediate_size"
     else:
         raise RecipeError(
-            f"a reference of the kind {escape(kind)} cannot be scaled.",
-            f"Known are gpt2, {', '.join(sorted(_LLAMA_LIKE))}.",
+            f"a reference of the type {escape(kind)} cannot be scaled.",
+            f"Supported types: gpt2, {', '.join(sorted(_LLAMA_LIKE))}.",
         )
     width, heads = config.get(width_key), config.get(heads_key)
     if not isinstance(width, int) or not isinstance(heads, int):
         raise RecipeError(
-            f"the config of the reference does not say {width_key} and {heads_key}.",
-            "A scaled run needs both.",
+            f"the reference's config does not give {width_key} and {heads_key}.",
+            "Add both, or run without --scale.",
         )
     share = train["seq_len"] / recipe.train.seq_len
-    few = max(2, round(heads * share / 2) * 2)
-    head = max(_LEAST_HEAD, round(width * share / few / 8) * 8)
-    narrow = dict(config) | {width_key: few * head, heads_key: few}
+    new_heads = max(2, round(heads * share / 2) * 2)
+    head_dim = max(_LEAST_HEAD, round(width * share / new_heads / 8) * 8)
+    new_width = new_heads * head_dim
+    narrow = dict(config) | {width_key: new_width, heads_key: new_heads}
     narrow |= {positions_key: max(train["seq_len"], _LEAST_POSITIONS)}
     if isinstance(inner := config.get(inner_key), int):
-        narrow[inner_key] = max(4, round(inner * few * head / width / 4) * 4)
+        narrow[inner_key] = max(4, round(inner * new_width / width / 4) * 4)
     if isinstance(groups := config.get("num_key_value_heads"), int):
-        narrow["num_key_value_heads"] = max(1, few * groups // heads)
+        narrow["num_key_value_heads"] = max(1, new_heads * groups // heads)
     if config.get("head_dim") is not None:
-        narrow["head_dim"] = head
-    # Rows and special ids are those of the tokenizer that is used instead.
+        narrow["head_dim"] = head_dim
+    # The scaled run uses another tokenizer, with another vocabulary and special ids.
     for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"):
         narrow.pop(key, None)
     return narrow
@@ -214,7 +216,7 @@ def _scaled_data(recipe: Recipe, tokens: Callable[[int], int], needed: int) -> d
         "source": "stdlib",
         "val_fraction": 0.04,
         "split_by": "name",  # the same modules on every machine
-        "sample": min(1.0, max(_LEAST_SAMPLE, needed / _TOKENS_OF_STDLIB)),
+        "sample": min(1.0, max(_LEAST_SAMPLE, needed / _STDLIB_TOKENS)),
         "tokens": needed if unique is None else tokens(unique),
         "allow_repeat": True,
     }

@@ -1,7 +1,4 @@
-"""The trainings of a run, counted before they are done.
-
-What a plan tells in sentences: what may surprise, and what cannot be counted yet.
-"""
+"""Count the trainings of a run before it starts, and note what may surprise about them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +7,7 @@ from inheritune.model_files.config import layer_count
 from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.planning.memory import Memory
 from inheritune.recipe.schema import Recipe
-from inheritune.recipe.variants import Distill
+from inheritune.recipe.variants import Distill, Variant
 from inheritune.steps.growth import Growth, grown_sizes, grown_specs
 from inheritune.steps.seeds import repeat_specs
 from inheritune.steps.trainings import TrainingSpec, depth_of, specs_for
@@ -23,24 +20,24 @@ __all__ = ["PlannedTraining", "Planner", "growth_notes", "training_notes"]
 
 @dataclass(frozen=True)
 class PlannedTraining:
-    """One training of a run.
+    """One training of a run, estimated.
 
     Attributes:
-        name: Of the variant, or ``"reference"``.
-        round: Of the target, from 1; None for all others.
-        start: As the variant's; the first training of stacking is ``"fresh"``.
-        layers: Of the model trained.
-        params: Its parameters.
-        tokens: Trained on, in whole steps.
+        name: Name of the variant, or ``"reference"``.
+        round: Round of the target, from 1; None for all other trainings.
+        start: Initial weights, as in the recipe; the first training of stacking is ``"fresh"``.
+        layers: Layers of the trained model.
+        params: Parameters of the trained model.
+        tokens: Training tokens, in whole steps.
         steps: Optimizer steps.
         epochs: Passes over the text; None: not known before the text is prepared.
-        flops: Of the training, without its validations.
-        reference_flops: Of them, those of the reference's forward passes in a distillation; None
-            where there is none.
-        beside: Whether the reference runs beside it.
-        seed: Of a training that repeats another; None: it is the first of its variant.
-        price: Time, and money where a rate was named; None: no device was named.
-        made_of: What it begins with, in words; empty where `start` says it all.
+        flops: FLOPs of the training without validation.
+        price: Time, and money if a rate is known; None: no devices were named.
+        made_of: Initial weights in words; empty if `start` says it all.
+        reference_flops: Part of `flops` that is forward passes of the reference in a distillation;
+            None without distillation.
+        beside: True if the reference runs beside the training.
+        seed: Seed of a training that repeats another; None for the first of its variant.
     """
 
     name: str
@@ -63,14 +60,14 @@ class Planner:
     """Counts the trainings of a recipe.
 
     Args:
-        recipe: What would be done.
-        sizes: Of its reference.
-        speed: What it would run on; None: FLOPs only.
+        recipe: Describes the run.
+        sizes: Sizes of its reference.
+        speed: Devices to run on; None: estimate FLOPs only.
         unique: Tokens of an epoch; None: not known.
 
     Attributes:
-        stored: Tokens whose predictions are kept on disk, by how many ids of each are kept, the
-            temperature and the seed; known when all trainings are.
+        stored: Tokens with stored predictions of the reference, by (top_k, temperature, seed);
+            complete after `all`.
     """
 
     def __init__(
@@ -79,110 +76,126 @@ class Planner:
         self._recipe, self._sizes, self._speed, self._unique = recipe, sizes, speed, unique
         self.stored: dict[tuple[int, float, int], int] = {}
 
-    def all(self, depths: Sequence[int]) -> tuple[PlannedTraining, ...]:
-        """The reference's training if there is one, every round and control, with every seed."""
+    def all(self, round_sizes: Sequence[int]) -> tuple[PlannedTraining, ...]:
+        """Count the reference's training, if any, and every round and control with every seed.
+
+        Args:
+            round_sizes: Number of layers of each round.
+        """
         recipe = self._recipe
         self.stored = {}
+
+        # --- the reference ---
         before = []
         if recipe.reference.train is not None:
             trained = recipe.reference.train
-            depth = layer_count(trained.config)
-            before = [self._training(TrainingSpec("reference", "fresh", depth, trained.tokens))]
-        wanted = recipe.tokens_of(recipe.target)
-        assert wanted is not None  # the recipe refuses equal_compute for the target
-        rounds: list[PlannedTraining] = []
-        tried: list[TrainingSpec] = []
-        for number, depth in enumerate(depths, 1):
-            arm = self._arms(recipe.target, depth, wanted)[0]
-            if recipe.grow.weights == "keep":  # as in derive: it goes on in the text
-                seen = sum(training.tokens for training in rounds) // recipe.train.seq_len
-                arm = replace(arm, first_sample=seen)
-            tried.append(arm)
-            rounds.append(self._training(arm, number))
-        spent = sum(training.flops for training in [*before, *rounds])
-        arms: list[TrainingSpec] = []
-        for name, variant in recipe.variants.items():
-            if name == recipe.target:
-                continue
-            if variant.start == "grown":
-                sizes, total = grown_sizes(depths, depths[-1]), self._sizes.reference.layers
-                grown = grown_specs(recipe, name, total, sizes, rounds[0].tokens)
-                arms += grown
-                continue
-            layers = depth_of(variant, self._sizes.reference.layers, depths[-1])
-            tokens = recipe.tokens_of(name)
-            if tokens is None:
-                each = self._counts(TrainingSpec(name, variant.start, layers, 0)).flops_per_token
-                beside = variant.distill is not None and variant.distill.top_k is None
-                tokens = round(spent / (each + (self._forward if beside else 0.0)))
-            arms += self._arms(name, layers, tokens)
-        controls = [self._training(arm) for arm in [*arms, *repeat_specs(recipe, tried, arms)]]
-        return (*before, *rounds, *controls)
+            layers = layer_count(trained.config)
+            before = [self._training(TrainingSpec("reference", "fresh", layers, trained.tokens))]
 
-    def _arms(self, name: str, layers: int, tokens: int) -> list[TrainingSpec]:
+        # --- the rounds of the target ---
+        tokens = recipe.tokens_of(recipe.target)
+        assert tokens is not None  # the recipe refuses equal_compute for the target
+        rounds: list[PlannedTraining] = []
+        round_specs: list[TrainingSpec] = []
+        for number, layers in enumerate(round_sizes, 1):
+            spec = self._specs(recipe.target, layers, tokens)[0]
+            if recipe.grow.weights == "keep":  # as in derive: a round continues in the text
+                samples = sum(training.tokens for training in rounds) // recipe.train.seq_len
+                spec = replace(spec, first_sample=samples)
+            round_specs.append(spec)
+            rounds.append(self._training(spec, number))
+
+        # --- the controls ---
+        specs: list[TrainingSpec] = []
+        for name, variant in recipe.variants.items():
+            if name != recipe.target and variant.start == "grown":
+                sizes, total = grown_sizes(round_sizes, round_sizes[-1]), self._total
+                specs += grown_specs(recipe, name, total, sizes, rounds[0].tokens)
+            elif name != recipe.target:
+                layers = depth_of(variant, self._total, round_sizes[-1])
+                tokens = recipe.tokens_of(name)
+                if tokens is None:
+                    flops = sum(training.flops for training in [*before, *rounds])
+                    tokens = self._equal_compute_tokens(name, variant, layers, flops)
+                specs += self._specs(name, layers, tokens)
+        repeats = repeat_specs(recipe, round_specs, specs)
+        return (*before, *rounds, *(self._training(spec) for spec in [*specs, *repeats]))
+
+    @property
+    def _total(self) -> int:
+        return self._sizes.reference.layers
+
+    def _equal_compute_tokens(self, name: str, variant: Variant, layers: int, flops: float) -> int:
+        """Compute the tokens after which a control has used so many FLOPs."""
+        per_token = self._counts(TrainingSpec(name, variant.start, layers, 0)).flops_per_token
+        if variant.distill is not None and variant.distill.top_k is None:
+            per_token += self._forward_flops
+        return round(flops / per_token)
+
+    def _specs(self, name: str, layers: int, tokens: int) -> list[TrainingSpec]:
         return specs_for(self._recipe, name, self._sizes.reference.layers, layers, tokens)
 
-    def _training(self, arm: TrainingSpec, number: int | None = None) -> PlannedTraining:
-        counts, train = self._counts(arm), self._recipe.train
-        steps = train.num_steps(arm.tokens)
+    def _training(self, spec: TrainingSpec, number: int | None = None) -> PlannedTraining:
+        counts, train = self._counts(spec), self._recipe.train
+        steps = train.num_steps(spec.tokens)
         tokens = steps * train.batch_tokens
-        distill = None if arm.distill is None else Distill.model_validate(arm.distill)
-        forwards = None
+        distill = None if spec.distill is None else Distill.model_validate(spec.distill)
+        reference_flops = None
         if distill is not None:
-            forwards = self._forward * self._asked(distill, arm, tokens)
-        flops = counts.flops_per_token * tokens + (forwards or 0.0)
+            reference_flops = self._forward_flops * self._forward_tokens(distill, spec, tokens)
+        flops = counts.flops_per_token * tokens + (reference_flops or 0.0)
         return PlannedTraining(
-            name=arm.variant,
+            name=spec.variant,
             round=number,
-            start=arm.start,
-            layers=arm.layers,
+            start=spec.start,
+            layers=spec.layers,
             params=counts.params,
             tokens=tokens,
             steps=steps,
             epochs=tokens / self._unique if self._unique else None,
             flops=flops,
             price=None if self._speed is None else self._speed.price(flops),
-            made_of=arm.made_of,
-            reference_flops=forwards,
+            made_of=spec.made_of,
+            reference_flops=reference_flops,
             beside=distill is not None and distill.top_k is None,
-            seed=arm.seed if arm.repeats else None,
+            seed=spec.seed if spec.repeats else None,
         )
 
-    def _asked(self, distill: Distill, arm: TrainingSpec, tokens: int) -> int:
-        """Tokens that the reference is run on: all, or those that nobody has had stored yet.
+    def _forward_tokens(self, distill: Distill, spec: TrainingSpec, tokens: int) -> int:
+        """Count the tokens that the reference runs on: all, or those not stored before.
 
-        What is stored begins with the order of samples, wherever the training does.
+        Storing always begins at the first sample, even if the training begins later.
         """
         if distill.top_k is None:
             return tokens
-        train = arm.settings(self._recipe.train)
-        kept = (distill.top_k, distill.temperature, train.seed)
-        needed = arm.first_sample * train.seq_len + tokens
-        before, needed = self.stored.get(kept, 0), min(needed, self._unique or needed)
-        self.stored[kept] = max(before, needed)
-        return max(0, needed - before)
+        train = spec.settings(self._recipe.train)
+        key = (distill.top_k, distill.temperature, train.seed)
+        needed = spec.first_sample * train.seq_len + tokens
+        stored, needed = self.stored.get(key, 0), min(needed, self._unique or needed)
+        self.stored[key] = max(stored, needed)
+        return max(0, needed - stored)
 
     @property
-    def _forward(self) -> float:
-        """FLOPs of the reference's forward pass over a token."""
+    def _forward_flops(self) -> float:
+        """FLOPs of the reference's forward pass per token."""
         sizes, seq_len = self._sizes, self._recipe.train.seq_len
         whole = sizes.counts(range(sizes.reference.layers), seq_len)
         return whole.flops_per_token * EVALUATION_SHARE
 
-    def _counts(self, arm: TrainingSpec) -> Counts:
+    def _counts(self, spec: TrainingSpec) -> Counts:
         sizes = self._sizes
-        if arm.start == "half-width":
+        if spec.start == "half-width":
             sizes = Sizes(half_width_headers(sizes.reference))
-        return sizes.counts(arm.kept or range(arm.layers), self._recipe.train.seq_len)
+        return sizes.counts(spec.kept or range(spec.layers), self._recipe.train.seq_len)
 
 
 def growth_notes(recipe: Recipe, growth: Growth) -> list[str]:
-    """Notes on the rounds that there may be."""
-    said = list(growth.notes)
+    """List what may surprise about the rounds."""
+    notes = list(growth.notes)
     if len(growth.longest()) == 1:
         grown = [name for name, variant in recipe.variants.items() if variant.start == "grown"]
-        said += [f"{name} is not trained: there is one round only." for name in grown]
-    return said
+        notes += [f"{name} is not trained: there is one round only." for name in grown]
+    return notes
 
 
 def training_notes(
@@ -193,47 +206,47 @@ def training_notes(
     memory: Memory,
     speed: Speed | None,
 ) -> list[str]:
-    """Of the trainings together.
+    """List what may surprise about the trainings.
 
     Args:
-        recipe: What would be done.
+        recipe: Describes the run.
         trainings: In the order of the run.
         unique: Tokens of an epoch; None: not known yet.
-        exact: Whether that is counted, not asked for.
-        memory: Of the training that needs the most.
-        speed: What it would run on; None: no device was named.
+        exact: True if `unique` was counted, false if it is the recipe's limit.
+        memory: Estimate for the training that needs the most.
+        speed: Devices to run on; None: none were named.
     """
-    said = []
+    notes = []
     longest = max(training.tokens for training in trainings)
     if unique is None:
-        said.append("Epochs are known when the text is: inheritune prepare.")
+        notes.append("Epochs are known once the text is prepared: inheritune prepare.")
     elif longest > unique and not recipe.data.allow_repeat:
-        said.append(
-            f"The text has {'' if exact else 'at most '}{unique:,} tokens and the longest training "
-            f"{longest:,}: it will be refused unless data.allow_repeat is true."
+        notes.append(
+            f"The text has {'' if exact else 'at most '}{unique:,} tokens, and the longest "
+            f"training needs {longest:,}: it will be refused unless data.allow_repeat is true."
         )
     if speed is not None and memory.total > (speed.device.memory_bytes or memory.total):
-        said.append(
+        notes.append(
             f"The estimated memory exceeds that of one {speed.device.title}: lower "
-            "train.micro_batch, or choose another device."
+            "train.micro_batch or choose another device."
         )
     distilled = dict.fromkeys(t.name for t in trainings if t.reference_flops)
     if distilled:
-        said.append(
+        notes.append(
             f"FLOPs include the reference's forward passes for {', '.join(distilled)}: "
             f"{sum(t.reference_flops or 0.0 for t in trainings):.2e} together."
         )
     trained = recipe.reference.train
     if trained is not None and trained.keep_in is not None:
-        said.append(
-            f"The reference is taken from {trained.keep_in}, at no cost, where another run has "
-            "left the same."
+        notes.append(
+            f"The reference costs nothing if another run has left the same one in "
+            f"{trained.keep_in}."
         )
     if any(v.tokens == "equal_compute" for v in recipe.variants.values()):
-        said.append("A control with equal compute is counted for all rounds.")
+        notes.append("Equal-compute controls are estimated for all rounds.")
     if recipe.inherit.layers == "advice":
-        said.append(
-            "Counted with half of the layers first; a run begins with as many as the analysis of "
-            "the reference's attention advises."
+        notes.append(
+            "Estimated with half of the layers in the first round; a run starts with the number "
+            "that the analysis of the reference's attention suggests."
         )
-    return said
+    return notes
