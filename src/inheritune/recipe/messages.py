@@ -105,7 +105,7 @@ def _problem(path: KeyPath, faults: list[_Fault], tree: Tree, misspelt: set[KeyP
     start = f"{place.where}: {dotted(path)}" if path else tree.label
     if fault["type"] == "missing":
         about = _field(path)
-        description = (about and about.description) or "a section"
+        description = " ".join(((about and about.description) or "a section").split())
         return f"{start} is missing.", f"Add it: {description[0].lower()}{description[1:]}"
     if fault["type"] == "extra_forbidden":
         if dotted(path) in REMOVED_KEYS:

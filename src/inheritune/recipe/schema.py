@@ -8,7 +8,10 @@ from inheritune.recipe.published import check_experiment
 from inheritune.recipe.values import (
     Amount,
     AmountOrZero,
+    Count,
+    CountOrZero,
     Name,
+    NonNegative,
     Rate,
     Section,
     Seed,
@@ -39,21 +42,17 @@ Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 class ReferenceTraining(Section):
     """Train a reference from scratch instead of downloading one."""
 
-    config: Annotated[dict[str, JsonValue], AfterValidator(writable)] = Field(
-        description="The reference's config.json: model_type, layers, widths."
-    )
-    tokenizer: str | None = Field(
-        None, description="Model directory whose tokenizer to use; null: train one on the text."
-    )
-    vocab_size: Annotated[int, Field(ge=300, le=1_000_000)] = Field(
-        2048, description="Vocabulary size of the byte-level BPE tokenizer, if one is trained."
-    )
-    tokens: Amount = Field(description="Tokens to train the reference on.")
-    keep_in: str | None = Field(
-        None,
-        description="Directory that shares trained references between recipes: a reference that "
-        "was trained before with the same settings is reused; null: keep it in the run.",
-    )
+    config: Annotated[dict[str, JsonValue], AfterValidator(writable)]
+    """The reference's config.json: model_type, layers, widths."""
+    tokenizer: str | None = None
+    """Model directory whose tokenizer to use; null: train one on the text."""
+    vocab_size: Annotated[int, Field(ge=300, le=1_000_000)] = 2048
+    """Vocabulary size of the byte-level BPE tokenizer, if one is trained."""
+    tokens: Amount
+    """Tokens to train the reference on."""
+    keep_in: str | None = None
+    """Directory that shares trained references between recipes: a reference that was trained before
+    with the same settings is reused; null: keep it in the run."""
 
     @model_validator(mode="after")
     def _names_a_model_type(self) -> Self:
@@ -65,13 +64,12 @@ class ReferenceTraining(Section):
 class Reference(Section):
     """The large model whose layers are inherited."""
 
-    model: str | None = Field(
-        None, description="Hub id, local model directory or embedded:demo; safetensors only."
-    )
-    revision: str | None = Field(None, description="Branch, tag or commit of a Hub model.")
-    train: ReferenceTraining | None = Field(
-        None, description="Train a reference instead of loading one."
-    )
+    model: str | None = None
+    """Hub id, local model directory or embedded:demo; safetensors only."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+    train: ReferenceTraining | None = None
+    """Train a reference instead of loading one."""
 
     @model_validator(mode="after")
     def _is_given_once(self) -> Self:
@@ -83,71 +81,62 @@ class Reference(Section):
 class Inherit(Section):
     """How many layers the first round inherits."""
 
-    layers: Annotated[int, Field(ge=1)] | Literal["advice"] | None = Field(
-        None,
-        description="Number of first layers to inherit; null: half of the reference's; advice: the "
-        "number suggested by the analysis of its attention.",
-    )
+    layers: Count | Literal["advice"] | None = None
+    """Number of first layers to inherit; null: half of the reference's; advice: the number
+    suggested by the analysis of its attention."""
 
 
 class TextSource(Section):
     """One of several text sources, with its share of the training tokens."""
 
-    source: str | list[str] = Field(description="As data.source for a single source.")
-    weight: Rate = Field(
-        1.0, description="Share of the training tokens, relative to the other sources."
-    )
-    config: str | None = Field(None, description="Configuration of a Hub dataset.")
-    split: str | None = Field(None, description="Split of a Hub dataset; null: train.")
-    revision: str | None = Field(None, description="Branch, tag or commit of a Hub dataset.")
-    text_column: str | None = Field(None, description="Text column; null: data.text_column.")
+    source: str | list[str]
+    """As data.source for a single source."""
+    weight: Rate = 1.0
+    """Share of the training tokens, relative to the other sources."""
+    config: str | None = None
+    """Configuration of a Hub dataset."""
+    split: str | None = None
+    """Split of a Hub dataset; null: train."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub dataset."""
+    text_column: str | None = None
+    """Text column; null: data.text_column."""
 
 
 class Data(Section):
     """Text for training and validation."""
 
-    source: str | list[str] | list[TextSource] = Field(
-        description="A Hub dataset; local files, globs or folders of text, .jsonl, .jsonl.gz, "
-        ".jsonl.zst or .parquet; stdlib (Python's standard library) or stdlib+tests; or a list of "
-        "mappings {source, weight}."
-    )
-    config: str | None = Field(
-        None, description="Configuration of a Hub dataset, such as sample-10BT."
-    )
-    split: str | None = Field(None, description="Split of a Hub dataset; null: train.")
-    revision: str | None = Field(
-        None,
-        description="Branch, tag or commit of a Hub dataset; null: the newest commit, which "
-        "is recorded.",
-    )
-    text_column: str = Field("text", description="Column that holds the text.")
-    sample: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None,
-        description="Share of the documents to use, chosen by hash: a smaller share is a subset of "
-        "a larger one; null: all.",
-    )
-    val_source: str | list[str] | list[TextSource] | None = Field(
-        None, description="Text to validate on; null: hold out some documents of source."
-    )
-    val_sample: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="Share of val_source's documents to use, chosen by hash; null: all."
-    )
-    val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.002, description="Share of the documents to hold out for validation, chosen by hash."
-    )
-    split_by: Literal["text", "name"] = Field(
-        "text", description="What is hashed: a document's text or its name (path or file:line)."
-    )
-    tokens: Amount | None = Field(
-        None, description="Stop preparing after this many training tokens; null: use all text."
-    )
-    special_tokens_in_text: bool = Field(
-        False, description="true: encode a literal <|endoftext|> in the text as the special token."
-    )
-    allow_repeat: bool = Field(False, description="true: allow more than one epoch.")
-    max_bad_rows: Annotated[int, Field(ge=0)] = Field(
-        0, description="Unreadable rows or files to skip before failing."
-    )
+    source: str | list[str] | list[TextSource]
+    """A Hub dataset; local files, globs or folders of text, .jsonl, .jsonl.gz, .jsonl.zst or
+    .parquet; stdlib (Python's standard library) or stdlib+tests; or a list of mappings {source,
+    weight}."""
+    config: str | None = None
+    """Configuration of a Hub dataset, such as sample-10BT."""
+    split: str | None = None
+    """Split of a Hub dataset; null: train."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub dataset; null: the newest commit, which is recorded."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    sample: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the documents to use, chosen by hash: a smaller share is a subset of a larger one;
+    null: all."""
+    val_source: str | list[str] | list[TextSource] | None = None
+    """Text to validate on; null: hold out some documents of source."""
+    val_sample: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of val_source's documents to use, chosen by hash; null: all."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.002
+    """Share of the documents to hold out for validation, chosen by hash."""
+    split_by: Literal["text", "name"] = "text"
+    """What is hashed: a document's text or its name (path or file:line)."""
+    tokens: Amount | None = None
+    """Stop preparing after this many training tokens; null: use all text."""
+    special_tokens_in_text: bool = False
+    """true: encode a literal <|endoftext|> in the text as the special token."""
+    allow_repeat: bool = False
+    """true: allow more than one epoch."""
+    max_bad_rows: CountOrZero = 0
+    """Unreadable rows or files to skip before failing."""
 
     @model_validator(mode="after")
     def _dataset_settings_have_one_place(self) -> Self:
@@ -161,65 +150,57 @@ class Data(Section):
 class Train(Section):
     """Length, batches, optimizer and speed of each training."""
 
-    tokens: Amount = Field(description="Training tokens of each round and variant.")
-    seq_len: Annotated[int, Field(ge=8)] = Field(1024, description="Tokens per sequence.")
-    batch_tokens: Amount = Field(
-        393_216, description="Tokens per optimizer step, over all processes."
-    )
-    micro_batch: Annotated[int, Field(ge=1)] = Field(
-        8, description="Sequences per forward pass and process."
-    )
-    learning_rate: Rate = Field(3e-4, description="Peak learning rate.")
-    min_learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        1e-5, description="Learning rate at the end of the schedules cosine and wsd."
-    )
-    warmup_tokens: AmountOrZero = Field(
-        0, description="Tokens over which the learning rate rises linearly from 0."
-    )
-    schedule: Literal["cosine", "wsd", "constant"] = Field(
-        "cosine", description="Learning rate schedule over tokens; every round starts it again."
-    )
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.1, description="Decoupled weight decay, applied to matrices only."
-    )
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = Field(
-        [0.9, 0.95], description="AdamW's decay rates of its two moments."
-    )
-    clip_norm: Rate = Field(1.0, description="Largest global gradient norm.")
-    dropout: Share = Field(
-        0.0, description="Dropout probability; the one in the reference's config is not used."
-    )
-    seed: Seed = Field(0, description="Seed of the data order and of fresh weights.")
-    precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="Precision of the computation; master weights are always fp32."
-    )
-    attention: Literal["auto", "matmul", "model"] = Field(
-        "auto",
-        description="matmul: batched matrix products, faster on a CPU for short sequences; model: "
-        "the attention of the model's class.",
-    )
-    compile: Switch = Field("auto", description="torch.compile; auto: if it saves time overall.")
-    fused_gelu: Switch = Field("auto", description="Compute GPT-2's GELU in one kernel.")
-    fused_optimizer: Switch = Field("auto", description="Run AdamW in one kernel.")
-    keep_large_blocks: Switch = Field(
-        "auto", description="Let glibc keep freed memory instead of unmapping it at every step."
-    )
-    activation_checkpointing: Literal["on", "off"] = Field(
-        "off", description="on: recompute layers in the backward pass; less memory, but slower."
-    )
-    nonfinite: Literal["stop", "skip"] = Field(
-        "stop", description="What to do about a loss or gradient that is NaN or infinite."
-    )
-    max_skips: Annotated[int, Field(ge=0)] = Field(
-        3, description="Consecutive non-finite steps to skip before stopping (nonfinite: skip)."
-    )
-    eval_every: Amount | None = Field(
-        None,
-        description="Tokens between validations, besides the one at the end; null: a tenth of each "
-        "training.",
-    )
-    save_minutes: Rate = Field(20.0, description="Minutes between checkpoints.")
-    keep: Annotated[int, Field(ge=1)] = Field(2, description="Checkpoints to keep.")
+    tokens: Amount
+    """Training tokens of each round and variant."""
+    seq_len: Annotated[int, Field(ge=8)] = 1024
+    """Tokens per sequence."""
+    batch_tokens: Amount = 393_216
+    """Tokens per optimizer step, over all processes."""
+    micro_batch: Count = 8
+    """Sequences per forward pass and process."""
+    learning_rate: Rate = 3e-4
+    """Peak learning rate."""
+    min_learning_rate: NonNegative = 1e-5
+    """Learning rate at the end of the schedules cosine and wsd."""
+    warmup_tokens: AmountOrZero = 0
+    """Tokens over which the learning rate rises linearly from 0."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Learning rate schedule over tokens; every round starts it again."""
+    weight_decay: NonNegative = 0.1
+    """Decoupled weight decay, applied to matrices only."""
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = Field([0.9, 0.95])
+    """AdamW's decay rates of its two moments."""
+    clip_norm: Rate = 1.0
+    """Largest global gradient norm."""
+    dropout: Share = 0.0
+    """Dropout probability; the one in the reference's config is not used."""
+    seed: Seed = 0
+    """Seed of the data order and of fresh weights."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Precision of the computation; master weights are always fp32."""
+    attention: Literal["auto", "matmul", "model"] = "auto"
+    """matmul: batched matrix products, faster on a CPU for short sequences; model: the attention of
+    the model's class."""
+    compile: Switch = "auto"
+    """torch.compile; auto: if it saves time overall."""
+    fused_gelu: Switch = "auto"
+    """Compute GPT-2's GELU in one kernel."""
+    fused_optimizer: Switch = "auto"
+    """Run AdamW in one kernel."""
+    keep_large_blocks: Switch = "auto"
+    """Let glibc keep freed memory instead of unmapping it at every step."""
+    activation_checkpointing: Literal["on", "off"] = "off"
+    """on: recompute layers in the backward pass; less memory, but slower."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do about a loss or gradient that is NaN or infinite."""
+    max_skips: CountOrZero = 3
+    """Consecutive non-finite steps to skip before stopping (nonfinite: skip)."""
+    eval_every: Amount | None = None
+    """Tokens between validations, besides the one at the end; null: a tenth of each training."""
+    save_minutes: Rate = 20.0
+    """Minutes between checkpoints."""
+    keep: Count = 2
+    """Checkpoints to keep."""
 
     def num_steps(self, tokens: int) -> int:
         """Optimizer steps for a number of training tokens: whole batches, at least one."""
@@ -252,82 +233,63 @@ class Train(Section):
 class Evaluate(Section):
     """How to measure val_loss, and on which tasks to test the models."""
 
-    batch_size: Annotated[int, Field(ge=1)] = Field(
-        16,
-        description="Windows or requests per forward pass. Fixed, because scores change slightly "
-        "with it.",
-    )
-    tasks: list[str] = Field(
-        [],
-        description="lm-eval tasks, by name or by the suites low-data, full-data, later; needs the "
-        "extra eval.",
-    )
-    num_fewshot: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Examples before each question; null: the suite's or task's own number."
-    )
-    limit: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Questions per task; null: all. A limit is noted beside the scores."
-    )
-    add_bos: Literal["auto", "yes", "no"] = Field(
-        "auto", description="Begin every text with BOS; auto: as the tokenizer does."
-    )
-    task_data: str | None = Field(
-        None, description="Directory of <task>.jsonl files to read instead of the Hub's datasets."
-    )
-    allow_task_code: bool = Field(False, description="true: allow tasks to run their own code.")
-    at: list[Amount] = Field(
-        [],
-        description="Training tokens after which to run the tasks, in addition to the end of each "
-        "training.",
-    )
+    batch_size: Count = 16
+    """Windows or requests per forward pass. Fixed, because scores change slightly with it."""
+    tasks: list[str] = Field([])
+    """lm-eval tasks, by name or by the suites low-data, full-data, later; needs the extra eval."""
+    num_fewshot: CountOrZero | None = None
+    """Examples before each question; null: the suite's or task's own number."""
+    limit: Count | None = None
+    """Questions per task; null: all. A limit is noted beside the scores."""
+    add_bos: Literal["auto", "yes", "no"] = "auto"
+    """Begin every text with BOS; auto: as the tokenizer does."""
+    task_data: str | None = None
+    """Directory of <task>.jsonl files to read instead of the Hub's datasets."""
+    allow_task_code: bool = False
+    """true: allow tasks to run their own code."""
+    at: list[Amount] = Field([])
+    """Training tokens after which to run the tasks, in addition to the end of each training."""
 
 
 class Analyze(Section):
     """How much text to analyse attention on."""
 
-    sequences: Annotated[int, Field(ge=1)] = Field(
-        100, description="Validation sequences to analyse."
-    )
-    tokens_per_sequence: Annotated[int, Field(ge=2)] = Field(
-        100, description="Tokens of each sequence to analyse."
-    )
-    threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.9, description="Share of the squared singular values that an attention rank must reach."
-    )
+    sequences: Count = 100
+    """Validation sequences to analyse."""
+    tokens_per_sequence: Annotated[int, Field(ge=2)] = 100
+    """Tokens of each sequence to analyse."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Share of the squared singular values that an attention rank must reach."""
 
 
 class Cost(Section):
     """What the machine costs, for the ledger."""
 
-    price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
-        None, description="Price of the training machine for an hour; null: show no price."
-    )
-    currency: Annotated[str, Field(min_length=1, max_length=10)] = Field(
-        "USD", description="Currency of price_per_hour."
-    )
+    price_per_hour: NonNegative | None = None
+    """Price of the training machine for an hour; null: show no price."""
+    currency: Annotated[str, Field(min_length=1, max_length=10)] = "USD"
+    """Currency of price_per_hour."""
 
 
 class Report(Section):
     """Samples in the report, and trackers to send metrics to."""
 
-    prompts: list[str] = Field([], description="Prompts that every model continues.")
-    sample_tokens: Annotated[int, Field(ge=1)] = Field(
-        48, description="Tokens of each continuation."
-    )
-    trackers: list[Tracker] = Field(
-        [], description="Send metrics to these while training: tensorboard, wandb, trackio, mlflow."
-    )
+    prompts: list[str] = Field([])
+    """Prompts that every model continues."""
+    sample_tokens: Count = 48
+    """Tokens of each continuation."""
+    trackers: list[Tracker] = Field([])
+    """Send metrics to these while training: tensorboard, wandb, trackio, mlflow."""
 
 
 class Recipe(Section):
     """A run: reference, text, training, growth, variants, evaluation and report."""
 
-    name: Name = Field(description="Name of the run and of its directory under runs/.")
-    reproduces: Annotated[str, AfterValidator(check_experiment)] | None = Field(
-        None,
-        description="Published experiment to compare the settings with, such as "
-        "gpt2-medium-openwebtext; the report lists the differences.",
-    )
+    name: Name
+    """Name of the run and of its directory under runs/."""
+    reproduces: Annotated[str, AfterValidator(check_experiment)] | None = None
+    """Published experiment to compare the settings with, such as gpt2-medium-openwebtext; the
+    report lists the differences."""
     reference: Reference
     inherit: Inherit = Inherit()
     data: Data
@@ -336,13 +298,12 @@ class Recipe(Section):
     variants: dict[Name, Variant] = Field(
         {"inherit": Variant(start="inherit"), "scratch": Variant(start="fresh")}
     )
-    seeds: Seeds | None = Field(
-        None,
-        description="Train every variant once with each seed; the first one decides about growth. "
-        "null: train.seed only. A reference that is trained here always has train.seed.",
-    )
+    seeds: Seeds | None = None
+    """Train every variant once with each seed; the first one decides about growth. null: train.seed
+    only. A reference that is trained here always has train.seed."""
     evaluate: Evaluate = Evaluate()
-    analyze: Analyze | None = Field(Analyze(), description="null: skip the analysis.")
+    analyze: Analyze | None = Analyze()
+    """null: skip the analysis."""
     cost: Cost = Cost()
     report: Report = Report()
 

@@ -19,8 +19,11 @@ from pydantic_core import PydanticCustomError
 __all__ = [
     "Amount",
     "AmountOrZero",
+    "Count",
+    "CountOrZero",
     "Multiple",
     "Name",
+    "NonNegative",
     "Rate",
     "Section",
     "Seed",
@@ -96,6 +99,9 @@ AmountOrZero = Annotated[
     int, Field(ge=0, le=_LARGEST), BeforeValidator(_parse_amount), _amount_schema(least=0)
 ]
 Name = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_plain_name)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, le=_LARGEST)]
@@ -105,6 +111,11 @@ Multiple = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,2}x$")]
 
 
 class Section(BaseModel):
-    """Base class of recipe sections: immutable, strictly typed, and without unknown keys."""
+    """Base class of recipe sections: immutable, strictly typed, and without unknown keys.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    The docstring below a key is its description in the schema and in the documentation.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )

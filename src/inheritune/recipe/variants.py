@@ -1,13 +1,16 @@
 """Define the recipe sections on growth, control variants and distillation."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from inheritune.recipe.values import (
     Amount,
     AmountOrZero,
+    Count,
+    CountOrZero,
     Multiple,
+    NonNegative,
     Rate,
     Section,
     Seeds,
@@ -37,29 +40,21 @@ Parts = Literal[
 class Grow(Section):
     """How the target grows while it does not match the reference loss."""
 
-    add: Annotated[int, Field(ge=0)] = Field(
-        2, description="Layers to add per round; 0: never grow."
-    )
-    weights: Literal["reinherit", "keep"] = Field(
-        "reinherit",
-        description="What a round starts from: reinherit: the reference's layers again; keep: the "
-        "layers trained in the round before.",
-    )
-    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.0, description="Nats above the reference loss that still count as matched."
-    )
-    max_layers: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Most layers to grow to; null: all layers of the reference."
-    )
-    max_rounds: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Most rounds; null: no limit."
-    )
-    search: Literal["linear", "bisect"] = Field(
-        "linear",
-        description="linear: add layers until a round matches; bisect: halve the range of safe cut "
-        "points up to max_layers, which finds the fewest layers that match, provided that more "
-        "layers never do worse. With bisect, add only decides whether to grow at all (0: never).",
-    )
+    add: CountOrZero = 2
+    """Layers to add per round; 0: never grow."""
+    weights: Literal["reinherit", "keep"] = "reinherit"
+    """What a round starts from: reinherit: the reference's layers again; keep: the layers trained
+    in the round before."""
+    tolerance: NonNegative = 0.0
+    """Nats above the reference loss that still count as matched."""
+    max_layers: Count | None = None
+    """Most layers to grow to; null: all layers of the reference."""
+    max_rounds: Count | None = None
+    """Most rounds; null: no limit."""
+    search: Literal["linear", "bisect"] = "linear"
+    """linear: add layers until a round matches; bisect: halve the range of safe cut points up to
+    max_layers, which finds the fewest layers that match, provided that more layers never do worse.
+    With bisect, add only decides whether to grow at all (0: never)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -82,59 +77,46 @@ class Grow(Section):
 class Distill(Section):
     """Learn from the reference's predictions too: alpha CE + (1 - alpha) temperature^2 KL."""
 
-    alpha: Share = Field(
-        0.6, description="Weight of the cross-entropy; 1 - alpha is that of the KL."
-    )
-    temperature: Rate = Field(1.0, description="Divisor of both models' logits in the KL.")
-    top_k: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="Run the reference once and store its k most likely ids for each token; all "
-        "other ids count as one outcome. null: run the reference beside the training, with its "
-        "full distribution.",
-    )
+    alpha: Share = 0.6
+    """Weight of the cross-entropy; 1 - alpha is that of the KL."""
+    temperature: Rate = 1.0
+    """Divisor of both models' logits in the KL."""
+    top_k: Count | None = None
+    """Run the reference once and store its k most likely ids for each token; all other ids count as
+    one outcome. null: run the reference beside the training, with its full distribution."""
 
 
 class Variant(Section):
     """One way of training in a run: initial weights, size and length."""
 
-    start: Start = Field(
-        description="Initial weights. inherit: layers of the reference; without select and parts, "
-        "this variant is the target, which grows. fresh: random weights. stacking: half of the "
-        "layers, trained from fresh weights, then stacked twice. hybrid-stacking: the reference's "
-        "first layers, stacked twice. half-width: all layers of the reference, at half of its "
-        "width. grown: the target's first round, trained on at each of its later sizes with its "
-        "trained layers kept."
-    )
-    # The description holds surgery.selection.FORMS word for word; a test compares the two.
-    select: str | None = Field(
-        None,
-        description="Layers that a control inherits: 13 or first:13 (the first 13), last:13, "
-        "middle:13, first+last:13 (12 and the last one; or first+last:10+3), strided:13 (evenly "
-        "spread), every:2 (0, 2, 4, ...), lazy:13 (lowest attention rank; in recipes only), or a "
-        "list such as 0-11,24,25. The number may stand in layers instead; null: first.",
-    )
-    parts: Parts = Field(
-        "all", description="Parts that a control inherits of its layers and of what is around them."
-    )
-    layers: Annotated[int, Field(ge=1)] | Literal["all"] | None = Field(
-        None, description="Number of layers of a control; null: the target's final number."
-    )
-    tokens: Amount | Multiple | Literal["equal_compute"] | None = Field(
-        None,
-        description="Training tokens. null: train.tokens; 2x: twice as many; equal_compute: as "
-        "many FLOPs as all rounds of the target, plus the reference's training if it was trained "
-        "here.",
-    )
-    seeds: Seeds | None = Field(None, description="Seeds to train this variant with; null: seeds.")
-    lr_scale: Rate = Field(1.0, description="Factor on train.learning_rate.")
-    warmup_tokens: AmountOrZero | None = Field(
-        None, description="Warmup of this variant; null: train.warmup_tokens."
-    )
-    distill: Distill | None = Field(
-        None,
-        description="Distil from the reference, with these settings ({}: the defaults); null: "
-        "learn from the text alone.",
-    )
+    start: Start
+    """Initial weights. inherit: layers of the reference; without select and parts, this variant is
+    the target, which grows. fresh: random weights. stacking: half of the layers, trained from fresh
+    weights, then stacked twice. hybrid-stacking: the reference's first layers, stacked twice.
+    half-width: all layers of the reference, at half of its width. grown: the target's first round,
+    trained on at each of its later sizes with its trained layers kept."""
+    # The description holds surgery.selection.FORMS; a test compares the two.
+    select: str | None = None
+    """Layers that a control inherits: 13 or first:13 (the first 13), last:13, middle:13,
+    first+last:13 (12 and the last one; or first+last:10+3), strided:13 (evenly spread), every:2
+    (0, 2, 4, ...), lazy:13 (lowest attention rank; in recipes only), or a list such as 0-11,24,25.
+    The number may stand in layers instead; null: first."""
+    parts: Parts = "all"
+    """Parts that a control inherits of its layers and of what is around them."""
+    layers: Count | Literal["all"] | None = None
+    """Number of layers of a control; null: the target's final number."""
+    tokens: Amount | Multiple | Literal["equal_compute"] | None = None
+    """Training tokens. null: train.tokens; 2x: twice as many; equal_compute: as many FLOPs as all
+    rounds of the target, plus the reference's training if it was trained here."""
+    seeds: Seeds | None = None
+    """Seeds to train this variant with; null: seeds."""
+    lr_scale: Rate = 1.0
+    """Factor on train.learning_rate."""
+    warmup_tokens: AmountOrZero | None = None
+    """Warmup of this variant; null: train.warmup_tokens."""
+    distill: Distill | None = None
+    """Distil from the reference, with these settings ({}: the defaults); null: learn from the text
+    alone."""
 
     @model_validator(mode="after")
     def _has_its_own_keys_only(self) -> Self:
