@@ -89,7 +89,7 @@ def test_run_json_is_one_object_and_report_repeats_it(recipe: Path) -> None:
     assert Path(reported["report"]).is_file()
 
 
-def test_not_asked_to_grow_nothing_is_missed(recipe: Path) -> None:
+def test_a_run_that_may_not_grow_ends_with_0_whether_or_not_it_matches(recipe: Path) -> None:
     assert invoke("run", recipe, "--set", "grow.add=0").exit_code == 0
 
 
@@ -167,7 +167,7 @@ def test_an_error_is_one_json_object_where_json_was_asked_for(recipe: Path) -> N
 
 
 @pytest.mark.parametrize("name", typer.main.get_command(app).commands)
-def test_every_command_takes_json_and_tells_a_wrong_line_in_it(name: str) -> None:
+def test_every_command_takes_json_and_reports_usage_errors_in_it(name: str) -> None:
     result = invoke(name, "--json", "--no-such-option")
     assert result.exit_code == 2
     said = json.loads(result.stdout)
@@ -181,7 +181,7 @@ def test_every_command_takes_json_and_tells_a_wrong_line_in_it(name: str) -> Non
     [("run --json", "RECIPE"), ("--json", "--json"), ("rum x --json", "run"),
      ("plan x --devices two --json", "--devices"), ("push x --json", "--repo-id")],
 )  # fmt: skip
-def test_a_wrong_line_is_told_in_json(line: str, word: str) -> None:
+def test_a_usage_error_is_reported_as_json(line: str, word: str) -> None:
     result = invoke(*line.split())
     assert result.exit_code == 2 and word in json.loads(result.stdout)["message"]
 
@@ -300,7 +300,7 @@ def test_a_recipe_is_planned_too(recipe: Path) -> None:
         (["3", "--device", "abacus"], ["abacus"]),
     ],
 )
-def test_a_plan_of_what_cannot_be_is_refused(
+def test_a_plan_of_impossible_layers_tokens_or_devices_is_refused(
     tiny_reference: Path, arguments: list[str], words: list[str]
 ) -> None:
     assert_error(invoke("plan", tiny_reference, *arguments), 2, *words)
@@ -330,7 +330,7 @@ def test_verify_ends_with_3_and_the_first_difference(tiny_reference: Path) -> No
     assert "has the xxh3 digest" in result.stderr.strip().splitlines()[-1]
 
 
-def test_what_is_no_selection_of_layers_is_refused(tiny_reference: Path) -> None:
+def test_an_invalid_selection_of_layers_is_refused(tiny_reference: Path) -> None:
     assert_error(invoke("inherit", tiny_reference, "most", "cut"), 2, "'most'", "first:13")
     assert_error(invoke("inherit", tiny_reference, "0,0", "cut"), 2, "layer 0 stands twice")
     assert_error(invoke("inherit", tiny_reference, "2", "cut", "--dtype", "int4"), 2, "int4")

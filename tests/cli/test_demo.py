@@ -50,7 +50,7 @@ def test_the_embedded_reference_keeps_its_limits() -> None:
         assert word in card
 
 
-def test_its_own_validation_modules_are_held_out_by_the_demo_too() -> None:
+def test_validation_modules_of_the_embedded_reference_are_held_out_by_the_demo_too() -> None:
     demo, made = (read_recipe(preset_path(name)).recipe.data for name in ("demo", "demo-reference"))
     assert (demo.source, made.source) == ("stdlib", "stdlib+tests")
     held = [
@@ -60,7 +60,7 @@ def test_its_own_validation_modules_are_held_out_by_the_demo_too() -> None:
     assert held[0] == held[1] != []
 
 
-def test_all_its_layers_are_the_reference_logits_bit_for_bit(tmp_path: Path) -> None:
+def test_all_layers_of_the_embedded_reference_give_its_logits_bit_for_bit(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     inherit(open_model("embedded:demo"), 8, tmp_path / "all")
@@ -108,7 +108,7 @@ def test_the_demo_takes_text_of_ones_own() -> None:
 
 
 @pytest.mark.slow  # with `make recipes`
-def test_from_scratch_it_trains_the_reference_and_spends_as_much_on_a_control() -> None:
+def test_the_demo_from_scratch_trains_the_reference_and_spends_as_much_on_a_control() -> None:
     small = [*SMALL, "--set=reference.train.tokens=12K", "--set=analyze=null", "--json"]
     result = CliRunner().invoke(app, ["demo", "--from-scratch", *small])
     assert result.exit_code == 0, result.output

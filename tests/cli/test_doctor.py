@@ -103,7 +103,7 @@ def test_bf16_is_read_from_the_processor(monkeypatch, flags, value):
     assert bool(found.hint) == (not value.startswith("yes"))
 
 
-def test_without_a_compiler_training_still_works(monkeypatch):
+def test_a_missing_compiler_does_not_fail(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert finding("C++ compiler").value == "none"
     assert finding("C++ compiler").ok

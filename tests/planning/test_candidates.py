@@ -180,7 +180,7 @@ def test_dense_layers_before_those_with_experts_are_no_pattern_of_their_own(spar
     assert plan_cut(open_model(str(sparse["deepseek"])), "3").candidate.cut.complete is False
 
 
-def test_what_the_config_cannot_be_cut_to_says_why(tmp_path):
+def test_a_cut_that_the_config_does_not_allow_is_refused_with_the_reason(tmp_path):
     shapes = sparse_model.llama_8b()
     config = sparse_model.LLAMA_8B | {"model_type": "gemma4_text"}
     kinds = list(islice(cycle(["sliding_attention"] * 3 + ["full_attention"]), 32))
@@ -233,14 +233,14 @@ def test_layers_that_move_are_left_to_the_class(tiny_model):
 
 
 @pytest.mark.parametrize("layers", ["0", "5", "-1", "x", "first:9", "1.5"])
-def test_layers_that_are_not_there_are_refused(layers, tiny_model):
+def test_layers_that_the_reference_does_not_have_are_refused(layers, tiny_model):
     with pytest.raises(RecipeError) as error:
         plan_cut(open_model(str(tiny_model("llama"))), layers)
     assert error.value.exit_code == 2
     assert error.value.hint
 
 
-def test_everything_can_be_said_in_json(tiny_model):
+def test_candidates_and_cuts_are_json_values(tiny_model):
     reference = open_model(str(tiny_model("mixtral")))
     budget = Budget(tokens=10**9, speed=Speed(DEVICES["h100"], rate=2.0))
     said = json.loads(json.dumps(list_candidates(reference, budget).as_json(), allow_nan=False))
@@ -296,26 +296,26 @@ def test_a_reference_to_be_trained_has_the_tensors_its_class_will_write(family, 
     }
 
 
-def test_of_other_families_nothing_is_imagined(tiny_model):
+def test_other_families_have_no_synthetic_headers(tiny_model):
     assert synthetic_headers(open_model(str(tiny_model("opt"))).config) is None
 
 
 def test_a_plan_loads_neither_torch_nor_transformers_and_is_quick(sparse):
     program = (
         "import sys, time\n"
-        "began = time.monotonic()\n"
+        "began = time.process_time()\n"
         "from inheritune.model_files.directory import open_model\n"
         "from inheritune.planning.candidates import Budget, list_candidates, plan_cut\n"
         "from inheritune.cli.plan_text import candidates_table, cut_table\n"
         f"reference = open_model({str(sparse['llama'])!r})\n"
         "candidates_table(list_candidates(reference))\n"
         "cut_table(plan_cut(reference, '16'))\n"
-        "print(sorted({'torch', 'transformers'} & sys.modules.keys()), time.monotonic() - began)\n"
+        "print(sorted({'torch', 'transformers'} & sys.modules.keys()), time.process_time() - began)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     loaded, _, seconds = done.stdout.partition("] ")
     assert loaded == "[", done.stdout + done.stderr
-    assert float(seconds) < 5  # 0.3 s on an idle machine
+    assert float(seconds) < 2  # of processor time; 0.3 s on an idle machine
 
 
 def test_shared_model_of_five_layers(shared_data, tmp_path):

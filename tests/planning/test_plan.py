@@ -13,7 +13,14 @@ from hub_server import MODEL, Hub
 
 from inheritune.cli.plan_text import candidates_table, cut_table, recipe_tables
 from inheritune.errors import DataError, RecipeError, SourceError, UnsupportedModelError
-from inheritune.planning.candidates import Budget, list_candidates, plan_cut
+from inheritune.planning.candidates import (
+    Budget,
+    Candidates,
+    CutPlan,
+    list_candidates,
+    plan_cut,
+)
+from inheritune.planning.plan import plan
 from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.load import RecipeFile
 from inheritune.run.execute import execute, prepare_only
@@ -98,6 +105,20 @@ def test_hours_memory_and_disk_are_estimated(tiny_reference, tiny_text, tmp_path
     assert json.loads(json.dumps(plan.as_json(), allow_nan=False))["memory"]["total"] > 0
 
 
+def test_one_function_plans_a_model_a_cut_and_a_recipe(tiny_reference, tiny_text, tmp_path):
+    recipe = recipe_of(tiny_reference, tiny_text)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe.resolved()))
+    candidates, cut = plan(str(tiny_reference)), plan(tiny_reference, 3, tokens=10**9)
+    assert (type(candidates), type(cut)) == (Candidates, CutPlan)
+    assert [row["layers"] for row in candidates.rows()] == [1, 2, 3, 4]
+    assert cut.rows() == cut.as_json()["candidates"]
+    by_path, by_object = plan(path, runs=tmp_path), plan(recipe, runs=tmp_path)
+    assert by_path == by_object == plan_recipe(recipe, tmp_path / "tiny")
+    assert [row["name"] for row in by_path.rows()] == [t.name for t in by_path.trainings]
+    assert "<table" in by_path._repr_html_()
+
+
 def test_too_many_layers_are_refused(tiny_reference, tiny_text, tmp_path):
     with pytest.raises(RecipeError, match=r"inherit\.layers is 9"):
         plan_recipe(recipe_of(tiny_reference, tiny_text, inherit={"layers": 9}), tmp_path / "run")
@@ -132,7 +153,7 @@ def test_a_reference_that_is_trained_here_is_counted_and_planned(
     assert again.reference_params == shape.params
 
 
-def test_of_a_family_that_only_its_class_knows_the_plan_says_so(
+def test_an_untrained_reference_whose_size_only_its_class_knows_is_refused(
     tiny_reference, tiny_text, tmp_path
 ):
     with pytest.raises(UnsupportedModelError, match="knows the size of a olmo2"):
@@ -159,7 +180,7 @@ def test_a_plan_loads_neither_torch_nor_transformers(tiny_reference, tiny_text, 
 # --------------------------------------------------------------------------------------- pages
 
 
-def test_pages_have_a_text_for_every_column(tiny_model, tiny_reference, tiny_text, tmp_path):
+def test_tables_have_a_text_for_every_column(tiny_model, tiny_reference, tiny_text, tmp_path):
     from inheritune.model_files.directory import open_model
 
     speed = Speed(DEVICES["h100"], rate=2.0)

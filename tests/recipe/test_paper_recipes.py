@@ -78,7 +78,7 @@ def test_every_published_experiment_has_its_recipe():
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_it_is_planned_without_network_with_hours_and_disk(name):
+def test_paper_recipe_is_planned_without_network_with_hours_and_disk(name):
     plan = plan_of(name)
     recipe = recipe_of(name)
     planned = {training.name for training in plan.trainings}
@@ -164,7 +164,7 @@ def scaled(name: str, factor: float = 1e-8) -> RecipeFile:
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_scaled_it_has_the_same_rounds_and_variants_at_the_same_depths(name):
+def test_a_scaled_recipe_has_the_same_rounds_and_variants_of_the_same_sizes(name):
     meant, recipe = recipe_of(name), scaled(name).recipe
     assert (recipe.inherit, recipe.grow, recipe.seeds) == (meant.inherit, meant.grow, meant.seeds)
     assert list(recipe.variants) == list(meant.variants)
@@ -182,7 +182,7 @@ def test_scaled_it_has_the_same_rounds_and_variants_at_the_same_depths(name):
     )  # heads and widths are even
 
 
-def test_scaled_its_plan_has_the_same_trainings(tmp_path):
+def test_the_plan_of_a_scaled_recipe_has_the_same_trainings(tmp_path):
     name = "gpt2-medium-openwebtext"
     before, after = plan_of(name), plan_recipe(scaled(name).recipe, tmp_path / "run")
     assert [(t.name, t.round, t.start, t.layers) for t in after.trainings] == [
@@ -191,7 +191,7 @@ def test_scaled_its_plan_has_the_same_trainings(tmp_path):
     assert max(t.params for t in after.trainings) < 2_000_000
 
 
-def test_scaling_is_by_one_factor_and_said_everywhere():
+def test_scaling_is_by_one_factor_and_noted_everywhere():
     file = scaled("gpt2-medium-openwebtext", 1e-4)
     recipe, meant = file.recipe, recipe_of("gpt2-medium-openwebtext")
     assert recipe.name == "gpt2-medium-openwebtext-scaled-0.0001"
@@ -252,7 +252,7 @@ def run_scaled(name: str, root: Path) -> dict:
 
 @pytest.mark.slow  # a quarter of a minute each: make recipes
 @pytest.mark.parametrize("name", PAPERS)
-def test_scaled_it_runs_to_the_end(name, tmp_path):
+def test_a_scaled_recipe_runs_to_the_end(name, tmp_path):
     run_scaled(name, tmp_path / "run")
 
 
@@ -271,7 +271,7 @@ def test_plan_and_run_take_the_scale_from_the_command_line(tmp_path):
 # -- deviations
 
 
-def test_only_what_differs_from_print_is_listed():
+def test_only_settings_that_differ_from_print_are_listed():
     said = deviations(recipe_of("gpt2-medium-openwebtext"))
     assert said[0].endswith("train.batch_tokens is 393,216; v1 prints 50,000.")
     assert not any("learning_rate" in line for line in said)
@@ -283,7 +283,7 @@ def test_only_what_differs_from_print_is_listed():
     assert deviations(recipe_of("demo")) == []
 
 
-def test_what_two_sources_say_is_listed_with_both():
+def test_settings_that_two_sources_give_differently_are_listed_with_both():
     said = " ".join(deviations(recipe_of("fineweb-edu-medium")))
     assert "train.betas is [0.9, 0.999]; v4 prints [0.9, 0.95]." in said
     assert "train.tokens is 6,144,000,000; v4 prints 10,000,000,000." in said

@@ -44,7 +44,7 @@ def test_every_amount_of_a_thousandth_is_exact(thousandths: int, letter: str) ->
 @pytest.mark.parametrize(
     "value", ["", "M", "2M\n", "0.0001K", "-2M", "nanB", "infB", "1e400B", "abc", 5, 1.5, None]
 )
-def test_what_is_no_amount_stays_as_it_is(value: object) -> None:
+def test_text_that_is_no_amount_stays_unchanged(value: object) -> None:
     assert parse_amount(value) == value
 
 
@@ -139,7 +139,7 @@ def test_tokens_of_a_variant_are_its_own_or_a_multiple() -> None:
             recipe(variants=variants | {"b": {"start": "fresh", "tokens": wrong}})
 
 
-def test_the_target_is_what_inherits_the_first_layers_whole() -> None:
+def test_the_target_is_the_variant_that_inherits_whole_first_layers() -> None:
     variants = {
         "gentle": {"start": "inherit", "select": "first", "lr_scale": 0.5},
         "mlps": {"start": "inherit", "parts": "mlp"},
