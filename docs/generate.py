@@ -49,7 +49,9 @@ def commands() -> str:
         "See {doc}`errors` for the exit codes.\n"
     ]
     for name, command in group.commands.items():
-        parts.append(f"## `inheritune {name}`\n\n{inspect.cleandoc(command.help or '')}\n")
+        example = (command.epilog or "").removeprefix("Example: ")
+        text = inspect.cleandoc(command.help or "")
+        parts.append(f"## `inheritune {name}`\n\n{text}\n\n```\n{example}\n```\n")
         rows = [_parameter(p) for p in command.params if p.name != "help"]
         if rows:
             parts.append(_table(("", "default", "what it is"), rows))

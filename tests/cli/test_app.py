@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typer.testing import CliRunner, Result
 from inheritune.cli.app import app
 from inheritune.recipe.presets import preset_names
 
+COMMANDS = typer.main.get_command(app).commands
 RECIPE = """
 name: tiny
 reference: {{model: "{reference}"}}
@@ -60,6 +62,29 @@ def test_help_names_every_command() -> None:
     commands = ["run", "demo", "plan", "inherit", "verify", "convert", "prepare", "train"]
     for command in [*commands, "report", "doctor", "init"]:
         assert command in result.output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example_that_it_accepts(name: str) -> None:
+    words = shlex.split(COMMANDS[name].epilog.removeprefix("Example: ").partition(" > ")[0])
+    assert words[:2] == ["inheritune", name]
+    assert COMMANDS[name].make_context(name, words[2:])
+
+
+def test_help_loads_no_heavy_package_and_is_quick() -> None:
+    program = (
+        "import sys, time\n"
+        "from inheritune.cli.app import app\n"
+        "try:\n"
+        "    app(['--help'])\n"
+        "except SystemExit:\n"
+        "    heavy = {'torch', 'transformers', 'numpy', 'pydantic', 'ruamel', 'huggingface_hub'}\n"
+        "    print(sorted(heavy & sys.modules.keys()), time.process_time(), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    loaded, _, seconds = done.stderr.partition("] ")
+    assert loaded == "[", done.stderr
+    assert float(seconds) < 1  # of processor time; 0.2 s on an idle machine
 
 
 def test_version_names_the_three_that_matter() -> None:
@@ -166,7 +191,7 @@ def test_an_error_is_one_json_object_where_json_was_asked_for(recipe: Path) -> N
     assert result.exit_code == 2
 
 
-@pytest.mark.parametrize("name", typer.main.get_command(app).commands)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_takes_json_and_reports_usage_errors_in_it(name: str) -> None:
     result = invoke(name, "--json", "--no-such-option")
     assert result.exit_code == 2
