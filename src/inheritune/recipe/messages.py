@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -104,9 +104,7 @@ def _problem(path: KeyPath, faults: list[_Fault], tree: Tree, misspelt: set[KeyP
     fault, place = faults[0], _place(path, tree)
     start = f"{place.where}: {dotted(path)}" if path else tree.label
     if fault["type"] == "missing":
-        about = _field(path)
-        description = " ".join(((about and about.description) or "a section").split())
-        return f"{start} is missing.", f"Add it: {description[0].lower()}{description[1:]}"
+        return f"{start} is missing.", f"Add it: {_description(path)}"
     if fault["type"] == "extra_forbidden":
         if dotted(path) in REMOVED_KEYS:
             return f"{start} is no longer a key.", REMOVED_KEYS[dotted(path)]
@@ -151,55 +149,55 @@ def _advice(value: Any, place: Place) -> str:
     return ""
 
 
-# --- Which keys there are -------------------------------------------------------------------
+# --- The keys of a recipe -------------------------------------------------------------------
 
 
 def _suggestion(path: KeyPath, misspelt: set[KeyPath]) -> str:
-    parent, key = path[:-1], str(path[-1])[:64].lower().replace("-", "_")
-    keys = _keys()
-    siblings = [str(known[-1]) for known in keys if _fits(known[:-1], parent)]
-    elsewhere = [known for known in keys if known[-1] == key and 0 not in known]
-    if key not in siblings and elsewhere:
+    parent, name = path[:-1], str(path[-1])[:64].lower().replace("-", "_")
+    siblings = [str(key[-1]) for key in _keys() if _fits(parent, key[:-1])]
+    elsewhere = [key for key in _keys() if key[-1] == name and 0 not in key]
+    if name not in siblings and elsewhere:
         return f"It belongs elsewhere: {' or '.join(map(dotted, elsewhere))}."
-    if close := difflib.get_close_matches(key, siblings, n=1, cutoff=0.6):
+    if close := difflib.get_close_matches(name, siblings, n=1, cutoff=0.6):
         misspelt.add((*parent, close[0]))
         return f"Did you mean {dotted((*parent, close[0]))}?"
-    names = sorted({str(known[-1]) for known in keys})
-    if close := difflib.get_close_matches(key, names, n=1, cutoff=0.75):
-        meant = [dotted(known) for known in keys if known[-1] == close[0]]
-        return f"Did you mean {' or '.join(meant)}?"
+    names = sorted({str(key[-1]) for key in _keys()})
+    if close := difflib.get_close_matches(name, names, n=1, cutoff=0.75):
+        return f"Did you mean {' or '.join(dotted(k) for k in _keys() if k[-1] == close[0])}?"
     return f"Allowed{f' in {dotted(parent)}' if parent else ''}: {', '.join(siblings)}."
+
+
+def _description(path: KeyPath) -> str:
+    """Return the description of a key, to follow a colon."""
+    field = next(field for key, field in _keys().items() if _fits(path, key))
+    text = " ".join((field.description or "a section with keys of its own").split())
+    return text[0].lower() + text[1:]
 
 
 @cache
 def _keys() -> dict[KeyPath, FieldInfo]:
-    """Every key of a recipe by its path, with ``<name>`` for a name of the user's."""
+    """List every key of a recipe; ``<name>`` is any name that users choose, and 0 any index."""
 
     def walk(section: type[BaseModel], path: KeyPath) -> Iterator[tuple[KeyPath, FieldInfo]]:
-        for name, about in section.model_fields.items():
-            yield (*path, name), about
-            for inner, middle in _sections(about.annotation):
-                yield from walk(inner, (*path, name, *middle))
+        for name, field in section.model_fields.items():
+            yield (*path, name), field
+            for inner, between in _sections(field.annotation):
+                yield from walk(inner, (*path, name, *between))
 
     return dict(walk(Recipe, ()))
 
 
-def _sections(annotation: Any, middle: KeyPath = ()) -> Iterator[tuple[type[BaseModel], KeyPath]]:
+def _sections(annotation: Any, between: KeyPath = ()) -> Iterator[tuple[type[BaseModel], KeyPath]]:
+    """List the sections inside a type, each with the parts of the path that lead to it."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation, middle
+        yield annotation, between
+    step: dict[Any, KeyPath] = {dict: ("<name>",), list: (0,)}
     for part in get_args(annotation):
-        in_mapping = getattr(annotation, "__origin__", None) is dict
-        in_list = getattr(annotation, "__origin__", None) is list
-        yield from _sections(part, ("<name>",) if in_mapping else (0,) if in_list else middle)
+        yield from _sections(part, step.get(get_origin(annotation), between))
 
 
-def _fits(known: KeyPath, path: KeyPath) -> bool:
-    """Tell whether a path is that of a known key; any index and any name of the user's will do."""
-    return len(known) == len(path) and all(
-        a in (b, "<name>") or (isinstance(a, int) and isinstance(b, int))
-        for a, b in zip(known, path, strict=True)
+def _fits(path: KeyPath, key: KeyPath) -> bool:
+    return len(path) == len(key) and all(
+        key_part in (part, "<name>") or (isinstance(part, int) and isinstance(key_part, int))
+        for part, key_part in zip(path, key, strict=True)
     )
-
-
-def _field(path: KeyPath) -> FieldInfo | None:
-    return next((about for known, about in _keys().items() if _fits(known, path)), None)
