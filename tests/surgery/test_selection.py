@@ -84,7 +84,7 @@ def test_another_number_than_the_one_stated_elsewhere_is_refused():
 def test_every_way_stands_in_the_one_text_for_help_and_recipe():
     description = " ".join(str(Variant.model_fields["select"].description).split())
     assert all(name in FORMS for name in WAYS)
-    assert FORMS in " ".join(description.split())
+    assert FORMS in description
 
 
 @pytest.mark.parametrize(

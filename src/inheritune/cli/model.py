@@ -95,8 +95,8 @@ def inherit(
             class_check=not (no_class_check or no_gate),
             sha256=sha256,
         )
-        with progress() if source.remote else nullcontext(silent) as listen:
-            target = inherit_layers(source, kept, out, options, listen)
+        with progress() if source.remote else nullcontext(silent) as on_progress:
+            target = inherit_layers(source, kept, out, options, on_progress)
         record = read_json_object(target.path / "inherit.json", MODEL_FILE, "the record")
         if as_json:
             print_json(
