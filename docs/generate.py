@@ -52,12 +52,16 @@ def commands() -> str:
         example = (command.epilog or "").removeprefix("Example: ")
         text = inspect.cleandoc(command.help or "")
         parts.append(f"## `inheritune {name}`\n\n{text}\n\n```\n{example}\n```\n")
-        rows = [_parameter(p) for p in command.params if p.name != "help"]
+        rows = [_parameter(p) for p in command.params if _is_shown(p)]
         if rows:
             parts.append(_table(("", "default", "what it is"), rows))
-    own = [_parameter(p) for p in group.params if p.name != "help"]
+    own = [_parameter(p) for p in group.params if _is_shown(p)]
     parts.append("## `inheritune` alone\n\n" + _table(("", "default", "what it is"), own))
     return "\n".join(parts)
+
+
+def _is_shown(parameter: Any) -> bool:
+    return parameter.name != "help" and not getattr(parameter, "hidden", False)
 
 
 def _parameter(parameter: Any) -> tuple[str, str, str]:

@@ -53,7 +53,7 @@ def test_every_recipe_key_has_a_row_that_says_what_it_is(pages):
 def test_every_command_and_flag_is_there_with_help(name, pages):
     part = pages["commands.md"].partition(f"## `inheritune {name}`\n")[2].partition("\n## ")[0]
     for parameter in COMMANDS[name].params:
-        if parameter.name == "help":
+        if parameter.name == "help" or getattr(parameter, "hidden", False):
             continue
         shown = parameter.opts[0] if parameter.opts[0].startswith("-") else "`"
         assert shown in part and parameter.help, f"{name} {parameter.name}"
