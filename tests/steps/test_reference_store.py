@@ -116,7 +116,7 @@ def test_a_plan_of_a_run_that_has_taken_it_does_not_count_it(
     assert [t.name for t in plan_recipe(recipe, two[1]).trainings] == ["inherit"]
     fresh = plan_recipe(recipe, two[1].with_name("not-begun"))
     assert [t.name for t in fresh.trainings] == ["reference", "inherit"]
-    assert any("at no cost" in note for note in fresh.notes)
+    assert any("costs nothing" in note for note in fresh.notes)
 
 
 def test_of_two_runs_at_once_one_trains_it(two, tiny_reference, tiny_text, tmp_path) -> None:
