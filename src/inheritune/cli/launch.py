@@ -64,46 +64,62 @@ def launch(arguments: Sequence[str], processes: int, root: Path) -> int:
     """
     before = _ended(root)
     threads = str(max(1, (os.cpu_count() or 1) // processes))
-    started: subprocess.Popen[bytes] | None = None
-    received: list[int] = []
-    passed_on: list[int] = []
-
-    def pass_on(number: int | None = None, frame: FrameType | None = None) -> None:
-        if number is not None:
-            received.append(number)
-        if started is None or len(passed_on) == len(received):
-            return  # a signal during the start is passed on once the process exists
-        passed_on[:] = received
-        with suppress(ProcessLookupError):
-            if len(received) == 1:
-                # Workers save at SIGTERM, and torchrun passes on what it receives.
-                started.send_signal(signal.SIGTERM if received[0] == _HANGUP else received[0])
-            else:  # workers have sessions of their own, and end with torchrun
-                os.killpg(started.pid, signal.SIGKILL)
-
-    handlers = {number: signal.signal(number, pass_on) for number in _FORWARDED}
+    forwarder = _Forwarder()
+    handlers = {number: signal.signal(number, forwarder.receive) for number in _FORWARDED}
     try:
         # A session of its own: a terminal sends Ctrl-C to the whole process group, and torchrun
         # would pass it on a second time.
-        started = subprocess.Popen(
+        forwarder.process = subprocess.Popen(
             command_of(arguments, processes),
             env={"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ,
             start_new_session=True,
         )
-        pass_on()
-        code = started.wait()
+        forwarder.pass_on()
+        code = forwarder.process.wait()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if len(received) > 1:
-        return 128 + received[-1]
+    if len(forwarder.received) > 1:
+        return 128 + forwarder.received[-1]
     after = _ended(root)
     if after is not None and after != before:
         return int(after[0])
     # The run has recorded nothing.
     if code < 0:  # ended by a signal, passed on by this process or sent by somebody else
-        return Interrupted.exit_code if received else 128 - code
+        return Interrupted.exit_code if forwarder.received else 128 - code
     return code
+
+
+class _Forwarder:
+    """Passes signals on to torchrun; a second signal kills it.
+
+    Attributes:
+        process: torchrun, once it is started.
+        received: Signals received so far.
+    """
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.received: list[int] = []
+        self._passed_on = 0
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal, as `signal.signal` requires."""
+        self.received.append(number)
+        self.pass_on()
+
+    def pass_on(self) -> None:
+        """Pass a new signal on; before torchrun is started, it waits for the next call."""
+        if self.process is None or self._passed_on == len(self.received):
+            return
+        self._passed_on = len(self.received)
+        with suppress(ProcessLookupError):
+            if len(self.received) == 1:
+                # Workers save at SIGTERM, and torchrun passes on what it receives.
+                number = self.received[0]
+                self.process.send_signal(signal.SIGTERM if number == _HANGUP else number)
+            else:  # workers have sessions of their own, and end with torchrun
+                os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def _ended(root: Path) -> tuple[int, str] | None:
