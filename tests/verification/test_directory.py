@@ -18,6 +18,7 @@ from inheritune.run.execute import execute
 from inheritune.run.pretraining import plan_pretraining, pretrain
 from inheritune.training import checkpoint_files
 from inheritune.verification.directory import verify
+from inheritune.verification.run_model import Finding
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,14 @@ def test_a_run_is_proven_by_its_tokens_its_checkpoints_and_its_target(finished: 
     assert saved
     assert found[: 1 + len(saved)] == [("tokens", True)] + [("checkpoint", True)] * len(saved)
     assert found[1 + len(saved) :] == parts(finished / "target")
+
+
+def test_the_result_tells_the_kind_and_every_finding_as_it_was_announced(finished: Path) -> None:
+    announced: list[Finding] = []
+    result = verify(finished / "tokens", on_finding=announced.append)
+    assert (result.path, result.kind) == (finished / "tokens", "tokens")
+    assert result.findings == tuple(announced) and result.complete
+    assert not verify(finished / "target").complete  # without its reference
 
 
 def test_each_part_of_a_run_can_be_proven_alone(finished: Path) -> None:
