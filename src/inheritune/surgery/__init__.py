@@ -1,1 +1,1 @@
-"""The first layers of a reference as a new model directory, and the proof that it is whole."""
+"""Make new model directories out of the tensors of others: cut, grow, stack, halve."""

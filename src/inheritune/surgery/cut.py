@@ -202,7 +202,7 @@ def _warn(written: Written, reference: ModelDirectory) -> None:
 
 
 def _hub_comparison(reference: ModelDirectory) -> str | None:
-    """How the weights were compared with the SHA-256 digests of the Hub; None: not from there."""
+    """Tell how the weights were compared with the Hub's SHA-256 digests; None: a local model."""
     if reference.revision is None:
         return None
     if reference.remote is None:

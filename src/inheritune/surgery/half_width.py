@@ -118,7 +118,7 @@ def _edits(config: Mapping[str, Any]) -> list[Edit]:
 
 
 def _shapes(narrow: ModelDirectory, reference: ModelDirectory) -> dict[str, tuple[int, ...]]:
-    """Each tensor's shape at half width, by its name in the reference, without stray buffers."""
+    """Map each tensor's name in the reference to its half-width shape, without stray buffers."""
     halved = {_bare(name): tensor.shape for name, tensor in narrow.tensors.items()}
     tied = "lm_head.weight" not in halved
     shapes = {}
@@ -167,7 +167,7 @@ def _rearranged(
 
 
 def _beginning(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The first rows of a tensor, each as far as ``shape`` is wide."""
+    """Cut a tensor to its first rows, and each row to the width of ``shape``."""
     item = item_bits(tensor.dtype) // 8
     size = int(np.prod(shape)) * item
     is_cut = len(shape) == 2 and shape[1] < tensor.shape[1]

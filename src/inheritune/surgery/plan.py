@@ -43,7 +43,7 @@ _SPLIT_BY_ROWS = "per_layer_model_projection.weight"
 
 @dataclass(frozen=True)
 class InheritPlan:
-    """A cut of a reference.
+    """The plan of a cut.
 
     Attributes:
         kept: Indices of the layers to keep, ascending.

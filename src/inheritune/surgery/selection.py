@@ -39,7 +39,7 @@ _WAY = re.compile(rf"(?P<name>[a-z+]*[a-z])(:(?P<number>{_N})(\+(?P<last>{_N}))?
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """What is known of a reference when its layers are chosen.
+    """Facts about a reference that ways of choosing layers may use.
 
     Attributes:
         layers: Number of its layers, N.
@@ -139,7 +139,7 @@ def choose_layers(
     Args:
         layers: A number of first layers; a text in the grammar of this module; or layer indices,
             which are checked. None: ``"first"``.
-        facts: What is known of the reference.
+        facts: Number of layers, and measurements so far, of the reference.
         count: Number of layers, where it stands elsewhere; a selection that states another number
             is refused.
         estimate: Whether the last layers may stand for those of a way whose measurement is still

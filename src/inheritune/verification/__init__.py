@@ -1,1 +1,1 @@
-"""Proofs that a directory is what it claims to be."""
+"""Verify models, tokens, checkpoints and runs."""

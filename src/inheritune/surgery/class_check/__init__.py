@@ -1,1 +1,1 @@
-"""Checks of a cut model against the model's own transformers class."""
+"""Check a cut model against the model's own transformers class, in a child process."""
