@@ -71,14 +71,6 @@ class Way:
 # --- the ways, each (facts, count) -> layer indices ---
 
 
-def _first(facts: LayerFacts, count: int) -> Sequence[int]:
-    return range(count)
-
-
-def _last(facts: LayerFacts, count: int) -> Sequence[int]:
-    return range(facts.layers - count, facts.layers)
-
-
 def _middle(facts: LayerFacts, count: int) -> Sequence[int]:
     start = (facts.layers - count) // 2
     return range(start, start + count)
@@ -97,10 +89,6 @@ def _strided(facts: LayerFacts, count: int) -> Sequence[int]:
     return [(2 * i * (facts.layers - 1) + steps) // (2 * steps) for i in range(count)]
 
 
-def _every(facts: LayerFacts, step: int) -> Sequence[int]:
-    return range(0, facts.layers, step)
-
-
 def _lazy(facts: LayerFacts, count: int) -> Sequence[int]:
     by_rank = facts.layers_by_rank or ()
     if count > len(by_rank):
@@ -113,12 +101,14 @@ def _lazy(facts: LayerFacts, count: int) -> Sequence[int]:
 
 # Named choices from Sanyal et al., Inheritune, arXiv 2404.08634, and its controls.
 WAYS = {
-    "first": Way(_first, "13 or first:13 (the first 13)"),
-    "last": Way(_last, "last:13"),
+    "first": Way(lambda facts, n: range(n), "13 or first:13 (the first 13)"),
+    "last": Way(lambda facts, n: range(facts.layers)[-n:], "last:13"),
     "middle": Way(_middle, "middle:13"),
     "first+last": Way(_first_and_last, "first+last:13 (12 and the last one; or first+last:10+3)"),
     "strided": Way(_strided, "strided:13 (evenly spread)"),
-    "every": Way(_every, "every:2 (0, 2, 4, ...)", counts=False),
+    "every": Way(
+        lambda facts, step: range(facts.layers)[::step], "every:2 (0, 2, 4, ...)", counts=False
+    ),
     "lazy": Way(_lazy, "lazy:13 (lowest attention rank; in recipes only)", needs="layers_by_rank"),
 }
 FORMS = ", ".join(way.form for way in WAYS.values()) + ", or a list such as 0-11,24,25"
