@@ -158,7 +158,7 @@ def test_layers_out_of_range_are_refused(layers):
     ],
 )
 def test_a_config_without_one_sane_count_is_refused(config):
-    with pytest.raises(SourceError, match=r"config\.json says"):
+    with pytest.raises(SourceError, match=r"config\.json gives"):
         layer_count(config)
 
 
@@ -248,7 +248,7 @@ def test_beam_can_be_cut_anywhere_when_its_kinds_are_written_out():
 
 
 def test_rwkv_keeps_two_layers():
-    with pytest.raises(UnsupportedModelError, match="one less than the depth"):
+    with pytest.raises(UnsupportedModelError, match="one less than the number of layers"):
         cut({"model_type": "rwkv"}, 1)
     cut({"model_type": "rwkv"}, 2)
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inheritune.errors import SourceError, escape
-from inheritune.model_files.safe_path import safe_file, safe_shard_name
-from inheritune.system.strict_json import MODEL_FILE, read_json_object
+from inheritune.model_files.safe_path import read_weight_index, safe_file
 
 __all__ = ["PytorchFiles", "find_pytorch_files"]
 
@@ -69,7 +68,7 @@ def find_pytorch_files(directory: Path) -> PytorchFiles:
     if _SINGLE in names:
         wanted = [_SINGLE]
     elif _INDEX in names:
-        places = _read_index(directory)
+        places = read_weight_index(safe_file(directory, _INDEX), _SUFFIXES)[0]
         wanted = sorted(set(places.values()))
     else:
         wanted = [_lone_file(directory, names)]
@@ -78,14 +77,6 @@ def find_pytorch_files(directory: Path) -> PytorchFiles:
     for file in files:
         _refuse_foreign(file)
     return PytorchFiles(files, places)
-
-
-def _read_index(directory: Path) -> dict[str, str]:
-    path = safe_file(directory, _INDEX)
-    weight_map = read_json_object(path, MODEL_FILE, "the weight index").get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise SourceError(f"{path} has no weight_map.", _AGAIN)
-    return {name: safe_shard_name(value, path, _SUFFIXES) for name, value in weight_map.items()}
 
 
 def _lone_file(directory: Path, names: list[str]) -> str:

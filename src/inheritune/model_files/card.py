@@ -1,6 +1,6 @@
-"""The YAML at the head of a model card: read without trust, written so that it reads back equal.
+"""Read the YAML at the head of a model card without trust, and write it so that it reads back.
 
-What a reference's own card says that has to be carried over: licence, language, data.
+Also picks what the card of a reference hands on to a target: licence and language.
 """
 
 import io
@@ -21,45 +21,42 @@ from inheritune.system.reading import read_regular_file
 __all__ = ["carried_fields", "join_front_matter", "reference_fields", "split_front_matter"]
 
 _BLOCK = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
-_MOST_CHARACTERS = 4_000_000
-_DEEPEST = 30
+_MAX_CHARACTERS = 4_000_000
+_MAX_DEPTH = 30
+_MAX_CARD_BYTES = 2_000_000
+_MAX_LANGUAGES = 200
+_CARRIED = ("license", "license_name", "license_link", "language")
 
 
 def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
-    """The fields of a card, and what follows them.
+    """Split a README.md by anybody into the fields of its front matter and its body.
 
-    Args:
-        text: A whole README.md, of anybody.
-
-    Returns:
-        Fields and body. No fields where there is no front matter, or none that is a plain mapping:
-        aliases, tags, and more than 4 million characters are not read.
+    No fields where there is no front matter, or none that is a plain mapping: aliases, tags, and
+    more than 4 million characters are not read.
     """
-    found = _BLOCK.match(text)
-    if found is None or len(found[1]) > _MOST_CHARACTERS:
+    block = _BLOCK.match(text)
+    if block is None or len(block[1]) > _MAX_CHARACTERS:
         return {}, text
-    body = text[found.end() :]
+    body = text[block.end() :]
     yaml = YAML(typ="safe", pure=True)
     try:
+        # Events first: aliases can expand to gigabytes, and depth to a crash.
         depth = 0
-        for event in yaml.parse(io.StringIO(found[1])):
+        for event in yaml.parse(io.StringIO(block[1])):
             name = type(event).__name__
             depth += name.endswith("StartEvent") - name.endswith("EndEvent")
-            if isinstance(event, AliasEvent) or getattr(event, "tag", None) or depth > _DEEPEST:
+            if isinstance(event, AliasEvent) or getattr(event, "tag", None) or depth > _MAX_DEPTH:
                 return {}, body
-        fields = YAML(typ="safe", pure=True).load(found[1])
+        fields = YAML(typ="safe", pure=True).load(block[1])
     except (YAMLError, ValueError, RecursionError):
         return {}, body
     return (fields if isinstance(fields, dict) else {}), body
 
 
 def join_front_matter(fields: Mapping[str, Any], body: str) -> str:
-    """A card of fields and body.
+    """Join fields with JSON values and a body of Markdown into a README.md.
 
-    Args:
-        fields: Values as in JSON. Every text is quoted, on one line: none can end the block, and
-            YAML 1.1 and 1.2 read the same.
-        body: Markdown.
+    Every text is quoted, on one line: none can end the block, and YAML 1.1 and 1.2 read the same.
     """
     yaml = YAML(pure=True)
     yaml.width = 2**31
@@ -75,9 +72,8 @@ def _quoted(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_quoted(item) for item in value]
     if isinstance(value, str):
-        # What UTF-8 has no bytes for cannot stand in a file.
-        whole = value.encode("utf-8", "replace").decode("utf-8")
-        return DoubleQuotedScalarString(whole)
+        # Half a surrogate pair has no UTF-8 bytes.
+        return DoubleQuotedScalarString(value.encode("utf-8", "replace").decode("utf-8"))
     return value
 
 
@@ -87,42 +83,35 @@ def _key(key: object) -> str:
     return text if plain else _quoted(text)
 
 
-_CARRIED = ("license", "license_name", "license_link", "language")
-_MOST_BYTES = 2_000_000
-_MOST_LANGUAGES = 200
-
-
 def carried_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """Those fields of a card that hold for what is made of its model, where they make sense.
+    """Pick the fields of a model's card that also hold for what is made of the model.
 
     Args:
-        fields: The front matter of a card, of anybody.
+        fields: The front matter of a card by anybody.
 
     Returns:
-        ``license``, ``license_name``, ``license_link`` and ``language``; texts, or for a language
-        a list of texts.
+        Those of ``license``, ``license_name``, ``license_link`` and ``language`` that make sense:
+        texts, or for ``language`` also a list of texts.
     """
-    found: dict[str, Any] = {}
+    carried: dict[str, Any] = {}
     for key in _CARRIED:
         value = fields.get(key)
         if key in ("language", "license") and isinstance(value, list):
-            texts = [item for item in value if isinstance(item, str)][:_MOST_LANGUAGES]
+            texts = [item for item in value if isinstance(item, str)][:_MAX_LANGUAGES]
             value = texts if key == "language" else (texts[0] if len(texts) == 1 else None)
         if value and isinstance(value, str | list):
-            found[key] = value
-    return found
+            carried[key] = value
+    return carried
 
 
 def reference_fields(model: ModelDirectory) -> dict[str, Any]:
-    """The fields of a reference's card that are carried over; none where there is no card.
+    """Return the carried fields of a reference's card; empty where there is no card.
 
-    Args:
-        model: The reference. The card of a Hub model is looked up at its commit; where that is
-            not possible, nothing is known of it.
+    The card of a Hub model is fetched at the model's commit, if the Hub can be reached.
     """
     for path in (model.path / "README.md", *_from_hub(model)):
         with suppress(OSError):
-            text = read_regular_file(path, _MOST_BYTES).decode("utf-8", "replace")
+            text = read_regular_file(path, _MAX_CARD_BYTES).decode("utf-8", "replace")
             return carried_fields(split_front_matter(text)[0])
     return {}
 

@@ -1,4 +1,4 @@
-"""Values from one floating dtype to another, exactly as IEEE 754 rounds them."""
+"""Convert values from one floating dtype to another, exactly as IEEE 754 rounds them."""
 
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,10 @@ def cast(data: bytes, source: str, target: str, name: str = "a tensor") -> bytes
     """Round to the nearest value, ties to even; NaN stays NaN, infinity stays infinity.
 
     Args:
-        data: Little-endian values, whole ones.
-        source: Their dtype, one of `FLOATING`; or any, where both are the same.
-        target: The dtype to give them.
-        name: Of the tensor, for messages.
+        data: Whole little-endian values.
+        source: Their dtype, one of `FLOATING`; any dtype if ``target`` is the same.
+        target: The new dtype, one of `FLOATING`.
+        name: Name of the tensor, for messages.
 
     Raises:
         SourceError: A finite value is too large for the target dtype.
@@ -62,6 +62,8 @@ def _to_bf16(values: "NDArray[np.floating]") -> "NDArray[np.uint16]":
     if values.dtype == np.dtype("<f8"):
         values = _to_odd(values)
     bits = values.astype("<f4").view("<u4")
+    # The upper 16 bits, plus the carry of half a unit; on a tie, of half a unit only if they are
+    # odd: that is rounding to the nearest, ties to even.
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     # A NaN whose payload rounds away would become infinity: set its quiet bit instead.
     quiet = (bits >> 16) | 0x0040
@@ -69,7 +71,7 @@ def _to_bf16(values: "NDArray[np.floating]") -> "NDArray[np.uint16]":
 
 
 def _to_odd(values: "NDArray[np.floating]") -> "NDArray[np.floating]":
-    """To fp32 so that a second rounding cannot go wrong: inexact results get an odd last bit."""
+    """Round fp64 to fp32, with an odd last bit where inexact: a second rounding is then right."""
     import numpy as np
 
     narrow = values.astype("<f4")

@@ -1,4 +1,8 @@
-"""config.json of a model cut to some of its layers: the raw JSON with a listed set of edits."""
+"""Edit a config.json for a model cut to some of its layers, and list the edits.
+
+The result is the reference's raw JSON with as few edits as the cut needs: keys that nobody here
+knows survive. Which fields speak of layers, and how, stands in `config_fields`.
+"""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,9 +15,16 @@ from inheritune.model_files.layer_kinds import attends, layer_kinds
 
 __all__ = ["Edit", "announced_prediction_layers", "cut_config", "layer_count", "text_config"]
 
+# Multimodal models nest the config of their text model under one of these keys.
 _TEXT = ("text_config", "llm_config", "language_config", "thinker_config")
+_PREDICTION_LAYERS = (
+    *("num_nextn_predict_layers", "num_mtp_layers"),
+    *("mtp_num_hidden_layers", "mtp_num_layers"),
+)
 _MOST_LAYERS = 100_000
-# Their classes derive these from the depth, counting from the end.
+
+# Where these fields are missing, the class derives them from the number of layers, counting from
+# the last one: a cut would then change what the first layers are.
 _MUST_BE_EXPLICIT = {
     **dict.fromkeys(
         ["beam", "gemma4", "gemma4_text", "gemma4_unified_text", "muse_glimmer", "muse_spark"],
@@ -23,11 +34,12 @@ _MUST_BE_EXPLICIT = {
     "minicpm3": ("scale_depth",),
     "olmo_hybrid": ("layer_types",),
 }
-_DEPTH_IN_THE_MATHS = {
+# The number of layers is part of what these classes compute, and no field can correct it.
+_CANNOT_BE_CUT = {
     "gpt_neox_japanese": "only its last layer has an attention bias",
     "minimax": "the decay of its attention depends on the number of layers",
 }
-_FEWEST = {"rwkv": (2, "its class divides by one less than the depth")}
+_FEWEST = {"rwkv": (2, "its class divides by one less than the number of layers")}
 
 
 @dataclass(frozen=True)
@@ -36,9 +48,9 @@ class Edit:
 
     Attributes:
         key: Dotted path from the top.
-        before: Value of the reference.
-        after: Value of the target; None also when the key was removed.
-        reason: Why.
+        before: Value in the reference.
+        after: Value in the target; None also when the key was removed.
+        reason: Why it had to change.
     """
 
     key: str
@@ -48,16 +60,17 @@ class Edit:
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a config that describes the text model: most often all of it."""
+    """Return the part of a config that describes the text model: most often all of it."""
     return _text_section(config)[1]
 
 
 def _text_section(config: Mapping[str, Any], path: str = "") -> tuple[str, Mapping[str, Any]]:
+    """Find the innermost text section that counts layers, and the dotted path to it."""
     for key in _TEXT:
         if isinstance(section := config.get(key), dict):
-            found = _text_section(section, f"{path}{key}.")
-            if _counts(found[1]):
-                return found
+            inner = _text_section(section, f"{path}{key}.")
+            if _counts(inner[1]):
+                return inner
     return path, config
 
 
@@ -66,7 +79,7 @@ def _counts(section: Mapping[str, Any]) -> dict[str, int]:
 
 
 def layer_count(config: Mapping[str, Any]) -> int:
-    """Layers of the text model, as its config says.
+    """Return the number of layers of the text model.
 
     Raises:
         SourceError: The config names no count, an absurd one, or two different ones.
@@ -76,22 +89,21 @@ def layer_count(config: Mapping[str, Any]) -> int:
     if section.get("model_type") == "longcat_flash" and "num_layers" in counts:
         counts = {"num_layers": counts["num_layers"]}  # each holds two of num_hidden_layers
     if not counts and isinstance(kinds := section.get("layers_block_type"), list) and kinds:
-        return len(kinds)
+        return len(kinds)  # nemotron_h may have no count at all
     if not counts:
-        raise SourceError(f"config.json says no number of layers: none of {', '.join(COUNTS)}.")
+        raise SourceError(f"config.json gives no number of layers: none of {', '.join(COUNTS)}.")
     if len(set(counts.values())) > 1:
-        raise SourceError(f"config.json says different numbers of layers: {counts}.")
+        raise SourceError(f"config.json gives different numbers of layers: {counts}.")
     layers = next(iter(counts.values()))
     if not 1 <= layers <= _MOST_LAYERS:
-        raise SourceError(f"config.json says {layers} layers; that cannot be.")
+        raise SourceError(f"config.json gives {layers} layers; that cannot be.")
     return layers
 
 
 def announced_prediction_layers(config: Mapping[str, Any]) -> int:
-    """Multi-token-prediction layers that the config says there are, beyond the model's layers."""
+    """Return how many multi-token-prediction layers the config announces beside the layers."""
     section = text_config(config)
-    names = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
-    values = [section.get(name) for name in (*names, "mtp_num_layers")]
+    values = [section.get(name) for name in _PREDICTION_LAYERS]
     return max((v for v in values if type(v) is int), default=0)
 
 
@@ -102,15 +114,15 @@ def cut_config(
 
     Args:
         config: Raw JSON of the reference; not changed.
-        layers: How many of the first to keep, from 1 to the reference's; or which, ascending,
-            counted from 0.
+        layers: Number of first layers to keep, from 1 to the reference's; or which to keep,
+            ascending, counted from 0.
 
     Returns:
-        The config of the target, with every key that no rule knows, and the edits in file order.
+        The target's config, with every key that no rule knows, and the edits in file order.
 
     Raises:
         RecipeError: ``layers`` is out of range.
-        UnsupportedModelError: A field depends on the depth in a way that no edit can keep.
+        UnsupportedModelError: A field depends on the number of layers in a way that no edit keeps.
     """
     total = layer_count(config)
     count = layers if isinstance(layers, int) else len(layers)
@@ -122,7 +134,8 @@ def cut_config(
     cut = Cut(tuple(range(layers)) if isinstance(layers, int) else tuple(layers), total)
     edited = copy.deepcopy(dict(config))
     path, section = _text_section(edited)
-    _refuse_depth(section, cut)
+    if cut.layers < cut.total:
+        _refuse_family(section, cut)
     _refuse_no_attention(section, cut)
     _refuse_vision_depth(edited, cut)
     edits = list(_edit(section, path, cut))
@@ -133,15 +146,15 @@ def cut_config(
     return edited, edits
 
 
-def _refuse_depth(section: Mapping[str, Any], cut: Cut) -> None:
+# --- cuts that no edit can make right ---
+
+
+def _refuse_family(section: Mapping[str, Any], cut: Cut) -> None:
     model_type = str(section.get("model_type"))
-    if cut.layers == cut.total:
-        return
-    if model_type in _DEPTH_IN_THE_MATHS:
+    this_cut = f"{model_type} cannot be cut to {cut.layers} of {cut.total} layers"
+    if model_type in _CANNOT_BE_CUT:
         raise UnsupportedModelError(
-            f"{model_type} cannot be cut to {cut.layers} of {cut.total} layers: "
-            f"{_DEPTH_IN_THE_MATHS[model_type]}.",
-            "Choose another reference.",
+            f"{this_cut}: {_CANNOT_BE_CUT[model_type]}.", "Choose another reference."
         )
     for name in _MUST_BE_EXPLICIT.get(model_type, ()):
         if name not in section or (section[name] is None and name == "layer_types"):
@@ -156,14 +169,12 @@ def _refuse_depth(section: Mapping[str, Any], cut: Cut) -> None:
         )
     fewest, reason = _FEWEST.get(model_type, (1, ""))
     if cut.layers < fewest:
-        raise UnsupportedModelError(
-            f"{model_type} cannot be cut to {cut.layers} of {cut.total} layers: {reason}.",
-            f"Choose at least {fewest} layers.",
-        )
+        raise UnsupportedModelError(f"{this_cut}: {reason}.", f"Choose at least {fewest} layers.")
     if model_type.startswith("gemma4"):
+        # The class turns the last layer into one of full attention, with heads of another size.
         kinds = section.get("layer_types")
         kinds = kinds if isinstance(kinds, list) else []
-        full = [i + 1 for i, t in enumerate(kinds) if t == "full_attention"]
+        full = [i + 1 for i, kind in enumerate(kinds) if kind == "full_attention"]
         if cut.kept[-1] + 1 not in full:
             raise UnsupportedModelError(
                 f"{model_type} makes its last layer one of full attention; layer {cut.kept[-1]} "
@@ -173,7 +184,7 @@ def _refuse_depth(section: Mapping[str, Any], cut: Cut) -> None:
 
 
 def _refuse_no_attention(section: Mapping[str, Any], cut: Cut) -> None:
-    """A hybrid asks its first layer of attention how many tokens its cache holds."""
+    """Refuse a hybrid without attention: its first such layer tells how long the cache is."""
     model_type = section.get("model_type")
     kinds = layer_kinds(section, cut.total) or []
     attending = [i for i, kind in enumerate(kinds) if attends(kind)]
@@ -189,6 +200,7 @@ def _refuse_no_attention(section: Mapping[str, Any], cut: Cut) -> None:
 
 
 def _refuse_vision_depth(config: Mapping[str, Any], cut: Cut) -> None:
+    # Its entries are layers of the vision tower; the first goes to text layer 0, and so on.
     vision = config.get("vision_config")
     indices = vision.get("deepstack_visual_indexes") if isinstance(vision, dict) else None
     if isinstance(indices, list) and cut.layers < len(indices):
@@ -198,10 +210,15 @@ def _refuse_vision_depth(config: Mapping[str, Any], cut: Cut) -> None:
         )
 
 
+# --- edits ---
+
+
 def _edit(section: Any, path: str, cut: Cut, nested: bool = True) -> Iterator[Edit]:
+    """Edit a section in place; without ``nested``, only its own fields that have a rule."""
     for key, value in list(section.items()):
         if key in LEFT_ALONE or (not nested and key not in RULES):
             continue
+        # Rules by name come first: a list of layer numbers can be as long as there are layers.
         if key in RULES:
             rule, reason = RULES[key]
             try:
@@ -210,19 +227,24 @@ def _edit(section: Any, path: str, cut: Cut, nested: bool = True) -> Iterator[Ed
                 message = f"{path}{key} in config.json {error.message}"
                 raise UnsupportedModelError(message, error.hint) from error
             yield from _replace(section, path, key, after, reason)
+        # Prediction layers read the last hidden state of all layers, so they go with the cut.
         elif key.startswith("mtp_") and isinstance(value, list | str):
             del section[key]
             yield Edit(path + key, value, None, "multi-token-prediction layers are dropped")
+        # A list as long as there are layers is taken for one entry per layer. Lists only: the
+        # word "silu" has as many letters as a model of four layers.
         elif isinstance(value, list) and len(value) == cut.total > cut.layers:
             reason = "a list as long as there are layers"
             yield from _replace(section, path, key, [value[i] for i in cut.kept], reason)
+        # Anything else that looks like layer numbers would be silently wrong: refuse it.
         elif _looks_like_layers(key, value, cut):
             raise UnsupportedModelError(
                 f"the field {path}{key} of config.json seems to speak of layers, but is not known: "
                 f"{str(value)[:80]}.",
                 "Report it with the model's name: it needs a rule.",
             )
-        elif isinstance(value, dict) and not _counts(value):  # with a count: another model's
+        # A nested section with a count of its own is another model, such as a vision tower.
+        elif isinstance(value, dict) and not _counts(value):
             yield from _edit(value, f"{path}{key}.", cut)
 
 
@@ -234,6 +256,7 @@ def _replace(section: Any, path: str, key: str, after: Any, reason: str) -> Iter
 
 
 def _looks_like_layers(key: str, value: Any, cut: Cut) -> bool:
+    """Tell whether a field named after layers holds ascending layer numbers, as list or keys."""
     if "layer" not in key or cut.layers == cut.total or not value:
         return False
     if isinstance(value, dict):

@@ -1,7 +1,9 @@
-"""What the fields of a config mean for a model cut to some of its layers.
+"""Rules for the fields of a config that speak of layers, by their names.
 
-Each rule takes a value and the cut, and returns the value for the target; the same value means that
-the field stays. Names come first because an index list can be as long as there are layers.
+A rule takes a field's value and the cut, and returns the value for the target; the same value means
+that the field stays. The field names were collected from the 155 decoder-only model types of
+transformers 5; scalars that are right for any number of first layers (``first_k_dense_replace``,
+``decoder_sparse_step``, ``attn_layer_period``, ...) need no rule.
 """
 
 import math
@@ -14,15 +16,16 @@ from inheritune.errors import UnsupportedModelError
 __all__ = ["COUNTS", "LEFT_ALONE", "PER_LAYER", "RULES", "Cut", "expand_runs", "is_number"]
 
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+"""Fields that count the layers. A config may hold two of them; all are edited."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Which layers are kept.
+    """The layers that are kept.
 
     Attributes:
-        kept: Ascending, without repeats, from 0.
-        total: Layers of the reference.
+        kept: Layer indices, ascending and without repeats, from 0.
+        total: Number of layers of the reference.
     """
 
     kept: tuple[int, ...]
@@ -30,26 +33,32 @@ class Cut:
 
     @property
     def layers(self) -> int:
-        """How many are kept."""
+        """Number of kept layers."""
         return len(self.kept)
 
     @property
     def is_prefix(self) -> bool:
-        """Whether they are the first ones, so that none moves."""
+        """Whether they are the first layers, so that none moves."""
         return self.kept[-1] == self.layers - 1
 
 
 Rule = Callable[[Any, Cut], Any]
 
 
+# --- one entry for each layer: keep those of the kept layers ---
+# Left as it is, such a list has the wrong length, or its entries speak of other layers: some
+# classes refuse it, others build wrong layers without a word.
+
+
 def _per_layer(value: Any, cut: Cut) -> Any:
     if not isinstance(value, list) or not value:
-        return value  # a scalar for all layers, or a list left to its default
+        return value  # one value for all layers, or a list that the class fills in
     if len(value) < cut.total:
         raise UnsupportedModelError(
             f"has {len(value)} entries for {cut.total} layers.",
             "Correct the config: one entry for each layer.",
         )
+    # Published lists can be longer: their last entries are for prediction layers.
     return [value[i] for i in cut.kept]
 
 
@@ -57,7 +66,7 @@ def _with_sharing(value: Any, cut: Cut) -> Any:
     kinds = _per_layer(value, cut)
     if isinstance(kinds, list) and kinds and kinds[0] == "shared":
         raise UnsupportedModelError(
-            f"says that layer {cut.kept[0]} shares what a layer below it computes; it would be the "
+            f"lets layer {cut.kept[0]} share what a layer below it computes, but it would be the "
             "first.",
             "Keep a layer that computes its own, below it.",
         )
@@ -65,72 +74,21 @@ def _with_sharing(value: Any, cut: Cut) -> Any:
 
 
 def _letters(value: Any, cut: Cut) -> Any:
+    """Cut a text with one letter for each layer, such as nemotron_h's ``"M-M*"``."""
     if not isinstance(value, str) or len(value) < cut.total:
         return value
     return "".join(value[i] for i in cut.kept)
 
 
-def _indices(value: Any, cut: Cut) -> Any:
-    place = {layer: i for i, layer in enumerate(cut.kept)}
-    if isinstance(value, str):  # "4,5,6"
-        numbers = [int(i) for i in value.split(",") if is_number(i.strip())]
-        return ",".join(str(place[i]) for i in numbers if i in place) if value else value
-    return [place[i] for i in value if i in place] if _is_ints(value) else value
-
-
-def _indices_from_1(value: Any, cut: Cut) -> Any:
-    place = {layer + 1: i + 1 for i, layer in enumerate(cut.kept)}
-    return [place[i] for i in value if i in place] if _is_ints(value) else value
-
-
-def is_number(text: str) -> bool:
-    """Whether a text can be the number of a layer; Python refuses to read 5,000 digits."""
-    return text.isdecimal() and len(text) < 10
-
-
-def _is_ints(value: Any) -> bool:
-    return isinstance(value, list) and all(type(i) is int for i in value)
-
-
-def _by_index(value: Any, cut: Cut) -> Any:
-    if not isinstance(value, dict):
-        return value
-    place = {layer: i for i, layer in enumerate(cut.kept)}
-    moved = {k: str(place.get(int(k), "")) if is_number(k) else k for k in value}
-    return {moved[k]: v for k, v in value.items() if moved[k]}
-
-
-def _last_index(value: Any, cut: Cut) -> Any:
-    if type(value) is not int or value < 0:  # -1: the last one
-        return value
-    # With layers left out in between, all up to the last kept one that is not beyond it.
-    return max((i for i, layer in enumerate(cut.kept) if layer <= value), default=0)
-
-
-def _from_the_end(value: Any, cut: Cut) -> Any:
-    if type(value) is not int:
-        return value
-    return sum(layer >= cut.total - value for layer in cut.kept)
-
-
-def _over_root_of_depth(value: Any, cut: Cut) -> Any:
-    if not isinstance(value, int | float) or cut.layers == cut.total:
-        return value
-    try:
-        return value * math.sqrt(cut.layers / cut.total)
-    except OverflowError as error:
-        raise UnsupportedModelError("is too large a number.", "Correct the config.") from error
-
-
 def expand_runs(value: Any, most: int) -> list[Any] | None:
-    """The kind of each layer where a config counts repeats, as gpt_neo's does.
+    """Expand a per-layer list that is written in runs, as gpt_neo's ``attention_types`` is.
 
     Args:
         value: ``[[["global", "local"], 12]]`` means 24 layers, alternating.
-        most: Repeats; no model repeats a pattern more often than it has layers.
+        most: Most repeats of a pattern: no model repeats one more often than it has layers.
 
     Returns:
-        None where the value has another form.
+        The kind of each layer; None where the value has another form.
     """
     kinds: list[Any] = []
     try:
@@ -150,13 +108,76 @@ def _run_lengths(value: Any, cut: Cut) -> Any:
     return [[[kinds[i] for i in cut.kept if i < len(kinds)], 1]]
 
 
-def _none(value: Any, cut: Cut) -> Any:
-    return 0 if type(value) is int else value
+# --- numbers of layers: drop those of layers that go, and renumber those of layers that move ---
+
+
+def _indices(value: Any, cut: Cut) -> Any:
+    place = {layer: i for i, layer in enumerate(cut.kept)}
+    if isinstance(value, str):  # "4,5,6"
+        numbers = [int(i) for i in value.split(",") if is_number(i.strip())]
+        return ",".join(str(place[i]) for i in numbers if i in place) if value else value
+    return [place[i] for i in value if i in place] if _is_ints(value) else value
+
+
+def _indices_from_1(value: Any, cut: Cut) -> Any:
+    place = {layer + 1: i + 1 for i, layer in enumerate(cut.kept)}
+    return [place[i] for i in value if i in place] if _is_ints(value) else value
+
+
+def _by_index(value: Any, cut: Cut) -> Any:
+    """Cut a mapping from layer number to settings; keys that are no numbers stay."""
+    if not isinstance(value, dict):
+        return value
+    place = {layer: i for i, layer in enumerate(cut.kept)}
+    moved = {k: str(place.get(int(k), "")) if is_number(k) else k for k in value}
+    return {moved[k]: v for k, v in value.items() if moved[k]}
+
+
+def is_number(text: str) -> bool:
+    """Tell whether a text can be a layer number; Python refuses to read 5,000 digits."""
+    return text.isdecimal() and len(text) < 10
+
+
+def _is_ints(value: Any) -> bool:
+    return isinstance(value, list) and all(type(i) is int for i in value)
+
+
+# --- scalars that depend on the number of layers ---
 
 
 def _count(value: Any, cut: Cut) -> Any:
     return cut.layers if value == cut.total else value
 
+
+def _zero(value: Any, cut: Cut) -> Any:
+    return 0 if type(value) is int else value
+
+
+def _last_index(value: Any, cut: Cut) -> Any:
+    if type(value) is not int or value < 0:  # -1: the last layer
+        return value
+    # The last kept layer that is not beyond the old end.
+    return max((i for i, layer in enumerate(cut.kept) if layer <= value), default=0)
+
+
+def _from_the_end(value: Any, cut: Cut) -> Any:
+    """Count how many of the reference's last ``value`` layers are kept."""
+    if type(value) is not int:
+        return value
+    return sum(layer >= cut.total - value for layer in cut.kept)
+
+
+def _over_root_of_depth(value: Any, cut: Cut) -> Any:
+    """Scale s so that s / sqrt(layers), which the class computes, stays what it was."""
+    if not isinstance(value, int | float) or cut.layers == cut.total:
+        return value
+    try:
+        return value * math.sqrt(cut.layers / cut.total)
+    except OverflowError as error:
+        raise UnsupportedModelError("is too large a number.", "Correct the config.") from error
+
+
+# --- the fields ---
 
 PER_LAYER = (
     *("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers"),
@@ -165,6 +186,8 @@ PER_LAYER = (
     *("swiglu_limits", "swiglu_limits_shared", "attention_layers", "compress_ratios"),
     *("moe_layer_freq", "sparse_attention_freq"),
 )
+"""Fields that hold one entry for each layer where they are lists."""
+
 RULES: dict[str, tuple[Rule, str]] = {
     **dict.fromkeys([*COUNTS, "num_blocks"], (_count, "number of layers")),
     **dict.fromkeys(PER_LAYER, (_per_layer, "one entry for each layer")),
@@ -172,6 +195,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     **dict.fromkeys(
         ["hybrid_override_pattern", "index_topk_pattern"], (_letters, "one letter for each layer")
     ),
+    "attention_types": (_run_lengths, "one entry for each layer, in run lengths"),
     **dict.fromkeys(
         [
             *("moe_layers", "mlp_only_layers", "full_attn_idxs", "hybrid_layer_ids"),
@@ -188,18 +212,16 @@ RULES: dict[str, tuple[Rule, str]] = {
     "moe_layer_end_index": (_last_index, "the last layer with experts"),
     "num_kv_shared_layers": (_from_the_end, "layers counted from the end"),
     "scale_depth": (_over_root_of_depth, "divided by the square root of the depth in use"),
-    "attention_types": (_run_lengths, "one entry for each layer, in run lengths"),
     **dict.fromkeys(
         [
             *("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers"),
             "mtp_num_layers",
         ],
-        (_none, "multi-token-prediction layers are dropped: they read the full depth"),
+        (_zero, "multi-token-prediction layers are dropped: they read the full depth"),
     ),
 }
+"""The rule for each field, and the reason that its edit is given in inherit.json."""
 
-# Lists that can be as long as there are layers by chance, and say nothing about them. The towers'
-# configs count their own layers; deepstack_visual_indexes counts those of the vision tower.
 LEFT_ALONE = {
     *("architectures", "auto_map", "id2label", "label2id", "task_specific_params"),
     *("vision_config", "audio_config", "image_config", "speech_config", "deepstack_visual_indexes"),
@@ -208,3 +230,8 @@ LEFT_ALONE = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens"),
     *("image_grid_pinpoints", "init_config", "transformers.js_config", "languages"),
 }
+"""Fields whose lists may be as long as there are layers by chance, and configs of other towers.
+
+``deepstack_visual_indexes`` counts layers of the vision tower; ``block_types`` is a pattern that
+repeats.
+"""

@@ -1,4 +1,4 @@
-"""Copy bytes from one file to another: inside the kernel where it can, and to the disk."""
+"""Copy bytes between files, inside the kernel where it can, and the side files of a model."""
 
 import errno
 import os
@@ -16,8 +16,8 @@ __all__ = [
     "write_all",
 ]
 
-# Files that belong to a model whatever its depth. Other files (training arguments, cards, pickles,
-# other frameworks' weights) describe the reference only.
+# Files that belong to a model whatever its number of layers. Other files (training arguments,
+# cards, pickles, other frameworks' weights) describe the reference only.
 _SIDE_FILES = (
     *("tokenizer*.json", "tokenizer*.model", "*.tiktoken", "*.spm", "spiece.model"),
     *("vocab*.json", "vocab*.txt", "vocab*.bpe", "merges.txt", "special_tokens_map.json"),
@@ -27,7 +27,7 @@ _SIDE_FILES = (
 )
 _KERNEL_CHUNK = 2**30
 _CHUNK = 8 * 2**20
-# What a kernel or file system answers that cannot do it this way, but can do it another.
+# Answers of a kernel or file system that cannot copy this way, but perhaps another.
 _CANNOT = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 _BINARY = getattr(os, "O_BINARY", 0)
 
@@ -60,11 +60,11 @@ def copy_range(source: int, target: int, offset: int, size: int, path: Path) -> 
     """Append bytes of one open file to another.
 
     Args:
-        source: Open for reading.
-        target: Open for writing, at the place to write to.
+        source: Descriptor, open for reading.
+        target: Descriptor, open for writing at the place to write to.
         offset: First byte to read, from the start of the file.
         size: Bytes to copy.
-        path: Of the source, for messages.
+        path: Path of the source, for messages.
 
     Raises:
         SourceError: The source ends before the range does.
@@ -86,7 +86,7 @@ def copy_range(source: int, target: int, offset: int, size: int, path: Path) -> 
 
 
 def _copy_in_kernel(source: int, target: int, offset: int, end: int) -> int:
-    # A file system may also answer 0 before the end; plain reading then finds out what is there.
+    """Copy without passing the bytes through this process; return where that ended."""
     ways = []
     if hasattr(os, "copy_file_range"):
         ways.append(lambda at: os.copy_file_range(source, target, min(_KERNEL_CHUNK, end - at), at))
@@ -94,6 +94,7 @@ def _copy_in_kernel(source: int, target: int, offset: int, end: int) -> int:
         ways.append(lambda at: os.sendfile(target, source, at, min(_KERNEL_CHUNK, end - at)))
     for way in ways:
         try:
+            # 0 before the end: the file is shorter, or the file system cannot. Reading will tell.
             while offset < end and (count := way(offset)):
                 offset += count
         except OSError as error:
@@ -105,7 +106,7 @@ def _copy_in_kernel(source: int, target: int, offset: int, end: int) -> int:
 
 
 def side_files(directory: Path) -> list[Path]:
-    """What belongs to a model besides config and weights, as paths inside the directory, sorted.
+    """List what belongs to a model besides config and weights, sorted by name.
 
     Tokenizer, generation config, chat templates, licence, remote code. The model card is not among
     them: it describes the reference.
@@ -113,17 +114,17 @@ def side_files(directory: Path) -> list[Path]:
     Raises:
         SourceError: One of them is a link that leads out of the directory.
     """
-    found = {path for pattern in _SIDE_FILES for path in directory.glob(pattern)}
-    names = sorted(p.relative_to(directory).as_posix() for p in found if not p.is_dir())
+    matches = {path for pattern in _SIDE_FILES for path in directory.glob(pattern)}
+    names = sorted(p.relative_to(directory).as_posix() for p in matches if not p.is_dir())
     return [safe_file(directory, name) for name in names]
 
 
 def copy_side_files(source: Path, target: Path) -> None:
-    """Copy the side files of a model directory into another one, byte for byte; none is opened.
+    """Copy the side files of a model directory into another one, byte for byte; none is parsed.
 
     Args:
         source: A model directory.
-        target: Exists; a file of the same name is replaced.
+        target: An existing directory; a file of the same name is replaced.
     """
     for path in side_files(source):
         copy = target / path.relative_to(source)

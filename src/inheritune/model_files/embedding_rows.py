@@ -1,4 +1,4 @@
-"""Whether every id that a tokenizer gives has a row in the model's embedding."""
+"""Check that every id that a tokenizer gives has a row in the model's embedding."""
 
 import os
 import re
@@ -19,11 +19,11 @@ _EMBEDDINGS = {
     *("embed_tokens", "embed_in", "wte", "word_embeddings", "tok_embeddings", "embedding"),
     "embeddings",
 }
-# Its vocabulary is a list of pairs; the place in it is the id.
+# The vocabulary of a Unigram model is a list of pairs; the place in it is the id.
 _UNIGRAM = re.compile(rb'"type"\s*:\s*"Unigram"')
 _CHUNK = 2**20
 _OVERLAP = 128
-# Larger ones exist for no known model; reading one takes ten times its size.
+# No known model has a larger tokenizer.json; parsing one takes ten times its size in memory.
 _MAX_BYTES = 64 * 2**20
 _ROLES = ("bos_token", "eos_token")
 
@@ -31,15 +31,15 @@ _ROLES = ("bos_token", "eos_token")
 def refuse_ids_without_rows(directory: Path, tensors: Iterable[Tensor]) -> None:
     """Refuse a model whose tokenizer gives ids that its embedding has no row for.
 
-    Tokens that text only becomes on request, such as an image's place in a model that sees none,
-    are a warning, unless they begin or end a document.
+    Special tokens that plain text never becomes, such as the place of an image, are a warning
+    only, unless they begin or end a document.
 
     Args:
-        directory: Of the model. Without a ``tokenizer.json``, nothing is checked.
-        tensors: Of its weight files.
+        directory: Model directory. Without a ``tokenizer.json`` in it, nothing is checked.
+        tensors: All tensors of its weight files.
 
     Raises:
-        SourceError: Some id is as large as the embedding has rows, or larger.
+        SourceError: Some id is not below the number of rows.
     """
     rows = _rows(tensors)
     path = directory / "tokenizer.json"
@@ -64,7 +64,7 @@ def refuse_ids_without_rows(directory: Path, tensors: Iterable[Tensor]) -> None:
 
 
 def _rows(tensors: Iterable[Tensor]) -> int | None:
-    found = [
+    rows = [
         tensor.shape[0]
         for tensor in tensors
         if len(tensor.shape) == 2
@@ -72,29 +72,31 @@ def _rows(tensors: Iterable[Tensor]) -> int | None:
         and tensor.name.split(".")[-2] in _EMBEDDINGS
         and not is_tower(tensor.name)
     ]
-    return max(found, default=None)
+    return max(rows, default=None)
 
 
 def _may_exceed(path: Path, rows: int) -> bool:
-    """Whether some number in the file could be too large an id; a file of 30 MB takes 0.1 s.
+    """Tell whether some number in the file could be too large an id; 30 MB take 0.1 s.
 
-    Sound files end here: parsing one whole would take a second and half a gigabyte.
+    Sound files pass here: parsing one would take a second and half a gigabyte.
     """
     digits = len(str(rows))
     large = re.compile(rb'"\s*:\s*([0-9]{%d,})' % digits)
-    lists, listed, before = 0, False, b""
+    # Pieces overlap, so that no number is cut in two.
+    brackets, is_unigram, overlap = 0, False, b""
     with os.fdopen(open_source(path), "rb") as file:
         while data := file.read(_CHUNK):
-            seen = before + data
-            if any(int(n[:19]) >= rows for n in large.findall(seen)):
+            piece = overlap + data
+            if any(int(n[:19]) >= rows for n in large.findall(piece)):
                 return True
-            lists += data.count(b"[")
-            listed = listed or _UNIGRAM.search(seen) is not None
-            before = data[-_OVERLAP:]
-    return listed and lists > rows
+            brackets += data.count(b"[")
+            is_unigram = is_unigram or _UNIGRAM.search(piece) is not None
+            overlap = data[-_OVERLAP:]
+    return is_unigram and brackets > rows
 
 
 def _tokens_beyond(path: Path, rows: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Return plain and special tokens with an id of ``rows`` or more."""
     from tokenizers import Tokenizer
 
     if path.stat().st_size > _MAX_BYTES:
@@ -110,11 +112,11 @@ def _tokens_beyond(path: Path, rows: int) -> tuple[dict[str, int], dict[str, int
 
 
 def _roles(directory: Path) -> set[str]:
-    """Tokens that are put around documents."""
-    found = set()
+    """Return the tokens that are put around documents."""
+    tokens: set[str] = set()
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (directory / name).is_file():
             config = read_json_object(directory / name, MODEL_FILE, "the tokenizer's config")
-            tokens = [config.get(role) for role in _ROLES]
-            found |= {str(t.get("content") if isinstance(t, dict) else t) for t in tokens if t}
-    return found
+            entries = [entry for role in _ROLES if (entry := config.get(role))]
+            tokens |= {str(e.get("content") if isinstance(e, dict) else e) for e in entries}
+    return tokens

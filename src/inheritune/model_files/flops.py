@@ -1,8 +1,9 @@
-"""What a token of training costs in floating-point operations: one convention, and its terms.
+"""Count the floating-point operations of a training token: one convention, and its terms.
 
-Both those who have a model of a class and those who have headers and a config only count by it.
+Used both with a live model and with headers and a config only.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,8 +20,8 @@ __all__ = [
     "training_flops_per_token",
 ]
 
-# A forward pass against forward and backward.
 EVALUATION_SHARE = 1 / 3
+"""A forward pass as a share of forward and backward."""
 
 _RECURRENT_TYPES = {"falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"}
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "attention_heads", "num_heads")
@@ -38,15 +39,15 @@ _EXPERTS_PER_TOKEN = (
 
 
 def training_flops_per_token(multiplied: int, attention: float, seq_len: int) -> float:
-    """FLOPs of one training token, forward and backward: 6 N + 6 A T.
+    """Count the FLOPs of one training token, forward and backward: 6 N + 6 A T.
 
-    Recomputation is not counted, nor are the states of recurrent layers and the limits of windows.
+    Recomputation and states of recurrent layers are not counted; windows count as full attention.
 
     Args:
-        multiplied: N, weights that enter matrix products for one token: the head once, whatever is
-            looked up not, of experts those that a token is sent to.
-        attention: A, see `attention_width`. With causal attention a query sees T / 2 keys.
-        seq_len: T, tokens per sequence.
+        multiplied: N, the weights that enter matrix products for one token: with the head once,
+            without tables that are looked up, and with the experts that a token is sent to.
+        attention: A, see `attention_width`.
+        seq_len: T, tokens per sequence. With causal attention, a query sees T / 2 keys on average.
 
     Source: Chowdhery et al., PaLM, arXiv 2204.02311, appendix B, with causal attention halved.
     """
@@ -56,14 +57,14 @@ def training_flops_per_token(multiplied: int, attention: float, seq_len: int) ->
 def attention_width(
     section: Mapping[str, Any], total: int, kept: Sequence[int] | None = None
 ) -> float:
-    """Heads x head size, summed over the layers that attend.
+    """Sum heads x head size over the layers with attention.
 
-    Where queries and values are of different width, the mean of both.
+    Where queries and values are of different width, the head size is their mean.
 
     Args:
         section: The part of a config that describes the text model.
-        total: Its layers.
-        kept: Which of them count; None: all.
+        total: Number of its layers.
+        kept: Indices of the layers that count; None: all.
     """
     if keeps_no_keys(section):
         return 0.0
@@ -71,7 +72,7 @@ def attention_width(
     layers = range(total) if kept is None else kept
     attending = sum(kinds is None or attends(kinds[i]) for i in layers)
     if section.get("model_type") == "longcat_flash" and total == section.get("num_layers"):
-        attending *= 2  # attentions in each layer
+        attending *= 2  # each layer has two attentions
     heads, size = attention_heads(section)
     nope, rope = section.get("qk_nope_head_dim"), section.get("qk_rope_head_dim")
     values = section.get("v_head_dim")
@@ -81,12 +82,12 @@ def attention_width(
 
 
 def keeps_no_keys(section: Mapping[str, Any]) -> bool:
-    """Whether no layer of the model has keys and values, by its type."""
+    """Tell whether a model of this type has no keys and values in any layer."""
     return section.get("model_type") in _RECURRENT_TYPES
 
 
 def attention_heads(section: Mapping[str, Any]) -> tuple[int, float]:
-    """Query heads and the size of one; zeros where the config does not say."""
+    """Return the number of query heads and the size of one; zeros where the config is silent."""
     heads = first_int(section, _HEADS) or 0
     size = first_int(section, _HEAD_SIZES) or (
         (first_int(section, _WIDTHS) or 0) // heads if heads else 0
@@ -95,25 +96,25 @@ def attention_heads(section: Mapping[str, Any]) -> tuple[int, float]:
 
 
 def key_value_width(section: Mapping[str, Any]) -> int:
-    """Values that one attention layer keeps of a token, by the config alone."""
+    """Count the values of keys and values that one attention layer keeps of a token."""
     heads, size = attention_heads(section)
     inner = section.get("attn_config")
-    found = first_int(section, _KEY_VALUE_HEADS)
+    key_heads = first_int(section, _KEY_VALUE_HEADS)
     if isinstance(inner, Mapping):  # dbrx
-        found = found or first_int(inner, _KEY_VALUE_HEADS)
+        key_heads = key_heads or first_int(inner, _KEY_VALUE_HEADS)
     # Falcon's older form names the number of its heads, but keeps one.
     if section.get("multi_query") is True and not section.get("new_decoder_architecture"):
-        found = 1
-    return int(2 * (found or heads) * size)
+        key_heads = 1
+    return int(2 * (key_heads or heads) * size)
 
 
 def idle_expert_values(
     tensors: Iterable[tuple[str, Sequence[int]]], section: Mapping[str, Any]
 ) -> int:
-    """How many weights of experts a token is not sent to.
+    """Count the weights of the experts that a token is not sent to.
 
     Args:
-        tensors: Names and shapes, as on disk or as the class has them.
+        tensors: Names and shapes, on disk or in the model.
         section: The part of a config that describes the text model.
     """
     inner = section.get("ffn_config")  # dbrx
@@ -128,13 +129,10 @@ def idle_expert_values(
         # All experts in one tensor, unless it is a convolution's.
         fused = len(shape) == 3 and shape[0] == experts and "conv" not in name
         if fused or "experts" in name.split("."):
-            size = 1
-            for axis in shape:
-                size *= axis
-            held += size
+            held += math.prod(shape)
     return held * (experts - used) // experts
 
 
 def first_int(section: Mapping[str, Any], keys: Iterable[str]) -> int | None:
-    """The first of some fields that holds a positive integer."""
+    """Return the value of the first of some fields that holds a positive integer."""
     return next((v for key in keys if type(v := section.get(key)) is int and v > 0), None)

@@ -1,4 +1,4 @@
-"""What kind each layer of a hybrid model is, as far as its config says."""
+"""Read the kind of each layer of a hybrid model from its config: attention, recurrent, MLP."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -11,19 +11,20 @@ _RECURRENT = {"linear_attention", "linear", "mamba", "mamba2", "recurrent", "con
 
 
 def attends(kind: str) -> bool:
-    """Whether layers of a kind keep keys and values of every token, or of a window of them."""
+    """Tell whether a kind of layer keeps keys and values, of all tokens or of a window of them."""
     return kind not in _STATELESS and kind not in _RECURRENT
 
 
 def layer_kinds(section: Mapping[str, Any], total: int) -> list[str] | None:
-    """The kind of each layer, in the words of the config.
+    """Return the kind of each layer, in the words of the config.
 
     Args:
         section: The part of a raw config that describes the text model.
-        total: Layers of the model.
+        total: Number of layers.
 
     Returns:
-        One for each layer; None where the config leaves them to its class, or knows one kind only.
+        One kind for each layer; None where the config leaves them to the model's class, or there is
+        one kind only.
     """
     for name in ("layer_types", "layers_block_type", "hybrid_override_pattern"):
         value = section.get(name)
@@ -40,26 +41,27 @@ def layer_kinds(section: Mapping[str, Any], total: int) -> list[str] | None:
 def adapts_cut_layer(
     name: str, section: Mapping[str, Any], total: int, kept: Collection[int]
 ) -> bool:
-    """Whether a tensor adapts a shared layer to a place that is cut off (zamba2).
+    """Tell whether a tensor adapts a shared layer to a place that is cut off (zamba2).
 
-    The first layers of attention hold the weights of all of them, with a list of adapters: one for
-    each place where they are used.
+    In zamba2, all attention layers share the weights of the first ones, which hold a list of
+    adapters: one for each place where they are used.
 
     Args:
-        name: As on disk.
+        name: Tensor name on disk.
         section: The part of a raw config that describes the text model.
-        total: Its layers.
-        kept: Which of them are kept.
+        total: Number of layers.
+        kept: Indices of the kept layers.
     """
-    _, found, rest = name.partition("_adapter_list.")
+    _, separator, rest = name.partition("_adapter_list.")
     number = rest.partition(".")[0]
-    if not found or section.get("model_type") != "zamba2" or not number.isdecimal():
+    if not separator or section.get("model_type") != "zamba2" or not number.isdecimal():
         return False
     places = [i for i, kind in enumerate(layer_kinds(section, total) or []) if attends(kind)]
     return int(number) < len(places) and places[int(number)] not in kept
 
 
 def _attention_by_number(section: Mapping[str, Any]) -> Callable[[int], bool] | None:
+    """Return a test of layer indices for attention, from the ways in which configs number it."""
     linear = section.get("linear_attn_config")
     from_one = linear.get("full_attn_layers") if isinstance(linear, Mapping) else None
     if isinstance(from_one, list):  # kimi_linear
@@ -68,8 +70,9 @@ def _attention_by_number(section: Mapping[str, Any]) -> Callable[[int], bool] | 
         if isinstance(numbers := section.get(name), list):
             return lambda i: i in numbers
     period, offset = section.get("attn_layer_period"), section.get("attn_layer_offset")
-    another_way = section.get("model_type") == "zamba"  # counts from its fourth layer
-    if type(period) is int and type(offset) is int and period > 0 and not another_way:  # jamba
+    if section.get("model_type") == "zamba":  # counts its period from the fourth layer
+        period = None
+    if type(period) is int and type(offset) is int and period > 0:  # jamba
         return lambda i: i % period == offset
     for name in ("full_attention_interval", "layer_group_size"):  # qwen3_next, bailing_hybrid
         if type(every := section.get(name)) is int and every > 0:

@@ -1,4 +1,4 @@
-"""Which tensors of a model are its layers, from their names on disk alone."""
+"""Find the tensors that are a model's layers, from their names on disk alone."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable
@@ -8,10 +8,8 @@ from inheritune.errors import SourceError, UnsupportedModelError, escape
 
 __all__ = ["Container", "find_container", "is_tower", "numbered"]
 
-# Parts of names that belong to the other senses of a multimodal model.
+# Parts of names that belong to the other modalities of a multimodal model.
 _TOWERS = ("vision", "visual", "audio", "image", "speech", "sam_", "talker", "token2wav")
-
-
 # Lists beside the layers that hold one tensor for each, and which layer their number 0 is of:
 # inkling2's queries over the residual stream. Layer 0 needs none before its attention.
 _COMPANIONS = {"attn_res.mlp_queries.": 0, "attn_res.attn_queries.": 1}
@@ -19,16 +17,16 @@ _COMPANIONS = {"attn_res.mlp_queries.": 0, "attn_res.attn_queries.": 1}
 
 @dataclass(frozen=True)
 class Container:
-    """The numbered list of layers.
+    """The numbered list of tensors that are the layers.
 
     Attributes:
-        prefix: What stands before the number, such as ``"model.layers."``.
-        layers: Layers of the model; numbers from 0.
+        prefix: The part of their names before the number, such as ``"model.layers."``.
+        layers: Number of layers; numbers in names begin at 0.
         extra: Numbers from ``layers`` on: multi-token-prediction layers, which read the last
-            hidden state of the full depth and are useless on top of another one.
+            hidden state of all layers and are useless on top of another one.
         outside: Names of multi-token-prediction tensors outside the list.
-        parallel: Other numbered lists of about the same length. They may hold weights of the
-            layers; only the model's class knows.
+        parallel: Prefixes of other numbered lists of about the same length. They may hold weights
+            of the layers; only the model's class knows.
     """
 
     prefix: str
@@ -38,18 +36,19 @@ class Container:
     parallel: tuple[str, ...] = ()
 
     def keeps(self, name: str, layers: int) -> bool:
-        """Whether a tensor belongs to the model cut to its first ``layers`` layers."""
+        """Tell whether a tensor belongs to the model cut to its first ``layers`` layers."""
         layer = self.layer_of(name)
         return name not in self.outside if layer is None else layer < layers
 
     def layer_of(self, name: str) -> int | None:
-        """Number of the layer that a tensor belongs to; None: it stands outside the layers."""
-        if (found := numbered(name)) is None:
+        """Return the index of the layer that a tensor belongs to; None: outside the layers."""
+        if (parts := numbered(name)) is None:
             return None
-        if found[0] == self.prefix:
-            return found[1]
-        shift = _companion(found[0])
-        return None if shift is None else found[1] + shift
+        prefix, number = parts
+        if prefix == self.prefix:
+            return number
+        shift = _companion(prefix)
+        return None if shift is None else number + shift
 
 
 def _companion(prefix: str) -> int | None:
@@ -71,10 +70,10 @@ def find_container(
     """Find the list of layers among the names of a model's tensors.
 
     Args:
-        names: As on disk.
-        layers: How many the config says there are.
-        announced: How many multi-token-prediction layers the config says there are.
-        known: Prefix of the layers, if something tells it: a target has so few of them that other
+        names: Tensor names on disk.
+        layers: Number of layers in the config.
+        announced: Number of multi-token-prediction layers in the config.
+        known: Prefix of the layers, if a record names it: a target has so few layers that other
             lists can have the same length.
 
     Raises:
@@ -86,10 +85,10 @@ def find_container(
     for name in names:
         if any(part == "mtp" or part.startswith("mtp_") for part in name.split(".")):
             prediction.add(name)
-        elif (found := numbered(name)) is None or _companion(found[0]) is not None:
+        elif (parts := numbered(name)) is None or _companion(parts[0]) is not None:
             continue
-        elif not is_tower(found[0]):
-            lists[found[0]].add(found[1])
+        elif not is_tower(parts[0]):
+            lists[parts[0]].add(parts[1])
     # The length first: a config that claims 10^12 layers must not cost 10^12 steps.
     whole = [p for p, n in lists.items() if len(n) >= layers and n.issuperset(range(layers))]
     if not whole:
@@ -117,7 +116,7 @@ def find_container(
 
 
 def is_tower(prefix: str) -> bool:
-    """Whether a path of modules leads into another sense of a multimodal model."""
+    """Tell whether a path of modules leads into another modality than text."""
     return any(word in prefix.lower() for word in _TOWERS)
 
 
@@ -140,7 +139,7 @@ def _no_container(lists: dict[str, set[int]], layers: int) -> SourceError:
 
 
 def _ranges(numbers: Collection[int]) -> str:
-    """``0-3, 6`` for 0, 1, 2, 3, 6; the first few."""
+    """Write 0, 1, 2, 3, 6 as ``0-3, 6``; the first five ranges."""
     pieces: list[list[int]] = []
     for number in sorted(numbers):
         if pieces and pieces[-1][1] == number - 1:

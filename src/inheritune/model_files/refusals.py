@@ -1,4 +1,4 @@
-"""Model directories that layers are not taken from: what they are, why not, what works instead."""
+"""Refuse model directories whose layers cannot be taken, and say what works instead."""
 
 import warnings
 from collections.abc import Collection, Iterable, Mapping
@@ -10,6 +10,7 @@ from inheritune.model_files.safetensors import Tensor
 
 __all__ = ["refuse_directory", "refuse_files", "refuse_unsafe_config", "refuse_unsupported_model"]
 
+# Model types that have no single stack of layers that feeds its own head, with the reason.
 _FAMILIES = {
     **dict.fromkeys(["blt"], "its five stacks of layers have separate depths"),
     **dict.fromkeys(["hrm_text"], "its stacks of layers are run in a loop"),
@@ -28,8 +29,8 @@ _FAMILIES = {
         "it is an encoder",
     ),
 }
-# Written by transformers itself. Any other key with an underscore may reach into its internals
-# (CVE-2026-4372).
+# Keys that transformers itself writes. Any other key with an underscore may set an attribute of its
+# internals (CVE-2026-4372).
 _UNDERSCORED = {
     "_attn_implementation",
     "_attn_implementation_autoset",
@@ -43,6 +44,7 @@ _UNDERSCORED = {
     "_remove_final_layer_norm",
     "_sliding_window_pattern",
 }
+# Signs of quantised weights, in the config, among the files, and in names and dtypes of tensors.
 _QUANTISATION_KEYS = ("quantization_config", "compression_config")
 _QUANTISATION_FILES = ("quantize_config.json", "quant_config.json", "quant_state.json")
 _QUANTISED_NAMES = (
@@ -65,11 +67,11 @@ def refuse_directory(directory: Path) -> None:
 
 
 def refuse_files(names: Collection[str], directory: str) -> None:
-    """Refuse a directory by the names of its files, wherever it is.
+    """Refuse a directory, local or on the Hub, by the names of its files.
 
     Args:
-        names: Of the files directly inside.
-        directory: What to call it in messages.
+        names: Names of the files directly inside.
+        directory: Its path or Hub id, for messages.
 
     Raises:
         UnsupportedModelError: An adapter, GGUF or pickled weights.
@@ -84,14 +86,14 @@ def refuse_files(names: Collection[str], directory: str) -> None:
             f"{directory} is a LoRA adapter, not a model.",
             "Merge it into its base model with peft's merge_and_unload, and use the result.",
         )
-    if found := _ends_with(names, ".gguf"):
+    if gguf := _ends_with(names, ".gguf"):
         raise UnsupportedModelError(
-            f"{directory} holds {found}; GGUF is not supported.",
+            f"{directory} holds {gguf}; GGUF is not supported.",
             "Use the safetensors repository it was made from.",
         )
-    if found := _ends_with(names, ".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+    if pickle := _ends_with(names, ".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         raise UnsupportedModelError(
-            f"{directory} holds {found}, but safetensors only are read: a pickle can run code.",
+            f"{directory} holds {pickle}, but only safetensors are read: a pickle can run code.",
             "Look for a safetensors revision of the model, or make one: "
             "`inheritune convert SOURCE OUT`.",
         )
@@ -111,13 +113,14 @@ def refuse_unsafe_config(config: Mapping[str, Any], path: Path) -> None:
     ``auto_map`` is no reason to refuse: that code is copied, and run only where a recipe allows it.
 
     Args:
-        config: As read.
+        config: Raw config.json.
         path: Its file, for messages.
 
     Raises:
-        SourceError: An unknown key that starts with ``_``, or a kernel from a repository.
+        SourceError: A key that starts with ``_`` and is not known, or that names an implementation
+            or kernel in a repository.
     """
-    waiting: list[Any] = [config]
+    waiting: list[Any] = [config]  # a list instead of recursion: the file may nest 50 levels
     while waiting:
         value = waiting.pop()
         if isinstance(value, list):
@@ -149,12 +152,13 @@ def refuse_unsupported_model(
 
     Args:
         config: The whole config.
-        text: Its part for the text model; may be the same.
-        tensors: Of all weight files.
-        path: Of the model directory, for messages.
+        text: The part of it that describes the text model; may be the same.
+        tensors: All tensors of the weight files.
+        path: The model directory.
 
     Raises:
-        UnsupportedModelError: Quantised, encoder-decoder, or a family that version 1 refuses.
+        UnsupportedModelError: The model is quantised, an encoder-decoder, or of a family without a
+            single stack of layers.
     """
     for section in (config, text):
         model_type = section.get("model_type")

@@ -1,43 +1,20 @@
-"""Which file of a model directory a name may mean."""
+"""Check file names and links of a model directory before anything behind them is opened."""
 
+import sys
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from inheritune.errors import SourceError, escape
+from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
-__all__ = ["safe_file", "safe_shard_name"]
+__all__ = ["INDEX", "SINGLE_FILE", "read_weight_index", "safe_file"]
 
-
-def safe_shard_name(
-    value: object, index: Path, endings: tuple[str, ...] = (".safetensors",)
-) -> str:
-    """A file name out of a weight index, if it is one and nothing more.
-
-    Args:
-        value: What the index holds.
-        index: The index file, for messages.
-        endings: What the name may end in.
-
-    Raises:
-        SourceError: It is not a plain name of such a file beside the index.
-    """
-    plain = (
-        isinstance(value, str)
-        and value.endswith(endings)
-        and value.isprintable()
-        and not any(character in value for character in '/\\:"')
-        and PurePosixPath(value).name == PureWindowsPath(value).name == value
-    )
-    if not plain:
-        raise SourceError(
-            f"{index} names {escape(repr(value))} as a weight file; only plain names that end in "
-            f"{', '.join(endings)} are opened.",
-            "Do not use this copy of the model.",
-        )
-    return str(value)
+SINGLE_FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 
 
 def safe_file(directory: Path, name: str) -> Path:
-    """The path of a file in a model directory, once its links are known to stay there.
+    """Return the path of a file in a model directory once its links are known to stay there.
 
     A snapshot in the Hugging Face cache may link into that cache's ``blobs/``.
 
@@ -71,3 +48,43 @@ def _roots(directory: Path) -> list[Path]:
     repository = directory.parents[1]
     # The second one holds what several repositories share (huggingface_hub >= 2).
     return [directory, repository / "blobs", repository.parent / "blobs"]
+
+
+def read_weight_index(
+    path: Path, endings: tuple[str, ...] = (".safetensors",)
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Read which weight file holds each tensor; every file name is safe to open beside the index.
+
+    Args:
+        path: The index file.
+        endings: Allowed endings of weight files.
+
+    Returns:
+        Tensor name to file name, and the index's own metadata.
+
+    Raises:
+        SourceError: The index is broken, or names anything but plain files beside it.
+    """
+    index = read_json_object(path, MODEL_FILE, "the weight index")
+    weight_map, metadata = index.get("weight_map"), index.get("metadata")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError(f"{path} has no weight_map.", "Download it again.")
+    for file in weight_map.values():
+        if not _is_plain_name(file, endings):
+            raise SourceError(
+                f"{path} names {escape(repr(file))} as a weight file; only plain names that end in "
+                f"{', '.join(endings)} are opened.",
+                "Do not use this copy of the model.",
+            )
+    files = {tensor: sys.intern(file) for tensor, file in weight_map.items()}
+    return files, metadata if isinstance(metadata, dict) else {}
+
+
+def _is_plain_name(value: object, endings: tuple[str, ...]) -> bool:
+    return (
+        isinstance(value, str)
+        and value.endswith(endings)
+        and value.isprintable()
+        and not any(character in value for character in '/\\:"')
+        and PurePosixPath(value).name == PureWindowsPath(value).name == value
+    )

@@ -1,7 +1,8 @@
-"""The safetensors format: where each tensor lies in a file.
+"""Read the header of a safetensors file: where each tensor lies.
 
-8 bytes, little-endian: the length H of the header. H bytes of JSON: name to dtype, shape and
-``data_offsets``, counted from byte 8 + H. Then the data, without holes.
+The format: 8 bytes, little-endian, with the length H of the header; H bytes of JSON, name to dtype,
+shape and ``data_offsets`` (first byte and byte after the last, counted from byte 8 + H); then the
+data, without holes. The library's own reader gives no offsets and accepts names that appear twice.
 """
 
 import math
@@ -19,7 +20,7 @@ from inheritune.system.strict_json import UNTRUSTED, parse_json
 __all__ = ["Tensor", "item_bits", "read_header"]
 
 # The library allows 100 MB, which can take gigabytes once parsed. Known files have headers of a few
-# MB at most; what strict_json allows ends at 55,000 tensors in a file.
+# MB at most; the limits of UNTRUSTED allow about 55,000 tensors in a file.
 _MAX_HEADER = 16 * 2**20
 _MAX_INT = 2**63 - 1
 _BITS = {
@@ -32,6 +33,7 @@ _BITS = {
     **dict.fromkeys(["U32", "I32", "F32"], 32),
     **dict.fromkeys(["U64", "I64", "F64", "C64"], 64),
 }
+# First bytes of files that are something else, what they are, and the way out.
 _FOREIGN = [
     (b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its repository."),
     (b"GGUF", "a GGUF file", "Use the safetensors repository it was made from."),
@@ -48,14 +50,14 @@ class Tensor:
     """A tensor as a range of bytes in a file.
 
     Attributes:
-        name: As on disk.
-        dtype: As on disk, such as ``"BF16"``.
+        name: Name on disk, which need not be the name of the module's parameter.
+        dtype: The format's word for it, such as ``"BF16"``.
         shape: Sizes of its axes.
-        file: Holds the bytes.
+        file: The file that holds the bytes.
         offset: First byte, from the start of the file.
         size: Bytes of the tensor.
-        pitch: 0, or the bytes from one row to the next in the file where only the beginning of
-            each row belongs to the tensor.
+        pitch: Bytes from one row to the next in the file, where only the beginning of each row
+            belongs to the tensor; else 0.
     """
 
     name: str
@@ -73,22 +75,19 @@ class Tensor:
 
 
 def item_bits(dtype: str) -> int:
-    """Bits of one value of a safetensors dtype."""
+    """Return the bits of one value of a safetensors dtype."""
     return _BITS[dtype]
 
 
 def read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
-    """Read where each tensor lies, and nothing else.
-
-    Args:
-        path: A regular file.
+    """Read where each tensor of a file lies.
 
     Returns:
         The tensors in the order of their bytes, and the file's own metadata.
 
     Raises:
-        SourceError: The file is not exactly what the format says: too short, foreign, a header
-            that is not strict JSON, unknown dtypes, sizes that do not fit, holes, overlaps.
+        SourceError: The file breaks the format: too short, foreign, a header that is not strict
+            JSON, unknown dtypes, sizes that do not fit, holes, overlaps.
     """
     descriptor = open_source(path)
     with os.fdopen(descriptor, "rb") as file:
@@ -119,7 +118,7 @@ def _not_safetensors(path: Path, start: bytes, length: int, file_size: int) -> S
         if start.lstrip().startswith(magic):
             return SourceError(f"{path} is {what}, not safetensors.", hint)
     if len(start) < 8:
-        return SourceError(f"{path} has {file_size} bytes; that is no safetensors file.", _AGAIN)
+        return SourceError(f"{path} has {file_size} bytes; that is not a safetensors file.", _AGAIN)
     if not any(start):
         return SourceError(f"{path} begins with zeros: its download was cut off.", _AGAIN)
     if length > _MAX_HEADER:
@@ -154,6 +153,7 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
 
 
 def _counts(value: Any) -> bool:
+    """Tell whether a value is a short list of counts that fit into 63 bits."""
     return (
         isinstance(value, list)
         and len(value) <= 64
@@ -162,6 +162,7 @@ def _counts(value: Any) -> bool:
 
 
 def _refuse_gaps(path: Path, tensors: Sequence[Tensor], position: int, file_size: int) -> None:
+    """Refuse tensors, in the order of their bytes, that do not cover the data exactly."""
     for tensor in tensors:
         name = escape(tensor.name)
         if tensor.offset + tensor.size > file_size:

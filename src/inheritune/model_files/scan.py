@@ -1,4 +1,4 @@
-"""One pass over written tensors: their digests, and whether their values can be weights."""
+"""Compute digests of tensors in a file, and find values that cannot be weights, in one pass."""
 
 import hashlib
 import os
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Scan", "refuse_not_finite", "scan", "zero_matrices"]
 
-# Of gemma4's clipped projections; an infinite one clips nothing.
+# Bounds of gemma4's clipped projections; an infinite one clips nothing.
 _BOUNDS = (".input_max", ".input_min", ".output_max", ".output_min")
-# The bits of the exponent; all of them set means infinity or NaN. Highest 16 bits of F64 and F32
-# are enough, since their exponents end in them.
+# Bits of the exponent; all of them set means infinity or NaN. The highest 16 bits of F64 and F32
+# are enough, since they hold the whole exponent.
 _EXPONENT = {"F64": 0x7FF0, "F32": 0x7F80, "BF16": 0x7F80, "F16": 0x7C00}
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass over a tensor found.
+    """The result of one pass over a tensor.
 
     Attributes:
         xxh3: XXH3 digest of its bytes, 128 bits, in hexadecimal. Finds accidents, not attacks.
-        sha256: SHA-256 of its bytes, or None where it was not asked for: ten times slower.
-        finite: Whether all values are finite. True for dtypes that know nothing else.
-        zero: Whether all values are zero.
+        sha256: SHA-256 of its bytes; None where it was not computed, being ten times slower.
+        finite: All values are finite. True for dtypes without NaN and infinity.
+        zero: All values are zero.
     """
 
     xxh3: str
@@ -47,12 +47,12 @@ def scan(file: Path, tensors: Sequence[Tensor], *, sha256: bool = False) -> dict
     """Read tensors of one file once, in the order given.
 
     Args:
-        file: Holds all of them.
-        tensors: Where they are.
-        sha256: Whether to compute SHA-256 as well.
+        file: The file that holds all of them.
+        tensors: Where they lie in it.
+        sha256: Compute SHA-256 as well.
 
     Returns:
-        By name.
+        The results by tensor name.
 
     Raises:
         SourceError: The file ends before a tensor does.
@@ -78,7 +78,7 @@ def _scan(descriptor: int, tensor: Tensor, sha256: bool) -> Scan:
 
 
 def _largest_magnitude(data: bytes, dtype: str) -> int:
-    """The largest of the values' highest 16 bits without their sign; of other dtypes, 0."""
+    """Return the largest of the values' highest 16 bits without sign; 0 for other dtypes."""
     if dtype not in _EXPONENT:
         return 0
     import numpy as np
@@ -94,9 +94,9 @@ def refuse_not_finite(scans: Mapping[str, Scan], where: Path) -> None:
     """Refuse weights that are NaN or infinite.
 
     Raises:
-        SourceError: One holds such a value; its name is said.
+        SourceError: A tensor holds such a value; the message names it.
     """
-    broken = [n for n, found in scans.items() if not found.finite and not n.endswith(_BOUNDS)]
+    broken = [n for n, scan in scans.items() if not scan.finite and not n.endswith(_BOUNDS)]
     if broken:
         more = f" and {len(broken) - 1} other tensors hold" if len(broken) > 1 else " holds"
         raise SourceError(
@@ -106,5 +106,5 @@ def refuse_not_finite(scans: Mapping[str, Scan], where: Path) -> None:
 
 
 def zero_matrices(tensors: Sequence[Tensor], scans: dict[str, Scan]) -> list[str]:
-    """Names of the matrices that hold nothing but zeros: most often an incomplete download."""
+    """Return the names of matrices of nothing but zeros: most often an incomplete download."""
     return [t.name for t in tensors if len(t.shape) > 1 and t.items and scans[t.name].zero]

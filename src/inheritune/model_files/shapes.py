@@ -1,4 +1,4 @@
-"""A reference that is still to be trained, as the headers that it will have."""
+"""Build the tensor headers of a model that does not exist yet, from its config."""
 
 import math
 from collections.abc import Mapping
@@ -12,33 +12,32 @@ from inheritune.model_files.safetensors import Tensor
 
 __all__ = ["synthetic_headers"]
 
-# The families that references are trained in here; of others, only their classes know the shapes.
+# The families that this program trains references of. Of others, only the class knows the shapes.
 _LLAMA_LIKE = {"llama", "mistral", "qwen2", "qwen3"}
-_FILE = "model.safetensors"
 Shapes = dict[str, tuple[int, ...]]
 
 
 def synthetic_headers(config: Mapping[str, Any]) -> ModelDirectory | None:
-    """A model directory that is on no disk: names and shapes in fp32, as its class would write it.
+    """Describe a model as its class would write it in fp32, without a file on any disk.
 
     Args:
         config: Raw config.json, with a vocab_size.
 
     Returns:
-        None for a family whose shapes are not known here, or where the config leaves widths to it.
+        A model directory whose tensors have names and shapes, but no bytes. None for a family whose
+        shapes are not known here, or a config that leaves widths to its class.
     """
-    model_type = config.get("model_type")
     shapes = None
-    if model_type in _LLAMA_LIKE:
+    if config.get("model_type") in _LLAMA_LIKE:
         shapes = _llama(config)
-    elif model_type == "gpt2":
+    elif config.get("model_type") == "gpt2":
         shapes = _gpt2(config)
     if shapes is None:
         return None
     tensors, position = {}, 0
     for name, shape in shapes.items():
         size = 4 * math.prod(shape)
-        tensors[name] = Tensor(name, "F32", shape, Path(_FILE), position, size)
+        tensors[name] = Tensor(name, "F32", shape, Path("model.safetensors"), position, size)
         position += size
     return ModelDirectory(Path("/nonexistent"), dict(config), tensors, [], "trained here")
 
@@ -53,25 +52,27 @@ def _llama(config: Mapping[str, Any]) -> Shapes | None:
     model_type = config["model_type"]
     queries = heads * size
     keys = (first_int(config, ["num_key_value_heads"]) or heads) * size
+    bias = bool(config.get("attention_bias"))
+    # Rows and columns of each matrix, and whether it has a bias.
+    attention = {
+        "q_proj": (queries, width, bias or model_type == "qwen2"),
+        "k_proj": (keys, width, bias or model_type == "qwen2"),
+        "v_proj": (keys, width, bias or model_type == "qwen2"),
+        "o_proj": (width, queries, bias),
+    }
+    mlp = {"gate_proj": (inner, width), "up_proj": (inner, width), "down_proj": (width, inner)}
     shapes: Shapes = {"model.embed_tokens.weight": (vocab, width)}
     for i in range(layer_count(config)):
         layer = f"model.layers.{i}."
-        rows = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
-        for name, count in rows.items():
-            shapes[f"{layer}self_attn.{name}.weight"] = (count, width)
-            if model_type == "qwen2" or config.get("attention_bias"):
-                shapes[f"{layer}self_attn.{name}.bias"] = (count,)
-        shapes[f"{layer}self_attn.o_proj.weight"] = (width, queries)
-        if config.get("attention_bias"):
-            shapes[f"{layer}self_attn.o_proj.bias"] = (width,)
+        for name, (rows, columns, has_bias) in attention.items():
+            shapes[f"{layer}self_attn.{name}.weight"] = (rows, columns)
+            if has_bias:
+                shapes[f"{layer}self_attn.{name}.bias"] = (rows,)
         if model_type == "qwen3":
             shapes |= {f"{layer}self_attn.{n}_norm.weight": (size,) for n in "qk"}
-        for name, shape in {"gate": (inner, width), "up": (inner, width)}.items():
-            shapes[f"{layer}mlp.{name}_proj.weight"] = shape
-        shapes[f"{layer}mlp.down_proj.weight"] = (width, inner)
+        shapes |= {f"{layer}mlp.{name}.weight": shape for name, shape in mlp.items()}
         if config.get("mlp_bias"):
-            biases = {"gate": inner, "up": inner, "down": width}
-            shapes |= {f"{layer}mlp.{n}_proj.bias": (count,) for n, count in biases.items()}
+            shapes |= {f"{layer}mlp.{name}.bias": shape[:1] for name, shape in mlp.items()}
         shapes[f"{layer}input_layernorm.weight"] = (width,)
         shapes[f"{layer}post_attention_layernorm.weight"] = (width,)
     shapes["model.norm.weight"] = (width,)
@@ -86,18 +87,19 @@ def _gpt2(config: Mapping[str, Any]) -> Shapes | None:
     if not (width and vocab and positions):
         return None
     inner = first_int(config, ["n_inner"]) or 4 * width
+    # GPT-2 stores its matrices transposed: inputs are rows.
+    matrices = {
+        "attn.c_attn": (width, 3 * width),
+        "attn.c_proj": (width, width),
+        "mlp.c_fc": (width, inner),
+        "mlp.c_proj": (inner, width),
+    }
     shapes: Shapes = {
         "transformer.wte.weight": (vocab, width),
         "transformer.wpe.weight": (positions, width),
     }
     for i in range(layer_count(config)):
         layer = f"transformer.h.{i}."
-        matrices = {
-            "attn.c_attn": (width, 3 * width),
-            "attn.c_proj": (width, width),
-            "mlp.c_fc": (width, inner),
-            "mlp.c_proj": (inner, width),
-        }
         for name, shape in matrices.items():
             shapes[f"{layer}{name}.weight"] = shape
             shapes[f"{layer}{name}.bias"] = shape[1:]

@@ -1,7 +1,4 @@
-"""safetensors files written from ranges of other files.
-
-How weights are spread over files, and what those are called.
-"""
+"""Write safetensors files from ranges of other files, and spread tensors over files."""
 
 import json
 import os
@@ -17,8 +14,7 @@ from inheritune.model_files.safetensors import Tensor, item_bits
 
 __all__ = [
     "MAX_SHARD_BYTES",
-    "Described",
-    "Shardable",
+    "PlannedTensor",
     "TargetTensor",
     "file_header",
     "read_chunks",
@@ -27,10 +23,26 @@ __all__ = [
 ]
 
 MAX_SHARD_BYTES = 5_000_000_000
+# Small enough to stay in a core's cache between reading, converting and writing.
+_CHUNK = 2**20
+# After so many bytes, the caller may work on what is written while the rest is copied.
+_GROUP = 2**27
 
 
-class Shardable(Protocol):
-    """A tensor before it is written: its bytes, and the file they come from."""
+class PlannedTensor(Protocol):
+    """A tensor before it is written."""
+
+    @property
+    def name(self) -> str:
+        """Name in the new file."""
+
+    @property
+    def dtype(self) -> str:
+        """Dtype in the new file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of its axes."""
 
     @property
     def size(self) -> int:
@@ -38,50 +50,20 @@ class Shardable(Protocol):
 
     @property
     def origin(self) -> object:
-        """The same for all tensors of one file."""
+        """The file its values come from; equal for all tensors of one file."""
 
 
-T = TypeVar("T", bound=Shardable)
-
-
-def split_into_shards(tensors: Iterable[T], largest: int | None = None) -> dict[str, list[T]]:
-    """One file for each that they come from, in the same order, so that ranges stay neighbours.
-
-    Args:
-        tensors: Those of one origin follow each other.
-        largest: Bytes of a file, but for a single tensor that is larger; None: 5 GB.
-
-    Returns:
-        By file name, as transformers calls them.
-    """
-    limit = largest or MAX_SHARD_BYTES
-    shards: list[list[T]] = []
-    size = 0
-    for tensor in tensors:
-        size += tensor.size
-        if not shards or tensor.origin != shards[-1][-1].origin or size > limit:
-            shards.append([])
-            size = tensor.size
-        shards[-1].append(tensor)
-    if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
-    return {f"model-{i:05}-of-{len(shards):05}.safetensors": s for i, s in enumerate(shards, 1)}
-
-
-# Small enough to stay in a core's cache between reading, converting and writing.
-_CHUNK = 2**20
-# After so many bytes, the caller may work on what is written while the rest is copied.
-_GROUP = 2**27
+T = TypeVar("T", bound=PlannedTensor)
 
 
 @dataclass(frozen=True)
 class TargetTensor:
-    """A tensor to write.
+    """A tensor to write with the values of a tensor on disk.
 
     Attributes:
-        name: In the new file.
-        source: Where its values come from.
-        dtype: In the new file; the values are cast where the source has another one.
+        name: Name in the new file.
+        source: Where its values lie now.
+        dtype: Dtype in the new file; the values are cast where the source has another one.
     """
 
     name: str
@@ -109,6 +91,53 @@ class TargetTensor:
         return self.dtype != self.source.dtype
 
 
+def split_into_shards(tensors: Iterable[T], largest: int | None = None) -> dict[str, list[T]]:
+    """Spread tensors over files: one for each file that they come from, in the same order.
+
+    Ranges that are neighbours in the old files stay neighbours, so that they are copied at once.
+
+    Args:
+        tensors: Those of one origin follow each other.
+        largest: Most bytes of a file, unless a single tensor is larger; None: 5 GB.
+
+    Returns:
+        The tensors of each file, by the name that transformers gives it.
+    """
+    limit = largest or MAX_SHARD_BYTES
+    shards: list[list[T]] = []
+    size = 0
+    for tensor in tensors:
+        size += tensor.size
+        if not shards or tensor.origin != shards[-1][-1].origin or size > limit:
+            shards.append([])
+            size = tensor.size
+        shards[-1].append(tensor)
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    return {f"model-{i:05}-of-{len(shards):05}.safetensors": s for i, s in enumerate(shards, 1)}
+
+
+def file_header(tensors: Iterable[PlannedTensor], metadata: Mapping[str, str]) -> bytes:
+    """Make the beginning of a safetensors file: the length of its header, and the header.
+
+    Args:
+        tensors: In the order in which they lie in the file, without gaps.
+        metadata: The file's own.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    position = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [position, position + tensor.size],
+        }
+        position += tensor.size
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def write_safetensors(
     out: Path, tensors: Sequence[TargetTensor], metadata: Mapping[str, str]
 ) -> Iterator[list[Tensor]]:
@@ -117,7 +146,7 @@ def write_safetensors(
     The file is complete when the iterator has ended; it is not synced to the disk.
 
     Args:
-        out: Does not exist yet.
+        out: Path that does not exist yet.
         tensors: In the order in which they are to lie in the file.
         metadata: The file's own.
 
@@ -140,73 +169,28 @@ def write_safetensors(
                 _copy(source, descriptor, group)
             finally:
                 os.close(source)
-            yield _placed(out, group, position)
-            position += sum(tensor.size for tensor in group)
+            placed = []
+            for tensor in group:
+                place = (out, position, tensor.size)
+                placed.append(Tensor(tensor.name, tensor.dtype, tensor.shape, *place))
+                position += tensor.size
+            yield placed
     finally:
         os.close(descriptor)
 
 
 def _aligned(tensors: Sequence[TargetTensor]) -> Sequence[TargetTensor]:
+    """Keep the order where every tensor begins at a multiple of its item size; else sort."""
     position = 0
     for tensor in tensors:
         if position % max(item_bits(tensor.dtype) // 8, 1):
-            # Widest first: then every tensor begins at a multiple of its own item size.
-            return sorted(tensors, key=lambda t: -item_bits(t.dtype))
+            return sorted(tensors, key=lambda t: -item_bits(t.dtype))  # widest first
         position += tensor.size
     return tensors
 
 
-class Described(Protocol):
-    """A tensor as the header of a file describes it."""
-
-    @property
-    def name(self) -> str:
-        """In the file."""
-
-    @property
-    def dtype(self) -> str:
-        """In the file."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes of its axes."""
-
-    @property
-    def size(self) -> int:
-        """Bytes in the file."""
-
-
-def file_header(tensors: Iterable[Described], metadata: Mapping[str, str]) -> bytes:
-    """What a safetensors file begins with, its length included.
-
-    Args:
-        tensors: In the order in which they lie in the file, without gaps.
-        metadata: The file's own.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    position = 0
-    for tensor in tensors:
-        header[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [position, position + tensor.size],
-        }
-        position += tensor.size
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _placed(out: Path, tensors: Sequence[TargetTensor], position: int) -> list[Tensor]:
-    placed = []
-    for tensor in tensors:
-        placed.append(Tensor(tensor.name, tensor.dtype, tensor.shape, out, position, tensor.size))
-        position += tensor.size
-    return placed
-
-
 def _neighbours(tensors: Sequence[TargetTensor]) -> Iterator[list[TargetTensor]]:
-    """Groups that are one range of one file, and change nowhere; all others alone."""
+    """Group tensors that are one unchanged range of one file; all others stand alone."""
     group: list[TargetTensor] = []
     size = 0
     for tensor in tensors:
@@ -239,11 +223,11 @@ def _copy(source: int, target: int, group: Sequence[TargetTensor]) -> None:
 
 
 def read_chunks(descriptor: int, tensor: Tensor) -> Iterator[bytes]:
-    """The bytes of a tensor, in pieces of whole items.
+    """Yield the bytes of a tensor in pieces of whole items.
 
     Args:
         descriptor: Its file, open for reading.
-        tensor: Where they are.
+        tensor: Where the bytes lie.
 
     Raises:
         SourceError: The file ends before the tensor does.
@@ -253,12 +237,13 @@ def read_chunks(descriptor: int, tensor: Tensor) -> Iterator[bytes]:
             size = min(_CHUNK, tensor.size - start)
             yield _read(descriptor, tensor, tensor.offset + start, size)
         return
+    # Only the beginning of each row belongs to the tensor: read rows whole, join their beginnings.
     rows = tensor.shape[0]
     width = tensor.size // rows
     at_once = max(_CHUNK // tensor.pitch, 1)
     for first in range(0, rows, at_once):
         count = min(at_once, rows - first)
-        # The last row is read only as far as it is kept.
+        # The last row is read only as far as it is kept: it may end the file.
         size = (count - 1) * tensor.pitch + width
         data = memoryview(_read(descriptor, tensor, tensor.offset + first * tensor.pitch, size))
         starts = range(0, count * tensor.pitch, tensor.pitch)

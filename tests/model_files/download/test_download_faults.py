@@ -14,7 +14,7 @@ from remote_model import equal, ranges_of, weights_sent, write_model
 
 from inheritune.errors import Interrupted, MachineError
 from inheritune.model_files.download import listing as mirror_lock
-from inheritune.model_files.download.partial import open_remote
+from inheritune.model_files.download.partial import open_partial
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from inheritune.model_files.download.partial import open_remote
     ids=str,
 )
 def test_a_fault_that_passes_leaves_no_trace(hub, repository, faults):
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     wanted = ranges_of(remote.directory, 5)
     hub.faults.extend(faults)
     remote.download(wanted)
@@ -36,14 +36,14 @@ def test_a_fault_that_passes_leaves_no_trace(hub, repository, faults):
 
 def test_faults_while_headers_are_read_pass_too(hub, repository):
     hub.faults.extend([500, "cut off", "short", "other range"])
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     wanted = ranges_of(remote.directory, 6)
     remote.download(wanted)
     equal(remote, repository, wanted)
 
 
 def test_a_cut_off_answer_goes_on_where_it_stopped(hub, repository):
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     wanted = ranges_of(remote.directory, 6)
     missing, before = remote.missing_bytes(wanted), weights_sent(hub)
     hub.faults.extend(["cut off", "short", "cut off"])
@@ -63,20 +63,20 @@ def test_a_cut_off_answer_goes_on_where_it_stopped(hub, repository):
     ],
 )
 def test_a_fault_that_stays_is_told_with_the_way_out(hub, repository, fault, words):
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     wanted = ranges_of(remote.directory, 5)
     hub.always = fault
     with pytest.raises(MachineError, match=words) as error:
         remote.download(wanted)
     assert "run the same command again" in str(error.value).lower()
     hub.always = None
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     remote.download(wanted)
     equal(remote, repository, wanted)
 
 
 def test_a_server_that_is_gone_is_told(hub, monkeypatch):
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
     hub.always = "hang"
     with pytest.raises(MachineError, match=r"cannot get .* of someone/model .*ReadTimeout"):
@@ -84,7 +84,7 @@ def test_a_server_that_is_gone_is_told(hub, monkeypatch):
 
 
 def test_another_version_midway_is_never_mixed_in(hub, repository, tmp_path):
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     wanted = [(SHARDS[0], *rest) for name, *rest in ranges_of(remote.directory, 2)]
     hub.faults.extend([None, None])
     hub.always = "etag"
@@ -95,14 +95,14 @@ def test_another_version_midway_is_never_mixed_in(hub, repository, tmp_path):
     hub.always = None
     write_model(tmp_path / "new", seed=1)
     shutil.copyfile(tmp_path / "new" / SHARDS[0], repository / SHARDS[0])
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     remote.download(wanted)
     equal(remote, repository, wanted)
 
 
 def test_a_server_without_ranges_sends_each_file_once(hub, repository):
     hub.ranges = False
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     assert {len(hub.asked(shard)) for shard in SHARDS} == {1}  # its beginning
     assert hub.sent(".bin") == 0
     wanted = ranges_of(remote.directory, 5)
@@ -118,7 +118,7 @@ def test_a_server_without_ranges_sends_each_file_once(hub, repository):
 
 def test_a_server_without_ranges_may_be_cut_off(hub, repository):
     hub.ranges = False
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     hub.faults.extend([None, "cut off", "cut off", 500])
     wanted = [(SHARDS[0], *rest) for name, *rest in ranges_of(remote.directory, 2)]
     remote.download(wanted)
@@ -126,7 +126,7 @@ def test_a_server_without_ranges_may_be_cut_off(hub, repository):
 
 
 def test_ranges_refused_midway(hub, repository):
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     wanted = ranges_of(remote.directory, 6)
     hub.faults.extend([None, None, "whole"])
     remote.download(wanted)
@@ -138,7 +138,7 @@ import sys
 from inheritune.model_files.download import ranged_get
 from inheritune.model_files.download import partial as remote
 remote._PART = 20_000
-files = remote.open_remote("someone/model", None)
+files = remote.open_partial("someone/model", None)
 files.download([tuple(r) for r in __import__("json").loads(sys.argv[1])])
 """
 
@@ -164,7 +164,7 @@ def test_a_killed_download_goes_on(hub, repository, tmp_path, answers_before):
     process.wait()
     hub.always = None
     hub.go_on.set()
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     missing, before = remote.missing_bytes(wanted), weights_sent(hub)
     # What was complete when the process died is not fetched again.
     total = sum(size for _, _, size in wanted)
@@ -180,7 +180,7 @@ def test_two_processes_at_once_share_the_work(hub, repository, tmp_path):
     for process in processes:
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0, output
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     assert remote.missing_bytes(wanted) == 0
     equal(remote, repository, wanted)
     total = sum((repository / shard).stat().st_size for shard in SHARDS)
@@ -190,7 +190,7 @@ def test_two_processes_at_once_share_the_work(hub, repository, tmp_path):
 def test_what_arrives_while_a_process_waits_its_turn_is_not_fetched_again(
     hub, repository, tmp_path, monkeypatch
 ):
-    first = open_remote(MODEL, None)
+    first = open_partial(MODEL, None)
     wanted = ranges_of(repository, 6)
     first.download(wanted)
     root = first.directory.parent
@@ -205,7 +205,7 @@ def test_what_arrives_while_a_process_waits_its_turn_is_not_fetched_again(
     monkeypatch.setattr(mirror_lock, "_acquired", seen)
     with ThreadPoolExecutor(1) as pool:
         with FileLock(root / ".lock"):
-            opened = pool.submit(open_remote, MODEL, None)
+            opened = pool.submit(open_partial, MODEL, None)
             assert waits.wait(60)
             for number, path in enumerate(weights):
                 (tmp_path / str(number)).rename(path)
@@ -215,7 +215,7 @@ def test_what_arrives_while_a_process_waits_its_turn_is_not_fetched_again(
 
 
 def test_asked_to_stop_it_stops_and_goes_on_later(hub, repository):
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     wanted = ranges_of(remote.directory, 6)
     told = []
     with pytest.raises(Interrupted, match="what has arrived is kept") as error:

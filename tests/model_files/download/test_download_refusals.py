@@ -13,7 +13,7 @@ from remote_model import ranges_of
 
 from inheritune.errors import MachineError, SourceError, UnsupportedModelError
 from inheritune.model_files.download.hub import is_wanted
-from inheritune.model_files.download.partial import open_remote
+from inheritune.model_files.download.partial import open_partial
 from inheritune.model_files.safetensors import read_header
 
 
@@ -30,12 +30,12 @@ from inheritune.model_files.safetensors import read_header
 def test_refusals_of_the_hub_are_ours_with_its_words(hub, refusal, kind, words):
     hub.refusal = refusal
     with pytest.raises(kind, match=words) as error:
-        open_remote(MODEL, "main")
+        open_partial(MODEL, "main")
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_gated_after_opening_is_told_too(hub):
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     hub.refusal = (403, "GatedRepo")
     with pytest.raises(SourceError, match="someone/model is gated"):
         remote.download(ranges_of(remote.directory, 1))
@@ -43,9 +43,9 @@ def test_gated_after_opening_is_told_too(hub):
 
 def test_missing_model_and_missing_revision(hub):
     with pytest.raises(SourceError, match="the Hub has no no/thing"):
-        open_remote("no/thing", None)
+        open_partial("no/thing", None)
     with pytest.raises(SourceError, match="has no revision v9"):
-        open_remote(MODEL, "v9")
+        open_partial(MODEL, "v9")
 
 
 @pytest.mark.parametrize(
@@ -61,13 +61,13 @@ def test_missing_model_and_missing_revision(hub):
 def test_an_answer_that_is_not_the_hubs_is_told(hub, says):
     hub.says = says
     with pytest.raises(MachineError, match=r"says of someone/model cannot be read: .* login"):
-        open_remote(MODEL, None)
+        open_partial(MODEL, None)
 
 
 @pytest.mark.parametrize("model", ["../x", "a/b/c", "/etc", "a--b", ""])
 def test_what_is_no_hub_id_is_not_asked_for(hub, model):
-    with pytest.raises(SourceError, match="no Hub id"):
-        open_remote(model, None)
+    with pytest.raises(SourceError, match="not a Hub id"):
+        open_partial(model, None)
     assert hub.log == []
 
 
@@ -77,14 +77,14 @@ def test_an_index_that_leads_elsewhere_is_refused_before_anything_is_asked(hub, 
     index["weight_map"]["a"] = name
     (repository / INDEX).write_text(json.dumps(index))
     with pytest.raises(SourceError, match="only plain names"):
-        open_remote(MODEL, None)
+        open_partial(MODEL, None)
     assert not hub.asked(".safetensors")
 
 
 def test_an_index_may_name_only_files_that_are_there(hub, repository):
     (repository / SHARDS[1]).unlink()
     with pytest.raises(SourceError, match=r"model-00002-of-00003\.safetensors, which is not there"):
-        open_remote(MODEL, None)
+        open_partial(MODEL, None)
     assert not hub.asked(".safetensors")
 
 
@@ -105,14 +105,14 @@ def test_what_is_no_model_in_safetensors_is_refused_unfetched(hub, tmp_path, nam
         (directory / name).write_text("{}")
     hub.commits = {COMMIT: directory}
     with pytest.raises(kind, match=words):
-        open_remote(MODEL, None)
+        open_partial(MODEL, None)
     assert [request.path for request in hub.log] == [f"/api/models/{MODEL}"]
 
 
 @pytest.mark.parametrize("data", [b"", b"GGUF" + b"x" * 900, b"\xff" * 900, b"<html>" + b" " * 99])
 def test_a_foreign_weight_file_is_left_to_the_header_reader(hub, repository, data):
     (repository / SHARDS[0]).write_bytes(data)
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     with pytest.raises(SourceError, match="00001-of-00003"):
         read_header(remote.directory / SHARDS[0])
     assert hub.sent(SHARDS[0]) <= 64
@@ -123,9 +123,9 @@ def test_a_small_file_of_other_content_is_refused(hub, repository, monkeypatch):
     monkeypatch.setattr(hub_server, "listing", lambda directory: listed)
     (repository / "tokenizer.json").write_text("[]" * 100)
     with pytest.raises(MachineError, match=r"tokenizer.json of .* the digest that the Hub lists"):
-        open_remote(MODEL, None)
+        open_partial(MODEL, None)
     (repository / "tokenizer.json").write_text("{}" * 100)
-    assert (open_remote(MODEL, None).directory / "tokenizer.json").read_text() == "{}" * 100
+    assert (open_partial(MODEL, None).directory / "tokenizer.json").read_text() == "{}" * 100
 
 
 def test_names_of_a_listing_stay_in_the_directory():
@@ -145,11 +145,11 @@ def test_a_cache_that_cannot_be_written_is_told(hub, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "file" / "hf"))
     with pytest.raises(MachineError, match="Set HF_HOME to a directory that can be written"):
-        open_remote(MODEL, None)
+        open_partial(MODEL, None)
 
 
 def test_a_full_disk_is_told_before_anything_is_asked(hub, monkeypatch):
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     wanted = ranges_of(remote.directory, 3)
     hub.log.clear()
     usage = namedtuple("usage", "total used free")
@@ -163,10 +163,10 @@ def test_a_file_system_that_takes_no_large_files_is_told(hub, tmp_path):
     program = (
         "import resource\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
-        "from inheritune.model_files.download.partial import open_remote\n"
+        "from inheritune.model_files.download.partial import open_partial\n"
         "from inheritune.errors import MachineError\n"
         "try:\n"
-        "    open_remote('someone/model', None)\n"
+        "    open_partial('someone/model', None)\n"
         "except MachineError as error:\n"
         "    print(error)\n"
     )
@@ -180,7 +180,7 @@ def test_a_file_system_that_takes_no_large_files_is_told(hub, tmp_path):
 
 
 def test_threads_end_when_a_download_fails(hub):
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     hub.always = 500
     with pytest.raises(MachineError):
         remote.download(ranges_of(remote.directory, 6))

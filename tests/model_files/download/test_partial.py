@@ -8,14 +8,14 @@ from hub_server import COMMIT, INDEX, MODEL, SHARDS
 from remote_model import equal, header_bytes, ranges_of, weights_sent, write_model
 
 from inheritune.errors import MachineError
-from inheritune.model_files.download.partial import open_remote
+from inheritune.model_files.download.partial import open_partial
 from inheritune.model_files.safetensors import read_header
 
 OTHER_COMMIT = "2" * 40
 
 
 def test_opening_brings_small_files_and_headers_only(hub, repository):
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     assert (remote.name, remote.commit, remote.directory.name) == (MODEL, COMMIT, COMMIT)
     names = {p.relative_to(remote.directory).as_posix() for p in remote.directory.rglob("*")}
     small = {INDEX, "config.json", "tokenizer.json", "added_tokens.json", "LICENSE"}
@@ -36,14 +36,14 @@ def test_opening_brings_small_files_and_headers_only(hub, repository):
 
 
 def test_a_weight_file_takes_only_the_space_of_what_is_there(hub, repository):
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     file = (remote.directory / SHARDS[0]).stat()
     assert file.st_size == (repository / SHARDS[0]).stat().st_size
     assert file.st_blocks * 512 < file.st_size / 4
 
 
 def test_only_kept_bytes_are_downloaded_and_they_are_the_models(hub, repository):
-    remote = open_remote(MODEL, "main")
+    remote = open_partial(MODEL, "main")
     before = weights_sent(hub)
     wanted = ranges_of(remote.directory, 3)
     kept = sum(size for _, _, size in wanted)
@@ -57,21 +57,21 @@ def test_only_kept_bytes_are_downloaded_and_they_are_the_models(hub, repository)
 
 
 def test_what_is_there_is_not_asked_for_again(hub):
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     wanted = ranges_of(remote.directory, 3)
     remote.download(wanted)
     hub.log.clear()
     remote.download(wanted)
-    again = open_remote(MODEL, COMMIT)
+    again = open_partial(MODEL, COMMIT)
     assert again.missing_bytes(wanted) == 0
     again.download(wanted)
     assert hub.log == []
-    open_remote(MODEL, None)
+    open_partial(MODEL, None)
     assert [request.path for request in hub.log] == [f"/api/models/{MODEL}"]
 
 
 def test_more_layers_bring_their_own_bytes_only(hub, repository):
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     remote.download(ranges_of(remote.directory, 2))
     before = weights_sent(hub)
     wanted = ranges_of(remote.directory, 4)
@@ -83,7 +83,7 @@ def test_more_layers_bring_their_own_bytes_only(hub, repository):
 def test_a_single_file_model_needs_no_index(hub, repository):
     (repository / INDEX).unlink()
     (repository / SHARDS[1]).rename(repository / "model.safetensors")
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     tensors, _ = read_header(remote.directory / "model.safetensors")
     wanted = [("model.safetensors", t.offset, t.size) for t in tensors]
     remote.download(wanted)
@@ -95,7 +95,7 @@ def test_a_model_in_the_cache_of_the_hub_is_used_there(hub, tmp_path, monkeypatc
 
     snapshot = Path(snapshot_download(MODEL))
     hub.log.clear()
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     assert remote.directory == snapshot
     wanted = ranges_of(remote.directory, 6)
     assert remote.missing_bytes(wanted) == 0
@@ -103,15 +103,15 @@ def test_a_model_in_the_cache_of_the_hub_is_used_there(hub, tmp_path, monkeypatc
     assert [request.path for request in hub.log] == [f"/api/models/{MODEL}"]
     shutil.rmtree(tmp_path / "hf" / "inheritune")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert open_remote(MODEL, None).directory == snapshot
+    assert open_partial(MODEL, None).directory == snapshot
     (snapshot / SHARDS[2]).unlink()
     with pytest.raises(MachineError, match="cannot get someone/model"):
-        open_remote(MODEL, None)
+        open_partial(MODEL, None)
 
 
 def test_a_redirect_keeps_the_range_and_loses_the_token(hub, repository):
     hub.cdn = True
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     wanted = ranges_of(remote.directory, 3)
     hub.faults.extend(["cut off", 500])
     remote.download(wanted)
@@ -128,48 +128,48 @@ def test_a_redirect_keeps_the_range_and_loses_the_token(hub, repository):
 def test_offline_a_full_mirror_is_enough(hub, repository, monkeypatch):
     from huggingface_hub import constants
 
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     wanted = ranges_of(remote.directory, 2)
     remote.download(wanted)
     hub.log.clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     assert remote.commit == COMMIT
     remote.download(wanted)
     equal(remote, repository, wanted)
     with pytest.raises(MachineError, match="cannot get someone/model from the Hub"):
         remote.download(ranges_of(remote.directory, 3))
     with pytest.raises(MachineError, match="cannot get someone/model from the Hub"):
-        open_remote(MODEL, "other")
+        open_partial(MODEL, "other")
     assert hub.log == []
 
 
 def test_without_a_network_the_last_commit_is_used_and_said(hub, monkeypatch):
     from huggingface_hub import constants
 
-    open_remote(MODEL, None)
+    open_partial(MODEL, None)
     hub.down = 500
     with pytest.warns(UserWarning, match="main is taken to mean 111111111111, as last time"):
-        assert open_remote(MODEL, None).commit == COMMIT
+        assert open_partial(MODEL, None).commit == COMMIT
     hub.down = 0
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.warns(UserWarning, match="as last time"):
-        assert open_remote(MODEL, None).commit == COMMIT
+        assert open_partial(MODEL, None).commit == COMMIT
     with pytest.raises(MachineError, match="cannot get someone/model"):
-        open_remote(MODEL, "never-seen")
+        open_partial(MODEL, "never-seen")
 
 
 def test_a_branch_that_moves_leaves_an_opened_model_as_it_was(hub, repository, tmp_path):
-    remote = open_remote(MODEL, "main")
+    remote = open_partial(MODEL, "main")
     hub.commits[OTHER_COMMIT] = write_model(tmp_path / "moved", seed=1)
     hub.revisions["main"] = OTHER_COMMIT
     wanted = ranges_of(remote.directory, 2)
     remote.download(wanted)
     equal(remote, repository, wanted)
     assert all(f"/resolve/{COMMIT}/" in r.path for r in hub.asked(".safetensors"))
-    moved = open_remote(MODEL, "main")
+    moved = open_partial(MODEL, "main")
     assert moved.commit == OTHER_COMMIT
     moved.download(wanted)
     equal(moved, tmp_path / "moved", wanted)
-    pinned = open_remote(MODEL, COMMIT)
+    pinned = open_partial(MODEL, COMMIT)
     assert (pinned.commit, pinned.missing_bytes(wanted)) == (COMMIT, 0)

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from remote_model import equal, ranges_of
 
-from inheritune.model_files.download.partial import open_remote
+from inheritune.model_files.download.partial import open_partial
 from inheritune.model_files.download.partial_file import PartialFile
 
 
 def test_a_torn_or_foreign_journal_is_trusted_as_far_as_it_is_whole(hub, repository, tmp_path):
-    remote = open_remote(MODEL, None)
+    remote = open_partial(MODEL, None)
     wanted = ranges_of(remote.directory, 2)
     remote.download(wanted)
     journal = tmp_path / "hf/inheritune/models--someone--model/journal" / COMMIT
@@ -36,7 +36,7 @@ def test_a_torn_or_foreign_journal_is_trusted_as_far_as_it_is_whole(hub, reposit
     (remote.directory / SHARDS[0]).unlink()
     journal.write_bytes(good)
     assert remote.missing_bytes(wanted) > 100_000
-    open_remote(MODEL, None).download(wanted)
+    open_partial(MODEL, None).download(wanted)
     equal(remote, repository, wanted)
 
 

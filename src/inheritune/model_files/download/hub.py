@@ -1,40 +1,45 @@
-"""A model from the Hugging Face Hub, as a directory in its cache."""
+"""Recognise Hub ids and the files worth downloading, and translate errors of the Hub."""
 
+import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from inheritune.errors import MachineError, SourceError, escape
+from inheritune.errors import Interrupted, MachineError, SourceError, escape
 
-__all__ = ["UNWANTED", "WANTED", "cached_snapshot", "hub_errors", "is_hub_id", "is_wanted"]
+__all__ = [
+    "UNWANTED",
+    "WANTED",
+    "cache_errors",
+    "cached_snapshot",
+    "hub_errors",
+    "is_hub_id",
+    "is_wanted",
+    "mirror_root",
+    "refuse_stop",
+]
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
 # Whole models only, in safetensors only: no pickle is even downloaded.
 WANTED = [
     *("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.spm", "*.bpe", "*.py"),
-    *(
-        "merges.txt",
-        "vocab*.txt",
-        "LICEN[CS]E*",
-        "License*",
-        "COPYING*",
-        "[Nn][Oo][Tt][Ii][Cc][Ee]*",
-    ),
-    "USE_POLICY*",
+    *("merges.txt", "vocab*.txt", "LICEN[CS]E*", "License*", "COPYING*"),
+    *("[Nn][Oo][Tt][Ii][Cc][Ee]*", "USE_POLICY*"),
 ]
 UNWANTED = ["original/*", "consolidated*", "*/*.safetensors", "*/*.json", "*/*.py", "adapter_*"]
-_LIBRARIES = ("httpx", "httpcore", "huggingface_hub")  # httpx2 is another name of the first
+_LIBRARIES = ("httpx", "httpcore", "huggingface_hub")  # also covers httpx2, a fork of the first
+_FULL_DISK = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether a text has the form of a Hub id, such as ``"openai-community/gpt2"``."""
+    """Tell whether a text has the form of a Hub id, such as ``"openai-community/gpt2"``."""
     return _ID.fullmatch(model) is not None and ".." not in model and "--" not in model
 
 
 def is_wanted(name: str) -> bool:
-    """Whether a file of a repository belongs to a model, and its name to a place inside of it."""
+    """Tell whether a file of a repository belongs to a model and has a safe relative name."""
     plain = name.removeprefix("additional_chat_templates/")
     if PurePosixPath(plain).name != plain or PureWindowsPath(plain).name != plain:
         return False
@@ -47,8 +52,15 @@ def is_wanted(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in WANTED)
 
 
+def mirror_root(model: str) -> Path:
+    """Return the directory that holds everything that was downloaded of a model in parts."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "inheritune" / f"models--{model.replace('/', '--')}"
+
+
 def cached_snapshot(model: str, revision: str | None) -> Path | None:
-    """The directory of a model in the Hub's cache, as far as it is there; asks for nothing.
+    """Return a model's directory in the Hub's own cache, perhaps incomplete, without any request.
 
     Args:
         model: Hub id.
@@ -68,16 +80,26 @@ def cached_snapshot(model: str, revision: str | None) -> Path | None:
             return None
 
 
-@contextmanager
-def hub_errors(model: str, revision: str | None) -> Iterator[None]:
-    """Say in our own errors what the Hub and the libraries that ask it say in theirs.
-
-    Args:
-        model: Hub id.
-        revision: What is asked for, for messages.
+def refuse_stop(model: str, stop: Callable[[], bool]) -> None:
+    """End a download that is asked to stop.
 
     Raises:
-        SourceError: The Hub has no such thing, or does not show it to this account.
+        Interrupted: ``stop`` returned True.
+    """
+    if stop():
+        raise Interrupted(
+            f"stopped while {model} was downloaded; what has arrived is kept.",
+            "Run the same command to continue.",
+        )
+
+
+@contextmanager
+def hub_errors(model: str, revision: str | None) -> Iterator[None]:
+    """Turn the errors of the Hub and of its libraries into ours.
+
+    Raises:
+        SourceError: The Hub has no such model, revision or file, or does not show it to this
+            account.
         MachineError: The Hub cannot be reached, or fails.
     """
     from huggingface_hub import errors
@@ -86,38 +108,54 @@ def hub_errors(model: str, revision: str | None) -> Iterator[None]:
         yield
     except errors.GatedRepoError as error:
         hint = f"Accept its terms at https://huggingface.co/{model}, then `hf auth login`."
-        raise SourceError(f"{model} is gated: {_first_line(error)}", hint) from error
+        raise SourceError(f"{model} is gated: {_reason(error)}", hint) from error
     except errors.RepositoryNotFoundError as error:
         hint = "Check the id; for a private model, `hf auth login` first."
-        raise SourceError(f"the Hub has no {model}: {_first_line(error)}", hint) from error
+        raise SourceError(f"the Hub has no {model}: {_reason(error)}", hint) from error
     except errors.RevisionNotFoundError as error:
         hint = "Name a branch, tag or commit of the model."
-        raise SourceError(
-            f"{model} has no revision {revision}: {_first_line(error)}", hint
-        ) from error
+        raise SourceError(f"{model} has no revision {revision}: {_reason(error)}", hint) from error
     except errors.RemoteEntryNotFoundError as error:
         hint = "Name another revision of the model."
-        raise SourceError(f"{model} lacks a file: {_first_line(error)}", hint) from error
+        raise SourceError(f"{model} lacks a file: {_reason(error)}", hint) from error
     except errors.HFValidationError as error:
-        raise SourceError(f"{model} is no Hub id: {_first_line(error)}") from error
+        raise SourceError(f"{model} is not a Hub id: {_reason(error)}") from error
     except Exception as error:  # offline, not cached, no connection, no space
-        # The HTTP library has its own tree, and another one may come.
+        # The HTTP library has a tree of errors of its own, and another one may replace it.
         if not isinstance(error, OSError) and not type(error).__module__.startswith(_LIBRARIES):
             raise
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             raise SourceError(
-                f"the Hub does not show {model} to this account: {_first_line(error)}",
+                f"the Hub does not show {model} to this account: {_reason(error)}",
                 "Check its token: `hf auth whoami`, `hf auth login`.",
             ) from error
         hint = "Connect, or name a local model directory."
-        raise MachineError(
-            f"cannot get {model} from the Hub: {_first_line(error)}", hint
-        ) from error
+        raise MachineError(f"cannot get {model} from the Hub: {_reason(error)}", hint) from error
 
 
-def _first_line(error: Exception) -> str:
-    said = getattr(error, "server_message", None) or str(error)  # the Hub's own words, if any
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    first = escape(lines[0] if lines else type(error).__name__, 200)
-    return first if first.endswith((".", "!", "?", ":")) else f"{first}."  # a hint follows
+def _reason(error: Exception) -> str:
+    # The Hub's own words, if it sent any; a hint follows, so the sentence has to end.
+    text = getattr(error, "server_message", None) or str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    reason = escape(lines[0] if lines else type(error).__name__, 200)
+    return reason if reason.endswith((".", "!", "?", ":")) else f"{reason}."
+
+
+@contextmanager
+def cache_errors(path: Path) -> Iterator[None]:
+    """Turn what the system refuses while the cache is written into our error.
+
+    Raises:
+        MachineError: No space, no permission, a read-only or unsuitable file system.
+    """
+    try:
+        yield
+    except OSError as error:
+        hint = "Set HF_HOME to a directory that can be written to."
+        if error.errno in _FULL_DISK:
+            hint = "Free some space, or set HF_HOME to another disk; what has arrived is kept."
+        elif error.errno == errno.EFBIG:
+            hint = "Set HF_HOME to a disk that takes files of the model's size, sparse ones best."
+        reason = (error.strerror or str(error)).lower()
+        raise MachineError(f"cannot write {escape(path, 300)}: {reason}.", hint) from error

@@ -1,7 +1,4 @@
-"""Which commit a revision of a Hub model means, and which files it has: asked, or remembered.
-
-One process at a time writes to what was downloaded of a model.
-"""
+"""Resolve a Hub revision to a commit and list its files; offline, use the last answer."""
 
 import hashlib
 import re
@@ -14,28 +11,33 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from inheritune.errors import DataError, Interrupted, MachineError, escape
-from inheritune.model_files.download.hub import hub_errors
-from inheritune.model_files.download.partial_file import writing
+from inheritune.errors import DataError, MachineError, escape
+from inheritune.model_files.download.hub import (
+    cache_errors,
+    hub_errors,
+    mirror_root,
+    refuse_stop,
+)
 from inheritune.model_files.download.ranged_get import BACKOFF_S, TRY_LATER
 from inheritune.system.files import locked, write_json
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.strict_json import read_json
 
-__all__ = ["ListedFile", "Listing", "mirror_root", "one_writer", "pin", "stopped"]
+__all__ = ["ListedFile", "Listing", "one_writer", "pin"]
 
 _MAX_SIZE = 2**50
+_LONGEST_WAIT_S = 600  # for another process that downloads the same model
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
 class ListedFile:
-    """What the Hub says about a file.
+    """One file as the Hub lists it.
 
     Attributes:
         size: In bytes.
-        blob_id: Git's SHA-1 of it, or of the pointer to it.
-        sha256: Of the file itself, where it is a large one.
+        blob_id: Git's SHA-1 of the file, or of the LFS pointer to it.
+        sha256: Digest of the file itself, for large files only.
     """
 
     size: int
@@ -43,12 +45,12 @@ class ListedFile:
     sha256: str | None
 
     def matches(self, path: Path) -> bool:
-        """Whether a file on the disk has the size and the digest that are listed."""
+        """Tell whether a file on the disk has the listed size and digest."""
         data = path.read_bytes()
         if self.sha256:
             return hashlib.sha256(data).hexdigest() == self.sha256
         if self.blob_id:
-            # What Git itself calls the file, no matter of trust.
+            # SHA-1 as Git names the file; trust does not depend on it.
             blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
             return blob.hexdigest() == self.blob_id
         return len(data) == self.size
@@ -59,19 +61,12 @@ class Listing:
     """The files of a model at one commit.
 
     Attributes:
-        commit: In full.
-        files: By name, as the Hub lists them; not all of them are safe names.
+        commit: All 40 digits.
+        files: By name as the Hub gives it, which need not be safe as a path.
     """
 
     commit: str
     files: Mapping[str, ListedFile]
-
-
-def mirror_root(model: str) -> Path:
-    """Where what was downloaded of a model in parts is kept."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HOME) / "inheritune" / f"models--{model.replace('/', '--')}"
 
 
 def pin(model: str, revision: str | None) -> Listing:
@@ -85,24 +80,27 @@ def pin(model: str, revision: str | None) -> Listing:
 
     Raises:
         SourceError: The Hub has no such model or revision, or does not show it to this account.
-        MachineError: The Hub cannot be reached, and nothing is remembered.
+        MachineError: The Hub cannot be reached, and there is no earlier answer.
     """
     root = mirror_root(model)
-    if revision and _COMMIT.fullmatch(revision) and (known := _remembered(root, revision)):
-        return known  # a commit never changes
+    if revision and _COMMIT.fullmatch(revision) and (listing := _stored(root, revision)):
+        return listing  # a commit never changes
     reference = root / "refs" / f"{quote(revision or 'main', safe='')}.json"
     try:
-        listing = _ask(model, revision)
+        listing = _request(model, revision)
     except MachineError as error:
-        if (known := _last(root, reference)) is None:
+        if (last := _last(root, reference)) is None:
             raise
-        _warn(model, revision, known.commit, error)
-        return known
-    _remember(root, reference, listing)
+        _warn_of_last_answer(model, revision, last.commit, error)
+        return last
+    if _last(root, reference) != listing:
+        _store(root, reference, listing)
     return listing
 
 
-def _warn(model: str, revision: str | None, commit: str, error: MachineError) -> None:
+def _warn_of_last_answer(
+    model: str, revision: str | None, commit: str, error: MachineError
+) -> None:
     from huggingface_hub import constants
 
     if not constants.HF_HUB_OFFLINE:  # there, nobody expects an answer
@@ -112,7 +110,7 @@ def _warn(model: str, revision: str | None, commit: str, error: MachineError) ->
         )
 
 
-def _ask(model: str, revision: str | None) -> Listing:
+def _request(model: str, revision: str | None) -> Listing:
     from huggingface_hub import HfApi, constants, errors
 
     api, timeout = HfApi(library_name="inheritune"), constants.HF_HUB_ETAG_TIMEOUT
@@ -140,7 +138,7 @@ def _ask(model: str, revision: str | None) -> Listing:
 
 def _listing(info: Any) -> Listing:
     if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
-        raise ValueError(f"{info.sha!r} is no commit")
+        raise ValueError(f"{info.sha!r} is not a commit")
     files = {}
     for file in info.siblings or []:
         name, size = file.rfilename, file.size
@@ -150,16 +148,17 @@ def _listing(info: Any) -> Listing:
     return Listing(info.sha, files)
 
 
+# --- earlier answers ---
+
+
 def _listing_file(root: Path, commit: str) -> Path:
     return root / "journal" / commit / "listing.json"
 
 
-def _remember(root: Path, reference: Path, listing: Listing) -> None:
-    if _last(root, reference) == listing:
-        return
+def _store(root: Path, reference: Path, listing: Listing) -> None:
     files = {name: asdict(file) for name, file in listing.files.items()}
     path = _listing_file(root, listing.commit)
-    with writing(root):
+    with cache_errors(root):
         path.parent.mkdir(parents=True, exist_ok=True)
         reference.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"format": 1, "files": files})
@@ -168,11 +167,11 @@ def _remember(root: Path, reference: Path, listing: Listing) -> None:
 
 def _last(root: Path, reference: Path) -> Listing | None:
     with suppress(DataError, TypeError, LookupError):
-        return _remembered(root, read_json(reference)["commit"])
+        return _stored(root, read_json(reference)["commit"])
     return None
 
 
-def _remembered(root: Path, commit: str) -> Listing | None:
+def _stored(root: Path, commit: str) -> Listing | None:
     if not _COMMIT.fullmatch(commit):
         return None
     with suppress(DataError, TypeError, LookupError, AttributeError):
@@ -182,7 +181,7 @@ def _remembered(root: Path, commit: str) -> Listing | None:
     return None
 
 
-_LONGEST_WAIT_S = 600
+# --- one process at a time ---
 
 
 @contextmanager
@@ -192,44 +191,31 @@ def one_writer(
     on_progress: Listener = silent,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
-    """Be the only process that writes below a directory; wait for another one to end.
+    """Be the only process that downloads a model in parts; wait for another one to end.
 
     Args:
-        root: Made if it is not there.
-        model: Hub id, for messages.
-        on_progress: Told when there is another one.
+        root: Directory of the downloads; created if it does not exist.
+        model: Hub id.
+        on_progress: Receives a message when there is another process.
         stop: Asked several times a second while waiting.
 
     Raises:
-        MachineError: The system refuses, or the other one does not end within ten minutes.
-        Interrupted: ``stop`` said so.
+        MachineError: The system refuses, or the other process does not end within ten minutes.
+        Interrupted: ``stop`` returned True.
     """
-    began, told = time.monotonic(), False
+    give_up_at = time.monotonic() + _LONGEST_WAIT_S
+    # Sent once, when the lock is first found held.
+    message = "another process downloads it: waiting"
+    notices = iter([Progress(f"download, {model}", message=message)])
 
     def wait() -> bool:
-        nonlocal told
-        if not told:
-            waiting = "another process downloads it: waiting"
-            on_progress(Progress(f"download, {model}", message=waiting))
-            told = True
-        if stop():
-            raise stopped(model)
-        return time.monotonic() < began + _LONGEST_WAIT_S
+        for notice in notices:
+            on_progress(notice)
+        refuse_stop(model, stop)
+        return time.monotonic() < give_up_at
 
-    with writing(root):
+    with cache_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     busy = f"another process still downloads {model} to {escape(root, 160)}"
     with locked(root / ".lock", busy, wait=wait):
         yield
-
-
-def stopped(model: str) -> Interrupted:
-    """What to raise when a download is to stop.
-
-    Args:
-        model: Hub id.
-    """
-    return Interrupted(
-        f"stopped while {model} was downloaded; what has arrived is kept.",
-        "Run the same command to continue.",
-    )

@@ -1,11 +1,10 @@
-"""A Hub model of which only the bytes that are needed are downloaded.
+"""Open a Hub model of which only the bytes that are needed are downloaded.
 
 Its directory looks like any model directory: small files are whole, weight files have their full
-size. Of those only the headers are there at first; what else is wanted is fetched by ranges.
+size. Of those only the headers are there at first; `PartialModel.download` fetches more by ranges.
 """
 
 import shutil
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -14,8 +13,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 from inheritune.errors import MachineError, SourceError, escape
-from inheritune.model_files.download.hub import cached_snapshot, is_hub_id, is_wanted
-from inheritune.model_files.download.listing import Listing, mirror_root, one_writer, pin, stopped
+from inheritune.model_files.download.hub import (
+    cached_snapshot,
+    is_hub_id,
+    is_wanted,
+    mirror_root,
+    refuse_stop,
+)
+from inheritune.model_files.download.listing import Listing, one_writer, pin
 from inheritune.model_files.download.partial_file import (
     PartialFile,
     Range,
@@ -25,34 +30,34 @@ from inheritune.model_files.download.partial_file import (
     pieces,
     subtracted,
 )
-from inheritune.model_files.download.ranged_get import RangesRefusedError, Source
+from inheritune.model_files.download.ranged_get import RangeClient, RangesRefusedError
 from inheritune.model_files.refusals import refuse_files
-from inheritune.model_files.safe_path import safe_shard_name
+from inheritune.model_files.safe_path import INDEX, SINGLE_FILE, read_weight_index
 from inheritune.system.progress import Listener, Progress, silent
-from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
-__all__ = ["RemoteFiles", "open_remote"]
+__all__ = ["PartialModel", "open_partial"]
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _PART = 32 * 2**20
 _PARALLEL = 4
 # Joining ranges over a gap costs its bytes, a request costs about as much time as a megabyte.
 _WIDEST_GAP = 2**20
-_GAPS_SHARE = 128  # all gaps together: less than a hundredth of what is wanted
+_GAPS_SHARE = 128  # all gaps together: less than a hundredth of the missing bytes
 _MAX_HEADER = 16 * 2**20  # as in safetensors.py, which then refuses a longer one
 _MAX_SMALL = 256 * 2**20
 
+FileRange = tuple[str, int, int]
+"""File name, first byte and size."""
+
 
 @dataclass(frozen=True)
-class RemoteFiles:
+class PartialModel:
     """The files of a Hub model at one commit, some of them in part.
 
     Attributes:
         directory: A model directory; its name is the commit.
         name: Hub id.
-        commit: In full.
-        listing: What the Hub has; None when the directory is a complete one of the Hub's cache.
+        commit: All 40 digits.
+        listing: The Hub's list of files; None for a complete directory of the Hub's own cache.
     """
 
     directory: Path
@@ -60,49 +65,43 @@ class RemoteFiles:
     commit: str
     listing: Listing | None = None
 
-    def missing_bytes(self, ranges: Iterable[tuple[str, int, int]]) -> int:
-        """What `download` would fetch, in bytes.
-
-        Args:
-            ranges: File name, first byte and size of each.
-        """
+    def missing_bytes(self, ranges: Iterable[FileRange]) -> int:
+        """Count the bytes that `download` would fetch."""
         return sum(byte_count(missing) for _, missing in self._missing(ranges))
 
     def download(
         self,
-        ranges: Iterable[tuple[str, int, int]],
+        ranges: Iterable[FileRange],
         *,
         on_progress: Listener = silent,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Fetch what is not there yet, so that these ranges hold the model's bytes.
+        """Fetch what is missing of these ranges.
 
         What a stopped or killed download has brought stays, and the next one goes on from there.
 
         Args:
             ranges: File name, first byte and size of each.
-            on_progress: Told of the progress in bytes.
+            on_progress: Receives the bytes so far.
             stop: Asked several times a second.
 
         Raises:
             SourceError: The Hub no longer has a file, or does not show it to this account.
             MachineError: The Hub cannot be reached, the disk is full or cannot be written to.
-            Interrupted: ``stop`` said so.
+            Interrupted: ``stop`` returned True.
         """
-        wanted = list(ranges)
-        if not self.missing_bytes(wanted):
+        ranges = list(ranges)
+        if not self.missing_bytes(ranges):
             return
         with one_writer(self.directory.parent, self.name, on_progress, stop):
             parts = [
                 (file, part)
-                for file, missing in self._missing(wanted)  # again: another may have fetched it
+                for file, missing in self._missing(ranges)  # again: another may have fetched it
                 for part in pieces(missing, _PART)
             ]
             self._fetch(parts, on_progress=on_progress, stop=stop)
 
-    def _missing(
-        self, ranges: Iterable[tuple[str, int, int]]
-    ) -> Iterator[tuple[PartialFile, list[Range]]]:
+    def _missing(self, ranges: Iterable[FileRange]) -> Iterator[tuple[PartialFile, list[Range]]]:
         if self.listing is None:
             return
         by_file: dict[str, list[Range]] = {}
@@ -110,9 +109,9 @@ class RemoteFiles:
             by_file.setdefault(name, []).append((first, first + size))
         for name in sorted(by_file):
             file = self._file(name)
-            wanted = merged(by_file[name])
-            assert not wanted or (wanted[0][0] >= 0 and wanted[-1][1] <= file.size), name
-            missing = subtracted(wanted, file.present)
+            needed = merged(by_file[name])
+            assert not needed or (needed[0][0] >= 0 and needed[-1][1] <= file.size), name
+            missing = subtracted(needed, file.present)
             if missing:
                 yield file, bridged(missing, byte_count(missing) // _GAPS_SHARE, _WIDEST_GAP)
 
@@ -132,28 +131,19 @@ class RemoteFiles:
     ) -> None:
         total = byte_count(part for _, part in parts)
         self._refuse_full_disk(total)
-        cancelled, lock, arrived = threading.Event(), threading.Lock(), 0
-
-        def count(size: int) -> None:
-            nonlocal arrived
-            with lock:
-                arrived += size
-
-        source = Source(self.name, self.commit, cancelled, count)
+        client = RangeClient(self.name, self.commit)
         with ThreadPoolExecutor(_PARALLEL) as pool:
             try:
-                waiting = {pool.submit(_fetch_part, source, *part, prefix) for part in parts}
+                waiting = {pool.submit(_fetch_part, client, *part, prefix) for part in parts}
                 while waiting:
                     done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
                     for future in done:
                         future.result()
-                    # Where ranges are refused, more arrives than was wanted.
-                    task = f"download, {self.name}"
-                    on_progress(Progress(task, min(arrived, total), total, "bytes"))
-                    if stop():
-                        raise stopped(self.name)
+                    received = min(client.received, total)
+                    on_progress(Progress(f"download, {self.name}", received, total, "bytes"))
+                    refuse_stop(self.name, stop)
             except BaseException:
-                cancelled.set()
+                client.cancelled.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -167,7 +157,8 @@ class RemoteFiles:
                     "Free some space, or set HF_HOME to another disk.",
                 )
 
-    def _fetch_small_files(self, names: Iterable[str]) -> None:
+    def fetch_small_files(self, names: Iterable[str]) -> None:
+        """Fetch files without weights and check their digests."""
         assert self.listing is not None
         sizes = {name: self.listing.files[name].size for name in names}
         for name, size in sizes.items():
@@ -178,9 +169,9 @@ class RemoteFiles:
                     "Do not use this model.",
                 )
         self._make_empty_files(sizes)
-        fresh = [name for name, size in sizes.items() if self.missing_bytes([(name, 0, size)])]
-        self.download((name, 0, sizes[name]) for name in fresh)
-        for name in fresh:
+        missing = [name for name, size in sizes.items() if self.missing_bytes([(name, 0, size)])]
+        self.download((name, 0, sizes[name]) for name in missing)
+        for name in missing:
             if not self.listing.files[name].matches(self.directory / name):
                 self._file(name).discard()
                 raise MachineError(
@@ -188,7 +179,8 @@ class RemoteFiles:
                     "Run the same command again: the file is then downloaded anew.",
                 )
 
-    def _fetch_headers(self, names: Collection[str]) -> None:
+    def fetch_headers(self, names: Collection[str]) -> None:
+        """Fetch the header of each weight file, in two rounds of requests at most."""
         assert self.listing is not None
         self._make_empty_files(names)
         sizes = {name: self.listing.files[name].size for name in names}
@@ -200,82 +192,79 @@ class RemoteFiles:
         self._fetch_beginnings(ends)
 
     def _make_empty_files(self, names: Iterable[str]) -> None:
-        for file in map(self._file, names):  # for them nothing is ever missing
+        for file in map(self._file, names):  # of an empty file, nothing is ever missing
             if not file.size and not file.path.exists():
                 with file.opened():
                     pass
 
     def _fetch_beginnings(self, ends: Mapping[str, int]) -> None:
-        def parts() -> list[tuple[PartialFile, Range]]:
-            files = [(self._file(name), end) for name, end in ends.items()]
-            return [(f, part) for f, end in files for part in subtracted([(0, end)], f.present)]
-
-        if parts():
+        if self._beginnings(ends):
             with one_writer(self.directory.parent, self.name):
-                self._fetch(parts(), prefix=True)  # again: another may have fetched them
+                # Listed again: another process may have fetched them.
+                self._fetch(self._beginnings(ends), prefix=True)
+
+    def _beginnings(self, ends: Mapping[str, int]) -> list[tuple[PartialFile, Range]]:
+        files = [(self._file(name), end) for name, end in ends.items()]
+        return [(f, part) for f, end in files for part in subtracted([(0, end)], f.present)]
 
 
-def open_remote(model: str, revision: str | None) -> RemoteFiles:
+def open_partial(model: str, revision: str | None) -> PartialModel:
     """Open a Hub model with its small files and the headers of its weight files only.
 
     A model that is complete in the Hub's own cache is used there.
 
     Args:
         model: Hub id.
-        revision: Branch, tag or commit; None: the main branch. Everything is asked for at the
-            commit that it means now.
+        revision: Branch, tag or commit; None: the main branch. Everything is fetched at the commit
+            that it means now.
 
     Raises:
         SourceError: The Hub has no such model or revision, does not show it to this account, or it
             is not one in safetensors.
-        MachineError: The Hub cannot be reached, and what is needed is not there yet; or the system
-            refuses to write.
+        MachineError: The Hub cannot be reached and something is missing, or the system refuses to
+            write.
     """
     if not is_hub_id(model):
-        raise SourceError(f"{escape(model)} is no Hub id.", "Name a model as owner/name.")
+        raise SourceError(f"{escape(model)} is not a Hub id.", "Name a model as owner/name.")
     try:
         listing = pin(model, revision)
     except MachineError:
         snapshot = cached_snapshot(model, revision)
         if snapshot is None or not _is_complete(snapshot, {"config.json"}):
             raise
-        return RemoteFiles(snapshot, model, snapshot.name)
-    wanted = {name for name in listing.files if is_wanted(name)}
+        return PartialModel(snapshot, model, snapshot.name)
     refuse_files(listing.files.keys(), model)
+    wanted = {name for name in listing.files if is_wanted(name)}
     small = {name for name in wanted if not name.endswith(".safetensors")}
     snapshot = cached_snapshot(model, listing.commit)
     if snapshot is not None and _is_complete(snapshot, small):
-        return RemoteFiles(snapshot, model, listing.commit)
-    remote = RemoteFiles(mirror_root(model) / listing.commit, model, listing.commit, listing)
-    remote._fetch_small_files(sorted(small))
-    weights = _weight_files(remote.directory, single=_SINGLE in wanted)
+        return PartialModel(snapshot, model, listing.commit)
+    partial = PartialModel(mirror_root(model) / listing.commit, model, listing.commit, listing)
+    partial.fetch_small_files(sorted(small))
+    weights = _weight_files(partial.directory, single=SINGLE_FILE in wanted)
     for name in weights:
         if name not in listing.files:
             raise SourceError(
-                f"{_INDEX} of {model} names {escape(name)}, which is not there.",
+                f"{INDEX} of {model} names {escape(name)}, which is not there.",
                 "Name another revision of the model.",
             )
-    remote._fetch_headers(weights)
-    return remote
+    partial.fetch_headers(weights)
+    return partial
 
 
 def _weight_files(directory: Path, *, single: bool) -> list[str]:
     if single:  # taken where both are there, as transformers does
-        return [_SINGLE]
-    path = directory / _INDEX
-    weight_map = read_json_object(path, MODEL_FILE, "the weight index").get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise SourceError(f"{path} has no weight_map.", "Download it again.")
-    # Before anything is asked for: a name could lead elsewhere.
-    return sorted({safe_shard_name(value, path) for value in weight_map.values()})
+        return [SINGLE_FILE]
+    # Names are checked before anything is asked for: one could lead elsewhere.
+    return sorted(set(read_weight_index(directory / INDEX)[0].values()))
 
 
 def _is_complete(snapshot: Path, small: Iterable[str]) -> bool:
     if not all((snapshot / name).exists() for name in small):
         return False
-    if (snapshot / _SINGLE).exists():
+    if (snapshot / SINGLE_FILE).exists():
         return True
-    if not (snapshot / _INDEX).exists():
+    if not (snapshot / INDEX).exists():
         return False
     return all((snapshot / name).exists() for name in _weight_files(snapshot, single=False))
 
@@ -288,12 +277,12 @@ def _header_end(path: Path) -> int:
     return 8 + length if start[8:] == b"{" and length <= _MAX_HEADER else 0
 
 
-def _fetch_part(source: Source, file: PartialFile, part: Range, prefix: bool) -> None:
+def _fetch_part(client: RangeClient, file: PartialFile, part: Range, prefix: bool) -> None:
     if not file.ranges_refused:
         try:
-            return source.fetch(file, part, prefix=prefix)
+            return client.fetch(file, part, prefix=prefix)
         except RangesRefusedError:
             file.ranges_refused = True
-    with file.whole:  # the first one fetches it for all
-        if subtracted([part], file.present) and not source.cancelled.is_set():
-            source.fetch(file, (0, file.size))
+    with file.whole:  # the first thread fetches the file for all
+        if subtracted([part], file.present) and not client.cancelled.is_set():
+            client.fetch(file, (0, file.size))

@@ -1,42 +1,39 @@
-"""A file of which only some ranges are present, and the journal that says which.
+"""Keep a file of which only some byte ranges are present, and the journal that lists them.
 
-The file has its full size from the start, and the bytes that are missing take no space where the
-file system knows sparse files. A range is journaled once its bytes are on the disk, so whatever a
-killed process leaves behind can be trusted.
-
-Arithmetic on ranges of bytes: which parts of a file are wanted, present, or still missing.
+The file has its full size from the start; on file systems that know sparse files, what is missing
+takes no space. A range is journaled once its bytes are on the disk, so the journal that a killed
+process leaves behind can be trusted. Journal: a line of JSON that binds it to one version of the
+file, then one line ``[start, end]`` for each range.
 """
 
-import errno
 import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import MachineError, escape
+from inheritune.errors import DataError
+from inheritune.model_files.copy import write_all
+from inheritune.model_files.download.hub import cache_errors
 from inheritune.system.files import sync_directory
+from inheritune.system.strict_json import OWN_FILE, parse_json
 
-__all__ = [
-    "PartialFile",
-    "Range",
-    "bridged",
-    "byte_count",
-    "merged",
-    "pieces",
-    "subtracted",
-    "writing",
-]
+__all__ = ["PartialFile", "Range", "bridged", "byte_count", "merged", "pieces", "subtracted"]
 
 Range = tuple[int, int]
 """First byte, and the byte after the last one."""
 
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+# --- arithmetic on ranges ---
+
 
 def merged(ranges: Iterable[Range]) -> list[Range]:
-    """The same bytes as ascending ranges that neither overlap nor touch; empty ones are dropped."""
+    """Return the same bytes as ascending ranges that neither overlap nor touch."""
     result: list[Range] = []
     for start, end in sorted(ranges):
         if start >= end:
@@ -49,7 +46,7 @@ def merged(ranges: Iterable[Range]) -> list[Range]:
 
 
 def subtracted(ranges: Iterable[Range], taken: Iterable[Range]) -> list[Range]:
-    """The bytes of some ranges that are in none of others, merged."""
+    """Return the bytes of ``ranges`` that are not in ``taken``, merged."""
     result: list[Range] = []
     holes = merged(taken)
     first = 0  # holes before this one end before every range that is left
@@ -66,17 +63,14 @@ def subtracted(ranges: Iterable[Range], taken: Iterable[Range]) -> list[Range]:
 
 
 def bridged(ranges: Sequence[Range], budget: int, widest: int) -> list[Range]:
-    """Join ranges over small gaps: fewer requests for a few bytes more.
+    """Join merged ranges over small gaps: fewer requests for a few bytes more.
 
     Args:
         ranges: Merged.
-        budget: Most bytes that all bridged gaps may have together; the smallest come first.
+        budget: Most bytes of all bridged gaps together; the smallest gaps are bridged first.
         widest: Most bytes of one gap.
-
-    Returns:
-        Merged ranges that hold every byte of the given ones.
     """
-    gaps = [(a[1], b[0]) for a, b in pairwise(ranges)]
+    gaps = [(before[1], after[0]) for before, after in pairwise(ranges)]
     joined = list(ranges)
     for start, end in sorted(gaps, key=lambda gap: (gap[1] - gap[0], gap)):
         budget -= end - start
@@ -92,56 +86,28 @@ def pieces(ranges: Iterable[Range], size: int) -> list[Range]:
 
 
 def byte_count(ranges: Iterable[Range]) -> int:
-    """Bytes of ranges that do not overlap."""
+    """Count the bytes of ranges that do not overlap."""
     return sum(end - start for start, end in ranges)
 
 
-_BINARY = getattr(os, "O_BINARY", 0)
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Say what the system refuses while the cache is written, and the way out.
-
-    Args:
-        path: What is written, for messages.
-
-    Raises:
-        MachineError: No space, no permission, a read-only or unsuitable file system.
-    """
-    try:
-        yield
-    except OSError as error:
-        way_out = "Set HF_HOME to a directory that can be written to."
-        if error.errno in _FULL:
-            way_out = "Free some space, or set HF_HOME to another disk; what has arrived is kept."
-        elif error.errno == errno.EFBIG:
-            way_out = (
-                "Set HF_HOME to a disk that takes files of the model's size, sparse ones best."
-            )
-        reason = (error.strerror or str(error)).lower()
-        raise MachineError(f"cannot write {escape(path, 300)}: {reason}.", way_out) from error
+# --- the file and its journal ---
 
 
 class PartialFile:
     """One file of a mirror. Several threads of one process may write different ranges at once.
 
     Args:
-        name: Of the file on the server: a relative path with ``/``.
-        path: The file.
-        journal: Its journal; neither must exist.
+        name: Path on the server, relative and with ``/``.
+        path: Where the file is kept; may not exist yet.
+        journal: Where its journal is kept; may not exist yet.
         size: Bytes of the whole file.
-        commit: What the journal is bound to, beside size and ETag.
+        commit: Binds the journal to a version of the file, as do size and ETag.
 
     Attributes:
-        name: Of the file on the server.
-        path: The file.
-        size: Bytes of the whole file.
-        etag: What the server calls its content; None before the first answer.
+        etag: The server's name for the content; None before its first answer.
         present: Ranges that are there, merged.
-        ranges_refused: The server answers with the whole file whatever is asked for.
-        whole: Held by the one thread that then fetches it.
+        ranges_refused: True once the server answered a request for a range with the whole file.
+        whole: Lock of the one thread that then fetches the whole file.
     """
 
     def __init__(self, name: str, path: Path, journal: Path, size: int, commit: str) -> None:
@@ -163,30 +129,29 @@ class PartialFile:
             lines = self._journal.read_bytes().split(b"\n")[:-1]  # the last one has no end: torn
         except OSError:
             return
-        try:
-            begin = json.loads(lines[0])
-            if [begin["commit"], begin["size"]] != [self._commit, self.size]:
-                return
-            self.etag = str(begin["etag"])
-        except (ValueError, LookupError, TypeError, RecursionError):
+        head = _parsed(lines[0]) if lines else None
+        if not isinstance(head, dict) or "etag" not in head:
             return
+        if (head.get("commit"), head.get("size")) != (self._commit, self.size):
+            return
+        self.etag = str(head["etag"])
         self._valid_bytes = len(lines[0]) + 1
-        found = []
+        ranges = []
         for line in lines[1:]:
             if (entry := _range(line, self.size)) is None:
                 break
-            found.append(entry)
+            ranges.append(entry)
             self._valid_bytes += len(line) + 1
-        self.present = merged(found)
+        self.present = merged(ranges)
 
     @contextmanager
     def opened(self) -> Iterator[int]:
-        """A descriptor for one thread to write with, of the file at its full size.
+        """Yield a descriptor for one thread to write with; the file has its full size.
 
         Raises:
             MachineError: The system refuses.
         """
-        with self._lock, writing(self.path):
+        with self._lock, cache_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._journal.parent.mkdir(parents=True, exist_ok=True)
             if not self._valid_bytes and self._journal.exists():
@@ -196,7 +161,7 @@ class PartialFile:
                 sync_directory(self._journal.parent)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | _BINARY, 0o666)
         try:
-            with writing(self.path):
+            with cache_errors(self.path):
                 if os.fstat(descriptor).st_size != self.size:
                     os.ftruncate(descriptor, self.size)
             yield descriptor
@@ -204,7 +169,7 @@ class PartialFile:
             os.close(descriptor)
 
     def claim(self, etag: str) -> bool:
-        """Whether an answer with this ETag belongs to what is there; the first one decides.
+        """Tell whether an answer with this ETag continues the present bytes; the first one decides.
 
         Args:
             etag: Without quotes; empty when the server names none.
@@ -220,21 +185,19 @@ class PartialFile:
         Raises:
             MachineError: The system refuses.
         """
-        rest = memoryview(data)
-        with writing(self.path):
+        with cache_errors(self.path):
             os.lseek(descriptor, offset, os.SEEK_SET)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
+            write_all(descriptor, data)
 
     def keep(self, descriptor: int, start: int, end: int) -> None:
-        """Count a range as present, once it is on the disk.
+        """Sync a range to the disk, then count it as present.
 
         Raises:
             MachineError: The system refuses.
         """
         if start >= end:
             return
-        with writing(self.path):
+        with cache_errors(self.path):
             os.fsync(descriptor)
             with self._lock:
                 if self._discarded:
@@ -244,8 +207,8 @@ class PartialFile:
 
     def _append(self, entry: list[int]) -> None:
         head = {"commit": self._commit, "etag": self.etag, "size": self.size}
-        new = [entry] if self._valid_bytes else [head, entry]
-        data = "".join(json.dumps(value) + "\n" for value in new).encode()
+        lines = [entry] if self._valid_bytes else [head, entry]
+        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
         descriptor = os.open(self._journal, os.O_RDWR | os.O_CREAT | _BINARY, 0o666)
         with os.fdopen(descriptor, "r+b") as file:
             file.truncate(self._valid_bytes)
@@ -256,18 +219,22 @@ class PartialFile:
         self._valid_bytes += len(data)
 
     def discard(self) -> None:
-        """Count nothing as present, now and later: what is there belongs to another version."""
-        with self._lock, writing(self._journal):
+        """Count nothing as present, now and later: the present bytes are of another version."""
+        with self._lock, cache_errors(self._journal):
             self._discarded = True
             self._journal.unlink(missing_ok=True)
             self._valid_bytes, self.etag, self.present = 0, None, []
 
 
+def _parsed(line: bytes) -> Any:
+    """Parse a line of a journal; None where it is torn."""
+    with suppress(DataError):
+        return parse_json(line, "the journal", OWN_FILE)
+    return None
+
+
 def _range(line: bytes, size: int) -> Range | None:
-    try:
-        value: Any = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+    value = _parsed(line)
     if not isinstance(value, list) or len(value) != 2 or not all(type(v) is int for v in value):
         return None
     start, end = value

@@ -1,17 +1,16 @@
-"""Ranges of a Hub file over HTTP: every answer checked, and asked for again where it stopped."""
+"""Fetch byte ranges of Hub files over HTTP, check every answer, and retry where one stopped."""
 
 import re
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from inheritune.errors import MachineError, escape
 from inheritune.model_files.download.hub import hub_errors
 from inheritune.model_files.download.partial_file import PartialFile, Range
 
-__all__ = ["BACKOFF_S", "TRY_LATER", "RangesRefusedError", "Source"]
+__all__ = ["BACKOFF_S", "TRY_LATER", "RangeClient", "RangesRefusedError"]
 
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0)
 """Waiting time before each new try; after the last one, the error is raised."""
@@ -27,8 +26,8 @@ class RangesRefusedError(Exception):
     """The server answers a request for a range with the whole file."""
 
 
-class _AgainError(Exception):
-    """This answer is no good; the next one may be."""
+class _RetryError(Exception):
+    """This answer cannot be used; the next one may be."""
 
     def __init__(self, reason: str, wait_s: float = 0, other_version: bool = False) -> None:
         super().__init__(reason)
@@ -36,30 +35,29 @@ class _AgainError(Exception):
         self.other_version = other_version
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where the files of a model at one commit are asked for.
+class RangeClient:
+    """Fetches from one model at one commit, for several threads at once.
 
     Attributes:
-        model: Hub id.
-        commit: Of the model.
-        cancelled: Set to end every request soon.
-        arrived: Told how many bytes have just been written, from any thread.
+        cancelled: Set it to end every request soon.
+        received: Bytes written so far, by all threads; more than was asked for where the server
+            refuses ranges.
     """
 
-    model: str
-    commit: str
-    cancelled: threading.Event
-    arrived: Callable[[int], None]
+    def __init__(self, model: str, commit: str) -> None:
+        self.model, self.commit = model, commit
+        self.cancelled = threading.Event()
+        self.received = 0
+        self._lock = threading.Lock()
 
     def fetch(self, file: PartialFile, part: Range, *, prefix: bool = False) -> None:
-        """Fetch a range of a file and journal it; what arrived before a failure too.
+        """Fetch a range of a file and journal it, including what arrived before a failure.
 
         Args:
-            file: Where it goes.
-            part: What to fetch.
-            prefix: Whether to take the beginning of the whole file from a server that refuses
-                ranges, rather than to raise.
+            file: Receives the bytes.
+            part: The range.
+            prefix: Take the beginning of the whole file from a server that refuses ranges,
+                instead of raising.
 
         Raises:
             RangesRefusedError: The server sends the whole file, and it was not asked for.
@@ -72,17 +70,19 @@ class Source:
             failures = 0
             try:
                 while position < part[1] and not self.cancelled.is_set():
-                    problem = _AgainError("the answer was cut off")
+                    problem = _RetryError("the answer was cut off")
                     try:
                         with closing(self._answer(file, (position, part[1]), whole)) as answer:
                             for data in answer:
                                 file.write(descriptor, position, data)
                                 position += len(data)
-                                self.arrived(len(data))
+                                with self._lock:
+                                    self.received += len(data)
                                 if self.cancelled.is_set():
                                     return
-                    except _AgainError as error:
+                    except _RetryError as error:
                         problem = error
+                    # A slow but steady connection must not run out of tries.
                     if position - forgotten_at >= _WORTH_NEW_TRIES:
                         failures, forgotten_at = 0, position
                     if position < part[1]:
@@ -91,9 +91,10 @@ class Source:
             finally:
                 file.keep(descriptor, part[0], position)
 
-    def _wait(self, file: PartialFile, problem: _AgainError, failures: int) -> None:
+    def _wait(self, file: PartialFile, problem: _RetryError, failures: int) -> None:
         if failures < len(BACKOFF_S):
-            self.cancelled.wait(min(max(BACKOFF_S[failures], problem.wait_s), _LONGEST_WAIT_S))
+            wait_s = min(max(BACKOFF_S[failures], problem.wait_s), _LONGEST_WAIT_S)
+            self.cancelled.wait(wait_s)
             return
         name = escape(file.name)
         if problem.other_version:
@@ -108,9 +109,9 @@ class Source:
         )
 
     def _answer(self, file: PartialFile, part: Range, whole: bool) -> Generator[bytes, None, None]:
-        """Bytes of a range from its beginning, perhaps not all, out of one checked answer."""
+        """Yield the bytes of a range from its beginning, perhaps not all, from one answer."""
         position, end = part
-        headers = {"Accept-Encoding": "identity"}  # compressed bytes have other places
+        headers = {"Accept-Encoding": "identity"}  # in compressed bytes, offsets mean nothing
         if (position, end) != (0, file.size):
             headers["Range"] = f"bytes={position}-{end - 1}"
         with hub_errors(self.model, self.commit), self._stream(file.name, headers) as response:
@@ -118,16 +119,16 @@ class Source:
             etag = _etag(response)
             if not file.claim(etag):
                 reason = f"its ETag is {escape(etag)!r}, after {escape(file.etag)!r}"
-                raise _AgainError(reason, other_version=True)
+                raise _RetryError(reason, other_version=True)
             if response.headers.get("Content-Encoding", "identity") != "identity":
-                raise _AgainError("the answer is compressed")
+                raise _RetryError("the answer is compressed")
             if response.status_code == 206:
                 last = _last_byte(response.headers.get("Content-Range", ""), position, file.size)
                 yield from _body(response, 0, last + 1 - position, end - position)
             elif whole:
                 length = response.headers.get("Content-Length", str(file.size))
                 if length != str(file.size):
-                    raise _AgainError(f"it has {escape(length)} bytes, not {file.size:,}")
+                    raise _RetryError(f"it has {escape(length)} bytes, not {file.size:,}")
                 yield from _body(response, position, file.size, end - position)
             else:
                 raise RangesRefusedError
@@ -147,13 +148,13 @@ class Source:
         try:
             with get_session().stream(
                 "GET", url, headers=ours | headers, timeout=timeout
-            ) as answer:
-                yield answer
+            ) as response:
+                yield response
         except Exception as error:
             # httpx or httpx2, whichever the installed library uses: by name, to need neither.
             if not any(kind.__name__ == "TransportError" for kind in type(error).__mro__):
                 raise
-            raise _AgainError(f"{type(error).__name__}: {escape(error, 120)}") from error
+            raise _RetryError(f"{type(error).__name__}: {escape(error, 120)}") from error
 
 
 def _refuse_status(response: Any) -> None:
@@ -161,13 +162,13 @@ def _refuse_status(response: Any) -> None:
 
     status = response.status_code
     if status in TRY_LATER:
-        raise _AgainError(f"it answers {status}", _asked_wait_s(response.headers))
+        raise _RetryError(f"it answers {status}", _requested_wait_s(response.headers))
     hf_raise_for_status(response)
     if status not in (200, 206):
-        raise _AgainError(f"it answers {status}")
+        raise _RetryError(f"it answers {status}")
 
 
-def _asked_wait_s(headers: Any) -> float:
+def _requested_wait_s(headers: Any) -> float:
     if (after := headers.get("Retry-After", "")).isdecimal():
         return float(after[:9])
     spent = re.search(r"r=0;\s*t=(\d{1,9})", headers.get("ratelimit", ""))
@@ -175,7 +176,7 @@ def _asked_wait_s(headers: Any) -> float:
 
 
 def _etag(response: Any) -> str:
-    # The Hub's own word for the content comes with its redirect; other hosts have other words.
+    # The Hub sends its own ETag with the redirect; hosts of the content have others.
     for answer in (*response.history, response):
         if linked := answer.headers.get("X-Linked-Etag"):
             return str(linked).removeprefix("W/").strip('"')
@@ -186,21 +187,21 @@ def _last_byte(content_range: str, position: int, size: int) -> int:
     match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", content_range.strip())
     first, last, total = map(int, match.groups()) if match else (-1, -1, -1)
     if total != size or first != position or last < first:
-        raise _AgainError(
+        raise _RetryError(
             f"asked for bytes from {position:,} of {size:,}, it sends {escape(content_range)!r}"
         )
     return last
 
 
-def _body(response: Any, skip: int, length: int, wanted: int) -> Iterator[bytes]:
-    """The body without its first ``skip`` bytes; at most ``wanted``, and never over ``length``."""
+def _body(response: Any, skip: int, length: int, limit: int) -> Iterator[bytes]:
+    """Yield at most ``limit`` bytes after the first ``skip``; refuse a body over ``length``."""
     seen = 0
     for data in response.iter_raw():
         start, seen = seen, seen + len(data)
         if seen > length:
-            raise _AgainError(f"it sends more than the {length:,} bytes it announced")
-        part = data[max(0, skip - start) : max(0, skip + wanted - start)]
+            raise _RetryError(f"it sends more than the {length:,} bytes it announced")
+        part = data[max(0, skip - start) : max(0, skip + limit - start)]
         if part:
             yield part
-        if seen >= skip + wanted:
+        if seen >= skip + limit:
             return

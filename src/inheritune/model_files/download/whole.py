@@ -1,7 +1,7 @@
-"""A Hub model with all of its weights, in the Hub's cache: downloaded, and its digests checked.
+"""Download a Hub model with all of its weights into the Hub's cache, and check its digests.
 
 The Hub's library cannot be asked to stop. It downloads in a process of its own, which can be ended
-at any time: ``python -m inheritune.model_files.download.whole QUESTION``.
+at any time: ``python -m inheritune.model_files.download.whole REQUEST``.
 """
 
 import json
@@ -12,25 +12,32 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from inheritune import errors
 from inheritune.errors import InherituneError, MachineError, SourceError, escape
-from inheritune.model_files.download.hub import UNWANTED, WANTED, hub_errors
-from inheritune.model_files.download.listing import mirror_root, stopped
+from inheritune.model_files.download.hub import (
+    UNWANTED,
+    WANTED,
+    hub_errors,
+    mirror_root,
+    refuse_stop,
+)
 from inheritune.system.files import sha256
 from inheritune.system.signals import follow_parent
 
-__all__ = ["check_digests", "download"]
+__all__ = ["check_digests", "download_whole"]
 
 _POLL_S = 0.2
-_PIECE = 2**24
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def download(model: str, revision: str | None, stop: Callable[[], bool] = lambda: False) -> Path:
-    """Download a model into the Hub's cache, or find it there; its weights are the Hub's.
+def download_whole(
+    model: str, revision: str | None, stop: Callable[[], bool] = lambda: False
+) -> Path:
+    """Download a model into the Hub's cache, or find it there, and check its weights.
 
     What a stopped or killed download has brought stays, and the next one goes on from there.
 
@@ -46,13 +53,13 @@ def download(model: str, revision: str | None, stop: Callable[[], bool] = lambda
         SourceError: The Hub has no such model or revision, or does not show it to this account; or
             a file is not what the Hub lists.
         MachineError: The Hub cannot be reached, and the cache does not hold the model.
-        Interrupted: ``stop`` said so.
+        Interrupted: ``stop`` returned True.
     """
-    question = json.dumps({"model": model, "revision": revision})
+    request = json.dumps({"model": model, "revision": revision})
     child = subprocess.Popen(
-        [sys.executable, "-m", "inheritune.model_files.download.whole", question],
+        [sys.executable, "-m", "inheritune.model_files.download.whole", request],
         stdout=subprocess.PIPE,
-        env=os.environ | _settings_of_the_library(),
+        env=os.environ | _library_settings(),
         start_new_session=True,  # Ctrl-C is this process's to answer
     )
     try:
@@ -68,8 +75,8 @@ def download(model: str, revision: str | None, stop: Callable[[], bool] = lambda
     return snapshot
 
 
-def _settings_of_the_library() -> dict[str, str]:
-    """As this process has them, whatever it had them from."""
+def _library_settings() -> dict[str, str]:
+    """Return this process's settings of the Hub's library, which need not come from variables."""
     from huggingface_hub import constants
 
     return {
@@ -84,25 +91,24 @@ def _settings_of_the_library() -> dict[str, str]:
 def _answer(child: subprocess.Popen[bytes], model: str, stop: Callable[[], bool]) -> dict[str, Any]:
     while True:
         with suppress(subprocess.TimeoutExpired):
-            said = child.communicate(timeout=_POLL_S)[0]
+            output = child.communicate(timeout=_POLL_S)[0]
             break
-        if stop():
-            raise stopped(model)
+        refuse_stop(model, stop)
     try:
-        found: dict[str, Any] = json.loads(said.splitlines()[-1])
+        answer: dict[str, Any] = json.loads(output.splitlines()[-1])
     except (ValueError, LookupError) as error:
         raise MachineError(
-            f"the process that downloads {model} ended with {child.returncode}.",
+            f"the process that downloads {model} ended with exit code {child.returncode}.",
             "Run the same command again: what has arrived is kept.",
         ) from error
-    return found
+    return answer
 
 
 def check_digests(snapshot: Path, model: str, stop: Callable[[], bool] = lambda: False) -> None:
-    """Compare large files of the Hub's cache with the SHA-256 that the Hub lists; each once.
+    """Compare large files of the Hub's cache with the SHA-256 that the Hub lists, each once.
 
-    The cache names a large file by that digest. Which ones were compared is remembered beside what
-    is downloaded in parts. A file that is another one is deleted.
+    The cache names a large file by that digest. A file with another digest is deleted; one with the
+    right digest is marked as checked, beside the mirror of what is downloaded in parts.
 
     Args:
         snapshot: Directory in the Hub's cache.
@@ -111,40 +117,35 @@ def check_digests(snapshot: Path, model: str, stop: Callable[[], bool] = lambda:
 
     Raises:
         SourceError: A file is not what the Hub lists.
-        Interrupted: ``stop`` said so.
+        Interrupted: ``stop`` returned True.
     """
-
-    def refuse_stop() -> None:
-        if stop():
-            raise stopped(model)
-
     damaged = []
     for link in sorted(snapshot.glob("*")):
         blob = Path(os.path.realpath(link))
         if not _SHA256.fullmatch(blob.name) or not blob.is_file():
             continue  # a small file, or a cache that holds copies
-        mark, written = mirror_root(model) / "checked" / blob.name, str(blob.stat().st_mtime_ns)
+        mark, mtime = mirror_root(model) / "checked" / blob.name, str(blob.stat().st_mtime_ns)
         with suppress(OSError):
-            if mark.read_text(encoding="utf-8") == written:
+            if mark.read_text(encoding="utf-8") == mtime:
                 continue
-        if sha256(blob, refuse_stop) != blob.name:
+        if sha256(blob, partial(refuse_stop, model, stop)) != blob.name:
             link.unlink()
             blob.unlink(missing_ok=True)
             damaged.append(escape(link.name))
             continue
-        with suppress(OSError):  # where nothing can be remembered, it is compared again
+        with suppress(OSError):  # where no mark can be written, the file is compared again
             mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.write_text(written, encoding="utf-8")
+            mark.write_text(mtime, encoding="utf-8")
     if damaged:
         raise SourceError(
-            f"{', '.join(damaged)} of {model} had not the digest that the Hub lists, and was "
+            f"{', '.join(damaged)} of {model} did not have the digest that the Hub lists, and was "
             "deleted.",
             "Run the same command again: it is then downloaded anew.",
         )
 
 
 def _download_here(model: str, revision: str | None) -> dict[str, Any]:
-    """What the child answers."""
+    """Download in this process; return the child's answer."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -159,5 +160,5 @@ def _download_here(model: str, revision: str | None) -> dict[str, Any]:
 
 if __name__ == "__main__":
     follow_parent(signal.SIGKILL)
-    asked = json.loads(sys.argv[1])
-    sys.stdout.write(json.dumps(_download_here(asked["model"], asked["revision"])) + "\n")
+    request = json.loads(sys.argv[1])
+    sys.stdout.write(json.dumps(_download_here(request["model"], request["revision"])) + "\n")
