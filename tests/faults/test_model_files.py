@@ -255,7 +255,7 @@ def test_only_a_pickle_is_there(reference, tmp_path, opened):
     (reference / "model.safetensors").unlink()
     evil = pickle.dumps(Pwned(tmp_path / "PWNED"))
     (reference / "pytorch_model.bin").write_bytes(evil)
-    error = refused(reference, "safetensors only", UnsupportedModelError)
+    error = refused(reference, "only safetensors", UnsupportedModelError)
     assert "inheritune convert SOURCE OUT" in error.hint
     assert not (tmp_path / "PWNED").exists()
     assert not any("pytorch_model" in name for name in opened)
@@ -810,7 +810,7 @@ def test_tensors_are_quantised(reference, name, tensor):
     [
         (["adapter_config.json", "adapter_model.safetensors"], "LoRA"),
         (["model.Q4_K_M.gguf"], "GGUF"),
-        (["pytorch_model.pt"], "safetensors only"),
+        (["pytorch_model.pt"], "only safetensors"),
         ([], "neither"),
     ],
 )
