@@ -27,7 +27,7 @@ def test_any_text_reads_back_equal(value):
     assert split_front_matter(join_front_matter({"name": value}, "body"))[0] == {"name": value}
 
 
-def test_what_utf_8_cannot_hold_is_replaced():
+def test_half_surrogate_pairs_are_replaced():
     assert split_front_matter(join_front_matter({"a": "\ud800"}, ""))[0] == {"a": "?"}
 
 
@@ -38,7 +38,7 @@ def test_what_utf_8_cannot_hold_is_replaced():
      "---\na: " + "[" * 5000 + "\n---\n", "---\n? \n: x\n\t\n---\n"],
     ids=range(9),
 )  # fmt: skip
-def test_what_is_no_plain_mapping_has_no_fields(text):
+def test_front_matter_other_than_a_plain_mapping_has_no_fields(text):
     assert split_front_matter(text)[0] in ({}, {None: "x"})
 
 

@@ -1,4 +1,4 @@
-"""Casting, value by value, against torch."""
+"""Values are cast exactly as torch casts them."""
 
 import pytest
 import torch

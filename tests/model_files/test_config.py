@@ -1,4 +1,4 @@
-"""Config fields by meaning."""
+"""Each config field that speaks of layers is cut by its rule, or refused."""
 
 import json
 import math
@@ -62,7 +62,7 @@ def cut(fields, layers=3, base=BASE):
         ("made_up_key", {"kept": True}, {"kept": True}),
     ],
 )  # fmt: skip
-def test_a_field_means_what_it_means(field, before, after):
+def test_each_field_is_cut_by_its_rule(field, before, after):
     assert cut({field: before})[field] == after
 
 
@@ -70,7 +70,7 @@ def test_lists_of_prediction_layers_are_removed():
     assert "mtp_layer_types" not in cut({"mtp_layer_types": ["a", "b"]})
 
 
-def test_every_edit_says_what_and_why_and_the_original_stays():
+def test_edits_have_reasons_and_the_original_config_stays():
     config = BASE | {"layer_types": list("abcdef"), "zz": 1}
     before = json.dumps(config)
     edited, edits = cut_config(config, 2)
@@ -133,7 +133,7 @@ def test_a_field_that_speaks_of_layers_without_a_rule_is_refused(value):
         ({"vision_config": {"deepstack_visual_indexes": [5, 11, 17, 20]}}, "at least 4"),
     ],
 )
-def test_depths_that_no_edit_can_keep_are_refused(fields, match):
+def test_layer_counts_that_no_edit_can_keep_are_refused(fields, match):
     with pytest.raises(UnsupportedModelError, match=match):
         cut(fields)
     cut({**fields, "layer_types": ["full_attention"] * 6}, layers=6)

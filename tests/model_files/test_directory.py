@@ -1,4 +1,4 @@
-"""Opening model directories."""
+"""Model directories are opened, or refused with a reason."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Finding the layers among tensor names."""
+"""The layers are found among tensor names."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_the_list_with_every_number_is_the_container(prefix):
     assert found.extra == ()
 
 
-def test_lists_of_the_other_senses_are_no_candidates():
+def test_lists_of_vision_and_audio_towers_are_no_candidates():
     both = [*names("model.layers.", 12), *names("model.vision_tower.encoder.layers.", 12)]
     assert find_container(both, 12).prefix == "model.layers."
 

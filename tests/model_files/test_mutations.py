@@ -1,4 +1,4 @@
-"""No change to a sound header, index or config makes the reader do more than read or refuse."""
+"""Any change to a sound header, index or config is read or refused, and nothing else happens."""
 
 import copy
 import json
@@ -275,7 +275,7 @@ MANY = settings(
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_what_is_changed_here_is_sound_at_first(directory, config):
+def test_unchanged_files_are_read(directory, config):
     write(directory, config, sound_index(), HEADERS)
     with harmless(directory):
         model = open_model(str(directory))
@@ -360,7 +360,7 @@ def test_any_config_alone_is_cut_or_refused(config, layers):
 
 
 @pytest.mark.parametrize("family", ["gemma3", "gpt-neo", "mixtral", "olmo3"])
-def test_configs_of_real_classes_too(family):
+def test_any_changed_config_of_a_real_class_is_cut_or_refused(family):
     config = json.loads(tiny_models.build(family).config.to_json_string())
 
     @settings(MANY, max_examples=100)

@@ -45,7 +45,7 @@ def file(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-def test_the_ranges_are_those_of_the_library(file):
+def test_offsets_agree_with_the_library(file):
     tensors, metadata = read_header(file)
     assert metadata == {"format": "pt", "by": "the library"}
     assert {t.name for t in tensors} == TENSORS.keys()
@@ -183,7 +183,7 @@ def test_any_changed_byte_is_read_or_refused(file, tmp_path, data):
     kinds=st.lists(st.sampled_from(["F32", "BF16", "U8", "I64"]), min_size=5, max_size=5),
     keep=st.sets(st.integers(0, 4)),
 )
-def test_what_is_written_is_read_back(tmp_path, shapes, kinds, keep):
+def test_written_files_are_read_back_equal(tmp_path, shapes, kinds, keep):
     header, data = {}, b""
     for i, shape in enumerate(shapes):
         size = int(torch.tensor(shape).prod()) * item_bits(kinds[i]) // 8

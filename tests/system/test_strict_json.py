@@ -21,7 +21,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-def test_what_json_writes_is_read_back(value):
+def test_written_json_is_read_back_equal(value):
     assert parse_json(json.dumps(value).encode(), "it", UNTRUSTED) == value
 
 
@@ -49,7 +49,7 @@ def test_any_bytes_are_read_or_refused(data):
         ('{"\\ud800": 1}', "JSON"),
     ],
 )
-def test_what_python_would_let_pass_is_refused(text, reason):
+def test_text_that_python_would_accept_is_refused(text, reason):
     with pytest.raises(SourceError, match=reason):
         parse_json(text.encode(), "it", UNTRUSTED)
 

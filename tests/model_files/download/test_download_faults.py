@@ -62,7 +62,7 @@ def test_a_cut_off_answer_goes_on_where_it_stopped(hub, repository):
         ("etag", "changed on the server"),
     ],
 )
-def test_a_fault_that_stays_is_told_with_the_way_out(hub, repository, fault, words):
+def test_a_lasting_fault_is_named_with_the_way_out(hub, repository, fault, words):
     remote = open_partial(MODEL, None)
     wanted = ranges_of(remote.directory, 5)
     hub.always = fault
@@ -75,7 +75,7 @@ def test_a_fault_that_stays_is_told_with_the_way_out(hub, repository, fault, wor
     equal(remote, repository, wanted)
 
 
-def test_a_server_that_is_gone_is_told(hub, monkeypatch):
+def test_a_server_that_is_gone_is_named(hub, monkeypatch):
     remote = open_partial(MODEL, None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
     hub.always = "hang"
@@ -125,7 +125,7 @@ def test_a_server_without_ranges_may_be_cut_off(hub, repository):
     assert (remote.directory / SHARDS[0]).read_bytes() == (repository / SHARDS[0]).read_bytes()
 
 
-def test_ranges_refused_midway(hub, repository):
+def test_a_server_may_refuse_ranges_midway(hub, repository):
     remote = open_partial(MODEL, None)
     wanted = ranges_of(remote.directory, 6)
     hub.faults.extend([None, None, "whole"])
@@ -187,7 +187,7 @@ def test_two_processes_at_once_share_the_work(hub, repository, tmp_path):
     assert weights_sent(hub) <= 1.05 * total
 
 
-def test_what_arrives_while_a_process_waits_its_turn_is_not_fetched_again(
+def test_bytes_that_arrive_while_a_process_waits_are_not_fetched_again(
     hub, repository, tmp_path, monkeypatch
 ):
     first = open_partial(MODEL, None)
@@ -214,7 +214,7 @@ def test_what_arrives_while_a_process_waits_its_turn_is_not_fetched_again(
     equal(first, repository, wanted)
 
 
-def test_asked_to_stop_it_stops_and_goes_on_later(hub, repository):
+def test_a_stopped_download_goes_on_later(hub, repository):
     remote = open_partial(MODEL, None)
     wanted = ranges_of(remote.directory, 6)
     told = []

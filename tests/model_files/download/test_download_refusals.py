@@ -1,4 +1,4 @@
-"""What a Hub model is not read for, and machines that it cannot be read on."""
+"""Models that are refused without a download, and machines that cannot hold one."""
 
 import json
 import subprocess
@@ -34,14 +34,14 @@ def test_refusals_of_the_hub_are_ours_with_its_words(hub, refusal, kind, words):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_gated_after_opening_is_told_too(hub):
+def test_a_model_gated_after_opening_is_named(hub):
     remote = open_partial(MODEL, None)
     hub.refusal = (403, "GatedRepo")
     with pytest.raises(SourceError, match="someone/model is gated"):
         remote.download(ranges_of(remote.directory, 1))
 
 
-def test_missing_model_and_missing_revision(hub):
+def test_a_missing_model_and_a_missing_revision_are_named(hub):
     with pytest.raises(SourceError, match="the Hub has no no/thing"):
         open_partial("no/thing", None)
     with pytest.raises(SourceError, match="has no revision v9"):
@@ -58,14 +58,14 @@ def test_missing_model_and_missing_revision(hub):
         % (b"1" * 40, 2**70),
     ],
 )
-def test_an_answer_that_is_not_the_hubs_is_told(hub, says):
+def test_an_answer_that_is_not_the_hubs_is_refused(hub, says):
     hub.says = says
     with pytest.raises(MachineError, match=r"says of someone/model cannot be read: .* login"):
         open_partial(MODEL, None)
 
 
 @pytest.mark.parametrize("model", ["../x", "a/b/c", "/etc", "a--b", ""])
-def test_what_is_no_hub_id_is_not_asked_for(hub, model):
+def test_an_invalid_hub_id_is_not_requested(hub, model):
     with pytest.raises(SourceError, match="not a Hub id"):
         open_partial(model, None)
     assert hub.log == []
@@ -98,7 +98,7 @@ def test_an_index_may_name_only_files_that_are_there(hub, repository):
         (["model.safetensors"], SourceError, "no config.json"),
     ],
 )
-def test_what_is_no_model_in_safetensors_is_refused_unfetched(hub, tmp_path, names, kind, words):
+def test_a_repository_without_safetensors_is_refused_unfetched(hub, tmp_path, names, kind, words):
     directory = tmp_path / "other"
     directory.mkdir()
     for name in names:
@@ -139,7 +139,7 @@ def test_names_of_a_listing_stay_in_the_directory():
     assert not any(map(is_wanted, unwanted))
 
 
-def test_a_cache_that_cannot_be_written_is_told(hub, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_named(hub, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     (tmp_path / "file").write_text("")
@@ -148,7 +148,7 @@ def test_a_cache_that_cannot_be_written_is_told(hub, tmp_path, monkeypatch):
         open_partial(MODEL, None)
 
 
-def test_a_full_disk_is_told_before_anything_is_asked(hub, monkeypatch):
+def test_a_full_disk_is_refused_before_any_request(hub, monkeypatch):
     remote = open_partial(MODEL, None)
     wanted = ranges_of(remote.directory, 3)
     hub.log.clear()
@@ -159,7 +159,7 @@ def test_a_full_disk_is_told_before_anything_is_asked(hub, monkeypatch):
     assert hub.log == []
 
 
-def test_a_file_system_that_takes_no_large_files_is_told(hub, tmp_path):
+def test_a_file_system_without_large_files_is_named(hub, tmp_path):
     program = (
         "import resource\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"

@@ -56,7 +56,7 @@ def test_only_kept_bytes_are_downloaded_and_they_are_the_models(hub, repository)
     assert remote.missing_bytes(wanted) == 0
 
 
-def test_what_is_there_is_not_asked_for_again(hub):
+def test_present_bytes_are_not_requested_again(hub):
     remote = open_partial(MODEL, None)
     wanted = ranges_of(remote.directory, 3)
     remote.download(wanted)

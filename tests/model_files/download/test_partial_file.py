@@ -1,4 +1,4 @@
-"""The journal of what is there of a file."""
+"""The journal that says which ranges of a file are present."""
 
 import itertools
 import json

@@ -34,7 +34,7 @@ def test_merging_keeps_every_byte_once(ranges):
 
 
 @given(RANGES, RANGES)
-def test_subtracting_is_what_sets_do(ranges, taken):
+def test_subtraction_agrees_with_sets(ranges, taken):
     result = subtracted(ranges, taken)
     assert_in_order(result)
     assert covered(result) == covered(ranges) - covered(taken)
@@ -53,7 +53,7 @@ def test_bridges_stay_within_their_budget(ranges, budget, widest):
 
 
 @given(RANGES, st.integers(1, 20))
-def test_pieces_are_the_whole_in_small(ranges, size):
+def test_pieces_cover_the_ranges(ranges, size):
     result = pieces(merged(ranges), size)
     assert merged(result) == merged(ranges)
     assert all(0 < end - start <= size for start, end in result)

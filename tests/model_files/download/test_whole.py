@@ -39,6 +39,6 @@ def test_a_file_is_compared_once(hub, monkeypatch):
     assert all((snapshot / name).is_symlink() for name in SHARDS)
 
 
-def test_what_the_hub_refuses_is_said_as_ever(hub):
+def test_a_missing_model_is_named(hub):
     with pytest.raises(SourceError, match="the Hub has no someone/other"):
         open_model("someone/other")
