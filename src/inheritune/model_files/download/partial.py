@@ -5,7 +5,7 @@ size. Of those only the headers are there at first; `PartialModel.download` fetc
 """
 
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -73,6 +73,7 @@ class PartialModel:
         self,
         ranges: Iterable[FileRange],
         *,
+        prefix: bool = False,
         on_progress: Listener = silent,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -82,6 +83,8 @@ class PartialModel:
 
         Args:
             ranges: File name, first byte and size of each.
+            prefix: The ranges begin their files, and a server that refuses ranges need not send
+                more than them.
             on_progress: Receives the bytes so far.
             stop: Asked several times a second.
 
@@ -99,7 +102,7 @@ class PartialModel:
                 for file, missing in self._missing(ranges)  # again: another may have fetched it
                 for part in pieces(missing, _PART)
             ]
-            self._fetch(parts, on_progress=on_progress, stop=stop)
+            self._fetch(parts, prefix, on_progress, stop)
 
     def _missing(self, ranges: Iterable[FileRange]) -> Iterator[tuple[PartialFile, list[Range]]]:
         if self.listing is None:
@@ -124,10 +127,9 @@ class PartialModel:
     def _fetch(
         self,
         parts: Collection[tuple[PartialFile, Range]],
-        *,
-        prefix: bool = False,
-        on_progress: Listener = silent,
-        stop: Callable[[], bool] = lambda: False,
+        prefix: bool,
+        on_progress: Listener,
+        stop: Callable[[], bool],
     ) -> None:
         total = byte_count(part for _, part in parts)
         self._refuse_full_disk(total)
@@ -187,25 +189,15 @@ class PartialModel:
         # A little more than the length, which is often enough for all of a header, and always for
         # a message that says what the file is if it is something else.
         starts = {name: min(n, max(64, min(2**16, n // 256))) for name, n in sizes.items()}
-        self._fetch_beginnings(starts)
+        self.download([(name, 0, end) for name, end in starts.items()], prefix=True)
         ends = {name: min(n, _header_end(self.directory / name)) for name, n in sizes.items()}
-        self._fetch_beginnings(ends)
+        self.download([(name, 0, end) for name, end in ends.items()], prefix=True)
 
     def _make_empty_files(self, names: Iterable[str]) -> None:
         for file in map(self._file, names):  # of an empty file, nothing is ever missing
             if not file.size and not file.path.exists():
                 with file.opened():
                     pass
-
-    def _fetch_beginnings(self, ends: Mapping[str, int]) -> None:
-        if self._beginnings(ends):
-            with one_writer(self.directory.parent, self.name):
-                # Listed again: another process may have fetched them.
-                self._fetch(self._beginnings(ends), prefix=True)
-
-    def _beginnings(self, ends: Mapping[str, int]) -> list[tuple[PartialFile, Range]]:
-        files = [(self._file(name), end) for name, end in ends.items()]
-        return [(f, part) for f, end in files for part in subtracted([(0, end)], f.present)]
 
 
 def open_partial(model: str, revision: str | None) -> PartialModel:
