@@ -197,12 +197,12 @@ def test_bytes_that_arrive_while_a_process_waits_are_not_fetched_again(
     weights = [*root.rglob("*.safetensors"), *root.rglob("*.safetensors.jsonl")]  # and journals
     for number, path in enumerate(weights):
         path.rename(tmp_path / str(number))
-    sent, waits, acquired = weights_sent(hub), threading.Event(), mirror_lock._acquired
+    sent, waits, locked = weights_sent(hub), threading.Event(), mirror_lock.locked
 
-    def seen(*args):
-        return acquired(*args) or waits.set()
+    def watched(path, busy, wait):
+        return locked(path, busy, wait=lambda: waits.set() or wait())
 
-    monkeypatch.setattr(mirror_lock, "_acquired", seen)
+    monkeypatch.setattr(mirror_lock, "locked", watched)
     with ThreadPoolExecutor(1) as pool:
         with FileLock(root / ".lock"):
             opened = pool.submit(open_partial, MODEL, None)
