@@ -131,7 +131,7 @@ def test_tensors_kept_apart_in_another_dtype_are_not_cast(reference, tmp_path):
 
 
 def test_an_unknown_dtype_is_refused(tiny_reference, tmp_path):
-    with pytest.raises(RecipeError, match="no dtype 'int4'"):
+    with pytest.raises(RecipeError, match="unknown dtype 'int4'"):
         inherit(open_model(str(tiny_reference)), 2, tmp_path / "out", Options(dtype="int4"))
 
 
@@ -209,7 +209,7 @@ def test_fresh_parts_are_the_same_for_the_same_seed(tiny_reference, tmp_path):
 
 
 def test_unknown_parts_are_refused(tiny_reference, tmp_path):
-    with pytest.raises(RecipeError, match="no parts 'head'"):
+    with pytest.raises(RecipeError, match="unknown parts 'head'"):
         inherit(open_model(str(tiny_reference)), 2, tmp_path / "out", Options(parts="head"))
 
 

@@ -101,9 +101,7 @@ def _refuse_options(reference: ModelDirectory, out: Path, options: Options) -> N
         raise RecipeError(f"{out} lies in the reference's directory.", "Name another directory.")
     refuse_used_directory(out)
     if options.dtype is not None and options.dtype not in DTYPES:
-        raise RecipeError(
-            f"there is no dtype {options.dtype!r}.", f"Choose among {', '.join(DTYPES)}."
-        )
+        raise RecipeError(f"unknown dtype {options.dtype!r}.", f"Choose among {', '.join(DTYPES)}.")
     if not 0 <= options.seed < 2**63:
         raise RecipeError(f"the seed {options.seed} is out of range.", "Choose 0 to 2^63 - 1.")
 
@@ -148,12 +146,12 @@ def _check(reference: ModelDirectory, cut: InheritPlan, options: Options) -> Cla
     if parallel and len(cut.kept) < reference.layers:
         raise UnsupportedModelError(
             f"{reference.name} has lists of tensors beside its layers: {', '.join(parallel)}.",
-            "Only the model's own class knows what they are, and it was not asked.",
+            "Only the model's own class knows what they are, and its check was skipped.",
         )
     if not cut.is_prefix:
         raise UnsupportedModelError(
             f"{describe_selection(cut.kept)} of {reference.name} cannot be cut: {check.summary}.",
-            "Only first layers are cut without asking the model's class.",
+            "Without the check by the model's class, only first layers are cut.",
         )
     return check
 

@@ -128,7 +128,7 @@ def _shapes(narrow: ModelDirectory, reference: ModelDirectory) -> dict[str, tupl
         shape = halved.pop(_bare(name), None)
         if shape is None or len(shape) != len(tensor.shape):
             raise UnsupportedModelError(
-                f"{escape(name)} of {reference.name} is not known, so it cannot be halved.",
+                f"{escape(name)} of {reference.name} is an unknown tensor, so it cannot be halved.",
                 "Leave this control out.",
             )
         shapes[name] = shape

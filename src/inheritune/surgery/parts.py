@@ -72,9 +72,7 @@ def fresh_names(names: Iterable[str], prefix: str, parts: str) -> set[str]:
             one part; or the authors' code does not cover this model.
     """
     if parts not in PARTS:
-        raise RecipeError(
-            f"there are no parts {escape(parts)!r}.", f"Choose among {', '.join(PARTS)}."
-        )
+        raise RecipeError(f"unknown parts {escape(parts)!r}.", f"Choose among {', '.join(PARTS)}.")
     names = sorted(names)
     inside = [n for n in names if (place := numbered(n)) and place[0] == prefix]
     if parts == "all":
@@ -95,7 +93,7 @@ def fresh_names(names: Iterable[str], prefix: str, parts: str) -> set[str]:
         return norms
     if parts not in by_part.values():
         raise UnsupportedModelError(
-            f"the layers under {prefix} have no {parts} that could be told by its name."
+            f"no tensor name under {prefix} tells that it belongs to the {parts} of a layer."
         )
     # A norm that both parts read stays in either case.
     return {name for name, part in by_part.items() if part not in (parts, "both")}
@@ -159,7 +157,7 @@ def _sorter(names: list[str]) -> Callable[[str], str]:
             return "mlp"
         raise UnsupportedModelError(
             f"{escape(name)} in a layer belongs neither to the attention nor to the MLP.",
-            "These parts are known for layers with one attention and one MLP only.",
+            "Parts are defined for layers with one attention and one MLP only.",
         )
 
     return part_of
