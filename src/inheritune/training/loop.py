@@ -307,7 +307,7 @@ class Loop:
         return Progress(config.task, tokens, config.total_tokens, "tokens", facts, message)
 
     def result(self) -> LoopResult:
-        """Return the end of the training, and what its record needs."""
+        """Return the result of the training."""
         return LoopResult(
             position=self.position,
             seconds=self._elapsed_s(),

@@ -67,7 +67,7 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class LoopResult:
-    """The end of a training.
+    """The result of a training.
 
     Attributes:
         position: After the last step.
