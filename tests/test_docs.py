@@ -118,11 +118,20 @@ def test_every_page_is_in_the_table_of_contents():
 
 def test_every_name_in_metrics_jsonl_has_a_row():
     from inheritune.training.checkpoint import Position
-    from inheritune.training.metrics import continued_row, parts_row, step_row, val_row
+    from inheritune.training.metrics import continued_row, step_row, val_row
 
     place = Position(step=1, tokens=8, elapsed_s=0.5)
     rows = [
-        step_row(place, 0.1, float("nan"), 1.0, 1e-3, 9.0) | parts_row([1.0, 2.0]),
+        step_row(
+            place,
+            0.1,
+            loss=float("nan"),
+            grad_norm=1.0,
+            learning_rate=1e-3,
+            tokens_per_s=9.0,
+            mfu=0.4,
+            parts=[1.0, 2.0],
+        ),
         val_row(place, 0.1, 2.0),
         continued_row(place, 0.1),
         {"spike": 7.0},
