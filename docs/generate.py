@@ -1,4 +1,4 @@
-"""The reference pages, from the code: commands from typer, keys from the recipe, errors."""
+"""The reference pages, from the code: commands, keys of recipe and run.json, errors."""
 
 import ast
 import inspect
@@ -14,6 +14,7 @@ import inheritune
 from inheritune import errors
 from inheritune.cli.app import app
 from inheritune.recipe.load import recipe_schema
+from inheritune.run_record import FORMAT, RunRecord
 
 HERE = Path(__file__).parent
 ERRORS = [name for name in errors.__all__ if isinstance(getattr(errors, name), type)]
@@ -32,6 +33,7 @@ def pages() -> dict[str, str]:
     return {
         "commands.md": commands(),
         "recipe.md": recipe(),
+        "run-record.md": run_record(),
         "errors.md": error_classes(),
         "messages.md": messages(),
     }
@@ -140,6 +142,48 @@ def _key(name: str, about: dict[str, Any]) -> tuple[str, str, str]:
     simple = default is not ... and not isinstance(default, dict) and len(str(default)) < 60
     shown = f"`{json.dumps(default)}`" if simple else ""
     return f"`{name}`", shown, _cell(about.get("description", ""))
+
+
+# -- run.json
+
+
+def run_record() -> str:
+    """Every field of run.json, from the type that writes and reads it."""
+    schema = RunRecord.model_json_schema()
+    parts = [
+        f"# run.json\n\nThe record of a run, in format {FORMAT}. {{doc}}`run-directory` says where "
+        "it lies. Every field may be missing: in a run that is not finished, or that an older "
+        "version made. Readers take a value of the wrong kind for missing, and keep "
+        "unknown fields. Losses are in nats per token.\n",
+        _fields(schema),
+    ]
+    for name, section in schema["$defs"].items():
+        parts.append(f"## {name}\n\n{_cell(section.get('description', ''))}\n\n{_fields(section)}")
+    return "\n".join(parts)
+
+
+def _fields(section: Mapping[str, Any]) -> str:
+    rows = [
+        (f"`{name}`", _kind(about), _cell(about.get("description", "")))
+        for name, about in section["properties"].items()
+    ]
+    return _table(("field", "kind", "what it is"), rows)
+
+
+def _kind(about: Mapping[str, Any]) -> str:
+    """The JSON type of a field, with a link where it is a section of its own."""
+    if "anyOf" in about:
+        kinds = dict.fromkeys(_kind(choice) for choice in about["anyOf"])
+        return " or ".join(kind for kind in kinds if kind not in ("null", "integer"))
+    if "$ref" in about:
+        name = about["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    inner = about.get("items") or about.get("additionalProperties")
+    if isinstance(inner, dict) and inner:
+        return f"{'list' if 'items' in about else 'mapping'} of {_kind(inner)}"
+    return {"array": "list", "object": "mapping", "string": "text"}.get(
+        about.get("type", ""), about.get("type", "any")
+    )
 
 
 # -- errors

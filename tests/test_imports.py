@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"errors"},
     {"system"},
+    {"run_record"},
     {"model_files", "recipe", "run_directory"},
     {"surgery", "data"},
     {"conversion", "training"},

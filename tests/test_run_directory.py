@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 from inheritune.errors import DataError, MachineError
 from inheritune.run_directory import Run
+from inheritune.run_record import RunRecord
 from inheritune.system.files import write_json
 from inheritune.system.strict_json import read_json
 
 HOLD = """
 import sys
 from pathlib import Path
+from inheritune.run_record import RunRecord
 from inheritune.run_directory import Run
 with Run(Path(sys.argv[1])).lock():
     print("held", flush=True)
@@ -39,7 +41,7 @@ def test_new_run_has_a_record_and_nothing_else(tmp_path: Path) -> None:
 
 def test_creating_a_run_again_keeps_what_is_there(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "toy")
-    run.update(name="toy")
+    run.update(RunRecord(name="toy"))
     run.tokens.mkdir()
     assert Run.create(tmp_path / "toy").read() == {"format": 1, "name": "toy"}
     assert run.tokens.is_dir()
@@ -70,15 +72,18 @@ def test_every_file_of_a_run_lies_below_its_root(tmp_path: Path) -> None:
 
 def test_update_replaces_fields_and_keeps_the_others(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "toy")
-    run.update(status="running", rounds=[])
-    assert run.update(status="done") == {"format": 1, "status": "done", "rounds": []}
+    run.update(RunRecord(status="running", rounds=[]))
+    run.update(RunRecord(status="done"))
+    assert run.read() == {"format": 1, "status": "done", "rounds": []}
     assert run.read() == {"format": 1, "status": "done", "rounds": []}
 
 
 def test_moved_run_goes_on(tmp_path: Path) -> None:
-    Run.create(tmp_path / "before").update(status="running")
+    Run.create(tmp_path / "before").update(RunRecord(status="running"))
     (tmp_path / "before").rename(tmp_path / "after ü")
-    assert Run.create(tmp_path / "after ü").update(seconds=1.5)["status"] == "running"
+    moved = Run.create(tmp_path / "after ü")
+    moved.update(RunRecord(seconds=1.5))
+    assert moved.read()["status"] == "running"
 
 
 @pytest.mark.parametrize("record", [[], {}, {"format": "1"}, {"format": 0}, {"format": None}])
@@ -120,7 +125,7 @@ def test_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
 def test_record_is_written_over_what_a_killed_writer_left(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "toy")
     (run.root / ".run.json.tmp-0badcafe").write_text("{")
-    run.update(name="toy")
+    run.update(RunRecord(name="toy"))
     assert names(run.root) == ["run.json"]
     assert run.read() == {"format": 1, "name": "toy"}
 

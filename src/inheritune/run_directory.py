@@ -1,27 +1,43 @@
-"""A run's directory: where each file lives, its record, and the lock for its one writer."""
+"""Locate the files of a run, read and update its record, and lock it for its one writer."""
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from inheritune.errors import DataError, RecipeError, escape
+from inheritune.run_record import FORMAT, RunRecord
 from inheritune.system.files import cannot_write, locked, write_json
 from inheritune.system.strict_json import read_json
 
-__all__ = ["FORMAT", "RUN", "TRAIN", "Run"]
+__all__ = ["Run", "TrainingFolder"]
 
-FORMAT = 1  # of run.json
-# What a directory was made by, in its record: a recipe, or `train MODEL TOKENS OUT`.
-RUN, TRAIN = "run", "train"
+
+_TRAINING = re.compile(r"(?P<layers>[0-9]{1,9})-layers(-seed-(?P<seed>[0-9]{1,19}))?")
+
+
+@dataclass(frozen=True)
+class TrainingFolder:
+    """The directory of one training of a variant.
+
+    Attributes:
+        seed: Seed of a training that repeats another; None: the first of its variant.
+    """
+
+    path: Path
+    variant: str
+    layers: int
+    seed: int | None
 
 
 class Run:
-    """One run, and where each of its files lives; all paths are below ``root``.
+    """A run on disk; the properties are the paths of its files.
 
     Args:
-        root: The run's directory. It may be moved: nothing inside names it.
+        root: The run's directory. It can be moved: no file inside names it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -29,15 +45,15 @@ class Run:
 
     @classmethod
     def create(cls, root: Path) -> Self:
-        """Make the directory, or take up the run that is already in it.
+        """Make the directory, or continue the run that is already in it.
 
         Args:
             root: Missing, empty, or the directory of an earlier run.
 
         Raises:
-            RecipeError: It is the root of the file system, the home directory, the current
-                directory, a file, or holds anything that is not a run; nothing is touched.
-            MachineError: The system refuses to make it.
+            RecipeError: ``root`` is the root of the file system, the home directory, the current
+                directory or a file, or it holds something else; nothing is touched.
+            MachineError: The system refuses to make the directory.
         """
         run = cls(root)
         try:
@@ -52,22 +68,22 @@ class Run:
                 raise _not_a_run(root, f"is not possible ({error.strerror})") from error
             raise cannot_write(root, error) from error
         if not run.record_file.exists():
-            write_json(run.record_file, {"format": FORMAT})  # from now on the directory is ours
+            write_json(run.record_file, {"format": FORMAT})  # marks the directory as a run
         return run
 
     @property
     def recipe_file(self) -> Path:
-        """The recipe, as it was given."""
+        """The recipe, byte for byte."""
         return self.root / "recipe.yaml"
 
     @property
     def record_file(self) -> Path:
-        """The record: what was asked for, what happened, what came out."""
+        """The record of the run: see `RunRecord`."""
         return self.root / "run.json"
 
     @property
     def log_file(self) -> Path:
-        """Everything that was logged."""
+        """Log of every event, with its time."""
         return self.root / "log.txt"
 
     @property
@@ -82,12 +98,12 @@ class Run:
 
     @property
     def logits(self) -> Path:
-        """What the reference predicts for the training tokens, where a variant keeps it."""
+        """The reference's predictions for the training tokens, where a distillation keeps them."""
         return self.reference / "logits"
 
     @property
     def pin(self) -> Path:
-        """Which commit of a Hub model the reference is."""
+        """The commit of a Hub reference that the run is pinned to."""
         return self.root / "reference.json"
 
     @property
@@ -97,12 +113,12 @@ class Run:
 
     @property
     def analysis(self) -> Path:
-        """What was seen of the attention and the layers of reference and target."""
+        """Attention and importance of the layers of reference and target."""
         return self.root / "analysis.json"
 
     @property
     def samples(self) -> Path:
-        """What the models wrote after the recipe's prompts."""
+        """Text that the models generated after the recipe's prompts."""
         return self.root / "samples.json"
 
     @property
@@ -119,28 +135,55 @@ class Run:
         """Directory of one training: a variant at one size.
 
         Args:
-            name: Of the variant, as the recipe has it.
-            layers: How many it has in this round.
-            seed: Of a training that repeats another; None: of the first of its variant.
+            seed: Seed of a training that repeats another; None: the first of its variant.
         """
         repeat = "" if seed is None else f"-seed-{seed}"
         return self.root / "variants" / name / f"{layers}-layers{repeat}"
 
+    def has_traces(self) -> bool:
+        """Whether files beside run.json show that the directory is a run."""
+        files = (self.recipe_file, self.tokens, self.benchmark, self.pin, self.root / "variants")
+        return any(path.exists() for path in files)
+
+    def trainings(self) -> list[TrainingFolder]:
+        """The trainings of variants that have a directory, finished or not, by path."""
+        folders = map(self.training_at, sorted(self.root.glob("variants/*/*-layers*")))
+        return [folder for folder in folders if folder is not None]
+
+    @staticmethod
+    def training_at(path: Path) -> TrainingFolder | None:
+        """Tell the training by its directory, as `variant` names it; None for another one."""
+        name = _TRAINING.fullmatch(path.name)
+        if name is None:
+            return None
+        seed = None if name["seed"] is None else int(name["seed"])
+        return TrainingFolder(path, path.parent.name, int(name["layers"]), seed)
+
+    def inside(self, path: str) -> Path:
+        """Resolve a path that run.json gives relative to the run.
+
+        Anybody may have written the record, so a path that leads out of the run is replaced by
+        one that does not exist.
+        """
+        folder = self.root / path if path and "\0" not in path else self.root / "missing"
+        inside = folder.resolve().is_relative_to(self.root.resolve())
+        return folder if inside else self.root / "missing"
+
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Be the run's one writer; the system frees the lock when the process ends, however.
+        """Hold the run's lock, which the system frees when the process ends, however it ends.
 
         Raises:
-            MachineError: Another process writes to this run; its number and machine are named.
+            MachineError: Another process writes to this run; the message names it.
         """
-        with locked(self.root / ".lock", f"another process works on {escape(self.root)}"):
+        with locked(self.root / ".lock", f"another process is writing to {escape(self.root)}"):
             yield
 
     def read(self) -> dict[str, Any]:
-        """The record.
+        """Read run.json as JSON values.
 
         Raises:
-            DataError: It is missing, broken, not a run's, or of a newer inheritune.
+            DataError: The file is missing, broken, not of a run, or of a newer inheritune.
         """
         record = read_json(self.record_file)
         version = record.get("format") if isinstance(record, dict) else None
@@ -156,37 +199,37 @@ class Run:
             )
         return dict(record)
 
-    def update(self, **fields: Any) -> dict[str, Any]:
-        """Replace fields of the record; the others stay.
+    def record(self) -> RunRecord:
+        """Read run.json as a typed record.
 
-        Args:
-            fields: Top-level fields, as JSON values.
-
-        Returns:
-            The whole record.
+        Raises:
+            DataError: As `read`.
         """
-        record = self.read() | fields
-        write_json(self.record_file, record)
-        return record
+        return RunRecord.model_validate(self.read())
+
+    def update(self, record: RunRecord) -> None:
+        """Replace the fields of run.json that ``record`` sets; the others stay as they are."""
+        write_json(self.record_file, self.read() | record.as_json())
 
     def _refuse_foreign(self) -> None:
         if self.root.parts[:1] and self.root.parts[0].startswith("~"):
             raise _not_a_run(self.root, "starts with '~', which only a shell expands")
         real = self.root.resolve()
-        for place, words in (
+        for forbidden, description in (
             (Path(real.anchor), "the root of the file system"),
             (_home(), "the home directory"),
             (Path.cwd(), "the current directory"),
         ):
-            if place is not None and real == place.resolve():
-                raise _not_a_run(self.root, f"is {words}")
+            if forbidden is not None and real == forbidden.resolve():
+                raise _not_a_run(self.root, f"is {description}")
         if not real.is_dir():
             return
-        mine = (".lock", ".lock.json", ".run.json.")
-        foreign = [path.name for path in real.iterdir() if not path.name.startswith(mine)]
+        own_files = (".lock", ".lock.json", ".run.json.")
+        foreign = [path.name for path in real.iterdir() if not path.name.startswith(own_files)]
         if foreign and not self._is_ours():
-            found = escape(min(foreign), 40)
-            raise _not_a_run(self.root, f"holds {len(foreign)} files that are no run, as {found}")
+            example = escape(min(foreign), 40)
+            count = len(foreign)
+            raise _not_a_run(self.root, f"holds {count} files that are no run, such as {example}")
 
     def _is_ours(self) -> bool:
         try:

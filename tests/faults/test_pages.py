@@ -19,7 +19,7 @@ from inheritune.cli.app import app
 from inheritune.reporting.comparison import write_comparison
 from inheritune.reporting.live_server import (
     HOST,
-    MOST_CONNECTIONS,
+    MAX_CONNECTIONS,
     Latest,
     LiveServer,
     live_page,
@@ -248,9 +248,9 @@ def test_watch_keeps_its_threads_few_whatever_the_connections(server):
         for _ in range(300):
             silent.append(socket.create_connection((HOST, port), timeout=60))
         deadline = time.monotonic() + 60
-        while threading.active_count() < before + MOST_CONNECTIONS and time.monotonic() < deadline:
+        while threading.active_count() < before + MAX_CONNECTIONS and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert threading.active_count() <= before + MOST_CONNECTIONS
+        assert threading.active_count() <= before + MAX_CONNECTIONS
     finally:
         for connection in silent:
             connection.close()

@@ -25,10 +25,16 @@ from inheritune.publishing.card import card
 from inheritune.publishing.push import pack, push
 from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe
+from inheritune.reporting.embed import presentable
 from inheritune.run.execute import execute
+from inheritune.run_record import RunRecord
 from inheritune.surgery.cut import inherit
 from inheritune.system.progress import Progress
 from inheritune.verification.model import verify_model
+
+
+def typed(content):
+    return RunRecord.model_validate(presentable(content))
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +216,7 @@ def test_a_hostile_field_reads_back_equal_and_is_no_markup(value):
         "result": {"val_loss": 3.25, "layers": 4, "reference_layers": 8},
         "evaluation": [{"task": value, "metric": value, "value": 0.5}],
     }
-    text = card(record, {"layer_map": [0], "reference": {"name": value}}, [])
+    text = card(typed(record), {"layer_map": [0], "reference": {"name": value}}, [])
     fields, body = split_front_matter(text)
     assert fields["license"] == fields["base_model"] == value
     assert fields["model-index"][0]["name"] == value
@@ -223,7 +229,7 @@ def test_a_hostile_field_reads_back_equal_and_is_no_markup(value):
 
 @pytest.mark.fault("E8")
 def test_a_megabyte_in_a_field_reads_back_equal():
-    text = card({"reference": {"card": {"license": "x" * 1_000_000}}}, {}, [])
+    text = card(typed({"reference": {"card": {"license": "x" * 1_000_000}}}), {}, [])
     fields, body = split_front_matter(text)
     assert fields["license"] == "x" * 1_000_000 and len(body) < 10_000
 

@@ -14,9 +14,10 @@ from inheritune.cli.app import app
 from inheritune.errors import InherituneError
 from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe
-from inheritune.reporting.task_table import scores_table
+from inheritune.reporting.task_tables import scores_table
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
+from inheritune.run_record import EvaluatedModel
 
 
 def evaluated(model: Path, out: Path, *options: object) -> Result:
@@ -137,7 +138,12 @@ def test_a_task_directory_with_code_is_refused_unless_it_is_allowed(
 def test_a_result_without_a_number_is_a_dash_and_a_footnote() -> None:
     given = {"task": "piqa", "metrics": {"acc": {"value": 0.9, "se": None}}}
     lacking = {"task": "piqa", "metrics": {"acc": {"value": None, "se": None}}}
-    table = scores_table([{"model": "a", "scores": [given]}, {"model": "b", "scores": [lacking]}])
+    table = scores_table(
+        [
+            EvaluatedModel.model_validate(m)
+            for m in [{"model": "a", "scores": [given]}, {"model": "b", "scores": [lacking]}]
+        ]
+    )
     assert [row[1] for row in table.rows] == ["90.00", "—"]
     assert "b: no acc of piqa." in table.notes
 

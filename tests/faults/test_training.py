@@ -813,11 +813,11 @@ def test_a_benchmark_met_at_once_is_matched_and_an_unreachable_one_ends_with_6(
     easy = recipe_of(tiny_reference, tiny_text, grow=grow | {"tolerance": 100.0})
     result = execute(easy, tmp_path / "easy")
     assert (result.verdict, result.is_missed) == ("matched", False)
-    assert result.record["exit_code"] == 0
+    assert result.record.exit_code == 0
     monkeypatch.setattr("inheritune.run.derive.judge", lambda trial, tolerance: "not_matched")
     result = execute(recipe_of(tiny_reference, tiny_text, grow=grow), tmp_path / "hard")
     assert result.is_missed
-    assert result.record["exit_code"] == 6
+    assert result.record.exit_code == 6
 
 
 @pytest.mark.fault("D20")

@@ -8,7 +8,8 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from inheritune.model_files.card import split_front_matter
 from inheritune.publishing.card import card, write_card
-from inheritune.reporting.score_table import score_results
+from inheritune.reporting.embed import presentable
+from inheritune.run_record import RunRecord
 
 RECORD = {
     "name": "small",
@@ -31,17 +32,24 @@ RECORD = {
     },
     "machine": {"processor": "A processor"},
     "versions": {"torch": "2.13"},
-    "evaluation": [
-        {"model": "inherit", "task": "piqa", "metric": "acc", "value": 0.61, "stderr": 0.011,
-         "num_fewshot": 0},
-        {"model": "reference", "task": "piqa", "metric": "acc", "value": 0.66, "stderr": 0.011},
-    ],
+    "evaluation": {
+        "models": [
+            {"name": "reference", "role": "reference", "scores": [
+                {"task": "piqa", "shots": 0, "metrics": {"acc": {"value": 0.66, "se": 0.011}}}]},
+            {"name": "inherit", "role": "target", "scores": [
+                {"task": "piqa", "shots": 0, "metrics": {"acc": {"value": 0.61, "se": 0.011}}}]},
+        ],
+    },
 }  # fmt: skip
 INHERITED = {"layer_map": [0, 1, 2, 5], "reference": {"name": "org/large", "revision": "1" * 40}}
 
 
 def made(**changes):
-    return split_front_matter(card(RECORD | changes, INHERITED, ["val-loss.png"]))
+    return split_front_matter(card(typed(RECORD | changes), INHERITED, ["val-loss.png"]))
+
+
+def typed(content):
+    return RunRecord.model_validate(presentable(content))
 
 
 def test_the_metadata_is_what_the_hub_reads():
@@ -79,7 +87,7 @@ def test_the_text_says_where_the_model_comes_from_and_how_it_is_loaded():
 
 
 def test_what_is_not_known_is_left_out():
-    fields, body = split_front_matter(card({}, {}, []))
+    fields, body = split_front_matter(card(RunRecord(), {}, []))
     assert fields.keys() == {"library_name", "pipeline_tag", "tags"}
     assert "None" not in body and "No task was evaluated" in body
 
@@ -87,25 +95,6 @@ def test_what_is_not_known_is_left_out():
 def test_a_reference_that_is_not_on_the_hub_is_no_base_model():
     fields, _ = made(reference=RECORD["reference"] | {"model": "/home/me/large", "revision": None})
     assert "base_model" not in fields and fields["license"] == "apache-2.0"
-
-
-def test_scores_are_read_as_lm_eval_writes_them_too():
-    tasks = {"piqa": {"alias": "piqa", "acc,none": 0.5, "acc_stderr,none": 0.1, "acc_norm,none": 2}}
-    for kept in (tasks, {"results": tasks}, {"inherit": {"results": tasks}}, {"inherit": tasks}):
-        found = score_results({"evaluation": kept})
-        assert [(s.task, s.metric, s.value) for s in found] == [
-            ("piqa", "acc", 0.5), ("piqa", "acc_norm", 2)
-        ]  # fmt: skip
-        assert found[0].args == {"standard_error": 0.1}
-
-
-def test_scores_are_read_by_model_too():
-    piqa = {"task": "piqa", "shots": 0, "metrics": {"acc": {"value": 0.5, "se": 0.1}, "x": 3}}
-    models = [{"model": "reference", "scores": []}, {"model": "runs/a/target", "scores": [piqa]}]
-    found = score_results({"evaluation": {"models": models}})
-    assert [(s.task, s.metric, s.value, s.args) for s in found] == [
-        ("piqa", "acc", 0.5, {"standard_error": 0.1, "num_fewshot": 0})
-    ]
 
 
 def test_of_a_run_only_the_scores_of_its_target_are_on_the_card():
@@ -118,16 +107,18 @@ def test_of_a_run_only_the_scores_of_its_target_are_on_the_card():
         row("inherit", "target", 0.5, limit=20),
         row("scratch", "control", 0.3),
     ]
-    found = score_results({"evaluation": {"models": models}})
-    assert [(s.value, s.args) for s in found] == [(0.5, {"num_fewshot": 0, "limit": 20})]
-    _, body = made(evaluation={"models": models})
+    fields, body = made(evaluation={"models": models})
+    metrics = [result["metrics"][0] for result in fields["model-index"][0]["results"]]
+    assert metrics[1:] == [{"type": "acc", "value": 0.5, "args": {"num_fewshot": 0, "limit": 20}}]
     assert "0.5000" in body and "0.9000" not in body
     assert "Of `piqa`, only the first 20 questions were asked." in body
 
 
 @pytest.mark.parametrize("kept", [None, 3, "x", [3, None, {}], {"piqa": 3}, {"results": []}])
 def test_broken_scores_are_passed_over(kept):
-    assert score_results({"evaluation": kept}) == []
+    fields, body = made(evaluation=kept)
+    assert len(fields["model-index"][0]["results"]) == 1
+    assert "No task was evaluated." in body
 
 
 def test_the_card_stands_in_the_target_with_its_figures(tmp_path):

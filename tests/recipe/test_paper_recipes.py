@@ -238,7 +238,7 @@ def run_scaled(name: str, root: Path) -> dict:
     file = scaled(name)
     never = file.recipe.grow.model_copy(update={"tolerance": -1.0})
     file = replace(file, recipe=file.recipe.model_copy(update={"grow": never}))
-    record = execute(file, root).record
+    record = execute(file, root).record.as_json()
     assert (record["exit_code"], record["status"]) == (6 if never.add else 0, "done")
     assert record["scaled"] == record["notes"][0] == file.scaled
     planned = {(t.name, t.layers) for t in plan_recipe(file.recipe, root).trainings}

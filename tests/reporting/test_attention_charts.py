@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
-from inheritune.reporting.attention_charts import attention_part
-from inheritune.reporting.document import svg
+from inheritune.reporting.attention_charts import attention_section
 from inheritune.reporting.page import write_report
+from inheritune.reporting.vega import svg
+from inheritune.run_record import RunRecord
+
+typed = RunRecord.model_validate
 
 
 def layer(number: int, ranks: list[float]) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def record(synthetic: Any) -> dict[str, Any]:
 
 
 def test_every_head_has_its_rank_in_the_heat_map():
-    part = attention_part({"analysis": ANALYSIS})
+    part = attention_section(typed({"analysis": ANALYSIS}))
     charts = {chart.name: chart for chart in part.charts}
     assert list(charts) == [
         "attention-heads-reference", "attention-heads-target", "attention-rank",
@@ -75,21 +78,21 @@ def test_every_head_has_its_rank_in_the_heat_map():
 
 
 def test_the_sentences_name_lazy_layers_and_both_advices():
-    said = " ".join(attention_part({"analysis": ANALYSIS}).text)
+    said = " ".join(attention_section(typed({"analysis": ANALYSIS})).text)
     assert "The reference has 1 lazy of 3 layers: 2." in said
     assert "The target has 0 lazy of 2 layers." in said
-    assert "1 as the papers do, 2 by the analysis" in said
+    assert "1 by the papers' rule, 2 by this analysis" in said
 
 
 def test_a_run_without_analysis_has_no_section():
     for analysis in (None, {}, {"models": []}, {"models": "no"}, {"models": [{"layers": 3}]}):
-        assert attention_part({"analysis": analysis}) is None
+        assert attention_section(typed({"analysis": analysis})) is None
 
 
 @pytest.mark.parametrize("key", ["sequences", "calibration", "advice", "threshold", "models"])
 @pytest.mark.parametrize("wrong", [None, 3, "x", [], [{}], {"a": 1}])
 def test_anything_of_it_may_be_wrong(key, wrong):
-    attention_part({"analysis": ANALYSIS | {key: wrong}})
+    attention_section(typed({"analysis": ANALYSIS | {key: wrong}}))
 
 
 @pytest.mark.parametrize("key", ["layer", "max_rank", "rank", "lazy", "avg_mass"])
@@ -98,7 +101,7 @@ def test_and_anything_of_a_layer(key, wrong):
     analysis = copy.deepcopy(ANALYSIS)
     for row in analysis["models"][0]["attention"]["layers"]:
         row[key] = wrong
-    for chart in attention_part({"analysis": analysis}).charts:
+    for chart in attention_section(typed({"analysis": analysis})).charts:
         assert chart.alt and chart.table.rows is not None
 
 
@@ -117,7 +120,7 @@ def test_levels_that_nearly_coincide_share_a_label() -> None:
     known = {"calibration": {name: {"mass": mass} for name, mass in masses.items()}}
     (chart,) = (
         chart
-        for chart in attention_part({"analysis": ANALYSIS | known}).charts
+        for chart in attention_section(typed({"analysis": ANALYSIS | known})).charts
         if chart.name == "attention-mass"
     )
     assert chart.spec["layer"][-1]["data"]["values"] == [

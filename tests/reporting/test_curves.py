@@ -8,11 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inheritune.reporting.curves import read_curves, thin
+from inheritune.run_record import RunRecord
+
+typed = RunRecord.model_validate
 
 
 def test_rounds_stand_one_after_another(synthetic: ModuleType, tmp_path: Path) -> None:
     run = synthetic.build_run(tmp_path)
-    curves = read_curves(run, synthetic.record())
+    curves = read_curves(run, typed(synthetic.record()))
     assert [(c.label, c.offset) for c in curves] == [
         ("inherit, round 1, 4 layers", 0),
         ("inherit, round 2, 6 layers", 1_000_000),
@@ -27,7 +30,7 @@ def test_rounds_stand_one_after_another(synthetic: ModuleType, tmp_path: Path) -
 def test_a_round_that_has_not_ended_is_found_on_disk(synthetic: ModuleType, tmp_path: Path) -> None:
     record = synthetic.record(result=None, variants=[])
     del record["rounds"][1]
-    curves = read_curves(synthetic.build_run(tmp_path, record), record)
+    curves = read_curves(synthetic.build_run(tmp_path, record), typed(record))
     assert [(c.label, c.offset) for c in curves[:2]] == [
         ("inherit, round 1, 4 layers", 0),
         ("inherit, round 2, 6 layers", 1_000_000),
@@ -40,10 +43,10 @@ def test_torn_and_foreign_lines_are_left_out_and_counted(
     run = synthetic.build_run(tmp_path)
     metrics = run / "variants/inherit/4-layers/metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes()[:-30] + b"\n\xff\xfe\n[1]\n")
-    first = read_curves(run, synthetic.record())[0]
+    first = read_curves(run, typed(synthetic.record()))[0]
     assert first.points[-1][0] == 900_000
     assert first.problems == [
-        "inherit, round 1, 4 layers: 3 unreadable lines of metrics.jsonl are left out"
+        "inherit, round 1, 4 layers: 3 unreadable lines of metrics.jsonl are ignored"
     ]
 
 
@@ -55,7 +58,7 @@ def test_health_counts_restarts_and_nonfinite_steps(synthetic: ModuleType, tmp_p
     rows[60]["grad_norm"] = 7.5
     rows.insert(40, {"step": 40, "elapsed_s": 30.0, "event": "continued"})
     metrics.write_text("\n".join(map(json.dumps, rows)))
-    health = read_curves(run, synthetic.record())[0].health
+    health = read_curves(run, typed(synthetic.record()))[0].health
     assert (health.restarts, health.nonfinite, health.highest_grad_norm) == (1, 1, 7.5)
     assert (health.steps, health.validations) == (100, 11)
 
@@ -67,7 +70,10 @@ def test_a_recorded_path_never_leads_out_of_the_run(synthetic: ModuleType, tmp_p
     record = synthetic.record()
     for path in ("../outside", str(outside), "a\0b"):
         record["rounds"][0]["path"] = path
-        assert read_curves(synthetic.build_run(tmp_path / str(len(path))), record)[0].points == []
+        assert (
+            read_curves(synthetic.build_run(tmp_path / str(len(path))), typed(record))[0].points
+            == []
+        )
 
 
 @given(

@@ -38,8 +38,8 @@ def _cut(run: Path, rows: int) -> list[str]:
 def test_a_page_is_made_anew_only_when_the_run_has_changed(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inheritune.reporting.live_server._EVERY_S", 0.0)
-    monkeypatch.setattr("inheritune.reporting.live_server._SHARE", 0.0)
+    monkeypatch.setattr("inheritune.reporting.live_server._MIN_INTERVAL_S", 0.0)
+    monkeypatch.setattr("inheritune.reporting.live_server._IDLE_PER_BUSY", 0.0)
     rest = _cut(run, 51)
     made = []
     latest = Latest(run, lambda root: made.append(root) or live_page(root))  # type: ignore[func-returns-value]
@@ -91,7 +91,7 @@ def test_the_text_says_where_the_run_stands(run: Path) -> None:
     written = "\n".join(status.lines)
     for words in (
         "demo: running",
-        "benchmark  2.100 nats per token",
+        "reference loss  2.100 nats per token",
         "round 1, 4 layers: val_loss 2.213 (+0.113), 1M tokens",
         "[############............] 50%",
         "12,000 tokens/s, 42 s left",

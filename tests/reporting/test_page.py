@@ -17,9 +17,9 @@ from inheritune.reporting.comparison import write_comparison
 from inheritune.reporting.embed import as_data_script, presentable, shortened
 from inheritune.reporting.page import write_report
 from inheritune.reporting.quantities import exact
-from inheritune.reporting.record import Record
 from inheritune.reporting.section import Section
 from inheritune.reporting.table import Column, Table
+from inheritune.run_record import RunRecord
 
 _HOSTILE = [
     "<script>alert(1)</script>",
@@ -104,10 +104,10 @@ def test_a_part_of_the_run_may_supply_a_section(
 ) -> None:
     table = Table("lazy-layers", [Column("layer"), Column("rank", show=exact)], [["<b>", 3]])
 
-    def supply(record: Record) -> Section | None:
+    def supply(record: RunRecord) -> Section | None:
         return Section("lazy", "Attention", ["Two layers are lazy."], [], [table])
 
-    monkeypatch.setattr("inheritune.reporting.page._PARTS", (supply, lambda record: None))
+    monkeypatch.setattr("inheritune.reporting.page._SECTIONS", (supply, lambda record: None))
     run = synthetic.build_run(tmp_path)
     written = _markup(write_report(run))
     assert re.search(r'<h2 id="lazy">Attention</h2>\n<p>Two layers are lazy\.</p>', written)
@@ -211,7 +211,7 @@ def test_an_empty_record_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     written = _markup(write_report(tmp_path))
     assert "<h1>" in written and "No answer yet" in written
-    for sentence in ("The benchmark was not measured.", "No round of the target has ended."):
+    for sentence in ("The reference loss was not measured.", "No round of the target has ended."):
         assert f"<li>{sentence}</li>" in written
     assert "script-src 'none'" in unescape(written)
 
@@ -233,7 +233,7 @@ def test_missing_and_torn_metrics_are_named(synthetic: ModuleType, tmp_path: Pat
     (run / "variants/inherit/4-layers/metrics.jsonl").write_text('{"step": 0, "tok')
     written = _markup(write_report(run))
     assert "scratch, 6 layers: metrics.jsonl cannot be read" in written
-    assert "inherit, round 1, 4 layers: 1 unreadable lines of metrics.jsonl are left out" in written
+    assert "inherit, round 1, 4 layers: 1 unreadable lines of metrics.jsonl are ignored" in written
 
 
 def test_a_huge_run_stays_a_small_page(synthetic: ModuleType, tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_a_long_text_in_a_cell_may_wrap_and_a_short_one_may_not(
 ) -> None:
     table = Table("t", [Column("a"), Column("b"), Column("c")], [["x", "y", "long " * 20]])
     part = Section("lazy", "Attention", [], [], [table])
-    monkeypatch.setattr("inheritune.reporting.page._PARTS", (lambda record: part,))
+    monkeypatch.setattr("inheritune.reporting.page._SECTIONS", (lambda record: part,))
     written = _markup(write_report(synthetic.build_run(tmp_path)))
     assert '<td class="short">y</td>' in written and '<td class="long">long long' in written
 
@@ -319,5 +319,5 @@ def test_a_comparison_says_whose_benchmarks_are_not_drawn(
         runs.append(synthetic.build_run(tmp_path / str(number), made))
     write_comparison(runs, tmp_path / "index.html")
     written = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert "The benchmarks of 2 more stand in the table of the runs." in written
-    assert "benchmark of r2: 2.200" in written and "benchmark of r3" not in written
+    assert "The table of the runs has 2 more reference losses." in written
+    assert "reference loss of r2: 2.200" in written and "reference loss of r3" not in written

@@ -3,6 +3,9 @@
 from typing import Any
 
 from inheritune.reporting.provenance import provenance
+from inheritune.run_record import RunRecord
+
+typed = RunRecord.model_validate
 
 
 def start(torch: str = "2.13.0", memory: int = 8_000_000_000, **more: Any) -> dict[str, Any]:
@@ -11,7 +14,9 @@ def start(torch: str = "2.13.0", memory: int = 8_000_000_000, **more: Any) -> di
 
 
 def said_of(*earlier: dict[str, Any]) -> str | None:
-    return dict(provenance(start() | {"earlier": list(earlier)})).get("earlier starts, with other")
+    return dict(provenance(typed(start() | {"earlier": list(earlier)}))).get(
+        "earlier starts, with other"
+    )
 
 
 def test_of_earlier_starts_only_what_was_other_is_said() -> None:

@@ -7,19 +7,22 @@ from types import ModuleType
 import pytest
 from rich.console import Console
 
+from inheritune.reporting.run_tables import ledger_table, rounds_table, seeds_table, variants_table
 from inheritune.reporting.table import Column, Table
-from inheritune.reporting.tables import ledger_table, rounds_table, seeds_table, variants_table
+from inheritune.run_record import RunRecord
+
+typed = RunRecord.model_validate
 
 
 def test_rounds_table_shows_losses_with_paired_error(synthetic: ModuleType) -> None:
-    table = rounds_table(synthetic.record())
+    table = rounds_table(typed(synthetic.record()))
     assert table.headers[:7] == [
         "round",
         "layers",
         "outcome",
         "val_loss (nats)",
         "SE",
-        "minus benchmark (nats)",
+        "minus reference loss (nats)",
         "paired SE",
     ]
     assert table.rows[1] == [
@@ -42,7 +45,7 @@ def test_rounds_table_shows_losses_with_paired_error(synthetic: ModuleType) -> N
 def test_variants_table_begins_with_the_reference(synthetic: ModuleType) -> None:
     record = synthetic.record()
     record["variants"].reverse()
-    table = variants_table(record)
+    table = variants_table(typed(record))
     assert [row[0] for row in table.rows] == ["reference", "equal-compute", "scratch", "inherit"]
     assert table.rows[0][5] == "—"  # the reference is not compared with itself
     assert table.rows[2][5] == "+0.814"
@@ -51,7 +54,7 @@ def test_variants_table_begins_with_the_reference(synthetic: ModuleType) -> None
 def test_ledger_sums_what_was_spent_here_apart_from_what_was_borrowed(
     synthetic: ModuleType,
 ) -> None:
-    table = ledger_table(synthetic.record())
+    table = ledger_table(typed(synthetic.record()))
     assert table.values[-2][:4] == ["sum of what was spent here", 4_757_465, 7.54e13, 371.0]
     assert table.values[-1][:2] == ["sum with what was borrowed", 34_757_465]
 
@@ -59,11 +62,11 @@ def test_ledger_sums_what_was_spent_here_apart_from_what_was_borrowed(
 def test_ledger_says_when_its_sums_are_too_low(synthetic: ModuleType) -> None:
     record = synthetic.record()
     record["ledger"][2]["flops"] = None
-    assert any("too low" in note for note in ledger_table(record).notes)
+    assert any("too low" in note for note in ledger_table(typed(record)).notes)
 
 
 def test_csv_holds_full_numbers_and_nothing_for_the_unknown(synthetic: ModuleType) -> None:
-    written = list(csv.reader(io.StringIO(variants_table(synthetic.record()).csv())))
+    written = list(csv.reader(io.StringIO(variants_table(typed(synthetic.record())).csv())))
     assert written[0][-1] == "time (s)"
     assert written[1] == [
         "reference",
@@ -84,7 +87,7 @@ def test_csv_holds_full_numbers_and_nothing_for_the_unknown(synthetic: ModuleTyp
 def test_markdown_keeps_one_row_per_line_whatever_a_name_holds(synthetic: ModuleType) -> None:
     record = synthetic.record()
     record["variants"][2]["name"] = "a|b\nc <script>`x`"
-    lines = variants_table(record).markdown().splitlines()
+    lines = variants_table(typed(record)).markdown().splitlines()
     assert lines[0].startswith("| variant | start | layers |")
     assert lines[1].startswith("| --- | --- | ---: |")
     assert lines[4].startswith(r"| a\|b c &lt;script>\`x\` | fresh weights | 6 |")
@@ -93,7 +96,7 @@ def test_markdown_keeps_one_row_per_line_whatever_a_name_holds(synthetic: Module
 @pytest.mark.parametrize("make", [rounds_table, variants_table, ledger_table])
 @pytest.mark.parametrize("strange", [None, "x", 3, [], [1, "x", None], [{}], [{"layers": "six"}]])
 def test_tables_of_strange_records_are_tables(make, strange) -> None:  # type: ignore[no-untyped-def]
-    table = make({"rounds": strange, "variants": strange, "ledger": strange})
+    table = make(typed({"rounds": strange, "variants": strange, "ledger": strange}))
     assert all(len(row) == len(table.headers) for row in table.rows)
     assert table.csv().startswith(table.columns[0].title)
     assert table.markdown().startswith("| ")
@@ -101,16 +104,22 @@ def test_tables_of_strange_records_are_tables(make, strange) -> None:  # type: i
 
 def test_with_several_seeds_each_has_a_row_of_its_own(synthetic: ModuleType) -> None:
     record = synthetic.record()
-    assert not seeds_table(record).values
+    assert not seeds_table(typed(record)).values
     seeds = [{"seed": n, "val_loss": 2.0 + n, "difference": n - 0.1} for n in (0, 1)]
     record["variants"][1] |= {"num_seeds": 2, "val_loss_sd": 0.7, "seeds": seeds}
-    assert [row[:4] for row in seeds_table(record).rows] == [
+    assert [row[:4] for row in seeds_table(typed(record)).rows] == [
         ["inherit", "6", "0", "2.000"],
         ["inherit", "6", "1", "3.000"],
     ]
-    row = dict(zip(variants_table(record).headers, variants_table(record).rows[1], strict=True))
+    row = dict(
+        zip(
+            variants_table(typed(record)).headers,
+            variants_table(typed(record)).rows[1],
+            strict=True,
+        )
+    )
     assert (row["SD over seeds"], row["seeds"]) == ("0.700", "2")
-    assert any("mean over seeds" in note for note in variants_table(record).notes)
+    assert any("mean over seeds" in note for note in variants_table(typed(record)).notes)
 
 
 def test_terminal_grid_shows_markup_as_text_and_aligns_numbers_right() -> None:

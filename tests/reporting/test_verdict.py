@@ -4,13 +4,16 @@ from types import ModuleType
 
 import pytest
 
-from inheritune.reporting.verdict import headline, outcome, remarks, verdict
+from inheritune.reporting.verdict import headline, remarks, verdict
+from inheritune.run_record import RunRecord
+
+typed = RunRecord.model_validate
 
 
 def test_matched_names_loss_difference_rounds_and_share_of_all_rounds(
     synthetic: ModuleType,
 ) -> None:
-    assert verdict(synthetic.record()) == (
+    assert verdict(typed(synthetic.record())) == (
         "Matched: the target with 6 of 8 layers reaches a validation loss of 2.093 against the "
         "reference's 2.100, a difference of −0.007 ± 0.004 nats (paired standard error); it took "
         "2M training tokens in 2 rounds together, 6.7% of the 30M the reference was trained on."
@@ -20,16 +23,16 @@ def test_matched_names_loss_difference_rounds_and_share_of_all_rounds(
 def test_cost_counts_every_round_and_never_only_the_last(synthetic: ModuleType) -> None:
     record = synthetic.record()
     record["rounds"][0]["tokens"] = 29_000_000
-    assert "30M training tokens in 2 rounds together, 100% of the 30M" in verdict(record)
+    assert "30M training tokens in 2 rounds together, 100% of the 30M" in verdict(typed(record))
 
 
 def test_matched_within_noise_says_that_it_is_worse(synthetic: ModuleType) -> None:
     record = synthetic.record()
     record["result"] |= {"outcome": "matched_within_noise", "val_loss": 2.107}
     record["rounds"][1] |= {"val_loss": 2.107, "difference": 0.0066}
-    assert verdict(record).startswith("Matched within noise: ")
+    assert verdict(typed(record)).startswith("Matched within noise: ")
     assert "+0.007 ± 0.004 nats (paired standard error), worse by no more than two" in verdict(
-        record
+        typed(record)
     )
 
 
@@ -37,15 +40,15 @@ def test_not_matched_is_said_first(synthetic: ModuleType) -> None:
     record = synthetic.record()
     record["rounds"] = record["rounds"][:1]
     record["result"] |= {"outcome": "not_matched", "layers": 4, "val_loss": 2.2131}
-    assert verdict(record).startswith("Not matched: the target with 4 of 8 layers")
-    assert "+0.113" in verdict(record)
-    assert "in 1 round," in verdict(record)
+    assert verdict(typed(record)).startswith("Not matched: the target with 4 of 8 layers")
+    assert "+0.113" in verdict(typed(record))
+    assert "in 1 round," in verdict(typed(record))
 
 
 def test_unknown_reference_tokens_are_called_unknown(synthetic: ModuleType) -> None:
     record = synthetic.record(ledger=[])
     record["reference"]["trained_tokens"] = None
-    assert verdict(record).endswith("what the reference's own training took is not known.")
+    assert verdict(typed(record)).endswith("the cost of the reference's own training is not known.")
 
 
 @pytest.mark.parametrize(
@@ -62,24 +65,24 @@ def test_unknown_reference_tokens_are_called_unknown(synthetic: ModuleType) -> N
 )
 def test_no_result_is_no_verdict(synthetic: ModuleType, status: str, sentence: str) -> None:
     error = {"message": "the loss is NaN.", "hint": "Lower it."}
-    assert verdict(synthetic.record(status=status, result=None, error=error)) == sentence
+    assert verdict(typed(synthetic.record(status=status, result=None, error=error))) == sentence
 
 
 def test_an_empty_record_has_a_verdict() -> None:
-    assert verdict({}).startswith("No answer yet")
-    assert headline({}) == "No answer yet"
-    assert remarks({}) == []
+    assert verdict(typed({})).startswith("No answer yet")
+    assert headline(typed({})) == "No answer yet"
+    assert remarks(typed({})) == []
 
 
 @pytest.mark.parametrize("strange", ["x", 3, [], None, {"outcome": "great"}, {"outcome": []}])
 def test_a_strange_result_is_no_match(synthetic: ModuleType, strange: object) -> None:
-    assert outcome(synthetic.record(result=strange)) == "unfinished"
+    assert typed(synthetic.record(result=strange)).outcome == "unfinished"
 
 
 def test_remarks_define_gap_closed_and_admit_borrowing_and_the_single_seed(
     synthetic: ModuleType,
 ) -> None:
-    said = " ".join(remarks(synthetic.record()))
+    said = " ".join(remarks(typed(synthetic.record())))
     assert "Gap closed: 101%" in said
     assert "(scratch − target) / (scratch − reference)" in said
     assert "The reference was not trained here: its training (30M tokens) is borrowed" in said
@@ -89,7 +92,7 @@ def test_remarks_define_gap_closed_and_admit_borrowing_and_the_single_seed(
 def test_undefined_gap_is_explained(synthetic: ModuleType) -> None:
     record = synthetic.record()
     record["result"]["gap_closed"] = None
-    assert any(s.startswith("Gap closed: not defined here") for s in remarks(record))
+    assert any(s.startswith("Gap closed: not defined here") for s in remarks(typed(record)))
 
 
 @pytest.mark.parametrize(
@@ -105,34 +108,34 @@ def test_equal_compute_is_compared_honestly(
 ) -> None:
     record = synthetic.record()
     record["variants"][3]["val_loss"] = val_loss
-    assert any(sentence.endswith(ending) for sentence in remarks(record))
+    assert any(sentence.endswith(ending) for sentence in remarks(typed(record)))
 
 
 def test_missing_equal_compute_is_said(synthetic: ModuleType) -> None:
     record = synthetic.record()
     del record["variants"][3]
-    assert any(s.startswith("No equal-compute control") for s in remarks(record))
+    assert any(s.startswith("No equal-compute control") for s in remarks(typed(record)))
 
 
 def test_a_reference_no_better_than_scratch_is_called_undertrained(synthetic: ModuleType) -> None:
     record = synthetic.record()
     record["variants"][2]["val_loss"] = 2.09
-    assert any("the reference is undertrained" in sentence for sentence in remarks(record))
+    assert any("the reference is undertrained" in sentence for sentence in remarks(typed(record)))
 
 
 def test_a_tolerance_is_named(synthetic: ModuleType) -> None:
     record = synthetic.record()
     record["recipe"]["grow"]["tolerance"] = 0.05
-    assert any("counts up to 0.050 nats above" in sentence for sentence in remarks(record))
+    assert any("counts up to 0.050 nats above" in sentence for sentence in remarks(typed(record)))
 
 
 def test_a_target_of_full_depth_is_said_to_save_nothing(synthetic: ModuleType) -> None:
     record = synthetic.record()
-    assert not [remark for remark in remarks(record) if "nothing was removed" in remark]
+    assert not [remark for remark in remarks(typed(record)) if "nothing was removed" in remark]
     record["result"] |= {"layers": 8, "reference_layers": 8}
-    assert [remark for remark in remarks(record) if "nothing was removed" in remark]
+    assert [remark for remark in remarks(typed(record)) if "nothing was removed" in remark]
 
 
 def test_a_scaled_run_says_first_that_it_is_no_result(synthetic: ModuleType) -> None:
     said = "Scaled by 0.001: it is no result of the method."
-    assert remarks(synthetic.RECORD | {"scaled": said})[0] == said
+    assert remarks(typed(synthetic.RECORD | {"scaled": said}))[0] == said

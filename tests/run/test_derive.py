@@ -13,8 +13,11 @@ from inheritune.run.derive import judge
 from inheritune.run.execute import execute as execute_recipe
 from inheritune.run.execute import prepare_only, train_only
 from inheritune.run_directory import Run
+from inheritune.run_record import RunRecord
 from inheritune.steps.result import TrainingResult
 from inheritune.system.progress import Progress
+
+typed = RunRecord.model_validate
 
 
 def recipe_of(model: Path, text: Path, **sections: dict[str, Any]) -> RecipeFile:
@@ -69,7 +72,7 @@ def test_it_grows_by_the_step_until_the_limit_when_nothing_matches(
     grow = {"add": 1, "max_rounds": 3}
     recipe = recipe_of(good, tiny_text, train=frozen, inherit={"layers": 1}, grow=grow)
     result = execute_recipe(recipe, tmp_path / "run")
-    record = result.record
+    record = result.record.as_json()
     rounds = [(r["round"], r["layers"], r["outcome"]) for r in record["rounds"]]
     assert [r[:2] for r in rounds] == [(1, 1), (2, 2), (3, 3)]
     assert (result.verdict, result.is_missed) == ("not_matched", True)
@@ -185,7 +188,10 @@ def test_what_earlier_starts_ran_on_stays_in_the_record(
         record = json.loads((copy / "run.json").read_text())
         assert [start["versions"]["torch"] for start in record["earlier"]] == ["2.0.1"]
         assert record["versions"]["torch"] != "2.0.1"
-    assert provenance(record)[-1] == ("earlier starts, with other", "torch 2.0.1")
+    assert provenance(typed(record))[-1] == (
+        "earlier starts, with other",
+        "torch 2.0.1",
+    )
 
 
 def test_a_changed_recipe_is_refused_with_key_and_values(

@@ -8,12 +8,15 @@ from tiny_recipe import as_file, recipe_of
 from inheritune.cli.plan_text import recipe_notes
 from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.schema import Recipe
-from inheritune.reporting.tables import ledger_table
+from inheritune.reporting.run_tables import ledger_table
 from inheritune.reporting.verdict import remarks
 from inheritune.run.execute import execute
 from inheritune.run.ledger import gap_closed
 from inheritune.run_directory import Run
+from inheritune.run_record import RunRecord
 from inheritune.system.devices import DEVICES, Speed
+
+typed = RunRecord.model_validate
 
 
 def trial(name: str, losses: list[float], layers: int = 4, tokens: int = 100) -> Any:
@@ -138,19 +141,21 @@ def test_a_price_is_that_of_the_machines_time_and_nothing_borrowed_has_one(price
 
 def test_the_price_is_shown_in_the_table_and_said(priced) -> None:
     record = Run(priced[0]).read()
-    table = ledger_table(record)
+    table = ledger_table(typed(record))
     assert table.headers[4:] == ["device-hours", "price (EUR)", "paid"]
     total = next(row for row in table.values if str(row[0]).startswith("sum of what was spent"))
     assert total[5] == pytest.approx(record["result"]["price"]["paid"])
-    assert any("EUR: " in said and "7,200.00 EUR an hour" in said for said in remarks(record))
+    assert any(
+        "EUR: " in said and "7,200.00 EUR an hour" in said for said in remarks(typed(record))
+    )
 
 
 def test_without_a_price_none_is_shown(priced) -> None:
     record = Run(priced[0]).read()
     record["ledger"] = [entry | {"price": None} for entry in record["ledger"]]
     record["result"]["price"] = None
-    assert ledger_table(record).headers[4:] == ["device-hours", "paid"]
-    assert not any(" an hour" in said for said in remarks(record))
+    assert ledger_table(typed(record)).headers[4:] == ["device-hours", "paid"]
+    assert not any(" an hour" in said for said in remarks(typed(record)))
 
 
 def test_a_plan_has_a_price_where_the_hours_are_known(

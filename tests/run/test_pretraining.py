@@ -21,6 +21,7 @@ from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import DataError, Interrupted, RecipeError, SourceError
 from inheritune.run.pretraining import plan_pretraining, pretrain
 from inheritune.run_directory import Run
+from inheritune.run_record import RunRecord
 from inheritune.system.progress import Progress, silent
 
 SETS = ["train.tokens=1280", "train.seq_len=16", "train.batch_tokens=128", "train.precision=fp32"]
@@ -253,11 +254,11 @@ def test_a_foreign_directory_and_the_run_of_a_recipe_are_no_out(
     with pytest.raises(RecipeError, match="holds 1 files that are no run"):
         train(tiny_reference, tiny_tokens, foreign)
     run = Run.create(tmp_path / "run")
-    run.update(started_at="2026-01-01T00:00:00Z")
+    run.update(RunRecord(started_at="2026-01-01T00:00:00Z"))
     before = run.read(), files_of(run.root)
     with pytest.raises(RecipeError, match="the run of a recipe, not a training without"):
         train(tiny_reference, tiny_tokens, run.root)
-    run.update()
+    run.update(RunRecord())
     assert run.read() == before[0]
     assert set(files_of(run.root)) - {".lock"} == set(before[1])
     with pytest.raises(SourceError):

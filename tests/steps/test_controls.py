@@ -20,9 +20,10 @@ from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.variants import Parts
-from inheritune.reporting.tables import ledger_table, variants_table
+from inheritune.reporting.run_tables import ledger_table, variants_table
 from inheritune.run.execute import execute, train_only
 from inheritune.run_directory import Run
+from inheritune.run_record import RunRecord
 from inheritune.steps.initial_weights import write_start
 from inheritune.steps.job import Job
 from inheritune.steps.trainings import depth_of, specs_for
@@ -30,6 +31,8 @@ from inheritune.surgery.selection import LayerFacts, choose_layers
 from inheritune.system.signals import StopFlag
 from inheritune.training.models import fresh_model, load_model
 from inheritune.verification.model import verify_model
+
+typed = RunRecord.model_validate
 
 FAMILIES = ("llama", "gpt2")
 OUTSIDE = {
@@ -389,7 +392,7 @@ def test_the_plan_lists_every_training_with_tokens_flops_and_start(finished):
 
 def test_the_report_names_what_each_variant_began_with(finished):
     record = Run(finished[0]).read()
-    starts = {row[0]: row[1] for row in variants_table(record).rows}
+    starts = {row[0]: row[1] for row in variants_table(typed(record)).rows}
     assert starts["inherit"] == "first layers of the reference"
     assert starts["scratch"] == "fresh weights"
     assert starts["last"] == "layers 2-3 of the reference"
@@ -402,17 +405,15 @@ def test_the_report_names_what_each_variant_began_with(finished):
 
 def test_stacking_costs_both_of_its_trainings(finished):
     record = Run(finished[0]).read()
-    items = {row[0]: row[1] for row in ledger_table(record).values}
+    items = {row[0]: row[1] for row in ledger_table(typed(record)).values}
     assert items["stacking, 1 layers"] == items["stacking, 2 layers"] == 256
-    assert any("their sum" in note for note in variants_table(record).notes)
+    assert any("their sum" in note for note in variants_table(typed(record)).notes)
     rows = [row for row in record["variants"] if row["name"] == "stacking"]
     assert [row["first_sample"] for row in rows] == [0, 16]  # it goes on where the first ended
 
 
 def test_the_gap_is_that_to_scratch_of_the_same_tokens(finished):
-    from inheritune.reporting.record import scratch_of
-
-    assert scratch_of(Run(finished[0]).read())["name"] == "scratch"
+    assert Run(finished[0]).record().scratch.name == "scratch"
 
 
 def test_a_variant_has_its_own_peak_and_warm_up(finished):

@@ -17,9 +17,10 @@ from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.variants import Grow
-from inheritune.reporting.tables import ledger_table
+from inheritune.reporting.run_tables import ledger_table
 from inheritune.run.execute import execute, train_only
 from inheritune.run_directory import Run
+from inheritune.run_record import RunRecord
 from inheritune.steps.growth import Growth
 
 STEP = {"tokens": 128, "learning_rate": 1e-3, "min_learning_rate": 1e-4}
@@ -199,7 +200,7 @@ def test_the_target_of_a_bisection_is_the_smallest_that_matched(
     assert final["val_loss"] == record["rounds"][3]["val_loss"]
     rows = [(row["name"], row["layers"]) for row in record["variants"]]
     assert rows == [("reference", 8), ("inherit", 4), ("scratch", 4), ("kept", 3), ("kept", 4)]
-    assert any("searched by halving" in note for note in record["notes"])
+    assert any("searched by bisection" in note for note in record["notes"])
     assert execute(recipe, root) == result
 
 
@@ -255,7 +256,7 @@ def test_grown_goes_on_from_the_first_round_as_growth_that_keeps_does(
     assert steps_of(root / "variants/inherit/1-layers", 0) == 2  # kept for the control
     for no_more in ("inherit/2-layers", "inherit/3-layers", "kept/3-layers"):
         assert not [*(root / "variants" / no_more / "checkpoints").glob("step-*")]
-    items = [row[0] for row in ledger_table(record).values]
+    items = [row[0] for row in ledger_table(RunRecord.model_validate(record)).values]
     assert items.count("kept, 2 layers") == items.count("kept, 3 layers") == 1
 
 

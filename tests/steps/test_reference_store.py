@@ -17,8 +17,11 @@ from inheritune.recipe.schema import Recipe
 from inheritune.reporting.verdict import remarks
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
+from inheritune.run_record import RunRecord
 from inheritune.steps.reference_store import only_trainer
 from inheritune.system.progress import Progress
+
+typed = RunRecord.model_validate
 
 CONFIG = {
     "model_type": "llama",
@@ -81,7 +84,7 @@ def test_its_cost_is_paid_in_one_run_and_borrowed_in_the_other(two) -> None:
     assert paid["result"]["tokens"] == 512 + 256
     assert borrowed["result"]["tokens"] == 2 * 256
     assert any("trained by another run and taken from" in note for note in borrowed["notes"])
-    assert any("trained by another run" in said for said in remarks(borrowed))
+    assert any("trained by another run" in said for said in remarks(typed(borrowed)))
 
 
 def test_both_runs_can_be_done_again_at_no_cost(two, tiny_reference, tiny_text) -> None:

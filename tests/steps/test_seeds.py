@@ -15,10 +15,13 @@ from tiny_recipe import as_file, recipe_of
 from inheritune.cli.terminal import show_record
 from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.schema import Recipe
-from inheritune.reporting.tables import variants_table
+from inheritune.reporting.run_tables import variants_table
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
+from inheritune.run_record import RunRecord
 from inheritune.steps.seeds import Repeated
+
+typed = RunRecord.model_validate
 
 SHORT: dict[str, Any] = {"tokens": 256, "eval_every": 1_000_000}
 VARIANTS = {
@@ -175,7 +178,7 @@ def test_it_is_said_with_how_many_seeds_the_target_matched(several) -> None:
 
 
 def test_the_table_has_spread_and_number_of_seeds(several) -> None:
-    table = variants_table(Run(several[0]).read())
+    table = variants_table(typed(Run(several[0]).read()))
     rows = {row[0]: dict(zip(table.headers, row, strict=True)) for row in table.rows}
     assert rows["scratch"]["seeds"] == "3" and rows["equal"]["seeds"] == "1"
     assert rows["scratch"]["SD over seeds"] != "—" and rows["scratch"]["SE over windows"] == "—"
@@ -238,7 +241,7 @@ def test_the_mean_of_one_seed_is_that_seed_bit_for_bit(several) -> None:
 
 def test_the_terminal_has_a_row_over_all_seeds(several) -> None:
     said = StringIO()
-    show_record(Console(file=said, width=80), Run(several[0]).read())
+    show_record(Console(file=said, width=80), Run(several[0]).record())
     lines = said.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     table = " ".join(" ".join(lines).split())

@@ -18,14 +18,17 @@ from inheritune.evaluation.suites import SUITES
 from inheritune.publishing.card import write_card
 from inheritune.recipe.load import RecipeFile
 from inheritune.reporting.curves import read_curves
-from inheritune.reporting.task_table import published_table
-from inheritune.reporting.tokens_to_reach import reach_table
+from inheritune.reporting.task_tables import published_table
+from inheritune.reporting.training_tables import reach_table
 from inheritune.run.execute import execute, train_only
 from inheritune.run_directory import Run
+from inheritune.run_record import RunRecord
 from inheritune.steps.seeds import repeat_specs
 from inheritune.steps.trainings import specs_for
 from inheritune.system.progress import Progress
 from inheritune.training.checkpoint_files import drop_later_snapshots
+
+typed = RunRecord.model_validate
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +206,7 @@ def test_each_size_of_a_variant_has_its_own_val_loss_beside_its_tasks():
 
     models = [{"name": "stack", "role": "control", "layers": n, "scores": []} for n in (1, 2)]
     record = {"variants": [row(1, 4.5), row(2, 3.5)], "evaluation": {"models": models}}
-    table = published_table(record, SUITES["full-data"])
+    table = published_table(typed(record), SUITES["full-data"])
     column = [column.title for column in table.columns].index("val_loss")
     assert [row[column] for row in table.values if "this run" in str(row[0])] == [4.5, 3.5]
 
@@ -237,13 +240,13 @@ def test_tokens_to_reach_a_loss_count_what_a_control_goes_on_from_and_one_seed(t
     course(tmp_path / "variants/stack/2-layers", 9.0, 8.0, 7.0)
     course(tmp_path / "variants/stack/4-layers", 7.0, 5.0, 3.0)
     course(tmp_path / "variants/grown/6-layers", 4.0, 3.5, 3.0)
-    curves = read_curves(tmp_path, record)
+    curves = read_curves(tmp_path, typed(record))
     assert {c.label: c.offset for c in curves} == {
         "inherit, round 1, 4 layers": 0, "stack, 2 layers": 0, "stack, 4 layers": 200,
         "grown, 6 layers": 200, "inherit, 4 layers, seed 1": 0,
     }  # fmt: skip
-    assert curves[2].place(100)["flops"] == 600
-    table = reach_table(record, curves)
+    assert curves[2].position(100)["flops"] == 600
+    table = reach_table(typed(record), curves)
     names = [column.title for column in table.columns]
     of = {row[0]: dict(zip(names, row, strict=True)) for row in table.values}
     assert of["the benchmark"]["stack"] == of["the benchmark"]["grown"] == 400

@@ -18,10 +18,10 @@ from inheritune.errors import DataError, Interrupted, RecipeError, SourceError
 from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe, Train
-from inheritune.reporting.record import scratch_of
-from inheritune.reporting.tables import variants_table
+from inheritune.reporting.run_tables import variants_table
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
+from inheritune.run_record import RunRecord
 from inheritune.system.progress import Progress
 from inheritune.system.signals import StopFlag
 from inheritune.training import kl_divergence, logit_cache
@@ -36,6 +36,8 @@ from inheritune.training.hardware import Settings
 from inheritune.training.kl_divergence import DistillationObjective, Full, TopK
 from inheritune.training.logit_cache import LogitCache
 from inheritune.training.loop import LoopConfig, LoopResult, train
+
+typed = RunRecord.model_validate
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 LONG = {"vocab_size": 320, "max_position_embeddings": 64}
@@ -581,8 +583,8 @@ def test_notes_say_that_compared_losses_are_cross_entropy(
     assert len(notes) == 3
     assert "0.5 x cross-entropy + 0.5 x KL divergence" in notes[0]
     assert "0.4 x 2^2 x KL divergence over the 16 likeliest ids" in notes[1]
-    assert scratch_of(record)["name"] == "scratch"
-    assert "fresh weights, distilled" in variants_table(record).csv()
+    assert typed(record).scratch.name == "scratch"
+    assert "fresh weights, distilled" in variants_table(typed(record)).csv()
 
 
 def test_another_alpha_is_refused_with_both_values(

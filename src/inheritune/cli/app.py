@@ -240,7 +240,7 @@ def _show_result(root: Path, final: dict[str, Any], as_json: bool, next_command:
     from inheritune.cli.terminal import show_record
     from inheritune.run_directory import Run
 
-    show_record(_console(), Run(root).read())
+    show_record(_console(), Run(root).record())
     say(f"target: {final['target']}   report: {final['report']}")
     say(f"next: {next_command}")
 

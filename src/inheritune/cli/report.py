@@ -56,7 +56,7 @@ def _report_one(run: Path, as_json: bool) -> None:
     from inheritune.errors import DataError
     from inheritune.publishing.card import write_card
     from inheritune.reporting.page import write_report
-    from inheritune.reporting.record import read_record
+    from inheritune.run_record import read_run_json
 
     page = write_report(run)
     try:
@@ -66,7 +66,7 @@ def _report_one(run: Path, as_json: bool) -> None:
     if as_json:
         paths = {"run": str(run), "target": str(run / "target"), "report": str(page)}
         try:
-            result = read_record(run).get("result") or {}
+            result = read_run_json(run).get("result") or {}
         except DataError:  # the page explains it
             result = {}
         print_json(result | paths)
@@ -110,10 +110,10 @@ def watch(
 ) -> None:
     """Follow a run live: its report in a browser, or its status as text. Ctrl-C ends it."""
     with reported(as_json, debug):
-        from inheritune.reporting.record import read_record
+        from inheritune.run_record import read_run_json
 
         if not run.is_dir():
-            read_record(run)  # raises an error that explains it
+            read_run_json(run)  # raises an error that explains it
         try:
             if as_text:
                 _on_terminal(run, as_json)

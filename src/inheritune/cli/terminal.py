@@ -2,15 +2,16 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from inheritune.reporting.table import Column, Table
+from inheritune.reporting.run_tables import summary_table
+from inheritune.reporting.table import Table
+from inheritune.run_record import RunRecord
 from inheritune.system.progress import Listener, Progress
 
 __all__ = ["listening", "show_record", "show_table"]
@@ -42,7 +43,7 @@ def listening(console: Console) -> Iterator[Listener]:
         yield _Lines(console)
 
 
-def show_record(console: Console, record: Mapping[str, Any]) -> None:
+def show_record(console: Console, record: RunRecord) -> None:
     """Print the outcome of a finished run: verdict, table of variants, remarks, samples.
 
     Args:
@@ -54,13 +55,13 @@ def show_record(console: Console, record: Mapping[str, Any]) -> None:
     console.print()
     console.print(verdict(record), style="bold")
     console.print()
-    console.print(_results(record).rich())
+    console.print(summary_table(record).rich())
     console.print()
     for remark in remarks(record):
         console.print(f"- {remark}")
-    for sample in record.get("samples") or []:
-        console.print(f"\n{sample['model']} continues:", style="bold")
-        console.print((sample["prompt"] + sample["text"]).rstrip())
+    for sample in record.samples:
+        console.print(f"\n{sample.model} continues:", style="bold")
+        console.print(f"{sample.prompt}{sample.text}".rstrip())
     console.print()
 
 
@@ -71,52 +72,6 @@ def show_table(console: Console, table: Table) -> None:
     console.print(table.rich())
     for note in table.notes:
         console.print(note)
-
-
-def _results(record: Mapping[str, Any]) -> Table:
-    """Make a table of the reference, every round and every control, for 80 columns."""
-    from inheritune.reporting.quantities import amount, duration, loss, signed
-
-    variants = record["variants"]
-    has_seeds = any(row.get("num_seeds", 1) > 1 for row in variants)
-    columns = [
-        Column(""),
-        Column("layers", show=str),
-        Column("size", show=amount),
-        Column("val_loss", show=loss),
-        *([Column("sd (seeds)", show=str)] if has_seeds else []),
-        Column("vs ref." if has_seeds else "vs reference", show=signed),
-        Column("tokens", show=amount),
-        Column("time", show=duration),
-    ]
-    rounds = [row | {"name": f"{row['name']}, round {row['round']}"} for row in record["rounds"]]
-    target = record["rounds"][0]["name"]
-    controls = [
-        row | ({"name": f"{target}, all seeds"} if row["name"] == target else {})
-        for row in variants[1:]
-        if row["name"] != target or row.get("num_seeds", 1) > 1
-    ]
-    values = [
-        [
-            row["name"],
-            row["layers"],
-            row["params"],
-            row["val_loss"],
-            *([_spread(row)] if has_seeds else []),
-            row.get("difference"),
-            row["tokens"],
-            row["seconds"],
-        ]
-        for row in [variants[0], *rounds, *controls]
-    ]
-    return Table("results", columns, values)
-
-
-def _spread(row: Mapping[str, Any]) -> str:
-    from inheritune.reporting.quantities import loss
-
-    count = row.get("num_seeds", 1)
-    return "1 seed" if count == 1 else f"{loss(row['val_loss_sd'])} ({count})"
 
 
 class _Bar:

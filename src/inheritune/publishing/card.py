@@ -3,18 +3,20 @@
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inheritune.errors import SourceError
+from inheritune.evaluation.suites import VAL_LOSS
 from inheritune.model_files.card import carried_fields, join_front_matter
 from inheritune.reporting.embed import presentable
 from inheritune.reporting.quantities import amount, duration, flops
-from inheritune.reporting.record import Record, number, read_record, section, target_of, text
-from inheritune.reporting.score_table import score_results
-from inheritune.reporting.tables import rounds_table, variants_table
+from inheritune.reporting.run_tables import rounds_table, variants_table
 from inheritune.reporting.verdict import remarks, verdict
+from inheritune.run_record import RunRecord, TokenFacts, read_run_json
 from inheritune.system.files import write_bytes
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
@@ -23,6 +25,7 @@ __all__ = ["card", "write_card"]
 _PAPER = "2404.08634"
 _LONGEST_NAME = 200  # characters, in the text
 _MOST_DATASETS = 20
+_MOST_SCORES = 200
 _DATASET = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w-]*")
 
 
@@ -38,7 +41,7 @@ def write_card(run_root: Path) -> Path | None:
     target = run_root / "target"
     if not (target / "config.json").is_file():
         return None
-    record = read_record(run_root)
+    record = RunRecord.model_validate(presentable(read_run_json(run_root)))
     inherited: dict[str, Any] = {}
     with suppress(SourceError):
         inherited = read_json_object(target / "inherit.json", MODEL_FILE.times(10))
@@ -51,19 +54,18 @@ def write_card(run_root: Path) -> Path | None:
     return target / "README.md"
 
 
-def card(record: Record, inherited: Record, figures: list[str]) -> str:
+def card(record: RunRecord, inherited: Mapping[str, Any], figures: list[str]) -> str:
     """README.md of a trained target, as the Hugging Face Hub shows it.
 
     Args:
-        record: run.json; any field may be missing or wrong.
-        inherited: inherit.json of the target, likewise.
+        record: run.json as `presentable` leaves it.
+        inherited: inherit.json of the target; any field may be missing or wrong.
         figures: File names below ``figures/`` of the target.
 
     Returns:
         Markdown with YAML front matter, which reads back equal whatever the record holds. In the
         body, foreign text stands as code.
     """
-    record = presentable(record)
     parts = [
         _opening(record),
         *[f"![{_alt(name)}](figures/{name})\n" for name in figures],
@@ -85,46 +87,74 @@ def card(record: Record, inherited: Record, figures: list[str]) -> str:
 # -- metadata
 
 
-def _fields(record: Record) -> dict[str, Any]:
-    reference = section(record, "reference")
+def _fields(record: RunRecord) -> dict[str, Any]:
+    reference = record.reference
     fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    fields |= carried_fields(section(reference, "card"))
-    if reference.get("revision") and reference.get("model"):  # only a Hub model has a commit
-        fields |= {"base_model": str(reference["model"]), "base_model_relation": "finetune"}
+    fields |= carried_fields(reference.card)
+    if reference.revision and reference.model:  # only a Hub model has a commit
+        fields |= {"base_model": reference.model, "base_model_relation": "finetune"}
     if datasets := _datasets(record):
         fields["datasets"] = datasets
     fields["tags"] = ["inheritune", f"arxiv:{_PAPER}"]
     if results := _results(record):
-        name = text(record, "name") or "target"
+        name = record.name or "target"
         fields["model-index"] = [{"name": name, "results": results}]
     return fields
 
 
-def _datasets(record: Record) -> list[str]:
+def _datasets(record: RunRecord) -> list[str]:
     """Ids of the Hub datasets among the sources; only such a source has a commit."""
-    if not section(record, "tokens").get("commits"):
+    if not record.tokens.commits:
         return []
-    data = section(section(record, "recipe"), "data")
-    source = data.get("source")
+    source = record.recipe_section("data").get("source")
     parts = source if isinstance(source, list) else [source]
     names = [part.get("source") if isinstance(part, dict) else part for part in parts]
-    found = [name for name in names if isinstance(name, str) and _DATASET.fullmatch(name)]
-    return list(dict.fromkeys(found))[:_MOST_DATASETS]
+    ids = [name for name in names if isinstance(name, str) and _DATASET.fullmatch(name)]
+    return list(dict.fromkeys(ids))[:_MOST_DATASETS]
 
 
-def _results(record: Record) -> list[dict[str, Any]]:
-    result, found = section(record, "result"), []
-    reached = number(result, "val_loss")
-    if reached is not None:
+def _results(record: RunRecord) -> list[dict[str, Any]]:
+    result, found = record.result, []
+    if result.val_loss is not None:
         metric: dict[str, Any] = {"type": "val_loss", "name": "val_loss, nats per token"}
-        metric["value"] = reached
-        if (error := number(result, "val_loss_se")) is not None:
-            metric["args"] = {"standard_error": error}
+        metric["value"] = result.val_loss
+        if result.val_loss_se is not None:
+            metric["args"] = {"standard_error": result.val_loss_se}
         found.append(_result("held-out text of the run", "held-out", [metric]))
-    for score in score_results(record):
+    for score in _task_scores(record):
         metric = {"type": score.metric, "value": score.value, "args": score.args}
         found.append(_result(score.task, score.task, [metric]))
     return found
+
+
+@dataclass(frozen=True)
+class _TaskScore:
+    """One metric of one task, with what the Hub shows beside it."""
+
+    task: str
+    metric: str
+    value: float
+    args: dict[str, Any]
+
+
+def _task_scores(record: RunRecord) -> list[_TaskScore]:
+    """The scores of the target."""
+    evaluation = record.evaluation
+    version = evaluation.lm_eval_version or record.versions.get("lm_eval")
+    scores = []
+    for score in (s for m in evaluation.models if m.role == "target" for s in m.scores):
+        for name, metric in score.metrics.items():
+            if metric.value is None or not score.task or score.task == VAL_LOSS:
+                continue
+            args = {
+                "standard_error": metric.se,
+                "num_fewshot": None if score.shots is None else int(score.shots),
+                "limit": score.key.get("limit"),
+                "lm_eval_version": None if version is None else str(version)[:40],
+            }
+            hub_args = {key: value for key, value in args.items() if value is not None}
+            scores.append(_TaskScore(score.task, name, metric.value, hub_args))
+    return scores[:_MOST_SCORES]
 
 
 def _result(name: str, kind: str, metrics: list[dict[str, Any]]) -> dict[str, Any]:
@@ -138,13 +168,12 @@ def _result(name: str, kind: str, metrics: list[dict[str, Any]]) -> dict[str, An
 # -- body
 
 
-def _opening(record: Record) -> str:
-    result, reference = section(record, "result"), section(record, "reference")
-    layers, total = result.get("layers"), result.get("reference_layers")
+def _opening(record: RunRecord) -> str:
+    layers, total = record.result.layers, record.result.reference_layers
     kept = f"{layers} of {total} layers" if layers and total else "Fewer layers"
-    title = f"# {kept} of {_code(reference.get('model') or 'a reference')}\n"
+    title = f"# {kept} of {_code(record.reference.model or 'a reference')}\n"
     # What was scaled down is no result, and has to say so before it says anything.
-    scaled = text(record, "scaled")
+    scaled = record.scaled or ""
     first = f"{_plain(scaled[:1000])}\n\n" if scaled else ""
     return f"{title}\n{first}{_plain(verdict(record))}\n"
 
@@ -158,8 +187,8 @@ def _use() -> str:
     )
 
 
-def _scores(record: Record) -> str:
-    scores = score_results(record)
+def _scores(record: RunRecord) -> str:
+    scores = _task_scores(record)
     if not scores:
         return ""
     lines = ["| task | metric | score | standard error | shots |", "|---|---|---:|---:|---:|"]
@@ -175,11 +204,12 @@ def _scores(record: Record) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _layers(inherited: Record) -> str:
+def _layers(inherited: Mapping[str, Any]) -> str:
     kept = inherited.get("layer_map")
     if not isinstance(kept, list) or not all(type(i) is int for i in kept) or not kept:
         return ""
-    reference = section(inherited, "reference")
+    reference = inherited.get("reference")
+    reference = reference if isinstance(reference, dict) else {}
     commit = f" at commit {_code(reference['revision'])}" if reference.get("revision") else ""
     said = ", ".join(f"{i} ← {source}" for i, source in enumerate(kept[:300]))
     return (
@@ -189,62 +219,61 @@ def _layers(inherited: Record) -> str:
     )
 
 
-def _recipe(record: Record) -> str:
-    recipe = section(record, "recipe")
+def _recipe(record: RunRecord) -> str:
+    recipe = record.recipe
     shown = {key: recipe[key] for key in ("inherit", "data", "train", "grow") if key in recipe}
     whole = json.dumps(shown, indent=1, ensure_ascii=False)[:20_000]
     fence = "`" * max(3, _longest_ticks(whole) + 1)
     return f"## Recipe\n\n{fence}json\n{whole}\n{fence}\n"
 
 
-def _provenance(record: Record) -> str:
-    result, reference = section(record, "result"), section(record, "reference")
-    machine, tokens = section(record, "machine"), section(record, "tokens")
-    settings = section(target_of(record), "settings")
-    versions = ", ".join(f"{name} {v}" for name, v in section(record, "versions").items())
-    training = amount(number(result, "tokens"))
+def _provenance(record: RunRecord) -> str:
+    result, reference, tokens = record.result, record.reference, record.tokens
+    machine, settings = record.machine, record.target.settings
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     facts = {
-        "reference": reference.get("model"),
-        "its commit": reference.get("revision"),
-        "its digest (XXH3)": reference.get("digest"),
+        "reference": reference.model,
+        "its commit": reference.revision,
+        "its digest (XXH3)": reference.digest,
         "text": _source(tokens),
         "its commits": _commits(tokens),
-        "text's fingerprint": tokens.get("fingerprint"),
-        "tokens, all trainings of the run": training,
-        "FLOPs, all trainings of the run": flops(number(result, "flops")),
-        "time": duration(number(result, "seconds")),
+        "text's fingerprint": tokens.fingerprint,
+        "tokens, all trainings of the run": amount(result.tokens),
+        "FLOPs, all trainings of the run": flops(result.flops),
+        "time": duration(result.seconds),
         "hardware": settings.get("device_name") or machine.get("processor"),
-        "processes": settings.get("processes") or record.get("processes"),  # not of a later start
+        "processes": settings.get("processes") or record.processes,  # not of a later start
         "cost": _cost(record),
         "versions": versions,
-        "made": record.get("finished_at") or record.get("started_at"),
+        "made": record.finished_at or record.started_at,
     }
     known = {key: value for key, value in facts.items() if value not in (None, "", "—")}
     lines = [f"| {key} | {_code(value)} |" for key, value in known.items()]
     return "\n".join(["## Provenance\n", "| | |", "|---|---|", *lines, ""])
 
 
-def _source(tokens: Record) -> str:
-    source = tokens.get("source")
+def _source(tokens: TokenFacts) -> str:
+    source = tokens.source
     if isinstance(source, str):
         return source
     return json.dumps(source, ensure_ascii=False)[:1000] if source else ""
 
 
-def _commits(tokens: Record) -> str:
-    known = tokens.get("commits")
+def _commits(tokens: TokenFacts) -> str:
+    known = tokens.commits
     return ", ".join(str(one)[:40] for one in known if one) if isinstance(known, list) else ""
 
 
-def _cost(record: Record) -> str:
+def _cost(record: RunRecord) -> str:
     """What was paid, where the record has an hourly rate."""
-    price = section(section(record, "result"), "price")
-    paid = number(price, "paid")
-    return "" if paid is None else f"{paid:,.2f} {price.get('currency') or ''}".strip()
+    price = record.result.price
+    if price is None or price.paid is None:
+        return ""
+    return f"{price.paid:,.2f} {price.currency or ''}".strip()
 
 
-def _limits(record: Record) -> str:
-    apart = section(section(record, "recipe"), "data").get("val_source")
+def _limits(record: RunRecord) -> str:
+    apart = record.recipe_section("data").get("val_source")
     measured = (
         "text that the run took as its validation set"
         if apart
@@ -255,12 +284,14 @@ def _limits(record: Record) -> str:
         "not aligned, filtered or checked for safety since.",
         f"val_loss was measured on {measured}; on other text it differs.",
     ]
-    if not score_results(record):
+    if not _task_scores(record):
         said.append("No task was evaluated.")
-    overlap = number(section(section(record, "tokens"), "overlap"), "share")
-    if overlap is not None:
-        said.append(f"{overlap:.1%} of the held-out 13-grams also occur in the training text.")
-    noted = [str(note)[:1000] for note in record.get("notes") or [] if isinstance(note, str)]
+    overlap = record.tokens.overlap
+    if overlap is not None and overlap.share is not None:
+        said.append(
+            f"{overlap.share:.1%} of the held-out 13-grams also occur in the training text."
+        )
+    noted = [note[:1000] for note in record.notes]
     lines = [f"- {sentence}" for sentence in said] + [f"- {_plain(note)}" for note in noted[:20]]
     made = f"Made with inheritune, which implements [Inheritune](https://arxiv.org/abs/{_PAPER}).\n"
     return "\n".join(["## Limits\n", *lines, "", made])

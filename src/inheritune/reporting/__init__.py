@@ -1,1 +1,1 @@
-"""What a run found, as a sentence, tables, charts and one self-contained page."""
+"""Report a run: one sentence, tables, charts, and a page that needs no other file."""

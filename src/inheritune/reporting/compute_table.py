@@ -1,58 +1,27 @@
-"""Table 1 of the paper: what it took to train models of this size, with this run's row.
+"""Put the cost of this run beside Table 1 of the paper, the cost of published trainings."""
 
-Figures that the authors printed, as rows; and what is known to be wrong with them.
-
-Facts from Sanyal et al., arXiv 2404.08634, versions
-1 and 4, their poster and README; each row names its source.
-"""
-
-import csv
-from functools import cache
-from importlib.resources import files
-
+from inheritune.reporting.published_rows import number_of, published
 from inheritune.reporting.quantities import MISSING, amount, flops
-from inheritune.reporting.record import Record, number, rows, section, text
 from inheritune.reporting.table import Column, Table
+from inheritune.run_record import RunRecord
 
-__all__ = ["COMPUTE_NOTES", "compute_table", "number_of", "published"]
+__all__ = ["compute_table"]
 
-COMPUTE_NOTES = (
+# Versions 1 and 4 of arXiv 2404.08634, and the poster.
+_NOTES = (
     "Published rows as the authors' poster prints them; an empty cell was not printed.",
     "MPT-1.3B and Ours-1.5B are printed with half a day.",
     "Pythia-1.4B: 4.6 days on 64 GPUs here, 4830 GPU-hours (3.1 days) in the text of version 1.",
     'Ours-1.5B has 1.82B parameters; "1B tokens, one A6000, half a day" is impossible as stated: '
     "one pass needs 1.6 times that card's peak, the eight passes of the text 20 times.",
+    "This run: every training that was paid for here, controls and rounds thrown away included; of "
+    "the published rows, only the last training.",
 )
-
-
-@cache
-def published(name: str) -> tuple[dict[str, str], ...]:
-    """Rows of one table.
-
-    Args:
-        name: Of a file in ``report/published/``, such as ``table2_tasks``.
-    """
-    text = (files("inheritune.reporting") / "published" / f"{name}.csv").read_text("utf-8")
-    return tuple(csv.DictReader(text.splitlines()))
-
-
-def number_of(row: dict[str, str], key: str) -> float | None:
-    """A cell as a number; None where nothing was printed."""
-    try:
-        return float(row.get(key) or "")
-    except ValueError:
-        return None
-
-
 _DAY_S = 86_400
 
 
-def compute_table(record: Record) -> Table:
-    """Training tokens, devices and days: published models, and everything this run spent.
-
-    Args:
-        record: ``run.json``; the row is the sum of the ledger but for what was borrowed.
-    """
+def compute_table(record: RunRecord) -> Table:
+    """Training tokens, devices and days: published models, and all of this run's ledger."""
     columns = [
         Column("model"),
         Column("training tokens"),
@@ -72,31 +41,28 @@ def compute_table(record: Record) -> Table:
         ]
         for row in published("table1_compute")
     ]
-    here = [row for row in rows(record, "ledger") if not row.get("borrowed")]
-    tokens = [number(row, "tokens") for row in here]
-    seconds = [value for row in here if (value := number(row, "seconds")) is not None]
-    spent = [value for row in here if (value := number(row, "flops")) is not None]
-    machine = section(record, "machine")
-    gpu = text(machine, "gpu") or (
-        text(machine, "device") if machine.get("device") != "cpu" else ""
-    )
+    paid = record.paid_entries
+    seconds = [entry.seconds for entry in paid if entry.seconds is not None]
+    spent_flops = [entry.flops for entry in paid if entry.flops is not None]
     values.append(
         [
             "this run, all of it",
-            amount(sum(value for value in tokens if value is not None)),
-            str(machine.get("devices") or 1),
-            gpu or text(machine, "processor") or None,
+            amount(sum(entry.tokens or 0 for entry in paid)),
+            str(record.machine.get("devices") or 1),
+            _device(record),
             sum(seconds) / _DAY_S if seconds else None,
-            sum(spent) if spent else None,
+            sum(spent_flops) if spent_flops else None,
         ]
     )
-    notes = [
-        *COMPUTE_NOTES,
-        "This run: every training that was paid for here, controls and rounds thrown away "
-        "included; of the published rows, only the last training.",
-    ]
     title = "Compute, beside published trainings"
-    return Table("table1_compute", columns, values, notes, title)
+    return Table("table1_compute", columns, values, _NOTES, title)
+
+
+def _device(record: RunRecord) -> str | None:
+    machine = record.machine
+    accelerator = machine.get("device") if machine.get("device") != "cpu" else None
+    name = machine.get("gpu") or accelerator or machine.get("processor")
+    return str(name) if name else None
 
 
 def _days(value: float | None) -> str:

@@ -1,106 +1,109 @@
-"""How trainings went, step by step: training loss and speed, raw and smoothed."""
+"""Draw training loss and speed step by step, raw and smoothed."""
 
 from collections.abc import Sequence
 
-from inheritune.reporting.curves import Curve, thin
-from inheritune.reporting.line_charts import Chart, Measure, line_chart
+from inheritune.reporting.curves import Curve, Row, thin
+from inheritune.reporting.line_charts import Measure, line_chart
 from inheritune.reporting.quantities import exact, loss
-from inheritune.reporting.record import Record
+from inheritune.reporting.section import Chart
 from inheritune.reporting.series import (
+    AMOUNT_LABELS,
     Line,
-    Row,
-    continued,
-    growth,
+    events_of,
+    smoothing_window,
     speed_lines,
     train_lines,
-    window,
+    value_of,
 )
 from inheritune.reporting.table import Column, Table
+from inheritune.run_record import RunRecord
 
 __all__ = ["speed_chart", "training_chart"]
 
-_POINTS = 900  # of all lines of a chart, raw and smoothed together
-_TABLE_ROWS = 150
+_MAX_POINTS = 900  # of all lines of a chart, raw and smoothed together
+_MAX_TABLE_ROWS = 150
 
 
-def training_chart(record: Record, curves: Sequence[Curve]) -> Chart | None:
-    """Training loss of every step, and smoothed; None where no step is recorded."""
-    lines = train_lines(record, curves, _POINTS)
+def training_chart(record: RunRecord, curves: Sequence[Curve]) -> Chart | None:
+    """Draw the training loss of every step, and smoothed; None where no step is recorded."""
+    lines = train_lines(record, curves, _MAX_POINTS)
     if not lines:
         return None
-    bottom, top = _settled(lines)
-    measure = Measure("loss", "training loss (nats per token)", ".4f", (bottom, top))
-    table, left_out = _values(lines, Column("training loss", "nats", loss), "training-loss")
+    measure = Measure("loss", "training loss (nats per token)", ".4f", _settled_range(lines))
+    table, left_out = _table(lines, Column("training loss", "nats", loss), "training-loss")
     return Chart(
-        "training-loss",
-        "Training loss",
-        f"{_smoothing(curves)} Measured on the text of each step itself, before the step; a "
-        "variant that distils has another loss, so compare val_loss.",
-        _alt("training loss", [f"{line.name} {loss(line.last['value'])}" for line in lines]),
-        line_chart(lines, measure, (), growth(curves), continued(curves)),
-        table,
-        left_out,
+        name="training-loss",
+        title="Training loss",
+        caption=f"{_smoothing(curves)} Measured on the text of each step, before the update. A "
+        "distilled variant minimises another loss: compare val_loss instead.",
+        alt=_alt("training loss", [f"{line.name} {loss(line.last['value'])}" for line in lines]),
+        spec=line_chart(lines, measure, events=events_of(curves)),
+        table=table,
+        left_out=left_out,
     )
 
 
-def speed_chart(record: Record, curves: Sequence[Curve]) -> Chart | None:
-    """Tokens per second of every step, and smoothed; None where no speed is recorded."""
-    lines = speed_lines(record, curves, _POINTS)
+def speed_chart(record: RunRecord, curves: Sequence[Curve]) -> Chart | None:
+    """Draw tokens per second of every step, and smoothed; None where no speed is recorded."""
+    lines = speed_lines(record, curves, _MAX_POINTS)
     if not lines:
         return None
-    most = max(row["value"] or 0.0 for line in lines for row in line.rows)
-    labels = "replace(replace(format(datum.value, '~s'), 'G', 'B'), 'k', 'K')"
-    measure = Measure("tokens_per_s", "tokens per second", ",.0f", (0.0, 1.1 * most or 1), labels)
-    table, left_out = _values(lines, Column("speed", "tokens/s", exact), "speed")
+    highest = max(value_of(row) for line in lines for row in line.rows)
+    domain = (0.0, 1.1 * highest or 1)
+    measure = Measure("tokens_per_s", "tokens per second", ",.0f", domain, AMOUNT_LABELS)
+    table, left_out = _table(lines, Column("speed", "tokens/s", exact), "speed")
     return Chart(
-        "speed",
-        "Speed of training",
-        f"{_smoothing(curves)} Validations and saves between the steps are not in it.",
-        _alt("tokens per second", [f"{line.name} {exact(line.last['value'])}" for line in lines]),
-        line_chart(lines, measure, (), growth(curves), continued(curves)),
-        table,
-        left_out,
+        name="speed",
+        title="Training speed",
+        caption=f"{_smoothing(curves)} Validations and saves between the steps are not included.",
+        alt=_alt(
+            "tokens per second", [f"{line.name} {exact(line.last['value'])}" for line in lines]
+        ),
+        spec=line_chart(lines, measure, events=events_of(curves)),
+        table=table,
+        left_out=left_out,
     )
 
 
 def _smoothing(curves: Sequence[Curve]) -> str:
-    over = sorted({window(len(curve.course.steps)) for curve in curves if curve.course.steps})
-    steps = f"{over[0]}" if len(over) == 1 else f"{over[0]} to {over[-1]}"
+    lengths = [len(curve.course.steps) for curve in curves if curve.course.steps]
+    widths = sorted({smoothing_window(length) for length in lengths})
+    steps = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
     return f"Lines: mean of the last {steps} steps. Faint: single steps."
 
 
-def _settled(lines: Sequence[Line]) -> tuple[float, float]:
-    """Bottom and top: of what is drawn after the first tenth, raw values up to a point."""
-    late = [
-        row["value"] or 0.0
-        for line in lines
-        for part in line.parts
-        for row in part[len(part) // 10 :]
+def _settled_range(lines: Sequence[Line]) -> tuple[float, float]:
+    """Bottom and top of the smoothed values after the first tenth of each training."""
+    settled = [
+        value_of(row) for line in lines for part in line.parts for row in part[len(part) // 10 :]
     ]
-    bottom, top = min(late), max(late)
+    bottom, top = min(settled), max(settled)
     margin = max(0.15 * (top - bottom), 0.02)
     return bottom - margin, top + margin
 
 
-def _values(lines: Sequence[Line], column: Column, name: str) -> tuple[Table, str]:
-    limit = max(6, _TABLE_ROWS // sum(len(line.parts) for line in lines))
-    total, values = 0, []
-    for line in lines:
-        for part in line.parts:
-            total += len(part)
-            values += [[line.name, row["tokens"], row["value"]] for row in _some(part, limit)]
+def _table(lines: Sequence[Line], column: Column, name: str) -> tuple[Table, str]:
+    """The smoothed values, few enough to read, and a sentence on what is left out."""
+    limit = max(6, _MAX_TABLE_ROWS // sum(len(line.parts) for line in lines))
+    values = [
+        [line.name, row["tokens"], row["value"]]
+        for line in lines
+        for part in line.parts
+        for row in _thinned(part, limit)
+    ]
+    total = sum(len(line.rows) for line in lines)
     columns = [Column("variant"), Column("tokens with earlier rounds", show=exact), column]
-    left = "" if len(values) == total else "Some of the smoothed values."
-    return Table(name, columns, values), left
+    left_out = "" if len(values) == total else "Only some of the smoothed values are listed."
+    return Table(name, columns, values), left_out
 
 
-def _some(part: Sequence[Row], limit: int) -> list[Row]:
-    places = [(index, row["value"] or 0.0) for index, row in enumerate(part)]
+def _thinned(part: Sequence[Row], limit: int) -> list[Row]:
+    places = [(index, value_of(row)) for index, row in enumerate(part)]
     return [part[index] for index, _ in thin(places, limit)]
 
 
-def _alt(what: str, ends: Sequence[str]) -> str:
+def _alt(quantity: str, ends: Sequence[str]) -> str:
     return (
-        f"Line chart of {what}, smoothed, with single steps behind it. At the end: "
+        f"Line chart of {quantity}, smoothed, with single steps behind it. At the end: "
         f"{'; '.join(ends[:12])}. The figures are in the table below the chart."
     )

@@ -1,4 +1,4 @@
-"""What of a record goes into a page, and in which form: nothing private, nothing that runs."""
+"""Clean run.json for embedding in a page: nothing private, nothing that runs."""
 
 import json
 import math
@@ -7,28 +7,26 @@ from typing import Any
 
 __all__ = ["as_data_script", "presentable", "shortened"]
 
-_LONGEST_TEXT = 2_000
-_LONGEST_LIST = 400
-_DEEPEST = 30
+_MAX_TEXT = 2_000
+_MAX_LIST = 400
+_MAX_DEPTH = 30
 _ABSOLUTE_PATH = re.compile(
     r"(?:file://|(?<![\w.\\/]))(?:/(?:[^\s/\\'\"<>|:]+/)+|[A-Za-z]:[\\/](?:[^\s/\\'\"<>|:]+[\\/])*)"
 )
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
-# What a model wrote, or is asked to continue, is shown as it is: it is no path of this machine.
+# Prompts and generated text are shown as they are: they hold no path of this machine.
 _VERBATIM = {"samples", "prompts"}
 
 
 def presentable(value: Any, depth: int = 0) -> Any:
-    """The record without absolute paths, Hub tokens and numbers that JSON does not know.
+    """Copy JSON without absolute paths, Hub tokens and numbers that JSON does not know.
+
+    ``/home/someone/runs/demo`` becomes ``…/demo``, NaN and Inf become None.
 
     Args:
-        value: Anything JSON can hold.
-        depth: How deep it lies in the record.
-
-    Returns:
-        A copy: ``/home/someone/runs/demo`` becomes ``…/demo``, NaN and Inf become None.
+        depth: Nesting depth of the value; beyond 30, it becomes None.
     """
-    if depth > _DEEPEST:
+    if depth > _MAX_DEPTH:
         return None
     if isinstance(value, dict):
         return {
@@ -45,19 +43,19 @@ def presentable(value: Any, depth: int = 0) -> Any:
 
 
 def shortened(value: Any) -> Any:
-    """A copy with long lists and long texts cut, and a mark where that happened."""
+    """Copy JSON with long lists and long texts cut; a mark shows where."""
     if isinstance(value, dict):
-        return {key[:200]: shortened(item) for key, item in list(value.items())[:_LONGEST_LIST]}
+        return {key[:200]: shortened(item) for key, item in list(value.items())[:_MAX_LIST]}
     if isinstance(value, list):
-        cut = [shortened(item) for item in value[:_LONGEST_LIST]]
-        return cut if len(value) <= _LONGEST_LIST else [*cut, f"… {len(value)} in all"]
-    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
-        return f"{value[:_LONGEST_TEXT]}… ({len(value)} characters)"
+        cut = [shortened(item) for item in value[:_MAX_LIST]]
+        return cut if len(value) <= _MAX_LIST else [*cut, f"… {len(value)} in all"]
+    if isinstance(value, str) and len(value) > _MAX_TEXT:
+        return f"{value[:_MAX_TEXT]}… ({len(value)} characters)"
     return value
 
 
 def as_data_script(value: Any) -> str:
-    """JSON that can stand inside a script element: no text in it can end the element."""
+    """Write JSON for the inside of a script element: no text in it can end the element."""
     written = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     # "</script" ends the element, "<!--" changes how the rest of it is read.
     return written.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -1,62 +1,38 @@
-"""Line charts as Vega-Lite descriptions: strokes, axes to choose from, marks of events."""
+"""Describe line charts in Vega-Lite: lines, axes to choose from, and marks of events."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inheritune.reporting.curves import thin
+from inheritune.reporting.curves import Row, thin
+from inheritune.reporting.section import finished_spec
 from inheritune.reporting.series import (
+    NO_EVENTS,
     Axis,
+    Events,
     Line,
-    Row,
     axes_of,
     on_axes,
     tokens_of,
     value_of,
 )
-from inheritune.reporting.table import Table
 
-__all__ = ["Chart", "Measure", "line_chart"]
+__all__ = ["Measure", "line_chart"]
 
-_POINTS = 900  # of all lines of a chart together: keeps the page small
-_MARKERS = 24  # of one line
-_HEIGHT = 340
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One chart.
-
-    Attributes:
-        name: File name without ending.
-        title: What it shows.
-        caption: How to read it, and what is not on it.
-        alt: The same for those who do not see it, with the figures.
-        spec: Vega-Lite description, data included, as wide as its place. With ``axes`` under its
-            ``usermeta``, the page lets its reader choose the axis and hide lines.
-        table: Its values.
-        left_out: A sentence on values that are not in the table.
-    """
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    spec: dict[str, Any]
-    table: Table | None = None
-    left_out: str = ""
+_MAX_POINTS = 900  # of all lines of a chart together: keeps the page small
+_MAX_MARKERS = 24  # of one line
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What the vertical axis shows.
+    """The vertical axis.
 
     Attributes:
         key: Field of the chart's data.
-        title: Beside the axis, with the unit.
-        tooltip: How Vega writes a value.
+        title: Text beside the axis, with the unit.
+        tooltip: Vega number format of a value.
         domain: Bottom and top.
-        label_expr: How Vega writes the ticks; nothing: as it likes.
+        label_expr: Vega expression of the tick labels; empty: Vega's own.
     """
 
     key: str
@@ -66,30 +42,19 @@ class Measure:
     label_expr: str = ""
 
 
-@dataclass(frozen=True)
-class _Marks:
-    benchmarks: Sequence[tuple[str, float]]
-    growth: Sequence[tuple[Row, int | None]]
-    restarts: Sequence[Row]
-
-
 def line_chart(
     lines: Sequence[Line],
     measure: Measure,
-    benchmarks: Sequence[tuple[str, float]] = (),
-    begun: Sequence[tuple[Row, int | None]] = (),
-    restarts: Sequence[Row] = (),
+    levels: Sequence[tuple[str, float]] = (),
+    events: Events = NO_EVENTS,
     log: bool = False,
 ) -> dict[str, Any]:
     """Describe a line chart.
 
     Args:
         lines: At least one, each with at least one row.
-        measure: What the vertical axis shows.
-        benchmarks: Label and level of each horizontal line.
-        begun: Where rounds begin, and with how many layers.
-        restarts: Where trainings were continued.
-        log: A logarithmic token axis, and no other.
+        levels: Label and value of each horizontal line.
+        log: Use a logarithmic token axis, and offer no other.
 
     Returns:
         The Vega-Lite description; its ``usermeta`` names the axes it can be drawn on, the lines,
@@ -107,31 +72,32 @@ def line_chart(
         axis=alt.Axis(title=measure.title, tickCount=6, **ticks),
     )
     color, shape = _legend(alt, lines)
-    layers = [
-        *_strokes(alt, raw, lines, x, y, color, faint=True),
-        *_strokes(alt, data, lines, x, y, color, faint=False),
-        alt.Chart(alt.Data(values=markers))
-        .mark_point(size=54, filled=True, opacity=1, clip=True)
-        .encode(x=x, y=y, color=color, shape=shape, tooltip=_tooltip(alt, axes, measure)),
-        *_mark_layers(alt, _Marks(benchmarks, begun, restarts), measure, axes, log),
-    ]
-    chart = alt.layer(*layers).properties(width="container", height=_HEIGHT)
-    # Checking every row of the data against the schema takes longer than all the rest.
-    spec: dict[str, Any] = chart.to_dict(validate=False)
-    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
-    spec.pop("config", None)  # the page chooses light or dark
+    bottom, top = ({measure.key: value} for value in measure.domain)
+    spec = finished_spec(
+        alt.layer(
+            *_strokes(alt, raw, lines, x, y, color, faint=True),
+            *_strokes(alt, data, lines, x, y, color, faint=False),
+            alt.Chart(alt.Data(values=markers))
+            .mark_point(size=54, filled=True, opacity=1, clip=True)
+            .encode(x=x, y=y, color=color, shape=shape, tooltip=_tooltip(alt, axes, measure)),
+            *_round_marks(alt, events.rounds, top, axes, with_labels=not log),
+            *_restart_marks(alt, events.restarts, bottom, axes),
+            *_level_marks(alt, levels, measure.key),
+        )
+    )
     spec["usermeta"] = _choices(lines, axes, bool(raw))
     return spec
 
 
 def _choices(lines: Sequence[Line], axes: Sequence[Axis], raw: bool) -> dict[str, Any]:
+    """What the page's script needs to change axes and hide lines."""
     return {
         "axes": [
             {
                 "key": axis.key,
                 "label": axis.label,
                 "title": axis.title,
-                "end": _end(axis.end),
+                "end": _axis_end(axis.end),
                 "labelExpr": axis.label_expr,
             }
             for axis in axes
@@ -141,17 +107,17 @@ def _choices(lines: Sequence[Line], axes: Sequence[Axis], raw: bool) -> dict[str
     }
 
 
-def _end(most: float) -> float:
-    return 1.02 * most or 1
+def _axis_end(highest: float) -> float:
+    return 1.02 * highest or 1
 
 
 def _x(alt: Any, axis: Axis, tokens: Sequence[int], log: bool) -> Any:
     first, last = min(tokens, default=0), max(tokens, default=0)
-    title, ticks, reach = axis.title, {}, [0, _end(last)]
+    title, ticks, domain = axis.title, {}, [0, _axis_end(last)]
     if log:
-        title, reach = f"{title} (logarithmic)", [0.85 * first, 1.15 * last]
-        ticks["values"] = _log_ticks(*reach)  # Vega would set too many
-    scale = alt.Scale(type="log" if log else "linear", domain=reach, nice=False)
+        title, domain = f"{title} (logarithmic)", [0.85 * first, 1.15 * last]
+        ticks["values"] = _log_ticks(*domain)  # Vega would set too many
+    scale = alt.Scale(type="log" if log else "linear", domain=domain, nice=False)
     shown = {"title": title, "labelExpr": axis.label_expr, "tickCount": 6, "labelOverlap": True}
     return alt.X(f"{axis.key}:Q", scale=scale, axis=alt.Axis(**shown, **ticks))
 
@@ -160,10 +126,10 @@ def _log_ticks(low: float, high: float) -> list[int]:
     """Round numbers from ``low`` to ``high``: 1 and 3 of each power of ten, more where few fit."""
     for digits in ((1, 3), (1, 2, 3, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
         powers = range(len(str(int(high))) + 1)
-        found = sorted({int(d * 10**p) for p in powers for d in digits if low <= d * 10**p <= high})
-        if len(found) >= 3:
-            return found
-    return found
+        ticks = sorted({int(d * 10**p) for p in powers for d in digits if low <= d * 10**p <= high})
+        if len(ticks) >= 3:
+            return ticks
+    return ticks
 
 
 def _legend(alt: Any, lines: Sequence[Line]) -> tuple[Any, Any]:
@@ -180,9 +146,9 @@ def _legend(alt: Any, lines: Sequence[Line]) -> tuple[Any, Any]:
 def _tooltip(alt: Any, axes: Sequence[Axis], measure: Measure) -> list[Any]:
     shown = [alt.Tooltip("variant:N", title="variant")]
     for axis in axes:
-        form = ",.0f" if axis.key in ("tokens", "steps") else ".3~g"
-        form = ".2e" if axis.key == "flops" else form
-        shown.append(alt.Tooltip(f"{axis.key}:Q", title=axis.label, format=form))
+        number = ",.0f" if axis.key in ("tokens", "steps") else ".3~g"
+        number = ".2e" if axis.key == "flops" else number
+        shown.append(alt.Tooltip(f"{axis.key}:Q", title=axis.label, format=number))
     value = alt.Tooltip(f"{measure.key}:Q", title=measure.key, format=measure.tooltip)
     return [*shown, value]
 
@@ -218,10 +184,10 @@ def _data(
     data: list[dict[str, Any]] = []
     raw: list[dict[str, Any]] = []
     markers: list[dict[str, Any]] = []
-    limit = max(8, _POINTS // sum(len(line.parts) for line in lines))
-    most = max(2, _MARKERS // 4) if any(line.raw for line in lines) else _MARKERS
+    limit = max(8, _MAX_POINTS // sum(len(line.parts) for line in lines))
+    num_markers = max(2, _MAX_MARKERS // 4) if any(line.raw for line in lines) else _MAX_MARKERS
 
-    def rows(line: Line, index: int, part: Sequence[Row]) -> list[dict[str, Any]]:
+    def chart_rows(line: Line, index: int, part: Sequence[Row]) -> list[dict[str, Any]]:
         return [
             {"variant": line.name, "part": index, **on_axes(row, axes)}
             | {measure.key: float(f"{value_of(row):.6g}")}
@@ -231,73 +197,64 @@ def _data(
     for line in lines:
         for index, part in enumerate(line.parts):
             shown = [row for row in part if tokens_of(row) > 0 or not log]
-            kept = thin([(place, value_of(row)) for place, row in enumerate(shown)], limit)
-            own = rows(line, index, [shown[place] for place, _ in kept])
-            data.extend(own)
-            every = max(1, -(-len(own) // most))
+            points = thin([(place, value_of(row)) for place, row in enumerate(shown)], limit)
+            rows = chart_rows(line, index, [shown[place] for place, _ in points])
+            data.extend(rows)
+            every = max(1, -(-len(rows) // num_markers))
             # Counted from the end: the last value is the one that is compared.
             markers.extend(
-                row for row in own[::-1][::every] if row[measure.key] <= measure.domain[1]
+                row for row in rows[::-1][::every] if row[measure.key] <= measure.domain[1]
             )
         for index, part in enumerate(line.raw):
-            raw.extend(row | {"raw": True} for row in rows(line, index, part))
+            raw.extend(row | {"raw": True} for row in chart_rows(line, index, part))
     return data, raw, markers
 
 
-def _mark_layers(
-    alt: Any, marks: _Marks, measure: Measure, axes: Sequence[Axis], log: bool
-) -> list[Any]:
-    return [
-        *_growth_layers(alt, marks.growth, measure, axes, log),
-        *_restart_layers(alt, marks.restarts, {measure.key: measure.domain[0]}, axes),
-        *_benchmark_layers(alt, marks.benchmarks, measure.key),
-    ]
-
-
-def _growth_layers(
+def _round_marks(
     alt: Any,
-    begun: Sequence[tuple[Row, int | None]],
-    measure: Measure,
+    rounds: Sequence[tuple[Row, int | None]],
+    top: dict[str, float],
     axes: Sequence[Axis],
-    log: bool,
+    with_labels: bool,
 ) -> list[Any]:
     marks = [
-        {**on_axes(row, axes), measure.key: measure.domain[1], "label": f"{layers} layers"}
-        for row, layers in begun
+        on_axes(row, axes) | top | {"label": f"{layers} layers"}
+        for row, layers in rounds
         if layers is not None
     ]
     rules = [mark for mark in marks if mark["tokens"]]
     if not rules:
         return []
-    drawn = [
+    layers = [
         alt.Chart(alt.Data(values=rules))
         .mark_rule(strokeDash=[1, 4], strokeWidth=1.5)
         .encode(x="tokens:Q")
     ]
-    if not log and len(marks) <= 6:
-        drawn.append(
+    if with_labels and len(marks) <= 6:
+        (key,) = top
+        layers.append(
             alt.Chart(alt.Data(values=marks))
             .mark_text(align="left", baseline="bottom", dx=0, dy=-6)
-            .encode(x="tokens:Q", y=f"{measure.key}:Q", text="label:N")
+            .encode(x="tokens:Q", y=f"{key}:Q", text="label:N")
         )
-    return drawn
+    return layers
 
 
-def _restart_layers(
-    alt: Any, restarts: Sequence[Row], at: dict[str, float], axes: Sequence[Axis]
+def _restart_marks(
+    alt: Any, restarts: Sequence[Row], bottom: dict[str, float], axes: Sequence[Axis]
 ) -> list[Any]:
-    values = [on_axes(row, axes) | at | {"label": "continued here"} for row in restarts]
+    values = [on_axes(row, axes) | bottom | {"label": "continued here"} for row in restarts]
     if not values:
         return []
     marks = alt.Chart(alt.Data(values=values)).mark_point(
         shape="triangle-up", size=60, filled=True, opacity=1, color="#7b8088", dy=-5
     )
     tooltip = [alt.Tooltip("label:N", title="training")]
-    (key,) = at
+    (key,) = bottom
     return [marks.encode(x="tokens:Q", y=f"{key}:Q", tooltip=tooltip)]
 
 
-def _benchmark_layers(alt: Any, levels: Sequence[tuple[str, float]], key: str) -> list[Any]:
+def _level_marks(alt: Any, levels: Sequence[tuple[str, float]], key: str) -> list[Any]:
     values = [{key: level, "label": label} for label, level in levels]
     if not values:
         return []

@@ -1,10 +1,10 @@
 "use strict";
-// Asks every two seconds whether the run has changed, and shows what has, without a reload:
+// Checks every two seconds whether the run has changed and updates the page without a reload:
 // scroll position, open details and chosen axes stay.
 (() => {
   const EVERY_MS = 2000;
   const line = document.getElementById("live");
-  let tag = `"${line.dataset.tag}-live"`; // of what the page was opened with
+  let tag = `"${line.dataset.tag}-live"`; // of the version that the page was opened with
 
   function say(text, lost) {
     if (line.textContent !== text) line.textContent = text;
@@ -39,9 +39,9 @@
       } else if (answer.status !== 304) {
         throw new Error(String(answer.status));
       }
-      say(`live: this page follows the run, last asked at ${new Date().toLocaleTimeString()}`, false);
+      say(`live: this page follows the run, last checked at ${new Date().toLocaleTimeString()}`, false);
     } catch (error) {
-      say("not live: `inheritune watch` has ended or does not answer; this page shows the last it said", true);
+      say("not live: `inheritune watch` has ended or does not answer; this page shows the last state it got", true);
     }
     setTimeout(ask, EVERY_MS);
   }

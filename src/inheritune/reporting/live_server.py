@@ -1,6 +1,6 @@
-"""The live page over HTTP: on this machine, for whoever has its address, and nothing but it.
+"""Serve a run's page while the run goes on: on this machine only, to whoever has its address.
 
-A run as it is now: read again only when its files have changed.
+The run is read again only when its files have changed.
 """
 
 import hashlib
@@ -20,13 +20,16 @@ from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
 from inheritune.errors import DataError, MachineError
-from inheritune.reporting.document import chart_data, document
-from inheritune.reporting.embed import as_data_script, presentable, shortened
-from inheritune.reporting.page import Report, read_report, rendered, title_of
+from inheritune.reporting.document import document
+from inheritune.reporting.embed import presentable, shortened
+from inheritune.reporting.page import Report, page_content, page_title, read_report
+from inheritune.reporting.vega import chart_data
+from inheritune.run_directory import Run
+from inheritune.run_record import RunRecord
 
 __all__ = [
     "HOST",
-    "MOST_CONNECTIONS",
+    "MAX_CONNECTIONS",
     "Latest",
     "LiveServer",
     "Version",
@@ -36,9 +39,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-
-_EVERY_S = 2.0  # at most so often is the run read
-_SHARE = 4.0  # and for no more than a fifth of a processor
+_MIN_INTERVAL_S = 2.0  # between two readings of the run
+_IDLE_PER_BUSY = 4.0  # seconds of rest per second of reading: at most a fifth of a processor
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ class Version:
     """One state of the page.
 
     Attributes:
-        tag: Changes with what the page shows, and only then.
+        tag: Digest of what the page shows.
         page: The whole page, for a browser that opens it.
-        change: JSON of what a page that is open replaces: title, main, charts.
+        change: JSON with title, main and charts, which a page that is open replaces.
     """
 
     tag: str
@@ -57,44 +59,44 @@ class Version:
 
 
 class Latest(Generic[T]):
-    """What was last made of a run, made anew when it has changed; any number of threads may ask.
+    """Cache what is made of a run, and make it anew when the run has changed. Thread-safe.
 
     Args:
         root: The run's directory. Nothing is written to it.
-        make: Reads it.
+        make: Reads the run and returns the value to cache.
     """
 
     def __init__(self, root: Path, make: Callable[[Path], T]) -> None:
         self._root, self._make = root, make
         self._lock = threading.Lock()
-        self._seen: object = None
+        self._files: object = None
         self._made: list[T] = []
         self._next = 0.0
 
     def current(self) -> T:
-        """As the run is now, or was a moment ago."""
+        """The value for the run as it is now, or was a moment ago."""
         with self._lock:
             began = time.monotonic()
             if self._made and began < self._next:
                 return self._made[0]
             busy = time.thread_time()
-            seen = _files_of(self._root)
-            if not self._made or seen != self._seen:
-                self._made, self._seen = [self._make(self._root)], seen
-            took = time.thread_time() - busy
-            self._next = began + max(_EVERY_S, _SHARE * took)
+            files = _file_states(self._root)
+            if not self._made or files != self._files:
+                self._made, self._files = [self._make(self._root)], files
+            took_s = time.thread_time() - busy
+            self._next = began + max(_MIN_INTERVAL_S, _IDLE_PER_BUSY * took_s)
             return self._made[0]
 
 
 def live_page(root: Path) -> Version:
-    """The page of a run, for a browser that stays open."""
+    """Build the page of a run for a browser that stays open."""
     report = _read(root)
-    main, title = rendered(report, {}), title_of(report)
-    charts = {chart.name: chart.spec for chart in report.charts}
-    parts = {"title": title, "main": main, "charts": chart_data(charts)}
+    main, title = page_content(report, {}), page_title(report)
+    charts = chart_data({chart.name: chart.spec for chart in report.charts})
+    parts = {"title": title, "main": main, "charts": charts}
     change = json.dumps(parts, ensure_ascii=False, allow_nan=False).encode()
     tag = hashlib.sha256(change).hexdigest()[:24]
-    page = document(title, main, charts, as_data_script(shortened(report.record)), live=tag)
+    page = document(title, main, report.charts, shortened(report.content), live_tag=tag)
     return Version(tag, page, change)
 
 
@@ -102,38 +104,39 @@ def _read(root: Path) -> Report:
     try:
         return read_report(root)
     except DataError as error:
-        # The directory may be about to be filled, or be in the middle of something.
-        return Report({}, [], [], [], [], [presentable(error.message)])
+        # The directory may be about to be filled, or a file may be half written.
+        return Report({}, RunRecord(), problems=[presentable(error.message)])
 
 
-def _files_of(root: Path) -> list[tuple[str, int, int]]:
+def _file_states(root: Path) -> list[tuple[str, int, int]]:
     """Name, time and size of every file that the page is made from."""
-    found = []
-    for path in [root / "run.json", *sorted(root.glob("variants/*/*-layers/metrics.jsonl"))]:
+    run = Run(root)
+    states = []
+    for path in [run.record_file, *(t.path / "metrics.jsonl" for t in run.trainings())]:
         try:
-            now = path.stat()
+            status = path.stat()
         except OSError:
             continue
-        found.append((str(path), now.st_mtime_ns, now.st_size))
-    return found
+        states.append((str(path), status.st_mtime_ns, status.st_size))
+    return states
 
 
 HOST = "127.0.0.1"
-MOST_CONNECTIONS = 16  # at the same time; the rest are told to come back
-_PORTS = 50  # tried, from the one asked for
-_SILENCE_S = 10  # after which a connection that says nothing is closed
+MAX_CONNECTIONS = 16  # at the same time; further ones are told to come back
+_NUM_PORTS = 50  # to try, from the one that was named
+_TIMEOUT_S = 10  # of a connection that sends nothing
 _PAGE, _CHANGE = "", "live"
 
 
 class LiveServer(ThreadingHTTPServer):
-    """Serves one page to those who know its secret.
+    """Serve one page to those who know its secret address.
 
     Args:
-        port: Of this machine; 0: any.
-        current: Gives the page as it is now.
+        port: Port of this machine; 0: any that is free.
+        current: Returns the page as it is now.
 
     Attributes:
-        token: The secret part of the address, new with every server.
+        token: Secret part of the address, new with every server.
     """
 
     daemon_threads = True
@@ -143,22 +146,22 @@ class LiveServer(ThreadingHTTPServer):
     def __init__(self, port: int, current: Callable[[], Version]) -> None:
         self.token = secrets.token_urlsafe(18)
         self.current = current
-        self._free = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         super().__init__((HOST, port), _Handler)
 
     @property
     def url(self) -> str:
-        """Where the page is, secret included."""
+        """Address of the page, secret included."""
         return f"http://{HOST}:{self.server_address[1]}/{self.token}/"
 
     @property
     def hosts(self) -> set[str]:
-        """What a request may call this machine: a page elsewhere cannot borrow the address."""
+        """Allowed Host headers; a page from elsewhere cannot reach the server by another name."""
         port = self.server_address[1]
         return {f"{HOST}:{port}", f"localhost:{port}"}
 
     def process_request(self, request: object, client_address: object) -> None:
-        """Answer in a thread of its own, if one is free."""
+        """Answer in a thread of its own, if one is free, else with 503."""
         connection = request
         assert isinstance(connection, socket.socket)
         if not self._free.acquire(blocking=False):
@@ -174,71 +177,71 @@ class LiveServer(ThreadingHTTPServer):
             raise
 
     def process_request_thread(self, request: object, client_address: object) -> None:
-        """Answer, then let the next one in."""
+        """Answer, then free the thread's slot."""
         try:
             super().process_request_thread(request, client_address)  # type: ignore[arg-type]
         finally:
             self._free.release()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: a browser that goes away in the middle is no error of ours."""
+        """Stay silent: a browser that goes away in the middle is no error of ours."""
 
 
 def open_server(port: int, current: Callable[[], Version]) -> LiveServer:
-    """A server on a port, or on the next one that is free.
+    """Start a server on a port, or on the next one that is free.
 
     Raises:
         MachineError: None of the ports tried is free.
     """
-    last = min(port + _PORTS, 65_536)
-    for candidate in range(port, last):
+    end = min(port + _NUM_PORTS, 65_536)
+    for candidate in range(port, end):
         try:
             return LiveServer(candidate, current)
         except (OSError, OverflowError):
             continue
     raise MachineError(
-        f"none of the ports {port} to {last - 1} can be used.", "Name another: --port 0 takes any."
+        f"none of the ports {port} to {end - 1} can be used.", "Name another: --port 0 takes any."
     )
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: LiveServer
     server_version, sys_version = "inheritune", ""
-    timeout = _SILENCE_S
+    timeout = _TIMEOUT_S
 
     def do_GET(self) -> None:
         if self.headers.get("Host") not in self.server.hosts:
             self._refuse(HTTPStatus.FORBIDDEN)
             return
         path = urlsplit(self.path).path
-        given, slash, wanted = path.removeprefix("/").partition("/")
-        if wanted not in (_PAGE, _CHANGE) or (given and not slash):
-            self._refuse(HTTPStatus.NOT_FOUND)  # no file is ever looked up by what was asked for
-        elif not hmac.compare_digest(given.encode(), self.server.token.encode()):
+        token, slash, resource = path.removeprefix("/").partition("/")
+        if resource not in (_PAGE, _CHANGE) or (token and not slash):
+            self._refuse(HTTPStatus.NOT_FOUND)  # a request never names a file
+        elif not hmac.compare_digest(token.encode(), self.server.token.encode()):
             self._refuse(HTTPStatus.FORBIDDEN)
         else:
-            self._answer(wanted)
+            self._answer(resource)
 
     do_HEAD = do_GET
 
     def __getattr__(self, name: str) -> Callable[[], None]:
-        # Whatever method else: the page is read, never written to.
+        # Any other method: the page can only be read.
         if name.startswith("do_"):
             return lambda: self._refuse(HTTPStatus.METHOD_NOT_ALLOWED)
         raise AttributeError(name)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Keep quiet: the address holds a secret."""
+        """Log nothing: the address holds a secret."""
 
-    def _answer(self, wanted: str) -> None:
+    def _answer(self, resource: str) -> None:
         version = self.server.current()
-        tag = f'"{version.tag}-{wanted or "page"}"'
+        tag = f'"{version.tag}-{resource or "page"}"'
         if self.headers.get("If-None-Match") == tag:
             self._begin(HTTPStatus.NOT_MODIFIED, tag)
             self.end_headers()
             return
-        body = version.change if wanted == _CHANGE else version.page
-        kind = "application/json" if wanted == _CHANGE else "text/html; charset=utf-8"
+        body = version.change if resource == _CHANGE else version.page
+        kind = "application/json" if resource == _CHANGE else "text/html; charset=utf-8"
         self._begin(HTTPStatus.OK, tag)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -250,21 +253,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("ETag", tag)
         self.send_header("Cache-Control", "no-cache, private")
-        self._safety()
+        self._send_safety_headers()
 
     def _refuse(self, status: HTTPStatus) -> None:
         body = f"{status.value} {status.phrase}\n".encode()
         self.send_response(status)
         if status is HTTPStatus.METHOD_NOT_ALLOWED:
             self.send_header("Allow", "GET, HEAD")
-        self._safety()
+        self._send_safety_headers()
         self.send_header("Content-Type", "text/plain; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _safety(self) -> None:
+    def _send_safety_headers(self) -> None:
         for name, value in (
             ("X-Content-Type-Options", "nosniff"),
             ("X-Frame-Options", "DENY"),

@@ -1,4 +1,4 @@
-"""One metrics.jsonl as the report needs it: what was measured, and how the training went."""
+"""Read metrics.jsonl: validation losses, optimizer steps, and signs of trouble."""
 
 import json
 import math
@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inheritune.reporting.record import number
+from inheritune.run_record import finite_number
 
 __all__ = ["Course", "Health", "Metrics", "read_metrics"]
 
-# Above this size most ordinary steps are passed over unread, so that a page takes seconds.
+# Of a larger file only some of the ordinary steps are read, so that a page takes seconds.
 _READ_WHOLE = 60_000_000  # bytes
-# Rows that are never passed over: validations, restarts, what went wrong.
-_TELLING = (b'"val_loss"', b'"event"', b'"nonfinite"', b'"spike"')
+# Rows with one of these are always read: validations, restarts, trouble.
+_ALWAYS_READ = (b'"val_loss"', b'"event"', b'"nonfinite"', b'"spike"')
 
 
 @dataclass
 class Health:
-    """How a training went; None where its metrics do not say."""
+    """Counts and extremes of a training; None where its metrics do not have them."""
 
     steps: int | None = None
     validations: int = 0
@@ -38,16 +38,16 @@ class Health:
 
 @dataclass
 class Course:
-    """The optimizer steps of a training, in order; one value of each list per step.
+    """The optimizer steps of a training, in order: one value per step in each array.
 
     Attributes:
-        steps: Counted from 1.
-        tokens: Trained on up to then.
-        seconds: Spent up to then.
-        losses: Training loss in nats, NaN where none was finite.
-        speeds: Tokens per second of the step, NaN where not recorded.
-        restarts: Tokens at which the training was continued.
-        spikes: Tokens of the steps that were marked as spikes.
+        steps: Step numbers, from 1.
+        tokens: Training tokens up to and including the step.
+        seconds: Elapsed seconds at the end of the step.
+        losses: Training loss in nats; NaN where it was not finite.
+        speeds: Tokens per second of the step; NaN where not recorded.
+        restarts: Token counts at which the training was continued from a checkpoint.
+        spikes: Token counts of the steps marked as loss spikes.
     """
 
     steps: "array[float]" = field(default_factory=lambda: array("d"))
@@ -59,7 +59,7 @@ class Course:
     spikes: list[float] = field(default_factory=list)
 
     def at(self, tokens: float) -> tuple[float | None, float | None]:
-        """Step and seconds at which so many tokens had been trained on; None: not known."""
+        """Step and elapsed seconds after a number of training tokens; None where unknown."""
         if not tokens:
             return 0.0, 0.0
         index = bisect_right(self.tokens, tokens) - 1
@@ -68,12 +68,10 @@ class Course:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a file said.
+    """The content of one file.
 
     Attributes:
         points: (tokens, val_loss in nats), in order of tokens.
-        health: How the training went.
-        course: Its steps.
         problems: Sentences about what could not be read.
     """
 
@@ -84,27 +82,26 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Read ``metrics.jsonl`` as a stream: a run may have a million rows.
+    """Read ``metrics.jsonl`` as a stream, since a run may have a million rows.
 
-    Args:
-        path: The file; it may be missing, torn or foreign.
+    A missing file, a torn line or a foreign row becomes a problem of the result, never an error.
     """
     reader = _Reader()
     try:
         every = 1 + path.stat().st_size // _READ_WHOLE
         with path.open("rb") as lines:
             for index, line in enumerate(lines):
-                if index % every and not any(sign in line for sign in _TELLING):
+                if index % every and not any(key in line for key in _ALWAYS_READ):
                     continue
                 reader.take(line)
     except OSError as error:
-        found = f"metrics.jsonl cannot be read ({error.strerror})"
-        return Metrics([], Health(), Course(), [found])
+        problem = f"metrics.jsonl cannot be read ({error.strerror})"
+        return Metrics([], Health(), Course(), [problem])
     return reader.metrics(every)
 
 
 class _Reader:
-    """Takes rows in, one after the other."""
+    """Collects rows, one after the other."""
 
     def __init__(self) -> None:
         self._points: dict[int, float] = {}
@@ -118,26 +115,26 @@ class _Reader:
             self._broken += 1
             return
         self._rows += 1
-        health, tokens = self._health, number(row, "tokens")
-        if (step := number(row, "step")) is not None:
+        health, tokens = self._health, _number(row, "tokens")
+        if (step := _number(row, "step")) is not None:
             health.steps = int(step)
-        if (epoch := number(row, "epoch")) is not None:
+        if (epoch := _number(row, "epoch")) is not None:
             health.epochs = epoch
         if row.get("event") == "continued":
             health.restarts += 1
             self._course.restarts += [] if tokens is None else [tokens]
         if row.get("nonfinite"):
             health.nonfinite += 1
-        if tokens is not None and (val_loss := number(row, "val_loss")) is not None:
-            # A repeated step replaces the row of before the restart.
+        if tokens is not None and (val_loss := _number(row, "val_loss")) is not None:
+            # A step repeated after a restart replaces the row from before it.
             self._points[int(tokens)] = val_loss
         if "loss" in row and tokens is not None:
             self._take_step(row, step, tokens)
-        if (norm := number(row, "grad_norm")) is not None:
+        if (norm := _number(row, "grad_norm")) is not None:
             health.highest_grad_norm = max(norm, health.highest_grad_norm or norm)
-        if (mfu := number(row, "mfu")) is not None:
+        if (mfu := _number(row, "mfu")) is not None:
             self._mfu.append(mfu)
-        if (memory := number(row, "memory_bytes")) is not None:
+        if (memory := _number(row, "memory_bytes")) is not None:
             health.peak_memory = max(memory, health.peak_memory or memory)
 
     def _take_step(self, row: dict[str, Any], step: float | None, tokens: float) -> None:
@@ -146,12 +143,12 @@ class _Reader:
             self._health.spikes += 1
             course.spikes.append(tokens)
         if course.tokens and tokens <= course.tokens[-1]:
-            return  # in no file of ours: a step stands once, in order
+            return  # not in a file of ours, where each step is written once and in order
         course.steps.append(math.nan if step is None else step)
         course.tokens.append(tokens)
-        course.seconds.append(_or_nan(number(row, "elapsed_s")))
-        course.losses.append(_or_nan(number(row, "loss")))
-        course.speeds.append(_or_nan(number(row, "tokens_per_s")))
+        course.seconds.append(_or_nan(_number(row, "elapsed_s")))
+        course.losses.append(_or_nan(_number(row, "loss")))
+        course.speeds.append(_or_nan(_number(row, "tokens_per_s")))
 
     def metrics(self, every: int) -> Metrics:
         speeds = [speed for speed in self._course.speeds if speed == speed]
@@ -160,13 +157,13 @@ class _Reader:
         self._health.validations = len(self._points)
         problems = []
         if self._broken:
-            problems.append(f"{self._broken} unreadable lines of metrics.jsonl are left out")
+            problems.append(f"{self._broken} unreadable lines of metrics.jsonl are ignored")
         if not self._rows:
             problems.append("metrics.jsonl has no rows yet")
         if every > 1:
             problems.append(
-                f"metrics.jsonl is large: of the ordinary steps one in {every} is read, so the "
-                "highest gradient norm may be of another"
+                f"metrics.jsonl is large: one in {every} of the ordinary steps is read, so the "
+                "highest gradient norm may be missed"
             )
         return Metrics(sorted(self._points.items()), self._health, self._course, problems)
 
@@ -177,6 +174,10 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
+
+
+def _number(row: dict[str, Any], key: str) -> float | None:
+    return finite_number(row.get(key))
 
 
 def _or_nan(value: float | None) -> float:

@@ -1,11 +1,11 @@
 "use strict";
-// Draws the charts; again when the page turns light, dark, wide or narrow, when another axis is
-// chosen or a line is hidden. `inheritune.report.show` gives it other data.
+// Draws the charts, and redraws them when the page turns light, dark, wide or narrow, when another
+// axis is chosen or a line is hidden. `inheritune.report.show` replaces their data.
 (() => {
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const narrow = window.matchMedia("(max-width: 640px)");
   const drawn = new Map();
-  const chosen = new Map(); // by chart: what its reader chose
+  const chosen = new Map(); // the reader's choices, by chart
   let data = JSON.parse(document.getElementById("chart-data").textContent);
 
   const SHAPES = {
@@ -23,7 +23,7 @@
     return chosen.get(name);
   }
 
-  // Data comes column by column; a column of one value is that value.
+  // Data is stored by column; a column of equal values is one value.
   function unfolded(set) {
     if (Array.isArray(set)) return set;
     const entries = Object.entries(set.columns);
@@ -32,7 +32,7 @@
     ));
   }
 
-  // The description as chosen: another field on the horizontal axis, fewer rows.
+  // The description with the reader's choices: another horizontal axis, fewer lines.
   function tailored(name) {
     const spec = structuredClone(data.specs[name]);
     for (const { data: own } of spec.layer ?? []) {
@@ -49,7 +49,7 @@
       const x = encoding.x;
       if (!x || x.field !== "tokens") continue;
       x.field = axis.key;
-      if (axis === meta.axes[0]) continue; // as described, which may be logarithmic
+      if (axis === meta.axes[0]) continue; // keeps its scale, which may be logarithmic
       if (x.axis) Object.assign(x.axis, { title: axis.title, labelExpr: axis.labelExpr });
       if (x.scale) x.scale.domain = [0, axis.end];
     }
@@ -67,7 +67,7 @@
     const config = structuredClone(dark.matches ? data.dark : data.light);
     config.legend.columns = narrow.matches ? 1 : 4;
     const result = await window.vegaEmbed(place, tailored(name), {
-      // ast: expressions are interpreted, so the page needs no right to make code from text.
+      // ast: expressions are interpreted, so the policy need not allow code made from text.
       ast: true,
       mode: "vega-lite",
       renderer: "svg",
@@ -82,11 +82,11 @@
     const figure = place.closest("figure");
     figure.querySelectorAll(":scope > .vega-actions").forEach((old) => old.remove());
     const actions = place.querySelector(".vega-actions");
-    if (actions) place.after(actions); // outside the image role, so that it can be reached
+    if (actions) place.after(actions); // outside the image role, so that assistive technology reaches it
     figure.classList.add("drawn");
   }
 
-  // -- what a reader may choose
+  // --- the reader's choices ---
 
   function element(tag, attributes, ...children) {
     const made = document.createElement(tag);

@@ -1,4 +1,4 @@
-"""Where a result comes from: text, reference, machine, settings, recipe."""
+"""List where a result comes from: text, reference, machine, settings, recipe."""
 
 import json
 from typing import Any
@@ -12,129 +12,135 @@ from inheritune.reporting.quantities import (
     loss,
     percent,
 )
-from inheritune.reporting.record import Record, number, rows, section, text
+from inheritune.run_record import ReferenceLoss, RunRecord, Start, finite_number
 
 __all__ = ["facts_of_data", "overlap", "provenance", "recipe", "settings"]
 
 
-def facts_of_data(record: Record) -> list[tuple[str, str]]:
+def facts_of_data(record: RunRecord) -> list[tuple[str, str]]:
     """The text that was trained and measured on, as names and values."""
-    tokens = section(record, "tokens")
+    tokens = record.tokens
     return _known(
-        ("source", text(tokens, "source")[:500]),
-        ("training tokens", exact(number(tokens, "train_tokens"))),
-        ("validation tokens", exact(number(tokens, "val_tokens"))),
-        ("documents", exact(number(tokens, "documents"))),
-        ("of them held out", exact(number(tokens, "val_documents"))),
-        ("validation windows", exact(number(section(record, "benchmark"), "windows"))),
-        ("benchmark", _benchmark(section(record, "benchmark"))),
-        ("fingerprint", text(tokens, "fingerprint")[:100]),
+        ("source", _text(tokens.source, 500)),
+        ("training tokens", exact(tokens.train_tokens)),
+        ("validation tokens", exact(tokens.val_tokens)),
+        ("documents", exact(tokens.documents)),
+        ("of them held out", exact(tokens.val_documents)),
+        ("validation windows", exact(record.benchmark.windows)),
+        ("reference loss", _reference_loss(record.benchmark)),
+        ("fingerprint", _text(tokens.fingerprint, 100)),
     )
 
 
-def _benchmark(benchmark: Record) -> str:
-    value, error = number(benchmark, "val_loss"), number(benchmark, "val_loss_se")
-    bits = number(benchmark, "bits_per_byte")
-    if value is None:
+def _reference_loss(measured: ReferenceLoss) -> str:
+    if measured.val_loss is None:
         return ""
-    spread = "" if error is None else f" ± {loss(error)}"
-    return f"{loss(value)}{spread} nats per token" + (f", {bits:.3f} bits per byte" if bits else "")
+    spread = "" if measured.val_loss_se is None else f" ± {loss(measured.val_loss_se)}"
+    bits = f", {measured.bits_per_byte:.3f} bits per byte" if measured.bits_per_byte else ""
+    return f"{loss(measured.val_loss)}{spread} nats per token{bits}"
 
 
-def overlap(record: Record) -> list[str]:
+def overlap(record: RunRecord) -> list[str]:
     """Sentences on how much of the held-out text is also in the training text."""
-    measured = section(section(record, "tokens"), "overlap")
-    found = []
-    documents, share = number(measured, "duplicate_documents"), number(measured, "share")
-    if documents is not None:
-        found.append(f"{percent(documents)} of held-out documents are also in the training text.")
-    if share is not None:
-        length = number(measured, "ngram")
-        of = f"{length:.0f}-token sequences" if length else "token sequences"
-        found.append(f"{percent(share)} of held-out {of} also occur in the training text.")
-    if measured and text(measured, "method"):
-        found.append(f"Measured as: {text(measured, 'method')[:500]}")
-    return found
+    measured = record.tokens.overlap
+    if measured is None:
+        return []
+    sentences = []
+    if measured.duplicate_documents is not None:
+        share = percent(measured.duplicate_documents)
+        sentences.append(f"{share} of held-out documents are also in the training text.")
+    if measured.share is not None:
+        length = f"{measured.ngram:.0f}-token" if measured.ngram else "token"
+        sentences.append(
+            f"{percent(measured.share)} of held-out {length} sequences also occur in the training "
+            "text."
+        )
+    if measured.method:
+        sentences.append(f"Measured as: {measured.method[:500]}")
+    return sentences
 
 
-def provenance(record: Record) -> list[tuple[str, str]]:
+def provenance(record: RunRecord) -> list[tuple[str, str]]:
     """When, where and with what the run was made, as names and values."""
-    machine, reference = section(record, "machine"), section(record, "reference")
-    versions = section(record, "versions")
+    machine, reference = record.machine, record.reference
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     return _known(
-        ("started", text(record, "started_at")),
-        ("finished", text(record, "finished_at")),
-        ("time", duration(number(record, "seconds"))),
-        ("status", text(record, "status")),
-        ("exit code", text(record, "exit_code")),
-        ("error", text(record, "error")[:2000]),
-        ("reference", text(reference, "model")[:300]),
-        ("reference parameters", amount(number(reference, "params"))),
-        ("reference digest", text(reference, "digest")[:200]),
-        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())[:500]),
-        ("processor", text(machine, "processor")[:200]),
-        ("cores", text(machine, "cores")),
-        ("memory", data_size(number(machine, "memory_bytes"))),
-        ("device", text(machine, "device")),
-        ("system", text(machine, "system")[:200]),
-        ("earlier starts, with other", "; ".join(_elsewhere(record))[:500]),
+        ("started", _text(record.started_at)),
+        ("finished", _text(record.finished_at)),
+        ("time", duration(record.seconds)),
+        ("status", _text(record.status)),
+        ("exit code", _text(record.exit_code)),
+        ("error", _text(record.error, 2000)),
+        ("reference", _text(reference.model, 300)),
+        ("reference parameters", amount(reference.params)),
+        ("reference digest", _text(reference.digest, 200)),
+        ("versions", versions[:500]),
+        ("processor", _text(machine.get("processor"), 200)),
+        ("cores", _text(machine.get("cores"))),
+        ("memory", data_size(finite_number(machine.get("memory_bytes")))),
+        ("device", _text(machine.get("device"))),
+        ("system", _text(machine.get("system"), 200)),
+        ("earlier starts, with other", "; ".join(_earlier_differences(record))[:500]),
     )
 
 
-def _elsewhere(record: Record) -> list[str]:
-    """Of each environment of earlier starts, what the last start did not have; each once."""
-    now = _environment(record)
-    told = [
+def _earlier_differences(record: RunRecord) -> list[str]:
+    """What each earlier start had that the last one does not have; equal ones once."""
+    last = _environment(record)
+    differences = [
         ", ".join(
             f"{key} {value}"
-            for key, value in _environment(was).items()
-            if value and now.get(key) != value
+            for key, value in _environment(start).items()
+            if value and last.get(key) != value
         )
-        for was in rows(record, "earlier")
+        for start in record.earlier
     ]
-    return list(dict.fromkeys(other for other in told if other))
+    return list(dict.fromkeys(difference for difference in differences if difference))
 
 
-def _environment(start: Record) -> dict[str, str]:
-    machine = section(start, "machine")
-    versions = {key: str(value) for key, value in section(start, "versions").items()}
-    known = {key: text(machine, key) for key in ("processor", "cores", "system")}
-    if (memory := number(machine, "memory_bytes")) is not None:
-        known["memory"] = data_size(memory)
-    return versions | {"processes": text(start, "processes")} | known
+def _environment(start: Start) -> dict[str, str]:
+    environment = {key: str(value) for key, value in start.versions.items()}
+    environment["processes"] = _text(start.processes)
+    environment |= {key: _text(start.machine.get(key)) for key in ("processor", "cores", "system")}
+    if (memory := finite_number(start.machine.get("memory_bytes"))) is not None:
+        environment["memory"] = data_size(memory)
+    return environment
 
 
-def settings(record: Record) -> list[tuple[str, str, str]]:
+def settings(record: RunRecord) -> list[tuple[str, str, str]]:
     """The settings in force: name, value, reason."""
-    chosen = section(record, "settings")
-    reasons = section(chosen, "reasons")
+    reasons = record.settings.get("reasons")
+    reasons = reasons if isinstance(reasons, dict) else {}
     return [
         (key, _value(value), str(reasons.get(key, ""))[:500])
-        for key, value in chosen.items()
+        for key, value in record.settings.items()
         if key != "reasons"
     ][:100]
 
 
-def recipe(record: Record) -> list[tuple[str, str, str]]:
+def recipe(record: RunRecord) -> list[tuple[str, str, str]]:
     """The resolved recipe: dotted key, value, origin."""
-    origins = section(record, "origins")
-    flat = _flattened(section(record, "recipe"), "")
-    return [(key, value, str(origins.get(key, ""))) for key, value in flat][:500]
+    values = _flattened(record.recipe, "")
+    return [(key, value, str(record.origins.get(key, ""))) for key, value in values][:500]
 
 
-def _flattened(value: dict[str, Any], prefix: str) -> list[tuple[str, str]]:
-    found = []
-    for key, item in value.items():
+def _flattened(section: dict[str, Any], prefix: str) -> list[tuple[str, str]]:
+    pairs = []
+    for key, item in section.items():
         path = f"{prefix}{key}"[:200]
         if isinstance(item, dict) and item:
-            found.extend(_flattened(item, f"{path}."))
+            pairs.extend(_flattened(item, f"{path}."))
         else:
-            found.append((path, _value(item)))
-    return found
+            pairs.append((path, _value(item)))
+    return pairs
 
 
 def _value(value: Any) -> str:
     return (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))[:1000]
+
+
+def _text(value: Any, limit: int = 1000) -> str:
+    return "" if value is None else str(value)[:limit]
 
 
 def _known(*pairs: tuple[str, str]) -> list[tuple[str, str]]:

@@ -1,10 +1,11 @@
-"""Numbers as people read them: three digits, a unit, and a dash for what is not known."""
+"""Format numbers for people: three digits, a unit, and a dash for an unknown value."""
 
 __all__ = [
     "MISSING",
     "amount",
     "data_size",
     "duration",
+    "epochs",
     "exact",
     "flops",
     "hours",
@@ -23,7 +24,7 @@ def amount(value: float | None) -> str:
     if value is None:
         return MISSING
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        # 999,950 would be written as 1000K: half of the last digit belongs to the next unit.
+        # 999,950 rounds to 1000K, which is 1M: half of the last digit belongs to the next unit.
         if abs(value) >= size * 0.9995:
             return f"{_three_digits(value / size)}{letter}"
     return _three_digits(value)
@@ -32,6 +33,11 @@ def amount(value: float | None) -> str:
 def exact(value: float | None) -> str:
     """A count: ``1,234``."""
     return MISSING if value is None else f"{value:,.0f}"
+
+
+def epochs(value: float | None) -> str:
+    """Passes over the training text: ``0.33``."""
+    return MISSING if value is None else f"{value:.2f}"
 
 
 def flops(value: float | None) -> str:
@@ -97,7 +103,7 @@ def data_size(value: float | None) -> str:
 
 
 def money(value: float | None) -> str:
-    """A price, without its currency: ``1,234.50``, ``0.003``."""
+    """A price without its currency: ``1,234.50``, ``0.003``."""
     if value is None:
         return MISSING
     return f"{value:,.2f}" if abs(value) >= 0.095 or value == 0 else f"{value:.2g}"

@@ -1,33 +1,65 @@
-"""A section of the page that a part of the run supplies: its text, charts and tables."""
+"""Define what a section of the page consists of: text, charts and tables."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
-from inheritune.reporting.line_charts import Chart
 from inheritune.reporting.table import Table
 
-__all__ = ["Section"]
+__all__ = ["Chart", "Section", "finished_spec"]
+
+CHART_HEIGHT = 340  # pixels
 
 
 @dataclass(frozen=True)
-class Section:
-    """One section.
-
-    A function that takes the record and returns a Section, or None where the record holds nothing
-    of it, is all that the page asks for.
+class Chart:
+    """One chart.
 
     Attributes:
-        name: Of the section in links; letters and hyphens.
-        title: Its heading.
-        text: Sentences below the heading.
-        charts: Each becomes a figure on the page, an SVG and a PNG, so its name is a file name.
-        tables: Each becomes a table on the page, and a file of each format beside it.
-        files: Tables too long for the page: files only.
+        name: File name without its ending.
+        caption: How to read it, and what it does not show.
+        alt: The same for people who do not see it, with the figures.
+        spec: Vega-Lite description, data included. With ``axes`` under its ``usermeta``, the page
+            lets its reader choose the axis and hide lines.
+        table: The values of the chart.
+        left_out: A sentence on values that are not in the table.
     """
 
     name: str
     title: str
-    text: Sequence[str] = field(default_factory=list)
-    charts: Sequence[Chart] = field(default_factory=list)
-    tables: Sequence[Table] = field(default_factory=list)
-    files: Sequence[Table] = field(default_factory=list)
+    caption: str
+    alt: str
+    spec: dict[str, Any]
+    table: Table | None = None
+    left_out: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the page.
+
+    Attributes:
+        name: Anchor of the section in links: letters and hyphens.
+        text: Sentences below the heading.
+        charts: Each becomes a figure on the page, an SVG and a PNG.
+        tables: Each becomes a table on the page, and a file of each format beside it.
+        files: Tables too long for the page, written as files only.
+    """
+
+    name: str
+    title: str
+    text: Sequence[str] = ()
+    charts: Sequence[Chart] = ()
+    tables: Sequence[Table] = ()
+    files: Sequence[Table] = ()
+
+
+def finished_spec(chart: Any) -> dict[str, Any]:
+    """Turn an Altair chart into a Vega-Lite description that is as wide as its place."""
+    # Checking every row of the data against the schema takes longer than all the rest.
+    spec: dict[str, Any] = chart.properties(width="container", height=CHART_HEIGHT).to_dict(
+        validate=False
+    )
+    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    spec.pop("config", None)  # the page chooses light or dark
+    return spec

@@ -1,42 +1,41 @@
-"""What a line chart is drawn from: rows that know their place on every axis."""
+"""Turn the curves of a run into the lines of a chart, with a choice of horizontal axes."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from inheritune.reporting.curves import Curve, thin
-from inheritune.reporting.record import Record, target_name
+from inheritune.reporting.curves import Curve, Row, thin
+from inheritune.run_record import RunRecord
 
 __all__ = [
+    "AMOUNT_LABELS",
+    "NO_EVENTS",
     "OTHERS",
     "REFERENCE",
     "TARGET",
     "Axis",
+    "Events",
     "Line",
-    "Row",
     "Style",
     "axes_of",
-    "continued",
-    "growth",
+    "events_of",
+    "moving_average",
     "on_axes",
-    "smoothed",
+    "smoothing_window",
     "speed_lines",
     "tokens_of",
     "train_lines",
     "val_lines",
     "value_of",
-    "window",
 ]
 
-Row = dict[str, float | None]
-
-_MOST_RESTARTS = 60  # marks on an axis
+_MAX_RESTARTS = 60  # marks on an axis
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a line is told from the others: not by its colour alone."""
+    """Colour, dash and marker of a line, so that colour alone never tells lines apart."""
 
     color: str
     dash: list[int]
@@ -60,10 +59,9 @@ class Line:
     """One line of a chart.
 
     Attributes:
-        name: As in the legend.
-        style: Colour, dash and marker.
-        parts: One per round: rows of ``tokens``, ``steps``, ``flops``, ``seconds`` and ``value``.
-        raw: The values behind a smoothed line, in the same form; or none.
+        name: Name in the legend.
+        parts: Rows of each training that the line consists of; a round of the target is a part.
+        raw: Unsmoothed rows behind the line, by part; empty where the line is not smoothed.
     """
 
     name: str
@@ -78,8 +76,24 @@ class Line:
 
     @property
     def last(self) -> Row:
-        """Where the line ends."""
+        """The row at which the line ends."""
         return self.parts[-1][-1]
+
+
+@dataclass(frozen=True)
+class Events:
+    """Moments that a chart marks.
+
+    Attributes:
+        rounds: Start of each round of the target, and its number of layers.
+        restarts: Moments at which a training was continued from a checkpoint.
+    """
+
+    rounds: Sequence[tuple[Row, int | None]] = ()
+    restarts: Sequence[Row] = ()
+
+
+NO_EVENTS = Events()
 
 
 @dataclass(frozen=True)
@@ -89,11 +103,11 @@ class Axis:
     Attributes:
         key: Field of the chart's data.
         source: Field of the rows.
-        label: On the button.
-        title: Below the axis, with the unit.
-        unit: What a row's value is divided by.
-        end: The highest value of all lines, in that unit.
-        label_expr: How Vega writes the ticks.
+        label: Text of the button that chooses the axis.
+        title: Text below the axis, with the unit.
+        unit: Divisor of the rows' values.
+        end: Highest value of all lines, in that unit.
+        label_expr: Vega expression of the tick labels.
     """
 
     key: str
@@ -105,173 +119,163 @@ class Axis:
     label_expr: str
 
 
-# Short steps such as 200K read better than 200,000; "s" would write G for billions.
-_AMOUNT = "replace(replace(format(datum.value, '~s'), 'G', 'B'), 'k', 'K')"
-_POWER = "replace(format(datum.value, '~e'), 'e+', 'e')"
-_PLAIN = "format(datum.value, '~g')"
-_KNOWN_AXES = (
-    ("tokens", "tokens", "tokens", "training tokens", _AMOUNT),
-    ("steps", "steps", "steps", "optimizer steps", _AMOUNT),
-    ("flops", "flops", "FLOPs", "FLOPs of training", _POWER),
-    ("time", "seconds", "time", "time of training", _PLAIN),
+# Short steps such as 200K read better than 200,000; "s" alone would write G for billions.
+AMOUNT_LABELS = "replace(replace(format(datum.value, '~s'), 'G', 'B'), 'k', 'K')"
+_POWER_LABELS = "replace(format(datum.value, '~e'), 'e+', 'e')"
+_PLAIN_LABELS = "format(datum.value, '~g')"
+_AXES = (
+    ("tokens", "tokens", "tokens", "training tokens", AMOUNT_LABELS),
+    ("steps", "steps", "steps", "optimizer steps", AMOUNT_LABELS),
+    ("flops", "flops", "FLOPs", "training FLOPs", _POWER_LABELS),
+    ("time", "seconds", "time", "training time", _PLAIN_LABELS),
 )
 
 
 def axes_of(lines: Sequence[Line]) -> list[Axis]:
-    """The axes on which at least one line can be drawn; tokens first, and always there."""
-    found = []
-    for key, source, label, title, label_expr in _KNOWN_AXES:
-        known = [v for line in lines for row in line.rows if (v := row.get(source)) is not None]
-        most = max(known, default=0.0)
-        if not most and key != "tokens":
+    """List the axes on which at least one line can be drawn; tokens first, and always there."""
+    axes = []
+    for key, source, label, title, label_expr in _AXES:
+        values = [v for line in lines for row in line.rows if (v := row.get(source)) is not None]
+        highest = max(values, default=0.0)
+        if not highest and key != "tokens":
             continue
-        unit, name = _unit_of_time(most) if key == "time" else (1.0, "")
-        titled = f"{title} ({name})" if name else title
-        found.append(Axis(key, source, name or label, titled, unit, most / unit, label_expr))
-    return found
+        unit, unit_name = _time_unit(highest) if key == "time" else (1.0, "")
+        full_title = f"{title} ({unit_name})" if unit_name else title
+        axes.append(
+            Axis(key, source, unit_name or label, full_title, unit, highest / unit, label_expr)
+        )
+    return axes
 
 
-def val_lines(
-    record: Record, curves: Sequence[Curve], style: Callable[[int], Style] | None = None
-) -> list[Line]:
-    """Validation loss: one line per variant, the target's rounds one after another.
-
-    Args:
-        record: ``run.json``.
-        curves: The run's trainings.
-        style: Of the control of a number, counted from 0; None: as everywhere.
-    """
+def val_lines(record: RunRecord, curves: Sequence[Curve]) -> list[Line]:
+    """Validation loss: one line per variant, the target's rounds one after another."""
 
     def rows(curve: Curve) -> list[Row]:
-        return [curve.place(tokens) | {"value": value} for tokens, value in curve.points]
+        return [curve.position(tokens) | {"value": value} for tokens, value in curve.points]
 
-    return _by_variant(record, curves, rows, None, style)
+    return _by_variant(record, curves, rows)
 
 
-def train_lines(record: Record, curves: Sequence[Curve], limit: int) -> list[Line]:
+def train_lines(record: RunRecord, curves: Sequence[Curve], limit: int) -> list[Line]:
     """Training loss, smoothed, with the raw values behind it, thinned to about ``limit`` rows."""
-    return _of_steps(record, curves, lambda curve: curve.course.losses, limit)
+    return _step_lines(record, curves, lambda curve: curve.course.losses, limit)
 
 
-def speed_lines(record: Record, curves: Sequence[Curve], limit: int) -> list[Line]:
-    """Tokens per second, smoothed, with the raw values behind them."""
-    return _of_steps(record, curves, lambda curve: curve.course.speeds, limit)
+def speed_lines(record: RunRecord, curves: Sequence[Curve], limit: int) -> list[Line]:
+    """Tokens per second, smoothed, with the raw values behind it, thinned like `train_lines`."""
+    return _step_lines(record, curves, lambda curve: curve.course.speeds, limit)
 
 
-def growth(curves: Sequence[Curve]) -> list[tuple[Row, int | None]]:
-    """Where each round of the target begins, and with how many layers."""
-    begun = [curve for curve in curves if curve.round and (curve.points or curve.course.steps)]
-    return [(curve.place(0), curve.layers) for curve in begun]
+def events_of(curves: Sequence[Curve]) -> Events:
+    """Collect starts of rounds and restarts; no more restarts than can be seen."""
+    rounds = [curve for curve in curves if curve.round and curve.has_begun]
+    restarts = [curve.position(tokens) for curve in curves for tokens in curve.course.restarts]
+    starts = [(curve.position(0), curve.layers) for curve in rounds]
+    return Events(starts, restarts[:_MAX_RESTARTS])
 
 
-def continued(curves: Sequence[Curve]) -> list[Row]:
-    """Where trainings were continued from a checkpoint; not more than can be seen."""
-    places = [curve.place(tokens) for curve in curves for tokens in curve.course.restarts]
-    return places[:_MOST_RESTARTS]
+def moving_average(values: Sequence[float], width: int) -> list[float]:
+    """Mean of the last ``width`` values at each index, ignoring those that are not finite.
 
-
-def smoothed(values: Sequence[float], over: int) -> list[float]:
-    """Mean of the last values at each place, those that are not finite left out.
-
-    Args:
-        values: In order; NaN where there is none.
-        over: How many, at least 1; at the beginning there are fewer.
+    The first values are means over fewer. NaN where no value of the window is finite.
     """
     means, total, count = [], 0.0, 0
     for index, value in enumerate(values):
         if math.isfinite(value):
             total, count = total + value, count + 1
-        if index >= over and math.isfinite(gone := values[index - over]):
-            total, count = total - gone, count - 1
+        if index >= width and math.isfinite(old := values[index - width]):
+            total, count = total - old, count - 1
         means.append(total / count if count else math.nan)
     return means
 
 
-def window(steps: int) -> int:
-    """Over how many steps a line of so many is smoothed."""
+def smoothing_window(steps: int) -> int:
+    """Width of the moving average for a training of so many steps: a fiftieth, at least 5."""
     return max(5, steps // 50)
 
 
-def _of_steps(
-    record: Record,
+def _step_lines(
+    record: RunRecord,
     curves: Sequence[Curve],
     values_of: Callable[[Curve], Sequence[float]],
     limit: int,
 ) -> list[Line]:
-    drawn = [curve for curve in curves if curve.course.steps]
-    most = max(8, limit // max(1, 2 * len(drawn)))
+    with_steps = [curve for curve in curves if curve.course.steps]
+    # Half of the rows for the smoothed line, half for the raw values.
+    rows_per_part = max(8, limit // max(1, 2 * len(with_steps)))
 
     def raw(curve: Curve) -> list[Row]:
-        return _thinned(curve, values_of(curve), most)
+        return _thinned(curve, values_of(curve), rows_per_part)
 
     def means(curve: Curve) -> list[Row]:
         values = values_of(curve)
-        return _thinned(curve, smoothed(values, window(len(values))), most)
+        smooth = moving_average(values, smoothing_window(len(values)))
+        return _thinned(curve, smooth, rows_per_part)
 
-    return _by_variant(record, drawn, means, raw)
+    return _by_variant(record, with_steps, means, raw)
 
 
 def _thinned(curve: Curve, values: Sequence[float], limit: int) -> list[Row]:
-    known = [(index, value) for index, value in enumerate(values) if math.isfinite(value)]
+    finite = [(index, value) for index, value in enumerate(values) if math.isfinite(value)]
     tokens = curve.course.tokens
-    return [curve.place(tokens[index]) | {"value": value} for index, value in thin(known, limit)]
+    return [
+        curve.position(tokens[index]) | {"value": value} for index, value in thin(finite, limit)
+    ]
 
 
 def _by_variant(
-    record: Record,
+    record: RunRecord,
     curves: Sequence[Curve],
     rows: Callable[[Curve], list[Row]],
     raw: Callable[[Curve], list[Row]] | None = None,
-    style: Callable[[int], Style] | None = None,
 ) -> list[Line]:
-    target, lines, others = target_name(record), [], 0
+    lines, num_controls = [], 0
     for name in dict.fromkeys(curve.variant for curve in curves):
-        own = [curve for curve in curves if curve.variant == name]
-        parts = [part for curve in own if (part := rows(curve))]
+        of_variant = [curve for curve in curves if curve.variant == name]
+        parts = [part for curve in of_variant if (part := rows(curve))]
         if not parts:
             continue
-        behind = [] if raw is None else [part for curve in own if (part := raw(curve))]
-        if name == target:
+        behind = [] if raw is None else [part for curve in of_variant if (part := raw(curve))]
+        if name == record.target_name:
             lines.append(Line(f"{name[:60]} (target)", TARGET, parts, behind))
-            continue
-        chosen = _style(others) if style is None else style(others)
-        lines.append(Line(name[:60], chosen, parts, behind))
-        others += 1
+        else:
+            lines.append(Line(name[:60], _control_style(num_controls), parts, behind))
+            num_controls += 1
     return lines
 
 
-def _style(index: int) -> Style:
-    """Of the control of a number: none of the first 25 looks like another."""
+def _control_style(index: int) -> Style:
+    """Style of the control of an index; the first 25 all differ."""
     turn, place = divmod(index, len(OTHERS))
-    own = OTHERS[place]
+    style = OTHERS[place]
     if not turn:
-        return own
+        return style
     other = OTHERS[(place + turn) % len(OTHERS)]
-    return Style(own.color, other.dash, other.shape)
+    return Style(style.color, other.dash, other.shape)
 
 
-def _unit_of_time(seconds: float) -> tuple[float, str]:
+def _time_unit(seconds: float) -> tuple[float, str]:
     if seconds >= 7200:
         return 3600.0, "hours"
     return (60.0, "minutes") if seconds >= 120 else (1.0, "seconds")
 
 
 def on_axes(row: Mapping[str, Any], axes: Sequence[Axis]) -> dict[str, Any]:
-    """A row's place on each axis, with as many digits as can be seen."""
-    return {axis.key: _digits(row.get(axis.source), axis) for axis in axes}
+    """Locate a row on each axis, with as many digits as can be seen."""
+    return {axis.key: _rounded(row.get(axis.source), axis) for axis in axes}
 
 
-def _digits(value: float | None, axis: Axis) -> float | None:
+def _rounded(value: float | None, axis: Axis) -> float | None:
     if value is None:
         return None
     return int(value) if axis.key in ("tokens", "steps") else float(f"{value / axis.unit:.4g}")
 
 
 def value_of(row: Row) -> float:
-    """What a row is drawn at; 0 where it has nothing."""
+    """The measured value of a row; 0 where there is none."""
     return row["value"] or 0.0
 
 
 def tokens_of(row: Row) -> float:
-    """Training tokens of a row; 0 where it has none."""
+    """The training tokens of a row; 0 where there are none."""
     return row["tokens"] or 0.0

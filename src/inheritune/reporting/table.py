@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from inheritune.reporting.quantities import MISSING
@@ -76,6 +77,23 @@ class Table:
     notes: Sequence[str] = field(default_factory=list)
     title: str = ""
     marks: Mapping[tuple[int, int], Mark] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        rows: Sequence[Any],
+        fields: Sequence[tuple[Column, str | Callable[[Any], Any]]],
+        notes: Sequence[str] = (),
+    ) -> "Table":
+        """Make a table of objects: a row for each, and no notes where there are none.
+
+        Args:
+            fields: Each column, with the attribute of a row or the function that gives its value.
+        """
+        getters = [attrgetter(value) if isinstance(value, str) else value for _, value in fields]
+        values = [[getter(row) for getter in getters] for row in rows]
+        return cls(name, [column for column, _ in fields], values, notes if values else ())
 
     @property
     def headers(self) -> list[str]:

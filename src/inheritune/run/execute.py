@@ -7,16 +7,15 @@ from typing import Any
 
 from inheritune.data.import_tokens import FlatFiles
 from inheritune.errors import InherituneError, RecipeError
-from inheritune.model_files.card import reference_fields
 from inheritune.publishing.card import write_card
 from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe
 from inheritune.reporting.page import write_report
 from inheritune.run.derive import Outcome, derive
-from inheritune.run.ledger import ledger, notes, variant_rows
-from inheritune.run.ledger import result as run_summary
+from inheritune.run.record import add_analysis, add_evaluation, add_samples, record_result
 from inheritune.run.session import Start, carry_out
-from inheritune.run_directory import RUN, Run
+from inheritune.run_directory import Run
+from inheritune.run_record import RUN, RunRecord
 from inheritune.steps.analysis import analyze_run, asks_for_ranks, ranked
 from inheritune.steps.benchmark import measure_benchmark
 from inheritune.steps.controls import continue_texts, train_variant
@@ -64,9 +63,9 @@ class RunResult:
     run: Path
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> RunRecord:
         """Everything that run.json holds."""
-        return Run(self.run).read()
+        return Run(self.run).record()
 
 
 def execute(
@@ -105,10 +104,7 @@ def execute(
         if "result" not in job.run.read():  # a result stands, whatever its tasks have become
             check_tasks(job)
         outcome = derive(job)
-        summary = run_summary(outcome, job.recipe, root, job.run.report / "index.html")
-        findings = _findings(outcome, job)
-        findings["notes"] = [*([file.scaled] if file.scaled else []), *findings["notes"]]
-        job.run.update(**findings, result=summary)
+        summary = record_result(job.run, outcome, file).as_json()
 
         # --- look at the models: attention, samples, tasks ---
         _analyze(job, outcome)
@@ -258,50 +254,10 @@ def _next_folder(job: Job, specs: Sequence[TrainingSpec]) -> Path:
 # -- what run.json keeps
 
 
-def _findings(outcome: Outcome, job: Job) -> dict[str, Any]:
-    reference, benchmark = outcome.reference, outcome.benchmark
-    return {
-        "settings": outcome.target.settings,
-        "reference": {
-            "model": reference.name,
-            "layers": reference.layers,
-            "params": reference.params,
-            "revision": reference.model.revision,
-            "digest": reference.model.digest,
-            "trained_tokens": reference.training.get("tokens"),
-            "trained_here": reference.trained_here,
-            "taken_from": reference.taken_from,
-            "curve": reference.training.get("curve", []),
-            "card": reference_fields(reference.model),
-        },
-        "tokens": outcome.tokens.summary(),
-        "benchmark": {
-            "val_loss": benchmark.val_loss,
-            "val_loss_se": benchmark.val_loss_se,
-            "windows": len(benchmark.windows),
-            "bits_per_byte": benchmark.bits_per_byte,
-        },
-        "rounds": [
-            result.summary()
-            | {"round": number, "outcome": verdict, "is_target": result is outcome.target}
-            for number, (result, verdict) in enumerate(
-                zip(outcome.rounds, outcome.verdicts, strict=True), 1
-            )
-        ],
-        "variants": variant_rows(outcome),
-        "ledger": ledger(outcome, job.recipe.cost),
-        "notes": notes(outcome, job.recipe),
-    }
-
-
-def _add_notes(job: Job, more: Sequence[str], **fields: Any) -> None:
-    job.run.update(notes=[*job.run.read().get("notes", []), *more], **fields)
-
-
 def _analyze(job: Job, outcome: Outcome) -> None:
     model = job.run.root / outcome.target.path / "model"
     analysis, more = analyze_run(job, outcome.reference, outcome.tokens, model)
-    _add_notes(job, more, analysis=analysis)
+    add_analysis(job.run, analysis, more)
 
 
 def _continue_prompts(job: Job, outcome: Outcome) -> None:
@@ -309,7 +265,7 @@ def _continue_prompts(job: Job, outcome: Outcome) -> None:
     models = {"reference": outcome.reference.model.path}
     models |= {result.name: job.run.root / result.path / "model" for result in results}
     try:
-        job.run.update(samples=continue_texts(job, models))
+        add_samples(job.run, continue_texts(job, models))
     except InherituneError:
         raise
     except Exception as error:
@@ -345,4 +301,4 @@ def _ask_tasks(job: Job, outcome: Outcome) -> None:
             f"Not all tokens of evaluate.at were asked after of {'; '.join(incomplete)}: it was "
             "trained before the recipe named them."
         )
-    _add_notes(job, more, evaluation=evaluation)
+    add_evaluation(job.run, evaluation, more)

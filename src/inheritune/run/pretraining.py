@@ -16,8 +16,10 @@ from inheritune.recipe.schema import Train
 from inheritune.recipe.values import parse_amount
 from inheritune.recipe.yaml_tree import Tree, dotted
 from inheritune.run.ledger import training_ledger
+from inheritune.run.record import record_training
 from inheritune.run.session import Start, carry_out
-from inheritune.run_directory import TRAIN, Run
+from inheritune.run_directory import Run
+from inheritune.run_record import TRAIN
 from inheritune.steps.benchmark import Benchmark, measure_benchmark
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference, open_reference
@@ -192,11 +194,9 @@ def pretrain(
             restarts=trained.restarts,
             skipped=trained.skipped,
             notes=trained.notes,
-            ledger=training_ledger(before, trained),
+            ledger=[entry.as_json() for entry in training_ledger(before, trained)],
         )
-        job.run.update(
-            settings=trained.settings, tokens=plan.tokens.summary(), result=asdict(final)
-        )
+        record_training(job.run, trained, plan.tokens, asdict(final))
         return final
 
     return carry_out(plan.recipe, out, work, on_progress, Start(TRAIN, allowed, checkpoint))

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,11 +18,12 @@ from inheritune.errors import (
     escape,
 )
 from inheritune.recipe.load import RecipeFile
-from inheritune.run_directory import RUN, TRAIN, Run
+from inheritune.run.record import record_end, record_start, utc_now
+from inheritune.run_directory import Run
+from inheritune.run_record import RUN, TRAIN
 from inheritune.steps.job import Job
 from inheritune.steps.resume import allowed_inputs, find_checkpoint
 from inheritune.steps.workers import serve
-from inheritune.system.environment import machine, versions
 from inheritune.system.files import write_json
 from inheritune.system.processes import ALONE, Processes
 from inheritune.system.progress import Listener, Progress, silent
@@ -194,22 +194,7 @@ class _StartRecord:
         # --- write what was started, by what, on what ---
         if recipe.text:
             run.recipe_file.write_text(recipe.text, encoding="utf-8")
-        here = {"versions": versions(), "machine": machine(), "processes": processes.size}
-        run.update(
-            command=start.command,
-            name=recipe.recipe.name,
-            status="running",
-            started_at=before.get("started_at") or _now(),
-            finished_at=None,
-            exit_code=None,
-            error=None,
-            recipe=recipe.recipe.resolved(),
-            origins=recipe.origins,
-            scaled=recipe.scaled or None,
-            **here,
-            earlier=_other_environments(before, here),
-            allowed_changes=sorted({*before.get("allowed_changes", []), *allowed}),
-        )
+        record_start(run, before, start.command, recipe, processes.size, allowed)
 
     def has_trained(self) -> bool:
         """Whether the training of the named checkpoint has written rows since the start."""
@@ -218,13 +203,7 @@ class _StartRecord:
     def end(self, status: str, exit_code: int, error: str | None = None) -> None:
         """Complete the entry."""
         seconds = (self._before.get("seconds") or 0.0) + time.monotonic() - self._began
-        self._run.update(
-            status=status,
-            exit_code=exit_code,
-            error=error,
-            finished_at=_now(),
-            seconds=round(seconds, 1),
-        )
+        record_end(self._run, status, exit_code, seconds, error)
 
     def end_with(self, error: InherituneError) -> None:
         """Record an error, or restore everything where it only refused this start."""
@@ -256,17 +235,6 @@ def _metrics_time(checkpoint: Path | None) -> int | None:
     return metrics.stat().st_mtime_ns if metrics.exists() else None
 
 
-def _other_environments(before: Mapping[str, Any], here: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Versions and machines of earlier starts that differ from this one's, each once, in order."""
-    last = {key: before[key] for key in here if key in before}
-    environments = [*before.get("earlier", []), *([last] if last else [])]
-    return [
-        environment
-        for index, environment in enumerate(environments)
-        if environment != here and environment not in environments[:index]
-    ]
-
-
 def _refuse_other_command(root: Path, before: Mapping[str, Any], command: str) -> None:
     if not before.get("started_at"):
         return  # the directory is new, or no start came so far
@@ -285,11 +253,7 @@ def _with_log(path: Path, listener: Listener) -> Listener:
     def on_progress(progress: Progress) -> None:
         if progress.message:
             with path.open("a", encoding="utf-8") as log:
-                log.write(f"{_now()} {progress.task}: {progress.message}\n")
+                log.write(f"{utc_now()} {progress.task}: {progress.message}\n")
         listener(progress)
 
     return on_progress
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

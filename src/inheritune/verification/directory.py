@@ -10,7 +10,8 @@ from pathlib import Path
 from inheritune.data.tokens import verify_tokens
 from inheritune.errors import CheckpointError, DataError, SourceError, escape, first_line
 from inheritune.model_files.directory import ModelDirectory, open_model
-from inheritune.run_directory import TRAIN, Run
+from inheritune.run_directory import Run
+from inheritune.run_record import TRAIN
 from inheritune.verification.model import verify_model, verify_unrecorded_model
 from inheritune.verification.run_model import Finding
 
@@ -111,12 +112,10 @@ def _check(path: Path, kind: str, reference: ModelDirectory | None) -> Iterator[
 
 
 def _check_run(run: Run, reference: ModelDirectory | None) -> Iterator[Finding]:
-    record = run.read()
-    with_recipe = record.get("command") != TRAIN
+    record = run.record()
+    with_recipe = record.command != TRAIN
     if (run.tokens / "manifest.json").is_file():
-        tokens = record.get("tokens")
-        fingerprint = tokens.get("fingerprint") if isinstance(tokens, dict) else None
-        yield _check_tokens(run.tokens, fingerprint)
+        yield _check_tokens(run.tokens, record.tokens.fingerprint)
     else:
         where = "not there" if with_recipe else "elsewhere: verify them there"
         yield Finding("tokens", where, proven=False)
@@ -146,7 +145,7 @@ def _checkpoints(root: Path) -> list[Path]:
     return sorted(paths)
 
 
-def _check_tokens(path: Path, recorded_fingerprint: object = None) -> Finding:
+def _check_tokens(path: Path, recorded_fingerprint: str | None = None) -> Finding:
     tokens = verify_tokens(path)
     if recorded_fingerprint is not None and tokens.fingerprint != recorded_fingerprint:
         raise DataError(

@@ -5,9 +5,13 @@ from typing import Any
 import pytest
 
 from inheritune.evaluation.suites import SUITES
-from inheritune.reporting.compute_table import compute_table, published
-from inheritune.reporting.score_table import CHANCE_NOTE, at_chance, is_bold, share_se
-from inheritune.reporting.task_table import published_table, scores_table, task_tables
+from inheritune.reporting.compute_table import compute_table
+from inheritune.reporting.published_rows import published
+from inheritune.reporting.score_marks import CHANCE_NOTE, at_chance, is_bold, share_se
+from inheritune.reporting.task_tables import published_table, scores_table, task_tables
+from inheritune.run_record import EvaluatedModel, RunRecord
+
+typed = RunRecord.model_validate
 
 KEY = {"version": "1.0", "shots": 0, "limit": None, "batch_size": 16, "dtype": "fp32"}
 
@@ -34,7 +38,7 @@ def cell(table: Any, row: str, column: str) -> tuple[str, bool]:
 
 
 def test_the_authors_bold_set_comes_out_ten_times_of_ten() -> None:
-    table = published_table({}, SUITES["low-data"])
+    table = published_table(typed({}), SUITES["low-data"])
     row = next(i for i, values in enumerate(table.values) if values[0] == "Ours-1.5B")
     printed = {row["task"]: row["bold_published"] == "yes" for row in published("table2_bold")}
     found = {q.key: table.is_bold(row, 4 + c) for c, q in enumerate(SUITES["low-data"].questions)}
@@ -43,7 +47,7 @@ def test_the_authors_bold_set_comes_out_ten_times_of_ten() -> None:
 
 
 def test_in_the_published_row_only_piqa_is_above_guessing() -> None:
-    table = published_table({}, SUITES["low-data"])
+    table = published_table(typed({}), SUITES["low-data"])
     row = next(i for i, values in enumerate(table.values) if values[0] == "Ours-1.5B")
     marked = {
         q.title: table.marks[row, 4 + c].chance for c, q in enumerate(SUITES["low-data"].questions)
@@ -52,7 +56,7 @@ def test_in_the_published_row_only_piqa_is_above_guessing() -> None:
 
 
 def test_the_published_average_of_nine_is_computed_again() -> None:
-    table = published_table({}, SUITES["low-data"])
+    table = published_table(typed({}), SUITES["low-data"])
     averages = {values[0]: round(values[-1], 2) for values in table.values}
     assert averages == {
         row["model"]: float(row["avg9_computed"]) for row in published("table2_tasks")
@@ -85,7 +89,8 @@ def test_chance_is_up_to_two_standard_errors_above_the_floor() -> None:
 
 def test_the_runs_own_rows_stand_below_with_errors_and_marks() -> None:
     table = published_table(
-        record([score("piqa", acc=0.70), score("boolq", acc=0.5)]), SUITES["low-data"]
+        typed(record([score("piqa", acc=0.70), score("boolq", acc=0.5)])),
+        SUITES["low-data"],
     )
     assert cell(table, "inherit (this run)", "PIQA (%)") == ("70.00 ± 1", True)
     assert cell(table, "inherit (this run)", "BoolQ (%)") == ("50.00 ± 1 †", False)
@@ -96,12 +101,12 @@ def test_the_runs_own_rows_stand_below_with_errors_and_marks() -> None:
 def test_e3_a_missing_metric_and_unlike_shots_are_a_dash_and_a_footnote() -> None:
     own = [score("piqa", acc_norm=0.7), score("boolq", acc=None), score("mmlu", 0, acc=0.26)]
     own[2]["metrics"]["acc_mean_of_subjects"] = {"value": 0.26, "se": 0.004}
-    table = published_table(record(own), SUITES["low-data"])
+    table = published_table(typed(record(own)), SUITES["low-data"])
     for column in ("PIQA (%)", "BoolQ (%)", "MMLU (5) (%)"):
         assert cell(table, "inherit (this run)", column) == ("—", False)
     notes = " ".join(table.notes)
     assert "PIQA, inherit: no acc in the result." in notes
-    assert "MMLU (5), inherit: asked otherwise than the reference" in notes
+    assert "MMLU (5), inherit: not measured like the reference" in notes
 
 
 def test_with_a_limit_nothing_is_compared_with_published_baselines() -> None:
@@ -110,13 +115,13 @@ def test_with_a_limit_nothing_is_compared_with_published_baselines() -> None:
         for each in model["scores"]:
             each["key"]["limit"] = 50
     limited["evaluation"]["models"][0]["scores"] = []
-    table = published_table(limited, SUITES["low-data"])
+    table = published_table(typed(limited), SUITES["low-data"])
     assert cell(table, "inherit (this run)", "PIQA (%)") == ("74.00 ± 1", False)
-    assert "are not compared" in " ".join(table.notes)
+    assert "not compared with these" in " ".join(table.notes)
 
 
 def test_scores_are_written_as_markdown_csv_and_latex() -> None:
-    table = published_table(record([score("piqa", acc=0.70)]), SUITES["low-data"])
+    table = published_table(typed(record([score("piqa", acc=0.70)])), SUITES["low-data"])
     assert "| **70.00 ± 1** |" in table.markdown()
     rows = list(csv.DictReader(io.StringIO(table.csv())))
     assert float(rows[-1]["PIQA (%)"]) == 70.0
@@ -128,7 +133,7 @@ def test_scores_are_written_as_markdown_csv_and_latex() -> None:
 
 
 def test_every_table_of_a_record_and_none_of_an_empty_one() -> None:
-    assert task_tables({}) == []
+    assert task_tables(typed({})) == []
     at = [{"name": "inherit", "layers": 13, "tokens": 5, "scores": [score("piqa", acc=0.6)]}]
     whole = record(
         [score("piqa", acc=0.70)],
@@ -136,7 +141,7 @@ def test_every_table_of_a_record_and_none_of_an_empty_one() -> None:
         failures=[{"model": "inherit", "task": "wsc", "message": "gone"}],
     )
     whole |= {"ledger": [{"item": "benchmark", "tokens": 0, "flops": 1e9, "seconds": 86_400}]}
-    tables = {table.name: table for table in task_tables(whole)}
+    tables = {table.name: table for table in task_tables(typed(whole))}
     assert list(tables) == ["table2_tasks", "tasks", "table3_tokens", "table1_compute"]
     assert "wsc failed: gone" in " ".join(tables["tasks"].notes)
     assert [row[1] for row in tables["table3_tokens"].values] == [5, 10**9]
@@ -148,7 +153,9 @@ def test_table_one_has_our_row_in_the_same_columns_and_what_is_wrong_with_the_ot
         {"item": "reference training", "tokens": 9, "flops": 9.0, "seconds": 9, "borrowed": True},
         {"item": "inherit", "tokens": 2_000_000, "flops": 1e12, "seconds": 43_200},
     ]
-    table = compute_table({"ledger": ledger, "machine": {"processor": "EPYC", "device": "cpu"}})
+    table = compute_table(
+        typed({"ledger": ledger, "machine": {"processor": "EPYC", "device": "cpu"}})
+    )
     assert table.rows[-1] == ["this run, all of it", "2M", "1", "EPYC", "0.5", "1.0 × 10¹²"]
     assert [row[0] for row in table.values[:-1]] == [
         r["model"] for r in published("table1_compute")
@@ -161,7 +168,7 @@ def test_a_table_of_any_tasks_has_a_column_for_each_metric() -> None:
         {"model": "a", "scores": [score("mine", acc=0.5, f1=0.4)]},
         {"model": "b", "scores": []},
     ]
-    table = scores_table(models)
+    table = scores_table([EvaluatedModel.model_validate(m) for m in models])
     assert table.headers == ["model", "mine, acc (%)", "mine, f1 (%)"]
     assert table.rows == [["a", "50.00 ± 1", "40.00 ± 1"], ["b", "—", "—"]]
 
@@ -175,14 +182,16 @@ def test_what_is_no_better_than_guessing_is_marked_there_too() -> None:
         score("piqa", "acc", 0.70, 0.01),
         score("mine", "acc", 0.1, 0.1),  # nobody knows what guessing gives
     ]
-    table = scores_table([{"name": "target", "scores": scores}])
+    table = scores_table(
+        [EvaluatedModel.model_validate(m) for m in [{"name": "target", "scores": scores}]]
+    )
     assert table.rows == [["target", "55.00 ± 3 †", "70.00 ± 1", "10.00 ± 10"]]
     assert CHANCE_NOTE in table.notes
 
 
 def test_a_hostile_name_stays_text() -> None:
     models = [{"model": "<b>|\\evil_{$", "scores": [score("mine", acc=0.5)]}]
-    table = scores_table(models)
+    table = scores_table([EvaluatedModel.model_validate(m) for m in models])
     assert "<b>" not in table.markdown()
     assert table.markdown().count("|") - table.markdown().count("\\|") == 3 * 3
     assert r"\textbackslash{}evil\_\{\$" in table.latex()

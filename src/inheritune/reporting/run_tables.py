@@ -1,0 +1,214 @@
+"""Make the tables of a run's record: rounds, variants, seeds and the ledger of costs."""
+
+from collections.abc import Sequence
+
+from inheritune.reporting.quantities import (
+    amount,
+    duration,
+    epochs,
+    exact,
+    flops,
+    hours,
+    loss,
+    money,
+    signed,
+)
+from inheritune.reporting.table import Column, Table
+from inheritune.run_record import LedgerEntry, RunRecord, TrainedModel
+
+__all__ = ["ledger_table", "rounds_table", "seeds_table", "summary_table", "variants_table"]
+
+_OUTCOMES = {
+    "matched": "matched",
+    "matched_within_noise": "matched within noise",
+    "not_matched": "not matched",
+}
+_STARTS = {
+    "trained": "trained reference",
+    "inherit": "first layers of the reference",
+    "fresh": "fresh weights",
+}
+
+
+def summary_table(record: RunRecord) -> Table:
+    """Reference, every round and every control; narrow enough for a terminal of 80 columns."""
+    several = _has_several_seeds(record)
+    rows = [(row.name, row) for row in record.variants[:1]]
+    rows += [(f"{row.name}, round {row.round}", row) for row in record.rounds]
+    for row in record.variants[1:]:
+        if row.name != record.target.name:
+            rows.append((row.name, row))
+        elif (row.num_seeds or 1) > 1:
+            rows.append((f"{row.name}, all seeds", row))
+    spread = (Column("sd (seeds)", show=str), lambda pair: _seed_spread(pair[1]))
+    return Table.of(
+        "summary",
+        rows,
+        [
+            (Column(""), lambda pair: pair[0]),
+            (Column("layers", show=exact), lambda pair: pair[1].layers),
+            (Column("size", show=amount), lambda pair: pair[1].params),
+            (Column("val_loss", show=loss), lambda pair: pair[1].val_loss),
+            *([spread] if several else []),
+            (
+                Column("vs ref." if several else "vs reference", show=signed),
+                lambda pair: pair[1].difference,
+            ),
+            (Column("tokens", show=amount), lambda pair: pair[1].tokens),
+            (Column("time", show=duration), lambda pair: pair[1].seconds),
+        ],
+    )
+
+
+def rounds_table(record: RunRecord) -> Table:
+    """One row per round of the target."""
+    return Table.of(
+        "rounds",
+        record.rounds,
+        [
+            (Column("round", show=exact), "round"),
+            (Column("layers", show=exact), "layers"),
+            (Column("outcome"), lambda row: _OUTCOMES.get(row.outcome, row.outcome or None)),
+            (Column("val_loss", "nats", loss), "val_loss"),
+            (Column("SE", show=loss), "val_loss_se"),
+            (Column("minus reference loss", "nats", signed), "difference"),
+            (Column("paired SE", show=loss), "difference_se"),
+            (Column("val_loss at start", "nats", loss), "start_val_loss"),
+            (Column("tokens", show=amount), "tokens"),
+            (Column("epochs", show=epochs), "epochs"),
+            (Column("parameters", show=amount), "params"),
+            (Column("FLOPs", show=flops), "flops"),
+            (Column("time", "s", duration, True), "seconds"),
+        ],
+        [
+            "SE: standard error over validation windows. The difference is taken window by window, "
+            "so its own (paired) SE decides. Every round counts towards the cost."
+        ],
+    )
+
+
+def variants_table(record: RunRecord) -> Table:
+    """One row per model that was compared, the reference first."""
+    notes = ["All variants share data order and validation text. Tokens include repeats."]
+    if _has_several_seeds(record):
+        notes.append(
+            "val_loss is the mean over seeds, SD the sample standard deviation over them (tables/"
+            "seeds lists each); cost is the average of one training. With one seed, SE over "
+            "windows says nothing about other seeds."
+        )
+    if any(row.start == "stacking" for row in record.variants):
+        notes.append("Stacking is two trainings, one row each: its cost is their sum.")
+    return Table.of(
+        "variants",
+        sorted(record.variants, key=lambda row: row.start != "trained"),
+        [
+            (Column("variant"), lambda row: row.name or None),
+            (Column("start"), _start),
+            (Column("layers", show=exact), "layers"),
+            (Column("val_loss", "nats", loss), "val_loss"),
+            (Column("SE over windows", show=loss), "val_loss_se"),
+            (
+                Column("minus reference loss", "nats", signed),
+                lambda row: _minus_reference(record, row),
+            ),
+            (Column("SD over seeds", show=loss), "val_loss_sd"),
+            (Column("seeds", show=exact), "num_seeds"),
+            (Column("tokens", show=amount), "tokens"),
+            (Column("parameters", show=amount), "params"),
+            (Column("FLOPs", show=flops), "flops"),
+            (Column("time", "s", duration, True), "seconds"),
+        ],
+        notes,
+    )
+
+
+def seeds_table(record: RunRecord) -> Table:
+    """One row per training that is compared; empty where every variant has one seed."""
+    several = _has_several_seeds(record)
+    return Table.of(
+        "seeds",
+        [(row, seed) for row in record.variants for seed in (row.seeds if several else [])],
+        [
+            (Column("variant"), lambda pair: pair[0].name or None),
+            (Column("layers", show=exact), lambda pair: pair[0].layers),
+            (Column("seed", show=exact), lambda pair: pair[1].seed),
+            (Column("val_loss", "nats", loss), lambda pair: pair[1].val_loss),
+            (Column("SE over windows", show=loss), lambda pair: pair[1].val_loss_se),
+            (Column("minus reference loss", "nats", signed), lambda pair: pair[1].difference),
+            (Column("paired SE", show=loss), lambda pair: pair[1].difference_se),
+            (Column("tokens", show=amount), lambda pair: pair[1].tokens),
+            (Column("time", "s", duration, True), lambda pair: pair[1].seconds),
+        ],
+    )
+
+
+def ledger_table(record: RunRecord) -> Table:
+    """Every cost, whether paid here or borrowed, with sums."""
+    columns = [
+        Column("item"),
+        Column("tokens", show=amount),
+        Column("FLOPs", show=flops),
+        Column("time", "s", duration, True),
+        Column("device-hours", show=hours),
+    ]
+    keys = ["tokens", "flops", "seconds", "device_hours"]
+    entries = record.ledger
+    if any(entry.price is not None for entry in entries):
+        columns.append(Column("price", record.currency, money))
+        keys.append("price")
+    columns.append(Column("paid"))
+    values = [
+        [
+            _item(entry),
+            *(getattr(entry, key) for key in keys),
+            "borrowed" if entry.borrowed else "here",
+        ]
+        for entry in entries
+    ]
+    if not entries:
+        return Table("ledger", columns, values)
+    paid = record.paid_entries
+    values.append(["sum of what was spent here", *(_total(paid, key) for key in keys), "here"])
+    if len(paid) < len(entries):
+        sums = [_total(entries, key) for key in keys]
+        values.append(["sum with what was borrowed", *sums, "here and borrowed"])
+    notes = [
+        "FLOPs per training token = 6 × (parameters − input embedding) + causal attention; a third "
+        "of that for evaluation. Time is wall-clock time; device-hours are time multiplied by the "
+        "processes, each with its own device (on a CPU: the machine). Borrowed: paid outside this "
+        "run. Attention analysis, tasks and samples are not included."
+    ]
+    notes += [f"{_item(entry)}: {entry.note}." for entry in entries if entry.note]
+    if any(getattr(entry, key) is None for entry in entries for key in keys[:3]):
+        notes.append("Entries without a figure are missing from the sums, which are then too low.")
+    return Table("ledger", columns, values, notes)
+
+
+def _start(row: TrainedModel) -> str | None:
+    start = row.made_of or _STARTS.get(row.start or "", row.start or None)
+    return f"{start}, distilled" if start and row.distill else start
+
+
+def _minus_reference(record: RunRecord, row: TrainedModel) -> float | None:
+    if row.start == "trained" or row.val_loss is None or record.reference_loss is None:
+        return None
+    return row.val_loss - record.reference_loss
+
+
+def _has_several_seeds(record: RunRecord) -> bool:
+    return any((row.num_seeds or 1) > 1 for row in record.variants)
+
+
+def _seed_spread(row: TrainedModel) -> str:
+    count = row.num_seeds or 1
+    return "1 seed" if count == 1 else f"{loss(row.val_loss_sd)} ({count})"
+
+
+def _item(entry: LedgerEntry) -> str | None:
+    # The record keeps the word of the recipe key.
+    return "reference loss" if entry.item == "benchmark" else entry.item or None
+
+
+def _total(entries: Sequence[LedgerEntry], key: str) -> float | None:
+    values = [value for entry in entries if (value := getattr(entry, key)) is not None]
+    return sum(values) if values else None

@@ -1,0 +1,345 @@
+"""Make tables of task scores in the papers' layouts: published rows first, then this run's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from inheritune.evaluation.suites import SUITES, VAL_LOSS, Question, Suite
+from inheritune.reporting.compute_table import compute_table
+from inheritune.reporting.published_rows import number_of, published
+from inheritune.reporting.quantities import MISSING, amount, exact
+from inheritune.reporting.score_marks import BOLD_RULE, CHANCE_NOTE, at_chance, is_bold, share_se
+from inheritune.reporting.section import Section
+from inheritune.reporting.table import Column, Mark, Table
+from inheritune.run_record import (
+    EvaluatedModel,
+    Failure,
+    Metric,
+    RunRecord,
+    Score,
+    TrainedModel,
+)
+
+__all__ = ["published_table", "scores_table", "task_section", "task_tables", "tokens_table"]
+
+# Settings that make two scores comparable, as `Score.key` has them.
+_COMPARABLE = ("version", "limit", "batch_size", "dtype", "add_bos", "data", "lm_eval")
+
+
+def task_section(record: RunRecord) -> Section | None:
+    """The page's section on tasks and compute; None where there is nothing for it."""
+    tables = task_tables(record)
+    if not tables:
+        return None
+    title = "Tasks and compute" if record.evaluation.models else "Compute"
+    return Section("tasks", title, tables=tables)
+
+
+def task_tables(record: RunRecord) -> list[Table]:
+    """Every table about tasks and compute that a record has something for.
+
+    Returns:
+        The suites that were evaluated, in the papers' layout; all tasks; scores against training
+        tokens; compute.
+    """
+    evaluation, tables = record.evaluation, list[Table]()
+    if evaluation.models:
+        suites = [SUITES[name] for name in evaluation.tasks if name in SUITES]
+        tables += [published_table(record, suite) for suite in suites]
+        tables.append(scores_table(evaluation.models, evaluation.failures))
+    if evaluation.at:
+        tables.append(tokens_table(record))
+    if record.ledger:
+        tables.append(compute_table(record))
+    return tables
+
+
+# --- a suite, beside what was published ---
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A published table: its file, and the columns of it that identify a row."""
+
+    name: str
+    file: str
+    model: str
+    start: str
+    layers: str
+    tokens: str
+
+
+_LAYOUTS = {
+    "low-data": _Layout("table2_tasks", "table2_tasks", "model", "reference", "", "train_tokens"),
+    "full-data": _Layout(
+        "table4_full_data", "table4_full_data", "model", "init", "layers", "steps"
+    ),
+    "later": _Layout("later_tasks", "later_fineweb_tasks", "model", "recipe", "layers", ""),
+}
+_OURS, _REFERENCE = "Ours-1.5B", "OpenLLaMA-3B"
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One score, in the unit of its column.
+
+    Attributes:
+        note: A sentence for below the table.
+        comparable: Measured as the published scores were.
+    """
+
+    value: float | None
+    se: float | None = None
+    note: str = ""
+    comparable: bool = True
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One model.
+
+    Attributes:
+        label: Model, start, layers, tokens or steps.
+        role: ``reference``, ``target`` or ``control``; ``baseline`` for other published models.
+    """
+
+    label: list[Any]
+    cells: list[_Cell]
+    role: str
+    published: bool
+
+
+def published_table(record: RunRecord, suite: Suite) -> Table:
+    """A suite's scores in the layout of its published table, whose rows come first.
+
+    A record without scores of its own gives the published rows only.
+    """
+    layout, questions = _LAYOUTS[suite.name], list(suite.questions)
+    old = [_published_row(row, layout, questions) for row in published(layout.file)]
+    new = _own_rows(record, questions)
+    marks: dict[tuple[int, int], Mark] = {}
+    values, first = [], 4
+    for r, row in enumerate([*old, *new]):
+        values.append([*row.label, *(cell.value for cell in row.cells), *_average(row, suite)])
+        peers = old if row.published else new
+        for c, (question, cell) in enumerate(zip(questions, row.cells, strict=True)):
+            if cell.value is not None:
+                bold = row.role == "target" and _is_bold(c, question, cell, peers, old)
+                chance = question.percent and at_chance(cell.value, cell.se, question.floor)
+                shown_se = None if row.published else cell.se
+                marks[r, first + c] = Mark(shown_se, bold, chance)
+    columns = [
+        Column("model"),
+        Column("start"),
+        Column("layers"),
+        Column("tokens or steps"),
+        *(
+            Column(q.title, "%" if q.percent else "", _percent if q.percent else _four_digits)
+            for q in questions
+        ),
+        *([Column(f"average of {len(suite.averaged)}", "%", _percent)] if suite.averaged else []),
+    ]
+    title = f"The suite {suite.name}, beside the published scores"
+    return Table(layout.name, columns, values, _notes(suite, new), title, marks)
+
+
+def _published_row(row: dict[str, str], layout: _Layout, questions: Sequence[Question]) -> _Row:
+    cells = []
+    for question in questions:
+        value = number_of(row, question.key)
+        se = None if value is None else share_se(value, question.items)
+        cells.append(_Cell(value, se))
+    label = [
+        row[key] if key and row.get(key) else None
+        for key in (layout.model, layout.start, layout.layers, layout.tokens)
+    ]
+    role = "baseline"
+    if row[layout.model] == _OURS or row.get(layout.start) == "Ours":
+        role = "target"
+    elif row[layout.model] == _REFERENCE:
+        role = "reference"
+    return _Row(label, cells, role, True)
+
+
+def _own_rows(record: RunRecord, questions: Sequence[Question]) -> list[_Row]:
+    models = record.evaluation.models
+    # By size, too: stacking and variants that start grown have several.
+    trained = {(row.name, row.layers): row for row in record.variants}
+    reference = next((m for m in models if m.role == "reference"), EvaluatedModel())
+    rows = []
+    for model in models:
+        row = trained.get((model.name, model.layers), TrainedModel())
+        cells = [
+            _Cell(row.val_loss, row.val_loss_se, comparable=False)
+            if question.task == VAL_LOSS
+            else _own_cell(model, question, reference)
+            for question in questions
+        ]
+        label = [
+            f"{model.name or ''} (this run)",
+            row.start or None,
+            None if model.layers is None else exact(model.layers),
+            None if model.tokens is None else amount(model.tokens),
+        ]
+        rows.append(_Row(label, cells, model.role or "control", False))
+    return rows
+
+
+def _own_cell(model: EvaluatedModel, question: Question, reference: EvaluatedModel) -> _Cell:
+    score = model.score(question.task)
+    if not score:
+        return _Cell(None)
+    who = f"{question.title}, {model.name}"
+    metric = score.metrics.get(question.metric, Metric())
+    if metric.value is None:
+        return _Cell(None, note=f"{who}: no {question.metric} in the result.")
+    reference_score = reference.score(question.task)
+    if reference_score and _settings(score) != _settings(reference_score):
+        return _Cell(None, note=f"{who}: not measured like the reference, so not shown.")
+    scale = 100.0 if question.percent else 1.0
+    comparable = score.shots == question.shots and not score.key.get("limit")
+    se = None if metric.se is None else scale * metric.se
+    return _Cell(scale * metric.value, se, comparable=comparable)
+
+
+def _settings(score: Score) -> list[Any]:
+    return [score.shots, *(score.key.get(name) for name in _COMPARABLE)]
+
+
+def _is_bold(
+    column: int, question: Question, cell: _Cell, peers: Sequence[_Row], old: Sequence[_Row]
+) -> bool:
+    assert cell.value is not None
+    reference = next((row.cells[column].value for row in peers if row.role == "reference"), None)
+    baselines = [
+        value
+        for row in old
+        if row.role == "baseline" and (value := row.cells[column].value) is not None
+    ]
+    return is_bold(cell.value, reference, baselines if cell.comparable else [], question.lower)
+
+
+def _average(row: _Row, suite: Suite) -> list[float | None]:
+    if not suite.averaged:
+        return []
+    values = [
+        cell.value
+        for question, cell in zip(suite.questions, row.cells, strict=True)
+        if question.title in suite.averaged
+    ]
+    if not values or None in values:
+        return [None]
+    return [sum(value for value in values if value is not None) / len(values)]
+
+
+def _notes(suite: Suite, new: Sequence[_Row]) -> list[str]:
+    notes = [
+        "Published rows: Sanyal et al., arXiv 2404.08634, as printed; the others are of this run.",
+        BOLD_RULE,
+        CHANCE_NOTE,
+    ]
+    if suite.name == "low-data":
+        notes += [
+            "Daggers of published rows use the binomial standard error of the number of questions.",
+            "The average leaves MMLU out, and is empty where a score is missing.",
+        ]
+    cells = [cell for row in new for cell in row.cells]
+    notes += [cell.note for cell in cells if cell.note]
+    if any(cell.value is not None and not cell.comparable for cell in cells):
+        notes.append(
+            "Scores with a limit, with other shots or on other text than the published ones are "
+            "not compared with these."
+        )
+    return notes
+
+
+# --- all tasks, and tasks against tokens ---
+
+
+@dataclass(frozen=True)
+class _MetricColumn:
+    task: str
+    metric: str
+    is_share: bool  # of the questions, shown in percent
+
+    @property
+    def column(self) -> Column:
+        unit, show = ("%", _percent) if self.is_share else ("", _four_digits)
+        return Column(f"{self.task}, {self.metric}", unit, show)
+
+
+def scores_table(models: Sequence[EvaluatedModel], failures: Sequence[Failure] = ()) -> Table:
+    """Every metric of every task, a row per model; failures become notes."""
+    shown = _metric_columns(models)
+    floors = {(q.task, q.metric): q.floor for suite in SUITES.values() for q in suite.questions}
+    values: list[list[Any]] = []
+    marks: dict[tuple[int, int], Mark] = {}
+    notes: list[str] = []
+    for r, model in enumerate(models):
+        name = model.name or model.model or ""
+        values.append([name])
+        for c, column in enumerate(shown, 1):
+            metric = model.score(column.task).metrics.get(column.metric, Metric())
+            scale = 100.0 if column.is_share else 1.0
+            value = None if metric.value is None else scale * metric.value
+            se = None if metric.se is None else scale * metric.se
+            values[-1].append(value)
+            floor = floors.get((column.task, column.metric)) if column.is_share else None
+            marks[r, c] = Mark(se, chance=value is not None and at_chance(value, se, floor))
+            if value is None:
+                notes.append(f"{name}: no {column.metric} of {column.task}.")
+    notes += [f"{f.model}: {f.task} failed: {f.message}" for f in failures]
+    limits = {str(s.key["limit"]) for m in models for s in m.scores if s.key.get("limit")}
+    if limits:
+        notes.append(f"Each task used only its first {', '.join(sorted(limits))} questions.")
+    if any(mark.chance for mark in marks.values()):
+        notes.append(CHANCE_NOTE)
+    columns = [Column("model"), *(column.column for column in shown)]
+    return Table("tasks", columns, values, notes, "All tasks", marks)
+
+
+def tokens_table(record: RunRecord) -> Table:
+    """Scores against training tokens, and the published comparison of repeated with fresh ones."""
+    ends = [model for model in record.evaluation.models if model.role != "reference"]
+    snapshots = sorted(record.evaluation.at, key=_by_name_and_tokens)
+    models = sorted([*snapshots, *ends], key=_by_name_and_tokens)
+    plain = scores_table(models)
+    columns = [plain.columns[0], Column("tokens", show=amount), *plain.columns[1:]]
+    values = [
+        [row[0], model.tokens, *row[1:]] for row, model in zip(plain.values, models, strict=True)
+    ]
+    marks = {(r, c + 1): mark for (r, c), mark in plain.marks.items()}
+    printed = "; ".join(
+        f"{row['data_pool']} pool, {row['data_used']}: {row['mmlu_5shot']}"
+        for row in published("table3_repetition")
+    )
+    notes = [*plain.notes, f"Published MMLU (5 shots) of Ours-1.5B, v1 Table 5: {printed}."]
+    return Table("table3_tokens", columns, values, notes, "Scores against training tokens", marks)
+
+
+def _by_name_and_tokens(model: EvaluatedModel) -> tuple[str, float]:
+    return model.name or "", model.tokens or 0
+
+
+def _metric_columns(models: Sequence[EvaluatedModel]) -> list[_MetricColumn]:
+    """The metrics that the suites use; of other tasks, the first two."""
+    usual: dict[str, list[str]] = {}
+    for suite in SUITES.values():
+        for question in suite.questions:
+            usual.setdefault(question.task, []).append(question.metric)
+    columns: dict[tuple[str, str], _MetricColumn] = {}
+    for score in (score for model in models for score in model.scores):
+        task = score.task or ""
+        for name in dict.fromkeys(usual.get(task) or list(score.metrics)[:2]):
+            metric = score.metrics.get(name, Metric())
+            is_share = not metric.lower and (metric.value is None or 0 <= metric.value <= 1)
+            columns.setdefault((task, name), _MetricColumn(task, name, is_share))
+    return list(columns.values())
+
+
+def _percent(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.2f}"
+
+
+def _four_digits(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.4g}"

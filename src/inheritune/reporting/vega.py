@@ -1,0 +1,130 @@
+"""Draw Vega-Lite descriptions as SVG and PNG, and pack them for the page's script."""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+__all__ = ["chart_data", "javascript", "png", "svg"]
+
+_WIDTH = 760  # pixels, of the files; on the page a chart is as wide as its place
+
+
+def svg(spec: Mapping[str, Any]) -> str:
+    """Draw a chart as SVG in light colours, without fetching anything."""
+    import vl_convert
+
+    drawing = str(
+        vl_convert.vegalite_to_svg(
+            _with_fixed_width(spec),
+            vl_version=_vega_lite_version(),
+            config=_theme(dark=False),
+            allowed_base_urls=[],
+        )
+    )
+    # Vega numbers clip paths and gradients through the whole process; the same chart must be the
+    # same file.
+    names = dict.fromkeys(re.findall(r'id="(clip\d+|gradient_\d+)"', drawing))
+    renamed = {name: f"{name.rstrip('0123456789')}{index}" for index, name in enumerate(names)}
+    return re.sub(r"\b(clip|gradient_)\d+\b", lambda m: renamed.get(m[0], m[0]), drawing)
+
+
+def png(spec: Mapping[str, Any]) -> bytes:
+    """Draw a chart as PNG at twice its size, on white, without fetching anything."""
+    import vl_convert
+
+    return bytes(
+        vl_convert.vegalite_to_png(
+            _with_fixed_width(spec),
+            vl_version=_vega_lite_version(),
+            scale=2,
+            config=_theme(dark=False) | {"background": "white"},
+            allowed_base_urls=[],
+        )
+    )
+
+
+@cache
+def javascript() -> str:
+    """Vega, Vega-Lite, Vega-Embed and the expression interpreter as one script."""
+    import vl_convert
+
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", _vega_lite_version())
+    return str(bundle)
+
+
+def chart_data(charts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the page's script draws from: descriptions with packed data, and both themes."""
+    specs = {name: _packed(spec) for name, spec in charts.items()}
+    return {"specs": specs, "light": _theme(dark=False), "dark": _theme(dark=True)}
+
+
+def _packed(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Store data by column, which takes a third of the space; page.js turns it back into rows."""
+    layers = [
+        {**layer, "data": {**layer["data"], "values": _columns(layer["data"]["values"])}}
+        if "values" in layer.get("data", {})
+        else layer
+        for layer in spec.get("layer", [])
+    ]
+    return {**spec, "layer": layers} if layers else dict(spec)
+
+
+def _columns(rows: Any) -> Any:
+    """Rows as columns; a column of equal values is one value. Rows of unequal keys stay rows."""
+    uniform = (
+        isinstance(rows, list)
+        and len(rows) >= 4
+        and all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows)
+    )
+    if not uniform or any(isinstance(value, dict | list) for row in rows for value in row.values()):
+        return rows
+    columns: dict[str, Any] = {}
+    for key in rows[0]:
+        values = [row[key] for row in rows]
+        columns[key] = values[0] if all(value == values[0] for value in values) else values
+    return {"rows": len(rows), "columns": columns}
+
+
+def _theme(dark: bool) -> dict[str, Any]:
+    """Vega-Lite configuration for a light or a dark page."""
+    ink, soft, rule = (
+        ("#e6e7e9", "#a9adb4", "#3a3e45") if dark else ("#1d1f22", "#565b63", "#dcdfe3")
+    )
+    font = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+    return {
+        "background": "transparent",
+        "font": font,
+        "view": {"stroke": None},
+        "axis": {
+            "labelColor": soft,
+            "titleColor": ink,
+            "gridColor": rule,
+            "domainColor": soft,
+            "tickColor": soft,
+            "labelFontSize": 12,
+            "titleFontSize": 12,
+            "titleFontWeight": "normal",
+            "titlePadding": 10,
+        },
+        "axisX": {"grid": False},
+        "legend": {
+            "labelColor": ink,
+            "titleColor": ink,
+            "labelFontSize": 13,
+            "labelLimit": 300,
+            "columnPadding": 24,
+        },
+        "text": {"color": soft, "fontSize": 12},
+        "rule": {"color": soft},
+    }
+
+
+def _vega_lite_version() -> str:
+    import altair
+
+    return ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+
+
+def _with_fixed_width(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {**spec, "width": _WIDTH, "padding": 12}

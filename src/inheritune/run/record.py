@@ -1,0 +1,191 @@
+"""Write run.json: at the start, at the end, and whenever a part of the result is known."""
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from inheritune.data.tokens import TokenDirectory
+from inheritune.model_files.card import reference_fields
+from inheritune.recipe.load import RecipeFile
+from inheritune.run.derive import Outcome
+from inheritune.run.ledger import ledger, run_result, variant_rows
+from inheritune.run.notes import run_notes
+from inheritune.run_directory import Run
+from inheritune.run_record import (
+    CurvePoint,
+    ReferenceFacts,
+    ReferenceLoss,
+    Result,
+    RunRecord,
+    Start,
+    TokenFacts,
+    TrainedModel,
+)
+from inheritune.steps.result import TrainingResult
+from inheritune.system.environment import machine, versions
+
+__all__ = [
+    "add_analysis",
+    "add_evaluation",
+    "add_samples",
+    "record_end",
+    "record_result",
+    "record_start",
+    "record_training",
+    "utc_now",
+]
+
+
+def record_start(
+    run: Run,
+    before: Mapping[str, Any],
+    command: str,
+    recipe: RecipeFile,
+    processes: int,
+    allowed: Collection[str],
+) -> None:
+    """Record that a start of the run has begun.
+
+    Args:
+        before: run.json before this start.
+        command: ``RUN`` or ``TRAIN``.
+        processes: Number of processes that share the work.
+        allowed: Recipe keys that may differ from those the run was begun with.
+    """
+    here = {"versions": versions(), "machine": machine(), "processes": processes}
+    earlier = list(before.get("earlier", []))
+    if last := {key: before[key] for key in here if key in before}:
+        earlier.append(last)
+    different = [start for start in earlier if start != here]
+    run.update(
+        RunRecord(
+            command=command,
+            name=recipe.recipe.name,
+            status="running",
+            started_at=before.get("started_at") or utc_now(),
+            finished_at=None,
+            exit_code=None,
+            error=None,
+            recipe=recipe.recipe.resolved(),
+            origins=recipe.origins,
+            scaled=recipe.scaled or None,
+            versions=here["versions"],
+            machine=here["machine"],
+            processes=processes,
+            earlier=[
+                Start.model_validate(start)
+                for index, start in enumerate(different)
+                if start not in different[:index]
+            ],
+            allowed_changes=sorted({*before.get("allowed_changes", []), *allowed}),
+        )
+    )
+
+
+def record_end(
+    run: Run, status: str, exit_code: int, seconds: float, error: str | None = None
+) -> None:
+    """Record that a start of the run has ended.
+
+    Args:
+        status: ``done``, ``interrupted`` or ``failed``.
+        seconds: Wall-clock seconds of all starts together.
+    """
+    run.update(
+        RunRecord(
+            status=status,
+            exit_code=exit_code,
+            error=error,
+            finished_at=utc_now(),
+            seconds=round(seconds, 1),
+        )
+    )
+
+
+def record_result(run: Run, outcome: Outcome, recipe: RecipeFile) -> Result:
+    """Record the outcome of a run, and return the result that `--json` prints."""
+    reference, benchmark = outcome.reference, outcome.benchmark
+    result = run_result(outcome, recipe.recipe, run.root, run.report / "index.html")
+    scaled = [recipe.scaled] if recipe.scaled else []
+    run.update(
+        RunRecord(
+            settings=outcome.target.settings,
+            reference=ReferenceFacts(
+                model=reference.name,
+                layers=reference.layers,
+                params=reference.params,
+                revision=reference.model.revision,
+                digest=reference.model.digest,
+                trained_tokens=reference.training.get("tokens"),
+                trained_here=reference.trained_here,
+                taken_from=reference.taken_from,
+                curve=[
+                    CurvePoint.model_validate(point)
+                    for point in reference.training.get("curve", [])
+                ],
+                card=reference_fields(reference.model),
+            ),
+            tokens=TokenFacts.model_validate(outcome.tokens.summary()),
+            benchmark=ReferenceLoss(
+                val_loss=benchmark.val_loss,
+                val_loss_se=benchmark.val_loss_se,
+                windows=len(benchmark.windows),
+                bits_per_byte=benchmark.bits_per_byte,
+            ),
+            rounds=[
+                TrainedModel.model_validate(
+                    training.summary()
+                    | {
+                        "round": number,
+                        "outcome": verdict,
+                        "is_target": training is outcome.target,
+                    }
+                )
+                for number, (training, verdict) in enumerate(
+                    zip(outcome.rounds, outcome.verdicts, strict=True), 1
+                )
+            ],
+            variants=variant_rows(outcome),
+            ledger=ledger(outcome, recipe.recipe.cost),
+            notes=[*scaled, *run_notes(outcome, recipe.recipe)],
+            result=result,
+        )
+    )
+    return result
+
+
+def record_training(
+    run: Run, training: TrainingResult, tokens: TokenDirectory, result: Mapping[str, Any]
+) -> None:
+    """Record the result of a training without a recipe, as `train --json` prints it."""
+    run.update(
+        RunRecord(
+            settings=training.settings,
+            tokens=TokenFacts.model_validate(tokens.summary()),
+            result=Result.model_validate(result),
+        )
+    )
+
+
+def add_analysis(run: Run, analysis: Mapping[str, Any] | None, notes: Sequence[str]) -> None:
+    """Add the analysis of attention and layers, and its notes."""
+    run.update(RunRecord.model_validate({"analysis": analysis, "notes": _with(run, notes)}))
+
+
+def add_samples(run: Run, samples: Sequence[Mapping[str, Any]]) -> None:
+    """Add generated text."""
+    run.update(RunRecord.model_validate({"samples": list(samples)}))
+
+
+def add_evaluation(run: Run, evaluation: Mapping[str, Any], notes: Sequence[str]) -> None:
+    """Add task scores, and their notes."""
+    run.update(RunRecord.model_validate({"evaluation": evaluation, "notes": _with(run, notes)}))
+
+
+def utc_now() -> str:
+    """The time in UTC, to the second, as ISO 8601."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _with(run: Run, notes: Sequence[str]) -> list[str]:
+    return [*run.read().get("notes", []), *notes]
