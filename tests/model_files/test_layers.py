@@ -38,9 +38,9 @@ def test_two_lists_of_that_length_are_refused_by_name():
         find_container([*names("b.layers.", 3), *names("a.layers.", 3)], 3)
 
 
-def test_a_known_prefix_decides_between_two_lists():
+def test_a_recorded_prefix_decides_between_two_lists():
     both = [*names("b.layers.", 3), *names("a.layers.", 3)]
-    assert find_container(both, 3, known="b.layers.").prefix == "b.layers."
+    assert find_container(both, 3, recorded_prefix="b.layers.").prefix == "b.layers."
 
 
 def test_missing_and_extra_layers_are_listed():
@@ -75,7 +75,9 @@ def test_everything_outside_is_kept():
 
 def test_lists_of_almost_that_length_are_pointed_out():
     held = [*names("h.", 6), *names("gates.", 5), *names("heads.", 7), *names("few.", 3)]
-    assert find_container([n for n in held if not n.startswith("heads.6")], 6, known="h.").parallel
+    assert find_container(
+        [n for n in held if not n.startswith("heads.6")], 6, recorded_prefix="h."
+    ).parallel
     assert find_container([*names("h.", 6), *names("gates.", 5)], 6).parallel == ("gates.",)
     assert find_container([*names("h.", 6), *names("few.", 3)], 6).parallel == ()
 

@@ -1,1 +1,1 @@
-"""A Hugging Face model directory as data: headers, layers, config, copying. Loads no torch."""
+"""Read and write Hugging Face model directories as data: headers, layers, configs. No torch."""

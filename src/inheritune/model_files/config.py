@@ -189,12 +189,12 @@ def _refuse_no_attention(section: Mapping[str, Any], cut: Cut) -> None:
     kinds = layer_kinds(section, cut.total) or []
     attending = [i for i, kind in enumerate(kinds) if attends(kind)]
     needed = 2 if model_type == "zamba" else 1  # its class ties the others to the first
-    kept = [i for i in attending if i in cut.kept]
-    if len(attending) >= needed > len(kept):
+    remaining = [i for i in attending if i in cut.kept]
+    if len(attending) >= needed > len(remaining):
         last = attending[needed - 1]
         raise UnsupportedModelError(
             f"{model_type} needs {'a layer' if needed == 1 else '2 layers'} with attention; "
-            f"among the {cut.layers} to keep there is {'one' if kept else 'none'}.",
+            f"among the {cut.layers} to keep there is {'one' if remaining else 'none'}.",
             f"Choose at least the first {last + 1} layers.",
         )
 

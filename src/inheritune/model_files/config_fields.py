@@ -1,4 +1,4 @@
-"""Rules for the fields of a config that speak of layers, by their names.
+"""Cut the fields of a config that speak of layers, each by the rule of its name.
 
 A rule takes a field's value and the cut, and returns the value for the target; the same value means
 that the field stays. The field names were collected from the 155 decoder-only model types of

@@ -65,7 +65,7 @@ def numbered(name: str) -> tuple[str, int] | None:
 
 
 def find_container(
-    names: Iterable[str], layers: int, announced: int = 0, known: str | None = None
+    names: Iterable[str], layers: int, announced: int = 0, recorded_prefix: str | None = None
 ) -> Container:
     """Find the list of layers among the names of a model's tensors.
 
@@ -73,8 +73,8 @@ def find_container(
         names: Tensor names on disk.
         layers: Number of layers in the config.
         announced: Number of multi-token-prediction layers in the config.
-        known: Prefix of the layers, if a record names it: a target has so few layers that other
-            lists can have the same length.
+        recorded_prefix: Prefix of the layers, if a record names it: a target has so few layers
+            that other lists can have the same length.
 
     Raises:
         SourceError: No list has the numbers 0 to ``layers`` - 1, or it has unexplained others.
@@ -90,17 +90,18 @@ def find_container(
         elif not is_tower(parts[0]):
             lists[parts[0]].add(parts[1])
     # The length first: a config that claims 10^12 layers must not cost 10^12 steps.
-    whole = [p for p, n in lists.items() if len(n) >= layers and n.issuperset(range(layers))]
-    if not whole:
+    complete = [p for p, n in lists.items() if len(n) >= layers and n.issuperset(range(layers))]
+    if not complete:
         raise _no_container(lists, layers)
-    if known in whole:
-        whole = [str(known)]
-    if len(whole) > 1:
+    if recorded_prefix in complete:
+        complete = [str(recorded_prefix)]
+    if len(complete) > 1:
         raise UnsupportedModelError(
-            f"several lists of tensors could be the {layers} layers: {', '.join(sorted(whole))}.",
+            f"several lists of tensors could be the {layers} layers: "
+            f"{', '.join(sorted(complete))}.",
             "Models with several stacks of the same length are not supported yet.",
         )
-    prefix = whole[0]
+    prefix = complete[0]
     extra = tuple(sorted(lists[prefix] - set(range(layers))))
     if any(number >= layers + announced for number in extra):
         raise SourceError(

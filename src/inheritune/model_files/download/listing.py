@@ -191,7 +191,7 @@ def one_writer(
     on_progress: Listener = silent,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
-    """Be the only process that downloads a model in parts; wait for another one to end.
+    """Let one process at a time download a model in parts; wait for another one to end.
 
     Args:
         root: Directory of the downloads; created if it does not exist.

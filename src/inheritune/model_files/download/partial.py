@@ -226,14 +226,14 @@ def open_partial(model: str, revision: str | None) -> PartialModel:
             raise
         return PartialModel(snapshot, model, snapshot.name)
     refuse_files(listing.files.keys(), model)
-    wanted = {name for name in listing.files if is_wanted(name)}
-    small = {name for name in wanted if not name.endswith(".safetensors")}
+    names = {name for name in listing.files if is_wanted(name)}
+    small = {name for name in names if not name.endswith(".safetensors")}
     snapshot = cached_snapshot(model, listing.commit)
     if snapshot is not None and _is_complete(snapshot, small):
         return PartialModel(snapshot, model, listing.commit)
     partial = PartialModel(mirror_root(model) / listing.commit, model, listing.commit, listing)
     partial.fetch_small_files(sorted(small))
-    weights = _weight_files(partial.directory, single=SINGLE_FILE in wanted)
+    weights = _weight_files(partial.directory, single=SINGLE_FILE in names)
     for name in weights:
         if name not in listing.files:
             raise SourceError(

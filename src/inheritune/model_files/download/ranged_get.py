@@ -36,7 +36,7 @@ class _RetryError(Exception):
 
 
 class RangeClient:
-    """Fetches from one model at one commit, for several threads at once.
+    """A client for byte ranges of one model at one commit; threads may share it.
 
     Attributes:
         cancelled: Set it to end every request soon.
@@ -195,13 +195,13 @@ def _last_byte(content_range: str, position: int, size: int) -> int:
 
 def _body(response: Any, skip: int, length: int, limit: int) -> Iterator[bytes]:
     """Yield at most ``limit`` bytes after the first ``skip``; refuse a body over ``length``."""
-    seen = 0
+    end = 0
     for data in response.iter_raw():
-        start, seen = seen, seen + len(data)
-        if seen > length:
+        start, end = end, end + len(data)
+        if end > length:
             raise _RetryError(f"it sends more than the {length:,} bytes it announced")
         part = data[max(0, skip - start) : max(0, skip + limit - start)]
         if part:
             yield part
-        if seen >= skip + limit:
+        if end >= skip + limit:
             return
