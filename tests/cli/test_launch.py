@@ -1,4 +1,4 @@
-"""`run --processes N` and plain torchrun, on real processes."""
+"""Run with `--processes N` and with plain torchrun, in real processes."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,7 +134,7 @@ def test_no_worker_outlives_its_launcher(
     ):
         try:
             wait_until(lambda: metrics.exists() and '"loss"' in metrics.read_text())
-            assert len(processes_with(str(path))) == 4  # launcher, torchrun, two workers
+            assert len(processes_with(str(path))) == 3  # launcher and two workers
             if how == "a second signal":
                 started.send_signal(signal.SIGTERM)
                 started.send_signal(signal.SIGINT)
@@ -146,34 +147,105 @@ def test_no_worker_outlives_its_launcher(
         assert list(metrics.parent.glob("checkpoints/step-*"))
 
 
-def test_a_start_that_records_nothing_ends_with_the_code_of_its_workers(
+def test_a_start_that_records_nothing_ends_with_the_code_of_the_worker_that_failed_first(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     worker = tmp_path / "worker.py"
-    worker.write_text("import sys; sys.exit(3)")
-    options = ["--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    agent = [
-        sys.executable,
-        "-m",
-        "inheritune.cli.torchrun",
-        str(os.getpid()),
-        *options,
-        str(worker),
-    ]
-    monkeypatch.setattr(launch, "command_of", lambda arguments, processes: agent)
-    assert launch.launch([], 1, tmp_path / "run") == 3
+    worker.write_text("import os, sys, time; time.sleep(int(os.environ['RANK'])); sys.exit(3)")
+    monkeypatch.setattr(launch, "worker_command", lambda arguments: [sys.executable, str(worker)])
+    assert launch.launch([], 2, tmp_path / "run") == 3
+
+
+def test_the_other_workers_are_asked_to_save_when_one_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import os, pathlib, signal, sys, time\n"
+        "ready, saved = pathlib.Path('ready'), pathlib.Path('saved')\n"
+        "if os.environ['RANK'] == '0':\n"
+        "    signal.signal(signal.SIGTERM, lambda *_: (saved.touch(), sys.exit(75)))\n"
+        "    ready.touch()\n"
+        "    time.sleep(600)\n"
+        "while not ready.exists():\n"
+        "    time.sleep(0.05)\n"
+        "sys.exit(4)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "worker_command", lambda arguments: [sys.executable, str(worker)])
+    assert launch.launch([], 2, tmp_path / "run") == 4
+    assert (tmp_path / "saved").exists()
+    assert not list(tmp_path.glob(".processes-*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/net/tcp")
+def test_workers_listen_on_loopback_only_and_unpickle_nothing(
+    recipe: Callable[[int], Path], tmp_path: Path
+) -> None:
+    path = recipe(128 * 100_000)
+    audit = tmp_path / "audit"
+    audit.mkdir()
+    (audit / "sitecustomize.py").write_text(
+        "import sys\n"
+        f"log = open({str(tmp_path / 'unpickled')!r}, 'a')\n"
+        "def hook(event, arguments):\n"
+        "    if event == 'pickle.find_class':\n"
+        "        print(arguments, file=log, flush=True)\n"
+        "sys.addaudithook(hook)\n"
+    )
+    search_path = os.pathsep.join([str(audit), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "inheritune", "run", str(path), "--runs", str(tmp_path)]
+    metrics = tmp_path / "tiny" / "variants" / "inherit" / "2-layers" / "metrics.jsonl"
+    with (
+        (tmp_path / "stderr").open("wb") as stderr,
+        subprocess.Popen(
+            [*command, "--processes", "2"],
+            stderr=stderr,
+            env=environment() | {"PYTHONPATH": search_path},
+        ) as started,
+    ):
+        try:
+            wait_until(lambda: metrics.exists() and metrics.read_text().count('"loss"') > 2)
+            workers = processes_with(str(path))
+            assert len(workers) == 3
+            addresses = [address for worker in workers for address in listening(worker)]
+            modes = [folder.stat().st_mode & 0o777 for folder in tmp_path.glob(".processes-*")]
+        finally:
+            started.send_signal(signal.SIGTERM)
+            started.wait(timeout=120)
+    assert set(addresses) <= {"0100007F", "00000000000000000000000001000000"}, addresses
+    assert modes == [0o700]
+    assert (tmp_path / "unpickled").read_text() == ""
+
+
+def listening(process: int) -> list[str]:
+    """Local addresses, as /proc writes them, of the TCP sockets on which a process listens."""
+    inodes = set()
+    for descriptor in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(OSError):
+            target = str(descriptor.readlink())
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    addresses = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:  # 0A: LISTEN
+                addresses.append(fields[1].split(":")[0])
+    return addresses
 
 
 def test_a_signal_that_comes_while_it_starts_is_passed_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     class Popen(subprocess.Popen):
-        def __init__(self, *arguments: object, **more: object) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)  # would end this process
+        def __init__(self, *arguments: object, **more: Any) -> None:
+            if more["env"]["RANK"] == "0":
+                os.kill(os.getpid(), signal.SIGTERM)  # would end this process
             super().__init__(*arguments, **more)
 
     sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
-    monkeypatch.setattr(launch, "command_of", lambda arguments, processes: sleeping)
+    monkeypatch.setattr(launch, "worker_command", lambda arguments: sleeping)
     monkeypatch.setattr(subprocess, "Popen", Popen)
     assert launch.launch([], 2, tmp_path / "run") == 75
     assert not (tmp_path / "run").exists()

@@ -1,134 +1,215 @@
-"""Run a command in several processes with torchrun, and return the exit code that it recorded."""
+"""Start the processes of `--processes N` on this machine, pass signals on, return their exit code.
+
+The workers meet in a file of a private directory (`torch.distributed.FileStore`) and exchange
+tensors over loopback: no port is opened to the network, and nothing that arrives is unpickled.
+Several machines are started by torchrun instead.
+"""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from inheritune.errors import InherituneError, Interrupted
+from inheritune.errors import InherituneError, Interrupted, MachineError, escape
+from inheritune.run_directory import Run
+from inheritune.system.processes import LAUNCHER, MEETING_FILE
 
-__all__ = ["command_of", "is_first_process", "launch", "process_count"]
+__all__ = ["is_first_process", "launch", "process_count"]
 
-# torchrun passes SIGUSR1 on only if it is named; schedulers send it before they kill.
-_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 _FORWARDED = [
     getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # SIGHUP: the terminal was closed
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # the last: a terminal was closed
     if hasattr(signal, name)
 ]
 _HANGUP = getattr(signal, "SIGHUP", None)
-_SAVE_S = 600  # time for a last checkpoint; torchrun's own default is 30 s
+_SAVE_S = 600.0  # how long workers may take for a last checkpoint after one of them failed
+_POLL_S = 0.05
 
 
 def is_first_process() -> bool:
-    """Tell whether this process prints: it is the only one, or torchrun's first."""
+    """Whether this process prints: the only one of a run, or the first of several."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def process_count() -> int:
-    """Return the number of processes that torchrun has started; 1 without torchrun."""
+    """Number of processes of this run; 1 where nobody has started several."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def command_of(arguments: Sequence[str], processes: int) -> list[str]:
-    """Return the command line that starts several processes on this machine.
+def worker_command(arguments: Sequence[str]) -> list[str]:
+    """The command line of one worker.
 
     Args:
-        arguments: Command line of `inheritune`, without its name.
-        processes: Number of processes.
+        arguments: Arguments of `inheritune`.
     """
-    return [
-        *(sys.executable, "-m", "inheritune.cli.torchrun", str(os.getpid())),
-        *("--nnodes", "1", "--nproc-per-node", str(processes)),
-        *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"),
-        *("--shutdown-timeout", str(_SAVE_S), "--signals-to-handle", _SIGNALS),
-        *("-m", "inheritune", *arguments),
-    ]
+    return [sys.executable, "-m", "inheritune", *arguments]
 
 
 def launch(arguments: Sequence[str], processes: int, root: Path) -> int:
     """Run a command in several processes and wait for them.
 
+    The first signal is passed on to the workers, which save and end; a second one kills them.
+
     Args:
-        arguments: Command line of `inheritune`, without its name; its run is in ``root``.
-        processes: Number of processes.
-        root: Directory of the run.
+        arguments: Arguments of `inheritune` for a command that works on the run in ``root``.
+        processes: Number of workers, at least 2.
+        root: The run's directory.
 
     Returns:
-        The exit code that the run recorded. If it recorded none, as when the start was refused,
-        the exit code of the workers.
+        The exit code that the run recorded. Where the start was refused before anything was
+        recorded: that of the worker that failed first, 128 + N where signal N ended it.
+
+    Raises:
+        MachineError: The private directory beside the run cannot be made.
     """
     before = _ended(root)
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
-    forwarder = _Forwarder()
-    handlers = {number: signal.signal(number, forwarder.receive) for number in _FORWARDED}
-    try:
-        # A session of its own: a terminal sends Ctrl-C to the whole process group, and torchrun
-        # would pass it on a second time.
-        forwarder.process = subprocess.Popen(
-            command_of(arguments, processes),
-            env={"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ,
-            start_new_session=True,
-        )
-        forwarder.pass_on()
-        code = forwarder.process.wait()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if len(forwarder.received) > 1:
-        return 128 + forwarder.received[-1]
+    signals = _Signals()
+    with _meeting_directory(root) as directory, signals.caught():
+        environment = _environment(processes, directory / "store")
+        # In sessions of their own: a terminal sends Ctrl-C to its whole process group, and each
+        # worker must hear of it once, from here.
+        for rank in range(processes):
+            signals.workers.append(
+                subprocess.Popen(
+                    worker_command(arguments),
+                    env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    start_new_session=True,
+                )
+            )
+        signals.all_started = True
+        signals.pass_on()
+        code = _wait(signals)
+    if len(signals.received) > 1:
+        return 128 + signals.received[-1]
     after = _ended(root)
     if after is not None and after != before:
-        return int(after[0])
-    # The run has recorded nothing.
-    if code < 0:  # ended by a signal, passed on by this process or sent by somebody else
-        return Interrupted.exit_code if forwarder.received else 128 - code
+        return after[0]
+    # The workers ended before the run recorded anything.
+    if code < 0:
+        return Interrupted.exit_code if signals.received else 128 - code
     return code
 
 
-class _Forwarder:
-    """Passes signals on to torchrun; a second signal kills it.
-
-    Attributes:
-        process: torchrun, once it is started.
-        received: Signals received so far.
-    """
+class _Signals:
+    """Signals that this process receives, and the workers they are passed on to."""
 
     def __init__(self) -> None:
-        self.process: subprocess.Popen[bytes] | None = None
+        self.workers: list[subprocess.Popen[bytes]] = []
         self.received: list[int] = []
+        self.all_started = False
         self._passed_on = 0
 
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal, as `signal.signal` requires."""
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Handle signals while the block runs; no worker outlives it."""
+        handlers = {number: signal.signal(number, self._handle) for number in _FORWARDED}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            self._kill()
+            for worker in self.workers:
+                worker.wait()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received.append(number)
         self.pass_on()
 
     def pass_on(self) -> None:
-        """Pass a new signal on; before torchrun is started, it waits for the next call."""
-        if self.process is None or self._passed_on == len(self.received):
+        """Send workers what was received; signals that come during their start are sent later."""
+        if not self.all_started or self._passed_on == len(self.received):
             return
         self._passed_on = len(self.received)
-        with suppress(ProcessLookupError):
-            if len(self.received) == 1:
-                # Workers save at SIGTERM, and torchrun passes on what it receives.
-                number = self.received[0]
-                self.process.send_signal(signal.SIGTERM if number == _HANGUP else number)
-            else:  # workers have sessions of their own, and end with torchrun
-                os.killpg(self.process.pid, signal.SIGKILL)
+        if self._passed_on > 1:
+            self._kill()
+            return
+        number = self.received[0]
+        for worker in self.workers:
+            with suppress(ProcessLookupError):
+                worker.send_signal(signal.SIGTERM if number == _HANGUP else number)
+
+    def _kill(self) -> None:
+        """Kill every worker with all processes of its session; called by a handler, so no wait."""
+        for worker in self.workers:
+            if worker.poll() is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(worker.pid, signal.SIGKILL)
+
+
+def _wait(signals: _Signals) -> int:
+    """Wait for all workers; returns the exit code of the first that failed, 0 when none did.
+
+    When one fails, the others are asked to save and end, and are killed after `_SAVE_S`.
+    """
+    workers = signals.workers
+    code, deadline = 0, None
+    while None in [worker.poll() for worker in workers]:
+        code = code or _first_failure(workers)
+        if code and deadline is None:
+            deadline = time.monotonic() + _SAVE_S
+            if not signals.received:  # else they are saving already: a second signal would kill
+                for worker in workers:
+                    worker.send_signal(signal.SIGTERM)
+        if deadline is not None and time.monotonic() > deadline:
+            break  # `_Signals.caught` kills the rest
+        time.sleep(_POLL_S)
+    return code or _first_failure(workers)
+
+
+def _first_failure(workers: Sequence["subprocess.Popen[bytes]"]) -> int:
+    return next((worker.returncode for worker in workers if worker.returncode), 0)
+
+
+def _environment(processes: int, store: Path) -> dict[str, str]:
+    """Environment of the workers, without their ranks; what the user has set stands."""
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    own = {
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        MEETING_FILE: str(store),
+        LAUNCHER: str(os.getpid()),
+        # Both libraries open ports for tensors: on loopback, since all workers are on this machine.
+        "GLOO_SOCKET_IFNAME": _loopback(),
+        "NCCL_SOCKET_IFNAME": _loopback(),
+    }
+    defaults = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    return defaults | os.environ | own
+
+
+def _loopback() -> str:
+    """Name of the loopback interface: lo on Linux, lo0 on macOS."""
+    names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+    return names[0] if names else "lo"
+
+
+@contextmanager
+def _meeting_directory(root: Path) -> Iterator[Path]:
+    """A directory beside the run that only this user may enter (mode 0700), removed at the end."""
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        directory = tempfile.TemporaryDirectory(prefix=".processes-", dir=root.parent)
+    except OSError as error:
+        raise MachineError(
+            f"cannot make a directory in {escape(root.parent)}: {error.strerror}.",
+            "Name another place with --runs.",
+        ) from error
+    with directory as path:
+        yield Path(path)
 
 
 def _ended(root: Path) -> tuple[int, str] | None:
-    """Read the exit code and the end time that a run has recorded, if any."""
-    from inheritune.run_directory import Run
-
+    """Exit code and time of the last end that the run has recorded."""
     try:
         record = Run(root).read()
     except InherituneError:
         return None
     code = record.get("exit_code")
-    return None if code is None else (code, str(record.get("finished_at")))
+    return None if code is None else (int(code), str(record.get("finished_at")))

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ALONE", "Processes"]
+__all__ = ["ALONE", "LAUNCHER", "MEETING_FILE", "Processes"]
+
+# Environment of the workers of `--processes N`, set by cli.launch and read by process_group.join.
+MEETING_FILE = "INHERITUNE_MEETING_FILE"  # path of the file in which they meet
+LAUNCHER = "INHERITUNE_LAUNCHER"  # process id of the process that started them
 
 
 class Processes:
@@ -58,7 +62,7 @@ class Processes:
         return iter(())
 
     def leave(self) -> None:
-        """Take down what `train.group.join` put up."""
+        """Take down what `training.process_group.join` put up."""
 
     @contextmanager
     def watched(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Join the processes that torchrun started into a group that shares a training.
+"""Share one training among several processes, started by `--processes N` or by torchrun.
 
 Small messages travel as JSON: no object of one process is ever unpickled in another.
 """
@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from inheritune import errors
-from inheritune.errors import InherituneError, MachineError
-from inheritune.system.processes import ALONE, Processes
+from inheritune.errors import InherituneError, Interrupted, MachineError
+from inheritune.system.processes import ALONE, LAUNCHER, MEETING_FILE, Processes
 from inheritune.system.signals import follow_parent
 
 __all__ = ["ProcessGroup", "join"]
@@ -30,7 +30,7 @@ _SILENCE_S = 60.0  # how long process 0 may go on measuring or saving after a st
 
 
 class ProcessGroup(Processes):
-    """Several processes, as torchrun starts them; see `Processes` for the methods.
+    """Several processes that train one model together.
 
     Args:
         rank: Number of this process, from 0.
@@ -146,31 +146,53 @@ class ProcessGroup(Processes):
 
 
 def join(timeout_s: float = _TIMEOUT_S) -> Processes:
-    """Join the processes that torchrun started; without torchrun, return `ALONE`.
+    """Join the processes that this one was started among by `--processes N` or by torchrun.
 
     Args:
-        timeout_s: Longest wait for the others.
+        timeout_s: How long one process waits for the others, in seconds.
+
+    Returns:
+        The group; `ALONE` where this process was started alone.
 
     Raises:
-        MachineError: There are fewer GPUs than processes on this machine.
+        MachineError: There are fewer GPUs than processes.
+        Interrupted: The process that started this one has ended meanwhile.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    if any(name not in os.environ for name in names) or os.environ["WORLD_SIZE"] == "1":
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    names = ("RANK", "LOCAL_WORLD_SIZE")
+    if size == 1 or any(name not in os.environ for name in names):
         return ALONE
-    if torch.cuda.is_available():
-        device, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if device >= num_gpus:
-            raise MachineError(
-                f"{os.environ['LOCAL_WORLD_SIZE']} processes were started for {num_gpus} GPUs.",
-                f"Start {num_gpus}: each process has a GPU of its own.",
-            )
-        torch.cuda.set_device(device)
-    from torch.distributed.rendezvous import rendezvous
+    _take_gpu()
+    nodes = size // int(os.environ["LOCAL_WORLD_SIZE"])
+    rank = int(os.environ["RANK"])
+    if MEETING_FILE in os.environ:
+        # SIGTERM, so that workers save where their launcher was killed.
+        follow_parent(signal.SIGTERM)
+        if os.getppid() != int(os.environ[LAUNCHER]):
+            raise Interrupted("the process that started the workers has ended.", "Run it again.")
+        store: Store = dist.FileStore(os.environ[MEETING_FILE], size)  # type: ignore[attr-defined]
+    elif "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
+        from torch.distributed.rendezvous import rendezvous
 
-    # Without its torchrun, a worker would hold a GPU and wait for the others.
-    follow_parent(signal.SIGKILL)
-    store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
-    return ProcessGroup(rank, size, size // int(os.environ["LOCAL_WORLD_SIZE"]), store, timeout_s)
+        # Without its torchrun, a worker would hold a GPU and wait for the others.
+        follow_parent(signal.SIGKILL)
+        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    else:
+        return ALONE
+    return ProcessGroup(rank, size, nodes, store, timeout_s)
+
+
+def _take_gpu() -> None:
+    """Give this process a GPU of its own, where there are GPUs."""
+    if not torch.cuda.is_available():
+        return
+    device, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if device >= gpus:
+        raise MachineError(
+            f"{os.environ['LOCAL_WORLD_SIZE']} processes were started for {gpus} GPUs.",
+            f"Start {gpus}: each needs a GPU of its own.",
+        )
+    torch.cuda.set_device(device)
 
 
 def _of_a_backend(text: str) -> bool:
