@@ -29,14 +29,14 @@ GPT2 = SHARED / "tokenizers" / "gpt2"
 
 
 def ours(text: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
-    from inheritune.data.prepare import prepare
+    from inheritune.data.prepare_text import prepare_text
     from inheritune.data.tokenizer import open_tokenizer
     from inheritune.recipe.schema import Data
 
     opened = open_tokenizer(tokenizer)
     began = time.perf_counter()
     data = Data(source=str(text), val_fraction=0.01)
-    tokens = prepare(data, opened, opened.rows, 256, folder / "tokens")
+    tokens = prepare_text(data, opened, opened.rows, 256, folder / "tokens")
     seconds = time.perf_counter() - began
     return {"tokens": tokens.train.num_ids + tokens.val.num_ids, "seconds": seconds}
 

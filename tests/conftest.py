@@ -97,10 +97,10 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_tokens(tiny_text: Path, tiny_reference: Path, tmp_path_factory: pytest.TempPathFactory):
     """The tiny corpus, prepared with the tokenizer of `tiny_reference`."""
-    from inheritune.data.prepare import prepare
+    from inheritune.data.prepare_text import prepare_text
     from inheritune.data.tokenizer import open_tokenizer
     from inheritune.recipe.schema import Data
 
     data = Data(source=str(tiny_text), val_fraction=0.2)
     tokenizer = open_tokenizer(tiny_reference)
-    return prepare(data, tokenizer, 320, 16, tmp_path_factory.mktemp("tokens") / "tokens")
+    return prepare_text(data, tokenizer, 320, 16, tmp_path_factory.mktemp("tokens") / "tokens")

@@ -7,8 +7,8 @@ from inheritune.data.overlap import DocumentHashes
 
 @pytest.mark.parametrize(("held", "counted"), [(1 << 20, 1 << 23), (7, 1 << 23), (10, 16)])
 def test_hashes_and_repeats_are_those_of_a_list(tmp_path, monkeypatch, held, counted):
-    monkeypatch.setattr(document_hashes, "_HELD", held)
-    monkeypatch.setattr(document_hashes, "_COUNTED", counted)
+    monkeypatch.setattr(document_hashes, "_BUFFERED", held)
+    monkeypatch.setattr(document_hashes, "_COMPARED", counted)
     values = np.random.default_rng(0).integers(0, 2**64, 60, dtype=np.uint64).tolist()
     values += values[:15]
     hashes = DocumentHashes(tmp_path / "hashes")

@@ -18,7 +18,7 @@ KILLED = """
 import multiprocessing, os, signal, sys
 from pathlib import Path
 from inheritune.data import encoding
-from inheritune.data.prepare import prepare
+from inheritune.data.prepare_text import prepare_text
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.recipe.schema import Data
 encoding._BATCH_DOCUMENTS = 4
@@ -29,7 +29,7 @@ def stop():
         os.kill(os.getpid(), signal.SIGKILL)
     return False
 data = Data(source=sys.argv[1], val_fraction=0.2)
-prepare(data, open_tokenizer(Path(sys.argv[2])), 300, 16, Path(sys.argv[3]), stop=stop,
+prepare_text(data, open_tokenizer(Path(sys.argv[2])), 300, 16, Path(sys.argv[3]), stop=stop,
     workers=2)
 """
 

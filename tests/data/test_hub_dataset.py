@@ -4,11 +4,11 @@ import sys
 import pytest
 from hub_server import COMMIT, Hub, serve, taken_for_the_hub
 
-from inheritune.data import preparation, sources
+from inheritune.data import sources, token_builder
 from inheritune.data.bad_rows import BadRows
 from inheritune.data.document import Document
 from inheritune.data.hub_dataset import dataset_commit, hub_documents, is_hub_dataset
-from inheritune.data.prepare import prepare
+from inheritune.data.prepare_text import prepare_text
 from inheritune.errors import DataError, MissingExtraError, RecipeError
 from inheritune.recipe.schema import Data, TextSource
 
@@ -103,17 +103,19 @@ def test_prepared_tokens_name_the_commit(folder, tokenizer, tmp_path, monkeypatc
         assert (part.config, part.split, commit) == ("small", "train", COMMIT)
         return hub_documents(TextSource(source=str(folder)), None, *rest)
 
-    monkeypatch.setattr(preparation, "dataset_commit", commit_of)
+    monkeypatch.setattr(token_builder, "dataset_commit", commit_of)
     monkeypatch.setattr(sources, "hub_documents", documents_of)
     data = Data(
         source="someone/texts", config="small", split="train", tokens=2000, val_fraction=0.2
     )
-    first = prepare(data, tokenizer, 300, 16, tmp_path / "tokens")
+    first = prepare_text(data, tokenizer, 300, 16, tmp_path / "tokens")
     assert first.manifest["sources"]["commits"] == [COMMIT]
     # Of a dataset no more is read than is needed.
     assert 2000 < first.train.num_ids < 2100 and first.manifest["documents"] < 1000
-    assert prepare(data, tokenizer, 300, 16, tmp_path / "tokens").fingerprint == first.fingerprint
+    assert (
+        prepare_text(data, tokenizer, 300, 16, tmp_path / "tokens").fingerprint == first.fingerprint
+    )
     assert len(asked) == 1
     with pytest.raises(RecipeError, match=r"data\.config = 'small'; now it is 'large'"):
         other = data.model_copy(update={"config": "large"})
-        prepare(other, tokenizer, 300, 16, tmp_path / "tokens")
+        prepare_text(other, tokenizer, 300, 16, tmp_path / "tokens")

@@ -5,7 +5,7 @@ import pytest
 
 from inheritune.data.flat_files import open_flat_file
 from inheritune.data.import_tokens import FlatFiles, import_tokens
-from inheritune.data.prepare import prepare
+from inheritune.data.prepare_text import prepare_text
 from inheritune.errors import DataError
 from inheritune.recipe.schema import Data
 
@@ -14,7 +14,7 @@ from inheritune.recipe.schema import Data
 def streams(text_folder, tokenizer, tmp_path):
     """The same text, prepared here: what an import must come to."""
     data = Data(source=str(text_folder), val_fraction=0.2)
-    tokens = prepare(data, tokenizer, 300, 16, tmp_path / "own")
+    tokens = prepare_text(data, tokenizer, 300, 16, tmp_path / "own")
     return tokens.train.ids(0, tokens.train.num_ids), tokens.val.ids(0, tokens.val.num_ids)
 
 
@@ -106,7 +106,7 @@ def test_several_files_are_one_stream(streams, tokenizer, tmp_path):
         (b"", "no whole number"),
         (b"\1\0\2", "no whole number"),
         (b"\1\0\xff\xff", "holds id 65535 at offset 1, the embedding has 300 rows"),
-        (b"LITPKDS" + bytes(40), "litgpt file of ids that this cannot read"),
+        (b"LITPKDS" + bytes(40), "litgpt file of ids in an unknown version or type"),
         (b"INHTTOKS" + bytes(60), "a shard of prepared tokens"),
     ],
 )
@@ -143,9 +143,9 @@ def test_a_recipe_takes_imported_tokens_for_its_own(streams, text_folder, tokeni
     again = import_tokens(FlatFiles([train], [val]), tokenizer, 300, out)
     assert again.fingerprint == first.fingerprint
     data = Data(source=str(text_folder), val_fraction=0.5, sample=0.1)
-    assert prepare(data, tokenizer, 300, 16, out).fingerprint == first.fingerprint
+    assert prepare_text(data, tokenizer, 300, 16, out).fingerprint == first.fingerprint
     with pytest.raises(DataError, match="embedding rows changed"):
-        prepare(data, tokenizer, 400, 16, out)
+        prepare_text(data, tokenizer, 400, 16, out)
     with pytest.raises(DataError, match="holds other tokens"):
         import_tokens(FlatFiles([val], [val]), tokenizer, 300, out)
 

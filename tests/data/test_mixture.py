@@ -5,7 +5,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from inheritune.data.preparation import Mixture
+from inheritune.data.sources import Mixture
 
 
 def test_the_order_of_equal_documents_is_the_golden_one():

@@ -8,7 +8,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from inheritune.data import tokenizer as module
-from inheritune.data.prepare import prepare
+from inheritune.data.prepare_text import prepare_text
 from inheritune.data.tokenizer import encode_documents, open_tokenizer
 from inheritune.errors import DataError, RecipeError
 from inheritune.recipe.schema import Data
@@ -122,14 +122,14 @@ def test_what_is_no_sentencepiece_model_is_named(tmp_path):
 def test_special_tokens_in_text_are_refused(directory, tmp_path, text_folder):
     data = Data(source=str(text_folder), special_tokens_in_text=True, val_fraction=0.2)
     with pytest.raises(RecipeError, match="sentencepiece model, which takes all text as text"):
-        prepare(data, open_tokenizer(directory), 400, 16, tmp_path / "tokens")
+        prepare_text(data, open_tokenizer(directory), 400, 16, tmp_path / "tokens")
 
 
 def test_text_is_prepared_with_it_by_workers_too(directory, text_folder, stories, tmp_path):
     tokenizer = open_tokenizer(directory)
     data = Data(source=str(text_folder), val_fraction=0.2)
-    one = prepare(data, tokenizer, 1000, 16, tmp_path / "one", workers=0)
-    two = prepare(data, tokenizer, 1000, 16, tmp_path / "two", workers=2, start_method="fork")
+    one = prepare_text(data, tokenizer, 1000, 16, tmp_path / "one", workers=0)
+    two = prepare_text(data, tokenizer, 1000, 16, tmp_path / "two", workers=2, start_method="fork")
     assert one.fingerprint == two.fingerprint
     ids = one.val.ids(0, one.val.num_ids)
     assert ids[0] == 1 and ids[-1] == 2

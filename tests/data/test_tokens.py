@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from inheritune.data.prepare import prepare
+from inheritune.data.prepare_text import prepare_text
 from inheritune.data.shards import ShardWriter
 from inheritune.data.tokens import TokenStream, open_tokens, verify_tokens
 from inheritune.errors import DataError
@@ -24,7 +24,7 @@ def prepared(tokenizer, stories, tmp_path_factory):
     for number, story in enumerate(stories):
         (folder / f"{number}.txt").write_text(story)
     data = Data(source=str(folder), val_fraction=0.2)
-    return prepare(data, tokenizer, 300, 16, folder / "tokens", shard_ids=5000)
+    return prepare_text(data, tokenizer, 300, 16, folder / "tokens", shard_ids=5000)
 
 
 @settings(max_examples=15, deadline=None)

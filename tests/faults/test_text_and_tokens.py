@@ -22,7 +22,7 @@ from inheritune.data import encoding
 from inheritune.data.bad_rows import BadRows
 from inheritune.data.hub_dataset import hub_documents
 from inheritune.data.parquet import parquet_rows
-from inheritune.data.prepare import prepare
+from inheritune.data.prepare_text import prepare_text
 from inheritune.data.shards import HEADER_BYTES, ShardWriter
 from inheritune.data.sources import documents
 from inheritune.data.tokenizer import open_tokenizer, train_tokenizer
@@ -46,7 +46,7 @@ def watch(event, arguments):
             steps["left"] -= 1
             if steps["left"] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-from inheritune.data.prepare import prepare
+from inheritune.data.prepare_text import prepare_text
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import InherituneError
 from inheritune.recipe.schema import Data
@@ -57,7 +57,7 @@ workers = int(os.environ.get("TEST_WORKERS", "0"))
 sys.addaudithook(watch)
 try:
     data = Data(source=source, val_fraction=0.2)
-    prepare(data, opened, 300, 16, Path(out), shard_ids=2000, workers=workers)
+    prepare_text(data, opened, 300, 16, Path(out), shard_ids=2000, workers=workers)
 except InherituneError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)
@@ -89,7 +89,7 @@ def folder(tmp_path):
 def shards(folder, tokenizer, tmp_path):
     """A prepared directory of several shards."""
     data = Data(source=str(folder), val_fraction=0.2)
-    prepare(data, tokenizer, 300, 16, tmp_path / "tokens", shard_ids=2000)
+    prepare_text(data, tokenizer, 300, 16, tmp_path / "tokens", shard_ids=2000)
     return tmp_path / "tokens"
 
 
@@ -189,7 +189,7 @@ def test_a_row_without_text_lists_its_columns(tmp_path, row, said):
 @pytest.mark.fault("C3")
 def test_too_few_training_tokens_are_counted(folder, tokenizer, tmp_path):
     data = Data(source=str(folder), val_fraction=0.9)
-    message = error_of(prepare, data, tokenizer, 300, 100_000, tmp_path / "tokens")
+    message = error_of(prepare_text, data, tokenizer, 300, 100_000, tmp_path / "tokens")
     assert "one sequence needs 100001" in message and "training text has" in message
     assert not (tmp_path / "tokens").exists() and not (tmp_path / "tokens.partial").exists()
 
@@ -199,14 +199,14 @@ def test_finished_tokens_are_counted_again_for_a_longer_sequence(
     shards, folder, tokenizer, tmp_path
 ):
     data = Data(source=str(folder), val_fraction=0.2)
-    message = error_of(prepare, data, tokenizer, 300, 100_000, shards, shard_ids=2000)
+    message = error_of(prepare_text, data, tokenizer, 300, 100_000, shards, shard_ids=2000)
     assert "one sequence needs 100001" in message
 
 
 @pytest.mark.fault("C4")
 def test_an_empty_validation_split_asks_for_a_larger_share(folder, tokenizer, tmp_path):
     data = Data(source=str(folder), val_fraction=1e-9)
-    message = error_of(prepare, data, tokenizer, 300, 16, tmp_path / "tokens")
+    message = error_of(prepare_text, data, tokenizer, 300, 16, tmp_path / "tokens")
     assert "validation text has 0 tokens" in message and "data.val_fraction" in message
 
 
@@ -214,7 +214,7 @@ def test_an_empty_validation_split_asks_for_a_larger_share(folder, tokenizer, tm
 def test_a_validation_split_under_one_window_is_refused(folder, tokenizer, tmp_path):
     (tmp_path / "val.txt").write_text("the of")
     data = Data(source=str(folder), val_source=str(tmp_path / "val.txt"))
-    message = error_of(prepare, data, tokenizer, 300, 64, tmp_path / "tokens")
+    message = error_of(prepare_text, data, tokenizer, 300, 64, tmp_path / "tokens")
     assert "one sequence needs 65" in message and "data.val_fraction" not in message
 
 
@@ -493,7 +493,7 @@ def test_tokens_of_another_tokenizer_are_refused(shards, folder, tmp_path):
     train_tokenizer(["other text altogether"], 300, tmp_path / "other")
     data = Data(source=str(folder), val_fraction=0.2)
     other = open_tokenizer(tmp_path / "other")
-    message = error_of(prepare, data, other, 300, 16, shards, shard_ids=2000)
+    message = error_of(prepare_text, data, other, 300, 16, shards, shard_ids=2000)
     assert "prepared otherwise: the tokenizer changed" in message
 
 
@@ -506,7 +506,7 @@ def test_a_token_added_later_makes_another_tokenizer(shards, folder, tokenizer, 
     (changed / "tokenizer.json").write_text(json.dumps(content))
     data = Data(source=str(folder), val_fraction=0.2)
     opened = open_tokenizer(changed)
-    message = error_of(prepare, data, opened, 301, 16, shards, shard_ids=2000)
+    message = error_of(prepare_text, data, opened, 301, 16, shards, shard_ids=2000)
     assert "the tokenizer, embedding rows changed" in message
 
 
@@ -520,7 +520,7 @@ def test_tokens_with_another_bos_or_eos_are_not_reused(shards, folder, tokenizer
     path.write_text(json.dumps(config))
     data = Data(source=str(folder), val_fraction=0.2)
     opened = open_tokenizer(changed)
-    message = error_of(prepare, data, opened, 300, 16, shards, shard_ids=2000)
+    message = error_of(prepare_text, data, opened, 300, 16, shards, shard_ids=2000)
     assert "the tokenizer changed" in message
 
 
@@ -528,7 +528,7 @@ def test_tokens_with_another_bos_or_eos_are_not_reused(shards, folder, tokenizer
 def test_another_sequence_length_reads_the_same_tokens_anew(shards, folder, tokenizer):
     # Shards know no sequence length: a sample is cut when it is read.
     data = Data(source=str(folder), val_fraction=0.2)
-    tokens = prepare(data, tokenizer, 300, 32, shards, shard_ids=2000)
+    tokens = prepare_text(data, tokenizer, 300, 32, shards, shard_ids=2000)
     ids = tokens.train.ids(0, 65)
     assert np.array_equal(tokens.train.samples(np.array([1]), 32)[0], ids[32:65])
     assert np.array_equal(tokens.train.samples(np.array([1]), 16)[0], ids[16:33])
@@ -586,7 +586,7 @@ def _prepare_slowly(source, directory, out, started, results):
             time.sleep(1)
             return False
 
-        prepare(data, opened, 300, 16, Path(out), shard_ids=2000, stop=wait)
+        prepare_text(data, opened, 300, 16, Path(out), shard_ids=2000, stop=wait)
         results.put(0)
     except MachineError as error:
         results.put(error.exit_code)
@@ -603,12 +603,12 @@ def test_the_second_of_two_prepares_is_told_of_the_first(folder, tokenizer, tmp_
     assert started.wait(60)
     data = Data(source=str(folder), val_fraction=0.2)
     with pytest.raises(MachineError, match="another process is preparing") as caught:
-        prepare(data, tokenizer, 300, 16, out, shard_ids=2000)
+        prepare_text(data, tokenizer, 300, 16, out, shard_ids=2000)
     assert caught.value.exit_code == 4
     assert results.get(timeout=60) == 0
     first.join()
     assert bytes_of(out) == bytes_of(shards)
-    assert prepare(data, tokenizer, 300, 16, out, shard_ids=2000).train.num_ids
+    assert prepare_text(data, tokenizer, 300, 16, out, shard_ids=2000).train.num_ids
 
 
 def val_rows(path, texts):
@@ -621,7 +621,7 @@ def test_a_validation_set_that_was_trained_on_is_refused(folder, tokenizer, tmp_
     texts = [story(number) for number in range(38, 58)]  # two of twenty are in the folder
     source = val_rows(tmp_path / "val.jsonl", texts)
     data = Data(source=str(folder), val_source=source)
-    message = error_of(prepare, data, tokenizer, 300, 16, tmp_path / "tokens")
+    message = error_of(prepare_text, data, tokenizer, 300, 16, tmp_path / "tokens")
     assert "10.0% of the documents of data.val_source are also in data.source" in message
     assert not (tmp_path / "tokens").exists()
 
@@ -631,11 +631,11 @@ def test_near_duplicates_are_reported(folder, tokenizer, tmp_path):
     near = [story(number).replace(".", " but.") for number in range(20)]
     source = val_rows(tmp_path / "val.jsonl", near)
     data = Data(source=str(folder), val_source=source)
-    overlap = prepare(data, tokenizer, 300, 16, tmp_path / "near").manifest["overlap"]
+    overlap = prepare_text(data, tokenizer, 300, 16, tmp_path / "near").manifest["overlap"]
     assert overlap["duplicate_documents"] == 0.0 and overlap["share"] > 0.9
     fresh = val_rows(tmp_path / "fresh.jsonl", [story(number) for number in range(500, 520)])
     data = Data(source=str(folder), val_source=fresh)
-    overlap = prepare(data, tokenizer, 300, 16, tmp_path / "fresh").manifest["overlap"]
+    overlap = prepare_text(data, tokenizer, 300, 16, tmp_path / "fresh").manifest["overlap"]
     assert overlap["share"] < 0.1
 
 
@@ -644,7 +644,7 @@ def test_a_literal_end_of_text_stays_text_unless_asked(folder, tokenizer, tmp_pa
     text = "the of <|endoftext|> and a"
     (folder / "000.txt").write_text(text)
     as_text, as_token = (
-        prepare(
+        prepare_text(
             Data(source=str(folder), val_fraction=0.2, special_tokens_in_text=asked),
             tokenizer,
             300,
@@ -672,7 +672,7 @@ def test_a_million_of_one_character_and_identical_documents_work(tokenizer, tmp_
     (tmp_path / "text" / "long.txt").write_text("a" * 1_000_000)
     data = Data(source=str(tmp_path / "text"), val_fraction=0.3, split_by="name")
     seen = []
-    tokens = prepare(data, tokenizer, 300, 16, tmp_path / "tokens", seen.append)
+    tokens = prepare_text(data, tokenizer, 300, 16, tmp_path / "tokens", seen.append)
     assert tokens.manifest["overlap"]["duplicate_documents"] > 0.9
     assert any("repeat another one exactly" in progress.message for progress in seen)
 
@@ -685,9 +685,9 @@ def test_a_document_of_50_mb_is_prepared_in_bounded_memory(tokenizer, tmp_path):
     (tmp_path / "val.txt").write_text(story(2))
     code = (
         "import resource, sys; from pathlib import Path; from inheritune.recipe.schema import Data;"
-        "from inheritune.data.prepare import prepare;"
+        "from inheritune.data.prepare_text import prepare_text;"
         "from inheritune.data.tokenizer import open_tokenizer;"
-        "prepare(Data(source=sys.argv[1], val_source=sys.argv[2]),"
+        "prepare_text(Data(source=sys.argv[1], val_source=sys.argv[2]),"
         "open_tokenizer(Path(sys.argv[3])), 300, 16, Path(sys.argv[4]), shard_ids=1 << 20);"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
@@ -780,7 +780,7 @@ def test_a_dataset_that_the_hub_refuses_gives_its_words(tokenizer, tmp_path, ref
     hub = Hub("someone/texts", {COMMIT: tmp_path}, refusal=refusal)
     data = Data(source="someone/texts")
     with serve(hub), taken_for_the_hub(hub, tmp_path / "home"):
-        message = error_of(prepare, data, tokenizer, 300, 16, tmp_path / "out" / "tokens")
+        message = error_of(prepare_text, data, tokenizer, 300, 16, tmp_path / "out" / "tokens")
     assert "cannot read the dataset someone/texts: " in message
     assert said.lower() in message.lower()
     assert not any((tmp_path / "out").iterdir())
@@ -791,11 +791,11 @@ def test_the_order_of_sources_and_the_locale_change_nothing(
     folder, tokenizer, tmp_path, monkeypatch
 ):
     first = tmp_path / "one"
-    prepare(Data(source=str(folder), val_fraction=0.2), tokenizer, 300, 16, first)
+    prepare_text(Data(source=str(folder), val_fraction=0.2), tokenizer, 300, 16, first)
     globs = [str(folder / pattern) for pattern in ("02*.txt", "03*.txt", "00*.txt", "01*.txt")]
     monkeypatch.setenv("LC_ALL", "C")
     second = tmp_path / "two"
-    prepare(Data(source=globs, val_fraction=0.2), tokenizer, 300, 16, second)
+    prepare_text(Data(source=globs, val_fraction=0.2), tokenizer, 300, 16, second)
     assert open_tokens(first).fingerprint == open_tokens(second).fingerprint
 
 
@@ -811,7 +811,9 @@ def test_workers_and_how_they_are_started_change_no_byte(
     monkeypatch.setattr(encoding, "_BATCH_DOCUMENTS", 3)
     data = Data(source=str(folder), val_fraction=0.2)
     out = tmp_path / "out"
-    prepare(data, tokenizer, 300, 16, out, shard_ids=2000, workers=workers, start_method=method)
+    prepare_text(
+        data, tokenizer, 300, 16, out, shard_ids=2000, workers=workers, start_method=method
+    )
     assert bytes_of(out) == bytes_of(shards)
 
 
@@ -820,7 +822,7 @@ def test_workers_and_how_they_are_started_change_no_byte(
 def test_sixteen_spawned_workers_change_no_byte(folder, tokenizer, tmp_path, shards, monkeypatch):
     monkeypatch.setattr(encoding, "_BATCH_DOCUMENTS", 1)
     data = Data(source=str(folder), val_fraction=0.2)
-    prepare(data, tokenizer, 300, 16, tmp_path / "out", shard_ids=2000, workers=16)
+    prepare_text(data, tokenizer, 300, 16, tmp_path / "out", shard_ids=2000, workers=16)
     assert bytes_of(tmp_path / "out") == bytes_of(shards)
 
 

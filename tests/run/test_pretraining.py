@@ -137,12 +137,12 @@ def test_other_settings_another_model_and_other_tokens_are_refused_with_the_diff
 def test_other_tokens_for_the_same_out_are_refused(
     tiny_reference: Path, tiny_text: Path, tiny_tokens: TokenDirectory, tmp_path: Path
 ) -> None:
-    from inheritune.data.prepare import prepare
+    from inheritune.data.prepare_text import prepare_text
     from inheritune.data.tokenizer import open_tokenizer
     from inheritune.recipe.schema import Data
 
     data = Data(source=str(tiny_text), val_fraction=0.3)
-    other = prepare(data, open_tokenizer(tiny_reference), 320, 16, tmp_path / "other")
+    other = prepare_text(data, open_tokenizer(tiny_reference), 320, 16, tmp_path / "other")
     interrupted(tiny_reference, tiny_tokens, tmp_path / "out", 640)
     with pytest.raises(RecipeError, match=rf"tokens = '{tiny_tokens.fingerprint}'; now it is"):
         train(tiny_reference, other, tmp_path / "out")

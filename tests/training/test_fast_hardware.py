@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from inheritune.data.prepare import prepare
+from inheritune.data.prepare_text import prepare_text
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.evaluation.val_loss import ValLoss, measure_val_loss
 from inheritune.model_files.directory import open_model
@@ -31,7 +31,7 @@ def trained(folder: Path, sets: list[str]) -> ValLoss:
     recipe = read_recipe(preset_path("demo"), [*short, *sets]).recipe
     reference = open_model("embedded:demo")
     tokenizer = open_tokenizer(reference.path)
-    tokens = prepare(recipe.data, tokenizer, 2048, 128, folder / "tokens")
+    tokens = prepare_text(recipe.data, tokenizer, 2048, 128, folder / "tokens")
     inherit(reference, 4, folder / "start")
     model = load_model(folder / "start")
     settings = choose_settings(recipe.train, planned_flops=0)

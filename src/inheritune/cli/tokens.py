@@ -179,8 +179,7 @@ def _reference_of_run(tokens: Path) -> Path | None:
 
 def _import(files: "FlatFiles", home: Path, out: Path, on_progress: Any) -> dict[str, Any]:
     from inheritune.data.import_tokens import import_tokens
-    from inheritune.data.tokenizer import open_tokenizer
-    from inheritune.steps.tokens import embedding_rows
+    from inheritune.data.tokenizer import embedding_rows, open_tokenizer
     from inheritune.system.signals import catch_signals
 
     opened = open_tokenizer(home)

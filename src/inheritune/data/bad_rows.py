@@ -1,4 +1,4 @@
-"""Rows and files that cannot be read: counted, named, and given up on above a limit."""
+"""Count and name the rows and files that cannot be read, and give up above a limit."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,26 +12,26 @@ _COLUMN = "Name the text column in data.text_column."
 
 @dataclass
 class BadRows:
-    """Counts what cannot be read, and gives up above the limit.
+    """Counts what cannot be read.
 
     Attributes:
-        limit: How many may be skipped.
-        seen: How many were.
+        limit: Rows and files that may be skipped.
+        seen: Rows and files skipped so far.
     """
 
     limit: int
     seen: int = 0
 
     def add(self, where: str, what: str, hint: str = "") -> None:
-        """Skip one more.
+        """Skip one more row or file.
 
         Args:
             where: File, and line or row.
-            what: What is wrong with it.
-            hint: The way out, where it is not to repair or skip it.
+            what: Says what is wrong with it.
+            hint: The way out, if it is not to repair or to skip the row.
 
         Raises:
-            DataError: It is one too many.
+            DataError: This one exceeds the limit.
         """
         self.seen += 1
         if self.seen > self.limit:
@@ -41,7 +41,7 @@ class BadRows:
 
 
 def decode(data: bytes, where: str, bad: BadRows) -> str | None:
-    """The text of some bytes in UTF-8; None, and counted, where it is none."""
+    """Decode UTF-8, with or without a byte order mark; None if a bad row was counted."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -51,7 +51,7 @@ def decode(data: bytes, where: str, bad: BadRows) -> str | None:
 
 
 def text_of(row: Any, column: str, where: str, bad: BadRows) -> str | None:
-    """The text of a row; None for null, and, counted, where there is no text."""
+    """Take the text out of a row; None if it is null or a bad row was counted."""
     columns = ", ".join(map(str, row)) or "none"
     if column not in row:
         bad.add(where, f"it has no column {column!r}; its columns are {columns}", _COLUMN)

@@ -1,4 +1,4 @@
-"""Documents to ids on all cores: worker processes, a bounded queue, results in order."""
+"""Encode documents on all cores: worker processes, a bounded queue, results in order."""
 
 import hashlib
 import multiprocessing
@@ -33,12 +33,12 @@ class Encoded(NamedTuple):
     """One document, encoded.
 
     Attributes:
-        place: How far its source is read with it.
+        place: The place in its source after it.
         documents: Documents read since the one before, those outside the sample included.
         is_val: Whether it is held out.
-        ids: (n,) with BOS where there is one, and EOS.
-        text_hash: First 64 bits of SHA-256 of its text.
-        text_bytes: Of its text in UTF-8.
+        ids: (n,) uint32, with BOS where the tokenizer puts one, and EOS.
+        text_hash: First 64 bits of SHA-256 of the text.
+        text_bytes: Size of the text in UTF-8.
     """
 
     place: Place
@@ -50,7 +50,7 @@ class Encoded(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    kept: list[int]  # numbers of the documents in the sample
+    numbers: list[int]  # of the documents in the sample
     is_val: list[bool]
     ends: NDArray[np.int64]
     ids: NDArray[Any]
@@ -60,27 +60,27 @@ class _Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoder:
-    """What is done to a document, wherever it is done.
+    """Encodes a batch of documents, in this process or in a worker.
 
     Attributes:
-        tokenizer: Text to ids.
-        data: Says what is sampled and held out.
+        tokenizer: Encodes the text.
+        data: The recipe's section; decides what is sampled and held out.
     """
 
     tokenizer: TextTokenizer
     data: Data
 
     def __call__(self, documents: list[Document], is_val: bool) -> _Batch:
-        """Encode some documents; with ``is_val`` all of them are held out."""
-        kept = [i for i, d in enumerate(documents) if is_val or sampled(d, self.data)]
-        texts = [documents[i].text for i in kept]
+        """Encode the documents in the sample; with ``is_val`` all of them, as held-out ones."""
+        numbers = [i for i, d in enumerate(documents) if is_val or sampled(d, self.data)]
+        texts = [documents[i].text for i in numbers]
         arrays = list(encode_documents(self.tokenizer, texts, self.data.special_tokens_in_text))
         contents = [text.encode() for text in texts]
         digests = [hashlib.sha256(content).digest() for content in contents]
         ids = np.concatenate([np.empty(0, dtype=np.int64), *arrays])
         return _Batch(
-            kept,
-            [is_val or held_out(documents[i], self.data) for i in kept],
+            numbers,
+            [is_val or held_out(documents[i], self.data) for i in numbers],
             np.cumsum([len(array) for array in arrays], dtype=np.int64),
             # Half of what goes through the pipe; an id never takes more than four bytes.
             ids.astype(np.uint32),
@@ -90,12 +90,12 @@ class Encoder:
 
 
 class Encoders:
-    """Some processes that encode, started once there is enough to do; use it in a ``with``.
+    """A pool of encoding processes, started once there is enough to do; use it in a ``with``.
 
     Args:
-        encoder: What they do.
-        workers: How many; 0: this process does it. None: one for each core, where there are
-            several.
+        encoder: Encodes a batch.
+        workers: Number of processes; 0: this process encodes. None: one for each core, where
+            there are several.
         start_method: ``"spawn"``, ``"fork"`` or ``"forkserver"``; it changes no result.
     """
 
@@ -124,12 +124,12 @@ class Encoders:
         share: float = 1.0,
         between: Callable[[], None] = lambda: None,
     ) -> Iterator[Encoded]:
-        """Encode documents; those in the sample come out, in order.
+        """Encode documents, and yield those in the sample, in order.
 
         Args:
-            documents: Read a few batches ahead of what has come out.
+            documents: Read a few batches ahead of what is yielded.
             is_val: Whether all of them are held out.
-            share: Of the batches on their way, how many belong to these documents.
+            share: Share of the batches in the queue that belong to these documents, in (0, 1].
             between: Called before every batch; may raise.
 
         Raises:
@@ -161,7 +161,7 @@ class Encoders:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -170,7 +170,7 @@ def usable_cores() -> int:
 def _batches(
     documents: Iterator[tuple[Place, Document]],
 ) -> Iterator[tuple[list[Place], list[Document]]]:
-    """Documents in groups that are worth sending away."""
+    """Group documents into batches that are worth sending to a worker."""
     places: list[Place] = []
     batch: list[Document] = []
     characters = 0
@@ -190,7 +190,7 @@ def _unpacked(places: list[Place], result: Callable[[], _Batch]) -> Iterator[Enc
     parts = np.split(batch.ids, batch.ends[:-1])
     before = -1
     for number, is_val, ids, text_hash, size in zip(
-        batch.kept, batch.is_val, parts, batch.hashes, batch.sizes, strict=False
+        batch.numbers, batch.is_val, parts, batch.hashes, batch.sizes, strict=False
     ):
         yield Encoded(places[number], number - before, is_val, ids, text_hash, size)
         before = number
@@ -211,7 +211,7 @@ def _worker_ended() -> MachineError:
     )
 
 
-# --- In a worker ------------------------------------------------------------------------------
+# --- in a worker ---
 
 _encoder: Encoder | None = None
 

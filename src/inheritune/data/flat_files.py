@@ -1,4 +1,4 @@
-"""Tokens that other programs wrote: datatrove's ``.ds``, and flat ``.bin`` files of ids."""
+"""Open token files that other programs wrote: datatrove's ``.ds``, and flat ``.bin`` files."""
 
 import json
 from collections.abc import Iterator
@@ -27,12 +27,12 @@ class FlatFile:
     """A file of ids.
 
     Attributes:
-        path: The file.
+        path: Path of the file.
         format: ``"flat"``, ``"litgpt"``, ``"llm.c"`` or ``"datatrove"``.
         width: Bytes of an id.
-        ids: (n,) mapped from disk.
-        ends: Where documents end, (d,), from the index beside a ``.ds`` file; None where there is
-            none: then EOS ends them.
+        ids: (n,) unsigned, mapped from disk.
+        ends: (d,) ends of the documents, from the index beside a ``.ds`` file; None where there
+            is none: then EOS ends them.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class FlatFile:
     ends: NDArray[np.int64] | None
 
     def documents(self, eos: int) -> Iterator[tuple[int, int]]:
-        """Begin and end of every document, EOS included where it has one."""
+        """Yield begin and end of every document, EOS included where it has one."""
         begin = 0
         least = 2 if self.format == "litgpt" else 1  # it fills its last chunk with EOS
         for end in self._ends(eos):
@@ -57,12 +57,12 @@ class FlatFile:
             yield from self.ends.tolist()
             return
         for start in range(0, len(self.ids), _CHUNK):
-            found = np.flatnonzero(self.ids[start : start + _CHUNK] == eos) + start + 1
-            yield from found.tolist()
+            ends = np.flatnonzero(self.ids[start : start + _CHUNK] == eos) + start + 1
+            yield from ends.tolist()
 
 
 def open_flat_file(path: Path, rows: int, width: int | None = None) -> FlatFile:
-    """Find out what a file of ids is, and check every id of it.
+    """Recognize the format of a file of ids, and check every id.
 
     Args:
         path: Ends in ``.ds`` or ``.bin``.
@@ -70,7 +70,7 @@ def open_flat_file(path: Path, rows: int, width: int | None = None) -> FlatFile:
         width: Bytes of an id, 2 or 4; None: what the file says, or else what its ids allow.
 
     Raises:
-        DataError: It is no such file, is cut short, or holds an id without a row.
+        DataError: The file is of no such format, is cut short, or holds an id without a row.
     """
     try:
         size = path.stat().st_size
@@ -105,11 +105,13 @@ def open_flat_file(path: Path, rows: int, width: int | None = None) -> FlatFile:
 
 
 def _header(path: Path, head: bytes) -> tuple[str, int, int | None, int | None]:
-    """Format, bytes before the ids, bytes of an id and number of ids, as far as the file says."""
+    """Return format, bytes before the ids, bytes of an id, number of ids; None: not in the file."""
     if head[:7] == _LITGPT:
         kind = _LITGPT_TYPES.get(head[15]) if len(head) >= _LITGPT_HEADER else None
         if int.from_bytes(head[7:15], "little") != 1 or kind is None:
-            raise DataError(f"{path} is a litgpt file of ids that this cannot read.", _FORMATS)
+            raise DataError(
+                f"{path} is a litgpt file of ids in an unknown version or type.", _FORMATS
+            )
         return "litgpt", _LITGPT_HEADER, int(kind[-1]), None
     if len(head) == _LLM_C_HEADER:
         magic, version, count = np.frombuffer(head[:12], dtype="<i4").tolist()
@@ -121,7 +123,7 @@ def _header(path: Path, head: bytes) -> tuple[str, int, int | None, int | None]:
 
 
 def _datatrove_width(path: Path) -> int | None:
-    """Bytes of an id, as the metadata beside it says; they are text, or JSON in newer files."""
+    """Read the bytes of an id from the metadata beside a file: text, or JSON in newer versions."""
     beside = path.with_name(path.name + ".metadata")
     if not beside.exists():
         return None
@@ -146,7 +148,10 @@ def _datatrove_ends(path: Path) -> NDArray[np.int64] | None:
 
 
 def _likely_width(path: Path, size: int, offset: int, rows: int) -> int:
-    """Four bytes where all ids read so have a row: of two-byte ids, every other one would be 0."""
+    """Guess four bytes where all ids then have a row, else two.
+
+    Two ids of two bytes, read as one of four, exceed every embedding unless the second one is 0.
+    """
     if size % 4 or size == 0:
         return 2
     ids = np.memmap(path, dtype="<u4", mode="r", offset=offset)

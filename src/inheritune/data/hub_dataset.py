@@ -1,4 +1,4 @@
-"""Datasets on the Hub: pinned to a commit, streamed row by row, never stored."""
+"""Stream the rows of a dataset on the Hub, pinned to a commit and never stored."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _ROWS_BETWEEN_STATES = 1000
 
 
 def is_hub_dataset(part: TextSource) -> bool:
-    """Whether a source is ``owner/name`` on the Hub, rather than something on this machine."""
+    """Tell whether a source is ``owner/name`` on the Hub, rather than a path on this machine."""
     name = part.source
     if not isinstance(name, str) or not _NAME.fullmatch(name) or _FILE.search(name):
         return False
@@ -27,7 +27,7 @@ def is_hub_dataset(part: TextSource) -> bool:
 
 
 def dataset_commit(part: TextSource) -> str:
-    """The commit that a dataset's revision means now.
+    """Resolve a dataset's revision to a commit.
 
     Raises:
         DataError: There is no such dataset or revision, or the Hub cannot be reached.
@@ -37,12 +37,12 @@ def dataset_commit(part: TextSource) -> str:
     from huggingface_hub import HfApi
 
     try:
-        found = HfApi().dataset_info(str(part.source), revision=part.revision, timeout=15)
+        info = HfApi().dataset_info(str(part.source), revision=part.revision, timeout=15)
     except Exception as error:  # the library's errors have no common class
         raise _refused(part, error) from error
-    if not found.sha:
+    if not info.sha:
         raise DataError(f"the Hub names no commit of {part.source}.", "Set data.revision to one.")
-    return found.sha
+    return info.sha
 
 
 def hub_documents(
@@ -52,20 +52,20 @@ def hub_documents(
     bad: BadRows,
     start: dict[str, Any] | None = None,
 ) -> Iterator[tuple[dict[str, Any], Document]]:
-    """Documents of a dataset, in its order, each with the place after it.
+    """Read the documents of a dataset in its order, each with the place after it.
 
     Args:
-        part: Names the dataset, or a directory with one; config and split.
-        commit: Its commit; None for a directory.
-        text_column: The column that holds the text.
-        bad: Told of rows that hold none.
-        start: A place that this function gave before; what lies before it is not read again.
+        part: The recipe's entry: a dataset or a directory with one, config and split.
+        commit: Commit of the dataset; None for a directory.
+        text_column: Column that holds the text.
+        bad: Counts the rows without text.
+        start: A place that was yielded before; rows before it are not read again.
 
     Yields:
         The place, in JSON values, and the document.
 
     Raises:
-        DataError: The dataset cannot be read; with the library's own words.
+        DataError: The dataset cannot be read; the message has the library's own words.
         MissingExtraError: datasets is not installed.
     """
     stream = _open(part, commit)
@@ -123,10 +123,10 @@ def _open(part: TextSource, commit: str | None) -> Any:
 
 
 def _refused(part: TextSource, error: Exception) -> DataError:
-    said = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+    reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
     hint = "Check data.source, config, split and revision; gated datasets need `hf auth login`."
-    if "script" in said.lower():
+    if "script" in reason.lower():
         hint = "Choose one in parquet or JSONL; many have a copy at revision refs/convert/parquet."
     elif not part.config and not part.split and not part.revision:
-        hint = "Check the name; if files were meant, there are none of this path."
-    return DataError(f"cannot read the dataset {part.source}: {said}.", hint)
+        hint = "Check the name; if you meant files, there are none at this path."
+    return DataError(f"cannot read the dataset {part.source}: {reason}.", hint)

@@ -1,4 +1,4 @@
-"""Which files a source names: the standard library, or local files, globs and folders."""
+"""List the files that a source names: the standard library, or files, globs and folders."""
 
 import glob
 import os
@@ -40,7 +40,7 @@ class InputFile:
 
 
 def input_files(source: str | list[str]) -> list[InputFile]:
-    """The files of a source, sorted by the bytes of their relative names.
+    """List the files of a source, sorted by the bytes of their relative names.
 
     Args:
         source: ``"stdlib"``, ``"stdlib+tests"``, or local files, globs or folders.
@@ -68,17 +68,14 @@ def input_files(source: str | list[str]) -> list[InputFile]:
                 f"there is no file in {spell(source)}.", "Give files, globs or folders."
             )
         root = Path(os.path.commonpath([folder for folder, _ in expanded]))
-    named = {path.relative_to(root).as_posix(): path for path in files}
-    names = sorted(named, key=_bytes)
-    return [InputFile(name, named[name], named[name] in train_only) for name in names]
-
-
-def _bytes(name: str) -> bytes:
-    return name.encode(errors="surrogateescape")  # any file name, whatever the locale
+    by_name = {path.relative_to(root).as_posix(): path for path in files}
+    # surrogateescape: any file name, whatever the locale
+    names = sorted(by_name, key=lambda name: name.encode(errors="surrogateescape"))
+    return [InputFile(name, by_name[name], by_name[name] in train_only) for name in names]
 
 
 def _expand(entry: str) -> tuple[Path, list[Path]]:
-    """The folder that names are relative to, and the files of one entry."""
+    """Return the folder that names are relative to, and the files of one entry."""
     if not entry.strip():
         raise DataError("a source is empty.", "Give stdlib, or files, globs or folders.")
     path = Path(entry).expanduser().absolute()
@@ -105,8 +102,8 @@ def _expand_glob(entry: str, path: Path) -> tuple[Path, list[Path]]:
             f"there is no file or folder {entry}.",
             "Give stdlib, or existing files, globs or folders.",
         )
-    found = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207
-    files = [match for match in found if not match.is_dir()]
+    matches = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207
+    files = [match for match in matches if not match.is_dir()]
     if not files:
         raise DataError(f"no file matches {entry}.", "Correct the pattern.")
     first = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
@@ -114,7 +111,7 @@ def _expand_glob(entry: str, path: Path) -> tuple[Path, list[Path]]:
 
 
 def _walk(root: Path, skipped: tuple[str, ...]) -> list[Path]:
-    """Files below a folder. Linked folders are not entered: they may lead in circles."""
+    """List the files below a folder. Linked folders are not entered: they may lead in circles."""
 
     def fail(error: OSError) -> None:
         raise DataError(
@@ -132,5 +129,5 @@ def _walk(root: Path, skipped: tuple[str, ...]) -> list[Path]:
 
 
 def spell(source: str | list[str]) -> str:
-    """A source as it can stand in a message."""
+    """Return a source as it can stand in a message."""
     return source if isinstance(source, str) else ", ".join(source) or "an empty list"

@@ -1,4 +1,4 @@
-"""What is in a token directory, and a few windows of it as text."""
+"""Describe a token directory, and show a few windows of it as text."""
 
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ from inheritune.errors import DataError
 
 __all__ = ["describe_tokens", "find_tokenizer", "windows"]
 
-# Where a run keeps what its tokens were made with, from the directory of the tokens.
+# Where a run keeps the tokenizer of its tokens, relative to their directory.
 _NEARBY = (".", "../reference/start", "../reference/model", "../reference/tokenizer", "../target")
 
 
 def describe_tokens(tokens: TokenDirectory) -> dict[str, Any]:
-    """The facts of a token directory, as JSON values."""
+    """Return the facts of a token directory, as JSON values."""
     manifest = tokens.manifest
     facts = tokens.summary() | {
         "path": str(tokens.path),
@@ -42,22 +42,22 @@ def describe_tokens(tokens: TokenDirectory) -> dict[str, Any]:
 
 
 def find_tokenizer(tokens: TokenDirectory, given: Path | None = None) -> TextTokenizer | None:
-    """The tokenizer that prepared a directory, known by its hash.
+    """Find the tokenizer that prepared a directory, by its hash.
 
     Args:
-        tokens: The directory.
-        given: A directory that holds it; None: look where a run keeps it.
+        tokens: The token directory.
+        given: A directory that holds the tokenizer; None: look where a run keeps it.
 
     Returns:
         None where it was not found nearby.
 
     Raises:
-        DataError: The one given is another.
+        DataError: ``given`` holds another tokenizer.
     """
-    wanted = tokens.manifest["tokenizer"]["sha256"]
+    expected = tokens.manifest["tokenizer"]["sha256"]
     if given is not None:
         opened = open_tokenizer(given)
-        if opened.sha256 != wanted:
+        if opened.sha256 != expected:
             raise DataError(
                 f"{tokens.path} was prepared with another tokenizer than that in {given}.",
                 "Name the one that was used.",
@@ -69,7 +69,7 @@ def find_tokenizer(tokens: TokenDirectory, given: Path | None = None) -> TextTok
             opened = open_tokenizer(directory)
         except DataError:
             continue
-        if opened.sha256 == wanted:
+        if opened.sha256 == expected:
             return opened
     return None
 
@@ -77,11 +77,11 @@ def find_tokenizer(tokens: TokenDirectory, given: Path | None = None) -> TextTok
 def windows(
     tokens: TokenDirectory, tokenizer: TextTokenizer | None, count: int, length: int
 ) -> list[dict[str, Any]]:
-    """Evenly spaced windows of both splits.
+    """Read evenly spaced windows of both splits.
 
     Args:
-        tokens: The directory.
-        tokenizer: Decodes them; None: ids only.
+        tokens: The token directory.
+        tokenizer: Decodes the ids; None: ids only.
         count: Windows of each split.
         length: Ids in a window.
 
@@ -93,11 +93,11 @@ def windows(
         DataError: A shard is not the one that was prepared.
     """
     streams: list[tuple[str, TokenStream]] = [("train", tokens.train), ("val", tokens.val)]
-    found = []
+    rows = []
     for split, stream in streams:
         last = max(0, stream.num_ids - length)
         for start in np.unique(np.linspace(0, last, num=count, dtype=np.int64)).tolist():
             ids = stream.ids(start, min(start + length, stream.num_ids)).tolist()
             text = None if tokenizer is None else tokenizer.decode(ids)
-            found.append({"split": split, "start": start, "ids": ids, "text": text})
-    return found
+            rows.append({"split": split, "start": start, "ids": ids, "text": text})
+    return rows

@@ -1,4 +1,4 @@
-"""The order in which samples are seen: computed from a position, never stored."""
+"""Compute the order in which samples are seen from a position; it is never stored."""
 
 import hashlib
 
@@ -13,7 +13,7 @@ ORDER_VERSION = 1  # a change below is a new version, and a run of an older one 
 def sample_ids(
     start: int, stop: int, num_samples: int, seed: int, epoch: int
 ) -> NDArray[np.uint64]:
-    """Sample ids at positions [start, stop) of one epoch: a shuffle that needs no memory.
+    """Return the sample ids at positions [start, stop) of one epoch: a shuffle without memory.
 
     A four-round Feistel network permutes the next even power of two; ids beyond the end are
     permuted again until they fall into range. Over a whole epoch every sample comes exactly once.

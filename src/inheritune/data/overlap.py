@@ -1,11 +1,8 @@
-"""How much of the held-out text was also trained on: exact documents and shared 13-grams.
-
-Hashes of the documents of a corpus, on disk: memory does not grow with their number.
-"""
+"""Measure how much held-out text was also trained on: whole documents and 13-grams of tokens."""
 
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +11,102 @@ from numpy.typing import NDArray
 
 from inheritune.data.tokens import TokenStream
 
-__all__ = ["NGRAM", "DocumentHashes", "duplicate_share", "ngram_share"]
+__all__ = ["NGRAM", "DocumentHashes", "document_overlap", "duplicate_share", "ngram_share"]
 
 NGRAM = 13
 _MAX_VAL_NGRAMS = 1 << 20
 _CHUNK = 1 << 21  # ids read at a time
 _TABLE_BITS = 24
+_BUFFERED = 1 << 20  # hashes in memory at a time: 8 MB
+_COMPARED = 1 << 23  # hashes compared with each other at a time: 64 MB
+
+
+class DocumentHashes:
+    """A growing list of 64-bit hashes on disk: memory does not grow with the corpus.
+
+    Args:
+        path: The list's file, eight bytes for each hash; made where missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._new = array("Q")
+
+    def add(self, value: int) -> None:
+        """Append one hash."""
+        self._new.append(value)
+        if len(self._new) == _BUFFERED:
+            self._write()
+
+    def flush(self) -> int:
+        """Sync all hashes to the disk and return their number."""
+        self._write()
+        with self._path.open("ab") as stream:
+            os.fsync(stream.fileno())
+        return self.stored()
+
+    def stored(self) -> int:
+        """Return the number of hashes in the file."""
+        return self._path.stat().st_size // 8 if self._path.exists() else 0
+
+    def cut(self, count: int) -> None:
+        """Keep the first hashes only."""
+        os.truncate(self._path, 8 * count)
+
+    def chunks(self) -> Iterator[NDArray[np.uint64]]:
+        """Read all hashes in order, a million at a time."""
+        self._write()
+        with self._path.open("rb") as stream:
+            while data := stream.read(8 * _BUFFERED):
+                yield np.frombuffer(data, dtype=np.uint64)
+
+    def repeated_share(self) -> float:
+        """Return the share of documents that repeat an earlier one, in [0, 1)."""
+        self._write()
+        count, distinct = self.stored(), 0
+        passes = max(1, -(-count // _COMPARED))
+        for turn in range(passes):  # equal hashes meet in the same pass
+            parts = [chunk[chunk % np.uint64(passes) == turn] for chunk in self.chunks()]
+            distinct += len(np.unique(np.concatenate(parts))) if parts else 0
+        return 1 - distinct / count if count else 0.0
+
+    def _write(self) -> None:
+        with self._path.open("ab") as stream:
+            self._new.tofile(stream)
+        self._new = array("Q")
+
+
+def document_overlap(hashes: Mapping[str, DocumentHashes]) -> dict[str, float]:
+    """Compare the documents of both splits by the hashes of their texts.
+
+    Args:
+        hashes: Hashes of ``"train"`` and ``"val"``.
+
+    Returns:
+        ``duplicate_documents``, the share of held-out documents that are also training documents;
+        ``repeated_documents``, the share of training documents that repeat an earlier one.
+    """
+    val = np.concatenate([np.empty(0, dtype=np.uint64), *hashes["val"].chunks()])
+    return {
+        "duplicate_documents": duplicate_share(val, hashes["train"].chunks()),
+        "repeated_documents": hashes["train"].repeated_share(),
+    }
 
 
 def duplicate_share(val: NDArray[np.uint64], train: Iterable[NDArray[np.uint64]]) -> float:
-    """Share of held-out documents whose hash is among those of the training documents.
+    """Return the share of held-out documents whose hash is among those of training documents.
 
     Args:
-        val: (m,) hashes of the held-out documents' texts.
-        train: Hashes of the training documents' texts, in any number of pieces.
+        val: (m,) hashes of the held-out texts.
+        train: Hashes of the training texts, in any number of pieces.
 
     Returns:
         In [0, 1]; 0 without held-out documents.
     """
-    found = np.zeros(len(val), dtype=bool)
+    is_duplicate = np.zeros(len(val), dtype=bool)
     for piece in train:
-        found |= np.isin(val, piece)
-    return float(found.mean()) if len(val) else 0.0
+        is_duplicate |= np.isin(val, piece)
+    return float(is_duplicate.mean()) if len(val) else 0.0
 
 
 def ngram_share(
@@ -44,7 +115,7 @@ def ngram_share(
     eos: int,
     on_ids: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
-    """Share of held-out 13-grams of token ids that occur anywhere in the training stream.
+    """Return the share of held-out 13-grams of token ids that occur in the training stream.
 
     An n-gram never spans two documents. Beyond 2^20 held-out n-grams an even sample of them is
     looked up; the training stream is always read whole, in chunks, so that memory is bounded.
@@ -53,27 +124,28 @@ def ngram_share(
         val: Held-out ids.
         train: Training ids.
         eos: Id that ends a document.
-        on_ids: Told after every chunk how many training ids were looked at; may raise to stop.
+        on_ids: Called after every chunk with the number of training ids read; may raise.
 
     Returns:
         ``{"ngram", "val_ngrams", "share", "method"}``; the share is in [0, 1], and None where no
         held-out document is 13 tokens long.
     """
     hashes = _val_hashes(val, eos)
-    wanted, counts = np.unique(hashes, return_counts=True)
-    found = np.zeros(len(wanted), dtype=bool)
-    # A look into a table of bits spares most of the training n-grams the binary search.
+    distinct, counts = np.unique(hashes, return_counts=True)
+    in_train = np.zeros(len(distinct), dtype=bool)
+    # Most training n-grams are ruled out by their first 24 bits and spared the binary search.
     shift = np.uint64(64 - _TABLE_BITS)
     table = np.zeros(1 << _TABLE_BITS, dtype=bool)
-    table[wanted >> shift] = True
-    for start in range(0, train.num_ids if len(wanted) else 0, _CHUNK):
+    table[distinct >> shift] = True
+    for start in range(0, train.num_ids if len(distinct) else 0, _CHUNK):
         stop = min(start + _CHUNK + NGRAM - 1, train.num_ids)
-        seen = _hashes(train.ids(start, stop))
-        seen = seen[table[seen >> shift]]
-        at = np.minimum(np.searchsorted(wanted, seen), len(wanted) - 1)
-        found[at[wanted[at] == seen]] = True
+        candidates = _hashes(train.ids(start, stop))
+        candidates = candidates[table[candidates >> shift]]
+        places = np.minimum(np.searchsorted(distinct, candidates), len(distinct) - 1)
+        in_train[places[distinct[places] == candidates]] = True
+        train.forget(start + _CHUNK)
         on_ids(min(start + _CHUNK, train.num_ids))
-    share = float(counts[found].sum() / counts.sum()) if len(wanted) else None
+    share = float(counts[in_train].sum() / counts.sum()) if len(distinct) else None
     return {
         "ngram": NGRAM,
         "val_ngrams": len(hashes),
@@ -84,7 +156,7 @@ def ngram_share(
 
 
 def _val_hashes(val: TokenStream, eos: int) -> NDArray[np.uint64]:
-    """Hashes of held-out n-grams inside one document, thinned evenly to the limit."""
+    """Hash the held-out n-grams that lie within one document, thinned evenly to the limit."""
     stride = -(-max(1, val.num_ids) // _MAX_VAL_NGRAMS)
     parts = [np.empty(0, dtype=np.uint64)]
     for start in range(0, val.num_ids, _CHUNK):
@@ -93,82 +165,23 @@ def _val_hashes(val: TokenStream, eos: int) -> NDArray[np.uint64]:
             continue
         ends = np.concatenate(([0], np.cumsum(ids == eos)))
         within = ends[NGRAM:] == ends[:-NGRAM]
-        kept = (start + np.arange(len(within))) % stride == 0
-        parts.append(_hashes(ids)[within & kept])
+        in_sample = (start + np.arange(len(within))) % stride == 0
+        parts.append(_hashes(ids)[within & in_sample])
     return np.concatenate(parts)
 
 
 def _hashes(ids: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """A 64-bit hash of every window of NGRAM ids: multilinear, one fixed odd factor a place."""
+    """Hash every window of NGRAM ids to 64 bits: sum over places i of factor_i * (id_i + 1)."""
     windows = len(ids) - NGRAM + 1
     if windows < 1:
         return np.empty(0, dtype=np.uint64)
     values = ids.astype(np.uint64) + np.uint64(1)
     total = np.zeros(windows, dtype=np.uint64)
-    factor = 0
+    seed = 0
     for place in range(NGRAM):
-        factor = (factor + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        mixed = factor
-        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        # The fixed odd factors are the outputs of SplitMix64. Steele, Lea, Flood 2014
+        seed = (seed + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        mixed = ((seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
         mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
         total += values[place : place + windows] * np.uint64((mixed ^ (mixed >> 31)) | 1)
     return total
-
-
-_HELD = 1 << 20  # hashes in memory at a time: 8 MB
-_COUNTED = 1 << 23  # hashes compared with each other at a time: 64 MB
-
-
-class DocumentHashes:
-    """A growing list of 64-bit hashes.
-
-    Args:
-        path: The file they are kept in, eight bytes each; need not exist.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._new = array("Q")
-
-    def add(self, value: int) -> None:
-        """Append one."""
-        self._new.append(value)
-        if len(self._new) == _HELD:
-            self._write()
-
-    def flush(self) -> int:
-        """Have all of them on disk; how many there are."""
-        self._write()
-        with self._path.open("ab") as stream:
-            os.fsync(stream.fileno())
-        return self.stored()
-
-    def stored(self) -> int:
-        """How many the file holds."""
-        return self._path.stat().st_size // 8 if self._path.exists() else 0
-
-    def cut(self, count: int) -> None:
-        """Keep the first ones only."""
-        os.truncate(self._path, 8 * count)
-
-    def chunks(self) -> Iterator[NDArray[np.uint64]]:
-        """All of them, in order, a million at a time."""
-        self._write()
-        with self._path.open("rb") as stream:
-            while data := stream.read(8 * _HELD):
-                yield np.frombuffer(data, dtype=np.uint64)
-
-    def repeated_share(self) -> float:
-        """Share of the documents that repeat an earlier one; in [0, 1)."""
-        self._write()
-        count, distinct = self.stored(), 0
-        passes = max(1, -(-count // _COUNTED))
-        for turn in range(passes):  # equal hashes meet in the same pass
-            parts = [chunk[chunk % np.uint64(passes) == turn] for chunk in self.chunks()]
-            distinct += len(np.unique(np.concatenate(parts))) if parts else 0
-        return 1 - distinct / count if count else 0.0
-
-    def _write(self) -> None:
-        with self._path.open("ab") as stream:
-            self._new.tofile(stream)
-        self._new = array("Q")

@@ -1,4 +1,4 @@
-"""Rows of a parquet file, a few at a time: no row group is ever held whole."""
+"""Read the rows of a parquet file a few at a time; no row group is ever held whole."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,19 +17,19 @@ _COLUMN = "Name the text column in data.text_column."
 def parquet_rows(
     path: Path, column: str, bad: BadRows, start: int = 0
 ) -> Iterator[tuple[int, int, dict[str, str | None]]]:
-    """The text column of a parquet file, row by row.
+    """Read the text column of a parquet file, row by row.
 
     Page checksums are compared where the file has them; where it has none, a flipped byte in the
     text is not noticed.
 
     Args:
-        path: The file.
-        column: Its column of strings.
-        bad: Told of a file that cannot be read.
-        start: Rows to leave out; whole row groups among them are not even read.
+        path: The parquet file.
+        column: Name of a column of strings.
+        bad: Counts the file if it cannot be read.
+        start: Rows to skip; row groups that consist of them are not read.
 
     Yields:
-        The row's number, from 1, about how many bytes of the file were read with it, and
+        The row's number, from 1; the approximate number of bytes of the file read with it; and
         ``{column: text or None}``.
 
     Raises:
@@ -44,24 +44,23 @@ def parquet_rows(
             f"{path} needs the package pyarrow.", 'Install it: pip install "inheritune[data]"'
         ) from error
     try:
-        with ParquetFile(path, page_checksum_verification=True) as opened:
-            if not _is_readable(opened, path, column, bad):
+        with ParquetFile(path, page_checksum_verification=True) as file:
+            if not _is_readable(file, path, column, bad):
                 return
-            size, rows = path.stat().st_size, max(1, opened.metadata.num_rows)
-            for number, row in _rows(opened, column, start):
+            size, rows = path.stat().st_size, max(1, file.metadata.num_rows)
+            for number, row in _rows(file, column, start):
                 yield number, size * number // rows, row
-    except pyarrow.ArrowException as error:
-        bad.add(str(path), f"pyarrow says: {first_line(error).rstrip('.')}")
-    except OSError as error:  # what pyarrow raises for broken pages has no error number
-        if error.errno is not None:
+    except (pyarrow.ArrowException, OSError) as error:
+        # What pyarrow raises for broken pages is an OSError without a number.
+        if isinstance(error, OSError) and error.errno is not None:
             raise
         bad.add(str(path), f"pyarrow says: {first_line(error).rstrip('.')}")
 
 
-def _is_readable(opened: Any, path: Path, column: str, bad: BadRows) -> bool:
+def _is_readable(file: Any, path: Path, column: str, bad: BadRows) -> bool:
     import pyarrow.types as types
 
-    schema = opened.schema_arrow
+    schema = file.schema_arrow
     names = ", ".join(schema.names) or "none"
     if column not in schema.names:
         bad.add(str(path), f"it has no column {column!r}; its columns are {names}", _COLUMN)
@@ -72,10 +71,10 @@ def _is_readable(opened: Any, path: Path, column: str, bad: BadRows) -> bool:
         what = f"column {column!r} holds {kind}, not text; columns: {names}"
         bad.add(str(path), what, _COLUMN)
         return False
-    for index in range(opened.num_row_groups):
-        group = opened.metadata.row_group(index)
-        columns = (group.column(i) for i in range(group.num_columns))
-        size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema == column)
+    for index in range(file.num_row_groups):
+        group = file.metadata.row_group(index)
+        chunks = (group.column(i) for i in range(group.num_columns))
+        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema == column)
         if size > _MAX_COLUMN_BYTES:
             what = f"row group {index} holds {size:,} bytes of {column!r}, above 2 GiB"
             bad.add(str(path), what, "Write it again with smaller row groups.")
@@ -83,13 +82,13 @@ def _is_readable(opened: Any, path: Path, column: str, bad: BadRows) -> bool:
     return True
 
 
-def _rows(opened: Any, column: str, start: int) -> Iterator[tuple[int, dict[str, str | None]]]:
+def _rows(file: Any, column: str, start: int) -> Iterator[tuple[int, dict[str, str | None]]]:
     before = 0
-    for index in range(opened.num_row_groups):
-        after = before + opened.metadata.row_group(index).num_rows
+    for index in range(file.num_row_groups):
+        after = before + file.metadata.row_group(index).num_rows
         if after > start:
             number = before
-            for batch in opened.iter_batches(
+            for batch in file.iter_batches(
                 batch_size=_ROWS_AT_A_TIME, row_groups=[index], columns=[column], use_threads=False
             ):
                 for text in batch.column(0).to_pylist():

@@ -1,4 +1,4 @@
-"""A ``tokenizer.model``, read by sentencepiece itself: exactly its ids."""
+"""Encode with a ``tokenizer.model`` through sentencepiece itself: exactly its ids."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -12,14 +12,17 @@ __all__ = ["SentencePieceModel"]
 
 
 class SentencePieceModel:
-    """Text to ids and back.
+    """An opened sentencepiece model.
 
     Args:
-        path: The ``tokenizer.model``.
-        content: Its bytes.
+        path: The ``tokenizer.model``, for messages.
+        content: Bytes of the file.
+
+    Attributes:
+        rows: Number of pieces, each of which has an id.
 
     Raises:
-        DataError: It is no sentencepiece model; tiktoken files are called that, too.
+        DataError: The file is no sentencepiece model; tiktoken files have that name, too.
     """
 
     def __init__(self, path: Path, content: bytes) -> None:
@@ -36,10 +39,10 @@ class SentencePieceModel:
             ) from error
 
     def encode_batch(self, texts: Sequence[str], special_tokens_in_text: bool) -> list[list[int]]:
-        """Ids of each text, exactly sentencepiece's own.
+        """Encode each text to a list of ids.
 
         Raises:
-            RecipeError: Special tokens are to be found in text, which sentencepiece never does.
+            RecipeError: ``special_tokens_in_text`` is true, which sentencepiece cannot do.
         """
         if special_tokens_in_text:
             raise RecipeError(
@@ -51,7 +54,7 @@ class SentencePieceModel:
         return ids
 
     def encode_pieces(self, pieces: Iterable[str]) -> Iterable[list[int]] | None:
-        """Ids of a long text that was cut after line ends, equal to those of the whole.
+        """Encode a long text that was cut after line ends, to the same ids as the whole.
 
         Returns:
             None where this model does not allow a cut: then the whole text has to be encoded.
@@ -82,16 +85,16 @@ class SentencePieceModel:
         return bool(whole == model.encode("a\n") + second[len(line_end) :])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids; control pieces such as BOS and EOS have none."""
+        """Decode ids to text; control pieces such as BOS and EOS have none."""
         text: str = self._model.decode([i for i in ids if not self._model.is_control(i)])
         return text
 
     def token_to_id(self, piece: str) -> int | None:
-        """The id of a piece, None where there is no such piece."""
-        found: int = self._model.piece_to_id(piece)
-        return found if self._model.id_to_piece(found) == piece else None
+        """Return the id of a piece; None where there is no such piece."""
+        token_id: int = self._model.piece_to_id(piece)
+        return token_id if self._model.id_to_piece(token_id) == piece else None
 
     def special_id(self, name: str) -> int | None:
-        """The model's own ``"bos"`` or ``"eos"``; None where it has none."""
-        found: int = self._model.bos_id() if name == "bos" else self._model.eos_id()
-        return found if found >= 0 else None
+        """Return the model's own ``"bos"`` or ``"eos"``; None where it has none."""
+        token_id: int = self._model.bos_id() if name == "bos" else self._model.eos_id()
+        return token_id if token_id >= 0 else None

@@ -1,18 +1,17 @@
-"""Token shards: a 64-byte header, then ids; beside each, where its documents start."""
+"""Write and check token shards: a 64-byte header and ids, and an index of document starts."""
 
 import hashlib
-import os
 import stat
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inheritune.errors import DataError
-from inheritune.system.files import sha256
+from inheritune.system.files import sha256, write_bytes
 
 __all__ = [
     "HEADER_BYTES",
@@ -35,16 +34,16 @@ _AGAIN = "Prepare the tokens again."
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """What the manifest says of one shard.
+    """A shard's entry in the manifest.
 
     Attributes:
-        name: File name, such as ``train-00000.bin``; its document starts are in ``.idx``.
+        name: File name, such as ``train-00000.bin``; the document starts are in ``.idx``.
         ids: Number of ids.
         bytes: Size of the file.
-        max_id: Largest id in it.
-        sha256: Of the file.
-        documents: Documents that start in it.
-        index_sha256: Of the ``.idx`` file: uint64 starts, in ids from the shard's first.
+        max_id: Largest id in the shard.
+        sha256: Digest of the file.
+        documents: Number of documents that start in the shard.
+        index_sha256: Digest of the ``.idx`` file: uint64 starts, in ids from the shard's first.
     """
 
     name: str
@@ -55,16 +54,12 @@ class ShardEntry:
     documents: int
     index_sha256: str
 
-    def as_json(self) -> dict[str, Any]:
-        """The manifest's form of it."""
-        return asdict(self)
-
 
 class ShardWriter:
     """Writes one stream of ids as shards, holding one shard in memory.
 
     Args:
-        directory: Where the shards go.
+        directory: Directory of the shards.
         split: ``"train"`` or ``"val"``.
         rows: Rows of the embedding; up to 65,536 an id takes two bytes, then four.
         shard_ids: Ids in a full shard.
@@ -82,11 +77,11 @@ class ShardWriter:
         self.documents = 0
 
     def add(self, ids: NDArray[Any], begins: bool = True) -> None:
-        """Append one document, (n,), EOS included; it may go on in the next shard.
+        """Append one document, which may continue in the next shard.
 
         Args:
-            ids: Of any integer type.
-            begins: False: they belong to the document before.
+            ids: (n,) of any integer type, EOS included.
+            begins: Whether a document begins; False continues the one before.
 
         Raises:
             DataError: An id has no row in the embedding.
@@ -110,9 +105,9 @@ class ShardWriter:
                 self._flush()
 
     def state(self) -> tuple[dict[str, Any], bytes]:
-        """Where it stands between two documents, as JSON values; and the ids not yet in a shard."""
+        """Return the state between two documents as JSON values, and the ids not yet in a shard."""
         state = {
-            "entries": [entry.as_json() for entry in self.entries],
+            "entries": [asdict(entry) for entry in self.entries],
             "starts": self._starts,
             "num_ids": self.num_ids,
             "documents": self.documents,
@@ -120,7 +115,7 @@ class ShardWriter:
         return state, self._buffer[: self._used].tobytes()
 
     def restore(self, state: dict[str, Any], rest: bytes) -> None:
-        """Go on where another writer stood, whose shards are in the directory."""
+        """Continue from the state of another writer, whose shards are in the directory."""
         ids = np.frombuffer(rest, dtype=self._buffer.dtype)
         self._buffer[: len(ids)] = ids
         self._used = len(ids)
@@ -129,7 +124,7 @@ class ShardWriter:
         self.num_ids, self.documents = state["num_ids"], state["documents"]
 
     def close(self) -> list[ShardEntry]:
-        """Write what is left; the entries of all shards."""
+        """Write the last shard, and return the entries of all shards."""
         if self._used:
             self._flush()
         return self.entries
@@ -139,10 +134,10 @@ class ShardWriter:
         name = f"{self._split}-{len(self.entries):05d}.bin"
         max_id = int(ids.max())
         header = _HEADER.pack(_MAGIC, SHARD_VERSION, ids.itemsize, len(ids), max_id)
-        size, digest = _write_durably(self._directory / name, header, ids)
+        size, digest = _write_shard(self._directory / name, header, ids)
         starts = np.array(self._starts, dtype="<u8")
         index = (self._directory / name).with_suffix(".idx")
-        _, index_digest = _write_durably(index, b"", starts)
+        _, index_digest = _write_shard(index, b"", starts)
         self.entries.append(
             ShardEntry(name, len(ids), size, max_id, digest, len(starts), index_digest)
         )
@@ -151,26 +146,26 @@ class ShardWriter:
 
 
 def id_type(rows: int) -> np.dtype[Any]:
-    """The type ids are stored in: uint16 for up to 65,536 embedding rows, else uint32."""
+    """Return the type of stored ids: uint16 for up to 65,536 embedding rows, else uint32."""
     return np.dtype("<u2" if rows <= 1 << 16 else "<u4")
 
 
 def check_shard(directory: Path, entry: ShardEntry, rows: int) -> None:
-    """Everything about a shard that takes no time: size, header, range of its ids.
+    """Check all of a shard that takes no time: its size, its header, the range of its ids.
 
     Raises:
         DataError: It is missing, cut short, of another format, or holds an id without a row.
     """
     path = directory / entry.name
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
             raise OSError(0, "it is not a regular file")
         with path.open("rb") as stream:
             header = stream.read(HEADER_BYTES)
     except OSError as error:
         raise DataError(f"cannot read {path}: {(error.strerror or '').lower()}.", _AGAIN) from error
-    size = found.st_size
+    size = status.st_size
     if len(header) < HEADER_BYTES:
         raise DataError(f"{path} has {size} bytes, not even a header of {HEADER_BYTES}.", _AGAIN)
     magic, version, width, ids, max_id = _HEADER.unpack(header)
@@ -193,17 +188,17 @@ def check_shard(directory: Path, entry: ShardEntry, rows: int) -> None:
 
 
 def map_shard(directory: Path, entry: ShardEntry, rows: int) -> NDArray[Any]:
-    """The ids of a shard, (ids,), mapped from disk; its hash is checked first.
+    """Map the ids of a shard from disk, (ids,), once its hash has been compared.
 
     Raises:
         DataError: The file is not, byte for byte, the one that was prepared.
     """
     path = directory / entry.name
     check_shard(directory, entry, rows)
-    found = sha256(path)
-    if found != entry.sha256:
+    digest = sha256(path)
+    if digest != entry.sha256:
         raise DataError(
-            f"{path} has changed since it was prepared: SHA-256 {found[:12]}, expected "
+            f"{path} has changed since it was prepared: SHA-256 {digest[:12]}, expected "
             f"{entry.sha256[:12]}.",
             _AGAIN,
         )
@@ -219,24 +214,10 @@ def _describe_range(path: Path, rows: int, max_id: int) -> str:
     return f"{path} says that its largest id is {max_id}, which is not so."
 
 
-def _write_durably(path: Path, header: bytes, data: NDArray[Any]) -> tuple[int, str]:
-    digest = hashlib.sha256(header)
+def _write_shard(path: Path, header: bytes, data: NDArray[Any]) -> tuple[int, str]:
+    """Write a file, and return its size and its SHA-256."""
     body = data.view(np.uint8).data
+    digest = hashlib.sha256(header)
     digest.update(body)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as stream:
-            _write_all(stream, header, body)
-            size = stream.tell()
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    return size, digest.hexdigest()
-
-
-def _write_all(stream: BinaryIO, header: bytes, body: memoryview) -> None:
-    stream.write(header)
-    stream.write(body)
-    stream.flush()
-    os.fsync(stream.fileno())
+    write_bytes(path, header, body)
+    return len(header) + len(body), digest.hexdigest()

@@ -1,7 +1,9 @@
-"""Where text comes from: local files, the standard library, Hub datasets, or several of them."""
+"""Read documents from local files, the standard library, Hub datasets, or a mixture of them."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +16,7 @@ from inheritune.data.text_files import read_documents
 from inheritune.errors import DataError
 from inheritune.recipe.schema import Data, TextSource
 
-__all__ = ["Place", "Source", "documents", "held_out_sources", "open_sources"]
+__all__ = ["Mixture", "Place", "Source", "documents", "held_out_sources", "open_sources"]
 
 
 class Place(NamedTuple):
@@ -22,7 +24,7 @@ class Place(NamedTuple):
 
     Attributes:
         position: JSON values that `Source.read` starts from.
-        bytes: About how many bytes of its files were read.
+        bytes: Approximate number of bytes of its files that were read.
     """
 
     position: dict[str, Any]
@@ -34,10 +36,10 @@ class Source:
     """One source of documents, always in the same order.
 
     Attributes:
-        part: As the recipe names it.
+        part: The recipe's entry.
         text_column: Field of a row that holds the text.
         max_bad_rows: Rows or files that may be unreadable before giving up.
-        commit: Of a Hub dataset.
+        commit: Commit of a Hub dataset; None for local files.
     """
 
     part: TextSource
@@ -47,21 +49,21 @@ class Source:
 
     @cached_property
     def is_remote(self) -> bool:
-        """Whether it is a Hub dataset."""
+        """Whether the source is a Hub dataset."""
         return is_hub_dataset(self.part)
 
     @cached_property
     def files(self) -> list[InputFile]:
-        """Its files, as they were when first asked for; none of a Hub dataset."""
+        """The files as they were when first asked for; none for a Hub dataset."""
         return [] if self.is_remote else input_files(self.part.source)
 
     @cached_property
     def total_bytes(self) -> int:
-        """Bytes of its files; 0 for a Hub dataset, of which nobody knows."""
+        """Size of the files; 0 for a Hub dataset, whose size is not known."""
         return sum(_size(file.path) for file in self.files)
 
     def read(self, start: dict[str, Any] | None = None) -> Iterator[tuple[Place, Document]]:
-        """Every document from a position on, with the place after it.
+        """Read every document from a position on, each with the place after it.
 
         Files come in byte order of their relative paths, rows in file order; one document is
         held at a time.
@@ -77,31 +79,61 @@ class Source:
             ):
                 yield Place(position, 0), document
             return
-        found = start is not None
+        is_empty = start is None
         before = 0
         for index, file in enumerate(self.files):
             size = _size(file.path)
             if start is None or index >= start["file"]:
                 skip = start["row"] if start is not None and index == start["file"] else 0
                 for row, done, document in read_documents(file, self.text_column, bad, skip):
-                    found = True
+                    is_empty = False
                     position = {"file": index, "row": row, "bad": bad.seen}
                     yield Place(position, before + done), document
             before += size
-        if not found:
+        if is_empty:
             raise DataError(
                 f"there is no text in {spell(self.part.source)}.", "Give files that hold text."
             )
 
 
+class Mixture:
+    """Decides which of several sources gives the next document, by their shares of the tokens.
+
+    The next document comes from the source that is furthest behind its share. That depends on the
+    tokens taken so far and on nothing else, so the order is the same on every machine; and after
+    every document no source is ahead of its share by more than its longest document.
+
+    Args:
+        weights: Above 0, one for each source; only their ratios count.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        exact = [Fraction(repr(weight)) for weight in weights]  # 4.5, not the float beside it
+        shared = math.lcm(*(weight.denominator for weight in exact))
+        whole = [int(weight * shared) for weight in exact]
+        multiple = math.lcm(*whole)
+        self._factors = [multiple // weight for weight in whole]
+
+    def next_source(self, tokens_taken: Sequence[int]) -> int:
+        """Return the index of the source that gives the next document; of equals, the first.
+
+        Args:
+            tokens_taken: Training tokens that each source has given so far.
+        """
+        progress = [
+            tokens * factor for tokens, factor in zip(tokens_taken, self._factors, strict=True)
+        ]
+        return progress.index(min(progress))
+
+
 def open_sources(data: Data) -> list[Source]:
-    """What a recipe trains on, in its order."""
+    """Open what a recipe trains on, in its order."""
     given = TextSource(source="", config=data.config, split=data.split, revision=data.revision)
     return _sources(data.source, given, data)
 
 
 def held_out_sources(data: Data) -> list[Source]:
-    """The validation set a recipe brings; empty where it brings none."""
+    """Open the validation set that a recipe brings; empty where it brings none."""
     if data.val_source is None:
         return []
     return _sources(data.val_source, TextSource(source=""), data)
@@ -110,7 +142,7 @@ def held_out_sources(data: Data) -> list[Source]:
 def documents(
     source: str | list[str], text_column: str = "text", max_bad_rows: int = 0
 ) -> Iterator[Document]:
-    """Every document of one source; see `Source.read`.
+    """Read every document of one source; see `Source.read`.
 
     Args:
         source: ``"stdlib"``, ``"stdlib+tests"`` (its tests as well, for training only), a Hub
@@ -125,11 +157,11 @@ def documents(
 def _sources(
     source: str | list[str] | list[TextSource], settings: TextSource, data: Data
 ) -> list[Source]:
-    named = source if isinstance(source, list) else []
-    parts = [part for part in named if isinstance(part, TextSource)]
+    entries = source if isinstance(source, list) else []
+    parts = [part for part in entries if isinstance(part, TextSource)]
     if not parts:
-        plain = source if isinstance(source, str) else [str(name) for name in source]
-        parts = [settings.model_copy(update={"source": plain})]
+        names = source if isinstance(source, str) else [str(name) for name in source]
+        parts = [settings.model_copy(update={"source": names})]
     return [Source(part, part.text_column or data.text_column, data.max_bad_rows) for part in parts]
 
 

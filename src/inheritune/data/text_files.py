@@ -1,13 +1,9 @@
-"""The documents of one file: text, rows of JSONL (plain, .gz, .zst), or rows of parquet.
-
-Reading Zstandard files: a stream that knows when its file was cut short.
-"""
+"""Read the documents of one file: text, rows of JSONL (plain or compressed), or of parquet."""
 
 import gzip
 import io
 import json
 import stat
-import sys
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
@@ -18,105 +14,35 @@ from inheritune.data.input_files import InputFile
 from inheritune.data.parquet import parquet_rows
 from inheritune.errors import MissingExtraError
 
-__all__ = ["MAX_DOCUMENT_BYTES", "ZstdFile", "read_documents", "zstd_failure"]
-
-_READ_BYTES = 4096  # of compressed data: a bomb makes 128 MB of them at most
-
-
-class ZstdFile(io.RawIOBase):
-    """The content of a Zstandard file, of any number of frames.
-
-    Args:
-        raw: The compressed file.
-
-    Raises:
-        MissingExtraError: The package that decompresses it is not installed.
-    """
-
-    def __init__(self, raw: BinaryIO) -> None:
-        try:
-            import zstandard
-        except ImportError as error:
-            raise MissingExtraError(
-                f"{getattr(raw, 'name', 'a .zst file')} needs the package zstandard.",
-                'Install it: pip install "inheritune[data]"',
-            ) from error
-        self._raw = raw
-        self._decompressor = zstandard.ZstdDecompressor()
-        self._frame: Any = None
-        self._ready = memoryview(b"")
-
-    def buffered(self) -> io.BufferedReader:
-        """The same, with lines."""
-        return io.BufferedReader(self, 1 << 16)
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def readinto(self, target: Any) -> int:
-        """Fill a buffer; 0 at the end.
-
-        Raises:
-            EOFError: The file ends within a frame.
-        """
-        view = memoryview(target).cast("B")
-        while not self._ready:
-            data = self._raw.read(_READ_BYTES)
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("compressed file ended before the end of its data")
-                return 0
-            self._ready = memoryview(self._decompress(data))
-        count = min(len(view), len(self._ready))
-        view[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
-
-    def _decompress(self, data: bytes) -> bytes:
-        parts = []
-        while data:
-            if self._frame is None:
-                self._frame = self._decompressor.decompressobj()
-            parts.append(self._frame.decompress(data))
-            data = b""
-            if self._frame.eof:
-                data = self._frame.unused_data
-                self._frame = None
-        return b"".join(parts)
-
-
-def zstd_failure() -> type[Exception]:
-    """What the package raises at broken data; where it is not loaded, nothing can."""
-    module = sys.modules.get("zstandard")
-    return EOFError if module is None else module.ZstdError
-
+__all__ = ["MAX_DOCUMENT_BYTES", "read_documents"]
 
 MAX_DOCUMENT_BYTES = 256 << 20  # a document is tokenized in memory
 
 # Prose that is one file, such as a book, is cut into documents, so that some can be held out.
 _PROSE = (".txt", ".md")
 _PART_CHARS = 16_384
-_ROWS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-_UNREADABLE = (".arrow", ".zst", ".gz", ".bz2", ".xz", ".zip", ".tar", ".7z")
+# Of the file's name: pyarrow's name of the compression, which it decompresses.
+_COMPRESSED = {".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
+_ROWS = (".jsonl", ".jsonl.gz", *(f".jsonl{ending}" for ending in _COMPRESSED))
+_UNREADABLE = (".arrow", ".gz", *_COMPRESSED, ".xz", ".zip", ".tar", ".7z")
 
 
 def read_documents(
     file: InputFile, text_column: str, bad: BadRows, start: int = 0
 ) -> Iterator[tuple[int, int, Document]]:
-    """Documents of a file, in its order, from a row on.
+    """Read the documents of a file in its order, one held in memory at a time.
 
     Args:
-        file: A ``.parquet`` or ``.jsonl`` file (also ``.gz`` and ``.zst``) holds one document in
-            each row. Any other file is one document in UTF-8, except that a .txt or .md file as
-            long as a book is cut into documents between paragraphs.
+        file: A ``.parquet`` or ``.jsonl`` file (also ``.gz``, ``.zst``, ``.bz2``, ``.lz4``) holds
+            one document in each row. Any other file is one document in UTF-8, except that a .txt
+            or .md file as long as a book is cut into documents between paragraphs.
         text_column: Field of a row that holds the text; null or blank text is left out.
-        bad: Told of rows and files that cannot be read.
-        start: Rows, or parts of a book, to leave out: they were read before.
+        bad: Counts the rows and files that cannot be read.
+        start: Rows, or parts of a book, to skip.
 
     Yields:
-        The number of rows up to and with this one, about how many bytes of the file they took,
-        and the document.
+        The number of rows up to and with this one; the approximate number of bytes of the file
+        that they took; and the document.
 
     Raises:
         DataError: There are too many bad rows.
@@ -124,7 +50,7 @@ def read_documents(
     """
     try:
         yield from _documents(file, text_column, bad, start)
-    except (OSError, EOFError, zlib.error, zstd_failure()) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         bad.add(str(file.path), (reason or str(error)).lower())
 
@@ -135,18 +61,21 @@ def _documents(
     if not stat.S_ISREG(file.path.stat().st_mode):  # reading a pipe would wait for ever
         bad.add(str(file.path), "it is not a regular file")
     elif file.name.endswith(_ROWS):
-        yield from _rows(file, column, bad, start)
+        yield from _json_rows(file, column, bad, start)
     elif file.name.endswith(".parquet"):
-        for number, done, row in parquet_rows(file.path, column, bad, start):
+        for number, bytes_read, row in parquet_rows(file.path, column, bad, start):
             text = text_of(row, column, f"{file.path}, row {number}", bad)
             if text and text.strip():
-                yield number, done, Document(f"{file.name}:{number}", text)
+                yield number, bytes_read, Document(f"{file.name}:{number}", text)
     elif file.name.endswith(_UNREADABLE):
         bad.add(str(file.path), "this format is not supported", "Convert it to text or .jsonl.")
     elif file.path.stat().st_size > MAX_DOCUMENT_BYTES:
         bad.add(str(file.path), f"it is above {MAX_DOCUMENT_BYTES >> 20} MB", "Split it up.")
     else:
         yield from _text(file, bad, start)
+
+
+# --- text ---
 
 
 def _text(file: InputFile, bad: BadRows, start: int) -> Iterator[tuple[int, int, Document]]:
@@ -157,12 +86,12 @@ def _text(file: InputFile, bad: BadRows, start: int) -> Iterator[tuple[int, int,
     for number, part in enumerate(parts, 1):
         if number > start and part.strip():
             name = file.name if len(parts) == 1 else f"{file.name}:{number}"
-            done = file.path.stat().st_size * number // len(parts)
-            yield number, done, Document(name, part, file.train_only)
+            bytes_read = file.path.stat().st_size * number // len(parts)
+            yield number, bytes_read, Document(name, part, file.train_only)
 
 
 def _parts(text: str) -> list[str]:
-    """A book in documents, cut between paragraphs, or between lines where it has none."""
+    """Cut a book into documents between paragraphs, or between lines where it has none."""
     gap = "\n\n" if "\n\n" in text else "\n"
     parts, begin = [], 0
     while (end := text.find(gap, begin + _PART_CHARS)) >= 0:
@@ -171,7 +100,10 @@ def _parts(text: str) -> list[str]:
     return [*parts, text[begin:]]
 
 
-def _rows(
+# --- rows of JSON ---
+
+
+def _json_rows(
     file: InputFile, column: str, bad: BadRows, start: int
 ) -> Iterator[tuple[int, int, Document]]:
     with file.path.open("rb") as raw:
@@ -191,13 +123,24 @@ def _rows(
 
 
 def _decompressed(name: str, raw: BinaryIO) -> BinaryIO:
-    if name.endswith(".gz"):
+    if name.endswith(".gz"):  # by Python itself, so that it needs no package
         return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
-    return cast(BinaryIO, ZstdFile(raw).buffered()) if name.endswith(".zst") else raw
+    compression = next((_COMPRESSED[e] for e in _COMPRESSED if name.endswith(e)), None)
+    if compression is None:
+        return raw
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{raw.name} needs the package pyarrow.", 'Install it: pip install "inheritune[data]"'
+        ) from error
+    # It says when a file was cut short, and holds no more than a block, however much comes out.
+    stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), compression)
+    return cast(BinaryIO, io.BufferedReader(stream, 1 << 16))
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
-    """Lines of a file; None for one that is too long to be held."""
+    """Yield the lines of a file; None for one that is too long to be held in memory."""
     while line := stream.readline(MAX_DOCUMENT_BYTES + 1):
         if len(line) <= MAX_DOCUMENT_BYTES:
             yield line

@@ -1,4 +1,4 @@
-"""A text as one stream of ids in memory, joined as prepared tokens are; for measuring, once."""
+"""Encode a text into one stream of ids in memory, joined as prepared tokens are."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ __all__ = ["TextStream"]
 
 
 class TextStream(TokenStream):
-    """Documents of some files as ``[BOS] ids EOS``, one after the other.
+    """The documents of some files as ``[BOS] ids EOS``, one after the other.
 
     Args:
         texts: Files or folders, as ``data.source`` takes them.
-        tokenizer: Of the model that reads them.
+        tokenizer: Tokenizer of the model to measure.
 
     Attributes:
         num_bytes: UTF-8 bytes of the text, for bits per byte.
@@ -40,13 +40,13 @@ class TextStream(TokenStream):
                 ids = tokenizer.encode_long(document.text)
                 parts.append(np.concatenate([before, ids, [tokenizer.eos]]).astype(np.int64))
         self._ids = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-        total = hashlib.sha256(tokenizer.sha256.encode())
-        total.update(self._ids.tobytes())
-        self.fingerprint = total.hexdigest()
+        digest = hashlib.sha256(tokenizer.sha256.encode())
+        digest.update(self._ids.tobytes())
+        self.fingerprint = digest.hexdigest()
 
     @property
     def num_ids(self) -> int:
-        """Ids in the stream."""
+        """Number of ids in the stream."""
         return len(self._ids)
 
     def _read_into(self, out: NDArray[np.int64], start: int) -> None:

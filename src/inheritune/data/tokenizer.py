@@ -1,8 +1,6 @@
-"""The tokenizer of a model directory, and training a small one on one's own text."""
+"""Open the tokenizer of a model directory, and train a small one on the user's text."""
 
 import hashlib
-import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,11 +12,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from inheritune.data.sentencepiece_model import SentencePieceModel
 from inheritune.errors import DataError
+from inheritune.model_files.config import text_config
+from inheritune.system.files import write_bytes, write_json
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 __all__ = [
     "END_OF_TEXT",
     "TextTokenizer",
+    "embedding_rows",
     "encode_documents",
     "open_tokenizer",
     "train_tokenizer",
@@ -31,13 +32,13 @@ _CONFIG_FILE = replace(MODEL_FILE, error=DataError, hint="Fetch the file again."
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """Text to ids and back, without any special token that nobody asked for.
+    """Encodes text to ids and decodes them, adding no special token that nobody asked for.
 
     Attributes:
-        directory: The model directory it was read from.
-        sha256: Of its ``tokenizer.json``, or ``tokenizer.model`` where there is only that.
-        rows: Largest id it can give, plus one.
-        bos: Id put before every document, None where this tokenizer puts none.
+        directory: The model directory that it was read from.
+        sha256: Digest of ``tokenizer.json``, or of ``tokenizer.model`` where there is only that.
+        rows: Largest possible id, plus one.
+        bos: Id put before every document; None where this tokenizer puts none.
         eos: Id put after every document.
     """
 
@@ -51,12 +52,12 @@ class TextTokenizer:
     def encode_batch(
         self, texts: Sequence[str], special_tokens_in_text: bool = False
     ) -> list[list[int]]:
-        """Ids of each text, with neither BOS nor EOS.
+        """Encode texts in parallel, with neither BOS nor EOS.
 
         Args:
-            texts: Any number of texts, encoded in parallel.
-            special_tokens_in_text: True: a literal ``<|endoftext|>`` becomes the special token;
-                False: it is encoded as the characters it is written with.
+            texts: Any number of texts.
+            special_tokens_in_text: Whether a literal ``<|endoftext|>`` becomes the special token,
+                or is encoded as the characters that it is written with.
 
         Returns:
             One list of ids, each in [0, rows), for each text.
@@ -68,7 +69,7 @@ class TextTokenizer:
         return [encoding.ids for encoding in encoded]
 
     def encode_long(self, text: str, special_tokens_in_text: bool = False) -> NDArray[np.int64]:
-        """Ids of a text of any length, (n,), with neither BOS nor EOS.
+        """Encode a text of any length to (n,) ids, with neither BOS nor EOS.
 
         Beyond 2^20 characters it is encoded piece by piece: an encoding takes a hundred times the
         memory of its ids.
@@ -84,7 +85,7 @@ class TextTokenizer:
         return np.concatenate([np.empty(0, dtype=np.int64), *arrays])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids, special tokens left out."""
+        """Decode ids to text, special tokens left out."""
         if isinstance(self._tokenizer, SentencePieceModel):
             return self._tokenizer.decode(ids)
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -121,6 +122,15 @@ def open_tokenizer(directory: Path) -> TextTokenizer:
     return TextTokenizer(directory, hashlib.sha256(content).hexdigest(), rows, bos, eos, tokenizer)
 
 
+def embedding_rows(model: Path, tokenizer: TextTokenizer) -> int:
+    """Return the rows of a model's embedding, as its config says; without one, the tokenizer's."""
+    path = model / "config.json"
+    if not path.exists():
+        return tokenizer.rows
+    rows: int = text_config(read_json_object(path, MODEL_FILE)).get("vocab_size", tokenizer.rows)
+    return rows
+
+
 def _tokenizer_file(directory: Path) -> tuple[Path, bytes]:
     for name in ("tokenizer.json", "tokenizer.model"):
         try:
@@ -152,10 +162,10 @@ def _fast_tokenizer(path: Path, content: bytes) -> Tokenizer:
 def encode_documents(
     tokenizer: TextTokenizer, texts: Sequence[str], special_tokens_in_text: bool = False
 ) -> Iterator[NDArray[np.int64]]:
-    """Ids of each document as ``[BOS] ids EOS``.
+    """Encode each document as ``[BOS] ids EOS``.
 
     Args:
-        tokenizer: It decides whether there is a BOS.
+        tokenizer: Decides whether there is a BOS.
         texts: Documents of any length; one beyond 2^20 characters is encoded piece by piece.
         special_tokens_in_text: As for `TextTokenizer.encode_batch`.
 
@@ -199,13 +209,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / "tokenizer_config.json", json.dumps(config, indent=2))
+    write_json(out / "tokenizer_config.json", config)
     # Last: a directory with a tokenizer.json is a finished one.
-    _write(out / "tokenizer.json", tokenizer.to_str(pretty=True))
+    write_bytes(out / "tokenizer.json", f"{tokenizer.to_str(pretty=True)}\n".encode())
 
 
 def _pieces(text: str, length: int) -> Iterator[str]:
-    """A long text in pieces, each cut at a line end between two visible characters.
+    """Cut a long text into pieces, at line ends between two visible characters.
 
     There a byte-level BPE tokenizer begins a new word in any case, so that its ids stay the same.
     Where no such place is found, the cut falls after ``length`` characters.
@@ -222,19 +232,10 @@ def _pieces(text: str, length: int) -> Iterator[str]:
         start = stop
 
 
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(text + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
-
-
 def _special_id(
     directory: Path, tokenizer: Tokenizer | SentencePieceModel, name: str
 ) -> int | None:
-    """The id of BOS or EOS, from whichever file names it first."""
+    """Find the id of BOS or EOS in the first file that names it."""
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         token = _read(directory / file).get(f"{name}_token")
         content = token.get("content") if isinstance(token, dict) else token
@@ -249,8 +250,8 @@ def _special_id(
 
 def _puts_bos(directory: Path, tokenizer: Tokenizer | SentencePieceModel, bos: int) -> bool:
     config = _read(directory / "tokenizer_config.json")
-    if isinstance(said := config.get("add_bos_token"), bool):
-        return said
+    if isinstance(puts_bos := config.get("add_bos_token"), bool):
+        return puts_bos
     if isinstance(tokenizer, SentencePieceModel):
         # sentencepiece says nothing of it; T5's class is the one that puts none.
         return not str(config.get("tokenizer_class", "")).startswith(("T5", "MT5", "UMT5"))

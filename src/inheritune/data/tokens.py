@@ -1,34 +1,36 @@
-"""A directory of prepared tokens: two streams of ids and the manifest that describes them."""
+"""Open a directory of prepared tokens: two streams of ids, and the manifest that describes them."""
 
 import hashlib
 import json
 import re
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inheritune.data.shards import ShardEntry, check_shard, map_shard
+from inheritune.data.shards import SHARD_VERSION, ShardEntry, check_shard, map_shard
 from inheritune.errors import DataError
 from inheritune.recipe.schema import Data
 from inheritune.system.files import sha256
 from inheritune.system.strict_json import OWN_FILE, read_json_object
 
+if TYPE_CHECKING:
+    from inheritune.data.tokenizer import TextTokenizer
+
 __all__ = [
-    "MANIFEST_FORMAT",
     "TokenDirectory",
     "TokenStream",
     "canonical_digest",
     "check_budget",
     "check_length",
-    "fingerprint",
+    "new_manifest",
     "open_tokens",
     "verify_tokens",
 ]
 
-MANIFEST_FORMAT = 1
+_FORMAT = 1
 _MANIFEST_TYPES = {
     "shard_version": int,
     "tokenizer": dict,
@@ -51,10 +53,10 @@ _MANIFEST = replace(OWN_FILE, max_bytes=64 << 20, hint=_AGAIN)
 
 
 class TokenStream:
-    """One stream of token ids, stored in shards whose edges nobody sees.
+    """One stream of token ids, read across the edges of its shards.
 
     Args:
-        directory: Where the shards are.
+        directory: Directory of the shards.
         entries: The shards, in order.
         rows: Rows of the embedding; every id is below.
     """
@@ -68,18 +70,18 @@ class TokenStream:
 
     @property
     def num_ids(self) -> int:
-        """Ids in the stream."""
+        """Number of ids in the stream."""
         return int(self._edges[-1])
 
     def num_samples(self, seq_len: int) -> int:
-        """Samples of ``seq_len`` inputs: each needs one id more, its last target."""
+        """Number of samples of ``seq_len`` inputs: each needs one id more, its last target."""
         return max(0, (self.num_ids - 1) // seq_len)
 
     def ids(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Ids at [start, stop) of the stream, (stop - start,) int64.
+        """Read the ids at [start, stop) of the stream, (stop - start,) int64.
 
         Raises:
-            DataError: A shard that is touched for the first time is not the one prepared.
+            DataError: A shard that is read for the first time is not the one that was prepared.
             IndexError: The range leaves the stream.
         """
         out = np.empty(stop - start, dtype=np.int64)
@@ -87,12 +89,12 @@ class TokenStream:
         return out
 
     def forget(self, before: int) -> None:
-        """Let go of the shards that end before an id, until they are read again."""
+        """Unmap the shards that end before an id, until they are read again."""
         for index in [i for i in self._mapped if self._edges[i + 1] <= before]:
             del self._mapped[index]
 
     def samples(self, ids: NDArray[Any], seq_len: int) -> NDArray[np.int64]:
-        """Samples by number: sample i reads ids [i T, i T + T + 1), so each id is predicted once.
+        """Read samples by number: sample i has ids [iT, iT + T + 1), so each id is predicted once.
 
         Args:
             ids: (B,) sample numbers, in [0, num_samples(seq_len)).
@@ -102,7 +104,7 @@ class TokenStream:
             (B, T + 1) int64; inputs are ``[:, :-1]``, targets ``[:, 1:]``.
 
         Raises:
-            DataError: A shard that is touched for the first time is not the one prepared.
+            DataError: A shard that is read for the first time is not the one that was prepared.
             IndexError: A sample leaves the stream.
         """
         out = np.empty((len(ids), seq_len + 1), dtype=np.int64)
@@ -129,15 +131,15 @@ class TokenStream:
 
 
 class TokenDirectory:
-    """Prepared tokens, opened.
+    """An opened directory of prepared tokens.
 
     Args:
         path: The directory.
-        manifest: Its manifest, checked.
+        manifest: Its manifest, already checked.
 
     Attributes:
-        train: What is trained on.
-        val: What is held out.
+        train: Stream of the training ids.
+        val: Stream of the held-out ids.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -163,7 +165,7 @@ class TokenDirectory:
         return int(self.manifest["val_bytes"])
 
     def summary(self) -> dict[str, Any]:
-        """What ``run.json`` keeps of it; ``documents`` are those trained on."""
+        """Return what ``run.json`` keeps of the tokens; ``documents`` are those trained on."""
         return {
             "train_tokens": self.train.num_ids,
             "val_tokens": self.val.num_ids,
@@ -179,7 +181,7 @@ class TokenDirectory:
 
 
 def open_tokens(path: Path) -> TokenDirectory:
-    """Open prepared tokens; looks at each shard's size and header, hashes on first use.
+    """Open prepared tokens: sizes and headers are checked now, hashes on first use.
 
     Raises:
         DataError: The manifest or a shard is missing, broken, or of another format.
@@ -191,7 +193,7 @@ def open_tokens(path: Path) -> TokenDirectory:
 
 
 def verify_tokens(path: Path) -> TokenDirectory:
-    """Open prepared tokens and hash every file.
+    """Open prepared tokens and compare the hash of every file.
 
     Raises:
         DataError: A file is not, byte for byte, the one that was prepared.
@@ -210,7 +212,7 @@ def check_budget(tokens: TokenDirectory, planned: int, seq_len: int, allow_repea
     """Refuse to train for longer than the tokens last, unless repeats are asked for.
 
     Args:
-        tokens: What is there.
+        tokens: The prepared tokens.
         planned: Training tokens of one round or variant.
         seq_len: Tokens per sequence.
         allow_repeat: ``data.allow_repeat`` of the recipe.
@@ -231,34 +233,75 @@ def check_length(train: int, val: int, seq_len: int, data: Data) -> None:
     """Refuse tokens that are too few for one sequence of either split.
 
     Args:
-        train: Ids to train on.
-        val: Ids held out.
+        train: Number of training ids.
+        val: Number of held-out ids.
         seq_len: Tokens per sequence.
-        data: Where they come from.
+        data: The recipe's section, for the way out.
 
     Raises:
-        DataError: They are.
+        DataError: A split has fewer than ``seq_len + 1`` ids.
     """
-    for name, found in (("training", train), ("validation", val)):
-        if found < seq_len + 1:
+    for name, count in (("training", train), ("validation", val)):
+        if count < seq_len + 1:
             by_hash = name == "validation" and data.val_source is None
             first = "Raise data.val_fraction, add text" if by_hash else "Add text"
             raise DataError(
-                f"the {name} text has {found} tokens, one sequence needs {seq_len + 1} "
+                f"the {name} text has {count} tokens, one sequence needs {seq_len + 1} "
                 f"(train.seq_len {seq_len} + 1).",
                 f"{first}, or lower train.seq_len.",
             )
 
 
-def fingerprint(manifest: dict[str, Any]) -> str:
-    """SHA-256 of the parts of a manifest that fix the content, and of nothing else."""
-    return canonical_digest({key: manifest[key] for key in ("format", *_CONTENT)})
+def new_manifest(
+    tokenizer: "TextTokenizer",
+    rows: int,
+    entries: list[ShardEntry],
+    *,
+    bos: int | None,
+    special_tokens_in_text: bool,
+    split: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the part of a manifest that fixes the content, with its fingerprints.
+
+    Args:
+        tokenizer: The tokenizer that made the ids.
+        rows: Rows of the embedding.
+        entries: Shards of both splits.
+        bos: Id before every document; None where some lack it.
+        special_tokens_in_text: Whether special tokens were looked for in text.
+        split: How documents were held out.
+    """
+    identity = {"sha256": tokenizer.sha256, "rows": tokenizer.rows}
+    policy = {
+        "bos": bos,
+        "eos": tokenizer.eos,
+        "special_tokens_in_text": special_tokens_in_text,
+    }
+    files = [asdict(entry) for entry in entries]
+    content = {
+        "format": _FORMAT,
+        "shard_version": SHARD_VERSION,
+        "tokenizer": identity,
+        "embedding_rows": rows,
+        "policy": policy,
+        "split": split,
+        "files": files,
+    }
+    val_files = [entry for entry in files if entry["name"].startswith("val-")]
+    return content | {
+        "fingerprint": _fingerprint(content),
+        "val_fingerprint": canonical_digest([identity, policy, val_files]),
+    }
 
 
 def canonical_digest(value: object) -> str:
-    """SHA-256 of a JSON value, written the one way."""
+    """Return the SHA-256 of a JSON value in its canonical form: sorted keys, no spaces, ASCII."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _fingerprint(manifest: dict[str, Any]) -> str:
+    return canonical_digest({key: manifest[key] for key in ("format", *_CONTENT)})
 
 
 def _entries(manifest: dict[str, Any], split: str) -> list[ShardEntry]:
@@ -270,23 +313,23 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise DataError(f"there are no prepared tokens in {path.parent}.", "Prepare them first.")
     manifest = read_json_object(path, _MANIFEST)
-    found = manifest.get("format")
-    if found != MANIFEST_FORMAT:
-        raise DataError(f"{path} has format {found}, this program reads {MANIFEST_FORMAT}.", _AGAIN)
+    version = manifest.get("format")
+    if version != _FORMAT:
+        raise DataError(f"{path} has format {version}, this program reads {_FORMAT}.", _AGAIN)
     for key, kind in _MANIFEST_TYPES.items():
         if type(manifest.get(key)) is not kind:
             raise DataError(f"{path} lacks {key}, or garbles it.", _AGAIN)
     for entry in manifest["files"]:
         _check_entry(path, entry)
-    if manifest["fingerprint"] != fingerprint(manifest):
+    if manifest["fingerprint"] != _fingerprint(manifest):
         raise DataError(f"{path} was changed: its fingerprint is of another content.", _AGAIN)
     return dict(manifest)
 
 
 def _check_entry(path: Path, entry: Any) -> None:
     types = {part.name: part.type for part in fields(ShardEntry)}
-    given = {key: type(value) for key, value in entry.items()} if isinstance(entry, dict) else {}
-    if given != types:
+    actual = {key: type(value) for key, value in entry.items()} if isinstance(entry, dict) else {}
+    if actual != types:
         raise DataError(f"{path} garbles an entry of files.", _AGAIN)
     # A manifest is input like any other: it must not lead out of its directory.
     if not re.fullmatch(r"(train|val)-[0-9]{5,}\.bin", entry["name"]) or entry["ids"] < 1:

@@ -107,7 +107,7 @@ class Data(Section):
     """Text for training and validation."""
 
     source: str | list[str] | list[TextSource]
-    """A Hub dataset; local files, globs or folders of text, .jsonl, .jsonl.gz, .jsonl.zst or
+    """A Hub dataset; local files, globs or folders of text, .jsonl (also .gz, .zst, .bz2, .lz4) or
     .parquet; stdlib (Python's standard library) or stdlib+tests; or a list of mappings {source,
     weight}."""
     config: str | None = None

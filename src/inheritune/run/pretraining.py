@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune.data.tokenizer import open_tokenizer
+from inheritune.data.tokenizer import embedding_rows, open_tokenizer
 from inheritune.data.tokens import TokenDirectory, check_budget, check_length, open_tokens
 from inheritune.errors import DataError, RecipeError
 from inheritune.model_files.config import text_config
@@ -25,7 +25,6 @@ from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference, open_reference
 from inheritune.steps.reference_store import pinned_commit
 from inheritune.steps.result import TrainingResult
-from inheritune.steps.tokens import embedding_rows
 from inheritune.steps.training import run_training, training_inputs
 from inheritune.steps.trainings import TrainingSpec
 from inheritune.system.progress import Listener, silent

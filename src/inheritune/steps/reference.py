@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.data.order import ORDER_VERSION
-from inheritune.data.prepare import training_texts
+from inheritune.data.prepare_text import training_texts
 from inheritune.data.tokenizer import open_tokenizer, train_tokenizer
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import DataError, RecipeError, SourceError

@@ -3,15 +3,13 @@
 from pathlib import Path
 
 from inheritune.data.import_tokens import FlatFiles, import_tokens
-from inheritune.data.prepare import prepare
-from inheritune.data.tokenizer import TextTokenizer, open_tokenizer
+from inheritune.data.prepare_text import prepare_text
+from inheritune.data.tokenizer import embedding_rows, open_tokenizer
 from inheritune.data.tokens import TokenDirectory, check_budget
-from inheritune.model_files.config import text_config
 from inheritune.recipe.schema import Recipe
 from inheritune.steps.job import Job
-from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
-__all__ = ["embedding_rows", "import_flat_tokens", "prepare_tokens"]
+__all__ = ["import_flat_tokens", "prepare_tokens"]
 
 
 def prepare_tokens(job: Job, model: Path) -> TokenDirectory:
@@ -19,7 +17,7 @@ def prepare_tokens(job: Job, model: Path) -> TokenDirectory:
     recipe = job.recipe
     tokenizer = open_tokenizer(model)
     rows = embedding_rows(model, tokenizer)
-    tokens = prepare(
+    tokens = prepare_text(
         recipe.data,
         tokenizer,
         rows,
@@ -30,15 +28,6 @@ def prepare_tokens(job: Job, model: Path) -> TokenDirectory:
     )
     check_budget(tokens, _longest_training(recipe), recipe.train.seq_len, recipe.data.allow_repeat)
     return tokens
-
-
-def embedding_rows(model: Path, tokenizer: TextTokenizer) -> int:
-    """Rows of a model's embedding, as its config says; of a bare tokenizer, as many as it needs."""
-    path = model / "config.json"
-    if not path.exists():
-        return tokenizer.rows
-    rows: int = text_config(read_json_object(path, MODEL_FILE)).get("vocab_size", tokenizer.rows)
-    return rows
 
 
 def import_flat_tokens(job: Job, model: Path, files: FlatFiles) -> TokenDirectory:

@@ -137,7 +137,7 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, data.encode())
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file so that a reader meets the old one or the new one, and wait for the disk.
 
     The file's directory exists. A link in its place is replaced, not followed.
@@ -147,7 +147,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     with write_errors(path), _staging(path, lambda new: new.touch(exist_ok=False)) as staged:
         with staged.open("wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         staged.replace(path)

@@ -6,7 +6,7 @@ from typing import Any
 
 from inheritune.errors import RecipeError
 
-__all__ = ["Difference", "differences", "refuse_differences", "told"]
+__all__ = ["Difference", "describe_differences", "differences", "refuse_differences"]
 
 Difference = tuple[str, Any, Any]  # dotted key, value before, value now
 
@@ -36,9 +36,11 @@ def _differences(before: Any, now: Any, key: str) -> list[Difference]:
     return found
 
 
-def told(found: Collection[Difference]) -> str:
-    """Differences as the end of a sentence: what stood there, and what stands there now."""
-    return ", and with ".join(f"{key} = {old!r}; now it is {new!r}" for key, old, new in found)
+def describe_differences(changes: Collection[Difference]) -> str:
+    """Return differences as the end of a sentence: the value before, and the value now."""
+    return ", and with ".join(
+        f"{key} = {before!r}; now it is {now!r}" for key, before, now in changes
+    )
 
 
 def refuse_differences(
@@ -65,7 +67,7 @@ def refuse_differences(
     refused = [difference for difference in found if difference[0] not in allowed]
     if refused:
         raise RecipeError(
-            f"{what} was made with {told(refused)}.",
+            f"{what} was made with {describe_differences(refused)}.",
             "Put it back, or give the run another name: --set name=..., or another OUT "
             "(--allow-change KEY goes on all the same, and is recorded).",
         )

@@ -1,4 +1,4 @@
-"""Text to token shards: what was asked for, whether it is there, and making it where it is not."""
+"""Turn text into token shards, or open those that are there and fit the recipe."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,18 +8,18 @@ from inheritune.data.document import held_out, sampled
 from inheritune.data.encoding import Encoder, Encoders
 from inheritune.data.import_tokens import IMPORTED
 from inheritune.data.input_files import STDLIB
-from inheritune.data.preparation import Preparation
+from inheritune.data.journal import Journal, make_token_directory
 from inheritune.data.shards import SHARD_IDS
 from inheritune.data.sources import held_out_sources, open_sources
-from inheritune.data.staging import is_prepared, publish, staging_directory, sweep
+from inheritune.data.token_builder import TokenBuilder
 from inheritune.data.tokenizer import TextTokenizer
 from inheritune.data.tokens import TokenDirectory, canonical_digest, check_length, open_tokens
 from inheritune.errors import DataError, RecipeError
 from inheritune.recipe.schema import Data
-from inheritune.system.inputs import told
+from inheritune.system.inputs import describe_differences
 from inheritune.system.progress import Listener, silent
 
-__all__ = ["prepare", "training_texts"]
+__all__ = ["prepare_text", "training_texts"]
 
 _TEXT = "the text itself"
 # Younger than the first prepared tokens, which do not name them.
@@ -27,14 +27,14 @@ _NEW_KEYS = ("config", "split", "revision", "sample", "val_sample")
 
 
 def training_texts(data: Data) -> Iterator[str]:
-    """Texts of the documents that are not held out, source after source."""
+    """Yield the texts of the documents that are not held out, source after source."""
     for source in open_sources(data):
         for _, document in source.read():
             if sampled(document, data) and not held_out(document, data):
                 yield document.text
 
 
-def prepare(
+def prepare_text(
     data: Data,
     tokenizer: TextTokenizer,
     embedding_rows: int,
@@ -51,26 +51,26 @@ def prepare(
     Documents are joined as ``[BOS] ids EOS`` in source order, or mixed by weight. The directory
     appears complete, by one rename, or not at all; the same input gives the same bytes, however
     many processes work and however often they are killed. What is interrupted goes on after the
-    last shard that was complete.
+    last complete shard.
 
     Args:
         data: The recipe's section.
-        tokenizer: Its ids must all have a row.
+        tokenizer: All of its ids must have a row in the embedding.
         embedding_rows: Rows of the model's embedding; decides the width of an id.
-        seq_len: Tokens per sequence; there must be one sequence at least in either split.
+        seq_len: Tokens per sequence; each split must hold one sequence at least.
         out: The token directory.
-        on_progress: Told of documents read, then of tokens compared.
+        on_progress: Receives the documents read, then the tokens compared.
         stop: Asked before every batch.
         shard_ids: Ids in a full shard; decides memory: 2 or 4 bytes each.
         workers: Processes that encode; 0: this one. None: one for each core, where there is
             enough text to be worth it.
-        start_method: How they are started: ``"spawn"``, ``"fork"`` or ``"forkserver"``.
+        start_method: How workers are started: ``"spawn"``, ``"fork"`` or ``"forkserver"``.
 
     Raises:
         DataError: The text is missing, broken or too short, or ``out`` was prepared from other
             files or for another tokenizer.
         RecipeError: ``out`` was prepared with other values of the recipe's section.
-        Interrupted: ``stop`` said so.
+        Interrupted: ``stop`` returned true.
         MachineError: The disk is full, a worker ended, or another process prepares the same tokens.
         MissingExtraError: A source needs a package that is not installed.
     """
@@ -81,15 +81,23 @@ def prepare(
             "Use the tokenizer that belongs to the model.",
         )
     request = _request(data, tokenizer, embedding_rows, shard_ids)
-    if not is_prepared(out):
-        with staging_directory(out) as journal:
-            if not is_prepared(out):  # another process may have finished it just now
-                encoders = Encoders(Encoder(tokenizer, data), workers, start_method)
-                knobs = (data, tokenizer, embedding_rows, seq_len, shard_ids, request, journal)
-                with encoders:
-                    manifest = Preparation(*knobs, on_progress, stop).run(encoders)
-                publish(journal.shards, manifest | {"request": request}, out)
-    sweep(out)
+
+    def build(journal: Journal) -> dict[str, Any]:
+        with Encoders(Encoder(tokenizer, data), workers, start_method) as encoders:
+            builder = TokenBuilder(
+                data=data,
+                tokenizer=tokenizer,
+                rows=embedding_rows,
+                seq_len=seq_len,
+                shard_ids=shard_ids,
+                request=request,
+                journal=journal,
+                on_progress=on_progress,
+                stop=stop,
+            )
+            return builder.build(encoders) | {"request": request}
+
+    make_token_directory(out, build)
     tokens = open_tokens(out)
     _check_fits(tokens, request)
     check_length(tokens.train.num_ids, tokens.val.num_ids, seq_len, data)
@@ -99,10 +107,13 @@ def prepare(
 def _request(
     data: Data, tokenizer: TextTokenizer, embedding_rows: int, shard_ids: int
 ) -> dict[str, Any]:
-    """Everything that was asked for, so that finished tokens can be told to fit."""
-    asked = data.model_dump(mode="json", exclude={"allow_repeat"})
-    asked = {key: asked[key] for key in asked if key not in _NEW_KEYS or asked[key] is not None}
-    return {f"data.{key}": value for key, value in asked.items()} | {
+    """Describe everything that decides the tokens, to compare it with finished ones."""
+    settings = data.model_dump(mode="json", exclude={"allow_repeat"})
+    return {
+        f"data.{key}": value
+        for key, value in settings.items()
+        if key not in _NEW_KEYS or value is not None
+    } | {
         "the tokenizer": [tokenizer.sha256, tokenizer.bos, tokenizer.eos],
         "embedding rows": embedding_rows,
         "ids in a shard": shard_ids,
@@ -111,7 +122,7 @@ def _request(
 
 
 def _listing(data: Data) -> str | None:
-    """Digest of the names and sizes of the input files; None where that says nothing.
+    """Digest the names and sizes of the input files; None where they say nothing.
 
     A run that is copied elsewhere goes on with its tokens: there, the library of another Python
     or the absence of the files is no sign that they are out of date.
@@ -133,11 +144,10 @@ def _check_fits(tokens: TokenDirectory, request: dict[str, Any]) -> None:
     changed = [key for key in {**request, **before} if before.get(key) != request.get(key)]
     if None in (request.get(_TEXT), before.get(_TEXT)):
         changed = [key for key in changed if key != _TEXT]
-    asked = [key for key in changed if key.startswith("data.")]
-    if asked:  # the recipe, and not what it names, has changed
+    settings = [(k, before.get(k), request.get(k)) for k in changed if k.startswith("data.")]
+    if settings:  # the recipe, and not what it names, has changed
         raise RecipeError(
-            f"the tokens in {tokens.path} were prepared with "
-            f"{told([(key, before.get(key), request.get(key)) for key in asked])}.",
+            f"the tokens in {tokens.path} were prepared with {describe_differences(settings)}.",
             "Put it back, or give the run another name: --set name=...",
         )
     if changed:

@@ -7,9 +7,9 @@ import pytest
 
 from inheritune.data import encoding
 from inheritune.data.document import held_out, sampled
-from inheritune.data.prepare import prepare, training_texts
+from inheritune.data.journal import Journal
+from inheritune.data.prepare_text import prepare_text, training_texts
 from inheritune.data.sources import documents
-from inheritune.data.staging import Journal
 from inheritune.errors import Interrupted, RecipeError
 from inheritune.recipe.schema import Data, TextSource
 
@@ -37,7 +37,7 @@ def mixture(text_folder, stories, tmp_path):
 
 def test_a_mixture_has_the_shares_asked_for_of_training_tokens(mixture, tokenizer, tmp_path):
     seen = []
-    tokens = prepare(mixture, tokenizer, 300, 16, tmp_path / "tokens", seen.append)
+    tokens = prepare_text(mixture, tokenizer, 300, 16, tmp_path / "tokens", seen.append)
     taken = tokens.manifest["sources"]["training_tokens"]
     assert sum(taken) == tokens.train.num_ids > 20_000
     for count, weight in zip(taken, (15, 80.5, 4.5), strict=True):
@@ -48,7 +48,7 @@ def test_a_mixture_has_the_shares_asked_for_of_training_tokens(mixture, tokenize
 
 def test_a_mixture_holds_the_documents_of_each_source_in_its_order(mixture, tokenizer, tmp_path):
     data = mixture.model_copy(update={"tokens": 10_000})
-    tokens = prepare(data, tokenizer, 300, 16, tmp_path / "tokens")
+    tokens = prepare_text(data, tokenizer, 300, 16, tmp_path / "tokens")
     assert 10_000 < tokens.train.num_ids < 10_400
     ids = tokens.train.ids(0, tokens.train.num_ids)
     texts = [
@@ -64,7 +64,7 @@ def test_a_mixture_holds_the_documents_of_each_source_in_its_order(mixture, toke
 def test_workers_change_no_byte_of_a_mixture(mixture, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(encoding, "_BATCH_DOCUMENTS", 5)
     for workers in (0, 3):
-        prepare(
+        prepare_text(
             mixture, tokenizer, 300, 16, tmp_path / str(workers), workers=workers,
             start_method="fork", shard_ids=3000,
         )  # fmt: skip
@@ -73,7 +73,7 @@ def test_workers_change_no_byte_of_a_mixture(mixture, tokenizer, tmp_path, monke
 
 def test_a_source_that_is_named_twice_is_read_twice(text_folder, tokenizer, tmp_path):
     part = TextSource(source=str(text_folder))
-    tokens = prepare(
+    tokens = prepare_text(
         Data(source=[part, part], val_fraction=0.1), tokenizer, 300, 16, tmp_path / "tokens"
     )
     assert tokens.manifest["overlap"]["repeated_documents"] == pytest.approx(0.5, abs=0.02)
@@ -86,7 +86,7 @@ def test_settings_of_a_dataset_belong_to_its_entry():
 
 def test_a_sample_is_taken_before_the_split(text_folder, tokenizer, tmp_path):
     data = Data(source=str(text_folder), val_fraction=0.3, sample=0.5)
-    tokens = prepare(data, tokenizer, 300, 16, tmp_path / "tokens")
+    tokens = prepare_text(data, tokenizer, 300, 16, tmp_path / "tokens")
     kept = [d for d in documents(str(text_folder)) if sampled(d, data)]
     held = [d for d in kept if held_out(d, data)]
     found = tokens.manifest["documents"], tokens.manifest["val_documents"]
@@ -94,9 +94,13 @@ def test_a_sample_is_taken_before_the_split(text_folder, tokenizer, tmp_path):
     assert len(list(training_texts(data))) == found[0]
     assert tokens.manifest["sources"]["sample"] == 0.5
     with pytest.raises(RecipeError, match=r"data\.sample = 0\.5; now it is"):
-        prepare(data.model_copy(update={"sample": 0.6}), tokenizer, 300, 16, tmp_path / "tokens")
+        prepare_text(
+            data.model_copy(update={"sample": 0.6}), tokenizer, 300, 16, tmp_path / "tokens"
+        )
     with pytest.raises(RecipeError, match=r"data\.sample = 0\.5; now it is"):
-        prepare(data.model_copy(update={"sample": None}), tokenizer, 300, 16, tmp_path / "tokens")
+        prepare_text(
+            data.model_copy(update={"sample": None}), tokenizer, 300, 16, tmp_path / "tokens"
+        )
 
 
 def test_a_validation_set_of_several_sources_is_read_in_turn(text_folder, tokenizer, tmp_path):
@@ -104,7 +108,7 @@ def test_a_validation_set_of_several_sources_is_read_in_turn(text_folder, tokeni
         (tmp_path / f"{name}.txt").write_text(f"{name} " * 50)
     parts = [TextSource(source=str(tmp_path / f"{name}.txt")) for name in ("two", "one")]
     data = Data(source=str(text_folder), val_source=parts)
-    tokens = prepare(data, tokenizer, 300, 16, tmp_path / "tokens")
+    tokens = prepare_text(data, tokenizer, 300, 16, tmp_path / "tokens")
     ids = tokens.val.ids(0, tokens.val.num_ids).tolist()
     assert tokenizer.decode(ids) == "two " * 50 + "one " * 50
 
@@ -122,11 +126,13 @@ def test_an_interrupted_preparation_goes_on_after_its_last_whole_shard(
     folder = Data(source=str(text_folder), val_fraction=0.2)
     data = mixture if source == "mixture" else folder
     whole = tmp_path / "whole"
-    prepare(data, tokenizer, 300, 16, whole, shard_ids=1500)
+    prepare_text(data, tokenizer, 300, 16, whole, shard_ids=1500)
     out, stops, said = tmp_path / "out", 0, []
     while not out.exists():
         try:
-            prepare(data, tokenizer, 300, 16, out, said.append, stop_after(14), 1500, workers=0)
+            prepare_text(
+                data, tokenizer, 300, 16, out, said.append, stop_after(14), 1500, workers=0
+            )
         except Interrupted:
             stops += 1
             assert stops < 60
@@ -143,10 +149,10 @@ def test_a_shard_that_is_there_is_not_written_again(text_folder, tokenizer, tmp_
     data = Data(source=str(text_folder), val_fraction=0.2)
     out = tmp_path / "out"
     with pytest.raises(Interrupted):
-        prepare(data, tokenizer, 300, 16, out, stop=stop_after(20), shard_ids=1500)
+        prepare_text(data, tokenizer, 300, 16, out, stop=stop_after(20), shard_ids=1500)
     shard = tmp_path / "out.partial" / "tokens" / "train-00000.bin"
     before = shard.stat()
-    prepare(data, tokenizer, 300, 16, out, shard_ids=1500)
+    prepare_text(data, tokenizer, 300, 16, out, shard_ids=1500)
     after = (out / "train-00000.bin").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
@@ -161,7 +167,7 @@ def test_what_does_not_fit_the_journal_is_made_anew(
     data = Data(source=str(text_folder), val_fraction=0.2)
     out, room = tmp_path / "out", tmp_path / "out.partial"
     with pytest.raises(Interrupted):
-        prepare(data, tokenizer, 300, 16, out, stop=stop_after(20), shard_ids=1500)
+        prepare_text(data, tokenizer, 300, 16, out, stop=stop_after(20), shard_ids=1500)
     journal = Journal(room)
     (rest,) = room.glob("rest-train-*")
     changed = {
@@ -178,9 +184,9 @@ def test_what_does_not_fit_the_journal_is_made_anew(
     if change == "other request":
         data = data.model_copy(update={"val_fraction": 0.3})
     said = []
-    prepare(data, tokenizer, 300, 16, out, said.append, shard_ids=1500)
+    prepare_text(data, tokenizer, 300, 16, out, said.append, shard_ids=1500)
     assert not [p for p in said if "shards are there" in p.message]
-    prepare(data, tokenizer, 300, 16, tmp_path / "whole", shard_ids=1500)
+    prepare_text(data, tokenizer, 300, 16, tmp_path / "whole", shard_ids=1500)
     assert files_of(out) == files_of(tmp_path / "whole")
 
 
@@ -189,7 +195,7 @@ def test_the_directory_of_a_preparation_is_never_its_own_text(stories, tokenizer
     for number, story in enumerate(stories):
         (tmp_path / f"{number}.txt").write_text(story)
     data = Data(source=str(tmp_path), val_fraction=0.2, tokens=3000)
-    prepare(data, tokenizer, 300, 16, tmp_path / "tokens", shard_ids=1000)
+    prepare_text(data, tokenizer, 300, 16, tmp_path / "tokens", shard_ids=1000)
 
 
 def test_a_share_of_a_validation_set_lies_within_a_larger_share(stories, tokenizer, tmp_path):
@@ -205,7 +211,7 @@ def test_a_share_of_a_validation_set_lies_within_a_larger_share(stories, tokeniz
             val_source=str(tmp_path / "val.jsonl"),
             val_sample=share,
         )
-        tokens = prepare(data, tokenizer, 300, 16, tmp_path / f"tokens-{share}")
+        tokens = prepare_text(data, tokenizer, 300, 16, tmp_path / f"tokens-{share}")
         ids = tokens.val.ids(0, tokens.val.num_ids)
         ends = np.flatnonzero(ids == tokenizer.eos) + 1
         taken[share] = {

@@ -1,0 +1,240 @@
+"""Encode the documents of every source, in order, into the shards of both splits."""
+
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from inheritune.data.document import SPLIT_RULE, Document, held_out, sampled, val_sampled
+from inheritune.data.encoding import Encoded, Encoders
+from inheritune.data.hub_dataset import dataset_commit
+from inheritune.data.input_files import STDLIB
+from inheritune.data.journal import Journal
+from inheritune.data.overlap import document_overlap, ngram_share
+from inheritune.data.shards import ShardWriter
+from inheritune.data.sources import Mixture, Place, Source, held_out_sources, open_sources
+from inheritune.data.tokenizer import TextTokenizer
+from inheritune.data.tokens import TokenStream, check_length, new_manifest
+from inheritune.errors import DataError, Interrupted
+from inheritune.recipe.schema import Data
+from inheritune.system.progress import Listener, Progress
+
+__all__ = ["TokenBuilder"]
+
+_MAX_VAL_DUPLICATES = 0.01  # share of a validation set of the user's own that may be trained on
+_MANY_REPEATS = 0.1  # share of repeated training documents that is worth a message
+_TASK = "preparing tokens"
+
+
+class TokenBuilder:
+    """Builds one token directory, or goes on with one that a killed process left.
+
+    Args:
+        data: The recipe's section.
+        tokenizer: Encodes the text.
+        rows: Rows of the model's embedding.
+        seq_len: Tokens per sequence.
+        shard_ids: Ids in a full shard.
+        request: Identifies all of this; the journal of another request is cleared.
+        journal: Holds the shards, and what an earlier process left.
+        on_progress: Receives the documents, bytes and tokens done so far.
+        stop: Asked before every batch.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        tokenizer: TextTokenizer,
+        rows: int,
+        seq_len: int,
+        shard_ids: int,
+        request: dict[str, Any],
+        journal: Journal,
+        on_progress: Listener,
+        stop: Callable[[], bool],
+    ) -> None:
+        self._data, self._tokenizer, self._rows, self._seq_len = data, tokenizer, rows, seq_len
+        self._shards, self._journal = journal.shards, journal
+        self._on_progress, self._stop = on_progress, stop
+        self._train = ShardWriter(journal.shards, "train", rows, shard_ids)
+        self._val = ShardWriter(journal.shards, "val", rows, shard_ids)
+        self._writers = {"train": self._train, "val": self._val}
+        self._hashes = {split: journal.hashes(split) for split in self._writers}
+
+        # --- the state between two documents: of the journal, or new ---
+        # Validation sources come first, in this list and in all lists of the state.
+        val_sources, train_sources = held_out_sources(data), open_sources(data)
+        sources = val_sources + train_sources
+        state = journal.read(request, self._writers, self._hashes)
+        if state is None:
+            journal.clear()
+            state = {
+                "request": request,
+                "commits": [dataset_commit(s.part) if s.is_remote else None for s in sources],
+                "places": [None] * len(sources),
+                "tokens": [0] * len(sources),
+                "read_bytes": [0] * len(sources),
+                "documents": 0,
+                "val_bytes": 0,
+            }
+        else:
+            done = len(self._train.entries) + len(self._val.entries)
+            self._say(f"{done} shards are there, going on after {state['documents']:,} documents")
+        self._state = state
+
+        # --- the sources, at the commits that the first process saw ---
+        sources = [replace(s, commit=c) for s, c in zip(sources, state["commits"], strict=True)]
+        self._first = len(val_sources)
+        self._val_sources, self._sources = sources[: self._first], sources[self._first :]
+        self._total_bytes = 0 if data.tokens else sum(s.total_bytes for s in sources)
+
+    def build(self, encoders: Encoders) -> dict[str, Any]:
+        """Write all shards, and return the manifest without the request."""
+        shards = 0
+        for number, encoded in self._encoded(encoders):
+            self._add(number, encoded)
+            if shards != (shards := len(self._train.entries) + len(self._val.entries)):
+                self._journal.write(self._state, self._writers, self._hashes)
+        entries = self._train.close() + self._val.close()
+        self._report(is_done=True)
+        check_length(self._train.num_ids, self._val.num_ids, self._seq_len, self._data)
+        by_hash = {
+            "rule": SPLIT_RULE,
+            "by": self._data.split_by,
+            "val_fraction": self._data.val_fraction,
+        }
+        return new_manifest(
+            self._tokenizer,
+            self._rows,
+            entries,
+            bos=self._tokenizer.bos,
+            special_tokens_in_text=self._data.special_tokens_in_text,
+            split=by_hash if self._data.val_source is None else {"rule": "val_source"},
+        ) | {
+            "sources": self._provenance(),
+            "order": "source order; training documents end once data.tokens is exceeded",
+            "val_bytes": self._state["val_bytes"],
+            "documents": self._train.documents,
+            "val_documents": self._val.documents,
+            "overlap": self._overlap(),
+        }
+
+    # --- the stream of documents ---
+
+    def _encoded(self, encoders: Encoders) -> Iterator[tuple[int, Encoded]]:
+        """Yield encoded documents with the number of their source, in the order of the shards."""
+        for number, source in enumerate(self._val_sources):
+            for encoded in encoders.encode(
+                self._filtered(number, source, val_sampled), is_val=True, between=self._check
+            ):
+                yield number, encoded
+        yield from self._training_documents(encoders)
+        # One source on this machine is read to its end, so that the validation set does not
+        # depend on how much is trained on.
+        is_single = len(self._sources) == 1 and not self._sources[0].is_remote
+        if is_single and self._data.val_source is None:
+            rest = self._filtered(self._first, self._sources[0], _held_out_and_sampled)
+            for encoded in encoders.encode(rest, is_val=True, between=self._check):
+                yield self._first, encoded
+
+    def _training_documents(self, encoders: Encoders) -> Iterator[tuple[int, Encoded]]:
+        weights = [source.part.weight for source in self._sources]
+        mixture = Mixture(weights)
+        streams = [
+            encoders.encode(
+                source.read(self._state["places"][self._first + i]),
+                share=weights[i] / sum(weights),
+                between=self._check,
+            )
+            for i, source in enumerate(self._sources)
+        ]
+        # One id more than asked for: the last one is only a target.
+        while self._data.tokens is None or self._train.num_ids <= self._data.tokens:
+            i = mixture.next_source(self._state["tokens"][self._first :])
+            encoded = next(streams[i], None)
+            if encoded is None:
+                if len(streams) > 1:
+                    self._say(f"{self._sources[i].part.source} has run out, which ends the mixture")
+                return
+            yield self._first + i, encoded
+
+    def _filtered(
+        self, number: int, source: Source, accepts: Callable[[Document, Data], bool]
+    ) -> Iterator[tuple[Place, Document]]:
+        documents = source.read(self._state["places"][number])
+        for count, (place, document) in enumerate(documents):
+            if count % 1024 == 0:  # accepted ones may be few and far between
+                self._check()
+            if accepts(document, self._data):
+                yield place, document
+
+    def _add(self, number: int, encoded: Encoded) -> None:
+        split = "val" if encoded.is_val else "train"
+        self._writers[split].add(encoded.ids)
+        self._hashes[split].add(encoded.text_hash)
+        state = self._state
+        state["val_bytes"] += encoded.text_bytes * encoded.is_val
+        state["tokens"][number] += 0 if encoded.is_val else len(encoded.ids)
+        state["places"][number] = encoded.place.position
+        state["read_bytes"][number] = encoded.place.bytes
+        state["documents"] += encoded.documents
+
+    # --- progress ---
+
+    def _say(self, message: str) -> None:
+        self._on_progress(Progress(_TASK, message=message))
+
+    def _check(self) -> None:
+        if self._stop():
+            raise Interrupted("preparing tokens was interrupted.", "Run the same command again.")
+        self._report()
+
+    def _report(self, is_done: bool = False) -> None:
+        facts = {
+            "documents": f"{self._state['documents']:,}",
+            "tokens": f"{self._train.num_ids:,}",
+        }
+        done, total, unit = sum(self._state["read_bytes"]), self._total_bytes, "bytes"
+        if self._data.tokens is not None:
+            done, total, unit = self._train.num_ids, self._data.tokens, "tokens"
+        done = total if is_done else min(done, total)
+        self._on_progress(Progress(_TASK, done, total, unit, facts))
+
+    # --- the manifest ---
+
+    def _overlap(self) -> dict[str, Any]:
+        overlap: dict[str, Any] = dict(document_overlap(self._hashes))
+        duplicates, repeated = overlap["duplicate_documents"], overlap["repeated_documents"]
+        if self._data.val_source is not None and duplicates > _MAX_VAL_DUPLICATES:
+            raise DataError(
+                f"{duplicates:.1%} of the documents of data.val_source are also in data.source.",
+                f"Take them out of either; up to {_MAX_VAL_DUPLICATES:.0%} is accepted.",
+            )
+        if repeated > _MANY_REPEATS:
+            self._say(f"{repeated:.0%} of the training documents repeat another one exactly")
+        train = TokenStream(self._shards, self._train.entries, self._rows)
+        val = TokenStream(self._shards, self._val.entries, self._rows)
+
+        def report(done: int) -> None:
+            if self._stop():
+                raise Interrupted(
+                    "measuring the overlap was interrupted.", "Run the same command again."
+                )
+            self._on_progress(Progress("measuring overlap", done, train.num_ids, "tokens"))
+
+        return overlap | ngram_share(val, train, self._tokenizer.eos, report)
+
+    def _provenance(self) -> dict[str, Any]:
+        data = self._data
+        provenance = data.model_dump(mode="json", include={"source", "val_source"})
+        provenance["python"] = platform.python_version() if data.source in STDLIB else None
+        if any(self._state["commits"]):
+            provenance["commits"] = self._state["commits"]
+        if len(self._sources) > 1:
+            provenance["training_tokens"] = self._state["tokens"][self._first :]
+        shares = data.model_dump(mode="json", include={"sample", "val_sample"})
+        return provenance | {key: share for key, share in shares.items() if share is not None}
+
+
+def _held_out_and_sampled(document: Document, data: Data) -> bool:
+    return held_out(document, data) and sampled(document, data)
