@@ -93,7 +93,7 @@ def new_directory(out: Path, *, replace: bool = False) -> Iterator[Path]:
         refuse_used_directory(out)
     with write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _staging(out, lambda path: path.mkdir(0o700)) as staging:
+        with _staging(out, _create_directory) as staging:
             yield staging
             staging.chmod(0o777 & ~UMASK)
             old = staging.with_name(f"{staging.name}-old")
@@ -145,7 +145,7 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
     Raises:
         MachineError: The system refuses to write; the old file stays.
     """
-    with write_errors(path), _staging(path, lambda new: new.touch(exist_ok=False)) as staged:
+    with write_errors(path), _staging(path, _create_file) as staged:
         with staged.open("wb") as file:
             file.writelines(parts)
             file.flush()
@@ -198,14 +198,13 @@ def sha256(path: Path, check: Callable[[], object] = lambda: None) -> str:
 
 
 @contextmanager
-def _staging(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
-    """Make a staging file or directory beside ``path``, and remove it if the block fails."""
+def _staging(path: Path, create: Callable[[Path], int | None]) -> Iterator[Path]:
+    """Create a staging file or directory beside ``path``, and remove it if the block fails."""
     prefix = f".{path.name[:40]}.tmp-"
     _remove_abandoned(path.parent, prefix)
     while True:
         staged = path.with_name(prefix + secrets.token_hex(4))
-        make(staged)
-        lock = _lock(staged, wait=True)
+        lock = create(staged)
         if staged.exists():  # else another writer took it for abandoned before it was locked
             break
     try:
@@ -218,26 +217,33 @@ def _staging(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
             os.close(lock)
 
 
+def _create_file(path: Path) -> int | None:
+    return _locked(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+
+
+def _create_directory(path: Path) -> int | None:
+    path.mkdir(0o700)
+    return None if fcntl is None else _locked(os.open(path, os.O_RDONLY))
+
+
+def _locked(descriptor: int, *, wait: bool = True) -> int | None:
+    """Lock an open file or directory until it is closed; close it where that is not possible."""
+    if fcntl is not None:
+        with suppress(OSError):  # a living writer's, or a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            return descriptor
+    os.close(descriptor)
+    return None
+
+
 def _remove_abandoned(directory: Path, prefix: str) -> None:
     for stale in [path for path in directory.iterdir() if path.name.startswith(prefix)]:
-        lock = _lock(stale, wait=False)  # a living writer holds it, and a killed one let it go
-        if lock is not None:
-            _remove(stale)
-            os.close(lock)
-
-
-def _lock(path: Path, *, wait: bool) -> int | None:
-    if fcntl is None:
-        return None
-    descriptor = None
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:  # somebody else's, or a file system without locks
-        if descriptor is not None:
-            os.close(descriptor)
-        return None
-    return descriptor
+        with suppress(OSError):  # somebody else's
+            # A living writer holds the lock, and a killed one let it go.
+            lock = None if fcntl is None else _locked(os.open(stale, os.O_RDONLY), wait=False)
+            if lock is not None:
+                _remove(stale)
+                os.close(lock)
 
 
 def _remove(path: Path) -> None:
