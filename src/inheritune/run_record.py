@@ -626,11 +626,13 @@ def read_run_json(run_root: Path) -> dict[str, Any]:
             f"cannot read {escape(path, 300)}: {error.strerror}.",
             "Give the directory of a run: the one that holds run.json.",
         ) from error
-    except (ValueError, RecursionError):
-        content = None
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{escape(path, 300)} is not JSON.", "Run the recipe again to write it anew."
+        ) from error
     if not isinstance(content, dict):
         raise DataError(
-            f"{escape(path, 300)} is not one JSON object.", "Run the recipe again to write it anew."
+            f"{escape(path, 300)} holds no JSON object.", "Run the recipe again to write it anew."
         )
     return content
 

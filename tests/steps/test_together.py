@@ -249,8 +249,8 @@ def test_tokens_to_reach_a_loss_count_what_a_control_goes_on_from_and_one_seed(t
     table = reach_table(typed(record), curves)
     names = [column.title for column in table.columns]
     of = {row[0]: dict(zip(names, row, strict=True)) for row in table.values}
-    assert of["the benchmark"]["stack"] == of["the benchmark"]["grown"] == 400
-    assert of["the benchmark"]["inherit (target)"] is None  # the second seed is not the target
+    assert of["the reference loss"]["stack"] == of["the reference loss"]["grown"] == 400
+    assert of["the reference loss"]["inherit (target)"] is None  # the second seed is not the target
     assert "inherit (target)" in of and "stack, training 1" in of
 
 
