@@ -1,1 +1,1 @@
-"""What a model does inside: rank and mass of its attention, importance of its layers."""
+"""Analyse a model: rank and mass of its attention, importance of its layers."""

@@ -1,1 +1,1 @@
-"""The commands: reading the command line and talking to the terminal."""
+"""Read the command line, call the library, talk to the terminal."""

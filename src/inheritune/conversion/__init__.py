@@ -1,1 +1,1 @@
-"""PyTorch checkpoints as safetensors model directories. The only room that reads a pickle."""
+"""Convert PyTorch checkpoints to safetensors. The only package that reads a pickle."""

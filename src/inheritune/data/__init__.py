@@ -1,1 +1,1 @@
-"""Text in, token shards out: sources, tokenizer, split, shards, order and overlap."""
+"""Turn text into token shards: sources, tokenizer, split, shards, order and overlap."""

@@ -1,1 +1,1 @@
-"""Validation loss, text samples, and tasks asked by lm-eval."""
+"""Measure models: validation loss, text samples, and tasks asked by lm-eval."""

@@ -1,1 +1,1 @@
-"""What a run would take, before it is begun."""
+"""Estimate sizes, memory, time and cost of a cut or a run before it is begun."""

@@ -1,1 +1,1 @@
-"""Model card, licence and upload of a finished target."""
+"""Write the model card of a finished target, check its licence, upload it."""

@@ -1,1 +1,1 @@
-"""Recipes: every key, reading YAML, presets."""
+"""Define every recipe key; read, check and list recipes."""

@@ -1,1 +1,1 @@
-"""Carrying out a recipe from start to end."""
+"""Carry out a recipe from start to finish."""

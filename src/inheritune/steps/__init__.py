@@ -1,4 +1,4 @@
-"""The steps of a run: each skipped when its result is there and fits, else done and written.
+"""Do the steps of a run; each is skipped when its result is there and fits.
 
-So continuing a run is running it again.
+Continuing a run is therefore running it again.
 """

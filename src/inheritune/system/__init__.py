@@ -1,1 +1,1 @@
-"""Files, processes, signals and devices of this machine."""
+"""Wrap what this machine offers: files, locks, processes, signals, devices."""
