@@ -3,13 +3,14 @@
     python benchmarks/evaluate.py [--rounds 3] [--limit 100] [--batch-size 16] [--dtype fp32]
         [--tasks piqa,arc_easy] [--model DIR] [--task-data DIR] [--random]
 
-Every arm is a process of its own; arms take turns within a round, every second one in the other
-order. A command is the whole process: its start, imports, finding the tasks, reading the questions,
-the model, the answers. Answering alone is the time inside `lm_eval.evaluator.evaluate`, which both
-call. Plain means as it comes: its default TaskManager indexes every description that lm-eval has;
-ours reads the ones asked for. Both get the same descriptions of local questions, and must give the
-same scores. A ratio is the median of the rounds' ratios, theirs by ours: above 1, ours is faster.
-Without stories260K beside the checkout, or with --random, a small model of random weights is made,
+Every program is a process of its own; programs take turns within a round, every second one in the
+other order. A command is the whole process: its start, imports, finding the tasks, reading the
+questions, the model, the answers. Answering alone is the time inside
+`lm_eval.evaluator.evaluate`, which both call. Plain means as it comes: its default TaskManager
+indexes every description that lm-eval has; ours reads the ones asked for. Both get the same
+descriptions of local questions, and must give the same scores. A ratio is the median of the rounds'
+ratios, theirs by ours: above 1, ours is faster. Without stories260K beside the checkout, or with
+--random, a small model of random weights is made,
 and without the questions, some are made up.
 """
 
@@ -104,7 +105,7 @@ def plain(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"answering": sum(spent), "scores": scores}
 
 
-ARMS = {"ours": ours, "simple_evaluate": plain}
+PROGRAMS = {"ours": ours, "simple_evaluate": plain}
 
 
 def random_model(folder: Path) -> Path:
@@ -169,7 +170,7 @@ def describe(tasks: Sequence[str], data: Path, folder: Path) -> Path:
     return folder
 
 
-def measured(arm: str, given: argparse.Namespace) -> dict[str, Any]:
+def measured(program: str, given: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         options = {
             "--model": given.model,
@@ -181,7 +182,7 @@ def measured(arm: str, given: argparse.Namespace) -> dict[str, Any]:
             "--dtype": given.dtype,
             "--folder": folder,
         }
-        command = [sys.executable, __file__, "--arm", arm]
+        command = [sys.executable, __file__, "--program", program]
         command += [str(part) for option in options.items() for part in option]
         offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": f"{folder}/datasets"}
         began = time.perf_counter()
@@ -191,7 +192,7 @@ def measured(arm: str, given: argparse.Namespace) -> dict[str, Any]:
         seconds = time.perf_counter() - began
     if done.returncode:
         last = (done.stderr.strip() or "nothing").splitlines()[-1]
-        raise SystemExit(f"{arm} ended with {done.returncode}: {last}")
+        raise SystemExit(f"{program} ended with {done.returncode}: {last}")
     return json.loads(done.stdout.splitlines()[-1]) | {"command": seconds}
 
 
@@ -205,7 +206,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--task-data", type=Path)
     parser.add_argument("--random", action="store_true", help="a made model, made up questions")
-    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--program", choices=PROGRAMS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--descriptions", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -213,10 +214,10 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     given = parse()
-    if given.arm:
-        print(json.dumps(ARMS[given.arm](given, given.folder)))
+    if given.program:
+        print(json.dumps(PROGRAMS[given.program](given, given.folder)))
         return
-    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    found: dict[str, list[dict[str, Any]]] = {program: [] for program in PROGRAMS}
     with tempfile.TemporaryDirectory() as name:
         folder, real = Path(name), not given.random
         given.model = given.model or (
@@ -229,8 +230,8 @@ def main() -> None:
             given.tasks.split(","), given.task_data, folder / "descriptions"
         )
         for number in range(given.rounds):
-            for arm in list(ARMS) if number % 2 == 0 else reversed(ARMS):
-                found[arm].append(measured(arm, given))
+            for program in list(PROGRAMS) if number % 2 == 0 else reversed(PROGRAMS):
+                found[program].append(measured(program, given))
     first, second = (runs[0]["scores"] for runs in found.values())
     if first != second:
         raise SystemExit(f"the scores differ: {first} and {second}")
@@ -242,7 +243,7 @@ def show(given: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> N
     print(software(["lm_eval", "torch", "transformers"]))
     print(f"{given.model.name}, {given.tasks}, first {given.limit} of each, {given.rounds} rounds")
     print(f"batch {given.batch_size}, {given.dtype}; medians, seconds; the same scores\n")
-    print(head(["", *ARMS, "ratio"]))
+    print(head(["", *PROGRAMS, "ratio"]))
     for what in ("command", "answering"):
         seconds = [[run[what] for run in runs] for runs in found.values()]
         ratio = statistics.median(theirs / own for own, theirs in zip(*seconds, strict=True))

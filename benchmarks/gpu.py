@@ -6,8 +6,8 @@
 Fresh models of 13 layers of OpenLLaMA-3B's shape (2,048 tokens) and of GPT-2 medium (1,024), random
 ids, bf16 over fp32 weights. Ours is the real loop as it sets itself up on the card. Trainer gets
 bf16, SDPA, fused AdamW, torch_compile (left out where it fails), no dropout, and the same batch:
-what the card holds, halved for both when one runs out of memory. Each arm is a process of its own,
-alone on the card; rounds are repeated, the other way round, while there is time. Time is of at
+what the card holds, halved for both when one runs out of memory. Each program is a process of its
+own, alone on the card; rounds are repeated, the other way round, while there is time. Time is of at
 least ten steps and 20 seconds between two synchronisations, after warm-up and compiling.
 
 MFU = tokens/s x FLOP/token / peak, where FLOP/token = 6 N + 6 L d T: N weights in matrix products
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from measuring.table import head, machine, row, software
-from training.driver import Arm, Child, Died
+from training.driver import Child, Died, Program
 from training.shapes import GPU_SHAPES, TINY_GPU_SHAPES, Shape, config
 
 _CARDS = {  # what torch calls them, as `inheritune plan --device` calls them
@@ -52,10 +52,10 @@ _ROUNDS = 3  # at most
 
 @dataclass
 class Measured:
-    """A shape and its two arms; the batch is what both could hold."""
+    """A shape and its two programs; the batch is what both could hold."""
 
     shape: Shape
-    arms: list[Arm]
+    programs: list[Program]
     flops_per_token: float
     seconds: float = 0.0  # that its last round took, starting and compiling included
 
@@ -80,52 +80,54 @@ class Bench:
 def measure(bench: Bench, one: Measured, number: int) -> None:
     """One round of a shape; a batch that is too large is halved and everything done again."""
     began = time.monotonic()
-    for arm in one.arms if number % 2 == 0 else one.arms[::-1]:
-        while not arm.why_not and not _take_turn(bench, arm, one.shape, number):
-            if _out_of_memory(arm) and one.shape.batch > 1:
+    for program in one.programs if number % 2 == 0 else one.programs[::-1]:
+        while not program.why_not and not _take_turn(bench, program, one.shape, number):
+            if _out_of_memory(program) and one.shape.batch > 1:
                 one.shape = replace(one.shape, batch=one.shape.batch // 2)
-                for other in one.arms:
+                for other in one.programs:
                     other.why_not, other.seconds, other.facts = "", [], {}
                 print(f"  out of memory: {one.shape.batch} sequences", flush=True)
                 measure(bench, one, number)
                 return
-            if number == 0 and arm.program == "with_trainer" and "recipe" not in arm.options:
-                print(f"  {arm.name}: {arm.why_not}; again without torch_compile", flush=True)
-                arm.options["recipe"] = {"compile": "off"}
-                arm.name, arm.why_not = f"{arm.name} without torch_compile", ""
+            if number == 0 and program.module == "with_trainer" and "recipe" not in program.options:
+                print(
+                    f"  {program.name}: {program.why_not}; again without torch_compile", flush=True
+                )
+                program.options["recipe"] = {"compile": "off"}
+                program.name, program.why_not = f"{program.name} without torch_compile", ""
     one.seconds = time.monotonic() - began
 
 
-def _take_turn(bench: Bench, arm: Arm, shape: Shape, number: int) -> bool:
+def _take_turn(bench: Bench, program: Program, shape: Shape, number: int) -> bool:
     if bench.left_s < 20 and bench.card:
-        arm.why_not = "out of time" if not arm.seconds else ""
+        program.why_not = "out of time" if not program.seconds else ""
         return True
-    folder = bench.scratch / "arm"
+    folder = bench.scratch / "program"
     shutil.rmtree(folder, ignore_errors=True)
     given = {"accumulate": bench.accumulate, "least_s": bench.least_s}
     began = time.monotonic()
-    child = Child(replace(arm, options=given | arm.options), shape, folder, bench.env)
+    child = Child(replace(program, options=given | program.options), shape, folder, bench.env)
     try:
         child.answer(bench.left_s)
         started = time.monotonic() - began
         seconds = child.ask(str(bench.steps), bench.left_s)["seconds"]
-        arm.facts = child.ask("end")
+        program.facts = child.ask("end")
     except Died as error:
-        arm.why_not = "out of time" if bench.left_s <= 0 else str(error)
+        program.why_not = "out of time" if bench.left_s <= 0 else str(error)
         return bench.left_s <= 0
     finally:
         child.close()
-    arm.seconds.append(seconds)
+    program.seconds.append(seconds)
     print(
-        f"  round {number + 1}, {shape.name}, {arm.name}: {seconds * 1000:,.0f} ms a step, "
+        f"  round {number + 1}, {shape.name}, {program.name}: {seconds * 1000:,.0f} ms a step, "
         f"started and warm after {started:.0f} s",
         flush=True,
     )
     return True
 
 
-def _out_of_memory(arm: Arm) -> bool:
-    return "out of memory" in arm.why_not.lower()
+def _out_of_memory(program: Program) -> bool:
+    return "out of memory" in program.why_not.lower()
 
 
 def first_batch(shape: Shape, memory: float | None) -> Shape:
@@ -165,27 +167,27 @@ def print_table(bench: Bench, found: list[Measured], peak: float | None) -> None
     titles = ["", "", "sequences x tokens x accumulated", "rounds", "ms a step", "tokens/s"]
     print(head([*titles, "MFU", "time / ours", "peak of the card, GiB", "of the process, MiB"]))
     for one in found:
-        for arm in one.arms:
-            print(row([one.shape.name, arm.name, *_cells(bench, one, arm, peak)]))
+        for program in one.programs:
+            print(row([one.shape.name, program.name, *_cells(bench, one, program, peak)]))
     for one in found:
-        for arm in one.arms:
-            if used := arm.facts.get("settings"):
-                print(f"\n{one.shape.name}, {arm.name}: {used}")
+        for program in one.programs:
+            if used := program.facts.get("settings"):
+                print(f"\n{one.shape.name}, {program.name}: {used}")
 
 
-def _cells(bench: Bench, one: Measured, arm: Arm, peak: float | None) -> list[str]:
-    if not arm.seconds:
-        return [f"not run: {arm.why_not}", *[""] * 7]
-    shape, ours = one.shape, one.arms[0]
-    median = statistics.median(arm.seconds)
+def _cells(bench: Bench, one: Measured, program: Program, peak: float | None) -> list[str]:
+    if not program.seconds:
+        return [f"not run: {program.why_not}", *[""] * 7]
+    shape, ours = one.shape, one.programs[0]
+    median = statistics.median(program.seconds)
     rate = shape.tokens * bench.accumulate / median
     mfu = f"{rate * one.flops_per_token / peak:.1%}" if peak else "n/a"
-    pairs = zip(arm.seconds, ours.seconds, strict=False)
+    pairs = zip(program.seconds, ours.seconds, strict=False)
     ratio = f"{statistics.median(a / b for a, b in pairs):.2f}" if ours.seconds else "–"
-    card, own = arm.facts.get("card_mib"), arm.facts.get("peak_mib")
+    card, own = program.facts.get("card_mib"), program.facts.get("peak_mib")
     return [
         f"{shape.batch} x {shape.length} x {bench.accumulate}",
-        str(len(arm.seconds)),
+        str(len(program.seconds)),
         f"{median * 1000:,.1f}",
         f"{rate:,.0f}",
         mfu,
@@ -207,9 +209,12 @@ def run(options: argparse.Namespace) -> int:
     steps, least_s = (2, 0.0) if options.tiny else (10, 20.0)
     found = []
     for shape in shapes.values():
-        arms = [Arm("inheritune", "ours"), Arm("Trainer", "with_trainer", {"best": True})]
+        programs = [
+            Program("inheritune", "ours"),
+            Program("Trainer", "with_trainer", {"best": True}),
+        ]
         fitting = first_batch(shape, card and card["memory_bytes"])
-        found.append(Measured(fitting, arms, flops_per_token(shape)))
+        found.append(Measured(fitting, programs, flops_per_token(shape)))
     with tempfile.TemporaryDirectory(prefix="gpu-bench-") as name:
         deadline = time.monotonic() + 60 * options.minutes
         bench = Bench(card, env, deadline, options.accumulate, steps, least_s, Path(name))
@@ -218,7 +223,7 @@ def run(options: argparse.Namespace) -> int:
                 if not number or bench.left_s > 1.2 * one.seconds:
                     measure(bench, one, number)
     print_table(bench, found, peak_flops(card, options.peak))
-    return 0 if any(arm.seconds for one in found for arm in one.arms) else 1
+    return 0 if any(program.seconds for one in found for program in one.programs) else 1
 
 
 def main() -> int:

@@ -35,7 +35,7 @@ _NEEDED = {"full": 8 * 10**9, "small": 2 * 10**9}  # bytes of disk
 
 
 @dataclass
-class Arm:
+class Program:
     """A command: what it is called, how it is written, what it should have written."""
 
     name: str
@@ -47,19 +47,21 @@ class Arm:
 
 
 def speed(scratch: Path, options: argparse.Namespace) -> None:
-    arms = _arms(scratch, options)
-    copied = _needs("inherit, for cp to copy", arms[0].command(scratch / "cut"), scratch)
+    programs = _programs(scratch, options)
+    copied = _needs("inherit, for cp to copy", programs[0].command(scratch / "cut"), scratch)
     size = sum(path.stat().st_size for path in (scratch / "cut").iterdir())
     print(f"one warm-up of inherit: {copied.seconds:.2f} s, {size / 1e9:.2f} GB", flush=True)
     order = random.Random(0)
     for number in range(options.rounds):
-        for arm in order.sample(arms, len(arms)):
-            _take_turn(arm, scratch, check=number == 0)
-            print(f"round {number + 1}: {arm.name}: {arm.runs[-1].seconds:.2f} s", flush=True)
-    _print_table(arms, options, size)
+        for program in order.sample(programs, len(programs)):
+            _take_turn(program, scratch, check=number == 0)
+            print(
+                f"round {number + 1}: {program.name}: {program.runs[-1].seconds:.2f} s", flush=True
+            )
+    _print_table(programs, options, size)
 
 
-def _arms(scratch: Path, options: argparse.Namespace) -> list[Arm]:
+def _programs(scratch: Path, options: argparse.Namespace) -> list[Program]:
     size, kept = options.size, _LAYERS[options.size] // 2
     for name in {size, "small"}:
         make: list[str | Path] = [
@@ -79,46 +81,48 @@ def _arms(scratch: Path, options: argparse.Namespace) -> list[Arm]:
 
     script = _HERE / "with_transformers.py"
     sync: list[str | Path] = ["sh", "-c", 'cp -r "$0" "$1" && sync "$1"/* "$1"', scratch / "cut"]
-    mergekit = Arm(
+    mergekit = Program(
         "mergekit passthrough",
         lambda out: peer.passthrough(options.mergekit, reference, kept, out, "bfloat16"),
         right,
         kept,
     )
-    start = Arm("mergekit-yaml --help", lambda out: [peer.program(options.mergekit), "--help"])
+    start = Program("mergekit-yaml --help", lambda out: [peer.program(options.mergekit), "--help"])
     if why := peer.install(options.mergekit):
-        mergekit = start = Arm(f"mergekit: not run: {why}", lambda out: ["true"])
+        mergekit = start = Program(f"mergekit: not run: {why}", lambda out: ["true"])
     return [
-        Arm("inherit", ours(reference, kept), right, kept),
-        Arm("inherit --no-class-check", ours(reference, kept, "--no-class-check"), right, kept),
-        Arm("inherit --sha256", ours(reference, kept, "--sha256"), right, kept),
-        Arm("inherit --dtype fp16", ours(reference, kept, "--dtype", "fp16"), right_fp16, kept),
-        Arm("inherit, of 0.3 GB", ours(small, 4)),
-        Arm("inherit --no-class-check, of 0.3 GB", ours(small, 4, "--no-class-check")),
-        Arm("inherit --help", lambda out: [_INHERITUNE, "inherit", "--help"]),
-        Arm("cp", lambda out: ["cp", "-r", scratch / "cut", out]),
-        Arm("cp, synced", lambda out: [*sync, out], right, kept),
-        Arm(
+        Program("inherit", ours(reference, kept), right, kept),
+        Program("inherit --no-class-check", ours(reference, kept, "--no-class-check"), right, kept),
+        Program("inherit --sha256", ours(reference, kept, "--sha256"), right, kept),
+        Program("inherit --dtype fp16", ours(reference, kept, "--dtype", "fp16"), right_fp16, kept),
+        Program("inherit, of 0.3 GB", ours(small, 4)),
+        Program("inherit --no-class-check, of 0.3 GB", ours(small, 4, "--no-class-check")),
+        Program("inherit --help", lambda out: [_INHERITUNE, "inherit", "--help"]),
+        Program("cp", lambda out: ["cp", "-r", scratch / "cut", out]),
+        Program("cp, synced", lambda out: [*sync, out], right, kept),
+        Program(
             "transformers: load, cut, save",
             lambda out: [sys.executable, script, reference, str(kept), out],
             right,
             kept,
         ),
-        Arm("transformers: imports", lambda out: [sys.executable, "-c", _IMPORTS]),
+        Program("transformers: imports", lambda out: [sys.executable, "-c", _IMPORTS]),
         mergekit,
         *([] if start is mergekit else [start]),
     ]
 
 
-def _take_turn(arm: Arm, scratch: Path, check: bool) -> None:
+def _take_turn(program: Program, scratch: Path, check: bool) -> None:
     out = scratch / "out"
     os.sync()  # what the one before left to be written is not this one's
-    taken = run(arm.command(out), scratch / "log")
-    arm.runs.append(taken)
+    taken = run(program.command(out), scratch / "log")
+    program.runs.append(taken)
     if taken.code:
-        arm.verdict = f"failed with {taken.code}: {(taken.output.splitlines() or [''])[-1][:80]}"
-    elif check and arm.expected is not None:
-        arm.verdict = _compare(out, arm.expected, arm.layers)
+        program.verdict = (
+            f"failed with {taken.code}: {(taken.output.splitlines() or [''])[-1][:80]}"
+        )
+    elif check and program.expected is not None:
+        program.verdict = _compare(out, program.expected, program.layers)
     shutil.rmtree(out, ignore_errors=True)
 
 
@@ -166,8 +170,8 @@ def _needs(what: str, command: list[str | Path], scratch: Path) -> Run:
 # -- tables
 
 
-def _print_table(arms: list[Arm], options: argparse.Namespace, size: int) -> None:
-    by_name = {arm.name: arm for arm in arms}
+def _print_table(programs: list[Program], options: argparse.Namespace, size: int) -> None:
+    by_name = {program.name: program for program in programs}
     bases = ("cp", "cp, synced", "inherit", "inherit --no-class-check")
     print(f"\n{_machine(options)}")
     print(
@@ -177,22 +181,22 @@ def _print_table(arms: list[Arm], options: argparse.Namespace, size: int) -> Non
     titles = ["command", "s", "", *(f"/ {base}" for base in bases)]
     titles += ["own peak MiB", "its child's", "tensors"]
     print(head(titles))
-    for arm in arms:
-        if "not run" in arm.name:
-            print(row([arm.name, *[""] * (len(titles) - 1)]))
+    for program in programs:
+        if "not run" in program.name:
+            print(row([program.name, *[""] * (len(titles) - 1)]))
             continue
-        times = [one.seconds for one in arm.runs]
+        times = [one.seconds for one in program.runs]
         spread = f"({min(times):.2f}-{max(times):.2f})"
-        ratios = [f"{_ratio(arm, by_name[base]):.2f}" for base in bases]
-        own = max(one.own_mib for one in arm.runs)
-        child = max((one.child_mib or 0.0 for one in arm.runs), default=0.0)
+        ratios = [f"{_ratio(program, by_name[base]):.2f}" for base in bases]
+        own = max(one.own_mib for one in program.runs)
+        child = max((one.child_mib or 0.0 for one in program.runs), default=0.0)
         peaks = [f"{own:.0f}", f"{child:.0f}" if child else "–"]
         median = f"{statistics.median(times):.2f}"
-        print(row([arm.name, median, spread, *ratios, *peaks, arm.verdict]))
+        print(row([program.name, median, spread, *ratios, *peaks, program.verdict]))
 
 
-def _ratio(arm: Arm, base: Arm) -> float:
-    pairs = zip(arm.runs, base.runs, strict=True)
+def _ratio(program: Program, base: Program) -> float:
+    pairs = zip(program.runs, base.runs, strict=True)
     return statistics.median(mine.seconds / other.seconds for mine, other in pairs)
 
 

@@ -2,10 +2,10 @@
 
     python benchmarks/prepare.py [--rounds 3] [--text FILE] [--tokenizer DIR]
 
-Every arm is a process of its own; arms take turns within a round. Ours reads, splits, hashes,
-encodes, writes shards with fsync and measures the overlap. The other loads the rows into an Arrow
-cache and maps them to input_ids; its time is given with and without that loading. Memory is the
-largest sum over a process and its children, each page that they share counted in each (Linux).
+Every program is a process of its own; programs take turns within a round. Ours reads, splits,
+hashes, encodes, writes shards with fsync and measures the overlap. The other loads the rows into an
+Arrow cache and maps them to input_ids; its time is given with and without that loading. Memory is
+the largest sum over a process and its children; a page that they share counts in each (Linux).
 Without the texts beside the checkout, text of that size is made up.
 """
 
@@ -67,7 +67,7 @@ def mapped(text: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
     return {"tokens": tokens, "seconds": seconds, "seconds_map": seconds - (loaded - began)}
 
 
-ARMS = {"ours": ours, "datasets.map": mapped}
+PROGRAMS = {"ours": ours, "datasets.map": mapped}
 
 
 def made_up(path: Path, size: int = 59_000_000) -> Path:
@@ -101,9 +101,9 @@ def resident(pid: int) -> int:
     return size + sum(resident(int(child)) for child in below)
 
 
-def measured(arm: str, text: Path, tokenizer: Path) -> dict[str, Any]:
+def measured(program: str, text: Path, tokenizer: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ["--arm", arm, "--text", str(text), "--tokenizer", str(tokenizer)]
+        arguments = ["--program", program, "--text", str(text), "--tokenizer", str(tokenizer)]
         process = subprocess.Popen(
             [sys.executable, __file__, *arguments, "--folder", folder],
             stdout=subprocess.PIPE,
@@ -122,7 +122,7 @@ def measured(arm: str, text: Path, tokenizer: Path) -> dict[str, Any]:
         ended.set()
         watcher.join()
     if process.returncode:
-        raise SystemExit(f"{arm} ended with {process.returncode}")
+        raise SystemExit(f"{program} ended with {process.returncode}")
     return json.loads(output.splitlines()[-1]) | {"peak": peak}
 
 
@@ -131,11 +131,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--tokenizer", type=Path)
-    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--program", choices=PROGRAMS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.arm:
-        print(json.dumps(ARMS[given.arm](given.text, given.tokenizer, given.folder)))
+    if given.program:
+        print(json.dumps(PROGRAMS[given.program](given.text, given.tokenizer, given.folder)))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -143,17 +143,17 @@ def main() -> None:
         tokenizer = given.tokenizer or (
             GPT2 if GPT2.exists() else own_tokenizer(text, folder / "tokenizer")
         )
-        found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+        found: dict[str, list[dict[str, Any]]] = {program: [] for program in PROGRAMS}
         for _ in range(given.rounds):
-            for arm in ARMS:
-                found[arm].append(measured(arm, text, tokenizer))
+            for program in PROGRAMS:
+                found[program].append(measured(program, text, tokenizer))
     print(f"{text.name}, {len(os.sched_getaffinity(0))} cores, {given.rounds} rounds, medians")
-    for arm, runs in found.items():
+    for program, runs in found.items():
         seconds = statistics.median(run["seconds"] for run in runs)
         speed = statistics.median(run["tokens"] / run["seconds"] for run in runs)
         peak = max(run["peak"] for run in runs)
-        line = f"{arm:<14}{runs[0]['tokens']:>12,} tokens {seconds:7.1f} s {speed:>11,.0f} tokens/s"
-        print(f"{line}  peak {peak / 2**20:,.0f} MiB")
+        line = f"{program:<14}{runs[0]['tokens']:>12,} tokens {seconds:7.1f} s"
+        print(f"{line} {speed:>11,.0f} tokens/s  peak {peak / 2**20:,.0f} MiB")
     ratios = [
         (a["tokens"] / a["seconds"]) / (b["tokens"] / b["seconds"])
         for a, b in zip(found["ours"], found["datasets.map"], strict=True)

@@ -4,9 +4,9 @@
     python benchmarks/train.py --overhead      where a step of the loop goes
     python benchmarks/train.py --resume        from starting to the first step
 
-Each arm is a process of its own that stays alive, so that it compiles once and its peak memory is
-its own. Within a round every arm does `--steps` steps of the same batch of random ids, after one
-that is not counted; a ratio is the median of the rounds' ratios to ours. Ours is the real loop.
+Each program is a process of its own that stays alive, so that it compiles once and its peak memory
+is its own. Within a round every program does `--steps` steps of the same batch of random ids, after
+one that is not counted; a ratio is the median of the rounds' ratios to ours. Ours is the real loop.
 Trainer: as it comes; with all settings that make it faster (bf16, fused AdamW, torch_compile, no
 dropout); and with our kernels as well. litgpt gets an environment of its own (`--litgpt DIR`, made
 when it is missing), nanoGPT is a clone that you have (`--nanogpt DIR`).
@@ -23,29 +23,31 @@ from typing import Any
 
 from measuring import environment
 from measuring.table import head, machine, row, software
-from training.driver import Arm, Child, take_turns
+from training.driver import Child, Program, take_turns
 from training.shapes import SHAPES, Shape
 
 LITGPT = "0.5.13"
 _CPU = {"CUDA_VISIBLE_DEVICES": ""}  # this script is about processors; gpu.py is about cards
 
 
-def arms(options: argparse.Namespace, shape: Shape, no_litgpt: str | None) -> list[Arm]:
+def programs(options: argparse.Namespace, shape: Shape, no_litgpt: str | None) -> list[Program]:
     recipe = {"compile": "off"} if options.no_compile else {}
     given: dict[str, Any] = {"recipe": recipe}
     found = [
-        Arm("inheritune", "ours", given),
-        Arm("bare loop, the same kernels", "bare", given),
-        Arm("Trainer, its defaults", "with_trainer", given),
-        Arm("Trainer, its fastest settings", "with_trainer", given | {"best": True}),
-        Arm("Trainer, and our kernels", "with_trainer", given | {"best": True, "kernels": True}),
-        Arm(
+        Program("inheritune", "ours", given),
+        Program("bare loop, the same kernels", "bare", given),
+        Program("Trainer, its defaults", "with_trainer", given),
+        Program("Trainer, its fastest settings", "with_trainer", given | {"best": True}),
+        Program(
+            "Trainer, and our kernels", "with_trainer", given | {"best": True, "kernels": True}
+        ),
+        Program(
             "litgpt pretrain",
             "with_litgpt",
             python=options.litgpt / "bin" / "python",
             why_not=no_litgpt or "",
         ),
-        Arm(
+        Program(
             "nanoGPT, bf16 and compiled",
             "with_nanogpt",
             given | {"clone": str(options.nanogpt)},
@@ -59,7 +61,7 @@ def arms(options: argparse.Namespace, shape: Shape, no_litgpt: str | None) -> li
             "glibc's blocks": {"keep_large_blocks": "off"},
         }
         for name, change in parts.items():
-            found.append(Arm(f"inheritune, {name}", "ours", {"recipe": recipe | change}))
+            found.append(Program(f"inheritune, {name}", "ours", {"recipe": recipe | change}))
     return found
 
 
@@ -73,33 +75,33 @@ def _no_nanogpt(clone: Path | None, shape: Shape) -> str:
 
 def speed(shape: Shape, options: argparse.Namespace, no_litgpt: str | None, scratch: Path) -> None:
     print(f"\n{shape.name}, {shape.batch} x {shape.length} tokens", flush=True)
-    found = arms(options, shape, no_litgpt)
+    found = programs(options, shape, no_litgpt)
     take_turns(shape, found, options.rounds, options.steps, scratch, _CPU)
     print_speed(shape, found)
 
 
-def print_speed(shape: Shape, found: Sequence[Arm]) -> None:
+def print_speed(shape: Shape, found: Sequence[Program]) -> None:
     titles = ["", "ms a step", "", "tokens/s", "time / ours", "peak MiB"]
     print("\n" + head([shape.name, *titles[1:]]))
-    for arm in found:
-        if arm.why_not:
-            print(row([arm.name, f"not run: {arm.why_not}", *[""] * 4]))
+    for program in found:
+        if program.why_not:
+            print(row([program.name, f"not run: {program.why_not}", *[""] * 4]))
             continue
-        median = statistics.median(arm.seconds)
-        spread = f"({min(arm.seconds) * 1000:,.0f}-{max(arm.seconds) * 1000:,.0f})"
-        peak = arm.facts.get("peak_mib")
+        median = statistics.median(program.seconds)
+        spread = f"({min(program.seconds) * 1000:,.0f}-{max(program.seconds) * 1000:,.0f})"
+        peak = program.facts.get("peak_mib")
         cells = [f"{median * 1000:,.0f}", spread, f"{shape.tokens / median:,.0f}"]
-        print(row([arm.name, *cells, f"{arm.ratio:.2f}", f"{peak:,.0f}" if peak else "–"]))
-    for arm in found:
-        if used := arm.facts.get("settings"):
-            print(f"\n{arm.name}: {used}")
+        print(row([program.name, *cells, f"{program.ratio:.2f}", f"{peak:,.0f}" if peak else "–"]))
+    for program in found:
+        if used := program.facts.get("settings"):
+            print(f"\n{program.name}: {used}")
     print(flush=True)
 
 
 def overhead(shape: Shape, options: argparse.Namespace, scratch: Path) -> None:
     recipe = {"compile": "off"} if options.no_compile else {}
-    arm = Arm("loop", "overhead", {"recipe": recipe, "steps": max(10, options.steps)})
-    facts = _once(arm, shape, scratch)
+    program = Program("loop", "overhead", {"recipe": recipe, "steps": max(10, options.steps)})
+    facts = _once(program, shape, scratch)
     whole = facts["whole"]
     parts = [f"{facts[key] / whole:.2%}" for key in ("model", "clipping", "optimizer", "rest")]
     print(row([shape.name, f"{whole * 1000:,.0f}", *parts]), flush=True)
@@ -112,7 +114,7 @@ def resume(shape: Shape, scratch: Path) -> None:
         for number in range(2):
             recipe = {"compile": compiled}
             given = {"recipe": recipe, "run": str(folder), "started": time.time()}
-            facts = _once(Arm(f"{name} {number}", "resume", given), shape, scratch)
+            facts = _once(Program(f"{name} {number}", "resume", given), shape, scratch)
         if not facts["messages"]:
             raise SystemExit(f"{shape.name} began anew instead of continuing")
         beyond = facts["imports"] + facts["rest"]
@@ -122,8 +124,8 @@ def resume(shape: Shape, scratch: Path) -> None:
         print(row([f"{shape.name}, {name}", *cells, f"{beyond:.2f}", size]), flush=True)
 
 
-def _once(arm: Arm, shape: Shape, scratch: Path) -> dict[str, Any]:
-    child = Child(arm, shape, scratch / arm.name.replace(" ", "-"), _CPU)
+def _once(program: Program, shape: Shape, scratch: Path) -> dict[str, Any]:
+    child = Child(program, shape, scratch / program.name.replace(" ", "-"), _CPU)
     try:
         return child.answer()
     finally:
@@ -133,7 +135,7 @@ def _once(arm: Arm, shape: Shape, scratch: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2, help="of each arm in a round")
+    parser.add_argument("--steps", type=int, default=2, help="of each program in a round")
     parser.add_argument("--shape", choices=[*SHAPES, "all"], action="append", help="all: a, b, c")
     parser.add_argument("--parts", action="store_true", help="also ours with single parts off")
     parser.add_argument("--no-compile", action="store_true", help="neither ours nor Trainer")

@@ -24,12 +24,12 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONNOUSE
 
 
 @dataclass
-class Arm:
+class Program:
     """One way of training: what runs, and what came out.
 
     Attributes:
         name: For the table.
-        program: A module of this package.
+        module: Module of this package that runs it.
         options: For the program.
         python: Of the environment that it runs in.
         why_not: Why it does not run; empty: it does.
@@ -39,7 +39,7 @@ class Arm:
     """
 
     name: str
-    program: str
+    module: str
     options: dict[str, Any] = field(default_factory=dict)
     python: Path = Path(sys.executable)
     why_not: str = ""
@@ -61,14 +61,14 @@ class Child:
     """A training in a process of its own."""
 
     def __init__(
-        self, arm: Arm, shape: Shape, folder: Path, env: dict[str, str] | None = None
+        self, program: Program, shape: Shape, folder: Path, env: dict[str, str] | None = None
     ) -> None:
         folder.mkdir(parents=True)
         self._log = folder / "log"
-        job = {"shape": shape.as_json(), "folder": str(folder), **arm.options}
+        job = {"shape": shape.as_json(), "folder": str(folder), **program.options}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [arm.python, "-m", f"training.{arm.program}", json.dumps(job)],
+                [program.python, "-m", f"training.{program.module}", json.dumps(job)],
                 cwd=_HERE,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -124,19 +124,19 @@ class Child:
 
 def take_turns(
     shape: Shape,
-    arms: Sequence[Arm],
+    programs: Sequence[Program],
     rounds: int,
     steps: int,
     scratch: Path,
     env: dict[str, str],
 ) -> None:
-    """Every arm that can run, `steps` steps at a time, whole rounds; the first arm is ours.
+    """Every program that can run, `steps` steps at a time, whole rounds; the first program is ours.
 
     All processes stay alive, so that each compiles once. Where memory does not hold them all,
     ours takes its turns again with the rest.
     """
-    ours, *waiting = [arm for arm in arms if not arm.why_not]
-    group: list[tuple[Arm, Child]] = []
+    ours, *waiting = [program for program in programs if not program.why_not]
+    group: list[tuple[Program, Child]] = []
     [(_, our_child)] = _start([ours], shape, scratch, env)
     try:
         while not ours.why_not and (waiting or not ours.seconds):
@@ -156,48 +156,48 @@ def take_turns(
 
 
 def _rounds(
-    ours: Arm, our_child: Child, group: list[tuple[Arm, Child]], rounds: int, steps: int
+    ours: Program, our_child: Child, group: list[tuple[Program, Child]], rounds: int, steps: int
 ) -> None:
     for number in range(rounds):
         base = our_child.ask(str(steps))["seconds"]
         ours.seconds.append(base)
         ours.base.append(base)
         line = [f"{ours.name} {base * 1000:.0f}"]
-        for arm, child in group:
-            if arm.why_not:
+        for program, child in group:
+            if program.why_not:
                 continue
-            with _noted(arm):
-                arm.seconds.append(child.ask(str(steps))["seconds"])
-                arm.base.append(base)
-                line.append(f"{arm.name} {arm.seconds[-1] * 1000:.0f}")
+            with _noted(program):
+                program.seconds.append(child.ask(str(steps))["seconds"])
+                program.base.append(base)
+                line.append(f"{program.name} {program.seconds[-1] * 1000:.0f}")
         print(f"  round {number + 1}, ms: {', '.join(line)}", flush=True)
-    for arm, child in group:
-        if not arm.why_not:
-            with _noted(arm):
-                arm.facts = child.ask("end")
+    for program, child in group:
+        if not program.why_not:
+            with _noted(program):
+                program.facts = child.ask("end")
 
 
 def _start(
-    arms: Sequence[Arm], shape: Shape, scratch: Path, env: dict[str, str]
-) -> list[tuple[Arm, Child]]:
-    """Children that are warm, or have died and left the reason in their arm."""
+    programs: Sequence[Program], shape: Shape, scratch: Path, env: dict[str, str]
+) -> list[tuple[Program, Child]]:
+    """Children that are warm, or have died and left the reason in their program."""
     started = []
-    for arm in arms:
-        print(f"  {arm.name}: starting", flush=True)
-        folder = scratch / arm.name.replace(" ", "-").replace("'", "")
-        started.append((arm, Child(arm, shape, folder, env)))
-    for arm, child in started:
-        with _noted(arm):
+    for program in programs:
+        print(f"  {program.name}: starting", flush=True)
+        folder = scratch / program.name.replace(" ", "-").replace("'", "")
+        started.append((program, Child(program, shape, folder, env)))
+    for program, child in started:
+        with _noted(program):
             child.answer()
     return started
 
 
 @contextmanager
-def _noted(arm: Arm) -> Iterator[None]:
+def _noted(program: Program) -> Iterator[None]:
     try:
         yield
     except Died as error:
-        arm.why_not = str(error)
+        program.why_not = str(error)
 
 
 def _fits(children: list[Child]) -> bool:

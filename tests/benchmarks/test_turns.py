@@ -51,12 +51,12 @@ def test_a_training_waits_for_its_turn_and_does_the_steps_asked_for():
 def test_a_training_that_dies_leaves_its_last_line(driver, tmp_path):
     from training.shapes import SHAPES
 
-    child = driver.Child(driver.TrainingSpec("none", "nothing"), SHAPES["tiny"], tmp_path / "arm")
+    child = driver.Child(driver.Program("none", "nothing"), SHAPES["tiny"], tmp_path / "program")
     with pytest.raises(driver.Died, match=r"No module named training\.nothing"):
         child.answer()
     child.close()
 
 
 def test_a_ratio_is_the_median_of_the_rounds(driver):
-    arm = driver.TrainingSpec("it", "it", seconds=[2.0, 9.0, 8.0], base=[1.0, 1.0, 2.0])
-    assert arm.ratio == 4.0
+    program = driver.Program("it", "it", seconds=[2.0, 9.0, 8.0], base=[1.0, 1.0, 2.0])
+    assert program.ratio == 4.0
