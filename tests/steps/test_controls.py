@@ -26,7 +26,7 @@ from inheritune.run_directory import Run
 from inheritune.run_record import RunRecord
 from inheritune.steps.initial_weights import write_start
 from inheritune.steps.job import Job
-from inheritune.steps.trainings import depth_of, specs_for
+from inheritune.steps.training_spec import depth_of, specs_for
 from inheritune.surgery.selection import LayerFacts, choose_layers
 from inheritune.system.signals import StopFlag
 from inheritune.training.models import fresh_model, load_model

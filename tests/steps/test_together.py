@@ -24,7 +24,7 @@ from inheritune.run.execute import execute, train_only
 from inheritune.run_directory import Run
 from inheritune.run_record import RunRecord
 from inheritune.steps.seeds import repeat_specs
-from inheritune.steps.trainings import specs_for
+from inheritune.steps.training_spec import specs_for
 from inheritune.system.progress import Progress
 from inheritune.training.checkpoint_files import drop_later_snapshots
 

@@ -18,7 +18,7 @@ from inheritune.recipe.schema import Recipe, Train
 from inheritune.run_directory import Run
 from inheritune.steps.distillation import open_distillation
 from inheritune.steps.job import Job
-from inheritune.steps.trainings import TrainingSpec
+from inheritune.steps.training_spec import TrainingSpec
 from inheritune.system.processes import ALONE, Processes
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag

@@ -10,7 +10,7 @@ from inheritune.recipe.schema import Recipe
 from inheritune.recipe.variants import Distill, Variant
 from inheritune.steps.growth import Growth, grown_sizes, grown_specs
 from inheritune.steps.seeds import repeat_specs
-from inheritune.steps.trainings import TrainingSpec, depth_of, specs_for
+from inheritune.steps.training_spec import TrainingSpec, depth_of, specs_for
 from inheritune.surgery.half_width import half_width_headers
 from inheritune.surgery.sizes import Counts, Sizes
 from inheritune.system.devices import Price, Speed

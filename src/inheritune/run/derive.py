@@ -14,7 +14,7 @@ from inheritune.steps.reference import Reference, open_reference
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.seeds import repeat_specs
 from inheritune.steps.tokens import prepare_tokens
-from inheritune.steps.trainings import TrainingSpec
+from inheritune.steps.training_spec import TrainingSpec
 from inheritune.system.progress import Progress
 
 __all__ = ["Outcome", "derive", "judge"]

@@ -26,7 +26,7 @@ from inheritune.steps.reference import Reference, open_reference, tokenizer_home
 from inheritune.steps.resume import checkpoint_for
 from inheritune.steps.tasks import Examined, ask_tasks, asked_at, check_tasks, moments_in
 from inheritune.steps.tokens import import_flat_tokens, prepare_tokens
-from inheritune.steps.trainings import TrainingSpec, depth_of, specs_for
+from inheritune.steps.training_spec import TrainingSpec, depth_of, specs_for
 from inheritune.system.progress import Listener, Progress, silent
 
 __all__ = ["RunResult", "execute", "prepare_only", "train_only"]

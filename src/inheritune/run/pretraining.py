@@ -26,7 +26,7 @@ from inheritune.steps.reference import Reference, open_reference
 from inheritune.steps.reference_store import pinned_commit
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.training import run_training, training_inputs
-from inheritune.steps.trainings import TrainingSpec
+from inheritune.steps.training_spec import TrainingSpec
 from inheritune.system.progress import Listener, silent
 from inheritune.system.signals import catch_signals
 

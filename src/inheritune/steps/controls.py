@@ -20,7 +20,7 @@ from inheritune.steps.job import Job, finish, finished
 from inheritune.steps.reference import Reference, flops_per_token
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.training import run_training, training_inputs
-from inheritune.steps.trainings import TrainingSpec, depth_of, specs_for
+from inheritune.steps.training_spec import TrainingSpec, depth_of, specs_for
 from inheritune.system.files import new_directory, sync_file, write_json
 from inheritune.system.progress import Progress
 from inheritune.system.strict_json import read_json

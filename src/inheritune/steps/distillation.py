@@ -10,7 +10,7 @@ from inheritune.data.tokens import TokenDirectory
 from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.recipe.variants import Distill
 from inheritune.steps.job import Job
-from inheritune.steps.trainings import TrainingSpec
+from inheritune.steps.training_spec import TrainingSpec
 from inheritune.system.progress import Progress
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from inheritune.recipe.variants import Grow
 from inheritune.run_directory import Run
 from inheritune.steps.reference import Reference
 from inheritune.steps.result import TrainingResult
-from inheritune.steps.trainings import TrainingSpec, specs_for
+from inheritune.steps.training_spec import TrainingSpec, specs_for
 from inheritune.surgery.cut_points import cut_point, find_pattern
 from inheritune.surgery.sizes import Sizes
 

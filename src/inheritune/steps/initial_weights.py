@@ -10,7 +10,7 @@ from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.recipe.schema import Recipe
 from inheritune.steps.job import Job
-from inheritune.steps.trainings import TrainingSpec, depth_of, specs_for
+from inheritune.steps.training_spec import TrainingSpec, depth_of, specs_for
 from inheritune.surgery.cut import Options, check_inherit, inherit
 from inheritune.surgery.grow import check_grow, grow
 from inheritune.surgery.half_width import half_width, half_width_headers

@@ -20,7 +20,7 @@ from inheritune.steps.reference_store import is_kept, keep, kept_path, only_trai
 from inheritune.steps.resume import decisive
 from inheritune.steps.tokens import prepare_tokens
 from inheritune.steps.training import run_training, training_inputs
-from inheritune.steps.trainings import TrainingSpec
+from inheritune.steps.training_spec import TrainingSpec
 from inheritune.system.files import write_json
 from inheritune.system.progress import Progress
 from inheritune.system.strict_json import read_json

@@ -14,7 +14,7 @@ from inheritune.errors import DivergedError
 from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.steps.distillation import reference_cost
 from inheritune.steps.job import Job
-from inheritune.steps.trainings import TrainingSpec
+from inheritune.steps.training_spec import TrainingSpec
 from inheritune.steps.validation import finite, val_loss_of
 from inheritune.system.files import write_json
 from inheritune.system.progress import Progress

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from inheritune.recipe.schema import Recipe
 from inheritune.steps.result import TrainingResult
-from inheritune.steps.trainings import TrainingSpec
+from inheritune.steps.training_spec import TrainingSpec
 
 __all__ = ["Repeated", "repeat_specs", "together"]
 

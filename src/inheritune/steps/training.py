@@ -19,7 +19,7 @@ from inheritune.steps.limits import memory_named, refuse_full_disk
 from inheritune.steps.result import TrainingResult, make_result, measure_published
 from inheritune.steps.resume import checkpoint_for, decisive, warned
 from inheritune.steps.tasks import asked_at
-from inheritune.steps.trainings import TrainingSpec
+from inheritune.steps.training_spec import TrainingSpec
 from inheritune.steps.validation import enough_memory_to_validate
 from inheritune.system.devices import peak_of
 from inheritune.system.progress import Progress

@@ -5,7 +5,7 @@ from pathlib import Path
 from inheritune.data.tokens import open_tokens
 from inheritune.steps.job import Job
 from inheritune.steps.training import train_share
-from inheritune.steps.trainings import TrainingSpec
+from inheritune.steps.training_spec import TrainingSpec
 from inheritune.steps.validation import val_loss_share
 
 __all__ = ["serve"]
