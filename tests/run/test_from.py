@@ -249,7 +249,7 @@ def test_a_run_goes_on_from_it_and_then_trains_the_others(
     root = Path(shutil.copytree(begun, tmp_path / "tiny"))
     folder = root / "variants" / "inherit" / "2-layers"
     checkpoint = folder / "checkpoints" / "step-00000002"
-    with pytest.raises(RecipeError, match=r"but the training that goes on is that in .*scratch"):
+    with pytest.raises(RecipeError, match=r"but the training that continues is that in .*scratch"):
         train_only(recipe, root, "scratch", checkpoint=checkpoint)
     linked = tmp_path / "linked"
     linked.symlink_to(root)
@@ -258,7 +258,7 @@ def test_a_run_goes_on_from_it_and_then_trains_the_others(
     assert [row["name"] for row in final["variants"]] == ["reference", "inherit", "scratch"]
     notes = Run(root).read()["rounds"][0]["notes"]
     assert any("step-00000002 was named" in note for note in notes)
-    with pytest.raises(RecipeError, match="is finished: nothing goes on from step-00000002"):
+    with pytest.raises(RecipeError, match="is finished: nothing continues from step-00000002"):
         execute(recipe, root, checkpoint=checkpoint)
     assert Run(root).read()["result"] == final
 

@@ -26,7 +26,8 @@ from inheritune.run_directory import Run
 from inheritune.run_record import RunRecord
 from inheritune.steps.initial_weights import write_start
 from inheritune.steps.job import Job
-from inheritune.steps.training_spec import depth_of, specs_for
+from inheritune.steps.training_spec import layers_of, specs_for
+from inheritune.steps.training_task import TrainingTask
 from inheritune.surgery.selection import LayerFacts, choose_layers
 from inheritune.system.signals import StopFlag
 from inheritune.training.models import fresh_model, load_model
@@ -64,13 +65,14 @@ def start_of(
     recipe = recipe_of(model, "no text", variants={"it": variant})
     reference = open_model(str(model))
     job = Job(recipe, Run.create(root), StopFlag(), lambda progress: None)
-    layers = depth_of(recipe.variants["it"], reference.layers, layers)
-    arm = specs_for(recipe, "it", reference.layers, layers, 256)[-1]
+    layers = layers_of(recipe.variants["it"], reference.layers, layers)
+    spec = specs_for(recipe, "it", reference.layers, layers, 256)[-1]
     folder = job.run.variant("it", layers)
     folder.mkdir(parents=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        write_start(job, arm, reference, folder)
+        task = TrainingTask(job, spec, folder, tokens=None, inputs={})
+        write_start(task, reference)
     start = open_model(str(folder / "start"))
     return start, load_file(start.path / "model.safetensors")
 

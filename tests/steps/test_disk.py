@@ -41,9 +41,9 @@ def test_what_was_saved_before_a_stop_counts_as_room(free: SimpleNamespace, tmp_
 def test_models_that_stay_for_tasks_count_and_links_do_not(
     free: SimpleNamespace, tmp_path: Path
 ) -> None:
-    free.free = 78_999  # two moments more: a checkpoint and a model each
+    free.free = 78_999  # two snapshots more: a checkpoint and a model each
     with pytest.raises(MachineError, match="79,200 bytes"):
-        refuse_full_disk(tmp_path, 1000, keep=2, moments=2)
+        refuse_full_disk(tmp_path, 1000, keep=2, snapshots=2)
     saved = tmp_path / "checkpoints/step-00000001/model.safetensors"
     kept = tmp_path / "moments/0000000001/step-00000001/model.safetensors"
     for path in (saved, kept):
@@ -51,7 +51,7 @@ def test_models_that_stay_for_tasks_count_and_links_do_not(
     saved.write_bytes(bytes(12_000))
     kept.hardlink_to(saved)
     free.free = 79_200 - 12_000
-    refuse_full_disk(tmp_path, 1000, keep=2, moments=2)
+    refuse_full_disk(tmp_path, 1000, keep=2, snapshots=2)
     free.free -= 1
     with pytest.raises(MachineError):
-        refuse_full_disk(tmp_path, 1000, keep=2, moments=2)
+        refuse_full_disk(tmp_path, 1000, keep=2, snapshots=2)

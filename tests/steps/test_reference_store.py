@@ -18,7 +18,7 @@ from inheritune.reporting.verdict import remarks
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
 from inheritune.run_record import RunRecord
-from inheritune.steps.reference_store import only_trainer
+from inheritune.steps.reference_store import training_lock
 from inheritune.system.progress import Progress
 
 typed = RunRecord.model_validate
@@ -125,7 +125,7 @@ def test_a_plan_of_a_run_that_has_taken_it_does_not_count_it(
 def test_of_two_runs_at_once_one_trains_it(two, tiny_reference, tiny_text, tmp_path) -> None:
     recipe = wishing(tiny_reference, tiny_text, tmp_path / "kept")
     place = tmp_path / "kept" / place_name(two[2])
-    with only_trainer(place), pytest.raises(MachineError, match=f"process {os.getpid()} on"):
+    with training_lock(place), pytest.raises(MachineError, match=f"process {os.getpid()} on"):
         execute(as_file(recipe), tmp_path / "run")
     execute(as_file(recipe), tmp_path / "run")
     assert (place / "training.json").exists()
@@ -176,13 +176,13 @@ from pathlib import Path
 from inheritune.run.execute import execute
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.load import RecipeFile
-from inheritune.steps import reference_store as kept_reference
+from inheritune.steps import reference_store
 
 def kill(path):
     os.kill(os.getpid(), signal.SIGKILL)
 
 root = Path(sys.argv[1])
-kept_reference.sync_file = kill
+reference_store.sync_file = kill
 recipe = Recipe.model_validate(json.loads((root / "recipe.json").read_text()))
 execute(RecipeFile(None, "# made by a test\\n", recipe, {}), root / "run")
 """

@@ -236,7 +236,7 @@ def test_the_mean_of_one_seed_is_that_seed_bit_for_bit(several) -> None:
     record = Run(several[0]).read()
     row = next(row for row in record["variants"] if row["name"] == "equal")
     assert row["val_loss"] == row["seeds"][0]["val_loss"] == row["val_loss_min"]
-    assert Repeated.__dataclass_fields__.keys() == {"trials"}
+    assert Repeated.__dataclass_fields__.keys() == {"results"}
 
 
 def test_the_terminal_has_a_row_over_all_seeds(several) -> None:

@@ -186,7 +186,7 @@ def test_each_link_of_a_chain_begins_where_its_own_seed_has_come_to(tiny_referen
         first_sample=640 // 16,
     )
     again = repeat_specs(recipe, [first, second], [])
-    assert [(arm.first_sample, arm.grown_from) for arm in again] == [
+    assert [(spec.first_sample, spec.grown_from) for spec in again] == [
         (0, None),
         (1280 // 16, "variants/inherit/2-layers-seed-1"),
     ]

@@ -19,6 +19,7 @@ from inheritune.run_directory import Run
 from inheritune.steps.distillation import open_distillation
 from inheritune.steps.job import Job
 from inheritune.steps.training_spec import TrainingSpec
+from inheritune.steps.training_task import TrainingTask
 from inheritune.system.processes import ALONE, Processes
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
@@ -135,10 +136,16 @@ def distillation(
     fields = {"name": "test", "reference": {"model": "there"}, "data": {"source": "there"}}
     made = Recipe.model_validate(fields | {"train": train_recipe.model_dump()})
     job = Job(made, Run(folder), StopFlag(), silent, processes)
-    arm = TrainingSpec(
-        "kd", "fresh", 2, train_recipe.tokens, distill=distill, reference=f"{folder}/reference"
+    spec = TrainingSpec(
+        "kd",
+        "fresh",
+        2,
+        train_recipe.tokens,
+        distill=distill,
+        reference_dir=f"{folder}/reference",
+        reference_digest="digest",
     )
-    return open_distillation(job, arm, tokens, {"reference": "digest"}, settings)
+    return open_distillation(TrainingTask(job, spec, folder, tokens, {}), settings)
 
 
 # -- one function for each kind of work

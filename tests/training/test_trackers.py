@@ -17,6 +17,8 @@ from inheritune.recipe.schema import Recipe
 from inheritune.run_directory import Run
 from inheritune.steps.job import Job
 from inheritune.steps.training import open_trackers
+from inheritune.steps.training_spec import TrainingSpec
+from inheritune.steps.training_task import TrainingTask
 from inheritune.system.processes import Processes
 from inheritune.system.progress import silent
 from inheritune.system.signals import StopFlag
@@ -175,7 +177,8 @@ def test_only_the_first_process_has_trackers(tmp_path: Path) -> None:
     )
     job = Job(recipe, Run(tmp_path), StopFlag(), silent, second)
     before = threading.active_count()
-    with open_trackers(job, "inherit, 2 layers", tmp_path) as shown:
+    spec = TrainingSpec("inherit", "inherit", 2, 1)
+    with open_trackers(TrainingTask(job, spec, tmp_path, tokens=None, inputs={})) as shown:
         shown.send({"step": 1, "tokens": 128, "loss": 1.0})
         assert threading.active_count() == before
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from inheritune.recipe.schema import Recipe
 from inheritune.recipe.variants import Distill, Variant
 from inheritune.steps.growth import Growth, grown_sizes, grown_specs
 from inheritune.steps.seeds import repeat_specs
-from inheritune.steps.training_spec import TrainingSpec, depth_of, specs_for
+from inheritune.steps.training_spec import TrainingSpec, layers_of, specs_for
 from inheritune.surgery.half_width import half_width_headers
 from inheritune.surgery.sizes import Counts, Sizes
 from inheritune.system.devices import Price, Speed
@@ -112,7 +112,7 @@ class Planner:
                 sizes, total = grown_sizes(round_sizes, round_sizes[-1]), self._total
                 specs += grown_specs(recipe, name, total, sizes, rounds[0].tokens)
             elif name != recipe.target:
-                layers = depth_of(variant, self._total, round_sizes[-1])
+                layers = layers_of(variant, self._total, round_sizes[-1])
                 tokens = recipe.tokens_of(name)
                 if tokens is None:
                     flops = sum(training.flops for training in [*before, *rounds])
@@ -158,7 +158,7 @@ class Planner:
             made_of=spec.made_of,
             reference_flops=reference_flops,
             beside=distill is not None and distill.top_k is None,
-            seed=spec.seed if spec.repeats else None,
+            seed=spec.seed if spec.is_repeat else None,
         )
 
     def _forward_tokens(self, distill: Distill, spec: TrainingSpec, tokens: int) -> int:
@@ -168,7 +168,7 @@ class Planner:
         """
         if distill.top_k is None:
             return tokens
-        train = spec.settings(self._recipe.train)
+        train = spec.train_section(self._recipe.train)
         key = (distill.top_k, distill.temperature, train.seed)
         needed = spec.first_sample * train.seq_len + tokens
         stored, needed = self.stored.get(key, 0), min(needed, self._unique or needed)
@@ -186,7 +186,7 @@ class Planner:
         sizes = self._sizes
         if spec.start == "half-width":
             sizes = Sizes(half_width_headers(sizes.reference))
-        return sizes.counts(spec.kept or range(spec.layers), self._recipe.train.seq_len)
+        return sizes.counts(spec.inherited_layers or range(spec.layers), self._recipe.train.seq_len)
 
 
 def growth_notes(recipe: Recipe, growth: Growth) -> list[str]:

@@ -24,9 +24,9 @@ from inheritune.steps.initial_weights import check_starts
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference, open_reference, tokenizer_home
 from inheritune.steps.resume import checkpoint_for
-from inheritune.steps.tasks import Examined, ask_tasks, asked_at, check_tasks, moments_in
+from inheritune.steps.tasks import RunModel, ask_tasks, asked_at, check_tasks, snapshot_models
 from inheritune.steps.tokens import import_flat_tokens, prepare_tokens
-from inheritune.steps.training_spec import TrainingSpec, depth_of, specs_for
+from inheritune.steps.training_spec import TrainingSpec, layers_of, specs_for
 from inheritune.system.progress import Listener, Progress, silent
 
 __all__ = ["RunResult", "execute", "prepare_only", "train_only"]
@@ -205,7 +205,9 @@ def train_only(
         ranks = reference.layers_by_rank
         check_starts(plan, reference.model, [num_layers], only=name, layers_by_rank=ranks)
         specs = specs_for(plan, name, reference.layers, num_layers, num_tokens, ranks)
-        checkpoint_for(job, _next_folder(job, specs))  # a wrong --from is refused before any work
+        checkpoint_for(
+            job, _next_directory(job, specs)
+        )  # a wrong --from is refused before any work
 
         # --- train; stacking has two trainings ---
         tokens = prepare_tokens(job, reference.model.path)
@@ -240,15 +242,17 @@ def _layers_of(recipe: Recipe, name: str, reference: Reference, layers: int | No
     first, most = first_layers(recipe, reference)
     growth = Growth.of(recipe, reference.model, first, most)
     limit = most if name == recipe.target else reference.layers
-    count = layers or depth_of(recipe.variants[name], reference.layers, growth.sizes[0])
+    count = layers or layers_of(recipe.variants[name], reference.layers, growth.sizes[0])
     if count > limit:
         raise RecipeError(f"--layers is {count}.", f"Choose between 1 and {limit}.")
     return count
 
 
-def _next_folder(job: Job, specs: Sequence[TrainingSpec]) -> Path:
-    folders = [spec.folder_in(job.run) for spec in specs]
-    return next((f for f in folders if not (f / "result.json").exists()), folders[-1])
+def _next_directory(job: Job, specs: Sequence[TrainingSpec]) -> Path:
+    directories = [spec.directory_in(job.run) for spec in specs]
+    return next(
+        (path for path in directories if not (path / "result.json").exists()), directories[-1]
+    )
 
 
 # -- what run.json keeps
@@ -279,16 +283,16 @@ def _ask_tasks(job: Job, outcome: Outcome) -> None:
     reference = outcome.reference
     trained_tokens = reference.training.get("tokens")
     path = reference.model.path
-    models = [Examined("reference", "reference", reference.layers, trained_tokens, path)]
-    snapshots: list[Examined] = []
+    models = [RunModel("reference", "reference", reference.layers, trained_tokens, path)]
+    snapshots: list[RunModel] = []
     incomplete: list[str] = []
     for result in [outcome.target, *outcome.controls]:
         role = "target" if result is outcome.target else "control"
         folder = job.run.root / result.path
-        end = Examined(result.name, role, result.layers, result.tokens, folder / "model")
+        end = RunModel(result.name, role, result.layers, result.tokens, folder / "model")
         models.append(end)
         token_counts = asked_at(job.recipe, result.tokens)
-        own_snapshots = moments_in(folder, end, token_counts)
+        own_snapshots = snapshot_models(folder, end, token_counts)
         snapshots += own_snapshots
         if len(own_snapshots) < len(token_counts):
             incomplete.append(f"{result.name}, {result.layers} layers")

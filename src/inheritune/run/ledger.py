@@ -174,7 +174,7 @@ def run_result(outcome: Outcome, recipe: Recipe, run: Path, report: Path) -> Res
         benchmark=outcome.benchmark.val_loss,
         val_loss=outcome.target.val_loss,
         val_loss_se=outcome.target.val_loss_se,
-        seeds=[result.seed for result in target.trials],
+        seeds=[result.seed for result in target.results],
         seeds_matched=count_matched(target, recipe),
         gap_closed=gap_closed(outcome),
         tokens=sum(entry.tokens or 0 for entry in paid),
@@ -191,7 +191,7 @@ def run_result(outcome: Outcome, recipe: Recipe, run: Path, report: Path) -> Res
 
 def count_matched(target: Repeated, recipe: Recipe) -> int:
     """Count the seeds with which the target matched."""
-    return sum(judge(result, recipe.grow.tolerance) == "matched" for result in target.trials)
+    return sum(judge(result, recipe.grow.tolerance) == "matched" for result in target.results)
 
 
 def _total_price(entries: Sequence[LedgerEntry], cost: Cost) -> Price | None:

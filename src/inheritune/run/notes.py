@@ -71,10 +71,10 @@ def _seed_notes(outcome: Outcome, recipe: Recipe) -> list[str]:
     if not outcome.repeats:
         return ["1 seed: each variant was trained once, and differences between seeds are unknown."]
     notes, target = [], together([outcome.target], outcome.repeats)[0]
-    if len(target.trials) > 1:
+    if len(target.results) > 1:
         notes.append(
             f"With {target.first.layers} layers the target matched in "
-            f"{count_matched(target, recipe)} of {len(target.trials)} seeds; growth was decided by "
+            f"{count_matched(target, recipe)} of {len(target.results)} seeds; growth was decided by "
             f"the first, {target.first.seed}, whose model is the result."
         )
     once = [name for name in recipe.variants if len(recipe.seeds_of(name)) == 1]

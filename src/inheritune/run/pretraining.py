@@ -25,8 +25,9 @@ from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference, open_reference
 from inheritune.steps.reference_store import pinned_commit
 from inheritune.steps.result import TrainingResult
-from inheritune.steps.training import run_training, training_inputs
+from inheritune.steps.training import run_training
 from inheritune.steps.training_spec import TrainingSpec
+from inheritune.steps.training_task import TrainingTask, training_inputs
 from inheritune.system.progress import Listener, silent
 from inheritune.system.signals import catch_signals
 
@@ -212,7 +213,8 @@ def _train(
     # Weights are read where they lie: a copy of the model beside its checkpoints has no use.
     model = str(reference.model.path.resolve())
     spec = TrainingSpec("train", "trained", reference.layers, num_tokens, model=model)
-    return run_training(job, spec, job.run.root, tokens, inputs, before.windows)
+    task = TrainingTask(job, spec, job.run.root, tokens, inputs)
+    return run_training(task, before.windows)
 
 
 def _refuse_other_keys(tree: Tree) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import SourceError
 from inheritune.model_files.flops import EVALUATION_SHARE
-from inheritune.steps.job import Job, finish, finished
+from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference
+from inheritune.steps.resume import save_result, saved_result
 from inheritune.steps.validation import finite, val_loss_of
 
 __all__ = ["Benchmark", "measure_benchmark"]
@@ -55,7 +56,7 @@ def measure_benchmark(job: Job, reference: Reference, tokens: TokenDirectory) ->
         "seq_len": recipe.train.seq_len,
         "evaluate": {"batch_size": recipe.evaluate.batch_size},
     }
-    if (stored := finished(job, path, inputs)) is not None:
+    if (stored := saved_result(job, path, inputs)) is not None:
         stored.pop("borrowed", None)  # null in files of versions that could take another run's
         return Benchmark(**stored)
     loss, seconds = val_loss_of(job, reference.model.path, tokens, "benchmark")
@@ -81,5 +82,5 @@ def measure_benchmark(job: Job, reference: Reference, tokens: TokenDirectory) ->
         },
         processes=job.processes.size,
     )
-    finish(path, inputs, asdict(benchmark))
+    save_result(path, inputs, asdict(benchmark))
     return benchmark

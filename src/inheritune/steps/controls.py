@@ -1,10 +1,10 @@
-"""The variants of a run: started, trained, and what is left of them for people."""
+"""Train the variants of a run, publish its target, and let its models continue prompts."""
 
 import filecmp
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from inheritune.model_files.scan import scan
 from inheritune.steps.benchmark import Benchmark
 from inheritune.steps.growth import grown_sizes, grown_specs
 from inheritune.steps.initial_weights import write_start
-from inheritune.steps.job import Job, finish, finished
+from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference, flops_per_token
 from inheritune.steps.result import TrainingResult
-from inheritune.steps.training import run_training, training_inputs
-from inheritune.steps.training_spec import TrainingSpec, depth_of, specs_for
+from inheritune.steps.resume import save_result, saved_result
+from inheritune.steps.training import run_training
+from inheritune.steps.training_spec import TrainingSpec, layers_of, specs_for
+from inheritune.steps.training_task import TrainingTask, training_inputs
 from inheritune.system.files import new_directory, sync_file, write_json
 from inheritune.system.progress import Progress
 from inheritune.system.strict_json import read_json
@@ -31,123 +33,138 @@ _TRAINING = "training.json"
 
 
 def train_variant(
-    job: Job, arm: TrainingSpec, reference: Reference, tokens: TokenDirectory, benchmark: Benchmark
+    job: Job,
+    spec: TrainingSpec,
+    reference: Reference,
+    tokens: TokenDirectory,
+    benchmark: Benchmark,
 ) -> TrainingResult:
-    """Start a model as an arm says, train it, publish it, measure it."""
-    if arm.distill is not None:
-        arm = replace(arm, reference=str(reference.model.path.resolve()))
-    folder = arm.folder_in(job.run)
-    inputs = training_inputs(job, tokens, arm) | {
+    """Write a variant's start, train it, publish the model and measure it."""
+    if spec.distill is not None:
+        reference_dir, digest = str(reference.model.path.resolve()), reference.model.digest
+        spec = replace(spec, reference_dir=reference_dir, reference_digest=digest)
+    inputs = training_inputs(job, tokens, spec) | {
         "reference": reference.model.digest,
-        "start": arm.start,
-        "layers": arm.layers,
-        "variant_tokens": arm.tokens,
+        "start": spec.start,
+        "layers": spec.layers,
+        "variant_tokens": spec.tokens,
     }
-    if arm.grown_from is not None:
-        inputs |= {"grown_from": arm.grown_from, "first_sample": arm.first_sample}
-    # Named where they are not what they always were: the inputs of older runs stay as they are.
-    inputs |= {} if arm.kept is None else {"kept": list(arm.kept)}
-    inputs |= {} if arm.parts == "all" else {"parts": arm.parts}
-    inputs |= {} if arm.distill is None else {"distill": arm.distill}
-    if finished(job, folder / "result.json", inputs) is None:
-        write_start(job, arm, reference.model, folder)
-    trial = run_training(job, arm, folder, tokens, inputs, benchmark.windows)
-    shutil.rmtree(folder / "start", ignore_errors=True)
-    return trial
+    if spec.grown_from is not None:
+        inputs |= {"grown_from": spec.grown_from, "first_sample": spec.first_sample}
+    # Defaults are left out, so that the inputs of runs of older versions compare equal.
+    inputs |= {} if spec.inherited_layers is None else {"kept": list(spec.inherited_layers)}
+    inputs |= {} if spec.parts == "all" else {"parts": spec.parts}
+    inputs |= {} if spec.distill is None else {"distill": spec.distill}
+    task = TrainingTask(job, spec, spec.directory_in(job.run), tokens, inputs)
+    if saved_result(job, task.result_file, inputs) is None:
+        write_start(task, reference.model)
+    result = run_training(task, benchmark.windows)
+    shutil.rmtree(task.directory / "start", ignore_errors=True)
+    return result
 
 
 def control_specs(
     job: Job, reference: Reference, rounds: Sequence[TrainingResult], target: TrainingResult
 ) -> list[TrainingSpec]:
-    """The trainings of all controls with their first seed, in the order of the recipe.
+    """List the trainings of all controls with their first seed, in the order of the recipe.
 
     Args:
         job: Has the recipe.
-        reference: What the target was inherited from.
-        rounds: All of the target's.
-        target: Of them, the one whose size controls take over.
+        reference: The model that the target was inherited from.
+        rounds: All rounds of the target.
+        target: The round whose size the controls take over.
     """
     recipe = job.recipe
-    arms: list[TrainingSpec] = []
+    specs: list[TrainingSpec] = []
     for name, variant in recipe.variants.items():
         if name == recipe.target:
             continue
         if variant.start == "grown":
-            sizes = grown_sizes([trial.layers for trial in rounds], target.layers)
-            arms += grown_specs(recipe, name, reference.layers, sizes, rounds[0].tokens)
+            sizes = grown_sizes([result.layers for result in rounds], target.layers)
+            specs += grown_specs(recipe, name, reference.layers, sizes, rounds[0].tokens)
             continue
-        layers = depth_of(variant, reference.layers, target.layers)
+        layers = layers_of(variant, reference.layers, target.layers)
         tokens = recipe.tokens_of(name)
-        if tokens is None:
-            # Of training alone; the reference's cost was sunk where it was not trained here.
-            spent = sum(trial.training_flops for trial in rounds)
+        if tokens is None:  # equal compute: FLOPs of training alone, validations apart
+            flops = sum(result.training_flops for result in rounds)
             if reference.trained_here:
-                spent += reference.flops_per_token * int(reference.training["tokens"])
-            each = flops_per_token(job, reference, layers)
+                flops += reference.flops_per_token * int(reference.training["tokens"])
+            flops_each = flops_per_token(job, reference, layers)
             if variant.distill is not None and variant.distill.top_k is None:
-                each += reference.flops_per_token * EVALUATION_SHARE
-            tokens = round(spent / each)
-        arms += specs_for(recipe, name, reference.layers, layers, tokens, reference.layers_by_rank)
-    return arms
+                flops_each += reference.flops_per_token * EVALUATION_SHARE
+            tokens = round(flops / flops_each)
+        specs += specs_for(recipe, name, reference.layers, layers, tokens, reference.layers_by_rank)
+    return specs
 
 
-def publish_target(job: Job, trial: TrainingResult) -> Path:
-    """Put the final model directory where `push` and people look for it: a copy, by one rename."""
-    folder, target = job.run.root / trial.path, job.run.target
-    files = {p.relative_to(folder / "model"): p for p in (folder / "model").rglob("*")}
-    files = {name: path for name, path in files.items() if path.is_file()}
-    files[Path("inherit.json")] = folder / "inherit.json"
-    kept = ("tokens", "flops", "seconds", "val_loss", "val_loss_se")
-    cost = {key: value for key, value in asdict(trial).items() if key in kept}
-    same = all((target / n).is_file() and filecmp.cmp(p, target / n) for n, p in files.items())
-    if same and _training(target).items() >= cost.items():
+def publish_target(job: Job, result: TrainingResult) -> Path:
+    """Copy the final model to ``target/``, replacing an earlier one by a rename.
+
+    Does nothing where the same files and figures are there.
+    """
+    training_dir, target = job.run.root / result.path, job.run.target
+    model = training_dir / "model"
+    files = {path.relative_to(model): path for path in model.rglob("*") if path.is_file()}
+    files[Path("inherit.json")] = training_dir / "inherit.json"
+    is_copied = all(
+        (target / name).is_file() and filecmp.cmp(path, target / name)
+        for name, path in files.items()
+    )
+    cost = result.cost()
+    if is_copied and _stored_training(target).items() >= cost.items():
         return target
     with new_directory(target, replace=True) as staging:
         for name, path in files.items():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, staging / name)  # with its time, by which the next start knows it
+            shutil.copy2(path, staging / name)  # with its time: the next start need not hash it
             sync_file(staging / name)
-        # By it, `verify` knows that these are not the reference's weights any more, but which.
+        # `verify` sees by the digests that these are trained weights, and that they are these.
         write_json(staging / _TRAINING, cost | {"curve": [], "tensors": _digests(staging)})
     return target
 
 
-def _training(target: Path) -> dict[str, Any]:
+def _stored_training(target: Path) -> dict[str, Any]:
     try:
-        found = read_json(target / _TRAINING)
+        stored = read_json(target / _TRAINING)
     except DataError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return stored if isinstance(stored, dict) else {}
 
 
 def _digests(model: Path) -> dict[str, str]:
+    """XXH3 of every tensor, by its name."""
     tensors = open_model(str(model)).tensors.values()
     by_file = {file: [t for t in tensors if t.file == file] for file in {t.file for t in tensors}}
-    scans = [scan(file, inside) for file, inside in sorted(by_file.items())]
-    return {name: found.xxh3 for part in scans for name, found in part.items()}
+    scans = [scan(file, file_tensors) for file, file_tensors in sorted(by_file.items())]
+    return {name: tensor.xxh3 for tensor_scans in scans for name, tensor in tensor_scans.items()}
 
 
 def continue_texts(job: Job, models: Mapping[str, Path]) -> list[dict[str, str]]:
-    """What every model writes after the recipe's prompts; what it wrote before is read."""
+    """Let every model continue the recipe's prompts; continuations written before are read.
+
+    Args:
+        job: Has the prompts.
+        models: Model directories by name.
+    """
     from inheritune.evaluation.samples import continue_prompts
 
-    wanted = job.recipe.report
-    if not wanted.prompts:
+    section = job.recipe.report
+    if not section.prompts:
         return []
     digests = {name: open_model(str(directory)).digest for name, directory in models.items()}
-    asked = {"prompts": wanted.prompts, "tokens": wanted.sample_tokens, "models": digests}
-    with suppress(DataError, KeyError, TypeError):  # none, or broken: written again
+    inputs = {"prompts": section.prompts, "tokens": section.sample_tokens, "models": digests}
+    with suppress(DataError, KeyError, TypeError):  # missing or broken: written again
         stored = read_json(job.run.samples)
-        if isinstance(stored, dict) and stored.get("inputs") == asked:
+        if isinstance(stored, dict) and stored.get("inputs") == inputs:
             return list(stored["result"]["samples"])
     samples = []
     for name, directory in models.items():
         job.stop.check("the run is complete but for its samples")
         job.on_progress(Progress("samples", message=f"{name} writes"))
-        texts = continue_prompts(directory, wanted.prompts, wanted.sample_tokens)
+        texts = continue_prompts(directory, section.prompts, section.sample_tokens)
         samples += [
             {"model": name, "prompt": prompt, "text": text}
-            for prompt, text in zip(wanted.prompts, texts, strict=True)
+            for prompt, text in zip(section.prompts, texts, strict=True)
         ]
-    finish(job.run.samples, asked, {"samples": samples})
+    save_result(job.run.samples, inputs, {"samples": samples})
     return samples

@@ -1,16 +1,14 @@
-"""What a distillation learns from: the reference beside it, or what it has said, kept on disk."""
+"""Open the reference of a distillation: run beside the training, or its logits stored on disk."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from inheritune.data.order import ORDER_VERSION
-from inheritune.data.tokens import TokenDirectory
 from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.recipe.variants import Distill
-from inheritune.steps.job import Job
-from inheritune.steps.training_spec import TrainingSpec
+from inheritune.steps.training_task import TrainingTask
 from inheritune.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -21,98 +19,95 @@ if TYPE_CHECKING:
 __all__ = ["open_distillation", "reference_cost"]
 
 
-def open_distillation(
-    job: Job,
-    arm: TrainingSpec,
-    tokens: TokenDirectory,
-    inputs: Mapping[str, Any],
-    settings: "Settings",
-) -> "Distillation":
-    """What an arm learns from besides its tokens; what is to be on disk is there afterwards.
+def open_distillation(task: TrainingTask, settings: "Settings") -> "Distillation":
+    """Open what a training learns from besides its tokens; missing logits are stored first.
+
+    All processes call this at once, and take the shards that are to be stored in turn.
 
     Args:
-        job: Its processes take shards in turn; all of them call this at once.
-        arm: Has a `distill`.
-        tokens: To train on.
-        inputs: Of the arm's training: they name the reference.
-        settings: Of the arm's training.
+        task: Its spec has a section `distill`.
+        settings: Device and precision of the training.
 
     Raises:
-        Interrupted: Asked to stop; the shards that are whole stay.
+        Interrupted: A signal asked to stop; complete shards stay.
     """
     from inheritune.training.distillation import Distillation, FrozenReference
     from inheritune.training.models import load_model
 
-    wanted = Distill.model_validate(arm.distill)
+    section = Distill.model_validate(task.spec.distill)
 
-    @cache
+    @cache  # loaded once, and only where it has something to do
     def reference() -> "FrozenReference":
-        return FrozenReference(load_model(_reference_of(arm)), settings, wanted.temperature)
+        return FrozenReference(load_model(_reference_dir(task)), settings, section.temperature)
 
-    if wanted.top_k is None:
-        return Distillation(reference(), wanted.alpha)
-    stored = _open_cache(job, arm, tokens, inputs, wanted)
-    per_step = job.recipe.train.batch_tokens // job.recipe.train.seq_len
-    steps = job.recipe.train.num_steps(arm.tokens)
-    missing = job.processes.on_main(lambda: stored.missing(arm.first_sample + steps * per_step))
-    for turn in range(0, len(missing), job.processes.size):
-        mine = missing[turn + job.processes.rank :][:1]
-        job.processes.on_all(partial(_write, job, arm, stored, mine, reference))
-    return Distillation(stored, wanted.alpha)
+    if section.top_k is None:
+        return Distillation(reference(), section.alpha)
+
+    # --- store what the training needs and the disk does not have yet ---
+    logits = _open_cache(task, section, section.top_k)
+    train, processes = task.train, task.job.processes
+    samples_per_step = train.batch_tokens // train.seq_len
+    samples = task.spec.first_sample + train.num_steps(task.spec.tokens) * samples_per_step
+    shards = processes.on_main(lambda: logits.missing(samples))
+    for turn in range(0, len(shards), processes.size):
+        own_shard = shards[turn + processes.rank :][:1]  # none where the last turn is not full
+        processes.on_all(partial(_store, task, logits, own_shard, reference))
+    return Distillation(logits, section.alpha)
 
 
-def reference_cost(
-    job: Job, arm: TrainingSpec, tokens: TokenDirectory, inputs: Mapping[str, Any], trained: int
-) -> tuple[float, float]:
-    """What a distillation's reference cost: FLOPs, and the seconds that were not the training's.
+def reference_cost(task: TrainingTask, tokens: int) -> tuple[float, float]:
+    """FLOPs of the reference's forward passes, and their seconds outside of the training.
+
+    Logits that an earlier training has stored cost this one nothing.
 
     Args:
-        job: Knows the recipe.
-        arm: Has a `distill`. What an earlier training has had stored costs this one nothing.
-        tokens: That were trained on.
-        inputs: Of the arm's training.
-        trained: Tokens of the training.
+        task: Its spec has a section `distill`.
+        tokens: Tokens that were trained on.
     """
     from inheritune.training.models import describe
 
-    wanted, seconds = Distill.model_validate(arm.distill), 0.0
-    if wanted.top_k is not None:
-        trained, seconds = _open_cache(job, arm, tokens, inputs, wanted).cost(arm.task)
-    shape = describe(_reference_of(arm), job.recipe.train.seq_len)
-    return shape.flops_per_token * EVALUATION_SHARE * trained, seconds
+    section, seconds = Distill.model_validate(task.spec.distill), 0.0
+    if section.top_k is not None:
+        tokens, seconds = _open_cache(task, section, section.top_k).cost(task.title)
+    shape = describe(_reference_dir(task), task.train.seq_len)
+    return shape.flops_per_token * EVALUATION_SHARE * tokens, seconds
 
 
-def _open_cache(
-    job: Job, arm: TrainingSpec, tokens: TokenDirectory, inputs: Mapping[str, Any], wanted: Distill
-) -> "LogitCache":
+def _open_cache(task: TrainingTask, section: Distill, top_k: int) -> "LogitCache":
     from inheritune.training.logit_cache import LogitCache
     from inheritune.training.models import vocab_size
 
-    assert wanted.top_k is not None
-    rows = vocab_size(_reference_of(arm))
-    made_from = {"reference": inputs["reference"], "tokens": tokens.fingerprint}
-    made_from["order"] = ORDER_VERSION
-    sizes = (wanted.top_k, wanted.temperature, rows)
-    order = arm.settings(job.recipe.train)  # its seed decides the order in which they are kept
-    return LogitCache(job.run.logits, made_from, tokens.train, order, *sizes)
+    return LogitCache(
+        task.job.run.logits,
+        {
+            "reference": task.spec.reference_digest,
+            "tokens": task.tokens.fingerprint,
+            "order": ORDER_VERSION,
+        },
+        task.tokens.train,
+        task.train,  # its seed decides the order in which samples are stored
+        top_k,
+        section.temperature,
+        vocab_size(_reference_dir(task)),
+    )
 
 
-def _write(
-    job: Job,
-    arm: TrainingSpec,
-    stored: "LogitCache",
-    places: list[tuple[int, int]],
+def _store(
+    task: TrainingTask,
+    logits: "LogitCache",
+    shards: list[tuple[int, int]],
     reference: "Callable[[], FrozenReference]",
 ) -> None:
-    for first, stop in places:
+    for first, stop in shards:
 
-        def on_batch(done: int, first: int = first, stop: int = stop) -> None:
-            job.stop.check(f"of what the reference predicts, {first} samples are kept")
-            job.on_progress(Progress(f"{arm.task}, reference", first + done, stop, "samples"))
+        def on_batch(samples: int, first: int = first, stop: int = stop) -> None:
+            task.job.stop.check(f"the reference's logits of {first} samples are stored")
+            title = f"{task.title}, reference"
+            task.job.on_progress(Progress(title, first + samples, stop, "samples"))
 
-        stored.write((first, stop), reference(), arm.task, on_batch)
+        logits.write((first, stop), reference(), task.title, on_batch)
 
 
-def _reference_of(arm: TrainingSpec) -> Path:
-    assert arm.reference is not None  # whoever has a distill has one
-    return Path(arm.reference)
+def _reference_dir(task: TrainingTask) -> Path:
+    assert task.spec.reference_dir is not None  # set wherever the spec has a section `distill`
+    return Path(task.spec.reference_dir)

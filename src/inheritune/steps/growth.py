@@ -1,7 +1,8 @@
-"""Which sizes a target may have, and which of them is tried next."""
+"""Choose the sizes of a target: those that are possible, and the one to try next."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -21,13 +22,13 @@ __all__ = ["Growth", "first_layers", "grown_sizes", "grown_specs", "round_spec"]
 
 @dataclass(frozen=True)
 class Growth:
-    """The sizes of a target.
+    """The sizes that a target may have.
 
     Attributes:
         grow: The recipe's section.
-        sizes: Numbers of layers that it may have, ascending. The first is that of the first round;
-            above it, only those at which the reference is safe to cut.
-        notes: Where those are not all, in sentences.
+        sizes: Numbers of layers, ascending. The first is that of the first round; above it, only
+            those at which the reference is safe to cut.
+        notes: Sentences about sizes that are left out.
     """
 
     grow: Grow
@@ -36,14 +37,14 @@ class Growth:
 
     @classmethod
     def of(cls, recipe: Recipe, reference: ModelDirectory, first: int, most: int) -> Self:
-        """Look at which layers a reference is safe to cut.
+        """Find the sizes at which a reference is safe to cut.
 
         Args:
-            recipe: Says how to grow. The size of the first round is moved up to a safe one unless
-                the recipe gives it.
-            reference: Only its headers and its config are looked at.
+            recipe: The size of the first round is moved up to a safe one unless the recipe gives
+                it.
+            reference: Only its config and headers are read.
             first: Layers of the first round.
-            most: The most there may be.
+            most: Most layers of the target.
         """
         total = reference.layers
         pattern = find_pattern(reference, Sizes(reference).layers)
@@ -55,49 +56,50 @@ class Growth:
             sizes = (first, *(layers for layers in safe if layers > first))
         notes = []
         if sizes[0] != first:
-            why = next(point.reason for point in points if point.layers == first)
-            notes.append(f"The first round has {sizes[0]} layers, not {first}: {why}.")
+            reason = next(point.reason for point in points if point.layers == first)
+            notes.append(f"The first round has {sizes[0]} layers, not {first}: {reason}.")
         if len(sizes) < most - sizes[0] + 1 and recipe.grow.add:
             where = f"is safe to cut: {pattern}" if pattern else "can be cut"
             notes.append(f"Rounds have {_listed(sizes)} layers, where the reference {where}.")
         return cls(recipe.grow, sizes, tuple(notes))
 
-    def next_size(self, tried: Mapping[int, bool]) -> int | None:
+    def next_size(self, matched: Mapping[int, bool]) -> int | None:
         """The size of the next round.
 
         Args:
-            tried: Sizes of the rounds so far, in their order, and whether they matched.
+            matched: Whether each size that was tried matched, in the order of the rounds.
 
         Returns:
-            None when there is none: the target is found, or cannot be.
+            None when there is none: the target was found, or no other size is left.
         """
-        if not tried:
+        if not matched:
             return self.sizes[0]
-        if not self.grow.add or len(tried) == self.grow.max_rounds:
+        if not self.grow.add or len(matched) == self.grow.max_rounds:
             return None
-        return self._between(tried) if self.grow.search == "bisect" else self._above(tried)
+        return self._between(matched) if self.grow.search == "bisect" else self._above(matched)
 
-    def _above(self, tried: Mapping[int, bool]) -> int | None:
-        last = [*tried][-1]
+    def _above(self, matched: Mapping[int, bool]) -> int | None:
+        last = [*matched][-1]
         larger = [size for size in self.sizes if size > last]
-        if tried[last] or not larger:
+        if matched[last] or not larger:
             return None
         return next((size for size in larger if size >= last + self.grow.add), larger[-1])
 
-    def _between(self, tried: Mapping[int, bool]) -> int | None:
-        places = {size: place for place, size in enumerate(self.sizes)}
-        matched = [places[size] for size, did in tried.items() if did]
-        high = min(matched, default=len(self.sizes))
-        low = max((places[size] for size in tried if places[size] < high), default=-1)
-        # The first size has been tried: nothing smaller is asked for.
+    def _between(self, matched: Mapping[int, bool]) -> int | None:
+        # Bisection over indices: sizes[high] is the smallest that matched, or past the end;
+        # sizes[low] is the largest below it that did not match.
+        indices = {size: index for index, size in enumerate(self.sizes)}
+        high = min((indices[n] for n, match in matched.items() if match), default=len(self.sizes))
+        low = max((indices[n] for n in matched if indices[n] < high), default=-1)
+        # low < 0: the first size matched, and nothing smaller is wanted.
         return None if low < 0 or high - low <= 1 else self.sizes[(low + high) // 2]
 
     def longest(self) -> list[int]:
-        """The sizes of all rounds, if none of them matches: no search takes more, or larger."""
-        tried: dict[int, bool] = {}
-        while (size := self.next_size(tried)) is not None:
-            tried[size] = False
-        return [*tried]
+        """The sizes of all rounds if none of them matches: no search takes more, or larger ones."""
+        matched: dict[int, bool] = {}
+        while (size := self.next_size(matched)) is not None:
+            matched[size] = False
+        return [*matched]
 
     def ends(self) -> tuple[int, ...]:
         """The sizes that the target may end with."""
@@ -114,42 +116,38 @@ class Growth:
 
 
 def _listed(sizes: Sequence[int]) -> str:
-    said = [str(size) for size in sizes]
-    if len(said) > 8:
-        said = [*said[:6], "...", said[-1]]
-    return ", ".join(said)
+    texts = [str(size) for size in sizes]
+    if len(texts) > 8:
+        texts = [*texts[:6], "...", texts[-1]]
+    return ", ".join(texts)
 
 
 def round_spec(
-    recipe: Recipe,
-    reference_layers: int,
-    rounds: Sequence[TrainingResult],
-    layers: int,
+    recipe: Recipe, reference_layers: int, rounds: Sequence[TrainingResult], layers: int
 ) -> TrainingSpec:
     """The training of the target's next round.
 
     Args:
         recipe: Has the target.
-        reference_layers: Of the reference.
-        rounds: Those before.
-        layers: Of this one.
+        reference_layers: Layers of the reference.
+        rounds: The rounds before.
+        layers: Layers of this round.
     """
     tokens = recipe.tokens_of(recipe.target)
     assert tokens is not None  # the recipe refuses equal_compute for the target
-    arm = specs_for(recipe, recipe.target, reference_layers, layers, tokens)[0]
+    spec = specs_for(recipe, recipe.target, reference_layers, layers, tokens)[0]
     if rounds and recipe.grow.weights == "keep":
-        seen = sum(trial.tokens for trial in rounds) // recipe.train.seq_len
-        arm = replace(arm, grown_from=rounds[-1].path, first_sample=seen)
-    elif rounds:
-        arm = replace(arm, goes_on=False)
-    return arm
+        first_sample = sum(result.tokens for result in rounds) // recipe.train.seq_len
+        return replace(spec, grown_from=rounds[-1].path, first_sample=first_sample)
+    # A variant that starts grown continues from the first round only.
+    return replace(spec, keeps_end=False) if rounds else spec
 
 
 def grown_sizes(rounds: Sequence[int], target: int) -> list[int]:
-    """The sizes of a variant that starts grown: those of the target's rounds up to the target.
+    """The sizes of a variant that starts grown: those of the target's rounds, up to the target.
 
     Args:
-        rounds: Layers of each, in their order.
+        rounds: Layers of each round, in order.
         target: Layers of the target.
     """
     return sorted({size for size in rounds if rounds[0] <= size <= target})
@@ -158,59 +156,62 @@ def grown_sizes(rounds: Sequence[int], target: int) -> list[int]:
 def grown_specs(
     recipe: Recipe, name: str, reference_layers: int, sizes: Sequence[int], first_tokens: int
 ) -> list[TrainingSpec]:
-    """The trainings of a variant that starts grown; none where one size was enough.
+    """List the trainings of a variant that starts grown; none where one size was enough.
 
     Args:
         recipe: Has the variant.
-        name: Of the variant.
-        reference_layers: Of the reference.
-        sizes: See `grown_sizes`.
-        first_tokens: That the target's first round was trained on.
+        name: The variant's name.
+        reference_layers: Layers of the reference.
+        sizes: From `grown_sizes`.
+        first_tokens: Training tokens of the target's first round.
     """
     tokens = recipe.tokens_of(name)
     assert tokens is not None  # the recipe refuses equal_compute for it
     train = recipe.train
-    of, before, seen = recipe.target, sizes[0], first_tokens
-    arms = []
-    for layers in sizes[1:]:
-        arm = specs_for(recipe, name, reference_layers, layers, tokens)[0]
+    specs = []
+    # The first training continues from the target's first round, each later one from its own.
+    owner, tokens_before = recipe.target, first_tokens
+    for smaller, layers in pairwise(sizes):
+        spec = specs_for(recipe, name, reference_layers, layers, tokens)[0]
         made_of = (
-            f"{before} trained layers of {of}, and layers {before}-{layers - 1} of the reference"
+            f"{smaller} trained layers of {owner}, and layers {smaller}-{layers - 1} of the "
+            "reference"
         )
-        arms.append(
+        specs.append(
             replace(
-                arm,
-                grown_from=Run(Path()).variant(of, before).as_posix(),
-                first_sample=seen // train.seq_len,
-                made_of=made_of + arm.made_of,
-                goes_on=layers != sizes[-1],
+                spec,
+                grown_from=Run(Path()).variant(owner, smaller).as_posix(),
+                first_sample=tokens_before // train.seq_len,
+                made_of=made_of + spec.made_of,
+                keeps_end=layers != sizes[-1],
             )
         )
-        of, before = name, layers
-        seen += train.num_steps(tokens) * train.batch_tokens
-    return arms
+        owner = name
+        tokens_before += train.num_steps(tokens) * train.batch_tokens
+    return specs
 
 
 def first_layers(recipe: Recipe, reference: Reference) -> tuple[int, int]:
-    """Layers of the first round, and the most there may be.
+    """Layers of the first round, and the most that the target may have.
 
-    Where the recipe takes the advice and the reference was not looked at yet: half of them.
+    Half of the layers, where the recipe takes the advice and attention is not measured yet.
 
     Raises:
-        RecipeError: The recipe asks for more layers than the reference has.
+        RecipeError: The recipe wants more layers than the reference has.
     """
     most = recipe.grow.max_layers or reference.layers
     layers = recipe.inherit.layers
     if layers == "advice":
         layers = min(reference.advised_layers or max(1, reference.layers // 2), most)
     layers = layers or max(1, reference.layers // 2)
-    asked = {"inherit.layers": layers, "grow.max_layers": most}
-    own = {name: variant.layers for name, variant in recipe.variants.items()}
-    asked |= {f"variants.{n}.layers": count for n, count in own.items() if isinstance(count, int)}
-    for key, value in asked.items():
-        if value > reference.layers:
+    counts = {"inherit.layers": layers, "grow.max_layers": most}
+    for name, variant in recipe.variants.items():
+        if isinstance(variant.layers, int):
+            counts[f"variants.{name}.layers"] = variant.layers
+    for key, count in counts.items():
+        if count > reference.layers:
             raise RecipeError(
-                f"{key} is {value}, but {reference.name} has {reference.layers} layers.",
+                f"{key} is {count}, but {reference.name} has {reference.layers} layers.",
                 f"Choose between 1 and {reference.layers}.",
             )
     if layers > most:

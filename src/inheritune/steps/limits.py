@@ -1,7 +1,4 @@
-"""Memory that ran out, with the setting that decides how much is needed.
-
-Whether what a training saves fits on the disk, asked before it begins.
-"""
+"""Check that memory and disk suffice, and name the recipe key to change where they do not."""
 
 import shutil
 from collections.abc import Iterator
@@ -15,15 +12,15 @@ __all__ = ["checkpoint_bytes", "memory_named", "refuse_full_disk", "weights_byte
 
 @contextmanager
 def memory_named(setting: str, value: int, otherwise: str) -> Iterator[None]:
-    """Say what can be done where the memory does not suffice.
+    """Turn an out-of-memory error inside the block into one that names what to do.
 
     Args:
-        setting: Key of the recipe.
-        value: What it is now.
-        otherwise: The way out when it is 1 already.
+        setting: Recipe key that decides how much memory is needed.
+        value: Its present value; the hint halves it.
+        otherwise: The hint where it is 1 already.
 
     Raises:
-        MachineError: The device or the machine has no more memory.
+        MachineError: The device or the machine ran out of memory.
     """
     import torch
 
@@ -31,8 +28,8 @@ def memory_named(setting: str, value: int, otherwise: str) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         # torch's own errors are RuntimeErrors, too: most of them are about something else.
-        memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not memory and "can't allocate memory" not in str(error):
+        is_memory_error = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not is_memory_error and "can't allocate memory" not in str(error):
             raise
         way_out = f"Set {setting} to {value // 2}" if value > 1 else otherwise
         raise MachineError(
@@ -45,38 +42,39 @@ _MARGIN = 1.1  # beside the tensors: buffers, metrics, the report
 
 
 def weights_bytes(params: int) -> int:
-    """A model directory that training publishes: fp32."""
+    """Size of a published model: fp32."""
     return 4 * params
 
 
 def checkpoint_bytes(params: int) -> int:
-    """A saved state: weights and two moments, fp32."""
+    """Size of a checkpoint: weights and AdamW's two moments, fp32."""
     return 12 * params
 
 
-def refuse_full_disk(folder: Path, params: int, keep: int, moments: int = 0) -> None:
-    """Refuse to begin a training whose checkpoints and model would not fit.
+def refuse_full_disk(directory: Path, params: int, keep: int, snapshots: int = 0) -> None:
+    """Refuse to begin a training whose checkpoints and models would not fit.
 
     Args:
-        folder: The training's own directory; what was saved there before counts as room.
-        params: Of the model that is trained.
-        keep: Checkpoints that are kept; the one being written is there beside them.
-        moments: Of how many steps the checkpoint stays until the end, and a model after it.
+        directory: The training's own directory; what was saved there before counts as room.
+        params: Parameters of the trained model.
+        keep: Checkpoints kept; one more is being written beside them.
+        snapshots: Mid-training snapshots, of which a checkpoint and then a model are kept.
 
     Raises:
         MachineError: There is not enough room; both amounts are named.
     """
-    wanted = checkpoint_bytes(params) * (keep + 1 + moments) + weights_bytes(params) * (1 + moments)
-    # One file may be in both places, by a link; it takes its space once.
-    places = ("checkpoints/*step-*/*", "moments/*/*step-*/*", "at/*/*")
-    files = [path.stat() for place in places for path in folder.glob(place) if path.is_file()]
+    checkpoints, models = keep + 1 + snapshots, 1 + snapshots
+    total = checkpoint_bytes(params) * checkpoints + weights_bytes(params) * models
+    # A file may be linked into both `checkpoints` and `moments`; it takes its space once.
+    patterns = ("checkpoints/*step-*/*", "moments/*/*step-*/*", "at/*/*")
+    files = [f.stat() for pattern in patterns for f in directory.glob(pattern) if f.is_file()]
     saved = sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())
-    needed = round(_MARGIN * wanted) - saved
-    place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(place).free
+    needed = round(_MARGIN * total) - saved
+    parent = next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(parent).free
     if free < needed:
         raise MachineError(
-            f"{needed:,} bytes are needed for the checkpoints and the model of {escape(folder)}; "
-            f"its disk has {free:,} left.",
+            f"{needed:,} bytes are needed for the checkpoints and the model of "
+            f"{escape(directory)}; its disk has {free:,} left.",
             "Free some space, put the run on another disk, or lower train.keep.",
         )

@@ -1,7 +1,4 @@
-"""A reference that one run has trained, kept where runs that want the same one find it.
-
-The reference at the commit that a run began with, wherever its branch has moved meanwhile.
-"""
+"""Keep a run's reference the same: pin a Hub model to a commit, share a trained one among runs."""
 
 import re
 import shutil
@@ -22,32 +19,43 @@ from inheritune.system.files import (
 )
 from inheritune.system.strict_json import read_json
 
-__all__ = ["is_kept", "keep", "kept_path", "only_trainer", "open_pinned", "pinned_commit"]
+__all__ = [
+    "is_stored",
+    "open_pinned",
+    "pinned_commit",
+    "store",
+    "store_path",
+    "training_lock",
+]
 
 _FORMAT = 1
 _RECORD = "made_from.json"  # beside the model's files
 
 
-def kept_path(folder: Path, name: str, made_from: Mapping[str, Any]) -> Path:
-    """Where a reference is kept, or would be.
+# -- a trained reference, shared among runs
+
+
+def store_path(store_dir: Path, name: str, made_from: Mapping[str, Any]) -> Path:
+    """The directory of a trained reference in a store.
 
     Args:
-        folder: Of all that are kept.
-        name: Begins its directory's name.
-        made_from: All that decides its weights, as JSON values; a digest of it ends the name.
+        store_dir: Parent directory of all stored references.
+        name: Beginning of the directory's name.
+        made_from: Everything that decides the weights, as JSON values; the name ends with 8 digits
+            of its digest.
     """
-    return folder / f"{name}-{canonical_digest(made_from)[:8]}"
+    return store_dir / f"{name}-{canonical_digest(made_from)[:8]}"
 
 
-def is_kept(path: Path, made_from: Mapping[str, Any]) -> bool:
-    """Whether a reference is there.
+def is_stored(path: Path, made_from: Mapping[str, Any]) -> bool:
+    """Whether a store holds a reference.
 
     Args:
-        path: See `kept_path`.
-        made_from: As for `kept_path`.
+        path: From `store_path`.
+        made_from: As given to `store_path`.
 
     Raises:
-        DataError: There is something else.
+        DataError: The path holds something else.
     """
     if not path.exists():
         return False
@@ -60,13 +68,13 @@ def is_kept(path: Path, made_from: Mapping[str, Any]) -> bool:
     return True
 
 
-def keep(model: Path, path: Path, made_from: Mapping[str, Any], run: str) -> None:
-    """Keep a copy of a trained reference; it is there completely or not at all.
+def store(model: Path, path: Path, made_from: Mapping[str, Any], run: str) -> None:
+    """Copy a trained reference into a store, completely or not at all.
 
     Args:
         model: Its directory, with ``training.json``.
-        path: See `kept_path`; nothing is there.
-        made_from: As for `kept_path`.
+        path: From `store_path`; it does not exist.
+        made_from: As given to `store_path`.
         run: Name of the run that trained it.
 
     Raises:
@@ -85,14 +93,14 @@ def keep(model: Path, path: Path, made_from: Mapping[str, Any], run: str) -> Non
 
 
 @contextmanager
-def only_trainer(path: Path) -> Iterator[None]:
-    """Be the one run that trains a reference; the system frees this when the process ends.
+def training_lock(path: Path) -> Iterator[None]:
+    """Be the one run that trains a reference; the system frees the lock when the process ends.
 
     Args:
-        path: Where it will be kept.
+        path: From `store_path`.
 
     Raises:
-        MachineError: Another run trains it; its process and machine are named.
+        MachineError: Another run is training it; its process and machine are named.
     """
     with locked(
         path.with_name(f".{path.name}.lock"),
@@ -101,6 +109,8 @@ def only_trainer(path: Path) -> Iterator[None]:
     ):
         yield
 
+
+# -- a Hub model, pinned to a commit
 
 _PIN_FORMAT = 1
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -114,66 +124,68 @@ def open_pinned(
     whole: bool = True,
     stop: Callable[[], bool] = lambda: False,
 ) -> ModelDirectory:
-    """Open a run's reference: a Hub id at the commit that the run's directory says.
+    """Open a run's reference; a Hub id is opened at the commit that the run is pinned to.
 
-    Where it says none, the commit that is opened now is written there. Of `plan` and `run`, whoever
-    is first decides.
+    The first of `plan` and `run` pins the commit that it opens.
 
     Args:
         run: Its directory exists.
         model: Hub id, model directory, or ``embedded:demo``.
-        revision: Branch, tag or commit of a Hub id, as the recipe has it.
-        whole: See `source.open_model`.
-        stop: See `source.open_model`.
+        revision: Branch, tag or commit of a Hub id, as in the recipe.
+        whole: See `open_model`.
+        stop: See `open_model`.
 
     Raises:
-        SourceError: The commit is not to be had any more, or the directory is not sound.
+        SourceError: The commit is no longer available, or the model directory is broken.
         MachineError: The Hub cannot be reached.
         DataError: The file with the commit is broken.
-        Interrupted: ``stop`` said so.
+        Interrupted: ``stop`` was set.
     """
     commit = pinned_commit(run, model, revision)
     if commit is None:
-        opened = open_model(model, revision, whole=whole, stop=stop)
-        if opened.revision is not None:
-            asked = {"model": model, "revision": revision}
-            write_json(run.pin, {"format": _PIN_FORMAT, **asked, "commit": opened.revision})
-        return opened
+        directory = open_model(model, revision, whole=whole, stop=stop)
+        if directory.revision is not None:
+            pin = {"format": _PIN_FORMAT, "model": model, "revision": revision}
+            write_json(run.pin, pin | {"commit": directory.revision})
+        return directory
     hint = f"To begin anew with what {revision or 'main'} means now, give the run another name."
     try:
-        opened = open_model(model, commit, whole=whole, stop=stop)
+        directory = open_model(model, commit, whole=whole, stop=stop)
     except SourceError as error:
         raise SourceError(
             f"this run began with commit {commit[:12]} of {model}, and: {error.message}", hint
         ) from error
-    if opened.revision != commit:
+    if directory.revision != commit:
         raise SourceError(
-            f"this run began with commit {commit[:12]} of {model} on the Hub; now {opened.path} "
+            f"this run began with commit {commit[:12]} of {model} on the Hub; now {directory.path} "
             "is in its place.",
             hint,
         )
-    return opened
+    return directory
 
 
 def pinned_commit(run: Run, model: str, revision: str | None) -> str | None:
-    """The commit that a run's directory says for its reference.
+    """Read the commit that a run is pinned to.
 
     Args:
         run: Its directory need not exist.
-        model: As the recipe has it.
-        revision: As the recipe has it; for another one than before, nothing is pinned.
+        model: As in the recipe.
+        revision: As in the recipe.
+
+    Returns:
+        None if the run has no commit of this model and revision.
 
     Raises:
-        DataError: The file is broken.
+        DataError: The file with the commit is broken.
     """
     if not run.pin.exists():
         return None
-    found: Any = read_json(run.pin)
-    known = isinstance(found, dict) and found.get("format") == _PIN_FORMAT
-    commit = found.get("commit") if known else None
+    pin: Any = read_json(run.pin)
+    is_pin = isinstance(pin, dict) and pin.get("format") == _PIN_FORMAT
+    commit = pin.get("commit") if is_pin else None
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
         raise DataError(
             f"{run.pin} does not say which commit of {model} the run began with.",
             "Restore it from a copy, or give the run another name.",
         )
-    return commit if (found.get("model"), found.get("revision")) == (model, revision) else None
+    return commit if (pin.get("model"), pin.get("revision")) == (model, revision) else None

@@ -1,20 +1,17 @@
-"""A training done and measured: what the run keeps of it."""
+"""Measure a published model, and put together what a run keeps of its training."""
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import DivergedError
 from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.steps.distillation import reference_cost
-from inheritune.steps.job import Job
-from inheritune.steps.training_spec import TrainingSpec
+from inheritune.steps.training_task import TrainingTask
 from inheritune.steps.validation import finite, val_loss_of
 from inheritune.system.files import write_json
 from inheritune.system.progress import Progress
@@ -24,15 +21,39 @@ if TYPE_CHECKING:
     from inheritune.training.loop import LoopResult
     from inheritune.training.metrics import OnRow
 
-__all__ = ["Measured", "TrainingResult", "make_result", "measure_published"]
+__all__ = ["Measurement", "TrainingResult", "make_result", "measure_published"]
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """One training done and measured. `difference` is val_loss - benchmark, window by window.
+    """A completed and measured training: ``result`` of result.json, in the order it has there.
 
-    `flops` has everything that it took: `reference_flops`, of the forward passes of the reference
-    of a distillation, are among them.
+    Attributes:
+        name: The variant's name.
+        start: The variant's ``start``.
+        layers: Transformer layers.
+        params: Parameters, tied ones once.
+        tokens: Training tokens, repeats counted.
+        epochs: ``tokens`` / training tokens of the text.
+        start_val_loss: Nats per token before the first step; None: not measured.
+        val_loss: Nats per held-out token, of the published model.
+        val_loss_se: Standard error over windows.
+        difference: val_loss - reference loss, mean over windows; 0 for the reference itself.
+        difference_se: Its standard error over windows.
+        seconds: Wall-clock time of training and validations, over all restarts.
+        flops_per_token: Training FLOPs of the model alone, per token.
+        flops: Everything: training, validations, and ``reference_flops``.
+        restarts: How often the training was continued from a checkpoint.
+        skipped: Optimizer steps skipped because a value was not finite.
+        path: The training's directory within the run.
+        settings: Device, precision and kernels that were used.
+        notes: Messages of the training.
+        windows: Loss of every validation window, nats per token.
+        first_sample: Above 0: it continued from a smaller model that was trained in this run.
+        made_of: The start in words; empty where ``start`` says it all.
+        distill: The variant's section `distill`.
+        reference_flops: Forward passes of the reference of a distillation.
+        seed: Seed of data order and fresh weights.
     """
 
     name: str
@@ -55,32 +76,37 @@ class TrainingResult:
     settings: dict[str, Any]
     notes: list[str]
     windows: list[float]
-    first_sample: int = 0  # above 0: it went on from a smaller model that was trained here
-    made_of: str = ""  # what it began with, where start does not say it all
+    first_sample: int = 0
+    made_of: str = ""
     distill: dict[str, Any] | None = None
     reference_flops: float = 0.0
     seed: int | None = None
 
     def summary(self) -> dict[str, Any]:
-        """For run.json: everything but the windows."""
+        """The entry of run.json: everything but the windows."""
         fields = asdict(self)
         del fields["windows"]
         return fields
 
     @property
     def training_flops(self) -> float:
-        """Of learning alone, without validations."""
+        """FLOPs without validations."""
         return self.flops_per_token * self.tokens + self.reference_flops
+
+    def cost(self) -> dict[str, Any]:
+        """The fields that travel with the weights, so that a later run knows what they cost."""
+        keys = ("tokens", "flops", "seconds", "val_loss", "val_loss_se")
+        return {key: getattr(self, key) for key in keys}
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The val_loss of what was published.
+class Measurement:
+    """The val_loss of a published model.
 
     Attributes:
-        loss: Of the model directory.
-        seconds: That it took.
-        times: How often the training was validated, this time included.
+        loss: In the mean and per window.
+        seconds: Wall-clock time of the measurement.
+        times: Number of validations of the training, this one included.
     """
 
     loss: "ValLoss"
@@ -88,109 +114,100 @@ class Measured:
     times: int
 
 
-def measure_published(
-    job: Job, arm: TrainingSpec, folder: Path, tokens: TokenDirectory, on_row: "OnRow"
-) -> Measured:
-    """Measure ``model/`` of a training's directory: the last row of its `metrics.jsonl`.
+def measure_published(task: TrainingTask, on_row: "OnRow") -> Measurement:
+    """Measure ``model/`` and write the last row of `metrics.jsonl`.
 
     Args:
-        job: Recipe, run, whom to ask and to tell.
-        arm: What was trained.
-        folder: The training's own directory.
-        tokens: Validated on.
-        on_row: Is given the row.
+        task: The training.
+        on_row: Called with the row.
 
     Raises:
         DivergedError: The val_loss is not finite.
-        Interrupted: Asked to stop; it is measured again when the run goes on.
+        Interrupted: A signal asked to stop; the model is measured when the run continues.
     """
     from inheritune.training.metrics import record_end
 
-    loss, seconds = val_loss_of(job, folder / "model", tokens, f"{arm.task}, val_loss")
+    title = f"{task.title}, val_loss"
+    loss, seconds = val_loss_of(task.job, task.model_dir, task.tokens, title)
     if not math.isfinite(loss.mean):
         raise DivergedError(
-            f"{arm.task}: its val_loss is {loss.mean}.",
+            f"{task.title}: its val_loss is {loss.mean}.",
             "Lower train.learning_rate in a run of another name.",
         )
-    times = record_end(folder / "metrics.jsonl", loss.mean, on_row)
-    job.on_progress(Progress(arm.task, message=f"at its end: val_loss {loss.mean:.4f}"))
-    return Measured(loss, seconds, times)
+    times = record_end(task.directory / "metrics.jsonl", loss.mean, on_row)
+    message = f"at its end: val_loss {loss.mean:.4f}"
+    task.job.on_progress(Progress(task.title, message=message))
+    return Measurement(loss, seconds, times)
 
 
 def make_result(
-    job: Job,
-    arm: TrainingSpec,
-    folder: Path,
-    tokens: TokenDirectory,
-    inputs: Mapping[str, Any],
-    trained: "LoopResult",
-    measured: Measured,
-    benchmark: list[float] | None,
+    task: TrainingTask,
+    loop_result: "LoopResult",
+    measurement: Measurement,
+    reference_windows: list[float] | None,
 ) -> TrainingResult:
-    """What a training came to, as its `result.json` keeps it.
-
-    A reference's is also written beside its weights, as `training.json`.
+    """Put together the result of a training; the reference's goes beside its weights, too.
 
     Args:
-        job: Recipe, run, whom to tell.
-        arm: What was trained.
-        folder: The training's own directory, with ``model/``.
-        tokens: LoopResult and validated on.
-        inputs: All that decides the result.
-        trained: The training.
-        measured: Of ``model/``.
-        benchmark: The reference's loss per window, nats per token; None for the reference itself.
+        task: The training.
+        loop_result: From the training loop.
+        measurement: Of ``model/``.
+        reference_windows: The reference's loss per window, nats per token; None for the reference
+            itself.
     """
     from inheritune.evaluation.val_loss import paired_difference
     from inheritune.training.models import describe
 
-    seq_len, position, loss = job.recipe.train.seq_len, trained.position, measured.loss
+    # --- losses ---
+    loss = measurement.loss
     difference, difference_se = 0.0, math.nan
-    if benchmark is not None:
-        difference, difference_se = paired_difference(loss.per_window, np.array(benchmark))
-    shape = describe(folder / "model", seq_len)
-    val_tokens = loss.tokens * measured.times
-    forwards, forwards_s = 0.0, 0.0
-    if arm.distill is not None:
-        forwards, forwards_s = reference_cost(job, arm, tokens, inputs, position.tokens)
-    trial = TrainingResult(
-        name=arm.variant,
-        start=arm.start,
-        layers=arm.layers,
+    if reference_windows is not None:
+        difference, difference_se = paired_difference(loss.per_window, np.array(reference_windows))
+
+    # --- cost: training tokens whole, validation tokens by the forward pass's share ---
+    seq_len, position = task.train.seq_len, loop_result.position
+    shape = describe(task.model_dir, seq_len)
+    val_tokens = loss.tokens * measurement.times
+    reference_flops, reference_seconds = 0.0, 0.0
+    if task.spec.distill is not None:
+        reference_flops, reference_seconds = reference_cost(task, position.tokens)
+    own_flops = shape.flops_per_token * (position.tokens + val_tokens * EVALUATION_SHARE)
+
+    result = TrainingResult(
+        name=task.spec.variant,
+        start=task.spec.start,
+        layers=task.spec.layers,
         params=shape.params,
         tokens=position.tokens,
-        epochs=position.tokens / (tokens.train.num_samples(seq_len) * seq_len),
-        start_val_loss=trained.start_val_loss,
+        epochs=position.tokens / (task.tokens.train.num_samples(seq_len) * seq_len),
+        start_val_loss=loop_result.start_val_loss,
         val_loss=loss.mean,
         val_loss_se=finite(loss.se),
         difference=difference,
         difference_se=finite(difference_se),
-        seconds=trained.seconds + measured.seconds + forwards_s,
+        seconds=loop_result.seconds + measurement.seconds + reference_seconds,
         flops_per_token=shape.flops_per_token,
-        flops=shape.flops_per_token * (position.tokens + val_tokens * EVALUATION_SHARE) + forwards,
-        restarts=trained.restarts,
+        flops=own_flops + reference_flops,
+        restarts=loop_result.restarts,
         skipped=position.skipped,
-        path=folder.relative_to(job.run.root).as_posix(),
-        settings=trained.settings.record(),
-        notes=list(trained.notes),
+        path=task.directory.relative_to(task.job.run.root).as_posix(),
+        settings=loop_result.settings.record(),
+        notes=list(loop_result.notes),
         windows=loss.per_window.tolist(),
-        first_sample=arm.first_sample,
-        made_of=arm.made_of,
-        distill=arm.distill,
-        reference_flops=forwards,
+        first_sample=task.spec.first_sample,
+        made_of=task.spec.made_of,
+        distill=task.spec.distill,
+        reference_flops=reference_flops,
     )
-    if benchmark is None:
-        # Travels with a reference, so that whoever inherits from it knows what its training cost.
-        kept = ("tokens", "flops", "seconds", "val_loss", "val_loss_se")
-        ledger = {key: value for key, value in asdict(trial).items() if key in kept}
-        ledger["processes"] = trained.settings.processes
-        write_json(folder / "model" / "training.json", ledger | {"curve": _curve(folder)})
-    return trial
+    if reference_windows is None:
+        processes = {"processes": loop_result.settings.processes}
+        curve = _curve(task.directory / "metrics.jsonl")
+        write_json(task.model_dir / "training.json", result.cost() | processes | {"curve": curve})
+    return result
 
 
-def _curve(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+def _curve(metrics: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     return [
         {"tokens": row["tokens"], "val_loss": row["val_loss"]} for row in rows if "val_loss" in row
     ]

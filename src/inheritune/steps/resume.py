@@ -1,11 +1,13 @@
-"""The checkpoint that `--from` names, and whether the next training may go on from it.
+"""Decide on resume: which results are reused, and from which checkpoint a training continues.
 
-Which keys of a recipe may change between two starts of one run.
+Every step ends with a file that holds its result and the inputs that decided it. A step whose file
+exists is skipped; where its inputs have changed, the run is refused, never overwritten. A training
+without such a file continues from its newest complete checkpoint, or from the one of ``--from``.
 """
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,22 @@ from inheritune.errors import CheckpointError, RecipeError, escape
 from inheritune.recipe.schema import Recipe, Train
 from inheritune.run_directory import Run
 from inheritune.steps.job import Job
+from inheritune.system.files import write_json
+from inheritune.system.inputs import refuse_differences
+from inheritune.system.progress import Progress
+from inheritune.system.strict_json import read_json
 
-__all__ = ["allowed_inputs", "checkpoint_for", "decisive", "find_checkpoint", "warned"]
+__all__ = [
+    "allowed_inputs",
+    "checkpoint_for",
+    "decisive",
+    "find_checkpoint",
+    "save_result",
+    "saved_result",
+    "warned",
+]
 
-# Of `train`; they do not decide where a training ends, beyond rounding.
+# Keys of `train` that do not change where a training ends, beyond rounding.
 _FREE = {
     "activation_checkpointing",
     "keep",
@@ -25,104 +39,141 @@ _FREE = {
     "nonfinite",
     "save_minutes",
 }
-# Of `train`; a change moves the validations only, and is said.
+# Keys of `train` that only move the validations: a change is named in a note.
 _WARN = {"eval_every"}
-# All others of `train` are refused, and this one, unless each is allowed by name.
+# Every other key of `train`, and this one, may change only where the user allows it by name...
 _MEASURE = "evaluate.batch_size"
-# A step is so many sequences of such a length: without that, a position means nothing.
+# ...but never these: a step is a number of sequences of a length, and positions count steps.
 _NEVER = {"train.seq_len", "train.batch_tokens"}
+
+_CHECKPOINT_NAME = re.compile(r"step-[0-9]{8,}")
+
+
+# -- results
+
+
+def saved_result(job: Job, path: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read the result of a step that was completed before.
+
+    Args:
+        job: Its allowed changes are accepted and logged.
+        path: The file that the step ends with.
+        inputs: Everything that decides the step's result now.
+
+    Returns:
+        The result; None if the step was not completed.
+
+    Raises:
+        RecipeError: The result was made from other inputs.
+    """
+    if not path.exists():
+        return None
+    stored = read_json(path)
+    for key, before, now in refuse_differences(path, stored["inputs"], inputs, job.allowed):
+        message = f"allowed: it was made with {key} = {before!r}, now it is {now!r}"
+        job.on_progress(Progress(path.parent.name, message=message))
+    result: dict[str, Any] = stored["result"]
+    return result
+
+
+def save_result(path: Path, inputs: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Write the file that a step ends with: its result and the inputs that decided it."""
+    write_json(path, {"inputs": dict(inputs), "result": dict(result)})
+
+
+# -- keys that may change
 
 
 def decisive(train: Train) -> dict[str, Any]:
-    """The keys of `train` that decide where a training ends; tokens are each variant's own."""
+    """The keys of `train` that decide where a training ends; tokens are given per training."""
     return train.model_dump(mode="json", exclude=_FREE | _WARN | {"tokens"})
 
 
 def warned(recipe: Recipe) -> dict[str, Any]:
-    """The keys of `train` that may differ from a checkpoint's, and are named where they do."""
+    """The keys of `train` that may differ from a checkpoint's, with a note."""
     values = recipe.train.model_dump(mode="json", include=_WARN)
     return {f"train.{key}": value for key, value in values.items()}
 
 
 def allowed_inputs(recipe: Recipe, keys: Collection[str]) -> frozenset[str]:
-    """Keys that a user lets change, by the names that they have among the inputs.
+    """Translate the keys of ``--allow-change`` to the names that they have among inputs.
 
     Args:
-        recipe: Has the keys.
-        keys: Such as ``"train.learning_rate"``.
+        recipe: Any recipe; it says which keys there are.
+        keys: Recipe keys such as ``"train.learning_rate"``.
 
     Raises:
-        RecipeError: There is no such key, or its change would make what was done meaningless.
+        RecipeError: There is no such key, or its change would make finished work meaningless.
     """
-    known = {f"train.{key}" for key in recipe.resolved()["train"]} | {_MEASURE}
+    changeable = {f"train.{key}" for key in recipe.resolved()["train"]} | {_MEASURE}
     for key in keys:
-        if key not in known - _NEVER:
-            why = "gives steps their meaning" if key in _NEVER else "is none of those that may"
+        if key not in changeable - _NEVER:
+            reason = "gives steps their meaning" if key in _NEVER else "is none of those that may"
             raise RecipeError(
-                f"--allow-change {key}: this key {why}.",
+                f"--allow-change {key}: this key {reason}.",
                 f"{_MEASURE} and keys of train may change, but {', '.join(sorted(_NEVER))}.",
             )
     return frozenset(keys) | ({"variant_tokens"} if "train.tokens" in keys else set())
 
 
-_NAME = re.compile(r"step-[0-9]{8,}")
+# -- the checkpoint of --from
 
 
-def find_checkpoint(run: Run, named: Path) -> Path:
-    """Look whether a checkpoint is one of a training of this run that is not finished.
+def find_checkpoint(run: Run, path: Path) -> Path:
+    """Check that a path is a checkpoint of an unfinished training of this run.
 
     Args:
-        run: Its directory may be reached by links.
-        named: As the user wrote it.
+        run: May be reached through links.
+        path: As the user wrote it.
 
     Returns:
         Its real path.
 
     Raises:
-        RecipeError: It is not of this run, or its training is finished.
-        CheckpointError: It is not there.
+        RecipeError: It is no checkpoint of this run, or its training is finished.
+        CheckpointError: It does not exist.
     """
-    real, root = Path(os.path.realpath(named)), Path(os.path.realpath(run.root))
-    is_one = _NAME.fullmatch(real.name) and real.parent.name == "checkpoints"
-    if not is_one or not real.is_relative_to(root):
+    real, root = Path(os.path.realpath(path)), Path(os.path.realpath(run.root))
+    is_named_so = _CHECKPOINT_NAME.fullmatch(real.name) and real.parent.name == "checkpoints"
+    if not is_named_so or not real.is_relative_to(root):
         raise RecipeError(
-            f"--from {escape(named, 120)} is no checkpoint of a training in {escape(run.root)}.",
-            "Name a directory such as checkpoints/step-00001000 of the training to go on with.",
+            f"--from {escape(path, 120)} is no checkpoint of a training in {escape(run.root)}.",
+            "Name a directory such as checkpoints/step-00001000 of the training to continue.",
         )
-    folder = real.parent.parent
-    if (folder / "result.json").exists():
+    training_dir = real.parent.parent
+    if (training_dir / "result.json").exists():
         raise RecipeError(
-            f"the training in {folder} is finished: nothing goes on from {real.name}.",
+            f"the training in {training_dir} is finished: nothing continues from {real.name}.",
             "Leave --from out.",
         )
     if not real.is_dir():
-        there = ", ".join(sorted(p.name for p in real.parent.glob("step-*"))[-5:]) or "none"
-        raise CheckpointError(f"there is no checkpoint {named}.", f"There are: {there}.")
+        names = ", ".join(sorted(p.name for p in real.parent.glob("step-*"))[-5:]) or "none"
+        raise CheckpointError(f"there is no checkpoint {path}.", f"There are: {names}.")
     return real
 
 
-def checkpoint_for(job: Job, folder: Path) -> Path | None:
-    """The checkpoint that was named for a training.
+def checkpoint_for(job: Job, directory: Path) -> Path | None:
+    """Return the checkpoint of ``--from`` if it belongs to the next training.
 
     Args:
-        job: Has the checkpoint, if one was named.
-        folder: The training's own directory; it is the next one to be done.
+        job: Has the checkpoint.
+        directory: The next training's own directory.
 
     Returns:
-        None where none was named, or where the training it was named for is finished by now.
+        None if no checkpoint was named, or if the training that it belongs to is finished by now.
 
     Raises:
-        RecipeError: It is of a training that is not the next one.
+        RecipeError: It belongs to another training, which is not finished.
     """
     if job.checkpoint is None:
         return None
-    its = job.checkpoint.parent.parent
-    if its == Path(os.path.realpath(folder)):
+    training_dir = job.checkpoint.parent.parent
+    if training_dir == Path(os.path.realpath(directory)):
         return job.checkpoint
-    if not (its / "result.json").exists():
+    if not (training_dir / "result.json").exists():
         raise RecipeError(
-            f"--from names a checkpoint of {its}, but the training that goes on is that in "
-            f"{folder}.",
-            f"Leave --from out, or name one of {folder / 'checkpoints'}.",
+            f"--from names a checkpoint of {training_dir}, but the training that continues is that "
+            f"in {directory}.",
+            f"Leave --from out, or name one of {directory / 'checkpoints'}.",
         )
     return None

@@ -1,4 +1,4 @@
-"""Trainings repeated with further seeds, and what all seeds of a training come to together."""
+"""Repeat trainings with further seeds, and summarise all seeds of a training in one row."""
 
 import math
 from collections.abc import Sequence
@@ -15,120 +15,128 @@ from inheritune.steps.training_spec import TrainingSpec
 
 __all__ = ["Repeated", "repeat_specs", "together"]
 
-_OWN = ("seed", "val_loss", "val_loss_se", "difference", "difference_se")
-_OF_ONE_SEED = (*_OWN, "start_val_loss", "tokens", "seconds", "flops", "path")
+# The row of a single seed, within the row of a variant; then what the latter averages and adds up.
+_SEED_KEYS = (
+    *("seed", "val_loss", "val_loss_se", "difference", "difference_se"),
+    *("start_val_loss", "tokens", "seconds", "flops", "path"),
+)
 _MEANS = ("difference", "seconds", "flops", "reference_flops")
 _SUMS = ("restarts", "skipped")
 
 
 @dataclass(frozen=True)
 class Repeated:
-    """A variant at one size, by seed.
+    """A variant at one size, trained with one seed or several.
 
     Attributes:
-        trials: The first seed's, then those that repeat it; at least one.
+        results: The first seed's, then those that repeat it; at least one.
     """
 
-    trials: Sequence[TrainingResult]
+    results: Sequence[TrainingResult]
 
     @property
     def first(self) -> TrainingResult:
-        """That of the first seed."""
-        return self.trials[0]
+        """The training with the first seed."""
+        return self.results[0]
 
     @property
     def val_loss(self) -> float:
         """Mean over seeds, nats per token."""
-        return sum(trial.val_loss for trial in self.trials) / len(self.trials)
+        return sum(result.val_loss for result in self.results) / len(self.results)
 
     @property
     def val_loss_sd(self) -> float | None:
         """Sample standard deviation over seeds; None for one seed."""
-        if len(self.trials) < 2:
+        if len(self.results) < 2:
             return None
-        return float(np.std([trial.val_loss for trial in self.trials], ddof=1))
+        return float(np.std([result.val_loss for result in self.results], ddof=1))
 
     @property
     def windows(self) -> NDArray[np.float64]:
         """Loss of every window, (W,) nats per token, mean over seeds: they share the windows."""
-        mean: NDArray[np.float64] = np.mean([trial.windows for trial in self.trials], axis=0)
+        mean: NDArray[np.float64] = np.mean([result.windows for result in self.results], axis=0)
         return mean
 
-    def row(self, benchmark: Sequence[float]) -> dict[str, Any]:
-        """For run.json: the first seed's summary, with means and spread, and a row for each seed.
+    def row(self, reference_windows: Sequence[float]) -> dict[str, Any]:
+        """The entry of run.json: the first seed's summary, means, spread, and a row for each seed.
 
         Args:
-            benchmark: The reference's loss per window, nats per token.
+            reference_windows: The reference's loss per window, nats per token.
         """
-        trials, first = self.trials, self.first
-        losses = [trial.val_loss for trial in trials]
-        row = first.summary() | {
+        results = self.results
+        losses = [result.val_loss for result in results]
+        row = self.first.summary() | {
             "val_loss": self.val_loss,
             "val_loss_sd": self.val_loss_sd,
             "val_loss_min": min(losses),
             "val_loss_max": max(losses),
-            "num_seeds": len(trials),
+            "num_seeds": len(results),
         }
-        if len(trials) > 1:
-            row |= {key: sum(getattr(t, key) for t in trials) / len(trials) for key in _MEANS}
-            row |= {key: sum(getattr(t, key) for t in trials) for key in _SUMS}
-            # Over windows, of one training; the spread over seeds stands beside it.
+        if len(results) > 1:
+            for key in _SUMS:
+                row[key] = sum(getattr(result, key) for result in results)
+            for key in _MEANS:
+                row[key] = sum(getattr(result, key) for result in results) / len(results)
+            # A standard error over windows belongs to one training; the spread over seeds, to all.
             row["val_loss_se"] = None
-            row["difference_se"] = _standard_error(self.windows - np.array(benchmark))
-            row["start_val_loss"] = _mean_of_known([t.start_val_loss for t in trials])
-        row["seeds"] = [{key: getattr(trial, key) for key in _OF_ONE_SEED} for trial in trials]
+            row["difference_se"] = _standard_error(self.windows - np.array(reference_windows))
+            row["start_val_loss"] = _mean([result.start_val_loss for result in results])
+        row["seeds"] = [{key: getattr(result, key) for key in _SEED_KEYS} for result in results]
         return row
 
 
-def together(trials: Sequence[TrainingResult], repeats: Sequence[TrainingResult]) -> list[Repeated]:
-    """Trainings with those that repeat them.
+def together(
+    results: Sequence[TrainingResult], repeats: Sequence[TrainingResult]
+) -> list[Repeated]:
+    """Group each training with those that repeat it.
 
     Args:
-        trials: Of the first seeds.
-        repeats: Of all further seeds.
+        results: Trainings with the first seeds.
+        repeats: Trainings with all further seeds.
     """
     return [
-        Repeated([t, *(r for r in repeats if (r.name, r.layers) == (t.name, t.layers))])
-        for t in trials
+        Repeated([first, *(r for r in repeats if (r.name, r.layers) == (first.name, first.layers))])
+        for first in results
     ]
 
 
 def repeat_specs(
     recipe: Recipe, rounds: Sequence[TrainingSpec], controls: Sequence[TrainingSpec]
 ) -> list[TrainingSpec]:
-    """The trainings with further seeds: every variant with its second, then with its third.
+    """List the trainings with further seeds: all variants with their second seed, then the third.
 
     Args:
         recipe: Has the seeds.
-        rounds: The target's; the last one is repeated, and where layers are kept all before it.
-        controls: Of the first seeds; each takes as many tokens again.
+        rounds: The target's, up to its final size. The last one is repeated; where rounds continue
+            from one another, all are.
+        controls: Of the first seeds; each repeat takes as many tokens.
     """
-    chain = _whole(recipe, rounds) if recipe.grow.weights == "keep" else rounds[-1:]
-    arms = [*chain, *controls]
+    target = _chain(recipe, rounds) if recipe.grow.weights == "keep" else rounds[-1:]
+    specs = [*target, *controls]
     most = max(len(recipe.seeds_of(name)) for name in recipe.variants)
     return [
-        _with_seed(arm, seed)
+        _with_seed(spec, seed)
         for number in range(1, most)
-        for arm in arms
-        for seed in recipe.seeds_of(arm.variant)[number : number + 1]
+        for spec in specs
+        for seed in recipe.seeds_of(spec.variant)[number : number + 1]
     ]
 
 
-def _whole(recipe: Recipe, rounds: Sequence[TrainingSpec]) -> list[TrainingSpec]:
-    """Rounds that go on from one another."""
-    train, seen, arms = recipe.train, 0, []
-    for arm in rounds:
-        arms.append(replace(arm, first_sample=seen // train.seq_len))
-        seen += train.num_steps(arm.tokens) * train.batch_tokens
-    return arms
+def _chain(recipe: Recipe, rounds: Sequence[TrainingSpec]) -> list[TrainingSpec]:
+    """Rounds that continue from one another, each from the tokens where the one before ended."""
+    train, tokens, specs = recipe.train, 0, []
+    for spec in rounds:
+        specs.append(replace(spec, first_sample=tokens // train.seq_len))
+        tokens += train.num_steps(spec.tokens) * train.batch_tokens
+    return specs
 
 
-def _with_seed(arm: TrainingSpec, seed: int) -> TrainingSpec:
-    """The same training with another seed; a chain goes on from its own, with that seed."""
-    before = arm.grown_from
-    if before is not None and Path(before).parent.name == arm.variant:
-        before = f"{before}-seed-{seed}"  # as Run.variant
-    return replace(arm, seed=seed, repeats=True, grown_from=before)
+def _with_seed(spec: TrainingSpec, seed: int) -> TrainingSpec:
+    """The same training with another seed; a chain continues from its own trainings."""
+    smaller = spec.grown_from
+    if smaller is not None and Path(smaller).parent.name == spec.variant:
+        smaller = f"{smaller}-seed-{seed}"  # as Run.variant
+    return replace(spec, seed=seed, is_repeat=True, grown_from=smaller)
 
 
 def _standard_error(values: NDArray[np.float64]) -> float | None:
@@ -137,6 +145,7 @@ def _standard_error(values: NDArray[np.float64]) -> float | None:
     return float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def _mean_of_known(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None if a value is missing."""
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if len(numbers) == len(values) else None

@@ -1,4 +1,4 @@
-"""Tasks asked of a run's models, after everything is trained: what fails here costs nothing."""
+"""Ask the recipe's tasks of a run's models after all trainings; a failure here is only a note."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -12,19 +12,19 @@ from inheritune.recipe.schema import Recipe
 from inheritune.steps.job import Job
 from inheritune.system.progress import Progress
 
-__all__ = ["Examined", "ask_tasks", "asked_at", "check_tasks", "moments_in"]
+__all__ = ["RunModel", "ask_tasks", "asked_at", "check_tasks", "snapshot_models"]
 
 
 @dataclass(frozen=True)
-class Examined:
+class RunModel:
     """A model of the run that tasks are asked of.
 
     Attributes:
-        name: Of the variant, or ``reference``.
+        name: The variant's name, or ``reference``.
         role: ``reference``, ``target`` or ``control``.
-        layers: How many it has.
-        tokens: It was trained on; None: not known.
-        path: Its directory.
+        layers: Transformer layers.
+        tokens: Training tokens; None: not known.
+        path: Model directory.
     """
 
     name: str
@@ -35,129 +35,149 @@ class Examined:
 
 
 def check_tasks(job: Job) -> None:
-    """Refuse a list of tasks that cannot be asked, before hours are spent on training.
+    """Refuse tasks that cannot be asked, before hours are spent on training.
 
     Raises:
         RecipeError: There is no such task, or it may run code and that is not allowed.
         MissingExtraError: lm-eval is not installed.
-        DataError: Local questions are not there, or broken.
+        DataError: Local questions are missing or broken.
     """
     tasks = _tasks(job.recipe)
     if tasks:
         from inheritune.evaluation.task_descriptions import task_descriptions
 
-        wanted = job.recipe.evaluate
-        with task_descriptions(
-            tasks, _local(job), wanted.allow_task_code, job.run.root / "evaluation"
-        ):
+        allow_code, out = job.recipe.evaluate.allow_task_code, job.run.root / "evaluation"
+        with task_descriptions(tasks, _local_data(job.recipe), allow_code, out):
             pass
 
 
 def _tasks(recipe: Recipe) -> list[tuple[str, int | None]]:
-    wanted = tasks_with_shots(recipe.evaluate.tasks, recipe.evaluate.num_fewshot)
-    return [pair for pair in wanted if pair[0] != VAL_LOSS]
+    """Tasks with their number of examples; val_loss, which is measured anyway, is left out."""
+    tasks = tasks_with_shots(recipe.evaluate.tasks, recipe.evaluate.num_fewshot)
+    return [(task, shots) for task, shots in tasks if task != VAL_LOSS]
 
 
-def _local(job: Job) -> Path | None:
-    folder = job.recipe.evaluate.task_data
-    return None if folder is None else Path(folder)
+def _local_data(recipe: Recipe) -> Path | None:
+    return None if recipe.evaluate.task_data is None else Path(recipe.evaluate.task_data)
 
 
 def asked_at(recipe: Recipe, tokens: int) -> list[int]:
-    """Tokens of a training, in whole steps, after which the recipe asks tasks, its end apart.
+    """Token counts within a training, in whole steps, after which the recipe asks tasks.
 
     Args:
         recipe: Has ``evaluate.at``.
-        tokens: Of the training.
+        tokens: Training tokens. The end itself is asked anyway and not in the list.
     """
     train = recipe.train
-    ends = {train.num_steps(wanted) * train.batch_tokens for wanted in recipe.evaluate.at}
-    return sorted(end for end in ends if end < tokens) if recipe.evaluate.tasks else []
+    counts = {train.num_steps(count) * train.batch_tokens for count in recipe.evaluate.at}
+    return sorted(count for count in counts if count < tokens) if recipe.evaluate.tasks else []
 
 
-def moments_in(folder: Path, model: Examined, wanted: Collection[int]) -> list[Examined]:
-    """The models that a training left at some of its tokens, in their order."""
-    found = []
-    for path in sorted((folder / "at").glob("*-tokens")):
-        if (path / "config.json").is_file():
-            tokens = int(path.name.removesuffix("-tokens"))
-            found.append(Examined(model.name, model.role, model.layers, tokens, path))
-    return [moment for moment in found if moment.tokens in wanted]
+def snapshot_models(
+    training_dir: Path, end: RunModel, token_counts: Collection[int]
+) -> list[RunModel]:
+    """List the models that a training left at some of its tokens, in order.
+
+    Args:
+        training_dir: The training's own directory.
+        end: The model at the end of the training.
+        token_counts: From `asked_at`.
+    """
+    models = []
+    for path in sorted((training_dir / "at").glob("*-tokens")):
+        tokens = int(path.name.removesuffix("-tokens"))
+        if tokens in token_counts and (path / "config.json").is_file():
+            models.append(RunModel(end.name, end.role, end.layers, tokens, path))
+    return models
 
 
 def ask_tasks(
-    job: Job, models: Sequence[Examined], moments: Sequence[Examined] = ()
+    job: Job, models: Sequence[RunModel], snapshots: Sequence[RunModel] = ()
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Ask the recipe's tasks of all models under the same settings.
 
     Args:
         job: Has the recipe; scores are kept in ``evaluation/`` of the run.
-        models: Ends of trainings, and the reference.
-        moments: Of trainings, before their end.
+        models: The reference, and the ends of trainings.
+        snapshots: Models of trainings before their end.
 
     Returns:
-        For run.json, None where no task is asked; and a note for everything that failed.
+        The section of run.json, None where no task is asked; and a note for every failure.
 
     Raises:
-        Interrupted: Asked to stop; what was answered is kept.
+        Interrupted: A signal asked to stop; answers are kept.
     """
-    wanted, tasks = job.recipe.evaluate, _tasks(job.recipe)
+    tasks = _tasks(job.recipe)
     if not tasks:
         return None, []
-    record: dict[str, Any] = {"tasks": list(wanted.tasks), "models": [], "at": [], "failures": []}
+    names = list(job.recipe.evaluate.tasks)
+    record: dict[str, Any] = {"tasks": names, "models": [], "at": [], "failures": []}
     try:
-        record |= _asked(job, tasks, models, moments)
+        record |= _scores(job, tasks, models, snapshots)
     except (Interrupted, DataError):
         raise
     except InherituneError as error:
         return record, [f"No task was asked: {error.message} {error.hint}".strip()]
     except Exception as error:
+        # Everything is trained: whatever lm-eval trips over, the result stands.
         return record, [f"No task was asked: {type(error).__name__}: {first_line(error)}."]
-    failed = record["failures"]
-    return record, [f"{f['model']} was not asked {f['task']}: {f['message']}" for f in failed]
+    failures = record["failures"]
+    return record, [f"{f['model']} was not asked {f['task']}: {f['message']}" for f in failures]
 
 
-def _asked(
+def _scores(
     job: Job,
     tasks: list[tuple[str, int | None]],
-    models: Sequence[Examined],
-    moments: Sequence[Examined],
+    models: Sequence[RunModel],
+    snapshots: Sequence[RunModel],
 ) -> dict[str, Any]:
     from inheritune.evaluation.task_descriptions import task_descriptions
     from inheritune.evaluation.task_scores import EvaluationSettings, ModelToScore, score_tasks
     from inheritune.training.hardware import choose_device
 
-    wanted, out = job.recipe.evaluate, job.run.root / "evaluation"
+    # --- the same settings for all models, those of their training ---
+    section, out = job.recipe.evaluate, job.run.root / "evaluation"
     device = choose_device()
-    bf16 = device == "cuda" and job.recipe.train.precision != "fp32"  # as it was trained
+    is_bf16 = device == "cuda" and job.recipe.train.precision != "fp32"
+    precision = "bf16" if is_bf16 else "fp32"
     settings = EvaluationSettings(
-        wanted.batch_size, "bf16" if bf16 else "fp32", wanted.add_bos, wanted.limit, device
+        section.batch_size, precision, section.add_bos, section.limit, device
     )
-    everyone = {_label(model, model in moments): model for model in [*models, *moments]}
-    asked = [
+
+    # --- ask; scores come back under the label of their model ---
+    by_label = {_label(model): model for model in models}
+    by_label |= {_snapshot_label(model): model for model in snapshots}
+    to_score = [
         ModelToScore(label, model.path, open_model(str(model.path)).digest)
-        for label, model in everyone.items()
+        for label, model in by_label.items()
     ]
-    with task_descriptions(tasks, _local(job), wanted.allow_task_code, out) as descriptions:
-        job.on_progress(Progress("tasks", message=f"{len(descriptions)} for {len(asked)} models"))
-        answers = score_tasks(asked, descriptions, settings, out, job.stop, job.on_progress)
-    scores: dict[str, list[dict[str, Any]]] = {label: [] for label in everyone}
+    local_data = _local_data(job.recipe)
+    with task_descriptions(tasks, local_data, section.allow_task_code, out) as descriptions:
+        message = f"{len(descriptions)} for {len(to_score)} models"
+        job.on_progress(Progress("tasks", message=message))
+        answers = score_tasks(to_score, descriptions, settings, out, job.stop, job.on_progress)
+
+    # --- a row for each model ---
+    rows = {label: _row(model) | {"scores": []} for label, model in by_label.items()}
     for label, score in answers.scores:
-        scores[label].append(score.as_json())
-    rows = {label: _row(model) | {"scores": scores[label]} for label, model in everyone.items()}
+        rows[label]["scores"].append(score.as_json())
     return {
         "settings": asdict(settings),
-        "models": [rows[_label(model, False)] for model in models],
-        "at": [rows[_label(model, True)] for model in moments],
+        "models": [rows[_label(model)] for model in models],
+        "at": [rows[_snapshot_label(model)] for model in snapshots],
         "failures": [asdict(failure) for failure in answers.failures],
     }
 
 
-def _row(model: Examined) -> dict[str, Any]:
+def _row(model: RunModel) -> dict[str, Any]:
     fields = asdict(model)
     del fields["path"]
     return fields
 
 
-def _label(model: Examined, moment: bool) -> str:
-    return f"{model.name}, {model.layers} layers" + (f", {model.tokens} tokens" * moment)
+def _label(model: RunModel) -> str:
+    return f"{model.name}, {model.layers} layers"
+
+
+def _snapshot_label(model: RunModel) -> str:
+    return f"{_label(model)}, {model.tokens} tokens"

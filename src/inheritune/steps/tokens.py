@@ -1,4 +1,4 @@
-"""The run's tokens, by the reference's tokenizer."""
+"""Prepare a run's tokens with the tokenizer of its reference."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ __all__ = ["import_flat_tokens", "prepare_tokens"]
 
 
 def prepare_tokens(job: Job, model: Path) -> TokenDirectory:
-    """Training and validation tokens, by the tokenizer of a model directory."""
+    """Prepare training and validation tokens with the tokenizer of a model directory."""
     recipe = job.recipe
     tokenizer = open_tokenizer(model)
     rows = embedding_rows(model, tokenizer)
@@ -31,17 +31,17 @@ def prepare_tokens(job: Job, model: Path) -> TokenDirectory:
 
 
 def import_flat_tokens(job: Job, model: Path, files: FlatFiles) -> TokenDirectory:
-    """Ids of another program as the run's tokens, said to be of a model directory's tokenizer."""
+    """Import token ids of another program, made with the tokenizer of a model directory."""
     tokenizer = open_tokenizer(model)
     rows = embedding_rows(model, tokenizer)
     return import_tokens(files, tokenizer, rows, job.run.tokens, job.on_progress, job.stop)
 
 
 def _longest_training(recipe: Recipe) -> int:
-    planned = [recipe.train.tokens]
+    counts = [recipe.train.tokens]
     for name, variant in recipe.variants.items():
-        trainings = 2 if variant.start == "stacking" else 1  # the second goes on in the text
-        planned.append(trainings * (recipe.tokens_of(name) or 0))
+        trainings = 2 if variant.start == "stacking" else 1  # the second continues in the text
+        counts.append(trainings * (recipe.tokens_of(name) or 0))
     if recipe.reference.train is not None:
-        planned.append(recipe.reference.train.tokens)
-    return max(planned)
+        counts.append(recipe.reference.train.tokens)
+    return max(counts)

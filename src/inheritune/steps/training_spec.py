@@ -1,4 +1,4 @@
-"""The trainings that a recipe's variants come to."""
+"""Turn the variants of a recipe into the trainings that they consist of."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,31 +17,32 @@ from inheritune.surgery.selection import (
     stated_count,
 )
 
-__all__ = ["TrainingSpec", "depth_of", "specs_for"]
+__all__ = ["TrainingSpec", "layers_of", "specs_for"]
 
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """One training to be done.
+    """What to train, from which start, and for how long. All fields are JSON values.
 
     Attributes:
         variant: Name in the recipe.
-        start: As the variant's; ``"trained"`` for a model as it is.
-        layers: Of the model trained.
+        start: The variant's ``start``, or ``"trained"`` for a model as it is.
+        layers: Transformer layers of the trained model.
         tokens: Training tokens, repeats counted.
-        model: Model directory that a ``"trained"`` start takes its weights from, where it lies.
-        grown_from: Directory of the training whose end it goes on from, within the run.
-        first_sample: Position in the order of samples at which it begins.
-        kept: Layers of the reference that are inherited; None: the first.
-        parts: What is inherited of them, see `parts.fresh_names`.
-        lr_scale: Of the peak learning rate.
+        model: Directory of the weights of a ``"trained"`` start.
+        grown_from: Directory, within the run, of the training whose final model was grown.
+        first_sample: Position in the order of samples at which the training begins.
+        inherited_layers: Layers of the reference that are inherited; None: the first ``layers``.
+        parts: Parts of these layers that are inherited, see `parts.fresh_names`.
+        lr_scale: Factor on the recipe's peak learning rate.
         warmup_tokens: None: the recipe's.
-        made_of: What it begins with, in words; empty where `start` says it all.
-        distill: The variant's section `distill`, as JSON values; None: it learns from text alone.
-        reference: Model directory that a distillation learns from.
-        goes_on: Whether a later training may go on from its end, which is then kept.
-        seed: Of data order and fresh weights; None: the recipe's ``train.seed``.
-        repeats: Whether it repeats a training with a further seed, which its folder then names.
+        made_of: The start in words; empty where ``start`` says it all.
+        distill: The variant's section `distill`; None: the training learns from text alone.
+        reference_dir: Model directory of the reference; only for a distillation.
+        reference_digest: Digest of this model; only for a distillation.
+        keeps_end: Whether the last checkpoint is kept, so that a later training can continue it.
+        seed: Seed of data order and fresh weights; None: the recipe's ``train.seed``.
+        is_repeat: Whether it repeats a training with another seed; its directory names the seed.
     """
 
     variant: str
@@ -51,56 +52,53 @@ class TrainingSpec:
     model: str | None = None
     grown_from: str | None = None
     first_sample: int = 0
-    kept: Sequence[int] | None = None
+    inherited_layers: Sequence[int] | None = None
     parts: str = "all"
     lr_scale: float = 1.0
     warmup_tokens: int | None = None
     made_of: str = ""
     distill: dict[str, Any] | None = None
-    reference: str | None = None
-    goes_on: bool = False
+    reference_dir: str | None = None
+    reference_digest: str | None = None
+    keeps_end: bool = False
     seed: int | None = None
-    repeats: bool = False
+    is_repeat: bool = False
 
-    def folder_in(self, run: Run) -> Path:
+    def directory_in(self, run: Run) -> Path:
         """The training's own directory."""
-        return run.variant(self.variant, self.layers, self.seed if self.repeats else None)
+        return run.variant(self.variant, self.layers, self.seed if self.is_repeat else None)
 
-    def start_in(self, folder: Path) -> Path:
-        """The directory it starts from: its own model, or ``start/`` of the training's folder."""
-        return folder / "start" if self.model is None else Path(self.model)
-
-    def settings(self, train: Train) -> Train:
-        """The recipe's section, with what the arm has of its own."""
-        own: dict[str, float] = {"learning_rate": train.learning_rate * self.lr_scale}
+    def train_section(self, train: Train) -> Train:
+        """The recipe's section `train`, with the values that this training changes."""
+        changes: dict[str, float] = {"learning_rate": train.learning_rate * self.lr_scale}
         if self.seed is not None:
-            own["seed"] = self.seed
+            changes["seed"] = self.seed
         if self.warmup_tokens is not None:
-            own["warmup_tokens"] = self.warmup_tokens
-        return train.model_copy(update=own)
+            changes["warmup_tokens"] = self.warmup_tokens
+        return train.model_copy(update=changes)
 
     @property
-    def keeps_moments(self) -> bool:
-        """Whether the optimizer goes on from where it stood: in a model that has grown."""
+    def keeps_optimizer_state(self) -> bool:
+        """Whether AdamW's moments of the smaller model are taken over into the grown one."""
         return self.start in ("inherit", "grown") and self.grown_from is not None
 
     @property
-    def task(self) -> str:
-        """Name shown with the progress and in the ledger."""
-        seed = f", seed {self.seed}" if self.repeats else ""
+    def title(self) -> str:
+        """Name of the training in progress events and in the ledger."""
+        seed = f", seed {self.seed}" if self.is_repeat else ""
         return f"{self.variant}, {self.layers} layers{seed}"
 
 
-def depth_of(variant: Variant, reference_layers: int, target_layers: int) -> int:
-    """How many layers a variant is trained with.
+def layers_of(variant: Variant, reference_layers: int, target_layers: int) -> int:
+    """Number of layers that a variant is trained with.
 
     Args:
-        variant: Says it, or leaves it to the target.
-        reference_layers: Of the reference.
-        target_layers: Of the target, when it is the variant's turn.
+        variant: A variant that leaves it open takes over the target's.
+        reference_layers: Layers of the reference.
+        target_layers: Layers of the target.
 
     Raises:
-        RecipeError: It lists layers that are not there.
+        RecipeError: The variant selects layers that the reference does not have.
     """
     if variant.start == "half-width" or variant.layers == "all":
         return reference_layers
@@ -115,22 +113,23 @@ def specs_for(
     tokens: int,
     layers_by_rank: Sequence[int] | None = None,
 ) -> list[TrainingSpec]:
-    """The trainings of a variant with its first seed, in their order: one, and of stacking two.
+    """List the trainings of a variant with its first seed, in order: one, or two of stacking.
 
     Args:
         recipe: Has the variant.
-        name: Of the variant.
-        reference_layers: Of the reference.
-        layers: Of the variant, see `depth_of`.
-        tokens: Of each training.
+        name: The variant's name.
+        reference_layers: Layers of the reference.
+        layers: Layers of the variant, see `layers_of`.
+        tokens: Training tokens of each training.
         layers_by_rank: Layers of the reference, that of lowest attention rank first; None: not
-            known yet.
+            measured yet.
 
     Raises:
-        RecipeError: The reference has no such layers, or they cannot be halved.
+        RecipeError: The reference has no such layers, or their number cannot be halved.
     """
+    # --- what all starts share ---
     variant = recipe.variants[name]
-    arm = TrainingSpec(
+    spec = TrainingSpec(
         variant=name,
         start=variant.start,
         layers=layers,
@@ -142,30 +141,34 @@ def specs_for(
         distill=None if variant.distill is None else variant.distill.model_dump(mode="json"),
     )
     if name == recipe.target:
-        controls = [other.start for other in recipe.variants.values()]
-        arm = replace(arm, goes_on=recipe.grow.weights == "keep" or "grown" in controls)
+        has_grown = any(other.start == "grown" for other in recipe.variants.values())
+        spec = replace(spec, keeps_end=recipe.grow.weights == "keep" or has_grown)
+
+    # --- what a start has of its own ---
+    first_half = []
     if variant.start == "inherit":
         facts = LayerFacts(reference_layers, layers_by_rank)
-        kept = choose_layers(variant.select, facts, layers, estimate=True)
-        arm = replace(arm, kept=None if kept == tuple(range(layers)) else list(kept))
-    before = []
-    if variant.start == "stacking":
-        half = _half(layers)
-        fresh = replace(arm, start="fresh", layers=half)
-        said = f"fresh weights, to be stacked{_own_rate(fresh)}"
-        before = [replace(fresh, made_of=said)]
-        steps = recipe.train.num_steps(tokens)
-        arm = replace(
-            arm,
-            grown_from=Run(Path()).variant(name, half).as_posix(),
-            first_sample=steps * recipe.train.batch_tokens // recipe.train.seq_len,
+        chosen = choose_layers(variant.select, facts, layers, estimate=True)
+        is_prefix = chosen == tuple(range(layers))
+        spec = replace(spec, inherited_layers=None if is_prefix else list(chosen))
+    elif variant.start == "stacking":
+        # Half of the layers are trained from fresh weights; their end, twice, is the second start.
+        half = replace(spec, start="fresh", layers=_half(layers))
+        made_of = f"fresh weights, to be stacked{_own_rate(half)}"
+        first_half = [replace(half, made_of=made_of)]
+        train = recipe.train
+        spec = replace(
+            spec,
+            grown_from=Run(Path()).variant(name, half.layers).as_posix(),
+            first_sample=train.num_steps(tokens) * train.batch_tokens // train.seq_len,
         )
     elif variant.start == "hybrid-stacking":
         _half(layers)
-    made_of = _made_of(arm)
     if variant.select == "lazy":
-        made_of = _made_of_lazy(arm, layers_by_rank is not None)
-    return [*before, replace(arm, made_of=made_of)]
+        made_of = _made_of_lazy(spec, layers_by_rank is not None)
+    else:
+        made_of = _made_of(spec)
+    return [*first_half, replace(spec, made_of=made_of)]
 
 
 def _half(layers: int) -> int:
@@ -176,44 +179,49 @@ def _half(layers: int) -> int:
     return layers // 2
 
 
-def _made_of(arm: TrainingSpec) -> str:
-    is_plain = arm.start in ("inherit", "fresh") and arm.kept is None and arm.parts == "all"
-    if is_plain and not _own_rate(arm):
+# -- the start in words
+
+
+def _made_of(spec: TrainingSpec) -> str:
+    is_inherited_whole = spec.inherited_layers is None and spec.parts == "all"
+    if spec.start in ("inherit", "fresh") and is_inherited_whole and not _own_rate(spec):
         return ""
-    if arm.start == "grown":  # the rest is said where it is known what it goes on from
-        return _own_rate(arm)
-    half = _layers(arm.layers // 2)
-    said = {
+    if spec.start == "grown":  # `growth.grown_specs` knows from what, and completes the text
+        return _own_rate(spec)
+    half = _layers(spec.layers // 2)
+    text = {
         "fresh": "fresh weights",
         "stacking": f"its own {half}, trained from fresh weights, twice",
         "hybrid-stacking": f"the first {half} of the reference, twice",
         "half-width": "all layers of the reference, half as wide",
-    }.get(arm.start, f"the first {_layers(arm.layers)} of the reference")
-    if arm.kept is not None:
-        said = f"{describe_selection(arm.kept)} of the reference"
-    if arm.parts == "outer-only":
-        said = "embeddings, positions, final norm and head of the reference"
-    if "paper-code" in arm.parts:
-        said = f"{arm.parts}: {said}"
-    if arm.parts != "all":
-        said += f"; fresh: {describe_parts(arm.parts).rstrip(',')}"
-    return said + _own_rate(arm)
+    }.get(spec.start, f"the first {_layers(spec.layers)} of the reference")
+    if spec.inherited_layers is not None:
+        text = f"{describe_selection(spec.inherited_layers)} of the reference"
+    if spec.parts == "outer-only":
+        text = "embeddings, positions, final norm and head of the reference"
+    if "paper-code" in spec.parts:
+        text = f"{spec.parts}: {text}"
+    return text + _fresh_parts(spec) + _own_rate(spec)
 
 
-def _made_of_lazy(arm: TrainingSpec, known: bool) -> str:
-    said = f"the {_layers(arm.layers)} of the reference with the lowest attention rank"
-    said += f": {describe_selection(arm.kept or range(arm.layers))}" if known else ""
-    if arm.parts != "all":
-        said += f"; fresh: {describe_parts(arm.parts).rstrip(',')}"
-    return said + ("" if known else " (which, a run finds out)") + _own_rate(arm)
+def _made_of_lazy(spec: TrainingSpec, is_measured: bool) -> str:
+    text = f"the {_layers(spec.layers)} of the reference with the lowest attention rank"
+    if is_measured:
+        text += f": {describe_selection(spec.inherited_layers or range(spec.layers))}"
+    unknown = "" if is_measured else " (which ones, the run measures)"
+    return text + _fresh_parts(spec) + unknown + _own_rate(spec)
+
+
+def _fresh_parts(spec: TrainingSpec) -> str:
+    return "" if spec.parts == "all" else f"; fresh: {describe_parts(spec.parts).rstrip(',')}"
 
 
 def _layers(count: int) -> str:
     return "layer" if count == 1 else f"{count} layers"
 
 
-def _own_rate(arm: TrainingSpec) -> str:
-    rate = f"; peak learning rate x {arm.lr_scale:g}" if arm.lr_scale != 1 else ""
-    if arm.warmup_tokens is None:
+def _own_rate(spec: TrainingSpec) -> str:
+    rate = f"; peak learning rate x {spec.lr_scale:g}" if spec.lr_scale != 1 else ""
+    if spec.warmup_tokens is None:
         return rate
-    return f"{rate}; warm-up {arm.warmup_tokens:,} token{'s' * (arm.warmup_tokens != 1)}"
+    return f"{rate}; warm-up {spec.warmup_tokens:,} token{'s' * (spec.warmup_tokens != 1)}"

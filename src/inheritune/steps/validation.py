@@ -1,4 +1,4 @@
-"""The val_loss of model directories, by all processes of a run together."""
+"""Measure the val_loss of model directories, in all processes of a run together."""
 
 import math
 import time
@@ -19,15 +19,15 @@ __all__ = ["enough_memory_to_validate", "finite", "val_loss_of", "val_loss_share
 def val_loss_of(
     job: Job, directory: Path, tokens: TokenDirectory, task: str
 ) -> "tuple[ValLoss, float]":
-    """The val_loss of a model directory, and the seconds it took."""
+    """Measure a model directory; returns its val_loss and the seconds that this took."""
     began = time.monotonic()
-    places = {"directory": str(directory.resolve()), "tokens": str(tokens.path.resolve())}
-    job.processes.post({"do": "measure", "task": task} | places)
+    paths = {"directory": str(directory.resolve()), "tokens": str(tokens.path.resolve())}
+    job.processes.post({"do": "measure", "task": task} | paths)
     return val_loss_share(job, directory, tokens, task), time.monotonic() - began
 
 
 def val_loss_share(job: Job, directory: Path, tokens: TokenDirectory, task: str) -> "ValLoss":
-    """This process's part of `val_loss_of`, and the whole in the end."""
+    """Do this process's share of a measurement; every process returns the whole val_loss."""
     from inheritune.evaluation.val_loss import measure_val_loss
     from inheritune.training.hardware import choose_device
     from inheritune.training.models import load_model
@@ -48,11 +48,11 @@ def val_loss_share(job: Job, directory: Path, tokens: TokenDirectory, task: str)
 
 
 def enough_memory_to_validate(batch_size: int) -> AbstractContextManager[None]:
-    """See `memory_named`: for a forward pass over so many windows."""
+    """Name ``evaluate.batch_size`` where a forward pass runs out of memory, see `memory_named`."""
     otherwise = "Take a machine or device with more memory"
     return memory_named("evaluate.batch_size", batch_size, otherwise)
 
 
 def finite(value: float) -> float | None:
-    """A number that JSON can say; None for NaN, such as the standard error of one window."""
+    """A number that JSON can hold; None for NaN, such as the standard error of one window."""
     return value if math.isfinite(value) else None

@@ -1,11 +1,11 @@
-"""What every process but the first does: its part of what the first one posts."""
+"""Serve process 0: do this process's share of every training and measurement that it posts."""
 
 from pathlib import Path
 
 from inheritune.data.tokens import open_tokens
 from inheritune.steps.job import Job
 from inheritune.steps.training import train_share
-from inheritune.steps.training_spec import TrainingSpec
+from inheritune.steps.training_task import TrainingTask
 from inheritune.steps.validation import val_loss_share
 
 __all__ = ["serve"]
@@ -15,19 +15,19 @@ def serve(job: Job) -> int:
     """Take part in trainings and measurements until the run ends.
 
     Args:
-        job: As process 0 has it. Tokens and start directories are read where that one has them:
-            several machines need directories that they share.
+        job: As in process 0. Tokens and models are read from the paths that process 0 names, so
+            several machines need a shared file system.
 
     Returns:
         The exit code of the run.
     """
-    for task in job.processes.tasks(job.stop):
-        if task["do"] == "end":
-            return int(task["code"])
-        tokens = open_tokens(Path(task["tokens"]))  # whatever there was to prepare is prepared
-        if task["do"] == "train":
-            folder = job.run.root / task["folder"]
-            train_share(job, TrainingSpec(**task["arm"]), folder, tokens, task["inputs"])
+    for message in job.processes.tasks(job.stop):
+        if message["do"] == "end":
+            return int(message["code"])
+        # Whatever process 0 names is complete: it prepares tokens and starts before it posts.
+        if message["do"] == "train":
+            train_share(TrainingTask.from_message(job, message))
         else:
-            val_loss_share(job, Path(task["directory"]), tokens, task["task"])
+            tokens = open_tokens(Path(message["tokens"]))
+            val_loss_share(job, Path(message["directory"]), tokens, message["task"])
     return 0
