@@ -4,9 +4,24 @@ from pathlib import Path
 
 import pytest
 
-from inheritune.recipe.load import read_recipe
+from inheritune.planning.recipe_plan import plan_recipe
+from inheritune.recipe.load import RecipeFile, read_recipe
 from inheritune.recipe.presets import preset_path
 from inheritune.run.execute import execute
+
+SMALL = [
+    "data.tokens=200K",
+    "data.val_fraction=0.004",
+    "train.tokens=16K",
+    "train.warmup_tokens=4K",
+    "train.eval_every=null",
+    "analyze=null",
+    "report.prompts=[]",
+]
+
+
+def small(name: str, *sets: str) -> RecipeFile:
+    return read_recipe(preset_path(name), [*SMALL, *sets])
 
 
 @pytest.mark.shared_data
@@ -31,3 +46,36 @@ def test_the_stories_recipe_runs_on_a_model_that_somebody_else_trained(
     assert 1.2 < final["benchmark"] < 2.0
     assert final["benchmark"] < final["val_loss"] < 3.9
     assert final["gap_closed"] > 0.3
+
+
+def test_the_plan_of_demo_fewest_layers_halves_the_sizes(tmp_path: Path) -> None:
+    plan = plan_recipe(read_recipe(preset_path("demo-fewest-layers")).recipe, tmp_path / "run")
+    assert [training.layers for training in plan.trainings] == [1, 5, 7, 8]
+    assert plan.trainings[0].tokens == 292 * 2048
+
+
+def test_the_plan_of_demo_distillation_runs_the_reference_once_for_both(tmp_path: Path) -> None:
+    plan = plan_recipe(read_recipe(preset_path("demo-distillation")).recipe, tmp_path / "run")
+    trainings = {training.name: training for training in plan.trainings}
+    assert trainings["kd"].reference_flops > 0
+    assert trainings["kd-inherit"].reference_flops == 0
+    assert trainings["inherit"].reference_flops is None
+
+
+@pytest.mark.slow  # with `make recipes`
+def test_demo_fewest_layers_ends_with_the_smallest_size_that_matched(tmp_path: Path) -> None:
+    result = execute(small("demo-fewest-layers", "grow.tolerance=2.5"), tmp_path / "run")
+    rounds = {row["layers"]: row["outcome"] == "matched" for row in result.record["rounds"]}
+    assert list(rounds)[:2] == [1, 5]
+    assert result.layers == min(layers for layers, matched in rounds.items() if matched)
+    assert not rounds[max(layers for layers in rounds if layers < result.layers)]
+
+
+@pytest.mark.slow  # with `make recipes`
+def test_demo_distillation_stores_the_logits_once(tmp_path: Path) -> None:
+    result = execute(small("demo-distillation"), tmp_path / "run")
+    rows = {row["name"]: row for row in result.record["variants"]}
+    assert rows["kd"]["reference_flops"] > 0 == rows["kd-inherit"]["reference_flops"]
+    (store,) = (tmp_path / "run" / "reference" / "logits").iterdir()
+    assert store.name.startswith("top-32-")
+    assert rows["kd-inherit"]["val_loss"] < rows["kd"]["val_loss"]
