@@ -1,7 +1,8 @@
 """Inject faults into training, saving, resuming and growing.
 
 Processes that fail, growth that keeps weights and trackers have more tests in
-tests/training/test_process_group.py, tests/steps/test_keep.py and tests/training/test_trackers.py.
+tests/training/test_process_group.py, tests/steps/test_kept_layers.py and
+tests/training/test_trackers.py.
 """
 
 import errno

@@ -47,7 +47,7 @@ def finished(
     return root, execute(recipe, root), recipe
 
 
-def test_the_result_says_all_that_was_promised(
+def test_the_summary_has_every_promised_key(
     finished: tuple[Path, dict[str, Any], RecipeFile],
 ) -> None:
     root, final, _ = finished
@@ -63,7 +63,7 @@ def test_the_result_says_all_that_was_promised(
     assert Run(root).read()["result"] == final
 
 
-def test_it_grows_by_the_step_until_the_limit_when_nothing_matches(
+def test_a_target_that_never_matches_grows_to_the_limit(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
     # Trained for one step at next to no rate, a cut model stays worse than the whole one...
@@ -83,7 +83,7 @@ def test_it_grows_by_the_step_until_the_limit_when_nothing_matches(
     assert result.val_loss == pytest.approx(result.reference_loss, abs=1e-6)
 
 
-def test_it_stops_at_the_first_round_that_matches(
+def test_growth_stops_at_the_first_round_that_matches(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
     recipe = recipe_of(tiny_reference, tiny_text, grow={"tolerance": 100.0})
@@ -107,7 +107,7 @@ def trained_reference(model: Path, text: Path, folder: Path) -> Path:
     return folder / "training" / "target"
 
 
-def test_the_control_has_the_targets_size_and_tokens(
+def test_a_control_has_the_targets_size_and_tokens(
     finished: tuple[Path, dict[str, Any], RecipeFile],
 ) -> None:
     rows = {row["name"]: row for row in finished[1]["variants"]}
@@ -129,7 +129,7 @@ def test_the_totals_count_every_round_and_control_and_nothing_borrowed(
     assert final["flops"] == sum(entry["flops"] for entry in paid)
 
 
-def test_what_is_published_is_what_was_measured(
+def test_the_published_model_has_the_measured_val_loss(
     finished: tuple[Path, dict[str, Any], RecipeFile],
 ) -> None:
     import torch
@@ -163,7 +163,7 @@ def test_the_targets_config_is_the_references_with_the_edits_of_inherit_json(
         assert (target / name).read_bytes() == (tiny_reference / name).read_bytes()
 
 
-def test_running_again_does_nothing_again(
+def test_a_finished_run_trains_nothing_again(
     finished: tuple[Path, dict[str, Any], RecipeFile],
 ) -> None:
     root, final, recipe = finished
@@ -174,7 +174,7 @@ def test_running_again_does_nothing_again(
     assert not [progress for progress in heard if progress.unit == "tokens"]
 
 
-def test_what_earlier_starts_ran_on_stays_in_the_record(
+def test_environments_of_earlier_starts_stay_in_the_record(
     finished: tuple[Path, dict[str, Any], RecipeFile], tmp_path: Path
 ) -> None:
     root, _, recipe = finished
@@ -207,7 +207,7 @@ def test_a_changed_recipe_is_refused_with_key_and_values(
     assert ((root / "run.json").read_bytes(), (root / "recipe.yaml").read_bytes()) == record
 
 
-def test_what_moves_nothing_may_change(
+def test_keys_that_change_no_result_may_change(
     finished: tuple[Path, dict[str, Any], RecipeFile], tiny_reference: Path, tiny_text: Path
 ) -> None:
     root, final, _ = finished
@@ -216,7 +216,7 @@ def test_what_moves_nothing_may_change(
     assert execute(free, root)["val_loss"] == final["val_loss"]
 
 
-def test_stopped_anywhere_and_continued_the_run_ends_the_same(
+def test_a_run_stopped_anywhere_ends_with_the_same_bits(
     finished: tuple[Path, dict[str, Any], RecipeFile], tmp_path: Path
 ) -> None:
     root, final, recipe = finished
@@ -288,7 +288,9 @@ def test_more_layers_than_the_reference_has_are_refused_before_anything_is_prepa
     assert not (tmp_path / "tiny" / "tokens").exists()
 
 
-def test_repeats_must_be_allowed(tiny_reference: Path, tiny_text: Path, tmp_path: Path) -> None:
+def test_repeated_text_must_be_allowed(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
     recipe = recipe_of(tiny_reference, tiny_text, train={"tokens": 10_000_000})
     with pytest.raises(DataError, match=r"data\.allow_repeat"):
         execute(recipe, tmp_path / "tiny")

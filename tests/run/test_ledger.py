@@ -58,7 +58,7 @@ def test_a_target_that_went_on_from_smaller_ones_saw_more_tokens_than_the_contro
 
 
 @pytest.mark.parametrize("changes", [{"layers": 6}, {"tokens": 200}])
-def test_it_takes_a_control_of_the_targets_size_and_tokens(changes: dict[str, int]) -> None:
+def test_the_gap_needs_a_control_of_the_targets_size_and_tokens(changes: dict[str, int]) -> None:
     assert gap_closed(outcome(TARGET, trial("scratch", SCRATCH.windows, **changes))) is None
 
 
@@ -66,7 +66,7 @@ def test_it_takes_a_control_of_the_targets_size_and_tokens(changes: dict[str, in
     "changes",
     [{"start": "inherit"}, {"made_of": "fresh weights; a rate"}, {"distill": {"alpha": 0.6}}],
 )
-def test_it_takes_plain_scratch_among_controls_of_that_size(changes: dict[str, Any]) -> None:
+def test_the_gap_takes_plain_scratch_among_controls_of_that_size(changes: dict[str, Any]) -> None:
     other = trial("other", [2.5, 2.7, 2.9])
     vars(other).update(changes)
     assert gap_closed(outcome(TARGET, other, SCRATCH)) == pytest.approx(0.9)

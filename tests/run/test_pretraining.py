@@ -63,7 +63,7 @@ def done(
     return out, train(tiny_reference, tiny_tokens, out)
 
 
-def test_it_holds_a_model_that_plain_transformers_loads_and_is_better_than_before(
+def test_transformers_loads_the_trained_model_and_its_val_loss_is_lower(
     done: tuple[Path, dict[str, Any]], tiny_reference: Path
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -80,7 +80,7 @@ def test_it_holds_a_model_that_plain_transformers_loads_and_is_better_than_befor
     assert (out / "model" / "tokenizer.json").read_bytes() == tokenizer
 
 
-def test_what_it_cost_and_what_was_set_are_in_its_record(
+def test_the_record_holds_cost_and_settings(
     done: tuple[Path, dict[str, Any]], tiny_tokens: TokenDirectory
 ) -> None:
     out, final = done
@@ -98,7 +98,7 @@ def test_what_it_cost_and_what_was_set_are_in_its_record(
 
 
 @pytest.mark.parametrize("at", [128, 640, 1280])
-def test_stopped_anywhere_the_same_call_ends_with_the_same_bits(
+def test_a_training_stopped_anywhere_ends_with_the_same_bits(
     at: int,
     done: tuple[Path, dict[str, Any]],
     tiny_reference: Path,
@@ -114,7 +114,7 @@ def test_stopped_anywhere_the_same_call_ends_with_the_same_bits(
     assert final["val_loss"] == done[1]["val_loss"]
 
 
-def test_done_it_is_done(
+def test_a_finished_training_is_not_repeated(
     done: tuple[Path, dict[str, Any]], tiny_reference: Path, tiny_tokens: TokenDirectory
 ) -> None:
     before = (done[0] / "model" / "model.safetensors").stat().st_mtime_ns
@@ -148,7 +148,7 @@ def test_other_tokens_for_the_same_out_are_refused(
         train(tiny_reference, other, tmp_path / "out")
 
 
-def test_an_allowed_change_goes_on_and_is_recorded(
+def test_an_allowed_change_is_recorded(
     tiny_reference: Path, tiny_tokens: TokenDirectory, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -159,7 +159,7 @@ def test_an_allowed_change_goes_on_and_is_recorded(
     assert Run(out).read()["allowed_changes"] == [key]
 
 
-def test_moved_away_it_goes_on(
+def test_a_moved_directory_continues(
     tiny_reference: Path, tiny_tokens: TokenDirectory, tmp_path: Path
 ) -> None:
     interrupted(tiny_reference, tiny_tokens, tmp_path / "out", 640)
@@ -226,7 +226,7 @@ def test_a_broken_token_directory_stays_an_error_of_the_data(
         ("nokey", "not of the form KEY=VALUE"),
     ],
 )
-def test_what_cannot_be_set_is_said_before_anything_is_written(
+def test_keys_without_meaning_are_refused_before_anything_is_written(
     text: str, words: str, tiny_reference: Path, tiny_tokens: TokenDirectory, tmp_path: Path
 ) -> None:
     with pytest.raises(RecipeError) as error:
@@ -273,7 +273,7 @@ def chosen(model: Path, tokens: TokenDirectory, *sets: str, processes: int = 1) 
     return plan.recipe.recipe.train
 
 
-def test_one_epoch_in_sequences_that_the_tokens_hold(
+def test_the_default_is_one_epoch_in_sequences_that_the_tokens_hold(
     tiny_reference: Path, tiny_tokens: TokenDirectory
 ) -> None:
     found = chosen(tiny_reference, tiny_tokens)
@@ -298,7 +298,7 @@ def test_a_batch_divides_among_the_processes_and_does_not_depend_on_them(
     assert chosen(tiny_reference, tiny_tokens, *sets, "train.batch_tokens=96").micro_batch == 2
 
 
-def test_a_rate_below_the_lowest_lowers_that(
+def test_a_rate_below_the_default_minimum_lowers_the_minimum(
     tiny_reference: Path, tiny_tokens: TokenDirectory
 ) -> None:
     assert chosen(tiny_reference, tiny_tokens, "train.learning_rate=1e-6").min_learning_rate == 1e-6
@@ -342,7 +342,7 @@ def test_arguments_that_do_not_go_together_are_exit_2(arguments: list[str], word
 
 
 @pytest.mark.slow
-def test_two_processes_train_it_and_one_goes_on(
+def test_one_process_continues_a_training_of_two(
     tiny_reference: Path, tiny_tokens: TokenDirectory, tmp_path: Path
 ) -> None:
     sets = [o for text in [*SETS, "train.micro_batch=4"] for o in ("--set", text)]

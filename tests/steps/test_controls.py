@@ -1,4 +1,4 @@
-"""Every way a variant can begin: what is in its start directory, and what a run makes of it."""
+"""The start of every kind of variant, and what a run makes of it."""
 
 import json
 import shutil
@@ -144,7 +144,7 @@ PARTS = [
 
 
 @pytest.mark.parametrize(("family", "parts"), PARTS)
-def test_what_is_not_inherited_is_as_the_class_makes_it_at_the_targets_size(
+def test_parts_not_inherited_are_initialised_as_by_the_class_at_the_targets_size(
     tiny_model, tmp_path, family, parts
 ):
     model = tiny_model(family)
@@ -290,7 +290,7 @@ def test_strided_layers_are_spread_from_the_first_to_the_last(count, total, kept
         ("gpt-neo", {"start": "stacking", "layers": 2}, "layer 0", 3),
     ],
 )
-def test_what_cannot_be_built_is_refused_at_plan_time(
+def test_impossible_controls_are_refused_at_plan_time(
     tiny_model, tmp_path, family, variant, said, code
 ):
     recipe = recipe_of(tiny_model(family), "no text", variants={"it": variant})
@@ -309,7 +309,7 @@ def test_half_of_an_odd_number_of_heads_is_refused(tmp_path):
         plan_recipe(recipe, tmp_path / "run")
 
 
-def test_layers_whose_attention_depends_on_their_place_are_not_moved(tmp_path):
+def test_layers_whose_attention_depends_on_their_position_are_not_moved(tmp_path):
     config = GPT2Config(
         vocab_size=64, n_embd=32, n_layer=4, n_head=2, n_positions=32,
         scale_attn_by_inverse_layer_idx=True,
@@ -321,14 +321,16 @@ def test_layers_whose_attention_depends_on_their_place_are_not_moved(tmp_path):
             plan_recipe(recipe, tmp_path / "run")
 
 
-def test_a_size_that_the_target_may_end_with_counts_too(tiny_model, tmp_path):
+def test_controls_are_checked_at_every_size_that_the_target_may_end_with(tiny_model, tmp_path):
     stacked = {"stacked": {"start": "stacking"}}
     recipe = recipe_of(tiny_model("llama"), "no text", variants=stacked, grow={"add": 1})
     with pytest.raises(RecipeError, match=r"variants.stacked, with 3 layers: half of 3 layers"):
         plan_recipe(recipe, tmp_path / "run")
 
 
-def test_a_run_refuses_it_before_the_text_is_prepared(tiny_reference, tiny_text, tmp_path):
+def test_a_run_refuses_impossible_controls_before_the_text_is_prepared(
+    tiny_reference, tiny_text, tmp_path
+):
     recipe = recipe_of(tiny_reference, tiny_text, variants={"it": {"start": "inherit",
         "select": "2-9"}})  # fmt: skip
     with pytest.raises(RecipeError, match=r"variants.it: .*no layer"):
@@ -336,7 +338,7 @@ def test_a_run_refuses_it_before_the_text_is_prepared(tiny_reference, tiny_text,
     assert not (tmp_path / "run" / "tokens").exists()
 
 
-def test_the_words_of_a_recipe_are_those_of_the_parts():
+def test_recipe_values_of_parts_are_the_parts_of_the_surgery():
     from typing import get_args
 
     from inheritune.surgery.parts import PARTS as KNOWN
@@ -414,7 +416,7 @@ def test_stacking_costs_both_of_its_trainings(finished):
     assert [row["first_sample"] for row in rows] == [0, 16]  # it goes on where the first ended
 
 
-def test_the_gap_is_that_to_scratch_of_the_same_tokens(finished):
+def test_gap_closed_compares_with_scratch_of_the_same_tokens(finished):
     assert Run(finished[0]).record().scratch.name == "scratch"
 
 
@@ -432,7 +434,7 @@ def test_a_variant_has_its_own_peak_and_warm_up(finished):
     assert result["inputs"]["train"]["warmup_tokens"] == 128
 
 
-def test_what_a_result_was_made_from_is_named_as_it_always_was(finished):
+def test_inputs_in_result_json_keep_their_names(finished):
     root, recipe, _, _ = finished
     known = {"train", "tokens", "evaluate", "reference", "start", "layers", "variant_tokens"}
     for name in ("inherit", "scratch"):
@@ -443,7 +445,7 @@ def test_what_a_result_was_made_from_is_named_as_it_always_was(finished):
     assert (set(inputs) - known, inputs["kept"]) == ({"kept"}, [2, 3])
 
 
-def test_a_run_of_many_variants_does_nothing_twice(finished):
+def test_a_finished_run_of_many_variants_trains_nothing_again(finished):
     root, recipe, _, final = finished
     before = {p: p.stat().st_mtime_ns for p in root.glob("variants/**/*") if p.is_file()}
     assert execute(RecipeFile(None, "# a test\n", recipe, {}), root).summary == final

@@ -1,4 +1,4 @@
-"""How the target grows: which sizes, and what it is compared with."""
+"""The sizes of a growing target."""
 
 import math
 from pathlib import Path
@@ -143,7 +143,7 @@ def test_a_hybrid_is_cut_between_its_patterns_only(tiny_model):
     assert growth(1, 1, add=0).notes == ()
 
 
-def test_where_all_layers_are_alike_nothing_is_said(tiny_reference):
+def test_growth_of_uniform_layers_has_no_notes(tiny_reference):
     recipe = recipe_of(tiny_reference, Path("there")).recipe
     growth = Growth.of(recipe, open_model(str(tiny_reference)), 1, 4)
     assert (growth.sizes, growth.notes) == ((1, 2, 3, 4), ())
@@ -160,7 +160,7 @@ def test_where_all_layers_are_alike_nothing_is_said(tiny_reference):
         ({"variants": {"kept": {"start": "grown", "layers": 3}}}, "the target's later rounds"),
     ],
 )
-def test_what_contradicts_itself_is_refused_with_the_reason(sections, said, tiny_reference):
+def test_contradictions_in_grow_are_refused_with_the_reason(sections, said, tiny_reference):
     with pytest.raises(ValueError, match=said):
         Recipe.model_validate(fields_of(tiny_reference, Path("there"), **sections))
 
@@ -224,7 +224,7 @@ def steps_of(folder: Path, layer: int) -> float:
     )
 
 
-def test_grown_goes_on_from_the_first_round_as_growth_that_keeps_does(
+def test_a_grown_control_equals_a_target_that_keeps_its_layers(
     tiny_reference, tiny_text, tmp_path, matches_from
 ):
     matches_from(3)
@@ -260,7 +260,7 @@ def test_grown_goes_on_from_the_first_round_as_growth_that_keeps_does(
     assert items.count("kept, 2 layers") == items.count("kept, 3 layers") == 1
 
 
-def test_grown_is_left_out_where_one_round_was_enough_and_that_is_said(
+def test_a_grown_control_is_left_out_with_a_note_where_one_round_was_enough(
     tiny_reference, tiny_text, tmp_path, matches_from
 ):
     matches_from(1)

@@ -1,4 +1,4 @@
-"""One reference, trained by the first of several runs and taken by the others."""
+"""One reference, trained by the first of several runs and taken over by the others."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def two(
     return root / "first", root / "second", kept
 
 
-def test_the_second_recipe_takes_what_the_first_has_trained(two) -> None:
+def test_a_second_recipe_takes_over_the_reference_of_the_first(two) -> None:
     first, second, kept = two
     place = next(path for path in kept.iterdir() if not path.name.startswith("."))
     assert place.name.startswith("llama-2-layers-")
@@ -75,7 +75,7 @@ def test_the_second_recipe_takes_what_the_first_has_trained(two) -> None:
     assert records[0]["benchmark"] == records[1]["benchmark"]
 
 
-def test_its_cost_is_paid_in_one_run_and_borrowed_in_the_other(two) -> None:
+def test_the_cost_of_a_shared_reference_is_paid_in_one_run_and_borrowed_in_the_other(two) -> None:
     paid, borrowed = (Run(root).read() for root in two[:2])
     assert paid["ledger"][0]["item"] == "reference training" and not paid["ledger"][0]["borrowed"]
     entry = borrowed["ledger"][0]
@@ -87,7 +87,9 @@ def test_its_cost_is_paid_in_one_run_and_borrowed_in_the_other(two) -> None:
     assert any("trained by another run" in said for said in remarks(typed(borrowed)))
 
 
-def test_both_runs_can_be_done_again_at_no_cost(two, tiny_reference, tiny_text) -> None:
+def test_both_runs_of_a_shared_reference_train_nothing_again(
+    two, tiny_reference, tiny_text
+) -> None:
     first, second, kept = two
     before = [Run(root).read()["ledger"] for root in (first, second)]
     execute(as_file(wishing(tiny_reference, tiny_text, kept)), first)
@@ -101,7 +103,7 @@ def test_both_runs_can_be_done_again_at_no_cost(two, tiny_reference, tiny_text) 
     [{"data": {"val_fraction": 0.3}}, {"train": {"seed": 3}}],
     ids=["text", "seed"],
 )
-def test_whatever_decides_the_weights_leads_to_another_reference(
+def test_a_change_of_inputs_leads_to_another_stored_reference(
     two, tiny_reference, tiny_text, tmp_path, changes
 ) -> None:
     kept = two[2]
@@ -112,7 +114,7 @@ def test_whatever_decides_the_weights_leads_to_another_reference(
     assert len([name for name in new if not name.startswith(".")]) == 1
 
 
-def test_a_plan_of_a_run_that_has_taken_it_does_not_count_it(
+def test_a_plan_does_not_count_a_reference_that_was_taken_over(
     two, tiny_reference, tiny_text
 ) -> None:
     recipe = wishing(tiny_reference, tiny_text, two[2])
@@ -122,7 +124,9 @@ def test_a_plan_of_a_run_that_has_taken_it_does_not_count_it(
     assert any("costs nothing" in note for note in fresh.notes)
 
 
-def test_of_two_runs_at_once_one_trains_it(two, tiny_reference, tiny_text, tmp_path) -> None:
+def test_only_one_of_two_simultaneous_runs_trains_the_reference(
+    two, tiny_reference, tiny_text, tmp_path
+) -> None:
     recipe = wishing(tiny_reference, tiny_text, tmp_path / "kept")
     place = tmp_path / "kept" / place_name(two[2])
     with training_lock(place), pytest.raises(MachineError, match=f"process {os.getpid()} on"):
@@ -137,7 +141,7 @@ def place_name(kept: Path) -> str:
     return Path(json.loads(first.read_text())["result"]["taken_from"]).name
 
 
-def test_stopped_it_goes_on_in_its_own_run_and_is_kept_at_the_end(
+def test_a_stopped_training_of_the_reference_continues_and_is_stored_at_its_end(
     two, tiny_reference, tiny_text, tmp_path
 ) -> None:
     recipe, kept = wishing(tiny_reference, tiny_text, tmp_path / "kept"), tmp_path / "kept"
@@ -155,7 +159,7 @@ def test_stopped_it_goes_on_in_its_own_run_and_is_kept_at_the_end(
     assert weights.read_bytes() == (two[2] / place_name(two[2]) / weights.name).read_bytes()
 
 
-def test_killed_while_it_is_kept_nothing_half_is_taken_and_it_is_kept_next_time(
+def test_a_kill_during_storing_leaves_nothing_and_the_next_start_stores_it(
     two, tiny_reference, tiny_text, tmp_path
 ) -> None:
     recipe = wishing(tiny_reference, tiny_text, tmp_path / "kept")
@@ -188,7 +192,7 @@ execute(RecipeFile(None, "# made by a test\\n", recipe, {}), root / "run")
 """
 
 
-def test_a_reference_that_was_taken_and_is_gone_is_asked_for(
+def test_a_missing_reference_that_was_taken_over_is_an_error(
     two, tiny_reference, tiny_text, tmp_path
 ) -> None:
     kept = tmp_path / "kept"

@@ -1,4 +1,4 @@
-"""Several seeds: what is trained with each, what is kept of one, and what is said of all."""
+"""Trainings with several seeds, and the rows that summarise them."""
 
 import json
 import statistics
@@ -166,7 +166,7 @@ def test_equal_compute_is_what_the_first_seed_took(several) -> None:
     assert row["tokens"] == pytest.approx(spent / row["flops_per_token"], abs=128)
 
 
-def test_it_is_said_with_how_many_seeds_the_target_matched(several) -> None:
+def test_a_note_tells_with_how_many_seeds_the_target_matched(several) -> None:
     root, final, _ = several
     record = Run(root).read()
     row = next(row for row in record["variants"] if row["name"] == "inherit")

@@ -30,7 +30,7 @@ def test_a_training_that_does_not_fit_is_refused_with_both_amounts(
     assert error.value.exit_code == 4
 
 
-def test_what_was_saved_before_a_stop_counts_as_room(free: SimpleNamespace, tmp_path: Path) -> None:
+def test_files_saved_before_a_stop_count_as_room(free: SimpleNamespace, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoints" / "step-00000001"
     checkpoint.mkdir(parents=True)
     (checkpoint / "model.safetensors").write_bytes(bytes(12_000))
@@ -38,9 +38,7 @@ def test_what_was_saved_before_a_stop_counts_as_room(free: SimpleNamespace, tmp_
     refuse_full_disk(tmp_path, 1000, keep=2)
 
 
-def test_models_that_stay_for_tasks_count_and_links_do_not(
-    free: SimpleNamespace, tmp_path: Path
-) -> None:
+def test_snapshots_count_and_links_do_not(free: SimpleNamespace, tmp_path: Path) -> None:
     free.free = 78_999  # two snapshots more: a checkpoint and a model each
     with pytest.raises(MachineError, match="79,200 bytes"):
         refuse_full_disk(tmp_path, 1000, keep=2, snapshots=2)

@@ -1,4 +1,4 @@
-"""`--from CHECKPOINT`: going on from a checkpoint that is named."""
+"""`--from CHECKPOINT`: continuing from a named checkpoint."""
 
 import json
 import os
@@ -102,7 +102,7 @@ def go_on(
 # -- what becomes of the later ones
 
 
-def test_it_goes_on_there_and_the_later_ones_go_when_a_newer_one_is_saved(
+def test_later_checkpoints_go_when_the_named_one_has_a_successor(
     tiny_tokens: TokenDirectory, tmp_path: Path
 ) -> None:
     whole = tmp_path / "whole"
@@ -131,7 +131,7 @@ def test_it_goes_on_there_and_the_later_ones_go_when_a_newer_one_is_saved(
     assert [row["step"] for row in rows(tmp_path) if "loss" in row] == list(range(1, 21))
 
 
-def test_killed_before_it_saved_the_named_one_is_still_the_newest(
+def test_the_named_checkpoint_is_the_newest_after_a_kill_before_the_first_save(
     tiny_tokens: TokenDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for step in (3, 5):
@@ -176,7 +176,7 @@ def test_a_step_of_the_new_branch_is_not_taken_for_that_of_the_old_one(
     assert max(rates[:3]) <= 1e-3 < min(rates[3:])
 
 
-def test_stopped_before_it_went_on_the_same_command_is_given_again(
+def test_a_stop_before_the_training_suggests_the_same_command(
     out: Path, tiny_reference: Path, tiny_tokens: TokenDirectory
 ) -> None:
     (out / "benchmark.json").unlink()
@@ -189,7 +189,7 @@ def test_stopped_before_it_went_on_the_same_command_is_given_again(
     assert len(names(out / "checkpoints")) == 7
 
 
-def test_what_was_set_aside_is_said_and_gone_in_the_end(
+def test_checkpoints_set_aside_are_noted_and_removed_at_the_end(
     out: Path, tiny_reference: Path, tiny_tokens: TokenDirectory
 ) -> None:
     final = go_on(tiny_reference, tiny_tokens, out, 4)
@@ -202,7 +202,7 @@ def test_what_was_set_aside_is_said_and_gone_in_the_end(
 # -- what cannot be gone on from
 
 
-def test_a_broken_one_ends_with_3_and_a_whole_run_goes_on_without_it(
+def test_a_broken_checkpoint_ends_with_3(
     out: Path, tiny_reference: Path, tiny_tokens: TokenDirectory
 ) -> None:
     broken = out / "checkpoints" / "step-00000004" / "model.safetensors"
@@ -218,7 +218,7 @@ def test_a_broken_one_ends_with_3_and_a_whole_run_goes_on_without_it(
     assert "step-00000005, step-00000006" in missing.value.hint
 
 
-def test_what_is_not_of_this_training_ends_with_2(
+def test_a_path_that_is_no_checkpoint_of_the_training_ends_with_2(
     out: Path, begun: Path, tiny_reference: Path, tiny_tokens: TokenDirectory
 ) -> None:
     plan = plan_pretraining(str(tiny_reference), tiny_tokens.path, out, SETS)
@@ -231,7 +231,7 @@ def test_what_is_not_of_this_training_ends_with_2(
     assert len(names(out / "checkpoints")) == 7
 
 
-def test_other_settings_are_refused_there_too_and_nothing_is_set_aside(
+def test_other_settings_are_refused_and_no_checkpoint_is_set_aside(
     out: Path, tiny_reference: Path, tiny_tokens: TokenDirectory
 ) -> None:
     with pytest.raises(RecipeError, match=r"train\.seed = 0; now it is 1"):
@@ -242,7 +242,7 @@ def test_other_settings_are_refused_there_too_and_nothing_is_set_aside(
 # -- in the run of a recipe
 
 
-def test_a_run_goes_on_from_it_and_then_trains_the_others(
+def test_a_run_continues_from_the_named_checkpoint_and_then_trains_the_controls(
     run: tuple[RecipeFile, Path], tmp_path: Path
 ) -> None:
     recipe, begun = run
@@ -267,7 +267,7 @@ def invoke(*args: object) -> Result:
     return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
-def test_run_and_train_take_it_as_an_option(
+def test_run_and_train_have_the_option_from(
     run: tuple[RecipeFile, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""What the parts of a run do to each other: notes, tasks, moments, seeds, a second start."""
+"""How tasks, snapshots, samples, notes and seeds of one run affect each other."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def test_the_card_has_the_scores_of_the_target_alone(asked, tmp_path):
     assert "0.1234" not in text and "0.5678" not in text
 
 
-def test_models_at_tokens_outlive_a_stop_while_the_end_is_measured(asked, tmp_path):
+def test_snapshots_outlive_a_stop_while_the_end_is_measured(asked, tmp_path):
     root, recipe = tmp_path / "run", asked(evaluate={"at": [128, 256]})
     measured = stop_when(lambda p: p.task == "inherit, 2 layers, val_loss" and p.done > 0)
     with pytest.raises(Interrupted):
@@ -101,7 +101,7 @@ def test_models_at_tokens_outlive_a_stop_while_the_end_is_measured(asked, tmp_pa
     assert not (folder / "moments").exists()
 
 
-def test_repeats_keep_no_models_that_nobody_asks(asked, tmp_path):
+def test_repeats_keep_no_snapshots(asked, tmp_path):
     execute(asked(evaluate={"at": [128]}, seeds=[0, 1]), tmp_path / "run")
     assert [p.parent.name for p in tmp_path.glob("run/variants/inherit/*/at")] == ["2-layers"]
     assert [row["tokens"] for row in Run(tmp_path / "run").read()["evaluation"]["at"]] == [128]
@@ -174,7 +174,7 @@ def test_train_begins_with_the_size_that_a_run_begins_with(tiny_text, tmp_path):
     assert [path.name for path in (tmp_path / "run/variants/inherit").iterdir()] == ["4-layers"]
 
 
-def test_each_link_of_a_chain_begins_where_its_own_seed_has_come_to(tiny_reference, tiny_text):
+def test_each_training_of_a_chain_begins_at_the_tokens_of_its_own_seed(tiny_reference, tiny_text):
     recipe = tiny_recipe.recipe_of(
         tiny_reference, tiny_text, grow={"weights": "keep"}, seeds=[0, 1]
     )
@@ -192,7 +192,7 @@ def test_each_link_of_a_chain_begins_where_its_own_seed_has_come_to(tiny_referen
     ]
 
 
-def test_what_is_kept_of_another_branch_is_not_asked(tmp_path):
+def test_snapshots_of_another_branch_are_dropped(tmp_path):
     for step in (2, 4):
         (tmp_path / f"{step:010d}" / f"step-{step:08d}").mkdir(parents=True)
     drop_later_snapshots(tmp_path, 2)
@@ -254,7 +254,7 @@ def test_tokens_to_reach_a_loss_count_what_a_control_goes_on_from_and_one_seed(t
     assert "inherit (target)" in of and "stack, training 1" in of
 
 
-def test_tokens_that_were_named_after_the_training_are_said_and_others_not_asked(asked, tmp_path):
+def test_tokens_named_after_the_training_are_noted_and_others_not_asked(asked, tmp_path):
     execute(asked(evaluate={"at": [128]}), tmp_path / "run")
     execute(asked(evaluate={"at": [256]}), tmp_path / "run")
     record = Run(tmp_path / "run").read()

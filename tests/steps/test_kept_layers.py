@@ -1,4 +1,4 @@
-"""Growth that keeps what was trained: weights, moments, and the place in the data."""
+"""Growth that keeps the trained layers: weights, optimizer state, and the position in the data."""
 
 import json
 import os
@@ -129,7 +129,7 @@ def test_the_data_goes_on_under_keep_and_restarts_under_reinherit(
 
 
 @pytest.mark.parametrize("allowed", [12, 16, 20, 24, 26, 28, 30, 34, 40])
-def test_stopped_anywhere_it_goes_on_with_the_grown_or_the_ungrown_model(
+def test_a_run_stopped_around_growing_continues_to_the_same_bits(
     tiny_reference: Path,
     tiny_text: Path,
     tmp_path: Path,
@@ -185,7 +185,7 @@ def test_a_crash_between_growing_and_the_first_save_costs_nothing(
     assert all(torch.equal(found[name], unbroken[name]) for name in unbroken)
 
 
-def test_without_the_moments_of_the_round_before_it_says_so(
+def test_missing_optimizer_state_of_the_smaller_model_is_an_error(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "run"
