@@ -1,8 +1,7 @@
 """Measure the reference's loss on every validation window: the loss that a target has to match."""
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import SourceError
@@ -13,6 +12,8 @@ from inheritune.steps.resume import save_result, saved_result
 from inheritune.steps.validation import finite, val_loss_of
 
 __all__ = ["Benchmark", "measure_benchmark"]
+
+_REMOVED_KEYS = ("measured_on", "borrowed")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,6 @@ class Benchmark:
         tokens: Predicted tokens.
         flops: Cost of the measurement.
         seconds: Wall-clock time of the measurement.
-        measured_on: Digests of reference, tokenizer and validation set, and ``seq_len``.
         processes: Number of processes that shared the measurement; None: an older file, which does
             not say.
     """
@@ -39,7 +39,6 @@ class Benchmark:
     tokens: int
     flops: float
     seconds: float
-    measured_on: dict[str, Any] = field(default_factory=dict)
     processes: int | None = None
 
 
@@ -57,8 +56,8 @@ def measure_benchmark(job: Job, reference: Reference, tokens: TokenDirectory) ->
         "evaluate": {"batch_size": recipe.evaluate.batch_size},
     }
     if (stored := saved_result(job, path, inputs)) is not None:
-        stored.pop("borrowed", None)  # null in files of versions that could take another run's
-        return Benchmark(**stored)
+        # Files of versions that could take another run's hold two keys more.
+        return Benchmark(**{k: v for k, v in stored.items() if k not in _REMOVED_KEYS})
     loss, seconds = val_loss_of(job, reference.model.path, tokens, "benchmark")
     if not math.isfinite(loss.mean):
         raise SourceError(
@@ -74,12 +73,6 @@ def measure_benchmark(job: Job, reference: Reference, tokens: TokenDirectory) ->
         tokens=val_tokens,
         flops=val_tokens * reference.flops_per_token * EVALUATION_SHARE,
         seconds=seconds,
-        measured_on={
-            "reference": reference.model.digest,
-            "tokenizer": tokens.manifest["tokenizer"]["sha256"],
-            "validation": tokens.val_fingerprint,
-            "seq_len": recipe.train.seq_len,
-        },
         processes=job.processes.size,
     )
     save_result(path, inputs, asdict(benchmark))
