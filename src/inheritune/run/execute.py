@@ -143,8 +143,6 @@ def prepare_only(
 
     Args:
         recipe: Names the text and the reference whose tokenizer is used.
-        root: The run's directory.
-        on_progress: Called with every event.
         files: Token ids of another program, imported instead of the recipe's text.
         tokenizer: Directory of the tokenizer that made these ids; None: the reference's.
 
@@ -176,11 +174,8 @@ def train_only(
     """Train one variant at one size and stop; a later run of the recipe takes it over.
 
     Args:
-        recipe: Has the variant.
-        root: The run's directory.
         variant: A name in the recipe; None: the target.
         layers: None: as many as the recipe says, or as the target begins with.
-        on_progress: Called with every event.
         allowed: Recipe keys that may differ from those the run began with; recorded.
         checkpoint: Checkpoint from which the unfinished training continues; None: the newest.
 

@@ -158,10 +158,8 @@ def pretrain(
     """Train a model further, and measure it before and after; continues where it was stopped.
 
     Args:
-        plan: From `plan_pretraining`.
         out: Receives ``model/``, run.json, metrics.jsonl and checkpoints; an unfinished training in
             it is continued.
-        on_progress: Called with every event.
         allowed: Keys that may differ from those the training began with; recorded.
         checkpoint: Checkpoint from which the training continues; None: the newest complete one.
 

@@ -69,9 +69,6 @@ def control_specs(
     """List the trainings of all controls with their first seed, in the order of the recipe.
 
     Args:
-        job: Has the recipe.
-        reference: The model that the target was inherited from.
-        rounds: All rounds of the target.
         target: The round whose size the controls take over.
     """
     recipe = job.recipe
@@ -143,7 +140,6 @@ def continue_texts(job: Job, models: Mapping[str, Path]) -> list[dict[str, str]]
     """Let every model continue the recipe's prompts; continuations written before are read.
 
     Args:
-        job: Has the prompts.
         models: Model directories by name.
     """
     from inheritune.evaluation.samples import continue_prompts

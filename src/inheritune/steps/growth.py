@@ -43,7 +43,6 @@ class Growth:
             recipe: The size of the first round is moved up to a safe one unless the recipe gives
                 it.
             reference: Only its config and headers are read.
-            first: Layers of the first round.
             most: Most layers of the target.
         """
         total = reference.layers
@@ -125,14 +124,7 @@ def _listed(sizes: Sequence[int]) -> str:
 def round_spec(
     recipe: Recipe, reference_layers: int, rounds: Sequence[TrainingResult], layers: int
 ) -> TrainingSpec:
-    """The training of the target's next round.
-
-    Args:
-        recipe: Has the target.
-        reference_layers: Layers of the reference.
-        rounds: The rounds before.
-        layers: Layers of this round.
-    """
+    """The training of the target's next round, after ``rounds``."""
     tokens = recipe.tokens_of(recipe.target)
     assert tokens is not None  # the recipe refuses equal_compute for the target
     spec = specs_for(recipe, recipe.target, reference_layers, layers, tokens)[0]
@@ -144,12 +136,7 @@ def round_spec(
 
 
 def grown_sizes(rounds: Sequence[int], target: int) -> list[int]:
-    """The sizes of a variant that starts grown: those of the target's rounds, up to the target.
-
-    Args:
-        rounds: Layers of each round, in order.
-        target: Layers of the target.
-    """
+    """The sizes of a variant that starts grown: those of the target's rounds, up to the target."""
     return sorted({size for size in rounds if rounds[0] <= size <= target})
 
 
@@ -159,9 +146,6 @@ def grown_specs(
     """List the trainings of a variant that starts grown; none where one size was enough.
 
     Args:
-        recipe: Has the variant.
-        name: The variant's name.
-        reference_layers: Layers of the reference.
         sizes: From `grown_sizes`.
         first_tokens: Training tokens of the target's first round.
     """

@@ -34,7 +34,6 @@ def check_starts(
     The model's class is asked about each at its smallest and its largest size.
 
     Args:
-        recipe: Has the variants.
         reference: Only its config and headers are read.
         sizes: Numbers of layers that the target may end with.
         only: Check this variant alone; None: all.

@@ -56,7 +56,6 @@ def refuse_full_disk(directory: Path, params: int, keep: int, snapshots: int = 0
 
     Args:
         directory: The training's own directory; what was saved there before counts as room.
-        params: Parameters of the trained model.
         keep: Checkpoints kept; one more is being written beside them.
         snapshots: Mid-training snapshots, of which a checkpoint and then a model are kept.
 

@@ -169,8 +169,6 @@ def pinned_commit(run: Run, model: str, revision: str | None) -> str | None:
 
     Args:
         run: Its directory need not exist.
-        model: As in the recipe.
-        revision: As in the recipe.
 
     Returns:
         None if the run has no commit of this model and revision.

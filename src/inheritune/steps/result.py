@@ -115,11 +115,7 @@ class Measurement:
 
 
 def measure_published(task: TrainingTask, on_row: "OnRow") -> Measurement:
-    """Measure ``model/`` and write the last row of `metrics.jsonl`.
-
-    Args:
-        task: The training.
-        on_row: Called with the row.
+    """Measure ``model/`` and write the last row of `metrics.jsonl`, which ``on_row`` is given too.
 
     Raises:
         DivergedError: The val_loss is not finite.
@@ -149,9 +145,6 @@ def make_result(
     """Put together the result of a training; the reference's goes beside its weights, too.
 
     Args:
-        task: The training.
-        loop_result: From the training loop.
-        measurement: Of ``model/``.
         reference_windows: The reference's loss per window, nats per token; None for the reference
             itself.
     """

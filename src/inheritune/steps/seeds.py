@@ -88,12 +88,7 @@ class Repeated:
 def together(
     results: Sequence[TrainingResult], repeats: Sequence[TrainingResult]
 ) -> list[Repeated]:
-    """Group each training with those that repeat it.
-
-    Args:
-        results: Trainings with the first seeds.
-        repeats: Trainings with all further seeds.
-    """
+    """Group each training, which had the first seed, with those that repeat it."""
     return [
         Repeated([first, *(r for r in repeats if (r.name, r.layers) == (first.name, first.layers))])
         for first in results
@@ -106,7 +101,6 @@ def repeat_specs(
     """List the trainings with further seeds: all variants with their second seed, then the third.
 
     Args:
-        recipe: Has the seeds.
         rounds: The target's, up to its final size. The last one is repeated; where rounds continue
             from one another, all are.
         controls: Of the first seeds; each repeat takes as many tokens.

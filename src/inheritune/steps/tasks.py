@@ -65,7 +65,6 @@ def asked_at(recipe: Recipe, tokens: int) -> list[int]:
     """Token counts within a training, in whole steps, after which the recipe asks tasks.
 
     Args:
-        recipe: Has ``evaluate.at``.
         tokens: Training tokens. The end itself is asked anyway and not in the list.
     """
     train = recipe.train
@@ -79,7 +78,6 @@ def snapshot_models(
     """List the models that a training left at some of its tokens, in order.
 
     Args:
-        training_dir: The training's own directory.
         end: The model at the end of the training.
         token_counts: From `asked_at`.
     """
@@ -97,7 +95,7 @@ def ask_tasks(
     """Ask the recipe's tasks of all models under the same settings.
 
     Args:
-        job: Has the recipe; scores are kept in ``evaluation/`` of the run.
+        job: Scores are kept in ``evaluation/`` of the run.
         models: The reference, and the ends of trainings.
         snapshots: Models of trainings before their end.
 

@@ -123,7 +123,6 @@ def train_share(
     """Do this process's share of a training; all processes call it with the same task.
 
     Args:
-        task: The training.
         checkpoint: Checkpoint to continue from; None: the newest. Only process 0 may name one.
         on_row: Called with every row of ``metrics.jsonl``; only process 0 writes them.
     """

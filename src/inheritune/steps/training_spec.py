@@ -90,12 +90,7 @@ class TrainingSpec:
 
 
 def layers_of(variant: Variant, reference_layers: int, target_layers: int) -> int:
-    """Number of layers that a variant is trained with.
-
-    Args:
-        variant: A variant that leaves it open takes over the target's.
-        reference_layers: Layers of the reference.
-        target_layers: Layers of the target.
+    """Number of layers that a variant is trained with; if it leaves that open, the target's.
 
     Raises:
         RecipeError: The variant selects layers that the reference does not have.
@@ -116,10 +111,7 @@ def specs_for(
     """List the trainings of a variant with its first seed, in order: one, or two of stacking.
 
     Args:
-        recipe: Has the variant.
-        name: The variant's name.
-        reference_layers: Layers of the reference.
-        layers: Layers of the variant, see `layers_of`.
+        layers: From `layers_of`.
         tokens: Training tokens of each training.
         layers_by_rank: Layers of the reference, that of lowest attention rank first; None: not
             measured yet.
