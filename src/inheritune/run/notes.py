@@ -74,8 +74,8 @@ def _seed_notes(outcome: Outcome, recipe: Recipe) -> list[str]:
     if len(target.results) > 1:
         notes.append(
             f"With {target.first.layers} layers the target matched in "
-            f"{count_matched(target, recipe)} of {len(target.results)} seeds; growth was decided by "
-            f"the first, {target.first.seed}, whose model is the result."
+            f"{count_matched(target, recipe)} of {len(target.results)} seeds; growth was decided "
+            f"by the first, {target.first.seed}, whose model is the result."
         )
     once = [name for name in recipe.variants if len(recipe.seeds_of(name)) == 1]
     if once:

@@ -27,7 +27,7 @@ from inheritune.steps.workers import serve
 from inheritune.system.files import write_json
 from inheritune.system.processes import ALONE, Processes
 from inheritune.system.progress import Listener, Progress, silent
-from inheritune.system.signals import StopFlag, catch_signals
+from inheritune.system.signals import catch_signals
 
 __all__ = ["Start", "carry_out"]
 
@@ -69,7 +69,6 @@ def carry_out(
         root: The run's directory; it is created, or an unfinished run in it is continued.
         work: Called in process 0 alone.
         on_progress: Called with every event, in process 0; messages also go to log.txt.
-        start: How this start differs from the ones before.
         missed: Whether a result missed its goal; run.json then records another exit code.
 
     Returns:
@@ -127,7 +126,9 @@ def _record_work(
     with run.lock(), catch_signals() as stop:
         record = _StartRecord(run, recipe, start, allowed, processes)
         try:
-            job = _job(recipe, run, stop, on_progress, start, allowed, processes)
+            checkpoint = start.checkpoint and find_checkpoint(run, start.checkpoint)
+            log = _with_log(run.log_file, on_progress)
+            job = Job(recipe.recipe, run, stop, log, processes, allowed, checkpoint)
             result = work(job)
         except InherituneError as error:
             if isinstance(error, Interrupted) and record.has_trained():
@@ -144,26 +145,6 @@ def _record_work(
         code = NOT_MATCHED_EXIT_CODE if missed(result) else 0
         record.end("done", code)
         return result, code
-
-
-def _job(
-    recipe: RecipeFile,
-    run: Run,
-    stop: StopFlag,
-    on_progress: Listener,
-    start: Start,
-    allowed: frozenset[str],
-    processes: Processes,
-) -> Job:
-    return Job(
-        recipe=recipe.recipe,
-        run=run,
-        stop=stop,
-        on_progress=_with_log(run.log_file, on_progress),
-        processes=processes,
-        allowed=allowed,
-        checkpoint=None if start.checkpoint is None else find_checkpoint(run, start.checkpoint),
-    )
 
 
 class _StartRecord:
