@@ -116,8 +116,8 @@ def test_the_data_goes_on_under_keep_and_restarts_under_reinherit(
     execute(recipe_of(tiny_reference, tiny_text), tmp_path / "keep")
     execute(recipe_of(tiny_reference, tiny_text, weights="reinherit"), tmp_path / "again")
     kept, fresh = (Run(tmp_path / name).read() for name in ("keep", "again"))
-    assert any("went on from the trained layers" in note for note in kept["notes"])
-    assert not any("went on from the trained layers" in note for note in fresh["notes"])
+    assert any("continued from the trained layers" in note for note in kept["notes"])
+    assert not any("continued from the trained layers" in note for note in fresh["notes"])
     keep, again = asked[:2], asked[2:]
     assert [len(part) for part in asked] == [80] * 4
     assert keep[0] == again[0] == again[1]
