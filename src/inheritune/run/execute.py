@@ -90,7 +90,7 @@ def execute(
         checkpoint: Checkpoint from which the unfinished training continues; None: the newest.
 
     Returns:
-        The result; None in all processes of torchrun but the first.
+        The result; None in all processes but the first.
 
     Raises:
         InherituneError: The run failed; run.json says why, and completed steps stay.
@@ -158,7 +158,7 @@ def prepare_only(
         return tokens.summary() | {"path": str(tokens.path)}
 
     summary = carry_out(recipe, root, work, on_progress)
-    assert summary is not None  # there is one process: torchrun starts none to prepare tokens
+    assert summary is not None  # tokens are prepared by one process
     return summary
 
 
@@ -181,7 +181,7 @@ def train_only(
 
     Returns:
         The training's summary as in run.json, and ``model``, the path of its model directory; None
-        in all processes of torchrun but the first.
+        in all processes but the first.
 
     Raises:
         RecipeError: The recipe has no such variant, or its tokens depend on the other variants.

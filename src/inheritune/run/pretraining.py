@@ -164,7 +164,7 @@ def pretrain(
         checkpoint: Checkpoint from which the training continues; None: the newest complete one.
 
     Returns:
-        The result; None in all processes of torchrun but the first.
+        The result; None in all processes but the first.
 
     Raises:
         RecipeError: ``out`` holds something else, or a training of another model, of other tokens

@@ -60,7 +60,7 @@ def carry_out(
     start: Start = Start(),
     missed: Callable[[T], bool] = lambda result: False,
 ) -> T | None:
-    """Do some work in a run directory, in one process or in all processes that torchrun started.
+    """Do some work in a run directory, together with the other processes of the run, if any.
 
     Process 0 does the work and records it; the others do their share of each training.
 
@@ -79,7 +79,7 @@ def carry_out(
         SystemExit: In all processes but the first, where the first ended with an exit code.
     """
     allowed = allowed_inputs(recipe.recipe, start.allowed)
-    if "WORLD_SIZE" not in os.environ:  # not started by torchrun, and torch is not needed yet
+    if "WORLD_SIZE" not in os.environ:  # one process, and torch is not needed yet
         return _record_work(recipe, root, work, on_progress, start, missed, allowed, ALONE)[0]
     from inheritune.training.fsdp import my_share
     from inheritune.training.process_group import join

@@ -2,8 +2,8 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,10 @@ from inheritune.data.tokens import canonical_digest
 from inheritune.errors import DataError, SourceError, escape
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.run_directory import Run
-from inheritune.system.files import (
-    locked,
-    new_directory,
-    sync_file,
-    write_json,
-)
+from inheritune.system.files import locked, new_directory, sync_file, write_json
 from inheritune.system.strict_json import read_json
 
-__all__ = [
-    "is_stored",
-    "open_pinned",
-    "pinned_commit",
-    "store",
-    "store_path",
-    "training_lock",
-]
+__all__ = ["is_stored", "open_pinned", "pinned_commit", "store", "store_path", "training_lock"]
 
 _FORMAT = 1
 _RECORD = "made_from.json"  # beside the model's files
@@ -92,22 +80,17 @@ def store(model: Path, path: Path, made_from: Mapping[str, Any], run: str) -> No
         write_json(staging / _RECORD, record)
 
 
-@contextmanager
-def training_lock(path: Path) -> Iterator[None]:
-    """Be the one run that trains a reference; the system frees the lock when the process ends.
-
-    Args:
-        path: From `store_path`.
+def training_lock(path: Path) -> AbstractContextManager[None]:
+    """Lock a path of `store_path` while this run trains the reference that belongs there.
 
     Raises:
         MachineError: Another run is training it; its process and machine are named.
     """
-    with locked(
+    return locked(
         path.with_name(f".{path.name}.lock"),
         f"another run trains this reference for {escape(path)}",
         "Wait for it to end: it is then taken from there.",
-    ):
-        yield
+    )
 
 
 # -- a Hub model, pinned to a commit
