@@ -331,7 +331,7 @@ def test_the_command_says_before_and_after_and_the_next_step(
     ("arguments", "words"),
     [
         (["embedded:demo", "tokens"], "train was given two arguments"),
-        (["embedded:demo", "tokens", "out", "--layers", "2"], "--layers are of a recipe"),
+        (["embedded:demo", "tokens", "out", "--layers", "2"], "--layers need a recipe"),
         (["nowhere.yaml"], "cannot read the recipe nowhere.yaml"),
     ],
 )
