@@ -86,9 +86,6 @@ def _key(key: object) -> str:
 def carried_fields(fields: dict[str, Any]) -> dict[str, Any]:
     """Pick the fields of a model's card that also hold for what is made of the model.
 
-    Args:
-        fields: The front matter of a card by anybody.
-
     Returns:
         Those of ``license``, ``license_name``, ``license_link`` and ``language`` that make sense:
         texts, or for ``language`` also a list of texts.

@@ -21,7 +21,6 @@ def cast(data: bytes, source: str, target: str, name: str = "a tensor") -> bytes
         data: Whole little-endian values.
         source: Their dtype, one of `FLOATING`; any dtype if ``target`` is the same.
         target: The new dtype, one of `FLOATING`.
-        name: Name of the tensor, for messages.
 
     Raises:
         SourceError: A finite value is too large for the target dtype.

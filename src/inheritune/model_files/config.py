@@ -48,9 +48,7 @@ class Edit:
 
     Attributes:
         key: Dotted path from the top.
-        before: Value in the reference.
         after: Value in the target; None also when the key was removed.
-        reason: Why it had to change.
     """
 
     key: str

@@ -60,11 +60,7 @@ def copy_range(source: int, target: int, offset: int, size: int, path: Path) -> 
     """Append bytes of one open file to another.
 
     Args:
-        source: Descriptor, open for reading.
         target: Descriptor, open for writing at the place to write to.
-        offset: First byte to read, from the start of the file.
-        size: Bytes to copy.
-        path: Path of the source, for messages.
 
     Raises:
         SourceError: The source ends before the range does.
@@ -120,12 +116,7 @@ def side_files(directory: Path) -> list[Path]:
 
 
 def copy_side_files(source: Path, target: Path) -> None:
-    """Copy the side files of a model directory into another one, byte for byte; none is parsed.
-
-    Args:
-        source: A model directory.
-        target: An existing directory; a file of the same name is replaced.
-    """
+    """Copy the side files of a model directory into another one, byte for byte; none is parsed."""
     for path in side_files(source):
         copy = target / path.relative_to(source)
         copy.parent.mkdir(exist_ok=True)

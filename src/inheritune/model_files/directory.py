@@ -41,14 +41,11 @@ class ModelDirectory:
     """The content of a model directory: its config, and where each tensor lies.
 
     Attributes:
-        path: The directory.
-        config: config.json, raw.
         tensors: By name, file after file, each in the order of its bytes.
         side_files: Tokenizer, generation config, templates, licence, remote code.
         name: Hub id, ``embedded:...``, or the name of the local directory.
         revision: Commit of a Hub id, else None.
         metadata: The metadata of each weight file, by file name.
-        index_metadata: The metadata of the weight index; empty for a single file.
         remote: Fetches the bytes that are not on this machine yet; None: all are here.
     """
 
@@ -105,10 +102,6 @@ class ModelDirectory:
 
     def download(self, tensors: Iterable[Tensor], on_progress: Listener = silent) -> None:
         """Fetch the bytes of these tensors unless they are on this machine already.
-
-        Args:
-            tensors: Tensors of this model.
-            on_progress: Receives the bytes so far.
 
         Raises:
             MachineError: The Hub cannot be reached; what has come is kept for the next time.

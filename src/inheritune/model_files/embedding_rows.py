@@ -34,10 +34,6 @@ def refuse_ids_without_rows(directory: Path, tensors: Iterable[Tensor]) -> None:
     Special tokens that plain text never becomes, such as the place of an image, are a warning
     only, unless they begin or end a document.
 
-    Args:
-        directory: Model directory. Without a ``tokenizer.json`` in it, nothing is checked.
-        tensors: All tensors of its weight files.
-
     Raises:
         SourceError: Some id is not below the number of rows.
     """

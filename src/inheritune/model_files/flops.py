@@ -62,8 +62,6 @@ def attention_width(
     Where queries and values are of different width, the head size is their mean.
 
     Args:
-        section: The part of a config that describes the text model.
-        total: Number of its layers.
         kept: Indices of the layers that count; None: all.
     """
     if keeps_no_keys(section):
@@ -111,12 +109,7 @@ def key_value_width(section: Mapping[str, Any]) -> int:
 def idle_expert_values(
     tensors: Iterable[tuple[str, Sequence[int]]], section: Mapping[str, Any]
 ) -> int:
-    """Count the weights of the experts that a token is not sent to.
-
-    Args:
-        tensors: Names and shapes, on disk or in the model.
-        section: The part of a config that describes the text model.
-    """
+    """Count the weights of the experts that a token is not sent to."""
     inner = section.get("ffn_config")  # dbrx
     experts, used = (
         first_int(section, keys) or (first_int(inner, keys) if isinstance(inner, Mapping) else None)

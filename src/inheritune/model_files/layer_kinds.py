@@ -18,10 +18,6 @@ def attends(kind: str) -> bool:
 def layer_kinds(section: Mapping[str, Any], total: int) -> list[str] | None:
     """Return the kind of each layer, in the words of the config.
 
-    Args:
-        section: The part of a raw config that describes the text model.
-        total: Number of layers.
-
     Returns:
         One kind for each layer; None where the config leaves them to the model's class, or there is
         one kind only.
@@ -45,12 +41,6 @@ def adapts_cut_layer(
 
     In zamba2, all attention layers share the weights of the first ones, which hold a list of
     adapters: one for each place where they are used.
-
-    Args:
-        name: Tensor name on disk.
-        section: The part of a raw config that describes the text model.
-        total: Number of layers.
-        kept: Indices of the kept layers.
     """
     _, separator, rest = name.partition("_adapter_list.")
     number = rest.partition(".")[0]

@@ -21,7 +21,6 @@ class Container:
 
     Attributes:
         prefix: The part of their names before the number, such as ``"model.layers."``.
-        layers: Number of layers; numbers in names begin at 0.
         extra: Numbers from ``layers`` on: multi-token-prediction layers, which read the last
             hidden state of all layers and are useless on top of another one.
         outside: Names of multi-token-prediction tensors outside the list.
@@ -70,8 +69,6 @@ def find_container(
     """Find the list of layers among the names of a model's tensors.
 
     Args:
-        names: Tensor names on disk.
-        layers: Number of layers in the config.
         announced: Number of multi-token-prediction layers in the config.
         recorded_prefix: Prefix of the layers, if a record names it: a target has so few layers
             that other lists can have the same length.

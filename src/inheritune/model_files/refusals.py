@@ -69,10 +69,6 @@ def refuse_directory(directory: Path) -> None:
 def refuse_files(names: Collection[str], directory: str) -> None:
     """Refuse a directory, local or on the Hub, by the names of its files.
 
-    Args:
-        names: Names of the files directly inside.
-        directory: Its path or Hub id, for messages.
-
     Raises:
         UnsupportedModelError: An adapter, GGUF or pickled weights.
         SourceError: No weights at all, or no config.
@@ -112,10 +108,6 @@ def refuse_unsafe_config(config: Mapping[str, Any], path: Path) -> None:
 
     ``auto_map`` is no reason to refuse: that code is copied, and run only where a recipe allows it.
 
-    Args:
-        config: Raw config.json.
-        path: Its file, for messages.
-
     Raises:
         SourceError: A key that starts with ``_`` and is not known, or that names an implementation
             or kernel in a repository.
@@ -149,12 +141,6 @@ def refuse_unsupported_model(
     config: Mapping[str, Any], text: Mapping[str, Any], tensors: Collection[Tensor], path: Path
 ) -> None:
     """Refuse families and formats whose layers cannot simply be cut off.
-
-    Args:
-        config: The whole config.
-        text: The part of it that describes the text model; may be the same.
-        tensors: All tensors of the weight files.
-        path: The model directory.
 
     Raises:
         UnsupportedModelError: The model is quantised, an encoder-decoder, or of a family without a

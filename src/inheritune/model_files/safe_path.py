@@ -18,10 +18,6 @@ def safe_file(directory: Path, name: str) -> Path:
 
     A snapshot in the Hugging Face cache may link into that cache's ``blobs/``.
 
-    Args:
-        directory: Model directory.
-        name: Relative path without ``..``.
-
     Raises:
         SourceError: It does not exist, is not a regular file, or is a link that leads elsewhere.
     """
@@ -54,10 +50,6 @@ def read_weight_index(
     path: Path, endings: tuple[str, ...] = (".safetensors",)
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Read which weight file holds each tensor; every file name is safe to open beside the index.
-
-    Args:
-        path: The index file.
-        endings: Allowed endings of weight files.
 
     Returns:
         Tensor name to file name, and the index's own metadata.

@@ -52,10 +52,7 @@ class Tensor:
     Attributes:
         name: Name on disk, which need not be the name of the module's parameter.
         dtype: The format's word for it, such as ``"BF16"``.
-        shape: Sizes of its axes.
-        file: The file that holds the bytes.
         offset: First byte, from the start of the file.
-        size: Bytes of the tensor.
         pitch: Bytes from one row to the next in the file, where only the beginning of each row
             belongs to the tensor; else 0.
     """

@@ -46,14 +46,6 @@ class Scan:
 def scan(file: Path, tensors: Sequence[Tensor], *, sha256: bool = False) -> dict[str, Scan]:
     """Read tensors of one file once, in the order given.
 
-    Args:
-        file: The file that holds all of them.
-        tensors: Where they lie in it.
-        sha256: Compute SHA-256 as well.
-
-    Returns:
-        The results by tensor name.
-
     Raises:
         SourceError: The file ends before a tensor does.
     """

@@ -20,9 +20,6 @@ Shapes = dict[str, tuple[int, ...]]
 def synthetic_headers(config: Mapping[str, Any]) -> ModelDirectory | None:
     """Describe a model as its class would write it in fp32, without a file on any disk.
 
-    Args:
-        config: Raw config.json, with a vocab_size.
-
     Returns:
         A model directory whose tensors have names and shapes, but no bytes. None for a family whose
         shapes are not known here, or a config that leaves widths to its class.

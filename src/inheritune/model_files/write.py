@@ -122,7 +122,6 @@ def file_header(tensors: Iterable[PlannedTensor], metadata: Mapping[str, str]) -
 
     Args:
         tensors: In the order in which they lie in the file, without gaps.
-        metadata: The file's own.
     """
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position = 0
@@ -144,11 +143,6 @@ def write_safetensors(
     """Write a file from ranges of other files. The same input gives the same bytes.
 
     The file is complete when the iterator has ended; it is not synced to the disk.
-
-    Args:
-        out: Path that does not exist yet.
-        tensors: In the order in which they are to lie in the file.
-        metadata: The file's own.
 
     Yields:
         The tensors that were written since the last time, where they lie in the new file.
@@ -224,10 +218,6 @@ def _copy(source: int, target: int, group: Sequence[TargetTensor]) -> None:
 
 def read_chunks(descriptor: int, tensor: Tensor) -> Iterator[bytes]:
     """Yield the bytes of a tensor in pieces of whole items.
-
-    Args:
-        descriptor: Its file, open for reading.
-        tensor: Where the bytes lie.
 
     Raises:
         SourceError: The file ends before the tensor does.

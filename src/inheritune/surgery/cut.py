@@ -36,7 +36,6 @@ class Options:
     Attributes:
         dtype: A key of `plan.DTYPES` to cast the weights to; None: as they are.
         parts: The parts to inherit, one of `parts.PARTS`; the model's class initialises the rest.
-        seed: Seed of that initialisation.
         class_check: Whether the transformers class checks the cut. Without it, only first layers
             can be cut.
         sha256: Whether the record holds SHA-256 digests beside XXH3; slower.
@@ -68,11 +67,6 @@ def inherit(
         layers: A number of first layers, layer indices in ascending order, or a text in the
             grammar of `selection.choose_layers`.
         out: Must not exist, or be empty.
-        options: Casts, partial inheritance, checks.
-        on_progress: Receives the progress of a download.
-
-    Returns:
-        The target, opened.
 
     Raises:
         RecipeError: The reference has no such layers, or ``out`` is used already or lies in it.

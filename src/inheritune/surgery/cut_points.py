@@ -42,11 +42,9 @@ class CutPoint:
     """A judgement on cutting a reference after some number of layers.
 
     Attributes:
-        layers: Number of first layers to keep.
         allowed: Whether the config can be cut there. The model's class has the last word, and
             `inherit` asks it, since that needs torch.
         complete: Whether a whole period of the pattern ends there; None: there is no pattern.
-        reason: The judgement in words.
     """
 
     layers: int
@@ -110,14 +108,7 @@ def _is_list(value: Any, total: int) -> bool:
 def cut_point(
     config: Mapping[str, Any], total: int, layers: int, pattern: Pattern | None
 ) -> CutPoint:
-    """Judge a cut of a reference with ``total`` layers to its first ``layers`` layers.
-
-    Args:
-        config: Raw config of the reference.
-        total: Layers of the reference.
-        layers: Layers to keep.
-        pattern: The pattern of the reference's layers, see `find_pattern`.
-    """
+    """Judge a cut of a reference with ``total`` layers to its first ``layers`` layers."""
     if layers == total:
         return CutPoint(layers, True, True, "the whole reference")
     try:

@@ -31,7 +31,6 @@ def grow(
         target: The first layers of the reference, trained.
         reference: The model the target was cut from; only the new layers of it are downloaded.
         layers: Layers of the grown target: more than the target has, at most the reference's.
-        out: Must not exist, or be empty.
 
     Raises:
         RecipeError: ``layers`` is not between the target's and the reference's.

@@ -44,7 +44,6 @@ def half_width(reference: ModelDirectory, out: Path) -> ModelDirectory:
 
     Args:
         reference: A GPT-2, Llama, Mistral, Qwen2 or Qwen3.
-        out: Must not exist, or be empty.
 
     Returns:
         The new model, opened. ``start.json`` in it says where its weights came from.

@@ -57,7 +57,6 @@ def fresh_names(names: Iterable[str], prefix: str, parts: str) -> set[str]:
     """Select the tensors that are initialised instead of inherited.
 
     Args:
-        names: All tensor names of the target.
         prefix: Text before the layer number in them.
         parts: What is inherited. ``"all"``: everything. ``"attention"``, ``"mlp"``: of the layers,
             only this with its norms; and everything outside the layers. ``"attention+mlp"``: both,
@@ -173,9 +172,6 @@ def make_fresh(
     """Initialise tensors of a target by its class instead of inheriting them.
 
     Args:
-        plan: The cut.
-        fresh: Names of the tensors to initialise.
-        seed: The same seed gives the same weights.
         normal: The tensors among them to draw from N(0, 1).
         scratch: Directory to write the fresh model to; must not exist.
 

@@ -47,7 +47,6 @@ class InheritPlan:
 
     Attributes:
         kept: Indices of the layers to keep, ascending.
-        config: Raw config.json of the target.
         edits: Its changes against the reference's, each with its reason.
         tensors: The target's tensors, in the order of the reference's files.
         dropped_prediction: Names of the multi-token-prediction tensors that are left out.
@@ -75,7 +74,6 @@ def plan_inherit(
     """Plan a cut from config and headers alone; no weight is read.
 
     Args:
-        reference: The model to cut.
         layers: A number of first layers, or layer indices in ascending order.
         dtype: Safetensors name of a floating dtype to cast the weights to; None: as they are.
         by_class: Where layers move, ask the model's class which fields of the config it derives
@@ -209,13 +207,7 @@ def _target_dtype(source: Tensor, main: str | None, dtype: str | None) -> str:
 
 
 def renamed(name: str, container: Container, places: Mapping[int, int]) -> str:
-    """Rename a tensor whose layer moves; the name of one outside the layers stays.
-
-    Args:
-        name: As on disk.
-        container: The layers of its model.
-        places: New index of each layer that is kept.
-    """
+    """Rename a tensor whose layer moves; the name of one outside the layers stays."""
     split, layer = numbered(name), container.layer_of(name)
     if split is None or layer is None:
         return name

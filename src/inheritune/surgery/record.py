@@ -83,7 +83,6 @@ def target_card(
     """Write the model card (README.md) of a target that was only cut.
 
     Args:
-        record: The content of inherit.json.
         is_hub_model: Whether the reference's name is an id on the Hub.
         carried: Fields of the reference's card that hold for the target, such as its licence.
 

@@ -46,7 +46,6 @@ class LayerCounts:
     """Counts of one layer.
 
     Attributes:
-        params: Parameters.
         idle: Parameters of experts that a token is not sent to.
         bytes: Bytes on disk, with buffers.
         form: Names and shapes of its tensors; equal for layers that are built alike.
@@ -92,12 +91,7 @@ class Sizes:
         return tuple(self._layer(self._by_layer[i], f"{prefix}{i}") for i in range(total))
 
     def counts(self, kept: Sequence[int], seq_len: int) -> Counts:
-        """Count the reference with some of its layers.
-
-        Args:
-            kept: Layer indices.
-            seq_len: Tokens per sequence, for the FLOPs.
-        """
+        """Count the reference with some of its layers."""
         outside = self._outside(kept)
         weights = [t for t in outside if not is_buffer(t)]
         heads = [t for t in weights if _HEAD.search(t.name)]

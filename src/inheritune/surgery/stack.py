@@ -26,7 +26,6 @@ def stack(
             them once: the reference, or a trained model with layers of the same shapes.
         reference: Its config, cut to ``layers`` layers, is the new model's.
         layers: Layers of the new model; even, at most the reference's.
-        out: Must not exist, or be empty.
 
     Returns:
         The new model, opened. ``start.json`` in it says where its layers came from.

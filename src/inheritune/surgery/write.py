@@ -35,7 +35,6 @@ class WrittenFile:
     """A weight file of the new model.
 
     Attributes:
-        name: File name.
         tensors: The tensors as planned.
         placed: The same tensors, where they lie in this file.
         scans: Digests and checks of their values, by tensor name.
@@ -52,9 +51,7 @@ class Written:
     """Everything a record can tell of a written model.
 
     Attributes:
-        files: The weight files.
         made: Names of the tensors that `ModelPlan.make` made.
-        check: The result of the class check.
     """
 
     files: Sequence[WrittenFile]
@@ -100,14 +97,6 @@ class ModelPlan:
 
 def write_model(out: Path, plan: ModelPlan, on_progress: Listener = silent) -> ModelDirectory:
     """Carry out a plan. The directory appears by one rename, complete, or not at all.
-
-    Args:
-        out: Must not exist, or be empty.
-        plan: The decisions of a surgery.
-        on_progress: Receives the progress of a download.
-
-    Returns:
-        The new model, opened.
 
     Raises:
         RecipeError: ``out`` is already used.

@@ -24,8 +24,6 @@ def micro_batches(stream: TokenStream, train: Train, first: int, stop: int) -> "
     """Yield the samples at positions [first, stop), (B, T + 1) int64 at a time.
 
     Args:
-        stream: Training tokens.
-        train: Seed, T and B.
         first: Position in the order of samples, over all epochs, from 0.
         stop: Position after the last sample; a whole number of micro-batches from `first`.
     """
@@ -37,12 +35,6 @@ def micro_batches(stream: TokenStream, train: Train, first: int, stop: int) -> "
 
 def sample_numbers(num_samples: int, train: Train, first: int, stop: int) -> NDArray[np.uint64]:
     """Return the numbers of the samples at positions [first, stop) of the order, (stop - first,).
-
-    Args:
-        num_samples: Samples of an epoch.
-        train: Seed.
-        first: Position over all epochs, from 0.
-        stop: Position after the last one.
     """
     ids, position = [], first
     while position < stop:  # every epoch has an order of its own

@@ -51,8 +51,6 @@ class Position:
     """The place that a training has reached; with the recipe, all that is needed to go on.
 
     Attributes:
-        step: Optimizer steps done.
-        tokens: Training tokens seen.
         elapsed_s: Seconds of training before this point, over all restarts.
         skipped: Steps without an update, for a value that was not finite.
         skips_in_a_row: The newest of them, without an update in between.
@@ -92,10 +90,6 @@ class TrainingInputs:
     def compare(self, checkpoint: Path, trainer: Mapping[str, Any]) -> list[str]:
         """Refuse a checkpoint of other inputs; return a sentence for each difference that may be.
 
-        Args:
-            checkpoint: For messages.
-            trainer: Contents of the checkpoint's trainer.json.
-
         Raises:
             RecipeError: A difference that is not allowed.
         """
@@ -125,13 +119,7 @@ def save_checkpoint(
     Every process writes what it holds; it is done in all of them, or fails in all of them.
 
     Args:
-        folder: Directory of this training's checkpoints.
-        model: Weights to save, tied ones once.
-        optimizer: AdamW over the model's parameters.
-        position: Steps done.
-        inputs: Compared when the training is continued.
         keep: Number of newest checkpoints to leave; damaged ones are not counted.
-        processes: The processes that share the model.
         val_losses: Nats per token by step; the checkpoint of the lowest one is left as well.
 
     Raises:
@@ -219,11 +207,7 @@ def load_newest(
     published. `latest` names what was loaded.
 
     Args:
-        folder: Directory of this training's checkpoints; it need not exist.
         model: Overwritten in place; sharded over any number of processes, or whole.
-        optimizer: Its state is overwritten, or created.
-        inputs: Inputs of this start.
-        processes: The processes that share the model; others may have saved it, of any number.
         named: The one checkpoint to load, in ``folder``; no other takes its place.
 
     Returns:

@@ -57,10 +57,6 @@ def point_latest(folder: Path, name: str) -> None:
     """Name the newest checkpoint in the file `latest`, for people and scripts.
 
     A hint: no training reads it, and one that cannot be written stops none.
-
-    Args:
-        folder: Directory of a training's checkpoints.
-        name: Such as ``step-00001000``.
     """
     with suppress(MachineError):
         write_bytes(folder / _LATEST, f"{name}\n".encode())
@@ -70,7 +66,6 @@ def keep_snapshot(folder: Path, snapshots: Path, step: int) -> None:
     """Keep the newest checkpoint of a training, by links to its files: it takes no space twice.
 
     Args:
-        folder: Directory of a training's checkpoints.
         snapshots: Receives it in a directory of its own, named after the step.
         step: Nothing is done if the newest checkpoint is of another step.
     """
@@ -99,9 +94,6 @@ def set_aside(checkpoint: Path) -> list[str]:
     """Rename the checkpoints after the one that a training goes on from.
 
     They are damaged, or belong to a branch that was left; they stay until a newer one is published.
-
-    Returns:
-        Their former names.
     """
     later = [c for c in newest_first(checkpoint.parent) if c.name > checkpoint.name]
     for old in later:

@@ -60,8 +60,6 @@ class FrozenReference:
 
     Args:
         model: fp32 weights; moved to the device and frozen, in evaluation mode.
-        settings: Device, precision and kernels of the target's training.
-        temperature: Divides its logits.
     """
 
     def __init__(self, model: "PreTrainedModel", settings: Settings, temperature: float) -> None:
@@ -79,12 +77,7 @@ class FrozenReference:
         return _vocab_size(self.model)
 
     def distribution(self, input_ids: "Tensor", position: int = 0) -> Full:
-        """Predict the token after each input; see `ReferenceSource`.
-
-        Args:
-            input_ids: (B, T) int64, on any device.
-            position: Not used: the prediction depends on the inputs alone.
-        """
+        """Predict the token after each input; see `ReferenceSource`."""
         with torch.no_grad(), self._autocast():
             logits = lazy_logits(self.model, input_ids.to(self._device), self._chunked_head)
             return Full(logits.cast(), self.temperature)
@@ -94,7 +87,6 @@ class FrozenReference:
 
         Args:
             samples: (B, T + 1) int64, on any device.
-            source: Predictions of this reference over the samples.
 
         Raises:
             AssertionError: There is one: a mistake in this package.
@@ -122,8 +114,6 @@ def make_objective(
     Stored predictions were checked when they were written.
 
     Args:
-        model: The target.
-        distillation: The reference and the weight of the cross-entropy.
         samples: A micro-batch, (B, T + 1) int64.
 
     Raises:

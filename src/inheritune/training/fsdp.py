@@ -86,7 +86,6 @@ def shard(root: "nn.Module", model: "PreTrainedModel", processes: Processes, bf1
 
     Args:
         root: Holds the model and computes its loss; changed in place.
-        model: Its weights are the same in every process.
         processes: Weights are sharded within each machine and replicated across machines.
         bf16: Gather and compute in bf16; weights and the sum of gradients stay fp32.
     """

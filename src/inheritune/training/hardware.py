@@ -39,17 +39,11 @@ class Settings:
     """Device, precision and kernels of a training; they change its results by rounding only.
 
     Attributes:
-        device: ``"cpu"`` or ``"cuda"``.
         precision: ``"bf16"`` (autocast over fp32 weights) or ``"fp32"``.
         attention: ``"matmul"`` or ``"model"``.
-        compile: Whether the loss runs through torch.compile.
-        fused_gelu: Whether GPT-2's GELU is one kernel.
-        fused_optimizer: Whether AdamW updates in one kernel.
         keep_large_blocks: Whether glibc keeps freed memory.
         loss: ``"logits"``, or ``"op"``: fused, never holding the logits, where possible.
         activation_checkpointing: Whether layers are computed again in the backward pass.
-        processes: Number that share the training.
-        reasons: Why each setting was chosen.
     """
 
     device: str
@@ -100,9 +94,7 @@ def choose_settings(train: Train, planned_flops: float, processes: int = 1) -> S
     """Turn every `auto` of a recipe into a decision for this machine.
 
     Args:
-        train: The recipe's section; what is not `auto` is taken as it stands.
         planned_flops: FLOPs of the whole training, see `throughput.flops_per_token`.
-        processes: Number that share the training.
 
     Raises:
         MachineError: bf16 was asked for on a GPU that has none.
@@ -138,13 +130,7 @@ def changed_settings(
     """Compare the machine's choices with those that a training was begun with.
 
     Args:
-        checkpoint: Named in messages.
         before: `Settings.compared` of the checkpoint; keys that it lacks are not compared.
-        now: `Settings.compared` of this start.
-        allowed: Recipe keys that may differ.
-
-    Returns:
-        A sentence for each difference.
 
     Raises:
         RecipeError: The precision is another one, and ``train.precision`` may not differ.

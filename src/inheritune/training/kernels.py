@@ -85,7 +85,6 @@ def agrees_with_the_model(model: "PreTrainedModel", vocab_size: int, length: int
 
     Args:
         model: A transformers causal language model in fp32; it has its own attention afterwards.
-        vocab_size: Upper bound of the ids.
         length: Sequence length of the training, so that a shorter window shows.
     """
     ids = (

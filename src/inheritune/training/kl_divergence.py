@@ -72,11 +72,8 @@ class DistillationObjective(TrainingObjective):
     """The distillation loss of a target against its reference.
 
     Args:
-        model: The target.
         source: Its reference; no module, so that FSDP does not take it for a part of the target.
         alpha: Weight of the cross-entropy, in [0, 1]; the KL divergence has the rest.
-        chunked_head: The target's logits are its head's product, see
-            `loss.logits_are_plain_head_output`.
 
     Source: Hinton et al., arXiv 1503.02531, section 2; Sanyal et al., arXiv 2404.08634.
     """
@@ -166,11 +163,6 @@ class LazyLogits:
 
 def lazy_logits(model: Any, input_ids: "Tensor", chunked_head: bool) -> LazyLogits:
     """Run a model up to its head, or through it where its logits are more than the head's product.
-
-    Args:
-        model: A transformers causal language model.
-        input_ids: (B, T) int64.
-        chunked_head: Its logits are the head's product and nothing more.
     """
     if not chunked_head:
         return LazyLogits(model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1))

@@ -58,8 +58,6 @@ class LogitCache:
     Args:
         folder: Parent directory of the run's caches; this cache gets a subdirectory.
         made_from: JSON values that decide the distributions, such as the reference's digest.
-        stream: Training tokens.
-        train: Seed and sequence length.
         k: Ids stored for each token, fewer than the vocabulary has.
         temperature: Divides the reference's logits.
         vocab_size: Ids that the reference predicts.
@@ -91,11 +89,7 @@ class LogitCache:
         self._places: NDArray[np.int64] | None = None  # of samples in the first epoch's order
 
     def missing(self, samples: int) -> list[Range]:
-        """List the shards that are still to be made, as ranges of places.
-
-        Args:
-            samples: Number of samples that a training reads, over all epochs.
-        """
+        """List the shards that are still to be made, as ranges of places."""
         needed = min(samples, self._num_samples)
         bytes_per_sample = self._train.seq_len * self._k * (2 + self._id_bytes)
         each = max(1, _SHARD_BYTES // bytes_per_sample)
@@ -125,7 +119,6 @@ class LogitCache:
 
         Raises:
             AssertionError: Stored values diverge from what the reference predicts: our mistake.
-            MachineError: The disk is full.
         """
         began_s, (first, stop) = time.monotonic(), places
         self.path.mkdir(parents=True, exist_ok=True)

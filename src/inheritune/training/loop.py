@@ -62,11 +62,8 @@ def train(
 
     Args:
         model: fp32 weights; trained in place.
-        config: Tokens, settings, inputs.
         measure: Returns the model's val_loss, nats per token. Called before the first step and on
             the way, not at the end; all processes call it at the same time.
-        stop: Stop flag, read between micro-batches.
-        on_progress: Called after every step.
         on_row: Called in process 0 with every row of `metrics.jsonl` when it is written.
         processes: The processes that share the work; each makes this call with the same arguments.
 
@@ -113,10 +110,6 @@ class Loop:
     All processes make one, and call its methods at the same time. Made, it has loaded the newest
     checkpoint into the model of `setup`. Arguments and errors are those of `train`;
     `flops_per_token` is that of the whole model, for `mfu`.
-
-    Attributes:
-        position: Steps done, tokens seen.
-        notes: Sentences about fallbacks and checkpoints.
     """
 
     def __init__(
@@ -257,11 +250,7 @@ class Loop:
         return val_loss
 
     def save(self) -> None:
-        """Save the position, unless it is saved already, or is the start.
-
-        Raises:
-            MachineError: The disk is full or gone; earlier checkpoints are untouched.
-        """
+        """Save the position, unless it is saved already, or is the start."""
         if self.position.step in (0, self._schedule.saved_step):
             return
         save_checkpoint(
@@ -290,13 +279,7 @@ class Loop:
         val_loss: float | None = None,
         message: str = "",
     ) -> Progress:
-        """Describe the position, for `on_progress`.
-
-        Args:
-            row: Row of the step that was just done.
-            val_loss: Nats per token, if it was measured after that step.
-            message: A sentence besides.
-        """
+        """Describe the position, for `on_progress`."""
         facts = {}
         if row is not None:
             loss = {} if row["loss"] is None else {"loss": f"{row['loss']:.4f}"}

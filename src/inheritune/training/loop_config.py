@@ -19,10 +19,6 @@ class LoopConfig:
     """A training: on which tokens, for how long, with which settings.
 
     Attributes:
-        task: Name shown with the progress.
-        train: The recipe's section: batch, optimizer, schedule.
-        settings: Device, precision, kernels.
-        stream: Training tokens.
         tokens: Number to train on, repeats counted; rounded down to whole steps.
         folder: Receives `metrics.jsonl` and `checkpoints/`, from process 0.
         inputs: Whatever decides the result, as JSON values; a checkpoint of other inputs is
@@ -32,7 +28,6 @@ class LoopConfig:
         first_sample: Place in the order of samples at which this training begins.
         moments_from: Checkpoint of a smaller model's training whose AdamW moments are taken over.
         resume_from: Checkpoint to go on from; None: the newest that is whole.
-        distillation: A reference to learn from besides the tokens.
         snapshot_steps: Steps whose checkpoint is kept under ``moments/`` as well, whatever
             `train.keep` says.
         peak_flops: FLOP/s of the device, for `mfu`; None: not known.
@@ -70,10 +65,8 @@ class LoopResult:
     """The result of a training.
 
     Attributes:
-        position: After the last step.
         seconds: Training, compiling and validating on the way, over all restarts.
         start_val_loss: Nats per token before the first step; None when it was not measured.
-        restarts: Number of times the training was continued from a checkpoint.
         settings: As used in the end: a fallback shows here.
         notes: Sentences for the run's record: fallbacks, checkpoints that were passed over.
     """

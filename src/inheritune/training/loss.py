@@ -33,7 +33,6 @@ class TrainingObjective(nn.Module):
     """A model and its loss in one forward pass, so that what FSDP gathers serves both.
 
     Args:
-        model: A transformers causal language model.
         fused: Compute the loss without ever holding the logits.
 
     Attributes:
@@ -55,7 +54,6 @@ class TrainingObjective(nn.Module):
         Args:
             input_ids: (B, T) int64.
             labels: (B, T) int64, the id that follows each input; -100: not to be predicted.
-            use_cache: Passed on to the model; validation code sets it.
 
         Returns:
             A scalar, nats, fp32.
@@ -70,7 +68,6 @@ def cross_entropy_sum(model: "nn.Module", input_ids: "Tensor", labels: "Tensor")
     """Sum the cross-entropy over all labels, from the model's own logits, in fp32.
 
     Args:
-        model: A transformers causal language model.
         input_ids: (B, T) int64.
         labels: (B, T) int64; -100: not to be predicted.
 

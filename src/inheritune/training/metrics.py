@@ -34,12 +34,10 @@ class Metrics:
 
     Args:
         path: The file; None in a process that writes none.
-        rows: Rows that are in the file.
         on_row: Called with every row that is added to the file.
 
     Attributes:
         val_losses: Nats per token by step, None where not finite.
-        restarts: Number of times the training was continued.
     """
 
     def __init__(
@@ -63,11 +61,8 @@ class Metrics:
         """Cut the file back to the checkpoint that a training continues from.
 
         Args:
-            path: The file; its directory is made where missing.
             keep_to_step: Step of the checkpoint; later rows, and torn ones, are dropped. 0: all
                 rows are dropped.
-            processes: Each gets its own object; process 0 has the file.
-            on_row: Called with every row that is added, in process 0.
         """
         rows: list[dict[str, Any]] = []
 
@@ -142,13 +137,8 @@ def step_row(
     """Make the row of an optimizer step; a value that is not finite is null and named.
 
     Args:
-        position: After the step.
-        epoch: Passes over the training tokens so far.
         loss: Mean over the step, nats per token.
         grad_norm: Norm of the mean gradient, before clipping.
-        learning_rate: Learning rate of the step.
-        tokens_per_s: Speed of this step alone.
-        mfu: See `throughput.mfu`; None: the device's peak is not known.
         parts: Cross-entropy and KL divergence of a distillation, nats per token, unweighted.
     """
     row = _place(position, epoch) | {

@@ -99,7 +99,6 @@ def load_model(directory: Path, dropout: float = 0.0) -> "PreTrainedModel":
 
     Args:
         directory: Must be complete; nothing is downloaded, none of its code is run.
-        dropout: Probability for every dropout of the model.
 
     Raises:
         SourceError: The directory does not hold every weight.
@@ -132,8 +131,6 @@ def fresh_model(directory: Path, seed: int, dropout: float = 0.0) -> "PreTrained
 
     Args:
         directory: Holds config.json; some classes scale initial weights by its number of layers.
-        seed: The same seed gives the same weights.
-        dropout: See `load_model`.
     """
     from transformers import AutoModelForCausalLM
 

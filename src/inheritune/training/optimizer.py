@@ -39,7 +39,6 @@ def learning_rate(train: Train, tokens: int, total: int) -> float:
     """Return the learning rate of a step.
 
     Args:
-        train: Peak, floor, warm-up and schedule.
         tokens: Tokens seen when the step is done, in [1, total].
         total: Tokens of this training.
     """
@@ -68,7 +67,6 @@ def mean_and_clip(params: "Sequence[Tensor]", tokens: float, clip_norm: float) -
     Args:
         params: Weights whose `grad` holds the sum over a step's tokens, over all processes.
         tokens: Targets of the step, over all processes.
-        clip_norm: Largest norm of the mean gradient.
 
     Returns:
         The norm of the mean gradient before clipping; not finite if any gradient is not, in which

@@ -30,15 +30,7 @@ _SILENCE_S = 60.0  # how long process 0 may go on measuring or saving after a st
 
 
 class ProcessGroup(Processes):
-    """Several processes that train one model together.
-
-    Args:
-        rank: Number of this process, from 0.
-        size: Number of processes, at least 2.
-        nodes: Number of machines, each with as many processes.
-        store: Key-value store that all of them reach.
-        timeout_s: Longest wait for the others.
-    """
+    """Several processes that train one model together."""
 
     def __init__(
         self, rank: int, size: int, nodes: int, store: Store, timeout_s: float = _TIMEOUT_S
@@ -147,9 +139,6 @@ class ProcessGroup(Processes):
 
 def join(timeout_s: float = _TIMEOUT_S) -> Processes:
     """Join the processes that this one was started among by `--processes N` or by torchrun.
-
-    Args:
-        timeout_s: How long one process waits for the others, in seconds.
 
     Returns:
         The group; `ALONE` where this process was started alone.

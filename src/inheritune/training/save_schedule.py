@@ -13,7 +13,6 @@ class CheckpointSchedule:
     """The clock of a training's checkpoints.
 
     Args:
-        minutes: Between two checkpoints.
         saved_step: Step of the newest checkpoint; 0: there is none.
     """
 

@@ -34,15 +34,9 @@ class TrainingSetup:
 
     Attributes:
         model: Sharded where there are several processes.
-        objective: The model and its loss, maybe compiled; see `TrainingObjective`.
-        optimizer: AdamW over the model's weights.
         params: The weights that the optimizer steps.
-        train: Batch, sequence length, seed.
-        stream: Training tokens.
-        processes: The processes that share the model and the batch.
         share: Sequences [first, stop) of every step that are this process's.
         settings: As used in the end: a fallback shows here.
-        notes: A sentence for every fallback.
     """
 
     model: "PreTrainedModel"
@@ -74,11 +68,7 @@ def make_setup(
 
     Args:
         model: fp32 weights, the same in every process; changed in place.
-        train: Optimizer, batch and sequence length.
-        settings: To apply, where the model allows it.
         stream: Training tokens; the compiler and the checks of a distillation use the first.
-        processes: The processes to share the model.
-        distillation: A reference to learn from besides the tokens.
 
     Raises:
         RecipeError: The batch does not divide by the number of processes.

@@ -31,8 +31,6 @@ def write_pieces(tensors: "Mapping[str, Tensor]", path: Path, rank: int) -> None
     """Write this process's rows of some tensors.
 
     Args:
-        tensors: Sharded or whole.
-        path: A new file.
         rank: Rank of this process; only rank 0 writes tensors that are whole everywhere.
     """
     pieces = {name: piece_of(tensor) for name, tensor in tensors.items()}
@@ -76,10 +74,6 @@ class SavedTensors:
 
     def read_into(self, name: str, target: "Tensor") -> None:
         """Overwrite a tensor, or this process's rows of it.
-
-        Args:
-            name: One of `names`.
-            target: Sharded in any way, or whole.
 
         Raises:
             CheckpointError: The saved tensor has another shape.

@@ -43,8 +43,6 @@ def forward_backward(
     """Add up the gradients of a step in the model; processes exchange one small message.
 
     Args:
-        setup: Model, loss and device.
-        step: Optimizer steps before this one.
         first_sample: Place in the order of samples at which the step begins.
         stop: Stop flag, read between micro-batches; a process alone leaves the step at once.
         save_due: It is time to save, by the clock of this process.

@@ -35,10 +35,8 @@ def mfu(
 
     Args:
         tokens_per_s: Speed of all processes together.
-        flops_per_token: See `flops_per_token`.
         peak_flops: FLOP/s of one device, in dense bf16 products (fp32 where a device has no bf16);
             None: not known, as of a CPU.
-        processes: Each has a device of its own.
 
     Source: Chowdhery et al., PaLM, arXiv 2204.02311, appendix B.
     """
@@ -46,12 +44,7 @@ def mfu(
 
 
 def flops_per_token(model: "PreTrainedModel", seq_len: int) -> float:
-    """Count the FLOPs of one training token, forward and backward.
-
-    Args:
-        model: A causal language model, on any device, also the meta device.
-        seq_len: Tokens per sequence.
-    """
+    """Count the FLOPs of one training token, forward and backward."""
     config = model.config.get_text_config(decoder=True)
     section = config.to_dict()
     head = model.get_output_embeddings()

@@ -30,8 +30,6 @@ class Row:
     """The part of a row of metrics.jsonl that is sent.
 
     Attributes:
-        step: Optimizer steps done.
-        tokens: Training tokens seen.
         unix_s: Time of the measurement, seconds since 1970.
         values: Finite numbers by their names in metrics.jsonl.
     """
@@ -48,7 +46,6 @@ class TrackedTraining:
 
     Attributes:
         name: Shown by the tracker, unless its own environment variables say otherwise.
-        folder: Directory of the training.
         run_id: Result of `Tracker.start` when this training was started before.
         first_step: Step of the first row to come; it and later steps may have been sent before.
     """

@@ -36,7 +36,6 @@ class Trackers:
 
     Args:
         makers: Makes each tracker, by its name in the recipe; empty where nothing is sent.
-        name: Name of the training, for the trackers to show.
         folder: Directory of the training; `trackers.json` in it keeps the ids that reopen runs.
         on_trouble: Called in the training's thread with one sentence for each tracker that fails.
     """
@@ -69,11 +68,7 @@ class Trackers:
         self._report_troubles()
 
     def send(self, row: Mapping[str, Any]) -> None:
-        """Hand a row to every tracker; returns at once.
-
-        Args:
-            row: As it stands in metrics.jsonl.
-        """
+        """Hand a row to every tracker; returns at once."""
         resumes = row.get("event") == "continued"  # the step of this row was sent before
         if not self._started:
             self._started = True
@@ -106,7 +101,6 @@ class _Feed:
 
     Attributes:
         trouble: The first thing that went wrong; empty: nothing did.
-        reported: The user was told.
     """
 
     def __init__(self, make: Callable[[], Tracker], remember: Callable[[str], None]) -> None:
@@ -181,11 +175,7 @@ class _Feed:
             return min(len(self._rows), _BATCH)
 
     def _insist(self, call: Callable[[], object]) -> bool:
-        """Call until it succeeds, less and less often; once more when the training is over.
-
-        Returns:
-            Whether it succeeded.
-        """
+        """Call until it succeeds, less and less often; once more when the training is over."""
         pause_s = _FIRST_PAUSE_S
         while True:
             is_last_try = self._over.is_set()

@@ -26,7 +26,6 @@ class Verification:
     """The result of `verify`.
 
     Attributes:
-        path: The directory.
         kind: ``"model"``, ``"tokens"``, ``"checkpoint"`` or ``"run"``.
         findings: One per part that was checked, or could not be, in the order of the checks.
     """
@@ -53,7 +52,6 @@ def verify(
     A part that a run lacks is reported as not proven, since another process may be writing it.
 
     Args:
-        path: The directory. Its files tell which kind it is.
         reference: The model that a model, or a run's target, was cut from.
         on_finding: Called with each finding as soon as it is made; a large model takes minutes.
 

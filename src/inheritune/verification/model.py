@@ -32,10 +32,6 @@ def verify_model(
 
     Args:
         target: A model that `inherit` or `grow` has written, or that was trained from there.
-        reference: The model it was cut from; it is not changed.
-
-    Yields:
-        One finding per part, as soon as it is made.
 
     Raises:
         SourceError: Something differs; the message names the first difference.
@@ -65,12 +61,6 @@ def verify_model(
 
 def verify_unrecorded_model(model: ModelDirectory) -> Iterator[Finding]:
     """Verify a trained model without a record: that its values are finite and that it runs.
-
-    Args:
-        model: A model such as ``OUT/model`` of a training without a recipe.
-
-    Yields:
-        One finding per part, as soon as it is made.
 
     Raises:
         SourceError: A value is not finite, or the model does not load or run.

@@ -48,13 +48,8 @@ def run_target(
     """Load a target as a user would, run it, and compare its layers' outputs with the reference's.
 
     Args:
-        target: The model.
         record: The content of its inherit.json; empty if it has none.
-        reference: The model it was cut from, if it is at hand.
         trained: Whether its weights were trained since, so that outputs are expected to differ.
-
-    Yields:
-        The findings ``reload``, ``cache`` and ``function``.
 
     Raises:
         SourceError: The model does not load or run, or computes something else.

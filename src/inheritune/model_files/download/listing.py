@@ -35,7 +35,6 @@ class ListedFile:
     """One file as the Hub lists it.
 
     Attributes:
-        size: In bytes.
         blob_id: Git's SHA-1 of the file, or of the LFS pointer to it.
         sha256: Digest of the file itself, for large files only.
     """
@@ -73,10 +72,6 @@ def pin(model: str, revision: str | None) -> Listing:
     """Resolve a revision to a commit and list its files.
 
     Where the Hub cannot be reached, a revision means what it meant the last time.
-
-    Args:
-        model: Hub id.
-        revision: Branch, tag or commit; None: the main branch.
 
     Raises:
         SourceError: The Hub has no such model or revision, or does not show it to this account.
@@ -192,12 +187,6 @@ def one_writer(
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
     """Let one process at a time download a model in parts; wait for another one to end.
-
-    Args:
-        root: Directory of the downloads; created if it does not exist.
-        model: Hub id.
-        on_progress: Receives a message when there is another process.
-        stop: Asked several times a second while waiting.
 
     Raises:
         MachineError: The system refuses, or the other process does not end within ten minutes.

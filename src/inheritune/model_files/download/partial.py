@@ -55,7 +55,6 @@ class PartialModel:
 
     Attributes:
         directory: A model directory; its name is the commit.
-        name: Hub id.
         commit: All 40 digits.
         listing: The Hub's list of files; None for a complete directory of the Hub's own cache.
     """
@@ -82,11 +81,8 @@ class PartialModel:
         What a stopped or killed download has brought stays, and the next one goes on from there.
 
         Args:
-            ranges: File name, first byte and size of each.
             prefix: The ranges begin their files, and a server that refuses ranges need not send
                 more than them.
-            on_progress: Receives the bytes so far.
-            stop: Asked several times a second.
 
         Raises:
             SourceError: The Hub no longer has a file, or does not show it to this account.
@@ -206,7 +202,6 @@ def open_partial(model: str, revision: str | None) -> PartialModel:
     A model that is complete in the Hub's own cache is used there.
 
     Args:
-        model: Hub id.
         revision: Branch, tag or commit; None: the main branch. Everything is fetched at the commit
             that it means now.
 

@@ -66,7 +66,6 @@ def bridged(ranges: Sequence[Range], budget: int, widest: int) -> list[Range]:
     """Join merged ranges over small gaps: fewer requests for a few bytes more.
 
     Args:
-        ranges: Merged.
         budget: Most bytes of all bridged gaps together; the smallest gaps are bridged first.
         widest: Most bytes of one gap.
     """
@@ -98,8 +97,6 @@ class PartialFile:
 
     Args:
         name: Path on the server, relative and with ``/``.
-        path: Where the file is kept; may not exist yet.
-        journal: Where its journal is kept; may not exist yet.
         size: Bytes of the whole file.
         commit: Binds the journal to a version of the file, as do size and ETag.
 
@@ -146,11 +143,7 @@ class PartialFile:
 
     @contextmanager
     def opened(self) -> Iterator[int]:
-        """Yield a descriptor for one thread to write with; the file has its full size.
-
-        Raises:
-            MachineError: The system refuses.
-        """
+        """Yield a descriptor for one thread to write with; the file has its full size."""
         with self._lock, cache_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._journal.parent.mkdir(parents=True, exist_ok=True)
@@ -180,21 +173,13 @@ class PartialFile:
             return self.etag == etag
 
     def write(self, descriptor: int, offset: int, data: bytes) -> None:
-        """Write bytes at their place; they count once `keep` was called.
-
-        Raises:
-            MachineError: The system refuses.
-        """
+        """Write bytes at their place; they count once `keep` was called."""
         with cache_errors(self.path):
             os.lseek(descriptor, offset, os.SEEK_SET)
             write_all(descriptor, data)
 
     def keep(self, descriptor: int, start: int, end: int) -> None:
-        """Sync a range to the disk, then count it as present.
-
-        Raises:
-            MachineError: The system refuses.
-        """
+        """Sync a range to the disk, then count it as present."""
         if start >= end:
             return
         with cache_errors(self.path):

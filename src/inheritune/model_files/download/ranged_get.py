@@ -54,8 +54,6 @@ class RangeClient:
         """Fetch a range of a file and journal it, including what arrived before a failure.
 
         Args:
-            file: Receives the bytes.
-            part: The range.
             prefix: Take the beginning of the whole file from a server that refuses ranges,
                 instead of raising.
 

@@ -42,9 +42,7 @@ def download_whole(
     What a stopped or killed download has brought stays, and the next one goes on from there.
 
     Args:
-        model: Hub id.
         revision: Branch, tag or commit; None: the main branch.
-        stop: Asked several times a second.
 
     Returns:
         The snapshot's directory; its name is the commit.
@@ -109,11 +107,6 @@ def check_digests(snapshot: Path, model: str, stop: Callable[[], bool] = lambda:
 
     The cache names a large file by that digest. A file with another digest is deleted; one with the
     right digest is marked as checked, beside the mirror of what is downloaded in parts.
-
-    Args:
-        snapshot: Directory in the Hub's cache.
-        model: Hub id.
-        stop: Asked several times a second.
 
     Raises:
         SourceError: A file is not what the Hub lists.

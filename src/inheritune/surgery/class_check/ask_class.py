@@ -60,10 +60,7 @@ def check_cut(
     """Check that a cut model has every weight, and its layers as they are in the reference.
 
     Args:
-        reference: The model it is cut from.
         kept: The layer of the reference that each layer of the cut model is.
-        config: Raw config of the cut model.
-        tensors: Tensors of the cut model.
         prefix: Text before the layer number in their names; None: as in the reference.
 
     Raises:
@@ -78,11 +75,6 @@ def check_complete(
     config: Mapping[str, Any], tensors: Iterable[Tensor | TargetTensor], prefix: str
 ) -> ClassCheck:
     """Check that a model has every weight that its class needs.
-
-    Args:
-        config: Raw config.
-        tensors: Tensors of the model.
-        prefix: Text before the layer number in their names.
 
     Raises:
         SourceError: The class refuses config or weights, misses a weight, or leaves one unused

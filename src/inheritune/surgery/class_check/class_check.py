@@ -44,7 +44,6 @@ def explicit_lists(config: Mapping[str, Any], layers: int) -> dict[str, list[Any
 
     Args:
         config: The raw text section of a config, with its ``model_type``.
-        layers: Number of layers, and so of entries.
 
     Returns:
         The lists by config field; empty for a model that transformers does not know.
@@ -83,7 +82,6 @@ def compare_cut(
     """Compare a cut model with its reference, and its tensors with what its class needs.
 
     Args:
-        target: Raw config of the cut model.
         tensors: Safetensors dtype and shape of each of its tensors, by name.
         prefix: Text before the layer number in their names.
         reference: Raw config of the reference; None: only the tensors are checked.

@@ -41,13 +41,6 @@ def compare_layers(
 ) -> None:
     """Refuse layers that would compute something else than they do in the reference.
 
-    Args:
-        model_class: The transformers class of both models.
-        reference: Raw config of the reference.
-        target: Raw config of the cut model.
-        prefix: Text before the layer number in tensor names.
-        kept: The layer of the reference that each layer of the target is.
-
     Raises:
         SourceError: The class refuses a config.
         UnsupportedModelError: A layer, or what is around the layers, differs; or the target fails

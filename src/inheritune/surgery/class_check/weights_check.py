@@ -26,8 +26,6 @@ def initialise(config: dict[str, Any], seed: int, out: str, normal: Sequence[str
     """Write a model with the fresh fp32 weights that its class gives it.
 
     Args:
-        config: Raw config; in some classes its number of layers sets the initial scale.
-        seed: The same seed gives the same weights.
         out: Directory to write, with the names that the class uses on disk.
         normal: Names, or ends of names, of weights to draw from N(0, 1) instead.
 
@@ -138,10 +136,6 @@ def align_weights(model: Any, leave: Sequence[Any] = ()) -> None:
 
     Unaligned, products of the same numbers are rounded in another order, which differs by up to
     1e-6 on an AVX-512 processor (docs/log.md).
-
-    Args:
-        model: A model loaded from files; tied weights stay tied.
-        leave: Modules of it whose weights do not matter.
     """
     left = {id(weight) for module in leave for weight in module.parameters()}
     for weight in [*model.parameters(), *model.buffers()]:
