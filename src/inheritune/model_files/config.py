@@ -44,16 +44,11 @@ _FEWEST = {"rwkv": (2, "its class divides by one less than the number of layers"
 
 @dataclass(frozen=True)
 class Edit:
-    """One changed field of a config.
+    """One changed field of a config."""
 
-    Attributes:
-        key: Dotted path from the top.
-        after: Value in the target; None also when the key was removed.
-    """
-
-    key: str
+    key: str  # dotted path from the top
     before: Any
-    after: Any
+    after: Any  # value in the target; None also when the key was removed
     reason: str
 
 

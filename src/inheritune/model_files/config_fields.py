@@ -21,15 +21,10 @@ COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 @dataclass(frozen=True)
 class Cut:
-    """The layers that are kept.
+    """The layers that are kept."""
 
-    Attributes:
-        kept: Layer indices, ascending and without repeats, from 0.
-        total: Number of layers of the reference.
-    """
-
-    kept: tuple[int, ...]
-    total: int
+    kept: tuple[int, ...]  # layer indices, ascending and without repeats, from 0
+    total: int  # number of layers of the reference
 
     @property
     def layers(self) -> int:

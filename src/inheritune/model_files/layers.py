@@ -17,21 +17,17 @@ _COMPANIONS = {"attn_res.mlp_queries.": 0, "attn_res.attn_queries.": 1}
 
 @dataclass(frozen=True)
 class Container:
-    """The numbered list of tensors that are the layers.
+    """The numbered list of tensors that are the layers."""
 
-    Attributes:
-        prefix: The part of their names before the number, such as ``"model.layers."``.
-        extra: Numbers from ``layers`` on: multi-token-prediction layers, which read the last
-            hidden state of all layers and are useless on top of another one.
-        outside: Names of multi-token-prediction tensors outside the list.
-        parallel: Prefixes of other numbered lists of about the same length. They may hold weights
-            of the layers; only the model's class knows.
-    """
-
-    prefix: str
+    prefix: str  # the part of their names before the number, such as ``"model.layers."``
     layers: int
+    # Numbers from ``layers`` on: multi-token-prediction layers, which read the last hidden state of
+    # all layers and are useless on top of another one.
     extra: tuple[int, ...] = ()
+    # Names of multi-token-prediction tensors outside the list.
     outside: frozenset[str] = frozenset()
+    # Prefixes of other numbered lists of about the same length. They may hold weights of the
+    # layers; only the model's class knows.
     parallel: tuple[str, ...] = ()
 
     def keeps(self, name: str, layers: int) -> bool:

@@ -47,22 +47,16 @@ _AGAIN = "Download the file again."
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor as a range of bytes in a file.
+    """A tensor as a range of bytes in a file."""
 
-    Attributes:
-        name: Name on disk, which need not be the name of the module's parameter.
-        dtype: The format's word for it, such as ``"BF16"``.
-        offset: First byte, from the start of the file.
-        pitch: Bytes from one row to the next in the file, where only the beginning of each row
-            belongs to the tensor; else 0.
-    """
-
-    name: str
-    dtype: str
+    name: str  # name on disk, which need not be the name of the module's parameter
+    dtype: str  # the format's word for it, such as ``"BF16"``
     shape: tuple[int, ...]
     file: Path
-    offset: int
+    offset: int  # first byte, from the start of the file
     size: int
+    # Bytes from one row to the next in the file, where only the beginning of each row belongs to
+    # the tensor; else 0.
     pitch: int = 0
 
     @property

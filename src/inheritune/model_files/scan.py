@@ -28,18 +28,12 @@ _EXPONENT = {"F64": 0x7FF0, "F32": 0x7F80, "BF16": 0x7F80, "F16": 0x7C00}
 
 @dataclass(frozen=True)
 class Scan:
-    """The result of one pass over a tensor.
+    """The result of one pass over a tensor."""
 
-    Attributes:
-        xxh3: XXH3 digest of its bytes, 128 bits, in hexadecimal. Finds accidents, not attacks.
-        sha256: SHA-256 of its bytes; None where it was not computed, being ten times slower.
-        finite: All values are finite. True for dtypes without NaN and infinity.
-        zero: All values are zero.
-    """
-
-    xxh3: str
+    xxh3: str  # XXH3 digest of its bytes, 128 bits, in hexadecimal; finds accidents, not attacks
+    # SHA-256 of its bytes; None where it was not computed, being ten times slower.
     sha256: str | None
-    finite: bool
+    finite: bool  # all values are finite; true for dtypes without NaN and infinity
     zero: bool
 
 

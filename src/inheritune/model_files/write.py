@@ -58,17 +58,11 @@ T = TypeVar("T", bound=PlannedTensor)
 
 @dataclass(frozen=True)
 class TargetTensor:
-    """A tensor to write with the values of a tensor on disk.
+    """A tensor to write with the values of a tensor on disk."""
 
-    Attributes:
-        name: Name in the new file.
-        source: Where its values lie now.
-        dtype: Dtype in the new file; the values are cast where the source has another one.
-    """
-
-    name: str
-    source: Tensor
-    dtype: str
+    name: str  # name in the new file
+    source: Tensor  # where its values lie now
+    dtype: str  # dtype in the new file; the values are cast where the source has another one
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -16,15 +16,10 @@ __all__ = ["CutPoint", "Pattern", "cut_point", "find_pattern"]
 
 @dataclass(frozen=True)
 class Pattern:
-    """The pattern in which kinds of layers repeat.
+    """The pattern in which kinds of layers repeat."""
 
-    Attributes:
-        lead: Layers before the pattern begins, such as dense ones before those with experts.
-        period: Layers until it repeats; 1: all are alike.
-    """
-
-    lead: int
-    period: int
+    lead: int  # layers before the pattern begins, such as dense ones before those with experts
+    period: int  # layers until it repeats; 1: all are alike
 
     def is_complete(self, layers: int) -> bool:
         """Whether the first ``layers`` layers end with a whole period."""
@@ -39,16 +34,13 @@ class Pattern:
 
 @dataclass(frozen=True)
 class CutPoint:
-    """A judgement on cutting a reference after some number of layers.
-
-    Attributes:
-        allowed: Whether the config can be cut there. The model's class has the last word, and
-            `inherit` asks it, since that needs torch.
-        complete: Whether a whole period of the pattern ends there; None: there is no pattern.
-    """
+    """A judgement on cutting a reference after some number of layers."""
 
     layers: int
+    # Whether the config can be cut there. The model's class has the last word, and `inherit` asks
+    # it, since that needs torch.
     allowed: bool
+    # Whether a whole period of the pattern ends there; None: there is no pattern.
     complete: bool | None
     reason: str
 

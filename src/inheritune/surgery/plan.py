@@ -43,20 +43,13 @@ _SPLIT_BY_ROWS = "per_layer_model_projection.weight"
 
 @dataclass(frozen=True)
 class InheritPlan:
-    """The plan of a cut.
+    """The plan of a cut."""
 
-    Attributes:
-        kept: Indices of the layers to keep, ascending.
-        edits: Its changes against the reference's, each with its reason.
-        tensors: The target's tensors, in the order of the reference's files.
-        dropped_prediction: Names of the multi-token-prediction tensors that are left out.
-    """
-
-    kept: tuple[int, ...]
+    kept: tuple[int, ...]  # indices of the layers to keep, ascending
     config: dict[str, Any]
-    edits: list[Edit]
-    tensors: list[TargetTensor]
-    dropped_prediction: list[str]
+    edits: list[Edit]  # its changes against the reference's, each with its reason
+    tensors: list[TargetTensor]  # the target's tensors, in the order of the reference's files
+    dropped_prediction: list[str]  # names of the multi-token-prediction tensors that are left out
 
     @property
     def is_prefix(self) -> bool:

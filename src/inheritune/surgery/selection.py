@@ -39,33 +39,23 @@ _WAY = re.compile(rf"(?P<name>[a-z+]*[a-z])(:(?P<number>{_N})(\+(?P<last>{_N}))?
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """Facts about a reference that ways of choosing layers may use.
+    """Facts about a reference that ways of choosing layers may use."""
 
-    Attributes:
-        layers: Number of its layers, N.
-        layers_by_rank: Its layers that have attention, lowest attention rank first; None: not
-            measured (yet).
-    """
-
-    layers: int
+    layers: int  # number of its layers, N
+    # Its layers that have attention, lowest attention rank first; None: not measured (yet).
     layers_by_rank: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
 class Way:
-    """A named way of choosing layers.
+    """A named way of choosing layers."""
 
-    Attributes:
-        choose: Returns the layer indices for a number that is 1 to N.
-        form: An example for help texts.
-        needs: Field of `LayerFacts` that must have been measured; None: no measurement.
-        counts: Whether the number is the number of layers.
-    """
-
+    # Returns the layer indices for a number that is 1 to N.
     choose: Callable[[LayerFacts, int], Sequence[int]]
-    form: str
+    form: str  # an example for help texts
+    # Field of `LayerFacts` that must have been measured; None: no measurement.
     needs: str | None = None
-    counts: bool = True
+    counts: bool = True  # whether the number is the number of layers
 
 
 # --- the ways, each (facts, count) -> layer indices ---

@@ -43,37 +43,24 @@ _TIED_BY_DEFAULT = {
 
 @dataclass(frozen=True)
 class LayerCounts:
-    """Counts of one layer.
-
-    Attributes:
-        idle: Parameters of experts that a token is not sent to.
-        bytes: Bytes on disk, with buffers.
-        form: Names and shapes of its tensors; equal for layers that are built alike.
-    """
+    """Counts of one layer."""
 
     params: int
-    idle: int
-    bytes: int
+    idle: int  # parameters of experts that a token is not sent to
+    bytes: int  # bytes on disk, with buffers
+    # Names and shapes of its tensors; equal for layers that are built alike.
     form: frozenset[tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of a model with some of its layers.
+    """Counts of a model with some of its layers."""
 
-    Attributes:
-        params: Parameters; a tied head is counted once.
-        active: Parameters that one token uses: all but the experts it is not sent to.
-        embedding: Parameters that are looked up by token or position, a tied head included.
-        bytes: Bytes of all tensors on disk.
-        flops_per_token: Forward and backward, see `flops.training_flops_per_token`.
-    """
-
-    params: int
-    active: int
-    embedding: int
+    params: int  # a tied head is counted once
+    active: int  # parameters that one token uses: all but the experts it is not sent to
+    embedding: int  # parameters that are looked up by token or position, a tied head included
     bytes: int
-    flops_per_token: float
+    flops_per_token: float  # forward and backward, see `flops.training_flops_per_token`
 
 
 class Sizes:

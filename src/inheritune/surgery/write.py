@@ -32,30 +32,20 @@ _COPIED_DURING_CHECK = 2**31
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A weight file of the new model.
-
-    Attributes:
-        tensors: The tensors as planned.
-        placed: The same tensors, where they lie in this file.
-        scans: Digests and checks of their values, by tensor name.
-    """
+    """A weight file of the new model."""
 
     name: str
     tensors: Sequence[TargetTensor]
-    placed: Sequence[Tensor]
-    scans: Mapping[str, Scan]
+    placed: Sequence[Tensor]  # the same tensors, where they lie in this file
+    scans: Mapping[str, Scan]  # digests and checks of their values, by tensor name
 
 
 @dataclass(frozen=True)
 class Written:
-    """Everything a record can tell of a written model.
-
-    Attributes:
-        made: Names of the tensors that `ModelPlan.make` made.
-    """
+    """Everything a record can tell of a written model."""
 
     files: Sequence[WrittenFile]
-    made: frozenset[str]
+    made: frozenset[str]  # names of the tensors that `ModelPlan.make` made
     check: ClassCheck
 
     def tensor_entries(self) -> dict[str, dict[str, Any]]:
@@ -69,30 +59,22 @@ class Written:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """All decisions about a model directory, before a byte of it is written.
+    """All decisions about a model directory, before a byte of it is written."""
 
-    Attributes:
-        source: The model whose side files and weight metadata the new one takes over.
-        reference: The model that ``downloads`` are of; often the same.
-        config: Raw config.json.
-        tensors: In the order they are to lie on disk. Those of one source file follow each other.
-        downloads: Tensors of ``reference`` whose bytes are needed.
-        check: Asks the model's class about config and tensors. It raises to refuse the plan.
-        records: Returns the files that tell where the model came from, by name.
-        make: Makes the tensors that are no ranges of a source file (fresh or rearranged weights).
-            It is given a directory to create and returns them by name.
-        sha256: Whether SHA-256 digests are computed beside XXH3.
-    """
-
-    source: ModelDirectory
-    reference: ModelDirectory
+    source: ModelDirectory  # the model whose side files and weight metadata the new one takes over
+    reference: ModelDirectory  # the model that ``downloads`` are of; often the same
     config: Mapping[str, Any]
+    # In the order they are to lie on disk. Those of one source file follow each other.
     tensors: Sequence[TargetTensor]
-    downloads: Sequence[Tensor]
+    downloads: Sequence[Tensor]  # tensors of ``reference`` whose bytes are needed
+    # Asks the model's class about config and tensors. It raises to refuse the plan.
     check: Callable[[], ClassCheck]
+    # Returns the files that tell where the model came from, by name.
     records: Callable[[Written], Mapping[str, bytes]]
+    # Makes the tensors that are no ranges of a source file (fresh or rearranged weights). It is
+    # given a directory to create and returns them by name.
     make: Callable[[Path], Mapping[str, TargetTensor]] = lambda scratch: {}
-    sha256: bool = False
+    sha256: bool = False  # whether SHA-256 digests are computed beside XXH3
 
 
 def write_model(out: Path, plan: ModelPlan, on_progress: Listener = silent) -> ModelDirectory:

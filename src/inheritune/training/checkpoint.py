@@ -48,36 +48,25 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Position:
-    """The place that a training has reached; with the recipe, all that is needed to go on.
-
-    Attributes:
-        elapsed_s: Seconds of training before this point, over all restarts.
-        skipped: Steps without an update, for a value that was not finite.
-        skips_in_a_row: The newest of them, without an update in between.
-    """
+    """The place that a training has reached; with the recipe, all that is needed to go on."""
 
     step: int = 0
     tokens: int = 0
-    elapsed_s: float = 0.0
-    skipped: int = 0
-    skips_in_a_row: int = 0
+    elapsed_s: float = 0.0  # seconds of training before this point, over all restarts
+    skipped: int = 0  # steps without an update, for a value that was not finite
+    skips_in_a_row: int = 0  # the newest of them, without an update in between
 
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """All that a training is made from; a checkpoint of other inputs is not continued.
+    """All that a training is made from; a checkpoint of other inputs is not continued."""
 
-    Attributes:
-        decisive: Keys that decide the result; a difference is refused.
-        noted: Keys whose difference is only noted; versions of libraries are always among them.
-        settings: Choices of the machine, see `hardware.changed_settings`.
-        allowed: Keys of `decisive` that may differ (`--allow-change`).
-    """
-
-    decisive: Mapping[str, Any]
+    decisive: Mapping[str, Any]  # keys that decide the result; a difference is refused
+    # Keys whose difference is only noted; versions of libraries are always among them.
     noted: Mapping[str, Any] = field(default_factory=dict)
+    # Choices of the machine, see `hardware.changed_settings`.
     settings: Mapping[str, Any] = field(default_factory=dict)
-    allowed: Collection[str] = ()
+    allowed: Collection[str] = ()  # keys of `decisive` that may differ (`--allow-change`)
 
     def record(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of the inputs, by its keys in trainer.json."""

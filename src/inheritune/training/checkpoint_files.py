@@ -91,7 +91,7 @@ def drop_later_snapshots(snapshots: Path, step: int) -> None:
 
 
 def set_aside(checkpoint: Path) -> list[str]:
-    """Rename the checkpoints after the one that a training goes on from.
+    """Rename the checkpoints after the one that a training goes on from; return their old names.
 
     They are damaged, or belong to a branch that was left; they stay until a newer one is published.
     """

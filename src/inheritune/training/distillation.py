@@ -31,14 +31,10 @@ _MAX_SELF_DIVERGENCE = 1e-4  # nats per token; of equal logits it is 0 up to rou
 
 @dataclass(frozen=True)
 class Distillation:
-    """The reference to learn from besides the text.
+    """The reference to learn from besides the text."""
 
-    Attributes:
-        source: The reference, or its stored predictions.
-        alpha: Weight of the cross-entropy in the loss, in [0, 1]; the KL divergence has the rest.
-    """
-
-    source: ReferenceSource
+    source: ReferenceSource  # the reference, or its stored predictions
+    # Weight of the cross-entropy in the loss, in [0, 1]; the KL divergence has the rest.
     alpha: float
 
 
@@ -77,7 +73,7 @@ class FrozenReference:
         return _vocab_size(self.model)
 
     def distribution(self, input_ids: "Tensor", position: int = 0) -> Full:
-        """Predict the token after each input; see `ReferenceSource`."""
+        """Predict the token after each of (B, T) ids, whatever their place in the order."""
         with torch.no_grad(), self._autocast():
             logits = lazy_logits(self.model, input_ids.to(self._device), self._chunked_head)
             return Full(logits.cast(), self.temperature)

@@ -25,17 +25,11 @@ __all__ = ["Piece", "layers_of", "local", "my_share", "piece_of", "shard", "sync
 
 @dataclass(frozen=True)
 class Piece:
-    """The rows of a tensor that this process holds.
+    """The rows of a tensor that this process holds."""
 
-    Attributes:
-        tensor: The rows; the whole tensor where it is not sharded.
-        first: Index of the first one in the whole tensor.
-        rows: Rows of the whole tensor; None: it is not sharded.
-    """
-
-    tensor: "Tensor"
-    first: int
-    rows: int | None
+    tensor: "Tensor"  # the rows; the whole tensor where it is not sharded
+    first: int  # index of the first one in the whole tensor
+    rows: int | None  # rows of the whole tensor; None: it is not sharded
 
 
 def my_share(train: Train, processes: Processes) -> tuple[int, int]:

@@ -36,25 +36,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 @dataclass(frozen=True)
 class Settings:
-    """Device, precision and kernels of a training; they change its results by rounding only.
-
-    Attributes:
-        precision: ``"bf16"`` (autocast over fp32 weights) or ``"fp32"``.
-        attention: ``"matmul"`` or ``"model"``.
-        keep_large_blocks: Whether glibc keeps freed memory.
-        loss: ``"logits"``, or ``"op"``: fused, never holding the logits, where possible.
-        activation_checkpointing: Whether layers are computed again in the backward pass.
-    """
+    """Device, precision and kernels of a training; they change its results by rounding only."""
 
     device: str
-    precision: str
-    attention: str
+    precision: str  # ``"bf16"`` (autocast over fp32 weights) or ``"fp32"``
+    attention: str  # ``"matmul"`` or ``"model"``
     compile: bool
     fused_gelu: bool
     fused_optimizer: bool
-    keep_large_blocks: bool
+    keep_large_blocks: bool  # whether glibc keeps freed memory
+    # ``"logits"``, or ``"op"``: fused, never holding the logits, where possible.
     loss: str = "logits"
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = False  # whether layers are computed again in the backward pass
     processes: int = 1
     reasons: Mapping[str, str] = field(default_factory=dict)
 
@@ -127,7 +120,7 @@ def changed_settings(
     now: Mapping[str, Any],
     allowed: Collection[str],
 ) -> list[str]:
-    """Compare the machine's choices with those that a training was begun with.
+    """Describe how the machine's choices differ from those that a training was begun with.
 
     Args:
         before: `Settings.compared` of the checkpoint; keys that it lacks are not compared.

@@ -129,17 +129,11 @@ class DistillationObjective(TrainingObjective):
 
 @dataclass(frozen=True)
 class LazyLogits:
-    """The logits of a model, computed for a few tokens at a time.
+    """The logits of a model, computed for a few tokens at a time."""
 
-    Attributes:
-        hidden: Last states, (N, D); the logits themselves, (N, V), where there is no weight.
-        weight: Weight of the head, (V, D).
-        bias: Bias of the head, (V,).
-    """
-
-    hidden: "Tensor"
-    weight: "Tensor | None" = None
-    bias: "Tensor | None" = None
+    hidden: "Tensor"  # last states, (N, D); the logits themselves, (N, V), where there is no weight
+    weight: "Tensor | None" = None  # weight of the head, (V, D)
+    bias: "Tensor | None" = None  # bias of the head, (V,)
 
     def rows(self, part: slice) -> "Tensor":
         """Compute the logits of some tokens, (n, V)."""
@@ -162,8 +156,7 @@ class LazyLogits:
 
 
 def lazy_logits(model: Any, input_ids: "Tensor", chunked_head: bool) -> LazyLogits:
-    """Run a model up to its head, or through it where its logits are more than the head's product.
-    """
+    """Run a model up to its head, or through it where its logits are more than the head's product."""
     if not chunked_head:
         return LazyLogits(model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1))
     head, decoder = model.get_output_embeddings(), model.get_decoder()
@@ -194,16 +187,11 @@ class TopK:
 
     The divergence over these k + 1 outcomes is at most the one over the whole vocabulary, and 0
     where that is 0. Within the rest p has the target's own proportions: p_v = q_v p_rest / q_rest.
-
-    Attributes:
-        ids: (N, k) int64.
-        log_p: Their log-probabilities at the temperature, (N, k) fp32.
-        log_rest: Log-probability of all others together, (N,) fp32.
     """
 
-    ids: "Tensor"
-    log_p: "Tensor"
-    log_rest: "Tensor"
+    ids: "Tensor"  # (N, k) int64
+    log_p: "Tensor"  # their log-probabilities at the temperature, (N, k) fp32
+    log_rest: "Tensor"  # log-probability of all others together, (N,) fp32
 
     @classmethod
     def of(cls, logits: "Tensor", k: int, temperature: float) -> "TopK":
@@ -241,13 +229,7 @@ class _Gradients:
         self.bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
 
     def add(self, part: slice, slope: "Tensor", logits: LazyLogits) -> None:
-        """Add the gradients of some tokens.
-
-        Args:
-            part: The tokens.
-            slope: dloss/dz, (n, V).
-            logits: z, with the head in the precision of the states.
-        """
+        """Add the gradients of some tokens; ``slope`` is dloss/dz, (n, V)."""
         # z = h W^T + b:  dloss/dh = slope W;  dloss/dW = slope^T h;  dloss/db = sum of slope
         if logits.weight is None:
             self.hidden[part] = slope

@@ -16,38 +16,28 @@ __all__ = ["LoopConfig", "LoopResult"]
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """A training: on which tokens, for how long, with which settings.
-
-    Attributes:
-        tokens: Number to train on, repeats counted; rounded down to whole steps.
-        folder: Receives `metrics.jsonl` and `checkpoints/`, from process 0.
-        inputs: Whatever decides the result, as JSON values; a checkpoint of other inputs is
-            refused.
-        noted_inputs: Input keys and values whose change is only noted.
-        allowed_changes: Keys of `inputs` that may differ from the checkpoint's (`--allow-change`).
-        first_sample: Place in the order of samples at which this training begins.
-        moments_from: Checkpoint of a smaller model's training whose AdamW moments are taken over.
-        resume_from: Checkpoint to go on from; None: the newest that is whole.
-        snapshot_steps: Steps whose checkpoint is kept under ``moments/`` as well, whatever
-            `train.keep` says.
-        peak_flops: FLOP/s of the device, for `mfu`; None: not known.
-    """
+    """A training: on which tokens, for how long, with which settings."""
 
     task: str
     train: Train
     settings: Settings
     stream: TokenStream
-    tokens: int
-    folder: Path
+    tokens: int  # number to train on, repeats counted; rounded down to whole steps
+    folder: Path  # receives `metrics.jsonl` and `checkpoints/`, from process 0
+    # Whatever decides the result, as JSON values; a checkpoint of other inputs is refused.
     inputs: Mapping[str, Any]
+    # Input keys and values whose change is only noted.
     noted_inputs: Mapping[str, Any] = field(default_factory=dict)
+    # Keys of `inputs` that may differ from the checkpoint's (`--allow-change`).
     allowed_changes: Collection[str] = ()
-    first_sample: int = 0
+    first_sample: int = 0  # place in the order of samples at which this training begins
+    # Checkpoint of a smaller model's training whose AdamW moments are taken over.
     moments_from: Path | None = None
-    resume_from: Path | None = None
+    resume_from: Path | None = None  # checkpoint to go on from; None: the newest that is whole
     distillation: Distillation | None = None
+    # Steps whose checkpoint is kept under ``moments/`` as well, whatever `train.keep` says.
     snapshot_steps: Collection[int] = ()
-    peak_flops: float | None = None
+    peak_flops: float | None = None  # FLOP/s of the device, for `mfu`; None: not known
 
     @property
     def num_steps(self) -> int:
@@ -62,18 +52,13 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class LoopResult:
-    """The result of a training.
-
-    Attributes:
-        seconds: Training, compiling and validating on the way, over all restarts.
-        start_val_loss: Nats per token before the first step; None when it was not measured.
-        settings: As used in the end: a fallback shows here.
-        notes: Sentences for the run's record: fallbacks, checkpoints that were passed over.
-    """
+    """The result of a training."""
 
     position: Position
-    seconds: float
+    seconds: float  # training, compiling and validating on the way, over all restarts
+    # Nats per token before the first step; None when it was not measured.
     start_val_loss: float | None
     restarts: int
-    settings: Settings
+    settings: Settings  # as used in the end: a fallback shows here
+    # Sentences for the run's record: fallbacks, checkpoints that were passed over.
     notes: tuple[str, ...]

@@ -33,15 +33,10 @@ _NO_CODE = "Training runs no code of a model directory; choose a model that tran
 
 @dataclass(frozen=True)
 class Shape:
-    """Size and cost of a model.
+    """Size and cost of a model."""
 
-    Attributes:
-        params: Number of weights, tied ones once.
-        flops_per_token: FLOPs of one training token, forward and backward.
-    """
-
-    params: int
-    flops_per_token: float
+    params: int  # number of weights, tied ones once
+    flops_per_token: float  # FLOPs of one training token, forward and backward
 
 
 def describe(directory: Path, seq_len: int) -> Shape:

@@ -30,24 +30,17 @@ __all__ = ["TrainingSetup", "make_setup"]
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """A model with all that a step needs.
+    """A model with all that a step needs."""
 
-    Attributes:
-        model: Sharded where there are several processes.
-        params: The weights that the optimizer steps.
-        share: Sequences [first, stop) of every step that are this process's.
-        settings: As used in the end: a fallback shows here.
-    """
-
-    model: "PreTrainedModel"
+    model: "PreTrainedModel"  # sharded where there are several processes
     objective: TrainingObjective
     optimizer: torch.optim.AdamW
-    params: "list[Tensor]"
+    params: "list[Tensor]"  # the weights that the optimizer steps
     train: Train
     stream: TokenStream
     processes: Processes
-    share: tuple[int, int]
-    settings: Settings
+    share: tuple[int, int]  # sequences [first, stop) of every step that are this process's
+    settings: Settings  # as used in the end: a fallback shows here
     notes: tuple[str, ...]
 
     @property

@@ -73,7 +73,7 @@ class SavedTensors:
         return list(self._places)
 
     def read_into(self, name: str, target: "Tensor") -> None:
-        """Overwrite a tensor, or this process's rows of it.
+        """Overwrite a tensor that is whole, or this process's rows of one that is sharded.
 
         Raises:
             CheckpointError: The saved tensor has another shape.

@@ -18,23 +18,14 @@ __all__ = ["StepSums", "forward_backward"]
 
 @dataclass(frozen=True)
 class StepSums:
-    """The losses of a step, summed over its tokens, and what the processes agreed on.
+    """The losses of a step, summed over its tokens, and what the processes agreed on."""
 
-    Attributes:
-        loss: Nats.
-        parts: Nats: cross-entropy and KL divergence of a distillation, or nothing.
-        targets: Predicted tokens.
-        stop: A process was asked to stop: the step is broken off.
-        save: It is time to save, by the clock of process 0.
-        nonfinite_ranks: Processes whose loss was not finite.
-    """
-
-    loss: float
-    parts: tuple[float, ...]
-    targets: float
-    stop: bool
-    save: bool
-    nonfinite_ranks: list[int]
+    loss: float  # nats
+    parts: tuple[float, ...]  # nats: cross-entropy and KL divergence of a distillation, or nothing
+    targets: float  # predicted tokens
+    stop: bool  # a process was asked to stop: the step is broken off
+    save: bool  # it is time to save, by the clock of process 0
+    nonfinite_ranks: list[int]  # processes whose loss was not finite
 
 
 def forward_backward(

@@ -27,32 +27,22 @@ _WANDB_OPENS_S, _WANDB_ENDS_S = 15, 5
 
 @dataclass(frozen=True)
 class Row:
-    """The part of a row of metrics.jsonl that is sent.
-
-    Attributes:
-        unix_s: Time of the measurement, seconds since 1970.
-        values: Finite numbers by their names in metrics.jsonl.
-    """
+    """The part of a row of metrics.jsonl that is sent."""
 
     step: int
     tokens: int
-    unix_s: float
-    values: Mapping[str, float]
+    unix_s: float  # time of the measurement, seconds since 1970
+    values: Mapping[str, float]  # finite numbers by their names in metrics.jsonl
 
 
 @dataclass(frozen=True)
 class TrackedTraining:
-    """The training whose rows are sent.
+    """The training whose rows are sent."""
 
-    Attributes:
-        name: Shown by the tracker, unless its own environment variables say otherwise.
-        run_id: Result of `Tracker.start` when this training was started before.
-        first_step: Step of the first row to come; it and later steps may have been sent before.
-    """
-
-    name: str
+    name: str  # shown by the tracker, unless its own environment variables say otherwise
     folder: Path
-    run_id: str | None = None
+    run_id: str | None = None  # result of `Tracker.start` when this training was started before
+    # Step of the first row to come; it and later steps may have been sent before.
     first_step: int = 0
 
 

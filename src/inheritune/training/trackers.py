@@ -68,7 +68,7 @@ class Trackers:
         self._report_troubles()
 
     def send(self, row: Mapping[str, Any]) -> None:
-        """Hand a row to every tracker; returns at once."""
+        """Hand a row of metrics.jsonl to every tracker; returns at once."""
         resumes = row.get("event") == "continued"  # the step of this row was sent before
         if not self._started:
             self._started = True
@@ -175,7 +175,7 @@ class _Feed:
             return min(len(self._rows), _BATCH)
 
     def _insist(self, call: Callable[[], object]) -> bool:
-        """Call until it succeeds, less and less often; once more when the training is over."""
+        """Call until it succeeds, less and less often, once more at the end; return whether it did."""
         pause_s = _FIRST_PAUSE_S
         while True:
             is_last_try = self._over.is_set()

@@ -32,16 +32,11 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class ListedFile:
-    """One file as the Hub lists it.
-
-    Attributes:
-        blob_id: Git's SHA-1 of the file, or of the LFS pointer to it.
-        sha256: Digest of the file itself, for large files only.
-    """
+    """One file as the Hub lists it."""
 
     size: int
-    blob_id: str | None
-    sha256: str | None
+    blob_id: str | None  # Git's SHA-1 of the file, or of the LFS pointer to it
+    sha256: str | None  # digest of the file itself, for large files only
 
     def matches(self, path: Path) -> bool:
         """Tell whether a file on the disk has the listed size and digest."""
@@ -57,15 +52,10 @@ class ListedFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a model at one commit.
+    """The files of a model at one commit."""
 
-    Attributes:
-        commit: All 40 digits.
-        files: By name as the Hub gives it, which need not be safe as a path.
-    """
-
-    commit: str
-    files: Mapping[str, ListedFile]
+    commit: str  # all 40 digits
+    files: Mapping[str, ListedFile]  # by name as the Hub gives it, which need not be safe as a path
 
 
 def pin(model: str, revision: str | None) -> Listing:

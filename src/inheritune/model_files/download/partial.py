@@ -51,17 +51,12 @@ FileRange = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class PartialModel:
-    """The files of a Hub model at one commit, some of them in part.
+    """The files of a Hub model at one commit, some of them in part."""
 
-    Attributes:
-        directory: A model directory; its name is the commit.
-        commit: All 40 digits.
-        listing: The Hub's list of files; None for a complete directory of the Hub's own cache.
-    """
-
-    directory: Path
+    directory: Path  # a model directory; its name is the commit
     name: str
-    commit: str
+    commit: str  # all 40 digits
+    # The Hub's list of files; None for a complete directory of the Hub's own cache.
     listing: Listing | None = None
 
     def missing_bytes(self, ranges: Iterable[FileRange]) -> int:

@@ -31,18 +31,13 @@ _TIMEOUT_S = 900.0  # for one answer; loading and running a large model takes mi
 
 @dataclass(frozen=True)
 class ClassCheck:
-    """The result of a class check that did not refuse the model.
+    """The result of a class check that did not refuse the model."""
 
-    Attributes:
-        summary: ``"complete: LlamaForCausalLM"`` and what was compared, or ``"not checked: "`` and
-            the reason: transformers has no such class, or the class needs a package.
-        tied: Whether the class ties head and embedding; None if not checked.
-        unused: Names of tensors that the class does not use, such as buffers in old files.
-    """
-
+    # ``"complete: LlamaForCausalLM"`` and what was compared, or ``"not checked: "`` and the reason:
+    # transformers has no such class, or the class needs a package.
     summary: str
-    tied: bool | None
-    unused: list[str]
+    tied: bool | None  # whether the class ties head and embedding; None if not checked
+    unused: list[str]  # names of tensors that the class does not use, such as buffers in old files
 
     @property
     def skipped(self) -> bool:
