@@ -317,7 +317,7 @@ def test_a_disk_that_refuses_ends_with_4_and_the_last_checkpoint_is_whole(
             work.run_training(tmp_path, tiny_tokens)
     assert error.value.exit_code == 4
     assert [p.name for p in checkpoints.glob("*step*")] == ["step-00000005"]
-    checkpoint_files.verify(checkpoints / "step-00000005")
+    checkpoint_files.verify_checkpoint(checkpoints / "step-00000005")
 
 
 @pytest.mark.fault("D5")
@@ -344,7 +344,7 @@ def test_a_file_size_limit_ends_with_4(tiny_tokens: TokenDirectory, tmp_path: Pa
 
     assert code_of(in_child(limited)) == 4
     assert [p.name for p in checkpoints.glob("*step*")] == ["step-00000005"]
-    checkpoint_files.verify(checkpoints / "step-00000005")
+    checkpoint_files.verify_checkpoint(checkpoints / "step-00000005")
 
 
 def _manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
@@ -701,7 +701,7 @@ def test_a_killed_process_ends_the_run_and_one_process_goes_on(
         assert started.wait(timeout=90) in {1, 4}
     assert Run(tmp_path / "tiny").read()["exit_code"] in {4, None}
     for checkpoint in folder.glob("checkpoints/step-*"):
-        checkpoint_files.verify(checkpoint)
+        checkpoint_files.verify_checkpoint(checkpoint)
     final = execute(
         RecipeFile(path, "", Recipe.model_validate(resolved), {}), tmp_path / "tiny"
     ).summary

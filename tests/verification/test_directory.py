@@ -123,7 +123,7 @@ def test_tokens_that_are_not_complete_yet_are_not_there(run: Path) -> None:
 def test_a_checkpoint_that_the_training_drops_meanwhile_is_no_damage(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, verify = parts(run), checkpoint_files.verify
+    before, verify = parts(run), checkpoint_files.verify_checkpoint
     last = run / "variants/inherit/9-layers/checkpoints/step-00000001"
     shutil.copytree(checkpoint_of(run), last)
 
@@ -132,7 +132,7 @@ def test_a_checkpoint_that_the_training_drops_meanwhile_is_no_damage(
             shutil.rmtree(path)
         return verify(path)
 
-    monkeypatch.setattr(checkpoint_files, "verify", dropped)
+    monkeypatch.setattr(checkpoint_files, "verify_checkpoint", dropped)
     assert parts(run) == before and not last.exists()
 
 

@@ -57,10 +57,7 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
 
 
 def copy_range(source: int, target: int, offset: int, size: int, path: Path) -> None:
-    """Append bytes of one open file to another.
-
-    Args:
-        target: Descriptor, open for writing at the place to write to.
+    """Copy a range of an open file to where another one stands; `path` is for messages.
 
     Raises:
         SourceError: The source ends before the range does.

@@ -33,9 +33,6 @@ def refuse_ids_without_rows(directory: Path, tensors: Iterable[Tensor]) -> None:
 
     Special tokens that plain text never becomes, such as the place of an image, are a warning
     only, unless they begin or end a document.
-
-    Raises:
-        SourceError: Some id is not below the number of rows.
     """
     rows = _rows(tensors)
     path = directory / "tokenizer.json"

@@ -67,12 +67,7 @@ def refuse_directory(directory: Path) -> None:
 
 
 def refuse_files(names: Collection[str], directory: str) -> None:
-    """Refuse a directory, local or on the Hub, by the names of its files.
-
-    Raises:
-        UnsupportedModelError: An adapter, GGUF or pickled weights.
-        SourceError: No weights at all, or no config.
-    """
+    """Refuse a directory, local or on the Hub, by the names of its files."""
     if "model.safetensors" in names or "model.safetensors.index.json" in names:
         if "config.json" not in names:
             raise SourceError(f"{directory} has no config.json.", "Download the model again.")
@@ -107,10 +102,6 @@ def refuse_unsafe_config(config: Mapping[str, Any], path: Path) -> None:
     """Refuse a config that names code to load.
 
     ``auto_map`` is no reason to refuse: that code is copied, and run only where a recipe allows it.
-
-    Raises:
-        SourceError: A key that starts with ``_`` and is not known, or that names an implementation
-            or kernel in a repository.
     """
     waiting: list[Any] = [config]  # a list instead of recursion: the file may nest 50 levels
     while waiting:
@@ -140,12 +131,7 @@ def _refuse_unsafe_key(key: str, value: Any, path: Path) -> None:
 def refuse_unsupported_model(
     config: Mapping[str, Any], text: Mapping[str, Any], tensors: Collection[Tensor], path: Path
 ) -> None:
-    """Refuse families and formats whose layers cannot simply be cut off.
-
-    Raises:
-        UnsupportedModelError: The model is quantised, an encoder-decoder, or of a family without a
-            single stack of layers.
-    """
+    """Refuse families and formats whose layers cannot simply be cut off."""
     for section in (config, text):
         model_type = section.get("model_type")
         if isinstance(model_type, str) and model_type in _FAMILIES:

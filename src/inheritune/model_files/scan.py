@@ -77,11 +77,7 @@ def _largest_magnitude(data: bytes, dtype: str) -> int:
 
 
 def refuse_not_finite(scans: Mapping[str, Scan], where: Path) -> None:
-    """Refuse weights that are NaN or infinite.
-
-    Raises:
-        SourceError: A tensor holds such a value; the message names it.
-    """
+    """Refuse weights that are NaN or infinite."""
     broken = [n for n, scan in scans.items() if not scan.finite and not n.endswith(_BOUNDS)]
     if broken:
         more = f" and {len(broken) - 1} other tensors hold" if len(broken) > 1 else " holds"

@@ -72,7 +72,6 @@ def inherit(
         RecipeError: The reference has no such layers, or ``out`` is used already or lies in it.
         UnsupportedModelError: The layers would not compute what they do in the reference.
         SourceError: A file of the reference broke while it was read, or holds NaN.
-        MachineError: The disk is full or read-only.
 
     Source: Sanyal et al., Inheritune, arXiv 2404.08634, algorithm 1.
     """

@@ -37,7 +37,6 @@ def grow(
         UnsupportedModelError: A weight outside the layers has a part for each of them, or a layer
             would not compute what it does in the reference.
         SourceError: A file broke while it was read, or the two belong to different models.
-        MachineError: The disk is full or read-only.
 
     Source: Sanyal et al., Inheritune, arXiv 2404.08634, algorithm 1, where trained layers are kept.
     """

@@ -51,7 +51,6 @@ def half_width(reference: ModelDirectory, out: Path) -> ModelDirectory:
     Raises:
         UnsupportedModelError: A width cannot be halved, or the model is of another family.
         SourceError: A file broke while it was read.
-        MachineError: The disk is full or read-only.
 
     Source: Sanyal et al., Inheritune, arXiv 2404.08634, baselines; which half is not printed.
     """

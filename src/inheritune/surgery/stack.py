@@ -35,7 +35,6 @@ def stack(
         UnsupportedModelError: A layer would not compute the same in the upper half, because layers
             are of another kind there, or because what it computes depends on its index.
         SourceError: A file broke while it was read.
-        MachineError: The disk is full or read-only.
 
     Source: Sanyal et al., Inheritune, arXiv 2404.08634, baselines.
     """

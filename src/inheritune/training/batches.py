@@ -34,7 +34,7 @@ def micro_batches(stream: TokenStream, train: Train, first: int, stop: int) -> "
 
 
 def sample_numbers(num_samples: int, train: Train, first: int, stop: int) -> NDArray[np.uint64]:
-    """Return the numbers of the samples at positions [first, stop) of the order, (stop - first,)."""
+    """Return the numbers of the samples at positions [first, stop) over all epochs."""
     ids, position = [], first
     while position < stop:  # every epoch has an order of its own
         epoch, index = divmod(position, num_samples)

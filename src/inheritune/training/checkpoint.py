@@ -28,7 +28,7 @@ from inheritune.training.checkpoint_files import (
     point_latest,
     set_aside,
     set_aside_in,
-    verify,
+    verify_checkpoint,
 )
 from inheritune.training.hardware import changed_settings
 from inheritune.training.sharded_safetensors import SavedTensors, file_name, write_pieces
@@ -232,12 +232,9 @@ def load_moments(
     optimizer: torch.optim.Optimizer,
     processes: Processes = ALONE,
 ) -> int:
-    """Take over AdamW's moments from the checkpoint of a smaller model's training.
+    """Take over AdamW's moments from the checkpoint of a smaller model's training; count them.
 
     Weights that are new in this model begin with none.
-
-    Returns:
-        Number of weights that have moments now.
 
     Raises:
         CheckpointError: It is not whole, or has moments of weights that this model does not have.
@@ -246,7 +243,7 @@ def load_moments(
 
     def load() -> int:
         if processes.rank == 0:
-            verify(checkpoint)
+            verify_checkpoint(checkpoint)
         saved = SavedTensors(files_of(checkpoint, "optimizer"))
         saved_params = {name.partition(".")[2] for name in saved.names}
         if unknown := saved_params - params:
@@ -260,13 +257,9 @@ def load_moments(
 
 
 def load_weights(folder: Path, model: "nn.Module") -> None:
-    """Overwrite a whole model with the weights of the newest checkpoint, whoever wrote it.
-
-    Raises:
-        CheckpointError: It is not whole.
-    """
+    """Overwrite a whole model with the weights of the newest checkpoint, which must be whole."""
     checkpoint = newest_first(folder)[0]
-    verify(checkpoint)
+    verify_checkpoint(checkpoint)
     _put_weights(model, SavedTensors(files_of(checkpoint, "model")))
 
 
@@ -275,7 +268,7 @@ def _choose(folder: Path, inputs: TrainingInputs, named: Path | None) -> dict[st
     notes: list[str] = []
     for checkpoint in newest_first(folder) if named is None else [folder / named.name]:
         try:
-            trainer = verify(checkpoint)
+            trainer = verify_checkpoint(checkpoint)
             position = Position(**trainer["position"])
             dict(trainer["inputs"]), dict(trainer.get("warn", {}))
         except BROKEN as error:

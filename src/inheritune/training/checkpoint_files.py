@@ -33,7 +33,7 @@ __all__ = [
     "point_latest",
     "set_aside",
     "set_aside_in",
-    "verify",
+    "verify_checkpoint",
 ]
 
 FORMAT = 1
@@ -126,7 +126,7 @@ def describe_file(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-def verify(checkpoint: Path) -> dict[str, Any]:
+def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
     """Prove that a checkpoint is whole, before anything of it is loaded.
 
     Returns:
@@ -164,9 +164,9 @@ def verify(checkpoint: Path) -> dict[str, Any]:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Return whether `verify` finds the checkpoint whole."""
+    """Return whether `verify_checkpoint` finds the checkpoint whole."""
     try:
-        verify(checkpoint)
+        verify_checkpoint(checkpoint)
     except BROKEN:
         return False
     return True

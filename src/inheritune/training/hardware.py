@@ -84,10 +84,7 @@ class Settings:
 
 
 def choose_settings(train: Train, planned_flops: float, processes: int = 1) -> Settings:
-    """Turn every `auto` of a recipe into a decision for this machine.
-
-    Args:
-        planned_flops: FLOPs of the whole training, see `throughput.flops_per_token`.
+    """Turn every `auto` of a recipe into a decision for a machine and a number of FLOPs.
 
     Raises:
         MachineError: bf16 was asked for on a GPU that has none.

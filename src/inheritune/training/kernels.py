@@ -109,9 +109,6 @@ def use_fused_gelu(model: nn.Module) -> int:
     """Replace every `gelu_new` module by torch's tanh-approximated GELU: the same formula.
 
     Only the live module changes; the config that is saved still says `gelu_new`.
-
-    Returns:
-        Number of modules that were replaced.
     """
     replaced = 0
     for module in list(model.modules()):

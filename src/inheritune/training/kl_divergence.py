@@ -156,7 +156,7 @@ class LazyLogits:
 
 
 def lazy_logits(model: Any, input_ids: "Tensor", chunked_head: bool) -> LazyLogits:
-    """Run a model up to its head, or through it where its logits are more than the head's product."""
+    """Run a model up to its head; all of it where logits are more than the head's product."""
     if not chunked_head:
         return LazyLogits(model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1))
     head, decoder = model.get_output_embeddings(), model.get_decoder()

@@ -59,7 +59,6 @@ class LogitCache:
         folder: Parent directory of the run's caches; this cache gets a subdirectory.
         made_from: JSON values that decide the distributions, such as the reference's digest.
         k: Ids stored for each token, fewer than the vocabulary has.
-        temperature: Divides the reference's logits.
         vocab_size: Ids that the reference predicts.
 
     Raises:
@@ -113,12 +112,8 @@ class LogitCache:
 
         Args:
             places: One of `missing`.
-            reference: At the temperature of the cache.
             paid_by: Name of the training that the shard is made for; see `cost`.
             on_batch: Called with the number of samples done, after every batch; may raise.
-
-        Raises:
-            AssertionError: Stored values diverge from what the reference predicts: our mistake.
         """
         began_s, (first, stop) = time.monotonic(), places
         self.path.mkdir(parents=True, exist_ok=True)

@@ -64,8 +64,6 @@ def train(
         model: fp32 weights; trained in place.
         measure: Returns the model's val_loss, nats per token. Called before the first step and on
             the way, not at the end; all processes call it at the same time.
-        on_row: Called in process 0 with every row of `metrics.jsonl` when it is written.
-        processes: The processes that share the work; each makes this call with the same arguments.
 
     Raises:
         Interrupted: The stop flag was set; a checkpoint was saved.

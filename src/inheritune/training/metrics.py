@@ -109,11 +109,7 @@ class Metrics:
 
 
 def record_end(path: Path, val_loss: float, on_row: OnRow | None = None) -> int:
-    """Add the val_loss at a training's end, where its last step has none yet.
-
-    Returns:
-        Number of validations of the training, this one included.
-    """
+    """Add the val_loss at a training's end, where its last step has none; count its validations."""
     last = _read_rows(path)[-1]
     metrics = Metrics.open(path, last["step"], on_row=on_row)
     measured = 1 + len(metrics.val_losses)

@@ -54,11 +54,7 @@ def _described(directory: Path, config_json: bytes, seq_len: int) -> Shape:
 
 
 def vocab_size(directory: Path) -> int:
-    """Return the number of ids that a model predicts, as its class understands its config.json.
-
-    Raises:
-        UnsupportedModelError: transformers does not take the config.
-    """
+    """Return the number of ids that a model predicts, as its class understands its config.json."""
     return int(_config(directory, dropout=0.0).get_text_config(decoder=True).vocab_size)
 
 

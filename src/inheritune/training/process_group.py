@@ -140,9 +140,6 @@ class ProcessGroup(Processes):
 def join(timeout_s: float = _TIMEOUT_S) -> Processes:
     """Join the processes that this one was started among by `--processes N` or by torchrun.
 
-    Returns:
-        The group; `ALONE` where this process was started alone.
-
     Raises:
         MachineError: There are fewer GPUs than processes.
         Interrupted: The process that started this one has ended meanwhile.

@@ -10,11 +10,7 @@ __all__ = ["CheckpointSchedule"]
 
 
 class CheckpointSchedule:
-    """The clock of a training's checkpoints.
-
-    Args:
-        saved_step: Step of the newest checkpoint; 0: there is none.
-    """
+    """The clock of a training's checkpoints; step 0 is the start, which is not saved."""
 
     def __init__(self, minutes: float, saved_step: int = 0) -> None:
         self.saved_step = saved_step

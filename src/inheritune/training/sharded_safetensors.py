@@ -44,10 +44,7 @@ def write_pieces(tensors: "Mapping[str, Tensor]", path: Path, rank: int) -> None
 
 
 class SavedTensors:
-    """The tensors in the files of a checkpoint, read by rows.
-
-    Args:
-        paths: Files of one kind, one of each writer.
+    """The tensors in a checkpoint's files of one kind, one of each writer, read by rows.
 
     Raises:
         CheckpointError: Rows of a tensor are missing, or there twice.

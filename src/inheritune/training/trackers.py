@@ -175,7 +175,7 @@ class _Feed:
             return min(len(self._rows), _BATCH)
 
     def _insist(self, call: Callable[[], object]) -> bool:
-        """Call until it succeeds, less and less often, once more at the end; return whether it did."""
+        """Call until it succeeds, less and less often; return whether it did in the end."""
         pause_s = _FIRST_PAUSE_S
         while True:
             is_last_try = self._over.is_set()

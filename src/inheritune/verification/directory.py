@@ -73,9 +73,6 @@ def verify(
 def directory_kind(path: Path) -> str:
     """Tell the kind of a directory by files that only this kind has, even if it is damaged.
 
-    Returns:
-        ``"run"``, ``"checkpoint"``, ``"tokens"`` or ``"model"``.
-
     Raises:
         SourceError: There is no such directory, or it is none of these.
     """
@@ -157,8 +154,7 @@ def _check_tokens(path: Path, recorded_fingerprint: str | None = None) -> Findin
 
 def _check_checkpoint(path: Path) -> Finding:
     # Imported here: these modules need torch.
-    from inheritune.training.checkpoint_files import BROKEN
-    from inheritune.training.checkpoint_files import verify as verify_checkpoint
+    from inheritune.training.checkpoint_files import BROKEN, verify_checkpoint
 
     try:
         step = verify_checkpoint(path)["position"]["step"]

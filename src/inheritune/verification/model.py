@@ -30,9 +30,6 @@ def verify_model(
     Its bytes are compared with the digests in ``inherit.json``. With the reference, they are also
     compared with the bytes they came from, and config and layers with the reference's.
 
-    Args:
-        target: A model that `inherit` or `grow` has written, or that was trained from there.
-
     Raises:
         SourceError: Something differs; the message names the first difference.
     """
@@ -60,11 +57,7 @@ def verify_model(
 
 
 def verify_unrecorded_model(model: ModelDirectory) -> Iterator[Finding]:
-    """Verify a trained model without a record: that its values are finite and that it runs.
-
-    Raises:
-        SourceError: A value is not finite, or the model does not load or run.
-    """
+    """Verify a trained model without a record: that its values are finite and that it runs."""
     refuse_not_finite(_scan_all(model, sha256=False), model.path)
     yield Finding("values", "all finite")
     yield Finding("digests", "not recorded by a training without a recipe", proven=False)

@@ -80,11 +80,7 @@ def cached_snapshot(model: str, revision: str | None) -> Path | None:
 
 
 def refuse_stop(model: str, stop: Callable[[], bool]) -> None:
-    """End a download that is asked to stop.
-
-    Raises:
-        Interrupted: ``stop`` returned True.
-    """
+    """End a download that is asked to stop."""
     if stop():
         raise Interrupted(
             f"stopped while {model} was downloaded; what has arrived is kept.",
@@ -94,13 +90,7 @@ def refuse_stop(model: str, stop: Callable[[], bool]) -> None:
 
 @contextmanager
 def hub_errors(model: str, revision: str | None) -> Iterator[None]:
-    """Turn the errors of the Hub and of its libraries into ours.
-
-    Raises:
-        SourceError: The Hub has no such model, revision or file, or does not show it to this
-            account.
-        MachineError: The Hub cannot be reached, or fails.
-    """
+    """Turn the errors of the Hub and of its libraries into ours."""
     from huggingface_hub import errors
 
     try:
@@ -143,11 +133,7 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def cache_errors(path: Path) -> Iterator[None]:
-    """Turn what the system refuses while the cache is written into our error.
-
-    Raises:
-        MachineError: No space, no permission, a read-only or unsuitable file system.
-    """
+    """Turn what the system refuses while the cache is written into our error."""
     try:
         yield
     except OSError as error:

@@ -176,12 +176,7 @@ def one_writer(
     on_progress: Listener = silent,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
-    """Let one process at a time download a model in parts; wait for another one to end.
-
-    Raises:
-        MachineError: The system refuses, or the other process does not end within ten minutes.
-        Interrupted: ``stop`` returned True.
-    """
+    """Let one process at a time download a model in parts; wait for another one, ten minutes."""
     give_up_at = time.monotonic() + _LONGEST_WAIT_S
     # Sent once, when the lock is first found held.
     message = "another process downloads it: waiting"

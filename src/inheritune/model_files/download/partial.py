@@ -78,11 +78,6 @@ class PartialModel:
         Args:
             prefix: The ranges begin their files, and a server that refuses ranges need not send
                 more than them.
-
-        Raises:
-            SourceError: The Hub no longer has a file, or does not show it to this account.
-            MachineError: The Hub cannot be reached, the disk is full or cannot be written to.
-            Interrupted: ``stop`` returned True.
         """
         ranges = list(ranges)
         if not self.missing_bytes(ranges):
