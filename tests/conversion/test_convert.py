@@ -360,7 +360,7 @@ def test_other_commands_name_this_one(pickled):
     assert "inheritune convert SOURCE OUT" in error.value.hint
 
 
-def test_what_is_no_directory_to_convert_is_refused(tmp_path, tiny_reference):
+def test_path_without_a_model_directory_is_refused(tmp_path, tiny_reference):
     refused_here = [
         (tmp_path / "nowhere", "there is no model directory"),
         (tiny_reference, "in safetensors already"),

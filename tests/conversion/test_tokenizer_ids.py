@@ -71,13 +71,15 @@ def test_a_class_that_gives_others_is_a_warning_with_the_way_out(
         assert tokenizer.encode(text, add_special_tokens=False) == processor.encode(text)
 
 
-def test_another_file_of_that_name_is_said(with_tokenizer):
+def test_tokenizer_model_of_another_program_is_not_checked(with_tokenizer):
     result = with_tokenizer(b"IQ== 0\nIg== 1\n", "LlamaTokenizer")
     assert result.tokenizer.startswith("not checked: it is no sentencepiece model")
     assert len(result.warnings) == 1
 
 
-def test_a_tokenizer_json_settles_it(pickled, tmp_path, sentencepiece_model, tiny_reference):
+def test_tokenizer_json_makes_the_comparison_unnecessary(
+    pickled, tmp_path, sentencepiece_model, tiny_reference
+):
     source = pickled()
     (source / "tokenizer.model").write_bytes(sentencepiece_model)
     shutil.copy(tiny_reference / "tokenizer.json", source)

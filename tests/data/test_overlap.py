@@ -33,7 +33,7 @@ def test_an_ngram_does_not_span_two_documents(tmp_path):
     assert (measured["val_ngrams"], measured["share"]) == (0, None)
 
 
-def test_everything_or_nothing_is_shared(tmp_path):
+def test_share_is_one_for_the_same_ids_and_zero_for_reversed_ones(tmp_path):
     ids = np.random.default_rng(0).integers(1, 70_000, 500)
     val = stream(tmp_path, "val", ids)
     same = stream(tmp_path, "train", ids[::-1], ids)

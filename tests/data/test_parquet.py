@@ -49,7 +49,7 @@ def test_row_groups_before_the_start_are_not_read(tmp_path):
         list(parquet_rows(path, "text", BadRows(0)))
 
 
-def test_another_column_can_be_named(tmp_path):
+def test_parquet_column_can_be_named(tmp_path):
     write(tmp_path / "a.parquet", ["hello"], name="body")
     assert [d.text for d in documents(str(tmp_path), "body")] == ["hello"]
 

@@ -180,7 +180,7 @@ def test_a_validation_set_of_ones_own_holds_nothing_out(text_folder, stories, to
     assert list(training_texts(data)) == stories
 
 
-def test_being_asked_to_stop_leaves_nothing_behind(text_folder, tokenizer, tmp_path):
+def test_stopped_preparation_leaves_nothing_behind(text_folder, tokenizer, tmp_path):
     data = Data(source=str(text_folder), val_fraction=0.2)
     out = tmp_path / "tokens"
     with pytest.raises(Interrupted) as caught:

@@ -70,7 +70,7 @@ def test_a_long_text_has_the_ids_of_the_whole(directory, stories, monkeypatch):
         {"add_dummy_prefix": False},
     ],
 )
-def test_a_long_text_has_them_whatever_the_model_does_at_line_ends(
+def test_a_long_text_has_the_same_ids_whatever_the_model_does_at_line_ends(
     tmp_path, stories, monkeypatch, options
 ):
     directory = train(tmp_path / "model", stories, **options)
@@ -81,7 +81,7 @@ def test_a_long_text_has_them_whatever_the_model_does_at_line_ends(
     assert ids.tolist() == [1, *own.encode(text), 2]
 
 
-def test_it_goes_to_another_process_as_it_is(directory):
+def test_sentencepiece_model_goes_to_another_process_unchanged(directory):
     tokenizer = open_tokenizer(directory)
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert copy.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
@@ -98,14 +98,16 @@ def test_it_goes_to_another_process_as_it_is(directory):
         ({"eos_token": "no such piece"}, 1, 2),
     ],
 )
-def test_the_files_beside_it_say_what_bos_and_eos_are(tmp_path, stories, config, bos, eos):
+def test_bos_and_eos_come_from_the_files_beside_a_sentencepiece_model(
+    tmp_path, stories, config, bos, eos
+):
     directory = train(tmp_path / "model", stories)
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = open_tokenizer(directory)
     assert (tokenizer.bos, tokenizer.eos) == (bos, eos)
 
 
-def test_a_tokenizer_json_beside_it_is_taken_first(tmp_path, stories, tokenizer):
+def test_tokenizer_json_beside_a_sentencepiece_model_is_taken_first(tmp_path, stories, tokenizer):
     directory = train(tmp_path / "model", stories)
     content = (tokenizer.directory / "tokenizer.json").read_bytes()
     (directory / "tokenizer.json").write_bytes(content)
@@ -125,7 +127,7 @@ def test_special_tokens_in_text_are_refused(directory, tmp_path, text_folder):
         prepare_text(data, open_tokenizer(directory), 400, 16, tmp_path / "tokens")
 
 
-def test_text_is_prepared_with_it_by_workers_too(directory, text_folder, stories, tmp_path):
+def test_workers_prepare_text_with_a_sentencepiece_model(directory, text_folder, stories, tmp_path):
     tokenizer = open_tokenizer(directory)
     data = Data(source=str(text_folder), val_fraction=0.2)
     one = prepare_text(data, tokenizer, 1000, 16, tmp_path / "one", workers=0)

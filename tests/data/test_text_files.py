@@ -42,7 +42,7 @@ def test_a_cut_zst_file_is_one_error_that_names_it(tmp_path, cut):
         list(documents(str(tmp_path)))
 
 
-def test_what_is_no_zst_file_is_named(tmp_path):
+def test_file_that_is_not_zst_is_named(tmp_path):
     (tmp_path / "page.jsonl.zst").write_bytes(b"<html>")
     with pytest.raises(DataError, match=r"page\.jsonl\.zst: zstd"):
         list(documents(str(tmp_path)))

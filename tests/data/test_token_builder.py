@@ -160,7 +160,7 @@ def test_a_shard_that_is_there_is_not_written_again(text_folder, tokenizer, tmp_
 @pytest.mark.parametrize(
     "change", ["shard", "index", "rest", "journal", "hashes", "other request", "nothing there"]
 )
-def test_what_does_not_fit_the_journal_is_made_anew(
+def test_preparation_that_does_not_fit_the_journal_begins_anew(
     change, text_folder, tokenizer, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(encoding, "_BATCH_DOCUMENTS", 2)

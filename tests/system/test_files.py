@@ -67,7 +67,7 @@ def test_two_writers_do_not_sweep_each_other(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["file", "full directory", "link to nothing"])
-def test_what_is_there_is_never_overwritten(tmp_path, kind):
+def test_used_directory_is_never_overwritten(tmp_path, kind):
     out = tmp_path / "out"
     if kind == "file":
         out.write_text("mine")

@@ -10,7 +10,7 @@ from inheritune.errors import Interrupted
 from inheritune.system.signals import StopFlag, catch_signals
 
 
-def test_nothing_stops_by_itself() -> None:
+def test_flag_is_not_set_by_itself() -> None:
     flag = StopFlag()
     flag.check("nothing to save")
     assert not flag()
@@ -33,7 +33,7 @@ def test_handlers_are_put_back() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_what_torchrun_passes_on_again_is_not_a_second_wish(
+def test_signal_passed_on_by_torchrun_is_no_second_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
@@ -43,7 +43,7 @@ def test_what_torchrun_passes_on_again_is_not_a_second_wish(
         assert flag.signal_number == signal.SIGINT
 
 
-def test_one_heeds_what_another_process_was_asked() -> None:
+def test_flag_follows_the_request_of_another_process() -> None:
     flag = StopFlag()
     flag.heed(False)
     assert not flag()

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from inheritune import __version__
-from inheritune.conversion.child import ask
 from inheritune.conversion.pytorch_files import PytorchFiles, find_pytorch_files
+from inheritune.conversion.sandbox import ask
 from inheritune.errors import RecipeError, SourceError, escape
 from inheritune.model_files.config import text_config
 from inheritune.model_files.copy import copy_side_files
@@ -37,13 +37,13 @@ class Converted:
     """A converted model.
 
     Attributes:
-        model: Opened.
-        check: ``"complete: "`` and its class, or ``"not checked: "`` and why.
-        tokenizer: The same for the ids of its sentencepiece model; empty without one.
-        dropped: Names in the files that are not in the model, with why.
-        warnings: What its user should know.
-        confinement: What was taken from the process that unpickled, and whether the system
-            granted it.
+        model: The new model directory.
+        check: ``"complete: "`` and the model's class, or ``"not checked: "`` and why.
+        tokenizer: ``"equal: "``, ``"differs: "`` or ``"not checked: "``, and the rest of a sentence
+            on the ids of its sentencepiece model; empty without one.
+        dropped: Names in the files that are not in the model, with the reason.
+        warnings: Sentences for the user.
+        confinement: Walls around the process that unpickled, and whether the system granted them.
     """
 
     model: ModelDirectory
@@ -57,23 +57,24 @@ class Converted:
 def convert(source: Path, out: Path) -> Converted:
     """Write the PyTorch weights of a model directory as safetensors, bit for bit.
 
-    The pickles are read by torch with ``weights_only=True``, file by file, in a process that has
-    neither network nor programs nor any directory to write to but its own. Config and side files
-    are copied byte for byte. The directory appears by one rename, after every tensor was compared
-    with its pickle and the model's class was asked whether every weight is there.
-    ``convert.json`` in it says where all came from. The same input gives the same bytes.
+    The pickles are read by torch with ``weights_only=True``, file by file, in a confined process;
+    see `sandbox`. Config and side files are copied byte for byte. The directory appears by one
+    rename, after every tensor was compared with its pickle and the model's class has confirmed
+    that every weight is there. ``convert.json`` in it records where everything came from. The same
+    input gives the same bytes.
 
     Args:
         source: Local model directory with ``pytorch_model.bin``, or with an index and its files.
-        out: Does not exist, or is empty.
+        out: A directory that does not exist, or is empty.
 
     Raises:
-        SourceError: The files are broken, unsafe, hold more than plain tensors, or not all of
+        SourceError: The files are broken or unsafe, hold more than plain tensors, or lack some of
             the model's.
         RecipeError: ``out`` is used already, or lies in ``source``.
         MachineError: The disk is full or read-only, or the memory too small for a file.
     """
-    found = find_pytorch_files(source)
+    # --- refuse what can be refused before anything is read ---
+    pickles = find_pytorch_files(source)
     path = safe_file(source, "config.json")
     config = read_json_object(path, MODEL_FILE, "the config")
     refuse_unsafe_config(config, path)
@@ -81,17 +82,19 @@ def convert(source: Path, out: Path) -> Converted:
     if Path(os.path.realpath(out)).is_relative_to(source.resolve()):
         raise RecipeError(f"{out} lies in {source}.", "Name another directory.")
     refuse_used_directory(out)
-    before = _signatures(found.files)
+    before = _signatures(pickles.files)
+
+    # --- convert, check, record ---
     with new_directory(out) as staging:
-        reply = _unpickle(found, config, staging)
+        reply = _unpickle(pickles, config, staging)
         _take_weights(reply, staging)
         write_bytes(staging / "config.json", path.read_bytes())
         copy_side_files(source, staging)
         check = _check_whole(open_model(str(staging)))
         tokenizer = _check_tokenizer(staging)
         warnings = _warnings(reply, tokenizer)
-        files = [_describe(file) for file in found.files]
-        if _signatures(found.files) != before:
+        files = [_describe(file) for file in pickles.files]
+        if _signatures(pickles.files) != before:
             raise SourceError(f"{source} was changed while it was read.", "Convert it again.")
         record = {
             "format": _RECORD_FORMAT,
@@ -114,25 +117,26 @@ def _signatures(files: list[Path]) -> list[tuple[int, int]]:
     return [(status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files)]
 
 
-def _unpickle(found: PytorchFiles, config: Mapping[str, Any], staging: Path) -> dict[str, Any]:
+def _unpickle(pickles: PytorchFiles, config: Mapping[str, Any], staging: Path) -> dict[str, Any]:
     work = staging / "work"
     work.mkdir(mode=0o700)
-    size = sum(file.stat().st_size for file in found.files)
+    size = sum(file.stat().st_size for file in pickles.files)
     request = {
-        "files": [str(file.resolve()) for file in found.files],
+        "files": [str(file.resolve()) for file in pickles.files],
         "config": config,
         "largest_shard": MAX_SHARD_BYTES,
         "largest_file": 4 * size + 2**30,
     }
-    names = found.files[0].name + (" and others" if len(found.files) > 1 else "")
-    reply = _checked(ask("inheritune.conversion.rewrite", work, request, names), len(found.files))
-    if found.places:
-        _refuse_disagreement(found, reply["sources"])
+    count = len(pickles.files)
+    subject = pickles.files[0].name + (" and others" if count > 1 else "")
+    reply = _checked(ask("inheritune.conversion.rewrite", work, request, subject), count)
+    if pickles.places:
+        _refuse_disagreement(pickles, reply["sources"])
     return reply
 
 
 def _checked(reply: Mapping[str, Any], files: int) -> dict[str, Any]:
-    """The reply with nothing in it but what belongs there: a stranger's file may have shaped it."""
+    """Take only what belongs there out of a reply: a stranger's file may have shaped it."""
 
     def texts(value: Any) -> list[str]:
         return [str(item) for item in value]
@@ -154,13 +158,16 @@ def _checked(reply: Mapping[str, Any], files: int) -> dict[str, Any]:
     return checked
 
 
-def _refuse_disagreement(found: PytorchFiles, sources: list[list[str]]) -> None:
-    held = {n: file.name for file, names in zip(found.files, sources, strict=True) for n in names}
-    for name in sorted(held.keys() | found.places.keys()):
-        if held.get(name) != found.places.get(name):
-            says = f"{escape(name)!r} is in {found.places.get(name, 'no file')}"
+def _refuse_disagreement(pickles: PytorchFiles, sources: list[list[str]]) -> None:
+    by_index = pickles.places
+    pairs = zip(pickles.files, sources, strict=True)
+    by_file = {name: file.name for file, names in pairs for name in names}
+    for name in sorted(by_file.keys() | by_index.keys()):
+        if by_file.get(name) != by_index.get(name):
+            place = f"{escape(name)!r} is in {by_index.get(name, 'no file')}"
             raise SourceError(
-                f"the weight index says that {says}; it is in {held.get(name, 'none of them')}.",
+                f"the weight index says that {place}; it is in "
+                f"{by_file.get(name, 'none of them')}.",
                 "Download the model again.",
             )
 
@@ -177,9 +184,8 @@ def _take_weights(reply: Mapping[str, Any], staging: Path) -> None:
         shards[name] = read_header(staging / name)[0]
     shutil.rmtree(work)
     if len(shards) > 1:
-        kept = [tensor for tensors in shards.values() for tensor in tensors]
         index = {
-            "metadata": {"total_size": sum(tensor.size for tensor in kept)},
+            "metadata": {"total_size": sum(t.size for tensors in shards.values() for t in tensors)},
             "weight_map": {t.name: name for name, tensors in shards.items() for t in tensors},
         }
         write_bytes(staging / "model.safetensors.index.json", _json(index))
@@ -216,10 +222,10 @@ def _warnings(reply: Mapping[str, Any], tokenizer: str) -> list[str]:
             f"{names}: in the format of torch before 1.6, which cannot be mapped; each was read "
             "into memory as a whole."
         )
-    held = reply["confinement"]
-    if not (held.get("network namespace") or held.get("seccomp")):
+    granted = reply["confinement"]
+    if not (granted.get("network namespace") or granted.get("seccomp")):
         warnings.append("this system did not let the network be taken away; Python refused it.")
-    if not held.get("landlock"):
+    if not granted.get("landlock"):
         warnings.append("this system did not confine writing; Python refused it.")
     if tokenizer and not tokenizer.startswith("equal: "):
         warnings.append(f"tokenizer.model: {tokenizer}")

@@ -1,4 +1,4 @@
-"""Which files of a model directory are its PyTorch weights. None of them is unpickled here."""
+"""Find the PyTorch weights of a model directory. None of them is unpickled here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class PytorchFiles:
 
     Attributes:
         files: Paths, checked to be plain files of the directory, in order.
-        places: Name of the file that each tensor is in, as the index says; empty without an index.
+        places: File name of each tensor by the index; empty without an index.
     """
 
     files: list[Path]
@@ -49,8 +49,8 @@ def find_pytorch_files(directory: Path) -> PytorchFiles:
             that it names, or one other ``*.bin``, ``*.pt`` or ``*.pth``.
 
     Raises:
-        SourceError: There are none, the index leads out of the directory, or a file is none of
-            torch's.
+        SourceError: There are none, the index leads out of the directory, or a file is not one that
+            torch wrote.
     """
     if directory.is_file():
         raise SourceError(f"{directory} is a file.", "Name the model directory that holds it.")
@@ -66,32 +66,32 @@ def find_pytorch_files(directory: Path) -> PytorchFiles:
         )
     places: dict[str, str] = {}
     if _SINGLE in names:
-        wanted = [_SINGLE]
+        file_names = [_SINGLE]
     elif _INDEX in names:
         places = read_weight_index(safe_file(directory, _INDEX), _SUFFIXES)[0]
-        wanted = sorted(set(places.values()))
+        file_names = sorted(set(places.values()))
     else:
-        wanted = [_lone_file(directory, names)]
+        file_names = [_lone_file(directory, names)]
     # All names and links first: nothing is opened when one of them leads astray.
-    files = [safe_file(directory, name) for name in wanted]
+    files = [safe_file(directory, name) for name in file_names]
     for file in files:
         _refuse_foreign(file)
     return PytorchFiles(files, places)
 
 
 def _lone_file(directory: Path, names: list[str]) -> str:
-    found = [n for n in names if n.endswith(_SUFFIXES) and not n.startswith(_NOT_WEIGHTS)]
-    if not found:
+    candidates = [n for n in names if n.endswith(_SUFFIXES) and not n.startswith(_NOT_WEIGHTS)]
+    if not candidates:
         raise SourceError(
             f"{directory} holds no PyTorch weights.", f"Name a model directory with {_SINGLE}."
         )
-    if len(found) > 1:
-        shown = ", ".join(escape(name, 40) for name in found[:3])
+    if len(candidates) > 1:
+        shown = ", ".join(escape(name, 40) for name in candidates[:3])
         raise SourceError(
-            f"{directory} holds {len(found)} files that may be the weights: {shown}.",
+            f"{directory} holds {len(candidates)} files that may be the weights: {shown}.",
             f"Call the right one {_SINGLE}.",
         )
-    return found[0]
+    return candidates[0]
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -100,10 +100,10 @@ def _refuse_foreign(path: Path) -> None:
             start = file.read(512)
     except OSError as error:
         raise SourceError(f"cannot read {path}: {(error.strerror or '').lower()}.") from error
-    for offset, magic, what, hint in _FOREIGN:
+    for offset, magic, kind, hint in _FOREIGN:
         text = start if offset else start.lstrip()
         if text[offset:].startswith(magic):
-            raise SourceError(f"{path} is {what}, not a PyTorch checkpoint.", hint)
+            raise SourceError(f"{path} is {kind}, not a PyTorch checkpoint.", hint)
     if not start:
         raise SourceError(f"{path} is empty.", _AGAIN)
     if not any(start):

@@ -1,4 +1,4 @@
-"""PyTorch checkpoints written as safetensors and read back, in a confined process of its own.
+"""Write PyTorch checkpoints as safetensors and read them back, in a confined process.
 
 Run as ``python -m inheritune.conversion.rewrite``: a request as JSON on stdin, a reply as JSON on
 stdout.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.conversion.confinement import serve
+from inheritune.conversion.sandbox import serve
 from inheritune.conversion.unpickle import Checkpoint, safetensors_dtype
 from inheritune.errors import MachineError, SourceError, escape
 from inheritune.model_files.config import text_config
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-# What stands before ``.weight`` in the name of an output head.
+# The part before ``.weight`` in the name of an output head.
 _HEADS = {"lm_head", "embed_out", "output", "output_layer", "head"}
-_CHUNK = 2**22  # values looked at, and bytes written, at a time
+_CHUNK = 2**22  # values tested, and bytes written, at a time
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _entries(checkpoint: Checkpoint, number: int, tied: bool) -> list[_Entry]:
 
 
 def _is_tied(config: Mapping[str, Any]) -> bool:
-    """Whether the model's head is its embedding; asks the config's class where the file is mute."""
+    """Tell whether the head is the embedding; by the config's class where the file does not say."""
     for section in (config, text_config(config)):
         if isinstance(tied := section.get("tie_word_embeddings"), bool):
             return tied
@@ -104,9 +104,9 @@ def _is_tied(config: Mapping[str, Any]) -> bool:
 
 
 def _tied_heads(entries: list[_Entry]) -> tuple[dict[str, str], list[str]]:
-    """Heads that repeat the embedding, by name with the reason; and warnings on those that do not.
+    """Find heads to drop, by name with the reason, in a model whose config ties them.
 
-    Only for a model whose config ties the two.
+    Returns also warnings on the heads that differ from the embedding.
     """
     heads = [e for e in entries if e.digest and ("." + e.name).split(".")[-2] in _HEADS]
     others = {(e.digest, e.dtype, e.shape): e.name for e in entries if e.digest and e not in heads}
@@ -124,21 +124,21 @@ def _tied_heads(entries: list[_Entry]) -> tuple[dict[str, str], list[str]]:
 
 
 def _plan(entries: list[_Entry], largest: int) -> dict[str, list[_Entry]]:
-    """What goes into which file: those of one source together, at most ``largest`` bytes."""
+    """Assign tensors to files of at most ``largest`` bytes; those of one source stay together."""
     shards = split_into_shards(entries, largest)
     # Widest values first: then each tensor begins at a multiple of its own item size.
     return {name: sorted(shard, key=lambda e: -e.item_size) for name, shard in shards.items()}
 
 
 def _bytes(tensor: "Tensor") -> "Tensor":
-    """All bytes of a tensor, row after row, (n,) uint8; a copy only where it is not contiguous."""
+    """View a tensor as its bytes, (n,) uint8; copied only where it is not contiguous."""
     import torch
 
     return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _write(out: Path, entries: list[_Entry], checkpoint: Checkpoint) -> list[str]:
-    """Write a file; returns the names of its tensors that hold NaN or infinity."""
+    """Write a file, and return the names of its tensors that hold NaN or infinity."""
     tensors = checkpoint.load(entries[0].origin)
     descriptor = create_file(out)
     try:
@@ -165,7 +165,7 @@ def _is_finite(tensor: "Tensor") -> bool:
 
 
 def _compare(out: Path, entries: list[_Entry], checkpoint: Checkpoint) -> None:
-    """Read a written file with the format's own library, and refuse the least difference."""
+    """Read a written file with the safetensors library, and refuse any difference."""
     import torch
     from safetensors import safe_open
 
@@ -175,9 +175,9 @@ def _compare(out: Path, entries: list[_Entry], checkpoint: Checkpoint) -> None:
         for entry in entries:
             if not same:
                 break
-            got, expected = written.get_tensor(entry.name), tensors[entry.name]
-            same = got.dtype == expected.dtype and got.shape == expected.shape
-            same = same and torch.equal(_bytes(got), _bytes(expected))
+            copy, expected = written.get_tensor(entry.name), tensors[entry.name]
+            same = copy.dtype == expected.dtype and copy.shape == expected.shape
+            same = same and torch.equal(_bytes(copy), _bytes(expected))
     if not same:
         raise MachineError(
             f"{out.name} is not what was written to it.", "Check the disk and convert again."
@@ -191,14 +191,15 @@ def _convert(request: Mapping[str, Any], tied: bool) -> dict[str, Any]:
     checkpoint = Checkpoint([Path(file) for file in request["files"]])
     entries = _scan(checkpoint, tied)
     dropped, warnings = _tied_heads(entries) if tied else ({}, [])
-    kept = [entry for entry in entries if entry.name not in dropped]
-    plan = _plan(kept, request["largest_shard"])
-    strange = [n for name, shard in plan.items() for n in _write(work / name, shard, checkpoint)]
+    remaining = [entry for entry in entries if entry.name not in dropped]
+    plan = _plan(remaining, request["largest_shard"])
+    not_finite = [n for name, shard in plan.items() for n in _write(work / name, shard, checkpoint)]
     for name, shard in plan.items():
         _compare(work / name, shard, checkpoint)
-    if strange:
+    if not_finite:
         warnings.append(
-            f"NaN or infinity in {len(strange)} tensors, such as {strange[0]}: kept as they are."
+            f"NaN or infinity in {len(not_finite)} tensors, such as {not_finite[0]}: kept as they "
+            "are."
         )
     return {
         "torch": torch.__version__,

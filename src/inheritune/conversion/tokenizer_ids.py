@@ -1,4 +1,4 @@
-"""Whether transformers gives the ids that a sentencepiece model gives, in a confined process.
+"""Compare the ids of transformers with those of a sentencepiece model, in a confined process.
 
 Run as ``python -m inheritune.conversion.tokenizer_ids``: a request as JSON on stdin, a reply
 as JSON on stdout.
@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from inheritune.conversion.confinement import serve
+from inheritune.conversion.sandbox import serve
 from inheritune.errors import first_line
 
 __all__ = ["main"]
 
-# What tokenizers have been seen to differ on. Special tokens are not among it: they are settled
-# in tokenizer_config.json, of which sentencepiece knows nothing.
+# Texts on which tokenizers have been seen to differ. Special tokens are not among them: they are
+# settled in tokenizer_config.json, of which sentencepiece knows nothing.
 _TEXTS = (
     "The small model learned what the large one knew.",
     "It's fine; don't (really) \"quote\" – ok?",
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _prepare(_: Mapping[str, Any]) -> str:
-    """Why it cannot be checked; empty where it can."""
+    """Import the libraries, and return why that failed; empty where it did not."""
     try:
         import sentencepiece  # noqa: F401 - before the guard, so that it may still open libraries
         from transformers import AutoTokenizer  # noqa: F401
@@ -67,18 +67,18 @@ def _check(request: Mapping[str, Any], reason: str) -> dict[str, str]:
         f"{name} gives other ids than sentencepiece for {len(wrong)} of {len(_TEXTS)} texts, "
         f"such as {wrong[0]!r}"
     )
-    right = [c for c in _CLASSES if c != name and _ids(directory, c)[1] == expected]
+    equal = [c for c in _CLASSES if c != name and _ids(directory, c)[1] == expected]
     way_out = (
-        f'ask for {right[0]}, which gives its ids: "tokenizer_class": "{right[0]}" in '
+        f'ask for {equal[0]}, which gives its ids: "tokenizer_class": "{equal[0]}" in '
         "tokenizer_config.json"
-        if right
+        if equal
         else "no class of transformers that was tried gives its ids: use sentencepiece itself"
     )
     return {"check": f"differs: {differs}; {way_out}."}
 
 
 def _ids(directory: Path, class_name: str) -> tuple[str, Sequence[list[int]], str]:
-    """Name of the class in the end, the ids of each text, and why there are none."""
+    """Return the name of the loaded class, the ids of each text, and why there are none."""
     import transformers
 
     try:

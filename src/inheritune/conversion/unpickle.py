@@ -1,7 +1,7 @@
-"""PyTorch's pickles, unpickled: plain tensors by name, and nothing else.
+"""Unpickle PyTorch checkpoints: plain tensors by name, and nothing else.
 
-For a process that `inheritune.conversion.confinement` has confined. Nothing else in the project
-reads a pickle.
+Only a process that `inheritune.conversion.sandbox` has confined does this. Nothing else in the
+project reads a pickle.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.conversion.confinement import Refused
+from inheritune.conversion.sandbox import Refused
 from inheritune.errors import SourceError, escape
 
 if TYPE_CHECKING:
@@ -41,7 +41,13 @@ _AGAIN = "Download it again."
 
 
 class Checkpoint:
-    """The files of a checkpoint, one of them in memory at a time."""
+    """The files of a checkpoint, one of them in memory at a time.
+
+    Attributes:
+        files: Paths of the files.
+        left_out: Names that stand beside the weights, with the reason for leaving them out.
+        unmapped: Names of the files in a format that cannot be mapped into memory.
+    """
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
@@ -50,7 +56,7 @@ class Checkpoint:
         self._loaded: tuple[int, dict[str, Tensor]] | None = None
 
     def load(self, number: int) -> dict[str, "Tensor"]:
-        """The tensors of a file, by name."""
+        """Return the tensors of a file by name."""
         if self._loaded is None or self._loaded[0] != number:
             self._loaded = None  # freed before the next one comes
             file = self.files[number]
@@ -74,9 +80,9 @@ def _unpickle(file: Path) -> Any:
         raise
     except Exception as error:
         text = str(error)
-        if found := re.search(r"GLOBAL ([\w.]+)", text):
+        if call := re.search(r"GLOBAL ([\w.]+)", text):
             raise SourceError(
-                f"{file.name} calls {escape(found[1])} when it is read, and was refused: that would"
+                f"{file.name} calls {escape(call[1])} when it is read, and was refused: that would"
                 " take full trust in whoever made it, which inheritune has in no one.",
                 "Nothing of it was run. Use a safetensors version of the model.",
             ) from error
@@ -102,7 +108,7 @@ def _first_line(text: str) -> str:
 
 
 def _unwrap(value: Any, file: Path, depth: int = 0) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tensors by name, and what stands beside them with why it is left out."""
+    """Return the tensors by name, and by name the reasons why what is beside them is left out."""
     if not isinstance(value, Mapping) or not value:
         raise SourceError(f"{file.name} holds no tensors by name, but {_kind(value)}.")
     inner = [key for key in _WRAPPERS if isinstance(value.get(key), Mapping)]
@@ -120,7 +126,7 @@ def _unwrap(value: Any, file: Path, depth: int = 0) -> tuple[dict[str, Any], dic
 
 
 def _refusal(value: Any) -> str:
-    """Why a value cannot be written as it is; empty for a plain tensor."""
+    """Say why a value cannot be written as it is; empty for a plain tensor."""
     import torch
 
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
@@ -143,5 +149,5 @@ def _kind(value: Any) -> str:
 
 
 def safetensors_dtype(tensor: "Tensor") -> str | None:
-    """What safetensors calls a tensor's type, such as ``"BF16"``; None where it has no name."""
+    """Return safetensors' name of a tensor's type, such as ``"BF16"``; None where it has none."""
     return _DTYPES.get(str(tensor.dtype).removeprefix("torch."))

@@ -2,11 +2,11 @@ import signal
 
 import pytest
 
-from inheritune.conversion.child import ask
+from inheritune.conversion.sandbox import ask
 from inheritune.errors import MachineError, SourceError
 
 _SERVE = """
-from inheritune.conversion.confinement import serve
+from inheritune.conversion.sandbox import serve
 def answer(request, _):
 {body}
 serve(lambda request: None, answer)
@@ -29,7 +29,7 @@ def asked(tmp_path, monkeypatch):
     return ask_it
 
 
-def test_a_reply_comes_back_with_what_was_taken_away(asked):
+def test_reply_comes_back_with_the_walls_that_were_granted(asked):
     reply = asked("print('a library speaks'); return {{'heard': request['question']}}".format())
     assert reply["heard"] == "ü"
     assert reply["confinement"]["audit hook"] is True
@@ -40,7 +40,7 @@ def test_a_reply_comes_back_with_what_was_taken_away(asked):
     [
         ("import os; os.kill(os.getpid(), 9)", SourceError, "no conversion does this: os.kill"),
         ("import ctypes; ctypes.string_at(0)", SourceError, "x.bin died of SIGSEGV"),
-        ("import os; os._exit(7)", SourceError, "x.bin failed: it said nothing"),
+        ("import os; os._exit(7)", SourceError, "x.bin failed: it gave no message"),
         ("raise ValueError('so it is')", SourceError, "x.bin failed: ValueError: so it is"),
         ("raise MemoryError", MachineError, "not enough memory"),
         ("return {'error': 'a\\nb', 'kind': 'source'}", SourceError, r"^a\\nb$"),
@@ -48,7 +48,7 @@ def test_a_reply_comes_back_with_what_was_taken_away(asked):
     ],
     ids=["signal", "crash", "exit", "raise", "memory", "lines", "flood"],
 )
-def test_whatever_happens_to_it_is_one_line_here(asked, body, kind, match):
+def test_any_failure_of_the_child_is_one_line(asked, body, kind, match):
     with pytest.raises(kind, match=match) as error:
         asked(body)
     assert len(str(error.value).splitlines()) == 1
@@ -67,7 +67,7 @@ def test_a_process_that_the_system_kills_is_said_to_lack_memory(asked):
         asked("", program)
 
 
-def test_it_sees_no_secret_of_the_environment(asked, monkeypatch):
+def test_child_sees_no_secret_of_the_environment(asked, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     seen = asked("import os; return {'seen': sorted(os.environ)}")["seen"]

@@ -33,7 +33,7 @@ _ALLOWED = {"own file", "read", "null device"}
 _PROGRAM = """
 import json, os, sys
 from pathlib import Path
-from inheritune.conversion.confinement import confine, guard
+from inheritune.conversion.sandbox import confine, guard
 request = json.loads(sys.argv[1])
 held = confine(Path(request["inside"]), 10**6, os.getppid()) if request["kernel"] else {}
 if request["guard"]:
@@ -82,7 +82,7 @@ def test_the_audit_hook_refuses_all_that_a_converter_never_does(tmp_path):
     assert {endings[name] for name in endings.keys() - _ALLOWED} == {"Refused"}
 
 
-def test_the_kernel_refuses_it_too_where_it_grants_that(tmp_path):
+def test_the_kernel_refuses_all_of_that_where_it_grants_the_walls(tmp_path):
     endings, held = attempt(tmp_path, kernel=True, guard=False)
     if not all(held.values()):
         pytest.skip(f"this system does not grant {[k for k, v in held.items() if not v]}")
@@ -100,7 +100,7 @@ def test_no_file_grows_beyond_the_limit(tmp_path):
 
 def test_a_process_whose_parent_is_gone_ends_at_once(tmp_path):
     program = (
-        "from pathlib import Path\nfrom inheritune.conversion.confinement import confine\n"
+        "from pathlib import Path\nfrom inheritune.conversion.sandbox import confine\n"
         f"confine(Path({str(tmp_path)!r}), 10**6, 1)\nprint('still here')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
