@@ -1,4 +1,4 @@
-"""Every error a user can meet, and the exit code each one ends with."""
+"""Define every error that a user can meet, with its exit code; make text fit into a message."""
 
 __all__ = [
     "CheckpointError",
@@ -19,7 +19,7 @@ NOT_MATCHED_EXIT_CODE = 6  # an outcome, not an error: `run` spent its rounds, r
 
 
 class InherituneError(Exception):
-    """What happened, with the value; then the way out.
+    """An error that says what happened, with the value, and then the way out.
 
     Args:
         message: One sentence, lower case, naming file, key or value.

@@ -1,4 +1,4 @@
-"""How fast devices multiply matrices at best, by their makers, and what a training takes there."""
+"""Know the peak speed of devices, and compute how long a training takes on them."""
 
 import os
 import re
@@ -19,21 +19,21 @@ __all__ = [
     "this_processor",
 ]
 
-# Of the peak, what a well-set training of a dense model reaches on one GPU. A guess until `run`
-# has measured it.
+# Model FLOPs utilization: the share of the peak that a well-tuned training of a dense model reaches
+# on one GPU. A guess until `run` has measured it.
 DEFAULT_MFU = 0.4
 
 
 @dataclass(frozen=True)
 class Device:
-    """A kind of device.
+    """A model of GPU, or this machine's processor.
 
     Attributes:
-        name: As people type it.
-        peak_flops: Per second, of dense matrix products, without sparsity.
-        precision: In which training would run: ``"bf16"``, or ``"fp32"`` where there is no bf16.
-        memory_bytes: Of one device; None: unknown.
-        title: In full.
+        name: Name on the command line.
+        peak_flops: FLOP/s of dense matrix products, without sparsity.
+        precision: Precision of training: ``"bf16"``, or ``"fp32"`` where there is no bf16.
+        memory_bytes: Memory of one device; None: unknown.
+        title: Full name.
     """
 
     name: str
@@ -45,13 +45,13 @@ class Device:
 
 @dataclass(frozen=True)
 class Speed:
-    """What a training runs on.
+    """The devices of a planned training, and the speed that is assumed.
 
     Attributes:
-        device: Which kind.
-        count: How many.
-        mfu: Share of the peak that is assumed to be reached.
-        rate: Dollars for an hour of one device; None: unknown.
+        device: Model of the devices.
+        count: Number of devices.
+        mfu: Assumed share of the peak, in (0, 1].
+        rate: Dollars per hour and device; None: unknown.
     """
 
     device: Device
@@ -68,7 +68,7 @@ class Speed:
             raise RecipeError(f"--rate is {self.rate}.", "Name dollars per hour of one device.")
 
     def price(self, flops: float) -> "Price":
-        """What so many operations take."""
+        """Return time and cost of a number of floating-point operations."""
         hours = flops / (self.device.peak_flops * self.mfu * self.count) / 3600
         cost = None if self.rate is None else hours * self.count * self.rate
         return Price(hours, hours * self.count, cost)
@@ -76,12 +76,12 @@ class Speed:
 
 @dataclass(frozen=True)
 class Price:
-    """What a training takes.
+    """Time and cost of a training.
 
     Attributes:
-        hours: From beginning to end.
-        device_hours: Of all devices together.
-        dollars: None where no rate was named.
+        hours: Wall-clock hours.
+        device_hours: Hours of all devices together.
+        dollars: Cost; None without a rate.
     """
 
     hours: float
@@ -122,7 +122,7 @@ DEVICES = {
 }
 
 
-# As nvidia-smi has them, without the maker's name.
+# Patterns of the names that nvidia-smi shows, without the maker's name.
 _TITLES = {
     "b200": "B200",
     "h200": "H200",
@@ -142,26 +142,26 @@ _TITLES = {
 
 
 def choose_device(name: str) -> Device:
-    """The device of a name; ``cpu`` is this machine's.
+    """Find a device by name; ``cpu`` is this machine's processor.
 
     Raises:
-        RecipeError: There is none of this name.
+        RecipeError: The name is unknown.
     """
-    wanted = name.strip().lower().replace("_", "-")
-    if wanted == "cpu":
+    key = name.strip().lower().replace("_", "-")
+    if key == "cpu":
         return this_processor()
-    if wanted not in DEVICES:
+    if key not in DEVICES:
         raise RecipeError(
-            f"there is no device {escape(repr(name), 60)}.",
+            f"unknown device {escape(repr(name), 60)}.",
             f"Choose among {', '.join([*DEVICES, 'cpu'])}.",
         )
-    return DEVICES[wanted]
+    return DEVICES[key]
 
 
 def peak_of(title: str) -> float | None:
-    """The peak of a GPU by the name that its driver gives it; None where it is not known.
+    """Return the peak FLOP/s of a GPU by the name that its driver gives; None if it is unknown.
 
-    Only names that leave no doubt: an NVL, Laptop, Ti or MIG part of the same name is slower.
+    Only exact names count: an NVL, Laptop, Ti or MIG part of the same name is slower.
     """
     for name, pattern in _TITLES.items():
         if re.fullmatch(pattern, title.removeprefix("NVIDIA ").removeprefix("Tesla ")):
@@ -170,17 +170,17 @@ def peak_of(title: str) -> float | None:
 
 
 def this_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Device:
-    """This machine's cores, by what their instruction set can do in a cycle.
+    """Estimate the peak of this machine's cores from clock and instruction set.
 
-    fp32: two fused multiply-adds of the widest registers in each cycle. Where neither clock nor
-    registers are said, 2.5 GHz and 128 bits.
+    peak = cores * clock * 2 (fused multiply-adds per cycle) * 2 (operations) * fp32 lanes.
+    Where the system tells neither, a clock of 2.5 GHz and registers of 128 bits are assumed.
     """
     cores, text = len(_usable_cores()), ""
     with suppress(OSError):
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     flags = re.search(r"^(flags|Features)\s*:(.*)$", text, re.M)
-    known = set(flags[2].split()) if flags else set()
-    lanes = 16 if "avx512f" in known else 8 if "fma" in known else 4
+    features = set(flags[2].split()) if flags else set()
+    lanes = 16 if "avx512f" in features else 8 if "fma" in features else 4
     clocks = [float(mhz) for mhz in re.findall(r"^cpu MHz\s*:\s*([0-9.]+)$", text, re.M)]
     hertz = max(clocks, default=2500.0) * 1e6
     title = f"this machine: {cores} core{'s' * (cores > 1)} at {hertz / 1e9:.1f} GHz"

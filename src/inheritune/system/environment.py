@@ -1,4 +1,4 @@
-"""Versions and machine of a run, for its record."""
+"""Describe the software and the machine of a run, for its record."""
 
 import os
 import platform
@@ -11,13 +11,13 @@ __all__ = ["machine", "versions"]
 
 
 def versions() -> dict[str, str]:
-    """Of Python, of this package, and of those that decide the numbers."""
+    """Return the versions of Python, of this package, and of those that decide the numbers."""
     packages = ("inheritune", "torch", "transformers", "tokenizers", "safetensors", "numpy")
     return {name: version(name) for name in packages} | {"python": platform.python_version()}
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory and system; no name of anybody."""
+    """Return processor, cores, memory and system; nothing that names a person or a host."""
     memory = None
     with suppress(ValueError, OSError, AttributeError):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""What a result was made from, compared with what it would be made from now."""
+"""Compare the stored inputs of a result with today's, to decide whether it can be reused."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -12,14 +12,14 @@ Difference = tuple[str, Any, Any]  # dotted key, value before, value now
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """Where two sets of inputs differ.
+    """List the leaves in which two sets of inputs differ.
 
     Args:
-        before: As read from a file.
-        now: JSON values, not yet written.
+        before: Inputs as read from a file.
+        now: Today's inputs, as JSON values.
 
     Returns:
-        The leaves that differ, in the order of the keys; a key that is not there is None.
+        The differences in the order of the keys; the value of a missing key is None.
     """
     return _differences(before, json.loads(json.dumps(dict(now))), "")
 
@@ -29,11 +29,11 @@ def _differences(before: Any, now: Any, key: str) -> list[Difference]:
         return []
     if not isinstance(before, dict) or not isinstance(now, dict):
         return [(key, before, now)]
-    found = []
+    leaves = []
     for name in {**before, **now}:
         inner = f"{key}.{name}" if key else name
-        found += _differences(before.get(name), now.get(name), inner)
-    return found
+        leaves += _differences(before.get(name), now.get(name), inner)
+    return leaves
 
 
 def describe_differences(changes: Collection[Difference]) -> str:
@@ -44,31 +44,31 @@ def describe_differences(changes: Collection[Difference]) -> str:
 
 
 def refuse_differences(
-    what: object,
+    path: object,
     before: Mapping[str, Any],
     now: Mapping[str, Any],
     allowed: Collection[str] = (),
 ) -> list[Difference]:
-    """Refuse to go on from something that was made from other inputs.
+    """Refuse to continue from a result that was made from other inputs.
 
     Args:
-        what: For the message: the file that says what it was made from.
-        before: What it was made from.
-        now: What it would be made from.
-        allowed: Keys that may differ all the same.
+        path: File that records the inputs of the result, for the message.
+        before: Inputs of the result.
+        now: Today's inputs.
+        allowed: Keys that may differ all the same (``--allow-change``).
 
     Returns:
         The differences that were allowed.
 
     Raises:
-        RecipeError: There are others; all of them are named.
+        RecipeError: Other keys differ; all of them are named.
     """
-    found = differences(before, now)
-    refused = [difference for difference in found if difference[0] not in allowed]
+    changes = differences(before, now)
+    refused = [change for change in changes if change[0] not in allowed]
     if refused:
         raise RecipeError(
-            f"{what} was made with {describe_differences(refused)}.",
+            f"{path} was made with {describe_differences(refused)}.",
             "Put it back, or give the run another name: --set name=..., or another OUT "
             "(--allow-change KEY goes on all the same, and is recorded).",
         )
-    return found
+    return changes

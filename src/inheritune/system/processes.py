@@ -1,4 +1,4 @@
-"""The processes of one run, and what they tell each other; alone, nothing is sent."""
+"""Let the processes of a run work together; a process that is alone sends nothing."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ LAUNCHER = "INHERITUNE_LAUNCHER"  # process id of the process that started them
 
 
 class Processes:
-    """This process, alone. `training.process_group.ProcessGroup` does the same for several.
+    """A process that is alone; `training.process_group.ProcessGroup` is the same for several.
 
     Attributes:
-        rank: Number of this process, from 0; 0 prepares, records and prints.
-        size: How many there are.
-        nodes: On how many machines.
+        rank: Number of this process, from 0; process 0 prepares, records and prints.
+        size: Number of processes.
+        nodes: Number of machines.
     """
 
     rank = 0
@@ -28,45 +28,42 @@ class Processes:
     nodes = 1
 
     def on_all(self, work: Callable[[], Any]) -> list[Any]:
-        """Do something in every process, and know what it gave in each.
+        """Run a function in every process, and return its values by rank.
 
         Args:
             work: Returns a JSON value.
 
-        Returns:
-            The values, by rank.
-
         Raises:
-            InherituneError: It failed somewhere: then it is raised everywhere.
+            InherituneError: ``work`` failed in some process: the error is raised in all of them.
         """
         return [work()]
 
     def on_main(self, work: Callable[[], Any]) -> Any:
-        """Do something in process 0; everybody gets the value, or the error."""
+        """Run a function in process 0; its value, or its error, comes to all processes."""
         return self.on_all(lambda: work() if self.rank == 0 else None)[0]
 
     def add_up(self, values: "Tensor") -> "Tensor":
-        """The sum over the processes of a float64 tensor on the CPU, the same in each of them."""
+        """Sum a float64 tensor on the CPU over the processes; all get the same bits."""
         return values
 
     def post(self, task: dict[str, Any]) -> None:
-        """Tell the waiting processes what to do next; see `tasks`."""
+        """Send the next task to the waiting processes; see `tasks`."""
 
     def tasks(self, stop: Callable[[], bool]) -> Iterator[dict[str, Any]]:
-        """What process 0 posts, for as long as it takes; it ends with ``{"do": "end"}``.
+        """Yield the tasks that process 0 posts, until ``{"do": "end"}``.
 
         Args:
-            stop: Process 0 is asked to stop as well, and says so: where it does not, it is
-                not there any more.
+            stop: Tells whether this process was asked to stop. Process 0 is asked, too, and posts
+                the end; if it stays silent, it is gone.
         """
         return iter(())
 
     def leave(self) -> None:
-        """Take down what `training.process_group.join` put up."""
+        """Leave the group that `training.process_group.join` made."""
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Turn the end of another process into an error that says so."""
+        """Turn the death of another process within the block into an error that says so."""
         yield
 
 

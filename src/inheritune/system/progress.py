@@ -1,4 +1,4 @@
-"""How a step tells what it is doing; who listens decides how that looks."""
+"""Report what a step is doing; the listener decides how it is shown."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,15 +8,15 @@ __all__ = ["Listener", "Progress", "silent"]
 
 @dataclass(frozen=True)
 class Progress:
-    """One moment of one step.
+    """The state of a step at one moment.
 
     Attributes:
-        task: What is running, such as ``"inherit, 4 layers"``; a new text starts a new bar.
-        done: How much is done, in ``unit``.
-        total: How much there is, in ``unit``; 0 when unknown.
+        task: Name of the step, such as ``"inherit, 4 layers"``; a new name starts a new bar.
+        done: Amount done, in ``unit``.
+        total: Amount in all, in ``unit``; 0 when unknown.
         unit: ``"tokens"``, ``"documents"``, ``"bytes"``, ``"windows"``.
         facts: Figures worth a place beside the bar, such as ``{"loss": "3.201"}``.
-        message: A line to keep, for an event rather than a movement; usually empty.
+        message: A line to keep, for an event; usually empty.
     """
 
     task: str
@@ -31,4 +31,4 @@ Listener = Callable[[Progress], None]
 
 
 def silent(progress: Progress) -> None:
-    """Listen to nothing."""
+    """Ignore progress: the listener where nobody listens."""

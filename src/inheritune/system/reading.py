@@ -1,4 +1,4 @@
-"""Read a file that a user names, whatever it turns out to be."""
+"""Read a file that a user names, without trusting it to be a regular file of a sane size."""
 
 import os
 import stat
@@ -8,11 +8,11 @@ __all__ = ["read_regular_file"]
 
 
 def read_regular_file(path: Path, limit: int) -> bytes:
-    """All bytes of a regular file; never waits for a pipe, never reads more than it should.
+    """Read a regular file; this never waits for a pipe and never reads more than ``limit`` bytes.
 
     Args:
-        path: Followed through symbolic links.
-        limit: Largest size in bytes that is read.
+        path: A file; symbolic links are followed.
+        limit: Largest accepted size, in bytes.
 
     Raises:
         OSError: It is missing, unreadable, not a regular file or larger than ``limit``; the

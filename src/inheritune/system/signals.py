@@ -1,4 +1,4 @@
-"""Stopping when asked: the first signal sets a flag, a second one ends the process at once."""
+"""Stop on signals: the first one sets a flag, a second one ends the process at once."""
 
 import ctypes
 import math
@@ -15,7 +15,7 @@ from inheritune.errors import Interrupted
 
 __all__ = ["StopFlag", "catch_signals", "follow_parent"]
 
-_ASKS_TO_STOP = [
+_STOP_SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 ]
 
@@ -24,41 +24,41 @@ _PR_SET_PDEATHSIG = 1  # prctl.h
 
 
 def follow_parent(number: int) -> None:
-    """Be sent a signal when the process that started this one ends, however it ends.
+    """Have the system send this process a signal when its parent ends, however it ends.
 
-    Only Linux knows of this; elsewhere nothing happens. If the parent has ended already, nothing is
-    sent any more.
+    Only Linux can do this; elsewhere nothing happens. If the parent has already ended, no signal is
+    sent.
 
     Args:
-        number: Of the signal.
+        number: Number of the signal.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
 class StopFlag:
-    """Whether somebody asked to stop; every long loop looks at it between two pieces of work."""
+    """Remembers a request to stop; every long loop asks it between two pieces of work."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
 
     def __call__(self) -> bool:
-        """Whether to stop."""
+        """Return whether a stop was requested."""
         return self.signal_number is not None
 
-    def heed(self, asked: bool) -> None:
-        """Count as asked, too, where another process of the run was."""
-        if asked and self.signal_number is None:
+    def heed(self, requested: bool) -> None:
+        """Request a stop here, too, where another process of the run was asked to."""
+        if requested and self.signal_number is None:
             self.signal_number = signal.SIGTERM
 
     def check(self, saved: str) -> None:
-        """Raise where stopping is safe.
+        """Raise if a stop was requested; called where stopping is safe.
 
         Args:
-            saved: What is on disk, for the message.
+            saved: Says what is on disk, for the message.
 
         Raises:
-            Interrupted: Somebody asked to stop.
+            Interrupted: A stop was requested.
         """
         if self.signal_number is not None:
             name = signal.Signals(self.signal_number).name
@@ -74,21 +74,21 @@ def catch_signals() -> Iterator[StopFlag]:
     """
     flag = StopFlag()
 
-    # torchrun passes on what the terminal has sent to every process already: not a second wish.
+    # torchrun passes on what the terminal has sent to every process already: no second request.
     echo_s = _ECHO_S if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
-    asked_at = -math.inf
+    requested_at = -math.inf
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal asked_at
+        nonlocal requested_at
         if flag.signal_number is None:
-            flag.signal_number, asked_at = number, time.monotonic()
-        elif time.monotonic() - asked_at >= echo_s:
+            flag.signal_number, requested_at = number, time.monotonic()
+        elif time.monotonic() - requested_at >= echo_s:
             os._exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield flag  # Python delivers signals to the main thread only
         return
-    before = {number: signal.signal(number, handle) for number in _ASKS_TO_STOP}
+    before = {number: signal.signal(number, handle) for number in _STOP_SIGNALS}
     try:
         yield flag
     finally:
