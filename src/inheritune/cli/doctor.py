@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inheritune import __version__
+from inheritune.system.environment import usable_cores
 
 if TYPE_CHECKING:
     from inheritune.reporting.table import Table
@@ -198,13 +199,13 @@ def _c_library() -> Finding:
 
 def _cores() -> Finding:
     # Containers and schedulers may grant a process less than the machine has.
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    usable = usable_cores()
     quota = _first_line("/sys/fs/cgroup/cpu.max").split()
     if len(quota) == 2 and quota[0].isdecimal():
         granted = int(quota[0]) / int(quota[1])
-        if granted < (usable or 1):
+        if granted < usable:
             return Finding("cores", f"{granted:g} of {usable} granted")
-    return Finding("cores", str(usable or "unknown"))
+    return Finding("cores", str(usable))
 
 
 def _memory() -> Finding:

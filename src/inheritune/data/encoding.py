@@ -21,8 +21,9 @@ from inheritune.data.sources import Place
 from inheritune.data.tokenizer import TextTokenizer, encode_documents
 from inheritune.errors import MachineError
 from inheritune.recipe.schema import Data
+from inheritune.system.environment import usable_cores
 
-__all__ = ["Encoded", "Encoder", "Encoders", "usable_cores"]
+__all__ = ["Encoded", "Encoder", "Encoders"]
 
 _BATCH_CHARACTERS = 1 << 20
 _BATCH_DOCUMENTS = 1024
@@ -158,13 +159,6 @@ class Encoders:
         except BrokenProcessPool as error:
             raise _worker_ended() from error
         return lambda: _result(future)
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _batches(

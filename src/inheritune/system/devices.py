@@ -1,12 +1,12 @@
 """Know the peak speed of devices, and compute how long a training takes on them."""
 
-import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from inheritune.errors import RecipeError, escape
+from inheritune.system.environment import usable_cores
 
 __all__ = [
     "DEFAULT_MFU",
@@ -175,7 +175,7 @@ def this_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Device:
     peak = cores * clock * 2 (fused multiply-adds per cycle) * 2 (operations) * fp32 lanes.
     Where the system tells neither, a clock of 2.5 GHz and registers of 128 bits are assumed.
     """
-    cores, text = len(_usable_cores()), ""
+    cores, text = usable_cores(), ""
     with suppress(OSError):
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     flags = re.search(r"^(flags|Features)\s*:(.*)$", text, re.M)
@@ -185,9 +185,3 @@ def this_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Device:
     hertz = max(clocks, default=2500.0) * 1e6
     title = f"this machine: {cores} core{'s' * (cores > 1)} at {hertz / 1e9:.1f} GHz"
     return Device("cpu", cores * hertz * lanes * 2 * 2, "fp32", None, title)
-
-
-def _usable_cores() -> range:
-    if hasattr(os, "sched_getaffinity"):
-        return range(len(os.sched_getaffinity(0)))
-    return range(os.cpu_count() or 1)

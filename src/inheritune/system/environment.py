@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["machine", "versions"]
+__all__ = ["machine", "usable_cores", "versions"]
 
 
 def versions() -> dict[str, str]:
@@ -27,6 +27,13 @@ def machine() -> dict[str, Any]:
         "memory_bytes": memory,
         "system": platform.system(),
     }
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _processor() -> str:
