@@ -18,7 +18,6 @@ from pathlib import Path
 from types import FrameType
 
 from inheritune.errors import InherituneError, Interrupted, MachineError, escape
-from inheritune.run_directory import Run
 from inheritune.system.processes import LAUNCHER, MEETING_FILE
 
 __all__ = ["is_first_process", "launch", "process_count"]
@@ -207,6 +206,8 @@ def _meeting_directory(root: Path) -> Iterator[Path]:
 
 def _ended(root: Path) -> tuple[int, str] | None:
     """Exit code and time of the last end that the run has recorded."""
+    from inheritune.run_directory import Run  # pydantic: not needed for --help
+
     try:
         record = Run(root).read()
     except InherituneError:
