@@ -315,6 +315,24 @@ def test_a_missing_file_is_named(pickled):
     refused(source, "pytorch_model-00002-of-00003.bin is missing")
 
 
+def test_a_key_that_hashes_for_ever_is_given_up(pickled, monkeypatch):
+    """A tuple of itself twice, 60 deep: a few hundred bytes, 2^60 visits."""
+    source = pickled()
+    nested = b"K\x01\x85" + b"q\x00h\x00\x86" * 60
+    (source / SINGLE).write_bytes(_legacy_pickle(b"}" + nested + b"K\x01s."))
+    monkeypatch.setattr(convert_module, "_SECONDS", 12)
+    refused(source, "pytorch_model.bin had no answer after 12 s: it was stopped")
+
+
+def _legacy_pickle(value):
+    """A file in torch's format before 1.6 whose value is this pickle."""
+    file = io.BytesIO()
+    torch.save({}, file, _use_new_zipfile_serialization=False)
+    head = pickle.dumps({}, 2)
+    before, _, after = file.getvalue().rpartition(head[:2] + b"}q\x00.")
+    return before + b"\x80\x02" + value + after
+
+
 def test_a_truncated_file_is_refused(pickled):
     source = pickled()
     os.truncate(source / SINGLE, (source / SINGLE).stat().st_size - 1)

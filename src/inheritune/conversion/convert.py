@@ -6,13 +6,13 @@ import re
 import shutil
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from inheritune import __version__
 from inheritune.conversion.pytorch_files import PytorchFiles, find_pytorch_files
-from inheritune.conversion.sandbox import ask
+from inheritune.conversion.sandbox import Limits, ask
 from inheritune.errors import RecipeError, SourceError, escape
 from inheritune.model_files.config import text_config
 from inheritune.model_files.copy import copy_side_files
@@ -30,6 +30,8 @@ __all__ = ["Converted", "convert"]
 
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _RECORD_FORMAT = 1
+_SECONDS = 300  # for starting torch, on a slow disk
+_SLOWEST_BYTES_PER_S = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -125,14 +127,25 @@ def _unpickle(pickles: PytorchFiles, config: Mapping[str, Any], staging: Path) -
         "files": [str(file.resolve()) for file in pickles.files],
         "config": config,
         "largest_shard": MAX_SHARD_BYTES,
-        "largest_file": 4 * size + 2**30,
     }
     count = len(pickles.files)
     subject = pickles.files[0].name + (" and others" if count > 1 else "")
-    reply = _checked(ask("inheritune.conversion.rewrite", work, request, subject), count)
+    reply = ask("inheritune.conversion.rewrite", work, request, _limits(size), subject)
+    reply = _checked(reply, count)
     if pickles.places:
         _refuse_disagreement(pickles, reply["sources"])
     return reply
+
+
+def _limits(size: int) -> Limits:
+    """Limits for reading, writing and comparing files of so many bytes."""
+    # Each thread of torch reserves address space for its stack and its heap.
+    threads = (os.cpu_count() or 1) * 2**27
+    return Limits(
+        file_bytes=4 * size + 2**30,
+        memory_bytes=4 * size + threads + 2 * 2**30,
+        seconds=_SECONDS + size // _SLOWEST_BYTES_PER_S,
+    )
 
 
 def _checked(reply: Mapping[str, Any], files: int) -> dict[str, Any]:
@@ -204,9 +217,10 @@ def _check_tokenizer(directory: Path) -> str:
         return ""
     work = directory / "work"
     work.mkdir(mode=0o700)
-    request = {"directory": str(directory), "largest_file": 2**20}
+    request = {"directory": str(directory)}
+    limits = replace(_limits((directory / "tokenizer.model").stat().st_size), file_bytes=2**20)
     try:
-        reply = ask("inheritune.conversion.tokenizer_ids", work, request, "tokenizer.model")
+        reply = ask("inheritune.conversion.tokenizer_ids", work, request, limits, "tokenizer.model")
         return escape(reply["check"], 400)
     except SourceError as error:  # the weights are what they are; nothing else depends on this
         return f"not checked: {error.message}"
@@ -227,6 +241,8 @@ def _warnings(reply: Mapping[str, Any], tokenizer: str) -> list[str]:
         warnings.append("this system did not let the network be taken away; Python refused it.")
     if not granted.get("landlock"):
         warnings.append("this system did not confine writing; Python refused it.")
+    if not granted.get("memory limit"):
+        warnings.append("this system did not limit its memory.")
     if tokenizer and not tokenizer.startswith("equal: "):
         warnings.append(f"tokenizer.model: {tokenizer}")
     return warnings

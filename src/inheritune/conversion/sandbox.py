@@ -7,9 +7,11 @@ What each wall is for:
 - **A process of its own**, with a cleaned environment and a directory of its own: no token, no
   switch of torch and no open file of the parent is in reach; a crash is an error message; what it
   replies and writes is read as a stranger's.
-- **Limits**: no core dump, which would hold the weights; no file beyond a sensible size.
-- **Network namespace**: no network at all. **seccomp**: no new sockets, programs or
-  namespaces, and no hold on other processes, also where the kernel grants no namespace.
+- **Limits**: no core dump, which would hold the weights; no file beyond a sensible size; memory,
+  processor time and a deadline, against files that would take all of them.
+- **A session of its own**: no terminal to type into; its process group is killed at the end.
+- **Network namespace**: no network at all. **seccomp** (`system_calls`): no new sockets, programs,
+  processes or namespaces, no hold on other processes, no change to modes, owners or times of files.
 - **Landlock**: no change to any file outside of the work directory, and no program run.
 - **Audit hook**: Python's own refusal of all of that, where the system has no such walls (macOS,
   Windows, old kernels). It stops honest mistakes and simple attacks, and no attacker who runs
@@ -26,11 +28,14 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
+from inheritune.conversion.system_calls import seccomp_filter
 from inheritune.errors import InherituneError, MachineError, SourceError, escape
 from inheritune.system.strict_json import UNTRUSTED, parse_json
 
@@ -43,6 +48,22 @@ __all__ = ["Refused", "ask", "confine", "guard", "serve"]
 
 Prepared = TypeVar("Prepared")
 
+
+@dataclass(frozen=True)
+class Limits:
+    """What a confined process may use.
+
+    Attributes:
+        file_bytes: Size that a file may grow to.
+        memory_bytes: Address space beyond what its libraries take.
+        seconds: Time until its answer.
+    """
+
+    file_bytes: int
+    memory_bytes: int
+    seconds: int
+
+
 # --- the parent ---
 
 _MAX_REPLY = 64 * 2**20  # the names of a million tensors
@@ -53,17 +74,22 @@ _ENVIRONMENT = {
 }
 
 
-def ask(module: str, work: Path, request: Mapping[str, Any], subject: str) -> dict[str, Any]:
+def ask(
+    module: str, work: Path, request: Mapping[str, Any], limits: Limits, subject: str
+) -> dict[str, Any]:
     """Run a module of this package as a confined process, and return its reply.
+
+    Neither it nor a process that it started lives on afterwards.
 
     Args:
         module: Name of a module that calls `serve` when it is run.
         work: The one directory that the process can write to; it exists.
-        request: JSON values; ``work`` and ``parent`` are added.
+        request: JSON values; ``work``, ``limits`` and ``parent`` are added.
+        limits: What it may use.
         subject: Name of what is being read, for messages.
 
     Raises:
-        SourceError: The process refused what it read, or died of it.
+        SourceError: The process refused what it read, died of it, or had no answer in time.
         MachineError: The disk or the memory did not suffice.
     """
     scratch = work / "tmp"
@@ -74,7 +100,8 @@ def ask(module: str, work: Path, request: Mapping[str, Any], subject: str) -> di
         "PYTHONDONTWRITEBYTECODE": "1",
         "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
     }
-    text = json.dumps({**request, "work": str(work), "parent": os.getpid()}).encode("ascii")
+    own = {"work": str(work), "limits": asdict(limits), "parent": os.getpid()}
+    text = json.dumps({**request, **own}).encode("ascii")
     with tempfile.TemporaryFile(dir=work) as messages:
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
@@ -83,15 +110,32 @@ def ask(module: str, work: Path, request: Mapping[str, Any], subject: str) -> di
             stderr=messages,
             env=environment,
             cwd=work,
+            start_new_session=True,  # neither our terminal nor our process group
         )
+        late = threading.Event()
+
+        def expire() -> None:
+            late.set()
+            _kill(child)
+
+        deadline = threading.Timer(limits.seconds, expire)
+        deadline.daemon = True
+        deadline.start()
         try:
             reply = _exchange(child, text, subject)
         finally:
-            child.kill()
+            deadline.cancel()
+            _kill(child)
             child.wait()
             for pipe in (cast(IO[bytes], child.stdin), cast(IO[bytes], child.stdout)):
                 with suppress(BrokenPipeError):
                     pipe.close()
+        if late.is_set() or child.returncode == -getattr(signal, "SIGXCPU", signal.SIGTERM):
+            raise SourceError(
+                f"the process that read {subject} had no answer after {limits.seconds} s: it was "
+                "stopped.",
+                "Download the file again; do not use it if it stays so.",
+            )
         if not reply:
             raise _died(child.returncode, messages, subject)
     value = parse_json(reply, f"the answer of the process that read {subject}", UNTRUSTED)
@@ -113,6 +157,15 @@ def _exchange(child: "subprocess.Popen[bytes]", text: bytes, subject: str) -> by
         raise SourceError(f"the process that read {subject} answers without end.")
     child.wait()
     return reply
+
+
+def _kill(child: "subprocess.Popen[bytes]") -> None:
+    """Kill the process with all that it started; both may have ended already."""
+    if os.name != "posix":
+        child.kill()
+        return
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def _died(code: int, messages: IO[bytes], subject: str) -> SourceError | MachineError:
@@ -148,12 +201,6 @@ _REMOVE_AND_MAKE = sum(1 << bit for bit in range(4, 13))
 _REMOVE_DIR, _REMOVE_FILE, _MAKE_DIR, _MAKE_REG = 1 << 4, 1 << 5, 1 << 7, 1 << 8
 _BIND_AND_CONNECT_TCP, _ABSTRACT_SOCKETS_AND_SIGNALS = 3, 3
 _CAP_DAC = 0b110  # root must still be able to read the files of others
-# socket, socketpair, execve, execveat, ptrace, process_vm_writev, setns, unshare, io_uring_setup,
-# pidfd_getfd
-_FORBIDDEN_CALLS = {
-    "x86_64": (0xC000003E, (41, 53, 59, 322, 101, 311, 308, 272, 425, 438)),
-    "aarch64": (0xC00000B7, (198, 199, 221, 281, 117, 271, 268, 97, 425, 438)),
-}
 
 _FORBIDDEN_EVENTS = (
     *("socket.", "subprocess.", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.system"),
@@ -187,9 +234,11 @@ def serve(
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what a library prints is no reply
     work = Path(request["work"])
-    granted = confine(work, request["largest_file"], request["parent"])
+    limits = Limits(**request["limits"])
+    granted = confine(work, limits, request["parent"])
     try:
         prepared = prepare(request)
+        granted["memory limit"] = _limit_memory(limits.memory_bytes)
         guard(work)
         granted["audit hook"] = True
         reply = answer(request, prepared)
@@ -208,21 +257,21 @@ def serve(
     replies.close()
 
 
-def confine(writable: Path, largest_file: int, parent: int) -> dict[str, bool]:
+def confine(writable: Path, limits: Limits, parent: int) -> dict[str, bool]:
     """Put up the kernel's walls for this process and all that it starts.
 
     Called first of all: threads that exist already would go on unconfined. It never fails.
 
     Args:
         writable: The one directory in which files can still be made and written.
-        largest_file: Bytes that a file may grow to.
+        limits: That of the memory is set later, by `serve`: libraries map much of it.
         parent: Process id of the parent; when it ends, so does this process.
 
     Returns:
         Each wall, and whether the kernel granted it.
     """
     granted = {
-        "limits": _limit(largest_file),
+        "limits": _limit_files_and_time(limits),
         "network namespace": False,
         "landlock": False,
         "seccomp": False,
@@ -250,14 +299,35 @@ def _prctl(libc: ctypes.CDLL, *arguments: Any) -> bool:
     return bool(libc.prctl(*wide, *rest) == 0)
 
 
-def _limit(largest_file: int) -> bool:
+def _limit_files_and_time(limits: Limits) -> bool:
     if resource is None:
         return False
+    # Seconds of all processors together. The hard limit kills even what the soft one does not.
+    cpu_s = limits.seconds * (os.cpu_count() or 1)
+    return (
+        _set_limit(resource.RLIMIT_CORE, 0)
+        and _set_limit(resource.RLIMIT_FSIZE, limits.file_bytes)
+        and _set_limit(resource.RLIMIT_CPU, cpu_s, cpu_s + 5)
+    )
+
+
+def _limit_memory(more_bytes: int) -> bool:
+    """Let the address space grow by so much from now on."""
     try:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        size = largest_file if hard == resource.RLIM_INFINITY else min(hard, largest_file)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError):  # not Linux
+        return False
+    return _set_limit(resource.RLIMIT_AS, pages * resource.getpagesize() + more_bytes)
+
+
+def _set_limit(kind: int, soft: int, hard: int | None = None) -> bool:
+    """Lower one limit; one that is lower already stays."""
+    try:
+        now = resource.getrlimit(kind)[1]
+        pair = [soft, soft if hard is None else hard]
+        if now != resource.RLIM_INFINITY:
+            pair = [min(now, value) for value in pair]
+        resource.setrlimit(kind, (pair[0], pair[1]))
     except (OSError, ValueError):
         return False
     return True
@@ -310,24 +380,12 @@ def _allow(libc: ctypes.CDLL, rules: int, path: Path, rights: int) -> bool:
 
 
 def _seccomp(libc: ctypes.CDLL) -> bool:
-    """Set a filter that answers "not permitted" to `_FORBIDDEN_CALLS`."""
-    if platform.machine() not in _FORBIDDEN_CALLS or sys.maxsize < 2**32:
+    """Set the filter of `system_calls`."""
+    program = seccomp_filter(platform.machine()) if sys.maxsize > 2**32 else None
+    if program is None:
         return False
-    architecture, calls = _FORBIDDEN_CALLS[platform.machine()]
-    load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
-    allow, refuse = 0x7FFF0000, 0x00050000 | errno.EPERM
-    # BPF: (operation, lines to skip if the comparison holds, lines to skip if not, operand)
-    program = [
-        (load, 0, 0, 4),  # which architecture the call is of
-        (equal, 0, len(calls) + 3, architecture),
-        (load, 0, 0, 0),  # its number
-        (at_least, len(calls) + 1, 0, 0x40000000),  # x86_64: the same calls in their x32 form
-        *((equal, len(calls) - i, 0, number) for i, number in enumerate(calls)),
-        (answer, 0, 0, allow),
-        (answer, 0, 0, refuse),
-    ]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in program))
-    header = struct.pack("@HP", len(program), ctypes.addressof(code))
+    code = ctypes.create_string_buffer(program)
+    header = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
     return _prctl(libc, _PR_SET_SECCOMP, 2, ctypes.c_char_p(header))
 
 
