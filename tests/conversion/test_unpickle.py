@@ -1,5 +1,6 @@
 import os
 import warnings
+import zipfile
 
 import pytest
 import torch
@@ -50,6 +51,32 @@ def test_what_holds_no_tensors_by_name_is_refused(tmp_path, value):
 def test_names_that_safetensors_cannot_hold_are_refused(tmp_path, name):
     torch.save({name: torch.ones(3)}, tmp_path / "x.bin")
     refused(tmp_path / "x.bin", "x.bin names a tensor")
+
+
+def _packed_again(path, change):
+    """The same entries in a new zip; ``change`` may alter how one is written."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(*change(name, data))
+
+
+@pytest.mark.parametrize("ending", ["data.pkl", "data/0", "version"])
+def test_a_compressed_entry_is_refused_before_torch_opens_it(tmp_path, monkeypatch, ending):
+    torch.save({"a": torch.ones(3)}, tmp_path / "x.bin")
+    how = {True: zipfile.ZIP_DEFLATED, False: zipfile.ZIP_STORED}
+    _packed_again(tmp_path / "x.bin", lambda n, data: (n, data, how[n.endswith(ending)]))
+    monkeypatch.setattr(torch, "load", None)
+    refused(tmp_path / "x.bin", f"{ending} is compressed; torch never does that")
+
+
+def test_a_large_pickle_is_refused_before_torch_opens_it(tmp_path, monkeypatch):
+    torch.save({"a": torch.ones(3)}, tmp_path / "x.bin")
+    long = bytes(65 * 2**20)
+    _packed_again(tmp_path / "x.bin", lambda n, data: (n, long if n.endswith(".pkl") else data))
+    monkeypatch.setattr(torch, "load", None)
+    refused(tmp_path / "x.bin", r"data.pkl has 68,157,440 bytes; a pickle of names has less")
 
 
 @pytest.mark.parametrize("legacy", [False, True])

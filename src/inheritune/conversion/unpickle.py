@@ -5,6 +5,7 @@ project reads a pickle.
 """
 
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ _DTYPES = {
 }
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _AGAIN = "Download it again."
+_MAX_PICKLE = 64 * 2**20  # data.pkl names tensors; their bytes are entries of their own
 
 
 class Checkpoint:
@@ -71,11 +73,36 @@ def _is_zip(file: Path) -> bool:
         return stream.read(4) == b"PK\x03\x04"
 
 
+def _refuse_packed(file: Path) -> None:
+    """Refuse a zip that could grow in memory beyond its size on disk."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+        reason = _first_line(str(error))
+        raise SourceError(f"{file.name} is cut short or broken: {reason}.", _AGAIN) from error
+    for entry in entries:
+        name = escape(entry.filename)
+        if "/code/" in entry.filename:  # of TorchScript, which torch refuses without reading it
+            continue
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise SourceError(f"{file.name}: {name} is compressed; torch never does that.", _AGAIN)
+        if entry.filename.endswith(".pkl") and entry.file_size > _MAX_PICKLE:
+            raise SourceError(
+                f"{file.name}: {name} has {entry.file_size:,} bytes; a pickle of names has less "
+                f"than {_MAX_PICKLE:,}.",
+                _AGAIN,
+            )
+
+
 def _unpickle(file: Path) -> Any:
     import torch
 
+    is_zip = _is_zip(file)
+    if is_zip:
+        _refuse_packed(file)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
     except (MemoryError, Refused):
         raise
     except Exception as error:
