@@ -1,5 +1,7 @@
 """Define every error that a user can meet, with its exit code; make text fit into a message."""
 
+import re
+
 __all__ = [
     "CheckpointError",
     "DataError",
@@ -13,6 +15,7 @@ __all__ = [
     "UnsupportedModelError",
     "escape",
     "first_line",
+    "visible",
 ]
 
 NOT_MATCHED_EXIT_CODE = 6  # an outcome, not an error: `run` spent its rounds, results are complete
@@ -94,6 +97,18 @@ def escape(text: object, limit: int = 80) -> str:
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in plain
     )
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+# What a terminal acts on: control characters but tab and line feed, marks that turn the direction
+# of writing, and halves of surrogate pairs, which no stream can encode.
+_ACTED_ON = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    """Escape what a terminal would act on; line feeds and tabs stay."""
+    return _ACTED_ON.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def first_line(error: Exception) -> str:

@@ -177,6 +177,7 @@ def test_a_parquet_column_without_text_lists_the_columns(tmp_path, texts, said):
         ('{"text": {"en": "x"}}', "holds dict, not text; columns: text"),
         ('{"text": ["x"]}', "holds list, not text; columns: text"),
         ("{}", "no column 'text'; its columns are none"),
+        (r'{"a\u001b]0;x": 1}', r"no column 'text'; its columns are a\x1b]0;x"),
     ],
 )
 @pytest.mark.fault("C2")

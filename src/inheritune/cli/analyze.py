@@ -104,9 +104,9 @@ def analyze(
 
 
 def _show(analysis: "Analysis") -> None:
-    from rich.console import Console
+    from inheritune.cli.terminal import Terminal
 
-    console = Console(highlight=False, markup=False)
+    console = Terminal()
     sequences = analysis.sequences
     count, length = sequences.ids.shape
     console.print(

@@ -150,7 +150,9 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
         if as_json:
             print_json([asdict(finding) for finding in findings])
         else:
-            _console().print(findings_table(findings).rich())
+            from inheritune.cli.terminal import Terminal
+
+            Terminal().print(findings_table(findings).rich())
             say("next: inheritune demo" if is_fit else "fix the lines marked no, then try again")
         raise typer.Exit(0 if is_fit else 4)
 
@@ -237,15 +239,9 @@ def _show_result(root: Path, final: dict[str, Any], as_json: bool, next_command:
     if as_json:
         print_json(final)
         return
-    from inheritune.cli.terminal import show_record
+    from inheritune.cli.terminal import Terminal, show_record
     from inheritune.run_directory import Run
 
-    show_record(_console(), Run(root).record())
+    show_record(Terminal(), Run(root).record())
     say(f"target: {final['target']}   report: {final['report']}")
     say(f"next: {next_command}")
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False)

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from inheritune.cli.launch import is_first_process
-from inheritune.errors import DivergedError, InherituneError, Interrupted, escape
+from inheritune.errors import DivergedError, InherituneError, Interrupted, escape, visible
 from inheritune.system.progress import silent
 
 if TYPE_CHECKING:
@@ -107,16 +107,19 @@ _UsageError: Any = typer.BadParameter.__base__
 
 def say(text: str) -> None:
     """Print a message for people."""
-    print(text, file=sys.stderr)
+    print(visible(text), file=sys.stderr)
 
 
 def print_json(value: object) -> None:
     """Print a value for programs."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    # JSON escapes only the first range of control characters by itself.
+    print("".join(c if visible(c) == c else f"\\u{ord(c):04x}" for c in text))
 
 
 def print_text(text: str) -> None:
-    """Print a text to stdout unchanged."""
+    """Print a text to stdout, control characters escaped."""
+    text = visible(text)
     print(text, end="" if text.endswith("\n") else "\n")
 
 
@@ -145,7 +148,7 @@ class UsageAsJson(TyperGroup):
             where = error.ctx.command_path if error.ctx else "inheritune"
             message = " ".join(error.format_message().split())
             print_json({"error": "UsageError", "message": message, "hint": f"See {where} --help."})
-            print(f"error: {message} See {where} --help.", file=sys.stderr)
+            say(f"error: {message} See {where} --help.")
             code = error.exit_code
         if as_json:
             sys.exit(code if isinstance(code, int) else 0)
@@ -155,14 +158,12 @@ class UsageAsJson(TyperGroup):
 @contextmanager
 def progress() -> Iterator[Callable[..., None]]:
     """Show the progress that steps report, from the first process only."""
-    from rich.console import Console
-
-    from inheritune.cli.terminal import listening
+    from inheritune.cli.terminal import Terminal, listening
 
     if not is_first_process():
         yield silent
         return
-    with listening(Console(stderr=True)) as on_progress:
+    with listening(Terminal(stderr=True)) as on_progress:
         yield on_progress
 
 
@@ -232,7 +233,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: object) -
 def _fail(kind: str, message: str, hint: str, code: int, as_json: bool) -> NoReturn:
     if as_json:
         print_json({"error": kind, "message": message, "hint": hint})
-    print(f"error: {message} {hint}".rstrip(), file=sys.stderr)
+    say(f"error: {message} {hint}".rstrip())
     _end(code)
 
 

@@ -119,9 +119,7 @@ def evaluate(
 
 
 def _show(evaluation: "Evaluation") -> None:
-    from rich.console import Console
-
-    from inheritune.cli.terminal import show_table
+    from inheritune.cli.terminal import Terminal, show_table
     from inheritune.reporting.table import Column, Table
     from inheritune.reporting.task_tables import scores_table
     from inheritune.run_record import EvaluatedModel
@@ -134,8 +132,7 @@ def _show(evaluation: "Evaluation") -> None:
         [header, *(row[place] for row in scores.rows)]
         for place, header in enumerate(scores.headers[1:], 1)
     ]
-    console = Console(highlight=False, markup=False)
-    show_table(console, Table("scores", columns, values, scores.notes))
+    show_table(Terminal(), Table("scores", columns, values, scores.notes))
 
 
 def _refuse_failures(evaluation: "Evaluation", out: Path) -> None:

@@ -235,10 +235,8 @@ def plan(
 
 
 def _show_plan(plan: "Candidates | CutPlan | RecipePlan") -> None:
-    from rich.console import Console
-
     from inheritune.cli.plan_text import candidates_table, cut_table, recipe_tables
-    from inheritune.cli.terminal import show_table
+    from inheritune.cli.terminal import Terminal, show_table
     from inheritune.planning.candidates import Candidates, CutPlan
 
     if isinstance(plan, Candidates):
@@ -248,7 +246,7 @@ def _show_plan(plan: "Candidates | CutPlan | RecipePlan") -> None:
     else:
         tables = recipe_tables(plan)
     for table in tables:
-        show_table(Console(highlight=False, markup=False), table)
+        show_table(Terminal(), table)
 
 
 def _amount(text: str) -> int:

@@ -136,6 +136,7 @@ def _in_browser(run: Path, port: int, as_json: bool) -> None:
 
 
 def _on_terminal(run: Path, as_json: bool) -> None:
+    from inheritune.cli.terminal import Terminal
     from inheritune.reporting.live_server import Latest
     from inheritune.reporting.live_text import status_of
 
@@ -144,7 +145,7 @@ def _on_terminal(run: Path, as_json: bool) -> None:
         print_json({"run": str(run), "outcome": status.outcome, "lines": status.lines})
         return
     latest = Latest(run, status_of)
-    console = Console(highlight=False, markup=False)
+    console = Terminal()
     if not console.is_terminal or os.environ.get("CI"):
         _as_lines(console, latest.current)
         return

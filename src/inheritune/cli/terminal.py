@@ -5,18 +5,35 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.segment import Segment
 
+from inheritune.errors import visible
 from inheritune.reporting.run_tables import summary_table
 from inheritune.reporting.table import Table
 from inheritune.run_record import RunRecord
 from inheritune.system.progress import Listener, Progress
 
-__all__ = ["listening", "show_record", "show_table"]
+__all__ = ["Terminal", "listening", "show_record", "show_table"]
 
 _PLAIN_EVERY_S = 30.0
+
+
+class Terminal(Console):
+    """A console that escapes control characters in all it prints, whoever's text it is."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Render as `Console` does; its own control sequences stay."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(visible(text), style)
 
 
 @contextmanager

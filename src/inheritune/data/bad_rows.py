@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from inheritune.errors import DataError
+from inheritune.errors import DataError, escape
 
 __all__ = ["BadRows", "decode", "text_of"]
 
@@ -52,7 +52,7 @@ def decode(data: bytes, where: str, bad: BadRows) -> str | None:
 
 def text_of(row: Any, column: str, where: str, bad: BadRows) -> str | None:
     """Take the text out of a row; None if it is null or a bad row was counted."""
-    columns = ", ".join(map(str, row)) or "none"
+    columns = ", ".join(escape(name, 40) for name in row) or "none"
     if column not in row:
         bad.add(where, f"it has no column {column!r}; its columns are {columns}", _COLUMN)
         return None

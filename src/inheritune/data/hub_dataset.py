@@ -7,7 +7,7 @@ from typing import Any
 
 from inheritune.data.bad_rows import BadRows, text_of
 from inheritune.data.document import Document
-from inheritune.errors import DataError, MissingExtraError
+from inheritune.errors import DataError, MissingExtraError, escape
 from inheritune.recipe.schema import TextSource
 
 __all__ = ["dataset_commit", "hub_documents", "is_hub_dataset"]
@@ -73,7 +73,7 @@ def hub_documents(
     if columns is not None and text_column not in columns:
         raise DataError(
             f"the dataset {part.source} has no column {text_column!r}; its columns are "
-            f"{', '.join(columns)}.",
+            f"{', '.join(escape(name, 40) for name in columns)}.",
             "Name the text column in data.text_column.",
         )
     row = skip = 0

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.data.bad_rows import BadRows
-from inheritune.errors import MissingExtraError, first_line
+from inheritune.errors import MissingExtraError, escape, first_line
 
 __all__ = ["parquet_rows"]
 
@@ -61,7 +61,7 @@ def _is_readable(file: Any, path: Path, column: str, bad: BadRows) -> bool:
     import pyarrow.types as types
 
     schema = file.schema_arrow
-    names = ", ".join(schema.names) or "none"
+    names = ", ".join(escape(name, 40) for name in schema.names) or "none"
     if column not in schema.names:
         bad.add(str(path), f"it has no column {column!r}; its columns are {names}", _COLUMN)
         return False

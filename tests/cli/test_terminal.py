@@ -1,0 +1,78 @@
+"""Nothing that a stranger wrote reaches the terminal as a command."""
+
+import json
+
+import pytest
+from rich.table import Table
+from rich.text import Text
+
+from inheritune.cli import console
+from inheritune.cli.terminal import Terminal, listening
+from inheritune.system.progress import Progress
+
+# Escape, the one-byte form of its bracket, bell, carriage return, delete, and turned writing.
+HOSTILE = "a\x1b]0;x\x07b\x9b31mc\rd\x7fe\u202ef"
+SHOWN = r"a\x1b]0;x\x07b\x9b31mc\rd\x7fe\u202ef"
+
+
+def fail(text):
+    with pytest.raises(console.typer.Exit), console.reported(as_json=False, debug=False):
+        raise console.InherituneError(text)
+
+
+@pytest.mark.parametrize(
+    "show",
+    [
+        console.say,
+        console.print_text,
+        fail,
+        lambda text: Terminal().print(text),
+        lambda text: Terminal().print(Text(text)),
+        lambda text: listening_once(Progress(text, message=text)),
+    ],
+    ids=["say", "data", "error", "console", "text", "progress"],
+)
+def test_control_characters_are_shown_and_not_obeyed(show, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    show(HOSTILE)
+    out = "".join(capfd.readouterr())
+    shown = out.replace(r"\x07", "").replace(r"\r", "")  # rich leaves these two out
+    assert SHOWN.replace(r"\x07", "").replace(r"\r", "") in shown
+    assert not set(out) & set("\x1b\x07\x9b\r\x7f\u202e")
+
+
+def listening_once(event):
+    with listening(Terminal(stderr=True)) as listener:
+        listener(event)
+
+
+def test_tables_too(capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    grid = Table()
+    grid.add_column(Text(HOSTILE), no_wrap=True)
+    grid.add_row(Text(HOSTILE))
+    Terminal().print(grid)
+    out = capfd.readouterr().out
+    assert out.count(r"\x1b") == 2
+    assert not set(out) & set("\x1b\x07\x9b\r\x7f\u202e")
+
+
+def test_json_keeps_the_value_and_holds_no_command(capfd):
+    console.print_json({"name": HOSTILE, "ü": "ü"})
+    out = capfd.readouterr().out
+    assert json.loads(out) == {"name": HOSTILE, "ü": "ü"}
+    assert "ü" in out
+    assert not set(out) & set("\x1b\x07\x9b\r\x7f\u202e")
+
+
+def test_text_of_all_writing_systems_stays(capfd):
+    text = "Zürich, Привет, 你好, 👩\u200d🚀\n\tx"
+    console.say(text)
+    assert capfd.readouterr().err == f"{text}\n"
+
+
+def test_nothing_prints_to_a_console_of_its_own():
+    """`Terminal` is the one place that escapes."""
+    directory = console.Path(console.__file__).parent
+    users = [p.name for p in directory.rglob("*.py") if " Console(" in p.read_text("utf-8")]
+    assert users == []
