@@ -151,3 +151,16 @@ def test_a_lazy_control_inherits_the_layers_of_lowest_rank(lazy_reference, tiny_
     assert start["layer_map"] == [1, 3]
     row = Run(tmp_path / "run").read()["variants"][2]
     assert row["made_of"] == f"{said}: layers 1, 3"
+
+
+@pytest.mark.parametrize("select", ["lazy", "lazy:2"])
+def test_a_lazy_control_is_measured_whichever_way_its_number_is_given(
+    select, lazy_reference, tiny_text, tmp_path
+):
+    control = {"start": "inherit", "select": select} | ({"layers": 2} if select == "lazy" else {})
+    recipe = recipe_of(
+        lazy_reference, tiny_text, variants={"inherit": {"start": "inherit"}, "lazy": control}
+    )
+    assert execute(recipe, tmp_path / "run") is not None
+    record = json.loads((tmp_path / "run/variants/lazy/2-layers/inherit.json").read_text())
+    assert record["layer_map"] == [1, 3]

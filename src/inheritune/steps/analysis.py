@@ -12,6 +12,7 @@ from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.recipe.schema import Analyze, Recipe
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference
+from inheritune.surgery.selection import needed_measurement
 from inheritune.system.files import write_json
 from inheritune.system.progress import Progress
 from inheritune.system.strict_json import read_json
@@ -28,7 +29,7 @@ _REMOVAL_SEQUENCES = 20
 
 def asks_for_ranks(recipe: Recipe) -> bool:
     """Whether a recipe needs the reference's attention before anything is trained."""
-    by_rank = any(variant.select == "lazy" for variant in recipe.variants.values())
+    by_rank = any(needed_measurement(variant.select) for variant in recipe.variants.values())
     return by_rank or recipe.inherit.layers == "advice"
 
 

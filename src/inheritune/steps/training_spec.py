@@ -14,6 +14,7 @@ from inheritune.surgery.selection import (
     LayerFacts,
     choose_layers,
     describe_selection,
+    needed_measurement,
     stated_count,
 )
 
@@ -156,7 +157,7 @@ def specs_for(
         )
     elif variant.start == "hybrid-stacking":
         _half(layers)
-    if variant.select == "lazy":
+    if needed_measurement(variant.select):
         made_of = _made_of_lazy(spec, layers_by_rank is not None)
     else:
         made_of = _made_of(spec)

@@ -9,9 +9,11 @@ To add a way of choosing layers:
 1. Write a function ``(facts, count) -> layer indices`` and enter it in `WAYS` with its form for
    help texts.
 2. If it uses something measured on the reference, such as scores from calibration text, add a
-   field for that to `LayerFacts`, name the field in the way's ``needs``, and fill it in where
-   ``layers_by_rank`` is filled in (`steps.analysis`).
-3. Put `FORMS` into the description of ``select`` in recipe/variants.py; a test compares the two.
+   field for that to `LayerFacts`, name the field in the way's ``needs``, measure it where
+   ``layers_by_rank`` is measured (`steps.analysis.ranked`), and pass it on beside it
+   (`steps.reference.Reference`, `steps.training_spec`).
+3. Put `FORMS` into the description of ``select`` in recipe/variants.py and rewrite
+   recipes/recipe.schema.json; tests compare them.
 """
 
 import re
@@ -29,6 +31,7 @@ __all__ = [
     "check_selection",
     "choose_layers",
     "describe_selection",
+    "needed_measurement",
     "stated_count",
 ]
 
@@ -122,8 +125,8 @@ def choose_layers(
         facts: Number of layers, and measurements so far, of the reference.
         count: Number of layers, where it stands elsewhere; a selection that states another number
             is refused.
-        estimate: Whether the last layers may stand for those of a way whose measurement is still
-            missing. Their number is right, which is enough for checks and sizes before a run.
+        estimate: Before a run has measured its reference, stand in the last layers for a way that
+            needs the measurement: their number is right, which is enough for checks and sizes.
 
     Returns:
         Layer indices from 0, ascending, at least one.
@@ -146,8 +149,15 @@ def choose_layers(
     return chosen
 
 
+def needed_measurement(selection: str | None) -> str | None:
+    """Name the field of `LayerFacts` that a selection needs; None if it needs no measurement."""
+    match = _WAY.fullmatch((selection or "").strip())
+    way = WAYS.get(match["name"]) if match else None
+    return way.needs if way else None
+
+
 def stated_count(selection: str | None, total: int) -> int | None:
-    """Count the layers of a selection that states their number; None if it stands elsewhere.
+    """Count the layers of a selection that states their number, such as ``"last:13"``; else None.
 
     Raises:
         RecipeError: The selection is not in the grammar, or a reference of ``total`` layers has no
