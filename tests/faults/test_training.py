@@ -52,7 +52,7 @@ from inheritune.training import checkpoint_files, loop, trackers
 from inheritune.training import sharded_safetensors as saved_tensors
 from inheritune.training.hardware import choose_settings
 from inheritune.training.process_group import join
-from inheritune.training.tracker_adapters import ADAPTERS, Row, Tracked, Tracker
+from inheritune.training.tracker_adapters import ADAPTERS, Row, TrackedTraining, Tracker
 from inheritune.training.trackers import Trackers
 
 SAVE_ALWAYS = {"save_minutes": 1e-9}
@@ -649,10 +649,10 @@ def test_a_spike_is_marked_and_the_training_goes_on(
     tiny_tokens: TokenDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inheritune.training.metrics.SPIKE_WINDOW", 8)
-    passes = loop.forward_backward
+    forward_backward = loop.forward_backward
 
-    def garbage(ready: Any, recipe: Any, plan: Any, step: int, *rest: Any) -> Any:
-        sums = passes(ready, recipe, plan, step, *rest)
+    def garbage(setup: Any, step: int, *rest: Any, **options: Any) -> Any:
+        sums = forward_backward(setup, step, *rest, **options)
         return type(sums)(**(vars(sums) | {"loss": sums.loss * 50})) if step == 15 else sums
 
     monkeypatch.setattr(loop, "forward_backward", garbage)
@@ -728,7 +728,7 @@ def test_out_of_memory_ends_with_4_and_names_a_smaller_micro_batch(
     recipe = recipe_of(tiny_reference, tiny_text)
     interrupted_run(recipe, tmp_path / "run")
 
-    def full(*arguments: Any) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     with monkeypatch.context() as patched:
@@ -928,7 +928,7 @@ class Broken:
     def __init__(self, method: str, released: threading.Event | None = None) -> None:
         self.method, self.released = method, released
 
-    def start(self, training: Tracked) -> None:
+    def start(self, training: TrackedTraining) -> None:
         self._fail("start")
 
     def log(self, rows: Sequence[Row]) -> None:
@@ -1005,7 +1005,7 @@ def test_rows_that_do_not_fit_are_left_out_with_one_warning(
     tiny_tokens: TokenDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trackers, "_DRAIN_S", 0.01)
-    monkeypatch.setattr(trackers, "_MOST_WAITING", 5)
+    monkeypatch.setattr(trackers, "_MAX_WAITING", 5)
     released = threading.Event()
     said = trained_with(lambda: Broken("log", released), tmp_path, tiny_tokens)
     released.set()

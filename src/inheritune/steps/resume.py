@@ -1,8 +1,10 @@
-"""Decide on resume: which results are reused, and from which checkpoint a training continues.
+"""Reuse finished results when a run is started again, and check the checkpoint of ``--from``.
 
-Every step ends with a file that holds its result and the inputs that decided it. A step whose file
-exists is skipped; where its inputs have changed, the run is refused, never overwritten. A training
-without such a file continues from its newest complete checkpoint, or from the one of ``--from``.
+Trainings, the reference loss and samples end with a file that holds the result and the inputs that
+decided it. A step whose file exists is skipped; where its inputs have changed, the run is refused,
+never overwritten. Tokens, task scores and the analysis compare inputs of their own. A training
+without a result continues from its newest whole checkpoint, which `training.checkpoint.load_newest`
+chooses, or from the one of ``--from``.
 """
 
 import os
