@@ -21,34 +21,36 @@ _TRAINING = re.compile(r"(?P<layers>[0-9]{1,9})-layers(-seed-(?P<seed>[0-9]{1,19
 
 @dataclass(frozen=True)
 class TrainingFolder:
-    """The directory of one training of a variant.
-
-    Attributes:
-        seed: Seed of a training that repeats another; None: the first of its variant.
-    """
+    """The directory of one training of a variant."""
 
     path: Path
     variant: str
     layers: int
-    seed: int | None
+    seed: int | None  # seed of a training that repeats another; None: the first of its variant
 
 
 class Run:
-    """A run on disk; the properties are the paths of its files.
-
-    Args:
-        root: The run's directory. It can be moved: no file inside names it.
-    """
+    """A run on disk, and the paths of its files. It can be moved: no file inside names its root."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.recipe_file = root / "recipe.yaml"  # the recipe, byte for byte
+        self.record_file = root / "run.json"  # see `RunRecord`
+        self.log_file = root / "log.txt"  # every event, with its time
+        self.tokens = root / "tokens"  # token shards and their manifest
+        self.reference = root / "reference"  # model directory of a reference that is trained here
+        # The reference's predictions for the training tokens, where a distillation keeps them.
+        self.logits = self.reference / "logits"
+        self.pin = root / "reference.json"  # commit of a Hub reference that the run is pinned to
+        self.benchmark = root / "benchmark.json"  # the reference's val_loss, window by window
+        self.analysis = root / "analysis.json"  # attention and importance of layers
+        self.samples = root / "samples.json"  # text generated after the recipe's prompts
+        self.target = root / "target"  # the final model directory
+        self.report = root / "report"  # the report page, its tables and figures
 
     @classmethod
     def create(cls, root: Path) -> Self:
         """Make the directory, or continue the run that is already in it.
-
-        Args:
-            root: Missing, empty, or the directory of an earlier run.
 
         Raises:
             RecipeError: ``root`` is the root of the file system, the home directory, the current
@@ -71,72 +73,8 @@ class Run:
             write_json(run.record_file, {"format": FORMAT})  # marks the directory as a run
         return run
 
-    @property
-    def recipe_file(self) -> Path:
-        """The recipe, byte for byte."""
-        return self.root / "recipe.yaml"
-
-    @property
-    def record_file(self) -> Path:
-        """The record of the run: see `RunRecord`."""
-        return self.root / "run.json"
-
-    @property
-    def log_file(self) -> Path:
-        """Log of every event, with its time."""
-        return self.root / "log.txt"
-
-    @property
-    def tokens(self) -> Path:
-        """Directory of token shards and their manifest."""
-        return self.root / "tokens"
-
-    @property
-    def reference(self) -> Path:
-        """Model directory of a reference that is trained here."""
-        return self.root / "reference"
-
-    @property
-    def logits(self) -> Path:
-        """The reference's predictions for the training tokens, where a distillation keeps them."""
-        return self.reference / "logits"
-
-    @property
-    def pin(self) -> Path:
-        """The commit of a Hub reference that the run is pinned to."""
-        return self.root / "reference.json"
-
-    @property
-    def benchmark(self) -> Path:
-        """The reference's val_loss, window by window."""
-        return self.root / "benchmark.json"
-
-    @property
-    def analysis(self) -> Path:
-        """Attention and importance of the layers of reference and target."""
-        return self.root / "analysis.json"
-
-    @property
-    def samples(self) -> Path:
-        """Text that the models generated after the recipe's prompts."""
-        return self.root / "samples.json"
-
-    @property
-    def target(self) -> Path:
-        """The final model directory."""
-        return self.root / "target"
-
-    @property
-    def report(self) -> Path:
-        """Directory of the report page, its tables and figures."""
-        return self.root / "report"
-
     def variant(self, name: str, layers: int, seed: int | None = None) -> Path:
-        """Directory of one training: a variant at one size.
-
-        Args:
-            seed: Seed of a training that repeats another; None: the first of its variant.
-        """
+        """Directory of one training; ``seed`` is that of one that repeats another, else None."""
         repeat = "" if seed is None else f"-seed-{seed}"
         return self.root / "variants" / name / f"{layers}-layers{repeat}"
 

@@ -37,19 +37,12 @@ _DEVELOPMENT = re.compile(r"extra\s*==\s*['\"]dev['\"]")
 
 @dataclass(frozen=True)
 class Finding:
-    """Result of one check.
+    """Result of one check."""
 
-    Attributes:
-        name: What was checked, such as ``"free disk"``.
-        value: The result, for people.
-        ok: False if a run would fail here.
-        hint: What to do about it, or what is slower or missing; usually empty.
-    """
-
-    name: str
-    value: str
-    ok: bool = True
-    hint: str = ""
+    name: str  # what was checked, such as ``"free disk"``
+    value: str  # the result, for people
+    ok: bool = True  # false if a run would fail here
+    hint: str = ""  # what to do about it, or what is slower or missing; usually empty
 
 
 def diagnose() -> list[Finding]:

@@ -86,20 +86,11 @@ def train(
 
 @dataclass(frozen=True)
 class Launch:
-    """Options of `run` and `train` that are passed on to several processes.
-
-    Attributes:
-        processes: Number of processes on this machine.
-        allowed: Recipe keys that may have changed.
-        checkpoint: Step directory to resume from.
-        sets: Overrides of recipe keys.
-        as_json: Print the result as JSON.
-        debug: Show tracebacks.
-    """
+    """Options of `run` and `train` that are passed on to several processes."""
 
     processes: int
     allowed: list[str]
-    checkpoint: Path | None
+    checkpoint: Path | None  # step directory to resume from
     sets: list[str]
     as_json: bool
     debug: bool

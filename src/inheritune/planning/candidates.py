@@ -31,38 +31,24 @@ _POSITIONS = (
 
 @dataclass(frozen=True)
 class Budget:
-    """The training to estimate.
+    """The training to estimate."""
 
-    Attributes:
-        seq_len: Tokens per sequence; None: the model's number of positions, at most 2048.
-        tokens: Training tokens; None: no estimate of the training.
-        speed: Devices to train on; None: no estimate of the training.
-    """
-
+    # Tokens per sequence; None: the model's number of positions, at most 2048.
     seq_len: int | None = None
-    tokens: int | None = None
-    speed: Speed | None = None
+    tokens: int | None = None  # training tokens; None: no estimate of the training
+    speed: Speed | None = None  # devices to train on; None: no estimate of the training
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """The reference with some of its layers.
+    """The reference with some of its layers."""
 
-    Attributes:
-        cut: Whether the config can be cut there, and whether that is safe.
-        counts: Parameters, bytes, and FLOPs per training token.
-        download_bytes: Bytes of the kept tensors that are not on this machine yet.
-        cache: Size of the key-value cache while generating.
-        training: Time and price of the whole budget; None without tokens or devices.
-        is_paper_default: True for half of the layers, where the method starts by default.
-    """
-
-    cut: CutPoint
-    counts: Counts
-    download_bytes: int
-    cache: CacheCost
-    training: Price | None
-    is_paper_default: bool
+    cut: CutPoint  # whether the config can be cut there, and whether that is safe
+    counts: Counts  # parameters, bytes, and FLOPs per training token
+    download_bytes: int  # bytes of the kept tensors that are not on this machine yet
+    cache: CacheCost  # size of the key-value cache while generating
+    training: Price | None  # time and price of the whole budget; None without tokens or devices
+    is_paper_default: bool  # true for half of the layers, where the method starts by default
 
     @property
     def layers(self) -> int:
@@ -155,11 +141,7 @@ def list_candidates(reference: ModelDirectory, budget: Budget = Budget()) -> Can
     """Estimate the reference with its first n layers, for every n worth considering.
 
     Up to 12 layers, that is every n. Of more, it is those at which a pattern of layers ends,
-    thinned out, and half and all of the layers.
-
-    Args:
-        reference: Only its headers and its config are read.
-        budget: The training to estimate.
+    thinned out, and half and all of the layers. Only headers and config of the reference are read.
     """
     total, sizes = reference.layers, Sizes(reference)
     pattern = find_pattern(reference, sizes.layers)
@@ -173,9 +155,7 @@ def plan_cut(reference: ModelDirectory, layers: str, budget: Budget = Budget()) 
     """Plan one cut: what changes in the config, and what is read and written.
 
     Args:
-        reference: Only its headers and its config are read.
         layers: A selection, see `selection.choose_layers`.
-        budget: The training to estimate.
 
     Raises:
         RecipeError: The reference has no such layers; the message says which it has.

@@ -29,27 +29,19 @@ _FULL_EVERY = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
 
 @dataclass(frozen=True)
 class CacheCost:
-    """Size of the cache.
+    """Size of the cache."""
 
-    Attributes:
-        bytes_per_token: Bytes per token while no window is full, at the dtype of the weights.
-        bytes_beyond_window: Bytes of each further token once the windows are full.
-        window: Tokens that windowed layers keep; None: there are none, or their window is unknown.
-    """
-
-    bytes_per_token: int
-    bytes_beyond_window: int
+    bytes_per_token: int  # bytes per token while no window is full, at the dtype of the weights
+    bytes_beyond_window: int  # bytes of each further token once the windows are full
+    # Tokens that windowed layers keep; None: there are none, or their window is unknown.
     window: int | None
 
 
 class Cache:
-    """The key-value cache of a reference with any of its layers.
+    """The key-value cache of a reference with any of its layers, from its headers and config.
 
     Layers with a state of fixed size keep nothing per token. Latent attention keeps its latent and
     the rotated part of the keys, as inference engines do; transformers keeps more.
-
-    Args:
-        reference: Only its headers and its config are read.
     """
 
     def __init__(self, reference: ModelDirectory) -> None:
@@ -58,11 +50,7 @@ class Cache:
         self.item_bytes = item_bits(stored_dtype([*reference.tensors.values()]) or "F32") / 8
 
     def cost(self, kept: Sequence[int]) -> CacheCost:
-        """Compute the cache's size with some of the layers.
-
-        Args:
-            kept: Positions of the layers, from 0.
-        """
+        """Compute the cache's size with some of the layers, given by index from 0."""
         windowed = [i for i in kept if self.windowed[i]]
         values = sum(self.widths[i] for i in kept)
         unlimited = values - sum(self.widths[i] for i in windowed)
@@ -76,9 +64,8 @@ class Cache:
         if keeps_no_keys(self.section):
             return (0,) * total
         kinds = layer_kinds(self.section, total)
-        shared = self.section.get(
-            "num_kv_shared_layers"
-        )  # the last layers reuse the keys of others
+        # The last layers reuse the keys of others.
+        shared = self.section.get("num_kv_shared_layers")
         unshared = total - shared if type(shared) is int else total
         by_config = key_value_width(self.section)
         return tuple(

@@ -13,21 +13,13 @@ __all__ = ["SAVED_BYTES_PER_S", "Memory", "estimate_memory"]
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated bytes on the device while training.
+    """Estimated bytes on the device while training."""
 
-    Attributes:
-        weights: fp32, plus a copy in the precision of the computation.
-        gradients: fp32.
-        moments: AdamW's two moments, fp32.
-        activations: Of one micro-batch, with its logits; a rough figure.
-        reference: fp32 weights of the reference in a distillation; whole in every process.
-    """
-
-    weights: int
-    gradients: int
-    moments: int
-    activations: int
-    reference: int = 0
+    weights: int  # fp32, plus a copy in the precision of the computation
+    gradients: int  # fp32
+    moments: int  # AdamW's two moments, fp32
+    activations: int  # of one micro-batch, with its logits; a rough figure
+    reference: int = 0  # fp32 weights of the reference in a distillation; whole in every process
 
     @property
     def total(self) -> int:
@@ -50,10 +42,6 @@ def estimate_memory(
     """Estimate the memory that a training needs on its device.
 
     Args:
-        config: The reference's config.
-        params: Parameters of the trained model.
-        layers: Layers of the trained model.
-        train: Section of the recipe.
         precision: ``"bf16"`` or ``"fp32"``.
         reference: Parameters of the reference that runs beside the training; 0 if none does.
 

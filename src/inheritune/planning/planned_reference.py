@@ -22,10 +22,6 @@ _SHAPE_ONLY = " (its published shape)"
 def planned_reference(recipe: Recipe, run: Run) -> ModelDirectory:
     """Return the model that a run would inherit from; a Hub model is pinned for the run.
 
-    Args:
-        recipe: Names the reference or says how it is trained.
-        run: May hold a reference that was trained or pinned already.
-
     Raises:
         SourceError: The reference cannot be used, or its pinned commit is gone.
         MachineError: The Hub cannot be reached, and the shape of the model is not known either.

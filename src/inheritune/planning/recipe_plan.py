@@ -137,8 +137,6 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
     uses that commit. Otherwise nothing is written.
 
     Args:
-        recipe: Describes the run.
-        root: Directory of the run.
         speed: Devices to run on; None: estimate FLOPs only.
 
     Raises:

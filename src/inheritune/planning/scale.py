@@ -1,7 +1,7 @@
 """Shrink a recipe to try it out: the same trainings and numbers of layers, less of all else."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from inheritune.errors import RecipeError, escape
 from inheritune.model_files.directory import open_model
 from inheritune.recipe.known_configs import known_config, known_models
-from inheritune.recipe.load import RecipeFile
+from inheritune.recipe.load import RecipeFile, leaves
 from inheritune.recipe.schema import Recipe
 
 __all__ = ["scale_file", "scale_recipe"]
@@ -31,10 +31,6 @@ _LLAMA_LIKE = {"llama", "mistral", "qwen2", "qwen3"}
 def scale_file(given: RecipeFile, factor: float) -> RecipeFile:
     """Scale the recipe of a file, see `scale_recipe`.
 
-    Args:
-        given: The recipe as it was read.
-        factor: Factor on the tokens, above 0 and below 1.
-
     Returns:
         A recipe file whose ``scaled`` describes the scaling, with ``"--scale"`` as the origin of
         every value that changed.
@@ -48,7 +44,10 @@ def scale_file(given: RecipeFile, factor: float) -> RecipeFile:
     if model is not None and config is None:
         config = dict(open_model(model, whole=False).config)
     recipe = scale_recipe(given.recipe, factor, config)
-    before, after = (dict(_leaves(r.resolved())) for r in (given.recipe, recipe))
+    before, after = (
+        {".".join(map(str, path)): value for path, value in leaves(r.resolved())}
+        for r in (given.recipe, recipe)
+    )
     origins = {
         key: given.origins.get(key, "default") if before.get(key, ...) == value else "--scale"
         for key, value in after.items()
@@ -71,7 +70,6 @@ def scale_recipe(recipe: Recipe, factor: float, config: Mapping[str, Any] | None
     one of its shape that is trained here. The text is Python's standard library, and no tasks run.
 
     Args:
-        recipe: The recipe to scale.
         factor: Factor on the tokens, above 0 and below 1.
         config: The reference's config; needed unless the recipe trains the reference.
 
@@ -220,11 +218,3 @@ def _scaled_data(recipe: Recipe, tokens: Callable[[int], int], needed: int) -> d
         "tokens": needed if unique is None else tokens(unique),
         "allow_repeat": True,
     }
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, dict) or not value:
-        yield path, value
-        return
-    for key, part in value.items():
-        yield from _leaves(part, f"{path}.{key}" if path else key)

@@ -20,39 +20,24 @@ __all__ = ["PlannedTraining", "Planner", "growth_notes", "training_notes"]
 
 @dataclass(frozen=True)
 class PlannedTraining:
-    """One training of a run, estimated.
+    """One training of a run, estimated."""
 
-    Attributes:
-        name: Name of the variant, or ``"reference"``.
-        round: Round of the target, from 1; None for all other trainings.
-        start: Initial weights, as in the recipe; the first training of stacking is ``"fresh"``.
-        layers: Layers of the trained model.
-        params: Parameters of the trained model.
-        tokens: Training tokens, in whole steps.
-        steps: Optimizer steps.
-        epochs: Passes over the text; None: not known before the text is prepared.
-        flops: FLOPs of the training without validation.
-        price: Time, and money if a rate is known; None: no devices were named.
-        made_of: Initial weights in words; empty if `start` says it all.
-        reference_flops: Part of `flops` that is forward passes of the reference in a distillation;
-            None without distillation.
-        beside: True if the reference runs beside the training.
-        seed: Seed of a training that repeats another; None for the first of its variant.
-    """
-
-    name: str
-    round: int | None
-    start: str
+    name: str  # name of the variant, or ``"reference"``
+    round: int | None  # round of the target, from 1; None for all other trainings
+    start: str  # initial weights, as in the recipe; the first training of stacking is ``"fresh"``
     layers: int
     params: int
-    tokens: int
+    tokens: int  # training tokens, in whole steps
     steps: int
-    epochs: float | None
-    flops: float
-    price: Price | None
-    made_of: str = ""
+    epochs: float | None  # passes over the text; None: not known before the text is prepared
+    flops: float  # FLOPs of the training without validation
+    price: Price | None  # time, and money if a rate is known; None: no devices were named
+    made_of: str = ""  # initial weights in words; empty if `start` says it all
+    # Part of `flops` that is forward passes of the reference in a distillation; None without
+    # distillation.
     reference_flops: float | None = None
-    beside: bool = False
+    beside: bool = False  # true if the reference runs beside the training
+    # Seed of a training that repeats another; None for the first of its variant.
     seed: int | None = None
 
 
@@ -60,9 +45,7 @@ class Planner:
     """Counts the trainings of a recipe.
 
     Args:
-        recipe: Describes the run.
         sizes: Sizes of its reference.
-        speed: Devices to run on; None: estimate FLOPs only.
         unique: Tokens of an epoch; None: not known.
 
     Attributes:
@@ -77,11 +60,7 @@ class Planner:
         self.stored: dict[tuple[int, float, int], int] = {}
 
     def all(self, round_sizes: Sequence[int]) -> tuple[PlannedTraining, ...]:
-        """Count the reference's training, if any, and every round and control with every seed.
-
-        Args:
-            round_sizes: Number of layers of each round.
-        """
+        """Count the reference's training, if any, and every round and control with every seed."""
         recipe = self._recipe
         self.stored = {}
 
@@ -209,12 +188,9 @@ def training_notes(
     """List what may surprise about the trainings.
 
     Args:
-        recipe: Describes the run.
-        trainings: In the order of the run.
         unique: Tokens of an epoch; None: not known yet.
         exact: True if `unique` was counted, false if it is the recipe's limit.
         memory: Estimate for the training that needs the most.
-        speed: Devices to run on; None: none were named.
     """
     notes = []
     longest = max(training.tokens for training in trainings)

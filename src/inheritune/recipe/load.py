@@ -14,30 +14,22 @@ from inheritune.recipe.schema import Recipe
 from inheritune.recipe.yaml_tree import KeyPath, Place, Tree, dotted, kind_of, read_tree
 from inheritune.system.reading import read_regular_file
 
-__all__ = ["RecipeFile", "made_recipe", "read_recipe", "read_sets", "recipe_schema"]
+__all__ = ["RecipeFile", "leaves", "made_recipe", "read_recipe", "read_sets", "recipe_schema"]
 
 _MAX_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A checked recipe, together with the text it was read from.
+    """A checked recipe, together with the text it was read from."""
 
-    Attributes:
-        path: The file; None for a recipe that was not read from one.
-        text: The file's text without a byte order mark; empty if there is no file.
-        recipe: The recipe with every default.
-        origins: ``"file"``, ``"--set"``, ``"--scale"`` or ``"default"`` for each leaf of
-            ``recipe.resolved()``, by its dotted key, such as ``"train.tokens"``. A list is one
-            leaf.
-        scaled: A sentence on how ``--scale`` shrank the recipe; otherwise empty.
-    """
-
-    path: Path | None
-    text: str
+    path: Path | None  # the file; None for a recipe that was not read from one
+    text: str  # the file's text without a byte order mark; empty if there is no file
     recipe: Recipe
+    # ``"file"``, ``"--set"``, ``"--scale"`` or ``"default"`` for each leaf of
+    # ``recipe.resolved()``, by its dotted key, such as ``"train.tokens"``. A list is one leaf.
     origins: dict[str, str]
-    scaled: str = ""
+    scaled: str = ""  # a sentence on how ``--scale`` shrank the recipe; otherwise empty
 
 
 def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeFile:
@@ -165,13 +157,14 @@ def _section(tree: Tree, path: tuple[str, ...], label: str) -> dict[str, Any]:
 def _origins(recipe: Recipe, tree: Tree) -> dict[str, str]:
     return {
         ".".join(map(str, path)): tree.places[path].origin if path in tree.places else "default"
-        for path in _leaves(recipe.resolved())
+        for path, _ in leaves(recipe.resolved())
     }
 
 
-def _leaves(value: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
-    if not isinstance(value, dict) or not value:
-        yield path
+def leaves(values: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """List the values inside nested mappings with their paths; a list or {} is one value."""
+    if not isinstance(values, dict) or not values:
+        yield path, values
         return
-    for key, part in value.items():
-        yield from _leaves(part, (*path, key))
+    for key, part in values.items():
+        yield from leaves(part, (*path, key))

@@ -31,12 +31,7 @@ _Problem = tuple[str, str]  # message, hint
 
 
 def explain(error: ValidationError, tree: Tree) -> RecipeError:
-    """Turn pydantic's errors into one error of at most three lines.
-
-    Args:
-        error: Raised by pydantic for ``tree.value``.
-        tree: The values with their places.
-    """
+    """Turn pydantic's errors about ``tree.value`` into one error of at most three lines."""
     faults = _by_path(error, tree.value)
     problems: list[_Problem] = []
     misspelt: set[KeyPath] = set()  # missing, but an unknown key beside it was meant

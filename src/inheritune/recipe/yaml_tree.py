@@ -23,35 +23,22 @@ _MAX_VALUES = 20_000  # a second of parsing; the largest honest recipe has hundr
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how a value was written.
+    """Where and how a value was written."""
 
-    Attributes:
-        origin: ``"file"`` or ``"--set"``.
-        where: ``"recipe.yaml, line 4"`` or ``"--set train.tokens=2M"``.
-        line: From 1; 0 for ``--set``.
-        raw: A scalar as it was written, without its quotes; empty for lists and mappings.
-        quoted: True for a scalar in quotes, which YAML always reads as text.
-    """
-
-    origin: str
-    where: str
-    line: int
-    raw: str = ""
-    quoted: bool = False
+    origin: str  # ``"file"`` or ``"--set"``
+    where: str  # ``"recipe.yaml, line 4"`` or ``"--set train.tokens=2M"``
+    line: int  # from 1; 0 for ``--set``
+    raw: str = ""  # a scalar as it was written, without its quotes; empty for lists and mappings
+    quoted: bool = False  # true for a scalar in quotes, which YAML always reads as text
 
 
 @dataclass
 class Tree:
-    """Plain values, each with the place it was written at.
+    """Plain values, each with the place it was written at."""
 
-    Attributes:
-        label: File name or ``--set`` text, for messages.
-        value: Mappings, lists, texts, numbers, booleans, dates and None.
-        places: One for each key and list item, by its path from the top.
-    """
-
-    label: str
-    value: Any = None
+    label: str  # file name or ``--set`` text, for messages
+    value: Any = None  # mappings, lists, texts, numbers, booleans, dates and None
+    # One for each key and list item, by its path from the top.
     places: dict[KeyPath, Place] = field(default_factory=dict)
 
 
@@ -67,7 +54,6 @@ def read_tree(text: str, label: str, origin: str = "file", at: KeyPath = ()) -> 
     Args:
         text: YAML; where ``origin`` is ``"--set"``, a scalar or a ``[...]`` or ``{...}`` value.
         label: File name or ``--set`` text, for messages.
-        origin: ``"file"`` or ``"--set"``.
         at: Path of the value itself; every recorded path begins with it.
 
     Returns:

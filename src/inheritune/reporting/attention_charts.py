@@ -1,10 +1,11 @@
 """Chart attention rank and mass: every head of reference and target, and layer by layer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
-from inheritune.reporting.quantities import MISSING, exact, percent, signed
+from inheritune.reporting.quantities import exact, formatted, percent, signed
 from inheritune.reporting.section import Chart, Section, finished_spec
 from inheritune.reporting.series import REFERENCE, TARGET, Style
 from inheritune.reporting.table import Column, Table
@@ -67,17 +68,52 @@ class _Measure:
     title: str
     axis: str
     caption: str
-    value: Callable[[_Layer], float | None]
-    levels: list[dict[str, Any]]  # calibration values to compare with
-    top: float | None  # highest possible value, of a logarithmic axis
+    field: str  # of a layer
+    # Field of the attention patterns of known form to compare with, on a logarithmic axis that
+    # ends at the number of tokens; empty: a linear axis.
+    level: str = ""
+
+    def value(self, layer: _Layer) -> float | None:
+        value: float | None = attrgetter(self.field)(layer)
+        return value
+
+
+_MEASURES = (
+    _Measure(
+        "attention-rank",
+        "Attention rank of each layer's fullest head",
+        "MaxRank",
+        "1: all heads of the layer have collapsed to rank 1.",
+        "attention.max_rank",
+        "rank",
+    ),
+    _Measure(
+        "attention-mass",
+        "Attention mass of each layer",
+        "AvgMass",
+        "Mean over heads and sequences.",
+        "attention.avg_mass",
+        "mass",
+    ),
+    _Measure(
+        "layer-influence",
+        "Influence of each layer",
+        "1 − cosine of input and output",
+        "Near 0: the layer hardly changes its input.",
+        "importance.influence",
+    ),
+    _Measure(
+        "layer-removal",
+        "Loss without each layer",
+        "rise in nats per token",
+        "Each layer is skipped alone.",
+        "importance.removal_loss",
+    ),
+)
 
 
 def attention_section(record: RunRecord) -> Section | None:
-    """Heat maps of every head, and rank, mass and importance layer by layer.
-
-    Returns:
-        None where nothing was analysed.
-    """
+    """Chart every head, and rank, mass and importance of each layer; None without an analysis."""
     analysis = record.analysis or Analysis()
     models = [model for row in analysis.models if (model := _model(row)).layers]
     if not models:
@@ -91,8 +127,8 @@ def attention_section(record: RunRecord) -> Section | None:
         if any(layer.head_ranks for layer in model.layers)
     ]
     charts += [
-        _with_table(_line_chart(models, measure), by_layer)
-        for measure in _measures(analysis.calibration, tokens)
+        _with_table(_line_chart(models, measure, analysis.calibration, tokens), by_layer)
+        for measure in _MEASURES
         if any(measure.value(layer) is not None for model in models for layer in model.layers)
     ]
     text = _sentences(analysis, models)
@@ -157,12 +193,12 @@ def _layers_table(models: Sequence[_Model]) -> Table:
         [
             (Column("model"), "role"),
             (Column("layer", show=exact), "index"),
-            (Column("MaxRank", show=_two_digits), "attention.max_rank"),
-            (Column("AvgMass", show=_two_digits), "attention.avg_mass"),
+            (Column("MaxRank", show=formatted(".2f")), "attention.max_rank"),
+            (Column("AvgMass", show=formatted(".2f")), "attention.avg_mass"),
             (Column("sink share", show=percent), "attention.sink_share"),
             (Column("heads below rank 1.5", show=percent), "attention.heads_near_one"),
             (Column("lazy"), "laziness"),
-            (Column("influence", show=_three_digits), "importance.influence"),
+            (Column("influence", show=formatted(".3f")), "importance.influence"),
             (Column("loss without", "nats", signed), "importance.removal_loss"),
         ],
         [
@@ -177,7 +213,7 @@ def _heads_table(models: Sequence[_Model]) -> Table:
         Column("model"),
         Column("layer", show=exact),
         Column("head", show=exact),
-        Column("rank", show=_two_digits),
+        Column("rank", show=formatted(".2f")),
     ]
     values = [
         [model.role, layer.index, head, rank]
@@ -186,14 +222,6 @@ def _heads_table(models: Sequence[_Model]) -> Table:
         for head, rank in enumerate(layer.head_ranks)
     ]
     return Table("attention-heads", columns, values)
-
-
-def _two_digits(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.2f}"
-
-
-def _three_digits(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3f}"
 
 
 # --- heat maps ---
@@ -249,52 +277,14 @@ def _layer_axis(alt: Any, last: int) -> Any:
 # --- one value per layer ---
 
 
-def _measures(calibration: Mapping[str, Level], tokens: float) -> list[_Measure]:
-    ranks = {name: level.rank for name, level in calibration.items()}
-    masses = {name: level.mass for name, level in calibration.items()}
-    return [
-        _Measure(
-            "attention-rank",
-            "Attention rank of each layer's fullest head",
-            "MaxRank",
-            "1: all heads of the layer have collapsed to rank 1.",
-            lambda layer: layer.attention.max_rank,
-            _levels(ranks, tokens),
-            tokens,
-        ),
-        _Measure(
-            "attention-mass",
-            "Attention mass of each layer",
-            "AvgMass",
-            "Mean over heads and sequences.",
-            lambda layer: layer.attention.avg_mass,
-            _levels(masses, tokens),
-            tokens,
-        ),
-        _Measure(
-            "layer-influence",
-            "Influence of each layer",
-            "1 − cosine of input and output",
-            "Near 0: the layer hardly changes its input.",
-            lambda layer: layer.importance.influence,
-            [],
-            None,
-        ),
-        _Measure(
-            "layer-removal",
-            "Loss without each layer",
-            "rise in nats per token",
-            "Each layer is skipped alone.",
-            lambda layer: layer.importance.removal_loss,
-            [],
-            None,
-        ),
-    ]
-
-
-def _levels(calibration: Mapping[str, float | None], top: float) -> list[dict[str, Any]]:
+def _levels(
+    calibration: Mapping[str, Level], measure: _Measure, top: float
+) -> list[dict[str, Any]]:
     """Lines to compare with; of those that nearly coincide, the upper one carries all labels."""
-    values = [(value, name) for name in _CALIBRATION if (value := calibration.get(name))]
+    if not measure.level:
+        return []
+    forms = [(calibration.get(name, Level()), name) for name in _CALIBRATION]
+    values = [(value, name) for form, name in forms if (value := getattr(form, measure.level))]
     levels: list[dict[str, Any]] = []
     nearest = (1.1 * top / 0.9) ** _LABEL_HEIGHT  # a ratio, since the axis is logarithmic
     for value, name in sorted(values):
@@ -306,16 +296,20 @@ def _levels(calibration: Mapping[str, float | None], top: float) -> list[dict[st
     return levels
 
 
-def _line_chart(models: Sequence[_Model], measure: _Measure) -> Chart:
+def _line_chart(
+    models: Sequence[_Model], measure: _Measure, calibration: Mapping[str, Level], tokens: float
+) -> Chart:
+    levels = _levels(calibration, measure, tokens)
+    top = tokens if measure.level else None
     data: list[dict[str, Any]] = [
         {"model": model.role, "layer": layer.index, "value": value, "lazy": layer.attention.lazy}
         for model in models
         for layer in model.layers
         if (value := measure.value(layer)) is not None
     ]
-    with_rings = measure.top is not None and any(row["lazy"] for row in data)
+    with_rings = bool(measure.level) and any(row["lazy"] for row in data)
     rings = " Lazy layers are ringed." if with_rings else ""
-    dotted = " Dotted: attention patterns of known form." if measure.levels else ""
+    dotted = " Dotted: attention patterns of known form." if levels else ""
     ranges = "; ".join(
         f"{model.role}: from {min(values):.2f} to {max(values):.2f}"
         for model in models
@@ -326,23 +320,28 @@ def _line_chart(models: Sequence[_Model], measure: _Measure) -> Chart:
         title=measure.title,
         caption=f"{measure.caption}{rings}{dotted}",
         alt=f"Line chart by layer. {ranges}. The figures are in the table below the chart.",
-        spec=_line_spec(models, data, measure),
+        spec=_line_spec(models, data, measure.axis, levels, top),
     )
 
 
 def _line_spec(
-    models: Sequence[_Model], data: list[dict[str, Any]], measure: _Measure
+    models: Sequence[_Model],
+    data: list[dict[str, Any]],
+    title: str,
+    levels: list[dict[str, Any]],
+    top: float | None,
 ) -> dict[str, Any]:
+    """Describe the chart; with ``top``, the highest possible value, its axis is logarithmic."""
     import altair as alt
 
-    last, top = max(row["layer"] for row in data), measure.top
+    last = max(row["layer"] for row in data)
     x = alt.X(
         "layer:Q",
         scale=alt.Scale(domain=[-0.3, last + 0.3], nice=False),
         axis=alt.Axis(title="layer, from the input", tickMinStep=1, format="d"),
     )
     scale = alt.Scale(type="log", domain=[0.9, 1.1 * top]) if top else alt.Scale(zero=False)
-    y = alt.Y("value:Q", scale=scale, axis=alt.Axis(title=measure.axis, tickCount=6))
+    y = alt.Y("value:Q", scale=scale, axis=alt.Axis(title=title, tickCount=6))
     roles = list(dict.fromkeys(model.role for model in models))
     legend = alt.Legend(title=None, orient="bottom", symbolSize=110, symbolStrokeWidth=2)
     colors = alt.Scale(domain=roles, range=[_STYLES[role].color for role in roles])
@@ -352,7 +351,7 @@ def _line_spec(
     tooltip = [
         alt.Tooltip("model:N", title="model"),
         alt.Tooltip("layer:Q", title="layer"),
-        alt.Tooltip("value:Q", title=measure.axis, format=".3f"),
+        alt.Tooltip("value:Q", title=title, format=".3f"),
     ]
     layers = [
         alt.Chart(alt.Data(values=[row for row in data if row["model"] == role]))
@@ -366,8 +365,8 @@ def _line_spec(
     if rings:
         ring = alt.Chart(alt.Data(values=rings)).mark_point(size=220, shape="circle")
         layers.append(ring.encode(x=x, y=y, color=color))
-    if measure.levels:
-        base = alt.Chart(alt.Data(values=measure.levels))
+    if levels:
+        base = alt.Chart(alt.Data(values=levels))
         layers.append(base.mark_rule(strokeDash=[1, 4]).encode(y=alt.Y("value:Q", scale=scale)))
         layers.append(
             base.mark_text(align="right", baseline="bottom", dy=-3).encode(

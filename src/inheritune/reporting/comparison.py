@@ -37,16 +37,10 @@ _CONTROL_DASHES = [[7, 4], [2, 3], [12, 4], [9, 3, 2, 3], [4, 2]]
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One run of a comparison.
+    """One run of a comparison."""
 
-    Attributes:
-        name: Unique among the runs.
-        outcome: As in the record, or ``unfinished`` or ``failed``.
-        verdict: One sentence.
-    """
-
-    name: str
-    outcome: str
+    name: str  # unique among the runs
+    outcome: str  # as in the record, or ``unfinished`` or ``failed``
     verdict: str
 
 

@@ -1,7 +1,7 @@
 """Put the cost of this run beside Table 1 of the paper, the cost of published trainings."""
 
 from inheritune.reporting.published_rows import number_of, published
-from inheritune.reporting.quantities import MISSING, amount, flops
+from inheritune.reporting.quantities import amount, flops, formatted
 from inheritune.reporting.table import Column, Table
 from inheritune.run_record import RunRecord
 
@@ -27,7 +27,7 @@ def compute_table(record: RunRecord) -> Table:
         Column("training tokens"),
         Column("devices"),
         Column("kind of device"),
-        Column("time", "days", _days),
+        Column("time", "days", formatted(".2g")),
         Column("FLOPs", show=flops),
     ]
     values: list[list[object]] = [
@@ -63,7 +63,3 @@ def _device(record: RunRecord) -> str | None:
     accelerator = machine.get("device") if machine.get("device") != "cpu" else None
     name = machine.get("gpu") or accelerator or machine.get("processor")
     return str(name) if name else None
-
-
-def _days(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.2g}"

@@ -21,31 +21,22 @@ _START: Row = {"tokens": 0.0, "steps": 0.0, "flops": 0.0, "seconds": 0.0}
 
 @dataclass(frozen=True)
 class Curve:
-    """The validation losses and steps of one training.
-
-    Attributes:
-        variant: Name of the variant in the recipe.
-        label: Name, round, layers and seed, as shown.
-        round: Counted from 1 for the target; 0 for a control.
-        points: (tokens of this training, val_loss in nats), in order of tokens.
-        start: Position at which this training began: the end of the one that it continues.
-        problems: Sentences about what could not be read.
-        recorded: The training has ended and is in ``run.json``.
-        is_repeat: The training repeats another with a further seed.
-    """
+    """The validation losses and steps of one training."""
 
     variant: str
-    label: str
+    label: str  # name, round, layers and seed, as shown
     layers: int | None
-    round: int
+    round: int  # counted from 1 for the target; 0 for a control
+    # (tokens of this training, val_loss in nats), in order of tokens.
     points: Sequence[tuple[int, float]]
+    # Position at which this training began: the end of the one that it continues.
     start: Row = field(default_factory=lambda: _START)
     health: Health = field(default_factory=Health)
-    problems: Sequence[str] = ()
+    problems: Sequence[str] = ()  # sentences about what could not be read
     course: Course = field(default_factory=Course)
     flops_per_token: float | None = None
-    recorded: bool = False
-    is_repeat: bool = False
+    recorded: bool = False  # the training has ended and is in ``run.json``
+    is_repeat: bool = False  # the training repeats another with a further seed
 
     @property
     def offset(self) -> int:
@@ -58,11 +49,7 @@ class Curve:
         return bool(self.points or self.course.steps)
 
     def position(self, tokens: float) -> Row:
-        """Locate a moment of this training on every axis, earlier rounds included.
-
-        Args:
-            tokens: Training tokens of this training alone.
-        """
+        """Locate a moment, in tokens of this training alone, with earlier rounds included."""
         step, seconds = self.course.at(tokens)
         flops = None if self.flops_per_token is None else tokens * self.flops_per_token
         return {
@@ -143,13 +130,8 @@ def read_curves(run_root: Path, record: RunRecord) -> list[Curve]:
 def thin(points: Sequence[tuple[int, float]], limit: int) -> list[tuple[int, float]]:
     """Keep the shape of a curve with fewer points.
 
-    Args:
-        points: (x, y) in order of x.
-        limit: Most points to keep, at least 4.
-
-    Returns:
-        All points if they are few enough; else the first, the last, and the lowest and highest of
-        each stretch between them, so that no spike is lost.
+    Of more than ``limit`` points (at least 4), the first and the last are kept, and the lowest and
+    highest of each stretch between them, so that no spike is lost.
     """
     if len(points) <= limit:
         return list(points)

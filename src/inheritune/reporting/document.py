@@ -23,9 +23,7 @@ def document(
     """Build a whole page that needs no other file.
 
     Args:
-        title: Title of the browser tab.
-        main: The content, as markup.
-        charts: Each is drawn into the element whose id is its name.
+        charts: Each is drawn into the element of ``main`` whose id is its name.
         record: JSON to embed for readers of the file.
         live_tag: Version tag of a live page, which asks its own server for changes and nothing
             else; empty: the page asks for nothing.

@@ -21,10 +21,8 @@ _VERBATIM = {"samples", "prompts"}
 def presentable(value: Any, depth: int = 0) -> Any:
     """Copy JSON without absolute paths, Hub tokens and numbers that JSON does not know.
 
-    ``/home/someone/runs/demo`` becomes ``…/demo``, NaN and Inf become None.
-
-    Args:
-        depth: Nesting depth of the value; beyond 30, it becomes None.
+    ``/home/someone/runs/demo`` becomes ``…/demo``; NaN, Inf and what is nested more than 30 deep
+    become None.
     """
     if depth > _MAX_DEPTH:
         return None

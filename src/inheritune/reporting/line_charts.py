@@ -25,21 +25,13 @@ _MAX_MARKERS = 24  # of one line
 
 @dataclass(frozen=True)
 class Measure:
-    """The vertical axis.
+    """The vertical axis."""
 
-    Attributes:
-        key: Field of the chart's data.
-        title: Text beside the axis, with the unit.
-        tooltip: Vega number format of a value.
-        domain: Bottom and top.
-        label_expr: Vega expression of the tick labels; empty: Vega's own.
-    """
-
-    key: str
-    title: str
-    tooltip: str
-    domain: tuple[float, float]
-    label_expr: str = ""
+    key: str  # field of the chart's data
+    title: str  # text beside the axis, with the unit
+    tooltip: str  # Vega number format of a value
+    domain: tuple[float, float]  # bottom, top
+    label_expr: str = ""  # Vega expression of the tick labels; empty: Vega's own
 
 
 def line_chart(
@@ -53,7 +45,7 @@ def line_chart(
 
     Args:
         lines: At least one, each with at least one row.
-        levels: Label and value of each horizontal line.
+        levels: Label and height of each horizontal line.
         log: Use a logarithmic token axis, and offer no other.
 
     Returns:

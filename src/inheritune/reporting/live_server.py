@@ -45,17 +45,11 @@ _IDLE_PER_BUSY = 4.0  # seconds of rest per second of reading: at most a fifth o
 
 @dataclass(frozen=True)
 class Version:
-    """One state of the page.
+    """One state of the page."""
 
-    Attributes:
-        tag: Digest of what the page shows.
-        page: The whole page, for a browser that opens it.
-        change: JSON with title, main and charts, which a page that is open replaces.
-    """
-
-    tag: str
-    page: bytes
-    change: bytes
+    tag: str  # digest of what the page shows
+    page: bytes  # the whole page, for a browser that opens it
+    change: bytes  # JSON with title, main and charts, which a page that is open replaces
 
 
 class Latest(Generic[T]):

@@ -18,16 +18,10 @@ _BAR_WIDTH = 24  # characters
 
 @dataclass(frozen=True)
 class Status:
-    """The state of a run.
+    """The state of a run."""
 
-    Attributes:
-        outcome: As `RunRecord.outcome`.
-        ended: Nothing more will happen unless the run is started again.
-        lines: The state in words.
-    """
-
-    outcome: str
-    ended: bool
+    outcome: str  # as `RunRecord.outcome`
+    ended: bool  # nothing more will happen unless the run is started again
     lines: list[str]
 
 

@@ -68,12 +68,7 @@ def loss_charts(record: RunRecord, curves: Sequence[Curve]) -> list[Chart]:
 def val_loss_chart(
     lines: Sequence[Line], levels: Sequence[tuple[str, float]], events: Events = NO_EVENTS
 ) -> Chart:
-    """Draw validation loss on any axis, without a data table.
-
-    Args:
-        lines: At least one.
-        levels: Label and value of each reference loss.
-    """
+    """Draw validation loss and the reference losses, each with its label; without a data table."""
     return Chart(
         name="val-loss",
         title="Validation loss",

@@ -6,6 +6,7 @@ import statistics
 from array import array
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,25 +37,24 @@ class Health:
     peak_memory: float | None = None
 
 
+_numbers = partial(array, "d")
+
+
 @dataclass
 class Course:
-    """The optimizer steps of a training, in order: one value per step in each array.
+    """The optimizer steps of a training, in order: one value per step in each array."""
 
-    Attributes:
-        steps: Step numbers, from 1.
-        tokens: Training tokens up to and including the step.
-        seconds: Elapsed seconds at the end of the step.
-        losses: Training loss in nats; NaN where it was not finite.
-        speeds: Tokens per second of the step; NaN where not recorded.
-        restarts: Token counts at which the training was continued from a checkpoint.
-        spikes: Token counts of the steps marked as loss spikes.
-    """
-
-    steps: "array[float]" = field(default_factory=lambda: array("d"))
-    tokens: "array[float]" = field(default_factory=lambda: array("d"))
-    seconds: "array[float]" = field(default_factory=lambda: array("d"))
-    losses: "array[float]" = field(default_factory=lambda: array("d"))
-    speeds: "array[float]" = field(default_factory=lambda: array("d"))
+    steps: "array[float]" = field(default_factory=_numbers)  # from 1
+    tokens: "array[float]" = field(default_factory=_numbers)  # up to and including the step
+    seconds: "array[float]" = field(default_factory=_numbers)  # elapsed at the end of the step
+    losses: "array[float]" = field(
+        default_factory=_numbers
+    )  # training loss in nats; NaN where it was not finite
+    speeds: "array[float]" = field(
+        default_factory=_numbers
+    )  # tokens per second; NaN where not recorded
+    # Token counts: where the training was continued from a checkpoint, and of steps marked as
+    # loss spikes.
     restarts: list[float] = field(default_factory=list)
     spikes: list[float] = field(default_factory=list)
 
@@ -68,17 +68,12 @@ class Course:
 
 @dataclass(frozen=True)
 class Metrics:
-    """The content of one file.
+    """The content of one file."""
 
-    Attributes:
-        points: (tokens, val_loss in nats), in order of tokens.
-        problems: Sentences about what could not be read.
-    """
-
-    points: list[tuple[int, float]]
+    points: list[tuple[int, float]]  # (tokens, val_loss in nats), in order of tokens
     health: Health
     course: Course
-    problems: list[str]
+    problems: list[str]  # sentences about what could not be read
 
 
 def read_metrics(path: Path) -> Metrics:

@@ -58,20 +58,13 @@ _SECTIONS: Sequence[Callable[[RunRecord], Section | None]] = (attention_section,
 
 @dataclass(frozen=True)
 class Report:
-    """A run as its page shows it.
+    """A run as its page shows it."""
 
-    Attributes:
-        content: run.json as the page embeds it: nothing private, nothing that runs.
-        record: The same, typed.
-        sections: Sections on attention and on tasks.
-        problems: Sentences on what could not be read.
-    """
-
-    content: Mapping[str, Any]
+    content: Mapping[str, Any]  # run.json as the page embeds it: nothing private, nothing that runs
     record: RunRecord
     curves: Sequence[Curve] = ()
-    sections: Sequence[Section] = ()
-    problems: Sequence[str] = ()
+    sections: Sequence[Section] = ()  # sections on attention and on tasks
+    problems: Sequence[str] = ()  # sentences on what could not be read
 
     @cached_property
     def curve_charts(self) -> list[Chart]:
@@ -168,11 +161,7 @@ def page_title(report: Report) -> str:
 
 
 def page_content(report: Report, drawings: Mapping[str, str]) -> Markup:
-    """Fill the page's main element.
-
-    Args:
-        drawings: SVG by name of chart, for print and for readers without scripts; may lack some.
-    """
+    """Fill the page's main element; ``drawings`` are SVGs by name of chart, and may be missing."""
     record, curves = report.record, report.curves
     return filled(
         "run.html.j2",

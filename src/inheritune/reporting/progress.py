@@ -15,17 +15,12 @@ _RECENT_STEPS = 20
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """One training that has not ended.
+    """One training that has not ended."""
 
-    Attributes:
-        label: Name, round and layers.
-        share: Share of its tokens that is done, in [0, 1]; None when their number is not known.
-        lines: What it has reached, as phrases without a full stop.
-    """
-
-    label: str
+    label: str  # name, round and layers
+    # Share of its tokens that is done, in [0, 1]; None when their number is not known.
     share: float | None
-    lines: list[str]
+    lines: list[str]  # what it has reached, as phrases without a full stop
 
 
 def trainings_in_progress(record: RunRecord, curves: Sequence[Curve]) -> list[TrainingProgress]:

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from inheritune.recipe.load import leaves
 from inheritune.reporting.quantities import (
     MISSING,
     amount,
@@ -120,19 +121,8 @@ def settings(record: RunRecord) -> list[tuple[str, str, str]]:
 
 def recipe(record: RunRecord) -> list[tuple[str, str, str]]:
     """The resolved recipe: dotted key, value, origin."""
-    values = _flattened(record.recipe, "")
-    return [(key, value, str(record.origins.get(key, ""))) for key, value in values][:500]
-
-
-def _flattened(section: dict[str, Any], prefix: str) -> list[tuple[str, str]]:
-    pairs = []
-    for key, item in section.items():
-        path = f"{prefix}{key}"[:200]
-        if isinstance(item, dict) and item:
-            pairs.extend(_flattened(item, f"{path}."))
-        else:
-            pairs.append((path, _value(item)))
-    return pairs
+    values = [(".".join(map(str, path))[:200], v) for path, v in leaves(record.recipe) if path]
+    return [(key, _value(v), str(record.origins.get(key, ""))) for key, v in values[:500]]
 
 
 def _value(value: Any) -> str:

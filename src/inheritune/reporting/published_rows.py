@@ -9,11 +9,7 @@ __all__ = ["number_of", "published"]
 
 @cache
 def published(name: str) -> tuple[dict[str, str], ...]:
-    """Rows of one table.
-
-    Args:
-        name: A file of ``reporting/published/`` without its ending, such as ``table2_tasks``.
-    """
+    """Read the rows of a table in ``reporting/published/``, such as ``table2_tasks``."""
     text = (files("inheritune.reporting") / "published" / f"{name}.csv").read_text("utf-8")
     return tuple(csv.DictReader(text.splitlines()))
 

@@ -1,5 +1,7 @@
 """Format numbers for people: three digits, a unit, and a dash for an unknown value."""
 
+from collections.abc import Callable
+
 __all__ = [
     "MISSING",
     "amount",
@@ -8,6 +10,7 @@ __all__ = [
     "epochs",
     "exact",
     "flops",
+    "formatted",
     "hours",
     "loss",
     "money",
@@ -17,6 +20,11 @@ __all__ = [
 
 MISSING = "—"
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+def formatted(form: str) -> Callable[[float | None], str]:
+    """Make a function that formats numbers as ``form`` says, such as ``".2f"``."""
+    return lambda value: MISSING if value is None else format(value, form)
 
 
 def amount(value: float | None) -> str:

@@ -24,7 +24,6 @@ def is_bold(
 
     Args:
         reference: Score of the reference, measured alike; None: not measured.
-        baselines: Published scores of other models.
         lower: Lower is better.
     """
     if lower:

@@ -13,45 +13,30 @@ CHART_HEIGHT = 340  # pixels
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart.
+    """One chart."""
 
-    Attributes:
-        name: File name without its ending.
-        caption: How to read it, and what it does not show.
-        alt: The same for people who do not see it, with the figures.
-        spec: Vega-Lite description, data included. With ``axes`` under its ``usermeta``, the page
-            lets its reader choose the axis and hide lines.
-        table: The values of the chart.
-        left_out: A sentence on values that are not in the table.
-    """
-
-    name: str
+    name: str  # file name without its ending
     title: str
-    caption: str
-    alt: str
+    caption: str  # how to read it, and what it does not show
+    alt: str  # the same for people who do not see it, with the figures
+    # Vega-Lite description, data included. With ``axes`` under its ``usermeta``, the page lets its
+    # reader choose the axis and hide lines.
     spec: dict[str, Any]
     table: Table | None = None
-    left_out: str = ""
+    left_out: str = ""  # a sentence on values that are not in the table
 
 
 @dataclass(frozen=True)
 class Section:
-    """One section of the page.
+    """One section of the page."""
 
-    Attributes:
-        name: Anchor of the section in links: letters and hyphens.
-        text: Sentences below the heading.
-        charts: Each becomes a figure on the page, an SVG and a PNG.
-        tables: Each becomes a table on the page, and a file of each format beside it.
-        files: Tables too long for the page, written as files only.
-    """
-
-    name: str
+    name: str  # anchor of the section in links: letters and hyphens
     title: str
-    text: Sequence[str] = ()
-    charts: Sequence[Chart] = ()
+    text: Sequence[str] = ()  # sentences below the heading
+    charts: Sequence[Chart] = ()  # each becomes a figure on the page, an SVG and a PNG
+    # Each becomes a table on the page, and a file of each format beside it.
     tables: Sequence[Table] = ()
-    files: Sequence[Table] = ()
+    files: Sequence[Table] = ()  # tables too long for the page, written as files only
 
 
 def finished_spec(chart: Any) -> dict[str, Any]:

@@ -56,17 +56,13 @@ OTHERS = [
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart.
+    """One line of a chart."""
 
-    Attributes:
-        name: Name in the legend.
-        parts: Rows of each training that the line consists of; a round of the target is a part.
-        raw: Unsmoothed rows behind the line, by part; empty where the line is not smoothed.
-    """
-
-    name: str
+    name: str  # name in the legend
     style: Style
+    # Rows of each training that the line consists of; a round of the target is a part.
     parts: list[list[Row]]
+    # Unsmoothed rows behind the line, by part; empty where the line is not smoothed.
     raw: list[list[Row]] = field(default_factory=list)
 
     @property
@@ -82,15 +78,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Events:
-    """Moments that a chart marks.
+    """Moments that a chart marks."""
 
-    Attributes:
-        rounds: Start of each round of the target, and its number of layers.
-        restarts: Moments at which a training was continued from a checkpoint.
-    """
-
+    # Start of each round of the target, and its number of layers.
     rounds: Sequence[tuple[Row, int | None]] = ()
-    restarts: Sequence[Row] = ()
+    restarts: Sequence[Row] = ()  # moments at which a training was continued from a checkpoint
 
 
 NO_EVENTS = Events()
@@ -98,25 +90,15 @@ NO_EVENTS = Events()
 
 @dataclass(frozen=True)
 class Axis:
-    """One choice of the horizontal axis.
+    """One choice of the horizontal axis."""
 
-    Attributes:
-        key: Field of the chart's data.
-        source: Field of the rows.
-        label: Text of the button that chooses the axis.
-        title: Text below the axis, with the unit.
-        unit: Divisor of the rows' values.
-        end: Highest value of all lines, in that unit.
-        label_expr: Vega expression of the tick labels.
-    """
-
-    key: str
-    source: str
-    label: str
-    title: str
-    unit: float
-    end: float
-    label_expr: str
+    key: str  # field of the chart's data
+    source: str  # field of the rows
+    label: str  # text of the button that chooses the axis
+    title: str  # text below the axis, with the unit
+    unit: float  # divisor of the rows' values
+    end: float  # highest value of all lines, in that unit
+    label_expr: str  # Vega expression of the tick labels
 
 
 # Short steps such as 200K read better than 200,000; "s" alone would write G for billions.

@@ -15,40 +15,25 @@ _MAX_PROBLEMS = 20
 
 @dataclass(frozen=True)
 class Fact:
-    """One key figure.
-
-    Attributes:
-        value: The figure, with its unit.
-        details: Lines that put it in proportion.
-    """
+    """One key figure."""
 
     title: str
-    value: str
-    details: list[str]
+    value: str  # the figure, with its unit
+    details: list[str]  # lines that put it in proportion
 
 
 @dataclass(frozen=True)
 class ScaleMark:
-    """One model on the scale of losses.
-
-    Attributes:
-        kind: ``reference``, ``target``, ``scratch`` or ``other``: decides shape and colour.
-        detail: Layers and tokens.
-        value: val_loss, as shown.
-        error: Its standard deviation over seeds or, with one seed, its standard error; as shown.
-        position: Position of the mark, in percent of the scale.
-        start: Start of the error bar, in percent.
-        length: Length of the error bar, in percent.
-    """
+    """One model on the scale of losses."""
 
     name: str
-    kind: str
-    detail: str
-    value: str
-    error: str
-    position: float
-    start: float
-    length: float
+    kind: str  # ``reference``, ``target``, ``scratch`` or ``other``: decides shape and colour
+    detail: str  # layers and tokens
+    value: str  # val_loss, as shown
+    error: str  # its standard deviation over seeds or, with one seed, its standard error; as shown
+    position: float  # in percent of the scale
+    start: float  # start of the error bar, in percent
+    length: float  # length of the error bar, in percent
 
 
 def facts(record: RunRecord) -> list[Fact]:
@@ -91,25 +76,19 @@ def scale(record: RunRecord) -> tuple[list[ScaleMark], float | None]:
 
 def missing(record: RunRecord, curves: Sequence[Curve]) -> list[str]:
     """Sentences on what the record or the metrics lack."""
-    sentences = []
-    if not record.reference:
-        sentences.append("Nothing is recorded about the reference.")
-    if not record.tokens:
-        sentences.append("Nothing is recorded about the text.")
-    if not record.benchmark:
-        sentences.append("The reference loss was not measured.")
-    if not record.rounds:
-        sentences.append("No round of the target has ended.")
-    elif not record.scratch:
-        sentences.append("No scratch control of the same size has been trained.")
-    if not record.result:
-        sentences.append("There is no result.")
-    if not record.ledger:
-        sentences.append("The ledger is empty.")
-    if not any(curve.points for curve in curves):
-        sentences.append("No validation loss of a training has been recorded.")
-    if not record.samples:
-        sentences.append("No samples have been generated.")
+    no_scratch = bool(record.rounds) and not record.scratch
+    lacks = {
+        "Nothing is recorded about the reference.": not record.reference,
+        "Nothing is recorded about the text.": not record.tokens,
+        "The reference loss was not measured.": not record.benchmark,
+        "No round of the target has ended.": not record.rounds,
+        "No scratch control of the same size has been trained.": no_scratch,
+        "There is no result.": not record.result,
+        "The ledger is empty.": not record.ledger,
+        "No validation loss of a training has been recorded.": not any(c.points for c in curves),
+        "No samples have been generated.": not record.samples,
+    }
+    sentences = [sentence for sentence, is_so in lacks.items() if is_so]
     problems = [problem for curve in curves for problem in curve.problems]
     sentences.extend(f"{problem}." for problem in problems[:_MAX_PROBLEMS])
     if len(problems) > _MAX_PROBLEMS:

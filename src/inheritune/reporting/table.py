@@ -17,19 +17,14 @@ __all__ = ["Column", "Mark", "Table"]
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table.
-
-    Attributes:
-        title: The header.
-        unit: Unit of the values in CSV, and of the header unless `self_explaining`.
-        show: Formats a value; `str` for cells that are formatted already. None: a column of text,
-            aligned left.
-        self_explaining: `show` writes the unit into each cell, so the header leaves it out.
-    """
+    """One column of a table."""
 
     title: str
-    unit: str = ""
+    unit: str = ""  # unit of the values in CSV, and of the header unless `self_explaining`
+    # Formats a value; `str` for cells that are formatted already. None: a column of text, aligned
+    # left.
     show: Callable[[Any], str] | None = None
+    # `show` writes the unit into each cell, so the header leaves it out.
     self_explaining: bool = False
 
     @property
@@ -46,36 +41,24 @@ class Column:
 
 @dataclass(frozen=True)
 class Mark:
-    """An annotation of one cell.
+    """An annotation of one cell."""
 
-    Attributes:
-        se: Standard error, in the unit of the value.
-        bold: Set the cell in bold.
-        chance: Add a dagger: the score is no better than guessing.
-    """
-
-    se: float | None = None
+    se: float | None = None  # standard error, in the unit of the value
     bold: bool = False
-    chance: bool = False
+    chance: bool = False  # add a dagger: the score is no better than guessing
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of values under columns.
+    """Rows of values under columns."""
 
-    Attributes:
-        name: File name without its ending.
-        values: Rows of numbers and texts, one per column; None where a value is unknown.
-        notes: Sentences below the table.
-        title: Heading on the page where a section has several tables.
-        marks: Annotated cells, by (row, column).
-    """
-
-    name: str
+    name: str  # file name without its ending
     columns: Sequence[Column]
+    # Rows of numbers and texts, one per column; None where a value is unknown.
     values: Sequence[Sequence[Any]]
-    notes: Sequence[str] = field(default_factory=list)
-    title: str = ""
+    notes: Sequence[str] = field(default_factory=list)  # sentences below the table
+    title: str = ""  # heading on the page where a section has several tables
+    # Annotated cells, by (row, column).
     marks: Mapping[tuple[int, int], Mark] = field(default_factory=dict)
 
     @classmethod
@@ -88,8 +71,7 @@ class Table:
     ) -> "Table":
         """Make a table of objects: a row for each, and no notes where there are none.
 
-        Args:
-            fields: Each column, with the attribute of a row or the function that gives its value.
+        ``fields`` has each column, with the attribute or the function of a row that is its value.
         """
         getters = [attrgetter(value) if isinstance(value, str) else value for _, value in fields]
         values = [[getter(row) for getter in getters] for row in rows]

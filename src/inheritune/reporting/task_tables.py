@@ -7,7 +7,7 @@ from typing import Any
 from inheritune.evaluation.suites import SUITES, VAL_LOSS, Question, Suite
 from inheritune.reporting.compute_table import compute_table
 from inheritune.reporting.published_rows import number_of, published
-from inheritune.reporting.quantities import MISSING, amount, exact
+from inheritune.reporting.quantities import amount, exact, formatted
 from inheritune.reporting.score_marks import BOLD_RULE, CHANCE_NOTE, at_chance, is_bold, share_se
 from inheritune.reporting.section import Section
 from inheritune.reporting.table import Column, Mark, Table
@@ -21,6 +21,8 @@ from inheritune.run_record import (
 )
 
 __all__ = ["published_table", "scores_table", "task_section", "task_tables", "tokens_table"]
+
+_percent, _four_digits = formatted(".2f"), formatted(".4g")
 
 # Settings that make two scores comparable, as `Score.key` has them.
 _COMPARABLE = ("version", "limit", "batch_size", "dtype", "add_bos", "data", "lm_eval")
@@ -81,31 +83,21 @@ _OURS, _REFERENCE = "Ours-1.5B", "OpenLLaMA-3B"
 
 @dataclass(frozen=True)
 class _Cell:
-    """One score, in the unit of its column.
-
-    Attributes:
-        note: A sentence for below the table.
-        comparable: Measured as the published scores were.
-    """
+    """One score, in the unit of its column."""
 
     value: float | None
     se: float | None = None
-    note: str = ""
-    comparable: bool = True
+    note: str = ""  # a sentence for below the table
+    comparable: bool = True  # measured as the published scores were
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One model.
+    """One model."""
 
-    Attributes:
-        label: Model, start, layers, tokens or steps.
-        role: ``reference``, ``target`` or ``control``; ``baseline`` for other published models.
-    """
-
-    label: list[Any]
+    label: list[Any]  # model, start, layers, tokens or steps
     cells: list[_Cell]
-    role: str
+    role: str  # ``reference``, ``target`` or ``control``; ``baseline`` for other published models
     published: bool
 
 
@@ -335,11 +327,3 @@ def _metric_columns(models: Sequence[EvaluatedModel]) -> list[_MetricColumn]:
             is_share = not metric.lower and (metric.value is None or 0 <= metric.value <= 1)
             columns.setdefault((task, name), _MetricColumn(task, name, is_share))
     return list(columns.values())
-
-
-def _percent(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.2f}"
-
-
-def _four_digits(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.4g}"

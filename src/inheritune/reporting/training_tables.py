@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from inheritune.reporting.curves import Curve, reference_points
 from inheritune.reporting.quantities import (
-    MISSING,
     amount,
     data_size,
     epochs,
     exact,
     flops,
+    formatted,
     loss,
     percent,
 )
@@ -53,7 +53,7 @@ def health_table(curves: Sequence[Curve]) -> Table:
             (Column("spikes", show=exact), "health.spikes"),
             (Column("restarts", show=exact), "health.restarts"),
             (Column("passes over the text", show=epochs), "health.epochs"),
-            (Column("highest gradient norm", show=_norm), "health.highest_grad_norm"),
+            (Column("highest gradient norm", show=formatted(".3g")), "health.highest_grad_norm"),
         ],
         [
             "Spikes: steps with a loss more than 6 standard deviations above the 128 before. More "
@@ -139,7 +139,3 @@ def _flops_per_second(curve: Curve) -> float | None:
     if curve.health.median_speed is None or curve.flops_per_token is None:
         return None
     return curve.health.median_speed * curve.flops_per_token
-
-
-def _norm(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3g}"
