@@ -138,11 +138,7 @@ class Run:
         return dict(record)
 
     def record(self) -> RunRecord:
-        """Read run.json as a typed record.
-
-        Raises:
-            DataError: As `read`.
-        """
+        """Read run.json as a typed record; raises as `read`."""
         return RunRecord.model_validate(self.read())
 
     def update(self, record: RunRecord) -> None:

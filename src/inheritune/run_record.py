@@ -6,7 +6,7 @@ can be read. A value of the wrong kind counts as missing; unknown fields are kep
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,36 +71,28 @@ def _text(value: Any) -> Any:
     return value if value is None else str(value)
 
 
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict | BaseModel)
+
+
 def _mapping(value: Any) -> Any:
-    return value if isinstance(value, dict | BaseModel) else {}
+    return value if _is_mapping(value) else {}
 
 
-def _mapping_or_none(value: Any) -> Any:
-    return value if isinstance(value, dict | BaseModel) else None
-
-
-def _rows(value: Any) -> Any:
-    rows = value if isinstance(value, list) else []
-    return [row for row in rows if isinstance(row, dict | BaseModel)]
-
-
-def _texts(value: Any) -> Any:
-    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
-
-
-def _numbers(value: Any) -> Any:
-    rows = value if isinstance(value, list) else []
-    return [n for n in map(finite_number, rows) if n is not None]
+def _list_of(is_valid: Callable[[Any], bool]) -> BeforeValidator:
+    return BeforeValidator(
+        lambda value: [item for item in value if is_valid(item)] if isinstance(value, list) else []
+    )
 
 
 Number = Annotated[int | float | None, BeforeValidator(finite_number)]
 Text = Annotated[str | None, BeforeValidator(_text)]
 Flag = Annotated[bool, BeforeValidator(lambda value: value is True)]
 Values = Annotated[dict[str, Any], BeforeValidator(_mapping)]
-Texts = Annotated[list[str], BeforeValidator(_texts)]
-Numbers = Annotated[list[int | float], BeforeValidator(_numbers)]
-Rows = Annotated[list[T], BeforeValidator(_rows)]
-Maybe = Annotated[T | None, BeforeValidator(_mapping_or_none)]
+Texts = Annotated[list[str], _list_of(lambda item: isinstance(item, str))]
+Numbers = Annotated[list[int | float], _list_of(lambda item: finite_number(item) is not None)]
+Rows = Annotated[list[T], _list_of(_is_mapping)]
+Maybe = Annotated[T | None, BeforeValidator(lambda value: value if _is_mapping(value) else None)]
 
 
 class _Part(BaseModel):

@@ -154,9 +154,6 @@ def list_candidates(reference: ModelDirectory, budget: Budget = Budget()) -> Can
 def plan_cut(reference: ModelDirectory, layers: str, budget: Budget = Budget()) -> CutPlan:
     """Plan one cut: what changes in the config, and what is read and written.
 
-    Args:
-        layers: A selection, see `selection.choose_layers`.
-
     Raises:
         RecipeError: The reference has no such layers; the message says which it has.
         UnsupportedModelError: The config cannot be cut there.

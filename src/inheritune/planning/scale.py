@@ -29,14 +29,11 @@ _LLAMA_LIKE = {"llama", "mistral", "qwen2", "qwen3"}
 
 
 def scale_file(given: RecipeFile, factor: float) -> RecipeFile:
-    """Scale the recipe of a file, see `scale_recipe`.
+    """Scale the recipe of a file as `scale_recipe` does, with the shape of its reference.
 
-    Returns:
-        A recipe file whose ``scaled`` describes the scaling, with ``"--scale"`` as the origin of
-        every value that changed.
+    ``"--scale"`` becomes the origin of every value that changed.
 
     Raises:
-        RecipeError: The factor is out of range, or the reference's shape is not known.
         SourceError: The reference is a broken local directory.
     """
     model = given.recipe.reference.model
@@ -68,13 +65,11 @@ def scale_recipe(recipe: Recipe, factor: float, config: Mapping[str, Any] | None
     sequence length and sequences per step are multiplied by its fourth root, down to two heads of
     eight channels and sequences of 16 tokens. A reference that would be downloaded is replaced by
     one of its shape that is trained here. The text is Python's standard library, and no tasks run.
+    The scaled recipe has another name, so that the two never share a directory.
 
     Args:
         factor: Factor on the tokens, above 0 and below 1.
         config: The reference's config; needed unless the recipe trains the reference.
-
-    Returns:
-        A recipe under another name, so that the two never share a directory.
 
     Raises:
         RecipeError: The factor is out of range, or a reference of this kind cannot be scaled.

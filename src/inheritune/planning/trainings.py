@@ -42,21 +42,14 @@ class PlannedTraining:
 
 
 class Planner:
-    """Counts the trainings of a recipe.
-
-    Args:
-        sizes: Sizes of its reference.
-        unique: Tokens of an epoch; None: not known.
-
-    Attributes:
-        stored: Tokens with stored predictions of the reference, by (top_k, temperature, seed);
-            complete after `all`.
-    """
+    """Counts the trainings of a recipe; ``unique`` are the tokens of an epoch, if known."""
 
     def __init__(
         self, recipe: Recipe, sizes: Sizes, speed: Speed | None, unique: int | None
     ) -> None:
         self._recipe, self._sizes, self._speed, self._unique = recipe, sizes, speed, unique
+        # Tokens with stored predictions of the reference, by (top_k, temperature, seed); complete
+        # after `all`.
         self.stored: dict[tuple[int, float, int], int] = {}
 
     def all(self, round_sizes: Sequence[int]) -> tuple[PlannedTraining, ...]:
@@ -190,7 +183,6 @@ def training_notes(
     Args:
         unique: Tokens of an epoch; None: not known yet.
         exact: True if `unique` was counted, false if it is the recipe's limit.
-        memory: Estimate for the training that needs the most.
     """
     notes = []
     longest = max(training.tokens for training in trainings)

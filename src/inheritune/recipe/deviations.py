@@ -11,9 +11,8 @@ __all__ = ["deviations"]
 def deviations(recipe: Recipe) -> list[str]:
     """List every setting that is not as published, and every practice that always differs.
 
-    Returns:
-        Sentences, settings first; none if the recipe names no experiment under ``reproduces``.
-        Where the authors' sources disagree, those that the recipe does not follow are listed too.
+    Empty if the recipe names no experiment under ``reproduces``. Where the authors' sources
+    disagree, those that the recipe does not follow are listed too.
     """
     if recipe.reproduces is None:
         return []

@@ -18,11 +18,7 @@ def known_models() -> list[str]:
 
 
 def known_config(model: str) -> dict[str, Any] | None:
-    """Look up the fields of config.json that decide sizes; None if the model is not known.
-
-    Args:
-        model: Hub id or directory, of which the last part counts, such as ``"./open_llama_3b"``.
-    """
+    """Look up the fields of config.json that decide sizes, by the last part of an id or path."""
     return _configs().get(PurePosixPath(model.replace("\\", "/")).name)
 
 

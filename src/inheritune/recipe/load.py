@@ -77,11 +77,8 @@ def read_sets(sets: Sequence[str]) -> Tree:
 def made_recipe(tree: Tree) -> RecipeFile:
     """Check a recipe that was put together from a command line.
 
-    Args:
-        tree: Made by `read_sets`, with the other required sections added to its mappings.
-
-    Raises:
-        RecipeError: One to three lines that name key, value and what is allowed.
+    ``tree`` was made by `read_sets`; the other required sections have been added to its mappings.
+    Raises as `read_recipe`.
     """
     recipe = _checked(tree)
     return RecipeFile(None, "", recipe, _origins(recipe, tree))

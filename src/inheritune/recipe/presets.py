@@ -28,11 +28,7 @@ def preset_path(name: str) -> Path:
 
 
 def commented_recipe(name: str) -> str:
-    """Return the text of a preset with its comments, to start a recipe from.
-
-    Raises:
-        RecipeError: There is no such preset.
-    """
+    """Return the text of a preset with its comments, to start a recipe from."""
     return preset_path(name).read_text(encoding="utf-8")
 
 

@@ -360,8 +360,7 @@ class Recipe(Section):
     def tokens_of(self, name: str) -> int | None:
         """Count the tokens of each training of a variant.
 
-        Returns:
-            None for ``equal_compute``, which depends on the rounds that a run turns out to need.
+        None for ``equal_compute``, which depends on the rounds that a run turns out to need.
         """
         tokens = self.variants[name].tokens
         if isinstance(tokens, int):

@@ -88,10 +88,8 @@ class _Training:
 def read_curves(run_root: Path, record: RunRecord) -> list[Curve]:
     """Read the metrics of the target's rounds, then of the other variants.
 
-    Returns:
-        One curve per training that is recorded or has metrics on disk. The rounds of the target
-        follow one another: each starts where the one before ended. So do the trainings of a
-        control that continues from itself, or from the target's first round.
+    The rounds of the target follow one another: each starts where the one before ended. So do the
+    trainings of a control that continues from itself, or from the target's first round.
     """
     curves: list[Curve] = []
     ends: dict[str, Row] = {}  # where each variant has come to so far

@@ -53,12 +53,7 @@ class Version:
 
 
 class Latest(Generic[T]):
-    """Cache what is made of a run, and make it anew when the run has changed. Thread-safe.
-
-    Args:
-        root: The run's directory. Nothing is written to it.
-        make: Reads the run and returns the value to cache.
-    """
+    """Cache what ``make`` reads from a run, and make it anew when its files change. Thread-safe."""
 
     def __init__(self, root: Path, make: Callable[[Path], T]) -> None:
         self._root, self._make = root, make
@@ -123,22 +118,14 @@ _PAGE, _CHANGE = "", "live"
 
 
 class LiveServer(ThreadingHTTPServer):
-    """Serve one page to those who know its secret address.
-
-    Args:
-        port: Port of this machine; 0: any that is free.
-        current: Returns the page as it is now.
-
-    Attributes:
-        token: Secret part of the address, new with every server.
-    """
+    """Serve one page to those who know its secret address; port 0: any that is free."""
 
     daemon_threads = True
     block_on_close = False  # Ctrl-C does not wait for a browser
     request_queue_size = 64
 
     def __init__(self, port: int, current: Callable[[], Version]) -> None:
-        self.token = secrets.token_urlsafe(18)
+        self.token = secrets.token_urlsafe(18)  # part of the address
         self.current = current
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         super().__init__((HOST, port), _Handler)

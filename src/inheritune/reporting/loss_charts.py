@@ -29,9 +29,7 @@ _MAX_TABLE_ROWS = 300  # of a chart's data table, all trainings together
 def loss_charts(record: RunRecord, curves: Sequence[Curve]) -> list[Chart]:
     """Draw val_loss against tokens: this run, and this run beside the reference's own training.
 
-    Returns:
-        No chart when nothing was measured, and only the first when neither the reference's curve
-        nor its token count is recorded.
+    The second is left out when neither the reference's curve nor its token count is recorded.
     """
     lines = val_lines(record, curves)
     if not lines:

@@ -132,11 +132,7 @@ def write_report(run_root: Path) -> Path:
 
 
 def read_report(run_root: Path) -> Report:
-    """Read a run and make the sections of its page.
-
-    Raises:
-        DataError: As `write_report`.
-    """
+    """Read a run and make the sections of its page; raises as `write_report`."""
     problems: list[str] = []
     try:
         content = presentable(read_run_json(run_root))

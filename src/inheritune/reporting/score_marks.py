@@ -20,12 +20,7 @@ CHANCE_NOTE = (
 def is_bold(
     score: float, reference: float | None, baselines: Sequence[float], lower: bool = False
 ) -> bool:
-    """Apply the authors' rule, which reproduces their bold set 10 times out of 10.
-
-    Args:
-        reference: Score of the reference, measured alike; None: not measured.
-        lower: Lower is better.
-    """
+    """Apply `BOLD_RULE`, which reproduces the authors' bold set 10 times out of 10."""
     if lower:
         near = reference is not None and score <= reference / _BOLD_SHARE
         return near or sum(score < other for other in baselines) >= 2

@@ -43,11 +43,10 @@ def facts(record: RunRecord) -> list[Fact]:
 
 
 def scale(record: RunRecord) -> tuple[list[ScaleMark], float | None]:
-    """Place the models on one scale of val_loss.
+    """Place at most eight models on a scale of val_loss; none where there are fewer than two.
 
-    Returns:
-        At most eight marks (reference, target and same-size scratch first), and the position of
-        the reference loss in percent; no marks with fewer than two models.
+    Reference, target and same-size scratch come first. Beside the marks: the position of the
+    reference loss in percent.
     """
     rows = [row for row in record.variants if row.val_loss is not None]
     reference = next((row for row in rows if row.start == "trained"), None)

@@ -38,12 +38,7 @@ def task_section(record: RunRecord) -> Section | None:
 
 
 def task_tables(record: RunRecord) -> list[Table]:
-    """Every table about tasks and compute that a record has something for.
-
-    Returns:
-        The suites that were evaluated, in the papers' layout; all tasks; scores against training
-        tokens; compute.
-    """
+    """Make the tables that a record has something for: suites, all tasks, tokens, compute."""
     evaluation, tables = record.evaluation, list[Table]()
     if evaluation.models:
         suites = [SUITES[name] for name in evaluation.tasks if name in SUITES]

@@ -1,12 +1,19 @@
 """Draw Vega-Lite descriptions as SVG and PNG, and pack them for the page's script."""
 
+import json
 import re
 from collections.abc import Mapping
 from functools import cache
+from importlib.resources import files
+from string import Template
 from typing import Any
 
 __all__ = ["chart_data", "javascript", "png", "svg"]
 
+_COLORS = {
+    "light": {"ink": "#1d1f22", "soft": "#565b63", "rule": "#dcdfe3"},
+    "dark": {"ink": "#e6e7e9", "soft": "#a9adb4", "rule": "#3a3e45"},
+}
 _WIDTH = 760  # pixels, of the files; on the page a chart is as wide as its place
 
 
@@ -18,7 +25,7 @@ def svg(spec: Mapping[str, Any]) -> str:
         vl_convert.vegalite_to_svg(
             _with_fixed_width(spec),
             vl_version=_vega_lite_version(),
-            config=_theme(dark=False),
+            config=_theme("light"),
             allowed_base_urls=[],
         )
     )
@@ -38,7 +45,7 @@ def png(spec: Mapping[str, Any]) -> bytes:
             _with_fixed_width(spec),
             vl_version=_vega_lite_version(),
             scale=2,
-            config=_theme(dark=False) | {"background": "white"},
+            config=_theme("light") | {"background": "white"},
             allowed_base_urls=[],
         )
     )
@@ -56,7 +63,7 @@ def javascript() -> str:
 def chart_data(charts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What the page's script draws from: descriptions with packed data, and both themes."""
     specs = {name: _packed(spec) for name, spec in charts.items()}
-    return {"specs": specs, "light": _theme(dark=False), "dark": _theme(dark=True)}
+    return {"specs": specs, "light": _theme("light"), "dark": _theme("dark")}
 
 
 def _packed(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,38 +93,12 @@ def _columns(rows: Any) -> Any:
     return {"rows": len(rows), "columns": columns}
 
 
-def _theme(dark: bool) -> dict[str, Any]:
-    """Vega-Lite configuration for a light or a dark page."""
-    ink, soft, rule = (
-        ("#e6e7e9", "#a9adb4", "#3a3e45") if dark else ("#1d1f22", "#565b63", "#dcdfe3")
-    )
-    font = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-    return {
-        "background": "transparent",
-        "font": font,
-        "view": {"stroke": None},
-        "axis": {
-            "labelColor": soft,
-            "titleColor": ink,
-            "gridColor": rule,
-            "domainColor": soft,
-            "tickColor": soft,
-            "labelFontSize": 12,
-            "titleFontSize": 12,
-            "titleFontWeight": "normal",
-            "titlePadding": 10,
-        },
-        "axisX": {"grid": False},
-        "legend": {
-            "labelColor": ink,
-            "titleColor": ink,
-            "labelFontSize": 13,
-            "labelLimit": 300,
-            "columnPadding": 24,
-        },
-        "text": {"color": soft, "fontSize": 12},
-        "rule": {"color": soft},
-    }
+@cache
+def _theme(name: str) -> dict[str, Any]:
+    """Vega-Lite configuration for a page that is ``"light"`` or ``"dark"``."""
+    text = (files("inheritune.reporting") / "chart_theme.json").read_text("utf-8")
+    theme: dict[str, Any] = json.loads(Template(text).substitute(_COLORS[name]))
+    return theme
 
 
 def _vega_lite_version() -> str:

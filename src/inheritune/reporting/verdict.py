@@ -35,9 +35,8 @@ def headline(record: RunRecord) -> str:
 def verdict(record: RunRecord) -> str:
     """State whether the target matched the reference, by how much, and at what cost.
 
-    Returns:
-        One sentence that begins with the outcome. All rounds count towards the cost; their share
-        of the reference's own training is given where it is known.
+    All rounds count towards the cost; their share of the reference's own training is given where
+    it is known.
     """
     if record.outcome in ("unfinished", "failed"):
         return _without_result(record)
