@@ -58,35 +58,21 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Candidates(Rows):
-    """A reference, and what it would be with fewer layers.
+    """A reference, and what it would be with fewer layers."""
 
-    Attributes:
-        reference: Name of the model.
-        revision: Commit of a Hub model; None for a directory.
-        model_type: As in config.json.
-        dtype: Dtype of most weights, by bytes.
-        layers: Layers of the reference.
-        layer_params: Fewest and most parameters of a layer.
-        embedding: Parameters of the embeddings, which are looked up rather than multiplied.
-        pattern: How the layers repeat, in words.
-        seq_len: Tokens per sequence that the FLOPs are for.
-        budget: The training that was estimated.
-        candidates: By number of layers, ascending; the last one is the whole reference.
-        dropped_prediction: Number of multi-token-prediction tensors, which no candidate keeps.
-    """
-
-    reference: str
-    revision: str | None
-    model_type: str
-    dtype: str | None
+    reference: str  # name of the model
+    revision: str | None  # commit of a Hub model; None for a directory
+    model_type: str  # as in config.json
+    dtype: str | None  # dtype of most weights, by bytes
     layers: int
-    layer_params: tuple[int, int]
-    embedding: int
-    pattern: str
-    seq_len: int
-    budget: Budget
+    layer_params: tuple[int, int]  # fewest and most parameters of a layer
+    embedding: int  # parameters of the embeddings, which are looked up rather than multiplied
+    pattern: str  # how the layers repeat, in words
+    seq_len: int  # tokens per sequence that the FLOPs are for
+    budget: Budget  # the training that was estimated
+    # By number of layers, ascending; the last one is the whole reference.
     candidates: tuple[Candidate, ...]
-    dropped_prediction: int
+    dropped_prediction: int  # number of multi-token-prediction tensors, which no candidate keeps
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -99,27 +85,18 @@ class Candidates(Rows):
 
 @dataclass(frozen=True)
 class CutPlan(Rows):
-    """One cut of a reference in detail: what changes in the config, what is read and written.
+    """One cut of a reference in detail: what changes in the config, what is read and written."""
 
-    Attributes:
-        table: The reference, with this candidate alone.
-        kept: Layers of the reference, from 0.
-        edits: Changed fields of config.json, and why.
-        dropped_prediction: Names of the multi-token-prediction tensors that are left out.
-        ranges: Number of byte ranges to copy, after neighbours are joined.
-        shards: Size in bytes of each file to write, by its name.
-        side_files: Names of the files that are copied unchanged.
-        needs_class: True if layers change their position, so that only the model's class can tell
-            what else has to be written into the config.
-    """
-
-    table: Candidates
-    kept: tuple[int, ...]
-    edits: tuple[Edit, ...]
+    table: Candidates  # the reference, with this candidate alone
+    kept: tuple[int, ...]  # layers of the reference, from 0
+    edits: tuple[Edit, ...]  # changed fields of config.json, and why
+    # Names of the multi-token-prediction tensors that are left out.
     dropped_prediction: tuple[str, ...]
-    ranges: int
-    shards: Mapping[str, int]
-    side_files: tuple[str, ...]
+    ranges: int  # number of byte ranges to copy, after neighbours are joined
+    shards: Mapping[str, int]  # size in bytes of each file to write, by its name
+    side_files: tuple[str, ...]  # names of the files that are copied unchanged
+    # True if layers change their position, so that only the model's class can tell what else has to
+    # be written into the config.
     needs_class: bool
 
     @property

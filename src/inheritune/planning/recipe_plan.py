@@ -36,49 +36,29 @@ _USUAL_DEVICES = ("h100", "a100", "rtx4090", "cpu")
 
 @dataclass(frozen=True)
 class RecipePlan(Rows):
-    """Everything about a run that is known before it starts.
-
-    Attributes:
-        name: Name of the run.
-        run: Directory of the run.
-        reference: The model as the recipe names it; ``"trained here"`` if the recipe trains it.
-        commit: Commit that the reference is pinned to from now on; None unless it is on the Hub.
-        reference_layers: Layers of the reference.
-        reference_params: Parameters of the reference.
-        download_bytes: Bytes of the reference that are still to be downloaded.
-        trainings: In the order of the run, with every round that may become necessary.
-        most_rounds: Largest possible number of rounds.
-        growth: Number and sizes of the rounds, in words.
-        unique_tokens: Tokens of the text, or the most there may be; None: not known yet.
-        edits: Changed fields of config.json in the first round, and why.
-        memory: Estimate for the training that needs the most.
-        disk: Estimated bytes by purpose; None where unknown.
-        save_bytes: Size of one checkpoint of the largest training.
-        speed: Devices to run on; None: none were named.
-        price_per_hour: Price of the machine, from the recipe; None: unknown.
-        currency: Currency of `price_per_hour`.
-        notes: Sentences on what may surprise.
-    """
+    """Everything about a run that is known before it starts."""
 
     name: str
     run: Path
-    reference: str
+    reference: str  # the model as the recipe names it; ``"trained here"`` if the recipe trains it
+    # Commit that the reference is pinned to from now on; None unless it is on the Hub.
     commit: str | None
     reference_layers: int
     reference_params: int
-    download_bytes: int
+    download_bytes: int  # bytes of the reference that are still to be downloaded
+    # In the order of the run, with every round that may become necessary.
     trainings: tuple[PlannedTraining, ...]
-    most_rounds: int
-    growth: str
-    unique_tokens: int | None
-    edits: tuple[Edit, ...]
-    memory: Memory
-    disk: dict[str, int | None]
-    save_bytes: int
-    speed: Speed | None
-    price_per_hour: float | None
+    most_rounds: int  # largest possible number of rounds
+    growth: str  # number and sizes of the rounds, in words
+    unique_tokens: int | None  # tokens of the text, or the most there may be; None: not known yet
+    edits: tuple[Edit, ...]  # changed fields of config.json in the first round, and why
+    memory: Memory  # estimate for the training that needs the most
+    disk: dict[str, int | None]  # estimated bytes by purpose; None where unknown
+    save_bytes: int  # size of one checkpoint of the largest training
+    speed: Speed | None  # devices to run on; None: none were named
+    price_per_hour: float | None  # price of the machine, from the recipe; None: unknown
     currency: str
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # sentences on what may surprise
 
     @property
     def flops(self) -> float:
@@ -169,7 +149,23 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
     unique, exact = _unique_tokens(recipe, Run(root))
     planner = Planner(recipe, sizes, speed, unique)
     trainings = planner.all(round_sizes)
-    memory = _memory(recipe, model, trainings, whole.params, _precision(recipe, speed))
+
+    # --- the memory of the training that needs the most ---
+    precision = recipe.train.precision
+    if precision == "auto":
+        precision = "fp32" if speed is None else speed.device.precision
+    estimates = [
+        estimate_memory(
+            model.config,
+            training.params,
+            training.layers,
+            recipe.train,
+            precision,
+            whole.params if training.beside else 0,
+        )
+        for training in trainings
+    ]
+    memory = max(estimates, key=lambda estimate: estimate.total)
     return RecipePlan(
         name=recipe.name,
         run=root,
@@ -198,40 +194,12 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
     )
 
 
-def _memory(
-    recipe: Recipe,
-    model: ModelDirectory,
-    trainings: Sequence[PlannedTraining],
-    reference: int,
-    precision: str,
-) -> Memory:
-    """Estimate the memory of the training that needs the most."""
-    estimates = (
-        estimate_memory(
-            model.config,
-            training.params,
-            training.layers,
-            recipe.train,
-            precision,
-            reference if training.beside else 0,
-        )
-        for training in trainings
-    )
-    return max(estimates, key=lambda memory: memory.total)
-
-
 def _unique_tokens(recipe: Recipe, run: Run) -> tuple[int | None, bool]:
     """Return the tokens of an epoch, and whether that number is exact."""
     if (run.tokens / "manifest.json").exists():
         tokens = open_tokens(run.tokens)
         return tokens.train.num_samples(recipe.train.seq_len) * recipe.train.seq_len, True
     return recipe.data.tokens, False
-
-
-def _precision(recipe: Recipe, speed: Speed | None) -> str:
-    if recipe.train.precision != "auto":
-        return recipe.train.precision
-    return "fp32" if speed is None else speed.device.precision
 
 
 def _disk(
@@ -245,7 +213,9 @@ def _disk(
     rows = first_int(text_config(model.config), ("vocab_size",)) or 2**16 + 1
     models = sum(weights_bytes(training.params) for training in trainings)
     target = max(weights_bytes(t.params) for t in trainings if t.round is not None)
-    logits = _logits_bytes(stored, rows)
+    # The stored predictions: k ids with fp16 logits, and one fp32 for all other ids.
+    entry = id_type(rows).itemsize + 2
+    logits = sum(tokens * (top_k * entry + 4) for (top_k, _, _), tokens in stored.items())
     return {
         "reference": model.missing_bytes(model.tensors.values()),
         "tokens": None if unique is None else unique * id_type(rows).itemsize,
@@ -254,9 +224,3 @@ def _disk(
         "models": models + target,
         **({"logits": logits} if logits else {}),
     }
-
-
-def _logits_bytes(stored: Mapping[tuple[int, float, int], int], rows: int) -> int:
-    """Size of the stored predictions: k ids with fp16 logits, and one fp32 for all other ids."""
-    entry = id_type(rows).itemsize + 2
-    return sum(tokens * (top_k * entry + 4) for (top_k, _, _), tokens in stored.items())

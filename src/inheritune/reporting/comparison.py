@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from inheritune.errors import RecipeError
 from inheritune.reporting.document import document, filled
@@ -205,39 +204,28 @@ def _lines(run: _Run, style: Style) -> list[Line]:
 
 
 def _table(runs: Sequence[_Run]) -> Table:
-    columns = [
-        Column("run"),
-        Column("outcome"),
-        Column("layers", show=exact),
-        Column("of", show=exact),
-        Column("val_loss", "nats", loss),
-        Column("SE", show=loss),
-        Column("minus reference loss", "nats", signed),
-        Column("reference loss", "nats", loss),
-        Column("same-size scratch", "nats", loss),
-        Column("rounds", show=exact),
-        Column("tokens", show=amount),
-        Column("FLOPs", show=flops),
-        Column("time", "s", duration, True),
-    ]
-    values = [[run.name, headline(run.record).lower(), *_figures(run.record)] for run in runs]
-    notes = ["Tokens, FLOPs and time are those of all rounds of the target, without controls."]
-    return Table("runs", columns, values, notes)
+    return Table.of(
+        "runs",
+        runs,
+        [
+            (Column("run"), "name"),
+            (Column("outcome"), lambda run: headline(run.record).lower()),
+            (Column("layers", show=exact), "record.target.layers"),
+            (Column("of", show=exact), "record.reference.layers"),
+            (Column("val_loss", "nats", loss), "record.target_loss"),
+            (Column("SE", show=loss), "record.target.val_loss_se"),
+            (Column("minus reference loss", "nats", signed), _minus_reference),
+            (Column("reference loss", "nats", loss), "record.reference_loss"),
+            (Column("same-size scratch", "nats", loss), "record.scratch.val_loss"),
+            (Column("rounds", show=exact), lambda run: len(run.record.rounds)),
+            (Column("tokens", show=amount), "record.target_cost.tokens"),
+            (Column("FLOPs", show=flops), "record.target_cost.flops"),
+            (Column("time", "s", duration, True), "record.target_cost.seconds"),
+        ],
+        ["Tokens, FLOPs and time are those of all rounds of the target, without controls."],
+    )
 
 
-def _figures(record: RunRecord) -> list[Any]:
-    reached, level = record.target_loss, record.reference_loss
-    cost = record.target_cost
-    return [
-        record.target.layers,
-        record.reference.layers,
-        reached,
-        record.target.val_loss_se,
-        None if reached is None or level is None else reached - level,
-        level,
-        record.scratch.val_loss,
-        len(record.rounds),
-        cost.tokens,
-        cost.flops,
-        cost.seconds,
-    ]
+def _minus_reference(run: _Run) -> float | None:
+    reached, level = run.record.target_loss, run.record.reference_loss
+    return None if reached is None or level is None else reached - level
