@@ -2,8 +2,7 @@
 
 import errno
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -107,15 +106,13 @@ class Run:
         inside = folder.resolve().is_relative_to(self.root.resolve())
         return folder if inside else self.root / "missing"
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Hold the run's lock, which the system frees when the process ends, however it ends.
 
         Raises:
             MachineError: Another process writes to this run; the message names it.
         """
-        with locked(self.root / ".lock", f"another process is writing to {escape(self.root)}"):
-            yield
+        return locked(self.root / ".lock", f"another process is writing to {escape(self.root)}")
 
     def read(self) -> dict[str, Any]:
         """Read run.json as JSON values.

@@ -115,6 +115,13 @@ MAX_CONNECTIONS = 16  # at the same time; further ones are told to come back
 _NUM_PORTS = 50  # to try, from the one that was named
 _TIMEOUT_S = 10  # of a connection that sends nothing
 _PAGE, _CHANGE = "", "live"
+_SAFETY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
 
 
 class LiveServer(ThreadingHTTPServer):
@@ -217,43 +224,28 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, resource: str) -> None:
         version = self.server.current()
         tag = f'"{version.tag}-{resource or "page"}"'
+        headers = {"ETag": tag, "Cache-Control": "no-cache, private"}
         if self.headers.get("If-None-Match") == tag:
-            self._begin(HTTPStatus.NOT_MODIFIED, tag)
-            self.end_headers()
-            return
-        body = version.change if resource == _CHANGE else version.page
-        kind = "application/json" if resource == _CHANGE else "text/html; charset=utf-8"
-        self._begin(HTTPStatus.OK, tag)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def _begin(self, status: HTTPStatus, tag: str) -> None:
-        self.send_response(status)
-        self.send_header("ETag", tag)
-        self.send_header("Cache-Control", "no-cache, private")
-        self._send_safety_headers()
+            self._send(HTTPStatus.NOT_MODIFIED, headers)
+        elif resource == _CHANGE:
+            headers["Content-Type"] = "application/json"
+            self._send(HTTPStatus.OK, headers, version.change)
+        else:
+            headers["Content-Type"] = "text/html; charset=utf-8"
+            self._send(HTTPStatus.OK, headers, version.page)
 
     def _refuse(self, status: HTTPStatus) -> None:
-        body = f"{status.value} {status.phrase}\n".encode()
-        self.send_response(status)
+        headers = {"Content-Type": "text/plain; charset=utf-8"}
         if status is HTTPStatus.METHOD_NOT_ALLOWED:
-            self.send_header("Allow", "GET, HEAD")
-        self._send_safety_headers()
-        self.send_header("Content-Type", "text/plain; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+            headers["Allow"] = "GET, HEAD"
+        self._send(status, headers, f"{status.value} {status.phrase}\n".encode())
 
-    def _send_safety_headers(self) -> None:
-        for name, value in (
-            ("X-Content-Type-Options", "nosniff"),
-            ("X-Frame-Options", "DENY"),
-            ("Referrer-Policy", "no-referrer"),
-            ("Cross-Origin-Resource-Policy", "same-origin"),
-            ("Cross-Origin-Opener-Policy", "same-origin"),
-        ):
+    def _send(self, status: HTTPStatus, headers: dict[str, str], body: bytes | None = None) -> None:
+        if body is not None:
+            headers["Content-Length"] = str(len(body))
+        self.send_response(status)
+        for name, value in {**headers, **_SAFETY_HEADERS}.items():
             self.send_header(name, value)
+        self.end_headers()
+        if body is not None and self.command != "HEAD":
+            self.wfile.write(body)

@@ -1,7 +1,7 @@
 """Write a run's report: one page that opens from disk, with its tables and figures beside it."""
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,9 +52,6 @@ _MAX_PAGE_BYTES = 1_500_000
 _MAX_SAMPLES, _MAX_SAMPLE = 60, 3_000  # samples; characters of one
 _MAX_NOTES, _MAX_NOTE = 50, 1_000
 
-# Sections between the loss curves and the rounds; each is left out where the record has nothing.
-_SECTIONS: Sequence[Callable[[RunRecord], Section | None]] = (attention_section, task_section)
-
 
 @dataclass(frozen=True)
 class Report:
@@ -63,7 +60,6 @@ class Report:
     content: Mapping[str, Any]  # run.json as the page embeds it: nothing private, nothing that runs
     record: RunRecord
     curves: Sequence[Curve] = ()
-    sections: Sequence[Section] = ()  # sections on attention and on tasks
     problems: Sequence[str] = ()  # sentences on what could not be read
 
     @cached_property
@@ -71,6 +67,12 @@ class Report:
         """Charts of validation and training loss."""
         training = training_chart(self.record, self.curves)
         return [*loss_charts(self.record, self.curves), *([training] if training else [])]
+
+    @cached_property
+    def sections(self) -> list[Section]:
+        """Sections on attention and on tasks; each is left out where the record has nothing."""
+        sections = (attention_section(self.record), task_section(self.record))
+        return [section for section in sections if section is not None]
 
     @cached_property
     def speed_charts(self) -> list[Chart]:
@@ -147,8 +149,7 @@ def read_report(run_root: Path) -> Report:
             f"{run_root} holds a training without a recipe, which has no report.",
             f"Its result is in {run_root / 'run.json'}, its losses in metrics.jsonl.",
         )
-    sections = [section for make in _SECTIONS if (section := make(record)) is not None]
-    return Report(content, record, read_curves(run_root, record), sections, problems)
+    return Report(content, record, read_curves(run_root, record), problems)
 
 
 def page_title(report: Report) -> str:

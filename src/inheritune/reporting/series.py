@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from inheritune.reporting.curves import Curve, Row, thin
@@ -96,9 +96,9 @@ class Axis:
     source: str  # field of the rows
     label: str  # text of the button that chooses the axis
     title: str  # text below the axis, with the unit
-    unit: float  # divisor of the rows' values
-    end: float  # highest value of all lines, in that unit
     label_expr: str  # Vega expression of the tick labels
+    unit: float = 1.0  # divisor of the rows' values
+    end: float = 0.0  # highest value of all lines, in that unit
 
 
 # Short steps such as 200K read better than 200,000; "s" alone would write G for billions.
@@ -106,26 +106,26 @@ AMOUNT_LABELS = "replace(replace(format(datum.value, '~s'), 'G', 'B'), 'k', 'K')
 _POWER_LABELS = "replace(format(datum.value, '~e'), 'e+', 'e')"
 _PLAIN_LABELS = "format(datum.value, '~g')"
 _AXES = (
-    ("tokens", "tokens", "tokens", "training tokens", AMOUNT_LABELS),
-    ("steps", "steps", "steps", "optimizer steps", AMOUNT_LABELS),
-    ("flops", "flops", "FLOPs", "training FLOPs", _POWER_LABELS),
-    ("time", "seconds", "time", "training time", _PLAIN_LABELS),
+    Axis("tokens", "tokens", "tokens", "training tokens", AMOUNT_LABELS),
+    Axis("steps", "steps", "steps", "optimizer steps", AMOUNT_LABELS),
+    Axis("flops", "flops", "FLOPs", "training FLOPs", _POWER_LABELS),
+    Axis("time", "seconds", "time", "training time", _PLAIN_LABELS),
 )
 
 
 def axes_of(lines: Sequence[Line]) -> list[Axis]:
     """List the axes on which at least one line can be drawn; tokens first, and always there."""
     axes = []
-    for key, source, label, title, label_expr in _AXES:
-        values = [v for line in lines for row in line.rows if (v := row.get(source)) is not None]
+    for axis in _AXES:
+        rows = [row for line in lines for row in line.rows]
+        values = [value for row in rows if (value := row.get(axis.source)) is not None]
         highest = max(values, default=0.0)
-        if not highest and key != "tokens":
+        if not highest and axis.key != "tokens":
             continue
-        unit, unit_name = _time_unit(highest) if key == "time" else (1.0, "")
-        full_title = f"{title} ({unit_name})" if unit_name else title
-        axes.append(
-            Axis(key, source, unit_name or label, full_title, unit, highest / unit, label_expr)
-        )
+        if axis.key == "time":
+            unit, name = _time_unit(highest)
+            axis = replace(axis, label=name, title=f"{axis.title} ({name})", unit=unit)
+        axes.append(replace(axis, end=highest / axis.unit))
     return axes
 
 
