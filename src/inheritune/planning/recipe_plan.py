@@ -151,7 +151,7 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
     trainings = planner.all(round_sizes)
 
     # --- the memory of the training that needs the most ---
-    precision = recipe.train.precision
+    precision: str = recipe.train.precision
     if precision == "auto":
         precision = "fp32" if speed is None else speed.device.precision
     estimates = [

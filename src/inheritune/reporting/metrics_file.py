@@ -6,7 +6,6 @@ import statistics
 from array import array
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,8 @@ class Health:
     peak_memory: float | None = None
 
 
-_numbers = partial(array, "d")
+def _numbers() -> "array[float]":
+    return array("d")
 
 
 @dataclass
