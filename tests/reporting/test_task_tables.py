@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from inheritune.evaluation.suites import SUITES
-from inheritune.reporting.compute_table import compute_table
-from inheritune.reporting.published_rows import published
+from inheritune.reporting.published_tables import compute_table, published
 from inheritune.reporting.score_marks import CHANCE_NOTE, at_chance, is_bold, share_se
 from inheritune.reporting.task_tables import published_table, scores_table, task_tables
 from inheritune.run_record import EvaluatedModel, RunRecord

@@ -39,7 +39,7 @@ _DEVELOPMENT = re.compile(r"extra\s*==\s*['\"]dev['\"]")
 class Finding:
     """Result of one check."""
 
-    name: str  # what was checked, such as ``"free disk"``
+    name: str  # what was checked, such as "free disk"
     value: str  # the result, for people
     ok: bool = True  # false if a run would fail here
     hint: str = ""  # what to do about it, or what is slower or missing; usually empty

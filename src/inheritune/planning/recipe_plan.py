@@ -40,7 +40,7 @@ class RecipePlan(Rows):
 
     name: str
     run: Path
-    reference: str  # the model as the recipe names it; ``"trained here"`` if the recipe trains it
+    reference: str  # the model as the recipe names it; "trained here" if the recipe trains it
     # Commit that the reference is pinned to from now on; None unless it is on the Hub.
     commit: str | None
     reference_layers: int

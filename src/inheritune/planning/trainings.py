@@ -22,9 +22,9 @@ __all__ = ["PlannedTraining", "Planner", "growth_notes", "training_notes"]
 class PlannedTraining:
     """One training of a run, estimated."""
 
-    name: str  # name of the variant, or ``"reference"``
+    name: str  # name of the variant, or "reference"
     round: int | None  # round of the target, from 1; None for all other trainings
-    start: str  # initial weights, as in the recipe; the first training of stacking is ``"fresh"``
+    start: str  # initial weights, as in the recipe; the first training of stacking is "fresh"
     layers: int
     params: int
     tokens: int  # training tokens, in whole steps

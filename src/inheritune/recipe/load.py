@@ -26,10 +26,10 @@ class RecipeFile:
     path: Path | None  # the file; None for a recipe that was not read from one
     text: str  # the file's text without a byte order mark; empty if there is no file
     recipe: Recipe
-    # ``"file"``, ``"--set"``, ``"--scale"`` or ``"default"`` for each leaf of
-    # ``recipe.resolved()``, by its dotted key, such as ``"train.tokens"``. A list is one leaf.
+    # "file", "--set", "--scale" or "default" for each leaf of
+    # `recipe.resolved()`, by its dotted key, such as "train.tokens". A list is one leaf.
     origins: dict[str, str]
-    scaled: str = ""  # a sentence on how ``--scale`` shrank the recipe; otherwise empty
+    scaled: str = ""  # a sentence on how `--scale` shrank the recipe; otherwise empty
 
 
 def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeFile:

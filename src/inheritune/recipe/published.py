@@ -22,9 +22,9 @@ __all__ = ["Published", "Setting", "check_experiment", "experiment_names", "publ
 class Setting:
     """One setting of an experiment."""
 
-    key: str  # of the recipe, such as ``"train.tokens"``
+    key: str  # of the recipe, such as "train.tokens"
     value: Any
-    source: str  # where it is published, such as ``"v1 prints"``
+    source: str  # where it is published, such as "v1 prints"
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ _MAX_VALUES = 20_000  # a second of parsing; the largest honest recipe has hundr
 class Place:
     """Where and how a value was written."""
 
-    origin: str  # ``"file"`` or ``"--set"``
-    where: str  # ``"recipe.yaml, line 4"`` or ``"--set train.tokens=2M"``
-    line: int  # from 1; 0 for ``--set``
+    origin: str  # "file" or "--set"
+    where: str  # "recipe.yaml, line 4" or "--set train.tokens=2M"
+    line: int  # from 1; 0 for `--set`
     raw: str = ""  # a scalar as it was written, without its quotes; empty for lists and mappings
     quoted: bool = False  # true for a scalar in quotes, which YAML always reads as text
 
@@ -36,7 +36,7 @@ class Place:
 class Tree:
     """Plain values, each with the place it was written at."""
 
-    label: str  # file name or ``--set`` text, for messages
+    label: str  # file name or `--set` text, for messages
     value: Any = None  # mappings, lists, texts, numbers, booleans, dates and None
     # One for each key and list item, by its path from the top.
     places: dict[KeyPath, Place] = field(default_factory=dict)

@@ -39,7 +39,7 @@ class ComparedRun:
     """One run of a comparison."""
 
     name: str  # unique among the runs
-    outcome: str  # as in the record, or ``unfinished`` or ``failed``
+    outcome: str  # as in the record, or `unfinished` or `failed`
     verdict: str
 
 

@@ -35,7 +35,7 @@ class Curve:
     problems: Sequence[str] = ()  # sentences about what could not be read
     course: Course = field(default_factory=Course)
     flops_per_token: float | None = None
-    recorded: bool = False  # the training has ended and is in ``run.json``
+    recorded: bool = False  # the training has ended and is in `run.json`
     is_repeat: bool = False  # the training repeats another with a further seed
 
     @property

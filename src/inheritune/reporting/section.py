@@ -19,7 +19,7 @@ class Chart:
     title: str
     caption: str  # how to read it, and what it does not show
     alt: str  # the same for people who do not see it, with the figures
-    # Vega-Lite description, data included. With ``axes`` under its ``usermeta``, the page lets its
+    # Vega-Lite description, data included. With `axes` under its `usermeta`, the page lets its
     # reader choose the axis and hide lines.
     spec: dict[str, Any]
     table: Table | None = None

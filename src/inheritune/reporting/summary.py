@@ -27,7 +27,7 @@ class ScaleMark:
     """One model on the scale of losses."""
 
     name: str
-    kind: str  # ``reference``, ``target``, ``scratch`` or ``other``: decides shape and colour
+    kind: str  # `reference`, `target`, `scratch` or `other`: decides shape and colour
     detail: str  # layers and tokens
     value: str  # val_loss, as shown
     error: str  # its standard deviation over seeds or, with one seed, its standard error; as shown

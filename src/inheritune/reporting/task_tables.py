@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inheritune.evaluation.suites import SUITES, VAL_LOSS, Question, Suite
-from inheritune.reporting.compute_table import compute_table
-from inheritune.reporting.published_rows import number_of, published
+from inheritune.reporting.published_tables import compute_table, number_of, published
 from inheritune.reporting.quantities import amount, exact, formatted
 from inheritune.reporting.score_marks import BOLD_RULE, CHANCE_NOTE, at_chance, is_bold, share_se
 from inheritune.reporting.section import Section
@@ -92,7 +91,7 @@ class _Row:
 
     label: list[Any]  # model, start, layers, tokens or steps
     cells: list[_Cell]
-    role: str  # ``reference``, ``target`` or ``control``; ``baseline`` for other published models
+    role: str  # `reference`, `target` or `control`; `baseline` for other published models
     published: bool
 
 

@@ -1,11 +1,17 @@
-"""Put the cost of this run beside Table 1 of the paper, the cost of published trainings."""
+"""Read the tables that the authors printed, and put the cost of a run beside the first of them.
 
-from inheritune.reporting.published_rows import number_of, published
+Sanyal et al., arXiv 2404.08634, with its poster and README.
+"""
+
+import csv
+from functools import cache
+from importlib.resources import files
+
 from inheritune.reporting.quantities import amount, flops, formatted
 from inheritune.reporting.table import Column, Table
 from inheritune.run_record import RunRecord
 
-__all__ = ["compute_table"]
+__all__ = ["compute_table", "number_of", "published"]
 
 # Versions 1 and 4 of arXiv 2404.08634, and the poster.
 _NOTES = (
@@ -18,6 +24,21 @@ _NOTES = (
     "the published rows, only the last training.",
 )
 _DAY_S = 86_400
+
+
+@cache
+def published(name: str) -> tuple[dict[str, str], ...]:
+    """Read the rows of a table in ``reporting/published/``, such as ``table2_tasks``."""
+    text = (files("inheritune.reporting") / "published" / f"{name}.csv").read_text("utf-8")
+    return tuple(csv.DictReader(text.splitlines()))
+
+
+def number_of(row: dict[str, str], key: str) -> float | None:
+    """A cell as a number; None where nothing was printed."""
+    try:
+        return float(row.get(key) or "")
+    except ValueError:
+        return None
 
 
 def compute_table(record: RunRecord) -> Table:
