@@ -46,7 +46,7 @@ from inheritune.recipe.schema import Recipe
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
 from inheritune.system.progress import Progress
-from inheritune.system.signals import catch_signals
+from inheritune.system.signals import catch_signals, end_process_at_second_signal
 from inheritune.training import checkpoint as state
 from inheritune.training import checkpoint_files, loop, trackers
 from inheritune.training import sharded_safetensors as saved_tensors
@@ -290,6 +290,7 @@ def test_a_second_signal_ends_at_once_and_corrupts_nothing(
 
     def work_and_be_asked() -> None:
         state.write_pieces = write_and_be_asked
+        end_process_at_second_signal()
         with catch_signals():
             work.run_training(tmp_path, tiny_tokens, **SAVE_ALWAYS)
 

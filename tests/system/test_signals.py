@@ -51,10 +51,22 @@ def test_flag_follows_the_request_of_another_process() -> None:
     assert flag.signal_number == signal.SIGTERM
 
 
+def test_a_second_signal_interrupts_a_library_call() -> None:
+    with pytest.raises(KeyboardInterrupt), catch_signals() as flag:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert flag()
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_second_signal_ends_the_process_at_once(number: signal.Signals, code: int) -> None:
+def test_a_second_signal_ends_the_process_of_a_command_at_once(
+    number: signal.Signals, code: int
+) -> None:
     program = (
-        "import time; from inheritune.system.signals import catch_signals\n"
+        "import time; from inheritune.system import signals\n"
+        "from inheritune.system.signals import catch_signals\n"
+        "signals.end_process_at_second_signal()\n"
         "with catch_signals() as flag:\n"
         "    print('ready', flush=True)\n"
         "    while not flag(): time.sleep(0.01)\n"

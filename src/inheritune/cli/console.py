@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from inheritune.cli.launch import is_first_process
 from inheritune.errors import DivergedError, InherituneError, Interrupted, escape, visible
-from inheritune.system.progress import silent
+from inheritune.system.progress import Listener, silent
 
 if TYPE_CHECKING:
     from inheritune.recipe.load import RecipeFile
@@ -156,14 +156,14 @@ class UsageAsJson(TyperGroup):
 
 
 @contextmanager
-def progress() -> Iterator[Callable[..., None]]:
+def progress() -> Iterator[Listener]:
     """Show the progress that steps report, from the first process only."""
-    from inheritune.cli.terminal import Terminal, listening
-
     if not is_first_process():
         yield silent
         return
-    with listening(Terminal(stderr=True)) as on_progress:
+    from inheritune.system.progress_bar import progress_bar
+
+    with progress_bar() as on_progress:
         yield on_progress
 
 

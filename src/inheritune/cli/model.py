@@ -29,6 +29,7 @@ from inheritune.system.progress import silent
 if TYPE_CHECKING:
     from inheritune.planning.candidates import Candidates, CutPlan
     from inheritune.planning.recipe_plan import RecipePlan
+    from inheritune.recipe.load import RecipeFile
     from inheritune.verification.run_model import Finding
 
 __all__ = ["convert", "inherit", "plan", "verify"]
@@ -203,23 +204,25 @@ def plan(
 ) -> None:
     """Estimate size, time and cost of a cut or a recipe, without running it."""
     with reported(as_json, debug):
+        from inheritune import api
         from inheritune.planning.candidates import Candidates, CutPlan
         from inheritune.planning.plan import is_recipe_path
-        from inheritune.planning.plan import plan as make_plan
-        from inheritune.recipe.schema import Recipe
-        from inheritune.system.devices import Speed, choose_device
 
-        subject: str | Recipe = source
+        subject: str | RecipeFile = source
         if is_recipe_path(source):
-            subject = load_recipe(Path(source), sets, scale).recipe
-        result = make_plan(
+            subject = load_recipe(Path(source), sets, scale)
+        result = api.plan(
             subject,
             layers,
             revision=revision,
+            tokens=tokens,
             seq_len=seq_len,
-            tokens=None if tokens is None else _amount(tokens),
-            speed=Speed(choose_device(device), devices, mfu, rate) if device else None,
+            device=device,
+            devices=devices,
+            mfu=mfu,
+            rate=rate,
             runs=runs,
+            progress=False,
         )
         if as_json:
             print_json(result.as_json())
@@ -247,15 +250,6 @@ def _show_plan(plan: "Candidates | CutPlan | RecipePlan") -> None:
         tables = recipe_tables(plan)
     for table in tables:
         show_table(Terminal(), table)
-
-
-def _amount(text: str) -> int:
-    from inheritune.recipe.values import parse_amount
-
-    amount = int(text) if text.isdecimal() and len(text) < 19 else parse_amount(text.strip())
-    if not isinstance(amount, int) or amount < 1:
-        raise RecipeError(f"--tokens {text!r} is not an amount.", "Write it like 500M or 1B.")
-    return amount
 
 
 def convert(

@@ -24,9 +24,12 @@ from inheritune.model_files.refusals import (
 from inheritune.model_files.safe_path import INDEX, SINGLE_FILE, read_weight_index, safe_file
 from inheritune.model_files.safetensors import Tensor, read_header
 from inheritune.system.progress import Listener, silent
+from inheritune.system.rows import html_table
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from inheritune.model_files.download.partial import PartialModel
 
 __all__ = ["ModelDirectory", "open_model"]
@@ -50,13 +53,13 @@ class ModelDirectory:
     """
 
     path: Path
-    config: dict[str, Any]
-    tensors: dict[str, Tensor]
-    side_files: list[Path]
+    config: dict[str, Any] = field(repr=False)
+    tensors: dict[str, Tensor] = field(repr=False)
+    side_files: list[Path] = field(repr=False)
     name: str = ""
     revision: str | None = None
-    metadata: Mapping[str, dict[str, str]] = field(default_factory=dict)
-    index_metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, dict[str, str]] = field(default_factory=dict, repr=False)
+    index_metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
     remote: "PartialModel | None" = None
 
     @property
@@ -95,6 +98,22 @@ class ModelDirectory:
                 while data := file.read(_CHUNK):
                     total.update(data)
         return total.hexdigest()
+
+    def load(self, **options: Any) -> "PreTrainedModel":
+        """Load the model with transformers, from these files alone and without code in them.
+
+        Args:
+            **options: For `AutoModelForCausalLM.from_pretrained`, such as ``dtype``.
+        """
+        from transformers import AutoModelForCausalLM
+
+        self.download(self.tensors.values())
+        safe = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+        return AutoModelForCausalLM.from_pretrained(self.path, **(options | safe))
+
+    def _repr_html_(self) -> str:
+        row = {"layers": self.layers, "parameters": self.params, "path": str(self.path)}
+        return html_table([row], self.name)
 
     def missing_bytes(self, tensors: Iterable[Tensor]) -> int:
         """Count the bytes that `download` would fetch; 0 for a local directory."""

@@ -16,6 +16,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from inheritune.errors import RecipeError
+
 __all__ = [
     "Amount",
     "AmountOrZero",
@@ -30,6 +32,7 @@ __all__ = [
     "Seeds",
     "Share",
     "Switch",
+    "amount_of_tokens",
     "parse_amount",
     "writable",
 ]
@@ -50,6 +53,19 @@ def parse_amount(value: object) -> object:
     # Decimal: 2.01 * 10**6 is not a whole number in binary floating point.
     amount = Decimal(value[:-1]) * _MULTIPLES[value[-1].upper()]
     return int(amount) if amount == amount.to_integral_value() else value
+
+
+def amount_of_tokens(tokens: int | str) -> int:
+    """Read an amount of tokens that stands outside of a recipe, such as ``--tokens 1B``.
+
+    Raises:
+        RecipeError: It is no amount, or less than 1.
+    """
+    text = str(tokens).strip()
+    amount = int(text) if text.isdecimal() and len(text) < 19 else parse_amount(text)
+    if not isinstance(amount, int) or amount < 1:
+        raise RecipeError(f"--tokens {tokens!r} is not an amount.", "Write it like 500M or 1B.")
+    return amount
 
 
 def _parse_amount(value: object) -> object:

@@ -28,12 +28,13 @@ from inheritune.steps.tasks import RunModel, ask_tasks, asked_at, check_tasks, s
 from inheritune.steps.tokens import import_flat_tokens, prepare_tokens
 from inheritune.steps.training_spec import TrainingSpec, layers_of, specs_for
 from inheritune.system.progress import Listener, Progress, silent
+from inheritune.system.rows import Rows
 
 __all__ = ["RunResult", "execute", "prepare_only", "train_only"]
 
 
 @dataclass(frozen=True)
-class RunResult:
+class RunResult(Rows):
     """The result of a run.
 
     Attributes:
@@ -66,6 +67,15 @@ class RunResult:
     def record(self) -> RunRecord:
         """Everything that run.json holds."""
         return Run(self.run).record()
+
+    @property
+    def matched(self) -> bool:
+        """Whether val_loss is at most the reference loss plus the recipe's tolerance."""
+        return self.verdict == "matched"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for the reference, the target and every control."""
+        return [dict(row) for row in self.summary["variants"]]
 
 
 def execute(

@@ -29,6 +29,7 @@ from inheritune.steps.training import run_training
 from inheritune.steps.training_spec import TrainingSpec
 from inheritune.steps.training_task import TrainingTask, training_inputs
 from inheritune.system.progress import Listener, silent
+from inheritune.system.rows import Rows
 from inheritune.system.signals import catch_signals
 
 __all__ = ["Pretraining", "PretrainingResult", "plan_pretraining", "pretrain"]
@@ -59,7 +60,7 @@ class Pretraining:
 
 
 @dataclass(frozen=True)
-class PretrainingResult:
+class PretrainingResult(Rows):
     """The result of a training without a recipe: ``result`` of run.json, in the order it has there.
 
     Attributes:
@@ -97,6 +98,10 @@ class PretrainingResult:
     skipped: int
     notes: list[str]
     ledger: list[dict[str, Any]]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row: size, losses and cost."""
+        return [{k: v for k, v in asdict(self).items() if k not in ("notes", "ledger")}]
 
 
 def plan_pretraining(

@@ -13,7 +13,7 @@ from types import FrameType
 
 from inheritune.errors import Interrupted
 
-__all__ = ["StopFlag", "catch_signals", "follow_parent"]
+__all__ = ["StopFlag", "catch_signals", "end_process_at_second_signal", "follow_parent"]
 
 _STOP_SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
@@ -65,9 +65,24 @@ class StopFlag:
             raise Interrupted(f"stopped by {name}; {saved}.", "Run the same command to continue.")
 
 
+_ends_process = False
+
+
+def end_process_at_second_signal() -> None:
+    """Let a second signal end this process at once, as people expect of a command.
+
+    A library must not end its caller's process: without this call, KeyboardInterrupt is raised.
+    """
+    global _ends_process
+    _ends_process = True
+
+
 @contextmanager
 def catch_signals() -> Iterator[StopFlag]:
     """Collect SIGINT, SIGTERM and SIGUSR1 in a flag while the block runs.
+
+    A second signal raises KeyboardInterrupt, or ends the process of a command. Outside the main
+    thread no signal arrives, so nothing is installed. The handlers before are put back at the end.
 
     Handlers are installed even where the signal was ignored: a job that a script starts in the
     background inherits an ignored SIGINT.
@@ -83,7 +98,9 @@ def catch_signals() -> Iterator[StopFlag]:
         if flag.signal_number is None:
             flag.signal_number, requested_at = number, time.monotonic()
         elif time.monotonic() - requested_at >= echo_s:
-            os._exit(128 + number)
+            if _ends_process:
+                os._exit(128 + number)
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield flag  # Python delivers signals to the main thread only
@@ -93,4 +110,5 @@ def catch_signals() -> Iterator[StopFlag]:
         yield flag
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: not installed from Python, and cannot be put back
+                signal.signal(number, handler)

@@ -4,14 +4,16 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from inheritune.data.tokens import verify_tokens
 from inheritune.errors import CheckpointError, DataError, SourceError, escape, first_line
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.run_directory import Run
 from inheritune.run_record import TRAIN
+from inheritune.system.rows import Rows
 from inheritune.verification.model import verify_model, verify_unrecorded_model
 from inheritune.verification.run_model import Finding
 
@@ -22,7 +24,7 @@ _STEP = re.compile(r"step-[0-9]{8,}")
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Rows):
     """The result of `verify`.
 
     Attributes:
@@ -38,6 +40,10 @@ class Verification:
     def complete(self) -> bool:
         """Whether every part was proven. A difference raises, so an unproven part was skipped."""
         return all(finding.proven for finding in self.findings)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each finding."""
+        return [asdict(finding) for finding in self.findings]
 
 
 def verify(

@@ -1,0 +1,60 @@
+"""Make a recipe of a path, a preset's name, a `Recipe` or keyword arguments."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inheritune.recipe.load import RecipeFile, made_recipe, read_recipe
+from inheritune.recipe.presets import preset_path
+from inheritune.recipe.schema import Recipe
+from inheritune.recipe.yaml_tree import Tree
+
+__all__ = ["is_recipe", "overrides", "recipe_with"]
+
+
+def is_recipe(value: object) -> bool:
+    """Tell a recipe, or the path of one, from a model."""
+    if isinstance(value, str | os.PathLike):
+        return Path(value).suffix in (".yaml", ".yml") and not Path(value).is_dir()
+    return isinstance(value, Recipe | RecipeFile)
+
+
+def recipe_with(
+    recipe: "str | os.PathLike[str] | Recipe | RecipeFile | None", sections: Mapping[str, Any]
+) -> RecipeFile:
+    """Read a recipe, with keys that replace its own.
+
+    Args:
+        recipe: Path, name of a preset, or a `Recipe`; None: the sections alone are the recipe.
+        sections: Sections of a recipe; of a mapping, only the keys that it has are replaced.
+
+    Raises:
+        RecipeError: The recipe is missing or wrong; one to three lines say where.
+    """
+    if isinstance(recipe, str | os.PathLike):
+        path = Path(recipe)
+        if isinstance(recipe, str) and not path.suffix and not path.exists():
+            path = preset_path(recipe)
+        return read_recipe(path, overrides(sections))
+    if isinstance(recipe, RecipeFile):
+        if not sections:
+            return recipe
+        recipe = recipe.recipe
+    fields = recipe.resolved() if isinstance(recipe, Recipe) else {}
+    for name, value in sections.items():
+        merges = isinstance(value, Mapping) and isinstance(fields.get(name), dict)
+        fields[name] = {**fields[name], **value} if merges else value
+    return made_recipe(Tree("the recipe", fields))
+
+
+def overrides(sections: Mapping[str, Any]) -> list[str]:
+    """Write sections as ``--set`` writes them: KEY=VALUE, in JSON, which is YAML."""
+    overrides = []
+    for name, value in sections.items():
+        keys = value.items() if isinstance(value, Mapping) else [("", value)]
+        for key, part in keys:
+            dotted = f"{name}.{key}" if key else name
+            overrides.append(f"{dotted}={json.dumps(part, default=os.fspath)}")
+    return overrides
