@@ -10,7 +10,17 @@ generate.write()
 
 project = "inheritune"
 author = "The inheritune developers"
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+# Signatures as they are written, and no table of links to types: the page must not import torch.
+autodoc_typehints = "none"
+autodoc_preserve_defaults = True
+autodoc_member_order = "bysource"
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+add_module_names = False
+default_role = "code"
+# Types in docstrings link to what is on the page of the API; the others have no page.
+nitpick_ignore_regex = [(r"py:.*", r".*")]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3

@@ -281,3 +281,20 @@ def test_calls_work_outside_of_the_main_thread(target: Any, tiny_tokens: Any) ->
     thread.start()
     thread.join()
     assert len(results) == 1
+
+
+# --- the example ---
+
+
+def test_the_example_notebook_runs(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[1]
+    (tmp_path / "recipes").symlink_to(root / "recipes", target_is_directory=True)
+    done = subprocess.run(
+        [sys.executable, root / "examples" / "notebook.py"],
+        cwd=tmp_path,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the report: notebook/runs/tiny/report/index.html" in done.stdout

@@ -1,4 +1,4 @@
-"""The README's commands are run, in order, in one directory with recipes/ and examples/.
+"""The README's commands and its Python are run, in order, in a directory with recipes/, examples/.
 
 Commands stand in ```console blocks, on lines that start with ``$ ``. A line ends in ``# exits N``
 where its exit code is not 0. ``<!-- not run: REASON -->`` on the line before a block, or before a
@@ -77,6 +77,20 @@ def test_readme_command(command, workplace):
         check_pip(arguments)
     else:
         assert program in {"git", "cd"}, f"how is {command.text!r} to be checked?"
+
+
+def test_readme_python(workplace):
+    """The Python blocks run after the commands, in the same directory."""
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert blocks
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)],
+        cwd=workplace,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "CI": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def run(command: Command, workplace: Path) -> None:

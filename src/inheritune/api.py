@@ -150,7 +150,7 @@ def inherit(
             cut.
         sha256: Also record SHA-256 digests, which takes longer.
         tokenizer: Tokenizer of a model in memory; None: the one that it was loaded with.
-        progress: See the module.
+        progress: True draws a bar, False is silent, a function is called with each event.
 
     Returns:
         The target; ``.load()`` gives the transformers model.
@@ -196,7 +196,7 @@ def grow(
         layers: Number of layers of the grown model.
         out: The directory to write; missing or empty.
         revision: Branch, tag or commit of a Hub id.
-        progress: See the module.
+        progress: True draws a bar, False is silent, a function is called with each event.
 
     Raises:
         RecipeError: ``layers`` is not between the target's and the reference's.
@@ -223,7 +223,7 @@ def convert(source: PathLike, out: PathLike, *, progress: ProgressOption = True)
     Args:
         source: Model directory with ``pytorch_model*.bin``.
         out: The directory to write; missing or empty.
-        progress: See the module.
+        progress: True draws a bar, False is silent, a function is called with each event.
 
     Raises:
         SourceError: The files are broken or unsafe, or hold more than plain tensors.
@@ -249,7 +249,7 @@ def verify(
         reference: The model that a model, or a run's target, was cut from; its bytes and what its
             layers compute are then compared, too.
         revision: Branch, tag or commit of a Hub id.
-        progress: See the module.
+        progress: True draws a bar, False is silent, a function is called with each event.
 
     Returns:
         A row for each part that was checked, or could not be.
@@ -293,7 +293,7 @@ def derive(
         runs: Directory of runs; this one gets a subdirectory with the recipe's name.
         allow_change: Recipe keys that may differ from those that the run was started with.
         checkpoint: Continue the unfinished training from this checkpoint; None: from the newest.
-        progress: See the module.
+        progress: True draws a bar, False is silent, a function is called with each event.
         **sections: Keys of the recipe that replace the file's, such as ``train={"tokens": "1M"}``
             or ``name="mine"``.
 
@@ -341,7 +341,7 @@ def prepare(
         tokenizer: The model, or the directory, whose tokenizer is used.
         out: The token directory; opened as it is if it was prepared from the same.
         seq_len: Tokens per sequence; both splits must hold at least one.
-        progress: See the module.
+        progress: True draws a bar, False is silent, a function is called with each event.
         **data: Other keys of a recipe's `data` section, such as ``val_fraction=0.01``.
 
     Raises:
@@ -393,7 +393,7 @@ def train(
         out: Directory of the training; the trained model is ``out/model``.
         allow_change: Keys that may differ from those that the training was started with.
         checkpoint: Continue from this checkpoint; None: from the newest.
-        progress: See the module.
+        progress: True draws a bar, False is silent, a function is called with each event.
         **sections: Keys of a recipe's `train` and `evaluate`, such as ``train={"tokens": "10M"}``,
             ``data={"allow_repeat": True}`` and ``reference={"revision": ...}``.
 
@@ -467,7 +467,7 @@ def evaluate(
         task_data: Directory of ``TASK.jsonl`` files, read instead of the Hub's data sets.
         allow_task_code: Let tasks run code of their own.
         tokenizer: Tokenizer of models in memory; None: the one that each was loaded with.
-        progress: See the module.
+        progress: True draws a bar, False is silent, a function is called with each event.
 
     Returns:
         A row for each model, task and metric; tasks that could not be asked are in ``failures``.
@@ -538,7 +538,7 @@ def analyze(
         bos: Begin each sequence with BOS: ``yes``, ``no``, or ``auto``, as the tokenizer does.
         spectrum: Also compute singular values of the weights; large matrices take long.
         tokenizer: Tokenizer of a model in memory; None: the one that it was loaded with.
-        progress: See the module.
+        progress: True draws a bar, False is silent, a function is called with each event.
 
     Returns:
         A row for each layer; ``advice`` says how many first layers to inherit.
@@ -601,7 +601,7 @@ def plan(
         mfu: Share of the device's peak that training reaches, in (0, 1].
         rate: Dollars per hour of one device.
         runs: Directory of runs, for a recipe.
-        progress: See the module.
+        progress: True draws a bar, False is silent, a function is called with each event.
         **sections: Keys of the recipe that replace the file's, as for `derive`.
 
     Returns:
@@ -644,7 +644,7 @@ def report(
     Args:
         runs: A run's directory, or several.
         out: The page that compares several; that of one run is in the run.
-        progress: See the module.
+        progress: True draws a bar, False is silent, a function is called with each event.
 
     Returns:
         The page.
