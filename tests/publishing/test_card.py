@@ -7,7 +7,7 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from inheritune.model_files.card import split_front_matter
-from inheritune.publishing.card import card, write_card
+from inheritune.publishing.card import card_text, write_card
 from inheritune.reporting.embed import presentable
 from inheritune.run_record import RunRecord
 
@@ -45,7 +45,7 @@ INHERITED = {"layer_map": [0, 1, 2, 5], "reference": {"name": "org/large", "revi
 
 
 def made(**changes):
-    return split_front_matter(card(typed(RECORD | changes), INHERITED, ["val-loss.png"]))
+    return split_front_matter(card_text(typed(RECORD | changes), INHERITED, ["val-loss.png"]))
 
 
 def typed(content):
@@ -87,7 +87,7 @@ def test_the_text_says_where_the_model_comes_from_and_how_it_is_loaded():
 
 
 def test_what_is_not_known_is_left_out():
-    fields, body = split_front_matter(card(RunRecord(), {}, []))
+    fields, body = split_front_matter(card_text(RunRecord(), {}, []))
     assert fields.keys() == {"library_name", "pipeline_tag", "tags"}
     assert "None" not in body and "No task was evaluated" in body
 

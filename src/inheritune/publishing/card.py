@@ -1,4 +1,4 @@
-"""The model card of a trained target: metadata for the Hub, and what a reader has to know."""
+"""Write the model card of a trained target: metadata for the Hub, results, provenance, limits."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from inheritune.run_record import RunRecord, TokenFacts, read_run_json
 from inheritune.system.files import write_bytes
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
-__all__ = ["card", "write_card"]
+__all__ = ["card_text", "write_card"]
 
 _PAPER = "2404.08634"
 _LONGEST_NAME = 200  # characters, in the text
@@ -32,11 +32,8 @@ _DATASET = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w-]*")
 def write_card(run_root: Path) -> Path | None:
     """Write ``target/README.md`` and copy the report's figures beside it.
 
-    Args:
-        run_root: The run's directory.
-
     Returns:
-        The card's path; None where the run has no target yet.
+        The card's path; None if the run has no target yet.
     """
     target = run_root / "target"
     if not (target / "config.json").is_file():
@@ -49,13 +46,13 @@ def write_card(run_root: Path) -> Path | None:
     for path in figures:
         (target / "figures").mkdir(exist_ok=True)
         shutil.copyfile(path, target / "figures" / path.name)
-    made = card(record, inherited, [path.name for path in figures])
-    write_bytes(target / "README.md", made.encode())
+    content = card_text(record, inherited, [path.name for path in figures])
+    write_bytes(target / "README.md", content.encode())
     return target / "README.md"
 
 
-def card(record: RunRecord, inherited: Mapping[str, Any], figures: list[str]) -> str:
-    """README.md of a trained target, as the Hugging Face Hub shows it.
+def card_text(record: RunRecord, inherited: Mapping[str, Any], figures: list[str]) -> str:
+    """Compose README.md of a trained target, as the Hugging Face Hub shows it.
 
     Args:
         record: run.json as `presentable` leaves it.
@@ -63,8 +60,8 @@ def card(record: RunRecord, inherited: Mapping[str, Any], figures: list[str]) ->
         figures: File names below ``figures/`` of the target.
 
     Returns:
-        Markdown with YAML front matter, which reads back equal whatever the record holds. In the
-        body, foreign text stands as code.
+        Markdown with YAML front matter. Text from the record is set as code, so that it can contain
+        no markup.
     """
     parts = [
         _opening(record),
@@ -84,7 +81,7 @@ def card(record: RunRecord, inherited: Mapping[str, Any], figures: list[str]) ->
     return join_front_matter(_fields(record), f"\n{body}")
 
 
-# -- metadata
+# --- metadata ---
 
 
 def _fields(record: RunRecord) -> dict[str, Any]:
@@ -103,7 +100,7 @@ def _fields(record: RunRecord) -> dict[str, Any]:
 
 
 def _datasets(record: RunRecord) -> list[str]:
-    """Ids of the Hub datasets among the sources; only such a source has a commit."""
+    """List the Hub datasets among the sources; only such a source has a commit."""
     if not record.tokens.commits:
         return []
     source = record.recipe_section("data").get("source")
@@ -114,22 +111,22 @@ def _datasets(record: RunRecord) -> list[str]:
 
 
 def _results(record: RunRecord) -> list[dict[str, Any]]:
-    result, found = record.result, []
+    result, entries = record.result, []
     if result.val_loss is not None:
         metric: dict[str, Any] = {"type": "val_loss", "name": "val_loss, nats per token"}
         metric["value"] = result.val_loss
         if result.val_loss_se is not None:
             metric["args"] = {"standard_error": result.val_loss_se}
-        found.append(_result("held-out text of the run", "held-out", [metric]))
+        entries.append(_result("held-out text of the run", "held-out", [metric]))
     for score in _task_scores(record):
         metric = {"type": score.metric, "value": score.value, "args": score.args}
-        found.append(_result(score.task, score.task, [metric]))
-    return found
+        entries.append(_result(score.task, score.task, [metric]))
+    return entries
 
 
 @dataclass(frozen=True)
 class _TaskScore:
-    """One metric of one task, with what the Hub shows beside it."""
+    """One metric of one task, with the arguments that the Hub shows beside it."""
 
     task: str
     metric: str
@@ -138,7 +135,7 @@ class _TaskScore:
 
 
 def _task_scores(record: RunRecord) -> list[_TaskScore]:
-    """The scores of the target."""
+    """List the scores of the target."""
     evaluation = record.evaluation
     version = evaluation.lm_eval_version or record.versions.get("lm_eval")
     scores = []
@@ -165,17 +162,16 @@ def _result(name: str, kind: str, metrics: list[dict[str, Any]]) -> dict[str, An
     }
 
 
-# -- body
+# --- body ---
 
 
 def _opening(record: RunRecord) -> str:
     layers, total = record.result.layers, record.result.reference_layers
-    kept = f"{layers} of {total} layers" if layers and total else "Fewer layers"
-    title = f"# {kept} of {_code(record.reference.model or 'a reference')}\n"
-    # What was scaled down is no result, and has to say so before it says anything.
-    scaled = record.scaled or ""
-    first = f"{_plain(scaled[:1000])}\n\n" if scaled else ""
-    return f"{title}\n{first}{_plain(verdict(record))}\n"
+    size = f"{layers} of {total} layers" if layers and total else "Fewer layers"
+    title = f"# {size} of {_code(record.reference.model or 'a reference')}\n"
+    # A scaled-down run is no result of the method: the card says so first.
+    warning = f"{_plain(record.scaled[:1000])}\n\n" if record.scaled else ""
+    return f"{title}\n{warning}{_plain(verdict(record))}\n"
 
 
 def _use() -> str:
@@ -205,26 +201,26 @@ def _scores(record: RunRecord) -> str:
 
 
 def _layers(inherited: Mapping[str, Any]) -> str:
-    kept = inherited.get("layer_map")
-    if not isinstance(kept, list) or not all(type(i) is int for i in kept) or not kept:
+    layer_map = inherited.get("layer_map") or []
+    if not layer_map or type(layer_map) is not list or any(type(i) is not int for i in layer_map):
         return ""
     reference = inherited.get("reference")
     reference = reference if isinstance(reference, dict) else {}
     commit = f" at commit {_code(reference['revision'])}" if reference.get("revision") else ""
-    said = ", ".join(f"{i} ← {source}" for i, source in enumerate(kept[:300]))
+    pairs = ", ".join(f"{i} ← {source}" for i, source in enumerate(layer_map[:300]))
     return (
         "## Layers\n\nBefore training, layers (left, from 0) were those of "
         f"{_code(reference.get('name') or 'the reference')}{commit} (right), and embeddings, final "
-        f"norm and head were its own: {said}. `inherit.json` names the source of every tensor.\n"
+        f"norm and head were its own: {pairs}. `inherit.json` names the source of every tensor.\n"
     )
 
 
 def _recipe(record: RunRecord) -> str:
     recipe = record.recipe
-    shown = {key: recipe[key] for key in ("inherit", "data", "train", "grow") if key in recipe}
-    whole = json.dumps(shown, indent=1, ensure_ascii=False)[:20_000]
-    fence = "`" * max(3, _longest_ticks(whole) + 1)
-    return f"## Recipe\n\n{fence}json\n{whole}\n{fence}\n"
+    sections = {key: recipe[key] for key in ("inherit", "data", "train", "grow") if key in recipe}
+    block = json.dumps(sections, indent=1, ensure_ascii=False)[:20_000]
+    fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", block))])
+    return f"## Recipe\n\n{fence}json\n{block}\n{fence}\n"
 
 
 def _provenance(record: RunRecord) -> str:
@@ -247,8 +243,11 @@ def _provenance(record: RunRecord) -> str:
         "versions": versions,
         "made": record.finished_at or record.started_at,
     }
-    known = {key: value for key, value in facts.items() if value not in (None, "", "—")}
-    lines = [f"| {key} | {_code(value)} |" for key, value in known.items()]
+    lines = [
+        f"| {key} | {_code(value)} |"
+        for key, value in facts.items()
+        if value not in (None, "", "—")
+    ]
     return "\n".join(["## Provenance\n", "| | |", "|---|---|", *lines, ""])
 
 
@@ -260,12 +259,12 @@ def _source(tokens: TokenFacts) -> str:
 
 
 def _commits(tokens: TokenFacts) -> str:
-    known = tokens.commits
-    return ", ".join(str(one)[:40] for one in known if one) if isinstance(known, list) else ""
+    commits = tokens.commits
+    return ", ".join(str(c)[:40] for c in commits if c) if isinstance(commits, list) else ""
 
 
 def _cost(record: RunRecord) -> str:
-    """What was paid, where the record has an hourly rate."""
+    """Format the price of the run; empty if the recipe names no hourly rate."""
     price = record.result.price
     if price is None or price.paid is None:
         return ""
@@ -273,32 +272,30 @@ def _cost(record: RunRecord) -> str:
 
 
 def _limits(record: RunRecord) -> str:
-    apart = record.recipe_section("data").get("val_source")
-    measured = (
-        "text that the run took as its validation set"
-        if apart
-        else ("held-out text of the run's own source")
-    )
-    said = [
-        "What the reference does wrong, this model does, too: its layers come from there. It was "
-        "not aligned, filtered or checked for safety since.",
-        f"val_loss was measured on {measured}; on other text it differs.",
+    val_text = "held-out text of the run's own source"
+    if record.recipe_section("data").get("val_source"):
+        val_text = "text that the run took as its validation set"
+    limits = [
+        "This model inherits the errors of its reference along with its layers. It has not been "
+        "aligned, filtered or checked for safety since.",
+        f"val_loss was measured on {val_text}; on other text it differs.",
     ]
     if not _task_scores(record):
-        said.append("No task was evaluated.")
+        limits.append("No task was evaluated.")
     overlap = record.tokens.overlap
     if overlap is not None and overlap.share is not None:
-        said.append(
+        limits.append(
             f"{overlap.share:.1%} of the held-out 13-grams also occur in the training text."
         )
-    noted = [note[:1000] for note in record.notes]
-    lines = [f"- {sentence}" for sentence in said] + [f"- {_plain(note)}" for note in noted[:20]]
-    made = f"Made with inheritune, which implements [Inheritune](https://arxiv.org/abs/{_PAPER}).\n"
-    return "\n".join(["## Limits\n", *lines, "", made])
+    limits += [_plain(note[:1000]) for note in record.notes[:20]]
+    origin = (
+        f"Made with inheritune, which implements [Inheritune](https://arxiv.org/abs/{_PAPER}).\n"
+    )
+    return "\n".join(["## Limits\n", *(f"- {limit}" for limit in limits), "", origin])
 
 
 def _code(value: object) -> str:
-    """Foreign text as code on one line: no markup, no end of the cell or of the front matter."""
+    """Set text from the record as code on one line, which can end neither cell nor front matter."""
     flat = " ".join(str(value)[:_LONGEST_NAME].split()).replace("`", "'").replace("|", "¦")
     return f"`{flat or ' '}`"
 
@@ -313,11 +310,3 @@ def _plain(text: str) -> str:
 def _alt(name: str) -> str:
     plain = name.removesuffix(".png").replace("-", " ")
     return "".join(c if c.isalnum() or c == " " else " " for c in plain)
-
-
-def _longest_ticks(text: str) -> int:
-    longest = run = 0
-    for character in text:
-        run = run + 1 if character == "`" else 0
-        longest = max(longest, run)
-    return longest

@@ -1,4 +1,4 @@
-"""Which licence a target has, by its reference's, and what that allows."""
+"""Find the licence that a target carries over from its reference, and refuse what it forbids."""
 
 import re
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ _STATE_IT = "State the reference's: --license apache-2.0, for example."
 
 @dataclass(frozen=True)
 class BaseLicence:
-    """What is known of the licence that a target carries over.
+    """The licence that a target carries over.
 
     Attributes:
-        licence: As the card of the target, or else of its base model, has it; None: unknown.
-        base: Hub id of the base model; None where it has none.
-        gated: Whether the base model is given only to those who accept its terms.
-        fields: What the card of the target lacks: the fields of its base model's on the licence.
+        licence: From the card of the target, or else of its base model; None: unknown.
+        base: Hub id of the base model; None if the card names none.
+        gated: Whether people must accept terms to get the base model.
+        fields: Licence fields of the base model's card that the target's card lacks.
     """
 
     licence: str | None
@@ -34,37 +34,37 @@ class BaseLicence:
 
     @property
     def restricted(self) -> bool:
-        """Whether it must be carried over as it is, and not be made public by the way."""
+        """Whether it must be kept as it is, and a public copy needs an explicit decision."""
         return self.gated or (self.licence is not None and is_non_commercial(self.licence))
 
 
 def is_non_commercial(licence: str) -> bool:
-    """Whether a licence, by its name on the Hub, keeps others from earning money."""
+    """Whether a licence, by its name on the Hub, forbids commercial use."""
     return _NON_COMMERCIAL.search(licence.lower()) is not None
 
 
 def carried_licence(fields: Mapping[str, Any]) -> BaseLicence:
-    """The licence on a target's card; where it names a base model, the Hub is asked about that.
+    """Read the licence of a target's card, and ask the Hub about the base model that it names.
 
     Args:
         fields: Front matter of the card.
     """
-    own, base = _name_of(fields), fields.get("base_model")
+    own_name, base = _name_of(fields), fields.get("base_model")
     if not isinstance(base, str) or not base:
-        return BaseLicence(own)
+        return BaseLicence(own_name)
     from huggingface_hub import HfApi, constants, errors
 
     try:
-        found = HfApi(endpoint=constants.ENDPOINT).model_info(base, timeout=15)
+        info = HfApi(endpoint=constants.ENDPOINT).model_info(base, timeout=15)
     except errors.GatedRepoError:
-        return BaseLicence(own, base, gated=True)
+        return BaseLicence(own_name, base, gated=True)
     except Exception:
-        # Whether it is gated is not known then: the card decides, and the push will say more.
-        return BaseLicence(own, base)
-    theirs = found.card_data.to_dict() if found.card_data else {}
-    missing = {} if own else carried_fields(theirs)
+        # The Hub cannot be reached: the card decides, and the push will fail with the reason.
+        return BaseLicence(own_name, base)
+    base_fields = info.card_data.to_dict() if info.card_data else {}
+    missing = {} if own_name else carried_fields(base_fields)
     missing.pop("language", None)
-    return BaseLicence(own or _name_of(theirs), base, bool(found.gated), missing)
+    return BaseLicence(own_name or _name_of(base_fields), base, bool(info.gated), missing)
 
 
 def _name_of(fields: Mapping[str, Any]) -> str | None:
@@ -78,17 +78,17 @@ def _name_of(fields: Mapping[str, Any]) -> str | None:
 
 
 def refuse_licence(base: BaseLicence, stated: str | None, repeated: bool, public: bool) -> None:
-    """Refuse to publish what may not be, or of which nobody knows whether it may.
+    """Refuse to publish a target whose licence is unknown or does not allow it.
 
     Args:
-        base: What is carried over.
+        base: From `carried_licence`.
         stated: The licence that the card will have.
-        repeated: Whether it was stated on the command line.
-        public: Whether everybody will see the target.
+        repeated: Whether it was given on the command line.
+        public: Whether the repository is public.
 
     Raises:
-        RecipeError: The licence is unknown; or the base is gated or not for commercial use, and
-            another licence is stated, or it would be public without stating the same.
+        RecipeError: The licence is unknown; or the base model is gated or not for commercial use,
+            and another licence is stated, or the copy would be public without stating the same.
     """
     if stated is None or stated.strip().lower() in {*_UNKNOWN, "other"}:
         raise RecipeError("the licence of the reference is unknown.", _STATE_IT)
@@ -96,14 +96,14 @@ def refuse_licence(base: BaseLicence, stated: str | None, repeated: bool, public
         return
     why = "gated" if base.gated else "not for commercial use"
     name = escape(base.base or "the reference")
-    theirs = escape(base.licence or "its own")
+    licence = escape(base.licence or "its own")
     if base.licence is not None and stated != base.licence:
         raise RecipeError(
-            f"{name} is {why}: its licence {theirs} cannot become {escape(stated)}.",
-            f"Leave --license out, or state {theirs}.",
+            f"{name} is {why}: its licence {licence} cannot become {escape(stated)}.",
+            f"Leave --license out, or state {licence}.",
         )
     if public and not repeated:
         raise RecipeError(
-            f"{name} is {why} (licence {theirs}); a public copy of its layers needs your word.",
-            f"Where its terms allow that, add --license {theirs}; or leave --public out.",
+            f"{name} is {why} (licence {licence}); a public copy of its layers needs your word.",
+            f"Where its terms allow that, add --license {licence}; or leave --public out.",
         )

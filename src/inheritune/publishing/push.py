@@ -1,4 +1,4 @@
-"""A target to the Hugging Face Hub: proven first, weights before all else, the card last."""
+"""Send a target to the Hugging Face Hub: verified first, then weights, other files, the card."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ __all__ = ["Parcel", "pack", "push"]
 CARD = "README.md"
 _MOST_CARD_BYTES = 10_000_000
 _MESSAGES = ("Weights", "Config, tokenizer and records", "Card")
-# Changed without changing the model: written again by every `report`.
+# `report` writes these again, without changing the model.
 _MAY_DIFFER = (CARD, "figures/")
 _MADE_BY_THE_HUB = {".gitattributes"}
 _ENDINGS = (
@@ -36,13 +36,13 @@ _LICENCE_NAMES = ("LICEN", "COPYING", "NOTICE", "USE_POLICY")
 
 @dataclass(frozen=True)
 class Parcel:
-    """What goes to the Hub.
+    """The files to send.
 
     Attributes:
         directory: The target.
-        groups: Names of files, in the order of the commits: weights, all else, card.
-        card: Text of the card as it is sent.
-        licence: Its licence.
+        groups: File names of each commit: weights, all else, card.
+        card: Text of the card.
+        licence: Licence on the card.
     """
 
     directory: Path
@@ -52,29 +52,29 @@ class Parcel:
 
     @property
     def files(self) -> list[dict[str, Any]]:
-        """Names and sizes in bytes, in the order in which they are sent."""
+        """Path and bytes of each file, in the order of sending."""
         return [{"path": n, "bytes": self.size(n)} for group in self.groups for n in group]
 
     def size(self, name: str) -> int:
-        """Bytes of one file as it is sent."""
+        """Bytes of one file."""
         return len(self.card.encode()) if name == CARD else (self.directory / name).stat().st_size
 
 
 def pack(
     path: Path, licence: str | None = None, public: bool = False, repo_id: str | None = None
 ) -> Parcel:
-    """Look at a target, prove it, and choose what is sent; changes nothing.
+    """Verify a target and choose the files to send; nothing is changed or sent.
 
     Args:
         path: A target, or a run that has one.
-        licence: States the licence, as the Hub names it, where the reference's card does not.
-        public: Whether everybody will see it.
-        repo_id: Where it shall go: its name is looked at, and nobody is asked.
+        licence: Licence by its name on the Hub; None: that of the reference's card.
+        public: Whether the repository will be public.
+        repo_id: Repository; only the form of its name is checked.
 
     Raises:
-        SourceError: It is no target, not sound, or not what its record says.
+        SourceError: There is no target, or it differs from its record.
         RecipeError: Its licence is unknown, or does not allow this.
-        MachineError: The name of the repository is not possible.
+        MachineError: The name of the repository is impossible.
     """
     if repo_id is not None:
         _refuse_name(repo_id)
@@ -94,40 +94,40 @@ def pack(
     for _ in verify_model(open_model(str(directory))):
         pass
     fields, body = split_front_matter(_read_card(directory))
-    found = carried_licence(fields)
-    stated = licence or found.licence
-    refuse_licence(found, stated, repeated=licence is not None, public=public)
+    carried = carried_licence(fields)
+    stated = licence or carried.licence
+    refuse_licence(carried, stated, repeated=licence is not None, public=public)
     assert stated is not None  # refused otherwise
-    fields |= found.fields
+    fields |= carried.fields
     if licence is not None and licence != fields.get("license"):
         for key in ("license_name", "license_link"):
             fields.pop(key, None)
         fields["license"] = licence
     weights = [name for name in names if name.endswith(".safetensors")]
-    rest = [name for name in names if name not in weights and name != CARD]
-    return Parcel(directory, (weights, rest, [CARD]), join_front_matter(fields, body), stated)
+    others = [name for name in names if name not in weights and name != CARD]
+    return Parcel(directory, (weights, others, [CARD]), join_front_matter(fields, body), stated)
 
 
 def push(
     parcel: Parcel, repo_id: str, public: bool = False, on_progress: Listener = silent
 ) -> dict[str, Any]:
-    """Send a parcel to a repository of the Hub, which is made where it is missing.
+    """Send a parcel to a repository of the Hub, which is created if it is missing.
 
-    Three commits: weights, all else, card. One that was broken off is continued by the same call;
-    what has arrived is not sent again. The Hub's own library does the sending.
+    There are three commits: weights, all else, card. After an interruption, the same call sends
+    what is still missing.
 
     Args:
-        parcel: What `pack` has chosen.
+        parcel: From `pack`.
         repo_id: ``owner/name``.
-        public: Whether everybody sees it; only for a repository that is made now.
-        on_progress: Told of the bytes.
+        public: Create a public repository.
+        on_progress: Called with the bytes sent.
 
     Returns:
         ``repo``, ``url``, ``private``, ``commit``, ``licence`` and ``files``; the commit is None
-        where all of it was there.
+        if everything was there already.
 
     Raises:
-        MachineError: There is no token that may write, the name is not possible, the repository
+        MachineError: There is no token that may write, the name is impossible, the repository
             holds something else, or the connection broke.
     """
     from huggingface_hub import HfApi, constants
@@ -141,20 +141,20 @@ def push(
         repo = api.create_repo(repo_id, private=not public, exist_ok=True).repo_id
         private = bool(api.repo_info(repo).private)
         _refuse_visibility(repo, private, public)
-        there = _already_there(api, repo, parcel)
+        present = _present_files(api, repo, parcel)
         total = sum(file["bytes"] for file in parcel.files)
-        sent = sum(parcel.size(name) for name in there)
+        sent = sum(parcel.size(name) for name in present)
         commit = None
         for message, group in zip(_MESSAGES, parcel.groups, strict=True):
-            if names := [name for name in group if name not in there]:
+            if names := [name for name in group if name not in present]:
                 on_progress(Progress("push", message=f"{message.lower()}: {len(names)} files"))
                 operations = []
                 for operation in _uploaded(api, repo, parcel, names):
                     operations.append(operation)
                     sent += parcel.size(operation.path_in_repo)
                     on_progress(Progress("push", sent, total, "bytes"))
-                made = api.create_commit(repo, operations, commit_message=message)
-                commit = str(made.oid)
+                info = api.create_commit(repo, operations, commit_message=message)
+                commit = str(info.oid)
     return {
         "repo": repo,
         "url": f"{constants.ENDPOINT}/{repo}",
@@ -166,16 +166,16 @@ def push(
 
 
 def _names(directory: Path) -> list[str]:
-    """Files of a model directory that are sent, in order; no pickle, nothing hidden."""
-    found = []
+    """List the files of a model directory to send; no pickles, nothing hidden."""
+    names = []
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if path.is_dir() or any(part.startswith(".") for part in Path(name).parts):
             continue
         if name.endswith(_ENDINGS) or path.name.upper().startswith(_LICENCE_NAMES):
             safe_file(directory, name)
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def _read_card(directory: Path) -> str:
@@ -197,40 +197,40 @@ def _refuse_reader(api: "HfApi") -> None:
     token = api.whoami().get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
         raise MachineError(
-            "the Hub's token of this machine may only read.",
+            "this machine's token of the Hub may only read.",
             "Log in with one that may write: hf auth login.",
         )
 
 
 def _refuse_visibility(repo: str, private: bool, public: bool) -> None:
     if public == private:
-        is_, asked = ("private", "--public") if private else ("public", "no --public")
+        state, option = ("private", "--public") if private else ("public", "no --public")
         raise MachineError(
-            f"{repo} is there already and {is_}, which {asked} does not fit.",
+            f"{repo} exists already and is {state}, which {option} does not fit.",
             "Change it in its settings on the Hub, or add --public."
-            if public is False
+            if not public
             else "Change it in its settings on the Hub, or leave --public out.",
         )
 
 
-def _already_there(api: "HfApi", repo: str, parcel: Parcel) -> set[str]:
-    """Names that need no sending; only what this very target has left there may be gone on with."""
+def _present_files(api: "HfApi", repo: str, parcel: Parcel) -> set[str]:
+    """List the files that the repository has already; refuse one that holds something else."""
     from huggingface_hub.hf_api import RepoFile
 
-    ours = {name for group in parcel.groups for name in group}
-    same = set()
+    names = {name for group in parcel.groups for name in group}
+    present = set()
     for entry in api.list_repo_tree(repo, recursive=True):
         if not isinstance(entry, RepoFile) or entry.path in _MADE_BY_THE_HUB:
             continue
-        large = None if entry.lfs is None else entry.lfs.sha256
-        if entry.path in ours and _is_same(parcel, entry.path, entry.blob_id, large):
-            same.add(entry.path)
+        sha256 = None if entry.lfs is None else entry.lfs.sha256
+        if entry.path in names and _is_same(parcel, entry.path, entry.blob_id, sha256):
+            present.add(entry.path)
         elif not entry.path.startswith(_MAY_DIFFER):
             raise MachineError(
-                f"{repo} holds something else already, such as {escape(entry.path)}.",
-                "Name another repository with --repo-id; an empty one, or a new one.",
+                f"{repo} already holds something else, such as {escape(entry.path)}.",
+                "Name a new or empty repository with --repo-id.",
             )
-    return same
+    return present
 
 
 def _is_same(parcel: Parcel, name: str, blob: str, sha256: str | None) -> bool:
@@ -250,7 +250,7 @@ def _is_same(parcel: Parcel, name: str, blob: str, sha256: str | None) -> bool:
 def _uploaded(
     api: "HfApi", repo: str, parcel: Parcel, names: Sequence[str]
 ) -> Iterator["CommitOperationAdd"]:
-    """Files ready to be committed; a large one stays there though the next one does not arrive."""
+    """Upload files for a commit, one by one, so that each is kept if a later one fails."""
     from huggingface_hub import CommitOperationAdd
 
     for name in names:
@@ -262,7 +262,7 @@ def _uploaded(
 
 @contextmanager
 def _hub(repo_id: str) -> Iterator[None]:
-    """Say in our own errors what the Hub and its library say in theirs."""
+    """Turn errors of the Hub and its library into our own."""
     from huggingface_hub import errors
 
     name = escape(repo_id)
@@ -272,21 +272,21 @@ def _hub(repo_id: str) -> Iterator[None]:
         raise
     except errors.LocalTokenNotFoundError as error:
         raise MachineError(
-            "there is no token of the Hub on this machine.", "Log in: hf auth login."
+            "this machine has no token of the Hub.", "Log in: hf auth login."
         ) from error
     except errors.HFValidationError as error:
         raise MachineError(
-            f"{name} is no name of a repository: {first_line(error)}", "Write it as owner/name."
+            f"{name} is no repository name: {first_line(error)}", "Write it as owner/name."
         ) from error
     except errors.HfHubHTTPError as error:
-        said = escape(getattr(error, "server_message", None) or first_line(error), 200)
+        reason = escape(getattr(error, "server_message", None) or first_line(error), 200)
         status = getattr(error.response, "status_code", None)
         if status in (401, 403):
             raise MachineError(
-                f"the Hub does not let this account write to {name}: {said}",
+                f"the Hub does not let this account write to {name}: {reason}",
                 "Log in with a token that may write there: hf auth login.",
             ) from error
-        raise MachineError(f"the Hub refuses {name}: {said}", _AGAIN) from error
+        raise MachineError(f"the Hub refuses {name}: {reason}", _AGAIN) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise _broken(name, error) from error
     except Exception as error:  # the HTTP library has a tree of its own
@@ -295,12 +295,12 @@ def _hub(repo_id: str) -> Iterator[None]:
         raise _broken(name, error) from error
 
 
-_AGAIN = "The same command goes on; what has arrived is not sent again."
+_AGAIN = "Run the same command again: it sends what is still missing."
 
 
 def _broken(name: str, error: Exception) -> MachineError:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    said = first_line(cause if isinstance(cause, Exception) else error)
-    return MachineError(f"the way to {name} on the Hub broke: {said}.", _AGAIN)
+    reason = first_line(cause if isinstance(cause, Exception) else error)
+    return MachineError(f"the connection to {name} on the Hub broke: {reason}.", _AGAIN)
