@@ -21,7 +21,7 @@ from inheritune.cli.app import app
 from inheritune.errors import MachineError, RecipeError, SourceError
 from inheritune.model_files.card import join_front_matter, split_front_matter
 from inheritune.model_files.directory import open_model
-from inheritune.publishing.card import card
+from inheritune.publishing.card import card_text
 from inheritune.publishing.push import pack, push
 from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe
@@ -169,14 +169,14 @@ def test_a_dry_run_refuses_a_bad_name_too(target, hub):
 def test_a_repository_with_other_content_is_never_written_to(target, hub, name):
     theirs = {"README.md": b"theirs", name: b"theirs"}
     hub.repos["me/taken"] = push_server.Repo(private=True, commits=[theirs])
-    with pytest.raises(MachineError, match=f"something else already, such as {name}"):
+    with pytest.raises(MachineError, match=f"already holds something else, such as {name}"):
         push(unverified(target), "me/taken")
     assert hub.repos["me/taken"].commits == [theirs]
 
 
 def test_a_public_repository_is_not_filled_by_a_private_push(target, hub):
     hub.repos["me/open"] = push_server.Repo(private=False)
-    with pytest.raises(MachineError, match="there already and public"):
+    with pytest.raises(MachineError, match="exists already and is public"):
         push(unverified(target), "me/open")
     push(unverified(target), "me/open", public=True)
 
@@ -214,7 +214,7 @@ def test_a_hostile_field_reads_back_equal_and_is_no_markup(value):
         "result": {"val_loss": 3.25, "layers": 4, "reference_layers": 8},
         "evaluation": [{"task": value, "metric": value, "value": 0.5}],
     }
-    text = card(typed(record), {"layer_map": [0], "reference": {"name": value}}, [])
+    text = card_text(typed(record), {"layer_map": [0], "reference": {"name": value}}, [])
     fields, body = split_front_matter(text)
     assert fields["license"] == fields["base_model"] == value
     assert fields["model-index"][0]["name"] == value
@@ -227,7 +227,7 @@ def test_a_hostile_field_reads_back_equal_and_is_no_markup(value):
 
 @pytest.mark.fault("E8")
 def test_a_megabyte_in_a_field_reads_back_equal():
-    text = card(typed({"reference": {"card": {"license": "x" * 1_000_000}}}), {}, [])
+    text = card_text(typed({"reference": {"card": {"license": "x" * 1_000_000}}}), {}, [])
     fields, body = split_front_matter(text)
     assert fields["license"] == "x" * 1_000_000 and len(body) < 10_000
 

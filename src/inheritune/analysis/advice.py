@@ -1,7 +1,4 @@
-"""How many first layers to inherit, as the rank of the reference's attention advises.
-
-Lazy layers and groups of them, by their attention rank.
-"""
+"""Advise how many first layers to inherit, from the attention rank of the reference's layers."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -14,9 +11,9 @@ def lazy_group(max_ranks: Mapping[int, float], first: int, total: int) -> bool:
     """Whether layers first to total - 1 are a lazy group: their mean MaxRank is below 2.
 
     Args:
-        max_ranks: MaxRank by the number of the layer. Layers without attention do not count; a
-            group of nothing else is none.
-        first: Of the group.
+        max_ranks: MaxRank by layer. Layers without attention do not count; a group without any
+            attention is not lazy.
+        first: First layer of the group.
         total: Layers of the model.
     """
     group = [rank for layer, rank in max_ranks.items() if first <= layer < total]
@@ -24,22 +21,18 @@ def lazy_group(max_ranks: Mapping[int, float], first: int, total: int) -> bool:
 
 
 def laziest_first(max_ranks: Mapping[int, float]) -> tuple[int, ...]:
-    """Layers by MaxRank, the lowest first; of equals, the later one first.
-
-    Args:
-        max_ranks: By the number of the layer, of those that have attention.
-    """
+    """Sort layers by MaxRank, lowest first; of equal ones, the later layer first."""
     return tuple(sorted(max_ranks, key=lambda layer: (max_ranks[layer], -layer)))
 
 
 @dataclass(frozen=True)
 class Advice:
-    """A number of layers to begin with. It decides nothing by itself.
+    """A number of layers to begin with.
 
     Attributes:
-        paper: Half of the reference's, as the papers begin.
-        advice: The fewest whose rest is a lazy group; half where there are none.
-        reason: Why, in words.
+        paper: Half of the reference's layers, with which the papers begin.
+        advice: The fewest first layers above which all are a lazy group; half if there are none.
+        reason: The reason for the advice, in words.
     """
 
     paper: int
@@ -48,12 +41,12 @@ class Advice:
 
 
 def advise(max_ranks: Mapping[int, float], total: int, safe: Collection[int]) -> Advice:
-    """The smallest n such that layers n to N - 1 are a lazy group and n is a safe cut point.
+    """Find the smallest n such that layers n to N - 1 are a lazy group and n is a safe cut point.
 
     Args:
-        max_ranks: MaxRank by the number of the layer, of those that have attention.
+        max_ranks: MaxRank by layer, of the layers that have attention.
         total: N, layers of the reference.
-        safe: Numbers of first layers at which it can be cut without breaking a pattern.
+        safe: Numbers of first layers at which a cut breaks no pattern of layers.
     """
     half = max(1, total // 2)
     for layers in range(1, total):

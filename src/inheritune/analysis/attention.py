@@ -1,4 +1,4 @@
-"""Attention rank and mass of every layer and head of a model, as the paper defines them.
+"""Measure attention rank and mass of every layer and head, as the paper defines them.
 
 N sequences, T tokens in each, H heads, L layers.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["THRESHOLDS", "AttentionStatistics", "LayerAttention", "measure_attention"]
 
-# Beside the one that is asked for.
+# Measured beside the threshold that is asked for.
 THRESHOLDS = (0.80, 0.85, 0.90, 0.95)
 _MASS_THRESHOLD = 0.90
 _NEARLY_ONE = 1.5
@@ -33,15 +33,15 @@ _MATRICES = 1 << 26  # values of a layer's matrices in one forward: 256 MB in fp
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """The attention of one layer; means over sequences.
+    """The attention of one layer, averaged over sequences.
 
     Attributes:
-        layer: Its number, from 0.
-        rank: Of each head, (H,), from 1 to T: fewest singular values that hold the threshold's
-            share of the squared ones.
-        rank_at: MaxRank at other thresholds.
-        mass: Of each head, (H,), from 1 to T: fewest columns that hold 90 % of the squared norm.
-        sink: Of each head, (H,): mean weight on the heaviest column.
+        layer: Position from the input, from 0.
+        rank: (H,), from 1 to T: fewest singular values that hold the threshold's share of the
+            squared ones.
+        rank_at: MaxRank by threshold.
+        mass: (H,), from 1 to T: fewest columns that hold 90 % of the squared norm.
+        sink: (H,), in (0, 1]: mean weight on the heaviest column.
     """
 
     layer: int
@@ -84,7 +84,7 @@ class LayerAttention:
             "sink_share": self.mean_sink,
             "heads_near_one": self.heads_near_one,
             "lazy": self.is_lazy,
-            "max_rank_at": {f"{at:g}": found for at, found in self.rank_at.items()},
+            "max_rank_at": {f"{threshold:g}": rank for threshold, rank in self.rank_at.items()},
             "rank": self.rank.round(4).tolist(),
             "mass": self.mass.round(4).tolist(),
             "sink": self.sink.round(6).tolist(),
@@ -93,13 +93,13 @@ class LayerAttention:
 
 @dataclass(frozen=True)
 class AttentionStatistics:
-    """What was seen of a model's attention.
+    """The attention of all layers of a model.
 
     Attributes:
         total: Layers of the model, L.
-        layers: Those that have attention.
-        skipped: Numbers of those that have none.
-        threshold: Of the rank.
+        layers: Layers that have attention.
+        skipped: Indices of the layers that have none.
+        threshold: Share of the squared singular values that a rank holds.
         sequences: N.
         tokens_per_sequence: T.
     """
@@ -156,23 +156,23 @@ def measure_attention(
     task: str = "attention",
     ranks_of: "Callable[..., Tensor]" = attention_rank,
 ) -> AttentionStatistics:
-    """Rank and mass of the causal attention of every head, per sequence, before dropout.
+    """Measure rank and mass of every head's causal attention, per sequence, before dropout.
 
     Matrices are reduced one layer at a time and never averaged. No padding: sequences are full.
 
     Args:
         model: A causal language model in fp32; left in evaluation mode, with its own attention.
-        total: Its layers, L.
+        total: L, its number of layers.
         ids: (N, T), at least one sequence of two tokens.
         threshold: Share of the squared singular values, in (0, 1).
-        stop: Asked between forwards.
-        on_progress: Told after every forward.
-        task: Name shown with the progress.
-        ranks_of: Another way to compute the ranks, for comparing.
+        stop: Checked between forwards.
+        on_progress: Called after every forward.
+        task: Name of the task in the progress.
+        ranks_of: Computes the ranks; tests compare other ways.
 
     Raises:
         UnsupportedModelError: No layer shows its attention.
-        Interrupted: Asked to stop.
+        Interrupted: ``stop`` was set.
 
     Source: Sanyal et al., Inheritune, arXiv 2404.08634, section 2.
     """
@@ -200,7 +200,7 @@ def measure_attention(
 
 
 def _few_logits(model: "PreTrainedModel") -> dict[str, int]:
-    """What keeps the head from computing logits that nobody reads: a third of GPT-2 small."""
+    """Keep the head from computing logits that nobody reads: a third of the time of GPT-2 small."""
     name = "logits_to_keep"
     return {name: 1} if name in inspect.signature(model.forward).parameters else {}
 
@@ -213,7 +213,7 @@ def _micro_batch(model: "PreTrainedModel", sequences: int, length: int) -> int:
 
 
 class _Sums:
-    """What is left of matrices that were seen."""
+    """Sums over sequences of rank, mass and sink; the matrices themselves are not kept."""
 
     def __init__(self, thresholds: tuple[float, ...], ranks_of: "Callable[..., Tensor]") -> None:
         self._thresholds, self._ranks_of = thresholds, ranks_of
@@ -235,12 +235,12 @@ class _Sums:
         ranks = self._ranks_of(matrices, self._thresholds).double().view(batch, heads, -1)
         mass = attention_mass(matrices, _MASS_THRESHOLD).double().view(batch, heads, 1)
         sink = sink_share(matrices).double().view(batch, heads, 1)
-        found = torch.cat([ranks, mass, sink], -1).sum(0).cpu()  # (H, Q + 2)
-        self._forward.setdefault(layer, []).append(found)
+        sums = torch.cat([ranks, mass, sink], -1).sum(0).cpu()  # (H, Q + 2)
+        self._forward.setdefault(layer, []).append(sums)
 
     def end_forward(self, model: "PreTrainedModel") -> None:
         for layer, parts in self._forward.items():
-            heads = torch.cat(parts)  # of all attentions that the layer has
+            heads = torch.cat(parts)  # a layer may have several attentions
             self._sums[layer] = self._sums.get(layer, torch.zeros_like(heads)) + heads
         self._forward.clear()
         if not self._sums:
@@ -250,20 +250,17 @@ class _Sums:
             )
 
     def layers(self, sequences: int) -> list[LayerAttention]:
-        found = []
+        layers = []
         for layer, total in sorted(self._sums.items()):
             values = total.numpy() / sequences  # (H, Q + 2)
             ranks = values[:, :-2]
-            found.append(
+            layers.append(
                 LayerAttention(
                     layer=layer,
                     rank=ranks[:, 0],
-                    rank_at={
-                        at: float(ranks[:, place].max())
-                        for place, at in enumerate(self._thresholds)
-                    },
+                    rank_at={t: float(ranks[:, i].max()) for i, t in enumerate(self._thresholds)},
                     mass=values[:, -2],
                     sink=values[:, -1],
                 )
             )
-        return found
+        return layers

@@ -1,4 +1,4 @@
-"""How much each layer changes what passes through it, and what its removal costs.
+"""Measure how much each layer changes its input, and what removing the layer costs.
 
 N sequences, T tokens, D hidden, L layers.
 """
@@ -27,15 +27,15 @@ _BATCH = 16  # sequences per forward
 
 @dataclass(frozen=True)
 class LayerImportance:
-    """One layer.
+    """The importance of one layer.
 
     Attributes:
-        layer: Its number, from 0.
-        influence: 1 - cosine of what goes in and what comes out, mean over tokens, in [0, 2];
-            None where text does not pass through it, or its values are not finite.
-        angle: Angular distance of the same, arccos(cosine) / pi, mean over tokens, in [0, 1].
-        removal_loss: Nats per token that the loss rises by when the layer is skipped; None where
-            it was not measured, or is not finite.
+        layer: Position from the input, from 0.
+        influence: 1 - cosine of input and output, mean over tokens, in [0, 2]; None if text does
+            not pass through the layer, or its values are not finite.
+        angle: arccos(cosine) / pi, mean over tokens, in [0, 1].
+        removal_loss: Nats per token by which the loss rises when the layer is skipped; None if it
+            was not measured, or is not finite.
     """
 
     layer: int
@@ -46,11 +46,11 @@ class LayerImportance:
 
 @dataclass(frozen=True)
 class Importance:
-    """All layers.
+    """The importance of all layers.
 
     Attributes:
         loss: Nats per token with all layers, on the sequences that removal was measured on.
-        sequences: How many those are.
+        sequences: Number of those sequences.
         layers: From the input on.
     """
 
@@ -59,7 +59,7 @@ class Importance:
     layers: list[LayerImportance]
 
     def as_json(self) -> dict[str, Any]:
-        """As the report reads it."""
+        """The entry of analysis.json."""
         return asdict(self)
 
 
@@ -72,24 +72,24 @@ def measure_importance(
     on_progress: Listener = silent,
     task: str = "importance",
 ) -> Importance:
-    """Influence and angle of every layer, and the loss without it.
+    """Measure influence and angle of every layer, and the loss without it.
 
     Args:
         model: A causal language model in fp32; left in evaluation mode.
-        total: Its layers, L.
+        total: L, its number of layers.
         ids: (N, T).
-        removal_sequences: The first so many are used for the losses, which take L + 1 passes; 0:
-            none.
-        stop: Asked between forwards.
-        on_progress: Told after every pass.
-        task: Name shown with the progress.
+        removal_sequences: Number of first sequences to measure the losses on, in L + 1 passes; 0:
+            do not measure them.
+        stop: Checked between forwards.
+        on_progress: Called after every pass.
+        task: Name of the task in the progress.
 
     Raises:
         UnsupportedModelError: The model has no list of so many layers.
-        Interrupted: Asked to stop.
+        Interrupted: ``stop`` was set.
 
-    Source: of the influence, Men et al., ShortGPT, arXiv 2403.03853; of the angle, Gromov et al.,
-    arXiv 2403.17887, here over all tokens.
+    Sources: influence, Men et al., ShortGPT, arXiv 2403.03853; angle, Gromov et al., arXiv
+    2403.17887, here over all tokens.
     """
     layers = find_layers(model, total)
     model.eval()
@@ -138,7 +138,7 @@ def _loss_without(
 
 
 class _Passes:
-    """Runs a model over sequences."""
+    """Runs a model over sequences, and counts the passes."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class _Passes:
         self._task, self._total, self._done = task, total, 0
 
     def over(self, ids: NDArray[np.int64], losses: bool = True) -> float | None:
-        """Nats per token; None where losses are not asked for, or not finite."""
+        """Run one pass; return nats per token, None without ``losses`` or if not finite."""
         device, nats = next(self._model.parameters()).device, 0.0
         for first in range(0, len(ids), _BATCH):
             if self._stop is not None:
@@ -170,7 +170,7 @@ class _Passes:
 
 
 class _Cosines:
-    """Sums of cosine and angle between what a layer is given and what it gives."""
+    """Sums of cosine and angle between the input and the output of each layer."""
 
     def __init__(self, total: int) -> None:
         self._sums = np.zeros((total, 3))
@@ -186,7 +186,7 @@ class _Cosines:
         self._sums[layer] += (float(cosine.sum()), float(angle.sum()), cosine.numel())
 
     def means(self) -> list[tuple[float | None, float | None]]:
-        """Cosine and angle of each layer."""
+        """Mean cosine and angle of each layer."""
         return [(self._mean(row[0], row[2]), self._mean(row[1], row[2])) for row in self._sums]
 
     def _mean(self, total: float, count: float) -> float | None:

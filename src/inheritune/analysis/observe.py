@@ -1,4 +1,4 @@
-"""Look at every attention matrix of a model while it runs, and keep none.
+"""Observe every attention matrix of a running model, one layer at a time.
 
 B sequences, H heads, T tokens, D hidden.
 """
@@ -30,7 +30,7 @@ __all__ = [
 OBSERVED_ATTENTION = "inheritune_observed"
 _TINY = 1e-4  # weight above the diagonal, or missing in a row sum, that is rounding
 
-# Given the number of a layer and its weights, (B, H, T, T).
+# Called with a layer index and its weights, (B, H, T, T).
 AttentionSink = Callable[[int, "Tensor"], None]
 
 
@@ -39,7 +39,7 @@ class Layers:
     """The layers of a live model.
 
     Attributes:
-        name: Of their list, such as ``"model.layers"``.
+        name: Name of the module list, such as ``"model.layers"``.
         modules: From the input on.
     """
 
@@ -48,46 +48,39 @@ class Layers:
 
 
 def find_layers(model: "PreTrainedModel", total: int) -> Layers:
-    """The list of a model's layers.
-
-    Args:
-        model: A causal language model.
-        total: How many its config says.
+    """Find the largest module list of a causal language model that has ``total`` entries.
 
     Raises:
-        UnsupportedModelError: It has no list of so many modules.
+        UnsupportedModelError: There is none.
     """
-    found: list[tuple[int, str, nn.ModuleList]] = []
+    candidates: list[tuple[int, str, nn.ModuleList]] = []
     for name, module in model.named_modules():
-        nested = any(name.startswith(f"{outer}.") for _, outer, _ in found)
+        nested = any(name.startswith(f"{outer}.") for _, outer, _ in candidates)
         if isinstance(module, nn.ModuleList) and len(module) == total and not nested:
-            found.append((sum(p.numel() for p in module.parameters()), name, module))
-    if not found:
+            candidates.append((sum(p.numel() for p in module.parameters()), name, module))
+    if not candidates:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no list of {total} layers.",
             "Its attention cannot be observed; leave the analysis out.",
         )
-    _, name, modules = max(found, key=lambda candidate: candidate[0])
+    _, name, modules = max(candidates, key=lambda candidate: candidate[0])
     return Layers(name, list(modules))
 
 
 @contextmanager
 def observed(model: "PreTrainedModel", layers: Layers, sink: AttentionSink) -> Iterator[None]:
-    """While the block runs, show every attention matrix to a sink.
+    """Call a sink with every attention matrix while the block runs.
 
-    The weights are those that the model's own eager function computes, with its windows,
-    soft-caps and sinks. A model that takes attention functions by name is given one that calls its
-    own and drops the weights; any other is asked for its weights, which a hook takes out of what
-    its modules return. At most the matrices of one layer are in memory.
+    The weights come from the model's own eager function, with its windows, soft-caps and sinks. A
+    model that looks attention functions up by name gets one that calls its own and drops the
+    weights; any other is run with ``output_attentions``, and hooks take the weights out of what its
+    modules return. At most the matrices of one layer are in memory.
 
     Args:
-        model: In evaluation mode; returned to its own attention afterwards.
-        layers: Of the model.
-        sink: Given each layer's number and its weights, fp32; a layer may have several attentions.
-
-    Raises:
-        UnsupportedModelError: The model runs, but shows no attention: raised by whoever counts
-            what the sink was given, see `attention.measure_attention`.
+        model: In evaluation mode; has its own attention again afterwards.
+        layers: From `find_layers`.
+        sink: Called with layer index and fp32 weights; several times if a layer has several
+            attentions, never if the model shows none.
     """
     current = _Current(sink)
     with watched_by(layers, current.enter, current.leave):
@@ -110,14 +103,14 @@ def watched_by(
     after: Callable[[int, "Tensor"], "Tensor | None"],
     only: int | None = None,
 ) -> Iterator[None]:
-    """While the block runs, tell what goes into each layer and what comes out.
+    """Call functions with the input and output of each layer while the block runs.
 
     Args:
-        layers: Of a model.
-        before: Given a layer's number and the hidden states it is given.
-        after: Given a layer's number and its hidden states; what it returns takes their place,
-            unless it is None.
-        only: The one layer that is meant; None: all.
+        layers: From `find_layers`.
+        before: Called with a layer index and the layer's input, (B, T, D).
+        after: Called with a layer index and the layer's output; what it returns replaces the
+            output, unless it is None.
+        only: Watch this layer alone; None: all layers.
     """
 
     def enter(number: int) -> Callable[..., None]:
@@ -151,9 +144,9 @@ def watched_by(
 
 @contextmanager
 def _attending_by(model: "PreTrainedModel", name: str) -> Iterator[None]:
-    """Name an attention in every config of a model, and put back what stood in each.
+    """Set the attention of every config of a model while the block runs.
 
-    As `set_attn_implementation` does, which refuses where a tower that takes no part cannot.
+    `set_attn_implementation` would refuse if a tower that is not run, such as vision, cannot.
     """
     from transformers import PreTrainedModel
 
@@ -170,7 +163,7 @@ def _attending_by(model: "PreTrainedModel", name: str) -> Iterator[None]:
 
 
 class _Current:
-    """Which layer is running, and where its weights go."""
+    """Knows which layer is running, and hands its weights to the sink."""
 
     def __init__(self, sink: AttentionSink) -> None:
         self._sink = sink
@@ -183,21 +176,21 @@ class _Current:
         self._number = None
 
     def show(self, weights: "Tensor") -> None:
-        if self._number is not None:  # attention outside the layers is none of theirs
+        if self._number is not None:  # not for attention outside of the layers
             self._sink(self._number, weights.detach().float())
 
 
 def _takes_functions(model: "PreTrainedModel") -> bool:
-    """Whether its attention is called by name, and its file has an eager one of its own."""
+    """Whether the model looks attention up by name, and its file has an eager function."""
     return model._can_set_attn_implementation() and _eager_of(model) is not None
 
 
 def _eager_of(module: nn.Module) -> Callable[..., Any] | None:
-    # The file of the class, or that of a class it was derived from.
+    # In the file of the class, or of a class it inherits from.
     for kind in type(module).__mro__:
-        found = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
-        if found is not None:
-            return found  # type: ignore[no-any-return]
+        function = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
+        if function is not None:
+            return function  # type: ignore[no-any-return]
     return None
 
 
@@ -231,18 +224,18 @@ def _unregister() -> None:
 
 @contextmanager
 def _hooked(model: "PreTrainedModel", layers: Layers, current: _Current) -> Iterator[None]:
-    """Take the weights out of what the modules inside the layers return."""
+    """Take the weights out of the outputs of the modules inside the layers."""
 
     def take(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if type(output) not in (tuple, list):  # an output class of transformers
             return None
-        kept = []
+        parts = []
         for part in output:
-            seen = looks_like_attention(part)
-            if seen:
+            is_attention = looks_like_attention(part)
+            if is_attention:
                 current.show(part)
-            kept.append(part.new_empty(0) if seen else part)
-        return type(output)(kept)
+            parts.append(part.new_empty(0) if is_attention else part)
+        return type(output)(parts)
 
     def ask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args, kwargs | {"output_attentions": True}
@@ -259,7 +252,7 @@ def _hooked(model: "PreTrainedModel", layers: Layers, current: _Current) -> Iter
 
 
 def looks_like_attention(value: Any) -> bool:
-    """Whether a value is causal attention: (B, H, T, T), rows of weights that sum to 1 at most."""
+    """Whether a value is causal attention: (B, H, T, T), each row with a sum of at most 1."""
     if not isinstance(value, torch.Tensor) or value.dim() != 4 or not value.is_floating_point():
         return False
     size = value.shape[-1]

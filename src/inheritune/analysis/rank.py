@@ -1,8 +1,6 @@
-"""Rank and mass of attention matrices, without a singular value decomposition where that is safe.
+"""Compute rank and mass of attention matrices, without singular values where that is safe.
 
 M matrices, T tokens, r columns of a basis, Q thresholds.
-
-What rank and mass are of attention whose form is known, to read others by.
 """
 
 from collections.abc import Sequence
@@ -28,11 +26,7 @@ _WINDOW = 8
 
 
 def known_attention(tokens: int) -> "dict[str, Tensor]":
-    """Causal attention of known forms, (T, T) fp32 each, by name.
-
-    Args:
-        tokens: T, at least 2.
-    """
+    """Build causal attention of known forms, (T, T) fp32 each, by name; T is at least 2."""
     past = torch.ones(tokens, tokens).tril()
     uniform = past / past.sum(-1, keepdim=True)
     sink = torch.zeros(tokens, tokens)
@@ -52,12 +46,7 @@ def known_attention(tokens: int) -> "dict[str, Tensor]":
 
 
 def calibration(tokens: int, threshold: float) -> dict[str, dict[str, int]]:
-    """Rank and mass of `known_attention`.
-
-    Args:
-        tokens: T.
-        threshold: Of the rank.
-    """
+    """Compute rank and mass of `known_attention`, to compare measured values with."""
     known = known_attention(tokens)
     matrices = torch.stack(list(known.values()))
     ranks = attention_rank(matrices, [threshold])[:, 0].tolist()
@@ -68,25 +57,26 @@ def calibration(tokens: int, threshold: float) -> dict[str, dict[str, int]]:
     }
 
 
-# Share of the squared singular values by which two ways of reaching a threshold count as a tie:
-# above the rounding of fp64, below anything that an fp32 softmax can tell.
+# A share of the squared singular values within this of a threshold reaches it: above the rounding
+# of fp64, below what an fp32 softmax can distinguish.
 _TIE = 1e-9
-# What is decided in fp32 must be this clear of the threshold; all else is computed again in fp64.
-# Sums of eigenvalues were off by 2.3e-6 of the whole at most, at T 1024 (1.4e-6 at T 512).
+# A count in fp32 must be this far from the threshold, or else is repeated in fp64. Sums of
+# eigenvalues were off by at most 2.3e-6 of the total at T 1024 (1.4e-6 at T 512).
 _CLEAR = 1e-5
-# Columns of the first basis, and of the second as a share of T: tried where the first one held
-# that share of the energy, since a larger one costs nearly as much as all eigenvalues.
-_FEW = 16
+_FEW = 16  # columns of the first basis
+# The second basis has T / 8 columns. A larger one costs nearly as much as all eigenvalues, so it is
+# tried only where the first held 80 % of the energy.
 _MORE = 8
 _WORTH_MORE = 0.8
-_TURNS = 2  # of the basis through the gram matrix
-_LEAST = 8  # matrices that are worth another thread
+_TURNS = 2  # multiplications of a basis with the gram matrix
+_LEAST = 8  # fewest matrices for another thread
 
 
 def exact_rank(matrices: "Tensor", thresholds: Sequence[float]) -> "Tensor":
-    """Fewest singular values that make up a share of the squared ones, by fp64 SVD.
+    """Count the fewest singular values that hold a share of the squared ones, by fp64 SVD.
 
-    The definition; `attention_rank` gives the same and is faster.
+    This is the definition: the smallest r with sum_{i<=r} s_i^2 >= threshold * sum_i s_i^2.
+    `attention_rank` gives the same, faster.
 
     Args:
         matrices: (M, T, T).
@@ -100,13 +90,15 @@ def exact_rank(matrices: "Tensor", thresholds: Sequence[float]) -> "Tensor":
 
 
 def attention_rank(matrices: "Tensor", thresholds: Sequence[float]) -> "Tensor":
-    """As `exact_rank`, by the cheapest way that proves the answer for each matrix.
+    """Count as `exact_rank` does, in the cheapest way that proves the count for each matrix.
 
-    First the largest eigenvalues of A A^T on a small basis (block subspace iteration): they are
-    lower bounds, and with what is left outside the basis they give upper bounds too (Ky Fan), so
-    that a count is taken only where both agree. Then all eigenvalues of A A^T in fp32. What lies
-    too near a threshold for fp32 is decided in fp64. On a CPU, every thread takes a part of the
-    matrices: on matrices of this size, threads that share one mostly wait.
+    1. The largest eigenvalues of A A^T on a small basis (block subspace iteration) bound the sums
+       of squared singular values from below, and with the energy outside the basis from above (Ky
+       Fan). Where both bounds give one count, it is taken.
+    2. All eigenvalues of A A^T in fp32.
+    3. Singular values in fp64, for sums too near a threshold to decide in fp32.
+
+    On a CPU, each thread takes its own matrices: threads that share such a small one mostly wait.
 
     Args:
         matrices: (M, T, T), fp32 or fp64, finite and not zero.
@@ -115,8 +107,8 @@ def attention_rank(matrices: "Tensor", thresholds: Sequence[float]) -> "Tensor":
     Returns:
         (M, Q) int64, from 1 to T.
 
-    Source of the measure: Sanyal et al., Inheritune, arXiv 2404.08634, section 2; of the bounds:
-    Fan, On a theorem of Weyl, 1949.
+    Sources: Sanyal et al., Inheritune, arXiv 2404.08634, section 2; Fan, On a theorem of Weyl,
+    1949.
     """
     threads = min(torch.get_num_threads(), len(matrices) // _LEAST)
     if matrices.device.type != "cpu" or threads < 2:
@@ -137,9 +129,9 @@ def _rank(matrices: "Tensor", thresholds: Sequence[float]) -> "Tensor":
     held = torch.zeros(len(matrices), dtype=matrices.dtype, device=matrices.device)
 
     def take(of: "Tensor", bounds: _Bounds) -> "Tensor":
-        """Keep what is proven; which of the matrices are left."""
-        found, proven = _counts(bounds, thresholds)
-        ranks[of[proven]] = found[proven]
+        """Store the counts that are proven; return the matrices that are left."""
+        counts, proven = _counts(bounds, thresholds)
+        ranks[of[proven]] = counts[proven]
         held[of] = bounds.largest.sum(-1) / bounds.total
         return of[~proven]
 
@@ -167,13 +159,13 @@ def _in_fp64(matrices: "Tensor", thresholds: Sequence[float]) -> "Tensor":
 
 @dataclass(frozen=True)
 class _Bounds:
-    """What is known of the eigenvalues of A A^T.
+    """Bounds on the eigenvalues of A A^T from its projection onto a basis.
 
     Attributes:
-        total: Their sum, (M,).
-        largest: Of the matrix on a basis, (M, r), descending: no sum of them is too large.
-        outside: Their sum outside of the basis, (M,).
-        outside_squared: The sum of their squares there, or something above it, (M,).
+        total: (M,), sum of all eigenvalues.
+        largest: (M, r), descending, eigenvalues of the projection: their sums are lower bounds.
+        outside: (M,), sum of the eigenvalues outside of the basis.
+        outside_squared: (M,), sum of their squares, or an upper bound of it.
     """
 
     total: "Tensor"
@@ -183,33 +175,34 @@ class _Bounds:
 
 
 def _counts(bounds: _Bounds, thresholds: Sequence[float]) -> "tuple[Tensor, Tensor]":
-    """Counts that a basis gives, (M, Q), and which matrices they are proven for, (M,)."""
+    """Return counts, (M, Q), and whether the bounds prove them, (M,)."""
     total = bounds.total
     reached = bounds.largest.clamp_min(0).cumsum(-1)  # (M, r), lower bounds
     clear = _CLEAR * total
     counts, proven = [], torch.ones_like(total, dtype=torch.bool)
     for threshold in thresholds:
-        wanted = threshold * total
-        enough = reached >= (wanted + clear)[:, None]
+        goal = threshold * total
+        enough = reached >= (goal + clear)[:, None]
         count = enough.int().argmax(-1)  # one less than the rank
-        # The k - 1 largest sum up to at most those of the basis and those outside of it.
+        # Upper bound of the sum of the k - 1 largest: inside the basis plus outside of it, which is
+        # at most sqrt((k - 1) * outside_squared) by Cauchy-Schwarz.
         fewer = reached.gather(1, (count - 1).clamp_min(0)[:, None])[:, 0]
         rest = torch.minimum(bounds.outside, (count * bounds.outside_squared).sqrt())
-        too_few = (count == 0) | (fewer + rest <= wanted - clear)
+        too_few = (count == 0) | (fewer + rest <= goal - clear)
         proven &= enough.any(-1) & too_few
         counts.append(count + 1)
     return torch.stack(counts, -1), proven
 
 
 def _basis(matrices: "Tensor", columns: int) -> "Tensor":
-    """The same random columns for every matrix, (M, T, r)."""
+    """Draw the same random columns for every matrix, (M, T, r)."""
     draw = torch.Generator().manual_seed(columns)
     block = torch.randn(matrices.shape[-1], columns, generator=draw, dtype=matrices.dtype)
     return block.to(matrices.device).expand(len(matrices), -1, -1)
 
 
 def _without_gram(matrices: "Tensor") -> _Bounds:
-    """On few columns: two thin products cost less than the gram matrix."""
+    """Bound on a few columns: two thin products cost less than the gram matrix."""
     total = matrices.square().sum((-1, -2))
     basis = _basis(matrices, _FEW)
     for _ in range(_TURNS):
@@ -245,7 +238,7 @@ def _whole(gram: "Tensor") -> _Bounds:
 
 
 def attention_mass(matrices: "Tensor", threshold: float) -> "Tensor":
-    """Fewest columns, heaviest first, that hold a share of a matrix' squared norm.
+    """Count the fewest columns, heaviest first, that hold a share of a matrix' squared norm.
 
     Args:
         matrices: (M, T, T).
@@ -254,19 +247,19 @@ def attention_mass(matrices: "Tensor", threshold: float) -> "Tensor":
     Returns:
         (M,) int64, from 1 to T.
     """
-    # One by one: a sum of all of them over the rows, in fp64, takes six times as long.
+    # One by one: summing all of them over the rows at once, in fp64, takes six times as long.
     columns = torch.stack([matrix.double().square().sum(0) for matrix in matrices])
     energies = columns.sort(-1, descending=True).values
     return _count(energies, energies.sum(-1), [threshold])[:, 0]
 
 
 def sink_share(matrices: "Tensor") -> "Tensor":
-    """Mean weight on the heaviest column of each matrix, (M,), in [1 / T, 1]."""
+    """Compute the mean weight on the heaviest column of each matrix, (M,), in [1 / T, 1]."""
     return matrices.mean(-2).amax(-1)
 
 
 def _count(energies: "Tensor", total: "Tensor", thresholds: Sequence[float]) -> "Tensor":
     reached = energies.cumsum(-1)
-    wanted = torch.tensor(thresholds, dtype=torch.float64, device=energies.device) - _TIE
-    enough = reached[:, :, None] >= (total[:, None] * wanted)[:, None, :]  # (M, T, Q)
+    shares = torch.tensor(thresholds, dtype=torch.float64, device=energies.device) - _TIE
+    enough = reached[:, :, None] >= (total[:, None] * shares)[:, None, :]  # (M, T, Q)
     return enough.int().argmax(1) + 1

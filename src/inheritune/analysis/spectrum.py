@@ -1,4 +1,4 @@
-"""Singular values of the weights of every layer, read one matrix at a time, without the model."""
+"""Compute singular values of every layer's weights from the files, one matrix at a time."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,7 @@ _SHOWN = 16  # largest singular values kept of each matrix
 
 
 def weight_spectrum(model: "ModelDirectory") -> list[dict[str, Any]]:
-    """Stable and effective rank of every matrix of every layer.
-
-    Args:
-        model: Its files are read; at most one matrix is in memory.
+    """Compute stable and effective rank of every matrix of every layer.
 
     Returns:
         For each: ``layer``, ``name`` within the layer, ``shape``, ``largest`` singular values,
@@ -34,21 +31,21 @@ def weight_spectrum(model: "ModelDirectory") -> list[dict[str, Any]]:
         matrix of zeros.
 
     Raises:
-        UnsupportedModelError: The weights are of a dtype that is not read as numbers, such as FP8.
+        UnsupportedModelError: The weights have a dtype that torch cannot read, such as packed FP8.
 
     Source of the effective rank: Roy and Vetterli, The effective rank, 2007.
     """
-    container, found = model.container, []
+    container, rows = model.container, []
     for name, tensor in model.tensors.items():
         layer = container.layer_of(name)
         if layer is None or layer >= container.layers or len(tensor.shape) != 2:
             continue
         inside = name.removeprefix(f"{container.prefix}{layer}.")
         values = _singular_values(_read(tensor))
-        found.append(
+        rows.append(
             {"layer": layer, "name": inside, "shape": list(tensor.shape)} | _summary(values)
         )
-    return sorted(found, key=lambda row: (row["layer"], row["name"]))
+    return sorted(rows, key=lambda row: (row["layer"], row["name"]))
 
 
 def _read(tensor: StoredTensor) -> torch.Tensor:
@@ -65,7 +62,7 @@ def _read(tensor: StoredTensor) -> torch.Tensor:
 
 
 def _singular_values(matrix: torch.Tensor) -> torch.Tensor:
-    """Largest first; by the gram matrix of the shorter side, in fp64."""
+    """Singular values, largest first: roots of the eigenvalues of A A^T, in fp64."""
     short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     values: torch.Tensor = torch.linalg.eigvalsh(short @ short.T)
     return values.clamp_min(0).sqrt().flip(0)

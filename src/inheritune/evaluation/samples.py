@@ -1,4 +1,4 @@
-"""A few words from a model, so that a person sees what its loss means."""
+"""Generate a few words with a model, so that people see what its loss means."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,15 +7,15 @@ __all__ = ["continue_prompts"]
 
 
 def continue_prompts(model_dir: Path, prompts: Sequence[str], tokens: int) -> list[str]:
-    """Greedy continuations, by plain transformers from the model directory.
+    """Continue prompts greedily with plain transformers.
 
     Args:
-        model_dir: A Hugging Face model directory with its tokenizer.
-        prompts: Beginnings.
-        tokens: Most tokens to add to each.
+        model_dir: A model directory with its tokenizer.
+        prompts: The beginnings of the texts.
+        tokens: Most tokens to generate for each.
 
     Returns:
-        The text added to each prompt; it ends early where the model ends the document.
+        The text after each prompt; shorter if the model ends the document.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,4 +1,4 @@
-"""What a model answered to a task: read from lm-eval's result, kept as one file, found again."""
+"""Read the scores of a task from lm-eval's result, and keep each score in a file."""
 
 import hashlib
 import json
@@ -20,11 +20,11 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of a task, in lm-eval's own unit: accuracies are shares.
+    """One metric of a task, in lm-eval's own unit: accuracies are shares.
 
     Attributes:
-        value: None where there is none, or it is not finite.
-        se: Its standard error; None where lm-eval gives none.
+        value: None if lm-eval gives none, or it is not finite.
+        se: Standard error; None if lm-eval gives none.
         lower: Whether lower is better.
     """
 
@@ -35,17 +35,17 @@ class Metric:
 
 @dataclass(frozen=True)
 class Score:
-    """What one model answered to one task.
+    """The score of one model on one task.
 
     Attributes:
-        task: Its name.
+        task: Name of the task.
         shots: Examples before each question.
-        items: Questions that were asked.
-        items_in_all: Questions that there are; more where a limit was given.
+        items: Number of questions asked.
+        items_in_all: Number of questions of the task; larger than ``items`` under a limit.
         metrics: By name, such as ``acc``.
-        key: All that decides the numbers, see `score_file`.
-        seconds: It took.
-        facts: Of the machine and the tokenizer, for the record.
+        key: Everything that the numbers depend on, see `score_file`.
+        seconds: Wall-clock time.
+        facts: Device, BOS and length of the model, for the record.
     """
 
     task: str
@@ -63,18 +63,18 @@ class Score:
 
 
 def score_file(out: Path, key: Mapping[str, Any]) -> Path:
-    """Where a score is kept.
+    """Return the file of a score.
 
     Args:
         out: Directory of all scores.
         key: Digest of the model, task and version, settings: what the numbers depend on.
     """
-    known = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
-    return out / f"{key['task']}-{known[:16]}.json"
+    digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
+    return out / f"{key['task']}-{digest[:16]}.json"
 
 
 def find_score(out: Path, key: Mapping[str, Any]) -> Score | None:
-    """The score of an earlier time, if there is one of the same key.
+    """Read the score that was kept under the same key, if there is one.
 
     Raises:
         DataError: There is a file, and it is not what was written.
@@ -84,9 +84,9 @@ def find_score(out: Path, key: Mapping[str, Any]) -> Score | None:
         return None
     stored = read_json(path)
     try:
-        found = dict(stored["score"])
-        found["metrics"] = {name: Metric(**metric) for name, metric in found["metrics"].items()}
-        score = Score(**found)
+        fields = dict(stored["score"])
+        fields["metrics"] = {name: Metric(**metric) for name, metric in fields["metrics"].items()}
+        score = Score(**fields)
         same = stored["format"] == FORMAT and score.key == dict(key)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
@@ -97,10 +97,10 @@ def find_score(out: Path, key: Mapping[str, Any]) -> Score | None:
     return score
 
 
-def keep_score(out: Path, score: Score, own: str | None = None) -> Path:
-    """Write a score; the file is there whole or not at all."""
+def keep_score(out: Path, score: Score, lm_eval_file: str | None = None) -> Path:
+    """Write a score atomically, with the name of the file that holds lm-eval's own result."""
     path = score_file(out, score.key)
-    write_json(path, {"format": FORMAT, "lm_eval_file": own, "score": score.as_json()})
+    write_json(path, {"format": FORMAT, "lm_eval_file": lm_eval_file, "score": score.as_json()})
     return path
 
 
@@ -110,18 +110,18 @@ def read_result(
     """Read what `lm_eval.evaluate` returned for one task or group.
 
     Args:
-        raw: Its result.
+        raw: lm-eval's result.
         task: Name of the task or group.
-        key: For `score_file`.
-        seconds: It took.
+        key: See `score_file`.
+        seconds: Wall-clock time.
         facts: See `Score`.
     """
     results = raw.get("results") or {}
-    own = (raw.get("groups") or {}).get(task) or results.get(task) or {}
+    values = (raw.get("groups") or {}).get(task) or results.get(task) or {}
     leaves = [name for name in results if name in (raw.get("n-samples") or {})]
     better = (raw.get("higher_is_better") or {}).get(task) or {}
-    metrics = _metrics(own, better)
-    if task not in leaves and len(leaves) > 1:  # a group: also the mean in which each counts alike
+    metrics = _metrics(values, better)
+    if task not in leaves and len(leaves) > 1:  # a group: add the mean with equal weights
         metrics |= _mean_of_subjects([_metrics(results[name], {}) for name in leaves])
     shots = {_whole((raw.get("n-shot") or {}).get(name)) for name in leaves}
     return Score(
@@ -136,16 +136,16 @@ def read_result(
     )
 
 
-def _metrics(own: Mapping[str, Any], better: Mapping[str, Any]) -> dict[str, Metric]:
-    found = {}
-    for name, value in own.items():
-        metric, comma, chosen = name.partition(",")
+def _metrics(values: Mapping[str, Any], better: Mapping[str, Any]) -> dict[str, Metric]:
+    metrics = {}
+    for name, value in values.items():
+        metric, comma, filter_name = name.partition(",")
         if not comma or metric.endswith("_stderr"):
             continue
-        se = _number(own.get(f"{metric}_stderr,{chosen}"))
-        shown = metric if chosen == "none" else f"{metric},{chosen}"
-        found[shown] = Metric(_number(value), se, better.get(metric) is False)
-    return found
+        se = _number(values.get(f"{metric}_stderr,{filter_name}"))
+        title = metric if filter_name == "none" else f"{metric},{filter_name}"
+        metrics[title] = Metric(_number(value), se, better.get(metric) is False)
+    return metrics
 
 
 def _mean_of_subjects(leaves: list[dict[str, Metric]]) -> dict[str, Metric]:
@@ -160,12 +160,11 @@ def _mean_of_subjects(leaves: list[dict[str, Metric]]) -> dict[str, Metric]:
 
 def _count(raw: Mapping[str, Any], leaves: list[str], which: str) -> int | None:
     counts = [_whole((raw["n-samples"][name] or {}).get(which)) for name in leaves]
-    known = [count for count in counts if count is not None]
-    return sum(known) if known and len(known) == len(counts) else None
+    return None if not counts or None in counts else sum(filter(None, counts))
 
 
 def _number(value: Any) -> float | None:
-    """A finite number; lm-eval writes ``N/A`` where it has none."""
+    """Read a finite number; lm-eval writes ``N/A`` where it has none."""
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         return None
     number = float(value)

@@ -1,4 +1,4 @@
-"""The tasks that the papers asked, in their columns: shots, metric, and what guessing scores."""
+"""List the tasks of the papers' tables: shots, metric, and the score of guessing."""
 
 import difflib
 from collections.abc import Sequence
@@ -8,25 +8,25 @@ from inheritune.errors import RecipeError
 
 __all__ = ["SUITES", "VAL_LOSS", "Question", "Suite", "tasks_with_shots", "unknown_task"]
 
-VAL_LOSS = "val_loss"  # in a list of tasks: not of lm-eval, but measured on held-out tokens
+VAL_LOSS = "val_loss"  # in a list of tasks: measured on held-out tokens, not asked by lm-eval
 MEAN_OF_SUBJECTS = "acc_mean_of_subjects"
 
 
 @dataclass(frozen=True)
 class Question:
-    """A task as a suite asks it, and a column of its table.
+    """A task of a suite: one column of its table.
 
     Attributes:
-        title: Of the column.
+        title: Title of the column.
         task: Name in lm-eval.
-        metric: That the column shows.
+        metric: Metric in the column.
         shots: Examples before each question; None: as the task says.
-        chance: Percent that guessing scores; None where there is no such figure.
-        constant: Percent that the best constant answer scores, where it is above chance; for
-            TruthfulQA what untrained models score.
+        chance: Score of guessing, in percent; None if there is no such figure.
+        constant: Score of the best constant answer in percent, where it is above chance; for
+            TruthfulQA, the score of untrained models.
         key: Column of the published tables.
         lower: Whether lower is better.
-        items: Questions that the published score counts over.
+        items: Number of questions behind the published score.
     """
 
     title: str
@@ -41,24 +41,24 @@ class Question:
 
     @property
     def floor(self) -> float | None:
-        """Percent that takes no knowledge: the larger of chance and the best constant answer."""
-        known = [value for value in (self.chance, self.constant) if value is not None]
-        return max(known) if known else None
+        """Percent without any knowledge: the larger of chance and the best constant answer."""
+        scores = [value for value in (self.chance, self.constant) if value is not None]
+        return max(scores, default=None)
 
     @property
     def percent(self) -> bool:
-        """Whether the table shows it in percent."""
+        """Whether the score is shown in percent."""
         return not self.lower
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A list of questions that belong together.
+    """A named list of tasks.
 
     Attributes:
-        name: In recipes and on the command line.
+        name: Name in recipes and on the command line.
         questions: In the order of the published columns.
-        averaged: Titles of the columns that the published average is over.
+        averaged: Titles of the columns in the published average.
     """
 
     name: str
@@ -132,7 +132,7 @@ def tasks_with_shots(
 
 
 def unknown_task(name: str, known: Sequence[str]) -> RecipeError:
-    """The error for a name that is neither a suite nor a task, with what was probably meant."""
+    """Make the error for a name that is neither a suite nor a task, with the closest names."""
     near = difflib.get_close_matches(name, [*SUITES, *known], 3, 0.7)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Suites: {', '.join(SUITES)}."
     return RecipeError(f"there is no task {name!r} in lm-eval.", hint)

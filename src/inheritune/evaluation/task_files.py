@@ -1,6 +1,6 @@
-"""Where a task's description is: in lm-eval, or in a directory of the user's own.
+"""Find the file that describes a task, in lm-eval or in a directory of the user's own.
 
-Nothing here runs code of a task; the installed descriptions are found without indexing all 14,000.
+Nothing here runs code of a task, and lm-eval's 14,000 descriptions are not indexed.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ __all__ = [
     "write_description",
 ]
 
-_MOST_BYTES = 1_000_000  # of a description
+_MOST_BYTES = 1_000_000  # of a description file
 _NAME = re.compile(rb"""^(?:task|group):[ \t]*["']?([\w.\-]+)["']?[ \t]*\r?$""", re.MULTILINE)
 _CODE = {
     "!function": re.compile(rb"!\s*function|!<[^>]*function|tag:yaml"),
@@ -34,7 +34,7 @@ _CODE = {
     "class": re.compile(rb"^\s*[\"']?class[\"']?\s*:", re.MULTILINE),
     "a template": re.compile(rb"\{[{%]"),
 }
-# Of the suites: found without looking at any other file.
+# The tasks of the suites are found without a search.
 _USUAL = {
     "arc_easy": "arc/arc_easy.yaml",
     "boolq": "super_glue/boolq/default.yaml",
@@ -58,11 +58,11 @@ _ALSO_NAMED = {"wikitext": "wikitext2_test_pages"}
 
 @dataclass(frozen=True)
 class LocalData:
-    """Questions of one task in files of this machine, in the fields that the task reads.
+    """Local files with the questions of one task, in the fields that the task reads.
 
     Attributes:
-        questions: A JSONL file.
-        examples: A JSONL file of the examples before each question; None: there are none.
+        questions: JSONL file.
+        examples: JSONL file of examples for few-shot questions; None: there are none.
         digest: SHA-256 of both.
     """
 
@@ -72,62 +72,61 @@ class LocalData:
 
 
 def tasks_root() -> Path:
-    """The directory of lm-eval's own descriptions.
+    """Return the directory of lm-eval's own descriptions.
 
     Raises:
         MissingExtraError: lm-eval is not installed.
     """
-    found = find_spec("lm_eval")
-    if found is None or not found.submodule_search_locations:
+    package = find_spec("lm_eval")
+    if package is None or not package.submodule_search_locations:
         raise MissingExtraError(
-            "tasks are asked by lm-eval, which is not installed.",
+            "tasks need lm-eval, which is not installed.",
             'Install the extra: pip install "inheritune[eval]"',
         )
-    return Path(next(iter(found.submodule_search_locations))) / "tasks"
+    return Path(next(iter(package.submodule_search_locations))) / "tasks"
 
 
 def stock_file(name: str) -> Path | None:
-    """The description of a task or group that lm-eval has, by its name; None: not in one file."""
+    """Find lm-eval's own description of a task or group; None: no file begins with its name."""
     root = tasks_root()
     if name in _USUAL and (root / _USUAL[name]).is_file():
         return root / _USUAL[name]
-    wanted = name.encode()
+    encoded = name.encode()
     for path in sorted(root.rglob("*.yaml")):
-        if wanted in _NAME.findall(path.read_bytes()):
+        if encoded in _NAME.findall(path.read_bytes()):
             return path
     return None
 
 
 def is_mentioned(name: str) -> bool:
-    """Whether any installed description has the name in it: if none has, it is not even a tag."""
-    wanted = name.encode()
-    return any(wanted in path.read_bytes() for path in tasks_root().rglob("*.yaml"))
+    """Whether any installed description contains the name, which could then be a tag."""
+    encoded = name.encode()
+    return any(encoded in path.read_bytes() for path in tasks_root().rglob("*.yaml"))
 
 
 def names_in(path: Path) -> list[str]:
-    """Names of tasks and groups that a description, or all below a directory, begin."""
+    """List the tasks and groups of a description, or of all below a directory."""
     files = sorted(path.rglob("*.yaml")) if path.is_dir() else [path]
-    found = [name for file in files for name in _NAME.findall(file.read_bytes())]
-    return [name.decode() for name in found]
+    return [name.decode() for file in files for name in _NAME.findall(file.read_bytes())]
 
 
 def own_task(entry: str, allow_code: bool) -> Path | None:
-    """The directory or file of a task of the user's own; None where the entry is only a name.
+    """Return the path of a task of the user's own; None if the entry is the name of a task.
 
-    A description decides more than it seems: a ``!function`` imports Python from beside it, and
-    its templates are rendered without a sandbox. So none is read unless code is allowed.
+    A description can run code: ``!function`` imports Python from beside it, and its templates are
+    rendered without a sandbox. So none is read unless code is allowed.
 
     Raises:
-        RecipeError: It is one, and code is not allowed; or it is not there.
+        RecipeError: The path does not exist, or code is not allowed.
     """
     if not ("/" in entry or "\\" in entry or entry.endswith((".yaml", ".yml"))):
         return None
     path = Path(entry)
     try:
-        there = path.exists()
+        exists = path.exists()
     except (OSError, ValueError):
-        there = False
-    if not there:
+        exists = False
+    if not exists:
         raise RecipeError(f"there is no task directory {escape(entry)}.", "Check the path.")
     if not allow_code:
         raise RecipeError(
@@ -138,7 +137,7 @@ def own_task(entry: str, allow_code: bool) -> Path | None:
 
 
 def _code_in(path: Path) -> str:
-    """Where a description asks for code, for the message; it is refused in any case."""
+    """Name the place where a description asks for code, for the message; it is refused anyway."""
     files = sorted([*path.rglob("*.yaml"), *path.rglob("*.yml")]) if path.is_dir() else [path]
     for file in files[:1000]:
         try:
@@ -152,14 +151,15 @@ def _code_in(path: Path) -> str:
 
 
 def local_data(folder: Path | None, task: str) -> LocalData | None:
-    """The questions of a task in a directory of ``<task>.jsonl`` files.
+    """Find the local questions of a task.
 
     Args:
-        folder: The directory; None: data sets come from the Hub.
-        task: Its name. Examples for few-shot questions are in ``<task>.examples.jsonl``.
+        folder: Directory of ``TASK.jsonl`` files, and of ``TASK.examples.jsonl`` for few-shot
+            examples; None: data sets come from the Hub.
+        task: Name of the task.
 
     Returns:
-        None without a directory, or where the file is not in it: of a group, each task has one.
+        None without a directory, or if it has no file of this task.
     """
     if folder is None:
         return None
@@ -194,18 +194,18 @@ def _refuse_no_rows(file: Path) -> None:
 def write_description(
     task: str, stock: Path, config: Mapping[str, object], data: LocalData, shots: int, out: Path
 ) -> Path:
-    """Write a description that is lm-eval's own but for where its questions are.
+    """Write lm-eval's description of a task with local files in place of its data set.
 
     Args:
-        task: Its name.
+        task: Name of the task.
         stock: lm-eval's own description.
-        config: What stands in that, with what it includes.
+        config: Its contents, with what it includes.
         data: The questions.
-        shots: Examples before each; they need a file of their own.
+        shots: Examples before each question; they need a file of their own.
         out: Directory to write to.
 
     Raises:
-        RecipeError: There are no examples, but some are asked for.
+        RecipeError: There are no examples for few-shot questions.
     """
     split = config.get("test_split") or config.get("validation_split")
     if not isinstance(split, str):

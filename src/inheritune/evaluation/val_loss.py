@@ -1,4 +1,4 @@
-"""val_loss: one definition of the number that decides a match, for reference and target alike.
+"""Measure val_loss, the number that decides a match, of reference and target alike.
 
 B windows per forward, T tokens per window, V vocabulary.
 """
@@ -30,7 +30,7 @@ class ValLoss:
 
     Attributes:
         per_window: Mean nats per token of each window, (windows,) float64, in window order.
-        tokens: Predicted tokens in all.
+        tokens: Number of predicted tokens.
     """
 
     per_window: NDArray[np.float64]
@@ -57,24 +57,25 @@ def measure_val_loss(
     task: str = "validation",
     processes: Processes = ALONE,
 ) -> ValLoss:
-    """Cross-entropy of a model on every window of a validation set, each once, in fp32.
+    """Measure the cross-entropy of a model on every window of a validation set, in fp32.
 
-    Computed from the model's own logits, not by the training's loss: an independent check of it.
+    It is computed from the model's own logits, which makes it an independent check of the training
+    loss: mean over windows of (1 / T) sum_t -log softmax(logits_t)[x_{t+1}].
 
     Args:
         model: A causal language model with fp32 weights; left in evaluation mode.
         stream: Validation tokens.
         seq_len: T, tokens per window.
         batch_size: B; fixed, since rounding moves with it.
-        stop: Asked between batches.
-        on_progress: Told after every batch.
-        task: Name shown with the progress.
-        processes: They take the batches in turn, and each knows the whole in the end: the same
-            number, however many they are. A sharded model takes all of them at once.
+        stop: Checked between batches.
+        on_progress: Called after every batch.
+        task: Name of the task in the progress.
+        processes: They share the batches, and all get the same result, which does not depend on
+            their number.
 
     Raises:
-        DataError: Less than one window of tokens.
-        Interrupted: Asked to stop.
+        DataError: There is less than one window of tokens.
+        Interrupted: ``stop`` was set.
     """
     windows = stream.num_samples(seq_len)
     if windows < 1:
@@ -88,16 +89,17 @@ def measure_val_loss(
     with torch.no_grad():
         for turn in range(0, len(batches), processes.size):
             mine = turn + processes.rank
-            # Where nothing is left the last one is computed again: all go through as many forwards.
+            # A process without a batch left repeats the last one: a sharded model needs the same
+            # number of forwards in every process.
             first = batches[min(mine, len(batches) - 1)]
-            found = _window_losses(model, stream, first, min(first + batch_size, windows), seq_len)
+            values = _window_losses(model, stream, first, min(first + batch_size, windows), seq_len)
             if mine < len(batches):
-                losses[first : first + len(found)] = torch.tensor(found, dtype=torch.float64)
+                losses[first : first + len(values)] = torch.tensor(values, dtype=torch.float64)
             done = min(batches[min(turn + processes.size, len(batches)) - 1] + batch_size, windows)
             on_progress(Progress(task, done, windows, "windows"))
             if stop is not None:
-                asked = processes.add_up(torch.tensor([float(stop())], dtype=torch.float64))
-                stop.heed(bool(asked))
+                signals = processes.add_up(torch.tensor([float(stop())], dtype=torch.float64))
+                stop.heed(bool(signals))
                 stop.check(f"{task} is measured again")
     return ValLoss(processes.add_up(losses).numpy(), windows * seq_len)
 
@@ -105,7 +107,7 @@ def measure_val_loss(
 def _window_losses(
     model: "PreTrainedModel", stream: TokenStream, first: int, last: int, seq_len: int
 ) -> list[float]:
-    """Mean nats per token of the windows [first, last)."""
+    """Compute mean nats per token of the windows [first, last)."""
     device = next(model.parameters()).device
     ids = torch.from_numpy(stream.samples(np.arange(first, last), seq_len)).to(device)
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # (B, T, V)
@@ -118,10 +120,10 @@ def _window_losses(
 def paired_difference(
     target: NDArray[np.float64], reference: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """Mean of (target - reference) over the same windows, and its standard error.
+    """Compute mean and standard error of target - reference over the same windows.
 
-    Pairing removes what makes a window hard for both: the difference is known far better than
-    either loss.
+    Pairing removes what makes a window hard for both, so the difference has a far smaller error
+    than either loss.
     """
     difference = target - reference
     return float(difference.mean()), _standard_error(difference)

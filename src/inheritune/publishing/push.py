@@ -203,13 +203,15 @@ def _refuse_reader(api: "HfApi") -> None:
 
 
 def _refuse_visibility(repo: str, private: bool, public: bool) -> None:
-    if public == private:
-        state, option = ("private", "--public") if private else ("public", "no --public")
+    if public and private:
         raise MachineError(
-            f"{repo} exists already and is {state}, which {option} does not fit.",
-            "Change it in its settings on the Hub, or add --public."
-            if not public
-            else "Change it in its settings on the Hub, or leave --public out.",
+            f"{repo} exists already and is private, but --public was given.",
+            "Change it in its settings on the Hub, or leave --public out.",
+        )
+    if not public and not private:
+        raise MachineError(
+            f"{repo} exists already and is public, but --public was not given.",
+            "Change it in its settings on the Hub, or add --public.",
         )
 
 
