@@ -63,11 +63,7 @@ _TIE = 1e-9
 # A count in fp32 must be this far from the threshold, or else is repeated in fp64. Sums of
 # eigenvalues were off by at most 2.3e-6 of the total at T 1024 (1.4e-6 at T 512).
 _CLEAR = 1e-5
-_FEW = 16  # columns of the first basis
-# The second basis has T / 8 columns. A larger one costs nearly as much as all eigenvalues, so it is
-# tried only where the first held 80 % of the energy.
-_MORE = 8
-_WORTH_MORE = 0.8
+_FEW = 16  # columns of the basis
 _TURNS = 2  # multiplications of a basis with the gram matrix
 _LEAST = 8  # fewest matrices for another thread
 
@@ -126,26 +122,17 @@ def _rank(matrices: "Tensor", thresholds: Sequence[float]) -> "Tensor":
     size = matrices.shape[-1]
     ranks = torch.zeros(len(matrices), len(thresholds), dtype=torch.int64, device=matrices.device)
     left = torch.arange(len(matrices), device=matrices.device)
-    held = torch.zeros(len(matrices), dtype=matrices.dtype, device=matrices.device)
 
-    def take(of: "Tensor", bounds: _Bounds) -> "Tensor":
+    def take_proven(bounds: _Bounds) -> "Tensor":
         """Store the counts that are proven; return the matrices that are left."""
         counts, proven = _counts(bounds, thresholds)
-        ranks[of[proven]] = counts[proven]
-        held[of] = bounds.largest.sum(-1) / bounds.total
-        return of[~proven]
+        ranks[left[proven]] = counts[proven]
+        return left[~proven]
 
     if size >= 4 * _FEW:
-        left = take(left, _without_gram(matrices))
+        left = take_proven(_on_basis(matrices))
     if len(left):
-        gram = torch.bmm(matrices[left], matrices[left].mT)  # (M, T, T)
-        promising = held[left] >= _WORTH_MORE
-        if size // _MORE > _FEW and bool(promising.any()):
-            again = take(left[promising], _with_gram(gram[promising], size // _MORE))
-            gram = gram[torch.isin(left, again) | ~promising]
-            left = left[torch.isin(left, again) | ~promising]
-    if len(left):
-        left = take(left, _whole(gram))
+        left = take_proven(_all_eigenvalues(matrices[left]))
     if len(left):
         ranks[left] = _in_fp64(matrices[left], thresholds)
     return ranks
@@ -165,13 +152,11 @@ class _Bounds:
         total: (M,), sum of all eigenvalues.
         largest: (M, r), descending, eigenvalues of the projection: their sums are lower bounds.
         outside: (M,), sum of the eigenvalues outside of the basis.
-        outside_squared: (M,), sum of their squares, or an upper bound of it.
     """
 
     total: "Tensor"
     largest: "Tensor"
     outside: "Tensor"
-    outside_squared: "Tensor"
 
 
 def _counts(bounds: _Bounds, thresholds: Sequence[float]) -> "tuple[Tensor, Tensor]":
@@ -184,57 +169,31 @@ def _counts(bounds: _Bounds, thresholds: Sequence[float]) -> "tuple[Tensor, Tens
         goal = threshold * total
         enough = reached >= (goal + clear)[:, None]
         count = enough.int().argmax(-1)  # one less than the rank
-        # Upper bound of the sum of the k - 1 largest: inside the basis plus outside of it, which is
-        # at most sqrt((k - 1) * outside_squared) by Cauchy-Schwarz.
+        # The k - 1 largest sum to at most those of the basis and all that is outside of it.
         fewer = reached.gather(1, (count - 1).clamp_min(0)[:, None])[:, 0]
-        rest = torch.minimum(bounds.outside, (count * bounds.outside_squared).sqrt())
-        too_few = (count == 0) | (fewer + rest <= goal - clear)
+        too_few = (count == 0) | (fewer + bounds.outside <= goal - clear)
         proven &= enough.any(-1) & too_few
         counts.append(count + 1)
     return torch.stack(counts, -1), proven
 
 
-def _basis(matrices: "Tensor", columns: int) -> "Tensor":
-    """Draw the same random columns for every matrix, (M, T, r)."""
-    draw = torch.Generator().manual_seed(columns)
-    block = torch.randn(matrices.shape[-1], columns, generator=draw, dtype=matrices.dtype)
-    return block.to(matrices.device).expand(len(matrices), -1, -1)
-
-
-def _without_gram(matrices: "Tensor") -> _Bounds:
-    """Bound on a few columns: two thin products cost less than the gram matrix."""
+def _on_basis(matrices: "Tensor") -> _Bounds:
+    """Bound by a projection onto a few columns: thin products cost less than the gram matrix."""
     total = matrices.square().sum((-1, -2))
-    basis = _basis(matrices, _FEW)
+    draw = torch.Generator().manual_seed(_FEW)
+    block = torch.randn(matrices.shape[-1], _FEW, generator=draw, dtype=matrices.dtype)
+    basis = block.to(matrices.device).expand(len(matrices), -1, -1)  # (M, T, r)
     for _ in range(_TURNS):
-        image = torch.bmm(matrices, torch.bmm(matrices.mT, basis))
-        basis = torch.linalg.qr(image).Q  # (M, T, r)
+        basis = torch.linalg.qr(torch.bmm(matrices, torch.bmm(matrices.mT, basis))).Q
     half = torch.bmm(matrices.mT, basis)
     values = torch.linalg.eigvalsh(torch.bmm(half.mT, half)).flip(-1)
-    outside = (total - values.sum(-1)).clamp_min(0)
-    return _Bounds(total, values, outside, outside.square())
+    return _Bounds(total, values, (total - values.sum(-1)).clamp_min(0))
 
 
-def _with_gram(gram: "Tensor", columns: int) -> _Bounds:
+def _all_eigenvalues(matrices: "Tensor") -> _Bounds:
+    gram = torch.bmm(matrices, matrices.mT)  # (M, T, T)
     total = torch.diagonal(gram, dim1=-2, dim2=-1).sum(-1)
-    basis = _basis(gram, columns)
-    for _ in range(_TURNS):
-        basis = torch.linalg.qr(torch.bmm(gram, basis)).Q
-    image = torch.bmm(gram, basis)
-    inner = torch.bmm(basis.mT, image)  # (M, r, r)
-    values = torch.linalg.eigvalsh(inner).flip(-1)
-    outside = (total - values.sum(-1)).clamp_min(0)
-    # |(I - P) G (I - P)|^2 for P = Q Q^T
-    squared = gram.square().sum((-1, -2)) - 2 * image.square().sum((-1, -2))
-    squared = (squared + inner.square().sum((-1, -2))).clamp_min(0)
-    # Its rounding is that of the largest term, not of the small difference.
-    squared += 8 * torch.finfo(gram.dtype).eps * total.square()
-    return _Bounds(total, values, outside, squared)
-
-
-def _whole(gram: "Tensor") -> _Bounds:
-    total = torch.diagonal(gram, dim1=-2, dim2=-1).sum(-1)
-    nothing = torch.zeros_like(total)
-    return _Bounds(total, torch.linalg.eigvalsh(gram).flip(-1), nothing, nothing)
+    return _Bounds(total, torch.linalg.eigvalsh(gram).flip(-1), torch.zeros_like(total))
 
 
 def attention_mass(matrices: "Tensor", threshold: float) -> "Tensor":

@@ -31,21 +31,7 @@ _BOS_CHOICES = ("auto", "yes", "no")
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What to measure, and under which settings.
-
-    Attributes:
-        tasks: Tasks of lm-eval, suites (``low-data``, ``full-data``, ``later``), or ``val_loss``.
-        tokens: Token directory whose held-out tokens give val_loss.
-        texts: Text files that give val_loss; each model reads them with its own tokenizer.
-        seq_len: Tokens of a val_loss window; None: 1024, or the fewest positions of any model.
-        shots: Examples before each question; None: as the suite or task says.
-        limit: Questions of each task; None: all.
-        batch_size: Windows or requests in a forward. Scores move with it a little.
-        dtype: ``auto``, ``fp32``, ``bf16`` or ``fp16``, for the tasks; val_loss is always fp32.
-        add_bos: Begin every text with BOS: ``yes``, ``no``, or ``auto``, as the tokenizer does.
-        task_data: Directory of ``TASK.jsonl`` files, read instead of the Hub's data sets.
-        allow_code: Let tasks run code of their own.
-    """
+    """What to measure, and under which settings; see `inheritune.api.evaluate` for each field."""
 
     tasks: Sequence[str] = ()
     tokens: Path | None = None
