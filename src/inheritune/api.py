@@ -666,7 +666,7 @@ def report(
         try:
             write_card(Path(runs))
         except DataError as error:
-            message = f"the card of the target is left as it is: {error.message}"
+            message = f"the target's card is left unchanged: {error.message}"
             warnings.warn(message, stacklevel=2)
         return page
 

@@ -10,7 +10,7 @@ from inheritune.analysis.importance import Importance, measure_importance
 from inheritune.analysis.rank import calibration
 from inheritune.analysis.sequences import Sequences
 from inheritune.analysis.spectrum import weight_spectrum
-from inheritune.errors import DataError
+from inheritune.errors import DataError, RecipeError
 from inheritune.model_files.config import text_config
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.surgery.cut_points import cut_point, find_pattern
@@ -173,10 +173,13 @@ def analyze(
         on_progress: Called after every forward.
 
     Raises:
+        RecipeError: ``threshold`` is out of range.
         UnsupportedModelError: The attention of a model cannot be observed.
         DataError: The sequences are longer than a model takes.
         Interrupted: A signal asked to stop.
     """
+    if not 0 < threshold < 1:
+        raise RecipeError(f"--threshold is {threshold:g}.", "Choose between 0 and 1, such as 0.9.")
     with catch_signals() as stop:
         results = tuple(
             analyze_model(

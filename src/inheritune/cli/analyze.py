@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inheritune.cli.console import Debug, Json, print_json, progress, reported, say
+from inheritune.cli.console import Debug, Json, print_json, reported, say
 from inheritune.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -65,31 +65,22 @@ def analyze(
 ) -> None:
     """Measure attention rank and mass and the importance of each layer; suggest a size."""
     with reported(as_json, debug):
-        from inheritune.analysis.analyze import analyze as analyze_models
-        from inheritune.analysis.sequences import sequences_for
-        from inheritune.model_files.directory import open_model
+        from inheritune import api
         from inheritune.system.files import write_json
 
-        if not 0 < threshold < 1:
-            hint = "Choose between 0 and 1, such as 0.9."
-            raise RecipeError(f"--threshold is {threshold:g}.", hint)
         if out.is_dir():
             raise RecipeError(f"--out {out} is a directory.", "Name a file.")
-        models = [("model", open_model(model))]
-        if against is not None:
-            models = [("reference", models[0][1]), ("target", open_model(against))]
-        drawn = sequences_for(
-            [directory for _, directory in models],
-            sequences,
-            tokens_per_sequence,
+        analysis = api.analyze(
+            model,
+            against=against,
             tokens=tokens,
             text=text,
+            sequences=sequences,
+            tokens_per_sequence=tokens_per_sequence,
+            threshold=threshold,
             bos=bos,
+            spectrum=spectrum,
         )
-        with progress() as on_progress:
-            analysis = analyze_models(
-                models, drawn, threshold=threshold, spectrum=spectrum, on_progress=on_progress
-            )
         record = analysis.as_json()
         write_json(out, record)
         if as_json:

@@ -21,7 +21,6 @@ from inheritune.cli.console import (
     UsageAsJson,
     load_recipe,
     print_json,
-    progress,
     reported,
     say,
 )
@@ -79,7 +78,7 @@ def run(
 ) -> None:
     """Run a recipe from start to finish, or resume it."""
     with reported(as_json, debug):
-        from inheritune.run.execute import execute
+        from inheritune import api
 
         file = load_recipe(recipe, sets, scale)
         root = runs / file.recipe.name
@@ -87,8 +86,7 @@ def run(
         if processes > 1:
             scaled = ["--scale", str(scale)] if scale is not None else []
             launch.start(["run", str(recipe), "--runs", str(runs), *scaled], root)
-        with progress() as on_progress:
-            result = execute(file, root, on_progress, allowed=launch.allowed, checkpoint=checkpoint)
+        result = api.derive(file, runs=runs, allow_change=launch.allowed, checkpoint=checkpoint)
         if result is not None:  # only the first process has one
             _show_result(root, result.summary, as_json, f"inheritune report {root}")
             raise typer.Exit(NOT_MATCHED_EXIT_CODE if result.is_missed else 0)
@@ -113,8 +111,8 @@ def demo(
 ) -> None:
     """Run the method in minutes, offline, on a small reference that comes with the package."""
     with reported(as_json, debug):
+        from inheritune import api
         from inheritune.recipe.presets import preset_path
-        from inheritune.run.execute import execute
 
         preset = "demo-from-scratch" if from_scratch else "demo"
         overrides = []
@@ -126,9 +124,7 @@ def demo(
         root = runs / file.recipe.name
         if not as_json:
             say(_introduction(file.recipe))
-        with progress() as on_progress:
-            # The demo has done its job even if the target does not match.
-            result = execute(file, root, on_progress, must_match=False)
+        result = api.derive(file, runs=runs)
         copy = f"inheritune init --preset {preset} > recipe.yaml"
         if result is not None:
             next_command = f"{copy}   # then: inheritune run recipe.yaml"

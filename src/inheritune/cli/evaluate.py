@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inheritune.cli.console import Debug, Json, print_json, progress, reported, say
-from inheritune.errors import MachineError, RecipeError
+from inheritune.errors import MachineError
 
 if TYPE_CHECKING:
     from inheritune.evaluation.evaluate import Evaluation
@@ -81,23 +81,15 @@ def evaluate(
 ) -> None:
     """Measure val_loss and lm-eval tasks of models, all with the same settings."""
     with reported(as_json, debug):
-        from inheritune.evaluation.evaluate import EvaluationRequest, fetch_tasks
-        from inheritune.evaluation.evaluate import evaluate as evaluate_models
+        from inheritune import api
 
-        request = EvaluationRequest(
-            tasks=[name.strip() for name in (tasks or "").split(",") if name.strip()],
-            tokens=tokens,
-            texts=text or [],
-            seq_len=seq_len,
-            shots=shots,
-            limit=limit,
-            batch_size=batch_size,
-            dtype=dtype,
-            add_bos=add_bos,
-            task_data=task_data,
-            allow_code=allow_task_code,
-        )
+        names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
         if fetch_only:
+            from inheritune.evaluation.evaluate import EvaluationRequest, fetch_tasks
+
+            request = EvaluationRequest(
+                tasks=names, shots=shots, task_data=task_data, allow_code=allow_task_code
+            )
             with progress() as on_progress:
                 fetched = fetch_tasks(request, out, on_progress)
             if as_json:
@@ -105,11 +97,21 @@ def evaluate(
             else:
                 say(f"{len(fetched)} tasks can run without a network: HF_HUB_OFFLINE=1")
             return
-        request.check()
-        if not models:
-            raise RecipeError("no model is given.", "Give a model directory or a Hub id.")
-        with progress() as on_progress:
-            evaluation = evaluate_models(models, request, out, on_progress)
+        evaluation = api.evaluate(
+            models or [],
+            tasks=names,
+            tokens=tokens,
+            text=text or [],
+            out=out,
+            seq_len=seq_len,
+            shots=shots,
+            limit=limit,
+            batch_size=batch_size,
+            dtype=dtype,
+            add_bos=add_bos,
+            task_data=task_data,
+            allow_task_code=allow_task_code,
+        )
         if as_json and not evaluation.failures:
             print_json(evaluation.as_json())
         elif not as_json:

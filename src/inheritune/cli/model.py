@@ -264,9 +264,9 @@ def convert(
     and can write only to OUT. Convert only what you trust.
     """
     with reported(as_json, debug):
-        from inheritune.conversion.convert import convert as convert_model
+        from inheritune import api
 
-        done = convert_model(source, out)
+        done = api.convert(source, out)
         if as_json:
             print_json(
                 {

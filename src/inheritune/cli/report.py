@@ -53,16 +53,11 @@ def report(
 
 
 def _report_one(run: Path, as_json: bool) -> None:
+    from inheritune import api
     from inheritune.errors import DataError
-    from inheritune.publishing.card import write_card
-    from inheritune.reporting.page import write_report
     from inheritune.run_record import read_run_json
 
-    page = write_report(run)
-    try:
-        write_card(run)
-    except DataError as error:  # the page explains it
-        say(f"warning: the target's card is left unchanged: {error.message}")
+    page = api.report(run)
     if as_json:
         paths = {"run": str(run), "target": str(run / "target"), "report": str(page)}
         try:

@@ -172,6 +172,8 @@ def evaluate(
     from inheritune.training.hardware import choose_device, keep_freed_memory
 
     request.check()
+    if not models:
+        raise RecipeError("no model is given.", "Give a model directory or a Hub id.")
     opened = _open(models)
     device = choose_device()
     if device == "cpu":
