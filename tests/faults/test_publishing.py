@@ -205,6 +205,7 @@ HOSTILE = ["---", "a\n---\nb: c", "{{ x }}", "a: b", "\"'`", "<script>x</script>
 @pytest.mark.parametrize("value", HOSTILE, ids=lambda value: repr(value[:12]))
 @pytest.mark.fault("E8")
 def test_a_hostile_field_reads_back_equal_and_is_no_markup(value):
+    score = {"task": value, "metrics": {value: {"value": 0.5}}}
     record = {
         "name": value,
         "notes": [value],
@@ -212,7 +213,7 @@ def test_a_hostile_field_reads_back_equal_and_is_no_markup(value):
         "reference": {"model": value, "revision": value, "card": {"license": value}},
         "recipe": {"data": {"source": value, "split": value}},
         "result": {"val_loss": 3.25, "layers": 4, "reference_layers": 8},
-        "evaluation": [{"task": value, "metric": value, "value": 0.5}],
+        "evaluation": {"models": [{"role": "target", "scores": [score]}]},
     }
     text = card_text(typed(record), {"layer_map": [0], "reference": {"name": value}}, [])
     fields, body = split_front_matter(text)
