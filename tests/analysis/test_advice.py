@@ -20,11 +20,11 @@ def test_the_advice_is_the_fewest_layers_whose_rest_is_lazy():
     assert found.reason == "layers 2 to 4 are a lazy group: their mean rank is 1.50"
 
 
-def test_only_at_a_safe_cut_point():
+def test_advice_is_a_safe_cut_point():
     assert advise(RANKS, 5, safe={1, 4}).advice == 4
 
 
-def test_half_where_nothing_is_lazy():
+def test_advice_is_half_of_the_layers_if_none_are_lazy():
     found = advise(dict.fromkeys(range(7), 30.0), 7, safe=set(range(1, 7)))
     assert found.advice == found.paper == 3
     assert found.reason.startswith("no last layers are a lazy group")

@@ -112,7 +112,7 @@ def test_a_model_has_the_ranks_of_its_own_attention(family):
     assert found.skipped == ([0, 2] if family == "jamba" else [])
 
 
-def test_it_is_the_same_in_small_batches_and_with_plain_svd(monkeypatch):
+def test_attention_statistics_are_equal_in_small_batches_and_with_plain_svd(monkeypatch):
     model, ids = model_of("llama"), ids_of(5)
     whole = measure_attention(model, 4, ids).as_json()
     assert measure_attention(model, 4, ids, ranks_of=exact_rank).as_json() == whole
@@ -153,14 +153,14 @@ def test_a_model_without_attention_is_refused_by_name():
         measure_attention(model, 2, ids_of())
 
 
-def test_nothing_stays_registered():
+def test_observing_leaves_no_attention_function_registered():
     from transformers import AttentionInterface
 
     measure_attention(model_of("llama"), 4, ids_of())
     assert OBSERVED_ATTENTION not in AttentionInterface._global_mapping
 
 
-def test_it_stops_between_forwards_when_asked():
+def test_measure_attention_stops_between_forwards():
     stop = StopFlag()
     stop.signal_number = 15
     with pytest.raises(Interrupted):

@@ -21,7 +21,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_it_shows_every_layer_and_writes_every_head(tiny_reference, tiny_tokens, here):
+def test_analyze_shows_every_layer_and_writes_every_head(tiny_reference, tiny_tokens, here):
     done = analyze(tiny_reference, "--tokens", tiny_tokens.path, *FEW)
     assert done.exit_code == 0, done.output
     assert "3 sequences of 24 tokens" in done.stdout
@@ -30,7 +30,7 @@ def test_it_shows_every_layer_and_writes_every_head(tiny_reference, tiny_tokens,
     assert [len(row["rank"]) for row in found["models"][0]["attention"]["layers"]] == [4] * 4
 
 
-def test_json_is_one_object_and_the_same_again(tiny_reference, tiny_text, here):
+def test_analyze_json_is_one_object_and_the_same_again(tiny_reference, tiny_text, here):
     arguments = (tiny_reference, "--text", tiny_text, *FEW, "--json", "--spectrum")
     first, second = analyze(*arguments), analyze(*arguments)
     found = json.loads(first.stdout)
@@ -53,7 +53,7 @@ def test_a_target_stands_beside_its_reference(tiny_reference, tiny_text, here):
     assert target["attention"]["layers"] == reference["attention"]["layers"][:2]
 
 
-def test_bos_is_recorded(tiny_reference, tiny_text, here):
+def test_analyze_records_whether_sequences_begin_with_bos(tiny_reference, tiny_text, here):
     for asked, has in (("auto", False), ("yes", True), ("no", False)):
         done = analyze(tiny_reference, "--text", tiny_text, *FEW, "--bos", asked, "--json")
         assert json.loads(done.stdout)["sequences"]["bos"] is has
@@ -79,7 +79,7 @@ def other_tokenizer(model, out):
         (["--text", "{text}", "--out", "."], "is a directory", 2),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_analyze_refuses_impossible_options(
     tiny_reference, tiny_text, tiny_tokens, here, arguments, said, code
 ):
     filled = [a.format(text=tiny_text, tokens=tiny_tokens.path) for a in arguments]

@@ -16,7 +16,7 @@ from inheritune.analysis.rank import (
 THRESHOLDS = (0.80, 0.85, 0.90, 0.95)
 
 
-def test_the_calibration_that_is_shown_is_that_table():
+def test_shown_calibration_is_that_of_known_attention():
     assert {name: (one["rank"], one["mass"]) for name, one in calibration(100, 0.90).items()} == {
         "pure sink": (1, 1),
         "half sink and half uniform": (1, 1),
@@ -81,7 +81,7 @@ def test_known_matrices_have_their_known_rank_and_mass(name):
     )
 
 
-def test_a_batch_of_all_kinds_gives_each_its_own():
+def test_a_mixed_batch_gives_each_matrix_its_own_rank():
     matrices = torch.stack([matrix for matrix, _, _ in KNOWN.values()])
     assert torch.equal(attention_rank(matrices, THRESHOLDS), exact_rank(matrices, THRESHOLDS))
 
@@ -110,7 +110,7 @@ def test_the_fast_rank_never_differs_from_the_svd(size, scale, kept, sink, seed)
     decay=st.floats(0, 3),
     seed=st.integers(0, 2**31),
 )
-def test_nor_does_it_for_any_other_spectrum(ranks, decay, seed):
+def test_the_fast_rank_equals_the_svd_for_any_spectrum(ranks, decay, seed):
     draw = torch.Generator().manual_seed(seed)
     matrices = []
     for rank in ranks:

@@ -89,7 +89,9 @@ def test_fewer_sequences_than_asked_are_a_note(tiny_reference, tiny_text, tmp_pa
     assert f"on {count} sequences of 24 tokens, not on 5000" in " ".join(record["notes"])
 
 
-def test_none_at_all_are_a_note_and_the_result_stands(tiny_reference, tiny_text, tmp_path):
+def test_a_text_without_a_sequence_is_a_note_and_the_result_stands(
+    tiny_reference, tiny_text, tmp_path
+):
     asked = {"sequences": 5, "tokens_per_sequence": 100_000}
     final = execute(recipe_of(tiny_reference, tiny_text, analyze=asked), tmp_path / "run").summary
     record = Run(tmp_path / "run").read()
@@ -97,7 +99,7 @@ def test_none_at_all_are_a_note_and_the_result_stands(tiny_reference, tiny_text,
     assert any(note.startswith("Attention was not analysed") for note in record["notes"])
 
 
-def test_it_can_be_left_out(tiny_reference, tiny_text, tmp_path):
+def test_analyze_null_leaves_the_analysis_out(tiny_reference, tiny_text, tmp_path):
     execute(recipe_of(tiny_reference, tiny_text, analyze=None), tmp_path / "run")
     assert Run(tmp_path / "run").read()["analysis"] is None
     assert not (tmp_path / "run" / "analysis.json").exists()
@@ -121,7 +123,7 @@ def test_a_model_without_attention_trains_and_is_noted(tiny_text, tmp_path):
     assert "MambaForCausalLM cannot be observed" in " ".join(record["notes"])
 
 
-def test_lazy_layers_of_such_a_model_are_refused_before_training(tiny_text, tmp_path):
+def test_lazy_layers_of_a_model_without_attention_are_refused_before_training(tiny_text, tmp_path):
     lazy = {"inherit": {"start": "inherit"}, "lazy": {"start": "inherit", "select": "lazy"}}
     recipe = recipe_of(mamba(tmp_path / "mamba"), tiny_text, variants=lazy)
     with pytest.raises(UnsupportedModelError, match="cannot be observed"):

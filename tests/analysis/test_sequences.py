@@ -26,5 +26,5 @@ def test_a_bos_takes_a_place_of_each_sequence():
     }  # fmt: skip
 
 
-def test_a_text_that_is_too_short_gives_none():
+def test_a_text_that_is_too_short_gives_no_sequences():
     assert draw_sequences(np.arange(5), 3, 16, None, "a text").ids.shape == (0, 16)

@@ -94,7 +94,7 @@ def test_lm_evals_own_result_lies_beside_ours(
     assert own["configs"]["piqa"]["doc_to_text"] == "Question: {{goal}}\nAnswer:"
 
 
-def test_stopped_between_two_tasks_it_goes_on_with_the_second(
+def test_an_evaluation_stopped_between_two_tasks_continues_with_the_second(
     tiny_reference: Path, questions: Path, tmp_path: Path
 ) -> None:
     request = Request(tasks=["piqa", "arc_easy"], task_data=questions, batch_size=2)
@@ -161,7 +161,9 @@ def test_val_loss_of_a_text_reads_all_of_it(tiny_reference: Path, tmp_path: Path
         evaluate([str(tiny_reference)], Request(texts=[text], seq_len=16), tmp_path / "out")
 
 
-def test_what_cannot_be_measured_is_refused(tmp_path: Path, tiny_reference: Path) -> None:
+def test_evaluate_refuses_requests_that_measure_nothing(
+    tmp_path: Path, tiny_reference: Path
+) -> None:
     for request, said in (
         (Request(), "nothing to measure"),
         (Request(tasks=["full-data"]), "val_loss needs held-out tokens"),
@@ -173,7 +175,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path, tiny_reference: Path
         fetch_tasks(Request(), tmp_path)
 
 
-def test_the_command_prints_one_json_value(
+def test_the_evaluate_command_prints_one_json_value(
     tiny_reference: Path, questions: Path, tmp_path: Path
 ) -> None:
     options = ["--tasks", "piqa", "--task-data", str(questions), "--out", str(tmp_path)]

@@ -18,7 +18,7 @@ def model() -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(vocab_size=320, num_attention_heads=4, **small))
 
 
-def test_it_is_the_cross_entropy_of_every_window(
+def test_val_loss_is_the_cross_entropy_of_every_window(
     model: LlamaForCausalLM, tiny_tokens: TokenDirectory
 ) -> None:
     found = measure_val_loss(model, tiny_tokens.val, seq_len=16, batch_size=4)
@@ -34,7 +34,7 @@ def test_it_is_the_cross_entropy_of_every_window(
     assert found.mean == found.per_window.mean()
 
 
-def test_twice_it_is_the_same_to_the_last_bit(
+def test_val_loss_is_the_same_to_the_last_bit_when_measured_twice(
     model: LlamaForCausalLM, tiny_tokens: TokenDirectory
 ) -> None:
     one, two = (measure_val_loss(model, tiny_tokens.val, 16, 4) for _ in range(2))
@@ -60,7 +60,9 @@ def test_less_than_one_window_is_refused_with_the_numbers(
     assert error.value.exit_code == 3
 
 
-def test_it_stops_when_asked(model: LlamaForCausalLM, tiny_tokens: TokenDirectory) -> None:
+def test_measure_val_loss_stops_when_asked(
+    model: LlamaForCausalLM, tiny_tokens: TokenDirectory
+) -> None:
     stop = StopFlag()
     stop.signal_number = 15
     with pytest.raises(Interrupted):

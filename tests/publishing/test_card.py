@@ -86,7 +86,7 @@ def test_the_text_says_where_the_model_comes_from_and_how_it_is_loaded():
         assert said in body, said
 
 
-def test_what_is_not_known_is_left_out():
+def test_the_card_leaves_unknown_facts_out():
     fields, body = split_front_matter(card_text(RunRecord(), {}, []))
     assert fields.keys() == {"library_name", "pipeline_tag", "tags"}
     assert "None" not in body and "No task was evaluated" in body
