@@ -170,13 +170,10 @@ def analyze(
         sequences: From `sequences_for`.
         threshold: Share of the squared singular values that a rank holds, in (0, 1).
         spectrum: Also compute the singular values of the weights; large matrices take long.
-        on_progress: Called after every forward.
 
     Raises:
         RecipeError: ``threshold`` is out of range.
-        UnsupportedModelError: The attention of a model cannot be observed.
-        DataError: The sequences are longer than a model takes.
-        Interrupted: A signal asked to stop.
+        UnsupportedModelError, DataError, Interrupted: See `analyze_model`.
     """
     if not 0 < threshold < 1:
         raise RecipeError(f"--threshold is {threshold:g}.", "Choose between 0 and 1, such as 0.9.")
@@ -213,12 +210,7 @@ def analyze_model(
     Args:
         model: Loaded in fp32; none of its own code is run.
         role: ``"reference"``, ``"target"`` or ``"model"``.
-        sequences: Token ids, (N, T).
-        threshold: Share of the squared singular values that a rank holds, in (0, 1).
         removal_sequences: Sequences on which the loss without each layer is measured.
-        spectrum: Also compute the singular values of the weights.
-        stop: Checked between forwards.
-        on_progress: Called after every forward.
 
     Raises:
         UnsupportedModelError: The attention cannot be observed.
@@ -266,12 +258,7 @@ def _refuse_long_sequences(model: ModelDirectory, sequences: Sequences) -> None:
 
 
 def layer_advice(model: ModelDirectory, max_ranks: dict[int, float]) -> Advice:
-    """Advise on the number of first layers to inherit.
-
-    Args:
-        model: The reference.
-        max_ranks: MaxRank by layer, of the layers that have attention.
-    """
+    """Advise on the number of first layers to inherit, from MaxRank by layer."""
     total = model.layers
     pattern = find_pattern(model, Sizes(model).layers)
     points = (cut_point(model.config, total, count, pattern) for count in range(1, total))
@@ -284,13 +271,9 @@ def analysis_record(
     models: list[dict[str, Any]],
     advice: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Put together what analysis.json and run.json hold.
+    """Put together what analysis.json and run.json hold, from each `ModelAnalysis.as_json`.
 
-    Args:
-        sequences: What the models were run on.
-        threshold: Of the rank.
-        models: `ModelAnalysis.as_json` of each.
-        advice: Of the reference; None where its attention could not be measured.
+    ``advice`` is None where the reference's attention could not be measured.
     """
     return {
         "format": FORMAT,

@@ -165,9 +165,6 @@ def measure_attention(
         total: L, its number of layers.
         ids: (N, T), at least one sequence of two tokens.
         threshold: Share of the squared singular values, in (0, 1).
-        stop: Checked between forwards.
-        on_progress: Called after every forward.
-        task: Name of the task in the progress.
         ranks_of: Computes the ranks; tests compare other ways.
 
     Raises:

@@ -80,9 +80,6 @@ def measure_importance(
         ids: (N, T).
         removal_sequences: Number of first sequences to measure the losses on, in L + 1 passes; 0:
             do not measure them.
-        stop: Checked between forwards.
-        on_progress: Called after every pass.
-        task: Name of the task in the progress.
 
     Raises:
         UnsupportedModelError: The model has no list of so many layers.

@@ -161,7 +161,6 @@ def evaluate(
         models: Model directories, Hub ids or ``embedded:demo``.
         request: What to measure.
         out: Directory of results, a file for each model and task.
-        on_progress: Called after every forward.
 
     Raises:
         InherituneError: Nothing could be measured; single tasks that fail are in the result.

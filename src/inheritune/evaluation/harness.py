@@ -78,7 +78,7 @@ def load_lm(
         dtype: ``fp32``, ``bf16`` or ``fp16``, of weights and computation.
         add_bos: ``auto``, ``yes`` or ``no``.
         device: Such as ``cpu`` or ``cuda``.
-        before_forward: Called with the rows of each forward; an exception it raises ends the task.
+        before_forward: Called with the rows of each forward; may raise to end the task.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -109,12 +109,7 @@ def read_result(
 ) -> Score:
     """Read what `lm_eval.evaluate` returned for one task or group.
 
-    Args:
-        raw: lm-eval's result.
-        task: Name of the task or group.
-        key: See `score_file`.
-        seconds: Wall-clock time.
-        facts: See `Score`.
+    The other arguments are those of `Score`.
     """
     results = raw.get("results") or {}
     values = (raw.get("groups") or {}).get(task) or results.get(task) or {}

@@ -43,30 +43,16 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class ModelToScore:
-    """A model that tasks are asked of.
-
-    Attributes:
-        name: Its name in results and progress.
-        path: Its directory.
-        digest: XXH3 digest of config and weights.
-    """
+    """A model that tasks are asked of."""
 
     name: str
     path: Path
-    digest: str
+    digest: str  # XXH3 of config and weights
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """The settings that are the same for every model.
-
-    Attributes:
-        batch_size: Requests in a forward.
-        dtype: ``fp32``, ``bf16`` or ``fp16``.
-        add_bos: Begin every text with BOS: ``yes``, ``no``, or ``auto``, as the tokenizer does.
-        limit: Questions of each task; None: all.
-        device: Such as ``cpu`` or ``cuda``.
-    """
+    """The settings that are the same for every model; see `inheritune.api.evaluate`."""
 
     batch_size: int = 16
     dtype: str = "fp32"
@@ -86,14 +72,9 @@ class TaskFailure:
 
 @dataclass(frozen=True)
 class TaskScores:
-    """The result of `score_tasks`.
+    """The result of `score_tasks`."""
 
-    Attributes:
-        scores: Pairs of a model's name and a score, model after model, in the order of the tasks.
-        failures: What could not be asked.
-    """
-
-    scores: list[tuple[str, Score]]
+    scores: list[tuple[str, Score]]  # with the model's name; model after model, in order of tasks
     failures: list[TaskFailure]
 
 
@@ -116,7 +97,6 @@ def score_tasks(
         settings: The same for all models.
         out: Directory of scores; lm-eval's own result is written beside each.
         stop: Checked before each forward; an interrupted task is asked again next time.
-        on_progress: Called with the number of requests.
 
     Raises:
         Interrupted: ``stop`` was set; every score that was complete is kept.

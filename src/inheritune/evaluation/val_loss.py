@@ -67,9 +67,6 @@ def measure_val_loss(
         stream: Validation tokens.
         seq_len: T, tokens per window.
         batch_size: B; fixed, since rounding moves with it.
-        stop: Checked between batches.
-        on_progress: Called after every batch.
-        task: Name of the task in the progress.
         processes: They share the batches, and all get the same result, which does not depend on
             their number.
 
