@@ -7,8 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from inheritune.cli import console
-from inheritune.cli.terminal import Terminal, listening
+from inheritune.cli.terminal import Terminal
 from inheritune.system.progress import Progress
+from inheritune.system.progress_bar import progress_bar
 
 # Escape, the one-byte form of its bracket, bell, carriage return, delete, and turned writing.
 HOSTILE = "a\x1b]0;x\x07b\x9b31mc\rd\x7fe\u202ef"
@@ -42,7 +43,7 @@ def test_control_characters_are_shown_and_not_obeyed(show, capfd, monkeypatch):
 
 
 def listening_once(event):
-    with listening(Terminal(stderr=True)) as listener:
+    with progress_bar() as listener:
         listener(event)
 
 
