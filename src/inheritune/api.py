@@ -611,26 +611,22 @@ def plan(
         RecipeError: There are no such layers, or the recipe is wrong.
     """
     from inheritune.model_files.in_memory import opened_model
-    from inheritune.planning.plan import plan as plan_source
+    from inheritune.planning.candidates import Budget, list_candidates, plan_cut
+    from inheritune.planning.recipe_plan import plan_recipe
     from inheritune.recipe.sections import is_recipe, recipe_with
     from inheritune.recipe.values import amount_of_tokens
     from inheritune.system.devices import Speed, choose_device
 
     speed = Speed(choose_device(device), devices, mfu, rate) if device else None
     with _call(progress), ExitStack() as stack:
-        source: Any
         if is_recipe(what):
-            source = recipe_with(what, sections).recipe  # type: ignore[arg-type]
-        else:
-            source = stack.enter_context(opened_model(what, revision, whole=False))  # type: ignore[arg-type]
-        return plan_source(
-            source,
-            layers,
-            seq_len=seq_len,
-            tokens=None if tokens is None else amount_of_tokens(tokens),
-            speed=speed,
-            runs=Path(runs),
-        )
+            recipe = recipe_with(what, sections).recipe  # type: ignore[arg-type]
+            return plan_recipe(recipe, Path(runs) / recipe.name, speed)
+        model = stack.enter_context(opened_model(what, revision, whole=False))  # type: ignore[arg-type]
+        budget = Budget(seq_len, None if tokens is None else amount_of_tokens(tokens), speed)
+        if layers is None:
+            return list_candidates(model, budget)
+        return plan_cut(model, str(layers), budget)
 
 
 def report(

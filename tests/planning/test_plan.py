@@ -11,6 +11,7 @@ import tiny_models
 import tiny_recipe
 from hub_server import MODEL, Hub
 
+from inheritune.api import plan
 from inheritune.cli.plan_text import candidates_table, cut_table, recipe_tables
 from inheritune.errors import DataError, RecipeError, SourceError, UnsupportedModelError
 from inheritune.planning.candidates import (
@@ -20,7 +21,6 @@ from inheritune.planning.candidates import (
     list_candidates,
     plan_cut,
 )
-from inheritune.planning.plan import plan
 from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.load import RecipeFile
 from inheritune.run.execute import execute, prepare_only

@@ -1,6 +1,5 @@
 """Define the command analyze: attention rank and mass, and importance of layers."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -14,7 +13,7 @@ from inheritune.errors import RecipeError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from inheritune.analysis.analyze import Analysis, ModelAnalysis
+    from inheritune.analysis.analyze import Analysis, LayerAnalysis, ModelAnalysis
 
 __all__ = ["analyze"]
 
@@ -120,18 +119,8 @@ def _show(analysis: "Analysis") -> None:
     )
 
 
-_MEASURES = {
-    "rank": ".2f",
-    "mass": ".2f",
-    "sink": ".2f",
-    "heads < 1.5": ".0%",
-    "influence": ".3f",
-    "angle": ".3f",
-    "loss without": "+.3f",
-}
-
-
 def _show_model(console: "Console", model: "ModelAnalysis") -> None:
+    from inheritune.reporting.quantities import formatted
     from inheritune.reporting.table import Column, Table
 
     attention = model.attention
@@ -141,29 +130,23 @@ def _show_model(console: "Console", model: "ModelAnalysis") -> None:
         f"{attention.heads_near_one:.0%} of the heads below rank 1.5",
         style="bold",
     )
-    columns = [
-        Column("layer", show=str),
-        *(Column(title, show=_format(form)) for title, form in _MEASURES.items()),
-        Column(""),
-    ]
-    values = [
+    table = Table.of(
+        "layers",
+        model.layers,
         [
-            layer.layer,
-            layer.rank,
-            layer.mass,
-            layer.sink,
-            layer.heads_near_one,
-            layer.influence,
-            layer.angle,
-            layer.removal_loss,
-            "no attention" if layer.rank is None else "lazy" if layer.lazy else "",
-        ]
-        for layer in model.layers
-    ]
-    console.print(Table("layers", columns, values).rich())
+            (Column("layer", show=str), "layer"),
+            (Column("rank", show=formatted(".2f")), "rank"),
+            (Column("mass", show=formatted(".2f")), "mass"),
+            (Column("sink", show=formatted(".2f")), "sink"),
+            (Column("heads < 1.5", show=formatted(".0%")), "heads_near_one"),
+            (Column("influence", show=formatted(".3f")), "influence"),
+            (Column("angle", show=formatted(".3f")), "angle"),
+            (Column("loss without", show=formatted("+.3f")), "removal_loss"),
+            (Column(""), _laziness),
+        ],
+    )
+    console.print(table.rich())
 
 
-def _format(form: str) -> Callable[[float | None], str]:
-    from inheritune.reporting.quantities import MISSING
-
-    return lambda value: MISSING if value is None else format(value, form)
+def _laziness(layer: "LayerAnalysis") -> str:
+    return "no attention" if layer.rank is None else "lazy" if layer.lazy else ""

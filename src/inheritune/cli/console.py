@@ -182,12 +182,7 @@ def load_recipe(path: Path, sets: Sequence[str] | None, scale: float | None = No
 
 @contextmanager
 def reported(as_json: bool, debug: bool) -> Iterator[None]:
-    """Turn any exception inside the block into one message and its exit code.
-
-    Args:
-        as_json: Print errors to stdout as well, for programs.
-        debug: Show tracebacks.
-    """
+    """Turn any exception inside the block into one message and its exit code."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]

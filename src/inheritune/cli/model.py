@@ -27,6 +27,7 @@ from inheritune.surgery.selection import FORMS
 from inheritune.system.progress import silent
 
 if TYPE_CHECKING:
+    from inheritune.model_files.directory import ModelDirectory
     from inheritune.planning.candidates import Candidates, CutPlan
     from inheritune.planning.recipe_plan import RecipePlan
     from inheritune.recipe.load import RecipeFile
@@ -42,10 +43,7 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a H
 
 def inherit(
     reference: ReferenceId,
-    layers: Annotated[
-        str,
-        typer.Argument(help=f"Layers to keep: {FORMS}."),
-    ],
+    layers: Annotated[str, typer.Argument(help=f"Layers to keep: {FORMS}.")],
     out: Annotated[Path, typer.Argument(help="Model directory to write.")],
     revision: Revision = None,
     mode: Annotated[str | None, typer.Option(hidden=True)] = None,
@@ -79,8 +77,6 @@ def inherit(
         from inheritune.model_files.directory import open_model
         from inheritune.surgery.cut import Options
         from inheritune.surgery.cut import inherit as inherit_layers
-        from inheritune.surgery.selection import LayerFacts, choose_layers, describe_selection
-        from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
         if mode not in (None, "copy"):
             raise RecipeError(
@@ -88,7 +84,6 @@ def inherit(
                 "Leave it out: inherit always copies the weights it keeps.",
             )
         source = open_model(reference, revision, whole=False)
-        kept = choose_layers(layers, LayerFacts(source.layers))
         options = Options(
             dtype=dtype,
             parts=parts,
@@ -97,35 +92,40 @@ def inherit(
             sha256=sha256,
         )
         with progress() if source.remote else nullcontext(silent) as on_progress:
-            target = inherit_layers(source, kept, out, options, on_progress)
-        record = read_json_object(target.path / "inherit.json", MODEL_FILE, "the record")
-        if as_json:
-            print_json(
-                {
-                    "target": str(out),
-                    "layers": len(kept),
-                    "layer_map": list(kept),
-                    "reference_layers": source.layers,
-                    "params": target.params,
-                    "bytes": sum(tensor.size for tensor in target.tensors.values()),
-                    "config_edits": record["config_edits"],
-                    "check": record["check"],
-                }
-            )
-            return
-        for edit in record["config_edits"]:
-            changed = f"{_short(edit['before'])} -> {_short(edit['after'])}"
-            say(f"  {escape(edit['key'])}: {changed}, {edit['reason']}")
-        if unused := record["unused_tensors"]:
-            say(f"  {len(unused)} tensors are not used by the class, such as {escape(unused[0])}")
-        if fresh := record["fresh_tensors"]:
-            say(f"  {len(fresh)} tensors are freshly initialised by the class with seed {seed}")
-        say(
-            f"{out}: {describe_selection(kept)} of {source.layers}, {target.params:,} parameters; "
-            f"{record['check']}."
+            target = inherit_layers(source, layers, out, options, on_progress)
+        _show_target(target, out, as_json)
+        if not as_json:
+            command = f"inheritune verify {quote(str(out))} --reference {quote(reference)}"
+            say(f"next: {command}{f' --revision {source.revision}' if source.revision else ''}")
+
+
+def _show_target(target: "ModelDirectory", out: Path, as_json: bool) -> None:
+    """Show what was cut, from the target's own record."""
+    from inheritune.surgery.selection import describe_selection
+    from inheritune.system.strict_json import MODEL_FILE, read_json_object
+
+    record = read_json_object(target.path / "inherit.json", MODEL_FILE, "the record")
+    kept, total = record["layer_map"], record["reference"]["layers"]
+    if as_json:
+        size = sum(tensor.size for tensor in target.tensors.values())
+        print_json(
+            {"target": str(out), "layers": len(kept), "layer_map": kept, "reference_layers": total}
+            | {"params": target.params, "bytes": size}
+            | {key: record[key] for key in ("config_edits", "check")}
         )
-        command = f"inheritune verify {quote(str(out))} --reference {quote(reference)}"
-        say(f"next: {command}{f' --revision {source.revision}' if source.revision else ''}")
+        return
+    for edit in record["config_edits"]:
+        changed = f"{_short(edit['before'])} -> {_short(edit['after'])}"
+        say(f"  {escape(edit['key'])}: {changed}, {edit['reason']}")
+    if unused := record["unused_tensors"]:
+        say(f"  {len(unused)} tensors are not used by the class, such as {escape(unused[0])}")
+    if fresh := record["fresh_tensors"]:
+        seed = record["seed"]
+        say(f"  {len(fresh)} tensors are freshly initialised by the class with seed {seed}")
+    say(
+        f"{out}: {describe_selection(kept)} of {total}, {target.params:,} parameters; "
+        f"{record['check']}."
+    )
 
 
 def _short(value: object) -> str:
@@ -206,10 +206,10 @@ def plan(
     with reported(as_json, debug):
         from inheritune import api
         from inheritune.planning.candidates import Candidates, CutPlan
-        from inheritune.planning.plan import is_recipe_path
+        from inheritune.recipe.sections import is_recipe
 
         subject: str | RecipeFile = source
-        if is_recipe_path(source):
+        if is_recipe(source):
             subject = load_recipe(Path(source), sets, scale)
         result = api.plan(
             subject,

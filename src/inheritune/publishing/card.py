@@ -30,11 +30,7 @@ _DATASET = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w-]*")
 
 
 def write_card(run_root: Path) -> Path | None:
-    """Write ``target/README.md`` and copy the report's figures beside it.
-
-    Returns:
-        The card's path; None if the run has no target yet.
-    """
+    """Write ``target/README.md`` and copy the report's figures beside it; None without a target."""
     target = run_root / "target"
     if not (target / "config.json").is_file():
         return None

@@ -18,18 +18,12 @@ _STATE_IT = "State the reference's: --license apache-2.0, for example."
 
 @dataclass(frozen=True)
 class BaseLicence:
-    """The licence that a target carries over.
+    """The licence that a target carries over."""
 
-    Attributes:
-        licence: From the card of the target, or else of its base model; None: unknown.
-        base: Hub id of the base model; None if the card names none.
-        gated: Whether people must accept terms to get the base model.
-        fields: Licence fields of the base model's card that the target's card lacks.
-    """
-
-    licence: str | None
-    base: str | None = None
-    gated: bool = False
+    licence: str | None  # from the card of the target, or else of its base model; None: unknown
+    base: str | None = None  # Hub id of the base model; None if the card names none
+    gated: bool = False  # whether people must accept terms to get the base model
+    # Licence fields of the base model's card that the target's card lacks.
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -44,11 +38,7 @@ def is_non_commercial(licence: str) -> bool:
 
 
 def carried_licence(fields: Mapping[str, Any]) -> BaseLicence:
-    """Read the licence of a target's card, and ask the Hub about the base model that it names.
-
-    Args:
-        fields: Front matter of the card.
-    """
+    """Read the licence in a card's front matter, and ask the Hub about the base model it names."""
     own_name, base = _name_of(fields), fields.get("base_model")
     if not isinstance(base, str) or not base:
         return BaseLicence(own_name)
@@ -81,10 +71,8 @@ def refuse_licence(base: BaseLicence, stated: str | None, repeated: bool, public
     """Refuse to publish a target whose licence is unknown or does not allow it.
 
     Args:
-        base: From `carried_licence`.
         stated: The licence that the card will have.
         repeated: Whether it was given on the command line.
-        public: Whether the repository is public.
 
     Raises:
         RecipeError: The licence is unknown; or the base model is gated or not for commercial use,

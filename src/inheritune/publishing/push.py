@@ -36,19 +36,12 @@ _LICENCE_NAMES = ("LICEN", "COPYING", "NOTICE", "USE_POLICY")
 
 @dataclass(frozen=True)
 class Parcel:
-    """The files to send.
+    """The files to send."""
 
-    Attributes:
-        directory: The target.
-        groups: File names of each commit: weights, all else, card.
-        card: Text of the card.
-        licence: Licence on the card.
-    """
-
-    directory: Path
-    groups: Sequence[Sequence[str]]
-    card: str
-    licence: str
+    directory: Path  # the target
+    groups: Sequence[Sequence[str]]  # file names of each commit: weights, all else, card
+    card: str  # text of the card
+    licence: str  # licence on the card
 
     @property
     def files(self) -> list[dict[str, Any]]:
@@ -68,7 +61,6 @@ def pack(
     Args:
         path: A target, or a run that has one.
         licence: Licence by its name on the Hub; None: that of the reference's card.
-        public: Whether the repository will be public.
         repo_id: Repository; only the form of its name is checked.
 
     Raises:
@@ -117,10 +109,8 @@ def push(
     what is still missing.
 
     Args:
-        parcel: From `pack`.
         repo_id: ``owner/name``.
         public: Create a public repository.
-        on_progress: Called with the bytes sent.
 
     Returns:
         ``repo``, ``url``, ``private``, ``commit``, ``licence`` and ``files``; the commit is None
