@@ -18,13 +18,9 @@ def refuse(*arguments):
 
 def copied(tmp_path, offset, size):
     (tmp_path / "in").write_bytes(CONTENT)
-    source, target = os.open(tmp_path / "in", os.O_RDONLY), room.create_file(tmp_path / "out")
-    try:
-        room.write_all(target, b"header")
-        copy_range(source, target, offset, size, tmp_path / "in")
-    finally:
-        os.close(source)
-        os.close(target)
+    with room.open_source(tmp_path / "in") as source, (tmp_path / "out").open("xb", 0) as target:
+        room.write_all(target.fileno(), b"header")
+        copy_range(source.fileno(), target.fileno(), offset, size, tmp_path / "in")
     return (tmp_path / "out").read_bytes()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from inheritune.errors import SourceError, escape
 from inheritune.model_files.safe_path import read_weight_index, safe_file
+from inheritune.model_files.safetensors import refuse_foreign
 
 __all__ = ["PytorchFiles", "find_pytorch_files"]
 
@@ -15,17 +16,6 @@ _SUFFIXES = (".bin", ".pt", ".pth")
 # What trainers leave beside the weights.
 _NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state", "trainer_state")
 _AGAIN = "Download it again."
-_FOREIGN = [
-    (0, b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its repository."),
-    (0, b"GGUF", "a GGUF file", "Use the repository it was made from."),
-    (0, b"\x1f\x8b", "gzip data", "Unpack it."),
-    (0, b"BZh", "bzip2 data", "Unpack it."),
-    (0, b"\xfd7zXZ", "xz data", "Unpack it."),
-    (0, b"7z\xbc\xaf", "a 7z archive", "Unpack it."),
-    (0, b"<", "an HTML or XML page", "Download it again: a server answered with a page."),
-    (257, b"ustar", "a tar archive", "Unpack it, or save it again with a torch since 0.2."),
-    (8, b'{"', "a safetensors file", "Call it model.safetensors; there is nothing to convert."),
-]
 
 
 @dataclass(frozen=True)
@@ -100,10 +90,12 @@ def _refuse_foreign(path: Path) -> None:
             start = file.read(512)
     except OSError as error:
         raise SourceError(f"cannot read {path}: {(error.strerror or '').lower()}.") from error
-    for offset, magic, kind, hint in _FOREIGN:
-        text = start if offset else start.lstrip()
-        if text[offset:].startswith(magic):
-            raise SourceError(f"{path} is {kind}, not a PyTorch checkpoint.", hint)
+    refuse_foreign(path, start, "a PyTorch checkpoint")
+    if start.startswith(b'{"', 8):
+        raise SourceError(
+            f"{path} is a safetensors file, not a PyTorch checkpoint.",
+            "Call it model.safetensors; there is nothing to convert.",
+        )
     if not start:
         raise SourceError(f"{path} is empty.", _AGAIN)
     if not any(start):

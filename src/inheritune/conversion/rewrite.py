@@ -15,7 +15,6 @@ from inheritune.conversion.sandbox import serve
 from inheritune.conversion.unpickle import Checkpoint, safetensors_dtype
 from inheritune.errors import MachineError, SourceError, escape
 from inheritune.model_files.config import text_config
-from inheritune.model_files.copy import create_file, write_all
 from inheritune.model_files.layers import numbered
 from inheritune.model_files.write import file_header, split_into_shards
 
@@ -140,16 +139,14 @@ def _bytes(tensor: "Tensor") -> "Tensor":
 def _write(out: Path, entries: list[_Entry], checkpoint: Checkpoint) -> list[str]:
     """Write a file, and return the names of its tensors that hold NaN or infinity."""
     tensors = checkpoint.load(entries[0].origin)
-    descriptor = create_file(out)
-    try:
-        write_all(descriptor, file_header(entries, {"format": "pt"}))
+    with out.open("xb") as file:
+        file.write(file_header(entries, {"format": "pt"}))
         for entry in entries:
             data = _bytes(tensors[entry.name]).numpy().data
             for start in range(0, len(data), _CHUNK):
-                write_all(descriptor, data[start : start + _CHUNK])
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+                file.write(data[start : start + _CHUNK])
+        file.flush()
+        os.fsync(file.fileno())
     return [escape(entry.name) for entry in entries if not _is_finite(tensors[entry.name])]
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from io import FileIO
 from pathlib import Path
 
 from inheritune.errors import SourceError
@@ -10,7 +11,6 @@ from inheritune.model_files.safe_path import safe_file
 __all__ = [
     "copy_range",
     "copy_side_files",
-    "create_file",
     "open_source",
     "side_files",
     "write_all",
@@ -27,26 +27,21 @@ _SIDE_FILES = (
 )
 _KERNEL_CHUNK = 2**30
 _CHUNK = 8 * 2**20
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 # Answers of a kernel or file system that cannot copy this way, but perhaps another.
 _CANNOT = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
-_BINARY = getattr(os, "O_BINARY", 0)
 
 
-def open_source(path: Path) -> int:
-    """Open a file for reading; a pipe without a writer does not block.
+def open_source(path: Path) -> FileIO:
+    """Open a file for reading, without a buffer; a pipe without a writer does not block.
 
     Raises:
         SourceError: It is missing or unreadable.
     """
     try:
-        return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
+        return FileIO(path, opener=lambda p, flags: os.open(p, flags | _NONBLOCK))
     except OSError as error:
         raise SourceError(f"cannot read {path}: {(error.strerror or '').lower()}.") from error
-
-
-def create_file(path: Path) -> int:
-    """Open a new file for writing, with the mode that the umask asks for."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
@@ -118,17 +113,7 @@ def copy_side_files(source: Path, target: Path) -> None:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(exist_ok=True)
         copy.unlink(missing_ok=True)
-        _copy_file(path, copy)
-
-
-def _copy_file(path: Path, copy: Path) -> None:
-    source = open_source(path)
-    try:
-        target = create_file(copy)
-        try:
-            copy_range(source, target, 0, os.fstat(source).st_size, path)
-            os.fsync(target)
-        finally:
-            os.close(target)
-    finally:
-        os.close(source)
+        with open_source(path) as source, copy.open("xb", buffering=0) as target:
+            size = os.fstat(source.fileno()).st_size
+            copy_range(source.fileno(), target.fileno(), 0, size, path)
+            os.fsync(target.fileno())

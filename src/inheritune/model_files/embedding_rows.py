@@ -1,6 +1,5 @@
 """Check that every id that a tokenizer gives has a row in the model's embedding."""
 
-import os
 import re
 import warnings
 from collections.abc import Iterable
@@ -77,7 +76,7 @@ def _may_exceed(path: Path, rows: int) -> bool:
     large = re.compile(rb'"\s*:\s*([0-9]{%d,})' % digits)
     # Pieces overlap, so that no number is cut in two.
     brackets, is_unigram, overlap = 0, False, b""
-    with os.fdopen(open_source(path), "rb") as file:
+    with open_source(path) as file:
         while data := file.read(_CHUNK):
             piece = overlap + data
             if any(int(n[:19]) >= rows for n in large.findall(piece)):

@@ -17,7 +17,7 @@ from inheritune.errors import SourceError, escape
 from inheritune.model_files.copy import open_source
 from inheritune.system.strict_json import UNTRUSTED, parse_json
 
-__all__ = ["Tensor", "item_bits", "read_header"]
+__all__ = ["Tensor", "item_bits", "read_header", "refuse_foreign"]
 
 # The library allows 100 MB, which can take gigabytes once parsed. Known files have headers of a few
 # MB at most; the limits of UNTRUSTED allow about 55,000 tensors in a file.
@@ -33,15 +33,18 @@ _BITS = {
     **dict.fromkeys(["U32", "I32", "F32"], 32),
     **dict.fromkeys(["U64", "I64", "F64", "C64"], 64),
 }
-# First bytes of files that are something else, what they are, and the way out.
+# Files that are no weights: where their sign stands, the sign, what they are, and the way out.
 _FOREIGN = [
-    (b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its repository."),
-    (b"GGUF", "a GGUF file", "Use the safetensors repository it was made from."),
-    (b"\x1f\x8b", "gzip data", "Unpack it."),
-    (b"PK\x03\x04", "a zip file or a pickle", "Only safetensors are read: nothing is unpickled."),
-    (b"<", "an HTML or XML page", "Download it again: a server answered with a page."),
-    (b"\x80\x02", "a pickle", "Only safetensors are read: nothing is unpickled."),
+    (0, b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its repository."),
+    (0, b"GGUF", "a GGUF file", "Use the repository it was made from."),
+    (0, b"\x1f\x8b", "gzip data", "Unpack it."),
+    (0, b"BZh", "bzip2 data", "Unpack it."),
+    (0, b"\xfd7zXZ", "xz data", "Unpack it."),
+    (0, b"7z\xbc\xaf", "a 7z archive", "Unpack it."),
+    (0, b"<", "an HTML or XML page", "Download it again: a server answered with a page."),
+    (257, b"ustar", "a tar archive", "Unpack it, or save it again with a torch since 0.2."),
 ]
+_PICKLES = ((b"PK\x03\x04", "a zip file or a pickle"), (b"\x80\x02", "a pickle"))
 _AGAIN = "Download the file again."
 
 
@@ -80,16 +83,15 @@ def read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
         SourceError: The file breaks the format: too short, foreign, a header that is not strict
             JSON, unknown dtypes, sizes that do not fit, holes, overlaps.
     """
-    descriptor = open_source(path)
-    with os.fdopen(descriptor, "rb") as file:
+    with open_source(path) as file:
         try:
-            file_size = os.fstat(descriptor).st_size
-            start = file.read(32)
+            file_size = os.fstat(file.fileno()).st_size
+            start = file.read(512) or b""
             length = int.from_bytes(start[:8], "little")
             if len(start) < 8 or start[8:9] != b"{" or length > min(_MAX_HEADER, file_size - 8):
                 raise _not_safetensors(path, start, length, file_size)
             file.seek(8)
-            text = file.read(length)
+            text = file.read(length) or b""
         except OSError as error:
             raise SourceError(f"cannot read {path}: {error.strerror}.") from error
     header = parse_json(text, f"the header of {path}", UNTRUSTED)
@@ -104,13 +106,22 @@ def read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def refuse_foreign(path: Path, start: bytes, expected: str) -> None:
+    """Refuse a file whose first 512 bytes show that it holds no weights; say what it is instead."""
+    for offset, sign, what, hint in _FOREIGN:
+        if (start if offset else start.lstrip()).startswith(sign, offset):
+            raise SourceError(f"{path} is {what}, not {expected}.", hint)
+
+
 def _not_safetensors(path: Path, start: bytes, length: int, file_size: int) -> SourceError:
-    for magic, what, hint in _FOREIGN:
-        if start.lstrip().startswith(magic):
+    refuse_foreign(path, start, "safetensors")
+    for sign, what in _PICKLES:
+        if start.startswith(sign):
+            hint = "Only safetensors are read: nothing is unpickled."
             return SourceError(f"{path} is {what}, not safetensors.", hint)
     if len(start) < 8:
         return SourceError(f"{path} has {file_size} bytes; that is not a safetensors file.", _AGAIN)
-    if not any(start):
+    if not any(start[:32]):
         return SourceError(f"{path} begins with zeros: its download was cut off.", _AGAIN)
     if length > _MAX_HEADER:
         return SourceError(

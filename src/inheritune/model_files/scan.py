@@ -1,9 +1,9 @@
 """Compute digests of tensors in a file, and find values that cannot be weights, in one pass."""
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,17 +43,14 @@ def scan(file: Path, tensors: Sequence[Tensor], *, sha256: bool = False) -> dict
     Raises:
         SourceError: The file ends before a tensor does.
     """
-    descriptor = open_source(file)
-    try:
-        return {tensor.name: _scan(descriptor, tensor, sha256) for tensor in tensors}
-    finally:
-        os.close(descriptor)
+    with open_source(file) as source:
+        return {tensor.name: _scan(source, tensor, sha256) for tensor in tensors}
 
 
-def _scan(descriptor: int, tensor: Tensor, sha256: bool) -> Scan:
+def _scan(source: FileIO, tensor: Tensor, sha256: bool) -> Scan:
     digests: list[Any] = [xxhash.xxh3_128(), *([hashlib.sha256()] if sha256 else [])]
     finite = zero = True
-    for data in read_chunks(descriptor, tensor):
+    for data in read_chunks(source, tensor):
         for digest in digests:
             digest.update(data)
         largest = _largest_magnitude(data, tensor.dtype)

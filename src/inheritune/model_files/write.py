@@ -1,15 +1,15 @@
 """Write safetensors files from ranges of other files, and spread tensors over files."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from inheritune.errors import SourceError, escape
 from inheritune.model_files.cast import cast
-from inheritune.model_files.copy import copy_range, create_file, open_source, write_all
+from inheritune.model_files.copy import copy_range, open_source, write_all
 from inheritune.model_files.safetensors import Tensor, item_bits
 
 __all__ = [
@@ -147,24 +147,18 @@ def write_safetensors(
     """
     ordered = _aligned(tensors)
     header = file_header(ordered, metadata)
-    descriptor = create_file(out)
-    try:
-        write_all(descriptor, header)
-        position = len(header)
+    with out.open("xb", buffering=0) as file:
+        target, position = file.fileno(), len(header)
+        write_all(target, header)
         for group in _neighbours(ordered):
-            source = open_source(group[0].source.file)
-            try:
-                _copy(source, descriptor, group)
-            finally:
-                os.close(source)
+            with open_source(group[0].source.file) as source:
+                _copy(source, target, group)
             placed = []
             for tensor in group:
                 place = (out, position, tensor.size)
                 placed.append(Tensor(tensor.name, tensor.dtype, tensor.shape, *place))
                 position += tensor.size
             yield placed
-    finally:
-        os.close(descriptor)
 
 
 def _aligned(tensors: Sequence[TargetTensor]) -> Sequence[TargetTensor]:
@@ -200,17 +194,17 @@ def _continues(before: TargetTensor, after: TargetTensor) -> bool:
     )
 
 
-def _copy(source: int, target: int, group: Sequence[TargetTensor]) -> None:
+def _copy(source: FileIO, target: int, group: Sequence[TargetTensor]) -> None:
     first = group[0]
     if not first.source.pitch and not first.is_cast:
         size = sum(tensor.size for tensor in group)
-        copy_range(source, target, first.source.offset, size, first.source.file)
+        copy_range(source.fileno(), target, first.source.offset, size, first.source.file)
         return
     for data in read_chunks(source, first.source):
         write_all(target, cast(data, first.source.dtype, first.dtype, first.source.name))
 
 
-def read_chunks(descriptor: int, tensor: Tensor) -> Iterator[bytes]:
+def read_chunks(file: FileIO, tensor: Tensor) -> Iterator[bytes]:
     """Yield the bytes of a tensor in pieces of whole items.
 
     Raises:
@@ -219,7 +213,7 @@ def read_chunks(descriptor: int, tensor: Tensor) -> Iterator[bytes]:
     if not tensor.pitch:
         for start in range(0, tensor.size, _CHUNK):
             size = min(_CHUNK, tensor.size - start)
-            yield _read(descriptor, tensor, tensor.offset + start, size)
+            yield _read(file, tensor, tensor.offset + start, size)
         return
     # Only the beginning of each row belongs to the tensor: read rows whole, join their beginnings.
     rows = tensor.shape[0]
@@ -229,15 +223,15 @@ def read_chunks(descriptor: int, tensor: Tensor) -> Iterator[bytes]:
         count = min(at_once, rows - first)
         # The last row is read only as far as it is kept: it may end the file.
         size = (count - 1) * tensor.pitch + width
-        data = memoryview(_read(descriptor, tensor, tensor.offset + first * tensor.pitch, size))
+        data = memoryview(_read(file, tensor, tensor.offset + first * tensor.pitch, size))
         starts = range(0, count * tensor.pitch, tensor.pitch)
         yield b"".join(data[start : start + width] for start in starts)
 
 
-def _read(descriptor: int, tensor: Tensor, offset: int, size: int) -> bytes:
-    os.lseek(descriptor, offset, os.SEEK_SET)
+def _read(file: FileIO, tensor: Tensor, offset: int, size: int) -> bytes:
+    file.seek(offset)
     pieces: list[bytes] = []
-    while size and (data := os.read(descriptor, size)):
+    while size and (data := file.read(size)):
         pieces.append(data)
         size -= len(data)
     if size:

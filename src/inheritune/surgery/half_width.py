@@ -1,6 +1,5 @@
 """Write all layers of a model at half their width: the half-width control."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -12,7 +11,7 @@ import numpy as np
 from inheritune import __version__
 from inheritune.errors import UnsupportedModelError, escape
 from inheritune.model_files.config import Edit
-from inheritune.model_files.copy import create_file, open_source, write_all
+from inheritune.model_files.copy import open_source
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.flops import first_int
 from inheritune.model_files.safetensors import Tensor, item_bits
@@ -150,17 +149,14 @@ def _rearranged(
     tensors: dict[str, TargetTensor] = {}
     scratch.mkdir()
     file, position = scratch / "columns", 0
-    descriptor = create_file(file)
-    try:
+    with file.open("xb") as out:
         for name, tensor in whole.items():
             if name.endswith(_FUSED):
                 data = _halves_of_thirds(tensor, shapes[name])
-                write_all(descriptor, data)
+                out.write(data)
                 placed = Tensor(name, tensor.dtype, shapes[name], file, position, len(data))
                 tensors[name] = TargetTensor(name, placed, tensor.dtype)
                 position += len(data)
-    finally:
-        os.close(descriptor)
     return tensors
 
 
@@ -175,11 +171,8 @@ def _beginning(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _halves_of_thirds(tensor: Tensor, shape: tuple[int, ...]) -> bytes:
     """Read the first rows of (rows, 3 D) and keep the first half of each third of their columns."""
     item = item_bits(tensor.dtype) // 8
-    descriptor = open_source(tensor.file)
-    try:
-        data = b"".join(read_chunks(descriptor, tensor))
-    finally:
-        os.close(descriptor)
+    with open_source(tensor.file) as source:
+        data = b"".join(read_chunks(source, tensor))
     values = np.frombuffer(data, np.uint8).reshape(-1, 3, tensor.shape[-1] // 3, item)
     rows = shape[0] if len(shape) == 2 else 1
     return values[:rows, :, : shape[-1] // 3].tobytes()

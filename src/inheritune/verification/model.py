@@ -1,7 +1,6 @@
 """Verify a model: its bytes against its record, and against the reference it was cut from."""
 
 import filecmp
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -214,12 +213,9 @@ def _compare_grown(
 
 def _source_digest(tensor: TargetTensor) -> str:
     digest, source = xxhash.xxh3_128(), tensor.source
-    descriptor = open_source(source.file)
-    try:
-        for data in read_chunks(descriptor, source):
+    with open_source(source.file) as file:
+        for data in read_chunks(file, source):
             digest.update(cast(data, source.dtype, tensor.dtype, source.name))
-    finally:
-        os.close(descriptor)
     return digest.hexdigest()
 
 
