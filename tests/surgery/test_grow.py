@@ -33,6 +33,14 @@ def train(start, out):
     return open_model(str(out))
 
 
+def test_a_trained_model_keeps_an_infinite_number_of_its_config(reference, tmp_path):
+    config = json.loads((reference / "config.json").read_text())
+    config["time_step_limit"] = [0.0, float("inf")]  # as the published configs of Mamba
+    (reference / "config.json").write_text(json.dumps(config))
+    trained = train(reference, tmp_path / "trained")
+    assert trained.config["time_step_limit"] == [0.0, float("inf")]
+
+
 @pytest.mark.parametrize("family", list(tiny_models.FAMILIES))
 def test_trained_tensors_are_kept_and_new_layers_are_the_reference_s(tiny_model, tmp_path, family):
     reference = open_model(str(tiny_model(family)))

@@ -113,7 +113,6 @@ def copy_side_files(source: Path, target: Path) -> None:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(exist_ok=True)
         copy.unlink(missing_ok=True)
-        with open_source(path) as source, copy.open("xb", buffering=0) as target:
-            size = os.fstat(source.fileno()).st_size
-            copy_range(source.fileno(), target.fileno(), 0, size, path)
-            os.fsync(target.fileno())
+        with open_source(path) as file, copy.open("xb", buffering=0) as new:
+            copy_range(file.fileno(), new.fileno(), 0, os.fstat(file.fileno()).st_size, path)
+            os.fsync(new.fileno())

@@ -14,10 +14,10 @@ from inheritune.model_files.config import announced_prediction_layers, layer_cou
 from inheritune.model_files.copy import side_files
 from inheritune.model_files.download.hub import is_hub_id
 from inheritune.model_files.download.whole import download_whole
-from inheritune.model_files.embedding_rows import refuse_ids_without_rows
 from inheritune.model_files.layers import Container, find_container
 from inheritune.model_files.refusals import (
     refuse_directory,
+    refuse_ids_without_rows,
     refuse_unsafe_config,
     refuse_unsupported_model,
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from inheritune.errors import SourceError, UnsupportedModelError, escape
 
-__all__ = ["Container", "find_container", "is_tower", "numbered"]
+__all__ = ["Container", "find_container", "is_tower", "numbered", "ranges"]
 
 # Parts of names that belong to the other modalities of a multimodal model.
 _TOWERS = ("vision", "visual", "audio", "image", "speech", "sam_", "talker", "token2wav")
@@ -30,10 +30,10 @@ class Container:
     # layers; only the model's class knows.
     parallel: tuple[str, ...] = ()
 
-    def keeps(self, name: str, layers: int) -> bool:
-        """Tell whether a tensor belongs to the model cut to its first ``layers`` layers."""
+    def keeps(self, name: str, kept: Collection[int]) -> bool:
+        """Tell whether a tensor belongs to the model cut to the layers with these indices."""
         layer = self.layer_of(name)
-        return name not in self.outside if layer is None else layer < layers
+        return name not in self.outside if layer is None else layer in kept
 
     def layer_of(self, name: str) -> int | None:
         """Return the index of the layer that a tensor belongs to; None: outside the layers."""
@@ -133,12 +133,16 @@ def _no_container(lists: dict[str, set[int]], layers: int) -> SourceError:
 
 
 def _ranges(numbers: Collection[int]) -> str:
-    """Write 0, 1, 2, 3, 6 as ``0-3, 6``; the first five ranges."""
+    texts = ranges(sorted(numbers))
+    return ", ".join(texts[:5] + ["…"] * (len(texts) > 5))
+
+
+def ranges(numbers: Iterable[int]) -> list[str]:
+    """Write ascending numbers as ranges: 0, 1, 2, 3, 6 as ``["0-3", "6"]``."""
     pieces: list[list[int]] = []
-    for number in sorted(numbers):
+    for number in numbers:
         if pieces and pieces[-1][1] == number - 1:
             pieces[-1][1] = number
         else:
             pieces.append([number, number])
-    texts = [f"{first}-{last}" if last > first else str(first) for first, last in pieces[:5]]
-    return ", ".join(texts + ["…"] * (len(pieces) > 5))
+    return [f"{first}-{last}" if last > first else str(first) for first, last in pieces]

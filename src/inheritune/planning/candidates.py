@@ -168,7 +168,7 @@ def _estimate(
     seq_len = budget.seq_len or min(_MAX_DEFAULT_SEQ_LEN, positions)
     cache, total = Cache(reference), reference.layers
     params = [layer.params for layer in sizes.layers]
-    dropped = [name for name in reference.tensors if not container.keeps(name, total)]
+    dropped = [name for name in reference.tensors if not container.keeps(name, range(total))]
     return Candidates(
         reference=reference.name,
         revision=reference.revision,

@@ -9,7 +9,7 @@ from inheritune.errors import RecipeError
 from inheritune.recipe.schema import Recipe, Train
 from inheritune.recipe.variants import Variant
 from inheritune.run_directory import Run
-from inheritune.surgery.parts import describe_parts
+from inheritune.surgery.parts import PARTS
 from inheritune.surgery.selection import (
     LayerFacts,
     choose_layers,
@@ -206,7 +206,7 @@ def _made_of_lazy(spec: TrainingSpec, is_measured: bool) -> str:
 
 
 def _fresh_parts(spec: TrainingSpec) -> str:
-    return "" if spec.parts == "all" else f"; fresh: {describe_parts(spec.parts).rstrip(',')}"
+    return "" if spec.parts == "all" else f"; fresh: {PARTS[spec.parts].rstrip(',')}"
 
 
 def _layers(count: int) -> str:

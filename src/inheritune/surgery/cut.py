@@ -15,7 +15,7 @@ from inheritune.model_files.card import reference_fields
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.scan import zero_matrices
 from inheritune.surgery.class_check.ask_class import ClassCheck, check_cut
-from inheritune.surgery.parts import fresh_names, make_fresh, standard_normal
+from inheritune.surgery.parts import fresh_names, make_fresh
 from inheritune.surgery.plan import DTYPES, InheritPlan, plan_inherit
 from inheritune.surgery.record import target_card
 from inheritune.surgery.selection import LayerFacts, choose_layers, describe_selection
@@ -112,7 +112,6 @@ def _plan(
     cut = plan_inherit(reference, kept, dtype=dtype, by_class=True)
     names = [tensor.name for tensor in cut.tensors]
     fresh = fresh_names(names, reference.container.prefix, options.parts)
-    normal = standard_normal(fresh, options.parts)
     return ModelPlan(
         source=reference,
         reference=reference,
@@ -121,7 +120,7 @@ def _plan(
         downloads=[tensor.source for tensor in cut.tensors if tensor.name not in fresh],
         check=partial(_check, reference, cut, options),
         records=partial(_records, reference, cut, options),
-        make=partial(make_fresh, cut, fresh, options.seed, normal),
+        make=partial(make_fresh, cut, fresh, options.parts, options.seed),
         sha256=options.sha256,
     )
 

@@ -1,7 +1,7 @@
 """Inherit parts of a model only, for ablations; the model's class initialises the rest."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +12,9 @@ from inheritune.model_files.write import TargetTensor
 from inheritune.surgery.class_check.ask_class import ask_class
 from inheritune.surgery.plan import InheritPlan
 
-__all__ = ["PARTS", "STRAY", "describe_parts", "fresh_names", "make_fresh", "standard_normal"]
+__all__ = ["PARTS", "STRAY", "fresh_names", "make_fresh"]
 
-# The tensors that each choice of parts leaves to the model's class, in words.
-_FRESH = {
+PARTS = {
     "all": "",
     "attention": "the MLPs of its layers, with the norms around them,",
     "mlp": "the attention of its layers, with the norms around it,",
@@ -26,7 +25,7 @@ _FRESH = {
     "paper-code-gpt2": "positions and final norm, as in the authors' GPT-2 code,",
     "paper-code-llama": "input embedding and final norm, as in the authors' LLaMA code,",
 }
-PARTS = tuple(_FRESH)
+"""Each choice of parts, and what it leaves to the model's class, as the subject of a sentence."""
 
 # Patterns of the name after the layer number. A norm belongs to the part whose input or output it
 # normalises, so `post_attention_layernorm` is the MLP's in Llama, where it comes before the MLP,
@@ -98,21 +97,6 @@ def fresh_names(names: Iterable[str], prefix: str, parts: str) -> set[str]:
     return {name for name, part in by_part.items() if part not in (parts, "both")}
 
 
-def describe_parts(parts: str) -> str:
-    """Name what ``parts`` leaves to the model's class, as the subject of a sentence."""
-    return _FRESH[parts]
-
-
-def standard_normal(fresh: Iterable[str], parts: str) -> list[str]:
-    """Select the fresh tensors that are drawn from N(0, 1), whatever the class would do.
-
-    Source: the authors' LLaMA code, which leaves the embedding as torch makes it.
-    """
-    if parts != "paper-code-llama":
-        return []
-    return [name for name in fresh if name.endswith("embed_tokens.weight")]
-
-
 def _second_half(inside: Iterable[str]) -> set[str]:
     numbers = {name: place[1] for name in inside if (place := numbered(name))}
     half = (max(numbers.values()) + 1) // 2
@@ -167,12 +151,11 @@ STRAY = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".masked_bias", "
 
 
 def make_fresh(
-    plan: InheritPlan, fresh: set[str], seed: int, normal: Sequence[str], scratch: Path
+    plan: InheritPlan, fresh: set[str], parts: str, seed: int, scratch: Path
 ) -> dict[str, TargetTensor]:
     """Initialise tensors of a target by its class instead of inheriting them.
 
     Args:
-        normal: The tensors among them to draw from N(0, 1).
         scratch: Directory to write the fresh model to; must not exist.
 
     Returns:
@@ -185,7 +168,10 @@ def make_fresh(
     if not fresh:
         return {}
     out = str(scratch.resolve())
-    ask_class("initialise", config=plan.config, seed=seed, out=out, normal=list(normal))
+    # The authors' LLaMA code leaves the embedding as torch makes it, which is N(0, 1).
+    is_llama = parts == "paper-code-llama"
+    normal = [n for n in fresh if is_llama and n.endswith("embed_tokens.weight")]
+    ask_class("initialise", config=plan.config, seed=seed, out=out, normal=normal)
     model = open_model(str(scratch))
     tensors: dict[str, TargetTensor] = {}
     inner = model.container.prefix.partition(".")[0]  # files of GPT-2 on the Hub leave it out

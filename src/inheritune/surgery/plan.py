@@ -1,5 +1,6 @@
 """Plan a cut: the config of the target, and where each of its tensors lies in the reference."""
 
+import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -110,12 +111,12 @@ def kept_tensors(reference: ModelDirectory, layers: int | Sequence[int]) -> list
     """
     container, section = reference.container, text_config(reference.config)
     kept = set(choose_layers(layers, LayerFacts(reference.layers)))
-    tensors = []
-    for tensor in reference.tensors.values():
-        layer = container.layer_of(tensor.name)
-        inside = layer in kept if layer is not None else tensor.name not in container.outside
-        if inside and not adapts_cut_layer(tensor.name, section, reference.layers, kept):
-            tensors.append(tensor)
+    tensors = [
+        tensor
+        for name, tensor in reference.tensors.items()
+        if container.keeps(name, kept)
+        and not adapts_cut_layer(name, section, reference.layers, kept)
+    ]
     if "hidden_size_per_layer_input" not in section:
         return tensors
     if max(kept) >= len(kept) and any(_is_split(tensor) for tensor in tensors):
@@ -150,25 +151,12 @@ def _cut_split_tensor(tensor: Tensor, layers: int, total: int) -> Tensor:
 def _with_explicit(
     config: Mapping[str, Any], explicit: Mapping[str, Sequence[Any]]
 ) -> tuple[dict[str, Any], list[Edit]]:
-    if not explicit:
-        return dict(config), []
     reason = "written out, since the class derives it from the number of a layer"
     edits = [Edit(key, None, list(value), reason) for key, value in explicit.items()]
-    return _in_text_config(config, {key: list(value) for key, value in explicit.items()}), edits
-
-
-def _in_text_config(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    section = text_config(config)
-    if section is config:
-        return dict(config) | dict(fields)
-    return {
-        key: _in_text_config(value, fields) if _holds(value, section) else value
-        for key, value in config.items()
-    }
-
-
-def _holds(value: Any, section: Mapping[str, Any]) -> bool:
-    return isinstance(value, dict) and (value is section or text_config(value) is section)
+    copied = copy.deepcopy(dict(config))
+    section: Any = text_config(copied)
+    section.update({edit.key: edit.after for edit in edits})
+    return copied, edits
 
 
 def _cast_config(section: dict[str, Any], dtype: str, path: str = "") -> list[Edit]:

@@ -6,7 +6,7 @@ from typing import Any
 from inheritune.errors import SourceError, escape
 from inheritune.model_files.card import join_front_matter
 from inheritune.model_files.directory import ModelDirectory
-from inheritune.surgery.parts import PARTS, STRAY, describe_parts, fresh_names
+from inheritune.surgery.parts import PARTS, STRAY, fresh_names
 from inheritune.surgery.plan import DTYPES
 from inheritune.surgery.selection import describe_selection
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
@@ -108,7 +108,7 @@ def target_card(
     if record["dtype"]:
         lines[-1] += f" Its weights were cast to {record['dtype']}."
     if record["fresh_tensors"]:
-        fresh = describe_parts(record["parts"])
+        fresh = PARTS[record["parts"]]
         lines += [
             "",
             f"**Not everything is inherited**: {fresh} were initialised by the "

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from inheritune.errors import RecipeError, escape
+from inheritune.model_files.layers import ranges
 
 __all__ = [
     "FORMS",
@@ -191,14 +192,7 @@ def check_selection(layers: Sequence[int], total: int) -> tuple[int, ...]:
 
 def describe_selection(layers: Sequence[int]) -> str:
     """Write layer indices as ``"layers 0-11, 24"``."""
-    ranges: list[list[int]] = []
-    for layer in layers:
-        if ranges and ranges[-1][1] == layer - 1:
-            ranges[-1][1] = layer
-        else:
-            ranges.append([layer, layer])
-    texts = [f"{first}-{last}" if last > first else str(first) for first, last in ranges]
-    return ("layer " if len(layers) == 1 else "layers ") + ", ".join(texts)
+    return ("layer " if len(layers) == 1 else "layers ") + ", ".join(ranges(layers))
 
 
 def _read(text: str, facts: LayerFacts, count: int | None, estimate: bool) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ A surgery (`cut`, `grow`, `stack`, `half_width`) only decides: it returns a `Mod
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,10 @@ def _write_weights(
             for placed in write_safetensors(staging / name, tensors, metadata)
         ]
         scanning.append((name, shard, pieces))
-    files = [_collect(name, shard, pieces) for name, shard, pieces in scanning]
+    files = []
+    for name, shard, pieces in scanning:
+        scans = {key: value for _, future in pieces for key, value in future.result().items()}
+        files.append(WrittenFile(name, shard, [t for group, _ in pieces for t in group], scans))
     for file in files:
         refuse_not_finite(file.scans, plan.source.path)
     if len(files) > 1:
@@ -133,16 +136,6 @@ def _scan_and_sync(file: Path, placed: Sequence[Tensor], sha256: bool) -> dict[s
     scans = scan(file, placed, sha256=sha256)
     sync_file(file)
     return scans
-
-
-def _collect(
-    name: str,
-    shard: Sequence[TargetTensor],
-    pieces: Sequence[tuple[Sequence[Tensor], Future[dict[str, Scan]]]],
-) -> WrittenFile:
-    placed = [tensor for group, _ in pieces for tensor in group]
-    scans = {key: value for _, future in pieces for key, value in future.result().items()}
-    return WrittenFile(name, shard, placed, scans)
 
 
 def _index(source: ModelDirectory, files: Sequence[WrittenFile]) -> dict[str, Any]:

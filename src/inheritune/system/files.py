@@ -122,18 +122,19 @@ def move_directory(staging: Path, out: Path) -> None:
 # --- files ---
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, infinity: bool = False) -> None:
     """Write JSON as `write_bytes` does. The bytes depend on the value alone.
 
     Args:
         path: In an existing directory.
         value: JSON values; mappings keep their order.
+        infinity: Write a bare ``Infinity``, as configs of models may hold it.
 
     Raises:
         MachineError: The system refuses to write; the old file stays.
         ValueError: A number is NaN or infinite, which JSON cannot say.
     """
-    data = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    data = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=infinity) + "\n"
     write_bytes(path, data.encode())
 
 

@@ -148,14 +148,10 @@ def save_model(model: "PreTrainedModel", out: Path, start: Path) -> None:
         model.save_pretrained(staging)
         copy_side_files(start, staging)
         config = read_json_object(start / "config.json", MODEL_FILE)
-        write_json(staging / "config.json", _with_dtype(config, "float32"))
+        stated = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
+        write_json(staging / "config.json", config | {stated: "float32"}, infinity=True)
         for path in staging.glob("*.safetensors*"):
             sync_file(path)
-
-
-def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-    return config | {key: dtype}
 
 
 def _config(directory: Path, dropout: float) -> "PreTrainedConfig":

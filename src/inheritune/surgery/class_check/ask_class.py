@@ -63,35 +63,29 @@ def check_cut(
         UnsupportedModelError: A layer would not be what it is in the reference.
     """
     prefix = prefix or reference.container.prefix
-    return _compare_cut(config, tensors, prefix, reference=reference.config, kept=list(kept))
+    return check_complete(config, tensors, prefix, reference=reference.config, kept=list(kept))
 
 
 def check_complete(
-    config: Mapping[str, Any], tensors: Iterable[Tensor | TargetTensor], prefix: str
-) -> ClassCheck:
-    """Check that a model has every weight that its class needs.
-
-    Raises:
-        SourceError: The class refuses config or weights, misses a weight, or leaves one unused
-            that belongs to a numbered list outside the layers.
-    """
-    return _compare_cut(config, tensors, prefix)
-
-
-def check_whole(model: ModelDirectory) -> ClassCheck:
-    """Check that a model directory is complete, see `check_complete`."""
-    return check_complete(model.config, model.tensors.values(), model.container.prefix)
-
-
-def _compare_cut(
     config: Mapping[str, Any],
     tensors: Iterable[Tensor | TargetTensor],
     prefix: str,
     **reference: Any,
 ) -> ClassCheck:
+    """Check that a model has every weight that its class needs; of a cut one, see `check_cut`.
+
+    Raises:
+        SourceError: The class refuses config or weights, misses a weight, or leaves one unused
+            that belongs to a numbered list outside the layers.
+    """
     described = {t.name: [t.dtype, t.shape] for t in tensors}
     answer = ask_class("compare_cut", target=config, tensors=described, prefix=prefix, **reference)
     return ClassCheck(**answer)
+
+
+def check_whole(model: ModelDirectory) -> ClassCheck:
+    """Check that a model directory is complete, see `check_complete`."""
+    return check_complete(model.config, model.tensors.values(), model.container.prefix)
 
 
 def ask_class(question: str, **values: Any) -> Any:
