@@ -7,7 +7,7 @@ import pytest
 
 from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
 from inheritune.model_files.config import cut_config, layer_count
-from inheritune.model_files.layer_kinds import adapts_cut_layer, attends, layer_kinds
+from inheritune.model_files.layers import adapts_cut_layer, attends, layer_kinds
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 BASE = {"model_type": "some", "num_hidden_layers": 6}

@@ -24,7 +24,8 @@ from inheritune.run_directory import Run
 from inheritune.run_record import RunRecord
 from inheritune.system.progress import Progress
 from inheritune.system.signals import StopFlag
-from inheritune.training import kl_divergence, logit_cache
+from inheritune.training import logit_cache
+from inheritune.training import loss as loss_module
 from inheritune.training.batches import sample_numbers
 from inheritune.training.distillation import (
     Distillation,
@@ -110,7 +111,7 @@ def test_distillation_loss_and_gradients_match_the_fp64_formula(
     plain: Settings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(kl_divergence, "_CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(loss_module, "_CHUNK_LOGITS", chunk)
     model, reference = MODELS[name](0, 2), MODELS[name](1, 3)
     objective = against(reference, model, plain, alpha, tau)
     assert objective.fused == (name != "gemma2")

@@ -11,7 +11,7 @@ from typing import Any
 
 from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
 from inheritune.model_files.config_fields import COUNTS, LEFT_ALONE, RULES, Cut, is_number
-from inheritune.model_files.layer_kinds import attends, layer_kinds
+from inheritune.model_files.layers import attends, layer_kinds
 
 __all__ = ["Edit", "announced_prediction_layers", "cut_config", "layer_count", "text_config"]
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from inheritune.model_files.layer_kinds import attends, layer_kinds
+from inheritune.model_files.layers import attends, layer_kinds
 
 __all__ = [
     "EVALUATION_SHARE",

@@ -10,7 +10,7 @@ from typing import Any
 from inheritune.model_files.config import text_config
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.flops import first_int, keeps_no_keys, key_value_width
-from inheritune.model_files.layer_kinds import attends, layer_kinds
+from inheritune.model_files.layers import attends, layer_kinds
 from inheritune.model_files.safetensors import item_bits
 from inheritune.surgery.plan import stored_dtype
 

@@ -8,7 +8,7 @@ from inheritune.errors import RecipeError, UnsupportedModelError
 from inheritune.model_files.config import cut_config, text_config
 from inheritune.model_files.config_fields import PER_LAYER, expand_runs
 from inheritune.model_files.directory import ModelDirectory
-from inheritune.model_files.layer_kinds import layer_kinds
+from inheritune.model_files.layers import layer_kinds
 from inheritune.surgery.sizes import LayerCounts
 
 __all__ = ["CutPoint", "Pattern", "cut_point", "find_pattern"]

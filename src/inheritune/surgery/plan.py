@@ -10,21 +10,13 @@ from inheritune.errors import SourceError, UnsupportedModelError
 from inheritune.model_files.cast import FLOATING
 from inheritune.model_files.config import Edit, cut_config, text_config
 from inheritune.model_files.directory import ModelDirectory
-from inheritune.model_files.layer_kinds import adapts_cut_layer
-from inheritune.model_files.layers import Container, numbered
+from inheritune.model_files.layers import Container, adapts_cut_layer, numbered
 from inheritune.model_files.safetensors import Tensor, item_bits
 from inheritune.model_files.write import TargetTensor
 from inheritune.surgery.class_check.ask_class import ask_class
 from inheritune.surgery.selection import LayerFacts, choose_layers
 
-__all__ = [
-    "DTYPES",
-    "InheritPlan",
-    "kept_tensors",
-    "plan_inherit",
-    "renamed",
-    "stored_dtype",
-]
+__all__ = ["DTYPES", "InheritPlan", "kept_tensors", "plan_inherit", "renamed", "stored_dtype"]
 
 DTYPES = {
     **dict.fromkeys(["fp64", "float64"], "F64"),

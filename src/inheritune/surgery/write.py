@@ -105,10 +105,7 @@ def write_model(out: Path, plan: ModelPlan, on_progress: Listener = silent) -> M
 
 
 def _write_weights(
-    plan: ModelPlan,
-    made: Mapping[str, TargetTensor],
-    staging: Path,
-    background: ThreadPoolExecutor,
+    plan: ModelPlan, made: Mapping[str, TargetTensor], staging: Path, background: ThreadPoolExecutor
 ) -> list[WrittenFile]:
     scanning = []
     for name, shard in split_into_shards(plan.tensors).items():

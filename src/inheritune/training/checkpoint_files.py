@@ -10,12 +10,7 @@ from safetensors import SafetensorError
 
 from inheritune.data.order import ORDER_VERSION
 from inheritune.errors import CheckpointError, DataError, MachineError
-from inheritune.system.files import (
-    new_directory,
-    sha256,
-    sync_file,
-    write_bytes,
-)
+from inheritune.system.files import new_directory, sha256, sync_file, write_bytes
 from inheritune.system.strict_json import read_json
 from inheritune.training.sharded_safetensors import SavedTensors, file_name
 

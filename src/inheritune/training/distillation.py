@@ -16,9 +16,8 @@ from inheritune.training.kl_divergence import (
     Full,
     ReferenceDistribution,
     ReferenceSource,
-    lazy_logits,
 )
-from inheritune.training.loss import logits_are_plain_head_output
+from inheritune.training.loss import lazy_logits, logits_are_plain_head_output
 
 if TYPE_CHECKING:
     from torch import Tensor

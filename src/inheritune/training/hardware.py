@@ -112,10 +112,7 @@ def choose_settings(train: Train, planned_flops: float, processes: int = 1) -> S
 
 
 def changed_settings(
-    checkpoint: Path,
-    before: Mapping[str, Any],
-    now: Mapping[str, Any],
-    allowed: Collection[str],
+    checkpoint: Path, before: Mapping[str, Any], now: Mapping[str, Any], allowed: Collection[str]
 ) -> list[str]:
     """Describe how the machine's choices differ from those that a training was begun with.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.nn import functional as F
 
-from inheritune.training.loss import TrainingObjective
+from inheritune.training.loss import LazyLogits, TrainingObjective, lazy_logits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,14 +22,11 @@ if TYPE_CHECKING:
 __all__ = [
     "DistillationObjective",
     "Full",
-    "LazyLogits",
     "ReferenceDistribution",
     "ReferenceSource",
     "TopK",
-    "lazy_logits",
 ]
 
-_CHUNK_LOGITS = 2**24  # made at a time, of each model: 64 MiB in fp32
 _IGNORED = -100
 
 
@@ -125,46 +122,6 @@ class DistillationObjective(TrainingObjective):
         if gradients is None:
             return sums
         return _GatheredGradients.apply(target.hidden, target.weight, target.bias, sums, gradients)
-
-
-@dataclass(frozen=True)
-class LazyLogits:
-    """The logits of a model, computed for a few tokens at a time."""
-
-    hidden: "Tensor"  # last states, (N, D); the logits themselves, (N, V), where there is no weight
-    weight: "Tensor | None" = None  # weight of the head, (V, D)
-    bias: "Tensor | None" = None  # bias of the head, (V,)
-
-    def rows(self, part: slice) -> "Tensor":
-        """Compute the logits of some tokens, (n, V)."""
-        hidden = self.hidden[part]
-        return hidden if self.weight is None else F.linear(hidden, self.weight, self.bias)
-
-    def chunks(self) -> list[slice]:
-        """Divide the tokens so that the logits of a part fit into memory."""
-        columns = self.hidden.shape[1] if self.weight is None else self.weight.shape[0]
-        each = max(1, _CHUNK_LOGITS // columns)
-        return [slice(first, first + each) for first in range(0, len(self.hidden), each)]
-
-    def cast(self) -> "LazyLogits":
-        """Return the same with the head in the precision of the states."""
-        if self.weight is None:
-            return self
-        dtype = self.hidden.dtype
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return LazyLogits(self.hidden, self.weight.to(dtype), bias)
-
-
-def lazy_logits(model: Any, input_ids: "Tensor", chunked_head: bool) -> LazyLogits:
-    """Run a model up to its head; all of it where logits are more than the head's product."""
-    if not chunked_head:
-        return LazyLogits(model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1))
-    head, decoder = model.get_output_embeddings(), model.get_decoder()
-    hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):  # as autocast would cast the head's product
-        hidden = hidden.to(torch.get_autocast_dtype(device))
-    return LazyLogits(hidden, head.weight, getattr(head, "bias", None))
 
 
 @dataclass(frozen=True)

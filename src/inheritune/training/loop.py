@@ -22,15 +22,8 @@ from inheritune.training.checkpoint import (
 )
 from inheritune.training.checkpoint_files import drop_later_snapshots, keep_snapshot
 from inheritune.training.loop_config import LoopConfig, LoopResult
-from inheritune.training.metrics import (
-    Metrics,
-    OnRow,
-    continued_row,
-    step_row,
-    val_row,
-)
+from inheritune.training.metrics import Metrics, OnRow, continued_row, step_row, val_row
 from inheritune.training.optimizer import learning_rate, mean_and_clip, set_learning_rate
-from inheritune.training.save_schedule import CheckpointSchedule
 from inheritune.training.setup import TrainingSetup, make_setup
 from inheritune.training.step import forward_backward
 from inheritune.training.throughput import flops_per_token, forget_peak, mfu
@@ -39,7 +32,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["Loop", "LoopConfig", "LoopResult", "train"]
+__all__ = ["CheckpointSchedule", "Loop", "LoopConfig", "LoopResult", "train"]
 
 _VALIDATIONS = 10  # per training, unless the recipe says how often
 
@@ -169,11 +162,7 @@ class Loop:
 
         # --- gradients, summed over micro-batches and processes ---
         sums = forward_backward(
-            self._setup,
-            self.position.step,
-            first_sample,
-            self._stop,
-            save_due=self._schedule.due(),
+            self._setup, self.position.step, first_sample, self._stop, save_due=self._schedule.due()
         )
         if sums.stop:
             self._save_and_stop()  # raises
@@ -272,10 +261,7 @@ class Loop:
             keep_snapshot(self._checkpoints, self._snapshots, self.position.step)
 
     def progress(
-        self,
-        row: Mapping[str, Any] | None = None,
-        val_loss: float | None = None,
-        message: str = "",
+        self, row: Mapping[str, Any] | None = None, val_loss: float | None = None, message: str = ""
     ) -> Progress:
         """Describe the position, for `on_progress`."""
         facts = {}
@@ -326,3 +312,32 @@ class Loop:
         before = self._config.first_sample * seq_len
         unique_tokens = self._config.stream.num_samples(seq_len) * seq_len
         return (before + self.position.tokens) / unique_tokens
+
+
+class CheckpointSchedule:
+    """Decide when a training is saved: by the clock, and at a new best val_loss.
+
+    A loss that keeps falling would be saved at every validation; so a best one is saved only if the
+    last one that was saved for that reason is at least `train.save_minutes` old.
+    """
+
+    def __init__(self, minutes: float, saved_step: int = 0) -> None:
+        self.saved_step = saved_step
+        self._interval_s = 60 * minutes
+        self._saved_s = self._best_saved_s = time.monotonic()
+
+    def due(self) -> bool:
+        """Return whether the newest checkpoint is old enough."""
+        return time.monotonic() - self._saved_s > self._interval_s
+
+    def best_due(self) -> bool:
+        """Return whether a new best val_loss is worth a checkpoint."""
+        return time.monotonic() - self._best_saved_s > self._interval_s
+
+    def saved(self, step: int) -> None:
+        """Note that a step was saved."""
+        self.saved_step, self._saved_s = step, time.monotonic()
+
+    def best_saved(self) -> None:
+        """Note that a step was saved for its val_loss."""
+        self._best_saved_s = time.monotonic()

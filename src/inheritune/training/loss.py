@@ -6,6 +6,7 @@ same gradient. It is divided once, by `optimizer.mean_and_clip`.
 B batch, T sequence, D hidden, V vocabulary.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = [
+    "LazyLogits",
     "TrainingObjective",
     "cross_entropy_sum",
     "fused_cross_entropy_sum",
+    "lazy_logits",
     "logits_are_plain_head_output",
 ]
 
+_CHUNK_LOGITS = 2**24  # made at a time, of each model: 64 MiB in fp32
 _SCALE = 64.0  # a power of two: multiplied and divided, weights come back bit for bit
 # On CUDA the default would add up the head's gradient in bf16, token by token.
 _IN_FP32 = nn.LinearCrossEntropyOptions(acc_policy="accurate", acc_dtype=torch.float32)
@@ -87,26 +91,59 @@ def fused_cross_entropy_sum(
     Right only for models whose logits are the head's product and nothing more: ask
     `logits_are_plain_head_output` first.
     """
-    head: Any = model.get_output_embeddings()
-    decoder: Any = model.get_decoder()
-    hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state  # (B, T, D)
-    hidden, weight, bias = hidden.flatten(0, 1), head.weight, getattr(head, "bias", None)
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):  # the op takes one dtype and is not cast itself
-        dtype = torch.get_autocast_dtype(device)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    # The op takes one dtype and is not cast by autocast itself.
+    states = lazy_logits(model, input_ids, chunked_head=True).cast()
     # In bf16 the op's own sum is off by 0.1 nats per token: sum its single losses in fp32.
-    is_fp32 = hidden.dtype == torch.float32
+    is_fp32 = states.hidden.dtype == torch.float32
     loss = F.linear_cross_entropy(
-        hidden,
-        weight,
+        states.hidden,
+        states.weight,
         labels.flatten(),
-        linear_bias=bias,
+        linear_bias=states.bias,
         reduction="sum" if is_fp32 else "none",
         options=nn.LinearCrossEntropyOptions() if is_fp32 else _IN_FP32,
     )
     return loss if is_fp32 else loss.float().sum()
+
+
+@dataclass(frozen=True)
+class LazyLogits:
+    """The logits of a model, computed for a few tokens at a time."""
+
+    hidden: "Tensor"  # last states, (N, D); the logits themselves, (N, V), where there is no weight
+    weight: "Tensor | None" = None  # weight of the head, (V, D)
+    bias: "Tensor | None" = None  # bias of the head, (V,)
+
+    def rows(self, part: slice) -> "Tensor":
+        """Compute the logits of some tokens, (n, V)."""
+        hidden = self.hidden[part]
+        return hidden if self.weight is None else F.linear(hidden, self.weight, self.bias)
+
+    def chunks(self) -> list[slice]:
+        """Divide the tokens so that the logits of a part fit into memory."""
+        columns = self.hidden.shape[1] if self.weight is None else self.weight.shape[0]
+        each = max(1, _CHUNK_LOGITS // columns)
+        return [slice(first, first + each) for first in range(0, len(self.hidden), each)]
+
+    def cast(self) -> "LazyLogits":
+        """Return the same with the head in the precision of the states."""
+        if self.weight is None:
+            return self
+        dtype = self.hidden.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return LazyLogits(self.hidden, self.weight.to(dtype), bias)
+
+
+def lazy_logits(model: Any, input_ids: "Tensor", chunked_head: bool) -> LazyLogits:
+    """Run a model up to its head; all of it where logits are more than the head's product."""
+    if not chunked_head:
+        return LazyLogits(model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1))
+    head, decoder = model.get_output_embeddings(), model.get_decoder()
+    hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):  # as autocast would cast the head's product
+        hidden = hidden.to(torch.get_autocast_dtype(device))
+    return LazyLogits(hidden, head.weight, getattr(head, "bias", None))
 
 
 def logits_are_plain_head_output(model: "PreTrainedModel", length: int = 32) -> bool:

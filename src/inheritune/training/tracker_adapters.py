@@ -119,10 +119,7 @@ class WeightsAndBiases:
                 WANDB_DIR=("dir", str(training.folder)),
             ),
             settings=wandb.Settings(
-                silent=True,
-                init_timeout=_WANDB_OPENS_S,
-                finish_timeout=_WANDB_ENDS_S,
-                **private,
+                silent=True, init_timeout=_WANDB_OPENS_S, finish_timeout=_WANDB_ENDS_S, **private
             ),
         )
         return run_id

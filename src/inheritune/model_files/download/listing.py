@@ -12,12 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from inheritune.errors import DataError, MachineError, escape
-from inheritune.model_files.download.hub import (
-    cache_errors,
-    hub_errors,
-    mirror_root,
-    refuse_stop,
-)
+from inheritune.model_files.download.hub import cache_errors, hub_errors, mirror_root, refuse_stop
 from inheritune.model_files.download.ranged_get import BACKOFF_S, TRY_LATER
 from inheritune.system.files import locked, write_json
 from inheritune.system.progress import Listener, Progress, silent
@@ -171,10 +166,7 @@ def _stored(root: Path, commit: str) -> Listing | None:
 
 @contextmanager
 def one_writer(
-    root: Path,
-    model: str,
-    on_progress: Listener = silent,
-    stop: Callable[[], bool] = lambda: False,
+    root: Path, model: str, on_progress: Listener = silent, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[None]:
     """Let one process at a time download a model in parts; wait for another one, ten minutes."""
     give_up_at = time.monotonic() + _LONGEST_WAIT_S
