@@ -57,12 +57,9 @@ def training_flops_per_token(multiplied: int, attention: float, seq_len: int) ->
 def attention_width(
     section: Mapping[str, Any], total: int, kept: Sequence[int] | None = None
 ) -> float:
-    """Sum heads x head size over the layers with attention.
+    """Sum heads x head size over the layers with attention: all of them, or those in ``kept``.
 
     Where queries and values are of different width, the head size is their mean.
-
-    Args:
-        kept: Indices of the layers that count; None: all.
     """
     if keeps_no_keys(section):
         return 0.0

@@ -173,9 +173,7 @@ def attends(kind: str) -> bool:
 def layer_kinds(section: Mapping[str, Any], total: int) -> list[str] | None:
     """Return the kind of each layer, in the words of the config.
 
-    Returns:
-        One kind for each layer; None where the config leaves them to the model's class, or there is
-        one kind only.
+    None: the config leaves them to the model's class, or there is one kind only.
     """
     for name in ("layer_types", "layers_block_type", "hybrid_override_pattern"):
         value = section.get(name)

@@ -49,10 +49,7 @@ def _roots(directory: Path) -> list[Path]:
 def read_weight_index(
     path: Path, endings: tuple[str, ...] = (".safetensors",)
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Read which weight file holds each tensor; every file name is safe to open beside the index.
-
-    Returns:
-        Tensor name to file name, and the index's own metadata.
+    """Read the weight file of each tensor, and the index's metadata; the names are safe to open.
 
     Raises:
         SourceError: The index is broken, or names anything but plain files beside it.

@@ -74,10 +74,7 @@ def item_bits(dtype: str) -> int:
 
 
 def read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
-    """Read where each tensor of a file lies.
-
-    Returns:
-        The tensors in the order of their bytes, and the file's own metadata.
+    """Read where each tensor of a file lies, in the order of their bytes, and the file's metadata.
 
     Raises:
         SourceError: The file breaks the format: too short, foreign, a header that is not strict

@@ -112,11 +112,7 @@ def split_into_shards(tensors: Iterable[T], largest: int | None = None) -> dict[
 
 
 def file_header(tensors: Iterable[PlannedTensor], metadata: Mapping[str, str]) -> bytes:
-    """Make the beginning of a safetensors file: the length of its header, and the header.
-
-    Args:
-        tensors: In the order in which they lie in the file, without gaps.
-    """
+    """Make the beginning of a safetensors file: length and text of its header."""
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position = 0
     for tensor in tensors:

@@ -54,10 +54,7 @@ def find_pattern(reference: ModelDirectory, layers: Sequence[LayerCounts]) -> Pa
     """Find the pattern in which kinds of layers follow one another.
 
     Layers are of one kind if names and shapes of their tensors, and the config's statements about
-    them, are equal.
-
-    Returns:
-        The pattern with the shortest lead plus period that occurs at least twice; None: none does.
+    them, are equal. The pattern occurs at least twice, and has the shortest lead plus period.
     """
     forms = _forms(reference, layers)
     total = len(forms)

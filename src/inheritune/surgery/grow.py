@@ -44,10 +44,7 @@ def grow(
 
 
 def check_grow(reference: ModelDirectory, layers: int) -> InheritPlan:
-    """Refuse a reference of which no trained target can be grown, from headers and config alone.
-
-    Returns:
-        The cut of the reference to its first ``layers`` layers.
+    """Plan the layers of a grown target, from headers and config of the reference alone.
 
     Raises:
         UnsupportedModelError: A weight outside the layers has a part for each of them.

@@ -40,12 +40,10 @@ def half_width(reference: ModelDirectory, out: Path) -> ModelDirectory:
 
     Each layer keeps the first half of its heads, at their size, and of its MLP units; embeddings,
     positions, norms and head keep the first half of the coordinates of the residual stream.
+    ``start.json`` says where the weights came from.
 
     Args:
         reference: A GPT-2, Llama, Mistral, Qwen2 or Qwen3.
-
-    Returns:
-        The new model, opened. ``start.json`` in it says where its weights came from.
 
     Raises:
         UnsupportedModelError: A width cannot be halved, or the model is of another family.

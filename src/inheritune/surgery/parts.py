@@ -153,13 +153,9 @@ STRAY = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".masked_bias", "
 def make_fresh(
     plan: InheritPlan, fresh: set[str], parts: str, seed: int, scratch: Path
 ) -> dict[str, TargetTensor]:
-    """Initialise tensors of a target by its class instead of inheriting them.
+    """Initialise tensors of a target by its class, in ``scratch``, instead of inheriting them.
 
-    Args:
-        scratch: Directory to write the fresh model to; must not exist.
-
-    Returns:
-        The tensors by name, without stray buffers of old files.
+    Stray buffers of old files are left out.
 
     Raises:
         SourceError: The class is unknown or refuses the config.

@@ -21,14 +21,13 @@ def stack(
 ) -> ModelDirectory:
     """Write a model whose lower and upper half are the same layers, bit for bit.
 
+    ``start.json`` says where its layers came from.
+
     Args:
         source: The model whose first ``layers / 2`` layers are taken twice, and what is outside of
             them once: the reference, or a trained model with layers of the same shapes.
         reference: Its config, cut to ``layers`` layers, is the new model's.
         layers: Layers of the new model; even, at most the reference's.
-
-    Returns:
-        The new model, opened. ``start.json`` in it says where its layers came from.
 
     Raises:
         RecipeError: ``layers`` is odd, or more than the reference has.

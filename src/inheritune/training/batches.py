@@ -23,9 +23,7 @@ __all__ = ["micro_batches", "sample_numbers"]
 def micro_batches(stream: TokenStream, train: Train, first: int, stop: int) -> "Iterator[Tensor]":
     """Yield the samples at positions [first, stop), (B, T + 1) int64 at a time.
 
-    Args:
-        first: Position in the order of samples, over all epochs, from 0.
-        stop: Position after the last sample; a whole number of micro-batches from `first`.
+    Positions count over all epochs; there is a whole number of micro-batches between the two.
     """
     num_samples = stream.num_samples(train.seq_len)
     for begin in range(first, stop, train.micro_batch):

@@ -60,9 +60,7 @@ def point_latest(folder: Path, name: str) -> None:
 def keep_snapshot(folder: Path, snapshots: Path, step: int) -> None:
     """Keep the newest checkpoint of a training, by links to its files: it takes no space twice.
 
-    Args:
-        snapshots: Receives it in a directory of its own, named after the step.
-        step: Nothing is done if the newest checkpoint is of another step.
+    Nothing is done if the newest checkpoint is not of this step.
     """
     newest = next(iter(newest_first(folder)), None)
     snapshot = snapshots / f"{step:010d}"
@@ -122,10 +120,7 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 
 def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """Prove that a checkpoint is whole, before anything of it is loaded.
-
-    Returns:
-        The contents of trainer.json.
+    """Prove that a checkpoint is whole, before anything of it is loaded; return its trainer.json.
 
     Raises:
         CheckpointError: A file is missing, was added, or is not what was written. `BROKEN` lists

@@ -51,11 +51,7 @@ class StoredDistribution:
 
 
 class FrozenReference:
-    """A reference that predicts and is never trained, whole in every process.
-
-    Args:
-        model: fp32 weights; moved to the device and frozen, in evaluation mode.
-    """
+    """A reference that predicts and is never trained, whole and in fp32 in every process."""
 
     def __init__(self, model: "PreTrainedModel", settings: Settings, temperature: float) -> None:
         self.model = model
@@ -106,10 +102,8 @@ def make_objective(
 ) -> DistillationObjective:
     """Make the loss of a target against its reference, and check it on a copy of the reference.
 
-    Stored predictions were checked when they were written.
-
-    Args:
-        samples: A micro-batch, (B, T + 1) int64.
+    The check takes a micro-batch, (B, T + 1) int64. Stored predictions were checked when they were
+    written.
 
     Raises:
         SourceError: The two models do not predict the same number of ids.

@@ -116,8 +116,7 @@ def changed_settings(
 ) -> list[str]:
     """Describe how the machine's choices differ from those that a training was begun with.
 
-    Args:
-        before: `Settings.compared` of the checkpoint; keys that it lacks are not compared.
+    Keys that the checkpoint lacks are not compared.
 
     Raises:
         RecipeError: The precision is another one, and ``train.precision`` may not differ.

@@ -209,10 +209,7 @@ class Loop:
         return row, sums.save
 
     def validate(self) -> float | None:
-        """Measure the val_loss, if it is time; save a new best one, see `CheckpointSchedule`.
-
-        Returns:
-            Nats per token; None: it was not measured.
+        """Measure the val_loss, nats per token, if it is time; save a new best one.
 
         Raises:
             Interrupted: The stop flag was set meanwhile; the position is saved.

@@ -34,20 +34,13 @@ _MAX_GAP = 1e-3  # nats per token; models with a plain head stay below 4e-6
 
 
 class TrainingObjective(nn.Module):
-    """A model and its loss in one forward pass, so that what FSDP gathers serves both.
-
-    Args:
-        fused: Compute the loss without ever holding the logits.
-
-    Attributes:
-        position: Place of the next micro-batch in the order of samples; distillation from stored
-            distributions looks them up by it.
-    """
+    """A model and its loss in one forward pass, so that what FSDP gathers serves both."""
 
     def __init__(self, model: "PreTrainedModel", fused: bool) -> None:
         super().__init__()
         self.model = model
-        self.fused = fused
+        self.fused = fused  # never hold the logits
+        # The next micro-batch's place in the order of samples: stored distributions lie there.
         self.position = 0
 
     def forward(
@@ -69,15 +62,7 @@ class TrainingObjective(nn.Module):
 
 
 def cross_entropy_sum(model: "nn.Module", input_ids: "Tensor", labels: "Tensor") -> "Tensor":
-    """Sum the cross-entropy over all labels, from the model's own logits, in fp32.
-
-    Args:
-        input_ids: (B, T) int64.
-        labels: (B, T) int64; -100: not to be predicted.
-
-    Returns:
-        A scalar, nats.
-    """
+    """Sum the cross-entropy over all labels, from the model's own logits: nats, fp32."""
     logits = model(input_ids=input_ids, use_cache=False).logits  # (B, T, V)
     # CE = sum over tokens of -log softmax(z)[label]
     return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")

@@ -23,20 +23,12 @@ SPIKE_SIGMAS = 6.0  # standard deviations above their mean: the row is marked, n
 
 
 class Metrics:
-    """The rows of a training; only process 0 has them all, and writes them.
-
-    Args:
-        path: The file; None in a process that writes none.
-        on_row: Called with every row that is added to the file.
-
-    Attributes:
-        val_losses: Nats per token by step, None where not finite.
-    """
+    """The rows of a training; only process 0 has them all, and a path to write them to."""
 
     def __init__(
         self, path: Path | None, rows: list[dict[str, Any]], on_row: OnRow | None = None
     ) -> None:
-        self.val_losses: dict[int, float | None] = {}
+        self.val_losses: dict[int, float | None] = {}  # nats per token by step, None: not finite
         self.restarts = 0
         self._path, self._on_row = path, on_row
         self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
@@ -53,9 +45,7 @@ class Metrics:
     ) -> Self:
         """Cut the file back to the checkpoint that a training continues from.
 
-        Args:
-            keep_to_step: Step of the checkpoint; later rows, and torn ones, are dropped. 0: all
-                rows are dropped.
+        Rows after ``keep_to_step``, and torn ones, are dropped; with 0 all are.
         """
         rows: list[dict[str, Any]] = []
 

@@ -83,13 +83,10 @@ def _shape(config: "PreTrainedConfig", seq_len: int) -> Shape:
 
 
 def load_model(directory: Path, dropout: float = 0.0) -> "PreTrainedModel":
-    """Load a model directory in fp32.
+    """Load a complete model directory in fp32; nothing is downloaded, none of its code is run.
 
     Casting after loading would leave the rotary tables of a bf16 model rounded, and training in
     pure bf16 is worse.
-
-    Args:
-        directory: Must be complete; nothing is downloaded, none of its code is run.
 
     Raises:
         SourceError: The directory does not hold every weight.
@@ -120,8 +117,7 @@ def load_model(directory: Path, dropout: float = 0.0) -> "PreTrainedModel":
 def fresh_model(directory: Path, seed: int, dropout: float = 0.0) -> "PreTrainedModel":
     """Make a model of a directory's config with fresh weights, as its own class initialises them.
 
-    Args:
-        directory: Holds config.json; some classes scale initial weights by its number of layers.
+    Some classes scale them by the number of layers.
     """
     from transformers import AutoModelForCausalLM
 

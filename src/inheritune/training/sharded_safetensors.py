@@ -28,11 +28,7 @@ def file_name(kind: str, rank: int, size: int) -> str:
 
 
 def write_pieces(tensors: "Mapping[str, Tensor]", path: Path, rank: int) -> None:
-    """Write this process's rows of some tensors.
-
-    Args:
-        rank: Rank of this process; only rank 0 writes tensors that are whole everywhere.
-    """
+    """Write this process's rows of some tensors; rank 0 alone writes those that are not sharded."""
     pieces = {name: piece_of(tensor) for name, tensor in tensors.items()}
     pieces = {n: piece for n, piece in pieces.items() if piece.rows is not None or rank == 0}
     rows = {n: [piece.first, piece.rows] for n, piece in pieces.items() if piece.rows is not None}

@@ -77,11 +77,7 @@ def verify(
 
 
 def directory_kind(path: Path) -> str:
-    """Tell the kind of a directory by files that only this kind has, even if it is damaged.
-
-    Raises:
-        SourceError: There is no such directory, or it is none of these.
-    """
+    """Tell the kind of a directory by files that only this kind has, even if it is damaged."""
     if not path.is_dir():  # not tried as a Hub id: `verify` is about directories on this machine
         raise SourceError(f"there is no directory {escape(path, _SHOWN)}.", "Check the path.")
     if (path / "run.json").is_file():

@@ -62,8 +62,7 @@ def mirror_root(model: str) -> Path:
 def cached_snapshot(model: str, revision: str | None) -> Path | None:
     """Return a model's directory in the Hub's own cache, perhaps incomplete, without any request.
 
-    Args:
-        revision: Branch, tag or commit; a branch means what it meant when it was last downloaded.
+    A branch means what it meant when it was last downloaded.
     """
     from huggingface_hub import errors, snapshot_download
 

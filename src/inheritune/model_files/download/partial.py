@@ -189,11 +189,8 @@ class PartialModel:
 def open_partial(model: str, revision: str | None) -> PartialModel:
     """Open a Hub model with its small files and the headers of its weight files only.
 
-    A model that is complete in the Hub's own cache is used there.
-
-    Args:
-        revision: Branch, tag or commit; None: the main branch. Everything is fetched at the commit
-            that it means now.
+    A model that is complete in the Hub's own cache is used there. Everything is fetched at the
+    commit that the revision means now; None is the main branch.
 
     Raises:
         SourceError: The Hub has no such model or revision, does not show it to this account, or it

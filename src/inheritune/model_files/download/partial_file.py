@@ -99,20 +99,14 @@ class PartialFile:
         name: Path on the server, relative and with ``/``.
         size: Bytes of the whole file.
         commit: Binds the journal to a version of the file, as do size and ETag.
-
-    Attributes:
-        etag: The server's name for the content; None before its first answer.
-        present: Ranges that are there, merged.
-        ranges_refused: True once the server answered a request for a range with the whole file.
-        whole: Lock of the one thread that then fetches the whole file.
     """
 
     def __init__(self, name: str, path: Path, journal: Path, size: int, commit: str) -> None:
         self.name, self.path, self.size = name, path, size
-        self.etag: str | None = None
-        self.present: list[Range] = []
-        self.ranges_refused = False
-        self.whole = threading.Lock()
+        self.etag: str | None = None  # the server's name for the content, from its first answer on
+        self.present: list[Range] = []  # merged
+        self.ranges_refused = False  # the server answered a request for a range with the whole file
+        self.whole = threading.Lock()  # of the one thread that then fetches the whole file
         self._journal, self._commit = journal, commit
         self._lock = threading.Lock()
         self._valid_bytes = 0  # of the journal; a torn tail is cut off before anything is added

@@ -36,17 +36,12 @@ class _RetryError(Exception):
 
 
 class RangeClient:
-    """A client for byte ranges of one model at one commit; threads may share it.
-
-    Attributes:
-        cancelled: Set it to end every request soon.
-        received: Bytes written so far, by all threads; more than was asked for where the server
-            refuses ranges.
-    """
+    """A client for byte ranges of one model at one commit; threads may share it."""
 
     def __init__(self, model: str, commit: str) -> None:
         self.model, self.commit = model, commit
-        self.cancelled = threading.Event()
+        self.cancelled = threading.Event()  # set it to end every request soon
+        # Bytes written by all threads: more than was asked for where the server refuses ranges.
         self.received = 0
         self._lock = threading.Lock()
 

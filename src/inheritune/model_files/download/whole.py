@@ -39,13 +39,8 @@ def download_whole(
 ) -> Path:
     """Download a model into the Hub's cache, or find it there, and check its weights.
 
-    What a stopped or killed download has brought stays, and the next one goes on from there.
-
-    Args:
-        revision: Branch, tag or commit; None: the main branch.
-
-    Returns:
-        The snapshot's directory; its name is the commit.
+    What a stopped or killed download has brought stays, and the next one goes on from there. The
+    snapshot's directory is named after the commit.
 
     Raises:
         SourceError: The Hub has no such model or revision, or does not show it to this account; or

@@ -42,11 +42,7 @@ def find_class(config: Mapping[str, Any]) -> Any:
 def explicit_lists(config: Mapping[str, Any], layers: int) -> dict[str, list[Any]]:
     """Find the per-layer lists that the class derives where the config does not state them.
 
-    Args:
-        config: The raw text section of a config, with its ``model_type``.
-
-    Returns:
-        The lists by config field; empty for a model that transformers does not know.
+    They are named by config field; there are none for a model that transformers does not know.
     """
     from transformers import AutoConfig
 
