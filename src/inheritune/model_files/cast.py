@@ -1,6 +1,6 @@
 """Convert values from one floating dtype to another, exactly as IEEE 754 rounds them."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inheritune.errors import SourceError, escape
 
@@ -30,7 +30,9 @@ def cast(data: bytes, source: str, target: str, name: str = "a tensor") -> bytes
     import numpy as np
 
     with np.errstate(over="ignore", invalid="ignore"):
-        values = _widened(np.frombuffer(data, "<u2" if source == "BF16" else _NUMPY[source]))
+        values: Any = np.frombuffer(data, "<u2" if source == "BF16" else _NUMPY[source])
+        if source == "BF16":
+            values = (values.astype("<u4") << 16).view("<f4")
         if target == "BF16":
             bits = _to_bf16(values)
             overflowed = ((bits & 0x7FFF) == 0x7F80) & np.isfinite(values)
@@ -45,14 +47,6 @@ def cast(data: bytes, source: str, target: str, name: str = "a tensor") -> bytes
             "Choose a wider --dtype.",
         )
     return result
-
-
-def _widened(values: "NDArray[np.generic]") -> "NDArray[np.floating]":
-    import numpy as np
-
-    if values.dtype != np.dtype("<u2"):
-        return values  # type: ignore[return-value]
-    return (values.astype("<u4") << 16).view("<f4")
 
 
 def _to_bf16(values: "NDArray[np.floating]") -> "NDArray[np.uint16]":

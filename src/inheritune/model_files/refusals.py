@@ -42,17 +42,9 @@ _FAMILIES = {
 # Keys that transformers itself writes. Any other key with an underscore may set an attribute of its
 # internals (CVE-2026-4372).
 _UNDERSCORED = {
-    "_attn_implementation",
-    "_attn_implementation_autoset",
-    "_commit_hash",
-    "_diffusers_version",
-    "_experts_implementation",
-    "_frame_rate",
-    "_from_model_config",
-    "_name_or_path",
-    "_pad_token_id",
-    "_remove_final_layer_norm",
-    "_sliding_window_pattern",
+    *("_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_frame_rate"),
+    *("_diffusers_version", "_experts_implementation", "_from_model_config", "_name_or_path"),
+    *("_pad_token_id", "_remove_final_layer_norm", "_sliding_window_pattern"),
 }
 # Signs of quantised weights, in the config, among the files, and in names and dtypes of tensors.
 _QUANTISATION_KEYS = ("quantization_config", "compression_config")

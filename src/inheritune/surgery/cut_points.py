@@ -72,7 +72,8 @@ def find_pattern(reference: ModelDirectory, layers: Sequence[LayerCounts]) -> Pa
 
 def _forms(reference: ModelDirectory, layers: Sequence[LayerCounts]) -> list[int]:
     section, total = text_config(reference.config), len(layers)
-    statements = [section[key] for key in PER_LAYER if _is_list(section.get(key), total)]
+    lists = [value for key in PER_LAYER if isinstance(value := section.get(key), list)]
+    statements = [value for value in lists if len(value) >= total]
     if (kinds := layer_kinds(section, total)) is not None:
         statements.append(kinds)
     kinds = expand_runs(section.get("attention_types"), total)
@@ -88,10 +89,6 @@ def _forms(reference: ModelDirectory, layers: Sequence[LayerCounts]) -> list[int
         (layer.form, *(str(values[i]) for values in statements)) for i, layer in enumerate(layers)
     ]
     return [numbers.setdefault(mark, len(numbers)) for mark in marks]
-
-
-def _is_list(value: Any, total: int) -> bool:
-    return isinstance(value, list) and len(value) >= total
 
 
 def cut_point(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -83,8 +83,11 @@ def shard(root: "nn.Module", model: "PreTrainedModel", processes: Processes, bf1
         processes: Weights are sharded within each machine and replicated across machines.
         bf16: Gather and compute in bf16; weights and the sum of gradients stay fp32.
     """
+    nodes, each = processes.nodes, processes.size // processes.nodes
+    shape = (each,) if nodes == 1 else (nodes, each)
+    names = ("replicate", "shard")[-len(shape) :]
     device = next(model.parameters()).device.type
-    mesh = _mesh(device, processes)
+    mesh = init_device_mesh(device, shape, mesh_dim_names=names)
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32
     )
@@ -95,13 +98,6 @@ def shard(root: "nn.Module", model: "PreTrainedModel", processes: Processes, bf1
         if isinstance(part, FSDPModule):  # a sum takes both calls; the first alone raises on gloo
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
-
-
-def _mesh(device: str, processes: Processes) -> DeviceMesh:
-    nodes, each = processes.nodes, processes.size // processes.nodes
-    if nodes == 1:
-        return init_device_mesh(device, (each,), mesh_dim_names=("shard",))
-    return init_device_mesh(device, (nodes, each), mesh_dim_names=("replicate", "shard"))
 
 
 def sync_gradients(root: "nn.Module", sync: bool) -> None:

@@ -57,16 +57,10 @@ class Settings:
 
     def compared(self) -> dict[str, Any]:
         """Return what decides rounding, for a checkpoint; what only saves memory is left out."""
-        names = [
-            "device",
-            "precision",
-            "gathers_bf16",
-            "attention",
-            "loss",
-            "compile",
-            "fused_gelu",
-            "fused_optimizer",
-        ]
+        names = (
+            *("device", "precision", "gathers_bf16", "attention", "loss"),
+            *("compile", "fused_gelu", "fused_optimizer"),
+        )
         # Gradients are summed over processes in fp32 on every machine: see `fsdp.shard`.
         return {name: getattr(self, name) for name in names} | {"gradients_summed_in": "fp32"}
 

@@ -90,7 +90,8 @@ class LogitCache:
     def missing(self, samples: int) -> list[Range]:
         """List the shards that are still to be made, as ranges of places."""
         needed = min(samples, self._num_samples)
-        bytes_per_sample = self._train.seq_len * self._k * (2 + self._id_bytes)
+        id_bytes = id_type(self.vocab_size).itemsize
+        bytes_per_sample = self._train.seq_len * self._k * (2 + id_bytes)
         each = max(1, _SHARD_BYTES // bytes_per_sample)
         ranges, begin = [], 0
         for first, stop in [*self._ranges(), (needed, needed)]:
@@ -169,10 +170,6 @@ class LogitCache:
                 tokens += (stop - first) * self._train.seq_len
                 seconds += shard["seconds"]
         return tokens, seconds
-
-    @property
-    def _id_bytes(self) -> int:
-        return id_type(self.vocab_size).itemsize
 
     def _folder(self, places: Range) -> Path:
         return self.path / f"shard-{places[0]:010d}-{places[1]:010d}"

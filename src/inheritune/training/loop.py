@@ -23,7 +23,7 @@ from inheritune.training.checkpoint import (
 from inheritune.training.checkpoint_files import drop_later_snapshots, keep_snapshot
 from inheritune.training.loop_config import LoopConfig, LoopResult
 from inheritune.training.metrics import Metrics, OnRow, continued_row, step_row, val_row
-from inheritune.training.optimizer import learning_rate, mean_and_clip, set_learning_rate
+from inheritune.training.optimizer import learning_rate, mean_and_clip
 from inheritune.training.setup import TrainingSetup, make_setup
 from inheritune.training.step import forward_backward
 from inheritune.training.throughput import flops_per_token, forget_peak, mfu
@@ -174,7 +174,8 @@ class Loop:
         tokens = (self.position.step + 1) * train.batch_tokens
         rate = learning_rate(train, tokens, self._config.total_tokens)
         if is_finite:
-            set_learning_rate(self._setup.optimizer, rate)
+            for group in self._setup.optimizer.param_groups:
+                group["lr"] = rate
             self._setup.optimizer.step()
         self._setup.optimizer.zero_grad(set_to_none=True)
         step_s = time.monotonic() - began_s

@@ -14,7 +14,7 @@ from inheritune.training.fsdp import local
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["learning_rate", "make_optimizer", "mean_and_clip", "set_learning_rate"]
+__all__ = ["learning_rate", "make_optimizer", "mean_and_clip"]
 
 # The last fifth of a warmup-stable-decay schedule falls. Hägele et al., arXiv 2405.18392.
 _WSD_DECAY_SHARE = 0.2
@@ -53,12 +53,6 @@ def learning_rate(train: Train, tokens: int, total: int) -> float:
     else:
         height = 0.5 * (1 + math.cos(math.pi * share))
     return train.min_learning_rate + (train.learning_rate - train.min_learning_rate) * height
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every parameter group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
 
 
 def mean_and_clip(params: "Sequence[Tensor]", tokens: float, clip_norm: float) -> float:

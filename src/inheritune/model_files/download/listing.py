@@ -71,23 +71,18 @@ def pin(model: str, revision: str | None) -> Listing:
     except MachineError as error:
         if (last := _last(root, reference)) is None:
             raise
-        _warn_of_last_answer(model, revision, last.commit, error)
+        from huggingface_hub import constants
+
+        if not constants.HF_HUB_OFFLINE:  # there, nobody expects an answer
+            warnings.warn(
+                f"{error.message} {revision or 'main'} is taken to mean {last.commit[:12]}, as "
+                "last time",
+                stacklevel=2,
+            )
         return last
     if _last(root, reference) != listing:
         _store(root, reference, listing)
     return listing
-
-
-def _warn_of_last_answer(
-    model: str, revision: str | None, commit: str, error: MachineError
-) -> None:
-    from huggingface_hub import constants
-
-    if not constants.HF_HUB_OFFLINE:  # there, nobody expects an answer
-        warnings.warn(
-            f"{error.message} {revision or 'main'} is taken to mean {commit[:12]}, as last time",
-            stacklevel=3,
-        )
 
 
 def _request(model: str, revision: str | None) -> Listing:

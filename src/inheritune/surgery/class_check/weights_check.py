@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,14 +203,12 @@ def _record_calls(model: Any, layers: Sequence[Any], ids: "Tensor") -> list[tupl
 
     calls: dict[int, tuple[Any, Any, Any]] = {}
 
-    def hook(place: int) -> Any:
-        def keep(_: Any, inputs: Any, options: Any, output: Any) -> None:
-            calls[place] = inputs, options, _tensors(output)
-
-        return keep
+    def keep(place: int, _: Any, inputs: Any, options: Any, output: Any) -> None:
+        calls[place] = inputs, options, _tensors(output)
 
     handles = [
-        layer.register_forward_hook(hook(i), with_kwargs=True) for i, layer in enumerate(layers)
+        layer.register_forward_hook(partial(keep, i), with_kwargs=True)
+        for i, layer in enumerate(layers)
     ]
     try:
         with torch.no_grad():
