@@ -54,10 +54,8 @@ def copy_range(source: int, target: int, offset: int, size: int, path: Path) -> 
     end = offset + size
     offset = _copy_in_kernel(source, target, offset, end)
     while offset < end:
-        if not hasattr(os, "pread"):
-            os.lseek(source, offset, os.SEEK_SET)
-        count = min(_CHUNK, end - offset)
-        data = os.pread(source, count, offset) if hasattr(os, "pread") else os.read(source, count)
+        os.lseek(source, offset, os.SEEK_SET)
+        data = os.read(source, min(_CHUNK, end - offset))
         if not data:
             raise SourceError(
                 f"{path} ended at byte {offset:,} while it was read; {end:,} were expected.",

@@ -31,21 +31,13 @@ _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_emb
 
 @dataclass(frozen=True)
 class Options:
-    """Options of `inherit`.
+    """Options of `inherit`."""
 
-    Attributes:
-        dtype: A key of `plan.DTYPES` to cast the weights to; None: as they are.
-        parts: The parts to inherit, one of `parts.PARTS`; the model's class initialises the rest.
-        class_check: Whether the transformers class checks the cut. Without it, only first layers
-            can be cut.
-        sha256: Whether the record holds SHA-256 digests beside XXH3; slower.
-    """
-
-    dtype: str | None = None
-    parts: str = "all"
-    seed: int = 0
-    class_check: bool = True
-    sha256: bool = False
+    dtype: str | None = None  # a key of `plan.DTYPES` to cast the weights to; None: as they are
+    parts: str = "all"  # one of `parts.PARTS`; the model's class initialises the rest
+    seed: int = 0  # of that initialisation
+    class_check: bool = True  # by the transformers class; without it, only first layers can be cut
+    sha256: bool = False  # record SHA-256 digests beside XXH3; slower
 
 
 def inherit(

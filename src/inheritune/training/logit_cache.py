@@ -135,9 +135,9 @@ class LogitCache:
 
             # --- digests, by which a reader knows that the files are whole ---
             files = {}
-            for name in sorted(p.name for p in staging.iterdir()):
-                sync_file(staging / name)
-                files[name] = sha256(staging / name)
+            for path in sorted(staging.iterdir()):
+                sync_file(path)
+                files[path.name] = sha256(path)
             cost = {"paid_by": paid_by, "seconds": time.monotonic() - began_s}
             write_json(staging / "shard.json", {"files": files, **cost})
 
