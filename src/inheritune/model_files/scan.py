@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import xxhash
 
@@ -13,9 +13,6 @@ from inheritune.errors import SourceError, escape
 from inheritune.model_files.copy import open_source
 from inheritune.model_files.safetensors import Tensor
 from inheritune.model_files.write import read_chunks
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 __all__ = ["Scan", "refuse_not_finite", "scan", "zero_matrices"]
 
@@ -38,11 +35,7 @@ class Scan:
 
 
 def scan(file: Path, tensors: Sequence[Tensor], *, sha256: bool = False) -> dict[str, Scan]:
-    """Read tensors of one file once, in the order given.
-
-    Raises:
-        SourceError: The file ends before a tensor does.
-    """
+    """Read tensors of one file once, in the order given."""
     with open_source(file) as source:
         return {tensor.name: _scan(source, tensor, sha256) for tensor in tensors}
 
@@ -66,7 +59,7 @@ def _largest_magnitude(data: bytes, dtype: str) -> int:
         return 0
     import numpy as np
 
-    items: NDArray[Any] = np.frombuffer(data, "<u2")
+    items: Any = np.frombuffer(data, "<u2")
     width = {"F64": 4, "F32": 2}.get(dtype, 1)
     if width > 1:
         items = items[width - 1 :: width]

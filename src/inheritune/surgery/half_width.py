@@ -73,11 +73,7 @@ def half_width(reference: ModelDirectory, out: Path) -> ModelDirectory:
 
 
 def half_width_headers(reference: ModelDirectory) -> ModelDirectory:
-    """Make the half-width model of a reference as config and headers only; see `half_width`.
-
-    Raises:
-        UnsupportedModelError: A width cannot be halved, or the model is of another family.
-    """
+    """Make the half-width model of a reference as config and headers only; see `half_width`."""
     config = dict(reference.config) | {e.key: e.after for e in _edits(reference.config)}
     narrow = synthetic_headers(config)
     if narrow is None:

@@ -170,11 +170,7 @@ def stated_count(selection: str | None, total: int) -> int | None:
 
 
 def check_selection(layers: Sequence[int], total: int) -> tuple[int, ...]:
-    """Refuse layer indices that are not ascending, without repeats, and in 0 to ``total`` - 1.
-
-    Raises:
-        RecipeError: The indices are refused; the message names the first wrong one.
-    """
+    """Refuse layer indices that are not ascending, without repeats, and in 0 to ``total`` - 1."""
     if not layers:
         raise RecipeError("no layer is chosen.", f"Choose among 0 to {total - 1}.")
     for layer in layers:

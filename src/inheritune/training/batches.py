@@ -4,23 +4,20 @@ B sequences per micro-batch, T tokens per sequence.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from inheritune.data.order import sample_ids
 from inheritune.data.tokens import TokenStream
 from inheritune.recipe.schema import Train
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 __all__ = ["micro_batches", "sample_numbers"]
 
 
-def micro_batches(stream: TokenStream, train: Train, first: int, stop: int) -> "Iterator[Tensor]":
+def micro_batches(stream: TokenStream, train: Train, first: int, stop: int) -> Iterator[Tensor]:
     """Yield the samples at positions [first, stop), (B, T + 1) int64 at a time.
 
     Positions count over all epochs; there is a whole number of micro-batches between the two.

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from inheritune.data.order import ORDER_VERSION
 from inheritune.errors import CheckpointError
@@ -32,9 +33,6 @@ from inheritune.training.checkpoint_files import (
 )
 from inheritune.training.hardware import changed_settings
 from inheritune.training.sharded_safetensors import SavedTensors, file_name, write_pieces
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 __all__ = [
     "Position",
@@ -94,7 +92,7 @@ class TrainingInputs:
 
 def save_checkpoint(
     folder: Path,
-    model: "nn.Module",
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     position: Position,
     inputs: TrainingInputs,
@@ -156,7 +154,7 @@ def _is_there(folder: Path, final: Path) -> bool:
 
 
 def _write_part(
-    staging: Path, model: "nn.Module", optimizer: torch.optim.Optimizer, rank: int, writers: int
+    staging: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, writers: int
 ) -> dict[str, dict[str, Any]]:
     """Write what this process holds; return the digests of its files, by name."""
     parts = {"model": _weights(model), "optimizer": _moments(model, optimizer)}
@@ -183,7 +181,7 @@ def _drop_old(folder: Path, final: Path, keep: int, val_losses: Mapping[int, flo
 
 def load_newest(
     folder: Path,
-    model: "nn.Module",
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     inputs: TrainingInputs,
     processes: Processes = ALONE,
@@ -228,7 +226,7 @@ def _set_later_aside(checkpoint: Path, named: bool) -> list[str]:
 
 def load_moments(
     checkpoint: Path,
-    model: "nn.Module",
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     processes: Processes = ALONE,
 ) -> int:
@@ -256,7 +254,7 @@ def load_moments(
     return int(processes.on_all(load)[0])
 
 
-def load_weights(folder: Path, model: "nn.Module") -> None:
+def load_weights(folder: Path, model: nn.Module) -> None:
     """Overwrite a whole model with the weights of the newest checkpoint, which must be whole."""
     checkpoint = newest_first(folder)[0]
     verify_checkpoint(checkpoint)
@@ -290,12 +288,12 @@ def _choose(folder: Path, inputs: TrainingInputs, named: Path | None) -> dict[st
     return {"name": None, "notes": []}
 
 
-def _load(checkpoint: Path, model: "nn.Module", optimizer: torch.optim.Optimizer) -> None:
+def _load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     _put_weights(model, SavedTensors(files_of(checkpoint, "model")))
     _put_moments(model, optimizer, SavedTensors(files_of(checkpoint, "optimizer")))
 
 
-def _weights(model: "nn.Module") -> "dict[str, Tensor]":
+def _weights(model: nn.Module) -> dict[str, Tensor]:
     # named_parameters and named_buffers list a tied tensor once; buffers that a module does not
     # persist (rotary tables) are rebuilt with the model and stay out, as in state_dict.
     persistent = model.state_dict()
@@ -304,7 +302,7 @@ def _weights(model: "nn.Module") -> "dict[str, Tensor]":
     }
 
 
-def _moments(model: "nn.Module", optimizer: torch.optim.Optimizer) -> "dict[str, Tensor]":
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
         f"{key}.{name}": value
         for name, param in model.named_parameters()
@@ -312,7 +310,7 @@ def _moments(model: "nn.Module", optimizer: torch.optim.Optimizer) -> "dict[str,
     }
 
 
-def _put_weights(model: "nn.Module", saved: SavedTensors) -> None:
+def _put_weights(model: nn.Module, saved: SavedTensors) -> None:
     weights = _weights(model)
     if missing := sorted(weights.keys() ^ set(saved.names)):
         raise CheckpointError(f"checkpoint and model do not both have {missing[0]}.")
@@ -320,7 +318,7 @@ def _put_weights(model: "nn.Module", saved: SavedTensors) -> None:
         saved.read_into(name, tensor)
 
 
-def _put_moments(model: "nn.Module", optimizer: torch.optim.Optimizer, saved: SavedTensors) -> None:
+def _put_moments(model: nn.Module, optimizer: torch.optim.Optimizer, saved: SavedTensors) -> None:
     params = dict(model.named_parameters())
     for full_name in saved.names:
         key, _, name = full_name.partition(".")

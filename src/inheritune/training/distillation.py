@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from inheritune.errors import SourceError
 from inheritune.training.hardware import Settings
@@ -20,7 +21,6 @@ from inheritune.training.kl_divergence import (
 from inheritune.training.loss import lazy_logits, logits_are_plain_head_output
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
 
 __all__ = ["Distillation", "FrozenReference", "StoredDistribution", "make_objective"]
@@ -45,7 +45,7 @@ class StoredDistribution:
     vocab_size: int
     temperature: float
 
-    def distribution(self, input_ids: "Tensor", position: int) -> ReferenceDistribution:
+    def distribution(self, input_ids: Tensor, position: int) -> ReferenceDistribution:
         """Return what is stored, whatever the inputs."""
         return self.stored
 
@@ -67,13 +67,13 @@ class FrozenReference:
         """Ids that it predicts."""
         return _vocab_size(self.model)
 
-    def distribution(self, input_ids: "Tensor", position: int = 0) -> Full:
+    def distribution(self, input_ids: Tensor, position: int = 0) -> Full:
         """Predict the token after each of (B, T) ids, whatever their place in the order."""
         with torch.no_grad(), self._autocast():
             logits = lazy_logits(self.model, input_ids.to(self._device), self._chunked_head)
             return Full(logits.cast(), self.temperature)
 
-    def check_self_divergence(self, samples: "Tensor", source: ReferenceSource) -> None:
+    def check_self_divergence(self, samples: Tensor, source: ReferenceSource) -> None:
         """See that the loss finds no divergence between the reference and its own predictions.
 
         Args:
@@ -98,7 +98,7 @@ class FrozenReference:
 
 
 def make_objective(
-    model: "PreTrainedModel", distillation: Distillation, samples: "Tensor"
+    model: "PreTrainedModel", distillation: Distillation, samples: Tensor
 ) -> DistillationObjective:
     """Make the loss of a target against its reference, and check it on a copy of the reference.
 

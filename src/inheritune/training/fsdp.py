@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -17,7 +18,6 @@ from inheritune.recipe.schema import Train
 from inheritune.system.processes import Processes
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 __all__ = ["Piece", "layers_of", "local", "my_share", "piece_of", "shard", "sync_gradients"]
@@ -27,7 +27,7 @@ __all__ = ["Piece", "layers_of", "local", "my_share", "piece_of", "shard", "sync
 class Piece:
     """The rows of a tensor that this process holds."""
 
-    tensor: "Tensor"  # the rows; the whole tensor where it is not sharded
+    tensor: Tensor  # the rows; the whole tensor where it is not sharded
     first: int  # index of the first one in the whole tensor
     rows: int | None  # rows of the whole tensor; None: it is not sharded
 
@@ -51,7 +51,7 @@ def my_share(train: Train, processes: Processes) -> tuple[int, int]:
     return processes.rank * each, (processes.rank + 1) * each
 
 
-def layers_of(model: "PreTrainedModel") -> "list[nn.Module]":
+def layers_of(model: "PreTrainedModel") -> list[nn.Module]:
     """Find the layers of a live model, as in its files: by their numbered names.
 
     Raises:
@@ -72,7 +72,7 @@ def layers_of(model: "PreTrainedModel") -> "list[nn.Module]":
     return lists[0]
 
 
-def shard(root: "nn.Module", model: "PreTrainedModel", processes: Processes, bf16: bool) -> None:
+def shard(root: nn.Module, model: "PreTrainedModel", processes: Processes, bf16: bool) -> None:
     """Shard a model over the processes: each layer is a group, all else is in the root's group.
 
     A tied head is gathered with the embedding, inside the root's forward pass. Gradients are
@@ -100,18 +100,18 @@ def shard(root: "nn.Module", model: "PreTrainedModel", processes: Processes, bf1
             part.set_force_sum_reduction_for_comms(True)
 
 
-def sync_gradients(root: "nn.Module", sync: bool) -> None:
+def sync_gradients(root: nn.Module, sync: bool) -> None:
     """Choose whether the next backward pass sums gradients over the processes."""
     if isinstance(root, FSDPModule):
         root.set_requires_gradient_sync(sync)
 
 
-def local(tensor: "Tensor") -> "Tensor":
+def local(tensor: Tensor) -> Tensor:
     """Return this process's part of a tensor: a view, to be read or written in place."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def piece_of(tensor: "Tensor") -> Piece:
+def piece_of(tensor: Tensor) -> Piece:
     """Return this process's rows of a weight, a gradient, or an optimizer's state."""
     if not isinstance(tensor, DTensor):
         return Piece(tensor, 0, None)

@@ -9,11 +9,10 @@ B batch, H heads, K key-value heads, T sequence, D head size.
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 __all__ = [
@@ -43,15 +42,15 @@ def register_matmul_attention() -> None:
 
 
 def _causal_attention(
-    module: "nn.Module",
-    query: "Tensor",
-    key: "Tensor",
-    value: "Tensor",
-    attention_mask: "Tensor | None",
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **kwargs: Any,
-) -> "tuple[Tensor, None]":
+) -> tuple[Tensor, None]:
     batch, heads, length, size = query.shape  # (B, H, T, D); key and value (B, K, T, D)
     window = kwargs.get("sliding_window")
     if (window and window < length) or any(kwargs.get(key) is not None for key in _UNSUPPORTED):

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from inheritune.training.loss import LazyLogits, TrainingObjective, lazy_logits
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
 
 __all__ = [
@@ -33,7 +33,7 @@ _IGNORED = -100
 class ReferenceDistribution(Protocol):
     """The reference's distributions p over N tokens, whole or in part."""
 
-    def kl_divergence(self, log_q: "Tensor", part: slice) -> "tuple[Tensor, Tensor]":
+    def kl_divergence(self, log_q: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         """Compute KL(p || q) of some tokens.
 
         Args:
@@ -56,7 +56,7 @@ class ReferenceSource(Protocol):
     def temperature(self) -> float:
         """Divides the logits of both models; above 0."""
 
-    def distribution(self, input_ids: "Tensor", position: int) -> ReferenceDistribution:
+    def distribution(self, input_ids: Tensor, position: int) -> ReferenceDistribution:
         """Return the distributions of the token after each input.
 
         Args:
@@ -83,7 +83,7 @@ class DistillationObjective(TrainingObjective):
         self.alpha = alpha
 
     def forward(
-        self, input_ids: "Tensor", labels: "Tensor | None" = None, use_cache: bool = False
+        self, input_ids: Tensor, labels: Tensor | None = None, use_cache: bool = False
     ) -> Any:
         """Return three sums over the labels; see `TrainingObjective.forward`.
 
@@ -131,7 +131,7 @@ class Full:
     logits: LazyLogits
     temperature: float
 
-    def kl_divergence(self, log_q: "Tensor", part: slice) -> "tuple[Tensor, Tensor]":
+    def kl_divergence(self, log_q: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         """Compute KL(p || q) = sum_v p_v (log p_v - log q_v); see `ReferenceDistribution`."""
         log_p = (self.logits.rows(part).float() / self.temperature).log_softmax(-1)
         p = log_p.exp()
@@ -146,18 +146,18 @@ class TopK:
     where that is 0. Within the rest p has the target's own proportions: p_v = q_v p_rest / q_rest.
     """
 
-    ids: "Tensor"  # (N, k) int64
-    log_p: "Tensor"  # their log-probabilities at the temperature, (N, k) fp32
-    log_rest: "Tensor"  # log-probability of all others together, (N,) fp32
+    ids: Tensor  # (N, k) int64
+    log_p: Tensor  # their log-probabilities at the temperature, (N, k) fp32
+    log_rest: Tensor  # log-probability of all others together, (N,) fp32
 
     @classmethod
-    def of(cls, logits: "Tensor", k: int, temperature: float) -> "TopK":
+    def of(cls, logits: Tensor, k: int, temperature: float) -> "TopK":
         """Keep the k likeliest ids of logits, (n, V) with k < V."""
         log_p = (logits.float() / temperature).log_softmax(-1)
         top_log_p, ids = log_p.topk(k)
         return cls(ids, top_log_p, _log_rest(log_p, ids))
 
-    def kl_divergence(self, log_q: "Tensor", part: slice) -> "tuple[Tensor, Tensor]":
+    def kl_divergence(self, log_q: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         """Compute sum_k p_k (log p_k - log q_k) + p_rest (log p_rest - log q_rest)."""
         ids, log_rest = self.ids[part], self.log_rest[part]
         log_p = self.log_p[part]
@@ -171,7 +171,7 @@ class TopK:
         return kl, p.scatter(1, ids, log_p.exp())
 
 
-def _log_rest(log_p: "Tensor", ids: "Tensor") -> "Tensor":
+def _log_rest(log_p: Tensor, ids: Tensor) -> Tensor:
     """Log-probability of all ids but these, (n,)."""
     return log_p.scatter(1, ids, -torch.inf).logsumexp(-1)
 
@@ -185,7 +185,7 @@ class _Gradients:
         self.weight = None if weight is None else torch.zeros_like(weight, dtype=torch.float32)
         self.bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
 
-    def add(self, part: slice, slope: "Tensor", logits: LazyLogits) -> None:
+    def add(self, part: slice, slope: Tensor, logits: LazyLogits) -> None:
         """Add the gradients of some tokens; ``slope`` is dloss/dz, (n, V)."""
         # z = h W^T + b:  dloss/dh = slope W;  dloss/dW = slope^T h;  dloss/db = sum of slope
         if logits.weight is None:
@@ -204,18 +204,18 @@ class _GatheredGradients(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        hidden: "Tensor",
-        weight: "Tensor | None",
-        bias: "Tensor | None",
-        sums: "Tensor",
+        hidden: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        sums: Tensor,
         gradients: _Gradients,
-    ) -> "Tensor":
+    ) -> Tensor:
         ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
         ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
         return sums.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: "Tensor") -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         scaled = [None if g is None else (g * grad[0]).to(dtype) for g, dtype in pairs]
         return *scaled, None, None

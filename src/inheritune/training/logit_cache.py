@@ -8,11 +8,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from inheritune.data.order import sample_ids
 from inheritune.data.shards import id_type
@@ -24,9 +25,6 @@ from inheritune.system.strict_json import read_json
 from inheritune.training.batches import sample_numbers
 from inheritune.training.distillation import FrozenReference, StoredDistribution
 from inheritune.training.kl_divergence import TopK
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = ["LogitCache"]
 
@@ -60,9 +58,6 @@ class LogitCache:
         made_from: JSON values that decide the distributions, such as the reference's digest.
         k: Ids stored for each token, fewer than the vocabulary has.
         vocab_size: Ids that the reference predicts.
-
-    Raises:
-        DataError: A stored file is not what was written.
     """
 
     def __init__(
@@ -141,7 +136,7 @@ class LogitCache:
             cost = {"paid_by": paid_by, "seconds": time.monotonic() - began_s}
             write_json(staging / "shard.json", {"files": files, **cost})
 
-    def distribution(self, input_ids: "Tensor", position: int) -> TopK:
+    def distribution(self, input_ids: Tensor, position: int) -> TopK:
         """Look up the predictions of a micro-batch; see `kl_divergence.ReferenceSource`.
 
         Args:
@@ -192,14 +187,14 @@ class LogitCache:
             for name, dtype in dtypes.items()
         )
 
-    def _batches(self, first: int, stop: int) -> "Iterator[tuple[int, Tensor]]":
+    def _batches(self, first: int, stop: int) -> Iterator[tuple[int, Tensor]]:
         for begin in range(first, stop, self._train.micro_batch):
             end = min(begin + self._train.micro_batch, stop)
             ids = sample_numbers(self._num_samples, self._train, begin, end)
             samples = self._stream.samples(ids, self._train.seq_len)
             yield begin - first, torch.from_numpy(samples)
 
-    def _top_k(self, samples: "Tensor", reference: FrozenReference, check: bool) -> TopK:
+    def _top_k(self, samples: Tensor, reference: FrozenReference, check: bool) -> TopK:
         logits = reference.distribution(samples[:, :-1]).logits
         with torch.no_grad():
             parts = [

@@ -151,10 +151,6 @@ class Loop:
 
         Returns:
             The step's row of `metrics.jsonl`, and whether it is time to save.
-
-        Raises:
-            Interrupted: A process was asked to stop; the step is not done, the one before is saved.
-            DivergedError: A value was not finite and the recipe says stop.
         """
         train, began_s = self._train, time.monotonic()
         sequences = train.batch_tokens // train.seq_len  # of a step, over all processes
@@ -210,11 +206,7 @@ class Loop:
         return row, sums.save
 
     def validate(self) -> float | None:
-        """Measure the val_loss, nats per token, if it is time; save a new best one.
-
-        Raises:
-            Interrupted: The stop flag was set meanwhile; the position is saved.
-        """
+        """Measure the val_loss, nats per token, if it is time; save a new best one."""
         step = self.position.step
         # The end, and what is nearly the end, is left to whoever measures the published model.
         near_end = step and 2 * (self._config.num_steps - step) < self._eval_steps

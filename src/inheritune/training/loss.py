@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
 
 __all__ = [
@@ -44,7 +43,7 @@ class TrainingObjective(nn.Module):
         self.position = 0
 
     def forward(
-        self, input_ids: "Tensor", labels: "Tensor | None" = None, use_cache: bool = False
+        self, input_ids: Tensor, labels: Tensor | None = None, use_cache: bool = False
     ) -> Any:
         """Return the summed loss; without labels the model's own output, for validation.
 
@@ -61,16 +60,14 @@ class TrainingObjective(nn.Module):
         return cross_entropy(self.model, input_ids, labels)
 
 
-def cross_entropy_sum(model: "nn.Module", input_ids: "Tensor", labels: "Tensor") -> "Tensor":
+def cross_entropy_sum(model: nn.Module, input_ids: Tensor, labels: Tensor) -> Tensor:
     """Sum the cross-entropy over all labels, from the model's own logits: nats, fp32."""
     logits = model(input_ids=input_ids, use_cache=False).logits  # (B, T, V)
     # CE = sum over tokens of -log softmax(z)[label]
     return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
 
 
-def fused_cross_entropy_sum(
-    model: "PreTrainedModel", input_ids: "Tensor", labels: "Tensor"
-) -> "Tensor":
+def fused_cross_entropy_sum(model: "PreTrainedModel", input_ids: Tensor, labels: Tensor) -> Tensor:
     """Compute the same loss from the last hidden states, in chunks: (B, T, V) is never held.
 
     Right only for models whose logits are the head's product and nothing more: ask
@@ -96,11 +93,11 @@ def fused_cross_entropy_sum(
 class LazyLogits:
     """The logits of a model, computed for a few tokens at a time."""
 
-    hidden: "Tensor"  # last states, (N, D); the logits themselves, (N, V), where there is no weight
-    weight: "Tensor | None" = None  # weight of the head, (V, D)
-    bias: "Tensor | None" = None  # bias of the head, (V,)
+    hidden: Tensor  # last states, (N, D); the logits themselves, (N, V), where there is no weight
+    weight: Tensor | None = None  # weight of the head, (V, D)
+    bias: Tensor | None = None  # bias of the head, (V,)
 
-    def rows(self, part: slice) -> "Tensor":
+    def rows(self, part: slice) -> Tensor:
         """Compute the logits of some tokens, (n, V)."""
         hidden = self.hidden[part]
         return hidden if self.weight is None else F.linear(hidden, self.weight, self.bias)
@@ -120,7 +117,7 @@ class LazyLogits:
         return LazyLogits(self.hidden, self.weight.to(dtype), bias)
 
 
-def lazy_logits(model: Any, input_ids: "Tensor", chunked_head: bool) -> LazyLogits:
+def lazy_logits(model: Any, input_ids: Tensor, chunked_head: bool) -> LazyLogits:
     """Run a model up to its head; all of it where logits are more than the head's product."""
     if not chunked_head:
         return LazyLogits(model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1))

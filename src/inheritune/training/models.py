@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from inheritune.errors import SourceError, UnsupportedModelError, escape
+from inheritune.errors import SourceError, UnsupportedModelError, escape, first_line
 from inheritune.model_files.copy import copy_side_files
 from inheritune.system.files import new_directory, sync_file, write_json
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
@@ -74,8 +74,7 @@ def _shape(config: "PreTrainedConfig", seq_len: int) -> Shape:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise UnsupportedModelError(
-            f"transformers cannot build a {config.model_type} of this config: "
-            f"{str(error).splitlines()[0][:200]}.",
+            f"transformers cannot build a {config.model_type} of this config: {first_line(error)}.",
             "Choose a decoder-only model that transformers knows, and check its config.json.",
         ) from error
     model.tie_weights()
@@ -159,8 +158,7 @@ def _config(directory: Path, dropout: float) -> "PreTrainedConfig":
         )
     except (ValueError, TypeError) as error:
         raise UnsupportedModelError(
-            f"transformers does not take {directory / 'config.json'}: "
-            f"{str(error).splitlines()[0][:200]}.",
+            f"transformers does not take {directory / 'config.json'}: {first_line(error)}.",
             _NO_CODE,
         ) from error
     _refuse_own_class(config, directory)

@@ -2,17 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from inheritune.recipe.schema import Train
 from inheritune.training.fsdp import local
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 __all__ = ["learning_rate", "make_optimizer", "mean_and_clip"]
 
@@ -20,7 +17,7 @@ __all__ = ["learning_rate", "make_optimizer", "mean_and_clip"]
 _WSD_DECAY_SHARE = 0.2
 
 
-def make_optimizer(model: "nn.Module", train: Train, *, fused: bool) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, train: Train, *, fused: bool) -> torch.optim.AdamW:
     """Make AdamW; weight decay is for matrices only: norms and biases have no direction."""
     params = [param for param in model.parameters() if param.requires_grad]
     groups = [
@@ -55,7 +52,7 @@ def learning_rate(train: Train, tokens: int, total: int) -> float:
     return train.min_learning_rate + (train.learning_rate - train.min_learning_rate) * height
 
 
-def mean_and_clip(params: "Sequence[Tensor]", tokens: float, clip_norm: float) -> float:
+def mean_and_clip(params: Sequence[Tensor], tokens: float, clip_norm: float) -> float:
     """Divide summed gradients by the number of tokens and clip their norm, in one pass.
 
     Args:

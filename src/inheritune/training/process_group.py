@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from inheritune import errors
-from inheritune.errors import InherituneError, Interrupted, MachineError
+from inheritune.errors import InherituneError, Interrupted, MachineError, first_line
 from inheritune.system.processes import ALONE, LAUNCHER, MEETING_FILE, Processes
 from inheritune.system.signals import follow_parent
 
@@ -25,6 +25,7 @@ __all__ = ["ProcessGroup", "join"]
 
 # Longer than any one piece of work that the others wait for within a training.
 _TIMEOUT_S = 1800.0
+_BACKENDS = ("gloo", "NCCL", "nccl", "Connection closed by peer")  # words of their errors
 _POLL_S = 0.05
 _SILENCE_S = 60.0  # how long process 0 may go on measuring or saving after a stop signal
 
@@ -112,11 +113,11 @@ class ProcessGroup(Processes):
         try:
             yield
         except RuntimeError as error:
-            lines = str(error).strip().splitlines() or [""]
-            if not isinstance(error, dist.DistError) and not _of_a_backend(str(error)):
+            is_known = isinstance(error, dist.DistError) or any(w in str(error) for w in _BACKENDS)
+            if not is_known:
                 raise
             raise MachineError(
-                f"process {self.rank} lost the others: {lines[0][:160]}.",
+                f"process {self.rank} lost the others: {first_line(error)}.",
                 "One of them ended or hangs; its message is in the log. Run the same command to "
                 "continue.",
             ) from error
@@ -179,7 +180,3 @@ def _take_gpu() -> None:
             f"Start {gpus}: each needs a GPU of its own.",
         )
     torch.cuda.set_device(device)
-
-
-def _of_a_backend(text: str) -> bool:
-    return any(word in text for word in ("gloo", "NCCL", "nccl", "Connection closed by peer"))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from inheritune.data.tokens import TokenStream
 from inheritune.recipe.schema import Train
@@ -22,7 +23,6 @@ from inheritune.training.loss import TrainingObjective, logits_are_plain_head_ou
 from inheritune.training.optimizer import make_optimizer
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 __all__ = ["TrainingSetup", "make_setup"]
@@ -35,7 +35,7 @@ class TrainingSetup:
     model: "PreTrainedModel"  # sharded where there are several processes
     objective: TrainingObjective
     optimizer: torch.optim.AdamW
-    params: "list[Tensor]"  # the weights that the optimizer steps
+    params: list[Tensor]  # the weights that the optimizer steps
     train: Train
     stream: TokenStream
     processes: Processes
@@ -44,7 +44,7 @@ class TrainingSetup:
     notes: tuple[str, ...]
 
     @property
-    def logits_model(self) -> "nn.Module":
+    def logits_model(self) -> nn.Module:
         """The module that validation calls: a sharded model is gathered by the objective only."""
         return self.objective if self.processes.size > 1 else self.model
 
@@ -70,7 +70,7 @@ def make_setup(
     notes: list[str] = []
     share = my_share(train, processes)
 
-    def first_batch() -> "Tensor":
+    def first_batch() -> Tensor:
         return next(micro_batches(stream, train, 0, train.micro_batch))
 
     # --- memory and kernels ---
@@ -164,7 +164,7 @@ def _can_fuse_loss(model: "PreTrainedModel", settings: Settings, notes: list[str
 
 def _layers_to_compile(
     model: "PreTrainedModel", distillation: Distillation | None
-) -> "list[nn.Module]":
+) -> list[nn.Module]:
     """The layers of the model, and of a reference that runs beside it."""
     source = None if distillation is None else distillation.source
     beside = layers_of(source.model) if isinstance(source, FrozenReference) else []
@@ -172,7 +172,7 @@ def _layers_to_compile(
 
 
 def _compiler_works(
-    objective: TrainingObjective, settings: Settings, samples: "Tensor", notes: list[str]
+    objective: TrainingObjective, settings: Settings, samples: Tensor, notes: list[str]
 ) -> bool:
     """Make the first call, which compiles; its gradients are thrown away."""
     samples = samples.to(settings.device)

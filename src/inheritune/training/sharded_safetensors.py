@@ -7,17 +7,15 @@ tensor that is not sharded is written once, whole.
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from inheritune.errors import CheckpointError
 from inheritune.training.fsdp import local, piece_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = ["SavedTensors", "file_name", "write_pieces"]
 
@@ -27,7 +25,7 @@ def file_name(kind: str, rank: int, size: int) -> str:
     return f"{kind}.safetensors" if size == 1 else f"{kind}-{rank:05d}-of-{size:05d}.safetensors"
 
 
-def write_pieces(tensors: "Mapping[str, Tensor]", path: Path, rank: int) -> None:
+def write_pieces(tensors: Mapping[str, Tensor], path: Path, rank: int) -> None:
     """Write this process's rows of some tensors; rank 0 alone writes those that are not sharded."""
     pieces = {name: piece_of(tensor) for name, tensor in tensors.items()}
     pieces = {n: piece for n, piece in pieces.items() if piece.rows is not None or rank == 0}
@@ -65,7 +63,7 @@ class SavedTensors:
         """Names of the tensors, in no particular order."""
         return list(self._places)
 
-    def read_into(self, name: str, target: "Tensor") -> None:
+    def read_into(self, name: str, target: Tensor) -> None:
         """Overwrite a tensor that is whole, or this process's rows of one that is sharded.
 
         Raises:

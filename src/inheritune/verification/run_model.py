@@ -50,9 +50,6 @@ def run_target(
     Args:
         record: The content of its inherit.json; empty if it has none.
         trained: Whether its weights were trained since, so that outputs are expected to differ.
-
-    Raises:
-        SourceError: The model does not load or run, or computes something else.
     """
     check = check_whole(target)
     if check.skipped:

@@ -57,10 +57,6 @@ def pin(model: str, revision: str | None) -> Listing:
     """Resolve a revision to a commit and list its files.
 
     Where the Hub cannot be reached, a revision means what it meant the last time.
-
-    Raises:
-        SourceError: The Hub has no such model or revision, or does not show it to this account.
-        MachineError: The Hub cannot be reached, and there is no earlier answer.
     """
     root = mirror_root(model)
     if revision and _COMMIT.fullmatch(revision) and (listing := _stored(root, revision)):

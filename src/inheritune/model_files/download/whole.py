@@ -102,10 +102,6 @@ def check_digests(snapshot: Path, model: str, stop: Callable[[], bool] = lambda:
 
     The cache names a large file by that digest. A file with another digest is deleted; one with the
     right digest is marked as checked, beside the mirror of what is downloaded in parts.
-
-    Raises:
-        SourceError: A file is not what the Hub lists.
-        Interrupted: ``stop`` returned True.
     """
     damaged = []
     for link in sorted(snapshot.glob("*")):

@@ -63,14 +63,15 @@ def check_cut(
         UnsupportedModelError: A layer would not be what it is in the reference.
     """
     prefix = prefix or reference.container.prefix
-    return check_complete(config, tensors, prefix, reference=reference.config, kept=list(kept))
+    return check_complete(config, tensors, prefix, reference.config, list(kept))
 
 
 def check_complete(
     config: Mapping[str, Any],
     tensors: Iterable[Tensor | TargetTensor],
     prefix: str,
-    **reference: Any,
+    reference: Mapping[str, Any] | None = None,
+    kept: Sequence[int] | None = None,
 ) -> ClassCheck:
     """Check that a model has every weight that its class needs; of a cut one, see `check_cut`.
 
@@ -79,7 +80,14 @@ def check_complete(
             that belongs to a numbered list outside the layers.
     """
     described = {t.name: [t.dtype, t.shape] for t in tensors}
-    answer = ask_class("compare_cut", target=config, tensors=described, prefix=prefix, **reference)
+    answer = ask_class(
+        "compare_cut",
+        target=config,
+        tensors=described,
+        prefix=prefix,
+        reference=reference,
+        kept=kept,
+    )
     return ClassCheck(**answer)
 
 

@@ -85,10 +85,6 @@ def compare_cut(
 
     Returns:
         The fields of `ask_class.ClassCheck`.
-
-    Raises:
-        SourceError: A config or the tensors are refused by the class.
-        UnsupportedModelError: A layer would not be what it is in the reference.
     """
     if isinstance(model_class := find_class(target), str):
         return {"summary": f"not checked: {model_class}", "tied": None, "unused": []}

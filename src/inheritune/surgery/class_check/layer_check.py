@@ -39,13 +39,7 @@ def compare_layers(
     prefix: str,
     kept: Sequence[int],
 ) -> None:
-    """Refuse layers that would compute something else than they do in the reference.
-
-    Raises:
-        SourceError: The class refuses a config.
-        UnsupportedModelError: A layer, or what is around the layers, differs; or the target fails
-            with a cache where the reference does not.
-    """
+    """Refuse layers that would compute something else than they do in the reference."""
     whole = _build(model_class, reference, "the reference's config")
     cut = _build(model_class, target, "the config it would be cut to")
     path = layer_list(whole, cut, prefix, len(kept))

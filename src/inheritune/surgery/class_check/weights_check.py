@@ -29,9 +29,6 @@ def initialise(config: dict[str, Any], seed: int, out: str, normal: Sequence[str
     Args:
         out: Directory to write, with the names that the class uses on disk.
         normal: Names, or ends of names, of weights to draw from N(0, 1) instead.
-
-    Raises:
-        SourceError: The class is unknown, or refuses the config.
     """
     import torch
 
