@@ -34,8 +34,7 @@ class Container:
     # Numbers from ``layers`` on: multi-token-prediction layers, which read the last hidden state of
     # all layers and are useless on top of another one.
     extra: tuple[int, ...] = ()
-    # Names of multi-token-prediction tensors outside the list.
-    outside: frozenset[str] = frozenset()
+    outside: frozenset[str] = frozenset()  # prediction tensors outside the list
     # Prefixes of other numbered lists of about the same length. They may hold weights of the
     # layers; only the model's class knows.
     parallel: tuple[str, ...] = ()

@@ -28,8 +28,7 @@ class Scan:
     """The result of one pass over a tensor."""
 
     xxh3: str  # XXH3 digest of its bytes, 128 bits, in hexadecimal; finds accidents, not attacks
-    # SHA-256 of its bytes; None where it was not computed, being ten times slower.
-    sha256: str | None
+    sha256: str | None  # None: not computed, being ten times slower
     finite: bool  # all values are finite; true for dtypes without NaN and infinity
     zero: bool
 

@@ -37,11 +37,8 @@ class CutPoint:
     """A judgement on cutting a reference after some number of layers."""
 
     layers: int
-    # Whether the config can be cut there. The model's class has the last word, and `inherit` asks
-    # it, since that needs torch.
-    allowed: bool
-    # Whether a whole period of the pattern ends there; None: there is no pattern.
-    complete: bool | None
+    allowed: bool  # by the config; the model's class, which needs torch, has the last word
+    complete: bool | None  # a whole period of the pattern ends there; None: there is no pattern
     reason: str
 
     @property

@@ -46,19 +46,16 @@ class LayerFacts:
     """Facts about a reference that ways of choosing layers may use."""
 
     layers: int  # number of its layers, N
-    # Its layers that have attention, lowest attention rank first; None: not measured (yet).
-    layers_by_rank: Sequence[int] | None = None
+    layers_by_rank: Sequence[int] | None = None  # lowest attention rank first; None: not measured
 
 
 @dataclass(frozen=True)
 class Way:
     """A named way of choosing layers."""
 
-    # Returns the layer indices for a number that is 1 to N.
-    choose: Callable[[LayerFacts, int], Sequence[int]]
+    choose: Callable[[LayerFacts, int], Sequence[int]]  # for a number from 1 to N
     form: str  # an example for help texts
-    # Field of `LayerFacts` that must have been measured; None: no measurement.
-    needs: str | None = None
+    needs: str | None = None  # field of `LayerFacts` that must have been measured
     counts: bool = True  # whether the number is the number of layers
 
 

@@ -48,8 +48,7 @@ class LayerCounts:
     params: int
     idle: int  # parameters of experts that a token is not sent to
     bytes: int  # bytes on disk, with buffers
-    # Names and shapes of its tensors; equal for layers that are built alike.
-    form: frozenset[tuple[str, tuple[int, ...]]]
+    form: frozenset[tuple[str, tuple[int, ...]]]  # its tensors' names and shapes
 
 
 @dataclass(frozen=True)

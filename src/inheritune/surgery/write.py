@@ -64,13 +64,10 @@ class ModelPlan:
     source: ModelDirectory  # the model whose side files and weight metadata the new one takes over
     reference: ModelDirectory  # the model that ``downloads`` are of; often the same
     config: Mapping[str, Any]
-    # In the order they are to lie on disk. Those of one source file follow each other.
-    tensors: Sequence[TargetTensor]
+    tensors: Sequence[TargetTensor]  # as they are to lie on disk; those of one source file together
     downloads: Sequence[Tensor]  # tensors of ``reference`` whose bytes are needed
-    # Asks the model's class about config and tensors. It raises to refuse the plan.
-    check: Callable[[], ClassCheck]
-    # Returns the files that tell where the model came from, by name.
-    records: Callable[[Written], Mapping[str, bytes]]
+    check: Callable[[], ClassCheck]  # by the model's class; raises to refuse the plan
+    records: Callable[[Written], Mapping[str, bytes]]  # files that tell where the model is from
     # Makes the tensors that are no ranges of a source file (fresh or rearranged weights). It is
     # given a directory to create and returns them by name.
     make: Callable[[Path], Mapping[str, TargetTensor]] = lambda scratch: {}

@@ -62,8 +62,7 @@ class TrainingInputs:
     decisive: Mapping[str, Any]  # keys that decide the result; a difference is refused
     # Keys whose difference is only noted; versions of libraries are always among them.
     noted: Mapping[str, Any] = field(default_factory=dict)
-    # Choices of the machine, see `hardware.changed_settings`.
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)  # `Settings.compared`
     allowed: Collection[str] = ()  # keys of `decisive` that may differ (`--allow-change`)
 
     def record(self) -> dict[str, Any]:

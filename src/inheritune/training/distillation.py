@@ -33,8 +33,7 @@ class Distillation:
     """The reference to learn from besides the text."""
 
     source: ReferenceSource  # the reference, or its stored predictions
-    # Weight of the cross-entropy in the loss, in [0, 1]; the KL divergence has the rest.
-    alpha: float
+    alpha: float  # weight of the cross-entropy, in [0, 1]; the KL divergence has the rest
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,7 @@ class Settings:
     fused_gelu: bool
     fused_optimizer: bool
     keep_large_blocks: bool  # whether glibc keeps freed memory
-    # ``"logits"``, or ``"op"``: fused, never holding the logits, where possible.
-    loss: str = "logits"
+    loss: str = "logits"  # or ``"op"``: fused, never holding the logits, where possible
     activation_checkpointing: bool = False  # whether layers are computed again in the backward pass
     processes: int = 1
     reasons: Mapping[str, str] = field(default_factory=dict)

@@ -24,19 +24,14 @@ class LoopConfig:
     stream: TokenStream
     tokens: int  # number to train on, repeats counted; rounded down to whole steps
     folder: Path  # receives `metrics.jsonl` and `checkpoints/`, from process 0
-    # Whatever decides the result, as JSON values; a checkpoint of other inputs is refused.
-    inputs: Mapping[str, Any]
-    # Input keys and values whose change is only noted.
-    noted_inputs: Mapping[str, Any] = field(default_factory=dict)
-    # Keys of `inputs` that may differ from the checkpoint's (`--allow-change`).
-    allowed_changes: Collection[str] = ()
+    inputs: Mapping[str, Any]  # what decides the result: a checkpoint of others is refused
+    noted_inputs: Mapping[str, Any] = field(default_factory=dict)  # a change is only noted
+    allowed_changes: Collection[str] = ()  # keys of `inputs` that may differ from a checkpoint's
     first_sample: int = 0  # place in the order of samples at which this training begins
-    # Checkpoint of a smaller model's training whose AdamW moments are taken over.
-    moments_from: Path | None = None
+    moments_from: Path | None = None  # checkpoint whose AdamW moments are taken over
     resume_from: Path | None = None  # checkpoint to go on from; None: the newest that is whole
     distillation: Distillation | None = None
-    # Steps whose checkpoint is kept under ``moments/`` as well, whatever `train.keep` says.
-    snapshot_steps: Collection[int] = ()
+    snapshot_steps: Collection[int] = ()  # their checkpoints are kept under ``moments/``
     peak_flops: float | None = None  # FLOP/s of the device, for `mfu`; None: not known
 
     @property
@@ -56,9 +51,7 @@ class LoopResult:
 
     position: Position
     seconds: float  # training, compiling and validating on the way, over all restarts
-    # Nats per token before the first step; None when it was not measured.
-    start_val_loss: float | None
+    start_val_loss: float | None  # nats per token before the first step; None: not measured
     restarts: int
     settings: Settings  # as used in the end: a fallback shows here
-    # Sentences for the run's record: fallbacks, checkpoints that were passed over.
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # fallbacks, checkpoints that were passed over

@@ -42,8 +42,7 @@ class TrackedTraining:
     name: str  # shown by the tracker, unless its own environment variables say otherwise
     folder: Path
     run_id: str | None = None  # result of `Tracker.start` when this training was started before
-    # Step of the first row to come; it and later steps may have been sent before.
-    first_step: int = 0
+    first_step: int = 0  # it and later ones may have been sent before
 
 
 class Tracker(Protocol):

@@ -56,8 +56,7 @@ class PartialModel:
     directory: Path  # a model directory; its name is the commit
     name: str
     commit: str  # all 40 digits
-    # The Hub's list of files; None for a complete directory of the Hub's own cache.
-    listing: Listing | None = None
+    listing: Listing | None = None  # None: a complete directory of the Hub's own cache
 
     def missing_bytes(self, ranges: Iterable[FileRange]) -> int:
         """Count the bytes that `download` would fetch."""
