@@ -1,6 +1,5 @@
 """Cut some layers out of a reference and write them as a model directory of their own."""
 
-import hashlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from inheritune.surgery.plan import DTYPES, InheritPlan, plan_inherit
 from inheritune.surgery.record import target_card
 from inheritune.surgery.selection import LayerFacts, choose_layers, describe_selection
 from inheritune.surgery.write import ModelPlan, Written, to_json, write_model
-from inheritune.system.files import refuse_used_directory
+from inheritune.system.files import refuse_used_directory, sha256
 from inheritune.system.progress import Listener, silent
 
 __all__ = ["Options", "check_inherit", "inherit"]
@@ -197,7 +196,6 @@ def _hub_comparison(reference: ModelDirectory) -> str | None:
 def _inherit_json(
     reference: ModelDirectory, cut: InheritPlan, options: Options, written: Written
 ) -> dict[str, Any]:
-    config = (reference.path / "config.json").read_bytes()
     return {
         "format": 2,
         "inheritune": __version__,
@@ -205,7 +203,7 @@ def _inherit_json(
             "name": reference.name,
             "revision": reference.revision,
             "hub_sha256": _hub_comparison(reference),
-            "config_sha256": hashlib.sha256(config).hexdigest(),
+            "config_sha256": sha256(reference.path / "config.json"),
             "layers": reference.layers,
         },
         "layers": len(cut.kept),

@@ -14,6 +14,7 @@ from typing import Any
 
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import ModelDirectory, open_model
+from inheritune.model_files.safe_path import INDEX
 from inheritune.model_files.safetensors import Tensor
 from inheritune.model_files.scan import Scan, refuse_not_finite, scan
 from inheritune.model_files.write import TargetTensor, split_into_shards, write_safetensors
@@ -23,7 +24,6 @@ from inheritune.system.progress import Listener, silent
 
 __all__ = ["ModelPlan", "Written", "WrittenFile", "to_json", "write_model"]
 
-_INDEX = "model.safetensors.index.json"
 _SCRATCH = ".scratch"
 _WORKERS = 3  # one waits for the class check, two read back and sync what is written
 # A model up to this size is copied while the class check runs, in about the time that takes.
@@ -122,7 +122,7 @@ def _write_weights(
     for file in files:
         refuse_not_finite(file.scans, plan.source.path)
     if len(files) > 1:
-        write_bytes(staging / _INDEX, to_json(_index(plan.source, files)))
+        write_bytes(staging / INDEX, to_json(_index(plan.source, files)))
     return files
 
 
