@@ -43,11 +43,7 @@ def process_count() -> int:
 
 
 def worker_command(arguments: Sequence[str]) -> list[str]:
-    """The command line of one worker.
-
-    Args:
-        arguments: Arguments of `inheritune`.
-    """
+    """The command line of a worker that is given these arguments of `inheritune`."""
     return [sys.executable, "-m", "inheritune", *arguments]
 
 
@@ -59,7 +55,6 @@ def launch(arguments: Sequence[str], processes: int, root: Path) -> int:
     Args:
         arguments: Arguments of `inheritune` for a command that works on the run in ``root``.
         processes: Number of workers, at least 2.
-        root: The run's directory.
 
     Returns:
         The exit code that the run recorded. Where the start was refused before anything was

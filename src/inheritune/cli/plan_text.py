@@ -1,6 +1,6 @@
 """Lay plans out as tables, with explanations below."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,11 +14,12 @@ from inheritune.reporting.quantities import (
     amount,
     data_size,
     duration,
+    epochs,
     exact,
     flops,
     money,
 )
-from inheritune.reporting.table import Column, Table
+from inheritune.reporting.table import Column, Field, Table
 from inheritune.surgery.selection import describe_selection
 from inheritune.system.devices import Price, Speed
 
@@ -89,27 +90,24 @@ def _table(plan: Candidates, notes: Sequence[str]) -> Table:
     has_experts = any(c.counts.active != c.counts.params for c in plan.candidates)
     downloads = any(c.download_bytes for c in plan.candidates)
     training = plan.candidates[0].training
-    cells: dict[Column, Callable[[Candidate], Any]] = {
-        Column("layers", show=exact): lambda c: c.layers,
-        Column("params", show=amount): lambda c: c.counts.params,
-    }
-    if has_experts:
-        cells[Column("active", show=amount)] = lambda c: c.counts.active
-    cells[Column("size", show=data_size)] = lambda c: c.counts.bytes
-    if downloads:
-        cells[Column("to download", show=data_size)] = lambda c: c.download_bytes
-    cells[Column("cache/token", show=data_size)] = lambda c: c.cache.bytes_per_token
-    cells[Column("FLOPs/token", show=flops)] = lambda c: c.counts.flops_per_token
-    if training is not None:
-        cells[Column("time", show=_time)] = lambda c: c.training
-    if training is not None and training.dollars is not None:
-        cells[Column("price", show=_money)] = lambda c: c.training
-    cells[Column("safe cut")] = _verdict
-    values = [[cell(candidate) for cell in cells.values()] for candidate in plan.candidates]
+    is_priced = training is not None and training.dollars is not None
+    fields: list[tuple[bool, Field]] = [
+        (True, (Column("layers", show=exact), "layers")),
+        (True, (Column("params", show=amount), "counts.params")),
+        (has_experts, (Column("active", show=amount), "counts.active")),
+        (True, (Column("size", show=data_size), "counts.bytes")),
+        (downloads, (Column("to download", show=data_size), "download_bytes")),
+        (True, (Column("cache/token", show=data_size), "cache.bytes_per_token")),
+        (True, (Column("FLOPs/token", show=flops), "counts.flops_per_token")),
+        (training is not None, (Column("time", show=_time), "training")),
+        (is_priced, (Column("price", show=_money), "training")),
+        (True, (Column("safe cut"), _verdict)),
+    ]
+    shown = [field for is_shown, field in fields if is_shown]
     commit = f" at {plan.revision[:12]}" if plan.revision else ""
     dtype = f", {plan.dtype}" if plan.dtype else ""
     title = f"{plan.reference}{commit}: {plan.model_type}, {plan.layers} layers{dtype}"
-    return Table("candidates", [*cells], values, notes, title)
+    return Table.of("candidates", plan.candidates, shown, notes, title)
 
 
 def _verdict(candidate: Candidate) -> str:
@@ -122,21 +120,20 @@ def _verdict(candidate: Candidate) -> str:
 
 
 def _trainings_table(plan: RecipePlan, title: str, notes: Sequence[str]) -> Table:
-    cells: dict[Column, Callable[[PlannedTraining], Any]] = {
-        Column("training"): _name,
-        Column("layers", show=exact): lambda t: t.layers,
-        Column("params", show=amount): lambda t: t.params,
-        Column("tokens", show=amount): lambda t: t.tokens,
-        Column("steps", show=exact): lambda t: t.steps,
-        Column("epochs", show=_epochs): lambda t: t.epochs,
-        Column("FLOPs", show=flops): lambda t: t.flops,
-    }
+    fields: list[Field] = [
+        (Column("training"), _name),
+        (Column("layers", show=exact), "layers"),
+        (Column("params", show=amount), "params"),
+        (Column("tokens", show=amount), "tokens"),
+        (Column("steps", show=exact), "steps"),
+        (Column("epochs", show=epochs), "epochs"),
+        (Column("FLOPs", show=flops), "flops"),
+    ]
     if plan.speed is not None:
-        cells[Column("time", show=_time)] = lambda t: t.price
+        fields.append((Column("time", show=_time), "price"))
     if plan.speed is not None and plan.speed.rate is not None:
-        cells[Column("price", show=_money)] = lambda t: t.price
-    values = [[cell(training) for cell in cells.values()] for training in plan.trainings]
-    return Table("trainings", [*cells], values, notes, title)
+        fields.append((Column("price", show=_money), "price"))
+    return Table.of("trainings", plan.trainings, fields, notes, title)
 
 
 def _hours_table(plan: RecipePlan, notes: Sequence[str]) -> Table | None:
@@ -268,10 +265,6 @@ def _short(value: Any) -> str:
 
 def _download(size: int) -> str:
     return f", {data_size(size)} to download" if size else ""
-
-
-def _epochs(epochs: float | None) -> str:
-    return MISSING if epochs is None else f"{epochs:.2f}"
 
 
 def _time(price: Price | None) -> str:

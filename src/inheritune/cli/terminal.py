@@ -11,12 +11,7 @@ __all__ = ["Terminal", "show_record", "show_table"]
 
 
 def show_record(console: Console, record: RunRecord) -> None:
-    """Print the outcome of a finished run: verdict, table of variants, remarks, samples.
-
-    Args:
-        console: Writes to stdout.
-        record: The content of run.json.
-    """
+    """Print the outcome of a finished run: verdict, table of variants, remarks, samples."""
     from inheritune.reporting.verdict import remarks, verdict
 
     console.print()

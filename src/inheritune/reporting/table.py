@@ -12,7 +12,7 @@ from inheritune.reporting.quantities import MISSING
 if TYPE_CHECKING:
     from rich.table import Table as Grid
 
-__all__ = ["Column", "Mark", "Table"]
+__all__ = ["Column", "Field", "Mark", "Table"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class Column:
         if self.show is not None:
             return self.show(value)
         return MISSING if value is None else str(value)
+
+
+# A column with the attribute, or the function, of a row that gives its value.
+Field = tuple[Column, str | Callable[[Any], Any]]
 
 
 @dataclass(frozen=True)
@@ -66,16 +70,14 @@ class Table:
         cls,
         name: str,
         rows: Sequence[Any],
-        fields: Sequence[tuple[Column, str | Callable[[Any], Any]]],
+        fields: Sequence[Field],
         notes: Sequence[str] = (),
+        title: str = "",
     ) -> "Table":
-        """Make a table of objects: a row for each, and no notes where there are none.
-
-        ``fields`` has each column, with the attribute or the function of a row that is its value.
-        """
+        """Make a table of objects: a row for each, and no notes where there are none."""
         getters = [attrgetter(value) if isinstance(value, str) else value for _, value in fields]
         values = [[getter(row) for getter in getters] for row in rows]
-        return cls(name, [column for column, _ in fields], values, notes if values else ())
+        return cls(name, [column for column, _ in fields], values, notes if values else (), title)
 
     @property
     def headers(self) -> list[str]:
