@@ -1,4 +1,4 @@
-"""The names that are public: those of `inheritune.api`, pinned in golden/api_names.json.
+"""The names that are public: those of `inheritune.api`, pinned in golden/public_names.json.
 
 After a change that is meant: ``python tests/test_public_names.py --write``
 """
@@ -12,7 +12,7 @@ import pytest
 
 import inheritune
 
-GOLDEN = Path(__file__).with_name("golden") / "api_names.json"
+GOLDEN = Path(__file__).with_name("golden") / "public_names.json"
 
 
 def public_names() -> dict[str, list[str]]:
