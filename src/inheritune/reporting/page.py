@@ -1,7 +1,7 @@
 """Write a run's report: one page that opens from disk, with its tables and figures beside it."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,6 +52,9 @@ _MAX_PAGE_BYTES = 1_500_000
 _MAX_SAMPLES, _MAX_SAMPLE = 60, 3_000  # samples; characters of one
 _MAX_NOTES, _MAX_NOTE = 50, 1_000
 
+# Sections between the loss curves and the rounds.
+_SECTIONS: Sequence[Callable[[RunRecord], Section | None]] = (attention_section, task_section)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -70,9 +73,8 @@ class Report:
 
     @cached_property
     def sections(self) -> list[Section]:
-        """Sections on attention and on tasks; each is left out where the record has nothing."""
-        sections = (attention_section(self.record), task_section(self.record))
-        return [section for section in sections if section is not None]
+        """Sections that the record has something for."""
+        return [section for make in _SECTIONS if (section := make(self.record)) is not None]
 
     @cached_property
     def speed_charts(self) -> list[Chart]:
