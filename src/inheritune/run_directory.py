@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from inheritune.errors import DataError, RecipeError, escape
 from inheritune.run_record import FORMAT, RunRecord
-from inheritune.system.files import cannot_write, locked, write_json
+from inheritune.system.files import cannot_write, holder_has_ended, locked, write_json
 from inheritune.system.strict_json import read_json
 
 __all__ = ["Run", "TrainingFolder"]
@@ -113,6 +113,10 @@ class Run:
             MachineError: Another process writes to this run; the message names it.
         """
         return locked(self.root / ".lock", f"another process is writing to {escape(self.root)}")
+
+    def is_abandoned(self) -> bool:
+        """Whether the process that worked on the run was killed and could not record it."""
+        return holder_has_ended(self.root / ".lock")
 
     def read(self) -> dict[str, Any]:
         """Read run.json as JSON values.

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -97,6 +98,25 @@ def test_the_text_says_where_the_run_stands(run: Path) -> None:
         "12,000 tokens/s, 42 s left",
     ):
         assert words in written
+
+
+def test_nobody_works_on_the_run_of_a_killed_process(run: Path) -> None:
+    _cut(run, 51)
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    latest = Latest(run, status_of)
+    holder = {"pid": os.getpid(), "machine": platform.node()}
+    (run / ".lock.json").write_text(json.dumps(holder))
+    assert "demo: running" in latest.current().lines[0]
+    (run / ".lock.json").write_text(json.dumps(holder | {"pid": killed.pid}))
+    latest._next = 0.0  # two seconds later
+    written = "\n".join(latest.current().lines)
+    assert "demo: interrupted" in written and "nobody works on it" in written
+    assert "run it again to continue" in written
+    assert " left" not in written and "12,000 tokens/s" in written
+    assert "he run was interrupted" in live_page(run).page.decode()
+    (run / ".lock.json").write_text(json.dumps({"pid": killed.pid, "machine": "elsewhere"}))
+    assert "demo: running" in status_of(run).lines[0]
 
 
 def test_the_text_of_a_finished_run_is_its_verdict(synthetic: ModuleType, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ def test_flag_is_not_set_by_itself() -> None:
     assert not flag()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_sets_the_flag_and_the_check_says_which(number: signal.Signals) -> None:
     with catch_signals() as flag:
         os.kill(os.getpid(), number)
@@ -81,3 +82,53 @@ def test_a_second_signal_ends_the_process_of_a_command_at_once(
         time.sleep(0.05)
         process.send_signal(number)
         assert process.wait(timeout=10) == code
+
+
+_UNDER_A_TERMINAL = """
+import os, sys, time
+from inheritune.system.signals import catch_signals
+with catch_signals() as flag:
+    print("ready", flush=True)
+    ends = time.monotonic() + 20
+    while not flag() and time.monotonic() < ends:
+        time.sleep(0.01)
+    print("saving", flush=True)
+    print("saving", file=sys.stderr, flush=True)
+    open(sys.argv[1], "w").write(str(flag.signal_number))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals")
+def test_a_closed_terminal_asks_to_stop_and_printing_does_not_fail(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    ours, theirs = os.openpty()
+    program = subprocess.Popen(
+        [sys.executable, "-c", _UNDER_A_TERMINAL, str(saved)],
+        pass_fds=[theirs],
+        preexec_fn=lambda: _take_terminal(theirs),
+    )
+    os.close(theirs)
+    assert b"ready" in os.read(ours, 100)
+    os.close(ours)
+    assert program.wait(30) == 0
+    assert saved.read_text() == str(int(signal.SIGHUP))
+
+
+def _take_terminal(terminal: int) -> None:
+    import fcntl
+    import termios
+
+    os.setsid()
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    for descriptor in range(3):
+        os.dup2(terminal, descriptor)
+
+
+def test_an_ignored_hangup_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with catch_signals() as flag:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not flag()
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -19,6 +19,7 @@ from types import FrameType
 
 from inheritune.errors import InherituneError, Interrupted, MachineError, escape
 from inheritune.system.processes import LAUNCHER, MEETING_FILE
+from inheritune.system.signals import heard_signals, leave_closed_terminal
 
 __all__ = ["is_first_process", "launch", "process_count"]
 
@@ -103,7 +104,9 @@ class _Signals:
     @contextmanager
     def caught(self) -> Iterator[None]:
         """Handle signals while the block runs; no worker outlives it."""
-        handlers = {number: signal.signal(number, self._handle) for number in _FORWARDED}
+        handlers = {
+            number: signal.signal(number, self._handle) for number in heard_signals(_FORWARDED)
+        }
         try:
             yield
         finally:
@@ -114,6 +117,7 @@ class _Signals:
                 worker.wait()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        leave_closed_terminal()
         self.received.append(number)
         self.pass_on()
 

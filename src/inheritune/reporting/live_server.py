@@ -100,7 +100,8 @@ def _read(root: Path) -> Report:
 def _file_states(root: Path) -> list[tuple[str, int, int]]:
     """Name, time and size of every file that the page is made from."""
     run = Run(root)
-    states = []
+    # A killed process changes no file.
+    states = [("abandoned", int(run.is_abandoned()), 0)]
     for path in [run.record_file, *(t.path / "metrics.jsonl" for t in run.trainings())]:
         try:
             status = path.stat()

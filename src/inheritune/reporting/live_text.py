@@ -9,6 +9,7 @@ from inheritune.reporting.embed import presentable
 from inheritune.reporting.progress import TrainingProgress, trainings_in_progress
 from inheritune.reporting.quantities import amount, duration, loss, signed
 from inheritune.reporting.verdict import verdict
+from inheritune.run_directory import Run
 from inheritune.run_record import RunRecord, TrainedModel, read_run_json
 
 __all__ = ["Status", "status_of"]
@@ -31,7 +32,12 @@ def status_of(root: Path) -> Status:
         record = RunRecord.model_validate(presentable(read_run_json(root)))
     except DataError as error:
         return Status("unfinished", False, [error.message])
+    is_abandoned = record.status == "running" and Run(root).is_abandoned()
+    if is_abandoned:
+        record = record.model_copy(update={"status": "interrupted"})
     lines = [f"{_plain(record.name or '') or root.name}: {_plain(record.status or '')}"]
+    if is_abandoned:
+        lines.append("The process that worked on it has ended without a word: nobody works on it.")
     lines += ["", _plain(verdict(record)), ""]
     if record.reference_loss is not None:
         lines.append(f"reference loss  {loss(record.reference_loss)} nats per token")

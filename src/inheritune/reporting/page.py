@@ -146,6 +146,8 @@ def read_report(run_root: Path) -> Report:
         content = {}
         problems.append(f"The record of the run: {presentable(error.message)}")
     record = RunRecord.model_validate(content)
+    if record.status == "running" and Run(run_root).is_abandoned():
+        record = record.model_copy(update={"status": "interrupted"})
     if record.command == TRAIN:
         raise DataError(
             f"{run_root} holds a training without a recipe, which has no report.",

@@ -48,7 +48,9 @@ def _progress(record: RunRecord, curve: Curve) -> TrainingProgress:
         lines.append(f"val_loss {loss(curve.points[-1][1])}{beside}")
     speed = _recent_mean(course.speeds)
     if speed:
-        left = "" if planned is None else f", {duration(max(0.0, planned - done) / speed)} left"
+        left = ""
+        if record.status == "running" and planned is not None:
+            left = f", {duration(max(0.0, planned - done) / speed)} left"
         lines.append(f"{exact(speed)} tokens/s{left}")
     return TrainingProgress(curve.label, share, lines)
 

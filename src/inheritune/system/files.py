@@ -299,6 +299,20 @@ def locked(
         lock.release()
 
 
+def holder_has_ended(path: Path) -> bool:
+    """Whether a lock names a process of this machine that is no more. Touches no lock."""
+    try:
+        record = read_json(path.with_name(f"{path.name}.json"))
+        if os.name != "posix" or record["machine"] != platform.node():
+            return False
+        os.kill(int(record["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (DataError, OSError, KeyError, TypeError, ValueError, OverflowError):
+        pass
+    return False
+
+
 def _name_of(holder: Path) -> str:
     try:
         record = read_json(holder)

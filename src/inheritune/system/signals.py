@@ -4,11 +4,12 @@ import ctypes
 import math
 import os
 import signal
+import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from inheritune.errors import Interrupted
@@ -16,7 +17,9 @@ from inheritune.errors import Interrupted
 __all__ = ["StopFlag", "catch_signals", "end_process_at_second_signal", "follow_parent"]
 
 _STOP_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+    if hasattr(signal, name)
 ]
 
 _ECHO_S = 2.0
@@ -34,6 +37,22 @@ def follow_parent(number: int) -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+
+
+def heard_signals(numbers: Sequence[signal.Signals]) -> list[signal.Signals]:
+    """Those to handle: all but a hangup that whoever started this process has it ignore."""
+    hangup = getattr(signal, "SIGHUP", None)
+    return [n for n in numbers if n != hangup or signal.getsignal(n) != signal.SIG_IGN]
+
+
+def leave_closed_terminal() -> None:
+    """Send what is printed to a terminal that is gone nowhere: saving must not fail by printing."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
 
 
 class StopFlag:
@@ -79,13 +98,13 @@ def end_process_at_second_signal() -> None:
 
 @contextmanager
 def catch_signals() -> Iterator[StopFlag]:
-    """Collect SIGINT, SIGTERM and SIGUSR1 in a flag while the block runs.
+    """Collect SIGINT, SIGTERM, SIGUSR1 and SIGHUP in a flag while the block runs.
 
     A second signal raises KeyboardInterrupt, or ends the process of a command. Outside the main
     thread no signal arrives, so nothing is installed. The handlers before are put back at the end.
 
     Handlers are installed even where the signal was ignored: a job that a script starts in the
-    background inherits an ignored SIGINT.
+    background inherits an ignored SIGINT. An ignored SIGHUP stays so: that is what nohup is for.
     """
     flag = StopFlag()
 
@@ -95,6 +114,7 @@ def catch_signals() -> Iterator[StopFlag]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal requested_at
+        leave_closed_terminal()
         if flag.signal_number is None:
             flag.signal_number, requested_at = number, time.monotonic()
         elif time.monotonic() - requested_at >= echo_s:
@@ -105,7 +125,7 @@ def catch_signals() -> Iterator[StopFlag]:
     if threading.current_thread() is not threading.main_thread():
         yield flag  # Python delivers signals to the main thread only
         return
-    before = {number: signal.signal(number, handle) for number in _STOP_SIGNALS}
+    before = {number: signal.signal(number, handle) for number in heard_signals(_STOP_SIGNALS)}
     try:
         yield flag
     finally:
