@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from inheritune.cli.launch import is_first_process
 from inheritune.errors import DivergedError, InherituneError, Interrupted, escape, visible
 from inheritune.system.progress import Listener, silent
+from inheritune.system.secrets import mask
 
 if TYPE_CHECKING:
     from inheritune.recipe.load import RecipeFile
@@ -210,7 +211,7 @@ def reported(as_json: bool, debug: bool) -> Iterator[None]:
             raise
         log = Path("inheritune-error.log")
         with suppress(OSError):
-            log.write_text(traceback.format_exc(), encoding="utf-8")
+            log.write_text(mask(traceback.format_exc()), encoding="utf-8")
         _fail(
             "Bug",
             f"this is a bug in inheritune: {type(error).__name__}: {escape(error, 200)}.",

@@ -5,6 +5,8 @@ import math
 import re
 from typing import Any
 
+from inheritune.system.secrets import mask
+
 __all__ = ["as_data_script", "presentable", "shortened"]
 
 _MAX_TEXT = 2_000
@@ -13,13 +15,12 @@ _MAX_DEPTH = 30
 _ABSOLUTE_PATH = re.compile(
     r"(?:file://|(?<![\w.\\/]))(?:/(?:[^\s/\\'\"<>|:]+/)+|[A-Za-z]:[\\/](?:[^\s/\\'\"<>|:]+[\\/])*)"
 )
-_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 # Prompts and generated text are shown as they are: they hold no path of this machine.
 _VERBATIM = {"samples", "prompts"}
 
 
 def presentable(value: Any, depth: int = 0) -> Any:
-    """Copy JSON without absolute paths, Hub tokens and numbers that JSON does not know.
+    """Copy JSON without absolute paths, credentials and numbers that JSON does not know.
 
     ``/home/someone/runs/demo`` becomes ``…/demo``; NaN, Inf and what is nested more than 30 deep
     become None.
@@ -61,7 +62,7 @@ def as_data_script(value: Any) -> str:
 
 def _without_secrets(value: str) -> str:
     value = str(_finite(value))
-    return _HUB_TOKEN.sub("hf_…", _ABSOLUTE_PATH.sub("…/", value))
+    return _ABSOLUTE_PATH.sub("…/", mask(value))
 
 
 def _finite(value: Any) -> Any:

@@ -23,6 +23,7 @@ from inheritune.run_record import (
 )
 from inheritune.steps.result import TrainingResult
 from inheritune.system.environment import machine, versions
+from inheritune.system.secrets import mask
 
 __all__ = [
     "add_analysis",
@@ -95,7 +96,7 @@ def record_end(
         RunRecord(
             status=status,
             exit_code=exit_code,
-            error=error,
+            error=None if error is None else mask(error),
             finished_at=utc_now(),
             seconds=round(seconds, 1),
         )

@@ -27,6 +27,7 @@ from inheritune.steps.workers import serve
 from inheritune.system.files import write_json
 from inheritune.system.processes import ALONE, Processes
 from inheritune.system.progress import Listener, Progress, silent
+from inheritune.system.secrets import mask
 from inheritune.system.signals import catch_signals
 
 __all__ = ["Start", "carry_out"]
@@ -234,7 +235,7 @@ def _with_log(path: Path, listener: Listener) -> Listener:
     def on_progress(progress: Progress) -> None:
         if progress.message:
             with path.open("a", encoding="utf-8") as log:
-                log.write(f"{utc_now()} {progress.task}: {progress.message}\n")
+                log.write(f"{utc_now()} {progress.task}: {mask(progress.message)}\n")
         listener(progress)
 
     return on_progress

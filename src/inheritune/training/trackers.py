@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from inheritune.errors import DataError, escape
 from inheritune.system.files import write_json
+from inheritune.system.secrets import MASK, mask
 from inheritune.system.strict_json import read_json
 from inheritune.training.tracker_adapters import Row, TrackedTraining, Tracker
 
@@ -27,8 +28,8 @@ _MAX_WAITING = 10_000  # rows of a tracker that is down or slow; more are left o
 _BATCH = 100  # rows of one call
 _DRAIN_S = 5.0  # longest wait for all trackers together when a training ends, or is stopped
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0  # between two tries of what raised
-# Credentials in an address, its query, tokens of the Hub, and whatever is as long as a key.
-_SECRET = re.compile(r"(?<=://)[^/\s@]+(?=@)|(?<=\?)\S+|hf_\w+|[\w-]{32,}")
+# A tracker's words, besides what `mask` knows: queries, and whatever is as long as a key.
+_SECRET = re.compile(r"(?<=\?)\S+|[\w-]{32,}")
 
 
 class Trackers:
@@ -209,5 +210,5 @@ def _read_ids(path: Path) -> dict[str, str]:
 def _sentence(error: Exception) -> str:
     """Describe an error of a tracker, without the keys and addresses in it."""
     first = (str(error).strip().splitlines() or [""])[0]
-    message = escape(_SECRET.sub("***", first), 160).rstrip(".")
+    message = escape(_SECRET.sub(MASK, mask(first)), 160).rstrip(".")
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
