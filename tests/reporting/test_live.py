@@ -6,15 +6,26 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from inheritune.reporting.live_server import Latest, live_page, open_server
+from inheritune.reporting import live_server
+from inheritune.reporting.live_server import (
+    MAX_CONNECTIONS,
+    Latest,
+    LiveServer,
+    live_page,
+    open_server,
+)
 from inheritune.reporting.live_text import status_of
 
 
@@ -170,3 +181,64 @@ def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
     out, err = watch.communicate(timeout=120)
     assert watch.returncode == 3
     assert json.loads(out)["error"] == "DataError" and "Traceback" not in err
+
+
+@pytest.fixture
+def server(run: Path) -> Iterator[LiveServer]:
+    with open_server(0, Latest(run, live_page).current) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+
+
+def test_a_request_that_trickles_in_frees_its_place_in_time(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_server, "_TIMEOUT_S", 1.0)
+    trickling = [socket.create_connection(server.server_address) for _ in range(MAX_CONNECTIONS)]
+    ends = time.monotonic() + 20
+    status = 0
+    for connection in trickling:
+        connection.sendall(b"GET / HTTP/1.0\r\n")
+    while status != 200 and time.monotonic() < ends:
+        for connection in trickling:
+            with suppress(OSError):
+                connection.sendall(b"X-Slow: 1\r\n")
+        time.sleep(0.2)
+        with suppress(OSError, http.client.HTTPException):
+            owner = http.client.HTTPConnection(*server.server_address, timeout=5)
+            owner.request("GET", f"/{server.token}/")
+            status = owner.getresponse().status
+            owner.close()
+    for connection in trickling:
+        connection.close()
+    assert status == 200
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET / HTTP/9.9\r\n\r\n", 505),
+        (b"GET / HTTP/x\r\n\r\n", 400),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.0\r\n\r\n", 414),
+        (b"GET / HTTP/1.0\r\n" + b"A: b\r\n" * 300 + b"\r\n", 431),
+        (b"POST /\r\n\r\n", 400),
+        (b"PUT / HTTP/1.0\r\n\r\n", 405),
+    ],
+    ids=["words", "version", "number", "long", "headers", "old", "method"],
+)
+def test_a_request_that_cannot_be_parsed_is_refused_with_our_headers(
+    server: LiveServer, request_bytes: bytes, status: int
+) -> None:
+    with socket.create_connection(server.server_address, timeout=30) as connection:
+        connection.sendall(request_bytes)
+        answer = b""
+        with suppress(ConnectionResetError):  # what was sent is not all read
+            while piece := connection.recv(65_536):
+                answer += piece
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 %d " % status)
+    assert b"\r\nX-Content-Type-Options: nosniff" in head and b"text/plain" in head
+    assert body.startswith(b"%d " % status) and b"<" not in body

@@ -5,6 +5,7 @@ The run is read again only when its files have changed.
 
 import hashlib
 import hmac
+import io
 import json
 import secrets
 import socket
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from inheritune.errors import DataError, MachineError
@@ -26,6 +27,9 @@ from inheritune.reporting.page import Report, page_content, page_title, read_rep
 from inheritune.reporting.vega import chart_data
 from inheritune.run_directory import Run
 from inheritune.run_record import RunRecord
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 __all__ = [
     "HOST",
@@ -114,8 +118,7 @@ def _file_states(root: Path) -> list[tuple[str, int, int]]:
 HOST = "127.0.0.1"
 MAX_CONNECTIONS = 16  # at the same time; further ones are told to come back
 _NUM_PORTS = 50  # to try, from the one that was named
-_TIMEOUT_S = 10  # of a connection that sends nothing
-_PAGE, _CHANGE = "", "live"
+_TIMEOUT_S = 10  # for a request to arrive whole, and for an answer to be taken
 _SAFETY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -123,6 +126,16 @@ _SAFETY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+_BUSY = "".join(
+    f"{line}\r\n"
+    for line in [
+        "HTTP/1.0 503 Service Unavailable",
+        "Retry-After: 2",
+        *(f"{name}: {value}" for name, value in _SAFETY_HEADERS.items()),
+        "",
+    ]
+).encode()
+_PAGE, _CHANGE = "", "live"
 
 
 class LiveServer(ThreadingHTTPServer):
@@ -156,7 +169,7 @@ class LiveServer(ThreadingHTTPServer):
         if not self._free.acquire(blocking=False):
             with suppress(OSError):
                 connection.settimeout(0.2)
-                connection.sendall(b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 2\r\n\r\n")
+                connection.sendall(_BUSY)
             self.shutdown_request(connection)
             return
         try:
@@ -193,10 +206,43 @@ def open_server(port: int, current: Callable[[], Version]) -> LiveServer:
     )
 
 
+class _RequestReader(socket.SocketIO):
+    """Reads a request that must arrive whole in time, however many reads it takes."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(connection, "r")
+        self._connection = connection
+        self._ends = time.monotonic() + _TIMEOUT_S
+
+    def readinto(self, buffer: "WriteableBuffer") -> int | None:
+        remaining_s = self._ends - time.monotonic()
+        if remaining_s <= 0:
+            raise TimeoutError
+        self._connection.settimeout(remaining_s)
+        return super().readinto(buffer)
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: LiveServer
     server_version, sys_version = "inheritune", ""
-    timeout = _TIMEOUT_S
+    default_request_version = "HTTP/1.0"  # else what cannot be parsed is answered without headers
+
+    def setup(self) -> None:
+        """Read from the connection with a deadline for the whole request."""
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_RequestReader(self.connection))
+
+    def parse_request(self) -> bool:
+        """Parse the request; from here on, the time is the answer's."""
+        is_valid = super().parse_request()
+        self.connection.settimeout(_TIMEOUT_S)
+        return is_valid
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Refuse what cannot be parsed as everything else is refused, not with Python's page."""
+        self.close_connection = True
+        self._refuse(HTTPStatus(code))
 
     def do_GET(self) -> None:
         if self.headers.get("Host") not in self.server.hosts:
