@@ -14,12 +14,23 @@ STAMP := $(VENV)/.complete
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench faults support recipes docs
+.PHONY: help setup hashed sbom demo test check bench faults support recipes docs
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv with the tested versions (PYTHON=python3.12 takes another Python)
+
+hashed:  ## .venv from files with known hashes only (Linux x86_64, GPU build of torch)
+	$(PYTHON) -m venv $(VENV)
+	@sed -n '/^setuptools==/,/[^\\]$$/p' requirements-hashed.txt > $(VENV)/setuptools.txt
+	$(BIN)/python -m pip install --require-hashes --no-deps -r $(VENV)/setuptools.txt
+	$(BIN)/python -m pip install --require-hashes --no-deps --no-build-isolation -r requirements-hashed.txt
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+sbom: setup  ## build/sbom.cdx.json: what is installed in .venv, as a CycloneDX bill of materials
+	@mkdir -p build && $(BIN)/python scripts/bill_of_materials.py > build/sbom.cdx.json
 
 demo: setup  ## the whole method on this machine, in minutes: no GPU, no account
 	@$(BIN)/inheritune demo $(ARGS)

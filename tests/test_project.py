@@ -1,9 +1,11 @@
 """The files around the code agree with the code and with each other."""
 
+import json
 import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,28 @@ def test_the_tested_set_pins_every_requirement_at_or_above_its_minimum(requireme
 def test_the_tested_set_names_no_build_and_nothing_kept_out():
     assert not [name for name, version in constraints().items() if version.local]
     assert not KEPT_OUT & constraints().keys()
+
+
+def test_every_tested_version_has_hashes():
+    text = (ROOT / "requirements-hashed.txt").read_text("utf-8")
+    entries = re.findall(
+        r"^([\w.-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", text, re.M
+    )
+    assert len(entries) == len(re.findall(r"^[^#\s]", text, re.M))
+    hashed = {canonicalize_name(name): Version(version) for name, version, _ in entries}
+    assert {name: hashed.get(name) for name in constraints()} == constraints()
+
+
+def test_the_bill_of_materials_lists_what_is_installed():
+    command = [sys.executable, str(ROOT / "scripts/bill_of_materials.py")]
+    bill = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    assert bill["metadata"]["component"]["name"] == "inheritune"
+    listed = {component["name"]: component for component in bill["components"]}
+    assert len(listed) == len(bill["components"])
+    for name in ("torch", "transformers", "numpy"):
+        assert Version(listed[name]["version"]) == Version(version(name))
+    assert listed["numpy"]["properties"] and listed["numpy"]["licenses"]
 
 
 def test_the_package_itself_pins_nothing():
@@ -99,7 +123,7 @@ def test_make_lists_every_target_with_what_it_does():
     listed = {line.split()[1] for line in done.stdout.splitlines() if len(line.split()) > 2}
     assert listed == make_targets()
     usual = {"help", "setup", "demo", "test", "check", "bench", "faults", "support", "recipes"}
-    usual |= {"docs"}
+    usual |= {"docs", "hashed", "sbom"}
     assert listed == usual
 
 

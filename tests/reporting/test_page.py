@@ -321,3 +321,12 @@ def test_a_comparison_says_whose_benchmarks_are_not_drawn(
     written = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "The table of the runs has 2 more reference losses." in written
     assert "reference loss of r2: 2.200" in written and "reference loss of r3" not in written
+
+
+def test_a_page_with_charts_holds_the_notice_of_their_code() -> None:
+    from inheritune.reporting.vega import javascript
+
+    start = javascript()[:3000]
+    assert start.startswith("/*!") and start.count("*/") == 1
+    for words in ("University of Washington", "Redistributions in binary form", '"AS IS"'):
+        assert words in start

@@ -53,11 +53,12 @@ def png(spec: Mapping[str, Any]) -> bytes:
 
 @cache
 def javascript() -> str:
-    """Vega, Vega-Lite, Vega-Embed and the expression interpreter as one script."""
+    """Vega, Vega-Lite, Vega-Embed and their expression interpreter as one script, with notice."""
     import vl_convert
 
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", _vega_lite_version())
-    return str(bundle)
+    notice = (files("inheritune.reporting") / "vega-notice.txt").read_text(encoding="utf-8")
+    return f"/*!\n{notice}*/\n{bundle}"
 
 
 def chart_data(charts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
