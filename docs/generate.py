@@ -17,7 +17,7 @@ from inheritune.recipe.load import recipe_schema
 from inheritune.run_record import FORMAT, RunRecord
 
 HERE = Path(__file__).parent
-ERRORS = [name for name in errors.__all__ if isinstance(getattr(errors, name), type)]
+ERRORS = [name for name, value in vars(errors).items() if isinstance(value, type)]
 
 
 def write() -> None:

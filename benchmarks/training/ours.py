@@ -16,6 +16,7 @@ from inheritune.system.progress import Progress
 from inheritune.system.signals import StopFlag
 from inheritune.training import loop
 from inheritune.training.hardware import choose_device, choose_settings
+from inheritune.training.loop_config import LoopConfig
 from inheritune.training.setup import TrainingSetup
 
 
@@ -28,7 +29,7 @@ def main(job: dict[str, Any]) -> None:
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(without_dropout(shape), dtype=torch.float32)
     stream = random_stream(shape, folder)
-    config = loop.LoopConfig("bench", recipe, settings, stream, recipe.tokens, folder, {})
+    config = LoopConfig("bench", recipe, settings, stream, recipe.tokens, folder, {})
     make_setup = loop.make_setup
 
     def noted(*args: Any) -> TrainingSetup:

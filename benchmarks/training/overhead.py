@@ -22,6 +22,7 @@ from inheritune.system.progress import Progress
 from inheritune.system.signals import StopFlag
 from inheritune.training import loop
 from inheritune.training.hardware import choose_settings
+from inheritune.training.loop_config import LoopConfig
 from inheritune.training.setup import TrainingSetup
 
 clock = time.perf_counter
@@ -86,7 +87,7 @@ def main(job: dict[str, Any]) -> None:
     model = AutoModelForCausalLM.from_config(without_dropout(shape), dtype=torch.float32)
     folder = Path(job["folder"])
     stream = random_stream(shape, folder)
-    config = loop.LoopConfig("bench", recipe, settings, stream, recipe.tokens, folder, {})
+    config = LoopConfig("bench", recipe, settings, stream, recipe.tokens, folder, {})
 
     def on_progress(progress: Progress) -> None:
         if progress.done:

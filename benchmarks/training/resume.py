@@ -22,7 +22,8 @@ from inheritune.errors import Interrupted
 from inheritune.system.progress import Progress
 from inheritune.system.signals import StopFlag
 from inheritune.training.hardware import choose_settings
-from inheritune.training.loop import LoopConfig, train
+from inheritune.training.loop import train
+from inheritune.training.loop_config import LoopConfig
 from inheritune.training.models import load_model
 
 imported = time.time()

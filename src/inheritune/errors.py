@@ -2,22 +2,6 @@
 
 import re
 
-__all__ = [
-    "CheckpointError",
-    "DataError",
-    "DivergedError",
-    "InherituneError",
-    "Interrupted",
-    "MachineError",
-    "MissingExtraError",
-    "RecipeError",
-    "SourceError",
-    "UnsupportedModelError",
-    "escape",
-    "first_line",
-    "visible",
-]
-
 NOT_MATCHED_EXIT_CODE = 6  # an outcome, not an error: `run` spent its rounds, results are complete
 
 

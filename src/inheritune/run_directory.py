@@ -12,9 +12,6 @@ from inheritune.run_record import FORMAT, RunRecord
 from inheritune.system.files import cannot_write, holder_has_ended, locked, write_json
 from inheritune.system.strict_json import read_json
 
-__all__ = ["Run", "TrainingFolder"]
-
-
 _TRAINING = re.compile(r"(?P<layers>[0-9]{1,9})-layers(-seed-(?P<seed>[0-9]{1,19}))?")
 
 

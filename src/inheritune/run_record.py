@@ -16,35 +16,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from inheritune.errors import DataError, escape
 
-__all__ = [
-    "FORMAT",
-    "RUN",
-    "TRAIN",
-    "AnalysedModel",
-    "Analysis",
-    "Cost",
-    "EvaluatedModel",
-    "Evaluation",
-    "Failure",
-    "LayerAttention",
-    "LayerImportance",
-    "LedgerEntry",
-    "Level",
-    "Metric",
-    "Price",
-    "ReferenceFacts",
-    "ReferenceLoss",
-    "Result",
-    "RunRecord",
-    "Sample",
-    "Score",
-    "Start",
-    "TokenFacts",
-    "TrainedModel",
-    "finite_number",
-    "read_run_json",
-]
-
 FORMAT = 1
 # Value of `command`: the directory was made from a recipe, or by `train MODEL TOKENS OUT`.
 RUN, TRAIN = "run", "train"

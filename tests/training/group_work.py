@@ -28,7 +28,8 @@ from inheritune.training import logit_cache
 from inheritune.training.distillation import Distillation
 from inheritune.training.fsdp import layers_of, shard, sync_gradients
 from inheritune.training.hardware import Settings
-from inheritune.training.loop import LoopConfig, LoopResult, train
+from inheritune.training.loop import train
+from inheritune.training.loop_config import LoopConfig, LoopResult
 from inheritune.training.loss import TrainingObjective
 from inheritune.training.metrics import OnRow
 from inheritune.training.process_group import join

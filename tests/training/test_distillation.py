@@ -36,7 +36,8 @@ from inheritune.training.distillation import (
 from inheritune.training.hardware import Settings
 from inheritune.training.kl_divergence import DistillationObjective, Full, TopK
 from inheritune.training.logit_cache import LogitCache
-from inheritune.training.loop import LoopConfig, LoopResult, train
+from inheritune.training.loop import train
+from inheritune.training.loop_config import LoopConfig, LoopResult
 
 typed = RunRecord.model_validate
 

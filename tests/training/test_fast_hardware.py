@@ -13,7 +13,8 @@ from inheritune.recipe.presets import preset_path
 from inheritune.surgery.cut import inherit
 from inheritune.system.signals import StopFlag
 from inheritune.training.hardware import choose_settings
-from inheritune.training.loop import LoopConfig, train
+from inheritune.training.loop import train
+from inheritune.training.loop_config import LoopConfig
 from inheritune.training.models import load_model
 
 SLOW = [

@@ -14,7 +14,8 @@ from inheritune.recipe.schema import Train
 from inheritune.system.progress import Progress
 from inheritune.system.signals import StopFlag
 from inheritune.training.hardware import Settings
-from inheritune.training.loop import CheckpointSchedule, LoopConfig, LoopResult, train
+from inheritune.training.loop import CheckpointSchedule, train
+from inheritune.training.loop_config import LoopConfig, LoopResult
 from inheritune.training.throughput import flops_per_token, peak_bytes
 
 INPUTS = {"seed": 0}

@@ -4,8 +4,6 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Advice", "advise", "laziest_first", "lazy_group"]
-
 
 def lazy_group(max_ranks: Mapping[int, float], first: int, total: int) -> bool:
     """Whether layers first to total - 1 are a lazy group: their mean MaxRank is below 2.

@@ -19,17 +19,6 @@ from inheritune.system.progress import Listener, silent
 from inheritune.system.rows import Rows
 from inheritune.system.signals import StopFlag, catch_signals
 
-__all__ = [
-    "FORMAT",
-    "Analysis",
-    "LayerAnalysis",
-    "ModelAnalysis",
-    "analysis_record",
-    "analyze",
-    "analyze_model",
-    "layer_advice",
-]
-
 FORMAT = 1  # of analysis.json
 _REMOVAL_SEQUENCES = 20
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-__all__ = ["THRESHOLDS", "AttentionStatistics", "LayerAttention", "measure_attention"]
 
 # Measured beside the threshold that is asked for.
 THRESHOLDS = (0.80, 0.85, 0.90, 0.95)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-__all__ = ["Importance", "LayerImportance", "measure_importance"]
 
 _BATCH = 16  # sequences per forward
 

@@ -18,14 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-__all__ = [
-    "AttentionSink",
-    "Layers",
-    "find_layers",
-    "looks_like_attention",
-    "observed",
-    "watched_by",
-]
 
 OBSERVED_ATTENTION = "inheritune_observed"
 _TINY = 1e-4  # weight above the diagonal, or missing in a row sum, that is rounding

@@ -13,14 +13,6 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "attention_mass",
-    "attention_rank",
-    "calibration",
-    "exact_rank",
-    "known_attention",
-    "sink_share",
-]
 
 _WINDOW = 8
 

@@ -18,7 +18,6 @@ from inheritune.recipe.schema import Data
 if TYPE_CHECKING:
     from inheritune.model_files.directory import ModelDirectory
 
-__all__ = ["BOS_CHOICES", "SEED", "Sequences", "draw_sequences", "sequences_for"]
 
 SEED = 0
 BOS_CHOICES = ("auto", "yes", "no")

@@ -10,7 +10,6 @@ from inheritune.model_files.safetensors import Tensor as StoredTensor
 if TYPE_CHECKING:
     from inheritune.model_files.directory import ModelDirectory
 
-__all__ = ["weight_spectrum"]
 
 _DTYPES = {
     "F64": torch.float64,

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from inheritune.analysis.analyze import Analysis, LayerAnalysis, ModelAnalysis
 
-__all__ = ["analyze"]
 
 _sequence = partial(typer.Option, rich_help_panel="Sequences")
 
@@ -94,7 +93,7 @@ def analyze(
 
 
 def _show(analysis: "Analysis") -> None:
-    from inheritune.cli.terminal import Terminal
+    from inheritune.system.terminal import Terminal
 
     console = Terminal()
     sequences = analysis.sequences

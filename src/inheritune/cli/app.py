@@ -30,7 +30,6 @@ from inheritune.errors import NOT_MATCHED_EXIT_CODE
 if TYPE_CHECKING:
     from inheritune.recipe.schema import Recipe
 
-__all__ = ["app", "main"]
 
 app = typer.Typer(
     name="inheritune",
@@ -146,7 +145,7 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
         if as_json:
             print_json([asdict(finding) for finding in findings])
         else:
-            from inheritune.cli.terminal import Terminal
+            from inheritune.system.terminal import Terminal
 
             Terminal().print(findings_table(findings).rich())
             say("next: inheritune demo" if is_fit else "fix the lines marked no, then try again")
@@ -235,8 +234,9 @@ def _show_result(root: Path, final: dict[str, Any], as_json: bool, next_command:
     if as_json:
         print_json(final)
         return
-    from inheritune.cli.terminal import Terminal, show_record
+    from inheritune.cli.terminal import show_record
     from inheritune.run_directory import Run
+    from inheritune.system.terminal import Terminal
 
     show_record(Terminal(), Run(root).record())
     say(f"target: {final['target']}   report: {final['report']}")

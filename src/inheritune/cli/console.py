@@ -22,25 +22,6 @@ from inheritune.system.secrets import mask
 if TYPE_CHECKING:
     from inheritune.recipe.load import RecipeFile
 
-__all__ = [
-    "DEFAULT_RUNS",
-    "AllowChange",
-    "Debug",
-    "From",
-    "Json",
-    "NumberOfProcesses",
-    "Runs",
-    "Scale",
-    "Sets",
-    "UsageAsJson",
-    "load_recipe",
-    "print_json",
-    "print_text",
-    "progress",
-    "recipe_option",
-    "reported",
-    "say",
-]
 
 # Headings of option groups in --help.
 recipe_option = partial(typer.Option, rich_help_panel="Recipe")

@@ -20,7 +20,6 @@ from inheritune.system.environment import usable_cores
 if TYPE_CHECKING:
     from inheritune.reporting.table import Table
 
-__all__ = ["Finding", "diagnose", "findings_table"]
 
 OLDEST_PYTHON = (3, 11)
 # The demo needs a third of this disk space, and about this much memory.

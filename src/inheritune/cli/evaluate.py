@@ -12,7 +12,6 @@ from inheritune.errors import MachineError
 if TYPE_CHECKING:
     from inheritune.evaluation.evaluate import Evaluation
 
-__all__ = ["evaluate"]
 
 _task = partial(typer.Option, rich_help_panel="Tasks")
 _val_loss = partial(typer.Option, rich_help_panel="Validation loss")
@@ -121,10 +120,11 @@ def evaluate(
 
 
 def _show(evaluation: "Evaluation") -> None:
-    from inheritune.cli.terminal import Terminal, show_table
+    from inheritune.cli.terminal import show_table
     from inheritune.reporting.table import Column, Table
     from inheritune.reporting.task_tables import scores_table
     from inheritune.run_record import EvaluatedModel
+    from inheritune.system.terminal import Terminal
 
     # On a terminal there is more room for models beside each other than for tasks.
     models = [EvaluatedModel.model_validate(model.as_json()) for model in evaluation.models]

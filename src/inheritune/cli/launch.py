@@ -21,8 +21,6 @@ from inheritune.errors import InherituneError, Interrupted, MachineError, escape
 from inheritune.system.processes import LAUNCHER, MEETING_FILE
 from inheritune.system.signals import heard_signals, leave_closed_terminal
 
-__all__ = ["is_first_process", "launch", "process_count"]
-
 _FORWARDED = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # the last: a terminal was closed

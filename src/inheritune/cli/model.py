@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from inheritune.recipe.load import RecipeFile
     from inheritune.verification.run_model import Finding
 
-__all__ = ["convert", "inherit", "plan", "verify"]
 
 _estimate = partial(typer.Option, rich_help_panel="Estimate")
 
@@ -239,8 +238,9 @@ def plan(
 
 def _show_plan(plan: "Candidates | CutPlan | RecipePlan") -> None:
     from inheritune.cli.plan_text import candidates_table, cut_table, recipe_tables
-    from inheritune.cli.terminal import Terminal, show_table
+    from inheritune.cli.terminal import show_table
     from inheritune.planning.candidates import Candidates, CutPlan
+    from inheritune.system.terminal import Terminal
 
     if isinstance(plan, Candidates):
         tables = [candidates_table(plan)]

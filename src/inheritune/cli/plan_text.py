@@ -23,8 +23,6 @@ from inheritune.reporting.table import Column, Field, Table
 from inheritune.surgery.selection import describe_selection
 from inheritune.system.devices import Price, Speed
 
-__all__ = ["candidates_table", "cut_table", "recipe_notes", "recipe_tables"]
-
 _MAX_VALUE = 60  # characters of a config value
 
 

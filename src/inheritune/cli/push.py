@@ -8,8 +8,6 @@ import typer
 
 from inheritune.cli.console import Debug, Json, print_json, print_text, progress, reported, say
 
-__all__ = ["push"]
-
 
 def push(
     path: Annotated[

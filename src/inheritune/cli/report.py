@@ -17,7 +17,6 @@ from inheritune.cli.console import Debug, Json, print_json, reported, say
 if TYPE_CHECKING:
     from inheritune.reporting.live_text import Status
 
-__all__ = ["report", "watch"]
 
 _COMPARISON = Path("report-comparison/index.html")
 
@@ -131,9 +130,9 @@ def _in_browser(run: Path, port: int, as_json: bool) -> None:
 
 
 def _on_terminal(run: Path, as_json: bool) -> None:
-    from inheritune.cli.terminal import Terminal
     from inheritune.reporting.live_server import Latest
     from inheritune.reporting.live_text import status_of
+    from inheritune.system.terminal import Terminal
 
     if as_json:
         status = status_of(run)

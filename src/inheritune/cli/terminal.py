@@ -5,9 +5,6 @@ from rich.console import Console
 from inheritune.reporting.run_tables import summary_table
 from inheritune.reporting.table import Table
 from inheritune.run_record import RunRecord
-from inheritune.system.terminal import Terminal
-
-__all__ = ["Terminal", "show_record", "show_table"]
 
 
 def show_record(console: Console, record: RunRecord) -> None:

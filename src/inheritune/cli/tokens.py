@@ -24,7 +24,6 @@ from inheritune.errors import DataError, InherituneError, RecipeError
 if TYPE_CHECKING:
     from inheritune.data.import_tokens import FlatFiles
 
-__all__ = ["inspect", "prepare"]
 
 _import_option = partial(typer.Option, rich_help_panel="Import token ids")
 _WIDTHS = {"auto": None, "uint16": 2, "uint32": 4}

@@ -26,8 +26,6 @@ from inheritune.cli.console import (
 )
 from inheritune.errors import RecipeError
 
-__all__ = ["Launch", "train"]
-
 
 def train(
     what: Annotated[

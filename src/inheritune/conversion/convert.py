@@ -25,9 +25,6 @@ from inheritune.surgery.class_check.ask_class import check_whole
 from inheritune.system.files import new_directory, refuse_used_directory, sha256, write_bytes
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
-__all__ = ["Converted", "convert"]
-
-
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _RECORD_FORMAT = 1
 _SECONDS = 300  # for starting torch, on a slow disk

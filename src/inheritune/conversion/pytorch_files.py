@@ -8,8 +8,6 @@ from inheritune.errors import SourceError, escape
 from inheritune.model_files.safe_path import read_weight_index, safe_file
 from inheritune.model_files.safetensors import refuse_foreign
 
-__all__ = ["PytorchFiles", "find_pytorch_files"]
-
 _SINGLE = "pytorch_model.bin"
 _INDEX = "pytorch_model.bin.index.json"
 _SUFFIXES = (".bin", ".pt", ".pth")

@@ -21,7 +21,6 @@ from inheritune.model_files.write import file_header, split_into_shards
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["main"]
 
 # The part before ``.weight`` in the name of an output head.
 _HEADS = {"lm_head", "embed_out", "output", "output_layer", "head"}

@@ -44,7 +44,6 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-__all__ = ["Refused", "ask", "confine", "guard", "serve"]
 
 Prepared = TypeVar("Prepared")
 

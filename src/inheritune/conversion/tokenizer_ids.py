@@ -11,8 +11,6 @@ from typing import Any
 from inheritune.conversion.sandbox import serve
 from inheritune.errors import first_line
 
-__all__ = ["main"]
-
 # Texts on which tokenizers have been seen to differ. Special tokens are not among them: they are
 # settled in tokenizer_config.json, of which sentencepiece knows nothing.
 _TEXTS = (

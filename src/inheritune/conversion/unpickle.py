@@ -16,7 +16,6 @@ from inheritune.errors import SourceError, escape
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Checkpoint", "safetensors_dtype"]
 
 # torch's names of what safetensors can hold.
 _DTYPES = {

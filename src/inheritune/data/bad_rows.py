@@ -5,8 +5,6 @@ from typing import Any
 
 from inheritune.errors import DataError, escape
 
-__all__ = ["BadRows", "decode", "text_of"]
-
 _COLUMN = "Name the text column in data.text_column."
 
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from inheritune.recipe.schema import Data
 
-__all__ = ["SPLIT_RULE", "Document", "held_out", "sampled", "val_sampled"]
-
 SPLIT_RULE = "inheritune-split-1"
 _SAMPLE_RULE = "inheritune-sample-1"
 

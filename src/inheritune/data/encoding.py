@@ -23,8 +23,6 @@ from inheritune.errors import MachineError
 from inheritune.recipe.schema import Data
 from inheritune.system.environment import usable_cores
 
-__all__ = ["Encoded", "Encoder", "Encoders"]
-
 _BATCH_CHARACTERS = 1 << 20
 _BATCH_DOCUMENTS = 1024
 _BATCHES_BEFORE_WORKERS = 8  # less text than that is encoded before a worker has started

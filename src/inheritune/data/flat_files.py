@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from inheritune.errors import DataError
 
-__all__ = ["FlatFile", "open_flat_file"]
-
 _LITGPT = b"LITPKDS"  # magic; then version as 8 bytes, type as 1, ids in a chunk as 8
 _LITGPT_HEADER = 24
 _LITGPT_TYPES = {8: "<u2", 4: "<i4", 3: "<i2"}

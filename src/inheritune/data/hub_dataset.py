@@ -10,8 +10,6 @@ from inheritune.data.document import Document
 from inheritune.errors import DataError, MissingExtraError, escape
 from inheritune.recipe.schema import TextSource
 
-__all__ = ["dataset_commit", "hub_documents", "is_hub_dataset"]
-
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE = re.compile(r"\.(txt|md|jsonl?|csv|parquet|arrow|gz|zst|bz2|xz|zip|tar|py)$")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

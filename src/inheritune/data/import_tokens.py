@@ -19,8 +19,6 @@ from inheritune.data.tokens import TokenDirectory, TokenStream, new_manifest, op
 from inheritune.errors import DataError, Interrupted
 from inheritune.system.progress import Listener, Progress, silent
 
-__all__ = ["IMPORTED", "FlatFiles", "import_tokens"]
-
 IMPORTED = "imported"  # key of a request that did not come from a recipe
 _PIECE = 1 << 20  # ids copied at a time
 _TASK = "importing tokens"

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from inheritune.errors import DataError
 
-__all__ = ["STDLIB", "InputFile", "input_files", "spell"]
-
 # Sources that every machine has: the library, and the library with what its tests add.
 STDLIB = ("stdlib", "stdlib+tests")
 # Not every installation has them, so what is held out never is one of them.

@@ -9,8 +9,6 @@ from inheritune.data.tokenizer import TextTokenizer, open_tokenizer
 from inheritune.data.tokens import TokenDirectory, TokenStream
 from inheritune.errors import DataError
 
-__all__ = ["describe_tokens", "find_tokenizer", "windows"]
-
 # Where a run keeps the tokenizer of its tokens, relative to their directory.
 _NEARBY = (".", "../reference/start", "../reference/model", "../reference/tokenizer", "../target")
 

@@ -26,8 +26,6 @@ from inheritune.system.files import (
 )
 from inheritune.system.strict_json import read_json
 
-__all__ = ["Journal", "make_token_directory"]
-
 _FORMAT = 1
 
 

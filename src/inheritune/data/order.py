@@ -5,8 +5,6 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ORDER_VERSION", "sample_ids"]
-
 ORDER_VERSION = 1  # a change below is a new version, and a run of an older one cannot be resumed
 
 

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from inheritune.data.tokens import TokenStream
 
-__all__ = ["NGRAM", "DocumentHashes", "document_overlap", "duplicate_share", "ngram_share"]
-
 NGRAM = 13
 _MAX_VAL_NGRAMS = 1 << 20
 _CHUNK = 1 << 21  # ids read at a time

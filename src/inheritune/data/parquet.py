@@ -7,8 +7,6 @@ from typing import Any
 from inheritune.data.bad_rows import BadRows
 from inheritune.errors import MissingExtraError, escape, first_line
 
-__all__ = ["parquet_rows"]
-
 _ROWS_AT_A_TIME = 16
 _MAX_COLUMN_BYTES = 2 << 30  # of one row group, decompressed
 _COLUMN = "Name the text column in data.text_column."

@@ -19,8 +19,6 @@ from inheritune.recipe.schema import Data
 from inheritune.system.inputs import describe_differences
 from inheritune.system.progress import Listener, silent
 
-__all__ = ["prepare_text", "training_texts"]
-
 _TEXT = "the text itself"
 # Younger than the first prepared tokens, which do not name them.
 _NEW_KEYS = ("config", "split", "revision", "sample", "val_sample")

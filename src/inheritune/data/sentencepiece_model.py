@@ -8,8 +8,6 @@ from typing import Any
 
 from inheritune.errors import DataError, RecipeError
 
-__all__ = ["SentencePieceModel"]
-
 
 class SentencePieceModel:
     """An opened sentencepiece model.

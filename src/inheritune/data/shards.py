@@ -13,17 +13,6 @@ from numpy.typing import NDArray
 from inheritune.errors import DataError
 from inheritune.system.files import sha256, write_bytes
 
-__all__ = [
-    "HEADER_BYTES",
-    "SHARD_IDS",
-    "SHARD_VERSION",
-    "ShardEntry",
-    "ShardWriter",
-    "check_shard",
-    "id_type",
-    "map_shard",
-]
-
 SHARD_VERSION = 1
 SHARD_IDS = 32 << 20  # ids in a full shard: 64 MB of uint16
 _MAGIC = b"INHTTOKS"

@@ -16,8 +16,6 @@ from inheritune.data.text_files import read_documents
 from inheritune.errors import DataError
 from inheritune.recipe.schema import Data, TextSource
 
-__all__ = ["Mixture", "Place", "Source", "documents", "held_out_sources", "open_sources"]
-
 
 class Place(NamedTuple):
     """How far a source was read.

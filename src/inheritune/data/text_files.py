@@ -14,8 +14,6 @@ from inheritune.data.input_files import InputFile
 from inheritune.data.parquet import parquet_rows
 from inheritune.errors import MissingExtraError
 
-__all__ = ["MAX_DOCUMENT_BYTES", "read_documents"]
-
 MAX_DOCUMENT_BYTES = 256 << 20  # a document is tokenized in memory
 
 # Prose that is one file, such as a book, is cut into documents, so that some can be held out.

@@ -12,8 +12,6 @@ from inheritune.data.tokenizer import TextTokenizer
 from inheritune.data.tokens import TokenStream
 from inheritune.recipe.schema import Data
 
-__all__ = ["TextStream"]
-
 
 class TextStream(TokenStream):
     """The documents of some files as ``[BOS] ids EOS``, one after the other.

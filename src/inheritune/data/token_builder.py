@@ -19,8 +19,6 @@ from inheritune.errors import DataError, Interrupted
 from inheritune.recipe.schema import Data
 from inheritune.system.progress import Listener, Progress
 
-__all__ = ["TokenBuilder"]
-
 _MAX_VAL_DUPLICATES = 0.01  # share of a validation set of the user's own that may be trained on
 _MANY_REPEATS = 0.1  # share of repeated training documents that is worth a message
 _TASK = "preparing tokens"

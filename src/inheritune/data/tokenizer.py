@@ -16,15 +16,6 @@ from inheritune.model_files.config import text_config
 from inheritune.system.files import write_bytes, write_json
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
-__all__ = [
-    "END_OF_TEXT",
-    "TextTokenizer",
-    "embedding_rows",
-    "encode_documents",
-    "open_tokenizer",
-    "train_tokenizer",
-]
-
 END_OF_TEXT = "<|endoftext|>"
 _PIECE = 1 << 20  # characters encoded at a time
 _CONFIG_FILE = replace(MODEL_FILE, error=DataError, hint="Fetch the file again.")

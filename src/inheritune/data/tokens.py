@@ -19,16 +19,6 @@ from inheritune.system.strict_json import OWN_FILE, read_json_object
 if TYPE_CHECKING:
     from inheritune.data.tokenizer import TextTokenizer
 
-__all__ = [
-    "TokenDirectory",
-    "TokenStream",
-    "canonical_digest",
-    "check_budget",
-    "check_length",
-    "new_manifest",
-    "open_tokens",
-    "verify_tokens",
-]
 
 _FORMAT = 1
 _MANIFEST_TYPES = {

@@ -22,7 +22,6 @@ from inheritune.system.signals import StopFlag, catch_signals
 if TYPE_CHECKING:
     from inheritune.evaluation.task_scores import EvaluationSettings, TaskFailure
 
-__all__ = ["EvaluatedModel", "Evaluation", "EvaluationRequest", "evaluate", "fetch_tasks"]
 
 _LONGEST_WINDOW = 1024
 _DTYPES = ("auto", "fp32", "bf16", "fp16")

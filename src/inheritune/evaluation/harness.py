@@ -11,8 +11,6 @@ from inheritune.evaluation.quiet import quiet
 from inheritune.evaluation.task_descriptions import TaskDescription
 from inheritune.evaluation.task_files import tasks_root
 
-__all__ = ["BOOTSTRAPS", "lm_eval_version", "load_lm", "load_questions", "result_text", "run_task"]
-
 # Draws behind the standard error of a perplexity. lm-eval takes 100,000, which for LAMBADA takes
 # longer than the questions do; a thousand give the error to 2 %. Scores do not depend on it.
 BOOTSTRAPS = 1000

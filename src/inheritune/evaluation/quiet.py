@@ -7,8 +7,6 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["quiet"]
-
 # lm-eval's own switch for its pool of bootstrap processes.
 _NO_POOL = "DISABLE_MULTIPROC"
 

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["continue_prompts"]
-
 
 def continue_prompts(model_dir: Path, prompts: Sequence[str], tokens: int) -> list[str]:
     """Continue prompts greedily with plain transformers.

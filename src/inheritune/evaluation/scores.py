@@ -13,8 +13,6 @@ from inheritune.evaluation.suites import MEAN_OF_SUBJECTS
 from inheritune.system.files import write_json
 from inheritune.system.strict_json import read_json
 
-__all__ = ["FORMAT", "Metric", "Score", "find_score", "keep_score", "read_result", "score_file"]
-
 FORMAT = 1
 
 

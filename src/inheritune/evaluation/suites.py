@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from inheritune.errors import RecipeError
 
-__all__ = ["SUITES", "VAL_LOSS", "Question", "Suite", "tasks_with_shots", "unknown_task"]
-
 VAL_LOSS = "val_loss"  # in a list of tasks: measured on held-out tokens, not asked by lm-eval
 MEAN_OF_SUBJECTS = "acc_mean_of_subjects"
 

@@ -21,8 +21,6 @@ from inheritune.evaluation.task_files import (
     write_description,
 )
 
-__all__ = ["TaskDescription", "task_descriptions"]
-
 
 @dataclass(frozen=True)
 class TaskDescription:

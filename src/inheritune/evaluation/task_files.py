@@ -15,17 +15,6 @@ from inheritune.errors import DataError, MachineError, MissingExtraError, Recipe
 from inheritune.system.files import sha256
 from inheritune.system.reading import read_regular_file
 
-__all__ = [
-    "LocalData",
-    "is_mentioned",
-    "local_data",
-    "names_in",
-    "own_task",
-    "stock_file",
-    "tasks_root",
-    "write_description",
-]
-
 _MOST_BYTES = 1_000_000  # of a description file
 _NAME = re.compile(rb"""^(?:task|group):[ \t]*["']?([\w.\-]+)["']?[ \t]*\r?$""", re.MULTILINE)
 _CODE = {

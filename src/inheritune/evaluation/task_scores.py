@@ -22,14 +22,6 @@ from inheritune.system.files import sha256, write_bytes
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
 
-__all__ = [
-    "EvaluationSettings",
-    "ModelToScore",
-    "TaskFailure",
-    "TaskScores",
-    "score_tasks",
-]
-
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",

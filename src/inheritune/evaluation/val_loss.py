@@ -21,8 +21,6 @@ from inheritune.system.signals import StopFlag
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["ValLoss", "measure_val_loss", "paired_difference"]
-
 
 @dataclass(frozen=True)
 class ValLoss:

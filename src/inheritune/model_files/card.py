@@ -18,8 +18,6 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.system.reading import read_regular_file
 
-__all__ = ["carried_fields", "join_front_matter", "reference_fields", "split_front_matter"]
-
 _BLOCK = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
 _MAX_CHARACTERS = 4_000_000
 _MAX_DEPTH = 30

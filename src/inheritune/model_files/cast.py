@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["FLOATING", "cast"]
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}

@@ -13,8 +13,6 @@ from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
 from inheritune.model_files.config_fields import COUNTS, LEFT_ALONE, RULES, Cut, is_number
 from inheritune.model_files.layers import attends, layer_kinds
 
-__all__ = ["Edit", "announced_prediction_layers", "cut_config", "layer_count", "text_config"]
-
 # Multimodal models nest the config of their text model under one of these keys.
 _TEXT = ("text_config", "llm_config", "language_config", "thinker_config")
 _PREDICTION_LAYERS = (

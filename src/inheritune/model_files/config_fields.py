@@ -13,8 +13,6 @@ from typing import Any
 
 from inheritune.errors import UnsupportedModelError
 
-__all__ = ["COUNTS", "LEFT_ALONE", "PER_LAYER", "RULES", "Cut", "expand_runs", "is_number"]
-
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """Fields that count the layers. A config may hold two of them; all are edited."""
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from inheritune.errors import SourceError
 from inheritune.model_files.safe_path import safe_file
 
-__all__ = ["copy_range", "copy_side_files", "open_source", "side_files", "write_all"]
-
 # Files that belong to a model whatever its number of layers. Other files (training arguments,
 # cards, pickles, other frameworks' weights) describe the reference only.
 _SIDE_FILES = (

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from inheritune.model_files.download.partial import PartialModel
 
-__all__ = ["ModelDirectory", "open_model"]
 
 _EMBEDDED = "embedded:"
 _CHUNK = 2**20

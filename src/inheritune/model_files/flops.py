@@ -9,17 +9,6 @@ from typing import Any
 
 from inheritune.model_files.layers import attends, layer_kinds
 
-__all__ = [
-    "EVALUATION_SHARE",
-    "attention_heads",
-    "attention_width",
-    "first_int",
-    "idle_expert_values",
-    "keeps_no_keys",
-    "key_value_width",
-    "training_flops_per_token",
-]
-
 EVALUATION_SHARE = 1 / 3
 """A forward pass as a share of forward and backward."""
 

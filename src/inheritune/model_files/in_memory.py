@@ -14,7 +14,6 @@ from inheritune.model_files.directory import ModelDirectory, open_model
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["opened_model"]
 
 _Model: TypeAlias = "str | os.PathLike[str] | ModelDirectory | PreTrainedModel"
 

@@ -7,17 +7,6 @@ from typing import Any
 
 from inheritune.errors import SourceError, UnsupportedModelError, escape
 
-__all__ = [
-    "Container",
-    "adapts_cut_layer",
-    "attends",
-    "find_container",
-    "is_tower",
-    "layer_kinds",
-    "numbered",
-    "ranges",
-]
-
 # Parts of names that belong to the other modalities of a multimodal model.
 _TOWERS = ("vision", "visual", "audio", "image", "speech", "sam_", "talker", "token2wav")
 # Lists beside the layers that hold one tensor for each, and which layer their number 0 is of:

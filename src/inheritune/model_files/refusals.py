@@ -12,14 +12,6 @@ from inheritune.model_files.layers import is_tower
 from inheritune.model_files.safetensors import Tensor
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
-__all__ = [
-    "refuse_directory",
-    "refuse_files",
-    "refuse_ids_without_rows",
-    "refuse_unsafe_config",
-    "refuse_unsupported_model",
-]
-
 # Model types that have no single stack of layers that feeds its own head, with the reason.
 _FAMILIES = {
     **dict.fromkeys(["blt"], "its five stacks of layers have separate depths"),

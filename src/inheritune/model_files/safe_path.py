@@ -7,8 +7,6 @@ from typing import Any
 from inheritune.errors import SourceError, escape
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
-__all__ = ["INDEX", "SINGLE_FILE", "read_weight_index", "safe_file"]
-
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 

@@ -17,8 +17,6 @@ from inheritune.errors import SourceError, escape
 from inheritune.model_files.copy import open_source
 from inheritune.system.strict_json import UNTRUSTED, parse_json
 
-__all__ = ["Tensor", "item_bits", "read_header", "refuse_foreign"]
-
 # The library allows 100 MB, which can take gigabytes once parsed. Known files have headers of a few
 # MB at most; the limits of UNTRUSTED allow about 55,000 tensors in a file.
 _MAX_HEADER = 16 * 2**20

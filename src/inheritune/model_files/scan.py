@@ -14,8 +14,6 @@ from inheritune.model_files.copy import open_source
 from inheritune.model_files.safetensors import Tensor
 from inheritune.model_files.write import read_chunks
 
-__all__ = ["Scan", "refuse_not_finite", "scan", "zero_matrices"]
-
 # Bounds of gemma4's clipped projections; an infinite one clips nothing.
 _BOUNDS = (".input_max", ".input_min", ".output_max", ".output_min")
 # Bits of the exponent; all of them set means infinity or NaN. The highest 16 bits of F64 and F32

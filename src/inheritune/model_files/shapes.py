@@ -10,8 +10,6 @@ from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.flops import attention_heads, first_int
 from inheritune.model_files.safetensors import Tensor
 
-__all__ = ["synthetic_headers"]
-
 # The families that this program trains references of. Of others, only the class knows the shapes.
 _LLAMA_LIKE = {"llama", "mistral", "qwen2", "qwen3"}
 Shapes = dict[str, tuple[int, ...]]

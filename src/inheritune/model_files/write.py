@@ -12,16 +12,6 @@ from inheritune.model_files.cast import cast
 from inheritune.model_files.copy import copy_range, open_source, write_all
 from inheritune.model_files.safetensors import Tensor, item_bits
 
-__all__ = [
-    "MAX_SHARD_BYTES",
-    "PlannedTensor",
-    "TargetTensor",
-    "file_header",
-    "read_chunks",
-    "split_into_shards",
-    "write_safetensors",
-]
-
 MAX_SHARD_BYTES = 5_000_000_000
 # Small enough to stay in a core's cache between reading, converting and writing.
 _CHUNK = 2**20

@@ -19,8 +19,6 @@ from inheritune.surgery.sizes import Counts, Sizes
 from inheritune.system.devices import Price, Speed
 from inheritune.system.rows import Rows
 
-__all__ = ["Budget", "Candidate", "Candidates", "CutPlan", "list_candidates", "plan_cut"]
-
 _MAX_ROWS = 12
 _MAX_DEFAULT_SEQ_LEN = 2048
 _POSITIONS = (

@@ -14,8 +14,6 @@ from inheritune.model_files.layers import attends, layer_kinds
 from inheritune.model_files.safetensors import item_bits
 from inheritune.surgery.plan import stored_dtype
 
-__all__ = ["Cache", "CacheCost"]
-
 # The cache holds one value for each row of these matrices.
 _LATENT = re.compile(r"\.kv_a_proj(_with_mqa)?\.weight$")
 _KEYS = re.compile(r"\.(k_proj|key|key_proj|wk|k|k_lin)\.weight$")

@@ -8,8 +8,6 @@ from inheritune.model_files.config import text_config
 from inheritune.model_files.flops import first_int
 from inheritune.recipe.schema import Train
 
-__all__ = ["SAVED_BYTES_PER_S", "Memory", "estimate_memory"]
-
 
 @dataclass(frozen=True)
 class Memory:

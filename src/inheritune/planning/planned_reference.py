@@ -14,8 +14,6 @@ from inheritune.run_directory import Run
 from inheritune.steps.reference_store import open_pinned, pinned_commit
 from inheritune.system.strict_json import read_json
 
-__all__ = ["planned_reference", "shape_notes", "with_taken_reference"]
-
 _SHAPE_ONLY = " (its published shape)"
 
 

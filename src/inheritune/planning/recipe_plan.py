@@ -28,8 +28,6 @@ from inheritune.surgery.sizes import Sizes
 from inheritune.system.devices import Price, Speed, choose_device
 from inheritune.system.rows import Rows
 
-__all__ = ["RecipePlan", "plan_recipe"]
-
 # Shown in a plan for no named device. An H200 multiplies as fast as an H100.
 _USUAL_DEVICES = ("h100", "a100", "rtx4090", "cpu")
 

@@ -12,8 +12,6 @@ from inheritune.recipe.known_configs import known_config, known_models
 from inheritune.recipe.load import RecipeFile, leaves
 from inheritune.recipe.schema import Recipe
 
-__all__ = ["scale_file", "scale_recipe"]
-
 _LEAST_STEPS = 2
 _LEAST_SEQ_LEN = 16
 _LEAST_POSITIONS = 32  # a distillation checks the reference on this many tokens first

@@ -15,8 +15,6 @@ from inheritune.surgery.half_width import half_width_headers
 from inheritune.surgery.sizes import Counts, Sizes
 from inheritune.system.devices import Price, Speed
 
-__all__ = ["PlannedTraining", "Planner", "growth_notes", "training_notes"]
-
 
 @dataclass(frozen=True)
 class PlannedTraining:

@@ -20,8 +20,6 @@ from inheritune.run_record import RunRecord, TokenFacts, read_run_json
 from inheritune.system.files import write_bytes
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
-__all__ = ["card_text", "write_card"]
-
 _PAPER = "2404.08634"
 _LONGEST_NAME = 200  # characters, in the text
 _MOST_DATASETS = 20

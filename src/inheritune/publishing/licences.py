@@ -8,8 +8,6 @@ from typing import Any
 from inheritune.errors import RecipeError, escape
 from inheritune.model_files.card import carried_fields
 
-__all__ = ["BaseLicence", "carried_licence", "refuse_licence"]
-
 _UNKNOWN = {"", "unknown", "none", "null", "unlicensed", "tbd"}
 # By the names that the Hub uses. Some forbid commercial use without saying so in their name.
 _NON_COMMERCIAL = re.compile(r"(^|[-_ ])nc([-_ .]|$)|non-?commercial|research|^cc-by-nc|amlr")

@@ -19,7 +19,6 @@ from inheritune.verification.model import verify_model
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
 
-__all__ = ["Parcel", "pack", "push"]
 
 CARD = "README.md"
 _MOST_CARD_BYTES = 10_000_000

@@ -5,8 +5,6 @@ from typing import Any
 from inheritune.recipe.published import Setting, published
 from inheritune.recipe.schema import Recipe
 
-__all__ = ["deviations"]
-
 
 def deviations(recipe: Recipe) -> list[str]:
     """List every setting that is not as published, and every practice that always differs.

@@ -9,8 +9,6 @@ from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any
 
-__all__ = ["known_config", "known_models"]
-
 
 def known_models() -> list[str]:
     """List the models whose shape is known, without their owners."""

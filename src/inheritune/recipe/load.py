@@ -14,8 +14,6 @@ from inheritune.recipe.schema import Recipe
 from inheritune.recipe.yaml_tree import KeyPath, Place, Tree, dotted, kind_of, read_tree
 from inheritune.system.reading import read_regular_file
 
-__all__ = ["RecipeFile", "leaves", "made_recipe", "read_recipe", "read_sets", "recipe_schema"]
-
 _MAX_BYTES = 1_000_000
 
 

@@ -14,8 +14,6 @@ from inheritune.errors import RecipeError, escape
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.yaml_tree import KeyPath, Place, Tree, dotted, kind_of
 
-__all__ = ["REMOVED_KEYS", "explain"]
-
 # Keys of older versions, and what to do instead. An unknown key that is listed here gets this hint.
 REMOVED_KEYS = {
     "grow.abandon": "Leave it out, and limit growth by grow.max_rounds or grow.max_layers.",

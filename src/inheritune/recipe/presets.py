@@ -5,8 +5,6 @@ from pathlib import Path
 
 from inheritune.errors import RecipeError, escape
 
-__all__ = ["commented_recipe", "preset_names", "preset_path"]
-
 
 def preset_names() -> list[str]:
     """List the names of all presets, sorted."""

@@ -15,8 +15,6 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-__all__ = ["Published", "Setting", "check_experiment", "experiment_names", "published"]
-
 
 @dataclass(frozen=True)
 class Setting:

@@ -22,20 +22,6 @@ from inheritune.recipe.values import (
 )
 from inheritune.recipe.variants import Grow, Variant
 
-__all__ = [
-    "Analyze",
-    "Cost",
-    "Data",
-    "Evaluate",
-    "Inherit",
-    "Recipe",
-    "Reference",
-    "ReferenceTraining",
-    "Report",
-    "TextSource",
-    "Train",
-]
-
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 

@@ -11,8 +11,6 @@ from inheritune.recipe.presets import preset_path
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.yaml_tree import Tree
 
-__all__ = ["is_recipe", "overrides", "recipe_with"]
-
 
 def is_recipe(value: object) -> bool:
     """Tell a recipe, or the path of one, from a model."""

@@ -18,25 +18,6 @@ from pydantic_core import PydanticCustomError
 
 from inheritune.errors import RecipeError
 
-__all__ = [
-    "Amount",
-    "AmountOrZero",
-    "Count",
-    "CountOrZero",
-    "Multiple",
-    "Name",
-    "NonNegative",
-    "Rate",
-    "Section",
-    "Seed",
-    "Seeds",
-    "Share",
-    "Switch",
-    "amount_of_tokens",
-    "parse_amount",
-    "writable",
-]
-
 _MULTIPLES = {"K": 10**3, "M": 10**6, "B": 10**9}
 _AMOUNT = r"^[0-9]+(\.[0-9]+)?[KMBkmb]$"
 _LARGEST = 10**18  # token amount or seed; fits into 64 bits

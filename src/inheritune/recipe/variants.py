@@ -17,8 +17,6 @@ from inheritune.recipe.values import (
     Share,
 )
 
-__all__ = ["Distill", "Grow", "Parts", "Variant"]
-
 # Keys of older versions and the values that switched them off: a recipe that an older version
 # wrote spells them out. Any other value of them is refused, see `messages.REMOVED_KEYS`.
 _SWITCHED_OFF = {"abandon": "never", "audit": False, "benchmark": None}

@@ -13,8 +13,6 @@ from ruamel.yaml.reader import ReaderError
 
 from inheritune.errors import RecipeError, escape
 
-__all__ = ["KeyPath", "Place", "Tree", "dotted", "kind_of", "read_tree"]
-
 KeyPath = tuple[str | int, ...]
 
 _MAX_DEPTH = 50

@@ -18,8 +18,6 @@ from inheritune.run_record import (
     RunRecord,
 )
 
-__all__ = ["attention_section"]
-
 # As in the loss curves: the target, and what it is compared with.
 _STYLES = {
     "target": TARGET,

@@ -24,8 +24,6 @@ from inheritune.reporting.table import Column, Table
 from inheritune.reporting.verdict import headline, verdict
 from inheritune.run_record import RunRecord
 
-__all__ = ["ComparedRun", "write_comparison"]
-
 _MAX_RUNS = 12
 _MAX_LINES = 6  # of a run
 _MAX_LEVELS = 3  # reference losses drawn

@@ -18,8 +18,6 @@ from inheritune.reporting.series import (
 from inheritune.reporting.table import Column, Table
 from inheritune.run_record import RunRecord
 
-__all__ = ["speed_chart", "training_chart"]
-
 _MAX_POINTS = 900  # of all lines of a chart, raw and smoothed together
 _MAX_TABLE_ROWS = 150
 

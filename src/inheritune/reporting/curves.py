@@ -8,8 +8,6 @@ from inheritune.reporting.metrics_file import Course, Health, read_metrics
 from inheritune.run_directory import Run
 from inheritune.run_record import RunRecord, TrainedModel
 
-__all__ = ["Curve", "Row", "read_curves", "reference_points", "thin"]
-
 _MAX_TRAININGS = 200
 
 # A point of a curve: "tokens", "steps", "flops", "seconds", and "value" where something was

@@ -14,8 +14,6 @@ from inheritune.reporting.embed import as_data_script
 from inheritune.reporting.section import Chart
 from inheritune.reporting.vega import chart_data, javascript
 
-__all__ = ["document", "filled"]
-
 
 def document(
     title: str, main: Markup, charts: Sequence[Chart], record: object, live_tag: str = ""

@@ -7,8 +7,6 @@ from typing import Any
 
 from inheritune.system.secrets import mask
 
-__all__ = ["as_data_script", "presentable", "shortened"]
-
 _MAX_TEXT = 2_000
 _MAX_LIST = 400
 _MAX_DEPTH = 30

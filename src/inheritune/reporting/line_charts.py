@@ -17,8 +17,6 @@ from inheritune.reporting.series import (
     value_of,
 )
 
-__all__ = ["Measure", "line_chart"]
-
 _MAX_POINTS = 900  # of all lines of a chart together: keeps the page small
 _MAX_MARKERS = 24  # of one line
 

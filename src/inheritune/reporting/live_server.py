@@ -31,15 +31,6 @@ from inheritune.run_record import RunRecord
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = [
-    "HOST",
-    "MAX_CONNECTIONS",
-    "Latest",
-    "LiveServer",
-    "Version",
-    "live_page",
-    "open_server",
-]
 
 T = TypeVar("T")
 

@@ -12,8 +12,6 @@ from inheritune.reporting.verdict import verdict
 from inheritune.run_directory import Run
 from inheritune.run_record import RunRecord, TrainedModel, read_run_json
 
-__all__ = ["Status", "status_of"]
-
 _BAR_WIDTH = 24  # characters
 
 

@@ -21,8 +21,6 @@ from inheritune.reporting.table import Table
 from inheritune.reporting.training_tables import curves_table
 from inheritune.run_record import RunRecord
 
-__all__ = ["loss_charts", "val_loss_chart"]
-
 _MAX_TABLE_ROWS = 300  # of a chart's data table, all trainings together
 
 

@@ -11,8 +11,6 @@ from typing import Any
 
 from inheritune.run_record import finite_number
 
-__all__ = ["Course", "Health", "Metrics", "read_metrics"]
-
 # Of a larger file only some of the ordinary steps are read, so that a page takes seconds.
 _READ_WHOLE = 60_000_000  # bytes
 # Rows with one of these are always read: validations, restarts, trouble.

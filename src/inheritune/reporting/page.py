@@ -35,19 +35,6 @@ from inheritune.run_directory import Run
 from inheritune.run_record import TRAIN, RunRecord, read_run_json
 from inheritune.system.files import write_bytes
 
-__all__ = [
-    "Report",
-    "data_address",
-    "finding",
-    "page_content",
-    "page_title",
-    "read_report",
-    "write_chart",
-    "write_file",
-    "write_report",
-    "write_table",
-]
-
 _MAX_PAGE_BYTES = 1_500_000
 _MAX_SAMPLES, _MAX_SAMPLE = 60, 3_000  # samples; characters of one
 _MAX_NOTES, _MAX_NOTE = 50, 1_000

@@ -8,8 +8,6 @@ from inheritune.reporting.curves import Curve
 from inheritune.reporting.quantities import amount, duration, exact, loss, percent
 from inheritune.run_record import RunRecord
 
-__all__ = ["TrainingProgress", "trainings_in_progress"]
-
 _RECENT_STEPS = 20
 
 

@@ -15,8 +15,6 @@ from inheritune.reporting.quantities import (
 )
 from inheritune.run_record import ReferenceLoss, RunRecord, Start, finite_number
 
-__all__ = ["facts_of_data", "overlap", "provenance", "recipe", "settings"]
-
 
 def facts_of_data(record: RunRecord) -> list[tuple[str, str]]:
     """The text that was trained and measured on, as names and values."""

@@ -11,8 +11,6 @@ from inheritune.reporting.quantities import amount, flops, formatted
 from inheritune.reporting.table import Column, Table
 from inheritune.run_record import RunRecord
 
-__all__ = ["compute_table", "number_of", "published"]
-
 # Versions 1 and 4 of arXiv 2404.08634, and the poster.
 _NOTES = (
     "Published rows as the authors' poster prints them; an empty cell was not printed.",

@@ -2,22 +2,6 @@
 
 from collections.abc import Callable
 
-__all__ = [
-    "MISSING",
-    "amount",
-    "data_size",
-    "duration",
-    "epochs",
-    "exact",
-    "flops",
-    "formatted",
-    "hours",
-    "loss",
-    "money",
-    "percent",
-    "signed",
-]
-
 MISSING = "—"
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 

@@ -16,8 +16,6 @@ from inheritune.reporting.quantities import (
 from inheritune.reporting.table import Column, Table
 from inheritune.run_record import LedgerEntry, RunRecord, TrainedModel
 
-__all__ = ["ledger_table", "rounds_table", "seeds_table", "summary_table", "variants_table"]
-
 _OUTCOMES = {
     "matched": "matched",
     "matched_within_noise": "matched within noise",

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Sequence
 
-__all__ = ["BOLD_RULE", "CHANCE_NOTE", "at_chance", "is_bold", "share_se"]
-
 _BOLD_SHARE = 0.9
 BOLD_RULE = (
     "Bold, by the authors' rule: at least 90 % of the reference, or better than at least two "

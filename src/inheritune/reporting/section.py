@@ -6,8 +6,6 @@ from typing import Any
 
 from inheritune.reporting.table import Table
 
-__all__ = ["Chart", "Section", "finished_spec"]
-
 CHART_HEIGHT = 340  # pixels
 
 

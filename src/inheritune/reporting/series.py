@@ -8,28 +8,6 @@ from typing import Any
 from inheritune.reporting.curves import Curve, Row, thin
 from inheritune.run_record import RunRecord
 
-__all__ = [
-    "AMOUNT_LABELS",
-    "NO_EVENTS",
-    "OTHERS",
-    "REFERENCE",
-    "TARGET",
-    "Axis",
-    "Events",
-    "Line",
-    "Style",
-    "axes_of",
-    "events_of",
-    "moving_average",
-    "on_axes",
-    "smoothing_window",
-    "speed_lines",
-    "tokens_of",
-    "train_lines",
-    "val_lines",
-    "value_of",
-]
-
 _MAX_RESTARTS = 60  # marks on an axis
 
 

@@ -7,8 +7,6 @@ from inheritune.reporting.curves import Curve
 from inheritune.reporting.quantities import amount, duration, flops, loss, percent, signed
 from inheritune.run_record import Cost, RunRecord, TrainedModel
 
-__all__ = ["Fact", "ScaleMark", "facts", "missing", "scale"]
-
 _MAX_MARKS = 8
 _MAX_PROBLEMS = 20
 

@@ -12,8 +12,6 @@ from inheritune.reporting.quantities import MISSING
 if TYPE_CHECKING:
     from rich.table import Table as Grid
 
-__all__ = ["Column", "Field", "Mark", "Table"]
-
 
 @dataclass(frozen=True)
 class Column:

@@ -19,8 +19,6 @@ from inheritune.run_record import (
     TrainedModel,
 )
 
-__all__ = ["published_table", "scores_table", "task_section", "task_tables", "tokens_table"]
-
 _percent, _four_digits = formatted(".2f"), formatted(".4g")
 
 # Settings that make two scores comparable, as `Score.key` has them.

@@ -17,8 +17,6 @@ from inheritune.reporting.series import TARGET, Line, val_lines, value_of
 from inheritune.reporting.table import Column, Table
 from inheritune.run_record import RunRecord
 
-__all__ = ["curves_table", "health_table", "reach_table", "speed_table"]
-
 _MAX_LEVELS = 8
 _MAX_VARIANTS = 8
 

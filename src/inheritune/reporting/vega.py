@@ -8,8 +8,6 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-__all__ = ["chart_data", "javascript", "png", "svg"]
-
 _COLORS = {
     "light": {"ink": "#1d1f22", "soft": "#565b63", "rule": "#dcdfe3"},
     "dark": {"ink": "#e6e7e9", "soft": "#a9adb4", "rule": "#3a3e45"},

@@ -12,8 +12,6 @@ from inheritune.reporting.quantities import (
 )
 from inheritune.run_record import RunRecord
 
-__all__ = ["headline", "remarks", "verdict"]
-
 _GAP_CLOSED = (
     "gap closed = (scratch − target) / (scratch − reference), in val_loss of a scratch model of "
     "the target's size on the tokens of one round; 100% is a match"

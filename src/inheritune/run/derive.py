@@ -17,8 +17,6 @@ from inheritune.steps.tokens import prepare_tokens
 from inheritune.steps.training_spec import TrainingSpec
 from inheritune.system.progress import Progress
 
-__all__ = ["Outcome", "derive", "judge"]
-
 # A difference within this many standard errors of the tolerance is called noise.
 _NOISE_SE = 2.0
 

@@ -30,8 +30,6 @@ from inheritune.steps.training_spec import TrainingSpec, layers_of, specs_for
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.rows import Rows
 
-__all__ = ["RunResult", "execute", "prepare_only", "train_only"]
-
 
 @dataclass(frozen=True)
 class RunResult(Rows):

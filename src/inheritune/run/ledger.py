@@ -13,15 +13,6 @@ from inheritune.steps.benchmark import Benchmark
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.seeds import Repeated, together
 
-__all__ = [
-    "count_matched",
-    "gap_closed",
-    "ledger",
-    "run_result",
-    "training_ledger",
-    "variant_rows",
-]
-
 # A gap smaller than this many of its standard errors is not worth dividing by.
 _MIN_GAP_IN_SE = 3.0
 

@@ -9,8 +9,6 @@ from inheritune.run.derive import Outcome
 from inheritune.run.ledger import count_matched
 from inheritune.steps.seeds import together
 
-__all__ = ["run_notes"]
-
 
 def run_notes(outcome: Outcome, recipe: Recipe) -> list[str]:
     """Sentences on seeds, reference, repeats of text, growth, distillation and deviations."""

@@ -32,8 +32,6 @@ from inheritune.system.progress import Listener, silent
 from inheritune.system.rows import Rows
 from inheritune.system.signals import catch_signals
 
-__all__ = ["Pretraining", "PretrainingResult", "plan_pretraining", "pretrain"]
-
 # Defaults, as in the recipes that come with the package.
 _LONGEST_SEQUENCE = 1024
 _LEAST_SEQUENCES = 8  # in either split; sequences are halved to reach it

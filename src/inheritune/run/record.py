@@ -25,17 +25,6 @@ from inheritune.steps.result import TrainingResult
 from inheritune.system.environment import machine, versions
 from inheritune.system.secrets import mask
 
-__all__ = [
-    "add_analysis",
-    "add_evaluation",
-    "add_samples",
-    "record_end",
-    "record_result",
-    "record_start",
-    "record_training",
-    "utc_now",
-]
-
 
 def record_start(
     run: Run,

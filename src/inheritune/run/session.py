@@ -30,8 +30,6 @@ from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.secrets import mask
 from inheritune.system.signals import catch_signals
 
-__all__ = ["Start", "carry_out"]
-
 T = TypeVar("T")
 
 # Errors that refuse a start before it has changed anything.

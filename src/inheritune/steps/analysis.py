@@ -20,7 +20,6 @@ from inheritune.system.strict_json import read_json
 if TYPE_CHECKING:
     from inheritune.analysis.sequences import Sequences
 
-__all__ = ["analyze_run", "asks_for_ranks", "ranked"]
 
 _FORMAT = 1  # of analysis.json
 _FEWEST = 2  # sequences below which nothing is measured

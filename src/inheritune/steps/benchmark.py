@@ -11,8 +11,6 @@ from inheritune.steps.reference import Reference
 from inheritune.steps.resume import save_result, saved_result
 from inheritune.steps.validation import finite, val_loss_of
 
-__all__ = ["Benchmark", "measure_benchmark"]
-
 _REMOVED_KEYS = ("measured_on", "borrowed")
 
 

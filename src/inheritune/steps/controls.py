@@ -27,8 +27,6 @@ from inheritune.system.files import new_directory, sync_file, write_json
 from inheritune.system.progress import Progress
 from inheritune.system.strict_json import read_json
 
-__all__ = ["continue_texts", "control_specs", "publish_target", "train_variant"]
-
 _TRAINING = "training.json"
 
 

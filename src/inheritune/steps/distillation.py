@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from inheritune.training.hardware import Settings
     from inheritune.training.logit_cache import LogitCache
 
-__all__ = ["open_distillation", "reference_cost"]
-
 
 def open_distillation(task: TrainingTask, settings: "Settings") -> "Distillation":
     """Open what a training learns from besides its tokens; missing logits are stored first.

@@ -17,8 +17,6 @@ from inheritune.steps.training_spec import TrainingSpec, specs_for
 from inheritune.surgery.cut_points import cut_point, find_pattern
 from inheritune.surgery.sizes import Sizes
 
-__all__ = ["Growth", "first_layers", "grown_sizes", "grown_specs", "round_spec"]
-
 
 @dataclass(frozen=True)
 class Growth:

@@ -16,8 +16,6 @@ from inheritune.surgery.half_width import half_width, half_width_headers
 from inheritune.surgery.stack import check_stack, stack
 from inheritune.system.files import write_json
 
-__all__ = ["check_starts", "write_start"]
-
 # Records of how a start was made; they stay beside the trained model.
 _RECORDS = ("inherit.json", "start.json")
 

@@ -9,8 +9,6 @@ from inheritune.system.processes import ALONE, Processes
 from inheritune.system.progress import Listener
 from inheritune.system.signals import StopFlag
 
-__all__ = ["Job"]
-
 
 @dataclass(frozen=True)
 class Job:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from inheritune.errors import MachineError, escape
 
-__all__ = ["checkpoint_bytes", "memory_named", "refuse_full_disk", "weights_bytes"]
-
 
 @contextmanager
 def memory_named(setting: str, value: int, otherwise: str) -> Iterator[None]:

@@ -14,8 +14,6 @@ from inheritune.steps.reference_training import train_reference, write_reference
 from inheritune.system.progress import Progress
 from inheritune.system.strict_json import read_json
 
-__all__ = ["Reference", "flops_per_token", "open_reference", "tokenizer_home"]
-
 
 @dataclass(frozen=True)
 class Reference:

@@ -14,8 +14,6 @@ from inheritune.run_directory import Run
 from inheritune.system.files import locked, new_directory, sync_file, write_json
 from inheritune.system.strict_json import read_json
 
-__all__ = ["is_stored", "open_pinned", "pinned_commit", "store", "store_path", "training_lock"]
-
 _FORMAT = 1
 _RECORD = "made_from.json"  # beside the model's files
 

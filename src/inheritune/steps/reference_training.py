@@ -25,8 +25,6 @@ from inheritune.system.files import write_json
 from inheritune.system.progress import Progress
 from inheritune.system.strict_json import read_json
 
-__all__ = ["train_reference", "write_reference_start"]
-
 
 def write_reference_start(job: Job, section: ReferenceTraining) -> Path:
     """Write tokenizer and config of the reference; the tokenizer is trained if none is named.

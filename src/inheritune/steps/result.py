@@ -18,10 +18,8 @@ from inheritune.system.progress import Progress
 
 if TYPE_CHECKING:
     from inheritune.evaluation.val_loss import ValLoss
-    from inheritune.training.loop import LoopResult
+    from inheritune.training.loop_config import LoopResult
     from inheritune.training.metrics import OnRow
-
-__all__ = ["Measurement", "TrainingResult", "make_result", "measure_published"]
 
 
 @dataclass(frozen=True)

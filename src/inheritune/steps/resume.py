@@ -22,16 +22,6 @@ from inheritune.system.inputs import refuse_differences
 from inheritune.system.progress import Progress
 from inheritune.system.strict_json import read_json
 
-__all__ = [
-    "allowed_inputs",
-    "checkpoint_for",
-    "decisive",
-    "find_checkpoint",
-    "save_result",
-    "saved_result",
-    "warned",
-]
-
 # Keys of `train` that do not change where a training ends, beyond rounding.
 _FREE = {
     "activation_checkpointing",

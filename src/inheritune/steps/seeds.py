@@ -13,8 +13,6 @@ from inheritune.recipe.schema import Recipe
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.training_spec import TrainingSpec
 
-__all__ = ["Repeated", "repeat_specs", "together"]
-
 # The row of a single seed, within the row of a variant; then what the latter averages and adds up.
 _SEED_KEYS = (
     *("seed", "val_loss", "val_loss_se", "difference", "difference_se"),

@@ -12,8 +12,6 @@ from inheritune.recipe.schema import Recipe
 from inheritune.steps.job import Job
 from inheritune.system.progress import Progress
 
-__all__ = ["RunModel", "ask_tasks", "asked_at", "check_tasks", "snapshot_models"]
-
 
 @dataclass(frozen=True)
 class RunModel:

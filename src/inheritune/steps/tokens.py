@@ -9,8 +9,6 @@ from inheritune.data.tokens import TokenDirectory, check_budget
 from inheritune.recipe.schema import Recipe
 from inheritune.steps.job import Job
 
-__all__ = ["import_flat_tokens", "prepare_tokens"]
-
 
 def prepare_tokens(job: Job, model: Path) -> TokenDirectory:
     """Prepare training and validation tokens with the tokenizer of a model directory."""

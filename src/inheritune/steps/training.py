@@ -22,11 +22,9 @@ from inheritune.system.progress import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from inheritune.training.loop import LoopResult
+    from inheritune.training.loop_config import LoopResult
     from inheritune.training.metrics import OnRow
     from inheritune.training.trackers import Trackers
-
-__all__ = ["open_trackers", "run_training", "train_share"]
 
 
 def run_training(
@@ -128,7 +126,8 @@ def train_share(
     """
     from inheritune.evaluation.val_loss import measure_val_loss
     from inheritune.training.hardware import choose_settings
-    from inheritune.training.loop import LoopConfig, train
+    from inheritune.training.loop import train
+    from inheritune.training.loop_config import LoopConfig
     from inheritune.training.models import describe
 
     # --- device, precision and kernels; then the start ---

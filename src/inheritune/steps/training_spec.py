@@ -18,8 +18,6 @@ from inheritune.surgery.selection import (
     stated_count,
 )
 
-__all__ = ["TrainingSpec", "layers_of", "specs_for"]
-
 
 @dataclass(frozen=True)
 class TrainingSpec:

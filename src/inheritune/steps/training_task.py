@@ -15,8 +15,6 @@ from inheritune.steps.training_spec import TrainingSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["TrainingTask", "training_inputs"]
-
 
 def training_inputs(
     job: Job, tokens: TokenDirectory, spec: TrainingSpec | None = None

@@ -13,8 +13,6 @@ from inheritune.steps.limits import memory_named
 if TYPE_CHECKING:
     from inheritune.evaluation.val_loss import ValLoss
 
-__all__ = ["enough_memory_to_validate", "finite", "val_loss_of", "val_loss_share"]
-
 
 def val_loss_of(
     job: Job, directory: Path, tokens: TokenDirectory, task: str

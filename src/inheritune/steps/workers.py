@@ -8,8 +8,6 @@ from inheritune.steps.training import train_share
 from inheritune.steps.training_task import TrainingTask
 from inheritune.steps.validation import val_loss_share
 
-__all__ = ["serve"]
-
 
 def serve(job: Job) -> int:
     """Take part in trainings and measurements until the run ends.

@@ -22,8 +22,6 @@ from inheritune.surgery.write import ModelPlan, Written, to_json, write_model
 from inheritune.system.files import refuse_used_directory, sha256
 from inheritune.system.progress import Listener, silent
 
-__all__ = ["Options", "check_inherit", "inherit"]
-
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 

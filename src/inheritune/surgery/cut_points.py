@@ -11,8 +11,6 @@ from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.layers import layer_kinds
 from inheritune.surgery.sizes import LayerCounts
 
-__all__ = ["CutPoint", "Pattern", "cut_point", "find_pattern"]
-
 
 @dataclass(frozen=True)
 class Pattern:

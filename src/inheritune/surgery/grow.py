@@ -15,8 +15,6 @@ from inheritune.surgery.plan import InheritPlan, plan_inherit, stored_dtype
 from inheritune.surgery.write import ModelPlan, Written, to_json, write_model
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
-__all__ = ["check_grow", "grow"]
-
 
 def grow(
     target: ModelDirectory, reference: ModelDirectory, layers: int, out: Path

@@ -21,8 +21,6 @@ from inheritune.surgery.class_check.ask_class import check_complete
 from inheritune.surgery.parts import STRAY
 from inheritune.surgery.write import ModelPlan, Written, to_json, write_model
 
-__all__ = ["half_width", "half_width_headers"]
-
 _HALVED = {
     "gpt2": ("n_embd", "n_head", "n_inner"),
     **dict.fromkeys(

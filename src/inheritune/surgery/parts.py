@@ -12,8 +12,6 @@ from inheritune.model_files.write import TargetTensor
 from inheritune.surgery.class_check.ask_class import ask_class
 from inheritune.surgery.plan import InheritPlan
 
-__all__ = ["PARTS", "STRAY", "fresh_names", "make_fresh"]
-
 PARTS = {
     "all": "",
     "attention": "the MLPs of its layers, with the norms around them,",

@@ -16,8 +16,6 @@ from inheritune.model_files.write import TargetTensor
 from inheritune.surgery.class_check.ask_class import ask_class
 from inheritune.surgery.selection import LayerFacts, choose_layers
 
-__all__ = ["DTYPES", "InheritPlan", "kept_tensors", "plan_inherit", "renamed", "stored_dtype"]
-
 DTYPES = {
     **dict.fromkeys(["fp64", "float64"], "F64"),
     **dict.fromkeys(["fp32", "float32"], "F32"),

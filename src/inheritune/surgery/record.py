@@ -11,8 +11,6 @@ from inheritune.surgery.plan import DTYPES
 from inheritune.surgery.selection import describe_selection
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
-__all__ = ["read_inherit_record", "target_card"]
-
 # A record is allowed to be this many times as long as a config: seven values for each tensor.
 _LENGTH = 20
 

@@ -24,18 +24,6 @@ from itertools import pairwise
 from inheritune.errors import RecipeError, escape
 from inheritune.model_files.layers import ranges
 
-__all__ = [
-    "FORMS",
-    "WAYS",
-    "LayerFacts",
-    "Way",
-    "check_selection",
-    "choose_layers",
-    "describe_selection",
-    "needed_measurement",
-    "stated_count",
-]
-
 _N = "[0-9]{1,6}"
 _LIST = re.compile(rf"{_N}(-{_N})?(,{_N}(-{_N})?)*")
 _WAY = re.compile(rf"(?P<name>[a-z+]*[a-z])(:(?P<number>{_N})(\+(?P<last>{_N}))?)?")

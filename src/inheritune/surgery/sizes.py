@@ -16,8 +16,6 @@ from inheritune.model_files.flops import (
 from inheritune.model_files.safetensors import Tensor
 from inheritune.surgery.plan import kept_tensors
 
-__all__ = ["Counts", "LayerCounts", "Sizes", "is_buffer"]
-
 # Buffers of old files: masks, rotary tables, and expert biases that get no gradient.
 _BUFFERS = re.compile(
     r"(^|\.)(masked_bias|\w*inv_freq|rotary_emb\.\w+|(?<!moe_statics\.)e_score_correction_bias|"

@@ -13,8 +13,6 @@ from inheritune.surgery.class_check.ask_class import ClassCheck, check_cut
 from inheritune.surgery.plan import kept_tensors, renamed
 from inheritune.surgery.write import ModelPlan, Written, to_json, write_model
 
-__all__ = ["check_stack", "stack"]
-
 
 def stack(
     source: ModelDirectory, reference: ModelDirectory, layers: int, out: Path

@@ -22,8 +22,6 @@ from inheritune.surgery.class_check.ask_class import ClassCheck
 from inheritune.system.files import new_directory, sync_file, write_bytes
 from inheritune.system.progress import Listener, silent
 
-__all__ = ["ModelPlan", "Written", "WrittenFile", "to_json", "write_model"]
-
 _SCRATCH = ".scratch"
 _WORKERS = 3  # one waits for the class check, two read back and sync what is written
 # A model up to this size is copied while the class check runs, in about the time that takes.

@@ -8,17 +8,6 @@ from pathlib import Path
 from inheritune.errors import RecipeError, escape
 from inheritune.system.environment import usable_cores
 
-__all__ = [
-    "DEFAULT_MFU",
-    "DEVICES",
-    "Device",
-    "Price",
-    "Speed",
-    "choose_device",
-    "peak_of",
-    "this_processor",
-]
-
 # Model FLOPs utilization: the share of the peak that a well-tuned training of a dense model reaches
 # on one GPU. A guess until `run` has measured it.
 DEFAULT_MFU = 0.4

@@ -7,8 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["machine", "usable_cores", "versions"]
-
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, of this package, and of those that decide the numbers."""

@@ -29,20 +29,6 @@ try:
 except ImportError:  # Windows: what a killed writer left is then not removed
     fcntl = None  # type: ignore[assignment]
 
-__all__ = [
-    "UMASK",
-    "cannot_write",
-    "locked",
-    "move_directory",
-    "new_directory",
-    "refuse_used_directory",
-    "sha256",
-    "sync_directory",
-    "sync_file",
-    "write_bytes",
-    "write_errors",
-    "write_json",
-]
 
 # Read once: the system tells it only by setting it, for every thread of the process.
 UMASK = os.umask(0o077)

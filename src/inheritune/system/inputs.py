@@ -6,8 +6,6 @@ from typing import Any
 
 from inheritune.errors import RecipeError
 
-__all__ = ["Difference", "describe_differences", "differences", "refuse_differences"]
-
 Difference = tuple[str, Any, Any]  # dotted key, value before, value now
 
 

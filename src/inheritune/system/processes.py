@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ALONE", "LAUNCHER", "MEETING_FILE", "Processes"]
 
 # Environment of the workers of `--processes N`, set by cli.launch and read by process_group.join.
 MEETING_FILE = "INHERITUNE_MEETING_FILE"  # path of the file in which they meet

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Listener", "Progress", "silent"]
-
 
 @dataclass(frozen=True)
 class Progress:

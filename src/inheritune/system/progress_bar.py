@@ -14,8 +14,6 @@ from rich.progress import Progress as Bars
 from inheritune.system.progress import Listener, Progress
 from inheritune.system.terminal import Terminal
 
-__all__ = ["progress_bar"]
-
 _LINE_EVERY_S = 30.0  # in a log
 _DRAW_EVERY_S = 0.2  # in a notebook
 

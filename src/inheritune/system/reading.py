@@ -4,8 +4,6 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["read_regular_file"]
-
 
 def read_regular_file(path: Path, limit: int) -> bytes:
     """Read a regular file; this never waits for a pipe and never reads more than ``limit`` bytes.

@@ -9,8 +9,6 @@ from inheritune.errors import MissingExtraError
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Rows", "html_table"]
-
 
 class Rows:
     """The base of results that are tables: a subclass says what its rows are."""

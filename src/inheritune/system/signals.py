@@ -14,8 +14,6 @@ from types import FrameType
 
 from inheritune.errors import Interrupted
 
-__all__ = ["StopFlag", "catch_signals", "end_process_at_second_signal", "follow_parent"]
-
 _STOP_SIGNALS = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")

@@ -13,16 +13,6 @@ from typing import Any
 from inheritune.errors import DataError, InherituneError, SourceError, escape
 from inheritune.system.reading import read_regular_file
 
-__all__ = [
-    "MODEL_FILE",
-    "OWN_FILE",
-    "UNTRUSTED",
-    "JsonLimits",
-    "parse_json",
-    "read_json",
-    "read_json_object",
-]
-
 
 @dataclass(frozen=True)
 class JsonLimits:

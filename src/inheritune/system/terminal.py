@@ -7,8 +7,6 @@ from rich.segment import Segment
 
 from inheritune.errors import visible
 
-__all__ = ["Terminal"]
-
 
 class Terminal(Console):
     """A console that escapes control characters in all it prints, whoever's text it is."""

@@ -14,8 +14,6 @@ from inheritune.data.order import sample_ids
 from inheritune.data.tokens import TokenStream
 from inheritune.recipe.schema import Train
 
-__all__ = ["micro_batches", "sample_numbers"]
-
 
 def micro_batches(stream: TokenStream, train: Train, first: int, stop: int) -> Iterator[Tensor]:
     """Yield the samples at positions [first, stop), (B, T + 1) int64 at a time.

@@ -34,15 +34,6 @@ from inheritune.training.checkpoint_files import (
 from inheritune.training.hardware import changed_settings
 from inheritune.training.sharded_safetensors import SavedTensors, file_name, write_pieces
 
-__all__ = [
-    "Position",
-    "TrainingInputs",
-    "load_moments",
-    "load_newest",
-    "load_weights",
-    "save_checkpoint",
-]
-
 
 @dataclass(frozen=True)
 class Position:

@@ -14,23 +14,6 @@ from inheritune.system.files import new_directory, sha256, sync_file, write_byte
 from inheritune.system.strict_json import read_json
 from inheritune.training.sharded_safetensors import SavedTensors, file_name
 
-__all__ = [
-    "BROKEN",
-    "FORMAT",
-    "describe_file",
-    "drop_later_snapshots",
-    "files_of",
-    "is_whole",
-    "keep_snapshot",
-    "looks_whole",
-    "newest_first",
-    "pickles_in",
-    "point_latest",
-    "set_aside",
-    "set_aside_in",
-    "verify_checkpoint",
-]
-
 FORMAT = 1
 _LATEST = "latest"
 # What reading a damaged checkpoint can raise.

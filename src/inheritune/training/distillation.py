@@ -23,7 +23,6 @@ from inheritune.training.loss import lazy_logits, logits_are_plain_head_output
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Distillation", "FrozenReference", "StoredDistribution", "make_objective"]
 
 _MAX_SELF_DIVERGENCE = 1e-4  # nats per token; of equal logits it is 0 up to rounding
 

@@ -20,8 +20,6 @@ from inheritune.system.processes import Processes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Piece", "layers_of", "local", "my_share", "piece_of", "shard", "sync_gradients"]
-
 
 @dataclass(frozen=True)
 class Piece:

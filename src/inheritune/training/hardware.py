@@ -18,14 +18,6 @@ from inheritune.training.kernels import LONGEST_SEQUENCE
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "Settings",
-    "changed_settings",
-    "choose_device",
-    "choose_settings",
-    "keep_freed_memory",
-    "processor_flags",
-]
 
 # A compiled step is 1.14-1.3 times faster, compiling takes 17-30 s: it pays back beyond about
 # three minutes, which is this many FLOPs on two cores.

@@ -15,12 +15,6 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = [
-    "MATMUL_ATTENTION",
-    "agrees_with_the_model",
-    "register_matmul_attention",
-    "use_fused_gelu",
-]
 
 MATMUL_ATTENTION = "inheritune_matmul"
 # Beyond this the score matrix costs more than the flash kernel's slow backward saves

@@ -19,13 +19,6 @@ from inheritune.training.loss import LazyLogits, TrainingObjective, lazy_logits
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = [
-    "DistillationObjective",
-    "Full",
-    "ReferenceDistribution",
-    "ReferenceSource",
-    "TopK",
-]
 
 _IGNORED = -100
 

@@ -26,8 +26,6 @@ from inheritune.training.batches import sample_numbers
 from inheritune.training.distillation import FrozenReference, StoredDistribution
 from inheritune.training.kl_divergence import TopK
 
-__all__ = ["LogitCache"]
-
 _FORMAT = 1
 _SHARD_BYTES = 32 << 20  # a few minutes at most are lost where a machine is stopped
 _REMOVE = "Remove this directory: its contents are made again."

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["CheckpointSchedule", "Loop", "LoopConfig", "LoopResult", "train"]
 
 _VALIDATIONS = 10  # per training, unless the recipe says how often
 

@@ -11,8 +11,6 @@ from inheritune.training.checkpoint import Position
 from inheritune.training.distillation import Distillation
 from inheritune.training.hardware import Settings
 
-__all__ = ["LoopConfig", "LoopResult"]
-
 
 @dataclass(frozen=True)
 class LoopConfig:

@@ -16,14 +16,6 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = [
-    "LazyLogits",
-    "TrainingObjective",
-    "cross_entropy_sum",
-    "fused_cross_entropy_sum",
-    "lazy_logits",
-    "logits_are_plain_head_output",
-]
 
 _CHUNK_LOGITS = 2**24  # made at a time, of each model: 64 MiB in fp32
 _SCALE = 64.0  # a power of two: multiplied and divided, weights come back bit for bit

@@ -14,8 +14,6 @@ from inheritune.system.processes import ALONE, Processes
 from inheritune.training.checkpoint import Position
 from inheritune.training.throughput import peak_bytes
 
-__all__ = ["Metrics", "OnRow", "continued_row", "record_end", "step_row", "val_row"]
-
 OnRow = Callable[[Mapping[str, Any]], None]
 
 SPIKE_WINDOW = 128  # losses that one is compared with

@@ -17,16 +17,6 @@ from inheritune.training.throughput import count_params, flops_per_token
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = [
-    "Shape",
-    "describe",
-    "describe_config",
-    "fresh_model",
-    "load_model",
-    "save_model",
-    "vocab_size",
-]
-
 
 _NO_CODE = "Training runs no code of a model directory; choose a model that transformers knows."
 

@@ -11,8 +11,6 @@ from torch.nn.utils import get_total_norm
 from inheritune.recipe.schema import Train
 from inheritune.training.fsdp import local
 
-__all__ = ["learning_rate", "make_optimizer", "mean_and_clip"]
-
 # The last fifth of a warmup-stable-decay schedule falls. Hägele et al., arXiv 2405.18392.
 _WSD_DECAY_SHARE = 0.2
 

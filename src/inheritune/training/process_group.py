@@ -21,8 +21,6 @@ from inheritune.errors import InherituneError, Interrupted, MachineError, first_
 from inheritune.system.processes import ALONE, LAUNCHER, MEETING_FILE, Processes
 from inheritune.system.signals import follow_parent
 
-__all__ = ["ProcessGroup", "join"]
-
 # Longer than any one piece of work that the others wait for within a training.
 _TIMEOUT_S = 1800.0
 _BACKENDS = ("gloo", "NCCL", "nccl", "Connection closed by peer")  # words of their errors

@@ -25,8 +25,6 @@ from inheritune.training.optimizer import make_optimizer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["TrainingSetup", "make_setup"]
-
 
 @dataclass(frozen=True)
 class TrainingSetup:

@@ -17,8 +17,6 @@ from torch import Tensor
 from inheritune.errors import CheckpointError
 from inheritune.training.fsdp import local, piece_of
 
-__all__ = ["SavedTensors", "file_name", "write_pieces"]
-
 
 def file_name(kind: str, rank: int, size: int) -> str:
     """Return ``model.safetensors``, or ``model-00001-of-00002.safetensors`` of several writers."""

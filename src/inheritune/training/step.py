@@ -13,8 +13,6 @@ from inheritune.training.batches import micro_batches
 from inheritune.training.fsdp import sync_gradients
 from inheritune.training.setup import TrainingSetup
 
-__all__ = ["StepSums", "forward_backward"]
-
 
 @dataclass(frozen=True)
 class StepSums:

@@ -17,8 +17,6 @@ from inheritune.model_files.flops import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["count_params", "flops_per_token", "forget_peak", "mfu", "peak_bytes"]
-
 
 def count_params(model: "PreTrainedModel") -> int:
     """Count the weights of a model, tied ones once."""

@@ -18,8 +18,6 @@ from typing import Any, Protocol
 
 from huggingface_hub import constants
 
-__all__ = ["ADAPTERS", "Row", "TrackedTraining", "Tracker"]
-
 _PROJECT = "inheritune"
 # W&B makes the process wait for the opening of a run, and at its end for uploads.
 _WANDB_OPENS_S, _WANDB_ENDS_S = 15, 5

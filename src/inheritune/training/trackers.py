@@ -21,8 +21,6 @@ from inheritune.system.secrets import MASK, mask
 from inheritune.system.strict_json import read_json
 from inheritune.training.tracker_adapters import Row, TrackedTraining, Tracker
 
-__all__ = ["Trackers"]
-
 _COLUMNS = ("loss", "ce", "kl", "val_loss", "grad_norm", "learning_rate", "tokens_per_s", "mfu")
 _MAX_WAITING = 10_000  # rows of a tracker that is down or slow; more are left out
 _BATCH = 100  # rows of one call

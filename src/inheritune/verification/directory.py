@@ -17,8 +17,6 @@ from inheritune.system.rows import Rows
 from inheritune.verification.model import verify_model, verify_unrecorded_model
 from inheritune.verification.run_model import Finding
 
-__all__ = ["Verification", "directory_kind", "verify"]
-
 _SHOWN = 240  # characters of a path in a message: its end says which directory it is
 _STEP = re.compile(r"step-[0-9]{8,}")
 

@@ -18,8 +18,6 @@ from inheritune.surgery.record import read_inherit_record
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 from inheritune.verification.run_model import Finding, check_class, run_target
 
-__all__ = ["verify_model", "verify_unrecorded_model"]
-
 
 def verify_model(
     target: ModelDirectory, reference: ModelDirectory | None = None

@@ -10,8 +10,6 @@ from inheritune.model_files.directory import ModelDirectory
 from inheritune.surgery.class_check.ask_class import ask_class, check_cut, check_whole
 from inheritune.surgery.plan import InheritPlan
 
-__all__ = ["Finding", "check_class", "run_target"]
-
 
 @dataclass(frozen=True)
 class Finding:

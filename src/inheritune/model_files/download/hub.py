@@ -9,18 +9,6 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from inheritune.errors import Interrupted, MachineError, SourceError, escape
 
-__all__ = [
-    "UNWANTED",
-    "WANTED",
-    "cache_errors",
-    "cached_snapshot",
-    "hub_errors",
-    "is_hub_id",
-    "is_wanted",
-    "mirror_root",
-    "refuse_stop",
-]
-
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
 # Whole models only, in safetensors only: no pickle is even downloaded.
 WANTED = [

@@ -18,8 +18,6 @@ from inheritune.system.files import locked, write_json
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.strict_json import read_json
 
-__all__ = ["ListedFile", "Listing", "one_writer", "pin"]
-
 _MAX_SIZE = 2**50
 _LONGEST_WAIT_S = 600  # for another process that downloads the same model
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -35,8 +35,6 @@ from inheritune.model_files.refusals import refuse_files
 from inheritune.model_files.safe_path import INDEX, SINGLE_FILE, read_weight_index
 from inheritune.system.progress import Listener, Progress, silent
 
-__all__ = ["PartialModel", "open_partial"]
-
 _PART = 32 * 2**20
 _PARALLEL = 4
 # Joining ranges over a gap costs its bytes, a request costs about as much time as a megabyte.

@@ -21,8 +21,6 @@ from inheritune.model_files.download.hub import cache_errors
 from inheritune.system.files import sync_directory
 from inheritune.system.strict_json import OWN_FILE, parse_json
 
-__all__ = ["PartialFile", "Range", "bridged", "byte_count", "merged", "pieces", "subtracted"]
-
 Range = tuple[int, int]
 """First byte, and the byte after the last one."""
 

@@ -10,8 +10,6 @@ from inheritune.errors import MachineError, escape
 from inheritune.model_files.download.hub import hub_errors
 from inheritune.model_files.download.partial_file import PartialFile, Range
 
-__all__ = ["BACKOFF_S", "TRY_LATER", "RangeClient", "RangesRefusedError"]
-
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0)
 """Waiting time before each new try; after the last one, the error is raised."""
 

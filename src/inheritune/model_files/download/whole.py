@@ -28,8 +28,6 @@ from inheritune.model_files.download.hub import (
 from inheritune.system.files import sha256
 from inheritune.system.signals import follow_parent
 
-__all__ = ["check_digests", "download_whole"]
-
 _POLL_S = 0.2
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

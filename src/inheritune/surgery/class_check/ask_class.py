@@ -22,8 +22,6 @@ from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.safetensors import Tensor
 from inheritune.model_files.write import TargetTensor
 
-__all__ = ["ClassCheck", "ask_class", "check_complete", "check_cut", "check_whole"]
-
 _LOCK = threading.RLock()  # one child, one question at a time
 _COMMAND = ["-m", "inheritune.surgery.class_check.class_process"]
 _TIMEOUT_S = 900.0  # for one answer; loading and running a large model takes minutes

@@ -11,8 +11,6 @@ from inheritune.model_files.config_fields import PER_LAYER
 from inheritune.model_files.layers import numbered
 from inheritune.surgery.class_check.layer_check import compare_layers, model_config, with_floats
 
-__all__ = ["compare_cut", "explicit_lists", "find_class"]
-
 
 def find_class(config: Mapping[str, Any]) -> Any:
     """Find the transformers class of a model, or return a text that says why there is none."""

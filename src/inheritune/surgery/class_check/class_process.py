@@ -23,7 +23,6 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-__all__ = ["QUESTIONS", "main"]
 
 QUESTIONS: dict[str, Callable[..., Any]] = {
     "compare_cut": compare_cut,

@@ -6,8 +6,6 @@ from typing import Any
 from inheritune.errors import SourceError, UnsupportedModelError, escape, first_line
 from inheritune.model_files.layers import is_tower
 
-__all__ = ["compare_layers", "layer_list", "model_config", "with_floats"]
-
 _SPLIT = ("embed_tokens_per_layer", "per_layer_model_projection")
 # These say what other layers read from a layer, and where else its weights are used; they do not
 # change what it computes itself.

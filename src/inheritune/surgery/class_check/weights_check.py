@@ -14,7 +14,6 @@ from inheritune.surgery.class_check.layer_check import layer_list, model_config
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["align_weights", "compare_outputs", "initialise", "reload"]
 
 _LENGTH = 16
 _ALIGNMENT = 64  # bytes; a vector of AVX-512, and where torch puts what it makes itself
