@@ -189,16 +189,21 @@ def _loopback() -> str:
 @contextmanager
 def _meeting_directory(root: Path) -> Iterator[Path]:
     """A directory beside the run that only this user may enter (mode 0700), removed at the end."""
+    parent = root.parent
+    is_new = not parent.exists()
     try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        directory = tempfile.TemporaryDirectory(prefix=".processes-", dir=root.parent)
+        parent.mkdir(parents=True, exist_ok=True)
+        directory = tempfile.TemporaryDirectory(prefix=".processes-", dir=parent)
     except OSError as error:
         raise MachineError(
-            f"cannot make a directory in {escape(root.parent)}: {error.strerror}.",
+            f"cannot make a directory in {escape(parent)}: {error.strerror}.",
             "Name another place with --runs.",
         ) from error
     with directory as path:
         yield Path(path)
+    if is_new:  # a start that was refused leaves nothing behind
+        with suppress(OSError):
+            parent.rmdir()
 
 
 def _ended(root: Path) -> tuple[int, str] | None:
