@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,20 @@ def test_the_summary_has_every_promised_key(
     assert [row["name"] for row in final["variants"]] == ["reference", "inherit", "scratch"]
     assert final["reference_layers"] == 4
     assert Run(root).read()["result"] == final
+
+
+def test_a_flipped_byte_of_the_target_is_mended_when_the_run_is_given_again(
+    finished: tuple[Path, dict[str, Any], RecipeFile], tmp_path: Path
+) -> None:
+    root, _, recipe = finished
+    copy = tmp_path / root.name
+    shutil.copytree(root, copy)
+    weights = copy / "target" / "model.safetensors"
+    whole, times = weights.read_bytes(), weights.stat()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))  # same size, same time
+    execute(recipe, copy)
+    assert weights.read_bytes() == whole
 
 
 def test_a_target_that_never_matches_grows_to_the_limit(

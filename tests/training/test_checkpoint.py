@@ -73,6 +73,18 @@ def test_only_the_newest_checkpoints_are_kept(
     assert left == ["latest", "step-00000002", "step-00000003"]
 
 
+def test_a_copy_that_somebody_made_of_a_checkpoint_is_left_alone(
+    small_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    newest = save(tmp_path, small_llama, step=12)
+    backup = newest.with_name(f"{newest.name}-backup")
+    shutil.copytree(newest, backup)
+    position, notes = load(tmp_path, small_llama)
+    assert (position.step, notes) == (12, [])
+    save(tmp_path, small_llama, step=13, keep=1)
+    assert backup.exists() and not newest.exists()
+
+
 def test_checkpoint_of_the_best_val_loss_is_kept_beside_the_newest(
     small_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:

@@ -102,7 +102,7 @@ def publish_target(job: Job, result: TrainingResult) -> Path:
     files = {path.relative_to(model): path for path in model.rglob("*") if path.is_file()}
     files[Path("inherit.json")] = training_dir / "inherit.json"
     is_copied = all(
-        (target / name).is_file() and filecmp.cmp(path, target / name)
+        (target / name).is_file() and filecmp.cmp(path, target / name, shallow=False)
         for name, path in files.items()
     )
     cost = result.cost()

@@ -1,6 +1,7 @@
 """Prove that a checkpoint's files are there as they were written; name, link and set aside them."""
 
 import os
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -23,12 +24,15 @@ BROKEN = (
 )
 
 _ASIDE = "set-aside-"
+# A copy that somebody made, such as step-00000012-backup, is none of ours.
+_NAME = re.compile(r"step-[0-9]{8,}")
 _PICKLES = {".pt", ".pth", ".pkl", ".ckpt", ".bin"}
 
 
 def newest_first(folder: Path) -> list[Path]:
     """List the checkpoints of a training, the latest step first."""
-    return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
+    named = (path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+    return sorted((path for path in named if path.is_dir()), reverse=True)
 
 
 def point_latest(folder: Path, name: str) -> None:

@@ -93,7 +93,8 @@ def record_end(path: Path, val_loss: float, on_row: OnRow | None = None) -> int:
     """Add the val_loss at a training's end, where its last step has none; count its validations."""
     last = _read_rows(path)[-1]
     metrics = Metrics.open(path, last["step"], on_row=on_row)
-    measured = 1 + len(metrics.val_losses)
+    # The last one has its row already where a kill fell between the row and the result.
+    measured = len({*metrics.val_losses, last["step"]})
     if last["step"] not in metrics.val_losses:
         place = {key: last[key] for key in ("step", "tokens", "epoch", "elapsed_s")}
         metrics.append(place | {"val_loss": val_loss})
