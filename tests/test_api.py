@@ -267,8 +267,13 @@ def test_ctrl_c_in_a_call_without_checkpoints_is_our_error(
         time.sleep(1)
 
     monkeypatch.setattr("inheritune.surgery.cut.inherit", interrupted)
-    with pytest.raises(it.Interrupted, match="stopped by SIGINT"):
-        it.inherit(tiny_reference, 1, tmp_path / "out", **QUIET)
+    # A job in the background is started with SIGINT ignored; this is Python's own handler.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(it.Interrupted, match="stopped by SIGINT"):
+            it.inherit(tiny_reference, 1, tmp_path / "out", **QUIET)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_calls_work_outside_of_the_main_thread(target: Any, tiny_tokens: Any) -> None:

@@ -648,13 +648,11 @@ def report(
     Raises:
         DataError: A directory is no run.
     """
-    import warnings
-
     from inheritune.publishing.card import write_card
     from inheritune.reporting.comparison import write_comparison
     from inheritune.reporting.page import write_report
 
-    with _call(progress):
+    with _call(progress) as on_progress:
         if not isinstance(runs, str | os.PathLike):
             write_comparison([Path(run) for run in runs], Path(out))
             return Path(out)
@@ -663,7 +661,7 @@ def report(
             write_card(Path(runs))
         except DataError as error:
             message = f"the target's card is left unchanged: {error.message}"
-            warnings.warn(message, stacklevel=2)
+            on_progress(Progress("report", message=message))
         return page
 
 

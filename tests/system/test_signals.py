@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,15 @@ def test_flag_follows_the_request_of_another_process() -> None:
     assert flag.signal_number == signal.SIGTERM
 
 
+@pytest.fixture
+def default_sigint() -> Iterator[None]:
+    """Python's own handler: a job in the background is started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_sigint")
 def test_a_second_signal_interrupts_a_library_call() -> None:
     with pytest.raises(KeyboardInterrupt), catch_signals() as flag:
         os.kill(os.getpid(), signal.SIGINT)
