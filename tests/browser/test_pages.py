@@ -12,6 +12,7 @@ import pytest
 
 from inheritune.reporting.comparison import write_comparison
 from inheritune.reporting.live_server import Latest, live_page, open_server
+from inheritune.run_directory import Run
 
 WAIT_MS = 120_000  # nothing is measured; a busy machine only takes longer
 CHARTS = ("val-loss", "training-loss", "speed")
@@ -176,7 +177,11 @@ def test_watch_follows_the_run_without_a_reload(
     metrics.write_text("".join(rows[:8]))
     record = '{"format": 1, "name": "tiny", "status": "running"}'
     (going_on / "run.json").write_text(record)
-    with open_server(0, Latest(going_on, live_page).current) as server:
+    # Locked, as by the process that works on it: else the page says that nobody does.
+    with (
+        Run(going_on).lock(),
+        open_server(0, Latest(going_on, live_page).current) as server,
+    ):
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         with opened(browser, server.url) as (page, seen):
             page.evaluate("window.notReloaded = true")
@@ -185,13 +190,13 @@ def test_watch_follows_the_run_without_a_reload(
             with metrics.open("a") as file:
                 file.writelines(rows[8:15])
             step = rows[14].split('"step": ')[1].split(",")[0]
-            page.locator(".standing", has_text=f"step {step},").first.wait_for()
+            page.locator(".progress", has_text=f"step {step},").first.wait_for()
             page.locator("#training-loss svg.marks", has_text="optimizer steps").wait_for()
             assert page.evaluate("window.notReloaded")
             assert page.locator("#training-loss-data").get_attribute("open") is not None
             page.screenshot(path=shots / "watch-top.png")
             page.reload()  # all state is on disk
-            page.locator(".standing", has_text=f"step {step},").first.wait_for()
+            page.locator(".progress", has_text=f"step {step},").first.wait_for()
             assert seen.said == []
             assert seen.elsewhere(server.url) == []
             server.shutdown()
