@@ -182,7 +182,8 @@ def test_the_evaluate_command_prints_one_json_value(
     done = CliRunner().invoke(app, ["evaluate", str(tiny_reference), *options, "--json"])
     assert done.exit_code == 0, done.stderr
     assert [m["model"] for m in json.loads(done.stdout)["models"]] == [str(tiny_reference)]
-    shown = CliRunner().invoke(app, ["evaluate", str(tiny_reference), *options])
+    wide = {"COLUMNS": "200"}  # the path of the model is a column's title
+    shown = CliRunner(env=wide).invoke(app, ["evaluate", str(tiny_reference), *options])
     assert "piqa, acc (%)" in shown.stdout
     wrong = CliRunner().invoke(app, ["evaluate", str(tiny_reference), *options, "--dtype", "fp8"])
     assert (wrong.exit_code, "Choose auto, fp32" in wrong.stderr) == (2, True)
