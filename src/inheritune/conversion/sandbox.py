@@ -263,7 +263,7 @@ def confine(writable: Path, limits: Limits, parent: int) -> dict[str, bool]:
 
     Args:
         writable: The one directory in which files can still be made and written.
-        limits: That of the memory is set later, by `serve`: libraries map much of it.
+        limits: Limits of the child; `serve` sets the one of memory, after libraries are mapped.
         parent: Process id of the parent; when it ends, so does this process.
 
     Returns:

@@ -61,7 +61,7 @@ def import_tokens(
         embedding_rows: Rows of the model's embedding.
         out: The token directory.
         on_progress: Receives the number of ids copied.
-        stop: Asked between pieces of a document.
+        stop: Stop flag, read between pieces of a document.
         shard_ids: Ids in a full shard.
 
     Raises:

@@ -58,7 +58,7 @@ def prepare_text(
         seq_len: Tokens per sequence; each split must hold one sequence at least.
         out: The token directory.
         on_progress: Receives the documents read, then the tokens compared.
-        stop: Asked before every batch.
+        stop: Stop flag, read before every batch.
         shard_ids: Ids in a full shard; decides memory: 2 or 4 bytes each.
         workers: Processes that encode; 0: this one. None: one for each core, where there is
             enough text to be worth it.

@@ -36,7 +36,7 @@ class TokenBuilder:
         request: Identifies all of this; the journal of another request is cleared.
         journal: Holds the shards, and what an earlier process left.
         on_progress: Receives the documents, bytes and tokens done so far.
-        stop: Asked before every batch.
+        stop: Stop flag, read before every batch.
     """
 
     def __init__(

@@ -84,7 +84,7 @@ def score_tasks(
     others are asked.
 
     Args:
-        models: Asked in this order.
+        models: Models to evaluate, in this order.
         tasks: From `task_descriptions`.
         settings: The same for all models.
         out: Directory of scores; lm-eval's own result is written beside each.

@@ -149,7 +149,7 @@ def open_model(
         revision: Branch, tag or commit of a Hub id.
         whole: Download all weights of a Hub id now. False: only their headers;
             `ModelDirectory.download` then fetches what is needed.
-        stop: Asked several times a second while all weights are downloaded.
+        stop: Stop flag, read several times a second while all weights are downloaded.
 
     Raises:
         SourceError: The directory is missing, broken or unsafe, or not supported.

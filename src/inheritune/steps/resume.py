@@ -148,7 +148,7 @@ def checkpoint_for(job: Job, directory: Path) -> Path | None:
     """Return the checkpoint of ``--from`` if it belongs to the next training.
 
     Args:
-        job: Has the checkpoint.
+        job: The run, with the checkpoint of ``--from``, if any.
         directory: The next training's own directory.
 
     Returns:

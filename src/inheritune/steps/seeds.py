@@ -101,7 +101,7 @@ def repeat_specs(
     Args:
         rounds: The target's, up to its final size. The last one is repeated; where rounds continue
             from one another, all are.
-        controls: Of the first seeds; each repeat takes as many tokens.
+        controls: Specs of the controls with their first seeds; a repeat trains on as many tokens.
     """
     target = _chain(recipe, rounds) if recipe.grow.weights == "keep" else rounds[-1:]
     specs = [*target, *controls]

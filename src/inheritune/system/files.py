@@ -258,7 +258,7 @@ def locked(
             ``<path>.json`` names the holder.
         busy: Says what another holder does, such as ``"another process works on runs/x"``.
         hint: Says what to do about it.
-        wait: Asked several times a second while another process holds the lock: true to go on
+        wait: Called several times a second while another process holds the lock; true: go on
             waiting. It may raise.
 
     Raises:
