@@ -114,7 +114,7 @@ def test_axes_lines_and_raw_values_can_be_chosen(browser: Any, report: str) -> N
         assert "training tokens" in figure.locator("svg.marks").text_content()
         labels = figure.locator(".axis label").all_inner_texts()
         assert labels[:3] == ["tokens", "steps", "FLOPs"]
-        titles = ("optimizer steps", "FLOPs of training", f"time of training ({labels[3]})")
+        titles = ("optimizer steps", "training FLOPs", f"training time ({labels[3]})")
         for label, title in zip(labels[1:], titles, strict=True):
             figure.locator(".axis label", has_text=label).click()
             figure.locator("svg.marks", has_text=title).wait_for()

@@ -7,9 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from inheritune.cli import console
-from inheritune.cli.terminal import Terminal
 from inheritune.system.progress import Progress
 from inheritune.system.progress_bar import progress_bar
+from inheritune.system.terminal import Terminal
 
 # Escape, the one-byte form of its bracket, bell, carriage return, delete, and turned writing.
 HOSTILE = "a\x1b]0;x\x07b\x9b31mc\rd\x7fe\u202ef"
