@@ -65,7 +65,7 @@ def test_the_plan_of_demo_distillation_runs_the_reference_once_for_both(tmp_path
 @pytest.mark.slow  # with `make recipes`
 def test_demo_fewest_layers_ends_with_the_smallest_size_that_matched(tmp_path: Path) -> None:
     result = execute(small("demo-fewest-layers", "grow.tolerance=2.5"), tmp_path / "run")
-    rounds = {row["layers"]: row["outcome"] == "matched" for row in result.record["rounds"]}
+    rounds = {row.layers: row.outcome == "matched" for row in result.record.rounds}
     assert list(rounds)[:2] == [1, 5]
     assert result.layers == min(layers for layers, matched in rounds.items() if matched)
     assert not rounds[max(layers for layers in rounds if layers < result.layers)]
@@ -74,8 +74,8 @@ def test_demo_fewest_layers_ends_with_the_smallest_size_that_matched(tmp_path: P
 @pytest.mark.slow  # with `make recipes`
 def test_demo_distillation_stores_the_logits_once(tmp_path: Path) -> None:
     result = execute(small("demo-distillation"), tmp_path / "run")
-    rows = {row["name"]: row for row in result.record["variants"]}
-    assert rows["kd"]["reference_flops"] > 0 == rows["kd-inherit"]["reference_flops"]
+    rows = {row.name: row for row in result.record.variants}
+    assert rows["kd"].reference_flops > 0 == rows["kd-inherit"].reference_flops
     (store,) = (tmp_path / "run" / "reference" / "logits").iterdir()
     assert store.name.startswith("top-32-")
-    assert rows["kd-inherit"]["val_loss"] < rows["kd"]["val_loss"]
+    assert rows["kd-inherit"].val_loss < rows["kd"].val_loss
