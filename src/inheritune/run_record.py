@@ -107,7 +107,7 @@ def _part(kind: type[_Part], description: str) -> Any:
 # --- the sections, in the order of the file ---
 
 
-class Start(_Part):
+class StartRecord(_Part):
     """Versions and hardware of one start of the run."""
 
     versions: Values = _dict("versions of inheritune, Python and the libraries")
@@ -234,7 +234,7 @@ class LedgerEntry(_Part):
     note: Text = _key("a remark on the entry")
 
 
-class Price(_Part):
+class PriceRecord(_Part):
     """Money paid for the machine's time."""
 
     paid: Number = _key("sum of all entries that are not borrowed")
@@ -259,14 +259,14 @@ class Result(_Part):
     flops: Number = _key("FLOPs of the whole run, without what was borrowed")
     seconds: Number = _key("seconds of the whole run, without what was borrowed")
     device_hours: Number = _key("device-hours of the whole run, without what was borrowed")
-    price: Maybe[Price] = _key("what it cost, where the recipe has a price per hour")
+    price: Maybe[PriceRecord] = _key("what it cost, where the recipe has a price per hour")
     variants: Any = _key("a short row per model, as `variants`")
     run: Text = _key("the run's directory, as given")
     target: Text = _key("the target's model directory")
     report: Text = _key("the report page")
 
 
-class LayerAttention(_Part):
+class LayerAttentionRecord(_Part):
     """Attention of one layer."""
 
     layer: Number = _key("index from the input, from 0")
@@ -278,7 +278,7 @@ class LayerAttention(_Part):
     lazy: Flag = _flag("all heads have rank 1 on every sequence")
 
 
-class LayerImportance(_Part):
+class LayerImportanceRecord(_Part):
     """Importance of one layer."""
 
     layer: Number = _key("index from the input, from 0")
@@ -289,13 +289,13 @@ class LayerImportance(_Part):
 class AttentionLayers(_Part):
     """Attention, layer by layer."""
 
-    layers: Rows[LayerAttention] = _list("one row per layer")
+    layers: Rows[LayerAttentionRecord] = _list("one row per layer")
 
 
 class ImportanceLayers(_Part):
     """Importance, layer by layer."""
 
-    layers: Rows[LayerImportance] = _list("one row per layer")
+    layers: Rows[LayerImportanceRecord] = _list("one row per layer")
 
 
 class AnalysedModel(_Part):
@@ -307,7 +307,7 @@ class AnalysedModel(_Part):
     importance: ImportanceLayers = _part(ImportanceLayers, "importance, layer by layer")
 
 
-class Sequences(_Part):
+class SequencesRecord(_Part):
     """The sequences that were analysed."""
 
     sequences: Number = _key("number of sequences")
@@ -322,7 +322,7 @@ class Level(_Part):
     mass: Number = _key("attention mass")
 
 
-class Advice(_Part):
+class AdviceRecord(_Part):
     """Number of layers to begin with."""
 
     paper: Number = _key("by the papers' rule")
@@ -330,19 +330,19 @@ class Advice(_Part):
     reason: Text = _key("why")
 
 
-class Analysis(_Part):
+class AnalysisRecord(_Part):
     """Attention and importance of layers, where the recipe asks for them."""
 
     threshold: Number = _key("share of squared singular values that a rank holds, in (0, 1]")
-    sequences: Sequences = _part(Sequences, "the sequences that were analysed")
+    sequences: SequencesRecord = _part(SequencesRecord, "the sequences that were analysed")
     calibration: Annotated[dict[str, Level], BeforeValidator(_mapping)] = _dict(
         "rank and mass of attention patterns of known form"
     )
     models: Rows[AnalysedModel] = _list("the reference and the target")
-    advice: Advice = _part(Advice, "layers to begin with")
+    advice: AdviceRecord = _part(AdviceRecord, "layers to begin with")
 
 
-class Metric(_Part):
+class MetricRecord(_Part):
     """One metric of a task."""
 
     value: Number = _key("the score")
@@ -350,16 +350,18 @@ class Metric(_Part):
     lower: Flag = _flag("lower is better")
 
 
-class Score(_Part):
+class ScoreRecord(_Part):
     """The answers of one model to one task."""
 
     task: Text = _key("name of the task in lm-eval")
     shots: Number = _key("examples in the prompt")
-    metrics: Annotated[dict[str, Metric], BeforeValidator(_mapping)] = _dict("metrics by name")
+    metrics: Annotated[dict[str, MetricRecord], BeforeValidator(_mapping)] = _dict(
+        "metrics by name"
+    )
     key: Values = _dict("everything that the score depends on")
 
 
-class EvaluatedModel(_Part):
+class EvaluatedModelRecord(_Part):
     """The scores of one model."""
 
     name: Text = _key("name of the variant, or `reference`")
@@ -367,11 +369,11 @@ class EvaluatedModel(_Part):
     role: Text = _key("`reference`, `target` or `control`")
     layers: Number = _key("number of layers")
     tokens: Number = _key("training tokens")
-    scores: Rows[Score] = _list("one row per task")
+    scores: Rows[ScoreRecord] = _list("one row per task")
 
-    def score(self, task: str) -> Score:
+    def score(self, task: str) -> ScoreRecord:
         """The model's answers to a task; empty where there are none."""
-        return next((score for score in self.scores if score.task == task), Score())
+        return next((score for score in self.scores if score.task == task), ScoreRecord())
 
 
 class Failure(_Part):
@@ -382,13 +384,13 @@ class Failure(_Part):
     message: Text = _key("why")
 
 
-class Evaluation(_Part):
+class EvaluationRecord(_Part):
     """Task scores, where the recipe asks for tasks."""
 
     lm_eval_version: Text = _key("version of lm-eval")
     tasks: Texts = _list("tasks and suites that the recipe names")
-    models: Rows[EvaluatedModel] = _list("scores of the trained models")
-    at: Rows[EvaluatedModel] = _list("scores of snapshots in mid-training")
+    models: Rows[EvaluatedModelRecord] = _list("scores of the trained models")
+    at: Rows[EvaluatedModelRecord] = _list("scores of snapshots in mid-training")
     failures: Rows[Failure] = _list("tasks that failed")
 
 
@@ -401,7 +403,7 @@ class Sample(_Part):
 
 
 @dataclass(frozen=True)
-class Cost:
+class TrainingCost:
     """Cost of one or several trainings; None where the record does not have it."""
 
     tokens: float | None = None
@@ -409,7 +411,7 @@ class Cost:
     seconds: float | None = None
 
 
-class RunRecord(Start):
+class RunRecord(StartRecord):
     """run.json: what a run was asked for, what happened, and what came of it."""
 
     format: Number = _key("version of this format: 1")
@@ -424,7 +426,7 @@ class RunRecord(Start):
     recipe: Values = _dict("the recipe with all defaults filled in")
     origins: Values = _dict("where each value comes from: file, preset, `--set`, default")
     scaled: Text = _key("how `--scale` reduced the recipe, where it did")
-    earlier: Rows[Start] = _list("versions and machines of earlier starts, where they differ")
+    earlier: Rows[StartRecord] = _list("versions and machines of earlier starts, where they differ")
     allowed_changes: Texts = _list("recipe keys that a later start was allowed to change")
     settings: Values = _dict("device, precision and kernels of the target's training")
     reference: ReferenceFacts = _part(ReferenceFacts, "the large model")
@@ -435,8 +437,8 @@ class RunRecord(Start):
     ledger: Rows[LedgerEntry] = _list("every cost")
     notes: Texts = _list("sentences that qualify the result")
     result: Result = _part(Result, "the result; missing while the run is not finished")
-    analysis: Maybe[Analysis] = _key("attention and importance of layers")
-    evaluation: Evaluation = _part(Evaluation, "task scores")
+    analysis: Maybe[AnalysisRecord] = _key("attention and importance of layers")
+    evaluation: EvaluationRecord = _part(EvaluationRecord, "task scores")
     samples: Rows[Sample] = _list("generated text")
 
     # --- the target and its controls ---
@@ -555,23 +557,23 @@ class RunRecord(Start):
         return [entry for entry in self.ledger if not entry.borrowed]
 
     @property
-    def target_cost(self) -> Cost:
+    def target_cost(self) -> TrainingCost:
         """Cost of all rounds of the target, those that were thrown away included."""
-        return Cost(
+        return TrainingCost(
             tokens=_sum([row.tokens for row in self.rounds]),
             flops=_sum([row.flops for row in self.rounds]),
             seconds=_sum([row.seconds for row in self.rounds]),
         )
 
     @property
-    def reference_cost(self) -> Cost:
+    def reference_cost(self) -> TrainingCost:
         """Cost of the reference's own training, wherever that was."""
         trained_tokens = self.reference.trained_tokens
         for entry in self.ledger:
             if (entry.item or "").lower().startswith("reference training"):
                 tokens = entry.tokens or trained_tokens or None
-                return Cost(tokens, entry.flops or None, entry.seconds)
-        return Cost(trained_tokens or None)
+                return TrainingCost(tokens, entry.flops or None, entry.seconds)
+        return TrainingCost(trained_tokens or None)
 
 
 def read_run_json(run_root: Path) -> dict[str, Any]:

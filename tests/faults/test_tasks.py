@@ -17,7 +17,7 @@ from inheritune.recipe.schema import Recipe
 from inheritune.reporting.task_tables import scores_table
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
-from inheritune.run_record import EvaluatedModel
+from inheritune.run_record import EvaluatedModelRecord
 
 
 def evaluated(model: Path, out: Path, *options: object) -> Result:
@@ -140,7 +140,7 @@ def test_a_result_without_a_number_is_a_dash_and_a_footnote() -> None:
     lacking = {"task": "piqa", "metrics": {"acc": {"value": None, "se": None}}}
     table = scores_table(
         [
-            EvaluatedModel.model_validate(m)
+            EvaluatedModelRecord.model_validate(m)
             for m in [{"model": "a", "scores": [given]}, {"model": "b", "scores": [lacking]}]
         ]
     )

@@ -17,7 +17,7 @@ from inheritune.reporting.comparison import write_comparison
 from inheritune.reporting.embed import as_data_script, presentable, shortened
 from inheritune.reporting.page import write_report
 from inheritune.reporting.quantities import exact
-from inheritune.reporting.section import Section
+from inheritune.reporting.section import PageSection
 from inheritune.reporting.table import Column, Table
 from inheritune.run_record import RunRecord
 
@@ -104,8 +104,8 @@ def test_a_part_of_the_run_may_supply_a_section(
 ) -> None:
     table = Table("lazy-layers", [Column("layer"), Column("rank", show=exact)], [["<b>", 3]])
 
-    def supply(record: RunRecord) -> Section | None:
-        return Section("lazy", "Attention", ["Two layers are lazy."], [], [table])
+    def supply(record: RunRecord) -> PageSection | None:
+        return PageSection("lazy", "Attention", ["Two layers are lazy."], [], [table])
 
     monkeypatch.setattr("inheritune.reporting.page._SECTIONS", (supply, lambda record: None))
     run = synthetic.build_run(tmp_path)
@@ -292,7 +292,7 @@ def test_a_long_text_in_a_cell_may_wrap_and_a_short_one_may_not(
     synthetic: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = Table("t", [Column("a"), Column("b"), Column("c")], [["x", "y", "long " * 20]])
-    part = Section("lazy", "Attention", [], [], [table])
+    part = PageSection("lazy", "Attention", [], [], [table])
     monkeypatch.setattr("inheritune.reporting.page._SECTIONS", (lambda record: part,))
     written = _markup(write_report(synthetic.build_run(tmp_path)))
     assert '<td class="short">y</td>' in written and '<td class="long">long long' in written

@@ -8,7 +8,7 @@ from inheritune.evaluation.suites import SUITES
 from inheritune.reporting.published_tables import compute_table, published
 from inheritune.reporting.score_marks import CHANCE_NOTE, at_chance, is_bold, share_se
 from inheritune.reporting.task_tables import published_table, scores_table, task_tables
-from inheritune.run_record import EvaluatedModel, RunRecord
+from inheritune.run_record import EvaluatedModelRecord, RunRecord
 
 typed = RunRecord.model_validate
 
@@ -40,7 +40,7 @@ def test_the_authors_bold_set_comes_out_ten_times_of_ten() -> None:
     table = published_table(typed({}), SUITES["low-data"])
     row = next(i for i, values in enumerate(table.values) if values[0] == "Ours-1.5B")
     printed = {row["task"]: row["bold_published"] == "yes" for row in published("table2_bold")}
-    found = {q.key: table.is_bold(row, 4 + c) for c, q in enumerate(SUITES["low-data"].questions)}
+    found = {q.key: table.is_bold(row, 4 + c) for c, q in enumerate(SUITES["low-data"].tasks)}
     assert found == printed
     assert len(found) == 10
 
@@ -49,7 +49,7 @@ def test_in_the_published_row_only_piqa_is_above_guessing() -> None:
     table = published_table(typed({}), SUITES["low-data"])
     row = next(i for i, values in enumerate(table.values) if values[0] == "Ours-1.5B")
     marked = {
-        q.title: table.marks[row, 4 + c].chance for c, q in enumerate(SUITES["low-data"].questions)
+        q.title: table.marks[row, 4 + c].chance for c, q in enumerate(SUITES["low-data"].tasks)
     }
     assert [title for title, chance in marked.items() if not chance] == ["PIQA"]
 
@@ -167,7 +167,7 @@ def test_a_table_of_any_tasks_has_a_column_for_each_metric() -> None:
         {"model": "a", "scores": [score("mine", acc=0.5, f1=0.4)]},
         {"model": "b", "scores": []},
     ]
-    table = scores_table([EvaluatedModel.model_validate(m) for m in models])
+    table = scores_table([EvaluatedModelRecord.model_validate(m) for m in models])
     assert table.headers == ["model", "mine, acc (%)", "mine, f1 (%)"]
     assert table.rows == [["a", "50.00 ± 1", "40.00 ± 1"], ["b", "—", "—"]]
 
@@ -182,7 +182,7 @@ def test_what_is_no_better_than_guessing_is_marked_there_too() -> None:
         score("mine", "acc", 0.1, 0.1),  # nobody knows what guessing gives
     ]
     table = scores_table(
-        [EvaluatedModel.model_validate(m) for m in [{"name": "target", "scores": scores}]]
+        [EvaluatedModelRecord.model_validate(m) for m in [{"name": "target", "scores": scores}]]
     )
     assert table.rows == [["target", "55.00 ± 3 †", "70.00 ± 1", "10.00 ± 10"]]
     assert CHANCE_NOTE in table.notes
@@ -190,7 +190,7 @@ def test_what_is_no_better_than_guessing_is_marked_there_too() -> None:
 
 def test_a_hostile_name_stays_text() -> None:
     models = [{"model": "<b>|\\evil_{$", "scores": [score("mine", acc=0.5)]}]
-    table = scores_table([EvaluatedModel.model_validate(m) for m in models])
+    table = scores_table([EvaluatedModelRecord.model_validate(m) for m in models])
     assert "<b>" not in table.markdown()
     assert table.markdown().count("|") - table.markdown().count("\\|") == 3 * 3
     assert r"\textbackslash{}evil\_\{\$" in table.latex()

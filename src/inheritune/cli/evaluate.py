@@ -123,11 +123,11 @@ def _show(evaluation: "Evaluation") -> None:
     from inheritune.cli.terminal import show_table
     from inheritune.reporting.table import Column, Table
     from inheritune.reporting.task_tables import scores_table
-    from inheritune.run_record import EvaluatedModel
+    from inheritune.run_record import EvaluatedModelRecord
     from inheritune.system.terminal import Terminal
 
     # On a terminal there is more room for models beside each other than for tasks.
-    models = [EvaluatedModel.model_validate(model.as_json()) for model in evaluation.models]
+    models = [EvaluatedModelRecord.model_validate(model.as_json()) for model in evaluation.models]
     scores = scores_table(models)
     columns = [Column(""), *(Column(row[0], show=str) for row in scores.rows)]
     values = [

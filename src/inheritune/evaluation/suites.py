@@ -11,12 +11,12 @@ MEAN_OF_SUBJECTS = "acc_mean_of_subjects"
 
 
 @dataclass(frozen=True)
-class Question:
+class SuiteTask:
     """A task of a suite: one column of its table.
 
     Attributes:
         title: Title of the column.
-        task: Name in lm-eval.
+        name: Name in lm-eval.
         metric: Metric in the column.
         shots: Examples before each question; None: as the task says.
         chance: Score of guessing, in percent; None if there is no such figure.
@@ -28,7 +28,7 @@ class Question:
     """
 
     title: str
-    task: str
+    name: str
     metric: str = "acc"
     shots: int | None = None
     chance: float | None = None
@@ -55,44 +55,44 @@ class Suite:
 
     Attributes:
         name: Name in recipes and on the command line.
-        questions: In the order of the published columns.
+        tasks: In the order of the published columns.
         averaged: Titles of the columns in the published average.
     """
 
     name: str
-    questions: tuple[Question, ...]
+    tasks: tuple[SuiteTask, ...]
     averaged: tuple[str, ...] = ()
 
 
 # arXiv 2404.08634v1, Table 3. TruthfulQA has no chance level: untrained models score about 48-50.
 _LOW_DATA = (
-    Question("Winograd", "wsc", "acc", 0, 50.0, 63.46, "winograd_wsc", items=104),
-    Question("PIQA", "piqa", "acc", 0, 50.0, None, "piqa", items=1838),
-    Question("BoolQ", "boolq", "acc", 0, 50.0, 62.17, "boolq", items=3270),
-    Question("WinoGrande", "winogrande", "acc", 0, 50.0, None, "winogrande", items=1267),
-    Question("LogiQA", "logiqa", "acc", 0, 25.0, None, "logiqa", items=651),
-    Question("MMLU (5)", "mmlu", MEAN_OF_SUBJECTS, 5, 25.0, None, "mmlu_5shot", items=14042),
-    Question("WNLI", "wnli", "acc", 0, 50.0, 56.34, "wnli", items=71),
-    Question("QNLI", "qnli", "acc", 0, 50.0, 50.54, "qnli", items=5463),
-    Question("MNLI", "mnli", "acc", 0, 100 / 3, 35.45, "mnli", items=9815),
-    Question("TruthfulQA", "truthfulqa_mc2", "acc", 0, None, 50.0, "truthfulqa", items=817),
+    SuiteTask("Winograd", "wsc", "acc", 0, 50.0, 63.46, "winograd_wsc", items=104),
+    SuiteTask("PIQA", "piqa", "acc", 0, 50.0, None, "piqa", items=1838),
+    SuiteTask("BoolQ", "boolq", "acc", 0, 50.0, 62.17, "boolq", items=3270),
+    SuiteTask("WinoGrande", "winogrande", "acc", 0, 50.0, None, "winogrande", items=1267),
+    SuiteTask("LogiQA", "logiqa", "acc", 0, 25.0, None, "logiqa", items=651),
+    SuiteTask("MMLU (5)", "mmlu", MEAN_OF_SUBJECTS, 5, 25.0, None, "mmlu_5shot", items=14042),
+    SuiteTask("WNLI", "wnli", "acc", 0, 50.0, 56.34, "wnli", items=71),
+    SuiteTask("QNLI", "qnli", "acc", 0, 50.0, 50.54, "qnli", items=5463),
+    SuiteTask("MNLI", "mnli", "acc", 0, 100 / 3, 35.45, "mnli", items=9815),
+    SuiteTask("TruthfulQA", "truthfulqa_mc2", "acc", 0, None, 50.0, "truthfulqa", items=817),
 )
-_WIKITEXT = Question(
+_WIKITEXT = SuiteTask(
     "Wikitext ppl", "wikitext", "word_perplexity", 0, key="wikitext_ppl", lower=True
 )
-_LAMBADA = Question(
+_LAMBADA = SuiteTask(
     "LAMBADA", "lambada_openai", "acc", 0, 0.0, key="lambada_openai_acc", items=5153
 )
-_LAMBADA_PPL = Question("LAMBADA ppl", "lambada_openai", "perplexity", 0, lower=True)
-_VAL_LOSS = Question("val_loss", VAL_LOSS, VAL_LOSS, key="val_loss", lower=True)
+_LAMBADA_PPL = SuiteTask("LAMBADA ppl", "lambada_openai", "perplexity", 0, lower=True)
+_VAL_LOSS = SuiteTask("val_loss", VAL_LOSS, VAL_LOSS, key="val_loss", lower=True)
 _LATER = (
-    Question("ARC-E", "arc_easy", "acc", 0, 25.0, None, "arc_easy_acc", items=2376),
-    Question("PIQA", "piqa", "acc", 0, 50.0, None, "piqa_acc", items=1838),
-    Question("SciQ", "sciq", "acc", 0, 25.0, None, "sciq_acc", items=1000),
-    Question(
+    SuiteTask("ARC-E", "arc_easy", "acc", 0, 25.0, None, "arc_easy_acc", items=2376),
+    SuiteTask("PIQA", "piqa", "acc", 0, 50.0, None, "piqa_acc", items=1838),
+    SuiteTask("SciQ", "sciq", "acc", 0, 25.0, None, "sciq_acc", items=1000),
+    SuiteTask(
         "HellaSwag", "hellaswag", "acc_norm", 0, 25.0, None, "hellaswag_acc_norm", items=10042
     ),
-    Question("LAMBADA", "lambada_openai", "acc", 0, 0.0, None, "lambada_acc", items=5153),
+    SuiteTask("LAMBADA", "lambada_openai", "acc", 0, 0.0, None, "lambada_acc", items=5153),
 )
 
 SUITES = {
@@ -104,7 +104,7 @@ SUITES = {
             tuple(q.title for q in _LOW_DATA if not q.title.startswith("MMLU")),
         ),
         Suite("full-data", (_VAL_LOSS, _WIKITEXT, _LAMBADA, _LAMBADA_PPL)),
-        Suite("later", _LATER, tuple(question.title for question in _LATER)),
+        Suite("later", _LATER, tuple(task.title for task in _LATER)),
     )
 }
 
@@ -123,7 +123,7 @@ def tasks_with_shots(
     """
     pairs: dict[str, int | None] = {}
     for name in names:
-        columns = [(q.task, q.shots) for q in SUITES[name].questions] if name in SUITES else []
+        columns = [(q.name, q.shots) for q in SUITES[name].tasks] if name in SUITES else []
         for task, usual_shots in columns or [(name, None)]:
             pairs.setdefault(task, usual_shots if shots is None else shots)
     return list(pairs.items())

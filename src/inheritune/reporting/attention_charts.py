@@ -6,14 +6,14 @@ from operator import attrgetter
 from typing import Any
 
 from inheritune.reporting.quantities import exact, formatted, percent, signed
-from inheritune.reporting.section import Chart, Section, finished_spec
+from inheritune.reporting.section import Chart, PageSection, finished_spec
 from inheritune.reporting.series import REFERENCE, TARGET, Style
 from inheritune.reporting.table import Column, Table
 from inheritune.run_record import (
     AnalysedModel,
-    Analysis,
-    LayerAttention,
-    LayerImportance,
+    AnalysisRecord,
+    LayerAttentionRecord,
+    LayerImportanceRecord,
     Level,
     RunRecord,
 )
@@ -34,8 +34,8 @@ _CALIBRATION = ("pure sink", "uniform over the past", "window of 8", "previous t
 class _Layer:
     role: str  # of its model
     index: int
-    attention: LayerAttention
-    importance: LayerImportance
+    attention: LayerAttentionRecord
+    importance: LayerImportanceRecord
 
     @property
     def laziness(self) -> str | None:
@@ -110,9 +110,9 @@ _MEASURES = (
 )
 
 
-def attention_section(record: RunRecord) -> Section | None:
+def attention_section(record: RunRecord) -> PageSection | None:
     """Chart every head, and rank, mass and importance of each layer; None without an analysis."""
-    analysis = record.analysis or Analysis()
+    analysis = record.analysis or AnalysisRecord()
     models = [model for row in analysis.models if (model := _model(row)).layers]
     if not models:
         return None
@@ -130,7 +130,7 @@ def attention_section(record: RunRecord) -> Section | None:
         if any(measure.value(layer) is not None for model in models for layer in model.layers)
     ]
     text = _sentences(analysis, models)
-    return Section("inside", "Attention and layers", text, charts, files=[by_layer, by_head])
+    return PageSection("inside", "Attention and layers", text, charts, files=[by_layer, by_head])
 
 
 def _with_table(chart: Chart, table: Table) -> Chart:
@@ -151,15 +151,15 @@ def _model(row: AnalysedModel) -> _Model:
         _Layer(
             role,
             int(i),
-            attention.get(i, LayerAttention()),
-            importance.get(i, LayerImportance()),
+            attention.get(i, LayerAttentionRecord()),
+            importance.get(i, LayerImportanceRecord()),
         )
         for i in indices
     ]
     return _Model(role, layers)
 
 
-def _sentences(analysis: Analysis, models: Sequence[_Model]) -> list[str]:
+def _sentences(analysis: AnalysisRecord, models: Sequence[_Model]) -> list[str]:
     sample, advice = analysis.sequences, analysis.advice
     sentences = [
         f"Measured on {exact(sample.sequences)} sequences of {exact(sample.tokens_per_sequence)} "

@@ -9,7 +9,7 @@ from inheritune.reporting.document import document, filled
 from inheritune.reporting.embed import presentable, shortened
 from inheritune.reporting.loss_charts import val_loss_chart
 from inheritune.reporting.page import (
-    Report,
+    RunReport,
     data_address,
     finding,
     read_report,
@@ -44,7 +44,7 @@ class ComparedRun:
 @dataclass(frozen=True)
 class _Run:
     name: str
-    report: Report
+    report: RunReport
 
     @property
     def record(self) -> RunRecord:
@@ -82,7 +82,7 @@ def write_comparison(roots: Sequence[Path], out: Path) -> list[ComparedRun]:
     return [ComparedRun(run.name, run.record.outcome, verdict(run.record)) for run in runs]
 
 
-def _unique_names(reports: Sequence[Report], roots: Sequence[Path]) -> list[str]:
+def _unique_names(reports: Sequence[RunReport], roots: Sequence[Path]) -> list[str]:
     """Name of each run; followed by its number where another has the same name."""
     names = [
         (report.record.name or str(presentable(root.name)) or "unnamed run")[:60]

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from inheritune.errors import DataError, MachineError
 from inheritune.reporting.document import document
 from inheritune.reporting.embed import presentable, shortened
-from inheritune.reporting.page import Report, page_content, page_title, read_report
+from inheritune.reporting.page import RunReport, page_content, page_title, read_report
 from inheritune.reporting.vega import chart_data
 from inheritune.run_directory import Run
 from inheritune.run_record import RunRecord
@@ -84,12 +84,12 @@ def live_page(root: Path) -> Version:
     return Version(tag, page, change)
 
 
-def _read(root: Path) -> Report:
+def _read(root: Path) -> RunReport:
     try:
         return read_report(root)
     except DataError as error:
         # The directory may be about to be filled, or a file may be half written.
-        return Report({}, RunRecord(), problems=[presentable(error.message)])
+        return RunReport({}, RunRecord(), problems=[presentable(error.message)])
 
 
 def _file_states(root: Path) -> list[tuple[str, int, int]]:

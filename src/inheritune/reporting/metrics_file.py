@@ -65,7 +65,7 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Metrics:
+class MetricsFile:
     """The content of one file."""
 
     points: list[tuple[int, float]]  # (tokens, val_loss in nats), in order of tokens
@@ -74,12 +74,12 @@ class Metrics:
     problems: list[str]  # sentences about what could not be read
 
 
-def read_metrics(path: Path) -> Metrics:
+def read_metrics(path: Path) -> MetricsFile:
     """Read ``metrics.jsonl`` as a stream, since a run may have a million rows.
 
     A missing file, a torn line or a foreign row becomes a problem of the result, never an error.
     """
-    reader = _Reader()
+    reader = _MetricsReader()
     try:
         every = 1 + path.stat().st_size // _READ_WHOLE
         with path.open("rb") as lines:
@@ -89,11 +89,11 @@ def read_metrics(path: Path) -> Metrics:
                 reader.take(line)
     except OSError as error:
         problem = f"metrics.jsonl cannot be read ({error.strerror})"
-        return Metrics([], Health(), Course(), [problem])
+        return MetricsFile([], Health(), Course(), [problem])
     return reader.metrics(every)
 
 
-class _Reader:
+class _MetricsReader:
     """Collects rows, one after the other."""
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ class _Reader:
         course.losses.append(_or_nan(_number(row, "loss")))
         course.speeds.append(_or_nan(_number(row, "tokens_per_s")))
 
-    def metrics(self, every: int) -> Metrics:
+    def metrics(self, every: int) -> MetricsFile:
         speeds = [speed for speed in self._course.speeds if speed == speed]
         self._health.median_speed = statistics.median(speeds) if speeds else None
         self._health.median_mfu = statistics.median(self._mfu) if self._mfu else None
@@ -158,7 +158,7 @@ class _Reader:
                 f"metrics.jsonl is large: one in {every} of the ordinary steps is read, so the "
                 "highest gradient norm may be missed"
             )
-        return Metrics(sorted(self._points.items()), self._health, self._course, problems)
+        return MetricsFile(sorted(self._points.items()), self._health, self._course, problems)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

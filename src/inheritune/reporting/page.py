@@ -19,7 +19,7 @@ from inheritune.reporting.loss_charts import loss_charts
 from inheritune.reporting.progress import trainings_in_progress
 from inheritune.reporting.provenance import facts_of_data, overlap, provenance, recipe, settings
 from inheritune.reporting.run_tables import ledger_table, rounds_table, seeds_table, variants_table
-from inheritune.reporting.section import Chart, Section
+from inheritune.reporting.section import Chart, PageSection
 from inheritune.reporting.summary import facts, missing, scale
 from inheritune.reporting.table import Table
 from inheritune.reporting.task_tables import task_section
@@ -40,11 +40,11 @@ _MAX_SAMPLES, _MAX_SAMPLE = 60, 3_000  # samples; characters of one
 _MAX_NOTES, _MAX_NOTE = 50, 1_000
 
 # Sections between the loss curves and the rounds.
-_SECTIONS: Sequence[Callable[[RunRecord], Section | None]] = (attention_section, task_section)
+_SECTIONS: Sequence[Callable[[RunRecord], PageSection | None]] = (attention_section, task_section)
 
 
 @dataclass(frozen=True)
-class Report:
+class RunReport:
     """A run as its page shows it."""
 
     content: Mapping[str, Any]  # run.json as the page embeds it: nothing private, nothing that runs
@@ -59,7 +59,7 @@ class Report:
         return [*loss_charts(self.record, self.curves), *([training] if training else [])]
 
     @cached_property
-    def sections(self) -> list[Section]:
+    def sections(self) -> list[PageSection]:
         """Sections that the record has something for."""
         return [section for make in _SECTIONS if (section := make(self.record)) is not None]
 
@@ -122,7 +122,7 @@ def write_report(run_root: Path) -> Path:
     return folder / "index.html"
 
 
-def read_report(run_root: Path) -> Report:
+def read_report(run_root: Path) -> RunReport:
     """Read a run and make the sections of its page; raises as `write_report`."""
     problems: list[str] = []
     try:
@@ -140,15 +140,15 @@ def read_report(run_root: Path) -> Report:
             f"{run_root} holds a training without a recipe, which has no report.",
             f"Its result is in {run_root / 'run.json'}, its losses in metrics.jsonl.",
         )
-    return Report(content, record, read_curves(run_root, record), problems)
+    return RunReport(content, record, read_curves(run_root, record), problems)
 
 
-def page_title(report: Report) -> str:
+def page_title(report: RunReport) -> str:
     """Title of the page: the outcome first, since it is what a browser tab shows."""
     return f"{headline(report.record)} · {_name(report.record)} · inheritune"
 
 
-def page_content(report: Report, drawings: Mapping[str, str]) -> Markup:
+def page_content(report: RunReport, drawings: Mapping[str, str]) -> Markup:
     """Fill the page's main element; ``drawings`` are SVGs by name of chart, and may be missing."""
     record, curves = report.record, report.curves
     return filled(
@@ -212,7 +212,7 @@ def write_file(path: Path, content: bytes) -> None:
     write_bytes(path, content)
 
 
-def _page(report: Report, drawings: Mapping[str, str]) -> bytes:
+def _page(report: RunReport, drawings: Mapping[str, str]) -> bytes:
     return document(
         page_title(report),
         page_content(report, drawings),

@@ -13,7 +13,7 @@ from inheritune.reporting.quantities import (
     loss,
     percent,
 )
-from inheritune.run_record import ReferenceLoss, RunRecord, Start, finite_number
+from inheritune.run_record import ReferenceLoss, RunRecord, StartRecord, finite_number
 
 
 def facts_of_data(record: RunRecord) -> list[tuple[str, str]]:
@@ -97,7 +97,7 @@ def _earlier_differences(record: RunRecord) -> list[str]:
     return list(dict.fromkeys(difference for difference in differences if difference))
 
 
-def _environment(start: Start) -> dict[str, str]:
+def _environment(start: StartRecord) -> dict[str, str]:
     environment = {key: str(value) for key, value in start.versions.items()}
     environment["processes"] = _text(start.processes)
     environment |= {key: _text(start.machine.get(key)) for key in ("processor", "cores", "system")}

@@ -25,7 +25,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """One section of the page."""
 
     name: str  # anchor of the section in links: letters and hyphens

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from inheritune.reporting.curves import Curve
 from inheritune.reporting.quantities import amount, duration, flops, loss, percent, signed
-from inheritune.run_record import Cost, RunRecord, TrainedModel
+from inheritune.run_record import RunRecord, TrainedModel, TrainingCost
 
 _MAX_MARKS = 8
 _MAX_PROBLEMS = 20
@@ -136,7 +136,7 @@ def _cost(record: RunRecord) -> Fact | None:
     return Fact("Cost of the target", f"{amount(cost.tokens)} tokens", details)
 
 
-def _shares(cost: Cost, reference: Cost) -> list[str]:
+def _shares(cost: TrainingCost, reference: TrainingCost) -> list[str]:
     parts = []
     if cost.tokens is not None and reference.tokens:
         parts.append(f"{percent(cost.tokens / reference.tokens)} of the reference's tokens")

@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inheritune.evaluation.suites import SUITES, VAL_LOSS, Question, Suite
+from inheritune.evaluation.suites import SUITES, VAL_LOSS, Suite, SuiteTask
 from inheritune.reporting.published_tables import compute_table, number_of, published
 from inheritune.reporting.quantities import amount, exact, formatted
 from inheritune.reporting.score_marks import BOLD_RULE, CHANCE_NOTE, at_chance, is_bold, share_se
-from inheritune.reporting.section import Section
+from inheritune.reporting.section import PageSection
 from inheritune.reporting.table import Column, Mark, Table
 from inheritune.run_record import (
-    EvaluatedModel,
+    EvaluatedModelRecord,
     Failure,
-    Metric,
+    MetricRecord,
     RunRecord,
-    Score,
+    ScoreRecord,
     TrainedModel,
 )
 
@@ -25,13 +25,13 @@ _percent, _four_digits = formatted(".2f"), formatted(".4g")
 _COMPARABLE = ("version", "limit", "batch_size", "dtype", "add_bos", "data", "lm_eval")
 
 
-def task_section(record: RunRecord) -> Section | None:
+def task_section(record: RunRecord) -> PageSection | None:
     """The page's section on tasks and compute; None where there is nothing for it."""
     tables = task_tables(record)
     if not tables:
         return None
     title = "Tasks and compute" if record.evaluation.models else "Compute"
-    return Section("tasks", title, tables=tables)
+    return PageSection("tasks", title, tables=tables)
 
 
 def task_tables(record: RunRecord) -> list[Table]:
@@ -98,18 +98,18 @@ def published_table(record: RunRecord, suite: Suite) -> Table:
 
     A record without scores of its own gives the published rows only.
     """
-    layout, questions = _LAYOUTS[suite.name], list(suite.questions)
-    old = [_published_row(row, layout, questions) for row in published(layout.file)]
-    new = _own_rows(record, questions)
+    layout, tasks = _LAYOUTS[suite.name], list(suite.tasks)
+    old = [_published_row(row, layout, tasks) for row in published(layout.file)]
+    new = _own_rows(record, tasks)
     marks: dict[tuple[int, int], Mark] = {}
     values, first = [], 4
     for r, row in enumerate([*old, *new]):
         values.append([*row.label, *(cell.value for cell in row.cells), *_average(row, suite)])
         peers = old if row.published else new
-        for c, (question, cell) in enumerate(zip(questions, row.cells, strict=True)):
+        for c, (task, cell) in enumerate(zip(tasks, row.cells, strict=True)):
             if cell.value is not None:
-                bold = row.role == "target" and _is_bold(c, question, cell, peers, old)
-                chance = question.percent and at_chance(cell.value, cell.se, question.floor)
+                bold = row.role == "target" and _is_bold(c, task, cell, peers, old)
+                chance = task.percent and at_chance(cell.value, cell.se, task.floor)
                 shown_se = None if row.published else cell.se
                 marks[r, first + c] = Mark(shown_se, bold, chance)
     columns = [
@@ -119,7 +119,7 @@ def published_table(record: RunRecord, suite: Suite) -> Table:
         Column("tokens or steps"),
         *(
             Column(q.title, "%" if q.percent else "", _percent if q.percent else _four_digits)
-            for q in questions
+            for q in tasks
         ),
         *([Column(f"average of {len(suite.averaged)}", "%", _percent)] if suite.averaged else []),
     ]
@@ -127,11 +127,11 @@ def published_table(record: RunRecord, suite: Suite) -> Table:
     return Table(layout.name, columns, values, _notes(suite, new), title, marks)
 
 
-def _published_row(row: dict[str, str], layout: _Layout, questions: Sequence[Question]) -> _Row:
+def _published_row(row: dict[str, str], layout: _Layout, tasks: Sequence[SuiteTask]) -> _Row:
     cells = []
-    for question in questions:
-        value = number_of(row, question.key)
-        se = None if value is None else share_se(value, question.items)
+    for task in tasks:
+        value = number_of(row, task.key)
+        se = None if value is None else share_se(value, task.items)
         cells.append(_Cell(value, se))
     label = [
         row[key] if key and row.get(key) else None
@@ -145,19 +145,19 @@ def _published_row(row: dict[str, str], layout: _Layout, questions: Sequence[Que
     return _Row(label, cells, role, True)
 
 
-def _own_rows(record: RunRecord, questions: Sequence[Question]) -> list[_Row]:
+def _own_rows(record: RunRecord, tasks: Sequence[SuiteTask]) -> list[_Row]:
     models = record.evaluation.models
     # By size, too: stacking and variants that start grown have several.
     trained = {(row.name, row.layers): row for row in record.variants}
-    reference = next((m for m in models if m.role == "reference"), EvaluatedModel())
+    reference = next((m for m in models if m.role == "reference"), EvaluatedModelRecord())
     rows = []
     for model in models:
         row = trained.get((model.name, model.layers), TrainedModel())
         cells = [
             _Cell(row.val_loss, row.val_loss_se, comparable=False)
-            if question.task == VAL_LOSS
-            else _own_cell(model, question, reference)
-            for question in questions
+            if task.name == VAL_LOSS
+            else _own_cell(model, task, reference)
+            for task in tasks
         ]
         label = [
             f"{model.name or ''} (this run)",
@@ -169,29 +169,31 @@ def _own_rows(record: RunRecord, questions: Sequence[Question]) -> list[_Row]:
     return rows
 
 
-def _own_cell(model: EvaluatedModel, question: Question, reference: EvaluatedModel) -> _Cell:
-    score = model.score(question.task)
+def _own_cell(
+    model: EvaluatedModelRecord, task: SuiteTask, reference: EvaluatedModelRecord
+) -> _Cell:
+    score = model.score(task.name)
     if not score:
         return _Cell(None)
-    who = f"{question.title}, {model.name}"
-    metric = score.metrics.get(question.metric, Metric())
+    who = f"{task.title}, {model.name}"
+    metric = score.metrics.get(task.metric, MetricRecord())
     if metric.value is None:
-        return _Cell(None, note=f"{who}: no {question.metric} in the result.")
-    reference_score = reference.score(question.task)
+        return _Cell(None, note=f"{who}: no {task.metric} in the result.")
+    reference_score = reference.score(task.name)
     if reference_score and _settings(score) != _settings(reference_score):
         return _Cell(None, note=f"{who}: not measured like the reference, so not shown.")
-    scale = 100.0 if question.percent else 1.0
-    comparable = score.shots == question.shots and not score.key.get("limit")
+    scale = 100.0 if task.percent else 1.0
+    comparable = score.shots == task.shots and not score.key.get("limit")
     se = None if metric.se is None else scale * metric.se
     return _Cell(scale * metric.value, se, comparable=comparable)
 
 
-def _settings(score: Score) -> list[Any]:
+def _settings(score: ScoreRecord) -> list[Any]:
     return [score.shots, *(score.key.get(name) for name in _COMPARABLE)]
 
 
 def _is_bold(
-    column: int, question: Question, cell: _Cell, peers: Sequence[_Row], old: Sequence[_Row]
+    column: int, task: SuiteTask, cell: _Cell, peers: Sequence[_Row], old: Sequence[_Row]
 ) -> bool:
     assert cell.value is not None
     reference = next((row.cells[column].value for row in peers if row.role == "reference"), None)
@@ -200,7 +202,7 @@ def _is_bold(
         for row in old
         if row.role == "baseline" and (value := row.cells[column].value) is not None
     ]
-    return is_bold(cell.value, reference, baselines if cell.comparable else [], question.lower)
+    return is_bold(cell.value, reference, baselines if cell.comparable else [], task.lower)
 
 
 def _average(row: _Row, suite: Suite) -> list[float | None]:
@@ -208,8 +210,8 @@ def _average(row: _Row, suite: Suite) -> list[float | None]:
         return []
     values = [
         cell.value
-        for question, cell in zip(suite.questions, row.cells, strict=True)
-        if question.title in suite.averaged
+        for task, cell in zip(suite.tasks, row.cells, strict=True)
+        if task.title in suite.averaged
     ]
     if not values or None in values:
         return [None]
@@ -252,10 +254,10 @@ class _MetricColumn:
         return Column(f"{self.task}, {self.metric}", unit, show)
 
 
-def scores_table(models: Sequence[EvaluatedModel], failures: Sequence[Failure] = ()) -> Table:
+def scores_table(models: Sequence[EvaluatedModelRecord], failures: Sequence[Failure] = ()) -> Table:
     """Every metric of every task, a row per model; failures become notes."""
     shown = _metric_columns(models)
-    floors = {(q.task, q.metric): q.floor for suite in SUITES.values() for q in suite.questions}
+    floors = {(q.name, q.metric): q.floor for suite in SUITES.values() for q in suite.tasks}
     values: list[list[Any]] = []
     marks: dict[tuple[int, int], Mark] = {}
     notes: list[str] = []
@@ -263,7 +265,7 @@ def scores_table(models: Sequence[EvaluatedModel], failures: Sequence[Failure] =
         name = model.name or model.model or ""
         values.append([name])
         for c, column in enumerate(shown, 1):
-            metric = model.score(column.task).metrics.get(column.metric, Metric())
+            metric = model.score(column.task).metrics.get(column.metric, MetricRecord())
             scale = 100.0 if column.is_share else 1.0
             value = None if metric.value is None else scale * metric.value
             se = None if metric.se is None else scale * metric.se
@@ -301,21 +303,21 @@ def tokens_table(record: RunRecord) -> Table:
     return Table("table3_tokens", columns, values, notes, "Scores against training tokens", marks)
 
 
-def _by_name_and_tokens(model: EvaluatedModel) -> tuple[str, float]:
+def _by_name_and_tokens(model: EvaluatedModelRecord) -> tuple[str, float]:
     return model.name or "", model.tokens or 0
 
 
-def _metric_columns(models: Sequence[EvaluatedModel]) -> list[_MetricColumn]:
+def _metric_columns(models: Sequence[EvaluatedModelRecord]) -> list[_MetricColumn]:
     """The metrics that the suites use; of other tasks, the first two."""
     usual: dict[str, list[str]] = {}
     for suite in SUITES.values():
-        for question in suite.questions:
-            usual.setdefault(question.task, []).append(question.metric)
+        for column in suite.tasks:
+            usual.setdefault(column.name, []).append(column.metric)
     columns: dict[tuple[str, str], _MetricColumn] = {}
     for score in (score for model in models for score in model.scores):
         task = score.task or ""
         for name in dict.fromkeys(usual.get(task) or list(score.metrics)[:2]):
-            metric = score.metrics.get(name, Metric())
+            metric = score.metrics.get(name, MetricRecord())
             is_share = not metric.lower and (metric.value is None or 0 <= metric.value <= 1)
             columns.setdefault((task, name), _MetricColumn(task, name, is_share))
     return list(columns.values())

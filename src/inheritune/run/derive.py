@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from inheritune.data.tokens import TokenDirectory
 from inheritune.recipe.schema import Recipe
-from inheritune.steps.analysis import asks_for_ranks, ranked
+from inheritune.steps.analysis import asks_for_ranks, with_attention_ranks
 from inheritune.steps.benchmark import Benchmark, measure_benchmark
 from inheritune.steps.controls import control_specs, publish_target, train_variant
 from inheritune.steps.growth import Growth, first_layers, round_spec
@@ -74,7 +74,7 @@ def derive(job: Job) -> Outcome:
     growth = _growth(recipe, reference)
     tokens = prepare_tokens(job, reference.model.path)
     if asks_for_ranks(recipe):  # attention decides where to start, or what a control inherits
-        reference = ranked(job, reference, tokens)
+        reference = with_attention_ranks(job, reference, tokens)
         growth = _growth(recipe, reference)
     for note in growth.notes:
         job.on_progress(Progress("growth", message=note))

@@ -16,7 +16,7 @@ from inheritune.run.record import add_analysis, add_evaluation, add_samples, rec
 from inheritune.run.session import Start, carry_out
 from inheritune.run_directory import Run
 from inheritune.run_record import RUN, RunRecord
-from inheritune.steps.analysis import analyze_run, asks_for_ranks, ranked
+from inheritune.steps.analysis import analyze_run, asks_for_ranks, with_attention_ranks
 from inheritune.steps.benchmark import measure_benchmark
 from inheritune.steps.controls import continue_texts, train_variant
 from inheritune.steps.growth import Growth, first_layers
@@ -203,7 +203,7 @@ def train_only(
         reference = open_reference(job)
         if asks_for_ranks(plan):
             tokens = prepare_tokens(job, reference.model.path)
-            reference = ranked(job, reference, tokens)
+            reference = with_attention_ranks(job, reference, tokens)
         num_layers = _layers_of(plan, name, reference, layers)
         ranks = reference.layers_by_rank
         check_starts(plan, reference.model, [num_layers], only=name, layers_by_rank=ranks)

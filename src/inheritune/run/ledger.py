@@ -8,7 +8,7 @@ import numpy as np
 
 from inheritune.recipe.schema import Cost, Recipe
 from inheritune.run.derive import Outcome, judge
-from inheritune.run_record import LedgerEntry, Price, Result, TrainedModel
+from inheritune.run_record import LedgerEntry, PriceRecord, Result, TrainedModel
 from inheritune.steps.benchmark import Benchmark
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.seeds import Repeated, together
@@ -185,8 +185,8 @@ def count_matched(target: Repeated, recipe: Recipe) -> int:
     return sum(judge(result, recipe.grow.tolerance) == "matched" for result in target.results)
 
 
-def _total_price(entries: Sequence[LedgerEntry], cost: Cost) -> Price | None:
+def _total_price(entries: Sequence[LedgerEntry], cost: Cost) -> PriceRecord | None:
     if cost.price_per_hour is None:
         return None
     paid = sum(entry.price or 0.0 for entry in entries)
-    return Price(paid=paid, currency=cost.currency, price_per_hour=cost.price_per_hour)
+    return PriceRecord(paid=paid, currency=cost.currency, price_per_hour=cost.price_per_hour)

@@ -17,7 +17,7 @@ from inheritune.run_record import (
     ReferenceLoss,
     Result,
     RunRecord,
-    Start,
+    StartRecord,
     TokenFacts,
     TrainedModel,
 )
@@ -63,7 +63,7 @@ def record_start(
             machine=here["machine"],
             processes=processes,
             earlier=[
-                Start.model_validate(start)
+                StartRecord.model_validate(start)
                 for index, start in enumerate(different)
                 if start not in different[:index]
             ],

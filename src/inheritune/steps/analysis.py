@@ -32,7 +32,7 @@ def asks_for_ranks(recipe: Recipe) -> bool:
     return by_rank or recipe.inherit.layers == "advice"
 
 
-def ranked(job: Job, reference: Reference, tokens: TokenDirectory) -> Reference:
+def with_attention_ranks(job: Job, reference: Reference, tokens: TokenDirectory) -> Reference:
     """Add the advice and the order of layers by rank to the reference, if the recipe needs them.
 
     Raises:

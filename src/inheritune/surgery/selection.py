@@ -10,7 +10,7 @@ To add a way of choosing layers:
    help texts.
 2. If it uses something measured on the reference, such as scores from calibration text, add a
    field for that to `LayerFacts`, name the field in the way's ``needs``, measure it where
-   ``layers_by_rank`` is measured (`steps.analysis.ranked`), and pass it on beside it
+   ``layers_by_rank`` is measured (`steps.analysis.with_attention_ranks`), and pass it on beside it
    (`steps.reference.Reference`, `steps.training_spec`).
 3. Put `FORMS` into the description of ``select`` in recipe/variants.py and rewrite
    recipes/recipe.schema.json; tests compare them.
