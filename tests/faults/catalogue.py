@@ -147,6 +147,8 @@ FAULTS = {
     "D26": ("a torn `metrics.jsonl`", "cut to the checkpoint, no step twice"),
     "D27": ("a tracker that is missing, raises or blocks", "one warning, training is not held up"),
     "D28": ("a clock that is set back", "durations stay right"),
+    "D29": ("a start left by a kill, and then another recipe", "made anew, never trained as it is"),
+    "D30": ("a user's copy of a checkpoint beside it", "neither loaded nor deleted"),
     # --- tasks, pages, publishing, watching ---
     "E1": (
         "no lm-eval, an unknown task, a data set that is not here",

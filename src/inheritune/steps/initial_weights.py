@@ -1,9 +1,11 @@
 """Write the model that a training starts from, and check beforehand that it can be made."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from inheritune.errors import RecipeError, SourceError
+from inheritune.errors import DataError, RecipeError, SourceError
 from inheritune.model_files.config import cut_config, text_config
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import ModelDirectory, open_model
@@ -15,9 +17,11 @@ from inheritune.surgery.grow import check_grow, grow
 from inheritune.surgery.half_width import half_width, half_width_headers
 from inheritune.surgery.stack import check_stack, stack
 from inheritune.system.files import write_json
+from inheritune.system.strict_json import read_json
 
 # Records of how a start was made; they stay beside the trained model.
 _RECORDS = ("inherit.json", "start.json")
+_MADE_FROM = "made_from.json"  # in the start: everything that decided it
 
 
 def check_starts(
@@ -85,30 +89,65 @@ def _check(reference: ModelDirectory, spec: TrainingSpec) -> None:
 
 
 def write_start(task: TrainingTask, reference: ModelDirectory) -> None:
-    """Write ``start/`` of a training, unless it is there.
+    """Write ``start/`` of a training, unless the one that is there was made from the same.
 
-    A fresh start is a config alone: the training initialises the weights, by its seed.
+    A run may have been killed before its first checkpoint, and its recipe changed since.
     """
-    spec, start = task.spec, task.directory / "start"
-    if spec.start == "fresh":
-        if not (start / "config.json").exists():
-            start.mkdir(parents=True, exist_ok=True)
-            copy_side_files(reference.path, start)
-            config, _ = cut_config(reference.config, spec.layers)
-            write_json(start / "config.json", config)
-        return
-    if not start.exists():
-        _write_weights(task, reference)
+    start = task.directory / "start"
+    smaller = None  # the trained model that this one is made from, beside the reference
+    if task.spec.grown_from is not None:
+        smaller = open_model(str(task.job.run.root / task.spec.grown_from / "model"))
+    made_from = _made_from(task, reference, smaller)
+    if not _is_made_from(start, made_from):
+        # The record goes first and comes last: with it, the start is whole.
+        (start / _MADE_FROM).unlink(missing_ok=True)
+        shutil.rmtree(start, ignore_errors=True)
+        if task.spec.start == "fresh":
+            _write_config(task.spec, reference, start)
+        else:
+            _write_weights(task, reference, smaller)
+        write_json(start / _MADE_FROM, made_from)
     for record in _RECORDS:
+        (task.directory / record).unlink(missing_ok=True)
         if (start / record).exists():
             shutil.copyfile(start / record, task.directory / record)
 
 
-def _write_weights(task: TrainingTask, reference: ModelDirectory) -> None:
+def _made_from(
+    task: TrainingTask, reference: ModelDirectory, smaller: ModelDirectory | None
+) -> dict[str, Any]:
+    """Everything that decides the start, as JSON values."""
+    spec = task.spec
+    return {
+        "reference": reference.digest,
+        "smaller": None if smaller is None else smaller.digest,
+        "start": spec.start,
+        "layers": spec.layers,
+        "kept": None if spec.inherited_layers is None else list(spec.inherited_layers),
+        "parts": spec.parts,
+        "seed": None if spec.parts == "all" else task.train.seed,  # of the parts left out
+    }
+
+
+def _is_made_from(start: Path, made_from: Mapping[str, Any]) -> bool:
+    try:
+        return bool(read_json(start / _MADE_FROM) == made_from)
+    except DataError:  # missing, as in runs of version 0.1.0, or broken
+        return False
+
+
+def _write_config(spec: TrainingSpec, reference: ModelDirectory, start: Path) -> None:
+    """Write a fresh start: the training initialises its weights, by the training's seed."""
+    start.mkdir(parents=True)
+    copy_side_files(reference.path, start)
+    config, _ = cut_config(reference.config, spec.layers)
+    write_json(start / "config.json", config)
+
+
+def _write_weights(
+    task: TrainingTask, reference: ModelDirectory, smaller: ModelDirectory | None
+) -> None:
     spec, start = task.spec, task.directory / "start"
-    smaller = None  # the trained model that this one is made from, beside the reference
-    if spec.grown_from is not None:
-        smaller = open_model(str(task.job.run.root / spec.grown_from / "model"))
     if spec.start == "stacking":
         assert smaller is not None  # its first training has half of the layers
         stack(smaller, reference, spec.layers, start)

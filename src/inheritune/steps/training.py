@@ -63,8 +63,10 @@ def run_training(
 
 def _remove_checkpoints(task: TrainingTask) -> None:
     """Remove what the result could be made from again; its end stays where another one goes on."""
-    checkpoints = sorted(task.checkpoints_dir.glob("*step-*"))
-    for checkpoint in checkpoints[:-1] if task.spec.keeps_end else checkpoints:
+    from inheritune.training.checkpoint_files import newest_first, set_aside_in
+
+    checkpoints = newest_first(task.checkpoints_dir)[1 if task.spec.keeps_end else 0 :]
+    for checkpoint in [*checkpoints, *set_aside_in(task.checkpoints_dir)]:
         shutil.rmtree(checkpoint)
     shutil.rmtree(task.snapshots_dir, ignore_errors=True)
     if not task.spec.keeps_end:
@@ -205,11 +207,13 @@ def _enough_memory(micro_batch: int) -> AbstractContextManager[None]:
 
 def _end_of(training_dir: Path) -> Path:
     """The last checkpoint of a finished training."""
-    checkpoints = sorted((training_dir / "checkpoints").glob("step-*"))
+    from inheritune.training.checkpoint_files import newest_first
+
+    checkpoints = newest_first(training_dir / "checkpoints")
     if not checkpoints:
         raise CheckpointError(
             f"the optimizer state at the end of {training_dir} is missing.",
             "It is kept where grow.weights is keep, or a variant starts grown, from the first "
             "round on: give the run another name.",
         )
-    return checkpoints[-1]
+    return checkpoints[0]
