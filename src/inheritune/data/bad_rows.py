@@ -10,14 +10,9 @@ _COLUMN = "Name the text column in data.text_column."
 
 @dataclass
 class BadRows:
-    """Counts what cannot be read.
+    """Counts the rows and files that were skipped."""
 
-    Attributes:
-        limit: Rows and files that may be skipped.
-        seen: Rows and files skipped so far.
-    """
-
-    limit: int
+    limit: int  # most that may be skipped
     seen: int = 0
 
     def add(self, where: str, what: str, hint: str = "") -> None:
@@ -25,7 +20,7 @@ class BadRows:
 
         Args:
             where: File, and line or row.
-            what: Says what is wrong with it.
+            what: A clause that says what is wrong with it.
             hint: The way out, if it is not to repair or to skip the row.
 
         Raises:

@@ -11,26 +11,18 @@ _SAMPLE_RULE = "inheritune-sample-1"
 
 @dataclass(frozen=True)
 class Document:
-    """One text.
+    """One text, under a name that is the same on every machine that has the same files."""
 
-    Attributes:
-        name: Path relative to the source, in posix form; ``path:line`` for a row. The same on
-            every machine that has the same files.
-        text: Never blank, free of NUL, encodable as UTF-8.
-        train_only: The document is never held out.
-    """
-
-    name: str
-    text: str
-    train_only: bool = False
+    name: str  # path relative to the source, in posix form; ``path:line`` for a row
+    text: str  # never blank, free of NUL, encodable as UTF-8
+    train_only: bool = False  # never held out
 
 
 def held_out(document: Document, data: Data) -> bool:
-    """Tell whether a document belongs to the validation set; that depends on nothing but itself.
+    """Return whether a document belongs to the validation set; that depends on itself alone.
 
-    Args:
-        document: Its text is hashed, or its name, as ``data.split_by`` says.
-        data: With a ``val_source`` of its own nothing is held out.
+    Its text is hashed, or its name, as ``data.split_by`` says. Nothing is held out where the data
+    have a ``val_source`` of their own.
     """
     if data.val_source is not None or document.train_only:
         return False
@@ -39,7 +31,7 @@ def held_out(document: Document, data: Data) -> bool:
 
 
 def sampled(document: Document, data: Data) -> bool:
-    """Tell whether a document is in the random subset ``data.sample``; its text alone decides.
+    """Return whether a document is in the random subset ``data.sample``; its text alone decides.
 
     A larger share contains every smaller one, and is independent of what is held out.
     """
@@ -48,7 +40,7 @@ def sampled(document: Document, data: Data) -> bool:
 
 
 def val_sampled(document: Document, data: Data) -> bool:
-    """Tell whether a document of ``data.val_source`` is in the subset ``data.val_sample``."""
+    """Return whether a document of ``data.val_source`` is in the subset ``data.val_sample``."""
     share = data.val_sample
     return share is None or _below_share(_SAMPLE_RULE, document.text.encode(), share)
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inheritune.data.document import Document, held_out, sampled
-from inheritune.data.sources import Place
+from inheritune.data.sources import SourcePosition
 from inheritune.data.tokenizer import TextTokenizer, encode_documents
 from inheritune.errors import MachineError
 from inheritune.recipe.schema import Data
@@ -29,29 +29,22 @@ _BATCHES_BEFORE_WORKERS = 8  # less text than that is encoded before a worker ha
 
 
 class Encoded(NamedTuple):
-    """One document, encoded.
+    """One document, encoded."""
 
-    Attributes:
-        place: The place in its source after it.
-        documents: Documents read since the one before, those outside the sample included.
-        is_val: Whether it is held out.
-        ids: (n,) uint32, with BOS where the tokenizer puts one, and EOS.
-        text_hash: First 64 bits of SHA-256 of the text.
-        text_bytes: Size of the text in UTF-8.
-    """
-
-    place: Place
-    documents: int
+    place: SourcePosition  # in its source, after the document
+    documents: int  # read since the one before, those outside the sample included
     is_val: bool
-    ids: NDArray[Any]
-    text_hash: int
-    text_bytes: int
+    ids: NDArray[Any]  # (n,) uint32, with BOS where the tokenizer puts one, and EOS
+    text_hash: int  # first 64 bits of SHA-256 of the text
+    text_bytes: int  # size of the text in UTF-8
 
 
 class _Batch(NamedTuple):
+    """The encoded documents of a batch, as columns: a few large objects are quick to send."""
+
     numbers: list[int]  # of the documents in the sample
     is_val: list[bool]
-    ends: NDArray[np.int64]
+    ends: NDArray[np.int64]  # of each document in `ids`
     ids: NDArray[Any]
     hashes: list[int]
     sizes: list[int]
@@ -59,15 +52,10 @@ class _Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes a batch of documents, in this process or in a worker.
-
-    Attributes:
-        tokenizer: Encodes the text.
-        data: The recipe's section; decides what is sampled and held out.
-    """
+    """Encodes a batch of documents, in this process or in a worker."""
 
     tokenizer: TextTokenizer
-    data: Data
+    data: Data  # decides what is sampled and held out
 
     def __call__(self, documents: list[Document], is_val: bool) -> _Batch:
         """Encode the documents in the sample; with ``is_val`` all of them, as held-out ones."""
@@ -92,7 +80,6 @@ class Encoders:
     """A pool of encoding processes, started once there is enough to do; use it in a ``with``.
 
     Args:
-        encoder: Encodes a batch.
         workers: Number of processes; 0: this process encodes. None: one for each core, where
             there are several.
         start_method: ``"spawn"``, ``"fork"`` or ``"forkserver"``; it changes no result.
@@ -118,7 +105,7 @@ class Encoders:
 
     def encode(
         self,
-        documents: Iterator[tuple[Place, Document]],
+        documents: Iterator[tuple[SourcePosition, Document]],
         is_val: bool = False,
         share: float = 1.0,
         between: Callable[[], None] = lambda: None,
@@ -127,7 +114,7 @@ class Encoders:
 
         Args:
             documents: Read a few batches ahead of what is yielded.
-            is_val: Whether all of them are held out.
+            is_val: All of them are held out.
             share: Share of the batches in the queue that belong to these documents, in (0, 1].
             between: Called before every batch; may raise.
 
@@ -135,7 +122,7 @@ class Encoders:
             MachineError: A worker ended.
         """
         ahead = max(1, round(2 * self._workers * share))
-        waiting: deque[tuple[list[Place], Callable[[], _Batch]]] = deque()
+        waiting: deque[tuple[list[SourcePosition], Callable[[], _Batch]]] = deque()
         for places, texts in _batches(documents):
             between()
             waiting.append((places, self._submit(texts, is_val)))
@@ -160,10 +147,10 @@ class Encoders:
 
 
 def _batches(
-    documents: Iterator[tuple[Place, Document]],
-) -> Iterator[tuple[list[Place], list[Document]]]:
+    documents: Iterator[tuple[SourcePosition, Document]],
+) -> Iterator[tuple[list[SourcePosition], list[Document]]]:
     """Group documents into batches that are worth sending to a worker."""
-    places: list[Place] = []
+    places: list[SourcePosition] = []
     batch: list[Document] = []
     characters = 0
     for place, document in documents:
@@ -177,7 +164,7 @@ def _batches(
         yield places, batch
 
 
-def _unpacked(places: list[Place], result: Callable[[], _Batch]) -> Iterator[Encoded]:
+def _unpacked(places: list[SourcePosition], result: Callable[[], _Batch]) -> Iterator[Encoded]:
     batch = result()
     parts = np.split(batch.ids, batch.ends[:-1])
     before = -1
@@ -220,7 +207,7 @@ def _begin(encoder: Encoder) -> None:
 
 
 def _end_with_parent() -> None:
-    # A killed parent closes nothing that a worker waits for.
+    """Exit when the parent has ended: killed, it closes nothing that a worker waits for."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -22,22 +22,13 @@ _FORMATS = "Give a .bin file of uint16 or uint32 ids, or a .ds file of datatrove
 
 @dataclass(frozen=True)
 class FlatFile:
-    """A file of ids.
-
-    Attributes:
-        path: Path of the file.
-        format: ``"flat"``, ``"litgpt"``, ``"llm.c"`` or ``"datatrove"``.
-        width: Bytes of an id.
-        ids: (n,) unsigned, mapped from disk.
-        ends: (d,) ends of the documents, from the index beside a ``.ds`` file; None where there
-            is none: then EOS ends them.
-    """
+    """A file of ids."""
 
     path: Path
-    format: str
-    width: int
-    ids: NDArray[Any]
-    ends: NDArray[np.int64] | None
+    format: str  # ``"flat"``, ``"litgpt"``, ``"llm.c"`` or ``"datatrove"``
+    width: int  # bytes of an id
+    ids: NDArray[Any]  # (n,) unsigned, mapped from disk
+    ends: NDArray[np.int64] | None  # of documents, from the index of a ``.ds`` file; None: at EOS
 
     def documents(self, eos: int) -> Iterator[tuple[int, int]]:
         """Yield begin and end of every document, EOS included where it has one."""

@@ -17,7 +17,7 @@ _ROWS_BETWEEN_STATES = 1000
 
 
 def is_hub_dataset(part: TextSource) -> bool:
-    """Tell whether a source is ``owner/name`` on the Hub, rather than a path on this machine."""
+    """Return whether a source is ``owner/name`` on the Hub, rather than a path on this machine."""
     name = part.source
     if not isinstance(name, str) or not _NAME.fullmatch(name) or _FILE.search(name):
         return False

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from inheritune.data.document import SPLIT_RULE
 from inheritune.data.flat_files import FlatFile, open_flat_file
 from inheritune.data.journal import Journal, make_token_directory
-from inheritune.data.overlap import document_overlap, ngram_share
-from inheritune.data.shards import SHARD_IDS, ShardWriter
+from inheritune.data.shards import SHARD_IDS
+from inheritune.data.token_writer import TokenWriter
 from inheritune.data.tokenizer import TextTokenizer
-from inheritune.data.tokens import TokenDirectory, TokenStream, new_manifest, open_tokens
+from inheritune.data.tokens import TokenDirectory, open_tokens
 from inheritune.errors import DataError, Interrupted
 from inheritune.system.progress import Listener, Progress, silent
 
@@ -26,19 +26,12 @@ _TASK = "importing tokens"
 
 @dataclass(frozen=True)
 class FlatFiles:
-    """Files of token ids to import.
-
-    Attributes:
-        train: Training files, in order.
-        val: Files of a validation set of its own; without, documents are held out.
-        val_fraction: Share of documents held out, by a hash of their ids.
-        width: Bytes of an id, 2 or 4; None: what the files say, or else what their ids allow.
-    """
+    """Files of token ids to import."""
 
     train: list[Path]
-    val: list[Path]
-    val_fraction: float = 0.002
-    width: int | None = None
+    val: list[Path]  # a validation set of its own; empty: training documents are held out
+    val_fraction: float = 0.002  # share of documents held out, by a hash of their ids
+    width: int | None = None  # bytes of an id; None: what the files say, or what their ids allow
 
 
 def import_tokens(
@@ -56,11 +49,9 @@ def import_tokens(
     is given it. No id is changed.
 
     Args:
-        files: The files to import.
         tokenizer: The tokenizer that made the ids; nothing in the files can prove that.
         embedding_rows: Rows of the model's embedding.
         out: The token directory.
-        on_progress: Receives the number of ids copied.
         stop: Stop flag, read between pieces of a document.
         shard_ids: Ids in a full shard.
 
@@ -82,8 +73,12 @@ def import_tokens(
 
     def build(journal: Journal) -> dict[str, Any]:
         journal.clear()
-        job = _Import(files, tokenizer, embedding_rows, shard_ids, journal, on_progress, stop)
-        return job.build(train, val) | {"request": request}
+        writer = TokenWriter(
+            journal.shards, journal.directory, tokenizer, embedding_rows, shard_ids
+        )
+        total = sum(len(file.ids) for file in train + val)
+        copy = _Copy(files, tokenizer, writer, total, on_progress, stop)
+        return copy.run(train, val) | {"request": request}
 
     make_token_directory(out, build)
     tokens = open_tokens(out)
@@ -94,106 +89,89 @@ def import_tokens(
     return tokens
 
 
-class _Import:
-    """One import, on its way."""
+@dataclass
+class _Copy:
+    """The copying of files into a writer, under way."""
 
-    def __init__(
-        self,
-        files: FlatFiles,
-        tokenizer: TextTokenizer,
-        rows: int,
-        shard_ids: int,
-        journal: Journal,
-        on_progress: Listener,
-        stop: Callable[[], bool],
-    ) -> None:
-        self._files, self._tokenizer, self._rows = files, tokenizer, rows
-        self._shards, self._on_progress, self._stop = journal.shards, on_progress, stop
-        self._writers = {
-            split: ShardWriter(journal.shards, split, rows, shard_ids) for split in ("train", "val")
-        }
-        self._hashes = {split: journal.hashes(split) for split in self._writers}
-        self._val_bytes = self._done = self._total = self._without_bos = 0
+    files: FlatFiles
+    tokenizer: TextTokenizer
+    writer: TokenWriter
+    total: int  # ids in all files
+    on_progress: Listener
+    stop: Callable[[], bool]
+    val_bytes: int = 0
+    done: int = 0  # ids copied
+    without_bos: int = 0  # documents
 
-    def build(self, train: list[FlatFile], val: list[FlatFile]) -> dict[str, Any]:
+    def run(self, train: list[FlatFile], val: list[FlatFile]) -> dict[str, Any]:
         """Write all shards, and return the manifest without the request."""
-        self._total = sum(len(file.ids) for file in train + val)
         for file in val:
             self._copy(file, is_val=True)
         for file in train:
             self._copy(file, is_val=False)
-        writers = self._writers
-        entries = writers["train"].close() + writers["val"].close()
+        self.writer.close()
         self._check()
-        overlap = document_overlap(self._hashes) | ngram_share(
-            TokenStream(self._shards, writers["val"].entries, self._rows),
-            TokenStream(self._shards, writers["train"].entries, self._rows),
-            self._tokenizer.eos,
-            lambda done: self._advance(0),
+        overlap = self.writer.document_overlap() | self.writer.ngram_overlap(
+            lambda done: self._advance(0)
         )
-        by_hash = {"rule": SPLIT_RULE, "by": "ids", "val_fraction": self._files.val_fraction}
-        return new_manifest(
-            self._tokenizer,
-            self._rows,
-            entries,
-            bos=None if self._without_bos else self._tokenizer.bos,
+        by_hash = {"rule": SPLIT_RULE, "by": "ids", "val_fraction": self.files.val_fraction}
+        return self.writer.manifest(
+            bos=None if self.without_bos else self.tokenizer.bos,
             special_tokens_in_text=False,
             split={"rule": "val_source"} if val else by_hash,
-        ) | {
-            "sources": {
+            sources={
                 "source": [file.path.name for file in train],
                 "val_source": [file.path.name for file in val] or None,
                 "formats": sorted({file.format for file in train + val}),
             },
-            "order": "as in the files",
-            "val_bytes": self._val_bytes,
-            "documents": writers["train"].documents,
-            "val_documents": writers["val"].documents,
-            "overlap": overlap,
-        }
+            order="as in the files",
+            val_bytes=self.val_bytes,
+            overlap=overlap,
+        )
 
     def _copy(self, file: FlatFile, is_val: bool) -> None:
-        eos = self._tokenizer.eos
+        eos = self.tokenizer.eos
         for begin, end in file.documents(eos):
             # --- one pass for the hashes, since a document may be larger than memory ---
             content, splitting = hashlib.sha256(), hashlib.sha256(f"{SPLIT_RULE}:".encode())
             for piece in _pieces(file, begin, end):
                 content.update(piece.astype("<u4").data)
                 splitting.update(piece.astype("<u4").data)
-            by_hash = not self._files.val and (
-                _first_bits(splitting.digest()) < self._files.val_fraction * 2**64
+            by_hash = not self.files.val and (
+                _first_bits(splitting.digest()) < self.files.val_fraction * 2**64
             )
             split = "val" if is_val or by_hash else "train"
-            self._hashes[split].add(_first_bits(content.digest()))
 
             # --- and one for the ids ---
+            shards = self.writer.splits[split]
+            self.writer.hashes[split].add(_first_bits(content.digest()))
             for number, piece in enumerate(_pieces(file, begin, end)):
-                self._writers[split].add(piece, begins=number == 0)
+                shards.add(piece, begins=number == 0)
                 if split == "val":
-                    self._val_bytes += len(self._tokenizer.decode(piece.tolist()).encode())
+                    self.val_bytes += len(self.tokenizer.decode(piece.tolist()).encode())
                 self._advance(len(piece))
             if int(file.ids[end - 1]) != eos:
-                self._writers[split].add(np.array([eos]), begins=False)
-            self._without_bos += int(file.ids[begin]) != self._tokenizer.bos
+                shards.add(np.array([eos]), begins=False)
+            self.without_bos += int(file.ids[begin]) != self.tokenizer.bos
 
     def _advance(self, ids: int) -> None:
-        if self._stop():
+        if self.stop():
             raise Interrupted("importing tokens was interrupted.", "Run the same command again.")
-        before, self._done = self._done, self._done + ids
-        if self._done // _PIECE != before // _PIECE or self._done == self._total:
-            self._on_progress(Progress(_TASK, self._done, self._total, "tokens"))
+        before, self.done = self.done, self.done + ids
+        if self.done // _PIECE != before // _PIECE or self.done == self.total:
+            self.on_progress(Progress(_TASK, self.done, self.total, "tokens"))
 
     def _check(self) -> None:
-        if self._writers["train"].num_ids < 2:
+        if self.writer.train.num_ids < 2:
             raise DataError("the files hold no training tokens.", "Give files that do.")
-        if self._writers["val"].num_ids < 2:
+        if self.writer.val.num_ids < 2:
             raise DataError(
-                f"of {self._writers['train'].documents} documents none was held out.",
+                f"of {self.writer.train.documents} documents none was held out.",
                 "Give --val-from-bin FILE, or raise --val-fraction.",
             )
-        if self._without_bos and self._tokenizer.bos is not None:
-            note = f"{self._without_bos:,} documents lack the BOS that this tokenizer puts"
-            self._on_progress(Progress(_TASK, message=note))
+        if self.without_bos and self.tokenizer.bos is not None:
+            note = f"{self.without_bos:,} documents lack the BOS that this tokenizer puts"
+            self.on_progress(Progress(_TASK, message=note))
 
 
 def _pieces(file: FlatFile, begin: int, end: int) -> Iterator[NDArray[Any]]:

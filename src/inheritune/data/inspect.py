@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from inheritune.data.tokenizer import TextTokenizer, open_tokenizer
-from inheritune.data.tokens import TokenDirectory, TokenStream
+from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import DataError
 
 # Where a run keeps the tokenizer of its tokens, relative to their directory.
@@ -43,11 +43,8 @@ def find_tokenizer(tokens: TokenDirectory, given: Path | None = None) -> TextTok
     """Find the tokenizer that prepared a directory, by its hash.
 
     Args:
-        tokens: The token directory.
-        given: A directory that holds the tokenizer; None: look where a run keeps it.
-
-    Returns:
-        None where it was not found nearby.
+        given: A directory that holds the tokenizer; None: look where a run keeps it, and return
+            None where it is not there.
 
     Raises:
         DataError: ``given`` holds another tokenizer.
@@ -78,8 +75,6 @@ def windows(
     """Read evenly spaced windows of both splits.
 
     Args:
-        tokens: The token directory.
-        tokenizer: Decodes the ids; None: ids only.
         count: Windows of each split.
         length: Ids in a window.
 
@@ -90,9 +85,8 @@ def windows(
     Raises:
         DataError: A shard is not the one that was prepared.
     """
-    streams: list[tuple[str, TokenStream]] = [("train", tokens.train), ("val", tokens.val)]
     rows = []
-    for split, stream in streams:
+    for split, stream in (("train", tokens.train), ("val", tokens.val)):
         last = max(0, stream.num_ids - length)
         for start in np.unique(np.linspace(0, last, num=count, dtype=np.int64)).tolist():
             ids = stream.ids(start, min(start + length, stream.num_ids)).tolist()

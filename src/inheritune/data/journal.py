@@ -12,8 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from inheritune.data.overlap import DocumentHashes
-from inheritune.data.shards import ShardWriter
+from inheritune.data.token_writer import TokenWriter
 from inheritune.errors import DataError, MachineError
 from inheritune.system.files import (
     locked,
@@ -33,9 +32,8 @@ def make_token_directory(out: Path, build: Callable[["Journal"], dict[str, Any]]
     """Make a token directory unless it is there.
 
     Args:
-        out: The token directory.
         build: Writes the shards into ``journal.shards`` and returns the manifest. If it fails and
-            the journal tells of finished shards, they stay for the next call.
+            the journal names finished shards, they stay for the next call.
 
     Raises:
         DataError: ``out`` holds something else, which must not be written over.
@@ -55,16 +53,14 @@ class Journal:
 
     It is written whenever a shard is complete. A shard is on disk before the journal names it.
 
-    Args:
-        directory: The preparation's working directory.
-
     Attributes:
+        directory: The preparation's working directory.
         path: The journal's file.
         shards: Directory of the shards.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
         self.path = directory / "journal.json"
         self.shards = directory / "tokens"
 
@@ -72,63 +68,42 @@ class Journal:
         """Forget everything, and make the directory of the shards empty."""
         self.path.unlink(missing_ok=True)
         shutil.rmtree(self.shards, ignore_errors=True)
-        for pattern in ("rest-*", "hashes-*"):
-            for leftover in self._directory.glob(pattern):
-                leftover.unlink(missing_ok=True)
+        for leftover in (*self.directory.glob("rest-*"), *self.directory.glob("hashes-*")):
+            leftover.unlink(missing_ok=True)
         self.shards.mkdir()
 
-    def hashes(self, split: str) -> DocumentHashes:
-        """Open the document hashes of ``"train"`` or ``"val"``."""
-        return DocumentHashes(self._directory / f"hashes-{split}")
+    def write(self, state: dict[str, Any], writer: TokenWriter) -> None:
+        """Save the state of the preparation, JSON values that `read` returns, whole or not at all.
 
-    def write(
-        self,
-        state: dict[str, Any],
-        writers: dict[str, ShardWriter],
-        hashes: dict[str, DocumentHashes],
-    ) -> None:
-        """Save the state of the preparation, all of it or nothing.
-
-        Args:
-            state: JSON values that `read` returns.
-            writers: Writers of both splits.
-            hashes: Document hashes of both splits.
+        A ``rest`` file holds the ids that are not in a shard yet.
         """
-        finished = sum(len(writer.entries) for writer in writers.values())
         splits, rest_names = {}, set()
-        for split, writer in writers.items():
-            writer_state, rest = writer.state()
-            name = f"rest-{split}-{finished}"
-            write_bytes(self._directory / name, rest)
+        for split, shards in writer.splits.items():
+            shards_state, rest = shards.state()
+            name = f"rest-{split}-{writer.num_shards}"
+            write_bytes(self.directory / name, rest)
             rest_names.add(name)
             splits[split] = {
-                "writer": writer_state,
+                "writer": shards_state,
                 "rest": name,
                 "rest_sha256": hashlib.sha256(rest).hexdigest(),
-                "hashes": hashes[split].flush(),
+                "hashes": writer.hashes[split].flush(),
             }
         sync_directory(self.shards)
         write_json(self.path, {"format": _FORMAT, "state": state, "splits": splits})
-        for old in self._directory.glob("rest-*"):
+        for old in self.directory.glob("rest-*"):
             if old.name not in rest_names:
                 old.unlink(missing_ok=True)
 
-    def read(
-        self,
-        request: dict[str, Any],
-        writers: dict[str, ShardWriter],
-        hashes: dict[str, DocumentHashes],
-    ) -> dict[str, Any] | None:
-        """Bring writers and hashes to where they stood.
+    def read(self, request: dict[str, Any], writer: TokenWriter) -> dict[str, Any] | None:
+        """Bring a new writer to where the one of an earlier process stood.
 
         Args:
             request: Describes what is prepared now; the journal of another request is ignored.
-            writers: New writers of both splits.
-            hashes: Document hashes of both splits.
 
         Returns:
-            The state that was saved with them. None where there is none that fits; then nothing
-            was changed.
+            The state that was saved. None where there is none that fits, or a finished shard is not
+            what was written; then the writer is unchanged.
         """
         try:
             journal = read_json(self.path)
@@ -137,21 +112,24 @@ class Journal:
             if journal["state"]["request"] != json.loads(json.dumps(request)):
                 return None
             splits = journal["splits"]
-            rests = {split: self._rest(splits[split], hashes[split]) for split in splits}
+            rests = {
+                split: self._rest(part, writer.hashes[split].stored())
+                for split, part in splits.items()
+            }
         except (DataError, OSError, KeyError, TypeError, ValueError):
             return None
         for split, part in splits.items():
-            writers[split].restore(part["writer"], rests[split])
-            hashes[split].cut(part["hashes"])
+            writer.splits[split].restore(part["writer"], rests[split])
+            writer.hashes[split].cut(part["hashes"])
         state: dict[str, Any] = journal["state"]
         return state
 
-    def _rest(self, part: dict[str, Any], hashes: DocumentHashes) -> bytes:
-        """Read the ids not yet in a shard; every finished shard is compared with its hash."""
-        rest: bytes = (self._directory / part["rest"]).read_bytes()
+    def _rest(self, part: dict[str, Any], num_hashes: int) -> bytes:
+        """Read the ids not yet in a shard; compare every finished shard with its digest."""
+        rest: bytes = (self.directory / part["rest"]).read_bytes()
         if hashlib.sha256(rest).hexdigest() != part["rest_sha256"]:
             raise ValueError("the rest changed")
-        if hashes.stored() < part["hashes"]:
+        if num_hashes < part["hashes"]:
             raise ValueError("document hashes are missing")
         for entry in part["writer"]["entries"]:
             path = self.shards / entry["name"]
@@ -174,7 +152,7 @@ def _partial(out: Path) -> Path:
 
 
 def _remove_working_directory(out: Path) -> None:
-    # Left by a process that was killed right after the rename.
+    """Remove what a process left that was killed right after the rename."""
     directory = _partial(out)
     if directory.is_dir():
         with suppress(MachineError), locked(directory / "lock", "another process is at it"):

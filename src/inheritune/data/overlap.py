@@ -2,7 +2,7 @@
 
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ _COMPARED = 1 << 23  # hashes compared with each other at a time: 64 MB
 class DocumentHashes:
     """A growing list of 64-bit hashes on disk: memory does not grow with the corpus.
 
-    Args:
-        path: The list's file, eight bytes for each hash; made where missing.
+    The file at ``path`` has eight bytes for each hash, and is made where it is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,33 +73,22 @@ class DocumentHashes:
         self._new = array("Q")
 
 
-def document_overlap(hashes: Mapping[str, DocumentHashes]) -> dict[str, float]:
+def document_overlap(val: DocumentHashes, train: DocumentHashes) -> dict[str, float]:
     """Compare the documents of both splits by the hashes of their texts.
-
-    Args:
-        hashes: Hashes of ``"train"`` and ``"val"``.
 
     Returns:
         ``duplicate_documents``, the share of held-out documents that are also training documents;
         ``repeated_documents``, the share of training documents that repeat an earlier one.
     """
-    val = np.concatenate([np.empty(0, dtype=np.uint64), *hashes["val"].chunks()])
+    val_hashes = np.concatenate([np.empty(0, dtype=np.uint64), *val.chunks()])
     return {
-        "duplicate_documents": duplicate_share(val, hashes["train"].chunks()),
-        "repeated_documents": hashes["train"].repeated_share(),
+        "duplicate_documents": duplicate_share(val_hashes, train.chunks()),
+        "repeated_documents": train.repeated_share(),
     }
 
 
 def duplicate_share(val: NDArray[np.uint64], train: Iterable[NDArray[np.uint64]]) -> float:
-    """Return the share of held-out documents whose hash is among those of training documents.
-
-    Args:
-        val: (m,) hashes of the held-out texts.
-        train: Hashes of the training texts, in any number of pieces.
-
-    Returns:
-        In [0, 1]; 0 without held-out documents.
-    """
+    """Return the share of (m,) held-out hashes that are in any piece of the training hashes."""
     is_duplicate = np.zeros(len(val), dtype=bool)
     for piece in train:
         is_duplicate |= np.isin(val, piece)
@@ -119,8 +107,6 @@ def ngram_share(
     looked up; the training stream is always read whole, in chunks, so that memory is bounded.
 
     Args:
-        val: Held-out ids.
-        train: Training ids.
         eos: Id that ends a document.
         on_ids: Called after every chunk with the number of training ids read; may raise.
 
@@ -169,7 +155,7 @@ def _val_hashes(val: TokenStream, eos: int) -> NDArray[np.uint64]:
 
 
 def _hashes(ids: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Hash every window of NGRAM ids to 64 bits: sum over places i of factor_i * (id_i + 1)."""
+    """Hash every window of NGRAM ids to 64 bits: sum_i factor_i (id_i + 1) modulo 2^64."""
     windows = len(ids) - NGRAM + 1
     if windows < 1:
         return np.empty(0, dtype=np.uint64)

@@ -52,11 +52,9 @@ def prepare_text(
     last complete shard.
 
     Args:
-        data: The recipe's section.
         tokenizer: All of its ids must have a row in the embedding.
         embedding_rows: Rows of the model's embedding; decides the width of an id.
         seq_len: Tokens per sequence; each split must hold one sequence at least.
-        out: The token directory.
         on_progress: Receives the documents read, then the tokens compared.
         stop: Stop flag, read before every batch.
         shard_ids: Ids in a full shard; decides memory: 2 or 4 bytes each.

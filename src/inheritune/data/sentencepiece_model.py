@@ -17,7 +17,7 @@ class SentencePieceModel:
         content: Bytes of the file.
 
     Attributes:
-        rows: Number of pieces, each of which has an id.
+        rows: Number of pieces; each has an id.
 
     Raises:
         DataError: The file is no sentencepiece model; tiktoken files have that name, too.

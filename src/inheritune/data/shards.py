@@ -23,47 +23,33 @@ _AGAIN = "Prepare the tokens again."
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A shard's entry in the manifest.
+    """A shard's entry in the manifest."""
 
-    Attributes:
-        name: File name, such as ``train-00000.bin``; the document starts are in ``.idx``.
-        ids: Number of ids.
-        bytes: Size of the file.
-        max_id: Largest id in the shard.
-        sha256: Digest of the file.
-        documents: Number of documents that start in the shard.
-        index_sha256: Digest of the ``.idx`` file: uint64 starts, in ids from the shard's first.
-    """
-
-    name: str
+    name: str  # such as ``train-00000.bin``; the starts of its documents are in ``.idx``
     ids: int
     bytes: int
     max_id: int
     sha256: str
-    documents: int
-    index_sha256: str
+    documents: int  # that start in the shard
+    index_sha256: str  # of the ``.idx`` file: uint64 starts, in ids from the shard's first
 
 
 class ShardWriter:
     """Writes one stream of ids as shards, holding one shard in memory.
 
     Args:
-        directory: Directory of the shards.
         split: ``"train"`` or ``"val"``.
         rows: Rows of the embedding; up to 65,536 an id takes two bytes, then four.
         shard_ids: Ids in a full shard.
     """
 
     def __init__(self, directory: Path, split: str, rows: int, shard_ids: int = SHARD_IDS) -> None:
-        self._directory = directory
-        self._split = split
-        self._rows = rows
+        self._directory, self._split, self._rows = directory, split, rows
         self._buffer = np.empty(shard_ids, dtype=id_type(rows))
         self._used = 0
         self._starts: list[int] = []
         self.entries: list[ShardEntry] = []
-        self.num_ids = 0
-        self.documents = 0
+        self.num_ids = self.documents = 0
 
     def add(self, ids: NDArray[Any], begins: bool = True) -> None:
         """Append one document, which may continue in the next shard.
@@ -113,7 +99,7 @@ class ShardWriter:
         self.num_ids, self.documents = state["num_ids"], state["documents"]
 
     def close(self) -> list[ShardEntry]:
-        """Write the last shard, and return the entries of all shards."""
+        """Write the last shard; return the entries of all."""
         if self._used:
             self._flush()
         return self.entries

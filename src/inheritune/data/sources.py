@@ -17,33 +17,21 @@ from inheritune.errors import DataError
 from inheritune.recipe.schema import Data, TextSource
 
 
-class Place(NamedTuple):
-    """How far a source was read.
+class SourcePosition(NamedTuple):
+    """How far a source was read."""
 
-    Attributes:
-        position: JSON values that `Source.read` starts from.
-        bytes: Approximate number of bytes of its files that were read.
-    """
-
-    position: dict[str, Any]
-    bytes: int
+    position: dict[str, Any]  # JSON values that `Source.read` starts from
+    bytes: int  # of its files that were read, approximately
 
 
 @dataclass(frozen=True)
 class Source:
-    """One source of documents, always in the same order.
+    """One source of documents, always in the same order."""
 
-    Attributes:
-        part: The recipe's entry.
-        text_column: Field of a row that holds the text.
-        max_bad_rows: Rows or files that may be unreadable before giving up.
-        commit: Commit of a Hub dataset; None for local files.
-    """
-
-    part: TextSource
-    text_column: str
-    max_bad_rows: int
-    commit: str | None = None
+    part: TextSource  # the recipe's entry
+    text_column: str  # field of a row that holds the text
+    max_bad_rows: int  # rows or files that may be unreadable
+    commit: str | None = None  # of a Hub dataset; None for local files
 
     @cached_property
     def is_remote(self) -> bool:
@@ -60,7 +48,9 @@ class Source:
         """Size of the files; 0 for a Hub dataset, whose size is not known."""
         return sum(_size(file.path) for file in self.files)
 
-    def read(self, start: dict[str, Any] | None = None) -> Iterator[tuple[Place, Document]]:
+    def read(
+        self, start: dict[str, Any] | None = None
+    ) -> Iterator[tuple[SourcePosition, Document]]:
         """Read every document from a position on, each with the place after it.
 
         Files come in byte order of their relative paths, rows in file order; one document is
@@ -75,19 +65,18 @@ class Source:
             for position, document in hub_documents(
                 self.part, self.commit, self.text_column, bad, start
             ):
-                yield Place(position, 0), document
+                yield SourcePosition(position, 0), document
             return
         is_empty = start is None
-        before = 0
-        for index, file in enumerate(self.files):
-            size = _size(file.path)
-            if start is None or index >= start["file"]:
-                skip = start["row"] if start is not None and index == start["file"] else 0
-                for row, done, document in read_documents(file, self.text_column, bad, skip):
-                    is_empty = False
-                    position = {"file": index, "row": row, "bad": bad.seen}
-                    yield Place(position, before + done), document
-            before += size
+        first_file, first_row = (start["file"], start["row"]) if start else (0, 0)
+        bytes_before = sum(_size(file.path) for file in self.files[:first_file])
+        for index, file in enumerate(self.files[first_file:], first_file):
+            skip = first_row if index == first_file else 0
+            for row, done, document in read_documents(file, self.text_column, bad, skip):
+                is_empty = False
+                position = {"file": index, "row": row, "bad": bad.seen}
+                yield SourcePosition(position, bytes_before + done), document
+            bytes_before += _size(file.path)
         if is_empty:
             raise DataError(
                 f"there is no text in {spell(self.part.source)}.", "Give files that hold text."
@@ -113,11 +102,7 @@ class Mixture:
         self._factors = [multiple // weight for weight in whole]
 
     def next_source(self, tokens_taken: Sequence[int]) -> int:
-        """Return the index of the source that gives the next document; of equals, the first.
-
-        Args:
-            tokens_taken: Training tokens that each source has given so far.
-        """
+        """Return the index of the source that gives the next document; of equals, the first."""
         progress = [
             tokens * factor for tokens, factor in zip(tokens_taken, self._factors, strict=True)
         ]
@@ -146,7 +131,7 @@ def documents(
         source: ``"stdlib"``, ``"stdlib+tests"`` (its tests as well, for training only), a Hub
             dataset, or local files, globs or folders.
         text_column: Field of a row that holds the text; null or blank text is left out.
-        max_bad_rows: Rows or files that may be unreadable before giving up.
+        max_bad_rows: Rows or files that may be unreadable.
     """
     for _, document in Source(TextSource(source=source), text_column, max_bad_rows).read():
         yield document

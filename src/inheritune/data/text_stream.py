@@ -18,7 +18,6 @@ class TextStream(TokenStream):
 
     Args:
         texts: Files or folders, as ``data.source`` takes them.
-        tokenizer: Tokenizer of the model to measure.
 
     Attributes:
         num_bytes: UTF-8 bytes of the text, for bits per byte.
@@ -38,16 +37,10 @@ class TextStream(TokenStream):
                 ids = tokenizer.encode_long(document.text)
                 parts.append(np.concatenate([before, ids, [tokenizer.eos]]).astype(np.int64))
         self._ids = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        self._edges = np.array([0, len(self._ids)])  # one shard, and no file behind it
         digest = hashlib.sha256(tokenizer.sha256.encode())
         digest.update(self._ids.tobytes())
         self.fingerprint = digest.hexdigest()
 
-    @property
-    def num_ids(self) -> int:
-        """Number of ids in the stream."""
-        return len(self._ids)
-
-    def _read_into(self, out: NDArray[np.int64], start: int) -> None:
-        if start < 0 or start + len(out) > self.num_ids:
-            raise IndexError(f"ids [{start}, {start + len(out)}) of {self.num_ids}")
-        out[:] = self._ids[start : start + len(out)]
+    def _shard(self, index: int) -> NDArray[np.int64]:
+        return self._ids

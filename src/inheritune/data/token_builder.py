@@ -10,11 +10,10 @@ from inheritune.data.encoding import Encoded, Encoders
 from inheritune.data.hub_dataset import dataset_commit
 from inheritune.data.input_files import STDLIB
 from inheritune.data.journal import Journal
-from inheritune.data.overlap import document_overlap, ngram_share
-from inheritune.data.shards import ShardWriter
-from inheritune.data.sources import Mixture, Place, Source, held_out_sources, open_sources
+from inheritune.data.sources import Mixture, Source, SourcePosition, held_out_sources, open_sources
+from inheritune.data.token_writer import TokenWriter
 from inheritune.data.tokenizer import TextTokenizer
-from inheritune.data.tokens import TokenStream, check_length, new_manifest
+from inheritune.data.tokens import check_length
 from inheritune.errors import DataError, Interrupted
 from inheritune.recipe.schema import Data
 from inheritune.system.progress import Listener, Progress
@@ -27,16 +26,11 @@ _TASK = "preparing tokens"
 class TokenBuilder:
     """Builds one token directory, or goes on with one that a killed process left.
 
+    Arguments are those of `prepare_text`, but for two.
+
     Args:
-        data: The recipe's section.
-        tokenizer: Encodes the text.
-        rows: Rows of the model's embedding.
-        seq_len: Tokens per sequence.
-        shard_ids: Ids in a full shard.
-        request: Identifies all of this; the journal of another request is cleared.
+        request: JSON values that decide the tokens; the journal of another request is cleared.
         journal: Holds the shards, and what an earlier process left.
-        on_progress: Receives the documents, bytes and tokens done so far.
-        stop: Stop flag, read before every batch.
     """
 
     def __init__(
@@ -51,19 +45,15 @@ class TokenBuilder:
         on_progress: Listener,
         stop: Callable[[], bool],
     ) -> None:
-        self._data, self._tokenizer, self._rows, self._seq_len = data, tokenizer, rows, seq_len
-        self._shards, self._journal = journal.shards, journal
-        self._on_progress, self._stop = on_progress, stop
-        self._train = ShardWriter(journal.shards, "train", rows, shard_ids)
-        self._val = ShardWriter(journal.shards, "val", rows, shard_ids)
-        self._writers = {"train": self._train, "val": self._val}
-        self._hashes = {split: journal.hashes(split) for split in self._writers}
+        self._data, self._tokenizer, self._seq_len = data, tokenizer, seq_len
+        self._journal, self._on_progress, self._stop = journal, on_progress, stop
+        self._writer = TokenWriter(journal.shards, journal.directory, tokenizer, rows, shard_ids)
 
         # --- the state between two documents: of the journal, or new ---
         # Validation sources come first, in this list and in all lists of the state.
         val_sources, train_sources = held_out_sources(data), open_sources(data)
         sources = val_sources + train_sources
-        state = journal.read(request, self._writers, self._hashes)
+        state = journal.read(request, self._writer)
         if state is None:
             journal.clear()
             state = {
@@ -76,8 +66,8 @@ class TokenBuilder:
                 "val_bytes": 0,
             }
         else:
-            done = len(self._train.entries) + len(self._val.entries)
-            self._say(f"{done} shards are there, going on after {state['documents']:,} documents")
+            shards, documents = self._writer.num_shards, state["documents"]
+            self._say(f"{shards} shards are there, going on after {documents:,} documents")
         self._state = state
 
         # --- the sources, at the commits that the first process saw ---
@@ -88,34 +78,25 @@ class TokenBuilder:
 
     def build(self, encoders: Encoders) -> dict[str, Any]:
         """Write all shards, and return the manifest without the request."""
-        shards = 0
+        data, writer = self._data, self._writer
+        num_shards = 0
         for number, encoded in self._encoded(encoders):
             self._add(number, encoded)
-            if shards != (shards := len(self._train.entries) + len(self._val.entries)):
-                self._journal.write(self._state, self._writers, self._hashes)
-        entries = self._train.close() + self._val.close()
+            if num_shards != (num_shards := writer.num_shards):
+                self._journal.write(self._state, writer)
+        writer.close()
         self._report(is_done=True)
-        check_length(self._train.num_ids, self._val.num_ids, self._seq_len, self._data)
-        by_hash = {
-            "rule": SPLIT_RULE,
-            "by": self._data.split_by,
-            "val_fraction": self._data.val_fraction,
-        }
-        return new_manifest(
-            self._tokenizer,
-            self._rows,
-            entries,
+        check_length(writer.train.num_ids, writer.val.num_ids, self._seq_len, data)
+        by_hash = {"rule": SPLIT_RULE, "by": data.split_by, "val_fraction": data.val_fraction}
+        return writer.manifest(
             bos=self._tokenizer.bos,
-            special_tokens_in_text=self._data.special_tokens_in_text,
-            split=by_hash if self._data.val_source is None else {"rule": "val_source"},
-        ) | {
-            "sources": self._provenance(),
-            "order": "source order; training documents end once data.tokens is exceeded",
-            "val_bytes": self._state["val_bytes"],
-            "documents": self._train.documents,
-            "val_documents": self._val.documents,
-            "overlap": self._overlap(),
-        }
+            special_tokens_in_text=data.special_tokens_in_text,
+            split=by_hash if data.val_source is None else {"rule": "val_source"},
+            sources=self._provenance(),
+            order="source order; training documents end once data.tokens is exceeded",
+            val_bytes=self._state["val_bytes"],
+            overlap=self._overlap(),
+        )
 
     # --- the stream of documents ---
 
@@ -147,7 +128,7 @@ class TokenBuilder:
             for i, source in enumerate(self._sources)
         ]
         # One id more than asked for: the last one is only a target.
-        while self._data.tokens is None or self._train.num_ids <= self._data.tokens:
+        while self._data.tokens is None or self._writer.train.num_ids <= self._data.tokens:
             i = mixture.next_source(self._state["tokens"][self._first :])
             encoded = next(streams[i], None)
             if encoded is None:
@@ -158,7 +139,7 @@ class TokenBuilder:
 
     def _filtered(
         self, number: int, source: Source, accepts: Callable[[Document, Data], bool]
-    ) -> Iterator[tuple[Place, Document]]:
+    ) -> Iterator[tuple[SourcePosition, Document]]:
         documents = source.read(self._state["places"][number])
         for count, (place, document) in enumerate(documents):
             if count % 1024 == 0:  # accepted ones may be few and far between
@@ -167,9 +148,7 @@ class TokenBuilder:
                 yield place, document
 
     def _add(self, number: int, encoded: Encoded) -> None:
-        split = "val" if encoded.is_val else "train"
-        self._writers[split].add(encoded.ids)
-        self._hashes[split].add(encoded.text_hash)
+        self._writer.add("val" if encoded.is_val else "train", encoded.ids, encoded.text_hash)
         state = self._state
         state["val_bytes"] += encoded.text_bytes * encoded.is_val
         state["tokens"][number] += 0 if encoded.is_val else len(encoded.ids)
@@ -188,20 +167,18 @@ class TokenBuilder:
         self._report()
 
     def _report(self, is_done: bool = False) -> None:
-        facts = {
-            "documents": f"{self._state['documents']:,}",
-            "tokens": f"{self._train.num_ids:,}",
-        }
+        tokens = self._writer.train.num_ids
+        facts = {"documents": f"{self._state['documents']:,}", "tokens": f"{tokens:,}"}
         done, total, unit = sum(self._state["read_bytes"]), self._total_bytes, "bytes"
         if self._data.tokens is not None:
-            done, total, unit = self._train.num_ids, self._data.tokens, "tokens"
+            done, total, unit = tokens, self._data.tokens, "tokens"
         done = total if is_done else min(done, total)
         self._on_progress(Progress(_TASK, done, total, unit, facts))
 
     # --- the manifest ---
 
     def _overlap(self) -> dict[str, Any]:
-        overlap: dict[str, Any] = dict(document_overlap(self._hashes))
+        overlap = self._writer.document_overlap()
         duplicates, repeated = overlap["duplicate_documents"], overlap["repeated_documents"]
         if self._data.val_source is not None and duplicates > _MAX_VAL_DUPLICATES:
             raise DataError(
@@ -210,17 +187,16 @@ class TokenBuilder:
             )
         if repeated > _MANY_REPEATS:
             self._say(f"{repeated:.0%} of the training documents repeat another one exactly")
-        train = TokenStream(self._shards, self._train.entries, self._rows)
-        val = TokenStream(self._shards, self._val.entries, self._rows)
+        num_ids = self._writer.train.num_ids
 
         def report(done: int) -> None:
             if self._stop():
                 raise Interrupted(
                     "measuring the overlap was interrupted.", "Run the same command again."
                 )
-            self._on_progress(Progress("measuring overlap", done, train.num_ids, "tokens"))
+            self._on_progress(Progress("measuring overlap", done, num_ids, "tokens"))
 
-        return overlap | ngram_share(val, train, self._tokenizer.eos, report)
+        return overlap | self._writer.ngram_overlap(report)
 
     def _provenance(self) -> dict[str, Any]:
         data = self._data

@@ -23,21 +23,13 @@ _CONFIG_FILE = replace(MODEL_FILE, error=DataError, hint="Fetch the file again."
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """Encodes text to ids and decodes them, adding no special token that nobody asked for.
+    """Encodes text to ids and decodes them, adding no special token that nobody asked for."""
 
-    Attributes:
-        directory: The model directory that it was read from.
-        sha256: Digest of ``tokenizer.json``, or of ``tokenizer.model`` where there is only that.
-        rows: Largest possible id, plus one.
-        bos: Id put before every document; None where this tokenizer puts none.
-        eos: Id put after every document.
-    """
-
-    directory: Path
-    sha256: str
-    rows: int
-    bos: int | None
-    eos: int
+    directory: Path  # the model directory that it was read from
+    sha256: str  # of ``tokenizer.json``, or of ``tokenizer.model`` where there is only that
+    rows: int  # largest possible id, plus one
+    bos: int | None  # put before every document; None where this tokenizer puts none
+    eos: int  # put after every document
     _tokenizer: Tokenizer | SentencePieceModel = field(repr=False, compare=False)
 
     def encode_batch(
@@ -46,7 +38,6 @@ class TextTokenizer:
         """Encode texts in parallel, with neither BOS nor EOS.
 
         Args:
-            texts: Any number of texts.
             special_tokens_in_text: Whether a literal ``<|endoftext|>`` becomes the special token,
                 or is encoded as the characters that it is written with.
 
@@ -155,10 +146,7 @@ def encode_documents(
 ) -> Iterator[NDArray[np.int64]]:
     """Encode each document as ``[BOS] ids EOS``.
 
-    Args:
-        tokenizer: Decides whether there is a BOS.
-        texts: Documents of any length; one beyond 2^20 characters is encoded piece by piece.
-        special_tokens_in_text: As for `TextTokenizer.encode_batch`.
+    Documents may have any length; see `TextTokenizer.encode_long`.
 
     Yields:
         (n,) int64 for each document, in order.

@@ -3,24 +3,20 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inheritune.data.shards import SHARD_VERSION, ShardEntry, check_shard, map_shard
+from inheritune.data.shards import ShardEntry, check_shard, map_shard
 from inheritune.errors import DataError
 from inheritune.recipe.schema import Data
 from inheritune.system.files import sha256
 from inheritune.system.strict_json import OWN_FILE, read_json_object
 
-if TYPE_CHECKING:
-    from inheritune.data.tokenizer import TextTokenizer
-
-
-_FORMAT = 1
+MANIFEST_FORMAT = 1
 _MANIFEST_TYPES = {
     "shard_version": int,
     "tokenizer": dict,
@@ -37,7 +33,7 @@ _MANIFEST_TYPES = {
     "overlap": dict,
     "request": dict,
 }
-_CONTENT = ("shard_version", "tokenizer", "embedding_rows", "policy", "split", "files")
+_CONTENT = ("format", "shard_version", "tokenizer", "embedding_rows", "policy", "split", "files")
 _AGAIN = "Prepare the tokens again."
 _MANIFEST = replace(OWN_FILE, max_bytes=64 << 20, hint=_AGAIN)
 
@@ -52,9 +48,7 @@ class TokenStream:
     """
 
     def __init__(self, directory: Path, entries: list[ShardEntry], rows: int) -> None:
-        self._directory = directory
-        self._entries = entries
-        self._rows = rows
+        self._directory, self._entries, self._rows = directory, entries, rows
         self._edges = np.cumsum([0] + [entry.ids for entry in entries])
         self._mapped: dict[int, NDArray[Any]] = {}
 
@@ -68,12 +62,7 @@ class TokenStream:
         return max(0, (self.num_ids - 1) // seq_len)
 
     def ids(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Read the ids at [start, stop) of the stream, (stop - start,) int64.
-
-        Raises:
-            DataError: A shard that is read for the first time is not the one that was prepared.
-            IndexError: The range leaves the stream.
-        """
+        """Read the ids at [start, stop) of the stream, (stop - start,) int64; see `samples`."""
         out = np.empty(stop - start, dtype=np.int64)
         self._read_into(out, start)
         return out
@@ -88,7 +77,7 @@ class TokenStream:
 
         Args:
             ids: (B,) sample numbers, in [0, num_samples(seq_len)).
-            seq_len: T, inputs in a sample.
+            seq_len: T, number of inputs in a sample.
 
         Returns:
             (B, T + 1) int64; inputs are ``[:, :-1]``, targets ``[:, 1:]``.
@@ -121,16 +110,7 @@ class TokenStream:
 
 
 class TokenDirectory:
-    """An opened directory of prepared tokens.
-
-    Args:
-        path: The directory.
-        manifest: Its manifest, already checked.
-
-    Attributes:
-        train: Stream of the training ids.
-        val: Stream of the held-out ids.
-    """
+    """An opened directory of prepared tokens, whose manifest is checked already."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
@@ -177,7 +157,7 @@ def open_tokens(path: Path) -> TokenDirectory:
         DataError: The manifest or a shard is missing, broken, or of another format.
     """
     manifest = _read_manifest(path / "manifest.json")
-    for entry in _entries(manifest, "train") + _entries(manifest, "val"):
+    for entry in _entries(manifest):
         check_shard(path, entry, manifest["embedding_rows"])
     return TokenDirectory(path, manifest)
 
@@ -190,7 +170,7 @@ def verify_tokens(path: Path) -> TokenDirectory:
     """
     directory = open_tokens(path)
     rows = directory.manifest["embedding_rows"]
-    for entry in _entries(directory.manifest, "train") + _entries(directory.manifest, "val"):
+    for entry in _entries(directory.manifest):
         map_shard(path, entry, rows)
         index = (path / entry.name).with_suffix(".idx")
         if not index.is_file() or sha256(index) != entry.index_sha256:
@@ -202,9 +182,7 @@ def check_budget(tokens: TokenDirectory, planned: int, seq_len: int, allow_repea
     """Refuse to train for longer than the tokens last, unless repeats are asked for.
 
     Args:
-        tokens: The prepared tokens.
         planned: Training tokens of one round or variant.
-        seq_len: Tokens per sequence.
         allow_repeat: ``data.allow_repeat`` of the recipe.
 
     Raises:
@@ -225,7 +203,6 @@ def check_length(train: int, val: int, seq_len: int, data: Data) -> None:
     Args:
         train: Number of training ids.
         val: Number of held-out ids.
-        seq_len: Tokens per sequence.
         data: The recipe's section, for the way out.
 
     Raises:
@@ -242,61 +219,21 @@ def check_length(train: int, val: int, seq_len: int, data: Data) -> None:
             )
 
 
-def new_manifest(
-    tokenizer: "TextTokenizer",
-    rows: int,
-    entries: list[ShardEntry],
-    *,
-    bos: int | None,
-    special_tokens_in_text: bool,
-    split: dict[str, Any],
-) -> dict[str, Any]:
-    """Return the part of a manifest that fixes the content, with its fingerprints.
-
-    Args:
-        tokenizer: The tokenizer that made the ids.
-        rows: Rows of the embedding.
-        entries: Shards of both splits.
-        bos: Id before every document; None where some lack it.
-        special_tokens_in_text: Whether special tokens were looked for in text.
-        split: How documents were held out.
-    """
-    identity = {"sha256": tokenizer.sha256, "rows": tokenizer.rows}
-    policy = {
-        "bos": bos,
-        "eos": tokenizer.eos,
-        "special_tokens_in_text": special_tokens_in_text,
-    }
-    files = [asdict(entry) for entry in entries]
-    content = {
-        "format": _FORMAT,
-        "shard_version": SHARD_VERSION,
-        "tokenizer": identity,
-        "embedding_rows": rows,
-        "policy": policy,
-        "split": split,
-        "files": files,
-    }
-    val_files = [entry for entry in files if entry["name"].startswith("val-")]
-    return content | {
-        "fingerprint": _fingerprint(content),
-        "val_fingerprint": canonical_digest([identity, policy, val_files]),
-    }
-
-
 def canonical_digest(value: object) -> str:
     """Return the SHA-256 of a JSON value in its canonical form: sorted keys, no spaces, ASCII."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _fingerprint(manifest: dict[str, Any]) -> str:
-    return canonical_digest({key: manifest[key] for key in ("format", *_CONTENT)})
+def fingerprint_of(manifest: dict[str, Any]) -> str:
+    """Digest the entries of a manifest that fix the ids and the split."""
+    return canonical_digest({key: manifest[key] for key in _CONTENT})
 
 
-def _entries(manifest: dict[str, Any], split: str) -> list[ShardEntry]:
+def _entries(manifest: dict[str, Any], split: str = "") -> list[ShardEntry]:
+    """List the shards of a split; by default of both."""
     entries = [ShardEntry(**entry) for entry in manifest["files"]]
-    return [entry for entry in entries if entry.name.startswith(f"{split}-")]
+    return [entry for entry in entries if entry.name.startswith(split)]
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -304,14 +241,16 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(f"there are no prepared tokens in {path.parent}.", "Prepare them first.")
     manifest = read_json_object(path, _MANIFEST)
     version = manifest.get("format")
-    if version != _FORMAT:
-        raise DataError(f"{path} has format {version}, this program reads {_FORMAT}.", _AGAIN)
+    if version != MANIFEST_FORMAT:
+        raise DataError(
+            f"{path} has format {version}, this program reads {MANIFEST_FORMAT}.", _AGAIN
+        )
     for key, kind in _MANIFEST_TYPES.items():
         if type(manifest.get(key)) is not kind:
             raise DataError(f"{path} lacks {key}, or garbles it.", _AGAIN)
     for entry in manifest["files"]:
         _check_entry(path, entry)
-    if manifest["fingerprint"] != _fingerprint(manifest):
+    if manifest["fingerprint"] != fingerprint_of(manifest):
         raise DataError(f"{path} was changed: its fingerprint is of another content.", _AGAIN)
     return dict(manifest)
 
