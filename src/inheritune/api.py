@@ -590,8 +590,8 @@ def plan(
     """Estimate size, time and cost of a cut or of a recipe, without running it.
 
     Args:
-        what: A model, of which only headers are read; or a recipe: a path that ends in ``.yaml``,
-            or a `Recipe`.
+        what: A model, of which only headers are read, or a config.json where there are no weights;
+            or a recipe: a path that ends in ``.yaml``, or a `Recipe`.
         layers: Look at this cut in detail, as for `inherit`; None: a table of cuts.
         revision: Branch, tag or commit of a Hub id.
         tokens: Training tokens to estimate the time for, such as ``"1B"``.
@@ -612,6 +612,7 @@ def plan(
     """
     from inheritune.model_files.in_memory import opened_model
     from inheritune.planning.candidates import Budget, list_candidates, plan_cut
+    from inheritune.planning.planned_reference import open_to_plan
     from inheritune.planning.recipe_plan import plan_recipe
     from inheritune.recipe.sections import is_recipe, recipe_with
     from inheritune.recipe.values import amount_of_tokens
@@ -622,7 +623,10 @@ def plan(
         if is_recipe(what):
             recipe = recipe_with(what, sections).recipe  # type: ignore[arg-type]
             return plan_recipe(recipe, Path(runs) / recipe.name, speed)
-        model = stack.enter_context(opened_model(what, revision, whole=False))  # type: ignore[arg-type]
+        if isinstance(what, str | os.PathLike):
+            model = open_to_plan(os.fspath(what), revision)
+        else:
+            model = stack.enter_context(opened_model(what))  # type: ignore[arg-type]
         budget = Budget(seq_len, None if tokens is None else amount_of_tokens(tokens), speed)
         if layers is None:
             return list_candidates(model, budget)

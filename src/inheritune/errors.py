@@ -36,6 +36,10 @@ class SourceError(InherituneError):
     exit_code = 3
 
 
+class NoWeightsError(SourceError):
+    """A model directory holds no weights in any known format."""
+
+
 class UnsupportedModelError(SourceError):
     """A model directory is sound, but not one that layers can be taken from."""
 

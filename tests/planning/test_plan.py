@@ -13,7 +13,7 @@ from hub_server import MODEL, Hub
 
 from inheritune.api import plan
 from inheritune.cli.plan_text import candidates_table, cut_table, recipe_tables
-from inheritune.errors import DataError, RecipeError, SourceError, UnsupportedModelError
+from inheritune.errors import DataError, RecipeError, SourceError
 from inheritune.planning.candidates import (
     Budget,
     Candidates,
@@ -153,11 +153,12 @@ def test_a_reference_that_is_trained_here_is_counted_and_planned(
     assert again.reference_params == shape.params
 
 
-def test_an_untrained_reference_whose_size_only_its_class_knows_is_refused(
+def test_an_untrained_reference_of_any_family_is_planned_by_its_class(
     tiny_reference, tiny_text, tmp_path
 ):
-    with pytest.raises(UnsupportedModelError, match="knows the size of a olmo2"):
-        plan_recipe(trained_here("olmo2", tiny_reference, tiny_text), tmp_path / "run")
+    plan = plan_recipe(trained_here("olmo2", tiny_reference, tiny_text), tmp_path / "run")
+    layer = 4 * 32 * 32 + 3 * 32 * 64 + 4 * 32  # attention, MLP, norms of states, queries and keys
+    assert plan.reference_params == 2 * 320 * 32 + 4 * layer + 32
 
 
 def test_a_plan_loads_neither_torch_nor_transformers(tiny_reference, tiny_text, tmp_path):

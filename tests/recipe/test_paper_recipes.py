@@ -12,7 +12,7 @@ from inheritune.cli.app import app
 from inheritune.cli.plan_text import recipe_notes, recipe_tables
 from inheritune.errors import RecipeError
 from inheritune.model_files.config import layer_count
-from inheritune.model_files.shapes import synthetic_headers
+from inheritune.model_files.shapes import class_headers
 from inheritune.planning.recipe_plan import RecipePlan, plan_recipe
 from inheritune.planning.scale import scale_file, scale_recipe
 from inheritune.recipe.deviations import deviations
@@ -177,9 +177,7 @@ def test_a_scaled_recipe_has_the_same_rounds_and_variants_of_the_same_sizes(name
     assert config["model_type"] == before["model_type"]
     assert layer_count(config) == layer_count(before)
     assert config.get("n_positions", config.get("max_position_embeddings")) >= 32
-    half_width_headers(
-        synthetic_headers({"vocab_size": 2048} | config)
-    )  # heads and widths are even
+    half_width_headers(class_headers({"vocab_size": 2048} | config))  # heads, widths are even
 
 
 def test_the_plan_of_a_scaled_recipe_has_the_same_trainings(tmp_path):

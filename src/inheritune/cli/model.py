@@ -229,6 +229,9 @@ def plan(
         _show_plan(result)
         if isinstance(result, Candidates):
             command = f"plan {quote(source)} {max(1, result.layers // 2)}"
+        elif isinstance(result, CutPlan) and result.table.notes:
+            say("next: download the weights of the reference, then plan again")
+            return
         elif isinstance(result, CutPlan):
             command = f"inherit {quote(source)} {layers} OUT"
         else:

@@ -29,6 +29,7 @@ _MAX_VALUE = 60  # characters of a config value
 def candidates_table(plan: Candidates) -> Table:
     """Make a table of a reference with every number of layers worth considering."""
     notes = [
+        *plan.notes,
         *_size_notes(plan),
         _cache_note(plan),
         _flops_note(plan),
@@ -46,6 +47,7 @@ def cut_table(plan: CutPlan) -> Table:
     if len(files) > 5:
         files = [*files[:4], f"and {len(files) - 4} more"]
     notes = [
+        *table.notes,
         f"kept: {describe_selection(plan.kept)} of {table.layers}; {candidate.cut.reason}",
         f"copied: {data_size(candidate.counts.bytes)} in {_count(plan.ranges, 'byte range')}"
         + _download(candidate.download_bytes),

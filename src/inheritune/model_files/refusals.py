@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import SourceError, UnsupportedModelError, escape
+from inheritune.errors import NoWeightsError, SourceError, UnsupportedModelError, escape
 from inheritune.model_files.copy import open_source
 from inheritune.model_files.layers import is_tower
 from inheritune.model_files.safetensors import Tensor
@@ -84,7 +84,7 @@ def refuse_files(names: Collection[str], directory: str) -> None:
             "Look for a safetensors revision of the model, or make one: "
             "`inheritune convert SOURCE OUT`.",
         )
-    raise SourceError(
+    raise NoWeightsError(
         f"{directory} holds neither model.safetensors nor model.safetensors.index.json.",
         "Name a Hugging Face model directory with safetensors weights.",
     )

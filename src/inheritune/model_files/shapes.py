@@ -1,106 +1,97 @@
-"""Build the tensor headers of a model that does not exist yet, from its config."""
+"""Build the tensor headers of a model from its config alone, as its class would write it."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from inheritune.model_files.config import layer_count
+from inheritune.errors import UnsupportedModelError, escape, first_line
 from inheritune.model_files.directory import ModelDirectory
-from inheritune.model_files.flops import attention_heads, first_int
-from inheritune.model_files.safetensors import Tensor
+from inheritune.model_files.safetensors import Tensor, item_bits
 
-# The families that this program trains references of. Of others, only the class knows the shapes.
-_LLAMA_LIKE = {"llama", "mistral", "qwen2", "qwen3"}
-Shapes = dict[str, tuple[int, ...]]
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_WORDS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
-def synthetic_headers(config: Mapping[str, Any]) -> ModelDirectory | None:
-    """Describe a model as its class would write it in fp32, without a file on any disk.
+def class_headers(config: Mapping[str, Any], name: str = "", dtype: str = "F32") -> ModelDirectory:
+    """Describe a model that is not on this machine: its class is built, but no weight is made.
+
+    Args:
+        config: Content of a config.json.
+        dtype: Dtype of its weights, as in a safetensors header.
 
     Returns:
-        A model directory whose tensors have names and shapes, but no bytes. None for a family whose
-        shapes are not known here, or a config that leaves widths to its class.
+        A model directory whose tensors have names and shapes, but no bytes on any disk.
+
+    Raises:
+        UnsupportedModelError: transformers has no causal language model of this config.
     """
-    shapes = None
-    if config.get("model_type") in _LLAMA_LIKE:
-        shapes = _llama(config)
-    elif config.get("model_type") == "gpt2":
-        shapes = _gpt2(config)
-    if shapes is None:
-        return None
+    from transformers.core_model_loading import revert_weight_conversion
+
+    model = meta_model(typed_config(config))
+    # The head of a tied model is its embedding, which `save_pretrained` writes once.
+    weights: dict[str, Any] = {}
+    for key, weight in model.state_dict(keep_vars=True).items():
+        if not any(weight is other for other in weights.values()):
+            weights[key] = weight
+    # Names as on disk: some classes join what their files keep apart, such as experts.
+    stored = revert_weight_conversion(model, weights)
     tensors, position = {}, 0
-    for name, shape in shapes.items():
-        size = 4 * math.prod(shape)
-        tensors[name] = Tensor(name, "F32", shape, Path("model.safetensors"), position, size)
+    for key, weight in stored.items():
+        size = weight.numel() * item_bits(dtype) // 8
+        shape = tuple(weight.shape)
+        tensors[key] = Tensor(key, dtype, shape, Path("model.safetensors"), position, size)
         position += size
-    return ModelDirectory(Path("/nonexistent"), dict(config), tensors, [], "trained here")
+    return ModelDirectory(Path("/nonexistent"), dict(config), tensors, [], name)
 
 
-def _llama(config: Mapping[str, Any]) -> Shapes | None:
-    heads, head_size = attention_heads(config)
-    size = int(head_size)
-    inner = first_int(config, ["intermediate_size"])
-    width, vocab = first_int(config, ["hidden_size"]), first_int(config, ["vocab_size"])
-    if not (heads and size and inner and width and vocab):
-        return None
-    model_type = config["model_type"]
-    queries = heads * size
-    keys = (first_int(config, ["num_key_value_heads"]) or heads) * size
-    bias = bool(config.get("attention_bias"))
-    # Rows and columns of each matrix, and whether it has a bias.
-    attention = {
-        "q_proj": (queries, width, bias or model_type == "qwen2"),
-        "k_proj": (keys, width, bias or model_type == "qwen2"),
-        "v_proj": (keys, width, bias or model_type == "qwen2"),
-        "o_proj": (width, queries, bias),
-    }
-    mlp = {"gate_proj": (inner, width), "up_proj": (inner, width), "down_proj": (width, inner)}
-    shapes: Shapes = {"model.embed_tokens.weight": (vocab, width)}
-    for i in range(layer_count(config)):
-        layer = f"model.layers.{i}."
-        for name, (rows, columns, has_bias) in attention.items():
-            shapes[f"{layer}self_attn.{name}.weight"] = (rows, columns)
-            if has_bias:
-                shapes[f"{layer}self_attn.{name}.bias"] = (rows,)
-        if model_type == "qwen3":
-            shapes |= {f"{layer}self_attn.{n}_norm.weight": (size,) for n in "qk"}
-        shapes |= {f"{layer}mlp.{name}.weight": shape for name, shape in mlp.items()}
-        if config.get("mlp_bias"):
-            shapes |= {f"{layer}mlp.{name}.bias": shape[:1] for name, shape in mlp.items()}
-        shapes[f"{layer}input_layernorm.weight"] = (width,)
-        shapes[f"{layer}post_attention_layernorm.weight"] = (width,)
-    shapes["model.norm.weight"] = (width,)
-    if not config.get("tie_word_embeddings"):
-        shapes["lm_head.weight"] = (vocab, width)
-    return shapes
+def stated_dtype(config: Mapping[str, Any]) -> str:
+    """Return the dtype that a config.json states for its weights, as in a safetensors header."""
+    stated = config.get("dtype", config.get("torch_dtype"))
+    return _WORDS.get(str(stated), "F32")
 
 
-def _gpt2(config: Mapping[str, Any]) -> Shapes | None:
-    width, vocab = first_int(config, ["n_embd"]), first_int(config, ["vocab_size"])
-    positions = first_int(config, ["n_positions"])
-    if not (width and vocab and positions):
-        return None
-    inner = first_int(config, ["n_inner"]) or 4 * width
-    # GPT-2 stores its matrices transposed: inputs are rows.
-    matrices = {
-        "attn.c_attn": (width, 3 * width),
-        "attn.c_proj": (width, width),
-        "mlp.c_fc": (width, inner),
-        "mlp.c_proj": (inner, width),
-    }
-    shapes: Shapes = {
-        "transformer.wte.weight": (vocab, width),
-        "transformer.wpe.weight": (positions, width),
-    }
-    for i in range(layer_count(config)):
-        layer = f"transformer.h.{i}."
-        for name, shape in matrices.items():
-            shapes[f"{layer}{name}.weight"] = shape
-            shapes[f"{layer}{name}.bias"] = shape[1:]
-        for name in ("ln_1", "ln_2"):
-            shapes |= {f"{layer}{name}.{part}": (width,) for part in ("weight", "bias")}
-    shapes |= {f"transformer.ln_f.{part}": (width,) for part in ("weight", "bias")}
-    if config.get("tie_word_embeddings") is False:
-        shapes["lm_head.weight"] = (vocab, width)
-    return shapes
+def meta_model(config: "PreTrainedConfig") -> "PreTrainedModel":
+    """Build the class of a config without allocating its weights.
+
+    Raises:
+        UnsupportedModelError: transformers has no causal language model of this config.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=False
+            )
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise _cannot_build(str(config.model_type), error) from error
+    model.tie_weights()
+    return model
+
+
+def typed_config(config: Mapping[str, Any]) -> "PreTrainedConfig":
+    """Make transformers' own config of the content of a config.json, with its class's defaults.
+
+    Raises:
+        UnsupportedModelError: transformers does not know the model type, or refuses a value.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    model_type = config.get("model_type")
+    fields = {key: value for key, value in config.items() if key != "model_type"}
+    try:
+        typed: PreTrainedConfig = AutoConfig.for_model(model_type, **fields)
+    except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise _cannot_build(str(model_type), error.__cause__ or error) from error
+    return typed
+
+
+def _cannot_build(model_type: str, error: BaseException) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"transformers cannot build a {escape(model_type)} of this config: {first_line(error)}.",
+        "Choose a decoder-only model that transformers knows, and check its config.json.",
+    )

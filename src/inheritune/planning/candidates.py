@@ -12,6 +12,7 @@ from inheritune.model_files.flops import first_int
 from inheritune.model_files.safetensors import Tensor
 from inheritune.model_files.write import split_into_shards
 from inheritune.planning.kv_cache import Cache, CacheCost
+from inheritune.planning.planned_reference import shape_notes
 from inheritune.surgery.cut_points import CutPoint, Pattern, cut_point, find_pattern
 from inheritune.surgery.plan import kept_tensors, plan_inherit, stored_dtype
 from inheritune.surgery.selection import LayerFacts, choose_layers, describe_selection
@@ -71,6 +72,7 @@ class Candidates(Rows):
     # By number of layers, ascending; the last one is the whole reference.
     candidates: tuple[Candidate, ...]
     dropped_prediction: int  # number of multi-token-prediction tensors, which no candidate keeps
+    notes: tuple[str, ...]  # what to know about the reference; empty if its weights are here
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -183,6 +185,7 @@ def _estimate(
             for kept, cut in cuts
         ),
         dropped_prediction=len(dropped),
+        notes=tuple(shape_notes(reference)),
     )
 
 

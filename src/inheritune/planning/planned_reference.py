@@ -1,20 +1,61 @@
 """Find the reference to plan with: its headers, or its shape if it is not on this machine."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from inheritune.data.tokenizer import open_tokenizer
-from inheritune.errors import InherituneError, MachineError, SourceError, UnsupportedModelError
+from inheritune.errors import MachineError, NoWeightsError, SourceError
+from inheritune.model_files.config import text_config
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.download.hub import is_hub_id
-from inheritune.model_files.shapes import synthetic_headers
+from inheritune.model_files.refusals import refuse_unsafe_config, refuse_unsupported_model
+from inheritune.model_files.shapes import class_headers, stated_dtype
 from inheritune.recipe.known_configs import known_config
 from inheritune.recipe.schema import Recipe, ReferenceTraining
 from inheritune.run_directory import Run
 from inheritune.steps.reference_store import open_pinned, pinned_commit
-from inheritune.system.strict_json import read_json
+from inheritune.system.strict_json import MODEL_FILE, read_json, read_json_object
 
-_SHAPE_ONLY = " (its published shape)"
+_BY_CONFIG = " (by its config.json)"
+_BY_SHAPE = " (its published shape)"
+
+
+def open_to_plan(model: str, revision: str | None = None) -> ModelDirectory:
+    """Open a model's headers; without weights on this machine, build them from its config.
+
+    Args:
+        model: Hub id, ``embedded:demo``, a model directory, or a directory or file that holds only
+            a config.json.
+
+    Raises:
+        SourceError: The model cannot be used.
+        MachineError: The Hub cannot be reached, and the shape of the model is not known either.
+        UnsupportedModelError: transformers cannot build the class of the config.
+    """
+    path = Path(model).expanduser()
+    if path.suffix == ".json" and path.is_file():
+        return _headers_of(path, path.resolve().parent.name)
+    try:
+        return open_model(model, revision, whole=False)
+    except NoWeightsError:
+        if not (path / "config.json").is_file():
+            raise
+        return _headers_of(path / "config.json", path.resolve().name)
+    except (MachineError, SourceError) as error:
+        # A model that the Hub refuses to give, or one that is broken here, must be reported.
+        absent = isinstance(error, MachineError) or not is_hub_id(model)
+        config = known_config(model)
+        if config is None or not absent or path.exists():
+            raise
+        return class_headers(config, f"{model}{_BY_SHAPE}", stated_dtype(config))
+
+
+def _headers_of(path: Path, name: str) -> ModelDirectory:
+    config = read_json_object(path, MODEL_FILE, "the config")
+    refuse_unsafe_config(config, path)
+    model = class_headers(config, f"{name}{_BY_CONFIG}", stated_dtype(config))
+    section = text_config(config)
+    refuse_unsupported_model(config, section, model.tensors.values(), path.parent)
+    return model
 
 
 def planned_reference(recipe: Recipe, run: Run) -> ModelDirectory:
@@ -33,13 +74,7 @@ def planned_reference(recipe: Recipe, run: Run) -> ModelDirectory:
     assert section.model is not None  # the recipe has one or the other
     if pinned_commit(run, section.model, section.revision) is not None:
         return open_pinned(run, section.model, section.revision, whole=False)
-    try:
-        model = open_model(section.model, section.revision, whole=False)
-    except (MachineError, SourceError) as error:
-        shape = _published_shape(section.model, error)
-        if shape is None:
-            raise
-        return shape
+    model = open_to_plan(section.model, section.revision)
     if model.revision is None:
         return model
     run = Run.create(run.root)
@@ -57,43 +92,21 @@ def with_taken_reference(recipe: Recipe, run: Run) -> Recipe:
     return recipe.model_copy(update={"reference": recipe.reference.model_copy(update=update)})
 
 
-def _published_shape(model: str, error: InherituneError) -> ModelDirectory | None:
-    """Return headers of a published model that is not on this machine, or None.
-
-    Only for models that are absent: a model that the Hub refuses to give, or one that is broken on
-    this machine, must be reported.
-    """
-    absent = isinstance(error, MachineError) or not is_hub_id(model)
-    config = known_config(model)
-    if config is None or not absent or Path(model).expanduser().exists():
-        return None
-    shape = synthetic_headers(config)
-    return None if shape is None else replace(shape, name=f"{model}{_SHAPE_ONLY}")
-
-
 def _untrained(section: ReferenceTraining) -> ModelDirectory:
     rows = section.vocab_size
     if "vocab_size" in section.config:
         rows = 0  # replaced by the config's below
     elif section.tokenizer is not None:
         rows = open_tokenizer(open_model(section.tokenizer, whole=False).path).rows
-    model = synthetic_headers({"vocab_size": rows} | section.config)
-    if model is None:
-        raise UnsupportedModelError(
-            f"only its class knows the size of a {section.config['model_type']} that has yet to be "
-            "trained, and plan does not load classes.",
-            "Plan with a llama, mistral, qwen2, qwen3 or gpt2 whose config gives all widths, or "
-            "after the reference is trained.",
-        )
-    return model
+    return class_headers({"vocab_size": rows} | section.config, "trained here")
 
 
 def shape_notes(model: ModelDirectory) -> list[str]:
-    """List what to know about a reference that is planned with by its published shape only."""
-    if not model.name.endswith(_SHAPE_ONLY):
+    """List what to know about a model that is planned with by its config alone."""
+    end = next((end for end in (_BY_CONFIG, _BY_SHAPE) if model.name.endswith(end)), None)
+    if end is None:
         return []
-    name = model.name.removesuffix(_SHAPE_ONLY)
     return [
-        f"{name} is not on this machine: sizes are those of its published shape, its weights "
-        "were not read, and `run` needs them."
+        f"The weights of {model.name.removesuffix(end)} are not on this machine: sizes are those "
+        "that its class in transformers gives for its config.json. `inherit` and `run` need them."
     ]

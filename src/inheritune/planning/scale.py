@@ -8,7 +8,7 @@ from typing import Any
 
 from inheritune.errors import RecipeError, escape
 from inheritune.model_files.directory import open_model
-from inheritune.recipe.known_configs import known_config, known_models
+from inheritune.recipe.known_configs import known_config
 from inheritune.recipe.load import RecipeFile, leaves
 from inheritune.recipe.schema import Recipe
 
@@ -145,8 +145,7 @@ def _scaled_reference(
     if config is None:
         raise RecipeError(
             f"the shape of {escape(recipe.reference.model)} is not known, so it cannot be scaled.",
-            f"Scale a recipe that trains its reference, names a local model directory, or one of "
-            f"{', '.join(known_models())}.",
+            "Scale a recipe that trains its reference or names a local model directory.",
         )
     return {
         "model": None,

@@ -15,7 +15,7 @@ from inheritune.model_files.copy import open_source
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.flops import first_int
 from inheritune.model_files.safetensors import Tensor, item_bits
-from inheritune.model_files.shapes import synthetic_headers
+from inheritune.model_files.shapes import class_headers
 from inheritune.model_files.write import TargetTensor, read_chunks
 from inheritune.surgery.class_check.ask_class import check_complete
 from inheritune.surgery.parts import STRAY
@@ -73,12 +73,7 @@ def half_width(reference: ModelDirectory, out: Path) -> ModelDirectory:
 def half_width_headers(reference: ModelDirectory) -> ModelDirectory:
     """Make the half-width model of a reference as config and headers only; see `half_width`."""
     config = dict(reference.config) | {e.key: e.after for e in _edits(reference.config)}
-    narrow = synthetic_headers(config)
-    if narrow is None:
-        raise UnsupportedModelError(
-            f"the config of {reference.name} leaves widths to its class, so they are not halved.",
-            "Leave this control out.",
-        )
+    narrow = class_headers(config, reference.name)
     _shapes(narrow, reference)
     return narrow
 

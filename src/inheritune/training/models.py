@@ -10,6 +10,7 @@ import torch
 
 from inheritune.errors import SourceError, UnsupportedModelError, escape, first_line
 from inheritune.model_files.copy import copy_side_files
+from inheritune.model_files.shapes import meta_model, typed_config
 from inheritune.system.files import new_directory, sync_file, write_json
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 from inheritune.training.throughput import count_params, flops_per_token
@@ -50,24 +51,11 @@ def vocab_size(directory: Path) -> int:
 
 def describe_config(config: Mapping[str, Any], seq_len: int) -> Shape:
     """Compute size and cost from a config that is not on disk; see `describe`."""
-    from transformers import AutoConfig
-
-    fields = {key: value for key, value in config.items() if key != "model_type"}
-    return _shape(AutoConfig.for_model(config["model_type"], **fields), seq_len)
+    return _shape(typed_config(config), seq_len)
 
 
 def _shape(config: "PreTrainedConfig", seq_len: int) -> Shape:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise UnsupportedModelError(
-            f"transformers cannot build a {config.model_type} of this config: {first_line(error)}.",
-            "Choose a decoder-only model that transformers knows, and check its config.json.",
-        ) from error
-    model.tie_weights()
+    model = meta_model(config)
     return Shape(count_params(model), flops_per_token(model, seq_len))
 
 
@@ -140,15 +128,17 @@ def save_model(model: "PreTrainedModel", out: Path, start: Path) -> None:
 
 
 def _config(directory: Path, dropout: float) -> "PreTrainedConfig":
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, StrictDataclassError) as error:
         raise UnsupportedModelError(
-            f"transformers does not take {directory / 'config.json'}: {first_line(error)}.",
+            f"transformers does not take {directory / 'config.json'}: "
+            f"{first_line(error.__cause__ or error)}.",
             _NO_CODE,
         ) from error
     _refuse_own_class(config, directory)
