@@ -99,7 +99,7 @@ def visible(text: str) -> str:
     return _ACTED_ON.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's text that says something, or the error's type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # "Class validation error for validator 'validate_architecture':", and then why.

@@ -81,12 +81,12 @@ def typed_config(config: Mapping[str, Any]) -> "PreTrainedConfig":
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     fields = {key: value for key, value in config.items() if key != "model_type"}
     try:
         typed: PreTrainedConfig = AutoConfig.for_model(model_type, **fields)
     except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise _cannot_build(str(model_type), error.__cause__ or error) from error
+        raise _cannot_build(model_type, error.__cause__ or error) from error
     return typed
 
 
