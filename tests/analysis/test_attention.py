@@ -115,7 +115,9 @@ def test_a_model_has_the_ranks_of_its_own_attention(family):
 def test_attention_statistics_are_equal_in_small_batches_and_with_plain_svd(monkeypatch):
     model, ids = model_of("llama"), ids_of(5)
     whole = measure_attention(model, 4, ids).as_json()
-    assert measure_attention(model, 4, ids, ranks_of=exact_rank).as_json() == whole
+    with monkeypatch.context() as patched:
+        patched.setattr("inheritune.analysis.attention.attention_rank", exact_rank)
+        assert measure_attention(model, 4, ids).as_json() == whole
     monkeypatch.setattr("inheritune.analysis.attention._MATRICES", 1)
     single = measure_attention(model, 4, ids).as_json()
     assert single["layers"][0]["rank"] == whole["layers"][0]["rank"]
@@ -128,7 +130,7 @@ def test_a_window_shows_in_the_ranks_of_its_layers():
     assert max(ranks) > ranks[5] + 5 and min(ranks) == ranks[5]
 
 
-def test_no_map_outlives_its_layer():
+def test_no_map_outlives_its_layer(monkeypatch):
     model, ids = model_of("llama"), ids_of(2, 32)
     alive: list[int] = []
     import weakref
@@ -140,7 +142,8 @@ def test_no_map_outlives_its_layer():
         seen.append(weakref.ref(matrices))
         return exact_rank(matrices, thresholds)
 
-    measure_attention(model, 4, ids, ranks_of=ranks_of)
+    monkeypatch.setattr("inheritune.analysis.attention.attention_rank", ranks_of)
+    measure_attention(model, 4, ids)
     assert max(alive) == 0
 
 

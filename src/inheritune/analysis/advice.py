@@ -19,23 +19,17 @@ def lazy_group(max_ranks: Mapping[int, float], first: int, total: int) -> bool:
 
 
 def laziest_first(max_ranks: Mapping[int, float]) -> tuple[int, ...]:
-    """Sort layers by MaxRank, lowest first; of equal ones, the later layer first."""
+    """Sort layers by MaxRank, lowest first; among equal ones, the later layer comes first."""
     return tuple(sorted(max_ranks, key=lambda layer: (max_ranks[layer], -layer)))
 
 
 @dataclass(frozen=True)
 class Advice:
-    """A number of layers to begin with.
+    """A number of layers to begin with."""
 
-    Attributes:
-        paper: Half of the reference's layers, with which the papers begin.
-        advice: The fewest first layers above which all are a lazy group; half if there are none.
-        reason: The reason for the advice, in words.
-    """
-
-    paper: int
-    advice: int
-    reason: str
+    paper: int  # half of the reference's layers, with which the papers begin
+    advice: int  # fewest first layers above which all are a lazy group; half if there is none
+    reason: str  # reason for the advice, in words
 
 
 def advise(max_ranks: Mapping[int, float], total: int, safe: Collection[int]) -> Advice:

@@ -25,7 +25,7 @@ _REMOVAL_SEQUENCES = 20
 
 @dataclass(frozen=True)
 class LayerAnalysis:
-    """What was measured of one layer; see `LayerAttention` and `LayerImportance`.
+    """The measurements of one layer.
 
     Attributes:
         role: ``"model"``, or ``"reference"`` and ``"target"`` where two models were analysed.
@@ -54,43 +54,31 @@ class LayerAnalysis:
 
 @dataclass(frozen=True)
 class ModelAnalysis:
-    """The measurements of one model.
+    """The measurements of one model."""
 
-    Attributes:
-        role: ``"model"``, ``"reference"`` or ``"target"``.
-        name: The model's name.
-        total: L, layers of the model.
-        attention: Rank and mass of its attention.
-        importance: What each layer changes, and what its removal costs.
-        spectrum: Singular values of its weights, see `weight_spectrum`; None: not computed.
-    """
-
-    role: str
+    role: str  # ``"model"``, ``"reference"`` or ``"target"``
     name: str
-    total: int
+    total: int  # L, layers of the model
     attention: AttentionStatistics
     importance: Importance
-    spectrum: list[dict[str, Any]] | None = None
+    spectrum: list[dict[str, Any]] | None = None  # from `weight_spectrum`; None: not computed
 
     @property
     def layers(self) -> list[LayerAnalysis]:
         """A row for each layer, from the input on."""
-        attention = {layer.layer: layer for layer in self.attention.layers}
+        by_layer = {layer.layer: layer for layer in self.attention.layers}
         rows = []
-        for one in self.importance.layers:
-            seen = attention.get(one.layer)
+        for importance in self.importance.layers:
+            attention = by_layer.get(importance.layer)
             rows.append(
                 LayerAnalysis(
                     role=self.role,
-                    layer=one.layer,
-                    rank=getattr(seen, "max_rank", None),
-                    mass=getattr(seen, "mean_mass", None),
-                    sink=getattr(seen, "mean_sink", None),
-                    heads_near_one=getattr(seen, "heads_near_one", None),
-                    lazy=getattr(seen, "is_lazy", None),
-                    influence=one.influence,
-                    angle=one.angle,
-                    removal_loss=one.removal_loss,
+                    rank=getattr(attention, "max_rank", None),
+                    mass=getattr(attention, "mean_mass", None),
+                    sink=getattr(attention, "mean_sink", None),
+                    heads_near_one=getattr(attention, "heads_near_one", None),
+                    lazy=getattr(attention, "is_lazy", None),
+                    **vars(importance),
                 )
             )
         return rows
@@ -102,20 +90,20 @@ class ModelAnalysis:
             "name": self.name,
             "layers": self.total,
             "attention": self.attention.as_json(),
-            "importance": self.importance.as_json(),
+            "importance": asdict(self.importance),
         }
         return values | ({} if self.spectrum is None else {"spectrum": self.spectrum})
 
 
 @dataclass(frozen=True)
 class Analysis(Rows):
-    """What `analyze` measured.
+    """The measurements of `analyze`.
 
     Attributes:
         sequences: The sequences that every model was run on.
-        threshold: Share of the squared singular values that a rank holds.
+        threshold: Share of the squared singular values that a rank holds, in (0, 1).
         models: The model; or the reference and the target.
-        advice: How many of the first model's layers to inherit.
+        advice: Number of the first model's layers to inherit.
     """
 
     sequences: Sequences

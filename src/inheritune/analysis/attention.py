@@ -4,7 +4,7 @@ N sequences, T tokens in each, H heads, L layers.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,31 +23,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# Measured beside the threshold that is asked for.
+# Every analysis has the ranks at these thresholds, beside the one that was requested.
 THRESHOLDS = (0.80, 0.85, 0.90, 0.95)
 _MASS_THRESHOLD = 0.90
 _NEARLY_ONE = 1.5
-_MATRICES = 1 << 26  # values of a layer's matrices in one forward: 256 MB in fp32
+_MATRICES = 1 << 26  # most values of a layer's matrices in one forward: 256 MB in fp32
 
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """The attention of one layer, averaged over sequences.
+    """The attention of one layer, averaged over sequences; arrays are (H,)."""
 
-    Attributes:
-        layer: Position from the input, from 0.
-        rank: (H,), from 1 to T: fewest singular values that hold the threshold's share of the
-            squared ones.
-        rank_at: MaxRank by threshold.
-        mass: (H,), from 1 to T: fewest columns that hold 90 % of the squared norm.
-        sink: (H,), in (0, 1]: mean weight on the heaviest column.
-    """
-
-    layer: int
+    layer: int  # position from the input, from 0
+    # Fewest singular values that hold the threshold's share of the squared ones, from 1 to T.
     rank: NDArray[np.float64]
-    rank_at: Mapping[float, float]
-    mass: NDArray[np.float64]
-    sink: NDArray[np.float64]
+    rank_at: Mapping[float, float]  # MaxRank by threshold
+    mass: NDArray[np.float64]  # fewest columns that hold 90 % of the squared norm, from 1 to T
+    sink: NDArray[np.float64]  # mean weight on the heaviest column, in (0, 1]
 
     @property
     def max_rank(self) -> float:
@@ -92,23 +84,13 @@ class LayerAttention:
 
 @dataclass(frozen=True)
 class AttentionStatistics:
-    """The attention of all layers of a model.
+    """The attention of all layers of a model."""
 
-    Attributes:
-        total: Layers of the model, L.
-        layers: Layers that have attention.
-        skipped: Indices of the layers that have none.
-        threshold: Share of the squared singular values that a rank holds.
-        sequences: N.
-        tokens_per_sequence: T.
-    """
-
-    total: int
-    layers: list[LayerAttention]
-    skipped: list[int]
-    threshold: float
-    sequences: int
-    tokens_per_sequence: int
+    layers: list[LayerAttention]  # layers that have attention
+    skipped: list[int]  # indices of the layers that have none
+    threshold: float  # share of the squared singular values that a rank holds
+    sequences: int  # N
+    tokens_per_sequence: int  # T
 
     @property
     def max_ranks(self) -> dict[int, float]:
@@ -153,7 +135,6 @@ def measure_attention(
     stop: StopFlag | None = None,
     on_progress: Listener = silent,
     task: str = "attention",
-    ranks_of: "Callable[..., Tensor]" = attention_rank,
 ) -> AttentionStatistics:
     """Measure rank and mass of every head's causal attention, per sequence, before dropout.
 
@@ -163,8 +144,7 @@ def measure_attention(
         model: A causal language model in fp32; left in evaluation mode, with its own attention.
         total: L, its number of layers.
         ids: (N, T), at least one sequence of two tokens.
-        threshold: Share of the squared singular values, in (0, 1).
-        ranks_of: Computes the ranks; tests compare other ways.
+        threshold: Share of the squared singular values that a rank holds, in (0, 1).
 
     Raises:
         UnsupportedModelError: No layer shows its attention.
@@ -174,7 +154,7 @@ def measure_attention(
     """
     layers = find_layers(model, total)
     device = next(model.parameters()).device
-    sums = _Sums(tuple(dict.fromkeys((threshold, *THRESHOLDS))), ranks_of)
+    sums = _Sums(tuple(dict.fromkeys((threshold, *THRESHOLDS))))
     size, few = _micro_batch(model, *ids.shape), _few_logits(model)
     model.eval()
     with torch.no_grad(), observed(model, layers, sums.take):
@@ -186,7 +166,6 @@ def measure_attention(
             if stop is not None:
                 stop.check(f"{task} is measured again")
     return AttentionStatistics(
-        total=total,
         layers=sums.layers(len(ids)),
         skipped=sorted(set(range(total)) - sums.seen),
         threshold=threshold,
@@ -196,7 +175,7 @@ def measure_attention(
 
 
 def _few_logits(model: "PreTrainedModel") -> dict[str, int]:
-    """Keep the head from computing logits that nobody reads: a third of the time of GPT-2 small."""
+    """Compute the last logits only: all of them, which nobody reads, take a third of the time."""
     name = "logits_to_keep"
     return {name: 1} if name in inspect.signature(model.forward).parameters else {}
 
@@ -211,8 +190,8 @@ def _micro_batch(model: "PreTrainedModel", sequences: int, length: int) -> int:
 class _Sums:
     """Sums over sequences of rank, mass and sink; the matrices themselves are not kept."""
 
-    def __init__(self, thresholds: tuple[float, ...], ranks_of: "Callable[..., Tensor]") -> None:
-        self._thresholds, self._ranks_of = thresholds, ranks_of
+    def __init__(self, thresholds: tuple[float, ...]) -> None:
+        self._thresholds = thresholds
         self._sums: dict[int, Tensor] = {}
         self._forward: dict[int, list[Tensor]] = {}
 
@@ -228,7 +207,7 @@ class _Sums:
             )
         batch, heads, length, _ = weights.shape
         matrices = weights.reshape(batch * heads, length, length)
-        ranks = self._ranks_of(matrices, self._thresholds).double().view(batch, heads, -1)
+        ranks = attention_rank(matrices, self._thresholds).double().view(batch, heads, -1)
         mass = attention_mass(matrices, _MASS_THRESHOLD).double().view(batch, heads, 1)
         sink = sink_share(matrices).double().view(batch, heads, 1)
         sums = torch.cat([ranks, mass, sink], -1).sum(0).cpu()  # (H, Q + 2)

@@ -4,15 +4,17 @@ N sequences, T tokens, D hidden, L layers.
 """
 
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.nn import functional as F
 
-from inheritune.analysis.observe import Layers, find_layers, watched_by
+from inheritune.analysis.observe import find_layers, watched_by
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
 
@@ -26,40 +28,23 @@ _BATCH = 16  # sequences per forward
 
 @dataclass(frozen=True)
 class LayerImportance:
-    """The importance of one layer.
+    """The importance of one layer; None where no text passes through it or a value is not finite."""
 
-    Attributes:
-        layer: Position from the input, from 0.
-        influence: 1 - cosine of input and output, mean over tokens, in [0, 2]; None if text does
-            not pass through the layer, or its values are not finite.
-        angle: arccos(cosine) / pi, mean over tokens, in [0, 1].
-        removal_loss: Nats per token by which the loss rises when the layer is skipped; None if it
-            was not measured, or is not finite.
-    """
-
-    layer: int
-    influence: float | None
-    angle: float | None
+    layer: int  # position from the input, from 0
+    influence: float | None  # 1 - cosine(input, output), mean over tokens, in [0, 2]
+    angle: float | None  # arccos(cosine) / pi, mean over tokens, in [0, 1]
+    # Rise of the loss when the layer is skipped, nats per token; None if not measured, too.
     removal_loss: float | None
 
 
 @dataclass(frozen=True)
 class Importance:
-    """The importance of all layers.
+    """The importance of all layers."""
 
-    Attributes:
-        loss: Nats per token with all layers, on the sequences that removal was measured on.
-        sequences: Number of those sequences.
-        layers: From the input on.
-    """
-
+    # Nats per token with all layers, on the sequences that removal was measured on.
     loss: float | None
-    sequences: int
-    layers: list[LayerImportance]
-
-    def as_json(self) -> dict[str, Any]:
-        """The entry of analysis.json."""
-        return asdict(self)
+    sequences: int  # number of those sequences
+    layers: list[LayerImportance]  # from the input on
 
 
 def measure_importance(
@@ -76,9 +61,9 @@ def measure_importance(
     Args:
         model: A causal language model in fp32; left in evaluation mode.
         total: L, its number of layers.
-        ids: (N, T).
+        ids: Token ids, (N, T).
         removal_sequences: Number of first sequences to measure the losses on, in L + 1 passes; 0:
-            do not measure them.
+            leave the losses out.
 
     Raises:
         UnsupportedModelError: The model has no list of so many layers.
@@ -119,17 +104,11 @@ def _difference(one: float | None, other: float | None) -> float | None:
 
 
 def _loss_without(
-    layers: Layers, number: int, passes: "_Passes", ids: NDArray[np.int64]
+    layers: Sequence[nn.Module], number: int, passes: "_Passes", ids: NDArray[np.int64]
 ) -> float | None:
-    given: dict[int, Tensor] = {}
-
-    def before(layer: int, hidden: "Tensor") -> None:
-        given[layer] = hidden
-
-    def after(layer: int, hidden: "Tensor") -> "Tensor":
-        return given.pop(layer)
-
-    with watched_by(layers, before, after, only=number):
+    """Compute the loss when the output of one layer is replaced by its input."""
+    inputs: dict[int, Tensor] = {}
+    with watched_by(layers, inputs.__setitem__, lambda layer, _: inputs.pop(layer), only=number):
         return passes.over(ids)
 
 
@@ -170,13 +149,13 @@ class _Cosines:
 
     def __init__(self, total: int) -> None:
         self._sums = np.zeros((total, 3))
-        self._given: dict[int, Tensor] = {}
+        self._inputs: dict[int, Tensor] = {}
 
     def before(self, layer: int, hidden: "Tensor") -> None:
-        self._given[layer] = hidden.detach().clone()  # layers may add to it in place
+        self._inputs[layer] = hidden.detach().clone()  # layers may add to it in place
 
     def after(self, layer: int, hidden: "Tensor") -> None:
-        cosine = F.cosine_similarity(self._given.pop(layer).double(), hidden.double(), dim=-1)
+        cosine = F.cosine_similarity(self._inputs.pop(layer).double(), hidden.double(), dim=-1)
         cosine = cosine.clamp(-1, 1)
         angle = cosine.arccos() / math.pi
         self._sums[layer] += (float(cosine.sum()), float(angle.sum()), cosine.numel())

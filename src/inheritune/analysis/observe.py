@@ -4,9 +4,9 @@ B sequences, H heads, T tokens, D hidden.
 """
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,26 +26,13 @@ _TINY = 1e-4  # weight above the diagonal, or missing in a row sum, that is roun
 AttentionSink = Callable[[int, "Tensor"], None]
 
 
-@dataclass(frozen=True)
-class Layers:
-    """The layers of a live model.
-
-    Attributes:
-        name: Name of the module list, such as ``"model.layers"``.
-        modules: From the input on.
-    """
-
-    name: str
-    modules: list[nn.Module]
-
-
-def find_layers(model: "PreTrainedModel", total: int) -> Layers:
-    """Find the largest module list of a causal language model that has ``total`` entries.
+def find_layers(model: "PreTrainedModel", total: int) -> list[nn.Module]:
+    """Find the layers of a model: the largest module list with ``total`` entries.
 
     Raises:
-        UnsupportedModelError: There is none.
+        UnsupportedModelError: The model has no such list.
     """
-    candidates: list[tuple[int, str, nn.ModuleList]] = []
+    candidates: list[tuple[int, str, nn.ModuleList]] = []  # parameters, name, list
     for name, module in model.named_modules():
         nested = any(name.startswith(f"{outer}.") for _, outer, _ in candidates)
         if isinstance(module, nn.ModuleList) and len(module) == total and not nested:
@@ -55,12 +42,13 @@ def find_layers(model: "PreTrainedModel", total: int) -> Layers:
             f"{type(model).__name__} has no list of {total} layers.",
             "Its attention cannot be observed; leave the analysis out.",
         )
-    _, name, modules = max(candidates, key=lambda candidate: candidate[0])
-    return Layers(name, list(modules))
+    return list(max(candidates, key=lambda candidate: candidate[0])[2])
 
 
 @contextmanager
-def observed(model: "PreTrainedModel", layers: Layers, sink: AttentionSink) -> Iterator[None]:
+def observed(
+    model: "PreTrainedModel", layers: Sequence[nn.Module], sink: AttentionSink
+) -> Iterator[None]:
     """Call a sink with every attention matrix while the block runs.
 
     The weights come from the model's own eager function, with its windows, soft-caps and sinks. A
@@ -69,28 +57,24 @@ def observed(model: "PreTrainedModel", layers: Layers, sink: AttentionSink) -> I
     modules return. At most the matrices of one layer are in memory.
 
     Args:
-        model: In evaluation mode; has its own attention again afterwards.
-        layers: From `find_layers`.
-        sink: Called with layer index and fp32 weights; several times if a layer has several
+        model: A model in evaluation mode; it gets its own attention back when the block ends.
+        layers: The layers that `find_layers` returned.
+        sink: Receives layer index and fp32 weights: several times if a layer has several
             attentions, never if the model shows none.
     """
     current = _Current(sink)
     with watched_by(layers, current.enter, current.leave):
         if _takes_functions(model):
-            _register(current)
-            try:
-                with _attending_by(model, OBSERVED_ATTENTION):
-                    yield
-            finally:
-                _unregister()
-            return
-        with _attending_by(model, "eager"), _hooked(model, layers, current):
-            yield
+            with _registered(current), _attending_by(model, OBSERVED_ATTENTION):
+                yield
+        else:
+            with _attending_by(model, "eager"), _hooked(model, layers, current):
+                yield
 
 
 @contextmanager
 def watched_by(
-    layers: Layers,
+    layers: Sequence[nn.Module],
     before: Callable[[int, "Tensor"], None],
     after: Callable[[int, "Tensor"], "Tensor | None"],
     only: int | None = None,
@@ -98,47 +82,37 @@ def watched_by(
     """Call functions with the input and output of each layer while the block runs.
 
     Args:
-        layers: From `find_layers`.
-        before: Called with a layer index and the layer's input, (B, T, D).
-        after: Called with a layer index and the layer's output; what it returns replaces the
-            output, unless it is None.
-        only: Watch this layer alone; None: all layers.
+        before: Receives a layer index and the layer's input, (B, T, D).
+        after: Receives a layer index and the layer's output. A tensor that it returns replaces the
+            output.
+        only: Index of the one layer to watch; None: all layers.
     """
 
-    def enter(number: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            before(number, args[0] if args else kwargs["hidden_states"])
+    def enter(
+        number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        before(number, args[0] if args else kwargs["hidden_states"])
 
-        return hook
+    def leave(number: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        is_sequence = isinstance(output, tuple | list)
+        other = after(number, output[0] if is_sequence else output)
+        return (other, *output[1:]) if is_sequence and other is not None else other
 
-    def leave(number: int) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple | list) else output
-            other = after(number, hidden)
-            if other is None:
-                return None
-            return (other, *output[1:]) if isinstance(output, tuple | list) else other
-
-        return hook
-
-    handles = []
-    try:
-        for number, module in enumerate(layers.modules):
-            if only not in (None, number):
-                continue
-            handles.append(module.register_forward_pre_hook(enter(number), with_kwargs=True))
-            handles.append(module.register_forward_hook(leave(number)))
+    with ExitStack() as hooks:
+        for number, module in enumerate(layers):
+            if only in (None, number):
+                before_hook = partial(enter, number)
+                hooks.enter_context(module.register_forward_pre_hook(before_hook, with_kwargs=True))
+                hooks.enter_context(module.register_forward_hook(partial(leave, number)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def _attending_by(model: "PreTrainedModel", name: str) -> Iterator[None]:
     """Set the attention of every config of a model while the block runs.
 
-    `set_attn_implementation` would refuse if a tower that is not run, such as vision, cannot.
+    `set_attn_implementation` would refuse if a tower that does not run, such as vision, has no
+    attention of that name.
     """
     from transformers import PreTrainedModel
 
@@ -155,7 +129,7 @@ def _attending_by(model: "PreTrainedModel", name: str) -> Iterator[None]:
 
 
 class _Current:
-    """Knows which layer is running, and hands its weights to the sink."""
+    """Remembers which layer is running, and hands its weights to the sink."""
 
     def __init__(self, sink: AttentionSink) -> None:
         self._sink = sink
@@ -186,7 +160,9 @@ def _eager_of(module: nn.Module) -> Callable[..., Any] | None:
     return None
 
 
-def _register(current: _Current) -> None:
+@contextmanager
+def _registered(current: _Current) -> Iterator[None]:
+    """Offer `OBSERVED_ATTENTION` to the models of transformers while the block runs."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
@@ -204,18 +180,17 @@ def _register(current: _Current) -> None:
 
     AttentionInterface.register(OBSERVED_ATTENTION, attend)
     AttentionMaskInterface.register(OBSERVED_ATTENTION, eager_mask)
-
-
-def _unregister() -> None:
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
-
-    for interface in (AttentionInterface, AttentionMaskInterface):
-        interface._global_mapping.pop(OBSERVED_ATTENTION, None)
+    try:
+        yield
+    finally:
+        for interface in (AttentionInterface, AttentionMaskInterface):
+            interface._global_mapping.pop(OBSERVED_ATTENTION, None)
 
 
 @contextmanager
-def _hooked(model: "PreTrainedModel", layers: Layers, current: _Current) -> Iterator[None]:
+def _hooked(
+    model: "PreTrainedModel", layers: Sequence[nn.Module], current: _Current
+) -> Iterator[None]:
     """Take the weights out of the outputs of the modules inside the layers."""
 
     def take(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -232,15 +207,13 @@ def _hooked(model: "PreTrainedModel", layers: Layers, current: _Current) -> Iter
     def ask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args, kwargs | {"output_attentions": True}
 
-    handles = [model.register_forward_pre_hook(ask, with_kwargs=True)]
-    try:
-        for layer in layers.modules:
-            inside = (module for module in layer.modules() if module is not layer)
-            handles += [module.register_forward_hook(take) for module in inside]
+    with ExitStack() as hooks:
+        hooks.enter_context(model.register_forward_pre_hook(ask, with_kwargs=True))
+        for layer in layers:
+            for module in layer.modules():
+                if module is not layer:
+                    hooks.enter_context(module.register_forward_hook(take))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def looks_like_attention(value: Any) -> bool:

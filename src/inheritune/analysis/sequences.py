@@ -28,19 +28,12 @@ _TEXT_IDS = 64
 
 @dataclass(frozen=True)
 class Sequences:
-    """Token sequences drawn from a text.
+    """Token sequences drawn from a text."""
 
-    Attributes:
-        ids: (N, T) int64.
-        asked: The number that was asked for; N may be less.
-        bos: Id that each begins with; None: they begin in the middle of the text, without one.
-        source: The token directory or text that they were drawn from, in words.
-    """
-
-    ids: NDArray[np.int64]
-    asked: int
-    bos: int | None
-    source: str
+    ids: NDArray[np.int64]  # (N, T)
+    asked: int  # number that was requested; N may be less
+    bos: int | None  # first id of each sequence; None: they begin in the middle of the text
+    source: str  # token directory or text, in words
 
     def as_json(self) -> dict[str, Any]:
         """The description that analysis.json and run.json keep."""
@@ -66,10 +59,9 @@ def sequences_for(
     """Draw sequences with the tokenizer that all models share.
 
     Args:
-        models: One model, or a reference and a target.
-        count: N, sequences.
-        length: T, tokens of each, BOS included.
-        tokens: Token directory; its validation set is used.
+        count: N, number of sequences.
+        length: T, tokens of each sequence, BOS included.
+        tokens: Token directory whose validation set to use.
         text: Text to use instead, as `data.source` of a recipe; None: Python's standard library.
         bos: ``"yes"``: begin each with BOS; ``"no"``: without; ``"auto"``: as the tokenizer does.
 
@@ -148,11 +140,10 @@ def draw_sequences(
     """Draw windows that do not overlap, by a fixed seed, in the order of the text.
 
     Args:
-        stream: Token ids.
         count: Number of windows; fewer are returned where the stream is too short.
-        length: T, tokens of each, BOS included.
-        bos: Id to begin each with; None: none.
-        source: The stream's name, for the record.
+        length: T, tokens of each window, BOS included.
+        bos: First id of each window; None: text only.
+        source: Name of the stream, for the record.
     """
     text_length = length - (bos is not None)
     total = (len(stream) if isinstance(stream, np.ndarray) else stream.num_ids) // text_length
