@@ -28,7 +28,7 @@ _BATCH = 16  # sequences per forward
 
 @dataclass(frozen=True)
 class LayerImportance:
-    """The importance of one layer; None where no text passes through it or a value is not finite."""
+    """The importance of one layer; a field is None where it could not be measured."""
 
     layer: int  # position from the input, from 0
     influence: float | None  # 1 - cosine(input, output), mean over tokens, in [0, 2]

@@ -30,7 +30,7 @@ _BOS_CHOICES = ("auto", "yes", "no")
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What to measure, and under which settings; see `inheritune.api.evaluate` for each field."""
+    """Measurements and their settings, as the parameters of `inheritune.api.evaluate`."""
 
     tasks: Sequence[str] = ()
     tokens: Path | None = None
@@ -47,20 +47,15 @@ class EvaluationRequest:
     @property
     def lm_eval_tasks(self) -> list[tuple[str, int | None]]:
         """The tasks that lm-eval asks, with their shots."""
-        pairs = tasks_with_shots(self.tasks, self.shots)
-        return [pair for pair in pairs if pair[0] != VAL_LOSS]
+        return [p for p in tasks_with_shots(self.tasks, self.shots) if p[0] != VAL_LOSS]
 
     @property
     def has_held_out_text(self) -> bool:
-        """Whether there is anything to measure val_loss on."""
+        """Whether there is text to measure val_loss on."""
         return self.tokens is not None or bool(self.texts)
 
     def check(self) -> None:
-        """Refuse a request that measures nothing or contradicts itself.
-
-        Raises:
-            RecipeError: It does.
-        """
+        """Raise RecipeError for a request that measures nothing or contradicts itself."""
         for option, value, choices in (
             ("--dtype", self.dtype, _DTYPES),
             ("--add-bos", self.add_bos, _BOS_CHOICES),
@@ -85,35 +80,27 @@ class EvaluationRequest:
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """The scores of one model.
+    """The scores of one model."""
 
-    Attributes:
-        name: As it was given.
-        layers: Number of layers.
-        params: Number of parameters.
-        digest: XXH3 digest of config and weights.
-        scores: val_loss, then the tasks in the order they were asked.
-    """
-
-    name: str
+    name: str  # the model, as it was named in the call
     layers: int
     params: int
-    digest: str
-    scores: tuple[Score, ...]
+    digest: str  # XXH3 digest of config and weights
+    scores: tuple[Score, ...]  # val_loss, then the tasks in the order they were asked
 
     def as_json(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return the scores as JSON values."""
         fields = asdict(self)
         return {"model": fields.pop("name")} | fields | {"scores": list(fields["scores"])}
 
 
 @dataclass(frozen=True)
 class Evaluation(Rows):
-    """What `evaluate` measured.
+    """The scores of all models that `evaluate` measured.
 
     Attributes:
         settings: The settings of all tasks.
-        models: In the order given.
+        models: The models with their scores, in the order of the call.
         failures: Tasks that could not be asked of a model; the others are complete.
     """
 
@@ -122,7 +109,7 @@ class Evaluation(Rows):
     failures: "tuple[TaskFailure, ...]"
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each model, task and metric."""
+        """Return a row for each model, task and metric."""
         return [
             {
                 "model": model.name,
@@ -140,7 +127,7 @@ class Evaluation(Rows):
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return everything as JSON values."""
         return {
             "settings": asdict(self.settings),
             "models": [model.as_json() for model in self.models],
@@ -158,15 +145,14 @@ def evaluate(
 
     Args:
         models: Model directories, Hub ids or ``embedded:demo``.
-        request: What to measure.
-        out: Directory of results, a file for each model and task.
+        out: Directory of scores, a file for each model and task.
 
     Raises:
-        InherituneError: Nothing could be measured; single tasks that fail are in the result.
+        InherituneError: Nothing could be measured; a single task that fails is in the result.
         Interrupted: A signal asked to stop; every score that was complete is kept.
     """
     from inheritune.evaluation.task_descriptions import task_descriptions
-    from inheritune.evaluation.task_scores import EvaluationSettings, ModelToScore, score_tasks
+    from inheritune.evaluation.task_scores import EvaluationSettings, score_tasks
     from inheritune.training.hardware import choose_device, keep_freed_memory
 
     request.check()
@@ -186,13 +172,12 @@ def evaluate(
             windows = [_LONGEST_WINDOW, *filter(None, map(_positions, opened.values()))]
             seq_len = request.seq_len or min(windows)
             for name, model in opened.items():
-                score = _val_loss(name, model, request, seq_len, out, on_progress, stop)
+                score = _val_loss(name, model, request, seq_len, out, device, stop, on_progress)
                 scores[name].append(score)
         if tasks := request.lm_eval_tasks:
-            to_score = [ModelToScore(n, model.path, model.digest) for n, model in opened.items()]
             allow_code, folder = request.allow_code, request.task_data
             with task_descriptions(tasks, folder, allow_code, out) as descriptions:
-                result = score_tasks(to_score, descriptions, settings, out, stop, on_progress)
+                result = score_tasks(opened, descriptions, settings, out, stop, on_progress)
             for name, score in result.scores:
                 scores[name].append(score)
             failures = result.failures
@@ -224,7 +209,7 @@ def fetch_tasks(
     """Download the questions of tasks, to evaluate without a network later.
 
     Returns:
-        ``task`` and ``dataset`` of each.
+        A mapping with ``task`` and ``dataset`` for each task.
 
     Raises:
         MachineError: The questions of a task cannot be downloaded.
@@ -248,12 +233,12 @@ def _val_loss(
     request: EvaluationRequest,
     seq_len: int,
     out: Path,
-    on_progress: Listener,
+    device: str,
     stop: StopFlag,
+    on_progress: Listener,
 ) -> Score:
     """Measure the val_loss of a model, or take the score that is in ``out``."""
     from inheritune.evaluation.val_loss import measure_val_loss
-    from inheritune.training.hardware import choose_device, keep_freed_memory
     from inheritune.training.models import load_model
 
     stream, num_bytes, fingerprint = _held_out(model, request)
@@ -266,19 +251,11 @@ def _val_loss(
     }
     if (score := find_score(out, key)) is not None:
         return score
-    began, device = time.monotonic(), choose_device()
-    if device == "cpu":
-        keep_freed_memory()
+    began = time.monotonic()
     live: Any = load_model(model.path)
-    loss = measure_val_loss(
-        live.to(device),
-        stream,
-        seq_len,
-        request.batch_size,
-        stop,
-        on_progress,
-        f"{name}: val_loss",
-    )
+    live.to(device)
+    task = f"{name}: val_loss"
+    loss = measure_val_loss(live, stream, seq_len, request.batch_size, stop, on_progress, task)
     # bits per byte = (nats per token / ln 2) x tokens / bytes
     bits_per_nat = stream.num_ids / max(num_bytes, 1) / math.log(2)
     perplexity = math.exp(min(loss.mean, 700.0))  # exp(710) is no float any more
@@ -295,7 +272,7 @@ def _val_loss(
         metrics={n: Metric(_finite(v), _finite(se), lower=True) for n, (v, se) in values.items()},
         key=key,
         seconds=round(time.monotonic() - began, 2),
-        facts={"device": str(device), "tokens": loss.tokens, "seq_len": seq_len},
+        facts={"device": device, "tokens": loss.tokens, "seq_len": seq_len},
     )
     keep_score(out, score)
     return score

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,7 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def lm_eval_version() -> str:
-    """Version of the installed lm-eval.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
-    from importlib.metadata import version
-
+    """Return the version of the installed lm-eval; MissingExtraError if there is none."""
     tasks_root()
     return version("lm_eval")
 
@@ -35,10 +30,10 @@ def load_questions(task: TaskDescription) -> Any:
     """Read a task's questions from local files, the Hub, or this machine's cache of it.
 
     Returns:
-        The argument of `run_task`.
+        The questions as `run_task` takes them.
 
     Raises:
-        MachineError: They cannot be read.
+        MachineError: The questions cannot be read.
     """
     with quiet():
         from lm_eval.tasks import TaskManager
@@ -71,12 +66,10 @@ def load_lm(
     """Load a model directory as lm-eval's `HFLM`.
 
     Args:
-        path: The model directory.
         batch_size: Requests in a forward.
-        dtype: ``fp32``, ``bf16`` or ``fp16``, of weights and computation.
+        dtype: Precision of weights and computation: ``fp32``, ``bf16`` or ``fp16``.
         add_bos: ``auto``, ``yes`` or ``no``.
-        device: Such as ``cpu`` or ``cuda``.
-        before_forward: Called with the rows of each forward; may raise to end the task.
+        before_forward: Receives the number of rows of each forward; may raise to end the task.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -85,7 +78,7 @@ def load_lm(
         from lm_eval.models.huggingface import HFLM
 
         class CheckedHFLM(HFLM):  # type: ignore[misc]
-            """HFLM that refuses answers that no window holds: it ends with a bare assert there."""
+            """HFLM with an error for answers longer than a window, where HFLM has an assert."""
 
             def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
                 _refuse_long_answers(requests, self.max_length)
@@ -135,13 +128,12 @@ def run_task(lm: Any, questions: Any, task: TaskDescription, limit: int | None) 
     Unlike that function, it neither looks at the machine nor runs git, which takes seconds a task.
 
     Args:
-        lm: From `load_lm`.
-        questions: From `load_questions`; used once.
-        task: Its description.
-        limit: Questions of each task; None: all.
+        lm: The model that `load_lm` returned.
+        questions: The questions that `load_questions` returned; they can be asked once.
+        limit: Number of questions of each task; None: all.
 
     Returns:
-        lm-eval's result, untouched.
+        lm-eval's result as it is.
     """
     import numpy as np
     import torch
@@ -171,7 +163,7 @@ def run_task(lm: Any, questions: Any, task: TaskDescription, limit: int | None) 
 
 
 def result_text(result: Mapping[str, Any]) -> str:
-    """lm-eval's result as JSON, as its own command writes it."""
+    """Write lm-eval's result as JSON, in the form of its own command."""
     from lm_eval.utils import handle_non_serializable
 
     return json.dumps(dict(result), indent=2, default=handle_non_serializable, ensure_ascii=False)

@@ -8,12 +8,10 @@ def continue_prompts(model_dir: Path, prompts: Sequence[str], tokens: int) -> li
     """Continue prompts greedily with plain transformers.
 
     Args:
-        model_dir: A model directory with its tokenizer.
-        prompts: The beginnings of the texts.
-        tokens: Most tokens to generate for each.
+        tokens: Most tokens to generate for each prompt; fewer if the model ends the document.
 
     Returns:
-        The text after each prompt; shorter if the model ends the document.
+        The text after each prompt, without the prompt.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

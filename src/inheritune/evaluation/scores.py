@@ -13,60 +13,35 @@ from inheritune.evaluation.suites import MEAN_OF_SUBJECTS
 from inheritune.system.files import write_json
 from inheritune.system.strict_json import read_json
 
-FORMAT = 1
+FORMAT = 1  # of the file of a score
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric of a task, in lm-eval's own unit: accuracies are shares.
+    """One metric of a task, in lm-eval's own unit: accuracies are shares."""
 
-    Attributes:
-        value: None if lm-eval gives none, or it is not finite.
-        se: Standard error; None if lm-eval gives none.
-        lower: Whether lower is better.
-    """
-
-    value: float | None
-    se: float | None = None
-    lower: bool = False
+    value: float | None  # None: lm-eval gives none, or it is not finite
+    se: float | None = None  # standard error; None: lm-eval gives none
+    lower: bool = False  # lower is better
 
 
 @dataclass(frozen=True)
 class Score:
-    """The score of one model on one task.
-
-    Attributes:
-        task: Name of the task.
-        shots: Examples before each question.
-        items: Number of questions asked.
-        items_in_all: Number of questions of the task; larger than ``items`` under a limit.
-        metrics: By name, such as ``acc``.
-        key: Everything that the numbers depend on, see `score_file`.
-        seconds: Wall-clock time.
-        facts: Device, BOS and length of the model, for the record.
-    """
+    """The score of one model on one task."""
 
     task: str
-    shots: int | None
-    items: int | None
-    items_in_all: int | None
-    metrics: dict[str, Metric]
+    shots: int | None  # examples before each question
+    items: int | None  # number of questions that were asked
+    items_in_all: int | None  # number of questions of the task; larger than `items` under a limit
+    metrics: dict[str, Metric]  # by name, such as ``acc``
+    # Everything that the numbers depend on: digest of the model, task and version, settings.
     key: dict[str, Any]
-    seconds: float
-    facts: dict[str, Any]
-
-    def as_json(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
+    seconds: float  # wall-clock time
+    facts: dict[str, Any]  # device, BOS and length of the model, for the record
 
 
 def score_file(out: Path, key: Mapping[str, Any]) -> Path:
-    """Return the file of a score.
-
-    Args:
-        out: Directory of all scores.
-        key: Digest of the model, task and version, settings: what the numbers depend on.
-    """
+    """Return the file that keeps the score with this `Score.key` in a directory of scores."""
     digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
     return out / f"{key['task']}-{digest[:16]}.json"
 
@@ -75,7 +50,7 @@ def find_score(out: Path, key: Mapping[str, Any]) -> Score | None:
     """Read the score that was kept under the same key, if there is one.
 
     Raises:
-        DataError: There is a file, and it is not what was written.
+        DataError: The file of that name holds something else.
     """
     path = score_file(out, key)
     if not path.exists():
@@ -98,17 +73,14 @@ def find_score(out: Path, key: Mapping[str, Any]) -> Score | None:
 def keep_score(out: Path, score: Score, lm_eval_file: str | None = None) -> Path:
     """Write a score atomically, with the name of the file that holds lm-eval's own result."""
     path = score_file(out, score.key)
-    write_json(path, {"format": FORMAT, "lm_eval_file": lm_eval_file, "score": score.as_json()})
+    write_json(path, {"format": FORMAT, "lm_eval_file": lm_eval_file, "score": asdict(score)})
     return path
 
 
 def read_result(
     raw: Mapping[str, Any], task: str, key: Mapping[str, Any], seconds: float, facts: dict[str, Any]
 ) -> Score:
-    """Read what `lm_eval.evaluate` returned for one task or group.
-
-    The other arguments are those of `Score`.
-    """
+    """Turn the result of `lm_eval.evaluate` for one task or group into a `Score`."""
     results = raw.get("results") or {}
     values = (raw.get("groups") or {}).get(task) or results.get(task) or {}
     leaves = [name for name in results if name in (raw.get("n-samples") or {})]

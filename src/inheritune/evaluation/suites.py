@@ -6,36 +6,25 @@ from dataclasses import dataclass
 
 from inheritune.errors import RecipeError
 
-VAL_LOSS = "val_loss"  # in a list of tasks: measured on held-out tokens, not asked by lm-eval
+VAL_LOSS = "val_loss"  # the one task that is measured on held-out tokens, without lm-eval
 MEAN_OF_SUBJECTS = "acc_mean_of_subjects"
 
 
 @dataclass(frozen=True)
 class SuiteTask:
-    """A task of a suite: one column of its table.
+    """A task of a suite: one column of its table."""
 
-    Attributes:
-        title: Title of the column.
-        name: Name in lm-eval.
-        metric: Metric in the column.
-        shots: Examples before each question; None: as the task says.
-        chance: Score of guessing, in percent; None if there is no such figure.
-        constant: Score of the best constant answer in percent, where it is above chance; for
-            TruthfulQA, the score of untrained models.
-        key: Column of the published tables.
-        lower: Whether lower is better.
-        items: Number of questions behind the published score.
-    """
-
-    title: str
-    name: str
-    metric: str = "acc"
-    shots: int | None = None
-    chance: float | None = None
+    title: str  # title of the column
+    name: str  # name in lm-eval
+    metric: str = "acc"  # metric in the column
+    shots: int | None = None  # examples before each question; None: as the task's file says
+    chance: float | None = None  # score of guessing in percent; None: there is no such figure
+    # Score of the best constant answer in percent, where it is above chance; for TruthfulQA, the
+    # score of untrained models.
     constant: float | None = None
-    key: str = ""
-    lower: bool = False
-    items: int | None = None
+    key: str = ""  # column of the published tables
+    lower: bool = False  # lower is better
+    items: int | None = None  # number of questions behind the published score
 
     @property
     def floor(self) -> float | None:
@@ -51,17 +40,11 @@ class SuiteTask:
 
 @dataclass(frozen=True)
 class Suite:
-    """A named list of tasks.
+    """A named list of tasks."""
 
-    Attributes:
-        name: Name in recipes and on the command line.
-        tasks: In the order of the published columns.
-        averaged: Titles of the columns in the published average.
-    """
-
-    name: str
-    tasks: tuple[SuiteTask, ...]
-    averaged: tuple[str, ...] = ()
+    name: str  # name in recipes and on the command line
+    tasks: tuple[SuiteTask, ...]  # in the order of the published columns
+    averaged: tuple[str, ...] = ()  # titles of the columns in the published average
 
 
 # arXiv 2404.08634v1, Table 3. TruthfulQA has no chance level: untrained models score about 48-50.
@@ -116,16 +99,17 @@ def tasks_with_shots(
 
     Args:
         names: Tasks of lm-eval, suites, or ``val_loss``.
-        shots: Examples before each question, instead of what the suites say.
+        shots: Examples before each question; None: as many as the suites say.
 
     Returns:
-        Pairs of task and shots, each task once, in order; None: as lm-eval's file of the task says.
+        Pairs of task and shots, each task once, in order. None for shots: as many as lm-eval's file
+        of the task says.
     """
     pairs: dict[str, int | None] = {}
     for name in names:
         columns = [(q.name, q.shots) for q in SUITES[name].tasks] if name in SUITES else []
-        for task, usual_shots in columns or [(name, None)]:
-            pairs.setdefault(task, usual_shots if shots is None else shots)
+        for task, suite_shots in columns or [(name, None)]:
+            pairs.setdefault(task, suite_shots if shots is None else shots)
     return list(pairs.items())
 
 

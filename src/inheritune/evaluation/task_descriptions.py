@@ -11,7 +11,6 @@ from inheritune.errors import RecipeError
 from inheritune.evaluation.quiet import quiet
 from inheritune.evaluation.suites import unknown_task
 from inheritune.evaluation.task_files import (
-    LocalData,
     is_mentioned,
     local_data,
     names_in,
@@ -24,27 +23,17 @@ from inheritune.evaluation.task_files import (
 
 @dataclass(frozen=True)
 class TaskDescription:
-    """A task to be asked; its questions are not read yet.
+    """A task to be asked; its questions are not read yet."""
 
-    Attributes:
-        task: Its name.
-        shots: Examples before each question; None: as the description says.
-        version: Version of the description.
-        spec: The name or file to ask lm-eval for.
-        folders: Directories that lm-eval indexes to find it; None: all of its own.
-        data: SHA-256 of local questions; None: they come from the Hub.
-        dataset: Id of the Hub's data set, for messages.
-        allow_code: Whether the task may run code that a model wrote.
-    """
-
-    task: str
-    shots: int | None
-    version: str
-    spec: str
+    task: str  # name of the task
+    shots: int | None  # examples before each question; None: as the description says
+    version: str  # version of the description
+    spec: str  # name or file to ask lm-eval for
+    # Directories that lm-eval indexes to find it; None: all of lm-eval's own.
     folders: tuple[Path, ...] | None
-    data: str | None
-    dataset: str
-    allow_code: bool = False
+    data: str | None  # SHA-256 of local questions; None: they come from the Hub
+    dataset: str  # id of the Hub's data set, for messages
+    allow_code: bool = False  # whether the task may run code that a model wrote
 
 
 @contextmanager
@@ -54,8 +43,8 @@ def task_descriptions(
     """Describe tasks for as long as the block runs; no data is read but local files.
 
     Args:
-        tasks: Names and shots. A name is lm-eval's, or a directory or file of the user's own; a tag
-            or a directory stands for each task in it.
+        tasks: Names and shots. A name is one of lm-eval, or a path to a description or a directory
+            of them; a tag or a directory stands for each task in it.
         folder: Directory of local questions; None: data sets come from the Hub.
         allow_code: Whether tasks may run code of their own.
         out: Directory of scores. Descriptions that name local questions are written to a temporary
@@ -63,7 +52,7 @@ def task_descriptions(
 
     Raises:
         MissingExtraError: lm-eval is not installed.
-        RecipeError: A task is unknown, or wants to run code and may not.
+        RecipeError: A task is unknown, or runs code and ``allow_code`` is false.
     """
     tasks_root()
     out.mkdir(parents=True, exist_ok=True)
@@ -140,10 +129,7 @@ def _group(
     members = list(_members(index, description.task))
     if not members or any(name not in index for name in members):
         return replace(description, folders=None)  # its tasks are described elsewhere
-    local: dict[str, LocalData] = {}
-    for name in members:
-        if (data := local_data(folder, name)) is not None:
-            local[name] = data
+    local = {name: data for name in members if (data := local_data(folder, name)) is not None}
     if not local:
         return description
     if missing := [name for name in members if name not in local]:

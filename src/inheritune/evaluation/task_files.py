@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -47,17 +47,11 @@ _ALSO_NAMED = {"wikitext": "wikitext2_test_pages"}
 
 @dataclass(frozen=True)
 class LocalData:
-    """Local files with the questions of one task, in the fields that the task reads.
-
-    Attributes:
-        questions: JSONL file.
-        examples: JSONL file of examples for few-shot questions; None: there are none.
-        digest: SHA-256 of both.
-    """
+    """Local JSONL files with the questions of one task, in the fields that the task reads."""
 
     questions: Path
-    examples: Path | None
-    digest: str = field(repr=False)
+    examples: Path | None  # examples for few-shot questions; None: there are none
+    digest: str  # SHA-256 of both
 
 
 def tasks_root() -> Path:
@@ -100,7 +94,7 @@ def names_in(path: Path) -> list[str]:
 
 
 def own_task(entry: str, allow_code: bool) -> Path | None:
-    """Return the path of a task of the user's own; None if the entry is the name of a task.
+    """Return the path of a description written by the user; None for the name of a task.
 
     A description can run code: ``!function`` imports Python from beside it, and its templates are
     rendered without a sandbox. So none is read unless code is allowed.
@@ -145,7 +139,6 @@ def local_data(folder: Path | None, task: str) -> LocalData | None:
     Args:
         folder: Directory of ``TASK.jsonl`` files, and of ``TASK.examples.jsonl`` for few-shot
             examples; None: data sets come from the Hub.
-        task: Name of the task.
 
     Returns:
         None without a directory, or if it has no file of this task.
@@ -186,11 +179,9 @@ def write_description(
     """Write lm-eval's description of a task with local files in place of its data set.
 
     Args:
-        task: Name of the task.
-        stock: lm-eval's own description.
-        config: Its contents, with what it includes.
-        data: The questions.
-        shots: Examples before each question; they need a file of their own.
+        stock: File of lm-eval's own description.
+        config: Contents of that file, with those of the files that it includes.
+        shots: Examples before each question; above 0, they need a file of examples.
         out: Directory to write to.
 
     Raises:
@@ -206,7 +197,7 @@ def write_description(
             "Add it, or ask with none: --shots 0.",
         )
     files = {split: str(data.questions)}
-    if data.examples is not None and data.examples.is_file():
+    if data.examples is not None:
         files["examples"] = str(data.examples)
     splits: dict[str, object] = dict.fromkeys(("training_split", "validation_split", "test_split"))
     kind = "test_split" if config.get("test_split") else "validation_split"

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from inheritune.evaluation.harness import (
 )
 from inheritune.evaluation.scores import Score, find_score, keep_score, read_result, score_file
 from inheritune.evaluation.task_descriptions import TaskDescription
+from inheritune.model_files.directory import ModelDirectory
 from inheritune.system.files import sha256, write_bytes
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
@@ -34,15 +35,6 @@ _TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True)
-class ModelToScore:
-    """A model that tasks are asked of."""
-
-    name: str
-    path: Path
-    digest: str  # XXH3 of config and weights
-
-
-@dataclass(frozen=True)
 class EvaluationSettings:
     """The settings that are the same for every model; see `inheritune.api.evaluate`."""
 
@@ -55,11 +47,11 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class TaskFailure:
-    """A task that could not be asked of a model, with the reason."""
+    """A task that could not be asked of a model."""
 
-    model: str
+    model: str  # name of the model
     task: str
-    message: str
+    message: str  # the reason
 
 
 @dataclass(frozen=True)
@@ -71,11 +63,11 @@ class TaskScores:
 
 
 def score_tasks(
-    models: Sequence[ModelToScore],
+    models: Mapping[str, ModelDirectory],
     tasks: Sequence[TaskDescription],
     settings: EvaluationSettings,
     out: Path,
-    stop: StopFlag | None = None,
+    stop: StopFlag,
     on_progress: Listener = silent,
 ) -> TaskScores:
     """Ask every model every task whose score is not in ``out`` yet.
@@ -84,9 +76,8 @@ def score_tasks(
     others are asked.
 
     Args:
-        models: Models to evaluate, in this order.
-        tasks: From `task_descriptions`.
-        settings: The same for all models.
+        models: Models by name, in the order in which they are asked.
+        tasks: The tasks that `task_descriptions` yields.
         out: Directory of scores; lm-eval's own result is written beside each.
         stop: Checked before each forward; an interrupted task is asked again next time.
 
@@ -98,17 +89,17 @@ def score_tasks(
     scores: list[tuple[str, Score]] = []
     failures: list[TaskFailure] = []
     unreadable: dict[str, str] = {}
-    for model in models:
-        counter = _ForwardCounter(model.name, stop, on_progress)
+    for name, model in models.items():
+        counter = _ForwardCounter(name, stop, on_progress)
         scorer = _Scorer(model, settings, out, counter, unreadable)
         for task in tasks:
             try:
-                scores.append((model.name, scorer.score(task)))
+                scores.append((name, scorer.score(task)))
             except (Interrupted, DataError):
                 raise
             except Exception as error:
                 reason = error.message if isinstance(error, InherituneError) else first_line(error)
-                failures.append(TaskFailure(model.name, task.task, reason))
+                failures.append(TaskFailure(name, task.task, reason))
                 counter.report(f"failed: {reason}")
     return TaskScores(scores, failures)
 
@@ -118,7 +109,7 @@ class _Scorer:
 
     def __init__(
         self,
-        model: ModelToScore,
+        model: ModelDirectory,
         settings: EvaluationSettings,
         out: Path,
         counter: "_ForwardCounter",
@@ -165,7 +156,7 @@ class _Scorer:
 class _ForwardCounter:
     """Counts the rows of a task's forwards, and stops between two of them."""
 
-    def __init__(self, model: str, stop: StopFlag | None, on_progress: Listener) -> None:
+    def __init__(self, model: str, stop: StopFlag, on_progress: Listener) -> None:
         self._model, self._stop, self._on_progress = model, stop, on_progress
         self._task, self._done = "", 0
 
@@ -174,8 +165,7 @@ class _ForwardCounter:
         self.report("asked")
 
     def check(self) -> None:
-        if self._stop is not None:
-            self._stop.check(f"the tasks before {self._task} are kept, for {self._model}")
+        self._stop.check(f"the tasks before {self._task} are kept, for {self._model}")
 
     def report(self, message: str) -> None:
         self._on_progress(Progress(f"{self._model}: {self._task}", message=message))
@@ -187,9 +177,9 @@ class _ForwardCounter:
 
 
 def _key(
-    model: ModelToScore, task: TaskDescription, settings: EvaluationSettings
+    model: ModelDirectory, task: TaskDescription, settings: EvaluationSettings
 ) -> dict[str, Any]:
-    """Everything that the numbers depend on."""
+    """Collect everything that the numbers depend on."""
     return {
         "model": model.digest,
         "tokenizer": _tokenizer_digest(model.path),
@@ -215,7 +205,7 @@ def _tokenizer_digest(path: Path) -> str:
 
 
 def _facts(lm: Any, settings: EvaluationSettings) -> dict[str, Any]:
-    """What the settings meant for this tokenizer and machine."""
+    """Record how the settings turned out for this tokenizer and machine."""
     ids = lm.tok_encode("a")
     bos = lm.tokenizer.bos_token_id
     return {

@@ -24,15 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ValLoss:
-    """Loss on a fixed validation set.
+    """Loss on a fixed validation set."""
 
-    Attributes:
-        per_window: Mean nats per token of each window, (windows,) float64, in window order.
-        tokens: Number of predicted tokens.
-    """
-
-    per_window: NDArray[np.float64]
-    tokens: int
+    per_window: NDArray[np.float64]  # mean nats per token of each window, (windows,), in order
+    tokens: int  # number of predicted tokens
 
     @property
     def mean(self) -> float:
@@ -62,11 +57,10 @@ def measure_val_loss(
 
     Args:
         model: A causal language model with fp32 weights; left in evaluation mode.
-        stream: Validation tokens.
         seq_len: T, tokens per window.
-        batch_size: B; fixed, since rounding moves with it.
-        processes: They share the batches, and all get the same result, which does not depend on
-            their number.
+        batch_size: B, windows per forward; the same for all models, since rounding depends on it.
+        processes: Processes that share the batches. All of them get the same result, which does
+            not depend on their number.
 
     Raises:
         DataError: There is less than one window of tokens.

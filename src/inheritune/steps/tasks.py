@@ -128,7 +128,7 @@ def _scores(
     snapshots: Sequence[RunModel],
 ) -> dict[str, Any]:
     from inheritune.evaluation.task_descriptions import task_descriptions
-    from inheritune.evaluation.task_scores import EvaluationSettings, ModelToScore, score_tasks
+    from inheritune.evaluation.task_scores import EvaluationSettings, score_tasks
     from inheritune.training.hardware import choose_device
 
     # --- the same settings for all models, those of their training ---
@@ -143,10 +143,7 @@ def _scores(
     # --- ask; scores come back under the label of their model ---
     by_label = {_label(model): model for model in models}
     by_label |= {_snapshot_label(model): model for model in snapshots}
-    to_score = [
-        ModelToScore(label, model.path, open_model(str(model.path)).digest)
-        for label, model in by_label.items()
-    ]
+    to_score = {label: open_model(str(model.path)) for label, model in by_label.items()}
     local_data = _local_data(job.recipe)
     with task_descriptions(tasks, local_data, section.allow_task_code, out) as descriptions:
         message = f"{len(descriptions)} for {len(to_score)} models"
@@ -156,7 +153,7 @@ def _scores(
     # --- a row for each model ---
     rows = {label: _row(model) | {"scores": []} for label, model in by_label.items()}
     for label, score in answers.scores:
-        rows[label]["scores"].append(score.as_json())
+        rows[label]["scores"].append(asdict(score))
     return {
         "settings": asdict(settings),
         "models": [rows[_label(model)] for model in models],
