@@ -16,11 +16,11 @@ from inheritune.evaluation.task_files import (
 
 def test_the_tasks_of_the_suites_are_found_without_an_index() -> None:
     for suite in SUITES.values():
-        for question in suite.questions:
-            if question.task != VAL_LOSS:
-                file = stock_file(question.task)
+        for task in suite.tasks:
+            if task.name != VAL_LOSS:
+                file = stock_file(task.name)
                 assert file is not None
-                assert question.task.encode() in file.read_bytes()
+                assert task.name.encode() in file.read_bytes()
 
 
 def test_any_other_task_is_found_by_looking_at_every_description() -> None:
