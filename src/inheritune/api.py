@@ -16,7 +16,7 @@ is saved; the same call continues. Signal handlers are put back when a call retu
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from inheritune.conversion.convert import Converted
     from inheritune.data.tokens import TokenDirectory
     from inheritune.evaluation.evaluate import Evaluation
+    from inheritune.evaluation.generation import Generation
     from inheritune.model_files.directory import ModelDirectory
     from inheritune.planning.candidates import Candidates, CutPlan
     from inheritune.planning.recipe_plan import RecipePlan
@@ -59,6 +60,7 @@ __all__ = [
     "DataError",
     "DivergedError",
     "Evaluation",
+    "Generation",
     "InherituneError",
     "Interrupted",
     "MachineError",
@@ -77,6 +79,7 @@ __all__ = [
     "convert",
     "derive",
     "evaluate",
+    "generate",
     "grow",
     "inherit",
     "plan",
@@ -91,6 +94,7 @@ _TYPES = {
     "Analysis": "analysis.analyze",
     "Converted": "conversion.convert",
     "Evaluation": "evaluation.evaluate",
+    "Generation": "evaluation.generation",
     "ModelDirectory": "model_files.directory",
     "PretrainingResult": "run.pretraining",
     "Recipe": "recipe.schema",
@@ -509,6 +513,55 @@ def evaluate(
             for model in several
         ]
         return evaluate_models(opened, request, Path(folder), on_progress)
+
+
+def generate(
+    models: "Model | Sequence[Model]",
+    prompt: str,
+    *,
+    max_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int = 0,
+    chat: bool = False,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    on_text: Callable[[str, str], None] | None = None,
+    progress: ProgressOption = True,
+) -> "Generation":
+    """Let models continue the same prompt, one after the other, as transformers' generate does.
+
+    Args:
+        models: One model or several; the directory of a run stands for its reference, its target
+            and its control from scratch.
+        prompt: The beginning of the text; with ``chat`` a question.
+        max_tokens: Most tokens that each model adds; fewer where its positions end.
+        temperature: 0: the likeliest token at each place; else tokens are drawn from the
+            probabilities at this temperature, 0.01 to 100. top_p and the like are those of the
+            model's generation_config.json.
+        seed: Seed of what is drawn, the same for every model.
+        chat: Put the prompt into each model's own chat template.
+        tokenizer: Tokenizer of models in memory; None: the one that each was loaded with.
+        on_text: Called with a model's name and the text that it has just added, empty at first.
+        progress: True draws a bar, False is silent, a function is called with each event.
+
+    Returns:
+        What each model wrote; shows itself in a notebook.
+
+    Raises:
+        RecipeError: The prompt is empty or longer than the positions of a model, a setting is out
+            of its range, or there is no chat template.
+        UnsupportedModelError: A model is no causal language model.
+        SourceError: A model lacks weights, such as those of its head.
+        DataError: A tokenizer cannot be opened, or a run has no target yet.
+    """
+    from inheritune.evaluation.generation import check_prompt, generate_texts
+    from inheritune.evaluation.samples import GenerationSettings
+    from inheritune.run.models import opened_models
+
+    settings = GenerationSettings(max_tokens, temperature, seed, chat)
+    settings.check()
+    check_prompt(prompt)  # before a model is downloaded
+    with _call(progress) as on_progress, opened_models(models, tokenizer) as opened:
+        return generate_texts(opened, prompt, settings, on_progress, on_text)
 
 
 def analyze(

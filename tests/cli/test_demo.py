@@ -80,6 +80,9 @@ def test_the_demo_ends_with_0_and_leaves_page_target_and_ledger() -> None:
     assert result.exit_code == 0, result.output
     for name in ("reference", "inherit", "scratch"):
         assert f"{name} continues:" in result.stdout
+    for heading in ("reference, 8 layers:", "target, ", "scratch, "):
+        assert f"\n{heading}" in result.stderr
+    assert "inheritune generate runs/demo 'class Queue:'" in result.stderr
     run = Path("runs/demo")
     record = json.loads((run / "run.json").read_text())
     assert [r["layers"] for r in record["rounds"]] in ([4], [4, 6])

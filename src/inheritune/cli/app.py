@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inheritune.cli import analyze, evaluate, model, push, report, tokens, train
+from inheritune.cli import analyze, evaluate, generate, model, push, report, tokens, train
 from inheritune.cli.console import (
     DEFAULT_RUNS,
     AllowChange,
@@ -40,6 +41,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+_DEMO_PROMPT = "class Queue:"  # what the demo's models continue at its end
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file of the recipe.")]
 
@@ -127,7 +130,7 @@ def demo(
         copy = f"inheritune init --preset {preset} > recipe.yaml"
         if result is not None:
             next_command = f"{copy}   # then: inheritune run recipe.yaml"
-            _show_result(root, result.summary, as_json, next_command)
+            _show_result(root, result.summary, as_json, next_command, _DEMO_PROMPT)
 
 
 def doctor(as_json: Json = False, debug: Debug = False) -> None:
@@ -196,6 +199,7 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         model.convert: "inheritune convert old-checkpoint new-model",
     },
     "Results": {
+        generate.generate: "inheritune generate runs/demo 'def read_lines(path):'",
         report.report: "inheritune report runs/demo",
         report.watch: "inheritune watch runs/demo",
         push.push: "inheritune push runs/demo --repo-id me/small --dry-run",
@@ -230,7 +234,9 @@ def _introduction(recipe: "Recipe") -> str:
     return text
 
 
-def _show_result(root: Path, final: dict[str, Any], as_json: bool, next_command: str) -> None:
+def _show_result(
+    root: Path, final: dict[str, Any], as_json: bool, next_command: str, prompt: str = ""
+) -> None:
     if as_json:
         print_json(final)
         return
@@ -239,5 +245,8 @@ def _show_result(root: Path, final: dict[str, Any], as_json: bool, next_command:
     from inheritune.system.terminal import Terminal
 
     show_record(Terminal(), Run(root).record())
+    if prompt:
+        say(f"inheritune generate {root} {quote(prompt)}")
+        generate.write_texts([str(root)], prompt, max_tokens=48)
     say(f"target: {final['target']}   report: {final['report']}")
     say(f"next: {next_command}")

@@ -105,6 +105,11 @@ def print_text(text: str) -> None:
     print(text, end="" if text.endswith("\n") else "\n")
 
 
+def print_piece(text: str) -> None:
+    """Print a part of a line to stdout at once, control characters escaped."""
+    print(visible(text), end="", flush=True)
+
+
 class UsageAsJson(TyperGroup):
     """The group of commands; reports usage errors as JSON if ``--json`` is given."""
 

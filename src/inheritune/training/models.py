@@ -59,8 +59,10 @@ def _shape(config: "PreTrainedConfig", seq_len: int) -> Shape:
     return Shape(count_params(model), flops_per_token(model, seq_len))
 
 
-def load_model(directory: Path, dropout: float = 0.0) -> "PreTrainedModel":
-    """Load a complete model directory in fp32; nothing is downloaded, none of its code is run.
+def load_model(
+    directory: Path, dropout: float = 0.0, dtype: torch.dtype = torch.float32
+) -> "PreTrainedModel":
+    """Load a complete model directory; nothing is downloaded, none of its code is run.
 
     Casting after loading would leave the rotary tables of a bf16 model rounded, and training in
     pure bf16 is worse.
@@ -76,7 +78,7 @@ def load_model(directory: Path, dropout: float = 0.0) -> "PreTrainedModel":
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         directory,
         config=_config(directory, dropout),
-        dtype=torch.float32,
+        dtype=dtype,
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,
