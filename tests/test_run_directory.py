@@ -35,7 +35,7 @@ def names(directory: Path) -> list[str]:
 
 def test_new_run_has_a_record_and_nothing_else(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "runs" / "toy")
-    assert names(run.root) == ["run.json"]
+    assert names(run.root) == [".lock", "run.json"]
     assert run.read() == {"format": 1}
 
 
@@ -126,7 +126,7 @@ def test_record_is_written_over_what_a_killed_writer_left(tmp_path: Path) -> Non
     run = Run.create(tmp_path / "toy")
     (run.root / ".run.json.tmp-0badcafe").write_text("{")
     run.update(RunRecord(name="toy"))
-    assert names(run.root) == ["run.json"]
+    assert names(run.root) == [".lock", "run.json"]
     assert run.read() == {"format": 1, "name": "toy"}
 
 

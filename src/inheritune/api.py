@@ -707,15 +707,16 @@ def report(
     """
     from inheritune.publishing.card import write_card
     from inheritune.reporting.comparison import write_comparison
-    from inheritune.reporting.page import write_report
+    from inheritune.reporting.page import read_report, write_report
 
     with _call(progress) as on_progress:
         if not isinstance(runs, str | os.PathLike):
             write_comparison([Path(run) for run in runs], Path(out))
             return Path(out)
-        page = write_report(Path(runs))
+        report = read_report(Path(runs))
+        page = write_report(Path(runs), report)
         try:
-            write_card(Path(runs))
+            write_card(Path(runs), report.figures)
         except DataError as error:
             message = f"the target's card is left unchanged: {error.message}"
             on_progress(Progress("report", message=message))

@@ -1,17 +1,27 @@
-"""Locate the files of a run, read and update its record, and lock it for its one writer."""
+"""Open the directory of a run, locate its files, read and update its record, lock it.
+
+Anybody may have made the directory. `Run.open` and `Run.hold` look it over before anything in it is
+read or written, and refuse one that leads elsewhere.
+"""
 
 import errno
+import os
 import re
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from inheritune.errors import DataError, RecipeError, escape
 from inheritune.run_record import FORMAT, RunRecord
-from inheritune.system.files import cannot_write, holder_has_ended, locked, write_json
+from inheritune.system.files import cannot_write, sweep_directory, write_json
+from inheritune.system.locks import holder_has_ended, locked
+from inheritune.system.reading import directories_below
 from inheritune.system.strict_json import read_json
 
+# wandb links from its own directory to its cache; nothing of ours is there.
+_OTHERS = ("wandb",)
 _TRAINING = re.compile(r"(?P<layers>[0-9]{1,9})-layers(-seed-(?P<seed>[0-9]{1,19}))?")
 
 
@@ -45,29 +55,46 @@ class Run:
         self.report = root / "report"  # the report page, its tables and figures
 
     @classmethod
-    def create(cls, root: Path) -> Self:
-        """Make the directory, or continue the run that is already in it.
+    def open(cls, root: Path) -> Self:
+        """Open a run to read it or to write its report.
+
+        Raises:
+            DataError: Something in it leads out of it.
+        """
+        run = cls(root)
+        if os.path.lexists(run.record_file) or run.has_traces():  # else it may be a home directory
+            for _ in directories_below(root, _OTHERS):
+                pass
+        return run
+
+    @classmethod
+    @contextmanager
+    def hold(cls, root: Path) -> Iterator[Self]:
+        """Make a run, or continue the one that is there, as its only writer.
+
+        What killed writers left is removed.
 
         Raises:
             RecipeError: ``root`` is the root of the file system, the home directory, the current
                 directory or a file, or it holds something else; nothing is touched.
-            MachineError: The system refuses to make the directory.
+            DataError: Something in the run leads out of it.
+            MachineError: Another process writes to this run, or the system refuses to make the
+                directory.
         """
         run = cls(root)
-        try:
-            run._refuse_foreign()
-            root.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise _not_a_run(root, "is not a directory") from error
-        except ValueError as error:
-            raise _not_a_run(root, "holds a NUL") from error
-        except OSError as error:
-            if error.errno in {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}:
-                raise _not_a_run(root, f"is not possible ({error.strerror})") from error
-            raise cannot_write(root, error) from error
-        if not run.record_file.exists():
-            write_json(run.record_file, {"format": FORMAT})  # marks the directory as a run
-        return run
+        run._make_root()
+        with run.lock():
+            for directory in directories_below(root, _OTHERS):
+                sweep_directory(directory)
+            if not run.record_file.exists():
+                write_json(run.record_file, {"format": FORMAT})  # marks the directory as a run
+            yield run
+
+    @classmethod
+    def create(cls, root: Path) -> Self:
+        """Make a run, or continue the one that is there; raises as `hold`."""
+        with cls.hold(root) as run:
+            return run
 
     def variant(self, name: str, layers: int, seed: int | None = None) -> Path:
         """Directory of one training; ``seed`` is that of one that repeats another, else None."""
@@ -143,6 +170,19 @@ class Run:
         """Replace the fields of run.json that ``record`` sets; the others stay as they are."""
         write_json(self.record_file, self.read() | record.as_json())
 
+    def _make_root(self) -> None:
+        try:
+            self._refuse_foreign()
+            self.root.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise _not_a_run(self.root, "is not a directory") from error
+        except ValueError as error:
+            raise _not_a_run(self.root, "holds a NUL") from error
+        except OSError as error:
+            if error.errno in {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}:
+                raise _not_a_run(self.root, f"is not possible ({error.strerror})") from error
+            raise cannot_write(self.root, error) from error
+
     def _refuse_foreign(self) -> None:
         if self.root.parts[:1] and self.root.parts[0].startswith("~"):
             raise _not_a_run(self.root, "starts with '~', which only a shell expands")
@@ -156,7 +196,7 @@ class Run:
                 raise _not_a_run(self.root, f"is {description}")
         if not real.is_dir():
             return
-        own_files = (".lock", ".lock.json", ".run.json.")
+        own_files = (".lock", "..lock.json.", ".run.json.")  # of a start that is under way
         foreign = [path.name for path in real.iterdir() if not path.name.startswith(own_files)]
         if foreign and not self._is_ours():
             example = escape(min(foreign), 40)

@@ -15,6 +15,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from inheritune.errors import DataError, escape
+from inheritune.system.reading import read_regular_file
+from inheritune.system.strict_json import OWN_FILE
 
 FORMAT = 1
 # Value of `command`: the directory was made from a recipe, or by `train MODEL TOKENS OUT`.
@@ -585,7 +587,7 @@ def read_run_json(run_root: Path) -> dict[str, Any]:
     path = run_root / "run.json"
     try:
         # Not the strict reader: NaN or half a surrogate pair must not hide the rest of a run.
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular_file(path, OWN_FILE.max_bytes))
     except OSError as error:
         raise DataError(
             f"cannot read {escape(path, 300)}: {error.strerror}.",

@@ -13,6 +13,7 @@ GROUPS = {
     "C": "Text and tokens",
     "D": "Training, saving, resuming, growing",
     "E": "Tasks, pages, publishing, watching",
+    "F": "Files of a run",
 }
 
 FAULTS = {
@@ -168,4 +169,9 @@ FAULTS = {
     "E10": ("an unknown, non-commercial or gated licence", "refused, or carried over"),
     "E11": ("requests of strangers to the live page", "refused; never leaves the run"),
     "E12": ("a target opened by plain transformers", "equal logits and text"),
+    # --- files of a run ---
+    "F1": ("links in a run that lead out of it", "3; nothing there is read, written or sent"),
+    "F2": ("records of a run that are pipes or enormous", "3 or said on the page; never a hang"),
+    "F3": ("two starts of one run at the same instant", "the second: 4; the record is whole"),
+    "F4": ("writers of similar names side by side", "none takes another's staging"),
 }

@@ -123,13 +123,15 @@ def test_broken_scores_are_passed_over(kept):
 
 def test_the_card_stands_in_the_target_with_its_figures(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(RECORD))
-    assert write_card(tmp_path) is None
-    for name in ("target/config.json", "report/figures/val-loss.png"):
+    assert write_card(tmp_path, {}) is None
+    for name in ("target/config.json", "report/figures/not-drawn.png"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("{}")
-    path = write_card(tmp_path)
+    path = write_card(tmp_path, {"val-loss.png": b"picture"})
     assert path == tmp_path / "target/README.md" and "figures/val-loss.png" in path.read_text()
-    assert (tmp_path / "target/figures/val-loss.png").is_file()
+    assert "not-drawn" not in path.read_text()
+    figures = {file.name: file.read_bytes() for file in (tmp_path / "target/figures").iterdir()}
+    assert figures == {"val-loss.png": b"picture"}
 
 
 def test_a_scaled_run_says_so_before_its_verdict():

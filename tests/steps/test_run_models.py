@@ -81,7 +81,7 @@ def test_the_card_has_the_scores_of_the_target_alone(asked, tmp_path):
         value = {"reference": 0.1234, "target": 0.4321, "control": 0.5678}[model["role"]]
         model["scores"][0]["metrics"]["acc"]["value"] = value
     (root / "run.json").write_text(json.dumps(record), "utf-8")
-    text = write_card(root).read_text("utf-8")
+    text = write_card(root, {}).read_text("utf-8")
     assert text.count("`piqa` | `acc` |") == 1 and "0.4321" in text
     assert "0.1234" not in text and "0.5678" not in text
 

@@ -1,6 +1,5 @@
 import errno
 import hashlib
-import json
 import os
 import stat
 import subprocess
@@ -11,7 +10,6 @@ import pytest
 from inheritune.errors import MachineError, RecipeError
 from inheritune.system import files
 from inheritune.system.files import (
-    locked,
     new_directory,
     refuse_used_directory,
     sha256,
@@ -128,33 +126,6 @@ def test_synced_file_has_the_mode_that_the_umask_asks_for(tmp_path):
     (tmp_path / "a").touch(0o600)
     sync_file(tmp_path / "a")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~files.UMASK
-
-
-BUSY = "another process works"
-
-
-def test_lock_names_its_holder_to_everybody_else(tmp_path):
-    lock = tmp_path / "made" / ".lock"
-    with locked(lock, BUSY):
-        assert json.loads((tmp_path / "made" / ".lock.json").read_text())["pid"] == os.getpid()
-        named = rf"another process works: process {os.getpid()} on \S+\. Go away\."
-        with (
-            pytest.raises(MachineError, match=named),
-            locked(lock, "another process works", "Go away."),
-        ):
-            pass
-    with locked(lock, BUSY):
-        pass
-    assert not (tmp_path / "made" / ".lock.json").exists()
-
-
-def test_lock_is_waited_for_as_long_as_the_caller_wants(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_RETRY_S", 0)
-    answers = iter([True, True, False])
-    lock = tmp_path / "lock"
-    with locked(lock, BUSY), pytest.raises(MachineError), locked(lock, BUSY, "", answers.__next__):
-        pass
-    assert not list(answers)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2**20, 2**20 + 1])

@@ -240,6 +240,8 @@ def test_a_pipe_is_not_waited_for(run: Path, pattern: str, error: type[Inheritun
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(error):
+        verify(path.parent)
+    with pytest.raises(DataError, match="neither a file nor a directory"):
         verify(run)
 
 

@@ -104,10 +104,12 @@ def watch(
 ) -> None:
     """Follow a run live: its report in a browser, or its status as text. Ctrl-C ends it."""
     with reported(as_json, debug):
+        from inheritune.run_directory import Run
         from inheritune.run_record import read_run_json
 
         if not run.is_dir():
             read_run_json(run)  # raises an error that explains it
+        Run.open(run)
         try:
             if as_text:
                 _on_terminal(run, as_json)

@@ -15,7 +15,6 @@ from typing import Any
 from inheritune.data.token_writer import TokenWriter
 from inheritune.errors import DataError, MachineError
 from inheritune.system.files import (
-    locked,
     move_directory,
     sha256,
     sync_directory,
@@ -23,6 +22,7 @@ from inheritune.system.files import (
     write_errors,
     write_json,
 )
+from inheritune.system.locks import locked
 from inheritune.system.strict_json import read_json
 
 _FORMAT = 1

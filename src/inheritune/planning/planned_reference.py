@@ -77,8 +77,7 @@ def planned_reference(recipe: Recipe, run: Run) -> ModelDirectory:
     model = open_to_plan(section.model, section.revision)
     if model.revision is None:
         return model
-    run = Run.create(run.root)
-    with run.lock():  # `plan` and `run` may start at the same time; one of them pins
+    with Run.hold(run.root):  # `plan` and `run` may start at the same time; one of them pins
         return open_pinned(run, section.model, section.revision, whole=False)
 
 

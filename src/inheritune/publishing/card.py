@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from inheritune.reporting.embed import presentable
 from inheritune.reporting.quantities import amount, duration, flops
 from inheritune.reporting.run_tables import rounds_table, variants_table
 from inheritune.reporting.verdict import remarks, verdict
+from inheritune.run_directory import Run
 from inheritune.run_record import RunRecord, TokenFacts, read_run_json
 from inheritune.system.files import write_bytes
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
@@ -27,20 +27,26 @@ _MOST_SCORES = 200
 _DATASET = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w-]*")
 
 
-def write_card(run_root: Path) -> Path | None:
-    """Write ``target/README.md`` and copy the report's figures beside it; None without a target."""
-    target = run_root / "target"
+def write_card(run_root: Path, figures: Mapping[str, bytes]) -> Path | None:
+    """Write ``target/README.md`` and the report's figures beside it; None without a target.
+
+    Args:
+        figures: PNG by name of file; other pictures of the report are none of ours.
+
+    Raises:
+        DataError: run.json cannot be read, or something in the directory leads out of it.
+    """
+    target = Run.open(run_root).target
     if not (target / "config.json").is_file():
         return None
     record = RunRecord.model_validate(presentable(read_run_json(run_root)))
     inherited: dict[str, Any] = {}
     with suppress(SourceError):
         inherited = read_json_object(target / "inherit.json", MODEL_FILE.times(10))
-    figures = sorted(path for path in (run_root / "report/figures").glob("*.png"))
-    for path in figures:
+    for name, picture in figures.items():
         (target / "figures").mkdir(exist_ok=True)
-        shutil.copyfile(path, target / "figures" / path.name)
-    content = card_text(record, inherited, [path.name for path in figures])
+        write_bytes(target / "figures" / name, picture)
+    content = card_text(record, inherited, sorted(figures))
     write_bytes(target / "README.md", content.encode())
     return target / "README.md"
 

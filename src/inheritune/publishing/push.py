@@ -12,6 +12,7 @@ from inheritune.model_files.card import join_front_matter, split_front_matter
 from inheritune.model_files.directory import open_model
 from inheritune.model_files.safe_path import safe_file
 from inheritune.publishing.licences import carried_licence, refuse_licence
+from inheritune.run_directory import Run
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.reading import read_regular_file
 from inheritune.verification.model import verify_model
@@ -64,12 +65,13 @@ def pack(
 
     Raises:
         SourceError: There is no target, or it differs from its record.
+        DataError: Something in the run leads out of it.
         RecipeError: Its licence is unknown, or does not allow this.
         MachineError: The name of the repository is impossible.
     """
     if repo_id is not None:
         _refuse_name(repo_id)
-    directory = path / "target" if (path / "run.json").is_file() else path
+    directory = Run.open(path).target if (path / "run.json").is_file() else path
     if not (directory / "config.json").is_file():
         raise SourceError(
             f"there is no target in {escape(path)}.", "Name a finished run, or a model directory."

@@ -13,7 +13,6 @@ from inheritune.reporting.page import (
     data_address,
     finding,
     read_report,
-    write_chart,
     write_file,
     write_table,
 )
@@ -21,6 +20,7 @@ from inheritune.reporting.quantities import amount, duration, exact, flops, loss
 from inheritune.reporting.section import Chart
 from inheritune.reporting.series import OTHERS, TARGET, Line, Style, val_lines
 from inheritune.reporting.table import Column, Table
+from inheritune.reporting.vega import png, svg
 from inheritune.reporting.verdict import headline, verdict
 from inheritune.run_record import RunRecord
 
@@ -77,7 +77,12 @@ def write_comparison(roots: Sequence[Path], out: Path) -> list[ComparedRun]:
     runs = [_Run(name, report) for name, report in zip(names, reports, strict=True)]
     chart, table = _chart(runs), _table(runs)
     write_table(out.parent, table)
-    drawing = write_chart(out.parent, chart) if chart else ""
+    drawing = ""
+    if chart is not None:
+        drawing = svg(chart.spec)
+        figures = out.parent / "figures"
+        write_file(figures / f"{chart.name}.svg", drawing.encode())
+        write_file(figures / f"{chart.name}.png", png(chart.spec))
     write_file(out, _page(runs, chart, drawing, table))
     return [ComparedRun(run.name, run.record.outcome, verdict(run.record)) for run in runs]
 

@@ -27,10 +27,11 @@ class Status:
 def status_of(root: Path) -> Status:
     """Read the state of a run; for a directory that holds no run yet, the lines say so."""
     try:
+        run = Run.open(root)
         record = RunRecord.model_validate(presentable(read_run_json(root)))
     except DataError as error:
         return Status("unfinished", False, [error.message])
-    is_abandoned = record.status == "running" and Run(root).is_abandoned()
+    is_abandoned = record.status == "running" and run.is_abandoned()
     if is_abandoned:
         record = record.model_copy(update={"status": "interrupted"})
     lines = [f"{_plain(record.name or '') or root.name}: {_plain(record.status or '')}"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.run_record import finite_number
+from inheritune.system.reading import read_lines
 
 # Of a larger file only some of the ordinary steps are read, so that a page takes seconds.
 _READ_WHOLE = 60_000_000  # bytes
@@ -82,11 +83,10 @@ def read_metrics(path: Path) -> MetricsFile:
     reader = _MetricsReader()
     try:
         every = 1 + path.stat().st_size // _READ_WHOLE
-        with path.open("rb") as lines:
-            for index, line in enumerate(lines):
-                if index % every and not any(key in line for key in _ALWAYS_READ):
-                    continue
-                reader.take(line)
+        for index, line in enumerate(read_lines(path)):
+            if index % every and not any(key in line for key in _ALWAYS_READ):
+                continue
+            reader.take(line)
     except OSError as error:
         problem = f"metrics.jsonl cannot be read ({error.strerror})"
         return MetricsFile([], Health(), Course(), [problem])

@@ -88,6 +88,11 @@ class RunReport:
             "health": health_table(self.curves),
         }
 
+    @cached_property
+    def figures(self) -> dict[str, bytes]:
+        """PNG of every chart, by the name of its file."""
+        return {f"{chart.name}.png": png(chart.spec) for chart in self.charts}
+
     @property
     def table_files(self) -> list[Table]:
         """All tables that are written beside the page."""
@@ -96,25 +101,32 @@ class RunReport:
         return [*own, curves_table(self.curves), *in_sections]
 
 
-def write_report(run_root: Path) -> Path:
+def write_report(run_root: Path, report: RunReport | None = None) -> Path:
     """Write ``report/index.html``, ``report/tables/`` and ``report/figures/`` of a run.
 
     The run may be unfinished or broken: the page then says what is missing. It is made from
     ``run.json`` and the ``metrics.jsonl`` of every training.
 
+    Args:
+        report: From `read_report` of the run; None: it is read.
+
     Returns:
         Path of the page.
 
     Raises:
-        DataError: There is no readable ``run.json`` and nothing else of a run, or it is that of a
-            training without a recipe.
+        DataError: There is no readable ``run.json`` and nothing else of a run, it is that of a
+            training without a recipe, or something in the directory leads out of it.
     """
-    report = read_report(run_root)
+    report = report or read_report(run_root)
     folder = run_root / "report"
     for table in report.table_files:
         write_table(folder, table)
         write_file(folder / "tables" / f"{table.name}.tex", table.latex().encode())
-    drawings = {chart.name: write_chart(folder, chart) for chart in report.charts}
+    drawings = {chart.name: svg(chart.spec) for chart in report.charts}
+    for name, drawing in drawings.items():
+        write_file(folder / "figures" / f"{name}.svg", drawing.encode())
+    for name, picture in report.figures.items():
+        write_file(folder / "figures" / name, picture)
     page = _page(report, drawings)
     if len(page) > _MAX_PAGE_BYTES:  # better without drawings for print than too large to send
         page = _page(report, {})
@@ -125,15 +137,16 @@ def write_report(run_root: Path) -> Path:
 def read_report(run_root: Path) -> RunReport:
     """Read a run and make the sections of its page; raises as `write_report`."""
     problems: list[str] = []
+    run = Run.open(run_root)
     try:
         content = presentable(read_run_json(run_root))
     except DataError as error:
-        if not Run(run_root).has_traces():
+        if not run.has_traces():
             raise
         content = {}
         problems.append(f"The record of the run: {presentable(error.message)}")
     record = RunRecord.model_validate(content)
-    if record.status == "running" and Run(run_root).is_abandoned():
+    if record.status == "running" and run.is_abandoned():
         record = record.model_copy(update={"status": "interrupted"})
     if record.command == TRAIN:
         raise DataError(
@@ -196,14 +209,6 @@ def write_table(folder: Path, table: Table) -> None:
     """Write a table as Markdown and CSV into ``tables/`` of a folder."""
     write_file(folder / "tables" / f"{table.name}.md", table.markdown().encode())
     write_file(folder / "tables" / f"{table.name}.csv", table.csv().encode())
-
-
-def write_chart(folder: Path, chart: Chart) -> str:
-    """Write a chart as SVG and PNG into ``figures/`` of a folder, and return the SVG."""
-    drawing = svg(chart.spec)
-    write_file(folder / "figures" / f"{chart.name}.svg", drawing.encode())
-    write_file(folder / "figures" / f"{chart.name}.png", png(chart.spec))
-    return drawing
 
 
 def write_file(path: Path, content: bytes) -> None:

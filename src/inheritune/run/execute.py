@@ -10,7 +10,7 @@ from inheritune.errors import InherituneError, RecipeError
 from inheritune.publishing.card import write_card
 from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe
-from inheritune.reporting.page import write_report
+from inheritune.reporting.page import read_report, write_report
 from inheritune.run.derive import Outcome, derive
 from inheritune.run.record import add_analysis, add_evaluation, add_samples, record_result
 from inheritune.run.session import Start, carry_out
@@ -135,8 +135,9 @@ def execute(
     start = Start(RUN, allowed, checkpoint)
     run_result = carry_out(file, root, work, on_progress, start, lambda result: result.is_missed)
     if run_result is not None:
-        write_report(root)
-        write_card(root)
+        report = read_report(root)
+        write_report(root, report)
+        write_card(root, report.figures)
     return run_result
 
 

@@ -24,7 +24,7 @@ from inheritune.run_record import RUN, TRAIN
 from inheritune.steps.job import Job
 from inheritune.steps.resume import allowed_inputs, find_checkpoint
 from inheritune.steps.workers import serve
-from inheritune.system.files import write_json
+from inheritune.system.files import append_text, write_bytes, write_json
 from inheritune.system.processes import ALONE, Processes
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.secrets import mask
@@ -121,8 +121,7 @@ def _record_work(
     processes: Processes,
 ) -> tuple[T, int]:
     """Do the work in this process; returns its result and the exit code that was recorded."""
-    run = Run.create(root)
-    with run.lock(), catch_signals() as stop:
+    with Run.hold(root) as run, catch_signals() as stop:
         record = _StartRecord(run, recipe, start, allowed, processes)
         try:
             checkpoint = start.checkpoint and find_checkpoint(run, start.checkpoint)
@@ -173,7 +172,7 @@ class _StartRecord:
 
         # --- write what was started, by what, on what ---
         if recipe.text:
-            run.recipe_file.write_text(recipe.text, encoding="utf-8")
+            write_bytes(run.recipe_file, recipe.text.encode())
         record_start(run, before, start.command, recipe, processes.size, allowed)
 
     def has_trained(self) -> bool:
@@ -194,7 +193,7 @@ class _StartRecord:
         if self._recipe.text and self._run.recipe_file not in self._files:
             self._run.recipe_file.unlink()
         for path, content in self._files.items():
-            path.write_bytes(content)
+            write_bytes(path, content)
         write_json(self._run.record_file, self._before)
 
     def _is_refusal(self, error: InherituneError) -> bool:
@@ -232,8 +231,7 @@ def _with_log(path: Path, listener: Listener) -> Listener:
 
     def on_progress(progress: Progress) -> None:
         if progress.message:
-            with path.open("a", encoding="utf-8") as log:
-                log.write(f"{utc_now()} {progress.task}: {mask(progress.message)}\n")
+            append_text(path, f"{utc_now()} {progress.task}: {mask(progress.message)}\n")
         listener(progress)
 
     return on_progress

@@ -11,7 +11,8 @@ from inheritune.data.tokens import canonical_digest
 from inheritune.errors import DataError, SourceError, escape
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.run_directory import Run
-from inheritune.system.files import locked, new_directory, sync_file, write_json
+from inheritune.system.files import new_directory, sync_file, write_json
+from inheritune.system.locks import locked
 from inheritune.system.strict_json import read_json
 
 _FORMAT = 1

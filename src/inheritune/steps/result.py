@@ -15,6 +15,7 @@ from inheritune.steps.training_task import TrainingTask
 from inheritune.steps.validation import finite, val_loss_of
 from inheritune.system.files import write_json
 from inheritune.system.progress import Progress
+from inheritune.system.reading import read_lines
 
 if TYPE_CHECKING:
     from inheritune.evaluation.val_loss import ValLoss
@@ -198,7 +199,7 @@ def make_result(
 
 
 def _curve(metrics: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in read_lines(metrics)]
     return [
         {"tokens": row["tokens"], "val_loss": row["val_loss"]} for row in rows if "val_loss" in row
     ]

@@ -1,4 +1,4 @@
-"""Write files and directories whole or not at all, lock what one process may write, hash files.
+"""Write files and directories whole or not at all, and hash files.
 
 A write goes to a staging file or directory under a random name beside its place, is synced, and
 gets there by one rename: a reader meets the old state or the new one, whatever happens. A staging
@@ -9,20 +9,17 @@ import errno
 import hashlib
 import json
 import os
-import platform
+import re
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from inheritune.errors import DataError, MachineError, RecipeError, escape
-from inheritune.system.strict_json import read_json
+from inheritune.errors import MachineError, RecipeError, escape
 
 try:
     import fcntl
@@ -35,7 +32,6 @@ UMASK = os.umask(0o077)
 os.umask(UMASK)
 
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_RETRY_S = 0.2  # between two attempts to get a lock
 _PIECE = 2**20
 
 
@@ -86,7 +82,7 @@ def new_directory(out: Path, *, replace: bool = False) -> Iterator[Path]:
             if replace and out.exists():
                 out.rename(old)
             move_directory(staging, out)
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
 
 
 def move_directory(staging: Path, out: Path) -> None:
@@ -141,6 +137,18 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
         sync_directory(path.parent)
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add text to the end of a file, which is made where it is missing; a link is not followed.
+
+    Raises:
+        OSError: The system refuses, or a link is in its place.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(path, flags, 0o666)
+    with os.fdopen(descriptor, "a", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+
+
 def sync_file(path: Path) -> None:
     """Give a file that a library wrote the mode of our files, and wait until it is on the disk."""
     path.chmod(0o666 & ~UMASK)  # safetensors leaves 0600
@@ -183,38 +191,76 @@ def sha256(path: Path, check: Callable[[], object] = lambda: None) -> str:
 
 # --- staging ---
 
+# `-old` is what a directory that is being replaced is called meanwhile.
+_STAGING_NAME = re.compile(r"\..{1,40}\.tmp-[0-9a-f]{8}(-old)?", re.DOTALL)
+
+
+@contextmanager
+def scratch_directory(path: Path) -> Iterator[Path]:
+    """Make a directory beside ``path`` (mode 0700) that is there for this block alone.
+
+    One that a killed process left is removed by the next call, or by `sweep_directory`.
+
+    Raises:
+        OSError: The system refuses.
+    """
+    with _staging(path, _create_directory) as scratch:
+        yield scratch
+
+
+def sweep_directory(directory: Path, prefix: str = ".") -> None:
+    """Remove what killed writers left directly in a directory; what a living one writes stays."""
+    for path in list(directory.iterdir()):
+        if path.name.startswith(prefix) and _STAGING_NAME.fullmatch(path.name):
+            with suppress(OSError):  # somebody else's
+                # A living writer holds the lock, and a killed one let it go.
+                lock = _locked(path, wait=False)
+                if lock is not None:
+                    _remove(path)
+                    os.close(lock)
+
 
 @contextmanager
 def _staging(path: Path, create: Callable[[Path], int | None]) -> Iterator[Path]:
-    """Create a staging file or directory beside ``path``, and remove it if the block fails."""
+    """Create a locked staging file or directory beside ``path``, and remove it at the end."""
     prefix = f".{path.name[:40]}.tmp-"
-    _remove_abandoned(path.parent, prefix)
+    sweep_directory(path.parent, prefix)
     while True:
         staged = path.with_name(prefix + secrets.token_hex(4))
-        lock = create(staged)
-        if staged.exists():  # else another writer took it for abandoned before it was locked
-            break
+        # Before it is locked, another writer may take it for abandoned: then a new one is made.
+        with suppress(FileExistsError):
+            lock = create(staged)
+            if staged.exists():
+                break
     try:
         yield staged
-    except BaseException:
-        _remove(staged)
-        raise
     finally:
+        _remove(staged)  # where it was not moved to its place
         if lock is not None:
             os.close(lock)
 
 
 def _create_file(path: Path) -> int | None:
-    return _locked(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    return _lock_descriptor(descriptor)
 
 
 def _create_directory(path: Path) -> int | None:
     path.mkdir(0o700)
-    return None if fcntl is None else _locked(os.open(path, os.O_RDONLY))
+    with suppress(FileNotFoundError):  # taken for abandoned
+        return _locked(path)
+    return None
 
 
-def _locked(descriptor: int, *, wait: bool = True) -> int | None:
-    """Lock an open file or directory until it is closed; close it where that is not possible."""
+def _locked(path: Path, *, wait: bool = True) -> int | None:
+    """Lock a file or directory until the descriptor that is returned is closed."""
+    if fcntl is None:
+        return None
+    # O_NONBLOCK: a pipe of such a name would be waited for.
+    return _lock_descriptor(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), wait=wait)
+
+
+def _lock_descriptor(descriptor: int, *, wait: bool = True) -> int | None:
     if fcntl is not None:
         with suppress(OSError):  # a living writer's, or a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -223,88 +269,12 @@ def _locked(descriptor: int, *, wait: bool = True) -> int | None:
     return None
 
 
-def _remove_abandoned(directory: Path, prefix: str) -> None:
-    for stale in [path for path in directory.iterdir() if path.name.startswith(prefix)]:
-        with suppress(OSError):  # somebody else's
-            # A living writer holds the lock, and a killed one let it go.
-            lock = None if fcntl is None else _locked(os.open(stale, os.O_RDONLY), wait=False)
-            if lock is not None:
-                _remove(stale)
-                os.close(lock)
-
-
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):
             path.unlink(missing_ok=True)
-
-
-# --- locks ---
-
-
-@contextmanager
-def locked(
-    path: Path,
-    busy: str,
-    hint: str = "Wait for it to end, or stop it.",
-    wait: Callable[[], bool] = lambda: False,
-) -> Iterator[None]:
-    """Hold a lock while the block runs; the system frees it when the process ends, however.
-
-    Args:
-        path: The lock's file; its directory is made where missing. While the lock is held,
-            ``<path>.json`` names the holder.
-        busy: Says what another holder does, such as ``"another process works on runs/x"``.
-        hint: Says what to do about it.
-        wait: Called several times a second while another process holds the lock; true: go on
-            waiting. It may raise.
-
-    Raises:
-        MachineError: Another process holds it; its number and machine are named. Or the system
-            refuses.
-    """
-    holder = path.with_name(f"{path.name}.json")
-    lock = FileLock(path)
-    with write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                lock.acquire(timeout=0)
-                break
-            except Timeout as error:
-                if not wait():
-                    raise MachineError(f"{busy}: {_name_of(holder)}.", hint) from error
-            time.sleep(_RETRY_S)
-    try:
-        write_json(holder, {"pid": os.getpid(), "machine": platform.node()})
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
-
-
-def holder_has_ended(path: Path) -> bool:
-    """Whether a lock names a process of this machine that is no more. Touches no lock."""
-    try:
-        record = read_json(path.with_name(f"{path.name}.json"))
-        if os.name != "posix" or record["machine"] != platform.node():
-            return False
-        os.kill(int(record["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except (DataError, OSError, KeyError, TypeError, ValueError, OverflowError):
-        pass
-    return False
-
-
-def _name_of(holder: Path) -> str:
-    try:
-        record = read_json(holder)
-        return f"process {int(record['pid'])} on {escape(record['machine'], 60)}"
-    except (DataError, KeyError, TypeError, ValueError):
-        return "process unknown"  # it has the lock and is about to write who it is
 
 
 # --- errors ---

@@ -9,8 +9,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from inheritune.system.files import write_bytes
+from inheritune.system.files import append_text, write_bytes
 from inheritune.system.processes import ALONE, Processes
+from inheritune.system.reading import read_lines
 from inheritune.training.checkpoint import Position
 from inheritune.training.throughput import peak_bytes
 
@@ -68,8 +69,7 @@ class Metrics:
             row = {**row, "spike": round(sigmas, 1)}
         self._note(row)
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
+            append_text(self._path, json.dumps(row, allow_nan=False) + "\n")
             if self._on_row is not None:
                 self._on_row(row)
 
@@ -159,10 +159,10 @@ def _place(position: Position, epoch: float) -> dict[str, Any]:
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_lines(path):
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode(errors="replace"))
                 rows += [row] if isinstance(row["step"], int) else []
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 continue  # a line torn by a kill
     return rows

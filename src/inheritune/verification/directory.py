@@ -61,7 +61,7 @@ def verify(
 
     Raises:
         SourceError: There is no such directory, or a model differs from its record or reference.
-        DataError: Tokens differ from those that were prepared.
+        DataError: Tokens differ from those that were prepared, or a run leads out of its directory.
         CheckpointError: A checkpoint differs from what was written.
     """
     kind = directory_kind(path)
@@ -97,7 +97,7 @@ def directory_kind(path: Path) -> str:
 
 def _check(path: Path, kind: str, reference: ModelDirectory | None) -> Iterator[Finding]:
     if kind == "run":
-        yield from _check_run(Run(path), reference)
+        yield from _check_run(Run.open(path), reference)
     elif kind == "checkpoint":
         yield _check_checkpoint(path)
     elif kind == "tokens":

@@ -14,7 +14,8 @@ from urllib.parse import quote
 from inheritune.errors import DataError, MachineError, escape
 from inheritune.model_files.download.hub import cache_errors, hub_errors, mirror_root, refuse_stop
 from inheritune.model_files.download.ranged_get import BACKOFF_S, TRY_LATER
-from inheritune.system.files import locked, write_json
+from inheritune.system.files import write_json
+from inheritune.system.locks import locked
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.strict_json import read_json
 
