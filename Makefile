@@ -53,7 +53,7 @@ support: setup  ## every decoder type of transformers, cut and run: two halves s
 	SUPPORT_SHARD=1/2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/support -q -m slow; first=$$?; \
 	wait $$second && exit $$first
 
-RECIPE_TESTS := tests/recipe/test_paper_recipes.py tests/recipe/test_recipes.py tests/cli/test_demo.py
+RECIPE_TESTS := tests/recipe/test_paper_recipes.py tests/recipe/test_recipes.py tests/cli/test_demo.py tests/test_wheel.py
 recipes: setup  ## the recipes that `make test` leaves out, scaled and run: two side by side
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(RECIPE_TESTS) -q -m slow -n 2 --dist load $(ARGS)
 

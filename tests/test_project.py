@@ -130,3 +130,15 @@ def test_make_lists_every_target_with_what_it_does():
 def test_pre_commit_hooks_come_from_no_other_host():
     text = (ROOT / ".pre-commit-config.yaml").read_text("utf-8")
     assert re.findall(r"repo: (\S+)", text) == ["local"]
+
+
+def test_the_container_copies_files_that_are_there_and_let_in():
+    steps = (ROOT / "Dockerfile").read_text("utf-8").replace("\\\n", " ").splitlines()
+    copied = [name for step in steps if step.startswith("COPY ") for name in step.split()[1:-1]]
+    allowed = (ROOT / ".dockerignore").read_text("utf-8").split()
+    assert copied
+    for name in copied:
+        assert (ROOT / name).exists()
+        assert f"!{name}" in allowed
+    arguments = {step.split()[1].partition("=")[0] for step in steps if step.startswith("ARG ")}
+    assert all(f"${name}" in "\n".join(steps) for name in arguments)
