@@ -149,6 +149,10 @@ FAULTS = {
     "D27": ("a tracker that is missing, raises or blocks", "one warning, training is not held up"),
     "D28": ("a clock that is set back", "durations stay right"),
     "D29": ("a start left by a kill, and then another recipe", "made anew, never trained as it is"),
+    "D31": (
+        "rows of `metrics.jsonl` lost or changed before a checkpoint",
+        "passed over for an older one, or 3; `verify` says it",
+    ),
     "D30": ("a user's copy of a checkpoint beside it", "neither loaded nor deleted"),
     # --- tasks, pages, publishing, watching ---
     "E1": (

@@ -24,6 +24,7 @@ from inheritune.training.checkpoint_files import (
     files_of,
     is_whole,
     looks_whole,
+    lost_rows,
     newest_first,
     pickles_in,
     point_latest,
@@ -90,6 +91,7 @@ def save_checkpoint(
     processes: Processes = ALONE,
     *,
     val_losses: Mapping[int, float | None] = MappingProxyType({}),
+    rows: Mapping[str, Any] | None = None,
 ) -> Path:
     """Publish weights, moments and position by one rename; then drop checkpoints beyond `keep`.
 
@@ -98,6 +100,7 @@ def save_checkpoint(
     Args:
         keep: Number of newest checkpoints to leave; damaged ones are not counted.
         val_losses: Nats per token by step; the checkpoint of the lowest one is left as well.
+        rows: Size and digest of metrics.jsonl, from `Metrics.synced`; the first process's count.
 
     Raises:
         MachineError: The disk is full or gone; earlier checkpoints are untouched.
@@ -106,6 +109,7 @@ def save_checkpoint(
     if processes.on_main(lambda: _is_there(folder, final)):
         return final
     trainer = {"position": asdict(position), **inputs.record(), "order": ORDER_VERSION}
+    trainer |= {} if rows is None else {"metrics": dict(rows)}
     writers = processes.size // processes.nodes  # the others hold copies
     with ExitStack() as stack:
         # --- every writer's part, in a staging directory that all of them see ---
@@ -254,6 +258,7 @@ def load_weights(folder: Path, model: nn.Module) -> None:
 def _choose(folder: Path, inputs: TrainingInputs, named: Path | None) -> dict[str, Any]:
     """Choose the checkpoint to load: its name, None where there is none; position and notes."""
     notes: list[str] = []
+    rowless: Path | None = None  # the newest that lacks nothing but its rows
     for checkpoint in newest_first(folder) if named is None else [folder / named.name]:
         try:
             trainer = verify_checkpoint(checkpoint)
@@ -267,9 +272,20 @@ def _choose(folder: Path, inputs: TrainingInputs, named: Path | None) -> dict[st
                 ) from error
             notes.append(f"passed over {checkpoint.name}: {error}")
             continue
+        if lost := lost_rows(folder.parent / "metrics.jsonl", trainer):
+            notes.append(f"{'passed over ' * (named is None)}{checkpoint.name}: {lost}")
+            if named is None:  # the steps since the one before are taken again, with their rows
+                rowless = rowless or checkpoint
+                continue
         notes += pickles_in(checkpoint)
         notes += inputs.compare(checkpoint, trainer)
         return {"name": checkpoint.name, "position": asdict(position), "notes": notes}
+    if rowless is not None:
+        raise CheckpointError(
+            f"no checkpoint in {folder} has all of its rows: {notes[0]}.",
+            "Put metrics.jsonl back from a copy; or go on without these rows, and without their "
+            f"validations and FLOPs in the result: --from {rowless}",
+        )
     if notes:
         raise CheckpointError(
             f"no checkpoint in {folder} is whole: {notes[0]}.",

@@ -1,8 +1,10 @@
 """Prove that a checkpoint's files are there as they were written; name, link and set aside them."""
 
+import hashlib
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -138,6 +140,26 @@ def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
     if trainer.get("order", ORDER_VERSION) != ORDER_VERSION:
         raise CheckpointError(f"it was made in order {trainer['order']}, not {ORDER_VERSION}.")
     return trainer
+
+
+def lost_rows(metrics: Path, trainer: Mapping[str, Any]) -> str | None:
+    """Say which of the rows that were written before a checkpoint are missing or changed.
+
+    Args:
+        metrics: The training's ``metrics.jsonl``.
+        trainer: The checkpoint's trainer.json; version 0.1.0 kept no digest of the rows in it.
+
+    Returns:
+        None where all of them are there.
+    """
+    if (rows := trainer.get("metrics")) is None:
+        return None
+    size = metrics.stat().st_size if metrics.is_file() else 0
+    if size < rows["bytes"]:
+        return f"metrics.jsonl has {size:,} bytes of the {rows['bytes']:,} written before it"
+    with metrics.open("rb") as file:
+        digest = hashlib.sha256(file.read(rows["bytes"])).hexdigest()
+    return None if digest == rows["sha256"] else "metrics.jsonl is not what was written before it"
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -238,6 +238,7 @@ class Loop:
             self._train.keep,
             self._processes,
             val_losses=self._metrics.val_losses,
+            rows=self._metrics.synced(),
         )
         self._schedule.saved(self.position.step)
 

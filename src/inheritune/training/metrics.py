@@ -1,5 +1,6 @@
 """Write metrics.jsonl: a row for every step, validation and restart, and no step twice."""
 
+import hashlib
 import json
 import math
 from collections import deque
@@ -9,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from inheritune.system.files import append_text, write_bytes
+from inheritune.system.files import append_text, sync_file, write_bytes, write_errors
 from inheritune.system.processes import ALONE, Processes
 from inheritune.system.reading import read_lines
 from inheritune.training.checkpoint import Position
@@ -31,6 +32,7 @@ class Metrics:
         self.restarts = 0
         self._path, self._on_row = path, on_row
         self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
+        self._bytes, self._sha256 = 0, hashlib.sha256()  # of the rows in the file
         for row in rows:
             self._note(row)
 
@@ -51,7 +53,7 @@ class Metrics:
         def cut_back() -> list[dict[str, Any]]:
             path.parent.mkdir(parents=True, exist_ok=True)
             rows.extend(r for r in _read_rows(path) if keep_to_step and r["step"] <= keep_to_step)
-            write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            write_bytes(path, *map(_line, rows))
             return [row for row in rows if "val_loss" in row or "event" in row]
 
         decisive_rows = processes.on_main(cut_back)
@@ -69,11 +71,25 @@ class Metrics:
             row = {**row, "spike": round(sigmas, 1)}
         self._note(row)
         if self._path is not None:
-            append_text(self._path, json.dumps(row, allow_nan=False) + "\n")
+            with write_errors(self._path):
+                append_text(self._path, _line(row).decode())
             if self._on_row is not None:
                 self._on_row(row)
 
+    def synced(self) -> dict[str, Any] | None:
+        """Wait until all rows are on the disk; return their size and digest, for a checkpoint.
+
+        None in processes that write no rows.
+        """
+        if self._path is None:
+            return None
+        with write_errors(self._path):
+            sync_file(self._path)
+        return {"bytes": self._bytes, "sha256": self._sha256.hexdigest()}
+
     def _note(self, row: Mapping[str, Any]) -> None:
+        self._bytes += len(_line(row))
+        self._sha256.update(_line(row))
         self.restarts += row.get("event") == "continued"
         if "val_loss" in row:
             self.val_losses[row["step"]] = row["val_loss"]
@@ -98,6 +114,7 @@ def record_end(path: Path, val_loss: float, on_row: OnRow | None = None) -> int:
     if last["step"] not in metrics.val_losses:
         place = {key: last[key] for key in ("step", "tokens", "epoch", "elapsed_s")}
         metrics.append(place | {"val_loss": val_loss})
+    metrics.synced()  # before the result that is made from it
     return measured
 
 
@@ -141,6 +158,10 @@ def val_row(position: Position, epoch: float, val_loss: float) -> dict[str, Any]
 def continued_row(position: Position, epoch: float) -> dict[str, Any]:
     """Make the row that marks a resume from a checkpoint."""
     return _place(position, epoch) | {"event": "continued"}
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
 def _finite(value: float) -> float | None:

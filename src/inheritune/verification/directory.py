@@ -116,7 +116,7 @@ def _check_run(run: Run, reference: ModelDirectory | None) -> Iterator[Finding]:
         yield Finding("tokens", where, proven=False)
     for path in _checkpoints(run.root):
         try:
-            yield _check_checkpoint(path)
+            yield _check_checkpoint(path, in_run=True)
         except CheckpointError:
             if path.is_dir():  # else a training that is still going on has deleted it meanwhile
                 raise
@@ -152,12 +152,18 @@ def _check_tokens(path: Path, recorded_fingerprint: str | None = None) -> Findin
     return Finding("tokens", f"{size}, every file as prepared")
 
 
-def _check_checkpoint(path: Path) -> Finding:
+def _check_checkpoint(path: Path, in_run: bool = False) -> Finding:
     # Imported here: these modules need torch.
-    from inheritune.training.checkpoint_files import BROKEN, verify_checkpoint
+    from inheritune.training.checkpoint_files import BROKEN, lost_rows, verify_checkpoint
 
+    is_snapshot = path.parent.parent.name == "moments"
+    metrics = path.parents[2 if is_snapshot else 1] / "metrics.jsonl"
     try:
-        step = verify_checkpoint(path)["position"]["step"]
+        trainer = verify_checkpoint(path)
+        step = trainer["position"]["step"]
+        # A checkpoint alone may lie anywhere, without its rows; in a run they belong to it.
+        if (in_run or metrics.exists()) and (lost := lost_rows(metrics, trainer)):
+            raise CheckpointError(f"{lost}.")
     except BROKEN as error:
         raise CheckpointError(
             f"{escape(path, _SHOWN)} is damaged: {first_line(error)}",
