@@ -113,6 +113,8 @@ FAULTS = {
     "C22": ("files in another order, another locale", "the same fingerprint"),
     "C23": ("any number of workers, forked or spawned", "the same bytes"),
     "C24": ("a disk that fills during `prepare`", "4, no half shard is counted"),
+    "C25": ("rows, or bytes of any file of text, that are damaged", "counted as bad rows, or 3"),
+    "C26": ("a small file of endless rows without text", "given up after 10 million, 3"),
     # --- training, saving, resuming, growing ---
     "D1": ("SIGKILL at random times", "the resumed run ends with the same bits"),
     "D2": (

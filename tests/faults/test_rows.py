@@ -97,7 +97,7 @@ def test_rows_are_on_the_disk_before_the_checkpoint_that_names_them(
     def note_fsync(descriptor: int) -> None:
         fsync(descriptor)
         if (tmp_path / "metrics.jsonl").exists():
-            metrics, file = os.stat(tmp_path / "metrics.jsonl"), os.fstat(descriptor)
+            metrics, file = (tmp_path / "metrics.jsonl").stat(), os.fstat(descriptor)
             if (metrics.st_dev, metrics.st_ino) == (file.st_dev, file.st_ino):
                 synced_bytes[0] = file.st_size
 

@@ -46,9 +46,9 @@ def parquet_rows(
             if not _is_readable(file, path, column, bad):
                 return
             size, rows = path.stat().st_size, max(1, file.metadata.num_rows)
-            for number, row in _rows(file, column, start):
+            for number, row in _rows(file, path, column, bad, start):
                 yield number, size * number // rows, row
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: of names
         # What pyarrow raises for broken pages is an OSError without a number.
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -80,7 +80,9 @@ def _is_readable(file: Any, path: Path, column: str, bad: BadRows) -> bool:
     return True
 
 
-def _rows(file: Any, column: str, start: int) -> Iterator[tuple[int, dict[str, str | None]]]:
+def _rows(
+    file: Any, path: Path, column: str, bad: BadRows, start: int
+) -> Iterator[tuple[int, dict[str, str | None]]]:
     before = 0
     for index in range(file.num_row_groups):
         after = before + file.metadata.row_group(index).num_rows
@@ -89,8 +91,12 @@ def _rows(file: Any, column: str, start: int) -> Iterator[tuple[int, dict[str, s
             for batch in file.iter_batches(
                 batch_size=_ROWS_AT_A_TIME, row_groups=[index], columns=[column], use_threads=False
             ):
-                for text in batch.column(0).to_pylist():
+                for value in batch.column(0):
                     number += 1
-                    if number > start:
-                        yield number, {column: text}
+                    if number <= start:
+                        continue
+                    try:
+                        yield number, {column: value.as_py()}
+                    except UnicodeDecodeError as error:
+                        bad.add(f"{path}, row {number}", f"byte {error.start} is not UTF-8")
         before = after

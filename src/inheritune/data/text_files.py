@@ -15,6 +15,7 @@ from inheritune.data.parquet import parquet_rows
 from inheritune.errors import MissingExtraError
 
 MAX_DOCUMENT_BYTES = 256 << 20  # a document is tokenized in memory
+_MOST_BLANK = 10_000_000  # rows without text, one after the other: a few KB hold any number
 
 # Prose that is one file, such as a book, is cut into documents, so that some can be held out.
 _PROSE = (".txt", ".md")
@@ -59,18 +60,33 @@ def _documents(
     if not stat.S_ISREG(file.path.stat().st_mode):  # reading a pipe would wait for ever
         bad.add(str(file.path), "it is not a regular file")
     elif file.name.endswith(_ROWS):
-        yield from _json_rows(file, column, bad, start)
+        yield from _with_text(file, _json_rows(file, column, bad, start), bad)
     elif file.name.endswith(".parquet"):
-        for number, bytes_read, row in parquet_rows(file.path, column, bad, start):
-            text = text_of(row, column, f"{file.path}, row {number}", bad)
-            if text and text.strip():
-                yield number, bytes_read, Document(f"{file.name}:{number}", text)
+        rows = parquet_rows(file.path, column, bad, start)
+        texts = (
+            (n, size, text_of(row, column, f"{file.path}, row {n}", bad)) for n, size, row in rows
+        )
+        yield from _with_text(file, texts, bad)
     elif file.name.endswith(_UNREADABLE):
         bad.add(str(file.path), "this format is not supported", "Convert it to text or .jsonl.")
     elif file.path.stat().st_size > MAX_DOCUMENT_BYTES:
         bad.add(str(file.path), f"it is above {MAX_DOCUMENT_BYTES >> 20} MB", "Split it up.")
     else:
         yield from _text(file, bad, start)
+
+
+def _with_text(
+    file: InputFile, rows: Iterator[tuple[int, int, str | None]], bad: BadRows
+) -> Iterator[tuple[int, int, Document]]:
+    """Make documents of the rows that hold text."""
+    blank = 0
+    for number, bytes_read, text in rows:
+        if text and text.strip():
+            blank = 0
+            yield number, bytes_read, Document(f"{file.name}:{number}", text)
+        elif (blank := blank + 1) >= _MOST_BLANK:
+            bad.add(str(file.path), f"{_MOST_BLANK:,} rows up to row {number:,} hold no text")
+            return
 
 
 # --- text ---
@@ -103,21 +119,16 @@ def _parts(text: str) -> list[str]:
 
 def _json_rows(
     file: InputFile, column: str, bad: BadRows, start: int
-) -> Iterator[tuple[int, int, Document]]:
+) -> Iterator[tuple[int, int, str | None]]:
     with file.path.open("rb") as raw:
         for number, line in enumerate(_lines(_decompressed(file.name, raw)), start=1):
             if number <= start:
                 continue
-            where = f"{file.path}, line {number}"
-            if line is None:
-                bad.add(where, f"it is above {MAX_DOCUMENT_BYTES >> 20} MB", "Split it up.")
-                continue
-            decoded = decode(line, where, bad)
-            if decoded is None or not decoded.strip():
-                continue
-            text = _text_of_line(decoded, column, where, bad)
-            if text and text.strip():
-                yield number, raw.tell(), Document(f"{file.name}:{number}", text)
+            yield (
+                number,
+                raw.tell(),
+                _text_of_line(line, column, f"{file.path}, line {number}", bad),
+            )
 
 
 def _decompressed(name: str, raw: BinaryIO) -> BinaryIO:
@@ -148,9 +159,15 @@ def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
         yield None
 
 
-def _text_of_line(line: str, column: str, where: str, bad: BadRows) -> str | None:
+def _text_of_line(line: bytes | None, column: str, where: str, bad: BadRows) -> str | None:
+    if line is None:
+        bad.add(where, f"it is above {MAX_DOCUMENT_BYTES >> 20} MB", "Split it up.")
+        return None
+    decoded = decode(line, where, bad)
+    if decoded is None or not decoded.strip():
+        return None
     try:
-        row: Any = json.loads(line)
+        row: Any = json.loads(decoded)
     except (ValueError, RecursionError) as error:
         reason = error.msg.lower() if isinstance(error, json.JSONDecodeError) else "broken"
         bad.add(where, f"it is not JSON: {reason}")
