@@ -37,7 +37,7 @@ class ValLoss:
     @property
     def se(self) -> float:
         """Standard error of the mean over windows; NaN for a single window."""
-        return _standard_error(self.per_window)
+        return standard_error(self.per_window)
 
 
 def measure_val_loss(
@@ -115,10 +115,11 @@ def paired_difference(
     than either loss.
     """
     difference = target - reference
-    return float(difference.mean()), _standard_error(difference)
+    return float(difference.mean()), standard_error(difference)
 
 
-def _standard_error(values: NDArray[np.float64]) -> float:
+def standard_error(values: NDArray[np.float64]) -> float:
+    """Compute the standard error of a mean; NaN for a single value."""
     if len(values) < 2:
         return math.nan
     return float(values.std(ddof=1) / math.sqrt(len(values)))
