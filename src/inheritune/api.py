@@ -450,10 +450,11 @@ def evaluate(
     add_bos: str = "auto",
     task_data: PathLike | None = None,
     allow_task_code: bool = False,
+    speed: bool = False,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     progress: ProgressOption = True,
 ) -> "Evaluation":
-    """Measure models under the same settings: val_loss on tokens or text, and tasks of lm-eval.
+    """Measure models under the same settings: val_loss on text, tasks of lm-eval, and speed.
 
     Args:
         models: One model or several; models in memory, too.
@@ -470,6 +471,8 @@ def evaluate(
         add_bos: Begin every text with BOS: ``yes``, ``no``, or ``auto``, as the tokenizer does.
         task_data: Directory of ``TASK.jsonl`` files, read instead of the Hub's data sets.
         allow_task_code: Let tasks run code of their own.
+        speed: Measure size, memory and speed of the models in turn and, where there are tokens or
+            text, how close the predictions of each are to those of the first: ``gains``.
         tokenizer: Tokenizer of models in memory; None: the one that each was loaded with.
         progress: True draws a bar, False is silent, a function is called with each event.
 
@@ -499,6 +502,7 @@ def evaluate(
         add_bos=add_bos,
         task_data=None if task_data is None else Path(task_data),
         allow_code=allow_task_code,
+        speed=speed,
     )
     request.check()  # before a model is downloaded
     with _call(progress) as on_progress, ExitStack() as stack:

@@ -396,6 +396,56 @@ class EvaluationRecord(_Part):
     failures: Rows[Failure] = _list("tasks that failed")
 
 
+class SpreadRecord(_Part):
+    """Repeated measurements."""
+
+    median: Number = _key("their median")
+    low: Number = _key("the lowest")
+    high: Number = _key("the highest")
+
+    def __str__(self) -> str:
+        return f"{self.median:g} ({self.low:g} to {self.high:g})" if self else ""
+
+
+class FidelityRecord(_Part):
+    """How close a model's predictions q are to the reference's p, on all validation windows."""
+
+    kl: Number = _key("KL(p || q), nats per token")
+    kl_se: Number = _key("its standard error over windows")
+    top1: Number = _key("share of tokens at which both think the same token the likeliest")
+    top1_se: Number = _key("its standard error over windows")
+    overlap: Number = _key("sum of min(p, q), in [0, 1]")
+    overlap_se: Number = _key("its standard error over windows")
+    windows: Number = _key("number of windows")
+    tokens: Number = _key("predicted tokens")
+
+
+class SpeedRecord(_Part):
+    """Size and speed of one model."""
+
+    name: Text = _key("its name")
+    layers: Number = _key("number of layers")
+    params: Number = _key("parameters; tied weights count once")
+    disk_bytes: Number = _key("size of the weight files")
+    peak_bytes: Number = _key("most memory of its tensors at once while it generates")
+    cache_bytes_per_token: Number = _key("what each further token adds to the cache")
+    prefill: SpreadRecord = _part(SpreadRecord, "tokens of the prompt per second, in one forward")
+    decode: SpreadRecord = _part(SpreadRecord, "new tokens per second after the first")
+    first_token: SpreadRecord = _part(SpreadRecord, "seconds to the first new token")
+    fidelity: Maybe[FidelityRecord] = _key("how close its predictions are to the first model's")
+
+
+class GainsRecord(_Part):
+    """What the target gains and loses against its reference, where the recipe asks for it."""
+
+    device: Text = _key("processor or GPU")
+    dtype: Text = _key("dtype of weights and cache while speed and memory were measured")
+    prompt_tokens: Number = _key("length of the prompts")
+    new_tokens: Number = _key("tokens that were generated after each prompt")
+    repeats: Number = _key("prompts, each given to every model in turn")
+    models: Rows[SpeedRecord] = _list("the reference and the target")
+
+
 class Sample(_Part):
     """Text that a model generated."""
 
@@ -441,6 +491,7 @@ class RunRecord(StartRecord):
     result: Result = _part(Result, "the result; missing while the run is not finished")
     analysis: Maybe[AnalysisRecord] = _key("attention and importance of layers")
     evaluation: EvaluationRecord = _part(EvaluationRecord, "task scores")
+    gains: Maybe[GainsRecord] = _key("size, speed and fidelity of reference and target")
     samples: Rows[Sample] = _list("generated text")
 
     # --- the target and its controls ---

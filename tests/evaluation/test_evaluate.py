@@ -236,3 +236,22 @@ def _plain(model: Path, task: str, limit: int, folder: Path) -> dict[str, Any]:
     file = next(out.rglob("results_*.json"))
     found: dict[str, Any] = json.loads(file.read_text())["results"][task]
     return found
+
+
+def test_speed_alone_can_be_measured_and_stands_beside_scores(
+    tiny_reference: Path, tiny_tokens: Any, tmp_path: Path
+) -> None:
+    from inheritune.model_files.directory import open_model
+
+    model = str(tiny_reference)
+    alone = evaluate([model], Request(speed=True), tmp_path / "alone")
+    assert alone.gains is not None
+    assert alone.models[0].scores == ()
+    assert alone.as_json()["gains"]["models"][0]["fidelity"] is None
+
+    request = Request(speed=True, tokens=tiny_tokens.path, seq_len=16)
+    both = evaluate([model, open_model(model)], request, tmp_path / "both")
+    assert [one.name for one in both.gains.models] == [one.name for one in both.models]
+    assert both.gains.fidelity[1].kl == 0.0
+    without = evaluate([model], Request(tokens=tiny_tokens.path, seq_len=16), tmp_path)
+    assert "gains" not in without.as_json()

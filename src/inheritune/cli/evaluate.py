@@ -65,6 +65,14 @@ def evaluate(
     allow_task_code: Annotated[
         bool, _task("--allow-task-code", help="Let tasks run their own code.")
     ] = False,
+    speed: Annotated[
+        bool,
+        typer.Option(
+            "--speed",
+            help="Measure size, memory and speed of the models in turn; with --tokens or --text, "
+            "also how close their predictions are to those of the first. Always measured again.",
+        ),
+    ] = False,
     fetch_only: Annotated[
         bool,
         _task("--fetch-only", help="Only download the tasks' data, for a machine without network."),
@@ -78,7 +86,7 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure val_loss and lm-eval tasks of models, all with the same settings."""
+    """Measure val_loss, lm-eval tasks and speed of models, all with the same settings."""
     with reported(as_json, debug):
         from inheritune import api
 
@@ -110,31 +118,31 @@ def evaluate(
             add_bos=add_bos,
             task_data=task_data,
             allow_task_code=allow_task_code,
+            speed=speed,
         )
         if as_json and not evaluation.failures:
             print_json(evaluation.as_json())
         elif not as_json:
             _show(evaluation)
         _refuse_failures(evaluation, out)
-        say(f"next: the results are in {out}; running the command again repeats nothing")
+        again = "only speed" if speed else "nothing"
+        say(f"next: the results are in {out}; running the command again repeats {again}")
 
 
 def _show(evaluation: "Evaluation") -> None:
     from inheritune.cli.terminal import show_table
-    from inheritune.reporting.table import Column, Table
+    from inheritune.reporting.gains_table import gains_table
     from inheritune.reporting.task_tables import scores_table
-    from inheritune.run_record import EvaluatedModelRecord
+    from inheritune.run_record import EvaluatedModelRecord, GainsRecord
     from inheritune.system.terminal import Terminal
 
     # On a terminal there is more room for models beside each other than for tasks.
     models = [EvaluatedModelRecord.model_validate(model.as_json()) for model in evaluation.models]
-    scores = scores_table(models)
-    columns = [Column(""), *(Column(row[0], show=str) for row in scores.rows)]
-    values = [
-        [header, *(row[place] for row in scores.rows)]
-        for place, header in enumerate(scores.headers[1:], 1)
-    ]
-    show_table(Terminal(), Table("scores", columns, values, scores.notes))
+    if any(model.scores for model in models):
+        show_table(Terminal(), scores_table(models).transposed())
+    if evaluation.gains is not None:
+        gains = GainsRecord.model_validate(evaluation.gains.as_json())
+        show_table(Terminal(), gains_table(gains).transposed())
 
 
 def _refuse_failures(evaluation: "Evaluation", out: Path) -> None:

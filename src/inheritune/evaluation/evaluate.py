@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from inheritune.system.rows import Rows
 from inheritune.system.signals import StopFlag, catch_signals
 
 if TYPE_CHECKING:
+    from inheritune.evaluation.gains import Gains
     from inheritune.evaluation.task_scores import EvaluationSettings, TaskFailure
 
 
@@ -43,6 +44,7 @@ class EvaluationRequest:
     add_bos: str = "auto"
     task_data: Path | None = None
     allow_code: bool = False
+    speed: bool = False
 
     @property
     def lm_eval_tasks(self) -> list[tuple[str, int | None]]:
@@ -64,12 +66,13 @@ class EvaluationRequest:
                 raise RecipeError(f"{option} is {value!r}.", f"Choose {', '.join(choices)}.")
         if self.tokens is not None and self.texts:
             raise RecipeError("--tokens and --text are both given.", "Choose one.")
-        if self.has_held_out_text:
+        if self.has_held_out_text or (self.speed and not self.tasks):
             return
         tasks = [task for task, _ in tasks_with_shots(self.tasks)]
         if not tasks:
             raise RecipeError(
-                "there is nothing to measure.", "Give --tasks, or --tokens DIR, or --text FILE."
+                "there is nothing to measure.",
+                "Give --tasks, --tokens DIR, --text FILE or --speed.",
             )
         if VAL_LOSS in tasks:
             raise RecipeError(
@@ -102,11 +105,13 @@ class Evaluation(Rows):
         settings: The settings of all tasks.
         models: The models with their scores, in the order of the call.
         failures: Tasks that could not be asked of a model; the others are complete.
+        gains: Size, speed and fidelity, where they were asked for.
     """
 
     settings: "EvaluationSettings"
     models: tuple[EvaluatedModel, ...]
     failures: "tuple[TaskFailure, ...]"
+    gains: "Gains | None" = None
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each model, task and metric."""
@@ -128,11 +133,12 @@ class Evaluation(Rows):
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
+        gains = {} if self.gains is None else {"gains": self.gains.as_json()}
         return {
             "settings": asdict(self.settings),
             "models": [model.as_json() for model in self.models],
             "failures": [asdict(failure) for failure in self.failures],
-        }
+        } | gains
 
 
 def evaluate(
@@ -166,11 +172,12 @@ def evaluate(
     settings = EvaluationSettings(request.batch_size, dtype, request.add_bos, request.limit, device)
     scores: dict[str, list[Score]] = {name: [] for name in opened}
     failures: list[TaskFailure] = []
+    windows = [_LONGEST_WINDOW, *filter(None, map(_positions, opened.values()))]
+    seq_len = request.seq_len or min(windows)
+    gains = None
     with catch_signals() as stop:
         if request.has_held_out_text:
             out.mkdir(parents=True, exist_ok=True)
-            windows = [_LONGEST_WINDOW, *filter(None, map(_positions, opened.values()))]
-            seq_len = request.seq_len or min(windows)
             for name, model in opened.items():
                 score = _val_loss(name, model, request, seq_len, out, device, stop, on_progress)
                 scores[name].append(score)
@@ -181,11 +188,39 @@ def evaluate(
             for name, score in result.scores:
                 scores[name].append(score)
             failures = result.failures
+        if request.speed:
+            gains = _gains(opened, request, seq_len, stop, on_progress)
     evaluated = tuple(
         EvaluatedModel(name, model.layers, model.params, model.digest, tuple(scores[name]))
         for name, model in opened.items()
     )
-    return Evaluation(settings, evaluated, tuple(failures))
+    return Evaluation(settings, evaluated, tuple(failures), gains)
+
+
+def _gains(
+    opened: Mapping[str, ModelDirectory],
+    request: EvaluationRequest,
+    seq_len: int,
+    stop: StopFlag,
+    on_progress: Listener,
+) -> "Gains":
+    """Measure speed, and fidelity where there is text that all models read alike."""
+    from inheritune.evaluation.gains import measure_gains
+
+    stream = None
+    if request.has_held_out_text:
+        tokenizers = {open_tokenizer(model.path).sha256 for model in opened.values()}
+        if len(tokenizers) == 1:
+            stream, *_ = _held_out(next(iter(opened.values())), request)
+    return measure_gains(
+        list(opened.items()),
+        stream,
+        seq_len,
+        request.batch_size,
+        request.dtype,
+        stop,
+        on_progress,
+    )
 
 
 def _open(models: Sequence[str | ModelDirectory]) -> dict[str, ModelDirectory]:

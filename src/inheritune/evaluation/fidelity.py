@@ -80,13 +80,14 @@ def measure_fidelity(
             f"the validation set has {stream.num_ids} tokens, one window needs {seq_len + 1}.",
             "Give more text, or shorter windows.",
         )
-    models = [_Chunked.of(model.eval()) for model in (reference, target)]
+    first_model, second_model = _Chunked.of(reference.eval()), _Chunked.of(target.eval())
     means = np.empty((windows, 3))
     with torch.no_grad():
         for first in range(0, windows, batch_size):
             last = min(first + batch_size, windows)
             ids = torch.from_numpy(stream.samples(np.arange(first, last), seq_len))
-            means[first:last] = _window_means(*models, ids[:, :-1].to(reference.device))
+            inputs = ids[:, :-1].to(reference.device)
+            means[first:last] = _window_means(first_model, second_model, inputs)
             on_progress(Progress("fidelity", last, windows, "windows"))
             if stop is not None:
                 stop.check("fidelity is measured again")

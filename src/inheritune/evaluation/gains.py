@@ -40,7 +40,7 @@ class Gains(Rows):
         repeats: Prompts, each given to every model.
         models: Size and speed, in the order of the models.
         fidelity: The same for each model as fidelity to the first, in fp32; None for the first, and
-            where there is no text of the same tokenizer.
+            where there is no text, or the model predicts another number of ids.
     """
 
     device: str
@@ -98,7 +98,7 @@ def measure_gains(
         dtype: ``fp32``, ``bf16`` or ``fp16`` for speed and memory; auto: bf16 on a GPU, else fp32.
 
     Raises:
-        DataError: The models have too few positions, or predict different numbers of ids.
+        DataError: A model has too few positions, or there is less than a window of text.
         Interrupted: ``stop`` was set.
     """
     device = choose_device()
@@ -114,9 +114,12 @@ def measure_gains(
             del live, loaded
             loaded = [_load(directory.path, "fp32", device) for _, directory in models]
         reference, *others = loaded
+        rows = [_config(model).vocab_size for model in loaded]
         fidelity[1:] = [
             measure_fidelity(reference, other, stream, seq_len, batch_size, stop, on_progress)
-            for other in others
+            if rows[place] == rows[0]
+            else None
+            for place, other in enumerate(others, 1)
         ]
     return Gains(
         device=_device_title(device),
@@ -136,7 +139,7 @@ def _load(directory: Path, dtype: str, device: str) -> "PreTrainedModel":
 
 def _prompts(models: Sequence["PreTrainedModel"], stream: TokenStream | None) -> tuple[Tensor, int]:
     """Prompts that all models take, (repeats, P), and how many tokens to generate."""
-    configs = [model.config.get_text_config(decoder=True) for model in models]
+    configs = [_config(model) for model in models]
     positions = min(getattr(c, "max_position_embeddings", None) or _PROMPT * 8 for c in configs)
     new_tokens = min(_NEW_TOKENS, positions // 4)
     length = min(_PROMPT, positions - new_tokens)
@@ -150,6 +153,10 @@ def _prompts(models: Sequence["PreTrainedModel"], stream: TokenStream | None) ->
     rows = min(config.vocab_size for config in configs)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(rows, (_REPEATS, length), generator=generator), new_tokens
+
+
+def _config(model: "PreTrainedModel") -> Any:
+    return model.config.get_text_config(decoder=True)
 
 
 def _device_title(device: str) -> str:

@@ -93,6 +93,15 @@ class Table:
             for r, row in enumerate(self.values)
         ]
 
+    def transposed(self) -> "Table":
+        """A row for each column, as text: for few rows with many columns on a terminal."""
+        columns = [Column(self.headers[0]), *(Column(row[0], show=str) for row in self.rows)]
+        values = [
+            [header, *(row[place] for row in self.rows)]
+            for place, header in enumerate(self.headers[1:], 1)
+        ]
+        return Table(self.name, columns, values, self.notes, self.title)
+
     def is_bold(self, row: int, column: int) -> bool:
         """Whether a cell is set in bold."""
         return self.marks.get((row, column), _NO_MARK).bold

@@ -72,9 +72,9 @@ def models_of_run(root: Path) -> list[NamedModel]:
     """List reference, target and scratch control of a run; of a training alone, its model.
 
     Raises:
-        DataError: The run has no target yet.
+        DataError: The run has no target yet, or something in it leads out of it.
     """
-    run = Run(root)
+    run = Run.open(root)
     record = run.record()
     is_training = record.command == TRAIN
     target = root / "model" if is_training else run.target

@@ -1,0 +1,94 @@
+"""Make the table of what a target gains and loses: size, memory, speed and fidelity."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from inheritune.reporting.quantities import MISSING, amount, data_size, exact, formatted
+from inheritune.reporting.table import Column, Field, Mark, Table
+from inheritune.run_record import GainsRecord, SpeedRecord, SpreadRecord
+
+# A column, and the field of a fidelity that it shows.
+_FIDELITY = (
+    (Column("KL to the first", "nats/token", formatted(".4f")), "kl"),
+    (Column("same likeliest token", "share", formatted(".4f")), "top1"),
+    (Column("sum of min(p, q)", "share", formatted(".4f")), "overlap"),
+)
+
+
+def gains_table(gains: GainsRecord) -> Table:
+    """Make a table with a row for each model; fidelity stands where it was measured."""
+    fields: list[Field] = [
+        (Column("model"), "name"),
+        (Column("layers", show=exact), "layers"),
+        (Column("parameters", show=amount), "params"),
+        (Column("weights on disk", "bytes", data_size, self_explaining=True), "disk_bytes"),
+        (Column("peak memory", "bytes", data_size, self_explaining=True), "peak_bytes"),
+        (
+            Column("cache per token", "bytes", data_size, self_explaining=True),
+            "cache_bytes_per_token",
+        ),
+        (Column("prefill", "tokens/s", _spread(1)), "prefill"),
+        (Column("decode", "tokens/s", _spread(1)), "decode"),
+        (Column("first token", "ms", _spread(1000)), "first_token"),
+    ]
+    marks: dict[tuple[int, int], Mark] = {}
+    if any(model.fidelity for model in gains.models):
+        for column, key in _FIDELITY:
+            for row, model in enumerate(gains.models):
+                if model.fidelity and (error := getattr(model.fidelity, f"{key}_se")) is not None:
+                    marks[row, len(fields)] = Mark(se=error)
+            fields.append((column, _fidelity(key)))
+    table = Table.of("gains", gains.models, fields, _notes(gains), "Size and speed")
+    return replace(table, marks=marks)
+
+
+def gains_sentence(gains: GainsRecord) -> str:
+    """Say what the last model gains against the first; empty where the record does not tell."""
+    if len(gains.models) < 2:
+        return ""
+    reference, target = gains.models[0], gains.models[-1]
+    pairs = [
+        (target.disk_bytes, reference.disk_bytes, "of the bytes on disk"),
+        (target.peak_bytes, reference.peak_bytes, "of the memory"),
+        (target.decode.median, reference.decode.median, "times the decode speed"),
+    ]
+    parts = [f"{new / old:.2f} {what}" for new, old, what in pairs if new is not None and old]
+    return f"Target against reference: {', '.join(parts)}." if parts else ""
+
+
+def _spread(scale: float) -> Callable[[SpreadRecord], str]:
+    """Make a function that shows a median with the lowest and highest value."""
+
+    def show(spread: SpreadRecord) -> str:
+        values = (spread.median, spread.low, spread.high)
+        if any(value is None for value in values):
+            return MISSING
+        median, low, high = (_short((value or 0.0) * scale) for value in values)
+        return f"{median} ({low} to {high})"
+
+    return show
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 99.5 else f"{value:.3g}"
+
+
+def _fidelity(key: str) -> Callable[[SpeedRecord], Any]:
+    return lambda model: None if model.fidelity is None else getattr(model.fidelity, key)
+
+
+def _notes(gains: GainsRecord) -> list[str]:
+    notes = [
+        f"Plain transformers on {gains.device}, {gains.dtype}: prompts of {gains.prompt_tokens} "
+        f"tokens and {gains.new_tokens} new ones, {gains.repeats} repeats of all models in turn; "
+        "medians, with the lowest and the highest. Peak memory holds weights, cache and "
+        "activations."
+    ]
+    if any(model.fidelity for model in gains.models):
+        windows = next(model.fidelity.windows for model in gains.models if model.fidelity)
+        notes.append(
+            "p: the first model's distribution of the next token, q: another's. KL(p || q) and the "
+            f"other two are means over {windows} validation windows in fp32, with standard errors."
+        )
+    return notes
