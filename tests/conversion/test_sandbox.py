@@ -73,7 +73,7 @@ pipe, tty = os.pipe()[0], pty.openpty()[1]
 _PROGRAM = """
 import json, os, sys
 from pathlib import Path
-from inheritune.conversion.sandbox import Limits, confine, guard
+from inheritune.conversion.confinement import Limits, confine, guard
 request = json.loads(sys.argv[1])
 words = {}
 exec(request["prepare"], words)
@@ -190,7 +190,7 @@ def test_no_file_grows_beyond_the_limit(tmp_path):
 
 def test_a_process_whose_parent_is_gone_ends_at_once(tmp_path):
     program = (
-        "from pathlib import Path\nfrom inheritune.conversion.sandbox import Limits, confine\n"
+        "from pathlib import Path\nfrom inheritune.conversion.confinement import Limits, confine\n"
         f"confine(Path({str(tmp_path)!r}), Limits(10**6, 2**30, 60), 1)\nprint('still here')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

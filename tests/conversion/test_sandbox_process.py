@@ -5,12 +5,13 @@ import time
 
 import pytest
 
-from inheritune.conversion.sandbox import Limits, ask
+from inheritune.conversion.confinement import Limits
+from inheritune.conversion.sandbox import ask
 from inheritune.errors import MachineError, SourceError
 
 _LIMITS = Limits(10**6, 2**30, 60)
 _SERVE = """
-from inheritune.conversion.sandbox import serve
+from inheritune.conversion.confinement import serve
 def answer(request, _):
 {body}
 serve(lambda request: None, answer)

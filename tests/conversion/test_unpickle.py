@@ -11,7 +11,7 @@ from inheritune.errors import SourceError
 
 def refused(path, match):
     with pytest.raises(SourceError, match=match) as error:
-        Checkpoint([path]).load(0)
+        Checkpoint([path]).load(path)
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -104,7 +104,7 @@ def test_wrappers_may_be_nested(tmp_path):
     state = {"a": torch.ones(3)}
     torch.save({"model": {"state_dict": state, "step": 1}, "lr": 0.1}, tmp_path / "x.bin")
     checkpoint = Checkpoint([tmp_path / "x.bin"])
-    assert torch.equal(checkpoint.load(0)["a"], state["a"])
+    assert torch.equal(checkpoint.load(checkpoint.files[0])["a"], state["a"])
     assert checkpoint.left_out == {
         "lr": "stands beside model in x.bin",
         "step": "stands beside state_dict in x.bin",
@@ -117,7 +117,9 @@ def test_mapped_files_are_told_from_those_that_cannot_be(tmp_path):
     torch.save(state, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
     checkpoint = Checkpoint([tmp_path / "new.bin", tmp_path / "old.bin"])
     assert checkpoint.unmapped == ["old.bin"]
-    assert torch.equal(checkpoint.load(0)["a"], checkpoint.load(1)["a"])
+    assert torch.equal(
+        checkpoint.load(checkpoint.files[0])["a"], checkpoint.load(checkpoint.files[1])["a"]
+    )
 
 
 def test_every_type_of_safetensors_has_its_name():

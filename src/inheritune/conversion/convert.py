@@ -1,6 +1,5 @@
-"""A PyTorch checkpoint as a safetensors model directory."""
+"""Convert a PyTorch checkpoint to a safetensors model directory."""
 
-import json
 import os
 import re
 import shutil
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from inheritune import __version__
+from inheritune.conversion.confinement import Limits
 from inheritune.conversion.pytorch_files import PytorchFiles, find_pytorch_files
-from inheritune.conversion.sandbox import Limits, ask
+from inheritune.conversion.sandbox import ask
 from inheritune.errors import RecipeError, SourceError, escape
 from inheritune.model_files.config import text_config
 from inheritune.model_files.copy import copy_side_files
@@ -22,6 +22,7 @@ from inheritune.model_files.safe_path import safe_file
 from inheritune.model_files.safetensors import Tensor, read_header
 from inheritune.model_files.write import MAX_SHARD_BYTES
 from inheritune.surgery.class_check.ask_class import check_whole
+from inheritune.surgery.write import to_json
 from inheritune.system.files import new_directory, refuse_used_directory, sha256, write_bytes
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
@@ -38,11 +39,10 @@ class Converted:
     Attributes:
         model: The new model directory.
         check: ``"complete: "`` and the model's class, or ``"not checked: "`` and why.
-        tokenizer: ``"equal: "``, ``"differs: "`` or ``"not checked: "``, and the rest of a sentence
-            on the ids of its sentencepiece model; empty without one.
+        tokenizer: ``"equal: "``, ``"differs: "`` or ``"not checked: "``, then how its ids compare
+            with those of its sentencepiece model; empty without such a model.
         dropped: Names in the files that are not in the model, with the reason.
-        warnings: Sentences for the user.
-        confinement: Walls around the process that unpickled, and whether the system granted them.
+        confinement: Each wall around the process that unpickled, and whether the system granted it.
     """
 
     model: ModelDirectory
@@ -56,15 +56,14 @@ class Converted:
 def convert(source: Path, out: Path) -> Converted:
     """Write the PyTorch weights of a model directory as safetensors, bit for bit.
 
-    The pickles are read by torch with ``weights_only=True``, file by file, in a confined process;
-    see `sandbox`. Config and side files are copied byte for byte. The directory appears by one
-    rename, after every tensor was compared with its pickle and the model's class has confirmed
-    that every weight is there. ``convert.json`` in it records where everything came from. The same
-    input gives the same bytes.
+    torch reads the pickles with ``weights_only=True``, file by file, in a confined process (see
+    `sandbox`). Config and side files are copied byte for byte. The directory appears by one rename,
+    after every tensor was compared with its pickle and the model's class has confirmed that every
+    weight is there. Its ``convert.json`` records the sources. The same input gives the same bytes.
 
     Args:
         source: Local model directory with ``pytorch_model.bin``, or with an index and its files.
-        out: A directory that does not exist, or is empty.
+        out: Must not exist, or be empty.
 
     Raises:
         SourceError: The files are broken or unsafe, hold more than plain tensors, or lack some of
@@ -92,7 +91,10 @@ def convert(source: Path, out: Path) -> Converted:
         check = _check_whole(open_model(str(staging)))
         tokenizer = _check_tokenizer(staging)
         warnings = _warnings(reply, tokenizer)
-        files = [_describe(file) for file in pickles.files]
+        files = [
+            {"name": file.name, "size": file.stat().st_size, "sha256": sha256(file)}
+            for file in pickles.files
+        ]
         if _signatures(pickles.files) != before:
             raise SourceError(f"{source} was changed while it was read.", "Convert it again.")
         record = {
@@ -106,7 +108,7 @@ def convert(source: Path, out: Path) -> Converted:
             "tokenizer": tokenizer,
             "confinement": reply["confinement"],
         }
-        write_bytes(staging / "convert.json", _json(record))
+        write_bytes(staging / "convert.json", to_json(record))
     return Converted(
         open_model(str(out)), check, tokenizer, reply["dropped"], warnings, reply["confinement"]
     )
@@ -127,15 +129,15 @@ def _unpickle(pickles: PytorchFiles, config: Mapping[str, Any], staging: Path) -
     }
     count = len(pickles.files)
     subject = pickles.files[0].name + (" and others" if count > 1 else "")
-    reply = ask("inheritune.conversion.rewrite", work, request, _limits(size), subject)
-    reply = _checked(reply, count)
+    answer = ask("inheritune.conversion.rewrite", work, request, _limits(size), subject)
+    reply = _checked(answer, count)
     if pickles.places:
         _refuse_disagreement(pickles, reply["sources"])
     return reply
 
 
 def _limits(size: int) -> Limits:
-    """Limits for reading, writing and comparing files of so many bytes."""
+    """Set limits for reading, writing and comparing files of ``size`` bytes."""
     # Each thread of torch reserves address space for its stack and its heap.
     threads = (os.cpu_count() or 1) * 2**27
     return Limits(
@@ -146,7 +148,7 @@ def _limits(size: int) -> Limits:
 
 
 def _checked(reply: Mapping[str, Any], files: int) -> dict[str, Any]:
-    """Take only what belongs there out of a reply: a stranger's file may have shaped it."""
+    """Copy the expected fields of a reply; a stranger's file may have shaped it."""
 
     def texts(value: Any) -> list[str]:
         return [str(item) for item in value]
@@ -183,7 +185,7 @@ def _refuse_disagreement(pickles: PytorchFiles, sources: list[list[str]]) -> Non
 
 
 def _take_weights(reply: Mapping[str, Any], staging: Path) -> None:
-    """Move what the process wrote into place, trusting it no further than any stranger's files."""
+    """Move the written weight files into place, and read them like any stranger's files."""
     work = staging / "work"
     shards: dict[str, list[Tensor]] = {}
     for name in reply["files"]:
@@ -198,7 +200,7 @@ def _take_weights(reply: Mapping[str, Any], staging: Path) -> None:
             "metadata": {"total_size": sum(t.size for tensors in shards.values() for t in tensors)},
             "weight_map": {t.name: name for name, tensors in shards.items() for t in tensors},
         }
-        write_bytes(staging / "model.safetensors.index.json", _json(index))
+        write_bytes(staging / "model.safetensors.index.json", to_json(index))
 
 
 def _check_whole(model: ModelDirectory) -> str:
@@ -243,11 +245,3 @@ def _warnings(reply: Mapping[str, Any], tokenizer: str) -> list[str]:
     if tokenizer and not tokenizer.startswith("equal: "):
         warnings.append(f"tokenizer.model: {tokenizer}")
     return warnings
-
-
-def _describe(file: Path) -> dict[str, Any]:
-    return {"name": file.name, "size": file.stat().st_size, "sha256": sha256(file)}
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode("ascii")

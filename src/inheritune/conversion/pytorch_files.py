@@ -1,4 +1,4 @@
-"""Find the PyTorch weights of a model directory. None of them is unpickled here."""
+"""Find the PyTorch weights of a model directory, without unpickling any."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,23 +18,17 @@ _AGAIN = "Download it again."
 
 @dataclass(frozen=True)
 class PytorchFiles:
-    """The pickled weights of a model directory.
+    """The pickled weights of a model directory."""
 
-    Attributes:
-        files: Paths, checked to be plain files of the directory, in order.
-        places: File name of each tensor by the index; empty without an index.
-    """
-
-    files: list[Path]
-    places: Mapping[str, str]
+    files: list[Path]  # checked to be plain files of the directory
+    places: Mapping[str, str]  # file name of each tensor by the index; empty without an index
 
 
 def find_pytorch_files(directory: Path) -> PytorchFiles:
-    """Find the pickled weights of a model directory, and look at their first bytes.
+    """Find the pickled weights of a model directory, and check their first bytes.
 
-    Args:
-        directory: Holds ``pytorch_model.bin``, or ``pytorch_model.bin.index.json`` with the files
-            that it names, or one other ``*.bin``, ``*.pt`` or ``*.pth``.
+    They are ``pytorch_model.bin``, or the files that ``pytorch_model.bin.index.json`` names, or the
+    only other ``*.bin``, ``*.pt`` or ``*.pth``.
 
     Raises:
         SourceError: There are none, the index leads out of the directory, or a file is not one that

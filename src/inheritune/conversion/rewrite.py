@@ -1,22 +1,22 @@
 """Write PyTorch checkpoints as safetensors and read them back, in a confined process.
 
-Run as ``python -m inheritune.conversion.rewrite``: a request as JSON on stdin, a reply as JSON on
-stdout.
+Run as ``python -m`` this module by `sandbox.ask`.
 """
 
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.conversion.sandbox import serve
+from inheritune.conversion.confinement import serve
 from inheritune.conversion.unpickle import Checkpoint, safetensors_dtype
 from inheritune.errors import MachineError, SourceError, escape
 from inheritune.model_files.config import text_config
 from inheritune.model_files.layers import numbered
-from inheritune.model_files.write import file_header, split_into_shards
+from inheritune.model_files.safetensors import Tensor as Entry
+from inheritune.model_files.safetensors import item_bits
+from inheritune.model_files.write import TargetTensor, file_header, split_into_shards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,23 +26,8 @@ if TYPE_CHECKING:
 _HEADS = {"lm_head", "embed_out", "output", "output_layer", "head"}
 _CHUNK = 2**22  # values tested, and bytes written, at a time
 
-
-@dataclass(frozen=True)
-class _Entry:
-    """A tensor of the checkpoint, before it is written."""
-
-    name: str
-    origin: int
-    dtype: str
-    shape: tuple[int, ...]
-    item_size: int
-    size: int
-    digest: str = ""
-
-
-def main() -> None:
-    """Answer the one request on stdin."""
-    serve(_prepare, _convert)
+Digest = tuple[str, str, tuple[int, ...]]
+"""SHA-256 of a tensor's bytes, its dtype and its shape; equal tensors have equal ones."""
 
 
 def _prepare(request: Mapping[str, Any]) -> bool:
@@ -51,39 +36,34 @@ def _prepare(request: Mapping[str, Any]) -> bool:
     return _is_tied(request["config"])
 
 
-def _scan(checkpoint: Checkpoint, tied: bool) -> list[_Entry]:
-    entries: dict[str, _Entry] = {}
-    for number, file in enumerate(checkpoint.files):
-        for entry in _entries(checkpoint, number, tied):
-            if other := entries.get(entry.name):
-                both = f"{checkpoint.files[other.origin].name} and {file.name}"
+def _scan(checkpoint: Checkpoint, tied: bool) -> tuple[list[TargetTensor], dict[str, Digest]]:
+    """List all tensors of a checkpoint; of a tied model, digest what may be its head."""
+    tensors: dict[str, TargetTensor] = {}
+    digests: dict[str, Digest] = {}
+    for file in checkpoint.files:
+        for entry in _entries(checkpoint, file, digests if tied else None):
+            if other := tensors.get(entry.name):
+                both = f"{other.origin.name} and {file.name}"
                 raise SourceError(
                     f"{escape(entry.name)} is in two files, {both}.", "Download it again."
                 )
-            entries[entry.name] = entry
-    size = sum(entry.size for entry in entries.values())
+            tensors[entry.name] = TargetTensor(entry.name, entry, entry.dtype)
+    size = sum(tensor.size for tensor in tensors.values())
     limit = 4 * sum(file.stat().st_size for file in checkpoint.files)
     if size > limit:  # many names for the same memory
         raise SourceError(f"its tensors would take {size:,} bytes, four times their files' size.")
-    return list(entries.values())
+    return list(tensors.values()), digests
 
 
-def _entries(checkpoint: Checkpoint, number: int, tied: bool) -> list[_Entry]:
+def _entries(checkpoint: Checkpoint, file: Path, digests: dict[str, Digest] | None) -> list[Entry]:
     # A list, not a generator: nothing may hold a tensor, and so its file, while the next is read.
     entries = []
-    for name, tensor in checkpoint.load(number).items():
-        comparable = tied and tensor.ndim == 2 and numbered(name) is None
-        entries.append(
-            _Entry(
-                name,
-                number,
-                str(safetensors_dtype(tensor)),
-                tuple(tensor.shape),
-                tensor.element_size(),
-                tensor.numel() * tensor.element_size(),
-                hashlib.sha256(_bytes(tensor).numpy().data).hexdigest() if comparable else "",
-            )
-        )
+    for name, tensor in checkpoint.load(file).items():
+        dtype, shape = str(safetensors_dtype(tensor)), tuple(tensor.shape)
+        size = tensor.numel() * tensor.element_size()
+        entries.append(Entry(name, dtype, shape, file, 0, size))
+        if digests is not None and tensor.ndim == 2 and numbered(name) is None:
+            digests[name] = hashlib.sha256(_bytes(tensor).numpy().data).hexdigest(), dtype, shape
     return entries
 
 
@@ -101,31 +81,24 @@ def _is_tied(config: Mapping[str, Any]) -> bool:
     return bool(getattr(default, "tie_word_embeddings", True))
 
 
-def _tied_heads(entries: list[_Entry]) -> tuple[dict[str, str], list[str]]:
-    """Find heads to drop, by name with the reason, in a model whose config ties them.
+def _tied_heads(digests: Mapping[str, Digest]) -> tuple[dict[str, str], list[str]]:
+    """Find the heads of a tied model that equal its embedding.
 
-    Returns also warnings on the heads that differ from the embedding.
+    Returns:
+        The reason for dropping each of them, by name; and warnings about heads that differ.
     """
-    heads = [e for e in entries if e.digest and ("." + e.name).split(".")[-2] in _HEADS]
-    others = {(e.digest, e.dtype, e.shape): e.name for e in entries if e.digest and e not in heads}
+    heads = [name for name in digests if ("." + name).split(".")[-2] in _HEADS]
+    others = {digest: name for name, digest in digests.items() if name not in heads}
     dropped, warnings = {}, []
     for head in heads:
-        name = escape(head.name)
-        if twin := others.get((head.digest, head.dtype, head.shape)):
-            dropped[head.name] = f"the same as {escape(twin)}, to which the config ties it"
+        if twin := others.get(digests[head]):
+            dropped[head] = f"the same as {escape(twin)}, to which the config ties it"
         else:
             warnings.append(
-                f"the config ties {name} to the embedding, but it differs: it is kept, and "
+                f"the config ties {escape(head)} to the embedding, but it differs: it is kept, and "
                 "transformers may not use it."
             )
     return dropped, warnings
-
-
-def _plan(entries: list[_Entry], largest: int) -> dict[str, list[_Entry]]:
-    """Assign tensors to files of at most ``largest`` bytes; those of one source stay together."""
-    shards = split_into_shards(entries, largest)
-    # Widest values first: then each tensor begins at a multiple of its own item size.
-    return {name: sorted(shard, key=lambda e: -e.item_size) for name, shard in shards.items()}
 
 
 def _bytes(tensor: "Tensor") -> "Tensor":
@@ -135,7 +108,7 @@ def _bytes(tensor: "Tensor") -> "Tensor":
     return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
-def _write(out: Path, entries: list[_Entry], checkpoint: Checkpoint) -> list[str]:
+def _write(out: Path, entries: list[TargetTensor], checkpoint: Checkpoint) -> list[str]:
     """Write a file, and return the names of its tensors that hold NaN or infinity."""
     tensors = checkpoint.load(entries[0].origin)
     with out.open("xb") as file:
@@ -160,7 +133,7 @@ def _is_finite(tensor: "Tensor") -> bool:
     )
 
 
-def _compare(out: Path, entries: list[_Entry], checkpoint: Checkpoint) -> None:
+def _compare(out: Path, entries: list[TargetTensor], checkpoint: Checkpoint) -> None:
     """Read a written file with the safetensors library, and refuse any difference."""
     import torch
     from safetensors import safe_open
@@ -185,10 +158,14 @@ def _convert(request: Mapping[str, Any], tied: bool) -> dict[str, Any]:
 
     work = Path(request["work"])
     checkpoint = Checkpoint([Path(file) for file in request["files"]])
-    entries = _scan(checkpoint, tied)
-    dropped, warnings = _tied_heads(entries) if tied else ({}, [])
-    remaining = [entry for entry in entries if entry.name not in dropped]
-    plan = _plan(remaining, request["largest_shard"])
+    tensors, digests = _scan(checkpoint, tied)
+    dropped, warnings = _tied_heads(digests)
+    remaining = [tensor for tensor in tensors if tensor.name not in dropped]
+    plan = {
+        # Widest values first: then each tensor begins at a multiple of its own item size.
+        name: sorted(shard, key=lambda tensor: -item_bits(tensor.dtype))
+        for name, shard in split_into_shards(remaining, request["largest_shard"]).items()
+    }
     not_finite = [n for name, shard in plan.items() for n in _write(work / name, shard, checkpoint)]
     for name, shard in plan.items():
         _compare(work / name, shard, checkpoint)
@@ -201,8 +178,8 @@ def _convert(request: Mapping[str, Any], tied: bool) -> dict[str, Any]:
         "torch": torch.__version__,
         "files": list(plan),
         "sources": [
-            [entry.name for entry in entries if entry.origin == number]
-            for number in range(len(checkpoint.files))
+            [tensor.name for tensor in tensors if tensor.origin == file]
+            for file in checkpoint.files
         ],
         "dropped": checkpoint.left_out | dropped,
         "warnings": warnings,
@@ -211,4 +188,4 @@ def _convert(request: Mapping[str, Any], tied: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    serve(_prepare, _convert)

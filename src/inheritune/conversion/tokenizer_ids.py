@@ -1,18 +1,17 @@
 """Compare the ids of transformers with those of a sentencepiece model, in a confined process.
 
-Run as ``python -m inheritune.conversion.tokenizer_ids``: a request as JSON on stdin, a reply
-as JSON on stdout.
+Run as ``python -m`` this module by `sandbox.ask`.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from inheritune.conversion.sandbox import serve
+from inheritune.conversion.confinement import serve
 from inheritune.errors import first_line
 
-# Texts on which tokenizers have been seen to differ. Special tokens are not among them: they are
-# settled in tokenizer_config.json, of which sentencepiece knows nothing.
+# Texts on which tokenizers have been seen to differ. They hold no special tokens, which stand in
+# tokenizer_config.json, where sentencepiece does not look.
 _TEXTS = (
     "The small model learned what the large one knew.",
     "It's fine; don't (really) \"quote\" – ok?",
@@ -31,13 +30,8 @@ _TEXTS = (
 _CLASSES = ("LlamaTokenizer", "T5Tokenizer", "GemmaTokenizer", "SentencePieceBackend")
 
 
-def main() -> None:
-    """Answer the one request on stdin."""
-    serve(_prepare, _check)
-
-
 def _prepare(_: Mapping[str, Any]) -> str:
-    """Import the libraries, and return why that failed; empty where it did not."""
+    """Import the libraries; return why that failed, or an empty text."""
     try:
         import sentencepiece  # noqa: F401 - before the guard, so that it may still open libraries
         from transformers import AutoTokenizer  # noqa: F401
@@ -76,7 +70,7 @@ def _check(request: Mapping[str, Any], reason: str) -> dict[str, str]:
 
 
 def _ids(directory: Path, class_name: str) -> tuple[str, Sequence[list[int]], str]:
-    """Return the name of the loaded class, the ids of each text, and why there are none."""
+    """Return the name of the loaded class, the ids of each text, and the failure or ``""``."""
     import transformers
 
     try:
@@ -90,4 +84,4 @@ def _ids(directory: Path, class_name: str) -> tuple[str, Sequence[list[int]], st
 
 
 if __name__ == "__main__":
-    main()
+    serve(_prepare, _check)

@@ -1,7 +1,6 @@
 """Unpickle PyTorch checkpoints: plain tensors by name, and nothing else.
 
-Only a process that `inheritune.conversion.sandbox` has confined does this. Nothing else in the
-project reads a pickle.
+Runs only in a process that `confinement` has confined. Nothing else in the project reads a pickle.
 """
 
 import re
@@ -10,31 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.conversion.sandbox import Refused
+from inheritune.conversion.confinement import Refused
 from inheritune.errors import SourceError, escape
+from inheritune.model_files.safetensors import torch_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-# torch's names of what safetensors can hold.
-_DTYPES = {
-    "bfloat16": "BF16",
-    "bool": "BOOL",
-    "complex64": "C64",
-    "float16": "F16",
-    "float32": "F32",
-    "float64": "F64",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "int16": "I16",
-    "int32": "I32",
-    "int64": "I64",
-    "int8": "I8",
-    "uint16": "U16",
-    "uint32": "U32",
-    "uint64": "U64",
-    "uint8": "U8",
+# The dtypes of safetensors by torch's names.
+_DTYPES = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"} | {
+    torch_name(dtype): dtype
+    for dtype in "BF16 BOOL C64 F16 F32 F64 I8 I16 I32 I64 U8 U16 U32 U64".split()
 }
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _AGAIN = "Download it again."
@@ -45,8 +31,7 @@ class Checkpoint:
     """The files of a checkpoint, one of them in memory at a time.
 
     Attributes:
-        files: Paths of the files.
-        left_out: Names that stand beside the weights, with the reason for leaving them out.
+        left_out: Reasons for leaving out what stands beside the weights, by name.
         unmapped: Names of the files in a format that cannot be mapped into memory.
     """
 
@@ -54,16 +39,15 @@ class Checkpoint:
         self.files = files
         self.left_out: dict[str, str] = {}
         self.unmapped = [file.name for file in files if not _is_zip(file)]
-        self._loaded: tuple[int, dict[str, Tensor]] | None = None
+        self._loaded: tuple[Path, dict[str, Tensor]] | None = None
 
-    def load(self, number: int) -> dict[str, "Tensor"]:
-        """Return the tensors of a file by name."""
-        if self._loaded is None or self._loaded[0] != number:
+    def load(self, file: Path) -> dict[str, "Tensor"]:
+        """Return the tensors of one of the files by name."""
+        if self._loaded is None or self._loaded[0] != file:
             self._loaded = None  # freed before the next one comes
-            file = self.files[number]
-            values, others = _unwrap(_unpickle(file), file)
+            tensors, others = _unwrap(_unpickle(file), file)
             self.left_out |= others
-            self._loaded = number, values
+            self._loaded = file, tensors
         return self._loaded[1]
 
 
@@ -134,7 +118,7 @@ def _first_line(text: str) -> str:
 
 
 def _unwrap(value: Any, file: Path, depth: int = 0) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the tensors by name, and by name the reasons why what is beside them is left out."""
+    """Return the tensors by name, and the reasons for leaving out what stands beside them."""
     if not isinstance(value, Mapping) or not value:
         raise SourceError(f"{file.name} holds no tensors by name, but {_kind(value)}.")
     inner = [key for key in _WRAPPERS if isinstance(value.get(key), Mapping)]
@@ -152,7 +136,7 @@ def _unwrap(value: Any, file: Path, depth: int = 0) -> tuple[dict[str, Any], dic
 
 
 def _refusal(value: Any) -> str:
-    """Say why a value cannot be written as it is; empty for a plain tensor."""
+    """Return why a value cannot be written as it is; empty for a plain tensor."""
     import torch
 
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
@@ -175,5 +159,5 @@ def _kind(value: Any) -> str:
 
 
 def safetensors_dtype(tensor: "Tensor") -> str | None:
-    """Return safetensors' name of a tensor's type, such as ``"BF16"``; None where it has none."""
+    """Return the safetensors dtype of a tensor, such as ``"BF16"``; None where there is none."""
     return _DTYPES.get(str(tensor.dtype).removeprefix("torch."))

@@ -71,6 +71,13 @@ def item_bits(dtype: str) -> int:
     return _BITS[dtype]
 
 
+def torch_name(dtype: str) -> str:
+    """Return torch's name of a safetensors dtype of 8 bits or more, but for the float8 ones."""
+    kinds = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "C": "complex", "BOOL": "bool"}
+    letters = dtype.rstrip("0123456789")
+    return kinds[letters] + dtype.removeprefix(letters)
+
+
 def read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
     """Read where each tensor of a file lies, in the order of their bytes, and the file's metadata.
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from inheritune.errors import SourceError, escape
 from inheritune.model_files.cast import cast
@@ -17,33 +17,6 @@ MAX_SHARD_BYTES = 5_000_000_000
 _CHUNK = 2**20
 # After so many bytes, the caller may work on what is written while the rest is copied.
 _GROUP = 2**27
-
-
-class PlannedTensor(Protocol):
-    """A tensor before it is written."""
-
-    @property
-    def name(self) -> str:
-        """Name in the new file."""
-
-    @property
-    def dtype(self) -> str:
-        """Dtype in the new file."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes of its axes."""
-
-    @property
-    def size(self) -> int:
-        """Bytes in the new file."""
-
-    @property
-    def origin(self) -> object:
-        """The file its values come from; equal for all tensors of one file."""
-
-
-T = TypeVar("T", bound=PlannedTensor)
 
 
 @dataclass(frozen=True)
@@ -75,8 +48,10 @@ class TargetTensor:
         return self.dtype != self.source.dtype
 
 
-def split_into_shards(tensors: Iterable[T], largest: int | None = None) -> dict[str, list[T]]:
-    """Spread tensors over files: one for each file that they come from, in the same order.
+def split_into_shards(
+    tensors: Iterable[TargetTensor], largest: int | None = None
+) -> dict[str, list[TargetTensor]]:
+    """Spread tensors over files: at least one for each file that they come from, in the same order.
 
     Ranges that are neighbours in the old files stay neighbours, so that they are copied at once.
 
@@ -88,7 +63,7 @@ def split_into_shards(tensors: Iterable[T], largest: int | None = None) -> dict[
         The tensors of each file, by the name that transformers gives it.
     """
     limit = largest or MAX_SHARD_BYTES
-    shards: list[list[T]] = []
+    shards: list[list[TargetTensor]] = []
     size = 0
     for tensor in tensors:
         size += tensor.size
@@ -101,7 +76,7 @@ def split_into_shards(tensors: Iterable[T], largest: int | None = None) -> dict[
     return {f"model-{i:05}-of-{len(shards):05}.safetensors": s for i, s in enumerate(shards, 1)}
 
 
-def file_header(tensors: Iterable[PlannedTensor], metadata: Mapping[str, str]) -> bytes:
+def file_header(tensors: Iterable[TargetTensor], metadata: Mapping[str, str]) -> bytes:
     """Make the beginning of a safetensors file: length and text of its header."""
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position = 0

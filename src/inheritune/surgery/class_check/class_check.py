@@ -9,6 +9,7 @@ from typing import Any
 from inheritune.errors import SourceError, escape, first_line
 from inheritune.model_files.config_fields import PER_LAYER
 from inheritune.model_files.layers import numbered
+from inheritune.model_files.safetensors import torch_name
 from inheritune.surgery.class_check.layer_check import compare_layers, model_config, with_floats
 
 
@@ -123,7 +124,9 @@ def _load_on_meta(
 
     name = model_class.__name__
     state = {
-        key: torch.empty(shape, dtype=_torch_dtype(dtype), device="meta").as_subclass(Meta)
+        key: torch.empty(shape, dtype=getattr(torch, torch_name(dtype)), device="meta").as_subclass(
+            Meta
+        )
         for key, (dtype, shape) in tensors.items()
     }
     try:
@@ -144,14 +147,6 @@ def _load_on_meta(
             "Choose other layers, or report it with the model's name.",
         ) from error
     return info, bool(getattr(read.get_text_config(decoder=True), "tie_word_embeddings", False))
-
-
-def _torch_dtype(name: str) -> Any:
-    import torch
-
-    kinds = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "C": "complex", "BOOL": "bool"}
-    letters = name.rstrip("0123456789")
-    return getattr(torch, kinds[letters] + name.removeprefix(letters))
 
 
 def _unexplained(names: Sequence[str], prefix: str) -> str:
