@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 # The dtypes of safetensors by torch's names.
 _DTYPES = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"} | {
     torch_name(dtype): dtype
-    for dtype in "BF16 BOOL C64 F16 F32 F64 I8 I16 I32 I64 U8 U16 U32 U64".split()
+    for dtype in (
+        *("BF16", "BOOL", "C64", "F16", "F32", "F64"),
+        *("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64"),
+    )
 }
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _AGAIN = "Download it again."

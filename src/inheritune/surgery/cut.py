@@ -32,8 +32,8 @@ class Options:
 
     dtype: str | None = None  # a key of `plan.DTYPES` to cast the weights to; None: as they are
     parts: str = "all"  # one of `parts.PARTS`; the model's class initialises the rest
-    seed: int = 0  # of that initialisation
-    class_check: bool = True  # by the transformers class; without it, only first layers can be cut
+    seed: int = 0  # of that initialisation, 0 to 2^63 - 1
+    class_check: bool = True  # False: skip the class check; only first layers can then be cut
     sha256: bool = False  # record SHA-256 digests beside XXH3; slower
 
 
@@ -49,7 +49,7 @@ def inherit(
     Tensors are copied as ranges of bytes, so each is bit-equal to the reference's or to its
     declared cast; the config is the reference's with a listed set of edits. Before the directory
     appears, the model's class has checked that no weight is missing and that every layer is what
-    it was. ``inherit.json`` says where each tensor came from.
+    it was. ``inherit.json`` records the source of each tensor.
 
     Args:
         reference: The model to cut. It is not changed, and none of its code is run.
@@ -71,10 +71,7 @@ def inherit(
 def check_inherit(
     reference: ModelDirectory, layers: int | str | Sequence[int], options: Options = Options()
 ) -> None:
-    """Raise what `inherit` would raise, as far as config, headers and the class tell.
-
-    Nothing is written, and no weight is read or downloaded.
-    """
+    """Raise what `inherit` would raise, judged by config, headers and class; no weight is read."""
     _plan(reference, layers, options).check()
 
 
@@ -122,7 +119,7 @@ def _check(reference: ModelDirectory, cut: InheritPlan, options: Options) -> Cla
         _refuse_other_tying(reference, options.parts, check.tied)
     if not check.skipped:
         return check
-    # Only the class knows about the rest; without it, first layers of a plain list are safe.
+    # Without the class's word, only the first layers of a model with a single list are safe.
     parallel = reference.container.parallel
     if parallel and len(cut.kept) < reference.layers:
         raise UnsupportedModelError(
@@ -138,8 +135,8 @@ def _check(reference: ModelDirectory, cut: InheritPlan, options: Options) -> Cla
 
 
 def _refuse_other_tying(reference: ModelDirectory, parts: str, tied: bool) -> None:
-    # The authors' GPT-2 has one matrix for head and embedding; their LLaMA has two, and copies the
-    # head.
+    # The authors' GPT-2 code has one matrix for head and embedding; their LLaMA code has two, and
+    # copies the head.
     if tied != (parts == "paper-code-gpt2"):
         ties = "ties" if tied else "does not tie"
         raise UnsupportedModelError(
@@ -156,8 +153,7 @@ def _records(
 ) -> Mapping[str, bytes]:
     _warn(written, reference)
     record = _inherit_json(reference, cut, options, written)
-    is_hub_model = reference.revision is not None
-    card = target_card(record, is_hub_model, reference_fields(reference))
+    card = target_card(record, reference.revision is not None, reference_fields(reference))
     return {"inherit.json": to_json(record), "README.md": card.encode()}
 
 
@@ -181,7 +177,7 @@ def _warn(written: Written, reference: ModelDirectory) -> None:
 
 
 def _hub_comparison(reference: ModelDirectory) -> str | None:
-    """Tell how the weights were compared with the Hub's SHA-256 digests; None: a local model."""
+    """Describe how the weights were compared with the Hub's SHA-256; None for a local model."""
     if reference.revision is None:
         return None
     if reference.remote is None:

@@ -1,4 +1,4 @@
-"""Find where a reference can be cut, and where a cut leaves its pattern of layers whole."""
+"""Find where a reference can be cut, and which cuts leave its pattern of layers whole."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,11 +32,11 @@ class Pattern:
 
 @dataclass(frozen=True)
 class CutPoint:
-    """A judgement on cutting a reference after some number of layers."""
+    """Whether a reference can be cut after some number of layers."""
 
     layers: int
-    allowed: bool  # by the config; the model's class, which needs torch, has the last word
-    complete: bool | None  # a whole period of the pattern ends there; None: there is no pattern
+    allowed: bool  # by the config; the model's class, which needs torch, may still refuse
+    complete: bool | None  # a period of the pattern ends there; None: there is no pattern
     reason: str
 
     @property
@@ -46,10 +46,11 @@ class CutPoint:
 
 
 def find_pattern(reference: ModelDirectory, layers: Sequence[LayerCounts]) -> Pattern | None:
-    """Find the pattern in which kinds of layers follow one another.
+    """Find the pattern in which kinds of layers repeat.
 
-    Layers are of one kind if names and shapes of their tensors, and the config's statements about
-    them, are equal. The pattern occurs at least twice, and has the shortest lead plus period.
+    Two layers are of one kind if the names and shapes of their tensors and the config's entries for
+    them are equal. The pattern occurs at least twice; of several, the one with the smallest lead
+    plus period is returned.
     """
     forms = _forms(reference, layers)
     total = len(forms)

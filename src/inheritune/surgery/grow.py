@@ -1,4 +1,4 @@
-"""Grow a trained target: put the next layers of its reference on top of its own."""
+"""Grow a trained target: add the next layers of its reference on top of its own."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -21,14 +21,14 @@ def grow(
 ) -> ModelDirectory:
     """Write a trained target with more of its reference's layers.
 
-    Everything of the target is kept bit for bit: its layers, and all that is outside of them. The
-    layers above come from the reference, cast to the dtype of the target: trained fp32 weights are
-    never rounded to the dtype that the reference was published in.
+    All tensors of the target are kept bit for bit. The layers above them come from the reference,
+    cast to the dtype of the target, so that trained fp32 weights are never rounded to the dtype
+    that the reference was published in.
 
     Args:
         target: The first layers of the reference, trained.
-        reference: The model the target was cut from; only the new layers of it are downloaded.
-        layers: Layers of the grown target: more than the target has, at most the reference's.
+        reference: The model the target was cut from; only its new layers are downloaded.
+        layers: Number of layers of the grown target: above the target's, at most the reference's.
 
     Raises:
         RecipeError: ``layers`` is not between the target's and the reference's.
@@ -68,7 +68,7 @@ def _plan(target: ModelDirectory, reference: ModelDirectory, layers: int) -> Mod
     trained = [TargetTensor(t.name, t, t.dtype) for t in target.tensors.values()]
     new = list(_new_layers(cut, target, reference))
     tensors = [*trained, *new]
-    # The dtype is the target's: it was trained in another one than the reference was stored in.
+    # The dtype is the target's: it may have been trained in another one than the reference's.
     dtypes = {key: target.config[key] for key in ("dtype", "torch_dtype") if key in target.config}
     config = cut.config | dtypes
     return ModelPlan(

@@ -1,4 +1,4 @@
-"""Write all layers of a model at half their width: the half-width control."""
+"""Write all layers of a model at half their width, for the half-width control."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -36,9 +36,9 @@ _FUSED = ("attn.c_attn.weight", "attn.c_attn.bias")
 def half_width(reference: ModelDirectory, out: Path) -> ModelDirectory:
     """Write all layers of a reference with half the heads, MLP units and residual coordinates.
 
-    Each layer keeps the first half of its heads, at their size, and of its MLP units; embeddings,
-    positions, norms and head keep the first half of the coordinates of the residual stream.
-    ``start.json`` says where the weights came from.
+    Each layer keeps the first half of its attention heads, whose size stays, and of its MLP units;
+    embeddings, positions, norms and head keep the first half of the coordinates of the residual
+    stream. ``start.json`` says where the weights came from.
 
     Args:
         reference: A GPT-2, Llama, Mistral, Qwen2 or Qwen3.
@@ -47,7 +47,7 @@ def half_width(reference: ModelDirectory, out: Path) -> ModelDirectory:
         UnsupportedModelError: A width cannot be halved, or the model is of another family.
         SourceError: A file broke while it was read.
 
-    Source: Sanyal et al., Inheritune, arXiv 2404.08634, baselines; which half is not printed.
+    Source: Sanyal et al., Inheritune, arXiv 2404.08634, baselines; it does not say which half.
     """
     narrow = half_width_headers(reference)
     shapes = _shapes(narrow, reference)
@@ -71,7 +71,7 @@ def half_width(reference: ModelDirectory, out: Path) -> ModelDirectory:
 
 
 def half_width_headers(reference: ModelDirectory) -> ModelDirectory:
-    """Make the half-width model of a reference as config and headers only; see `half_width`."""
+    """Describe the half-width model of a reference by config and headers; see `half_width`."""
     config = dict(reference.config) | {e.key: e.after for e in _edits(reference.config)}
     narrow = class_headers(config, reference.name)
     _shapes(narrow, reference)
@@ -132,7 +132,7 @@ def _bare(name: str) -> str:
 def _rearranged(
     whole: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], scratch: Path
 ) -> dict[str, TargetTensor]:
-    """Write the tensors whose kept parts do not lie side by side into one file where they do."""
+    """Write fused tensors, of which several ranges are kept, into a file where these adjoin."""
     tensors: dict[str, TargetTensor] = {}
     scratch.mkdir()
     file, position = scratch / "columns", 0

@@ -1,4 +1,4 @@
-"""Inherit parts of a model only, for ablations; the model's class initialises the rest."""
+"""Inherit only parts of a model, for ablations; the model's class initialises the rest."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -12,6 +12,7 @@ from inheritune.model_files.write import TargetTensor
 from inheritune.surgery.class_check.ask_class import ask_class
 from inheritune.surgery.plan import InheritPlan
 
+# What each choice of inherited parts leaves to the model's class, as the subject of a sentence.
 PARTS = {
     "all": "",
     "attention": "the MLPs of its layers, with the norms around them,",
@@ -23,7 +24,6 @@ PARTS = {
     "paper-code-gpt2": "positions and final norm, as in the authors' GPT-2 code,",
     "paper-code-llama": "input embedding and final norm, as in the authors' LLaMA code,",
 }
-"""Each choice of parts, and what it leaves to the model's class, as the subject of a sentence."""
 
 # Patterns of the name after the layer number. A norm belongs to the part whose input or output it
 # normalises, so `post_attention_layernorm` is the MLP's in Llama, where it comes before the MLP,
@@ -41,7 +41,7 @@ _MLP = re.compile(
 )
 # Not the norms of queries and keys: those stay with their projections.
 _NORM = re.compile(r"(ln_?\w*|\w*norm\w*|\w*layer_norm)(\.|$)", re.IGNORECASE)
-# Tensors outside the layers that the authors' code for a family does not copy, and that it does.
+# Patterns of the tensors outside the layers that the authors' code leaves out, and that it copies.
 _PAPER_CODE = {
     "paper-code-gpt2": (r"(^|\.)(wpe\.weight|ln_f\.(weight|bias))$", r"(^|\.)wte\.weight$"),
     "paper-code-llama": (r"(^|\.)(embed_tokens|norm)\.weight$", r"(^|\.)lm_head\.weight$"),
@@ -54,18 +54,13 @@ def fresh_names(names: Iterable[str], prefix: str, parts: str) -> set[str]:
     """Select the tensors that are initialised instead of inherited.
 
     Args:
-        prefix: Text before the layer number in them.
-        parts: What is inherited. ``"all"``: everything. ``"attention"``, ``"mlp"``: of the layers,
-            only this with its norms; and everything outside the layers. ``"attention+mlp"``: both,
-            without the norms around them. ``"first-half"``: the first half of the layers, rounded
-            down, and everything outside. ``"layers-only"``: only the layers. ``"outer-only"``:
-            only what is outside them. ``"paper-code-gpt2"``, ``"paper-code-llama"``: what the
-            authors' code copies, as a control.
+        prefix: Text before the layer number in the names.
+        parts: A key of `PARTS`; the first half of an odd number of layers is rounded down.
 
     Raises:
-        RecipeError: There is no such choice, or one layer has no first half.
-        UnsupportedModelError: The name of a tensor in a layer tells neither part, or all belong to
-            one part; or the authors' code does not cover this model.
+        RecipeError: There is no such key, or a single layer has no first half.
+        UnsupportedModelError: A tensor of a layer belongs to neither attention nor MLP by its name,
+            no tensor belongs to the part, or the authors' code does not cover this model.
     """
     if parts not in PARTS:
         raise RecipeError(f"unknown parts {escape(parts)!r}.", f"Choose among {', '.join(PARTS)}.")
@@ -144,25 +139,25 @@ def _sorter(names: list[str]) -> Callable[[str], str]:
     return part_of
 
 
-# Buffers in old files; the class computes them and would not write them.
+# Buffers in old files, which the class computes and does not write.
 STRAY = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".masked_bias", "inv_freq")
 
 
 def make_fresh(
     plan: InheritPlan, fresh: set[str], parts: str, seed: int, scratch: Path
 ) -> dict[str, TargetTensor]:
-    """Initialise tensors of a target by its class, in ``scratch``, instead of inheriting them.
+    """Let the model's class initialise the ``fresh`` tensors; it writes them to ``scratch``.
 
     Stray buffers of old files are left out.
 
     Raises:
         SourceError: The class is unknown or refuses the config.
-        UnsupportedModelError: The class gives a tensor no such name, or another shape.
+        UnsupportedModelError: The class has no tensor of this name, or one of another shape.
     """
     if not fresh:
         return {}
     out = str(scratch.resolve())
-    # The authors' LLaMA code leaves the embedding as torch makes it, which is N(0, 1).
+    # The authors' LLaMA code leaves the embedding as torch initialises it: N(0, 1).
     is_llama = parts == "paper-code-llama"
     normal = [n for n in fresh if is_llama and n.endswith("embed_tokens.weight")]
     ask_class("initialise", config=plan.config, seed=seed, out=out, normal=normal)

@@ -61,7 +61,7 @@ def plan_inherit(
         layers: A number of first layers, or layer indices in ascending order.
         dtype: Safetensors name of a floating dtype to cast the weights to; None: as they are.
         by_class: Where layers move, ask the model's class which fields of the config it derives
-            from layer indices, and write them out. Such a plan is the one to carry out.
+            from layer indices, and write them out. Needed for a plan that is carried out.
 
     Raises:
         RecipeError: The reference has no such layers.
@@ -96,8 +96,8 @@ def plan_inherit(
 def kept_tensors(reference: ModelDirectory, layers: int | Sequence[int]) -> list[Tensor]:
     """List the tensors of the target as ranges of the reference's files, in the order on disk.
 
-    Everything outside the layers is kept: embeddings, positions, norms, heads, whatever their
-    names. Multi-token-prediction layers are not: they read the last hidden state of all layers.
+    Everything outside the layers is kept (embeddings, positions, norms, heads), except
+    multi-token-prediction layers, which read the hidden state after all layers.
     """
     container, section = reference.container, text_config(reference.config)
     kept = set(choose_layers(layers, LayerFacts(reference.layers)))
@@ -161,7 +161,7 @@ def _cast_config(section: dict[str, Any], dtype: str, path: str = "") -> list[Ed
 
 
 def stored_dtype(tensors: Sequence[Tensor]) -> str | None:
-    """Find the floating dtype that most bytes of a model are stored in; None if there is none."""
+    """Return the floating dtype that most bytes are stored in; None without floating tensors."""
     sizes: Counter[str] = Counter()
     for tensor in tensors:
         if tensor.dtype in FLOATING:
@@ -178,7 +178,7 @@ def _target_dtype(source: Tensor, main: str | None, dtype: str | None) -> str:
 
 
 def renamed(name: str, container: Container, places: Mapping[int, int]) -> str:
-    """Rename a tensor whose layer moves; the name of one outside the layers stays."""
+    """Rename a tensor of a layer that moves to ``places[layer]``; keep any other name."""
     split, layer = numbered(name), container.layer_of(name)
     if split is None or layer is None:
         return name

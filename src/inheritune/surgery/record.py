@@ -1,4 +1,4 @@
-"""Read a target's record (inherit.json) back, and write the card of a target that was only cut."""
+"""Read the record of a target (inherit.json), and write the card of a target that was only cut."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +11,12 @@ from inheritune.surgery.plan import DTYPES
 from inheritune.surgery.selection import describe_selection
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
-# A record is allowed to be this many times as long as a config: seven values for each tensor.
+# A record may be this many times as long as a config: it holds seven values for each tensor.
 _LENGTH = 20
 
 
 def read_inherit_record(target: ModelDirectory) -> dict[str, Any]:
-    """Read the record of a target and refuse one that `inherit` or `grow` cannot have written.
+    """Read the record of a target that `inherit` or `grow` has written.
 
     Raises:
         SourceError: The record is missing, of another format, or contradicts itself or the target.

@@ -61,7 +61,7 @@ class Counts:
 
 
 class Sizes:
-    """Counts a reference with any choice of its layers, from its headers and config."""
+    """Count a reference with any choice of its layers, from its headers and config."""
 
     def __init__(self, reference: ModelDirectory) -> None:
         self.reference = reference
@@ -109,7 +109,7 @@ class Sizes:
 
     @cached_property
     def _by_layer(self) -> dict[int | None, list[Tensor]]:
-        """Tensors of each layer; under None those outside, without prediction layers."""
+        """Tensors of each layer; under None those outside, but for prediction layers."""
         container, tensors = self.reference.container, defaultdict(list)
         for name, tensor in self.reference.tensors.items():
             if (layer := container.layer_of(name)) is not None or name not in container.outside:
@@ -137,7 +137,7 @@ class Sizes:
 
 
 def is_buffer(tensor: Tensor) -> bool:
-    """Whether a tensor is not a weight but a mask, a rotary table, or of an integer dtype."""
+    """Tell whether a tensor is a mask, a rotary table, or of an integer dtype, not a weight."""
     if _BUFFERS.search(tensor.name) or not tensor.dtype.startswith(("F", "BF")):
         return True
     return len(tensor.shape) == 4 and _MASK.search(tensor.name) is not None

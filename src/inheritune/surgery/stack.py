@@ -1,4 +1,4 @@
-"""Stack the first layers of a model twice: the stacking controls."""
+"""Stack the first layers of a model twice, for the stacking controls."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -22,15 +22,15 @@ def stack(
     ``start.json`` says where its layers came from.
 
     Args:
-        source: The model whose first ``layers / 2`` layers are taken twice, and what is outside of
-            them once: the reference, or a trained model with layers of the same shapes.
-        reference: Its config, cut to ``layers`` layers, is the new model's.
-        layers: Layers of the new model; even, at most the reference's.
+        source: The model whose first ``layers / 2`` layers are taken twice, and everything outside
+            its layers once: the reference, or a trained model with layers of the same shapes.
+        reference: Its config, cut to ``layers`` layers, becomes the new model's.
+        layers: Number of layers of the new model; even, at most the reference's.
 
     Raises:
         RecipeError: ``layers`` is odd, or more than the reference has.
-        UnsupportedModelError: A layer would not compute the same in the upper half, because layers
-            are of another kind there, or because what it computes depends on its index.
+        UnsupportedModelError: A layer would compute something else in the upper half, since layers
+            there are of another kind, or its computation depends on its index.
         SourceError: A file broke while it was read.
 
     Source: Sanyal et al., Inheritune, arXiv 2404.08634, baselines.
@@ -39,7 +39,7 @@ def stack(
 
 
 def check_stack(reference: ModelDirectory, layers: int) -> None:
-    """Raise what `stack` would raise about the reference's own layers; nothing is written."""
+    """Raise what `stack` would raise for the reference's own layers; nothing is written."""
     _plan(reference, reference, layers).check()
 
 
@@ -88,7 +88,7 @@ def _check(
     config: Mapping[str, object],
     tensors: list[TargetTensor],
 ) -> ClassCheck:
-    # As for layers that move: each layer of the upper half is compared with what it was below.
+    # Each layer of the upper half is compared with the layer of the lower half that it copies.
     check = check_cut(reference, layer_map, config, tensors, source.container.prefix)
     if check.skipped or reference.container.parallel:
         raise UnsupportedModelError(

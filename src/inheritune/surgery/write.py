@@ -40,14 +40,14 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class Written:
-    """Everything a record can tell of a written model."""
+    """A written model, as the functions that make its records see it."""
 
     files: Sequence[WrittenFile]
     made: frozenset[str]  # names of the tensors that `ModelPlan.make` made
     check: ClassCheck
 
     def tensor_entries(self) -> dict[str, dict[str, Any]]:
-        """The ``"tensors"`` of a record: each tensor's file, source range and digests, by name."""
+        """Make the ``"tensors"`` of a record: file, source range and digests of each, by name."""
         return {
             tensor.name: _tensor_entry(tensor, file, tensor.name in self.made)
             for file in self.files
@@ -65,9 +65,9 @@ class ModelPlan:
     tensors: Sequence[TargetTensor]  # as they are to lie on disk; those of one source file together
     downloads: Sequence[Tensor]  # tensors of ``reference`` whose bytes are needed
     check: Callable[[], ClassCheck]  # by the model's class; raises to refuse the plan
-    records: Callable[[Written], Mapping[str, bytes]]  # files that tell where the model is from
-    # Makes the tensors that are no ranges of a source file (fresh or rearranged weights). It is
-    # given a directory to create and returns them by name.
+    records: Callable[[Written], Mapping[str, bytes]]  # files that say where the model is from
+    # Makes the tensors that are no ranges of a source file (fresh or rearranged weights) in a
+    # directory, which it creates, and returns them by name.
     make: Callable[[Path], Mapping[str, TargetTensor]] = lambda scratch: {}
     sha256: bool = False  # whether SHA-256 digests are computed beside XXH3
 
@@ -157,5 +157,5 @@ def _tensor_entry(tensor: TargetTensor, file: WrittenFile, is_made: bool) -> dic
 
 
 def to_json(value: Mapping[str, Any]) -> bytes:
-    """Format a JSON file for people to read; the same value gives the same bytes."""
+    """Format a value as an indented JSON file; the same value gives the same bytes."""
     return (json.dumps(value, indent=2) + "\n").encode("ascii")

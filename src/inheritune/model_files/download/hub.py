@@ -2,12 +2,12 @@
 
 import errno
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from inheritune.errors import Interrupted, MachineError, SourceError, escape
+from inheritune.errors import MachineError, SourceError, escape
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
 # Whole models only, in safetensors only: no pickle is even downloaded.
@@ -41,7 +41,7 @@ def is_wanted(name: str) -> bool:
 
 
 def mirror_root(model: str) -> Path:
-    """Return the directory that holds everything that was downloaded of a model in parts."""
+    """Return the directory of all that was downloaded of a model in parts."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME) / "inheritune" / f"models--{model.replace('/', '--')}"
@@ -50,7 +50,7 @@ def mirror_root(model: str) -> Path:
 def cached_snapshot(model: str, revision: str | None) -> Path | None:
     """Return a model's directory in the Hub's own cache, perhaps incomplete, without any request.
 
-    A branch means what it meant when it was last downloaded.
+    A branch stands for the commit it had when it was last downloaded.
     """
     from huggingface_hub import errors, snapshot_download
 
@@ -66,18 +66,9 @@ def cached_snapshot(model: str, revision: str | None) -> Path | None:
             return None
 
 
-def refuse_stop(model: str, stop: Callable[[], bool]) -> None:
-    """End a download that is asked to stop."""
-    if stop():
-        raise Interrupted(
-            f"stopped while {model} was downloaded; what has arrived is kept.",
-            "Run the same command to continue.",
-        )
-
-
 @contextmanager
 def hub_errors(model: str, revision: str | None) -> Iterator[None]:
-    """Turn the errors of the Hub and of its libraries into ours."""
+    """Turn errors of the Hub and its libraries into SourceError and MachineError."""
     from huggingface_hub import errors
 
     try:
@@ -111,7 +102,7 @@ def hub_errors(model: str, revision: str | None) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    # The Hub's own words, if it sent any; a hint follows, so the sentence has to end.
+    # The server's own message, if it sent one. A hint follows, so the sentence has to end.
     text = getattr(error, "server_message", None) or str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     reason = escape(lines[0] if lines else type(error).__name__, 200)
@@ -120,7 +111,7 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def cache_errors(path: Path) -> Iterator[None]:
-    """Turn what the system refuses while the cache is written into our error."""
+    """Turn an OSError while the cache is written into MachineError."""
     try:
         yield
     except OSError as error:

@@ -4,7 +4,7 @@ import hashlib
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,11 +12,11 @@ from typing import Any
 from urllib.parse import quote
 
 from inheritune.errors import DataError, MachineError, escape
-from inheritune.model_files.download.hub import cache_errors, hub_errors, mirror_root, refuse_stop
+from inheritune.model_files.download.hub import cache_errors, hub_errors, mirror_root
 from inheritune.model_files.download.ranged_get import BACKOFF_S, TRY_LATER
 from inheritune.system.files import write_json
 from inheritune.system.locks import locked
-from inheritune.system.progress import Listener, Progress, silent
+from inheritune.system.progress import Listener, Progress
 from inheritune.system.strict_json import read_json
 
 _MAX_SIZE = 2**50
@@ -26,7 +26,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class ListedFile:
-    """One file as the Hub lists it."""
+    """A file as the Hub lists it."""
 
     size: int
     blob_id: str | None  # Git's SHA-1 of the file, or of the LFS pointer to it
@@ -37,10 +37,10 @@ class ListedFile:
         data = path.read_bytes()
         if self.sha256:
             return hashlib.sha256(data).hexdigest() == self.sha256
-        if self.blob_id:
-            # SHA-1 as Git names the file; trust does not depend on it.
-            blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
-            return blob.hexdigest() == self.blob_id
+        if self.blob_id:  # SHA-1 finds accidents; trust does not depend on it
+            from huggingface_hub.utils.sha import git_hash
+
+            return git_hash(data) == self.blob_id
         return len(data) == self.size
 
 
@@ -55,7 +55,11 @@ class Listing:
 def pin(model: str, revision: str | None) -> Listing:
     """Resolve a revision to a commit and list its files.
 
-    Where the Hub cannot be reached, a revision means what it meant the last time.
+    Where the Hub cannot be reached, the last answer for this revision is used.
+
+    Raises:
+        SourceError: The Hub has no such model or revision, or does not show it to this account.
+        MachineError: The Hub cannot be reached, and there was no earlier answer.
     """
     root = mirror_root(model)
     if revision and _COMMIT.fullmatch(revision) and (listing := _stored(root, revision)):
@@ -155,19 +159,16 @@ def _stored(root: Path, commit: str) -> Listing | None:
 
 
 @contextmanager
-def one_writer(
-    root: Path, model: str, on_progress: Listener = silent, stop: Callable[[], bool] = lambda: False
-) -> Iterator[None]:
-    """Let one process at a time download a model in parts; wait for another one, ten minutes."""
+def one_writer(root: Path, model: str, on_progress: Listener) -> Iterator[None]:
+    """Let one process at a time download a model in parts; wait ten minutes for another one."""
     give_up_at = time.monotonic() + _LONGEST_WAIT_S
-    # Sent once, when the lock is first found held.
     message = "another process downloads it: waiting"
+    # Sent once, when the lock is first found held.
     notices = iter([Progress(f"download, {model}", message=message)])
 
     def wait() -> bool:
         for notice in notices:
             on_progress(notice)
-        refuse_stop(model, stop)
         return time.monotonic() < give_up_at
 
     with cache_errors(root):

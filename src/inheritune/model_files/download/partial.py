@@ -1,11 +1,11 @@
-"""Open a Hub model of which only the bytes that are needed are downloaded.
+"""Open a Hub model and download only the byte ranges of its weights that are needed.
 
-Its directory looks like any model directory: small files are whole, weight files have their full
-size. Of those only the headers are there at first; `PartialModel.download` fetches more by ranges.
+The directory looks like any model directory: small files are whole, weight files have their full
+size. At first only their headers are present; `PartialModel.download` fetches more ranges.
 """
 
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +18,6 @@ from inheritune.model_files.download.hub import (
     is_hub_id,
     is_wanted,
     mirror_root,
-    refuse_stop,
 )
 from inheritune.model_files.download.listing import Listing, one_writer, pin
 from inheritune.model_files.download.partial_file import (
@@ -35,11 +34,11 @@ from inheritune.model_files.refusals import refuse_files
 from inheritune.model_files.safe_path import INDEX, SINGLE_FILE, read_weight_index
 from inheritune.system.progress import Listener, Progress, silent
 
-_PART = 32 * 2**20
+_PART = 32 * 2**20  # bytes of one request
 _PARALLEL = 4
-# Joining ranges over a gap costs its bytes, a request costs about as much time as a megabyte.
+# Ranges are joined over gaps: a request takes about as long as a megabyte.
 _WIDEST_GAP = 2**20
-_GAPS_SHARE = 128  # all gaps together: less than a hundredth of the missing bytes
+_GAPS_SHARE = 128  # all gaps together are at most 1/128 of the missing bytes
 _MAX_HEADER = 16 * 2**20  # as in safetensors.py, which then refuses a longer one
 _MAX_SMALL = 256 * 2**20
 
@@ -66,26 +65,28 @@ class PartialModel:
         *,
         prefix: bool = False,
         on_progress: Listener = silent,
-        stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Fetch what is missing of these ranges.
-
-        What a stopped or killed download has brought stays, and the next one goes on from there.
+        """Fetch the missing bytes of these ranges; resume where a killed download ended.
 
         Args:
-            prefix: The ranges begin their files, and a server that refuses ranges need not send
-                more than them.
+            prefix: All ranges begin at byte 0, so that a server which ignores ranges can be cut off
+                after them instead of sending whole files.
+
+        Raises:
+            SourceError: The Hub does not have a file, or does not show it to this account.
+            MachineError: The Hub cannot be reached, or the disk is full or read-only.
         """
         ranges = list(ranges)
         if not self.missing_bytes(ranges):
             return
-        with one_writer(self.directory.parent, self.name, on_progress, stop):
+        with one_writer(self.directory.parent, self.name, on_progress):
             parts = [
                 (file, part)
-                for file, missing in self._missing(ranges)  # again: another may have fetched it
+                # Asked again under the lock: another process may have fetched some meanwhile.
+                for file, missing in self._missing(ranges)
                 for part in pieces(missing, _PART)
             ]
-            self._fetch(parts, prefix, on_progress, stop)
+            self._fetch(parts, prefix, on_progress)
 
     def _missing(self, ranges: Iterable[FileRange]) -> Iterator[tuple[PartialFile, list[Range]]]:
         if self.listing is None:
@@ -108,11 +109,7 @@ class PartialModel:
         return PartialFile(name, self.directory / name, journal, size, self.commit)
 
     def _fetch(
-        self,
-        parts: Collection[tuple[PartialFile, Range]],
-        prefix: bool,
-        on_progress: Listener,
-        stop: Callable[[], bool],
+        self, parts: Collection[tuple[PartialFile, Range]], prefix: bool, on_progress: Listener
     ) -> None:
         total = byte_count(part for _, part in parts)
         self._refuse_full_disk(total)
@@ -126,7 +123,6 @@ class PartialModel:
                         future.result()
                     received = min(client.received, total)
                     on_progress(Progress(f"download, {self.name}", received, total, "bytes"))
-                    refuse_stop(self.name, stop)
             except BaseException:
                 client.cancelled.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -177,7 +173,7 @@ class PartialModel:
         self.download([(name, 0, end) for name, end in ends.items()], prefix=True)
 
     def _make_empty_files(self, names: Iterable[str]) -> None:
-        for file in map(self._file, names):  # of an empty file, nothing is ever missing
+        for file in map(self._file, names):  # no range of an empty file is ever missing
             if not file.size and not file.path.exists():
                 with file.opened():
                     pass
@@ -186,14 +182,16 @@ class PartialModel:
 def open_partial(model: str, revision: str | None) -> PartialModel:
     """Open a Hub model with its small files and the headers of its weight files only.
 
-    A model that is complete in the Hub's own cache is used there. Everything is fetched at the
-    commit that the revision means now; None is the main branch.
+    A model that is complete in the Hub's own cache is opened there.
+
+    Args:
+        revision: Branch, tag or commit, resolved now; None: the main branch.
 
     Raises:
         SourceError: The Hub has no such model or revision, does not show it to this account, or it
-            is not one in safetensors.
-        MachineError: The Hub cannot be reached and something is missing, or the system refuses to
-            write.
+            holds no safetensors.
+        MachineError: The Hub cannot be reached and something is missing, or the disk is full or
+            read-only.
     """
     if not is_hub_id(model):
         raise SourceError(f"{escape(model)} is not a Hub id.", "Name a model as owner/name.")

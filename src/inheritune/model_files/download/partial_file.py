@@ -1,9 +1,9 @@
-"""Keep a file of which only some byte ranges are present, and the journal that lists them.
+"""Keep a file of which only some byte ranges are present, and a journal of these ranges.
 
-The file has its full size from the start; on file systems that know sparse files, what is missing
-takes no space. A range is journaled once its bytes are on the disk, so the journal that a killed
-process leaves behind can be trusted. Journal: a line of JSON that binds it to one version of the
-file, then one line ``[start, end]`` for each range.
+The file has its full size from the start; where the file system has sparse files, missing bytes
+take no space. A range is journaled after its bytes were synced, so the journal of a killed process
+can be trusted. It is JSON Lines: commit, ETag and size of the file, then ``[start, end]`` for each
+range.
 """
 
 import json
@@ -31,7 +31,7 @@ _BINARY = getattr(os, "O_BINARY", 0)
 
 
 def merged(ranges: Iterable[Range]) -> list[Range]:
-    """Return the same bytes as ascending ranges that neither overlap nor touch."""
+    """Sort ranges and join those that overlap or touch."""
     result: list[Range] = []
     for start, end in sorted(ranges):
         if start >= end:
@@ -44,7 +44,7 @@ def merged(ranges: Iterable[Range]) -> list[Range]:
 
 
 def subtracted(ranges: Iterable[Range], taken: Iterable[Range]) -> list[Range]:
-    """Return the bytes of ``ranges`` that are not in ``taken``, merged."""
+    """Return the bytes of ``ranges`` that are not in ``taken``, as merged ranges."""
     result: list[Range] = []
     holes = merged(taken)
     first = 0  # holes before this one end before every range that is left
@@ -61,10 +61,10 @@ def subtracted(ranges: Iterable[Range], taken: Iterable[Range]) -> list[Range]:
 
 
 def bridged(ranges: Sequence[Range], budget: int, widest: int) -> list[Range]:
-    """Join merged ranges over small gaps: fewer requests for a few bytes more.
+    """Join merged ranges over small gaps: fewer requests for a few more bytes.
 
     Args:
-        budget: Most bytes of all bridged gaps together; the smallest gaps are bridged first.
+        budget: Most bytes of all joined gaps together; the smallest gaps are joined first.
         widest: Most bytes of one gap.
     """
     gaps = [(before[1], after[0]) for before, after in pairwise(ranges)]
@@ -91,23 +91,22 @@ def byte_count(ranges: Iterable[Range]) -> int:
 
 
 class PartialFile:
-    """One file of a mirror. Several threads of one process may write different ranges at once.
+    """One file of a partial download; threads of one process may write different ranges at once.
 
     Args:
         name: Path on the server, relative and with ``/``.
-        size: Bytes of the whole file.
-        commit: Binds the journal to a version of the file, as do size and ETag.
+        size: Bytes of the whole file. A journal of another size, commit or ETag is ignored.
     """
 
     def __init__(self, name: str, path: Path, journal: Path, size: int, commit: str) -> None:
         self.name, self.path, self.size = name, path, size
         self.etag: str | None = None  # the server's name for the content, from its first answer on
         self.present: list[Range] = []  # merged
-        self.ranges_refused = False  # the server answered a request for a range with the whole file
-        self.whole = threading.Lock()  # of the one thread that then fetches the whole file
+        self.ranges_refused = False  # the server answered a range request with the whole file
+        self.whole = threading.Lock()  # held by the one thread that then fetches the whole file
         self._journal, self._commit = journal, commit
         self._lock = threading.Lock()
-        self._valid_bytes = 0  # of the journal; a torn tail is cut off before anything is added
+        self._valid_bytes = 0  # of the journal; a torn last line is cut off before the next write
         self._discarded = False
         self._read_journal()
 
@@ -135,13 +134,13 @@ class PartialFile:
 
     @contextmanager
     def opened(self) -> Iterator[int]:
-        """Yield a descriptor for one thread to write with; the file has its full size."""
+        """Create the file in its full size if needed; yield a descriptor for one thread."""
         with self._lock, cache_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._journal.parent.mkdir(parents=True, exist_ok=True)
             if not self._valid_bytes and self._journal.exists():
-                # Of another version, or of a file that is gone. It must not outlive this line: the
-                # file that is made now is all zeros, and would soon have the size it speaks of.
+                # The journal is of another version, or of a deleted file. It must go first: the new
+                # file is all zeros, but will soon have the size that the journal states.
                 self._journal.unlink()
                 sync_directory(self._journal.parent)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | _BINARY, 0o666)
@@ -154,10 +153,9 @@ class PartialFile:
             os.close(descriptor)
 
     def claim(self, etag: str) -> bool:
-        """Tell whether an answer with this ETag continues the present bytes; the first one decides.
+        """Tell whether an answer with this ETag continues the present bytes.
 
-        Args:
-            etag: Without quotes; empty when the server names none.
+        The first ETag, which is empty if the server sends none, becomes the file's.
         """
         with self._lock:
             if self.etag is None and not self._discarded:
@@ -165,7 +163,7 @@ class PartialFile:
             return self.etag == etag
 
     def write(self, descriptor: int, offset: int, data: bytes) -> None:
-        """Write bytes at their place; they count once `keep` was called."""
+        """Write bytes at an offset; they count as present after `keep`."""
         with cache_errors(self.path):
             os.lseek(descriptor, offset, os.SEEK_SET)
             write_all(descriptor, data)
@@ -196,7 +194,7 @@ class PartialFile:
         self._valid_bytes += len(data)
 
     def discard(self) -> None:
-        """Count nothing as present, now and later: the present bytes are of another version."""
+        """Count nothing as present from now on: the bytes belong to another version."""
         with self._lock, cache_errors(self._journal):
             self._discarded = True
             self._journal.unlink(missing_ok=True)

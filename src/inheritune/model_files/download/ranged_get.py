@@ -1,4 +1,4 @@
-"""Fetch byte ranges of Hub files over HTTP, check every answer, and retry where one stopped."""
+"""Fetch byte ranges of Hub files over HTTP; check every answer, and resume a broken one."""
 
 import re
 import threading
@@ -11,10 +11,10 @@ from inheritune.model_files.download.hub import hub_errors
 from inheritune.model_files.download.partial_file import PartialFile, Range
 
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0)
-"""Waiting time before each new try; after the last one, the error is raised."""
+"""Seconds to wait before each retry; after the last one, the error is raised."""
 
 TRY_LATER = {408, 429, 500, 502, 503, 504}
-"""Answers of a server that is busy or broken for the moment."""
+"""HTTP statuses of a server that is busy or broken for the moment."""
 
 _LONGEST_WAIT_S = 300  # the Hub counts requests in windows of five minutes
 _WORTH_NEW_TRIES = 2**20  # bytes that have to arrive before failures are forgotten
@@ -25,7 +25,7 @@ class RangesRefusedError(Exception):
 
 
 class _RetryError(Exception):
-    """This answer cannot be used; the next one may be."""
+    """The answer cannot be used; that of a new request may be."""
 
     def __init__(self, reason: str, wait_s: float = 0, other_version: bool = False) -> None:
         super().__init__(reason)
@@ -39,7 +39,7 @@ class RangeClient:
     def __init__(self, model: str, commit: str) -> None:
         self.model, self.commit = model, commit
         self.cancelled = threading.Event()  # set it to end every request soon
-        # Bytes written by all threads: more than was asked for where the server refuses ranges.
+        # Bytes written by all threads; more than was requested where the server ignores ranges.
         self.received = 0
         self._lock = threading.Lock()
 
@@ -47,13 +47,13 @@ class RangeClient:
         """Fetch a range of a file and journal it, including what arrived before a failure.
 
         Args:
-            prefix: Take the beginning of the whole file from a server that refuses ranges,
-                instead of raising.
+            prefix: The range begins the file: if the server ignores ranges, read the beginning of
+                the whole file instead of raising.
 
         Raises:
-            RangesRefusedError: The server sends the whole file, and it was not asked for.
-            SourceError: The Hub does not have the file, or does not show it.
-            MachineError: The server keeps failing, or the system refuses to write.
+            RangesRefusedError: The server sends the whole file instead of the range.
+            SourceError: The Hub does not have the file, or does not show it to this account.
+            MachineError: The server keeps failing, or the disk is full or read-only.
         """
         whole = prefix or part == (0, file.size)
         with file.opened() as descriptor:
@@ -100,7 +100,7 @@ class RangeClient:
         )
 
     def _answer(self, file: PartialFile, part: Range, whole: bool) -> Generator[bytes, None, None]:
-        """Yield the bytes of a range from its beginning, perhaps not all, from one answer."""
+        """Yield the bytes of a range from one answer, which may end early."""
         position, end = part
         headers = {"Accept-Encoding": "identity"}  # in compressed bytes, offsets mean nothing
         if (position, end) != (0, file.size):
@@ -131,8 +131,8 @@ class RangeClient:
 
         import inheritune
 
-        # Asked for at the Hub each time, since the addresses it redirects to expire. The library's
-        # session follows them with the Range, and without the token where another host answers.
+        # Every request goes to the Hub, since the addresses that it redirects to expire. The
+        # library's session keeps the Range over a redirect, and drops the token on another host.
         url = hf_hub_url(self.model, name, revision=self.commit)
         ours = build_hf_headers(library_name="inheritune", library_version=inheritune.__version__)
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
@@ -142,7 +142,7 @@ class RangeClient:
             ) as response:
                 yield response
         except Exception as error:
-            # httpx or httpx2, whichever the installed library uses: by name, to need neither.
+            # Compared by name: the library may use httpx or httpx2.
             if not any(kind.__name__ == "TransportError" for kind in type(error).__mro__):
                 raise
             raise _RetryError(f"{type(error).__name__}: {escape(error, 120)}") from error
@@ -167,7 +167,7 @@ def _requested_wait_s(headers: Any) -> float:
 
 
 def _etag(response: Any) -> str:
-    # The Hub sends its own ETag with the redirect; hosts of the content have others.
+    # The Hub sends its own ETag with the redirect; the hosts of the content send others.
     for answer in (*response.history, response):
         if linked := answer.headers.get("X-Linked-Etag"):
             return str(linked).removeprefix("W/").strip('"')

@@ -1,6 +1,6 @@
 """Download a Hub model with all of its weights into the Hub's cache, and check its digests.
 
-The Hub's library cannot be asked to stop. It downloads in a process of its own, which can be ended
+The Hub's library cannot be asked to stop, so it downloads in a child process, which can be killed
 at any time: ``python -m inheritune.model_files.download.whole REQUEST``.
 """
 
@@ -17,14 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from inheritune import errors
-from inheritune.errors import InherituneError, MachineError, SourceError, escape
-from inheritune.model_files.download.hub import (
-    UNWANTED,
-    WANTED,
-    hub_errors,
-    mirror_root,
-    refuse_stop,
-)
+from inheritune.errors import InherituneError, Interrupted, MachineError, SourceError, escape
+from inheritune.model_files.download.hub import UNWANTED, WANTED, hub_errors, mirror_root
 from inheritune.system.files import sha256
 from inheritune.system.signals import follow_parent
 
@@ -37,8 +31,10 @@ def download_whole(
 ) -> Path:
     """Download a model into the Hub's cache, or find it there, and check its weights.
 
-    What a stopped or killed download has brought stays, and the next one goes on from there. The
-    snapshot's directory is named after the commit.
+    A stopped or killed download keeps what has arrived, and the next one resumes it.
+
+    Returns:
+        The snapshot's directory, which is named after the commit.
 
     Raises:
         SourceError: The Hub has no such model or revision, or does not show it to this account; or
@@ -67,7 +63,7 @@ def download_whole(
 
 
 def _library_settings() -> dict[str, str]:
-    """Return this process's settings of the Hub's library, which need not come from variables."""
+    """Return this process's settings of the Hub's library as environment variables."""
     from huggingface_hub import constants
 
     return {
@@ -84,7 +80,7 @@ def _answer(child: subprocess.Popen[bytes], model: str, stop: Callable[[], bool]
         with suppress(subprocess.TimeoutExpired):
             output = child.communicate(timeout=_POLL_S)[0]
             break
-        refuse_stop(model, stop)
+        _refuse_stop(model, stop)
     try:
         answer: dict[str, Any] = json.loads(output.splitlines()[-1])
     except (ValueError, LookupError) as error:
@@ -95,11 +91,19 @@ def _answer(child: subprocess.Popen[bytes], model: str, stop: Callable[[], bool]
     return answer
 
 
+def _refuse_stop(model: str, stop: Callable[[], bool]) -> None:
+    if stop():
+        raise Interrupted(
+            f"stopped while {model} was downloaded; what has arrived is kept.",
+            "Run the same command to continue.",
+        )
+
+
 def check_digests(snapshot: Path, model: str, stop: Callable[[], bool] = lambda: False) -> None:
-    """Compare large files of the Hub's cache with the SHA-256 that the Hub lists, each once.
+    """Compare each large file of the Hub's cache once with the SHA-256 that the Hub lists.
 
     The cache names a large file by that digest. A file with another digest is deleted; one with the
-    right digest is marked as checked, beside the mirror of what is downloaded in parts.
+    right digest is marked as checked, beside the mirror of partial downloads.
     """
     damaged = []
     for link in sorted(snapshot.glob("*")):
@@ -110,7 +114,7 @@ def check_digests(snapshot: Path, model: str, stop: Callable[[], bool] = lambda:
         with suppress(OSError):
             if mark.read_text(encoding="utf-8") == mtime:
                 continue
-        if sha256(blob, partial(refuse_stop, model, stop)) != blob.name:
+        if sha256(blob, partial(_refuse_stop, model, stop)) != blob.name:
             link.unlink()
             blob.unlink(missing_ok=True)
             damaged.append(escape(link.name))
@@ -127,7 +131,7 @@ def check_digests(snapshot: Path, model: str, stop: Callable[[], bool] = lambda:
 
 
 def _download_here(model: str, revision: str | None) -> dict[str, Any]:
-    """Download in this process; return the child's answer."""
+    """Download in this process; return the path or the error for the parent."""
     from huggingface_hub import snapshot_download
 
     try:

@@ -1,7 +1,7 @@
-"""Put questions to a model's own class, in a child process that imports torch and transformers.
+"""Ask a model's own class about the model, in a child process that imports torch and transformers.
 
 The import takes seconds and hundreds of megabytes, which this process is spared. An answer takes
-less than a second. The child lives on for a minute, for the next question.
+less than a second. The child waits a minute for the next question before it ends.
 """
 
 import atexit
@@ -53,11 +53,11 @@ def check_cut(
     """Check that a cut model has every weight, and its layers as they are in the reference.
 
     Args:
-        kept: The layer of the reference that each layer of the cut model is.
-        prefix: Text before the layer number in their names; None: as in the reference.
+        kept: The reference's layer that each layer of the cut model is.
+        prefix: Text before the layer number in tensor names; None: the reference's.
 
     Raises:
-        SourceError: The class refuses the model, or would fill weights at random.
+        SourceError: See `check_complete`.
         UnsupportedModelError: A layer would not be what it is in the reference.
     """
     prefix = prefix or reference.container.prefix
@@ -71,21 +71,15 @@ def check_complete(
     reference: Mapping[str, Any] | None = None,
     kept: Sequence[int] | None = None,
 ) -> ClassCheck:
-    """Check that a model has every weight that its class needs; of a cut one, see `check_cut`.
+    """Check that a model has every weight that its class needs; for a cut one, see `check_cut`.
 
     Raises:
         SourceError: The class refuses config or weights, misses a weight, or leaves one unused
             that belongs to a numbered list outside the layers.
     """
     described = {t.name: [t.dtype, t.shape] for t in tensors}
-    answer = ask_class(
-        "compare_cut",
-        target=config,
-        tensors=described,
-        prefix=prefix,
-        reference=reference,
-        kept=kept,
-    )
+    compared = {"reference": reference, "kept": kept}
+    answer = ask_class("compare_cut", target=config, tensors=described, prefix=prefix, **compared)
     return ClassCheck(**answer)
 
 
@@ -95,11 +89,7 @@ def check_whole(model: ModelDirectory) -> ClassCheck:
 
 
 def ask_class(question: str, **values: Any) -> Any:
-    """Put one question to the child process.
-
-    Args:
-        question: A key of `class_process.QUESTIONS`.
-        values: Arguments of the function behind it, JSON values.
+    """Call a function of `class_process.QUESTIONS` in the child process, with JSON values.
 
     Raises:
         InherituneError: The error that was raised in the child.
@@ -108,7 +98,7 @@ def ask_class(question: str, **values: Any) -> Any:
     line = json.dumps({"question": question} | values).encode() + b"\n"
     with _LOCK:
         reply = _child().exchange(line)
-        if not reply:  # it may have ended by itself just now, after its minute
+        if not reply:  # it may have ended by itself just now, after its idle minute
             _end_child()
             reply = _child().exchange(line)
         if not reply:
@@ -138,7 +128,7 @@ class _Child:
         )
 
     def exchange(self, line: bytes) -> bytes:
-        """Send a question and return the answer; empty if the process is gone."""
+        """Send a question and return the answer; empty if the process has ended."""
         assert self.process.stdin is not None and self.process.stdout is not None
         timer = threading.Timer(_TIMEOUT_S, self.process.kill)
         timer.daemon = True

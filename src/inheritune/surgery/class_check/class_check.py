@@ -14,7 +14,7 @@ from inheritune.surgery.class_check.layer_check import compare_layers, model_con
 
 
 def find_class(config: Mapping[str, Any]) -> Any:
-    """Find the transformers class of a model, or return a text that says why there is none."""
+    """Return the transformers class of a model, or a text that says why there is none."""
     import transformers
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
@@ -39,9 +39,9 @@ def find_class(config: Mapping[str, Any]) -> Any:
 
 
 def explicit_lists(config: Mapping[str, Any], layers: int) -> dict[str, list[Any]]:
-    """Find the per-layer lists that the class derives where the config does not state them.
+    """Find the per-layer lists, by config field, that the class derives if the config omits them.
 
-    They are named by config field; there are none for a model that transformers does not know.
+    Empty for a model that transformers does not know.
     """
     from transformers import AutoConfig
 
@@ -77,10 +77,10 @@ def compare_cut(
     """Compare a cut model with its reference, and its tensors with what its class needs.
 
     Args:
-        tensors: Safetensors dtype and shape of each of its tensors, by name.
-        prefix: Text before the layer number in their names.
+        tensors: Safetensors dtype and shape of the cut model's tensors, by name.
+        prefix: Text before the layer number in those names.
         reference: Raw config of the reference; None: only the tensors are checked.
-        kept: The layer of the reference that each layer of the target is.
+        kept: The reference's layer that each layer of the target is.
 
     Returns:
         The fields of `ask_class.ClassCheck`.
@@ -116,7 +116,7 @@ def _load_on_meta(
     import torch
 
     class Meta(torch.Tensor):
-        """Stays on the meta device: one conversion would want 95 GB on a CPU (qwen4_exp)."""
+        """Stay on the meta device: one conversion would take 95 GB on a CPU (qwen4_exp)."""
 
         def to(self, *_: Any, dtype: Any = None, **__: Any) -> torch.Tensor:
             plain = self.as_subclass(torch.Tensor)

@@ -1,4 +1,4 @@
-"""Compare everything about two models' layers that decides what they compute, except weights."""
+"""Compare the layers of two models in everything that decides what they compute, except weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -7,8 +7,8 @@ from inheritune.errors import SourceError, UnsupportedModelError, escape, first_
 from inheritune.model_files.layers import is_tower
 
 _SPLIT = ("embed_tokens_per_layer", "per_layer_model_projection")
-# These say what other layers read from a layer, and where else its weights are used; they do not
-# change what it computes itself.
+# Attributes that say what other layers read from a layer, and where else its weights are used.
+# They do not change what it computes itself.
 _FOR_OTHERS = {"store_full_length_kv", "num_fwd_mem_blocks", "layer_block_map", "layer_dic"}
 # Attributes that hold a layer's own index, which may change where layers move.
 _INDEX_NAMES = {"layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "idx"}
@@ -37,7 +37,12 @@ def compare_layers(
     prefix: str,
     kept: Sequence[int],
 ) -> None:
-    """Refuse layers that would compute something else than they do in the reference."""
+    """Refuse layers that would not compute what they do in the reference.
+
+    Raises:
+        UnsupportedModelError: A layer, or a part outside the layers, differs.
+        SourceError: The class refuses one of the two configs.
+    """
     whole = _build(model_class, reference, "the reference's config")
     cut = _build(model_class, target, "the config it would be cut to")
     path = layer_list(whole, cut, prefix, len(kept))
@@ -138,7 +143,7 @@ def _refuse_difference(
 
 
 def _facts(module: Any, ignored: set[str], without: str | None) -> Iterator[tuple[str, Any]]:
-    """Yield everything about a module that decides what it computes, except its weights."""
+    """Yield names and values of all that decides what a module computes, except its weights."""
     for path, part in module.named_modules():
         if without is not None and (path == without or path.startswith(f"{without}.")):
             continue
@@ -162,7 +167,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _follows_length(key: str, one: Any, other: Any, lengths: tuple[int, int]) -> bool:
-    """Whether a fact only states the number of layers, or is a list with one entry per layer."""
+    """Tell whether a fact is just the number of layers, or a list with one entry per layer."""
     if any(name in key for name in _SPLIT):
         return True
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):

@@ -26,7 +26,6 @@ def initialise(config: dict[str, Any], seed: int, out: str, normal: Sequence[str
     """Write a model with the fresh fp32 weights that its class gives it.
 
     Args:
-        out: Directory to write, with the names that the class uses on disk.
         normal: Names, or ends of names, of weights to draw from N(0, 1) instead.
     """
     import torch
@@ -47,10 +46,10 @@ def reload(directory: str) -> dict[str, Any]:
     """Load a model directory as a user would, and run it.
 
     Returns:
-        ``class``: its name. ``unexpected``: tensors that the class does not use. ``tied``: whether
-        head and embedding are one tensor. ``cache``: difference between logits with a cache and
-        without, as a share of the largest; infinite if the class fails with its cache, None if it
-        keeps none. ``cache_agrees``: whether the difference is rounding.
+        ``class``: name of its class. ``unexpected``: tensors that the class does not use. ``tied``:
+        whether head and embedding are one tensor. ``cache``: largest difference between logits with
+        and without a cache, as a share of the largest logit; infinite if the class fails with its
+        cache, None if it has none. ``cache_agrees``: whether that difference is rounding.
 
     Raises:
         SourceError: It does not load, misses a weight, or gives values that are not finite.
@@ -80,7 +79,7 @@ def compare_outputs(target: str, reference: str, kept: Sequence[int]) -> str | N
     """Run the same input through both models and compare the outputs of the kept layers bitwise.
 
     Returns:
-        The comparison in words; None if the class skips layers when it is given text alone.
+        The comparison in words; None if the class skips some of the layers for text input.
 
     Raises:
         SourceError: The outputs differ.
@@ -120,7 +119,7 @@ def compare_outputs(target: str, reference: str, kept: Sequence[int]) -> str | N
 
 
 def _same_outside(whole: Any, cut: Any, path: str) -> bool:
-    """Whether the weights outside the layers have the same shapes in both models."""
+    """Tell whether the weights outside the layers have the same shapes in both models."""
     shapes = [
         {n: w.shape for n, w in model.named_parameters() if not n.startswith(path + ".")}
         for model in (whole, cut)
@@ -129,10 +128,10 @@ def _same_outside(whole: Any, cut: Any, path: str) -> bool:
 
 
 def align_weights(model: Any, leave: Sequence[Any] = ()) -> None:
-    """Move weights to aligned addresses; loaded ones lie in memory as they do in their file.
+    """Move weights to aligned addresses, except those of the modules in ``leave``.
 
-    Unaligned, products of the same numbers are rounded in another order, which differs by up to
-    1e-6 on an AVX-512 processor (docs/log.md).
+    Loaded weights lie in memory as they do in their file. Products with unaligned ones are rounded
+    in another order, which differs by up to 1e-6 on an AVX-512 processor (docs/log.md).
     """
     left = {id(weight) for module in leave for weight in module.parameters()}
     for weight in [*model.parameters(), *model.buffers()]:
