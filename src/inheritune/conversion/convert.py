@@ -18,7 +18,7 @@ from inheritune.model_files.config import text_config
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.refusals import refuse_unsafe_config, refuse_unsupported_model
-from inheritune.model_files.safe_path import safe_file
+from inheritune.model_files.safe_path import refuse_other_files, safe_file
 from inheritune.model_files.safetensors import Tensor, read_header
 from inheritune.model_files.write import MAX_SHARD_BYTES
 from inheritune.surgery.class_check.ask_class import check_whole
@@ -132,7 +132,9 @@ def _unpickle(pickles: PytorchFiles, config: Mapping[str, Any], staging: Path) -
     answer = ask("inheritune.conversion.rewrite", work, request, _limits(size), subject)
     reply = _checked(answer, count)
     if pickles.places:
-        _refuse_disagreement(pickles, reply["sources"])
+        pairs = zip(pickles.files, reply["sources"], strict=True)
+        by_file = {name: file.name for file, names in pairs for name in names}
+        refuse_other_files(pickles.places, by_file, "the weight index")
     return reply
 
 
@@ -168,20 +170,6 @@ def _checked(reply: Mapping[str, Any], files: int) -> dict[str, Any]:
     if len(checked["sources"]) != files or not checked["files"]:
         raise SourceError("the process that unpickled gave no usable answer.")
     return checked
-
-
-def _refuse_disagreement(pickles: PytorchFiles, sources: list[list[str]]) -> None:
-    by_index = pickles.places
-    pairs = zip(pickles.files, sources, strict=True)
-    by_file = {name: file.name for file, names in pairs for name in names}
-    for name in sorted(by_file.keys() | by_index.keys()):
-        if by_file.get(name) != by_index.get(name):
-            place = f"{escape(name)!r} is in {by_index.get(name, 'no file')}"
-            raise SourceError(
-                f"the weight index says that {place}; it is in "
-                f"{by_file.get(name, 'none of them')}.",
-                "Download the model again.",
-            )
 
 
 def _take_weights(reply: Mapping[str, Any], staging: Path) -> None:

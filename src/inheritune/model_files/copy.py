@@ -1,4 +1,4 @@
-"""Copy bytes between files, inside the kernel where it can, and the side files of a model."""
+"""Copy bytes between files, in the kernel where it can, and the side files of a model."""
 
 import errno
 import os
@@ -8,8 +8,8 @@ from pathlib import Path
 from inheritune.errors import SourceError
 from inheritune.model_files.safe_path import safe_file
 
-# Files that belong to a model whatever its number of layers. Other files (training arguments,
-# cards, pickles, other frameworks' weights) describe the reference only.
+# Files that hold for any number of layers. Others (training arguments, cards, pickles, weights of
+# other frameworks) describe the reference only.
 _SIDE_FILES = (
     *("tokenizer*.json", "tokenizer*.model", "*.tiktoken", "*.spm", "spiece.model"),
     *("vocab*.json", "vocab*.txt", "vocab*.bpe", "merges.txt", "special_tokens_map.json"),
@@ -20,7 +20,7 @@ _SIDE_FILES = (
 _KERNEL_CHUNK = 2**30
 _CHUNK = 8 * 2**20
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
-# Answers of a kernel or file system that cannot copy this way, but perhaps another.
+# Errors of a kernel or file system that cannot copy this way.
 _CANNOT = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 
 
@@ -44,13 +44,27 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
 
 
 def copy_range(source: int, target: int, offset: int, size: int, path: Path) -> None:
-    """Copy a range of an open file to where another one stands; `path` is for messages.
+    """Copy a range of an open file to the position of another one, in the kernel where it can.
+
+    Args:
+        path: Path of the source, for messages.
 
     Raises:
         SourceError: The source ends before the range does.
     """
     end = offset + size
-    offset = _copy_in_kernel(source, target, offset, end)
+    if hasattr(os, "copy_file_range"):
+        try:
+            # 0 before the end: the file is shorter, or the file system cannot. Reading will tell.
+            while offset < end and (
+                count := os.copy_file_range(
+                    source, target, min(_KERNEL_CHUNK, end - offset), offset
+                )
+            ):
+                offset += count
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
     while offset < end:
         os.lseek(source, offset, os.SEEK_SET)
         data = os.read(source, min(_CHUNK, end - offset))
@@ -63,31 +77,11 @@ def copy_range(source: int, target: int, offset: int, size: int, path: Path) -> 
         offset += len(data)
 
 
-def _copy_in_kernel(source: int, target: int, offset: int, end: int) -> int:
-    """Copy without passing the bytes through this process; return where that ended."""
-    ways = []
-    if hasattr(os, "copy_file_range"):
-        ways.append(lambda at: os.copy_file_range(source, target, min(_KERNEL_CHUNK, end - at), at))
-    if hasattr(os, "sendfile"):
-        ways.append(lambda at: os.sendfile(target, source, at, min(_KERNEL_CHUNK, end - at)))
-    for way in ways:
-        try:
-            # 0 before the end: the file is shorter, or the file system cannot. Reading will tell.
-            while offset < end and (count := way(offset)):
-                offset += count
-        except OSError as error:
-            if error.errno not in _CANNOT | {errno.ENOTSOCK}:
-                raise
-        if offset == end:
-            break
-    return offset
-
-
 def side_files(directory: Path) -> list[Path]:
-    """List what belongs to a model besides config and weights, sorted by name.
+    """List the files that belong to a model besides config and weights, sorted by name.
 
-    Tokenizer, generation config, chat templates, licence, remote code. The model card is not among
-    them: it describes the reference.
+    These are tokenizer, generation config, chat templates, licence and remote code, but not the
+    model card, which describes the reference.
 
     Raises:
         SourceError: One of them is a link that leads out of the directory.

@@ -1,4 +1,4 @@
-"""Open a Hugging Face model directory as data: nothing in it is run, and no weight is loaded."""
+"""Open a Hugging Face model directory as data, without running its code or loading a weight."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +21,13 @@ from inheritune.model_files.refusals import (
     refuse_unsafe_config,
     refuse_unsupported_model,
 )
-from inheritune.model_files.safe_path import INDEX, SINGLE_FILE, read_weight_index, safe_file
+from inheritune.model_files.safe_path import (
+    INDEX,
+    SINGLE_FILE,
+    read_weight_index,
+    refuse_other_files,
+    safe_file,
+)
 from inheritune.model_files.safetensors import Tensor, read_header
 from inheritune.system.progress import Listener, silent
 from inheritune.system.rows import html_table
@@ -40,15 +46,15 @@ _MOST_RECORD_BYTES = 4 * 2**20
 
 @dataclass(frozen=True)
 class ModelDirectory:
-    """The content of a model directory: its config, and where each tensor lies.
+    """A model directory as data: its config, and where each tensor lies.
 
     Attributes:
-        tensors: By name, file after file, each in the order of its bytes.
+        tensors: Tensors by name, file after file, in the order of their bytes.
         side_files: Tokenizer, generation config, templates, licence, remote code.
         name: Hub id, ``embedded:...``, or the name of the local directory.
         revision: Commit of a Hub id, else None.
-        metadata: The metadata of each weight file, by file name.
-        remote: Fetches the bytes that are not on this machine yet; None: all are here.
+        metadata: Metadata of each weight file, by file name.
+        remote: Fetches bytes that are not on this machine yet; None if all are here.
     """
 
     path: Path
@@ -70,10 +76,10 @@ class ModelDirectory:
     def container(self) -> Container:
         """The list of tensors that are the layers."""
         announced = announced_prediction_layers(self.config)
-        # The record of a cut model names the list: few layers can be as many as another list has.
+        # The record of a cut model names the list: other lists may have as many entries.
         path = self.path / "inherit.json"
         prefix = None
-        # The record of a model with 70,000 tensors is large, and its layers are found without it.
+        # The record of 70,000 tensors is large, and so many layers are found without it.
         if path.is_file() and path.stat().st_size <= _MOST_RECORD_BYTES:
             prefix = read_json_object(path, MODEL_FILE, "the record").get("container")
         prefix = prefix if isinstance(prefix, str) else None
@@ -88,7 +94,7 @@ class ModelDirectory:
     def digest(self) -> str:
         """XXH3 digest of config.json and every weight file, 128 bits, in hexadecimal.
 
-        Reads all files, once. It tells one model from another; it is no proof against an attacker.
+        Reads all files, once. It tells models apart, but does not withstand an attacker.
         """
         total = xxhash.xxh3_128((self.path / "config.json").read_bytes())
         for name in sorted(self.metadata):
@@ -99,10 +105,10 @@ class ModelDirectory:
         return total.hexdigest()
 
     def load(self, **options: Any) -> "PreTrainedModel":
-        """Load the model with transformers, from these files alone and without code in them.
+        """Load the model with transformers, from these files alone and without running their code.
 
         Args:
-            **options: For `AutoModelForCausalLM.from_pretrained`, such as ``dtype``.
+            **options: Options of `AutoModelForCausalLM.from_pretrained`, such as ``dtype``.
         """
         from transformers import AutoModelForCausalLM
 
@@ -119,10 +125,10 @@ class ModelDirectory:
         return 0 if self.remote is None else self.remote.missing_bytes(_ranges(tensors))
 
     def download(self, tensors: Iterable[Tensor], on_progress: Listener = silent) -> None:
-        """Fetch the bytes of these tensors unless they are on this machine already.
+        """Fetch the bytes of these tensors that are not on this machine yet.
 
         Raises:
-            MachineError: The Hub cannot be reached; what has come is kept for the next time.
+            MachineError: The Hub cannot be reached; what has arrived is kept.
         """
         if self.remote is not None:
             self.remote.download(_ranges(tensors), on_progress=on_progress)
@@ -140,16 +146,17 @@ def open_model(
     whole: bool = True,
     stop: Callable[[], bool] = lambda: False,
 ) -> ModelDirectory:
-    """Open a model, and refuse one whose layers cannot safely be taken.
+    """Open a model, and refuse one whose layers cannot be taken safely.
 
-    Only config.json, the headers of the weight files and parts of the tokenizer are read.
+    Reads only config.json, the headers of the weight files and parts of the tokenizer.
 
     Args:
         model: Local directory, ``embedded:demo``, or a Hub id, which is downloaded.
         revision: Branch, tag or commit of a Hub id.
         whole: Download all weights of a Hub id now. False: only their headers;
             `ModelDirectory.download` then fetches what is needed.
-        stop: Stop flag, read several times a second while all weights are downloaded.
+        stop: Stop flag, read several times a second while all weights are downloaded; a download
+            of headers only ignores it.
 
     Raises:
         SourceError: The directory is missing, broken or unsafe, or not supported.
@@ -158,13 +165,12 @@ def open_model(
     """
     if "\0" in model:
         raise SourceError(f"the model {escape(model)} holds a NUL.")
-    if model.startswith(_EMBEDDED):
-        _warn_of_revision(model, revision)
-        return _open(_embedded(model), model)
     local = Path(model).expanduser()
-    if local.is_dir() or not is_hub_id(model):
-        _warn_of_revision(model, revision)
-        return _open(local, local.resolve().name)
+    is_embedded = model.startswith(_EMBEDDED)
+    if is_embedded or local.is_dir() or not is_hub_id(model):
+        if revision is not None:
+            warnings.warn(f"{model} is a directory: its revision is ignored", stacklevel=2)
+        return _open(_embedded(model), model) if is_embedded else _open(local, local.resolve().name)
     if local.exists():
         raise SourceError(f"{model} is a file.", "Name the model directory that holds it.")
     if whole:
@@ -174,11 +180,6 @@ def open_model(
 
     partial = open_partial(model, revision)
     return replace(_open(partial.directory, model, partial.commit), remote=partial)
-
-
-def _warn_of_revision(model: str, revision: str | None) -> None:
-    if revision is not None:
-        warnings.warn(f"{model} is a directory: its revision is ignored", stacklevel=3)
 
 
 def _embedded(model: str) -> Path:
@@ -235,15 +236,6 @@ def _open_weights(
                     f"{escape(tensor.name)!r} is in two files, {other.file.name} and {shard}.",
                     "Download the model again.",
                 )
-            if weight_map.get(tensor.name) != shard:
-                raise SourceError(
-                    f"{shard} holds {escape(tensor.name)!r}, which {index} does not place there.",
-                    "Download the model again.",
-                )
             tensors[tensor.name] = tensor
-    if missing := next((name for name in weight_map if name not in tensors), None):
-        raise SourceError(
-            f"{index} says that {weight_map[missing]} holds {escape(missing)!r}; it does not.",
-            "Download the model again.",
-        )
+    refuse_other_files(weight_map, {name: t.file.name for name, t in tensors.items()}, str(index))
     return tensors, metadatas, index_metadata

@@ -1,6 +1,7 @@
 """Check file names and links of a model directory before anything behind them is opened."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -12,7 +13,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def safe_file(directory: Path, name: str) -> Path:
-    """Return the path of a file in a model directory once its links are known to stay there.
+    """Return the path of a file in a model directory after checking that no link leads out of it.
 
     A snapshot in the Hugging Face cache may link into that cache's ``blobs/``.
 
@@ -47,7 +48,7 @@ def _roots(directory: Path) -> list[Path]:
 def read_weight_index(
     path: Path, endings: tuple[str, ...] = (".safetensors",)
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Read the weight file of each tensor, and the index's metadata; the names are safe to open.
+    """Read a weight index: the file name of each tensor, safe to open, and the metadata.
 
     Raises:
         SourceError: The index is broken, or names anything but plain files beside it.
@@ -65,6 +66,25 @@ def read_weight_index(
             )
     files = {tensor: sys.intern(file) for tensor, file in weight_map.items()}
     return files, metadata if isinstance(metadata, dict) else {}
+
+
+def refuse_other_files(
+    by_index: Mapping[str, str], by_header: Mapping[str, str], index: str
+) -> None:
+    """Refuse a weight index that does not name the file of each tensor.
+
+    Args:
+        by_index: File name of each tensor by the weight index.
+        by_header: File name of each tensor by the headers of the weight files.
+        index: Name of the index in the message.
+    """
+    for name in sorted(by_index.keys() | by_header.keys()) if by_index != by_header else ():
+        stated, actual = by_index.get(name, "no file"), by_header.get(name, "none of them")
+        if stated != actual:
+            raise SourceError(
+                f"{index} says that {escape(name)!r} is in {stated}; it is in {actual}.",
+                "Download the model again.",
+            )
 
 
 def _is_plain_name(value: object, endings: tuple[str, ...]) -> bool:

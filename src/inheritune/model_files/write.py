@@ -15,7 +15,7 @@ from inheritune.model_files.safetensors import Tensor, item_bits
 MAX_SHARD_BYTES = 5_000_000_000
 # Small enough to stay in a core's cache between reading, converting and writing.
 _CHUNK = 2**20
-# After so many bytes, the caller may work on what is written while the rest is copied.
+# After this many bytes, the caller may read what is written while the rest is copied.
 _GROUP = 2**27
 
 
@@ -53,8 +53,6 @@ def split_into_shards(
 ) -> dict[str, list[TargetTensor]]:
     """Spread tensors over files: at least one for each file that they come from, in the same order.
 
-    Ranges that are neighbours in the old files stay neighbours, so that they are copied at once.
-
     Args:
         tensors: Those of one origin follow each other.
         largest: Most bytes of a file, unless a single tensor is larger; None: 5 GB.
@@ -77,7 +75,7 @@ def split_into_shards(
 
 
 def file_header(tensors: Iterable[TargetTensor], metadata: Mapping[str, str]) -> bytes:
-    """Make the beginning of a safetensors file: length and text of its header."""
+    """Make the beginning of a safetensors file: the length of its header, and the header."""
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position = 0
     for tensor in tensors:
@@ -100,7 +98,7 @@ def write_safetensors(
     The file is complete when the iterator has ended; it is not synced to the disk.
 
     Yields:
-        The tensors that were written since the last time, where they lie in the new file.
+        The tensors written since the last yield, where they lie in the new file.
 
     Raises:
         SourceError: A source is shorter than it was when its header was read, or a value does not
@@ -109,21 +107,23 @@ def write_safetensors(
     ordered = _aligned(tensors)
     header = file_header(ordered, metadata)
     with out.open("xb", buffering=0) as file:
-        target, position = file.fileno(), len(header)
-        write_all(target, header)
-        for group in _neighbours(ordered):
-            with open_source(group[0].source.file) as source:
-                _copy(source, target, group)
-            placed = []
-            for tensor in group:
-                place = (out, position, tensor.size)
-                placed.append(Tensor(tensor.name, tensor.dtype, tensor.shape, *place))
-                position += tensor.size
+        write_all(file.fileno(), header)
+        position = yielded_to = len(header)
+        placed: list[Tensor] = []
+        for tensor in ordered:
+            _copy(tensor, file.fileno())
+            place = (out, position, tensor.size)
+            placed.append(Tensor(tensor.name, tensor.dtype, tensor.shape, *place))
+            position += tensor.size
+            if position - yielded_to >= _GROUP:
+                yield placed
+                placed, yielded_to = [], position
+        if placed:
             yield placed
 
 
 def _aligned(tensors: Sequence[TargetTensor]) -> Sequence[TargetTensor]:
-    """Keep the order where every tensor begins at a multiple of its item size; else sort."""
+    """Sort tensors by item size, unless each begins at a multiple of its item size already."""
     position = 0
     for tensor in tensors:
         if position % max(item_bits(tensor.dtype) // 8, 1):
@@ -132,37 +132,14 @@ def _aligned(tensors: Sequence[TargetTensor]) -> Sequence[TargetTensor]:
     return tensors
 
 
-def _neighbours(tensors: Sequence[TargetTensor]) -> Iterator[list[TargetTensor]]:
-    """Group tensors that are one unchanged range of one file; all others stand alone."""
-    group: list[TargetTensor] = []
-    size = 0
-    for tensor in tensors:
-        if group and (size >= _GROUP or not _continues(group[-1], tensor)):
-            yield group
-            group, size = [], 0
-        group.append(tensor)
-        size += tensor.size
-    if group:
-        yield group
-
-
-def _continues(before: TargetTensor, after: TargetTensor) -> bool:
-    first, second = before.source, after.source
-    return (
-        first.file == second.file
-        and first.offset + first.size == second.offset
-        and not (first.pitch or second.pitch or before.is_cast or after.is_cast)
-    )
-
-
-def _copy(source: FileIO, target: int, group: Sequence[TargetTensor]) -> None:
-    first = group[0]
-    if not first.source.pitch and not first.is_cast:
-        size = sum(tensor.size for tensor in group)
-        copy_range(source.fileno(), target, first.source.offset, size, first.source.file)
-        return
-    for data in read_chunks(source, first.source):
-        write_all(target, cast(data, first.source.dtype, first.dtype, first.source.name))
+def _copy(tensor: TargetTensor, target: int) -> None:
+    source = tensor.source
+    with open_source(source.file) as file:
+        if not source.pitch and not tensor.is_cast:
+            copy_range(file.fileno(), target, source.offset, source.size, source.file)
+            return
+        for data in read_chunks(file, source):
+            write_all(target, cast(data, source.dtype, tensor.dtype, source.name))
 
 
 def read_chunks(file: FileIO, tensor: Tensor) -> Iterator[bytes]:
