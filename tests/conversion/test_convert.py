@@ -137,7 +137,7 @@ def test_the_format_of_old_torch_is_read_and_said(pickled, tmp_path):
 def test_a_lone_file_of_another_name_is_taken_and_trainers_files_are_not(tmp_path, name):
     for other in ("training_args.bin", "optimizer.pt", "rng_state_0.pth", name):
         (tmp_path / other).write_bytes(b"\x80")
-    assert find_pytorch_files(tmp_path).files == [tmp_path / name]
+    assert find_pytorch_files(tmp_path)[0] == [tmp_path / name]
 
 
 def test_two_files_that_may_be_the_weights_are_refused(pickled):

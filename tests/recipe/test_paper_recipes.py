@@ -15,11 +15,10 @@ from inheritune.model_files.config import layer_count
 from inheritune.model_files.shapes import class_headers
 from inheritune.planning.recipe_plan import RecipePlan, plan_recipe
 from inheritune.planning.scale import scale_file, scale_recipe
-from inheritune.recipe.deviations import deviations
 from inheritune.recipe.known_configs import known_config
 from inheritune.recipe.load import RecipeFile, read_recipe
 from inheritune.recipe.presets import preset_names, preset_path
-from inheritune.recipe.published import experiment_names
+from inheritune.recipe.published import deviations, experiment_names
 from inheritune.recipe.schema import Recipe
 from inheritune.run.execute import execute
 from inheritune.surgery.half_width import half_width_headers
@@ -68,7 +67,7 @@ def test_a_recipe_of_the_papers_is_a_preset_that_says_what_it_reproduces(name):
     recipe = recipe_of(name)
     assert recipe.name == name
     assert recipe.reproduces in experiment_names()
-    assert deviations(recipe)
+    assert deviations(recipe.resolved())
     text = preset_path(name).read_text(encoding="utf-8")
     assert text.startswith("# yaml-language-server: $schema=recipe.schema.json\n#")
 
@@ -270,23 +269,23 @@ def test_plan_and_run_take_the_scale_from_the_command_line(tmp_path):
 
 
 def test_only_settings_that_differ_from_print_are_listed():
-    said = deviations(recipe_of("gpt2-medium-openwebtext"))
+    said = deviations(recipe_of("gpt2-medium-openwebtext").resolved())
     assert said[0].endswith("train.batch_tokens is 393,216; v1 prints 50,000.")
     assert not any("learning_rate" in line for line in said)
     changed = read_recipe(preset_path("gpt2-medium-openwebtext"), ["train.learning_rate=6e-4"])
     assert any(
         "train.learning_rate is 0.0006; the authors' runs: 0.0003" in line
-        for line in deviations(changed.recipe)
+        for line in deviations(changed.recipe.resolved())
     )
-    assert deviations(recipe_of("demo")) == []
+    assert deviations(recipe_of("demo").resolved()) == []
 
 
 def test_settings_that_two_sources_give_differently_are_listed_with_both():
-    said = " ".join(deviations(recipe_of("fineweb-edu-medium")))
+    said = " ".join(deviations(recipe_of("fineweb-edu-medium").resolved()))
     assert "train.betas is [0.9, 0.999]; v4 prints [0.9, 0.95]." in said
     assert "train.tokens is 6,144,000,000; v4 prints 10,000,000,000." in said
     assert "scale_attn_by_inverse_layer_idx is false; the authors' runs: true" in " ".join(
-        deviations(recipe_of("gpt2-small-layers"))
+        deviations(recipe_of("gpt2-small-layers").resolved())
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from inheritune import __version__
 from inheritune.conversion.confinement import Limits
-from inheritune.conversion.pytorch_files import PytorchFiles, find_pytorch_files
+from inheritune.conversion.pytorch_files import find_pytorch_files
 from inheritune.conversion.sandbox import ask
 from inheritune.errors import RecipeError, SourceError, escape
 from inheritune.model_files.config import text_config
@@ -72,7 +72,7 @@ def convert(source: Path, out: Path) -> Converted:
         MachineError: The disk is full or read-only, or the memory too small for a file.
     """
     # --- refuse what can be refused before anything is read ---
-    pickles = find_pytorch_files(source)
+    pickles, places = find_pytorch_files(source)
     path = safe_file(source, "config.json")
     config = read_json_object(path, MODEL_FILE, "the config")
     refuse_unsafe_config(config, path)
@@ -80,11 +80,15 @@ def convert(source: Path, out: Path) -> Converted:
     if Path(os.path.realpath(out)).is_relative_to(source.resolve()):
         raise RecipeError(f"{out} lies in {source}.", "Name another directory.")
     refuse_used_directory(out)
-    before = _signatures(pickles.files)
+    before = _signatures(pickles)
 
     # --- convert, check, record ---
     with new_directory(out) as staging:
         reply = _unpickle(pickles, config, staging)
+        if places:
+            pairs = zip(pickles, reply["sources"], strict=True)
+            by_file = {name: file.name for file, names in pairs for name in names}
+            refuse_other_files(places, by_file, "the weight index")
         _take_weights(reply, staging)
         write_bytes(staging / "config.json", path.read_bytes())
         copy_side_files(source, staging)
@@ -93,9 +97,9 @@ def convert(source: Path, out: Path) -> Converted:
         warnings = _warnings(reply, tokenizer)
         files = [
             {"name": file.name, "size": file.stat().st_size, "sha256": sha256(file)}
-            for file in pickles.files
+            for file in pickles
         ]
-        if _signatures(pickles.files) != before:
+        if _signatures(pickles) != before:
             raise SourceError(f"{source} was changed while it was read.", "Convert it again.")
         record = {
             "format": _RECORD_FORMAT,
@@ -118,24 +122,18 @@ def _signatures(files: list[Path]) -> list[tuple[int, int]]:
     return [(status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files)]
 
 
-def _unpickle(pickles: PytorchFiles, config: Mapping[str, Any], staging: Path) -> dict[str, Any]:
+def _unpickle(pickles: list[Path], config: Mapping[str, Any], staging: Path) -> dict[str, Any]:
     work = staging / "work"
     work.mkdir(mode=0o700)
-    size = sum(file.stat().st_size for file in pickles.files)
+    size = sum(file.stat().st_size for file in pickles)
     request = {
-        "files": [str(file.resolve()) for file in pickles.files],
+        "files": [str(file.resolve()) for file in pickles],
         "config": config,
         "largest_shard": MAX_SHARD_BYTES,
     }
-    count = len(pickles.files)
-    subject = pickles.files[0].name + (" and others" if count > 1 else "")
+    subject = pickles[0].name + (" and others" if len(pickles) > 1 else "")
     answer = ask("inheritune.conversion.rewrite", work, request, _limits(size), subject)
-    reply = _checked(answer, count)
-    if pickles.places:
-        pairs = zip(pickles.files, reply["sources"], strict=True)
-        by_file = {name: file.name for file, names in pairs for name in names}
-        refuse_other_files(pickles.places, by_file, "the weight index")
-    return reply
+    return _checked(answer, len(pickles))
 
 
 def _limits(size: int) -> Limits:

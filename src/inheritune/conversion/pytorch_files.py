@@ -1,7 +1,5 @@
 """Find the PyTorch weights of a model directory, without unpickling any."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from inheritune.errors import SourceError, escape
@@ -16,19 +14,15 @@ _NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state"
 _AGAIN = "Download it again."
 
 
-@dataclass(frozen=True)
-class PytorchFiles:
-    """The pickled weights of a model directory."""
-
-    files: list[Path]  # checked to be plain files of the directory
-    places: Mapping[str, str]  # file name of each tensor by the index; empty without an index
-
-
-def find_pytorch_files(directory: Path) -> PytorchFiles:
+def find_pytorch_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
     """Find the pickled weights of a model directory, and check their first bytes.
 
     They are ``pytorch_model.bin``, or the files that ``pytorch_model.bin.index.json`` names, or the
     only other ``*.bin``, ``*.pt`` or ``*.pth``.
+
+    Returns:
+        The files, which are plain files of the directory; and the file name of each tensor by the
+        index, empty without an index.
 
     Raises:
         SourceError: There are none, the index leads out of the directory, or a file is not one that
@@ -58,7 +52,7 @@ def find_pytorch_files(directory: Path) -> PytorchFiles:
     files = [safe_file(directory, name) for name in file_names]
     for file in files:
         _refuse_foreign(file)
-    return PytorchFiles(files, places)
+    return files, places
 
 
 def _lone_file(directory: Path, names: list[str]) -> str:

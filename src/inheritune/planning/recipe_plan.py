@@ -17,7 +17,7 @@ from inheritune.planning.planned_reference import (
     with_taken_reference,
 )
 from inheritune.planning.trainings import PlannedTraining, Planner, growth_notes, training_notes
-from inheritune.recipe.deviations import deviations
+from inheritune.recipe.published import deviations
 from inheritune.recipe.schema import Recipe
 from inheritune.run_directory import Run
 from inheritune.steps.growth import Growth, first_layers
@@ -187,7 +187,7 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
             *growth_notes(recipe, growth),
             *training_notes(recipe, trainings, unique, exact, memory, speed),
             *shape_notes(model),
-            *deviations(recipe),
+            *deviations(recipe.resolved()),
         ),
     )
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from inheritune.errors import RecipeError, escape
 from inheritune.recipe.messages import explain
 from inheritune.recipe.schema import Recipe
-from inheritune.recipe.yaml_tree import KeyPath, Place, Tree, dotted, kind_of, read_tree
+from inheritune.recipe.yaml_tree import KeyPath, Location, Tree, dotted, kind_of, read_tree
 from inheritune.system.reading import read_regular_file
 
 _MAX_BYTES = 1_000_000
@@ -139,7 +139,7 @@ def _section(tree: Tree, path: tuple[str, ...], label: str) -> dict[str, Any]:
             default = Recipe.model_fields["variants"].default
             is_variants = path[:end] == ("variants",)
             values[part] = {n: v.model_dump() for n, v in default.items()} if is_variants else {}
-            tree.places[path[:end]] = Place("--set", label, 0)
+            tree.places[path[:end]] = Location("--set", label, 0)
         values = values[part]
         if not isinstance(values, dict):
             name = dotted(path[:end])

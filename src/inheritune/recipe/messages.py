@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from inheritune.errors import RecipeError, escape
 from inheritune.recipe.schema import Recipe
-from inheritune.recipe.yaml_tree import KeyPath, Place, Tree, dotted, kind_of
+from inheritune.recipe.yaml_tree import KeyPath, Location, Tree, dotted, kind_of
 
 # Keys of older versions, and what to do instead. An unknown key that is listed here gets this hint.
 REMOVED_KEYS = {
@@ -85,12 +85,12 @@ def _real_path(loc: KeyPath, value: Any) -> KeyPath:
     return path
 
 
-def _place(path: KeyPath, tree: Tree) -> Place:
+def _place(path: KeyPath, tree: Tree) -> Location:
     """Find where a key was written, or else the section it belongs to."""
     for end in range(len(path), -1, -1):
         if path[:end] in tree.places:
             return tree.places[path[:end]]
-    return Place("file", tree.label, 0)
+    return Location("file", tree.label, 0)
 
 
 def _problem(path: KeyPath, faults: list[_Fault], tree: Tree, misspelt: set[KeyPath]) -> _Problem:
@@ -118,7 +118,7 @@ def _problem(path: KeyPath, faults: list[_Fault], tree: Tree, misspelt: set[KeyP
     return f"{start} is {shown}.", _requirement(faults) + _advice(value, place)
 
 
-def _shown(value: Any, place: Place) -> str:
+def _shown(value: Any, place: Location) -> str:
     if isinstance(value, dict | list):
         return kind_of(value)
     raw = escape(place.raw)
@@ -134,7 +134,7 @@ def _requirement(faults: list[_Fault]) -> str:
     return f"It must {', '.join(others)}{' or ' if others else ''}{last}."
 
 
-def _advice(value: Any, place: Place) -> str:
+def _advice(value: Any, place: Location) -> str:
     if isinstance(value, float) and value.is_integer() and 0 < value < 1e18:
         return f" Write {int(value)}."
     if isinstance(value, str) and place.quoted and value.strip("+-").isdigit():

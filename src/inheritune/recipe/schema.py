@@ -13,7 +13,7 @@ from inheritune.recipe.values import (
     Name,
     NonNegative,
     Rate,
-    Section,
+    RecipeSection,
     Seed,
     Seeds,
     Share,
@@ -25,7 +25,7 @@ from inheritune.recipe.variants import Grow, Variant
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 
-class ReferenceTraining(Section):
+class ReferenceTraining(RecipeSection):
     """Train a reference from scratch instead of downloading one."""
 
     config: Annotated[dict[str, JsonValue], AfterValidator(writable)]
@@ -47,7 +47,7 @@ class ReferenceTraining(Section):
         return self
 
 
-class Reference(Section):
+class Reference(RecipeSection):
     """The large model whose layers are inherited."""
 
     model: str | None = None
@@ -64,7 +64,7 @@ class Reference(Section):
         return self
 
 
-class Inherit(Section):
+class Inherit(RecipeSection):
     """How many layers the first round inherits."""
 
     layers: Count | Literal["advice"] | None = None
@@ -72,7 +72,7 @@ class Inherit(Section):
     suggested by the analysis of its attention."""
 
 
-class TextSource(Section):
+class TextSource(RecipeSection):
     """One of several text sources, with its share of the training tokens."""
 
     source: str | list[str]
@@ -89,7 +89,7 @@ class TextSource(Section):
     """Text column; null: data.text_column."""
 
 
-class Data(Section):
+class Data(RecipeSection):
     """Text for training and validation."""
 
     source: str | list[str] | list[TextSource]
@@ -133,7 +133,7 @@ class Data(Section):
         return self
 
 
-class Train(Section):
+class Train(RecipeSection):
     """Length, batches, optimizer and speed of each training."""
 
     tokens: Amount
@@ -216,7 +216,7 @@ class Train(Section):
         return self
 
 
-class Evaluate(Section):
+class Evaluate(RecipeSection):
     """How to measure val_loss, and on which tasks to test the models."""
 
     batch_size: Count = 16
@@ -237,7 +237,7 @@ class Evaluate(Section):
     """Training tokens after which to run the tasks, in addition to the end of each training."""
 
 
-class Analyze(Section):
+class Analyze(RecipeSection):
     """How much text to analyse attention on."""
 
     sequences: Count = 100
@@ -248,7 +248,7 @@ class Analyze(Section):
     """Share of the squared singular values that an attention rank must reach."""
 
 
-class Cost(Section):
+class Cost(RecipeSection):
     """What the machine costs, for the ledger."""
 
     price_per_hour: NonNegative | None = None
@@ -257,7 +257,7 @@ class Cost(Section):
     """Currency of price_per_hour."""
 
 
-class Report(Section):
+class Report(RecipeSection):
     """Samples in the report, and trackers to send metrics to."""
 
     prompts: list[str] = Field([])
@@ -268,7 +268,7 @@ class Report(Section):
     """Send metrics to these while training: tensorboard, wandb, trackio, mlflow."""
 
 
-class Recipe(Section):
+class Recipe(RecipeSection):
     """A run: reference, text, training, growth, variants, evaluation and report."""
 
     name: Name

@@ -107,7 +107,7 @@ Switch = Literal["auto", "on", "off"]
 Multiple = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,2}x$")]
 
 
-class Section(BaseModel):
+class RecipeSection(BaseModel):
     """Base class of recipe sections: immutable, strictly typed, and without unknown keys.
 
     The docstring below a key is its description in the schema and in the documentation.

@@ -12,7 +12,7 @@ from inheritune.recipe.values import (
     Multiple,
     NonNegative,
     Rate,
-    Section,
+    RecipeSection,
     Seeds,
     Share,
 )
@@ -35,7 +35,7 @@ Parts = Literal[
 ]
 
 
-class Grow(Section):
+class Grow(RecipeSection):
     """How the target grows while it does not match the reference loss."""
 
     add: CountOrZero = 2
@@ -72,7 +72,7 @@ class Grow(Section):
         return self
 
 
-class Distill(Section):
+class Distill(RecipeSection):
     """Learn from the reference's predictions too: alpha CE + (1 - alpha) temperature^2 KL."""
 
     alpha: Share = 0.6
@@ -84,7 +84,7 @@ class Distill(Section):
     one outcome. null: run the reference beside the training, with its full distribution."""
 
 
-class Variant(Section):
+class Variant(RecipeSection):
     """One way of training in a run: initial weights, size and length."""
 
     start: Start

@@ -20,7 +20,7 @@ _MAX_VALUES = 20_000  # a second of parsing; the largest honest recipe has hundr
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where and how a value was written."""
 
     origin: str  # "file" or "--set"
@@ -37,7 +37,7 @@ class Tree:
     label: str  # file name or `--set` text, for messages
     value: Any = None  # mappings, lists, texts, numbers, booleans, dates and None
     # One for each key and list item, by its path from the top.
-    places: dict[KeyPath, Place] = field(default_factory=dict)
+    places: dict[KeyPath, Location] = field(default_factory=dict)
 
 
 def dotted(path: KeyPath) -> str:
@@ -149,7 +149,7 @@ class _Reader:
         if isinstance(node, ScalarNode):
             raw, quoted = node.value, node.style is not None
         file_line = line if self.origin == "file" else 0
-        self.tree.places[path] = Place(self.origin, self.where(line), file_line, raw, quoted)
+        self.tree.places[path] = Location(self.origin, self.where(line), file_line, raw, quoted)
         if isinstance(node, ScalarNode):
             return self.scalar(node)
         assert isinstance(node, CollectionNode)

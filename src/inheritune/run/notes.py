@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from inheritune.recipe.deviations import deviations
+from inheritune.recipe.published import deviations
 from inheritune.recipe.schema import Recipe
 from inheritune.run.derive import Outcome
 from inheritune.run.ledger import count_matched
@@ -34,7 +34,7 @@ def run_notes(outcome: Outcome, recipe: Recipe) -> list[str]:
     skipped = sum(training.skipped for training in trainings)
     if skipped:
         notes.append(f"{skipped} steps were skipped because a value was not finite.")
-    return notes + deviations(recipe)
+    return notes + deviations(recipe.resolved())
 
 
 def _reference_notes(outcome: Outcome) -> list[str]:

@@ -219,7 +219,8 @@ def test_an_interrupted_download_goes_on_later(hub, repository):
     wanted = ranges_of(remote.directory, 6)
     told = []
 
-    def interrupt(_):
+    def interrupt(progress):
+        told.append(progress)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
