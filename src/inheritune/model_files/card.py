@@ -1,6 +1,6 @@
-"""Read the YAML at the head of a model card without trust, and write it so that it reads back.
+"""Read and write the YAML front matter of model cards, which may come from anybody.
 
-Also picks what the card of a reference hands on to a target: licence and language.
+Also pick the fields that the card of a reference hands on to a target: licence and language.
 """
 
 import io
@@ -27,10 +27,10 @@ _CARRIED = ("license", "license_name", "license_link", "language")
 
 
 def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
-    """Split a README.md by anybody into the fields of its front matter and its body.
+    """Split a README.md into the fields of its front matter and its body.
 
-    No fields where there is no front matter, or none that is a plain mapping: aliases, tags, and
-    more than 4 million characters are not read.
+    There are no fields if the front matter is missing, not a mapping, longer than 4 million
+    characters, or has aliases or tags.
     """
     block = _BLOCK.match(text)
     if block is None or len(block[1]) > _MAX_CHARACTERS:
@@ -52,9 +52,10 @@ def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
 
 
 def join_front_matter(fields: Mapping[str, Any], body: str) -> str:
-    """Join fields with JSON values and a body of Markdown into a README.md.
+    """Join fields with JSON values and a Markdown body into a README.md.
 
-    Every text is quoted, on one line: none can end the block, and YAML 1.1 and 1.2 read the same.
+    Every text is quoted on one line, so that none can end the front matter, and YAML 1.1 and 1.2
+    read the same.
     """
     yaml = YAML(pure=True)
     yaml.width = 2**31
@@ -82,11 +83,10 @@ def _key(key: object) -> str:
 
 
 def carried_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """Pick the fields of a model's card that also hold for what is made of the model.
+    """Pick the fields of a model's card that also hold for models made from it.
 
-    Returns:
-        Those of ``license``, ``license_name``, ``license_link`` and ``language`` that make sense:
-        texts, or for ``language`` also a list of texts.
+    These are ``license``, ``license_name``, ``license_link`` and ``language``, if they are texts;
+    ``language`` may also be a list of texts.
     """
     carried: dict[str, Any] = {}
     for key in _CARRIED:
@@ -100,9 +100,9 @@ def carried_fields(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def reference_fields(model: ModelDirectory) -> dict[str, Any]:
-    """Return the carried fields of a reference's card; empty where there is no card.
+    """Return the `carried_fields` of a reference's card; empty without a card.
 
-    The card of a Hub model is fetched at the model's commit, if the Hub can be reached.
+    The card of a Hub model is downloaded at the model's commit, if the Hub can be reached.
     """
     for path in (model.path / "README.md", *_from_hub(model)):
         with suppress(OSError):

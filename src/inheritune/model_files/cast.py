@@ -14,12 +14,13 @@ _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
 
 def cast(data: bytes, source: str, target: str, name: str = "a tensor") -> bytes:
-    """Round to the nearest value, ties to even; NaN stays NaN, infinity stays infinity.
+    """Round values to the nearest of another dtype, ties to even; NaN and infinity stay.
 
     Args:
-        data: Whole little-endian values.
-        source: Their dtype, one of `FLOATING`; any dtype if ``target`` is the same.
-        target: The new dtype, one of `FLOATING`.
+        data: Little-endian values of dtype ``source``.
+        source: One of `FLOATING`; any dtype if ``target`` is the same.
+        target: One of `FLOATING`.
+        name: Name of the tensor, for messages.
 
     Raises:
         SourceError: A finite value is too large for the target dtype.
@@ -54,8 +55,8 @@ def _to_bf16(values: "NDArray[np.floating]") -> "NDArray[np.uint16]":
     if values.dtype == np.dtype("<f8"):
         values = _to_odd(values)
     bits = values.astype("<f4").view("<u4")
-    # The upper 16 bits, plus the carry of half a unit; on a tie, of half a unit only if they are
-    # odd: that is rounding to the nearest, ties to even.
+    # Round to the nearest, ties to even: add just under half a unit of the upper 16 bits, and one
+    # more if they are odd.
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     # A NaN whose payload rounds away would become infinity: set its quiet bit instead.
     quiet = (bits >> 16) | 0x0040
@@ -63,7 +64,7 @@ def _to_bf16(values: "NDArray[np.floating]") -> "NDArray[np.uint16]":
 
 
 def _to_odd(values: "NDArray[np.floating]") -> "NDArray[np.floating]":
-    """Round fp64 to fp32, with an odd last bit where inexact: a second rounding is then right."""
+    """Round fp64 to fp32 with an odd last bit where inexact, so that a second rounding is right."""
     import numpy as np
 
     narrow = values.astype("<f4")

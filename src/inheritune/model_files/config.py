@@ -1,7 +1,7 @@
 """Edit a config.json for a model cut to some of its layers, and list the edits.
 
-The result is the reference's raw JSON with as few edits as the cut needs: keys that nobody here
-knows survive. Which fields speak of layers, and how, stands in `config_fields`.
+The result is the reference's raw JSON with as few edits as the cut needs; unknown keys survive.
+`config_fields` has the rules for the fields that depend on layers.
 """
 
 import copy
@@ -21,8 +21,8 @@ _PREDICTION_LAYERS = (
 )
 _MOST_LAYERS = 100_000
 
-# Where these fields are missing, the class derives them from the number of layers, counting from
-# the last one: a cut would then change what the first layers are.
+# Where these fields are missing, the class derives them by counting layers from the last one, so
+# that a cut would change the first layers.
 _MUST_BE_EXPLICIT = {
     **dict.fromkeys(
         ["beam", "gemma4", "gemma4_text", "gemma4_unified_text", "muse_glimmer", "muse_spark"],
@@ -32,7 +32,7 @@ _MUST_BE_EXPLICIT = {
     "minicpm3": ("scale_depth",),
     "olmo_hybrid": ("layer_types",),
 }
-# The number of layers is part of what these classes compute, and no field can correct it.
+# Classes that compute with the number of layers, which no field can correct.
 _CANNOT_BE_CUT = {
     "gpt_neox_japanese": "only its last layer has an attention bias",
     "minimax": "the decay of its attention depends on the number of layers",
@@ -101,15 +101,14 @@ def announced_prediction_layers(config: Mapping[str, Any]) -> int:
 def cut_config(
     config: Mapping[str, Any], layers: int | Sequence[int]
 ) -> tuple[dict[str, Any], list[Edit]]:
-    """Edit a config for some layers of its model.
+    """Edit a copy of a config for a model cut to some of its layers.
 
     Args:
-        config: Raw JSON of the reference; not changed.
-        layers: Number of first layers to keep, from 1 to the reference's; or which to keep,
-            ascending, counted from 0.
+        config: Raw JSON of the reference.
+        layers: Number of first layers to keep, or layer indices from 0, ascending.
 
     Returns:
-        The target's config, with every key that no rule knows, and the edits in file order.
+        The target's config, and the edits in file order.
 
     Raises:
         RecipeError: ``layers`` is out of range.
@@ -175,7 +174,7 @@ def _refuse_family(section: Mapping[str, Any], cut: Cut) -> None:
 
 
 def _refuse_no_attention(section: Mapping[str, Any], cut: Cut) -> None:
-    """Refuse a hybrid without attention: its first such layer tells how long the cache is."""
+    """Refuse a hybrid cut to layers without attention, which decide how long its cache is."""
     model_type = section.get("model_type")
     kinds = layer_kinds(section, cut.total) or []
     attending = [i for i, kind in enumerate(kinds) if attends(kind)]
@@ -191,7 +190,7 @@ def _refuse_no_attention(section: Mapping[str, Any], cut: Cut) -> None:
 
 
 def _refuse_vision_depth(config: Mapping[str, Any], cut: Cut) -> None:
-    # Its entries are layers of the vision tower; the first goes to text layer 0, and so on.
+    # Entry i is the layer of the vision tower that feeds text layer i.
     vision = config.get("vision_config")
     indices = vision.get("deepstack_visual_indexes") if isinstance(vision, dict) else None
     if isinstance(indices, list) and cut.layers < len(indices):
@@ -209,7 +208,7 @@ def _edit(section: Any, path: str, cut: Cut, nested: bool = True) -> Iterator[Ed
     for key, value in list(section.items()):
         if key in LEFT_ALONE or (not nested and key not in RULES):
             continue
-        # Rules by name come first: a list of layer numbers can be as long as there are layers.
+        # Rules by name come first: a list of layer numbers may happen to have one for each layer.
         if key in RULES:
             rule, reason = RULES[key]
             try:
@@ -222,12 +221,12 @@ def _edit(section: Any, path: str, cut: Cut, nested: bool = True) -> Iterator[Ed
         elif key.startswith("mtp_") and isinstance(value, list | str):
             del section[key]
             yield Edit(path + key, value, None, "multi-token-prediction layers are dropped")
-        # A list as long as there are layers is taken for one entry per layer. Lists only: the
-        # word "silu" has as many letters as a model of four layers.
+        # A list as long as there are layers is taken for one entry per layer; a text is not:
+        # "silu" has as many letters as a small model has layers.
         elif isinstance(value, list) and len(value) == cut.total > cut.layers:
             reason = "a list as long as there are layers"
             yield from _replace(section, path, key, [value[i] for i in cut.kept], reason)
-        # Anything else that looks like layer numbers would be silently wrong: refuse it.
+        # Anything else that looks like layer numbers would be silently wrong.
         elif _looks_like_layers(key, value, cut):
             raise UnsupportedModelError(
                 f"the field {path}{key} of config.json seems to speak of layers, but is not known: "

@@ -1,9 +1,8 @@
-"""Cut the fields of a config that speak of layers, each by the rule of its name.
+"""Cut the fields of a config that depend on layers, each by the rule of its name.
 
-A rule takes a field's value and the cut, and returns the value for the target; the same value means
-that the field stays. The field names were collected from the 155 decoder-only model types of
-transformers 5; scalars that are right for any number of first layers (``first_k_dense_replace``,
-``decoder_sparse_step``, ``attn_layer_period``, ...) need no rule.
+A rule takes a field's value and the cut, and returns the value for the target. The field names were
+collected from the 155 decoder-only model types of transformers 5; scalars that hold for any number
+of first layers (``first_k_dense_replace``, ``decoder_sparse_step``, ...) need no rule.
 """
 
 import math
@@ -39,8 +38,8 @@ Rule = Callable[[Any, Cut], Any]
 
 
 # --- one entry for each layer: keep those of the kept layers ---
-# Left as it is, such a list has the wrong length, or its entries speak of other layers: some
-# classes refuse it, others build wrong layers without a word.
+# Otherwise the list has the wrong length, or its entries belong to other layers: some classes
+# refuse it, others silently build wrong layers.
 
 
 def _per_layer(value: Any, cut: Cut) -> Any:
@@ -74,14 +73,9 @@ def _letters(value: Any, cut: Cut) -> Any:
 
 
 def expand_runs(value: Any, most: int) -> list[Any] | None:
-    """Expand a per-layer list that is written in runs, as gpt_neo's ``attention_types`` is.
+    """Expand run lengths such as ``[[["global", "local"], 12]]`` of gpt_neo to 24 layer kinds.
 
-    Args:
-        value: ``[[["global", "local"], 12]]`` means 24 layers, alternating.
-        most: Most repeats of a pattern: no model repeats one more often than it has layers.
-
-    Returns:
-        The kind of each layer; None where the value has another form.
+    None where the value has another form, or repeats a pattern more than ``most`` times.
     """
     kinds: list[Any] = []
     try:
@@ -149,19 +143,19 @@ def _zero(value: Any, cut: Cut) -> Any:
 def _last_index(value: Any, cut: Cut) -> Any:
     if type(value) is not int or value < 0:  # -1: the last layer
         return value
-    # The last kept layer that is not beyond the old end.
+    # The new index of the last kept layer up to the old one.
     return max((i for i, layer in enumerate(cut.kept) if layer <= value), default=0)
 
 
 def _from_the_end(value: Any, cut: Cut) -> Any:
-    """Count how many of the reference's last ``value`` layers are kept."""
+    """Count the kept layers among the reference's last ``value`` layers."""
     if type(value) is not int:
         return value
     return sum(layer >= cut.total - value for layer in cut.kept)
 
 
 def _over_root_of_depth(value: Any, cut: Cut) -> Any:
-    """Scale s so that s / sqrt(layers), which the class computes, stays what it was."""
+    """Scale s so that the class's s / sqrt(layers) stays: s' = s sqrt(layers' / layers)."""
     if not isinstance(value, int | float) or cut.layers == cut.total:
         return value
     try:

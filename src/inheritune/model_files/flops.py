@@ -1,6 +1,6 @@
-"""Count the floating-point operations of a training token: one convention, and its terms.
+"""Count the floating-point operations of a training token, from a config and weight shapes.
 
-Used both with a live model and with headers and a config only.
+Both loaded models and plans, which have only headers and a config, are counted here.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 from inheritune.model_files.layers import attends, layer_kinds
 
 EVALUATION_SHARE = 1 / 3
-"""A forward pass as a share of forward and backward."""
+"""FLOPs of a forward pass, as a share of forward and backward."""
 
 _RECURRENT_TYPES = {"falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"}
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "attention_heads", "num_heads")
@@ -46,9 +46,9 @@ def training_flops_per_token(multiplied: int, attention: float, seq_len: int) ->
 def attention_width(
     section: Mapping[str, Any], total: int, kept: Sequence[int] | None = None
 ) -> float:
-    """Sum heads x head size over the layers with attention: all of them, or those in ``kept``.
+    """Return A = sum of heads x head size over the attention layers among ``kept`` (None: all).
 
-    Where queries and values are of different width, the head size is their mean.
+    Where queries and values have different head sizes, their mean counts.
     """
     if keeps_no_keys(section):
         return 0.0
@@ -80,13 +80,13 @@ def attention_heads(section: Mapping[str, Any]) -> tuple[int, float]:
 
 
 def key_value_width(section: Mapping[str, Any]) -> int:
-    """Count the values of keys and values that one attention layer keeps of a token."""
+    """Count the numbers that one attention layer caches for a token, in keys and values."""
     heads, size = attention_heads(section)
     inner = section.get("attn_config")
     key_heads = first_int(section, _KEY_VALUE_HEADS)
     if isinstance(inner, Mapping):  # dbrx
         key_heads = key_heads or first_int(inner, _KEY_VALUE_HEADS)
-    # Falcon's older form names the number of its heads, but keeps one.
+    # Falcon's older form states the number of its heads, but has one key-value head.
     if section.get("multi_query") is True and not section.get("new_decoder_architecture"):
         key_heads = 1
     return int(2 * (key_heads or heads) * size)

@@ -1,4 +1,4 @@
-"""Open a model in whatever form it is given: a Hub id, a directory, or a model in memory."""
+"""Open a model given as a Hub id, a directory, or a model in memory."""
 
 import os
 from collections.abc import Iterator
@@ -26,13 +26,13 @@ def opened_model(
     whole: bool = True,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> Iterator[ModelDirectory]:
-    """Open a model for as long as the block runs; one in memory is saved to a temporary directory.
+    """Open a model for the block; one in memory is saved to a temporary directory in its dtype.
 
     Args:
-        model: Hub id, directory, ``embedded:demo``, or a model in memory, saved in its own dtype.
+        model: Hub id, directory, ``embedded:demo``, or a model in memory.
         revision: Branch, tag or commit of a Hub id.
         whole: Download all weights of a Hub id now, see `open_model`.
-        tokenizer: Tokenizer of a model in memory; None: that of the place it was loaded from.
+        tokenizer: Tokenizer of a model in memory; None: copied from where the model was loaded.
     """
     if isinstance(model, ModelDirectory):
         yield model
@@ -51,14 +51,14 @@ def opened_model(
 def _save(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", directory: Path
 ) -> None:
-    """Save a model in memory beside its tokenizer; without one where there is none to be had."""
+    """Save a model in memory with its tokenizer, if there is one."""
     from transformers.utils import logging
 
     directory.mkdir()
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     elif model.name_or_path:
-        # Copied, not loaded and saved: tokens that were prepared with it are known by its bytes.
+        # Copied, not loaded and saved: prepared tokens are bound to the tokenizer's bytes.
         commit = getattr(model.config, "_commit_hash", None)
         with suppress(InherituneError):
             copy_side_files(open_model(model.name_or_path, commit, whole=False).path, directory)

@@ -1,4 +1,4 @@
-"""Find a model's layers: their tensors by the names on disk, their kinds by the config."""
+"""Find the layers of a model by its tensor names, and their kinds by its config."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -9,8 +9,8 @@ from inheritune.errors import SourceError, UnsupportedModelError, escape
 
 # Parts of names that belong to the other modalities of a multimodal model.
 _TOWERS = ("vision", "visual", "audio", "image", "speech", "sam_", "talker", "token2wav")
-# Lists beside the layers that hold one tensor for each, and which layer their number 0 is of:
-# inkling2's queries over the residual stream. Layer 0 needs none before its attention.
+# Lists beside the layers with one tensor for each, and the layer that their number 0 belongs to:
+# inkling2's queries over the residual stream, of which the attention of layer 0 needs none.
 _COMPANIONS = {"attn_res.mlp_queries.": 0, "attn_res.attn_queries.": 1}
 
 
@@ -20,11 +20,11 @@ class Container:
 
     prefix: str  # the part of their names before the number, such as ``"model.layers."``
     layers: int
-    # Numbers from ``layers`` on: multi-token-prediction layers, which read the last hidden state of
-    # all layers and are useless on top of another one.
+    # Numbers from ``layers`` on: multi-token-prediction layers, which read the hidden state after
+    # all layers and are useless on top of fewer.
     extra: tuple[int, ...] = ()
     outside: frozenset[str] = frozenset()  # prediction tensors outside the list
-    # Prefixes of other numbered lists of about the same length. They may hold weights of the
+    # Prefixes of other numbered lists of about the same length, which may hold weights of the
     # layers; only the model's class knows.
     parallel: tuple[str, ...] = ()
 
@@ -64,12 +64,12 @@ def find_container(
 
     Args:
         announced: Number of multi-token-prediction layers in the config.
-        recorded_prefix: Prefix of the layers, if a record names it: a target has so few layers
-            that other lists can have the same length.
+        recorded_prefix: Prefix of the layers, if a record names it. It decides between lists of the
+            same length, which are common where a target has few layers.
 
     Raises:
-        SourceError: No list has the numbers 0 to ``layers`` - 1, or it has unexplained others.
-        UnsupportedModelError: Several lists have them.
+        SourceError: No list has the numbers 0 to ``layers`` - 1, or the list has unknown others.
+        UnsupportedModelError: Several lists have these numbers.
     """
     lists: dict[str, set[int]] = defaultdict(set)
     prediction: set[str] = set()
@@ -117,7 +117,7 @@ def _no_container(lists: dict[str, set[int]], layers: int) -> SourceError:
         return SourceError(
             f"config.json says {layers} layers, but no tensor name holds a layer number."
         )
-    # The longest list is what was probably meant.
+    # The longest list is probably the one meant.
     prefix = max(lists, key=lambda p: (len(lists[p]), p))
     held = lists[prefix]
     missing = [i for i in range(min(layers, max(held) + 1000)) if i not in held]
@@ -148,7 +148,7 @@ def ranges(numbers: Iterable[int]) -> list[str]:
 
 # --- the kinds of layers of a hybrid model: attention, recurrent, MLP ---
 
-# Layers that keep a state of fixed size, or none at all; all others keep keys and values.
+# Kinds without a state, and kinds with a state of fixed size; all others keep keys and values.
 _STATELESS = {"mlp", "moe", "-", "E"}
 _RECURRENT = {"linear_attention", "linear", "mamba", "mamba2", "recurrent", "conv", "kda", "M"}
 
@@ -159,10 +159,7 @@ def attends(kind: str) -> bool:
 
 
 def layer_kinds(section: Mapping[str, Any], total: int) -> list[str] | None:
-    """Return the kind of each layer, in the words of the config.
-
-    None: the config leaves them to the model's class, or there is one kind only.
-    """
+    """Return the kind of each layer as the config names it; None if it states no kinds."""
     for name in ("layer_types", "layers_block_type", "hybrid_override_pattern"):
         value = section.get(name)
         if isinstance(value, list | str) and len(value) >= total:
@@ -178,10 +175,10 @@ def layer_kinds(section: Mapping[str, Any], total: int) -> list[str] | None:
 def adapts_cut_layer(
     name: str, section: Mapping[str, Any], total: int, kept: Collection[int]
 ) -> bool:
-    """Tell whether a tensor adapts a shared layer to a place that is cut off (zamba2).
+    """Tell whether a tensor is a zamba2 adapter for an attention layer that is cut off.
 
     In zamba2, all attention layers share the weights of the first ones, which hold a list of
-    adapters: one for each place where they are used.
+    adapters, one for each attention layer.
     """
     _, separator, rest = name.partition("_adapter_list.")
     number = rest.partition(".")[0]
@@ -192,7 +189,7 @@ def adapts_cut_layer(
 
 
 def _attention_by_number(section: Mapping[str, Any]) -> Callable[[int], bool] | None:
-    """Return a test of layer indices for attention, from the ways in which configs number it."""
+    """Return a function that tells whether a layer index has attention; None if unstated."""
     linear = section.get("linear_attn_config")
     from_one = linear.get("full_attn_layers") if isinstance(linear, Mapping) else None
     if isinstance(from_one, list):  # kimi_linear

@@ -1,4 +1,4 @@
-"""Refuse model directories whose layers cannot be taken, and say what works instead."""
+"""Refuse model directories whose layers cannot be taken, with a way out for each."""
 
 import re
 import warnings
@@ -31,8 +31,8 @@ _FAMILIES = {
         "it is an encoder",
     ),
 }
-# Keys that transformers itself writes. Any other key with an underscore may set an attribute of its
-# internals (CVE-2026-4372).
+# Keys that transformers itself writes. Any other key with an underscore may set an internal
+# attribute (CVE-2026-4372).
 _UNDERSCORED = {
     *("_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_frame_rate"),
     *("_diffusers_version", "_experts_implementation", "_from_model_config", "_name_or_path"),
@@ -51,12 +51,7 @@ _QUANTISED_DTYPES = ("F4", "F6_", "F8_")
 
 
 def refuse_directory(directory: Path) -> None:
-    """Refuse a directory that holds no full model in safetensors.
-
-    Raises:
-        UnsupportedModelError: An adapter, GGUF or pickled weights; none of them is opened.
-        SourceError: No weights at all, or no config.
-    """
+    """Refuse a directory without a complete model in safetensors; no file is opened."""
     if not directory.is_dir():
         raise SourceError(f"there is no model directory {directory}.")
     refuse_files({path.name for path in directory.iterdir()}, str(directory))
@@ -97,7 +92,7 @@ def _ends_with(names: Iterable[str], *suffixes: str) -> str:
 def refuse_unsafe_config(config: Mapping[str, Any], path: Path) -> None:
     """Refuse a config that names code to load.
 
-    ``auto_map`` is no reason to refuse: that code is copied, and run only where a recipe allows it.
+    ``auto_map`` is allowed: its code is copied, but run only where a recipe allows it.
     """
     waiting: list[Any] = [config]  # a list instead of recursion: the file may nest 50 levels
     while waiting:
@@ -127,7 +122,7 @@ def _refuse_unsafe_key(key: str, value: Any, path: Path) -> None:
 def refuse_unsupported_model(
     config: Mapping[str, Any], text: Mapping[str, Any], tensors: Collection[Tensor], path: Path
 ) -> None:
-    """Refuse families and formats whose layers cannot simply be cut off."""
+    """Refuse model types and weight formats whose layers cannot be cut off."""
     for section in (config, text):
         model_type = section.get("model_type")
         if isinstance(model_type, str) and model_type in _FAMILIES:
@@ -173,10 +168,10 @@ _ROLES = ("bos_token", "eos_token")
 
 
 def refuse_ids_without_rows(directory: Path, tensors: Iterable[Tensor]) -> None:
-    """Refuse a model whose tokenizer gives ids that its embedding has no row for.
+    """Refuse a model whose tokenizer has ids without a row in the embedding.
 
-    Special tokens that plain text never becomes, such as the place of an image, are a warning
-    only, unless they begin or end a document.
+    Special tokens that plain text never yields, such as an image placeholder, only cause a warning,
+    unless they begin or end a document.
     """
     rows = _rows(tensors)
     path = directory / "tokenizer.json"
@@ -213,9 +208,9 @@ def _rows(tensors: Iterable[Tensor]) -> int | None:
 
 
 def _may_exceed(path: Path, rows: int) -> bool:
-    """Tell whether some number in the file could be too large an id; 30 MB take 0.1 s.
+    """Tell whether a number in tokenizer.json could be an id of ``rows`` or more.
 
-    Sound files pass here: parsing one would take a second and half a gigabyte.
+    This takes 0.1 s for 30 MB; parsing the file would take a second and half a gigabyte.
     """
     digits = len(str(rows))
     large = re.compile(rb'"\s*:\s*([0-9]{%d,})' % digits)
@@ -242,7 +237,7 @@ def _tokens_beyond(path: Path, rows: int) -> tuple[dict[str, int], dict[str, int
         )
     try:
         tokenizer: Any = Tokenizer.from_str(path.read_text("utf-8"))
-    except Exception:  # the library raises plain Exception; who needs the tokenizer will say so
+    except Exception:  # the library raises plain Exception; loading the tokenizer will report it
         return {}, {}
     beyond = {t: i for t, i in tokenizer.get_vocab(with_added_tokens=True).items() if i >= rows}
     added = tokenizer.get_added_tokens_decoder() if beyond else {}
@@ -251,7 +246,7 @@ def _tokens_beyond(path: Path, rows: int) -> tuple[dict[str, int], dict[str, int
 
 
 def _roles(directory: Path) -> set[str]:
-    """Return the tokens that are put around documents."""
+    """Return the tokens that begin or end a document."""
     tokens: set[str] = set()
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (directory / name).is_file():

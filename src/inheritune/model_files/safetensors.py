@@ -1,8 +1,8 @@
-"""Read the header of a safetensors file: where each tensor lies.
+"""Read the header of a safetensors file, which says where each tensor lies.
 
-The format: 8 bytes, little-endian, with the length H of the header; H bytes of JSON, name to dtype,
-shape and ``data_offsets`` (first byte and byte after the last, counted from byte 8 + H); then the
-data, without holes. The library's own reader gives no offsets and accepts names that appear twice.
+The format: 8 bytes, little-endian, with the length H of the header; H bytes of JSON that map a name
+to dtype, shape and ``data_offsets`` (first byte and byte after the last, from byte 8 + H on); then
+the data, without holes. The library's own reader gives no offsets and accepts duplicate names.
 """
 
 import math
@@ -17,8 +17,8 @@ from inheritune.errors import SourceError, escape
 from inheritune.model_files.copy import open_source
 from inheritune.system.strict_json import UNTRUSTED, parse_json
 
-# The library allows 100 MB, which can take gigabytes once parsed. Known files have headers of a few
-# MB at most; the limits of UNTRUSTED allow about 55,000 tensors in a file.
+# The library allows 100 MB, which can take gigabytes once parsed. Headers of known files have a few
+# MB at most; the limits of UNTRUSTED allow about 55,000 tensors per file.
 _MAX_HEADER = 16 * 2**20
 _MAX_INT = 2**63 - 1
 _BITS = {
@@ -31,7 +31,7 @@ _BITS = {
     **dict.fromkeys(["U32", "I32", "F32"], 32),
     **dict.fromkeys(["U64", "I64", "F64", "C64"], 64),
 }
-# Files that are no weights: where their sign stands, the sign, what they are, and the way out.
+# Signs of files that are no weights: offset, bytes, name of the format, and the way out.
 _FOREIGN = [
     (0, b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its repository."),
     (0, b"GGUF", "a GGUF file", "Use the repository it was made from."),
@@ -50,8 +50,8 @@ _AGAIN = "Download the file again."
 class Tensor:
     """A tensor as a range of bytes in a file."""
 
-    name: str  # name on disk, which need not be the name of the module's parameter
-    dtype: str  # the format's word for it, such as ``"BF16"``
+    name: str  # name on disk, which may differ from the parameter's name in the module
+    dtype: str  # in the format's notation, such as ``"BF16"``
     shape: tuple[int, ...]
     file: Path
     offset: int  # first byte, from the start of the file
@@ -79,7 +79,7 @@ def torch_name(dtype: str) -> str:
 
 
 def read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
-    """Read where each tensor of a file lies, in the order of their bytes, and the file's metadata.
+    """Read the tensors of a file, in the order of their bytes, and the file's metadata.
 
     Raises:
         SourceError: The file breaks the format: too short, foreign, a header that is not strict
@@ -109,7 +109,7 @@ def read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
 
 
 def refuse_foreign(path: Path, start: bytes, expected: str) -> None:
-    """Refuse a file whose first 512 bytes show that it holds no weights; say what it is instead."""
+    """Refuse a file whose first 512 bytes show another format; the message names the format."""
     for offset, sign, what, hint in _FOREIGN:
         if (start if offset else start.lstrip()).startswith(sign, offset):
             raise SourceError(f"{path} is {what}, not {expected}.", hint)
@@ -166,7 +166,7 @@ def _counts(value: Any) -> bool:
 
 
 def _refuse_gaps(path: Path, tensors: Sequence[Tensor], position: int, file_size: int) -> None:
-    """Refuse tensors, in the order of their bytes, that do not cover the data exactly."""
+    """Refuse tensors, sorted by offset, that do not cover the data without holes and overlaps."""
     for tensor in tensors:
         name = escape(tensor.name)
         if tensor.offset + tensor.size > file_size:

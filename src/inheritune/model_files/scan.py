@@ -1,4 +1,4 @@
-"""Compute digests of tensors in a file, and find values that cannot be weights, in one pass."""
+"""Compute digests of the tensors in a file, and find NaN, infinity and zeros, in one pass."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -23,16 +23,16 @@ _EXPONENT = {"F64": 0x7FF0, "F32": 0x7F80, "BF16": 0x7F80, "F16": 0x7C00}
 
 @dataclass(frozen=True)
 class Scan:
-    """The result of one pass over a tensor."""
+    """Digests and properties of one tensor."""
 
     xxh3: str  # XXH3 digest of its bytes, 128 bits, in hexadecimal; finds accidents, not attacks
     sha256: str | None  # None: not computed, being ten times slower
     finite: bool  # all values are finite; true for dtypes without NaN and infinity
-    zero: bool
+    zero: bool  # all values are zero
 
 
 def scan(file: Path, tensors: Sequence[Tensor], *, sha256: bool = False) -> dict[str, Scan]:
-    """Read tensors of one file once, in the order given."""
+    """Scan tensors of one file in the given order, reading each byte once."""
     with open_source(file) as source:
         return {tensor.name: _scan(source, tensor, sha256) for tensor in tensors}
 
@@ -51,7 +51,7 @@ def _scan(source: FileIO, tensor: Tensor, sha256: bool) -> Scan:
 
 
 def _largest_magnitude(data: bytes, dtype: str) -> int:
-    """Return the largest of the values' highest 16 bits without sign; 0 for other dtypes."""
+    """Return the maximum of the values' upper 16 bits without sign; 0 for non-floating dtypes."""
     if dtype not in _EXPONENT:
         return 0
     import numpy as np
@@ -75,5 +75,5 @@ def refuse_not_finite(scans: Mapping[str, Scan], where: Path) -> None:
 
 
 def zero_matrices(tensors: Sequence[Tensor], scans: dict[str, Scan]) -> list[str]:
-    """Return the names of matrices of nothing but zeros: most often an incomplete download."""
+    """Return the names of all-zero matrices, usually a sign of an incomplete download."""
     return [t.name for t in tensors if len(t.shape) > 1 and t.items and scans[t.name].zero]
