@@ -149,15 +149,11 @@ def _limits(size: int) -> Limits:
 
 def _checked(reply: Mapping[str, Any], files: int) -> dict[str, Any]:
     """Copy the expected fields of a reply; a stranger's file may have shaped it."""
-
-    def texts(value: Any) -> list[str]:
-        return [str(item) for item in value]
-
     try:
         checked = {
             "torch": escape(reply["torch"]),
-            "files": texts(reply["files"]),
-            "sources": [texts(names) for names in reply["sources"]],
+            "files": [str(name) for name in reply["files"]],
+            "sources": [list(map(str, names)) for names in reply["sources"]],
             "dropped": {escape(k, 200): escape(v, 200) for k, v in reply["dropped"].items()},
             "warnings": [escape(warning, 400) for warning in reply["warnings"]],
             "unmapped": [escape(name) for name in reply["unmapped"]],

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
-from inheritune.model_files.config_fields import COUNTS, LEFT_ALONE, RULES, Cut, is_number
+from inheritune.model_files.config_fields import (
+    COUNTS,
+    LEFT_ALONE,
+    PREDICTION_LAYERS,
+    RULES,
+    Cut,
+    is_number,
+)
 from inheritune.model_files.layers import attends, layer_kinds
 
 # Multimodal models nest the config of their text model under one of these keys.
 _TEXT = ("text_config", "llm_config", "language_config", "thinker_config")
-_PREDICTION_LAYERS = (
-    *("num_nextn_predict_layers", "num_mtp_layers"),
-    *("mtp_num_hidden_layers", "mtp_num_layers"),
-)
 _MOST_LAYERS = 100_000
 
 # Where these fields are missing, the class derives them by counting layers from the last one, so
@@ -94,7 +97,7 @@ def layer_count(config: Mapping[str, Any]) -> int:
 def announced_prediction_layers(config: Mapping[str, Any]) -> int:
     """Return how many multi-token-prediction layers the config announces beside the layers."""
     section = text_config(config)
-    values = [section.get(name) for name in _PREDICTION_LAYERS]
+    values = [section.get(name) for name in PREDICTION_LAYERS]
     return max((v for v in values if type(v) is int), default=0)
 
 

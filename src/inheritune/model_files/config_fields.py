@@ -166,6 +166,12 @@ def _over_root_of_depth(value: Any, cut: Cut) -> Any:
 
 # --- the fields ---
 
+PREDICTION_LAYERS = (
+    *("num_nextn_predict_layers", "num_mtp_layers"),
+    *("mtp_num_hidden_layers", "mtp_num_layers"),
+)
+"""Fields that count the multi-token-prediction layers."""
+
 PER_LAYER = (
     *("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers"),
     *("intermediate_size", "activation_sparsity_pattern", "indexer_types"),
@@ -200,10 +206,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "num_kv_shared_layers": (_from_the_end, "layers counted from the end"),
     "scale_depth": (_over_root_of_depth, "divided by the square root of the depth in use"),
     **dict.fromkeys(
-        [
-            *("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers"),
-            "mtp_num_layers",
-        ],
+        PREDICTION_LAYERS,
         (_zero, "multi-token-prediction layers are dropped: they read the full depth"),
     ),
 }

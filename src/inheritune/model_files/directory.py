@@ -170,7 +170,13 @@ def open_model(
     if is_embedded or local.is_dir() or not is_hub_id(model):
         if revision is not None:
             warnings.warn(f"{model} is a directory: its revision is ignored", stacklevel=2)
-        return _open(_embedded(model), model) if is_embedded else _open(local, local.resolve().name)
+        if not is_embedded:
+            return _open(local, local.resolve().name)
+        if model != _EMBEDDED + "demo":
+            raise SourceError(
+                f"unknown model {escape(model)}.", "The only embedded model is embedded:demo."
+            )
+        return _open(Path(__file__).parents[1] / "demo_reference", model)
     if local.exists():
         raise SourceError(f"{model} is a file.", "Name the model directory that holds it.")
     if whole:
@@ -180,16 +186,6 @@ def open_model(
 
     partial = open_partial(model, revision)
     return replace(_open(partial.directory, model, partial.commit), remote=partial)
-
-
-def _embedded(model: str) -> Path:
-    name = model.removeprefix(_EMBEDDED)
-    directory = Path(__file__).parents[1] / f"{name}_reference"
-    if name != "demo" or not directory.is_dir():
-        raise SourceError(
-            f"unknown model {escape(model)}.", "The only embedded model is embedded:demo."
-        )
-    return directory
 
 
 def _open(directory: Path, name: str, revision: str | None = None) -> ModelDirectory:

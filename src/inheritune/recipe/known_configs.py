@@ -1,4 +1,4 @@
-"""Give the shapes of published models, to plan with before they are downloaded.
+"""Look up the shapes of published models, to plan with before they are downloaded.
 
 The values are those of the models' public config.json files as of November 2026, and give the
 published numbers of parameters. Training and inheriting always read the model itself instead.
@@ -13,7 +13,7 @@ _SAME_SHAPE = ("-Instruct", "-it", "-deduped")  # what is tuned or cleaned has t
 
 
 def known_config(model: str) -> dict[str, Any] | None:
-    """Look up the fields of config.json that decide sizes, by the last part of an id or path."""
+    """Return the fields of config.json that decide sizes, by the last part of an id or path."""
     name = PurePosixPath(model.replace("\\", "/")).name
     text = (files("inheritune.recipe") / "known_configs.json").read_text("utf-8")
     configs: dict[str, dict[str, Any]] = json.loads(text)

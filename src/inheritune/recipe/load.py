@@ -1,4 +1,4 @@
-"""Read a recipe from a YAML file and ``--set`` texts, check it, and record origins."""
+"""Read a recipe from a YAML file and ``--set`` texts, check it, and record each value's origin."""
 
 import errno
 from collections.abc import Iterator, Sequence
@@ -24,8 +24,7 @@ class RecipeFile:
     path: Path | None  # the file; None for a recipe that was not read from one
     text: str  # the file's text without a byte order mark; empty if there is no file
     recipe: Recipe
-    # "file", "--set", "--scale" or "default" for each leaf of
-    # `recipe.resolved()`, by its dotted key, such as "train.tokens". A list is one leaf.
+    # "file", "--set", "--scale" or "default" of each value, by dotted key such as "train.tokens".
     origins: dict[str, str]
     scaled: str = ""  # a sentence on how `--scale` shrank the recipe; otherwise empty
 
@@ -56,12 +55,11 @@ def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeFile:
         )
     for text_of_set in sets:
         _override(tree, text_of_set)
-    recipe = _checked(tree)
-    return RecipeFile(path, text, recipe, _origins(recipe, tree))
+    return made_recipe(tree, path, text)
 
 
 def read_sets(sets: Sequence[str]) -> Tree:
-    """Read overrides into a tree of sections, without a file.
+    """Read overrides into a tree of recipe sections, without a file.
 
     Raises:
         RecipeError: One is not of the form KEY=VALUE.
@@ -72,21 +70,17 @@ def read_sets(sets: Sequence[str]) -> Tree:
     return tree
 
 
-def made_recipe(tree: Tree) -> RecipeFile:
-    """Check a recipe that was put together from a command line.
-
-    ``tree`` was made by `read_sets`; the other required sections have been added to its mappings.
-    Raises as `read_recipe`.
-    """
-    recipe = _checked(tree)
-    return RecipeFile(None, "", recipe, _origins(recipe, tree))
-
-
-def _checked(tree: Tree) -> Recipe:
+def made_recipe(tree: Tree, path: Path | None = None, text: str = "") -> RecipeFile:
+    """Check the values of a recipe, and the file and text they were read from, if any."""
     try:
-        return Recipe.model_validate(tree.value)
+        recipe = Recipe.model_validate(tree.value)
     except ValidationError as error:
         raise explain(error, tree) from None
+    origins = {
+        ".".join(map(str, key)): tree.places[key].origin if key in tree.places else "default"
+        for key, _ in leaves(recipe.resolved())
+    }
+    return RecipeFile(path, text, recipe, origins)
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -149,15 +143,8 @@ def _section(tree: Tree, path: tuple[str, ...], label: str) -> dict[str, Any]:
     return values
 
 
-def _origins(recipe: Recipe, tree: Tree) -> dict[str, str]:
-    return {
-        ".".join(map(str, path)): tree.places[path].origin if path in tree.places else "default"
-        for path, _ in leaves(recipe.resolved())
-    }
-
-
 def leaves(values: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """List the values inside nested mappings with their paths; a list or {} is one value."""
+    """Yield the values inside nested mappings with their paths; a list or {} is one value."""
     if not isinstance(values, dict) or not values:
         yield path, values
         return

@@ -1,4 +1,4 @@
-"""Explain what is wrong with a recipe: file and line, key, value, and what is allowed instead."""
+"""Explain errors of a recipe: file and line, key, value, and what is allowed instead."""
 
 import difflib
 import re
@@ -14,7 +14,7 @@ from inheritune.errors import RecipeError, escape
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.yaml_tree import KeyPath, Location, Tree, dotted, kind_of
 
-# Keys of older versions, and what to do instead. An unknown key that is listed here gets this hint.
+# Hints for keys of older versions.
 REMOVED_KEYS = {
     "grow.abandon": "Leave it out, and limit growth by grow.max_rounds or grow.max_layers.",
     "grow.audit": "Leave it out: every round is trained to its end.",
@@ -22,7 +22,7 @@ REMOVED_KEYS = {
 }
 
 _MAX_LINES = 3
-# In place of pydantic's words, which name classes and patterns.
+# Replacements for messages of pydantic that name classes and patterns.
 _PLAIN = {"model_type": "be a mapping", "string_pattern_mismatch": "be a multiple such as 2x"}
 _Fault = Mapping[str, Any]  # as pydantic lists it
 _Problem = tuple[str, str]  # message, hint
@@ -32,7 +32,7 @@ def explain(error: ValidationError, tree: Tree) -> RecipeError:
     """Turn pydantic's errors about ``tree.value`` into one error of at most three lines."""
     faults = _by_path(error, tree.value)
     problems: list[_Problem] = []
-    misspelt: set[KeyPath] = set()  # missing, but an unknown key beside it was meant
+    misspelt: set[KeyPath] = set()  # missing keys for which an unknown key was probably meant
 
     # Missing keys come last, since an unknown key may turn out to be the missing one, misspelt.
     def order(path: KeyPath) -> tuple[bool, int, str]:
@@ -56,7 +56,7 @@ def explain(error: ValidationError, tree: Tree) -> RecipeError:
 
 
 def _by_path(error: ValidationError, value: Any) -> dict[KeyPath, list[_Fault]]:
-    """Group pydantic's errors by key: one for each type that a key could have had."""
+    """Group pydantic's errors by key: there is one for each type that the key may have."""
     faults: dict[KeyPath, list[_Fault]] = defaultdict(list)
     for fault in error.errors(include_url=False):
         path = _real_path(fault["loc"], value)
@@ -86,7 +86,7 @@ def _real_path(loc: KeyPath, value: Any) -> KeyPath:
 
 
 def _place(path: KeyPath, tree: Tree) -> Location:
-    """Find where a key was written, or else the section it belongs to."""
+    """Return the location of a key, or else of the section it belongs to."""
     for end in range(len(path), -1, -1):
         if path[:end] in tree.places:
             return tree.places[path[:end]]
@@ -126,7 +126,7 @@ def _shown(value: Any, place: Location) -> str:
 
 
 def _requirement(faults: list[_Fault]) -> str:
-    """Put what pydantic says of each type that the key may have into one sentence."""
+    """Join pydantic's requirements, one for each type that the key may have, to a sentence."""
     texts = [
         _PLAIN.get(fault["type"]) or re.sub(r"^\w+ should ", "", fault["msg"]) for fault in faults
     ]
@@ -169,7 +169,7 @@ def _description(path: KeyPath) -> str:
 
 @cache
 def _keys() -> dict[KeyPath, FieldInfo]:
-    """List every key of a recipe; ``<name>`` is any name that users choose, and 0 any index."""
+    """Map every key path of a recipe to its field; ``<name>`` is any name, and 0 any index."""
 
     def walk(section: type[BaseModel], path: KeyPath) -> Iterator[tuple[KeyPath, FieldInfo]]:
         for name, field in section.model_fields.items():
@@ -181,7 +181,7 @@ def _keys() -> dict[KeyPath, FieldInfo]:
 
 
 def _sections(annotation: Any, between: KeyPath = ()) -> Iterator[tuple[type[BaseModel], KeyPath]]:
-    """List the sections inside a type, each with the parts of the path that lead to it."""
+    """Yield the recipe sections inside a type, each with the path parts that lead to it."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation, between
     step: dict[Any, KeyPath] = {dict: ("<name>",), list: (0,)}

@@ -1,4 +1,4 @@
-"""Make a recipe of a path, a preset's name, a `Recipe` or keyword arguments."""
+"""Make a recipe from a path, a preset's name, a `Recipe` or keyword arguments."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from inheritune.recipe.yaml_tree import Tree
 
 
 def is_recipe(value: object) -> bool:
-    """Tell a recipe, or the path of one, from a model."""
+    """Tell whether a value is a recipe, or the path of one, and not a model."""
     if isinstance(value, str | os.PathLike):
         return Path(value).suffix in (".yaml", ".yml") and not Path(value).is_dir()
     return isinstance(value, Recipe | RecipeFile)
@@ -22,11 +22,11 @@ def is_recipe(value: object) -> bool:
 def recipe_with(
     recipe: "str | os.PathLike[str] | Recipe | RecipeFile | None", sections: Mapping[str, Any]
 ) -> RecipeFile:
-    """Read a recipe, with keys that replace its own.
+    """Read a recipe, and replace some of its keys.
 
     Args:
         recipe: Path, name of a preset, or a `Recipe`; None: the sections alone are the recipe.
-        sections: Sections of a recipe; of a mapping, only the keys that it has are replaced.
+        sections: New values by section; a mapping replaces only the keys that it has.
 
     Raises:
         RecipeError: The recipe is missing or wrong; one to three lines say where.
@@ -48,7 +48,7 @@ def recipe_with(
 
 
 def overrides(sections: Mapping[str, Any]) -> list[str]:
-    """Write sections as ``--set`` writes them: KEY=VALUE, in JSON, which is YAML."""
+    """Write sections as ``--set`` texts, KEY=VALUE with the value in JSON, which is YAML."""
     overrides = []
     for name, value in sections.items():
         keys = value.items() if isinstance(value, Mapping) else [("", value)]

@@ -37,10 +37,10 @@ def parse_amount(value: object) -> object:
 
 
 def amount_of_tokens(tokens: int | str) -> int:
-    """Read an amount of tokens that stands outside of a recipe, such as ``--tokens 1B``.
+    """Read a token amount outside a recipe, such as ``--tokens 1B``.
 
     Raises:
-        RecipeError: It is no amount, or less than 1.
+        RecipeError: The text is no amount, or less than 1.
     """
     text = str(tokens).strip()
     amount = int(text) if text.isdecimal() and len(text) < 19 else parse_amount(text)
@@ -76,7 +76,7 @@ def _distinct(value: list[int]) -> list[int]:
 
 
 def writable(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """Return the mapping, or raise ValueError if it has a NaN or an infinity, unknown to JSON."""
+    """Return the mapping, or raise ValueError if it holds NaN or infinity, which JSON lacks."""
     try:
         json.dumps(value, allow_nan=False)
     except ValueError:
@@ -108,9 +108,9 @@ Multiple = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,2}x$")]
 
 
 class RecipeSection(BaseModel):
-    """Base class of recipe sections: immutable, strictly typed, and without unknown keys.
+    """Base class of recipe sections: immutable, strictly typed, without unknown keys.
 
-    The docstring below a key is its description in the schema and in the documentation.
+    The docstring below a key is its description in the JSON Schema and the documentation.
     """
 
     model_config = ConfigDict(

@@ -17,8 +17,8 @@ from inheritune.recipe.values import (
     Share,
 )
 
-# Keys of older versions and the values that switched them off: a recipe that an older version
-# wrote spells them out. Any other value of them is refused, see `messages.REMOVED_KEYS`.
+# Keys of older versions, with the values that switched them off; recipes written by these versions
+# spell them out. Any other value is refused, see `messages.REMOVED_KEYS`.
 _SWITCHED_OFF = {"abandon": "never", "audit": False, "benchmark": None}
 
 Start = Literal["inherit", "fresh", "stacking", "hybrid-stacking", "half-width", "grown"]

@@ -1,4 +1,4 @@
-"""Read YAML text into plain values, and remember the line on which each was written."""
+"""Read YAML text into plain values, and record the line of each."""
 
 import re
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ _MAX_VALUES = 20_000  # a second of parsing; the largest honest recipe has hundr
 
 @dataclass(frozen=True)
 class Location:
-    """Where and how a value was written."""
+    """The place and the form in which a value was written."""
 
     origin: str  # "file" or "--set"
     where: str  # "recipe.yaml, line 4" or "--set train.tokens=2M"
@@ -32,16 +32,15 @@ class Location:
 
 @dataclass
 class Tree:
-    """Plain values, each with the place it was written at."""
+    """Plain values, each with its location."""
 
     label: str  # file name or `--set` text, for messages
     value: Any = None  # mappings, lists, texts, numbers, booleans, dates and None
-    # One for each key and list item, by its path from the top.
-    places: dict[KeyPath, Location] = field(default_factory=dict)
+    places: dict[KeyPath, Location] = field(default_factory=dict)  # of each key and list item
 
 
 def dotted(path: KeyPath) -> str:
-    """Write a path as a recipe's user does: ``train.betas[0]``."""
+    """Format a path as users write it: ``train.betas[0]``."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return escape(text.removeprefix("."), 120)
 
@@ -107,7 +106,7 @@ class _Refused(Exception):
 
 
 class _StrictComposer(Composer):
-    """ruamel's composer, which refuses a bomb at the event that would make it grow."""
+    """Compose nodes, but refuse aliases, tags, depth and size before they cost memory."""
 
     def __init__(self, loader: Any = None) -> None:
         super().__init__(loader)
@@ -132,7 +131,7 @@ class _StrictComposer(Composer):
 
 
 class _Reader:
-    """Turns composed nodes into plain values and records their places."""
+    """Turn composed nodes into plain values, and record their locations."""
 
     def __init__(self, label: str, origin: str) -> None:
         self.tree = Tree(label)
@@ -189,8 +188,7 @@ class _Reader:
         try:
             return self.constructor.construct_object(node)
         except Exception:
-            # Such as 2024-13-45, "=" or an integer of 5,000 digits: a number or date to YAML,
-            # but not one that exists.
+            # Such as 2024-13-45, "=" or an integer of 5,000 digits.
             raw = escape(node.value, 40)
             problem = f"{raw} looks like a number, date or YAML sign, but cannot be read as one."
             raise _Refused(node, problem, "Quote it, if text is meant.") from None

@@ -11,7 +11,7 @@ from inheritune.model_files.cast import FLOATING
 from inheritune.model_files.config import Edit, cut_config, text_config
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.layers import Container, adapts_cut_layer, numbered
-from inheritune.model_files.safetensors import Tensor, item_bits
+from inheritune.model_files.safetensors import Tensor, item_bits, torch_name
 from inheritune.model_files.write import TargetTensor
 from inheritune.surgery.class_check.ask_class import ask_class
 from inheritune.surgery.selection import LayerFacts, choose_layers
@@ -22,7 +22,6 @@ DTYPES = {
     **dict.fromkeys(["fp16", "float16"], "F16"),
     **dict.fromkeys(["bf16", "bfloat16"], "BF16"),
 }
-_CONFIG_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Kept in fp32 by the classes that have them: rotary tables, expert biases, state space decays.
 _NEVER_NARROWED = ("inv_freq", "e_score_correction_bias", "A_log")
 
@@ -155,8 +154,8 @@ def _cast_config(section: dict[str, Any], dtype: str, path: str = "") -> list[Ed
         if isinstance(value, dict):
             edits += _cast_config(value, dtype, f"{path}{key}.")
         elif key in ("dtype", "torch_dtype") and isinstance(value, str):
-            edits.append(Edit(path + key, value, _CONFIG_DTYPES[dtype], "the dtype asked for"))
-            section[key] = _CONFIG_DTYPES[dtype]
+            section[key] = torch_name(dtype)
+            edits.append(Edit(path + key, value, section[key], "the dtype asked for"))
     return [edit for edit in edits if edit.before != edit.after]
 
 

@@ -109,10 +109,9 @@ def choose_layers(
         layers: A number of first layers; a text in the grammar of this module; or layer indices,
             which are checked. None: ``"first"``.
         facts: Number of layers, and measurements so far, of the reference.
-        count: Number of layers, where it stands elsewhere; a selection that states another number
-            is refused.
-        estimate: Before a run has measured its reference, stand in the last layers for a way that
-            needs the measurement: their number is right, which is enough for checks and sizes.
+        count: Number of layers, if stated elsewhere; a selection with another number is refused.
+        estimate: Replace a way that needs a missing measurement by the last layers. Their number is
+            right, which is enough for checks and sizes before a run.
 
     Returns:
         Layer indices from 0, ascending, at least one.
@@ -136,7 +135,7 @@ def choose_layers(
 
 
 def needed_measurement(selection: str | None) -> str | None:
-    """Name the field of `LayerFacts` that a selection needs; None if it needs no measurement."""
+    """Return the field of `LayerFacts` that a selection needs; None if it needs none."""
     match = _WAY.fullmatch((selection or "").strip())
     way = WAYS.get(match["name"]) if match else None
     return way.needs if way else None
@@ -146,8 +145,7 @@ def stated_count(selection: str | None, total: int) -> int | None:
     """Count the layers of a selection that states their number, such as ``"last:13"``; else None.
 
     Raises:
-        RecipeError: The selection is not in the grammar, or a reference of ``total`` layers has no
-            such layers.
+        RecipeError: The selection is not in the grammar, or chooses layers beyond ``total``.
     """
     if selection is None or not re.search("[0-9]", selection):
         return None
@@ -155,7 +153,7 @@ def stated_count(selection: str | None, total: int) -> int | None:
 
 
 def check_selection(layers: Sequence[int], total: int) -> tuple[int, ...]:
-    """Refuse layer indices that are not ascending, without repeats, and in 0 to ``total`` - 1."""
+    """Return layer indices that ascend strictly from 0 to ``total`` - 1; refuse others."""
     if not layers:
         raise RecipeError("no layer is chosen.", f"Choose among 0 to {total - 1}.")
     for layer in layers:

@@ -80,7 +80,9 @@ class Sizes:
         weights = [t for t in outside if not is_buffer(t)]
         heads = [t for t in weights if _HEAD.search(t.name)]
         looked_up = [t for t in weights if len(t.shape) == 2 and _LOOKED_UP.search(t.name)]
-        embeddings = [t for t in looked_up if self._is_of_tokens(t)]
+        # Only the token embedding can be tied to a head.
+        others = [t for t in looked_up if _POSITIONS.search(t.name) or "per_layer" in t.name]
+        embeddings = [t for t in looked_up if t not in others]
         tied = bool(embeddings) and (not heads or self._is_tied)
         twice = _values(heads) if tied else 0  # files may hold both
         layers = [self.layers[i] for i in kept]
@@ -122,10 +124,6 @@ class Sizes:
         names = {tensor.name for tensor in self._by_layer[None]}
         # Weights outside the layers that have a part for each layer are cut with them.
         return [t for t in kept_tensors(self.reference, kept) if t.name in names]
-
-    def _is_of_tokens(self, tensor: Tensor) -> bool:
-        # Only the token embedding can be tied to a head.
-        return not _POSITIONS.search(tensor.name) and "per_layer" not in tensor.name
 
     @property
     def _is_tied(self) -> bool:

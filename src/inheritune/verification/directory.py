@@ -36,7 +36,7 @@ class Verification(Rows):
 
     @property
     def complete(self) -> bool:
-        """Whether every part was proven. A difference raises, so an unproven part was skipped."""
+        """Whether every part was proven; an unproven part was not checked."""
         return all(finding.proven for finding in self.findings)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -53,11 +53,11 @@ def verify(
 
     A model is checked against its record, and against its reference if one is given; tokens and
     checkpoints against the hashes of all their files; a run by its tokens, checkpoints and target.
-    A part that a run lacks is reported as not proven, since another process may be writing it.
+    A missing part of a run is reported as not proven, since another process may be writing it.
 
     Args:
-        reference: The model that a model, or a run's target, was cut from.
-        on_finding: Called with each finding as soon as it is made; a large model takes minutes.
+        reference: The model that the model, or the run's target, was cut from.
+        on_finding: Called with each finding as it is made; a large model takes minutes.
 
     Raises:
         SourceError: There is no such directory, or a model differs from its record or reference.
@@ -75,7 +75,7 @@ def verify(
 
 
 def directory_kind(path: Path) -> str:
-    """Tell the kind of a directory by files that only this kind has, even if it is damaged."""
+    """Return the kind of a directory, by files that only this kind has, even if it is damaged."""
     if not path.is_dir():  # not tried as a Hub id: `verify` is about directories on this machine
         raise SourceError(f"there is no directory {escape(path, _SHOWN)}.", "Check the path.")
     if (path / "run.json").is_file():
@@ -118,7 +118,7 @@ def _check_run(run: Run, reference: ModelDirectory | None) -> Iterator[Finding]:
         try:
             yield _check_checkpoint(path, in_run=True)
         except CheckpointError:
-            if path.is_dir():  # else a training that is still going on has deleted it meanwhile
+            if path.is_dir():  # else a running training has deleted it meanwhile
                 raise
     target = run.target if with_recipe else run.root / "model"
     if not target.is_dir():

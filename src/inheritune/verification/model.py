@@ -3,6 +3,7 @@
 import filecmp
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import xxhash
@@ -22,10 +23,10 @@ from inheritune.verification.run_model import Finding, check_class, run_target
 def verify_model(
     target: ModelDirectory, reference: ModelDirectory | None = None
 ) -> Iterator[Finding]:
-    """Verify a target that has a record, part by part.
+    """Verify a target with a record, part by part.
 
     Its bytes are compared with the digests in ``inherit.json``. With the reference, they are also
-    compared with the bytes they came from, and config and layers with the reference's.
+    compared with their source, and config and layers with the reference's.
 
     Raises:
         SourceError: Something differs; the message names the first difference.
@@ -84,31 +85,22 @@ def _scan_all(model: ModelDirectory, sha256: bool) -> dict[str, Scan]:
 def _compare_digests(
     scans: Mapping[str, Scan], record: Mapping[str, Any], training: Mapping[str, Any] | None
 ) -> Finding:
-    if training is not None:
-        return _compare_trained(scans, training.get("tensors"))
-    for name, result in scans.items():
-        for kind, digest in {"xxh3": result.xxh3, "sha256": result.sha256}.items():
-            recorded = record["tensors"][name].get(kind)
-            if digest is not None and recorded != digest:
-                raise SourceError(
-                    f"{escape(name)} has the {kind} digest {digest}; recorded was "
-                    f"{escape(recorded)}.",
-                    "The file was changed or damaged: write the target again.",
-                )
-    return Finding("digests", f"{len(scans)} tensors, as recorded")
-
-
-def _compare_trained(scans: Mapping[str, Scan], recorded: object) -> Finding:
-    if not isinstance(recorded, dict):
-        return Finding("digests", "not compared: the target was trained", proven=False)
-    for name, result in scans.items():
-        if recorded.get(name) != result.xxh3:
+    recorded, kinds, when = record["tensors"], ["xxh3", "sha256"], "recorded was"
+    if training is not None:  # the record of the training has digests of the trained weights
+        if not isinstance(trained := training.get("tensors"), dict):
+            return Finding("digests", "not compared: the target was trained", proven=False)
+        recorded, kinds = {name: {"xxh3": digest} for name, digest in trained.items()}, ["xxh3"]
+        when = "after its training it was"
+    for name, kind in product(scans, kinds):
+        digest, expected = getattr(scans[name], kind), recorded.get(name, {}).get(kind)
+        if digest is not None and digest != expected:
+            way_out = "write" if training is None else "copy"
             raise SourceError(
-                f"{escape(name)} has the xxh3 digest {result.xxh3}; after its training it was "
-                f"{escape(recorded.get(name))}.",
-                "The file was changed or damaged: copy the target again.",
+                f"{escape(name)} has the {kind} digest {digest}; {when} {escape(expected)}.",
+                f"The file was changed or damaged: {way_out} the target again.",
             )
-    return Finding("digests", f"{len(scans)} tensors, as after their training")
+    suffix = "as recorded" if training is None else "as after their training"
+    return Finding("digests", f"{len(scans)} tensors, {suffix}")
 
 
 def _plan_again(record: Mapping[str, Any], reference: ModelDirectory) -> InheritPlan:
@@ -195,7 +187,7 @@ def _compare_grown(
     scans: Mapping[str, Scan],
     target: ModelDirectory,
 ) -> Finding:
-    """Compare the layers that a trained target grew by with the reference's."""
+    """Compare the layers that were added to a trained target with the reference's."""
     new = {name: e for name, e in record["tensors"].items() if e.get("from") == "reference"}
     for name, entry in new.items():
         origin = entry["source"].get("name", name) if entry["source"] else name

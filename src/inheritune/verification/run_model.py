@@ -1,4 +1,4 @@
-"""Verify that a model loads, runs, and computes what its reference does."""
+"""Verify that a model loads, runs, and computes what its reference computes."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -13,17 +13,11 @@ from inheritune.surgery.plan import InheritPlan
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of verifying one part. A difference is no finding: it raises.
+    """The result of verifying one part; a difference raises an error instead."""
 
-    Attributes:
-        part: The part: ``"bytes"``, ``"config"``, ``"class"``, ...
-        text: The result in words, or why the part was not checked.
-        proven: Whether the part was checked.
-    """
-
-    part: str
-    text: str
-    proven: bool = True
+    part: str  # ``"bytes"``, ``"config"``, ``"class"``, ...
+    text: str  # the result in words, or why the part was not checked
+    proven: bool = True  # whether the part was checked
 
 
 def check_class(
@@ -46,8 +40,8 @@ def run_target(
     """Load a target as a user would, run it, and compare its layers' outputs with the reference's.
 
     Args:
-        record: The content of its inherit.json; empty if it has none.
-        trained: Whether its weights were trained since, so that outputs are expected to differ.
+        record: Content of its inherit.json; empty if it has none.
+        trained: Whether its weights were trained since, so that its outputs differ.
     """
     check = check_whole(target)
     if check.skipped:

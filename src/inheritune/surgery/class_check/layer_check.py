@@ -1,6 +1,7 @@
 """Compare the layers of two models in everything that decides what they compute, except weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isclose
 from typing import Any
 
 from inheritune.errors import SourceError, UnsupportedModelError, escape, first_line
@@ -127,7 +128,14 @@ def _refuse_difference(
     before, after = (dict(_facts(module, ignored, without)) for module in (whole, cut))
     for key in [*before, *(key for key in after if key not in before)]:
         one, other = before.get(key, "nothing"), after.get(key, "nothing")
-        if one == other or _follows_length(key, one, other, lengths) or _nearly(one, other):
+        if one == other or _follows_length(key, one, other, lengths):
+            continue
+        # A factor divided by the root of the number of layers and multiplied again: one rounding.
+        if (
+            isinstance(one, float)
+            and isinstance(other, float)
+            and isclose(one, other, rel_tol=1e-12)
+        ):
             continue
         if "_adapter_list." in key and other == "nothing":  # adapters of layers cut off (zamba2)
             continue
@@ -173,12 +181,6 @@ def _follows_length(key: str, one: Any, other: Any, lengths: tuple[int, int]) ->
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return (len(one), len(other)) == lengths
     return type(one) is type(other) is int and (one, other) == lengths
-
-
-def _nearly(one: Any, other: Any) -> bool:
-    # A factor divided by the root of the number of layers and multiplied again: one rounding.
-    both = isinstance(one, float) and isinstance(other, float)
-    return both and abs(one - other) <= 1e-12 * abs(one)
 
 
 def _refuse_broken_cache(whole: Any, cut: Any, layers: int) -> None:
