@@ -103,5 +103,5 @@ def _if_call(number: int, argument: int, tests: list[_Instruction]) -> list[_Ins
 
 def _numbers(calls: str, machine: str) -> list[tuple[str, str]]:
     column = list(_ARCHITECTURES).index(machine)
-    found = re.findall(r"(\w+):(\d+)/(\d+|-)", calls)
-    return [(name, numbers[column]) for name, *numbers in found]
+    matches = re.findall(r"(\w+):(\d+)/(\d+|-)", calls)
+    return [(name, numbers[column]) for name, *numbers in matches]

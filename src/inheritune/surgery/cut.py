@@ -88,14 +88,15 @@ def _refuse_options(reference: ModelDirectory, out: Path, options: Options) -> N
 def _plan(
     reference: ModelDirectory, layers: int | str | Sequence[int], options: Options
 ) -> ModelPlan:
-    kept = choose_layers(layers, LayerFacts(reference.layers))
-    if kept != tuple(range(len(kept))) and not options.class_check:
+    layer_map = choose_layers(layers, LayerFacts(reference.layers))
+    if layer_map != tuple(range(len(layer_map))) and not options.class_check:
         raise RecipeError(
-            f"{describe_selection(kept)} cannot be cut without the class check: layers would move.",
+            f"{describe_selection(layer_map)} cannot be cut without the class check: layers would "
+            "move.",
             "Leave --no-class-check out.",
         )
     dtype = DTYPES[options.dtype] if options.dtype else None
-    cut = plan_inherit(reference, kept, dtype=dtype, by_class=True)
+    cut = plan_inherit(reference, layer_map, dtype=dtype, by_class=True)
     names = [tensor.name for tensor in cut.tensors]
     fresh = fresh_names(names, reference.container.prefix, options.parts)
     return ModelPlan(
@@ -114,21 +115,22 @@ def _plan(
 def _check(reference: ModelDirectory, cut: InheritPlan, options: Options) -> ClassCheck:
     check = ClassCheck("not checked: --no-class-check", tied=None, unused=[])
     if options.class_check:
-        check = check_cut(reference, cut.kept, cut.config, cut.tensors)
+        check = check_cut(reference, cut.layer_map, cut.config, cut.tensors)
     if options.parts.startswith("paper-code") and check.tied is not None:
         _refuse_other_tying(reference, options.parts, check.tied)
     if not check.skipped:
         return check
     # Without the class's word, only the first layers of a model with a single list are safe.
     parallel = reference.container.parallel
-    if parallel and len(cut.kept) < reference.layers:
+    if parallel and len(cut.layer_map) < reference.layers:
         raise UnsupportedModelError(
             f"{reference.name} has lists of tensors beside its layers: {', '.join(parallel)}.",
             "Only the model's own class knows what they are, and its check was skipped.",
         )
     if not cut.is_prefix:
         raise UnsupportedModelError(
-            f"{describe_selection(cut.kept)} of {reference.name} cannot be cut: {check.summary}.",
+            f"{describe_selection(cut.layer_map)} of {reference.name} cannot be cut: "
+            f"{check.summary}.",
             "Without the check by the model's class, only first layers are cut.",
         )
     return check
@@ -200,8 +202,8 @@ def _inherit_json(
             "config_sha256": sha256(reference.path / "config.json"),
             "layers": reference.layers,
         },
-        "layers": len(cut.kept),
-        "layer_map": list(cut.kept),
+        "layers": len(cut.layer_map),
+        "layer_map": list(cut.layer_map),
         "container": reference.container.prefix,
         "mode": "copy",
         "dtype": DTYPES[options.dtype] if options.dtype else None,

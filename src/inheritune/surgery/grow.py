@@ -77,7 +77,9 @@ def _plan(target: ModelDirectory, reference: ModelDirectory, layers: int) -> Mod
         config=config,
         tensors=tensors,
         downloads=[tensor.source for tensor in new],
-        check=partial(check_cut, reference, cut.kept, config, tensors, target.container.prefix),
+        check=partial(
+            check_cut, reference, cut.layer_map, config, tensors, target.container.prefix
+        ),
         records=partial(_records, target, reference, cut),
     )
 
@@ -125,8 +127,8 @@ def _records(
             "revision": reference.revision,
             "layers": reference.layers,
         },
-        "layers": len(cut.kept),
-        "layer_map": list(cut.kept),
+        "layers": len(cut.layer_map),
+        "layer_map": list(cut.layer_map),
         "grown_from": {"name": target.name, "layers": target.layers},
         "container": target.container.prefix,
         "mode": "copy",

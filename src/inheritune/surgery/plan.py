@@ -35,7 +35,7 @@ _SPLIT_BY_ROWS = "per_layer_model_projection.weight"
 class InheritPlan:
     """The plan of a cut."""
 
-    kept: tuple[int, ...]  # indices of the layers to keep, ascending
+    layer_map: tuple[int, ...]  # indices of the layers to keep, ascending
     config: dict[str, Any]
     edits: list[Edit]  # its changes against the reference's, each with its reason
     tensors: list[TargetTensor]  # the target's tensors, in the order of the reference's files
@@ -44,7 +44,7 @@ class InheritPlan:
     @property
     def is_prefix(self) -> bool:
         """Whether the first layers are kept, so that every layer keeps its index."""
-        return self.kept == tuple(range(len(self.kept)))
+        return self.layer_map == tuple(range(len(self.layer_map)))
 
 
 def plan_inherit(
@@ -67,17 +67,17 @@ def plan_inherit(
         UnsupportedModelError: The config cannot be cut to these layers.
         SourceError: The class refuses the config.
     """
-    kept = choose_layers(layers, LayerFacts(reference.layers))
+    layer_map = choose_layers(layers, LayerFacts(reference.layers))
     explicit = {}
-    if by_class and kept != tuple(range(len(kept))):
+    if by_class and layer_map != tuple(range(len(layer_map))):
         section = dict(text_config(reference.config))
         explicit = ask_class("explicit_lists", config=section, layers=reference.layers)
     config, added = _with_explicit(reference.config, explicit)
-    config, edits = cut_config(config, kept)
+    config, edits = cut_config(config, layer_map)
     if dtype is not None:
         edits = [*edits, *_cast_config(config, dtype)]
-    names = {layer: place for place, layer in enumerate(kept)}
-    sources = kept_tensors(reference, kept)
+    names = {layer: place for place, layer in enumerate(layer_map)}
+    sources = kept_tensors(reference, layer_map)
     main = stored_dtype(sources)
     tensors = [
         TargetTensor(
@@ -89,7 +89,7 @@ def plan_inherit(
     ]
     in_all = {t.name for t in kept_tensors(reference, range(reference.layers))}
     dropped = sorted(name for name in reference.tensors if name not in in_all)
-    return InheritPlan(kept, config, [*added, *edits], tensors, dropped)
+    return InheritPlan(layer_map, config, [*added, *edits], tensors, dropped)
 
 
 def kept_tensors(reference: ModelDirectory, layers: int | Sequence[int]) -> list[Tensor]:
@@ -99,22 +99,22 @@ def kept_tensors(reference: ModelDirectory, layers: int | Sequence[int]) -> list
     multi-token-prediction layers, which read the hidden state after all layers.
     """
     container, section = reference.container, text_config(reference.config)
-    kept = set(choose_layers(layers, LayerFacts(reference.layers)))
+    indices = set(choose_layers(layers, LayerFacts(reference.layers)))
     tensors = [
         tensor
         for name, tensor in reference.tensors.items()
-        if container.keeps(name, kept)
-        and not adapts_cut_layer(name, section, reference.layers, kept)
+        if container.keeps(name, indices)
+        and not adapts_cut_layer(name, section, reference.layers, indices)
     ]
     if "hidden_size_per_layer_input" not in section:
         return tensors
-    if max(kept) >= len(kept) and any(_is_split(tensor) for tensor in tensors):
+    if max(indices) >= len(indices) and any(_is_split(tensor) for tensor in tensors):
         raise UnsupportedModelError(
             f"{reference.name} has weights outside its layers with a part for each of them, in the "
             "order of the layers.",
             "Keep first layers only.",
         )
-    return [_cut_split_tensor(tensor, len(kept), reference.layers) for tensor in tensors]
+    return [_cut_split_tensor(tensor, len(indices), reference.layers) for tensor in tensors]
 
 
 def _is_split(tensor: Tensor) -> bool:

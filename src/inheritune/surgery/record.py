@@ -47,14 +47,18 @@ def read_inherit_record(target: ModelDirectory) -> dict[str, Any]:
 
 
 def _broken_key(record: dict[str, Any]) -> str:
-    tensors, kept, dtype = (record.get(key) for key in ("tensors", "layer_map", "dtype"))
+    tensors, layer_map, dtype = (record.get(key) for key in ("tensors", "layer_map", "dtype"))
     if not isinstance(tensors, dict) or not all(isinstance(e, dict) for e in tensors.values()):
         return "tensors"
     if not all(isinstance(e.get("source"), dict | None) for e in tensors.values()):
         return "tensors"
-    if not isinstance(kept, list) or not kept or not all(type(i) is int for i in kept):
+    if (
+        not isinstance(layer_map, list)
+        or not layer_map
+        or not all(type(i) is int for i in layer_map)
+    ):
         return "layer_map"
-    if kept != sorted(set(kept)) or kept[0] < 0:
+    if layer_map != sorted(set(layer_map)) or layer_map[0] < 0:
         return "layer_map"
     if dtype is not None and dtype not in list(DTYPES.values()):
         return "dtype"
@@ -95,13 +99,13 @@ def target_card(
     if is_hub_model:
         front |= {"base_model": reference["name"], "base_model_relation": "finetune"}
     front["tags"] = ["inheritune"]
-    kept = describe_selection(record["layer_map"])
+    chosen_layers = describe_selection(record["layer_map"])
     at = f" at commit `{escape(reference['revision'])}`" if reference["revision"] else ""
     lines = [
         f"# {record['layers']} of {reference['layers']} layers of `{name}`",
         "",
-        f"This model has {kept} (counted from 0) of `{name}`{at}, with its embeddings, final norm "
-        "and head, copied bit for bit. It was not trained since: it is a start for training.",
+        f"This model has {chosen_layers} (counted from 0) of `{name}`{at}, with its embeddings, "
+        "final norm and head, copied bit for bit. It was not trained since: it is a start for training.",
     ]
     if record["dtype"]:
         lines[-1] += f" Its weights were cast to {record['dtype']}."

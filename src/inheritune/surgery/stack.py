@@ -67,15 +67,15 @@ def _plan(source: ModelDirectory, reference: ModelDirectory, layers: int) -> Mod
 
 def _twice(source: ModelDirectory, half: int) -> Iterator[TargetTensor]:
     container = source.container
-    kept = kept_tensors(source, half)
-    for tensor in kept:
+    tensors = kept_tensors(source, half)
+    for tensor in tensors:
         if container.layer_of(tensor.name) is None and tensor != source.tensors[tensor.name]:
             raise UnsupportedModelError(
                 f"{source.name} has weights outside its layers with a part for each of them.",
                 "Leave this control out.",
             )
         yield TargetTensor(tensor.name, tensor, tensor.dtype)
-    for tensor in kept:
+    for tensor in tensors:
         if (layer := container.layer_of(tensor.name)) is not None:
             name = renamed(tensor.name, container, {layer: layer + half})
             yield TargetTensor(name, tensor, tensor.dtype)

@@ -104,13 +104,13 @@ def _compare_digests(
 
 
 def _plan_again(record: Mapping[str, Any], reference: ModelDirectory) -> InheritPlan:
-    kept: Sequence[int] = record["layer_map"]
-    if kept[-1] >= reference.layers:
+    layer_map: Sequence[int] = record["layer_map"]
+    if layer_map[-1] >= reference.layers:
         raise SourceError(
-            f"the record names layer {kept[-1]}, but {reference.name} has {reference.layers}.",
+            f"the record names layer {layer_map[-1]}, but {reference.name} has {reference.layers}.",
             "The target was cut from another model.",
         )
-    return plan_inherit(reference, kept, dtype=record.get("dtype"), by_class=True)
+    return plan_inherit(reference, layer_map, dtype=record.get("dtype"), by_class=True)
 
 
 def _compare_reference(
@@ -212,9 +212,9 @@ def _source_digest(tensor: TargetTensor) -> str:
 def _warn_of_dropped(reference: ModelDirectory, inherited: Sequence[TargetTensor]) -> None:
     if reference.remote is not None:
         return
-    kept = {tensor.source.name for tensor in inherited}
+    names = {tensor.source.name for tensor in inherited}
     for file in sorted({tensor.file for tensor in reference.tensors.values()}):
-        inside = [t for t in reference.tensors.values() if t.file == file and t.name not in kept]
+        inside = [t for t in reference.tensors.values() if t.file == file and t.name not in names]
         broken = [name for name, result in scan(file, inside).items() if not result.finite]
         if broken:
             warnings.warn(

@@ -27,7 +27,7 @@ def check_class(
     if reference is None or plan is None:
         check = check_whole(target)
     else:
-        check = check_cut(reference, plan.kept, plan.config, plan.tensors)
+        check = check_cut(reference, plan.layer_map, plan.config, plan.tensors)
     return Finding("class", check.summary, proven=not check.skipped)
 
 
@@ -99,7 +99,7 @@ def _compare_outputs(
         "compare_outputs",
         target=str(target.path.resolve()),
         reference=str(reference.path.resolve()),
-        kept=record["layer_map"],
+        layer_map=record["layer_map"],
     )
     if text is None:
         return Finding("function", "not compared: the class skips layers for text", proven=False)

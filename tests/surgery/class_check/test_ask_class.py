@@ -45,7 +45,7 @@ def test_weights_of_another_shape_are_refused(reference):
 def cut(reference, layers, **fields):
     model = open_model(str(reference))
     plan = plan_inherit(model, layers)
-    return check_cut(model, plan.kept, plan.config | fields, plan.tensors)
+    return check_cut(model, plan.layer_map, plan.config | fields, plan.tensors)
 
 
 def test_a_config_that_its_class_refuses_is_refused(tiny_model):

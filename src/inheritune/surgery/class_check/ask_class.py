@@ -45,7 +45,7 @@ class ClassCheck:
 
 def check_cut(
     reference: ModelDirectory,
-    kept: Sequence[int],
+    layer_map: Sequence[int],
     config: Mapping[str, Any],
     tensors: Iterable[Tensor | TargetTensor],
     prefix: str | None = None,
@@ -53,7 +53,7 @@ def check_cut(
     """Check that a cut model has every weight, and its layers as they are in the reference.
 
     Args:
-        kept: The reference's layer that each layer of the cut model is.
+        layer_map: The reference's layer that each layer of the cut model is.
         prefix: Text before the layer number in tensor names; None: the reference's.
 
     Raises:
@@ -61,7 +61,7 @@ def check_cut(
         UnsupportedModelError: A layer would not be what it is in the reference.
     """
     prefix = prefix or reference.container.prefix
-    return check_complete(config, tensors, prefix, reference.config, list(kept))
+    return check_complete(config, tensors, prefix, reference.config, list(layer_map))
 
 
 def check_complete(
@@ -69,7 +69,7 @@ def check_complete(
     tensors: Iterable[Tensor | TargetTensor],
     prefix: str,
     reference: Mapping[str, Any] | None = None,
-    kept: Sequence[int] | None = None,
+    layer_map: Sequence[int] | None = None,
 ) -> ClassCheck:
     """Check that a model has every weight that its class needs; for a cut one, see `check_cut`.
 
@@ -78,7 +78,7 @@ def check_complete(
             that belongs to a numbered list outside the layers.
     """
     described = {t.name: [t.dtype, t.shape] for t in tensors}
-    compared = {"reference": reference, "kept": kept}
+    compared = {"reference": reference, "layer_map": layer_map}
     answer = ask_class("compare_cut", target=config, tensors=described, prefix=prefix, **compared)
     return ClassCheck(**answer)
 

@@ -72,7 +72,7 @@ def compare_cut(
     tensors: Mapping[str, Sequence[Any]],
     prefix: str,
     reference: Mapping[str, Any] | None = None,
-    kept: Sequence[int] | None = None,
+    layer_map: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Compare a cut model with its reference, and its tensors with what its class needs.
 
@@ -80,7 +80,7 @@ def compare_cut(
         tensors: Safetensors dtype and shape of the cut model's tensors, by name.
         prefix: Text before the layer number in those names.
         reference: Raw config of the reference; None: only the tensors are checked.
-        kept: The reference's layer that each layer of the target is.
+        layer_map: The reference's layer that each layer of the target is.
 
     Returns:
         The fields of `ask_class.ClassCheck`.
@@ -89,8 +89,8 @@ def compare_cut(
         return {"summary": f"not checked: {model_class}", "tied": None, "unused": []}
     name = model_class.__name__
     try:
-        if reference is not None and kept is not None:
-            compare_layers(model_class, reference, target, prefix, kept)
+        if reference is not None and layer_map is not None:
+            compare_layers(model_class, reference, target, prefix, layer_map)
         info, tied = _load_on_meta(model_class, target, tensors)
     except ImportError as error:
         why = f"not checked: {name} needs a package: {first_line(error)}"

@@ -36,7 +36,7 @@ def compare_layers(
     reference: Mapping[str, Any],
     target: Mapping[str, Any],
     prefix: str,
-    kept: Sequence[int],
+    layer_map: Sequence[int],
 ) -> None:
     """Refuse layers that would not compute what they do in the reference.
 
@@ -46,15 +46,15 @@ def compare_layers(
     """
     whole = _build(model_class, reference, "the reference's config")
     cut = _build(model_class, target, "the config it would be cut to")
-    path = layer_list(whole, cut, prefix, len(kept))
+    path = layer_list(whole, cut, prefix, len(layer_map))
     before, after = whole.get_submodule(path), cut.get_submodule(path)
     lengths = len(before), len(after)
-    for place, layer in enumerate(kept):
+    for place, layer in enumerate(layer_map):
         # Where layers move, others may take over what one keeps for those above it.
         ignored = _INDEX_NAMES if place != layer else _FOR_OTHERS
         _refuse_difference(before[layer], after[place], f"layer {layer}", lengths, ignored)
     _refuse_difference(whole, cut, "outside the layers,", lengths, set(), without=path)
-    _refuse_broken_cache(whole, cut, len(kept))
+    _refuse_broken_cache(whole, cut, len(layer_map))
 
 
 def _build(model_class: Any, config: Mapping[str, Any], what: str) -> Any:

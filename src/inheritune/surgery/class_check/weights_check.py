@@ -75,7 +75,7 @@ def reload(directory: str) -> dict[str, Any]:
     }
 
 
-def compare_outputs(target: str, reference: str, kept: Sequence[int]) -> str | None:
+def compare_outputs(target: str, reference: str, layer_map: Sequence[int]) -> str | None:
     """Run the same input through both models and compare the outputs of the kept layers bitwise.
 
     Returns:
@@ -89,18 +89,18 @@ def compare_outputs(target: str, reference: str, kept: Sequence[int]) -> str | N
     whole, _ = _load(reference)
     cut, _ = _load(target)
     prefix = open_model(reference).container.prefix
-    path = layer_list(whole, cut, prefix, len(kept))
+    path = layer_list(whole, cut, prefix, len(layer_map))
     before, after = whole.get_submodule(path), cut.get_submodule(path)
     align_weights(cut)
-    align_weights(whole, [layer for i, layer in enumerate(before) if i not in kept])
+    align_weights(whole, [layer for i, layer in enumerate(before) if i not in layer_map])
     ids = _ids(whole, _LENGTH)
-    calls = _record_calls(whole, [before[i] for i in kept], ids)
-    if len(calls) < len(kept):
+    calls = _record_calls(whole, [before[i] for i in layer_map], ids)
+    if len(calls) < len(layer_map):
         return None
 
     # --- first layers: run from the embedding on, compare the last output (the hidden state) ---
-    last = len(kept) - 1
-    if list(kept) == list(range(len(kept))) and _same_outside(whole, cut, path):
+    last = len(layer_map) - 1
+    if list(layer_map) == list(range(len(layer_map))) and _same_outside(whole, cut, path):
         outputs = _record_calls(cut, [after[last]], ids)[0][2]
         _refuse_unequal(calls[last][2], outputs, f"layer {last}")
         if len(after) == len(before):
@@ -111,11 +111,12 @@ def compare_outputs(target: str, reference: str, kept: Sequence[int]) -> str | N
     # --- moved layers: run each on the input that it had in the reference ---
     # So are those of a model whose weights outside the layers were cut with them: a product with
     # fewer columns may be rounded in another order.
-    for place, (layer, (inputs, options, expected)) in enumerate(zip(kept, calls, strict=True)):
+    for moved, layer, (inputs, options, expected) in zip(after, layer_map, calls, strict=True):
         with torch.no_grad():
-            outputs = _tensors(after[place](*inputs, **options))
+            outputs = _tensors(moved(*inputs, **options))
         _refuse_unequal(expected, outputs, f"layer {layer}")
-    return f"the outputs of {len(kept)} layers equal the reference's for equal inputs, bit for bit"
+    count = len(layer_map)
+    return f"the outputs of {count} layers equal the reference's for equal inputs, bit for bit"
 
 
 def _same_outside(whole: Any, cut: Any, path: str) -> bool:
