@@ -11,6 +11,7 @@ from inheritune.errors import RecipeError
 from inheritune.recipe.load import RecipeFile, read_recipe, recipe_schema
 from inheritune.recipe.messages import REMOVED_KEYS
 from inheritune.recipe.schema import Recipe
+from inheritune.recipe.sections import recipe_with
 
 SMALLEST = """\
 name: toy
@@ -339,3 +340,17 @@ def test_any_value_in_a_section_gives_a_recipe_or_our_error(
 def test_the_schema_beside_the_recipes_is_the_one_of_the_code() -> None:
     path = Path(__file__).parents[2] / "recipes" / "recipe.schema.json"
     assert json.loads(path.read_text()) == recipe_schema(), "inheritune init --schema > it"
+
+
+@pytest.mark.parametrize(
+    ("sections", "value"),
+    [
+        ({"report": {"prompts": ["🙂 é\x7f\n", "\\ud83d"]}}, ["🙂 é\x7f\n", "\\ud83d"]),
+        ({"variants": {"v1.5": {"start": "fresh"}}}, "fresh"),
+    ],
+)
+def test_sections_of_a_call_replace_those_of_a_file(sections: dict, value: object) -> None:
+    recipe = recipe_with("demo", sections).recipe
+    variant = recipe.variants.get("v1.5")
+    assert value == (variant.start if variant else recipe.report.prompts)
+    assert recipe.train == recipe_with("demo", {}).recipe.train

@@ -1,6 +1,7 @@
 """Read a recipe from a YAML file and ``--set`` texts, check it, and record each value's origin."""
 
 import errno
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +110,9 @@ def _read_text(path: Path, label: str) -> str:
 def _override(tree: Tree, text: str) -> None:
     label = f"--set {escape(text)}"
     key, equals, raw = text.partition("=")
-    path = tuple(part.strip() for part in key.split("."))
-    if not equals or not all(path):
+    parts = re.findall(r'"[^"]*"|[^".]+', key)  # a name with a dot is quoted: variants."v1.5"
+    path = tuple(part.strip().strip('"') for part in parts)
+    if not equals or not key.strip() or not all(path) or ".".join(parts) != key:
         raise RecipeError(
             f"{label}: not of the form KEY=VALUE.",
             "Write it like --set train.learning_rate=1e-4",

@@ -49,10 +49,16 @@ def recipe_with(
 
 def overrides(sections: Mapping[str, Any]) -> list[str]:
     """Write sections as ``--set`` texts, KEY=VALUE with the value in JSON, which is YAML."""
-    overrides = []
-    for name, value in sections.items():
-        keys = value.items() if isinstance(value, Mapping) else [("", value)]
-        for key, part in keys:
-            dotted = f"{name}.{key}" if key else name
-            overrides.append(f"{dotted}={json.dumps(part, default=os.fspath)}")
-    return overrides
+    texts = []
+    for name, section in sections.items():
+        keys = section.items() if isinstance(section, Mapping) else [("", section)]
+        for key, value in keys:
+            quoted = f'"{key}"' if "." in key else key
+            texts.append(f"{name}{'.' if key else ''}{quoted}={_yaml(value)}")
+    return texts
+
+
+def _yaml(value: Any) -> str:
+    # JSON escapes an emoji as two surrogates, which YAML does not join: escape as YAML does.
+    text = json.dumps(value, default=os.fspath, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)

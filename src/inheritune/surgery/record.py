@@ -105,7 +105,8 @@ def target_card(
         f"# {record['layers']} of {reference['layers']} layers of `{name}`",
         "",
         f"This model has {chosen_layers} (counted from 0) of `{name}`{at}, with its embeddings, "
-        "final norm and head, copied bit for bit. It was not trained since: it is a start for training.",
+        "final norm and head, copied bit for bit. It was not trained since: it is a start for "
+        "training.",
     ]
     if record["dtype"]:
         lines[-1] += f" Its weights were cast to {record['dtype']}."
