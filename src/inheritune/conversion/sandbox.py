@@ -59,6 +59,7 @@ def ask(
         SourceError: The process refused the file, crashed on it, or did not answer in time.
         MachineError: The disk or the memory did not suffice.
     """
+    # --- start the child: a cleaned environment, its own directory and session ---
     scratch = work / "tmp"
     scratch.mkdir()
     environment = {name: v for name, v in os.environ.items() if name in _ENVIRONMENT} | {
@@ -81,6 +82,7 @@ def ask(
             cwd=work,
             start_new_session=True,  # neither our terminal nor our process group
         )
+        # --- wait for its reply, and kill whatever is left of it ---
         deadline = threading.Timer(limits.seconds, _kill, [child])
         deadline.daemon = True
         deadline.start()
@@ -90,6 +92,7 @@ def ask(
             deadline.cancel()
             _kill(child)
             child.wait()
+        # --- say why there is no reply ---
         is_late = time.monotonic() - started_at >= limits.seconds
         if is_late or child.returncode == -getattr(signal, "SIGXCPU", signal.SIGTERM):
             raise SourceError(
@@ -99,6 +102,7 @@ def ask(
             )
         if not reply:
             raise _death(child.returncode, messages, subject)
+    # --- read the reply like a stranger's file: the pickle may have written it ---
     value = parse_json(reply, f"the answer of the process that read {subject}", UNTRUSTED)
     if not isinstance(value, dict):
         raise SourceError(f"the process that read {subject} gave no answer.")

@@ -163,6 +163,7 @@ def open_model(
         MachineError: The Hub cannot be reached.
         Interrupted: ``stop`` returned True; what has arrived is kept.
     """
+    # --- a directory on this machine ---
     if "\0" in model:
         raise SourceError(f"the model {escape(model)} holds a NUL.")
     local = Path(model).expanduser()
@@ -177,6 +178,7 @@ def open_model(
                 f"unknown model {escape(model)}.", "The only embedded model is embedded:demo."
             )
         return _open(Path(__file__).parents[1] / "demo_reference", model)
+    # --- a Hub id; a file of this name was probably meant instead ---
     if local.exists():
         raise SourceError(f"{model} is a file.", "Name the model directory that holds it.")
     if whole:

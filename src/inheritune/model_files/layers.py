@@ -71,6 +71,7 @@ def find_container(
         SourceError: No list has the numbers 0 to ``layers`` - 1, or the list has unknown others.
         UnsupportedModelError: Several lists have these numbers.
     """
+    # --- all numbered lists of the text model ---
     lists: dict[str, set[int]] = defaultdict(set)
     prediction: set[str] = set()
     for name in names:
@@ -80,6 +81,7 @@ def find_container(
             continue
         elif not is_tower(parts[0]):
             lists[parts[0]].add(parts[1])
+    # --- the one with a number for each layer ---
     # The length first: a config that claims 10^12 layers must not cost 10^12 steps.
     complete = [p for p, n in lists.items() if len(n) >= layers and n.issuperset(range(layers))]
     if not complete:
@@ -92,6 +94,7 @@ def find_container(
             f"{', '.join(sorted(complete))}.",
             "Models with several stacks of the same length are not supported yet.",
         )
+    # --- what the list holds besides, and the lists that resemble it ---
     prefix = complete[0]
     extra = tuple(sorted(lists[prefix] - set(range(layers))))
     if any(number >= layers + announced for number in extra):

@@ -67,9 +67,11 @@ def read_tree(text: str, label: str, origin: str = "file", at: KeyPath = ()) -> 
         where = reader.where(text.count("\n", 0, directive.start()) + 1)
         raise RecipeError(f"{where}: YAML directives are not allowed.", "Remove the % line.")
     try:
+        # Nodes, not values: only nodes know their lines.
         root = yaml.compose(text)
         if root is not None:
             reader.tree.value = reader.value(root, at)
+    # --- name the line of what the parser could not read ---
     except _Refused as refusal:
         raise RecipeError(
             f"{reader.where(refusal.line)}: {refusal.problem}", refusal.hint

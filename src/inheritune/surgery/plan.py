@@ -67,6 +67,7 @@ def plan_inherit(
         UnsupportedModelError: The config cannot be cut to these layers.
         SourceError: The class refuses the config.
     """
+    # --- the config: derived lists are written out first, so that the cut can edit them ---
     layer_map = choose_layers(layers, LayerFacts(reference.layers))
     explicit = {}
     if by_class and layer_map != tuple(range(len(layer_map))):
@@ -76,6 +77,7 @@ def plan_inherit(
     config, edits = cut_config(config, layer_map)
     if dtype is not None:
         edits = [*edits, *_cast_config(config, dtype)]
+    # --- the tensors: ranges of the reference's files, under the names of their new layers ---
     names = {layer: place for place, layer in enumerate(layer_map)}
     sources = kept_tensors(reference, layer_map)
     main = stored_dtype(sources)

@@ -92,6 +92,7 @@ def target_card(
         Markdown with YAML front matter. Text of the reference is quoted there, and shown as code in
         the body, so that it can neither end the front matter nor become markup.
     """
+    # --- front matter: what the Hub shows and searches ---
     reference = record["reference"]
     name = escape(reference["name"], 200).replace("`", "'")
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
@@ -99,6 +100,7 @@ def target_card(
     if is_hub_model:
         front |= {"base_model": reference["name"], "base_model_relation": "finetune"}
     front["tags"] = ["inheritune"]
+    # --- body: what the model is, and what it is not ---
     chosen_layers = describe_selection(record["layer_map"])
     at = f" at commit `{escape(reference['revision'])}`" if reference["revision"] else ""
     lines = [

@@ -88,6 +88,7 @@ def compare_cut(
     if isinstance(model_class := find_class(target), str):
         return {"summary": f"not checked: {model_class}", "tied": None, "unused": []}
     name = model_class.__name__
+    # --- the layers, then the names of the weights, both without any values ---
     try:
         if reference is not None and layer_map is not None:
             compare_layers(model_class, reference, target, prefix, layer_map)
@@ -123,12 +124,10 @@ def _load_on_meta(
             return plain if dtype is None else plain.to(dtype)
 
     name = model_class.__name__
-    state = {
-        key: torch.empty(shape, dtype=getattr(torch, torch_name(dtype)), device="meta").as_subclass(
-            Meta
-        )
-        for key, (dtype, shape) in tensors.items()
-    }
+    state = {}
+    for key, (dtype, shape) in tensors.items():
+        empty = torch.empty(shape, dtype=getattr(torch, torch_name(dtype)), device="meta")
+        state[key] = empty.as_subclass(Meta)
     try:
         read = model_config(model_class, config)
         _, info = model_class.from_pretrained(
