@@ -109,7 +109,7 @@ def _bytes(tensor: "Tensor") -> "Tensor":
 
 
 def _write(out: Path, entries: list[TargetTensor], checkpoint: Checkpoint) -> list[str]:
-    """Write a file, and return the names of its tensors that hold NaN or infinity."""
+    """Write one safetensors file; return the names of tensors that hold NaN or infinity."""
     tensors = checkpoint.load(entries[0].origin)
     with out.open("xb") as file:
         file.write(file_header(entries, {"format": "pt"}))

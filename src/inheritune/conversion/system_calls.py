@@ -1,4 +1,4 @@
-"""Build the seccomp filter of a confined process: which system calls the kernel refuses it."""
+"""Build the seccomp filter that refuses system calls to a confined process."""
 
 import errno
 import re
@@ -56,17 +56,17 @@ _UNKNOWN: _Instruction = (_RETURN, 0, 0, 0x00050000 | errno.ENOSYS)
 
 
 def refused_calls(machine: str) -> dict[str, int]:
-    """Numbers of the system calls that are refused whatever their arguments, by name."""
+    """Return the numbers of the system calls that are always refused, by name."""
     return {
         name: int(number) for name, number in _numbers(" ".join(_REFUSED), machine) if number != "-"
     }
 
 
 def seccomp_filter(machine: str) -> bytes | None:
-    """Return the filter as a BPF program, or None for an architecture without a table.
+    """Return the filter as a BPF program; None for an architecture without a table.
 
     Args:
-        machine: As `platform.machine` names it.
+        machine: Name of the architecture by `platform.machine`.
     """
     if machine not in _ARCHITECTURES:
         return None
@@ -96,7 +96,7 @@ def seccomp_filter(machine: str) -> bytes | None:
 
 
 def _if_call(number: int, argument: int, tests: list[_Instruction]) -> list[_Instruction]:
-    """Test the lower half of one argument of a call; what no test refuses is allowed."""
+    """Test the lower half of an argument of one system call; allow it if no test refuses."""
     block = [(_LOAD, 0, 0, argument), *tests, _ALLOW]
     return [(_EQUAL, 0, len(block), number), *block]
 

@@ -121,7 +121,7 @@ def _first_line(text: str) -> str:
 
 
 def _unwrap(value: Any, file: Path, depth: int = 0) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the tensors by name, and the reasons for leaving out what stands beside them."""
+    """Return the tensors by name, and by name the reasons for leaving out other entries."""
     if not isinstance(value, Mapping) or not value:
         raise SourceError(f"{file.name} holds no tensors by name, but {_kind(value)}.")
     inner = [key for key in _WRAPPERS if isinstance(value.get(key), Mapping)]

@@ -95,7 +95,7 @@ def layer_count(config: Mapping[str, Any]) -> int:
 
 
 def announced_prediction_layers(config: Mapping[str, Any]) -> int:
-    """Return how many multi-token-prediction layers the config announces beside the layers."""
+    """Return the number of multi-token-prediction layers that the config states, or 0."""
     section = text_config(config)
     values = [section.get(name) for name in PREDICTION_LAYERS]
     return max((v for v in values if type(v) is int), default=0)

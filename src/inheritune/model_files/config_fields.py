@@ -30,7 +30,7 @@ class Cut:
 
     @property
     def is_prefix(self) -> bool:
-        """Whether they are the first layers, so that none moves."""
+        """Whether the kept layers are the first ones, so that none moves."""
         return self.kept[-1] == self.layers - 1
 
 

@@ -44,9 +44,11 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
 
 
 def copy_range(source: int, target: int, offset: int, size: int, path: Path) -> None:
-    """Copy a range of an open file to the position of another one, in the kernel where it can.
+    """Copy a byte range of one open file to the current position of another.
 
     Args:
+        source: Descriptor to read from; the kernel copies without this process where it can.
+        target: Descriptor to write to.
         path: Path of the source, for messages.
 
     Raises:

@@ -113,5 +113,5 @@ def idle_expert_values(
 
 
 def first_int(section: Mapping[str, Any], keys: Iterable[str]) -> int | None:
-    """Return the value of the first of some fields that holds a positive integer."""
+    """Return the first positive integer among some fields of a config; None if there is none."""
     return next((v for key in keys if type(v := section.get(key)) is int and v > 0), None)

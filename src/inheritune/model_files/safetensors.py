@@ -72,7 +72,7 @@ def item_bits(dtype: str) -> int:
 
 
 def torch_name(dtype: str) -> str:
-    """Return torch's name of a safetensors dtype of 8 bits or more, but for the float8 ones."""
+    """Return torch's name of a safetensors dtype, ``"bfloat16"`` for ``"BF16"``; not for float8."""
     kinds = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "C": "complex", "BOOL": "bool"}
     letters = dtype.rstrip("0123456789")
     return kinds[letters] + dtype.removeprefix(letters)

@@ -131,5 +131,5 @@ class Variant(RecipeSection):
 
     @property
     def is_target(self) -> bool:
-        """True for the variant that inherits whole first layers, and grows."""
+        """Whether this variant is the target, which inherits whole first layers and grows."""
         return self.start == "inherit" and self.select is None and self.parts == "all"

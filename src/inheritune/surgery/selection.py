@@ -108,7 +108,7 @@ def choose_layers(
     Args:
         layers: A number of first layers; a text in the grammar of this module; or layer indices,
             which are checked. None: ``"first"``.
-        facts: Number of layers, and measurements so far, of the reference.
+        facts: The reference's number of layers, and the measurements made so far.
         count: Number of layers, if stated elsewhere; a selection with another number is refused.
         estimate: Replace a way that needs a missing measurement by the last layers. Their number is
             right, which is enough for checks and sizes before a run.

@@ -111,7 +111,7 @@ class Sizes:
 
     @cached_property
     def _by_layer(self) -> dict[int | None, list[Tensor]]:
-        """Tensors of each layer; under None those outside, but for prediction layers."""
+        """Tensors of each layer; under None those outside the layers, without prediction layers."""
         container, tensors = self.reference.container, defaultdict(list)
         for name, tensor in self.reference.tensors.items():
             if (layer := container.layer_of(name)) is not None or name not in container.outside:

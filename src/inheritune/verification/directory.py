@@ -27,7 +27,7 @@ class Verification(Rows):
 
     Attributes:
         kind: ``"model"``, ``"tokens"``, ``"checkpoint"`` or ``"run"``.
-        findings: One per part that was checked, or could not be, in the order of the checks.
+        findings: One per part, in the order of the checks.
     """
 
     path: Path

@@ -27,7 +27,7 @@ def is_hub_id(model: str) -> bool:
 
 
 def is_wanted(name: str) -> bool:
-    """Tell whether a file of a repository belongs to a model and has a safe relative name."""
+    """Tell whether a repository's file belongs to a model, and its name is a safe relative path."""
     plain = name.removeprefix("additional_chat_templates/")
     if PurePosixPath(plain).name != plain or PureWindowsPath(plain).name != plain:
         return False

@@ -48,7 +48,7 @@ FileRange = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class PartialModel:
-    """The files of a Hub model at one commit, some of them in part."""
+    """A Hub model at one commit, with some of its files downloaded only in part."""
 
     directory: Path  # a model directory; its name is the commit
     name: str
