@@ -65,7 +65,7 @@ class Reference(RecipeSection):
 
 
 class Inherit(RecipeSection):
-    """How many layers the first round inherits."""
+    """Size of the first round."""
 
     layers: Count | Literal["advice"] | None = None
     """Number of first layers to inherit; null: half of the reference's; advice: the number
@@ -217,7 +217,7 @@ class Train(RecipeSection):
 
 
 class Evaluate(RecipeSection):
-    """How to measure val_loss, and on which tasks to test the models."""
+    """Measurement of val_loss, and tasks to test the models on."""
 
     batch_size: Count = 16
     """Windows or requests per forward pass. Fixed, because scores change slightly with it."""
@@ -238,7 +238,7 @@ class Evaluate(RecipeSection):
 
 
 class Analyze(RecipeSection):
-    """How much text to analyse attention on."""
+    """Text and threshold of the analysis of attention."""
 
     sequences: Count = 100
     """Validation sequences to analyse."""
@@ -249,7 +249,7 @@ class Analyze(RecipeSection):
 
 
 class Cost(RecipeSection):
-    """What the machine costs, for the ledger."""
+    """Price of the machine, for the ledger of costs."""
 
     price_per_hour: NonNegative | None = None
     """Price of the training machine for an hour; null: show no price."""

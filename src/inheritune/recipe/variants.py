@@ -36,7 +36,7 @@ Parts = Literal[
 
 
 class Grow(RecipeSection):
-    """How the target grows while it does not match the reference loss."""
+    """Growth of the target while it does not match the reference loss."""
 
     add: CountOrZero = 2
     """Layers to add per round; 0: never grow."""
@@ -73,7 +73,7 @@ class Grow(RecipeSection):
 
 
 class Distill(RecipeSection):
-    """Learn from the reference's predictions too: alpha CE + (1 - alpha) temperature^2 KL."""
+    """Distil from the reference: the loss is alpha CE + (1 - alpha) temperature^2 KL."""
 
     alpha: Share = 0.6
     """Weight of the cross-entropy; 1 - alpha is that of the KL."""
