@@ -14,7 +14,6 @@ from inheritune.conversion.confinement import Limits
 from inheritune.conversion.pytorch_files import find_pytorch_files
 from inheritune.conversion.sandbox import ask
 from inheritune.errors import RecipeError, SourceError, escape
-from inheritune.model_files.config import text_config
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.refusals import refuse_unsafe_config, refuse_unsupported_model
@@ -76,7 +75,7 @@ def convert(source: Path, out: Path) -> Converted:
     path = safe_file(source, "config.json")
     config = read_json_object(path, MODEL_FILE, "the config")
     refuse_unsafe_config(config, path)
-    refuse_unsupported_model(config, text_config(config), (), source)
+    refuse_unsupported_model(config, (), source)
     if Path(os.path.realpath(out)).is_relative_to(source.resolve()):
         raise RecipeError(f"{out} lies in {source}.", "Name another directory.")
     refuse_used_directory(out)

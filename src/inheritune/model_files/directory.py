@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from inheritune.errors import SourceError, escape
-from inheritune.model_files.config import announced_prediction_layers, layer_count, text_config
+from inheritune.model_files.config import announced_prediction_layers, layer_count
 from inheritune.model_files.copy import side_files
 from inheritune.model_files.download.hub import is_hub_id
 from inheritune.model_files.download.whole import download_whole
@@ -196,7 +196,7 @@ def _open(directory: Path, name: str, revision: str | None = None) -> ModelDirec
     config = read_json_object(path, MODEL_FILE, "the config")
     refuse_unsafe_config(config, path)
     tensors, metadata, index_metadata = _open_weights(directory)
-    refuse_unsupported_model(config, text_config(config), tensors.values(), directory)
+    refuse_unsupported_model(config, tensors.values(), directory)
     model = ModelDirectory(
         path=directory,
         config=config,

@@ -3,10 +3,12 @@
 import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from inheritune.errors import NoWeightsError, SourceError, UnsupportedModelError, escape
+from inheritune.model_files.config import text_config
 from inheritune.model_files.copy import open_source
 from inheritune.model_files.layers import is_tower
 from inheritune.model_files.safetensors import Tensor
@@ -120,9 +122,10 @@ def _refuse_unsafe_key(key: str, value: Any, path: Path) -> None:
 
 
 def refuse_unsupported_model(
-    config: Mapping[str, Any], text: Mapping[str, Any], tensors: Collection[Tensor], path: Path
+    config: Mapping[str, Any], tensors: Collection[Tensor], path: Path
 ) -> None:
     """Refuse model types and weight formats whose layers cannot be cut off."""
+    text = text_config(config)
     for section in (config, text):
         model_type = section.get("model_type")
         if isinstance(model_type, str) and model_type in _FAMILIES:
@@ -135,17 +138,13 @@ def refuse_unsupported_model(
             f"{path} is an encoder-decoder model, not supported: it has two stacks of layers.",
             "Choose a decoder-only model.",
         )
-    quantised = next((k for k in _QUANTISATION_KEYS for c in (config, text) if c.get(k)), None)
-    quantised = quantised or next((f for f in _QUANTISATION_FILES if (path / f).exists()), None)
-    quantised = quantised or next(
-        (
-            escape(t.name)
-            for t in tensors
-            if t.name.endswith(_QUANTISED_NAMES) or t.dtype.startswith(_QUANTISED_DTYPES)
-        ),
-        None,
+    signs = chain(
+        (key for key in _QUANTISATION_KEYS for section in (config, text) if section.get(key)),
+        (name for name in _QUANTISATION_FILES if (path / name).exists()),
+        (escape(t.name) for t in tensors if t.name.endswith(_QUANTISED_NAMES)),
+        (escape(t.name) for t in tensors if t.dtype.startswith(_QUANTISED_DTYPES)),
     )
-    if quantised:
+    if quantised := next(signs, None):
         raise UnsupportedModelError(
             f"{path} is quantised ({quantised}), not supported: its layers cannot be trained.",
             "Use the bf16, fp16 or fp32 weights it was made from.",

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import MachineError, NoWeightsError, SourceError
-from inheritune.model_files.config import text_config
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.download.hub import is_hub_id
 from inheritune.model_files.refusals import refuse_unsafe_config, refuse_unsupported_model
@@ -53,8 +52,7 @@ def _headers_of(path: Path, name: str) -> ModelDirectory:
     config = read_json_object(path, MODEL_FILE, "the config")
     refuse_unsafe_config(config, path)
     model = class_headers(config, f"{name}{_BY_CONFIG}", stated_dtype(config))
-    section = text_config(config)
-    refuse_unsupported_model(config, section, model.tensors.values(), path.parent)
+    refuse_unsupported_model(config, model.tensors.values(), path.parent)
     return model
 
 
