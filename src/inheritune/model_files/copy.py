@@ -25,11 +25,7 @@ _CANNOT = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPER
 
 
 def open_source(path: Path) -> FileIO:
-    """Open a file for reading, without a buffer; a pipe without a writer does not block.
-
-    Raises:
-        SourceError: It is missing or unreadable.
-    """
+    """Open a file for reading, without a buffer; a pipe without a writer does not block."""
     try:
         return FileIO(path, opener=lambda p, flags: os.open(p, flags | _NONBLOCK))
     except OSError as error:
@@ -83,10 +79,7 @@ def side_files(directory: Path) -> list[Path]:
     """List the files that belong to a model besides config and weights, sorted by name.
 
     These are tokenizer, generation config, chat templates, licence and remote code, but not the
-    model card, which describes the reference.
-
-    Raises:
-        SourceError: One of them is a link that leads out of the directory.
+    model card, which describes the reference. Links that leave the directory are refused.
     """
     matches = {path for pattern in _SIDE_FILES for path in directory.glob(pattern)}
     names = sorted(p.relative_to(directory).as_posix() for p in matches if not p.is_dir())

@@ -143,11 +143,7 @@ def _copy(tensor: TargetTensor, target: int) -> None:
 
 
 def read_chunks(file: FileIO, tensor: Tensor) -> Iterator[bytes]:
-    """Yield the bytes of a tensor in pieces of whole items.
-
-    Raises:
-        SourceError: The file ends before the tensor does.
-    """
+    """Yield the bytes of a tensor in pieces of whole items; refuse a file that ends early."""
     if not tensor.pitch:
         for start in range(0, tensor.size, _CHUNK):
             size = min(_CHUNK, tensor.size - start)

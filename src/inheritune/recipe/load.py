@@ -60,11 +60,7 @@ def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeFile:
 
 
 def read_sets(sets: Sequence[str]) -> Tree:
-    """Read overrides into a tree of recipe sections, without a file.
-
-    Raises:
-        RecipeError: One is not of the form KEY=VALUE.
-    """
+    """Read overrides, KEY=VALUE, into a tree of recipe sections, without a file."""
     tree = Tree("the command line", {})
     for text in sets:
         _override(tree, text)

@@ -12,11 +12,7 @@ def preset_names() -> list[str]:
 
 
 def preset_path(name: str) -> Path:
-    """Find the recipe file of a preset.
-
-    Raises:
-        RecipeError: There is no such preset; the hint suggests one.
-    """
+    """Return the recipe file of a preset; the error for an unknown name suggests another one."""
     names = preset_names()
     if name not in names:
         close = difflib.get_close_matches(name[:100].lower(), names, n=1)

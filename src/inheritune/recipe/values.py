@@ -24,10 +24,9 @@ _LARGEST = 10**18  # token amount or seed; fits into 64 bits
 
 
 def parse_amount(value: object) -> object:
-    """Read a token amount such as ``"2M"`` or ``"1.5B"`` (K, M, B: 10^3, 10^6, 10^9).
+    """Convert a token amount such as ``"2M"`` or ``"1.5B"`` (K, M, B: 10^3, 10^6, 10^9) to int.
 
-    Returns:
-        The amount as an integer. Anything that is not such a text is returned unchanged.
+    Return any other value unchanged.
     """
     if not isinstance(value, str) or len(value) > 40 or not re.fullmatch(_AMOUNT, value):
         return value
@@ -37,11 +36,7 @@ def parse_amount(value: object) -> object:
 
 
 def amount_of_tokens(tokens: int | str) -> int:
-    """Read a token amount outside a recipe, such as ``--tokens 1B``.
-
-    Raises:
-        RecipeError: The text is no amount, or less than 1.
-    """
+    """Read a token amount outside a recipe, such as ``--tokens 1B``, of at least 1."""
     text = str(tokens).strip()
     amount = int(text) if text.isdecimal() and len(text) < 19 else parse_amount(text)
     if not isinstance(amount, int) or amount < 1:

@@ -42,10 +42,9 @@ def grow(
 
 
 def check_grow(reference: ModelDirectory, layers: int) -> InheritPlan:
-    """Plan the layers of a grown target, from headers and config of the reference alone.
+    """Plan the layers of a grown target from the reference's headers and config.
 
-    Raises:
-        UnsupportedModelError: A weight outside the layers has a part for each of them.
+    Refuse a reference with weights outside its layers that have a part for each of them.
     """
     cut = plan_inherit(reference, layers)
     if any(tensor.source.pitch for tensor in cut.tensors):

@@ -144,8 +144,7 @@ def needed_measurement(selection: str | None) -> str | None:
 def stated_count(selection: str | None, total: int) -> int | None:
     """Count the layers of a selection that states their number, such as ``"last:13"``; else None.
 
-    Raises:
-        RecipeError: The selection is not in the grammar, or chooses layers beyond ``total``.
+    Like `choose_layers`, refuse one that chooses layers beyond ``total``.
     """
     if selection is None or not re.search("[0-9]", selection):
         return None

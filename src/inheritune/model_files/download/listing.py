@@ -55,11 +55,8 @@ class Listing:
 def pin(model: str, revision: str | None) -> Listing:
     """Resolve a revision to a commit and list its files.
 
-    Where the Hub cannot be reached, the last answer for this revision is used.
-
-    Raises:
-        SourceError: The Hub has no such model or revision, or does not show it to this account.
-        MachineError: The Hub cannot be reached, and there was no earlier answer.
+    Where the Hub cannot be reached, use its last answer for this revision; without one, raise
+    MachineError.
     """
     root = mirror_root(model)
     if revision and _COMMIT.fullmatch(revision) and (listing := _stored(root, revision)):
