@@ -58,7 +58,7 @@ def read_weight_index(
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{path} has no weight_map.", "Download it again.")
     for file in weight_map.values():
-        if not _is_plain_name(file, endings):
+        if not isinstance(file, str) or not file.endswith(endings) or not is_plain_name(file):
             raise SourceError(
                 f"{path} names {escape(repr(file))} as a weight file; only plain names that end in "
                 f"{', '.join(endings)} are opened.",
@@ -87,11 +87,7 @@ def refuse_other_files(
             )
 
 
-def _is_plain_name(value: object, endings: tuple[str, ...]) -> bool:
-    return (
-        isinstance(value, str)
-        and value.endswith(endings)
-        and value.isprintable()
-        and not any(character in value for character in '/\\:"')
-        and PurePosixPath(value).name == PureWindowsPath(value).name == value
-    )
+def is_plain_name(name: str) -> bool:
+    """Tell whether a text names a file of a directory, and no other path, on every system."""
+    is_name = PurePosixPath(name).name == PureWindowsPath(name).name == name
+    return is_name and name.isprintable() and not any(mark in name for mark in '/\\:"')

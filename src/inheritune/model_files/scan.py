@@ -1,9 +1,10 @@
 """Compute digests of the tensors in a file, and find NaN, infinity and zeros, in one pass."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,17 @@ class Scan:
     zero: bool  # all values are zero
 
 
-def scan(file: Path, tensors: Sequence[Tensor], *, sha256: bool = False) -> dict[str, Scan]:
-    """Scan tensors of one file in the given order, reading each byte once."""
-    with open_source(file) as source:
-        return {tensor.name: _scan(source, tensor, sha256) for tensor in tensors}
+def scan(tensors: Iterable[Tensor], *, sha256: bool = False) -> dict[str, Scan]:
+    """Scan tensors file by file, reading each byte once; return the results by name."""
+    scans: dict[str, Scan] = {}
+    for file, inside in groupby(sorted(tensors, key=_file), key=_file):
+        with open_source(file) as source:
+            scans |= {tensor.name: _scan(source, tensor, sha256) for tensor in inside}
+    return scans
+
+
+def _file(tensor: Tensor) -> Path:
+    return tensor.file
 
 
 def _scan(source: FileIO, tensor: Tensor, sha256: bool) -> Scan:

@@ -125,7 +125,7 @@ def _write_weights(
 
 
 def _scan_and_sync(file: Path, placed: Sequence[Tensor], sha256: bool) -> dict[str, Scan]:
-    scans = scan(file, placed, sha256=sha256)
+    scans = scan(placed, sha256=sha256)
     sync_file(file)
     return scans
 

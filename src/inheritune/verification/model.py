@@ -39,7 +39,7 @@ def verify_model(
     _refuse_other_names(target, record["tensors"], "its record")
     yield Finding("names", f"{len(target.tensors)} tensors, as recorded")
     sha256 = any("sha256" in entry for entry in record["tensors"].values())
-    scans = _scan_all(target, sha256)
+    scans = scan(target.tensors.values(), sha256=sha256)
     refuse_not_finite(scans, target.path)
     yield Finding("values", "all finite")
     yield _compare_digests(scans, record, training)
@@ -56,7 +56,7 @@ def verify_model(
 
 def verify_unrecorded_model(model: ModelDirectory) -> Iterator[Finding]:
     """Verify a trained model without a record: that its values are finite and that it runs."""
-    refuse_not_finite(_scan_all(model, sha256=False), model.path)
+    refuse_not_finite(scan(model.tensors.values()), model.path)
     yield Finding("values", "all finite")
     yield Finding("digests", "not recorded by a training without a recipe", proven=False)
     yield check_class(model, None, None)
@@ -72,14 +72,6 @@ def _refuse_other_names(target: ModelDirectory, names: Mapping[str, Any], where:
 
 
 # --- bytes ---
-
-
-def _scan_all(model: ModelDirectory, sha256: bool) -> dict[str, Scan]:
-    scans: dict[str, Scan] = {}
-    for file in sorted({tensor.file for tensor in model.tensors.values()}):
-        inside = [tensor for tensor in model.tensors.values() if tensor.file == file]
-        scans |= scan(file, inside, sha256=sha256)
-    return scans
 
 
 def _compare_digests(
@@ -213,12 +205,10 @@ def _warn_of_dropped(reference: ModelDirectory, inherited: Sequence[TargetTensor
     if reference.remote is not None:
         return
     names = {tensor.source.name for tensor in inherited}
-    for file in sorted({tensor.file for tensor in reference.tensors.values()}):
-        inside = [t for t in reference.tensors.values() if t.file == file and t.name not in names]
-        broken = [name for name, result in scan(file, inside).items() if not result.finite]
-        if broken:
-            warnings.warn(
-                f"{escape(broken[0])} of {reference.name} holds NaN or infinite values; it was not "
-                "inherited",
-                stacklevel=3,
-            )
+    dropped = scan(tensor for name, tensor in reference.tensors.items() if name not in names)
+    if broken := [name for name, result in dropped.items() if not result.finite]:
+        warnings.warn(
+            f"{escape(broken[0])} of {reference.name} holds NaN or infinite values; it was not "
+            "inherited",
+            stacklevel=3,
+        )

@@ -5,9 +5,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from functools import partial
+from pathlib import Path
 
 from inheritune.errors import MachineError, SourceError, escape
+from inheritune.model_files.safe_path import is_plain_name
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
 # Whole models only, in safetensors only: no pickle is even downloaded.
@@ -29,15 +31,12 @@ def is_hub_id(model: str) -> bool:
 def is_wanted(name: str) -> bool:
     """Tell whether a repository's file belongs to a model, and its name is a safe relative path."""
     plain = name.removeprefix("additional_chat_templates/")
-    if PurePosixPath(plain).name != plain or PureWindowsPath(plain).name != plain:
-        return False
-    if plain.startswith(".") or not plain.isprintable() or any(mark in plain for mark in ':"'):
+    if not is_plain_name(plain) or plain.startswith("."):
         return False
     if plain != name and not name.endswith(".jinja"):
         return False
-    if any(fnmatchcase(name, pattern) for pattern in UNWANTED):
-        return False
-    return any(fnmatchcase(name, pattern) for pattern in WANTED)
+    matches = partial(fnmatchcase, name)
+    return any(map(matches, WANTED)) and not any(map(matches, UNWANTED))
 
 
 def mirror_root(model: str) -> Path:
