@@ -127,11 +127,9 @@ def _stored_training(target: Path) -> dict[str, Any]:
 
 
 def _digests(model: Path) -> dict[str, str]:
-    """XXH3 of every tensor, by its name."""
-    tensors = open_model(str(model)).tensors.values()
-    by_file = {file: [t for t in tensors if t.file == file] for file in {t.file for t in tensors}}
-    scans = [scan(file, file_tensors) for file, file_tensors in sorted(by_file.items())]
-    return {name: tensor.xxh3 for tensor_scans in scans for name, tensor in tensor_scans.items()}
+    """Return the XXH3 digest of every tensor, by its name."""
+    scans = scan(open_model(str(model)).tensors.values())
+    return {name: result.xxh3 for name, result in scans.items()}
 
 
 def continue_texts(job: Job, models: Mapping[str, Path]) -> list[dict[str, str]]:
