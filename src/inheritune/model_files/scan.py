@@ -3,15 +3,12 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from io import FileIO
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from inheritune.errors import SourceError, escape
-from inheritune.model_files.copy import open_source
 from inheritune.model_files.safetensors import Tensor
 from inheritune.model_files.write import read_chunks
 
@@ -33,22 +30,14 @@ class Scan:
 
 
 def scan(tensors: Iterable[Tensor], *, sha256: bool = False) -> dict[str, Scan]:
-    """Scan tensors file by file, reading each byte once; return the results by name."""
-    scans: dict[str, Scan] = {}
-    for file, inside in groupby(sorted(tensors, key=_file), key=_file):
-        with open_source(file) as source:
-            scans |= {tensor.name: _scan(source, tensor, sha256) for tensor in inside}
-    return scans
+    """Read each tensor once, and return the results by name."""
+    return {tensor.name: _scan(tensor, sha256) for tensor in tensors}
 
 
-def _file(tensor: Tensor) -> Path:
-    return tensor.file
-
-
-def _scan(source: FileIO, tensor: Tensor, sha256: bool) -> Scan:
+def _scan(tensor: Tensor, sha256: bool) -> Scan:
     digests: list[Any] = [xxhash.xxh3_128(), *([hashlib.sha256()] if sha256 else [])]
     finite = zero = True
-    for data in read_chunks(source, tensor):
+    for data in read_chunks(tensor):
         for digest in digests:
             digest.update(data)
         largest = _largest_magnitude(data, tensor.dtype)

@@ -134,32 +134,34 @@ def _aligned(tensors: Sequence[TargetTensor]) -> Sequence[TargetTensor]:
 
 def _copy(tensor: TargetTensor, target: int) -> None:
     source = tensor.source
-    with open_source(source.file) as file:
-        if not source.pitch and not tensor.is_cast:
-            copy_range(file.fileno(), target, source.offset, source.size, source.file)
-            return
-        for data in read_chunks(file, source):
+    if source.pitch or tensor.is_cast:
+        for data in read_chunks(source):
             write_all(target, cast(data, source.dtype, tensor.dtype, source.name))
-
-
-def read_chunks(file: FileIO, tensor: Tensor) -> Iterator[bytes]:
-    """Yield the bytes of a tensor in pieces of whole items; refuse a file that ends early."""
-    if not tensor.pitch:
-        for start in range(0, tensor.size, _CHUNK):
-            size = min(_CHUNK, tensor.size - start)
-            yield _read(file, tensor, tensor.offset + start, size)
         return
-    # Only the beginning of each row belongs to the tensor: read rows whole, join their beginnings.
-    rows = tensor.shape[0]
-    width = tensor.size // rows
-    at_once = max(_CHUNK // tensor.pitch, 1)
-    for first in range(0, rows, at_once):
-        count = min(at_once, rows - first)
-        # The last row is read only as far as it is kept: it may end the file.
-        size = (count - 1) * tensor.pitch + width
-        data = memoryview(_read(file, tensor, tensor.offset + first * tensor.pitch, size))
-        starts = range(0, count * tensor.pitch, tensor.pitch)
-        yield b"".join(data[start : start + width] for start in starts)
+    with open_source(source.file) as file:
+        copy_range(file.fileno(), target, source.offset, source.size, source.file)
+
+
+def read_chunks(tensor: Tensor) -> Iterator[bytes]:
+    """Yield the bytes of a tensor in pieces of whole items; refuse a file that ends early."""
+    with open_source(tensor.file) as file:
+        if not tensor.pitch:
+            for start in range(0, tensor.size, _CHUNK):
+                size = min(_CHUNK, tensor.size - start)
+                yield _read(file, tensor, tensor.offset + start, size)
+            return
+        # Only the beginning of each row belongs to the tensor: read rows whole, join their
+        # beginnings.
+        rows = tensor.shape[0]
+        width = tensor.size // rows
+        at_once = max(_CHUNK // tensor.pitch, 1)
+        for first in range(0, rows, at_once):
+            count = min(at_once, rows - first)
+            # The last row is read only as far as it is kept: it may end the file.
+            size = (count - 1) * tensor.pitch + width
+            data = memoryview(_read(file, tensor, tensor.offset + first * tensor.pitch, size))
+            starts = range(0, count * tensor.pitch, tensor.pitch)
+            yield b"".join(data[start : start + width] for start in starts)
 
 
 def _read(file: FileIO, tensor: Tensor, offset: int, size: int) -> bytes:

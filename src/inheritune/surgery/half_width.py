@@ -11,7 +11,6 @@ import numpy as np
 from inheritune import __version__
 from inheritune.errors import UnsupportedModelError, escape
 from inheritune.model_files.config import Edit
-from inheritune.model_files.copy import open_source
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.flops import first_int
 from inheritune.model_files.safetensors import Tensor, item_bits
@@ -158,9 +157,9 @@ def _beginning(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _halves_of_thirds(tensor: Tensor, shape: tuple[int, ...]) -> bytes:
     """Read the first rows of (rows, 3 D) and keep the first half of each third of their columns."""
     item = item_bits(tensor.dtype) // 8
-    with open_source(tensor.file) as source:
-        data = b"".join(read_chunks(source, tensor))
-    values = np.frombuffer(data, np.uint8).reshape(-1, 3, tensor.shape[-1] // 3, item)
+    values = np.frombuffer(b"".join(read_chunks(tensor)), np.uint8).reshape(
+        -1, 3, tensor.shape[-1] // 3, item
+    )
     rows = shape[0] if len(shape) == 2 else 1
     return values[:rows, :, : shape[-1] // 3].tobytes()
 

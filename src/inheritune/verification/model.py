@@ -10,7 +10,6 @@ import xxhash
 
 from inheritune.errors import SourceError, escape
 from inheritune.model_files.cast import cast
-from inheritune.model_files.copy import open_source
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.scan import Scan, refuse_not_finite, scan
 from inheritune.model_files.write import TargetTensor, read_chunks
@@ -195,9 +194,8 @@ def _compare_grown(
 
 def _source_digest(tensor: TargetTensor) -> str:
     digest, source = xxhash.xxh3_128(), tensor.source
-    with open_source(source.file) as file:
-        for data in read_chunks(file, source):
-            digest.update(cast(data, source.dtype, tensor.dtype, source.name))
+    for data in read_chunks(source):
+        digest.update(cast(data, source.dtype, tensor.dtype, source.name))
     return digest.hexdigest()
 
 
