@@ -39,40 +39,40 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def copy_range(source: int, target: int, offset: int, size: int, path: Path) -> None:
-    """Copy a byte range of one open file to the current position of another.
+def copy_range(path: Path, target: int, offset: int, size: int) -> None:
+    """Copy a byte range of a file to the current position of an open one.
+
+    The kernel copies without this process where it can.
 
     Args:
-        source: Descriptor to read from; the kernel copies without this process where it can.
         target: Descriptor to write to.
-        path: Path of the source, for messages.
 
     Raises:
-        SourceError: The source ends before the range does.
+        SourceError: The file ends before the range does.
     """
     end = offset + size
-    if hasattr(os, "copy_file_range"):
-        try:
+    with open_source(path) as file:
+        source = file.fileno()
+        if hasattr(os, "copy_file_range"):
             # 0 before the end: the file is shorter, or the file system cannot. Reading will tell.
-            while offset < end and (
-                count := os.copy_file_range(
+            try:
+                while count := os.copy_file_range(
                     source, target, min(_KERNEL_CHUNK, end - offset), offset
+                ):
+                    offset += count
+            except OSError as error:
+                if error.errno not in _CANNOT:
+                    raise
+        while offset < end:
+            os.lseek(source, offset, os.SEEK_SET)
+            data = os.read(source, min(_CHUNK, end - offset))
+            if not data:
+                raise SourceError(
+                    f"{path} ended at byte {offset:,} while it was read; {end:,} were expected.",
+                    "Something else changes the file; try again when it is complete.",
                 )
-            ):
-                offset += count
-        except OSError as error:
-            if error.errno not in _CANNOT:
-                raise
-    while offset < end:
-        os.lseek(source, offset, os.SEEK_SET)
-        data = os.read(source, min(_CHUNK, end - offset))
-        if not data:
-            raise SourceError(
-                f"{path} ended at byte {offset:,} while it was read; {end:,} were expected.",
-                "Something else changes the file; try again when it is complete.",
-            )
-        write_all(target, data)
-        offset += len(data)
+            write_all(target, data)
+            offset += len(data)
 
 
 def side_files(directory: Path) -> list[Path]:
@@ -92,6 +92,6 @@ def copy_side_files(source: Path, target: Path) -> None:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(exist_ok=True)
         copy.unlink(missing_ok=True)
-        with open_source(path) as file, copy.open("xb", buffering=0) as new:
-            copy_range(file.fileno(), new.fileno(), 0, os.fstat(file.fileno()).st_size, path)
+        with copy.open("xb", buffering=0) as new:
+            copy_range(path, new.fileno(), 0, path.stat().st_size)
             os.fsync(new.fileno())

@@ -137,9 +137,8 @@ def _copy(tensor: TargetTensor, target: int) -> None:
     if source.pitch or tensor.is_cast:
         for data in read_chunks(source):
             write_all(target, cast(data, source.dtype, tensor.dtype, source.name))
-        return
-    with open_source(source.file) as file:
-        copy_range(file.fileno(), target, source.offset, source.size, source.file)
+    else:
+        copy_range(source.file, target, source.offset, source.size)
 
 
 def read_chunks(tensor: Tensor) -> Iterator[bytes]:
