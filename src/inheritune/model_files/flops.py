@@ -103,13 +103,13 @@ def idle_expert_values(
     )
     if not experts or not used or used >= experts:
         return 0
-    held = 0
+    expert_weights = 0
     for name, shape in tensors:
         # All experts in one tensor, unless it is a convolution's.
         fused = len(shape) == 3 and shape[0] == experts and "conv" not in name
         if fused or "experts" in name.split("."):
-            held += math.prod(shape)
-    return held * (experts - used) // experts
+            expert_weights += math.prod(shape)
+    return expert_weights * (experts - used) // experts
 
 
 def first_int(section: Mapping[str, Any], keys: Iterable[str]) -> int | None:

@@ -122,12 +122,12 @@ def _no_container(lists: dict[str, set[int]], layers: int) -> SourceError:
         )
     # The longest list is probably the one meant.
     prefix = max(lists, key=lambda p: (len(lists[p]), p))
-    held = lists[prefix]
-    missing = [i for i in range(min(layers, max(held) + 1000)) if i not in held]
-    extra = [i for i in held if i >= layers]
+    numbers = lists[prefix]
+    missing = [i for i in range(min(layers, max(numbers) + 1000)) if i not in numbers]
+    extra = [i for i in numbers if i >= layers]
     also = f", extra: {_ranges(extra)}" if extra else ""
     return SourceError(
-        f"config.json says {layers} layers, but the weights hold {_ranges(held)} under "
+        f"config.json says {layers} layers, but the weights hold {_ranges(numbers)} under "
         f"{escape(prefix)} (missing: {_ranges(missing)}{also}).",
         "Download the model again, or correct its config.",
     )

@@ -48,14 +48,14 @@ def _experiments() -> dict[str, tuple[list[Setting], list[str]]]:
     rows = list(csv.DictReader(text.splitlines()))
     experiments = {}
     for name in list(rows[0])[2:]:
-        given = [row for row in rows if row[name]]
+        cells = [(row["key"], row[name], row["source"]) for row in rows if row[name]]
         experiments[name] = (
             [
-                Setting(row["key"], _value(row[name]), row["source"])
-                for row in given
-                if row["source"] != "practice"
+                Setting(key, _value(cell), source)
+                for key, cell, source in cells
+                if source != "practice"
             ],
-            [row["key"] for row in given if row["source"] == "practice"],
+            [key for key, _, source in cells if source == "practice"],
         )
     return experiments
 

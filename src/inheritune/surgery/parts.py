@@ -165,14 +165,14 @@ def make_fresh(
     tensors: dict[str, TargetTensor] = {}
     inner = model.container.prefix.partition(".")[0]  # files of GPT-2 on the Hub leave it out
     for tensor in plan.tensors:
-        made = model.tensors.get(tensor.name) or model.tensors.get(f"{inner}.{tensor.name}")
-        if tensor.name not in fresh or (made is None and tensor.name.endswith(STRAY)):
+        fresh_tensor = model.tensors.get(tensor.name) or model.tensors.get(f"{inner}.{tensor.name}")
+        if tensor.name not in fresh or (fresh_tensor is None and tensor.name.endswith(STRAY)):
             continue
-        if made is None or made.shape != tensor.shape:
+        if fresh_tensor is None or fresh_tensor.shape != tensor.shape:
             raise UnsupportedModelError(
                 f"the class of the model does not write {escape(tensor.name)} of the shape "
                 f"{tensor.shape}, so it cannot be initialised.",
                 "Inherit all parts of this model.",
             )
-        tensors[tensor.name] = replace(tensor, source=made)
+        tensors[tensor.name] = replace(tensor, source=fresh_tensor)
     return tensors

@@ -143,17 +143,11 @@ class _Child:
             timer.cancel()
 
     def end(self) -> int:
-        """End the process and return its exit code."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        with suppress(OSError):
-            self.process.stdin.close()
-        try:
-            code = self.process.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            code = self.process.wait()
-        self.process.stdout.close()
-        return code
+        """Kill the process, unless it has ended by itself, and return its exit code."""
+        self.process.kill()
+        with suppress(OSError), self.process:  # closes the pipes, one perhaps with unsent bytes
+            pass
+        return self.process.wait()
 
 
 @cache
