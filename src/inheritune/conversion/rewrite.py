@@ -37,17 +37,19 @@ def _prepare(request: Mapping[str, Any]) -> bool:
 
 
 def _scan(checkpoint: Checkpoint, tied: bool) -> tuple[list[TargetTensor], dict[str, Digest]]:
-    """List all tensors of a checkpoint; of a tied model, digest what may be its head."""
+    """List all tensors of a checkpoint, and digests of those that may be head or embedding."""
     tensors: dict[str, TargetTensor] = {}
     digests: dict[str, Digest] = {}
     for file in checkpoint.files:
-        for entry in _entries(checkpoint, file, digests if tied else None):
+        for entry, digest in _entries(checkpoint, file, tied):
             if other := tensors.get(entry.name):
                 both = f"{other.origin.name} and {file.name}"
                 raise SourceError(
                     f"{escape(entry.name)} is in two files, {both}.", "Download it again."
                 )
             tensors[entry.name] = TargetTensor(entry.name, entry, entry.dtype)
+            if digest:
+                digests[entry.name] = digest, entry.dtype, entry.shape
     size = sum(tensor.size for tensor in tensors.values())
     limit = 4 * sum(file.stat().st_size for file in checkpoint.files)
     if size > limit:  # many names for the same memory
@@ -55,15 +57,15 @@ def _scan(checkpoint: Checkpoint, tied: bool) -> tuple[list[TargetTensor], dict[
     return list(tensors.values()), digests
 
 
-def _entries(checkpoint: Checkpoint, file: Path, digests: dict[str, Digest] | None) -> list[Entry]:
+def _entries(checkpoint: Checkpoint, file: Path, tied: bool) -> list[tuple[Entry, str]]:
+    """List the tensors of a file, with the SHA-256 of those that may be head or embedding."""
     # A list, not a generator: nothing may hold a tensor, and so its file, while the next is read.
     entries = []
     for name, tensor in checkpoint.load(file).items():
-        dtype, shape = str(safetensors_dtype(tensor)), tuple(tensor.shape)
-        size = tensor.numel() * tensor.element_size()
-        entries.append(Entry(name, dtype, shape, file, 0, size))
-        if digests is not None and tensor.ndim == 2 and numbered(name) is None:
-            digests[name] = hashlib.sha256(_bytes(tensor).numpy().data).hexdigest(), dtype, shape
+        dtype, size = str(safetensors_dtype(tensor)), tensor.numel() * tensor.element_size()
+        comparable = tied and tensor.ndim == 2 and numbered(name) is None
+        digest = hashlib.sha256(_bytes(tensor).numpy().data).hexdigest() if comparable else ""
+        entries.append((Entry(name, dtype, tuple(tensor.shape), file, 0, size), digest))
     return entries
 
 
