@@ -132,7 +132,7 @@ def _unpickle(pickles: list[Path], config: Mapping[str, Any], staging: Path) -> 
     }
     subject = pickles[0].name + (" and others" if len(pickles) > 1 else "")
     answer = ask("inheritune.conversion.rewrite", work, request, _limits(size), subject)
-    return _checked(answer, len(pickles))
+    return _expected_fields(answer, len(pickles))
 
 
 def _limits(size: int) -> Limits:
@@ -146,10 +146,10 @@ def _limits(size: int) -> Limits:
     )
 
 
-def _checked(reply: Mapping[str, Any], files: int) -> dict[str, Any]:
+def _expected_fields(reply: Mapping[str, Any], files: int) -> dict[str, Any]:
     """Copy the expected fields of a reply; a stranger's file may have shaped it."""
     try:
-        checked = {
+        fields = {
             "torch": escape(reply["torch"]),
             "files": [str(name) for name in reply["files"]],
             "sources": [list(map(str, names)) for names in reply["sources"]],
@@ -160,9 +160,9 @@ def _checked(reply: Mapping[str, Any], files: int) -> dict[str, Any]:
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise SourceError("the process that unpickled gave no usable answer.") from error
-    if len(checked["sources"]) != files or not checked["files"]:
+    if len(fields["sources"]) != files or not fields["files"]:
         raise SourceError("the process that unpickled gave no usable answer.")
-    return checked
+    return fields
 
 
 def _take_weights(reply: Mapping[str, Any], staging: Path) -> None:

@@ -49,7 +49,7 @@ def explicit_lists(config: Mapping[str, Any], layers: int) -> dict[str, list[Any
         return {}
     fields = {key: with_floats(value) for key, value in config.items() if key != "model_type"}
     try:
-        read = AutoConfig.for_model(config["model_type"], **fields)
+        class_config = AutoConfig.for_model(config["model_type"], **fields)
     except Exception as error:  # classes raise any type of error
         raise SourceError(
             f"config.json is refused by the {escape(config.get('model_type'))} class: "
@@ -57,9 +57,9 @@ def explicit_lists(config: Mapping[str, Any], layers: int) -> dict[str, list[Any
         ) from error
     silent = [key for key in PER_LAYER if config.get(key) is None]
     # A property cannot be written out: the class computes it at every access.
-    kind, names = type(read), type(read).attribute_map
+    kind, names = type(class_config), type(class_config).attribute_map
     stored = [k for k in silent if not isinstance(getattr(kind, names.get(k, k), None), property)]
-    values = {key: getattr(read, key, None) for key in stored}
+    values = {key: getattr(class_config, key, None) for key in stored}
     return {
         key: list(value)
         for key, value in values.items()
@@ -129,10 +129,10 @@ def _load_on_meta(
         empty = torch.empty(shape, dtype=getattr(torch, torch_name(dtype)), device="meta")
         state[key] = empty.as_subclass(Meta)
     try:
-        read = model_config(model_class, config)
+        class_config = model_config(model_class, config)
         _, info = model_class.from_pretrained(
             None,
-            config=read,
+            config=class_config,
             state_dict=state,
             device_map="meta",
             attn_implementation="eager",
@@ -145,7 +145,9 @@ def _load_on_meta(
             f"{name} refuses the model it would be cut to: {first_line(error)}",
             "Choose other layers, or report it with the model's name.",
         ) from error
-    return info, bool(getattr(read.get_text_config(decoder=True), "tie_word_embeddings", False))
+    return info, bool(
+        getattr(class_config.get_text_config(decoder=True), "tie_word_embeddings", False)
+    )
 
 
 def _unexplained(names: Sequence[str], prefix: str) -> str:
