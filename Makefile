@@ -4,7 +4,7 @@ PYTHON ?= python3
 # Added where torch is installed. CPU-only wheels, a tenth of the download on Linux:
 #   make setup TORCH_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 TORCH_FLAGS ?=
-# Passed on to the command of `demo`, `test`, `recipes` and `faults`: make test ARGS="tests/data -x"
+# Passed on to the command of `demo`, `test`, `recipes`, `faults`, `faults-deep` and `fuzz`: make test ARGS="tests/data -x"
 ARGS ?=
 
 VENV := .venv
@@ -14,10 +14,10 @@ STAMP := $(VENV)/.complete
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup hashed sbom demo test check bench faults support recipes docs
+.PHONY: help setup hashed sbom demo test check bench faults faults-deep fuzz support recipes docs
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv with the tested versions (PYTHON=python3.12 takes another Python)
 
@@ -59,6 +59,13 @@ recipes: setup  ## the recipes that `make test` leaves out, scaled and run: two 
 
 faults: setup  ## inject every fault of the catalogue, and write docs/reference/faults.md
 	WRITE_FAULTS_TABLE=1 $(BIN)/python -m pytest tests/faults -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+faults-deep: setup  ## fail and kill a tiny run at every call that changes its files; needs a C compiler
+	$(BIN)/python tests/faults/every_call --publish $(ARGS)
+
+FUZZ ?= 30
+fuzz: setup  ## throw damage at every reader, FUZZ=30 times as much of it as in `make test`
+	FUZZ=$(FUZZ) $(BIN)/python -m pytest tests -m fuzz -n auto --maxprocesses 4 --dist load $(ARGS)
 
 docs: $(VENV)/.docs  ## the documentation as pages, docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build/html

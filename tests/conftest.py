@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fuzzing import MORE
 from hypothesis import settings
 
-# How long an example takes says how busy the machine is.
-settings.register_profile("any-machine", deadline=None)
+# The same examples every time, except in `make fuzz`. How long one takes says how busy the machine
+# is.
+settings.register_profile("any-machine", deadline=None, derandomize=MORE == 1)
 settings.load_profile("any-machine")
 
 # Of tiny models, more threads than one only wait for each other; tests run side by side instead.

@@ -3,7 +3,8 @@ import json
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz
+from hypothesis import given, settings
 
 from inheritune.data.prepare_text import prepare_text
 from inheritune.data.shards import ShardWriter
@@ -76,7 +77,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@fuzz(150)
 @given(data=st.data())
 def test_a_manifest_with_any_value_changed_is_refused_or_harmless(prepared, tmp_path, data):
     manifest = json.loads((prepared.path / "manifest.json").read_text())

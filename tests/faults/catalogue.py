@@ -156,6 +156,10 @@ FAULTS = {
         "passed over for an older one, or 3; `verify` says it",
     ),
     "D30": ("a user's copy of a checkpoint beside it", "neither loaded nor deleted"),
+    "D40": (
+        "a kill, a broken or a full disk at any call that changes a file",
+        "killed, 4 or carried on; the same command ends with the same bits",
+    ),
     # --- tasks, pages, publishing, watching ---
     "E1": (
         "no lm-eval, an unknown task, a data set that is not here",

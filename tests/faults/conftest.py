@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from faults.catalogue import FAULTS, GROUPS
+from faults.every_call.page import section
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "faults.md"
 HERE = Path(__file__).parent
@@ -70,4 +71,4 @@ def table() -> str:
                 passed = sum(outcome == "passed" for _, outcome in tests)
                 cells = [name, fault, expected, ", ".join(f"`{file}`" for file in files)]
                 lines.append(f"| {' | '.join(cells)} | {passed} of {len(tests)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + section()

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 
 from inheritune.errors import InherituneError
@@ -267,11 +268,6 @@ def damaged(draw, sound):
 
 HEADERS = [sound_header(0), sound_header(1)]
 LENGTHS = st.sampled_from([None, 0, 1, 7, 100, 2**24, 2**24 + 1, 10**8, 2**31, 2**63, 2**64 - 1])
-MANY = settings(
-    max_examples=300,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -285,21 +281,21 @@ def test_unchanged_files_are_read(directory, config):
     assert {Path(name).name for name in TOUCHED} >= {"config.json", INDEX, *FILES}
 
 
-@MANY
+@fuzz(300)
 @given(changed(CONFIGS) | damaged(CONFIGS))
 def test_any_config_is_read_or_refused(directory, config):
     write(directory, config, sound_index(), HEADERS)
     read_all(directory)
 
 
-@MANY
+@fuzz(300)
 @given(changed([sound_index()]) | damaged([sound_index()]))
 def test_any_index_is_read_or_refused(directory, index):
     write(directory, SOUND, index, HEADERS)
     read_all(directory)
 
 
-@MANY
+@fuzz(300)
 @given(
     changed(HEADERS[:1]) | damaged(HEADERS[:1]),
     LENGTHS | st.integers(0, 3000),
@@ -310,7 +306,7 @@ def test_any_header_is_read_or_refused(directory, header, length, size):
     read_all(directory)
 
 
-@MANY
+@fuzz(300)
 @given(st.data())
 def test_any_change_to_everything_is_read_or_refused(directory, data):
     config = data.draw(changed(CONFIGS))
@@ -351,7 +347,7 @@ def test_any_value_of_any_known_key_is_cut_or_refused(key):
                         cut_config(config, layers)
 
 
-@MANY
+@fuzz(300)
 @given(changed(CONFIGS), st.sampled_from([1, 2, 3, 4, (0, 2), (1, 3), (3,)]))
 def test_any_config_alone_is_cut_or_refused(config, layers):
     if isinstance(config, dict):
@@ -359,11 +355,12 @@ def test_any_config_alone_is_cut_or_refused(config, layers):
             cut_config(config, layers)
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("family", ["gemma3", "gpt-neo", "mixtral", "olmo3"])
 def test_any_changed_config_of_a_real_class_is_cut_or_refused(family):
     config = json.loads(tiny_models.build(family).config.to_json_string())
 
-    @settings(MANY, max_examples=100)
+    @fuzz(100)
     @given(changed([config]))
     def cut(changed_config):
         if isinstance(changed_config, dict):

@@ -5,7 +5,8 @@ import struct
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -148,7 +149,7 @@ ENTRIES = st.fixed_dictionaries(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@fuzz(100)
 @given(header=st.dictionaries(NAMES, ENTRIES | VALUES, max_size=4), data=st.binary(max_size=40))
 def test_any_header_is_read_or_refused(tmp_path, header, data):
     path = write(tmp_path / "m", header, data)
@@ -159,7 +160,7 @@ def test_any_header_is_read_or_refused(tmp_path, header, data):
     assert sum(t.size for t in tensors) == len(data)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@fuzz(100)
 @given(data=st.data())
 def test_any_changed_byte_is_read_or_refused(file, tmp_path, data):
     original = file.read_bytes()
@@ -177,7 +178,7 @@ def test_any_changed_byte_is_read_or_refused(file, tmp_path, data):
     assert all(t.offset + t.size <= len(content) for t in tensors)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@fuzz(100)
 @given(
     shapes=st.lists(st.lists(st.integers(0, 4), max_size=3), max_size=5),
     kinds=st.lists(st.sampled_from(["F32", "BF16", "U8", "I64"]), min_size=5, max_size=5),

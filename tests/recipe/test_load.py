@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 
 from inheritune.errors import RecipeError
@@ -284,18 +285,13 @@ def only_our_error(path: Path, data: bytes, sets: list[str]) -> None:
         json.dumps(found.recipe.resolved(), allow_nan=False).encode()
 
 
-calm = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-
-
-@calm
+@fuzz(60)
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda t: t.encode("utf-8", "replace")))
 def test_any_bytes_give_a_recipe_or_our_error(tmp_path: Path, data: bytes) -> None:
     only_our_error(tmp_path / "recipe.yaml", data, [])
 
 
-@calm
+@fuzz(60)
 @given(st.data())
 def test_mutated_recipe_gives_a_recipe_or_our_error(tmp_path: Path, data: st.DataObject) -> None:
     text = CORPUS
@@ -306,7 +302,7 @@ def test_mutated_recipe_gives_a_recipe_or_our_error(tmp_path: Path, data: st.Dat
     only_our_error(tmp_path / "recipe.yaml", text.encode("utf-8", "replace"), [])
 
 
-@calm
+@fuzz(60)
 @given(
     st.sampled_from(["train.seed", "train", "variants.a", "reference.train.config", "x.y", ""]),
     FRAGMENTS | st.text(max_size=20),
@@ -322,7 +318,7 @@ VALUES = st.recursive(
 )
 
 
-@calm
+@fuzz(60)
 @given(st.sampled_from(list(Recipe.model_fields)), VALUES)
 def test_any_value_in_a_section_gives_a_recipe_or_our_error(
     tmp_path: Path, section: str, value: object

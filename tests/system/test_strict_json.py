@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +26,7 @@ def test_written_json_is_read_back_equal(value):
     assert parse_json(json.dumps(value).encode(), "it", UNTRUSTED) == value
 
 
+@fuzz(100)
 @given(st.binary())
 def test_any_bytes_are_read_or_refused(data):
     try:
