@@ -9,12 +9,12 @@ import pytest
 
 from inheritune import __version__
 from inheritune.cli import doctor
-from inheritune.cli.doctor import Finding, diagnose
+from inheritune.cli.doctor import Diagnosis, diagnose
 
 TOKEN = "hf_" + "x" * 34
 
 
-def finding(name: str) -> Finding:
+def finding(name: str) -> Diagnosis:
     return next(f for f in diagnose() if f.name == name)
 
 
@@ -32,9 +32,9 @@ def test_every_finding_has_a_value_and_every_failure_a_way_out():
 
 
 def test_versions_are_those_that_are_installed():
-    assert finding("python") == Finding("python", platform.python_version())
-    assert finding("inheritune") == Finding("inheritune", __version__)
-    assert finding("numpy") == Finding("numpy", importlib.metadata.version("numpy"))
+    assert finding("python") == Diagnosis("python", platform.python_version())
+    assert finding("inheritune") == Diagnosis("inheritune", __version__)
+    assert finding("numpy") == Diagnosis("numpy", importlib.metadata.version("numpy"))
 
 
 def test_tools_of_development_are_not_asked_of_users():
@@ -112,7 +112,7 @@ def test_a_missing_compiler_does_not_fail(monkeypatch):
 def test_a_full_disk_fails(monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12, 10**8))
-    assert finding("free disk") == Finding("free disk", "0.1 GB", False, "The demo needs 1.0 GB.")
+    assert finding("free disk") == Diagnosis("free disk", "0.1 GB", False, "The demo needs 1.0 GB.")
 
 
 def test_a_working_directory_that_is_gone_fails(monkeypatch, tmp_path):
@@ -139,7 +139,7 @@ def test_a_container_grants_less_memory_than_the_machine_has(
         "/sys/fs/cgroup/memory.stat": "anon 5\ninactive_file 500000000\n",
     }
     monkeypatch.setattr(Path, "read_text", lambda self: texts[str(self)])
-    assert doctor._memory() == Finding("free memory", free_gb)
+    assert doctor._memory() == Diagnosis("free memory", free_gb)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_container_grants_fewer_cores_than_the_machine_has(monkeypatch, quota,
 
 def test_a_token_is_seen_and_never_shown(monkeypatch):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: TOKEN)
-    assert finding("Hub login") == Finding("Hub login", "yes")
+    assert finding("Hub login") == Diagnosis("Hub login", "yes")
     assert TOKEN not in repr(diagnose())
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     assert finding("Hub login").value == "no"

@@ -35,7 +35,7 @@ _DEVELOPMENT = re.compile(r"extra\s*==\s*['\"]dev['\"]")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """Result of one check."""
 
     name: str  # what was checked, such as "free disk"
@@ -44,7 +44,7 @@ class Finding:
     hint: str = ""  # what to do about it, or what is slower or missing; usually empty
 
 
-def diagnose() -> list[Finding]:
+def diagnose() -> list[Diagnosis]:
     """Check everything that a run depends on, without changing anything or using the network."""
     return [
         _python(),
@@ -60,7 +60,7 @@ def diagnose() -> list[Finding]:
     ]
 
 
-def findings_table(findings: Sequence[Finding]) -> "Table":
+def findings_table(findings: Sequence[Diagnosis]) -> "Table":
     """Lay findings out for a terminal, hints beside the values."""
     from inheritune.reporting.table import Column, Table
 
@@ -71,18 +71,18 @@ def findings_table(findings: Sequence[Finding]) -> "Table":
     return Table("doctor", [Column("ok"), Column("check"), Column("result")], values)
 
 
-def _python() -> Finding:
+def _python() -> Diagnosis:
     oldest = ".".join(map(str, OLDEST_PYTHON))
     hint = "" if sys.version_info >= OLDEST_PYTHON else f"Install Python {oldest} or newer."
-    return Finding("python", platform.python_version(), not hint, hint)
+    return Diagnosis("python", platform.python_version(), not hint, hint)
 
 
-def _packages() -> Iterator[Finding]:
-    yield Finding("inheritune", __version__)
+def _packages() -> Iterator[Diagnosis]:
+    yield Diagnosis("inheritune", __version__)
     try:
         requirements = importlib.metadata.requires("inheritune") or []
     except importlib.metadata.PackageNotFoundError:
-        yield Finding(
+        yield Diagnosis(
             "packages", "not checked", True, "inheritune is not installed: pip install -e ."
         )
         return
@@ -95,7 +95,7 @@ def _packages() -> Iterator[Finding]:
     )
 
 
-def _package(requirement: str) -> Finding:
+def _package(requirement: str) -> Diagnosis:
     match = _REQUIREMENT.fullmatch(requirement.strip())
     assert match, requirement  # from our own pyproject.toml
     name, oldest, extra = match["name"], match["oldest"] or "0", match["extra"]
@@ -104,11 +104,13 @@ def _package(requirement: str) -> Finding:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         if extra:
-            return Finding(name, "not installed", True, f"Optional. {install}")
-        return Finding(name, "not installed", False, f'Install it: pip install "{name}>={oldest}"')
+            return Diagnosis(name, "not installed", True, f"Optional. {install}")
+        return Diagnosis(
+            name, "not installed", False, f'Install it: pip install "{name}>={oldest}"'
+        )
     if _release(version) < _release(oldest):
-        return Finding(name, version, False, f'Too old: pip install "{name}>={oldest}"')
-    return Finding(name, version)
+        return Diagnosis(name, version, False, f'Too old: pip install "{name}>={oldest}"')
+    return Diagnosis(name, version)
 
 
 def _release(version: str) -> tuple[int, ...]:
@@ -120,7 +122,7 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(parts)
 
 
-def _device() -> Iterator[Finding]:
+def _device() -> Iterator[Diagnosis]:
     try:
         with warnings.catch_warnings(record=True) as caught:  # torch warns about old drivers
             warnings.simplefilter("always")
@@ -128,7 +130,7 @@ def _device() -> Iterator[Finding]:
 
             has_cuda = torch.cuda.is_available()
     except Exception as error:  # a broken installation can fail in any way
-        yield Finding("device", f"torch does not import: {error}", False, "Reinstall torch.")
+        yield Diagnosis("device", f"torch does not import: {error}", False, "Reinstall torch.")
         return
     if has_cuda:
         yield from _gpu()
@@ -139,11 +141,11 @@ def _device() -> Iterator[Finding]:
         hint = f"There seems to be an NVIDIA GPU, but torch cannot use it: {reason}"
     elif torch.backends.mps.is_available():
         hint = "The GPU of this machine (mps) is not used: training needs CUDA, or runs on the CPU."
-    yield Finding("device", f"cpu ({platform.machine()})", True, hint)
+    yield Diagnosis("device", f"cpu ({platform.machine()})", True, hint)
     yield _processor_bf16()
 
 
-def _gpu() -> Iterator[Finding]:
+def _gpu() -> Iterator[Diagnosis]:
     import torch
 
     try:
@@ -151,61 +153,61 @@ def _gpu() -> Iterator[Finding]:
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     except RuntimeError as error:
         hint = 'Choose another GPU, or none: CUDA_VISIBLE_DEVICES="".'
-        yield Finding("device", f"cuda fails: {str(error).splitlines()[0]}", False, hint)
+        yield Diagnosis("device", f"cuda fails: {str(error).splitlines()[0]}", False, hint)
         return
     count = torch.cuda.device_count()
     more = f", one of {count}" if count > 1 else ""
     memory = _size(properties.total_memory)
-    yield Finding("device", f"cuda ({properties.name}, {memory}{more})")
-    yield Finding("bf16", "yes" if bf16 else "no", True, "" if bf16 else "Training runs in fp32.")
+    yield Diagnosis("device", f"cuda ({properties.name}, {memory}{more})")
+    yield Diagnosis("bf16", "yes" if bf16 else "no", True, "" if bf16 else "Training runs in fp32.")
 
 
-def _processor_bf16() -> Finding:
+def _processor_bf16() -> Diagnosis:
     from inheritune.training.hardware import processor_flags
 
     flags = processor_flags()
     for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512")):
         if flag in flags:
-            return Finding("bf16", f"yes ({name})")
+            return Diagnosis("bf16", f"yes ({name})")
     hint = "Training on this processor runs in fp32; bf16 instructions make it 2-3 times faster."
-    return Finding("bf16", "no" if flags else "unknown on this system", True, hint)
+    return Diagnosis("bf16", "no" if flags else "unknown on this system", True, hint)
 
 
-def _compiler() -> Finding:
+def _compiler() -> Diagnosis:
     compiler = next(filter(shutil.which, ("g++", "clang++")), None)
     slower = "Long trainings run without torch.compile, up to 1.3 times slower;"
     if compiler is None:
-        return Finding("C++ compiler", "none", True, f"{slower} install g++ or clang++.")
+        return Diagnosis("C++ compiler", "none", True, f"{slower} install g++ or clang++.")
     # Compiled kernels are Python extensions.
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
         hint = f"{slower} install Python's headers (python3-dev)."
-        return Finding("C++ compiler", f"{compiler}, without Python.h", True, hint)
-    return Finding("C++ compiler", compiler)
+        return Diagnosis("C++ compiler", f"{compiler}, without Python.h", True, hint)
+    return Diagnosis("C++ compiler", compiler)
 
 
-def _c_library() -> Finding:
+def _c_library() -> Diagnosis:
     name, version = platform.libc_ver()
     hint = "" if name == "glibc" else "train.keep_large_blocks needs glibc; it stays off."
-    return Finding("C library", f"{name} {version}".strip() or "not glibc", True, hint)
+    return Diagnosis("C library", f"{name} {version}".strip() or "not glibc", True, hint)
 
 
-def _cores() -> Finding:
+def _cores() -> Diagnosis:
     # Containers and schedulers may grant a process less than the machine has.
     usable = usable_cores()
     quota = _first_line("/sys/fs/cgroup/cpu.max").split()
     if len(quota) == 2 and quota[0].isdecimal():
         granted = int(quota[0]) / int(quota[1])
         if granted < usable:
-            return Finding("cores", f"{granted:g} of {usable} granted")
-    return Finding("cores", str(usable))
+            return Diagnosis("cores", f"{granted:g} of {usable} granted")
+    return Diagnosis("cores", str(usable))
 
 
-def _memory() -> Finding:
+def _memory() -> Diagnosis:
     free = _free_memory_bytes()
     if free is None:
-        return Finding("free memory", "unknown on this system")
+        return Diagnosis("free memory", "unknown on this system")
     hint = f"The demo needs {_size(LEAST_MEMORY_BYTES)}." if free < LEAST_MEMORY_BYTES else ""
-    return Finding("free memory", _size(free), not hint, hint)
+    return Diagnosis("free memory", _size(free), not hint, hint)
 
 
 def _free_memory_bytes() -> int | None:
@@ -228,46 +230,46 @@ def _free_memory_bytes() -> int | None:
     return max(free, 0)
 
 
-def _disk() -> Finding:
+def _disk() -> Diagnosis:
     try:
         free = shutil.disk_usage(Path.cwd()).free
         writable = os.access(Path.cwd(), os.W_OK)
     except OSError as error:
         hint = "Change to a directory that exists."
-        return Finding("free disk", f"no working directory: {error.strerror}", False, hint)
+        return Diagnosis("free disk", f"no working directory: {error.strerror}", False, hint)
     if not writable:
         hint = "Runs are written under the working directory: change to one that you can write to."
-        return Finding("free disk", "the working directory is read-only", False, hint)
+        return Diagnosis("free disk", "the working directory is read-only", False, hint)
     hint = f"The demo needs {_size(LEAST_DISK_BYTES)}." if free < LEAST_DISK_BYTES else ""
-    return Finding("free disk", _size(free), not hint, hint)
+    return Diagnosis("free disk", _size(free), not hint, hint)
 
 
-def _hub() -> Iterator[Finding]:
+def _hub() -> Iterator[Diagnosis]:
     try:
         from huggingface_hub import constants, get_token
     except ImportError as error:
-        yield Finding("Hugging Face Hub", f"does not import: {error}", False, "Reinstall it.")
+        yield Diagnosis("Hugging Face Hub", f"does not import: {error}", False, "Reinstall it.")
         return
     home = Path(constants.HF_HOME)
     writable = os.access(_nearest_existing(home), os.W_OK)
     hint = "" if writable else "Downloads need it: set HF_HOME to a writable directory."
-    yield Finding("HF_HOME", f"{home}{'' if writable else ' (not writable)'}", writable, hint)
+    yield Diagnosis("HF_HOME", f"{home}{'' if writable else ' (not writable)'}", writable, hint)
     offline = constants.HF_HUB_OFFLINE
     hint = "Only local directories and earlier downloads can be used." if offline else ""
-    yield Finding("HF_HUB_OFFLINE", "on" if offline else "off", True, hint)
+    yield Diagnosis("HF_HUB_OFFLINE", "on" if offline else "off", True, hint)
     try:
         logged_in = get_token() is not None  # the token itself is never shown
     except OSError:
         logged_in = False
     hint = "" if logged_in else "Only needed for gated or private models: hf auth login"
-    yield Finding("Hub login", "yes" if logged_in else "no", True, hint)
+    yield Diagnosis("Hub login", "yes" if logged_in else "no", True, hint)
 
 
-def _encoding() -> Finding:
+def _encoding() -> Diagnosis:
     encoding = locale.getpreferredencoding(False)
     utf8 = encoding.lower().replace("-", "") == "utf8"
     hint = "" if utf8 else "Text on the terminal may be garbled: set PYTHONUTF8=1."
-    return Finding("text encoding", encoding, True, hint)
+    return Diagnosis("text encoding", encoding, True, hint)
 
 
 def _nearest_existing(path: Path) -> Path:
