@@ -61,7 +61,7 @@ def _largest_magnitude(data: bytes, dtype: str) -> int:
 
 
 def refuse_not_finite(scans: Mapping[str, Scan], where: Path) -> None:
-    """Refuse weights that are NaN or infinite."""
+    """Refuse tensors that hold NaN or infinity; ``where`` is their source, for the message."""
     broken = [n for n, scan in scans.items() if not scan.finite and not n.endswith(_BOUNDS)]
     if broken:
         more = f" and {len(broken) - 1} other tensors hold" if len(broken) > 1 else " holds"

@@ -29,7 +29,7 @@ class TargetTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Sizes of its axes."""
+        """Shape in both files."""
         return self.source.shape
 
     @property

@@ -34,7 +34,7 @@ def grow(
         RecipeError: ``layers`` is not between the target's and the reference's.
         UnsupportedModelError: A weight outside the layers has a part for each of them, or a layer
             would not compute what it does in the reference.
-        SourceError: A file broke while it was read, or the two belong to different models.
+        SourceError: A file ended while it was read, or the two belong to different models.
 
     Source: Sanyal et al., Inheritune, arXiv 2404.08634, algorithm 1, where trained layers are kept.
     """

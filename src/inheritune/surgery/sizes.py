@@ -61,7 +61,7 @@ class Counts:
 
 
 class Sizes:
-    """Count a reference with any choice of its layers, from its headers and config."""
+    """Count parameters, bytes and FLOPs of a reference with any choice of its layers."""
 
     def __init__(self, reference: ModelDirectory) -> None:
         self.reference = reference
