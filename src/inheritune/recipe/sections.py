@@ -53,7 +53,7 @@ def overrides(sections: Mapping[str, Any]) -> list[str]:
     for name, section in sections.items():
         keys = section.items() if isinstance(section, Mapping) else [("", section)]
         for key, value in keys:
-            quoted = f'"{key}"' if "." in key else key
+            quoted = f'"{key}"' if "." in str(key) else key
             texts.append(f"{name}{'.' if key else ''}{quoted}={_yaml(value)}")
     return texts
 
