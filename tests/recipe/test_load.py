@@ -1,5 +1,6 @@
 import contextlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from inheritune.errors import RecipeError
 from inheritune.recipe.load import RecipeFile, read_recipe, recipe_schema
 from inheritune.recipe.messages import REMOVED_KEYS
+from inheritune.recipe.presets import preset_path
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.sections import recipe_with
+from inheritune.recipe.variants import Grow
 
 SMALLEST = """\
 name: toy
@@ -350,3 +353,12 @@ def test_sections_of_a_call_replace_those_of_a_file(sections: dict, value: objec
     variant = recipe.variants.get("v1.5")
     assert value == (variant.start if variant else recipe.report.prompts)
     assert recipe.train == recipe_with("demo", {}).recipe.train
+
+
+@pytest.mark.parametrize("recipe", ["demo", read_recipe(preset_path("demo")).recipe])
+def test_sections_of_a_call_may_hold_what_python_has(recipe: str | Recipe) -> None:
+    sections = {"data": {"source": Path("x.txt")}, "seeds": (1, 2), "grow": Grow(add=3)}
+    made = recipe_with(recipe, sections).recipe
+    assert (made.data.source, made.seeds, made.grow.add) == ("x.txt", [1, 2], 3)
+    with pytest.raises(RecipeError, match=r"train.learning_rate is (inf|Infinity)\."):
+        recipe_with(recipe, {"train": {"learning_rate": math.inf}})

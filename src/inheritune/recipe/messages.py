@@ -121,6 +121,8 @@ def _problem(path: KeyPath, faults: list[_Fault], tree: Tree, misspelt: set[KeyP
 def _shown(value: Any, place: Location) -> str:
     if isinstance(value, dict | list):
         return kind_of(value)
+    if not place.raw and not place.quoted and value is not None:
+        return escape(value)  # a value of a call, which nobody wrote
     raw = escape(place.raw)
     return f'"{raw}"' if place.quoted else raw or "empty"
 

@@ -9,6 +9,7 @@ from typing import Any
 from inheritune.recipe.load import RecipeFile, made_recipe, read_recipe
 from inheritune.recipe.presets import preset_path
 from inheritune.recipe.schema import Recipe
+from inheritune.recipe.values import RecipeSection
 from inheritune.recipe.yaml_tree import Tree
 
 
@@ -41,7 +42,9 @@ def recipe_with(
             return recipe
         recipe = recipe.recipe
     fields = recipe.resolved() if isinstance(recipe, Recipe) else {}
-    for name, value in sections.items():
+    # As in a file: paths are texts, tuples are lists.
+    values: dict[str, Any] = json.loads(json.dumps(dict(sections), default=_plain))
+    for name, value in values.items():
         merges = isinstance(value, Mapping) and isinstance(fields.get(name), dict)
         fields[name] = {**fields[name], **value} if merges else value
     return made_recipe(Tree("the recipe", fields))
@@ -60,5 +63,11 @@ def overrides(sections: Mapping[str, Any]) -> list[str]:
 
 def _yaml(value: Any) -> str:
     # JSON escapes an emoji as two surrogates, which YAML does not join: escape as YAML does.
-    text = json.dumps(value, default=os.fspath, ensure_ascii=False)
+    text = json.dumps(value, default=_plain, ensure_ascii=False)
     return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, RecipeSection):
+        return value.model_dump(mode="json")
+    return dict(value) if isinstance(value, Mapping) else os.fspath(value)
