@@ -26,7 +26,7 @@ from inheritune.system.signals import StopFlag
 from inheritune.training import checkpoint as state
 from inheritune.training import logit_cache
 from inheritune.training.distillation import Distillation
-from inheritune.training.fsdp import layers_of, shard, sync_gradients
+from inheritune.training.fsdp import layer_modules, shard, sync_gradients
 from inheritune.training.hardware import Settings
 from inheritune.training.loop import train
 from inheritune.training.loop_config import LoopConfig, LoopResult
@@ -160,12 +160,12 @@ def gradients(folder: Path, tokens: TokenDirectory, processes: Processes) -> dic
     results = {}
     for tied in (True, False):
         whole = small_llama(tied)
-        root = TrainingObjective(whole, fused=False)
+        root = TrainingObjective(whole, avoids_logits=False)
         root(x, y).backward()
         expected = {name: param.grad for name, param in whole.named_parameters()}
         for every in (True, False):
             model = small_llama(tied)
-            root = TrainingObjective(model, fused=False)
+            root = TrainingObjective(model, avoids_logits=False)
             shard(root, model, processes, bf16=False)
             each = 8 // processes.size
             mine = range(processes.rank * each, (processes.rank + 1) * each)
@@ -183,15 +183,15 @@ def gradients(folder: Path, tokens: TokenDirectory, processes: Processes) -> dic
         if how == "recomputed":
             model.activation_checkpointing_enable({"use_reentrant": False})
         else:  # the tracing and the hooks, without the minutes of a real compiler
-            for layer in layers_of(model):
+            for layer in layer_modules(model):
                 layer.compile(backend="aot_eager")
-        root = TrainingObjective(model.train(), fused=how == "compiled")
+        root = TrainingObjective(model.train(), avoids_logits=how == "compiled")
         shard(root, model, processes, bf16=False)
         each = 8 // processes.size
         part = slice(processes.rank * each, (processes.rank + 1) * each)
         root(x[part], y[part]).backward()
         whole = small_llama()
-        TrainingObjective(whole, fused=False)(x, y).backward()
+        TrainingObjective(whole, avoids_logits=False)(x, y).backward()
         expected = {name: param.grad for name, param in whole.named_parameters()}
         results[how] = max(
             float((p.grad.full_tensor() - expected[n]).norm() / expected[n].norm())

@@ -12,12 +12,7 @@ from torch import Tensor
 from inheritune.errors import SourceError
 from inheritune.training.hardware import Settings
 from inheritune.training.kernels import use_fused_gelu
-from inheritune.training.kl_divergence import (
-    DistillationObjective,
-    Full,
-    ReferenceDistribution,
-    ReferenceSource,
-)
+from inheritune.training.kl_divergence import DistillationObjective, Full, ReferenceSource, TopK
 from inheritune.training.loss import lazy_logits, logits_are_plain_head_output
 
 if TYPE_CHECKING:
@@ -37,13 +32,13 @@ class Distillation:
 
 @dataclass(frozen=True)
 class StoredDistribution:
-    """One micro-batch's distributions as a source; see `ReferenceSource`."""
+    """The stored predictions of one micro-batch as a source; see `ReferenceSource`."""
 
-    stored: ReferenceDistribution
+    stored: TopK
     vocab_size: int
     temperature: float
 
-    def distribution(self, input_ids: Tensor, position: int) -> ReferenceDistribution:
+    def distribution(self, input_ids: Tensor, position: int) -> TopK:
         """Return what is stored, whatever the inputs."""
         return self.stored
 
@@ -58,30 +53,27 @@ class FrozenReference:
             use_fused_gelu(model)
         model.to(settings.device).eval().requires_grad_(False)  # type: ignore[arg-type]
         self._device, self._bf16 = settings.device, settings.precision == "bf16"
-        self._chunked_head = logits_are_plain_head_output(model)
+        self._avoids_logits = logits_are_plain_head_output(model)
 
     @property
     def vocab_size(self) -> int:
-        """Ids that it predicts."""
+        """Number of ids that it predicts."""
         return _vocab_size(self.model)
 
     def distribution(self, input_ids: Tensor, position: int = 0) -> Full:
         """Predict the token after each of (B, T) ids, whatever their place in the order."""
         with torch.no_grad(), self._autocast():
-            logits = lazy_logits(self.model, input_ids.to(self._device), self._chunked_head)
+            logits = lazy_logits(self.model, input_ids.to(self._device), self._avoids_logits)
             return Full(logits.cast(), self.temperature)
 
     def check_self_divergence(self, samples: Tensor, source: ReferenceSource) -> None:
-        """See that the loss finds no divergence between the reference and its own predictions.
+        """Assert that the reference does not diverge from its own predictions, by the loss.
 
         Args:
             samples: (B, T + 1) int64, on any device.
-
-        Raises:
-            AssertionError: There is one: a mistake in this package.
         """
         samples = samples.to(self._device)
-        itself = DistillationObjective(self.model, source, 0.0, self._chunked_head)
+        itself = DistillationObjective(self.model, source, 0.0, self._avoids_logits)
         with torch.no_grad(), self._autocast():
             sums = itself(samples[:, :-1], samples[:, 1:])
         nats = float(sums[2]) / samples[:, 1:].numel()

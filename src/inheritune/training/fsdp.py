@@ -49,8 +49,8 @@ def my_share(train: Train, processes: Processes) -> tuple[int, int]:
     return processes.rank * each, (processes.rank + 1) * each
 
 
-def layers_of(model: "PreTrainedModel") -> list[nn.Module]:
-    """Find the layers of a live model, as in its files: by their numbered names.
+def layer_modules(model: "PreTrainedModel") -> list[nn.Module]:
+    """Find the modules that are the layers of a live model, as in its files: by numbered names.
 
     Raises:
         SourceError: No list of modules has as many entries as the config says.
@@ -71,14 +71,15 @@ def layers_of(model: "PreTrainedModel") -> list[nn.Module]:
 
 
 def shard(root: nn.Module, model: "PreTrainedModel", processes: Processes, bf16: bool) -> None:
-    """Shard a model over the processes: each layer is a group, all else is in the root's group.
+    """Shard a model over the processes: each layer is a group, the rest is in the root's group.
 
     A tied head is gathered with the embedding, inside the root's forward pass. Gradients are
     summed, never averaged: they are divided once, by the number of targets of the whole step.
 
+    Weights are sharded within each machine and replicated across machines.
+
     Args:
         root: Holds the model and computes its loss; changed in place.
-        processes: Weights are sharded within each machine and replicated across machines.
         bf16: Gather and compute in bf16; weights and the sum of gradients stay fp32.
     """
     nodes, each = processes.nodes, processes.size // processes.nodes
@@ -89,7 +90,7 @@ def shard(root: nn.Module, model: "PreTrainedModel", processes: Processes, bf16:
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32
     )
-    for layer in layers_of(model):
+    for layer in layer_modules(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(root, mesh=mesh, mp_policy=policy)
     for part in root.modules():
@@ -99,7 +100,7 @@ def shard(root: nn.Module, model: "PreTrainedModel", processes: Processes, bf16:
 
 
 def sync_gradients(root: nn.Module, sync: bool) -> None:
-    """Choose whether the next backward pass sums gradients over the processes."""
+    """Set whether the next backward pass sums gradients over the processes."""
     if isinstance(root, FSDPModule):
         root.set_requires_gradient_sync(sync)
 

@@ -80,9 +80,8 @@ def agrees_with_the_model(model: "PreTrainedModel", vocab_size: int, length: int
         model: A transformers causal language model in fp32; it has its own attention afterwards.
         length: Sequence length of the training, so that a shorter window shows.
     """
-    ids = (
-        torch.arange(length).remainder(vocab_size).unsqueeze(0).to(next(model.parameters()).device)
-    )
+    device = next(model.parameters()).device
+    ids = torch.arange(length, device=device).remainder(vocab_size)[None]
     training, own = model.training, model.config._attn_implementation
     model.eval()
     try:
@@ -98,15 +97,12 @@ def agrees_with_the_model(model: "PreTrainedModel", vocab_size: int, length: int
     return bool((expected - logits).detach().abs().max() <= 1e-4 * scale)
 
 
-def use_fused_gelu(model: nn.Module) -> int:
+def use_fused_gelu(model: nn.Module) -> None:
     """Replace every `gelu_new` module by torch's tanh-approximated GELU: the same formula.
 
     Only the live module changes; the config that is saved still says `gelu_new`.
     """
-    replaced = 0
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child).__name__ == "NewGELUActivation":
                 setattr(module, name, nn.GELU(approximate="tanh"))
-                replaced += 1
-    return replaced

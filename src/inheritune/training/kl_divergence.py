@@ -23,11 +23,15 @@ if TYPE_CHECKING:
 _IGNORED = -100
 
 
-class ReferenceDistribution(Protocol):
-    """The reference's distributions p over N tokens, whole or in part."""
+@dataclass(frozen=True)
+class Full:
+    """The reference's whole distributions p over N tokens."""
+
+    logits: LazyLogits
+    temperature: float
 
     def kl_divergence(self, log_q: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        """Compute KL(p || q) of some tokens.
+        """Compute KL(p || q) = sum_v p_v (log p_v - log q_v) of some tokens.
 
         Args:
             log_q: The target's log-probabilities at the temperature, (n, V) fp32.
@@ -36,6 +40,47 @@ class ReferenceDistribution(Protocol):
         Returns:
             KL(p || q), (n,); and p, (n, V), the distribution at which it is 0.
         """
+        log_p = (self.logits.rows(part).float() / self.temperature).log_softmax(-1)
+        p = log_p.exp()
+        return (p * (log_p - log_q)).sum(-1), p
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k likeliest ids of N tokens; all others are lumped into one outcome.
+
+    The divergence over these k + 1 outcomes is at most the one over the whole vocabulary, and 0
+    where that is 0. Within the rest p has the target's own proportions: p_v = q_v p_rest / q_rest.
+    """
+
+    ids: Tensor  # (N, k) int64
+    log_p: Tensor  # their log-probabilities at the temperature, (N, k) fp32
+    log_rest: Tensor  # log-probability of all others together, (N,) fp32
+
+    @classmethod
+    def of(cls, logits: Tensor, k: int, temperature: float) -> "TopK":
+        """Keep the k likeliest ids of logits, (n, V) with k < V."""
+        log_p = (logits.float() / temperature).log_softmax(-1)
+        top_log_p, ids = log_p.topk(k)
+        return cls(ids, top_log_p, _log_rest(log_p, ids))
+
+    def kl_divergence(self, log_q: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """Compute sum_k p_k (log p_k - log q_k) + p_rest (log p_rest - log q_rest); see `Full`."""
+        ids, log_rest = self.ids[part], self.log_rest[part]
+        log_p = self.log_p[part]
+        # Stored values are rounded. Made to add up to 1 again, a divergence is never below 0.
+        total = torch.cat((log_p, log_rest[:, None]), 1).logsumexp(-1)
+        log_p, log_rest = log_p - total[:, None], log_rest - total
+        log_q_rest = _log_rest(log_q, ids)
+        kl = (log_p.exp() * (log_p - log_q.gather(1, ids))).sum(-1)
+        kl = kl + log_rest.exp() * (log_rest - log_q_rest)
+        p = (log_q + (log_rest - log_q_rest)[:, None]).exp()
+        return kl, p.scatter(1, ids, log_p.exp())
+
+
+def _log_rest(log_p: Tensor, ids: Tensor) -> Tensor:
+    """Compute the log-probability of all ids but these, (n,)."""
+    return log_p.scatter(1, ids, -torch.inf).logsumexp(-1)
 
 
 class ReferenceSource(Protocol):
@@ -43,18 +88,16 @@ class ReferenceSource(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Ids that the reference predicts."""
+        """Number of ids that the reference predicts."""
 
     @property
     def temperature(self) -> float:
         """Divides the logits of both models; above 0."""
 
-    def distribution(self, input_ids: Tensor, position: int) -> ReferenceDistribution:
-        """Return the distributions of the token after each input.
+    def distribution(self, input_ids: Tensor, position: int) -> Full | TopK:
+        """Return the distributions of the token after each of (B, T) inputs, N = B x T tokens.
 
-        Args:
-            input_ids: (B, T) int64, N = B x T tokens.
-            position: Place of the first sequence in the order of samples.
+        ``position`` is the place of the first sequence in the order of samples.
         """
 
 
@@ -62,18 +105,17 @@ class DistillationObjective(TrainingObjective):
     """The distillation loss of a target against its reference.
 
     Args:
-        source: Its reference; no module, so that FSDP does not take it for a part of the target.
+        source: The reference; no module, so that FSDP does not take it for a part of the target.
         alpha: Weight of the cross-entropy, in [0, 1]; the KL divergence has the rest.
 
     Source: Hinton et al., arXiv 1503.02531, section 2; Sanyal et al., arXiv 2404.08634.
     """
 
     def __init__(
-        self, model: "PreTrainedModel", source: ReferenceSource, alpha: float, chunked_head: bool
+        self, model: "PreTrainedModel", source: ReferenceSource, alpha: float, avoids_logits: bool
     ) -> None:
-        super().__init__(model, fused=chunked_head)
-        self.source = source
-        self.alpha = alpha
+        super().__init__(model, avoids_logits)
+        self.source, self.alpha = source, alpha
 
     def forward(
         self, input_ids: Tensor, labels: Tensor | None = None, use_cache: bool = False
@@ -88,7 +130,7 @@ class DistillationObjective(TrainingObjective):
             return super().forward(input_ids, use_cache=use_cache)
         alpha, t, labels = self.alpha, self.source.temperature, labels.flatten()
         reference = self.source.distribution(input_ids, self.position)
-        target = lazy_logits(self.model, input_ids, chunked_head=self.fused)
+        target = lazy_logits(self.model, input_ids, self.avoids_logits)
         gradients = _Gradients(target) if torch.is_grad_enabled() else None
         # Gradients are gathered in the same walk over the tokens: the backward pass would have to
         # make all logits a second time.
@@ -115,58 +157,6 @@ class DistillationObjective(TrainingObjective):
         if gradients is None:
             return sums
         return _GatheredGradients.apply(target.hidden, target.weight, target.bias, sums, gradients)
-
-
-@dataclass(frozen=True)
-class Full:
-    """The whole distribution: the KL divergence is summed over the vocabulary."""
-
-    logits: LazyLogits
-    temperature: float
-
-    def kl_divergence(self, log_q: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        """Compute KL(p || q) = sum_v p_v (log p_v - log q_v); see `ReferenceDistribution`."""
-        log_p = (self.logits.rows(part).float() / self.temperature).log_softmax(-1)
-        p = log_p.exp()
-        return (p * (log_p - log_q)).sum(-1), p
-
-
-@dataclass(frozen=True)
-class TopK:
-    """The k likeliest ids; all others are lumped into one outcome.
-
-    The divergence over these k + 1 outcomes is at most the one over the whole vocabulary, and 0
-    where that is 0. Within the rest p has the target's own proportions: p_v = q_v p_rest / q_rest.
-    """
-
-    ids: Tensor  # (N, k) int64
-    log_p: Tensor  # their log-probabilities at the temperature, (N, k) fp32
-    log_rest: Tensor  # log-probability of all others together, (N,) fp32
-
-    @classmethod
-    def of(cls, logits: Tensor, k: int, temperature: float) -> "TopK":
-        """Keep the k likeliest ids of logits, (n, V) with k < V."""
-        log_p = (logits.float() / temperature).log_softmax(-1)
-        top_log_p, ids = log_p.topk(k)
-        return cls(ids, top_log_p, _log_rest(log_p, ids))
-
-    def kl_divergence(self, log_q: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        """Compute sum_k p_k (log p_k - log q_k) + p_rest (log p_rest - log q_rest)."""
-        ids, log_rest = self.ids[part], self.log_rest[part]
-        log_p = self.log_p[part]
-        # Stored values are rounded. Made to add up to 1 again, a divergence is never below 0.
-        total = torch.cat((log_p, log_rest[:, None]), 1).logsumexp(-1)
-        log_p, log_rest = log_p - total[:, None], log_rest - total
-        log_q_rest = _log_rest(log_q, ids)
-        kl = (log_p.exp() * (log_p - log_q.gather(1, ids))).sum(-1)
-        kl = kl + log_rest.exp() * (log_rest - log_q_rest)
-        p = (log_q + (log_rest - log_q_rest)[:, None]).exp()
-        return kl, p.scatter(1, ids, log_p.exp())
-
-
-def _log_rest(log_p: Tensor, ids: Tensor) -> Tensor:
-    """Log-probability of all ids but these, (n,)."""
-    return log_p.scatter(1, ids, -torch.inf).logsumexp(-1)
 
 
 class _Gradients:

@@ -6,7 +6,6 @@ B samples per forward, T tokens per sample, k likeliest ids.
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +32,12 @@ _REMOVE = "Remove this directory: its contents are made again."
 Range = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """The samples at places [first, stop) of the first epoch's order, memory-mapped."""
-
-    first: int
-    stop: int
-    ids: NDArray[Any]  # (stop - first, T, k)
-    log_p: NDArray[np.float16]  # (stop - first, T, k)
-    log_rest: NDArray[np.float32]  # (stop - first, T)
-
-
 class LogitCache:
     """The k largest log-probabilities of every token, their ids, and the mass of all other ids.
 
     Log-probabilities are stored in fp16; read again, they are made to add up to 1. A shard is a
-    directory, there completely or not at all. Samples lie in the order of the first epoch, so that
-    a longer training adds to what is stored.
+    directory, there completely or not at all. Samples lie in the order of the first epoch: a
+    sample's index there is its place, and a longer training adds to what is stored.
 
     Args:
         folder: Parent directory of the run's caches; this cache gets a subdirectory.
@@ -77,11 +65,11 @@ class LogitCache:
         self._stream, self._train, self._k = stream, train, k
         self._num_samples = stream.num_samples(train.seq_len)
         self._stored: list[Range] = []
-        self._mapped: dict[Range, _Shard] = {}
+        self._mapped: dict[Range, dict[str, NDArray[Any]]] = {}
         self._places: NDArray[np.int64] | None = None  # of samples in the first epoch's order
 
     def missing(self, samples: int) -> list[Range]:
-        """List the shards that are still to be made, as ranges of places."""
+        """List the shards that are still to be made for the first samples, as ranges of places."""
         needed = min(samples, self._num_samples)
         id_bytes = id_type(self.vocab_size).itemsize
         bytes_per_sample = self._train.seq_len * self._k * (2 + id_bytes)
@@ -113,18 +101,16 @@ class LogitCache:
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / "manifest.json").exists():
             write_json(self.path / "manifest.json", self.made_from)
-        shape = (stop - first, self._train.seq_len, self._k)
         with new_directory(self._folder(places)) as staging:
             # --- predictions, a micro-batch at a time; the first one is checked ---
-            shard = _Shard(first, stop, *self._arrays(staging, shape, "w+"))
+            arrays = self._map(places, staging, "w+")
             for done, samples in self._batches(first, stop):
                 top = self._top_k(samples, reference, check=done == 0)
-                part = slice(done, done + len(samples))
-                shard.ids[part] = top.ids.cpu().numpy().reshape(-1, *shape[1:])
-                shard.log_p[part] = top.log_p.cpu().numpy().reshape(-1, *shape[1:])
-                shard.log_rest[part] = top.log_rest.cpu().numpy().reshape(-1, shape[1])
+                for name, array in arrays.items():
+                    rows = getattr(top, name).cpu().numpy().reshape(-1, *array.shape[1:])
+                    array[done : done + len(samples)] = rows
                 on_batch(done + len(samples))
-            del shard  # unmapped: all of it is in the files
+            del arrays, array  # unmapped: all of it is in the files
 
             # --- digests, by which a reader knows that the files are whole ---
             files = {}
@@ -146,13 +132,16 @@ class LogitCache:
         """
         places = self._places_of(position, position + len(input_ids))
         samples = [self._read(place) for place in places]
-        arrays = [np.concatenate(parts) for parts in zip(*samples, strict=True)]
-        dtypes = (torch.int64, torch.float32, torch.float32)
-        tensors = (
-            torch.from_numpy(array).to(device=input_ids.device, dtype=dtype)
-            for array, dtype in zip(arrays, dtypes, strict=True)
+
+        def batch(name: str, dtype: type[np.generic]) -> Tensor:
+            rows = np.concatenate([sample[name] for sample in samples])
+            return torch.from_numpy(rows.astype(dtype)).to(input_ids.device)
+
+        return TopK(
+            ids=batch("ids", np.int64),
+            log_p=batch("log_p", np.float32),
+            log_rest=batch("log_rest", np.float32),
         )
-        return TopK(*tensors)
 
     def cost(self, paid_by: str) -> tuple[int, float]:
         """Return the tokens that the reference was run on for a training, and the seconds."""
@@ -168,22 +157,19 @@ class LogitCache:
         return self.path / f"shard-{places[0]:010d}-{places[1]:010d}"
 
     def _ranges(self) -> list[Range]:
-        """The places of the shards on disk, ascending."""
+        """List the places of the shards on disk, ascending."""
         names = sorted(p.name.split("-") for p in self.path.glob("shard-*"))
         return [(int(first), int(stop)) for _, first, stop in names]
 
-    def _arrays(self, folder: Path, shape: tuple[int, ...], mode: Any) -> tuple[Any, ...]:
-        dtypes: dict[str, Any] = {
-            "ids": id_type(self.vocab_size),
-            "log_p": np.float16,
-            "log_rest": np.float32,
+    def _map(self, places: Range, folder: Path, mode: Any) -> dict[str, NDArray[Any]]:
+        """Map a shard's files: the fields of `TopK`, (samples, T, k) and (samples, T)."""
+        samples, k = (places[1] - places[0], self._train.seq_len), self._k
+        shapes = {"ids": (*samples, k), "log_p": (*samples, k), "log_rest": samples}
+        dtypes = {"ids": id_type(self.vocab_size), "log_p": np.float16, "log_rest": np.float32}
+        return {
+            name: np.memmap(folder / f"{name}.bin", dtypes[name], mode, shape=shape)
+            for name, shape in shapes.items()
         }
-        return tuple(
-            np.memmap(
-                folder / f"{name}.bin", dtype, mode, shape=shape[:2] if "rest" in name else shape
-            )
-            for name, dtype in dtypes.items()
-        )
 
     def _batches(self, first: int, stop: int) -> Iterator[tuple[int, Tensor]]:
         for begin in range(first, stop, self._train.micro_batch):
@@ -207,7 +193,7 @@ class LogitCache:
         return top
 
     def _places_of(self, first: int, stop: int) -> list[int]:
-        """The places in the first epoch's order of the samples at positions [first, stop)."""
+        """Find the samples at positions [first, stop), of any epoch, in the first epoch's order."""
         if stop <= self._num_samples:
             return list(range(first, stop))
         if self._places is None:
@@ -217,22 +203,21 @@ class LogitCache:
         numbers = sample_numbers(self._num_samples, self._train, first, stop)
         return [int(place) for place in self._places[numbers]]
 
-    def _read(self, place: int) -> tuple[NDArray[Any], ...]:
-        """Ids, log-probabilities and rest of one sample, (T, k), (T, k), (T,)."""
+    def _read(self, place: int) -> dict[str, NDArray[Any]]:
+        """Return what is stored of one sample, (T, k) or (T,)."""
         self._stored = self._stored or self._ranges()
         index = bisect_right(self._stored, place, key=lambda places: places[0]) - 1
         if index < 0 or place >= self._stored[index][1]:
             raise DataError(f"{self.path} lacks the sample at {place}.", _REMOVE)
         shard = self._shard(self._stored[index])
-        row = place - shard.first
-        return shard.ids[row].astype(np.int64), shard.log_p[row], shard.log_rest[row]
+        return {name: array[place - self._stored[index][0]] for name, array in shard.items()}
 
-    def _shard(self, places: Range) -> _Shard:
+    def _shard(self, places: Range) -> dict[str, NDArray[Any]]:
+        """Map a shard when it is first read, after comparing its files with their digests."""
         if places not in self._mapped:
-            folder, (first, stop) = self._folder(places), places
+            folder = self._folder(places)
             for name, digest in read_json(folder / "shard.json")["files"].items():
                 if not (folder / name).exists() or sha256(folder / name) != digest:
                     raise DataError(f"{folder / name} is not what was written.", _REMOVE)
-            shape = (stop - first, self._train.seq_len, self._k)
-            self._mapped[places] = _Shard(first, stop, *self._arrays(folder, shape, "r"))
+            self._mapped[places] = self._map(places, folder, "r")
         return self._mapped[places]

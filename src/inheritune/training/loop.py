@@ -95,9 +95,9 @@ def train(
 
 
 class Loop:
-    """A training under way: its position, and what moves it on.
+    """A training under way: its position, and the methods that move it on.
 
-    All processes make one, and call its methods at the same time. Made, it has loaded the newest
+    All processes make one, and call its methods at the same time. The constructor loads the newest
     checkpoint into the model of `setup`. Arguments and errors are those of `train`;
     `flops_per_token` is that of the whole model, for `mfu`.
     """
@@ -119,8 +119,7 @@ class Loop:
         self._inputs = TrainingInputs(
             config.inputs, config.noted_inputs, setup.settings.compared(), config.allowed_changes
         )
-        total = config.total_tokens
-        eval_tokens = self._train.eval_every or total // _VALIDATIONS
+        eval_tokens = self._train.eval_every or config.total_tokens // _VALIDATIONS
         self._eval_steps = max(1, eval_tokens // self._train.batch_tokens)
 
         # --- load the checkpoint; what was written after it is dropped ---
@@ -184,8 +183,7 @@ class Loop:
             skipped=self.position.skipped + (not is_finite),
             skips_in_a_row=0 if is_finite else self.position.skips_in_a_row + 1,
         )
-        tokens_per_s = train.batch_tokens / step_s
-        peak_flops = self._config.peak_flops
+        tokens_per_s, peak_flops = train.batch_tokens / step_s, self._config.peak_flops
         row = step_row(
             self.position,
             self._epoch(),
@@ -221,11 +219,10 @@ class Loop:
         # What is the best and what is saved is known everywhere; the clock is that of process 0.
         is_new_best = self._metrics.best_step == step and step not in (0, self._schedule.saved_step)
         if is_new_best and self._processes.on_main(self._schedule.best_due):
-            self.save()
-            self._schedule.best_saved()
+            self.save(is_best=True)
         return val_loss
 
-    def save(self) -> None:
+    def save(self, is_best: bool = False) -> None:
         """Save the position, unless it is saved already, or is the start."""
         if self.position.step in (0, self._schedule.saved_step):
             return
@@ -240,7 +237,7 @@ class Loop:
             val_losses=self._metrics.val_losses,
             rows=self._metrics.synced(),
         )
-        self._schedule.saved(self.position.step)
+        self._schedule.saved(self.position.step, is_best)
 
     def snapshot(self) -> None:
         """Keep the checkpoint of this step until the end, if it is one of `snapshot_steps`.
@@ -297,7 +294,7 @@ class Loop:
         return self._seconds_before + time.monotonic() - self._began_s
 
     def _epoch(self) -> float:
-        """Passes over the training tokens so far, those of the trainings before included."""
+        """Count the passes over the training tokens so far, in earlier trainings as well."""
         seq_len = self._train.seq_len
         before = self._config.first_sample * seq_len
         unique_tokens = self._config.stream.num_samples(seq_len) * seq_len
@@ -311,7 +308,7 @@ class CheckpointSchedule:
     last one that was saved for that reason is at least `train.save_minutes` old.
     """
 
-    def __init__(self, minutes: float, saved_step: int = 0) -> None:
+    def __init__(self, minutes: float, saved_step: int) -> None:
         self.saved_step = saved_step
         self._interval_s = 60 * minutes
         self._saved_s = self._best_saved_s = time.monotonic()
@@ -324,10 +321,8 @@ class CheckpointSchedule:
         """Return whether a new best val_loss is worth a checkpoint."""
         return time.monotonic() - self._best_saved_s > self._interval_s
 
-    def saved(self, step: int) -> None:
-        """Note that a step was saved."""
+    def saved(self, step: int, is_best: bool) -> None:
+        """Note that a step was saved, by the clock or for its val_loss."""
         self.saved_step, self._saved_s = step, time.monotonic()
-
-    def best_saved(self) -> None:
-        """Note that a step was saved for its val_loss."""
-        self._best_saved_s = time.monotonic()
+        if is_best:
+            self._best_saved_s = self._saved_s

@@ -27,10 +27,10 @@ _MAX_GAP = 1e-3  # nats per token; models with a plain head stay below 4e-6
 class TrainingObjective(nn.Module):
     """A model and its loss in one forward pass, so that what FSDP gathers serves both."""
 
-    def __init__(self, model: "PreTrainedModel", fused: bool) -> None:
+    def __init__(self, model: "PreTrainedModel", avoids_logits: bool) -> None:
         super().__init__()
         self.model = model
-        self.fused = fused  # never hold the logits
+        self.avoids_logits = avoids_logits  # (B, T, V) is never held
         # The next micro-batch's place in the order of samples: stored distributions lie there.
         self.position = 0
 
@@ -48,7 +48,7 @@ class TrainingObjective(nn.Module):
         """
         if labels is None:
             return self.model(input_ids=input_ids, use_cache=use_cache)
-        cross_entropy = fused_cross_entropy_sum if self.fused else cross_entropy_sum
+        cross_entropy = fused_cross_entropy_sum if self.avoids_logits else cross_entropy_sum
         return cross_entropy(self.model, input_ids, labels)
 
 
@@ -62,11 +62,10 @@ def cross_entropy_sum(model: nn.Module, input_ids: Tensor, labels: Tensor) -> Te
 def fused_cross_entropy_sum(model: "PreTrainedModel", input_ids: Tensor, labels: Tensor) -> Tensor:
     """Compute the same loss from the last hidden states, in chunks: (B, T, V) is never held.
 
-    Right only for models whose logits are the head's product and nothing more: ask
-    `logits_are_plain_head_output` first.
+    Right only for models that `logits_are_plain_head_output` accepts.
     """
     # The op takes one dtype and is not cast by autocast itself.
-    states = lazy_logits(model, input_ids, chunked_head=True).cast()
+    states = lazy_logits(model, input_ids, avoids_logits=True).cast()
     assert states.weight is not None
     # In bf16 the op's own sum is off by 0.1 nats per token: sum its single losses in fp32.
     is_fp32 = states.hidden.dtype == torch.float32
@@ -109,9 +108,9 @@ class LazyLogits:
         return LazyLogits(self.hidden, self.weight.to(dtype), bias)
 
 
-def lazy_logits(model: Any, input_ids: Tensor, chunked_head: bool) -> LazyLogits:
+def lazy_logits(model: Any, input_ids: Tensor, avoids_logits: bool) -> LazyLogits:
     """Run a model up to its head; all of it where logits are more than the head's product."""
-    if not chunked_head:
+    if not avoids_logits:
         return LazyLogits(model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1))
     head, decoder = model.get_output_embeddings(), model.get_decoder()
     hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1)

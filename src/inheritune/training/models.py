@@ -108,10 +108,9 @@ def fresh_model(directory: Path, seed: int, dropout: float = 0.0) -> "PreTrained
 
 
 def save_model(model: "PreTrainedModel", out: Path, start: Path) -> None:
-    """Publish a trained model as a Hugging Face directory, by one rename.
+    """Publish a trained model as a Hugging Face directory, by one rename, in fp32 as trained.
 
     Args:
-        model: Its weights are written in fp32, as trained.
         out: Must not exist.
         start: The directory that the training started from. config.json, tokenizer and other side
             files are taken over byte for byte, except for the dtype that config.json states.

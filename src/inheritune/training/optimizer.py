@@ -16,7 +16,13 @@ _WSD_DECAY_SHARE = 0.2
 
 
 def make_optimizer(model: nn.Module, train: Train, *, fused: bool) -> torch.optim.AdamW:
-    """Make AdamW; weight decay is for matrices only: norms and biases have no direction."""
+    """Make AdamW; weight decay is for matrices only: norms and biases have no direction.
+
+    m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  with m', v' corrected for their start at 0:
+    w <- w - rate (m' / (sqrt(v') + eps) + weight_decay w)
+
+    Source: Loshchilov and Hutter, arXiv 1711.05101.
+    """
     params = [param for param in model.parameters() if param.requires_grad]
     groups = [
         {"params": [p for p in params if p.ndim >= 2], "weight_decay": train.weight_decay},
@@ -32,6 +38,10 @@ def make_optimizer(model: nn.Module, train: Train, *, fused: bool) -> torch.opti
 
 def learning_rate(train: Train, tokens: int, total: int) -> float:
     """Return the learning rate of a step.
+
+    It rises linearly over the warmup. Then, with s in [0, 1] the share of the other tokens seen, it
+    is min + (max - min) h: for a cosine h = (1 + cos(pi s)) / 2, for wsd (warmup, stable, decay)
+    h = min(1, (1 - s) / 0.2); a constant schedule stays at max.
 
     Args:
         tokens: Tokens seen when the step is done, in [1, total].
@@ -55,7 +65,7 @@ def mean_and_clip(params: Sequence[Tensor], tokens: float, clip_norm: float) -> 
 
     Args:
         params: Weights whose `grad` holds the sum over a step's tokens, over all processes.
-        tokens: Targets of the step, over all processes.
+        tokens: Predicted tokens of the step, over all processes.
 
     Returns:
         The norm of the mean gradient before clipping; not finite if any gradient is not, in which

@@ -11,7 +11,7 @@ from inheritune.recipe.schema import Train
 from inheritune.system.processes import Processes
 from inheritune.training.batches import micro_batches
 from inheritune.training.distillation import Distillation, FrozenReference, make_objective
-from inheritune.training.fsdp import layers_of, my_share, shard
+from inheritune.training.fsdp import layer_modules, my_share, shard
 from inheritune.training.hardware import Settings, keep_freed_memory
 from inheritune.training.kernels import (
     MATMUL_ATTENTION,
@@ -59,7 +59,7 @@ def make_setup(
 
     Args:
         model: fp32 weights, the same in every process; changed in place.
-        stream: Training tokens; the compiler and the checks of a distillation use the first.
+        stream: Training tokens; the compiler and the checks of a distillation see the first.
 
     Raises:
         RecipeError: The batch does not divide by the number of processes.
@@ -88,8 +88,8 @@ def make_setup(
             notes.append("on a CPU a step with a reference is not compiled")
             settings = replace(settings, compile=False)
     else:
-        objective = TrainingObjective(model, _can_fuse_loss(model, settings, notes))
-    settings = replace(settings, loss="op" if objective.fused else "logits")
+        objective = TrainingObjective(model, _can_avoid_logits(model, settings, notes))
+    settings = replace(settings, loss="op" if objective.avoids_logits else "logits")
 
     # --- the compiler and the processes; layers are compiled before they are wrapped ---
     compiled: list[nn.Module] = []
@@ -151,11 +151,9 @@ def _use_attention(
     return "matmul"
 
 
-def _can_fuse_loss(model: "PreTrainedModel", settings: Settings, notes: list[str]) -> bool:
-    if settings.loss != "op":
-        return False
-    if logits_are_plain_head_output(model):
-        return True
+def _can_avoid_logits(model: "PreTrainedModel", settings: Settings, notes: list[str]) -> bool:
+    if settings.loss != "op" or logits_are_plain_head_output(model):
+        return settings.loss == "op"
     notes.append("the model does more to its logits than the head's product: they are kept whole")
     return False
 
@@ -165,8 +163,8 @@ def _layers_to_compile(
 ) -> list[nn.Module]:
     """The layers of the model, and of a reference that runs beside it."""
     source = None if distillation is None else distillation.source
-    beside = layers_of(source.model) if isinstance(source, FrozenReference) else []
-    return layers_of(model) + beside
+    beside = layer_modules(source.model) if isinstance(source, FrozenReference) else []
+    return layer_modules(model) + beside
 
 
 def _compiler_works(

@@ -19,7 +19,7 @@ from inheritune.training.fsdp import local, piece_of
 
 
 def file_name(kind: str, rank: int, size: int) -> str:
-    """Return ``model.safetensors``, or ``model-00001-of-00002.safetensors`` of several writers."""
+    """Name a writer's file: ``model.safetensors``, or of several ``model-00001-of-00002...``."""
     return f"{kind}.safetensors" if size == 1 else f"{kind}-{rank:05d}-of-{size:05d}.safetensors"
 
 

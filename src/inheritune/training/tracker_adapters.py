@@ -1,10 +1,11 @@
 """Send rows to TensorBoard, Weights & Biases, trackio or MLflow.
 
-`accelerate.tracking` wraps the same libraries, but needs accelerate's process state, which in a
-process of torchrun rewrites environment variables and may set torch's number of threads: a training
-would not be the same with and without trackers. Its MLflow tracker also sends the user's name, the
-command and the git commit. So each library is called here, in the tracker's own thread, where it is
-imported.
+`accelerate.tracking` wraps the same libraries, but its trackers write to a logger that raises
+without accelerate's `PartialState`; that state, in a worker, rewrites RANK, LOCAL_RANK and
+MASTER_PORT and may set torch's number of threads: a training would not be the same with and without
+trackers. It would save the short `log` and `finish`; opening a run, and leaving out what nobody
+asked to send (user, command, git commit), would stay here. So each library is called directly, in
+the tracker's own thread, where it is imported.
 """
 
 import logging
@@ -56,36 +57,33 @@ class Tracker(Protocol):
         """Close the run."""
 
 
-class TensorBoard:
+class _TensorBoard:
     """Event files in ``tensorboard/`` of the training."""
 
     def start(self, training: TrackedTraining) -> None:
-        """Open a file that hides the older rows of steps that are written again."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder = str(training.folder / "tensorboard")
+        # Older rows of the steps that are written again are hidden.
         self._writer: Any = SummaryWriter(folder, purge_step=training.first_step)
 
     def log(self, rows: Sequence[Row]) -> None:
-        """Write rows, and have them on the disk."""
         for row in rows:
             for name, value in row.values.items():
                 self._writer.add_scalar(name, value, row.step, row.unix_s)
         self._writer.flush()
 
     def finish(self) -> None:
-        """Close the file."""
         self._writer.close()
 
 
-class WeightsAndBiases:
+class _WeightsAndBiases:
     """A run of Weights & Biases; its files lie in ``wandb/`` of the training."""
 
     def __init__(self) -> None:
         self._new_id = secrets.token_hex(4)  # one for all tries: the first may have opened a run
 
     def start(self, training: TrackedTraining) -> str:
-        """Open the run; W&B itself drops rows of steps that it has."""
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
@@ -122,20 +120,18 @@ class WeightsAndBiases:
         return run_id
 
     def log(self, rows: Sequence[Row]) -> None:
-        """Hand rows to W&B's own process, which keeps them while the network is down."""
+        # To W&B's own process, which keeps them while the network is down, and drops steps it has.
         for row in rows:
             self._run.log(dict(row.values), step=row.step)
 
     def finish(self) -> None:
-        """Close the run; what is not uploaded by then stays in its files, for `wandb sync`."""
-        self._run.finish()
+        self._run.finish()  # what is not uploaded by then stays in its files, for `wandb sync`
 
 
-class Trackio:
+class _Trackio:
     """A run of trackio, in its local database or wherever its environment variables say."""
 
     def start(self, training: TrackedTraining) -> str:
-        """Open the run, which trackio knows by its name."""
         if constants.HF_HUB_OFFLINE and os.environ.get("TRACKIO_SPACE_ID"):
             raise RuntimeError("TRACKIO_SPACE_ID names a Space, and HF_HUB_OFFLINE is set")
         import trackio
@@ -146,7 +142,7 @@ class Trackio:
         for name, module in list(sys.modules.items()):
             if name.partition(".")[0] == "trackio":
                 vars(module)["print"] = _print_nothing
-        name, last_step = training.run_id or training.name, None
+        name, last_step = training.run_id or training.name, None  # trackio's id is the name
         if training.run_id is not None:
             last_step = SQLiteStorage.get_max_step_for_run(_PROJECT, name)
         self._last_step = -1 if last_step is None else last_step
@@ -161,21 +157,18 @@ class Trackio:
         return name
 
     def log(self, rows: Sequence[Row]) -> None:
-        """Hand rows to trackio's own thread, except those of steps that it has."""
         for row in rows:
-            if row.step > self._last_step:
+            if row.step > self._last_step:  # trackio has the others
                 self._run.log(dict(row.values), step=row.step)
 
     def finish(self) -> None:
-        """Close the run."""
         self._run.finish()
 
 
-class MLflow:
+class _MLflow:
     """A run of MLflow, on its server or in its local database."""
 
     def start(self, training: TrackedTraining) -> str:
-        """Open the run, and ask it for its last row."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
 
@@ -192,7 +185,7 @@ class MLflow:
         return self._run_id
 
     def _earlier_run(self, run_id: str | None) -> Any:
-        """The run, unless it was deleted."""
+        """Return the run, unless it was deleted."""
         from mlflow.exceptions import MlflowException
 
         if run_id is None:
@@ -213,28 +206,26 @@ class MLflow:
         return str(experiment.experiment_id if experiment else self._client.create_experiment(name))
 
     def log(self, rows: Sequence[Row]) -> None:
-        """Send rows in one request, except those that the run has."""
         from mlflow.entities import Metric
 
         metrics = [
             Metric(name, value, int(row.unix_s * 1000), row.step)
             for row in rows
-            if row.tokens > self._last_tokens
+            if row.tokens > self._last_tokens  # the run has the others
             for name, value in row.values.items()
         ]
         if metrics:
             self._client.log_batch(self._run_id, metrics=metrics)
 
     def finish(self) -> None:
-        """Close the run."""
         self._client.set_terminated(self._run_id, "FINISHED")
 
 
 ADAPTERS: Mapping[str, Callable[[], Tracker]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WeightsAndBiases,
-    "trackio": Trackio,
-    "mlflow": MLflow,
+    "tensorboard": _TensorBoard,
+    "wandb": _WeightsAndBiases,
+    "trackio": _Trackio,
+    "mlflow": _MLflow,
 }
 
 

@@ -34,7 +34,8 @@ class Trackers:
     """The trackers of one training, from its first row to the end of the block.
 
     Args:
-        makers: Makes each tracker, by its name in the recipe; empty where nothing is sent.
+        makers: Functions that make the trackers, by their names in the recipe.
+        name: Name of the training, for people.
         folder: Directory of the training; `trackers.json` in it keeps the ids that reopen runs.
         on_trouble: Called in the training's thread with one sentence for each tracker that fails.
     """
@@ -96,14 +97,10 @@ class Trackers:
 
 
 class _Feed:
-    """One tracker, its queue and its thread.
-
-    Attributes:
-        trouble: The first thing that went wrong; empty: nothing did.
-    """
+    """One tracker, its queue and its thread."""
 
     def __init__(self, make: Callable[[], Tracker], remember: Callable[[str], None]) -> None:
-        self.trouble = ""
+        self.trouble = ""  # the first thing that went wrong
         self.reported = False
         self._make, self._remember = make, remember
         self._rows: deque[Row] = deque()
