@@ -84,10 +84,12 @@ def made_up(path: Path, size: int = 59_000_000) -> Path:
 def own_tokenizer(text: Path, folder: Path) -> Path:
     from itertools import islice
 
-    from inheritune.data.sources import documents
+    from inheritune.data.sources import open_sources
     from inheritune.data.tokenizer import train_tokenizer
+    from inheritune.recipe.schema import Data
 
-    train_tokenizer((d.text for d in islice(documents(str(text)), 100)), 8192, folder)
+    (source,) = open_sources(Data(source=str(text)))
+    train_tokenizer((d.text for _, d in islice(source.read(), 100)), 8192, folder)
     return folder
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from source_documents import documents
 from typer.testing import CliRunner
 
 from inheritune.cli.app import app
 from inheritune.data.document import held_out
-from inheritune.data.sources import documents
 from inheritune.model_files.directory import open_model
 from inheritune.recipe.load import read_recipe
 from inheritune.recipe.presets import preset_names, preset_path

@@ -1,12 +1,12 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from source_documents import documents
 
 from inheritune.data import parquet
 from inheritune.data.bad_rows import BadRows
 from inheritune.data.document import Document
 from inheritune.data.parquet import parquet_rows
-from inheritune.data.sources import documents
 from inheritune.errors import DataError
 
 TEXTS = [f"text {i}" for i in range(100)]

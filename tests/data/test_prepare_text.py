@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from source_documents import documents
 
 from inheritune.data.document import Document, held_out
 from inheritune.data.prepare_text import prepare_text, training_texts
-from inheritune.data.sources import documents
 from inheritune.data.tokenizer import open_tokenizer, train_tokenizer
 from inheritune.data.tokens import open_tokens
 from inheritune.errors import DataError, Interrupted

@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from source_documents import documents
 
 from inheritune.data import input_files as finding
 from inheritune.data import text_files
 from inheritune.data.document import Document, held_out
 from inheritune.data.input_files import input_files
-from inheritune.data.sources import documents
 from inheritune.errors import DataError
 from inheritune.recipe.schema import Data
 

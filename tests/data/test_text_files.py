@@ -4,11 +4,11 @@ import json
 
 import pyarrow
 import pytest
+from source_documents import documents
 
 from inheritune.data import text_files
 from inheritune.data.bad_rows import BadRows
 from inheritune.data.input_files import InputFile
-from inheritune.data.sources import documents
 from inheritune.data.text_files import read_documents
 from inheritune.errors import DataError, MissingExtraError
 

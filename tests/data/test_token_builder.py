@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from source_documents import documents
 
 from inheritune.data import encoding
 from inheritune.data.document import held_out, sampled
 from inheritune.data.journal import Journal
 from inheritune.data.prepare_text import prepare_text, training_texts
-from inheritune.data.sources import documents
 from inheritune.errors import Interrupted, RecipeError
 from inheritune.recipe.schema import Data, TextSource
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hub_server import COMMIT, Hub, serve, taken_for_the_hub
+from source_documents import documents
 
 from inheritune.data import encoding
 from inheritune.data.bad_rows import BadRows
@@ -24,7 +25,6 @@ from inheritune.data.hub_dataset import hub_documents
 from inheritune.data.parquet import parquet_rows
 from inheritune.data.prepare_text import prepare_text
 from inheritune.data.shards import HEADER_BYTES, ShardWriter
-from inheritune.data.sources import documents
 from inheritune.data.tokenizer import open_tokenizer, train_tokenizer
 from inheritune.data.tokens import TokenStream, check_budget, open_tokens, verify_tokens
 from inheritune.errors import DataError, MachineError
@@ -328,10 +328,12 @@ def test_a_parquet_file_with_another_name_is_named(tmp_path, suffix):
 
 MEASURED = """
 import resource, sys
-from inheritune.data.sources import documents
+from inheritune.data.sources import Source
+from inheritune.recipe.schema import TextSource
 from inheritune.errors import DataError
 try:
-    print(sum(len(d.text) for d in documents(sys.argv[1])), file=sys.stderr)
+    source = Source(TextSource(source=sys.argv[1]), "text", 0)
+    print(sum(len(d.text) for _, d in source.read()), file=sys.stderr)
 except DataError as error:
     print(error, file=sys.stderr)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

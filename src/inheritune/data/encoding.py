@@ -39,15 +39,8 @@ class Encoded(NamedTuple):
     text_bytes: int  # size of the text in UTF-8
 
 
-class _Batch(NamedTuple):
-    """The encoded documents of a batch, as columns: a few large objects are quick to send."""
-
-    numbers: list[int]  # of the documents in the sample
-    is_val: list[bool]
-    ends: NDArray[np.int64]  # of each document in `ids`
-    ids: NDArray[Any]
-    hashes: list[int]
-    sizes: list[int]
+# Of each document in the sample: number in the batch, is_val, ids, text_hash, text_bytes.
+_Batch = list[tuple[int, bool, NDArray[Any], int, int]]
 
 
 @dataclass(frozen=True)
@@ -61,19 +54,21 @@ class Encoder:
         """Encode the documents in the sample; with ``is_val`` all of them, as held-out ones."""
         numbers = [i for i, d in enumerate(documents) if is_val or sampled(d, self.data)]
         texts = [documents[i].text for i in numbers]
-        arrays = list(encode_documents(self.tokenizer, texts, self.data.special_tokens_in_text))
-        contents = [text.encode() for text in texts]
-        digests = [hashlib.sha256(content).digest() for content in contents]
-        ids = np.concatenate([np.empty(0, dtype=np.int64), *arrays])
-        return _Batch(
-            numbers,
-            [is_val or held_out(documents[i], self.data) for i in numbers],
-            np.cumsum([len(array) for array in arrays], dtype=np.int64),
-            # Half of what goes through the pipe; an id never takes more than four bytes.
-            ids.astype(np.uint32),
-            [int.from_bytes(digest[:8], "little") for digest in digests],
-            [len(content) for content in contents],
-        )
+        arrays = encode_documents(self.tokenizer, texts, self.data.special_tokens_in_text)
+        batch: _Batch = []
+        for number, text, ids in zip(numbers, texts, arrays, strict=True):
+            content = text.encode()
+            batch.append(
+                (
+                    number,
+                    is_val or held_out(documents[number], self.data),
+                    # Half of what goes through the pipe; an id never takes more than four bytes.
+                    ids.astype(np.uint32),
+                    int.from_bytes(hashlib.sha256(content).digest()[:8], "little"),
+                    len(content),
+                )
+            )
+        return batch
 
 
 class Encoders:
@@ -165,13 +160,9 @@ def _batches(
 
 
 def _unpacked(places: list[SourcePosition], result: Callable[[], _Batch]) -> Iterator[Encoded]:
-    batch = result()
-    parts = np.split(batch.ids, batch.ends[:-1])
     before = -1
-    for number, is_val, ids, text_hash, size in zip(
-        batch.numbers, batch.is_val, parts, batch.hashes, batch.sizes, strict=False
-    ):
-        yield Encoded(places[number], number - before, is_val, ids, text_hash, size)
+    for number, *fields in result():
+        yield Encoded(places[number], number - before, *fields)
         before = number
 
 

@@ -122,21 +122,6 @@ def held_out_sources(data: Data) -> list[Source]:
     return _sources(data.val_source, TextSource(source=""), data)
 
 
-def documents(
-    source: str | list[str], text_column: str = "text", max_bad_rows: int = 0
-) -> Iterator[Document]:
-    """Read every document of one source; see `Source.read`.
-
-    Args:
-        source: ``"stdlib"``, ``"stdlib+tests"`` (its tests as well, for training only), a Hub
-            dataset, or local files, globs or folders.
-        text_column: Field of a row that holds the text; null or blank text is left out.
-        max_bad_rows: Rows or files that may be unreadable.
-    """
-    for _, document in Source(TextSource(source=source), text_column, max_bad_rows).read():
-        yield document
-
-
 def _sources(
     source: str | list[str] | list[TextSource], settings: TextSource, data: Data
 ) -> list[Source]:

@@ -21,6 +21,7 @@ _CHUNK_LOGITS = 2**24  # made at a time, of each model: 64 MiB in fp32
 _SCALE = 64.0  # a power of two: multiplied and divided, weights come back bit for bit
 # On CUDA the default would add up the head's gradient in bf16, token by token.
 _IN_FP32 = nn.LinearCrossEntropyOptions(acc_policy="accurate", acc_dtype=torch.float32)
+_COMPARED_TOKENS = 32  # in each of two sequences
 _MAX_GAP = 1e-3  # nats per token; models with a plain head stay below 4e-6
 
 
@@ -120,22 +121,20 @@ def lazy_logits(model: Any, input_ids: Tensor, avoids_logits: bool) -> LazyLogit
     return LazyLogits(hidden, head.weight, getattr(head, "bias", None))
 
 
-def logits_are_plain_head_output(model: "PreTrainedModel", length: int = 32) -> bool:
+def logits_are_plain_head_output(model: "PreTrainedModel") -> bool:
     """Return whether a model's logits are its head's product and nothing more.
 
     Only then may the loss be computed from hidden states. Soft-caps and logit scales stand between
     head and logits; a fresh model's logits are too small for a soft-cap to show, hence the head is
-    made 64 times larger for the comparison.
-
-    Args:
-        model: fp32 weights; they are the same bits afterwards.
-        length: Tokens in each of the two sequences that are compared.
+    made 64 times larger for the comparison. The weights, fp32, are the same bits afterwards.
     """
     head: Any = model.get_output_embeddings()
     if head is None or type(head) is not nn.Linear:
         return False
     rows, training = head.weight.shape[0], model.training
-    ids = torch.arange(2 * (length + 1)).remainder(rows).view(2, -1).to(head.weight.device)
+    ids = (
+        torch.arange(2 * (_COMPARED_TOKENS + 1)).remainder(rows).view(2, -1).to(head.weight.device)
+    )
     input_ids, labels = ids[:, :-1], ids[:, 1:]
     model.eval()
     with torch.no_grad():
@@ -148,4 +147,4 @@ def logits_are_plain_head_output(model: "PreTrainedModel", length: int = 32) -> 
         finally:
             head.weight.div_(_SCALE)
             model.train(training)
-    return bool((from_hidden - from_logits).abs() / (2 * length) < _MAX_GAP)
+    return bool((from_hidden - from_logits).abs() / labels.numel() < _MAX_GAP)

@@ -63,12 +63,6 @@ def flops_per_token(model: "PreTrainedModel", seq_len: int) -> float:
     return training_flops_per_token(count_params(model) - looked_up - idle, attention, seq_len)
 
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
-
-
 _PROC = Path("/proc/self")
 
 
@@ -95,7 +89,9 @@ def peak_bytes() -> int | None:
         for line in (_PROC / "status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    if resource is None:
+    try:
+        import resource
+    except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
