@@ -9,11 +9,12 @@ from tokenizers import Tokenizer
 from inheritune.data import tokenizer as module
 from inheritune.data.tokenizer import (
     END_OF_TEXT,
+    embedding_rows,
     encode_documents,
     open_tokenizer,
     train_tokenizer,
 )
-from inheritune.errors import DataError
+from inheritune.errors import DataError, SourceError
 
 TRAIN = """
 import sys
@@ -149,3 +150,10 @@ def test_more_rows_are_asked_for_than_the_text_gives(tmp_path):
     assert open_tokenizer(tmp_path).rows < 5000
     loaded = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert loaded.token_to_id(END_OF_TEXT) == 0
+
+
+@pytest.mark.parametrize("rows", ["many", None, 0, -5, True, 1.5, [3], 2**32])
+def test_rows_of_an_embedding_that_are_no_number_are_refused(rows, tokenizer, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": rows}))
+    with pytest.raises(SourceError, match="which is no number of rows"):
+        embedding_rows(tmp_path, tokenizer)

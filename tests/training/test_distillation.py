@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -335,6 +336,17 @@ def cache_of(
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logit_cache, "_SHARD_BYTES", 40 * 16 * 8 * 4)
+
+
+def test_copy_of_a_shard_that_somebody_made_is_left_alone(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path, small_shards: None
+) -> None:
+    cache = cache_of(trainer, train_recipe, tmp_path, 8, steps=10)
+    shard = min(cache.path.glob("shard-*"))
+    shutil.copytree(shard, shard.with_name(f"{shard.name}-old"))
+    again = cache_of(trainer, train_recipe, tmp_path, 8, steps=10)
+    assert again.cost("kd") == cache.cost("kd")
+    assert again.missing(80) == []
 
 
 class PretendModel(torch.nn.Module):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from inheritune.data.sentencepiece_model import SentencePieceModel
-from inheritune.errors import DataError
+from inheritune.errors import DataError, SourceError, escape
 from inheritune.model_files.config import text_config
 from inheritune.system.files import write_bytes, write_json
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
@@ -105,11 +105,20 @@ def open_tokenizer(directory: Path) -> TextTokenizer:
 
 
 def embedding_rows(model: Path, tokenizer: TextTokenizer) -> int:
-    """Return the rows of a model's embedding, as its config says; without one, the tokenizer's."""
+    """Return the rows of a model's embedding, as its config says; without one, the tokenizer's.
+
+    Raises:
+        SourceError: The config cannot be read, or its ``vocab_size`` is no number of rows.
+    """
     path = model / "config.json"
     if not path.exists():
         return tokenizer.rows
-    rows: int = text_config(read_json_object(path, MODEL_FILE)).get("vocab_size", tokenizer.rows)
+    rows = text_config(read_json_object(path, MODEL_FILE)).get("vocab_size", tokenizer.rows)
+    if type(rows) is not int or not 0 < rows < 2**32:  # an id has four bytes at most
+        raise SourceError(
+            f"{path} has the vocab_size {escape(rows, 60)}, which is no number of rows.",
+            "Fetch the file again.",
+        )
     return rows
 
 

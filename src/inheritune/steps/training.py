@@ -91,6 +91,7 @@ def open_trackers(task: TrainingTask) -> "Trackers":
 def _train(task: TrainingTask, on_row: "OnRow") -> "LoopResult":
     """Train in all processes, and publish ``model/`` and the models of snapshots."""
     from inheritune.training.checkpoint import load_weights
+    from inheritune.training.checkpoint_files import snapshots_in
     from inheritune.training.models import describe, save_model
 
     # --- refuse what cannot be done before the other processes begin ---
@@ -109,10 +110,10 @@ def _train(task: TrainingTask, on_row: "OnRow") -> "LoopResult":
     shutil.rmtree(task.model_dir, ignore_errors=True)
     save_model(model, task.model_dir, task.start_dir)
     shutil.rmtree(task.snapshot_models_dir, ignore_errors=True)
-    for snapshot in sorted(task.snapshots_dir.glob("[0-9]*")):
+    for step, snapshot in snapshots_in(task.snapshots_dir).items():
         model = task.start_model()
         load_weights(snapshot, model)
-        tokens = int(snapshot.name) * task.train.batch_tokens
+        tokens = step * task.train.batch_tokens
         save_model(model, task.snapshot_models_dir / f"{tokens:016d}-tokens", task.start_dir)
     return loop_result
 

@@ -46,13 +46,13 @@ def point_latest(folder: Path, name: str) -> None:
         write_bytes(folder / _LATEST, f"{name}\n".encode())
 
 
-def keep_snapshot(folder: Path, snapshots: Path, step: int) -> None:
+def keep_snapshot(checkpoints: Path, folder: Path, step: int) -> None:
     """Keep the newest checkpoint of a training, by links to its files: it takes no space twice.
 
     Nothing is done if the newest checkpoint is not of this step.
     """
-    newest = next(iter(newest_first(folder)), None)
-    snapshot = snapshots / f"{step:010d}"
+    newest = next(iter(newest_first(checkpoints)), None)
+    snapshot = folder / f"{step:010d}"
     if newest is None or int(newest.name.removeprefix("step-")) != step or snapshot.exists():
         return
     with new_directory(snapshot) as staging:
@@ -65,11 +65,15 @@ def keep_snapshot(folder: Path, snapshots: Path, step: int) -> None:
                 sync_file(staging / newest.name / file.name)
 
 
-def drop_later_snapshots(snapshots: Path, step: int) -> None:
+def snapshots_in(folder: Path) -> dict[int, Path]:
+    """Find the snapshots of a training by their steps, in order; a user's copies are left out."""
+    return {int(path.name): path for path in sorted(folder.glob("[0-9]*")) if path.name.isdecimal()}
+
+
+def drop_later_snapshots(folder: Path, step: int) -> None:
     """Remove the snapshots of steps beyond the one that a training goes on from."""
-    for snapshot in snapshots.glob("[0-9]*"):
-        if int(snapshot.name) > step:
-            shutil.rmtree(snapshot)
+    for later in [path for number, path in snapshots_in(folder).items() if number > step]:
+        shutil.rmtree(later)
 
 
 def set_aside(checkpoint: Path) -> list[str]:

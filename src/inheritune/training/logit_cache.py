@@ -3,6 +3,7 @@
 B samples per forward, T tokens per sample, k likeliest ids.
 """
 
+import re
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -158,8 +159,10 @@ class LogitCache:
 
     def _ranges(self) -> list[Range]:
         """List the places of the shards on disk, ascending."""
-        names = sorted(p.name.split("-") for p in self.path.glob("shard-*"))
-        return [(int(first), int(stop)) for _, first, stop in names]
+        names = sorted(path.name for path in self.path.glob("shard-*"))
+        # A copy that somebody made, such as shard-0000000000-0000000040-old, is none of ours.
+        matches = [re.fullmatch(r"shard-(\d{10,})-(\d{10,})", name) for name in names]
+        return [(int(match[1]), int(match[2])) for match in matches if match]
 
     def _map(self, places: Range, folder: Path, mode: Any) -> dict[str, NDArray[Any]]:
         """Map a shard's files: the fields of `TopK`, (samples, T, k) and (samples, T)."""
