@@ -91,7 +91,7 @@ def import_tokens(
 
 @dataclass
 class _Copy:
-    """The copying of files into a writer, under way."""
+    """One import, under way: files are copied into a writer."""
 
     files: FlatFiles
     tokenizer: TextTokenizer

@@ -126,7 +126,7 @@ def id_type(rows: int) -> np.dtype[Any]:
 
 
 def check_shard(directory: Path, entry: ShardEntry, rows: int) -> None:
-    """Check all of a shard that takes no time: its size, its header, the range of its ids.
+    """Check what can be checked at once: a shard's size, its header, its largest id.
 
     Raises:
         DataError: It is missing, cut short, of another format, or holds an id without a row.

@@ -102,7 +102,7 @@ class Mixture:
         self._factors = [multiple // weight for weight in whole]
 
     def next_source(self, tokens_taken: Sequence[int]) -> int:
-        """Return the index of the source that gives the next document; of equals, the first."""
+        """Return the index of the source that gives the next document: the first of equals."""
         progress = [
             tokens * factor for tokens, factor in zip(tokens_taken, self._factors, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""Read the samples of a step: a function of seed and position alone.
+"""Read the samples of a step, which depend on the seed and on the position alone.
 
 B sequences per micro-batch, T tokens per sequence.
 """
