@@ -14,8 +14,9 @@ from inheritune.recipe.schema import Train
 from inheritune.system.progress import Progress
 from inheritune.system.signals import StopFlag
 from inheritune.training.hardware import Settings
-from inheritune.training.loop import CheckpointSchedule, train
+from inheritune.training.loop import train
 from inheritune.training.loop_config import LoopConfig, LoopResult
+from inheritune.training.save_schedule import CheckpointSchedule
 from inheritune.training.throughput import flops_per_token, peak_bytes
 
 INPUTS = {"seed": 0}

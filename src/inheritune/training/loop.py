@@ -24,6 +24,7 @@ from inheritune.training.checkpoint_files import drop_later_snapshots, keep_snap
 from inheritune.training.loop_config import LoopConfig, LoopResult
 from inheritune.training.metrics import Metrics, OnRow, continued_row, step_row, val_row
 from inheritune.training.optimizer import learning_rate, mean_and_clip
+from inheritune.training.save_schedule import CheckpointSchedule
 from inheritune.training.setup import TrainingSetup, make_setup
 from inheritune.training.step import forward_backward
 from inheritune.training.throughput import flops_per_token, forget_peak, mfu
@@ -299,30 +300,3 @@ class Loop:
         before = self._config.first_sample * seq_len
         unique_tokens = self._config.stream.num_samples(seq_len) * seq_len
         return (before + self.position.tokens) / unique_tokens
-
-
-class CheckpointSchedule:
-    """Decide when a training is saved: by the clock, and at a new best val_loss.
-
-    A loss that keeps falling would be saved at every validation; so a best one is saved only if the
-    last one that was saved for that reason is at least `train.save_minutes` old.
-    """
-
-    def __init__(self, minutes: float, saved_step: int) -> None:
-        self.saved_step = saved_step
-        self._interval_s = 60 * minutes
-        self._saved_s = self._best_saved_s = time.monotonic()
-
-    def due(self) -> bool:
-        """Return whether the newest checkpoint is old enough."""
-        return time.monotonic() - self._saved_s > self._interval_s
-
-    def best_due(self) -> bool:
-        """Return whether a new best val_loss is worth a checkpoint."""
-        return time.monotonic() - self._best_saved_s > self._interval_s
-
-    def saved(self, step: int, is_best: bool) -> None:
-        """Note that a step was saved, by the clock or for its val_loss."""
-        self.saved_step, self._saved_s = step, time.monotonic()
-        if is_best:
-            self._best_saved_s = self._saved_s
