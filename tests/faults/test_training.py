@@ -48,7 +48,7 @@ from inheritune.run_directory import Run
 from inheritune.system.progress import Progress
 from inheritune.system.signals import catch_signals, end_process_at_second_signal
 from inheritune.training import checkpoint as state
-from inheritune.training import checkpoint_files, loop, trackers
+from inheritune.training import checkpoint_files, loop, trackers, training_inputs
 from inheritune.training import sharded_safetensors as saved_tensors
 from inheritune.training.hardware import choose_settings
 from inheritune.training.process_group import join
@@ -564,7 +564,7 @@ def test_other_versions_are_said_and_recorded(
 ) -> None:
     recipe = recipe_of(tiny_reference, tiny_text)
     shutil.copytree(halfway, tmp_path / "run")
-    monkeypatch.setattr(state, "_versions", lambda: {"torch": "9", "transformers": "9"})
+    monkeypatch.setattr(training_inputs, "version", lambda name: "9")
     execute(recipe, tmp_path / "run")
     notes = Run(tmp_path / "run").read()["rounds"][0]["notes"]
     assert any(note.endswith("now it is 9") and note.startswith("torch was") for note in notes)

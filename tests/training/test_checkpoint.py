@@ -11,10 +11,10 @@ from transformers import LlamaForCausalLM
 from inheritune.errors import CheckpointError, MachineError, RecipeError
 from inheritune.training.checkpoint import (
     Position,
-    TrainingInputs,
     load_newest,
     save_checkpoint,
 )
+from inheritune.training.training_inputs import TrainingInputs
 
 INPUTS = TrainingInputs({"seed": 0})
 

@@ -2,6 +2,7 @@ import json
 import math
 import mmap
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from inheritune.errors import DivergedError, Interrupted, RecipeError
 from inheritune.recipe.schema import Train
 from inheritune.system.progress import Progress
 from inheritune.system.signals import StopFlag
+from inheritune.training import training_inputs
 from inheritune.training.hardware import Settings
 from inheritune.training.loop import train
 from inheritune.training.loop_config import LoopConfig, LoopResult
@@ -346,17 +348,15 @@ def test_changed_inputs_are_all_named_and_each_can_be_allowed(
 def test_change_of_noted_inputs_is_named(
     trainer: Trainer, train_recipe: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from inheritune.training import checkpoint as state
-
     trainer.noted = {"train.eval_every": 640}
     with pytest.raises(Interrupted):
         trainer(train_recipe, tmp_path, stop_after=2)
     trainer.noted = {"train.eval_every": 1280}
-    versions = state._versions()
-    monkeypatch.setattr(state, "_versions", lambda: versions | {"torch": "9.9"})
+    newer = {"torch": "9.9"}
+    monkeypatch.setattr(training_inputs, "version", lambda name: newer.get(name) or version(name))
     trained = trainer(train_recipe, tmp_path)
     assert trained.notes == (
-        f"torch was {versions['torch']}, now it is 9.9",
+        f"torch was {version('torch')}, now it is 9.9",
         "train.eval_every was 640, now it is 1280",
     )
 

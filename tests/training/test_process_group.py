@@ -17,11 +17,11 @@ import torch
 from inheritune.data.tokens import TokenDirectory
 from inheritune.training.checkpoint import (
     Position,
-    TrainingInputs,
     load_newest,
     load_weights,
 )
 from inheritune.training.sharded_safetensors import SavedTensors
+from inheritune.training.training_inputs import TrainingInputs
 
 SCRIPT = Path(__file__).with_name("group_work.py")
 

@@ -161,8 +161,8 @@ def _batches(
 
 def _unpacked(places: list[SourcePosition], result: Callable[[], _Batch]) -> Iterator[Encoded]:
     before = -1
-    for number, *fields in result():
-        yield Encoded(places[number], number - before, *fields)
+    for number, is_val, ids, text_hash, size in result():
+        yield Encoded(places[number], number - before, is_val, ids, text_hash, size)
         before = number
 
 

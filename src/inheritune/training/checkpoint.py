@@ -1,10 +1,9 @@
 """Save and load the state of a training: on disk complete or not at all, and never a pickle."""
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from inheritune.data.order import ORDER_VERSION
 from inheritune.errors import CheckpointError
 from inheritune.system.files import new_directory, write_errors, write_json
-from inheritune.system.inputs import differences, refuse_differences
 from inheritune.system.processes import ALONE, Processes
 from inheritune.training.checkpoint_files import (
     BROKEN,
@@ -32,8 +30,8 @@ from inheritune.training.checkpoint_files import (
     set_aside_in,
     verify_checkpoint,
 )
-from inheritune.training.hardware import changed_settings
 from inheritune.training.sharded_safetensors import SavedTensors, file_name, write_pieces
+from inheritune.training.training_inputs import TrainingInputs
 
 
 @dataclass(frozen=True)
@@ -45,40 +43,6 @@ class Position:
     elapsed_s: float = 0.0  # seconds of training before this point, over all restarts
     skipped: int = 0  # steps without an update, for a value that was not finite
     skips_in_a_row: int = 0  # the newest of them, without an update in between
-
-
-@dataclass(frozen=True)
-class TrainingInputs:
-    """All that a training is made from; a checkpoint of other inputs is not continued."""
-
-    decisive: Mapping[str, Any]  # keys that decide the result; a difference is refused
-    # Keys whose difference is only noted; versions of libraries are always among them.
-    noted: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)  # `Settings.compared`
-    allowed: Collection[str] = ()  # keys of `decisive` that may differ (`--allow-change`)
-
-    def record(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the inputs, by its keys in trainer.json."""
-        return {
-            "inputs": dict(self.decisive),
-            "warn": _versions() | dict(self.noted),
-            "settings": dict(self.settings),
-        }
-
-    def compare(self, checkpoint: Path, trainer: Mapping[str, Any]) -> list[str]:
-        """Refuse a checkpoint of other inputs; return a sentence for each difference that may be.
-
-        Raises:
-            RecipeError: A difference that is not allowed.
-        """
-        allowed = refuse_differences(checkpoint, trainer["inputs"], self.decisive, self.allowed)
-        notes = [f"allowed: {key} was {old!r}, now it is {new!r}" for key, old, new in allowed]
-        # Checkpoints of older versions lack the other two.
-        if noted := trainer.get("warn"):
-            changed = differences(noted, self.record()["warn"])
-            notes += [f"{key} was {old}, now it is {new}" for key, old, new in changed]
-        before = dict(trainer.get("settings") or {})
-        return notes + changed_settings(checkpoint, before, self.settings, self.allowed)
 
 
 def save_checkpoint(
@@ -336,7 +300,3 @@ def _put_moments(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Save
             state = torch.zeros_like(param, requires_grad=False)
         saved.read_into(full_name, state)
         optimizer.state[param][key] = state
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("torch", "transformers", "inheritune")}

@@ -6,12 +6,12 @@ The measurements behind each choice stand in docs/log.md.
 import ctypes
 import platform
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.errors import MachineError, RecipeError
+from inheritune.errors import MachineError
 from inheritune.recipe.schema import Train
 from inheritune.training.kernels import LONGEST_SEQUENCE
 
@@ -94,27 +94,6 @@ def choose_settings(train: Train, planned_flops: float, processes: int = 1) -> S
         processes=processes,
         reasons=reasons,
     )
-
-
-def changed_settings(
-    checkpoint: Path, before: Mapping[str, Any], now: Mapping[str, Any], allowed: Collection[str]
-) -> list[str]:
-    """Describe how the machine's choices differ from those that a training was begun with.
-
-    Keys that the checkpoint lacks are not compared.
-
-    Raises:
-        RecipeError: The precision is another one, and ``train.precision`` may not differ.
-    """
-    changes = [(key, old, now[key]) for key, old in before.items() if now.get(key, old) != old]
-    for key, old, new in changes:
-        if key == "precision" and "train.precision" not in allowed:
-            raise RecipeError(
-                f"{checkpoint} was trained in {old}; train.precision comes to {new} here.",
-                "Go on where it was begun, or with --allow-change train.precision, which is "
-                "recorded.",
-            )
-    return [f"settings.{key} was {old}, now it is {new}" for key, old, new in changes]
 
 
 def choose_device() -> str:

@@ -168,7 +168,11 @@ class LogitCache:
         """Map a shard's files: the fields of `TopK`, (samples, T, k) and (samples, T)."""
         samples, k = (places[1] - places[0], self._train.seq_len), self._k
         shapes = {"ids": (*samples, k), "log_p": (*samples, k), "log_rest": samples}
-        dtypes = {"ids": id_type(self.vocab_size), "log_p": np.float16, "log_rest": np.float32}
+        dtypes: dict[str, Any] = {
+            "ids": id_type(self.vocab_size),
+            "log_p": np.float16,
+            "log_rest": np.float32,
+        }
         return {
             name: np.memmap(folder / f"{name}.bin", dtypes[name], mode, shape=shape)
             for name, shape in shapes.items()

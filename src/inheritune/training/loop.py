@@ -14,12 +14,7 @@ from inheritune.errors import DivergedError, Interrupted
 from inheritune.system.processes import ALONE, Processes
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
-from inheritune.training.checkpoint import (
-    TrainingInputs,
-    load_moments,
-    load_newest,
-    save_checkpoint,
-)
+from inheritune.training.checkpoint import load_moments, load_newest, save_checkpoint
 from inheritune.training.checkpoint_files import drop_later_snapshots, keep_snapshot
 from inheritune.training.loop_config import LoopConfig, LoopResult
 from inheritune.training.metrics import Metrics, OnRow, continued_row, step_row, val_row
@@ -28,6 +23,7 @@ from inheritune.training.save_schedule import CheckpointSchedule
 from inheritune.training.setup import TrainingSetup, make_setup
 from inheritune.training.step import forward_backward
 from inheritune.training.throughput import flops_per_token, forget_peak, mfu
+from inheritune.training.training_inputs import TrainingInputs
 
 if TYPE_CHECKING:
     from torch import nn
