@@ -7,7 +7,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -118,14 +118,21 @@ class Encoders:
         """
         ahead = max(1, round(2 * self._workers * share))
         waiting: deque[tuple[list[SourcePosition], Callable[[], _Batch]]] = deque()
-        for places, texts in _batches(documents):
-            between()
-            waiting.append((places, self._submit(texts, is_val)))
-            while len(waiting) > ahead or (waiting and self._pool is None):
+        try:
+            for places, texts in _batches(documents):
+                between()
+                waiting.append((places, self._submit(texts, is_val)))
+                while len(waiting) > ahead or (waiting and self._pool is None):
+                    yield from _unpacked(*waiting.popleft())
+            while waiting:
+                between()
                 yield from _unpacked(*waiting.popleft())
-        while waiting:
-            between()
-            yield from _unpacked(*waiting.popleft())
+        except BrokenProcessPool as error:
+            raise MachineError(
+                "a process that encodes text ended: killed, out of memory, or started by a script "
+                'that does not guard its own start with if __name__ == "__main__".',
+                "Run the same command to continue, or call prepare with workers=0.",
+            ) from error
 
     def _submit(self, documents: list[Document], is_val: bool) -> Callable[[], _Batch]:
         self._batches += 1
@@ -134,11 +141,7 @@ class Encoders:
             return lambda: self._encoder(documents, is_val)
         if self._pool is None:
             self._pool = ProcessPoolExecutor(self._workers, self._context, _begin, (self._encoder,))
-        try:
-            future = self._pool.submit(_encode, documents, is_val)
-        except BrokenProcessPool as error:
-            raise _worker_ended() from error
-        return lambda: _result(future)
+        return self._pool.submit(_encode, documents, is_val).result
 
 
 def _batches(
@@ -164,21 +167,6 @@ def _unpacked(places: list[SourcePosition], result: Callable[[], _Batch]) -> Ite
     for number, is_val, ids, text_hash, size in result():
         yield Encoded(places[number], number - before, is_val, ids, text_hash, size)
         before = number
-
-
-def _result(future: "Future[_Batch]") -> _Batch:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise _worker_ended() from error
-
-
-def _worker_ended() -> MachineError:
-    return MachineError(
-        "a process that encodes text ended: killed, out of memory, or started by a script that "
-        'does not guard its own start with if __name__ == "__main__".',
-        "Run the same command to continue, or call prepare with workers=0.",
-    )
 
 
 # --- in a worker ---

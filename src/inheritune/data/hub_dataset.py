@@ -55,8 +55,7 @@ def hub_documents(
     Args:
         part: The recipe's entry: a dataset or a directory with one, config and split.
         commit: Commit of the dataset; None for a directory.
-        text_column: Column that holds the text.
-        bad: Counts the rows without text.
+        bad: Counts the rows whose text is missing or broken.
         start: A place that was yielded before; rows before it are not read again.
 
     Yields:

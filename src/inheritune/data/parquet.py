@@ -21,9 +21,8 @@ def parquet_rows(
     text is not noticed.
 
     Args:
-        path: The parquet file.
         column: Name of a column of strings.
-        bad: Counts the file if it cannot be read.
+        bad: Counts the rows that are not UTF-8, and the file if it cannot be read.
         start: Rows to skip; row groups that consist of them are not read.
 
     Yields:
@@ -34,13 +33,9 @@ def parquet_rows(
         DataError: There are too many bad rows.
         MissingExtraError: pyarrow is not installed.
     """
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{path} needs the package pyarrow.", 'Install it: pip install "inheritune[data]"'
-        ) from error
+    pyarrow = import_pyarrow(str(path))
+    from pyarrow.parquet import ParquetFile
+
     try:
         with ParquetFile(path, page_checksum_verification=True) as file:
             if not _is_readable(file, path, column, bad):
@@ -53,6 +48,17 @@ def parquet_rows(
         if isinstance(error, OSError) and error.errno is not None:
             raise
         bad.add(str(path), f"pyarrow says: {first_line(error).rstrip('.')}")
+
+
+def import_pyarrow(file: str) -> Any:
+    """Import pyarrow; say which file needs it where it is not installed."""
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{file} needs the package pyarrow.", 'Install it: pip install "inheritune[data]"'
+        ) from error
+    return pyarrow
 
 
 def _is_readable(file: Any, path: Path, column: str, bad: BadRows) -> bool:

@@ -11,8 +11,7 @@ from typing import Any, BinaryIO, cast
 from inheritune.data.bad_rows import BadRows, decode, text_of
 from inheritune.data.document import Document
 from inheritune.data.input_files import InputFile
-from inheritune.data.parquet import parquet_rows
-from inheritune.errors import MissingExtraError
+from inheritune.data.parquet import import_pyarrow, parquet_rows
 
 MAX_DOCUMENT_BYTES = 256 << 20  # a document is tokenized in memory
 _MOST_BLANK = 10_000_000  # rows without text, one after the other: a few KB hold any number
@@ -137,12 +136,7 @@ def _decompressed(name: str, raw: BinaryIO) -> BinaryIO:
     compression = next((_COMPRESSED[e] for e in _COMPRESSED if name.endswith(e)), None)
     if compression is None:
         return raw
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{raw.name} needs the package pyarrow.", 'Install it: pip install "inheritune[data]"'
-        ) from error
+    pyarrow = import_pyarrow(raw.name)
     # It says when a file was cut short, and holds no more than a block, however much comes out.
     stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), compression)
     return cast(BinaryIO, io.BufferedReader(stream, 1 << 16))

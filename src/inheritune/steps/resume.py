@@ -32,7 +32,7 @@ _FREE = {
     "save_minutes",
 }
 # Keys of `train` that only move the validations: a change is named in a note.
-_WARN = {"eval_every"}
+_NOTED = {"eval_every"}
 # Every other key of `train`, and this one, may change only where the user allows it by name...
 _MEASURE = "evaluate.batch_size"
 # ...but never these: a step is a number of sequences of a length, and positions count steps.
@@ -78,12 +78,12 @@ def save_result(path: Path, inputs: Mapping[str, Any], result: Mapping[str, Any]
 
 def decisive(train: Train) -> dict[str, Any]:
     """The keys of `train` that decide where a training ends; tokens are given per training."""
-    return train.model_dump(mode="json", exclude=_FREE | _WARN | {"tokens"})
+    return train.model_dump(mode="json", exclude=_FREE | _NOTED | {"tokens"})
 
 
-def warned(recipe: Recipe) -> dict[str, Any]:
+def noted_inputs(recipe: Recipe) -> dict[str, Any]:
     """The keys of `train` that may differ from a checkpoint's, with a note."""
-    values = recipe.train.model_dump(mode="json", include=_WARN)
+    values = recipe.train.model_dump(mode="json", include=_NOTED)
     return {f"train.{key}": value for key, value in values.items()}
 
 

@@ -13,7 +13,7 @@ from inheritune.errors import CheckpointError
 from inheritune.steps.distillation import open_distillation
 from inheritune.steps.limits import memory_named, refuse_full_disk
 from inheritune.steps.result import TrainingResult, make_result, measure_published
-from inheritune.steps.resume import checkpoint_for, save_result, saved_result, warned
+from inheritune.steps.resume import checkpoint_for, noted_inputs, save_result, saved_result
 from inheritune.steps.training_task import TrainingTask
 from inheritune.steps.validation import enough_memory_to_validate
 from inheritune.system.devices import peak_of
@@ -165,7 +165,7 @@ def train_share(
             tokens=spec.tokens,
             folder=task.directory,
             inputs=task.inputs,
-            noted_inputs=warned(job.recipe),
+            noted_inputs=noted_inputs(job.recipe),
             allowed_changes=job.allowed,
             first_sample=spec.first_sample,
             moments_from=smaller_end,

@@ -187,8 +187,8 @@ def load_moments(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     processes: Processes = ALONE,
-) -> int:
-    """Take over AdamW's moments from the checkpoint of a smaller model's training; count them.
+) -> None:
+    """Take over AdamW's moments from the checkpoint of a smaller model's training.
 
     Weights that are new in this model begin with none.
 
@@ -197,19 +197,17 @@ def load_moments(
     """
     params = {name for name, _ in model.named_parameters()}
 
-    def load() -> int:
+    def load() -> None:
         if processes.rank == 0:
             verify_checkpoint(checkpoint)
         saved = SavedTensors(files_of(checkpoint, "optimizer"))
-        saved_params = {name.partition(".")[2] for name in saved.names}
-        if unknown := saved_params - params:
+        if unknown := {name.partition(".")[2] for name in saved.names} - params:
             raise CheckpointError(
                 f"{checkpoint} holds moments of {min(unknown)}, which is not here."
             )
         _put_moments(model, optimizer, saved)
-        return len(saved_params)
 
-    return int(processes.on_all(load)[0])
+    processes.on_all(load)
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:

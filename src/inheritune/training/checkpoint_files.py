@@ -40,7 +40,7 @@ def newest_first(folder: Path) -> list[Path]:
 def point_latest(folder: Path, name: str) -> None:
     """Name the newest checkpoint in the file `latest`, for people and scripts.
 
-    A hint: no training reads it, and one that cannot be written stops none.
+    It is a hint: no training reads it, and a failure to write it is ignored.
     """
     with suppress(MachineError):
         write_bytes(folder / _LATEST, f"{name}\n".encode())
@@ -91,7 +91,7 @@ def set_aside(checkpoint: Path) -> list[str]:
 
 
 def set_aside_in(folder: Path) -> list[Path]:
-    """List what `set_aside` renamed."""
+    """List the checkpoints that `set_aside` renamed."""
     return sorted(folder.glob(f"{_ASIDE}step-*"))
 
 

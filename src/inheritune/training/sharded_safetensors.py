@@ -73,14 +73,14 @@ class SavedTensors:
                 own_rows.copy_(self._places[name][0][2].get_tensor(name))
                 return
             if self._rows[name] != (len(own_rows) if piece.rows is None else piece.rows):
-                raise _other_shape(name)
+                raise CheckpointError(f"{name} has another shape than in this model.")
             begin, end = piece.first, piece.first + len(own_rows)
             for first, stop, file in self._places[name]:
                 low, high = max(first, begin), min(stop, end)
                 if low < high:
                     rows = file.get_slice(name)[low - first : high - first]
                     if rows.shape[1:] != own_rows.shape[1:]:
-                        raise _other_shape(name)
+                        raise CheckpointError(f"{name} has another shape than in this model.")
                     own_rows[low - begin : high - begin].copy_(rows)
 
     def _check_rows(self) -> None:
@@ -95,7 +95,3 @@ class SavedTensors:
                 end = stop
             if end != self._rows[name]:
                 raise CheckpointError(f"rows of {name} from {end} on are missing.")
-
-
-def _other_shape(name: str) -> CheckpointError:
-    return CheckpointError(f"{name} has another shape than in this model.")
