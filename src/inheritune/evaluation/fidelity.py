@@ -112,8 +112,8 @@ class _Chunked:
 
 def _window_means(reference: _Chunked, target: _Chunked, input_ids: Tensor) -> NDArray[np.float64]:
     """KL divergence, agreement and overlap of B windows, means over their tokens: (B, 3)."""
-    ours = lazy_logits(reference.model, input_ids, chunked_head=reference.is_plain).cast()
-    theirs = lazy_logits(target.model, input_ids, chunked_head=target.is_plain).cast()
+    ours = lazy_logits(reference.model, input_ids, reference.is_plain).cast()
+    theirs = lazy_logits(target.model, input_ids, target.is_plain).cast()
     parts = []
     for part in ours.chunks():
         z_p, z_q = ours.rows(part), theirs.rows(part)  # (n, V)
