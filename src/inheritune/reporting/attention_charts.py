@@ -1,10 +1,11 @@
 """Chart attention rank and mass: every head of reference and target, and layer by layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
+from inheritune.reporting.line_charts import legend
 from inheritune.reporting.quantities import exact, formatted, percent, signed
 from inheritune.reporting.section import Chart, PageSection, finished_spec
 from inheritune.reporting.series import REFERENCE, TARGET, Style
@@ -18,7 +19,7 @@ from inheritune.run_record import (
     RunRecord,
 )
 
-# As in the loss curves: the target, and what it is compared with.
+# The same as in the loss curves.
 _STYLES = {
     "target": TARGET,
     "reference": Style(REFERENCE.color, [7, 4], REFERENCE.shape),
@@ -26,13 +27,13 @@ _STYLES = {
 }
 _MAX_LAYERS, _MAX_HEADS = 200, 200
 _MAX_TABLE_ROWS = 60
-_LABEL_HEIGHT = 0.05  # of a label, as a share of the chart's height
+_LABEL_HEIGHT = 0.05  # share of the chart's height that a label takes
 _CALIBRATION = ("pure sink", "uniform over the past", "window of 8", "previous token")
 
 
 @dataclass(frozen=True)
 class _Layer:
-    role: str  # of its model
+    role: str  # role of its model
     index: int
     attention: LayerAttentionRecord
     importance: LayerImportanceRecord
@@ -66,14 +67,10 @@ class _Measure:
     title: str
     axis: str
     caption: str
-    field: str  # of a layer
+    value: Callable[[_Layer], float | None]
     # Field of the attention patterns of known form to compare with, on a logarithmic axis that
     # ends at the number of tokens; empty: a linear axis.
     level: str = ""
-
-    def value(self, layer: _Layer) -> float | None:
-        value: float | None = attrgetter(self.field)(layer)
-        return value
 
 
 _MEASURES = (
@@ -82,7 +79,7 @@ _MEASURES = (
         "Attention rank of each layer's fullest head",
         "MaxRank",
         "1: all heads of the layer have collapsed to rank 1.",
-        "attention.max_rank",
+        attrgetter("attention.max_rank"),
         "rank",
     ),
     _Measure(
@@ -90,7 +87,7 @@ _MEASURES = (
         "Attention mass of each layer",
         "AvgMass",
         "Mean over heads and sequences.",
-        "attention.avg_mass",
+        attrgetter("attention.avg_mass"),
         "mass",
     ),
     _Measure(
@@ -98,14 +95,14 @@ _MEASURES = (
         "Influence of each layer",
         "1 − cosine of input and output",
         "Near 0: the layer hardly changes its input.",
-        "importance.influence",
+        attrgetter("importance.influence"),
     ),
     _Measure(
         "layer-removal",
         "Loss without each layer",
         "rise in nats per token",
         "Each layer is skipped alone.",
-        "importance.removal_loss",
+        attrgetter("importance.removal_loss"),
     ),
 )
 
@@ -147,13 +144,9 @@ def _model(row: AnalysedModel) -> _Model:
     attention = {layer.layer: layer for layer in row.attention.layers}
     importance = {layer.layer: layer for layer in row.importance.layers}
     indices = sorted(i for i in {*attention, *importance} if i is not None and 0 <= i < _MAX_LAYERS)
+    no_attention, no_importance = LayerAttentionRecord(), LayerImportanceRecord()
     layers = [
-        _Layer(
-            role,
-            int(i),
-            attention.get(i, LayerAttentionRecord()),
-            importance.get(i, LayerImportanceRecord()),
-        )
+        _Layer(role, int(i), attention.get(i, no_attention), importance.get(i, no_importance))
         for i in indices
     ]
     return _Model(role, layers)
@@ -235,7 +228,14 @@ def _heat_map(model: _Model, tokens: float, last: int) -> Chart:
     ]
     lazy = [{"layer": index, "label": "lazy"} for index in model.lazy]
     # One axis and one scale for all models, so that colours and places compare.
-    x = alt.X("layer:O", scale=alt.Scale(domain=list(range(last + 1))), axis=_layer_axis(alt, last))
+    every = max(1, -(-(last + 1) // 24))
+    layer_axis = alt.Axis(
+        title="layer, from the input",
+        labelAngle=0,
+        values=list(range(0, last + 1, every)),
+        labelOverlap="parity",
+    )
+    x = alt.X("layer:O", scale=alt.Scale(domain=list(range(last + 1))), axis=layer_axis)
     heads = sorted({row["head"] for row in data})
     y = alt.Y("head:O", scale=alt.Scale(domain=heads), axis=alt.Axis(title="head"))
     scale = alt.Scale(type="log", domain=[1, max(tokens, 2)], scheme="viridis", clamp=True)
@@ -264,21 +264,13 @@ def _heat_map(model: _Model, tokens: float, last: int) -> Chart:
     )
 
 
-def _layer_axis(alt: Any, last: int) -> Any:
-    every = max(1, -(-(last + 1) // 24))
-    values = list(range(0, last + 1, every))
-    return alt.Axis(
-        title="layer, from the input", labelAngle=0, values=values, labelOverlap="parity"
-    )
-
-
 # --- one value per layer ---
 
 
 def _levels(
     calibration: Mapping[str, Level], measure: _Measure, top: float
 ) -> list[dict[str, Any]]:
-    """Lines to compare with; of those that nearly coincide, the upper one carries all labels."""
+    """Make lines to compare with; of those that nearly coincide, the upper one has all labels."""
     if not measure.level:
         return []
     forms = [(calibration.get(name, Level()), name) for name in _CALIBRATION]
@@ -298,38 +290,38 @@ def _line_chart(
     models: Sequence[_Model], measure: _Measure, calibration: Mapping[str, Level], tokens: float
 ) -> Chart:
     levels = _levels(calibration, measure, tokens)
-    top = tokens if measure.level else None
     data: list[dict[str, Any]] = [
         {"model": model.role, "layer": layer.index, "value": value, "lazy": layer.attention.lazy}
         for model in models
         for layer in model.layers
         if (value := measure.value(layer)) is not None
     ]
-    with_rings = bool(measure.level) and any(row["lazy"] for row in data)
-    rings = " Lazy layers are ringed." if with_rings else ""
+    lazy = [row for row in data if row["lazy"]] if measure.level else []
+    rings = " Lazy layers are ringed." if lazy else ""
     dotted = " Dotted: attention patterns of known form." if levels else ""
     ranges = "; ".join(
         f"{model.role}: from {min(values):.2f} to {max(values):.2f}"
         for model in models
         if (values := [row["value"] for row in data if row["model"] == model.role])
     )
+    roles = list(dict.fromkeys(model.role for model in models))
     return Chart(
         name=measure.name,
         title=measure.title,
         caption=f"{measure.caption}{rings}{dotted}",
         alt=f"Line chart by layer. {ranges}. The figures are in the table below the chart.",
-        spec=_line_spec(models, data, measure.axis, levels, top),
+        spec=_line_spec(roles, data, lazy, levels, measure, tokens),
     )
 
 
 def _line_spec(
-    models: Sequence[_Model],
-    data: list[dict[str, Any]],
-    title: str,
-    levels: list[dict[str, Any]],
-    top: float | None,
+    roles: Sequence[str],
+    data: Sequence[dict[str, Any]],
+    lazy: Sequence[dict[str, Any]],
+    levels: Sequence[dict[str, Any]],
+    measure: _Measure,
+    tokens: float,
 ) -> dict[str, Any]:
-    """Describe the chart; with ``top``, the highest possible value, its axis is logarithmic."""
     import altair as alt
 
     last = max(row["layer"] for row in data)
@@ -338,18 +330,14 @@ def _line_spec(
         scale=alt.Scale(domain=[-0.3, last + 0.3], nice=False),
         axis=alt.Axis(title="layer, from the input", tickMinStep=1, format="d"),
     )
-    scale = alt.Scale(type="log", domain=[0.9, 1.1 * top]) if top else alt.Scale(zero=False)
-    y = alt.Y("value:Q", scale=scale, axis=alt.Axis(title=title, tickCount=6))
-    roles = list(dict.fromkeys(model.role for model in models))
-    legend = alt.Legend(title=None, orient="bottom", symbolSize=110, symbolStrokeWidth=2)
-    colors = alt.Scale(domain=roles, range=[_STYLES[role].color for role in roles])
-    shapes = alt.Scale(domain=roles, range=[_STYLES[role].shape for role in roles])
-    color = alt.Color("model:N", scale=colors, legend=legend)
-    shape = alt.Shape("model:N", scale=shapes, legend=legend)
+    logarithmic = alt.Scale(type="log", domain=[0.9, 1.1 * tokens])
+    scale = logarithmic if measure.level else alt.Scale(zero=False)
+    y = alt.Y("value:Q", scale=scale, axis=alt.Axis(title=measure.axis, tickCount=6))
+    color, shape = legend("model", {role: _STYLES[role] for role in roles})
     tooltip = [
         alt.Tooltip("model:N", title="model"),
         alt.Tooltip("layer:Q", title="layer"),
-        alt.Tooltip("value:Q", title=title, format=".3f"),
+        alt.Tooltip("value:Q", title=measure.axis, format=".3f"),
     ]
     layers = [
         alt.Chart(alt.Data(values=[row for row in data if row["model"] == role]))
@@ -359,16 +347,12 @@ def _line_spec(
     ]
     points = alt.Chart(alt.Data(values=data)).mark_point(size=54, filled=True, opacity=1)
     layers.append(points.encode(x=x, y=y, color=color, shape=shape, tooltip=tooltip))
-    rings = [row for row in data if row["lazy"]] if top else []
-    if rings:
-        ring = alt.Chart(alt.Data(values=rings)).mark_point(size=220, shape="circle")
+    if lazy:
+        ring = alt.Chart(alt.Data(values=lazy)).mark_point(size=220, shape="circle")
         layers.append(ring.encode(x=x, y=y, color=color))
     if levels:
-        base = alt.Chart(alt.Data(values=levels))
-        layers.append(base.mark_rule(strokeDash=[1, 4]).encode(y=alt.Y("value:Q", scale=scale)))
-        layers.append(
-            base.mark_text(align="right", baseline="bottom", dy=-3).encode(
-                x=alt.value("width"), y=alt.Y("value:Q", scale=scale), text="label:N"
-            )
-        )
+        base, height = alt.Chart(alt.Data(values=levels)), alt.Y("value:Q", scale=scale)
+        layers.append(base.mark_rule(strokeDash=[1, 4]).encode(y=height))
+        text = base.mark_text(align="right", baseline="bottom", dy=-3)
+        layers.append(text.encode(x=alt.value("width"), y=height, text="label:N"))
     return finished_spec(alt.layer(*layers))

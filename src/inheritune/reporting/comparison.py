@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 
 from inheritune.errors import RecipeError
@@ -25,10 +26,9 @@ from inheritune.reporting.verdict import headline, verdict
 from inheritune.run_record import RunRecord
 
 _MAX_RUNS = 12
-_MAX_LINES = 6  # of a run
+_MAX_LINES = 6  # drawn of one run
 _MAX_LEVELS = 3  # reference losses drawn
-_MAX_ROWS = 40  # of a line, in the chart's table
-_STYLES = [TARGET, *OTHERS]
+_MAX_ROWS = 40  # rows of one line in the chart's table
 _CONTROL_DASHES = [[7, 4], [2, 3], [12, 4], [9, 3, 2, 3], [4, 2]]
 
 
@@ -45,10 +45,7 @@ class ComparedRun:
 class _Run:
     name: str
     report: RunReport
-
-    @property
-    def record(self) -> RunRecord:
-        return self.report.record
+    record: RunRecord
 
 
 def write_comparison(roots: Sequence[Path], out: Path) -> list[ComparedRun]:
@@ -74,7 +71,7 @@ def write_comparison(roots: Sequence[Path], out: Path) -> list[ComparedRun]:
         )
     reports = [read_report(root) for root in roots]
     names = _unique_names(reports, roots)
-    runs = [_Run(name, report) for name, report in zip(names, reports, strict=True)]
+    runs = [_Run(name, r, r.record) for name, r in zip(names, reports, strict=True)]
     chart, table = _chart(runs), _table(runs)
     write_table(out.parent, table)
     drawing = ""
@@ -88,7 +85,7 @@ def write_comparison(roots: Sequence[Path], out: Path) -> list[ComparedRun]:
 
 
 def _unique_names(reports: Sequence[RunReport], roots: Sequence[Path]) -> list[str]:
-    """Name of each run; followed by its number where another has the same name."""
+    """Name each run; a number follows where several have the same name."""
     names = [
         (report.record.name or str(presentable(root.name)) or "unnamed run")[:60]
         for report, root in zip(reports, roots, strict=True)
@@ -146,11 +143,8 @@ def _remarks(runs: Sequence[_Run]) -> list[str]:
 
 
 def _chart(runs: Sequence[_Run]) -> Chart | None:
-    lines = [
-        line
-        for index, run in enumerate(runs)
-        for line in _lines(run, _STYLES[index % len(_STYLES)])
-    ]
+    styles = cycle([TARGET, *OTHERS])
+    lines = [line for run, style in zip(runs, styles, strict=False) for line in _lines(run, style)]
     if not lines:
         return None
     levels = _levels(runs)
@@ -190,10 +184,9 @@ def _levels(runs: Sequence[_Run]) -> list[tuple[str, float]]:
         if level is not None:
             label = f"reference loss of {run.name}: {loss(level)}"
             by_text.setdefault(loss(level), (label, level))
-    levels = list(by_text.values())
-    if len(levels) == 1:
-        return [(f"reference loss {loss(levels[0][1])}", levels[0][1])]
-    return levels
+    if len(by_text) == 1:
+        return [(f"reference loss {text}", level) for text, (_, level) in by_text.items()]
+    return list(by_text.values())
 
 
 def _lines(run: _Run, style: Style) -> list[Line]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from inheritune.reporting.curves import Curve, Row, thin
+from inheritune.reporting.curves import Curve, thin
 from inheritune.reporting.line_charts import Measure, line_chart
 from inheritune.reporting.quantities import exact, loss
 from inheritune.reporting.section import Chart
@@ -87,17 +87,12 @@ def _table(lines: Sequence[Line], column: Column, name: str) -> tuple[Table, str
         [line.name, row["tokens"], row["value"]]
         for line in lines
         for part in line.parts
-        for row in _thinned(part, limit)
+        for row in thin(part, limit, value_of)
     ]
     total = sum(len(line.rows) for line in lines)
     columns = [Column("variant"), Column("tokens with earlier rounds", show=exact), column]
     left_out = "" if len(values) == total else "Only some of the smoothed values are listed."
     return Table(name, columns, values), left_out
-
-
-def _thinned(part: Sequence[Row], limit: int) -> list[Row]:
-    places = [(index, value_of(row)) for index, row in enumerate(part)]
-    return [part[index] for index, _ in thin(places, limit)]
 
 
 def _alt(quantity: str, ends: Sequence[str]) -> str:

@@ -1,12 +1,15 @@
 """Read the loss curve of every training of a run, and place it after the trainings before it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from inheritune.reporting.metrics_file import Course, Health, read_metrics
 from inheritune.run_directory import Run
 from inheritune.run_record import RunRecord, TrainedModel
+
+T = TypeVar("T")
 
 _MAX_TRAININGS = 200
 
@@ -123,22 +126,22 @@ def read_curves(run_root: Path, record: RunRecord) -> list[Curve]:
     return curves
 
 
-def thin(points: Sequence[tuple[int, float]], limit: int) -> list[tuple[int, float]]:
+def thin(items: Sequence[T], limit: int, value_of: Callable[[T], float]) -> list[T]:
     """Keep the shape of a curve with fewer points.
 
     Of more than ``limit`` points (at least 4), the first and the last are kept, and the lowest and
     highest of each stretch between them, so that no spike is lost.
     """
-    if len(points) <= limit:
-        return list(points)
-    inner, stretches = points[1:-1], (limit - 2) // 2
-    thinned = [points[0]]
+    if len(items) <= limit:
+        return list(items)
+    inner, stretches = items[1:-1], (limit - 2) // 2
+    thinned = [items[0]]
     for index in range(stretches):
         start = index * len(inner) // stretches
         stretch = inner[start : (index + 1) * len(inner) // stretches]
-        extremes = {min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])}
-        thinned.extend(sorted(extremes))
-    return [*thinned, points[-1]]
+        lowest, highest = min(stretch, key=value_of), max(stretch, key=value_of)
+        thinned += [item for item in stretch if item is lowest or item is highest]
+    return [*thinned, items[-1]]
 
 
 def reference_points(record: RunRecord) -> list[tuple[int, float]]:

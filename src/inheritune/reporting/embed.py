@@ -17,26 +17,24 @@ _ABSOLUTE_PATH = re.compile(
 _VERBATIM = {"samples", "prompts"}
 
 
-def presentable(value: Any, depth: int = 0) -> Any:
+def presentable(value: Any, depth: int = 0, verbatim: bool = False) -> Any:
     """Copy JSON without absolute paths, credentials and numbers that JSON does not know.
 
     ``/home/someone/runs/demo`` becomes ``…/demo``; NaN, Inf and what is nested more than 30 deep
-    become None.
+    become None. ``verbatim`` text keeps its paths and credentials.
     """
     if depth > _MAX_DEPTH:
         return None
     if isinstance(value, dict):
         return {
-            _without_secrets(str(key)): _finite(item)
-            if key in _VERBATIM
-            else presentable(item, depth + 1)
+            _clean(str(key), verbatim): presentable(item, depth + 1, verbatim or key in _VERBATIM)
             for key, item in value.items()
         }
     if isinstance(value, list):
-        return [presentable(item, depth + 1) for item in value]
+        return [presentable(item, depth + 1, verbatim) for item in value]
     if isinstance(value, str):
-        return _without_secrets(value)
-    return _finite(value)
+        return _clean(value, verbatim)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def shortened(value: Any) -> Any:
@@ -58,19 +56,7 @@ def as_data_script(value: Any) -> str:
     return written.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _without_secrets(value: str) -> str:
-    value = str(_finite(value))
-    return _ABSOLUTE_PATH.sub("…/", mask(value))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    if isinstance(value, str):
-        # A lone surrogate cannot be written as UTF-8.
-        return value.encode("utf-8", "replace").decode("utf-8")
-    return value
+def _clean(text: str, verbatim: bool) -> str:
+    # A lone surrogate cannot be written as UTF-8.
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return text if verbatim else _ABSOLUTE_PATH.sub("…/", mask(text))

@@ -1,6 +1,6 @@
 """Describe line charts in Vega-Lite: lines, axes to choose from, and marks of events."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from inheritune.reporting.series import (
     Axis,
     Events,
     Line,
+    Style,
     axes_of,
     on_axes,
     tokens_of,
@@ -61,7 +62,7 @@ def line_chart(
         scale=alt.Scale(domain=list(measure.domain), zero=False, nice=False),
         axis=alt.Axis(title=measure.title, tickCount=6, **ticks),
     )
-    color, shape = _legend(alt, lines)
+    color, shape = legend("variant", {line.name: line.style for line in lines})
     bottom, top = ({measure.key: value} for value in measure.domain)
     spec = finished_spec(
         alt.layer(
@@ -80,7 +81,7 @@ def line_chart(
 
 
 def _choices(lines: Sequence[Line], axes: Sequence[Axis], raw: bool) -> dict[str, Any]:
-    """What the page's script needs to change axes and hide lines."""
+    """Collect what the page's script needs to change axes and hide lines."""
     return {
         "axes": [
             {
@@ -122,14 +123,16 @@ def _log_ticks(low: float, high: float) -> list[int]:
     return ticks
 
 
-def _legend(alt: Any, lines: Sequence[Line]) -> tuple[Any, Any]:
-    names = [line.name for line in lines]
-    legend = alt.Legend(title=None, orient="bottom", symbolSize=110, symbolStrokeWidth=2)
-    colors = alt.Scale(domain=names, range=[line.style.color for line in lines])
-    shapes = alt.Scale(domain=names, range=[line.style.shape for line in lines])
+def legend(field: str, styles: Mapping[str, Style]) -> tuple[Any, Any]:
+    """Encode the values of a field as colour and shape, with a legend below the chart."""
+    import altair as alt
+
+    shown = alt.Legend(title=None, orient="bottom", symbolSize=110, symbolStrokeWidth=2)
+    colors = alt.Scale(domain=list(styles), range=[style.color for style in styles.values()])
+    shapes = alt.Scale(domain=list(styles), range=[style.shape for style in styles.values()])
     return (
-        alt.Color("variant:N", scale=colors, legend=legend),
-        alt.Shape("variant:N", scale=shapes, legend=legend),
+        alt.Color(f"{field}:N", scale=colors, legend=shown),
+        alt.Shape(f"{field}:N", scale=shapes, legend=shown),
     )
 
 
@@ -154,13 +157,10 @@ def _strokes(
 ) -> list[Any]:
     # One layer per line: a scale of dashes would put dashed outlines into the legend.
     strokes = []
+    faint_look = {"strokeWidth": 1, "opacity": 0.35}
     for line in lines:
         rows = [row for row in data if row["variant"] == line.name]
-        look = (
-            {"strokeWidth": 1, "opacity": 0.35}
-            if faint
-            else {"strokeWidth": 2, "strokeDash": line.style.dash}
-        )
+        look = faint_look if faint else {"strokeWidth": 2, "strokeDash": line.style.dash}
         if rows:
             layer = alt.Chart(alt.Data(values=rows)).mark_line(clip=True, **look)
             strokes.append(layer.encode(x=x, y=y, color=color, detail="part:N"))
@@ -187,8 +187,7 @@ def _data(
     for line in lines:
         for index, part in enumerate(line.parts):
             shown = [row for row in part if tokens_of(row) > 0 or not log]
-            points = thin([(place, value_of(row)) for place, row in enumerate(shown)], limit)
-            rows = chart_rows(line, index, [shown[place] for place, _ in points])
+            rows = chart_rows(line, index, thin(shown, limit, value_of))
             data.extend(rows)
             every = max(1, -(-len(rows) // num_markers))
             # Counted from the end: the last value is the one that is compared.
@@ -233,9 +232,9 @@ def _round_marks(
 def _restart_marks(
     alt: Any, restarts: Sequence[Row], bottom: dict[str, float], axes: Sequence[Axis]
 ) -> list[Any]:
-    values = [on_axes(row, axes) | bottom | {"label": "continued here"} for row in restarts]
-    if not values:
+    if not restarts:
         return []
+    values = [on_axes(row, axes) | bottom | {"label": "continued here"} for row in restarts]
     marks = alt.Chart(alt.Data(values=values)).mark_point(
         shape="triangle-up", size=60, filled=True, opacity=1, color="#7b8088", dy=-5
     )
@@ -245,9 +244,9 @@ def _restart_marks(
 
 
 def _level_marks(alt: Any, levels: Sequence[tuple[str, float]], key: str) -> list[Any]:
-    values = [{key: level, "label": label} for label, level in levels]
-    if not values:
+    if not levels:
         return []
+    values = [{key: level, "label": label} for label, level in levels]
     base = alt.Chart(alt.Data(values=values))
     return [
         base.mark_rule(strokeDash=[6, 3], strokeWidth=1.5).encode(y=f"{key}:Q"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import itemgetter
 
 from inheritune.reporting.curves import Curve, Row, reference_points, thin
 from inheritune.reporting.line_charts import Measure, line_chart
@@ -138,7 +139,8 @@ def _data_table(curves: Sequence[Curve]) -> tuple[Table, str]:
     """The values of a chart, few enough to read, and a sentence on what is left out."""
     limit = max(6, _MAX_TABLE_ROWS // max(1, len(curves)))
     total = sum(len(curve.points) for curve in curves)
-    table = curves_table([replace(curve, points=thin(curve.points, limit)) for curve in curves])
+    thinned = [thin(curve.points, limit, itemgetter(1)) for curve in curves]
+    table = curves_table([replace(c, points=p) for c, p in zip(curves, thinned, strict=True)])
     if len(table.values) == total:
         return table, ""
     return table, f"{len(table.values)} of {total} values; tables/curves.csv has all of them."

@@ -46,16 +46,10 @@ class Course:
     steps: "array[float]" = field(default_factory=_numbers)  # from 1
     tokens: "array[float]" = field(default_factory=_numbers)  # up to and including the step
     seconds: "array[float]" = field(default_factory=_numbers)  # elapsed at the end of the step
-    losses: "array[float]" = field(
-        default_factory=_numbers
-    )  # training loss in nats; NaN where it was not finite
-    speeds: "array[float]" = field(
-        default_factory=_numbers
-    )  # tokens per second; NaN where not recorded
-    # Token counts: where the training was continued from a checkpoint, and of steps marked as
-    # loss spikes.
+    losses: "array[float]" = field(default_factory=_numbers)  # in nats; NaN where not finite
+    speeds: "array[float]" = field(default_factory=_numbers)  # tokens/s; NaN where unknown
+    # Token counts at which the training was continued from a checkpoint.
     restarts: list[float] = field(default_factory=list)
-    spikes: list[float] = field(default_factory=list)
 
     def at(self, tokens: float) -> tuple[float | None, float | None]:
         """Step and elapsed seconds after a number of training tokens; None where unknown."""
@@ -94,7 +88,7 @@ def read_metrics(path: Path) -> MetricsFile:
 
 
 class _MetricsReader:
-    """Collects rows, one after the other."""
+    """Collects the rows of one file."""
 
     def __init__(self) -> None:
         self._points: dict[int, float] = {}
@@ -134,14 +128,16 @@ class _MetricsReader:
         course = self._course
         if row.get("spike"):
             self._health.spikes += 1
-            course.spikes.append(tokens)
         if course.tokens and tokens <= course.tokens[-1]:
             return  # not in a file of ours, where each step is written once and in order
-        course.steps.append(math.nan if step is None else step)
         course.tokens.append(tokens)
-        course.seconds.append(_or_nan(_number(row, "elapsed_s")))
-        course.losses.append(_or_nan(_number(row, "loss")))
-        course.speeds.append(_or_nan(_number(row, "tokens_per_s")))
+        for values, value in (
+            (course.steps, step),
+            (course.seconds, _number(row, "elapsed_s")),
+            (course.losses, _number(row, "loss")),
+            (course.speeds, _number(row, "tokens_per_s")),
+        ):
+            values.append(math.nan if value is None else value)
 
     def metrics(self, every: int) -> MetricsFile:
         speeds = [speed for speed in self._course.speeds if speed == speed]
@@ -171,7 +167,3 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 def _number(row: dict[str, Any], key: str) -> float | None:
     return finite_number(row.get(key))
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value

@@ -1,63 +1,62 @@
 """Format numbers for people: three digits, a unit, and a dash for an unknown value."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import wraps
 
 MISSING = "—"
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
-
-def formatted(form: str) -> Callable[[float | None], str]:
-    """Make a function that formats numbers as ``form`` says, such as ``".2f"``."""
-    return lambda value: MISSING if value is None else format(value, form)
+Formatter = Callable[[float | None], str]
 
 
-def amount(value: float | None) -> str:
-    """Tokens or parameters: ``950``, ``51.6K``, ``3.07M``, ``2B``."""
-    if value is None:
-        return MISSING
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        # 999,950 rounds to 1000K, which is 1M: half of the last digit belongs to the next unit.
-        if abs(value) >= size * 0.9995:
-            return f"{_three_digits(value / size)}{letter}"
-    return _three_digits(value)
+def _dash_for_none(show: Callable[[float], str]) -> Formatter:
+    @wraps(show)
+    def formatter(value: float | None) -> str:
+        return MISSING if value is None else show(value)
+
+    return formatter
 
 
-def exact(value: float | None) -> str:
-    """A count: ``1,234``."""
-    return MISSING if value is None else f"{value:,.0f}"
+def formatted(form: str) -> Formatter:
+    """Make a formatter from a format specification, such as ``".2f"``."""
+    return _dash_for_none(lambda value: format(value, form))
 
 
-def epochs(value: float | None) -> str:
-    """Passes over the training text: ``0.33``."""
-    return MISSING if value is None else f"{value:.2f}"
+exact = formatted(",.0f")  # a count: ``1,234``
+epochs = formatted(".2f")  # passes over the training text: ``0.33``
+loss = formatted(".3f")  # nats per token: ``2.093``
 
 
-def flops(value: float | None) -> str:
-    """Floating point operations: ``5.0 × 10¹³``."""
-    if value is None:
-        return MISSING
+@_dash_for_none
+def amount(value: float) -> str:
+    """Format tokens or parameters: ``950``, ``51.6K``, ``3.07M``, ``2B``."""
+    return _with_unit(value, ("T", "B", "M", "K")) or _three_digits(value)
+
+
+@_dash_for_none
+def data_size(value: float) -> str:
+    """Format bytes: ``900 MB``."""
+    return _with_unit(value, (" TB", " GB", " MB", " KB")) or f"{value:.0f} bytes"
+
+
+@_dash_for_none
+def flops(value: float) -> str:
+    """Format floating point operations: ``5.0 × 10¹³``."""
     if abs(value) < 1e6:
         return f"{value:,.0f}"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}"
 
 
-def loss(value: float | None) -> str:
-    """Nats per token: ``2.093``."""
-    return MISSING if value is None else f"{value:.3f}"
-
-
-def signed(value: float | None) -> str:
-    """A difference in nats per token: ``+0.110`` or ``−0.007``."""
-    if value is None:
-        return MISSING
+@_dash_for_none
+def signed(value: float) -> str:
+    """Format a difference in nats per token: ``+0.110`` or ``−0.007``."""
     return f"{value:+.3f}".replace("-", "−")
 
 
-def percent(share: float | None) -> str:
-    """A share: ``93%``, ``6.7%``, ``under 0.1%``."""
-    if share is None:
-        return MISSING
+@_dash_for_none
+def percent(share: float) -> str:
+    """Format a share: ``93%``, ``6.7%``, ``under 0.1%``."""
     value = 100 * share
     if 0 < value < 0.1:
         return "under 0.1%"
@@ -65,10 +64,9 @@ def percent(share: float | None) -> str:
     return f"{value:,.{digits}f}%".replace("-", "−")
 
 
-def duration(seconds: float | None) -> str:
-    """A time: ``4.2 s``, ``42 s``, ``3 min 32 s``, ``2 h 5 min``, ``3.1 days``."""
-    if seconds is None:
-        return MISSING
+@_dash_for_none
+def duration(seconds: float) -> str:
+    """Format a time: ``4.2 s``, ``42 s``, ``3 min 32 s``, ``2 h 5 min``, ``3.1 days``."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -84,26 +82,25 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 86_400:.1f} days"
 
 
-def data_size(value: float | None) -> str:
-    """Bytes: ``900 MB``."""
-    if value is None:
-        return MISSING
-    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
-        if abs(value) >= size * 0.9995:
-            return f"{_three_digits(value / size)} {unit}"
-    return f"{value:.0f} bytes"
-
-
-def money(value: float | None) -> str:
-    """A price without its currency: ``1,234.50``, ``0.003``."""
-    if value is None:
-        return MISSING
+@_dash_for_none
+def money(value: float) -> str:
+    """Format a price without its currency: ``1,234.50``, ``0.003``."""
     return f"{value:,.2f}" if abs(value) >= 0.095 or value == 0 else f"{value:.2g}"
 
 
-def hours(value: float | None) -> str:
-    """Device-hours: ``12.3``, ``0.004``."""
-    return MISSING if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+@_dash_for_none
+def hours(value: float) -> str:
+    """Format device-hours: ``12.3``, ``0.004``."""
+    return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _with_unit(value: float, units: Sequence[str]) -> str:
+    """Format with the unit of 10¹², 10⁹, 10⁶ or 10³; empty for a smaller value."""
+    for size, unit in zip((1e12, 1e9, 1e6, 1e3), units, strict=True):
+        # 999,950 rounds to 1000K, which is 1M: half of the last digit belongs to the next unit.
+        if abs(value) >= size * 0.9995:
+            return f"{_three_digits(value / size)}{unit}"
+    return ""
 
 
 def _three_digits(value: float) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 from inheritune.reporting.curves import Curve, Row, thin
@@ -177,10 +178,8 @@ def _step_lines(
 
 def _thinned(curve: Curve, values: Sequence[float], limit: int) -> list[Row]:
     finite = [(index, value) for index, value in enumerate(values) if math.isfinite(value)]
-    tokens = curve.course.tokens
-    return [
-        curve.position(tokens[index]) | {"value": value} for index, value in thin(finite, limit)
-    ]
+    points = thin(finite, limit, itemgetter(1))
+    return [curve.position(curve.course.tokens[i]) | {"value": value} for i, value in points]
 
 
 def _by_variant(

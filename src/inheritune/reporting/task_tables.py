@@ -51,24 +51,12 @@ def task_tables(record: RunRecord) -> list[Table]:
 # --- a suite, beside what was published ---
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """A published table: its file, and the columns of it that identify a row."""
-
-    name: str
-    file: str
-    model: str
-    start: str
-    layers: str
-    tokens: str
-
-
+# By suite: name of the table, file of the published rows, and those of its columns that hold model,
+# start, layers, and tokens or steps; empty: it has no such column.
 _LAYOUTS = {
-    "low-data": _Layout("table2_tasks", "table2_tasks", "model", "reference", "", "train_tokens"),
-    "full-data": _Layout(
-        "table4_full_data", "table4_full_data", "model", "init", "layers", "steps"
-    ),
-    "later": _Layout("later_tasks", "later_fineweb_tasks", "model", "recipe", "layers", ""),
+    "low-data": ("table2_tasks", "table2_tasks", ("model", "reference", "", "train_tokens")),
+    "full-data": ("table4_full_data", "table4_full_data", ("model", "init", "layers", "steps")),
+    "later": ("later_tasks", "later_fineweb_tasks", ("model", "recipe", "layers", "")),
 }
 _OURS, _REFERENCE = "Ours-1.5B", "OpenLLaMA-3B"
 
@@ -98,49 +86,47 @@ def published_table(record: RunRecord, suite: Suite) -> Table:
 
     A record without scores of its own gives the published rows only.
     """
-    layout, tasks = _LAYOUTS[suite.name], list(suite.tasks)
-    old = [_published_row(row, layout, tasks) for row in published(layout.file)]
-    new = _own_rows(record, tasks)
+    name, file, label_columns = _LAYOUTS[suite.name]
+    old = [_published_row(row, label_columns, suite.tasks) for row in published(file)]
+    new = _own_rows(record, suite.tasks)
     marks: dict[tuple[int, int], Mark] = {}
-    values, first = [], 4
+    values = []
     for r, row in enumerate([*old, *new]):
         values.append([*row.label, *(cell.value for cell in row.cells), *_average(row, suite)])
         peers = old if row.published else new
-        for c, (task, cell) in enumerate(zip(tasks, row.cells, strict=True)):
+        for c, (task, cell) in enumerate(zip(suite.tasks, row.cells, strict=True)):
             if cell.value is not None:
                 bold = row.role == "target" and _is_bold(c, task, cell, peers, old)
                 chance = task.percent and at_chance(cell.value, cell.se, task.floor)
                 shown_se = None if row.published else cell.se
-                marks[r, first + c] = Mark(shown_se, bold, chance)
+                marks[r, len(row.label) + c] = Mark(shown_se, bold, chance)
     columns = [
         Column("model"),
         Column("start"),
         Column("layers"),
         Column("tokens or steps"),
-        *(
-            Column(q.title, "%" if q.percent else "", _percent if q.percent else _four_digits)
-            for q in tasks
-        ),
+        *(_score_column(task.title, task.percent) for task in suite.tasks),
         *([Column(f"average of {len(suite.averaged)}", "%", _percent)] if suite.averaged else []),
     ]
     title = f"The suite {suite.name}, beside the published scores"
-    return Table(layout.name, columns, values, _notes(suite, new), title, marks)
+    return Table(name, columns, values, _notes(suite, new), title, marks)
 
 
-def _published_row(row: dict[str, str], layout: _Layout, tasks: Sequence[SuiteTask]) -> _Row:
-    cells = []
-    for task in tasks:
-        value = number_of(row, task.key)
-        se = None if value is None else share_se(value, task.items)
-        cells.append(_Cell(value, se))
-    label = [
-        row[key] if key and row.get(key) else None
-        for key in (layout.model, layout.start, layout.layers, layout.tokens)
-    ]
+def _score_column(title: str, is_share: bool) -> Column:
+    return Column(title, "%", _percent) if is_share else Column(title, show=_four_digits)
+
+
+def _published_row(
+    row: dict[str, str], label_columns: Sequence[str], tasks: Sequence[SuiteTask]
+) -> _Row:
+    scores = [(number_of(row, task.key), task.items) for task in tasks]
+    cells = [_Cell(v, None if v is None else share_se(v, items)) for v, items in scores]
+    label = [row.get(column) or None for column in label_columns]
+    model, start, *_ = label
     role = "baseline"
-    if row[layout.model] == _OURS or row.get(layout.start) == "Ours":
+    if model == _OURS or start == "Ours":
         role = "target"
-    elif row[layout.model] == _REFERENCE:
+    elif model == _REFERENCE:
         role = "reference"
     return _Row(label, cells, role, True)
 
@@ -182,10 +168,8 @@ def _own_cell(
     reference_score = reference.score(task.name)
     if reference_score and _settings(score) != _settings(reference_score):
         return _Cell(None, note=f"{who}: not measured like the reference, so not shown.")
-    scale = 100.0 if task.percent else 1.0
     comparable = score.shots == task.shots and not score.key.get("limit")
-    se = None if metric.se is None else scale * metric.se
-    return _Cell(scale * metric.value, se, comparable=comparable)
+    return _scaled(metric, task.percent, comparable)
 
 
 def _settings(score: ScoreRecord) -> list[Any]:
@@ -242,46 +226,41 @@ def _notes(suite: Suite, new: Sequence[_Row]) -> list[str]:
 # --- all tasks, and tasks against tokens ---
 
 
-@dataclass(frozen=True)
-class _MetricColumn:
-    task: str
-    metric: str
-    is_share: bool  # of the questions, shown in percent
-
-    @property
-    def column(self) -> Column:
-        unit, show = ("%", _percent) if self.is_share else ("", _four_digits)
-        return Column(f"{self.task}, {self.metric}", unit, show)
-
-
 def scores_table(models: Sequence[EvaluatedModelRecord], failures: Sequence[Failure] = ()) -> Table:
     """Every metric of every task, a row per model; failures become notes."""
-    shown = _metric_columns(models)
-    floors = {(q.name, q.metric): q.floor for suite in SUITES.values() for q in suite.tasks}
+    shares = _metrics_shown(models)
+    floors = {(t.name, t.metric): t.floor for suite in SUITES.values() for t in suite.tasks}
     values: list[list[Any]] = []
     marks: dict[tuple[int, int], Mark] = {}
     notes: list[str] = []
     for r, model in enumerate(models):
         name = model.name or model.model or ""
         values.append([name])
-        for c, column in enumerate(shown, 1):
-            metric = model.score(column.task).metrics.get(column.metric, MetricRecord())
-            scale = 100.0 if column.is_share else 1.0
-            value = None if metric.value is None else scale * metric.value
-            se = None if metric.se is None else scale * metric.se
-            values[-1].append(value)
-            floor = floors.get((column.task, column.metric)) if column.is_share else None
-            marks[r, c] = Mark(se, chance=value is not None and at_chance(value, se, floor))
-            if value is None:
-                notes.append(f"{name}: no {column.metric} of {column.task}.")
+        for c, ((task, metric_name), is_share) in enumerate(shares.items(), 1):
+            cell = _scaled(model.score(task).metrics.get(metric_name), is_share)
+            values[-1].append(cell.value)
+            floor = floors.get((task, metric_name)) if is_share else None
+            chance = cell.value is not None and at_chance(cell.value, cell.se, floor)
+            marks[r, c] = Mark(cell.se, chance=chance)
+            if cell.value is None:
+                notes.append(f"{name}: no {metric_name} of {task}.")
     notes += [f"{f.model}: {f.task} failed: {f.message}" for f in failures]
     limits = {str(s.key["limit"]) for m in models for s in m.scores if s.key.get("limit")}
     if limits:
         notes.append(f"Each task used only its first {', '.join(sorted(limits))} questions.")
     if any(mark.chance for mark in marks.values()):
         notes.append(CHANCE_NOTE)
-    columns = [Column("model"), *(column.column for column in shown)]
-    return Table("tasks", columns, values, notes, "All tasks", marks)
+    columns = [_score_column(f"{task}, {name}", share) for (task, name), share in shares.items()]
+    return Table("tasks", [Column("model"), *columns], values, notes, "All tasks", marks)
+
+
+def _scaled(metric: MetricRecord | None, is_share: bool, comparable: bool = True) -> _Cell:
+    """Make a cell of a metric; shares are shown in percent."""
+    if metric is None or metric.value is None:
+        return _Cell(None)
+    scale = 100.0 if is_share else 1.0
+    se = None if metric.se is None else scale * metric.se
+    return _Cell(scale * metric.value, se, comparable=comparable)
 
 
 def tokens_table(record: RunRecord) -> Table:
@@ -307,17 +286,21 @@ def _by_name_and_tokens(model: EvaluatedModelRecord) -> tuple[str, float]:
     return model.name or "", model.tokens or 0
 
 
-def _metric_columns(models: Sequence[EvaluatedModelRecord]) -> list[_MetricColumn]:
-    """The metrics that the suites use; of other tasks, the first two."""
+def _metrics_shown(models: Sequence[EvaluatedModelRecord]) -> dict[tuple[str, str], bool]:
+    """Choose the metrics that the suites use; of other tasks, the first two.
+
+    Returns:
+        By task and metric: whether the score is a share of the questions.
+    """
     usual: dict[str, list[str]] = {}
     for suite in SUITES.values():
         for column in suite.tasks:
             usual.setdefault(column.name, []).append(column.metric)
-    columns: dict[tuple[str, str], _MetricColumn] = {}
+    shares: dict[tuple[str, str], bool] = {}
     for score in (score for model in models for score in model.scores):
         task = score.task or ""
         for name in dict.fromkeys(usual.get(task) or list(score.metrics)[:2]):
             metric = score.metrics.get(name, MetricRecord())
             is_share = not metric.lower and (metric.value is None or 0 <= metric.value <= 1)
-            columns.setdefault((task, name), _MetricColumn(task, name, is_share))
-    return list(columns.values())
+            shares.setdefault((task, name), is_share)
+    return shares

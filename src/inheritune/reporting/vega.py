@@ -19,14 +19,7 @@ def svg(spec: Mapping[str, Any]) -> str:
     """Draw a chart as SVG in light colours, without fetching anything."""
     import vl_convert
 
-    drawing = str(
-        vl_convert.vegalite_to_svg(
-            _with_fixed_width(spec),
-            vl_version=_vega_lite_version(),
-            config=_theme("light"),
-            allowed_base_urls=[],
-        )
-    )
+    drawing = str(vl_convert.vegalite_to_svg(**_drawing(spec)))
     # Vega numbers clip paths and gradients through the whole process; the same chart must be the
     # same file.
     names = dict.fromkeys(re.findall(r'id="(clip\d+|gradient_\d+)"', drawing))
@@ -38,15 +31,19 @@ def png(spec: Mapping[str, Any]) -> bytes:
     """Draw a chart as PNG at twice its size, on white, without fetching anything."""
     import vl_convert
 
-    return bytes(
-        vl_convert.vegalite_to_png(
-            _with_fixed_width(spec),
-            vl_version=_vega_lite_version(),
-            scale=2,
-            config=_theme("light") | {"background": "white"},
-            allowed_base_urls=[],
-        )
-    )
+    drawing = _drawing(spec)
+    drawing["config"] |= {"background": "white"}
+    return bytes(vl_convert.vegalite_to_png(**drawing, scale=2))
+
+
+def _drawing(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `vl_convert` for a drawing of fixed width in light colours."""
+    return {
+        "vl_spec": {**spec, "width": _WIDTH, "padding": 12},
+        "vl_version": _vega_lite_version(),
+        "config": dict(_theme("light")),
+        "allowed_base_urls": [],
+    }
 
 
 @cache
@@ -60,7 +57,7 @@ def javascript() -> str:
 
 
 def chart_data(charts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the page's script draws from: descriptions with packed data, and both themes."""
+    """Collect what the page's script draws from: descriptions with packed data, both themes."""
     specs = {name: _packed(spec) for name, spec in charts.items()}
     return {"specs": specs, "light": _theme("light"), "dark": _theme("dark")}
 
@@ -77,13 +74,8 @@ def _packed(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _columns(rows: Any) -> Any:
-    """Rows as columns; a column of equal values is one value. Rows of unequal keys stay rows."""
-    uniform = (
-        isinstance(rows, list)
-        and len(rows) >= 4
-        and all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows)
-    )
-    if not uniform or any(isinstance(value, dict | list) for row in rows for value in row.values()):
+    """Turn rows of equal keys into columns; a column of equal values becomes one value."""
+    if len(rows) < 4 or any(row.keys() != rows[0].keys() for row in rows):
         return rows
     columns: dict[str, Any] = {}
     for key in rows[0]:
@@ -104,7 +96,3 @@ def _vega_lite_version() -> str:
     import altair
 
     return ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-
-
-def _with_fixed_width(spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {**spec, "width": _WIDTH, "padding": 12}
