@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 def lazy_group(max_ranks: Mapping[int, float], first: int, total: int) -> bool:
-    """Whether layers first to total - 1 are a lazy group: their mean MaxRank is below 2.
+    """Tell whether layers first to total - 1 are a lazy group: their mean MaxRank is below 2.
 
     Args:
         max_ranks: MaxRank by layer. Layers without attention do not count; a group without any

@@ -84,7 +84,7 @@ class ModelAnalysis:
         return rows
 
     def as_json(self) -> dict[str, Any]:
-        """The entry of analysis.json."""
+        """Return the model's entry in analysis.json."""
         values = {
             "role": self.role,
             "name": self.name,
@@ -122,11 +122,11 @@ class Analysis(Rows):
         return calibration(self.sequences.ids.shape[1], self.threshold)
 
     def rows(self) -> list[dict[str, Any]]:
-        """`layers` as mappings."""
+        """Return `layers` as mappings."""
         return [asdict(layer) for layer in self.layers]
 
     def as_json(self) -> dict[str, Any]:
-        """The contents of analysis.json."""
+        """Return the contents of analysis.json."""
         models = [model.as_json() for model in self.models]
         record = analysis_record(self.sequences, self.threshold, models, asdict(self.advice))
         return record | {"notes": []}
@@ -248,7 +248,7 @@ def analysis_record(
     models: list[dict[str, Any]],
     advice: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Put together what analysis.json and run.json hold, from each `ModelAnalysis.as_json`.
+    """Assemble the analysis for analysis.json and run.json, from each `ModelAnalysis.as_json`.
 
     ``advice`` is None where the reference's attention could not be measured.
     """

@@ -67,7 +67,7 @@ class LayerAttention:
         return self.max_rank == 1.0
 
     def as_json(self) -> dict[str, Any]:
-        """The row of analysis.json."""
+        """Return the layer's row in analysis.json."""
         return {
             "layer": self.layer,
             "max_rank": self.max_rank,
@@ -114,7 +114,7 @@ class AttentionStatistics:
         return [layer.layer for layer in self.layers if layer.is_lazy]
 
     def as_json(self) -> dict[str, Any]:
-        """The entry of analysis.json."""
+        """Return the model's attention in analysis.json."""
         return {
             "threshold": self.threshold,
             "sequences": self.sequences,

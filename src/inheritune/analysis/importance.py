@@ -161,7 +161,7 @@ class _Cosines:
         self._sums[layer] += (float(cosine.sum()), float(angle.sum()), cosine.numel())
 
     def means(self) -> list[tuple[float | None, float | None]]:
-        """Mean cosine and angle of each layer."""
+        """Return mean cosine and angle of each layer."""
         return [(self._mean(row[0], row[2]), self._mean(row[1], row[2])) for row in self._sums]
 
     def _mean(self, total: float, count: float) -> float | None:

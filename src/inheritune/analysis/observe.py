@@ -147,7 +147,7 @@ class _Current:
 
 
 def _takes_functions(model: "PreTrainedModel") -> bool:
-    """Whether the model looks attention up by name, and its file has an eager function."""
+    """Tell whether the model looks attention up by name, and its file has an eager function."""
     return model._can_set_attn_implementation() and _eager_of(model) is not None
 
 
@@ -217,7 +217,7 @@ def _hooked(
 
 
 def looks_like_attention(value: Any) -> bool:
-    """Whether a value is causal attention: (B, H, T, T), each row with a sum of at most 1."""
+    """Tell whether a value is causal attention: (B, H, T, T), each row with a sum of at most 1."""
     if not isinstance(value, torch.Tensor) or value.dim() != 4 or not value.is_floating_point():
         return False
     size = value.shape[-1]

@@ -170,7 +170,7 @@ def _counts(bounds: _Bounds, thresholds: Sequence[float]) -> "tuple[Tensor, Tens
 
 
 def _on_basis(matrices: "Tensor") -> _Bounds:
-    """Bound by a projection onto a few columns: thin products cost less than the gram matrix."""
+    """Bound the eigenvalues by a projection onto a few columns: thin products are cheap."""
     total = matrices.square().sum((-1, -2))
     draw = torch.Generator().manual_seed(_FEW)
     block = torch.randn(matrices.shape[-1], _FEW, generator=draw, dtype=matrices.dtype)

@@ -36,7 +36,7 @@ class Sequences:
     source: str  # token directory or text, in words
 
     def as_json(self) -> dict[str, Any]:
-        """The description that analysis.json and run.json keep."""
+        """Return the description that analysis.json and run.json keep."""
         return {
             "sequences": len(self.ids),
             "asked": self.asked,

@@ -61,7 +61,7 @@ def _read(tensor: StoredTensor) -> torch.Tensor:
 
 
 def _singular_values(matrix: torch.Tensor) -> torch.Tensor:
-    """Singular values, largest first: roots of the eigenvalues of A A^T, in fp64."""
+    """Compute singular values, largest first: roots of the eigenvalues of A A^T, in fp64."""
     short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     values: torch.Tensor = torch.linalg.eigvalsh(short @ short.T)
     return values.clamp_min(0).sqrt().flip(0)

@@ -224,7 +224,7 @@ def _gains(
 
 
 def _open(models: Sequence[str | ModelDirectory]) -> dict[str, ModelDirectory]:
-    """Open each model once, by the name it was given; a name that is taken gets a number."""
+    """Open each model once, and name it; a number follows a name that is taken."""
     opened: dict[str, ModelDirectory] = {}
     for model in models:
         if isinstance(model, str):
@@ -314,7 +314,7 @@ def _val_loss(
 
 
 def _held_out(model: ModelDirectory, request: EvaluationRequest) -> tuple[TokenStream, int, str]:
-    """Open the held-out tokens, or all of a text: the stream, its bytes and its fingerprint."""
+    """Open the held-out tokens, or all of a text; return stream, number of bytes, fingerprint."""
     tokenizer = open_tokenizer(model.path)
     if request.tokens is None:
         text = TextStream(request.texts, tokenizer)

@@ -100,7 +100,7 @@ def _describe(
 
 
 def _own_tasks(name: str, path: Path, shots: int | None, allow_code: bool) -> list[TaskDescription]:
-    """Describe the tasks of a file or directory of the user's own."""
+    """Describe the tasks of a file or directory that the user wrote."""
     is_directory = path.is_dir()
     folders = (path if is_directory else path.parent,)
     tasks = names_in(path)
@@ -124,7 +124,7 @@ def _own_tasks(name: str, path: Path, shots: int | None, allow_code: bool) -> li
 def _group(
     description: TaskDescription, stock: Path, folder: Path | None, scratch: Path
 ) -> TaskDescription:
-    """Describe a group; local questions of its tasks, where there are any, are put in place."""
+    """Describe a group, with local questions of its tasks where there are any."""
     index = _index(stock)
     members = list(_members(index, description.task))
     if not members or any(name not in index for name in members):
@@ -146,7 +146,7 @@ def _group(
 
 
 def _members(index: Mapping[str, Any], name: str) -> Iterator[str]:
-    """Names of the tasks of a group or tag, through nested ones."""
+    """Yield the names of the tasks of a group or tag, through nested ones."""
     entry = index.get(name)
     if entry is None or entry.kind.name not in ("GROUP", "TAG"):
         yield name
@@ -169,7 +169,7 @@ def _from_index(name: str, shots: int | None, allow_code: bool) -> list[TaskDesc
 
 
 def _index(folder: Path | None) -> Mapping[str, Any]:
-    """lm-eval's index of a directory of descriptions; None: of all its own."""
+    """Index a directory of descriptions with lm-eval; None: all of lm-eval's own."""
     with quiet():
         from lm_eval.tasks import TaskManager
 

@@ -70,7 +70,7 @@ def tasks_root() -> Path:
 
 
 def stock_file(name: str) -> Path | None:
-    """Find lm-eval's own description of a task or group; None: no file begins with its name."""
+    """Find lm-eval's own description of a task or group; None if there is none."""
     root = tasks_root()
     if name in _USUAL and (root / _USUAL[name]).is_file():
         return root / _USUAL[name]
@@ -82,7 +82,7 @@ def stock_file(name: str) -> Path | None:
 
 
 def is_mentioned(name: str) -> bool:
-    """Whether any installed description contains the name, which could then be a tag."""
+    """Tell whether any installed description contains the name, which may then be a tag."""
     encoded = name.encode()
     return any(encoded in path.read_bytes() for path in tasks_root().rglob("*.yaml"))
 
@@ -120,7 +120,7 @@ def own_task(entry: str, allow_code: bool) -> Path | None:
 
 
 def _code_in(path: Path) -> str:
-    """Name the place where a description asks for code, for the message; it is refused anyway."""
+    """Say for the error message where a description asks for code, if one does."""
     files = sorted([*path.rglob("*.yaml"), *path.rglob("*.yml")]) if path.is_dir() else [path]
     for file in files[:1000]:
         try:

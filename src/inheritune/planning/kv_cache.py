@@ -106,7 +106,7 @@ class Cache:
 
 
 def _is_windowed(section: Mapping[str, Any], layer: int) -> bool:
-    """Derive from a layer's position whether it has a window, for configs that do not list it."""
+    """Tell from a layer's position whether it has a window, for configs that do not list it."""
     if not section.get("sliding_window") or section.get("use_sliding_window") is False:
         return False
     period = first_int(section, ("sliding_window_pattern", "global_attn_every_n_layers"))

@@ -99,7 +99,7 @@ def _untrained(section: ReferenceTraining) -> ModelDirectory:
 
 
 def shape_notes(model: ModelDirectory) -> list[str]:
-    """List what to know about a model that is planned with by its config alone."""
+    """List remarks on a model that is planned by its config alone."""
     end = next((end for end in (_BY_CONFIG, _BY_SHAPE) if model.name.endswith(end)), None)
     if end is None:
         return []

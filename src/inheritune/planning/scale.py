@@ -159,7 +159,7 @@ def _scaled_reference(
 
 
 def _narrow(config: Mapping[str, Any], recipe: Recipe, train: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config of the same family and number of layers, as much narrower as shorter.
+    """Return a narrower config of the same family, with as many layers.
 
     Widths shrink by the ratio of the sequence lengths. The number of heads stays even, so that a
     half-width variant can halve it.

@@ -160,7 +160,7 @@ class Planner:
 
 
 def growth_notes(recipe: Recipe, growth: Growth) -> list[str]:
-    """List what may surprise about the rounds."""
+    """List remarks on the rounds."""
     notes = list(growth.notes)
     if len(growth.longest()) == 1:
         grown = [name for name, variant in recipe.variants.items() if variant.start == "grown"]
@@ -176,7 +176,7 @@ def training_notes(
     memory: Memory,
     speed: Speed | None,
 ) -> list[str]:
-    """List what may surprise about the trainings.
+    """List remarks on the trainings: repeats, memory, forward passes of the reference.
 
     Args:
         unique: Tokens of an epoch; None: not known yet.

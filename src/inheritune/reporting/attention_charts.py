@@ -5,19 +5,19 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
+from inheritune.reporting.attention_tables import (
+    AnalysedLayer,
+    LayersByRole,
+    analysed_layers,
+    heads_table,
+    layers_table,
+)
 from inheritune.reporting.line_charts import legend
-from inheritune.reporting.quantities import exact, formatted, percent, signed
+from inheritune.reporting.quantities import exact, percent
 from inheritune.reporting.section import Chart, PageSection, finished_spec
 from inheritune.reporting.series import REFERENCE, TARGET, Style
-from inheritune.reporting.table import Column, Table
-from inheritune.run_record import (
-    AnalysedModel,
-    AnalysisRecord,
-    LayerAttentionRecord,
-    LayerImportanceRecord,
-    Level,
-    RunRecord,
-)
+from inheritune.reporting.table import Table
+from inheritune.run_record import AnalysisRecord, Level, RunRecord
 
 # The same as in the loss curves.
 _STYLES = {
@@ -25,49 +25,20 @@ _STYLES = {
     "reference": Style(REFERENCE.color, [7, 4], REFERENCE.shape),
     "model": TARGET,
 }
-_MAX_LAYERS, _MAX_HEADS = 200, 200
 _MAX_TABLE_ROWS = 60
 _LABEL_HEIGHT = 0.05  # share of the chart's height that a label takes
 _CALIBRATION = ("pure sink", "uniform over the past", "window of 8", "previous token")
 
 
 @dataclass(frozen=True)
-class _Layer:
-    role: str  # role of its model
-    index: int
-    attention: LayerAttentionRecord
-    importance: LayerImportanceRecord
-
-    @property
-    def laziness(self) -> str | None:
-        if not self.attention.max_rank:
-            return "no attention"
-        return "lazy" if self.attention.lazy else None
-
-    @property
-    def head_ranks(self) -> list[float]:
-        return [float(rank) for rank in self.attention.rank[:_MAX_HEADS] if rank >= 1]
-
-
-@dataclass(frozen=True)
-class _Model:
-    role: str
-    layers: list[_Layer]
-
-    @property
-    def lazy(self) -> list[int]:
-        return [layer.index for layer in self.layers if layer.attention.lazy]
-
-
-@dataclass(frozen=True)
 class _Measure:
-    """A quantity that every layer has one value of."""
+    """A quantity with one value per layer."""
 
     name: str
     title: str
     axis: str
     caption: str
-    value: Callable[[_Layer], float | None]
+    value: Callable[[AnalysedLayer], float | None]
     # Field of the attention patterns of known form to compare with, on a logarithmic axis that
     # ends at the number of tokens; empty: a linear axis.
     level: str = ""
@@ -110,21 +81,20 @@ _MEASURES = (
 def attention_section(record: RunRecord) -> PageSection | None:
     """Chart every head, and rank, mass and importance of each layer; None without an analysis."""
     analysis = record.analysis or AnalysisRecord()
-    models = [model for row in analysis.models if (model := _model(row)).layers]
+    models = analysed_layers(analysis)
     if not models:
         return None
     tokens = float(analysis.sequences.tokens_per_sequence or 100)
-    last = max(layer.index for model in models for layer in model.layers)
-    by_layer, by_head = _layers_table(models), _heads_table(models)
+    by_layer, by_head = layers_table(models), heads_table(models)
     charts = [
-        _with_table(_heat_map(model, tokens, last), by_head)
-        for model in models
-        if any(layer.head_ranks for layer in model.layers)
+        _with_table(_heat_map(models, role, tokens), by_head)
+        for role, layers in models.items()
+        if any(layer.head_ranks for layer in layers)
     ]
     charts += [
         _with_table(_line_chart(models, measure, analysis.calibration, tokens), by_layer)
         for measure in _MEASURES
-        if any(measure.value(layer) is not None for model in models for layer in model.layers)
+        if any(measure.value(layer) is not None for layers in models.values() for layer in layers)
     ]
     text = _sentences(analysis, models)
     return PageSection("inside", "Attention and layers", text, charts, files=[by_layer, by_head])
@@ -139,20 +109,7 @@ def _with_table(chart: Chart, table: Table) -> Chart:
     return replace(chart, table=first, left_out=left_out)
 
 
-def _model(row: AnalysedModel) -> _Model:
-    role = row.role if row.role in _STYLES else "model"
-    attention = {layer.layer: layer for layer in row.attention.layers}
-    importance = {layer.layer: layer for layer in row.importance.layers}
-    indices = sorted(i for i in {*attention, *importance} if i is not None and 0 <= i < _MAX_LAYERS)
-    no_attention, no_importance = LayerAttentionRecord(), LayerImportanceRecord()
-    layers = [
-        _Layer(role, int(i), attention.get(i, no_attention), importance.get(i, no_importance))
-        for i in indices
-    ]
-    return _Model(role, layers)
-
-
-def _sentences(analysis: AnalysisRecord, models: Sequence[_Model]) -> list[str]:
+def _sentences(analysis: AnalysisRecord, models: LayersByRole) -> list[str]:
     sample, advice = analysis.sequences, analysis.advice
     sentences = [
         f"Measured on {exact(sample.sequences)} sequences of {exact(sample.tokens_per_sequence)} "
@@ -161,11 +118,10 @@ def _sentences(analysis: AnalysisRecord, models: Sequence[_Model]) -> list[str]:
         "their sum of squares, mean over sequences. Mass: the number of columns that do. A layer "
         "is lazy when all its heads have rank 1 on every sequence."
     ]
-    for model in models:
-        lazy = model.lazy
+    for role, layers in models.items():
+        lazy = [layer.index for layer in layers if layer.attention.lazy]
         which = f": {', '.join(map(str, lazy[:40]))}" if lazy else ""
-        count = len(model.layers)
-        sentences.append(f"The {model.role} has {len(lazy)} lazy of {count} layers{which}.")
+        sentences.append(f"The {role} has {len(lazy)} lazy of {len(layers)} layers{which}.")
     if advice.paper is not None and advice.advice is not None:
         sentences.append(
             f"Layers to start with: {exact(advice.paper)} by the papers' rule, "
@@ -174,60 +130,22 @@ def _sentences(analysis: AnalysisRecord, models: Sequence[_Model]) -> list[str]:
     return sentences
 
 
-# --- tables ---
-
-
-def _layers_table(models: Sequence[_Model]) -> Table:
-    return Table.of(
-        "layers",
-        [layer for model in models for layer in model.layers],
-        [
-            (Column("model"), "role"),
-            (Column("layer", show=exact), "index"),
-            (Column("MaxRank", show=formatted(".2f")), "attention.max_rank"),
-            (Column("AvgMass", show=formatted(".2f")), "attention.avg_mass"),
-            (Column("sink share", show=percent), "attention.sink_share"),
-            (Column("heads below rank 1.5", show=percent), "attention.heads_near_one"),
-            (Column("lazy"), "laziness"),
-            (Column("influence", show=formatted(".3f")), "importance.influence"),
-            (Column("loss without", "nats", signed), "importance.removal_loss"),
-        ],
-        [
-            "Influence: 1 − cosine of a layer's input and output. Loss without: rise of the loss "
-            "when the layer is skipped."
-        ],
-    )
-
-
-def _heads_table(models: Sequence[_Model]) -> Table:
-    columns = [
-        Column("model"),
-        Column("layer", show=exact),
-        Column("head", show=exact),
-        Column("rank", show=formatted(".2f")),
-    ]
-    values = [
-        [model.role, layer.index, head, rank]
-        for model in models
-        for layer in model.layers
-        for head, rank in enumerate(layer.head_ranks)
-    ]
-    return Table("attention-heads", columns, values)
-
-
 # --- heat maps ---
 
 
-def _heat_map(model: _Model, tokens: float, last: int) -> Chart:
+def _heat_map(models: LayersByRole, role: str, tokens: float) -> Chart:
     import altair as alt
 
+    layers = models[role]
     data = [
         {"layer": layer.index, "head": head, "rank": round(rank, 2)}
-        for layer in model.layers
+        for layer in layers
         for head, rank in enumerate(layer.head_ranks)
     ]
-    lazy = [{"layer": index, "label": "lazy"} for index in model.lazy]
-    # One axis and one scale for all models, so that colours and places compare.
+    lazy = [{"layer": layer.index, "label": "lazy"} for layer in layers if layer.attention.lazy]
+
+    # --- one axis and one scale for all models, so that colours and places compare ---
+    last = max(layer.index for layers in models.values() for layer in layers)
     every = max(1, -(-(last + 1) // 24))
     layer_axis = alt.Axis(
         title="layer, from the input",
@@ -243,24 +161,22 @@ def _heat_map(model: _Model, tokens: float, last: int) -> Chart:
         "rank:Q", scale=scale, legend=alt.Legend(title="rank", orient="right", gradientLength=200)
     )
     tooltip = [alt.Tooltip(f"{name}:Q", title=name) for name in ("layer", "head", "rank")]
-    layers = [
-        alt.Chart(alt.Data(values=data)).mark_rect().encode(x=x, y=y, color=color, tooltip=tooltip)
-    ]
+
+    # --- a cell for each head, and a word above each lazy layer ---
+    cells = alt.Chart(alt.Data(values=data)).mark_rect()
+    marks = [cells.encode(x=x, y=y, color=color, tooltip=tooltip)]
     if lazy:
-        layers.append(
-            alt.Chart(alt.Data(values=lazy))
-            .mark_text(baseline="bottom", dy=-4)
-            .encode(x=x, y=alt.value(0), text="label:N")
-        )
+        text = alt.Chart(alt.Data(values=lazy)).mark_text(baseline="bottom", dy=-4)
+        marks.append(text.encode(x=x, y=alt.value(0), text="label:N"))
     ranks = [row["rank"] for row in data]
     return Chart(
-        name=f"attention-heads-{model.role}",
-        title=f"Attention rank of every head of the {model.role}",
+        name=f"attention-heads-{role}",
+        title=f"Attention rank of every head of the {role}",
         caption=f"Mean rank over sequences, on a logarithmic scale from 1 to {tokens:.0f}"
         + ("; lazy layers are marked." if lazy else "; no layer is lazy."),
-        alt=f"Heat map of {len(model.layers)} layers by {len(heads)} heads; ranks from "
+        alt=f"Heat map of {len(layers)} layers by {len(heads)} heads; ranks from "
         f"{min(ranks):.1f} to {max(ranks):.1f}. The figures are in the table below the chart.",
-        spec=finished_spec(alt.layer(*layers)),
+        spec=finished_spec(alt.layer(*marks)),
     )
 
 
@@ -287,30 +203,29 @@ def _levels(
 
 
 def _line_chart(
-    models: Sequence[_Model], measure: _Measure, calibration: Mapping[str, Level], tokens: float
+    models: LayersByRole, measure: _Measure, calibration: Mapping[str, Level], tokens: float
 ) -> Chart:
     levels = _levels(calibration, measure, tokens)
     data: list[dict[str, Any]] = [
-        {"model": model.role, "layer": layer.index, "value": value, "lazy": layer.attention.lazy}
-        for model in models
-        for layer in model.layers
+        {"model": role, "layer": layer.index, "value": value, "lazy": layer.attention.lazy}
+        for role, layers in models.items()
+        for layer in layers
         if (value := measure.value(layer)) is not None
     ]
     lazy = [row for row in data if row["lazy"]] if measure.level else []
     rings = " Lazy layers are ringed." if lazy else ""
     dotted = " Dotted: attention patterns of known form." if levels else ""
     ranges = "; ".join(
-        f"{model.role}: from {min(values):.2f} to {max(values):.2f}"
-        for model in models
-        if (values := [row["value"] for row in data if row["model"] == model.role])
+        f"{role}: from {min(values):.2f} to {max(values):.2f}"
+        for role in models
+        if (values := [row["value"] for row in data if row["model"] == role])
     )
-    roles = list(dict.fromkeys(model.role for model in models))
     return Chart(
         name=measure.name,
         title=measure.title,
         caption=f"{measure.caption}{rings}{dotted}",
         alt=f"Line chart by layer. {ranges}. The figures are in the table below the chart.",
-        spec=_line_spec(roles, data, lazy, levels, measure, tokens),
+        spec=_line_spec(list(models), data, lazy, levels, measure, tokens),
     )
 
 
@@ -324,6 +239,7 @@ def _line_spec(
 ) -> dict[str, Any]:
     import altair as alt
 
+    # --- axes, colours and texts ---
     last = max(row["layer"] for row in data)
     x = alt.X(
         "layer:Q",
@@ -339,6 +255,8 @@ def _line_spec(
         alt.Tooltip("layer:Q", title="layer"),
         alt.Tooltip("value:Q", title=measure.axis, format=".3f"),
     ]
+
+    # --- a line for each model, with points; rings around lazy layers; levels to compare with ---
     layers = [
         alt.Chart(alt.Data(values=[row for row in data if row["model"] == role]))
         .mark_line(strokeWidth=2, strokeDash=_STYLES[role].dash)

@@ -123,7 +123,7 @@ def _page(runs: Sequence[_Run], chart: Chart | None, drawing: str, table: Table)
 
 
 def _remarks(runs: Sequence[_Run]) -> list[str]:
-    """Reasons why these runs cannot simply be compared."""
+    """List reasons why these runs cannot simply be compared."""
     remarks = []
     if len({run.record.tokens.fingerprint for run in runs} - {None, ""}) > 1:
         remarks.append(
@@ -177,7 +177,7 @@ def _chart(runs: Sequence[_Run]) -> Chart | None:
 
 
 def _levels(runs: Sequence[_Run]) -> list[tuple[str, float]]:
-    """Label and value of the runs' reference losses; no two that read alike."""
+    """List label and value of the runs' reference losses; no two that read alike."""
     by_text: dict[str, tuple[str, float]] = {}
     for run in runs:
         level = run.record.reference_loss

@@ -71,7 +71,7 @@ def _smoothing(curves: Sequence[Curve]) -> str:
 
 
 def _settled_range(lines: Sequence[Line]) -> tuple[float, float]:
-    """Bottom and top of the smoothed values after the first tenth of each training."""
+    """Find bottom and top of the smoothed values after the first tenth of each training."""
     settled = [
         value_of(row) for line in lines for part in line.parts for row in part[len(part) // 10 :]
     ]
@@ -81,7 +81,7 @@ def _settled_range(lines: Sequence[Line]) -> tuple[float, float]:
 
 
 def _table(lines: Sequence[Line], column: Column, name: str) -> tuple[Table, str]:
-    """The smoothed values, few enough to read, and a sentence on what is left out."""
+    """List the smoothed values, few enough to read, and say what is left out."""
     limit = max(6, _MAX_TABLE_ROWS // sum(len(line.parts) for line in lines))
     values = [
         [line.name, row["tokens"], row["value"]]

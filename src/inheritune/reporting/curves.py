@@ -50,7 +50,7 @@ class Curve:
         return bool(self.points or self.course.steps)
 
     def position(self, tokens: float) -> Row:
-        """Locate a moment, in tokens of this training alone, with earlier rounds included."""
+        """Locate a moment of this training on every axis, with earlier rounds included."""
         step, seconds = self.course.at(tokens)
         flops = None if self.flops_per_token is None else tokens * self.flops_per_token
         return {
@@ -145,7 +145,7 @@ def thin(items: Sequence[T], limit: int, value_of: Callable[[T], float]) -> list
 
 
 def reference_points(record: RunRecord) -> list[tuple[int, float]]:
-    """The reference's own training: (tokens, val_loss), in order; empty when not recorded."""
+    """List (tokens, val_loss) of the reference's own training, in order, if it is recorded."""
     points = {
         int(point.tokens): point.val_loss
         for point in record.reference.curve

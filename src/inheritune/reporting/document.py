@@ -64,7 +64,7 @@ def _packaged(name: str) -> str:
 
 
 def _policy(scripts: Sequence[str], live: bool) -> str:
-    """Content security policy: these scripts, by their hashes, and nothing else."""
+    """Write the content security policy: these scripts, by their hashes, and nothing else."""
     hashes = [
         f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
         for script in scripts

@@ -114,7 +114,7 @@ def _x(alt: Any, axis: Axis, tokens: Sequence[int], log: bool) -> Any:
 
 
 def _log_ticks(low: float, high: float) -> list[int]:
-    """Round numbers from ``low`` to ``high``: 1 and 3 of each power of ten, more where few fit."""
+    """List round numbers from ``low`` to ``high``: 1 and 3 times powers of ten, more if few fit."""
     for digits in ((1, 3), (1, 2, 3, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
         powers = range(len(str(int(high))) + 1)
         ticks = sorted({int(d * 10**p) for p in powers for d in digits if low <= d * 10**p <= high})
@@ -170,7 +170,7 @@ def _strokes(
 def _data(
     lines: Sequence[Line], measure: Measure, axes: Sequence[Axis], log: bool
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of the lines, of the raw values behind them, and of the markers."""
+    """List rows of the lines, of the raw values behind them, and of the markers."""
     data: list[dict[str, Any]] = []
     raw: list[dict[str, Any]] = []
     markers: list[dict[str, Any]] = []

@@ -58,7 +58,7 @@ class Latest(Generic[T]):
         self._next = 0.0
 
     def current(self) -> T:
-        """The value for the run as it is now, or was a moment ago."""
+        """Return the value for the run as it is now, or was a moment ago."""
         with self._lock:
             began = time.monotonic()
             if self._made and began < self._next:
@@ -93,7 +93,7 @@ def _read(root: Path) -> RunReport:
 
 
 def _file_states(root: Path) -> list[tuple[str, int, int]]:
-    """Name, time and size of every file that the page is made from."""
+    """List name, time and size of every file that the page is made from."""
     run = Run(root)
     # A killed process changes no file.
     states = [("abandoned", int(run.is_abandoned()), 0)]
@@ -225,13 +225,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile = io.BufferedReader(_RequestReader(self.connection))
 
     def parse_request(self) -> bool:
-        """Parse the request; from here on, the time is the answer's."""
+        """Parse the request, and start the time limit of the answer."""
         is_valid = super().parse_request()
         self.connection.settimeout(_TIMEOUT_S)
         return is_valid
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Refuse what cannot be parsed as everything else is refused, not with Python's page."""
+        """Refuse a request that cannot be parsed like any other, not with Python's page."""
         self.close_connection = True
         self._refuse(HTTPStatus(code))
 

@@ -25,7 +25,7 @@ class Status:
 
 
 def status_of(root: Path) -> Status:
-    """Read the state of a run; for a directory that holds no run yet, the lines say so."""
+    """Read the state of a run. The lines say so if the directory holds no run yet."""
     try:
         run = Run.open(root)
         record = RunRecord.model_validate(presentable(read_run_json(root)))
@@ -62,5 +62,5 @@ def _progress_lines(training: TrainingProgress) -> list[str]:
 
 
 def _plain(value: str) -> str:
-    """A text on one line, without control characters that a terminal would act on."""
+    """Put a text on one line, without control characters that a terminal would act on."""
     return "".join(sign if sign.isprintable() else " " for sign in value)[:1000]

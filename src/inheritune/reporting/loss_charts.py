@@ -87,7 +87,7 @@ def _reference_line(record: RunRecord) -> Line | None:
 def _frame(
     lines: Sequence[Line], levels: Sequence[tuple[str, float]]
 ) -> tuple[float, float, float | None]:
-    """Bottom and top of the val_loss axis, and the highest loss above it, if any."""
+    """Find bottom and top of the val_loss axis, and the highest loss above it, if any."""
     # Untrained starts are several times the rest: in the frame, they would flatten all curves. So
     # the first 15 % of each training do not count.
     settled = []
@@ -136,7 +136,7 @@ def _alt(kind: str, lines: Sequence[Line], levels: Sequence[tuple[str, float]]) 
 
 
 def _data_table(curves: Sequence[Curve]) -> tuple[Table, str]:
-    """The values of a chart, few enough to read, and a sentence on what is left out."""
+    """List the values of a chart, few enough to read, and say what is left out."""
     limit = max(6, _MAX_TABLE_ROWS // max(1, len(curves)))
     total = sum(len(curve.points) for curve in curves)
     thinned = [thin(curve.points, limit, itemgetter(1)) for curve in curves]

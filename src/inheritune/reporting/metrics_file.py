@@ -52,7 +52,7 @@ class Course:
     restarts: list[float] = field(default_factory=list)
 
     def at(self, tokens: float) -> tuple[float | None, float | None]:
-        """Step and elapsed seconds after a number of training tokens; None where unknown."""
+        """Return step and elapsed seconds after so many training tokens; None where unknown."""
         if not tokens:
             return 0.0, 0.0
         index = bisect_right(self.tokens, tokens) - 1

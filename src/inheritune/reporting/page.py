@@ -135,7 +135,7 @@ def write_report(run_root: Path, report: RunReport | None = None) -> Path:
 
 
 def read_report(run_root: Path) -> RunReport:
-    """Read a run and make the sections of its page; raises as `write_report`."""
+    """Read a run for its page; raises as `write_report`."""
     problems: list[str] = []
     run = Run.open(run_root)
     try:
@@ -157,7 +157,7 @@ def read_report(run_root: Path) -> RunReport:
 
 
 def page_title(report: RunReport) -> str:
-    """Title of the page: the outcome first, since it is what a browser tab shows."""
+    """Write the title of the page. It begins with the outcome, which a browser tab shows."""
     return f"{headline(report.record)} · {_name(report.record)} · inheritune"
 
 
@@ -193,13 +193,13 @@ def page_content(report: RunReport, drawings: Mapping[str, str]) -> Markup:
 
 
 def finding(record: RunRecord) -> str:
-    """The verdict without the headline that it stands below."""
+    """Return the verdict without the headline above it."""
     sentence = verdict(record).removeprefix(f"{headline(record)}: ")
     return sentence[:1].upper() + sentence[1:]
 
 
 def data_address(drawing: str) -> str:
-    """An SVG as the address of an image; empty for an empty drawing."""
+    """Encode an SVG as the address of an image; empty for an empty drawing."""
     if not drawing:
         return ""
     return f"data:image/svg+xml;base64,{base64.b64encode(drawing.encode()).decode()}"
@@ -212,7 +212,7 @@ def write_table(folder: Path, table: Table) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all, and make the folders that it lies in."""
+    """Write a file completely or not at all, and make its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, content)
 
@@ -231,7 +231,7 @@ def _name(record: RunRecord) -> str:
 
 
 def _samples(record: RunRecord) -> list[tuple[str, list[dict[str, str]]]]:
-    """Generated text by prompt, each with its model and without the prompt."""
+    """Group generated text by prompt; each has its model, and does not repeat the prompt."""
     prompts: dict[str, list[dict[str, str]]] = {}
     for sample in record.samples[:_MAX_SAMPLES]:
         prompt = (sample.prompt or "")[:500]

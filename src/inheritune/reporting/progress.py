@@ -22,7 +22,7 @@ class TrainingProgress:
 
 
 def trainings_in_progress(record: RunRecord, curves: Sequence[Curve]) -> list[TrainingProgress]:
-    """Every training that has begun and is not recorded as ended; none once there is a result."""
+    """List the trainings that have begun and are not recorded as ended; none after the result."""
     if record.result:
         return []
     return [_progress(record, c) for c in curves if not c.recorded and c.has_begun]

@@ -17,7 +17,7 @@ from inheritune.run_record import ReferenceLoss, RunRecord, StartRecord, finite_
 
 
 def facts_of_data(record: RunRecord) -> list[tuple[str, str]]:
-    """The text that was trained and measured on, as names and values."""
+    """List facts about the text that was trained and measured on, as names and values."""
     tokens = record.tokens
     return _known(
         ("source", _text(tokens.source, 500)),
@@ -40,7 +40,7 @@ def _reference_loss(measured: ReferenceLoss) -> str:
 
 
 def overlap(record: RunRecord) -> list[str]:
-    """Sentences on how much of the held-out text is also in the training text."""
+    """Say how much of the held-out text is also in the training text."""
     measured = record.tokens.overlap
     if measured is None:
         return []
@@ -60,7 +60,7 @@ def overlap(record: RunRecord) -> list[str]:
 
 
 def provenance(record: RunRecord) -> list[tuple[str, str]]:
-    """When, where and with what the run was made, as names and values."""
+    """List dates, machine, versions and reference of the run, as names and values."""
     machine, reference = record.machine, record.reference
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     return _known(
@@ -84,7 +84,7 @@ def provenance(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def _earlier_differences(record: RunRecord) -> list[str]:
-    """What each earlier start had that the last one does not have; equal ones once."""
+    """List versions and hardware of earlier starts that differ from the last; equal ones once."""
     last = _environment(record)
     differences = [
         ", ".join(
@@ -107,7 +107,7 @@ def _environment(start: StartRecord) -> dict[str, str]:
 
 
 def settings(record: RunRecord) -> list[tuple[str, str, str]]:
-    """The settings in force: name, value, reason."""
+    """List the settings in force: name, value, reason."""
     reasons = record.settings.get("reasons")
     reasons = reasons if isinstance(reasons, dict) else {}
     return [
@@ -118,7 +118,7 @@ def settings(record: RunRecord) -> list[tuple[str, str, str]]:
 
 
 def recipe(record: RunRecord) -> list[tuple[str, str, str]]:
-    """The resolved recipe: dotted key, value, origin."""
+    """List the resolved recipe: dotted key, value, origin."""
     values = [(".".join(map(str, path))[:200], v) for path, v in leaves(record.recipe) if path]
     return [(key, _value(v), str(record.origins.get(key, ""))) for key, v in values[:500]]
 

@@ -32,7 +32,7 @@ def published(name: str) -> tuple[dict[str, str], ...]:
 
 
 def number_of(row: dict[str, str], key: str) -> float | None:
-    """A cell as a number; None where nothing was printed."""
+    """Read a cell as a number; None where nothing was printed."""
     try:
         return float(row.get(key) or "")
     except ValueError:
@@ -40,7 +40,7 @@ def number_of(row: dict[str, str], key: str) -> float | None:
 
 
 def compute_table(record: RunRecord) -> Table:
-    """Training tokens, devices and days: published models, and all of this run's ledger."""
+    """List training tokens, devices and days of published models and of this whole run."""
     columns = [
         Column("model"),
         Column("training tokens"),

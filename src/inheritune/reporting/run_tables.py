@@ -29,7 +29,7 @@ _STARTS = {
 
 
 def summary_table(record: RunRecord) -> Table:
-    """Reference, every round and every control; narrow enough for a terminal of 80 columns."""
+    """List reference, rounds and controls; narrow enough for a terminal of 80 columns."""
     several = _has_several_seeds(record)
     rows = [(row.name, row) for row in record.variants[:1]]
     rows += [(f"{row.name}, round {row.round}", row) for row in record.rounds]
@@ -59,7 +59,7 @@ def summary_table(record: RunRecord) -> Table:
 
 
 def rounds_table(record: RunRecord) -> Table:
-    """One row per round of the target."""
+    """List the rounds of the target."""
     return Table.of(
         "rounds",
         record.rounds,
@@ -86,7 +86,7 @@ def rounds_table(record: RunRecord) -> Table:
 
 
 def variants_table(record: RunRecord) -> Table:
-    """One row per model that was compared, the reference first."""
+    """List the models that were compared, the reference first."""
     notes = ["All variants share data order and validation text. Tokens include repeats."]
     if _has_several_seeds(record):
         notes.append(
@@ -121,7 +121,7 @@ def variants_table(record: RunRecord) -> Table:
 
 
 def seeds_table(record: RunRecord) -> Table:
-    """One row per training that is compared; empty where every variant has one seed."""
+    """List the trainings of all seeds; empty where every variant has one seed."""
     several = _has_several_seeds(record)
     return Table.of(
         "seeds",
@@ -141,7 +141,7 @@ def seeds_table(record: RunRecord) -> Table:
 
 
 def ledger_table(record: RunRecord) -> Table:
-    """Every cost, whether paid here or borrowed, with sums."""
+    """List every cost, whether paid here or borrowed, with sums."""
     columns = [
         Column("item"),
         Column("tokens", show=amount),

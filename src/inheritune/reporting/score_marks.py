@@ -27,12 +27,12 @@ def is_bold(
 
 
 def at_chance(score: float, se: float | None, floor: float | None) -> bool:
-    """Whether a score is at most two standard errors above ``floor``, which needs no knowledge."""
+    """Tell whether a score is at most two standard errors above ``floor``, that of guessing."""
     return floor is not None and floor > 0 and score <= floor + 2 * (se or 0.0)
 
 
 def share_se(percent: float, items: int | None) -> float | None:
-    """Binomial standard error of a percentage of ``items`` questions, in percent.
+    """Compute the binomial standard error of a percentage of ``items`` questions, in percent.
 
     100 sqrt(p (1 - p) / n), where p = percent / 100. None where the number is unknown.
     """

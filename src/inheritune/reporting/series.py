@@ -109,7 +109,7 @@ def axes_of(lines: Sequence[Line]) -> list[Axis]:
 
 
 def val_lines(record: RunRecord, curves: Sequence[Curve]) -> list[Line]:
-    """Validation loss: one line per variant, the target's rounds one after another."""
+    """Make lines of validation loss, one per variant, the target's rounds one after another."""
 
     def rows(curve: Curve) -> list[Row]:
         return [curve.position(tokens) | {"value": value} for tokens, value in curve.points]
@@ -118,12 +118,12 @@ def val_lines(record: RunRecord, curves: Sequence[Curve]) -> list[Line]:
 
 
 def train_lines(record: RunRecord, curves: Sequence[Curve], limit: int) -> list[Line]:
-    """Training loss, smoothed, with the raw values behind it, thinned to about ``limit`` rows."""
+    """Make lines of smoothed and raw training loss, thinned to about ``limit`` rows together."""
     return _step_lines(record, curves, lambda curve: curve.course.losses, limit)
 
 
 def speed_lines(record: RunRecord, curves: Sequence[Curve], limit: int) -> list[Line]:
-    """Tokens per second, smoothed, with the raw values behind it, thinned like `train_lines`."""
+    """Make lines of smoothed and raw tokens per second, thinned like `train_lines`."""
     return _step_lines(record, curves, lambda curve: curve.course.speeds, limit)
 
 
@@ -136,7 +136,7 @@ def events_of(curves: Sequence[Curve]) -> Events:
 
 
 def moving_average(values: Sequence[float], width: int) -> list[float]:
-    """Mean of the last ``width`` values at each index, ignoring those that are not finite.
+    """Compute the mean of the last ``width`` values at each index, without those not finite.
 
     The first values are means over fewer. NaN where no value of the window is finite.
     """
@@ -151,7 +151,7 @@ def moving_average(values: Sequence[float], width: int) -> list[float]:
 
 
 def smoothing_window(steps: int) -> int:
-    """Width of the moving average for a training of so many steps: a fiftieth, at least 5."""
+    """Choose the width of the moving average: a fiftieth of the steps, at least 5."""
     return max(5, steps // 50)
 
 
@@ -204,7 +204,7 @@ def _by_variant(
 
 
 def _control_style(index: int) -> Style:
-    """Style of the control of an index; the first 25 all differ."""
+    """Choose the style of the control with this index; the first 25 all differ."""
     turn, place = divmod(index, len(OTHERS))
     style = OTHERS[place]
     if not turn:
@@ -231,10 +231,10 @@ def _rounded(value: float | None, axis: Axis) -> float | None:
 
 
 def value_of(row: Row) -> float:
-    """The measured value of a row; 0 where there is none."""
+    """Return the measured value of a row; 0 where there is none."""
     return row["value"] or 0.0
 
 
 def tokens_of(row: Row) -> float:
-    """The training tokens of a row; 0 where there are none."""
+    """Return the training tokens of a row; 0 where there are none."""
     return row["tokens"] or 0.0

@@ -35,7 +35,7 @@ class ScaleMark:
 
 
 def facts(record: RunRecord) -> list[Fact]:
-    """Size, loss, cost and distance to scratch, as far as they are known."""
+    """List size, loss, cost and distance to scratch, as far as they are known."""
     figures = [_size(record), _loss(record), _cost(record), _scratch(record)]
     return [fact for fact in figures if fact]
 
@@ -72,7 +72,7 @@ def scale(record: RunRecord) -> tuple[list[ScaleMark], float | None]:
 
 
 def missing(record: RunRecord, curves: Sequence[Curve]) -> list[str]:
-    """Sentences on what the record or the metrics lack."""
+    """List sentences on what the record or the metrics lack."""
     no_scratch = bool(record.rounds) and not record.scratch
     lacks = {
         "Nothing is recorded about the reference.": not record.reference,

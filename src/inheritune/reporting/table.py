@@ -103,7 +103,7 @@ class Table:
         return Table(self.name, columns, values, self.notes, self.title)
 
     def is_bold(self, row: int, column: int) -> bool:
-        """Whether a cell is set in bold."""
+        """Tell whether a cell is set in bold."""
         return self.marks.get((row, column), _NO_MARK).bold
 
     def markdown(self) -> str:

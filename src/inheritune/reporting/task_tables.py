@@ -26,7 +26,7 @@ _COMPARABLE = ("version", "limit", "batch_size", "dtype", "add_bos", "data", "lm
 
 
 def task_section(record: RunRecord) -> PageSection | None:
-    """The page's section on tasks and compute; None where there is nothing for it."""
+    """Make the page's section on tasks and compute; None where nothing is recorded."""
     tables = task_tables(record)
     if not tables:
         return None
@@ -82,7 +82,7 @@ class _Row:
 
 
 def published_table(record: RunRecord, suite: Suite) -> Table:
-    """A suite's scores in the layout of its published table, whose rows come first.
+    """List a suite's scores in the layout of its published table, whose rows come first.
 
     A record without scores of its own gives the published rows only.
     """
@@ -227,7 +227,7 @@ def _notes(suite: Suite, new: Sequence[_Row]) -> list[str]:
 
 
 def scores_table(models: Sequence[EvaluatedModelRecord], failures: Sequence[Failure] = ()) -> Table:
-    """Every metric of every task, a row per model; failures become notes."""
+    """List every metric of every task, a row per model; failures become notes."""
     shares = _metrics_shown(models)
     floors = {(t.name, t.metric): t.floor for suite in SUITES.values() for t in suite.tasks}
     values: list[list[Any]] = []
@@ -264,7 +264,7 @@ def _scaled(metric: MetricRecord | None, is_share: bool, comparable: bool = True
 
 
 def tokens_table(record: RunRecord) -> Table:
-    """Scores against training tokens, and the published comparison of repeated with fresh ones."""
+    """List scores by training tokens, and the published comparison of repeated with fresh text."""
     ends = [model for model in record.evaluation.models if model.role != "reference"]
     snapshots = sorted(record.evaluation.at, key=_by_name_and_tokens)
     models = sorted([*snapshots, *ends], key=_by_name_and_tokens)

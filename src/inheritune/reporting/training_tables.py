@@ -22,7 +22,7 @@ _MAX_VARIANTS = 8
 
 
 def curves_table(curves: Sequence[Curve]) -> Table:
-    """Every validation of every training."""
+    """List every validation of every training."""
     columns = [
         Column("training"),
         Column("tokens of this training", show=exact),
@@ -38,7 +38,7 @@ def curves_table(curves: Sequence[Curve]) -> Table:
 
 
 def health_table(curves: Sequence[Curve]) -> Table:
-    """One row per training: steps, spikes, restarts and other signs of trouble."""
+    """List steps, spikes, restarts and other signs of trouble of each training."""
     return Table.of(
         "health",
         curves,
@@ -61,7 +61,7 @@ def health_table(curves: Sequence[Curve]) -> Table:
 
 
 def speed_table(curves: Sequence[Curve]) -> Table:
-    """One row per training: speed, memory, and model FLOPs utilization where it is known."""
+    """List speed, memory and, where known, model FLOPs utilization of each training."""
     notes = ["Medians over steps. Model FLOPs are counted as in the ledger, without recomputation."]
     if any(curve.health.median_mfu is None for curve in curves):
         notes.append("MFU needs the device's peak, which is not known for every device.")
@@ -80,7 +80,7 @@ def speed_table(curves: Sequence[Curve]) -> Table:
 
 
 def reach_table(record: RunRecord, curves: Sequence[Curve]) -> Table:
-    """Tokens until a validation was first at or below a loss; never extrapolated.
+    """List the tokens until a validation was first at or below a loss; never extrapolated.
 
     Returns:
         A row per loss: the reference loss, and the lowest of each variant. A column per variant,
@@ -112,7 +112,7 @@ def reach_table(record: RunRecord, curves: Sequence[Curve]) -> Table:
 
 
 def _levels(record: RunRecord, lines: Sequence[Line]) -> list[tuple[str, float]]:
-    """Label and value of the losses to look for, highest first; no two that read alike."""
+    """List label and value of the losses to look for, highest first; no two that read alike."""
     levels: dict[str, tuple[str, float]] = {}
     if record.reference_loss is not None:
         levels[loss(record.reference_loss)] = ("the reference loss", record.reference_loss)

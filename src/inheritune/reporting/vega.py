@@ -37,7 +37,7 @@ def png(spec: Mapping[str, Any]) -> bytes:
 
 
 def _drawing(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `vl_convert` for a drawing of fixed width in light colours."""
+    """Make the arguments of `vl_convert` for a drawing of fixed width in light colours."""
     return {
         "vl_spec": {**spec, "width": _WIDTH, "padding": 12},
         "vl_version": _vega_lite_version(),
@@ -48,7 +48,7 @@ def _drawing(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def javascript() -> str:
-    """Vega, Vega-Lite, Vega-Embed and their expression interpreter as one script, with notice."""
+    """Bundle Vega, Vega-Lite, Vega-Embed and their interpreter as one script, with notice."""
     import vl_convert
 
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", _vega_lite_version())
@@ -86,7 +86,7 @@ def _columns(rows: Any) -> Any:
 
 @cache
 def _theme(name: str) -> dict[str, Any]:
-    """Vega-Lite configuration for a page that is ``"light"`` or ``"dark"``."""
+    """Read the Vega-Lite configuration of a page that is ``"light"`` or ``"dark"``."""
     text = (files("inheritune.reporting") / "chart_theme.json").read_text("utf-8")
     theme: dict[str, Any] = json.loads(Template(text).substitute(_COLORS[name]))
     return theme

@@ -26,7 +26,7 @@ _HEADLINES = {
 
 
 def headline(record: RunRecord) -> str:
-    """The outcome in at most three words."""
+    """Name the outcome in at most three words."""
     return _HEADLINES[record.outcome]
 
 
@@ -42,7 +42,7 @@ def verdict(record: RunRecord) -> str:
 
 
 def remarks(record: RunRecord) -> list[str]:
-    """Sentences without which the verdict would claim too much."""
+    """List sentences without which the verdict would claim too much."""
     if not record.result:
         sentences = [record.scaled, _borrowed(record)]
     else:
@@ -225,5 +225,5 @@ def _seeds(record: RunRecord) -> str:
 
 
 def _mean_target_loss(record: RunRecord) -> float | None:
-    """val_loss of the target, mean over its seeds."""
+    """Return the target's val_loss, mean over its seeds."""
     return record.target_row.val_loss or record.target_loss
