@@ -197,11 +197,14 @@ def analyze_model(
     from inheritune.training.hardware import choose_device, keep_freed_memory
     from inheritune.training.models import load_model
 
+    # --- the model, in fp32: rounding in bf16 would move small singular values ---
     _refuse_long_sequences(model, sequences)
     device = choose_device()
     if device == "cpu":
         keep_freed_memory()
     live: Any = load_model(model.path).to(device)  # type: ignore[arg-type]
+
+    # --- one pass for attention, then one pass for each layer that is left out ---
     attention = measure_attention(
         live,
         model.layers,

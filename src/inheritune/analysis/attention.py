@@ -157,6 +157,7 @@ def measure_attention(
     sums = _Sums(tuple(dict.fromkeys((threshold, *THRESHOLDS))))
     size, few = _micro_batch(model, *ids.shape), _few_logits(model)
     model.eval()
+    # The sink adds a layer's matrices up as they appear: those of all layers would fill the memory.
     with torch.no_grad(), observed(model, layers, sums.take):
         for first in range(0, len(ids), size):
             batch = torch.from_numpy(ids[first : first + size]).to(device)

@@ -72,12 +72,15 @@ def measure_importance(
     Sources: influence, Men et al., ShortGPT, arXiv 2403.03853; angle, Gromov et al., arXiv
     2403.17887, here over all tokens.
     """
+    # --- influence: one pass over all sequences ---
     layers = find_layers(model, total)
     model.eval()
     cosines = _Cosines(total)
     passes = _Passes(model, stop, on_progress, task, total + 2 if removal_sequences else 1)
     with watched_by(layers, cosines.before, cosines.after):
         passes.over(ids, losses=False)
+
+    # --- removal: a pass with all layers, then one without each; few sequences, since L + 1 passes
     few = ids[:removal_sequences]
     loss: float | None = None
     without: list[float | None] = [None] * total

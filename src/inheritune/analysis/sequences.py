@@ -73,6 +73,8 @@ def sequences_for(
         raise RecipeError("--tokens and --text are both given.", "Give one of them.")
     if bos not in BOS_CHOICES:
         raise RecipeError(f"--bos is {bos!r}.", f"Choose {', '.join(BOS_CHOICES)}.")
+
+    # --- BOS, and the text in ids of the models' tokenizer ---
     tokenizer = _shared_tokenizer(models)
     first_id = None if bos == "no" else tokenizer.bos
     if bos == "yes" and first_id is None:
@@ -89,6 +91,8 @@ def sequences_for(
         source = text or _DEFAULT_TEXT
         ids = _encode(source, tokenizer, count * length * _TEXT_IDS)
         drawn = draw_sequences(ids, count, length, first_id, source)
+
+    # --- fewer sequences than requested would be another measurement ---
     if len(drawn.ids) < count:
         raise DataError(
             f"{drawn.source} has {len(drawn.ids)} sequences of {length} tokens, {count} are asked "

@@ -161,6 +161,7 @@ def evaluate(
     from inheritune.evaluation.task_scores import EvaluationSettings, score_tasks
     from inheritune.training.hardware import choose_device, keep_freed_memory
 
+    # --- models and settings: the same device, dtype and batches for all ---
     request.check()
     if not models:
         raise RecipeError("no model is given.", "Give a model directory or a Hub id.")
@@ -170,6 +171,8 @@ def evaluate(
         keep_freed_memory()
     dtype = request.dtype if request.dtype != "auto" else "bf16" if "cuda" in device else "fp32"
     settings = EvaluationSettings(request.batch_size, dtype, request.add_bos, request.limit, device)
+
+    # --- val_loss on windows that every model can take, then the tasks ---
     scores: dict[str, list[Score]] = {name: [] for name in opened}
     failures: list[TaskFailure] = []
     windows = [_LONGEST_WINDOW, *filter(None, map(_positions, opened.values()))]
@@ -277,6 +280,7 @@ def _val_loss(
     from inheritune.training.models import load_model
 
     stream, num_bytes, fingerprint = _held_out(model, request)
+    # The result depends on these alone: under the same key, a score is not measured again.
     key = {
         "model": model.digest,
         "task": VAL_LOSS,

@@ -84,6 +84,7 @@ def load_lm(
                 _refuse_long_answers(requests, self.max_length)
                 return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
+        # Left out of the tokenizer's options unless given: each tokenizer has its own default.
         add_bos_token = {"auto": None, "yes": True, "no": False}[add_bos]
         bos_option = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
         tokenizer = AutoTokenizer.from_pretrained(

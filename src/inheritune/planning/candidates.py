@@ -22,8 +22,13 @@ from inheritune.system.rows import Rows
 
 _MAX_ROWS = 12
 _MAX_DEFAULT_SEQ_LEN = 2048
+# Config keys of the number of positions; the first that a config has counts.
 _POSITIONS = (
-    *("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_target_positions"),
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "n_ctx",
+    "max_target_positions",
     "seq_length",
 )
 

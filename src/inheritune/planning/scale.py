@@ -23,7 +23,11 @@ _LEAST_SAMPLE = 0.05  # holds out three modules
 _ROWS = 2048
 _FEW_STEPS = 50
 
-_LLAMA_LIKE = {"llama", "mistral", "qwen2", "qwen3"}
+# By model type: config keys of width, heads, positions, and width inside the MLP.
+_SIZE_KEYS = {"gpt2": ("n_embd", "n_head", "n_positions", "n_inner")} | dict.fromkeys(
+    ("llama", "mistral", "qwen2", "qwen3"),
+    ("hidden_size", "num_attention_heads", "max_position_embeddings", "intermediate_size"),
+)
 
 
 def scale_file(given: RecipeFile, factor: float) -> RecipeFile:
@@ -164,18 +168,13 @@ def _narrow(config: Mapping[str, Any], recipe: Recipe, train: Mapping[str, Any])
     Widths shrink by the ratio of the sequence lengths. The number of heads stays even, so that a
     half-width variant can halve it.
     """
-    kind = config.get("model_type")
-    if kind == "gpt2":
-        width_key, heads_key, positions_key = "n_embd", "n_head", "n_positions"
-        inner_key = "n_inner"
-    elif kind in _LLAMA_LIKE:
-        width_key, heads_key = "hidden_size", "num_attention_heads"
-        positions_key, inner_key = "max_position_embeddings", "intermediate_size"
-    else:
+    kind = str(config.get("model_type"))
+    if kind not in _SIZE_KEYS:
         raise RecipeError(
             f"a reference of the type {escape(kind)} cannot be scaled.",
-            f"Supported types: gpt2, {', '.join(sorted(_LLAMA_LIKE))}.",
+            f"Supported types: {', '.join(_SIZE_KEYS)}.",
         )
+    width_key, heads_key, positions_key, inner_key = _SIZE_KEYS[kind]
     width, heads = config.get(width_key), config.get(heads_key)
     if not isinstance(width, int) or not isinstance(heads, int):
         raise RecipeError(

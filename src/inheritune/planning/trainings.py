@@ -183,6 +183,8 @@ def training_notes(
         exact: True if `unique` was counted, false if it is the recipe's limit.
     """
     notes = []
+
+    # --- what may stop the run: too little text, too little memory ---
     longest = max(training.tokens for training in trainings)
     if unique is None:
         notes.append("Epochs are known once the text is prepared: inheritune prepare.")
@@ -196,6 +198,8 @@ def training_notes(
             f"The estimated memory exceeds that of one {speed.device.title}: lower "
             "train.micro_batch or choose another device."
         )
+
+    # --- how the estimates were made ---
     distilled = dict.fromkeys(t.name for t in trainings if t.reference_flops)
     if distilled:
         notes.append(

@@ -53,6 +53,7 @@ def line_chart(
     """
     import altair as alt
 
+    # --- data and axes ---
     axes = axes_of(lines)[: 1 if log else None]
     data, raw, markers = _data(lines, measure, axes, log)
     x = _x(alt, axes[0], [row["tokens"] for row in data], log)
@@ -63,6 +64,8 @@ def line_chart(
         axis=alt.Axis(title=measure.title, tickCount=6, **ticks),
     )
     color, shape = legend("variant", {line.name: line.style for line in lines})
+
+    # --- layers, from back to front: raw values, lines, markers, events, levels ---
     bottom, top = ({measure.key: value} for value in measure.domain)
     spec = finished_spec(
         alt.layer(

@@ -106,6 +106,8 @@ def _file_states(root: Path) -> list[tuple[str, int, int]]:
     return states
 
 
+# --- the server ---
+
 HOST = "127.0.0.1"
 MAX_CONNECTIONS = 16  # at the same time; further ones are told to come back
 _NUM_PORTS = 50  # to try, from the one that was named

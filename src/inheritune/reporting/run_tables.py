@@ -31,31 +31,31 @@ _STARTS = {
 def summary_table(record: RunRecord) -> Table:
     """List reference, rounds and controls; narrow enough for a terminal of 80 columns."""
     several = _has_several_seeds(record)
-    rows = [(row.name, row) for row in record.variants[:1]]
-    rows += [(f"{row.name}, round {row.round}", row) for row in record.rounds]
+    rows = record.variants[:1]
+    rows += [_renamed(row, f"{row.name}, round {row.round}") for row in record.rounds]
     for row in record.variants[1:]:
         if row.name != record.target.name:
-            rows.append((row.name, row))
+            rows.append(row)
         elif (row.num_seeds or 1) > 1:
-            rows.append((f"{row.name}, all seeds", row))
-    spread = (Column("sd (seeds)", show=str), lambda pair: _seed_spread(pair[1]))
+            rows.append(_renamed(row, f"{row.name}, all seeds"))
     return Table.of(
         "summary",
         rows,
         [
-            (Column(""), lambda pair: pair[0]),
-            (Column("layers", show=exact), lambda pair: pair[1].layers),
-            (Column("size", show=amount), lambda pair: pair[1].params),
-            (Column("val_loss", show=loss), lambda pair: pair[1].val_loss),
-            *([spread] if several else []),
-            (
-                Column("vs ref." if several else "vs reference", show=signed),
-                lambda pair: pair[1].difference,
-            ),
-            (Column("tokens", show=amount), lambda pair: pair[1].tokens),
-            (Column("time", show=duration), lambda pair: pair[1].seconds),
+            (Column(""), "name"),
+            (Column("layers", show=exact), "layers"),
+            (Column("size", show=amount), "params"),
+            (Column("val_loss", show=loss), "val_loss"),
+            *([(Column("sd (seeds)", show=str), _seed_spread)] if several else []),
+            (Column("vs ref." if several else "vs reference", show=signed), "difference"),
+            (Column("tokens", show=amount), "tokens"),
+            (Column("time", show=duration), "seconds"),
         ],
     )
+
+
+def _renamed(row: TrainedModel, name: str) -> TrainedModel:
+    return row.model_copy(update={"name": name})
 
 
 def rounds_table(record: RunRecord) -> Table:
