@@ -1,8 +1,10 @@
 """Which sequences models are looked at with."""
 
 import numpy as np
+import pytest
 
-from inheritune.analysis.sequences import draw_sequences
+from inheritune.analysis.sequences import draw_sequences, sequences_for
+from inheritune.errors import RecipeError
 
 
 def test_windows_do_not_overlap_and_are_the_same_again(tiny_tokens):
@@ -24,6 +26,12 @@ def test_a_bos_takes_a_place_of_each_sequence():
         "sequences": 4, "asked": 10, "tokens_per_sequence": 16, "seed": 0, "bos": True,
         "source": "a text",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("count", "length"), [(0, 16), (-1, 16), (5, 1), (5, 0)])
+def test_no_sequences_or_sequences_without_a_past_are_refused(count, length):
+    with pytest.raises(RecipeError, match="cannot be analysed"):
+        sequences_for([], count, length)
 
 
 def test_a_text_that_is_too_short_gives_no_sequences():

@@ -255,3 +255,23 @@ def test_speed_alone_can_be_measured_and_stands_beside_scores(
     assert both.gains.fidelity[1].kl == 0.0
     without = evaluate([model], Request(tokens=tiny_tokens.path, seq_len=16), tmp_path)
     assert "gains" not in without.as_json()
+
+
+@pytest.mark.parametrize(
+    ("option", "number"),
+    [("batch_size", 0), ("seq_len", 1), ("seq_len", 0), ("limit", 0), ("shots", -1)],
+)
+def test_numbers_that_measure_nothing_are_refused(option: str, number: int, tmp_path: Path) -> None:
+    request = Request(tasks=["piqa"], **{option: number})
+    with pytest.raises(RecipeError, match=rf"--{option.replace('_', '-')} is {number}\."):
+        evaluate(["embedded:demo"], request, tmp_path)
+
+
+def test_windows_longer_than_learned_positions_are_refused(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    text = tmp_path / "held-out.txt"
+    text.write_text("a held-out text. " * 200)
+    request = Request(texts=[text], seq_len=129)
+    with pytest.raises(RecipeError, match=r"--seq-len is 129, but .* has 128 positions"):
+        evaluate([str(tiny_model("gpt2"))], request, tmp_path / "scores")

@@ -11,7 +11,7 @@ from inheritune.analysis.rank import calibration
 from inheritune.analysis.sequences import Sequences
 from inheritune.analysis.spectrum import weight_spectrum
 from inheritune.errors import DataError, RecipeError
-from inheritune.model_files.config import text_config
+from inheritune.model_files.config import max_positions
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.surgery.cut_points import cut_point, find_pattern
 from inheritune.surgery.sizes import Sizes
@@ -228,9 +228,8 @@ def analyze_model(
 
 
 def _refuse_long_sequences(model: ModelDirectory, sequences: Sequences) -> None:
-    config, length = text_config(model.config), sequences.ids.shape[1]
-    limit = config.get("max_position_embeddings") or config.get("n_positions")
-    if isinstance(limit, int) and length > limit:
+    length, limit = sequences.ids.shape[1], max_positions(model.config)
+    if limit is not None and length > limit:
         raise DataError(
             f"sequences of {length} tokens are asked for, but {model.name} has {limit} positions.",
             f"Ask for {limit} tokens per sequence, or less.",

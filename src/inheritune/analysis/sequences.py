@@ -71,6 +71,11 @@ def sequences_for(
     """
     if tokens is not None and text is not None:
         raise RecipeError("--tokens and --text are both given.", "Give one of them.")
+    if count < 1 or length < 2:
+        raise RecipeError(
+            f"{count} sequences of {length} tokens cannot be analysed.",
+            "Choose at least one sequence of two tokens.",
+        )
     if bos not in BOS_CHOICES:
         raise RecipeError(f"--bos is {bos!r}.", f"Choose {', '.join(BOS_CHOICES)}.")
 

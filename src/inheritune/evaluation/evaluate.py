@@ -13,8 +13,9 @@ from inheritune.data.tokens import TokenStream, open_tokens
 from inheritune.errors import DataError, RecipeError
 from inheritune.evaluation.scores import Metric, Score, find_score, keep_score
 from inheritune.evaluation.suites import VAL_LOSS, tasks_with_shots
-from inheritune.model_files.config import text_config
+from inheritune.model_files.config import has_rotary_positions, max_positions
 from inheritune.model_files.directory import ModelDirectory, open_model
+from inheritune.run_record import finite_number
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.rows import Rows
 from inheritune.system.signals import StopFlag, catch_signals
@@ -64,6 +65,14 @@ class EvaluationRequest:
         ):
             if value not in choices:
                 raise RecipeError(f"{option} is {value!r}.", f"Choose {', '.join(choices)}.")
+        for option, number, least in (
+            ("--batch-size", self.batch_size, 1),
+            ("--seq-len", self.seq_len, 2),
+            ("--limit", self.limit, 1),
+            ("--shots", self.shots, 0),
+        ):
+            if number is not None and number < least:
+                raise RecipeError(f"{option} is {number}.", f"Choose {least} or more.")
         if self.tokens is not None and self.texts:
             raise RecipeError("--tokens and --text are both given.", "Choose one.")
         if self.has_held_out_text or (self.speed and not self.tasks):
@@ -175,8 +184,7 @@ def evaluate(
     # --- val_loss on windows that every model can take, then the tasks ---
     scores: dict[str, list[Score]] = {name: [] for name in opened}
     failures: list[TaskFailure] = []
-    windows = [_LONGEST_WINDOW, *filter(None, map(_positions, opened.values()))]
-    seq_len = request.seq_len or min(windows)
+    seq_len = _window_length(request, opened)
     gains = None
     with catch_signals() as stop:
         if request.has_held_out_text:
@@ -239,6 +247,19 @@ def _open(models: Sequence[str | ModelDirectory]) -> dict[str, ModelDirectory]:
             name, number = f"{model.name} ({number})", number + 1
         opened[name] = model
     return opened
+
+
+def _window_length(request: EvaluationRequest, models: Mapping[str, ModelDirectory]) -> int:
+    """Return the tokens per window: those of the request, or as many as every model can take."""
+    positions = {name: max_positions(model.config) for name, model in models.items()}
+    for name, limit in positions.items():
+        too_long = request.seq_len is not None and limit is not None and request.seq_len > limit
+        if too_long and not has_rotary_positions(models[name].config):
+            raise RecipeError(
+                f"--seq-len is {request.seq_len}, but {name} has {limit} positions.",
+                f"Choose {limit} or less.",
+            )
+    return request.seq_len or min([_LONGEST_WINDOW, *filter(None, positions.values())])
 
 
 def fetch_tasks(
@@ -308,7 +329,9 @@ def _val_loss(
         shots=None,
         items=len(loss.per_window),
         items_in_all=len(loss.per_window),
-        metrics={n: Metric(_finite(v), _finite(se), lower=True) for n, (v, se) in values.items()},
+        metrics={
+            n: Metric(finite_number(v), finite_number(se), True) for n, (v, se) in values.items()
+        },
         key=key,
         seconds=round(time.monotonic() - began, 2),
         facts={"device": device, "tokens": loss.tokens, "seq_len": seq_len},
@@ -330,13 +353,3 @@ def _held_out(model: ModelDirectory, request: EvaluationRequest) -> tuple[TokenS
             "Prepare tokens for it, or give --text: bits per byte can then be compared.",
         )
     return tokens.val, tokens.val_bytes, tokens.val_fingerprint
-
-
-def _positions(model: ModelDirectory) -> int | None:
-    config = text_config(model.config)
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    return positions if isinstance(positions, int) else None
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -58,6 +58,18 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return _text_section(config)[1]
 
 
+def max_positions(config: Mapping[str, Any]) -> int | None:
+    """Return the number of positions that a model was made for; None if its config has none."""
+    section = text_config(config)
+    positions = section.get("max_position_embeddings") or section.get("n_positions")
+    return positions if isinstance(positions, int) else None
+
+
+def has_rotary_positions(config: Mapping[str, Any]) -> bool:
+    """Tell whether positions can be computed beyond the number that the model was made for."""
+    return any("rope" in key or "rotary" in key for key in text_config(config))
+
+
 def _text_section(config: Mapping[str, Any], path: str = "") -> tuple[str, Mapping[str, Any]]:
     """Find the innermost text section that counts layers, and the dotted path to it."""
     for key in _TEXT:

@@ -9,7 +9,7 @@ from typing import Any
 from inheritune.data.tokenizer import embedding_rows, open_tokenizer
 from inheritune.data.tokens import TokenDirectory, check_budget, check_length, open_tokens
 from inheritune.errors import DataError, RecipeError
-from inheritune.model_files.config import text_config
+from inheritune.model_files.config import max_positions
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.recipe.load import RecipeFile, made_recipe, read_sets
 from inheritune.recipe.schema import Train
@@ -290,10 +290,7 @@ def _number(given: dict[str, Any], key: str) -> int | None:
 
 
 def _sequence_length(tokens: TokenDirectory, model: ModelDirectory) -> int:
-    config = text_config(model.config)
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    longest = positions if isinstance(positions, int) else _LONGEST_SEQUENCE
-    length = min(longest, _LONGEST_SEQUENCE)
+    length = min(max_positions(model.config) or _LONGEST_SEQUENCE, _LONGEST_SEQUENCE)
     num_ids = min(tokens.train.num_ids, tokens.val.num_ids)
     least: int = 8  # of train.seq_len
     while length // 2 >= least and num_ids - 1 < _LEAST_SEQUENCES * length:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.errors import DataError, RecipeError
-from inheritune.model_files.config import cut_config, text_config
+from inheritune.model_files.config import cut_config, has_rotary_positions, max_positions
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.steps.job import Job
 from inheritune.steps.reference_store import open_pinned
@@ -80,12 +80,10 @@ def open_reference(job: Job) -> Reference:
 
 
 def _refuse_long_sequences(job: Job, model: ModelDirectory) -> None:
-    config = text_config(model.config)
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    seq_len = job.recipe.train.seq_len
-    if not isinstance(positions, int) or seq_len <= positions:
+    positions, seq_len = max_positions(model.config), job.recipe.train.seq_len
+    if positions is None or seq_len <= positions:
         return
-    if not any("rope" in key or "rotary" in key for key in config):
+    if not has_rotary_positions(model.config):
         raise RecipeError(
             f"train.seq_len is {seq_len}, but {model.name} has {positions} positions.",
             f"Set train.seq_len to {positions} or less.",
