@@ -82,6 +82,10 @@ FAULTS = {
     "B26": ("a read-only model directory", "works, writes nothing there"),
     "B27": ("a file that is truncated while it is read", "3, never a crash by signal"),
     "B28": ("a Hub branch that moves during a run", "the pinned commit is used, or 3"),
+    "B29": (
+        "files of a terabyte in a model, in tokens, in a checkpoint",
+        "3 or 4 by their size, before they are read",
+    ),
     # --- text and tokens ---
     "C1": ("text that is empty", "3, names the source"),
     "C2": ("a text column that is missing or not text", "3, lists the columns"),
@@ -115,6 +119,7 @@ FAULTS = {
     "C24": ("a disk that fills during `prepare`", "4, no half shard is counted"),
     "C25": ("rows, or bytes of any file of text, that are damaged", "counted as bad rows, or 3"),
     "C26": ("a small file of endless rows without text", "given up after 10 million, 3"),
+    "C27": ("pipes and wrong counts among files of ids and tokenizers", "3 at once, never a hang"),
     # --- training, saving, resuming, growing ---
     "D1": ("SIGKILL at random times", "the resumed run ends with the same bits"),
     "D2": (
@@ -155,6 +160,7 @@ FAULTS = {
         "rows of `metrics.jsonl` lost or changed before a checkpoint",
         "passed over for an older one, or 3; `verify` says it",
     ),
+    "D32": ("a run with tasks, samples and a compiler", "writes into its own directory alone"),
     "D30": ("a user's copy of a checkpoint beside it", "neither loaded nor deleted"),
     "D40": (
         "a kill, a broken or a full disk at any call that changes a file",

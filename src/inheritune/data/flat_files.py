@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inheritune.errors import DataError
+from inheritune.system.reading import open_regular_file, read_regular_file
 
 _LITGPT = b"LITPKDS"  # magic; then version as 8 bytes, type as 1, ids in a chunk as 8
 _LITGPT_HEADER = 24
@@ -17,6 +18,7 @@ _LITGPT_TYPES = {8: "<u2", 4: "<i4", 3: "<i2"}
 _LLM_C = 20240520  # the first of 256 int32; then version and number of ids
 _LLM_C_HEADER = 1024
 _CHUNK = 1 << 22  # ids looked at at a time
+_MOST_METADATA, _MOST_INDEX = 1 << 20, 1 << 33  # bytes; the index has 8 for each document
 _FORMATS = "Give a .bin file of uint16 or uint32 ids, or a .ds file of datatrove."
 
 
@@ -62,16 +64,16 @@ def open_flat_file(path: Path, rows: int, width: int | None = None) -> FlatFile:
         DataError: The file is of no such format, is cut short, or holds an id without a row.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            head = stream.read(_LLM_C_HEADER)
+        with open_regular_file(path) as stream:
+            size, head = path.stat().st_size, stream.read(_LLM_C_HEADER)
         kind, offset, declared, count = _header(path, head)
         ends = None
         if path.name.endswith(".ds"):
             kind, declared, ends = "datatrove", _datatrove_width(path), _datatrove_ends(path)
     except OSError as error:
+        beside = error.filename or path
         reason = (error.strerror or str(error)).lower()
-        raise DataError(f"cannot read {path}: {reason}.", "Correct the path.") from error
+        raise DataError(f"cannot read {beside}: {reason}.", "Correct the path.") from error
     wide = width or declared or _likely_width(path, size - offset, offset, rows)
     if size <= offset or (size - offset) % wide:
         raise DataError(
@@ -80,7 +82,7 @@ def open_flat_file(path: Path, rows: int, width: int | None = None) -> FlatFile:
         )
     ids: NDArray[Any] = np.memmap(path, dtype=f"<u{wide}", mode="r", offset=offset)
     if count is not None:
-        if count > len(ids):
+        if not 0 < count <= len(ids):
             raise DataError(
                 f"{path} has {len(ids)} ids, its header speaks of {count}.", "Fetch it again."
             )
@@ -116,7 +118,7 @@ def _datatrove_width(path: Path) -> int | None:
     beside = path.with_name(path.name + ".metadata")
     if not beside.exists():
         return None
-    lines = beside.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = _read(beside, _MOST_METADATA).decode(errors="replace").splitlines()
     try:
         value = json.loads("\n".join(lines))
         size = value.get("token_size") if isinstance(value, dict) else None
@@ -130,10 +132,17 @@ def _datatrove_ends(path: Path) -> NDArray[np.int64] | None:
     beside = path.with_name(path.name + ".index")
     if not beside.exists():
         return None
-    content = beside.read_bytes()
+    content = _read(beside, _MOST_INDEX)
     if len(content) % 8:
         raise DataError(f"{beside} has {len(content)} bytes, not 8 each.", "Fetch it again.")
     return np.frombuffer(content, dtype="<u8").astype(np.int64)
+
+
+def _read(beside: Path, limit: int) -> bytes:
+    try:
+        return read_regular_file(beside, limit)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(beside)) from error
 
 
 def _likely_width(path: Path, size: int, offset: int, rows: int) -> int:

@@ -13,7 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from inheritune.data.sentencepiece_model import SentencePieceModel
 from inheritune.errors import DataError, SourceError, escape
 from inheritune.model_files.config import text_config
+from inheritune.model_files.refusals import MAX_TOKENIZER_BYTES
 from inheritune.system.files import write_bytes, write_json
+from inheritune.system.reading import read_regular_file
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 END_OF_TEXT = "<|endoftext|>"
@@ -125,7 +127,7 @@ def embedding_rows(model: Path, tokenizer: TextTokenizer) -> int:
 def _tokenizer_file(directory: Path) -> tuple[Path, bytes]:
     for name in ("tokenizer.json", "tokenizer.model"):
         try:
-            return directory / name, (directory / name).read_bytes()
+            return directory / name, read_regular_file(directory / name, MAX_TOKENIZER_BYTES)
         except FileNotFoundError:
             continue
         except OSError as error:

@@ -207,7 +207,8 @@ def write_description(
         "task": task,
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": files},
+        # Else datasets would leave a copy of the questions in the user's cache.
+        "dataset_kwargs": {"data_files": files, "cache_dir": str(out / "datasets")},
     }
     path = out / f"{task}.yaml"
     path.write_text(json.dumps(written | splits, indent=1), encoding="utf-8")  # JSON is YAML

@@ -162,7 +162,7 @@ _UNIGRAM = re.compile(rb'"type"\s*:\s*"Unigram"')
 _CHUNK = 2**20
 _OVERLAP = 128
 # No known model has a larger tokenizer.json; parsing one takes ten times its size in memory.
-_MAX_TOKENIZER_BYTES = 64 * 2**20
+MAX_TOKENIZER_BYTES = 64 * 2**20
 _ROLES = ("bos_token", "eos_token")
 
 
@@ -174,6 +174,10 @@ def refuse_ids_without_rows(directory: Path, tensors: Iterable[Tensor]) -> None:
     """
     rows = _rows(tensors)
     path = directory / "tokenizer.json"
+    if path.is_file() and path.stat().st_size > MAX_TOKENIZER_BYTES:
+        raise SourceError(
+            f"{path} is larger than {MAX_TOKENIZER_BYTES:,} bytes.", "Download it again."
+        )
     if rows is None or not path.is_file() or not _may_exceed(path, rows):
         return
     plain, special = _tokens_beyond(path, rows)
@@ -230,10 +234,6 @@ def _tokens_beyond(path: Path, rows: int) -> tuple[dict[str, int], dict[str, int
     """Return plain and special tokens with an id of ``rows`` or more."""
     from tokenizers import Tokenizer
 
-    if path.stat().st_size > _MAX_TOKENIZER_BYTES:
-        raise SourceError(
-            f"{path} is larger than {_MAX_TOKENIZER_BYTES:,} bytes.", "Download it again."
-        )
     try:
         tokenizer: Any = Tokenizer.from_str(path.read_text("utf-8"))
     except Exception:  # the library raises plain Exception; loading the tokenizer will report it

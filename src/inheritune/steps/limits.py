@@ -1,11 +1,11 @@
 """Check that memory and disk suffice, and name the recipe key to change where they do not."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from inheritune.errors import MachineError, escape
+from inheritune.system.disk_space import refuse_full_disk
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def checkpoint_bytes(params: int) -> int:
     return 12 * params
 
 
-def refuse_full_disk(directory: Path, params: int, keep: int, snapshots: int = 0) -> None:
+def refuse_large_training(directory: Path, params: int, keep: int, snapshots: int = 0) -> None:
     """Refuse to begin a training whose checkpoints and models would not fit.
 
     Args:
@@ -66,12 +66,9 @@ def refuse_full_disk(directory: Path, params: int, keep: int, snapshots: int = 0
     patterns = ("checkpoints/*step-*/*", "moments/*/*step-*/*", "at/*/*")
     files = [f.stat() for pattern in patterns for f in directory.glob(pattern) if f.is_file()]
     saved = sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())
-    needed = round(_MARGIN * total) - saved
-    parent = next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise MachineError(
-            f"{needed:,} bytes are needed for the checkpoints and the model of "
-            f"{escape(directory)}; its disk has {free:,} left.",
-            "Free some space, put the run on another disk, or lower train.keep.",
-        )
+    refuse_full_disk(
+        directory,
+        round(_MARGIN * total) - saved,
+        f"the checkpoints and the model of {escape(directory)}",
+        "Free some space, put the run on another disk, or lower train.keep.",
+    )

@@ -1,9 +1,10 @@
 """Run one training from its start directory to a published, measured model directory."""
 
 import gc
+import os
 import shutil
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from inheritune.data.tokens import check_budget
 from inheritune.errors import CheckpointError
 from inheritune.steps.distillation import open_distillation
-from inheritune.steps.limits import memory_named, refuse_full_disk
+from inheritune.steps.limits import memory_named, refuse_large_training
 from inheritune.steps.result import TrainingResult, make_result, measure_published
 from inheritune.steps.resume import checkpoint_for, noted_inputs, save_result, saved_result
 from inheritune.steps.training_task import TrainingTask
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from inheritune.training.loop_config import LoopResult
     from inheritune.training.metrics import OnRow
     from inheritune.training.trackers import Trackers
+
+
+_COMPILER_FILES = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def run_training(
@@ -97,7 +101,7 @@ def _train(task: TrainingTask, on_row: "OnRow") -> "LoopResult":
     # --- refuse what cannot be done before the other processes begin ---
     checkpoint = checkpoint_for(task.job, task.directory)
     params = describe(task.start_dir, task.train.seq_len).params
-    refuse_full_disk(task.directory, params, task.train.keep, len(task.snapshot_steps()))
+    refuse_large_training(task.directory, params, task.train.keep, len(task.snapshot_steps()))
 
     # --- train ---
     task.job.processes.post({"do": "train"} | task.message())
@@ -155,7 +159,8 @@ def train_share(
             ).mean
 
     # --- train; a distillation's reference is loaded, or what is stored of it, inside ---
-    with job.processes.watched(), _enough_memory(section.micro_batch):
+    compiler = compiler_files(job.run.root)
+    with compiler, job.processes.watched(), _enough_memory(section.micro_batch):
         distillation = None if spec.distill is None else open_distillation(task, settings)
         config = LoopConfig(
             task=task.title,
@@ -184,6 +189,19 @@ def train_share(
             processes=job.processes,
         )
     return model, loop_result
+
+
+@contextmanager
+def compiler_files(run: Path) -> Iterator[None]:
+    """Have torch's compiler keep its files in the run, unless the user has said where."""
+    if _COMPILER_FILES in os.environ:
+        yield
+        return
+    os.environ[_COMPILER_FILES] = str(run / ".compiled")  # else in a directory that all users share
+    try:
+        yield
+    finally:
+        del os.environ[_COMPILER_FILES]
 
 
 def _peak_flops(device: str) -> float | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inheritune.errors import escape
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.safe_path import INDEX
@@ -19,7 +20,13 @@ from inheritune.model_files.safetensors import Tensor
 from inheritune.model_files.scan import Scan, refuse_not_finite, scan
 from inheritune.model_files.write import TargetTensor, split_into_shards, write_safetensors
 from inheritune.surgery.class_check.ask_class import ClassCheck
-from inheritune.system.files import new_directory, sync_file, write_bytes
+from inheritune.system.disk_space import refuse_full_disk
+from inheritune.system.files import (
+    new_directory,
+    refuse_used_directory,
+    sync_file,
+    write_bytes,
+)
 from inheritune.system.progress import Listener, silent
 
 _SCRATCH = ".scratch"
@@ -81,10 +88,14 @@ def write_model(out: Path, plan: ModelPlan, on_progress: Listener = silent) -> M
         SourceError: A source file ended early, or holds NaN or infinite values.
         MachineError: The disk is full or read-only.
     """
+    size = sum(tensor.size for tensor in plan.tensors)
+    side_bytes = sum(path.stat().st_size for path in plan.source.side_files)
+    hint = "Free some space, or name a directory on another disk."
+    refuse_used_directory(out)
+    refuse_full_disk(out, size + side_bytes, f"the files of {escape(out)}", hint)
     with new_directory(out) as staging, ThreadPoolExecutor(_WORKERS) as background:
         check = background.submit(plan.check)
         # Nothing is downloaded, and nothing large copied, for a plan that will be refused.
-        size = sum(tensor.size for tensor in plan.tensors)
         if size > _COPIED_DURING_CHECK or plan.reference.missing_bytes(plan.downloads):
             check.result()
         plan.reference.download(plan.downloads, on_progress)

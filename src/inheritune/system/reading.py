@@ -23,7 +23,7 @@ def read_regular_file(path: Path, limit: int) -> bytes:
         OSError: It is missing, unreadable, not a regular file or larger than ``limit``; the
             reason is in ``strerror``, lower case. A missing file is a FileNotFoundError.
     """
-    with _open_regular_file(path, limit) as file:
+    with open_regular_file(path, limit) as file:
         try:
             data = file.read(limit + 1)
         except OSError as error:
@@ -39,12 +39,13 @@ def read_lines(path: Path) -> Iterator[bytes]:
     Raises:
         OSError: As `read_regular_file`; the limit is 4 GB.
     """
-    with _open_regular_file(path, _MOST_LINES) as file:
+    with open_regular_file(path, _MOST_LINES) as file:
         while line := file.readline(_LONGEST_LINE):
             yield line
 
 
-def _open_regular_file(path: Path, limit: int) -> BinaryIO:
+def open_regular_file(path: Path, limit: int | None = None) -> BinaryIO:
+    """Open a regular file for reading; raises as `read_regular_file`, and at once."""
     # O_NONBLOCK: opening a FIFO that nobody writes to would otherwise wait for ever.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -57,7 +58,7 @@ def _open_regular_file(path: Path, limit: int) -> BinaryIO:
         raise OSError(error.errno, (error.strerror or str(error)).lower()) from error
     status = os.fstat(descriptor)
     problem = None if stat.S_ISREG(status.st_mode) else "it is not a regular file"
-    if problem is None and status.st_size > limit:
+    if problem is None and limit is not None and status.st_size > limit:
         problem = f"it is larger than {limit:,} bytes"
     if problem is not None:
         os.close(descriptor)

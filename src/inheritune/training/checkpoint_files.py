@@ -135,8 +135,14 @@ def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
     # A reader that joins all files of a kind would take its rows for ours.
     if extra := {name for name in present - set(listed) if name.endswith(".safetensors")}:
         raise CheckpointError(f"{sorted(extra)[0]} was not written with it.")
+    if any(Path(name).name != name for name in listed):
+        raise CheckpointError("its manifest names files elsewhere.")
+    # Sizes first: a file of a terabyte is not hashed to find out that it is not ours.
     for name, expected in listed.items():
-        if Path(name).name != name or sha256(checkpoint / name) != expected["sha256"]:
+        if (size := (checkpoint / name).stat().st_size) != expected["bytes"]:
+            raise CheckpointError(f"{name} has {size:,} bytes, {expected['bytes']:,} were written.")
+    for name, expected in listed.items():
+        if sha256(checkpoint / name) != expected["sha256"]:
             raise CheckpointError(f"{name} is not what was written.")
     for kind in ("model", "optimizer"):
         SavedTensors(files_of(checkpoint, kind))  # every row is there, once

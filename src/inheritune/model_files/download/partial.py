@@ -4,10 +4,8 @@ The directory looks like any model directory: small files are whole, weight file
 size. At first only their headers are present; `PartialModel.download` fetches more ranges.
 """
 
-import shutil
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -32,6 +30,7 @@ from inheritune.model_files.download.partial_file import (
 from inheritune.model_files.download.ranged_get import RangeClient, RangesRefusedError
 from inheritune.model_files.refusals import refuse_files
 from inheritune.model_files.safe_path import INDEX, SINGLE_FILE, read_weight_index
+from inheritune.system.disk_space import refuse_full_disk
 from inheritune.system.progress import Listener, Progress, silent
 
 _PART = 32 * 2**20  # bytes of one request
@@ -112,7 +111,8 @@ class PartialModel:
         self, parts: Collection[tuple[PartialFile, Range]], prefix: bool, on_progress: Listener
     ) -> None:
         total = byte_count(part for _, part in parts)
-        self._refuse_full_disk(total)
+        hint = "Free some space, or set HF_HOME to another disk."
+        refuse_full_disk(self.directory.parent, total, f"the download of {self.name}", hint)
         client = RangeClient(self.name, self.commit)
         with ThreadPoolExecutor(_PARALLEL) as pool:
             try:
@@ -127,16 +127,6 @@ class PartialModel:
                 client.cancelled.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-
-    def _refuse_full_disk(self, size: int) -> None:
-        with suppress(OSError):  # the directory may not be there yet
-            free = shutil.disk_usage(self.directory.parent).free
-            if free < size:
-                raise MachineError(
-                    f"{size:,} bytes of {self.name} are to be downloaded, but "
-                    f"{escape(self.directory.parent, 160)} has {free:,} left.",
-                    "Free some space, or set HF_HOME to another disk.",
-                )
 
     def fetch_small_files(self, names: Iterable[str]) -> None:
         """Fetch files without weights and check their digests."""

@@ -1,0 +1,68 @@
+"""A run with everything on writes into its own directory, and nowhere else on the machine."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_recipe
+import tiny_tasks
+from ruamel.yaml import YAML
+
+from inheritune.run_directory import Run
+from inheritune.steps.training import compiler_files
+
+
+@pytest.mark.fault("D32")
+def test_a_run_with_tasks_leaves_nothing_outside_of_its_directory(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    home, shared = tmp_path / "home", tmp_path / "shared"
+    home.mkdir()
+    shared.mkdir()
+    tasks = tiny_tasks.write_tasks(tmp_path / "questions", "arc_easy", "lambada_openai")
+    fields = tiny_recipe.fields_of(
+        tiny_reference,
+        tiny_text,
+        grow={"add": 0},
+        evaluate={"tasks": ["arc_easy", "lambada_openai"], "task_data": str(tasks)},
+        report={"prompts": ["the"], "sample_tokens": 4},
+    )
+    with (tmp_path / "recipe.yaml").open("w") as file:
+        YAML().dump(fields, file)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
+    environment |= {"HOME": str(home), "TMPDIR": str(shared), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "inheritune", "run", "recipe.yaml", "--runs", "runs"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, 6), done.stderr
+    scores = Run(tmp_path / "runs" / "tiny").record().evaluation
+    assert scores is not None and not scores.failures
+    outside = [path for folder in (home, shared) for path in folder.rglob("*") if path.is_file()]
+    assert outside == []
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("home", "shared", "questions", "recipe.yaml", "runs")
+    }
+    assert not list((tmp_path / "runs" / "tiny" / "evaluation").glob(".*"))
+
+
+@pytest.mark.fault("D32")
+def test_the_compiler_keeps_its_files_in_the_run_unless_the_user_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    for name in ("one", "two"):
+        with compiler_files(tmp_path / name):
+            assert Path(cache_dir()).is_relative_to(tmp_path / name)
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
+    with compiler_files(tmp_path / "one"):
+        assert Path(cache_dir()) == tmp_path / "mine"
