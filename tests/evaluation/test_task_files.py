@@ -83,7 +83,10 @@ def test_a_description_is_lm_evals_own_but_for_its_questions(tmp_path: Path) -> 
         "task": "arc_easy",
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "arc_easy.jsonl")}},
+        "dataset_kwargs": {
+            "data_files": {"test": str(tmp_path / "arc_easy.jsonl")},
+            "cache_dir": str(tmp_path / "datasets"),
+        },
         "training_split": None,
         "validation_split": None,
         "test_split": "test",

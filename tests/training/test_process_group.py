@@ -184,6 +184,7 @@ def shared_save(pair: Path, tmp_path: Path) -> Path:
     shutil.copytree(pair / "pair" / "checkpoints", folder / "checkpoints")
     older = pair / "stopped" / "checkpoints" / "step-00000013"
     shutil.copytree(older, folder / "checkpoints" / older.name)
+    shutil.copy(pair / "stopped" / "metrics.jsonl", folder)
     return folder
 
 

@@ -220,7 +220,7 @@ def load_weights(folder: Path, model: nn.Module) -> None:
 def _choose(folder: Path, inputs: TrainingInputs, named: Path | None) -> dict[str, Any]:
     """Choose the checkpoint to load: its name, None where there is none; position and notes."""
     notes: list[str] = []
-    rowless: Path | None = None  # the newest that lacks nothing but its rows
+    rowless: list[Path] = []  # those that lack nothing but their rows
     for checkpoint in newest_first(folder) if named is None else [folder / named.name]:
         try:
             trainer = verify_checkpoint(checkpoint)
@@ -237,16 +237,16 @@ def _choose(folder: Path, inputs: TrainingInputs, named: Path | None) -> dict[st
         if lost := lost_rows(folder.parent / "metrics.jsonl", trainer):
             notes.append(f"{'passed over ' * (named is None)}{checkpoint.name}: {lost}")
             if named is None:  # the steps since the one before are taken again, with their rows
-                rowless = rowless or checkpoint
+                rowless.append(checkpoint)
                 continue
         notes += pickles_in(checkpoint)
         notes += inputs.compare(checkpoint, trainer)
         return {"name": checkpoint.name, "position": asdict(position), "notes": notes}
-    if rowless is not None:
+    if rowless:
         raise CheckpointError(
-            f"no checkpoint in {folder} has all of its rows: {notes[0]}.",
+            f"no checkpoint in {folder} is whole: {notes[0].rstrip('.')}.",
             "Put metrics.jsonl back from a copy; or go on without these rows, and without their "
-            f"validations and FLOPs in the result: --from {rowless}",
+            f"validations and FLOPs in the result: --from {rowless[0]}",
         )
     if notes:
         raise CheckpointError(
