@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_recipe import fields_of
@@ -79,8 +81,9 @@ def test_a_model_in_memory_is_cut_with_its_tokenizer(tiny_reference: Path, tmp_p
     cut = it.inherit(model, 3, tmp_path / "cut", **QUIET)
     assert (cut.path / "tokenizer.json").is_file()
     assert cut.load().get_input_embeddings().weight[0, 0].item() == 7.0
-    verification = it.verify(cut, reference=model, **QUIET)
-    assert verification.kind == "model"
+    findings: list[it.Finding] = []
+    verification = it.verify(cut, reference=model, on_finding=findings.append, **QUIET)
+    assert (verification.kind, verification.findings) == ("model", tuple(findings))
     assert "bytes" in [row["part"] for row in verification.rows()]
 
 
@@ -134,6 +137,13 @@ def test_a_recipe_of_keyword_arguments_is_derived_resumed_and_reported(
     page = it.report(result.run, **QUIET)
     assert page == result.report and "<html" in page.read_text("utf-8")
     assert it.verify(result.run, **QUIET).kind == "run"
+    other = it.report(shutil.copytree(result.run, tmp_path / "copy"), **QUIET).parents[1]
+    comparison = it.compare([result.run, other], tmp_path / "compared" / "index.html")
+    assert comparison.page.is_file()
+    assert [row["run"] for row in comparison.rows()] == [str(result.run), str(other)]
+    parcel = it.push(result.run, "me/tiny", licence="mit", dry_run=True, **QUIET)
+    assert parcel["private"] and "README.md" in [file["path"] for file in parcel["files"]]
+    assert 'license: "mit"' in parcel["card"]
 
 
 def test_a_recipe_file_takes_sections_in_place_of_its_own(
@@ -151,6 +161,46 @@ def test_a_recipe_file_takes_sections_in_place_of_its_own(
     assert it.plan(it.Recipe.model_validate(fields_of(tiny_reference, tiny_text)), **QUIET)
 
 
+def test_a_recipe_is_loaded_with_overrides_and_scaled_down(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    recipe = it.load_recipe("demo", sets=["train.tokens=2M"], scale=1e-3, name="mine")
+    assert recipe.recipe.name == "mine-scaled-0.001"
+    assert recipe.recipe.train.tokens == 2000
+    assert recipe.scaled.startswith("Scaled by 0.001")
+    tiny = it.Recipe.model_validate(fields_of(tiny_reference, tiny_text))
+    changed = it.load_recipe(tiny, sets=["train.seq_len=8"], name="mine").recipe
+    assert (changed.name, changed.train.seq_len, changed.train.tokens) == (
+        *("mine", 8),
+        tiny.train.tokens,
+    )
+
+
+def test_tokens_and_one_variant_of_a_recipe_come_alone(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    recipe = it.Recipe.model_validate(fields_of(tiny_reference, tiny_text))
+    tokens = it.prepare_recipe(recipe, runs=tmp_path, **QUIET)
+    assert tokens.path == tmp_path / "tiny" / "tokens"
+    inspection = it.inspect(tokens, windows=1, length=8)
+    assert [(row["split"], len(row["ids"])) for row in inspection.rows()] == [
+        ("train", 8),
+        ("val", 8),
+    ]
+    assert inspection.tokenizer == tiny_reference
+    trained = it.train_variant(recipe, "scratch", 1, runs=tmp_path, **QUIET)
+    assert (trained.training.layers, trained.rows()[0]["name"]) == (1, "scratch")
+    assert (trained.model / "model.safetensors").is_file()
+
+
+def test_ids_of_another_program_are_imported(tiny_reference: Path, tmp_path: Path) -> None:
+    ids = tmp_path / "train.bin"
+    np.tile(np.arange(20, dtype=np.uint16), 200).tofile(ids)
+    files = it.FlatFiles([ids], [ids])
+    tokens = it.import_tokens(files, tiny_reference, tmp_path / "tokens", **QUIET)
+    assert tokens.train.num_ids >= 4000
+
+
 def test_text_is_prepared_and_a_model_trained_on_it(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
@@ -158,13 +208,12 @@ def test_text_is_prepared_and_a_model_trained_on_it(
         str(tiny_text), tiny_reference, tmp_path / "tokens", seq_len=16, val_fraction=0.2, **QUIET
     )
     assert tokens.train.num_ids > tokens.val.num_ids > 0
-    trained = it.train(
-        tiny_reference,
-        tokens,
-        tmp_path / "out",
-        train={"tokens": 1280, "seq_len": 16, "batch_tokens": 128, "learning_rate": 1e-3},
-        **QUIET,
-    )
+    settings = {"seq_len": 16, "batch_tokens": 128, "learning_rate": 1e-3}
+    where = (tiny_reference, tokens, tmp_path / "out")
+    planned = it.plan_training(*where, sets=["train.tokens=1280"], train=settings)
+    assert planned.recipe.recipe.train.tokens == 1280
+    assert not (tmp_path / "out").exists()
+    trained = it.train(*where, sets=["train.tokens=1280"], train=settings, **QUIET)
     assert trained.val_loss < trained.val_loss_before
     assert Path(trained.model).is_dir() and trained.rows()[0]["tokens"] == 1280
     with pytest.raises(it.RecipeError, match="val_fractio"):

@@ -33,6 +33,20 @@ FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in 
 SLOW = {"torch", "transformers"}
 # These packages load torch when they are imported; importing any other must not.
 HEAVY = {"analysis", "evaluation", "training"}
+# Rooms whose work the commands have done by the API; they may import types of their results.
+WORKING = {
+    *("analysis", "conversion", "data", "evaluation", "model_files", "planning", "publishing"),
+    *("run", "steps", "surgery", "training", "verification"),
+}
+SHOWN = {
+    "inheritune.cli.model": {"inheritune.surgery.selection"},  # the grammar of layers, for help
+    "inheritune.cli.doctor": {"inheritune.training.hardware"},  # flags of the processor
+    "inheritune.cli.plan_text": {
+        *("inheritune.model_files.config", "inheritune.surgery.selection"),
+        *("inheritune.planning.candidates", "inheritune.planning.memory"),
+        *("inheritune.planning.recipe_plan", "inheritune.planning.trainings"),
+    },
+}
 TYPING_ONLY = {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
 
 PRINTING = {"inheritune.cli.app", "inheritune.cli.console", "inheritune.cli.terminal"}
@@ -64,22 +78,26 @@ def room(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
-def statements(node: ast.AST, at_import: bool) -> Iterator[ast.AST]:
-    """Every node below `node`; with `at_import`, only what runs when the module is imported."""
+def statements(node: ast.AST, at_import: bool, for_typing: bool) -> Iterator[ast.AST]:
+    """Every node below `node`; with `at_import`, only what runs when the module is imported;
+    without `for_typing`, nothing that only type checkers read."""
     for child in ast.iter_child_nodes(node):
         if at_import and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
-        if at_import and isinstance(child, ast.If) and ast.unparse(child.test) in TYPING_ONLY:
-            yield from (n for s in child.orelse for n in (s, *statements(s, at_import)))
+        if not for_typing and isinstance(child, ast.If) and ast.unparse(child.test) in TYPING_ONLY:
+            yield from (n for s in child.orelse for n in (s, *statements(s, at_import, False)))
             continue
         yield child
-        yield from statements(child, at_import)
+        yield from statements(child, at_import, for_typing)
 
 
-def imports(module: str, at_import: bool) -> Iterator[tuple[str, int]]:
+def imports(
+    module: str, at_import: bool, for_typing: bool | None = None
+) -> Iterator[tuple[str, int]]:
     """What a module imports, as full dotted names with the line; names imported from a package
     count as modules where such a module exists."""
-    for node in statements(MODULES[module], at_import):
+    for_typing = not at_import if for_typing is None else for_typing
+    for node in statements(MODULES[module], at_import, for_typing):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -90,8 +108,9 @@ def imports(module: str, at_import: bool) -> Iterator[tuple[str, int]]:
                 yield (name if name in MODULES else source), node.lineno
 
 
-def ours(module: str, at_import: bool) -> Iterator[tuple[str, int]]:
-    return ((n, line) for n, line in imports(module, at_import) if n.split(".")[0] == "inheritune")
+def ours(module: str, at_import: bool, for_typing: bool | None = None) -> Iterator[tuple[str, int]]:
+    found = imports(module, at_import, for_typing)
+    return ((name, line) for name, line in found if name.split(".")[0] == "inheritune")
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -120,6 +139,14 @@ def test_no_import_goes_round_in_a_circle():
 
     for module in MODULES:
         visit(module, ())
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if room(m) == "cli"])
+def test_commands_have_their_work_done_by_the_api(module):
+    for name, line in ours(module, at_import=False, for_typing=False):
+        assert room(name) not in WORKING or name in SHOWN.get(module, ()), (
+            f"{module}:{line} imports {name}: call a function of inheritune.api"
+        )
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if room(m) not in HEAVY])
@@ -189,10 +216,10 @@ def test_every_module_says_what_it_is(module):
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in FILES if p.name == "__init__.py" and p.parent != PACKAGE],
+    [p for p in FILES if p.name == "__init__.py" and p.parent not in (PACKAGE, PACKAGE / "api")],
     ids=lambda path: path.relative_to(PACKAGE).as_posix(),
 )
 def test_package_files_hold_a_docstring_only(path):
     # A function re-exported here would shadow the module of the same name. The package's own file
-    # re-exports the API, see tests/test_api.py.
+    # and that of the API hold the public names, see tests/test_api.py.
     assert len(ast.parse(path.read_text("utf-8")).body) == 1

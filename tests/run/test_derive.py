@@ -314,8 +314,8 @@ def test_repeated_text_must_be_allowed(
 def test_tokens_can_be_prepared_alone(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
-    summary = prepare_only(recipe_of(tiny_reference, tiny_text), tmp_path / "tiny")
-    assert summary["train_tokens"] > summary["val_tokens"] > 0
+    tokens = prepare_only(recipe_of(tiny_reference, tiny_text), tmp_path / "tiny")
+    assert tokens.train.num_ids > tokens.val.num_ids > 0
     assert Run(tmp_path / "tiny").read()["status"] == "done"
 
 
@@ -323,8 +323,9 @@ def test_one_variant_can_be_trained_alone_and_the_run_goes_on_from_it(
     finished: tuple[Path, dict[str, Any], RecipeFile], tmp_path: Path
 ) -> None:
     _, final, recipe = finished
-    trial = train_only(recipe, tmp_path / "tiny")
-    assert (trial["name"], trial["layers"]) == ("inherit", 2)
+    trained = train_only(recipe, tmp_path / "tiny")
+    assert trained is not None
+    assert (trained.training.name, trained.training.layers) == ("inherit", 2)
     assert execute(recipe, tmp_path / "tiny")["val_loss"] == final["val_loss"]
     with pytest.raises(RecipeError, match=r"no variant 'wide'.*inherit, scratch"):
         train_only(recipe, tmp_path / "tiny", variant="wide")

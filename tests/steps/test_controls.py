@@ -459,8 +459,8 @@ def test_a_finished_run_of_many_variants_trains_nothing_again(finished):
 def test_one_variant_can_be_trained_alone(tiny_reference, tiny_text, tmp_path):
     recipe = recipe_of(tiny_reference, tiny_text, variants=ARMS)
     file = RecipeFile(None, "# a test\n", recipe, {})
-    trial = train_only(file, tmp_path / "run", variant="stacking")
-    assert (trial["start"], trial["layers"], trial["first_sample"]) == ("stacking", 2, 16)
+    trained = train_only(file, tmp_path / "run", variant="stacking").training
+    assert (trained.start, trained.layers, trained.first_sample) == ("stacking", 2, 16)
     assert (tmp_path / "run/variants/stacking/1-layers/result.json").exists()
     with pytest.raises(RecipeError, match="equal_compute, which only a whole run"):
         train_only(file, tmp_path / "run", variant="equal")

@@ -155,9 +155,9 @@ def test_samples_are_made_again_for_other_prompts(asked, tmp_path):
 def test_a_run_takes_over_the_round_that_train_has_trained(search, asked, tmp_path):
     grow = {"add": 1, "search": search, "tolerance": 9.0}
     recipe = asked(grow=grow, evaluate={"tasks": []})
-    trial = train_only(recipe, tmp_path / "run")
+    trained = train_only(recipe, tmp_path / "run").training
     final = execute(recipe, tmp_path / "run").summary
-    assert (final["rounds"], final["val_loss"]) == (1, trial["val_loss"])
+    assert (final["rounds"], final["val_loss"]) == (1, trained.val_loss)
 
 
 def test_train_begins_with_the_size_that_a_run_begins_with(tiny_text, tmp_path):
@@ -168,9 +168,9 @@ def test_train_begins_with_the_size_that_a_run_begins_with(tiny_text, tmp_path):
     tiny_models.build("gpt-neo", vocab_size=rows, **layers).save_pretrained(reference)
     asked = {"grow": {"add": 0}, "analyze": None, "variants": {"inherit": {"start": "inherit"}}}
     recipe = tiny_recipe.as_file(tiny_recipe.recipe_of(reference, tiny_text, **asked))
-    trial = train_only(recipe, tmp_path / "run")
+    trained = train_only(recipe, tmp_path / "run").training
     final = execute(recipe, tmp_path / "run").summary
-    assert (trial["layers"], final["layers"]) == (4, 4)
+    assert (trained.layers, final["layers"]) == (4, 4)
     assert [path.name for path in (tmp_path / "run/variants/inherit").iterdir()] == ["4-layers"]
 
 

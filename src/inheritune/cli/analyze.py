@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inheritune import api
 from inheritune.cli.console import Debug, Json, print_json, reported, say
 from inheritune.errors import RecipeError
 
@@ -63,7 +64,6 @@ def analyze(
 ) -> None:
     """Measure attention rank and mass and the importance of each layer; suggest a size."""
     with reported(as_json, debug):
-        from inheritune import api
         from inheritune.system.files import write_json
 
         if out.is_dir():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from inheritune import api
 from inheritune.cli import analyze, evaluate, generate, model, push, report, tokens, train
 from inheritune.cli.console import (
     DEFAULT_RUNS,
@@ -80,8 +81,6 @@ def run(
 ) -> None:
     """Run a recipe from start to finish, or resume it."""
     with reported(as_json, debug):
-        from inheritune import api
-
         file = load_recipe(recipe, sets, scale)
         root = runs / file.recipe.name
         launch = Launch(processes, allow_change or [], checkpoint, sets or [], as_json, debug)
@@ -113,7 +112,6 @@ def demo(
 ) -> None:
     """Run the method in minutes, offline, on a small reference that comes with the package."""
     with reported(as_json, debug):
-        from inheritune import api
         from inheritune.recipe.presets import preset_path
 
         preset = "demo-from-scratch" if from_scratch else "demo"

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from inheritune import api
 from inheritune.cli.launch import is_first_process
 from inheritune.errors import DivergedError, InherituneError, Interrupted, escape, visible
-from inheritune.system.progress import Listener, silent
 from inheritune.system.secrets import mask
 
 if TYPE_CHECKING:
@@ -142,27 +142,10 @@ class UsageAsJson(TyperGroup):
         return code
 
 
-@contextmanager
-def progress() -> Iterator[Listener]:
-    """Show the progress that steps report, from the first process only."""
-    if not is_first_process():
-        yield silent
-        return
-    from inheritune.system.progress_bar import progress_bar
-
-    with progress_bar() as on_progress:
-        yield on_progress
-
-
 def load_recipe(path: Path, sets: Sequence[str] | None, scale: float | None = None) -> "RecipeFile":
-    """Read a recipe, scale it down if a factor is given, and say so."""
-    from inheritune.recipe.load import read_recipe
-
-    recipe = read_recipe(path, sets or [])
-    if scale is not None:
-        from inheritune.planning.scale import scale_file
-
-        recipe = scale_file(recipe, scale)
+    """Read a recipe, and say so if it was scaled down."""
+    recipe = api.load_recipe(path, sets=sets or (), scale=scale)
+    if recipe.scaled:
         say(recipe.scaled)
     return recipe
 

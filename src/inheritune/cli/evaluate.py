@@ -2,16 +2,13 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from inheritune.cli.console import Debug, Json, print_json, progress, reported, say
+from inheritune import api
+from inheritune.cli.console import Debug, Json, print_json, reported, say
 from inheritune.errors import MachineError
-
-if TYPE_CHECKING:
-    from inheritune.evaluation.evaluate import Evaluation
-
 
 _task = partial(typer.Option, rich_help_panel="Tasks")
 _val_loss = partial(typer.Option, rich_help_panel="Validation loss")
@@ -88,17 +85,11 @@ def evaluate(
 ) -> None:
     """Measure val_loss, lm-eval tasks and speed of models, all with the same settings."""
     with reported(as_json, debug):
-        from inheritune import api
-
         names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
         if fetch_only:
-            from inheritune.evaluation.evaluate import EvaluationRequest, fetch_tasks
-
-            request = EvaluationRequest(
-                tasks=names, shots=shots, task_data=task_data, allow_code=allow_task_code
+            fetched = api.fetch_tasks(
+                names, out, shots=shots, task_data=task_data, allow_task_code=allow_task_code
             )
-            with progress() as on_progress:
-                fetched = fetch_tasks(request, out, on_progress)
             if as_json:
                 print_json(fetched)
             else:
@@ -129,7 +120,7 @@ def evaluate(
         say(f"next: the results are in {out}; running the command again repeats {again}")
 
 
-def _show(evaluation: "Evaluation") -> None:
+def _show(evaluation: "api.Evaluation") -> None:
     from inheritune.cli.terminal import show_table
     from inheritune.reporting.gains_table import gains_table
     from inheritune.reporting.task_tables import scores_table
@@ -145,7 +136,7 @@ def _show(evaluation: "Evaluation") -> None:
         show_table(Terminal(), gains_table(gains).transposed())
 
 
-def _refuse_failures(evaluation: "Evaluation", out: Path) -> None:
+def _refuse_failures(evaluation: "api.Evaluation", out: Path) -> None:
     failures = evaluation.failures
     if not failures:
         return

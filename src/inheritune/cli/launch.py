@@ -36,11 +36,6 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def process_count() -> int:
-    """Number of processes of this run; 1 where nobody has started several."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def worker_command(arguments: Sequence[str]) -> list[str]:
     """The command line of a worker that is given these arguments of `inheritune`."""
     return [sys.executable, "-m", "inheritune", *arguments]

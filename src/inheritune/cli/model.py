@@ -1,14 +1,14 @@
 """Define the commands on model directories: plan, inherit, verify, convert."""
 
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from inheritune import api
 from inheritune.cli.console import (
     DEFAULT_RUNS,
     Debug,
@@ -18,21 +18,11 @@ from inheritune.cli.console import (
     Sets,
     load_recipe,
     print_json,
-    progress,
     reported,
     say,
 )
 from inheritune.errors import RecipeError, escape
-from inheritune.surgery.selection import FORMS
-from inheritune.system.progress import silent
-
-if TYPE_CHECKING:
-    from inheritune.model_files.directory import ModelDirectory
-    from inheritune.planning.candidates import Candidates, CutPlan
-    from inheritune.planning.recipe_plan import RecipePlan
-    from inheritune.recipe.load import RecipeFile
-    from inheritune.verification.run_model import Finding
-
+from inheritune.surgery.selection import FORMS, describe_selection
 
 _estimate = partial(typer.Option, rich_help_panel="Estimate")
 
@@ -73,58 +63,48 @@ def inherit(
 ) -> None:
     """Cut a model to some of its layers and write it as a new model directory."""
     with reported(as_json, debug):
-        from inheritune.model_files.directory import open_model
-        from inheritune.surgery.cut import Options
-        from inheritune.surgery.cut import inherit as inherit_layers
+        from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
         if mode not in (None, "copy"):
             raise RecipeError(
                 f"--mode {escape(mode)} is no longer there.",
                 "Leave it out: inherit always copies the weights it keeps.",
             )
-        source = open_model(reference, revision, whole=False)
-        options = Options(
+        target = api.inherit(
+            reference,
+            layers,
+            out,
+            revision=revision,
             dtype=dtype,
             parts=parts,
             seed=seed,
             class_check=not (no_class_check or no_gate),
             sha256=sha256,
         )
-        with progress() if source.remote else nullcontext(silent) as on_progress:
-            target = inherit_layers(source, layers, out, options, on_progress)
-        _show_target(target, out, as_json)
-        if not as_json:
-            command = f"inheritune verify {quote(str(out))} --reference {quote(reference)}"
-            say(f"next: {command}{f' --revision {source.revision}' if source.revision else ''}")
-
-
-def _show_target(target: "ModelDirectory", out: Path, as_json: bool) -> None:
-    """Show what was cut, from the target's own record."""
-    from inheritune.surgery.selection import describe_selection
-    from inheritune.system.strict_json import MODEL_FILE, read_json_object
-
-    record = read_json_object(target.path / "inherit.json", MODEL_FILE, "the record")
-    kept, total = record["layer_map"], record["reference"]["layers"]
-    if as_json:
-        size = sum(tensor.size for tensor in target.tensors.values())
-        print_json(
-            {"target": str(out), "layers": len(kept), "layer_map": kept, "reference_layers": total}
-            | {"params": target.params, "bytes": size}
-            | {key: record[key] for key in ("config_edits", "check")}
-        )
-        return
-    for edit in record["config_edits"]:
-        changed = f"{_short(edit['before'])} -> {_short(edit['after'])}"
-        say(f"  {escape(edit['key'])}: {changed}, {edit['reason']}")
-    if unused := record["unused_tensors"]:
-        say(f"  {len(unused)} tensors are not used by the class, such as {escape(unused[0])}")
-    if fresh := record["fresh_tensors"]:
-        seed = record["seed"]
-        say(f"  {len(fresh)} tensors are freshly initialised by the class with seed {seed}")
-    say(
-        f"{out}: {describe_selection(kept)} of {total}, {target.params:,} parameters; "
-        f"{record['check']}."
-    )
+        record = read_json_object(target.path / "inherit.json", MODEL_FILE, "the record")
+        kept, total = record["layer_map"], record["reference"]["layers"]
+        if as_json:
+            size = sum(tensor.size for tensor in target.tensors.values())
+            print_json(
+                {"target": str(out), "layers": len(kept)}
+                | {"layer_map": kept, "reference_layers": total}
+                | {"params": target.params, "bytes": size}
+                | {key: record[key] for key in ("config_edits", "check")}
+            )
+            return
+        for edit in record["config_edits"]:
+            changed = f"{_short(edit['before'])} -> {_short(edit['after'])}"
+            say(f"  {escape(edit['key'])}: {changed}, {edit['reason']}")
+        if unused := record["unused_tensors"]:
+            say(f"  {len(unused)} tensors are not used by the class, such as {escape(unused[0])}")
+        if fresh := record["fresh_tensors"]:
+            seed = record["seed"]
+            say(f"  {len(fresh)} tensors are freshly initialised by the class with seed {seed}")
+        parameters = f"{target.params:,} parameters"
+        say(f"{out}: {describe_selection(kept)} of {total}, {parameters}; {record['check']}.")
+        command = f"inheritune verify {quote(str(out))} --reference {quote(reference)}"
+        commit = record["reference"]["revision"]
+        say(f"next: {command}{f' --revision {commit}' if commit else ''}")
 
 
 def _short(value: object) -> str:
@@ -144,16 +124,12 @@ def verify(
 ) -> None:
     """Verify a model, tokens, a checkpoint or a run: bytes, config, layers and outputs."""
     with reported(as_json, debug):
-        from inheritune.model_files.directory import open_model
-        from inheritune.verification.directory import verify as verify_directory
 
-        source = None if reference is None else open_model(reference, revision, whole=False)
-
-        def show(finding: "Finding") -> None:
+        def show(finding: api.Finding) -> None:
             if not as_json:
                 say(f"{'ok' if finding.proven else '--'}  {finding.part:<11}{finding.text}")
 
-        result = verify_directory(path, source, show)
+        result = api.verify(path, reference, revision=revision, on_finding=show, progress=False)
         if as_json:
             print_json([asdict(finding) for finding in result.findings])
         else:
@@ -203,11 +179,9 @@ def plan(
 ) -> None:
     """Estimate size, time and cost of a cut or a recipe, without running it."""
     with reported(as_json, debug):
-        from inheritune import api
-        from inheritune.planning.candidates import Candidates, CutPlan
         from inheritune.recipe.sections import is_recipe
 
-        subject: str | RecipeFile = source
+        subject: str | api.RecipeFile = source
         if is_recipe(source):
             subject = load_recipe(Path(source), sets, scale)
         result = api.plan(
@@ -226,33 +200,25 @@ def plan(
         if as_json:
             print_json(result.as_json())
             return
-        _show_plan(result)
-        if isinstance(result, Candidates):
-            command = f"plan {quote(source)} {max(1, result.layers // 2)}"
-        elif isinstance(result, CutPlan) and result.table.notes:
-            say("next: download the weights of the reference, then plan again")
-            return
-        elif isinstance(result, CutPlan):
-            command = f"inherit {quote(source)} {layers} OUT"
+        from inheritune.cli.plan_text import candidates_table, cut_table, recipe_tables
+        from inheritune.cli.terminal import show_table
+        from inheritune.system.terminal import Terminal
+
+        if isinstance(result, api.Candidates):
+            tables = [candidates_table(result)]
+            next_step = f"inheritune plan {quote(source)} {max(1, result.layers // 2)}"
+        elif isinstance(result, api.CutPlan):
+            tables = [cut_table(result)]
+            next_step = f"inheritune inherit {quote(source)} {layers} OUT"
+            if result.table.notes:
+                next_step = "download the weights of the reference, then plan again"
         else:
-            command = f"run {quote(source)}{'' if scale is None else f' --scale {scale:g}'}"
-        say(f"next: inheritune {command}")
-
-
-def _show_plan(plan: "Candidates | CutPlan | RecipePlan") -> None:
-    from inheritune.cli.plan_text import candidates_table, cut_table, recipe_tables
-    from inheritune.cli.terminal import show_table
-    from inheritune.planning.candidates import Candidates, CutPlan
-    from inheritune.system.terminal import Terminal
-
-    if isinstance(plan, Candidates):
-        tables = [candidates_table(plan)]
-    elif isinstance(plan, CutPlan):
-        tables = [cut_table(plan)]
-    else:
-        tables = recipe_tables(plan)
-    for table in tables:
-        show_table(Terminal(), table)
+            tables = recipe_tables(result)
+            scaled = "" if scale is None else f" --scale {scale:g}"
+            next_step = f"inheritune run {quote(source)}{scaled}"
+        for table in tables:
+            show_table(Terminal(), table)
+        say(f"next: {next_step}")
 
 
 def convert(
@@ -267,8 +233,6 @@ def convert(
     and can write only to OUT. Convert only what you trust.
     """
     with reported(as_json, debug):
-        from inheritune import api
-
         done = api.convert(source, out)
         if as_json:
             print_json(

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from inheritune.cli.console import Debug, Json, print_json, print_text, progress, reported, say
+from inheritune import api
+from inheritune.cli.console import Debug, Json, print_json, print_text, reported, say
 
 
 def push(
@@ -34,36 +35,20 @@ def push(
 ) -> None:
     """Verify a target and upload it to the Hugging Face Hub, privately by default."""
     with reported(as_json, debug):
-        from inheritune.publishing.push import pack
-        from inheritune.publishing.push import push as send
         from inheritune.reporting.quantities import data_size
 
-        parcel = pack(path, licence, public, repo_id)
-        if dry_run:
-            if as_json:
-                print_json(
-                    {
-                        "repo": repo_id,
-                        "private": not public,
-                        "licence": parcel.licence,
-                        "files": parcel.files,
-                        "card": parcel.card,
-                    }
-                )
-                return
-            for file in parcel.files:
-                say(f"  {file['path']}  {data_size(file['bytes'])}")
-            print_text(parcel.card)
-            options = (" --public" if public else "") + (
-                f" --license {quote(licence)}" if licence else ""
-            )
-            say(f"next: inheritune push {quote(str(path))} --repo-id {quote(repo_id)}{options}")
-            return
-        with progress() as on_progress:
-            done = send(parcel, repo_id, public, on_progress)
+        result = api.push(path, repo_id, public=public, licence=licence, dry_run=dry_run)
         if as_json:
-            print_json(done)
-            return
-        visibility = "private" if done["private"] else "public"
-        say(f"{done['url']} ({visibility}): {len(done['files'])} files, licence {done['licence']}.")
-        say(f'next: AutoModelForCausalLM.from_pretrained("{done["repo"]}")')
+            print_json(result)
+        elif dry_run:
+            for file in result["files"]:
+                say(f"  {file['path']}  {data_size(file['bytes'])}")
+            print_text(result["card"])
+            options = " --public" if public else ""
+            options += f" --license {quote(licence)}" if licence else ""
+            say(f"next: inheritune push {quote(str(path))} --repo-id {quote(repo_id)}{options}")
+        else:
+            visibility = "private" if result["private"] else "public"
+            sent = f"{len(result['files'])} files, licence {result['licence']}"
+            say(f"{result['url']} ({visibility}): {sent}.")
+            say(f'next: AutoModelForCausalLM.from_pretrained("{result["repo"]}")')

@@ -5,14 +5,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from inheritune import api
 from inheritune.cli.console import Debug, Json, print_json, reported, say
+from inheritune.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from inheritune.reporting.live_text import Status
@@ -38,47 +40,36 @@ def report(
 ) -> None:
     """Write the page, figures and card of a run again, or compare several runs."""
     with reported(as_json, debug):
-        from inheritune.errors import RecipeError
-
         if len(runs) > 1:
-            _compare(runs, out or _COMPARISON, as_json)
+            comparison = api.compare(runs, out or _COMPARISON)
+            if as_json:
+                print_json({"report": str(comparison.page), "runs": comparison.rows()})
+                return
+            say(f"wrote {comparison.page}: {len(runs)} runs side by side")
+            say(f"next: open {comparison.page}")
             return
         if out is not None:
             raise RecipeError(
                 "--out is for comparing several runs; the report of one run is in its directory.",
                 "Leave it out, or give more runs.",
             )
-        _report_one(runs[0], as_json)
-
-
-def _report_one(run: Path, as_json: bool) -> None:
-    from inheritune import api
-    from inheritune.errors import DataError
-    from inheritune.run_record import read_run_json
-
-    page = api.report(run)
-    if as_json:
-        paths = {"run": str(run), "target": str(run / "target"), "report": str(page)}
-        try:
-            result = read_run_json(run).get("result") or {}
-        except DataError:  # the page explains it
-            result = {}
-        print_json(result | paths)
-    else:
+        run = runs[0]
+        page = api.report(run)
+        if as_json:
+            paths = {"run": str(run), "target": str(run / "target"), "report": str(page)}
+            print_json(_result_of(run) | paths)
+            return
         say(f"wrote {page}")
         say(f"next: open {page}")
 
 
-def _compare(runs: list[Path], out: Path, as_json: bool) -> None:
-    from inheritune.reporting.comparison import write_comparison
+def _result_of(run: Path) -> dict[str, Any]:
+    from inheritune.run_record import read_run_json
 
-    compared = write_comparison(runs, out)
-    if as_json:
-        rows = [{"run": str(run), **vars(row)} for run, row in zip(runs, compared, strict=True)]
-        print_json({"report": str(out), "runs": rows})
-    else:
-        say(f"wrote {out}: {len(runs)} runs side by side")
-        say(f"next: open {out}")
+    try:
+        return read_run_json(run).get("result") or {}
+    except DataError:  # the page explains it
+        return {}
 
 
 _EVERY_S = 2.0

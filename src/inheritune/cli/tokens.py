@@ -1,12 +1,12 @@
 """Define the commands prepare and inspect, on text and tokens."""
 
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from inheritune import api
 from inheritune.cli.console import (
     DEFAULT_RUNS,
     Debug,
@@ -15,15 +15,10 @@ from inheritune.cli.console import (
     Sets,
     load_recipe,
     print_json,
-    progress,
     reported,
     say,
 )
-from inheritune.errors import DataError, InherituneError, RecipeError
-
-if TYPE_CHECKING:
-    from inheritune.data.import_tokens import FlatFiles
-
+from inheritune.errors import RecipeError
 
 _import_option = partial(typer.Option, rich_help_panel="Import token ids")
 _WIDTHS = {"auto": None, "uint16": 2, "uint32": 4}
@@ -74,36 +69,36 @@ def prepare(
     with reported(as_json, debug):
         if dtype not in _WIDTHS:
             raise RecipeError(f"--dtype is {dtype!r}.", f"Choose {', '.join(_WIDTHS)}.")
-        files = _flat_files(from_bin, val_from_bin, val_fraction, _WIDTHS[dtype])
-        home = None if tokenizer is None else _tokenizer_directory(tokenizer)
-        with progress() as on_progress:
-            if recipe is not None:
-                if out is not None:
-                    raise RecipeError(
-                        "--out cannot be combined with a recipe.",
-                        "Leave it out: the tokens go into the run's directory.",
-                    )
-                from inheritune.run.execute import prepare_only
-
-                file = load_recipe(recipe, sets)
-                root = runs / file.recipe.name
-                summary = prepare_only(file, root, on_progress, files, home)
-            elif files is None or home is None or out is None:
+        if val_from_bin and not from_bin:
+            raise RecipeError("--val-from-bin needs --from-bin.", "Give --from-bin FILE, too.")
+        files = None
+        if from_bin:
+            files = api.FlatFiles(from_bin, val_from_bin or [], val_fraction, _WIDTHS[dtype])
+        if recipe is not None:
+            if out is not None:
                 raise RecipeError(
-                    "give a recipe, or --from-bin FILE with --tokenizer DIR and --out DIR.",
-                    "Write a recipe: inheritune init > recipe.yaml",
+                    "--out cannot be combined with a recipe.",
+                    "Leave it out: the tokens go into the run's directory.",
                 )
-            else:
-                summary = _import(files, home, out, on_progress)
+            file = load_recipe(recipe, sets)
+            tokens = api.prepare_recipe(file, runs=runs, files=files, tokenizer=tokenizer)
+        elif files is None or tokenizer is None or out is None:
+            raise RecipeError(
+                "give a recipe, or --from-bin FILE with --tokenizer DIR and --out DIR.",
+                "Write a recipe: inheritune init > recipe.yaml",
+            )
+        else:
+            tokens = api.import_tokens(files, tokenizer, out)
+        summary = tokens.summary() | {"path": str(tokens.path)}
         if as_json:
             print_json(summary)
-        else:
-            say(
-                f"{summary['path']}: {summary['train_tokens']:,} tokens to train on, "
-                f"{summary['val_tokens']:,} held out."
-            )
-            command = f"inspect {summary['path']}" if recipe is None else f"run {recipe}"
-            say(f"next: inheritune {command}")
+            return
+        say(
+            f"{tokens.path}: {summary['train_tokens']:,} tokens to train on, "
+            f"{summary['val_tokens']:,} held out."
+        )
+        command = f"inspect {tokens.path}" if recipe is None else f"run {recipe}"
+        say(f"next: inheritune {command}")
 
 
 def inspect(
@@ -121,71 +116,18 @@ def inspect(
 ) -> None:
     """Summarise a token directory and show some of it as text."""
     with reported(as_json, debug):
-        from inheritune.data import inspect as inspection
-        from inheritune.data.tokens import open_tokens
-
-        tokens = open_tokens(path)
-        home = None if tokenizer is None else _tokenizer_directory(tokenizer)
-        opened = inspection.find_tokenizer(tokens, home)
-        if opened is None and (of_run := _reference_of_run(path)) is not None:
-            with suppress(DataError):  # the run has changed its reference since
-                opened = inspection.find_tokenizer(tokens, of_run)
-        facts = inspection.describe_tokens(tokens)
-        shown = inspection.windows(tokens, opened, windows, length)
+        inspection = api.inspect(path, tokenizer=tokenizer, windows=windows, length=length)
         if as_json:
-            print_json(facts | {"windows": shown})
+            print_json(inspection.as_json())
             return
-        for line in _lines(facts):
+        for line in _lines(inspection.facts):
             say(line)
-        for window in shown:
-            text = " ".join(map(str, window["ids"])) if opened is None else repr(window["text"])
-            say(f"{window['split']} {window['start']:,}: {text}")
-        if opened is None:
+        for window in inspection.windows:
+            text = window["text"]
+            shown = " ".join(map(str, window["ids"])) if text is None else repr(text)
+            say(f"{window['split']} {window['start']:,}: {shown}")
+        if inspection.tokenizer is None:
             say(f"next: inheritune inspect {path} --tokenizer DIR   # to show text")
-
-
-def _flat_files(
-    train: list[Path] | None, val: list[Path] | None, fraction: float, width: int | None
-) -> "FlatFiles | None":
-    if not train:
-        if val:
-            raise RecipeError("--val-from-bin needs --from-bin.", "Give --from-bin FILE, too.")
-        return None
-    from inheritune.data.import_tokens import FlatFiles
-
-    return FlatFiles(train, val or [], fraction, width)
-
-
-def _tokenizer_directory(name: str) -> Path:
-    if Path(name).is_dir():
-        return Path(name)
-    from inheritune.model_files.directory import open_model
-
-    return open_model(name, None, whole=False).path
-
-
-def _reference_of_run(tokens: Path) -> Path | None:
-    """Find the reference of the run that these tokens belong to, if it is on this machine."""
-    from inheritune.model_files.directory import open_model
-    from inheritune.system.strict_json import read_json
-
-    with suppress(InherituneError, KeyError, TypeError, AttributeError):
-        name = read_json(tokens.resolve().parent / "run.json")["recipe"]["reference"]["model"]
-        if name.startswith("embedded:") or Path(name).is_dir():
-            return open_model(name, None, whole=False).path
-    return None
-
-
-def _import(files: "FlatFiles", home: Path, out: Path, on_progress: Any) -> dict[str, Any]:
-    from inheritune.data.import_tokens import import_tokens
-    from inheritune.data.tokenizer import embedding_rows, open_tokenizer
-    from inheritune.system.signals import catch_signals
-
-    opened = open_tokenizer(home)
-    with catch_signals() as stop:
-        rows = embedding_rows(home, opened)
-        tokens = import_tokens(files, opened, rows, out, on_progress, stop)
-    return tokens.summary() | {"path": str(tokens.path)}
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:

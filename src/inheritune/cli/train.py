@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from inheritune import api
 from inheritune.cli.console import (
     DEFAULT_RUNS,
     AllowChange,
@@ -19,7 +20,6 @@ from inheritune.cli.console import (
     Sets,
     load_recipe,
     print_json,
-    progress,
     recipe_option,
     reported,
     say,
@@ -107,39 +107,45 @@ class Launch:
 def _train_variant(
     recipe: Path, variant: str | None, layers: int | None, runs: Path, launch: Launch
 ) -> None:
-    from inheritune.run.execute import train_only
-
     file = load_recipe(recipe, launch.sets)
-    root = runs / file.recipe.name
     if launch.processes > 1:
         command = ["train", str(recipe), "--runs", str(runs)]
         command += ["--variant", variant] if variant else []
         command += ["--layers", str(layers)] if layers else []
-        launch.start(command, root)
-    with progress() as on_progress:
-        result = train_only(
-            file, root, variant, layers, on_progress, launch.allowed, checkpoint=launch.checkpoint
-        )
-    if launch.as_json and result:
-        print_json(result)
-    elif result:  # only the first process has a result
-        say(
-            f"{result['model']}: val_loss {result['val_loss']:.4f}, "
-            f"{result['difference']:+.4f} against the reference loss."
-        )
-        say(f"next: inheritune run {recipe}")
+        launch.start(command, runs / file.recipe.name)
+    result = api.train_variant(
+        file,
+        variant,
+        layers,
+        runs=runs,
+        allow_change=launch.allowed,
+        checkpoint=launch.checkpoint,
+    )
+    if result is None:  # only the first process has one
+        return
+    if launch.as_json:
+        print_json(result.as_json())
+        return
+    training = result.training
+    say(
+        f"{result.model}: val_loss {training.val_loss:.4f}, "
+        f"{training.difference:+.4f} against the reference loss."
+    )
+    say(f"next: inheritune run {recipe}")
 
 
 def _train_model(model: str, tokens: Path, out: Path, launch: Launch) -> None:
-    from inheritune.cli.launch import process_count
-    from inheritune.run.pretraining import plan_pretraining, pretrain
-
-    processes = max(launch.processes, process_count())
-    plan = plan_pretraining(model, tokens, out, launch.sets, processes)
-    if launch.processes > 1:
+    if launch.processes > 1:  # what is wrong is said once, before the processes are started
+        api.plan_training(model, tokens, out, processes=launch.processes, sets=launch.sets)
         launch.start(["train", model, str(tokens), str(out)], out)
-    with progress() as on_progress:
-        result = pretrain(plan, out, on_progress, launch.allowed, launch.checkpoint)
+    result = api.train(
+        model,
+        tokens,
+        out,
+        sets=launch.sets,
+        allow_change=launch.allowed,
+        checkpoint=launch.checkpoint,
+    )
     if result is None:  # only the first process has one
         return
     if launch.as_json:

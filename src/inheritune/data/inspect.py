@@ -1,16 +1,74 @@
 """Describe a token directory, and show a few windows of it as text."""
 
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from inheritune.data.tokenizer import TextTokenizer, open_tokenizer
-from inheritune.data.tokens import TokenDirectory
-from inheritune.errors import DataError
+from inheritune.data.tokens import TokenDirectory, open_tokens
+from inheritune.errors import DataError, InherituneError
+from inheritune.model_files.directory import open_model
+from inheritune.system.rows import Rows
+from inheritune.system.strict_json import read_json
 
 # Where a run keeps the tokenizer of its tokens, relative to their directory.
 _NEARBY = (".", "../reference/start", "../reference/model", "../reference/tokenizer", "../target")
+
+
+@dataclass(frozen=True)
+class Inspection(Rows):
+    """The result of inspecting a token directory.
+
+    Attributes:
+        facts: Source, sizes, split, overlap, tokenizer, shards and fingerprints, as JSON values.
+        windows: ``split``, ``start`` (in ids), ``ids`` and ``text`` of each window.
+        tokenizer: Directory of the tokenizer; None: not found, and no window has a text.
+    """
+
+    facts: dict[str, Any]
+    windows: list[dict[str, Any]]
+    tokenizer: Path | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return facts and windows as JSON values."""
+        return self.facts | {"windows": self.windows}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each window."""
+        return self.windows
+
+
+def inspect_tokens(path: Path, tokenizer: Path | None, count: int, length: int) -> Inspection:
+    """Describe a token directory, and show windows of it.
+
+    Args:
+        tokenizer: Directory of its tokenizer; None: look in its run, then at the run's reference.
+        count: Windows of each split.
+        length: Ids in a window.
+
+    Raises:
+        DataError: The directory is broken, or ``tokenizer`` is another one.
+    """
+    tokens = open_tokens(path)
+    opened = find_tokenizer(tokens, tokenizer)
+    if opened is None and (reference := _reference_of_run(path)) is not None:
+        with suppress(DataError):  # the run has changed its reference since
+            opened = find_tokenizer(tokens, reference)
+    shown = windows(tokens, opened, count, length)
+    directory = None if opened is None else opened.directory
+    return Inspection(describe_tokens(tokens), shown, directory)
+
+
+def _reference_of_run(tokens: Path) -> Path | None:
+    """Find the reference of the run that these tokens belong to, if it is on this machine."""
+    with suppress(InherituneError, KeyError, TypeError, AttributeError):
+        name = read_json(tokens.resolve().parent / "run.json")["recipe"]["reference"]["model"]
+        if name.startswith("embedded:") or Path(name).is_dir():
+            return open_model(name, None, whole=False).path
+    return None
 
 
 def describe_tokens(tokens: TokenDirectory) -> dict[str, Any]:

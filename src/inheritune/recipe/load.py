@@ -55,7 +55,7 @@ def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeFile:
             "Write keys such as name: and train:.",
         )
     for text_of_set in sets:
-        _override(tree, text_of_set)
+        override(tree, text_of_set)
     return made_recipe(tree, path, text)
 
 
@@ -63,7 +63,7 @@ def read_sets(sets: Sequence[str]) -> Tree:
     """Read overrides, KEY=VALUE, into a tree of recipe sections, without a file."""
     tree = Tree("the command line", {})
     for text in sets:
-        _override(tree, text)
+        override(tree, text)
     return tree
 
 
@@ -103,7 +103,8 @@ def _read_text(path: Path, label: str) -> str:
         ) from error
 
 
-def _override(tree: Tree, text: str) -> None:
+def override(tree: Tree, text: str) -> None:
+    """Put one override, KEY=VALUE, into a tree of recipe sections."""
     label = f"--set {escape(text)}"
     key, equals, raw = text.partition("=")
     parts = re.findall(r'"[^"]*"|[^".]+', key)  # a name with a dot is quoted: variants."v1.5"

@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from inheritune.recipe.load import RecipeFile, made_recipe, read_recipe
+from inheritune.recipe.load import RecipeFile, made_recipe, override, read_recipe
 from inheritune.recipe.presets import preset_path
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.values import RecipeSection
@@ -21,13 +21,16 @@ def is_recipe(value: object) -> bool:
 
 
 def recipe_with(
-    recipe: "str | os.PathLike[str] | Recipe | RecipeFile | None", sections: Mapping[str, Any]
+    recipe: "str | os.PathLike[str] | Recipe | RecipeFile | None",
+    sections: Mapping[str, Any],
+    sets: Sequence[str] = (),
 ) -> RecipeFile:
     """Read a recipe, and replace some of its keys.
 
     Args:
         recipe: Path, name of a preset, or a `Recipe`; None: the sections alone are the recipe.
         sections: New values by section; a mapping replaces only the keys that it has.
+        sets: Overrides such as ``"train.tokens=1M"``, before those of ``sections``.
 
     Raises:
         RecipeError: The recipe is missing or wrong; one to three lines say where.
@@ -36,9 +39,9 @@ def recipe_with(
         path = Path(recipe)
         if isinstance(recipe, str) and not path.suffix and not path.exists():
             path = preset_path(recipe)
-        return read_recipe(path, overrides(sections))
+        return read_recipe(path, [*sets, *overrides(sections)])
     if isinstance(recipe, RecipeFile):
-        if not sections:
+        if not sections and not sets:
             return recipe
         recipe = recipe.recipe
     fields = recipe.resolved() if isinstance(recipe, Recipe) else {}
@@ -47,7 +50,10 @@ def recipe_with(
     for name, value in values.items():
         merges = isinstance(value, Mapping) and isinstance(fields.get(name), dict)
         fields[name] = {**fields[name], **value} if merges else value
-    return made_recipe(Tree("the recipe", fields))
+    tree = Tree("the recipe", fields)
+    for text in sets:
+        override(tree, text)
+    return made_recipe(tree)
 
 
 def overrides(sections: Mapping[str, Any]) -> list[str]:

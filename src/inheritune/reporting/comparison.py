@@ -1,9 +1,10 @@
 """Compare several runs on one page: verdicts side by side, loss curves of all, one table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 from inheritune.errors import RecipeError
 from inheritune.reporting.document import document, filled
@@ -24,6 +25,7 @@ from inheritune.reporting.table import Column, Table
 from inheritune.reporting.vega import png, svg
 from inheritune.reporting.verdict import headline, verdict
 from inheritune.run_record import RunRecord
+from inheritune.system.rows import Rows
 
 _MAX_RUNS = 12
 _MAX_LINES = 6  # drawn of one run
@@ -36,9 +38,22 @@ _CONTROL_DASHES = [[7, 4], [2, 3], [12, 4], [9, 3, 2, 3], [4, 2]]
 class ComparedRun:
     """One run of a comparison."""
 
+    run: str  # its directory, as it was named
     name: str  # unique among the runs
     outcome: str  # as in the record, or `unfinished` or `failed`
     verdict: str
+
+
+@dataclass(frozen=True)
+class Comparison(Rows):
+    """The result of comparing several runs."""
+
+    page: Path
+    runs: tuple[ComparedRun, ...]  # in the order they were named
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each run."""
+        return [asdict(run) for run in self.runs]
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,7 @@ class _Run:
     record: RunRecord
 
 
-def write_comparison(roots: Sequence[Path], out: Path) -> list[ComparedRun]:
+def write_comparison(roots: Sequence[Path], out: Path) -> Comparison:
     """Write one page about several runs, its figure and table beside it.
 
     Args:
@@ -81,7 +96,11 @@ def write_comparison(roots: Sequence[Path], out: Path) -> list[ComparedRun]:
         write_file(figures / f"{chart.name}.svg", drawing.encode())
         write_file(figures / f"{chart.name}.png", png(chart.spec))
     write_file(out, _page(runs, chart, drawing, table))
-    return [ComparedRun(run.name, run.record.outcome, verdict(run.record)) for run in runs]
+    compared = [
+        ComparedRun(str(root), run.name, run.record.outcome, verdict(run.record))
+        for root, run in zip(roots, runs, strict=True)
+    ]
+    return Comparison(out, tuple(compared))
 
 
 def _unique_names(reports: Sequence[RunReport], roots: Sequence[Path]) -> list[str]:

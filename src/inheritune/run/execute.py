@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.data.import_tokens import FlatFiles
+from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import InherituneError, RecipeError
 from inheritune.publishing.card import write_card
 from inheritune.recipe.load import RecipeFile
@@ -23,6 +24,7 @@ from inheritune.steps.growth import Growth, first_layers
 from inheritune.steps.initial_weights import check_starts
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference, open_reference, tokenizer_home
+from inheritune.steps.result import TrainedVariant
 from inheritune.steps.resume import checkpoint_for
 from inheritune.steps.tasks import RunModel, ask_tasks, asked_at, check_tasks, snapshot_models
 from inheritune.steps.tokens import import_flat_tokens, prepare_tokens
@@ -147,28 +149,24 @@ def prepare_only(
     on_progress: Listener = silent,
     files: FlatFiles | None = None,
     tokenizer: Path | None = None,
-) -> dict[str, Any]:
+) -> TokenDirectory:
     """Prepare a recipe's tokens and stop.
 
     Args:
         recipe: Names the text and the reference whose tokenizer is used.
         files: Token ids of another program, imported instead of the recipe's text.
         tokenizer: Directory of the tokenizer that made these ids; None: the reference's.
-
-    Returns:
-        The summary of the token directory, and its path.
     """
 
-    def work(job: Job) -> dict[str, Any]:
+    def work(job: Job) -> TokenDirectory:
         home = tokenizer_home(job)
         if files is not None:
             import_flat_tokens(job, tokenizer or home, files)
-        tokens = prepare_tokens(job, home)
-        return tokens.summary() | {"path": str(tokens.path)}
+        return prepare_tokens(job, home)
 
-    summary = carry_out(recipe, root, work, on_progress)
-    assert summary is not None  # tokens are prepared by one process
-    return summary
+    tokens = carry_out(recipe, root, work, on_progress)
+    assert tokens is not None  # tokens are prepared by one process
+    return tokens
 
 
 def train_only(
@@ -179,7 +177,7 @@ def train_only(
     on_progress: Listener = silent,
     allowed: Collection[str] = (),
     checkpoint: Path | None = None,
-) -> dict[str, Any] | None:
+) -> TrainedVariant | None:
     """Train one variant at one size and stop; a later run of the recipe takes it over.
 
     Args:
@@ -189,14 +187,13 @@ def train_only(
         checkpoint: Checkpoint from which the unfinished training continues; None: the newest.
 
     Returns:
-        The training's summary as in run.json, and ``model``, the path of its model directory; None
-        in all processes but the first.
+        The result; None in all processes but the first.
 
     Raises:
         RecipeError: The recipe has no such variant, or its tokens depend on the other variants.
     """
 
-    def work(job: Job) -> dict[str, Any]:
+    def work(job: Job) -> TrainedVariant:
         plan, name = job.recipe, variant or job.recipe.target
         num_tokens = _tokens_of(plan, name)
 
@@ -217,8 +214,7 @@ def train_only(
         tokens = prepare_tokens(job, reference.model.path)
         benchmark = measure_benchmark(job, reference, tokens)
         results = [train_variant(job, spec, reference, tokens, benchmark) for spec in specs]
-        model = root / results[-1].path / "model"
-        return results[-1].summary() | {"model": str(model)}
+        return TrainedVariant(root / results[-1].path / "model", results[-1])
 
     return carry_out(recipe, root, work, on_progress, Start(RUN, allowed, checkpoint))
 

@@ -16,6 +16,7 @@ from inheritune.steps.validation import finite, val_loss_of
 from inheritune.system.files import write_json
 from inheritune.system.progress import Progress
 from inheritune.system.reading import read_lines
+from inheritune.system.rows import Rows
 
 if TYPE_CHECKING:
     from inheritune.evaluation.val_loss import ValLoss
@@ -96,6 +97,27 @@ class TrainingResult:
         """The fields that travel with the weights, so that a later run knows what they cost."""
         keys = ("tokens", "flops", "seconds", "val_loss", "val_loss_se")
         return {key: getattr(self, key) for key in keys}
+
+
+@dataclass(frozen=True)
+class TrainedVariant(Rows):
+    """The result of training one variant of a recipe.
+
+    Attributes:
+        model: Directory of the trained model.
+        training: Losses, cost and settings of its training, against the reference loss.
+    """
+
+    model: Path
+    training: TrainingResult
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the training as in run.json, and the model's directory."""
+        return self.training.summary() | {"model": str(self.model)}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row: size, losses and cost."""
+        return [{k: v for k, v in self.as_json().items() if not isinstance(v, list | dict)}]
 
 
 @dataclass(frozen=True)

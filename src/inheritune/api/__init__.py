@@ -1,0 +1,146 @@
+"""The Python API: the functions that scripts and notebooks call, and that the commands call, too.
+
+    import inheritune as it
+
+    target = it.inherit("Qwen/Qwen3-0.6B", layers=12, out="small")
+    model = target.load()
+
+A model is given as a Hub id, a directory, ``"embedded:demo"``, a `ModelDirectory`, or, where the
+signature says so, as a transformers model in memory. Results are frozen dataclasses; those that are
+tables show themselves in a notebook and have ``to_frame()``. Errors are those of
+`inheritune.errors`: what happened, and the way out.
+
+``progress=True`` draws a bar on a terminal or in a notebook and writes lines elsewhere; False is
+silent; a function is called with each `Progress`. Ctrl-C raises `Interrupted`, after what was done
+is saved; the same call continues. Signal handlers are put back when a call returns.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from inheritune.api.measurements import analyze, evaluate, fetch_tasks, plan
+from inheritune.api.models import convert, grow, inherit, verify
+from inheritune.api.pretraining import import_tokens, inspect, plan_training, prepare, train
+from inheritune.api.runs import (
+    compare,
+    derive,
+    load_recipe,
+    prepare_recipe,
+    push,
+    report,
+    train_variant,
+)
+from inheritune.errors import (
+    CheckpointError,
+    DataError,
+    DivergedError,
+    InherituneError,
+    Interrupted,
+    MachineError,
+    MissingExtraError,
+    RecipeError,
+    SourceError,
+    UnsupportedModelError,
+)
+from inheritune.system.progress import Progress
+
+if TYPE_CHECKING:
+    from inheritune.analysis.analyze import Analysis
+    from inheritune.conversion.convert import Converted
+    from inheritune.data.import_tokens import FlatFiles
+    from inheritune.data.inspect import Inspection
+    from inheritune.data.tokens import TokenDirectory
+    from inheritune.evaluation.evaluate import Evaluation
+    from inheritune.model_files.directory import ModelDirectory
+    from inheritune.planning.candidates import Candidates, CutPlan
+    from inheritune.planning.recipe_plan import RecipePlan
+    from inheritune.recipe.load import RecipeFile
+    from inheritune.recipe.schema import Recipe
+    from inheritune.reporting.comparison import Comparison
+    from inheritune.run.execute import RunResult
+    from inheritune.run.pretraining import Pretraining, PretrainingResult
+    from inheritune.steps.result import TrainedVariant
+    from inheritune.verification.directory import Verification
+    from inheritune.verification.run_model import Finding
+
+# The modules of result types, which are imported when they are first used.
+_MODULES = {
+    "Analysis": "analysis.analyze",
+    "Candidates": "planning.candidates",
+    "Comparison": "reporting.comparison",
+    "Converted": "conversion.convert",
+    "CutPlan": "planning.candidates",
+    "Evaluation": "evaluation.evaluate",
+    "Finding": "verification.run_model",
+    "FlatFiles": "data.import_tokens",
+    "Inspection": "data.inspect",
+    "ModelDirectory": "model_files.directory",
+    "Pretraining": "run.pretraining",
+    "PretrainingResult": "run.pretraining",
+    "Recipe": "recipe.schema",
+    "RecipeFile": "recipe.load",
+    "RecipePlan": "planning.recipe_plan",
+    "RunResult": "run.execute",
+    "TokenDirectory": "data.tokens",
+    "TrainedVariant": "steps.result",
+    "Verification": "verification.directory",
+}
+
+__all__ = [
+    "Analysis",
+    "Candidates",
+    "CheckpointError",
+    "Comparison",
+    "Converted",
+    "CutPlan",
+    "DataError",
+    "DivergedError",
+    "Evaluation",
+    "Finding",
+    "FlatFiles",
+    "InherituneError",
+    "Inspection",
+    "Interrupted",
+    "MachineError",
+    "MissingExtraError",
+    "ModelDirectory",
+    "Pretraining",
+    "PretrainingResult",
+    "Progress",
+    "Recipe",
+    "RecipeError",
+    "RecipeFile",
+    "RecipePlan",
+    "RunResult",
+    "SourceError",
+    "TokenDirectory",
+    "TrainedVariant",
+    "UnsupportedModelError",
+    "Verification",
+    "analyze",
+    "compare",
+    "convert",
+    "derive",
+    "evaluate",
+    "fetch_tasks",
+    "grow",
+    "import_tokens",
+    "inherit",
+    "inspect",
+    "load_recipe",
+    "plan",
+    "plan_training",
+    "prepare",
+    "prepare_recipe",
+    "push",
+    "report",
+    "train",
+    "train_variant",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(f"inheritune.{_MODULES[name]}"), name)
+    raise AttributeError(f"module 'inheritune' has no attribute {name!r}")

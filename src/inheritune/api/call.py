@@ -1,0 +1,76 @@
+"""Turn arguments that all functions of the API take into paths and listeners; handle Ctrl-C."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from inheritune.errors import Interrupted
+from inheritune.system.progress import Listener, Progress, silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from inheritune.data.tokens import TokenDirectory
+    from inheritune.model_files.directory import ModelDirectory
+    from inheritune.recipe.load import RecipeFile
+    from inheritune.recipe.schema import Recipe
+
+PathLike: TypeAlias = str | os.PathLike[str]
+StoredModel: TypeAlias = "PathLike | ModelDirectory"
+Model: TypeAlias = "StoredModel | PreTrainedModel"
+Tokens: TypeAlias = "PathLike | TokenDirectory"
+AnyRecipe: TypeAlias = "PathLike | Recipe | RecipeFile"
+ProgressOption: TypeAlias = bool | Listener
+
+
+@contextmanager
+def call(progress: ProgressOption) -> Iterator[Listener]:
+    """Yield the listener of a call, and turn Ctrl-C into our own error."""
+    try:
+        with ExitStack() as stack:
+            yield _listener(progress, stack)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "stopped by SIGINT; what was complete is kept.", "Run the same command to continue."
+        ) from None
+
+
+def _listener(progress: ProgressOption, stack: ExitStack) -> Listener:
+    if callable(progress):
+        return progress
+    if not progress or os.environ.get("RANK", "0") != "0":  # torchrun's other processes
+        return silent
+    bars: list[Listener] = []
+
+    def draw(event: Progress) -> None:
+        if not bars:  # nothing is imported or drawn for a call that reports nothing
+            from inheritune.system.progress_bar import progress_bar
+
+            bars.append(stack.enter_context(progress_bar()))
+        bars[0](event)
+
+    return draw
+
+
+def path_of(value: "PathLike | ModelDirectory | TokenDirectory") -> Path:
+    """Return the path of a directory that is given by its path or opened."""
+    path = getattr(value, "path", value)
+    if isinstance(path, str | os.PathLike):
+        return Path(path)
+    raise TypeError(f"expected a path, got {type(value).__name__}")
+
+
+def optional_path(value: "PathLike | TokenDirectory | None") -> Path | None:
+    """Return the path, or None where none is given."""
+    return None if value is None else path_of(value)
+
+
+def tokenizer_directory(model: StoredModel) -> Path:
+    """Return the directory of a model's tokenizer; a local one may hold nothing else."""
+    from inheritune.model_files.directory import ModelDirectory, open_model
+
+    if isinstance(model, ModelDirectory) or path_of(model).is_dir():
+        return path_of(model)
+    return open_model(os.fspath(model), whole=False).path

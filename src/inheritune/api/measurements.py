@@ -1,0 +1,269 @@
+"""Measure models, and estimate cuts and recipes."""
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inheritune.api.call import (
+    Model,
+    PathLike,
+    ProgressOption,
+    StoredModel,
+    Tokens,
+    call,
+    optional_path,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from inheritune.analysis.analyze import Analysis
+    from inheritune.evaluation.evaluate import Evaluation
+    from inheritune.model_files.directory import ModelDirectory
+    from inheritune.planning.candidates import Candidates, CutPlan
+    from inheritune.planning.recipe_plan import RecipePlan
+    from inheritune.recipe.load import RecipeFile
+    from inheritune.recipe.schema import Recipe
+
+
+def evaluate(
+    models: "Model | Sequence[Model]",
+    *,
+    tasks: str | Sequence[str] = (),
+    tokens: "Tokens | None" = None,
+    text: PathLike | Sequence[PathLike] = (),
+    out: PathLike | None = None,
+    seq_len: int | None = None,
+    shots: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 16,
+    dtype: str = "auto",
+    add_bos: str = "auto",
+    task_data: PathLike | None = None,
+    allow_task_code: bool = False,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    progress: ProgressOption = True,
+) -> "Evaluation":
+    """Measure models under the same settings: val_loss on tokens or text, and tasks of lm-eval.
+
+    Args:
+        models: One model or several; models in memory, too.
+        tasks: Tasks of lm-eval, or the suites ``low-data``, ``full-data`` and ``later``.
+        tokens: Token directory; val_loss is measured on its held-out tokens.
+        text: Text files to measure val_loss on instead.
+        out: Directory that keeps every score, so that nothing is measured twice; None: a temporary
+            one.
+        seq_len: Tokens of a val_loss window; None: 1024, or the fewest positions of any model.
+        shots: Examples before each question; None: as the suite or task says.
+        limit: Questions of each task; None: all.
+        batch_size: Windows or questions in a forward. Scores move with it a little.
+        dtype: ``auto``, ``fp32``, ``bf16`` or ``fp16``, for the tasks; val_loss is always fp32.
+        add_bos: Begin every text with BOS: ``yes``, ``no``, or ``auto``, as the tokenizer does.
+        task_data: Directory of ``TASK.jsonl`` files, read instead of the Hub's data sets.
+        allow_task_code: Let tasks run code of their own.
+        tokenizer: Tokenizer of models in memory; None: the one that each was loaded with.
+        progress: True draws a bar, False is silent, a function is called with each event.
+
+    Returns:
+        A row for each model, task and metric; tasks that could not be asked are in ``failures``.
+
+    Raises:
+        RecipeError: There is nothing to measure, or no such task.
+        DataError: The tokens are of another tokenizer, or the text is too short.
+        MissingExtraError: Tasks are asked for, and lm-eval is not installed.
+    """
+    from tempfile import TemporaryDirectory
+
+    from inheritune.evaluation.evaluate import EvaluationRequest
+    from inheritune.evaluation.evaluate import evaluate as evaluate_models
+    from inheritune.model_files.in_memory import opened_model
+
+    request = EvaluationRequest(
+        tasks=_task_names(tasks),
+        tokens=optional_path(tokens),
+        texts=[Path(file) for file in ([text] if isinstance(text, str | os.PathLike) else text)],
+        seq_len=seq_len,
+        shots=shots,
+        limit=limit,
+        batch_size=batch_size,
+        dtype=dtype,
+        add_bos=add_bos,
+        task_data=optional_path(task_data),
+        allow_code=allow_task_code,
+    )
+    request.check()  # before a model is downloaded
+    with call(progress) as on_progress, ExitStack() as stack:
+        folder = out or stack.enter_context(TemporaryDirectory(prefix="inheritune-"))
+        several = (
+            models if isinstance(models, Sequence) and not isinstance(models, str) else [models]
+        )
+        opened: list[str | ModelDirectory] = [
+            os.fspath(model)
+            if isinstance(model, str | os.PathLike)
+            else stack.enter_context(opened_model(model, tokenizer=tokenizer))
+            for model in several
+        ]
+        return evaluate_models(opened, request, Path(folder), on_progress)
+
+
+def fetch_tasks(
+    tasks: str | Sequence[str],
+    out: PathLike,
+    *,
+    shots: int | None = None,
+    task_data: PathLike | None = None,
+    allow_task_code: bool = False,
+    progress: ProgressOption = True,
+) -> list[dict[str, Any]]:
+    """Download the questions of tasks, so that `evaluate` needs no network later.
+
+    Args:
+        tasks: As for `evaluate`.
+        out: Directory of results, as for `evaluate`.
+        shots: As for `evaluate`.
+        task_data: Directory of ``TASK.jsonl`` files, read instead of the Hub's data sets.
+        allow_task_code: Let tasks run code of their own.
+        progress: True draws a bar, False is silent, a function is called with each event.
+
+    Returns:
+        ``task`` and ``dataset`` of each.
+
+    Raises:
+        RecipeError: There is no such task.
+        MachineError: The questions of a task cannot be downloaded.
+    """
+    from inheritune.evaluation.evaluate import EvaluationRequest
+    from inheritune.evaluation.evaluate import fetch_tasks as fetch
+
+    request = EvaluationRequest(
+        tasks=_task_names(tasks),
+        shots=shots,
+        task_data=optional_path(task_data),
+        allow_code=allow_task_code,
+    )
+    with call(progress) as on_progress:
+        return fetch(request, Path(out), on_progress)
+
+
+def analyze(
+    model: Model,
+    *,
+    against: "Model | None" = None,
+    tokens: "Tokens | None" = None,
+    text: str | None = None,
+    sequences: int = 100,
+    tokens_per_sequence: int = 100,
+    threshold: float = 0.9,
+    bos: str = "auto",
+    spectrum: bool = False,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    progress: ProgressOption = True,
+) -> "Analysis":
+    """Measure attention rank and mass of every layer, what each layer does, and advise on a size.
+
+    Args:
+        model: The model; in memory, too.
+        against: A target that was made from it, measured on the same sequences.
+        tokens: Token directory; sequences are drawn from its held-out tokens.
+        text: Text to draw them from instead, as `data.source` of a recipe; None: Python's library.
+        sequences: N, number of sequences.
+        tokens_per_sequence: T, tokens of each.
+        threshold: Share of the squared singular values that a rank holds, in (0, 1).
+        bos: Begin each sequence with BOS: ``yes``, ``no``, or ``auto``, as the tokenizer does.
+        spectrum: Also compute singular values of the weights; large matrices take long.
+        tokenizer: Tokenizer of a model in memory; None: the one that it was loaded with.
+        progress: True draws a bar, False is silent, a function is called with each event.
+
+    Returns:
+        A row for each layer; ``advice`` says how many first layers to inherit.
+
+    Raises:
+        UnsupportedModelError: The attention cannot be observed.
+        DataError: The text is too short, or of another tokenizer.
+
+    Source: Sanyal et al., Inheritune, arXiv 2404.08634, section 2.
+    """
+    from inheritune.analysis.analyze import analyze as analyze_models
+    from inheritune.analysis.sequences import sequences_for
+    from inheritune.model_files.in_memory import opened_model
+
+    with call(progress) as on_progress, ExitStack() as stack:
+        first = stack.enter_context(opened_model(model, tokenizer=tokenizer))
+        models = [("model", first)]
+        if against is not None:
+            target = stack.enter_context(opened_model(against, tokenizer=tokenizer))
+            models = [("reference", first), ("target", target)]
+        drawn = sequences_for(
+            [directory for _, directory in models],
+            sequences,
+            tokens_per_sequence,
+            tokens=optional_path(tokens),
+            text=text,
+            bos=bos,
+        )
+        return analyze_models(
+            models, drawn, threshold=threshold, spectrum=spectrum, on_progress=on_progress
+        )
+
+
+def plan(
+    what: "StoredModel | Recipe | RecipeFile",
+    layers: int | str | None = None,
+    *,
+    revision: str | None = None,
+    tokens: int | str | None = None,
+    seq_len: int | None = None,
+    device: str | None = None,
+    devices: int = 1,
+    mfu: float = 0.4,
+    rate: float | None = None,
+    runs: PathLike = "runs",
+    progress: ProgressOption = True,
+    **sections: Any,
+) -> "Candidates | CutPlan | RecipePlan":
+    """Estimate size, time and cost of a cut or of a recipe, without running it.
+
+    Args:
+        what: A model, of which only headers are read; or a recipe: a path that ends in ``.yaml``,
+            or a `Recipe`.
+        layers: Look at this cut in detail, as for `inherit`; None: a table of cuts.
+        revision: Branch, tag or commit of a Hub id.
+        tokens: Training tokens to estimate the time for, such as ``"1B"``.
+        seq_len: Tokens per sequence; None: the model's positions, 2048 at most.
+        device: Device to estimate for, such as ``"h100"``, ``"a100"``, ``"rtx4090"`` or ``"cpu"``.
+        devices: Number of devices.
+        mfu: Share of the device's peak that training reaches, in (0, 1].
+        rate: Dollars per hour of one device.
+        runs: Directory of runs, for a recipe.
+        progress: True draws a bar, False is silent, a function is called with each event.
+        **sections: Keys of the recipe that replace the file's, as for `derive`.
+
+    Returns:
+        A table with a row for each cut (``candidates``), a cut in detail, or a recipe's plan.
+
+    Raises:
+        RecipeError: There are no such layers, or the recipe is wrong.
+    """
+    from inheritune.model_files.in_memory import opened_model
+    from inheritune.planning.candidates import Budget, list_candidates, plan_cut
+    from inheritune.planning.recipe_plan import plan_recipe
+    from inheritune.recipe.sections import is_recipe, recipe_with
+    from inheritune.recipe.values import amount_of_tokens
+    from inheritune.system.devices import Speed, choose_device
+
+    speed = Speed(choose_device(device), devices, mfu, rate) if device else None
+    with call(progress), ExitStack() as stack:
+        if is_recipe(what):
+            recipe = recipe_with(what, sections).recipe  # type: ignore[arg-type]
+            return plan_recipe(recipe, Path(runs) / recipe.name, speed)
+        model = stack.enter_context(opened_model(what, revision, whole=False))  # type: ignore[arg-type]
+        budget = Budget(seq_len, None if tokens is None else amount_of_tokens(tokens), speed)
+        if layers is None:
+            return list_candidates(model, budget)
+        return plan_cut(model, str(layers), budget)
+
+
+def _task_names(tasks: str | Sequence[str]) -> list[str]:
+    return [tasks] if isinstance(tasks, str) else list(tasks)

@@ -1,0 +1,176 @@
+"""Cut, grow, convert and verify models."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from inheritune.api.call import Model, PathLike, ProgressOption, StoredModel, call, path_of
+from inheritune.system.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from inheritune.conversion.convert import Converted
+    from inheritune.model_files.directory import ModelDirectory
+    from inheritune.verification.directory import Verification
+    from inheritune.verification.run_model import Finding
+
+
+def inherit(
+    reference: Model,
+    layers: int | str | Sequence[int],
+    out: PathLike,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    parts: str = "all",
+    seed: int = 0,
+    class_check: bool = True,
+    sha256: bool = False,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    progress: ProgressOption = True,
+) -> "ModelDirectory":
+    """Cut a model to some of its layers and write it as a new model directory.
+
+    Tensors are copied byte for byte, and the model's transformers class checks that every kept
+    layer computes what it did. Of a Hub model, only the kept layers are downloaded. The target's
+    ``inherit.json`` says where everything came from.
+
+    Args:
+        reference: The model to cut; never changed. A model in memory is saved to a temporary
+            directory first, in the dtype it has.
+        layers: How many first layers to keep; a list of layers, counted from 0; or a selection such
+            as ``"last:12"``, ``"middle:12"``, ``"first+last:8+4"``, ``"every:2"``, ``"0-11,24"``.
+        out: The directory to write; missing or empty.
+        revision: Branch, tag or commit of a Hub id.
+        dtype: Cast the weights to ``"fp32"``, ``"bf16"`` or ``"fp16"``; None: no cast.
+        parts: What to inherit, for ablations: ``"all"``, ``"attention"``, ``"mlp"``,
+            ``"attention+mlp"``, ``"first-half"``, ``"layers-only"``, ``"outer-only"``,
+            ``"paper-code-gpt2"`` or ``"paper-code-llama"``; the rest is initialised afresh.
+        seed: Seed of what is initialised afresh.
+        class_check: Let the transformers class check the cut; without it, only first layers can be
+            cut.
+        sha256: Also record SHA-256 digests, which takes longer.
+        tokenizer: Tokenizer of a model in memory; None: the one that it was loaded with.
+        progress: True draws a bar, False is silent, a function is called with each event.
+
+    Returns:
+        The target; ``.load()`` gives the transformers model.
+
+    Raises:
+        RecipeError: The reference has no such layers, or ``out`` is in use.
+        UnsupportedModelError: The layers would not compute what they do in the reference.
+        SourceError: A file of the reference is broken or unsafe.
+        MachineError: The disk is full, or the Hub cannot be reached.
+
+    Source: Sanyal et al., Inheritune, arXiv 2404.08634, algorithm 1.
+    """
+    from inheritune.model_files.in_memory import opened_model
+    from inheritune.surgery.cut import Options
+    from inheritune.surgery.cut import inherit as inherit_layers
+
+    with (
+        call(progress) as on_progress,
+        opened_model(reference, revision, whole=False, tokenizer=tokenizer) as directory,
+    ):
+        options = Options(
+            dtype=dtype, parts=parts, seed=seed, class_check=class_check, sha256=sha256
+        )
+        return inherit_layers(directory, layers, Path(out), options, on_progress)
+
+
+def grow(
+    target: StoredModel,
+    reference: StoredModel,
+    layers: int,
+    out: PathLike,
+    *,
+    revision: str | None = None,
+    progress: ProgressOption = True,
+) -> "ModelDirectory":
+    """Write a trained target with the next layers of its reference on top of its own.
+
+    Every tensor of the target is kept bit for bit; the new layers take its dtype.
+
+    Args:
+        target: First layers of the reference, trained.
+        reference: The model that the target was cut from.
+        layers: Number of layers of the grown model.
+        out: The directory to write; missing or empty.
+        revision: Branch, tag or commit of a Hub id.
+        progress: True draws a bar, False is silent, a function is called with each event.
+
+    Raises:
+        RecipeError: ``layers`` is not between the target's and the reference's.
+        UnsupportedModelError: The reference has weights outside its layers with a part for each.
+        SourceError: The two belong to different models.
+    """
+    from inheritune.model_files.in_memory import opened_model
+    from inheritune.surgery.grow import grow as grow_layers
+
+    with (
+        call(progress),
+        opened_model(target) as target_directory,
+        opened_model(reference, revision, whole=False) as reference_directory,
+    ):
+        return grow_layers(target_directory, reference_directory, layers, Path(out))
+
+
+def convert(source: PathLike, out: PathLike, *, progress: ProgressOption = True) -> "Converted":
+    """Turn a local PyTorch-format checkpoint into a safetensors model directory.
+
+    The one function that reads a pickle: weights only, in a process without network that can write
+    nowhere but to ``out``. Convert only what you trust.
+
+    Args:
+        source: Model directory with ``pytorch_model*.bin``.
+        out: The directory to write; missing or empty.
+        progress: True draws a bar, False is silent, a function is called with each event.
+
+    Raises:
+        SourceError: The files are broken or unsafe, or hold more than plain tensors.
+        RecipeError: ``out`` is in use.
+    """
+    from inheritune.conversion.convert import convert as convert_directory
+
+    with call(progress):
+        return convert_directory(path_of(source), Path(out))
+
+
+def verify(
+    path: StoredModel,
+    reference: "Model | None" = None,
+    *,
+    revision: str | None = None,
+    on_finding: "Callable[[Finding], None] | None" = None,
+    progress: ProgressOption = True,
+) -> "Verification":
+    """Verify a model, token directory, checkpoint or run against its record; change nothing.
+
+    Args:
+        path: The directory; its files tell which kind it is.
+        reference: The model that a model, or a run's target, was cut from; its bytes and what its
+            layers compute are then compared, too.
+        revision: Branch, tag or commit of a Hub id.
+        on_finding: Called with each `Finding` as soon as it is made; None: findings are shown as
+            progress.
+        progress: True draws a bar, False is silent, a function is called with each event.
+
+    Returns:
+        A row for each part that was checked, or could not be.
+
+    Raises:
+        SourceError: The model differs from its record or its reference.
+        DataError: Tokens differ from those that were prepared.
+        CheckpointError: A checkpoint differs from what was written.
+    """
+    from inheritune.model_files.in_memory import opened_model
+    from inheritune.verification.directory import verify as verify_directory
+
+    with call(progress) as on_progress, ExitStack() as stack:
+        directory = None
+        if reference is not None:
+            directory = stack.enter_context(opened_model(reference, revision, whole=False))
+        show = lambda finding: on_progress(Progress("verify", message=finding.text))  # noqa: E731
+        return verify_directory(path_of(path), directory, on_finding or show)

@@ -1,0 +1,267 @@
+"""Run recipes, whole or one step, and report and publish their runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from inheritune.api.call import (
+    AnyRecipe,
+    PathLike,
+    ProgressOption,
+    StoredModel,
+    call,
+    optional_path,
+    path_of,
+    tokenizer_directory,
+)
+from inheritune.errors import DataError
+from inheritune.system.progress import Progress
+
+if TYPE_CHECKING:
+    from inheritune.data.import_tokens import FlatFiles
+    from inheritune.data.tokens import TokenDirectory
+    from inheritune.recipe.load import RecipeFile
+    from inheritune.reporting.comparison import Comparison
+    from inheritune.run.execute import RunResult
+    from inheritune.steps.result import TrainedVariant
+
+
+def load_recipe(
+    recipe: AnyRecipe,
+    *,
+    sets: Sequence[str] = (),
+    scale: float | None = None,
+    **sections: Any,
+) -> "RecipeFile":
+    """Read and check a recipe, for the functions that take one.
+
+    Args:
+        recipe: Path of a recipe, name of a preset such as ``"demo"``, or a `Recipe`.
+        sets: Overrides of the file in the form of ``--set``, such as ``"train.tokens=1M"``.
+        scale: Shrink the recipe by this factor to try it: the same trainings with fewer tokens,
+            smaller widths, sequences and batches. Shows that it runs; not a result of the method.
+        **sections: Keys of the recipe that replace the file's, as for `derive`.
+
+    Raises:
+        RecipeError: The recipe is missing or wrong; one to three lines say where.
+    """
+    from inheritune.planning.scale import scale_file
+    from inheritune.recipe.sections import recipe_with
+
+    recipe_file = recipe_with(recipe, sections, sets)
+    return recipe_file if scale is None else scale_file(recipe_file, scale)
+
+
+def derive(
+    recipe: "AnyRecipe | None" = None,
+    *,
+    runs: PathLike = "runs",
+    allow_change: Sequence[str] = (),
+    checkpoint: PathLike | None = None,
+    progress: ProgressOption = True,
+    **sections: Any,
+) -> "RunResult":
+    """Run a recipe from start to finish, or resume it: inherit, train, grow until matched.
+
+    Args:
+        recipe: Path of a recipe, name of a preset such as ``"demo"``, or a `Recipe`; None: the
+            sections alone are the recipe.
+        runs: Directory of runs; this one gets a subdirectory with the recipe's name.
+        allow_change: Recipe keys that may differ from those that the run was started with.
+        checkpoint: Continue the unfinished training from this checkpoint; None: from the newest.
+        progress: True draws a bar, False is silent, a function is called with each event.
+        **sections: Keys of the recipe that replace the file's, such as ``train={"tokens": "1M"}``
+            or ``name="mine"``.
+
+    Returns:
+        The result, complete whether or not the reference was matched. Under torchrun, None in every
+        process but the first.
+
+    Raises:
+        RecipeError: The recipe is wrong, or differs from the one that the run was started with.
+        Interrupted: Stopped by Ctrl-C or SIGTERM; the same call continues.
+        InherituneError: A step failed; what was done stays, and the same call continues.
+
+    Source: Sanyal et al., Inheritune, arXiv 2404.08634, algorithm 1.
+    """
+    from inheritune.recipe.sections import recipe_with
+    from inheritune.run.execute import execute
+
+    with call(progress) as on_progress:
+        recipe_file = recipe_with(recipe, sections)
+        result = execute(
+            recipe_file,
+            Path(runs) / recipe_file.recipe.name,
+            on_progress,
+            allowed=allow_change,
+            checkpoint=optional_path(checkpoint),
+        )
+        return cast("RunResult", result)
+
+
+def prepare_recipe(
+    recipe: AnyRecipe,
+    *,
+    runs: PathLike = "runs",
+    files: "FlatFiles | None" = None,
+    tokenizer: "StoredModel | None" = None,
+    progress: ProgressOption = True,
+    **sections: Any,
+) -> "TokenDirectory":
+    """Prepare the tokens of a recipe and stop; `derive` goes on from there.
+
+    Args:
+        recipe: As for `derive`.
+        runs: Directory of runs; the tokens go into the one with the recipe's name.
+        files: Token ids of another program to import instead of the recipe's text.
+        tokenizer: The model, or the directory, whose tokenizer made these ids; None: the
+            reference's.
+        progress: True draws a bar, False is silent, a function is called with each event.
+        **sections: Keys of the recipe that replace the file's, as for `derive`.
+
+    Raises:
+        RecipeError: The recipe is wrong, or differs from the one that the run was started with.
+        DataError: The text is missing, broken or too short.
+    """
+    from inheritune.recipe.sections import recipe_with
+    from inheritune.run.execute import prepare_only
+
+    with call(progress) as on_progress:
+        recipe_file = recipe_with(recipe, sections)
+        home = None if tokenizer is None else tokenizer_directory(tokenizer)
+        run = Path(runs) / recipe_file.recipe.name
+        return prepare_only(recipe_file, run, on_progress, files, home)
+
+
+def train_variant(
+    recipe: AnyRecipe,
+    variant: str | None = None,
+    layers: int | None = None,
+    *,
+    runs: PathLike = "runs",
+    allow_change: Sequence[str] = (),
+    checkpoint: PathLike | None = None,
+    progress: ProgressOption = True,
+    **sections: Any,
+) -> "TrainedVariant":
+    """Train one variant of a recipe at one size and stop; `derive` takes it over.
+
+    Args:
+        recipe: As for `derive`.
+        variant: Name of the variant; None: the target.
+        layers: Number of layers; None: as in the first round of a run.
+        runs: Directory of runs; the training goes into the one with the recipe's name.
+        allow_change: Recipe keys that may differ from those that the run was started with.
+        checkpoint: Continue the unfinished training from this checkpoint; None: from the newest.
+        progress: True draws a bar, False is silent, a function is called with each event.
+        **sections: Keys of the recipe that replace the file's, as for `derive`.
+
+    Raises:
+        RecipeError: There is no such variant, or its tokens depend on other variants.
+        Interrupted: Stopped by Ctrl-C or SIGTERM; the same call continues.
+    """
+    from inheritune.recipe.sections import recipe_with
+    from inheritune.run.execute import train_only
+
+    with call(progress) as on_progress:
+        recipe_file = recipe_with(recipe, sections)
+        run = Path(runs) / recipe_file.recipe.name
+        from_checkpoint = optional_path(checkpoint)
+        result = train_only(
+            recipe_file, run, variant, layers, on_progress, allow_change, from_checkpoint
+        )
+        return cast("TrainedVariant", result)
+
+
+def report(run: PathLike, *, progress: ProgressOption = True) -> Path:
+    """Write the page, tables, figures and card of a run again.
+
+    Args:
+        run: The run's directory.
+        progress: True draws a bar, False is silent, a function is called with each event.
+
+    Returns:
+        The page.
+
+    Raises:
+        DataError: The directory is no run.
+    """
+    from inheritune.publishing.card import write_card
+    from inheritune.reporting.page import write_report
+
+    with call(progress) as on_progress:
+        page = write_report(path_of(run))
+        try:
+            write_card(path_of(run))
+        except DataError as error:
+            message = f"the target's card is left unchanged: {error.message}"
+            on_progress(Progress("report", message=message))
+        return page
+
+
+def compare(
+    runs: Sequence[PathLike], out: PathLike = "report-comparison/index.html"
+) -> "Comparison":
+    """Write one page about several runs, with their loss curves in one figure.
+
+    Args:
+        runs: The runs' directories; an unfinished or broken run is shown as such.
+        out: The page; ``figures/`` and ``tables/`` go into its directory.
+
+    Returns:
+        A row for each run.
+
+    Raises:
+        RecipeError: There are more runs than a page can show, or one is named twice.
+        DataError: A directory is no run.
+    """
+    from inheritune.reporting.comparison import write_comparison
+
+    with call(progress=False):
+        return write_comparison([path_of(run) for run in runs], Path(out))
+
+
+def push(
+    path: StoredModel,
+    repo_id: str,
+    *,
+    public: bool = False,
+    licence: str | None = None,
+    dry_run: bool = False,
+    progress: ProgressOption = True,
+) -> dict[str, Any]:
+    """Verify a target and upload it to the Hugging Face Hub, privately by default.
+
+    After an interruption, the same call sends what is still missing.
+
+    Args:
+        path: A run, or its target.
+        repo_id: Hub repository, as ``"owner/name"``; created if it is missing.
+        public: Make the repository public.
+        licence: Licence as the Hub names it, such as ``"apache-2.0"``; None: the reference's.
+        dry_run: Only choose the files and write the card; nothing is sent.
+        progress: True draws a bar, False is silent, a function is called with each event.
+
+    Returns:
+        ``repo``, ``private``, ``licence`` and ``files``; also ``url`` and ``commit`` of an upload,
+        and the text ``card`` of a dry run.
+
+    Raises:
+        SourceError: There is no target, or it differs from its record.
+        RecipeError: Its licence is unknown, or does not allow this.
+        MachineError: The Hub refuses, or cannot be reached.
+    """
+    from inheritune.publishing.push import pack
+    from inheritune.publishing.push import push as send
+
+    with call(progress) as on_progress:
+        parcel = pack(path_of(path), licence, public, repo_id)
+        if not dry_run:
+            return send(parcel, repo_id, public, on_progress)
+        return {
+            "repo": repo_id,
+            "private": not public,
+            "licence": parcel.licence,
+            "files": parcel.files,
+            "card": parcel.card,
+        }
