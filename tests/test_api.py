@@ -66,6 +66,7 @@ def test_inherited_tensors_are_those_of_the_reference(tiny_reference: Path, targ
 
 
 def test_layers_can_be_a_selection_or_a_list(tiny_reference: Path, tmp_path: Path) -> None:
+    assert it.inherit(tiny_reference, np.int64(1), tmp_path / "one", **QUIET).layers == 1
     for number, layers in enumerate(("first+last:1+1", [0, 3], "0,3")):
         cut = it.inherit(tiny_reference, layers, tmp_path / str(number), **QUIET)
         record = json.loads((cut.path / "inherit.json").read_text("utf-8"))
@@ -101,6 +102,51 @@ def test_errors_are_ours_with_the_way_out(tiny_reference: Path, tmp_path: Path) 
         it.inherit(tmp_path, 1, tmp_path / "out", **QUIET)
     with pytest.raises(TypeError, match="expected a model, got int"):
         it.inherit(3, 1, tmp_path / "out", **QUIET)  # type: ignore[arg-type]
+
+
+def test_one_value_stands_for_a_list_of_one(tiny_text: Path, tmp_path: Path) -> None:
+    recipe = it.load_recipe("demo", sets="train.tokens=1M").recipe
+    assert recipe.train.tokens == 1_000_000
+    data = {"seq_len": 16, "val_fraction": 0.2, **QUIET}
+    tokens = it.prepare(tiny_text, "embedded:demo", tmp_path / "tokens", **data)
+    same = it.prepare(str(tiny_text), "embedded:demo", tmp_path / "tokens", **data)
+    assert tokens.fingerprint == same.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        (
+            "analyze",
+            {"model": "embedded:demo", "sequences": 0},
+            "sequences is 0. Choose at least 1",
+        ),
+        ("evaluate", {"models": "embedded:demo", "batch_size": 0}, "batch_size is 0"),
+        ("inspect", {"tokens": "tokens", "length": 0}, "length is 0"),
+        ("compare", {"runs": []}, "no run is named"),
+    ],
+)
+def test_numbers_that_are_too_small_are_refused(
+    function: str, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(it.RecipeError, match=message):
+        getattr(it, function)(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        ("inherit", ("embedded:demo", 2.5, "out")),
+        ("inherit", ("embedded:demo", None, "out")),
+        ("verify", (None,)),
+        ("derive", ({"name": "tiny"},)),
+        ("report", (["a", "b"],)),
+        ("prepare", (None, "embedded:demo", "out")),
+    ],
+)
+def test_values_of_another_type_are_type_errors(function: str, arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(TypeError):
+        getattr(it, function)(*arguments, **QUIET)
 
 
 def test_a_pytorch_checkpoint_is_converted(tiny_reference: Path, tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 """Turn arguments that all functions of the API take into paths and listeners; handle Ctrl-C."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from inheritune.errors import Interrupted
+from inheritune.errors import Interrupted, RecipeError
 from inheritune.system.progress import Listener, Progress, silent
 
 if TYPE_CHECKING:
@@ -65,6 +65,23 @@ def path_of(value: "PathLike | ModelDirectory | TokenDirectory") -> Path:
 def optional_path(value: "PathLike | TokenDirectory | None") -> Path | None:
     """Return the path, or None where none is given."""
     return None if value is None else path_of(value)
+
+
+def paths_of(values: PathLike | Sequence[PathLike]) -> list[Path]:
+    """Return the paths of one file or several."""
+    return [path_of(v) for v in ([values] if isinstance(values, str | os.PathLike) else values)]
+
+
+def texts_of(values: str | Sequence[str]) -> list[str]:
+    """Return a list of one text or several."""
+    return [values] if isinstance(values, str) else list(values)
+
+
+def refuse_below(least: int, **values: int | None) -> None:
+    """Refuse numbers that are too small, by the names of their parameters."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise RecipeError(f"{name} is {value}.", f"Choose at least {least}.")
 
 
 def tokenizer_directory(model: StoredModel) -> Path:

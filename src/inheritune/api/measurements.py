@@ -14,6 +14,9 @@ from inheritune.api.call import (
     Tokens,
     call,
     optional_path,
+    paths_of,
+    refuse_below,
+    texts_of,
 )
 
 if TYPE_CHECKING:
@@ -80,10 +83,13 @@ def evaluate(
     from inheritune.evaluation.evaluate import evaluate as evaluate_models
     from inheritune.model_files.in_memory import opened_model
 
+    refuse_below(0, shots=shots)
+    refuse_below(1, batch_size=batch_size, limit=limit)
+    refuse_below(2, seq_len=seq_len)
     request = EvaluationRequest(
-        tasks=_task_names(tasks),
+        tasks=texts_of(tasks),
         tokens=optional_path(tokens),
-        texts=[Path(file) for file in ([text] if isinstance(text, str | os.PathLike) else text)],
+        texts=paths_of(text),
         seq_len=seq_len,
         shots=shots,
         limit=limit,
@@ -138,7 +144,7 @@ def fetch_tasks(
     from inheritune.evaluation.evaluate import fetch_tasks as fetch
 
     request = EvaluationRequest(
-        tasks=_task_names(tasks),
+        tasks=texts_of(tasks),
         shots=shots,
         task_data=optional_path(task_data),
         allow_code=allow_task_code,
@@ -189,6 +195,8 @@ def analyze(
     from inheritune.analysis.sequences import sequences_for
     from inheritune.model_files.in_memory import opened_model
 
+    refuse_below(1, sequences=sequences)
+    refuse_below(2, tokens_per_sequence=tokens_per_sequence)
     with call(progress) as on_progress, ExitStack() as stack:
         first = stack.enter_context(opened_model(model, tokenizer=tokenizer))
         models = [("model", first)]
@@ -227,7 +235,7 @@ def plan(
 
     Args:
         what: A model, of which only headers are read; or a recipe: a path that ends in ``.yaml``,
-            or a `Recipe`.
+            a `Recipe`, or what `load_recipe` returns, as for a preset.
         layers: Look at this cut in detail, as for `inherit`; None: a table of cuts.
         revision: Branch, tag or commit of a Hub id.
         tokens: Training tokens to estimate the time for, such as ``"1B"``.
@@ -253,6 +261,7 @@ def plan(
     from inheritune.recipe.values import amount_of_tokens
     from inheritune.system.devices import Speed, choose_device
 
+    refuse_below(1, seq_len=seq_len)
     speed = Speed(choose_device(device), devices, mfu, rate) if device else None
     with call(progress), ExitStack() as stack:
         if is_recipe(what):
@@ -263,7 +272,3 @@ def plan(
         if layers is None:
             return list_candidates(model, budget)
         return plan_cut(model, str(layers), budget)
-
-
-def _task_names(tasks: str | Sequence[str]) -> list[str]:
-    return [tasks] if isinstance(tasks, str) else list(tasks)

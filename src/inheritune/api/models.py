@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,8 @@ def inherit(
     from inheritune.surgery.cut import Options
     from inheritune.surgery.cut import inherit as inherit_layers
 
+    if not isinstance(layers, str | Sequence):
+        layers = index(layers)  # of numpy, too
     with (
         call(progress) as on_progress,
         opened_model(reference, revision, whole=False, tokenizer=tokenizer) as directory,
@@ -172,5 +175,8 @@ def verify(
         directory = None
         if reference is not None:
             directory = stack.enter_context(opened_model(reference, revision, whole=False))
-        show = lambda finding: on_progress(Progress("verify", message=finding.text))  # noqa: E731
+
+        def show(finding: "Finding") -> None:
+            on_progress(Progress("verify", message=f"{finding.part}: {finding.text}"))
+
         return verify_directory(path_of(path), directory, on_finding or show)

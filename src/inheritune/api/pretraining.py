@@ -13,6 +13,9 @@ from inheritune.api.call import (
     call,
     optional_path,
     path_of,
+    paths_of,
+    refuse_below,
+    texts_of,
     tokenizer_directory,
 )
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def prepare(
-    source: "str | Sequence[str]",
+    source: PathLike | Sequence[PathLike],
     tokenizer: StoredModel,
     out: PathLike,
     *,
@@ -57,7 +60,12 @@ def prepare(
     from inheritune.recipe.yaml_tree import Tree
     from inheritune.system.signals import catch_signals
 
-    fields = {"source": source if isinstance(source, str) else list(source), **data}
+    refuse_below(1, seq_len=seq_len)
+    if isinstance(source, str | os.PathLike):
+        fields: dict[str, Any] = {"source": os.fspath(source), **data}
+    else:
+        parts = [os.fspath(part) if isinstance(part, os.PathLike) else part for part in source]
+        fields = {"source": parts, **data}
     try:
         section = Data.model_validate(fields)
     except ValidationError as error:
@@ -70,7 +78,7 @@ def prepare(
 
 
 def import_tokens(
-    files: "FlatFiles",
+    files: "PathLike | Sequence[PathLike] | FlatFiles",
     tokenizer: StoredModel,
     out: PathLike,
     *,
@@ -79,7 +87,8 @@ def import_tokens(
     """Copy token ids that another program wrote into a token directory.
 
     Args:
-        files: The files: .ds of datatrove, .bin of nanoGPT, litgpt or llm.c.
+        files: The files: .ds of datatrove, .bin of nanoGPT, litgpt or llm.c. `FlatFiles` also names
+            validation files and the width of an id.
         tokenizer: The model, or the directory, whose tokenizer made the ids.
         out: The token directory; opened as it is if it was made from the same files.
         progress: True draws a bar, False is silent, a function is called with each event.
@@ -87,6 +96,7 @@ def import_tokens(
     Raises:
         DataError: A file is broken, or holds too little, or ``out`` holds something else.
     """
+    from inheritune.data.import_tokens import FlatFiles
     from inheritune.data.import_tokens import import_tokens as import_files
     from inheritune.data.tokenizer import embedding_rows, open_tokenizer
     from inheritune.system.signals import catch_signals
@@ -95,6 +105,8 @@ def import_tokens(
         directory = tokenizer_directory(tokenizer)
         opened = open_tokenizer(directory)
         rows = embedding_rows(directory, opened)
+        if not isinstance(files, FlatFiles):
+            files = FlatFiles(paths_of(files), [])
         return import_files(files, opened, rows, Path(out), on_progress, stop)
 
 
@@ -122,6 +134,8 @@ def inspect(
     """
     from inheritune.data.inspect import inspect_tokens
 
+    refuse_below(0, windows=windows)
+    refuse_below(1, length=length)
     home = None if tokenizer is None else tokenizer_directory(tokenizer)
     return inspect_tokens(path_of(tokens), home, windows, length)
 
@@ -131,8 +145,8 @@ def train(
     tokens: Tokens,
     out: PathLike,
     *,
-    sets: Sequence[str] = (),
-    allow_change: Sequence[str] = (),
+    sets: str | Sequence[str] = (),
+    allow_change: str | Sequence[str] = (),
     checkpoint: PathLike | None = None,
     progress: ProgressOption = True,
     **sections: Any,
@@ -163,7 +177,9 @@ def train(
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     with call(progress) as on_progress:
         settings = plan_training(model, tokens, out, processes=processes, sets=sets, **sections)
-        result = pretrain(settings, Path(out), on_progress, allow_change, optional_path(checkpoint))
+        result = pretrain(
+            settings, Path(out), on_progress, texts_of(allow_change), optional_path(checkpoint)
+        )
         return cast("PretrainingResult", result)
 
 
@@ -173,7 +189,7 @@ def plan_training(
     out: PathLike,
     *,
     processes: int = 1,
-    sets: Sequence[str] = (),
+    sets: str | Sequence[str] = (),
     **sections: Any,
 ) -> "Pretraining":
     """Choose the settings that `train` would use, and write nothing.
@@ -203,5 +219,5 @@ def plan_training(
         name = str(model.path) if model.revision is None else model.name
     else:
         name = os.fspath(model)
-    keys = [*sets, *overrides(sections)]
+    keys = [*texts_of(sets), *overrides(sections)]
     return plan_pretraining(name, path_of(tokens), Path(out), keys, processes)

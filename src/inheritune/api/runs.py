@@ -12,9 +12,11 @@ from inheritune.api.call import (
     call,
     optional_path,
     path_of,
+    paths_of,
+    texts_of,
     tokenizer_directory,
 )
-from inheritune.errors import DataError
+from inheritune.errors import DataError, RecipeError
 from inheritune.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 def load_recipe(
     recipe: AnyRecipe,
     *,
-    sets: Sequence[str] = (),
+    sets: str | Sequence[str] = (),
     scale: float | None = None,
     **sections: Any,
 ) -> "RecipeFile":
@@ -39,7 +41,7 @@ def load_recipe(
         recipe: Path of a recipe, name of a preset such as ``"demo"``, or a `Recipe`.
         sets: Overrides of the file in the form of ``--set``, such as ``"train.tokens=1M"``.
         scale: Shrink the recipe by this factor to try it: the same trainings with fewer tokens,
-            smaller widths, sequences and batches. Shows that it runs; not a result of the method.
+            smaller widths, sequences and batches. Shows that it runs; is no result of the method.
         **sections: Keys of the recipe that replace the file's, as for `derive`.
 
     Raises:
@@ -48,7 +50,7 @@ def load_recipe(
     from inheritune.planning.scale import scale_file
     from inheritune.recipe.sections import recipe_with
 
-    recipe_file = recipe_with(recipe, sections, sets)
+    recipe_file = recipe_with(recipe, sections, texts_of(sets))
     return recipe_file if scale is None else scale_file(recipe_file, scale)
 
 
@@ -56,7 +58,7 @@ def derive(
     recipe: "AnyRecipe | None" = None,
     *,
     runs: PathLike = "runs",
-    allow_change: Sequence[str] = (),
+    allow_change: str | Sequence[str] = (),
     checkpoint: PathLike | None = None,
     progress: ProgressOption = True,
     **sections: Any,
@@ -93,7 +95,7 @@ def derive(
             recipe_file,
             Path(runs) / recipe_file.recipe.name,
             on_progress,
-            allowed=allow_change,
+            allowed=texts_of(allow_change),
             checkpoint=optional_path(checkpoint),
         )
         return cast("RunResult", result)
@@ -139,7 +141,7 @@ def train_variant(
     layers: int | None = None,
     *,
     runs: PathLike = "runs",
-    allow_change: Sequence[str] = (),
+    allow_change: str | Sequence[str] = (),
     checkpoint: PathLike | None = None,
     progress: ProgressOption = True,
     **sections: Any,
@@ -168,7 +170,7 @@ def train_variant(
         run = Path(runs) / recipe_file.recipe.name
         from_checkpoint = optional_path(checkpoint)
         result = train_only(
-            recipe_file, run, variant, layers, on_progress, allow_change, from_checkpoint
+            recipe_file, run, variant, layers, on_progress, texts_of(allow_change), from_checkpoint
         )
         return cast("TrainedVariant", result)
 
@@ -217,8 +219,10 @@ def compare(
     """
     from inheritune.reporting.comparison import write_comparison
 
+    if not runs:
+        raise RecipeError("no run is named.", "Name the directories of two runs or more.")
     with call(progress=False):
-        return write_comparison([path_of(run) for run in runs], Path(out))
+        return write_comparison(paths_of(runs), Path(out))
 
 
 def push(

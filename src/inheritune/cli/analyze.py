@@ -23,12 +23,13 @@ _sequence = partial(typer.Option, rich_help_panel="Sequences")
 def analyze(
     model: Annotated[str, typer.Argument(help="Hub id, model directory or embedded:demo.")],
     against: Annotated[
-        str | None, typer.Option(metavar="TARGET", help="Model made from it, to compare.")
+        str | None,
+        typer.Option(metavar="TARGET", help="Model that was made from MODEL, to compare."),
     ] = None,
     tokens: Annotated[
         Path | None,
         _sequence(
-            metavar="DIR", help="Token directory made by prepare, whose validation set to use."
+            metavar="DIR", help="Draw sequences from the validation set of this token directory."
         ),
     ] = None,
     text: Annotated[

@@ -52,14 +52,15 @@ Scale = Annotated[
         metavar="FACTOR",
         help="Try the recipe at a small scale, such as 1e-6: multiply tokens by the factor, and "
         "widths, sequence length and batch by its fourth root. Keeps all rounds, variants and "
-        "numbers of layers, and uses Python's standard library as text. Shows that the recipe "
-        "runs; not a result of the method.",
+        "numbers of layers, and uses Python's standard library as text. This shows that the recipe "
+        "runs; it is not a result of the method.",
     ),
 ]
 AllowChange = Annotated[
     list[str] | None,
     process_option(
-        metavar="KEY", help="Resume although this recipe key has changed; recorded; repeatable."
+        metavar="KEY",
+        help="Resume although this recipe key has changed, and record the change; repeatable.",
     ),
 ]
 From = Annotated[

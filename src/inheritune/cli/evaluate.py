@@ -36,12 +36,19 @@ def evaluate(
         list[Path] | None,
         _val_loss(metavar="FILE", help="Measure val_loss on this text; repeatable."),
     ] = None,
-    seq_len: Annotated[int | None, _val_loss(min=2, help="Tokens per window of val_loss.")] = None,
+    seq_len: Annotated[
+        int | None,
+        _val_loss(
+            min=2, help="Tokens per window of val_loss; default: 1024, or what the models allow."
+        ),
+    ] = None,
     shots: Annotated[
         int | None,
         _task(min=0, help="Examples before each question; default: the task's own number."),
     ] = None,
-    limit: Annotated[int | None, _task(min=1, help="Questions per task.")] = None,
+    limit: Annotated[
+        int | None, _task(min=1, help="Questions to ask per task; default: all.")
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Batch size; fixed, because scores change slightly with it.")
     ] = 16,

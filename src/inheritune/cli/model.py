@@ -168,7 +168,7 @@ def plan(
     device: Annotated[str | None, _estimate(help="Device: h100, a100, rtx4090, cpu, ...")] = None,
     devices: Annotated[int, _estimate(help="Number of devices.")] = 1,
     mfu: Annotated[
-        float, _estimate(help="Share of the device's peak FLOP/s that is reached.")
+        float, _estimate(help="Share of the device's peak FLOP/s that training reaches.")
     ] = 0.4,
     rate: Annotated[float | None, _estimate(help="Dollars per hour of one device.")] = None,
     sets: Sets = None,

@@ -40,7 +40,8 @@ def prepare(
         list[Path] | None,
         _import_option(
             metavar="FILE",
-            help="The same for validation; default: hold out documents of --from-bin.",
+            help="Import validation ids from this file; default: hold out documents of --from-bin; "
+            "repeatable.",
         ),
     ] = None,
     tokenizer: Annotated[

@@ -44,15 +44,17 @@ def recipe_with(
         if not sections and not sets:
             return recipe
         recipe = recipe.recipe
-    fields = recipe.resolved() if isinstance(recipe, Recipe) else {}
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise TypeError(f"expected a recipe, got {type(recipe).__name__}")
+    fields: dict[str, Any] = {} if recipe is None else recipe.resolved()
+    tree = Tree("the recipe", fields)
+    for text in sets:
+        override(tree, text)
     # As in a file: paths are texts, tuples are lists.
     values: dict[str, Any] = json.loads(json.dumps(dict(sections), default=_plain))
     for name, value in values.items():
         merges = isinstance(value, Mapping) and isinstance(fields.get(name), dict)
         fields[name] = {**fields[name], **value} if merges else value
-    tree = Tree("the recipe", fields)
-    for text in sets:
-        override(tree, text)
     return made_recipe(tree)
 
 
