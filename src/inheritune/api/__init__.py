@@ -18,8 +18,8 @@ is saved; the same call continues. Signal handlers are put back when a call retu
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from inheritune.api.measurements import analyze, evaluate, fetch_tasks, plan
-from inheritune.api.models import convert, grow, inherit, verify
+from inheritune.api.measurements import analyze, evaluate, fetch_tasks, generate
+from inheritune.api.models import convert, grow, inherit, plan, verify
 from inheritune.api.pretraining import import_tokens, inspect, plan_training, prepare, train
 from inheritune.api.runs import (
     compare,
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from inheritune.data.inspect import Inspection
     from inheritune.data.tokens import TokenDirectory
     from inheritune.evaluation.evaluate import Evaluation
+    from inheritune.evaluation.generation import Generation
     from inheritune.model_files.directory import ModelDirectory
     from inheritune.planning.candidates import Candidates, CutPlan
     from inheritune.planning.recipe_plan import RecipePlan
@@ -72,6 +73,7 @@ _MODULES = {
     "CutPlan": "planning.candidates",
     "Evaluation": "evaluation.evaluate",
     "Finding": "verification.run_model",
+    "Generation": "evaluation.generation",
     "FlatFiles": "data.import_tokens",
     "Inspection": "data.inspect",
     "ModelDirectory": "model_files.directory",
@@ -98,6 +100,7 @@ __all__ = [
     "Evaluation",
     "Finding",
     "FlatFiles",
+    "Generation",
     "InherituneError",
     "Inspection",
     "Interrupted",
@@ -123,6 +126,7 @@ __all__ = [
     "derive",
     "evaluate",
     "fetch_tasks",
+    "generate",
     "grow",
     "import_tokens",
     "inherit",

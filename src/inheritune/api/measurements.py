@@ -1,7 +1,7 @@
-"""Measure models, and estimate cuts and recipes."""
+"""Measure models: val_loss, tasks and speed, their texts, attention and importance of layers."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,6 @@ from inheritune.api.call import (
     Model,
     PathLike,
     ProgressOption,
-    StoredModel,
     Tokens,
     call,
     optional_path,
@@ -24,11 +23,8 @@ if TYPE_CHECKING:
 
     from inheritune.analysis.analyze import Analysis
     from inheritune.evaluation.evaluate import Evaluation
+    from inheritune.evaluation.generation import Generation
     from inheritune.model_files.directory import ModelDirectory
-    from inheritune.planning.candidates import Candidates, CutPlan
-    from inheritune.planning.recipe_plan import RecipePlan
-    from inheritune.recipe.load import RecipeFile
-    from inheritune.recipe.schema import Recipe
 
 
 def evaluate(
@@ -46,10 +42,11 @@ def evaluate(
     add_bos: str = "auto",
     task_data: PathLike | None = None,
     allow_task_code: bool = False,
+    speed: bool = False,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     progress: ProgressOption = True,
 ) -> "Evaluation":
-    """Measure models under the same settings: val_loss on tokens or text, and tasks of lm-eval.
+    """Measure models under the same settings: val_loss on text, tasks of lm-eval, and speed.
 
     Args:
         models: One model or several; models in memory, too.
@@ -66,6 +63,8 @@ def evaluate(
         add_bos: Begin every text with BOS: ``yes``, ``no``, or ``auto``, as the tokenizer does.
         task_data: Directory of ``TASK.jsonl`` files, read instead of the Hub's data sets.
         allow_task_code: Let tasks run code of their own.
+        speed: Measure size, memory and speed of the models in turn and, where there are tokens or
+            text, how close the predictions of each are to those of the first: ``gains``.
         tokenizer: Tokenizer of models in memory; None: the one that each was loaded with.
         progress: True draws a bar, False is silent, a function is called with each event.
 
@@ -98,6 +97,7 @@ def evaluate(
         add_bos=add_bos,
         task_data=optional_path(task_data),
         allow_code=allow_task_code,
+        speed=speed,
     )
     request.check()  # before a model is downloaded
     with call(progress) as on_progress, ExitStack() as stack:
@@ -151,6 +151,55 @@ def fetch_tasks(
     )
     with call(progress) as on_progress:
         return fetch(request, Path(out), on_progress)
+
+
+def generate(
+    models: "Model | Sequence[Model]",
+    prompt: str,
+    *,
+    max_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int = 0,
+    chat: bool = False,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    on_text: Callable[[str, str], None] | None = None,
+    progress: ProgressOption = True,
+) -> "Generation":
+    """Let models continue the same prompt, one after the other, as transformers' generate does.
+
+    Args:
+        models: One model or several; the directory of a run stands for its reference, its target
+            and its control from scratch.
+        prompt: The beginning of the text; with ``chat`` a question.
+        max_tokens: Most tokens that each model adds; fewer where its positions end.
+        temperature: 0: the likeliest token at each place; else tokens are drawn from the
+            probabilities at this temperature, 0.01 to 100. top_p and the like are those of the
+            model's generation_config.json.
+        seed: Seed of what is drawn, the same for every model.
+        chat: Put the prompt into each model's own chat template.
+        tokenizer: Tokenizer of models in memory; None: the one that each was loaded with.
+        on_text: Called with a model's name and the text that it has just added, empty at first.
+        progress: True draws a bar, False is silent, a function is called with each event.
+
+    Returns:
+        What each model wrote; shows itself in a notebook.
+
+    Raises:
+        RecipeError: The prompt is empty or longer than the positions of a model, a setting is out
+            of its range, or there is no chat template.
+        UnsupportedModelError: A model is no causal language model.
+        SourceError: A model lacks weights, such as those of its head.
+        DataError: A tokenizer cannot be opened, or a run has no target yet.
+    """
+    from inheritune.evaluation.generation import check_prompt, generate_texts
+    from inheritune.evaluation.samples import GenerationSettings
+    from inheritune.run.models import opened_models
+
+    settings = GenerationSettings(max_tokens, temperature, seed, chat)
+    settings.check()
+    check_prompt(prompt)  # before a model is downloaded
+    with call(progress) as on_progress, opened_models(models, tokenizer) as opened:
+        return generate_texts(opened, prompt, settings, on_progress, on_text)
 
 
 def analyze(
@@ -214,61 +263,3 @@ def analyze(
         return analyze_models(
             models, drawn, threshold=threshold, spectrum=spectrum, on_progress=on_progress
         )
-
-
-def plan(
-    what: "StoredModel | Recipe | RecipeFile",
-    layers: int | str | None = None,
-    *,
-    revision: str | None = None,
-    tokens: int | str | None = None,
-    seq_len: int | None = None,
-    device: str | None = None,
-    devices: int = 1,
-    mfu: float = 0.4,
-    rate: float | None = None,
-    runs: PathLike = "runs",
-    progress: ProgressOption = True,
-    **sections: Any,
-) -> "Candidates | CutPlan | RecipePlan":
-    """Estimate size, time and cost of a cut or of a recipe, without running it.
-
-    Args:
-        what: A model, of which only headers are read; or a recipe: a path that ends in ``.yaml``,
-            a `Recipe`, or what `load_recipe` returns, as for a preset.
-        layers: Look at this cut in detail, as for `inherit`; None: a table of cuts.
-        revision: Branch, tag or commit of a Hub id.
-        tokens: Training tokens to estimate the time for, such as ``"1B"``.
-        seq_len: Tokens per sequence; None: the model's positions, 2048 at most.
-        device: Device to estimate for, such as ``"h100"``, ``"a100"``, ``"rtx4090"`` or ``"cpu"``.
-        devices: Number of devices.
-        mfu: Share of the device's peak that training reaches, in (0, 1].
-        rate: Dollars per hour of one device.
-        runs: Directory of runs, for a recipe.
-        progress: True draws a bar, False is silent, a function is called with each event.
-        **sections: Keys of the recipe that replace the file's, as for `derive`.
-
-    Returns:
-        A table with a row for each cut (``candidates``), a cut in detail, or a recipe's plan.
-
-    Raises:
-        RecipeError: There are no such layers, or the recipe is wrong.
-    """
-    from inheritune.model_files.in_memory import opened_model
-    from inheritune.planning.candidates import Budget, list_candidates, plan_cut
-    from inheritune.planning.recipe_plan import plan_recipe
-    from inheritune.recipe.sections import is_recipe, recipe_with
-    from inheritune.recipe.values import amount_of_tokens
-    from inheritune.system.devices import Speed, choose_device
-
-    refuse_below(1, seq_len=seq_len)
-    speed = Speed(choose_device(device), devices, mfu, rate) if device else None
-    with call(progress), ExitStack() as stack:
-        if is_recipe(what):
-            recipe = recipe_with(what, sections).recipe  # type: ignore[arg-type]
-            return plan_recipe(recipe, Path(runs) / recipe.name, speed)
-        model = stack.enter_context(opened_model(what, revision, whole=False))  # type: ignore[arg-type]
-        budget = Budget(seq_len, None if tokens is None else amount_of_tokens(tokens), speed)
-        if layers is None:
-            return list_candidates(model, budget)
-        return plan_cut(model, str(layers), budget)

@@ -1,12 +1,21 @@
-"""Cut, grow, convert and verify models."""
+"""Cut, grow, convert and verify models; estimate cuts and recipes."""
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from inheritune.api.call import Model, PathLike, ProgressOption, StoredModel, call, path_of
+from inheritune.api.call import (
+    Model,
+    PathLike,
+    ProgressOption,
+    StoredModel,
+    call,
+    path_of,
+    refuse_below,
+)
 from inheritune.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -14,6 +23,10 @@ if TYPE_CHECKING:
 
     from inheritune.conversion.convert import Converted
     from inheritune.model_files.directory import ModelDirectory
+    from inheritune.planning.candidates import Candidates, CutPlan
+    from inheritune.planning.recipe_plan import RecipePlan
+    from inheritune.recipe.load import RecipeFile
+    from inheritune.recipe.schema import Recipe
     from inheritune.verification.directory import Verification
     from inheritune.verification.run_model import Finding
 
@@ -180,3 +193,65 @@ def verify(
             on_progress(Progress("verify", message=f"{finding.part}: {finding.text}"))
 
         return verify_directory(path_of(path), directory, on_finding or show)
+
+
+def plan(
+    what: "StoredModel | Recipe | RecipeFile",
+    layers: int | str | None = None,
+    *,
+    revision: str | None = None,
+    tokens: int | str | None = None,
+    seq_len: int | None = None,
+    device: str | None = None,
+    devices: int = 1,
+    mfu: float = 0.4,
+    rate: float | None = None,
+    runs: PathLike = "runs",
+    progress: ProgressOption = True,
+    **sections: Any,
+) -> "Candidates | CutPlan | RecipePlan":
+    """Estimate size, time and cost of a cut or of a recipe, without running it.
+
+    Args:
+        what: A model, of which only headers are read, or a config.json where there are no weights;
+            or a recipe: a path that ends in ``.yaml``, a `Recipe`, or what `load_recipe` returns.
+        layers: Look at this cut in detail, as for `inherit`; None: a table of cuts.
+        revision: Branch, tag or commit of a Hub id.
+        tokens: Training tokens to estimate the time for, such as ``"1B"``.
+        seq_len: Tokens per sequence; None: the model's positions, 2048 at most.
+        device: Device to estimate for, such as ``"h100"``, ``"a100"``, ``"rtx4090"`` or ``"cpu"``.
+        devices: Number of devices.
+        mfu: Share of the device's peak that training reaches, in (0, 1].
+        rate: Dollars per hour of one device.
+        runs: Directory of runs, for a recipe.
+        progress: True draws a bar, False is silent, a function is called with each event.
+        **sections: Keys of the recipe that replace the file's, as for `derive`.
+
+    Returns:
+        A table with a row for each cut (``candidates``), a cut in detail, or a recipe's plan.
+
+    Raises:
+        RecipeError: There are no such layers, or the recipe is wrong.
+    """
+    from inheritune.model_files.in_memory import opened_model
+    from inheritune.planning.candidates import Budget, list_candidates, plan_cut
+    from inheritune.planning.planned_reference import open_to_plan
+    from inheritune.planning.recipe_plan import plan_recipe
+    from inheritune.recipe.sections import is_recipe, recipe_with
+    from inheritune.recipe.values import amount_of_tokens
+    from inheritune.system.devices import Speed, choose_device
+
+    refuse_below(1, seq_len=seq_len)
+    speed = Speed(choose_device(device), devices, mfu, rate) if device else None
+    with call(progress), ExitStack() as stack:
+        if is_recipe(what):
+            recipe = recipe_with(what, sections).recipe  # type: ignore[arg-type]
+            return plan_recipe(recipe, Path(runs) / recipe.name, speed)
+        if isinstance(what, str | os.PathLike):
+            model = open_to_plan(os.fspath(what), revision)
+        else:
+            model = stack.enter_context(opened_model(what))  # type: ignore[arg-type]
+        budget = Budget(seq_len, None if tokens is None else amount_of_tokens(tokens), speed)
+        if layers is None:
+            return list_candidates(model, budget)
+        return plan_cut(model, str(layers), budget)

@@ -189,12 +189,13 @@ def report(run: PathLike, *, progress: ProgressOption = True) -> Path:
         DataError: The directory is no run.
     """
     from inheritune.publishing.card import write_card
-    from inheritune.reporting.page import write_report
+    from inheritune.reporting.page import read_report, write_report
 
     with call(progress) as on_progress:
-        page = write_report(path_of(run))
+        content = read_report(path_of(run))
+        page = write_report(path_of(run), content)
         try:
-            write_card(path_of(run))
+            write_card(path_of(run), content.figures)
         except DataError as error:
             message = f"the target's card is left unchanged: {error.message}"
             on_progress(Progress("report", message=message))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from inheritune import api
 from inheritune.cli.console import Debug, Json, print_json, print_piece, reported, say
 from inheritune.errors import RecipeError, escape
 
@@ -39,8 +40,6 @@ def generate(
 ) -> None:
     """Let models continue a prompt, one after the other: a run's reference and target, or any."""
     with reported(as_json, debug):
-        from inheritune import api
-
         names, given = _split(models)
         prompt = _read_prompt() if given is None else given
         settings: dict[str, Any] = {
@@ -57,8 +56,6 @@ def generate(
 
 def write_texts(models: Sequence[str], prompt: str, **settings: Any) -> None:
     """Show the texts of models as they write them; settings are those of `api.generate`."""
-    from inheritune import api
-
     with _shown() as screen:
         generation = api.generate(models, prompt, on_text=screen.show, progress=False, **settings)
     for text in generation.texts:
