@@ -87,7 +87,7 @@ def test_settings_of_a_dataset_belong_to_its_entry():
 def test_a_sample_is_taken_before_the_split(text_folder, tokenizer, tmp_path):
     data = Data(source=str(text_folder), val_fraction=0.3, sample=0.5)
     tokens = prepare_text(data, tokenizer, 300, 16, tmp_path / "tokens")
-    kept = [d for d in documents(str(text_folder)) if sampled(d, data)]
+    kept = [d for d in documents(str(text_folder)) if sampled(d, data.sample)]
     held = [d for d in kept if held_out(d, data)]
     found = tokens.manifest["documents"], tokens.manifest["val_documents"]
     assert found == (len(kept) - len(held), len(held)) and 0 < found[1] < found[0] < 40

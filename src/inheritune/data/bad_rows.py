@@ -45,16 +45,15 @@ def decode(data: bytes, where: str, bad: BadRows) -> str | None:
 
 def text_of(row: Any, column: str, where: str, bad: BadRows) -> str | None:
     """Take the text out of a row; None if it is null or a bad row was counted."""
+    text = row.get(column)
+    if column in row and (text is None or isinstance(text, str)):
+        return text if text is None or _is_clean(text, where, bad) else None
     columns = ", ".join(escape(name, 40) for name in row) or "none"
-    if column not in row:
-        bad.add(where, f"it has no column {column!r}; its columns are {columns}", _COLUMN)
-        return None
-    text = row[column]
-    if text is not None and not isinstance(text, str):
+    what = f"it has no column {column!r}; its columns are {columns}"
+    if column in row:
         what = f"column {column!r} holds {type(text).__name__}, not text; columns: {columns}"
-        bad.add(where, what, _COLUMN)
-        return None
-    return text if text is None or _is_clean(text, where, bad) else None
+    bad.add(where, what, _COLUMN)
+    return None
 
 
 def _is_clean(text: str, where: str, bad: BadRows) -> bool:

@@ -30,18 +30,14 @@ def held_out(document: Document, data: Data) -> bool:
     return _below_share(SPLIT_RULE, key.encode(errors="surrogateescape"), data.val_fraction)
 
 
-def sampled(document: Document, data: Data) -> bool:
-    """Return whether a document is in the random subset ``data.sample``; its text alone decides.
+def sampled(document: Document, share: float | None) -> bool:
+    """Return whether a document is in a random subset of its source; its text alone decides.
 
     A larger share contains every smaller one, and is independent of what is held out.
+
+    Args:
+        share: ``data.sample`` or ``data.val_sample``, in (0, 1]; None: every document is.
     """
-    share = data.sample
-    return share is None or _below_share(_SAMPLE_RULE, document.text.encode(), share)
-
-
-def val_sampled(document: Document, data: Data) -> bool:
-    """Return whether a document of ``data.val_source`` is in the subset ``data.val_sample``."""
-    share = data.val_sample
     return share is None or _below_share(_SAMPLE_RULE, document.text.encode(), share)
 
 

@@ -52,7 +52,7 @@ class Encoder:
 
     def __call__(self, documents: list[Document], is_val: bool) -> _Batch:
         """Encode the documents in the sample; with ``is_val`` all of them, as held-out ones."""
-        numbers = [i for i, d in enumerate(documents) if is_val or sampled(d, self.data)]
+        numbers = [i for i, d in enumerate(documents) if is_val or sampled(d, self.data.sample)]
         texts = [documents[i].text for i in numbers]
         arrays = encode_documents(self.tokenizer, texts, self.data.special_tokens_in_text)
         batch: _Batch = []

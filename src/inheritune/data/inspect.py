@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from inheritune.data.shards import id_type
 from inheritune.data.tokenizer import TextTokenizer, open_tokenizer
 from inheritune.data.tokens import TokenDirectory, open_tokens
 from inheritune.errors import DataError, InherituneError
@@ -77,7 +78,7 @@ def describe_tokens(tokens: TokenDirectory) -> dict[str, Any]:
     facts = tokens.summary() | {
         "path": str(tokens.path),
         "embedding_rows": manifest["embedding_rows"],
-        "bytes_per_id": 2 if manifest["embedding_rows"] <= 1 << 16 else 4,
+        "bytes_per_id": id_type(manifest["embedding_rows"]).itemsize,
         "tokenizer": manifest["tokenizer"],
         "policy": manifest["policy"],
         "split": manifest["split"],

@@ -28,7 +28,7 @@ def training_texts(data: Data) -> Iterator[str]:
     """Yield the texts of the documents that are not held out, source after source."""
     for source in open_sources(data):
         for _, document in source.read():
-            if sampled(document, data) and not held_out(document, data):
+            if sampled(document, data.sample) and not held_out(document, data):
                 yield document.text
 
 

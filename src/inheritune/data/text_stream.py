@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inheritune.data.sources import open_sources
-from inheritune.data.tokenizer import TextTokenizer
+from inheritune.data.tokenizer import TextTokenizer, encode_documents
 from inheritune.data.tokens import TokenStream
 from inheritune.recipe.schema import Data
 
@@ -29,13 +29,11 @@ class TextStream(TokenStream):
 
     def __init__(self, texts: Sequence[Path], tokenizer: TextTokenizer) -> None:
         self.num_bytes = 0
-        before = [] if tokenizer.bos is None else [tokenizer.bos]
         parts: list[NDArray[np.int64]] = []
         for source in open_sources(Data(source=[str(path) for path in texts])):
             for _, document in source.read():
                 self.num_bytes += len(document.text.encode())
-                ids = tokenizer.encode_long(document.text)
-                parts.append(np.concatenate([before, ids, [tokenizer.eos]]).astype(np.int64))
+                parts += encode_documents(tokenizer, [document.text])
         self._ids = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
         self._edges = np.array([0, len(self._ids)])  # one shard, and no file behind it
         digest = hashlib.sha256(tokenizer.sha256.encode())

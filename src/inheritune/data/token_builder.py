@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from inheritune.data.document import SPLIT_RULE, Document, held_out, sampled, val_sampled
+from inheritune.data.document import SPLIT_RULE, Document, held_out, sampled
 from inheritune.data.encoding import Encoded, Encoders
 from inheritune.data.hub_dataset import dataset_commit
 from inheritune.data.input_files import STDLIB
@@ -102,17 +102,21 @@ class TokenBuilder:
 
     def _encoded(self, encoders: Encoders) -> Iterator[tuple[int, Encoded]]:
         """Yield encoded documents with the number of their source, in the order of the shards."""
+        data = self._data
         for number, source in enumerate(self._val_sources):
-            for encoded in encoders.encode(
-                self._filtered(number, source, val_sampled), is_val=True, between=self._check
-            ):
+            documents = self._filtered(number, source, lambda d: sampled(d, data.val_sample))
+            for encoded in encoders.encode(documents, is_val=True, between=self._check):
                 yield number, encoded
         yield from self._training_documents(encoders)
         # One source on this machine is read to its end, so that the validation set does not
         # depend on how much is trained on.
         is_single = len(self._sources) == 1 and not self._sources[0].is_remote
-        if is_single and self._data.val_source is None:
-            rest = self._filtered(self._first, self._sources[0], _held_out_and_sampled)
+        if is_single and data.val_source is None:
+            rest = self._filtered(
+                self._first,
+                self._sources[0],
+                lambda d: held_out(d, data) and sampled(d, data.sample),
+            )
             for encoded in encoders.encode(rest, is_val=True, between=self._check):
                 yield self._first, encoded
 
@@ -138,13 +142,13 @@ class TokenBuilder:
             yield self._first + i, encoded
 
     def _filtered(
-        self, number: int, source: Source, accepts: Callable[[Document, Data], bool]
+        self, number: int, source: Source, accepts: Callable[[Document], bool]
     ) -> Iterator[tuple[SourcePosition, Document]]:
         documents = source.read(self._state["places"][number])
         for count, (place, document) in enumerate(documents):
             if count % 1024 == 0:  # accepted ones may be few and far between
                 self._check()
-            if accepts(document, self._data):
+            if accepts(document):
                 yield place, document
 
     def _add(self, number: int, encoded: Encoded) -> None:
@@ -208,7 +212,3 @@ class TokenBuilder:
             provenance["training_tokens"] = self._state["tokens"][self._first :]
         shares = data.model_dump(mode="json", include={"sample", "val_sample"})
         return provenance | {key: share for key, share in shares.items() if share is not None}
-
-
-def _held_out_and_sampled(document: Document, data: Data) -> bool:
-    return held_out(document, data) and sampled(document, data)
