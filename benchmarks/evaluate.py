@@ -59,7 +59,8 @@ def answering() -> Iterator[list[float]]:
 
 
 def ours(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from inheritune.evaluation.evaluate import EvaluationRequest, evaluate
+    from inheritune.evaluation.evaluate import evaluate
+    from inheritune.evaluation.request import EvaluationRequest
 
     request = EvaluationRequest(
         tasks=given.tasks.split(","),

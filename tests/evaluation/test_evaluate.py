@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from inheritune.cli.app import app
 from inheritune.errors import DataError, Interrupted, RecipeError
-from inheritune.evaluation.evaluate import EvaluationRequest as Request
 from inheritune.evaluation.evaluate import evaluate, fetch_tasks
+from inheritune.evaluation.request import EvaluationRequest as Request
 from inheritune.surgery.cut import Options, inherit
 from inheritune.system.progress import Progress
 

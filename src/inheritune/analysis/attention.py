@@ -155,13 +155,13 @@ def measure_attention(
     layers = find_layers(model, total)
     device = next(model.parameters()).device
     sums = _Sums(tuple(dict.fromkeys((threshold, *THRESHOLDS))))
-    size, few = _micro_batch(model, *ids.shape), _few_logits(model)
+    size, options = _micro_batch(model, *ids.shape), _few_logits(model)
     model.eval()
     # The sink adds a layer's matrices up as they appear: those of all layers would fill the memory.
     with torch.no_grad(), observed(model, layers, sums.take):
         for first in range(0, len(ids), size):
             batch = torch.from_numpy(ids[first : first + size]).to(device)
-            model(input_ids=batch, use_cache=False, **few)
+            model(input_ids=batch, use_cache=False, **options)
             sums.end_forward(model)
             on_progress(Progress(task, min(first + size, len(ids)), len(ids), "sequences"))
             if stop is not None:

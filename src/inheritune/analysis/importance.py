@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from inheritune.analysis.observe import find_layers, watched_by
+from inheritune.run_record import finite_number
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
 
@@ -165,8 +166,6 @@ class _Cosines:
 
     def means(self) -> list[tuple[float | None, float | None]]:
         """Return mean cosine and angle of each layer."""
-        return [(self._mean(row[0], row[2]), self._mean(row[1], row[2])) for row in self._sums]
-
-    def _mean(self, total: float, count: float) -> float | None:
-        mean = float(total / count) if count else math.nan
-        return mean if math.isfinite(mean) else None
+        with np.errstate(invalid="ignore"):  # 0 / 0: nothing passed through the layer
+            means = (self._sums[:, :2] / self._sums[:, 2:]).tolist()
+        return [(finite_number(cosine), finite_number(angle)) for cosine, angle in means]

@@ -95,8 +95,8 @@ def watched_by(
 
     def leave(number: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         is_sequence = isinstance(output, tuple | list)
-        other = after(number, output[0] if is_sequence else output)
-        return (other, *output[1:]) if is_sequence and other is not None else other
+        new = after(number, output[0] if is_sequence else output)
+        return (new, *output[1:]) if is_sequence and new is not None else new
 
     with ExitStack() as hooks:
         for number, module in enumerate(layers):
@@ -124,8 +124,8 @@ def _attending_by(model: "PreTrainedModel", name: str) -> Iterator[None]:
             config._attn_implementation_internal = name
         yield
     finally:
-        for config, own in zip(configs, before, strict=True):
-            config._attn_implementation_internal = own
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation_internal = implementation
 
 
 class _Current:

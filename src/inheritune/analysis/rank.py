@@ -39,13 +39,13 @@ def known_attention(tokens: int) -> "dict[str, Tensor]":
 
 def calibration(tokens: int, threshold: float) -> dict[str, dict[str, int]]:
     """Compute rank and mass of `known_attention`, to compare measured values with."""
-    known = known_attention(tokens)
-    matrices = torch.stack(list(known.values()))
+    forms = known_attention(tokens)
+    matrices = torch.stack(list(forms.values()))
     ranks = attention_rank(matrices, [threshold])[:, 0].tolist()
     masses = attention_mass(matrices, 0.90).tolist()
     return {
         name: {"rank": rank, "mass": mass}
-        for name, rank, mass in zip(known, ranks, masses, strict=True)
+        for name, rank, mass in zip(forms, ranks, masses, strict=True)
     }
 
 
@@ -113,20 +113,20 @@ def attention_rank(matrices: "Tensor", thresholds: Sequence[float]) -> "Tensor":
 def _rank(matrices: "Tensor", thresholds: Sequence[float]) -> "Tensor":
     size = matrices.shape[-1]
     ranks = torch.zeros(len(matrices), len(thresholds), dtype=torch.int64, device=matrices.device)
-    left = torch.arange(len(matrices), device=matrices.device)
+    remaining = torch.arange(len(matrices), device=matrices.device)
 
     def take_proven(bounds: _Bounds) -> "Tensor":
         """Store the counts that are proven; return the matrices that are left."""
         counts, proven = _counts(bounds, thresholds)
-        ranks[left[proven]] = counts[proven]
-        return left[~proven]
+        ranks[remaining[proven]] = counts[proven]
+        return remaining[~proven]
 
     if size >= 4 * _FEW:
-        left = take_proven(_on_basis(matrices))
-    if len(left):
-        left = take_proven(_all_eigenvalues(matrices[left]))
-    if len(left):
-        ranks[left] = _in_fp64(matrices[left], thresholds)
+        remaining = take_proven(_on_basis(matrices))
+    if len(remaining):
+        remaining = take_proven(_all_eigenvalues(matrices[remaining]))
+    if len(remaining):
+        ranks[remaining] = _in_fp64(matrices[remaining], thresholds)
     return ranks
 
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 
 from inheritune.errors import UnsupportedModelError
 from inheritune.model_files.safetensors import Tensor as StoredTensor
@@ -11,12 +12,7 @@ if TYPE_CHECKING:
     from inheritune.model_files.directory import ModelDirectory
 
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
+_READABLE = ("F64", "F32", "F16", "BF16")
 _SHOWN = 16  # largest singular values kept of each matrix
 
 
@@ -48,16 +44,13 @@ def weight_spectrum(model: "ModelDirectory") -> list[dict[str, Any]]:
 
 
 def _read(tensor: StoredTensor) -> torch.Tensor:
-    if tensor.dtype not in _DTYPES:
+    if tensor.dtype not in _READABLE:
         raise UnsupportedModelError(
             f"{tensor.name} is stored as {tensor.dtype}, whose singular values are not computed.",
             "Leave the spectrum out.",
         )
-    with tensor.file.open("rb") as file:
-        file.seek(tensor.offset)
-        data = bytearray(file.read(tensor.size))
-    values = torch.frombuffer(data, dtype=_DTYPES[tensor.dtype])
-    return values.view(tensor.shape).to(torch.float64)
+    with safe_open(tensor.file, "pt") as file:
+        return file.get_tensor(tensor.name).to(torch.float64)  # type: ignore[no-any-return]
 
 
 def _singular_values(matrix: torch.Tensor) -> torch.Tensor:

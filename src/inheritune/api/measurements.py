@@ -78,8 +78,8 @@ def evaluate(
     """
     from tempfile import TemporaryDirectory
 
-    from inheritune.evaluation.evaluate import EvaluationRequest
     from inheritune.evaluation.evaluate import evaluate as evaluate_models
+    from inheritune.evaluation.request import EvaluationRequest
     from inheritune.model_files.in_memory import opened_model
 
     refuse_below(0, shots=shots)
@@ -140,8 +140,8 @@ def fetch_tasks(
         RecipeError: There is no such task.
         MachineError: The questions of a task cannot be downloaded.
     """
-    from inheritune.evaluation.evaluate import EvaluationRequest
     from inheritune.evaluation.evaluate import fetch_tasks as fetch
+    from inheritune.evaluation.request import EvaluationRequest
 
     request = EvaluationRequest(
         tasks=texts_of(tasks),

@@ -78,7 +78,7 @@ def load_lm(
         from lm_eval.models.huggingface import HFLM
 
         class CheckedHFLM(HFLM):  # type: ignore[misc]
-            """HFLM with an error for answers longer than a window, where HFLM has an assert."""
+            """HFLM that raises an error of ours for answers longer than a window."""
 
             def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
                 _refuse_long_answers(requests, self.max_length)

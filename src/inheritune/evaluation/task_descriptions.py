@@ -69,8 +69,8 @@ def task_descriptions(
 def _describe(
     name: str, shots: int | None, folder: Path | None, allow_code: bool, scratch: Path
 ) -> list[TaskDescription]:
-    if (own := own_task(name, allow_code)) is not None:
-        return _own_tasks(name, own, shots, allow_code)
+    if (path := own_task(name, allow_code)) is not None:
+        return _own_tasks(name, path, shots, allow_code)
     file = stock_file(name)
     if file is None:
         return _from_index(name, shots, allow_code)
@@ -95,8 +95,8 @@ def _describe(
     if (data := local_data(folder, name)) is None:
         return [replace(description, spec=str(file), folders=())]
     num_shots = shots if shots is not None else int(config.get("num_fewshot") or 0)
-    path = write_description(name, file, config, data, num_shots, scratch)
-    return [replace(description, spec=str(path), folders=(), data=data.digest)]
+    written = write_description(name, file, config, data, num_shots, scratch)
+    return [replace(description, spec=str(written), folders=(), data=data.digest)]
 
 
 def _own_tasks(name: str, path: Path, shots: int | None, allow_code: bool) -> list[TaskDescription]:
@@ -136,13 +136,13 @@ def _group(
         raise RecipeError(
             f"{description.task} needs {missing[0]}.jsonl as well.", f"It is not in {folder}."
         )
-    place = scratch / description.task
-    place.mkdir(exist_ok=True)
+    directory = scratch / description.task
+    directory.mkdir(exist_ok=True)
     for name, data in local.items():
         entry = index[name]
-        write_description(name, entry.yaml_path, entry.cfg, data, description.shots or 0, place)
+        write_description(name, entry.yaml_path, entry.cfg, data, description.shots or 0, directory)
     digest = "+".join(sorted({data.digest[:16] for data in local.values()}))
-    return replace(description, folders=(stock, place), data=digest)
+    return replace(description, folders=(stock, directory), data=digest)
 
 
 def _members(index: Mapping[str, Any], name: str) -> Iterator[str]:

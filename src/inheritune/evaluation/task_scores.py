@@ -105,7 +105,7 @@ def score_tasks(
 
 
 class _Scorer:
-    """Scores one model, which is loaded for the first task without a score."""
+    """Scores one model, and loads it when the first task without a score comes up."""
 
     def __init__(
         self,

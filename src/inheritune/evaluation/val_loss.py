@@ -77,12 +77,12 @@ def measure_val_loss(
     batches = range(0, windows, batch_size)
     with torch.no_grad():
         for turn in range(0, len(batches), processes.size):
-            mine = turn + processes.rank
+            index = turn + processes.rank
             # A process without a batch left repeats the last one: a sharded model needs the same
             # number of forwards in every process.
-            first = batches[min(mine, len(batches) - 1)]
+            first = batches[min(index, len(batches) - 1)]
             values = _window_losses(model, stream, first, min(first + batch_size, windows), seq_len)
-            if mine < len(batches):
+            if index < len(batches):
                 losses[first : first + len(values)] = torch.tensor(values, dtype=torch.float64)
             done = min(batches[min(turn + processes.size, len(batches)) - 1] + batch_size, windows)
             on_progress(Progress(task, done, windows, "windows"))

@@ -134,10 +134,10 @@ def list_candidates(reference: ModelDirectory, budget: Budget = Budget()) -> Can
 
 
 def plan_cut(reference: ModelDirectory, layers: str, budget: Budget = Budget()) -> CutPlan:
-    """Plan one cut: what changes in the config, and what is read and written.
+    """Plan one cut: changes of the config, bytes to read, files to write.
 
     Raises:
-        RecipeError: The reference has no such layers; the message says which it has.
+        RecipeError: The reference has no such layers.
         UnsupportedModelError: The config cannot be cut there.
     """
     total, sizes = reference.layers, Sizes(reference)

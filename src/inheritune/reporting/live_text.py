@@ -36,7 +36,9 @@ def status_of(root: Path) -> Status:
         record = record.model_copy(update={"status": "interrupted"})
     lines = [f"{_plain(record.name or '') or root.name}: {_plain(record.status or '')}"]
     if is_abandoned:
-        lines.append("The process that worked on it has ended without a word: nobody works on it.")
+        lines.append(
+            "Its process has ended without recording why; give the same command again to continue."
+        )
     lines += ["", _plain(verdict(record)), ""]
     if record.reference_loss is not None:
         lines.append(f"reference loss  {loss(record.reference_loss)} nats per token")

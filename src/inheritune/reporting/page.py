@@ -96,9 +96,9 @@ class RunReport:
     @property
     def table_files(self) -> list[Table]:
         """All tables that are written beside the page."""
-        own = [t for name, t in self.own_tables.items() if name != "seeds" or t.values]
+        always = [t for name, t in self.own_tables.items() if name != "seeds" or t.values]
         in_sections = [t for section in self.sections for t in [*section.tables, *section.files]]
-        return [*own, curves_table(self.curves), *in_sections]
+        return [*always, curves_table(self.curves), *in_sections]
 
 
 def write_report(run_root: Path, report: RunReport | None = None) -> Path:

@@ -49,15 +49,9 @@ def compute_table(record: RunRecord) -> Table:
         Column("time", "days", formatted(".2g")),
         Column("FLOPs", show=flops),
     ]
+    printed = ("model", "train_tokens", "gpu_count", "gpu_type")
     values: list[list[object]] = [
-        [
-            row["model"],
-            row["train_tokens"],
-            row["gpu_count"],
-            row["gpu_type"],
-            number_of(row, "time_days"),
-            None,
-        ]
+        [*(row[column] for column in printed), number_of(row, "time_days"), None]
         for row in published("table1_compute")
     ]
     paid = record.paid_entries

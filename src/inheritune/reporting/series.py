@@ -220,7 +220,7 @@ def _time_unit(seconds: float) -> tuple[float, str]:
 
 
 def on_axes(row: Mapping[str, Any], axes: Sequence[Axis]) -> dict[str, Any]:
-    """Locate a row on each axis, with as many digits as can be seen."""
+    """Locate a row on each axis, rounded to the digits that a chart can show."""
     return {axis.key: _rounded(row.get(axis.source), axis) for axis in axes}
 
 

@@ -43,7 +43,7 @@ Field = tuple[Column, str | Callable[[Any], Any]]
 
 @dataclass(frozen=True)
 class Mark:
-    """An annotation of one cell."""
+    """Standard error, bold type and dagger of one cell."""
 
     se: float | None = None  # standard error, in the unit of the value
     bold: bool = False

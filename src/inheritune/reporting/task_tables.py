@@ -290,7 +290,7 @@ def _metrics_shown(models: Sequence[EvaluatedModelRecord]) -> dict[tuple[str, st
     """Choose the metrics that the suites use; of other tasks, the first two.
 
     Returns:
-        By task and metric: whether the score is a share of the questions.
+        For each pair of task and metric, True if the score is a share of the questions.
     """
     usual: dict[str, list[str]] = {}
     for suite in SUITES.values():
