@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from fuzzing import damaged, fuzz
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inheritune.data.bad_rows import BadRows
@@ -106,6 +106,32 @@ def test_any_damage_to_a_file_of_ids_is_read_or_refused(name, tmp_path, data):
     for begin, end in file.documents(0):
         assert ends <= begin < end <= len(file.ids)
         ends = end
+
+
+@fuzz(40)
+@given(count=st.integers(-(2**31), 2**31 - 1) | st.integers(-300, 300))
+@example(-50)
+def test_a_header_that_speaks_of_other_ids_than_there_are_is_refused(tmp_path, count):
+    (tmp_path / "a.bin").write_bytes(llm_c(count) + IDS.astype("<u2").tobytes())
+    if 0 < count <= len(IDS):
+        assert np.array_equal(open_flat_file(tmp_path / "a.bin", EMBEDDING_ROWS).ids, IDS[:count])
+    else:
+        with pytest.raises(DataError, match=r"a\.bin has 200 ids"):
+            open_flat_file(tmp_path / "a.bin", EMBEDDING_ROWS)
+
+
+@fuzz(40)
+@given(ends=st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 200), max_size=5))
+@example([2**64 - 5, 50])  # as a signed number, before the first id
+@example([2**63, 2**64 - 1])
+def test_an_index_that_does_not_cover_the_ids_in_order_is_refused(tmp_path, ends):
+    (tmp_path / "a.ds").write_bytes(IDS.astype("<u2").tobytes())
+    (tmp_path / "a.ds.index").write_bytes(np.array([*ends, len(IDS)], dtype="<u8").tobytes())
+    if ends == sorted(ends) and all(end <= len(IDS) for end in ends):
+        assert open_flat_file(tmp_path / "a.ds", EMBEDDING_ROWS).ends.tolist() == [*ends, 200]
+    else:
+        with pytest.raises(DataError, match=r"a\.ds\.index does not fit"):
+            open_flat_file(tmp_path / "a.ds", EMBEDDING_ROWS)
 
 
 @pytest.fixture(scope="module")

@@ -87,12 +87,18 @@ def open_flat_file(path: Path, rows: int, width: int | None = None) -> FlatFile:
                 f"{path} has {len(ids)} ids, its header speaks of {count}.", "Fetch it again."
             )
         ids = ids[:count]
-    if ends is not None and (len(ends) == 0 or ends[-1] != len(ids) or (np.diff(ends) < 0).any()):
+    if ends is not None and not _cover(ends, len(ids)):
         raise DataError(
             f"{path}.index does not fit: {path} has {len(ids)} ids.", "Fetch both again."
         )
     _check_range(path, ids, rows)
     return FlatFile(path, kind, wide, ids, ends)
+
+
+def _cover(ends: NDArray[np.int64], count: int) -> bool:
+    """Whether ends of documents are in order, and the last one is that of all ids."""
+    in_order = not (ends[1:] < ends[:-1]).any()  # a difference of int64 could overflow
+    return len(ends) > 0 and bool(in_order and ends[0] >= 0 and ends[-1] == count)
 
 
 def _header(path: Path, head: bytes) -> tuple[str, int, int | None, int | None]:
