@@ -22,7 +22,7 @@ _OF_THIS_START = {
     "tokens_per_s",
 }
 _RECORDS = ("benchmark.json", "result.json", "run.json", "samples.json")
-_BYTES = (".safetensors", ".bin", ".idx", "config.json", "tokenizer.json", "manifest.json")
+_BYTES = (".safetensors", ".bin", ".idx", "config.json", "tokenizer.json", "tokens/manifest.json")
 
 
 @dataclass(frozen=True)
