@@ -175,7 +175,7 @@ def test_the_other_workers_are_asked_to_save_when_one_fails(
     monkeypatch.setattr(launch, "worker_command", lambda arguments: [sys.executable, str(worker)])
     assert launch.launch([], 2, tmp_path / "run") == 4
     assert (tmp_path / "saved").exists()
-    assert not list(tmp_path.glob(".processes-*"))
+    assert not list(tmp_path.glob(".processes.*"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/net/tcp")
@@ -209,7 +209,7 @@ def test_workers_listen_on_loopback_only_and_unpickle_nothing(
             workers = processes_with(str(path))
             assert len(workers) == 3
             addresses = [address for worker in workers for address in listening(worker)]
-            modes = [folder.stat().st_mode & 0o777 for folder in tmp_path.glob(".processes-*")]
+            modes = [folder.stat().st_mode & 0o777 for folder in tmp_path.glob(".processes.*")]
         finally:
             started.send_signal(signal.SIGTERM)
             started.wait(timeout=120)

@@ -111,7 +111,7 @@ def test_an_evaluation_stopped_between_two_tasks_continues_with_the_second(
     said: list[str] = []
     evaluate([str(tiny_reference)], request, tmp_path, heard(said))
     assert not any("piqa" in line for line in said)
-    assert not list(tmp_path.glob(".tasks-*"))
+    assert not list(tmp_path.glob(".tasks.*"))
 
 
 def test_bos_and_shots_are_parts_of_the_settings(

@@ -190,4 +190,5 @@ FAULTS = {
     "F2": ("records of a run that are pipes or enormous", "3 or said on the page; never a hang"),
     "F3": ("two starts of one run at the same instant", "the second: 4; the record is whole"),
     "F4": ("writers of similar names side by side", "none takes another's staging"),
+    "F5": ("what killed processes left", "gone after the next start"),
 }

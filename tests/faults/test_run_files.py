@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,14 @@ from types import ModuleType
 import pytest
 from typer.testing import CliRunner
 
+from inheritune.cli import launch
 from inheritune.cli.app import app
 from inheritune.errors import DataError, RecipeError
 from inheritune.publishing.push import pack
 from inheritune.reporting.live_text import status_of
 from inheritune.reporting.page import write_report
 from inheritune.run_directory import Run
+from inheritune.system.files import scratch_directory
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="links and pipes of POSIX")
 
@@ -246,3 +249,36 @@ def test_of_two_starts_at_once_one_is_told_of_the_other_and_the_record_is_whole(
     assert len(done) == len(refused) == 1
     assert "another process is writing to" in refused[0]
     assert Run(root).read()["name"] in done[0]
+
+
+KILLED = """
+import os, signal, sys
+from contextlib import ExitStack
+from pathlib import Path
+from inheritune.system.files import new_directory, scratch_directory, write_bytes
+run = Path(sys.argv[1])
+with ExitStack() as stack:
+    stack.enter_context(scratch_directory(run / "evaluation" / "tasks"))
+    stack.enter_context(new_directory(run / "variants/inherit/6-layers/checkpoints/step-00000007"))
+    stack.enter_context(new_directory(run / "target", replace=True))
+    stack.enter_context(scratch_directory(run.parent / "processes"))
+    os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+    write_bytes(run / "evaluation" / "piqa-0123.json", b"{}")
+"""
+
+
+@posix_only
+@pytest.mark.fault("F5")
+def test_what_a_killed_process_left_is_gone_after_the_next_start(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "evaluation").mkdir()
+    command = [sys.executable, "-c", KILLED, str(run)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert len(list(run.parent.rglob(".*.tmp-*"))) == 5
+    (run / ".mine.tmp-notes").touch()  # not a name that we give
+    with scratch_directory(run / "evaluation" / "tasks") as living:
+        monkeypatch.setattr(launch, "worker_command", lambda arguments: [sys.executable, "-c", ""])
+        assert launch.launch([], 2, run) == 0
+        with Run.hold(run):
+            assert list(run.parent.rglob(".*.tmp-*")) == [run / ".mine.tmp-notes", living]

@@ -256,14 +256,6 @@ def test_crash_while_saving_leaves_the_last_checkpoint_and_no_litter(
     assert load(tmp_path, small_llama)[0].step == 1
 
 
-def test_staging_of_a_killed_process_is_swept(
-    small_llama: LlamaForCausalLM, tmp_path: Path
-) -> None:
-    (tmp_path / ".step-00000007.tmp-abc").mkdir()
-    save(tmp_path, small_llama, 1)
-    assert [p.name for p in tmp_path.glob("*step*")] == ["step-00000001"]
-
-
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_no_flipped_byte_is_ever_loaded(

@@ -10,10 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -184,18 +183,20 @@ def _loopback() -> str:
 @contextmanager
 def _meeting_directory(root: Path) -> Iterator[Path]:
     """A directory beside the run that only this user may enter (mode 0700), removed at the end."""
+    from inheritune.system.files import scratch_directory  # not needed for --help
+
     parent = root.parent
     is_new = not parent.exists()
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        directory = tempfile.TemporaryDirectory(prefix=".processes-", dir=parent)
-    except OSError as error:
-        raise MachineError(
-            f"cannot make a directory in {escape(parent)}: {error.strerror}.",
-            "Name another place with --runs.",
-        ) from error
-    with directory as path:
-        yield Path(path)
+    with ExitStack() as stack:
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            path = stack.enter_context(scratch_directory(parent / "processes"))
+        except OSError as error:
+            raise MachineError(
+                f"cannot make a directory in {escape(parent)}: {error.strerror}.",
+                "Name another place with --runs.",
+            ) from error
+        yield path
     if is_new:  # a start that was refused leaves nothing behind
         with suppress(OSError):
             parent.rmdir()

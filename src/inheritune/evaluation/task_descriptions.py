@@ -1,6 +1,5 @@
 """Find the descriptions of lm-eval tasks, groups and tags without indexing all 14,000 of them."""
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from inheritune.evaluation.task_files import (
     tasks_root,
     write_description,
 )
+from inheritune.system.files import scratch_directory
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ def task_descriptions(
     """
     tasks_root()
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tasks-", dir=out) as scratch:
+    with scratch_directory(out / "tasks") as scratch:
         descriptions: dict[str, TaskDescription] = {}
         for number, (name, shots) in enumerate(tasks):
-            task_scratch = Path(scratch) / str(number)
+            task_scratch = scratch / str(number)
             task_scratch.mkdir()
             for description in _describe(name, shots, folder, allow_code, task_scratch):
                 descriptions[description.task] = description

@@ -102,8 +102,6 @@ def save_checkpoint(
 
 
 def _is_there(folder: Path, final: Path) -> bool:
-    for stale in folder.glob(".step-*.tmp-*"):  # of a process that was killed while saving
-        shutil.rmtree(stale)
     if final.exists():
         if is_whole(final):
             return True
