@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from inheritune.errors import DataError, RecipeError, escape
 from inheritune.run_record import FORMAT, RunRecord
-from inheritune.system.files import cannot_write, sweep_directory, write_json
+from inheritune.system.files import cannot_write, sweep_directory, watch_for_removal, write_json
 from inheritune.system.locks import holder_has_ended, locked
 from inheritune.system.reading import directories_below
 from inheritune.system.strict_json import read_json
@@ -88,7 +88,8 @@ class Run:
                 sweep_directory(directory)
             if not run.record_file.exists():
                 write_json(run.record_file, {"format": FORMAT})  # marks the directory as a run
-            yield run
+            with watch_for_removal(root):
+                yield run
 
     @classmethod
     def create(cls, root: Path) -> Self:

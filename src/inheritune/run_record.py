@@ -5,7 +5,6 @@ can be read. A value of the wrong kind counts as missing; unknown fields are kep
 """
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +21,8 @@ FORMAT = 1
 # Value of `command`: the directory was made from a recipe, or by `train MODEL TOKENS OUT`.
 RUN, TRAIN = "run", "train"
 
+_TOO_LARGE = 1e100
+
 T = TypeVar("T")
 
 
@@ -29,13 +30,10 @@ T = TypeVar("T")
 
 
 def finite_number(value: Any) -> int | float | None:
-    """Return a finite number as it is, anything else as None."""
+    """Return a number of which a product still fits into a float as it is, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    try:
-        return value if math.isfinite(value) else None
-    except OverflowError:  # an integer beyond any float
-        return None
+    return value if abs(value) < _TOO_LARGE else None  # no comparison holds for NaN
 
 
 def _text(value: Any) -> Any:

@@ -191,4 +191,10 @@ FAULTS = {
     "F3": ("two starts of one run at the same instant", "the second: 4; the record is whole"),
     "F4": ("writers of similar names side by side", "none takes another's staging"),
     "F5": ("what killed processes left", "gone after the next start"),
+    "F6": (
+        "values of the wrong type in a run's records",
+        "3 with the file, or a page",
+    ),
+    "F7": ("a run that is removed while it runs", "4; it does not come back"),
+    "F8": ("SIGTERM while the report is written", "75; the result stands"),
 }

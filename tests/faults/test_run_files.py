@@ -1,7 +1,10 @@
 """Inject faults into the files of a run: links, pipes, records of strangers, writers at once."""
 
 import importlib.util
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,16 +12,21 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tiny_recipe import as_file, recipe_of
 from typer.testing import CliRunner
 
 from inheritune.cli import launch
 from inheritune.cli.app import app
-from inheritune.errors import DataError, RecipeError
+from inheritune.errors import DataError, Interrupted, MachineError, RecipeError
 from inheritune.publishing.push import pack
+from inheritune.recipe.load import RecipeFile
+from inheritune.reporting import page
 from inheritune.reporting.live_text import status_of
 from inheritune.reporting.page import write_report
+from inheritune.run.execute import execute
 from inheritune.run_directory import Run
 from inheritune.system.files import scratch_directory
+from inheritune.system.progress import Progress
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="links and pipes of POSIX")
 
@@ -282,3 +290,103 @@ def test_what_a_killed_process_left_is_gone_after_the_next_start(
         assert launch.launch([], 2, run) == 0
         with Run.hold(run):
             assert list(run.parent.rglob(".*.tmp-*")) == [run / ".mine.tmp-notes", living]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tiny_reference: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RecipeFile, Path]:
+    """A recipe, and its finished run."""
+    recipe = as_file(recipe_of(tiny_reference, tiny_text, grow={"add": 0}, variants=ONE_VARIANT))
+    root = tmp_path_factory.mktemp("finished") / "run"
+    execute(recipe, root)
+    return recipe, root
+
+
+ONE_VARIANT = {"inherit": {"start": "inherit"}}
+RESULT = "variants/inherit/2-layers/result.json"
+WRONG = {
+    "text for a loss": (RESULT, {"val_loss": "low"}),
+    "a key of a later version": (RESULT, {"quantised": True}),
+    "a list for a result": (RESULT, []),
+    "a number for windows": ("benchmark.json", {"windows": 5}),
+    "a list for a benchmark": ("benchmark.json", []),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.fault("F6")
+def test_a_result_of_wrong_types_ends_with_3_and_its_file(
+    case: str, finished: tuple[RecipeFile, Path], tmp_path: Path
+) -> None:
+    recipe, root = finished[0], shutil.copytree(finished[1], tmp_path / "run")
+    name, change = WRONG[case]
+    record = json.loads((root / name).read_text())
+    record["result"] = record["result"] | change if isinstance(change, dict) else change
+    (root / name).write_text(json.dumps(record))
+    with pytest.raises(DataError, match=re.escape(str(root / name))) as caught:
+        execute(recipe, root)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"earlier": 5, "allowed_changes": 5, "seconds": "long", "notes": 5},
+        {"seconds": 1.7e308, "rounds": [{"val_loss": 1.7e308, "layers": 1.7e308}]},
+        {"benchmark": {"val_loss": 1.7e308}, "ledger": [{"flops": 1.7e308}, {"flops": 1.7e308}]},
+        {"result": [], "command": 5, "status": {}},
+    ],
+)
+@pytest.mark.fault("F6")
+def test_a_record_of_wrong_types_has_its_page_and_is_continued(
+    change: dict[str, object], finished: tuple[RecipeFile, Path], tmp_path: Path
+) -> None:
+    recipe, root = finished[0], shutil.copytree(finished[1], tmp_path / "run")
+    Run(root).record_file.write_text(json.dumps(Run(root).read() | change))
+    assert command("report", str(root))[0] == 0
+    assert command("watch", "--text", "--json", str(root))[0] == 0
+    if "command" not in change:
+        execute(recipe, root)
+        assert Run(root).read()["status"] == "done"
+
+
+@pytest.mark.parametrize("task", ["", "inherit, 2 layers", "benchmark"])
+@pytest.mark.fault("F7")
+def test_a_run_that_is_removed_while_it_runs_does_not_come_back(
+    task: str, tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+
+    def remove(progress: Progress) -> None:
+        if progress.task.startswith(task) and root.exists():
+            shutil.rmtree(root)
+
+    recipe = recipe_of(tiny_reference, tiny_text, grow={"add": 0}, variants=ONE_VARIANT)
+    with pytest.raises(MachineError) as caught:
+        execute(as_file(recipe), root, remove)
+    assert str(root) in str(caught.value)
+    assert not root.exists()
+
+
+@posix_only
+@pytest.mark.fault("F8")
+def test_sigterm_while_the_report_is_written_ends_with_75_and_the_result_stands(
+    finished: tuple[RecipeFile, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, root = finished[0], shutil.copytree(finished[1], tmp_path / "run")
+    shutil.rmtree(root / "report")
+    draw = page.svg
+
+    def stopped(spec: object) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return draw(spec)
+
+    monkeypatch.setattr(page, "svg", stopped)
+    with pytest.raises(Interrupted) as caught:
+        execute(recipe, root)
+    assert caught.value.exit_code == 75
+    assert Run(root).read()["status"] == "done" and not (root / "report/index.html").exists()
+    monkeypatch.undo()
+    execute(recipe, root)
+    assert (root / "report/index.html").exists()

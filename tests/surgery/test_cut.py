@@ -351,7 +351,7 @@ def test_a_directory_name_of_200_characters_with_spaces_works(tiny_reference, tm
 
 
 def test_staging_of_a_killed_writer_is_swept(tiny_reference, tmp_path):
-    stale = tmp_path / ".out.tmp-killed"
+    stale = tmp_path / ".out.tmp-0badcafe"
     stale.mkdir()
     (stale / "model.safetensors").write_bytes(b"half")
     inherit(open_model(str(tiny_reference)), 2, tmp_path / "out")

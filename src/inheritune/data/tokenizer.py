@@ -14,7 +14,7 @@ from inheritune.data.sentencepiece_model import SentencePieceModel
 from inheritune.errors import DataError, SourceError, escape
 from inheritune.model_files.config import text_config
 from inheritune.model_files.refusals import MAX_TOKENIZER_BYTES
-from inheritune.system.files import write_bytes, write_json
+from inheritune.system.files import make_directory, write_bytes, write_json
 from inheritune.system.reading import read_regular_file
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
@@ -198,7 +198,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> None:
         "eos_token": END_OF_TEXT,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     write_json(out / "tokenizer_config.json", config)
     # Last: a directory with a tokenizer.json is a finished one.
     write_bytes(out / "tokenizer.json", f"{tokenizer.to_str(pretty=True)}\n".encode())

@@ -17,6 +17,7 @@ from inheritune.evaluation.suites import VAL_LOSS
 from inheritune.model_files.config import has_rotary_positions, max_positions
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.run_record import finite_number
+from inheritune.system.files import make_directory
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.rows import Rows
 from inheritune.system.signals import StopFlag, catch_signals
@@ -127,7 +128,7 @@ def evaluate(
     gains = None
     with catch_signals() as stop:
         if request.has_held_out_text:
-            out.mkdir(parents=True, exist_ok=True)
+            make_directory(out)
             for name, model in opened.items():
                 score = _val_loss(name, model, request, seq_len, out, device, stop, on_progress)
                 scores[name].append(score)

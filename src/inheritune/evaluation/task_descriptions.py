@@ -18,7 +18,7 @@ from inheritune.evaluation.task_files import (
     tasks_root,
     write_description,
 )
-from inheritune.system.files import scratch_directory
+from inheritune.system.files import make_directory, scratch_directory
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def task_descriptions(
         RecipeError: A task is unknown, or runs code and ``allow_code`` is false.
     """
     tasks_root()
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     with scratch_directory(out / "tasks") as scratch:
         descriptions: dict[str, TaskDescription] = {}
         for number, (name, shots) in enumerate(tasks):

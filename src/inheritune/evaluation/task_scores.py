@@ -19,7 +19,7 @@ from inheritune.evaluation.harness import (
 from inheritune.evaluation.scores import Score, find_score, keep_score, read_result, score_file
 from inheritune.evaluation.task_descriptions import TaskDescription
 from inheritune.model_files.directory import ModelDirectory
-from inheritune.system.files import sha256, write_bytes
+from inheritune.system.files import make_directory, sha256, write_bytes
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
 
@@ -85,7 +85,7 @@ def score_tasks(
         Interrupted: ``stop`` was set; every score that was complete is kept.
         DataError: A file in ``out`` is broken.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     scores: list[tuple[str, Score]] = []
     failures: list[TaskFailure] = []
     unreadable: dict[str, str] = {}

@@ -12,7 +12,12 @@ from inheritune.recipe.known_configs import known_config
 from inheritune.recipe.schema import Recipe, ReferenceTraining
 from inheritune.run_directory import Run
 from inheritune.steps.reference_store import open_pinned, pinned_commit
-from inheritune.system.strict_json import MODEL_FILE, read_json, read_json_object
+from inheritune.system.strict_json import (
+    MODEL_FILE,
+    read_json,
+    read_json_object,
+    refuse_wrong_types,
+)
 
 _BY_CONFIG = " (by its config.json)"
 _BY_SHAPE = " (its published shape)"
@@ -85,7 +90,8 @@ def with_taken_reference(recipe: Recipe, run: Run) -> Recipe:
     train = recipe.reference.train
     if train is None or train.keep_in is None or not path.exists():
         return recipe
-    update = {"model": read_json(path)["result"]["taken_from"], "train": None}
+    with refuse_wrong_types(path):
+        update = {"model": str(read_json(path)["result"]["taken_from"]), "train": None}
     return recipe.model_copy(update={"reference": recipe.reference.model_copy(update=update)})
 
 

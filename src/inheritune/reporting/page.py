@@ -33,7 +33,7 @@ from inheritune.reporting.vega import png, svg
 from inheritune.reporting.verdict import headline, remarks, verdict
 from inheritune.run_directory import Run
 from inheritune.run_record import TRAIN, RunRecord, read_run_json
-from inheritune.system.files import write_bytes
+from inheritune.system.files import make_directory, write_bytes
 
 _MAX_PAGE_BYTES = 1_500_000
 _MAX_SAMPLES, _MAX_SAMPLE = 60, 3_000  # samples; characters of one
@@ -101,7 +101,9 @@ class RunReport:
         return [*always, curves_table(self.curves), *in_sections]
 
 
-def write_report(run_root: Path, report: RunReport | None = None) -> Path:
+def write_report(
+    run_root: Path, report: RunReport | None = None, check: Callable[[], object] = lambda: None
+) -> Path:
     """Write ``report/index.html``, ``report/tables/`` and ``report/figures/`` of a run.
 
     The run may be unfinished or broken: the page then says what is missing. It is made from
@@ -109,6 +111,7 @@ def write_report(run_root: Path, report: RunReport | None = None) -> Path:
 
     Args:
         report: From `read_report` of the run; None: it is read.
+        check: Called before each drawing; may raise to end it.
 
     Returns:
         Path of the page.
@@ -122,9 +125,12 @@ def write_report(run_root: Path, report: RunReport | None = None) -> Path:
     for table in report.table_files:
         write_table(folder, table)
         write_file(folder / "tables" / f"{table.name}.tex", table.latex().encode())
-    drawings = {chart.name: svg(chart.spec) for chart in report.charts}
-    for name, drawing in drawings.items():
-        write_file(folder / "figures" / f"{name}.svg", drawing.encode())
+    drawings = {}
+    for chart in report.charts:
+        check()
+        drawings[chart.name] = drawing = svg(chart.spec)
+        write_file(folder / "figures" / f"{chart.name}.svg", drawing.encode())
+    check()
     for name, picture in report.figures.items():
         write_file(folder / "figures" / name, picture)
     page = _page(report, drawings)
@@ -213,7 +219,7 @@ def write_table(folder: Path, table: Table) -> None:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file completely or not at all, and make its folders."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     write_bytes(path, content)
 
 

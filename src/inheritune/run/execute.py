@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from inheritune.steps.tokens import import_flat_tokens, prepare_tokens
 from inheritune.steps.training_spec import TrainingSpec, layers_of, specs_for
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.rows import Rows
+from inheritune.system.signals import catch_signals
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,10 @@ def execute(
     start = Start(RUN, allowed, checkpoint)
     run_result = carry_out(file, root, work, on_progress, start, lambda result: result.is_missed)
     if run_result is not None:
-        report = read_report(root)
-        write_report(root, report)
-        write_card(root, report.figures)
+        with catch_signals() as stop:
+            report = read_report(root)
+            write_report(root, report, partial(stop.check, "only the report is missing"))
+            write_card(root, report.figures)
     return run_result
 
 

@@ -28,7 +28,7 @@ from inheritune.system.secrets import mask
 
 def record_start(
     run: Run,
-    before: Mapping[str, Any],
+    before: RunRecord,
     command: str,
     recipe: RecipeFile,
     processes: int,
@@ -37,22 +37,21 @@ def record_start(
     """Record that a start of the run has begun.
 
     Args:
-        before: run.json before this start.
+        before: The record before this start.
         command: ``RUN`` or ``TRAIN``.
         processes: Number of processes that share the work.
         allowed: Recipe keys that may differ from those the run was begun with.
     """
     here = {"versions": versions(), "machine": machine(), "processes": processes}
-    earlier = list(before.get("earlier", []))
-    if last := {key: before[key] for key in here if key in before}:
-        earlier.append(last)
+    last = before.model_dump(include=set(here), exclude_unset=True)
+    earlier = [*(start.as_json() for start in before.earlier), *([last] if last else [])]
     different = [start for start in earlier if start != here]
     run.update(
         RunRecord(
             command=command,
             name=recipe.recipe.name,
             status="running",
-            started_at=before.get("started_at") or utc_now(),
+            started_at=before.started_at or utc_now(),
             finished_at=None,
             exit_code=None,
             error=None,
@@ -67,7 +66,7 @@ def record_start(
                 for index, start in enumerate(different)
                 if start not in different[:index]
             ],
-            allowed_changes=sorted({*before.get("allowed_changes", []), *allowed}),
+            allowed_changes=sorted({*before.allowed_changes, *allowed}),
         )
     )
 
@@ -178,4 +177,4 @@ def utc_now() -> str:
 
 
 def _with(run: Run, notes: Sequence[str]) -> list[str]:
-    return [*run.read().get("notes", []), *notes]
+    return [*run.record().notes, *notes]

@@ -2,11 +2,11 @@
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from inheritune.errors import (
     NOT_MATCHED_EXIT_CODE,
@@ -20,7 +20,7 @@ from inheritune.errors import (
 from inheritune.recipe.load import RecipeFile
 from inheritune.run.record import record_end, record_start, utc_now
 from inheritune.run_directory import Run
-from inheritune.run_record import RUN, TRAIN
+from inheritune.run_record import RUN, TRAIN, RunRecord
 from inheritune.steps.job import Job
 from inheritune.steps.resume import allowed_inputs, find_checkpoint
 from inheritune.steps.workers import serve
@@ -163,7 +163,8 @@ class _StartRecord:
         self._run, self._recipe, self._checkpoint = run, recipe, start.checkpoint
         self._began = time.monotonic()
         self._metrics_time = _metrics_time(start.checkpoint)
-        self._before = before = run.read()
+        self._content = run.read()
+        self._before = before = RunRecord.model_validate(self._content)
         _refuse_other_command(run.root, before, start.command)
 
         # --- remember the files that a refused start must leave as they were ---
@@ -181,7 +182,7 @@ class _StartRecord:
 
     def end(self, status: str, exit_code: int, error: str | None = None) -> None:
         """Complete the entry."""
-        seconds = (self._before.get("seconds") or 0.0) + time.monotonic() - self._began
+        seconds = (self._before.seconds or 0.0) + time.monotonic() - self._began
         record_end(self._run, status, exit_code, seconds, error)
 
     def end_with(self, error: InherituneError) -> None:
@@ -194,15 +195,14 @@ class _StartRecord:
             self._run.recipe_file.unlink()
         for path, content in self._files.items():
             write_bytes(path, content)
-        write_json(self._run.record_file, self._before)
+        write_json(self._run.record_file, self._content)
 
     def _is_refusal(self, error: InherituneError) -> bool:
         """Whether a run that was there before must stay as it was recorded."""
-        if self._before.get("result"):
+        if self._before.result:
             return error.exit_code in _REFUSALS
         # Unfinished, but started: the recipe that it was started with is the one that continues.
-        code = self._before.get("exit_code")
-        was_started = self._before.get("status") and code != RecipeError.exit_code
+        was_started = self._before.status and self._before.exit_code != RecipeError.exit_code
         return bool(was_started) and isinstance(error, RecipeError)
 
 
@@ -214,10 +214,10 @@ def _metrics_time(checkpoint: Path | None) -> int | None:
     return metrics.stat().st_mtime_ns if metrics.exists() else None
 
 
-def _refuse_other_command(root: Path, before: Mapping[str, Any], command: str) -> None:
-    if not before.get("started_at"):
+def _refuse_other_command(root: Path, before: RunRecord, command: str) -> None:
+    if not before.started_at:
         return  # the directory is new, or no start came so far
-    owner = before.get("command", RUN)
+    owner = before.command or RUN
     if owner != command:
         kinds = {RUN: "the run of a recipe", TRAIN: "a training without a recipe"}
         raise RecipeError(

@@ -15,7 +15,7 @@ from inheritune.steps.reference import Reference
 from inheritune.surgery.selection import needed_measurement
 from inheritune.system.files import write_json
 from inheritune.system.progress import Progress
-from inheritune.system.strict_json import read_json
+from inheritune.system.strict_json import read_json, refuse_wrong_types
 
 if TYPE_CHECKING:
     from inheritune.analysis.sequences import Sequences
@@ -146,7 +146,9 @@ def _measured(
     stored = _stored(path)
     entry = stored.get(role)
     if isinstance(entry, dict) and entry.get("inputs") == inputs:
-        return dict(entry["result"])
+        with refuse_wrong_types(path):
+            _max_ranks(entry["result"])
+            return dict(entry["result"], role=role)
     result = analyze_model(
         model,
         role,
@@ -163,7 +165,7 @@ def _measured(
 
 def _max_ranks(entry: Mapping[str, Any]) -> dict[int, float]:
     """MaxRank by layer, from an entry of analysis.json."""
-    return {row["layer"]: row["max_rank"] for row in entry["attention"]["layers"]}
+    return {int(row["layer"]): float(row["max_rank"]) for row in entry["attention"]["layers"]}
 
 
 def _stored(path: Path) -> dict[str, Any]:

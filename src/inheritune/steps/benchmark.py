@@ -10,6 +10,7 @@ from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference
 from inheritune.steps.resume import save_result, saved_result
 from inheritune.steps.validation import finite, val_loss_of
+from inheritune.system.strict_json import as_dataclass
 
 _REMOVED_KEYS = ("measured_on", "borrowed")
 
@@ -55,7 +56,8 @@ def measure_benchmark(job: Job, reference: Reference, tokens: TokenDirectory) ->
     }
     if (stored := saved_result(job, path, inputs)) is not None:
         # Files of versions that could take another run's hold two keys more.
-        return Benchmark(**{k: v for k, v in stored.items() if k not in _REMOVED_KEYS})
+        fields = {key: value for key, value in stored.items() if key not in _REMOVED_KEYS}
+        return as_dataclass(Benchmark, fields, path)
     loss, seconds = val_loss_of(job, reference.model.path, tokens, "benchmark")
     if not math.isfinite(loss.mean):
         raise SourceError(

@@ -21,7 +21,7 @@ from inheritune.steps.tokens import prepare_tokens
 from inheritune.steps.training import run_training
 from inheritune.steps.training_spec import TrainingSpec
 from inheritune.steps.training_task import TrainingTask, training_inputs
-from inheritune.system.files import write_json
+from inheritune.system.files import make_directory, write_json
 from inheritune.system.progress import Progress
 from inheritune.system.strict_json import read_json
 
@@ -45,7 +45,7 @@ def write_reference_start(job: Job, section: ReferenceTraining) -> Path:
     else:
         job.on_progress(Progress("tokenizer", message="training one on the text"))
         train_tokenizer(training_texts(job.recipe.data), section.vocab_size, tokenizer_dir)
-    start.mkdir(parents=True, exist_ok=True)
+    make_directory(start)
     copy_side_files(tokenizer_dir, start)
     tokenizer = open_tokenizer(start)
     ids = {

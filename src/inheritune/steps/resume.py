@@ -13,14 +13,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import CheckpointError, RecipeError, escape
+from inheritune.errors import CheckpointError, DataError, RecipeError, escape
 from inheritune.recipe.schema import Recipe, Train
 from inheritune.run_directory import Run
 from inheritune.steps.job import Job
 from inheritune.system.files import write_json
 from inheritune.system.inputs import refuse_differences
 from inheritune.system.progress import Progress
-from inheritune.system.strict_json import read_json
+from inheritune.system.strict_json import read_json_object
 
 # Keys of `train` that do not change where a training ends, beyond rounding.
 _FREE = {
@@ -57,10 +57,16 @@ def saved_result(job: Job, path: Path, inputs: Mapping[str, Any]) -> dict[str, A
 
     Raises:
         RecipeError: The result was made from other inputs.
+        DataError: The file is broken.
     """
     if not path.exists():
         return None
-    stored = read_json(path)
+    stored = read_json_object(path)
+    if not all(isinstance(stored.get(part), dict) for part in ("inputs", "result")):
+        raise DataError(
+            f"{escape(path, 300)} is not the result of a step.",
+            "Restore it from a copy, or remove it to make it again.",
+        )
     for key, before, now in refuse_differences(path, stored["inputs"], inputs, job.allowed):
         message = f"allowed: it was made with {key} = {before!r}, now it is {now!r}"
         job.on_progress(Progress(path.parent.name, message=message))

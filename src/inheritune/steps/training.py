@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from inheritune.steps.training_task import TrainingTask
 from inheritune.steps.validation import enough_memory_to_validate
 from inheritune.system.devices import peak_of
 from inheritune.system.progress import Progress
+from inheritune.system.strict_json import as_dataclass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,8 +45,8 @@ def run_training(
     Returns:
         The contents of `result.json`, where the training was completed before.
     """
-    result = saved_result(task.job, task.result_file, task.inputs)
-    if result is None:
+    stored = saved_result(task.job, task.result_file, task.inputs)
+    if stored is None:
         recipe, spec = task.job.recipe, task.spec
         check_budget(
             task.tokens,
@@ -57,12 +58,14 @@ def run_training(
             loop_result = _train(task, trackers.send)
             _free_memory()
             measurement = measure_published(task, trackers.send)
-        result = asdict(make_result(task, loop_result, measurement, reference_windows))
-        save_result(task.result_file, task.inputs, result)
+        result = make_result(task, loop_result, measurement, reference_windows)
+        save_result(task.result_file, task.inputs, asdict(result))
+    else:
+        stored.pop("abandoned", None)  # null in results of versions that could end rounds early
+        result = as_dataclass(TrainingResult, stored, task.result_file)
     _remove_checkpoints(task)
-    result.pop("abandoned", None)  # null in results of versions that could end rounds early
     # Results of versions before there were several seeds do not name theirs.
-    return TrainingResult(**(result | {"seed": task.train.seed}))
+    return replace(result, seed=task.train.seed)
 
 
 def _remove_checkpoints(task: TrainingTask) -> None:

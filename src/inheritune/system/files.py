@@ -33,6 +33,7 @@ os.umask(UMASK)
 
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _PIECE = 2**20
+_WATCHED: list[Path] = []  # directories of `watch_for_removal`
 
 
 # --- directories ---
@@ -55,6 +56,40 @@ def refuse_used_directory(out: Path) -> None:
 
 
 @contextmanager
+def watch_for_removal(root: Path) -> Iterator[None]:
+    """While the block runs, refuse to write below a directory that somebody has removed meanwhile.
+
+    Without this, `make_directory` would make it again, with the little that is written later.
+    """
+    real_root = Path(os.path.realpath(root))
+    _WATCHED.append(real_root)
+    try:
+        yield
+    finally:
+        _WATCHED.remove(real_root)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents where they are missing.
+
+    Raises:
+        MachineError: A directory of `watch_for_removal` was removed, or the system refuses.
+    """
+    _refuse_removed(path)
+    with write_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def _refuse_removed(path: Path) -> None:
+    for root in _WATCHED:
+        if not root.exists() and Path(os.path.realpath(path)).is_relative_to(root):
+            raise MachineError(
+                f"{escape(root, 160)} was removed while it was written to.",
+                "Run the same command to begin anew.",
+            )
+
+
+@contextmanager
 def new_directory(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """Make a directory that appears complete, when the block ends, or not at all.
 
@@ -73,16 +108,15 @@ def new_directory(out: Path, *, replace: bool = False) -> Iterator[Path]:
     out = Path(os.path.realpath(out))
     if not replace:
         refuse_used_directory(out)
-    with write_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with _staging(out, _create_directory) as staging:
-            yield staging
-            staging.chmod(0o777 & ~UMASK)
-            old = staging.with_name(f"{staging.name}-old")
-            if replace and out.exists():
-                out.rename(old)
-            move_directory(staging, out)
-            _remove(old)
+    make_directory(out.parent)
+    with write_errors(out), _staging(out, _create_directory) as staging:
+        yield staging
+        staging.chmod(0o777 & ~UMASK)
+        old = staging.with_name(f"{staging.name}-old")
+        if replace and out.exists():
+            out.rename(old)
+        move_directory(staging, out)
+        _remove(old)
 
 
 def move_directory(staging: Path, out: Path) -> None:
@@ -141,11 +175,15 @@ def append_text(path: Path, text: str) -> None:
     """Add text to the end of a file, which is made where it is missing; a link is not followed.
 
     Raises:
-        OSError: The system refuses, or a link is in its place.
+        MachineError: A directory of `watch_for_removal` was removed, the system refuses, or a link
+            is in the file's place.
     """
+    _refuse_removed(path)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    descriptor = os.open(path, flags, 0o666)
-    with os.fdopen(descriptor, "a", encoding="utf-8", newline="\n") as file:
+    with (
+        write_errors(path),
+        os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8", newline="\n") as file,
+    ):
         file.write(text)
 
 

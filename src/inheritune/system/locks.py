@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from inheritune.errors import DataError, MachineError, escape
-from inheritune.system.files import write_errors, write_json
+from inheritune.system.files import make_directory, write_errors, write_json
 from inheritune.system.strict_json import read_json
 
 _RETRY_S = 0.2  # between two attempts to get a lock
@@ -40,7 +40,7 @@ def locked(
     holder = path.with_name(f"{path.name}.json")
     lock = FileLock(path)
     with write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         while True:
             try:
                 lock.acquire(timeout=0)

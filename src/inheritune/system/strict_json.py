@@ -6,12 +6,16 @@ NaN, and numbers that overflow to infinity; and it has no limit to what it alloc
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from inheritune.errors import DataError, InherituneError, SourceError, escape
+from inheritune.errors import DataError, InherituneError, SourceError, escape, first_line
 from inheritune.system.reading import read_regular_file
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,38 @@ def read_json_object(path: Path, limits: JsonLimits = OWN_FILE, what: str = "") 
         name = f"{what} {escape(path, 300)}".strip()
         raise limits.error(f"{name} is not a JSON object.", limits.hint)
     return value
+
+
+@contextmanager
+def refuse_wrong_types(path: Path) -> Iterator[None]:
+    """Raise a `DataError` that names a file of ours where the block trips over what it holds."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{escape(path, 300)} holds what inheritune does not write: {first_line(error)}.",
+            "Restore it from a copy, update inheritune, or remove it to make it again.",
+        ) from error
+
+
+def as_dataclass(kind: type[T], fields: Any, path: Path) -> T:
+    """Make a frozen dataclass from the fields that a file of ours holds.
+
+    Raises:
+        DataError: A field is missing, unknown or of another type; the file is named.
+    """
+    from pydantic import ConfigDict, ValidationError
+    from pydantic.dataclasses import dataclass as checked
+
+    config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    with refuse_wrong_types(path):
+        try:
+            checked(kind, config=config, frozen=True)(**fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{place}: {first['msg']}") from error
+        return kind(**fields)
 
 
 def parse_json(data: bytes, name: str, limits: JsonLimits) -> Any:

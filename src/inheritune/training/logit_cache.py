@@ -20,7 +20,7 @@ from inheritune.data.shards import id_type
 from inheritune.data.tokens import TokenStream, canonical_digest
 from inheritune.errors import DataError
 from inheritune.recipe.schema import Train
-from inheritune.system.files import new_directory, sha256, sync_file, write_json
+from inheritune.system.files import make_directory, new_directory, sha256, sync_file, write_json
 from inheritune.system.strict_json import read_json
 from inheritune.training.batches import sample_numbers
 from inheritune.training.distillation import FrozenReference, StoredDistribution
@@ -99,7 +99,7 @@ class LogitCache:
             on_batch: Called with the number of samples done, after every batch; may raise.
         """
         began_s, (first, stop) = time.monotonic(), places
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_directory(self.path)
         if not (self.path / "manifest.json").exists():
             write_json(self.path / "manifest.json", self.made_from)
         with new_directory(self._folder(places)) as staging:

@@ -10,7 +10,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from inheritune.system.files import append_text, sync_file, write_bytes, write_errors
+from inheritune.system.files import (
+    append_text,
+    make_directory,
+    sync_file,
+    write_bytes,
+    write_errors,
+)
 from inheritune.system.processes import ALONE, Processes
 from inheritune.system.reading import read_lines
 from inheritune.training.checkpoint import Position
@@ -51,7 +57,7 @@ class Metrics:
         rows: list[dict[str, Any]] = []
 
         def cut_back() -> list[dict[str, Any]]:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(path.parent)
             rows.extend(r for r in _read_rows(path) if keep_to_step and r["step"] <= keep_to_step)
             write_bytes(path, *map(_line, rows))
             return [row for row in rows if "val_loss" in row or "event" in row]
@@ -71,8 +77,7 @@ class Metrics:
             row = {**row, "spike": round(sigmas, 1)}
         self._note(row)
         if self._path is not None:
-            with write_errors(self._path):
-                append_text(self._path, _line(row).decode())
+            append_text(self._path, _line(row).decode())
             if self._on_row is not None:
                 self._on_row(row)
 
