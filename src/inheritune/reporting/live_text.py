@@ -36,9 +36,7 @@ def status_of(root: Path) -> Status:
         record = record.model_copy(update={"status": "interrupted"})
     lines = [f"{_plain(record.name or '') or root.name}: {_plain(record.status or '')}"]
     if is_abandoned:
-        lines.append(
-            "Its process has ended without recording why; give the same command again to continue."
-        )
+        lines.append("Its process was killed, so nobody works on it. Run the recipe again.")
     lines += ["", _plain(verdict(record)), ""]
     if record.reference_loss is not None:
         lines.append(f"reference loss  {loss(record.reference_loss)} nats per token")
