@@ -21,7 +21,7 @@ from inheritune.recipe.values import (
 # spell them out. Any other value is refused, see `messages.REMOVED_KEYS`.
 _SWITCHED_OFF = {"abandon": "never", "audit": False, "benchmark": None}
 
-Start = Literal["inherit", "fresh", "stacking", "hybrid-stacking", "half-width", "grown"]
+StartName = Literal["inherit", "fresh", "stacking", "hybrid-stacking", "half-width", "grown"]
 Parts = Literal[
     "all",
     "attention",
@@ -87,7 +87,7 @@ class Distill(RecipeSection):
 class Variant(RecipeSection):
     """One way of training in a run: initial weights, size and length."""
 
-    start: Start
+    start: StartName
     """Initial weights. inherit: layers of the reference; without select and parts, this variant is
     the target, which grows. fresh: random weights. stacking: half of the layers, trained from fresh
     weights, then stacked twice. hybrid-stacking: the reference's first layers, stacked twice.

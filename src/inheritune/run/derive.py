@@ -23,30 +23,19 @@ _NOISE_SE = 2.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything that a run has trained and measured.
+    """Everything that a run has trained and measured."""
 
-    Attributes:
-        reference: The model that layers were inherited from.
-        tokens: Training and validation tokens of all models.
-        benchmark: The reference's val_loss.
-        growth: The sizes that the target could have.
-        rounds: The target at each size, in the order of training.
-        verdicts: ``"matched"``, ``"matched_within_noise"`` or ``"not_matched"`` for each round.
-        target_round: Index of the final model in ``rounds``: the smallest that matched, or the
-            last one.
-        controls: The other variants.
-        repeats: The last round and the controls again, with further seeds.
-    """
-
-    reference: Reference
-    tokens: TokenDirectory
-    benchmark: Benchmark
-    growth: Growth
-    rounds: list[TrainingResult]
+    reference: Reference  # the model that layers were inherited from
+    tokens: TokenDirectory  # training and validation tokens of all models
+    benchmark: Benchmark  # the reference's val_loss
+    growth: Growth  # the sizes that the target could have
+    rounds: list[TrainingResult]  # the target at each size, in the order of training
+    # ``"matched"``, ``"matched_within_noise"`` or ``"not_matched"`` for each round
     verdicts: list[str]
+    # Index of the final model in ``rounds``: the smallest that matched, or the last one
     target_round: int
-    controls: list[TrainingResult]
-    repeats: list[TrainingResult]
+    controls: list[TrainingResult]  # the other variants
+    repeats: list[TrainingResult]  # the last round and the controls again, with further seeds
 
     @property
     def target(self) -> TrainingResult:

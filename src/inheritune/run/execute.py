@@ -14,7 +14,7 @@ from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe
 from inheritune.reporting.page import read_report, write_report
 from inheritune.run.derive import Outcome, derive
-from inheritune.run.record import add_analysis, add_evaluation, add_samples, record_result
+from inheritune.run.record import add_section, record_result
 from inheritune.run.session import Start, carry_out
 from inheritune.run_directory import Run
 from inheritune.run_record import RUN, RunRecord
@@ -209,9 +209,7 @@ def train_only(
         ranks = reference.layers_by_rank
         check_starts(plan, reference.model, [num_layers], only=name, layers_by_rank=ranks)
         specs = specs_for(plan, name, reference.layers, num_layers, num_tokens, ranks)
-        checkpoint_for(
-            job, _next_directory(job, specs)
-        )  # a wrong --from is refused before any work
+        checkpoint_for(job, _next_directory(job, specs))  # refuses a wrong --from before any work
 
         # --- train; stacking has two trainings ---
         tokens = prepare_tokens(job, reference.model.path)
@@ -264,7 +262,7 @@ def _next_directory(job: Job, specs: Sequence[TrainingSpec]) -> Path:
 def _analyze(job: Job, outcome: Outcome) -> None:
     model = job.run.root / outcome.target.path / "model"
     analysis, more = analyze_run(job, outcome.reference, outcome.tokens, model)
-    add_analysis(job.run, analysis, more)
+    add_section(job.run, "analysis", analysis, more)
 
 
 def _continue_prompts(job: Job, outcome: Outcome) -> None:
@@ -272,7 +270,7 @@ def _continue_prompts(job: Job, outcome: Outcome) -> None:
     models = {"reference": outcome.reference.model.path}
     models |= {result.name: job.run.root / result.path / "model" for result in results}
     try:
-        add_samples(job.run, continue_texts(job, models))
+        add_section(job.run, "samples", continue_texts(job, models))
     except InherituneError:
         raise
     except Exception as error:
@@ -308,4 +306,4 @@ def _ask_tasks(job: Job, outcome: Outcome) -> None:
             f"Not all tokens of evaluate.at were asked after of {'; '.join(incomplete)}: it was "
             "trained before the recipe named them."
         )
-    add_evaluation(job.run, evaluation, more)
+    add_section(job.run, "evaluation", evaluation, more)

@@ -19,17 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model of a run.
+    """A model of a run."""
 
-    Attributes:
-        name: Its role and size, such as ``"target, 6 layers"``.
-        model: Model directory, Hub id or ``embedded:demo``.
-        revision: Commit of a Hub id.
-    """
-
-    name: str
-    model: str
-    revision: str | None = None
+    name: str  # its role and size, such as ``"target, 6 layers"``
+    model: str  # model directory, Hub id or ``embedded:demo``
+    revision: str | None = None  # commit of a Hub id
 
 
 @contextmanager

@@ -156,25 +156,12 @@ def record_training(
     )
 
 
-def add_analysis(run: Run, analysis: Mapping[str, Any] | None, notes: Sequence[str]) -> None:
-    """Add the analysis of attention and layers, and its notes."""
-    run.update(RunRecord.model_validate({"analysis": analysis, "notes": _with(run, notes)}))
-
-
-def add_samples(run: Run, samples: Sequence[Mapping[str, Any]]) -> None:
-    """Add generated text."""
-    run.update(RunRecord.model_validate({"samples": list(samples)}))
-
-
-def add_evaluation(run: Run, evaluation: Mapping[str, Any], notes: Sequence[str]) -> None:
-    """Add task scores, and their notes."""
-    run.update(RunRecord.model_validate({"evaluation": evaluation, "notes": _with(run, notes)}))
+def add_section(run: Run, name: str, section: Any, notes: Sequence[str] = ()) -> None:
+    """Add a section of run.json that is known after the result, and notes on it."""
+    notes = [*run.record().notes, *notes]
+    run.update(RunRecord.model_validate({name: section, "notes": notes}))
 
 
 def utc_now() -> str:
     """The time in UTC, to the second, as ISO 8601."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _with(run: Run, notes: Sequence[str]) -> list[str]:
-    return [*run.record().notes, *notes]

@@ -17,27 +17,16 @@ _REMOVED_KEYS = ("measured_on", "borrowed")
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The reference's val_loss, in the mean and per window.
+    """The reference's val_loss, in the mean and per window."""
 
-    Attributes:
-        val_loss: Nats per token.
-        val_loss_se: Standard error over windows.
-        bits_per_byte: The same loss per byte of text, which does not depend on the tokenizer.
-        windows: Loss of every window, nats per token.
-        tokens: Predicted tokens.
-        flops: Cost of the measurement.
-        seconds: Wall-clock time of the measurement.
-        processes: Number of processes that shared the measurement; None: an older file, which does
-            not say.
-    """
-
-    val_loss: float
-    val_loss_se: float | None
-    bits_per_byte: float
-    windows: list[float]
-    tokens: int
-    flops: float
-    seconds: float
+    val_loss: float  # nats per token
+    val_loss_se: float | None  # standard error over windows
+    bits_per_byte: float  # the same loss per byte of text, which does not depend on the tokenizer
+    windows: list[float]  # loss of every window, nats per token
+    tokens: int  # predicted tokens
+    flops: float  # cost of the measurement
+    seconds: float  # wall-clock time of the measurement
+    # Number of processes that shared the measurement; None: an older file, which does not say
     processes: int | None = None
 
 

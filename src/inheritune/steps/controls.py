@@ -133,11 +133,7 @@ def _digests(model: Path) -> dict[str, str]:
 
 
 def continue_texts(job: Job, models: Mapping[str, Path]) -> list[dict[str, str]]:
-    """Let every model continue the recipe's prompts; continuations written before are read.
-
-    Args:
-        models: Model directories by name.
-    """
+    """Let every model, by its name, continue the recipe's prompts, unless it has done so before."""
     from inheritune.evaluation.samples import continue_prompts
 
     section = job.recipe.report

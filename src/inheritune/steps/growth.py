@@ -20,18 +20,13 @@ from inheritune.surgery.sizes import Sizes
 
 @dataclass(frozen=True)
 class Growth:
-    """The sizes that a target may have.
+    """The sizes that a target may have."""
 
-    Attributes:
-        grow: The recipe's section.
-        sizes: Numbers of layers, ascending. The first is that of the first round; above it, only
-            those at which the reference is safe to cut.
-        notes: Sentences about sizes that are left out.
-    """
-
-    grow: Grow
+    grow: Grow  # the recipe's section
+    # Numbers of layers, ascending. The first is that of the first round; above it, only those
+    # at which the reference is safe to cut.
     sizes: tuple[int, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # sentences about sizes that are left out
 
     @classmethod
     def of(cls, recipe: Recipe, reference: ModelDirectory, first: int, most: int) -> Self:

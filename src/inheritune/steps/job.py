@@ -12,23 +12,15 @@ from inheritune.system.signals import StopFlag
 
 @dataclass(frozen=True)
 class Job:
-    """The context that all steps of a run share.
+    """The context that all steps of a run share."""
 
-    Attributes:
-        recipe: Everything that the user decided.
-        run: The run's directory.
-        stop: Checked between pieces of work.
-        on_progress: Called with every event.
-        processes: The process group. Ranks above 0 run `workers.serve`.
-        allowed: Input keys that may differ from those that results and checkpoints were made with.
-        checkpoint: Checkpoint from which the next training continues, see `checkpoint_for`; None:
-            its newest complete one.
-    """
-
-    recipe: Recipe
+    recipe: Recipe  # everything that the user decided
     run: Run
-    stop: StopFlag
-    on_progress: Listener
-    processes: Processes = ALONE
+    stop: StopFlag  # checked between pieces of work
+    on_progress: Listener  # called with every event
+    processes: Processes = ALONE  # the process group. Ranks above 0 run `workers.serve`.
+    # Input keys that may differ from those that results and checkpoints were made with
     allowed: frozenset[str] = frozenset()
+    # Checkpoint from which the next training continues, see `checkpoint_for`; None: its newest
+    # complete one
     checkpoint: Path | None = None

@@ -7,6 +7,8 @@ from pathlib import Path
 from inheritune.errors import MachineError, escape
 from inheritune.system.disk_space import refuse_full_disk
 
+_MARGIN = 1.1  # beside the tensors: buffers, metrics, the report
+
 
 @contextmanager
 def memory_named(setting: str, value: int, otherwise: str) -> Iterator[None]:
@@ -34,9 +36,6 @@ def memory_named(setting: str, value: int, otherwise: str) -> Iterator[None]:
             f"out of memory with {setting} {value}.",
             f"{way_out}; then run the same command to continue.",
         ) from error
-
-
-_MARGIN = 1.1  # beside the tensors: buffers, metrics, the report
 
 
 def weights_bytes(params: int) -> int:

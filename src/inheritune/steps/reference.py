@@ -18,30 +18,21 @@ from inheritune.system.strict_json import read_json
 
 @dataclass(frozen=True)
 class Reference:
-    """The large model that layers are inherited from, and what is known of its training.
-
-    Attributes:
-        model: Its directory.
-        name: Its name in the recipe, or ``"trained here"``.
-        params: Parameters, tied ones once.
-        flops_per_token: Training FLOPs per token at the recipe's sequence length.
-        training: ``tokens``, ``flops``, ``seconds``, ``curve`` of its training, and ``processes``
-            where the file says so; empty if unknown.
-        trained_here: Whether this run trained it.
-        taken_from: Directory in which another run stored it; None: it was not taken over.
-        advised_layers: Number of first layers that its attention advises; None: not measured.
-        layers_by_rank: Its layers that have attention, that of lowest rank first; None: not
-            measured.
-    """
+    """The large model that layers are inherited from, and what is known of its training."""
 
     model: ModelDirectory
-    name: str
-    params: int
-    flops_per_token: float
+    name: str  # its name in the recipe, or ``"trained here"``
+    params: int  # parameters, tied ones once
+    flops_per_token: float  # training FLOPs per token at the recipe's sequence length
+    # ``tokens``, ``flops``, ``seconds``, ``curve`` of its training, and ``processes`` where the
+    # file says so; empty if unknown
     training: Mapping[str, Any]
-    trained_here: bool
+    trained_here: bool  # whether this run trained it
+    # Directory in which another run stored it; None: it was not taken over
     taken_from: str | None = None
+    # Number of first layers that its attention advises; None: not measured
     advised_layers: int | None = None
+    # Its layers that have attention, that of lowest rank first; None: not measured
     layers_by_rank: tuple[int, ...] | None = None
 
     @property

@@ -15,7 +15,7 @@ from inheritune.system.files import new_directory, sync_file, write_json
 from inheritune.system.locks import locked
 from inheritune.system.strict_json import read_json
 
-_FORMAT = 1
+_FORMAT = 1  # of both files below
 _RECORD = "made_from.json"  # beside the model's files
 
 
@@ -35,11 +35,7 @@ def store_path(store_dir: Path, name: str, made_from: Mapping[str, Any]) -> Path
 
 
 def is_stored(path: Path, made_from: Mapping[str, Any]) -> bool:
-    """Whether a store holds a reference.
-
-    Args:
-        path: From `store_path`.
-        made_from: As given to `store_path`.
+    """Whether a store holds a reference at the path that `store_path` gives for it.
 
     Raises:
         DataError: The path holds something else.
@@ -56,12 +52,10 @@ def is_stored(path: Path, made_from: Mapping[str, Any]) -> bool:
 
 
 def store(model: Path, path: Path, made_from: Mapping[str, Any], run: str) -> None:
-    """Copy a trained reference into a store, completely or not at all.
+    """Copy the model directory of a trained reference into a store, completely or not at all.
 
     Args:
-        model: Its directory, with ``training.json``.
         path: From `store_path`; it does not exist.
-        made_from: As given to `store_path`.
         run: Name of the run that trained it.
 
     Raises:
@@ -94,7 +88,6 @@ def training_lock(path: Path) -> AbstractContextManager[None]:
 
 # -- a Hub model, pinned to a commit
 
-_PIN_FORMAT = 1
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -127,7 +120,7 @@ def open_pinned(
     if commit is None:
         directory = open_model(model, revision, whole=whole, stop=stop)
         if directory.revision is not None:
-            pin = {"format": _PIN_FORMAT, "model": model, "revision": revision}
+            pin = {"format": _FORMAT, "model": model, "revision": revision}
             write_json(run.pin, pin | {"commit": directory.revision})
         return directory
     hint = f"To begin anew with what {revision or 'main'} means now, give the run another name."
@@ -147,13 +140,7 @@ def open_pinned(
 
 
 def pinned_commit(run: Run, model: str, revision: str | None) -> str | None:
-    """Read the commit that a run is pinned to.
-
-    Args:
-        run: Its directory need not exist.
-
-    Returns:
-        None if the run has no commit of this model and revision.
+    """Read the commit that a run is pinned to; None if it has none of this model and revision.
 
     Raises:
         DataError: The file with the commit is broken.
@@ -161,7 +148,7 @@ def pinned_commit(run: Run, model: str, revision: str | None) -> str | None:
     if not run.pin.exists():
         return None
     pin: Any = read_json(run.pin)
-    is_pin = isinstance(pin, dict) and pin.get("format") == _PIN_FORMAT
+    is_pin = isinstance(pin, dict) and pin.get("format") == _FORMAT
     commit = pin.get("commit") if is_pin else None
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
         raise DataError(

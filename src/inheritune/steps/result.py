@@ -26,61 +26,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A completed and measured training: ``result`` of result.json, in the order it has there.
+    """A completed and measured training: ``result`` of result.json, in the order it has there."""
 
-    Attributes:
-        name: The variant's name.
-        start: The variant's ``start``.
-        layers: Transformer layers.
-        params: Parameters, tied ones once.
-        tokens: Training tokens, repeats counted.
-        epochs: ``tokens`` / training tokens of the text.
-        start_val_loss: Nats per token before the first step; None: not measured.
-        val_loss: Nats per held-out token, of the published model.
-        val_loss_se: Standard error over windows.
-        difference: val_loss - reference loss, mean over windows; 0 for the reference itself.
-        difference_se: Its standard error over windows.
-        seconds: Wall-clock time of training and validations, over all restarts.
-        flops_per_token: Training FLOPs of the model alone, per token.
-        flops: Everything: training, validations, and ``reference_flops``.
-        restarts: How often the training was continued from a checkpoint.
-        skipped: Optimizer steps skipped because a value was not finite.
-        path: The training's directory within the run.
-        settings: Device, precision and kernels that were used.
-        notes: Messages of the training.
-        windows: Loss of every validation window, nats per token.
-        first_sample: Above 0: it continued from a smaller model that was trained in this run.
-        made_of: The start in words; empty where ``start`` says it all.
-        distill: The variant's section `distill`.
-        reference_flops: Forward passes of the reference of a distillation.
-        seed: Seed of data order and fresh weights.
-    """
-
-    name: str
-    start: str
-    layers: int
-    params: int
-    tokens: int
-    epochs: float
-    start_val_loss: float | None
-    val_loss: float
-    val_loss_se: float | None
-    difference: float
-    difference_se: float | None
-    seconds: float
-    flops_per_token: float
-    flops: float
-    restarts: int
-    skipped: int
-    path: str
-    settings: dict[str, Any]
-    notes: list[str]
-    windows: list[float]
-    first_sample: int = 0
-    made_of: str = ""
-    distill: dict[str, Any] | None = None
-    reference_flops: float = 0.0
-    seed: int | None = None
+    name: str  # the variant's name
+    start: str  # the variant's ``start``
+    layers: int  # transformer layers
+    params: int  # parameters, tied ones once
+    tokens: int  # training tokens, repeats counted
+    epochs: float  # ``tokens`` / training tokens of the text
+    start_val_loss: float | None  # nats per token before the first step; None: not measured
+    val_loss: float  # nats per held-out token, of the published model
+    val_loss_se: float | None  # standard error over windows
+    difference: float  # val_loss - reference loss, mean over windows; 0 for the reference itself
+    difference_se: float | None  # its standard error over windows
+    seconds: float  # wall-clock time of training and validations, over all restarts
+    flops_per_token: float  # training FLOPs of the model alone, per token
+    flops: float  # everything: training, validations, and ``reference_flops``
+    restarts: int  # how often the training was continued from a checkpoint
+    skipped: int  # optimizer steps skipped because a value was not finite
+    path: str  # the training's directory within the run
+    settings: dict[str, Any]  # device, precision and kernels that were used
+    notes: list[str]  # messages of the training
+    windows: list[float]  # loss of every validation window, nats per token
+    first_sample: int = 0  # above 0: it continued from a smaller model that was trained in this run
+    made_of: str = ""  # the start in words; empty where ``start`` says it all
+    distill: dict[str, Any] | None = None  # the variant's section `distill`
+    reference_flops: float = 0.0  # forward passes of the reference of a distillation
+    seed: int | None = None  # seed of data order and fresh weights
 
     def summary(self) -> dict[str, Any]:
         """The entry of run.json: everything but the windows."""
@@ -122,17 +94,11 @@ class TrainedVariant(Rows):
 
 @dataclass(frozen=True)
 class Measurement:
-    """The val_loss of a published model.
+    """The val_loss of a published model."""
 
-    Attributes:
-        loss: In the mean and per window.
-        seconds: Wall-clock time of the measurement.
-        times: Number of validations of the training, this one included.
-    """
-
-    loss: "ValLoss"
-    seconds: float
-    times: int
+    loss: "ValLoss"  # in the mean and per window
+    seconds: float  # wall-clock time of the measurement
+    times: int  # number of validations of the training, this one included
 
 
 def measure_published(task: TrainingTask, on_row: "OnRow") -> Measurement:

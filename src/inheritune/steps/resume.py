@@ -8,7 +8,6 @@ chooses, or from the one of ``--from``.
 """
 
 import os
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,22 +37,17 @@ _MEASURE = "evaluate.batch_size"
 # ...but never these: a step is a number of sequences of a length, and positions count steps.
 _NEVER = {"train.seq_len", "train.batch_tokens"}
 
-_CHECKPOINT_NAME = re.compile(r"step-[0-9]{8,}")
-
 
 # -- results
 
 
 def saved_result(job: Job, path: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Read the result of a step that was completed before.
+    """Read the result of a step from the file that it ends with; None if it was not completed.
+
+    Changes that the user allows are logged.
 
     Args:
-        job: Its allowed changes are accepted and logged.
-        path: The file that the step ends with.
         inputs: Everything that decides the step's result now.
-
-    Returns:
-        The result; None if the step was not completed.
 
     Raises:
         RecipeError: The result was made from other inputs.
@@ -94,11 +88,7 @@ def noted_inputs(recipe: Recipe) -> dict[str, Any]:
 
 
 def allowed_inputs(recipe: Recipe, keys: Collection[str]) -> frozenset[str]:
-    """Translate the keys of ``--allow-change`` to the names that they have among inputs.
-
-    Args:
-        recipe: Any recipe; it says which keys there are.
-        keys: Recipe keys such as ``"train.learning_rate"``.
+    """Translate keys of ``--allow-change``, as in a recipe, to their names among inputs.
 
     Raises:
         RecipeError: There is no such key, or its change would make finished work meaningless.
@@ -131,8 +121,10 @@ def find_checkpoint(run: Run, path: Path) -> Path:
         RecipeError: It is no checkpoint of this run, or its training is finished.
         CheckpointError: It does not exist.
     """
+    from inheritune.training.checkpoint_files import CHECKPOINT_NAME, newest_first
+
     real, root = Path(os.path.realpath(path)), Path(os.path.realpath(run.root))
-    is_named_so = _CHECKPOINT_NAME.fullmatch(real.name) and real.parent.name == "checkpoints"
+    is_named_so = CHECKPOINT_NAME.fullmatch(real.name) and real.parent.name == "checkpoints"
     if not is_named_so or not real.is_relative_to(root):
         raise RecipeError(
             f"--from {escape(path, 120)} is no checkpoint of a training in {escape(run.root)}.",
@@ -145,20 +137,15 @@ def find_checkpoint(run: Run, path: Path) -> Path:
             "Leave --from out.",
         )
     if not real.is_dir():
-        names = ", ".join(sorted(p.name for p in real.parent.glob("step-*"))[-5:]) or "none"
+        names = ", ".join(path.name for path in reversed(newest_first(real.parent)[:5])) or "none"
         raise CheckpointError(f"there is no checkpoint {path}.", f"There are: {names}.")
     return real
 
 
 def checkpoint_for(job: Job, directory: Path) -> Path | None:
-    """Return the checkpoint of ``--from`` if it belongs to the next training.
+    """Return the checkpoint of ``--from`` if it belongs to the next training, in ``directory``.
 
-    Args:
-        job: The run, with the checkpoint of ``--from``, if any.
-        directory: The next training's own directory.
-
-    Returns:
-        None if no checkpoint was named, or if the training that it belongs to is finished by now.
+    None if no checkpoint was named, or if the training that it belongs to is finished by now.
 
     Raises:
         RecipeError: It belongs to another training, which is not finished.

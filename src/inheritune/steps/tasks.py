@@ -15,21 +15,13 @@ from inheritune.system.progress import Progress
 
 @dataclass(frozen=True)
 class RunModel:
-    """A model of the run that tasks are asked of.
+    """A model of the run that tasks are asked of."""
 
-    Attributes:
-        name: The variant's name, or ``reference``.
-        role: ``reference``, ``target`` or ``control``.
-        layers: Transformer layers.
-        tokens: Training tokens; None: not known.
-        path: Model directory.
-    """
-
-    name: str
-    role: str
-    layers: int
-    tokens: int | None
-    path: Path
+    name: str  # the variant's name, or ``reference``
+    role: str  # ``reference``, ``target`` or ``control``
+    layers: int  # transformer layers
+    tokens: int | None  # training tokens; None: not known
+    path: Path  # model directory
 
 
 def check_tasks(job: Job) -> None:

@@ -21,46 +21,31 @@ from inheritune.surgery.selection import (
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """What to train, from which start, and for how long. All fields are JSON values.
+    """What to train, from which start, and for how long. All fields are JSON values."""
 
-    Attributes:
-        variant: Name in the recipe.
-        start: The variant's ``start``, or ``"trained"`` for a model as it is.
-        layers: Transformer layers of the trained model.
-        tokens: Training tokens, repeats counted.
-        model: Directory of the weights of a ``"trained"`` start.
-        grown_from: Directory, within the run, of the training whose final model was grown.
-        first_sample: Position in the order of samples at which the training begins.
-        inherited_layers: Layers of the reference that are inherited; None: the first ``layers``.
-        parts: Parts of these layers that are inherited, see `parts.fresh_names`.
-        lr_scale: Factor on the recipe's peak learning rate.
-        warmup_tokens: None: the recipe's.
-        made_of: The start in words; empty where ``start`` says it all.
-        distill: The variant's section `distill`; None: the training learns from text alone.
-        reference_dir: Model directory of the reference; only for a distillation.
-        reference_digest: Digest of this model; only for a distillation.
-        keeps_end: Whether the last checkpoint is kept, so that a later training can continue it.
-        seed: Seed of data order and fresh weights; None: the recipe's ``train.seed``.
-        is_repeat: Whether it repeats a training with another seed; its directory names the seed.
-    """
-
-    variant: str
-    start: str
-    layers: int
-    tokens: int
-    model: str | None = None
+    variant: str  # name in the recipe
+    start: str  # the variant's ``start``, or ``"trained"`` for a model as it is
+    layers: int  # transformer layers of the trained model
+    tokens: int  # training tokens, repeats counted
+    model: str | None = None  # directory of the weights of a ``"trained"`` start
+    # Directory, within the run, of the training whose final model was grown
     grown_from: str | None = None
-    first_sample: int = 0
+    first_sample: int = 0  # position in the order of samples at which the training begins
+    # Layers of the reference that are inherited; None: the first ``layers``
     inherited_layers: Sequence[int] | None = None
-    parts: str = "all"
-    lr_scale: float = 1.0
-    warmup_tokens: int | None = None
-    made_of: str = ""
+    parts: str = "all"  # parts of these layers that are inherited, see `parts.fresh_names`
+    lr_scale: float = 1.0  # factor on the recipe's peak learning rate
+    warmup_tokens: int | None = None  # None: the recipe's
+    made_of: str = ""  # the start in words; empty where ``start`` says it all
+    # The variant's section `distill`; None: the training learns from text alone
     distill: dict[str, Any] | None = None
-    reference_dir: str | None = None
-    reference_digest: str | None = None
+    reference_dir: str | None = None  # model directory of the reference; only for a distillation
+    reference_digest: str | None = None  # digest of this model; only for a distillation
+    # Whether the last checkpoint is kept, so that a later training can continue it
     keeps_end: bool = False
+    # Seed of data order and fresh weights; None: the recipe's ``train.seed``
     seed: int | None = None
+    # Whether it repeats a training with another seed; its directory names the seed
     is_repeat: bool = False
 
     def directory_in(self, run: Run) -> Path:

@@ -31,22 +31,16 @@ def training_inputs(
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """One training of a run.
+    """One training of a run."""
 
-    Attributes:
-        job: The context of the run.
-        spec: What to train, and for how long.
-        directory: The training's own directory; it receives ``model/``, ``metrics.jsonl``,
-            ``checkpoints/`` and ``result.json``.
-        tokens: Training and validation tokens.
-        inputs: Everything that decides the result, as JSON values. They are stored with checkpoints
-            and the result, and compared before either is reused.
-    """
-
-    job: Job
-    spec: TrainingSpec
+    job: Job  # the context of the run
+    spec: TrainingSpec  # what to train, and for how long
+    # The training's own directory; it receives ``model/``, ``metrics.jsonl``, ``checkpoints/``
+    # and ``result.json``
     directory: Path
-    tokens: TokenDirectory
+    tokens: TokenDirectory  # training and validation tokens
+    # Everything that decides the result, as JSON values. They are stored with checkpoints and
+    # the result, and compared before either is reused.
     inputs: Mapping[str, Any]
 
     @property

@@ -27,13 +27,13 @@ BROKEN = (
 
 _ASIDE = "set-aside-"
 # A copy that somebody made, such as step-00000012-backup, is none of ours.
-_NAME = re.compile(r"step-[0-9]{8,}")
+CHECKPOINT_NAME = re.compile(r"step-[0-9]{8,}")
 _PICKLES = {".pt", ".pth", ".pkl", ".ckpt", ".bin"}
 
 
 def newest_first(folder: Path) -> list[Path]:
     """List the checkpoints of a training, the latest step first."""
-    named = (path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+    named = (path for path in folder.glob("step-*") if CHECKPOINT_NAME.fullmatch(path.name))
     return sorted((path for path in named if path.is_dir()), reverse=True)
 
 
