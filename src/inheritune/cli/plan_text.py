@@ -124,6 +124,7 @@ def _trainings_table(plan: RecipePlan, title: str, notes: Sequence[str]) -> Tabl
         (Column("training"), _name),
         (Column("layers", show=exact), "layers"),
         (Column("params", show=amount), "params"),
+        (Column("size", show=data_size), "bytes"),
         (Column("tokens", show=amount), "tokens"),
         (Column("steps", show=exact), "steps"),
         (Column("epochs", show=epochs), "epochs"),

@@ -22,7 +22,7 @@ from inheritune.recipe.schema import Recipe
 from inheritune.run_directory import Run
 from inheritune.steps.growth import Growth, first_layers
 from inheritune.steps.initial_weights import check_starts
-from inheritune.steps.limits import checkpoint_bytes, weights_bytes
+from inheritune.steps.limits import checkpoint_bytes
 from inheritune.steps.reference import Reference
 from inheritune.surgery.sizes import Sizes
 from inheritune.system.devices import Price, Speed, choose_device
@@ -209,8 +209,8 @@ def _disk(
 ) -> dict[str, int | None]:
     largest = max(training.params for training in trainings)
     rows = first_int(text_config(model.config), ("vocab_size",)) or 2**16 + 1
-    models = sum(weights_bytes(training.params) for training in trainings)
-    target = max(weights_bytes(t.params) for t in trainings if t.round is not None)
+    models = sum(training.bytes for training in trainings)
+    target = max(t.bytes for t in trainings if t.round is not None)
     # The stored predictions: k ids with fp16 logits, and one fp32 for all other ids.
     entry = id_type(rows).itemsize + 2
     logits = sum(tokens * (top_k * entry + 4) for (top_k, _, _), tokens in stored.items())

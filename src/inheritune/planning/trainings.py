@@ -9,8 +9,10 @@ from inheritune.planning.memory import Memory
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.variants import Distill, Variant
 from inheritune.steps.growth import Growth, grown_sizes, grown_specs
+from inheritune.steps.limits import weights_bytes
 from inheritune.steps.seeds import repeat_specs
 from inheritune.steps.training_spec import TrainingSpec, layers_of, specs_for
+from inheritune.steps.training_task import published_dtype
 from inheritune.surgery.half_width import half_width_headers
 from inheritune.surgery.sizes import Counts, Sizes
 from inheritune.system.devices import Price, Speed
@@ -25,6 +27,7 @@ class PlannedTraining:
     start: str  # initial weights, as in the recipe; the first training of stacking is "fresh"
     layers: int
     params: int
+    bytes: int  # size of the published weights
     tokens: int  # training tokens, in whole steps
     steps: int
     epochs: float | None  # passes over the text; None: not known before the text is prepared
@@ -63,12 +66,12 @@ class Planner:
             before = [self._training(TrainingSpec("reference", "fresh", layers, trained.tokens))]
 
         # --- the rounds of the target ---
-        tokens = recipe.tokens_of(recipe.target)
+        tokens = recipe.tokens_of(recipe.target_name)
         assert tokens is not None  # the recipe refuses equal_compute for the target
         rounds: list[PlannedTraining] = []
         round_specs: list[TrainingSpec] = []
         for number, layers in enumerate(round_sizes, 1):
-            spec = self._specs(recipe.target, layers, tokens)[0]
+            spec = self._specs(recipe.target_name, layers, tokens)[0]
             if recipe.grow.weights == "keep":  # as in derive: a round continues in the text
                 samples = sum(training.tokens for training in rounds) // recipe.train.seq_len
                 spec = replace(spec, first_sample=samples)
@@ -78,10 +81,10 @@ class Planner:
         # --- the controls ---
         specs: list[TrainingSpec] = []
         for name, variant in recipe.variants.items():
-            if name != recipe.target and variant.start == "grown":
+            if name != recipe.target_name and variant.start == "grown":
                 sizes, total = grown_sizes(round_sizes, round_sizes[-1]), self._total
                 specs += grown_specs(recipe, name, total, sizes, rounds[0].tokens)
-            elif name != recipe.target:
+            elif name != recipe.target_name:
                 layers = layers_of(variant, self._total, round_sizes[-1])
                 tokens = recipe.tokens_of(name)
                 if tokens is None:
@@ -120,6 +123,7 @@ class Planner:
             start=spec.start,
             layers=spec.layers,
             params=counts.params,
+            bytes=weights_bytes(counts.params, self._dtype(spec)),
             tokens=tokens,
             steps=steps,
             epochs=tokens / self._unique if self._unique else None,
@@ -130,6 +134,10 @@ class Planner:
             beside=distill is not None and distill.top_k is None,
             seed=spec.seed if spec.is_repeat else None,
         )
+
+    def _dtype(self, spec: TrainingSpec) -> str:
+        is_reference = spec.variant not in self._recipe.variants
+        return "F32" if is_reference else published_dtype(self._recipe, self._sizes.reference)
 
     def _forward_tokens(self, distill: Distill, spec: TrainingSpec, tokens: int) -> int:
         """Count the tokens that the reference runs on: all, or those not stored before.

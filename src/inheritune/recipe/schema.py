@@ -248,6 +248,14 @@ class Analyze(RecipeSection):
     """Share of the squared singular values that an attention rank must reach."""
 
 
+class Target(RecipeSection):
+    """How trained models are published."""
+
+    dtype: Literal["reference", "bf16", "fp16", "fp32"] = "reference"
+    """Dtype of the weights of every published model; reference: that of the reference. Checkpoints
+    hold fp32 weights, and val_loss is that of the published ones."""
+
+
 class Cost(RecipeSection):
     """Price of the machine, for the ledger of costs."""
 
@@ -281,6 +289,7 @@ class Recipe(RecipeSection):
     data: Data
     train: Train
     grow: Grow = Grow()
+    target: Target = Target()
     variants: dict[Name, Variant] = Field(
         {"inherit": Variant(start="inherit"), "scratch": Variant(start="fresh")}
     )
@@ -335,7 +344,7 @@ class Recipe(RecipeSection):
         return self
 
     @property
-    def target(self) -> str:
+    def target_name(self) -> str:
         """Name of the variant that inherits whole layers and grows."""
         return next(name for name, variant in self.variants.items() if variant.is_target)
 

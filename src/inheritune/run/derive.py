@@ -119,8 +119,11 @@ def judge(result: TrainingResult, tolerance: float) -> str:
     Returns:
         ``"matched"`` for difference <= tolerance, ``"matched_within_noise"`` for difference <=
         tolerance + 2 standard errors, else ``"not_matched"``. Only ``"matched"`` ends growth: a
-        small validation set must not make matching easier.
+        small validation set must not make matching easier. A target whose val_loss rounding its
+        weights moved by more than a standard error has not matched.
     """
+    if result.is_moved_by_rounding:
+        return "not_matched"
     if result.difference <= tolerance:
         return "matched"
     if result.difference <= tolerance + _NOISE_SE * (result.difference_se or 0.0):

@@ -197,7 +197,7 @@ def train_only(
     """
 
     def work(job: Job) -> TrainedVariant:
-        plan, name = job.recipe, variant or job.recipe.target
+        plan, name = job.recipe, variant or job.recipe.target_name
         num_tokens = _tokens_of(plan, name)
 
         # --- the reference, and with how many layers ---
@@ -233,7 +233,7 @@ def _tokens_of(recipe: Recipe, name: str) -> int:
         )
     if recipe.variants[name].start == "grown":
         raise RecipeError(
-            f"variants.{name} continues from the rounds of {recipe.target}.",
+            f"variants.{name} continues from the rounds of {recipe.target_name}.",
             "Use: inheritune run.",
         )
     return tokens
@@ -242,7 +242,7 @@ def _tokens_of(recipe: Recipe, name: str) -> int:
 def _layers_of(recipe: Recipe, name: str, reference: Reference, layers: int | None) -> int:
     first, most = first_layers(recipe, reference)
     growth = Growth.of(recipe, reference.model, first, most)
-    limit = most if name == recipe.target else reference.layers
+    limit = most if name == recipe.target_name else reference.layers
     count = layers or layers_of(recipe.variants[name], reference.layers, growth.sizes[0])
     if count > limit:
         raise RecipeError(f"--layers is {count}.", f"Choose between 1 and {limit}.")

@@ -27,7 +27,7 @@ from inheritune.steps.reference_store import pinned_commit
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.training import run_training
 from inheritune.steps.training_spec import TrainingSpec
-from inheritune.steps.training_task import TrainingTask, training_inputs
+from inheritune.steps.training_task import TrainingTask, published_dtype, training_inputs
 from inheritune.system.progress import Listener, silent
 from inheritune.system.rows import Rows
 from inheritune.system.signals import catch_signals
@@ -214,7 +214,8 @@ def _train(
     # Weights are read where they lie: a copy of the model beside its checkpoints has no use.
     model = str(reference.model.path.resolve())
     spec = TrainingSpec("train", "trained", reference.layers, num_tokens, model=model)
-    task = TrainingTask(job, spec, job.run.root, tokens, inputs)
+    dtype = published_dtype(job.recipe, reference.model)
+    task = TrainingTask(job, spec, job.run.root, tokens, inputs, dtype)
     return run_training(task, before.windows)
 
 

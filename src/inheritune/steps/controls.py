@@ -22,7 +22,7 @@ from inheritune.steps.result import TrainingResult
 from inheritune.steps.resume import save_result, saved_result
 from inheritune.steps.training import run_training
 from inheritune.steps.training_spec import TrainingSpec, layers_of, specs_for
-from inheritune.steps.training_task import TrainingTask, training_inputs
+from inheritune.steps.training_task import TrainingTask, published_dtype, training_inputs
 from inheritune.system.files import new_directory, sync_file, write_json
 from inheritune.system.progress import Progress
 from inheritune.system.strict_json import read_json
@@ -53,8 +53,9 @@ def train_variant(
     inputs |= {} if spec.inherited_layers is None else {"kept": list(spec.inherited_layers)}
     inputs |= {} if spec.parts == "all" else {"parts": spec.parts}
     inputs |= {} if spec.distill is None else {"distill": spec.distill}
-    task = TrainingTask(job, spec, spec.directory_in(job.run), tokens, inputs)
-    if saved_result(job, task.result_file, inputs) is None:
+    dtype = published_dtype(job.recipe, reference.model)
+    task = TrainingTask(job, spec, spec.directory_in(job.run), tokens, inputs, dtype)
+    if saved_result(job, task.result_file, task.result_inputs) is None:
         write_start(task, reference.model)
     result = run_training(task, benchmark.windows)
     shutil.rmtree(task.directory / "start", ignore_errors=True)
@@ -72,7 +73,7 @@ def control_specs(
     recipe = job.recipe
     specs: list[TrainingSpec] = []
     for name, variant in recipe.variants.items():
-        if name == recipe.target:
+        if name == recipe.target_name:
             continue
         if variant.start == "grown":
             sizes = grown_sizes([result.layers for result in rounds], target.layers)

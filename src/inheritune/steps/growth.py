@@ -118,9 +118,9 @@ def round_spec(
     recipe: Recipe, reference_layers: int, rounds: Sequence[TrainingResult], layers: int
 ) -> TrainingSpec:
     """The training of the target's next round, after ``rounds``."""
-    tokens = recipe.tokens_of(recipe.target)
+    tokens = recipe.tokens_of(recipe.target_name)
     assert tokens is not None  # the recipe refuses equal_compute for the target
-    spec = specs_for(recipe, recipe.target, reference_layers, layers, tokens)[0]
+    spec = specs_for(recipe, recipe.target_name, reference_layers, layers, tokens)[0]
     if rounds and recipe.grow.weights == "keep":
         first_sample = sum(result.tokens for result in rounds) // recipe.train.seq_len
         return replace(spec, grown_from=rounds[-1].path, first_sample=first_sample)
@@ -147,7 +147,7 @@ def grown_specs(
     train = recipe.train
     specs = []
     # The first training continues from the target's first round, each later one from its own.
-    owner, tokens_before = recipe.target, first_tokens
+    owner, tokens_before = recipe.target_name, first_tokens
     for smaller, layers in pairwise(sizes):
         spec = specs_for(recipe, name, reference_layers, layers, tokens)[0]
         made_of = (

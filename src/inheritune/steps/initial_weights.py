@@ -96,7 +96,9 @@ def write_start(task: TrainingTask, reference: ModelDirectory) -> None:
     start = task.directory / "start"
     smaller = None  # the trained model that this one is made from, beside the reference
     if task.spec.grown_from is not None:
-        smaller = open_model(str(task.job.run.root / task.spec.grown_from / "model"))
+        trained = task.job.run.root / task.spec.grown_from
+        master = trained / "master"  # fp32; missing where the published model is fp32, too
+        smaller = open_model(str(master if master.is_dir() else trained / "model"))
     made_from = _made_from(task, reference, smaller)
     if not _is_made_from(start, made_from):
         # The record goes first and comes last: with it, the start is whole.

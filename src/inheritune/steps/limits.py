@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from inheritune.errors import MachineError, escape
+from inheritune.model_files.safetensors import item_bits
 from inheritune.system.disk_space import refuse_full_disk
 
 _MARGIN = 1.1  # beside the tensors: buffers, metrics, the report
@@ -38,9 +39,9 @@ def memory_named(setting: str, value: int, otherwise: str) -> Iterator[None]:
         ) from error
 
 
-def weights_bytes(params: int) -> int:
-    """Size of a published model: fp32."""
-    return 4 * params
+def weights_bytes(params: int, dtype: str = "F32") -> int:
+    """Size of the weights of a model in a dtype, as in a safetensors header."""
+    return params * item_bits(dtype) // 8
 
 
 def checkpoint_bytes(params: int) -> int:
@@ -48,21 +49,25 @@ def checkpoint_bytes(params: int) -> int:
     return 12 * params
 
 
-def refuse_large_training(directory: Path, params: int, keep: int, snapshots: int = 0) -> None:
+def refuse_large_training(
+    directory: Path, params: int, dtype: str, keep: int, snapshots: int = 0
+) -> None:
     """Refuse to begin a training whose checkpoints and models would not fit.
 
     Args:
         directory: The training's own directory; what was saved there before counts as room.
+        dtype: Dtype of published weights; a rounded model has its fp32 weights beside it.
         keep: Checkpoints kept; one more is being written beside them.
         snapshots: Mid-training snapshots, of which a checkpoint and then a model are kept.
 
     Raises:
         MachineError: There is not enough room; both amounts are named.
     """
-    checkpoints, models = keep + 1 + snapshots, 1 + snapshots
-    total = checkpoint_bytes(params) * checkpoints + weights_bytes(params) * models
+    models = weights_bytes(params, dtype) * (1 + snapshots)
+    models += weights_bytes(params) * (dtype != "F32")
+    total = checkpoint_bytes(params) * (keep + 1 + snapshots) + models
     # A file may be linked into both `checkpoints` and `moments`; it takes its space once.
-    patterns = ("checkpoints/*step-*/*", "moments/*/*step-*/*", "at/*/*")
+    patterns = ("checkpoints/*step-*/*", "moments/*/*step-*/*", "at/*/*", "master/*")
     files = [f.stat() for pattern in patterns for f in directory.glob(pattern) if f.is_file()]
     saved = sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())
     refuse_full_disk(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inheritune.errors import DivergedError
+from inheritune.model_files.directory import open_model
 from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.steps.distillation import reference_cost
 from inheritune.steps.training_task import TrainingTask
@@ -53,6 +54,17 @@ class TrainingResult:
     distill: dict[str, Any] | None = None  # the variant's section `distill`
     reference_flops: float = 0.0  # forward passes of the reference of a distillation
     seed: int | None = None  # seed of data order and fresh weights
+    dtype: str = "F32"  # dtype of the published weights, as in a safetensors header
+    bytes: int | None = None  # size of the published weights
+    # val_loss of the weights before they were rounded; None: they are fp32
+    fp32_val_loss: float | None = None
+
+    @property
+    def is_moved_by_rounding(self) -> bool:
+        """Whether rounding the weights moved val_loss by more than its standard error."""
+        if self.fp32_val_loss is None or self.val_loss_se is None:
+            return False
+        return abs(self.val_loss - self.fp32_val_loss) > self.val_loss_se
 
     def summary(self) -> dict[str, Any]:
         """The entry of run.json: everything but the windows."""
@@ -99,6 +111,8 @@ class Measurement:
     loss: "ValLoss"  # in the mean and per window
     seconds: float  # wall-clock time of the measurement
     times: int  # number of validations of the training, this one included
+    # val_loss of the weights before they were rounded; None: they are fp32
+    fp32_val_loss: float | None = None
 
 
 def measure_published(task: TrainingTask, on_row: "OnRow") -> Measurement:
@@ -118,9 +132,14 @@ def measure_published(task: TrainingTask, on_row: "OnRow") -> Measurement:
             "Lower train.learning_rate in a run of another name.",
         )
     times = record_end(task.directory / "metrics.jsonl", loss.mean, on_row)
-    message = f"at its end: val_loss {loss.mean:.4f}"
+    message, fp32_val_loss = f"at its end: val_loss {loss.mean:.4f}", None
+    if task.dtype != "F32":
+        title = f"{task.title}, val_loss in fp32"
+        master, master_seconds = val_loss_of(task.job, task.master_dir, task.tokens, title)
+        fp32_val_loss, seconds, times = master.mean, seconds + master_seconds, times + 1
+        message += f" in {task.dtype}, {loss.mean - master.mean:+.5f} to fp32"
     task.job.on_progress(Progress(task.title, message=message))
-    return Measurement(loss, seconds, times)
+    return Measurement(loss, seconds, times, fp32_val_loss)
 
 
 def make_result(
@@ -178,6 +197,9 @@ def make_result(
         made_of=task.spec.made_of,
         distill=task.spec.distill,
         reference_flops=reference_flops,
+        dtype=task.dtype,
+        bytes=sum(t.size for t in open_model(str(task.model_dir)).tensors.values()),
+        fp32_val_loss=measurement.fp32_val_loss,
     )
     if reference_windows is None:
         processes = {"processes": loop_result.settings.processes}

@@ -45,7 +45,7 @@ def run_training(
     Returns:
         The contents of `result.json`, where the training was completed before.
     """
-    stored = saved_result(task.job, task.result_file, task.inputs)
+    stored = saved_result(task.job, task.result_file, task.result_inputs)
     if stored is None:
         recipe, spec = task.job.recipe, task.spec
         check_budget(
@@ -59,7 +59,7 @@ def run_training(
             _free_memory()
             measurement = measure_published(task, trackers.send)
         result = make_result(task, loop_result, measurement, reference_windows)
-        save_result(task.result_file, task.inputs, asdict(result))
+        save_result(task.result_file, task.result_inputs, asdict(result))
     else:
         stored.pop("abandoned", None)  # null in results of versions that could end rounds early
         result = as_dataclass(TrainingResult, stored, task.result_file)
@@ -76,6 +76,8 @@ def _remove_checkpoints(task: TrainingTask) -> None:
     for checkpoint in [*checkpoints, *set_aside_in(task.checkpoints_dir)]:
         shutil.rmtree(checkpoint)
     shutil.rmtree(task.snapshots_dir, ignore_errors=True)
+    if not (task.spec.keeps_end or task.spec.is_stacked):
+        shutil.rmtree(task.master_dir, ignore_errors=True)
     if not task.spec.keeps_end:
         (task.checkpoints_dir / "latest").unlink(missing_ok=True)
 
@@ -104,7 +106,8 @@ def _train(task: TrainingTask, on_row: "OnRow") -> "LoopResult":
     # --- refuse what cannot be done before the other processes begin ---
     checkpoint = checkpoint_for(task.job, task.directory)
     params = describe(task.start_dir, task.train.seq_len).params
-    refuse_large_training(task.directory, params, task.train.keep, len(task.snapshot_steps()))
+    snapshots = len(task.snapshot_steps())
+    refuse_large_training(task.directory, params, task.dtype, task.train.keep, snapshots)
 
     # --- train ---
     task.job.processes.post({"do": "train"} | task.message())
@@ -114,14 +117,17 @@ def _train(task: TrainingTask, on_row: "OnRow") -> "LoopResult":
         load_weights(task.checkpoints_dir, model)
 
     # --- publish; models without a result.json were left by a kill, maybe of other inputs ---
-    shutil.rmtree(task.model_dir, ignore_errors=True)
-    save_model(model, task.model_dir, task.start_dir)
-    shutil.rmtree(task.snapshot_models_dir, ignore_errors=True)
+    for directory in (task.master_dir, task.model_dir, task.snapshot_models_dir):
+        shutil.rmtree(directory, ignore_errors=True)
+    if task.dtype != "F32":  # to measure what rounding costs, and for later rounds to grow from
+        save_model(model, task.master_dir, task.start_dir)
+    save_model(model, task.model_dir, task.start_dir, task.dtype)
     for step, snapshot in snapshots_in(task.snapshots_dir).items():
         model = task.start_model()
         load_weights(snapshot, model)
         tokens = step * task.train.batch_tokens
-        save_model(model, task.snapshot_models_dir / f"{tokens:016d}-tokens", task.start_dir)
+        out = task.snapshot_models_dir / f"{tokens:016d}-tokens"
+        save_model(model, out, task.start_dir, task.dtype)
     return loop_result
 
 

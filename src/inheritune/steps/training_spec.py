@@ -45,6 +45,7 @@ class TrainingSpec:
     keeps_end: bool = False
     # Seed of data order and fresh weights; None: the recipe's ``train.seed``
     seed: int | None = None
+    is_stacked: bool = False  # whether a later training starts from this one's weights, twice
     # Whether it repeats a training with another seed; its directory names the seed
     is_repeat: bool = False
 
@@ -116,7 +117,7 @@ def specs_for(
         seed=recipe.seeds_of(name)[0],
         distill=None if variant.distill is None else variant.distill.model_dump(mode="json"),
     )
-    if name == recipe.target:
+    if name == recipe.target_name:
         has_grown = any(other.start == "grown" for other in recipe.variants.values())
         spec = replace(spec, keeps_end=recipe.grow.weights == "keep" or has_grown)
 
@@ -129,7 +130,7 @@ def specs_for(
         spec = replace(spec, inherited_layers=None if is_prefix else list(chosen))
     elif variant.start == "stacking":
         # Half of the layers are trained from fresh weights; their end, twice, is the second start.
-        half = replace(spec, start="fresh", layers=_half(layers))
+        half = replace(spec, start="fresh", layers=_half(layers), is_stacked=True)
         made_of = f"fresh weights, to be stacked{_own_rate(half)}"
         first_half = [replace(half, made_of=made_of)]
         train = recipe.train

@@ -6,14 +6,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from inheritune.data.tokens import TokenDirectory, open_tokens
-from inheritune.recipe.schema import Train
+from inheritune.model_files.directory import ModelDirectory
+from inheritune.recipe.schema import Recipe, Train
 from inheritune.steps.job import Job
 from inheritune.steps.resume import decisive
 from inheritune.steps.tasks import asked_at
 from inheritune.steps.training_spec import TrainingSpec
+from inheritune.surgery.plan import stored_dtype
+from inheritune.system.strict_json import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+
+
+def published_dtype(recipe: Recipe, reference: ModelDirectory) -> str:
+    """Dtype of the weights of a run's published models, as in a safetensors header."""
+    of_reference = stored_dtype([*reference.tensors.values()])
+    dtype = _DTYPES.get(recipe.target.dtype, of_reference or "F32")
+    return dtype if dtype in _DTYPES.values() else "F32"
 
 
 def training_inputs(
@@ -42,6 +55,17 @@ class TrainingTask:
     # Everything that decides the result, as JSON values. They are stored with checkpoints and
     # the result, and compared before either is reused.
     inputs: Mapping[str, Any]
+    dtype: str = "F32"  # dtype of the published weights, as in a safetensors header
+
+    @property
+    def result_inputs(self) -> dict[str, Any]:
+        """Everything that decides the result: the inputs, and the dtype that it is measured in.
+
+        Results of versions that published fp32 alone state no dtype; they stay as they are.
+        """
+        if self.result_file.exists() and "dtype" not in read_json(self.result_file)["inputs"]:
+            return dict(self.inputs)
+        return dict(self.inputs) | {"dtype": self.dtype}
 
     @property
     def train(self) -> Train:
@@ -62,6 +86,11 @@ class TrainingTask:
     def model_dir(self) -> Path:
         """The trained model."""
         return self.directory / "model"
+
+    @property
+    def master_dir(self) -> Path:
+        """The trained model in fp32, where the published one is rounded."""
+        return self.directory / "master"
 
     @property
     def checkpoints_dir(self) -> Path:

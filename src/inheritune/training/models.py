@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from inheritune.errors import SourceError, UnsupportedModelError, escape, first_line
+from inheritune.errors import RecipeError, SourceError, UnsupportedModelError, escape, first_line
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.shapes import meta_model, typed_config
 from inheritune.system.files import new_directory, sync_file, write_json
@@ -107,23 +107,38 @@ def fresh_model(directory: Path, seed: int, dropout: float = 0.0) -> "PreTrained
     return model
 
 
-def save_model(model: "PreTrainedModel", out: Path, start: Path) -> None:
-    """Publish a trained model as a Hugging Face directory, by one rename, in fp32 as trained.
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+def save_model(model: "PreTrainedModel", out: Path, start: Path, dtype: str = "F32") -> None:
+    """Publish a trained model as a Hugging Face directory, by one rename.
 
     Args:
+        model: Its weights are rounded in place unless ``dtype`` is ``"F32"``.
         out: Must not exist.
         start: The directory that the training started from. config.json, tokenizer and other side
             files are taken over byte for byte, except for the dtype that config.json states.
+        dtype: Dtype of the written weights, as in a safetensors header.
+
+    Raises:
+        RecipeError: A weight is beyond the range of the dtype; nothing is written.
     """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    torch.nn.Module.to(model, _DTYPES[dtype])
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        raise RecipeError(
+            f"a weight of {out} is beyond the range of {dtype}.",
+            "Set target.dtype to bf16 or fp32; the same command then continues.",
+        )
     with new_directory(out) as staging:
         model.save_pretrained(staging)
         copy_side_files(start, staging)
         config = read_json_object(start / "config.json", MODEL_FILE)
         stated = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-        write_json(staging / "config.json", config | {stated: "float32"}, infinity=True)
+        config[stated] = str(_DTYPES[dtype]).removeprefix("torch.")
+        write_json(staging / "config.json", config, infinity=True)
         for path in staging.glob("*.safetensors*"):
             sync_file(path)
 
