@@ -197,7 +197,7 @@ def test_tables_have_a_text_for_every_column(tiny_model, tiny_reference, tiny_te
     plan = plan_recipe(recipe_of(tiny_reference, tiny_text), tmp_path / "run", speed)
     (table,) = recipe_tables(plan)
     assert table.rows[0][:2] == ["inherit, round 1", "2"]
-    assert table.rows[0][3:5] == ["1.28K", "10"]
+    assert table.rows[0][3:6] == ["156 KB", "1.28K", "10"]
     trainings, hours = recipe_tables(
         plan_recipe(recipe_of(tiny_reference, tiny_text), tmp_path / "run")
     )

@@ -51,7 +51,7 @@ def test_text_that_is_no_amount_stays_unchanged(value: object) -> None:
 def test_defaults_fill_the_smallest_recipe() -> None:
     smallest = recipe()
     assert smallest.train.tokens == 2_000_000
-    assert smallest.target == "inherit"
+    assert smallest.target_name == "inherit"
     assert [v.start for v in smallest.variants.values()] == ["inherit", "fresh"]
 
 
@@ -145,7 +145,7 @@ def test_the_target_is_the_variant_that_inherits_whole_first_layers() -> None:
         "mlps": {"start": "inherit", "parts": "mlp"},
         "it": {"start": "inherit", "lr_scale": 0.5},
     }
-    assert recipe(variants=variants).target == "it"
+    assert recipe(variants=variants).target_name == "it"
 
 
 @pytest.mark.parametrize("value", [float("nan"), [{"deep": float("inf")}], datetime.date.today()])

@@ -437,6 +437,7 @@ def test_a_variant_has_its_own_peak_and_warm_up(finished):
 def test_inputs_in_result_json_keep_their_names(finished):
     root, recipe, _, _ = finished
     known = {"train", "tokens", "evaluate", "reference", "start", "layers", "variant_tokens"}
+    known |= {"dtype"}
     for name in ("inherit", "scratch"):
         inputs = json.loads((root / f"variants/{name}/2-layers/result.json").read_text())["inputs"]
         assert set(inputs) == known

@@ -22,8 +22,10 @@ from inheritune.api.measurements import analyze, evaluate, fetch_tasks, generate
 from inheritune.api.models import convert, grow, inherit, plan, verify
 from inheritune.api.pretraining import import_tokens, inspect, plan_training, prepare, train
 from inheritune.api.runs import (
+    clean,
     compare,
     derive,
+    list_runs,
     load_recipe,
     prepare_recipe,
     push,
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from inheritune.recipe.schema import Recipe
     from inheritune.reporting.comparison import Comparison
     from inheritune.run.execute import RunResult
+    from inheritune.run.listing import RunList
     from inheritune.run.pretraining import Pretraining, PretrainingResult
     from inheritune.steps.result import TrainedVariant
     from inheritune.verification.directory import Verification
@@ -82,6 +85,7 @@ _MODULES = {
     "Recipe": "recipe.schema",
     "RecipeFile": "recipe.load",
     "RecipePlan": "planning.recipe_plan",
+    "RunList": "run.listing",
     "RunResult": "run.execute",
     "TokenDirectory": "data.tokens",
     "TrainedVariant": "steps.result",
@@ -114,6 +118,7 @@ __all__ = [
     "RecipeError",
     "RecipeFile",
     "RecipePlan",
+    "RunList",
     "RunResult",
     "SourceError",
     "TokenDirectory",
@@ -121,6 +126,7 @@ __all__ = [
     "UnsupportedModelError",
     "Verification",
     "analyze",
+    "clean",
     "compare",
     "convert",
     "derive",
@@ -131,6 +137,7 @@ __all__ = [
     "import_tokens",
     "inherit",
     "inspect",
+    "list_runs",
     "load_recipe",
     "plan",
     "plan_training",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from inheritune.recipe.load import RecipeFile
     from inheritune.reporting.comparison import Comparison
     from inheritune.run.execute import RunResult
+    from inheritune.run.listing import RunList
     from inheritune.steps.result import TrainedVariant
 
 
@@ -224,6 +225,32 @@ def compare(
         raise RecipeError("no run is named.", "Name the directories of two runs or more.")
     with call(progress=False):
         return write_comparison(paths_of(runs), Path(out))
+
+
+def list_runs(parent: PathLike = "runs") -> "RunList":
+    """List the runs of a directory with their state, loss and size.
+
+    Raises:
+        DataError: There is no such directory.
+    """
+    from inheritune.run.listing import list_runs
+
+    return list_runs(path_of(parent))
+
+
+def clean(run: PathLike) -> int:
+    """Delete what only an unfinished training reads, such as checkpoints; results stay.
+
+    Returns:
+        The bytes that became free.
+
+    Raises:
+        RecipeError: The run is not finished; nothing is deleted.
+        DataError: The directory is no run.
+    """
+    from inheritune.run.listing import clean_run
+
+    return clean_run(path_of(run))
 
 
 def push(

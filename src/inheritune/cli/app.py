@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from inheritune import api
-from inheritune.cli import analyze, evaluate, generate, model, push, report, tokens, train
+from inheritune.cli import analyze, evaluate, generate, model, push, report, runs, tokens, train
 from inheritune.cli.console import (
     DEFAULT_RUNS,
     AllowChange,
@@ -200,6 +200,8 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         generate.generate: "inheritune generate runs/demo 'def read_lines(path):'",
         report.report: "inheritune report runs/demo",
         report.watch: "inheritune watch runs/demo",
+        runs.runs: "inheritune runs",
+        runs.clean: "inheritune clean runs/demo",
         push.push: "inheritune push runs/demo --repo-id me/small --dry-run",
     },
     "Checks": {

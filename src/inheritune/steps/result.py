@@ -191,7 +191,7 @@ def make_result(
         skipped=position.skipped,
         path=task.directory.relative_to(task.job.run.root).as_posix(),
         settings=loop_result.settings.record(),
-        notes=list(loop_result.notes),
+        notes=[*loop_result.notes, *_rounding_notes(task.dtype, measurement)],
         windows=loss.per_window.tolist(),
         first_sample=task.spec.first_sample,
         made_of=task.spec.made_of,
@@ -206,6 +206,18 @@ def make_result(
         curve = _curve(task.directory / "metrics.jsonl")
         write_json(task.model_dir / "training.json", result.cost() | processes | {"curve": curve})
     return result
+
+
+def _rounding_notes(dtype: str, measurement: Measurement) -> list[str]:
+    """Say by how much val_loss changed when the weights were rounded to the published dtype."""
+    if measurement.fp32_val_loss is None:
+        return []
+    loss, se = measurement.loss.mean, measurement.loss.se
+    moved = loss - measurement.fp32_val_loss
+    note = f"Published in {dtype}: val_loss {moved:+.5f} against the fp32 weights"
+    if abs(moved) > se:
+        note += f", more than a standard error ({se:.5f}): no match. Set target.dtype to fp32"
+    return [f"{note}."]
 
 
 def _curve(metrics: Path) -> list[dict[str, Any]]:

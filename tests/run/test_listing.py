@@ -1,0 +1,81 @@
+"""Listing runs, and deleting what finished ones no longer need."""
+
+import json
+
+import pytest
+from tiny_recipe import as_file, recipe_of
+from typer.testing import CliRunner
+
+from inheritune.cli.app import app
+from inheritune.errors import DataError, RecipeError
+from inheritune.run.execute import execute
+from inheritune.run.listing import clean_run, list_runs
+from inheritune.run_directory import Run
+
+
+@pytest.fixture
+def runs(tmp_path, tiny_reference, tiny_text):
+    """A directory of one finished run, whose target keeps its end to grow from."""
+    recipe = recipe_of(
+        tiny_reference,
+        tiny_text,
+        grow={"weights": "keep"},
+        variants={"inherit": {"start": "inherit"}},
+    )
+    execute(as_file(recipe), tmp_path / "runs" / "tiny")
+    return tmp_path / "runs"
+
+
+def files_in(directory):
+    return {path: path.stat().st_size for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_listed_and_cleaned_without_losing_a_result(runs):
+    root = runs / "tiny"
+    (entry,) = list_runs(runs).runs
+    record = Run(root).record()
+    assert (entry.run, entry.state) == (root, record.result.outcome)
+    assert (entry.layers, entry.val_loss) == (record.result.layers, record.result.val_loss)
+    before = files_in(root)
+    assert entry.bytes == sum(before.values())
+
+    freed = clean_run(root)
+    after = files_in(root)
+    gone = before.keys() - after.keys()
+    assert freed == entry.spare_bytes == sum(before[path] for path in gone) > 0
+    assert {path.relative_to(root).parts[3] for path in gone} == {"checkpoints"}
+    assert list_runs(runs).runs[0].spare_bytes == 0
+    assert clean_run(root) == 0
+
+
+def test_a_run_that_is_not_finished_keeps_its_checkpoints(runs):
+    root = runs / "tiny"
+    record = json.loads((root / "run.json").read_text())
+    (root / "run.json").write_text(json.dumps(record | {"status": "interrupted", "result": None}))
+    before = files_in(root)
+    with pytest.raises(RecipeError, match="not finished.*continues from its checkpoints"):
+        clean_run(root)
+    assert files_in(root).keys() == before.keys()
+    assert list_runs(runs).runs[0].state == "interrupted"
+
+
+def test_what_is_no_run_is_neither_listed_nor_cleaned(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("[")
+    assert [(e.run.name, e.state) for e in list_runs(tmp_path).runs] == [("broken", "not read")]
+    for name in ("notes", "broken"):
+        with pytest.raises(DataError):
+            clean_run(tmp_path / name)
+    with pytest.raises(DataError, match="there is no directory"):
+        list_runs(tmp_path / "missing")
+
+
+def test_the_commands_print_a_table_and_what_was_freed(runs):
+    listed = CliRunner().invoke(app, ["runs", str(runs)])
+    assert "tiny" in listed.stdout and f"next: inheritune clean {runs / 'tiny'}" in listed.stderr
+    (row,) = json.loads(CliRunner().invoke(app, ["runs", str(runs), "--json"]).stdout)
+    cleaned = CliRunner().invoke(app, ["clean", str(runs / "tiny"), "--json"])
+    assert json.loads(cleaned.stdout) == {str(runs / "tiny"): row["spare_bytes"]}
+    assert CliRunner().invoke(app, ["clean", str(runs)]).exit_code == 3
+    assert CliRunner().invoke(app, ["runs", str(runs / "none")]).exit_code == 3
