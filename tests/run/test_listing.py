@@ -53,7 +53,7 @@ def test_a_run_that_is_not_finished_keeps_its_checkpoints(runs):
     record = json.loads((root / "run.json").read_text())
     (root / "run.json").write_text(json.dumps(record | {"status": "interrupted", "result": None}))
     before = files_in(root)
-    with pytest.raises(RecipeError, match="not finished.*continues from its checkpoints"):
+    with pytest.raises(RecipeError, match=r"not finished.*continues from its checkpoints"):
         clean_run(root)
     assert files_in(root).keys() == before.keys()
     assert list_runs(runs).runs[0].state == "interrupted"

@@ -230,6 +230,9 @@ def compare(
 def list_runs(parent: PathLike = "runs") -> "RunList":
     """List the runs of a directory with their state, loss and size.
 
+    Args:
+        parent: The directory that the runs lie in.
+
     Raises:
         DataError: There is no such directory.
     """
@@ -240,6 +243,9 @@ def list_runs(parent: PathLike = "runs") -> "RunList":
 
 def clean(run: PathLike) -> int:
     """Delete what only an unfinished training reads, such as checkpoints; results stay.
+
+    Args:
+        run: Directory of a finished run.
 
     Returns:
         The bytes that became free.

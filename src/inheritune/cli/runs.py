@@ -47,8 +47,8 @@ def _show(listed: "RunList") -> None:
         Column("reference loss", show=loss),
         Column("size", show=data_size),
     ]
-    keys = ("run", "state", "layers", "val_loss", "reference_loss", "bytes")
-    values = [[row[key] for key in keys] for row in listed.rows()]
+    keys = ("state", "layers", "val_loss", "reference_loss", "bytes")
+    values = [[Path(row["run"]).name, *(row[key] for key in keys)] for row in listed.rows()]
     show_table(Console(), Table("runs", columns, values, []))
     if spare := [entry.run for entry in listed.runs if entry.spare_bytes]:
         total = data_size(sum(entry.spare_bytes for entry in listed.runs))
