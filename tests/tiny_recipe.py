@@ -27,7 +27,9 @@ def fields_of(model: Path | str, text: Path | str, **sections: Any) -> dict[str,
         "data": {"source": str(text), "val_fraction": 0.2},
         "train": _TRAIN,
         "grow": {"add": 1, "max_rounds": 2},
-        "analyze": None,  # a second of every run; tests of it ask for it
+        # A second each of every run; tests of them ask for them.
+        "analyze": None,
+        "evaluate": {"gains": False},
     }
     for name, section in sections.items():
         merges = isinstance(section, dict) and isinstance(fields.get(name), dict)

@@ -264,6 +264,7 @@ class Result(_Part):
     device_hours: Number = _key("device-hours of the whole run, without what was borrowed")
     price: Maybe[PriceRecord] = _key("what it cost, where the recipe has a price per hour")
     variants: Any = _key("a short row per model, as `variants`")
+    gains: Any = _key("a short row for reference and target, as `gains`, with medians")
     run: Text = _key("the run's directory, as given")
     target: Text = _key("the target's model directory")
     report: Text = _key("the report page")

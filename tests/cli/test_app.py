@@ -27,6 +27,7 @@ train:
   min_learning_rate: 1.0e-4
 grow: {{add: {add}, max_rounds: 1}}
 analyze: null
+evaluate: {{gains: false}}
 report: {{prompts: ["the small"], sample_tokens: 4}}
 """
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from inheritune import __version__
 from inheritune.system.environment import usable_cores
+from inheritune.system.memory import free_memory
 
 if TYPE_CHECKING:
     from inheritune.reporting.table import Table
@@ -203,31 +204,11 @@ def _cores() -> Diagnosis:
 
 
 def _memory() -> Diagnosis:
-    free = _free_memory_bytes()
+    free = free_memory()
     if free is None:
         return Diagnosis("free memory", "unknown on this system")
     hint = f"The demo needs {_size(LEAST_MEMORY_BYTES)}." if free < LEAST_MEMORY_BYTES else ""
     return Diagnosis("free memory", _size(free), not hint, hint)
-
-
-def _free_memory_bytes() -> int | None:
-    try:
-        meminfo = Path("/proc/meminfo").read_text()
-    except OSError:
-        return None
-    available = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE)
-    if available is None:
-        return None
-    free = int(available[1]) * 1024
-    limit = _first_line("/sys/fs/cgroup/memory.max")
-    used = _first_line("/sys/fs/cgroup/memory.current")
-    if limit.isdecimal() and used.isdecimal():
-        # File caches count as used, but are freed on demand.
-        cached = re.search(
-            r"^inactive_file (\d+)", _text("/sys/fs/cgroup/memory.stat"), re.MULTILINE
-        )
-        free = min(free, int(limit) - int(used) + (int(cached[1]) if cached else 0))
-    return max(free, 0)
 
 
 def _disk() -> Diagnosis:

@@ -2,6 +2,7 @@
 
 from rich.console import Console
 
+from inheritune.reporting.gains_table import gains_sentence, gains_table
 from inheritune.reporting.run_tables import summary_table
 from inheritune.reporting.table import Table
 from inheritune.run_record import RunRecord
@@ -18,6 +19,9 @@ def show_record(console: Console, record: RunRecord) -> None:
     console.print()
     for remark in remarks(record):
         console.print(f"- {remark}")
+    if record.gains is not None:
+        console.print(f"\n{gains_sentence(record.gains)}", style="bold")
+        show_table(console, gains_table(record.gains).transposed())
     for sample in record.samples:
         console.print(f"\n{sample.model} continues:", style="bold")
         console.print(f"{sample.prompt}{sample.text}".rstrip())

@@ -12,6 +12,7 @@ from inheritune.errors import SourceError
 from inheritune.evaluation.suites import VAL_LOSS
 from inheritune.model_files.card import carried_fields, join_front_matter
 from inheritune.reporting.embed import presentable
+from inheritune.reporting.gains_table import gains_sentence, gains_table
 from inheritune.reporting.quantities import amount, duration, flops
 from inheritune.reporting.run_tables import rounds_table, variants_table
 from inheritune.reporting.verdict import remarks, verdict
@@ -69,6 +70,7 @@ def card_text(record: RunRecord, inherited: Mapping[str, Any], figures: list[str
         _use(),
         "## Results\n\n" + "".join(f"- {_plain(sentence)}\n" for sentence in remarks(record)),
         variants_table(record).markdown(),
+        _gains(record),
         "Every size of the target that was trained:\n",
         rounds_table(record).markdown(),
         _scores(record),
@@ -181,6 +183,14 @@ def _use() -> str:
         "model = AutoModelForCausalLM.from_pretrained(here)\n```\n\n"
         "No code of inheritune, and none of this repository, is needed or run.\n"
     )
+
+
+def _gains(record: RunRecord) -> str:
+    if record.gains is None or not record.gains.models:
+        return ""
+    sentence = _plain(gains_sentence(record.gains))
+    table = gains_table(record.gains).transposed().markdown()
+    return f"## Size and speed\n\n{sentence}\n\n{table}"
 
 
 def _scores(record: RunRecord) -> str:

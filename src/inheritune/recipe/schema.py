@@ -221,6 +221,8 @@ class Evaluate(RecipeSection):
 
     batch_size: Count = 16
     """Windows or requests per forward pass. Fixed, because scores change slightly with it."""
+    gains: bool = True
+    """Measure size, speed and fidelity of reference and target at the end of the run."""
     tasks: list[str] = Field([])
     """lm-eval tasks, by name or by the suites low-data, full-data, later; needs the extra eval."""
     num_fewshot: CountOrZero | None = None

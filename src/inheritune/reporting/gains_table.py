@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from inheritune.reporting.quantities import MISSING, amount, data_size, exact, formatted
+from inheritune.reporting.section import PageSection
 from inheritune.reporting.table import Column, Field, Mark, Table
-from inheritune.run_record import GainsRecord, SpeedRecord, SpreadRecord
+from inheritune.run_record import GainsRecord, RunRecord, SpeedRecord, SpreadRecord
 
 # A column, and the field of a fidelity that it shows.
 _FIDELITY = (
@@ -39,8 +40,17 @@ def gains_table(gains: GainsRecord) -> Table:
                 if model.fidelity and (error := getattr(model.fidelity, f"{key}_se")) is not None:
                     marks[row, len(fields)] = Mark(se=error)
             fields.append((column, _fidelity(key)))
-    table = Table.of("gains", gains.models, fields, _notes(gains), "Size and speed")
+    table = Table.of("gains", gains.models, fields, _notes(gains))
     return replace(table, marks=marks)
+
+
+def gains_section(record: RunRecord) -> PageSection | None:
+    """The page's section on size and speed; None where they were not measured."""
+    if record.gains is None or not record.gains.models:
+        return None
+    sentence = gains_sentence(record.gains)
+    text = [sentence] if sentence else []
+    return PageSection("gains", "Size and speed", text, tables=[gains_table(record.gains)])
 
 
 def gains_sentence(gains: GainsRecord) -> str:

@@ -15,6 +15,7 @@ from inheritune.reporting.course_charts import speed_chart, training_chart
 from inheritune.reporting.curves import Curve, read_curves
 from inheritune.reporting.document import document, filled
 from inheritune.reporting.embed import presentable, shortened
+from inheritune.reporting.gains_table import gains_section
 from inheritune.reporting.loss_charts import loss_charts
 from inheritune.reporting.progress import trainings_in_progress
 from inheritune.reporting.provenance import facts_of_data, overlap, provenance, recipe, settings
@@ -40,7 +41,11 @@ _MAX_SAMPLES, _MAX_SAMPLE = 60, 3_000  # samples; characters of one
 _MAX_NOTES, _MAX_NOTE = 50, 1_000
 
 # Sections between the loss curves and the rounds.
-_SECTIONS: Sequence[Callable[[RunRecord], PageSection | None]] = (attention_section, task_section)
+_SECTIONS: Sequence[Callable[[RunRecord], PageSection | None]] = (
+    gains_section,
+    attention_section,
+    task_section,
+)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from inheritune.run.derive import Outcome, derive
 from inheritune.run.record import add_section, record_result
 from inheritune.run.session import Start, carry_out
 from inheritune.run_directory import Run
-from inheritune.run_record import RUN, RunRecord
+from inheritune.run_record import RUN, Result, RunRecord
 from inheritune.steps.analysis import analyze_run, asks_for_ranks, with_attention_ranks
 from inheritune.steps.benchmark import measure_benchmark
 from inheritune.steps.controls import continue_texts, train_variant
+from inheritune.steps.gains import gains_of
 from inheritune.steps.growth import Growth, first_layers
 from inheritune.steps.initial_weights import check_starts
 from inheritune.steps.job import Job
@@ -116,9 +117,10 @@ def execute(
         if "result" not in job.run.read():  # a result stands, whatever its tasks have become
             check_tasks(job)
         outcome = derive(job)
-        summary = record_result(job.run, outcome, file).as_json()
+        record_result(job.run, outcome, file)
 
-        # --- look at the models: attention, samples, tasks ---
+        # --- look at the models: gains, attention, samples, tasks ---
+        summary = _measure_gains(job, outcome, file).as_json()
         _analyze(job, outcome)
         _continue_prompts(job, outcome)
         _ask_tasks(job, outcome)
@@ -257,6 +259,13 @@ def _next_directory(job: Job, specs: Sequence[TrainingSpec]) -> Path:
 
 
 # -- what run.json keeps
+
+
+def _measure_gains(job: Job, outcome: Outcome, file: RecipeFile) -> Result:
+    gains, more = gains_of(job, outcome.reference, outcome.target, outcome.tokens)
+    result = record_result(job.run, outcome, file, gains)
+    add_section(job.run, "gains", None if gains is None else gains.record, more)
+    return result
 
 
 def _analyze(job: Job, outcome: Outcome) -> None:

@@ -10,6 +10,7 @@ from inheritune.recipe.schema import Cost, Recipe
 from inheritune.run.derive import Outcome, judge
 from inheritune.run_record import LedgerEntry, PriceRecord, Result, TrainedModel
 from inheritune.steps.benchmark import Benchmark
+from inheritune.steps.gains import MeasuredGains
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.seeds import Repeated, together
 
@@ -22,8 +23,8 @@ _SHORT_ROW = (
 )
 
 
-def ledger(outcome: Outcome, cost: Cost) -> list[LedgerEntry]:
-    """List every cost of a run: reference, reference loss, each round, control and repeat.
+def ledger(outcome: Outcome, cost: Cost, gains: MeasuredGains | None = None) -> list[LedgerEntry]:
+    """List every cost of a run: reference, reference loss, each round, control, repeat and gains.
 
     Rounds that were thrown away count. The FLOPs of a training include its validations; the
     forward passes of the reference in a distillation are an entry of their own.
@@ -47,6 +48,8 @@ def ledger(outcome: Outcome, cost: Cost) -> list[LedgerEntry]:
     for result in outcome.repeats:
         item = f"{result.name}, {result.layers} layers, seed {result.seed}"
         entries += _entries(item, result)
+    if gains is not None:
+        entries.append(_entry("size, speed and fidelity", 0, gains.flops, gains.seconds, 1))
     return [entry.model_copy(update={"price": _price(entry, cost)}) for entry in entries]
 
 
@@ -153,11 +156,13 @@ def variant_rows(outcome: Outcome) -> list[TrainedModel]:
     return [first, *map(TrainedModel.model_validate, rows)]
 
 
-def run_result(outcome: Outcome, recipe: Recipe, run: Path, report: Path) -> Result:
+def run_result(
+    outcome: Outcome, recipe: Recipe, run: Path, report: Path, gains: MeasuredGains | None = None
+) -> Result:
     """Make the result that `--json` prints and run.json keeps."""
-    paid = [entry for entry in ledger(outcome, recipe.cost) if not entry.borrowed]
+    paid = [entry for entry in ledger(outcome, recipe.cost, gains) if not entry.borrowed]
     target = together([outcome.target], outcome.repeats)[0]
-    return Result(
+    result = Result(
         outcome=outcome.verdict,
         layers=outcome.target.layers,
         reference_layers=outcome.reference.layers,
@@ -178,6 +183,7 @@ def run_result(outcome: Outcome, recipe: Recipe, run: Path, report: Path) -> Res
         target=str(run / "target"),
         report=str(report),
     )
+    return result if gains is None else result.model_copy(update={"gains": gains.rows})
 
 
 def count_matched(target: Repeated, recipe: Recipe) -> int:

@@ -21,6 +21,7 @@ from inheritune.run_record import (
     TokenFacts,
     TrainedModel,
 )
+from inheritune.steps.gains import MeasuredGains
 from inheritune.steps.result import TrainingResult
 from inheritune.system.environment import machine, versions
 from inheritune.system.secrets import mask
@@ -91,10 +92,12 @@ def record_end(
     )
 
 
-def record_result(run: Run, outcome: Outcome, recipe: RecipeFile) -> Result:
+def record_result(
+    run: Run, outcome: Outcome, recipe: RecipeFile, gains: MeasuredGains | None = None
+) -> Result:
     """Record the outcome of a run, and return the result that `--json` prints."""
     reference, benchmark = outcome.reference, outcome.benchmark
-    result = run_result(outcome, recipe.recipe, run.root, run.report / "index.html")
+    result = run_result(outcome, recipe.recipe, run.root, run.report / "index.html", gains)
     scaled = [recipe.scaled] if recipe.scaled else []
     run.update(
         RunRecord(
@@ -135,7 +138,7 @@ def record_result(run: Run, outcome: Outcome, recipe: RecipeFile) -> Result:
                 )
             ],
             variants=variant_rows(outcome),
-            ledger=ledger(outcome, recipe.recipe.cost),
+            ledger=ledger(outcome, recipe.recipe.cost, gains),
             notes=[*scaled, *run_notes(outcome, recipe.recipe)],
             result=result,
         )

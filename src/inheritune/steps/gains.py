@@ -1,0 +1,128 @@
+"""Measure what a run's target gains against its reference; a failure is only a note."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inheritune.data.tokens import TokenDirectory
+from inheritune.errors import DataError, InherituneError, Interrupted, MachineError, first_line
+from inheritune.model_files.directory import ModelDirectory, open_model
+from inheritune.model_files.flops import EVALUATION_SHARE
+from inheritune.steps.job import Job
+from inheritune.steps.reference import Reference
+from inheritune.steps.result import TrainingResult
+from inheritune.steps.resume import save_result
+from inheritune.system.memory import free_memory
+from inheritune.system.progress import Progress
+from inheritune.system.strict_json import read_json
+
+_FP32_BYTES = 4
+_ROOM = 1.5  # for activations and logits, beside the weights
+
+
+@dataclass(frozen=True)
+class MeasuredGains:
+    """Size, speed and fidelity of reference and target, and what it cost to measure them.
+
+    Attributes:
+        record: `gains` of run.json.
+        rows: A short row for each model, as `run --json` prints it.
+        flops: Forward passes of both models.
+        seconds: Wall-clock time, loading included.
+    """
+
+    record: dict[str, Any]
+    rows: list[dict[str, Any]]
+    flops: float
+    seconds: float
+
+
+def gains_of(
+    job: Job, reference: Reference, target: TrainingResult, tokens: TokenDirectory
+) -> tuple[MeasuredGains | None, list[str]]:
+    """Measure the published target and its reference in turn, or read what was measured before.
+
+    Returns:
+        The measurements, None where the recipe asks for none or they failed; and notes on failures.
+
+    Raises:
+        Interrupted: A signal asked to stop; what was trained is complete.
+    """
+    if not job.recipe.evaluate.gains:
+        return None, []
+    try:
+        return _measured(job, reference, target, tokens), []
+    except Interrupted:
+        raise
+    except InherituneError as error:
+        reason = f"{error.message} {error.hint}".strip()
+    except Exception as error:
+        # Everything is trained: whatever a model's class trips over, the result stands.
+        reason = f"{type(error).__name__}: {first_line(error)}."
+    note = f"Size and speed were not measured: {reason}"
+    job.on_progress(Progress("gains", message=note))
+    return None, [note]
+
+
+def _measured(
+    job: Job, reference: Reference, target: TrainingResult, tokens: TokenDirectory
+) -> MeasuredGains:
+    from inheritune.evaluation.gains import measure_gains
+
+    published = open_model(str(job.run.target))
+    seq_len, batch_size = job.recipe.train.seq_len, job.recipe.evaluate.batch_size
+    inputs = {
+        "reference": reference.model.digest,
+        "target": published.digest,
+        "tokens": tokens.val_fingerprint,
+        "seq_len": seq_len,
+        "batch_size": batch_size,
+    }
+    if (stored := _stored(job.run.gains, inputs)) is not None:
+        return stored
+    _refuse_small_memory(reference.model, published)
+    began = time.monotonic()
+    gains = measure_gains(
+        [("reference", reference.model), ("target", published)],
+        tokens.val,
+        seq_len,
+        batch_size,
+        stop=job.stop,
+        on_progress=job.on_progress,
+    )
+    num_tokens = gains.forward_tokens + sum(one.tokens for one in gains.fidelity if one)
+    flops_per_token = reference.flops_per_token + target.flops_per_token
+    measured = MeasuredGains(
+        record=gains.as_json(),
+        rows=gains.rows(),
+        flops=num_tokens * flops_per_token * EVALUATION_SHARE,
+        seconds=round(time.monotonic() - began, 1),
+    )
+    save_result(job.run.gains, inputs, vars(measured))
+    return measured
+
+
+def _stored(path: Path, inputs: dict[str, Any]) -> MeasuredGains | None:
+    """What was measured before of the same models; None: measure, it takes minutes at most."""
+    try:
+        stored = read_json(path)
+        return MeasuredGains(**stored["result"]) if stored["inputs"] == inputs else None
+    except (DataError, KeyError, TypeError):
+        return None
+
+
+def _refuse_small_memory(*models: ModelDirectory) -> None:
+    """Refuse to hold both models where the system would kill the run for it, again at every start.
+
+    Raises:
+        MachineError: The free memory is too small for both in fp32.
+    """
+    from inheritune.training.hardware import choose_device
+
+    free = free_memory()
+    needed = round(sum(model.params for model in models) * _FP32_BYTES * _ROOM)
+    if choose_device() == "cpu" and free is not None and free < needed:
+        raise MachineError(
+            f"{needed:,} bytes of memory are needed for both models, {free:,} are free."
+        )
