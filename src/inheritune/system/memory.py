@@ -22,6 +22,6 @@ def free_memory() -> int | None:
 
 def _text(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="ascii", errors="replace")
+        return Path(path).read_text()
     except OSError:
         return ""
