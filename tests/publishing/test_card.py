@@ -1,13 +1,15 @@
 """The card of a trained target: read back equal, complete, and nothing in it is markup."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from inheritune.model_files.card import split_front_matter
-from inheritune.publishing.card import card_text, write_card
+from inheritune.publishing.card import card_text, with_path, write_card
 from inheritune.reporting.embed import presentable
 from inheritune.run_record import RunRecord
 
@@ -78,12 +80,33 @@ def test_the_text_says_where_the_model_comes_from_and_how_it_is_loaded():
     _, body = made()
     for said in (
         "# 4 of 8 layers of `org/large`", "![val loss](figures/val-loss.png)", "3 ← 5", "1" * 40,
-        "AutoModelForCausalLM.from_pretrained(here)", '"learning_rate": 0.002', "`64K`",
+        "AutoModelForCausalLM.from_pretrained(path)", '"learning_rate": 0.002', "`64K`",
         "`A processor`", "`12.50 EUR`", "`2 h 2 min`", "2222222222",
         "| `piqa` | `acc` | 0.6100 | 0.0110 | 0 |",
         "## Limits",
     ):  # fmt: skip
         assert said in body, said
+
+
+def test_the_code_on_a_card_runs_as_it_stands(tiny_reference, tmp_path):
+    run = tmp_path / "run"
+    (run / "target").mkdir(parents=True)
+    for path in tiny_reference.iterdir():
+        (run / "target" / path.name).write_bytes(path.read_bytes())
+    recipe = RECORD["recipe"] | {"report": {"prompts": ['the "small" model\n```\nlearns']}}
+    (run / "run.json").write_text(json.dumps({"format": 1} | RECORD | {"recipe": recipe}))
+    write_card(run, {})
+    card = (run / "target" / "README.md").read_text()
+    code = card.partition("```python\n")[2].partition("\n```\n")[0]
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.startswith('the "small" model')
+
+
+def test_a_card_that_is_sent_names_its_repository():
+    card = card_text(typed(RECORD), INHERITED, [], "/home/me/runs/small/target")
+    sent = with_path(card, "me/small")
+    assert 'path = "me/small"' in sent and "/home/me" not in sent
+    assert with_path(sent, "/home/me/runs/small/target") == card
 
 
 def test_the_card_leaves_unknown_facts_out():

@@ -25,6 +25,7 @@ _PAPER = "2404.08634"
 _LONGEST_NAME = 200  # characters, in the text
 _MOST_DATASETS = 20
 _MOST_SCORES = 200
+_PATH_LINE = re.compile(r"^path = .*$", re.MULTILINE)
 _DATASET = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w-]*")
 
 
@@ -47,18 +48,21 @@ def write_card(run_root: Path, figures: Mapping[str, bytes]) -> Path | None:
     for name, picture in figures.items():
         (target / "figures").mkdir(exist_ok=True)
         write_bytes(target / "figures" / name, picture)
-    content = card_text(record, inherited, sorted(figures))
+    content = card_text(record, inherited, sorted(figures), target.as_posix())
     write_bytes(target / "README.md", content.encode())
     return target / "README.md"
 
 
-def card_text(record: RunRecord, inherited: Mapping[str, Any], figures: list[str]) -> str:
+def card_text(
+    record: RunRecord, inherited: Mapping[str, Any], figures: list[str], path: str = "."
+) -> str:
     """Compose README.md of a trained target, as the Hugging Face Hub shows it.
 
     Args:
         record: run.json as `presentable` leaves it.
         inherited: inherit.json of the target; any field may be missing or wrong.
         figures: File names below ``figures/`` of the target.
+        path: Where the code on the card loads the target from; `push` puts its id on the Hub there.
 
     Returns:
         Markdown with YAML front matter. Text from the record is set as code, so that it can contain
@@ -67,7 +71,7 @@ def card_text(record: RunRecord, inherited: Mapping[str, Any], figures: list[str
     parts = [
         _opening(record),
         *[f"![{_alt(name)}](figures/{name})\n" for name in figures],
-        _use(),
+        _use(record, path),
         "## Results\n\n" + "".join(f"- {_plain(sentence)}\n" for sentence in remarks(record)),
         variants_table(record).markdown(),
         _gains(record),
@@ -176,11 +180,18 @@ def _opening(record: RunRecord) -> str:
     return f"{title}\n{warning}{_plain(verdict(record))}\n"
 
 
-def _use() -> str:
+def _use(record: RunRecord, path: str) -> str:
+    prompts = record.recipe_section("report").get("prompts")
+    first = prompts[0] if isinstance(prompts, list) and prompts else None
+    prompt = _as_code(first[:_LONGEST_NAME] if isinstance(first, str) else "Once upon a time")
     return (
-        "```python\nfrom transformers import AutoModelForCausalLM\n\n"
-        "# here: the id of this repository, or the path of this directory\n"
-        "model = AutoModelForCausalLM.from_pretrained(here)\n```\n\n"
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"path = {_as_code(path)}\n"
+        "tokenizer = AutoTokenizer.from_pretrained(path)\n"
+        "model = AutoModelForCausalLM.from_pretrained(path)\n"
+        f'inputs = tokenizer({prompt}, return_tensors="pt")\n'
+        "output = model.generate(**inputs, max_new_tokens=40, do_sample=False)\n"
+        "print(tokenizer.decode(output[0], skip_special_tokens=True))\n```\n\n"
         "No code of inheritune, and none of this repository, is needed or run.\n"
     )
 
@@ -191,6 +202,16 @@ def _gains(record: RunRecord) -> str:
     sentence = _plain(gains_sentence(record.gains))
     table = gains_table(record.gains).transposed().markdown()
     return f"## Size and speed\n\n{sentence}\n\n{table}"
+
+
+def with_path(card: str, path: str) -> str:
+    """Return a card whose code loads the model from a path, or from an id on the Hub."""
+    return _PATH_LINE.sub(lambda match: f"path = {_as_code(path)}", card, count=1)
+
+
+def _as_code(text: str) -> str:
+    # The escapes of JSON are those of Python, and no line of the block can end it.
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _scores(record: RunRecord) -> str:

@@ -11,6 +11,7 @@ from inheritune.errors import MachineError, SourceError, escape, first_line
 from inheritune.model_files.card import join_front_matter, split_front_matter
 from inheritune.model_files.directory import open_model
 from inheritune.model_files.safe_path import safe_file
+from inheritune.publishing.card import with_path
 from inheritune.publishing.licences import carried_licence, refuse_licence
 from inheritune.run_directory import Run
 from inheritune.system.progress import Listener, Progress, silent
@@ -96,6 +97,7 @@ def pack(
         for key in ("license_name", "license_link"):
             fields.pop(key, None)
         fields["license"] = licence
+    body = body if repo_id is None else with_path(body, repo_id)
     weights = [name for name in names if name.endswith(".safetensors")]
     others = [name for name in names if name not in weights and name != CARD]
     return Parcel(directory, (weights, others, [CARD]), join_front_matter(fields, body), stated)
