@@ -60,8 +60,8 @@ FAULTS = {
     "B7": ("a model that brings its own code", "copied, never run; training refuses it with 3"),
     "B8": ("a config that names a kernel repository", "3, without a network call"),
     "B9": ("a config that asks for `trust_remote_code`", "ignored with a warning"),
-    "B10": ("a hostile chat template", "copied as bytes, never rendered"),
-    "B11": ("a chat template of 50 MB", "copied, never rendered"),
+    "B10": ("a hostile chat template", "copied as bytes; rendered by `generate --chat` only"),
+    "B11": ("a chat template of 50 MB", "copied; rendered by `generate --chat` only"),
     "B12": ("a config that is truncated, huge, nested, or repeats keys", "3 within 2 s"),
     "B13": (
         "a config and weights that disagree on the layers",

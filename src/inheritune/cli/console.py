@@ -70,7 +70,7 @@ From = Annotated[
         metavar="CHECKPOINT",
         help="Resume the unfinished training from this step directory instead of the newest "
         "checkpoint. Later checkpoints are set aside, and deleted once a newer one is saved; "
-        "metrics are truncated. Omit --from when you resume again.",
+        "metrics after that step are removed. Omit --from when you resume again.",
     ),
 ]
 Runs = Annotated[

@@ -31,14 +31,14 @@ def generate(
         bool, typer.Option("--chat", help="Put the prompt into the model's own chat template.")
     ] = False,
     temperature: Annotated[
-        float, typer.Option(help="0: the likeliest token each time; else draw at this temperature.")
+        float, typer.Option(help="0 takes the likeliest token; above 0 samples.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed for sampling.")] = 0,
+    max_tokens: Annotated[int, typer.Option(help="Maximum number of new tokens.")] = 128,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Let models continue a prompt, one after the other: a run's reference and target, or any."""
+    """Let a run's reference, target and control, or any models, continue a prompt in turn."""
     with reported(as_json, debug):
         names, given = _split(models)
         prompt = _read_prompt() if given is None else given

@@ -51,10 +51,13 @@ class Source:
     def read(
         self, start: dict[str, Any] | None = None
     ) -> Iterator[tuple[SourcePosition, Document]]:
-        """Read every document from a position on, each with the place after it.
+        """Yield every document with the position after it, from which reading can go on.
 
         Files come in byte order of their relative paths, rows in file order; one document is
         held at a time.
+
+        Args:
+            start: A position that was yielded earlier, as JSON values; None: the beginning.
 
         Raises:
             DataError: Nothing matches, nothing is readable, or nothing holds text.

@@ -155,7 +155,7 @@ def _gains(
     stop: StopFlag,
     on_progress: Listener,
 ) -> "Gains":
-    """Measure speed, and fidelity where there is text that all models read alike."""
+    """Measure speed, and fidelity if held-out text is given and all tokenizers are equal."""
     from inheritune.evaluation.gains import measure_gains
 
     stream = None

@@ -94,7 +94,7 @@ def _ends_with(names: Iterable[str], *suffixes: str) -> str:
 def refuse_unsafe_config(config: Mapping[str, Any], path: Path) -> None:
     """Refuse a config that names code to load.
 
-    ``auto_map`` is allowed: its code is copied, but run only where a recipe allows it.
+    ``auto_map`` is allowed: the code that it names is copied, and never run.
     """
     waiting: list[Any] = [config]  # a list instead of recursion: the file may nest 50 levels
     while waiting:

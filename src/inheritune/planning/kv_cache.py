@@ -88,7 +88,10 @@ class Cache:
 
     @cached_property
     def _stored_widths(self) -> dict[int, int]:
-        """Rows of the key and value matrices by layer, where they are matrices of their own."""
+        """Count the numbers cached per token by layer: rows of keys and values, or of the latent.
+
+        Layers whose projections are fused into one matrix are missing.
+        """
         latent: dict[int, int] = defaultdict(int)
         keys: dict[int, int] = defaultdict(int)
         values: dict[int, int] = defaultdict(int)

@@ -142,7 +142,8 @@ class Planner:
     def _forward_tokens(self, distill: Distill, spec: TrainingSpec, tokens: int) -> int:
         """Count the tokens that the reference runs on: all, or those not stored before.
 
-        Storing always begins at the first sample, even if the training begins later.
+        What this training will store is added to `stored`. Storing always begins at the first
+        sample, even if the training begins later.
         """
         if distill.top_k is None:
             return tokens

@@ -96,7 +96,7 @@ class Variant(RecipeSection):
     # The description holds surgery.selection.FORMS; a test compares the two.
     select: str | None = None
     """Layers that a control inherits: 13 or first:13 (the first 13), last:13, middle:13,
-    first+last:13 (12 and the last one; or first+last:10+3), strided:13 (evenly spread), every:2
+    first+last:10+3 (first 10, last 3; first+last:13 is 12+1), strided:13 (evenly spread), every:2
     (0, 2, 4, ...), lazy:13 (lowest attention rank; in recipes only), or a list such as 0-11,24,25.
     The number may stand in layers instead; null: first."""
     parts: Parts = "all"

@@ -32,7 +32,7 @@ class Location:
 
 @dataclass
 class Tree:
-    """Plain values, each with its location."""
+    """A parsed YAML document: plain values, and where each of them was written."""
 
     label: str  # file name or `--set` text, for messages
     value: Any = None  # mappings, lists, texts, numbers, booleans, dates and None

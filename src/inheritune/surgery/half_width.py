@@ -155,7 +155,11 @@ def _beginning(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _halves_of_thirds(tensor: Tensor, shape: tuple[int, ...]) -> bytes:
-    """Read the first rows of (rows, 3 D) and keep the first half of each third of their columns."""
+    """Cut a fused query-key-value tensor (rows, 3 D) to its first rows and half of each third.
+
+    Returns:
+        The bytes of the cut tensor.
+    """
     item = item_bits(tensor.dtype) // 8
     values = np.frombuffer(b"".join(read_chunks(tensor)), np.uint8).reshape(
         -1, 3, tensor.shape[-1] // 3, item

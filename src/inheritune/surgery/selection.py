@@ -83,7 +83,7 @@ WAYS = {
     "first": Way(lambda facts, n: range(n), "13 or first:13 (the first 13)"),
     "last": Way(lambda facts, n: range(facts.layers)[-n:], "last:13"),
     "middle": Way(_middle, "middle:13"),
-    "first+last": Way(_first_and_last, "first+last:13 (12 and the last one; or first+last:10+3)"),
+    "first+last": Way(_first_and_last, "first+last:10+3 (first 10, last 3; first+last:13 is 12+1)"),
     "strided": Way(_strided, "strided:13 (evenly spread)"),
     "every": Way(
         lambda facts, step: range(facts.layers)[::step], "every:2 (0, 2, 4, ...)", counts=False

@@ -64,7 +64,10 @@ def save_checkpoint(
     Args:
         keep: Number of newest checkpoints to leave; damaged ones are not counted.
         val_losses: Nats per token by step; the checkpoint of the lowest one is left as well.
-        rows: Size and digest of metrics.jsonl, from `Metrics.synced`; the first process's count.
+        rows: Size and digest of metrics.jsonl, from `Metrics.synced`; used in process 0 only.
+
+    Returns:
+        The checkpoint; one of this step that is there already, and whole, is left as it is.
 
     Raises:
         MachineError: The disk is full or gone; earlier checkpoints are untouched.

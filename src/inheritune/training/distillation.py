@@ -24,7 +24,7 @@ _MAX_SELF_DIVERGENCE = 1e-4  # nats per token; of equal logits it is 0 up to rou
 
 @dataclass(frozen=True)
 class Distillation:
-    """The reference to learn from besides the text."""
+    """Where the reference's predictions come from, and the weight of the loss on the text."""
 
     source: ReferenceSource  # the reference, or its stored predictions
     alpha: float  # weight of the cross-entropy, in [0, 1]; the KL divergence has the rest

@@ -69,7 +69,10 @@ class Settings:
 
 
 def choose_settings(train: Train, planned_flops: float, processes: int = 1) -> Settings:
-    """Turn every `auto` of a recipe into a decision for a machine and a number of FLOPs.
+    """Resolve every `auto` of the section `train` on this machine.
+
+    Args:
+        planned_flops: FLOPs of the training; they decide whether compiling pays.
 
     Raises:
         MachineError: bf16 was asked for on a GPU that has none.

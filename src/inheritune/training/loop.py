@@ -146,6 +146,9 @@ class Loop:
 
         Returns:
             The step's row of `metrics.jsonl`, and whether it is time to save.
+
+        Raises:
+            Interrupted: A signal asked to stop; a checkpoint was saved before.
         """
         train, began_s = self._train, time.monotonic()
         sequences = train.batch_tokens // train.seq_len  # of a step, over all processes

@@ -75,7 +75,13 @@ def verify(
 
 
 def directory_kind(path: Path) -> str:
-    """Return the kind of a directory, by files that only this kind has, even if it is damaged."""
+    """Return ``"run"``, ``"checkpoint"``, ``"model"`` or ``"tokens"``, judged by marker files.
+
+    A damaged directory still has a kind.
+
+    Raises:
+        SourceError: There is no such directory, or it holds none of these files.
+    """
     if not path.is_dir():  # not tried as a Hub id: `verify` is about directories on this machine
         raise SourceError(f"there is no directory {escape(path, _SHOWN)}.", "Check the path.")
     if (path / "run.json").is_file():
