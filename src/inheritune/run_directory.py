@@ -20,8 +20,6 @@ from inheritune.system.locks import holder_has_ended, locked
 from inheritune.system.reading import directories_below
 from inheritune.system.strict_json import read_json
 
-# wandb links from its own directory to its cache; nothing of ours is there.
-_OTHERS = ("wandb",)
 _TRAINING = re.compile(r"(?P<layers>[0-9]{1,9})-layers(-seed-(?P<seed>[0-9]{1,19}))?")
 
 
@@ -64,7 +62,7 @@ class Run:
         """
         run = cls(root)
         if os.path.lexists(run.record_file) or run.has_traces():  # else it may be a home directory
-            for _ in directories_below(root, _OTHERS):
+            for _ in directories_below(root, run.is_of_tracker):
                 pass
         return run
 
@@ -85,7 +83,7 @@ class Run:
         run = cls(root)
         run._make_root()
         with run.lock():
-            for directory in directories_below(root, _OTHERS):
+            for directory in directories_below(root, run.is_of_tracker):
                 sweep_directory(directory)
             if not run.record_file.exists():
                 write_json(run.record_file, {"format": FORMAT})  # marks the directory as a run
@@ -121,6 +119,15 @@ class Run:
             return None
         seed = None if name["seed"] is None else int(name["seed"])
         return TrainingFolder(path, path.parent.name, int(name["layers"]), seed)
+
+    def is_of_tracker(self, directory: Path) -> bool:
+        """Whether wandb keeps a directory, beside a training: it links to that library's cache."""
+        training = directory.parent
+        is_training = training in (self.root, self.reference) or (
+            self.training_at(training) is not None
+            and training.parent.parent == self.root / "variants"
+        )
+        return directory.name == "wandb" and is_training
 
     def inside(self, path: str) -> Path:
         """Resolve a path that run.json gives relative to the run.

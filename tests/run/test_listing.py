@@ -1,6 +1,7 @@
 """Listing runs, and deleting what finished ones no longer need."""
 
 import json
+from contextlib import suppress
 
 import pytest
 from tiny_recipe import as_file, recipe_of
@@ -57,6 +58,32 @@ def test_a_run_that_is_not_finished_keeps_its_checkpoints(runs):
         clean_run(root)
     assert files_in(root).keys() == before.keys()
     assert list_runs(runs).runs[0].state == "interrupted"
+
+
+@pytest.mark.parametrize("place", ["variants/wandb", "variants/inherit/wandb", "wandb/variants"])
+def test_clean_deletes_nothing_outside_of_the_run(place, runs, tmp_path):
+    root, outside = runs / "tiny", tmp_path / "outside"
+    for name in ("checkpoints", "master"):
+        (outside / "x" / name).mkdir(parents=True)
+        (outside / "x" / name / "mine").write_text("mine")
+    (root / place).mkdir(parents=True)
+    (root / place / "link").symlink_to(outside / "x")
+    with suppress(DataError):  # below `wandb` of a training, it is that library's
+        clean_run(root)
+    assert sorted(path.name for path in outside.rglob("mine")) == ["mine", "mine"]
+    for name in ("checkpoints", "master"):
+        assert (outside / "x" / name / "mine").read_text() == "mine"
+
+
+def test_a_link_to_wandbs_cache_is_no_reason_to_refuse(runs, tmp_path):
+    root = runs / "tiny"
+    for training in (root, root / "reference", root / "variants" / "inherit" / "2-layers"):
+        (training / "wandb").mkdir(parents=True, exist_ok=True)
+        (training / "wandb" / "debug.log").symlink_to(tmp_path)
+    assert list_runs(runs).runs[0].state != "not read"
+    (root / "variants" / "wandb").mkdir()
+    (root / "variants" / "wandb" / "x").symlink_to(tmp_path)
+    assert list_runs(runs).runs[0].state == "not read"
 
 
 def test_what_is_no_run_is_neither_listed_nor_cleaned(tmp_path):

@@ -1,22 +1,25 @@
 """Trained models are published in the reference's dtype, and measured as they are published."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_recipe import as_file, recipe_of
 
 from inheritune.data.tokens import open_tokens
-from inheritune.errors import RecipeError
+from inheritune.errors import CheckpointError, DataError, DivergedError, RecipeError
 from inheritune.evaluation.val_loss import measure_val_loss
 from inheritune.model_files.directory import open_model
 from inheritune.planning.recipe_plan import RecipePlan, plan_recipe
 from inheritune.recipe.schema import Recipe
 from inheritune.run.derive import judge
 from inheritune.run.execute import RunResult, execute
+from inheritune.steps.initial_weights import trained_weights
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.training_task import published_dtype
 from inheritune.training.models import load_model, save_model
@@ -124,11 +127,49 @@ def test_the_recipe_may_ask_for_another_dtype(asked, dtype, tiny_reference, tiny
     assert published_dtype(recipe, open_model(str(tiny_reference))) == dtype
 
 
+def test_a_tensor_that_the_start_keeps_in_fp32_stays_so(bf16_reference, tmp_path):
+    start = shutil.copytree(bf16_reference, tmp_path / "start")
+    tensors = load_file(start / "model.safetensors")
+    wide = "model.norm.weight"
+    save_file(tensors | {wide: tensors[wide].float()}, start / "model.safetensors")
+    save_model(load_model(start), tmp_path / "out", start, "BF16")
+    written = open_model(str(tmp_path / "out")).tensors
+    assert {name for name, tensor in written.items() if tensor.dtype == "F32"} == {wide}
+
+
+def test_a_weight_that_is_no_number_has_diverged(tiny_reference, tmp_path):
+    model = load_model(tiny_reference)
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    for dtype in ("F32", "BF16"):
+        with pytest.raises(DivergedError, match="NaN or infinite"):
+            save_model(model, tmp_path / "out", tiny_reference, dtype)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"inputs": 5}', '{"inputs": null}', "{"])
+def test_a_broken_result_is_named(content, finished, tmp_path):
+    root = shutil.copytree(finished.root, tmp_path / "run")
+    broken = root / "variants" / "inherit" / "2-layers" / "result.json"
+    broken.write_text(content)
+    with pytest.raises(DataError, match=r"result\.json"):
+        execute(as_file(finished.recipe), root)
+
+
+def test_a_training_does_not_start_from_rounded_weights(finished, tmp_path):
+    training = shutil.copytree(finished.root / "variants/stack/1-layers", tmp_path / "training")
+    assert dtypes_in(trained_weights(training).path) == {"F32"}
+    shutil.rmtree(training / "master")
+    with pytest.raises(CheckpointError, match="inheritune clean"):
+        trained_weights(training)
+
+
 def test_a_weight_beyond_the_range_of_fp16_is_refused(tiny_reference, tmp_path):
     model = load_model(tiny_reference)
     with torch.no_grad():
         model.model.norm.weight[0] = 1e6
-    with pytest.raises(RecipeError, match=r"beyond the range of F16.*target\.dtype"):
+    with pytest.raises(
+        RecipeError, match=r"model\.norm\.weight of .* beyond the range of F16.*target\.dtype"
+    ):
         save_model(model, tmp_path / "out", tiny_reference, "F16")
     assert not (tmp_path / "out").exists()
 
@@ -138,4 +179,7 @@ def test_a_loss_that_rounding_moved_beyond_its_error_is_no_match():
     base = TrainingResult(**fields | {"val_loss": 3.0, "val_loss_se": 0.1, "difference": -0.5})
     assert judge(base, 0.0) == "matched"
     assert judge(replace(base, fp32_val_loss=2.95), 0.0) == "matched"
-    assert judge(replace(base, fp32_val_loss=2.8), 0.0) == "not_matched"
+    assert judge(replace(base, fp32_val_loss=3.2), 0.0) == "matched"  # rounding lowered it
+    rounded = replace(base, fp32_val_loss=2.8)
+    assert judge(rounded, 0.0) == "not_matched"
+    assert rounded.fp32_difference == pytest.approx(-0.7)

@@ -78,7 +78,10 @@ def derive(job: Job) -> Outcome:
         specs.append(round_spec(recipe, reference.layers, rounds, layers))
         rounds.append(train_variant(job, specs[-1], reference, tokens, benchmark))
         verdicts.append(judge(rounds[-1], recipe.grow.tolerance))
-        matched[layers] = verdicts[-1] == "matched"
+        # More layers do not mend what rounding has cost a target that matches in fp32.
+        is_rounded_away = rounds[-1].is_moved_by_rounding
+        is_match_in_fp32 = rounds[-1].fp32_difference <= recipe.grow.tolerance
+        matched[layers] = verdicts[-1] == "matched" or (is_rounded_away and is_match_in_fp32)
 
     # A bisection goes down again: the smallest round that matched need not be the last.
     matches = [result for result in rounds if matched[result.layers]]

@@ -3,8 +3,10 @@
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from inheritune.errors import DataError, RecipeError, escape
@@ -15,7 +17,7 @@ from inheritune.system.rows import Rows
 # Only an unfinished training reads them: checkpoints, fp32 weights, starts, stored predictions.
 _SPARE = (
     *("variants/*/*/checkpoints", "variants/*/*/master", "variants/*/*/start"),
-    *("reference/checkpoints", "reference/logits", "reference/start"),
+    *("reference/checkpoints", "reference/logits"),
     *("checkpoints", "master"),  # of `train`
 )
 
@@ -79,13 +81,13 @@ def clean_run(root: Path) -> int:
         )
     with Run.hold(root):
         size = _spare_bytes(root)
-        for path in _spare(root):
+        for path in [*_spare(root)]:
             shutil.rmtree(path)
     return size
 
 
 def _entry(root: Path) -> RunEntry:
-    size = sum(path.stat().st_size for path in _files(root))
+    size = _bytes_below(root)
     try:
         record = Run.open(root).record()
     except DataError:
@@ -112,15 +114,22 @@ def _state(run: Run, record: RunRecord) -> str:
 
 def _spare(root: Path) -> Iterator[Path]:
     for pattern in _SPARE:
-        yield from root.glob(pattern)
+        for path in root.glob(pattern):
+            # A link is none of ours, and neither is what a directory of another name holds.
+            if path.resolve() == root.resolve() / path.relative_to(root):
+                yield path
 
 
 def _spare_bytes(root: Path) -> int:
-    return sum(path.stat().st_size for part in _spare(root) for path in _files(part))
+    return sum(_bytes_below(path) for path in _spare(root))
 
 
-def _files(directory: Path) -> Iterator[Path]:
-    # Links are neither followed nor counted: what they name lies elsewhere.
+def _bytes_below(directory: Path) -> int:
+    # Links are neither followed nor counted. A training may delete a file meanwhile.
+    size = 0
     for folder, _, names in os.walk(directory):
-        paths = (Path(folder, name) for name in names)
-        yield from (path for path in paths if path.is_file() and not path.is_symlink())
+        for name in names:
+            with suppress(FileNotFoundError):
+                status = os.lstat(os.path.join(folder, name))  # noqa: PTH118
+                size += status.st_size if S_ISREG(status.st_mode) else 0
+    return size

@@ -24,6 +24,7 @@ def run_notes(outcome: Outcome, recipe: Recipe) -> list[str]:
                 "not copy, and is no result of the method."
             )
     notes += _growth_notes(outcome, recipe)
+    notes += [note for note in outcome.target.notes if note.startswith("Published in")]
     for name, distill in {t.name: t.distill for t in trainings}.items():
         if distill is not None:
             notes.append(

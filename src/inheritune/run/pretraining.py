@@ -41,7 +41,7 @@ _WARMUP_SHARE = 20  # one token in 20
 _MICRO_BATCH = 8
 
 _SECTIONS = ("train", "evaluate")
-_KEYS = (("reference", "revision"), ("data", "allow_repeat"))
+_KEYS = (("reference", "revision"), ("data", "allow_repeat"), ("target", "dtype"))
 
 
 @dataclass(frozen=True)

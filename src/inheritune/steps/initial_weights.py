@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import DataError, RecipeError, SourceError
+from inheritune.errors import CheckpointError, DataError, RecipeError, SourceError
 from inheritune.model_files.config import cut_config, text_config
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import ModelDirectory, open_model
@@ -96,9 +96,7 @@ def write_start(task: TrainingTask, reference: ModelDirectory) -> None:
     start = task.directory / "start"
     smaller = None  # the trained model that this one is made from, beside the reference
     if task.spec.grown_from is not None:
-        trained = task.job.run.root / task.spec.grown_from
-        master = trained / "master"  # fp32; missing where the published model is fp32, too
-        smaller = open_model(str(master if master.is_dir() else trained / "model"))
+        smaller = trained_weights(task.job.run.root / task.spec.grown_from)
     made_from = _made_from(task, reference, smaller)
     if not _is_made_from(start, made_from):
         # The record goes first and comes last: with it, the start is whole.
@@ -113,6 +111,23 @@ def write_start(task: TrainingTask, reference: ModelDirectory) -> None:
         (task.directory / record).unlink(missing_ok=True)
         if (start / record).exists():
             shutil.copyfile(start / record, task.directory / record)
+
+
+def trained_weights(training: Path) -> ModelDirectory:
+    """Open the fp32 weights that a training ended with.
+
+    Raises:
+        CheckpointError: They were deleted.
+    """
+    if (training / "master").is_dir():
+        return open_model(str(training / "master"))
+    dtype = read_json(training / "result.json")["result"].get("dtype", "F32")
+    if dtype != "F32":
+        raise CheckpointError(
+            f"the fp32 weights of {training} are gone, which a later training starts from.",
+            "They are deleted by `inheritune clean`: give the run another name.",
+        )
+    return open_model(str(training / "model"))
 
 
 def _made_from(

@@ -61,10 +61,16 @@ class TrainingResult:
 
     @property
     def is_moved_by_rounding(self) -> bool:
-        """Whether rounding the weights moved val_loss by more than its standard error."""
+        """Whether rounding the weights raised val_loss by more than its standard error."""
         if self.fp32_val_loss is None or self.val_loss_se is None:
             return False
-        return abs(self.val_loss - self.fp32_val_loss) > self.val_loss_se
+        return self.val_loss - self.fp32_val_loss > self.val_loss_se
+
+    @property
+    def fp32_difference(self) -> float:
+        """``difference`` of the weights before they were rounded."""
+        rounding = 0.0 if self.fp32_val_loss is None else self.val_loss - self.fp32_val_loss
+        return self.difference - rounding
 
     def summary(self) -> dict[str, Any]:
         """The entry of run.json: everything but the windows."""
@@ -215,8 +221,11 @@ def _rounding_notes(dtype: str, measurement: Measurement) -> list[str]:
     loss, se = measurement.loss.mean, measurement.loss.se
     moved = loss - measurement.fp32_val_loss
     note = f"Published in {dtype}: val_loss {moved:+.5f} against the fp32 weights"
-    if abs(moved) > se:
-        note += f", more than a standard error ({se:.5f}): no match. Set target.dtype to fp32"
+    if moved > se:
+        note += (
+            f", more than a standard error ({se:.5f}), which is no match. Set target.dtype to fp32 "
+            "in a run of another name"
+        )
     return [f"{note}."]
 
 

@@ -63,7 +63,9 @@ class TrainingTask:
 
         Results of versions that published fp32 alone state no dtype; they stay as they are.
         """
-        if self.result_file.exists() and "dtype" not in read_json(self.result_file)["inputs"]:
+        stored = read_json(self.result_file) if self.result_file.exists() else None
+        inputs = stored.get("inputs") if isinstance(stored, dict) else None
+        if isinstance(inputs, dict) and "dtype" not in inputs:
             return dict(self.inputs)
         return dict(self.inputs) | {"dtype": self.dtype}
 

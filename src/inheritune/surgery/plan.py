@@ -23,7 +23,7 @@ DTYPES = {
     **dict.fromkeys(["bf16", "bfloat16"], "BF16"),
 }
 # Kept in fp32 by the classes that have them: rotary tables, expert biases, state space decays.
-_NEVER_NARROWED = ("inv_freq", "e_score_correction_bias", "A_log")
+NEVER_NARROWED = ("inv_freq", "e_score_correction_bias", "A_log")
 
 # The two known tensors outside the layers that have a part for each of them (gemma3n, gemma4):
 # (V, N·d) cut by columns, (N·d, h) by rows.
@@ -175,7 +175,7 @@ def _target_dtype(source: Tensor, main: str | None, dtype: str | None) -> str:
     if dtype is None or source.dtype != main:
         return source.dtype
     narrower = item_bits(dtype) < item_bits(source.dtype)
-    return source.dtype if narrower and source.name.endswith(_NEVER_NARROWED) else dtype
+    return source.dtype if narrower and source.name.endswith(NEVER_NARROWED) else dtype
 
 
 def renamed(name: str, container: Container, places: Mapping[int, int]) -> str:

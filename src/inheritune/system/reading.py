@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -66,13 +66,15 @@ def open_regular_file(path: Path, limit: int | None = None) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def directories_below(root: Path, unseen: Collection[str] = ()) -> Iterator[Path]:
+def directories_below(
+    root: Path, is_passed_over: Callable[[Path], bool] = lambda directory: False
+) -> Iterator[Path]:
     """List a directory and those below it, and refuse what leads out of it.
 
     Directories that another process removes meanwhile are passed over.
 
     Args:
-        unseen: Names of directories that are not entered.
+        is_passed_over: True for a directory that is not entered.
 
     Raises:
         DataError: Something below is a link that leads out of ``root``, a pipe, a socket or a
@@ -91,7 +93,8 @@ def directories_below(root: Path, unseen: Collection[str] = ()) -> Iterator[Path
             if entry.is_symlink():
                 _refuse_link_out(Path(entry.path), real_root)
             elif entry.is_dir(follow_symlinks=False):
-                pending += [] if entry.name in unseen else [Path(entry.path)]
+                below = Path(entry.path)
+                pending += [] if is_passed_over(below) else [below]
             elif not entry.is_file(follow_symlinks=False) and os.path.lexists(entry.path):
                 raise DataError(
                     f"{escape(entry.path, 300)} is neither a file nor a directory.",

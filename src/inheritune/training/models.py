@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from inheritune.errors import RecipeError, SourceError, UnsupportedModelError, escape, first_line
+from inheritune.errors import (
+    DivergedError,
+    RecipeError,
+    SourceError,
+    UnsupportedModelError,
+    escape,
+    first_line,
+)
 from inheritune.model_files.copy import copy_side_files
+from inheritune.model_files.directory import open_model
 from inheritune.model_files.shapes import meta_model, typed_config
+from inheritune.surgery.plan import NEVER_NARROWED, stored_dtype
 from inheritune.system.files import new_directory, sync_file, write_json
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 from inheritune.training.throughput import count_params, flops_per_token
@@ -121,17 +130,13 @@ def save_model(model: "PreTrainedModel", out: Path, start: Path, dtype: str = "F
         dtype: Dtype of the written weights, as in a safetensors header.
 
     Raises:
+        DivergedError: A weight is NaN or infinite; nothing is written.
         RecipeError: A weight is beyond the range of the dtype; nothing is written.
     """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    torch.nn.Module.to(model, _DTYPES[dtype])
-    if not all(weight.isfinite().all() for weight in model.parameters()):
-        raise RecipeError(
-            f"a weight of {out} is beyond the range of {dtype}.",
-            "Set target.dtype to bf16 or fp32; the same command then continues.",
-        )
+    _round_weights(model, out, start, dtype)
     with new_directory(out) as staging:
         model.save_pretrained(staging)
         copy_side_files(start, staging)
@@ -141,6 +146,31 @@ def save_model(model: "PreTrainedModel", out: Path, start: Path, dtype: str = "F
         write_json(staging / "config.json", config, infinity=True)
         for path in staging.glob("*.safetensors*"):
             sync_file(path)
+
+
+def _round_weights(model: "PreTrainedModel", out: Path, start: Path, dtype: str) -> None:
+    """Round the weights in place, but for those that the start or their class keeps wider."""
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        raise DivergedError(
+            f"a weight of {out} is NaN or infinite.",
+            "Lower train.learning_rate in a run of another name.",
+        )
+    stored = {} if _is_fresh(start) else open_model(str(start)).tensors
+    main = stored_dtype([*stored.values()])
+    for name, weight in model.named_parameters():
+        own = stored[name].dtype if name in stored else main
+        if name.endswith(NEVER_NARROWED) or own != main:
+            continue
+        weight.data = weight.data.to(_DTYPES[dtype])
+        if not weight.isfinite().all():
+            raise RecipeError(
+                f"{name} of {out} is beyond the range of {dtype}.",
+                "Set target.dtype to bf16 or fp32, in a run of another name.",
+            )
+
+
+def _is_fresh(start: Path) -> bool:
+    return not any(start.glob("*.safetensors"))
 
 
 def _config(directory: Path, dropout: float) -> "PreTrainedConfig":
