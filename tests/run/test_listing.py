@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from tiny_recipe import as_file, recipe_of
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 from inheritune.cli.app import app
 from inheritune.errors import DataError, RecipeError
 from inheritune.run.execute import execute
-from inheritune.run.listing import clean_run, list_runs
+from inheritune.run.listing import clean_runs, list_runs
 from inheritune.run_directory import Run
 
 
@@ -40,13 +41,13 @@ def test_a_finished_run_is_listed_and_cleaned_without_losing_a_result(runs):
     before = files_in(root)
     assert entry.bytes == sum(before.values())
 
-    freed = clean_run(root)
+    freed = clean_runs([root])[str(root)]
     after = files_in(root)
     gone = before.keys() - after.keys()
     assert freed == entry.spare_bytes == sum(before[path] for path in gone) > 0
     assert {path.relative_to(root).parts[3] for path in gone} == {"checkpoints"}
     assert list_runs(runs).runs[0].spare_bytes == 0
-    assert clean_run(root) == 0
+    assert clean_runs([root]) == {str(root): 0}
 
 
 def test_a_run_that_is_not_finished_keeps_its_checkpoints(runs):
@@ -55,7 +56,7 @@ def test_a_run_that_is_not_finished_keeps_its_checkpoints(runs):
     (root / "run.json").write_text(json.dumps(record | {"status": "interrupted", "result": None}))
     before = files_in(root)
     with pytest.raises(RecipeError, match=r"not finished.*continues from its checkpoints"):
-        clean_run(root)
+        clean_runs([root])
     assert files_in(root).keys() == before.keys()
     assert list_runs(runs).runs[0].state == "interrupted"
 
@@ -69,7 +70,7 @@ def test_clean_deletes_nothing_outside_of_the_run(place, runs, tmp_path):
     (root / place).mkdir(parents=True)
     (root / place / "link").symlink_to(outside / "x")
     with suppress(DataError):  # below `wandb` of a training, it is that library's
-        clean_run(root)
+        clean_runs([root])
     assert sorted(path.name for path in outside.rglob("mine")) == ["mine", "mine"]
     for name in ("checkpoints", "master"):
         assert (outside / "x" / name / "mine").read_text() == "mine"
@@ -86,6 +87,35 @@ def test_a_link_to_wandbs_cache_is_no_reason_to_refuse(runs, tmp_path):
     assert list_runs(runs).runs[0].state == "not read"
 
 
+def test_a_run_of_which_only_steps_were_done_keeps_its_checkpoints(runs):
+    root = runs / "tiny"
+    record = json.loads((root / "run.json").read_text())
+    (root / "run.json").write_text(json.dumps(record | {"result": None}))  # as `prepare` ends
+    assert list_runs(runs).runs[0].spare_bytes == 0
+    with pytest.raises(RecipeError, match="only steps of it"):
+        clean_runs([root])
+
+
+def test_a_target_that_has_not_matched_can_still_grow_after_clean(runs):
+    root = runs / "tiny"
+    record = json.loads((root / "run.json").read_text())
+    record["result"]["outcome"] = "not_matched"
+    (root / "run.json").write_text(json.dumps(record))
+    before = files_in(root)
+    assert clean_runs([root]) == {str(root): 0}
+    assert files_in(root).keys() == before.keys()
+
+
+def test_clean_looks_at_all_runs_before_it_deletes_anything(runs, monkeypatch):
+    (runs / "other").mkdir()
+    before = files_in(runs)
+    with pytest.raises(DataError):
+        clean_runs([runs / "tiny", runs / "other"])
+    assert files_in(runs).keys() == before.keys()
+    monkeypatch.chdir(runs / "tiny")
+    assert sum(clean_runs([Path()]).values()) > 0
+
+
 def test_what_is_no_run_is_neither_listed_nor_cleaned(tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "broken").mkdir()
@@ -93,7 +123,7 @@ def test_what_is_no_run_is_neither_listed_nor_cleaned(tmp_path):
     assert [(e.run.name, e.state) for e in list_runs(tmp_path).runs] == [("broken", "not read")]
     for name in ("notes", "broken"):
         with pytest.raises(DataError):
-            clean_run(tmp_path / name)
+            clean_runs([tmp_path / name])
     with pytest.raises(DataError, match="there is no directory"):
         list_runs(tmp_path / "missing")
 

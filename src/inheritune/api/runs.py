@@ -241,22 +241,24 @@ def list_runs(parent: PathLike = "runs") -> "RunList":
     return list_runs(path_of(parent))
 
 
-def clean(run: PathLike) -> int:
-    """Delete what only an unfinished training reads, such as checkpoints; results stay.
+def clean(runs: PathLike | Sequence[PathLike]) -> dict[str, int]:
+    """Delete checkpoints of finished runs; results, models and pages stay.
+
+    The end of the last round stays where the target has not matched, so that it can still grow.
 
     Args:
-        run: Directory of a finished run.
+        runs: A run's directory, or several. All are looked at before anything is deleted.
 
     Returns:
-        The bytes that became free.
+        The bytes that became free, by run.
 
     Raises:
-        RecipeError: The run is not finished; nothing is deleted.
-        DataError: The directory is no run.
+        RecipeError: A run is not finished; nothing is deleted.
+        DataError: A directory is no run.
     """
-    from inheritune.run.listing import clean_run
+    from inheritune.run.listing import clean_runs
 
-    return clean_run(path_of(run))
+    return clean_runs(paths_of(runs))
 
 
 def push(

@@ -63,12 +63,15 @@ def clean(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Delete checkpoints of finished runs; results, models and pages stay."""
+    """Delete checkpoints of finished runs; results, models and pages stay.
+
+    The end of the last round stays where the target has not matched, so that it can still grow.
+    """
     with reported(as_json, debug):
         from inheritune import api
         from inheritune.reporting.quantities import data_size
 
-        freed = {str(path): api.clean(path) for path in run}
+        freed = api.clean(run)
         if as_json:
             print_json(freed)
             return

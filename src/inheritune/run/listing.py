@@ -1,8 +1,8 @@
-"""List the runs below a directory, and delete what a finished run no longer needs."""
+"""List the runs below a directory, and delete what finished trainings no longer need."""
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,15 +11,11 @@ from typing import Any
 
 from inheritune.errors import DataError, RecipeError, escape
 from inheritune.run_directory import Run
-from inheritune.run_record import RunRecord
+from inheritune.run_record import TRAIN, RunRecord
 from inheritune.system.rows import Rows
 
-# Only an unfinished training reads them: checkpoints, fp32 weights, starts, stored predictions.
-_SPARE = (
-    *("variants/*/*/checkpoints", "variants/*/*/master", "variants/*/*/start"),
-    *("reference/checkpoints", "reference/logits"),
-    *("checkpoints", "master"),  # of `train`
-)
+# Checkpoints, fp32 weights, and a reference's predictions for a distillation.
+_PARTS = ("checkpoints", "master", "logits")
 
 
 @dataclass(frozen=True)
@@ -61,29 +57,46 @@ def list_runs(parent: Path) -> RunList:
     return RunList(tuple(_entry(path) for path in runs))
 
 
-def clean_run(root: Path) -> int:
-    """Delete what only an unfinished training reads; results, models and pages stay.
+def clean_runs(roots: Sequence[Path]) -> dict[str, int]:
+    """Delete checkpoints and fp32 weights of finished trainings; results, models and pages stay.
+
+    The end of the last round stays where the target has not matched, so that it can still grow.
+
+    Args:
+        roots: Directories of runs. All are looked at before anything is deleted.
 
     Returns:
-        The bytes that became free.
+        The bytes that became free, by run.
 
     Raises:
-        RecipeError: The run is not finished; nothing is deleted.
-        DataError: The directory is no run, or something in it leads out of it.
-        MachineError: Another process is writing to the run.
+        RecipeError: A run is not finished.
+        DataError: A directory is no run, or something in it leads out of it.
+        MachineError: Another process is writing to a run.
     """
-    record = Run.open(root).record()
-    if record.status != "done":
-        raise RecipeError(
-            f"{escape(root)} is not finished ({record.status or 'not started'}): it continues from "
-            "its checkpoints.",
-            "Let it finish by the same command, or delete the whole directory.",
-        )
-    with Run.hold(root):
-        size = _spare_bytes(root)
-        for path in [*_spare(root)]:
+    records = {root: Run.open(root).record() for root in roots}
+    for root, record in records.items():
+        if not _is_finished(record):
+            raise RecipeError(
+                f"{escape(root)} is not finished ({_state(Run(root), record)}): it continues from "
+                "its checkpoints.",
+                "Let it finish by the same command, or delete the whole directory.",
+            )
+    return {str(root): _clean(Run(root), record) for root, record in records.items()}
+
+
+def _clean(run: Run, record: RunRecord) -> int:
+    with run.lock():
+        spare = [*_spare(run, record)]
+        size = sum(_bytes_below(path) for path in spare)
+        for path in spare:
             shutil.rmtree(path)
     return size
+
+
+def _is_finished(record: RunRecord) -> bool:
+    # A step alone, such as `prepare` or `train RECIPE`, is recorded as done, too.
+    has_result = record.command == TRAIN or bool(record.result.outcome)
+    return record.status == "done" and has_result
 
 
 def _entry(root: Path) -> RunEntry:
@@ -100,28 +113,33 @@ def _entry(root: Path) -> RunEntry:
         val_loss=record.target_loss,
         reference_loss=record.reference_loss,
         bytes=size,
-        spare_bytes=_spare_bytes(root) if record.status == "done" else 0,
+        spare_bytes=sum(_bytes_below(path) for path in _spare(Run(root), record)),
     )
 
 
 def _state(run: Run, record: RunRecord) -> str:
     if record.status == "running":
         return "killed" if run.is_abandoned() else "running"
-    if record.status == "done":
-        return record.outcome if record.result.outcome else "done"
-    return record.status or "not started"
+    if record.status != "done":
+        return record.status or "not started"
+    if record.result.outcome:
+        return record.outcome
+    return "done" if record.command == TRAIN else "only steps of it"
 
 
-def _spare(root: Path) -> Iterator[Path]:
-    for pattern in _SPARE:
-        for path in root.glob(pattern):
-            # A link is none of ours, and neither is what a directory of another name holds.
-            if path.resolve() == root.resolve() / path.relative_to(root):
-                yield path
-
-
-def _spare_bytes(root: Path) -> int:
-    return sum(_bytes_below(path) for path in _spare(root))
+def _spare(run: Run, record: RunRecord) -> Iterator[Path]:
+    """List the directories that only an unfinished training reads."""
+    if not _is_finished(record):
+        return
+    last_round = record.rounds[-1].path if record.rounds else None
+    kept = None if record.outcome == "matched" or not last_round else run.root / last_round
+    trainings = [run.root, run.reference, *(folder.path for folder in run.trainings())]
+    for training in trainings:
+        is_trained = (training / "result.json").is_file()
+        for name in _PARTS if is_trained and training != kept else ():
+            path = training / name
+            if path.is_dir() and path.resolve() == run.root.resolve() / path.relative_to(run.root):
+                yield path  # no link, nor below one
 
 
 def _bytes_below(directory: Path) -> int:
