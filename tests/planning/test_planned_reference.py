@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import transformers
 
 from inheritune.errors import SourceError, UnsupportedModelError
 from inheritune.model_files.directory import open_model
@@ -89,6 +90,69 @@ def test_a_class_gives_the_tensors_that_its_files_hold(family, tiny_model):
     }
 
 
+_TEXT = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
+_VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+# Models that read images: class, sections of the config beside those above.
+IMAGE_TEXT = {
+    "Llama4ForConditionalGeneration": (
+        {"intermediate_size_mlp": 32, "num_local_experts": 2},
+        {
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+            **dict.fromkeys(("vision_output_dim", "projector_input_dim"), 16),
+            "projector_output_dim": 16,
+        },
+    ),
+    "MllamaForConditionalGeneration": (
+        {"cross_attention_layers": [1, 3]},
+        {
+            "num_global_layers": 1,
+            "attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+            "vision_output_dim": 32,
+            "intermediate_layers_indices": [0],
+        },
+    ),
+    "Qwen2_5_VLForConditionalGeneration": (
+        {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}},
+        {"depth": 1, "num_heads": 2, "out_hidden_size": 16},
+    ),
+    "LlavaForConditionalGeneration": (
+        {"model_type": "llama"},
+        {
+            "model_type": "clip_vision_model",
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IMAGE_TEXT)
+def test_a_config_names_a_class_that_also_reads_images(name, tmp_path):
+    text, vision = IMAGE_TEXT[name]
+    model_class = getattr(transformers, name)
+    config = model_class.config_class(text_config=_TEXT | text, vision_config=_VISION | vision)
+    model_class(config).save_pretrained(tmp_path)
+    held = open_model(str(tmp_path))
+    built = class_headers(held.config)
+    assert {n: t.shape for n, t in built.tensors.items()} == {
+        n: t.shape for n, t in held.tensors.items()
+    }
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_plan_of_a_config_alone_equals_the_plan_of_the_model(family, tiny_model, tmp_path):
     whole = tiny_model(family)
@@ -132,6 +196,12 @@ def test_a_directory_without_a_config_is_refused(tmp_path):
         ({"model_type": "nothing"}, "cannot build a nothing"),
         ({"model_type": "bert"}, "bert"),
         ({"model_type": "llama", "hidden_size": "wide"}, "cannot build a llama"),
+        ({"model_type": "llama", "hidden_act": "nonsense"}, "'nonsense' is not known"),
+        ({"model_type": "llama", "rope_scaling": {"rope_type": "round"}}, "cannot build a llama"),
+        ({"model_type": "llama", "pad_token_id": 10**6}, "Padding_idx"),
+        ({"model_type": "llama", "num_attention_heads": 0}, "cannot build a llama"),
+        ({"model_type": "gpt2", "n_layer": 10**9}, "1,000,000,000 layers"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "two stacks of layers"),
         ({"model_type": "llama", "_evil": "x"}, "unknown key"),
         ({"model_type": "llama", "quantization_config": {"bits": 4}}, "quantised"),
         ({}, "cannot build"),
@@ -143,7 +213,19 @@ def test_a_config_that_gives_no_model_is_refused_with_a_reason(config, message, 
         open_to_plan(str(tmp_path))
 
 
-@pytest.mark.parametrize("stated", [{"dtype": "bfloat16"}, {"torch_dtype": "bfloat16"}])
+def test_a_way_to_compute_needs_no_package_to_be_planned():
+    config = _TEXT | {"model_type": "llama", "_attn_implementation": "flash_attention_2"}
+    assert class_headers(config).layers == 4
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        *({"dtype": "bfloat16"}, {"torch_dtype": "bfloat16"}),
+        {"dtype": None, "torch_dtype": "bfloat16"},
+        {"text_config": {"num_hidden_layers": 4, "dtype": "bfloat16"}},
+    ],
+)
 def test_the_dtype_is_the_one_that_the_config_states(stated):
     assert stated_dtype(stated) == "BF16"
     assert stated_dtype({}) == "F32"

@@ -5,12 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inheritune.errors import UnsupportedModelError, escape, first_line
+from inheritune.model_files.config import text_config
+from inheritune.model_files.config_fields import COUNTS
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.safetensors import Tensor, item_bits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+_MOST_LAYERS = 10_000  # each is a module to build; no published model has a tenth of them
+# Ways to compute, which change no shape, and which may need a package.
+_IMPLEMENTATIONS = {"_attn_implementation", "attn_implementation", "_experts_implementation"}
 _WORDS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -25,15 +30,19 @@ def class_headers(config: Mapping[str, Any], name: str = "", dtype: str = "F32")
         A model directory whose tensors have names and shapes, but no bytes on any disk.
 
     Raises:
-        UnsupportedModelError: transformers has no causal language model of this config.
+        UnsupportedModelError: transformers cannot build a model of this config.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    model = meta_model(typed_config(config))
+    _refuse_many_layers(config)
+    typed = typed_config(config)
+    model = meta_model(typed, named_class(config, type(typed)))
     # The head of a tied model is its embedding, which `save_pretrained` writes once.
     weights: dict[str, Any] = {}
+    addresses: set[int] = set()
     for key, weight in model.state_dict(keep_vars=True).items():
-        if not any(weight is other for other in weights.values()):
+        if id(weight) not in addresses:
+            addresses.add(id(weight))
             weights[key] = weight
     # Names as on disk: some classes join what their files keep apart, such as experts.
     stored = revert_weight_conversion(model, weights)
@@ -48,27 +57,54 @@ def class_headers(config: Mapping[str, Any], name: str = "", dtype: str = "F32")
 
 def stated_dtype(config: Mapping[str, Any]) -> str:
     """Return the dtype that a config.json states for its weights, as in a safetensors header."""
-    stated = config.get("dtype", config.get("torch_dtype"))
+    sections = (config, text_config(config))
+    stated = next((v for s in sections if (v := s.get("dtype") or s.get("torch_dtype"))), None)
     return _WORDS.get(str(stated), "F32")
 
 
-def meta_model(config: "PreTrainedConfig") -> "PreTrainedModel":
+def named_class(config: Mapping[str, Any], config_class: type) -> Any:
+    """Return the class that config.json names, such as one that also reads images.
+
+    Args:
+        config_class: The class of transformers for its model type.
+
+    Returns:
+        None if it names none, or one of another model type or from outside transformers.
+    """
+    import transformers
+
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    if not isinstance(name, str) or not name.isidentifier():
+        return None
+    named = getattr(transformers, name, None)
+    # Without a package such as torchvision, the name stands for something that is no model.
+    is_model = isinstance(named, type) and getattr(named, "config_class", None) is config_class
+    return named if is_model else None
+
+
+def meta_model(config: "PreTrainedConfig", model_class: Any = None) -> "PreTrainedModel":
     """Build the class of a config without allocating its weights.
 
+    Args:
+        model_class: The class to build; None: the causal language model of the config.
+
     Raises:
-        UnsupportedModelError: transformers has no causal language model of this config.
+        UnsupportedModelError: transformers cannot build a model of this config.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=False
+            model: PreTrainedModel = (
+                AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+                if model_class is None
+                else model_class._from_config(config)
             )
-    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        model.tie_weights()
+    except Exception as error:  # classes raise any type of error
         raise _cannot_build(str(config.model_type), error) from error
-    model.tie_weights()
     return model
 
 
@@ -78,20 +114,33 @@ def typed_config(config: Mapping[str, Any]) -> "PreTrainedConfig":
     Raises:
         UnsupportedModelError: transformers does not know the model type, or refuses a value.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     model_type = str(config.get("model_type"))
-    fields = {key: value for key, value in config.items() if key != "model_type"}
+    dropped = _IMPLEMENTATIONS | {"model_type"}
+    fields = {key: value for key, value in config.items() if key not in dropped}
     try:
         typed: PreTrainedConfig = AutoConfig.for_model(model_type, **fields)
-    except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+    except Exception as error:  # classes raise any type of error
         raise _cannot_build(model_type, error.__cause__ or error) from error
     return typed
 
 
+def _refuse_many_layers(config: Mapping[str, Any]) -> None:
+    counts = [v for k, v in text_config(config).items() if k in COUNTS and type(v) is int]
+    if (layers := max(counts, default=0)) > _MOST_LAYERS:
+        raise UnsupportedModelError(
+            f"config.json gives {layers:,} layers; a model of more than {_MOST_LAYERS:,} is not "
+            "built.",
+            "Check its config.json.",
+        )
+
+
 def _cannot_build(model_type: str, error: BaseException) -> UnsupportedModelError:
+    reason = first_line(error)
+    if isinstance(error, KeyError):  # its text is the missing key alone
+        reason = f"{reason} is not known"
     return UnsupportedModelError(
-        f"transformers cannot build a {escape(model_type)} of this config: {first_line(error)}.",
+        f"transformers cannot build a {escape(model_type)} of this config: {reason}.",
         "Choose a decoder-only model that transformers knows, and check its config.json.",
     )

@@ -10,12 +10,12 @@ from inheritune.errors import SourceError, escape, first_line
 from inheritune.model_files.config_fields import PER_LAYER
 from inheritune.model_files.layers import numbered
 from inheritune.model_files.safetensors import torch_name
+from inheritune.model_files.shapes import named_class
 from inheritune.surgery.class_check.layer_check import compare_layers, model_config, with_floats
 
 
 def find_class(config: Mapping[str, Any]) -> Any:
     """Return the transformers class of a model, or a text that says why there is none."""
-    import transformers
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     model_type = config.get("model_type")
@@ -27,13 +27,11 @@ def find_class(config: Mapping[str, Any]) -> Any:
         return f"transformers does not know the model type {escape(model_type)}"
     except ImportError as error:
         return f"{escape(model_type)} needs a package: {first_line(error)}"
+    if named := named_class(config, config_class):
+        return named
     names = config.get("architectures")
-    if isinstance(names, list) and names and isinstance(names[0], str):
-        named = getattr(transformers, names[0], None) if names[0].isidentifier() else None
-        if isinstance(named, type) and getattr(named, "config_class", None) is config_class:
-            return named
-        if config.get("auto_map"):
-            return f"the class {escape(names[0])} comes with the model, and its code is not run"
+    if isinstance(names, list) and names and isinstance(names[0], str) and config.get("auto_map"):
+        return f"the class {escape(names[0])} comes with the model, and its code is not run"
     by_type = MODEL_FOR_CAUSAL_LM_MAPPING.get(config_class, None)
     return by_type or f"transformers has no causal language model of type {escape(model_type)}"
 
