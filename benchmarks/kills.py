@@ -53,7 +53,7 @@ train:
 grow: {{add: 2, max_rounds: 2, weights: keep}}
 variants: {{inherit: {{start: inherit}}}}
 analyze: {{sequences: 4, tokens_per_sequence: 50}}
-evaluate: {{tasks: [piqa], task_data: "{folder}/tasks"}}
+evaluate: {{tasks: [piqa], task_data: "{folder}/tasks", gains: false}}  # its figures are timings
 """
 QUESTIONS = [
     {"goal": f"to reach place {n}", "sol1": "walk", "sol2": "sleep", "label": n % 2}
