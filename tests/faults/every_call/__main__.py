@@ -70,7 +70,7 @@ train:
 grow: {{add: 1, max_rounds: 2}}
 variants: {{inherit: {{start: inherit}}}}
 analyze: {{sequences: 2, tokens_per_sequence: 16}}
-evaluate: {{tasks: [piqa], task_data: {folder}/tasks}}
+evaluate: {{tasks: [piqa], task_data: {folder}/tasks, gains: false}}  # its figures are timings
 report: {{prompts: [the small], sample_tokens: 4}}
 """
 
