@@ -8,7 +8,7 @@ import torch
 from tiny_models import build
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaModel
 
-from inheritune.errors import DataError, RecipeError, SourceError
+from inheritune.errors import DataError, RecipeError, SourceError, UnsupportedModelError
 from inheritune.evaluation.generation import check_prompt, generate_texts
 from inheritune.evaluation.samples import GenerationSettings, TextModel, continue_prompts
 from inheritune.model_files.directory import open_model
@@ -114,6 +114,40 @@ def test_broken_weights_are_named_when_tokens_are_drawn(reference: Path) -> None
     model.save_pretrained(reference)
     with pytest.raises(SourceError, match="not finite"):
         TextModel(reference).write(PROMPT, GenerationSettings(temperature=1.0))
+
+
+def test_a_models_own_settings_may_name_a_form_or_an_end(reference: Path) -> None:
+    settings = GenerationSettings(max_tokens=6)
+    plain_text = TextModel(reference).write(PROMPT, settings).text
+    own = {"return_dict_in_generate": True, "stop_strings": [plain_text[-1]]}
+    (reference / "generation_config.json").write_text(json.dumps(own))
+    written = TextModel(reference).write(PROMPT, settings)
+    assert plain_text.startswith(written.text)
+    assert written.text.endswith(plain_text[-1])
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"cache_implementation": "quantized"},
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"stop_strings": 3},
+    ],
+)
+def test_settings_that_a_model_cannot_write_with_are_named(
+    own: dict[str, object], reference: Path
+) -> None:
+    (reference / "generation_config.json").write_text(json.dumps(own))
+    with pytest.raises(UnsupportedModelError, match=r"with its generation_config\.json"):
+        TextModel(reference).write(PROMPT, GenerationSettings(max_tokens=2))
+
+
+def test_an_error_of_the_callers_own_function_stays_what_it_is(reference: Path) -> None:
+    def fail(text: str) -> None:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        TextModel(reference).write(PROMPT, GenerationSettings(), fail)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from tiny_models import build, save
 from transformers import AutoModelForCausalLM
 
+from inheritune.errors import UnsupportedModelError
 from inheritune.evaluation import speed
 from inheritune.evaluation.gains import measure_gains
 from inheritune.evaluation.speed import (
@@ -95,10 +96,21 @@ def test_models_are_measured_in_turn_on_the_same_prompts(
 def test_a_model_that_ends_its_text_goes_on() -> None:
     model = build("llama")
     model.generation_config.eos_token_id = list(range(1, 320))
+    model.generation_config.max_time = 1e-6
+    model.generation_config.stop_strings = ["e"]
+    model.generation_config.penalty_alpha = 0.6
     clock = speed._Clock()
     speed._generate(model, PROMPTS[:1], 7, clock)
     assert len(clock.times) == 7
     assert clock.times == sorted(clock.times)
+
+
+@pytest.mark.parametrize("own", [{"cache_implementation": "quantized"}, {"compile_config": {}}])
+def test_settings_that_cannot_be_measured_are_named(own: dict, tmp_path: Path) -> None:
+    save("llama", tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps(own))
+    with pytest.raises(UnsupportedModelError, match=r"with its generation_config\.json"):
+        measure_gains([("one", open_model(str(tmp_path)))])
 
 
 def test_without_text_nothing_is_said_of_fidelity(tiny_reference: Path) -> None:

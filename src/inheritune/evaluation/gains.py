@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 from inheritune.data.tokens import TokenStream
 from inheritune.errors import DataError
 from inheritune.evaluation.fidelity import Fidelity, measure_fidelity
+from inheritune.evaluation.samples import refused_settings
 from inheritune.evaluation.speed import LiveModel, ModelSpeed, measure_speed
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.system.environment import machine, usable_cores
@@ -104,7 +104,7 @@ def measure_gains(
     device = choose_device()
     if dtype == "auto":
         dtype = "bf16" if device == "cuda" else "fp32"
-    live = [LiveModel(n, d, _load(d.path, dtype, device)) for n, d in models]
+    live = [LiveModel(n, d, _load(d, dtype, device)) for n, d in models]
     prompts, new_tokens = _prompts([one.model for one in live], stream)
     speeds = measure_speed(live, prompts, new_tokens, stop, on_progress)
     fidelity: list[Fidelity | None] = [None] * len(live)
@@ -112,7 +112,7 @@ def measure_gains(
         loaded = [one.model for one in live]
         if dtype != "fp32":  # as val_loss is measured
             del live, loaded
-            loaded = [_load(directory.path, "fp32", device) for _, directory in models]
+            loaded = [_load(directory, "fp32", device) for _, directory in models]
         reference, *others = loaded
         rows = [_config(model).vocab_size for model in loaded]
         fidelity[1:] = [
@@ -132,8 +132,11 @@ def measure_gains(
     )
 
 
-def _load(directory: Path, dtype: str, device: str) -> "PreTrainedModel":
-    model: Any = load_model(directory, dtype=_DTYPES[dtype])
+def _load(directory: ModelDirectory, dtype: str, device: str) -> "PreTrainedModel":
+    try:
+        model: Any = load_model(directory.path, dtype=_DTYPES[dtype])
+    except ValueError as error:
+        raise refused_settings(directory.name, error) from error
     return model.to(device).eval()  # type: ignore[no-any-return]
 
 

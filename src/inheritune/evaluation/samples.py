@@ -136,6 +136,7 @@ class TextModel:
 
         Raises:
             SourceError: The model's probabilities are not finite.
+            UnsupportedModelError: Its generation_config.json asks for what cannot be done.
             MachineError: The memory does not suffice.
         """
         ids = self.prompt_ids(prompt, settings.chat).to(self._model.device)
@@ -147,7 +148,7 @@ class TextModel:
         if settings.temperature:
             sampling = {"do_sample": True, "temperature": settings.temperature}
         began = time.monotonic()
-        with _drawn_from(settings.seed), torch.no_grad(), self._failures_named():
+        with _drawn_from(settings.seed), torch.no_grad(), self._failures_named(pieces):
             out = self._model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -155,6 +156,8 @@ class TextModel:
                 num_beams=1,
                 pad_token_id=self._tokenizer.eos_token_id,
                 streamer=pieces,
+                return_dict_in_generate=False,
+                tokenizer=self._tokenizer,  # to find stop strings
                 **sampling,
             )
         added = out[0, length:].tolist()
@@ -195,9 +198,13 @@ class TextModel:
         return encoded["input_ids"]  # type: ignore[no-any-return]
 
     @contextmanager
-    def _failures_named(self) -> Iterator[None]:
+    def _failures_named(self, pieces: "_Pieces") -> Iterator[None]:
         try:
             yield
+        except (ValueError, TypeError, ImportError) as error:
+            if pieces.is_calling:  # the caller's own error
+                raise
+            raise refused_settings(self.name, error) from error
         except (MemoryError, RuntimeError) as error:
             if "probability tensor" in str(error):
                 raise SourceError(
@@ -209,6 +216,14 @@ class TextModel:
             raise MachineError(
                 f"out of memory while {self.name} writes.", "Lower --max-tokens."
             ) from error
+
+
+def refused_settings(name: str, error: Exception) -> Unsupported:
+    """Return the error for a generation_config.json with which `generate` fails."""
+    return Unsupported(
+        f"{name} cannot write text with its generation_config.json: {first_line(error)}.",
+        "Remove that setting from the file in a copy of the model.",
+    )
 
 
 def continue_prompts(model_dir: Path, prompts: Sequence[str], tokens: int) -> list[str]:
@@ -233,6 +248,7 @@ class _Pieces(BaseStreamer):
         self._tokenizer, self._on_text = tokenizer, on_text
         self._ids: list[int] | None = None  # None: the prompt has not come
         self._shown = ""
+        self.is_calling = False  # whether `on_text` runs
 
     def put(self, value: Tensor) -> None:
         """Take the prompt's ids first, then each new one."""
@@ -254,7 +270,9 @@ class _Pieces(BaseStreamer):
 
     def _show(self, text: str) -> None:
         if len(text) > len(self._shown):
+            self.is_calling = True
             self._on_text(text[len(self._shown) :])
+            self.is_calling = False
             self._shown = text
 
 

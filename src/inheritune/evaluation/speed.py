@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.generation.streamers import BaseStreamer
 
+from inheritune.evaluation.samples import refused_settings
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
@@ -26,6 +27,21 @@ from inheritune.training.throughput import count_params
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+# Settings of generation_config.json that would end a text early, or write it in another way.
+_UNSET = dict.fromkeys(
+    [
+        "assistant_early_exit",
+        "constraints",
+        "dola_layers",
+        "force_words_ids",
+        "max_time",
+        "penalty_alpha",
+        "prompt_lookup_num_tokens",
+        "stop_strings",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -96,13 +112,17 @@ def measure_speed(
         new_tokens: N, at least 2.
 
     Raises:
+        UnsupportedModelError: A generation_config.json asks for what cannot be done.
         Interrupted: ``stop`` was set.
     """
     times: list[_Times] = [_Times() for _ in models]
     for repeat in range(-1, len(prompts)):  # -1 warms up
         for live, measured in zip(models, times, strict=True):
             prompt = prompts[max(repeat, 0) :][:1].to(live.model.device)
-            one = _timed(live.model, prompt, new_tokens)
+            try:
+                one = _timed(live.model, prompt, new_tokens)
+            except (ValueError, TypeError, ImportError) as error:
+                raise refused_settings(live.name, error) from error
             if repeat >= 0:
                 measured.add(*one)
             if stop is not None:
@@ -203,6 +223,7 @@ def _generate(
             use_cache=True,
             pad_token_id=0,
             streamer=streamer,
+            **_UNSET,
         )
 
 
