@@ -22,7 +22,7 @@ from inheritune.recipe.schema import Recipe
 from inheritune.run_directory import Run
 from inheritune.steps.growth import Growth, first_layers
 from inheritune.steps.initial_weights import check_starts
-from inheritune.steps.limits import checkpoint_bytes
+from inheritune.steps.limits import checkpoint_bytes, stored_checkpoints
 from inheritune.steps.reference import Reference
 from inheritune.surgery.sizes import Sizes
 from inheritune.system.devices import Price, Speed, choose_device
@@ -217,8 +217,7 @@ def _disk(
     return {
         "reference": model.missing_bytes(model.tensors.values()),
         "tokens": None if unique is None else unique * id_type(rows).itemsize,
-        # A new checkpoint is written before the oldest is deleted.
-        "checkpoints": checkpoint_bytes(largest) * (recipe.train.keep + 1),
+        "checkpoints": checkpoint_bytes(largest) * stored_checkpoints(recipe.train.keep),
         "models": models + target,
         **({"logits": logits} if logits else {}),
     }

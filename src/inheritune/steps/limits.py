@@ -49,6 +49,11 @@ def checkpoint_bytes(params: int) -> int:
     return 12 * params
 
 
+def stored_checkpoints(keep: int) -> int:
+    """Largest number of checkpoints at a time: the newest, the best one, and one being written."""
+    return keep + 2
+
+
 def refuse_large_training(
     directory: Path, params: int, dtype: str, keep: int, snapshots: int = 0
 ) -> None:
@@ -57,7 +62,7 @@ def refuse_large_training(
     Args:
         directory: The training's own directory; what was saved there before counts as room.
         dtype: Dtype of published weights; a rounded model has its fp32 weights beside it.
-        keep: Checkpoints kept; one more is being written beside them.
+        keep: Newest checkpoints kept; see `stored_checkpoints`.
         snapshots: Mid-training snapshots, of which a checkpoint and then a model are kept.
 
     Raises:
@@ -65,7 +70,7 @@ def refuse_large_training(
     """
     models = weights_bytes(params, dtype) * (1 + snapshots)
     models += weights_bytes(params) * (dtype != "F32")
-    total = checkpoint_bytes(params) * (keep + 1 + snapshots) + models
+    total = checkpoint_bytes(params) * (stored_checkpoints(keep) + snapshots) + models
     # A file may be linked into both `checkpoints` and `moments`; it takes its space once.
     patterns = ("checkpoints/*step-*/*", "moments/*/*step-*/*", "at/*/*", "master/*")
     files = [f.stat() for pattern in patterns for f in directory.glob(pattern) if f.is_file()]
