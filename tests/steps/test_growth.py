@@ -22,6 +22,7 @@ from inheritune.run.execute import execute, train_only
 from inheritune.run_directory import Run
 from inheritune.run_record import RunRecord
 from inheritune.steps.growth import Growth
+from inheritune.verification.model import verify_model
 
 STEP = {"tokens": 128, "learning_rate": 1e-3, "min_learning_rate": 1e-4}
 
@@ -244,6 +245,10 @@ def test_a_grown_control_equals_a_target_that_keeps_its_layers(
         mine, theirs = (load_file(folder / "model/model.safetensors") for folder in folders)
         assert mine.keys() == theirs.keys()
         assert all((mine[name] == theirs[name]).all() for name in mine)
+    target, reference = open_model(str(other / "target")), open_model(str(tiny_reference))
+    findings = {finding.part: finding for finding in verify_model(target, reference)}
+    assert findings["digests"].proven
+    assert findings["bytes"].text == "not compared: the target was trained"
     record = Run(root).read()
     done = [row for row in record["variants"] if row["name"] == "kept"]
     assert [(row["layers"], row["first_sample"]) for row in done] == [(2, 16), (3, 32)]

@@ -18,6 +18,8 @@ from inheritune.surgery.record import read_inherit_record
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 from inheritune.verification.run_model import Finding, check_class, run_target
 
+_NOT_COMPARED = Finding("bytes", "not compared: the target was trained", proven=False)
+
 
 def verify_model(
     target: ModelDirectory, reference: ModelDirectory | None = None
@@ -44,7 +46,10 @@ def verify_model(
     yield _compare_digests(scans, record, training)
     plan = None
     if reference is not None and "grown_from" in record:
-        yield _compare_grown(record, reference, scans, target)
+        if training is None:
+            yield _compare_grown(record, reference, scans, target)
+        else:
+            yield _NOT_COMPARED
     elif reference is not None:
         plan = _plan_again(record, reference)
         is_trained = training is not None
@@ -122,7 +127,7 @@ def _compare_reference(
     if scans:
         yield _compare_bytes(target, record, plan, reference, scans)
     else:
-        yield Finding("bytes", "not compared: the target was trained", proven=False)
+        yield _NOT_COMPARED
     for path in reference.side_files:
         copy = target.path / path.relative_to(reference.path)
         if not copy.is_file() or not filecmp.cmp(path, copy, shallow=False):
