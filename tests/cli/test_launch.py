@@ -69,6 +69,30 @@ def test_two_processes_end_where_one_does(recipe: Callable[[int], Path], tmp_pat
     assert two.stderr.count("at its end: val_loss") == 1
 
 
+def test_a_run_that_does_not_match_ends_with_6_and_has_its_report_and_card(
+    recipe: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The report takes longer than the other process needs to end.
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(
+        "import sys, time\n"
+        "waits = [5]\n"
+        "def hook(event, arguments):\n"
+        "    if waits and event == 'os.mkdir' and str(arguments[0]).endswith('report/tables'):\n"
+        "        time.sleep(waits.pop())\n"
+        "sys.addaudithook(hook)\n"
+    )
+    search_path = filter(None, [str(tmp_path / "slow"), os.environ.get("PYTHONPATH")])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(search_path))
+    keys = ("grow.add=1", "grow.max_rounds=1", "inherit.layers=1", "train.learning_rate=1")
+    options = [option for key in keys for option in ("--set", key)]
+    done = run(recipe(640), tmp_path, "--json", "--processes", "2", *options)
+    assert done.returncode == 6, done.stderr
+    assert json.loads(done.stdout)["outcome"] == "not_matched"
+    assert (tmp_path / "tiny" / "report" / "index.html").exists()
+    assert (tmp_path / "tiny" / "target" / "README.md").exists()
+
+
 def test_a_signal_to_the_launcher_saves_ends_with_75_and_one_process_goes_on(
     recipe: Callable[[int], Path], tmp_path: Path
 ) -> None:

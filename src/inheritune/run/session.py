@@ -75,7 +75,7 @@ def carry_out(
 
     Raises:
         InherituneError: The work failed; run.json says why, and completed steps stay.
-        SystemExit: In all processes but the first, where the first ended with an exit code.
+        SystemExit: In all processes but the first, with 0, where the work failed in the first.
     """
     allowed = allowed_inputs(recipe.recipe, start.allowed)
     if "WORLD_SIZE" not in os.environ:  # one process, and torch is not needed yet
@@ -92,8 +92,9 @@ def carry_out(
         if processes.rank:
             with catch_signals() as stop:
                 code = serve(Job(recipe.recipe, Run(root), stop, silent, processes, allowed))
-            if code:
-                raise SystemExit(code)
+            if code not in (0, NOT_MATCHED_EXIT_CODE):
+                # Process 0 alone ends with the code: a launcher stops the rest where one fails.
+                raise SystemExit(0)
             return None
         code = 1
         try:
