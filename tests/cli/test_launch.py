@@ -180,6 +180,33 @@ def test_a_start_that_records_nothing_ends_with_the_code_of_the_worker_that_fail
     assert launch.launch([], 2, tmp_path / "run") == 3
 
 
+@pytest.mark.parametrize("recorded", [0, 6])
+def test_an_error_after_the_recorded_end_is_the_exit_code(
+    recorded: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import json, os, pathlib, sys\n"
+        "if os.environ['RANK'] == '0':\n"
+        f"    end = {{'format': 1, 'exit_code': {recorded}, 'finished_at': 'now'}}\n"
+        f"    pathlib.Path({str(tmp_path / 'run' / 'run.json')!r}).write_text(json.dumps(end))\n"
+        "    sys.exit(4)\n"  # such as a full disk when the report is written
+    )
+    monkeypatch.setattr(launch, "worker_command", lambda arguments: [sys.executable, str(worker)])
+    assert launch.launch([], 2, tmp_path / "run") == 4
+
+
+def test_a_recorded_exit_code_that_is_no_number_counts_as_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"format": 1, "exit_code": "x"}')
+    failing = [sys.executable, "-c", "raise SystemExit(3)"]
+    monkeypatch.setattr(launch, "worker_command", lambda arguments: failing)
+    assert launch.launch([], 2, tmp_path / "run") == 3
+
+
 def test_the_other_workers_are_asked_to_save_when_one_fails(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -16,7 +16,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from inheritune.errors import InherituneError, Interrupted, MachineError, escape
+from inheritune.errors import (
+    NOT_MATCHED_EXIT_CODE,
+    InherituneError,
+    Interrupted,
+    MachineError,
+    escape,
+)
 from inheritune.system.processes import LAUNCHER, MEETING_FILE
 from inheritune.system.signals import heard_signals, leave_closed_terminal
 
@@ -50,8 +56,9 @@ def launch(arguments: Sequence[str], processes: int, root: Path) -> int:
         processes: Number of workers, at least 2.
 
     Returns:
-        The exit code that the run recorded. Where the start was refused before anything was
-        recorded: that of the worker that failed first, 128 + N where signal N ended it.
+        The exit code that the run recorded, or that of process 0 where its work was done. Where
+        the start was refused before anything was recorded: that of the worker that failed first.
+        128 + N where signal N ended it.
 
     Raises:
         MachineError: The private directory beside the run cannot be made.
@@ -77,8 +84,9 @@ def launch(arguments: Sequence[str], processes: int, root: Path) -> int:
         return 128 + signals.received[-1]
     after = _ended(root)
     if after is not None and after != before:
-        return after[0]
-    # The workers ended before the run recorded anything.
+        if after[0] not in (0, NOT_MATCHED_EXIT_CODE):
+            return after[0]
+        code = signals.workers[0].returncode  # the report is written after the end was recorded
     if code < 0:
         return Interrupted.exit_code if signals.received else 128 - code
     return code
@@ -211,4 +219,4 @@ def _ended(root: Path) -> tuple[int, str] | None:
     except InherituneError:
         return None
     code = record.get("exit_code")
-    return None if code is None else (int(code), str(record.get("finished_at")))
+    return (code, str(record.get("finished_at"))) if type(code) is int else None
