@@ -30,18 +30,10 @@ if TYPE_CHECKING:
 
 
 # Settings of generation_config.json that would end a text early, or write it in another way.
-_UNSET = dict.fromkeys(
-    [
-        "assistant_early_exit",
-        "constraints",
-        "dola_layers",
-        "force_words_ids",
-        "max_time",
-        "penalty_alpha",
-        "prompt_lookup_num_tokens",
-        "stop_strings",
-    ]
-)
+_UNSET = {
+    **dict.fromkeys(("assistant_early_exit", "constraints", "dola_layers", "force_words_ids")),
+    **dict.fromkeys(("max_time", "penalty_alpha", "prompt_lookup_num_tokens", "stop_strings")),
+}
 
 
 @dataclass(frozen=True)

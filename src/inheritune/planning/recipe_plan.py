@@ -1,6 +1,6 @@
 """Plan a run: its trainings, and the time, memory and disk that they need."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -178,7 +178,7 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
         unique_tokens=unique,
         edits=tuple(cut_config(model.config, round_sizes[0])[1]),
         memory=memory,
-        disk=_disk(recipe, model, trainings, unique, planner.stored),
+        disk=_disk(recipe, model, trainings, unique, planner),
         save_bytes=checkpoint_bytes(max(training.params for training in trainings)),
         speed=speed,
         price_per_hour=recipe.cost.price_per_hour,
@@ -205,7 +205,7 @@ def _disk(
     model: ModelDirectory,
     trainings: Sequence[PlannedTraining],
     unique: int | None,
-    stored: Mapping[tuple[int, float, int], int],
+    planner: Planner,
 ) -> dict[str, int | None]:
     largest = max(training.params for training in trainings)
     rows = first_int(text_config(model.config), ("vocab_size",)) or 2**16 + 1
@@ -213,11 +213,11 @@ def _disk(
     target = max(t.bytes for t in trainings if t.round is not None)
     # The stored predictions: k ids with fp16 logits, and one fp32 for all other ids.
     entry = id_type(rows).itemsize + 2
-    logits = sum(tokens * (top_k * entry + 4) for (top_k, _, _), tokens in stored.items())
+    logits = sum(tokens * (top_k * entry + 4) for (top_k, _, _), tokens in planner.stored.items())
     return {
         "reference": model.missing_bytes(model.tensors.values()),
         "tokens": None if unique is None else unique * id_type(rows).itemsize,
         "checkpoints": checkpoint_bytes(largest) * stored_checkpoints(recipe.train.keep),
-        "models": models + target,
+        "models": models + target + planner.kept_masters + planner.passing_master,
         **({"logits": logits} if logits else {}),
     }

@@ -52,11 +52,15 @@ class Planner:
         # Tokens with stored predictions of the reference, by (top_k, temperature, seed); complete
         # after `all`.
         self.stored: dict[tuple[int, float, int], int] = {}
+        # Bytes of the fp32 weights beside rounded models; complete after `all`.
+        self.kept_masters = 0  # of all models that a later training starts from
+        self.passing_master = 0  # of the largest of the others, which goes once it is measured
 
     def all(self, round_sizes: Sequence[int]) -> tuple[PlannedTraining, ...]:
         """Count the reference's training, if any, and every round and control with every seed."""
         recipe = self._recipe
         self.stored = {}
+        self.kept_masters = self.passing_master = 0
 
         # --- the reference ---
         before = []
@@ -75,6 +79,8 @@ class Planner:
             if recipe.grow.weights == "keep":  # as in derive: a round continues in the text
                 samples = sum(training.tokens for training in rounds) // recipe.train.seq_len
                 spec = replace(spec, first_sample=samples)
+            elif rounds:
+                spec = replace(spec, keeps_end=False)
             round_specs.append(spec)
             rounds.append(self._training(spec, number))
 
@@ -117,13 +123,18 @@ class Planner:
         if distill is not None:
             reference_flops = self._forward_flops * self._forward_tokens(distill, spec, tokens)
         flops = counts.flops_per_token * tokens + (reference_flops or 0.0)
+        dtype = self._dtype(spec)
+        if dtype != "F32" and (spec.keeps_end or spec.is_stacked):
+            self.kept_masters += weights_bytes(counts.params)
+        elif dtype != "F32":
+            self.passing_master = max(self.passing_master, weights_bytes(counts.params))
         return PlannedTraining(
             name=spec.variant,
             round=number,
             start=spec.start,
             layers=spec.layers,
             params=counts.params,
-            bytes=weights_bytes(counts.params, self._dtype(spec)),
+            bytes=weights_bytes(counts.params, dtype),
             tokens=tokens,
             steps=steps,
             epochs=tokens / self._unique if self._unique else None,
