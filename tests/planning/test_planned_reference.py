@@ -177,6 +177,15 @@ def test_a_hub_model_of_a_known_shape_is_planned_offline(monkeypatch):
     assert plan.candidate.counts.params == 596_049_920 - 14 * 15_730_944
     assert plan.table.reference == "Qwen/Qwen3-0.6B (its published shape)"
     assert plan.table.dtype == "BF16"
+    assert "for the published shape of Qwen/Qwen3-0.6B." in plan.table.notes[0]
+
+
+@pytest.mark.parametrize("path", ["/no/such/place/gpt2", "./gpt2", "~/gpt2", "no/such/gpt2"])
+def test_a_mistyped_path_is_no_published_model(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match="gpt2"):
+        open_to_plan(path)
 
 
 def test_tuned_models_have_the_shape_of_their_base():

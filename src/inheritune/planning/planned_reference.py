@@ -47,10 +47,15 @@ def open_to_plan(model: str, revision: str | None = None) -> ModelDirectory:
     except (MachineError, SourceError) as error:
         # A model that the Hub refuses to give, or one that is broken here, must be reported.
         absent = isinstance(error, MachineError) or not is_hub_id(model)
-        config = known_config(model)
+        config = None if _is_path(model) else known_config(model)
         if config is None or not absent or path.exists():
             raise
         return class_headers(config, f"{model}{_BY_SHAPE}", stated_dtype(config))
+
+
+def _is_path(model: str) -> bool:
+    """Tell whether a text can only be a path; a mistyped one is no published model."""
+    return model.startswith((".", "~", "/")) or "\\" in model or model.count("/") > 1
 
 
 def _headers_of(path: Path, name: str) -> ModelDirectory:
@@ -105,10 +110,11 @@ def _untrained(section: ReferenceTraining) -> ModelDirectory:
 
 def shape_notes(model: ModelDirectory) -> list[str]:
     """List remarks on a model that is planned by its config alone."""
-    end = next((end for end in (_BY_CONFIG, _BY_SHAPE) if model.name.endswith(end)), None)
-    if end is None:
-        return []
-    return [
-        f"The weights of {model.name.removesuffix(end)} are not on this machine: sizes are those "
-        "that its class in transformers gives for its config.json. `inherit` and `run` need them."
-    ]
+    for end, source in ((_BY_CONFIG, "its config.json"), (_BY_SHAPE, "the published shape of {}")):
+        if model.name.endswith(end):
+            name = model.name.removesuffix(end)
+            return [
+                f"The weights of {name} are not on this machine: sizes are those that its class in "
+                f"transformers gives for {source.format(name)}. `inherit` and `run` need them."
+            ]
+    return []
