@@ -62,6 +62,30 @@ def test_the_prompt_can_come_from_stdin(tiny_reference: Path) -> None:
     assert texts[0] == texts[1] == texts[2]
 
 
+def test_a_prompt_may_look_like_a_model_or_a_directory(
+    tiny_reference: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "docs").mkdir()
+    for args in ((tiny_reference, "docs"), (tiny_reference, "--prompt", "and/or")):
+        models = json.loads(generate(*args, "--json").stdout)["models"]
+        assert [model["model"] for model in models] == [str(tiny_reference)]
+
+
+@pytest.mark.parametrize("args", [("embedded:demo", "and/or"), ("Once upon a time",)])
+def test_an_argument_that_is_taken_for_a_model_is_named(args: tuple[str, ...]) -> None:
+    result = generate(*args, stdin="")
+    assert result.exit_code == 2
+    assert f"stdin is empty, and '{args[-1]}' is taken for a model" in result.stderr
+    assert "--prompt" in result.stderr
+    assert len(result.stderr.strip().splitlines()) <= 3
+
+
+def test_a_model_of_too_long_a_name_is_refused() -> None:
+    result = generate("a" * 300, "the")
+    assert result.exit_code == 3
+    assert "too long a name" in result.stderr
+
+
 def test_a_run_without_a_target_says_so(run: Path, tmp_path: Path) -> None:
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished/run.json").write_bytes((run / "run.json").read_bytes())

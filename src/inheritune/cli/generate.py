@@ -27,6 +27,12 @@ def generate(
             "embedded:demo; then the prompt. Without one, or with -, it is read from stdin.",
         ),
     ],
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Prompt that looks like a model; all arguments are then models."
+        ),
+    ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Put the prompt into the model's own chat template.")
     ] = False,
@@ -40,8 +46,9 @@ def generate(
 ) -> None:
     """Let a run's reference, target and control, or any models, continue a prompt in turn."""
     with reported(as_json, debug):
-        names, given = _split(models)
-        prompt = _read_prompt() if given is None else given
+        names, text = _split(models) if prompt is None else (models, prompt)
+        if text is None:
+            text = _read_prompt(models[-1])
         settings: dict[str, Any] = {
             "temperature": temperature,
             "seed": seed,
@@ -49,9 +56,9 @@ def generate(
             "chat": chat,
         }
         if as_json:
-            print_json(api.generate(names, prompt, progress=False, **settings).as_json())
+            print_json(api.generate(names, text, progress=False, **settings).as_json())
         else:
-            write_texts(names, prompt, **settings)
+            write_texts(names, text, **settings)
 
 
 def write_texts(models: Sequence[str], prompt: str, **settings: Any) -> None:
@@ -100,17 +107,28 @@ def _split(arguments: list[str]) -> tuple[list[str], str | None]:
 
 def _is_model(text: str) -> bool:
     try:
-        is_directory = bool(text) and Path(text).is_dir()
+        files = [Path(text) / name for name in ("config.json", "run.json")]
+        is_directory = bool(text) and any(file.is_file() for file in files)
     except OSError:  # too long for a path
         return False
     return is_directory or _MODEL.fullmatch(text) is not None
 
 
-def _read_prompt() -> str:
-    """Read the prompt from stdin; the last line feed is not part of it."""
-    if sys.stdin is None or sys.stdin.isatty():
-        raise RecipeError("there is no prompt.", "Write it after the models, or pipe it in.")
-    content = sys.stdin.buffer.read(_MOST_BYTES + 1)
+def _read_prompt(last: str) -> str:
+    """Read the prompt from stdin; the last line feed is not part of it.
+
+    Args:
+        last: The last argument, which may have been meant as the prompt.
+    """
+    is_open = sys.stdin is not None and not sys.stdin.isatty()
+    content = sys.stdin.buffer.read(_MOST_BYTES + 1) if is_open else b""
+    if not content:
+        taken = "" if last == "-" else f", and {escape(last)!r} is taken for a model"
+        raise RecipeError(
+            f"there is no prompt: stdin is {'empty' if is_open else 'a terminal'}{taken}.",
+            "Write the prompt after the models, give it by --prompt, or pipe it in: "
+            "echo PROMPT | inheritune generate MODEL -",
+        )
     if len(content) > _MOST_BYTES:
         raise RecipeError("the prompt on stdin is larger than 4 MiB.", "Shorten it.")
     try:

@@ -1,5 +1,6 @@
 """Open a Hugging Face model directory as data, without running its code or loading a weight."""
 
+import errno
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -168,7 +169,13 @@ def open_model(
         raise SourceError(f"the model {escape(model)} holds a NUL.")
     local = Path(model).expanduser()
     is_embedded = model.startswith(_EMBEDDED)
-    if is_embedded or local.is_dir() or not is_hub_id(model):
+    try:
+        is_directory = local.is_dir()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise SourceError(f"the model {escape(model, 60)} has too long a name.") from error
+    if is_embedded or is_directory or not is_hub_id(model):
         if revision is not None:
             warnings.warn(f"{model} is a directory: its revision is ignored", stacklevel=2)
         if not is_embedded:

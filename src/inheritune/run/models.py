@@ -52,7 +52,7 @@ def opened_models(
             if not isinstance(model, str | os.PathLike):
                 directory = stack.enter_context(opened_model(model, tokenizer=tokenizer))
                 opened.append((directory.name, directory))
-            elif (Path(model) / "run.json").is_file():
+            elif _is_run(Path(model)):
                 prefix = f"{Path(model).name}: " if len(several) > 1 else ""
                 for part in models_of_run(Path(model)):
                     directory = stack.enter_context(opened_model(part.model, part.revision))
@@ -60,6 +60,13 @@ def opened_models(
             else:
                 opened.append((os.fspath(model), stack.enter_context(opened_model(model))))
         yield opened
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return (path / "run.json").is_file()
+    except OSError:  # too long for a path
+        return False
 
 
 def models_of_run(root: Path) -> list[NamedModel]:
