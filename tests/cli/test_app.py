@@ -321,6 +321,8 @@ def test_a_recipe_is_planned_too(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--set", "train.tokens=1M"], ["--set goes with a recipe"]),
+        (["--scale", "0.5"], ["--scale goes with a recipe"]),
         (["9"], ["cannot keep 9", "between 1 and 4"]),
         (["3", "--tokens", "many"], ["--tokens 'many'", "500M"]),
         (["3", "--device", "abacus"], ["abacus"]),

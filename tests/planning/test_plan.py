@@ -105,6 +105,30 @@ def test_hours_memory_and_disk_are_estimated(tiny_reference, tiny_text, tmp_path
     assert json.loads(json.dumps(plan.as_json(), allow_nan=False))["memory"]["total"] > 0
 
 
+@pytest.mark.parametrize("weights", ["keep", "reinherit"])
+def test_rounded_models_have_their_fp32_weights_beside_them(
+    weights, tiny_reference, tiny_text, tmp_path
+):
+    plans = [
+        plan_recipe(
+            recipe_of(
+                *(tiny_reference, tiny_text),
+                grow={"add": 1, "max_rounds": 2, "weights": weights},
+                target={"dtype": dtype},
+            ),
+            tmp_path / "run",
+        )
+        for dtype in ("fp32", "bf16")
+    ]
+    params = [training.params for training in plans[0].trainings]
+    rounds = [training.params for training in plans[0].trainings if training.round]
+    models = [plan.disk["models"] for plan in plans]
+    assert models[0] == 4 * (sum(params) + max(rounds))
+    others = [training.params for training in plans[0].trainings if not training.round]
+    masters = sum(rounds) + max(others) if weights == "keep" else max(params)
+    assert models[1] == models[0] // 2 + 4 * masters
+
+
 def test_one_function_plans_a_model_a_cut_and_a_recipe(tiny_reference, tiny_text, tmp_path):
     recipe = recipe_of(tiny_reference, tiny_text)
     path = tmp_path / "recipe.yaml"
@@ -117,6 +141,11 @@ def test_one_function_plans_a_model_a_cut_and_a_recipe(tiny_reference, tiny_text
     assert by_path == by_object == plan_recipe(recipe, tmp_path / "tiny")
     assert [row["name"] for row in by_path.rows()] == [t.name for t in by_path.trainings]
     assert "<table" in by_path._repr_html_()
+
+
+def test_a_misspelt_setting_of_a_model_is_refused(tiny_reference):
+    with pytest.raises(RecipeError, match="no setting devicee, token for a model"):
+        plan(tiny_reference, devicee="h100", token="1B")
 
 
 def test_too_many_layers_are_refused(tiny_reference, tiny_text, tmp_path):

@@ -16,6 +16,7 @@ from inheritune.api.call import (
     path_of,
     refuse_below,
 )
+from inheritune.errors import RecipeError, escape
 from inheritune.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -247,6 +248,11 @@ def plan(
         if is_recipe(what):
             recipe = recipe_with(what, sections).recipe  # type: ignore[arg-type]
             return plan_recipe(recipe, Path(runs) / recipe.name, speed)
+        if sections:
+            raise RecipeError(
+                f"plan has no setting {escape(', '.join(sections))} for a model.",
+                "Keys of a recipe go with a recipe; see help(inheritune.plan) for the others.",
+            )
         if isinstance(what, str | os.PathLike):
             model = open_to_plan(os.fspath(what), revision)
         else:

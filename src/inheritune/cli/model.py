@@ -184,6 +184,9 @@ def plan(
         subject: str | api.RecipeFile = source
         if is_recipe(source):
             subject = load_recipe(Path(source), sets, scale)
+        elif sets or scale is not None:
+            given = "--set" if sets else "--scale"
+            raise RecipeError(f"{given} goes with a recipe, not with a model.", "Leave it out.")
         result = api.plan(
             subject,
             layers,
