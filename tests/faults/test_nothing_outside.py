@@ -10,8 +10,12 @@ import tiny_recipe
 import tiny_tasks
 from ruamel.yaml import YAML
 
+from inheritune.run.execute import execute
 from inheritune.run_directory import Run
 from inheritune.steps.training import compiler_files
+from inheritune.training.loop import train
+
+COMPILER_VARIABLES = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
 
 
 @pytest.mark.fault("D32")
@@ -56,13 +60,44 @@ def test_a_run_with_tasks_leaves_nothing_outside_of_its_directory(
 def test_the_compiler_keeps_its_files_in_the_run_unless_the_user_says_where(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
+    from torch._inductor.runtime.cache_dir_utils import cache_dir, triton_cache_dir
 
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    for name in COMPILER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     for name in ("one", "two"):
+        (tmp_path / name).mkdir()
         with compiler_files(tmp_path / name):
             assert Path(cache_dir()).is_relative_to(tmp_path / name)
-    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+            assert Path(triton_cache_dir(0)).is_relative_to(tmp_path / name)
+        assert not list((tmp_path / name).iterdir())
+    assert not COMPILER_VARIABLES & os.environ.keys()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
     with compiler_files(tmp_path / "one"):
         assert Path(cache_dir()) == tmp_path / "mine"
+
+
+@pytest.mark.fault("D32")
+def test_a_run_is_given_to_the_compiler_as_a_new_and_empty_directory(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in COMPILER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    root, seen = tmp_path / "run", []
+    Run.create(root)
+    for planted in (".compiled", ".compiled.tmp-01234567"):  # names of earlier versions, and ours
+        (root / planted / "fxgraph").mkdir(parents=True)
+        (root / planted / "fxgraph" / "code").write_bytes(b"cos\nsystem\n")
+
+    def look(*arguments: object, **options: object) -> object:
+        directory = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        seen.append((directory, directory.stat().st_mode & 0o777, list(directory.iterdir())))
+        assert Path(os.environ["TRITON_CACHE_DIR"]).is_relative_to(directory)
+        return train(*arguments, **options)
+
+    monkeypatch.setattr("inheritune.training.loop.train", look)
+    recipe = tiny_recipe.recipe_of(tiny_reference, tiny_text, grow={"add": 0})
+    execute(recipe, root)
+    directory = seen[0][0]
+    assert {*map(repr, seen)} == {repr((directory, 0o700, []))}  # one for all trainings of a start
+    assert directory.parent == root and not directory.exists()
+    assert directory.name not in (".compiled", ".compiled.tmp-01234567")

@@ -23,6 +23,7 @@ from inheritune.run_directory import Run
 from inheritune.run_record import RUN, TRAIN, RunRecord
 from inheritune.steps.job import Job
 from inheritune.steps.resume import allowed_inputs, find_checkpoint
+from inheritune.steps.training import compiler_files
 from inheritune.steps.workers import serve
 from inheritune.system.files import append_text, write_bytes, write_json
 from inheritune.system.processes import ALONE, Processes
@@ -122,7 +123,7 @@ def _record_work(
     processes: Processes,
 ) -> tuple[T, int]:
     """Do the work in this process; returns its result and the exit code that was recorded."""
-    with Run.hold(root) as run, catch_signals() as stop:
+    with Run.hold(root) as run, catch_signals() as stop, compiler_files(root):
         record = _StartRecord(run, recipe, start, allowed, processes)
         try:
             checkpoint = start.checkpoint and find_checkpoint(run, start.checkpoint)

@@ -4,7 +4,7 @@ import gc
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from inheritune.steps.resume import checkpoint_for, noted_inputs, save_result, s
 from inheritune.steps.training_task import TrainingTask
 from inheritune.steps.validation import enough_memory_to_validate
 from inheritune.system.devices import peak_of
+from inheritune.system.files import scratch_directory, write_errors
 from inheritune.system.progress import Progress
 from inheritune.system.strict_json import as_dataclass
 
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from inheritune.training.loop_config import LoopResult
     from inheritune.training.metrics import OnRow
     from inheritune.training.trackers import Trackers
-
-
-_COMPILER_FILES = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def run_training(
@@ -168,8 +166,7 @@ def train_share(
             ).mean
 
     # --- train; a distillation's reference is loaded, or what is stored of it, inside ---
-    compiler = compiler_files(job.run.root)
-    with compiler, job.processes.watched(), _enough_memory(section.micro_batch):
+    with job.processes.watched(), _enough_memory(section.micro_batch):
         distillation = None if spec.distill is None else open_distillation(task, settings)
         config = LoopConfig(
             task=task.title,
@@ -202,15 +199,23 @@ def train_share(
 
 @contextmanager
 def compiler_files(run: Path) -> Iterator[None]:
-    """Have torch's compiler keep its files in the run, unless the user has said where."""
-    if _COMPILER_FILES in os.environ:
+    """Have torch's compiler keep its files in a new directory of the run, removed at the end.
+
+    torch unpickles and executes what it finds there, so nothing from before may be there. Where
+    the user has said where, or in a block within another, nothing is changed.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         yield
         return
-    os.environ[_COMPILER_FILES] = str(run / ".compiled")  # else in a directory that all users share
-    try:
+    with ExitStack() as stack:
+        with write_errors(run):
+            directory = stack.enter_context(scratch_directory(run.absolute() / "compiled"))
+        # torch would set the second itself, to a place in the first, and leave it set.
+        places = {"TORCHINDUCTOR_CACHE_DIR": directory, "TRITON_CACHE_DIR": directory / "triton"}
+        for name in places.keys() - os.environ.keys():
+            os.environ[name] = str(places[name])
+            stack.callback(os.environ.pop, name, None)
         yield
-    finally:
-        del os.environ[_COMPILER_FILES]
 
 
 def _peak_flops(device: str) -> float | None:

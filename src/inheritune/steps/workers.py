@@ -1,10 +1,11 @@
 """Serve process 0: do this process's share of every training and measurement that it posts."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from inheritune.data.tokens import open_tokens
 from inheritune.steps.job import Job
-from inheritune.steps.training import train_share
+from inheritune.steps.training import compiler_files, train_share
 from inheritune.steps.training_task import TrainingTask
 from inheritune.steps.validation import val_loss_share
 
@@ -19,13 +20,15 @@ def serve(job: Job) -> int:
     Returns:
         The exit code of the run.
     """
-    for message in job.processes.tasks(job.stop):
-        if message["do"] == "end":
-            return int(message["code"])
-        # Whatever process 0 names is complete: it prepares tokens and starts before it posts.
-        if message["do"] == "train":
-            train_share(TrainingTask.from_message(job, message))
-        else:
-            tokens = open_tokens(Path(message["tokens"]))
-            val_loss_share(job, Path(message["directory"]), tokens, message["task"])
+    with ExitStack() as stack:
+        for message in job.processes.tasks(job.stop):
+            if message["do"] == "end":
+                return int(message["code"])
+            stack.enter_context(compiler_files(job.run.root))  # of the first message; now it exists
+            # Whatever process 0 names is complete: it prepares tokens and starts before it posts.
+            if message["do"] == "train":
+                train_share(TrainingTask.from_message(job, message))
+            else:
+                tokens = open_tokens(Path(message["tokens"]))
+                val_loss_share(job, Path(message["directory"]), tokens, message["task"])
     return 0
