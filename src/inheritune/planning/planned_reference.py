@@ -54,8 +54,12 @@ def open_to_plan(model: str, revision: str | None = None) -> ModelDirectory:
 
 
 def _is_path(model: str) -> bool:
-    """Tell whether a text can only be a path; a mistyped one is no published model."""
-    return model.startswith((".", "~", "/")) or "\\" in model or model.count("/") > 1
+    """Tell whether a text can only be a path; a mistyped one is no published model.
+
+    ``./NAME`` may be one: recipes name so what is still to be converted.
+    """
+    name = model.removeprefix("./")
+    return name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1
 
 
 def _headers_of(path: Path, name: str) -> ModelDirectory:
