@@ -45,7 +45,9 @@ from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
+from inheritune.system.files import sweep_directory
 from inheritune.system.progress import Progress
+from inheritune.system.reading import directories_below
 from inheritune.system.signals import catch_signals, end_process_at_second_signal
 from inheritune.training import checkpoint as state
 from inheritune.training import checkpoint_files, loop, trackers, training_inputs
@@ -98,6 +100,12 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 def litter(folder: Path) -> list[Path]:
     return [p for p in folder.rglob("*") if ".tmp" in p.name]
+
+
+def swept(folder: Path) -> None:
+    """Remove what killed processes left, as every start of a run does."""
+    for directory in directories_below(folder):
+        sweep_directory(directory)
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +163,7 @@ def test_killed_50_times_at_random_it_ends_with_the_same_bits(
         os.kill(child, signal.SIGKILL)
         killed += code_of(child) == -signal.SIGKILL
         if draw.random() < 0.2:
+            swept(folder)
             work.run_training(folder, tiny_tokens, **SAVE_ALWAYS)
             assert_same(end_of(folder), unbroken)
             assert not litter(folder)
@@ -194,6 +203,8 @@ def test_a_kill_at_every_write_sync_and_rename_of_a_save(
             work.run_training(folder, tiny_tokens, stop_after=6)
 
         ended = code_of(in_child(die_at))
+        swept(folder)
+        assert not litter(folder)
         work.run_training(folder, tiny_tokens)
         assert_same(end_of(folder), unbroken)
         assert not litter(folder)

@@ -492,6 +492,7 @@ def recipe_of(model: Path, text: Path, **variants: dict[str, object]) -> RecipeF
         "grow": {"add": 0},
         "variants": variants,
         "analyze": None,
+        "evaluate": {"gains": False},
     }
     return RecipeFile(None, "# made by a test\n", Recipe.model_validate(fields), {})
 
