@@ -15,6 +15,7 @@ from inheritune.steps.training_task import TrainingTask
 from inheritune.surgery.cut import Options, check_inherit, inherit
 from inheritune.surgery.grow import check_grow, grow
 from inheritune.surgery.half_width import half_width, half_width_headers
+from inheritune.surgery.plan import stored_dtype
 from inheritune.surgery.stack import check_stack, stack
 from inheritune.system.files import write_json
 from inheritune.system.strict_json import read_json
@@ -121,13 +122,13 @@ def trained_weights(training: Path) -> ModelDirectory:
     """
     if (training / "master").is_dir():
         return open_model(str(training / "master"))
-    dtype = read_json(training / "result.json")["result"].get("dtype", "F32")
-    if dtype != "F32":
+    model = open_model(str(training / "model"))
+    if stored_dtype([*model.tensors.values()]) != "F32":
         raise CheckpointError(
             f"the fp32 weights of {training} are gone, which a later training starts from.",
             "They are deleted by `inheritune clean`: give the run another name.",
         )
-    return open_model(str(training / "model"))
+    return model
 
 
 def _made_from(
