@@ -14,7 +14,7 @@ import inheritune
 from inheritune import errors
 from inheritune.cli.app import app
 from inheritune.recipe.load import recipe_schema
-from inheritune.run_record import FORMAT, RunRecord
+from inheritune.run_record.record import FORMAT, RunRecord
 
 HERE = Path(__file__).parent
 ERRORS = [name for name, value in vars(errors).items() if isinstance(value, type)]

@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["inheritune"]):
     from inheritune.recipe.load import read_recipe
     from inheritune.reporting.embed import presentable
     from inheritune.reporting.metrics_file import read_metrics
-    from inheritune.run_record import RunRecord, read_run_json
+    from inheritune.run_record.record import RunRecord, read_run_json
     from inheritune.system.strict_json import UNTRUSTED, parse_json
 
 

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from inheritune.errors import DataError, MachineError
 from inheritune.run_directory import Run
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 from inheritune.system.files import write_json
 from inheritune.system.strict_json import read_json
 
 HOLD = """
 import sys
 from pathlib import Path
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import (RunRecord)
 from inheritune.run_directory import Run
 with Run(Path(sys.argv[1])).lock():
     print("held", flush=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from inheritune.run_directory import Run
-from inheritune.run_record import FORMAT, RunRecord, TrainedModel
+from inheritune.run_record.record import FORMAT, RunRecord
+from inheritune.run_record.trainings import TrainedModel
 
 OLD_RUNS = Path(__file__).parent / "fixtures" / "old_runs"
 

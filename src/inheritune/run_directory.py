@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from inheritune.errors import DataError, RecipeError, escape
-from inheritune.run_record import FORMAT, RunRecord
+from inheritune.run_record.record import FORMAT, RunRecord
 from inheritune.system.files import cannot_write, sweep_directory, watch_for_removal, write_json
 from inheritune.system.locks import holder_has_ended, locked
 from inheritune.system.reading import directories_below

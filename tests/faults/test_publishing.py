@@ -27,7 +27,7 @@ from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe
 from inheritune.reporting.embed import presentable
 from inheritune.run.execute import execute
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 from inheritune.surgery.cut import inherit
 from inheritune.system.progress import Progress
 from inheritune.verification.model import verify_model

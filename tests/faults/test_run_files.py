@@ -211,7 +211,7 @@ import sys, time
 from pathlib import Path
 from inheritune import run_directory
 from inheritune.errors import MachineError
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import (RunRecord)
 
 write_json = run_directory.write_json
 def slowly(path, value):

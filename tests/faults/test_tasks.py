@@ -17,7 +17,7 @@ from inheritune.recipe.schema import Recipe
 from inheritune.reporting.task_tables import scores_table
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
-from inheritune.run_record import EvaluatedModelRecord
+from inheritune.run_record.measurements import EvaluatedModelRecord
 
 
 def evaluated(model: Path, out: Path, *options: object) -> Result:

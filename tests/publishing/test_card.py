@@ -11,7 +11,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from inheritune.model_files.card import split_front_matter
 from inheritune.publishing.card import card_text, with_path, write_card
 from inheritune.reporting.embed import presentable
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 
 RECORD = {
     "name": "small",

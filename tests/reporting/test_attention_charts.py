@@ -9,7 +9,7 @@ import pytest
 from inheritune.reporting.attention_charts import attention_section
 from inheritune.reporting.page import write_report
 from inheritune.reporting.vega import svg
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 
 typed = RunRecord.model_validate
 

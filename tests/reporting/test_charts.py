@@ -10,7 +10,7 @@ from inheritune.reporting.curves import read_curves
 from inheritune.reporting.loss_charts import loss_charts
 from inheritune.reporting.section import Chart
 from inheritune.reporting.vega import png, svg
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 
 typed = RunRecord.model_validate
 

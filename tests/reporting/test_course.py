@@ -15,7 +15,7 @@ from inheritune.reporting.metrics_file import read_metrics
 from inheritune.reporting.progress import trainings_in_progress
 from inheritune.reporting.series import axes_of, moving_average, val_lines
 from inheritune.reporting.training_tables import reach_table, speed_table
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 
 typed = RunRecord.model_validate
 

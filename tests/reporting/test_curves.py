@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inheritune.reporting.curves import read_curves, thin
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 
 typed = RunRecord.model_validate
 

@@ -17,7 +17,7 @@ from inheritune.reporting.embed import presentable
 from inheritune.reporting.live_text import status_of
 from inheritune.reporting.metrics_file import read_metrics
 from inheritune.reporting.page import page_content, read_report
-from inheritune.run_record import RunRecord, read_run_json
+from inheritune.run_record.record import RunRecord, read_run_json
 
 METRICS = "variants/inherit/6-layers/metrics.jsonl"
 

@@ -1,7 +1,7 @@
 """The table of gains shows medians with their spread, and fidelity where it was measured."""
 
 from inheritune.reporting.gains_table import gains_sentence, gains_table
-from inheritune.run_record import GainsRecord
+from inheritune.run_record.measurements import GainsRecord
 
 
 def spread(median: float) -> dict[str, float]:

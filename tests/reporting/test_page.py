@@ -19,7 +19,7 @@ from inheritune.reporting.page import write_report
 from inheritune.reporting.quantities import exact
 from inheritune.reporting.section import PageSection
 from inheritune.reporting.table import Column, Table
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 
 _HOSTILE = [
     "<script>alert(1)</script>",

@@ -3,7 +3,7 @@
 from typing import Any
 
 from inheritune.reporting.provenance import provenance
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 
 typed = RunRecord.model_validate
 

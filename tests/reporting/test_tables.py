@@ -9,7 +9,7 @@ from rich.console import Console
 
 from inheritune.reporting.run_tables import ledger_table, rounds_table, seeds_table, variants_table
 from inheritune.reporting.table import Column, Table
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 
 typed = RunRecord.model_validate
 

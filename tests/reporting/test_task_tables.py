@@ -8,7 +8,8 @@ from inheritune.evaluation.suites import SUITES
 from inheritune.reporting.published_tables import compute_table, published
 from inheritune.reporting.score_marks import CHANCE_NOTE, at_chance, is_bold, share_se
 from inheritune.reporting.task_tables import published_table, scores_table, task_tables
-from inheritune.run_record import EvaluatedModelRecord, RunRecord
+from inheritune.run_record.measurements import EvaluatedModelRecord
+from inheritune.run_record.record import RunRecord
 
 typed = RunRecord.model_validate
 

@@ -5,7 +5,7 @@ from types import ModuleType
 import pytest
 
 from inheritune.reporting.verdict import headline, remarks, verdict
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 
 typed = RunRecord.model_validate
 

@@ -14,7 +14,7 @@ from inheritune.run.derive import judge
 from inheritune.run.execute import execute as execute_recipe
 from inheritune.run.execute import prepare_only, train_only
 from inheritune.run_directory import Run
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 from inheritune.steps.result import TrainingResult
 from inheritune.system.progress import Progress
 

@@ -13,7 +13,7 @@ from inheritune.reporting.verdict import remarks
 from inheritune.run.execute import execute
 from inheritune.run.ledger import gap_closed
 from inheritune.run_directory import Run
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 from inheritune.system.devices import DEVICES, Speed
 
 typed = RunRecord.model_validate

@@ -21,7 +21,7 @@ from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import DataError, Interrupted, RecipeError, SourceError
 from inheritune.run.pretraining import plan_pretraining, pretrain
 from inheritune.run_directory import Run
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 from inheritune.system.progress import Progress, silent
 
 SETS = ["train.tokens=1280", "train.seq_len=16", "train.batch_tokens=128", "train.precision=fp32"]

@@ -23,7 +23,7 @@ from inheritune.recipe.variants import Parts
 from inheritune.reporting.run_tables import ledger_table, variants_table
 from inheritune.run.execute import execute, train_only
 from inheritune.run_directory import Run
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 from inheritune.steps.initial_weights import write_start
 from inheritune.steps.job import Job
 from inheritune.steps.training_spec import layers_of, specs_for

@@ -20,7 +20,7 @@ from inheritune.recipe.variants import Grow
 from inheritune.reporting.run_tables import ledger_table
 from inheritune.run.execute import execute, train_only
 from inheritune.run_directory import Run
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 from inheritune.steps.growth import Growth
 from inheritune.verification.model import verify_model
 

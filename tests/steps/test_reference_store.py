@@ -17,7 +17,7 @@ from inheritune.recipe.schema import Recipe
 from inheritune.reporting.verdict import remarks
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 from inheritune.steps.reference_store import training_lock
 from inheritune.system.progress import Progress
 

@@ -22,7 +22,7 @@ from inheritune.reporting.task_tables import published_table
 from inheritune.reporting.training_tables import reach_table
 from inheritune.run.execute import execute, train_only
 from inheritune.run_directory import Run
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 from inheritune.steps.seeds import repeat_specs
 from inheritune.steps.training_spec import specs_for
 from inheritune.system.progress import Progress

@@ -18,7 +18,7 @@ from inheritune.recipe.schema import Recipe
 from inheritune.reporting.run_tables import variants_table
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 from inheritune.steps.seeds import Repeated
 
 typed = RunRecord.model_validate

@@ -22,7 +22,7 @@ from inheritune.recipe.schema import Recipe, Train
 from inheritune.reporting.run_tables import variants_table
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 from inheritune.system.progress import Progress
 from inheritune.system.signals import StopFlag
 from inheritune.training import logit_cache

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from inheritune.analysis.observe import find_layers, watched_by
-from inheritune.run_record import finite_number
+from inheritune.run_record.fields import finite_number
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
 

@@ -131,7 +131,7 @@ def _show(evaluation: "api.Evaluation") -> None:
     from inheritune.cli.terminal import show_table
     from inheritune.reporting.gains_table import gains_table
     from inheritune.reporting.task_tables import scores_table
-    from inheritune.run_record import EvaluatedModelRecord, GainsRecord
+    from inheritune.run_record.measurements import EvaluatedModelRecord, GainsRecord
     from inheritune.system.terminal import Terminal
 
     # On a terminal there is more room for models beside each other than for tasks.

@@ -64,7 +64,7 @@ def report(
 
 
 def _result_of(run: Path) -> dict[str, Any]:
-    from inheritune.run_record import read_run_json
+    from inheritune.run_record.record import read_run_json
 
     try:
         return read_run_json(run).get("result") or {}
@@ -96,7 +96,7 @@ def watch(
     """Follow a run live: its report in a browser, or its status as text. Ctrl-C ends it."""
     with reported(as_json, debug):
         from inheritune.run_directory import Run
-        from inheritune.run_record import read_run_json
+        from inheritune.run_record.record import read_run_json
 
         if not run.is_dir():
             read_run_json(run)  # raises an error that explains it

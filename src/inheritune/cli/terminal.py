@@ -5,7 +5,7 @@ from rich.console import Console
 from inheritune.reporting.gains_table import gains_sentence, gains_table
 from inheritune.reporting.run_tables import summary_table
 from inheritune.reporting.table import Table
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 
 
 def show_record(console: Console, record: RunRecord) -> None:

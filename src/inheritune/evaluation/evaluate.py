@@ -16,7 +16,7 @@ from inheritune.evaluation.scores import Metric, Score, find_score, keep_score
 from inheritune.evaluation.suites import VAL_LOSS
 from inheritune.model_files.config import has_rotary_positions, max_positions
 from inheritune.model_files.directory import ModelDirectory, open_model
-from inheritune.run_record import finite_number
+from inheritune.run_record.fields import finite_number
 from inheritune.system.files import make_directory
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.rows import Rows

@@ -17,7 +17,8 @@ from inheritune.reporting.quantities import amount, duration, flops
 from inheritune.reporting.run_tables import rounds_table, variants_table
 from inheritune.reporting.verdict import remarks, verdict
 from inheritune.run_directory import Run
-from inheritune.run_record import RunRecord, TokenFacts, read_run_json
+from inheritune.run_record.record import RunRecord, read_run_json
+from inheritune.run_record.trainings import TokenFacts
 from inheritune.system.files import write_bytes
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 

@@ -17,7 +17,8 @@ from inheritune.reporting.quantities import exact, percent
 from inheritune.reporting.section import Chart, PageSection, finished_spec
 from inheritune.reporting.series import REFERENCE, TARGET, Style
 from inheritune.reporting.table import Table
-from inheritune.run_record import AnalysisRecord, Level, RunRecord
+from inheritune.run_record.measurements import AnalysisRecord, Level
+from inheritune.run_record.record import RunRecord
 
 # The same as in the loss curves.
 _STYLES = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from inheritune.reporting.quantities import exact, formatted, percent, signed
 from inheritune.reporting.table import Column, Table
-from inheritune.run_record import (
+from inheritune.run_record.measurements import (
     AnalysedModel,
     AnalysisRecord,
     LayerAttentionRecord,

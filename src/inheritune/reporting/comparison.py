@@ -24,7 +24,7 @@ from inheritune.reporting.series import OTHERS, TARGET, Line, Style, val_lines
 from inheritune.reporting.table import Column, Table
 from inheritune.reporting.vega import png, svg
 from inheritune.reporting.verdict import headline, verdict
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 from inheritune.system.rows import Rows
 
 _MAX_RUNS = 12

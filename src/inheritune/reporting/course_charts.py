@@ -16,7 +16,7 @@ from inheritune.reporting.series import (
     value_of,
 )
 from inheritune.reporting.table import Column, Table
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 
 _MAX_POINTS = 900  # of all lines of a chart, raw and smoothed together
 _MAX_TABLE_ROWS = 150

@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from inheritune.reporting.metrics_file import Course, Health, read_metrics
 from inheritune.run_directory import Run
-from inheritune.run_record import RunRecord, TrainedModel
+from inheritune.run_record.record import RunRecord
+from inheritune.run_record.trainings import TrainedModel
 
 T = TypeVar("T")
 

@@ -7,7 +7,8 @@ from typing import Any
 from inheritune.reporting.quantities import MISSING, amount, data_size, exact, formatted
 from inheritune.reporting.section import PageSection
 from inheritune.reporting.table import Column, Field, Mark, Table
-from inheritune.run_record import GainsRecord, RunRecord, SpeedRecord, SpreadRecord
+from inheritune.run_record.measurements import GainsRecord, SpeedRecord, SpreadRecord
+from inheritune.run_record.record import RunRecord
 
 # A column, and the field of a fidelity that it shows.
 _FIDELITY = (

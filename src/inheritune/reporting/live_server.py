@@ -26,7 +26,7 @@ from inheritune.reporting.embed import presentable, shortened
 from inheritune.reporting.page import RunReport, page_content, page_title, read_report
 from inheritune.reporting.vega import chart_data
 from inheritune.run_directory import Run
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

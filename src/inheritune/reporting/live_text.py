@@ -10,7 +10,8 @@ from inheritune.reporting.progress import TrainingProgress, trainings_in_progres
 from inheritune.reporting.quantities import amount, duration, loss, signed
 from inheritune.reporting.verdict import verdict
 from inheritune.run_directory import Run
-from inheritune.run_record import RunRecord, TrainedModel, read_run_json
+from inheritune.run_record.record import RunRecord, read_run_json
+from inheritune.run_record.trainings import TrainedModel
 
 _BAR_WIDTH = 24  # characters
 

@@ -20,7 +20,7 @@ from inheritune.reporting.series import (
 )
 from inheritune.reporting.table import Table
 from inheritune.reporting.training_tables import curves_table
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 
 _MAX_TABLE_ROWS = 300  # of a chart's data table, all trainings together
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inheritune.run_record import finite_number
+from inheritune.run_record.fields import finite_number
 from inheritune.system.reading import read_lines
 
 # Of a larger file only some of the ordinary steps are read, so that a page takes seconds.

@@ -33,7 +33,7 @@ from inheritune.reporting.training_tables import (
 from inheritune.reporting.vega import png, svg
 from inheritune.reporting.verdict import headline, remarks, verdict
 from inheritune.run_directory import Run
-from inheritune.run_record import TRAIN, RunRecord, read_run_json
+from inheritune.run_record.record import TRAIN, RunRecord, read_run_json
 from inheritune.system.files import make_directory, write_bytes
 
 _MAX_PAGE_BYTES = 1_500_000

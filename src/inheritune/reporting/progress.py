@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from inheritune.reporting.curves import Curve
 from inheritune.reporting.quantities import amount, duration, exact, loss, percent
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 
 _RECENT_STEPS = 20
 

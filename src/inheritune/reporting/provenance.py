@@ -13,7 +13,9 @@ from inheritune.reporting.quantities import (
     loss,
     percent,
 )
-from inheritune.run_record import ReferenceLoss, RunRecord, StartRecord, finite_number
+from inheritune.run_record.fields import finite_number
+from inheritune.run_record.record import RunRecord
+from inheritune.run_record.trainings import ReferenceLoss, StartRecord
 
 
 def facts_of_data(record: RunRecord) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from importlib.resources import files
 
 from inheritune.reporting.quantities import amount, flops, formatted
 from inheritune.reporting.table import Column, Table
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 
 # Versions 1 and 4 of arXiv 2404.08634, and the poster.
 _NOTES = (

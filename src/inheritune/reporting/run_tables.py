@@ -14,7 +14,8 @@ from inheritune.reporting.quantities import (
     signed,
 )
 from inheritune.reporting.table import Column, Table
-from inheritune.run_record import LedgerEntry, RunRecord, TrainedModel
+from inheritune.run_record.record import RunRecord
+from inheritune.run_record.trainings import LedgerEntry, TrainedModel
 
 _OUTCOMES = {
     "matched": "matched",

@@ -7,7 +7,7 @@ from operator import itemgetter
 from typing import Any
 
 from inheritune.reporting.curves import Curve, Row, thin
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 
 _MAX_RESTARTS = 60  # marks on an axis
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from inheritune.reporting.curves import Curve
 from inheritune.reporting.quantities import amount, duration, flops, loss, percent, signed
-from inheritune.run_record import RunRecord, TrainedModel, TrainingCost
+from inheritune.run_record.record import RunRecord, TrainingCost
+from inheritune.run_record.trainings import TrainedModel
 
 _MAX_MARKS = 8
 _MAX_PROBLEMS = 20

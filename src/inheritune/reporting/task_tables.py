@@ -10,14 +10,14 @@ from inheritune.reporting.quantities import amount, exact, formatted
 from inheritune.reporting.score_marks import BOLD_RULE, CHANCE_NOTE, at_chance, is_bold, share_se
 from inheritune.reporting.section import PageSection
 from inheritune.reporting.table import Column, Mark, Table
-from inheritune.run_record import (
+from inheritune.run_record.measurements import (
     EvaluatedModelRecord,
     Failure,
     MetricRecord,
-    RunRecord,
     ScoreRecord,
-    TrainedModel,
 )
+from inheritune.run_record.record import RunRecord
+from inheritune.run_record.trainings import TrainedModel
 
 _percent, _four_digits = formatted(".2f"), formatted(".4g")
 

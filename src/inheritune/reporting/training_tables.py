@@ -15,7 +15,7 @@ from inheritune.reporting.quantities import (
 )
 from inheritune.reporting.series import TARGET, Line, val_lines, value_of
 from inheritune.reporting.table import Column, Table
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 
 _MAX_LEVELS = 8
 _MAX_VARIANTS = 8

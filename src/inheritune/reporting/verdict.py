@@ -10,7 +10,7 @@ from inheritune.reporting.quantities import (
     percent,
     signed,
 )
-from inheritune.run_record import RunRecord
+from inheritune.run_record.record import RunRecord
 
 _GAP_CLOSED = (
     "gap closed = (scratch − target) / (scratch − reference), in val_loss of a scratch model of "

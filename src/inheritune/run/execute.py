@@ -17,7 +17,8 @@ from inheritune.run.derive import Outcome, derive
 from inheritune.run.record import add_section, record_result
 from inheritune.run.session import Start, carry_out
 from inheritune.run_directory import Run
-from inheritune.run_record import RUN, Result, RunRecord
+from inheritune.run_record.record import RUN, RunRecord
+from inheritune.run_record.trainings import Result
 from inheritune.steps.analysis import analyze_run, asks_for_ranks, with_attention_ranks
 from inheritune.steps.benchmark import measure_benchmark
 from inheritune.steps.controls import continue_texts, train_variant

@@ -8,7 +8,7 @@ import numpy as np
 
 from inheritune.recipe.schema import Cost, Recipe
 from inheritune.run.derive import Outcome, judge
-from inheritune.run_record import LedgerEntry, PriceRecord, Result, TrainedModel
+from inheritune.run_record.trainings import LedgerEntry, PriceRecord, Result, TrainedModel
 from inheritune.steps.benchmark import Benchmark
 from inheritune.steps.gains import MeasuredGains
 from inheritune.steps.result import TrainingResult

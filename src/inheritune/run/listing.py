@@ -11,7 +11,7 @@ from typing import Any
 
 from inheritune.errors import DataError, RecipeError, escape
 from inheritune.run_directory import Run
-from inheritune.run_record import TRAIN, RunRecord
+from inheritune.run_record.record import TRAIN, RunRecord
 from inheritune.system.rows import Rows
 
 # Checkpoints, fp32 weights, and a reference's predictions for a distillation.

@@ -11,7 +11,7 @@ from inheritune.errors import DataError, RecipeError, escape
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.in_memory import opened_model
 from inheritune.run_directory import Run
-from inheritune.run_record import TRAIN, RunRecord
+from inheritune.run_record.record import TRAIN, RunRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,7 +19,7 @@ from inheritune.run.ledger import training_ledger
 from inheritune.run.record import record_training
 from inheritune.run.session import Start, carry_out
 from inheritune.run_directory import Run
-from inheritune.run_record import TRAIN
+from inheritune.run_record.record import TRAIN
 from inheritune.steps.benchmark import Benchmark, measure_benchmark
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference, open_reference

@@ -11,12 +11,12 @@ from inheritune.run.derive import Outcome
 from inheritune.run.ledger import ledger, run_result, variant_rows
 from inheritune.run.notes import run_notes
 from inheritune.run_directory import Run
-from inheritune.run_record import (
+from inheritune.run_record.record import RunRecord
+from inheritune.run_record.trainings import (
     CurvePoint,
     ReferenceFacts,
     ReferenceLoss,
     Result,
-    RunRecord,
     StartRecord,
     TokenFacts,
     TrainedModel,

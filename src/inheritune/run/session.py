@@ -20,7 +20,7 @@ from inheritune.errors import (
 from inheritune.recipe.load import RecipeFile
 from inheritune.run.record import record_end, record_start, utc_now
 from inheritune.run_directory import Run
-from inheritune.run_record import RUN, TRAIN, RunRecord
+from inheritune.run_record.record import RUN, TRAIN, RunRecord
 from inheritune.steps.job import Job
 from inheritune.steps.resume import allowed_inputs, find_checkpoint
 from inheritune.steps.training import compiler_files

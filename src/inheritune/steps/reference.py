@@ -8,7 +8,7 @@ from typing import Any
 from inheritune.errors import DataError, RecipeError
 from inheritune.model_files.config import cut_config, has_rotary_positions, max_positions
 from inheritune.model_files.directory import ModelDirectory, open_model
-from inheritune.run_record import finite_number
+from inheritune.run_record.fields import finite_number
 from inheritune.steps.job import Job
 from inheritune.steps.reference_store import open_pinned
 from inheritune.steps.reference_training import train_reference, write_reference_start

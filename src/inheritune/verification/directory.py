@@ -12,7 +12,7 @@ from inheritune.data.tokens import verify_tokens
 from inheritune.errors import CheckpointError, DataError, SourceError, escape, first_line
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.run_directory import Run
-from inheritune.run_record import TRAIN
+from inheritune.run_record.record import TRAIN
 from inheritune.system.rows import Rows
 from inheritune.verification.model import verify_model, verify_unrecorded_model
 from inheritune.verification.run_model import Finding
