@@ -1,8 +1,10 @@
 """Count the faults that a run of the tests has shown, and write their table when asked."""
 
+import importlib.util
 import os
 from collections import defaultdict
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from faults.catalogue import FAULTS, GROUPS
@@ -11,6 +13,17 @@ from faults.every_call.page import section
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "faults.md"
 HERE = Path(__file__).parent
 OUTCOMES: dict[str, list[tuple[str, str]]] = defaultdict(list)  # id -> (test, outcome)
+
+
+@pytest.fixture(scope="session")
+def synthetic() -> ModuleType:
+    """The module that builds a run without training."""
+    path = Path(__file__).parents[1] / "reporting" / "synthetic.py"
+    spec = importlib.util.spec_from_file_location("report_synthetic", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def ids_of(item: pytest.Item) -> list[str]:

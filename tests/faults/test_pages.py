@@ -1,7 +1,6 @@
 """Inject faults into pages and the live page: broken runs, hostile texts, foreign requests."""
 
 import http.client
-import importlib.util
 import json
 import re
 import socket
@@ -41,16 +40,6 @@ HOSTILE = [
     "javascript:alert(1)",
     "\u2028\u202e\x00\x1b[31m",
 ]
-
-
-@pytest.fixture(scope="session")
-def synthetic() -> ModuleType:
-    path = Path(__file__).parents[1] / "reporting" / "synthetic.py"
-    spec = importlib.util.spec_from_file_location("report_synthetic", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _empty(run: Path, synthetic: ModuleType) -> str:

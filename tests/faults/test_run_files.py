@@ -1,6 +1,5 @@
 """Inject faults into the files of a run: links, pipes, records of strangers, writers at once."""
 
-import importlib.util
 import json
 import os
 import re
@@ -29,16 +28,6 @@ from inheritune.system.files import scratch_directory
 from inheritune.system.progress import Progress
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="links and pipes of POSIX")
-
-
-@pytest.fixture(scope="session")
-def synthetic() -> ModuleType:
-    path = Path(__file__).parents[1] / "reporting" / "synthetic.py"
-    spec = importlib.util.spec_from_file_location("report_synthetic", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ next token, q: the target's.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,13 +17,15 @@ from torch import Tensor
 
 from inheritune.data.tokens import TokenStream
 from inheritune.errors import DataError
-from inheritune.evaluation.val_loss import standard_error
+from inheritune.evaluation.val_loss import count_windows, standard_error
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
-from inheritune.training.loss import lazy_logits, logits_are_plain_head_output
+from inheritune.training.loss import LazyLogits, lazy_logits, logits_are_plain_head_output
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_Predict = Callable[[Tensor], LazyLogits]
 
 
 @dataclass(frozen=True)
@@ -74,20 +78,15 @@ def measure_fidelity(
         DataError: There is less than one window, or the models predict different numbers of ids.
         Interrupted: ``stop`` was set.
     """
-    windows = stream.num_samples(seq_len)
-    if windows < 1:
-        raise DataError(
-            f"the validation set has {stream.num_ids} tokens, one window needs {seq_len + 1}.",
-            "Give more text, or shorter windows.",
-        )
-    first_model, second_model = _Chunked.of(reference.eval()), _Chunked.of(target.eval())
+    windows = count_windows(stream, seq_len)
+    predictions = (_predictions_of(reference), _predictions_of(target))
     means = np.empty((windows, 3))
     with torch.no_grad():
         for first in range(0, windows, batch_size):
             last = min(first + batch_size, windows)
             ids = torch.from_numpy(stream.samples(np.arange(first, last), seq_len))
             inputs = ids[:, :-1].to(reference.device)
-            means[first:last] = _window_means(first_model, second_model, inputs)
+            means[first:last] = _window_means(*predictions, inputs)
             on_progress(Progress("fidelity", last, windows, "windows"))
             if stop is not None:
                 stop.check("fidelity is measured again")
@@ -98,22 +97,14 @@ def measure_fidelity(
     )
 
 
-@dataclass(frozen=True)
-class _Chunked:
-    """A model, and whether its logits may be made from its last hidden states."""
-
-    model: "PreTrainedModel"
-    is_plain: bool
-
-    @classmethod
-    def of(cls, model: "PreTrainedModel") -> "_Chunked":
-        return cls(model, logits_are_plain_head_output(model))
+def _predictions_of(model: "PreTrainedModel") -> _Predict:
+    avoids_logits = logits_are_plain_head_output(model.eval())
+    return partial(lazy_logits, model, avoids_logits=avoids_logits)
 
 
-def _window_means(reference: _Chunked, target: _Chunked, input_ids: Tensor) -> NDArray[np.float64]:
+def _window_means(reference: _Predict, target: _Predict, input_ids: Tensor) -> NDArray[np.float64]:
     """KL divergence, agreement and overlap of B windows, means over their tokens: (B, 3)."""
-    ours = lazy_logits(reference.model, input_ids, reference.is_plain).cast()
-    theirs = lazy_logits(target.model, input_ids, target.is_plain).cast()
+    ours, theirs = reference(input_ids).cast(), target(input_ids).cast()
     parts = []
     for part in ours.chunks():
         z_p, z_q = ours.rows(part), theirs.rows(part)  # (n, V)

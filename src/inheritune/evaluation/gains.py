@@ -14,6 +14,7 @@ from inheritune.evaluation.fidelity import Fidelity, measure_fidelity
 from inheritune.evaluation.samples import refused_settings
 from inheritune.evaluation.speed import LiveModel, ModelSpeed, measure_speed
 from inheritune.model_files.directory import ModelDirectory
+from inheritune.model_files.safetensors import DTYPES, torch_name
 from inheritune.system.environment import machine, usable_cores
 from inheritune.system.progress import Listener, silent
 from inheritune.system.rows import Rows
@@ -24,7 +25,6 @@ from inheritune.training.models import load_model
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PROMPT, _NEW_TOKENS, _REPEATS = 256, 32, 5
 
 
@@ -34,7 +34,7 @@ class Gains(Rows):
 
     Attributes:
         device: The processor or GPU that it was measured on.
-        dtype: Of weights and cache while speed and memory were measured.
+        dtype: Dtype of weights and cache during the measurement: ``fp32``, ``bf16`` or ``fp16``.
         prompt_tokens: Length of the prompts.
         new_tokens: Tokens that were generated after each.
         repeats: Prompts, each given to every model.
@@ -134,7 +134,7 @@ def measure_gains(
 
 def _load(directory: ModelDirectory, dtype: str, device: str) -> "PreTrainedModel":
     try:
-        model: Any = load_model(directory.path, dtype=_DTYPES[dtype])
+        model: Any = load_model(directory.path, dtype=getattr(torch, torch_name(DTYPES[dtype])))
     except ValueError as error:
         raise refused_settings(directory.name, error) from error
     return model.to(device).eval()  # type: ignore[no-any-return]

@@ -11,13 +11,13 @@ from inheritune.errors import InherituneError, MachineError, UnsupportedModelErr
 from inheritune.evaluation.quiet import quiet
 from inheritune.evaluation.task_descriptions import TaskDescription
 from inheritune.evaluation.task_files import tasks_root
+from inheritune.model_files.safetensors import DTYPES, torch_name
 
 # Draws behind the standard error of a perplexity. lm-eval takes 100,000, which for LAMBADA takes
 # longer than the questions do; a thousand give the error to 2 %. Scores do not depend on it.
 BOOTSTRAPS = 1000
 # As lm-eval's own command line sets them.
 _SEED, _OTHER_SEED = 0, 1234
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def lm_eval_version() -> str:
@@ -92,7 +92,7 @@ def load_lm(
         )
         model: Any = AutoModelForCausalLM.from_pretrained(
             path,
-            dtype=getattr(torch, _DTYPES[dtype]),
+            dtype=getattr(torch, torch_name(DTYPES[dtype])),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,

@@ -40,6 +40,22 @@ class ValLoss:
         return standard_error(self.per_window)
 
 
+def count_windows(stream: TokenStream, seq_len: int) -> int:
+    """Count the validation windows of a length.
+
+    Raises:
+        DataError: There is less than one window of tokens.
+    """
+    windows = stream.num_samples(seq_len)
+    if windows < 1:
+        raise DataError(
+            f"the validation set has {stream.num_ids} tokens, one window needs {seq_len + 1}.",
+            "Give more text, hold out more of it (data.val_fraction), or take shorter windows "
+            "(train.seq_len, --seq-len).",
+        )
+    return windows
+
+
 def measure_val_loss(
     model: "PreTrainedModel",
     stream: TokenStream,
@@ -66,12 +82,7 @@ def measure_val_loss(
         DataError: There is less than one window of tokens.
         Interrupted: ``stop`` was set.
     """
-    windows = stream.num_samples(seq_len)
-    if windows < 1:
-        raise DataError(
-            f"the validation set has {stream.num_ids} tokens, one window needs {seq_len + 1}.",
-            "Raise data.val_fraction, give more text, or lower train.seq_len.",
-        )
+    windows = count_windows(stream, seq_len)
     model.eval()
     losses = torch.zeros(windows, dtype=torch.float64)
     batches = range(0, windows, batch_size)

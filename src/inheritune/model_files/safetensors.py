@@ -71,6 +71,15 @@ def item_bits(dtype: str) -> int:
     return _BITS[dtype]
 
 
+# Floating dtypes by their names in commands and recipes, and in config.json.
+DTYPES = {
+    **dict.fromkeys(["fp64", "float64"], "F64"),
+    **dict.fromkeys(["fp32", "float32"], "F32"),
+    **dict.fromkeys(["fp16", "float16"], "F16"),
+    **dict.fromkeys(["bf16", "bfloat16"], "BF16"),
+}
+
+
 def torch_name(dtype: str) -> str:
     """Return torch's name of a safetensors dtype, ``"bfloat16"`` for ``"BF16"``; not for float8."""
     kinds = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "C": "complex", "BOOL": "bool"}

@@ -8,7 +8,7 @@ from inheritune.errors import UnsupportedModelError, escape, first_line
 from inheritune.model_files.config import text_config
 from inheritune.model_files.config_fields import COUNTS
 from inheritune.model_files.directory import ModelDirectory
-from inheritune.model_files.safetensors import Tensor, item_bits
+from inheritune.model_files.safetensors import DTYPES, Tensor, item_bits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 _MOST_LAYERS = 10_000  # each is a module to build; no published model has a tenth of them
 # Ways to compute, which change no shape, and which may need a package.
 _IMPLEMENTATIONS = {"_attn_implementation", "attn_implementation", "_experts_implementation"}
-_WORDS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 def class_headers(config: Mapping[str, Any], name: str = "", dtype: str = "F32") -> ModelDirectory:
@@ -59,7 +58,7 @@ def stated_dtype(config: Mapping[str, Any]) -> str:
     """Return the dtype that a config.json states for its weights, as in a safetensors header."""
     sections = (config, text_config(config))
     stated = next((v for s in sections if (v := s.get("dtype") or s.get("torch_dtype"))), None)
-    return _WORDS.get(str(stated), "F32")
+    return DTYPES.get(str(stated), "F32")
 
 
 def named_class(config: Mapping[str, Any], config_class: type) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from inheritune.data.tokens import TokenDirectory, open_tokens
 from inheritune.model_files.directory import ModelDirectory
+from inheritune.model_files.safetensors import DTYPES
 from inheritune.recipe.schema import Recipe, Train
 from inheritune.steps.job import Job
 from inheritune.steps.resume import decisive
@@ -19,14 +20,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
-
-
 def published_dtype(recipe: Recipe, reference: ModelDirectory) -> str:
     """Dtype of the weights of a run's published models, as in a safetensors header."""
     of_reference = stored_dtype([*reference.tensors.values()])
-    dtype = _DTYPES.get(recipe.target.dtype, of_reference or "F32")
-    return dtype if dtype in _DTYPES.values() else "F32"
+    dtype = DTYPES.get(recipe.target.dtype, of_reference)
+    return dtype if dtype in ("BF16", "F16") else "F32"
 
 
 def training_inputs(

@@ -12,10 +12,11 @@ from inheritune import __version__
 from inheritune.errors import RecipeError, UnsupportedModelError
 from inheritune.model_files.card import reference_fields
 from inheritune.model_files.directory import ModelDirectory
+from inheritune.model_files.safetensors import DTYPES
 from inheritune.model_files.scan import zero_matrices
 from inheritune.surgery.class_check.ask_class import ClassCheck, check_cut
 from inheritune.surgery.parts import fresh_names, make_fresh
-from inheritune.surgery.plan import DTYPES, InheritPlan, plan_inherit
+from inheritune.surgery.plan import InheritPlan, plan_inherit
 from inheritune.surgery.record import target_card
 from inheritune.surgery.selection import LayerFacts, choose_layers, describe_selection
 from inheritune.surgery.write import ModelPlan, Written, to_json, write_model
@@ -30,7 +31,7 @@ _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_emb
 class Options:
     """Options of `inherit`."""
 
-    dtype: str | None = None  # a key of `plan.DTYPES` to cast the weights to; None: as they are
+    dtype: str | None = None  # a key of `DTYPES` to cast the weights to; None: as they are
     parts: str = "all"  # one of `parts.PARTS`; the model's class initialises the rest
     seed: int = 0  # of that initialisation, 0 to 2^63 - 1
     class_check: bool = True  # False: skip the class check; only first layers can then be cut

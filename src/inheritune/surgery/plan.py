@@ -16,12 +16,6 @@ from inheritune.model_files.write import TargetTensor
 from inheritune.surgery.class_check.ask_class import ask_class
 from inheritune.surgery.selection import LayerFacts, choose_layers
 
-DTYPES = {
-    **dict.fromkeys(["fp64", "float64"], "F64"),
-    **dict.fromkeys(["fp32", "float32"], "F32"),
-    **dict.fromkeys(["fp16", "float16"], "F16"),
-    **dict.fromkeys(["bf16", "bfloat16"], "BF16"),
-}
 # Kept in fp32 by the classes that have them: rotary tables, expert biases, state space decays.
 NEVER_NARROWED = ("inv_freq", "e_score_correction_bias", "A_log")
 

@@ -18,6 +18,7 @@ from inheritune.errors import (
 )
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import open_model
+from inheritune.model_files.safetensors import torch_name
 from inheritune.model_files.shapes import meta_model, typed_config
 from inheritune.surgery.plan import NEVER_NARROWED, stored_dtype
 from inheritune.system.files import new_directory, sync_file, write_json
@@ -116,9 +117,6 @@ def fresh_model(directory: Path, seed: int, dropout: float = 0.0) -> "PreTrained
     return model
 
 
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-
-
 def save_model(model: "PreTrainedModel", out: Path, start: Path, dtype: str = "F32") -> None:
     """Publish a trained model as a Hugging Face directory, by one rename.
 
@@ -142,7 +140,7 @@ def save_model(model: "PreTrainedModel", out: Path, start: Path, dtype: str = "F
         copy_side_files(start, staging)
         config = read_json_object(start / "config.json", MODEL_FILE)
         stated = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-        config[stated] = str(_DTYPES[dtype]).removeprefix("torch.")
+        config[stated] = torch_name(dtype)
         write_json(staging / "config.json", config, infinity=True)
         for path in staging.glob("*.safetensors*"):
             sync_file(path)
@@ -161,7 +159,7 @@ def _round_weights(model: "PreTrainedModel", out: Path, start: Path, dtype: str)
         own = stored[name].dtype if name in stored else main
         if name.endswith(NEVER_NARROWED) or own != main:
             continue
-        weight.data = weight.data.to(_DTYPES[dtype])
+        weight.data = weight.data.to(getattr(torch, torch_name(dtype)))
         if not weight.isfinite().all():
             raise RecipeError(
                 f"{name} of {out} is beyond the range of {dtype}.",
