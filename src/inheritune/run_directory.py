@@ -157,6 +157,11 @@ class Run:
         Raises:
             DataError: The file is missing, broken, not of a run, or of a newer inheritune.
         """
+        if not os.path.lexists(self.record_file):
+            raise DataError(
+                f"{escape(self.root, 300)} is no run: it has no run.json.",
+                "Name the directory of a run, such as runs/demo.",
+            )
         record = read_json(self.record_file)
         version = record.get("format") if isinstance(record, dict) else None
         if not isinstance(version, int) or version < 1:

@@ -124,6 +124,8 @@ def test_what_is_no_run_is_neither_listed_nor_cleaned(tmp_path):
     for name in ("notes", "broken"):
         with pytest.raises(DataError):
             clean_runs([tmp_path / name])
+    with pytest.raises(DataError, match=r"is no run: it has no run\.json\. Name the directory"):
+        clean_runs([tmp_path / "notes"])
     with pytest.raises(DataError, match="there is no directory"):
         list_runs(tmp_path / "missing")
 
