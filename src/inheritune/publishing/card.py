@@ -4,13 +4,12 @@ import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inheritune.errors import SourceError
-from inheritune.evaluation.suites import VAL_LOSS
-from inheritune.model_files.card import carried_fields, join_front_matter
+from inheritune.model_files.card import join_front_matter
+from inheritune.publishing.card_metadata import PAPER, metadata, task_scores
 from inheritune.reporting.embed import presentable
 from inheritune.reporting.gains_table import gains_sentence, gains_table
 from inheritune.reporting.quantities import amount, duration, flops
@@ -22,12 +21,8 @@ from inheritune.run_record.trainings import TokenFacts
 from inheritune.system.files import write_bytes
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
-_PAPER = "2404.08634"
 _LONGEST_NAME = 200  # characters, in the text
-_MOST_DATASETS = 20
-_MOST_SCORES = 200
 _PATH_LINE = re.compile(r"^path = .*$", re.MULTILINE)
-_DATASET = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w-]*")
 
 
 def write_card(run_root: Path, figures: Mapping[str, bytes]) -> Path | None:
@@ -85,88 +80,7 @@ def card_text(
         _limits(record),
     ]
     body = "\n".join(part for part in parts if part)
-    return join_front_matter(_fields(record), f"\n{body}")
-
-
-# --- metadata ---
-
-
-def _fields(record: RunRecord) -> dict[str, Any]:
-    reference = record.reference
-    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    fields |= carried_fields(reference.card)
-    if reference.revision and reference.model:  # only a Hub model has a commit
-        fields |= {"base_model": reference.model, "base_model_relation": "finetune"}
-    if datasets := _datasets(record):
-        fields["datasets"] = datasets
-    fields["tags"] = ["inheritune", f"arxiv:{_PAPER}"]
-    if results := _results(record):
-        name = record.name or "target"
-        fields["model-index"] = [{"name": name, "results": results}]
-    return fields
-
-
-def _datasets(record: RunRecord) -> list[str]:
-    """List the Hub datasets among the sources; only such a source has a commit."""
-    if not record.tokens.commits:
-        return []
-    source = record.recipe_section("data").get("source")
-    parts = source if isinstance(source, list) else [source]
-    names = [part.get("source") if isinstance(part, dict) else part for part in parts]
-    ids = [name for name in names if isinstance(name, str) and _DATASET.fullmatch(name)]
-    return list(dict.fromkeys(ids))[:_MOST_DATASETS]
-
-
-def _results(record: RunRecord) -> list[dict[str, Any]]:
-    result, entries = record.result, []
-    if result.val_loss is not None:
-        metric: dict[str, Any] = {"type": "val_loss", "name": "val_loss, nats per token"}
-        metric["value"] = result.val_loss
-        if result.val_loss_se is not None:
-            metric["args"] = {"standard_error": result.val_loss_se}
-        entries.append(_result("held-out text of the run", "held-out", [metric]))
-    for score in _task_scores(record):
-        metric = {"type": score.metric, "value": score.value, "args": score.args}
-        entries.append(_result(score.task, score.task, [metric]))
-    return entries
-
-
-@dataclass(frozen=True)
-class _TaskScore:
-    """One metric of one task, with the arguments that the Hub shows beside it."""
-
-    task: str
-    metric: str
-    value: float
-    args: dict[str, Any]
-
-
-def _task_scores(record: RunRecord) -> list[_TaskScore]:
-    """List the scores of the target."""
-    evaluation = record.evaluation
-    version = evaluation.lm_eval_version or record.versions.get("lm_eval")
-    scores = []
-    for score in (s for m in evaluation.models if m.role == "target" for s in m.scores):
-        for name, metric in score.metrics.items():
-            if metric.value is None or not score.task or score.task == VAL_LOSS:
-                continue
-            args = {
-                "standard_error": metric.se,
-                "num_fewshot": None if score.shots is None else int(score.shots),
-                "limit": score.key.get("limit"),
-                "lm_eval_version": None if version is None else str(version)[:40],
-            }
-            hub_args = {key: value for key, value in args.items() if value is not None}
-            scores.append(_TaskScore(score.task, name, metric.value, hub_args))
-    return scores[:_MOST_SCORES]
-
-
-def _result(name: str, kind: str, metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "task": {"type": "text-generation"},
-        "dataset": {"name": name, "type": kind},
-        "metrics": metrics,
-    }
+    return join_front_matter(metadata(record), f"\n{body}")
 
 
 # --- body ---
@@ -216,7 +130,7 @@ def _as_code(text: str) -> str:
 
 
 def _scores(record: RunRecord) -> str:
-    scores = _task_scores(record)
+    scores = task_scores(record)
     if not scores:
         return ""
     lines = ["| task | metric | score | standard error | shots |", "|---|---|---:|---:|---:|"]
@@ -312,7 +226,7 @@ def _limits(record: RunRecord) -> str:
         "aligned, filtered or checked for safety since.",
         f"val_loss was measured on {val_text}; on other text it differs.",
     ]
-    if not _task_scores(record):
+    if not task_scores(record):
         limits.append("No task was evaluated.")
     overlap = record.tokens.overlap
     if overlap is not None and overlap.share is not None:
@@ -321,7 +235,7 @@ def _limits(record: RunRecord) -> str:
         )
     limits += [_plain(note[:1000]) for note in record.notes[:20]]
     origin = (
-        f"Made with inheritune, which implements [Inheritune](https://arxiv.org/abs/{_PAPER}).\n"
+        f"Made with inheritune, which implements [Inheritune](https://arxiv.org/abs/{PAPER}).\n"
     )
     return "\n".join(["## Limits\n", *(f"- {limit}" for limit in limits), "", origin])
 

@@ -47,7 +47,7 @@ class ReferenceTraining(RecipeSection):
         return self
 
 
-class ReferenceSource(RecipeSection):
+class ReferenceSection(RecipeSection):
     """The large model whose layers are inherited."""
 
     model: str | None = None
@@ -286,7 +286,7 @@ class Recipe(RecipeSection):
     reproduces: Annotated[str, AfterValidator(check_experiment)] | None = None
     """Published experiment to compare the settings with, such as gpt2-medium-openwebtext; the
     report lists the differences."""
-    reference: ReferenceSource
+    reference: ReferenceSection
     inherit: Inherit = Inherit()
     data: Data
     train: Train
