@@ -8,6 +8,7 @@ import sysconfig
 import venv
 import zipfile
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -67,6 +68,16 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     inside = {name.removeprefix("src/") for name in files if name.startswith("src/")}
     inside |= {f"inheritune/{name}" for name in files if name.startswith("recipes/")}
     assert inside <= set(zipfile.ZipFile(wheel).namelist())
+
+
+@pytest.mark.slow  # with `make recipes`
+def test_the_recipes_of_an_installed_wheel_name_a_schema_that_is_there(
+    python: Path, tmp_path: Path
+) -> None:
+    first = run(python, tmp_path, "-m", "inheritune", "init").stdout.partition("\n")[0]
+    schema = Path(unquote(urlsplit(first.partition("$schema=")[2]).path))
+    assert schema.is_relative_to(python.parents[1])
+    assert json.loads(schema.read_text())["title"] == "Recipe"
 
 
 @pytest.mark.slow  # with `make recipes`

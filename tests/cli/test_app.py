@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import typer
 from typer.testing import CliRunner, Result
 
 from inheritune.cli.app import app
+from inheritune.recipe.load import recipe_schema
 from inheritune.recipe.presets import preset_names
 
 COMMANDS = typer.main.get_command(app).commands
@@ -138,7 +140,9 @@ def test_inherit_writes_a_model_directory(tiny_reference: Path, tmp_path: Path) 
 def test_init_prints_a_commented_recipe(preset: str) -> None:
     result = invoke("init", "--preset", preset)
     assert result.exit_code == 0
-    assert result.stdout.startswith("# yaml-language-server: $schema=")
+    first = result.stdout.partition("\n")[0]
+    schema = unquote(urlsplit(first.removeprefix("# yaml-language-server: $schema=")).path)
+    assert json.loads(Path(schema).read_text()) == recipe_schema()
 
 
 def test_init_prints_the_schema_and_the_names() -> None:

@@ -341,6 +341,30 @@ def test_the_schema_beside_the_recipes_is_the_one_of_the_code() -> None:
     assert json.loads(path.read_text()) == recipe_schema(), "inheritune init --schema > it"
 
 
+NAMELESS = SMALLEST.removeprefix("name: toy\n")
+
+
+def test_a_recipe_without_a_name_has_that_of_its_file(read: Read, tmp_path: Path) -> None:
+    assert read(NAMELESS).recipe.name == "recipe"
+    assert read(NAMELESS, "name=mine").recipe.name == "mine"
+    assert read(NAMELESS).origins["name"] == "default"
+    path = tmp_path / "my notes.yaml"
+    path.write_text(NAMELESS)
+    assert read_recipe(path).recipe.name == "my-notes"
+
+
+def test_the_copy_in_a_run_has_the_name_of_the_run(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text(NAMELESS)
+    (run / "run.json").write_text("{}")
+    assert read_recipe(run / "recipe.yaml").recipe.name == "mine"
+
+
+def test_a_name_that_is_given_must_be_one(refuse: Refuse) -> None:
+    assert "name is empty" in refuse(f"name:\n{NAMELESS}")
+
+
 @pytest.mark.parametrize(
     ("sections", "value"),
     [

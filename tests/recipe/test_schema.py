@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from inheritune.recipe.schema import Recipe
-from inheritune.recipe.values import parse_amount
+from inheritune.recipe.values import Name, parse_amount, safe_name
 
 SMALLEST: dict[str, Any] = {
     "name": "toy",
@@ -158,3 +158,46 @@ def test_config_of_a_reference_holds_json_only(value: object) -> None:
 def test_config_of_a_reference_needs_a_model_type() -> None:
     with pytest.raises(ValidationError, match="model_type"):
         recipe(reference={"model": None, "train": {"config": {"n_layer": 2}, "tokens": "1M"}})
+
+
+# -- names that are not given
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("Qwen/Qwen3-0.6B", "Qwen-Qwen3-0.6B"),
+        ("my notes (2)", "my-notes-2"),
+        ("..", "run"),
+        ("", "run"),
+        ("CON.yaml", "run-CON.yaml"),
+        ("größer", "größer"),
+        ("a" * 300, "a" * 100),
+        ("漢" * 100, "漢" * 66),
+        ("half \ud83d", "half"),
+    ],
+)
+def test_any_text_becomes_a_name_that_every_file_system_accepts(text: str, name: str) -> None:
+    assert safe_name(text) == name
+    assert TypeAdapter(Name).validate_python(safe_name(text)) == name
+
+
+@given(st.text(max_size=300))
+def test_no_text_becomes_a_name_that_is_refused(text: str) -> None:
+    assert TypeAdapter(Name).validate_python(safe_name(text)) == safe_name(text)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("Qwen/Qwen3-0.6B", "Qwen3-0.6B"),
+        ("embedded:demo", "embedded-demo"),
+        ("./models/my model/", "my-model"),
+        ("gpt2", "gpt2"),
+    ],
+)
+def test_a_recipe_without_a_name_has_that_of_its_model(model: str, name: str) -> None:
+    recipe = Recipe.model_validate(
+        {"reference": {"model": model}, "data": {"source": "stdlib"}, "train": {"tokens": 1}}
+    )
+    assert recipe.name == name

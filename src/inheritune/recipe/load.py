@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from inheritune.errors import RecipeError, escape
 from inheritune.recipe.messages import explain
 from inheritune.recipe.schema import Recipe
+from inheritune.recipe.values import safe_name
 from inheritune.recipe.yaml_tree import KeyPath, Location, Tree, dotted, kind_of, read_tree
 from inheritune.system.reading import read_regular_file
 
@@ -40,8 +41,12 @@ def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeFile:
     Raises:
         RecipeError: One to three lines that name file, line, key, value and what is allowed.
     """
+    return parse_recipe(_read_text(path, escape(path, 120)), path, sets)
+
+
+def parse_recipe(text: str, path: Path, sets: Sequence[str] = ()) -> RecipeFile:
+    """Read a recipe from the text of its file; see `read_recipe`."""
     label = escape(path, 120)
-    text = _read_text(path, label)
     tree = read_tree(text, label)
     if tree.value is None:
         raise RecipeError(
@@ -56,7 +61,15 @@ def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeFile:
         )
     for text_of_set in sets:
         override(tree, text_of_set)
+    tree.value.setdefault("name", _name_of_file(path))
     return made_recipe(tree, path, text)
+
+
+def _name_of_file(path: Path) -> str:
+    # The copy that a run keeps of its recipe belongs to that run.
+    home = path.absolute().parent
+    is_of_run = path.name == "recipe.yaml" and (home / "run.json").is_file()
+    return safe_name(home.name if is_of_run else path.stem)
 
 
 def read_sets(sets: Sequence[str]) -> Tree:

@@ -22,8 +22,18 @@ def preset_path(name: str) -> Path:
 
 
 def commented_recipe(name: str) -> str:
-    """Return the text of a preset with its comments, to start a recipe from."""
-    return preset_path(name).read_text(encoding="utf-8")
+    """Return the text of a preset with its comments, to start a recipe from.
+
+    Its first line names the schema by its place on this machine, so that an editor finds it from
+    every directory.
+    """
+    text = preset_path(name).read_text(encoding="utf-8")
+    return text.replace("$schema=recipe.schema.json", f"$schema={schema_uri()}", 1)
+
+
+def schema_uri() -> str:
+    """Return the address of the JSON Schema that comes with the package."""
+    return (_directory() / "recipe.schema.json").resolve().as_uri()
 
 
 def _directory() -> Path:

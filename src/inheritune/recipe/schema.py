@@ -18,6 +18,7 @@ from inheritune.recipe.values import (
     Seeds,
     Share,
     Switch,
+    name_of_model,
     writable,
 )
 from inheritune.recipe.variants import Grow, Variant
@@ -281,8 +282,9 @@ class Report(RecipeSection):
 class Recipe(RecipeSection):
     """A run: reference, text, training, growth, variants, evaluation and report."""
 
-    name: Name
-    """Name of the run and of its directory under runs/."""
+    name: Name = Field(default_factory=str)  # never empty: `_has_a_name` gives one
+    """Name of the run and of its directory under runs/; by default that of the recipe's file, or
+    of the reference's model where there is no file."""
     reproduces: Annotated[str, AfterValidator(check_experiment)] | None = None
     """Published experiment to compare the settings with, such as gpt2-medium-openwebtext; the
     report lists the differences."""
@@ -303,6 +305,15 @@ class Recipe(RecipeSection):
     """null: skip the analysis."""
     cost: Cost = Cost()
     report: Report = Report()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_name(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "name" in values:
+            return values
+        reference = values.get("reference")
+        model = reference.get("model") if isinstance(reference, dict) else None
+        return values | {"name": name_of_model(model if isinstance(model, str) else "")}
 
     @model_validator(mode="after")
     def _has_one_target(self) -> Self:

@@ -21,6 +21,8 @@ from inheritune.errors import RecipeError
 _MULTIPLES = {"K": 10**3, "M": 10**6, "B": 10**9}
 _AMOUNT = r"^[0-9]+(\.[0-9]+)?[KMBkmb]$"
 _LARGEST = 10**18  # token amount or seed; fits into 64 bits
+_MOST_NAME_CHARACTERS, _MOST_NAME_BYTES = 100, 200
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)")  # device names of Windows
 
 
 def parse_amount(value: object) -> object:
@@ -57,11 +59,29 @@ def _plain_name(value: str) -> str:
     # The name becomes a directory, whose name every file system must accept.
     if not all(c.isalnum() or c in "-_." for c in value):
         raise ValueError("use letters, digits, '-', '_' and '.' only")
-    if re.match(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", value) or value.endswith("."):
+    if _RESERVED.match(value) or value.endswith("."):
         raise ValueError("not every file system accepts this name; choose another")
-    if len(value.encode()) > 200:
-        raise ValueError("use at most 200 bytes")
+    if len(value.encode()) > _MOST_NAME_BYTES:
+        raise ValueError(f"use at most {_MOST_NAME_BYTES} bytes")
     return value
+
+
+def safe_name(text: str) -> str:
+    """Turn any text, such as a file's name or a Hub id, into a valid name of a run."""
+    name = re.sub(r"[^\w.-]+", "-", text).strip("-.")
+    if _RESERVED.match(name):
+        name = f"run-{name}"
+    name = (
+        name[:_MOST_NAME_CHARACTERS]
+        .encode(errors="ignore")[:_MOST_NAME_BYTES]
+        .decode(errors="ignore")
+    )
+    return name.rstrip("-.") or "run"
+
+
+def name_of_model(model: str) -> str:
+    """Name a run after a Hub id without its owner, a directory, or ``embedded:demo``."""
+    return safe_name(re.split(r"[/\\]", model.rstrip("/\\"))[-1])
 
 
 def _distinct(value: list[int]) -> list[int]:
@@ -90,7 +110,9 @@ Amount = Annotated[
 AmountOrZero = Annotated[
     int, Field(ge=0, le=_LARGEST), BeforeValidator(_parse_amount), _amount_schema(least=0)
 ]
-Name = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_plain_name)]
+Name = Annotated[
+    str, Field(min_length=1, max_length=_MOST_NAME_CHARACTERS), AfterValidator(_plain_name)
+]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
