@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from inheritune.analysis.observe import find_layers, looks_like_attention, observed
+from inheritune.analysis.observe import looks_like_attention, observed
 from inheritune.analysis.rank import attention_mass, attention_rank, sink_share
 from inheritune.errors import UnsupportedModelError
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
+from inheritune.training.layers import find_layers
 
 if TYPE_CHECKING:
     from torch import Tensor

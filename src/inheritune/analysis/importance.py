@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from inheritune.analysis.observe import find_layers, watched_by
 from inheritune.run_record.fields import finite_number
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
+from inheritune.training.layers import find_layers, watched_by
 
 if TYPE_CHECKING:
     from torch import Tensor

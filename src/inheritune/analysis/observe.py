@@ -6,13 +6,13 @@ B sequences, H heads, T tokens, D hidden.
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from inheritune.errors import UnsupportedModelError
+from inheritune.training.layers import watched_by
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,25 +24,6 @@ _TINY = 1e-4  # weight above the diagonal, or missing in a row sum, that is roun
 
 # Called with a layer index and its weights, (B, H, T, T).
 AttentionSink = Callable[[int, "Tensor"], None]
-
-
-def find_layers(model: "PreTrainedModel", total: int) -> list[nn.Module]:
-    """Find the layers of a model: the largest module list with ``total`` entries.
-
-    Raises:
-        UnsupportedModelError: The model has no such list.
-    """
-    candidates: list[tuple[int, str, nn.ModuleList]] = []  # parameters, name, list
-    for name, module in model.named_modules():
-        nested = any(name.startswith(f"{outer}.") for _, outer, _ in candidates)
-        if isinstance(module, nn.ModuleList) and len(module) == total and not nested:
-            candidates.append((sum(p.numel() for p in module.parameters()), name, module))
-    if not candidates:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no list of {total} layers.",
-            "Its attention cannot be observed; leave the analysis out.",
-        )
-    return list(max(candidates, key=lambda candidate: candidate[0])[2])
 
 
 @contextmanager
@@ -58,7 +39,7 @@ def observed(
 
     Args:
         model: A model in evaluation mode; it gets its own attention back when the block ends.
-        layers: The layers that `find_layers` returned.
+        layers: The layers of the model, from `training.layers.find_layers`.
         sink: Receives layer index and fp32 weights: several times if a layer has several
             attentions, never if the model shows none.
     """
@@ -70,41 +51,6 @@ def observed(
         else:
             with _attending_by(model, "eager"), _hooked(model, layers, current):
                 yield
-
-
-@contextmanager
-def watched_by(
-    layers: Sequence[nn.Module],
-    before: Callable[[int, "Tensor"], None],
-    after: Callable[[int, "Tensor"], "Tensor | None"],
-    only: int | None = None,
-) -> Iterator[None]:
-    """Call functions with the input and output of each layer while the block runs.
-
-    Args:
-        before: Receives a layer index and the layer's input, (B, T, D).
-        after: Receives a layer index and the layer's output. A tensor that it returns replaces the
-            output.
-        only: Index of the one layer to watch; None: all layers.
-    """
-
-    def enter(
-        number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        before(number, args[0] if args else kwargs["hidden_states"])
-
-    def leave(number: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        is_sequence = isinstance(output, tuple | list)
-        new = after(number, output[0] if is_sequence else output)
-        return (new, *output[1:]) if is_sequence and new is not None else new
-
-    with ExitStack() as hooks:
-        for number, module in enumerate(layers):
-            if only in (None, number):
-                before_hook = partial(enter, number)
-                hooks.enter_context(module.register_forward_pre_hook(before_hook, with_kwargs=True))
-                hooks.enter_context(module.register_forward_hook(partial(leave, number)))
-        yield
 
 
 @contextmanager
