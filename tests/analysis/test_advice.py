@@ -4,7 +4,8 @@ import pytest
 
 from inheritune.analysis.advice import advise, laziest_first, lazy_group
 from inheritune.errors import RecipeError
-from inheritune.surgery.selection import LayerFacts, choose_layers
+from inheritune.surgery.selection import choose_layers
+from inheritune.surgery.ways import LayerFacts
 
 RANKS = {0: 20.0, 1: 9.0, 2: 2.5, 3: 1.0, 4: 1.0}
 

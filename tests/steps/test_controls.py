@@ -28,7 +28,8 @@ from inheritune.steps.initial_weights import write_start
 from inheritune.steps.job import Job
 from inheritune.steps.training_spec import layers_of, specs_for
 from inheritune.steps.training_task import TrainingTask
-from inheritune.surgery.selection import LayerFacts, choose_layers
+from inheritune.surgery.selection import choose_layers
+from inheritune.surgery.ways import LayerFacts
 from inheritune.system.signals import StopFlag
 from inheritune.training.models import fresh_model, load_model
 from inheritune.verification.model import verify_model
@@ -66,7 +67,7 @@ def start_of(
     reference = open_model(str(model))
     job = Job(recipe, Run.create(root), StopFlag(), lambda progress: None)
     layers = layers_of(recipe.variants["it"], reference.layers, layers)
-    spec = specs_for(recipe, "it", reference.layers, layers, 256)[-1]
+    spec = specs_for(recipe, "it", LayerFacts(reference.layers), layers, 256)[-1]
     folder = job.run.variant("it", layers)
     folder.mkdir(parents=True)
     with warnings.catch_warnings():

@@ -25,6 +25,7 @@ from inheritune.run_directory import Run
 from inheritune.run_record.record import RunRecord
 from inheritune.steps.seeds import repeat_specs
 from inheritune.steps.training_spec import specs_for
+from inheritune.surgery.ways import LayerFacts
 from inheritune.system.progress import Progress
 from inheritune.training.checkpoint_files import drop_later_snapshots
 
@@ -178,10 +179,10 @@ def test_each_training_of_a_chain_begins_at_the_tokens_of_its_own_seed(tiny_refe
     recipe = tiny_recipe.recipe_of(
         tiny_reference, tiny_text, grow={"weights": "keep"}, seeds=[0, 1]
     )
-    first = specs_for(recipe, "inherit", 4, 2, 1280)[0]
+    first = specs_for(recipe, "inherit", LayerFacts(4), 2, 1280)[0]
     # The first seed's round is recorded with half of the tokens.
     second = replace(
-        specs_for(recipe, "inherit", 4, 3, 1280)[0],
+        specs_for(recipe, "inherit", LayerFacts(4), 3, 1280)[0],
         grown_from="variants/inherit/2-layers",
         first_sample=640 // 16,
     )

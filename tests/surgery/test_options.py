@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
 from inheritune.model_files.directory import open_model
 from inheritune.surgery.cut import Options, inherit
-from inheritune.surgery.selection import LayerFacts, choose_layers
+from inheritune.surgery.selection import choose_layers
+from inheritune.surgery.ways import LayerFacts
 from inheritune.verification.model import verify_model
 
 TORCH = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

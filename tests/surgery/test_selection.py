@@ -8,13 +8,12 @@ from inheritune.errors import InherituneError, RecipeError
 from inheritune.recipe.variants import Variant
 from inheritune.surgery.selection import (
     FORMS,
-    WAYS,
-    LayerFacts,
     check_selection,
     choose_layers,
     describe_selection,
     stated_count,
 )
+from inheritune.surgery.ways import WAYS, LayerFacts
 
 FACTS = LayerFacts(10)
 

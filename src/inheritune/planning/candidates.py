@@ -15,8 +15,9 @@ from inheritune.planning.kv_cache import Cache, CacheCost
 from inheritune.planning.planned_reference import shape_notes
 from inheritune.surgery.cut_points import CutPoint, Pattern, cut_point, find_pattern
 from inheritune.surgery.plan import kept_tensors, plan_inherit, stored_dtype
-from inheritune.surgery.selection import LayerFacts, choose_layers, describe_selection
+from inheritune.surgery.selection import choose_layers, describe_selection
 from inheritune.surgery.sizes import Counts, Sizes
+from inheritune.surgery.ways import LayerFacts
 from inheritune.system.devices import Price, Speed
 from inheritune.system.rows import Rows
 

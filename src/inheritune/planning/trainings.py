@@ -15,6 +15,7 @@ from inheritune.steps.training_spec import TrainingSpec, layers_of, specs_for
 from inheritune.steps.training_task import published_dtype
 from inheritune.surgery.half_width import half_width_headers
 from inheritune.surgery.sizes import Counts, Sizes
+from inheritune.surgery.ways import LayerFacts
 from inheritune.system.devices import Price, Speed
 
 
@@ -49,6 +50,7 @@ class Planner:
         self, recipe: Recipe, sizes: Sizes, speed: Speed | None, unique: int | None
     ) -> None:
         self._recipe, self._sizes, self._speed, self._unique = recipe, sizes, speed, unique
+        self._facts = LayerFacts(sizes.reference.layers)
         # Tokens with stored predictions of the reference, by (top_k, temperature, seed); complete
         # after `all`.
         self.stored: dict[tuple[int, float, int], int] = {}
@@ -88,10 +90,10 @@ class Planner:
         specs: list[TrainingSpec] = []
         for name, variant in recipe.variants.items():
             if name != recipe.target_name and variant.start == "grown":
-                sizes, total = grown_sizes(round_sizes, round_sizes[-1]), self._total
-                specs += grown_specs(recipe, name, total, sizes, rounds[0].tokens)
+                sizes = grown_sizes(round_sizes, round_sizes[-1])
+                specs += grown_specs(recipe, name, self._facts, sizes, rounds[0].tokens)
             elif name != recipe.target_name:
-                layers = layers_of(variant, self._total, round_sizes[-1])
+                layers = layers_of(variant, self._facts.layers, round_sizes[-1])
                 tokens = recipe.tokens_of(name)
                 if tokens is None:
                     flops = sum(training.flops for training in [*before, *rounds])
@@ -99,10 +101,6 @@ class Planner:
                 specs += self._specs(name, layers, tokens)
         repeats = repeat_specs(recipe, round_specs, specs)
         return (*before, *rounds, *(self._training(spec) for spec in [*specs, *repeats]))
-
-    @property
-    def _total(self) -> int:
-        return self._sizes.reference.layers
 
     def _equal_compute_tokens(self, name: str, variant: Variant, layers: int, flops: float) -> int:
         """Compute the tokens after which a control has used so many FLOPs."""
@@ -112,7 +110,7 @@ class Planner:
         return round(flops / per_token)
 
     def _specs(self, name: str, layers: int, tokens: int) -> list[TrainingSpec]:
-        return specs_for(self._recipe, name, self._sizes.reference.layers, layers, tokens)
+        return specs_for(self._recipe, name, self._facts, layers, tokens)
 
     def _training(self, spec: TrainingSpec, number: int | None = None) -> PlannedTraining:
         counts, train = self._counts(spec), self._recipe.train

@@ -66,11 +66,23 @@ class ReferenceSection(RecipeSection):
 
 
 class Inherit(RecipeSection):
-    """Size of the first round."""
+    """Layers of the first round."""
 
     layers: Count | Literal["advice"] | None = None
-    """Number of first layers to inherit; null: half of the reference's; advice: the number
-    suggested by the analysis of its attention."""
+    """Number of layers to inherit; null: half of the reference's; advice: the number of first
+    layers suggested by the analysis of its attention."""
+    select: str = "first"
+    """Which layers to inherit, as select of a variant. block, greedy, influence, angular,
+    norm-ratio and auto choose by scores on training text, and growth gives back the layers that
+    were left out, the dearest first."""
+
+    @model_validator(mode="after")
+    def _advice_is_about_first_layers(self) -> Self:
+        if self.layers == "advice" and self.select != "first":
+            raise ValueError(
+                f"layers: advice is a number of first layers, and select is {self.select}"
+            )
+        return self
 
 
 class TextSource(RecipeSection):

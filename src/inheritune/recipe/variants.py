@@ -97,8 +97,11 @@ class Variant(RecipeSection):
     select: str | None = None
     """Layers that a control inherits: 13 or first:13 (the first 13), last:13, middle:13,
     first+last:10+3 (first 10, last 3; first+last:13 is 12+1), strided:13 (evenly spread), every:2
-    (0, 2, 4, ...), lazy:13 (lowest attention rank; in recipes only), or a list such as 0-11,24,25.
-    The number may stand in layers instead; null: first."""
+    (0, 2, 4, ...), boomerang:2 (0, 2, 4, ... and the last two), block:13 (all but the cheapest
+    block), greedy:13 (the cheapest removed one by one), influence:13 (highest block influence),
+    angular:13 (all but the block of the smallest angle), norm-ratio:13 (highest ratio of norms),
+    auto:13 (the cheapest of these), lazy:13 (lowest attention rank; in recipes only), or a list
+    such as 0-11,24,25. The number may stand in layers instead; null: first."""
     parts: Parts = "all"
     """Parts that a control inherits of its layers and of what is around them."""
     layers: Count | Literal["all"] | None = None

@@ -75,7 +75,7 @@ def derive(job: Job) -> Outcome:
     verdicts: list[str] = []
     matched: dict[int, bool] = {}  # by number of layers, in the order of the rounds
     while (layers := growth.next_size(matched)) is not None:
-        specs.append(round_spec(recipe, reference.layers, rounds, layers))
+        specs.append(round_spec(recipe, reference.facts, rounds, layers))
         rounds.append(train_variant(job, specs[-1], reference, tokens, benchmark))
         verdicts.append(judge(rounds[-1], recipe.grow.tolerance))
         # More layers do not mend what rounding has cost a target that matches in fp32.
@@ -108,7 +108,7 @@ def derive(job: Job) -> Outcome:
 def _growth(recipe: Recipe, reference: Reference) -> Growth:
     """The sizes that the target may have; refuses controls that are impossible at any of them."""
     growth = Growth.of(recipe, reference.model, *first_layers(recipe, reference))
-    check_starts(recipe, reference.model, growth.ends(), layers_by_rank=reference.layers_by_rank)
+    check_starts(recipe, reference.model, growth.ends(), facts=reference.facts)
     return growth
 
 

@@ -209,9 +209,8 @@ def train_only(
             tokens = prepare_tokens(job, reference.model.path)
             reference = with_attention_ranks(job, reference, tokens)
         num_layers = _layers_of(plan, name, reference, layers)
-        ranks = reference.layers_by_rank
-        check_starts(plan, reference.model, [num_layers], only=name, layers_by_rank=ranks)
-        specs = specs_for(plan, name, reference.layers, num_layers, num_tokens, ranks)
+        check_starts(plan, reference.model, [num_layers], only=name, facts=reference.facts)
+        specs = specs_for(plan, name, reference.facts, num_layers, num_tokens)
         checkpoint_for(job, _next_directory(job, specs))  # refuses a wrong --from before any work
 
         # --- train; stacking has two trainings ---

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.analysis.advice import laziest_first
 from inheritune.data.tokens import TokenDirectory
-from inheritune.errors import DataError, InherituneError, Interrupted
+from inheritune.errors import DataError, InherituneError, Interrupted, RecipeError
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.recipe.schema import Analyze, Recipe
 from inheritune.steps.job import Job
@@ -28,8 +28,15 @@ _REMOVAL_SEQUENCES = 20
 
 def asks_for_ranks(recipe: Recipe) -> bool:
     """Whether a recipe needs the reference's attention before anything is trained."""
-    by_rank = any(needed_measurement(variant.select) for variant in recipe.variants.values())
-    return by_rank or recipe.inherit.layers == "advice"
+    selections = [recipe.inherit.select, *(v.select for v in recipe.variants.values())]
+    is_measured = any(needed_measurement(text) for text in selections)
+    return is_measured or recipe.inherit.layers == "advice" or bool(_selections_by_scores(recipe))
+
+
+def _selections_by_scores(recipe: Recipe) -> list[str]:
+    selections = [(variant.select, False) for variant in recipe.variants.values()]
+    selections.append((recipe.inherit.select, recipe.grow.add > 0))
+    return [str(text) for text, grows in selections if needed_measurement(text, grows) == "scores"]
 
 
 def with_attention_ranks(job: Job, reference: Reference, tokens: TokenDirectory) -> Reference:
@@ -43,6 +50,8 @@ def with_attention_ranks(job: Job, reference: Reference, tokens: TokenDirectory)
 
     if not asks_for_ranks(job.recipe):
         return reference
+    if unmeasured := _selections_by_scores(job.recipe):
+        raise RecipeError(f"select {unmeasured[0]} is not measured in runs yet.", "List layers.")
     entry = _measured(job, reference.model, "reference", _draw(job, tokens), tokens)
     ranks = _max_ranks(entry)
     advice = layer_advice(reference.model, ranks)

@@ -77,7 +77,7 @@ def control_specs(
             continue
         if variant.start == "grown":
             sizes = grown_sizes([result.layers for result in rounds], target.layers)
-            specs += grown_specs(recipe, name, reference.layers, sizes, rounds[0].tokens)
+            specs += grown_specs(recipe, name, reference.facts, sizes, rounds[0].tokens)
             continue
         layers = layers_of(variant, reference.layers, target.layers)
         tokens = recipe.tokens_of(name)
@@ -89,7 +89,7 @@ def control_specs(
             if variant.distill is not None and variant.distill.top_k is None:
                 flops_each += reference.flops_per_token * EVALUATION_SHARE
             tokens = round(flops / flops_each)
-        specs += specs_for(recipe, name, reference.layers, layers, tokens, reference.layers_by_rank)
+        specs += specs_for(recipe, name, reference.facts, layers, tokens)
     return specs
 
 

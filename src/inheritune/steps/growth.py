@@ -6,16 +6,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
-from inheritune.errors import RecipeError
+from inheritune.errors import RecipeError, escape
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.variants import Grow
 from inheritune.run_directory import Run
 from inheritune.steps.reference import Reference
 from inheritune.steps.result import TrainingResult
-from inheritune.steps.training_spec import TrainingSpec, specs_for
+from inheritune.steps.training_spec import TrainingSpec, first_count, specs_for
 from inheritune.surgery.cut_points import cut_point, find_pattern
+from inheritune.surgery.selection import choose_layers, way_of
 from inheritune.surgery.sizes import Sizes
+from inheritune.surgery.ways import LayerFacts
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class Growth:
             reference: Only its config and headers are read.
             most: Most layers of the target.
         """
+        if way_of(recipe.inherit.select) != "first":
+            # Every layer keeps its kind, and the class says whether the model can be.
+            return cls(recipe.grow, tuple(range(first, most + 1)))
         total = reference.layers
         pattern = find_pattern(reference, Sizes(reference).layers)
         points = [cut_point(reference.config, total, n, pattern) for n in range(first, most + 1)]
@@ -115,12 +120,12 @@ def _listed(sizes: Sequence[int]) -> str:
 
 
 def round_spec(
-    recipe: Recipe, reference_layers: int, rounds: Sequence[TrainingResult], layers: int
+    recipe: Recipe, facts: LayerFacts, rounds: Sequence[TrainingResult], layers: int
 ) -> TrainingSpec:
     """The training of the target's next round, after ``rounds``."""
     tokens = recipe.tokens_of(recipe.target_name)
     assert tokens is not None  # the recipe refuses equal_compute for the target
-    spec = specs_for(recipe, recipe.target_name, reference_layers, layers, tokens)[0]
+    spec = specs_for(recipe, recipe.target_name, facts, layers, tokens)[0]
     if rounds and recipe.grow.weights == "keep":
         first_sample = sum(result.tokens for result in rounds) // recipe.train.seq_len
         return replace(spec, grown_from=rounds[-1].path, first_sample=first_sample)
@@ -134,7 +139,7 @@ def grown_sizes(rounds: Sequence[int], target: int) -> list[int]:
 
 
 def grown_specs(
-    recipe: Recipe, name: str, reference_layers: int, sizes: Sequence[int], first_tokens: int
+    recipe: Recipe, name: str, facts: LayerFacts, sizes: Sequence[int], first_tokens: int
 ) -> list[TrainingSpec]:
     """List the trainings of a variant that starts grown; none where one size was enough.
 
@@ -149,7 +154,7 @@ def grown_specs(
     # The first training continues from the target's first round, each later one from its own.
     owner, tokens_before = recipe.target_name, first_tokens
     for smaller, layers in pairwise(sizes):
-        spec = specs_for(recipe, name, reference_layers, layers, tokens)[0]
+        spec = specs_for(recipe, name, facts, layers, tokens)[0]
         made_of = (
             f"{smaller} trained layers of {owner}, and layers {smaller}-{layers - 1} of the "
             "reference"
@@ -180,7 +185,7 @@ def first_layers(recipe: Recipe, reference: Reference) -> tuple[int, int]:
     layers = recipe.inherit.layers
     if layers == "advice":
         layers = min(reference.advised_layers or max(1, reference.layers // 2), most)
-    layers = layers or max(1, reference.layers // 2)
+    layers = layers or first_count(recipe, reference.layers)
     counts = {"inherit.layers": layers, "grow.max_layers": most}
     for name, variant in recipe.variants.items():
         if isinstance(variant.layers, int):
@@ -195,4 +200,29 @@ def first_layers(recipe: Recipe, reference: Reference) -> tuple[int, int]:
         raise RecipeError(
             f"inherit.layers is {layers}, above grow.max_layers {most}.", "Raise the second."
         )
+    _refuse_selection(recipe, reference.facts, layers)
     return layers, most
+
+
+def _refuse_selection(recipe: Recipe, facts: LayerFacts, layers: int) -> None:
+    """Refuse a selection of the target that cannot be, or cannot grow as the recipe says."""
+    select = recipe.inherit.select
+    try:
+        choose_layers(select, facts, layers, estimate=True)
+    except RecipeError as error:
+        raise RecipeError(f"inherit.select: {error.message}", error.hint) from error
+    if way_of(select) == "first":
+        return
+    if recipe.grow.weights == "keep" and recipe.grow.add:
+        raise RecipeError(
+            f"inherit.select is {escape(select)}: only a target of first layers grows with its "
+            "trained layers kept.",
+            "Use grow.weights: reinherit, or grow.add: 0.",
+        )
+    for name, variant in recipe.variants.items():
+        if variant.start == "grown":
+            raise RecipeError(
+                f"variants.{name} starts grown, which needs a target of first layers; "
+                f"inherit.select is {escape(select)}.",
+                "Leave this control out.",
+            )

@@ -16,7 +16,9 @@ from inheritune.surgery.cut import Options, check_inherit, inherit
 from inheritune.surgery.grow import check_grow, grow
 from inheritune.surgery.half_width import half_width, half_width_headers
 from inheritune.surgery.plan import stored_dtype
+from inheritune.surgery.selection import way_of
 from inheritune.surgery.stack import check_stack, stack
+from inheritune.surgery.ways import LayerFacts
 from inheritune.system.files import write_json
 from inheritune.system.strict_json import read_json
 
@@ -30,9 +32,9 @@ def check_starts(
     reference: ModelDirectory,
     sizes: Sequence[int],
     only: str | None = None,
-    layers_by_rank: Sequence[int] | None = None,
+    facts: LayerFacts | None = None,
 ) -> None:
-    """Refuse controls that cannot be built from a reference, before anything is trained.
+    """Refuse models that cannot be built from a reference, before anything is trained.
 
     The model's class is asked about each at its smallest and its largest size.
 
@@ -40,8 +42,7 @@ def check_starts(
         reference: Only its config and headers are read.
         sizes: Numbers of layers that the target may end with.
         only: Check this variant alone; None: all.
-        layers_by_rank: Layers of the reference, that of lowest attention rank first; None: not
-            measured yet.
+        facts: About the reference; None: nothing is measured yet.
 
     Raises:
         RecipeError: A control asks for layers that the reference does not have, for half of an odd
@@ -52,15 +53,19 @@ def check_starts(
     _refuse_more_ids(recipe, reference)
     total, tokens = reference.layers, recipe.train.tokens
     for name, variant in recipe.variants.items():
-        if variant.is_target or only not in (None, name):
+        is_prefix = variant.is_target and way_of(recipe.inherit.select) == "first"
+        if is_prefix or only not in (None, name):
             continue
         key = f"variants.{name}"
         try:
             counts = sorted({layers_of(variant, total, size) for size in sizes})
             for layers in counts:
                 key = f"variants.{name}" + (f", with {layers} layers" if len(counts) > 1 else "")
-                for spec in specs_for(recipe, name, total, layers, tokens, layers_by_rank):
-                    if layers in (counts[0], counts[-1]):
+                is_end = layers in (counts[0], counts[-1])
+                # Scores are measured for what is checked only: between the ends, numbers suffice.
+                known = facts if facts is not None and is_end else LayerFacts(total)
+                for spec in specs_for(recipe, name, known, layers, tokens):
+                    if is_end:
                         _check(reference, spec)
         except (RecipeError, SourceError) as error:
             raise type(error)(f"{key}: {error.message}", error.hint) from error

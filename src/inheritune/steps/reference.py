@@ -12,6 +12,8 @@ from inheritune.run_record.fields import finite_number
 from inheritune.steps.job import Job
 from inheritune.steps.reference_store import open_pinned
 from inheritune.steps.reference_training import train_reference, write_reference_start
+from inheritune.surgery.removal import LayerScores
+from inheritune.surgery.ways import LayerFacts
 from inheritune.system.progress import Progress
 from inheritune.system.strict_json import read_json
 
@@ -34,11 +36,17 @@ class Reference:
     advised_layers: int | None = None
     # Its layers that have attention, that of lowest rank first; None: not measured
     layers_by_rank: tuple[int, ...] | None = None
+    scores: LayerScores | None = None  # of its layers; None: there are no training tokens yet
 
     @property
     def layers(self) -> int:
         """Transformer layers."""
         return self.model.layers
+
+    @property
+    def facts(self) -> LayerFacts:
+        """What ways of choosing layers may use."""
+        return LayerFacts(self.layers, self.layers_by_rank, self.scores)
 
 
 def open_reference(job: Job) -> Reference:

@@ -11,12 +11,14 @@ from inheritune.recipe.variants import Variant
 from inheritune.run_directory import Run
 from inheritune.surgery.parts import PARTS
 from inheritune.surgery.selection import (
-    LayerFacts,
     choose_layers,
     describe_selection,
+    give_back_layers,
     needed_measurement,
     stated_count,
+    way_of,
 )
+from inheritune.surgery.ways import LayerFacts
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class TrainingSpec:
         return train.model_copy(update=changes)
 
     @property
+    def layer_map(self) -> tuple[int, ...]:
+        """Layers of the reference that an inherited start has, in their order."""
+        return tuple(self.inherited_layers or range(self.layers))
+
+    @property
     def keeps_optimizer_state(self) -> bool:
         """Whether AdamW's moments of the smaller model are taken over into the grown one."""
         return self.start in ("inherit", "grown") and self.grown_from is not None
@@ -88,18 +95,17 @@ def layers_of(variant: Variant, reference_layers: int, target_layers: int) -> in
 def specs_for(
     recipe: Recipe,
     name: str,
-    reference_layers: int,
+    facts: LayerFacts,
     layers: int,
     tokens: int,
-    layers_by_rank: Sequence[int] | None = None,
 ) -> list[TrainingSpec]:
     """List the trainings of a variant with its first seed, in order: one, or two of stacking.
 
     Args:
+        facts: About the reference. Where a selection needs a measurement that was not made yet, the
+            number of layers is right, and the layers are not.
         layers: From `layers_of`.
         tokens: Training tokens of each training.
-        layers_by_rank: Layers of the reference, that of lowest attention rank first; None: not
-            measured yet.
 
     Raises:
         RecipeError: The reference has no such layers, or their number cannot be halved.
@@ -124,8 +130,7 @@ def specs_for(
     # --- what a start has of its own ---
     first_half = []
     if variant.start == "inherit":
-        facts = LayerFacts(reference_layers, layers_by_rank)
-        chosen = choose_layers(variant.select, facts, layers, estimate=True)
+        chosen = inherited_layers(recipe, name, facts, layers)
         is_prefix = chosen == tuple(range(layers))
         spec = replace(spec, inherited_layers=None if is_prefix else list(chosen))
     elif variant.start == "stacking":
@@ -141,11 +146,47 @@ def specs_for(
         )
     elif variant.start == "hybrid-stacking":
         _half(layers)
-    if needed_measurement(variant.select):
-        made_of = _made_of_lazy(spec, layers_by_rank is not None)
-    else:
-        made_of = _made_of(spec)
-    return [*first_half, replace(spec, made_of=made_of)]
+    return [
+        *first_half,
+        replace(spec, made_of=_made_of(spec, _measured_choice(recipe, spec, facts))),
+    ]
+
+
+def selection_of(recipe: Recipe, name: str) -> str | None:
+    """The selection of a variant: ``select`` of its own, or of `inherit` for the target."""
+    return recipe.inherit.select if name == recipe.target_name else recipe.variants[name].select
+
+
+def inherited_layers(recipe: Recipe, name: str, facts: LayerFacts, layers: int) -> tuple[int, ...]:
+    """Layers of the reference that a variant inherits at a size; those of the target are nested."""
+    selection = selection_of(recipe, name)
+    if name == recipe.target_name:
+        first = first_count(recipe, facts.layers)
+        if layers > first:
+            return give_back_layers(selection, facts, first, layers, estimate=True)
+        if layers < first:
+            selection = way_of(selection) or selection
+    return choose_layers(selection, facts, layers, estimate=True)
+
+
+def first_count(recipe: Recipe, total: int) -> int:
+    """Number of layers of the first round, but for advice: as the recipe says, else half."""
+    layers = recipe.inherit.layers
+    stated = stated_count(recipe.inherit.select, total)
+    return layers if isinstance(layers, int) else stated or max(1, total // 2)
+
+
+def _measured_choice(recipe: Recipe, spec: TrainingSpec, facts: LayerFacts) -> str:
+    """Describe in words how layers are chosen by a measurement; empty if by none."""
+    selection = selection_of(recipe, spec.variant) if spec.start == "inherit" else None
+    need = needed_measurement(selection)
+    if need is None:
+        return ""
+    by = "with the lowest attention rank" if need == "layers_by_rank" else f"by {way_of(selection)}"
+    text = f"the {_layers(spec.layers)} of the reference {by}"
+    if getattr(facts, need) is None:
+        return f"{text} (which ones, the run measures)"
+    return f"{text}: {describe_selection(spec.layer_map)}"
 
 
 def _half(layers: int) -> int:
@@ -159,8 +200,10 @@ def _half(layers: int) -> int:
 # -- the start in words
 
 
-def _made_of(spec: TrainingSpec) -> str:
-    is_inherited_whole = spec.inherited_layers is None and spec.parts == "all"
+def _made_of(spec: TrainingSpec, measured_choice: str) -> str:
+    is_inherited_whole = (
+        spec.inherited_layers is None and spec.parts == "all" and not measured_choice
+    )
     if spec.start in ("inherit", "fresh") and is_inherited_whole and not _own_rate(spec):
         return ""
     if spec.start == "grown":  # `growth.grown_specs` knows from what, and completes the text
@@ -172,21 +215,15 @@ def _made_of(spec: TrainingSpec) -> str:
         "hybrid-stacking": f"the first {half} of the reference, twice",
         "half-width": "all layers of the reference, half as wide",
     }.get(spec.start, f"the first {_layers(spec.layers)} of the reference")
-    if spec.inherited_layers is not None:
+    if measured_choice:
+        text = measured_choice
+    elif spec.inherited_layers is not None:
         text = f"{describe_selection(spec.inherited_layers)} of the reference"
     if spec.parts == "outer-only":
         text = "embeddings, positions, final norm and head of the reference"
     if "paper-code" in spec.parts:
         text = f"{spec.parts}: {text}"
     return text + _fresh_parts(spec) + _own_rate(spec)
-
-
-def _made_of_lazy(spec: TrainingSpec, is_measured: bool) -> str:
-    text = f"the {_layers(spec.layers)} of the reference with the lowest attention rank"
-    if is_measured:
-        text += f": {describe_selection(spec.inherited_layers or range(spec.layers))}"
-    unknown = "" if is_measured else " (which ones, the run measures)"
-    return text + _fresh_parts(spec) + unknown + _own_rate(spec)
 
 
 def _fresh_parts(spec: TrainingSpec) -> str:

@@ -18,7 +18,8 @@ from inheritune.surgery.class_check.ask_class import ClassCheck, check_cut
 from inheritune.surgery.parts import fresh_names, make_fresh
 from inheritune.surgery.plan import InheritPlan, plan_inherit
 from inheritune.surgery.record import target_card
-from inheritune.surgery.selection import LayerFacts, choose_layers, describe_selection
+from inheritune.surgery.selection import choose_layers, describe_selection
+from inheritune.surgery.ways import LayerFacts
 from inheritune.surgery.write import ModelPlan, Written, to_json, write_model
 from inheritune.system.files import refuse_used_directory, sha256
 from inheritune.system.progress import Listener, silent

@@ -14,7 +14,8 @@ from inheritune.model_files.layers import Container, adapts_cut_layer, numbered
 from inheritune.model_files.safetensors import Tensor, item_bits, torch_name
 from inheritune.model_files.write import TargetTensor
 from inheritune.surgery.class_check.ask_class import ask_class
-from inheritune.surgery.selection import LayerFacts, choose_layers
+from inheritune.surgery.selection import choose_layers
+from inheritune.surgery.ways import LayerFacts
 
 # Kept in fp32 by the classes that have them: rotary tables, expert biases, state space decays.
 NEVER_NARROWED = ("inv_freq", "e_score_correction_bias", "A_log")

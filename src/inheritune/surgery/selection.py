@@ -4,96 +4,26 @@ A selection is a number (``13``: the first 13), a way and a number (``last:13``)
 the number stands elsewhere (``last`` beside ``layers: 13`` in a recipe), or a list of layers and
 ranges (``0-11,24,25``).
 
-To add a way of choosing layers:
 
-1. Write a function ``(facts, count) -> layer indices`` and enter it in `WAYS` with its form for
-   help texts.
-2. If it uses something measured on the reference, such as scores from calibration text, add a
-   field for that to `LayerFacts`, name the field in the way's ``needs``, measure it where
-   ``layers_by_rank`` is measured (`steps.analysis.with_attention_ranks`), and pass it on beside it
-   (`steps.reference.Reference`, `steps.training_spec`).
-3. Put `FORMS` into the description of ``select`` in recipe/variants.py and rewrite
-   recipes/recipe.schema.json; tests compare them.
+The ways are in `surgery.ways`.
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
 
 from inheritune.errors import RecipeError, escape
 from inheritune.model_files.layers import ranges
+from inheritune.surgery import removal
+from inheritune.surgery.removal import Cut
+from inheritune.surgery.ways import WAYS, LayerFacts
 
 _N = "[0-9]{1,6}"
 _LIST = re.compile(rf"{_N}(-{_N})?(,{_N}(-{_N})?)*")
-_WAY = re.compile(rf"(?P<name>[a-z+]*[a-z])(:(?P<number>{_N})(\+(?P<last>{_N}))?)?")
+_WAY = re.compile(rf"(?P<name>[a-z+-]*[a-z])(:(?P<number>{_N})(\+(?P<last>{_N}))?)?")
 
-
-@dataclass(frozen=True)
-class LayerFacts:
-    """Facts about a reference that ways of choosing layers may use."""
-
-    layers: int  # number of its layers, N
-    layers_by_rank: Sequence[int] | None = None  # lowest attention rank first; None: not measured
-
-
-@dataclass(frozen=True)
-class Way:
-    """A named way of choosing layers."""
-
-    choose: Callable[[LayerFacts, int], Sequence[int]]  # for a number from 1 to N
-    form: str  # an example for help texts
-    needs: str | None = None  # field of `LayerFacts` that must have been measured
-    counts: bool = True  # whether the number is the number of layers
-
-
-# --- the ways, each (facts, count) -> layer indices ---
-
-
-def _middle(facts: LayerFacts, count: int) -> Sequence[int]:
-    start = (facts.layers - count) // 2
-    return range(start, start + count)
-
-
-def _first_and_last(facts: LayerFacts, count: int) -> Sequence[int]:
-    if count < 2:
-        raise RecipeError("first+last needs two layers at least.", "Choose more layers.")
-    return (*range(count - 1), facts.layers - 1)
-
-
-def _strided(facts: LayerFacts, count: int) -> Sequence[int]:
-    # Layer i of n is round(i (N - 1) / (n - 1)), half up, in integers: floats round halves to even,
-    # and so not always to the same side.
-    steps = max(count - 1, 1)
-    return [(2 * i * (facts.layers - 1) + steps) // (2 * steps) for i in range(count)]
-
-
-def _lazy(facts: LayerFacts, count: int) -> Sequence[int]:
-    by_rank = facts.layers_by_rank or ()
-    if count > len(by_rank):
-        raise RecipeError(
-            f"lazy asks for {count} layers, but {len(by_rank)} have attention.",
-            "Choose fewer layers, or another select.",
-        )
-    return sorted(by_rank[:count])
-
-
-# Named choices from Sanyal et al., Inheritune, arXiv 2404.08634, and its controls.
-WAYS = {
-    "first": Way(lambda facts, n: range(n), "13 or first:13 (the first 13)"),
-    "last": Way(lambda facts, n: range(facts.layers)[-n:], "last:13"),
-    "middle": Way(_middle, "middle:13"),
-    "first+last": Way(_first_and_last, "first+last:10+3 (first 10, last 3; first+last:13 is 12+1)"),
-    "strided": Way(_strided, "strided:13 (evenly spread)"),
-    "every": Way(
-        lambda facts, step: range(facts.layers)[::step], "every:2 (0, 2, 4, ...)", counts=False
-    ),
-    "lazy": Way(_lazy, "lazy:13 (lowest attention rank; in recipes only)", needs="layers_by_rank"),
-}
+# Every form of a selection, for help texts.
 FORMS = ", ".join(way.form for way in WAYS.values()) + ", or a list such as 0-11,24,25"
-
-
-# --- the grammar ---
 
 
 def choose_layers(
@@ -110,8 +40,8 @@ def choose_layers(
             which are checked. None: ``"first"``.
         facts: The reference's number of layers, and the measurements made so far.
         count: Number of layers, if stated elsewhere; a selection with another number is refused.
-        estimate: Replace a way that needs a missing measurement by the last layers. Their number is
-            right, which is enough for checks and sizes before a run.
+        estimate: Replace a way that needs a missing measurement by a fixed choice. Its number of
+            layers is right, which is enough for checks and sizes before a run.
 
     Returns:
         Layer indices from 0, ascending, at least one.
@@ -134,11 +64,60 @@ def choose_layers(
     return chosen
 
 
-def needed_measurement(selection: str | None) -> str | None:
-    """Return the field of `LayerFacts` that a selection needs; None if it needs none."""
-    match = _WAY.fullmatch((selection or "").strip())
-    way = WAYS.get(match["name"]) if match else None
-    return way.needs if way else None
+def give_back_layers(
+    layers: int | str | Sequence[int] | None,
+    facts: LayerFacts,
+    first: int,
+    count: int,
+    *,
+    estimate: bool = False,
+) -> Cut:
+    """Choose ``count`` layers that contain the ``first`` ones of a selection.
+
+    Where larger choices of the way have all layers of its smaller ones, its own order is followed;
+    else the layer whose return lowers the KL divergence most comes back first.
+
+    Args:
+        layers, facts, estimate: As for `choose_layers`.
+
+    Raises:
+        RecipeError: As for `choose_layers`; or scores are needed, and cannot be measured.
+    """
+    way = way_of(layers)
+    if count > first and way is not None and WAYS[way].nested:
+        return choose_layers(way, facts, count, estimate=estimate)
+    cut = choose_layers(layers, facts, first, estimate=estimate)
+    if count == first:
+        return cut
+    if facts.scores is None:
+        if not estimate:
+            raise _not_measured(f"giving back layers of {layers}")
+        missing = [layer for layer in range(facts.layers) if layer not in cut]
+        return tuple(sorted((*cut, *missing[: count - first])))
+    with facts.scores.in_memory():
+        return removal.give_back(facts.scores, facts.layers, cut, count)
+
+
+def way_of(selection: int | str | Sequence[int] | None) -> str | None:
+    """Return the name in `WAYS` that a selection uses; None for a list of layers."""
+    if selection is None or isinstance(selection, int):
+        return "first"
+    text = selection.strip() if isinstance(selection, str) else ""
+    if re.fullmatch(_N, text):
+        return "first"
+    match = _WAY.fullmatch(text)
+    return match["name"] if match and match["name"] in WAYS else None
+
+
+def needed_measurement(selection: str | None, grows: bool = False) -> str | None:
+    """Return the field of `LayerFacts` that a selection needs; None if it needs none.
+
+    With ``grows``, also what giving back layers needs.
+    """
+    way = way_of(selection)
+    if grows and (way is None or not WAYS[way].nested):
+        return "scores"
+    return WAYS[way].needs if way else None
 
 
 def stated_count(selection: str | None, total: int) -> int | None:
@@ -200,14 +179,21 @@ def _read(text: str, facts: LayerFacts, count: int | None, estimate: bool) -> tu
 def _choose(name: str, number: int, facts: LayerFacts, estimate: bool) -> tuple[int, ...]:
     _refuse_count(number, facts.layers)
     way = WAYS[name]
+    if number < way.least:
+        raise RecipeError(f"{name} needs two layers at least.", "Choose more layers.")
     if way.needs is not None and getattr(facts, way.needs) is None:
         if not estimate:
-            raise RecipeError(
-                f"{name} needs a measurement of the reference's layers, which only a run makes.",
-                "Use it as `select` of a variant in a recipe, or choose the layers another way.",
-            )
-        way = WAYS["last"]
+            raise _not_measured(name)
+        # Both ends stay in most choices by scores.
+        way = WAYS["first+last" if way.needs == "scores" and number > 1 else "last"]
     return tuple(way.choose(facts, number))
+
+
+def _not_measured(what: str) -> RecipeError:
+    return RecipeError(
+        f"{what} needs a measurement of the reference's layers.",
+        "Give calibration text (--text), use it in a recipe, or choose the layers another way.",
+    )
 
 
 def _refuse_count(count: int, total: int) -> None:
