@@ -20,7 +20,7 @@ FLOORS = [
     {"model_files", "recipe", "run_directory"},
     {"surgery", "data"},
     {"conversion", "training"},
-    {"analysis", "evaluation", "verification"},
+    {"analysis", "evaluation", "repair", "verification"},
     {"reporting", "steps"},
     {"planning", "publishing"},
     {"run"},
@@ -32,11 +32,11 @@ FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in 
 
 SLOW = {"torch", "transformers"}
 # These packages load torch when they are imported; importing any other must not.
-HEAVY = {"analysis", "evaluation", "training"}
+HEAVY = {"analysis", "evaluation", "repair", "training"}
 # Rooms whose work the commands have done by the API; they may import types of their results.
 WORKING = {
     *("analysis", "conversion", "data", "evaluation", "model_files", "planning", "publishing"),
-    *("run", "steps", "surgery", "training", "verification"),
+    *("repair", "run", "steps", "surgery", "training", "verification"),
 }
 SHOWN = {
     "inheritune.cli.model": {"inheritune.surgery.selection"},  # the grammar of layers, for help

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inheritune.data.sources import open_sources
-from inheritune.data.tokenizer import TextTokenizer, encode_documents, open_tokenizer
+from inheritune.data.calibration import first_ids
+from inheritune.data.tokenizer import TextTokenizer, open_tokenizer
 from inheritune.data.tokens import TokenStream, open_tokens
 from inheritune.errors import DataError, RecipeError
 from inheritune.model_files.config import text_config
-from inheritune.recipe.schema import Data
 
 if TYPE_CHECKING:
     from inheritune.model_files.directory import ModelDirectory
@@ -94,7 +93,7 @@ def sequences_for(
         drawn = draw_sequences(directory.val, count, length, first_id, str(tokens))
     else:
         source = text or _DEFAULT_TEXT
-        ids = _encode(source, tokenizer, count * length * _TEXT_IDS)
+        ids = first_ids(source, tokenizer, count * length * _TEXT_IDS)
         drawn = draw_sequences(ids, count, length, first_id, source)
 
     # --- fewer sequences than requested would be another measurement ---
@@ -125,18 +124,6 @@ def _configured_bos(model: "ModelDirectory") -> int:
     if not isinstance(bos, int):
         raise DataError(f"{model.name} names no BOS token.", "Leave --bos out.")
     return bos
-
-
-def _encode(text: str, tokenizer: TextTokenizer, most_ids: int) -> NDArray[np.int64]:
-    """Encode documents of a text until there are ``most_ids`` ids, or no more documents."""
-    parts, total = [np.empty(0, dtype=np.int64)], 0
-    for source in open_sources(Data(source=text)):
-        for _, document in source.read():
-            parts += list(encode_documents(tokenizer, [document.text]))
-            total += len(parts[-1])
-            if total >= most_ids:
-                return np.concatenate(parts)
-    return np.concatenate(parts)
 
 
 def draw_sequences(

@@ -43,6 +43,9 @@ def inherit(
     seed: int = 0,
     class_check: bool = True,
     sha256: bool = False,
+    repair: str = "none",
+    text: PathLike | None = None,
+    repair_tokens: int | str = 16_384,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     progress: ProgressOption = True,
 ) -> "ModelDirectory":
@@ -67,6 +70,10 @@ def inherit(
         class_check: Let the transformers class check the cut; without it, only first layers can be
             cut.
         sha256: Also record SHA-256 digests, which takes longer.
+        repair: Fit layers at the cut to the reference by least squares, before any training:
+            ``"sequential"``, ``"linear"``, ``"scale"`` or ``"none"``.
+        text: Training text to fit on, as `data.source` of a recipe; only with ``repair``.
+        repair_tokens: Tokens of it to fit on, such as ``"16K"``.
         tokenizer: Tokenizer of a model in memory; None: the one that it was loaded with.
         progress: True draws a bar, False is silent, a function is called with each event.
 
@@ -82,11 +89,19 @@ def inherit(
     Source: Sanyal et al., Inheritune, arXiv 2404.08634, algorithm 1.
     """
     from inheritune.model_files.in_memory import opened_model
+    from inheritune.recipe.values import amount_of_tokens
     from inheritune.surgery.cut import Options
     from inheritune.surgery.cut import inherit as inherit_layers
 
     if not isinstance(layers, str | Sequence):
         layers = index(layers)  # of numpy, too
+    if (repair != "none") != (text is not None):
+        raise RecipeError(
+            "a repair needs text to fit on."
+            if text is None
+            else "text is there for a repair only.",
+            "Give both --repair and --text, or neither.",
+        )
     with (
         call(progress) as on_progress,
         opened_model(reference, revision, whole=False, tokenizer=tokenizer) as directory,
@@ -94,7 +109,16 @@ def inherit(
         options = Options(
             dtype=dtype, parts=parts, seed=seed, class_check=class_check, sha256=sha256
         )
-        return inherit_layers(directory, layers, Path(out), options, on_progress)
+        if text is None:
+            return inherit_layers(directory, layers, Path(out), options, on_progress)
+        from inheritune.repair.inherit import calibration_of_text, inherit_repaired
+
+        tokens = amount_of_tokens(repair_tokens)
+        calibration = calibration_of_text(directory, repair, os.fspath(text), tokens)
+        repaired = inherit_repaired(
+            directory, layers, Path(out), calibration, options, on_progress=on_progress
+        )
+        return repaired.target
 
 
 def grow(

@@ -58,6 +58,17 @@ def inherit(
     sha256: Annotated[
         bool, typer.Option("--sha256", help="Also record SHA-256 digests; slower.")
     ] = False,
+    repair: Annotated[
+        str,
+        typer.Option(
+            help="Fit layers at the cut to the reference by least squares, with no training: "
+            "sequential, linear, scale or none. Needs --text."
+        ),
+    ] = "none",
+    text: Annotated[
+        str | None, typer.Option(help="Training text to fit on, as data.source of a recipe.")
+    ] = None,
+    repair_tokens: Annotated[str, typer.Option(help="Tokens of it to fit on.")] = "16K",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -80,6 +91,9 @@ def inherit(
             seed=seed,
             class_check=not (no_class_check or no_gate),
             sha256=sha256,
+            repair=repair,
+            text=text,
+            repair_tokens=repair_tokens,
         )
         record = read_json_object(target.path / "inherit.json", MODEL_FILE, "the record")
         kept, total = record["layer_map"], record["reference"]["layers"]
@@ -89,7 +103,7 @@ def inherit(
                 {"target": str(out), "layers": len(kept)}
                 | {"layer_map": kept, "reference_layers": total}
                 | {"params": target.params, "bytes": size}
-                | {key: record[key] for key in ("config_edits", "check")}
+                | {key: record[key] for key in ("config_edits", "check", "repair") if key in record}
             )
             return
         for edit in record["config_edits"]:
@@ -100,6 +114,11 @@ def inherit(
         if fresh := record["fresh_tensors"]:
             seed = record["seed"]
             say(f"  {len(fresh)} tensors are freshly initialised by the class with seed {seed}")
+        for entry in record.get("repair", {"layers": []})["layers"]:
+            left = "unchanged: nothing is gained on held-out windows"
+            if entry["tensors"]:
+                left = f"repaired, {entry['error']:.0%} of the error is left on held-out windows"
+            say(f"  layer {entry['layer']}: {left}")
         parameters = f"{target.params:,} parameters"
         say(f"{out}: {describe_selection(kept)} of {total}, {parameters}; {record['check']}.")
         command = f"inheritune verify {quote(str(out))} --reference {quote(reference)}"

@@ -18,6 +18,7 @@ from inheritune.surgery.class_check.ask_class import ClassCheck, check_cut
 from inheritune.surgery.parts import fresh_names, make_fresh
 from inheritune.surgery.plan import InheritPlan, plan_inherit
 from inheritune.surgery.record import target_card
+from inheritune.surgery.repaired import UNREPAIRED, RepairedTensors
 from inheritune.surgery.selection import choose_layers, describe_selection
 from inheritune.surgery.ways import LayerFacts
 from inheritune.surgery.write import ModelPlan, Written, to_json, write_model
@@ -45,6 +46,7 @@ def inherit(
     out: Path,
     options: Options = Options(),
     on_progress: Listener = silent,
+    repaired: RepairedTensors = UNREPAIRED,
 ) -> ModelDirectory:
     """Write some layers of a reference, and everything around them, as a model directory.
 
@@ -58,6 +60,7 @@ def inherit(
         layers: A number of first layers, layer indices in ascending order, or a text in the
             grammar of `selection.choose_layers`.
         out: Must not exist, or be empty.
+        repaired: Tensors that are written in place of the reference's; see `repair.inherit`.
 
     Raises:
         RecipeError: The reference has no such layers, or ``out`` is used already or lies in it.
@@ -66,8 +69,8 @@ def inherit(
 
     Source: Sanyal et al., Inheritune, arXiv 2404.08634, algorithm 1.
     """
-    _refuse_options(reference, out, options)
-    return write_model(out, _plan(reference, layers, options), on_progress)
+    refuse_options(reference, out, options)
+    return write_model(out, _plan(reference, layers, options, repaired), on_progress)
 
 
 def check_inherit(
@@ -77,7 +80,8 @@ def check_inherit(
     _plan(reference, layers, options).check()
 
 
-def _refuse_options(reference: ModelDirectory, out: Path, options: Options) -> None:
+def refuse_options(reference: ModelDirectory, out: Path, options: Options) -> None:
+    """Refuse options that contradict each other, and a directory that is in use."""
     if Path(os.path.realpath(out)).is_relative_to(reference.path.resolve()):
         raise RecipeError(f"{out} lies in the reference's directory.", "Name another directory.")
     refuse_used_directory(out)
@@ -88,7 +92,10 @@ def _refuse_options(reference: ModelDirectory, out: Path, options: Options) -> N
 
 
 def _plan(
-    reference: ModelDirectory, layers: int | str | Sequence[int], options: Options
+    reference: ModelDirectory,
+    layers: int | str | Sequence[int],
+    options: Options,
+    repaired: RepairedTensors = UNREPAIRED,
 ) -> ModelPlan:
     layer_map = choose_layers(layers, LayerFacts(reference.layers))
     if layer_map != tuple(range(len(layer_map))) and not options.class_check:
@@ -108,8 +115,11 @@ def _plan(
         tensors=cut.tensors,
         downloads=[tensor.source for tensor in cut.tensors if tensor.name not in fresh],
         check=partial(_check, reference, cut, options),
-        records=partial(_records, reference, cut, options),
-        make=partial(make_fresh, cut, fresh, options.parts, options.seed),
+        records=partial(_records, reference, cut, options, repaired),
+        make=lambda scratch: {
+            **make_fresh(cut, fresh, options.parts, options.seed, scratch),
+            **repaired.tensors,
+        },
         sha256=options.sha256,
     )
 
@@ -153,10 +163,14 @@ def _refuse_other_tying(reference: ModelDirectory, parts: str, tied: bool) -> No
 
 
 def _records(
-    reference: ModelDirectory, cut: InheritPlan, options: Options, written: Written
+    reference: ModelDirectory,
+    cut: InheritPlan,
+    options: Options,
+    repaired: RepairedTensors,
+    written: Written,
 ) -> Mapping[str, bytes]:
     _warn(written, reference)
-    record = _inherit_json(reference, cut, options, written)
+    record = _inherit_json(reference, cut, options, repaired, written)
     card = target_card(record, reference.revision is not None, reference_fields(reference))
     return {"inherit.json": to_json(record), "README.md": card.encode()}
 
@@ -192,8 +206,13 @@ def _hub_comparison(reference: ModelDirectory) -> str | None:
 
 
 def _inherit_json(
-    reference: ModelDirectory, cut: InheritPlan, options: Options, written: Written
+    reference: ModelDirectory,
+    cut: InheritPlan,
+    options: Options,
+    repaired: RepairedTensors,
+    written: Written,
 ) -> dict[str, Any]:
+    fresh = written.made - repaired.tensors.keys()
     return {
         "format": 2,
         "inheritune": __version__,
@@ -210,8 +229,9 @@ def _inherit_json(
         "mode": "copy",
         "dtype": DTYPES[options.dtype] if options.dtype else None,
         "parts": options.parts,
-        "seed": options.seed if written.made else None,
-        "fresh_tensors": sorted(written.made),
+        "seed": options.seed if fresh else None,
+        "fresh_tensors": sorted(fresh),
+        **({"repair": dict(repaired.record)} if repaired.record else {}),
         "dropped_prediction_tensors": cut.dropped_prediction,
         "config_edits": [asdict(edit) for edit in cut.edits],
         "unused_tensors": written.check.unused,

@@ -87,7 +87,13 @@ def _refuse_moved_layers(target: ModelDirectory) -> None:
     path = target.path / "inherit.json"
     if not path.is_file():  # a trained target may have none
         return
-    layer_map = read_json_object(path, MODEL_FILE.times(10), "the record").get("layer_map")
+    record = read_json_object(path, MODEL_FILE.times(10), "the record")
+    layer_map = record.get("layer_map")
+    if "repair" in record:
+        raise UnsupportedModelError(
+            f"{target.name} was repaired to do without the layers above it.",
+            "Only a target that was cut without a repair can grow.",
+        )
     if layer_map is not None and layer_map != list(range(target.layers)):
         raise UnsupportedModelError(
             f"{target.name} does not have the first layers of its reference: {escape(layer_map)}.",

@@ -8,6 +8,7 @@ from inheritune.model_files.card import join_front_matter
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.safetensors import DTYPES
 from inheritune.surgery.parts import PARTS, STRAY, fresh_names
+from inheritune.surgery.repaired import repaired_names
 from inheritune.surgery.selection import describe_selection
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
@@ -62,12 +63,23 @@ def _broken_key(record: dict[str, Any]) -> str:
         return "layer_map"
     if dtype is not None and dtype not in list(DTYPES.values()):
         return "dtype"
+    try:
+        repaired_names(record)
+    except ValueError:
+        return "repair"
     return "" if record.get("parts") in PARTS else "parts"
 
 
 def _refuse_other_parts(target: ModelDirectory, record: dict[str, Any]) -> None:
     """Refuse a record whose fresh tensors are not those that its parts leave out."""
     recorded = {name for name, entry in record["tensors"].items() if entry.get("source") is None}
+    repaired = repaired_names(record)
+    if other := min(repaired - recorded, default=""):
+        raise SourceError(
+            f"the record of {target.path} calls {escape(other)} repaired, and names its source.",
+            "Write the target again.",
+        )
+    recorded -= repaired
     by_parts = fresh_names(target.tensors, target.container.prefix, record["parts"])
     inherited_too = {name for name in by_parts - recorded if not name.endswith(STRAY)}
     if other := min([*(recorded - by_parts), *inherited_too], default=""):
@@ -112,6 +124,14 @@ def target_card(
     ]
     if record["dtype"]:
         lines[-1] += f" Its weights were cast to {record['dtype']}."
+    if repaired := repaired_names(record):
+        lines[-1] = lines[-1].replace("copied bit for bit", "copied bit for bit but for a repair")
+        lines += [
+            "",
+            f"**It was repaired**: {len(repaired)} tensors at the cut were fitted to the layers "
+            f"that are left out (`{record['repair']['method']}`, by least squares on "
+            f"{record['repair']['tokens']:,} tokens of text).",
+        ]
     if record["fresh_tensors"]:
         fresh = PARTS[record["parts"]]
         lines += [

@@ -15,6 +15,7 @@ from inheritune.model_files.scan import Scan, refuse_not_finite, scan
 from inheritune.model_files.write import TargetTensor, read_chunks
 from inheritune.surgery.plan import InheritPlan, plan_inherit
 from inheritune.surgery.record import read_inherit_record
+from inheritune.surgery.repaired import repaired_names
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 from inheritune.verification.run_model import Finding, check_class, run_target
 
@@ -156,16 +157,17 @@ def _compare_bytes(
     scans: Mapping[str, Scan],
 ) -> Finding:
     fresh = {name for name, entry in record["tensors"].items() if entry.get("source") is None}
+    repaired = repaired_names(record)
     inherited = [tensor for tensor in plan.tensors if tensor.name not in fresh]
     reference.download(tensor.source for tensor in inherited)
-    for tensor in inherited:
+    for tensor in plan.tensors:
         stored = target.tensors[tensor.name]
         if (tensor.dtype, tensor.shape) != (stored.dtype, stored.shape):
             raise SourceError(
                 f"{escape(stored.name)} is {stored.dtype} {stored.shape}; from the reference it "
                 f"would be {tensor.dtype} {tensor.shape}."
             )
-        if _source_digest(tensor) != scans[tensor.name].xxh3:
+        if tensor.name not in fresh and _source_digest(tensor) != scans[tensor.name].xxh3:
             raise SourceError(
                 f"{escape(tensor.name)} differs from {escape(tensor.source.name)} of the "
                 "reference.",
@@ -174,6 +176,9 @@ def _compare_bytes(
     _warn_of_dropped(reference, inherited)
     cast_to = f", cast to {record['dtype']}" if record.get("dtype") else ", bit for bit"
     text = f"{len(inherited)} tensors equal the reference's{cast_to}"
+    if repaired:
+        text += f"; {len(repaired)} were repaired, as recorded"
+    fresh -= repaired
     return Finding("bytes", text + (f"; {len(fresh)} are fresh, as recorded" if fresh else ""))
 
 

@@ -89,6 +89,7 @@ def _compare_outputs(
         "the target was trained": trained or "grown_from" in record,
         f"its weights were cast to {record.get('dtype')}": record.get("dtype") is not None,
         "parts of it are fresh": record.get("parts") != "all",
+        "layers of it were repaired": "repair" in record,
         "the reference is not whole on this machine": reference is not None
         and not _is_whole(reference),
     }

@@ -1,0 +1,67 @@
+"""Draw calibration windows, the training text that layers are chosen or repaired by.
+
+N windows of T tokens.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inheritune.data.order import sample_ids
+from inheritune.data.sources import open_sources
+from inheritune.data.tokenizer import TextTokenizer, encode_documents
+from inheritune.data.tokens import TokenStream
+from inheritune.errors import DataError
+from inheritune.recipe.schema import Data
+
+
+def calibration_windows(
+    stream: TokenStream | NDArray[np.int64], tokens: int, seq_len: int, seed: int = 0
+) -> NDArray[np.int64]:
+    """Draw windows that do not overlap, in the order in which a training would see them.
+
+    Args:
+        stream: The training split of prepared tokens, never the validation split; or ids of a text.
+        tokens: N x T, rounded down to whole windows.
+        seq_len: T.
+        seed: Seed of the order.
+
+    Returns:
+        (N, T) int64.
+
+    Raises:
+        DataError: The text has fewer tokens.
+    """
+    count = max(1, tokens // seq_len)
+    ids = len(stream) if isinstance(stream, np.ndarray) else stream.num_ids
+    available = max(0, (ids - 1) // seq_len)
+    if count > available:
+        raise DataError(
+            f"the calibration text has {available} windows of {seq_len} tokens, {count} are asked "
+            "for.",
+            f"Give more text, or ask for {available * seq_len} tokens."
+            if available
+            else "Give more text.",
+        )
+    chosen = sample_ids(0, count, available, seed, epoch=0)
+    if isinstance(stream, np.ndarray):
+        return stream[: available * seq_len].reshape(available, seq_len)[chosen]
+    return stream.samples(chosen, seq_len)[:, :-1]
+
+
+def first_ids(text: str, tokenizer: TextTokenizer, most: int) -> NDArray[np.int64]:
+    """Encode documents of a text until there are ``most`` ids, or no more documents.
+
+    Args:
+        text: As `data.source` of a recipe.
+
+    Returns:
+        (n,) int64; the last document is whole, so that n may exceed ``most``.
+    """
+    parts, total = [np.empty(0, dtype=np.int64)], 0
+    for source in open_sources(Data(source=text)):
+        for _, document in source.read():
+            parts += list(encode_documents(tokenizer, [document.text]))
+            total += len(parts[-1])
+            if total >= most:
+                return np.concatenate(parts)
+    return np.concatenate(parts)

@@ -1,0 +1,211 @@
+"""Inherit layers of a reference, repaired: fit them, and write them with the rest of the cut.
+
+N windows of T tokens.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from inheritune.data.calibration import calibration_windows, first_ids
+from inheritune.data.tokenizer import open_tokenizer
+from inheritune.errors import RecipeError, UnsupportedModelError, escape
+from inheritune.model_files.config import max_positions
+from inheritune.model_files.directory import ModelDirectory
+from inheritune.model_files.safetensors import DTYPES, read_header, torch_name
+from inheritune.model_files.write import TargetTensor
+from inheritune.repair.repair import Repair, repair_layers, repaired_places
+from inheritune.surgery.cut import Options, check_inherit, inherit, refuse_options
+from inheritune.surgery.plan import plan_inherit
+from inheritune.surgery.repaired import UNREPAIRED, RepairedTensors
+from inheritune.surgery.selection import choose_layers
+from inheritune.surgery.ways import LayerFacts
+from inheritune.system.files import scratch_directory, write_errors
+from inheritune.system.progress import Listener, silent
+from inheritune.system.signals import StopFlag
+from inheritune.training.hardware import choose_device
+from inheritune.training.layers import find_layers
+from inheritune.training.models import load_model
+
+if TYPE_CHECKING:
+    import numpy as np
+
+METHODS = ("sequential", "linear", "scale")
+_DEFAULTS = Options()
+_SEQ_LEN = 256  # tokens of a window of a text, at most
+_TEXT_IDS = 64  # a text is read until it has given this many times the ids that are drawn from it
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a cut is repaired, and on what."""
+
+    method: str  # one of `METHODS`
+    windows: "NDArray[np.int64]"  # ids of training text, (N, T)
+    source: str  # the text in words, or the fingerprint of its tokens
+    seed: int = 0  # seed by which the windows were drawn
+
+
+def calibration_of_text(
+    reference: ModelDirectory, method: str, text: str, tokens: int
+) -> Calibration:
+    """Draw calibration windows from a text, in the reference's tokens.
+
+    Raises:
+        DataError: The text has fewer tokens.
+    """
+    seq_len = min(_SEQ_LEN, max_positions(reference.config) or _SEQ_LEN)
+    ids = first_ids(text, open_tokenizer(reference.path), tokens * _TEXT_IDS)
+    return Calibration(method, calibration_windows(ids, tokens, seq_len), text)
+
+
+@dataclass(frozen=True)
+class RepairedTarget:
+    """A target, and what its repair took."""
+
+    target: ModelDirectory
+    flops: float
+
+
+def inherit_repaired(
+    reference: ModelDirectory,
+    layers: int | str | Sequence[int],
+    out: Path,
+    calibration: Calibration,
+    options: Options = _DEFAULTS,
+    stop: StopFlag | None = None,
+    on_progress: Listener = silent,
+    task: str = "repair",
+) -> RepairedTarget:
+    """Write a cut as `surgery.cut.inherit` does, its layers at gaps fitted to the reference.
+
+    The fit is computed in fp32, with sums in fp64, and stored in the dtype that the cut has; see
+    `repair_layers`. The reference is loaded whole.
+
+    Raises:
+        RecipeError: The options contradict each other, or ``out`` is in use.
+        UnsupportedModelError: A layer has no projection that a repair can be folded into exactly.
+        Interrupted: ``stop`` was set; nothing was written.
+    """
+    refuse_options(reference, out, options)
+    layer_map = choose_layers(layers, LayerFacts(reference.layers))
+    refuse_repair(reference, layer_map, calibration.method, options.parts)
+    check_inherit(reference, layer_map, options)
+    reference.download(reference.tensors.values(), on_progress)
+    with write_errors(out), scratch_directory(out.absolute()) as scratch:
+        model: Any = load_model(reference.path)
+        files = _Files(reference, layer_map, options)
+        repair = repair_layers(
+            model.to(choose_device()),
+            reference.layers,
+            layer_map,
+            calibration.windows,
+            calibration.method,
+            stored_dtype=files.dtype_of,
+            stop=stop,
+            on_progress=on_progress,
+            task=task,
+        )
+        repaired = files.written(model, repair, calibration, scratch)
+        del model
+        target = inherit(reference, layer_map, out, options, on_progress, repaired)
+    return RepairedTarget(target, repair.flops)
+
+
+def refuse_repair(
+    reference: ModelDirectory, layer_map: Sequence[int], method: str, parts: str = "all"
+) -> None:
+    """Refuse a repair that is impossible, judged without a weight.
+
+    Raises:
+        RecipeError: There is no such method, or parts of the layers are fresh.
+        UnsupportedModelError: The method changes nothing at these layers.
+    """
+    if method not in METHODS:
+        raise RecipeError(
+            f"unknown repair {escape(method)!r}.", f"Choose none, {', '.join(METHODS)}."
+        )
+    if parts != "all":
+        raise RecipeError(
+            f"parts: {escape(parts)} leaves weights fresh, which no repair can fit.",
+            "Leave parts or repair out.",
+        )
+    repaired_places(layer_map, reference.layers, method)
+
+
+class _Files:
+    """Where the parameters of a reference's layers lie on disk, and under which names they go."""
+
+    def __init__(
+        self, reference: ModelDirectory, layer_map: Sequence[int], options: Options
+    ) -> None:
+        dtype = DTYPES[options.dtype] if options.dtype else None
+        tensors = plan_inherit(reference, layer_map, dtype=dtype).tensors
+        self._targets = {tensor.source.name: tensor for tensor in tensors}
+        self._reference = reference
+
+    def dtype_of(self, layer: int, parameter: str, weight: Tensor) -> torch.dtype:
+        """Return the dtype that the cut stores a parameter in; refuse one that is not on disk."""
+        return getattr(torch, torch_name(self._find(layer, parameter, weight).dtype))  # type: ignore[no-any-return]
+
+    def _find(self, layer: int, parameter: str, weight: Tensor | None = None) -> TargetTensor:
+        name = f"{self._reference.container.prefix}{layer}.{parameter}"
+        target = self._targets.get(name)
+        if weight is not None and target is not None:
+            with safe_open(target.source.file, "pt") as file:
+                values = file.get_tensor(name).float()
+            if not torch.equal(values, weight.detach().cpu()):
+                target = None
+        if target is None:
+            raise UnsupportedModelError(
+                f"{self._reference.name} keeps {escape(parameter)} of layer {layer} in another "
+                "form than its class, so a repair of it cannot be stored.",
+                "Leave the repair out (repair: none).",
+            )
+        return target
+
+    def written(
+        self, model: Any, repair: Repair, calibration: Calibration, scratch: Path
+    ) -> RepairedTensors:
+        """Write the changed parameters of a model to a file that is to be copied from."""
+        layers = find_layers(model, self._reference.layers)
+        values: dict[str, Tensor] = {}
+        targets: dict[str, TargetTensor] = {}
+        entries = []
+        for one in repair.layers:
+            names = []
+            for parameter in one.parameters if one.ridge is not None else ():
+                target = self._find(one.layer, parameter)
+                weight = layers[one.layer].get_parameter(parameter).detach()
+                values[target.name] = weight.cpu().contiguous()
+                targets[target.name] = target
+                names.append(target.name)
+            places = {"layer": one.place, "reference_layer": one.layer, "tensors": names}
+            entries.append(places | {"ridge": one.ridge, "error": one.error})
+        if not repair.layers:
+            return UNREPAIRED
+        file, stored = scratch / "repaired.safetensors", {}
+        if values:
+            save_file(values, file)
+            stored = {tensor.name: tensor for tensor in read_header(file)[0]}
+        windows = calibration.windows
+        return RepairedTensors(
+            {name: TargetTensor(name, stored[name], targets[name].dtype) for name in values},
+            {
+                "method": calibration.method,
+                "source": calibration.source,
+                "tokens": windows.size,
+                "seq_len": windows.shape[1],
+                "seed": calibration.seed,
+                "ids_sha256": hashlib.sha256(windows.astype("<i8").tobytes()).hexdigest(),
+                "layers": entries,
+            },
+        )

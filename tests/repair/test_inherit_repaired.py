@@ -1,0 +1,203 @@
+"""A repaired cut on disk: what is written, recorded and proven, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import inheritune
+from inheritune.cli.app import app
+from inheritune.errors import DataError, RecipeError, SourceError, UnsupportedModelError
+from inheritune.model_files.directory import open_model
+from inheritune.repair.inherit import Calibration, inherit_repaired
+from inheritune.repair.repair import repair_layers
+from inheritune.surgery.cut import Options
+from inheritune.training.models import load_model
+
+WINDOWS = np.random.default_rng(0).integers(1, 320, (20, 24))
+CALIBRATION = Calibration("sequential", WINDOWS, "numbers")
+PATH = "transformer.h.1.mlp.c_proj"
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory) -> Path:
+    """A GPT-2 of 4 layers with a tokenizer."""
+    directory = tmp_path_factory.mktemp("gpt2") / "gpt2"
+    rows = tiny_models.train_tokenizer(directory)
+    tiny_models.build("gpt2", vocab_size=rows).save_pretrained(directory)
+    return directory
+
+
+def record_of(target: Path) -> dict:
+    return json.loads((target / "inherit.json").read_text())
+
+
+def findings(target: Path, reference: Path) -> dict[str, str]:
+    done = inheritune.verify(target, reference, progress=False)
+    return {finding.part: finding.text for finding in done.findings}
+
+
+def test_the_files_hold_the_repaired_weights_and_the_rest_bit_for_bit(gpt2, tmp_path):
+    out = tmp_path / "out"
+    target = inherit_repaired(open_model(str(gpt2)), "0,1,3", out, CALIBRATION).target
+    model = load_model(gpt2)
+    result = repair_layers(model, 4, [0, 1, 3], WINDOWS, "sequential")
+    expected = model.state_dict()
+    stored, source = load_file(out / "model.safetensors"), load_file(gpt2 / "model.safetensors")
+    changed = [layer for layer in result.layers if layer.ridge is not None]
+    repaired = {f"transformer.h.{one.place}.{name}" for one in changed for name in one.parameters}
+    assert f"{PATH}.bias" in repaired
+    for name, value in stored.items():
+        origin = name.replace("h.2.", "h.3.")
+        assert torch.equal(value, expected[origin]), name
+        assert torch.equal(value, source[origin]) == (name not in repaired), name
+    assert [*target.tensors] == [*open_model(str(out)).tensors]
+    record = record_of(out)
+    layers = record["repair"]["layers"]
+    assert {name for layer in layers for name in layer["tensors"]} == repaired
+    assert [(one["layer"], one["reference_layer"]) for one in layers] == [(1, 1), (2, 3)]
+    assert record["repair"]["tokens"] == 20 * 24 and record["repair"]["method"] == "sequential"
+    assert record["fresh_tensors"] == [] and record["seed"] is None
+    # A stock model, as transformers loads it.
+    assert type(target.load()).__name__ == "GPT2LMHeadModel"
+    assert "repaired" in (out / "README.md").read_text()
+
+
+def test_the_same_repair_gives_the_same_bytes(gpt2, tmp_path):
+    for name in ("one", "two"):
+        inherit_repaired(open_model(str(gpt2)), "0,1,3", tmp_path / name, CALIBRATION)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]  # no scratch is left
+
+
+def test_verify_proves_all_other_tensors_and_the_digests_of_these(gpt2, tmp_path):
+    out = tmp_path / "out"
+    inherit_repaired(open_model(str(gpt2)), "0,1,3", out, CALIBRATION)
+    proofs = findings(out, gpt2)
+    assert proofs["bytes"].endswith("bit for bit; 2 were repaired, as recorded")
+    assert proofs["function"] == "not compared: layers of it were repaired"
+    # --- one bit of a repaired tensor ---
+    file = out / "model.safetensors"
+    tensor, data = open_model(str(out)).tensors[f"{PATH}.weight"], bytearray(file.read_bytes())
+    data[tensor.offset] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(SourceError, match=rf"{PATH}.weight has the xxh3 digest"):
+        findings(out, gpt2)
+
+
+def test_a_record_that_calls_an_inherited_tensor_repaired_is_refused(gpt2, tmp_path):
+    out = tmp_path / "out"
+    inherit_repaired(open_model(str(gpt2)), "0,1,3", out, CALIBRATION)
+    record = record_of(out)
+    record["repair"]["layers"][0]["tensors"].append("transformer.wte.weight")
+    (out / "inherit.json").write_text(json.dumps(record))
+    with pytest.raises(SourceError, match=r"calls transformer\.wte\.weight repaired"):
+        findings(out, gpt2)
+    record["repair"]["layers"] = 3
+    (out / "inherit.json").write_text(json.dumps(record))
+    with pytest.raises(SourceError, match="holds repair"):
+        findings(out, gpt2)
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "opt", "gpt-neox"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_repaired_model_has_the_dtype_of_its_reference(tmp_path, family, dtype):
+    reference = tiny_models.save(family, tmp_path / family, dtype)
+    out = tmp_path / "out"
+    inherit_repaired(open_model(str(reference)), 2, out, CALIBRATION)
+    assert {value.dtype for value in load_file(out / "model.safetensors").values()} == {dtype}
+    assert "bit for bit" in findings(out, reference)["bytes"]
+
+
+def test_a_repair_is_stored_in_the_dtype_that_the_cut_is_cast_to(gpt2, tmp_path):
+    out = tmp_path / "out"
+    options = Options(dtype="bf16")
+    inherit_repaired(open_model(str(gpt2)), 2, out, CALIBRATION, options)
+    model = load_model(gpt2)
+    repair_layers(model, 4, [0, 1], WINDOWS, "sequential", stored_dtype=lambda *_: torch.bfloat16)
+    stored = load_file(out / "model.safetensors")[f"{PATH}.weight"]
+    assert stored.dtype == torch.bfloat16
+    assert torch.equal(stored.float(), model.state_dict()[f"{PATH}.weight"])
+
+
+def test_names_on_disk_without_the_class_prefix_are_found(gpt2, tmp_path):
+    """As files of GPT-2 on the Hub are: `h.1.mlp`, not `transformer.h.1.mlp`."""
+    from safetensors.torch import save_file
+
+    old = tmp_path / "old"
+    old.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (old / name).write_bytes((gpt2 / name).read_bytes())
+    weights = load_file(gpt2 / "model.safetensors")
+    names = {n: n.removeprefix("transformer.") for n in weights}
+    save_file({names[n]: v for n, v in weights.items()}, old / "model.safetensors")
+    inherit_repaired(open_model(str(old)), 2, tmp_path / "out", CALIBRATION)
+    tensors = record_of(tmp_path / "out")["repair"]["layers"][0]["tensors"]
+    assert tensors == ["h.1.mlp.c_proj.weight", "h.1.mlp.c_proj.bias"]
+
+
+# --- refused before anything is written ---
+
+
+def test_impossible_repairs_are_refused(gpt2, tmp_path):
+    reference, out = open_model(str(gpt2)), tmp_path / "out"
+    with pytest.raises(RecipeError, match="unknown repair 'cubic'"):
+        inherit_repaired(reference, 2, out, Calibration("cubic", WINDOWS, ""))
+    with pytest.raises(RecipeError, match="leaves weights fresh"):
+        inherit_repaired(reference, 2, out, CALIBRATION, Options(parts="mlp"))
+    with pytest.raises(UnsupportedModelError, match="this gap is at the beginning"):
+        inherit_repaired(reference, "last:2", out, Calibration("linear", WINDOWS, ""))
+    gemma = tiny_models.save("gemma3", tmp_path / "gemma3")
+    with pytest.raises(UnsupportedModelError, match="no projection"):
+        inherit_repaired(open_model(str(gemma)), 6, out, CALIBRATION)
+    assert [path.name for path in tmp_path.iterdir()] == ["gemma3"]
+
+
+def test_a_repaired_target_does_not_grow(gpt2, tmp_path):
+    inherit_repaired(open_model(str(gpt2)), 2, tmp_path / "out", CALIBRATION)
+    with pytest.raises(UnsupportedModelError, match="was repaired to do without"):
+        inheritune.grow(tmp_path / "out", gpt2, 3, tmp_path / "grown", progress=False)
+
+
+# --- the command and the function ---
+
+
+def invoke(*words: object):
+    return CliRunner().invoke(app, ["inherit", *map(str, words)])
+
+
+def test_the_command_repairs_on_a_text(gpt2, tiny_text, tmp_path):
+    options = ["--repair", "sequential", "--text", tiny_text, "--repair-tokens", "1K"]
+    done = invoke(gpt2, 2, tmp_path / "out", *options)
+    assert done.exit_code == 0, done.output
+    assert "layer 1: repaired, " in done.stderr
+    repair = record_of(tmp_path / "out")["repair"]
+    assert (repair["method"], repair["tokens"], repair["seq_len"]) == ("sequential", 7 * 128, 128)
+    assert repair["source"] == str(tiny_text)
+    done = invoke(gpt2, 2, tmp_path / "json", *options, "--json")
+    assert json.loads(done.stdout)["repair"] == repair
+    target = inheritune.inherit(
+        gpt2, 2, tmp_path / "api", repair="sequential", text=tiny_text, repair_tokens=1000,
+        progress=False,
+    )  # fmt: skip
+    assert record_of(target.path) == record_of(tmp_path / "out")
+
+
+def test_a_repair_without_text_or_with_too_little_is_refused(gpt2, tiny_text, tmp_path):
+    done = invoke(gpt2, 2, tmp_path / "out", "--repair", "linear")
+    assert done.exit_code == 2 and "needs text to fit on" in done.stderr
+    done = invoke(gpt2, 2, tmp_path / "out", "--text", tiny_text)
+    assert done.exit_code == 2 and "for a repair only" in done.stderr
+    with pytest.raises(DataError, match="has 71 windows of 128 tokens, 781 are asked") as error:
+        inheritune.inherit(
+            gpt2, 2, tmp_path / "out", repair="linear", text=tiny_text, repair_tokens="100K",
+            progress=False,
+        )  # fmt: skip
+    assert "ask for" in str(error.value.hint)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,75 @@
+"""Least squares by normal equations: the same solution as numpy's on the whole matrices."""
+
+import numpy as np
+import pytest
+import torch
+
+from inheritune.repair.least_squares import RIDGES, NormalEquations, solve_by_held_out
+
+ROWS, FEATURES, OUTPUTS = 200, 12, 5
+
+
+@pytest.fixture
+def problem() -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    a = torch.randn(ROWS, FEATURES, generator=draw, dtype=torch.float64)
+    return a, torch.randn(ROWS, OUTPUTS, generator=draw, dtype=torch.float64)
+
+
+def equations(a: torch.Tensor, e: torch.Tensor, pieces: int = 7, diagonal: bool = False):
+    sums = NormalEquations(a.shape[1], e.shape[1], a.device, diagonal)
+    for rows, errors in zip(a.chunk(pieces), e.chunk(pieces), strict=True):
+        sums.add(rows, errors)
+    return sums
+
+
+@pytest.mark.parametrize("ridge", [1e-12, *RIDGES])
+def test_the_streamed_solution_is_that_of_numpy_on_the_whole_matrices(problem, ridge):
+    a, e = problem
+    # min ‖A X - E‖² + r ‖X‖² is min ‖[A; sqrt(r) I] X - [E; 0]‖²
+    root = np.sqrt(ridge * float((a.T @ a).diagonal().mean()))
+    whole = np.vstack([a.numpy(), root * np.eye(FEATURES)])
+    expected = np.linalg.lstsq(whole, np.vstack([e.numpy(), np.zeros((FEATURES, OUTPUTS))]))[0]
+    np.testing.assert_allclose(equations(a, e).solve(ridge).numpy(), expected, rtol=0, atol=1e-13)
+
+
+def test_a_diagonal_solution_is_numpys_of_each_channel_alone(problem):
+    a, e = problem[0][:, :OUTPUTS], problem[1]
+    expected = [np.linalg.lstsq(a[:, [i]].numpy(), e[:, i].numpy())[0][0] for i in range(OUTPUTS)]
+    solution = equations(a, e, diagonal=True).solve(1e-15)
+    np.testing.assert_allclose(solution.numpy(), expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_the_error_is_that_of_the_rows(problem, diagonal):
+    a, e = problem[0][:, :OUTPUTS], problem[1]
+    sums = equations(a, e, diagonal=diagonal)
+    x = sums.solve(0.1)
+    matrix = torch.diag(x) if diagonal else x
+    assert sums.error(x) == pytest.approx(float((a @ matrix - e).square().sum()), rel=1e-12)
+
+
+def test_the_ridge_is_the_one_with_the_least_error_on_held_out_rows(problem):
+    a, e = problem
+    e = a[:, :OUTPUTS] + 0.5 * e
+    fit, held = (a[:150], e[:150]), (a[150:], e[150:])
+    errors = {r: equations(*held).error(equations(*fit).solve(r)) for r in RIDGES}
+    solution = solve_by_held_out(equations(*fit), equations(*held))
+    assert solution.ridge == min(RIDGES, key=lambda r: errors[r])
+    assert solution.error_after == errors[solution.ridge] < solution.error_before
+    # ... and the solution is of all rows.
+    assert torch.allclose(solution.values, equations(a, e).solve(solution.ridge), atol=1e-13)
+
+
+def test_noise_is_not_fitted(problem):
+    a, e = problem  # independent: whatever is fitted does worse on other rows than zero
+    solution = solve_by_held_out(equations(a[:20], e[:20]), equations(a[20:], e[20:]))
+    assert solution.ridge is None
+    assert solution.values.count_nonzero() == 0
+    assert solution.error_after == solution.error_before
+
+
+def test_errors_of_zero_move_nothing(problem):
+    a, zero = problem[0], torch.zeros_like(problem[1])
+    solution = solve_by_held_out(equations(a[:99], zero[:99]), equations(a[99:], zero[99:]))
+    assert solution.ridge is None and solution.values.count_nonzero() == 0
