@@ -1,15 +1,20 @@
 import importlib.metadata
+import json
 import platform
 import shutil
 import sys
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from inheritune import __version__
-from inheritune.cli import doctor
+from inheritune.cli import doctor, fitness
+from inheritune.cli.app import app
 from inheritune.cli.doctor import Diagnosis, diagnose
+from inheritune.cli.fitness import summarize
 
 TOKEN = "hf_" + "x" * 34
 
@@ -177,3 +182,50 @@ def test_offline_mode_is_reported(monkeypatch):
 def test_another_encoding_than_utf_8_is_hinted_at(monkeypatch):
     monkeypatch.setattr("locale.getpreferredencoding", lambda setting: "ANSI_X3.4-1968")
     assert "PYTHONUTF8=1" in finding("text encoding").hint
+
+
+# -- six lines
+
+
+def test_the_summary_has_six_lines_each_with_a_value():
+    lines = summarize(diagnose())
+    names = [line.name for line in lines]
+    assert names == ["software", "device", "memory", "disk", "Hub", "extras"]
+    assert all(line.value for line in lines)
+    assert f"torch {importlib.metadata.version('torch')}" in lines[0].value
+
+
+def test_a_failure_takes_its_line_with_its_way_out(monkeypatch):
+    findings = [f for f in diagnose() if f.name not in {"numpy", "free disk"}]
+    findings += [Diagnosis("numpy", "not installed", False, "Install it.")]
+    findings += [Diagnosis("free disk", "0.1 GB", False, "The demo needs 1.0 GB.")]
+    software, _, _, disk, *_ = summarize(findings)
+    assert software == Diagnosis("software", "numpy: not installed", False, "Install it.")
+    assert disk == Diagnosis("disk", "free disk: 0.1 GB", False, "The demo needs 1.0 GB.")
+
+
+def test_missing_extras_are_one_command(monkeypatch):
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name in {"wandb", "lm-eval"}:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name) if name not in {"mlflow", "trackio"} else "9"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    extras = summarize(diagnose())[-1]
+    assert extras.ok and extras.hint.endswith('pip install "inheritune[eval,trackers]"')
+
+
+def test_memory_is_told_in_parameters(monkeypatch):
+    monkeypatch.setattr(fitness, "_device_memory", lambda: (8 * 10**9, ""))
+    assert summarize(diagnose())[2].hint.startswith("Trains up to about 500M parameters before")
+
+
+def test_doctor_prints_six_lines_or_all_and_the_same_json():
+    run = partial(CliRunner().invoke, app)
+    six, every = run(["doctor"]), run(["doctor", "--all"])
+    rows = [line for line in six.stdout.splitlines() if line.startswith(("ok  ", "no  "))]
+    assert len(rows) == 1 + 6  # the first heads the table
+    assert "xxhash" in every.stdout and "xxhash" not in six.stdout
+    assert json.loads(run(["doctor", "--json"]).stdout)[0]["name"] == "python"

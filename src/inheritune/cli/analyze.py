@@ -2,13 +2,13 @@
 
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inheritune import api
 from inheritune.cli.console import Debug, Json, print_json, reported, say
+from inheritune.cli.next_step import command
 from inheritune.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def analyze(
             return
         _show(analysis)
         say(f"{out}: rank and mass of every head.")
-        say(f"next: inheritune inherit {quote(model)} {analysis.advice.advice} OUT")
+        say(f"next: {command('inherit', model, analysis.advice.advice, 'OUT')}")
 
 
 # --- Output ---------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,6 +26,7 @@ from inheritune.cli.console import (
     reported,
     say,
 )
+from inheritune.cli.next_step import command, started_processes, with_sets
 from inheritune.cli.train import Launch
 from inheritune.errors import NOT_MATCHED_EXIT_CODE
 
@@ -89,7 +90,11 @@ def run(
             launch.start(["run", str(recipe), "--runs", str(runs), *scaled], root)
         result = api.derive(file, runs=runs, allow_change=launch.allowed, checkpoint=checkpoint)
         if result is not None:  # only the first process has one
-            _show_result(root, result.summary, as_json, f"inheritune report {root}")
+            _show_result(root, result.summary, as_json)
+            if not as_json:
+                count = started_processes()
+                again = partial(command, "run", recipe, runs=runs, scale=scale, processes=count)
+                say(f"next: {_after_run(result, again, sets or [])}")
             raise typer.Exit(NOT_MATCHED_EXIT_CODE if result.is_missed else 0)
 
 
@@ -125,21 +130,31 @@ def demo(
         if not as_json:
             say(_introduction(file.recipe))
         result = api.derive(file, runs=runs)
-        copy = f"inheritune init --preset {preset} > recipe.yaml"
         if result is not None:
-            next_command = f"{copy}   # then: inheritune run recipe.yaml"
-            _show_result(root, result.summary, as_json, next_command, _DEMO_PROMPT)
+            copy = f"{command('init', preset=preset)} > recipe.yaml"
+            overrides = [*overrides, *(sets or [])]
+            next_command = f"{copy} && {command('run', 'recipe.yaml', set=overrides, runs=runs)}"
+            _show_result(root, result.summary, as_json, _DEMO_PROMPT)
+            if not as_json:
+                say(f"next: {next_command}")
 
 
-def doctor(as_json: Json = False, debug: Debug = False) -> None:
-    """Check this machine: versions, device, memory, disk, Hub access.
+def doctor(
+    everything: Annotated[
+        bool, typer.Option("--all", help="Print every check instead of six lines.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check what this machine is fit for, and how to get what is missing.
 
-    Ends with exit code 0, or 4 if a run would fail here.
+    Ends with exit code 0, or 4 if a run would fail here. --json always has every check.
     """
     with reported(as_json, debug):
         from dataclasses import asdict
 
         from inheritune.cli.doctor import diagnose, findings_table
+        from inheritune.cli.fitness import summarize
 
         findings = diagnose()
         is_fit = all(finding.ok for finding in findings)
@@ -148,7 +163,8 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
         else:
             from inheritune.system.terminal import Terminal
 
-            Terminal().print(findings_table(findings).rich())
+            shown = findings if everything else summarize(findings)
+            Terminal().print(findings_table(shown).rich())
             say("next: inheritune demo" if is_fit else "fix the lines marked no, then try again")
         raise typer.Exit(0 if is_fit else 4)
 
@@ -234,9 +250,32 @@ def _introduction(recipe: "Recipe") -> str:
     return text
 
 
-def _show_result(
-    root: Path, final: dict[str, Any], as_json: bool, next_command: str, prompt: str = ""
-) -> None:
+def _after_run(result: "api.RunResult", again: Callable[..., str], sets: list[str]) -> str:
+    """The command to give after a run.
+
+    Where the target missed, the two cheapest ways on are shown first, with whole commands, and
+    those whose worth nothing in the run tells.
+
+    Args:
+        again: Writes the run's command with other overrides.
+        sets: Overrides that were given.
+    """
+    if not result.is_missed:
+        return command("report", result.run)
+    if result.record.scaled:  # which says nothing about the recipe itself
+        return again(scale=None, set=sets)
+    from inheritune.reporting.curves import read_curves
+    from inheritune.reporting.ways_on import describe_way, gap_to_match, ways_on
+
+    ways = ways_on(result.record, read_curves(result.run, result.record))
+    gap = gap_to_match(result.record)
+    for number, way in enumerate(ways):
+        if number < 2 or way.gain is None:
+            say(f"{describe_way(way, gap)}:\n  {again(set=with_sets(sets, way.sets))}")
+    return again(set=with_sets(sets, ways[0].sets)) if ways else command("report", result.run)
+
+
+def _show_result(root: Path, final: dict[str, Any], as_json: bool, prompt: str = "") -> None:
     if as_json:
         print_json(final)
         return
@@ -246,7 +285,6 @@ def _show_result(
 
     show_record(Terminal(), Run(root).record())
     if prompt:
-        say(f"inheritune generate {root} {quote(prompt)}")
+        say(command("generate", root, prompt))
         generate.write_texts([str(root)], prompt, max_tokens=48)
     say(f"target: {final['target']}   report: {final['report']}")
-    say(f"next: {next_command}")

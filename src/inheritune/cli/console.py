@@ -16,6 +16,8 @@ from typer.core import TyperGroup
 
 from inheritune import api
 from inheritune.cli.launch import is_first_process
+from inheritune.cli.next_step import DEFAULT_RUNS as DEFAULT_RUNS
+from inheritune.cli.next_step import same_command
 from inheritune.errors import DivergedError, InherituneError, Interrupted, escape, visible
 from inheritune.system.secrets import mask
 
@@ -81,8 +83,6 @@ Runs = Annotated[
         help="Parent directory of runs; each run has a directory of its name.",
     ),
 ]
-
-DEFAULT_RUNS = Path("runs")
 
 # The class of click, of which typer may bring along a copy under another module name.
 _UsageError: Any = typer.BadParameter.__base__
@@ -167,7 +167,7 @@ def reported(as_json: bool, debug: bool) -> Iterator[None]:
         is_shared = isinstance(error, DivergedError | Interrupted) or hasattr(error, "__notes__")
         if is_shared and not is_first_process():
             _end(error.exit_code)
-        _fail(type(error).__name__, error.message, error.hint, error.exit_code, as_json)
+        _fail(type(error).__name__, error.message, _hint(error), error.exit_code, as_json)
     except BrokenPipeError:
         raise  # the reader of stdout has gone; typer ends quietly
     except OSError as error:
@@ -189,6 +189,14 @@ def reported(as_json: bool, debug: bool) -> Iterator[None]:
             1,
             as_json,
         )
+
+
+def _hint(error: InherituneError) -> str:
+    if not isinstance(error, Interrupted):
+        return error.hint
+    # What --from began is now the newest: naming it again would repeat it.
+    again = same_command(["--from"] if "--from" in error.hint else [])
+    return f"{error.hint.removesuffix('.')}: {again}" if again else error.hint
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:

@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 import typer
@@ -21,9 +20,11 @@ from inheritune.cli.console import (
     reported,
     say,
 )
+from inheritune.cli.next_step import command
 from inheritune.errors import RecipeError, escape
 from inheritune.surgery.selection import FORMS, describe_selection
 
+_USUAL_MFU = 0.4
 _estimate = partial(typer.Option, rich_help_panel="Estimate")
 
 ReferenceId = Annotated[str, typer.Argument(help="Hub id, model directory or embedded:demo.")]
@@ -121,9 +122,8 @@ def inherit(
             say(f"  layer {entry['layer']}: {left}")
         parameters = f"{target.params:,} parameters"
         say(f"{out}: {describe_selection(kept)} of {total}, {parameters}; {record['check']}.")
-        command = f"inheritune verify {quote(str(out))} --reference {quote(reference)}"
         commit = record["reference"]["revision"]
-        say(f"next: {command}{f' --revision {commit}' if commit else ''}")
+        say(f"next: {command('verify', out, reference=reference, revision=commit)}")
 
 
 def _short(value: object) -> str:
@@ -157,12 +157,12 @@ def verify(
 
 def _next_of(path: Path, kind: str) -> str:
     if kind == "run" and (path / "target").is_dir():
-        return f"inheritune report {quote(str(path))}"
+        return command("report", path)
     model = path / "model" if kind == "run" else path  # a training without a recipe has one
     if kind == "model" or (kind == "run" and model.is_dir()):
         return f'AutoModelForCausalLM.from_pretrained("{model}")'
     if kind == "tokens":
-        return f"inheritune inspect {quote(str(path))}"
+        return command("inspect", path)
     return "start its run again, which resumes where it stopped"
 
 
@@ -188,7 +188,7 @@ def plan(
     devices: Annotated[int, _estimate(help="Number of devices.")] = 1,
     mfu: Annotated[
         float, _estimate(help="Share of the device's peak FLOP/s that training reaches.")
-    ] = 0.4,
+    ] = _USUAL_MFU,
     rate: Annotated[float | None, _estimate(help="Dollars per hour of one device.")] = None,
     sets: Sets = None,
     scale: Scale = None,
@@ -228,16 +228,27 @@ def plan(
 
         if isinstance(result, api.Candidates):
             tables = [candidates_table(result)]
-            next_step = f"inheritune plan {quote(source)} {max(1, result.layers // 2)}"
+            half = max(1, result.layers // 2)
+            next_step = command(
+                "plan",
+                source,
+                half,
+                revision=revision,
+                tokens=tokens,
+                seq_len=seq_len,
+                device=device,
+                devices=devices if devices > 1 else None,
+                mfu=mfu if mfu != _USUAL_MFU else None,
+                rate=rate,
+            )
         elif isinstance(result, api.CutPlan):
             tables = [cut_table(result)]
-            next_step = f"inheritune inherit {quote(source)} {layers} OUT"
+            next_step = command("inherit", source, layers, "OUT", revision=revision)
             if result.table.notes:
                 next_step = "download the weights of the reference, then plan again"
         else:
             tables = recipe_tables(result)
-            scaled = "" if scale is None else f" --scale {scale:g}"
-            next_step = f"inheritune run {quote(source)}{scaled}"
+            next_step = command("run", source, set=sets, scale=scale, runs=runs)
         for table in tables:
             show_table(Terminal(), table)
         say(f"next: {next_step}")
@@ -275,4 +286,4 @@ def convert(
             say(f"warning: {warning}")
         limits = ", ".join(name for name, granted in done.confinement.items() if granted)
         say(f"{out}: {done.model.params:,} parameters; {done.check}; confined by {limits}.")
-        say(f"next: inheritune plan {quote(str(out))}")
+        say(f"next: {command('plan', out)}")

@@ -1,13 +1,13 @@
 """Define the command push, which uploads a target to the Hub."""
 
 from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 import typer
 
 from inheritune import api
 from inheritune.cli.console import Debug, Json, print_json, print_text, reported, say
+from inheritune.cli.next_step import command
 
 
 def push(
@@ -44,9 +44,8 @@ def push(
             for file in result["files"]:
                 say(f"  {file['path']}  {data_size(file['bytes'])}")
             print_text(result["card"])
-            options = " --public" if public else ""
-            options += f" --license {quote(licence)}" if licence else ""
-            say(f"next: inheritune push {quote(str(path))} --repo-id {quote(repo_id)}{options}")
+            upload = command("push", path, repo_id=repo_id, public=public, license=licence)
+            say(f"next: {upload}")
         else:
             visibility = "private" if result["private"] else "public"
             sent = f"{len(result['files'])} files, licence {result['licence']}"

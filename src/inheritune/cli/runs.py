@@ -1,13 +1,13 @@
 """Define the commands runs and clean."""
 
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from inheritune.cli.console import DEFAULT_RUNS, Debug, Json, print_json, reported, say
+from inheritune.cli.next_step import command
 
 if TYPE_CHECKING:
     from inheritune.run.listing import RunList
@@ -31,7 +31,7 @@ def runs(
             _show(listed)
         else:
             say(f"there is no run in {parent}")
-            say("next: inheritune demo")
+            say(f"next: {command('demo', runs=parent)}")
 
 
 def _show(listed: "RunList") -> None:
@@ -53,7 +53,7 @@ def _show(listed: "RunList") -> None:
     if spare := [entry.run for entry in listed.runs if entry.spare_bytes]:
         total = data_size(sum(entry.spare_bytes for entry in listed.runs))
         say(f"{total} are checkpoints of finished runs")
-        say(f"next: inheritune clean {' '.join(quote(str(path)) for path in spare)}")
+        say(f"next: {command('clean', *spare)}")
 
 
 def clean(

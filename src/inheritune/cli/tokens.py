@@ -18,6 +18,7 @@ from inheritune.cli.console import (
     reported,
     say,
 )
+from inheritune.cli.next_step import command
 from inheritune.errors import RecipeError
 
 _import_option = partial(typer.Option, rich_help_panel="Import token ids")
@@ -98,8 +99,11 @@ def prepare(
             f"{tokens.path}: {summary['train_tokens']:,} tokens to train on, "
             f"{summary['val_tokens']:,} held out."
         )
-        command = f"inspect {tokens.path}" if recipe is None else f"run {recipe}"
-        say(f"next: inheritune {command}")
+        if recipe is None:
+            next_step = command("inspect", tokens.path)
+        else:
+            next_step = command("run", recipe, set=sets, runs=runs)
+        say(f"next: {next_step}")
 
 
 def inspect(
@@ -128,7 +132,7 @@ def inspect(
             shown = " ".join(map(str, window["ids"])) if text is None else repr(text)
             say(f"{window['split']} {window['start']:,}: {shown}")
         if inspection.tokenizer is None:
-            say(f"next: inheritune inspect {path} --tokenizer DIR   # to show text")
+            say(f"next: {command('inspect', path, tokenizer='DIR')}   # to show text")
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:

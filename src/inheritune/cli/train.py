@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, NoReturn
 
 import typer
@@ -24,6 +23,7 @@ from inheritune.cli.console import (
     reported,
     say,
 )
+from inheritune.cli.next_step import command, started_processes
 from inheritune.errors import RecipeError
 
 
@@ -109,10 +109,10 @@ def _train_variant(
 ) -> None:
     file = load_recipe(recipe, launch.sets)
     if launch.processes > 1:
-        command = ["train", str(recipe), "--runs", str(runs)]
-        command += ["--variant", variant] if variant else []
-        command += ["--layers", str(layers)] if layers else []
-        launch.start(command, runs / file.recipe.name)
+        words = ["train", str(recipe), "--runs", str(runs)]
+        words += ["--variant", variant] if variant else []
+        words += ["--layers", str(layers)] if layers else []
+        launch.start(words, runs / file.recipe.name)
     result = api.train_variant(
         file,
         variant,
@@ -131,7 +131,8 @@ def _train_variant(
         f"{result.model}: val_loss {training.val_loss:.4f}, "
         f"{training.difference:+.4f} against the reference loss."
     )
-    say(f"next: inheritune run {recipe}")
+    options: dict[str, object] = {"set": launch.sets, "allow_change": launch.allowed}
+    say(f"next: {command('run', recipe, **options, processes=started_processes(), runs=runs)}")
 
 
 def _train_model(model: str, tokens: Path, out: Path, launch: Launch) -> None:
@@ -157,4 +158,4 @@ def _train_model(model: str, tokens: Path, out: Path, launch: Launch) -> None:
         f"{result.model}: val_loss {result.val_loss:.4f}, before {result.val_loss_before:.4f} "
         f"({result.difference:+.4f}{spread}), after {result.tokens:,} tokens."
     )
-    say(f"next: inheritune plan {quote(result.model)}")
+    say(f"next: {command('plan', result.model)}")

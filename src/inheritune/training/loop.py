@@ -276,8 +276,9 @@ class Loop:
         self.save()
         self._stop.heed(True)
         step, config = self.position.step, self._config
-        where = f"saved at step {step} of" if step else "before the first of"
-        self._stop.check(f"{where} {config.num_steps} steps of {config.task}")
+        where = f"saved at step {step:,}" if step else "before the first step"
+        progress = f"{where} of {config.num_steps:,} steps ({self.position.tokens:,} tokens)"
+        self._stop.check(f"{progress} of {config.task}")
 
     def _refuse_nonfinite(self, loss: float, norm: float) -> None:
         train = self._train
