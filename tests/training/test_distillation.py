@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 from transformers.modeling_outputs import CausalLMOutput
@@ -17,8 +19,10 @@ from transformers.modeling_outputs import CausalLMOutput
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import DataError, Interrupted, RecipeError, SourceError
 from inheritune.planning.recipe_plan import plan_recipe
-from inheritune.recipe.load import RecipeFile
+from inheritune.recipe.load import RecipeFile, made_recipe
 from inheritune.recipe.schema import Recipe, Train
+from inheritune.recipe.variants import AlphaSchedule
+from inheritune.recipe.yaml_tree import Tree
 from inheritune.reporting.run_tables import variants_table
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
@@ -35,7 +39,7 @@ from inheritune.training.distillation import (
     make_objective,
 )
 from inheritune.training.hardware import Settings
-from inheritune.training.kl_divergence import DistillationObjective, Full, TopK
+from inheritune.training.kl_divergence import DistillationObjective, Divergence, Full, TopK
 from inheritune.training.logit_cache import LogitCache
 from inheritune.training.loop import train
 from inheritune.training.loop_config import LoopConfig, LoopResult
@@ -183,15 +187,52 @@ def test_wrong_kl_formula_is_caught_by_the_check_on_the_reference_itself(
 ) -> None:
     model, reference = llama(0, 1), llama(1, 1)
     against(reference, model, plain)
-    right = Full.kl_divergence
+    right = Full.divergence
 
-    def entropy_left_out(full: Full, log_q: torch.Tensor, part: slice) -> object:
-        _, p = right(full, log_q, part)
-        return -(p * log_q).sum(-1), p
+    def entropy_left_out(full: Full, *of: object) -> Divergence:
+        p = full.logits.rows(of[2]).softmax(-1)
+        return replace(right(full, *of), kl=-(p * of[1]).sum(-1))
 
-    monkeypatch.setattr(Full, "kl_divergence", entropy_left_out)
+    monkeypatch.setattr(Full, "divergence", entropy_left_out)
     with pytest.raises(AssertionError, match=r"from itself is .* nats per token, not 0"):
         against(reference, model, plain)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6])
+@pytest.mark.parametrize("factor", [0.0, 0.99, math.nan])
+def test_a_loss_whose_gradient_is_not_its_formulas_is_caught_before_the_training(
+    factor: float, alpha: float, plain: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, reference = llama(0, 1), llama(1, 1)
+    right = Full.divergence
+
+    def wrong_slope(full: Full, *of: object) -> Divergence:
+        divergence = right(full, *of)
+        return replace(divergence, slope=divergence.slope * factor)
+
+    monkeypatch.setattr(Full, "divergence", wrong_slope)
+    with pytest.raises(AssertionError, match="gradient of the loss at the target's logits is off"):
+        against(reference, model, plain, alpha)
+
+
+def test_stored_predictions_whose_gradient_is_wrong_are_caught_before_the_training(
+    plain: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, theirs = llama(0, 1), llama(1, 1)(X[:1]).logits[0].detach()
+    right = TopK.divergence
+    for t in (1.0, 2.0):
+        stored = StoredDistribution(TopK.of(theirs, 5, t), 320)
+        with monkeypatch.context() as patch:
+            make_objective(model, Distillation(stored, 0.6), SAMPLES)
+            patch.setattr(TopK, "divergence", lambda *of: replace(d := right(*of), slope=-d.slope))
+            with pytest.raises(AssertionError, match="gradient of the loss at the target's logits"):
+                make_objective(model, Distillation(stored, 0.6), SAMPLES)
+
+
+def test_a_target_in_training_mode_is_left_in_it_by_the_proofs(plain: Settings) -> None:
+    model = llama(0, 1).train()
+    against(llama(1, 1), model, plain)
+    assert all(module.training for module in model.modules())
 
 
 # -- trainings
@@ -213,7 +254,7 @@ class Trainer:
 
     def __init__(self, tokens: TokenDirectory, settings: Settings) -> None:
         self.stream, self.settings = tokens.train, settings
-        self.alpha: float | None = 0.6
+        self.alpha: float | AlphaSchedule | None = 0.6
         self.reference = llama(1, 3)
         self.cache: LogitCache | None = None
 
@@ -291,6 +332,68 @@ def test_distillation_step_does_not_depend_on_micro_batches(
             assert rows_of(folder, key) == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_alpha_goes_from_its_peak_to_its_end_in_step_with_the_learning_rate(
+    schedule: str, trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    trainer.alpha = AlphaSchedule(peak=0.1, end=1.0)
+    recipe = train_recipe.model_copy(update={"schedule": schedule, "warmup_tokens": 256})
+    trainer(recipe, tmp_path)
+    rows = {key: rows_of(tmp_path, key) for key in ("alpha", "learning_rate", "loss", "ce", "kl")}
+    low, high = recipe.min_learning_rate, recipe.learning_rate
+    assert rows["alpha"][:2] == [0.1, 0.1]  # the rate is still rising
+    assert rows["learning_rate"][0] == high / 2
+    for alpha, rate in list(zip(rows["alpha"], rows["learning_rate"], strict=True))[2:]:
+        assert alpha == pytest.approx(1.0 + (0.1 - 1.0) * (rate - low) / (high - low), abs=1e-12)
+    assert rows["alpha"][-1] == 1.0
+    for alpha, loss, ce, kl in zip(*(rows[k] for k in ("alpha", "loss", "ce", "kl")), strict=True):
+        assert loss == pytest.approx(alpha * ce + (1 - alpha) * kl)
+    if schedule == "cosine":
+        middle = 0.5 * (1 + math.cos(math.pi * 9 / 18))  # after 11 of 20 steps, 2 of them warm-up
+        assert rows["alpha"][10] == 0.1 * middle + (1 - middle) * 1.0
+
+
+def test_alpha_schedule_is_the_same_after_a_stop_and_with_other_micro_batches(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    trainer.alpha = AlphaSchedule(peak=0.0, end=0.8)
+    whole, _ = trainer(train_recipe, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        trainer(train_recipe, tmp_path / "pieces", stop_after=9)
+    pieces, _ = trainer(train_recipe, tmp_path / "pieces")
+    assert_same(whole, pieces)
+    trainer(train_recipe.model_copy(update={"micro_batch": 2}), tmp_path / "small")
+    for folder in ("pieces", "small"):
+        assert rows_of(tmp_path / folder, "alpha") == rows_of(tmp_path / "whole", "alpha")
+    losses = [rows_of(tmp_path / folder, "loss")[:5] for folder in ("whole", "small")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_alpha_of_a_number_is_in_no_row(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    trainer(train_recipe.model_copy(update={"tokens": 256}), tmp_path)
+    assert rows_of(tmp_path, "alpha") == []
+
+
+def test_kl_alone_never_makes_a_one_hot_slope_and_reports_the_cross_entropy_all_the_same(
+    plain: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, reference = llama(0, 2), llama(1, 3)
+    objective = against(reference, model, plain, 0.0)
+    monkeypatch.setattr(torch.Tensor, "scatter_add_", None)  # only the cross-entropy's slope has it
+    sums = objective(X, Y)
+    sums[0].backward()
+    monkeypatch.undo()
+    loss, ce, kl, gradients = by_formula(model, reference, 0.0, 1.0)
+    expected = torch.stack((loss, ce, kl)).detach()
+    torch.testing.assert_close(sums.detach().double(), expected, rtol=1e-5, atol=1e-5)
+    for key, parameter in model.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad.double(), gradients[key], rtol=1e-4, atol=1e-4, msg=key
+        )
+
+
 @pytest.mark.parametrize("stops", [[7], [3, 4, 19]])
 def test_distillation_stopped_and_continued_ends_with_the_same_weights_and_rows(
     stops: list[int], trainer: Trainer, train_recipe: Train, tmp_path: Path
@@ -361,24 +464,28 @@ class PretendModel(torch.nn.Module):
 
 
 @pytest.mark.parametrize("tau", [1.0, 2.0])
-def test_top_k_divergence_matches_the_fp64_formula_over_k_plus_1_outcomes(
-    tau: float,
+@pytest.mark.parametrize("k", [5, 49])
+def test_top_k_divergence_matches_the_fp64_formula_tempered_within_the_k_ids(
+    k: int, tau: float
 ) -> None:
     torch.manual_seed(0)
     z = torch.randn(6, 50, dtype=torch.float32).mul(2).requires_grad_()
     theirs, labels = torch.randn(6, 50) * 2, torch.randint(0, 50, (6,))
-    source = StoredDistribution(TopK.of(theirs, 5, tau), 50, tau)
+    source = StoredDistribution(TopK.of(theirs, k, tau), 50)
     model = PretendModel(z)
     sums = DistillationObjective(model, source, 0.3, avoids_logits=False)(z[None], labels[None])
     sums[0].backward()
     y = z.detach().double().requires_grad_()
-    p, q = (theirs.double() / tau).softmax(-1), (y / tau).softmax(-1)
-    ids = theirs.topk(5).indices
-    p, q = (
-        torch.cat((d.gather(1, ids), 1 - d.gather(1, ids).sum(1, keepdim=True)), 1) for d in (p, q)
-    )
-    kl = (p * (p / q).log()).sum()
-    loss = 0.3 * F.cross_entropy(y, labels, reduction="sum") + 0.7 * tau**2 * kl
+    ids = theirs.topk(k).indices
+    p, q = (logits.softmax(-1).gather(1, ids).sum(1) for logits in (theirs.double(), y))
+    of_the_mass = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    p_in, q_in = ((logits.gather(1, ids) / tau).softmax(-1) for logits in (theirs.double(), y))
+    within = p * (p_in * (p_in / q_in).log()).sum(1)
+    kl, weighted = (of_the_mass + within).sum(), (of_the_mass + tau**2 * within).sum()
+    if tau == 1 and k == 49:  # no outcome is lumped with another: the whole distribution
+        whole = F.kl_div(y.log_softmax(-1), theirs.double().softmax(-1), reduction="sum")
+        assert float(kl.detach()) == pytest.approx(float(whole.detach()), rel=1e-12)
+    loss = 0.3 * F.cross_entropy(y, labels, reduction="sum") + 0.7 * weighted
     loss.backward()
     assert float(sums[2].detach()) == pytest.approx(float(kl.detach()), rel=1e-5)
     assert float(sums[0].detach()) == pytest.approx(float(loss.detach()), rel=1e-5)
@@ -424,7 +531,7 @@ def test_stored_predictions_are_found_in_every_epoch(
     for position in (0, 36, samples - 3, 2 * samples + 5):
         numbers = sample_numbers(samples, train_recipe, position, position + 8)
         ids = torch.from_numpy(trainer.stream.samples(numbers, 16))[:, :-1]
-        top = TopK.of(reference.distribution(ids).logits.rows(slice(None)), 8, 1.0)
+        top = TopK.of(reference.distribution(ids).logits.rows(slice(None)), 8)
         stored = cache.distribution(ids, position)
         torch.testing.assert_close(stored.log_p, top.log_p, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(stored.log_rest, top.log_rest, rtol=1e-3, atol=1e-3)
@@ -584,7 +691,8 @@ def test_only_a_variant_that_is_distilled_says_so_in_its_inputs(
         for name in VARIANTS
     }
     assert inputs["target"]["distill"] == {"alpha": 0.5, "temperature": 1.0, "top_k": None}
-    assert inputs["kd"]["distill"] == {"alpha": 0.6, "temperature": 2.0, "top_k": 16}
+    kd = {"alpha": 0.6, "temperature": 2.0, "top_k": 16, "tempered": "the k ids"}
+    assert inputs["kd"]["distill"] == kd
     assert "distill" not in inputs["scratch"]
     rows = (Run(root).variant("kd", 2) / "metrics.jsonl").read_text()
     assert '"kl": ' in rows
@@ -628,6 +736,56 @@ def test_a_run_stopped_while_the_reference_predicts_ends_the_same(
     one, other = (Run(path).read()["variants"] for path in (root, tmp_path / "tiny"))
     for key in ("val_loss", "flops", "reference_flops"):
         assert [row.get(key) for row in one] == [row.get(key) for row in other]
+
+
+@pytest.mark.parametrize(
+    ("distill", "message"),
+    [
+        ({"alpha": 1.1}, r"distill\.alpha"),
+        ({"alpha": {"peak": 0.1}}, r"distill\.alpha\.end is missing"),
+        ({"alpha": {"peak": 0.1, "end": 2.0}}, r"distill\.alpha\.end is 2\.0"),
+        ({"alpha": {"peek": 0.1, "end": 1.0}}, r"distill\.alpha\.peek is not a key.*alpha\.peak"),
+    ],
+)
+def test_wrong_alphas_are_refused_by_name(
+    distill: dict[str, object], message: str, tiny_reference: Path, tiny_text: Path
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        made_recipe(
+            Tree(
+                "the recipe",
+                {
+                    "name": "tiny",
+                    "reference": {"model": str(tiny_reference)},
+                    "data": {"source": str(tiny_text)},
+                    "train": {"tokens": 1280},
+                    "variants": {"target": {"start": "inherit", "distill": distill}},
+                },
+            )
+        )
+
+
+def test_alpha_schedule_beside_a_constant_rate_is_refused_with_the_way_out(
+    tiny_reference: Path, tiny_text: Path
+) -> None:
+    target = {"start": "inherit", "distill": {"alpha": {"peak": 0.1, "end": 1.0}}}
+    fields = recipe_of(tiny_reference, tiny_text, target=target).recipe.resolved()
+    fields["train"]["schedule"] = "constant"
+    with pytest.raises(ValidationError, match="constant never lowers: give a number, such as"):
+        Recipe.model_validate(fields)
+
+
+def test_stored_logits_serve_every_temperature(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    cache = cache_of(trainer, train_recipe, tmp_path, 8, 2)
+    made_from = {"reference": "abc"}
+    warm = LogitCache(tmp_path, made_from, trainer.stream, train_recipe, 8, 2.0, 320)
+    assert warm.path == cache.path
+    assert warm.missing(2 * 8) == []
+    one, other = (c.distribution(torch.zeros(8, 16, dtype=torch.int64), 0) for c in (cache, warm))
+    assert torch.equal(one.log_p, other.log_p)
+    assert (one.temperature, other.temperature) == (1.0, 2.0)
 
 
 def test_more_ids_than_there_are_cannot_be_kept(

@@ -213,7 +213,7 @@ def _disk(
     target = max(t.bytes for t in trainings if t.round is not None)
     # The stored predictions: k ids with fp16 logits, and one fp32 for all other ids.
     entry = id_type(rows).itemsize + 2
-    logits = sum(tokens * (top_k * entry + 4) for (top_k, _, _), tokens in planner.stored.items())
+    logits = sum(tokens * (top_k * entry + 4) for (top_k, _), tokens in planner.stored.items())
     return {
         "reference": model.missing_bytes(model.tensors.values()),
         "tokens": None if unique is None else unique * id_type(rows).itemsize,

@@ -51,9 +51,8 @@ class Planner:
     ) -> None:
         self._recipe, self._sizes, self._speed, self._unique = recipe, sizes, speed, unique
         self._facts = LayerFacts(sizes.reference.layers)
-        # Tokens with stored predictions of the reference, by (top_k, temperature, seed); complete
-        # after `all`.
-        self.stored: dict[tuple[int, float, int], int] = {}
+        # Tokens with stored predictions of the reference, by (top_k, seed); complete after `all`.
+        self.stored: dict[tuple[int, int], int] = {}
         # Bytes of the fp32 weights beside rounded models; complete after `all`.
         self.kept_masters = 0  # of all models that a later training starts from
         self.passing_master = 0  # of the largest of the others, which goes once it is measured
@@ -157,7 +156,7 @@ class Planner:
         if distill.top_k is None:
             return tokens
         train = spec.train_section(self._recipe.train)
-        key = (distill.top_k, distill.temperature, train.seed)
+        key = (distill.top_k, train.seed)
         needed = spec.first_sample * train.seq_len + tokens
         stored, needed = self.stored.get(key, 0), min(needed, self._unique or needed)
         self.stored[key] = max(stored, needed)

@@ -21,7 +21,7 @@ from inheritune.recipe.values import (
     name_of_model,
     writable,
 )
-from inheritune.recipe.variants import Grow, Variant
+from inheritune.recipe.variants import AlphaSchedule, Grow, Variant
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
@@ -348,6 +348,18 @@ class Recipe(RecipeSection):
                 raise ValueError(
                     f"variants.{name}.lr_scale {variant.lr_scale} puts the peak at {peak:g}, below "
                     f"min_learning_rate {end:g}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _alphas_have_a_rate_to_follow(self) -> Self:
+        for name, variant in self.variants.items():
+            alpha = None if variant.distill is None else variant.distill.alpha
+            if isinstance(alpha, AlphaSchedule) and self.train.schedule == "constant":
+                raise ValueError(
+                    f"variants.{name}.distill.alpha follows the learning rate, which "
+                    "train.schedule constant never lowers: give a number, such as alpha: "
+                    f"{alpha.peak:g}"
                 )
         return self
 

@@ -72,13 +72,34 @@ class Grow(RecipeSection):
         return self
 
 
+class AlphaSchedule(RecipeSection):
+    """A weight of the cross-entropy that follows the learning rate.
+
+    alpha = h peak + (1 - h) end, where h falls from 1 to 0 as the learning rate falls from its peak
+    to its minimum (`training.optimizer.schedule_height`); in the warmup h is 1.
+
+    Source: Peng et al., arXiv 2410.16215: the KL while the rate is high, the text while it falls.
+    """
+
+    peak: Share
+    """alpha while the learning rate is at its peak, and in the warmup."""
+    end: Share
+    """alpha when the learning rate has reached its minimum."""
+
+    def at(self, height: float) -> float:
+        """Return alpha where the learning rate stands so high between minimum and peak."""
+        return height * self.peak + (1 - height) * self.end
+
+
 class Distill(RecipeSection):
     """Distil from the reference: the loss is alpha CE + (1 - alpha) temperature^2 KL."""
 
-    alpha: Share = 0.6
-    """Weight of the cross-entropy; 1 - alpha is that of the KL."""
+    alpha: Share | AlphaSchedule = 0.6
+    """Weight of the cross-entropy; 1 - alpha is that of the KL. 0: the KL alone; {peak: 0.1, end:
+    1.0}: 0.1 while the learning rate is at its peak, and 1.0 at its end, in between in step with
+    the rate."""
     temperature: Rate = 1.0
-    """Divisor of both models' logits in the KL."""
+    """Divisor of both models' logits in the KL; with top_k, only within the k ids."""
     top_k: Count | None = None
     """Run the reference once and store its k most likely ids for each token; all other ids count as
     one outcome. null: run the reference beside the training, with its full distribution."""

@@ -110,4 +110,8 @@ def _loss_formula(distill: Mapping[str, Any]) -> str:
     alpha, temperature = distill["alpha"], distill["temperature"]
     scale = "" if temperature == 1 else f" x {temperature:g}^2"
     ids = f" over the {distill['top_k']} likeliest ids and the rest" if distill["top_k"] else ""
+    if isinstance(alpha, Mapping):
+        peak, end = alpha["peak"], alpha["end"]
+        text = f"a x cross-entropy + (1 - a){scale} x KL divergence{ids}, where a goes from "
+        return f"{text}{peak:g} at the peak of the learning rate to {end:g} at its end"
     return f"{alpha:g} x cross-entropy + {1 - alpha:g}{scale} x KL divergence{ids}"

@@ -14,6 +14,7 @@ from inheritune.model_files.directory import open_model
 from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.model_files.scan import scan
 from inheritune.steps.benchmark import Benchmark
+from inheritune.steps.distillation import distill_inputs
 from inheritune.steps.growth import grown_sizes, grown_specs
 from inheritune.steps.initial_weights import write_start
 from inheritune.steps.job import Job
@@ -52,7 +53,7 @@ def train_variant(
     # Defaults are left out, so that the inputs of runs of older versions compare equal.
     inputs |= {} if spec.inherited_layers is None else {"kept": list(spec.inherited_layers)}
     inputs |= {} if spec.parts == "all" else {"parts": spec.parts}
-    inputs |= {} if spec.distill is None else {"distill": spec.distill}
+    inputs |= {} if spec.distill is None else {"distill": distill_inputs(spec.distill)}
     dtype = published_dtype(job.recipe, reference.model)
     task = TrainingTask(job, spec, spec.directory_in(job.run), tokens, inputs, dtype)
     if saved_result(job, task.result_file, task.result_inputs) is None:

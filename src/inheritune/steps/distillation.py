@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inheritune.data.order import ORDER_VERSION
 from inheritune.model_files.flops import EVALUATION_SHARE
@@ -51,6 +51,15 @@ def open_distillation(task: TrainingTask, settings: "Settings") -> "Distillation
         own_shard = shards[turn + processes.rank :][:1]  # none where the last turn is not full
         processes.on_all(partial(_store, task, logits, own_shard, reference))
     return Distillation(logits, section.alpha)
+
+
+def distill_inputs(section: dict[str, Any]) -> dict[str, Any]:
+    """What decides the loss: the section, and how a temperature is applied to stored logits.
+
+    Earlier versions applied it to all ids, so a training of theirs is not continued.
+    """
+    is_tempered = section["top_k"] is not None and section["temperature"] != 1
+    return section | ({"tempered": "the k ids"} if is_tempered else {})
 
 
 def reference_cost(task: TrainingTask, tokens: int) -> tuple[float, float]:

@@ -10,16 +10,25 @@ import torch
 from torch import Tensor
 
 from inheritune.errors import SourceError
+from inheritune.recipe.variants import AlphaSchedule
 from inheritune.training.hardware import Settings
 from inheritune.training.kernels import use_fused_gelu
-from inheritune.training.kl_divergence import DistillationObjective, Full, ReferenceSource, TopK
-from inheritune.training.loss import lazy_logits, logits_are_plain_head_output
+from inheritune.training.kl_divergence import (
+    DistillationObjective,
+    Full,
+    ReferenceSource,
+    TopK,
+    loss_sums,
+)
+from inheritune.training.loss import LazyLogits, lazy_logits, logits_are_plain_head_output
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 _MAX_SELF_DIVERGENCE = 1e-4  # nats per token; of equal logits it is 0 up to rounding
+_MAX_SLOPE_GAP = 1e-4  # of a gradient whose parts are probabilities times alpha and temperature
+_PROVEN_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,17 @@ class Distillation:
     """Where the reference's predictions come from, and the weight of the loss on the text."""
 
     source: ReferenceSource  # the reference, or its stored predictions
-    alpha: float  # weight of the cross-entropy, in [0, 1]; the KL divergence has the rest
+    # Weight of the cross-entropy, in [0, 1]; the KL divergence has the rest
+    alpha: float | AlphaSchedule
+
+    @property
+    def alpha_changes(self) -> bool:
+        """Whether alpha follows the learning rate."""
+        return isinstance(self.alpha, AlphaSchedule)
+
+    def alpha_at(self, height: float) -> float:
+        """Return alpha where the learning rate stands so high, see `optimizer.height`."""
+        return self.alpha.at(height) if isinstance(self.alpha, AlphaSchedule) else self.alpha
 
 
 @dataclass(frozen=True)
@@ -36,7 +55,6 @@ class StoredDistribution:
 
     stored: TopK
     vocab_size: int
-    temperature: float
 
     def distribution(self, input_ids: Tensor, position: int) -> TopK:
         """Return what is stored, whatever the inputs."""
@@ -73,9 +91,10 @@ class FrozenReference:
             samples: (B, T + 1) int64, on any device.
         """
         samples = samples.to(self._device)
-        itself = DistillationObjective(self.model, source, 0.0, self._avoids_logits)
-        with torch.no_grad(), self._autocast():
-            sums = itself(samples[:, :-1], samples[:, 1:])
+        with torch.no_grad():
+            itself = self.distribution(samples[:, :-1]).logits
+            distribution = source.distribution(samples[:, :-1], 0)
+            sums = loss_sums(itself, distribution, samples[:, 1:].flatten(), 0.0)
         nats = float(sums[2]) / samples[:, 1:].numel()
         if not abs(nats) < _MAX_SELF_DIVERGENCE:  # NaN fails, too
             raise AssertionError(
@@ -90,10 +109,13 @@ class FrozenReference:
 def make_objective(
     model: "PreTrainedModel", distillation: Distillation, samples: Tensor
 ) -> DistillationObjective:
-    """Make the loss of a target against its reference, and check it on a copy of the reference.
+    """Make the loss of a target against its reference, and prove its value and its gradient.
 
-    The check takes a micro-batch, (B, T + 1) int64. Stored predictions were checked when they were
-    written.
+    Its value: the divergence of the reference from itself is 0; of stored predictions that was
+    proven when they were written. Its gradient: see `_check_slope`.
+
+    Args:
+        samples: The first micro-batch in the order of samples, (B, T + 1) int64.
 
     Raises:
         SourceError: The two models do not predict the same number of ids.
@@ -107,11 +129,60 @@ def make_objective(
             "Give both the same vocabulary, or leave distill out.",
         )
     objective = DistillationObjective(
-        model, source, distillation.alpha, logits_are_plain_head_output(model)
+        model, source, distillation.alpha_at(1.0), logits_are_plain_head_output(model)
     )
     if isinstance(source, FrozenReference):
         source.check_self_divergence(samples, source)
+    _check_slope(objective, samples.to(next(model.parameters()).device))
     return objective
+
+
+def _check_slope(objective: DistillationObjective, samples: Tensor) -> None:
+    """Assert that the loss has the gradient of its formula, at the target's logits z.
+
+    With q = softmax(z / t) and the reference's p, dloss/dz = alpha (softmax(z) - onehot) +
+    (1 - alpha) t (q - p); of stored predictions see `kl_divergence.TopK`. The loss of a step is
+    this one divided by the step's tokens.
+    """
+    input_ids, labels = samples[:1, :-1], samples[0, 1:]
+    few = slice(0, _PROVEN_TOKENS)
+    was_training = objective.model.training
+    objective.model.eval()
+    with torch.no_grad():
+        logits = lazy_logits(objective.model, input_ids, objective.avoids_logits)
+        z = logits.cast().rows(few).float()
+    objective.model.train(was_training)
+    distribution = objective.source.distribution(input_ids, 0)
+    for alpha in {0.0, objective.alpha}:
+        leaf = z.clone().requires_grad_()
+        sums = loss_sums(LazyLogits(leaf), distribution, labels[few], alpha)
+        (slope,) = torch.autograd.grad(sums[0], leaf)
+        onehot = torch.nn.functional.one_hot(labels[few], z.shape[1])
+        of_kl = _slope_by_formula(z, distribution, few)
+        expected = alpha * (z.softmax(-1) - onehot) + (1 - alpha) * of_kl
+        gap = float((slope - expected).abs().max())
+        if not gap < _MAX_SLOPE_GAP * max(1.0, float(expected.abs().max())):  # NaN fails, too
+            raise AssertionError(
+                f"the gradient of the loss at the target's logits is off by {gap}: with alpha "
+                f"{alpha:g} it is not that of its formula."
+            )
+
+
+def _slope_by_formula(z: Tensor, distribution: Full | TopK, few: slice) -> Tensor:
+    """Compute t (q - p) of some tokens, (n, V), in another way than the loss does."""
+    t = distribution.temperature
+    if isinstance(distribution, Full):
+        p = (distribution.logits.rows(few).float() / t).softmax(-1)
+        return t * ((z / t).softmax(-1) - p)
+    q, ids = z.softmax(-1), distribution.ids[few]
+    log_p, log_rest = distribution.normal(few)
+    inner = torch.zeros_like(z, dtype=torch.bool).scatter(1, ids, True)
+    mass, q_mass = log_p.exp().sum(-1, keepdim=True), (q * inner).sum(-1, keepdim=True)
+    q_rest = (q * ~inner).sum(-1, keepdim=True)
+    # The mass of the k ids: q - r, where r has the reference's mass in the target's proportions.
+    r = torch.where(inner, mass * q / q_mass, log_rest.exp()[:, None] * q / q_rest)
+    within = (z.gather(1, ids) / t).softmax(-1) - (log_p / t).softmax(-1)
+    return (q - r).scatter_add(1, ids, t * mass * within)
 
 
 def _vocab_size(model: "PreTrainedModel") -> int:

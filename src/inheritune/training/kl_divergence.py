@@ -4,7 +4,7 @@ Where logits are the head's product and nothing more, they are made for a chunk 
 of both models, and never held whole.
 
 B batch, T sequence, D hidden, V vocabulary; N = B x T tokens, n of them at a time, k likeliest ids.
-z: the target's logits; q = softmax(z / t); p: the reference's distribution at the temperature t.
+z: the target's logits; q = softmax(z / t); p: the reference's distribution; t: the temperature.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-_IGNORED = -100
+IGNORED = -100  # the label of a token that is not to be predicted
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The divergence of some tokens, and what a loss needs of it."""
+
+    kl: Tensor  # nats, (n,)
+    loss: Tensor  # the same with the weight t^2 on what is tempered, (n,)
+    slope: Tensor  # dloss/dz, (n, V)
 
 
 @dataclass(frozen=True)
@@ -30,19 +39,22 @@ class Full:
     logits: LazyLogits
     temperature: float
 
-    def kl_divergence(self, log_q: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        """Compute KL(p || q) = sum_v p_v (log p_v - log q_v) of some tokens.
+    def divergence(self, z: Tensor, log_q: Tensor, part: slice) -> Divergence:
+        """Compute KL(p || q) = sum_v p_v (log p_v - log q_v) of some tokens, with its slope.
 
         Args:
-            log_q: The target's log-probabilities at the temperature, (n, V) fp32.
+            z: The target's logits, (n, V) fp32.
+            log_q: log softmax(z), (n, V) fp32.
             part: The tokens, of N.
-
-        Returns:
-            KL(p || q), (n,); and p, (n, V), the distribution at which it is 0.
         """
-        log_p = (self.logits.rows(part).float() / self.temperature).log_softmax(-1)
+        t = self.temperature
+        if t != 1:
+            log_q = (z / t).log_softmax(-1)
+        log_p = (self.logits.rows(part).float() / t).log_softmax(-1)
         p = log_p.exp()
-        return (p * (log_p - log_q)).sum(-1), p
+        kl = (p * (log_p - log_q)).sum(-1)
+        # d(t^2 KL)/dz = t (q - p)
+        return Divergence(kl, t**2 * kl, t * (log_q.exp() - p))
 
 
 @dataclass(frozen=True)
@@ -50,32 +62,65 @@ class TopK:
     """The k likeliest ids of N tokens; all others are lumped into one outcome.
 
     The divergence over these k + 1 outcomes is at most the one over the whole vocabulary, and 0
-    where that is 0. Within the rest p has the target's own proportions: p_v = q_v p_rest / q_rest.
+    where that is 0. A temperature softens the choice among the k ids alone: with P and Q the mass
+    of these ids in p and q at temperature 1, and p', q' the distributions within them at t,
+
+    loss = KL((P, 1 - P) || (Q, 1 - Q)) + t^2 P KL(p' || q')
+
+    At t = 1 that is the divergence over the k + 1 outcomes. Tempered as a whole, most of the mass
+    would move to the rest, of which nothing is known.
+
+    Source: Liquid AI, LFM2, arXiv 2511.23404, decoupled and tempered top-K distillation.
     """
 
     ids: Tensor  # (N, k) int64
-    log_p: Tensor  # their log-probabilities at the temperature, (N, k) fp32
+    log_p: Tensor  # their log-probabilities at temperature 1, (N, k) fp32
     log_rest: Tensor  # log-probability of all others together, (N,) fp32
+    temperature: float = 1.0
 
     @classmethod
-    def of(cls, logits: Tensor, k: int, temperature: float) -> "TopK":
+    def of(cls, logits: Tensor, k: int, temperature: float = 1.0) -> "TopK":
         """Keep the k likeliest ids of logits, (n, V) with k < V."""
-        log_p = (logits.float() / temperature).log_softmax(-1)
+        log_p = logits.float().log_softmax(-1)
         top_log_p, ids = log_p.topk(k)
-        return cls(ids, top_log_p, _log_rest(log_p, ids))
+        return cls(ids, top_log_p, _log_rest(log_p, ids), temperature)
 
-    def kl_divergence(self, log_q: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        """Compute sum_k p_k (log p_k - log q_k) + p_rest (log p_rest - log q_rest); see `Full`."""
-        ids, log_rest = self.ids[part], self.log_rest[part]
-        log_p = self.log_p[part]
-        # Stored values are rounded. Made to add up to 1 again, a divergence is never below 0.
-        total = torch.cat((log_p, log_rest[:, None]), 1).logsumexp(-1)
-        log_p, log_rest = log_p - total[:, None], log_rest - total
+    def divergence(self, z: Tensor, log_q: Tensor, part: slice) -> Divergence:
+        """Compute the divergence of some tokens with its slope; see `Full`."""
+        ids, t = self.ids[part], self.temperature
+        log_p, log_rest = self.normal(part)
         log_q_rest = _log_rest(log_q, ids)
         kl = (log_p.exp() * (log_p - log_q.gather(1, ids))).sum(-1)
         kl = kl + log_rest.exp() * (log_rest - log_q_rest)
-        p = (log_q + (log_rest - log_q_rest)[:, None]).exp()
-        return kl, p.scatter(1, ids, log_p.exp())
+        # Within the rest p has the target's own proportions: p_v = q_v p_rest / q_rest.
+        p = (log_q + (log_rest - log_q_rest)[:, None]).exp().scatter(1, ids, log_p.exp())
+        slope = log_q.exp() - p
+        if t == 1:
+            return Divergence(kl, kl, slope)
+        # --- the choice among the k ids: at t in place of 1 ---
+        mass = log_p.exp().sum(-1)  # P
+        plain, plain_slope = _kl_within(log_p, z.gather(1, ids), 1.0)
+        tempered, tempered_slope = _kl_within(log_p, z.gather(1, ids), t)
+        outside = kl - mass * plain
+        # d(t^2 P KL(p' || q'))/dz = t P (q' - p')
+        slope.scatter_add_(1, ids, mass[:, None] * (t * tempered_slope - plain_slope))
+        inside = mass * tempered
+        return Divergence(outside + inside, outside + t**2 * inside, slope)
+
+    def normal(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Return `log_p` and `log_rest` of some tokens, made to add up to 1 again.
+
+        Stored values are rounded; a divergence of these is never below 0.
+        """
+        log_p, log_rest = self.log_p[part], self.log_rest[part]
+        total = torch.cat((log_p, log_rest[:, None]), 1).logsumexp(-1)
+        return log_p - total[:, None], log_rest - total
+
+
+def _kl_within(log_p: Tensor, z: Tensor, t: float) -> tuple[Tensor, Tensor]:
+    """Compute KL(p' || q') among k ids at a temperature, (n,), and q' - p', (n, k)."""
+    log_p, log_q = (log_p / t).log_softmax(-1), (z / t).log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1), log_q.exp() - log_p.exp()
 
 
 def _log_rest(log_p: Tensor, ids: Tensor) -> Tensor:
@@ -90,10 +135,6 @@ class ReferenceSource(Protocol):
     def vocab_size(self) -> int:
         """Number of ids that the reference predicts."""
 
-    @property
-    def temperature(self) -> float:
-        """Divides the logits of both models; above 0."""
-
     def distribution(self, input_ids: Tensor, position: int) -> Full | TopK:
         """Return the distributions of the token after each of (B, T) inputs, N = B x T tokens.
 
@@ -102,11 +143,10 @@ class ReferenceSource(Protocol):
 
 
 class DistillationObjective(TrainingObjective):
-    """The distillation loss of a target against its reference.
+    """The distillation loss of a target against its reference; `alpha` may change between steps.
 
     Args:
         source: The reference; no module, so that FSDP does not take it for a part of the target.
-        alpha: Weight of the cross-entropy, in [0, 1]; the KL divergence has the rest.
 
     Source: Hinton et al., arXiv 1503.02531, section 2; Sanyal et al., arXiv 2404.08634.
     """
@@ -128,55 +168,72 @@ class DistillationObjective(TrainingObjective):
         """
         if labels is None:
             return super().forward(input_ids, use_cache=use_cache)
-        alpha, t, labels = self.alpha, self.source.temperature, labels.flatten()
         reference = self.source.distribution(input_ids, self.position)
         target = lazy_logits(self.model, input_ids, self.avoids_logits)
-        gradients = _Gradients(target) if torch.is_grad_enabled() else None
-        # Gradients are gathered in the same walk over the tokens: the backward pass would have to
-        # make all logits a second time.
-        with torch.no_grad():
-            logits = target.cast()
-            ce, kl = target.hidden.new_zeros(2, dtype=torch.float32)
-            for part in logits.chunks():
-                z, y = logits.rows(part).float(), labels[part]  # (n, V), (n,)
-                is_label = y != _IGNORED
-                # CE = -log softmax(z)[y];  KL(p || q) = sum_v p_v (log p_v - log q_v)
-                ce = ce + F.cross_entropy(z, y, reduction="sum", ignore_index=_IGNORED)
-                log_q = (z / t).log_softmax(-1)
-                token_kl, p = reference.kl_divergence(log_q, part)
-                kl = kl + torch.where(is_label, token_kl, 0).sum()
-                if gradients is not None:
-                    # dCE/dz = softmax(z) - onehot(y);  t^2 dKL/dz = t (q - p)
-                    slope = z.softmax(-1)
-                    slope.scatter_add_(1, y.clamp(min=0)[:, None], -torch.ones_like(slope[:, :1]))
-                    slope *= alpha
-                    slope += (1 - alpha) * t * (log_q.exp_() - p)
-                    slope = slope * is_label[:, None]
-                    gradients.add(part, slope.to(target.hidden.dtype), logits)
-            sums = torch.stack((alpha * ce + (1 - alpha) * t**2 * kl, ce, kl))
-        if gradients is None:
-            return sums
-        return _GatheredGradients.apply(target.hidden, target.weight, target.bias, sums, gradients)
+        return loss_sums(target, reference, labels.flatten(), self.alpha)
+
+
+def loss_sums(target: LazyLogits, reference: Full | TopK, labels: Tensor, alpha: float) -> Tensor:
+    """Sum alpha CE + (1 - alpha) t^2 KL, CE and KL over the N labels: (3,) fp32, nats.
+
+    Where alpha is 0, of the cross-entropy only its value is computed, from what the divergence
+    needs anyway.
+
+    Args:
+        alpha: Weight of the cross-entropy, in [0, 1]; the KL divergence has the rest.
+    """
+    gradients = _Gradients(target) if torch.is_grad_enabled() else None
+    # Gradients are gathered in the same walk over the tokens: the backward pass would have to
+    # make all logits a second time.
+    with torch.no_grad():
+        logits = target.cast()
+        ce, kl, divergence_loss = target.hidden.new_zeros(3, dtype=torch.float32)
+        for part in logits.chunks():
+            z, y = logits.rows(part).float(), labels[part]  # (n, V), (n,)
+            is_label, log_q = y != IGNORED, z.log_softmax(-1)
+            divergence = reference.divergence(z, log_q, part)
+            # CE = -log softmax(z)[y]
+            ce = ce + F.nll_loss(log_q, y, reduction="sum", ignore_index=IGNORED)
+            kl = kl + torch.where(is_label, divergence.kl, 0).sum()
+            divergence_loss = divergence_loss + torch.where(is_label, divergence.loss, 0).sum()
+            if gradients is not None:
+                slope = (1 - alpha) * divergence.slope
+                if alpha:  # dCE/dz = softmax(z) - onehot(y)
+                    of_ce = z.softmax(-1)
+                    of_ce.scatter_add_(1, y.clamp(min=0)[:, None], -torch.ones_like(z[:, :1]))
+                    slope += alpha * of_ce
+                slope = slope * is_label[:, None]
+                gradients.add(part, slope.to(target.hidden.dtype), logits)
+        sums = torch.stack((alpha * ce + (1 - alpha) * divergence_loss, ce, kl))
+    if gradients is None:
+        return sums
+    attached: Tensor = _GatheredGradients.apply(
+        target.hidden, target.weight, target.bias, sums, gradients
+    )
+    return attached
 
 
 class _Gradients:
-    """The gradients of the loss over the tokens walked so far; the head's are summed in fp32."""
+    """The gradients of the loss over the tokens walked so far; the head's are summed in fp32.
+
+    Tensors that are not trained, nor lead to trained ones, have none.
+    """
 
     def __init__(self, target: LazyLogits) -> None:
-        weight, bias = target.weight, target.bias
-        self.hidden = torch.empty_like(target.hidden)
-        self.weight = None if weight is None else torch.zeros_like(weight, dtype=torch.float32)
-        self.bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        def zeros(tensor: Tensor | None) -> Tensor | None:
+            is_trained = tensor is not None and tensor.requires_grad
+            return torch.zeros_like(tensor, dtype=torch.float32) if is_trained else None
+
+        self.hidden = torch.empty_like(target.hidden) if target.hidden.requires_grad else None
+        self.weight, self.bias = zeros(target.weight), zeros(target.bias)
 
     def add(self, part: slice, slope: Tensor, logits: LazyLogits) -> None:
         """Add the gradients of some tokens; ``slope`` is dloss/dz, (n, V)."""
         # z = h W^T + b:  dloss/dh = slope W;  dloss/dW = slope^T h;  dloss/db = sum of slope
-        if logits.weight is None:
-            self.hidden[part] = slope
-            return
-        assert self.weight is not None
-        self.hidden[part] = slope @ logits.weight
-        self.weight += slope.T @ logits.hidden[part]
+        if self.hidden is not None:
+            self.hidden[part] = slope if logits.weight is None else slope @ logits.weight
+        if self.weight is not None:
+            self.weight += slope.T @ logits.hidden[part]
         if self.bias is not None:
             self.bias += slope.sum(0)
 

@@ -44,6 +44,7 @@ class LogitCache:
         folder: Parent directory of the run's caches; this cache gets a subdirectory.
         made_from: JSON values that decide the distributions, such as the reference's digest.
         k: Ids stored for each token, fewer than the vocabulary has.
+        temperature: Of the distributions that are looked up; see `kl_divergence.TopK`.
         vocab_size: Ids that the reference predicts.
     """
 
@@ -58,11 +59,12 @@ class LogitCache:
         vocab_size: int,
     ) -> None:
         order = {"seq_len": train.seq_len, "seed": train.seed}
-        sizes = {"top_k": k, "temperature": temperature, "vocab_size": vocab_size}
+        # Predictions are stored at temperature 1, whatever the loss makes of them.
+        sizes = {"top_k": k, "temperature": 1.0, "vocab_size": vocab_size}
         self.made_from = {"format": _FORMAT} | made_from | order | sizes
         self.path = folder / f"top-{k}-{canonical_digest(self.made_from)[:12]}"
         self.vocab_size = vocab_size
-        self.temperature = temperature
+        self._temperature = temperature
         self._stream, self._train, self._k = stream, train, k
         self._num_samples = stream.num_samples(train.seq_len)
         self._stored: list[Range] = []
@@ -142,6 +144,7 @@ class LogitCache:
             ids=batch("ids", np.int64),
             log_p=batch("log_p", np.float32),
             log_rest=batch("log_rest", np.float32),
+            temperature=self._temperature,
         )
 
     def cost(self, paid_by: str) -> tuple[int, float]:
@@ -188,14 +191,12 @@ class LogitCache:
     def _top_k(self, samples: Tensor, reference: FrozenReference, check: bool) -> TopK:
         logits = reference.distribution(samples[:, :-1]).logits
         with torch.no_grad():
-            parts = [
-                TopK.of(logits.rows(part), self._k, self.temperature) for part in logits.chunks()
-            ]
+            parts = [TopK.of(logits.rows(part), self._k) for part in logits.chunks()]
         columns = ("ids", "log_p", "log_rest")
         top = TopK(*(torch.cat([getattr(part, name) for part in parts]) for name in columns))
         if check:
             rounded = TopK(top.ids, top.log_p.half().float(), top.log_rest)
-            source = StoredDistribution(rounded, self.vocab_size, self.temperature)
+            source = StoredDistribution(rounded, self.vocab_size)
             reference.check_self_divergence(samples, source)
         return top
 

@@ -18,7 +18,7 @@ from inheritune.training.checkpoint import load_moments, load_newest, save_check
 from inheritune.training.checkpoint_files import drop_later_snapshots, keep_snapshot
 from inheritune.training.loop_config import LoopConfig, LoopResult
 from inheritune.training.metrics import Metrics, OnRow, continued_row, step_row, val_row
-from inheritune.training.optimizer import learning_rate, mean_and_clip
+from inheritune.training.optimizer import learning_rate, mean_and_clip, schedule_height
 from inheritune.training.save_schedule import CheckpointSchedule
 from inheritune.training.setup import TrainingSetup, make_setup
 from inheritune.training.step import forward_backward
@@ -137,6 +137,8 @@ class Loop:
         if not self._processes.rank:
             drop_later_snapshots(self._snapshots, self.position.step)  # of another branch (--from)
         self._schedule = CheckpointSchedule(self._train.save_minutes, self.position.step)
+        distillation = config.distillation
+        self._has_alpha_schedule = distillation is not None and distillation.alpha_changes
         self._began_s, self._seconds_before = time.monotonic(), self.position.elapsed_s
         if self.position.step:
             self._metrics.append(continued_row(self.position, self._epoch()))
@@ -153,6 +155,10 @@ class Loop:
         train, began_s = self._train, time.monotonic()
         sequences = train.batch_tokens // train.seq_len  # of a step, over all processes
         first_sample = self._config.first_sample + self.position.step * sequences
+        tokens = (self.position.step + 1) * train.batch_tokens
+        if self._config.distillation is not None:
+            height = schedule_height(train, tokens, self._config.total_tokens)
+            self._setup.objective.alpha = self._config.distillation.alpha_at(height)
 
         # --- gradients, summed over micro-batches and processes ---
         sums = forward_backward(
@@ -165,7 +171,6 @@ class Loop:
         mean_loss = sums.loss / sums.targets
         norm = mean_and_clip(self._setup.params, sums.targets, train.clip_norm)
         is_finite = math.isfinite(mean_loss) and math.isfinite(norm)
-        tokens = (self.position.step + 1) * train.batch_tokens
         rate = learning_rate(train, tokens, self._config.total_tokens)
         if is_finite:
             for group in self._setup.optimizer.param_groups:
@@ -193,6 +198,7 @@ class Loop:
             tokens_per_s=tokens_per_s,
             mfu=mfu(tokens_per_s, self._flops_per_token, peak_flops, self._processes.size),
             parts=[part / sums.targets for part in sums.parts],
+            alpha=self._setup.objective.alpha if self._has_alpha_schedule else None,
         )
         if not is_finite:
             samples = [first_sample, first_sample + sequences]

@@ -34,6 +34,7 @@ class TrainingObjective(nn.Module):
         self.avoids_logits = avoids_logits  # (B, T, V) is never held
         # The next micro-batch's place in the order of samples: stored distributions lie there.
         self.position = 0
+        self.alpha = 1.0  # weight of the cross-entropy; below 1 only beside a reference
 
     def forward(
         self, input_ids: Tensor, labels: Tensor | None = None, use_cache: bool = False

@@ -133,6 +133,7 @@ def step_row(
     tokens_per_s: float,
     mfu: float | None = None,
     parts: Sequence[float] = (),
+    alpha: float | None = None,
 ) -> dict[str, Any]:
     """Make the row of an optimizer step; a value that is not finite is null and named.
 
@@ -140,6 +141,7 @@ def step_row(
         loss: Mean over the step, nats per token.
         grad_norm: Norm of the mean gradient, before clipping.
         parts: Cross-entropy and KL divergence of a distillation, nats per token, unweighted.
+        alpha: Weight of the cross-entropy, where it changes between steps.
     """
     row = _place(position, epoch) | {
         "loss": _finite(loss),
@@ -151,6 +153,7 @@ def step_row(
     }
     if not math.isfinite(loss + grad_norm):
         row["nonfinite"] = str(loss if not math.isfinite(loss) else grad_norm)
+    row |= {} if alpha is None else {"alpha": alpha}
     columns = zip(("ce", "kl"), parts, strict=False)
     return row | {name: _finite(part) for name, part in columns}
 

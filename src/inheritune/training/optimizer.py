@@ -50,14 +50,24 @@ def learning_rate(train: Train, tokens: int, total: int) -> float:
     warmup = min(train.warmup_tokens, total)
     if tokens < warmup:
         return train.learning_rate * tokens / warmup
-    share = (tokens - warmup) / max(total - warmup, 1)
     if train.schedule == "constant":
         return train.learning_rate
+    rise = train.learning_rate - train.min_learning_rate
+    return train.min_learning_rate + rise * schedule_height(train, tokens, total)
+
+
+def schedule_height(train: Train, tokens: int, total: int) -> float:
+    """Return h of a step, in [0, 1]: see `learning_rate`; 1 in the warmup and where it is constant.
+
+    A function of the tokens alone, so that a step has the same after any restart.
+    """
+    warmup = min(train.warmup_tokens, total)
+    if tokens < warmup or train.schedule == "constant":
+        return 1.0
+    share = (tokens - warmup) / max(total - warmup, 1)
     if train.schedule == "wsd":
-        height = min(1.0, (1 - share) / _WSD_DECAY_SHARE)
-    else:
-        height = 0.5 * (1 + math.cos(math.pi * share))
-    return train.min_learning_rate + (train.learning_rate - train.min_learning_rate) * height
+        return min(1.0, (1 - share) / _WSD_DECAY_SHARE)
+    return 0.5 * (1 + math.cos(math.pi * share))
 
 
 def mean_and_clip(params: Sequence[Tensor], tokens: float, clip_norm: float) -> float:
