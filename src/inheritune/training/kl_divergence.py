@@ -221,8 +221,9 @@ class _Gradients:
 
     def __init__(self, target: LazyLogits) -> None:
         def zeros(tensor: Tensor | None) -> Tensor | None:
-            is_trained = tensor is not None and tensor.requires_grad
-            return torch.zeros_like(tensor, dtype=torch.float32) if is_trained else None
+            if tensor is None or not tensor.requires_grad:
+                return None
+            return torch.zeros_like(tensor, dtype=torch.float32)
 
         self.hidden = torch.empty_like(target.hidden) if target.hidden.requires_grad else None
         self.weight, self.bias = zeros(target.weight), zeros(target.bias)

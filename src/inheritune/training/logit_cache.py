@@ -192,8 +192,11 @@ class LogitCache:
         logits = reference.distribution(samples[:, :-1]).logits
         with torch.no_grad():
             parts = [TopK.of(logits.rows(part), self._k) for part in logits.chunks()]
-        columns = ("ids", "log_p", "log_rest")
-        top = TopK(*(torch.cat([getattr(part, name) for part in parts]) for name in columns))
+        top = TopK(
+            torch.cat([part.ids for part in parts]),
+            torch.cat([part.log_p for part in parts]),
+            torch.cat([part.log_rest for part in parts]),
+        )
         if check:
             rounded = TopK(top.ids, top.log_p.half().float(), top.log_rest)
             source = StoredDistribution(rounded, self.vocab_size)
