@@ -207,8 +207,10 @@ def whole_training(folder: Path, tokens: TokenDirectory, processes: Processes) -
 
 
 def distilled(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:
-    """20 steps with the reference beside, and 20 with its stored predictions."""
+    """20 steps with the reference beside, with its stored predictions, with its hidden states."""
     run_training(folder / "beside", tokens, processes, distill={})
+    schedule = {"peak": 0.1, "end": 1.0}
+    run_training(folder / "hidden", tokens, processes, distill={"hidden": {}, "alpha": schedule})
     run_training(folder / "kept", tokens, processes, distill={"top_k": 64})
     return {"shards": len(list((folder / "reference" / "logits").rglob("shard.json")))}
 

@@ -125,13 +125,20 @@ def test_every_sample_of_a_step_is_seen_once_by_one_process(pair: Path, alone: t
     assert together == alone[2]
 
 
-@pytest.mark.parametrize(("how", "distill"), [("beside", {}), ("kept", {"top_k": 64})])
+@pytest.mark.parametrize(
+    ("how", "distill"),
+    [
+        ("beside", {}),
+        ("kept", {"top_k": 64}),
+        ("hidden", {"hidden": {}, "alpha": {"peak": 0.1, "end": 1.0}}),
+    ],
+)
 def test_distillation_losses_are_those_of_one_process(
     how: str, distill: dict, pair: Path, tiny_tokens: TokenDirectory, tmp_path: Path
 ) -> None:
     shutil.copytree(pair / "reference", tmp_path / "reference")
     WORK.run_training(tmp_path / how, tiny_tokens, distill=distill)
-    for key in ("loss", "ce", "kl"):
+    for key in ("loss", "ce", "kl", *[k for k in ("hidden", "alpha") if k in distill]):
         assert losses(pair / how, key) == pytest.approx(losses(tmp_path / how, key), abs=1e-5)
     assert [results_of(pair, rank)["distilled"]["shards"] for rank in (0, 1)] == [6, 6]
 

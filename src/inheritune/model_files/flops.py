@@ -43,6 +43,17 @@ def training_flops_per_token(multiplied: int, attention: float, seq_len: int) ->
     return float(6 * multiplied + 6 * attention * seq_len)
 
 
+def hidden_loss_flops(section: Mapping[str, Any], layers: int) -> float:
+    """Count the FLOPs of comparing one token's hidden states after some layers: 12 D for each.
+
+    The value takes three dot products of two FLOPs per channel, and the slope about as much.
+
+    Args:
+        section: The text part of a config, which gives D.
+    """
+    return 12.0 * (first_int(section, _WIDTHS) or 0) * layers
+
+
 def attention_width(
     section: Mapping[str, Any], total: int, kept: Sequence[int] | None = None
 ) -> float:

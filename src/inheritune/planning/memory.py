@@ -36,12 +36,15 @@ def estimate_memory(
     train: Train,
     precision: str,
     reference: int = 0,
+    compares_hidden: bool = False,
 ) -> Memory:
     """Estimate the memory that a training needs on its device.
 
     Args:
         precision: ``"bf16"`` or ``"fp32"``.
         reference: Parameters of the reference that runs beside the training; 0 if none does.
+        compares_hidden: Whether hidden states are compared: a slope for each layer is kept, in the
+            precision of the residual stream, which is fp32 under autocast.
 
     Source: Korthikanti et al., arXiv 2205.05198, equation 1: 34 bytes for each position and channel
     of a layer at 16 bits, without the attention matrices, which today's kernels do not store.
@@ -52,7 +55,7 @@ def estimate_memory(
     rows = first_int(section, ("vocab_size",)) or 0
     item = 2 if precision == "bf16" else 4
     positions = train.micro_batch * train.seq_len
-    hidden = 17 * item * positions * width * layers
+    hidden = (17 * item + 4 * compares_hidden) * positions * width * layers
     logits = positions * rows * 2 * (item + 4)
     copies = params * item if precision == "bf16" else 0
     return Memory(

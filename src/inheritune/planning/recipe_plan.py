@@ -160,6 +160,7 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
             recipe.train,
             precision,
             whole.params if training.beside else 0,
+            training.compares_hidden,
         )
         for training in trainings
     ]

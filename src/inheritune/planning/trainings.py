@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from inheritune.model_files.config import layer_count
-from inheritune.model_files.flops import EVALUATION_SHARE
+from inheritune.model_files.flops import EVALUATION_SHARE, hidden_loss_flops
 from inheritune.planning.memory import Memory
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.variants import Distill, Variant
@@ -39,6 +39,7 @@ class PlannedTraining:
     # distillation.
     reference_flops: float | None = None
     beside: bool = False  # true if the reference runs beside the training
+    compares_hidden: bool = False  # true if hidden states are compared with the reference's
     # Seed of a training that repeats another; None for the first of its variant.
     seed: int | None = None
 
@@ -119,6 +120,8 @@ class Planner:
         reference_flops = None
         if distill is not None:
             reference_flops = self._forward_flops * self._forward_tokens(distill, spec, tokens)
+            if distill.hidden is not None:
+                reference_flops += hidden_loss_flops(self._sizes.section, spec.layers) * tokens
         flops = counts.flops_per_token * tokens + (reference_flops or 0.0)
         dtype = self._dtype(spec)
         if dtype != "F32" and (spec.keeps_end or spec.is_stacked):
@@ -140,6 +143,7 @@ class Planner:
             made_of=spec.made_of,
             reference_flops=reference_flops,
             beside=distill is not None and distill.top_k is None,
+            compares_hidden=distill is not None and distill.hidden is not None,
             seed=spec.seed if spec.is_repeat else None,
         )
 

@@ -91,6 +91,17 @@ class AlphaSchedule(RecipeSection):
         return height * self.peak + (1 - height) * self.end
 
 
+class Hidden(RecipeSection):
+    """Add weight x the distance of hidden states, per token and summed over the target's layers."""
+
+    loss: Literal["cosine", "nmse"] = "cosine"
+    """Distance of a, after a layer of the target, from b, in the reference where the target's next
+    layer is taken from (after its last layer for the last): cosine: 1 - cos(a, b); nmse:
+    |a - b|^2 / |b|^2."""
+    weight: Rate = 2.0
+    """Factor on the distance."""
+
+
 class Distill(RecipeSection):
     """Distil from the reference: the loss is alpha CE + (1 - alpha) temperature^2 KL."""
 
@@ -103,6 +114,18 @@ class Distill(RecipeSection):
     top_k: Count | None = None
     """Run the reference once and store its k most likely ids for each token; all other ids count as
     one outcome. null: run the reference beside the training, with its full distribution."""
+    hidden: Hidden | None = None
+    """Also compare hidden states ({}: the defaults). Needs start: inherit or grown, and the
+    reference beside the training; null: compare predictions alone."""
+
+    @model_validator(mode="after")
+    def _stores_no_hidden_states(self) -> Self:
+        if self.hidden is not None and self.top_k is not None:
+            raise ValueError(
+                "hidden needs the reference beside the training, and top_k stores its predictions "
+                "alone: leave top_k or hidden out"
+            )
+        return self
 
 
 class Variant(RecipeSection):
@@ -149,6 +172,12 @@ class Variant(RecipeSection):
             raise ValueError("half-width always has all layers of the reference")
         if self.start == "grown" and self.layers is not None:
             raise ValueError("grown always has the sizes of the target's later rounds")
+        is_hidden = self.distill is not None and self.distill.hidden is not None
+        if is_hidden and self.start not in ("inherit", "grown"):
+            raise ValueError(
+                f"distill.hidden compares layers with those that they were inherited from, and "
+                f"{self.start} has none of the same width and place: leave hidden out"
+            )
         if self.tokens == "equal_compute" and self.start != "fresh":
             raise ValueError("equal_compute is for controls that start with fresh weights")
         return self

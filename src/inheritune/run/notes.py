@@ -113,5 +113,9 @@ def _loss_formula(distill: Mapping[str, Any]) -> str:
     if isinstance(alpha, Mapping):
         peak, end = alpha["peak"], alpha["end"]
         text = f"a x cross-entropy + (1 - a){scale} x KL divergence{ids}, where a goes from "
-        return f"{text}{peak:g} at the peak of the learning rate to {end:g} at its end"
-    return f"{alpha:g} x cross-entropy + {1 - alpha:g}{scale} x KL divergence{ids}"
+        text = f"{text}{peak:g} at the peak of the learning rate to {end:g} at its end"
+    else:
+        text = f"{alpha:g} x cross-entropy + {1 - alpha:g}{scale} x KL divergence{ids}"
+    if (hidden := distill.get("hidden")) is None:
+        return text
+    return f"{hidden['weight']:g} x {hidden['loss']} distance of hidden states + {text}"

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inheritune.data.order import ORDER_VERSION
-from inheritune.model_files.flops import EVALUATION_SHARE
+from inheritune.model_files.config import text_config
+from inheritune.model_files.flops import EVALUATION_SHARE, hidden_loss_flops
 from inheritune.recipe.variants import Distill
 from inheritune.steps.training_task import TrainingTask
 from inheritune.system.progress import Progress
+from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 if TYPE_CHECKING:
     from inheritune.training.distillation import Distillation, FrozenReference
@@ -39,7 +41,8 @@ def open_distillation(task: TrainingTask, settings: "Settings") -> "Distillation
         return FrozenReference(load_model(_reference_dir(task)), settings, section.temperature)
 
     if section.top_k is None:
-        return Distillation(reference(), section.alpha)
+        layer_map = task.spec.inherited_layers or range(task.spec.layers)
+        return Distillation(reference(), section.alpha, section.hidden, layer_map)
 
     # --- store what the training needs and the disk does not have yet ---
     logits = _open_cache(task, section, section.top_k)
@@ -65,7 +68,8 @@ def distill_inputs(section: dict[str, Any]) -> dict[str, Any]:
 def reference_cost(task: TrainingTask, tokens: int) -> tuple[float, float]:
     """FLOPs of the reference's forward passes, and their seconds outside of the training.
 
-    Logits that an earlier training has stored cost this one nothing.
+    A comparison of hidden states is among the FLOPs. Logits that an earlier training has stored
+    cost this one nothing.
 
     Args:
         task: Its spec has a section `distill`.
@@ -77,7 +81,11 @@ def reference_cost(task: TrainingTask, tokens: int) -> tuple[float, float]:
     if section.top_k is not None:
         tokens, seconds = _open_cache(task, section, section.top_k).cost(task.title)
     shape = describe(_reference_dir(task), task.train.seq_len)
-    return shape.flops_per_token * EVALUATION_SHARE * tokens, seconds
+    flops = shape.flops_per_token * EVALUATION_SHARE
+    if section.hidden is not None:
+        config = read_json_object(task.start_dir / "config.json", MODEL_FILE)
+        flops += hidden_loss_flops(text_config(config), task.spec.layers)
+    return flops * tokens, seconds
 
 
 def _open_cache(task: TrainingTask, section: Distill, top_k: int) -> "LogitCache":

@@ -3,6 +3,7 @@
 B batch, T sequence.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 
 from inheritune.errors import SourceError
-from inheritune.recipe.variants import AlphaSchedule
+from inheritune.recipe.variants import AlphaSchedule, Hidden
+from inheritune.training.fsdp import layer_modules
 from inheritune.training.hardware import Settings
+from inheritune.training.hidden_states import HiddenStates
 from inheritune.training.kernels import use_fused_gelu
 from inheritune.training.kl_divergence import (
     DistillationObjective,
@@ -38,6 +41,8 @@ class Distillation:
     source: ReferenceSource  # the reference, or its stored predictions
     # Weight of the cross-entropy, in [0, 1]; the KL divergence has the rest
     alpha: float | AlphaSchedule
+    hidden: Hidden | None = None  # the loss on hidden states; not with stored predictions
+    layer_map: Sequence[int] = ()  # index in the reference of each layer of the target, ascending
 
     @property
     def alpha_changes(self) -> bool:
@@ -128,9 +133,13 @@ def make_objective(
             "divergence between distributions over different ids.",
             "Give both the same vocabulary, or leave distill out.",
         )
-    objective = DistillationObjective(
-        model, source, distillation.alpha_at(1.0), logits_are_plain_head_output(model)
-    )
+    alpha, avoids_logits = distillation.alpha_at(1.0), logits_are_plain_head_output(model)
+    hidden = None
+    if distillation.hidden is not None:
+        assert isinstance(source, FrozenReference)  # no hidden states are stored
+        layers = layer_modules(model), layer_modules(source.model)
+        hidden = HiddenStates(*layers, distillation.layer_map, distillation.hidden)
+    objective = DistillationObjective(model, source, alpha, avoids_logits, hidden)
     if isinstance(source, FrozenReference):
         source.check_self_divergence(samples, source)
     _check_slope(objective, samples.to(next(model.parameters()).device))

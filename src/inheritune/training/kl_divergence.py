@@ -1,5 +1,7 @@
 """Compute the distillation loss: alpha CE + (1 - alpha) t^2 KL(reference || target), over tokens.
 
+Where a variant asks for it, a distance of hidden states is added: see `hidden_states`.
+
 Where logits are the head's product and nothing more, they are made for a chunk of tokens at a time,
 of both models, and never held whole.
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from inheritune.training.hidden_states import HiddenStates
 from inheritune.training.loss import LazyLogits, TrainingObjective, lazy_logits
 
 if TYPE_CHECKING:
@@ -147,30 +150,51 @@ class DistillationObjective(TrainingObjective):
 
     Args:
         source: The reference; no module, so that FSDP does not take it for a part of the target.
+        hidden: The loss on hidden states; None: there is none.
 
     Source: Hinton et al., arXiv 1503.02531, section 2; Sanyal et al., arXiv 2404.08634.
     """
 
     def __init__(
-        self, model: "PreTrainedModel", source: ReferenceSource, alpha: float, avoids_logits: bool
+        self,
+        model: "PreTrainedModel",
+        source: ReferenceSource,
+        alpha: float,
+        avoids_logits: bool,
+        hidden: HiddenStates | None = None,
     ) -> None:
         super().__init__(model, avoids_logits)
-        self.source, self.alpha = source, alpha
+        self.source, self.alpha, self.hidden = source, alpha, hidden
 
     def forward(
         self, input_ids: Tensor, labels: Tensor | None = None, use_cache: bool = False
     ) -> Any:
-        """Return three sums over the labels; see `TrainingObjective.forward`.
+        """Return sums over the labels; see `TrainingObjective.forward`.
 
         Returns:
-            The loss, CE and KL: (3,) fp32, nats. Gradients flow through the first alone, into the
-            target alone.
+            The loss, CE and KL, nats, and with a loss on hidden states their distance, summed over
+            layers: (3,) or (4,) fp32. Gradients flow through the first alone, into the target
+            alone.
         """
         if labels is None:
             return super().forward(input_ids, use_cache=use_cache)
-        reference = self.source.distribution(input_ids, self.position)
+        labels = labels.flatten()
+        if self.hidden is None:
+            return loss_sums(*self._run(input_ids), labels, self.alpha)
+        with self.hidden.compare(labels != IGNORED) as comparison:
+            target, reference = self._run(input_ids)
+        sums = loss_sums(target, reference, labels, self.alpha)
+        distance = comparison.sum[None]
+        sums = torch.cat((sums[:1] + self.hidden.weight * distance, sums[1:], distance))
+        trained = comparison.slopes  # by layer; others lead to no trained weight
+        if not trained:
+            return sums
+        states = [comparison.states[number] for number in trained]
+        return _KnownGradients.apply(sums, list(trained.values()), *states)
+
+    def _run(self, input_ids: Tensor) -> tuple[LazyLogits, Full | TopK]:
         target = lazy_logits(self.model, input_ids, self.avoids_logits)
-        return loss_sums(target, reference, labels.flatten(), self.alpha)
+        return target, self.source.distribution(input_ids, self.position)
 
 
 def loss_sums(target: LazyLogits, reference: Full | TopK, labels: Tensor, alpha: float) -> Tensor:
@@ -207,9 +231,11 @@ def loss_sums(target: LazyLogits, reference: Full | TopK, labels: Tensor, alpha:
         sums = torch.stack((alpha * ce + (1 - alpha) * divergence_loss, ce, kl))
     if gradients is None:
         return sums
-    attached: Tensor = _GatheredGradients.apply(
-        target.hidden, target.weight, target.bias, sums, gradients
-    )
+    own = (target.hidden, target.weight, target.bias)
+    of_own = (gradients.hidden, gradients.weight, gradients.bias)
+    trained = [t for t, g in zip(own, of_own, strict=True) if g is not None]
+    known = [g for g in of_own if g is not None]
+    attached: Tensor = _KnownGradients.apply(sums, known, *trained)
     return attached
 
 
@@ -239,24 +265,16 @@ class _Gradients:
             self.bias += slope.sum(0)
 
 
-class _GatheredGradients(torch.autograd.Function):
-    """Attach gradients that are known already to the sums that they belong to."""
+class _KnownGradients(torch.autograd.Function):
+    """Attach gradients of the first of some sums, which are known already, to their tensors."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        sums: Tensor,
-        gradients: _Gradients,
-    ) -> Tensor:
-        ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
-        ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
+    def forward(ctx: Any, sums: Tensor, gradients: list[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = [tensor.dtype for tensor in tensors]
         return sums.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        scaled = [None if g is None else (g * grad[0]).to(dtype) for g, dtype in pairs]
-        return *scaled, None, None
+        return grad, None, *[(g * grad[0]).to(dtype) for g, dtype in pairs]

@@ -140,7 +140,8 @@ def step_row(
     Args:
         loss: Mean over the step, nats per token.
         grad_norm: Norm of the mean gradient, before clipping.
-        parts: Cross-entropy and KL divergence of a distillation, nats per token, unweighted.
+        parts: Cross-entropy and KL divergence of a distillation, nats per token, and the distance
+            of hidden states per token, summed over layers; unweighted.
         alpha: Weight of the cross-entropy, where it changes between steps.
     """
     row = _place(position, epoch) | {
@@ -154,7 +155,7 @@ def step_row(
     if not math.isfinite(loss + grad_norm):
         row["nonfinite"] = str(loss if not math.isfinite(loss) else grad_norm)
     row |= {} if alpha is None else {"alpha": alpha}
-    columns = zip(("ce", "kl"), parts, strict=False)
+    columns = zip(("ce", "kl", "hidden"), parts, strict=False)
     return row | {name: _finite(part) for name, part in columns}
 
 

@@ -19,7 +19,9 @@ class StepSums:
     """The losses of a step, summed over its tokens, and what the processes agreed on."""
 
     loss: float  # nats
-    parts: tuple[float, ...]  # nats: cross-entropy and KL divergence of a distillation, or nothing
+    # Of a distillation: cross-entropy and KL divergence, nats, and the distance of hidden states,
+    # if there is a loss on it; else nothing
+    parts: tuple[float, ...]
     targets: float  # predicted tokens
     stop: bool  # a process was asked to stop: the step is broken off
     save: bool  # it is time to save, by the clock of process 0
@@ -40,9 +42,9 @@ def forward_backward(
     begin, end = setup.share
 
     # --- one forward and backward pass for each micro-batch ---
-    # The loss, and of a distillation its two parts: on the device, since reading them would make
-    # the host wait for every micro-batch.
-    losses, num_sums, targets = torch.zeros(3, dtype=torch.float64, device=device), 1, 0
+    # The loss, and of a distillation its parts: on the device, since reading them would make the
+    # host wait for every micro-batch.
+    losses, num_sums, targets = torch.zeros(4, dtype=torch.float64, device=device), 1, 0
     batches = micro_batches(setup.stream, train, first_sample + begin, first_sample + end)
     for sequence, samples in zip(range(begin, end, train.micro_batch), batches, strict=True):
         if train.dropout:  # seeded by the place in the training, so that a resume drops the same
@@ -53,7 +55,7 @@ def forward_backward(
         setup.objective.position = first_sample + sequence
         samples = samples.to(device)  # (B, T + 1)
         with setup.settings.autocast():
-            sums = setup.objective(samples[:, :-1], samples[:, 1:]).reshape(-1)  # (1,) or (3,)
+            sums = setup.objective(samples[:, :-1], samples[:, 1:]).reshape(-1)  # 1, 3 or 4
         sums[0].backward()
         num_sums = sums.numel()
         losses[:num_sums] += sums.detach().double()
@@ -62,15 +64,16 @@ def forward_backward(
             break
 
     # --- what all processes must know, in one message ---
-    loss, ce, kl = losses.tolist()  # waits for the device
+    loss, *parts = losses.tolist()  # waits for the device
     ranks = range(processes.size)
-    message = [loss, ce, kl, targets, stop(), save_due and processes.rank == 0]
+    message = [loss, targets, stop(), save_due and processes.rank == 0, *parts]
     message += [rank == processes.rank and not math.isfinite(loss) for rank in ranks]
     totals = processes.add_up(torch.tensor(message, dtype=torch.float64)).tolist()
-    loss, ce, kl, total_targets, stops, saves, *nonfinite = totals
+    loss, total_targets, stops, saves, *others = totals
+    parts, nonfinite = others[: len(parts)], others[len(parts) :]
     return StepSums(
         loss=loss,
-        parts=(ce, kl)[: num_sums - 1],
+        parts=tuple(parts[: num_sums - 1]),
         targets=total_targets,
         stop=bool(stops),
         save=bool(saves),
