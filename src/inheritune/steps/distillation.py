@@ -41,8 +41,7 @@ def open_distillation(task: TrainingTask, settings: "Settings") -> "Distillation
         return FrozenReference(load_model(_reference_dir(task)), settings, section.temperature)
 
     if section.top_k is None:
-        layer_map = task.spec.inherited_layers or range(task.spec.layers)
-        return Distillation(reference(), section.alpha, section.hidden, layer_map)
+        return Distillation(reference(), section.alpha, section.hidden, task.spec.layer_map)
 
     # --- store what the training needs and the disk does not have yet ---
     logits = _open_cache(task, section, section.top_k)
