@@ -61,7 +61,8 @@ def distill_inputs(section: dict[str, Any]) -> dict[str, Any]:
     Earlier versions applied it to all ids, so a training of theirs is not continued.
     """
     is_tempered = section["top_k"] is not None and section["temperature"] != 1
-    return section | ({"tempered": "the k ids"} if is_tempered else {})
+    inputs = {k: v for k, v in section.items() if (k, v) != ("hidden", None)}  # as in older runs
+    return inputs | ({"tempered": "the k ids"} if is_tempered else {})
 
 
 def reference_cost(task: TrainingTask, tokens: int) -> tuple[float, float]:
