@@ -4,7 +4,7 @@ N tokens, D hidden, n layers of the target. a, b: hidden states after a layer of
 after the layer of the reference that it is compared with, (N, D).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -73,9 +73,9 @@ class HiddenStates:
         self._distance = {"cosine": _cosine, "nmse": _nmse}[section.loss]
         self._comparison: Comparison | None = None
         for number, layer in enumerate(target):
-            layer.register_forward_hook(partial(self._remember, number))
+            layer.register_forward_hook(_eager(partial(self._remember, number)))
         for number, place in enumerate(compared_layers(layer_map, len(reference))):
-            reference[place].register_forward_hook(partial(self._compare, number))
+            reference[place].register_forward_hook(_eager(partial(self._compare, number)))
 
     @contextmanager
     def compare(self, is_label: Tensor) -> Iterator[Comparison]:
@@ -91,14 +91,12 @@ class HiddenStates:
         finally:
             self._comparison = None
 
-    @torch.compiler.disable
     def _remember(self, number: int, layer: nn.Module, _: Any, output: Any) -> None:
         if self._comparison is not None:
             state = _state(output)
             self._comparison.states[number] = state
             self._comparison.versions[number] = state._version
 
-    @torch.compiler.disable
     def _compare(self, number: int, layer: nn.Module, _: Any, output: Any) -> None:
         comparison = self._comparison
         if comparison is None:
@@ -122,6 +120,12 @@ class HiddenStates:
             if a.requires_grad:
                 slope = self.weight * slope * comparison.is_label[:, None]
                 comparison.slopes[number] = slope.to(a.dtype).view_as(a)
+
+
+def _eager(hook: Callable[..., None]) -> Callable[..., None]:
+    """Keep a hook out of what torch.compile traces of its layer."""
+    outside: Callable[..., None] = torch.compiler.disable(hook)
+    return outside
 
 
 def _state(output: Any) -> Tensor:
