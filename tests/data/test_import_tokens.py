@@ -1,4 +1,5 @@
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -180,3 +181,114 @@ def test_the_command_line_imports_and_inspects(streams, tokenizer, tmp_path):
     assert shown[0]["text"] == tokenizer.decode(streams[0][:64].tolist())
     assert invoke(app, ["inspect", out, "--tokenizer", home]).exit_code == 0
     assert invoke(app, ["inspect", str(tmp_path)]).exit_code == 3
+
+
+# --- formats that say themselves what they are ---
+
+
+def cases(name, out):
+    """Write the files of a layout as its own program does."""
+    docs = [np.array(doc) for doc in ([5, 6, 7], [8, 9], [10, 11, 12, 13])]
+    ids = np.concatenate(docs)
+    sizes = np.array([len(doc) for doc in docs], dtype="<i4")
+    ends = np.cumsum(sizes)
+    if name == "megatron":
+        path = write(out / "a.bin", ids, "<i4")
+        starts = ((ends - sizes) * 4).astype("<i8")
+        head = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 4, 3, 4)
+        index = head + sizes.tobytes() + starts.tobytes() + np.arange(4, dtype="<i8").tobytes()
+        path.with_suffix(".idx").write_bytes(index)
+        return path
+    bounds = np.concatenate([[0], ends]) * 4 + 4 * (len(docs) + 2)
+    head = np.concatenate([[len(docs)], bounds]).astype("<u4").tobytes()
+    config = {"compression": None, "data_format": ["no_header_tensor:16"]}
+    (out / "index.json").write_text(json.dumps({"chunks": [], "config": config}))
+    return write(out / "chunk-0-0.bin", ids, "<i4", head)
+
+
+def test_a_file_of_llm_c_for_llama_3_has_ids_of_four_bytes(tmp_path):
+    ids = np.array([65_600, 3, 69_999, 4] * 300)
+    head = np.zeros(256, dtype="<i4")
+    head[:3] = 20240801, 7, len(ids)
+    opened = open_flat_file(write(tmp_path / "a.bin", ids, "<u4", head.tobytes()), 70_000)
+    assert opened.format == "llm.c" and np.array_equal(opened.ids, ids)
+    with pytest.raises(DataError, match="its ids have 4 bytes, --dtype says 2"):
+        open_flat_file(tmp_path / "a.bin", 70_000, width=2)
+    head[1] = 9
+    with pytest.raises(DataError, match=r"a\.bin is a file of llm\.c in the unknown version 9"):
+        open_flat_file(write(tmp_path / "a.bin", ids, "<u4", head.tobytes()), 70_000)
+
+
+@pytest.mark.parametrize("name", ["megatron", "litdata"])
+@pytest.mark.parametrize("rows", [300, 70_000])
+def test_an_index_gives_the_documents_of_megatron_and_litdata(tmp_path, name, rows):
+    opened = open_flat_file(cases(name, tmp_path), rows)
+    assert (opened.format, opened.width) == (name, 4)
+    assert opened.ids.tolist() == list(range(5, 14))
+    assert list(opened.documents(0)) == [(0, 3), (3, 5), (5, 9)]
+
+
+def test_an_index_of_megatron_for_another_file_is_refused(tmp_path):
+    path = cases("megatron", tmp_path)
+    whole = path.with_suffix(".idx").read_bytes()
+    for content, said in (
+        (whole[:60], r"a\.idx does not fit"),
+        (whole[:34] + b"\x09" + whole[35:], r"a\.idx does not fit"),
+        (whole[:9] + b"\2" + whole[10:], "version 2"),
+        (b"other", "no index of Megatron"),
+    ):
+        path.with_suffix(".idx").write_bytes(content)
+        with pytest.raises(DataError, match=said):
+            open_flat_file(path, 300)
+
+
+def test_a_chunk_of_litdata_without_its_index_or_compressed_is_refused(tmp_path):
+    path = cases("litdata", tmp_path)
+    (tmp_path / "index.json").write_text('{"config": {"compression": "zstd"}}')
+    with pytest.raises(DataError, match="holds no plain ids"):
+        open_flat_file(path, 300)
+    (tmp_path / "index.json").unlink()
+    with pytest.raises(DataError, match=r"a chunk of litdata, and its index\.json is missing"):
+        open_flat_file(path, 300)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b'{"text": "a row of some length"}\n' * 4, "a JSON file"),
+        (b"\x93NUMPY" + bytes(58), "a NumPy file"),
+        (b"PK\x03\x04" + bytes(60), "a zip file"),
+        (b"\x1f\x8b" + bytes(62), "a gzip file"),
+        (b"PAR1" + bytes(60), "a parquet file"),
+    ],
+)
+def test_a_file_of_another_kind_holds_no_ids_however_large_the_vocabulary(tmp_path, content, kind):
+    (tmp_path / "a.bin").write_bytes(content)
+    with pytest.raises(DataError, match=f"is {kind}, not a file of ids"):
+        open_flat_file(tmp_path / "a.bin", 70_000, width=2)
+
+
+def test_above_65536_rows_two_bytes_are_an_id_only_when_that_is_said(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(np.random.default_rng(0).bytes(40_000))
+    with pytest.raises(DataError, match="the embedding has 70000 rows"):
+        open_flat_file(path, 70_000)
+    assert open_flat_file(path, 70_000, width=2).width == 2
+
+
+def test_flat_files_of_two_widths_are_refused_together(streams, tokenizer, tmp_path):
+    train = write(tmp_path / "a.bin", streams[0], "<u2")
+    val = write(tmp_path / "b.bin", streams[1], "<u4")
+    with pytest.raises(DataError, match=r"a\.bin has 2, .*b\.bin has 4"):
+        import_tokens(FlatFiles([train], [val]), tokenizer, 300, tmp_path / "tokens")
+
+
+def test_a_million_ids_without_eos_are_refused_unless_their_type_is_said(
+    streams, tokenizer, tmp_path
+):
+    ids = np.resize(np.arange(5, 50), 1_000_000)
+    train, val = write(tmp_path / "a.bin", ids), write(tmp_path / "b.bin", streams[1])
+    with pytest.raises(DataError, match="EOS, id 0, 0 times in 1,000,000 ids"):
+        import_tokens(FlatFiles([train], [val]), tokenizer, 300, tmp_path / "tokens")
+    tokens = import_tokens(FlatFiles([train], [val], width=2), tokenizer, 300, tmp_path / "tokens")
+    assert tokens.train.num_ids == 1_000_001

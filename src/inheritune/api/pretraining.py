@@ -87,8 +87,8 @@ def import_tokens(
     """Copy token ids that another program wrote into a token directory.
 
     Args:
-        files: The files: .ds of datatrove, .bin of nanoGPT, litgpt or llm.c. `FlatFiles` also names
-            validation files and the width of an id.
+        files: The files: .ds of datatrove, .bin of nanoGPT, litgpt, litdata, llm.c or
+            Megatron. `FlatFiles` also names validation files and the width of an id.
         tokenizer: The model, or the directory, whose tokenizer made the ids.
         out: The token directory; opened as it is if it was made from the same files.
         progress: True draws a bar, False is silent, a function is called with each event.

@@ -34,7 +34,7 @@ def prepare(
         _import_option(
             metavar="FILE",
             help="Import ids instead of text, from a .ds file of datatrove or a .bin file of "
-            "nanoGPT, litgpt or llm.c; repeatable.",
+            "nanoGPT, litgpt, litdata, llm.c or Megatron; repeatable.",
         ),
     ] = None,
     val_from_bin: Annotated[

@@ -20,6 +20,7 @@ from inheritune.errors import DataError, Interrupted
 from inheritune.system.progress import Listener, Progress, silent
 
 IMPORTED = "imported"  # key of a request that did not come from a recipe
+_MANY = 1_000_000  # ids of which some must be EOS
 _PIECE = 1 << 20  # ids copied at a time
 _TASK = "importing tokens"
 
@@ -45,7 +46,7 @@ def import_tokens(
 ) -> TokenDirectory:
     """Copy ids into token shards, document by document.
 
-    Documents end where the index of a ``.ds`` file says, or else at EOS; one that lacks its EOS
+    Documents end where the index of a file says, or else at EOS; one that lacks its EOS
     is given it. No id is changed.
 
     Args:
@@ -63,6 +64,7 @@ def import_tokens(
     rows = min(embedding_rows, tokenizer.rows)
     train = [open_flat_file(path, rows, files.width) for path in files.train]
     val = [open_flat_file(path, rows, files.width) for path in files.val]
+    _check_together(files, train + val, tokenizer.eos)
     sizes = [[[f.path.name, f.path.stat().st_size, f.width] for f in s] for s in (train, val)]
     request = {
         IMPORTED: [*sizes, files.val_fraction],
@@ -166,12 +168,31 @@ class _Copy:
             raise DataError("the files hold no training tokens.", "Give files that do.")
         if self.writer.val.num_ids < 2:
             raise DataError(
-                f"of {self.writer.train.documents} documents none was held out.",
+                f"of {self.writer.train.documents} documents none was held out; "
+                f"they end at EOS, id {self.tokenizer.eos}.",
                 "Give --val-from-bin FILE, or raise --val-fraction.",
             )
         if self.without_bos and self.tokenizer.bos is not None:
             note = f"{self.without_bos:,} documents lack the BOS that this tokenizer puts"
             self.on_progress(Progress(_TASK, message=note))
+
+
+def _check_together(files: FlatFiles, opened: list[FlatFile], eos: int) -> None:
+    """Refuse what nothing proves to be ids of this tokenizer.
+
+    Raises:
+        DataError: Two flat files have ids of different widths, or one has next to no EOS.
+    """
+    flat = [file for file in opened if file.format == "flat"]
+    if len({file.width for file in flat}) > 1:
+        named = ", ".join(f"{file.path} has {file.width}" for file in flat)
+        raise DataError(f"bytes of an id differ: {named}.", "Say their --dtype.")
+    for file in flat if files.width is None else []:
+        if len(file.ids) >= _MANY and (ends := file.count(eos)) < 2:
+            raise DataError(
+                f"{file.path} holds EOS, id {eos}, {ends} times in {len(file.ids):,} ids.",
+                "Name the tokenizer that made it; if it is one long document, say its --dtype.",
+            )
 
 
 def _pieces(file: FlatFile, begin: int, end: int) -> Iterator[NDArray[Any]]:

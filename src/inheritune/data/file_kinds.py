@@ -1,0 +1,37 @@
+"""Name what a file is by its first bytes, whatever its name says."""
+
+# The first bytes of a kind of file, and what messages call it.
+_SIGNATURES = {
+    b"version https://git-lfs.github.com": "a pointer of Git LFS, not the file itself",
+    b"\xfd7zXZ\0": "an xz file",
+    b"\x93NUMPY": "a NumPy file",
+    b"ARROW1": "an Arrow file",
+    b"LITPKDS": "a litgpt file of ids",
+    b"INHTTOKS": "a shard of prepared tokens",
+    b"MMIDIDX": "the index of a Megatron file of ids",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file",
+    b"\x04\x22\x4d\x18": "an LZ4 file",
+    b"PAR1": "a parquet file",
+    b"PK\x03\x04": "a zip file",
+    b"\x7fELF": "a program",
+    b"%PDF": "a PDF file",
+    b"GGUF": "a GGUF file",
+    b"SQLite format 3": "an SQLite file",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"7z\xbc\xaf": "a 7z file",
+    b"BZh": "a bzip2 file",
+    b"\x1f\x8b": "a gzip file",
+    b"\x80\x02}": "a pickled file",
+    b"\xff\xfe": "text in UTF-16",
+    b"\xfe\xff": "text in UTF-16",
+}
+
+
+def kind_by_signature(head: bytes) -> str | None:
+    """Return what a file is called in messages; None where its first bytes are of no known kind.
+
+    Args:
+        head: Its first 64 bytes, or all it has.
+    """
+    return next((kind for magic, kind in _SIGNATURES.items() if head.startswith(magic)), None)
