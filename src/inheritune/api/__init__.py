@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 from inheritune.api.measurements import analyze, evaluate, fetch_tasks, generate
 from inheritune.api.models import convert, grow, inherit, plan, verify
 from inheritune.api.pretraining import import_tokens, inspect, plan_training, prepare, train
+from inheritune.api.recipes import load_recipe, recipe_for
 from inheritune.api.runs import (
     clean,
     compare,
     derive,
     list_runs,
-    load_recipe,
     prepare_recipe,
     push,
     report,
@@ -144,6 +144,7 @@ __all__ = [
     "prepare",
     "prepare_recipe",
     "push",
+    "recipe_for",
     "report",
     "train",
     "train_variant",

@@ -22,37 +22,10 @@ from inheritune.system.progress import Progress
 if TYPE_CHECKING:
     from inheritune.data.import_tokens import FlatFiles
     from inheritune.data.tokens import TokenDirectory
-    from inheritune.recipe.load import RecipeFile
     from inheritune.reporting.comparison import Comparison
     from inheritune.run.execute import RunResult
     from inheritune.run.listing import RunList
     from inheritune.steps.result import TrainedVariant
-
-
-def load_recipe(
-    recipe: AnyRecipe,
-    *,
-    sets: str | Sequence[str] = (),
-    scale: float | None = None,
-    **sections: Any,
-) -> "RecipeFile":
-    """Read and check a recipe, for the functions that take one.
-
-    Args:
-        recipe: Path of a recipe, name of a preset such as ``"demo"``, or a `Recipe`.
-        sets: Overrides of the file in the form of ``--set``, such as ``"train.tokens=1M"``.
-        scale: Shrink the recipe by this factor to try it: the same trainings with fewer tokens,
-            smaller widths, sequences and batches. Shows that it runs; is no result of the method.
-        **sections: Keys of the recipe that replace the file's, as for `derive`.
-
-    Raises:
-        RecipeError: The recipe is missing or wrong; one to three lines say where.
-    """
-    from inheritune.planning.scale import scale_file
-    from inheritune.recipe.sections import recipe_with
-
-    recipe_file = recipe_with(recipe, sections, texts_of(sets))
-    return recipe_file if scale is None else scale_file(recipe_file, scale)
 
 
 def derive(

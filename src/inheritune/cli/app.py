@@ -23,8 +23,22 @@ from inheritune.cli.console import (
     UsageAsJson,
     load_recipe,
     print_json,
+    print_text,
     reported,
     say,
+)
+from inheritune.cli.first_run import (
+    Layers,
+    Minutes,
+    Name,
+    Text,
+    Tokens,
+    first_recipe,
+    first_run_option,
+    first_run_options,
+    opened_recipe,
+    preset_lines,
+    refuse_without_model,
 )
 from inheritune.cli.next_step import command, started_processes, with_sets
 from inheritune.cli.train import Launch
@@ -46,7 +60,14 @@ app = typer.Typer(
 
 _DEMO_PROMPT = "class Queue:"  # what the demo's models continue at its end
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file of the recipe.")]
+RecipeOrModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE|MODEL",
+        help="Recipe: a YAML file or a preset; or, with --text, a model: Hub id, directory or "
+        "embedded:demo.",
+    ),
+]
 
 
 def main() -> None:
@@ -70,7 +91,12 @@ def _version(
 
 
 def run(
-    recipe: RecipePath,
+    recipe: RecipeOrModel,
+    text: Text = None,
+    layers: Layers = None,
+    tokens: Tokens = None,
+    minutes: Minutes = None,
+    name: Name = None,
     processes: NumberOfProcesses = 1,
     allow_change: AllowChange = None,
     checkpoint: From = None,
@@ -80,21 +106,27 @@ def run(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run a recipe from start to finish, or resume it."""
+    """Run a recipe from start to finish, or resume it.
+
+    For a model and a text, a recipe is filled in, written to NAME.yaml and run; the same command
+    continues it.
+    """
     with reported(as_json, debug):
-        file = load_recipe(recipe, sets, scale)
+        options = first_run_options(text, layers, tokens, minutes, name)
+        file, own_sets = opened_recipe(recipe, options, sets, scale, runs, processes)
         root = runs / file.recipe.name
-        launch = Launch(processes, allow_change or [], checkpoint, sets or [], as_json, debug)
+        launch = Launch(processes, allow_change or [], checkpoint, own_sets, as_json, debug)
         if processes > 1:
             scaled = ["--scale", str(scale)] if scale is not None else []
-            launch.start(["run", str(recipe), "--runs", str(runs), *scaled], root)
+            launch.start(["run", str(file.path), "--runs", str(runs), *scaled], root)
         result = api.derive(file, runs=runs, allow_change=launch.allowed, checkpoint=checkpoint)
         if result is not None:  # only the first process has one
             _show_result(root, result.summary, as_json)
             if not as_json:
                 count = started_processes()
-                again = partial(command, "run", recipe, runs=runs, scale=scale, processes=count)
-                say(f"next: {_after_run(result, again, sets or [])}")
+                subject = file.path if text else recipe
+                again = partial(command, "run", subject, runs=runs, scale=scale, processes=count)
+                say(f"next: {_after_run(result, again, own_sets)}")
             raise typer.Exit(NOT_MATCHED_EXIT_CODE if result.is_missed else 0)
 
 
@@ -173,22 +205,45 @@ def init(
     preset: Annotated[
         str, typer.Option("--preset", metavar="NAME", help="Preset to print; see --list.")
     ] = "demo",
-    names: Annotated[bool, typer.Option("--list", help="List the presets.")] = False,
+    names: Annotated[
+        bool, typer.Option("--list", help="List the presets with text, tokens and time.")
+    ] = False,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of recipes.")
     ] = False,
+    reference: Annotated[
+        str | None,
+        first_run_option(
+            metavar="MODEL",
+            help="Fill in a recipe for this model and --text, as `run` does: Hub id, directory or "
+            "embedded:demo.",
+        ),
+    ] = None,
+    text: Text = None,
+    layers: Layers = None,
+    tokens: Tokens = None,
+    minutes: Minutes = None,
+    name: Name = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Print a commented recipe to start from."""
+    """Print a commented recipe to start from: a preset, or one filled in for a model and a text."""
     with reported(as_json, debug):
         from inheritune.recipe.load import recipe_schema
         from inheritune.recipe.presets import commented_recipe, preset_names
 
+        options = first_run_options(text, layers, tokens, minutes, name)
+        if reference is None:
+            refuse_without_model(options)
         if schema:
             print_json(recipe_schema())
         elif names:
-            print(json.dumps(preset_names()) if as_json else "\n".join(preset_names()))
+            print(json.dumps(preset_names()) if as_json else "\n".join(preset_lines()))
+        elif reference is not None:
+            filled = first_recipe(reference, options).text
+            print_json({"reference": reference, "recipe": filled}) if as_json else print_text(
+                filled
+            )
         elif as_json:
             print_json({"preset": preset, "recipe": commented_recipe(preset)})
         else:

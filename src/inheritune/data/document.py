@@ -7,6 +7,7 @@ from inheritune.recipe.schema import Data
 
 SPLIT_RULE = "inheritune-split-1"
 _SAMPLE_RULE = "inheritune-sample-1"
+PLACES = 2**64  # a document is chosen if its place is below share * PLACES
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,19 @@ def held_out(document: Document, data: Data) -> bool:
     Its text is hashed, or its name, as ``data.split_by`` says. Nothing is held out where the data
     have a ``val_source`` of their own.
     """
+    place = split_place(document, data)
+    return place is not None and place < data.val_fraction * PLACES
+
+
+def split_place(document: Document, data: Data) -> int | None:
+    """Return the place of a document, in [0, `PLACES`): it is held out if its share is below.
+
+    None if it is never held out.
+    """
     if data.val_source is not None or document.train_only:
-        return False
+        return None
     key = document.text if data.split_by == "text" else document.name
-    return _below_share(SPLIT_RULE, key.encode(errors="surrogateescape"), data.val_fraction)
+    return _place(SPLIT_RULE, key.encode(errors="surrogateescape"))
 
 
 def sampled(document: Document, share: float | None) -> bool:
@@ -38,10 +48,10 @@ def sampled(document: Document, share: float | None) -> bool:
     Args:
         share: ``data.sample`` or ``data.val_sample``, in (0, 1]; None: every document is.
     """
-    return share is None or _below_share(_SAMPLE_RULE, document.text.encode(), share)
+    return share is None or _place(_SAMPLE_RULE, document.text.encode()) < share * PLACES
 
 
-def _below_share(rule: str, content: bytes, share: float) -> bool:
-    # uint64(first 8 bytes of SHA-256("rule:content")) < share * 2^64
+def _place(rule: str, content: bytes) -> int:
+    # uint64(first 8 bytes of SHA-256("rule:content"))
     digest = hashlib.sha256(f"{rule}:".encode() + content).digest()
-    return int.from_bytes(digest[:8], "little") < share * 2**64
+    return int.from_bytes(digest[:8], "little")

@@ -13,7 +13,18 @@ from inheritune.data.tokens import TokenStream
 from inheritune.recipe.schema import Data
 
 
-class TextStream(TokenStream):
+class IdStream(TokenStream):
+    """A stream of (n,) int64 ids that are in memory."""
+
+    def __init__(self, ids: NDArray[np.int64]) -> None:
+        self._ids = ids
+        self._edges = np.array([0, len(ids)])  # one shard, and no file behind it
+
+    def _shard(self, index: int) -> NDArray[np.int64]:
+        return self._ids
+
+
+class TextStream(IdStream):
     """The documents of some files as ``[BOS] ids EOS``, one after the other.
 
     Args:
@@ -34,11 +45,7 @@ class TextStream(TokenStream):
             for _, document in source.read():
                 self.num_bytes += len(document.text.encode())
                 parts += encode_documents(tokenizer, [document.text])
-        self._ids = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-        self._edges = np.array([0, len(self._ids)])  # one shard, and no file behind it
+        super().__init__(np.concatenate(parts) if parts else np.empty(0, dtype=np.int64))
         digest = hashlib.sha256(tokenizer.sha256.encode())
         digest.update(self._ids.tobytes())
         self.fingerprint = digest.hexdigest()
-
-    def _shard(self, index: int) -> NDArray[np.int64]:
-        return self._ids

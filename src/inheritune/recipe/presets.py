@@ -2,8 +2,10 @@
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 from inheritune.errors import RecipeError, escape
+from inheritune.system.strict_json import OWN_FILE, read_json_object
 
 
 def preset_names() -> list[str]:
@@ -34,6 +36,15 @@ def commented_recipe(name: str) -> str:
 def schema_uri() -> str:
     """Return the address of the JSON Schema that comes with the package."""
     return (_directory() / "recipe.schema.json").resolve().as_uri()
+
+
+def preset_costs() -> dict[str, dict[str, Any]]:
+    """Return ``text``, ``tokens`` and ``flops`` of each preset, as `plan` computes them.
+
+    Tokens and FLOPs are those of all trainings that may become necessary.
+    """
+    costs = read_json_object(_directory() / "costs.json", OWN_FILE)
+    return {name: costs[name] for name in preset_names()}
 
 
 def _directory() -> Path:

@@ -6,11 +6,39 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from inheritune.errors import RecipeError
 from inheritune.recipe.load import RecipeFile, made_recipe, override, read_recipe
-from inheritune.recipe.presets import preset_path
+from inheritune.recipe.presets import preset_names, preset_path
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.values import RecipeSection
 from inheritune.recipe.yaml_tree import Tree
+
+
+def recipe_path(subject: str) -> Path | None:
+    """Return the recipe that `run` is given: a file or a preset; None if it is given a model.
+
+    A recipe is a file, whether or not it is there if its name ends in .yaml, or the name of a
+    preset. Anything else is a model: a directory, a Hub id, ``embedded:demo``.
+
+    Raises:
+        RecipeError: The name is that of a preset and of a model directory.
+    """
+    path = Path(subject)
+    try:
+        is_directory, is_model = path.is_dir(), (path / "config.json").is_file()
+        if path.is_file() or (path.suffix in (".yaml", ".yml") and not is_directory):
+            return path
+    except OSError:  # too long for a file; opening it as a model says so
+        return None
+    if subject not in preset_names():
+        return None
+    if is_model:
+        raise RecipeError(
+            f"{subject} is both a preset and a model directory.",
+            f"Write ./{subject} for the directory, or {subject}.yaml after: "
+            f"inheritune init --preset {subject} > {subject}.yaml",
+        )
+    return preset_path(subject)
 
 
 def is_recipe(value: object) -> bool:
@@ -65,11 +93,12 @@ def overrides(sections: Mapping[str, Any]) -> list[str]:
         keys = section.items() if isinstance(section, Mapping) else [("", section)]
         for key, value in keys:
             quoted = f'"{key}"' if "." in str(key) else key
-            texts.append(f"{name}{'.' if key else ''}{quoted}={_yaml(value)}")
+            texts.append(f"{name}{'.' if key else ''}{quoted}={yaml_value(value)}")
     return texts
 
 
-def _yaml(value: Any) -> str:
+def yaml_value(value: Any) -> str:
+    """Write a value in one line of YAML: as JSON, which is YAML."""
     # JSON escapes an emoji as two surrogates, which YAML does not join: escape as YAML does.
     text = json.dumps(value, default=_plain, ensure_ascii=False)
     return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)

@@ -1,6 +1,5 @@
 """Continue the pretraining of any model directory on any token directory, without a recipe."""
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ from inheritune.errors import DataError, RecipeError
 from inheritune.model_files.config import max_positions
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.recipe.load import RecipeFile, made_recipe, read_sets
+from inheritune.recipe.rules import LEAST_SEQUENCES, LONGEST_SEQUENCE, number, train_defaults
 from inheritune.recipe.schema import Train
-from inheritune.recipe.values import parse_amount
 from inheritune.recipe.yaml_tree import Tree, dotted
 from inheritune.run.ledger import training_ledger
 from inheritune.run.record import record_training
@@ -31,14 +30,6 @@ from inheritune.steps.training_task import TrainingTask, published_dtype, traini
 from inheritune.system.progress import Listener, silent
 from inheritune.system.rows import Rows
 from inheritune.system.signals import catch_signals
-
-# Defaults, as in the recipes that come with the package.
-_LONGEST_SEQUENCE = 1024
-_LEAST_SEQUENCES = 8  # in either split; sequences are halved to reach it
-_MOST_BATCH_TOKENS = 393_216
-_LEAST_STEPS = 200
-_WARMUP_SHARE = 20  # one token in 20
-_MICRO_BATCH = 8
 
 _SECTIONS = ("train", "evaluate")
 _KEYS = (("reference", "revision"), ("data", "allow_repeat"), ("target", "dtype"))
@@ -261,16 +252,9 @@ def _train_section(
 ) -> dict[str, Any]:
     """Complete the section `train`; a value that is no number is left for the recipe to refuse."""
     # --- one epoch of sequences that the model and both splits hold ---
-    seq_len = _number(given, "seq_len") or _sequence_length(tokens, model)
+    seq_len = number(given, "seq_len") or _sequence_length(tokens, model)
     epoch = tokens.train.num_samples(seq_len) * seq_len
-    num_tokens = _number(given, "tokens") or max(1, epoch)
-
-    # --- a batch that leaves 200 steps; a power of two divides among 2, 4, 8 processes ---
-    max_sequences = max(1, min(_MOST_BATCH_TOKENS, num_tokens // _LEAST_STEPS) // seq_len)
-    micro_batch = _number(given, "micro_batch")
-    sequences = (micro_batch or 1) * _power_of_two(max_sequences // (micro_batch or 1))
-    batch_tokens = _number(given, "batch_tokens") or sequences * seq_len
-    sequences_per_process = max(1, batch_tokens // seq_len // processes)
+    num_tokens = number(given, "tokens") or max(1, epoch)
 
     # --- a learning rate below the default minimum lowers the minimum ---
     rate = given.get("learning_rate", Train.model_fields["learning_rate"].default)
@@ -278,26 +262,15 @@ def _train_section(
     return {
         "tokens": num_tokens,
         "seq_len": seq_len,
-        "batch_tokens": batch_tokens,
-        "micro_batch": micro_batch or math.gcd(sequences_per_process, _MICRO_BATCH),
+        **train_defaults(given, num_tokens, seq_len, processes),
         "min_learning_rate": min(min_rate, rate) if isinstance(rate, float) else min_rate,
-        "warmup_tokens": num_tokens // _WARMUP_SHARE,
     } | given
 
 
-def _number(given: dict[str, Any], key: str) -> int | None:
-    value = parse_amount(given.get(key))
-    return value if type(value) is int and value > 0 else None
-
-
 def _sequence_length(tokens: TokenDirectory, model: ModelDirectory) -> int:
-    length = min(max_positions(model.config) or _LONGEST_SEQUENCE, _LONGEST_SEQUENCE)
+    length = min(max_positions(model.config) or LONGEST_SEQUENCE, LONGEST_SEQUENCE)
     num_ids = min(tokens.train.num_ids, tokens.val.num_ids)
     least: int = 8  # of train.seq_len
-    while length // 2 >= least and num_ids - 1 < _LEAST_SEQUENCES * length:
+    while length // 2 >= least and num_ids - 1 < LEAST_SEQUENCES * length:
         length //= 2
     return length
-
-
-def _power_of_two(at_most: int) -> int:
-    return 1 << max(0, at_most.bit_length() - 1)

@@ -54,7 +54,7 @@ def run_training(
         )
         with open_trackers(task) as trackers:
             loop_result = _train(task, trackers.send)
-            _free_memory()
+            free_memory()
             measurement = measure_published(task, trackers.send)
         result = make_result(task, loop_result, measurement, reference_windows)
         save_result(task.result_file, task.result_inputs, asdict(result))
@@ -224,8 +224,8 @@ def _peak_flops(device: str) -> float | None:
     return peak_of(torch.cuda.get_device_name()) if device == "cuda" else None
 
 
-def _free_memory() -> None:
-    """Free the trained model now: compiled layers refer to themselves."""
+def free_memory() -> None:
+    """Free a model that was trained, now: compiled layers refer to themselves."""
     import torch
 
     gc.collect()

@@ -1,0 +1,96 @@
+"""Fill in the recipe of a first run from facts about model, text and machine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from inheritune.recipe.rules import Split, first_train_section
+from inheritune.recipe.schema import Grow
+
+_MOST_ROUNDS = 2  # of growth, as in the demo
+_ONE_PASS = 0.9  # of the expected tokens: an estimate must not end a run that it just fits
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the recipe of a first run is filled in from.
+
+    Attributes:
+        name: Name of the run.
+        model: Hub id, model directory, or ``embedded:demo``.
+        reference_layers: Layers of the model.
+        params: Parameters of the model, tied ones once.
+        source: Files, folders or globs of text.
+        layers: Layers that the target is to have; None: half, growing while it does not match.
+        split: Length of sequences, and what is held out.
+        tokens: Training tokens of each round.
+        tokens_reason: Where this number comes from, for a comment; may be empty.
+        processes: Number of processes of the run.
+    """
+
+    name: str
+    model: str
+    reference_layers: int
+    params: int
+    source: tuple[str, ...]
+    layers: int | None
+    split: Split
+    tokens: int
+    tokens_reason: str = ""
+    processes: int = 1
+
+
+def fill(facts: Facts, given_train: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Fill in a recipe; what it leaves out has its default.
+
+    Without a number of layers the target has half of the reference's, as in the paper, and grows
+    once; with one it keeps that size. There is no control: scratch takes as long again.
+
+    Args:
+        given_train: Keys of `train` that are given already, which others follow.
+
+    Returns:
+        The recipe as plain values, and comments by dotted key.
+    """
+    split, total = facts.split, facts.reference_layers
+    train = first_train_section(
+        given_train, facts.tokens, split.seq_len, facts.params, facts.processes
+    )
+    data: dict[str, Any] = {
+        "source": facts.source[0] if len(facts.source) == 1 else list(facts.source),
+        "val_fraction": split.val_fraction,
+    }
+    comments = {
+        "reference.model": f"{total} layers, {facts.params:,} parameters",
+        "inherit.layers": f"of {total}",
+        "train.seq_len": "tokens per sequence",
+        "train.tokens": facts.tokens_reason or "per round",
+        "train.learning_rate": "3e-4 sqrt(355M / parameters), from 1e-4 to 2e-3",
+        "variants.inherit": "the target; for a control add: scratch: {start: fresh}",
+    }
+    if split.windows is not None:
+        comments["data.val_fraction"] = f"about {split.windows:,} windows to validate on"
+    if (epoch := split.train_tokens) is not None and facts.tokens > _ONE_PASS * epoch:
+        data["allow_repeat"] = True
+        comments["data.allow_repeat"] = f"about {facts.tokens / epoch:.1f} passes over the text"
+    elif epoch is None or epoch > 2 * facts.tokens:
+        # One sequence more: whole ones are drawn from what is prepared.
+        data["tokens"] = facts.tokens + max(train["batch_tokens"], split.seq_len)
+        comments["data.tokens"] = "as much of the text as is trained on"
+    grow: dict[str, Any] = {"add": 0}
+    if facts.layers is None:
+        comments["inherit.layers"] += ": half, as in the paper"
+        grow = {"add": Grow.model_fields["add"].default, "max_rounds": _MOST_ROUNDS}
+        comments["grow.add"] = "layers to add after a round that has not matched"
+    else:
+        comments["grow.add"] = "this size alone"
+    values = {
+        "name": facts.name,
+        "reference": {"model": facts.model},
+        "inherit": {"layers": facts.layers or max(1, total // 2)},
+        "data": data,
+        "train": train,
+        "grow": grow,
+        "variants": {"inherit": {"start": "inherit"}},
+    }
+    return values, comments

@@ -1,0 +1,296 @@
+"""Gather the facts of a first run, fill in its recipe, and keep it for the next start."""
+
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from inheritune.data.text_sample import sample_text
+from inheritune.data.text_stream import IdStream
+from inheritune.data.tokenizer import open_tokenizer
+from inheritune.errors import RecipeError, escape
+from inheritune.model_files.config import cut_config, max_positions
+from inheritune.model_files.directory import ModelDirectory, open_model
+from inheritune.recipe.filling import Facts, fill
+from inheritune.recipe.load import (
+    RecipeFile,
+    made_recipe,
+    override,
+    parse_recipe,
+    read_recipe,
+    read_sets,
+)
+from inheritune.recipe.rules import (
+    LONGEST_SEQUENCE,
+    Split,
+    TextFacts,
+    choose_split,
+    number,
+    tokens_in,
+    windows_in,
+)
+from inheritune.recipe.schema import Data, Recipe
+from inheritune.recipe.values import amount_of_tokens, name_of_model, safe_name
+from inheritune.recipe.written import written_recipe
+from inheritune.recipe.yaml_tree import Tree, dotted
+from inheritune.reporting.quantities import amount, percent
+from inheritune.steps.growth import Growth
+from inheritune.steps.speed_probe import seconds_per_token
+from inheritune.surgery.selection import LayerFacts, choose_layers
+from inheritune.surgery.sizes import Sizes
+from inheritune.system.files import write_bytes
+from inheritune.system.progress import Listener, Progress, silent
+from inheritune.system.signals import StopFlag
+
+DEFAULT_MINUTES = 15.0
+_GUESSED_STEPS = 20  # of one sequence, to check a recipe before its tokens are known
+
+
+@dataclass(frozen=True)
+class FirstRun:
+    """What a first run is asked for.
+
+    Attributes:
+        model: Hub id, model directory, or ``embedded:demo``.
+        text: Files, folders or globs, as ``data.source`` takes them.
+        layers: Layers of the target, in the grammar of `inherit`; None: half, growing once.
+        tokens: Training tokens of each round, such as ``"20M"``; None: as ``minutes`` says.
+        minutes: Time for all rounds on this machine; None, without tokens: 15.
+        name: Name of the run; None: that of the model.
+        sets: Overrides of any key, in the form of ``--set``.
+        processes: Number of processes of the run; it decides ``train.micro_batch`` only.
+    """
+
+    model: str
+    text: tuple[str, ...]
+    layers: str | None = None
+    tokens: str | None = None
+    minutes: float | None = None
+    name: str | None = None
+    sets: tuple[str, ...] = ()
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise RecipeError("no text is named.", "Name files or folders of text: --text PATH")
+        if self.tokens is not None and self.minutes is not None:
+            raise RecipeError(
+                "--tokens and --minutes both say how long to train.", "Give one of them."
+            )
+        if self.tokens is not None:
+            amount_of_tokens(self.tokens)
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise RecipeError(f"--minutes is {self.minutes:g}.", "Give more than 0, such as 15.")
+        if safe_name(self.run_name) != self.run_name:
+            raise RecipeError(
+                f"{escape(self.run_name)} is no name of a run.",
+                f"Use letters, digits, '-', '_' and '.': --name {safe_name(self.run_name)}",
+            )
+
+    @property
+    def command(self) -> str:
+        """The command line that asks for this; it tells one request from another."""
+        words = ["inheritune", "run", self.model]
+        words += [word for path in self.text for word in ("--text", path)]
+        minutes = None if self.minutes is None else f"{self.minutes:g}"
+        options = {"layers": self.layers, "tokens": self.tokens, "minutes": minutes}
+        for option, value in (options | {"name": self.name}).items():
+            words += [] if value is None else [f"--{option}", value]
+        words += [word for text in self.sets for word in ("--set", text)]
+        return escape(shlex.join(words), 10_000)
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run: the one given, or that of the model."""
+        name = read_sets(self.sets).value.get("name", self.name)
+        return name_of_model(self.model) if name is None else str(name)
+
+
+def keep_recipe(
+    request: FirstRun, directory: Path, runs: Path, make: Callable[[], RecipeFile]
+) -> RecipeFile:
+    """Write a new recipe to ``NAME.yaml``, or read the one that the same request wrote before.
+
+    Args:
+        directory: Receives ``NAME.yaml``.
+        runs: Directory of runs; one of this name must be of the same request.
+        make: Fills in the recipe; called only where none was written before.
+
+    Raises:
+        RecipeError: The file, or the run of this name, is of something else.
+    """
+    path = directory / f"{request.run_name}.yaml"
+    copy = runs / request.run_name / "recipe.yaml"
+    for place in (path, copy):
+        if not place.exists():
+            continue
+        file = read_recipe(place)
+        if f"\n# {request.command}\n" not in file.text:
+            subject = f"the run {place.parent}" if place == copy else str(place)
+            raise RecipeError(
+                f"{escape(subject, 160)} is there already, and was not made by this command.",
+                f"Continue it: inheritune run {shlex.quote(str(place))}; or choose another name: "
+                "--name NAME",
+            )
+        if place == copy:
+            write_bytes(path, file.text.encode())
+        return replace(file, path=path)
+    file = make()
+    write_bytes(path, file.text.encode())
+    return replace(file, path=path)
+
+
+def first_recipe(request: FirstRun, stop: StopFlag, on_progress: Listener = silent) -> RecipeFile:
+    """Fill in a recipe by the rules of `recipe.rules`, and measure the speed where it takes that.
+
+    Args:
+        stop: Stop flag, read while the text is read and between the measured steps.
+        on_progress: Receives a message for each fact.
+
+    Returns:
+        The recipe with its text. Nothing is written.
+
+    Raises:
+        RecipeError: A value is wrong, or the reference has no such layers.
+        SourceError: The model is missing, broken or not supported.
+        DataError: The text is missing, broken or too short; or the model has no tokenizer.
+        MachineError: The Hub cannot be reached, or the memory is too small.
+        Interrupted: ``stop`` was set.
+    """
+
+    def say(message: str) -> None:
+        on_progress(Progress("recipe", message=message))
+
+    # --- the model, and every value that is given: checked before anything takes time ---
+    given = read_sets(request.sets).value
+    revision = _section(given, "reference").get("revision")
+    model = open_model(request.model, revision if type(revision) is str else None, whole=False)
+    facts = _facts_of_model(request, model, given)
+    draft = _recipe_of(request, facts, given).recipe
+    tokenizer = open_tokenizer(model.path)
+
+    # --- the text ---
+    text, ids = sample_text(draft.data, tokenizer, stop)
+    split = _split_of(text, facts.split.seq_len, given)
+    facts = replace(facts, split=split)
+
+    # --- the tokens: given, or what the time is enough for ---
+    tokens = number(_section(given, "train"), "tokens")
+    if tokens is None and request.tokens is not None:
+        tokens = amount_of_tokens(request.tokens)
+    if tokens is None:
+        seconds = 60 * (request.minutes or DEFAULT_MINUTES)
+        draft = _recipe_of(request, facts, given).recipe
+        say("measuring the speed of this machine by some steps, which are thrown away")
+        rounds, reference = _round_speeds(model, draft, IdStream(ids), stop)
+        windows = windows_in(seconds, rounds, reference, split.seq_len)
+        facts = replace(facts, split=_split_of(text, split.seq_len, given, windows))
+        tokens = tokens_in(seconds, rounds, reference, facts.split)
+        speed = f"{_plural(seconds / 60, 'minute')} at {1 / rounds[0]:,.0f} tokens/s"
+        facts = replace(facts, tokens_reason=f"per round: {speed}, measured")
+        say(
+            f"{speed}: {amount(tokens)} tokens in each of {_plural(len(rounds), 'round')}. "
+            "Analysis and report come on top"
+        )
+    say(_about_text(text, facts.split))
+    return _recipe_of(request, replace(facts, tokens=tokens), given)
+
+
+def _section(given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    section = given.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _plural(count: float, noun: str) -> str:
+    return f"{count:,g} {noun}{'s' * (count != 1)}"
+
+
+def _facts_of_model(request: FirstRun, model: ModelDirectory, given: Mapping[str, Any]) -> Facts:
+    """Take all facts from the model and the request, with a guess of those about the text."""
+    longest = min(max_positions(model.config) or LONGEST_SEQUENCE, LONGEST_SEQUENCE)
+    seq_len = number(_section(given, "train"), "seq_len") or longest
+    return Facts(
+        name=request.run_name,
+        model=request.model,
+        reference_layers=model.layers,
+        params=Sizes(model).counts(range(model.layers), seq_len).params,
+        source=request.text,
+        layers=_first_layers(request.layers, model.layers),
+        split=Split(seq_len, Data.model_fields["val_fraction"].default, None, None),
+        tokens=_GUESSED_STEPS * seq_len,
+        processes=request.processes,
+    )
+
+
+def _first_layers(layers: str | None, total: int) -> int | None:
+    if layers is None:
+        return None
+    chosen = choose_layers(layers, LayerFacts(total))
+    if chosen != tuple(range(len(chosen))):
+        raise RecipeError(
+            f"--layers {escape(layers)} leaves out some of the first {chosen[-1] + 1} layers.",
+            "Give a number of first layers, or add a variant with select to the recipe.",
+        )
+    return len(chosen)
+
+
+def _split_of(
+    text: TextFacts, longest: int, given: Mapping[str, Any], windows: int | None = None
+) -> Split:
+    """Choose sequences and validation; what is given stays."""
+    share = _section(given, "data").get("val_fraction")
+    return choose_split(
+        text,
+        longest,
+        *(() if windows is None else (windows,)),
+        seq_len=number(_section(given, "train"), "seq_len"),
+        val_fraction=share if isinstance(share, float) else None,
+    )
+
+
+def _about_text(text: TextFacts, split: Split) -> str:
+    tokens = "a Hub dataset" if text.tokens is None else f"about {amount(text.tokens)} tokens"
+    windows = "" if split.windows is None else f": about {_plural(split.windows, 'window')}"
+    return (
+        f"{tokens} of text, in sequences of {split.seq_len:,}; {percent(split.val_fraction)} of "
+        f"the documents are held out{windows}"
+    )
+
+
+def _round_speeds(
+    model: ModelDirectory, draft: Recipe, stream: IdStream, stop: StopFlag
+) -> tuple[list[float], float]:
+    """Measure the target of the first round; all others are slower by their FLOPs per token.
+
+    Returns:
+        Seconds per training token of each round, if none of them matches, and of the reference.
+    """
+    first = draft.inherit.layers
+    first = first if isinstance(first, int) else max(1, model.layers // 2)
+    sizes = Growth.of(draft, model, first, draft.grow.max_layers or model.layers).longest()
+    counts = Sizes(model)
+
+    def flops(layers: int) -> float:
+        return counts.counts(range(layers), draft.train.seq_len).flops_per_token
+
+    config, _ = cut_config(model.config, sizes[0])
+    seconds = seconds_per_token(config, draft.train, stream, flops(sizes[0]), stop)
+    per_flop = seconds / flops(sizes[0])
+    return [per_flop * flops(layers) for layers in sizes], per_flop * flops(model.layers)
+
+
+def _recipe_of(request: FirstRun, facts: Facts, given: Mapping[str, Any]) -> RecipeFile:
+    """Fill in the recipe, put the overrides of the request into it, and write it as text."""
+    values, comments = fill(facts, _section(given, "train"))
+    tree = Tree("the recipe", values)
+    for text in request.sets:
+        override(tree, text)
+    made_recipe(tree)  # a wrong value is named as it was given
+    for path in tree.places:
+        comments.pop(dotted(path), None)
+    heading = [request.command, "The same command continues the run, as does: inheritune run FILE"]
+    return parse_recipe(
+        written_recipe(tree.value, comments, heading), Path(f"{request.run_name}.yaml")
+    )

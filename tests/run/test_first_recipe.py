@@ -1,0 +1,129 @@
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import inheritune as it
+from inheritune.errors import Interrupted, RecipeError
+from inheritune.model_files.directory import open_model
+from inheritune.run.first_recipe import FirstRun
+from inheritune.system.progress import Progress
+
+SECTIONS: dict[str, Any] = {"analyze": None, "evaluate": {"gains": False}}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # 1 ms per token of the first round: 60 s are then 20,000 tokens, and the like.
+    monkeypatch.setattr("inheritune.run.first_recipe.seconds_per_token", lambda *args: 1e-3)
+
+
+def first(model: Path, text: Path, **options: Any) -> it.RecipeFile:
+    return it.recipe_for(model, text, progress=False, **(SECTIONS | options))
+
+
+def test_minutes_become_tokens_that_the_recipe_records(
+    tiny_reference: Path, tiny_text: Path
+) -> None:
+    messages: list[str] = []
+    file = it.recipe_for(
+        tiny_reference,
+        tiny_text,
+        minutes=1,
+        layers=4,
+        progress=lambda event: messages.append(event.message),
+        train={"seq_len": 16},
+    )
+    # One round with all 4 layers, and the reference: 17 windows of 16 tokens, (7 + 1) / 3 times
+    # 1 ms, take 0.7 s; what is left of 60 s is 59,274 tokens.
+    assert "about 17 windows" in file.text
+    assert file.recipe.train.tokens == 59_000
+    assert "per round: 1 minute at 1,000 tokens/s, measured" in file.text
+    assert any("tokens in each of 1 round." in message for message in messages)
+    assert file.recipe.data.allow_repeat  # the text is shorter
+    assert not Path("tiny-reference.yaml").exists()
+
+
+def test_a_time_for_two_rounds_is_shared_by_their_cost(
+    tiny_reference: Path, tiny_text: Path
+) -> None:
+    one = first(tiny_reference, tiny_text, minutes=10, layers=2).recipe.train.tokens
+    two = first(tiny_reference, tiny_text, minutes=10).recipe.train.tokens  # 2 layers, then 4
+    assert one / 3 < two < one / 2
+
+
+def test_a_stopped_run_continues_by_the_same_call_to_the_bit(
+    tiny_reference: Path, tiny_text: Path
+) -> None:
+    sections = {"train": {"seq_len": 16}, "minutes": 0.1, "layers": 2}
+    whole = it.derive(first(tiny_reference, tiny_text, **sections), runs="whole", progress=False)
+
+    def stop(event: Progress) -> None:
+        if "loss" in event.facts and event.done > event.total / 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    file = first(tiny_reference, tiny_text, out=".", **sections)
+    with pytest.raises(Interrupted):
+        it.derive(file, progress=stop)
+    again = first(tiny_reference, tiny_text, out=".", **sections)
+    assert (again.text, again.recipe) == (file.text, file.recipe)
+    result = it.derive(again, progress=False)
+    assert result.val_loss == whole.val_loss
+    weights = [run.target / "model.safetensors" for run in (result, whole)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert [training.restarts for training in result.record.rounds] == [1]
+
+
+def test_what_is_given_replaces_a_rule_and_its_comment(
+    tiny_reference: Path, tiny_text: Path
+) -> None:
+    file = first(
+        tiny_reference,
+        tiny_text,
+        tokens="20K",
+        sets="inherit.layers=3",
+        train={"learning_rate": 5e-4, "micro_batch": 3},
+        variants={"inherit": {"start": "inherit"}, "scratch": {"start": "fresh"}},
+    )
+    recipe = file.recipe
+    assert (recipe.inherit.layers, [*recipe.variants]) == (3, ["inherit", "scratch"])
+    assert (recipe.train.learning_rate, recipe.train.min_learning_rate) == (5e-4, 5e-5)
+    assert recipe.train.batch_tokens == 3 * recipe.train.seq_len
+    assert "half, as in the paper" not in file.text
+
+
+def test_a_long_text_is_prepared_as_far_as_it_is_trained_on(
+    tiny_reference: Path, tiny_text: Path
+) -> None:
+    data = first(tiny_reference, tiny_text, tokens=640, train={"seq_len": 16}).recipe.data
+    assert (data.tokens, data.allow_repeat) == (640 + 16, False)
+
+
+def test_several_texts_and_an_opened_model_are_taken(tiny_reference: Path, tiny_text: Path) -> None:
+    file = first(open_model(str(tiny_reference)), [tiny_text, str(tiny_text)], tokens="1K")
+    assert file.recipe.data.source == [str(tiny_text)] * 2
+    assert file.recipe.reference.model == str(tiny_reference)
+
+
+def test_the_command_of_a_request_is_one_line_that_a_shell_reads() -> None:
+    request = FirstRun(
+        "m", ("my text.txt", "a\nb"), layers="4", minutes=2.50, name="x", sets=("a=1",)
+    )
+    assert request.command == (
+        "inheritune run m --text 'my text.txt' --text 'a\\nb' --layers 4 --minutes 2.5 --name x "
+        "--set a=1"
+    )
+
+
+def test_a_file_that_was_not_written_by_a_command_is_left_alone(
+    tiny_reference: Path, tiny_text: Path
+) -> None:
+    path = Path("tiny-reference.yaml")
+    path.write_text("reference: {model: m}\ndata: {source: stdlib}\ntrain: {tokens: 1}\n")
+    before = path.read_bytes()
+    with pytest.raises(RecipeError, match="not made by this command"):
+        first(tiny_reference, tiny_text, tokens="1K", out=".")
+    assert path.read_bytes() == before
