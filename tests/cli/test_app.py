@@ -147,7 +147,7 @@ def test_init_prints_a_commented_recipe(preset: str) -> None:
 
 def test_init_prints_the_schema_and_the_names() -> None:
     assert json.loads(invoke("init", "--schema").stdout)["title"] == "Recipe"
-    assert invoke("init", "--list").stdout.split() == preset_names()
+    assert json.loads(invoke("init", "--list", "--json").stdout) == preset_names()
 
 
 # -- wrong input
