@@ -47,7 +47,8 @@ def test_a_model_and_a_text_are_run_by_a_recipe_that_is_written(first: list[obje
     assert "to continue: inheritune run tiny-reference.yaml" in result.stderr
     assert Path("runs/tiny-reference/recipe.yaml").read_bytes() == path.read_bytes()
     recipe = read_recipe(path).recipe
-    assert (recipe.inherit.layers, recipe.grow.add, recipe.grow.max_rounds) == (2, 2, 2)
+    assert recipe.inherit.layers is None  # half
+    assert (recipe.grow.add, recipe.grow.max_rounds) == (2, 2)
     assert (recipe.train.tokens, recipe.train.seq_len) == (1280, 16)
     assert recipe.train.learning_rate == 2e-3
     assert [*recipe.variants] == ["inherit"]
@@ -90,7 +91,7 @@ def test_another_command_does_not_take_over_a_recipe_of_that_name(
     result = invoke(*first, "--layers", 3)
     refused(result, 2, "tiny-reference", "not made by this command", "--name NAME")
     assert f"inheritune run {kept}" in result.stderr
-    assert read_recipe(Path(kept)).recipe.inherit.layers == 2
+    assert read_recipe(Path(kept)).recipe.inherit.layers is None
 
 
 def test_a_name_and_a_number_of_layers_are_taken(first: list[object]) -> None:
@@ -101,6 +102,15 @@ def test_a_name_and_a_number_of_layers_are_taken(first: list[object]) -> None:
     record = json.loads(Path("runs/mine/run.json").read_text())
     assert (record["result"]["layers"], record["recipe"]["grow"]["add"]) == (3, 0)
     assert Path("mine.yaml").is_file()
+
+
+def test_any_selection_of_layers_is_taken(first: list[object]) -> None:
+    result = invoke(*first, "--layers", "0,2-3")
+    assert result.exit_code == 0, result.output
+    recipe = read_recipe(Path("tiny-reference.yaml")).recipe
+    assert (recipe.inherit.layers, recipe.inherit.select, recipe.grow.add) == (None, "0,2-3", 0)
+    cut = next(Path("runs/tiny-reference/variants/inherit").glob("3-layers/inherit.json"))
+    assert json.loads(cut.read_text())["layer_map"] == [0, 2, 3]
 
 
 def test_init_prints_the_recipe_that_run_would_write(first: list[object]) -> None:
@@ -183,7 +193,8 @@ class TestRefusals:
             (["--tokens", "1K", "--layers", "9"], ["9", "between 1 and 4"]),
             (["--tokens", "1K", "--layers", "0"], ["between 1 and 4"]),
             (["--tokens", "1K", "--layers", "all"], ["all"]),
-            (["--tokens", "1K", "--layers", "last:2"], ["last:2", "leaves out"]),
+            (["--tokens", "1K", "--layers", "3-9"], ["no layer 4", "0 to 3"]),
+            (["--tokens", "1K", "--layers", "last"], ["last"]),
             (["--tokens", "1K", "--name", "a/b"], ["a/b is no name", "--name a-b"]),
             (["--tokens", "1K", "--set", "name=a b"], ["a b is no name", "--name a-b"]),
             (["--tokens", "1K", "--set", "train.lerning_rate=1"], ["train.learning_rate?"]),

@@ -12,7 +12,6 @@ import typer
 from inheritune import api
 from inheritune.cli.console import load_recipe, say
 from inheritune.errors import RecipeError, escape
-from inheritune.surgery.selection import FORMS
 
 if TYPE_CHECKING:
     from inheritune.recipe.load import RecipeFile
@@ -30,7 +29,8 @@ Text = Annotated[
 Layers = Annotated[
     str | None,
     first_run_option(
-        help=f"Layers of the target: {FORMS}. Default: half, and two more if they miss."
+        help="Layers of the target: a number of first ones, or any selection as for inherit. "
+        "Default: half, and two more if they do not match."
     ),
 ]
 Tokens = Annotated[str | None, first_run_option(help="Training tokens of each round, such as 20M.")]

@@ -21,7 +21,8 @@ class Facts:
         reference_layers: Layers of the model.
         params: Parameters of the model, tied ones once.
         source: Files, folders or globs of text.
-        layers: Layers that the target is to have; None: half, growing while it does not match.
+        layers: Number of first layers of the target, or a text for ``inherit.select``; None: half,
+            growing once.
         split: Length of sequences, and what is held out.
         tokens: Training tokens of each round.
         tokens_reason: Where this number comes from, for a comment; may be empty.
@@ -33,7 +34,7 @@ class Facts:
     reference_layers: int
     params: int
     source: tuple[str, ...]
-    layers: int | None
+    layers: int | str | None
     split: Split
     tokens: int
     tokens_reason: str = ""
@@ -63,6 +64,7 @@ def fill(facts: Facts, given_train: Mapping[str, Any]) -> tuple[dict[str, Any], 
     comments = {
         "reference.model": f"{total} layers, {facts.params:,} parameters",
         "inherit.layers": f"of {total}",
+        "inherit.select": f"of {total} layers",
         "train.seq_len": "tokens per sequence",
         "train.tokens": facts.tokens_reason or "per round",
         "train.learning_rate": "3e-4 sqrt(355M / parameters), from 1e-4 to 2e-3",
@@ -77,9 +79,10 @@ def fill(facts: Facts, given_train: Mapping[str, Any]) -> tuple[dict[str, Any], 
         # One sequence more: whole ones are drawn from what is prepared.
         data["tokens"] = facts.tokens + max(train["batch_tokens"], split.seq_len)
         comments["data.tokens"] = "as much of the text as is trained on"
+    inherit = {"select" if isinstance(facts.layers, str) else "layers": facts.layers}
     grow: dict[str, Any] = {"add": 0}
     if facts.layers is None:
-        comments["inherit.layers"] += ": half, as in the paper"
+        comments["inherit.layers"] = f"half of the {total}, as in the paper"
         grow = {"add": Grow.model_fields["add"].default, "max_rounds": _MOST_ROUNDS}
         comments["grow.add"] = "layers to add after a round that has not matched"
     else:
@@ -87,7 +90,7 @@ def fill(facts: Facts, given_train: Mapping[str, Any]) -> tuple[dict[str, Any], 
     values = {
         "name": facts.name,
         "reference": {"model": facts.model},
-        "inherit": {"layers": facts.layers or max(1, total // 2)},
+        "inherit": inherit,
         "data": data,
         "train": train,
         "grow": grow,

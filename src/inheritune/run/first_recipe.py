@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,10 @@ from inheritune.recipe.yaml_tree import Tree, dotted
 from inheritune.reporting.quantities import amount, percent
 from inheritune.steps.growth import Growth
 from inheritune.steps.speed_probe import seconds_per_token
-from inheritune.surgery.selection import LayerFacts, choose_layers
+from inheritune.steps.training_spec import first_count, inherited_layers
+from inheritune.surgery.selection import choose_layers, way_of
 from inheritune.surgery.sizes import Sizes
+from inheritune.surgery.ways import LayerFacts
 from inheritune.system.files import write_bytes
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
@@ -217,23 +219,19 @@ def _facts_of_model(request: FirstRun, model: ModelDirectory, given: Mapping[str
         reference_layers=model.layers,
         params=Sizes(model).counts(range(model.layers), seq_len).params,
         source=request.text,
-        layers=_first_layers(request.layers, model.layers),
+        layers=_layers_of(request.layers, model.layers),
         split=Split(seq_len, Data.model_fields["val_fraction"].default, None, None),
         tokens=_GUESSED_STEPS * seq_len,
         processes=request.processes,
     )
 
 
-def _first_layers(layers: str | None, total: int) -> int | None:
+def _layers_of(layers: str | None, total: int) -> int | str | None:
+    """Check a selection; return its number of first layers, or the text if it chooses others."""
     if layers is None:
         return None
-    chosen = choose_layers(layers, LayerFacts(total))
-    if chosen != tuple(range(len(chosen))):
-        raise RecipeError(
-            f"--layers {escape(layers)} leaves out some of the first {chosen[-1] + 1} layers.",
-            "Give a number of first layers, or add a variant with select to the recipe.",
-        )
-    return len(chosen)
+    chosen = choose_layers(layers, LayerFacts(total), estimate=True)
+    return len(chosen) if way_of(layers) == "first" else layers
 
 
 def _split_of(
@@ -267,18 +265,21 @@ def _round_speeds(
     Returns:
         Seconds per training token of each round, if none of them matches, and of the reference.
     """
-    first = draft.inherit.layers
-    first = first if isinstance(first, int) else max(1, model.layers // 2)
+    first = first_count(draft, model.layers)
     sizes = Growth.of(draft, model, first, draft.grow.max_layers or model.layers).longest()
     counts = Sizes(model)
 
-    def flops(layers: int) -> float:
-        return counts.counts(range(layers), draft.train.seq_len).flops_per_token
+    def layers_of(size: int) -> tuple[int, ...]:
+        return inherited_layers(draft, draft.target_name, LayerFacts(model.layers), size)
 
-    config, _ = cut_config(model.config, sizes[0])
-    seconds = seconds_per_token(config, draft.train, stream, flops(sizes[0]), stop)
-    per_flop = seconds / flops(sizes[0])
-    return [per_flop * flops(layers) for layers in sizes], per_flop * flops(model.layers)
+    def flops(layers: Sequence[int]) -> float:
+        return counts.counts(layers, draft.train.seq_len).flops_per_token
+
+    rounds = [layers_of(size) for size in sizes]
+    config, _ = cut_config(model.config, rounds[0])
+    seconds = seconds_per_token(config, draft.train, stream, flops(rounds[0]), stop)
+    per_flop = seconds / flops(rounds[0])
+    return [per_flop * flops(layers) for layers in rounds], per_flop * flops(range(model.layers))
 
 
 def _recipe_of(request: FirstRun, facts: Facts, given: Mapping[str, Any]) -> RecipeFile:
