@@ -4,13 +4,13 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from inheritune import api
 from inheritune.cli.console import load_recipe, say
+from inheritune.cli.next_step import command
 from inheritune.errors import RecipeError, escape
 
 if TYPE_CHECKING:
@@ -111,10 +111,10 @@ def opened_recipe(
     if "WORLD_SIZE" in os.environ:
         raise RecipeError(
             "several processes need a recipe that is written already.",
-            f"Write it first: inheritune init --reference {quote(subject)} --text ... > FILE.yaml",
+            f"Write it first: {command('init', reference=subject, text=options['--text'])}",
         )
     file = first_recipe(subject, options, sets=sets or (), out=".", runs=runs, processes=processes)
-    say(f"recipe: {file.path}   to continue: inheritune run {quote(str(file.path))}")
+    say(f"recipe: {file.path}   to continue: {command('run', file.path, runs=runs)}")
     return file, []
 
 
