@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inheritune.recipe.rules import Split, first_train_section
-from inheritune.recipe.schema import Grow
+from inheritune.recipe.variants import Grow
 
 _MOST_ROUNDS = 2  # of growth, as in the demo
 _ONE_PASS = 0.9  # of the expected tokens: an estimate must not end a run that it just fits

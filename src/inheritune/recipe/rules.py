@@ -230,7 +230,7 @@ def tokens_in(seconds: float, rounds: Sequence[float], reference: float, split: 
             f"{split.seq_len} tokens in each of {len(rounds)} trainings.",
             f"Give --minutes {needed}, or shorter sequences: --set train.seq_len=...",
         )
-    unit = 10 ** (int(math.log10(tokens)) - 1)
+    unit: int = 10 ** (int(math.log10(tokens)) - 1)
     return int(tokens // unit) * unit
 
 

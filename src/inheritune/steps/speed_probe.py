@@ -71,7 +71,8 @@ def seconds_per_token(
         # It is given a flag of its own: a loop that is asked to stop saves a checkpoint.
         loop = Loop(loop_config, setup, lambda model: 0.0, StopFlag(), flops_per_token)
         loop.step()
-        began, seconds = time.monotonic(), []
+        began = time.monotonic()
+        seconds: list[float] = []
         while len(seconds) < _LEAST_STEPS or (
             len(seconds) < _MOST_STEPS and time.monotonic() - began < _SECONDS
         ):
