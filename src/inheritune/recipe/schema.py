@@ -21,7 +21,7 @@ from inheritune.recipe.values import (
     name_of_model,
     writable,
 )
-from inheritune.recipe.variants import AlphaSchedule, Grow, Variant
+from inheritune.recipe.variants import AlphaSchedule, Grow, Repair, Variant
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
@@ -75,6 +75,13 @@ class Inherit(RecipeSection):
     """Which layers to inherit, as select of a variant. block, greedy, influence, angular,
     norm-ratio and auto choose by scores on training text, and growth gives back the layers that
     were left out, the dearest first."""
+    repair: Repair = "none"
+    """Fit layers at the cut to the reference by least squares, before any training. sequential: the
+    MLP of the layer before the first gap and of each one behind it, in order, on what the target so
+    far gives it; linear: a matrix on what the MLP of the layer before each gap writes (ReplaceMe);
+    scale: the same with a factor for each channel."""
+    repair_tokens: Amount = 16_384
+    """Training tokens to fit on, an eighth of them held out to choose the ridge."""
 
     @model_validator(mode="after")
     def _advice_is_about_first_layers(self) -> Self:
@@ -338,6 +345,20 @@ class Recipe(RecipeSection):
             )
         if self.variants[targets[0]].layers is not None:
             raise ValueError("the target's number of layers belongs in inherit.layers")
+        if self.variants[targets[0]].repair != "none":
+            raise ValueError("the target's repair belongs in inherit.repair")
+        return self
+
+    @model_validator(mode="after")
+    def _grows_from_the_reference_where_repaired(self) -> Self:
+        starts = [variant.start for variant in self.variants.values()]
+        keeps = self.grow.weights == "keep" and self.grow.add
+        if self.inherit.repair != "none" and (keeps or "grown" in starts):
+            raise ValueError(
+                f"inherit.repair: {self.inherit.repair} lets a target do without the layers above "
+                "it, so none can be put on top of it: use grow.weights: reinherit, and no variant "
+                "that starts grown"
+            )
         return self
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ from inheritune.recipe.values import (
 # spell them out. Any other value is refused, see `messages.REMOVED_KEYS`.
 _SWITCHED_OFF = {"abandon": "never", "audit": False, "benchmark": None}
 
+Repair = Literal["none", "sequential", "linear", "scale"]
 StartName = Literal["inherit", "fresh", "stacking", "hybrid-stacking", "half-width", "grown"]
 Parts = Literal[
     "all",
@@ -148,6 +149,8 @@ class Variant(RecipeSection):
     such as 0-11,24,25. The number may stand in layers instead; null: first."""
     parts: Parts = "all"
     """Parts that a control inherits of its layers and of what is around them."""
+    repair: Repair = "none"
+    """Repair of a control that inherits, as inherit.repair, on as many tokens."""
     layers: Count | Literal["all"] | None = None
     """Number of layers of a control; null: the target's final number."""
     tokens: Amount | Multiple | Literal["equal_compute"] | None = None
@@ -168,6 +171,11 @@ class Variant(RecipeSection):
         if self.start != "inherit" and (self.select is not None or self.parts != "all"):
             key = "select" if self.select is not None else "parts"
             raise ValueError(f"{key} chooses what to inherit; it needs start: inherit")
+        if self.repair != "none" and (self.start != "inherit" or self.parts != "all"):
+            raise ValueError(
+                f"repair: {self.repair} fits whole inherited layers; it needs start: inherit and "
+                "parts: all"
+            )
         if self.start == "half-width" and self.layers not in (None, "all"):
             raise ValueError("half-width always has all layers of the reference")
         if self.start == "grown" and self.layers is not None:

@@ -13,7 +13,7 @@ from inheritune.reporting.quantities import (
     money,
     signed,
 )
-from inheritune.reporting.table import Column, Table
+from inheritune.reporting.table import Column, Field, Table
 from inheritune.run_record.record import RunRecord
 from inheritune.run_record.trainings import LedgerEntry, TrainedModel
 
@@ -72,6 +72,7 @@ def rounds_table(record: RunRecord) -> Table:
             (Column("SE", show=loss), "val_loss_se"),
             (Column("minus reference loss", "nats", signed), "difference"),
             (Column("paired SE", show=loss), "difference_se"),
+            *_cut_column(record.rounds),
             (Column("val_loss at start", "nats", loss), "start_val_loss"),
             (Column("tokens", show=amount), "tokens"),
             (Column("epochs", show=epochs), "epochs"),
@@ -86,6 +87,13 @@ def rounds_table(record: RunRecord) -> Table:
     )
 
 
+def _cut_column(rows: Sequence[TrainedModel]) -> list[Field]:
+    """The column of cuts before their repair, where there is any."""
+    if all(row.cut_val_loss is None for row in rows):
+        return []
+    return [(Column("val_loss of the cut", "nats", loss), "cut_val_loss")]
+
+
 def variants_table(record: RunRecord) -> Table:
     """List the models that were compared, the reference first."""
     notes = ["All variants share data order and validation text. Tokens include repeats."]
@@ -97,6 +105,13 @@ def variants_table(record: RunRecord) -> Table:
         )
     if any(row.start == "stacking" for row in record.variants):
         notes.append("Stacking is two trainings, one row each: its cost is their sum.")
+    zero_tokens = _cut_column(record.variants)
+    if zero_tokens:
+        notes.append(
+            "val_loss of the cut is that of the inherited layers alone; at start, it is that after "
+            "their repair. No token was trained on for either."
+        )
+        zero_tokens.append((Column("val_loss at start", "nats", loss), "start_val_loss"))
     return Table.of(
         "variants",
         sorted(record.variants, key=lambda row: row.start != "trained"),
@@ -110,6 +125,7 @@ def variants_table(record: RunRecord) -> Table:
                 Column("minus reference loss", "nats", signed),
                 lambda row: _minus_reference(record, row),
             ),
+            *zero_tokens,
             (Column("SD over seeds", show=loss), "val_loss_sd"),
             (Column("seeds", show=exact), "num_seeds"),
             (Column("tokens", show=amount), "tokens"),

@@ -69,13 +69,17 @@ def _price(entry: LedgerEntry, cost: Cost) -> float | None:
 
 def _entries(item: str, result: TrainingResult) -> list[LedgerEntry]:
     processes = result.settings.get("processes")
-    flops = result.flops - result.reference_flops
-    training = _entry(item, result.tokens, flops, result.seconds, processes)
+    flops, seconds, repair = result.flops - result.reference_flops, result.seconds, []
+    if result.repair is not None:
+        spent = result.repair["flops"], result.repair["seconds"]
+        flops, seconds = flops - spent[0], seconds - spent[1]
+        repair = [_entry(f"{item}: repair of the cut", 0, *spent, 1)]
+    training = _entry(item, result.tokens, flops, seconds, processes)
     if result.distill is None:
-        return [training]
+        return [*repair, training]
     # Their time is part of the training's.
     item = f"{item}: forwards of the reference"
-    return [training, _entry(item, 0, result.reference_flops, None, processes)]
+    return [*repair, training, _entry(item, 0, result.reference_flops, None, processes)]
 
 
 def _benchmark_entry(item: str, benchmark: Benchmark) -> LedgerEntry:

@@ -11,6 +11,7 @@ from inheritune.run_record.fields import (
     Text,
     Texts,
     Values,
+    finite_number,
     flag,
     items,
     key,
@@ -107,6 +108,9 @@ class TrainedModel(Part):
     flops: Number = key("FLOPs in all: training, validations, forwards of the reference")
     reference_flops: Number = key("of these, forwards of the reference in a distillation")
     distill: Maybe[dict[str, Any]] = key("settings of the distillation")
+    repair: Maybe[dict[str, Any]] = key(
+        "of a repaired start: method, tokens, FLOPs, seconds, and the cut's val_loss before it"
+    )
     restarts: Number = key("times it was continued from a checkpoint")
     skipped: Number = key("steps skipped because a value was not finite")
     settings: Values = mapping("device, precision and kernels, each with its reason")
@@ -122,6 +126,11 @@ class TrainedModel(Part):
         if self.flops_per_token is None and self.flops is not None and self.tokens:
             return self.flops / self.tokens
         return self.flops_per_token
+
+    @property
+    def cut_val_loss(self) -> float | None:
+        """val_loss of a repaired start's cut, before the repair."""
+        return finite_number((self.repair or {}).get("cut_val_loss"))
 
     @property
     def is_scratch(self) -> bool:

@@ -54,6 +54,8 @@ def train_variant(
     inputs |= {} if spec.inherited_layers is None else {"kept": list(spec.inherited_layers)}
     inputs |= {} if spec.parts == "all" else {"parts": spec.parts}
     inputs |= {} if spec.distill is None else {"distill": distill_inputs(spec.distill)}
+    if spec.repair != "none":
+        inputs |= {"repair": spec.repair, "repair_tokens": spec.repair_tokens}
     dtype = published_dtype(job.recipe, reference.model)
     task = TrainingTask(job, spec, spec.directory_in(job.run), tokens, inputs, dtype)
     if saved_result(job, task.result_file, task.result_inputs) is None:

@@ -10,6 +10,7 @@ from inheritune.model_files.config import cut_config, text_config
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.recipe.schema import Recipe
+from inheritune.steps.repaired_start import RECORD, cut_directory, write_repaired
 from inheritune.steps.training_spec import TrainingSpec, layers_of, specs_for
 from inheritune.steps.training_task import TrainingTask
 from inheritune.surgery.cut import Options, check_inherit, inherit
@@ -23,7 +24,7 @@ from inheritune.system.files import write_json
 from inheritune.system.strict_json import read_json
 
 # Records of how a start was made; they stay beside the trained model.
-_RECORDS = ("inherit.json", "start.json")
+_RECORDS = ("inherit.json", "start.json", RECORD)
 _MADE_FROM = "made_from.json"  # in the start: everything that decided it
 
 
@@ -54,7 +55,8 @@ def check_starts(
     total, tokens = reference.layers, recipe.train.tokens
     for name, variant in recipe.variants.items():
         is_prefix = variant.is_target and way_of(recipe.inherit.select) == "first"
-        if is_prefix or only not in (None, name):
+        is_plain = is_prefix and recipe.inherit.repair == "none"
+        if is_plain or only not in (None, name):
             continue
         key = f"variants.{name}"
         try:
@@ -83,6 +85,8 @@ def _refuse_more_ids(recipe: Recipe, reference: ModelDirectory) -> None:
 
 
 def _check(reference: ModelDirectory, spec: TrainingSpec) -> None:
+    if spec.repair != "none":
+        _check_repair(reference, spec)
     if spec.start == "inherit" and (spec.inherited_layers is not None or spec.parts != "all"):
         options = Options(parts=spec.parts)
         check_inherit(reference, spec.inherited_layers or spec.layers, options)
@@ -92,6 +96,15 @@ def _check(reference: ModelDirectory, spec: TrainingSpec) -> None:
         half_width_headers(reference)
     elif spec.start == "grown":
         check_grow(reference, spec.layers)
+
+
+def _check_repair(reference: ModelDirectory, spec: TrainingSpec) -> None:
+    # Imported where they are needed: they load torch.
+    from inheritune.repair.class_trial import refuse_class
+    from inheritune.repair.inherit import refuse_repair
+
+    refuse_repair(reference, spec.layer_map, spec.repair)
+    refuse_class(reference, spec.layer_map, spec.repair)
 
 
 def write_start(task: TrainingTask, reference: ModelDirectory) -> None:
@@ -107,7 +120,8 @@ def write_start(task: TrainingTask, reference: ModelDirectory) -> None:
     if not _is_made_from(start, made_from):
         # The record goes first and comes last: with it, the start is whole.
         (start / _MADE_FROM).unlink(missing_ok=True)
-        shutil.rmtree(start, ignore_errors=True)
+        for directory in (start, cut_directory(task)):
+            shutil.rmtree(directory, ignore_errors=True)
         if task.spec.start == "fresh":
             _write_config(task.spec, reference, start)
         else:
@@ -149,6 +163,17 @@ def _made_from(
         "kept": None if spec.inherited_layers is None else list(spec.inherited_layers),
         "parts": spec.parts,
         "seed": None if spec.parts == "all" else task.train.seed,  # of the parts left out
+    } | _repair_from(task)
+
+
+def _repair_from(task: TrainingTask) -> dict[str, Any]:
+    if task.spec.repair == "none":
+        return {}
+    calibration = [task.tokens.fingerprint, task.train.seq_len, task.train.seed]
+    return {
+        "repair": task.spec.repair,
+        "repair_tokens": task.spec.repair_tokens,
+        "calibration": calibration,
     }
 
 
@@ -180,6 +205,8 @@ def _write_weights(
         half_width(reference, start)
     elif smaller is not None:
         grow(smaller, reference, spec.layers, start)
+    elif spec.repair != "none":
+        write_repaired(task, reference)
     else:
         options = Options(parts=spec.parts, seed=task.train.seed)
         inherit(reference, spec.inherited_layers or spec.layers, start, options)

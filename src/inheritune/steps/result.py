@@ -12,12 +12,14 @@ from inheritune.errors import DivergedError
 from inheritune.model_files.directory import open_model
 from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.steps.distillation import reference_cost
+from inheritune.steps.repaired_start import RECORD
 from inheritune.steps.training_task import TrainingTask
 from inheritune.steps.validation import finite, val_loss_of
 from inheritune.system.files import write_json
 from inheritune.system.progress import Progress
 from inheritune.system.reading import read_lines
 from inheritune.system.rows import Rows
+from inheritune.system.strict_json import read_json_object
 
 if TYPE_CHECKING:
     from inheritune.evaluation.val_loss import ValLoss
@@ -58,6 +60,8 @@ class TrainingResult:
     bytes: int | None = None  # size of the published weights
     # val_loss of the weights before they were rounded; None: they are fp32
     fp32_val_loss: float | None = None
+    # Of a repaired start: method, tokens, FLOPs, seconds, and the cut's val_loss before the repair
+    repair: dict[str, Any] | None = None
 
     @property
     def is_moved_by_rounding(self) -> bool:
@@ -80,8 +84,9 @@ class TrainingResult:
 
     @property
     def training_flops(self) -> float:
-        """FLOPs without validations."""
-        return self.flops_per_token * self.tokens + self.reference_flops
+        """FLOPs without validations, but with a repair of the start."""
+        repair_flops = self.repair["flops"] if self.repair else 0.0
+        return self.flops_per_token * self.tokens + self.reference_flops + float(repair_flops)
 
     def cost(self) -> dict[str, Any]:
         """The fields that travel with the weights, so that a later run knows what they cost."""
@@ -176,7 +181,13 @@ def make_result(
     reference_flops, reference_seconds = 0.0, 0.0
     if task.spec.distill is not None:
         reference_flops, reference_seconds = reference_cost(task, position.tokens)
+    seconds = loop_result.seconds + measurement.seconds + reference_seconds
     own_flops = shape.flops_per_token * (position.tokens + val_tokens * EVALUATION_SHARE)
+    repair = None
+    if task.spec.repair != "none":
+        repair = read_json_object(task.directory / RECORD)
+        own_flops += repair["flops"]
+        seconds += repair["seconds"]
 
     result = TrainingResult(
         name=task.spec.variant,
@@ -190,7 +201,7 @@ def make_result(
         val_loss_se=finite(loss.se),
         difference=difference,
         difference_se=finite(difference_se),
-        seconds=loop_result.seconds + measurement.seconds + reference_seconds,
+        seconds=seconds,
         flops_per_token=shape.flops_per_token,
         flops=own_flops + reference_flops,
         restarts=loop_result.restarts,
@@ -206,6 +217,7 @@ def make_result(
         dtype=task.dtype,
         bytes=sum(t.size for t in open_model(str(task.model_dir)).tensors.values()),
         fp32_val_loss=measurement.fp32_val_loss,
+        repair=repair,
     )
     if reference_windows is None:
         processes = {"processes": loop_result.settings.processes}

@@ -36,6 +36,8 @@ class TrainingSpec:
     # Layers of the reference that are inherited; None: the first ``layers``
     inherited_layers: Sequence[int] | None = None
     parts: str = "all"  # parts of these layers that are inherited, see `parts.fresh_names`
+    repair: str = "none"  # how the cut is repaired before the training, see `repair.inherit`
+    repair_tokens: int = 0  # training tokens that the repair is fitted on
     lr_scale: float = 1.0  # factor on the recipe's peak learning rate
     warmup_tokens: int | None = None  # None: the recipe's
     made_of: str = ""  # the start in words; empty where ``start`` says it all
@@ -133,6 +135,10 @@ def specs_for(
         chosen = inherited_layers(recipe, name, facts, layers)
         is_prefix = chosen == tuple(range(layers))
         spec = replace(spec, inherited_layers=None if is_prefix else list(chosen))
+        is_target = name == recipe.target_name
+        repair = recipe.inherit.repair if is_target else variant.repair
+        if repair != "none" and layers < facts.layers:
+            spec = replace(spec, repair=repair, repair_tokens=recipe.inherit.repair_tokens)
     elif variant.start == "stacking":
         # Half of the layers are trained from fresh weights; their end, twice, is the second start.
         half = replace(spec, start="fresh", layers=_half(layers), is_stacked=True)
@@ -202,7 +208,10 @@ def _half(layers: int) -> int:
 
 def _made_of(spec: TrainingSpec, measured_choice: str) -> str:
     is_inherited_whole = (
-        spec.inherited_layers is None and spec.parts == "all" and not measured_choice
+        spec.inherited_layers is None
+        and spec.parts == "all"
+        and spec.repair == "none"
+        and not measured_choice
     )
     if spec.start in ("inherit", "fresh") and is_inherited_whole and not _own_rate(spec):
         return ""
@@ -223,6 +232,8 @@ def _made_of(spec: TrainingSpec, measured_choice: str) -> str:
         text = "embeddings, positions, final norm and head of the reference"
     if "paper-code" in spec.parts:
         text = f"{spec.parts}: {text}"
+    if spec.repair != "none":
+        text += f"; repaired: {spec.repair}"
     return text + _fresh_parts(spec) + _own_rate(spec)
 
 

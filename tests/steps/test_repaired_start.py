@@ -1,0 +1,241 @@
+"""Starts that are repaired before their training: in a whole run, killed, and refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import tiny_recipe
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from inheritune.data.calibration import calibration_windows
+from inheritune.data.tokens import open_tokens
+from inheritune.errors import DataError, Interrupted, UnsupportedModelError
+from inheritune.planning.recipe_plan import plan_recipe
+from inheritune.reporting.run_tables import rounds_table, variants_table
+from inheritune.run.execute import execute
+from inheritune.run_directory import Run
+from inheritune.run_record.record import RunRecord
+from inheritune.system.progress import Progress
+from inheritune.verification.directory import verify
+
+REPAIRED = {"layers": 2, "repair": "sequential", "repair_tokens": 320}
+VARIANTS = {
+    "inherit": {"start": "inherit"},
+    "last": {"start": "inherit", "select": "last", "repair": "sequential"},
+    "plain": {"start": "inherit", "select": "first"},
+}
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory) -> Path:
+    """A GPT-2 of 4 layers with a tokenizer, of which layers are worth repairing."""
+    directory = tmp_path_factory.mktemp("gpt2") / "gpt2"
+    rows = tiny_models.train_tokenizer(directory)
+    tiny_models.build("gpt2", vocab_size=rows).save_pretrained(directory)
+    return directory
+
+
+def recipe_of(model: Path, text: Path, **sections: Any) -> Any:
+    sections = {"inherit": REPAIRED, "variants": VARIANTS, "grow": {"add": 0}} | sections
+    return tiny_recipe.as_file(tiny_recipe.recipe_of(model, text, **sections))
+
+
+@pytest.fixture(scope="module")
+def finished(gpt2, tiny_text, tmp_path_factory) -> tuple[Path, Any]:
+    root = tmp_path_factory.mktemp("runs") / "tiny"
+    recipe = recipe_of(gpt2, tiny_text)
+    execute(recipe, root)
+    return root, recipe
+
+
+def record_of(root: Path) -> dict[str, Any]:
+    return json.loads((root / "run.json").read_text())
+
+
+def test_a_run_has_the_losses_of_cut_and_repaired_cut_for_no_token(finished):
+    root, _ = finished
+    record = record_of(root)
+    target = record["rounds"][0]
+    plain = next(row for row in record["variants"] if row["name"] == "plain")
+    # The same cut, as it is; trainings validate with another attention kernel.
+    cut = target["repair"]["cut_val_loss"]
+    assert cut == pytest.approx(plain["start_val_loss"], rel=1e-6)
+    assert abs(target["start_val_loss"] - cut) > 1e-4
+    assert plain["repair"] is None
+    assert target["made_of"] == "the first 2 layers of the reference; repaired: sequential"
+    last = next(row for row in record["variants"] if row["name"] == "last")
+    assert last["repair"]["tokens"] == 320
+
+
+def test_the_repair_is_an_entry_of_the_ledger(finished):
+    record = record_of(finished[0])
+    entries = {entry["item"]: entry for entry in record["ledger"]}
+    target = record["rounds"][0]
+    repair = entries["inherit, round 1, 2 layers: repair of the cut"]
+    training = entries["inherit, round 1, 2 layers"]
+    assert repair["flops"] == target["repair"]["flops"] > 0
+    assert repair["flops"] + training["flops"] == pytest.approx(target["flops"], rel=1e-12)
+    assert [name for name in entries if "repair" in name] == [
+        "inherit, round 1, 2 layers: repair of the cut",
+        "last, 2 layers: repair of the cut",
+    ]
+
+
+def test_tables_show_the_cut_beside_the_repaired_start(finished):
+    record = RunRecord.model_validate(record_of(finished[0]))
+    columns = ["val_loss of the cut (nats)", "val_loss at start (nats)"]
+    for table in (rounds_table(record), variants_table(record)):
+        place = table.headers.index(columns[0])
+        assert table.headers[place : place + 2] == columns
+    assert "repaired: sequential" in variants_table(record).markdown()
+    # A run without a repair has the tables that it had.
+    rows = [row.model_copy(update={"repair": None}) for row in record.rounds]
+    plain = record.model_copy(update={"rounds": rows, "variants": rows})
+    assert not {columns[0]} & {*rounds_table(plain).headers, *variants_table(plain).headers}
+
+
+def test_the_record_of_the_target_says_what_was_repaired(finished, gpt2):
+    root, _ = finished
+    record = json.loads((root / "target" / "inherit.json").read_text())
+    windows = calibration_windows(open_tokens(root / "tokens").train, 320, 16, seed=0)
+    assert record["repair"]["tokens"] == windows.size == 320
+    assert {part.part for part in verify(root).findings} >= {"digests", "class"}
+    assert not list(root.rglob("cut")) and not list(root.rglob("start"))
+
+
+def test_calibration_windows_are_of_the_training_split(tiny_tokens):
+    """Every window stands in the training ids, and the validation ids are not even read."""
+    train = tiny_tokens.train
+    ids = train.ids(0, train.num_ids)
+    windows = calibration_windows(train, 20 * 16, 16, seed=3)
+    assert windows.shape == (20, 16)
+    starts = {tuple(ids[i : i + 16]) for i in range(0, len(ids) - 16, 16)}
+    assert {tuple(window) for window in windows} <= starts
+    # ... the first that a training of this seed sees.
+    assert np.array_equal(windows[:5], calibration_windows(train, 5 * 16, 16, seed=3))
+
+
+def test_validation_text_does_not_change_a_repair(gpt2, tiny_text, tmp_path):
+    weights = []
+    for name in ("one", "two"):
+        val = tmp_path / f"{name}.jsonl"
+        val.write_text(f'{{"text": "text {name}, to be validated on, and long enough"}}\n' * 40)
+        data = {"val_source": str(val), "source": str(tiny_text)}
+        recipe = recipe_of(gpt2, tiny_text, data=data, variants={"inherit": {"start": "inherit"}})
+        root = stopped_after(recipe, tmp_path / name, "it was repaired in")
+        weights.append(load_file(start_of(root) / "model.safetensors"))
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+# --- killed and continued ---
+
+
+def start_of(root: Path) -> Path:
+    return next(root.glob("variants/inherit/2-layers")) / "start"
+
+
+class _KilledError(BaseException):
+    pass
+
+
+def stopped_after(recipe: Any, root: Path, message: str) -> Path:
+    """Carry out a recipe until a message, as if the process was killed there."""
+
+    def listener(event: Progress) -> None:
+        if message in (event.message or "") or message in event.task:
+            raise _KilledError
+
+    with pytest.raises(_KilledError):
+        execute(recipe, root, listener)
+    return root
+
+
+@pytest.mark.parametrize("moment", ["val_loss of the cut", "layers, repair", "it was repaired in"])
+def test_a_run_that_was_killed_while_it_repaired_ends_as_one_that_was_not(
+    finished, gpt2, tiny_text, tmp_path, moment
+):
+    root, recipe = tmp_path / "tiny", finished[1]
+    stopped_after(recipe, root, moment)
+    assert not (start_of(root) / "made_from.json").exists()  # never half
+    execute(recipe, root)
+    name = "variants/inherit/2-layers/model/model.safetensors"
+    assert (root / name).read_bytes() == (finished[0] / name).read_bytes()
+    assert not list(root.rglob("cut"))
+
+
+def test_a_start_that_is_whole_is_not_repaired_again(finished, tmp_path):
+    root, recipe = tmp_path / "tiny", finished[1]
+    stopped_after(recipe, root, "step")
+    messages = []
+    execute(recipe, root, lambda event: messages.append(f"{event.task} {event.message}"))
+    repaired = [text for text in messages if "it was repaired" in text]
+    assert len(repaired) == 1 and repaired[0].startswith("last")
+
+
+def test_a_start_names_everything_that_its_repair_was_made_from(finished, tmp_path):
+    root = stopped_after(finished[1], tmp_path / "tiny", "step")
+    stored = json.loads((start_of(root) / "made_from.json").read_text())
+    tokens = open_tokens(root / "tokens").fingerprint
+    expected = {"repair": "sequential", "repair_tokens": 320, "calibration": [tokens, 16, 0]}
+    assert expected.items() <= stored.items()
+
+
+# --- refused before anything is trained ---
+
+
+def test_a_class_without_a_projection_is_refused_by_the_plan(tmp_path, tiny_text):
+    model = tmp_path / "gemma3"
+    rows = tiny_models.train_tokenizer(model)
+    tiny_models.build("gemma3", vocab_size=rows).save_pretrained(model)
+    recipe = recipe_of(model, tiny_text, variants={"inherit": {"start": "inherit"}}).recipe
+    with pytest.raises(UnsupportedModelError, match="has no projection that a repair can be"):
+        plan_recipe(recipe, tmp_path / "run", None)
+    with pytest.raises(UnsupportedModelError, match="has no projection that a repair can be"):
+        execute(tiny_recipe.as_file(recipe), tmp_path / "run")
+    assert not (tmp_path / "run" / "variants").exists()
+
+
+def test_too_few_training_tokens_are_refused(gpt2, tiny_text, tmp_path):
+    recipe = recipe_of(gpt2, tiny_text, inherit=REPAIRED | {"repair_tokens": 10**6})
+    with pytest.raises(DataError, match="windows of 16 tokens, 62500 are asked for"):
+        execute(recipe, tmp_path / "run")
+    assert not Run(tmp_path / "run").target.exists()
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"variants": VARIANTS | {"s": {"start": "fresh", "repair": "linear"}}},
+         "fits whole inherited layers"),
+        ({"variants": VARIANTS | {"s": {"start": "inherit", "parts": "mlp", "repair": "linear"}}},
+         "fits whole inherited layers"),
+        ({"variants": {"inherit": {"start": "inherit", "repair": "linear"}}},
+         "the target's repair belongs in inherit.repair"),
+        ({"grow": {"weights": "keep", "add": 1}}, "use grow.weights: reinherit"),
+        ({"variants": VARIANTS | {"g": {"start": "grown"}}}, "no variant that starts grown"),
+    ],
+)  # fmt: skip
+def test_recipes_that_contradict_a_repair_are_refused(gpt2, tiny_text, sections, problem):
+    with pytest.raises(ValidationError, match=problem):
+        recipe_of(gpt2, tiny_text, **sections)
+
+
+def test_a_signal_stops_a_run_in_the_middle_of_a_repair(gpt2, tiny_text, tmp_path):
+    import os
+    import signal
+
+    root = tmp_path / "tiny"
+    recipe = recipe_of(gpt2, tiny_text, inherit=REPAIRED | {"select": "0,2"})  # two layers of it
+
+    def listener(event: Progress) -> None:
+        if event.task.endswith("repair"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="repair is done again"):
+        execute(recipe, root, listener)
+    assert not start_of(root).exists()
