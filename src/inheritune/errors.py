@@ -99,9 +99,19 @@ def visible(text: str) -> str:
     return _ACTED_ON.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
+_NUMBER = re.compile(r"^\[(Errno|WinError) -?\d+\] ")  # as Python begins an OSError
+
+
+def reason_of(error: BaseException) -> str:
+    """Word an error of the system, such as ``no such file or directory``, without its number."""
+    text = getattr(error, "strerror", None) or _NUMBER.sub("", str(error))
+    return str(text or type(error).__name__).lower()
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text that says something, or the error's type."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = _NUMBER.sub("", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     # "Class validation error for validator 'validate_architecture':", and then why.
     lines = [line for line in lines if not line.endswith(":")] or lines
     return escape(lines[0] if lines else type(error).__name__, 200)

@@ -259,7 +259,7 @@ def test_byte_order_mark_and_line_ends_are_fine(tmp_path: Path) -> None:
 @pytest.mark.fault("A15")
 def test_tabs_and_other_encodings_are_named_with_their_line(tmp_path: Path) -> None:
     message = refused(write(tmp_path, SMALLEST.replace("  tokens", "\ttokens")))
-    assert "line 7: not valid YAML" in message
+    assert "line 7, column 1: not valid YAML: a tab where spaces were expected." in message
     assert "Indent with spaces instead of tabs." in message
     message = refused(write(tmp_path, SMALLEST.encode() + b"# caf\xe9\n"))
     assert "line 8: not UTF-8 text: byte 0xe9. Save the file as UTF-8." in message

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inheritune import api
+from inheritune.cli.completion import models
 from inheritune.cli.console import Debug, Json, print_json, reported, say
 from inheritune.cli.next_step import command
 from inheritune.errors import RecipeError
@@ -21,7 +22,9 @@ _sequence = partial(typer.Option, rich_help_panel="Sequences")
 
 
 def analyze(
-    model: Annotated[str, typer.Argument(help="Hub id, model directory or embedded:demo.")],
+    model: Annotated[
+        str, typer.Argument(help="Hub id, model directory or embedded:demo.", autocompletion=models)
+    ],
     against: Annotated[
         str | None,
         typer.Option(metavar="TARGET", help="Model that was made from MODEL, to compare."),

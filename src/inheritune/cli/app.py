@@ -4,12 +4,13 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inheritune import api
 from inheritune.cli import analyze, evaluate, generate, model, push, report, runs, tokens, train
+from inheritune.cli.completion import presets, references
 from inheritune.cli.console import (
     DEFAULT_RUNS,
     AllowChange,
@@ -40,12 +41,14 @@ from inheritune.cli.first_run import (
     preset_lines,
     refuse_without_model,
 )
-from inheritune.cli.next_step import command, started_processes, with_sets
+from inheritune.cli.help_text import plain_types
+from inheritune.cli.next_step import command, started_processes
+from inheritune.cli.outcome import after_run, introduction, show_result
 from inheritune.cli.train import Launch
 from inheritune.errors import NOT_MATCHED_EXIT_CODE
 
 if TYPE_CHECKING:
-    from inheritune.recipe.schema import Recipe
+    pass
 
 
 app = typer.Typer(
@@ -64,6 +67,7 @@ RecipeOrModel = Annotated[
     str,
     typer.Argument(
         metavar="RECIPE|MODEL",
+        autocompletion=references,
         help="Recipe: a YAML file or a preset; or, with --text, a model: Hub id, directory or "
         "embedded:demo.",
     ),
@@ -121,12 +125,12 @@ def run(
             launch.start(["run", str(file.path), "--runs", str(runs), *scaled], root)
         result = api.derive(file, runs=runs, allow_change=launch.allowed, checkpoint=checkpoint)
         if result is not None:  # only the first process has one
-            _show_result(root, result.summary, as_json)
+            show_result(root, result.summary, as_json)
             if not as_json:
                 count = started_processes()
                 subject = file.path if text else recipe
                 again = partial(command, "run", subject, runs=runs, scale=scale, processes=count)
-                say(f"next: {_after_run(result, again, own_sets)}")
+                say(f"next: {after_run(result, again, own_sets)}")
             raise typer.Exit(NOT_MATCHED_EXIT_CODE if result.is_missed else 0)
 
 
@@ -160,13 +164,13 @@ def demo(
         file = load_recipe(preset_path(preset), [*overrides, *(sets or [])])
         root = runs / file.recipe.name
         if not as_json:
-            say(_introduction(file.recipe))
+            say(introduction(file.recipe))
         result = api.derive(file, runs=runs)
         if result is not None:
             copy = f"{command('init', preset=preset)} > recipe.yaml"
             overrides = [*overrides, *(sets or [])]
             next_command = f"{copy} && {command('run', 'recipe.yaml', set=overrides, runs=runs)}"
-            _show_result(root, result.summary, as_json, _DEMO_PROMPT)
+            show_result(root, result.summary, as_json, _DEMO_PROMPT)
             if not as_json:
                 say(f"next: {next_command}")
 
@@ -203,7 +207,10 @@ def doctor(
 
 def init(
     preset: Annotated[
-        str, typer.Option("--preset", metavar="NAME", help="Preset to print; see --list.")
+        str,
+        typer.Option(
+            "--preset", metavar="NAME", help="Preset to print; see --list.", autocompletion=presets
+        ),
     ] = "demo",
     names: Annotated[
         bool, typer.Option("--list", help="List the presets with text, tokens and time.")
@@ -281,65 +288,7 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         doctor: "inheritune doctor",
     },
 }
+plain_types()
 for _panel, _examples in _COMMANDS.items():
     for _command, _example in _examples.items():
         app.command(rich_help_panel=_panel, epilog=f"Example: {_example}")(_command)
-
-
-# --- Output ---------------------------------------------------------------------------------
-
-
-def _introduction(recipe: "Recipe") -> str:
-    layers = recipe.inherit.layers
-    inherited = "the first half" if layers is None else f"the first {layers}"
-    source = recipe.reference.model or "a reference trained here"
-    text = (
-        f"Inheriting {inherited} of the layers of {source}, training on {recipe.data.source}, "
-        f"growing by {recipe.grow.add} layers until val_loss matches. Ctrl-C saves and stops."
-    )
-    if recipe.reference.train is not None:
-        text += (
-            "\nA reference trained this briefly is hardly better than a shallow model: this shows "
-            "what a warm start is worth and what it costs, not that layers can be saved."
-        )
-    return text
-
-
-def _after_run(result: "api.RunResult", again: Callable[..., str], sets: list[str]) -> str:
-    """The command to give after a run.
-
-    Where the target missed, the two cheapest ways on are shown first, with whole commands, and
-    those whose worth nothing in the run tells.
-
-    Args:
-        again: Writes the run's command with other overrides.
-        sets: Overrides that were given.
-    """
-    if not result.is_missed:
-        return command("report", result.run)
-    if result.record.scaled:  # which says nothing about the recipe itself
-        return again(scale=None, set=sets)
-    from inheritune.reporting.curves import read_curves
-    from inheritune.reporting.ways_on import describe_way, gap_to_match, ways_on
-
-    ways = ways_on(result.record, read_curves(result.run, result.record))
-    gap = gap_to_match(result.record)
-    for number, way in enumerate(ways):
-        if number < 2 or way.gain is None:
-            say(f"{describe_way(way, gap)}:\n  {again(set=with_sets(sets, way.sets))}")
-    return again(set=with_sets(sets, ways[0].sets)) if ways else command("report", result.run)
-
-
-def _show_result(root: Path, final: dict[str, Any], as_json: bool, prompt: str = "") -> None:
-    if as_json:
-        print_json(final)
-        return
-    from inheritune.cli.terminal import show_record
-    from inheritune.run_directory import Run
-    from inheritune.system.terminal import Terminal
-
-    show_record(Terminal(), Run(root).record())
-    if prompt:
-        say(command("generate", root, prompt))
-        generate.write_texts([str(root)], prompt, max_tokens=48)
-    say(f"target: {final['target']}   report: {final['report']}")

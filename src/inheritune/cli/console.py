@@ -15,10 +15,18 @@ import typer
 from typer.core import TyperGroup
 
 from inheritune import api
+from inheritune.cli.completion import keys, train_keys
 from inheritune.cli.launch import is_first_process
 from inheritune.cli.next_step import DEFAULT_RUNS as DEFAULT_RUNS
 from inheritune.cli.next_step import same_command
-from inheritune.errors import DivergedError, InherituneError, Interrupted, escape, visible
+from inheritune.errors import (
+    DivergedError,
+    InherituneError,
+    Interrupted,
+    escape,
+    reason_of,
+    visible,
+)
 from inheritune.system.secrets import mask
 
 if TYPE_CHECKING:
@@ -39,6 +47,7 @@ Sets = Annotated[
     recipe_option(
         "--set",
         metavar="KEY=VALUE",
+        autocompletion=keys,
         help="Override a recipe key, such as train.learning_rate=1e-4; repeatable.",
     ),
 ]
@@ -62,6 +71,7 @@ AllowChange = Annotated[
     list[str] | None,
     process_option(
         metavar="KEY",
+        autocompletion=train_keys,
         help="Resume although this recipe key has changed, and record the change; repeatable.",
     ),
 ]
@@ -173,7 +183,7 @@ def reported(as_json: bool, debug: bool) -> Iterator[None]:
     except OSError as error:
         if debug:
             traceback.print_exc()
-        reason = (error.strerror or str(error)).lower()
+        reason = reason_of(error)
         hint = "Free some space or correct the path, then run the same command to continue."
         _fail("MachineError", f"{error.filename or 'the system'}: {reason}.", hint, 4, as_json)
     except Exception as error:

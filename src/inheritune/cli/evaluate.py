@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from inheritune import api
+from inheritune.cli.completion import models as known_models
 from inheritune.cli.console import Debug, Json, print_json, reported, say
 from inheritune.errors import MachineError
 
@@ -17,7 +18,11 @@ _val_loss = partial(typer.Option, rich_help_panel="Validation loss")
 def evaluate(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL...", help="Hub ids, model directories or embedded:demo."),
+        typer.Argument(
+            metavar="MODEL...",
+            help="Hub ids, model directories or embedded:demo.",
+            autocompletion=known_models,
+        ),
     ] = None,
     tasks: Annotated[
         str | None,

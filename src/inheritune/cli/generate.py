@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from inheritune import api
+from inheritune.cli.completion import models as known_models
 from inheritune.cli.console import Debug, Json, print_json, print_piece, reported, say
 from inheritune.errors import RecipeError, escape
 
@@ -23,6 +24,7 @@ def generate(
         list[str],
         typer.Argument(
             metavar="RUN|MODEL... [PROMPT]",
+            autocompletion=known_models,
             help="A run (its reference, target and control), model directories, Hub ids or "
             "embedded:demo; then the prompt. Without one, or with -, it is read from stdin.",
         ),

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from inheritune import api
+from inheritune.cli.completion import devices as known_devices
+from inheritune.cli.completion import models, references
 from inheritune.cli.console import (
     DEFAULT_RUNS,
     Debug,
@@ -27,7 +29,9 @@ from inheritune.surgery.selection import FORMS, describe_selection
 _USUAL_MFU = 0.4
 _estimate = partial(typer.Option, rich_help_panel="Estimate")
 
-ReferenceId = Annotated[str, typer.Argument(help="Hub id, model directory or embedded:demo.")]
+ReferenceId = Annotated[
+    str, typer.Argument(help="Hub id, model directory or embedded:demo.", autocompletion=models)
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")]
 
 
@@ -132,7 +136,11 @@ def _short(value: object) -> str:
 
 def verify(
     path: Annotated[
-        Path, typer.Argument(help="Model directory, token directory, checkpoint or run to verify.")
+        Path,
+        typer.Argument(
+            help="Model directory, token directory, checkpoint or run to verify.",
+            autocompletion=models,
+        ),
     ],
     reference: Annotated[
         str | None, typer.Option(help="Hub id or directory of the model that it was cut from.")
@@ -170,13 +178,15 @@ def plan(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="REFERENCE|RECIPE", help="Model to cut (as for inherit), or a recipe."
+            metavar="REFERENCE|RECIPE",
+            autocompletion=references,
+            help="Model to cut (as for inherit), or a recipe.",
         ),
     ],
     layers: Annotated[
         str | None,
         typer.Argument(
-            metavar="[LAYERS]", help="Layers of one cut to show in detail, as for inherit."
+            metavar="LAYERS", help="Layers of one cut to show in detail, as for inherit."
         ),
     ] = None,
     revision: Revision = None,
@@ -184,7 +194,10 @@ def plan(
         str | None, _estimate(help="Training tokens to estimate, such as 1B.")
     ] = None,
     seq_len: Annotated[int | None, _estimate(min=1, help="Tokens per sequence.")] = None,
-    device: Annotated[str | None, _estimate(help="Device: h100, a100, rtx4090, cpu, ...")] = None,
+    device: Annotated[
+        str | None,
+        _estimate(autocompletion=known_devices, help="Device: h100, a100, rtx4090, cpu, ..."),
+    ] = None,
     devices: Annotated[int, _estimate(help="Number of devices.")] = 1,
     mfu: Annotated[
         float, _estimate(help="Share of the device's peak FLOP/s that training reaches.")

@@ -6,13 +6,17 @@ from typing import Annotated
 import typer
 
 from inheritune import api
+from inheritune.cli.completion import runs
 from inheritune.cli.console import Debug, Json, print_json, print_text, reported, say
 from inheritune.cli.next_step import command
 
 
 def push(
     path: Annotated[
-        Path, typer.Argument(metavar="RUN|TARGET", help="Run, or its target directory.")
+        Path,
+        typer.Argument(
+            metavar="RUN|TARGET", autocompletion=runs, help="Run, or its target directory."
+        ),
     ],
     repo_id: Annotated[
         str, typer.Option("--repo-id", metavar="ID", help="Hub repository, as owner/name.")

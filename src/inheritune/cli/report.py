@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from inheritune import api
+from inheritune.cli.completion import runs as known_runs
 from inheritune.cli.console import Debug, Json, print_json, reported, say
 from inheritune.errors import DataError, RecipeError
 
@@ -25,7 +26,12 @@ _COMPARISON = Path("report-comparison/index.html")
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run directories; several are compared.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run directories; several are compared.",
+            autocompletion=known_runs,
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -77,7 +83,9 @@ _PLAIN_EVERY_S = 30.0  # where there is no terminal
 
 
 def watch(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run directory.", autocompletion=known_runs)
+    ],
     as_text: Annotated[
         bool, typer.Option("--text", help="Show the status on this terminal, such as over SSH.")
     ] = False,

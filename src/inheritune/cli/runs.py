@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from inheritune.cli.completion import runs as known_runs
 from inheritune.cli.console import DEFAULT_RUNS, Debug, Json, print_json, reported, say
 from inheritune.cli.next_step import command
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def runs(
     parent: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="Parent directory of the runs.")
+        Path, typer.Argument(metavar="DIR", help="Parent directory of the runs.")
     ] = DEFAULT_RUNS,
     as_json: Json = False,
     debug: Debug = False,
@@ -58,7 +59,10 @@ def _show(listed: "RunList") -> None:
 
 def clean(
     run: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Directories of finished runs.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Directories of finished runs.", autocompletion=known_runs
+        ),
     ],
     as_json: Json = False,
     debug: Debug = False,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from inheritune import api
+from inheritune.cli.completion import recipes
 from inheritune.cli.console import (
     DEFAULT_RUNS,
     Debug,
@@ -27,7 +28,8 @@ _WIDTHS = {"auto": None, "uint16": 2, "uint32": 4}
 
 def prepare(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="YAML file of the recipe.")
+        Path | None,
+        typer.Argument(metavar="RECIPE", help="YAML file of the recipe.", autocompletion=recipes),
     ] = None,
     from_bin: Annotated[
         list[Path] | None,

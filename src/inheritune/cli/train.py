@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from inheritune import api
+from inheritune.cli.completion import references
 from inheritune.cli.console import (
     DEFAULT_RUNS,
     AllowChange,
@@ -32,15 +33,16 @@ def train(
         str,
         typer.Argument(
             metavar="RECIPE|MODEL",
+            autocompletion=references,
             help="Recipe; or, with TOKENS and OUT, a Hub id, model directory or embedded:demo.",
         ),
     ],
     tokens: Annotated[
-        Path | None, typer.Argument(metavar="[TOKENS]", help="Token directory made by prepare.")
+        Path | None, typer.Argument(metavar="TOKENS", help="Token directory made by prepare.")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Argument(metavar="[OUT]", help="Directory to train in; the model is OUT/model."),
+        typer.Argument(metavar="OUT", help="Directory to train in; the model is OUT/model."),
     ] = None,
     variant: Annotated[
         str | None, recipe_option(help="Variant of the recipe to train; default: the target.")

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from inheritune.conversion.landlock import restrict_writing
 from inheritune.conversion.system_calls import seccomp_filter
-from inheritune.errors import InherituneError, MachineError
+from inheritune.errors import InherituneError, MachineError, reason_of
 
 try:
     import resource
@@ -88,7 +88,7 @@ def serve(
     except MemoryError:
         reply = {"kind": "machine", "error": "there is not enough memory.", "hint": ""}
     except OSError as error:
-        reply = {"kind": "machine", "error": f"the system refused: {error}.", "hint": ""}
+        reply = {"kind": "machine", "error": f"the system refused: {reason_of(error)}.", "hint": ""}
     json.dump({"confinement": granted} | reply, replies)
     replies.close()
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from inheritune.errors import SourceError, escape
+from inheritune.errors import SourceError, escape, reason_of
 from inheritune.model_files.safe_path import read_weight_index, safe_file
 from inheritune.model_files.safetensors import refuse_foreign
 
@@ -75,7 +75,7 @@ def _refuse_foreign(path: Path) -> None:
         with path.open("rb") as file:
             start = file.read(512)
     except OSError as error:
-        raise SourceError(f"cannot read {path}: {(error.strerror or '').lower()}.") from error
+        raise SourceError(f"cannot read {path}: {reason_of(error)}.") from error
     refuse_foreign(path, start, "a PyTorch checkpoint")
     if start.startswith(b'{"', 8):
         raise SourceError(

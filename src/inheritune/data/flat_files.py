@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inheritune.data.flat_layouts import HEAD_BYTES, layout_of
-from inheritune.errors import DataError
+from inheritune.errors import DataError, reason_of
 from inheritune.system.reading import open_regular_file
 
 _CHUNK = 1 << 22  # ids looked at at a time
@@ -68,7 +68,7 @@ def open_flat_file(path: Path, rows: int, width: int | None = None) -> FlatFile:
         layout = layout_of(path, head, size)
     except OSError as error:
         beside = error.filename or path
-        reason = (error.strerror or str(error)).lower()
+        reason = reason_of(error)
         raise DataError(f"cannot read {beside}: {reason}.", "Correct the path.") from error
     if None not in (width, layout.width) and width != layout.width:
         raise DataError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from inheritune.errors import DataError
+from inheritune.errors import DataError, reason_of
 
 # Sources that every machine has: the library, and the library with what its tests add.
 STDLIB = ("stdlib", "stdlib+tests")
@@ -82,10 +82,7 @@ def _expand(entry: str) -> tuple[Path, list[Path]]:
     except FileNotFoundError:
         return _expand_glob(entry, path)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise DataError(
-            f"cannot open {entry}: {(reason or '').lower()}.", "Correct the path."
-        ) from error
+        raise DataError(f"cannot open {entry}: {reason_of(error)}.", "Correct the path.") from error
     path = Path(os.path.normpath(path))
     if stat.S_ISDIR(mode):
         return path, _walk(path, (".*", "__pycache__", "*.partial"))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inheritune.errors import DataError
+from inheritune.errors import DataError, reason_of
 from inheritune.system.files import sha256, write_bytes
 
 SHARD_VERSION = 1
@@ -139,7 +139,7 @@ def check_shard(directory: Path, entry: ShardEntry, rows: int) -> None:
         with path.open("rb") as stream:
             header = stream.read(HEADER_BYTES)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {(error.strerror or '').lower()}.", _AGAIN) from error
+        raise DataError(f"cannot read {path}: {reason_of(error)}.", _AGAIN) from error
     size = status.st_size
     if len(header) < HEADER_BYTES:
         raise DataError(f"{path} has {size} bytes, not even a header of {HEADER_BYTES}.", _AGAIN)

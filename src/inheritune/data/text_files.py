@@ -12,6 +12,7 @@ from inheritune.data.bad_rows import BadRows, decode, text_of
 from inheritune.data.document import Document
 from inheritune.data.input_files import InputFile
 from inheritune.data.parquet import import_pyarrow, parquet_rows
+from inheritune.errors import reason_of
 
 MAX_DOCUMENT_BYTES = 256 << 20  # a document is tokenized in memory
 _MOST_BLANK = 10_000_000  # rows without text, one after the other: a few KB hold any number
@@ -49,8 +50,7 @@ def read_documents(
     try:
         yield from _documents(file, text_column, bad, start)
     except (OSError, EOFError, zlib.error) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        bad.add(str(file.path), (reason or str(error)).lower())
+        bad.add(str(file.path), reason_of(error))
 
 
 def _documents(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from inheritune.data.sentencepiece_model import SentencePieceModel
-from inheritune.errors import DataError, SourceError, escape
+from inheritune.errors import DataError, SourceError, escape, reason_of
 from inheritune.model_files.config import text_config
 from inheritune.model_files.refusals import MAX_TOKENIZER_BYTES
 from inheritune.system.files import make_directory, write_bytes, write_json
@@ -131,9 +131,8 @@ def _tokenizer_file(directory: Path) -> tuple[Path, bytes]:
         except FileNotFoundError:
             continue
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
             raise DataError(
-                f"cannot read {directory / name}: {reason}.", "Give a model directory."
+                f"cannot read {directory / name}: {reason_of(error)}.", "Give a model directory."
             ) from error
     raise DataError(
         f"there is no tokenizer.json in {directory}, and no tokenizer.model.",

@@ -5,7 +5,7 @@ import os
 from io import FileIO
 from pathlib import Path
 
-from inheritune.errors import SourceError
+from inheritune.errors import SourceError, reason_of
 from inheritune.model_files.safe_path import safe_file
 
 # Files that hold for any number of layers. Others (training arguments, cards, pickles, weights of
@@ -29,7 +29,7 @@ def open_source(path: Path) -> FileIO:
     try:
         return FileIO(path, opener=lambda p, flags: os.open(p, flags | _NONBLOCK))
     except OSError as error:
-        raise SourceError(f"cannot read {path}: {(error.strerror or '').lower()}.") from error
+        raise SourceError(f"cannot read {path}: {reason_of(error)}.") from error
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

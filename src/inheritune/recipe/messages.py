@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from inheritune.errors import RecipeError, escape
+from inheritune.recipe.aliases import key_for
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.yaml_tree import KeyPath, Location, Tree, dotted, kind_of
 
@@ -149,6 +150,10 @@ def _advice(value: Any, place: Location) -> str:
 
 def _suggestion(path: KeyPath, misspelt: set[KeyPath]) -> str:
     parent, name = path[:-1], str(path[-1])[:64].lower().replace("-", "_")
+    if (alias := key_for(name)) is not None:
+        key, unit = alias
+        misspelt.add(tuple(key.split(".")))
+        return f"Did you mean {key}{f' ({unit})' if unit else ''}?"
     siblings = [str(key[-1]) for key in _keys() if _fits(parent, key[:-1])]
     elsewhere = [key for key in _keys() if key[-1] == name and 0 not in key]
     if name not in siblings and elsewhere:

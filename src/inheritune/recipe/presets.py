@@ -35,7 +35,12 @@ def commented_recipe(name: str) -> str:
 
 def schema_uri() -> str:
     """Return the address of the JSON Schema that comes with the package."""
-    return (_directory() / "recipe.schema.json").resolve().as_uri()
+    return schema_path().resolve().as_uri()
+
+
+def schema_path() -> Path:
+    """Return the file of the JSON Schema that comes with the package."""
+    return _directory() / "recipe.schema.json"
 
 
 def preset_costs() -> dict[str, dict[str, Any]]:

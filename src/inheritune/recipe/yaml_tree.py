@@ -82,13 +82,7 @@ def read_tree(text: str, label: str, origin: str = "file", at: KeyPath = ()) -> 
             f"{reader.where(line)}: a control character or half a character.", "Remove it."
         ) from error
     except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = reader.where(mark.line + 1) if mark else label
-        problem = error.problem or error.context or "cannot be read"
-        hint = "Check the indentation, colons and quotes around it."
-        if "\\t" in problem:
-            hint = "Indent with spaces instead of tabs."
-        raise RecipeError(f"{where}: not valid YAML: {problem}.", hint) from error
+        raise _explained(error, reader, label) from error
     except RecipeError:
         raise
     except Exception as error:
@@ -96,6 +90,60 @@ def read_tree(text: str, label: str, origin: str = "file", at: KeyPath = ()) -> 
         message = f"{label}: not valid YAML: {escape(error)}."
         raise RecipeError(message, "Check its escapes.") from error
     return reader.tree
+
+
+# Problems as the parser words them, and what they mean to whoever wrote the text.
+_PROBLEMS = [
+    (
+        r"mapping values are not allowed",
+        "a colon where no key can stand",
+        "Check that the line above has its colon and begins in the same column; quote text that "
+        "holds ': '.",
+    ),
+    (
+        r"could not find expected ':'",
+        "a key without a colon",
+        "Write it like key: value.",
+    ),
+    (
+        r"expected <block end>",
+        "a line that is indented unlike those around it",
+        "Begin all keys of a section in the same column, and all items of a list with '- '.",
+    ),
+    (r"\\t", "a tab where spaces were expected", "Indent with spaces instead of tabs."),
+    (
+        r"cannot start any token",
+        "a value that begins with a sign that YAML reserves",
+        "Quote the value.",
+    ),
+    (
+        r"unexpected end of stream",
+        "a quotation mark that is never closed",
+        "Close it on the same line.",
+    ),
+    (r"expected ',' or '\]'", "a list without its end", "Expected here: a comma or ]."),
+    (r"expected ',' or '\}'", "a mapping without its end", "Expected here: a comma or }."),
+    (
+        r"unknown escape character",
+        "a backslash that begins no known escape",
+        "Use single quotes, in which a backslash is a character like others.",
+    ),
+    (r"expected the node content", "a value was expected", "Write one, or null for none."),
+    (r"single document", "another document begins", "Remove the line ---."),
+]
+
+
+def _explained(error: MarkedYAMLError, reader: "_Reader", label: str) -> RecipeError:
+    """Word a problem of the parser with line, column and what was expected."""
+    problem = error.problem or error.context or "cannot be read"
+    full = f"{error.context} {problem}"
+    words = next((known[1:] for known in _PROBLEMS if re.search(known[0], full)), None)
+    mark = error.problem_mark or error.context_mark
+    if "end of stream" in problem:  # the opening mark says more than the end of the file
+        mark = error.context_mark or mark
+    where = reader.where(mark.line + 1, mark.column + 1) if mark else label
+    meaning, hint = words or (problem, "Check the indentation, colons and quotes around it.")
+    return RecipeError(f"{where}: not valid YAML: {meaning}.", hint)
 
 
 class _Refused(Exception):
@@ -140,8 +188,11 @@ class _Reader:
         self.origin = origin
         self.constructor = YAML(typ="safe", pure=True).constructor
 
-    def where(self, line: int) -> str:
-        return f"{self.tree.label}, line {line}" if self.origin == "file" else self.tree.label
+    def where(self, line: int, column: int | None = None) -> str:
+        if self.origin != "file":
+            return self.tree.label
+        in_line = "" if column is None else f", column {column}"
+        return f"{self.tree.label}, line {line}{in_line}"
 
     def value(self, node: Node, path: KeyPath, key: Node | None = None) -> Any:
         # The line is the key's: a value may start lines below it.

@@ -16,6 +16,7 @@ from inheritune.errors import (
     MachineError,
     RecipeError,
     escape,
+    first_line,
 )
 from inheritune.recipe.load import RecipeFile
 from inheritune.run.record import record_end, record_start, utc_now
@@ -140,7 +141,7 @@ def _record_work(
         except BaseException as error:
             code = MachineError.exit_code if isinstance(error, OSError) else 1
             with suppress(InherituneError):
-                record.end("failed", code, f"{type(error).__name__}: {error}"[:500])
+                record.end("failed", code, f"{type(error).__name__}: {first_line(error)}")
             raise
         code = NOT_MATCHED_EXIT_CODE if missed(result) else 0
         record.end("done", code)

@@ -19,7 +19,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from inheritune.errors import MachineError, RecipeError, escape
+from inheritune.errors import MachineError, RecipeError, escape, reason_of
 
 try:
     import fcntl
@@ -336,7 +336,7 @@ def write_errors(path: Path) -> Iterator[None]:
 
 def cannot_write(path: Path, error: Exception) -> MachineError:
     """Return the error that says what the system refused to write, and what can be done."""
-    reason = str(getattr(error, "strerror", None) or error).lower()
+    reason = reason_of(error)
     full = getattr(error, "errno", None) in _DISK_FULL or "no space" in reason
     return MachineError(
         f"cannot write {escape(path, 160)}: {reason}.",

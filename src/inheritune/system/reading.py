@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from inheritune.errors import DataError, escape
+from inheritune.errors import DataError, escape, reason_of
 
 _LONGEST_LINE = 2**20  # bytes; of a longer line the pieces are read
 _MOST_LINES = 4_000_000_000  # bytes of a file of lines
@@ -27,7 +27,7 @@ def read_regular_file(path: Path, limit: int) -> bytes:
         try:
             data = file.read(limit + 1)
         except OSError as error:
-            raise OSError(error.errno, (error.strerror or str(error)).lower()) from error
+            raise OSError(error.errno, reason_of(error)) from error
     if len(data) > limit:  # it grew
         raise OSError(0, f"it is larger than {limit:,} bytes")
     return data
@@ -55,7 +55,7 @@ def open_regular_file(path: Path, limit: int | None = None) -> BinaryIO:
     except ValueError as error:
         raise OSError(0, "its name holds a NUL") from error
     except OSError as error:
-        raise OSError(error.errno, (error.strerror or str(error)).lower()) from error
+        raise OSError(error.errno, reason_of(error)) from error
     status = os.fstat(descriptor)
     problem = None if stat.S_ISREG(status.st_mode) else "it is not a regular file"
     if problem is None and limit is not None and status.st_size > limit:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
-from inheritune.errors import MachineError, SourceError, escape
+from inheritune.errors import MachineError, SourceError, escape, reason_of
 from inheritune.model_files.safe_path import is_plain_name
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
@@ -119,5 +119,6 @@ def cache_errors(path: Path) -> Iterator[None]:
             hint = "Free some space, or set HF_HOME to another disk; what has arrived is kept."
         elif error.errno == errno.EFBIG:
             hint = "Set HF_HOME to a disk that takes files of the model's size, sparse ones best."
-        reason = (error.strerror or str(error)).lower()
-        raise MachineError(f"cannot write {escape(path, 300)}: {reason}.", hint) from error
+        raise MachineError(
+            f"cannot write {escape(path, 300)}: {reason_of(error)}.", hint
+        ) from error

@@ -1,0 +1,71 @@
+"""Show what a run came to, and the commands that lead on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inheritune import api
+from inheritune.cli import generate
+from inheritune.cli.console import print_json, say
+from inheritune.cli.next_step import command, with_sets
+
+if TYPE_CHECKING:
+    from inheritune.recipe.schema import Recipe
+
+
+def introduction(recipe: "Recipe") -> str:
+    """Say what a demo is about to do."""
+    layers = recipe.inherit.layers
+    inherited = "the first half" if layers is None else f"the first {layers}"
+    source = recipe.reference.model or "a reference trained here"
+    text = (
+        f"Inheriting {inherited} of the layers of {source}, training on {recipe.data.source}, "
+        f"growing by {recipe.grow.add} layers until val_loss matches. Ctrl-C saves and stops."
+    )
+    if recipe.reference.train is not None:
+        text += (
+            "\nA reference trained this briefly is hardly better than a shallow model: this shows "
+            "what a warm start is worth and what it costs, not that layers can be saved."
+        )
+    return text
+
+
+def after_run(result: "api.RunResult", again: Callable[..., str], sets: list[str]) -> str:
+    """The command to give after a run.
+
+    Where the target missed, the two cheapest ways on are shown first, with whole commands, and
+    those whose worth nothing in the run tells.
+
+    Args:
+        again: Writes the run's command with other overrides.
+        sets: Overrides that were given.
+    """
+    if not result.is_missed:
+        return command("report", result.run)
+    if result.record.scaled:  # which says nothing about the recipe itself
+        return again(scale=None, set=sets)
+    from inheritune.reporting.curves import read_curves
+    from inheritune.reporting.ways_on import describe_way, gap_to_match, ways_on
+
+    ways = ways_on(result.record, read_curves(result.run, result.record))
+    gap = gap_to_match(result.record)
+    for number, way in enumerate(ways):
+        if number < 2 or way.gain is None:
+            say(f"{describe_way(way, gap)}:\n  {again(set=with_sets(sets, way.sets))}")
+    return again(set=with_sets(sets, ways[0].sets)) if ways else command("report", result.run)
+
+
+def show_result(root: Path, final: dict[str, Any], as_json: bool, prompt: str = "") -> None:
+    """Show a run's outcome as tables or JSON, and its models continuing a prompt, if any."""
+    if as_json:
+        print_json(final)
+        return
+    from inheritune.cli.terminal import show_record
+    from inheritune.run_directory import Run
+    from inheritune.system.terminal import Terminal
+
+    show_record(Terminal(), Run(root).record())
+    if prompt:
+        say(command("generate", root, prompt))
+        generate.write_texts([str(root)], prompt, max_tokens=48)
+    say(f"target: {final['target']}   report: {final['report']}")
