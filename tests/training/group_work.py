@@ -201,8 +201,9 @@ def gradients(folder: Path, tokens: TokenDirectory, processes: Processes) -> dic
 
 
 def whole_training(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:
-    """20 steps; which samples this process saw."""
+    """20 steps, and 20 in which most weights are frozen; which samples this process saw."""
     _, trained, asked = run_training(folder / "pair", tokens, processes)
+    run_training(folder / "part", tokens, processes, only=["last:1", "norms"])
     return {"asked": asked, "restarts": trained.restarts, "start": trained.start_val_loss}
 
 

@@ -119,6 +119,21 @@ def test_batch_partition_invariance(
         torch.testing.assert_close(tensor, alone[1][name], rtol=1e-3, atol=1e-4)
 
 
+def test_frozen_weights_stay_and_the_others_train_as_in_one_process(
+    pair: Path, tiny_tokens: TokenDirectory, tmp_path: Path
+) -> None:
+    only = ["last:1", "norms"]
+    WORK.run_training(tmp_path, tiny_tokens, only=only)
+    assert losses(pair / "part") == pytest.approx(losses(tmp_path), abs=1e-5)
+    models = WORK.small_llama(), WORK.small_llama(), WORK.small_llama()
+    for model, folder in zip(models, (pair / "part", tmp_path), strict=False):
+        load_weights(folder / "checkpoints", model)
+    both, alone, fresh = (model.state_dict() for model in models)
+    for name, tensor in both.items():
+        torch.testing.assert_close(tensor, alone[name], rtol=1e-3, atol=1e-4)
+        assert torch.equal(tensor, fresh[name]) != ("norm" in name or ".layers.1." in name), name
+
+
 def test_every_sample_of_a_step_is_seen_once_by_one_process(pair: Path, alone: tuple) -> None:
     first, second = (results_of(pair, rank)["whole_training"]["asked"] for rank in (0, 1))
     together = [n for step in range(20) for part in (first, second) for n in part[4 * step :][:4]]

@@ -35,6 +35,8 @@ def estimate_memory(
     layers: int,
     train: Train,
     precision: str,
+    trained: int,
+    lowest_trained_layer: int,
     reference: int = 0,
     compares_hidden: bool = False,
 ) -> Memory:
@@ -42,6 +44,8 @@ def estimate_memory(
 
     Args:
         precision: ``"bf16"`` or ``"fp32"``.
+        trained: Parameters that are trained.
+        lowest_trained_layer: First layer whose activations a backward pass needs.
         reference: Parameters of the reference that runs beside the training; 0 if none does.
         compares_hidden: Whether hidden states are compared: a slope for each layer is kept, in the
             precision of the residual stream, which is fp32 under autocast.
@@ -55,13 +59,13 @@ def estimate_memory(
     rows = first_int(section, ("vocab_size",)) or 0
     item = 2 if precision == "bf16" else 4
     positions = train.micro_batch * train.seq_len
-    hidden = (17 * item + 4 * compares_hidden) * positions * width * layers
+    hidden = (17 * item + 4 * compares_hidden) * positions * width * (layers - lowest_trained_layer)
     logits = positions * rows * 2 * (item + 4)
     copies = params * item if precision == "bf16" else 0
     return Memory(
         weights=4 * params + copies,
-        gradients=4 * params,
-        moments=8 * params,
+        gradients=4 * trained,
+        moments=8 * trained,
         activations=hidden + logits,
         reference=4 * reference,
     )

@@ -159,6 +159,8 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
             training.layers,
             recipe.train,
             precision,
+            training.params if training.trained is None else training.trained,
+            training.lowest_trained_layer,
             whole.params if training.beside else 0,
             training.compares_hidden,
         )
@@ -180,7 +182,7 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
         edits=tuple(cut_config(model.config, round_sizes[0])[1]),
         memory=memory,
         disk=_disk(recipe, model, trainings, unique, planner),
-        save_bytes=checkpoint_bytes(max(training.params for training in trainings)),
+        save_bytes=max(_checkpoint_bytes(training) for training in trainings),
         speed=speed,
         price_per_hour=recipe.cost.price_per_hour,
         currency=recipe.cost.currency,
@@ -201,6 +203,11 @@ def _unique_tokens(recipe: Recipe, run: Run) -> tuple[int | None, bool]:
     return recipe.data.tokens, False
 
 
+def _checkpoint_bytes(training: PlannedTraining) -> int:
+    trained = training.params if training.trained is None else training.trained
+    return checkpoint_bytes(training.params, trained)
+
+
 def _disk(
     recipe: Recipe,
     model: ModelDirectory,
@@ -208,7 +215,7 @@ def _disk(
     unique: int | None,
     planner: Planner,
 ) -> dict[str, int | None]:
-    largest = max(training.params for training in trainings)
+    largest = max(map(_checkpoint_bytes, trainings))
     rows = first_int(text_config(model.config), ("vocab_size",)) or 2**16 + 1
     models = sum(training.bytes for training in trainings)
     target = max(t.bytes for t in trainings if t.round is not None)
@@ -218,7 +225,7 @@ def _disk(
     return {
         "reference": model.missing_bytes(model.tensors.values()),
         "tokens": None if unique is None else unique * id_type(rows).itemsize,
-        "checkpoints": checkpoint_bytes(largest) * stored_checkpoints(recipe.train.keep),
+        "checkpoints": largest * stored_checkpoints(recipe.train.keep),
         "models": models + target + planner.kept_masters + planner.passing_master,
         **({"logits": logits} if logits else {}),
     }

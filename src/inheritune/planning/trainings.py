@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from inheritune.model_files.config import layer_count
 from inheritune.model_files.flops import EVALUATION_SHARE, hidden_loss_flops
@@ -9,6 +10,7 @@ from inheritune.planning.memory import Memory
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.variants import Distill, Variant
 from inheritune.steps.growth import Growth, grown_sizes, grown_specs
+from inheritune.steps.initial_weights import frozen_shape
 from inheritune.steps.limits import weights_bytes
 from inheritune.steps.seeds import repeat_specs
 from inheritune.steps.training_spec import TrainingSpec, layers_of, specs_for
@@ -17,6 +19,9 @@ from inheritune.surgery.half_width import half_width_headers
 from inheritune.surgery.sizes import Counts, Sizes
 from inheritune.surgery.ways import LayerFacts
 from inheritune.system.devices import Price, Speed
+
+if TYPE_CHECKING:
+    from inheritune.training.models import Shape
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class PlannedTraining:
     # distillation.
     reference_flops: float | None = None
     beside: bool = False  # true if the reference runs beside the training
+    trained: int | None = None  # parameters that are trained; None: all
+    lowest_trained_layer: int = 0  # first layer that gradients pass through
     compares_hidden: bool = False  # true if hidden states are compared with the reference's
     # Seed of a training that repeats another; None for the first of its variant.
     seed: int | None = None
@@ -122,7 +129,9 @@ class Planner:
             reference_flops = self._forward_flops * self._forward_tokens(distill, spec, tokens)
             if distill.hidden is not None:
                 reference_flops += hidden_loss_flops(self._sizes.section, spec.layers) * tokens
-        flops = counts.flops_per_token * tokens + (reference_flops or 0.0)
+        shape = self._frozen_shape(spec)
+        flops_each = counts.flops_per_token if shape is None else shape.flops_per_token
+        flops = flops_each * tokens + (reference_flops or 0.0)
         dtype = self._dtype(spec)
         if dtype != "F32" and (spec.keeps_end or spec.is_stacked):
             self.kept_masters += weights_bytes(counts.params)
@@ -143,9 +152,17 @@ class Planner:
             made_of=spec.made_of,
             reference_flops=reference_flops,
             beside=distill is not None and distill.top_k is None,
+            trained=None if shape is None else shape.trained,
+            lowest_trained_layer=0 if shape is None else shape.lowest_trained_layer,
             compares_hidden=distill is not None and distill.hidden is not None,
             seed=spec.seed if spec.is_repeat else None,
         )
+
+    def _frozen_shape(self, spec: TrainingSpec) -> "Shape | None":
+        """Size and cost of a training that freezes weights; None if it trains all."""
+        if spec.only is None:
+            return None
+        return frozen_shape(self._sizes.reference, spec, self._recipe.train.seq_len)
 
     def _dtype(self, spec: TrainingSpec) -> str:
         is_reference = spec.variant not in self._recipe.variants

@@ -12,6 +12,7 @@ from inheritune.recipe.values import (
     CountOrZero,
     Name,
     NonNegative,
+    Only,
     Rate,
     RecipeSection,
     Seed,
@@ -182,6 +183,10 @@ class Train(RecipeSection):
     """Dropout probability; the one in the reference's config is not used."""
     seed: Seed = 0
     """Seed of the data order and of fresh weights."""
+    only: Only | None = None
+    """Weights to train; all others are frozen, without gradients and optimizer state. A list of
+    embeddings, head, norms, and layers such as last:3 or 0-2. Trainings that begin with fresh
+    weights train all. null: train all."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the computation; master weights are always fp32."""
     attention: Literal["auto", "matmul", "model"] = "auto"

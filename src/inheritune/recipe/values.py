@@ -120,6 +120,7 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, le=_LARGEST)]
 Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
+Only = Annotated[list[str], Field(min_length=1)]
 Switch = Literal["auto", "on", "off"]
 Multiple = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,2}x$")]
 

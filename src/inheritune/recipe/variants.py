@@ -11,6 +11,7 @@ from inheritune.recipe.values import (
     CountOrZero,
     Multiple,
     NonNegative,
+    Only,
     Rate,
     RecipeSection,
     Seeds,
@@ -162,6 +163,8 @@ class Variant(RecipeSection):
     """Factor on train.learning_rate."""
     warmup_tokens: AmountOrZero | None = None
     """Warmup of this variant; null: train.warmup_tokens."""
+    only: Only | None = None
+    """Weights to train in this variant; null: train.only."""
     distill: Distill | None = None
     """Distil from the reference, with these settings ({}: the defaults); null: learn from the text
     alone."""
@@ -180,6 +183,10 @@ class Variant(RecipeSection):
             raise ValueError("half-width always has all layers of the reference")
         if self.start == "grown" and self.layers is not None:
             raise ValueError("grown always has the sizes of the target's later rounds")
+        if self.only is not None and self.starts_fresh:
+            raise ValueError(
+                f"only would leave fresh weights untrained: with start {self.start} leave it out"
+            )
         is_hidden = self.distill is not None and self.distill.hidden is not None
         if is_hidden and self.start not in ("inherit", "grown"):
             raise ValueError(
@@ -189,6 +196,11 @@ class Variant(RecipeSection):
         if self.tokens == "equal_compute" and self.start != "fresh":
             raise ValueError("equal_compute is for controls that start with fresh weights")
         return self
+
+    @property
+    def starts_fresh(self) -> bool:
+        """Whether no weight comes from a trained model."""
+        return self.start in ("fresh", "stacking")
 
     @property
     def is_target(self) -> bool:

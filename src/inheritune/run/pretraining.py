@@ -139,6 +139,10 @@ def plan_pretraining(
     train_ids, val_ids = opened_tokens.train.num_ids, opened_tokens.val.num_ids
     check_length(train_ids, val_ids, section.seq_len, data)
     check_budget(opened_tokens, section.tokens, section.seq_len, data.allow_repeat)
+    if section.only is not None:
+        from inheritune.training.models import describe_config
+
+        describe_config(opened_model.config, section.seq_len, section.only)  # refuses other names
     return Pretraining(recipe, opened_tokens)
 
 
@@ -197,14 +201,14 @@ def pretrain(
 def _train(
     job: Job, reference: Reference, tokens: TokenDirectory, before: Benchmark
 ) -> TrainingResult:
-    num_tokens = job.recipe.train.tokens
-    inputs = training_inputs(job, tokens) | {
+    num_tokens, only = job.recipe.train.tokens, job.recipe.train.only
+    # Weights are read where they lie: a copy of the model beside its checkpoints has no use.
+    model = str(reference.model.path.resolve())
+    spec = TrainingSpec("train", "trained", reference.layers, num_tokens, model=model, only=only)
+    inputs = training_inputs(job, tokens, spec) | {
         "reference": reference.model.digest,
         "variant_tokens": num_tokens,
     }
-    # Weights are read where they lie: a copy of the model beside its checkpoints has no use.
-    model = str(reference.model.path.resolve())
-    spec = TrainingSpec("train", "trained", reference.layers, num_tokens, model=model)
     dtype = published_dtype(job.recipe, reference.model)
     task = TrainingTask(job, spec, job.run.root, tokens, inputs, dtype)
     return run_training(task, before.windows)

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inheritune.errors import CheckpointError, DataError, RecipeError, SourceError
 from inheritune.model_files.config import cut_config, text_config
@@ -22,6 +22,9 @@ from inheritune.surgery.stack import check_stack, stack
 from inheritune.surgery.ways import LayerFacts
 from inheritune.system.files import write_json
 from inheritune.system.strict_json import read_json
+
+if TYPE_CHECKING:
+    from inheritune.training.models import Shape
 
 # Records of how a start was made; they stay beside the trained model.
 _RECORDS = ("inherit.json", "start.json", RECORD)
@@ -55,7 +58,8 @@ def check_starts(
     total, tokens = reference.layers, recipe.train.tokens
     for name, variant in recipe.variants.items():
         is_prefix = variant.is_target and way_of(recipe.inherit.select) == "first"
-        is_plain = is_prefix and recipe.inherit.repair == "none"
+        is_whole = variant.only is None and recipe.train.only is None
+        is_plain = is_prefix and is_whole and recipe.inherit.repair == "none"
         if is_plain or only not in (None, name):
             continue
         key = f"variants.{name}"
@@ -69,6 +73,7 @@ def check_starts(
                 for spec in specs_for(recipe, name, known, layers, tokens):
                     if is_end:
                         _check(reference, spec)
+                        frozen_shape(reference, spec, recipe.train.seq_len)
         except (RecipeError, SourceError) as error:
             raise type(error)(f"{key}: {error.message}", error.hint) from error
 
@@ -82,6 +87,23 @@ def _refuse_more_ids(recipe: Recipe, reference: ModelDirectory) -> None:
                 f"variants.{name}.distill.top_k is {top_k}, but {reference.name} has {rows} ids.",
                 "Lower it, or leave it out: all of them are then compared.",
             )
+
+
+def frozen_shape(reference: ModelDirectory, spec: TrainingSpec, seq_len: int) -> "Shape | None":
+    """Compute size and cost of a training that freezes weights; None if it trains all.
+
+    Raises:
+        RecipeError: It would train something that the model does not have.
+    """
+    from inheritune.training.models import describe_config
+
+    if spec.only is None:
+        return None
+    if spec.start == "half-width":
+        config = half_width_headers(reference).config
+    else:
+        config, _ = cut_config(reference.config, spec.inherited_layers or spec.layers)
+    return describe_config(config, seq_len, spec.only)
 
 
 def _check(reference: ModelDirectory, spec: TrainingSpec) -> None:

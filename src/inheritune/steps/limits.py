@@ -44,9 +44,9 @@ def weights_bytes(params: int, dtype: str = "F32") -> int:
     return params * item_bits(dtype) // 8
 
 
-def checkpoint_bytes(params: int) -> int:
-    """Size of a checkpoint: weights and AdamW's two moments, fp32."""
-    return 12 * params
+def checkpoint_bytes(params: int, trained: int) -> int:
+    """Size of a checkpoint: all weights, and AdamW's two moments of the trained ones, fp32."""
+    return 4 * params + 8 * trained
 
 
 def stored_checkpoints(keep: int) -> int:
@@ -55,12 +55,14 @@ def stored_checkpoints(keep: int) -> int:
 
 
 def refuse_large_training(
-    directory: Path, params: int, dtype: str, keep: int, snapshots: int = 0
+    directory: Path, params: int, trained: int, dtype: str, keep: int, snapshots: int = 0
 ) -> None:
     """Refuse to begin a training whose checkpoints and models would not fit.
 
     Args:
         directory: The training's own directory; what was saved there before counts as room.
+        params: Number of weights.
+        trained: Number of those that are trained.
         dtype: Dtype of published weights; a rounded model has its fp32 weights beside it.
         keep: Newest checkpoints kept; see `stored_checkpoints`.
         snapshots: Mid-training snapshots, of which a checkpoint and then a model are kept.
@@ -70,7 +72,7 @@ def refuse_large_training(
     """
     models = weights_bytes(params, dtype) * (1 + snapshots)
     models += weights_bytes(params) * (dtype != "F32")
-    total = checkpoint_bytes(params) * (stored_checkpoints(keep) + snapshots) + models
+    total = checkpoint_bytes(params, trained) * (stored_checkpoints(keep) + snapshots) + models
     # A file may be linked into both `checkpoints` and `moments`; it takes its space once.
     patterns = ("checkpoints/*step-*/*", "moments/*/*step-*/*", "at/*/*", "master/*")
     files = [f.stat() for pattern in patterns for f in directory.glob(pattern) if f.is_file()]

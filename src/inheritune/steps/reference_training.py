@@ -120,7 +120,7 @@ def _made_from(
         "config": read_json(start / "config.json"),
         "tokens": tokens.fingerprint,
         "order": ORDER_VERSION,
-        "train": decisive(job.recipe.train),
+        "train": decisive(job.recipe.train.model_copy(update={"only": None})),
         "trained_on": section.tokens,
     }
     return dict(json.loads(json.dumps(made_from)))  # as a file gives it back
@@ -129,5 +129,5 @@ def _made_from(
 def _train_here(job: Job, section: ReferenceTraining, tokens: TokenDirectory) -> None:
     spec = TrainingSpec("reference", "fresh", layer_count(section.config), section.tokens)
     reference = section.model_dump(mode="json", exclude={"keep_in"})
-    inputs = training_inputs(job, tokens) | {"reference": reference}
+    inputs = training_inputs(job, tokens, spec) | {"reference": reference}
     run_training(TrainingTask(job, spec, job.run.reference, tokens, inputs))

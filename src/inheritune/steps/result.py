@@ -182,7 +182,9 @@ def make_result(
     if task.spec.distill is not None:
         reference_flops, reference_seconds = reference_cost(task, position.tokens)
     seconds = loop_result.seconds + measurement.seconds + reference_seconds
-    own_flops = shape.flops_per_token * (position.tokens + val_tokens * EVALUATION_SHARE)
+    trained = describe(task.model_dir, seq_len, task.train.only)
+    own_flops = trained.flops_per_token * position.tokens
+    own_flops += shape.flops_per_token * EVALUATION_SHARE * val_tokens
     repair = None
     if task.spec.repair != "none":
         repair = read_json_object(task.directory / RECORD)
@@ -202,7 +204,7 @@ def make_result(
         difference=difference,
         difference_se=finite(difference_se),
         seconds=seconds,
-        flops_per_token=shape.flops_per_token,
+        flops_per_token=trained.flops_per_token,
         flops=own_flops + reference_flops,
         restarts=loop_result.restarts,
         skipped=position.skipped,

@@ -78,7 +78,9 @@ def save_result(path: Path, inputs: Mapping[str, Any], result: Mapping[str, Any]
 
 def decisive(train: Train) -> dict[str, Any]:
     """The keys of `train` that decide where a training ends; tokens are given per training."""
-    return train.model_dump(mode="json", exclude=_FREE | _NOTED | {"tokens"})
+    # What is trained is left out where it is all, as in inputs of older versions.
+    whole = {"only"} if train.only is None else set()
+    return train.model_dump(mode="json", exclude=_FREE | _NOTED | {"tokens"} | whole)
 
 
 def noted_inputs(recipe: Recipe) -> dict[str, Any]:

@@ -103,9 +103,11 @@ def _train(task: TrainingTask, on_row: "OnRow") -> "LoopResult":
 
     # --- refuse what cannot be done before the other processes begin ---
     checkpoint = checkpoint_for(task.job, task.directory)
-    params = describe(task.start_dir, task.train.seq_len).params
+    shape = describe(task.start_dir, task.train.seq_len, task.train.only)
     snapshots = len(task.snapshot_steps())
-    refuse_large_training(task.directory, params, task.dtype, task.train.keep, snapshots)
+    refuse_large_training(
+        task.directory, shape.params, shape.trained, task.dtype, task.train.keep, snapshots
+    )
 
     # --- train ---
     task.job.processes.post({"do": "train"} | task.message())
@@ -146,7 +148,8 @@ def train_share(
 
     # --- device, precision and kernels; then the start ---
     job, spec, section = task.job, task.spec, task.train
-    flops = describe(task.start_dir, section.seq_len).flops_per_token * spec.tokens
+    shape = describe(task.start_dir, section.seq_len, section.only)
+    flops = shape.flops_per_token * spec.tokens
     settings = choose_settings(section, flops, job.processes.size)
     smaller_end = None
     if spec.keeps_optimizer_state:

@@ -40,6 +40,7 @@ class TrainingSpec:
     repair_tokens: int = 0  # training tokens that the repair is fitted on
     lr_scale: float = 1.0  # factor on the recipe's peak learning rate
     warmup_tokens: int | None = None  # None: the recipe's
+    only: Sequence[str] | None = None  # weights that are trained, see `Train.only`; None: all
     made_of: str = ""  # the start in words; empty where ``start`` says it all
     # The variant's section `distill`; None: the training learns from text alone
     distill: dict[str, Any] | None = None
@@ -59,7 +60,8 @@ class TrainingSpec:
 
     def train_section(self, train: Train) -> Train:
         """The recipe's section `train`, with the values that this training changes."""
-        changes: dict[str, float] = {"learning_rate": train.learning_rate * self.lr_scale}
+        changes: dict[str, Any] = {"learning_rate": train.learning_rate * self.lr_scale}
+        changes["only"] = self.only
         if self.seed is not None:
             changes["seed"] = self.seed
         if self.warmup_tokens is not None:
@@ -122,6 +124,7 @@ def specs_for(
         parts=variant.parts,
         lr_scale=variant.lr_scale,
         warmup_tokens=variant.warmup_tokens,
+        only=None if variant.starts_fresh else variant.only or recipe.train.only,
         seed=recipe.seeds_of(name)[0],
         distill=None if variant.distill is None else variant.distill.model_dump(mode="json"),
     )
@@ -246,7 +249,8 @@ def _layers(count: int) -> str:
 
 
 def _own_rate(spec: TrainingSpec) -> str:
-    rate = f"; peak learning rate x {spec.lr_scale:g}" if spec.lr_scale != 1 else ""
+    rate = f"; only {', '.join(spec.only)} trained" if spec.only else ""
+    rate += f"; peak learning rate x {spec.lr_scale:g}" if spec.lr_scale != 1 else ""
     if spec.warmup_tokens is None:
         return rate
     return f"{rate}; warm-up {spec.warmup_tokens:,} token{'s' * (spec.warmup_tokens != 1)}"

@@ -27,13 +27,10 @@ def published_dtype(recipe: Recipe, reference: ModelDirectory) -> str:
     return dtype if dtype in ("BF16", "F16") else "F32"
 
 
-def training_inputs(
-    job: Job, tokens: TokenDirectory, spec: TrainingSpec | None = None
-) -> dict[str, Any]:
-    """The inputs of every training of a run; with a spec, with the values that it changes."""
-    train = job.recipe.train
+def training_inputs(job: Job, tokens: TokenDirectory, spec: TrainingSpec) -> dict[str, Any]:
+    """The inputs that every training of a run has, with the values that this one changes."""
     return {
-        "train": decisive(train if spec is None else spec.train_section(train)),
+        "train": decisive(spec.train_section(job.recipe.train)),
         "tokens": tokens.fingerprint,
         # Tasks are asked of the trained model and decide nothing about it.
         "evaluate": {"batch_size": job.recipe.evaluate.batch_size},

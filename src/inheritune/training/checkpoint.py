@@ -292,6 +292,8 @@ def _put_moments(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Save
     for full_name in saved.names:
         key, _, name = full_name.partition(".")
         param = params[name]
+        if not param.requires_grad:  # trained in the smaller model, and frozen in this one
+            continue
         if key == "step":
             # AdamW keeps `step` on the CPU unless its kernels are fused on a GPU.
             state = torch.zeros((), device=param.device if param.is_cuda else "cpu")

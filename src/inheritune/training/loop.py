@@ -23,6 +23,7 @@ from inheritune.training.save_schedule import CheckpointSchedule
 from inheritune.training.setup import TrainingSetup, make_setup
 from inheritune.training.step import forward_backward
 from inheritune.training.throughput import flops_per_token, forget_peak, mfu
+from inheritune.training.trained_weights import freeze_all_but
 from inheritune.training.training_inputs import TrainingInputs
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def train(
         MachineError: The disk is full, or another process ended.
     """
     # --- the model, ready to train; FLOPs are counted while it is whole ---
+    freeze_all_but(model, config.train.only)
     flops = flops_per_token(model, config.train.seq_len)
     forget_peak()  # of the trainings before this one
     setup = make_setup(

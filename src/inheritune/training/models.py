@@ -1,6 +1,6 @@
 """Load model directories as live fp32 models, and save trained ones."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from inheritune.surgery.plan import NEVER_NARROWED, stored_dtype
 from inheritune.system.files import new_directory, sync_file, write_json
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 from inheritune.training.throughput import count_params, flops_per_token
+from inheritune.training.trained_weights import freeze_all_but, lowest_trained_layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -38,20 +39,29 @@ class Shape:
 
     params: int  # number of weights, tied ones once
     flops_per_token: float  # FLOPs of one training token, forward and backward
+    trained: int  # number of weights that are trained
+    lowest_trained_layer: int  # first layer that gradients pass through
 
 
-def describe(directory: Path, seq_len: int) -> Shape:
+def describe(directory: Path, seq_len: int, only: Sequence[str] | None = None) -> Shape:
     """Compute size and cost of a model directory, from its config.json alone.
 
+    Args:
+        only: The weights that are trained, see `trained_weights`; None: all.
+
     Raises:
+        RecipeError: ``only`` names something that the model does not have.
         UnsupportedModelError: transformers has no causal language model of this config.
     """
-    return _described(directory, (directory / "config.json").read_bytes(), seq_len)
+    config_json = (directory / "config.json").read_bytes()
+    return _described(directory, config_json, seq_len, None if only is None else tuple(only))
 
 
 @lru_cache(maxsize=32)  # every training needs it three times, and building a model takes a while
-def _described(directory: Path, config_json: bytes, seq_len: int) -> Shape:
-    return _shape(_config(directory, dropout=0.0), seq_len)
+def _described(
+    directory: Path, config_json: bytes, seq_len: int, only: Sequence[str] | None
+) -> Shape:
+    return _shape(_config(directory, dropout=0.0), seq_len, only)
 
 
 def vocab_size(directory: Path) -> int:
@@ -59,14 +69,22 @@ def vocab_size(directory: Path) -> int:
     return int(_config(directory, dropout=0.0).get_text_config(decoder=True).vocab_size)
 
 
-def describe_config(config: Mapping[str, Any], seq_len: int) -> Shape:
+def describe_config(
+    config: Mapping[str, Any], seq_len: int, only: Sequence[str] | None = None
+) -> Shape:
     """Compute size and cost from a config that is not on disk; see `describe`."""
-    return _shape(typed_config(config), seq_len)
+    return _shape(typed_config(config), seq_len, only)
 
 
-def _shape(config: "PreTrainedConfig", seq_len: int) -> Shape:
+def _shape(config: "PreTrainedConfig", seq_len: int, only: Sequence[str] | None) -> Shape:
     model = meta_model(config)
-    return Shape(count_params(model), flops_per_token(model, seq_len))
+    freeze_all_but(model, only)
+    return Shape(
+        params=count_params(model),
+        flops_per_token=flops_per_token(model, seq_len),
+        trained=count_params(model, trained=True),
+        lowest_trained_layer=0 if only is None else lowest_trained_layer(model),
+    )
 
 
 def load_model(

@@ -1,26 +1,31 @@
 """Count the FLOPs of a training and measure its peak memory."""
 
 import sys
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from inheritune.model_files.flops import (
+    EVALUATION_SHARE,
     attention_width,
     idle_expert_values,
     training_flops_per_token,
 )
+from inheritune.training.fsdp import layer_modules
+from inheritune.training.trained_weights import lowest_trained_layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def count_params(model: "PreTrainedModel") -> int:
-    """Count the weights of a model, tied ones once."""
-    return sum(param.numel() for param in model.parameters())
+def count_params(model: "PreTrainedModel", trained: bool = False) -> int:
+    """Count the weights of a model, tied ones once; with ``trained``, without frozen ones."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
 
 
 def mfu(
@@ -42,25 +47,51 @@ def mfu(
 
 
 def flops_per_token(model: "PreTrainedModel", seq_len: int) -> float:
-    """Count the FLOPs of one training token, forward and backward."""
+    """Count the FLOPs of one training token, forward and backward.
+
+    The backward pass takes 2 N for the gradients of weights and 2 N + 4 A T for those of
+    activations, see `flops.training_flops_per_token`: the first of trained weights alone, the
+    second from the lowest trained layer on.
+    """
     config = model.config.get_text_config(decoder=True)
-    section = config.to_dict()
+    section, total = config.to_dict(), config.num_hidden_layers
+    weights = dict(model.named_parameters())
+    multiplied = partial(_multiplied, looked_up=_looked_up(model), section=section)
+    attention = attention_width(section, total)
+    whole = training_flops_per_token(multiplied(weights), attention, seq_len)
+    trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
+    if len(trained) == len(weights):
+        return whole
+    first = lowest_trained_layer(model)
+    reached = {id(p) for layer in layer_modules(model)[first:] for p in layer.parameters()}
     head = model.get_output_embeddings()
-    embedding = model.get_input_embeddings()
-    # Embeddings are looked up, not multiplied; a tied head is the embedding, and is multiplied.
-    looked_up = sum(
-        weight.numel()
+    others = [weight for weight in trained.values() if head is None or weight is not head.weight]
+    if head is not None and (first < total or others):
+        reached.add(id(head.weight))
+    above = {name: weight for name, weight in weights.items() if id(weight) in reached}
+    above_attention = attention_width(section, total, range(first, total))
+    of_activations = 2 * multiplied(above) + 4 * above_attention * seq_len
+    return whole * EVALUATION_SHARE + 2 * multiplied(trained) + of_activations
+
+
+def _looked_up(model: "PreTrainedModel") -> set[int]:
+    """The weights that are looked up, not multiplied; a tied head is multiplied."""
+    head = model.get_output_embeddings()
+    return {
+        id(weight)
         for module in model.modules()
         if type(module).__name__.endswith("Embedding")
         and isinstance(weight := getattr(module, "weight", None), Tensor)
-    )
-    if head is not None and embedding is not None and head.weight is embedding.weight:
-        looked_up -= embedding.weight.numel()
-    idle = idle_expert_values(
-        ((name, param.shape) for name, param in model.named_parameters()), section
-    )
-    attention = attention_width(section, config.num_hidden_layers)
-    return training_flops_per_token(count_params(model) - looked_up - idle, attention, seq_len)
+        and not (head is not None and weight is head.weight)
+    }
+
+
+def _multiplied(
+    weights: Mapping[str, Tensor], looked_up: Collection[int], section: Mapping[str, Any]
+) -> int:
+    """Count the values of some weights that enter matrix products for one token."""
+    count = sum(w.numel() for w in weights.values() if id(w) not in looked_up)
+    return count - idle_expert_values(((n, w.shape) for n, w in weights.items()), section)
 
 
 _PROC = Path("/proc/self")
