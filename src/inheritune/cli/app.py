@@ -9,8 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inheritune import api
-from inheritune.cli import analyze, evaluate, generate, model, push, report, runs, tokens, train
-from inheritune.cli.completion import presets, references
+from inheritune.cli import (
+    analyze,
+    evaluate,
+    generate,
+    init,
+    model,
+    push,
+    report,
+    runs,
+    tokens,
+    train,
+)
+from inheritune.cli.completion import references
 from inheritune.cli.console import (
     DEFAULT_RUNS,
     AllowChange,
@@ -24,7 +35,6 @@ from inheritune.cli.console import (
     UsageAsJson,
     load_recipe,
     print_json,
-    print_text,
     reported,
     say,
 )
@@ -34,12 +44,8 @@ from inheritune.cli.first_run import (
     Name,
     Text,
     Tokens,
-    first_recipe,
-    first_run_option,
     first_run_options,
     opened_recipe,
-    preset_lines,
-    refuse_without_model,
 )
 from inheritune.cli.help_text import plain_types
 from inheritune.cli.next_step import command, started_processes
@@ -205,65 +211,13 @@ def doctor(
         raise typer.Exit(0 if is_fit else 4)
 
 
-def init(
-    preset: Annotated[
-        str,
-        typer.Option(
-            "--preset", metavar="NAME", help="Preset to print; see --list.", autocompletion=presets
-        ),
-    ] = "demo",
-    names: Annotated[
-        bool, typer.Option("--list", help="List the presets with text, tokens and time.")
-    ] = False,
-    schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON Schema of recipes.")
-    ] = False,
-    reference: Annotated[
-        str | None,
-        first_run_option(
-            metavar="MODEL",
-            help="Fill in a recipe for this model and --text, as `run` does: Hub id, directory or "
-            "embedded:demo.",
-        ),
-    ] = None,
-    text: Text = None,
-    layers: Layers = None,
-    tokens: Tokens = None,
-    minutes: Minutes = None,
-    name: Name = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Print a commented recipe to start from: a preset, or one filled in for a model and a text."""
-    with reported(as_json, debug):
-        from inheritune.recipe.load import recipe_schema
-        from inheritune.recipe.presets import commented_recipe, preset_names
-
-        options = first_run_options(text, layers, tokens, minutes, name)
-        if reference is None:
-            refuse_without_model(options)
-        if schema:
-            print_json(recipe_schema())
-        elif names:
-            print(json.dumps(preset_names()) if as_json else "\n".join(preset_lines()))
-        elif reference is not None:
-            filled = first_recipe(reference, options).text
-            print_json({"reference": reference, "recipe": filled}) if as_json else print_text(
-                filled
-            )
-        elif as_json:
-            print_json({"preset": preset, "recipe": commented_recipe(preset)})
-        else:
-            print(commented_recipe(preset), end="")
-
-
 # --- Commands in the order of --help, each with an example -----------------------------------
 
 _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
     "The method": {
         run: "inheritune run recipe.yaml",
         demo: "inheritune demo",
-        init: "inheritune init --preset gpt2-medium-openwebtext > recipe.yaml",
+        init.init: "inheritune init --preset gpt2-medium-openwebtext > recipe.yaml",
         model.plan: "inheritune plan Qwen/Qwen3-0.6B --tokens 1B --device h100",
     },
     "Steps": {

@@ -132,23 +132,3 @@ def _what_else(subject: str) -> str:
     text = f"{escape(subject)} is neither a recipe file nor a preset."
     close = get_close_matches(subject[:100], preset_names(), n=1)
     return f"{text} Did you mean {close[0]}?" if close else text
-
-
-def preset_lines() -> list[str]:
-    """Describe each preset in a line: name, text, tokens, and time here and on an H100."""
-    from inheritune.recipe.presets import preset_costs
-    from inheritune.reporting.quantities import amount, duration
-    from inheritune.system.devices import Speed, choose_device
-
-    speeds = [Speed(choose_device(name)) for name in ("cpu", "h100")]
-    rows = [("preset", "text", "tokens", "this CPU", "one H100")]
-    for name, cost in preset_costs().items():
-        hours = [speed.price(cost["flops"]).hours for speed in speeds]
-        here, there = (duration(3600 * value) for value in hours)
-        rows.append((name, cost["text"], amount(cost["tokens"]), here, there))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    return [
-        f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}"
-        + "".join(f"  {cell:>{width}}" for cell, width in zip(row[2:], widths[2:], strict=True))
-        for row in rows
-    ]

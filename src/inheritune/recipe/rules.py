@@ -159,7 +159,8 @@ def train_defaults(
     """Choose batches and warm-up for a training of so many tokens.
 
     A step has at most 393,216 tokens, and fewer so that there are 200 steps: a power of two of
-    sequences, which divides among 2, 4, 8 processes. The warm-up takes 5 % of the tokens.
+    sequences, which divides among 2, 4, 8 processes, and one for each process at least. The warm-up
+    takes 5 % of the tokens.
 
     Args:
         given: Keys of the recipe's section `train` that are given already; a value that is no
@@ -168,6 +169,7 @@ def train_defaults(
     max_sequences = max(1, min(_MOST_BATCH_TOKENS, tokens // _LEAST_STEPS) // seq_len)
     micro_batch = number(given, "micro_batch")
     sequences = (micro_batch or 1) * _power_of_two(max_sequences // (micro_batch or 1))
+    sequences = max(sequences, (micro_batch or 1) * processes)
     batch_tokens = number(given, "batch_tokens") or sequences * seq_len
     sequences_per_process = max(1, batch_tokens // seq_len // processes)
     return {

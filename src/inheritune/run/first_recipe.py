@@ -193,7 +193,7 @@ def first_recipe(request: FirstRun, stop: StopFlag, on_progress: Listener = sile
         speed = f"{_plural(seconds / 60, 'minute')} at {1 / rounds[0]:,.0f} tokens/s"
         facts = replace(facts, tokens_reason=f"per round: {speed}, measured")
         say(
-            f"{speed}: {amount(tokens)} tokens in each of {_plural(len(rounds), 'round')}. "
+            f"{speed}: {amount(tokens)} tokens per round, {_plural(len(rounds), 'round')} at most. "
             "Analysis and report come on top"
         )
     say(_about_text(text, facts.split))
