@@ -101,6 +101,12 @@ class Run:
         repeat = "" if seed is None else f"-seed-{seed}"
         return self.root / "variants" / name / f"{layers}-layers{repeat}"
 
+    @property
+    def own_files(self) -> set[str]:
+        """Names of the files that a start writes before any result."""
+        files = (self.record_file, self.recipe_file, self.log_file, self.pin)
+        return {file.name for file in files} | {".lock", ".lock.json"}
+
     def has_traces(self) -> bool:
         """Whether files beside run.json show that the directory is a run."""
         files = (self.recipe_file, self.tokens, self.benchmark, self.pin, self.root / "variants")

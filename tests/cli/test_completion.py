@@ -49,7 +49,8 @@ def complete(tmp_path):
     [
         ("inheritune init --preset ", preset_names()),
         ("inheritune plan x --device h", [name for name in DEVICES if name.startswith("h")]),
-        ("inheritune run ", ["mine.yaml"]),
+        ("inheritune prepare ", ["mine.yaml"]),
+        ("inheritune run ", ["embedded:demo", "mine.yaml", "runs/mine", "small"]),
         ("inheritune report ", ["runs/mine"]),
         ("inheritune clean runs/", ["runs/mine"]),
         ("inheritune inherit ", ["embedded:demo", "runs/mine", "small"]),

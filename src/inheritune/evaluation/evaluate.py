@@ -19,6 +19,7 @@ from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.run_record.fields import finite_number
 from inheritune.system.files import make_directory
 from inheritune.system.progress import Listener, Progress, silent
+from inheritune.system.refusals import missing_directories, removed_if_refused
 from inheritune.system.rows import Rows
 from inheritune.system.signals import StopFlag, catch_signals
 
@@ -126,7 +127,7 @@ def evaluate(
     failures: list[TaskFailure] = []
     seq_len = _window_length(request, opened)
     gains = None
-    with catch_signals() as stop:
+    with removed_if_refused(missing_directories(out)), catch_signals() as stop:
         if request.has_held_out_text:
             make_directory(out)
             for name, model in opened.items():

@@ -19,6 +19,7 @@ from inheritune.evaluation.task_files import (
     write_description,
 )
 from inheritune.system.files import make_directory, scratch_directory
+from inheritune.system.refusals import missing_directories, removed_if_refused
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ def task_descriptions(
         RecipeError: A task is unknown, or runs code and ``allow_code`` is false.
     """
     tasks_root()
+    new = missing_directories(out)
     make_directory(out)
-    with scratch_directory(out / "tasks") as scratch:
+    with removed_if_refused(new), scratch_directory(out / "tasks") as scratch:
         descriptions: dict[str, TaskDescription] = {}
         for number, (name, shots) in enumerate(tasks):
             task_scratch = scratch / str(number)

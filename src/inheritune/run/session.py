@@ -29,6 +29,7 @@ from inheritune.steps.workers import serve
 from inheritune.system.files import append_text, write_bytes, write_json
 from inheritune.system.processes import ALONE, Processes
 from inheritune.system.progress import Listener, Progress, silent
+from inheritune.system.refusals import missing_directories, removed_if_refused
 from inheritune.system.secrets import mask
 from inheritune.system.signals import catch_signals
 
@@ -124,7 +125,13 @@ def _record_work(
     processes: Processes,
 ) -> tuple[T, int]:
     """Do the work in this process; returns its result and the exit code that was recorded."""
-    with Run.hold(root) as run, catch_signals() as stop, compiler_files(root):
+    new = missing_directories(root)
+    with (
+        Run.hold(root) as run,
+        removed_if_refused(new, run.own_files),
+        catch_signals() as stop,
+        compiler_files(root),
+    ):
         record = _StartRecord(run, recipe, start, allowed, processes)
         try:
             checkpoint = start.checkpoint and find_checkpoint(run, start.checkpoint)
