@@ -48,7 +48,7 @@ from inheritune.system.progress import Progress
 
 if TYPE_CHECKING:
     from inheritune.analysis.analyze import Analysis
-    from inheritune.conversion.convert import Converted
+    from inheritune.conversion.converted import Converted
     from inheritune.data.import_tokens import FlatFiles
     from inheritune.data.inspect import Inspection
     from inheritune.data.tokens import TokenDirectory
@@ -72,7 +72,7 @@ _MODULES = {
     "Analysis": "analysis.analyze",
     "Candidates": "planning.candidates",
     "Comparison": "reporting.comparison",
-    "Converted": "conversion.convert",
+    "Converted": "conversion.converted",
     "CutPlan": "planning.candidates",
     "Evaluation": "evaluation.evaluate",
     "Finding": "verification.run_model",

@@ -22,7 +22,7 @@ from inheritune.system.progress import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from inheritune.conversion.convert import Converted
+    from inheritune.conversion.converted import Converted
     from inheritune.model_files.directory import ModelDirectory
     from inheritune.planning.candidates import Candidates, CutPlan
     from inheritune.planning.recipe_plan import RecipePlan
@@ -158,25 +158,48 @@ def grow(
         return grow_layers(target_directory, reference_directory, layers, Path(out))
 
 
-def convert(source: PathLike, out: PathLike, *, progress: ProgressOption = True) -> "Converted":
-    """Turn a local PyTorch-format checkpoint into a safetensors model directory.
+def convert(
+    source: PathLike,
+    out: PathLike,
+    *,
+    dtype: str | None = None,
+    config_from: str | None = None,
+    progress: ProgressOption = True,
+) -> "Converted":
+    """Turn a local GGUF file or PyTorch-format checkpoint into a safetensors model directory.
 
     The one function that reads a pickle: weights only, in a process without network that can write
-    nowhere but to ``out``. Convert only what you trust.
+    nowhere but to ``out``. Convert only what you trust. A GGUF file holds no code; its weights are
+    dequantised, and config and tokenizer are rebuilt.
 
     Args:
-        source: Model directory with ``pytorch_model*.bin``.
+        source: A GGUF file, or a model directory with ``pytorch_model*.bin``.
         out: The directory to write; missing or empty.
+        dtype: Of a GGUF file's weights: fp32, bf16 or fp16; None: the narrowest that loses nothing,
+            which is fp32 for quantised ones.
+        config_from: Model directory or Hub id that a GGUF file was made from; its config and
+            tokenizer are taken, after a comparison with the file.
         progress: True draws a bar, False is silent, a function is called with each event.
 
     Raises:
         SourceError: The files are broken or unsafe, or hold more than plain tensors.
         RecipeError: ``out`` is in use.
+        MissingExtraError: The weights are quantised, and the package gguf is not installed.
     """
     from inheritune.conversion.convert import convert as convert_directory
+    from inheritune.conversion.gguf.container import is_gguf
+    from inheritune.conversion.gguf.convert import convert_gguf
 
-    with call(progress):
-        return convert_directory(path_of(source), Path(out))
+    path = path_of(source)
+    with call(progress) as on_progress:
+        if is_gguf(path):
+            return convert_gguf(
+                path, Path(out), dtype=dtype, config_from=config_from, on_progress=on_progress
+            )
+        if dtype is not None or config_from is not None:
+            option = "--dtype" if dtype is not None else "--config-from"
+            raise RecipeError(f"{option} goes with a GGUF file, not with {path}.", "Leave it out.")
+        return convert_directory(path, Path(out))
 
 
 def verify(

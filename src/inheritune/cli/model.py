@@ -268,18 +268,34 @@ def plan(
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Local directory with pytorch_model*.bin files.")],
+    source: Annotated[
+        Path, typer.Argument(help="GGUF file, or directory with pytorch_model*.bin files.")
+    ],
     out: Annotated[Path, typer.Argument(help="Model directory to write.")],
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a GGUF file's weights: fp32, bf16 or fp16; else the narrowest that loses "
+            "nothing (fp32 for quantised ones)."
+        ),
+    ] = None,
+    config_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Hub id or directory of the model that a GGUF file was made from; its config and "
+            "tokenizer are then taken."
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Convert a PyTorch-format checkpoint to a safetensors model directory.
+    """Convert a GGUF file or a PyTorch-format checkpoint to a safetensors model directory.
 
     This is the only command that reads a pickle: weights only, in a process that has no network
-    and can write only to OUT. Convert only what you trust.
+    and can write only to OUT. Convert only what you trust. A GGUF file holds no code.
     """
     with reported(as_json, debug):
-        done = api.convert(source, out)
+        done = api.convert(source, out, dtype=dtype, config_from=config_from)
         if as_json:
             print_json(
                 {
@@ -290,6 +306,7 @@ def convert(
                     "dropped": dict(done.dropped),
                     "warnings": done.warnings,
                     "confinement": dict(done.confinement),
+                    "quantisation": done.quantisation.as_json() if done.quantisation else None,
                 }
             )
             return
@@ -298,5 +315,6 @@ def convert(
         for warning in done.warnings:
             say(f"warning: {warning}")
         limits = ", ".join(name for name, granted in done.confinement.items() if granted)
-        say(f"{out}: {done.model.params:,} parameters; {done.check}; confined by {limits}.")
+        how = f"confined by {limits}" if limits else f"tokenizer {done.tokenizer}"
+        say(f"{out}: {done.model.params:,} parameters; {done.check}; {how}.")
         say(f"next: {command('plan', out)}")

@@ -1,1 +1,1 @@
-"""Convert PyTorch checkpoints to safetensors. The only package that reads a pickle."""
+"""Convert PyTorch checkpoints and GGUF files; the only package that reads a pickle."""

@@ -5,51 +5,35 @@ import re
 import shutil
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from inheritune import __version__
 from inheritune.conversion.confinement import Limits
+from inheritune.conversion.converted import (
+    RECORD_FORMAT,
+    Converted,
+    check_converted,
+    refuse_place,
+    write_index,
+)
 from inheritune.conversion.pytorch_files import find_pytorch_files
 from inheritune.conversion.sandbox import ask
-from inheritune.errors import RecipeError, SourceError, escape
+from inheritune.errors import SourceError, escape
 from inheritune.model_files.copy import copy_side_files
-from inheritune.model_files.directory import ModelDirectory, open_model
+from inheritune.model_files.directory import open_model
 from inheritune.model_files.refusals import refuse_unsafe_config, refuse_unsupported_model
 from inheritune.model_files.safe_path import refuse_other_files, safe_file
 from inheritune.model_files.safetensors import Tensor, read_header
 from inheritune.model_files.write import MAX_SHARD_BYTES
-from inheritune.surgery.class_check.ask_class import check_whole
 from inheritune.surgery.write import to_json
-from inheritune.system.files import new_directory, refuse_used_directory, sha256, write_bytes
+from inheritune.system.files import new_directory, sha256, write_bytes
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
-_RECORD_FORMAT = 1
 _SECONDS = 300  # for starting torch, on a slow disk
 _SLOWEST_BYTES_PER_S = 4_000_000
-
-
-@dataclass(frozen=True)
-class Converted:
-    """A converted model.
-
-    Attributes:
-        model: The new model directory.
-        check: ``"complete: "`` and the model's class, or ``"not checked: "`` and why.
-        tokenizer: ``"equal: "``, ``"differs: "`` or ``"not checked: "``, then how its ids compare
-            with those of its sentencepiece model; empty without such a model.
-        dropped: Names in the files that are not in the model, with the reason.
-        confinement: Each wall around the process that unpickled, and whether the system granted it.
-    """
-
-    model: ModelDirectory
-    check: str
-    tokenizer: str
-    dropped: Mapping[str, str]
-    warnings: list[str]
-    confinement: Mapping[str, bool]
 
 
 def convert(source: Path, out: Path) -> Converted:
@@ -76,9 +60,7 @@ def convert(source: Path, out: Path) -> Converted:
     config = read_json_object(path, MODEL_FILE, "the config")
     refuse_unsafe_config(config, path)
     refuse_unsupported_model(config, (), source)
-    if Path(os.path.realpath(out)).is_relative_to(source.resolve()):
-        raise RecipeError(f"{out} lies in {source}.", "Name another directory.")
-    refuse_used_directory(out)
+    refuse_place(out, source)
     before = _signatures(pickles)
 
     # --- convert, check, record ---
@@ -91,7 +73,7 @@ def convert(source: Path, out: Path) -> Converted:
         _take_weights(reply, staging)
         write_bytes(staging / "config.json", path.read_bytes())
         copy_side_files(source, staging)
-        check = _check_whole(open_model(str(staging)))
+        check = check_converted(open_model(str(staging)))
         tokenizer = _check_tokenizer(staging)
         warnings = _warnings(reply, tokenizer)
         files = [
@@ -101,7 +83,7 @@ def convert(source: Path, out: Path) -> Converted:
         if _signatures(pickles) != before:
             raise SourceError(f"{source} was changed while it was read.", "Convert it again.")
         record = {
-            "format": _RECORD_FORMAT,
+            "format": RECORD_FORMAT,
             "inheritune": __version__,
             "torch": reply["torch"],
             "source": {"name": source.resolve().name, "files": files},
@@ -176,20 +158,7 @@ def _take_weights(reply: Mapping[str, Any], staging: Path) -> None:
         written.rename(staging / name)
         shards[name] = read_header(staging / name)[0]
     shutil.rmtree(work)
-    if len(shards) > 1:
-        index = {
-            "metadata": {"total_size": sum(t.size for tensors in shards.values() for t in tensors)},
-            "weight_map": {t.name: name for name, tensors in shards.items() for t in tensors},
-        }
-        write_bytes(staging / "model.safetensors.index.json", to_json(index))
-
-
-def _check_whole(model: ModelDirectory) -> str:
-    try:
-        return check_whole(model).summary
-    except SourceError as error:
-        message = f"the checkpoint is not a whole model: {error.message}"
-        raise SourceError(message, error.hint) from error
+    write_index(shards, staging)
 
 
 def _check_tokenizer(directory: Path) -> str:

@@ -187,6 +187,8 @@ def open_model(
         return _open(Path(__file__).parents[1] / "demo_reference", model)
     # --- a Hub id; a file of this name was probably meant instead ---
     if local.exists():
+        if local.suffix == ".gguf":
+            refuse_directory(local)
         raise SourceError(f"{model} is a file.", "Name the model directory that holds it.")
     if whole:
         snapshot = download_whole(model, revision, stop)

@@ -54,6 +54,11 @@ _QUANTISED_DTYPES = ("F4", "F6_", "F8_")
 
 def refuse_directory(directory: Path) -> None:
     """Refuse a directory without a complete model in safetensors; no file is opened."""
+    if directory.is_file() and directory.suffix == ".gguf":
+        raise UnsupportedModelError(
+            f"{directory} is a GGUF file, but only safetensors are read.",
+            f"Convert it: `inheritune convert {directory} OUT`, then name OUT.",
+        )
     if not directory.is_dir():
         raise SourceError(f"there is no model directory {directory}.")
     refuse_files({path.name for path in directory.iterdir()}, str(directory))
@@ -72,8 +77,9 @@ def refuse_files(names: Collection[str], directory: str) -> None:
         )
     if gguf := _ends_with(names, ".gguf"):
         raise UnsupportedModelError(
-            f"{directory} holds {gguf}; GGUF is not supported.",
-            "Use the safetensors repository it was made from.",
+            f"{directory} holds {gguf}, but only safetensors are read.",
+            "Use the safetensors repository it was made from, or make one: "
+            f"`inheritune convert {gguf} OUT`.",
         )
     if pickle := _ends_with(names, ".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         raise UnsupportedModelError(

@@ -34,7 +34,7 @@ _BITS = {
 # Signs of files that are no weights: offset, bytes, name of the format, and the way out.
 _FOREIGN = [
     (0, b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its repository."),
-    (0, b"GGUF", "a GGUF file", "Use the repository it was made from."),
+    (0, b"GGUF", "a GGUF file", "Convert it: `inheritune convert FILE.gguf OUT`."),
     (0, b"\x1f\x8b", "gzip data", "Unpack it."),
     (0, b"BZh", "bzip2 data", "Unpack it."),
     (0, b"\xfd7zXZ", "xz data", "Unpack it."),

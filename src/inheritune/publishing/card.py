@@ -18,6 +18,7 @@ from inheritune.reporting.verdict import remarks, verdict
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RunRecord, read_run_json
 from inheritune.run_record.trainings import TokenFacts
+from inheritune.surgery.record import quantisation_sentence
 from inheritune.system.files import write_bytes
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
@@ -157,7 +158,8 @@ def _layers(inherited: Mapping[str, Any]) -> str:
     return (
         "## Layers\n\nBefore training, layers (left, from 0) were those of "
         f"{_code(reference.get('name') or 'the reference')}{commit} (right), and embeddings, final "
-        f"norm and head were its own: {pairs}. `inherit.json` names the source of every tensor.\n"
+        f"norm and head were its own: {pairs}. `inherit.json` names the source of every tensor."
+        f"{quantisation_sentence(reference)}\n"
     )
 
 

@@ -17,7 +17,7 @@ from inheritune.model_files.scan import zero_matrices
 from inheritune.surgery.class_check.ask_class import ClassCheck, check_cut
 from inheritune.surgery.parts import fresh_names, make_fresh
 from inheritune.surgery.plan import InheritPlan, plan_inherit
-from inheritune.surgery.record import target_card
+from inheritune.surgery.record import conversion_facts, target_card
 from inheritune.surgery.repaired import UNREPAIRED, RepairedTensors
 from inheritune.surgery.selection import choose_layers, describe_selection
 from inheritune.surgery.ways import LayerFacts
@@ -222,7 +222,8 @@ def _inherit_json(
             "hub_sha256": _hub_comparison(reference),
             "config_sha256": sha256(reference.path / "config.json"),
             "layers": reference.layers,
-        },
+        }
+        | conversion_facts(reference),
         "layers": len(cut.layer_map),
         "layer_map": list(cut.layer_map),
         "container": reference.container.prefix,

@@ -12,6 +12,7 @@ from inheritune.model_files.layers import numbered
 from inheritune.model_files.write import TargetTensor
 from inheritune.surgery.class_check.ask_class import check_cut
 from inheritune.surgery.plan import InheritPlan, plan_inherit, stored_dtype
+from inheritune.surgery.record import conversion_facts
 from inheritune.surgery.write import ModelPlan, Written, to_json, write_model
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
@@ -131,7 +132,8 @@ def _records(
             "name": reference.name,
             "revision": reference.revision,
             "layers": reference.layers,
-        },
+        }
+        | conversion_facts(reference),
         "layers": len(cut.layer_map),
         "layer_map": list(cut.layer_map),
         "grown_from": {"name": target.name, "layers": target.layers},

@@ -91,6 +91,25 @@ def _refuse_other_parts(target: ModelDirectory, record: dict[str, Any]) -> None:
         )
 
 
+def conversion_facts(reference: ModelDirectory) -> dict[str, Any]:
+    """Return how a reference that was converted from GGUF had been quantised; else nothing."""
+    path = reference.path / "convert.json"
+    if not path.is_file():
+        return {}
+    quantisation = read_json_object(path, MODEL_FILE, "the record").get("quantisation")
+    return {"quantisation": quantisation} if isinstance(quantisation, dict) else {}
+
+
+def quantisation_sentence(reference: Mapping[str, Any]) -> str:
+    """Say on a card that the reference of a record was quantised; empty where it was not."""
+    quantisation = reference.get("quantisation")
+    summary = quantisation.get("summary") if isinstance(quantisation, dict) else None
+    if not isinstance(summary, str):
+        return ""
+    shown = escape(summary, 120).replace("`", "'")
+    return f" That model was dequantised from a GGUF file: `{shown}`."
+
+
 def target_card(
     record: dict[str, Any], is_hub_model: bool, carried: Mapping[str, Any] | None = None
 ) -> str:
@@ -122,6 +141,7 @@ def target_card(
         "final norm and head, copied bit for bit. It was not trained since: it is a start for "
         "training.",
     ]
+    lines[-1] += quantisation_sentence(reference)
     if record["dtype"]:
         lines[-1] += f" Its weights were cast to {record['dtype']}."
     if repaired := repaired_names(record):

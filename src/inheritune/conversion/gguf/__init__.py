@@ -1,0 +1,1 @@
+"""Turn a GGUF file of llama.cpp into a model directory."""
