@@ -36,11 +36,6 @@ def find_pytorch_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
             "Only local directories are converted: get it with `hf download ID --local-dir DIR`.",
         )
     names = sorted(path.name for path in directory.iterdir())
-    if gguf := next((name for name in names if name.endswith(".gguf")), None):
-        raise SourceError(
-            f"{directory} holds the GGUF file {escape(gguf)}.",
-            f"Name the file: `inheritune convert {directory / gguf} OUT`.",
-        )
     if {"model.safetensors", "model.safetensors.index.json"} & set(names):
         raise SourceError(
             f"{directory} has its weights in safetensors already.", "Use it as it is."
@@ -62,6 +57,12 @@ def find_pytorch_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
 
 def _lone_file(directory: Path, names: list[str]) -> str:
     candidates = [n for n in names if n.endswith(_SUFFIXES) and not n.startswith(_NOT_WEIGHTS)]
+    gguf = next((name for name in names if name.endswith(".gguf")), None)
+    if gguf and not candidates:
+        raise SourceError(
+            f"{directory} holds the GGUF file {escape(gguf)}.",
+            f"Name the file: `inheritune convert {directory / gguf} OUT`.",
+        )
     if not candidates:
         raise SourceError(
             f"{directory} holds no PyTorch weights.", f"Name a model directory with {_SINGLE}."

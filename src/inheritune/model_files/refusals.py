@@ -77,9 +77,9 @@ def refuse_files(names: Collection[str], directory: str) -> None:
         )
     if gguf := _ends_with(names, ".gguf"):
         raise UnsupportedModelError(
-            f"{directory} holds {gguf}, but only safetensors are read.",
+            f"{directory} holds the GGUF file {gguf}, but only safetensors are read.",
             "Use the safetensors repository it was made from, or make one: "
-            f"`inheritune convert {gguf} OUT`.",
+            f"`inheritune convert {Path(directory, gguf)} OUT`.",
         )
     if pickle := _ends_with(names, ".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         raise UnsupportedModelError(
