@@ -78,8 +78,8 @@ def refuse_files(names: Collection[str], directory: str) -> None:
     if gguf := _ends_with(names, ".gguf"):
         raise UnsupportedModelError(
             f"{directory} holds the GGUF file {gguf}, but only safetensors are read.",
-            "Use the safetensors repository it was made from, or make one: "
-            f"`inheritune convert {Path(directory, gguf)} OUT`.",
+            "Use the safetensors repository it was made from, or convert the file: "
+            f"`inheritune convert {gguf} OUT`.",
         )
     if pickle := _ends_with(names, ".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         raise UnsupportedModelError(
