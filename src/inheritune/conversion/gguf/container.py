@@ -11,9 +11,8 @@ import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from inheritune.errors import SourceError, escape
 from inheritune.model_files.copy import open_source
@@ -113,14 +112,15 @@ def read_container(path: Path) -> Container:
         SourceError: The file breaks the format: another version, a header that is too long, counts
             and sizes that do not fit, unknown types, names twice, holes, overlaps, or an early end.
     """
-    with BufferedReader(open_source(path)) as file:
+    open_source(path).close()  # refuses what cannot be read, in words
+    with path.open("rb") as file:
         return _Reader(path, file, os.fstat(file.fileno()).st_size).container()
 
 
 class _Reader:
     """Reads one header from front to back."""
 
-    def __init__(self, path: Path, file: BufferedReader, size: int) -> None:
+    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
         self._path, self._file, self._size = path, file, size
         self._position = 0
 
