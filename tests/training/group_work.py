@@ -213,7 +213,16 @@ def distilled(folder: Path, tokens: TokenDirectory, processes: Processes) -> dic
     schedule = {"peak": 0.1, "end": 1.0}
     run_training(folder / "hidden", tokens, processes, distill={"hidden": {}, "alpha": schedule})
     run_training(folder / "kept", tokens, processes, distill={"top_k": 64})
-    return {"shards": len(list((folder / "reference" / "logits").rglob("shard.json")))}
+    shards = len(list((folder / "reference" / "logits").rglob("shard.json")))
+    plain = {"device": "cpu", "precision": "bf16", "attention": "model", "compile": False}
+    off = {"fused_gelu": False, "fused_optimizer": True, "keep_large_blocks": False}
+    settings = Settings(**plain, **off, processes=processes.size)
+    source = distillation(recipe(), {}, folder, tokens, processes, settings).source
+    logits = source.distribution(torch.arange(32).view(2, 16)).logits.rows(slice(None))
+    weights = list(source.model.parameters())
+    held = sum(weight.to_local().numel() for weight in weights)  # also after a forward pass
+    dtypes = {str(weight.dtype) for weight in weights}
+    return {"shards": shards, "held": held, "dtypes": [*dtypes], "logits": logits.tolist()}
 
 
 def middle(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:

@@ -54,6 +54,7 @@ from inheritune.training.kl_divergence import DistillationObjective, Divergence,
 from inheritune.training.logit_cache import LogitCache
 from inheritune.training.loop import train
 from inheritune.training.loop_config import LoopConfig, LoopResult
+from inheritune.training.models import load_model
 
 typed = RunRecord.model_validate
 
@@ -155,6 +156,30 @@ def test_distillation_loss_under_bf16_is_summed_in_fp32(plain: Settings) -> None
     assert sums.dtype == torch.float32
     torch.testing.assert_close(sums.detach().double(), expected, rtol=2e-2, atol=0)
     assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_bf16_reference_stays_bf16_and_predicts_nearly_the_same(
+    name: str, plain: Settings, tmp_path: Path
+) -> None:
+    MODELS[name](1, 3).save_pretrained(tmp_path)
+    exact = FrozenReference(load_model(tmp_path), plain, 1.0)
+    rounded = load_model(tmp_path, dtype=torch.bfloat16)
+    before = {key: tensor.clone() for key, tensor in rounded.state_dict().items()}
+    source = FrozenReference(rounded, replace(plain, precision="bf16"), 1.0)
+    assert_same(before, rounded.state_dict())
+    assert {weight.dtype for weight in rounded.parameters()} == {torch.bfloat16}
+    one, other = (s.distribution(X).logits for s in (exact, source))
+    assert (other.weight is None) == (one.weight is None) == (name == "gemma2")
+    p, q = (logits.rows(slice(None)).float().log_softmax(-1) for logits in (one, other))
+    assert float((p.exp() * (p - q)).sum(-1).mean()) < 1e-2
+    target = MODELS[name](1, 3)
+    bf16 = replace(plain, precision="bf16")
+    objective = make_objective(target, Distillation(source, 0.0), SAMPLES)
+    with bf16.autocast():
+        sums = objective(X, Y)
+    sums[0].backward()
+    assert float(sums[2].detach()) / int((Y != -100).sum()) < 1e-2  # a copy, but for rounding
 
 
 def test_distillation_gives_gradients_to_the_target_only(

@@ -20,6 +20,7 @@ from inheritune.training.checkpoint import (
     load_newest,
     load_weights,
 )
+from inheritune.training.models import load_model
 from inheritune.training.sharded_safetensors import SavedTensors
 from inheritune.training.training_inputs import TrainingInputs
 
@@ -156,6 +157,17 @@ def test_distillation_losses_are_those_of_one_process(
     for key in ("loss", "ce", "kl", *[k for k in ("hidden", "alpha") if k in distill]):
         assert losses(pair / how, key) == pytest.approx(losses(tmp_path / how, key), abs=1e-5)
     assert [results_of(pair, rank)["distilled"]["shards"] for rank in (0, 1)] == [6, 6]
+
+
+def test_each_of_two_processes_holds_half_of_a_bf16_reference(pair: Path) -> None:
+    both = [results_of(pair, rank)["distilled"] for rank in (0, 1)]
+    model = load_model(pair / "reference", dtype=torch.bfloat16)
+    assert sum(each["held"] for each in both) == sum(p.numel() for p in model.parameters())
+    assert abs(both[0]["held"] - both[1]["held"]) <= 0.02 * both[0]["held"]
+    assert both[0]["dtypes"] == both[1]["dtypes"] == ["torch.bfloat16"]
+    whole = model(torch.arange(32).view(2, 16)).logits.flatten(0, 1).float()
+    for each in both:
+        torch.testing.assert_close(torch.tensor(each["logits"]), whole, rtol=2e-2, atol=2e-2)
 
 
 def test_val_loss_is_the_same_number_at_any_world_size(pair: Path, alone: tuple) -> None:

@@ -17,7 +17,9 @@ class Memory:
     gradients: int  # fp32
     moments: int  # AdamW's two moments, fp32
     activations: int  # of one micro-batch, with its logits; a rough figure
-    reference: int = 0  # fp32 weights of the reference in a distillation; whole in every process
+    # Weights of the reference in a distillation, in the precision of the computation; several
+    # processes share them, but where predictions are stored
+    reference: int = 0
 
     @property
     def total(self) -> int:
@@ -67,5 +69,5 @@ def estimate_memory(
         gradients=4 * trained,
         moments=8 * trained,
         activations=hidden + logits,
-        reference=4 * reference,
+        reference=item * reference,
     )

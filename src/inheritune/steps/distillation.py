@@ -10,6 +10,7 @@ from inheritune.model_files.config import text_config
 from inheritune.model_files.flops import EVALUATION_SHARE, hidden_loss_flops
 from inheritune.recipe.variants import Distill
 from inheritune.steps.training_task import TrainingTask
+from inheritune.system.processes import ALONE, Processes
 from inheritune.system.progress import Progress
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
@@ -31,17 +32,27 @@ def open_distillation(task: TrainingTask, settings: "Settings") -> "Distillation
     Raises:
         Interrupted: A signal asked to stop; complete shards stay.
     """
+    import torch
+
     from inheritune.training.distillation import Distillation, FrozenReference
     from inheritune.training.models import load_model
 
     section = Distill.model_validate(task.spec.distill)
 
-    @cache  # loaded once, and only where it has something to do
-    def reference() -> "FrozenReference":
-        return FrozenReference(load_model(_reference_dir(task)), settings, section.temperature)
+    def reference(processes: Processes) -> "FrozenReference":
+        # In the precision of the computation: in fp32 it would often need more than the target.
+        dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+        model = load_model(_reference_dir(task), dtype=dtype)
+        return FrozenReference(model, settings, section.temperature, processes)
 
     if section.top_k is None:
-        return Distillation(reference(), section.alpha, section.hidden, task.spec.layer_map)
+        return Distillation(
+            reference(task.job.processes), section.alpha, section.hidden, task.spec.layer_map
+        )
+
+    @cache  # loaded once, and only where it has something to do
+    def lone_reference() -> "FrozenReference":
+        return reference(ALONE)  # whole, since each process predicts other samples
 
     # --- store what the training needs and the disk does not have yet ---
     logits = _open_cache(task, section, section.top_k)
@@ -51,7 +62,7 @@ def open_distillation(task: TrainingTask, settings: "Settings") -> "Distillation
     shards = processes.on_main(lambda: logits.missing(samples))
     for turn in range(0, len(shards), processes.size):
         own_shard = shards[turn + processes.rank :][:1]  # none where the last turn is not full
-        processes.on_all(partial(_store, task, logits, own_shard, reference))
+        processes.on_all(partial(_store, task, logits, own_shard, lone_reference))
     return Distillation(logits, section.alpha)
 
 

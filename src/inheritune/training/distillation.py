@@ -5,14 +5,15 @@ B batch, T sequence.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inheritune.errors import SourceError
 from inheritune.recipe.variants import AlphaSchedule, Hidden
-from inheritune.training.fsdp import layer_modules
+from inheritune.system.processes import ALONE, Processes
+from inheritune.training.fsdp import layer_modules, local, shard, whole
 from inheritune.training.hardware import Settings
 from inheritune.training.hidden_states import HiddenStates
 from inheritune.training.kernels import use_fused_gelu
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _MAX_SELF_DIVERGENCE = 1e-4  # nats per token; of equal logits it is 0 up to rounding
 _MAX_SLOPE_GAP = 1e-4  # of a gradient whose parts are probabilities times alpha and temperature
 _PROVEN_TOKENS = 64
+_SCALE = 4096.0  # of a head, see `_has_plain_head`: a power of two, so that its bits come back
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,34 @@ class StoredDistribution:
 
 
 class FrozenReference:
-    """A reference that predicts and is never trained, whole and in fp32 in every process."""
+    """A reference that predicts and is never trained; it computes in the dtype of its weights.
 
-    def __init__(self, model: "PreTrainedModel", settings: Settings, temperature: float) -> None:
+    Several processes hold a share of its weights each, and gather a layer while it runs. All of
+    them then ask for distributions at the same time.
+
+    Args:
+        model: On the CPU, or where it is to run; changed in place.
+        processes: Those that share the weights.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        settings: Settings,
+        temperature: float,
+        processes: Processes = ALONE,
+    ) -> None:
         self.model = model
         self.temperature = temperature
+        self._device, self._root = settings.device, _ReferenceRoot(model)
         if settings.fused_gelu:
             use_fused_gelu(model)
-        model.to(settings.device).eval().requires_grad_(False)  # type: ignore[arg-type]
-        self._device, self._bf16 = settings.device, settings.precision == "bf16"
-        self._avoids_logits = logits_are_plain_head_output(model)
+        model.eval().requires_grad_(False)
+        if processes.size > 1:
+            shard(self._root, model, processes, False, settings.device, frees_root=True)
+        else:
+            model.to(settings.device)  # type: ignore[arg-type]
+        self._avoids_logits = self._has_plain_head()
 
     @property
     def vocab_size(self) -> int:
@@ -85,9 +105,39 @@ class FrozenReference:
 
     def distribution(self, input_ids: Tensor, position: int = 0) -> Full:
         """Predict the token after each of (B, T) ids, whatever their place in the order."""
-        with torch.no_grad(), self._autocast():
-            logits = lazy_logits(self.model, input_ids.to(self._device), self._avoids_logits)
-            return Full(logits.cast(), self.temperature)
+        return Full(self._logits(input_ids, self._avoids_logits), self.temperature)
+
+    def _logits(self, input_ids: Tensor, avoids_logits: bool) -> LazyLogits:
+        with torch.no_grad(), torch.autocast(self._device, enabled=False):
+            hidden = self._root(input_ids.to(self._device), avoids_logits)
+            if not avoids_logits:
+                return LazyLogits(hidden)
+            # What the forward pass gathered is gone: the walk over the tokens takes a while.
+            head: Any = self.model.get_output_embeddings()
+            bias = getattr(head, "bias", None)
+            return LazyLogits(hidden, whole(head.weight), None if bias is None else whole(bias))
+
+    def _has_plain_head(self) -> bool:
+        """Return whether its logits are its head's product, in any dtype.
+
+        As `loss.logits_are_plain_head_output`, but for the fused loss, which it does not need.
+        """
+        head: Any = self.model.get_output_embeddings()
+        if head is None or type(head) is not nn.Linear:
+            return False
+        ids = torch.arange(_PROVEN_TOKENS).remainder(head.weight.shape[0]).view(2, -1)
+        with torch.no_grad():
+            weight = local(head.weight)
+            weight.mul_(_SCALE)
+            try:
+                from_hidden = self._logits(ids, True).rows(slice(None)).float()
+                from_logits = self._logits(ids, False).hidden.float()
+            except (AttributeError, TypeError, ValueError, RuntimeError):
+                return False
+            finally:
+                weight.div_(_SCALE)
+        most = 1e-4 if head.weight.dtype == torch.float32 else 2e-2  # rounding of either product
+        return bool((from_hidden - from_logits).abs().max() <= most * from_logits.abs().max())
 
     def check_self_divergence(self, samples: Tensor, source: ReferenceSource) -> None:
         """Assert that the reference does not diverge from its own predictions, by the loss.
@@ -106,9 +156,17 @@ class FrozenReference:
                 f"the KL divergence of the reference from itself is {nats} nats per token, not 0."
             )
 
-    def _autocast(self) -> torch.autocast:
-        # On also where processes gather the target in bf16: the reference is there in fp32.
-        return torch.autocast(self._device, torch.bfloat16, enabled=self._bf16)
+
+class _ReferenceRoot(nn.Module):
+    """A reference as one module that FSDP can gather, up to its head or with it."""
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, avoids_logits: bool) -> Tensor:
+        """Return the last hidden states, (N, D), or the logits, (N, V)."""
+        return lazy_logits(self.model, input_ids, avoids_logits).hidden
 
 
 def make_objective(

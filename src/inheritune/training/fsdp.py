@@ -70,7 +70,14 @@ def layer_modules(model: "PreTrainedModel") -> list[nn.Module]:
     return lists[0]
 
 
-def shard(root: nn.Module, model: "PreTrainedModel", processes: Processes, bf16: bool) -> None:
+def shard(
+    root: nn.Module,
+    model: "PreTrainedModel",
+    processes: Processes,
+    bf16: bool,
+    device: str | None = None,
+    frees_root: bool = False,
+) -> None:
     """Shard a model over the processes: each layer is a group, the rest is in the root's group.
 
     A tied head is gathered with the embedding, inside the root's forward pass. Gradients are
@@ -81,18 +88,23 @@ def shard(root: nn.Module, model: "PreTrainedModel", processes: Processes, bf16:
     Args:
         root: Holds the model and computes its loss; changed in place.
         bf16: Gather and compute in bf16; weights and the sum of gradients stay fp32.
+        device: Where to compute, and where the weights are moved, group by group; None: where they
+            are.
+        frees_root: Whether what is gathered of the root's group is freed after its forward pass;
+            a backward pass would have to gather it again.
     """
     nodes, each = processes.nodes, processes.size // processes.nodes
     shape = (each,) if nodes == 1 else (nodes, each)
     names = ("replicate", "shard")[-len(shape) :]
-    device = next(model.parameters()).device.type
+    device = device or next(model.parameters()).device.type
     mesh = init_device_mesh(device, shape, mesh_dim_names=names)
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32
     )
     for layer in layer_modules(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(root, mesh=mesh, mp_policy=policy)
+    reshards_root = True if frees_root else None  # None: torch keeps a root gathered
+    fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=reshards_root)
     for part in root.modules():
         if isinstance(part, FSDPModule):  # a sum takes both calls; the first alone raises on gloo
             part.set_gradient_divide_factor(1.0)
@@ -108,6 +120,11 @@ def sync_gradients(root: nn.Module, sync: bool) -> None:
 def local(tensor: Tensor) -> Tensor:
     """Return this process's part of a tensor: a view, to be read or written in place."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor with the rows of all processes, which all call this at the same time."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def piece_of(tensor: Tensor) -> Piece:
