@@ -48,6 +48,7 @@ class Run:
         self.pin = root / "reference.json"  # commit of a Hub reference that the run is pinned to
         self.benchmark = root / "benchmark.json"  # the reference's val_loss, window by window
         self.analysis = root / "analysis.json"  # attention and importance of layers
+        self.selection = root / "selection.json"  # scores by which layers were chosen
         self.gains = root / "gains.json"  # size, speed and fidelity of reference and target
         self.samples = root / "samples.json"  # text generated after the recipe's prompts
         self.target = root / "target"  # the final model directory

@@ -8,10 +8,9 @@ from inheritune.analysis.advice import Advice, advise
 from inheritune.analysis.attention import AttentionStatistics, measure_attention
 from inheritune.analysis.importance import Importance, measure_importance
 from inheritune.analysis.rank import calibration
-from inheritune.analysis.sequences import Sequences
+from inheritune.analysis.sequences import Sequences, refuse_long_sequences
 from inheritune.analysis.spectrum import weight_spectrum
-from inheritune.errors import DataError, RecipeError
-from inheritune.model_files.config import max_positions
+from inheritune.errors import RecipeError
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.surgery.cut_points import cut_point, find_pattern
 from inheritune.surgery.sizes import Sizes
@@ -198,7 +197,7 @@ def analyze_model(
     from inheritune.training.models import load_model
 
     # --- the model, in fp32: rounding in bf16 would move small singular values ---
-    _refuse_long_sequences(model, sequences)
+    refuse_long_sequences(model, sequences)
     device = choose_device()
     if device == "cpu":
         keep_freed_memory()
@@ -225,15 +224,6 @@ def analyze_model(
     )
     values = weight_spectrum(model) if spectrum else None
     return ModelAnalysis(role, model.name, model.layers, attention, importance, values)
-
-
-def _refuse_long_sequences(model: ModelDirectory, sequences: Sequences) -> None:
-    length, limit = sequences.ids.shape[1], max_positions(model.config)
-    if limit is not None and length > limit:
-        raise DataError(
-            f"sequences of {length} tokens are asked for, but {model.name} has {limit} positions.",
-            f"Ask for {limit} tokens per sequence, or less.",
-        )
 
 
 def layer_advice(model: ModelDirectory, max_ranks: dict[int, float]) -> Advice:

@@ -12,7 +12,7 @@ from inheritune.data.calibration import first_ids
 from inheritune.data.tokenizer import TextTokenizer, open_tokenizer
 from inheritune.data.tokens import TokenStream, open_tokens
 from inheritune.errors import DataError, RecipeError
-from inheritune.model_files.config import text_config
+from inheritune.model_files.config import max_positions, text_config
 
 if TYPE_CHECKING:
     from inheritune.model_files.directory import ModelDirectory
@@ -33,6 +33,7 @@ class Sequences:
     asked: int  # number that was requested; N may be less
     bos: int | None  # first id of each sequence; None: they begin in the middle of the text
     source: str  # token directory or text, in words
+    seed: int = SEED  # of the choice of windows
 
     def as_json(self) -> dict[str, Any]:
         """Return the description that analysis.json and run.json keep."""
@@ -40,7 +41,7 @@ class Sequences:
             "sequences": len(self.ids),
             "asked": self.asked,
             "tokens_per_sequence": self.ids.shape[1],
-            "seed": SEED,
+            "seed": self.seed,
             "bos": self.bos is not None,
             "source": self.source,
         }
@@ -54,6 +55,7 @@ def sequences_for(
     tokens: Path | None = None,
     text: str | None = None,
     bos: str = "auto",
+    seed: int = SEED,
 ) -> Sequences:
     """Draw sequences with the tokenizer that all models share.
 
@@ -63,6 +65,7 @@ def sequences_for(
         tokens: Token directory whose validation set to use.
         text: Text to use instead, as `data.source` of a recipe; None: Python's standard library.
         bos: ``"yes"``: begin each with BOS; ``"no"``: without; ``"auto"``: as the tokenizer does.
+        seed: Of the choice of windows.
 
     Raises:
         RecipeError: Both tokens and text are given, or ``bos`` is none of the three.
@@ -90,11 +93,11 @@ def sequences_for(
                 f"{tokens} was prepared with another tokenizer than that of {models[0].name}.",
                 "Prepare tokens with the model's own, or give --text FILE.",
             )
-        drawn = draw_sequences(directory.val, count, length, first_id, str(tokens))
+        drawn = draw_sequences(directory.val, count, length, first_id, str(tokens), seed)
     else:
         source = text or _DEFAULT_TEXT
         ids = first_ids(source, tokenizer, count * length * _TEXT_IDS)
-        drawn = draw_sequences(ids, count, length, first_id, source)
+        drawn = draw_sequences(ids, count, length, first_id, source, seed)
 
     # --- fewer sequences than requested would be another measurement ---
     if len(drawn.ids) < count:
@@ -132,18 +135,20 @@ def draw_sequences(
     length: int,
     bos: int | None,
     source: str,
+    seed: int = SEED,
 ) -> Sequences:
-    """Draw windows that do not overlap, by a fixed seed, in the order of the text.
+    """Draw windows that do not overlap, by a seed, in the order of the text.
 
     Args:
         count: Number of windows; fewer are returned where the stream is too short.
         length: T, tokens of each window, BOS included.
         bos: First id of each window; None: text only.
         source: Name of the stream, for the record.
+        seed: Of the choice.
     """
     text_length = length - (bos is not None)
     total = (len(stream) if isinstance(stream, np.ndarray) else stream.num_ids) // text_length
-    chosen = np.random.default_rng(SEED).permutation(total)[:count]
+    chosen = np.random.default_rng(seed).permutation(total)[:count]
     ids = np.empty((len(chosen), length), dtype=np.int64)
     for row, window in zip(ids, np.sort(chosen), strict=True):
         start = int(window) * text_length
@@ -153,4 +158,14 @@ def draw_sequences(
         )
         if bos is not None:
             row[0] = bos
-    return Sequences(ids, count, bos, source)
+    return Sequences(ids, count, bos, source, seed)
+
+
+def refuse_long_sequences(model: "ModelDirectory", sequences: Sequences) -> None:
+    """Refuse sequences that are longer than the positions of a model."""
+    length, limit = sequences.ids.shape[1], max_positions(model.config)
+    if limit is not None and length > limit:
+        raise DataError(
+            f"sequences of {length} tokens are asked for, but {model.name} has {limit} positions.",
+            f"Ask for {limit} tokens per sequence, or less.",
+        )

@@ -18,7 +18,13 @@ is saved; the same call continues. Signal handlers are put back when a call retu
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from inheritune.api.measurements import analyze, evaluate, fetch_tasks, generate
+from inheritune.api.measurements import (
+    analyze,
+    evaluate,
+    fetch_tasks,
+    generate,
+    select,
+)
 from inheritune.api.models import convert, grow, inherit, plan, verify
 from inheritune.api.pretraining import import_tokens, inspect, plan_training, prepare, train
 from inheritune.api.recipes import load_recipe, recipe_for
@@ -48,6 +54,7 @@ from inheritune.system.progress import Progress
 
 if TYPE_CHECKING:
     from inheritune.analysis.analyze import Analysis
+    from inheritune.analysis.select import LayerSelection
     from inheritune.conversion.converted import Converted
     from inheritune.data.import_tokens import FlatFiles
     from inheritune.data.inspect import Inspection
@@ -79,6 +86,7 @@ _MODULES = {
     "Generation": "evaluation.generation",
     "FlatFiles": "data.import_tokens",
     "Inspection": "data.inspect",
+    "LayerSelection": "analysis.select",
     "ModelDirectory": "model_files.directory",
     "Pretraining": "run.pretraining",
     "PretrainingResult": "run.pretraining",
@@ -108,6 +116,7 @@ __all__ = [
     "InherituneError",
     "Inspection",
     "Interrupted",
+    "LayerSelection",
     "MachineError",
     "MissingExtraError",
     "ModelDirectory",
@@ -146,6 +155,7 @@ __all__ = [
     "push",
     "recipe_for",
     "report",
+    "select",
     "train",
     "train_variant",
     "verify",

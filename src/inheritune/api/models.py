@@ -59,7 +59,8 @@ def inherit(
         reference: The model to cut; never changed. A model in memory is saved to a temporary
             directory first, in the dtype it has.
         layers: How many first layers to keep; a list of layers, counted from 0; or a selection such
-            as ``"last:12"``, ``"middle:12"``, ``"first+last:8+4"``, ``"every:2"``, ``"0-11,24"``.
+            as ``"last:12"``, ``"middle:12"``, ``"first+last:8+4"``, ``"every:2"``, ``"0-11,24"``;
+            with ``text`` also ``"block:12"`` or ``"auto:12"``, as for `select`.
         out: The directory to write; missing or empty.
         revision: Branch, tag or commit of a Hub id.
         dtype: Cast the weights to ``"fp32"``, ``"bf16"`` or ``"fp16"``; None: no cast.
@@ -72,7 +73,8 @@ def inherit(
         sha256: Also record SHA-256 digests, which takes longer.
         repair: Fit layers at the cut to the reference by least squares, before any training:
             ``"sequential"``, ``"linear"``, ``"scale"`` or ``"none"``.
-        text: Training text to fit on, as `data.source` of a recipe; only with ``repair``.
+        text: Training text for a repair, and for ways that choose by scores, as `data.source` of a
+            recipe.
         repair_tokens: Tokens of it to fit on, such as ``"16K"``.
         tokenizer: Tokenizer of a model in memory; None: the one that it was loaded with.
         progress: True draws a bar, False is silent, a function is called with each event.
@@ -92,24 +94,33 @@ def inherit(
     from inheritune.recipe.values import amount_of_tokens
     from inheritune.surgery.cut import Options
     from inheritune.surgery.cut import inherit as inherit_layers
+    from inheritune.surgery.selection import needed_measurement
 
     if not isinstance(layers, str | Sequence):
         layers = index(layers)  # of numpy, too
-    if (repair != "none") != (text is not None):
+    by_scores = isinstance(layers, str) and needed_measurement(layers) == "scores"
+    if repair != "none" and text is None:
+        raise RecipeError("a repair needs text to fit on.", "Give both --repair and --text.")
+    if text is not None and repair == "none" and not by_scores:
         raise RecipeError(
-            "a repair needs text to fit on."
-            if text is None
-            else "text is there for a repair only.",
+            "text is there for a repair, or for ways that choose by scores, only.",
             "Give both --repair and --text, or neither.",
         )
+    is_whole = by_scores and text is not None
     with (
         call(progress) as on_progress,
-        opened_model(reference, revision, whole=False, tokenizer=tokenizer) as directory,
+        opened_model(reference, revision, whole=is_whole, tokenizer=tokenizer) as directory,
     ):
+        if by_scores and text is not None:
+            from inheritune.analysis.select import select_layers
+            from inheritune.analysis.sequences import sequences_for
+
+            drawn = sequences_for([directory], 32, 256, text=os.fspath(text))
+            layers = select_layers(directory, str(layers), None, drawn, None, on_progress).layers
         options = Options(
             dtype=dtype, parts=parts, seed=seed, class_check=class_check, sha256=sha256
         )
-        if text is None:
+        if repair == "none" or text is None:
             return inherit_layers(directory, layers, Path(out), options, on_progress)
         from inheritune.repair.inherit import calibration_of_text, inherit_repaired
 

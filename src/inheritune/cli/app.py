@@ -18,6 +18,7 @@ from inheritune.cli import (
     push,
     report,
     runs,
+    select,
     tokens,
     train,
 )
@@ -221,6 +222,7 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         model.plan: "inheritune plan Qwen/Qwen3-0.6B --tokens 1B --device h100",
     },
     "Steps": {
+        select.select: "inheritune select Qwen/Qwen3-0.6B --layers 20 --text books.jsonl",
         model.inherit: "inheritune inherit Qwen/Qwen3-0.6B 14 small",
         tokens.prepare: "inheritune prepare recipe.yaml",
         train.train: "inheritune train recipe.yaml --variant scratch",

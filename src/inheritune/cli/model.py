@@ -71,7 +71,11 @@ def inherit(
         ),
     ] = "none",
     text: Annotated[
-        str | None, typer.Option(help="Training text to fit on, as data.source of a recipe.")
+        str | None,
+        typer.Option(
+            help="Training text, as data.source of a recipe, for --repair and for layers that are "
+            "chosen by scores: block, greedy, influence, angular, norm-ratio, auto."
+        ),
     ] = None,
     repair_tokens: Annotated[str, typer.Option(help="Tokens of it to fit on.")] = "16K",
     as_json: Json = False,

@@ -21,6 +21,7 @@ from inheritune.reporting.progress import trainings_in_progress
 from inheritune.reporting.provenance import facts_of_data, overlap, provenance, recipe, settings
 from inheritune.reporting.run_tables import ledger_table, rounds_table, seeds_table, variants_table
 from inheritune.reporting.section import Chart, PageSection
+from inheritune.reporting.selection_tables import selection_section
 from inheritune.reporting.summary import facts, missing, scale
 from inheritune.reporting.table import Table
 from inheritune.reporting.task_tables import task_section
@@ -42,6 +43,7 @@ _MAX_NOTES, _MAX_NOTE = 50, 1_000
 
 # Sections between the loss curves and the rounds.
 _SECTIONS: Sequence[Callable[[RunRecord], PageSection | None]] = (
+    selection_section,
     gains_section,
     attention_section,
     task_section,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from inheritune.data.tokens import TokenDirectory
 from inheritune.recipe.schema import Recipe
-from inheritune.steps.analysis import asks_for_ranks, with_attention_ranks
+from inheritune.steps.analysis import asks_for_measurements, with_measurements
 from inheritune.steps.benchmark import Benchmark, measure_benchmark
 from inheritune.steps.controls import control_specs, publish_target, train_variant
 from inheritune.steps.growth import Growth, first_layers, round_spec
@@ -62,8 +62,8 @@ def derive(job: Job) -> Outcome:
     reference = open_reference(job)
     growth = _growth(recipe, reference)
     tokens = prepare_tokens(job, reference.model.path)
-    if asks_for_ranks(recipe):  # attention decides where to start, or what a control inherits
-        reference = with_attention_ranks(job, reference, tokens)
+    if asks_for_measurements(recipe):  # of where to start, or of which layers to inherit
+        reference = with_measurements(job, reference, tokens)
         growth = _growth(recipe, reference)
     for note in growth.notes:
         job.on_progress(Progress("growth", message=note))

@@ -19,7 +19,7 @@ from inheritune.run.session import Start, carry_out
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RUN, RunRecord
 from inheritune.run_record.trainings import Result
-from inheritune.steps.analysis import analyze_run, asks_for_ranks, with_attention_ranks
+from inheritune.steps.analysis import analyze_run, asks_for_measurements, with_measurements
 from inheritune.steps.benchmark import measure_benchmark
 from inheritune.steps.controls import continue_texts, train_variant
 from inheritune.steps.gains import gains_of
@@ -205,9 +205,9 @@ def train_only(
 
         # --- the reference, and with how many layers ---
         reference = open_reference(job)
-        if asks_for_ranks(plan):
+        if asks_for_measurements(plan):
             tokens = prepare_tokens(job, reference.model.path)
-            reference = with_attention_ranks(job, reference, tokens)
+            reference = with_measurements(job, reference, tokens)
         num_layers = _layers_of(plan, name, reference, layers)
         check_starts(plan, reference.model, [num_layers], only=name, facts=reference.facts)
         specs = specs_for(plan, name, reference.facts, num_layers, num_tokens)

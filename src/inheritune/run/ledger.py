@@ -13,6 +13,7 @@ from inheritune.steps.benchmark import Benchmark
 from inheritune.steps.gains import MeasuredGains
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.seeds import Repeated, together
+from inheritune.steps.selection import selection_cost
 
 # A gap smaller than this many of its standard errors is not worth dividing by.
 _MIN_GAP_IN_SE = 3.0
@@ -41,6 +42,8 @@ def ledger(outcome: Outcome, cost: Cost, gains: MeasuredGains | None = None) -> 
         ),
         _benchmark_entry("benchmark", outcome.benchmark),
     ]
+    if (cost_of_scores := selection_cost(reference)) is not None:
+        entries.append(_entry("choice of layers", 0, *cost_of_scores, 1))
     for number, result in enumerate(outcome.rounds, 1):
         entries += _entries(f"{result.name}, round {number}, {result.layers} layers", result)
     for result in outcome.controls:

@@ -23,6 +23,7 @@ from inheritune.run_record.trainings import (
 )
 from inheritune.steps.gains import MeasuredGains
 from inheritune.steps.result import TrainingResult
+from inheritune.steps.selection import selection_record
 from inheritune.system.environment import machine, versions
 from inheritune.system.secrets import mask
 
@@ -99,6 +100,9 @@ def record_result(
     reference, benchmark = outcome.reference, outcome.benchmark
     result = run_result(outcome, recipe.recipe, run.root, run.report / "index.html", gains)
     scaled = [recipe.scaled] if recipe.scaled else []
+    trainings = [*outcome.rounds, *outcome.controls]
+    selection = selection_record(recipe.recipe, reference, trainings)
+    sections = {} if selection is None else {"selection": selection}
     run.update(
         RunRecord(
             settings=outcome.target.settings,
@@ -141,6 +145,7 @@ def record_result(
             ledger=ledger(outcome, recipe.recipe.cost, gains),
             notes=[*scaled, *run_notes(outcome, recipe.recipe)],
             result=result,
+            **sections,
         )
     )
     return result

@@ -93,6 +93,39 @@ class AnalysisRecord(Part):
     advice: AdviceRecord = part(AdviceRecord, "layers to begin with")
 
 
+class LayerScoreRecord(Part):
+    """Scores of one layer of the reference on calibration text."""
+
+    layer: Number = key("position from the input, from 0")
+    kl: Number = key("KL(reference || reference without the layer), nats per token")
+    loss: Number = key("rise of the loss without the layer, nats per token")
+    influence: Number = key("1 - cosine of the layer's input and output")
+    norm_ratio: Number = key("norm of the layer's output over that of its input")
+
+
+class InheritedRecord(Part):
+    """The layers that one model inherited, and what the cut costs before any training."""
+
+    name: Text = key("name of the variant")
+    select: Text = key("the selection, as in the recipe")
+    layers: Number = key("number of layers")
+    kept: Numbers = items("the reference's layers that it has")
+    kl: Number = key("KL(reference || cut) on the calibration text, nats per token")
+    loss: Number = key("rise of the loss on the calibration text, nats per token")
+    start_val_loss: Number = key("val_loss before the first step, nats per token")
+    val_loss: Number = key("val_loss after training, nats per token")
+
+
+class SelectionRecord(Part):
+    """Scores by which layers were chosen; selection.json holds those of every cut."""
+
+    text: SequencesRecord = part(SequencesRecord, "the windows of training text they are of")
+    loss: Number = key("the reference's loss on them, nats per token")
+    layers: Rows[LayerScoreRecord] = items("each layer of the reference")
+    inherited: Rows[InheritedRecord] = items("each model that inherits layers")
+    seconds: Number = key("wall-clock time of all scores")
+
+
 class MetricRecord(Part):
     """One metric of a task."""
 

@@ -26,7 +26,13 @@ from inheritune.run_record.fields import (
     mapping_or_empty,
     part,
 )
-from inheritune.run_record.measurements import AnalysisRecord, EvaluationRecord, GainsRecord, Sample
+from inheritune.run_record.measurements import (
+    AnalysisRecord,
+    EvaluationRecord,
+    GainsRecord,
+    Sample,
+    SelectionRecord,
+)
 from inheritune.run_record.trainings import (
     LedgerEntry,
     ReferenceFacts,
@@ -79,6 +85,7 @@ class RunRecord(StartRecord):
     ledger: Rows[LedgerEntry] = items("every cost")
     notes: Texts = items("sentences that qualify the result")
     result: Result = part(Result, "the result; missing while the run is not finished")
+    selection: Maybe[SelectionRecord] = key("scores by which layers were chosen, where they were")
     analysis: Maybe[AnalysisRecord] = key("attention and importance of layers")
     evaluation: EvaluationRecord = part(EvaluationRecord, "task scores")
     gains: Maybe[GainsRecord] = key("size, speed and fidelity of reference and target")

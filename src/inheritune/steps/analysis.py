@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.analysis.advice import laziest_first
 from inheritune.data.tokens import TokenDirectory
-from inheritune.errors import DataError, InherituneError, Interrupted, RecipeError
+from inheritune.errors import DataError, InherituneError, Interrupted
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.recipe.schema import Analyze, Recipe
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference
+from inheritune.steps.selection import asks_for_scores, run_scores
+from inheritune.steps.training_spec import selection_of
 from inheritune.surgery.selection import needed_measurement
 from inheritune.system.files import write_json
 from inheritune.system.progress import Progress
@@ -26,21 +28,19 @@ _FEWEST = 2  # sequences below which nothing is measured
 _REMOVAL_SEQUENCES = 20
 
 
-def asks_for_ranks(recipe: Recipe) -> bool:
-    """Whether a recipe needs the reference's attention before anything is trained."""
-    selections = [recipe.inherit.select, *(v.select for v in recipe.variants.values())]
-    is_measured = any(needed_measurement(text) for text in selections)
-    return is_measured or recipe.inherit.layers == "advice" or bool(_selections_by_scores(recipe))
+def asks_for_measurements(recipe: Recipe) -> bool:
+    """Whether a recipe needs anything measured on the reference before it is cut."""
+    return _asks_for_ranks(recipe) or asks_for_scores(recipe)
 
 
-def _selections_by_scores(recipe: Recipe) -> list[str]:
-    selections = [(variant.select, False) for variant in recipe.variants.values()]
-    selections.append((recipe.inherit.select, recipe.grow.add > 0))
-    return [str(text) for text, grows in selections if needed_measurement(text, grows) == "scores"]
+def _asks_for_ranks(recipe: Recipe) -> bool:
+    selections = [selection_of(recipe, name) for name in recipe.variants]
+    by_rank = "layers_by_rank" in map(needed_measurement, selections)
+    return by_rank or recipe.inherit.layers == "advice"
 
 
-def with_attention_ranks(job: Job, reference: Reference, tokens: TokenDirectory) -> Reference:
-    """Add the advice and the order of layers by rank to the reference, if the recipe needs them.
+def with_measurements(job: Job, reference: Reference, tokens: TokenDirectory) -> Reference:
+    """Add to the reference what the recipe chooses layers by: attention ranks, scores.
 
     Raises:
         UnsupportedModelError: Its attention cannot be observed.
@@ -48,10 +48,10 @@ def with_attention_ranks(job: Job, reference: Reference, tokens: TokenDirectory)
     """
     from inheritune.analysis.analyze import layer_advice
 
-    if not asks_for_ranks(job.recipe):
+    if asks_for_scores(job.recipe):
+        reference = replace(reference, scores=run_scores(job, reference.model, tokens))
+    if not _asks_for_ranks(job.recipe):
         return reference
-    if unmeasured := _selections_by_scores(job.recipe):
-        raise RecipeError(f"select {unmeasured[0]} is not measured in runs yet.", "List layers.")
     entry = _measured(job, reference.model, "reference", _draw(job, tokens), tokens)
     ranks = _max_ranks(entry)
     advice = layer_advice(reference.model, ranks)

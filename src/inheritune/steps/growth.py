@@ -200,7 +200,7 @@ def first_layers(recipe: Recipe, reference: Reference) -> tuple[int, int]:
         raise RecipeError(
             f"inherit.layers is {layers}, above grow.max_layers {most}.", "Raise the second."
         )
-    _refuse_selection(recipe, reference.facts, layers)
+    _refuse_selection(recipe, LayerFacts(reference.layers), layers)
     return layers, most
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inheritune.errors import DataError, RecipeError
 from inheritune.model_files.config import cut_config, has_rotary_positions, max_positions
@@ -12,10 +12,12 @@ from inheritune.run_record.fields import finite_number
 from inheritune.steps.job import Job
 from inheritune.steps.reference_store import open_pinned
 from inheritune.steps.reference_training import train_reference, write_reference_start
-from inheritune.surgery.removal import LayerScores
 from inheritune.surgery.ways import LayerFacts
 from inheritune.system.progress import Progress
 from inheritune.system.strict_json import read_json
+
+if TYPE_CHECKING:
+    from inheritune.analysis.layer_scores import MeasuredScores
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Reference:
     advised_layers: int | None = None
     # Its layers that have attention, that of lowest rank first; None: not measured
     layers_by_rank: tuple[int, ...] | None = None
-    scores: LayerScores | None = None  # of its layers; None: there are no training tokens yet
+    scores: "MeasuredScores | None" = None  # of its layers; None: nothing is chosen by them
 
     @property
     def layers(self) -> int:

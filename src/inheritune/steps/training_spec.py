@@ -181,7 +181,10 @@ def inherited_layers(recipe: Recipe, name: str, facts: LayerFacts, layers: int) 
 def first_count(recipe: Recipe, total: int) -> int:
     """Number of layers of the first round, but for advice: as the recipe says, else half."""
     layers = recipe.inherit.layers
-    stated = stated_count(recipe.inherit.select, total)
+    try:
+        stated = stated_count(recipe.inherit.select, total)
+    except RecipeError as error:
+        raise RecipeError(f"inherit.select: {error.message}", error.hint) from error
     return layers if isinstance(layers, int) else stated or max(1, total // 2)
 
 

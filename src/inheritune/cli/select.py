@@ -1,0 +1,125 @@
+"""Define the command select: choose layers by scores on calibration text."""
+
+from functools import partial
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from inheritune import api
+from inheritune.cli.console import Debug, Json, print_json, reported, say
+from inheritune.cli.model import ReferenceId, Revision
+
+if TYPE_CHECKING:
+    from inheritune.analysis.select import LayerSelection
+
+
+_text = partial(typer.Option, rich_help_panel="Calibration text")
+
+
+def select(
+    reference: ReferenceId,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Number of layers to keep; or say it in --select.")
+    ] = None,
+    select: Annotated[
+        str,
+        typer.Option(
+            metavar="WAY",
+            help="block, greedy, influence, angular, norm-ratio, auto (the cheapest of them), or "
+            "any selection of inherit, to see its cost.",
+        ),
+    ] = "auto",
+    text: Annotated[
+        str | None,
+        _text(metavar="PATH", help="Text to train on; default: Python's standard library."),
+    ] = None,
+    windows: Annotated[int, _text(min=1, help="Number of windows.")] = 32,
+    tokens_per_window: Annotated[int, _text(min=2, help="Tokens of each window.")] = 256,
+    bos: Annotated[
+        str, _text(help="Begin each window with BOS: auto (as the tokenizer does), yes or no.")
+    ] = "auto",
+    seed: Annotated[int, _text(min=0, help="Seed of the choice of windows.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep every score in this file, such as selection.json; the same command goes on "
+            "from it.",
+        ),
+    ] = None,
+    revision: Revision = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Choose the layers to inherit: those whose absence changes the predictions least."""
+    with reported(as_json, debug):
+        selection = api.select(
+            reference,
+            layers,
+            select=select,
+            text=text,
+            windows=windows,
+            tokens_per_window=tokens_per_window,
+            bos=bos,
+            seed=seed,
+            out=out,
+            revision=revision,
+        )
+        if as_json:
+            print_json(selection.as_json())
+            return
+        _show(selection)
+        if out is not None:
+            say(f"{out}: the scores of all {len(selection.table.cuts)} cuts.")
+        at = f" --revision {quote(revision)}" if revision else ""
+        listed = _listed(selection.layers)
+        say(f"next: inheritune inherit {quote(reference)} {listed} OUT{at}")
+
+
+def _show(selection: "LayerSelection") -> None:
+    from inheritune.reporting.quantities import formatted
+    from inheritune.reporting.table import Column, Table
+    from inheritune.system.terminal import Terminal
+
+    console = Terminal()
+    count, length = selection.sequences.ids.shape
+    console.print(f"{count} windows of {length} tokens from {selection.sequences.source}")
+    signed = formatted("+.3f")
+    removal = Table.of(
+        "without one layer",
+        selection.rows(),
+        [
+            (Column("layer", show=str), _value("layer")),
+            (Column("KL", "nats", formatted(".4f")), _value("kl")),
+            (Column("loss", "nats", signed), _value("loss")),
+            (Column("influence", show=formatted(".3f")), _value("influence")),
+            (Column("angle", show=formatted(".3f")), _value("angle")),
+            (Column("norm ratio", show=formatted(".3f")), _value("norm_ratio")),
+            (Column(""), lambda row: "" if row["kept"] else "left out"),
+        ],
+    )
+    choices = Table.of(
+        "choices",
+        selection.choices,
+        [
+            (Column("select"), "select"),
+            (Column("layers"), lambda choice: _listed(choice.layers)),
+            (Column("KL", "nats", formatted(".4f")), "kl"),
+            (Column("loss", "nats", signed), "loss"),
+        ],
+    )
+    for table in (removal, choices):
+        console.print(table.rich())
+
+
+def _value(key: str) -> Any:
+    return lambda row: row[key]
+
+
+def _listed(layers: tuple[int, ...]) -> str:
+    from inheritune.model_files.layers import ranges
+
+    # A single number would be read as a number of layers.
+    return f"{layers[0]}-{layers[0]}" if len(layers) == 1 else ",".join(ranges(layers))

@@ -1,0 +1,118 @@
+"""Measure scores for choosing layers on training text, keep them in the run, and count their cost.
+
+The validation set is never read: what is chosen by it could not be measured on it.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from inheritune.data.tokens import TokenDirectory
+from inheritune.model_files.config import text_config
+from inheritune.model_files.directory import ModelDirectory
+from inheritune.model_files.flops import EVALUATION_SHARE, first_int
+from inheritune.recipe.schema import Recipe
+from inheritune.run_record.fields import finite_number
+from inheritune.steps.job import Job
+from inheritune.steps.reference import Reference
+from inheritune.steps.result import TrainingResult
+from inheritune.steps.training_spec import inherited_layers, selection_of
+from inheritune.surgery.removal import without
+from inheritune.surgery.selection import needed_measurement
+
+if TYPE_CHECKING:
+    from inheritune.analysis.layer_scores import MeasuredScores
+
+
+_WINDOWS = 32  # of calibration text
+_MOST_TOKENS = 256  # in each
+
+
+def asks_for_scores(recipe: Recipe) -> bool:
+    """Whether a recipe chooses layers, or gives them back, by scores."""
+    grows = recipe.grow.add > 0
+    return any(
+        needed_measurement(selection_of(recipe, name), grows and variant.is_target) == "scores"
+        for name, variant in recipe.variants.items()
+    )
+
+
+def run_scores(job: Job, model: ModelDirectory, tokens: TokenDirectory) -> "MeasuredScores":
+    """Return the scores of a run's reference; nothing is measured before it is asked for."""
+    from inheritune.analysis.layer_scores import MeasuredScores, keep_table, stored_table
+    from inheritune.analysis.sequences import Sequences, draw_sequences
+
+    length = min(_MOST_TOKENS, job.recipe.train.seq_len)
+    inputs = {
+        "reference": model.digest,
+        "tokens": tokens.fingerprint,
+        "windows": _WINDOWS,
+        "tokens_per_window": length,
+    }
+
+    def draw() -> Sequences:
+        bos = tokens.manifest["policy"].get("bos")
+        return draw_sequences(tokens.train, _WINDOWS, length, bos, "the run's training text")
+
+    path, tell = job.run.selection, job.on_progress
+    keep = partial(keep_table, path, inputs)
+    return MeasuredScores(model, draw, stored_table(path, inputs), keep, job.stop, tell)
+
+
+def selection_cost(reference: Reference) -> tuple[float, float] | None:
+    """FLOPs and seconds of all scores that were measured; None if none were."""
+    if reference.scores is None or not reference.scores.table.seconds:
+        return None
+    table, section = reference.scores.table, text_config(reference.model.config)
+    rows = first_int(section, ("vocab_size",)) or 0
+    width = first_int(section, ("hidden_size", "n_embd", "d_model")) or 0
+    head = 2 * rows * width  # FLOPs per token
+    layer = (reference.flops_per_token * EVALUATION_SHARE - head) / reference.layers
+    return table.layer_tokens * layer + table.head_tokens * head, table.seconds
+
+
+def selection_record(
+    recipe: Recipe, reference: Reference, results: Sequence[TrainingResult]
+) -> dict[str, Any] | None:
+    """Describe the scores of layers, and of what each model inherited; None if none were measured.
+
+    Args:
+        results: Trainings of the run; those that inherit whole layers are described.
+    """
+    if reference.scores is None or not reference.scores.table.influence:
+        return None
+    scores = reference.scores
+    variants = recipe.variants
+    inherited = [r for r in results if r.start == "inherit" and variants[r.name].parts == "all"]
+    cuts = [inherited_layers(recipe, r.name, reference.facts, r.layers) for r in inherited]
+    measured = scores.scores(cuts)
+    table, total = scores.table, reference.layers
+    singles = scores.scores([without(total, [layer]) for layer in range(total)])
+    return {
+        "text": scores.sequences.as_json(),
+        "loss": finite_number(table.loss),
+        "layers": [
+            {
+                "layer": layer,
+                "kl": finite_number(score.kl),
+                "loss": finite_number(score.loss - table.loss),
+                "influence": finite_number(table.influence[layer]),
+                "norm_ratio": finite_number(table.norm_ratio[layer]),
+            }
+            for layer, score in enumerate(singles)
+        ],
+        "inherited": [
+            {
+                "name": result.name,
+                "select": selection_of(recipe, result.name) or "first",
+                "layers": result.layers,
+                "kept": list(cut),
+                "kl": finite_number(score.kl),
+                "loss": finite_number(score.loss - table.loss),
+                "start_val_loss": result.start_val_loss,
+                "val_loss": result.val_loss,
+            }
+            for result, cut, score in zip(inherited, cuts, measured, strict=True)
+        ],
+        "seconds": round(table.seconds, 1),
+    }

@@ -1,0 +1,89 @@
+"""The command select, and inherit with ways that choose by scores."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from inheritune.cli.app import app
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    lines = (f"def function_{i}(a, b):\n    return a * {i} + b\n" for i in range(300))
+    path.write_text("\n".join(lines), "utf-8")
+    return path
+
+
+def call(*arguments):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+SMALL = ("--windows", 4, "--tokens-per-window", 32)
+
+
+def test_select_names_the_layers_and_inherit_takes_them(tiny_reference, text, tmp_path):
+    out = tmp_path / "selection.json"
+    arguments = ("select", tiny_reference, "--layers", 2, "--text", text, *SMALL)
+    code, stdout, _ = call(*arguments, "--out", out, "--json")
+    assert code == 0
+    chosen = json.loads(stdout)
+    choices = {row["select"]: row for row in chosen["choices"]}
+    assert choices["auto"]["kl"] == min(row["kl"] for row in choices.values())
+    assert [row["layer"] for row in chosen["scores"] if row["kept"]] == chosen["layers"]
+    stored = json.loads(out.read_text("utf-8"))
+    assert stored["chosen"] == chosen and stored["inputs"]["text"]["seed"] == 0
+    assert {"influence", "angles", "cuts"} <= set(stored["result"])
+
+    # The same command goes on from the file, and prints the next one.
+    seconds = stored["result"]["seconds"]
+    code, _, stderr = call(*arguments, "--out", out)
+    assert code == 0 and json.loads(out.read_text("utf-8"))["result"]["seconds"] == seconds
+    line = next(line for line in stderr.splitlines() if line.startswith("next: "))
+    command = line.removeprefix("next: inheritune ").replace(" OUT", f" {tmp_path / 'cut'}")
+    assert call(*command.split())[0] == 0
+    record = json.loads((tmp_path / "cut" / "inherit.json").read_text("utf-8"))
+    assert record["layer_map"] == chosen["layers"]
+
+
+def test_another_seed_draws_other_windows(tiny_reference, text):
+    rows = []
+    for seed in (0, 1):
+        arguments = ("--select", "block:3", "--text", text, *SMALL, "--seed", seed, "--json")
+        code, stdout, _ = call("select", tiny_reference, *arguments)
+        assert code == 0
+        rows.append(json.loads(stdout)["scores"])
+    assert rows[0] != rows[1]
+
+
+def test_inherit_chooses_by_scores_where_it_is_given_text(tiny_reference, text, tmp_path):
+    code, stdout, _ = call(
+        "inherit", tiny_reference, "block:3", tmp_path / "cut", "--text", text, "--json"
+    )
+    assert code == 0
+    layer_map = json.loads(stdout)["layer_map"]
+    assert len(layer_map) == 3 and layer_map[0] == 0 and layer_map[-1] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--layers", 4), "all 4 layers"),
+        (("--layers", 5), "cannot keep 5 layers"),
+        (("--layers", 1), "auto needs two layers"),
+        (("--select", "block"), "does not say how many layers"),
+        (("--select", "bloc:2"), "does not say which layers"),
+        (("--layers", 2, "--windows", 4000), "are asked for"),
+    ],
+)
+def test_a_choice_that_cannot_be_is_refused_with_the_way_out(tiny_reference, text, arguments, said):
+    code, stdout, stderr = call("select", tiny_reference, "--text", text, *arguments)
+    assert code in (2, 3) and said in stderr and not stdout
+    assert len(stderr.strip().splitlines()) <= 3
+
+
+def test_inherit_without_text_says_what_it_needs(tiny_reference, tmp_path):
+    code, _, stderr = call("inherit", tiny_reference, "block:2", tmp_path / "cut")
+    assert code == 2 and "--text" in stderr and not (tmp_path / "cut").exists()
