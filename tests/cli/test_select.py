@@ -11,7 +11,7 @@ from inheritune.cli.app import app
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    lines = (f"def function_{i}(a, b):\n    return a * {i} + b\n" for i in range(300))
+    lines = (f"def function_{i}(a, b):\n    return a * {i} + b\n" for i in range(1500))
     path.write_text("\n".join(lines), "utf-8")
     return path
 

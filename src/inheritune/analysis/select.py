@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.analysis.layer_scores import MeasuredScores, ScoreTable, keep_table, stored_table
-from inheritune.analysis.sequences import Sequences, refuse_long_sequences
+from inheritune.analysis.sequences import Sequences, refuse_long_sequences, sequences_for
 from inheritune.errors import RecipeError
+from inheritune.model_files.config import max_positions
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.run_record.fields import finite_number
 from inheritune.surgery.cut import check_inherit
@@ -17,6 +18,9 @@ from inheritune.surgery.ways import LayerFacts, candidates
 from inheritune.system.progress import Listener, silent
 from inheritune.system.rows import Rows
 from inheritune.system.signals import catch_signals
+
+_WINDOWS = 32
+_TOKENS = 256  # in each window
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,12 @@ def select_layers(
         keep_table(out, inputs, scores.table, selection.as_json())
     check_inherit(reference, layers)
     return selection
+
+
+def calibration_text(model: ModelDirectory, text: str) -> Sequences:
+    """Draw as much of a text as `select` does by default; shorter windows where positions end."""
+    length = min(_TOKENS, max_positions(model.config) or _TOKENS)
+    return sequences_for([model], _WINDOWS, length, text=text)
 
 
 def refuse_selection(reference: ModelDirectory, select: str, count: int | None) -> None:

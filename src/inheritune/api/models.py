@@ -112,10 +112,9 @@ def inherit(
         opened_model(reference, revision, whole=is_whole, tokenizer=tokenizer) as directory,
     ):
         if by_scores and text is not None:
-            from inheritune.analysis.select import select_layers
-            from inheritune.analysis.sequences import sequences_for
+            from inheritune.analysis.select import calibration_text, select_layers
 
-            drawn = sequences_for([directory], 32, 256, text=os.fspath(text))
+            drawn = calibration_text(directory, os.fspath(text))
             layers = select_layers(directory, str(layers), None, drawn, None, on_progress).layers
         options = Options(
             dtype=dtype, parts=parts, seed=seed, class_check=class_check, sha256=sha256
