@@ -10,6 +10,7 @@ from inheritune.analysis.sequences import Sequences, refuse_long_sequences, sequ
 from inheritune.errors import RecipeError
 from inheritune.model_files.config import max_positions
 from inheritune.model_files.directory import ModelDirectory
+from inheritune.model_files.layers import ranges
 from inheritune.run_record.fields import finite_number
 from inheritune.surgery.cut import check_inherit
 from inheritune.surgery.removal import Cut, without
@@ -38,6 +39,12 @@ class Choice:
     layers: Cut
     kl: float | None
     loss: float | None
+
+    @property
+    def listed(self) -> str:
+        """The layers as `inherit` takes them; a single one as a range, since 5 is a number."""
+        first = self.layers[0]
+        return f"{first}-{first}" if len(self.layers) == 1 else ",".join(ranges(self.layers))
 
 
 @dataclass(frozen=True)

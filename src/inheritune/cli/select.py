@@ -74,7 +74,7 @@ def select(
         if out is not None:
             say(f"{out}: the scores of all {len(selection.table.cuts)} cuts.")
         at = f" --revision {quote(revision)}" if revision else ""
-        listed = _listed(selection.layers)
+        listed = selection.choices[-1].listed
         say(f"next: inheritune inherit {quote(reference)} {listed} OUT{at}")
 
 
@@ -105,7 +105,7 @@ def _show(selection: "LayerSelection") -> None:
         selection.choices,
         [
             (Column("select"), "select"),
-            (Column("layers"), lambda choice: _listed(choice.layers)),
+            (Column("layers"), "listed"),
             (Column("KL", "nats", formatted(".4f")), "kl"),
             (Column("loss", "nats", signed), "loss"),
         ],
@@ -116,10 +116,3 @@ def _show(selection: "LayerSelection") -> None:
 
 def _value(key: str) -> Any:
     return lambda row: row[key]
-
-
-def _listed(layers: tuple[int, ...]) -> str:
-    from inheritune.model_files.layers import ranges
-
-    # A single number would be read as a number of layers.
-    return f"{layers[0]}-{layers[0]}" if len(layers) == 1 else ",".join(ranges(layers))
