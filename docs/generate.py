@@ -13,6 +13,7 @@ import typer
 import inheritune
 from inheritune import errors
 from inheritune.cli.app import app
+from inheritune.data.text_formats import COMPRESSIONS, FORMATS, UNREADABLE
 from inheritune.recipe.load import recipe_schema
 from inheritune.run_record.record import FORMAT, RunRecord
 
@@ -36,7 +37,29 @@ def pages() -> dict[str, str]:
         "run-record.md": run_record(),
         "errors.md": error_classes(),
         "messages.md": messages(),
+        "text-formats.md": text_formats(),
     }
+
+
+# -- formats of text
+
+
+def text_formats() -> str:
+    """Every format of text, by the endings of its files."""
+    rows = [
+        (", ".join(f"`{end}`" for end in f.endings if end) or "any other", f.name, f.documents)
+        for f in FORMATS
+        if f is not UNREADABLE
+    ]
+    refused = ", ".join(f"`{end}`" for end in UNREADABLE.endings)
+    packed = ", ".join(f"`{end}`" for end in COMPRESSIONS)
+    names = ", ".join(f.name for f in FORMATS if f.is_compressible)
+    return (
+        "# Formats of text\n\nThe ending of a name decides, in any case. "
+        "See {doc}`../how-to/text-not-read`.\n\n"
+        + _table(("ending", "format", "a document is"), rows)
+        + f"\nMay be followed by {packed}: {names}. Otherwise refused: {refused}.\n"
+    )
 
 
 # -- commands

@@ -123,7 +123,7 @@ def test_text_keeps_its_line_ends(tmp_path):
     assert next(documents(str(tmp_path))).text == "one\r\ntwo\rthree\n"
 
 
-@pytest.mark.parametrize("suffix", [".arrow", ".txt.gz", ".txt.zst", ".zip"])
+@pytest.mark.parametrize("suffix", [".txt.gz", ".txt.zst", ".zip"])
 def test_a_format_that_cannot_be_read_is_refused_by_name(tmp_path, suffix):
     path = tmp_path / f"data{suffix}"
     path.write_bytes(b"PAR1")
@@ -141,10 +141,15 @@ def test_a_cut_gzip_file_is_one_error_that_names_it(tmp_path):
         list(documents(str(tmp_path / "not.jsonl.gz")))
 
 
-def test_linked_folders_are_not_entered(tmp_path):
-    (tmp_path / "a.txt").write_text("text")
-    (tmp_path / "loop").symlink_to(tmp_path)
-    assert names(str(tmp_path)) == ["a.txt"]
+def test_linked_folders_are_entered_once_and_circles_end(tmp_path):
+    (tmp_path / "in" / "b").mkdir(parents=True)
+    (tmp_path / "in" / "a.txt").write_text("text")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "c.txt").write_text("text")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "far")
+    (tmp_path / "in" / "link-again").symlink_to(tmp_path / "far")
+    assert names(str(tmp_path / "in")) == ["a.txt", "link/c.txt"]
 
 
 def test_a_file_that_is_too_large_for_one_document_is_refused(tmp_path, monkeypatch):

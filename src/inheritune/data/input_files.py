@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from inheritune.data.text_formats import taken_from_folder
 from inheritune.errors import DataError, reason_of
 
 # Sources that every machine has: the library, and the library with what its tests add.
@@ -26,6 +27,7 @@ _STDLIB_SKIPPED = (
     "sitecustomize.py",
     "usercustomize.py",
 )
+_HIDDEN = (".*", "__pycache__", "*.partial")
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def _expand(entry: str) -> tuple[Path, list[Path]]:
     """Return the folder that names are relative to, and the files of one entry."""
     if not entry.strip():
         raise DataError("a source is empty.", "Give stdlib, or files, globs or folders.")
-    path = Path(entry).expanduser().absolute()
+    path = Path(os.path.expandvars(entry)).expanduser().absolute()
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -85,28 +87,33 @@ def _expand(entry: str) -> tuple[Path, list[Path]]:
         raise DataError(f"cannot open {entry}: {reason_of(error)}.", "Correct the path.") from error
     path = Path(os.path.normpath(path))
     if stat.S_ISDIR(mode):
-        return path, _walk(path, (".*", "__pycache__", "*.partial"))
+        return path, taken_from_folder(path, _walk(path, _HIDDEN))
     if stat.S_ISREG(mode):
         return path.parent, [path]
     raise DataError(f"{entry} is neither a file nor a folder.", "Give files, globs or folders.")
 
 
 def _expand_glob(entry: str, path: Path) -> tuple[Path, list[Path]]:
-    if not glob.has_magic(entry):
+    if not glob.has_magic(str(path)):
         raise DataError(
-            f"there is no file or folder {entry}.",
+            f"there is no file or folder {entry} in {Path.cwd()}.",
             "Give stdlib, or existing files, globs or folders.",
         )
     matches = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207
     files = [match for match in matches if not match.is_dir()]
     if not files:
-        raise DataError(f"no file matches {entry}.", "Correct the pattern.")
+        raise DataError(
+            f"no file matches {entry} in {Path.cwd()}.",
+            "Correct the pattern; [[] stands for a bracket."
+            if "[" in entry
+            else "Correct the pattern.",
+        )
     first = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
     return Path(*path.parts[:first]), files
 
 
 def _walk(root: Path, skipped: tuple[str, ...]) -> list[Path]:
-    """List the files below a folder. Linked folders are not entered: they may lead in circles."""
+    """List the files below a folder; every folder is entered once, however it is linked."""
 
     def fail(error: OSError) -> None:
         raise DataError(
@@ -115,12 +122,37 @@ def _walk(root: Path, skipped: tuple[str, ...]) -> list[Path]:
         ) from error
 
     files = []
-    for folder, folders, names in os.walk(root, onerror=fail):
-        folders[:] = [n for n in folders if not any(fnmatch(n, rule) for rule in skipped)]
+    entered = {_identity(str(root))}
+    for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
+        folders[:] = sorted(n for n in folders if not any(fnmatch(n, rule) for rule in skipped))
+        fresh = []
+        for name in folders:
+            if (identity := _identity(os.path.join(folder, name))) not in entered:  # noqa: PTH118
+                entered.add(identity)
+                fresh.append(name)
+        folders[:] = fresh
         files += [
             Path(folder, name) for name in names if not any(fnmatch(name, r) for r in skipped)
         ]
     return files
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    """Return device and number of a folder, which links to it share."""
+    facts = os.stat(folder)  # noqa: PTH116
+    return facts.st_dev, facts.st_ino
+
+
+def left_out(source: str | list[str]) -> list[str]:
+    """Name the files of the source's folders that are not taken for text, in byte order."""
+    names = []
+    for entry in [source] if isinstance(source, str) else source:
+        root = Path(os.path.normpath(Path(os.path.expandvars(entry)).expanduser().absolute()))
+        if entry not in STDLIB and root.is_dir():
+            files = _walk(root, _HIDDEN)
+            others = {*files} - {*taken_from_folder(root, files)}
+            names += [path.relative_to(root).as_posix() for path in others]
+    return sorted(names)
 
 
 def spell(source: str | list[str]) -> str:

@@ -71,7 +71,8 @@ def _is_readable(file: Any, path: Path, column: str, bad: BadRows) -> bool:
         return False
     kind = schema.field(column).type
     value = kind.value_type if types.is_dictionary(kind) else kind
-    if not (types.is_string(value) or types.is_large_string(value)):
+    is_text = types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
+    if not is_text:
         what = f"column {column!r} holds {kind}, not text; columns: {names}"
         bad.add(str(path), what, _COLUMN)
         return False

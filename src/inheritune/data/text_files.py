@@ -1,29 +1,46 @@
-"""Read the documents of one file: text, rows of JSONL (plain or compressed), or of parquet."""
+"""Read the documents of one file, in any format of `text_formats`."""
 
+import csv
 import gzip
 import io
 import json
+import lzma
 import stat
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
+from inheritune.data.arrow import arrow_rows
 from inheritune.data.bad_rows import BadRows, decode, text_of
 from inheritune.data.document import Document
+from inheritune.data.file_kinds import kind_by_signature
 from inheritune.data.input_files import InputFile
 from inheritune.data.parquet import import_pyarrow, parquet_rows
-from inheritune.errors import reason_of
+from inheritune.data.text_formats import (
+    ARROW,
+    JSON,
+    LINES,
+    PARQUET,
+    PROSE,
+    TABLE,
+    TEXT,
+    UNREADABLE,
+    TextFormat,
+    format_of,
+    is_one_object,
+    no_text,
+)
+from inheritune.errors import first_line, reason_of
 
 MAX_DOCUMENT_BYTES = 256 << 20  # a document is tokenized in memory
 _MOST_BLANK = 10_000_000  # rows without text, one after the other: a few KB hold any number
 
 # Prose that is one file, such as a book, is cut into documents, so that some can be held out.
-_PROSE = (".txt", ".md")
 _PART_CHARS = 16_384
+SEPARATOR = b"<|endoftext|>"
+_HEAD = 1 << 20  # bytes of a .txt in which a separator is looked for
 # Of the file's name: pyarrow's name of the compression, which it decompresses.
 _COMPRESSED = {".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
-_ROWS = (".jsonl", ".jsonl.gz", *(f".jsonl{ending}" for ending in _COMPRESSED))
-_UNREADABLE = (".arrow", ".gz", *_COMPRESSED, ".xz", ".zip", ".tar", ".7z")
 
 
 def read_documents(
@@ -32,10 +49,10 @@ def read_documents(
     """Read the documents of a file in its order, one held in memory at a time.
 
     Args:
-        file: A ``.parquet`` or ``.jsonl`` file (also ``.gz``, ``.zst``, ``.bz2``, ``.lz4``) holds
-            one document in each row. Any other file is one document in UTF-8, except that a .txt
-            or .md file as long as a book is cut into documents between paragraphs.
-        text_column: Field of a row that holds the text; null or blank text is left out.
+        file: Read as `text_formats.FORMATS` says of its name; a file whose beginning shows
+            that it is of another kind is bad.
+        text_column: Field of a row that holds the text; ``a.b`` is field b within field a. Null
+            or blank text is left out.
         bad: Counts the rows and files that cannot be read.
         start: Rows, or parts of a book, to skip.
 
@@ -49,8 +66,11 @@ def read_documents(
     """
     try:
         yield from _documents(file, text_column, bad, start)
-    except (OSError, EOFError, zlib.error) as error:
-        bad.add(str(file.path), reason_of(error))
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        what, hint = reason_of(error), ""
+        if "too much memory" in what:  # of zstd: the window is above 128 MB
+            hint = f"The file is sound, its window long: zstd -d --long=31 {file.path}"
+        bad.add(str(file.path), what, hint)
 
 
 def _documents(
@@ -58,16 +78,38 @@ def _documents(
 ) -> Iterator[tuple[int, int, Document]]:
     if not stat.S_ISREG(file.path.stat().st_mode):  # reading a pipe would wait for ever
         bad.add(str(file.path), "it is not a regular file")
-    elif file.name.endswith(_ROWS):
-        yield from _with_text(file, _json_rows(file, column, bad, start), bad)
-    elif file.name.endswith(".parquet"):
-        rows = parquet_rows(file.path, column, bad, start)
-        texts = (
-            (n, size, text_of(row, column, f"{file.path}, row {n}", bad)) for n, size, row in rows
-        )
-        yield from _with_text(file, texts, bad)
-    elif file.name.endswith(_UNREADABLE):
+        return
+    text_format = format_of(file.name)
+    if text_format is UNREADABLE:
         bad.add(str(file.path), "this format is not supported", "Convert it to text or .jsonl.")
+    elif text_format is PARQUET:
+        rows = _texts(file, parquet_rows(file.path, column, bad, start), column, bad)
+        yield from _with_text(file, rows, bad)
+    elif text_format in (LINES, JSON):
+        rows = _json_rows(file, column, bad, start)
+        if text_format is JSON and is_one_object(file.path):
+            bad.add(str(file.path), "it is one JSON object, not rows", "Write one row a line.")
+        elif text_format is JSON and _is_array(file):
+            rows = _texts(file, _array_rows(file, bad, start), column, bad)
+        yield from _with_text(file, rows, bad)
+    elif text_format in (TABLE, ARROW):
+        read = _table_rows if text_format is TABLE else arrow_rows
+        yield from _with_text(file, _texts(file, read(file, bad, start), column, bad), bad)
+    else:
+        yield from _prose(file, text_format, bad, start)
+
+
+def _prose(
+    file: InputFile, text_format: TextFormat, bad: BadRows, start: int
+) -> Iterator[tuple[int, int, Document]]:
+    with file.path.open("rb") as stream:
+        head = stream.read(_HEAD)
+    kind = no_text(head[:4096]) if text_format is TEXT else kind_by_signature(head[:64])
+    if kind is not None:
+        hint = "Give it its own ending; of pages, extract the text into .txt or .jsonl."
+        bad.add(str(file.path), f"it is {kind}, not plain text", hint)
+    elif file.name.lower().endswith(".txt") and _is_separated(head):
+        yield from _with_text(file, _separated(file, bad, start), bad)
     elif file.path.stat().st_size > MAX_DOCUMENT_BYTES:
         bad.add(str(file.path), f"it is above {MAX_DOCUMENT_BYTES >> 20} MB", "Split it up.")
     else:
@@ -94,7 +136,7 @@ def _with_text(
 def _text(file: InputFile, bad: BadRows, start: int) -> Iterator[tuple[int, int, Document]]:
     text = decode(file.path.read_bytes(), str(file.path), bad)
     parts = [text or ""]
-    if file.name.endswith(_PROSE) and text and len(text) > 4 * _PART_CHARS:
+    if format_of(file.name) is PROSE and text and len(text) > 4 * _PART_CHARS:
         parts = _parts(text)
     for number, part in enumerate(parts, 1):
         if number > start and part.strip():
@@ -111,6 +153,92 @@ def _parts(text: str) -> list[str]:
         parts.append(text[begin : end + len(gap)])
         begin = end + len(gap)
     return [*parts, text[begin:]]
+
+
+def _is_separated(head: bytes) -> bool:
+    """Whether the separator stands at the end, or alone at the beginning, of a line."""
+    return SEPARATOR + b"\n" in head.replace(b"\r", b"") or b"\n" + SEPARATOR in head
+
+
+def _separated(file: InputFile, bad: BadRows, start: int) -> Iterator[tuple[int, int, str | None]]:
+    """Read the texts between separators; one is held in memory at a time."""
+    number, rest, size = 0, b"", file.path.stat().st_size
+    with file.path.open("rb") as stream:
+        while True:
+            piece = stream.read(_HEAD)
+            *texts, rest = (rest + piece).split(SEPARATOR)
+            if not piece:
+                texts, rest = [*texts, rest], b""
+            place = stream.tell() - len(rest)
+            for text in texts:
+                number += 1
+                if number > start:
+                    where = f"{file.path}, text {number}"
+                    yield number, min(place, size), decode(text.strip(b"\r\n"), where, bad)
+            if not piece:
+                return
+            if len(rest) > MAX_DOCUMENT_BYTES:
+                bad.add(f"{file.path}, text {number + 1}", "it is above 256 MB", "Split it up.")
+                rest = b""
+
+
+# --- rows of every format ---
+
+
+def _texts(
+    file: InputFile, rows: Iterator[tuple[int, int, Any]], column: str, bad: BadRows
+) -> Iterator[tuple[int, int, str | None]]:
+    for number, size, row in rows:
+        yield number, size, text_of(row, column, f"{file.path}, row {number}", bad)
+
+
+def _table_rows(
+    file: InputFile, bad: BadRows, start: int
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    delimiter = "\t" if ".tsv" in file.name.lower() else ","
+    csv.field_size_limit(MAX_DOCUMENT_BYTES)
+    with file.path.open("rb") as raw:
+        stream = io.TextIOWrapper(_decompressed(file.name, raw), "utf-8-sig", newline="")
+        reader = csv.reader(stream, delimiter=delimiter)
+        try:
+            names = next(reader, [])
+            for number, values in enumerate(reader, 1):
+                if number <= start or not values:
+                    continue
+                if len(values) != len(names):
+                    what = f"it has {len(values)} columns, the first row names {len(names)}"
+                    bad.add(f"{file.path}, row {number}", what)
+                    continue
+                yield number, raw.tell(), dict(zip(names, values, strict=True))
+        except (UnicodeDecodeError, csv.Error) as error:
+            bad.add(str(file.path), f"it is no table: {first_line(error)}")
+
+
+def _is_array(file: InputFile) -> bool:
+    with file.path.open("rb") as raw:
+        head = _decompressed(file.name, raw).read(64)
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+
+
+def _array_rows(
+    file: InputFile, bad: BadRows, start: int
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    with file.path.open("rb") as raw:
+        content = _decompressed(file.name, raw).read(MAX_DOCUMENT_BYTES + 1)
+    if len(content) > MAX_DOCUMENT_BYTES:
+        bad.add(str(file.path), "its array is above 256 MB", "Write one row a line.")
+        return
+    try:
+        rows = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        bad.add(str(file.path), f"it is not JSON: {first_line(error)}")
+        return
+    size = file.path.stat().st_size
+    for number, row in enumerate(rows, 1):
+        if number > start and isinstance(row, dict):
+            yield number, size * number // len(rows), row
+        elif number > start:
+            bad.add(f"{file.path}, row {number}", "it is not a JSON object")
 
 
 # --- rows of JSON ---
@@ -131,6 +259,9 @@ def _json_rows(
 
 
 def _decompressed(name: str, raw: BinaryIO) -> BinaryIO:
+    name = name.lower()
+    if name.endswith(".xz"):
+        return cast(BinaryIO, lzma.LZMAFile(raw))
     if name.endswith(".gz"):  # by Python itself, so that it needs no package
         return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
     compression = next((_COMPRESSED[e] for e in _COMPRESSED if name.endswith(e)), None)

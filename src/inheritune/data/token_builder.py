@@ -8,7 +8,7 @@ from typing import Any
 from inheritune.data.document import SPLIT_RULE, Document, held_out, sampled
 from inheritune.data.encoding import Encoded, Encoders
 from inheritune.data.hub_dataset import dataset_commit
-from inheritune.data.input_files import STDLIB
+from inheritune.data.input_files import STDLIB, left_out, spell
 from inheritune.data.journal import Journal
 from inheritune.data.sources import Mixture, Source, SourcePosition, held_out_sources, open_sources
 from inheritune.data.token_writer import TokenWriter
@@ -78,6 +78,13 @@ class TokenBuilder:
 
     def build(self, encoders: Encoders) -> dict[str, Any]:
         """Write all shards, and return the manifest without the request."""
+        for source in self._val_sources + self._sources:
+            if not source.is_remote and (names := left_out(source.part.source)):
+                more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+                self._say(
+                    f"{len(source.files):,} files of {spell(source.part.source)} are read, "
+                    f"{len(names):,} left out: {', '.join(names[:5])}{more}"
+                )
         data, writer = self._data, self._writer
         num_shards = 0
         for number, encoded in self._encoded(encoders):

@@ -1,0 +1,110 @@
+"""Recognize in which format a file holds text: one table, which the reader and the docs share."""
+
+import json
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from inheritune.data.file_kinds import kind_by_signature
+
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".lz4", ".xz")
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """One format of text."""
+
+    name: str
+    endings: tuple[str, ...]  # of a file's name, in lower case
+    documents: str  # what becomes a document, for the docs
+    is_compressible: bool = False
+
+
+LINES = TextFormat("JSON lines", (".jsonl", ".ndjson", ".jsonlines"), "each line, an object", True)
+JSON = TextFormat(
+    "JSON", (".json",), "each line, an object; or each object of one array up to 256 MB", True
+)
+TABLE = TextFormat("table", (".csv", ".tsv"), "each row; the first one names the columns", True)
+PARQUET = TextFormat("parquet", (".parquet",), "each row")
+ARROW = TextFormat("Arrow", (".arrow",), "each row; also the folder of `save_to_disk`")
+UNREADABLE = TextFormat("unreadable", (".zip", ".tar", ".7z", *COMPRESSIONS), "")
+PROSE = TextFormat(
+    "prose",
+    (".txt", ".md"),
+    "the file; one as long as a book is cut; a `.txt` separated by `<|endoftext|>`, each part",
+)
+TEXT = TextFormat("other text", ("",), "the file, in UTF-8")
+FORMATS = (LINES, JSON, TABLE, PARQUET, ARROW, UNREADABLE, PROSE, TEXT)
+_ROWS = (LINES, JSON, TABLE, PARQUET, ARROW)
+
+# What lies beside data and is none: checksums and metadata, of a Hub dataset or of save_to_disk.
+_METADATA = (
+    "dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "SHA256SUMS",
+    "MD5SUMS", "checksums.*", "_SUCCESS", "cache-*.arrow",
+)  # fmt: skip
+_SPLIT = re.compile(r"(?:^|[/_.-])(train|test|validation|valid|val|dev|eval)(?=[/_.-])")
+
+
+def format_of(name: str) -> TextFormat:
+    """Return the format that a file's name stands for, whatever its case."""
+    name = name.lower()
+    plain = next((name.removesuffix(end) for end in COMPRESSIONS if name.endswith(end)), name)
+    for text_format in FORMATS:
+        if (plain if text_format.is_compressible else name).endswith(text_format.endings):
+            return text_format
+    return TEXT
+
+
+def taken_from_folder(root: Path, files: list[Path]) -> list[Path]:
+    """Choose what of a folder is text.
+
+    Metadata are left out. Where files of rows are found, cards, licences and all else beside them
+    are left out too, and so are the other splits where one is called train.
+    """
+    files = [path for path in files if not any(fnmatch(path.name, rule) for rule in _METADATA)]
+    rows = [path for path in files if format_of(path.name) in _ROWS and not is_one_object(path)]
+    if not rows:
+        return files
+    splits = {path: _SPLIT.findall(path.relative_to(root).as_posix()) for path in rows}
+    if any("train" in names for names in splits.values()):
+        rows = [path for path in rows if not splits[path] or "train" in splits[path]]
+    return rows
+
+
+def is_one_object(path: Path) -> bool:
+    """Whether a ``.json`` file is neither rows nor an array: such as a configuration."""
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        head = stream.read(1 << 20)
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    return start[:1] == b"{" and not _is_object(start.partition(b"\n")[0], len(head) < 1 << 20)
+
+
+def no_text(head: bytes) -> str | None:
+    """Say what the beginning of a file shows it to be, where that is no text.
+
+    Args:
+        head: Its first 4 KiB, or all it has.
+    """
+    if (kind := kind_by_signature(head)) is not None:
+        return kind
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start.startswith(b"WARC/"):
+        return "a WARC file"
+    if start[:15].lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page"
+    line, end, _ = start.partition(b"\n")
+    if start.startswith(b"{") and _is_object(line, bool(end) or len(head) < 4096):
+        return "rows of JSON"
+    return None
+
+
+def _is_object(line: bytes, is_whole: bool) -> bool:
+    if not is_whole and b"\n" not in line:
+        return re.match(rb'\{\s*"[^"]*"\s*:', line) is not None
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False

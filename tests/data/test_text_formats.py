@@ -1,0 +1,134 @@
+import bz2
+import csv
+import gzip
+import json
+import lzma
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from source_documents import documents
+
+from inheritune.data import text_files
+from inheritune.data.input_files import left_out
+from inheritune.errors import DataError
+
+TEXTS = [f'story {i}, of a "dog"\nand a hill' for i in range(40)]
+LINES = "".join(json.dumps({"text": text, "url": "x"}) + "\n" for text in TEXTS).encode()
+
+
+def table(path, delimiter):
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream, delimiter=delimiter)
+        writer.writerows([["id", "text"], *enumerate(TEXTS)])
+    return path.read_bytes()
+
+
+def texts(path, column="text", **options):
+    return [document.text for document in documents(str(path), column, **options)]
+
+
+@pytest.mark.parametrize("pack", ["", ".gz", ".bz2", ".xz"])
+@pytest.mark.parametrize(
+    "ending", [".json", ".ndjson", ".jsonlines", ".JSONL", ".csv", ".TSV", "-array.json"]
+)
+def test_rows_are_read_whatever_the_ending_that_people_give_them(tmp_path, ending, pack):
+    if ending.lower() in (".csv", ".tsv"):
+        content = table(tmp_path / "plain", "," if ending == ".csv" else "\t")
+        (tmp_path / "plain").unlink()
+    elif "array" in ending:
+        content = json.dumps([{"text": text} for text in TEXTS]).encode()
+    else:
+        content = LINES
+    packed = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}.get(pack, bytes)
+    path = tmp_path / f"a{ending}{pack}"
+    path.write_bytes(packed(content))
+    assert texts(path) == TEXTS
+    assert texts(tmp_path) == TEXTS
+
+
+@pytest.mark.parametrize("name", ["part-00000", "a.warc", "a.html", "a.dat"])
+def test_markup_under_another_name_is_refused_and_never_trained_on(tmp_path, name):
+    content = {"a.warc": b"WARC/1.0\r\nContent-Length: 4", "a.html": b"<!DOCTYPE html><p>x"}
+    content |= {"part-00000": LINES, "a.dat": gzip.compress(LINES)}
+    (tmp_path / name).write_bytes(content[name])
+    with pytest.raises(DataError, match=r"it is (a WARC|a web page|rows of JSON|a gzip).*plain"):
+        texts(tmp_path / name)
+
+
+def test_gzip_and_utf16_under_the_name_of_rows_are_called_what_they_are(tmp_path):
+    for content, kind in (
+        (gzip.compress(LINES), "a gzip file"),
+        (LINES.decode().encode("utf-16"), "text in UTF-16"),
+    ):
+        (tmp_path / "a.jsonl").write_bytes(content)
+        with pytest.raises(DataError, match=f"is not UTF-8: it is {kind}"):
+            texts(tmp_path)
+
+
+def test_cards_licences_and_other_splits_beside_rows_are_no_text(tmp_path):
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"text": TEXTS}), tmp_path / "data" / "train-00000-of-1.parquet")
+    pq.write_table(pa.table({"text": ["asked"]}), tmp_path / "data" / "test-00000-of-1.parquet")
+    others = ["README.md", "LICENSE", "dataset_infos.json", "SHA256SUMS", "config.json"]
+    for name in others:
+        (tmp_path / name).write_text('{\n "features": {}}' if name.endswith("json") else "words")
+    assert texts(tmp_path) == TEXTS
+    assert left_out(str(tmp_path)) == sorted([*others, "data/test-00000-of-1.parquet"])
+
+
+def test_a_folder_that_save_to_disk_wrote_is_read(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(tmp_path / "a", num_shards=3)
+    assert texts(tmp_path / "a") == TEXTS
+    with pa.OSFile(str(tmp_path / "b.arrow"), "wb") as out:
+        rows = pa.table({"text": TEXTS})
+        with pa.ipc.new_file(out, rows.schema) as writer:
+            writer.write_table(rows, max_chunksize=7)
+    assert texts(tmp_path / "b.arrow") == TEXTS
+
+
+@pytest.mark.parametrize("piece", [7, 1 << 20])
+def test_texts_between_separators_are_documents_of_any_number(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr(text_files, "MAX_DOCUMENT_BYTES", 100)
+    monkeypatch.setattr(text_files, "_HEAD", max(piece, 60))
+    path = tmp_path / "stories.txt"
+    path.write_text("".join(f"{text}\n<|endoftext|>\n" for text in TEXTS))
+    assert path.stat().st_size > 100 and texts(path) == TEXTS
+
+
+def test_a_field_within_another_is_named_with_a_dot(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"data": {"text": "hello"}}))
+    assert texts(tmp_path, "data.text") == ["hello"]
+    with pytest.raises(DataError, match=r"data\.FIELD is one within another"):
+        texts(tmp_path)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [{"content": "hello"}]}))
+    with pytest.raises(DataError, match="messages is a list: write its text into a column"):
+        texts(tmp_path)
+
+
+def test_parquet_of_the_view_type_is_text(tmp_path):
+    pq.write_table(pa.table({"text": pa.array(TEXTS, pa.string_view())}), tmp_path / "a.parquet")
+    assert texts(tmp_path) == TEXTS
+
+
+def test_a_long_window_of_zstd_is_no_damage(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    settings = zstandard.ZstdCompressionParameters.from_level(3, window_log=31, enable_ldm=True)
+    packer = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    (tmp_path / "a.jsonl.zst").write_bytes(packer.compress(LINES) + packer.flush())
+    with pytest.raises(DataError, match=r"file is sound.*zstd -d --long=31"):
+        texts(tmp_path)
+
+
+def test_a_source_that_is_not_there_is_said_with_the_folder_and_variables_are_read(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CORPUS", str(tmp_path))
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    assert texts("$CORPUS/*.jsonl") == TEXTS
+    with pytest.raises(DataError, match=f"no file or folder b.jsonl in {tmp_path}"):
+        texts("b.jsonl")
+    with pytest.raises(DataError, match=r"\[\[\] stands for a bracket"):
+        texts("a [v2]/*.jsonl")
