@@ -95,10 +95,10 @@ def frozen_shape(reference: ModelDirectory, spec: TrainingSpec, seq_len: int) ->
     Raises:
         RecipeError: It would train something that the model does not have.
     """
-    from inheritune.training.models import describe_config
-
     if spec.only is None:
         return None
+    from inheritune.training.models import describe_config
+
     if spec.start == "half-width":
         config = half_width_headers(reference).config
     else:
