@@ -29,9 +29,9 @@ def show_record(console: Console, record: RunRecord) -> None:
 
 
 def show_table(console: Console, table: Table) -> None:
-    """Print a table between its title and its notes."""
+    """Print a table between its title and its notes, with as many columns as fit."""
     if table.title:
         console.print(table.title, style="bold")
-    console.print(table.rich())
+    console.print(table.fitted(console.width).rich())
     for note in table.notes:
         console.print(note)

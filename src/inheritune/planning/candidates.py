@@ -60,6 +60,13 @@ class Candidate:
         """Number of layers."""
         return self.cut.layers
 
+    def bytes_in_use(self, tokens: int) -> int:
+        """Bytes of the weights, and of the cache of one sequence of so many tokens."""
+        cache = self.cache
+        within = tokens if cache.window is None else min(tokens, cache.window)
+        beyond = (tokens - within) * cache.bytes_beyond_window
+        return self.counts.bytes + within * cache.bytes_per_token + beyond
+
 
 @dataclass(frozen=True)
 class Candidates(Rows):
@@ -79,6 +86,13 @@ class Candidates(Rows):
     candidates: tuple[Candidate, ...]
     dropped_prediction: int  # number of multi-token-prediction tensors, which no candidate keeps
     notes: tuple[str, ...]  # what to know about the reference; empty if its weights are here
+
+    @property
+    def proposed(self) -> Candidate:
+        """The safe cut that is nearest to half of the layers, where the method starts."""
+        half = max(1, self.layers // 2)
+        safe = [c for c in self.candidates if c.cut.is_safe and c.layers < self.layers]
+        return min(safe or self.candidates, key=lambda c: (abs(c.layers - half), -c.layers))
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -104,6 +118,7 @@ class CutPlan(Rows):
     # True if layers change their position, so that only the model's class can tell what else has to
     # be written into the config.
     needs_class: bool
+    goal: str | None = None  # the goal that led to this number of layers, in words
 
     @property
     def candidate(self) -> Candidate:
@@ -126,11 +141,19 @@ def list_candidates(reference: ModelDirectory, budget: Budget = Budget()) -> Can
     Up to 12 layers, that is every n. Of more, it is those at which a pattern of layers ends,
     thinned out, and half and all of the layers. Only headers and config of the reference are read.
     """
+    table = every_candidate(reference, budget)
+    if table.layers <= _MAX_ROWS:
+        return table
+    shown = _worth_considering([candidate.cut for candidate in table.candidates])
+    return replace(table, candidates=tuple(c for c in table.candidates if c.layers in shown))
+
+
+def every_candidate(reference: ModelDirectory, budget: Budget = Budget()) -> Candidates:
+    """Estimate the reference with its first n layers, for every n from 1 to all."""
     total, sizes = reference.layers, Sizes(reference)
     pattern = find_pattern(reference, sizes.layers)
     points = [cut_point(reference.config, total, n, pattern) for n in range(1, total + 1)]
-    shown = points if total <= _MAX_ROWS else _worth_considering(points)
-    cuts = [(tuple(range(point.layers)), point) for point in shown]
+    cuts = [(tuple(range(point.layers)), point) for point in points]
     return _estimate(reference, budget, sizes, pattern, cuts)
 
 
@@ -214,14 +237,14 @@ def _candidate(
     return Candidate(cut, counts, download_bytes, cache, training, is_paper_default)
 
 
-def _worth_considering(points: Sequence[CutPoint]) -> list[CutPoint]:
+def _worth_considering(points: Sequence[CutPoint]) -> set[int]:
     total = len(points)
     safe = [point.layers for point in points if point.is_safe]
     step = 1
     while len(safe[step - 1 :: step]) > _MAX_ROWS:
         step *= 2
-    shown = {*safe[step - 1 :: step], total // 2, total}
-    return [point for point in points if point.layers in shown]
+    nearest = min(safe, key=lambda n: (abs(n - total // 2), -n), default=total)
+    return {*safe[step - 1 :: step], nearest, total // 2, total}
 
 
 def _count_ranges(tensors: Sequence[Tensor]) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Literal
 
@@ -16,33 +17,48 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from inheritune.errors import RecipeError
+from inheritune.errors import RecipeError, escape
 
 _MULTIPLES = {"K": 10**3, "M": 10**6, "B": 10**9}
+_BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_BYTES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _AMOUNT = r"^[0-9]+(\.[0-9]+)?[KMBkmb]$"
 _LARGEST = 10**18  # token amount or seed; fits into 64 bits
 _MOST_NAME_CHARACTERS, _MOST_NAME_BYTES = 100, 200
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)")  # device names of Windows
 
 
-def parse_amount(value: object) -> object:
-    """Convert a token amount such as ``"2M"`` or ``"1.5B"`` (K, M, B: 10^3, 10^6, 10^9) to int.
+def parse_amount(value: object, units: Mapping[str, int] = _MULTIPLES) -> object:
+    """Convert an amount such as ``"2M"`` or ``"1.5B"`` (K, M, B: 10^3, 10^6, 10^9) to int.
 
     Return any other value unchanged.
     """
-    if not isinstance(value, str) or len(value) > 40 or not re.fullmatch(_AMOUNT, value):
+    if not isinstance(value, str) or len(value) > 40:
+        return value
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([A-Za-z]+)", value)
+    if match is None or match[2].upper() not in units:
         return value
     # Decimal: 2.01 * 10**6 is not a whole number in binary floating point.
-    amount = Decimal(value[:-1]) * _MULTIPLES[value[-1].upper()]
+    amount = Decimal(match[1]) * units[match[2].upper()]
     return int(amount) if amount == amount.to_integral_value() else value
 
 
-def amount_of_tokens(tokens: int | str) -> int:
-    """Read a token amount outside a recipe, such as ``--tokens 1B``, of at least 1."""
-    text = str(tokens).strip()
-    amount = int(text) if text.isdecimal() and len(text) < 19 else parse_amount(text)
+def amount_of_tokens(tokens: int | str, option: str = "--tokens") -> int:
+    """Read an amount outside a recipe, such as ``--tokens 1B``, of at least 1."""
+    return _amount_of(option, tokens, _MULTIPLES, "500M or 1B")
+
+
+def amount_of_bytes(size: int | str, option: str) -> int:
+    """Read a size outside a recipe, such as ``--memory 8GB`` (10^9) or ``8GiB`` (2^30)."""
+    return _amount_of(option, size, _BYTES, "500MB, 8GB or 8GiB")
+
+
+def _amount_of(option: str, value: int | str, units: Mapping[str, int], examples: str) -> int:
+    text = str(value).strip()
+    amount = int(text) if text.isdecimal() and len(text) < 19 else parse_amount(text, units)
     if not isinstance(amount, int) or amount < 1:
-        raise RecipeError(f"--tokens {tokens!r} is not an amount.", "Write it like 500M or 1B.")
+        shown = escape(repr(value), 60)
+        raise RecipeError(f"{option} {shown} is not an amount.", f"Write it like {examples}.")
     return amount
 
 

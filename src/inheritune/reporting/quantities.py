@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 
 MISSING = "—"
+_YEAR = 365.25  # days
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 Formatter = Callable[[float | None], str]
@@ -66,7 +67,7 @@ def percent(share: float) -> str:
 
 @_dash_for_none
 def duration(seconds: float) -> str:
-    """Format a time: ``4.2 s``, ``42 s``, ``3 min 32 s``, ``2 h 5 min``, ``3.1 days``."""
+    """Format a time: ``4.2 s``, ``3 min 32 s``, ``2 h 5 min``, ``3.1 days``, ``303 years``."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -79,7 +80,13 @@ def duration(seconds: float) -> str:
         return f"{minutes} min"
     if minutes < 2880:
         return f"{minutes // 60} h {minutes % 60} min".removesuffix(" 0 min")
-    return f"{seconds / 86_400:.1f} days"
+    days = seconds / 86_400
+    if days < 60:
+        return f"{days:.1f} days"
+    if days < 2 * _YEAR:
+        return f"{days / _YEAR * 12:.1f} months"
+    years = days / _YEAR
+    return f"{years:,.0f} years" if years >= 99.95 else f"{years:.1f} years"
 
 
 @_dash_for_none

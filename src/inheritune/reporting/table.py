@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ class Column:
     show: Callable[[Any], str] | None = None
     # `show` writes the unit into each cell, so the header leaves it out.
     self_explaining: bool = False
+    # A narrow terminal goes without the columns of the highest number first; 0: it always shows it.
+    dispensable: int = 0
 
     @property
     def title_with_unit(self) -> str:
@@ -101,6 +103,26 @@ class Table:
             for place, header in enumerate(self.headers[1:], 1)
         ]
         return Table(self.name, columns, values, self.notes, self.title)
+
+    def fitted(self, width: int) -> "Table":
+        """Leave out dispensable columns until no line is wider than a terminal; marks go, too."""
+        from rich.cells import cell_len
+
+        table = self
+        while max((column.dispensable for column in table.columns), default=0):
+            widths = [
+                max(map(cell_len, cells)) for cells in zip(table.headers, *table.rows, strict=True)
+            ]
+            if sum(widths) + 2 * len(widths) <= width:
+                break
+            place = max(range(len(widths)), key=lambda c: table.columns[c].dispensable)
+            table = replace(
+                table,
+                columns=[*table.columns[:place], *table.columns[place + 1 :]],
+                values=[[*row[:place], *row[place + 1 :]] for row in table.values],
+                marks={},
+            )
+        return table
 
     def is_bold(self, row: int, column: int) -> bool:
         """Tell whether a cell is set in bold."""
