@@ -306,15 +306,17 @@ def test_a_plan_needs_no_weights_and_names_the_next_step(tiny_reference: Path) -
     table = invoke("plan", tiny_reference)
     assert table.exit_code == 0, table.output
     assert "half: the paper's start" in " ".join(table.stdout.split())
-    assert table.stderr.strip() == f"next: inheritune plan {tiny_reference} 2"
-    detail = invoke("plan", tiny_reference, "3", "--tokens", "1B", "--device", "h100")
+    *rest, last = table.stderr.strip().splitlines()
+    assert rest == ["--all explains the figures."]
+    assert last == f"next: inheritune plan {tiny_reference} 2"
+    detail = invoke("plan", tiny_reference, "3", "--all", "--tokens", "1B")
     assert "num_hidden_layers 4 -> 3" in detail.stdout
     found = json.loads(invoke("plan", tiny_reference, "3", "--json").stdout)
     assert found["candidates"][0]["layers"] == 3
 
 
 def test_a_recipe_is_planned_too(recipe: Path) -> None:
-    result = invoke("plan", recipe)
+    result = invoke("plan", recipe, "--all")
     assert result.exit_code == 0, result.output
     assert "inherit, round 1" in result.stdout and "num_hidden_layers 4 -> 2" in result.stdout
     assert result.stderr.strip() == f"next: inheritune run {recipe}"

@@ -264,6 +264,9 @@ def plan(
     devices: int = 1,
     mfu: float = 0.4,
     rate: float | None = None,
+    parameters: int | str | None = None,
+    memory: int | str | None = None,
+    speed: float | str | None = None,
     runs: PathLike = "runs",
     progress: ProgressOption = True,
     **sections: Any,
@@ -281,6 +284,12 @@ def plan(
         devices: Number of devices.
         mfu: Share of the device's peak that training reaches, in (0, 1].
         rate: Dollars per hour of one device.
+        parameters: Show the cut with the most layers that has at most so many parameters, such as
+            ``"5B"``.
+        memory: The same for bytes of the weights and of the cache of ``seq_len`` tokens, such as
+            ``"8GB"`` (10^9) or ``"8GiB"`` (2^30).
+        speed: The same for a speed of so many times that of the reference, such as ``1.3``,
+            estimated from the FLOPs of a token.
         runs: Directory of runs, for a recipe.
         progress: True draws a bar, False is silent, a function is called with each event.
         **sections: Keys of the recipe that replace the file's, as for `derive`.
@@ -289,10 +298,11 @@ def plan(
         A table with a row for each cut (``candidates``), a cut in detail, or a recipe's plan.
 
     Raises:
-        RecipeError: There are no such layers, or the recipe is wrong.
+        RecipeError: There are no such layers, no safe cut reaches the goal, or the recipe is wrong.
     """
     from inheritune.model_files.in_memory import opened_model
     from inheritune.planning.candidates import Budget, list_candidates, plan_cut
+    from inheritune.planning.goal import goal_of, plan_goal
     from inheritune.planning.planned_reference import open_to_plan
     from inheritune.planning.recipe_plan import plan_recipe
     from inheritune.recipe.sections import is_recipe, recipe_with
@@ -300,11 +310,17 @@ def plan(
     from inheritune.system.devices import Speed, choose_device
 
     refuse_below(1, seq_len=seq_len)
-    speed = Speed(choose_device(device), devices, mfu, rate) if device else None
+    goal = goal_of(parameters, memory, speed)
+    if goal is not None and (layers is not None or is_recipe(what)):
+        raise RecipeError(
+            f"--{goal.name} chooses the layers of a model; layers or a recipe choose them, too.",
+            "Give one of the two.",
+        )
+    training_speed = Speed(choose_device(device), devices, mfu, rate) if device else None
     with call(progress), ExitStack() as stack:
         if is_recipe(what):
             recipe = recipe_with(what, sections).recipe  # type: ignore[arg-type]
-            return plan_recipe(recipe, Path(runs) / recipe.name, speed)
+            return plan_recipe(recipe, Path(runs) / recipe.name, training_speed)
         if sections:
             raise RecipeError(
                 f"plan has no setting {escape(', '.join(sections))} for a model.",
@@ -314,7 +330,11 @@ def plan(
             model = open_to_plan(os.fspath(what), revision)
         else:
             model = stack.enter_context(opened_model(what))  # type: ignore[arg-type]
-        budget = Budget(seq_len, None if tokens is None else amount_of_tokens(tokens), speed)
+        budget = Budget(
+            seq_len, None if tokens is None else amount_of_tokens(tokens), training_speed
+        )
+        if goal is not None:
+            return plan_goal(model, goal, budget)
         if layers is None:
             return list_candidates(model, budget)
         return plan_cut(model, str(layers), budget)

@@ -1,6 +1,6 @@
 """Define the commands on model directories: plan, inherit, verify, convert."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +28,7 @@ from inheritune.surgery.selection import FORMS, describe_selection
 
 _USUAL_MFU = 0.4
 _estimate = partial(typer.Option, rich_help_panel="Estimate")
+_goal = partial(typer.Option, rich_help_panel="Goal")
 
 ReferenceId = Annotated[
     str, typer.Argument(help="Hub id, model directory or embedded:demo.", autocompletion=models)
@@ -207,6 +208,19 @@ def plan(
         float, _estimate(help="Share of the device's peak FLOP/s that training reaches.")
     ] = _USUAL_MFU,
     rate: Annotated[float | None, _estimate(help="Dollars per hour of one device.")] = None,
+    parameters: Annotated[
+        str | None, _goal(help="The most layers with at most so many parameters, such as 5B.")
+    ] = None,
+    memory: Annotated[
+        str | None, _goal(help="With at most so many bytes of weights and cache, such as 8GB.")
+    ] = None,
+    speed: Annotated[
+        str | None,
+        _goal(help="With so many times the reference's speed (estimated), such as 1.3x."),
+    ] = None,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Also print what the figures are made of.")
+    ] = False,
     sets: Sets = None,
     scale: Scale = None,
     runs: Runs = DEFAULT_RUNS,
@@ -233,23 +247,26 @@ def plan(
             devices=devices,
             mfu=mfu,
             rate=rate,
+            parameters=parameters,
+            memory=memory,
+            speed=speed,
             runs=runs,
             progress=False,
         )
         if as_json:
             print_json(result.as_json())
             return
+        from inheritune.cli.plan_answers import answers, warnings
         from inheritune.cli.plan_text import candidates_table, cut_table, recipe_tables
         from inheritune.cli.terminal import show_table
         from inheritune.system.terminal import Terminal
 
         if isinstance(result, api.Candidates):
             tables = [candidates_table(result)]
-            half = max(1, result.layers // 2)
             next_step = command(
                 "plan",
                 source,
-                half,
+                result.proposed.layers,
                 revision=revision,
                 tokens=tokens,
                 seq_len=seq_len,
@@ -260,14 +277,22 @@ def plan(
             )
         elif isinstance(result, api.CutPlan):
             tables = [cut_table(result)]
-            next_step = command("inherit", source, layers, "OUT", revision=revision)
+            chosen = layers or result.candidate.layers
+            next_step = command("inherit", source, chosen, "OUT", revision=revision)
             if result.table.notes:
                 next_step = "download the weights of the reference, then plan again"
         else:
             tables = recipe_tables(result)
             next_step = command("run", source, set=sets, scale=scale, runs=runs)
+        terminal = Terminal()
+        for line in answers(result):
+            terminal.print(line)
         for table in tables:
-            show_table(Terminal(), table)
+            show_table(terminal, table if show_all else replace(table, notes=()))
+        if not show_all:
+            for line in warnings(result):
+                terminal.print(line)
+            say("--all explains the figures.")
         say(f"next: {next_step}")
 
 

@@ -12,6 +12,7 @@ from inheritune.planning.trainings import PlannedTraining
 from inheritune.reporting.quantities import (
     MISSING,
     amount,
+    counted,
     data_size,
     duration,
     epochs,
@@ -47,17 +48,18 @@ def cut_table(plan: CutPlan) -> Table:
     if len(files) > 5:
         files = [*files[:4], f"and {len(files) - 4} more"]
     notes = [
+        *([plan.goal] if plan.goal else []),
         *table.notes,
         f"kept: {describe_selection(plan.kept)} of {table.layers}; {candidate.cut.reason}",
-        f"copied: {data_size(candidate.counts.bytes)} in {_count(plan.ranges, 'byte range')}"
-        + _download(candidate.download_bytes),
+        f"copied: {data_size(candidate.counts.bytes)} in {counted(plan.ranges, 'byte range')}"
+        + download(candidate.download_bytes),
         f"written: {'; '.join(files)}",
         *_edit_notes(plan.edits),
     ]
     if plan.dropped_prediction:
         names = plan.dropped_prediction
         notes.append(
-            f"dropped: {_count(len(names), 'tensor')} of multi-token-prediction layers, such as "
+            f"dropped: {counted(len(names), 'tensor')} of multi-token-prediction layers, such as "
             f"{names[0]}: they read the output of the whole model."
         )
     if plan.needs_class:
@@ -75,7 +77,7 @@ def recipe_tables(plan: RecipePlan) -> list[Table]:
     """
     title = (
         f"{plan.name}: {plan.reference}, {plan.reference_layers} layers, "
-        f"{amount(plan.reference_params)} parameters{_download(plan.download_bytes)}"
+        f"{amount(plan.reference_params)} parameters{download(plan.download_bytes)}"
     )
     notes = recipe_notes(plan)
     hours = _hours_table(plan, notes)
@@ -94,13 +96,13 @@ def _table(plan: Candidates, notes: Sequence[str]) -> Table:
     fields: list[tuple[bool, Field]] = [
         (True, (Column("layers", show=exact), "layers")),
         (True, (Column("params", show=amount), "counts.params")),
-        (has_experts, (Column("active", show=amount), "counts.active")),
+        (has_experts, (Column("active", show=amount, dispensable=2), "counts.active")),
         (True, (Column("size", show=data_size), "counts.bytes")),
-        (downloads, (Column("to download", show=data_size), "download_bytes")),
-        (True, (Column("cache/token", show=data_size), "cache.bytes_per_token")),
-        (True, (Column("FLOPs/token", show=flops), "counts.flops_per_token")),
-        (training is not None, (Column("time", show=_time), "training")),
-        (is_priced, (Column("price", show=_money), "training")),
+        (downloads, (Column("to download", show=data_size, dispensable=3), "download_bytes")),
+        (True, (Column("cache/token", show=data_size, dispensable=4), "cache.bytes_per_token")),
+        (True, (Column("FLOPs/token", show=flops, dispensable=5), "counts.flops_per_token")),
+        (training is not None, (Column("time", show=hours_of), "training")),
+        (is_priced, (Column("price", show=dollars), "training")),
         (True, (Column("safe cut"), _verdict)),
     ]
     shown = [field for is_shown, field in fields if is_shown]
@@ -124,16 +126,16 @@ def _trainings_table(plan: RecipePlan, title: str, notes: Sequence[str]) -> Tabl
         (Column("training"), _name),
         (Column("layers", show=exact), "layers"),
         (Column("params", show=amount), "params"),
-        (Column("size", show=data_size), "bytes"),
+        (Column("size", show=data_size, dispensable=2), "bytes"),
         (Column("tokens", show=amount), "tokens"),
-        (Column("steps", show=exact), "steps"),
-        (Column("epochs", show=epochs), "epochs"),
-        (Column("FLOPs", show=flops), "flops"),
+        (Column("steps", show=exact, dispensable=4), "steps"),
+        (Column("epochs", show=epochs, dispensable=3), "epochs"),
+        (Column("FLOPs", show=flops, dispensable=5), "flops"),
     ]
     if plan.speed is not None:
-        fields.append((Column("time", show=_time), "price"))
+        fields.append((Column("time", show=hours_of), "price"))
     if plan.speed is not None and plan.speed.rate is not None:
-        fields.append((Column("price", show=_money), "price"))
+        fields.append((Column("price", show=dollars), "price"))
     return Table.of("trainings", plan.trainings, fields, notes, title)
 
 
@@ -143,7 +145,12 @@ def _hours_table(plan: RecipePlan, notes: Sequence[str]) -> Table | None:
         return None
     costs = [(_name(training), training.flops) for training in plan.trainings]
     columns = [Column("one device alone")]
-    columns += [Column(speed.device.name, show=_time) for speed in plan.usual_speeds]
+    columns += [
+        Column(
+            speed.device.name, show=hours_of, dispensable=int(speed is not plan.usual_speeds[-1])
+        )
+        for speed in plan.usual_speeds
+    ]
     values = [
         [name, *(speed.price(cost) for speed in plan.usual_speeds)]
         for name, cost in [*costs, ("together", plan.flops)]
@@ -168,7 +175,7 @@ def _size_notes(plan: Candidates) -> list[str]:
         f"layers: {plan.pattern}.",
     ]
     if plan.dropped_prediction:
-        tensors = _count(plan.dropped_prediction, "tensor")
+        tensors = counted(plan.dropped_prediction, "tensor")
         notes.append(f"{tensors} of multi-token-prediction layers would be dropped.")
     return notes
 
@@ -210,9 +217,9 @@ def _speed_note(speed: Speed) -> str:
 def recipe_notes(plan: RecipePlan) -> list[str]:
     """Explain a recipe's plan: rounds, cost, memory, disk, config edits, assumptions."""
     memory, disk, price = plan.memory, plan.disk, plan.price
-    together = "" if price is None else f", {_time(price)}"
+    together = "" if price is None else f", {hours_of(price)}"
     if price is not None and price.dollars is not None:
-        together += f", {_money(price)}"
+        together += f", {dollars(price)}"
     parts = ", ".join(f"{part} {data_size(size)}" for part, size in asdict(memory).items() if size)
     places = ", ".join(f"{name} {data_size(size)}" for name, size in disk.items())
     disk_total = sum(size for size in disk.values() if size is not None)
@@ -264,17 +271,16 @@ def _short(value: Any) -> str:
     return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}…"
 
 
-def _download(size: int) -> str:
+def download(size: int) -> str:
+    """Add what is still to be downloaded, if anything is."""
     return f", {data_size(size)} to download" if size else ""
 
 
-def _time(price: Price | None) -> str:
+def hours_of(price: Price | None) -> str:
+    """Format the wall-clock time of a training."""
     return MISSING if price is None else duration(price.hours * 3600)
 
 
-def _money(price: Price | None) -> str:
+def dollars(price: Price | None) -> str:
+    """Format what the devices cost; a dash without a rate."""
     return MISSING if price is None or price.dollars is None else f"${price.dollars:,.2f}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

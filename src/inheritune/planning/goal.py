@@ -1,51 +1,69 @@
 """Find the number of layers with which a reference is as small or as fast as asked for."""
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from inheritune.errors import RecipeError
+from inheritune.errors import RecipeError, escape
 from inheritune.model_files.directory import ModelDirectory
-from inheritune.planning.candidates import Budget, Candidate, every_candidate
+from inheritune.planning.candidates import (
+    Budget,
+    Candidate,
+    CutPlan,
+    every_candidate,
+    plan_cut,
+)
+from inheritune.recipe.values import amount_of_bytes, amount_of_tokens
 from inheritune.reporting.quantities import amount, counted, data_size
+
 
 @dataclass(frozen=True)
 class Goal:
-    """What the target must reach; one of three is given."""
+    """What the target must reach."""
 
-    parameters: int | None = None  # at most so many parameters
-    memory: int | None = None  # at most so many bytes: weights and the cache of `seq_len` tokens
-    speed: float | None = None  # at least so many times the reference's tokens per second
-
-    def __post_init__(self) -> None:
-        """Refuse several goals, and a speed that is none."""
-        given = [name for name, value in vars(self).items() if value is not None]
-        if len(given) != 1:
-            raise RecipeError(
-                f"{' and '.join(f'--{name}' for name in given)} are several goals.",
-                "Name one; the number of layers follows from it.",
-            )
-        if self.speed is not None and not 1 < self.speed < 10**6:
-            raise RecipeError(
-                f"--speed {self.speed:g} is not above 1.",
-                "Write how many times as fast as the reference: 1.3x.",
-            )
+    name: str  # "parameters" or "memory", at most; "speed", at least
+    amount: float  # parameters; bytes; or times the reference's tokens per second
 
 
-@dataclass(frozen=True)
-class Reached:
-    """The cut that a goal leads to."""
+def goal_of(
+    parameters: int | str | None, memory: int | str | None, speed: float | str | None
+) -> Goal | None:
+    """Read the one goal that is given; None: none is.
 
-    layers: int
-    sentence: str  # what it reaches, in words
+    Raises:
+        RecipeError: Several are given, or one is no amount.
+    """
+    values = {"parameters": parameters, "memory": memory, "speed": speed}
+    given = [name for name, value in values.items() if value is not None]
+    if len(given) > 1:
+        raise RecipeError(
+            f"{' and '.join(f'--{name}' for name in given)} are {len(given)} goals.",
+            "Name one; the number of layers follows from it.",
+        )
+    if parameters is not None:
+        return Goal("parameters", amount_of_tokens(parameters, "--parameters"))
+    if memory is not None:
+        return Goal("memory", amount_of_bytes(memory, "--memory"))
+    return None if speed is None else Goal("speed", _factor(speed))
 
 
-def layers_for_goal(reference: ModelDirectory, goal: Goal, budget: Budget = Budget()) -> Reached:
-    """Find the most layers, a safe cut of the first ones, that reach a goal.
+def _factor(speed: float | str) -> float:
+    text = str(speed).strip().removesuffix("x")
+    factor = float(text) if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text) else 0.0
+    if factor <= 1:
+        raise RecipeError(
+            f"--speed {escape(repr(speed), 60)} is no factor above 1.",
+            "Write how many times as fast as the reference, like 1.3x.",
+        )
+    return factor
 
-    Parameters and bytes are those of the target's files. The cache is that of `Budget.seq_len`
-    tokens of one sequence. The speed is estimated by the FLOPs of a token, FLOPs of the reference
-    / FLOPs of the target: what is not computed takes no time. Generating one sequence is bound by
-    the bytes that are read instead, which shrink alike; `evaluate --speed` measures it.
+
+def plan_goal(reference: ModelDirectory, goal: Goal, budget: Budget) -> CutPlan:
+    """Plan the cut with the most of the first layers that reaches a goal and is safe.
+
+    Parameters and bytes are those of the target's files. The cache is that of one sequence of
+    `Budget.seq_len` tokens. The speed is estimated: FLOPs of a token of the reference / FLOPs of a
+    token of the target. `evaluate --speed` measures it.
 
     Raises:
         RecipeError: No safe cut reaches the goal, or the whole reference does.
@@ -69,8 +87,10 @@ def layers_for_goal(reference: ModelDirectory, goal: Goal, budget: Budget = Budg
             f"Ask for that or more, or look at all cuts: inheritune plan {name}",
         )
     layers = smaller[-1].layers
-    kept = f"the first {layers} of {table.layers} layers have {measure.text(smaller[-1])}"
-    return Reached(layers, f"{kept}, all have {measure.text(whole)}")
+    text = f"the most layers for that: {layers} have {measure.text(smaller[-1])}"
+    next_cut = next(c for c in table.candidates if c.layers > layers and c.cut.is_safe)
+    text += f", {next_cut.layers} have {measure.text(next_cut)}"
+    return replace(plan_cut(reference, str(layers), budget), goal=text)
 
 
 @dataclass(frozen=True)
@@ -83,21 +103,21 @@ class _Measure:
 
 
 def _measure(goal: Goal, whole: Candidate, seq_len: int) -> _Measure:
-    if goal.parameters is not None:
+    if goal.name == "parameters":
         return _Measure(
-            goal.parameters,
+            goal.amount,
             lambda c: c.counts.params,
             lambda c: f"{amount(c.counts.params)} parameters",
         )
-    if goal.memory is not None:
+    if goal.name == "memory":
         return _Measure(
-            goal.memory,
+            goal.amount,
             lambda c: c.bytes_in_use(seq_len),
             lambda c: f"{data_size(c.bytes_in_use(seq_len))} with a cache of {seq_len:,} tokens",
         )
     full = whole.counts.flops_per_token
     return _Measure(
-        full / (goal.speed or 1.0),
+        full / goal.amount,
         lambda c: c.counts.flops_per_token,
         lambda c: f"about {full / c.counts.flops_per_token:.2f}x the speed of the reference",
     )

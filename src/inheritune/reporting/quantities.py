@@ -112,3 +112,8 @@ def _with_unit(value: float, units: Sequence[str]) -> str:
 
 def _three_digits(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number with its noun: ``1 layer``, ``1,200 layers``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,87 @@
+"""Answer what a user asks of a plan first: what, how long, how much, does it fit."""
+
+from inheritune.cli.plan_text import dollars, download, hours_of
+from inheritune.planning.candidates import Candidate, Candidates, CutPlan
+from inheritune.planning.recipe_plan import RecipePlan
+from inheritune.reporting.quantities import MISSING, amount, counted, data_size, flops, money
+from inheritune.surgery.selection import describe_selection
+from inheritune.system.devices import Speed
+
+_QUESTIONS = ("what", "time", "cost", "fits")
+# fp32 weights and gradients, and AdamW's two moments (`planning.memory.estimate_memory`).
+_BYTES_PER_PARAMETER = 16
+
+
+def answers(plan: Candidates | CutPlan | RecipePlan) -> list[str]:
+    """Answer the first questions, a line each: what, how long, how much, does it fit."""
+    if isinstance(plan, RecipePlan):
+        lines = _recipe_answers(plan)
+    elif isinstance(plan, CutPlan):
+        lines = _cut_answers(plan.table, plan.candidate, describe_selection(plan.kept))
+    else:
+        lines = _cut_answers(plan, plan.proposed, f"proposed: {plan.proposed.layers}")
+    return [f"{label + ':':6}{text}" for label, text in zip(_QUESTIONS, lines, strict=True)]
+
+
+def _cut_answers(plan: Candidates, candidate: Candidate, layers: str) -> list[str]:
+    counts, whole = candidate.counts, plan.layers
+    price, speed = candidate.training, plan.budget.speed
+    if price is None or speed is None:
+        time = (
+            f"{flops(counts.flops_per_token)} FLOPs per training token; hours: --tokens, --device"
+        )
+    else:
+        time = f"{hours_of(price)} for {amount(plan.budget.tokens)} tokens on {_devices(speed)}"
+    paid = "" if price is None or price.dollars is None else f", {dollars(price)}"
+    training = _BYTES_PER_PARAMETER * counts.params
+    return [
+        f"{layers} of {whole} layers: {amount(counts.params)} parameters",
+        time,
+        f"{data_size(counts.bytes)} on disk{download(candidate.download_bytes)}{paid}",
+        f"{data_size(candidate.bytes_in_use(plan.seq_len))} to use, {data_size(training)} + "
+        f"activations to train{_verdict_on_memory(training, speed)}",
+    ]
+
+
+def _recipe_answers(plan: RecipePlan) -> list[str]:
+    tokens = sum(training.tokens for training in plan.trainings)
+    if plan.price is not None and plan.speed is not None:
+        time = f"{hours_of(plan.price)} on {_devices(plan.speed)}"
+    else:
+        times = [
+            f"{hours_of(s.price(plan.flops))} on one {s.device.name}" for s in plan.usual_speeds
+        ]
+        time = f"{times[0]}, {times[-1]}"
+    paid = dollars(plan.price) if plan.price is not None else MISSING
+    if plan.cost is not None:
+        paid = f"{money(plan.cost)} {plan.currency}"
+    disk = sum(size for size in plan.disk.values() if size is not None)
+    return [
+        f"{counted(len(plan.trainings), 'training')}, {amount(tokens)} tokens together",
+        time,
+        f"{data_size(disk)} on disk" + (f", {paid}" if paid != MISSING else ""),
+        f"{data_size(plan.memory.total)} for the largest training"
+        + _verdict_on_memory(plan.memory.total, plan.speed),
+    ]
+
+
+def _devices(speed: Speed) -> str:
+    return f"{speed.count} x {speed.device.title}" if speed.count > 1 else speed.device.title
+
+
+def _verdict_on_memory(needed: int, speed: Speed | None) -> str:
+    """Compare bytes with the memory of the named devices, over which a training is sharded."""
+    if speed is None or speed.device.memory_bytes is None:
+        return ""
+    room = speed.device.memory_bytes * speed.count
+    verdict = "fits" if needed <= room else "does not fit"
+    return f": {verdict} in {data_size(room)}"
+
+
+def warnings(plan: Candidates | CutPlan | RecipePlan) -> list[str]:
+    """List what may surprise, which is said even where the figures are not explained."""
+    if isinstance(plan, RecipePlan):
+        return [f"rounds: {plan.growth}.", *plan.notes]
+    if isinstance(plan, CutPlan):
+        return [*([plan.goal] if plan.goal else []), *plan.table.notes]
+    return list(plan.notes)
