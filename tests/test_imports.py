@@ -41,6 +41,10 @@ WORKING = {
 SHOWN = {
     "inheritune.cli.model": {"inheritune.surgery.selection"},  # the grammar of layers, for help
     "inheritune.cli.doctor": {"inheritune.training.hardware"},  # flags of the processor
+    "inheritune.cli.plan_answers": {
+        *("inheritune.surgery.selection", "inheritune.planning.candidates"),
+        "inheritune.planning.recipe_plan",
+    },
     "inheritune.cli.plan_text": {
         *("inheritune.model_files.config", "inheritune.surgery.selection"),
         *("inheritune.planning.candidates", "inheritune.planning.memory"),
