@@ -77,6 +77,32 @@ def test_cards_licences_and_other_splits_beside_rows_are_no_text(tmp_path):
     assert left_out(str(tmp_path)) == sorted([*others, "data/test-00000-of-1.parquet"])
 
 
+def test_code_is_text_beside_a_smaller_table_and_settings_which_are_left_out(tmp_path):
+    code = "".join(f"value_{number} = {number}\n" for number in range(99))
+    (tmp_path / "main.py").write_text(code)
+    (tmp_path / "README.md").write_text("A program.")
+    (tmp_path / "train.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "commands.json").write_text('[{"command": "cc"}]')
+    (tmp_path / "package.json").write_text('{\n "name": "a"\n}')
+    assert texts(tmp_path) == ["A program.", code]
+    assert left_out(str(tmp_path)) == ["commands.json", "package.json", "train.csv"]
+
+
+def test_a_few_rows_of_json_beside_much_prose_are_text_and_so_is_the_prose(tmp_path):
+    (tmp_path / "a.txt").write_text("word " * 1000)
+    (tmp_path / "b.jsonl").write_text('{"text": "hello"}')
+    assert texts(tmp_path) == ["word " * 1000, "hello"]
+
+
+def test_code_beside_rows_that_are_the_bulk_or_in_the_folder_of_a_data_set_is_no_text(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "hello"}')
+    (tmp_path / "load.py").write_text("pass")
+    assert texts(tmp_path) == ["hello"]
+    (tmp_path / "load.py").write_text("pass\n" * 99)
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    assert texts(tmp_path) == ["hello"]
+
+
 def test_a_folder_that_save_to_disk_wrote_is_read(tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(tmp_path / "a", num_shards=3)

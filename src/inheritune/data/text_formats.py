@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -43,6 +44,8 @@ _METADATA = (
     "dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "SHA256SUMS",
     "MD5SUMS", "checksums.*", "_SUCCESS", "cache-*.arrow",
 )  # fmt: skip
+_OF_DATA_SETS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json")
+_CARDS = ("README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "CITATION")
 _SPLIT = re.compile(r"(?:^|[/_.-])(train|test|validation|valid|val|dev|eval)(?=[/_.-])")
 
 
@@ -59,17 +62,37 @@ def format_of(name: str) -> TextFormat:
 def taken_from_folder(root: Path, files: list[Path]) -> list[Path]:
     """Choose what of a folder is text.
 
-    Metadata are left out. Where files of rows are found, cards, licences and all else beside them
-    are left out too, and so are the other splits where one is called train.
+    Metadata are left out. In the folder of a data set only rows are text, of the split train where
+    there is one. A folder is one if metadata of a data set lie in it, or if its files of rows have
+    at least as many bytes as its other text. In all others, such as a repository of code, tables
+    and ``.json`` files are left out: they are fixtures and settings.
     """
-    files = [path for path in files if not any(fnmatch(path.name, rule) for rule in _METADATA)]
-    rows = [path for path in files if format_of(path.name) in _ROWS and not is_one_object(path)]
+    texts = [path for path in files if not any(fnmatch(path.name, rule) for rule in _METADATA)]
+    rows = [path for path in texts if format_of(path.name) in _ROWS and not is_one_object(path)]
     if not rows:
-        return files
+        return texts
+    is_data_set = any(path.name in _OF_DATA_SETS for path in files)
+    if not is_data_set and _bytes(rows) < _bytes(path for path in texts if _is_other_text(path)):
+        return [path for path in texts if format_of(path.name) not in (TABLE, JSON)]
     splits = {path: _SPLIT.findall(path.relative_to(root).as_posix()) for path in rows}
     if any("train" in names for names in splits.values()):
         rows = [path for path in rows if not splits[path] or "train" in splits[path]]
     return rows
+
+
+def _is_other_text(path: Path) -> bool:
+    """Whether a file is code or prose, and not the card or licence of a data set."""
+    if format_of(path.name) not in (PROSE, TEXT) or not path.is_file():
+        return False
+    if path.name.upper().startswith(_CARDS):
+        return False
+    with path.open("rb") as stream:
+        head = stream.read(4096)
+    return no_text(head) is None and b"\0" not in head
+
+
+def _bytes(paths: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def is_one_object(path: Path) -> bool:

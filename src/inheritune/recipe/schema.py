@@ -114,9 +114,9 @@ class Data(RecipeSection):
     """Text for training and validation."""
 
     source: str | list[str] | list[TextSource]
-    """A Hub dataset; local files, globs or folders of text, .jsonl (also .gz, .zst, .bz2, .lz4) or
-    .parquet; stdlib (Python's standard library) or stdlib+tests; or a list of mappings {source,
-    weight}."""
+    """A Hub dataset; local files, globs or folders of plain text, .parquet, .arrow, or .jsonl,
+    .json, .csv or .tsv (these also as .gz, .zst, .bz2, .lz4 or .xz); stdlib (Python's standard
+    library) or stdlib+tests; or a list of mappings {source, weight}."""
     config: str | None = None
     """Configuration of a Hub dataset, such as sample-10BT."""
     split: str | None = None
