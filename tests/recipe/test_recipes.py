@@ -79,3 +79,29 @@ def test_demo_distillation_stores_the_logits_once(tmp_path: Path) -> None:
     (store,) = (tmp_path / "run" / "reference" / "logits").iterdir()
     assert store.name.startswith("top-32-")
     assert rows["kd-inherit"].val_loss < rows["kd"].val_loss
+
+
+@pytest.mark.slow  # with `make recipes`
+def test_depth_pruning_trains_every_published_way_beside_its_controls(tmp_path: Path) -> None:
+    sets = [
+        "reference.train=null",
+        "reference.model=embedded:demo",
+        "inherit.layers=6",
+        "variants.boomerang.layers=5",
+        "data.source=stdlib",
+        "data.val_source=null",
+        "data.val_sample=null",
+        "seeds=[0]",
+        "evaluate.gains=false",
+    ]
+    file = small("depth-pruning", *sets)
+    record = execute(file, tmp_path / "run").record.as_json()
+    assert record["status"] == "done"
+    variants = {variant["name"]: variant for variant in record["summary"]["variants"]}
+    assert variants.keys() >= file.recipe.variants.keys() - {"inherit"}
+    assert {v["layers"] for n, v in variants.items() if n not in UNEQUAL} == {6}
+    assert (variants["boomerang"]["layers"], variants["reference-trained"]["layers"]) == (5, 8)
+    assert (tmp_path / "run" / "report" / "index.html").is_file()
+
+
+UNEQUAL = ("boomerang", "reference-trained")
