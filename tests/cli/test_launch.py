@@ -313,7 +313,6 @@ def test_plain_torchrun_works_and_a_refusal_ends_all_processes(
     uneven = [*command, "--set", "train.batch_tokens=64", "--set", "train.micro_batch=4"]
     done = subprocess.run(uneven, capture_output=True, text=True, env=environment(), timeout=120)
     assert done.returncode == 1  # torchrun's own
-    assert record(tmp_path)["exit_code"] == 2
     assert "x processes = 128" in done.stderr
     assert done.stderr.count("error: train.batch_tokens 64 is not") == 1
-    assert not (tmp_path / "tiny" / "tokens").exists()
+    assert not (tmp_path / "tiny").exists()

@@ -315,7 +315,7 @@ def test_a_malformed_parquet_file_is_named_or_skipped(tmp_path, what):
     path = write_parquet(tmp_path / "a.parquet", [story(i) for i in range(40)])
     MALFORMED[what](path)
     assert f"cannot read {path}: pyarrow says: " in error_of(read_all, tmp_path)
-    (tmp_path / "b.txt").write_text("fine")
+    (tmp_path / "b.jsonl").write_text('{"text": "fine"}')
     assert [d.text for d in read_all(tmp_path, max_bad_rows=1)] == ["fine"]
 
 

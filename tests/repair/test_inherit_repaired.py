@@ -193,7 +193,7 @@ def test_a_repair_without_text_or_with_too_little_is_refused(gpt2, tiny_text, tm
     done = invoke(gpt2, 2, tmp_path / "out", "--repair", "linear")
     assert done.exit_code == 2 and "needs text to fit on" in done.stderr
     done = invoke(gpt2, 2, tmp_path / "out", "--text", tiny_text)
-    assert done.exit_code == 2 and "for a repair only" in done.stderr
+    assert done.exit_code == 2 and "text is for a repair" in done.stderr
     with pytest.raises(DataError, match="has 71 windows of 128 tokens, 781 are asked") as error:
         inheritune.inherit(
             gpt2, 2, tmp_path / "out", repair="linear", text=tiny_text, repair_tokens="100K",

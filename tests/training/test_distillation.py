@@ -784,3 +784,14 @@ def test_more_ids_than_there_are_cannot_be_kept(
     target = {"start": "inherit", "distill": {"top_k": 400}}
     with pytest.raises(RecipeError, match=r"variants\.target\.distill\.top_k is 400"):
         execute(recipe_of(tiny_reference, tiny_text, target=target), tmp_path / "tiny")
+
+
+def test_the_proofs_hold_for_samples_longer_than_the_tokens_that_are_proven(
+    plain: Settings,
+) -> None:
+    samples = SAMPLES[:1].repeat(1, 200)[:, :150]
+    for source in (
+        FrozenReference(llama(1, 1), plain, 1.0),
+        StoredDistribution(TopK.of(torch.randn(149, 320), 5), 320),
+    ):
+        make_objective(llama(0, 1), Distillation(source, 0.6), samples)

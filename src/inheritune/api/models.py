@@ -103,7 +103,7 @@ def inherit(
         raise RecipeError("a repair needs text to fit on.", "Give both --repair and --text.")
     if text is not None and repair == "none" and not by_scores:
         raise RecipeError(
-            "text is there for a repair, or for ways that choose by scores, only.",
+            "text is for a repair, or for a way that chooses layers by scores.",
             "Give both --repair and --text, or neither.",
         )
     is_whole = by_scores and text is not None

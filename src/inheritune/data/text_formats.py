@@ -70,7 +70,7 @@ def taken_from_folder(root: Path, files: list[Path]) -> list[Path]:
     texts = [path for path in files if not any(fnmatch(path.name, rule) for rule in _METADATA)]
     rows = [path for path in texts if format_of(path.name) in _ROWS and not is_one_object(path)]
     if not rows:
-        return texts
+        return [path for path in texts if not is_one_object(path)] or texts
     is_data_set = any(path.name in _OF_DATA_SETS for path in files)
     if not is_data_set and _bytes(rows) < _bytes(path for path in texts if _is_other_text(path)):
         return [path for path in texts if format_of(path.name) not in (TABLE, JSON)]

@@ -98,8 +98,8 @@ class LazyLogits:
     def chunks(self) -> list[slice]:
         """Divide the tokens so that the logits of a part fit into memory."""
         columns = self.hidden.shape[1] if self.weight is None else self.weight.shape[0]
-        each = max(1, _CHUNK_LOGITS // columns)
-        return [slice(first, first + each) for first in range(0, len(self.hidden), each)]
+        each, end = max(1, _CHUNK_LOGITS // columns), len(self.hidden)
+        return [slice(first, min(first + each, end)) for first in range(0, end, each)]
 
     def cast(self) -> "LazyLogits":
         """Return the same with the head in the precision of the states."""
