@@ -1,6 +1,7 @@
 """Find the number of layers with which a reference is as small or as fast as asked for."""
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -73,18 +74,18 @@ def plan_goal(reference: ModelDirectory, goal: Goal, budget: Budget) -> CutPlan:
     measure = _measure(goal, whole, table.seq_len)
     safe = [candidate for candidate in cuts if candidate.cut.is_safe]
     smaller = [candidate for candidate in safe if measure.value(candidate) <= measure.limit]
-    name = reference.name
+    name, quoted = reference.name, shlex.quote(reference.name)
     if measure.value(whole) <= measure.limit:
         raise RecipeError(
             f"{name} itself has {measure.text(whole)}: nothing has to be left out.",
-            f"Ask for less, or choose among all cuts: inheritune plan {name}",
+            f"Ask for less, or choose among all cuts: inheritune plan {quoted}",
         )
     if not smaller:
         nearest = safe[0] if safe else whole
         raise RecipeError(
             f"no safe cut of {name} reaches that: {counted(nearest.layers, 'layer')} of "
             f"{table.layers} still has {measure.text(nearest)}.",
-            f"Ask for that or more, or look at all cuts: inheritune plan {name}",
+            f"Ask for that or more, or look at all cuts: inheritune plan {quoted}",
         )
     layers = smaller[-1].layers
     text = f"the most layers for that: {layers} have {measure.text(smaller[-1])}"

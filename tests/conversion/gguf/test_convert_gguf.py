@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import inheritune as it
+from inheritune.conversion.gguf import container as container_module
+from inheritune.conversion.gguf import convert as convert_module
 from inheritune.conversion.gguf import tensors, weights
 from inheritune.conversion.gguf.convert import convert_gguf
 from inheritune.errors import MissingExtraError, RecipeError, SourceError, UnsupportedModelError
@@ -225,6 +227,28 @@ def test_another_model_s_config_is_refused(make, tmp_path, fields, match):
     file = make()
     config_of(tmp_path / "model", **fields)
     refused(file, match, config_from=str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"llama__attention__head_count_kv": 0}, "head_count_kv is 0"),
+        ({"llama__attention__head_count_kv": -1.0}, "head_count_kv is -1"),
+        ({"llama__block_count": 2**31 - 1}, "2,147,483,647 layers, but has"),
+        ({"llama__rope__dimension_count": 2**31 - 2}, "a head is 8 wide"),
+        ({"llama__rope__freq_base": 0.0}, "freq_base is 0"),
+        ({"llama__rope__freq_base": -3.0}, "freq_base is -3"),
+        ({"llama__rope__scaling__type": "linear"}, "the rope scaling linear"),
+    ],
+)
+def test_numbers_that_no_model_can_have_are_refused(make, changes, match):
+    refused(make(**changes), match)
+
+
+def test_heads_are_those_of_the_file_where_the_source_model_leaves_its_default_out(make, tmp_path):
+    heads = {"llama__attention__head_count_kv": 8, "llama__attention__head_count": 4}
+    container = container_module.read_container(make(**heads))
+    assert convert_module._heads(container) == (4, 8)
 
 
 def test_another_model_s_tokenizer_is_refused(make, tmp_path):

@@ -60,11 +60,17 @@ def rebuild_config(
     counts = {key for key in architecture.fields if not key.startswith("attention.layer_norm")}
     for key, name in architecture.fields.items():
         default = [config["num_attention_heads"]] if key == "attention.head_count_kv" else []
-        is_count = key in counts and key.partition(".")[0] in _COUNTED
+        is_count = key in counts and key in _COUNTED
         config[name] = (metadata.count if is_count else metadata.number)(key, *default)
     for key, name in architecture.optional.items():
         if (value := metadata.number(key, None)) is not None:
             config[name] = value
+    if metadata.count("block_count") > len(container.tensors):
+        raise SourceError(
+            f"{container.path} says that it has {metadata.count('block_count'):,} layers, but has "
+            f"{len(container.tensors):,} tensors.",
+            "Download the file again.",
+        )
     config |= architecture.constants
     for tensor, flag in architecture.biases.items():
         config[flag] = f"blk.0.{tensor}" in container.tensors
@@ -85,7 +91,7 @@ def rebuild_config(
 _COUNTED = {
     *("context_length", "embedding_length", "block_count", "feed_forward_length"),
     *("expert_count", "expert_used_count", "expert_feed_forward_length"),
-    "expert_shared_feed_forward_length",
+    *("expert_shared_feed_forward_length", "attention.head_count_kv"),
 }
 
 

@@ -78,7 +78,7 @@ def convert_gguf(
     container, dropped = _without_copied_head(container)
     quantisation = quantisation_of(container)
     config, dropped = _config(container, architecture, config_from, dropped)
-    heads, kv_heads = _heads(config)
+    heads, kv_heads = _heads(container)
     pieces = pieces_of(container, architecture, heads, kv_heads)
     target_dtype = DTYPES[dtype] if dtype else narrowest_dtype(container, pieces)
     config["dtype"] = torch_name(target_dtype)
@@ -149,9 +149,11 @@ def _config(
     return config, dropped
 
 
-def _heads(config: Mapping[str, Any]) -> tuple[int, int]:
-    heads = int(config.get("num_attention_heads") or config["n_head"])
-    return heads, int(config.get("num_key_value_heads") or heads)
+def _heads(container: Container) -> tuple[int, int]:
+    """Read the heads from the file: a config of the source model may leave its defaults out."""
+    key = f"{container.architecture}.attention.head_count"
+    heads = int(container.metadata[key])
+    return heads, int(container.metadata.get(f"{key}_kv", heads))
 
 
 def _without_copied_head(container: Container) -> tuple[Container, dict[str, str]]:

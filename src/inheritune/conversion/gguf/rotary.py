@@ -35,8 +35,14 @@ def rope_parameters(metadata: Metadata, head_dim: int, factors: FactorReader) ->
         SourceError: The scaling is of a kind that cannot be told from the file.
     """
     base = float(metadata.number("rope.freq_base", _BASE))
+    if base <= 0:
+        raise SourceError(f"rope.freq_base is {base:g}, not above 0.", CONFIG_FROM)
     parameters: dict[str, Any] = {"rope_theta": base, "rope_type": "default"}
     rotated = metadata.count("rope.dimension_count", head_dim)
+    if rotated > head_dim:
+        raise SourceError(
+            f"rope.dimension_count is {rotated:,}, but a head is {head_dim:,} wide.", CONFIG_FROM
+        )
     if rotated != head_dim:
         parameters["partial_rotary_factor"] = rotated / head_dim
     frequencies = [factor for factor in factors("rope_freqs.weight") or [] if factor != 1]
@@ -60,7 +66,7 @@ def _scaling(metadata: Metadata, rope_type: str) -> dict[str, Any]:
         attention = metadata.number("rope.scaling.attn_factor", None)
         extra = {} if attention is None else {"attention_factor": attention}
         return extra | {"original_max_position_embeddings": original}
-    if kind == "linear" or (kind == "none" and factor not in (None, 0, 1)):
+    if (kind == "linear" and factor) or (kind == "none" and factor not in (None, 0, 1)):
         return {"rope_type": "linear", "factor": float(factor)}
     if kind == "yarn" and factor and original:
         parameters = {"rope_type": "yarn", "factor": float(factor)}
