@@ -59,6 +59,8 @@ def test_a_speed_is_the_ratio_of_flops(reference):
         ({"speed": 10**7}, "no factor above 1"),
         ({"speed": 2, "memory": "1GB"}, "2 goals"),
         ({"speed": 2, "layers": 1}, "Give one of the two"),
+        ({"rate": 2.5}, "--rate is of a device"),
+        ({"devices": 8}, "--devices is of a device"),
     ],
 )
 def test_a_goal_that_is_none_or_out_of_reach_is_refused(reference, goal, words):

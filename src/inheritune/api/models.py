@@ -316,6 +316,11 @@ def plan(
             f"--{goal.name} chooses the layers of a model; layers or a recipe choose them, too.",
             "Give one of the two.",
         )
+    if device is None and (rate is not None or devices != 1):
+        raise RecipeError(
+            f"--{'devices' if rate is None else 'rate'} is of a device, and none is named.",
+            "Name it, such as --device h100.",
+        )
     training_speed = Speed(choose_device(device), devices, mfu, rate) if device else None
     with call(progress), ExitStack() as stack:
         if is_recipe(what):

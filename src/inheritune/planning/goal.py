@@ -1,7 +1,6 @@
 """Find the number of layers with which a reference is as small or as fast as asked for."""
 
 import re
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -74,22 +73,22 @@ def plan_goal(reference: ModelDirectory, goal: Goal, budget: Budget) -> CutPlan:
     measure = _measure(goal, whole, table.seq_len)
     safe = [candidate for candidate in cuts if candidate.cut.is_safe]
     smaller = [candidate for candidate in safe if measure.value(candidate) <= measure.limit]
-    name, quoted = reference.name, shlex.quote(reference.name)
+    name = reference.name
     if measure.value(whole) <= measure.limit:
         raise RecipeError(
             f"{name} itself has {measure.text(whole)}: nothing has to be left out.",
-            f"Ask for less, or choose among all cuts: inheritune plan {quoted}",
+            "Ask for less, or plan without a goal, which shows all cuts.",
         )
     if not smaller:
         nearest = safe[0] if safe else whole
         raise RecipeError(
             f"no safe cut of {name} reaches that: {counted(nearest.layers, 'layer')} of "
             f"{table.layers} still has {measure.text(nearest)}.",
-            f"Ask for that or more, or look at all cuts: inheritune plan {quoted}",
+            "Ask for that or more, or plan without a goal, which shows all cuts.",
         )
     layers = smaller[-1].layers
     text = f"the most layers for that: {layers} have {measure.text(smaller[-1])}"
-    next_cut = next(c for c in table.candidates if c.layers > layers and c.cut.is_safe)
+    next_cut = next((c for c in cuts if c.layers > layers and c.cut.is_safe), whole)
     text += f", {next_cut.layers} have {measure.text(next_cut)}"
     return replace(plan_cut(reference, str(layers), budget), goal=text)
 
