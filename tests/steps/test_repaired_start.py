@@ -207,6 +207,21 @@ def test_too_few_training_tokens_are_refused(gpt2, tiny_text, tmp_path):
     assert not Run(tmp_path / "run").target.exists()
 
 
+def test_too_few_tokens_for_the_repair_of_a_control_are_refused_before_a_training(
+    gpt2, tiny_text, tmp_path
+):
+    inherit = REPAIRED | {"repair": "none", "repair_tokens": 10**6}
+    with pytest.raises(DataError, match="windows of 16 tokens, 62500 are asked for"):
+        execute(recipe_of(gpt2, tiny_text, inherit=inherit), tmp_path / "run")
+    assert not (tmp_path / "run" / "variants").exists()
+
+
+def test_a_repair_on_a_single_window_is_refused_by_the_recipe(gpt2, tiny_text):
+    with pytest.raises(ValidationError, match=r"needs two windows of train\.seq_len tokens: 32"):
+        recipe_of(gpt2, tiny_text, inherit=REPAIRED | {"repair_tokens": 31})
+    recipe_of(gpt2, tiny_text, inherit=REPAIRED | {"repair_tokens": 32})
+
+
 @pytest.mark.parametrize(
     ("sections", "problem"),
     [

@@ -36,10 +36,10 @@ def calibration_windows(
     available = max(0, (ids - 1) // seq_len)
     if count > available:
         raise DataError(
-            f"the calibration text has {available} windows of {seq_len} tokens, {count} are asked "
-            "for.",
+            f"the calibration text has {available} window{'s' * (available != 1)} of {seq_len} "
+            f"tokens, {count} are asked for.",
             f"Give more text, or ask for {available * seq_len} tokens."
-            if available
+            if available > 1  # a repair needs two
             else "Give more text.",
         )
     chosen = sample_ids(0, count, available, seed, epoch=0)

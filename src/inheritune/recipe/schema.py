@@ -367,6 +367,17 @@ class Recipe(RecipeSection):
         return self
 
     @model_validator(mode="after")
+    def _repairs_have_two_windows(self) -> Self:
+        repairs = {self.inherit.repair, *(variant.repair for variant in self.variants.values())}
+        tokens, least = self.inherit.repair_tokens, 2 * self.train.seq_len
+        if repairs != {"none"} and tokens < least:
+            raise ValueError(
+                f"inherit.repair_tokens is {tokens}, but a repair needs two windows of "
+                f"train.seq_len tokens: {least}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rates_of_variants_fall(self) -> Self:
         for name, variant in self.variants.items():
             peak, end = self.train.learning_rate * variant.lr_scale, self.train.min_learning_rate

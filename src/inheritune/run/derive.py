@@ -11,6 +11,7 @@ from inheritune.steps.growth import Growth, first_layers, round_spec
 from inheritune.steps.initial_weights import check_starts
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference, open_reference
+from inheritune.steps.repaired_start import refuse_short_text
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.seeds import repeat_specs
 from inheritune.steps.tokens import prepare_tokens
@@ -62,6 +63,7 @@ def derive(job: Job) -> Outcome:
     reference = open_reference(job)
     growth = _growth(recipe, reference)
     tokens = prepare_tokens(job, reference.model.path)
+    refuse_short_text(recipe, tokens)
     if asks_for_measurements(recipe):  # of where to start, or of which layers to inherit
         reference = with_measurements(job, reference, tokens)
         growth = _growth(recipe, reference)

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.data.calibration import calibration_windows
+from inheritune.data.tokens import TokenDirectory
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.flops import EVALUATION_SHARE
+from inheritune.recipe.schema import Recipe
 from inheritune.steps.training_task import TrainingTask
 from inheritune.steps.validation import val_loss_of
 from inheritune.surgery.cut import Options, inherit
@@ -15,6 +17,18 @@ from inheritune.system.files import write_json
 from inheritune.system.progress import Progress
 
 RECORD = "repair.json"  # in the start: what the repair took, and val_loss of the cut before it
+
+
+def refuse_short_text(recipe: Recipe, tokens: TokenDirectory) -> None:
+    """Refuse training tokens that do not suffice for a repair, before anything is trained on them.
+
+    Raises:
+        DataError: There are fewer than the repair asks for.
+    """
+    repairs = {recipe.inherit.repair, *(variant.repair for variant in recipe.variants.values())}
+    if repairs != {"none"}:
+        train, count = recipe.train, recipe.inherit.repair_tokens
+        calibration_windows(tokens.train, count, train.seq_len, train.seed)
 
 
 def write_repaired(task: TrainingTask, reference: ModelDirectory) -> None:
