@@ -75,7 +75,8 @@ def test_inherit_chooses_by_scores_where_it_is_given_text(tiny_reference, text, 
         (("--layers", 1), "auto needs two layers"),
         (("--select", "block"), "does not say how many layers"),
         (("--select", "bloc:2"), "does not say which layers"),
-        (("--layers", 2, "--windows", 4000), "are asked for"),
+        (("--layers", 2, "--windows", 4000), "ask for fewer or shorter sequences"),
+        (("--select", "lazy:2"), "Use it in a recipe, or choose"),
     ],
 )
 def test_a_choice_that_cannot_be_is_refused_with_the_way_out(tiny_reference, text, arguments, said):
@@ -87,3 +88,31 @@ def test_a_choice_that_cannot_be_is_refused_with_the_way_out(tiny_reference, tex
 def test_inherit_without_text_says_what_it_needs(tiny_reference, tmp_path):
     code, _, stderr = call("inherit", tiny_reference, "block:2", tmp_path / "cut")
     assert code == 2 and "--text" in stderr and not (tmp_path / "cut").exists()
+
+
+def test_scores_are_not_written_over_another_file(tiny_reference, text, tmp_path):
+    notes, arguments = tmp_path / "notes.txt", ("--select", "block:3", "--text", text, *SMALL)
+    notes.write_text("mine", "utf-8")
+    for out, said in (
+        (notes, "is no file of scores"),
+        (tmp_path, "is a directory"),
+        (tmp_path / "none" / "selection.json", "lies in a directory that does not exist"),
+    ):
+        code, _, stderr = call("select", tiny_reference, *arguments, "--out", out)
+        assert code == 2 and said in stderr
+    assert notes.read_text("utf-8") == "mine"
+
+
+def test_inherit_measures_nothing_where_it_could_not_write(
+    tiny_reference, text, tmp_path, monkeypatch
+):
+    def measure(*_: object) -> None:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr("inheritune.analysis.select.select_layers", measure)
+    (tmp_path / "file").write_text("mine", "utf-8")
+    arguments = ("inherit", tiny_reference, "block:3", tmp_path, "--text", text)
+    code, _, stderr = call(*arguments)
+    assert code == 2 and "already exists" in stderr
+    code, _, stderr = call(*arguments[:3], tmp_path / "new", *arguments[4:], "--dtype", "fp7")
+    assert code == 2 and "unknown dtype" in stderr

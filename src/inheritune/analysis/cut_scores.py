@@ -57,7 +57,7 @@ def score_cuts(
     cuts: Sequence[Cut],
     stop: StopFlag | None = None,
     on_progress: Listener = silent,
-    task: str = "selection",
+    task: str = "scores of cuts",
 ) -> ScoredCuts:
     """Score cuts of a model on the same sequences, without making the cuts.
 
@@ -90,7 +90,7 @@ def score_cuts(
             log_p: Tensor | None = None
             for place in range(len(order)):
                 if stop is not None:
-                    stop.check(f"what {task} has measured so far is kept")
+                    stop.check(f"the measurement of {task} is made again")
                 with walk.along(place):
                     logits = lazy_logits(model, batch[:, :-1], avoids_logits).cast()
                 labels = batch[:, 1:].flatten()

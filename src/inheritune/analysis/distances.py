@@ -47,7 +47,7 @@ def measure_distances(
     ids: NDArray[np.int64],
     stop: StopFlag | None = None,
     on_progress: Listener = silent,
-    task: str = "layers",
+    task: str = "distances of layers",
 ) -> Distances:
     """Run a model once over sequences, and compare the states of every token in fp64.
 
@@ -79,7 +79,7 @@ def measure_distances(
     with torch.no_grad(), watched_by(layers, before, after):
         for first in range(0, len(ids), _BATCH):
             if stop is not None:
-                stop.check(f"{task} is measured again")
+                stop.check(f"the measurement of {task} is made again")
             batch = torch.from_numpy(ids[first : first + _BATCH]).to(model.device)
             states.clear()
             model(input_ids=batch, use_cache=False)

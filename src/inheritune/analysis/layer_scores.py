@@ -227,6 +227,15 @@ def stored_table(path: Path, inputs: Mapping[str, Any]) -> ScoreTable | None:
     return None
 
 
+def holds_scores(path: Path) -> bool:
+    """Whether a file was written by `keep_table`, from whatever inputs."""
+    try:
+        stored = read_json(path)
+    except DataError:
+        return False
+    return isinstance(stored, dict) and {"format", "inputs", "result"} <= stored.keys()
+
+
 def keep_table(
     path: Path,
     inputs: Mapping[str, Any],

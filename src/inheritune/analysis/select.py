@@ -5,7 +5,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from inheritune.analysis.layer_scores import MeasuredScores, ScoreTable, keep_table, stored_table
+from inheritune.analysis.layer_scores import (
+    MeasuredScores,
+    ScoreTable,
+    holds_scores,
+    keep_table,
+    stored_table,
+)
 from inheritune.analysis.sequences import Sequences, refuse_long_sequences, sequences_for
 from inheritune.errors import RecipeError
 from inheritune.model_files.config import max_positions
@@ -14,7 +20,7 @@ from inheritune.model_files.layers import ranges
 from inheritune.run_record.fields import finite_number
 from inheritune.surgery.cut import check_inherit
 from inheritune.surgery.removal import Cut, without
-from inheritune.surgery.selection import choose_layers, way_of
+from inheritune.surgery.selection import choose_layers, needed_measurement, way_of
 from inheritune.surgery.ways import LayerFacts, candidates
 from inheritune.system.progress import Listener, silent
 from inheritune.system.rows import Rows
@@ -116,6 +122,7 @@ def select_layers(
         Interrupted: A signal asked to stop; ``out`` has what was measured.
     """
     refuse_selection(reference, select, count)
+    _refuse_other_file(out)
     refuse_long_sequences(reference, sequences)
     ids = sequences.ids
     inputs = {
@@ -150,6 +157,19 @@ def select_layers(
     return selection
 
 
+def _refuse_other_file(out: Path | None) -> None:
+    """Refuse to write over a file that holds no scores, and where no file can be written."""
+    if out is None:
+        return
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        reason = "is a directory" if out.is_dir() else "lies in a directory that does not exist"
+        raise RecipeError(f"--out {out} {reason}.", "Name a file.")
+    if out.exists() and not holds_scores(out):
+        raise RecipeError(
+            f"--out {out} exists, and is no file of scores.", "Name another file, or remove it."
+        )
+
+
 def calibration_text(model: ModelDirectory, text: str) -> Sequences:
     """Draw as much of a text as `select` does by default; shorter windows where positions end."""
     length = min(_TOKENS, max_positions(model.config) or _TOKENS)
@@ -158,7 +178,8 @@ def calibration_text(model: ModelDirectory, text: str) -> Sequences:
 
 def refuse_selection(reference: ModelDirectory, select: str, count: int | None) -> None:
     """Refuse a selection that cannot be, or that leaves nothing out, before anything is read."""
-    layers = choose_layers(select, LayerFacts(reference.layers), count, estimate=True)
+    by_scores = needed_measurement(select) == "scores"
+    layers = choose_layers(select, LayerFacts(reference.layers), count, estimate=by_scores)
     if len(layers) == reference.layers:
         raise RecipeError(
             f"all {reference.layers} layers of {reference.name} would stay.",

@@ -104,9 +104,7 @@ def sequences_for(
         raise DataError(
             f"{drawn.source} has {len(drawn.ids)} sequences of {length} tokens, {count} are asked "
             "for.",
-            f"Give more text, or --sequences {len(drawn.ids)}."
-            if len(drawn.ids)
-            else "Give more text, or a smaller --tokens-per-sequence.",
+            "Give more text, or ask for fewer or shorter sequences.",
         )
     return drawn
 

@@ -92,7 +92,7 @@ def inherit(
     """
     from inheritune.model_files.in_memory import opened_model
     from inheritune.recipe.values import amount_of_tokens
-    from inheritune.surgery.cut import Options
+    from inheritune.surgery.cut import Options, refuse_options
     from inheritune.surgery.cut import inherit as inherit_layers
     from inheritune.surgery.selection import needed_measurement
 
@@ -111,14 +111,15 @@ def inherit(
         call(progress) as on_progress,
         opened_model(reference, revision, whole=is_whole, tokenizer=tokenizer) as directory,
     ):
-        if by_scores and text is not None:
-            from inheritune.analysis.select import calibration_text, select_layers
-
-            drawn = calibration_text(directory, os.fspath(text))
-            layers = select_layers(directory, str(layers), None, drawn, None, on_progress).layers
         options = Options(
             dtype=dtype, parts=parts, seed=seed, class_check=class_check, sha256=sha256
         )
+        if by_scores and text is not None:
+            from inheritune.analysis.select import calibration_text, select_layers
+
+            refuse_options(directory, Path(out), options)  # scores take minutes
+            drawn = calibration_text(directory, os.fspath(text))
+            layers = select_layers(directory, str(layers), None, drawn, None, on_progress).layers
         if repair == "none" or text is None:
             return inherit_layers(directory, layers, Path(out), options, on_progress)
         from inheritune.repair.inherit import calibration_of_text, inherit_repaired

@@ -91,7 +91,7 @@ def give_back_layers(
         return cut
     if facts.scores is None:
         if not estimate:
-            raise _not_measured(f"giving back layers of {layers}")
+            raise _not_measured(f"giving back layers of {layers}", "scores")
         missing = [layer for layer in range(facts.layers) if layer not in cut]
         return tuple(sorted((*cut, *missing[: count - first])))
     with facts.scores.in_memory():
@@ -183,16 +183,17 @@ def _choose(name: str, number: int, facts: LayerFacts, estimate: bool) -> tuple[
         raise RecipeError(f"{name} needs two layers at least.", "Choose more layers.")
     if way.needs is not None and getattr(facts, way.needs) is None:
         if not estimate:
-            raise _not_measured(name)
+            raise _not_measured(name, way.needs)
         # Both ends stay in most choices by scores.
         way = WAYS["first+last" if way.needs == "scores" and number > 1 else "last"]
     return tuple(way.choose(facts, number))
 
 
-def _not_measured(what: str) -> RecipeError:
+def _not_measured(what: str, need: str) -> RecipeError:
+    text = "Give calibration text (--text), use" if need == "scores" else "Use"
     return RecipeError(
         f"{what} needs a measurement of the reference's layers.",
-        "Give calibration text (--text), use it in a recipe, or choose the layers another way.",
+        f"{text} it in a recipe, or choose the layers another way.",
     )
 
 
