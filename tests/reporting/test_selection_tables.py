@@ -1,0 +1,72 @@
+"""Tables of how layers were chosen: what each layer is worth, and what each cut costs."""
+
+from types import ModuleType
+
+from inheritune.reporting.selection_tables import (
+    inherited_table,
+    removal_table,
+    selection_section,
+)
+from inheritune.run_record.measurements import SelectionRecord
+from inheritune.run_record.record import RunRecord
+
+
+def layer(number: int, kl: float | None, loss: float | None) -> dict[str, object]:
+    return {"layer": number, "kl": kl, "loss": loss, "influence": 0.25, "norm_ratio": 1.5}
+
+
+SELECTION = SelectionRecord.model_validate(
+    {
+        "text": {"sequences": 32, "asked": 32, "tokens_per_sequence": 256, "seed": 0}
+        | {"bos": True, "source": "the run's training text"},
+        "loss": 3.5,
+        "layers": [layer(0, 2.0, 2.5), layer(1, 0.5, -0.25), layer(2, None, None)],
+        "inherited": [
+            {"name": "target", "select": "block", "layers": 3, "kept": [0, 1, 3], "kl": 0.25}
+            | {"loss": 0.5, "start_val_loss": 3.75, "val_loss": 3.625},
+            {"name": "last", "select": "last", "layers": 1, "kept": [3], "kl": None}
+            | {"loss": None, "start_val_loss": None, "val_loss": 9.0},
+        ],
+        "seconds": 1.5,
+    }
+)
+
+
+def test_a_row_says_what_a_cut_keeps_and_costs() -> None:
+    table = inherited_table(SELECTION)
+    assert table.headers == [
+        "model",
+        "select",
+        "layers",
+        "inherited",
+        "KL of the cut (nats/token)",
+        "val_loss at zero tokens (nats/token)",
+        "val_loss trained (nats/token)",
+    ]
+    assert table.rows == [
+        ["target", "block", "3", "0-1, 3", "0.2500", "3.7500", "3.6250"],
+        ["last", "last", "1", "3", "—", "—", "9.0000"],
+    ]
+
+
+def test_bars_are_as_long_as_the_divergence_without_the_layer() -> None:
+    table = removal_table(SELECTION)
+    assert table.rows == [
+        ["0", "2.0000", "█" * 20, "+2.5000", "0.250", "1.500"],
+        ["1", "0.5000", "█" * 5, "-0.2500", "0.250", "1.500"],
+        ["2", "—", "", "—", "0.250", "1.500"],
+    ]
+
+
+def test_layers_that_cost_nothing_have_no_bar() -> None:
+    free = SELECTION.model_copy(update={"layers": SELECTION.layers[2:]})
+    assert [row[2] for row in removal_table(free).rows] == [""]
+
+
+def test_the_section_says_what_the_scores_were_measured_on(synthetic: ModuleType) -> None:
+    record = RunRecord.model_validate(synthetic.record())
+    assert selection_section(record) is None  # nothing was chosen by scores
+    section = selection_section(record.model_copy(update={"selection": SELECTION}))
+    assert section is not None
+    assert "32 windows of 256 tokens of the training text" in section.text[0]
+    assert [table.name for table in section.tables] == ["inherited-layers", "removal-of-layers"]
