@@ -31,7 +31,7 @@ GPT2 = SHARED / "tokenizers" / "gpt2"
 def ours(text: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
     from inheritune.data.prepare_text import prepare_text
     from inheritune.data.tokenizer import open_tokenizer
-    from inheritune.recipe.schema import Data
+    from inheritune.recipe.data import Data
 
     opened = open_tokenizer(tokenizer)
     began = time.perf_counter()
@@ -86,7 +86,7 @@ def own_tokenizer(text: Path, folder: Path) -> Path:
 
     from inheritune.data.sources import open_sources
     from inheritune.data.tokenizer import train_tokenizer
-    from inheritune.recipe.schema import Data
+    from inheritune.recipe.data import Data
 
     (source,) = open_sources(Data(source=str(text)))
     train_tokenizer((d.text for _, d in islice(source.read(), 100)), 8192, folder)

@@ -101,7 +101,7 @@ def tiny_tokens(tiny_text: Path, tiny_reference: Path, tmp_path_factory: pytest.
     """The tiny corpus, prepared with the tokenizer of `tiny_reference`."""
     from inheritune.data.prepare_text import prepare_text
     from inheritune.data.tokenizer import open_tokenizer
-    from inheritune.recipe.schema import Data
+    from inheritune.recipe.data import Data
 
     data = Data(source=str(tiny_text), val_fraction=0.2)
     tokenizer = open_tokenizer(tiny_reference)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from inheritune.data.document import Document
 from inheritune.data.sources import Source
-from inheritune.recipe.schema import TextSource
+from inheritune.recipe.data import TextSource
 
 
 def documents(

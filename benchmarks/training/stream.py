@@ -9,7 +9,7 @@ from training.shapes import Shape
 
 from inheritune.data.shards import ShardWriter
 from inheritune.data.tokens import TokenStream
-from inheritune.recipe.schema import Train
+from inheritune.recipe.training import Train
 
 _SAMPLES = 256
 _STEPS = 10**6  # more than anybody waits for

@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 
 from inheritune.data.document import Document, held_out, sampled
-from inheritune.recipe.schema import Data
+from inheritune.recipe.data import Data
 
 DOCUMENTS = [Document(f"name {i}", f"text {i} ü") for i in range(4000)]
 

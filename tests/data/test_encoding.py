@@ -12,7 +12,7 @@ from inheritune.data import encoding
 from inheritune.data.encoding import Encoder, Encoders
 from inheritune.data.sources import open_sources
 from inheritune.errors import MachineError
-from inheritune.recipe.schema import Data
+from inheritune.recipe.data import Data
 
 KILLED = """
 import multiprocessing, os, signal, sys
@@ -20,7 +20,7 @@ from pathlib import Path
 from inheritune.data import encoding
 from inheritune.data.prepare_text import prepare_text
 from inheritune.data.tokenizer import open_tokenizer
-from inheritune.recipe.schema import Data
+from inheritune.recipe.data import Data
 encoding._BATCH_DOCUMENTS = 4
 def stop():
     children = multiprocessing.active_children()

@@ -10,7 +10,7 @@ from inheritune.data.document import Document
 from inheritune.data.hub_dataset import dataset_commit, hub_documents, is_hub_dataset
 from inheritune.data.prepare_text import prepare_text
 from inheritune.errors import DataError, MissingExtraError, RecipeError
-from inheritune.recipe.schema import Data, TextSource
+from inheritune.recipe.data import Data, TextSource
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from inheritune.data.flat_files import open_flat_file
 from inheritune.data.import_tokens import FlatFiles, import_tokens
 from inheritune.data.prepare_text import prepare_text
 from inheritune.errors import DataError
-from inheritune.recipe.schema import Data
+from inheritune.recipe.data import Data
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from inheritune.data.prepare_text import prepare_text, training_texts
 from inheritune.data.tokenizer import open_tokenizer, train_tokenizer
 from inheritune.data.tokens import open_tokens
 from inheritune.errors import DataError, Interrupted
-from inheritune.recipe.schema import Data
+from inheritune.recipe.data import Data
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -108,7 +108,7 @@ def test_a_second_run_gives_the_same_bytes(text_folder, tokenizer, tmp_path):
 
 def test_threads_change_no_byte(text_folder, tokenizer, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from inheritune.recipe.schema import Data;"
+        "import sys; from pathlib import Path; from inheritune.recipe.data import Data;"
         "from inheritune.data.prepare_text import prepare_text;"
         "from inheritune.data.tokenizer import open_tokenizer;"
         "prepare_text(Data(source=sys.argv[1], val_fraction=0.2),"

@@ -11,7 +11,7 @@ from inheritune.data import tokenizer as module
 from inheritune.data.prepare_text import prepare_text
 from inheritune.data.tokenizer import encode_documents, open_tokenizer
 from inheritune.errors import DataError, RecipeError
-from inheritune.recipe.schema import Data
+from inheritune.recipe.data import Data
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "tokenizers" / "sentencepiece"
 TEXTS = [

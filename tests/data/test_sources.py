@@ -12,7 +12,7 @@ from inheritune.data import text_files
 from inheritune.data.document import Document, held_out
 from inheritune.data.input_files import input_files
 from inheritune.errors import DataError
-from inheritune.recipe.schema import Data
+from inheritune.recipe.data import Data
 
 
 def names(source, **options):

@@ -9,7 +9,7 @@ from inheritune.data.prepare_text import prepare_text
 from inheritune.data.text_sample import sample_text
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import DataError, Interrupted
-from inheritune.recipe.schema import Data
+from inheritune.recipe.data import Data
 
 
 def never() -> bool:

@@ -11,7 +11,7 @@ from inheritune.data.document import held_out, sampled
 from inheritune.data.journal import Journal
 from inheritune.data.prepare_text import prepare_text, training_texts
 from inheritune.errors import Interrupted, RecipeError
-from inheritune.recipe.schema import Data, TextSource
+from inheritune.recipe.data import Data, TextSource
 
 
 def files_of(directory):

@@ -10,7 +10,7 @@ from inheritune.data.prepare_text import prepare_text
 from inheritune.data.shards import ShardWriter
 from inheritune.data.tokens import TokenStream, open_tokens, verify_tokens
 from inheritune.errors import DataError
-from inheritune.recipe.schema import Data
+from inheritune.recipe.data import Data
 
 
 def stream_of(directory, ids, shard_ids, rows=70_000):

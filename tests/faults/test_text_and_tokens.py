@@ -28,7 +28,7 @@ from inheritune.data.shards import HEADER_BYTES, ShardWriter
 from inheritune.data.tokenizer import open_tokenizer, train_tokenizer
 from inheritune.data.tokens import TokenStream, check_budget, open_tokens, verify_tokens
 from inheritune.errors import DataError, MachineError
-from inheritune.recipe.schema import Data, TextSource
+from inheritune.recipe.data import Data, TextSource
 
 WORDS = "the of and a to in he have it that for they with as not on she at by this we you do but"
 
@@ -49,7 +49,7 @@ def watch(event, arguments):
 from inheritune.data.prepare_text import prepare_text
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import InherituneError
-from inheritune.recipe.schema import Data
+from inheritune.recipe.data import Data
 from inheritune.data import encoding
 opened = open_tokenizer(Path(tokenizer))
 encoding._BATCH_DOCUMENTS = 3
@@ -329,7 +329,7 @@ def test_a_parquet_file_with_another_name_is_named(tmp_path, suffix):
 MEASURED = """
 import resource, sys
 from inheritune.data.sources import Source
-from inheritune.recipe.schema import TextSource
+from inheritune.recipe.data import TextSource
 from inheritune.errors import DataError
 try:
     source = Source(TextSource(source=sys.argv[1]), "text", 0)
@@ -687,7 +687,7 @@ def test_a_document_of_50_mb_is_prepared_in_bounded_memory(tokenizer, tmp_path):
     (tmp_path / "text" / "a.txt").write_text(story(1) * (50_000_000 // len(story(1))))
     (tmp_path / "val.txt").write_text(story(2))
     code = (
-        "import resource, sys; from pathlib import Path; from inheritune.recipe.schema import Data;"
+        "import resource, sys; from pathlib import Path; from inheritune.recipe.data import Data;"
         "from inheritune.data.prepare_text import prepare_text;"
         "from inheritune.data.tokenizer import open_tokenizer;"
         "prepare_text(Data(source=sys.argv[1], val_source=sys.argv[2]),"

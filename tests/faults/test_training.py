@@ -757,7 +757,7 @@ def test_out_of_memory_ends_with_4_and_names_a_smaller_micro_batch(
 def test_without_a_gpu_the_processor_is_taken_and_said(visible: str) -> None:
     program = (
         "import json\n"
-        "from inheritune.recipe.schema import Train\n"
+        "from inheritune.recipe.training import Train\n"
         "from inheritune.training.hardware import choose_settings\n"
         "print(json.dumps(choose_settings(Train.model_validate({'tokens': 1000}), 0).record()))\n"
     )

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from inheritune.planning.recipe_plan import plan_recipe
+from inheritune.recipe.data import TextSource
 from inheritune.recipe.load import read_recipe
 from inheritune.recipe.presets import preset_costs, preset_names, preset_path
-from inheritune.recipe.schema import Recipe, TextSource
+from inheritune.recipe.schema import Recipe
 
 COSTS = preset_path("demo").with_name("costs.json")
 STORIES = Path(__file__).resolve().parents[3] / "shared" / "data" / "checkpoints" / "stories260K"

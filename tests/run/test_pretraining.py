@@ -139,7 +139,7 @@ def test_other_tokens_for_the_same_out_are_refused(
 ) -> None:
     from inheritune.data.prepare_text import prepare_text
     from inheritune.data.tokenizer import open_tokenizer
-    from inheritune.recipe.schema import Data
+    from inheritune.recipe.data import Data
 
     data = Data(source=str(tiny_text), val_fraction=0.3)
     other = prepare_text(data, open_tokenizer(tiny_reference), 320, 16, tmp_path / "other")

@@ -5,7 +5,7 @@ import pytest
 
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import Interrupted
-from inheritune.recipe.schema import Train
+from inheritune.recipe.training import Train
 from inheritune.steps.speed_probe import seconds_per_token
 from inheritune.system.signals import StopFlag
 from inheritune.system.strict_json import read_json

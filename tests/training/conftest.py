@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from inheritune.recipe.schema import Train
+from inheritune.recipe.training import Train
 from inheritune.training.hardware import Settings
 
 PLAIN = Settings(

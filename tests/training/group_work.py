@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from inheritune.data.tokens import TokenDirectory, open_tokens
 from inheritune.errors import InherituneError, MachineError
 from inheritune.evaluation.val_loss import measure_val_loss
-from inheritune.recipe.schema import Recipe, Train
+from inheritune.recipe.schema import Recipe
+from inheritune.recipe.training import Train
 from inheritune.run_directory import Run
 from inheritune.steps.distillation import open_distillation
 from inheritune.steps.job import Job

@@ -31,7 +31,8 @@ from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import DataError, Interrupted, RecipeError, SourceError
 from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.load import RecipeFile, made_recipe
-from inheritune.recipe.schema import Recipe, Train
+from inheritune.recipe.schema import Recipe
+from inheritune.recipe.training import Train
 from inheritune.recipe.variants import AlphaSchedule
 from inheritune.recipe.yaml_tree import Tree
 from inheritune.reporting.run_tables import variants_table

@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from inheritune.recipe.schema import Train
+from inheritune.recipe.training import Train
 from inheritune.training import hardware as settings
 from inheritune.training.hardware import choose_settings
 

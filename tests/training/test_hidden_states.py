@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import Interrupted, SourceError
 from inheritune.planning.recipe_plan import plan_recipe
-from inheritune.recipe.schema import Recipe, Train
+from inheritune.recipe.schema import Recipe
+from inheritune.recipe.training import Train
 from inheritune.recipe.variants import AlphaSchedule, Hidden
 from inheritune.run import derive
 from inheritune.run.execute import execute

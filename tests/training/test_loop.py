@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import DivergedError, Interrupted, RecipeError
-from inheritune.recipe.schema import Train
+from inheritune.recipe.training import Train
 from inheritune.system.progress import Progress
 from inheritune.system.signals import StopFlag
 from inheritune.training import training_inputs

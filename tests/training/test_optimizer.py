@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from inheritune.recipe.schema import Train
+from inheritune.recipe.training import Train
 from inheritune.training.optimizer import learning_rate, make_optimizer, mean_and_clip
 
 

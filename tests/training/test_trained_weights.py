@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import Interrupted, RecipeError
 from inheritune.planning.recipe_plan import plan_recipe
-from inheritune.recipe.schema import Recipe, Train
+from inheritune.recipe.schema import Recipe
+from inheritune.recipe.training import Train
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
 from inheritune.system.progress import Progress

@@ -55,8 +55,8 @@ def prepare(
 
     from inheritune.data.prepare_text import prepare_text
     from inheritune.data.tokenizer import embedding_rows, open_tokenizer
+    from inheritune.recipe.data import Data
     from inheritune.recipe.messages import explain
-    from inheritune.recipe.schema import Data
     from inheritune.recipe.yaml_tree import Tree
     from inheritune.system.signals import catch_signals
 

@@ -11,7 +11,7 @@ from inheritune.data.sources import open_sources
 from inheritune.data.tokenizer import TextTokenizer, encode_documents
 from inheritune.data.tokens import TokenStream
 from inheritune.errors import DataError
-from inheritune.recipe.schema import Data
+from inheritune.recipe.data import Data
 
 
 def calibration_windows(

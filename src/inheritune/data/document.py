@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 
-from inheritune.recipe.schema import Data
+from inheritune.recipe.data import Data
 
 SPLIT_RULE = "inheritune-split-1"
 _SAMPLE_RULE = "inheritune-sample-1"

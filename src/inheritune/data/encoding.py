@@ -20,7 +20,7 @@ from inheritune.data.document import Document, held_out, sampled
 from inheritune.data.sources import SourcePosition
 from inheritune.data.tokenizer import TextTokenizer, encode_documents
 from inheritune.errors import MachineError
-from inheritune.recipe.schema import Data
+from inheritune.recipe.data import Data
 from inheritune.system.environment import usable_cores
 
 _BATCH_CHARACTERS = 1 << 20

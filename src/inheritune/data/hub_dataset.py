@@ -8,7 +8,7 @@ from typing import Any
 from inheritune.data.bad_rows import BadRows, text_of
 from inheritune.data.document import Document
 from inheritune.errors import DataError, MissingExtraError, escape
-from inheritune.recipe.schema import TextSource
+from inheritune.recipe.data import TextSource
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE = re.compile(r"\.(txt|md|jsonl?|csv|parquet|arrow|gz|zst|bz2|xz|zip|tar|py)$")

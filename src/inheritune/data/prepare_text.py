@@ -15,7 +15,7 @@ from inheritune.data.token_builder import TokenBuilder
 from inheritune.data.tokenizer import TextTokenizer
 from inheritune.data.tokens import TokenDirectory, canonical_digest, check_length, open_tokens
 from inheritune.errors import DataError, RecipeError
-from inheritune.recipe.schema import Data
+from inheritune.recipe.data import Data
 from inheritune.system.inputs import describe_differences
 from inheritune.system.progress import Listener, silent
 

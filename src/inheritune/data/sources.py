@@ -14,7 +14,7 @@ from inheritune.data.hub_dataset import hub_documents, is_hub_dataset
 from inheritune.data.input_files import InputFile, input_files, spell
 from inheritune.data.text_files import read_documents
 from inheritune.errors import DataError
-from inheritune.recipe.schema import Data, TextSource
+from inheritune.recipe.data import Data, TextSource
 
 
 class SourcePosition(NamedTuple):

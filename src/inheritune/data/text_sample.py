@@ -9,8 +9,8 @@ from inheritune.data.document import PLACES, sampled, split_place
 from inheritune.data.sources import open_sources
 from inheritune.data.tokenizer import TextTokenizer, encode_documents
 from inheritune.errors import Interrupted
+from inheritune.recipe.data import Data
 from inheritune.recipe.rules import TextFacts
-from inheritune.recipe.schema import Data
 
 _MOST_BYTES = 4 << 20  # of text from each source; two seconds of one core
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from inheritune.data.sources import open_sources
 from inheritune.data.tokenizer import TextTokenizer, encode_documents
 from inheritune.data.tokens import TokenStream
-from inheritune.recipe.schema import Data
+from inheritune.recipe.data import Data
 
 
 class IdStream(TokenStream):

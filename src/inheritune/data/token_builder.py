@@ -15,7 +15,7 @@ from inheritune.data.token_writer import TokenWriter
 from inheritune.data.tokenizer import TextTokenizer
 from inheritune.data.tokens import check_length
 from inheritune.errors import DataError, Interrupted
-from inheritune.recipe.schema import Data
+from inheritune.recipe.data import Data
 from inheritune.system.progress import Listener, Progress
 
 _MAX_VAL_DUPLICATES = 0.01  # share of a validation set of the user's own that may be trained on

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from inheritune.data.shards import ShardEntry, check_shard, map_shard
 from inheritune.errors import DataError
-from inheritune.recipe.schema import Data
+from inheritune.recipe.data import Data
 from inheritune.system.files import sha256
 from inheritune.system.strict_json import OWN_FILE, read_json_object
 

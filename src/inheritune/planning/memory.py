@@ -6,7 +6,7 @@ from typing import Any
 
 from inheritune.model_files.config import text_config
 from inheritune.model_files.flops import first_int
-from inheritune.recipe.schema import Train
+from inheritune.recipe.training import Train
 
 
 @dataclass(frozen=True)

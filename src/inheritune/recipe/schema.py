@@ -4,21 +4,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
+from inheritune.recipe.data import Data
 from inheritune.recipe.published import check_experiment
+from inheritune.recipe.training import Train
 from inheritune.recipe.values import (
     Amount,
-    AmountOrZero,
     Count,
     CountOrZero,
     Name,
     NonNegative,
-    Only,
-    Rate,
     RecipeSection,
-    Seed,
     Seeds,
-    Share,
-    Switch,
     name_of_model,
     writable,
 )
@@ -90,154 +86,6 @@ class Inherit(RecipeSection):
             raise ValueError(
                 f"layers: advice is a number of first layers, and select is {self.select}"
             )
-        return self
-
-
-class TextSource(RecipeSection):
-    """One of several text sources, with its share of the training tokens."""
-
-    source: str | list[str]
-    """As data.source for a single source."""
-    weight: Rate = 1.0
-    """Share of the training tokens, relative to the other sources."""
-    config: str | None = None
-    """Configuration of a Hub dataset."""
-    split: str | None = None
-    """Split of a Hub dataset; null: train."""
-    revision: str | None = None
-    """Branch, tag or commit of a Hub dataset."""
-    text_column: str | None = None
-    """Text column; null: data.text_column."""
-
-
-class Data(RecipeSection):
-    """Text for training and validation."""
-
-    source: str | list[str] | list[TextSource]
-    """A Hub dataset; local files, globs or folders of plain text, .parquet, .arrow, or .jsonl,
-    .json, .csv or .tsv (these also as .gz, .zst, .bz2, .lz4 or .xz); stdlib (Python's standard
-    library) or stdlib+tests; or a list of mappings {source, weight}."""
-    config: str | None = None
-    """Configuration of a Hub dataset, such as sample-10BT."""
-    split: str | None = None
-    """Split of a Hub dataset; null: train."""
-    revision: str | None = None
-    """Branch, tag or commit of a Hub dataset; null: the newest commit, which is recorded."""
-    text_column: str = "text"
-    """Column that holds the text."""
-    sample: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the documents to use, chosen by hash: a smaller share is a subset of a larger one;
-    null: all."""
-    val_source: str | list[str] | list[TextSource] | None = None
-    """Text to validate on; null: hold out some documents of source."""
-    val_sample: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of val_source's documents to use, chosen by hash; null: all."""
-    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.002
-    """Share of the documents to hold out for validation, chosen by hash."""
-    split_by: Literal["text", "name"] = "text"
-    """What is hashed: a document's text or its name (path or file:line)."""
-    tokens: Amount | None = None
-    """Stop preparing after this many training tokens; null: use all text."""
-    special_tokens_in_text: bool = False
-    """true: encode a literal <|endoftext|> in the text as the special token."""
-    allow_repeat: bool = False
-    """true: allow more than one epoch."""
-    max_bad_rows: CountOrZero = 0
-    """Unreadable rows or files to skip before failing."""
-
-    @model_validator(mode="after")
-    def _dataset_settings_have_one_place(self) -> Self:
-        several = any(isinstance(part, TextSource) for part in self.source)
-        keys = [key for key in ("config", "split", "revision") if getattr(self, key) is not None]
-        if several and keys:
-            raise ValueError(f"with several sources, {keys[0]} belongs to each entry of source")
-        return self
-
-
-class Train(RecipeSection):
-    """Length, batches, optimizer and speed of each training."""
-
-    tokens: Amount
-    """Training tokens of each round and variant."""
-    seq_len: Annotated[int, Field(ge=8)] = 1024
-    """Tokens per sequence."""
-    batch_tokens: Amount = 393_216
-    """Tokens per optimizer step, over all processes."""
-    micro_batch: Count = 8
-    """Sequences per forward pass and process."""
-    learning_rate: Rate = 3e-4
-    """Peak learning rate."""
-    min_learning_rate: NonNegative = 1e-5
-    """Learning rate at the end of the schedules cosine and wsd."""
-    warmup_tokens: AmountOrZero = 0
-    """Tokens over which the learning rate rises linearly from 0."""
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    """Learning rate schedule over tokens; every round starts it again."""
-    weight_decay: NonNegative = 0.1
-    """Decoupled weight decay, applied to matrices only."""
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = Field([0.9, 0.95])
-    """AdamW's decay rates of its two moments."""
-    clip_norm: Rate = 1.0
-    """Largest global gradient norm."""
-    dropout: Share = 0.0
-    """Dropout probability; the one in the reference's config is not used."""
-    seed: Seed = 0
-    """Seed of the data order and of fresh weights."""
-    only: Only | None = None
-    """Weights to train; all others are frozen, without gradients and optimizer state. A list of
-    embeddings, head, norms, and layers such as last:3 or 0-2. Trainings that begin with fresh
-    weights train all. null: train all."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Precision of the computation; master weights are always fp32."""
-    attention: Literal["auto", "matmul", "model"] = "auto"
-    """matmul: batched matrix products, faster on a CPU for short sequences; model: the attention of
-    the model's class."""
-    compile: Switch = "auto"
-    """torch.compile; auto: if it saves time overall."""
-    fused_gelu: Switch = "auto"
-    """Compute GPT-2's GELU in one kernel."""
-    fused_optimizer: Switch = "auto"
-    """Run AdamW in one kernel."""
-    keep_large_blocks: Switch = "auto"
-    """Let glibc keep freed memory instead of unmapping it at every step."""
-    activation_checkpointing: Literal["on", "off"] = "off"
-    """on: recompute layers in the backward pass; less memory, but slower."""
-    nonfinite: Literal["stop", "skip"] = "stop"
-    """What to do about a loss or gradient that is NaN or infinite."""
-    max_skips: CountOrZero = 3
-    """Consecutive non-finite steps to skip before stopping (nonfinite: skip)."""
-    eval_every: Amount | None = None
-    """Tokens between validations, besides the one at the end; null: a tenth of each training."""
-    save_minutes: Rate = 20.0
-    """Minutes between checkpoints."""
-    keep: Count = 2
-    """Checkpoints to keep."""
-
-    def num_steps(self, tokens: int) -> int:
-        """Optimizer steps for a number of training tokens: whole batches, at least one."""
-        return max(1, tokens // self.batch_tokens)
-
-    @model_validator(mode="after")
-    def _steps_are_whole(self) -> Self:
-        quantum = self.seq_len * self.micro_batch
-        if self.batch_tokens % quantum:
-            below = self.batch_tokens // quantum * quantum
-            nearest = " or ".join(str(v) for v in (below, below + quantum) if v)
-            raise ValueError(
-                f"batch_tokens {self.batch_tokens} is not a multiple of seq_len x micro_batch = "
-                f"{quantum}; nearest: {nearest}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _rates_fall(self) -> Self:
-        if self.min_learning_rate > self.learning_rate:
-            raise ValueError(
-                f"min_learning_rate {self.min_learning_rate} is above "
-                f"learning_rate {self.learning_rate}"
-            )
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas {self.betas} must lie in [0, 1)")
         return self
 
 

@@ -13,6 +13,7 @@ from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import RecipeError, escape
 from inheritune.model_files.config import cut_config, max_positions
 from inheritune.model_files.directory import ModelDirectory, open_model
+from inheritune.recipe.data import Data
 from inheritune.recipe.filling import Facts, fill
 from inheritune.recipe.load import (
     RecipeFile,
@@ -31,7 +32,7 @@ from inheritune.recipe.rules import (
     tokens_in,
     windows_in,
 )
-from inheritune.recipe.schema import Data, Recipe
+from inheritune.recipe.schema import Recipe
 from inheritune.recipe.values import amount_of_tokens, name_of_model, safe_name
 from inheritune.recipe.written import written_recipe
 from inheritune.recipe.yaml_tree import Tree, dotted

@@ -12,7 +12,7 @@ from inheritune.model_files.config import max_positions
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.recipe.load import RecipeFile, made_recipe, read_sets
 from inheritune.recipe.rules import LEAST_SEQUENCES, LONGEST_SEQUENCE, number, train_defaults
-from inheritune.recipe.schema import Train
+from inheritune.recipe.training import Train
 from inheritune.recipe.yaml_tree import Tree, dotted
 from inheritune.run.ledger import training_ledger
 from inheritune.run.record import record_training

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.errors import CheckpointError, DataError, RecipeError, escape
-from inheritune.recipe.schema import Recipe, Train
+from inheritune.recipe.schema import Recipe
+from inheritune.recipe.training import Train
 from inheritune.run_directory import Run
 from inheritune.steps.job import Job
 from inheritune.system.files import write_json

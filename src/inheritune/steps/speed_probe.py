@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from inheritune.data.text_stream import IdStream
-from inheritune.recipe.schema import Train
+from inheritune.recipe.training import Train
 from inheritune.steps.limits import memory_named
 from inheritune.steps.training import compiler_files, free_memory
 from inheritune.system.devices import this_processor

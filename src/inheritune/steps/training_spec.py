@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.errors import RecipeError
-from inheritune.recipe.schema import Recipe, Train
+from inheritune.recipe.schema import Recipe
+from inheritune.recipe.training import Train
 from inheritune.recipe.variants import Variant
 from inheritune.run_directory import Run
 from inheritune.surgery.parts import PARTS

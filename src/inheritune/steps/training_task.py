@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 from inheritune.data.tokens import TokenDirectory, open_tokens
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.safetensors import DTYPES
-from inheritune.recipe.schema import Recipe, Train
+from inheritune.recipe.schema import Recipe
+from inheritune.recipe.training import Train
 from inheritune.steps.job import Job
 from inheritune.steps.resume import decisive
 from inheritune.steps.tasks import asked_at

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inheritune.data.order import sample_ids
 from inheritune.data.tokens import TokenStream
-from inheritune.recipe.schema import Train
+from inheritune.recipe.training import Train
 
 
 def micro_batches(stream: TokenStream, train: Train, first: int, stop: int) -> Iterator[Tensor]:

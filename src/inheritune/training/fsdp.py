@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from inheritune.errors import RecipeError, SourceError
 from inheritune.model_files.layers import find_container
-from inheritune.recipe.schema import Train
+from inheritune.recipe.training import Train
 from inheritune.system.processes import Processes
 
 if TYPE_CHECKING:

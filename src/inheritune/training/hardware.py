@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inheritune.errors import MachineError
-from inheritune.recipe.schema import Train
+from inheritune.recipe.training import Train
 from inheritune.training.kernels import LONGEST_SEQUENCE
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from inheritune.data.order import sample_ids
 from inheritune.data.shards import id_type
 from inheritune.data.tokens import TokenStream, canonical_digest
 from inheritune.errors import DataError
-from inheritune.recipe.schema import Train
+from inheritune.recipe.training import Train
 from inheritune.system.files import make_directory, new_directory, sha256, sync_file, write_json
 from inheritune.system.strict_json import read_json
 from inheritune.training.batches import sample_numbers

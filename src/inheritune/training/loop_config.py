@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.data.tokens import TokenStream
-from inheritune.recipe.schema import Train
+from inheritune.recipe.training import Train
 from inheritune.training.checkpoint import Position
 from inheritune.training.distillation import Distillation
 from inheritune.training.hardware import Settings

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
-from inheritune.recipe.schema import Train
+from inheritune.recipe.training import Train
 from inheritune.training.fsdp import local
 
 # The last fifth of a warmup-stable-decay schedule falls. Hägele et al., arXiv 2405.18392.

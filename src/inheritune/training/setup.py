@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from inheritune.data.tokens import TokenStream
-from inheritune.recipe.schema import Train
+from inheritune.recipe.training import Train
 from inheritune.system.processes import Processes
 from inheritune.training.batches import micro_batches
 from inheritune.training.distillation import Distillation, FrozenReference, make_objective
