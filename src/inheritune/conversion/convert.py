@@ -15,6 +15,7 @@ from inheritune.conversion.converted import (
     RECORD_FORMAT,
     Converted,
     check_converted,
+    describe_file,
     refuse_place,
     write_index,
 )
@@ -28,7 +29,7 @@ from inheritune.model_files.safe_path import refuse_other_files, safe_file
 from inheritune.model_files.safetensors import Tensor, read_header
 from inheritune.model_files.write import MAX_SHARD_BYTES
 from inheritune.surgery.write import to_json
-from inheritune.system.files import new_directory, sha256, write_bytes
+from inheritune.system.files import new_directory, write_bytes
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
@@ -76,10 +77,7 @@ def convert(source: Path, out: Path) -> Converted:
         check = check_converted(open_model(str(staging)))
         tokenizer = _check_tokenizer(staging)
         warnings = _warnings(reply, tokenizer)
-        files = [
-            {"name": file.name, "size": file.stat().st_size, "sha256": sha256(file)}
-            for file in pickles
-        ]
+        files = [describe_file(file) for file in pickles]
         if _signatures(pickles) != before:
             raise SourceError(f"{source} was changed while it was read.", "Convert it again.")
         record = {

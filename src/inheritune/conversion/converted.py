@@ -11,7 +11,7 @@ from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.safetensors import Tensor
 from inheritune.surgery.class_check.ask_class import check_whole
 from inheritune.surgery.write import to_json
-from inheritune.system.files import refuse_used_directory, write_bytes
+from inheritune.system.files import refuse_used_directory, sha256, write_bytes
 
 RECORD_FORMAT = 1
 """Format of convert.json."""
@@ -67,6 +67,11 @@ def refuse_place(out: Path, source: Path) -> None:
     if Path(os.path.realpath(out)).is_relative_to(source.resolve()):
         raise RecipeError(f"{out} lies in {source}.", "Name another directory.")
     refuse_used_directory(out)
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return what the record says of a file that was converted."""
+    return {"name": path.name, "size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def write_index(shards: Mapping[str, Sequence[Tensor]], directory: Path) -> None:

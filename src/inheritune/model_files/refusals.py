@@ -76,10 +76,11 @@ def refuse_files(names: Collection[str], directory: str) -> None:
             "Merge it into its base model with peft's merge_and_unload, and use the result.",
         )
     if gguf := _ends_with(names, ".gguf"):
+        file = Path(directory, gguf) if Path(directory).is_dir() else gguf
         raise UnsupportedModelError(
             f"{directory} holds the GGUF file {gguf}, but only safetensors are read.",
             "Use the safetensors repository it was made from, or convert the file: "
-            f"`inheritune convert {gguf} OUT`.",
+            f"`inheritune convert {file} OUT`.",
         )
     if pickle := _ends_with(names, ".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         raise UnsupportedModelError(

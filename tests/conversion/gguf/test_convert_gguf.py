@@ -16,6 +16,7 @@ import inheritune as it
 from inheritune.conversion.gguf import container as container_module
 from inheritune.conversion.gguf import convert as convert_module
 from inheritune.conversion.gguf import tensors, weights
+from inheritune.conversion.gguf.architectures import ARCHITECTURES
 from inheritune.conversion.gguf.convert import convert_gguf
 from inheritune.errors import MissingExtraError, RecipeError, SourceError, UnsupportedModelError
 
@@ -164,6 +165,7 @@ def test_without_the_library_plain_values_are_read_and_quantised_ones_refused(
         ({"tokenizer__ggml__pre": "deepseek-llm"}, "pre is deepseek-llm"),
         ({"tokenizer__ggml__eos_token_id": 5000}, "eos_token_id is 5000"),
         ({"tokenizer__ggml__merges": None}, "no tokenizer.ggml.merges"),
+        ({"tokenizer__chat_template": 7}, "chat_template is 7, not a text"),
     ],
 )
 def test_metadata_that_matters_and_is_not_understood_is_refused(make, changes, match):
@@ -239,10 +241,37 @@ def test_another_model_s_config_is_refused(make, tmp_path, fields, match):
         ({"llama__rope__freq_base": 0.0}, "freq_base is 0"),
         ({"llama__rope__freq_base": -3.0}, "freq_base is -3"),
         ({"llama__rope__scaling__type": "linear"}, "the rope scaling linear"),
+        ({"split__count": "x"}, "split.count is x, not a count"),
+        ({"split__count": -1.5}, "split.count is -1.5"),
     ],
 )
 def test_numbers_that_no_model_can_have_are_refused(make, changes, match):
     refused(make(**changes), match)
+
+
+@pytest.mark.parametrize("with_config", [False, True])
+@pytest.mark.parametrize("key", ["token_type", "scores"])
+def test_a_vocabulary_with_entries_for_some_tokens_is_refused(make, tmp_path, key, with_config):
+    options = {"config_from": str(tmp_path / "model")} if with_config else {}
+    refused(make(**{f"tokenizer__ggml__{key}": [1]}), f"{key} has 1 entries for 320", **options)
+
+
+def test_experts_that_the_file_does_not_count_are_refused(make):
+    match = r"blk\.0\.ffn_\w+_exps\.weight .* matrices of 3 experts"
+    refused(make("qwen3moe", qwen3moe__expert_count=3), match)
+
+
+def test_a_tensor_of_more_experts_than_any_model_has_is_refused(tmp_path):
+    def pieces(count):
+        name = "blk.0.ffn_up_exps.weight"
+        entry = container_module.Entry(name, "F32", (count, 2, 2), 0, 16 * count)
+        keys = {"general.architecture": "qwen3moe", "qwen3moe.expert_count": count}
+        container = container_module.Container(tmp_path, keys, {name: entry})
+        return tensors.pieces_of(container, ARCHITECTURES["qwen3moe"], 4, 2)
+
+    assert len(pieces(1024)) == 1024
+    with pytest.raises(SourceError, match="at most 1,024 are read"):
+        pieces(1025)
 
 
 def test_heads_are_those_of_the_file_where_the_source_model_leaves_its_default_out(make, tmp_path):
@@ -289,6 +318,9 @@ def test_plan_inherit_and_convert_of_a_directory_say_the_command_that_helps(make
     for call in (it.plan, it.inherit):
         with pytest.raises(UnsupportedModelError) as error:
             call(directory / "m.gguf", *([2, tmp_path / "out"] if call is it.inherit else []))
+        assert command in error.value.hint
+        with pytest.raises(UnsupportedModelError) as error:
+            call(directory, *([2, tmp_path / "out"] if call is it.inherit else []))
         assert command in error.value.hint
     with pytest.raises(SourceError) as refusal:
         it.convert(directory, tmp_path / "out")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from inheritune.conversion.gguf.architectures import Architecture, find_architecture
-from inheritune.conversion.gguf.container import Container
+from inheritune.conversion.gguf.container import AGAIN, Container
 from inheritune.conversion.gguf.metadata import CONFIG_FROM, Metadata
 from inheritune.conversion.gguf.rotary import FactorReader, rope_parameters
 from inheritune.errors import SourceError, UnsupportedModelError, escape
@@ -16,6 +16,11 @@ _GEMMA3_LOCAL_BASE = 10000.0
 _SMOLLM3_PERIOD = 4  # every fourth layer has no positions
 # Keys that llama.cpp ignores for every architecture that is read, or writes beside another.
 _WITHOUT_EFFECT = ("vocab_size", "tensor_data_layout", "attention.causal", "pooling_type")
+_COUNTED = {
+    *("context_length", "embedding_length", "block_count", "feed_forward_length"),
+    *("expert_count", "expert_used_count", "expert_feed_forward_length"),
+    *("expert_shared_feed_forward_length", "attention.head_count_kv"),
+}
 _TOKENS = {
     "bos_token_id": "tokenizer.ggml.bos_token_id",
     "eos_token_id": "tokenizer.ggml.eos_token_id",
@@ -25,10 +30,12 @@ _TOKENS = {
 
 def architecture_of(container: Container) -> Architecture:
     """Return the architecture of a file, see `find_architecture`."""
-    if container.metadata.get("split.count", 1) not in (0, 1):
+    parts = container.metadata.get("split.count", 1)
+    if type(parts) is not int or parts < 0:
+        raise SourceError(f"split.count is {escape(parts, 40)}, not a count.", AGAIN)
+    if parts > 1:
         raise UnsupportedModelError(
-            f"{container.path.name} is one of {escape(container.metadata['split.count'])} files of "
-            "a model.",
+            f"{container.path.name} is one of {parts:,} files of a model.",
             "Join them with llama.cpp: `llama-gguf-split --merge FIRST.gguf WHOLE.gguf`.",
         )
     name = container.architecture
@@ -57,11 +64,9 @@ def rebuild_config(
         "vocab_size": _vocabulary(container),
         "tie_word_embeddings": not has_own_head(container),
     }
-    counts = {key for key in architecture.fields if not key.startswith("attention.layer_norm")}
     for key, name in architecture.fields.items():
         default = [config["num_attention_heads"]] if key == "attention.head_count_kv" else []
-        is_count = key in counts and key in _COUNTED
-        config[name] = (metadata.count if is_count else metadata.number)(key, *default)
+        config[name] = (metadata.count if key in _COUNTED else metadata.number)(key, *default)
     for key, name in architecture.optional.items():
         if (value := metadata.number(key, None)) is not None:
             config[name] = value
@@ -69,7 +74,7 @@ def rebuild_config(
         raise SourceError(
             f"{container.path} says that it has {metadata.count('block_count'):,} layers, but has "
             f"{len(container.tensors):,} tensors.",
-            "Download the file again.",
+            AGAIN,
         )
     config |= architecture.constants
     for tensor, flag in architecture.biases.items():
@@ -88,13 +93,6 @@ def rebuild_config(
     return config, metadata.unread
 
 
-_COUNTED = {
-    *("context_length", "embedding_length", "block_count", "feed_forward_length"),
-    *("expert_count", "expert_used_count", "expert_feed_forward_length"),
-    *("expert_shared_feed_forward_length", "attention.head_count_kv"),
-}
-
-
 def has_own_head(container: Container) -> bool:
     """Tell whether a file holds an output head beside the embedding."""
     return "output.weight" in container.tensors
@@ -103,7 +101,7 @@ def has_own_head(container: Container) -> bool:
 def _vocabulary(container: Container) -> int:
     embedding = container.tensors.get("token_embd.weight")
     if embedding is None:
-        raise SourceError(f"{container.path} has no token_embd.weight.", "Download the file again.")
+        raise SourceError(f"{container.path} has no token_embd.weight.", AGAIN)
     return embedding.shape[0]
 
 

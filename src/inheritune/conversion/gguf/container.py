@@ -6,6 +6,7 @@ first, its type and its offset; then, from the next multiple of the alignment on
 The file may come from anybody: every count and offset is checked before anything is read by it.
 """
 
+import io
 import math
 import os
 import struct
@@ -21,7 +22,7 @@ _MAX_HEADER = 2**26  # bytes; a vocabulary of 262,144 tokens takes 8 MB
 _MAX_NAME = 256
 _MAX_DIMENSIONS = 4
 _DEFAULT_ALIGNMENT = 32
-_AGAIN = "Download the file again."
+AGAIN = "Download the file again."
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 # Formats of the numbers among the value types.
 _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIifBQqd", strict=True))
@@ -112,8 +113,7 @@ def read_container(path: Path) -> Container:
         SourceError: The file breaks the format: another version, a header that is too long, counts
             and sizes that do not fit, unknown types, names twice, holes, overlaps, or an early end.
     """
-    open_source(path).close()  # refuses what cannot be read, in words
-    with path.open("rb") as file:
+    with io.BufferedReader(open_source(path)) as file:
         return _Reader(path, file, os.fstat(file.fileno()).st_size).container()
 
 
@@ -126,7 +126,7 @@ class _Reader:
 
     def container(self) -> Container:
         if self._bytes(4, "its first bytes") != b"GGUF":
-            raise SourceError(f"{self._path} is no GGUF file.", _AGAIN)
+            raise SourceError(f"{self._path} is no GGUF file.", AGAIN)
         version = self._number("I")
         if version not in (2, 3):
             reversed_order = version in (2 << 24, 3 << 24)
@@ -247,7 +247,7 @@ class _Reader:
         return placed
 
     def _broken(self, reason: str) -> SourceError:
-        return SourceError(f"{self._path} {reason}.", _AGAIN)
+        return SourceError(f"{self._path} {reason}.", AGAIN)
 
 
 def _aligned(position: int, alignment: int) -> int:

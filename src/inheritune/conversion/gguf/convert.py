@@ -10,6 +10,7 @@ from inheritune.conversion.converted import (
     Converted,
     Quantisation,
     check_converted,
+    describe_file,
     refuse_place,
     write_index,
 )
@@ -29,7 +30,7 @@ from inheritune.model_files.directory import open_model
 from inheritune.model_files.safetensors import DTYPES, item_bits, read_header, torch_name
 from inheritune.surgery.write import to_json
 from inheritune.system.disk_space import refuse_full_disk
-from inheritune.system.files import new_directory, sha256, write_bytes
+from inheritune.system.files import new_directory, write_bytes
 from inheritune.system.progress import Listener, silent
 
 _TIED = "the same as token_embd.weight, to which the config ties it"
@@ -70,8 +71,7 @@ def convert_gguf(
     """
     # --- read what is small, refuse what can be refused ---
     if dtype is not None and dtype not in DTYPES:
-        known = "fp32, bf16 or fp16"
-        raise RecipeError(f"there is no dtype {escape(dtype)}.", f"Choose {known}.")
+        raise RecipeError(f"there is no dtype {escape(dtype)}.", "Choose fp32, bf16 or fp16.")
     refuse_place(out, source)
     container = read_container(source)
     architecture = architecture_of(container)
@@ -103,7 +103,7 @@ def convert_gguf(
         record: dict[str, Any] = {
             "format": RECORD_FORMAT,
             "inheritune": __version__,
-            "source": {"name": source.name, "files": [_described(source)]},
+            "source": {"name": source.name, "files": [describe_file(source)]},
             "architecture": container.architecture,
             "config_from": config_from,
             "dtype": target_dtype,
@@ -179,10 +179,6 @@ def _same(path: Path, first: Entry, second: Entry) -> bool:
             if pieces[0] != pieces[1]:
                 return False
     return True
-
-
-def _described(source: Path) -> dict[str, Any]:
-    return {"name": source.name, "size": source.stat().st_size, "sha256": sha256(source)}
 
 
 def _warnings(quantisation: Quantisation | None, not_finite: list[str]) -> list[str]:

@@ -52,7 +52,7 @@ class Metadata:
         return shortest(value)
 
     def count(self, key: str, default: Any = _MISSING) -> Any:
-        """Return a whole number from 1 to 2^31."""
+        """Return a whole number, at least 1 and below 2^31."""
         value = self.value(key, default)
         if value is default:
             return value

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from inheritune.conversion.gguf.architectures import Architecture
-from inheritune.conversion.gguf.container import PLAIN, Container, Entry
+from inheritune.conversion.gguf.container import AGAIN, PLAIN, Container, Entry
 from inheritune.errors import MissingExtraError, SourceError, UnsupportedModelError, escape
 from inheritune.model_files.cast import cast
 from inheritune.model_files.copy import open_source
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CHUNK = 2**24  # bytes dequantised at a time
+_MOST_EXPERTS = 1024  # llama.cpp's LLAMA_MAX_EXPERTS is 512; each becomes three tensors
 _LAYER = re.compile(r"blk\.(0|[1-9]\d{0,5})\.(\w+)\.(weight|bias)")
 _OUTSIDE = re.compile(r"(\w+)\.(weight|bias)")
 # Tensors that hold scalings of rotary positions: the config has them.
@@ -48,8 +49,10 @@ def pieces_of(
 
     Raises:
         UnsupportedModelError: The file holds a tensor that has no place in the model.
+        SourceError: A tensor has a shape that does not fit its heads or experts.
     """
     pieces: list[Piece] = []
+    experts = container.metadata.get(f"{container.architecture}.expert_count")
     for entry in container.tensors.values():
         if entry.name in ROTARY:
             continue
@@ -57,7 +60,7 @@ def pieces_of(
         is_norm = part.endswith("_norm") and suffix == "weight"
         counts = {"attn_q": heads, "attn_k": kv_heads}
         if "{}" in target:
-            pieces += _experts(entry, f"{target}.{suffix}")
+            pieces += _experts(entry, f"{target}.{suffix}", experts)
             continue
         transposed = part in architecture.transposed and len(entry.shape) == 2
         shape = tuple(reversed(entry.shape)) if transposed else entry.shape
@@ -95,10 +98,12 @@ def _place(entry: Entry, architecture: Architecture) -> tuple[str, str, str]:
     )
 
 
-def _experts(entry: Entry, name: str) -> list[Piece]:
-    if len(entry.shape) != 3:
+def _experts(entry: Entry, name: str, experts: Any) -> list[Piece]:
+    if len(entry.shape) != 3 or entry.shape[0] != experts or experts > _MOST_EXPERTS:
         raise SourceError(
-            f"{escape(entry.name)} has the shape {list(entry.shape)}, not three sizes."
+            f"{escape(entry.name)} has the shape {list(entry.shape)}, not that of the matrices of "
+            f"{escape(experts, 40)} experts; at most {_MOST_EXPERTS:,} are read.",
+            AGAIN,
         )
     count, rows, columns = entry.shape
     return [Piece(name.format(i), entry, (rows, columns), first=i * rows) for i in range(count)]

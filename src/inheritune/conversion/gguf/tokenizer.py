@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inheritune.conversion.gguf.container import Container
+from inheritune.conversion.gguf.container import AGAIN, Container
 from inheritune.conversion.gguf.metadata import CONFIG_FROM
 from inheritune.errors import SourceError, escape, first_line
 from inheritune.surgery.write import to_json
@@ -86,7 +86,7 @@ def normal_tokens(container: Container) -> Mapping[int, str]:
     tokens, kinds = ggml.get("tokens"), ggml.get("token_type")
     if not isinstance(tokens, list) or not isinstance(kinds, list):
         return {}
-    return {i: str(t) for i, (t, kind) in enumerate(zip(tokens, kinds, strict=False)) if kind == 1}
+    return {i: str(t) for i, (t, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind == 1}
 
 
 def left_out_keys(container: Container) -> dict[str, str]:
@@ -102,10 +102,19 @@ def left_out_keys(container: Container) -> dict[str, str]:
 
 
 def _ggml(container: Container) -> dict[str, Any]:
+    """Return the keys of the vocabulary; its lists must have an entry for each token."""
     prefix = "tokenizer.ggml."
-    return {
+    ggml = {
         k.removeprefix(prefix): v for k, v in container.metadata.items() if k.startswith(prefix)
     }
+    sizes = {key: len(entries) for key, entries in ggml.items() if isinstance(entries, list)}
+    tokens = sizes.get("tokens", 0)
+    for key in ("token_type", "scores"):
+        if sizes.get(key, tokens) != tokens:
+            raise SourceError(
+                f"tokenizer.ggml.{key} has {sizes[key]:,} entries for {tokens:,} tokens.", AGAIN
+            )
+    return ggml
 
 
 def _refuse_unknown(container: Container) -> None:
@@ -123,6 +132,11 @@ def _refuse_unknown(container: Container) -> None:
         shown = escape(ggml.get("pre", "nothing"), 40)
         raise SourceError(
             f"tokenizer.ggml.pre is {shown}: how this splits text is not known here.", CONFIG_FROM
+        )
+    template = container.metadata.get("tokenizer.chat_template", "")
+    if not isinstance(template, str):
+        raise SourceError(
+            f"tokenizer.chat_template is {escape(template, 40)}, not a text.", CONFIG_FROM
         )
     prefixed = ggml.get("add_space_prefix", True)
     if model == "llama" and prefixed is (container.architecture in _GEMMA):
