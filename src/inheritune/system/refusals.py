@@ -11,7 +11,7 @@ _REFUSED = (RecipeError.exit_code, DataError.exit_code)
 
 
 def missing_directories(path: Path) -> list[Path]:
-    """Which of a directory and its parents are not there yet, innermost first."""
+    """List those of a directory and its parents that do not exist yet, innermost first."""
     return [place for place in (path, *path.parents) if not place.exists()]
 
 
