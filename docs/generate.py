@@ -58,7 +58,8 @@ def text_formats() -> str:
         "# Formats of text\n\nThe ending of a name decides, in any case. "
         "See {doc}`../how-to/text-not-read`.\n\n"
         + _table(("ending", "format", "a document is"), rows)
-        + f"\nMay be followed by {packed}: {names}. Otherwise refused: {refused}.\n"
+        + f"\nThese may be compressed, and then end in {packed} as well: {names}. "
+        f"Every other file that ends in {refused} is refused.\n"
     )
 
 

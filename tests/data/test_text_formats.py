@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from source_documents import documents
 
-from inheritune.data import text_files
-from inheritune.data.input_files import left_out
+from inheritune.data import text_files, text_formats
+from inheritune.data.input_files import input_files, left_out
 from inheritune.errors import DataError
 
 TEXTS = [f'story {i}, of a "dog"\nand a hill' for i in range(40)]
@@ -52,8 +52,75 @@ def test_markup_under_another_name_is_refused_and_never_trained_on(tmp_path, nam
     content = {"a.warc": b"WARC/1.0\r\nContent-Length: 4", "a.html": b"<!DOCTYPE html><p>x"}
     content |= {"part-00000": LINES, "a.dat": gzip.compress(LINES)}
     (tmp_path / name).write_bytes(content[name])
-    with pytest.raises(DataError, match=r"it is (a WARC|a web page|rows of JSON|a gzip).*plain"):
+    with pytest.raises(
+        DataError, match=r"it is (a WARC|nothing but web pages|rows of JSON|a gzip).*plain"
+    ):
         texts(tmp_path / name)
+
+
+def test_a_web_page_among_code_is_code_and_pages_alone_are_refused(tmp_path):
+    page = "<!DOCTYPE html><p>Hello</p>"
+    (tmp_path / "a.html").write_text(page)
+    (tmp_path / "b").write_text(f"\n{page}")
+    with pytest.raises(DataError, match="nothing but web pages"):
+        texts(tmp_path, max_bad_rows=9)
+    (tmp_path / "main.py").write_text("pass")
+    assert texts(tmp_path) == [page, f"\n{page}", "pass"]
+
+
+def test_a_file_that_cannot_be_opened_is_weighed_as_empty_and_named_when_it_is_read(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "a.py").write_text("pass")
+    (tmp_path / "b.jsonl").write_text('{"text": "hello"}')
+    (tmp_path / "c.json").write_text('{"text": "settings"}')
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(text_formats, "open_regular_file", refuse)
+    assert texts(tmp_path) == ["hello", "settings"]
+
+
+TABS = 'id\ttext\n1\t"Hello\n2\tWorld"\n3\t12" wide\n4\t"to the end\n\n5\t"five"\n'
+
+
+@pytest.mark.parametrize("pack", ["", ".gz"])
+def test_quotes_of_a_tsv_that_enclose_nothing_are_text_and_swallow_no_row(tmp_path, pack):
+    path = tmp_path / f"a.tsv{pack}"
+    path.write_bytes((gzip.compress if pack else bytes)(TABS.encode()))
+    assert texts(path) == ['"Hello', 'World"', '12" wide', '"to the end', '"five"']
+
+
+def test_a_tsv_with_quotes_that_enclose_values_of_a_line_is_read_as_it_was_written(tmp_path):
+    (tmp_path / "a.tsv").write_text('id\ttext\n1\t"a ""dog"""\n2\tWorld\n')
+    assert texts(tmp_path / "a.tsv") == ['a "dog"', "World"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.csv", 'id,text\n1,one\n2,"two\n3,three\n', 3),
+        ("a.csv", 'text\n"two\nlines"\n"He" said\n', 4),
+        ("tsv.tsv.d/a.csv", 'id,text\n1,"one\n', 2),
+        ("a.tsv", 'id\ttext\n1\t"one\ntwo\n3\tthree\n', 2),
+    ],
+)
+def test_a_quote_that_is_not_closed_is_named_with_its_line_and_swallows_no_row(
+    tmp_path, name, content, line
+):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    with pytest.raises(DataError, match=rf"{name}, line {line}: the row that begins there") as e:
+        texts(tmp_path)
+    assert "double theirs" in e.value.hint
+
+
+def test_a_file_of_one_json_object_is_one_bad_file(tmp_path):
+    (tmp_path / "a.json").write_text('{\n "a": 1,\n "b": 2\n}\n')
+    (tmp_path / "b.jsonl").write_bytes(LINES)
+    assert texts(tmp_path / "[ab].json*", max_bad_rows=1) == TEXTS
 
 
 def test_gzip_and_utf16_under_the_name_of_rows_are_called_what_they_are(tmp_path):
@@ -74,7 +141,9 @@ def test_cards_licences_and_other_splits_beside_rows_are_no_text(tmp_path):
     for name in others:
         (tmp_path / name).write_text('{\n "features": {}}' if name.endswith("json") else "words")
     assert texts(tmp_path) == TEXTS
-    assert left_out(str(tmp_path)) == sorted([*others, "data/test-00000-of-1.parquet"])
+    assert left_out(str(tmp_path), input_files(str(tmp_path))) == sorted(
+        [*others, "data/test-00000-of-1.parquet"]
+    )
 
 
 def test_code_is_text_beside_a_smaller_table_and_settings_which_are_left_out(tmp_path):
@@ -85,7 +154,11 @@ def test_code_is_text_beside_a_smaller_table_and_settings_which_are_left_out(tmp
     (tmp_path / "commands.json").write_text('[{"command": "cc"}]')
     (tmp_path / "package.json").write_text('{\n "name": "a"\n}')
     assert texts(tmp_path) == ["A program.", code]
-    assert left_out(str(tmp_path)) == ["commands.json", "package.json", "train.csv"]
+    assert left_out(str(tmp_path), input_files(str(tmp_path))) == [
+        "commands.json",
+        "package.json",
+        "train.csv",
+    ]
 
 
 def test_a_few_rows_of_json_beside_much_prose_are_text_and_so_is_the_prose(tmp_path):

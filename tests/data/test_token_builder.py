@@ -158,7 +158,11 @@ def test_a_shard_that_is_there_is_not_written_again(text_folder, tokenizer, tmp_
 
 
 @pytest.mark.parametrize(
-    "change", ["shard", "index", "rest", "journal", "hashes", "other request", "nothing there"]
+    "change",
+    [
+        *("shard", "index", "rest", "journal", "hashes", "other request", "other files"),
+        *("earlier version", "nothing there"),
+    ],
 )
 def test_preparation_that_does_not_fit_the_journal_begins_anew(
     change, text_folder, tokenizer, tmp_path, monkeypatch
@@ -181,6 +185,11 @@ def test_preparation_that_does_not_fit_the_journal_begins_anew(
         changed.write_bytes(changed.read_bytes()[:-8])
     if change == "nothing there":
         rest.unlink()
+    if change == "other files":
+        (text_folder / "999.txt").write_text("the end of it all\n")
+    if change == "earlier version":
+        state = json.loads(journal.path.read_text())
+        journal.path.write_text(json.dumps(state | {"format": 1}))
     if change == "other request":
         data = data.model_copy(update={"val_fraction": 0.3})
     said = []

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from inheritune.recipe.data import Data
 
+MAX_DOCUMENT_BYTES = 256 << 20  # it is tokenized in memory
 SPLIT_RULE = "inheritune-split-1"
 _SAMPLE_RULE = "inheritune-sample-1"
 PLACES = 2**64  # a document is chosen if its place is below share * PLACES

@@ -78,7 +78,7 @@ def _expand(entry: str) -> tuple[Path, list[Path]]:
     """Return the folder that names are relative to, and the files of one entry."""
     if not entry.strip():
         raise DataError("a source is empty.", "Give stdlib, or files, globs or folders.")
-    path = Path(os.path.expandvars(entry)).expanduser().absolute()
+    path = _absolute(entry)
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -91,6 +91,10 @@ def _expand(entry: str) -> tuple[Path, list[Path]]:
     if stat.S_ISREG(mode):
         return path.parent, [path]
     raise DataError(f"{entry} is neither a file nor a folder.", "Give files, globs or folders.")
+
+
+def _absolute(entry: str) -> Path:
+    return Path(os.path.expandvars(entry)).expanduser().absolute()
 
 
 def _expand_glob(entry: str, path: Path) -> tuple[Path, list[Path]]:
@@ -143,14 +147,13 @@ def _identity(folder: str) -> tuple[int, int]:
     return facts.st_dev, facts.st_ino
 
 
-def left_out(source: str | list[str]) -> list[str]:
-    """Name the files of the source's folders that are not taken for text, in byte order."""
-    names = []
+def left_out(source: str | list[str], files: list[InputFile]) -> list[str]:
+    """Name the files of the source's folders that are not among its input files, sorted."""
+    names, taken = [], {file.path for file in files}
     for entry in [source] if isinstance(source, str) else source:
-        root = Path(os.path.normpath(Path(os.path.expandvars(entry)).expanduser().absolute()))
+        root = Path(os.path.normpath(_absolute(entry)))
         if entry not in STDLIB and root.is_dir():
-            files = _walk(root, _HIDDEN)
-            others = {*files} - {*taken_from_folder(root, files)}
+            others = {*_walk(root, _HIDDEN)} - taken
             names += [path.relative_to(root).as_posix() for path in others]
     return sorted(names)
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from inheritune.data.bad_rows import BadRows
@@ -13,6 +12,7 @@ from inheritune.data.document import Document
 from inheritune.data.hub_dataset import hub_documents, is_hub_dataset
 from inheritune.data.input_files import InputFile, input_files, spell
 from inheritune.data.text_files import read_documents
+from inheritune.data.text_formats import is_web_page, size_of
 from inheritune.errors import DataError
 from inheritune.recipe.data import Data, TextSource
 
@@ -46,7 +46,7 @@ class Source:
     @cached_property
     def total_bytes(self) -> int:
         """Size of the files; 0 for a Hub dataset, whose size is not known."""
-        return sum(_size(file.path) for file in self.files)
+        return sum(size_of(file.path) for file in self.files)
 
     def read(
         self, start: dict[str, Any] | None = None
@@ -71,15 +71,21 @@ class Source:
                 yield SourcePosition(position, 0), document
             return
         is_empty = start is None
+        if is_empty and all(is_web_page(file.path) for file in self.files):
+            raise DataError(  # one among other files, such as code, is text like them
+                f"cannot read {spell(self.part.source)}: it is nothing but web pages, not plain "
+                "text.",
+                "Extract the text into .txt or .jsonl.",
+            )
         first_file, first_row = (start["file"], start["row"]) if start else (0, 0)
-        bytes_before = sum(_size(file.path) for file in self.files[:first_file])
+        bytes_before = sum(size_of(file.path) for file in self.files[:first_file])
         for index, file in enumerate(self.files[first_file:], first_file):
             skip = first_row if index == first_file else 0
             for row, done, document in read_documents(file, self.text_column, bad, skip):
                 is_empty = False
                 position = {"file": index, "row": row, "bad": bad.seen}
                 yield SourcePosition(position, bytes_before + done), document
-            bytes_before += _size(file.path)
+            bytes_before += size_of(file.path)
         if is_empty:
             raise DataError(
                 f"there is no text in {spell(self.part.source)}.", "Give files that hold text."
@@ -134,10 +140,3 @@ def _sources(
         names = source if isinstance(source, str) else [str(name) for name in source]
         parts = [settings.model_copy(update={"source": names})]
     return [Source(part, part.text_column or data.text_column, data.max_bad_rows) for part in parts]
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0  # reading it will say what is wrong

@@ -1,21 +1,20 @@
 """Read the documents of one file, in any format of `text_formats`."""
 
-import csv
-import gzip
-import io
 import json
 import lzma
 import stat
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from inheritune.data.arrow import arrow_rows
 from inheritune.data.bad_rows import BadRows, decode, text_of
-from inheritune.data.document import Document
+from inheritune.data.compression import decompressed
+from inheritune.data.document import MAX_DOCUMENT_BYTES, Document
 from inheritune.data.file_kinds import kind_by_signature
 from inheritune.data.input_files import InputFile
-from inheritune.data.parquet import import_pyarrow, parquet_rows
+from inheritune.data.parquet import parquet_rows
+from inheritune.data.table import table_rows
 from inheritune.data.text_formats import (
     ARROW,
     JSON,
@@ -32,15 +31,12 @@ from inheritune.data.text_formats import (
 )
 from inheritune.errors import first_line, reason_of
 
-MAX_DOCUMENT_BYTES = 256 << 20  # a document is tokenized in memory
 _MOST_BLANK = 10_000_000  # rows without text, one after the other: a few KB hold any number
 
 # Prose that is one file, such as a book, is cut into documents, so that some can be held out.
 _PART_CHARS = 16_384
 SEPARATOR = b"<|endoftext|>"
 _HEAD = 1 << 20  # bytes of a .txt in which a separator is looked for
-# Of the file's name: pyarrow's name of the compression, which it decompresses.
-_COMPRESSED = {".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
 
 
 def read_documents(
@@ -89,11 +85,12 @@ def _documents(
         rows = _json_rows(file, column, bad, start)
         if text_format is JSON and is_one_object(file.path):
             bad.add(str(file.path), "it is one JSON object, not rows", "Write one row a line.")
-        elif text_format is JSON and _is_array(file):
+            return
+        if text_format is JSON and _is_array(file):
             rows = _texts(file, _array_rows(file, bad, start), column, bad)
         yield from _with_text(file, rows, bad)
     elif text_format in (TABLE, ARROW):
-        read = _table_rows if text_format is TABLE else arrow_rows
+        read = table_rows if text_format is TABLE else arrow_rows
         yield from _with_text(file, _texts(file, read(file, bad, start), column, bad), bad)
     else:
         yield from _prose(file, text_format, bad, start)
@@ -106,7 +103,7 @@ def _prose(
         head = stream.read(_HEAD)
     kind = no_text(head[:4096]) if text_format is TEXT else kind_by_signature(head[:64])
     if kind is not None:
-        hint = "Give it its own ending; of pages, extract the text into .txt or .jsonl."
+        hint = "Give it its own ending; of a WARC file, extract the text into .txt or .jsonl."
         bad.add(str(file.path), f"it is {kind}, not plain text", hint)
     elif file.name.lower().endswith(".txt") and _is_separated(head):
         yield from _with_text(file, _separated(file, bad, start), bad)
@@ -192,31 +189,9 @@ def _texts(
         yield number, size, text_of(row, column, f"{file.path}, row {number}", bad)
 
 
-def _table_rows(
-    file: InputFile, bad: BadRows, start: int
-) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    delimiter = "\t" if ".tsv" in file.name.lower() else ","
-    csv.field_size_limit(MAX_DOCUMENT_BYTES)
-    with file.path.open("rb") as raw:
-        stream = io.TextIOWrapper(_decompressed(file.name, raw), "utf-8-sig", newline="")
-        reader = csv.reader(stream, delimiter=delimiter)
-        try:
-            names = next(reader, [])
-            for number, values in enumerate(reader, 1):
-                if number <= start or not values:
-                    continue
-                if len(values) != len(names):
-                    what = f"it has {len(values)} columns, the first row names {len(names)}"
-                    bad.add(f"{file.path}, row {number}", what)
-                    continue
-                yield number, raw.tell(), dict(zip(names, values, strict=True))
-        except (UnicodeDecodeError, csv.Error) as error:
-            bad.add(str(file.path), f"it is no table: {first_line(error)}")
-
-
 def _is_array(file: InputFile) -> bool:
     with file.path.open("rb") as raw:
-        head = _decompressed(file.name, raw).read(64)
+        head = decompressed(file.name, raw).read(64)
     return head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 
@@ -224,7 +199,7 @@ def _array_rows(
     file: InputFile, bad: BadRows, start: int
 ) -> Iterator[tuple[int, int, dict[str, Any]]]:
     with file.path.open("rb") as raw:
-        content = _decompressed(file.name, raw).read(MAX_DOCUMENT_BYTES + 1)
+        content = decompressed(file.name, raw).read(MAX_DOCUMENT_BYTES + 1)
     if len(content) > MAX_DOCUMENT_BYTES:
         bad.add(str(file.path), "its array is above 256 MB", "Write one row a line.")
         return
@@ -248,7 +223,7 @@ def _json_rows(
     file: InputFile, column: str, bad: BadRows, start: int
 ) -> Iterator[tuple[int, int, str | None]]:
     with file.path.open("rb") as raw:
-        for number, line in enumerate(_lines(_decompressed(file.name, raw)), start=1):
+        for number, line in enumerate(_lines(decompressed(file.name, raw)), start=1):
             if number <= start:
                 continue
             yield (
@@ -256,21 +231,6 @@ def _json_rows(
                 raw.tell(),
                 _text_of_line(line, column, f"{file.path}, line {number}", bad),
             )
-
-
-def _decompressed(name: str, raw: BinaryIO) -> BinaryIO:
-    name = name.lower()
-    if name.endswith(".xz"):
-        return cast(BinaryIO, lzma.LZMAFile(raw))
-    if name.endswith(".gz"):  # by Python itself, so that it needs no package
-        return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
-    compression = next((_COMPRESSED[e] for e in _COMPRESSED if name.endswith(e)), None)
-    if compression is None:
-        return raw
-    pyarrow = import_pyarrow(raw.name)
-    # It says when a file was cut short, and holds no more than a block, however much comes out.
-    stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), compression)
-    return cast(BinaryIO, io.BufferedReader(stream, 1 << 16))
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes | None]:

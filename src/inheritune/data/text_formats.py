@@ -8,7 +8,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from inheritune.data.file_kinds import kind_by_signature
+from inheritune.system.reading import open_regular_file
 
+_HEAD = 4096  # bytes of a file that show its kind
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".lz4", ".xz")
 
 
@@ -52,11 +54,16 @@ _SPLIT = re.compile(r"(?:^|[/_.-])(train|test|validation|valid|val|dev|eval)(?=[
 def format_of(name: str) -> TextFormat:
     """Return the format that a file's name stands for, whatever its case."""
     name = name.lower()
-    plain = next((name.removesuffix(end) for end in COMPRESSIONS if name.endswith(end)), name)
+    plain = without_compression(name)
     for text_format in FORMATS:
         if (plain if text_format.is_compressible else name).endswith(text_format.endings):
             return text_format
     return TEXT
+
+
+def without_compression(name: str) -> str:
+    """Return a file's name, in lower case, without the ending of its compression."""
+    return next((name.removesuffix(end) for end in COMPRESSIONS if name.endswith(end)), name)
 
 
 def taken_from_folder(root: Path, files: list[Path]) -> list[Path]:
@@ -82,25 +89,48 @@ def taken_from_folder(root: Path, files: list[Path]) -> list[Path]:
 
 def _is_other_text(path: Path) -> bool:
     """Whether a file is code or prose, and not the card or licence of a data set."""
-    if format_of(path.name) not in (PROSE, TEXT) or not path.is_file():
+    if format_of(path.name) not in (PROSE, TEXT) or path.name.upper().startswith(_CARDS):
         return False
-    if path.name.upper().startswith(_CARDS):
-        return False
-    with path.open("rb") as stream:
-        head = stream.read(4096)
-    return no_text(head) is None and b"\0" not in head
+    head = _beginning(path, _HEAD)
+    return no_text(head) is None and not _is_page(head) and b"\0" not in head
 
 
 def _bytes(paths: Iterable[Path]) -> int:
-    return sum(path.stat().st_size for path in paths if path.is_file())
+    return sum(size_of(path) for path in paths)
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file; 0 where reading it will say what is wrong."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _beginning(path: Path, size: int) -> bytes:
+    """Read the first bytes of a file; none where reading it will say what is wrong."""
+    try:
+        with open_regular_file(path) as stream:
+            return stream.read(size)
+    except OSError:
+        return b""
+
+
+def is_web_page(path: Path) -> bool:
+    """Whether a file is a web page by its beginning, and not prose by its name."""
+    return format_of(path.name) is TEXT and _is_page(_beginning(path, _HEAD))
+
+
+def _is_page(head: bytes) -> bool:
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    return start[:15].lower().startswith((b"<!doctype html", b"<html"))
 
 
 def is_one_object(path: Path) -> bool:
     """Whether a ``.json`` file is neither rows nor an array: such as a configuration."""
-    if path.suffix.lower() != ".json" or not path.is_file():
+    if path.suffix.lower() != ".json":
         return False
-    with path.open("rb") as stream:
-        head = stream.read(1 << 20)
+    head = _beginning(path, 1 << 20)
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     return start[:1] == b"{" and not _is_object(start.partition(b"\n")[0], len(head) < 1 << 20)
 
@@ -116,10 +146,8 @@ def no_text(head: bytes) -> str | None:
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"WARC/"):
         return "a WARC file"
-    if start[:15].lower().startswith((b"<!doctype html", b"<html")):
-        return "a web page"
     line, end, _ = start.partition(b"\n")
-    if start.startswith(b"{") and _is_object(line, bool(end) or len(head) < 4096):
+    if start.startswith(b"{") and _is_object(line, bool(end) or len(head) < _HEAD):
         return "rows of JSON"
     return None
 

@@ -79,7 +79,7 @@ class TokenBuilder:
     def build(self, encoders: Encoders) -> dict[str, Any]:
         """Write all shards, and return the manifest without the request."""
         for source in self._val_sources + self._sources:
-            if not source.is_remote and (names := left_out(source.part.source)):
+            if not source.is_remote and (names := left_out(source.part.source, source.files)):
                 more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
                 self._say(
                     f"{len(source.files):,} files of {spell(source.part.source)} are read, "
