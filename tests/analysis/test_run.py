@@ -1,6 +1,7 @@
 """Analysis within a run, and what a run takes from it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,19 @@ import tiny_models
 import torch
 import transformers
 
+from inheritune.analysis.advice import laziest_first
+from inheritune.analysis.attention import measure_attention
+from inheritune.analysis.sequences import draw_sequences
 from inheritune.cli.plan_text import recipe_notes
+from inheritune.data.tokens import open_tokens
 from inheritune.errors import UnsupportedModelError
 from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
+from inheritune.steps import analysis as step
+from inheritune.training.models import load_model
 
 
 def recipe_of(model: Path, text: Path, **sections: Any) -> RecipeFile:
@@ -48,6 +55,34 @@ def lazy_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
             attention.c_attn.weight[0, 32:64] = 5
     model.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def sharp_reference(tiny_reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 4 layers that attend to single tokens, so that ranks move with the text."""
+    path = tmp_path_factory.mktemp("sharp") / "sharp"
+    shutil.copytree(tiny_reference, path)
+    model = load_model(path)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight.mul_(100)
+    model.save_pretrained(path)
+    return path
+
+
+LAZY = {"inherit": {"start": "inherit"}, "lazy": {"start": "inherit", "select": "lazy"}}
+
+
+def lazy_layers(root: Path) -> list[int]:
+    """The layers that the control of the lowest attention rank inherited."""
+    record = root / "variants/lazy/2-layers/inherit.json"
+    return json.loads(record.read_text("utf-8"))["layer_map"]
+
+
+def laziest_two(reference: Path, stream: Any) -> list[int]:
+    ids = draw_sequences(stream, 2, 32, None, "a text").ids
+    ranks = measure_attention(load_model(reference), 4, ids).max_ranks
+    return sorted(laziest_first(ranks)[:2])
 
 
 def test_reference_and_target_are_analysed_after_training(tiny_reference, tiny_text, tmp_path):
@@ -124,8 +159,7 @@ def test_a_model_without_attention_trains_and_is_noted(tiny_text, tmp_path):
 
 
 def test_lazy_layers_of_a_model_without_attention_are_refused_before_training(tiny_text, tmp_path):
-    lazy = {"inherit": {"start": "inherit"}, "lazy": {"start": "inherit", "select": "lazy"}}
-    recipe = recipe_of(mamba(tmp_path / "mamba"), tiny_text, variants=lazy)
+    recipe = recipe_of(mamba(tmp_path / "mamba"), tiny_text, variants=LAZY)
     with pytest.raises(UnsupportedModelError, match="cannot be observed"):
         execute(recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "variants").exists()
@@ -140,17 +174,17 @@ def test_a_run_begins_with_the_advised_layers(lazy_reference, tiny_text, tmp_pat
     # Layer 3 alone is lazy; with layer 2 the mean is above 2.
     assert analysis["advice"]["advice"] == final["layers"] == 3
     assert analysis["advice"]["paper"] == 2
+    stored = json.loads((tmp_path / "run/analysis.json").read_text("utf-8"))
+    assert stored["models"]["choice"]["inputs"]["sequences"]["source"] == "the run's training text"
 
 
 def test_a_lazy_control_inherits_the_layers_of_lowest_rank(lazy_reference, tiny_text, tmp_path):
-    variants = {"inherit": {"start": "inherit"}, "lazy": {"start": "inherit", "select": "lazy"}}
-    recipe = recipe_of(lazy_reference, tiny_text, variants=variants)
+    recipe = recipe_of(lazy_reference, tiny_text, variants=LAZY)
     plan = plan_recipe(recipe.recipe, tmp_path / "run")
     said = "the 2 layers of the reference with the lowest attention rank"
     assert any(said in line for line in recipe_notes(plan))
     execute(recipe, tmp_path / "run")
-    start = json.loads((tmp_path / "run/variants/lazy/2-layers/inherit.json").read_text("utf-8"))
-    assert start["layer_map"] == [1, 3]
+    assert lazy_layers(tmp_path / "run") == [1, 3]
     row = Run(tmp_path / "run").read()["variants"][2]
     assert row["made_of"] == f"{said}: layers 1, 3"
 
@@ -164,5 +198,36 @@ def test_a_lazy_control_is_measured_whichever_way_its_number_is_given(
         lazy_reference, tiny_text, variants={"inherit": {"start": "inherit"}, "lazy": control}
     )
     assert execute(recipe, tmp_path / "run") is not None
-    record = json.loads((tmp_path / "run/variants/lazy/2-layers/inherit.json").read_text())
-    assert record["layer_map"] == [1, 3]
+    assert lazy_layers(tmp_path / "run") == [1, 3]
+
+
+def test_layers_are_chosen_on_training_text_and_reported_on_the_validation_set(
+    sharp_reference, tiny_text, tmp_path
+):
+    root, two = tmp_path / "run", {"sequences": 2, "tokens_per_sequence": 32}
+    execute(recipe_of(sharp_reference, tiny_text, analyze=two), root)
+    before = Run(root).read()["analysis"]
+    # The reference's ranks on the validation set are known by now.
+    execute(recipe_of(sharp_reference, tiny_text, analyze=two, variants=LAZY), root)
+    tokens = open_tokens(root / "tokens")
+    on_training, on_validation = (
+        laziest_two(sharp_reference, stream) for stream in (tokens.train, tokens.val)
+    )
+    assert lazy_layers(root) == on_training != on_validation
+    assert Run(root).read()["analysis"] == before
+    assert before["sequences"]["source"] == "the run's validation set"
+
+
+def test_a_run_whose_layers_an_earlier_version_chose_on_the_validation_set_keeps_them(
+    sharp_reference, tiny_text, tmp_path, monkeypatch
+):
+    root, two = tmp_path / "run", {"sequences": 2, "tokens_per_sequence": 32}
+    recipe = recipe_of(sharp_reference, tiny_text, analyze=two, variants=LAZY)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(step, "_chose_by_validation", lambda job: True)
+        execute(recipe, root)
+    layers, record = lazy_layers(root), Run(root).read()
+    assert layers == laziest_two(sharp_reference, open_tokens(root / "tokens").val)
+    execute(recipe, root)
+    assert lazy_layers(root) == layers
+    assert Run(root).read()["variants"] == record["variants"]

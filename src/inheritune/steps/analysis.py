@@ -1,4 +1,8 @@
-"""Analyse the attention and layers of a run's reference and target; a failure is only a note."""
+"""Analyse the attention and layers of a run's reference and target; a failure is only a note.
+
+What is reported is measured on the validation set. What layers are chosen by is measured on
+training text: a choice must not know the text that its result is measured on.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -26,17 +30,19 @@ if TYPE_CHECKING:
 _FORMAT = 1  # of analysis.json
 _FEWEST = 2  # sequences below which nothing is measured
 _REMOVAL_SEQUENCES = 20
+_CHOICE = "choice"  # entry of analysis.json: the reference on training text, to choose layers by
 
 
 def asks_for_measurements(recipe: Recipe) -> bool:
     """Whether a recipe needs anything measured on the reference before it is cut."""
-    return _asks_for_ranks(recipe) or asks_for_scores(recipe)
+    return bool(_chosen_by_rank(recipe)) or asks_for_scores(recipe)
 
 
-def _asks_for_ranks(recipe: Recipe) -> bool:
-    selections = [selection_of(recipe, name) for name in recipe.variants]
-    by_rank = "layers_by_rank" in map(needed_measurement, selections)
-    return by_rank or recipe.inherit.layers == "advice"
+def _chosen_by_rank(recipe: Recipe) -> set[str]:
+    """Name the variants of which the layers, or their number, are chosen by attention rank."""
+    advised = {recipe.target_name} if recipe.inherit.layers == "advice" else set()
+    selections = {name: selection_of(recipe, name) for name in recipe.variants}
+    return advised | {n for n, s in selections.items() if needed_measurement(s) == "layers_by_rank"}
 
 
 def with_measurements(job: Job, reference: Reference, tokens: TokenDirectory) -> Reference:
@@ -44,15 +50,16 @@ def with_measurements(job: Job, reference: Reference, tokens: TokenDirectory) ->
 
     Raises:
         UnsupportedModelError: Its attention cannot be observed.
-        DataError: The validation set is too short for a sequence.
+        DataError: The training text is too short for a sequence.
     """
     from inheritune.analysis.analyze import layer_advice
 
     if asks_for_scores(job.recipe):
         reference = replace(reference, scores=run_scores(job, reference.model, tokens))
-    if not _asks_for_ranks(job.recipe):
+    if not _chosen_by_rank(job.recipe):
         return reference
-    entry = _measured(job, reference.model, "reference", _draw(job, tokens), tokens)
+    role = "reference" if _chose_by_validation(job) else _CHOICE
+    entry = _measured(job, reference.model, role, _draw(job, tokens, role), tokens)
     ranks = _max_ranks(entry)
     advice = layer_advice(reference.model, ranks)
     message = f"advice: {advice.advice} layers; {advice.reason}"
@@ -82,7 +89,7 @@ def analyze_run(
     if job.recipe.analyze is None:
         return None, []
     try:
-        sequences = _draw(job, tokens)
+        sequences = _draw(job, tokens, "reference")
     except DataError as error:
         return None, [f"Attention was not analysed: {error.message}"]
     entries, notes = [], _shortage_notes(sequences)
@@ -106,23 +113,34 @@ def analyze_run(
     return analysis_record(sequences, threshold, entries, advice) | {"notes": notes}, notes
 
 
+def _chose_by_validation(job: Job) -> bool:
+    """Whether an earlier version has chosen layers of this run, by ranks on the validation set.
+
+    Its trainings are continued; other ranks might choose other layers.
+    """
+    stored, begun = _stored(job.run.analysis), {it.variant for it in job.run.trainings()}
+    is_older = "reference" in stored and _CHOICE not in stored
+    return is_older and not begun.isdisjoint(_chosen_by_rank(job.recipe))
+
+
 def _settings(recipe: Recipe) -> Analyze:
     return recipe.analyze or Analyze()
 
 
-def _draw(job: Job, tokens: TokenDirectory) -> "Sequences":
+def _draw(job: Job, tokens: TokenDirectory, role: str) -> "Sequences":
     from inheritune.analysis.sequences import draw_sequences
 
     settings = _settings(job.recipe)
     length = settings.tokens_per_sequence
     bos = tokens.manifest["policy"].get("bos")
-    source = "the run's validation set"
-    sequences = draw_sequences(tokens.val, settings.sequences, length, bos, source)
+    stream, split = tokens.val, "validation set"
+    if role == _CHOICE:
+        stream, split = tokens.train, "training text"
+    sequences = draw_sequences(stream, settings.sequences, length, bos, f"the run's {split}")
     if len(sequences.ids) < min(_FEWEST, settings.sequences):
         raise DataError(
-            f"the validation set has {tokens.val.num_ids} tokens, too few for sequences of "
-            f"{length}.",
-            "Lower analyze.tokens_per_sequence, or hold more text out.",
+            f"the {split} has {stream.num_ids} tokens, too few for sequences of {length}.",
+            "Lower analyze.tokens_per_sequence, or give more text.",
         )
     return sequences
 
@@ -144,12 +162,12 @@ def _measured(
     """Measure a model, or take the entry of analysis.json that was made from the same inputs."""
     from inheritune.analysis.analyze import analyze_model
 
-    path, threshold = job.run.analysis, _settings(job.recipe).threshold
-    inputs = {
+    path, threshold, is_choice = job.run.analysis, _settings(job.recipe).threshold, role == _CHOICE
+    inputs: dict[str, Any] = {
         "digest": model.digest,
-        "tokens": tokens.val_fingerprint,
+        "tokens": tokens.fingerprint if is_choice else tokens.val_fingerprint,
         "threshold": threshold,
-        "removal_sequences": _REMOVAL_SEQUENCES,
+        "removal_sequences": 0 if is_choice else _REMOVAL_SEQUENCES,
         "sequences": sequences.as_json(),
     }
     stored = _stored(path)
@@ -160,10 +178,10 @@ def _measured(
             return dict(entry["result"], role=role)
     result = analyze_model(
         model,
-        role,
+        "reference" if is_choice else role,
         sequences,
         threshold=threshold,
-        removal_sequences=_REMOVAL_SEQUENCES,
+        removal_sequences=inputs["removal_sequences"],
         stop=job.stop,
         on_progress=job.on_progress,
     ).as_json()
