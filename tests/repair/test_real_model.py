@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from inheritune.data.calibration import calibration_windows, first_ids
+from inheritune.data.calibration import calibration_windows, text_ids
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.model_files.directory import open_model
 from inheritune.repair.repair import repair_layers
@@ -17,7 +17,7 @@ TOKENS, SEQ_LEN, TOTAL = 8192, 128, 8
 def text() -> tuple[np.ndarray, np.ndarray]:
     """Windows of Python's standard library to fit on, and later ones to validate on."""
     reference = open_model("embedded:demo")
-    ids = first_ids("stdlib", open_tokenizer(reference.path), 200_000)
+    ids = text_ids("stdlib", open_tokenizer(reference.path), 4_000)
     windows = calibration_windows(ids[:150_000], TOKENS, SEQ_LEN)
     return windows, ids[150_000 : 150_000 + 32 * SEQ_LEN].reshape(32, SEQ_LEN)
 

@@ -70,9 +70,9 @@ def measure_importance(
     removal_losses: list[float | None] = [None] * total
     if len(few):
         cuts = [without(total, [layer]) for layer in range(total)]
-        scored = score_cuts(model, total, few, cuts, stop, on_progress, task)
-        loss = finite_number(scored.whole.loss)
-        removal_losses = [finite_number(cut.loss - scored.whole.loss) for cut in scored.cuts]
+        scores = score_cuts(model, total, few, cuts, stop, on_progress, task)
+        loss = finite_number(scores.whole.loss)
+        removal_losses = [finite_number(cut.loss - scores.whole.loss) for cut in scores.cuts]
     return Importance(
         loss=loss,
         sequences=len(few),

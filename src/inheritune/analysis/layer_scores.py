@@ -45,6 +45,21 @@ class ScoreTable:
     layer_tokens: int = 0  # tokens that were run through a layer
     head_tokens: int = 0  # tokens whose next one was predicted
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each layer: what its removal costs, and what it does to its input."""
+        scores = [self.cuts[without(self.total, [layer])] for layer in range(self.total)]
+        return [
+            {
+                "layer": layer,
+                "kl": finite_number(score.kl),
+                "loss": finite_number(score.loss - self.loss),
+                "influence": finite_number(self.influence[layer]),
+                "angle": finite_number(self.angles[layer, 1]),
+                "norm_ratio": finite_number(self.norm_ratio[layer]),
+            }
+            for layer, score in enumerate(scores)
+        ]
+
     def as_json(self) -> dict[str, Any]:
         """Return the table as JSON values; a score that is not finite is null."""
         return {
@@ -179,11 +194,13 @@ class MeasuredScores:
         begin, table, ids = time.monotonic(), self.table, self.sequences.ids
         task = "distances of layers"
         with self._loaded() as live:
-            found = measure_distances(live, table.total, ids, self._stop, self._on_progress, task)
-        table.influence = found.influence.tolist()
-        table.norm_ratio = found.norm_ratios.tolist()
+            distances = measure_distances(
+                live, table.total, ids, self._stop, self._on_progress, task
+            )
+        table.influence = distances.influence.tolist()
+        table.norm_ratio = distances.norm_ratios.tolist()
         table.angles = {
-            (start, length): float(found.angles[start, start + length])
+            (start, length): float(distances.angles[start, start + length])
             for length in range(1, table.total + 1)
             for start in range(table.total - length + 1)
         }
@@ -193,10 +210,10 @@ class MeasuredScores:
         begin, table, ids = time.monotonic(), self.table, self.sequences.ids
         task = "scores of cuts"
         with self._loaded() as live:
-            scored = score_cuts(live, table.total, ids, cuts, self._stop, self._on_progress, task)
-        table.loss = scored.whole.loss
-        table.cuts |= zip(cuts, scored.cuts, strict=True)
-        self._count(begin, scored.layers_run, scored.heads_run)
+            result = score_cuts(live, table.total, ids, cuts, self._stop, self._on_progress, task)
+        table.loss = result.whole.loss
+        table.cuts |= zip(cuts, result.cuts, strict=True)
+        self._count(begin, result.layers_run, result.heads_run)
 
     def _count(self, begin: float, layers: int, heads: int) -> None:
         self.table.seconds += time.monotonic() - begin

@@ -13,21 +13,19 @@ from inheritune.analysis.layer_scores import (
     stored_table,
 )
 from inheritune.analysis.sequences import Sequences, refuse_long_sequences, sequences_for
+from inheritune.data.calibration import MOST_TOKENS, WINDOWS
 from inheritune.errors import RecipeError
 from inheritune.model_files.config import max_positions
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.layers import ranges
 from inheritune.run_record.fields import finite_number
 from inheritune.surgery.cut import check_inherit
-from inheritune.surgery.removal import Cut, without
+from inheritune.surgery.removal import Cut
 from inheritune.surgery.selection import choose_layers, needed_measurement, way_of
 from inheritune.surgery.ways import LayerFacts, candidates
 from inheritune.system.progress import Listener, silent
 from inheritune.system.rows import Rows
 from inheritune.system.signals import catch_signals
-
-_WINDOWS = 32
-_TOKENS = 256  # in each window
 
 
 @dataclass(frozen=True)
@@ -73,20 +71,7 @@ class LayerSelection(Rows):
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each layer of the reference: what its removal costs, what it does."""
-        table = self.table
-        scores = [table.cuts[without(table.total, [layer])] for layer in range(table.total)]
-        return [
-            {
-                "layer": layer,
-                "kl": finite_number(score.kl),
-                "loss": finite_number(score.loss - table.loss),
-                "influence": finite_number(table.influence[layer]),
-                "angle": finite_number(table.angles[layer, 1]),
-                "norm_ratio": finite_number(table.norm_ratio[layer]),
-                "kept": layer in self.layers,
-            }
-            for layer, score in enumerate(scores)
-        ]
+        return [row | {"kept": row["layer"] in self.layers} for row in self.table.rows()]
 
     def as_json(self) -> dict[str, Any]:
         """Return the choice and all scores as JSON values."""
@@ -145,10 +130,10 @@ def select_layers(
             if way_of(select) == "auto":
                 cuts = candidates(facts, len(layers))
             cuts |= {select: layers}
-            measured = scores.scores([*cuts.values()])
+            cut_scores = scores.scores([*cuts.values()])
     choices = tuple(
         Choice(name, cut, finite_number(s.kl), finite_number(s.loss - scores.table.loss))
-        for (name, cut), s in zip(cuts.items(), measured, strict=True)
+        for (name, cut), s in zip(cuts.items(), cut_scores, strict=True)
     )
     selection = LayerSelection(reference.name, layers, choices, sequences, scores.table)
     if out is not None:
@@ -172,8 +157,8 @@ def _refuse_other_file(out: Path | None) -> None:
 
 def calibration_text(model: ModelDirectory, text: str) -> Sequences:
     """Draw as much of a text as `select` does by default; shorter windows where positions end."""
-    length = min(_TOKENS, max_positions(model.config) or _TOKENS)
-    return sequences_for([model], _WINDOWS, length, text=text)
+    length = min(MOST_TOKENS, max_positions(model.config) or MOST_TOKENS)
+    return sequences_for([model], WINDOWS, length, text=text)
 
 
 def refuse_selection(reference: ModelDirectory, select: str, count: int | None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inheritune.data.calibration import first_ids
+from inheritune.data.calibration import text_ids
 from inheritune.data.tokenizer import TextTokenizer, open_tokenizer
 from inheritune.data.tokens import TokenStream, open_tokens
 from inheritune.errors import DataError, RecipeError
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 SEED = 0
 BOS_CHOICES = ("auto", "yes", "no")
 _DEFAULT_TEXT = "stdlib"
-# A text is read until it has given this many times the ids that are drawn from it.
-_TEXT_IDS = 64
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def sequences_for(
         tokens: Token directory whose validation set to use.
         text: Text to use instead, as `data.source` of a recipe; None: Python's standard library.
         bos: ``"yes"``: begin each with BOS; ``"no"``: without; ``"auto"``: as the tokenizer does.
-        seed: Of the choice of windows.
+        seed: Seed of the choice of windows.
 
     Raises:
         RecipeError: Both tokens and text are given, or ``bos`` is none of the three.
@@ -93,20 +91,20 @@ def sequences_for(
                 f"{tokens} was prepared with another tokenizer than that of {models[0].name}.",
                 "Prepare tokens with the model's own, or give --text FILE.",
             )
-        drawn = draw_sequences(directory.val, count, length, first_id, str(tokens), seed)
+        sequences = draw_sequences(directory.val, count, length, first_id, str(tokens), seed)
     else:
         source = text or _DEFAULT_TEXT
-        ids = first_ids(source, tokenizer, count * length * _TEXT_IDS)
-        drawn = draw_sequences(ids, count, length, first_id, source, seed)
+        ids = text_ids(source, tokenizer, count * length)
+        sequences = draw_sequences(ids, count, length, first_id, source, seed)
 
     # --- fewer sequences than requested would be another measurement ---
-    if len(drawn.ids) < count:
+    if len(sequences.ids) < count:
         raise DataError(
-            f"{drawn.source} has {len(drawn.ids)} sequences of {length} tokens, {count} are asked "
-            "for.",
+            f"{sequences.source} has {len(sequences.ids)} sequences of {length} tokens, "
+            f"{count} are asked for.",
             "Give more text, or ask for fewer or shorter sequences.",
         )
-    return drawn
+    return sequences
 
 
 def _shared_tokenizer(models: "Sequence[ModelDirectory]") -> TextTokenizer:
@@ -142,7 +140,7 @@ def draw_sequences(
         length: T, tokens of each window, BOS included.
         bos: First id of each window; None: text only.
         source: Name of the stream, for the record.
-        seed: Of the choice.
+        seed: Seed of the choice of windows.
     """
     text_length = length - (bos is not None)
     total = (len(stream) if isinstance(stream, np.ndarray) else stream.num_ids) // text_length

@@ -1,6 +1,8 @@
-"""Draw calibration windows, the training text that layers are chosen or repaired by.
+"""Read calibration text, and draw the windows of it that a repair is fitted on.
 
-N windows of T tokens.
+N windows of T tokens. Layers are chosen by windows of `analysis.sequences.draw_sequences`, which
+may begin with BOS, in the order of the text. One function for both would draw other windows for one
+of them, and so change scores or repaired weights that are on record.
 """
 
 import numpy as np
@@ -12,6 +14,9 @@ from inheritune.data.tokenizer import TextTokenizer, encode_documents
 from inheritune.data.tokens import TokenStream
 from inheritune.errors import DataError
 from inheritune.recipe.data import Data
+
+WINDOWS, MOST_TOKENS = 32, 256  # windows that layers are chosen by, and tokens in each
+_READ = 64  # a text is read until it has this many times the ids that are to be drawn from it
 
 
 def calibration_windows(
@@ -48,20 +53,21 @@ def calibration_windows(
     return stream.samples(chosen, seq_len)[:, :-1]
 
 
-def first_ids(text: str, tokenizer: TextTokenizer, most: int) -> NDArray[np.int64]:
-    """Encode documents of a text until there are ``most`` ids, or no more documents.
+def text_ids(text: str, tokenizer: TextTokenizer, tokens: int) -> NDArray[np.int64]:
+    """Encode the first documents of a text: enough to draw windows from, not all of a long one.
 
     Args:
         text: As `data.source` of a recipe.
+        tokens: Number of ids that are to be drawn.
 
     Returns:
-        (n,) int64; the last document is whole, so that n may exceed ``most``.
+        (n,) int64, n >= 64 ``tokens`` unless the text ends before.
     """
     parts, total = [np.empty(0, dtype=np.int64)], 0
     for source in open_sources(Data(source=text)):
         for _, document in source.read():
             parts += list(encode_documents(tokenizer, [document.text]))
             total += len(parts[-1])
-            if total >= most:
+            if total >= _READ * tokens:
                 return np.concatenate(parts)
     return np.concatenate(parts)

@@ -16,7 +16,6 @@ _RECURRENT_TYPES = {"falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"}
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "attention_heads", "num_heads")
 _KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_n_heads")
 _HEAD_SIZES = ("head_dim", "attention_head_dim")
-_WIDTHS = ("hidden_size", "n_embd", "d_model")
 _EXPERTS = (
     *("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
     "num_routed_experts",
@@ -51,7 +50,12 @@ def hidden_loss_flops(section: Mapping[str, Any], layers: int) -> float:
     Args:
         section: The text part of a config, which gives D.
     """
-    return 12.0 * (first_int(section, _WIDTHS) or 0) * layers
+    return 12.0 * hidden_size(section) * layers
+
+
+def hidden_size(section: Mapping[str, Any]) -> int:
+    """Return D of the text part of a config; 0 where it is silent."""
+    return first_int(section, ("hidden_size", "n_embd", "d_model")) or 0
 
 
 def attention_width(
@@ -84,9 +88,7 @@ def keeps_no_keys(section: Mapping[str, Any]) -> bool:
 def attention_heads(section: Mapping[str, Any]) -> tuple[int, float]:
     """Return the number of query heads and the size of one; zeros where the config is silent."""
     heads = first_int(section, _HEADS) or 0
-    size = first_int(section, _HEAD_SIZES) or (
-        (first_int(section, _WIDTHS) or 0) // heads if heads else 0
-    )
+    size = first_int(section, _HEAD_SIZES) or (hidden_size(section) // heads if heads else 0)
     return heads, size
 
 

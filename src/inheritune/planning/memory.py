@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inheritune.model_files.config import text_config
-from inheritune.model_files.flops import first_int
+from inheritune.model_files.flops import first_int, hidden_size
 from inheritune.recipe.training import Train
 
 
@@ -57,7 +57,7 @@ def estimate_memory(
     Logits: in the precision of the computation and in fp32, with their gradients.
     """
     section = text_config(config)
-    width = first_int(section, ("hidden_size", "n_embd", "d_model")) or 0
+    width = hidden_size(section)
     rows = first_int(section, ("vocab_size",)) or 0
     item = 2 if precision == "bf16" else 4
     positions = train.micro_batch * train.seq_len

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from inheritune.data.calibration import calibration_windows, first_ids
+from inheritune.data.calibration import calibration_windows, text_ids
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import RecipeError, UnsupportedModelError, escape
 from inheritune.model_files.config import max_positions
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 METHODS = ("sequential", "linear", "scale")
 _DEFAULTS = Options()
 _SEQ_LEN = 256  # tokens of a window of a text, at most
-_TEXT_IDS = 64  # a text is read until it has given this many times the ids that are drawn from it
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def calibration_of_text(
         DataError: The text has fewer tokens.
     """
     seq_len = min(_SEQ_LEN, max_positions(reference.config) or _SEQ_LEN)
-    ids = first_ids(text, open_tokenizer(reference.path), tokens * _TEXT_IDS)
+    ids = text_ids(text, open_tokenizer(reference.path), tokens)
     return Calibration(method, calibration_windows(ids, tokens, seq_len), text)
 
 

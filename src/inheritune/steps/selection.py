@@ -7,25 +7,21 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from inheritune.data.calibration import MOST_TOKENS, WINDOWS
 from inheritune.data.tokens import TokenDirectory
 from inheritune.model_files.config import text_config
 from inheritune.model_files.directory import ModelDirectory
-from inheritune.model_files.flops import EVALUATION_SHARE, first_int
+from inheritune.model_files.flops import EVALUATION_SHARE, first_int, hidden_size
 from inheritune.recipe.schema import Recipe
 from inheritune.run_record.fields import finite_number
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.training_spec import inherited_layers, selection_of
-from inheritune.surgery.removal import without
 from inheritune.surgery.selection import needed_measurement
 
 if TYPE_CHECKING:
     from inheritune.analysis.layer_scores import MeasuredScores
-
-
-_WINDOWS = 32  # of calibration text
-_MOST_TOKENS = 256  # in each
 
 
 def asks_for_scores(recipe: Recipe) -> bool:
@@ -42,17 +38,17 @@ def run_scores(job: Job, model: ModelDirectory, tokens: TokenDirectory) -> "Meas
     from inheritune.analysis.layer_scores import MeasuredScores, keep_table, stored_table
     from inheritune.analysis.sequences import Sequences, draw_sequences
 
-    length = min(_MOST_TOKENS, job.recipe.train.seq_len)
+    length = min(MOST_TOKENS, job.recipe.train.seq_len)
     inputs = {
         "reference": model.digest,
         "tokens": tokens.fingerprint,
-        "windows": _WINDOWS,
+        "windows": WINDOWS,
         "tokens_per_window": length,
     }
 
     def draw() -> Sequences:
         bos = tokens.manifest["policy"].get("bos")
-        return draw_sequences(tokens.train, _WINDOWS, length, bos, "the run's training text")
+        return draw_sequences(tokens.train, WINDOWS, length, bos, "the run's training text")
 
     path, tell = job.run.selection, job.on_progress
     keep = partial(keep_table, path, inputs)
@@ -65,8 +61,7 @@ def selection_cost(reference: Reference) -> tuple[float, float] | None:
         return None
     table, section = reference.scores.table, text_config(reference.model.config)
     rows = first_int(section, ("vocab_size",)) or 0
-    width = first_int(section, ("hidden_size", "n_embd", "d_model")) or 0
-    head = 2 * rows * width  # FLOPs per token
+    head = 2 * rows * hidden_size(section)  # FLOPs per token
     layer = (reference.flops_per_token * EVALUATION_SHARE - head) / reference.layers
     return table.layer_tokens * layer + table.head_tokens * head, table.seconds
 
@@ -85,22 +80,11 @@ def selection_record(
     variants = recipe.variants
     inherited = [r for r in results if r.start == "inherit" and variants[r.name].parts == "all"]
     cuts = [inherited_layers(recipe, r.name, reference.facts, r.layers) for r in inherited]
-    measured = scores.scores(cuts)
-    table, total = scores.table, reference.layers
-    singles = scores.scores([without(total, [layer]) for layer in range(total)])
+    cut_scores, table = scores.scores(cuts), scores.table
     return {
         "text": scores.sequences.as_json(),
         "loss": finite_number(table.loss),
-        "layers": [
-            {
-                "layer": layer,
-                "kl": finite_number(score.kl),
-                "loss": finite_number(score.loss - table.loss),
-                "influence": finite_number(table.influence[layer]),
-                "norm_ratio": finite_number(table.norm_ratio[layer]),
-            }
-            for layer, score in enumerate(singles)
-        ],
+        "layers": [{k: v for k, v in row.items() if k != "angle"} for row in table.rows()],
         "inherited": [
             {
                 "name": result.name,
@@ -112,7 +96,7 @@ def selection_record(
                 "start_val_loss": result.start_val_loss,
                 "val_loss": result.val_loss,
             }
-            for result, cut, score in zip(inherited, cuts, measured, strict=True)
+            for result, cut, score in zip(inherited, cuts, cut_scores, strict=True)
         ],
         "seconds": round(table.seconds, 1),
     }
