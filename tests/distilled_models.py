@@ -1,6 +1,5 @@
 """Small models, samples and recipes that tests of distillation share."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -28,17 +27,6 @@ X = torch.randint(0, 320, (3, 16), generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 320, (3, 16), generator=torch.Generator().manual_seed(1))
 SAMPLES = torch.cat((X, Y[:, :1]), 1)
 Y[0, :5] = Y[2, 9:] = -100
-
-
-def rows_of(folder: Path, key: str) -> list[float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row[key] for row in rows if key in row]
-
-
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
 
 
 def recipe_of(model: Path, text: Path, **variants: dict[str, object]) -> RecipeFile:

@@ -28,6 +28,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_trainings import assert_same
 from training import group_work as work
 
 from inheritune.data.tokens import TokenDirectory
@@ -91,11 +92,6 @@ def end_of(folder: Path) -> dict[str, torch.Tensor]:
     newest = checkpoint_files.newest_first(folder / "checkpoints")[0]
     found = {f"w.{k}": v for k, v in load_file(newest / "model.safetensors").items()}
     return found | load_file(newest / "optimizer.safetensors")
-
-
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def litter(folder: Path) -> list[Path]:

@@ -17,12 +17,11 @@ from distilled_models import (
     SMALL,
     X,
     Y,
-    assert_same,
     llama,
     recipe_of,
-    rows_of,
 )
 from pydantic import ValidationError
+from small_trainings import assert_same, start_training, values_of
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Gemma2Config
 from transformers.modeling_outputs import CausalLMOutput
@@ -40,7 +39,6 @@ from inheritune.run.execute import execute
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RunRecord
 from inheritune.system.progress import Progress
-from inheritune.system.signals import StopFlag
 from inheritune.training import logit_cache
 from inheritune.training import loss as loss_module
 from inheritune.training.batches import sample_numbers
@@ -53,8 +51,7 @@ from inheritune.training.distillation import (
 from inheritune.training.hardware import Settings
 from inheritune.training.kl_divergence import DistillationObjective, Divergence, Full, TopK
 from inheritune.training.logit_cache import LogitCache
-from inheritune.training.loop import train
-from inheritune.training.loop_config import LoopConfig, LoopResult
+from inheritune.training.loop_config import LoopResult
 from inheritune.training.models import load_model
 
 typed = RunRecord.model_validate
@@ -270,29 +267,13 @@ class Trainer:
         self, recipe: Train, folder: Path, stop_after: int | None = None
     ) -> tuple[dict[str, torch.Tensor], LoopResult]:
         """Start from the same weights, as a new process would."""
-        model, stop = llama(0, 2), StopFlag()
-        folder.mkdir(parents=True, exist_ok=True)
-
-        def on_progress(progress: Progress) -> None:
-            if stop_after is not None and progress.done >= stop_after * recipe.batch_tokens:
-                stop.signal_number = 15
-
-        distillation = None
+        model, distillation = llama(0, 2), None
         if self.alpha is not None:
             beside = copy.deepcopy(self.reference)
             source = self.cache or FrozenReference(beside, self.settings, 1.0)
             distillation = Distillation(source, self.alpha)
-        config = LoopConfig(
-            task="test",
-            train=recipe,
-            settings=self.settings,
-            stream=self.stream,
-            tokens=recipe.tokens,
-            folder=folder,
-            inputs={},
-            distillation=distillation,
-        )
-        trained = train(model, config, lambda model: 1.0, stop, on_progress=on_progress)
+        where = folder, self.stream, self.settings
+        trained = start_training(model, recipe, *where, stop_after, distillation=distillation)
         if distillation is not None:
             assert_same(self.reference.state_dict(), beside.state_dict())
         return model.state_dict(), trained
@@ -308,7 +289,7 @@ def test_kl_divergence_falls_and_rows_hold_both_parts_of_the_loss(
 ) -> None:
     trainer.alpha = 0.1  # what this reference says is not what the text says
     trainer(train_recipe, tmp_path)
-    loss, ce, kl = (rows_of(tmp_path, key) for key in ("loss", "ce", "kl"))
+    loss, ce, kl = (values_of(tmp_path, key) for key in ("loss", "ce", "kl"))
     assert len(loss) == len(ce) == len(kl) == 20
     assert loss == pytest.approx([0.1 * c + 0.9 * k for c, k in zip(ce, kl, strict=True)])
     assert sum(kl[-5:]) < sum(kl[:5])
@@ -321,10 +302,10 @@ def test_distillation_with_alpha_1_trains_as_without_a_reference(
     trainer(train_recipe, tmp_path / "alpha 1")
     trainer.alpha = None
     trainer(train_recipe, tmp_path / "plain")
-    ours, plain = (rows_of(tmp_path / name, "loss") for name in ("alpha 1", "plain"))
+    ours, plain = (values_of(tmp_path / name, "loss") for name in ("alpha 1", "plain"))
     assert ours[0] == pytest.approx(plain[0], abs=1e-6)
     assert ours == pytest.approx(plain, abs=1e-3)  # 20 steps at a high rate: rounding grows
-    assert rows_of(tmp_path / "plain", "ce") == rows_of(tmp_path / "plain", "kl") == []
+    assert values_of(tmp_path / "plain", "ce") == values_of(tmp_path / "plain", "kl") == []
 
 
 def test_distillation_step_does_not_depend_on_micro_batches(
@@ -336,8 +317,8 @@ def test_distillation_step_does_not_depend_on_micro_batches(
         folder = tmp_path / str(micro_batch)
         trainer(short.model_copy(update={"micro_batch": micro_batch}), folder)
         for key in ("loss", "ce", "kl"):
-            whole = rows_of(tmp_path / "8", key)
-            assert rows_of(folder, key) == pytest.approx(whole, rel=1e-5)
+            whole = values_of(tmp_path / "8", key)
+            assert values_of(folder, key) == pytest.approx(whole, rel=1e-5)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])
@@ -347,7 +328,7 @@ def test_alpha_goes_from_its_peak_to_its_end_in_step_with_the_learning_rate(
     trainer.alpha = AlphaSchedule(peak=0.1, end=1.0)
     recipe = train_recipe.model_copy(update={"schedule": schedule, "warmup_tokens": 256})
     trainer(recipe, tmp_path)
-    rows = {key: rows_of(tmp_path, key) for key in ("alpha", "learning_rate", "loss", "ce", "kl")}
+    rows = {key: values_of(tmp_path, key) for key in ("alpha", "learning_rate", "loss", "ce", "kl")}
     low, high = recipe.min_learning_rate, recipe.learning_rate
     assert rows["alpha"][:2] == [0.1, 0.1]  # the rate is still rising
     assert rows["learning_rate"][0] == high / 2
@@ -372,8 +353,8 @@ def test_alpha_schedule_is_the_same_after_a_stop_and_with_other_micro_batches(
     assert_same(whole, pieces)
     trainer(train_recipe.model_copy(update={"micro_batch": 2}), tmp_path / "small")
     for folder in ("pieces", "small"):
-        assert rows_of(tmp_path / folder, "alpha") == rows_of(tmp_path / "whole", "alpha")
-    losses = [rows_of(tmp_path / folder, "loss")[:5] for folder in ("whole", "small")]
+        assert values_of(tmp_path / folder, "alpha") == values_of(tmp_path / "whole", "alpha")
+    losses = [values_of(tmp_path / folder, "loss")[:5] for folder in ("whole", "small")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
@@ -381,7 +362,7 @@ def test_alpha_of_a_number_is_in_no_row(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     trainer(train_recipe.model_copy(update={"tokens": 256}), tmp_path)
-    assert rows_of(tmp_path, "alpha") == []
+    assert values_of(tmp_path, "alpha") == []
 
 
 def test_kl_alone_never_makes_a_one_hot_slope_and_reports_the_cross_entropy_all_the_same(
@@ -414,7 +395,7 @@ def test_distillation_stopped_and_continued_ends_with_the_same_weights_and_rows(
     assert_same(whole, pieces)
     assert trained.restarts == len(stops)
     for key in ("loss", "ce", "kl", "grad_norm"):
-        assert rows_of(tmp_path / "whole", key) == rows_of(tmp_path / "pieces", key)
+        assert values_of(tmp_path / "whole", key) == values_of(tmp_path / "pieces", key)
 
 
 def test_compile_is_left_out_of_a_distillation_on_a_cpu_with_a_note(
@@ -508,8 +489,8 @@ def test_top_k_of_all_but_one_id_trains_as_with_the_reference_beside(
     trainer.cache = cache_of(trainer, short, tmp_path, k=319, steps=5)
     trainer(short, tmp_path / "kept")
     for key in ("ce", "kl"):
-        beside = rows_of(tmp_path / "beside", key)
-        assert rows_of(tmp_path / "kept", key) == pytest.approx(beside, abs=2e-3)
+        beside = values_of(tmp_path / "beside", key)
+        assert values_of(tmp_path / "kept", key) == pytest.approx(beside, abs=2e-3)
 
 
 @pytest.mark.usefixtures("small_shards")

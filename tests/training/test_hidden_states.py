@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from distilled_models import SAMPLES, X, Y, assert_same, llama, recipe_of, rows_of
+from distilled_models import SAMPLES, X, Y, llama, recipe_of
 from pydantic import ValidationError
+from small_trainings import assert_same, start_training, values_of
 from torch.nn import functional as F
 
 from inheritune.data.tokens import TokenDirectory
@@ -21,15 +22,11 @@ from inheritune.recipe.variants import AlphaSchedule, Hidden
 from inheritune.run import derive
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
-from inheritune.system.progress import Progress
-from inheritune.system.signals import StopFlag
 from inheritune.training.distillation import Distillation, FrozenReference, make_objective
 from inheritune.training.fsdp import layer_modules
 from inheritune.training.hardware import Settings
 from inheritune.training.hidden_states import compared_layers
 from inheritune.training.kl_divergence import DistillationObjective
-from inheritune.training.loop import train
-from inheritune.training.loop_config import LoopConfig
 
 MAPS = {"prefix": (0, 1), "both ends": (0, 4), "late": (2, 3), "all": (0, 1, 2, 3, 4)}
 
@@ -197,26 +194,11 @@ def run_training(
     stop_after: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Two layers against five, with every option of the loss, as a new process would."""
-    model, stop = llama(0, 2), StopFlag()
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def on_progress(progress: Progress) -> None:
-        if stop_after is not None and progress.done >= stop_after * recipe.batch_tokens:
-            stop.signal_number = 15
-
-    source = FrozenReference(llama(1, 5), settings, 1.0)
+    model, source = llama(0, 2), FrozenReference(llama(1, 5), settings, 1.0)
     alpha = AlphaSchedule(peak=0.0, end=0.5)
-    config = LoopConfig(
-        task="test",
-        train=recipe,
-        settings=settings,
-        stream=tokens.train,
-        tokens=recipe.tokens,
-        folder=folder,
-        inputs={},
-        distillation=Distillation(source, alpha, Hidden(loss="nmse"), (0, 3)),
-    )
-    train(model, config, lambda model: 1.0, stop, on_progress=on_progress)
+    distillation = Distillation(source, alpha, Hidden(loss="nmse"), (0, 3))
+    where = folder, tokens.train, settings
+    start_training(model, recipe, *where, stop_after, distillation=distillation)
     return model.state_dict()
 
 
@@ -228,11 +210,11 @@ def test_training_stopped_and_continued_ends_with_the_same_weights_and_rows(
         run_training(tiny_tokens, plain, train_recipe, tmp_path / "pieces", stop_after=7)
     assert_same(whole, run_training(tiny_tokens, plain, train_recipe, tmp_path / "pieces"))
     for key in ("loss", "ce", "kl", "hidden", "alpha"):
-        assert rows_of(tmp_path / "whole", key) == rows_of(tmp_path / "pieces", key)
-        assert len(rows_of(tmp_path / "whole", key)) == 20
-    distances = rows_of(tmp_path / "whole", "hidden")
+        assert values_of(tmp_path / "whole", key) == values_of(tmp_path / "pieces", key)
+        assert len(values_of(tmp_path / "whole", key)) == 20
+    distances = values_of(tmp_path / "whole", "hidden")
     assert sum(distances[-5:]) < 0.9 * sum(distances[:5])
-    rows = {k: rows_of(tmp_path / "whole", k) for k in ("loss", "ce", "kl", "hidden", "alpha")}
+    rows = {k: values_of(tmp_path / "whole", k) for k in ("loss", "ce", "kl", "hidden", "alpha")}
     for loss, ce, kl, hidden, alpha in zip(*rows.values(), strict=True):
         assert loss == pytest.approx(alpha * ce + (1 - alpha) * kl + 2 * hidden)
 
@@ -244,8 +226,8 @@ def test_a_step_does_not_depend_on_micro_batches(
     run_training(tiny_tokens, plain, short, tmp_path / "8")
     run_training(tiny_tokens, plain, short.model_copy(update={"micro_batch": 2}), tmp_path / "2")
     for key in ("loss", "kl", "hidden"):
-        whole = rows_of(tmp_path / "8", key)
-        assert rows_of(tmp_path / "2", key) == pytest.approx(whole, rel=1e-4)
+        whole = values_of(tmp_path / "8", key)
+        assert values_of(tmp_path / "2", key) == pytest.approx(whole, rel=1e-4)
 
 
 # -- whole runs

@@ -7,25 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_trainings import assert_same, rows_of, start_training, values_of
 from transformers import LlamaForCausalLM
 
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import DivergedError, Interrupted, RecipeError
 from inheritune.recipe.training import Train
 from inheritune.system.progress import Progress
-from inheritune.system.signals import StopFlag
 from inheritune.training import training_inputs
 from inheritune.training.hardware import Settings
-from inheritune.training.loop import train
-from inheritune.training.loop_config import LoopConfig, LoopResult
+from inheritune.training.loop_config import LoopResult
 from inheritune.training.save_schedule import CheckpointSchedule
 from inheritune.training.throughput import flops_per_token, peak_bytes
 
 INPUTS = {"seed": 0}
-
-
-def rows_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 class Trainer:
@@ -52,27 +47,23 @@ class Trainer:
     ) -> LoopResult:
         """Start from the fresh weights, as a new process would."""
         self.model.load_state_dict(self.fresh)
-        stop = StopFlag()
-        folder.mkdir(parents=True, exist_ok=True)
-
-        def on_progress(progress: Progress) -> None:
-            self.messages += [progress.message] * bool(progress.message)
-            if stop_after is not None and progress.done >= stop_after * recipe.batch_tokens:
-                stop.signal_number = 15
-
-        config = LoopConfig(
-            task="test",
-            train=recipe,
-            settings=self.settings,
-            stream=self.stream,
-            tokens=recipe.tokens,
-            folder=folder,
+        return start_training(
+            self.model,
+            recipe,
+            folder,
+            self.stream,
+            self.settings,
+            stop_after,
+            self.measure,
+            self.hear,
             inputs=INPUTS if inputs is None else inputs,
             noted_inputs=self.noted,
             allowed_changes=self.allowed,
             peak_flops=self.peak_flops,
         )
-        return train(self.model, config, self.measure, stop, on_progress=on_progress)
+
+    def hear(self, progress: Progress) -> None:
+        self.messages += [progress.message] * bool(progress.message)
 
     def measure(self, model: torch.nn.Module) -> float:
         self.val_calls += 1
@@ -87,15 +78,9 @@ def trainer(small_llama: LlamaForCausalLM, tiny_tokens: TokenDirectory, plain: S
     return Trainer(small_llama, tiny_tokens, plain)
 
 
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
-
-
 def test_the_loss_falls(trainer: Trainer, train_recipe: Train, tmp_path: Path) -> None:
     trainer(train_recipe, tmp_path)
-    losses = [row["loss"] for row in rows_of(tmp_path) if "loss" in row]
+    losses = values_of(tmp_path, "loss")
     assert len(losses) == train_recipe.num_steps(train_recipe.tokens) == 20
     assert losses[0] == pytest.approx(math.log(320), abs=0.1)
     assert losses[-1] < losses[0] - 0.5
@@ -181,11 +166,11 @@ def test_a_step_does_not_depend_on_how_it_is_cut_into_micro_batches(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
     trainer(train_recipe, tmp_path / "8")
-    whole = [row["loss"] for row in rows_of(tmp_path / "8") if "loss" in row]
+    whole = values_of(tmp_path / "8", "loss")
     for micro_batch in (1, 4):
         folder = tmp_path / str(micro_batch)
         trainer(train_recipe.model_copy(update={"micro_batch": micro_batch}), folder)
-        cut = [row["loss"] for row in rows_of(folder) if "loss" in row]
+        cut = values_of(folder, "loss")
         assert cut == pytest.approx(whole, abs=1e-5)
 
 
@@ -251,10 +236,7 @@ def test_compiled_and_eager_steps_agree(
     trainer(short, tmp_path / "eager")
     trainer.settings = Settings(**(trainer.settings.record() | {"compile": True}))
     trained = trainer(short, tmp_path / "compiled")
-    eager, compiled = (
-        [row["loss"] for row in rows_of(tmp_path / name) if "loss" in row]
-        for name in ("eager", "compiled")
-    )
+    eager, compiled = (values_of(tmp_path / name, "loss") for name in ("eager", "compiled"))
     if not trained.settings.compile:
         pytest.skip(f"not compiled: {trained.notes}")
     assert compiled == pytest.approx(eager, abs=1e-4)
@@ -284,12 +266,8 @@ def test_first_50_losses_are_the_golden_ones(
     golden = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
     longer = train_recipe.model_copy(update={"tokens": 50 * 128})
     trainer(longer, tmp_path)
-    losses = [row["loss"] for row in rows_of(tmp_path) if "loss" in row]
+    losses = values_of(tmp_path, "loss")
     assert losses == pytest.approx(golden, abs=2e-4)
-
-
-def losses_of(folder: Path) -> list[float]:
-    return [row["loss"] for row in rows_of(folder) if "loss" in row]
 
 
 def test_recomputed_layers_give_the_same_weights(
@@ -308,7 +286,9 @@ def test_fused_loss_trains_the_same(trainer: Trainer, train_recipe: Train, tmp_p
     trainer.settings = replace(trainer.settings, loss="op")
     trained = trainer(train_recipe, tmp_path / "op")
     assert trained.settings.loss == "op"
-    assert losses_of(tmp_path / "op") == pytest.approx(losses_of(tmp_path / "logits"), abs=1e-4)
+    assert values_of(tmp_path / "op", "loss") == pytest.approx(
+        values_of(tmp_path / "logits", "loss"), abs=1e-4
+    )
 
 
 def test_model_whose_loss_cannot_be_fused_falls_back_with_one_note(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_trainings import rows_of
 from training import group_work as work
 
 from inheritune.data.tokens import TokenDirectory
@@ -57,10 +58,6 @@ def train_with(
     with Trackers({"one": make}, "tiny: inherit, 2 layers", folder, messages.append) as shown:
         work.run_training(folder, tokens, on_row=shown.send, **more)
     return messages
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_tracker_is_sent_the_rows_of_the_file(

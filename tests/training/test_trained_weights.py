@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from distilled_models import assert_same, llama, recipe_of, rows_of
+from distilled_models import llama, recipe_of
 from pydantic import ValidationError
+from small_trainings import assert_same, start_training, values_of
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config
 
@@ -17,12 +18,8 @@ from inheritune.recipe.schema import Recipe
 from inheritune.recipe.training import Train
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
-from inheritune.system.progress import Progress
-from inheritune.system.signals import StopFlag
 from inheritune.training.distillation import Distillation, FrozenReference
 from inheritune.training.hardware import Settings
-from inheritune.training.loop import train
-from inheritune.training.loop_config import LoopConfig
 from inheritune.training.loss import TrainingObjective
 from inheritune.training.models import load_model
 from inheritune.training.sharded_safetensors import SavedTensors
@@ -159,25 +156,10 @@ class Trainer:
     def __call__(
         self, recipe: Train, folder: Path, stop_after: int | None = None
     ) -> dict[str, torch.Tensor]:
-        model, stop = llama(0, 3), StopFlag()
-        folder.mkdir(parents=True, exist_ok=True)
-
-        def on_progress(progress: Progress) -> None:
-            if stop_after is not None and progress.done >= stop_after * recipe.batch_tokens:
-                stop.signal_number = 15
-
-        source = FrozenReference(llama(1, 3), self.settings, 1.0)
-        config = LoopConfig(
-            task="test",
-            train=recipe,
-            settings=self.settings,
-            stream=self.stream,
-            tokens=recipe.tokens,
-            folder=folder,
-            inputs={},
-            distillation=Distillation(source, 0.5) if self.distils else None,
-        )
-        train(model, config, lambda model: 1.0, stop, on_progress=on_progress)
+        model, source = llama(0, 3), FrozenReference(llama(1, 3), self.settings, 1.0)
+        distillation = Distillation(source, 0.5) if self.distils else None
+        where = folder, self.stream, self.settings
+        start_training(model, recipe, *where, stop_after, distillation=distillation)
         return model.state_dict()
 
 
@@ -226,7 +208,7 @@ def test_a_training_stopped_and_continued_ends_the_same(
         with pytest.raises(Interrupted):
             trainer(recipe, tmp_path / "pieces", stop_after=stop)
     assert_same(whole, trainer(recipe, tmp_path / "pieces"))
-    assert rows_of(tmp_path / "whole", "loss") == rows_of(tmp_path / "pieces", "loss")
+    assert values_of(tmp_path / "whole", "loss") == values_of(tmp_path / "pieces", "loss")
 
 
 # -- whole runs
