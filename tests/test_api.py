@@ -300,6 +300,20 @@ def test_an_analysis_has_a_row_for_each_layer(target: Any, tiny_reference: Path)
     assert analysis.advice.paper == 2
 
 
+def test_measurements_leave_a_model_in_memory_as_it_was(target: Any, tiny_tokens: Any) -> None:
+    model = target.load().train()
+    model.get_input_embeddings().eval()  # a mode of its own
+    modes = {name: module.training for name, module in model.named_modules()}
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    it.analyze(model, sequences=3, tokens_per_sequence=16, **QUIET)
+    it.select(model, 1, select="influence", windows=2, tokens_per_window=16, **QUIET)
+    it.evaluate([model, target], tokens=tiny_tokens, seq_len=16, speed=True, **QUIET)
+    it.generate(model, "the", max_tokens=2, **QUIET)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert all(param.requires_grad for param in model.parameters())
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+
+
 def test_a_plan_has_a_row_for_each_cut(tiny_reference: Path) -> None:
     table = it.plan(tiny_reference, **QUIET)
     assert [candidate.layers for candidate in table.candidates] == [1, 2, 3, 4]

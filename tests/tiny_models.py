@@ -105,10 +105,10 @@ def train_tokenizer(directory: Path) -> int:
     return tokenizer.get_vocab_size()
 
 
-def tiny_reference(directory: Path) -> Path:
-    """A Llama of 4 layers, width 32, 128 positions, with a tokenizer of its vocabulary."""
+def tiny_reference(directory: Path, family: str = "llama", **changes: object) -> Path:
+    """A model with a tokenizer of its vocabulary: a Llama of 4 layers, width 32, 128 positions."""
     rows = train_tokenizer(directory)
-    build("llama", vocab_size=rows).save_pretrained(directory)
+    build(family, vocab_size=rows, **changes).save_pretrained(directory)
     return directory
 
 

@@ -27,10 +27,7 @@ PATH = "transformer.h.1.mlp.c_proj"
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory) -> Path:
     """A GPT-2 of 4 layers with a tokenizer."""
-    directory = tmp_path_factory.mktemp("gpt2") / "gpt2"
-    rows = tiny_models.train_tokenizer(directory)
-    tiny_models.build("gpt2", vocab_size=rows).save_pretrained(directory)
-    return directory
+    return tiny_models.tiny_reference(tmp_path_factory.mktemp("gpt2") / "gpt2", "gpt2")
 
 
 def record_of(target: Path) -> dict:

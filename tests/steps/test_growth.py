@@ -72,9 +72,7 @@ def matches_from(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture(scope="module")
 def eight_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("eight") / "reference"
-    rows = tiny_models.train_tokenizer(path)
-    tiny_models.build("llama", vocab_size=rows, num_hidden_layers=8).save_pretrained(path)
-    return path
+    return tiny_models.tiny_reference(path, num_hidden_layers=8)
 
 
 # -- which sizes

@@ -34,10 +34,7 @@ VARIANTS = {
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory) -> Path:
     """A GPT-2 of 4 layers with a tokenizer, of which layers are worth repairing."""
-    directory = tmp_path_factory.mktemp("gpt2") / "gpt2"
-    rows = tiny_models.train_tokenizer(directory)
-    tiny_models.build("gpt2", vocab_size=rows).save_pretrained(directory)
-    return directory
+    return tiny_models.tiny_reference(tmp_path_factory.mktemp("gpt2") / "gpt2", "gpt2")
 
 
 def recipe_of(model: Path, text: Path, **sections: Any) -> Any:
@@ -189,9 +186,7 @@ def test_a_start_names_everything_that_its_repair_was_made_from(finished, tmp_pa
 
 
 def test_a_class_without_a_projection_is_refused_by_the_plan(tmp_path, tiny_text):
-    model = tmp_path / "gemma3"
-    rows = tiny_models.train_tokenizer(model)
-    tiny_models.build("gemma3", vocab_size=rows).save_pretrained(model)
+    model = tiny_models.tiny_reference(tmp_path / "gemma3", "gemma3")
     recipe = recipe_of(model, tiny_text, variants={"inherit": {"start": "inherit"}}).recipe
     with pytest.raises(UnsupportedModelError, match="has no projection that a repair can be"):
         plan_recipe(recipe, tmp_path / "run", None)

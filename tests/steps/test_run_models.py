@@ -163,10 +163,8 @@ def test_a_run_takes_over_the_round_that_train_has_trained(search, asked, tmp_pa
 
 def test_train_begins_with_the_size_that_a_run_begins_with(tiny_text, tmp_path):
     # Global, local, global, local, global, local: half of them is no place to cut.
-    reference = tmp_path / "reference"
-    rows = tiny_models.train_tokenizer(reference)
     layers = {"num_layers": 6, "attention_types": [[["global", "local"], 3]]}
-    tiny_models.build("gpt-neo", vocab_size=rows, **layers).save_pretrained(reference)
+    reference = tiny_models.tiny_reference(tmp_path / "reference", "gpt-neo", **layers)
     asked = {"grow": {"add": 0}, "analyze": None, "variants": {"inherit": {"start": "inherit"}}}
     recipe = tiny_recipe.as_file(tiny_recipe.recipe_of(reference, tiny_text, **asked))
     trained = train_only(recipe, tmp_path / "run").training

@@ -52,17 +52,6 @@ class Repair:
     flops: float  # of forward passes, products and solutions
 
 
-def first_place(layer_map: Sequence[int], total: int) -> int | None:
-    """Return the first place of a target whose output is not what the next layer expects.
-
-    None where the target has all ``total`` layers of its reference.
-    """
-    following = [*layer_map[1:], total]
-    if layer_map[0]:
-        return 0
-    return next((j for j, n in enumerate(layer_map) if following[j] != n + 1), None)
-
-
 def repaired_places(layer_map: Sequence[int], total: int, method: str) -> list[int]:
     """List the places of a target that a method changes, in order.
 
@@ -70,13 +59,13 @@ def repaired_places(layer_map: Sequence[int], total: int, method: str) -> list[i
         UnsupportedModelError: There are none, since only layers before the first kept one are left
             out and the method changes the layer before a gap.
     """
-    first = first_place(layer_map, total)
-    if first is None:
+    following = [*layer_map[1:], total]
+    places = [j for j, n in enumerate(layer_map) if following[j] != n + 1]  # before a gap
+    if len(layer_map) == total:
         return []
     if method == "sequential":
+        first = 0 if layer_map[0] else places[0]
         return [*range(first, len(layer_map))]
-    following = [*layer_map[1:], total]
-    places = [j for j, n in enumerate(layer_map) if following[j] != n + 1]
     if not places:
         raise UnsupportedModelError(
             f"repair: {method} changes the kept layer before a gap, but this gap is at the "
@@ -150,7 +139,8 @@ def repair_layers(
     if not places:
         return Repair((), work.flops)
     # --- target and reference have the same hidden states up to the first gap ---
-    first, following = places[0] if layer_map[0] == 0 else 0, [*layer_map[1:], total]
+    first = 0 if layer_map[0] else places[0]
+    following = [*layer_map[1:], total]
     reference = work.embedded()
     work.advance(reference, range(first))
     target, depth = reference.clone(), first
@@ -168,9 +158,9 @@ def repair_layers(
                 weights = [passes.layers[layer].get_parameter(name) for name in names]
                 dtypes = [stored_dtype(layer, *pair) for pair in zip(names, weights, strict=True)]
                 _fold(projection, method, solution.values, dtypes)
-            gained = solution.error_after / solution.error_before if solution.error_before else 1.0
+            error = solution.error_after / solution.error_before if solution.error_before else 1.0
             parameters = tuple(projection.parameters())
-            repaired.append(RepairedLayer(place, layer, parameters, solution.ridge, gained))
+            repaired.append(RepairedLayer(place, layer, parameters, solution.ridge, error))
         if place + 1 < len(layer_map):
             work.advance(target, [layer])
         on_progress(Progress(task, place + 1 - first, len(layer_map) - first, "layers"))

@@ -36,7 +36,7 @@ from inheritune.recipe.schema import Recipe
 from inheritune.recipe.values import amount_of_tokens, name_of_model, safe_name
 from inheritune.recipe.written import written_recipe
 from inheritune.recipe.yaml_tree import Tree, dotted
-from inheritune.reporting.quantities import amount, percent
+from inheritune.reporting.quantities import amount, counted, percent
 from inheritune.steps.growth import Growth
 from inheritune.steps.speed_probe import seconds_per_token
 from inheritune.steps.training_spec import first_count, inherited_layers
@@ -191,10 +191,12 @@ def first_recipe(request: FirstRun, stop: StopFlag, on_progress: Listener = sile
         windows = windows_in(seconds, rounds, reference, split.seq_len)
         facts = replace(facts, split=_split_of(text, split.seq_len, given, windows))
         tokens = tokens_in(seconds, rounds, reference, facts.split)
-        speed = f"{_plural(seconds / 60, 'minute')} at {1 / rounds[0]:,.0f} tokens/s"
+        minutes = seconds / 60
+        time = f"{minutes:,g} minute{'' if minutes == 1 else 's'}"
+        speed = f"{time} at {1 / rounds[0]:,.0f} tokens/s"
         facts = replace(facts, tokens_reason=f"per round: {speed}, measured")
         say(
-            f"{speed}: {amount(tokens)} tokens per round, {_plural(len(rounds), 'round')} at most. "
+            f"{speed}: {amount(tokens)} tokens per round, {counted(len(rounds), 'round')} at most. "
             "Analysis and report come on top"
         )
     say(_about_text(text, facts.split))
@@ -204,10 +206,6 @@ def first_recipe(request: FirstRun, stop: StopFlag, on_progress: Listener = sile
 def _section(given: Mapping[str, Any], name: str) -> dict[str, Any]:
     section = given.get(name)
     return section if isinstance(section, dict) else {}
-
-
-def _plural(count: float, noun: str) -> str:
-    return f"{count:,g} {noun}{'s' * (count != 1)}"
 
 
 def _facts_of_model(request: FirstRun, model: ModelDirectory, given: Mapping[str, Any]) -> Facts:
@@ -251,7 +249,7 @@ def _split_of(
 
 def _about_text(text: TextFacts, split: Split) -> str:
     tokens = "a Hub dataset" if text.tokens is None else f"about {amount(text.tokens)} tokens"
-    windows = "" if split.windows is None else f": about {_plural(split.windows, 'window')}"
+    windows = "" if split.windows is None else f": about {counted(split.windows, 'window')}"
     return (
         f"{tokens} of text, in sequences of {split.seq_len:,}; {percent(split.val_fraction)} of "
         f"the documents are held out{windows}"

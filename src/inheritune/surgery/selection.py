@@ -4,7 +4,6 @@ A selection is a number (``13``: the first 13), a way and a number (``last:13``)
 the number stands elsewhere (``last`` beside ``layers: 13`` in a recipe), or a list of layers and
 ranges (``0-11,24,25``).
 
-
 The ways are in `surgery.ways`.
 """
 

@@ -52,7 +52,7 @@ class Distillation:
         return isinstance(self.alpha, AlphaSchedule)
 
     def alpha_at(self, height: float) -> float:
-        """Return alpha where the learning rate stands so high, see `optimizer.height`."""
+        """Return alpha at a height of the learning rate, see `optimizer.schedule_height`."""
         return self.alpha.at(height) if isinstance(self.alpha, AlphaSchedule) else self.alpha
 
 

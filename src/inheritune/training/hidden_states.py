@@ -22,9 +22,8 @@ _TINY = 1e-12  # least norm, and least square of one
 def compared_layers(layer_map: Sequence[int], reference_layers: int) -> list[int]:
     """List the layers of the reference whose hidden states the target's layers are to reach.
 
-    Behind layer j of the target comes what is layer map[j + 1] of the reference, which expects the
-    state after its layer map[j + 1] - 1. Behind the last one comes the final norm, which expects
-    the state after layer N - 1.
+    Layer j of the target is followed by layer map[j + 1] of the reference, which expects the state
+    after layer map[j + 1] - 1; the last one by the final norm, which expects that after N - 1.
 
     Args:
         layer_map: Index in the reference of each layer of the target, ascending.

@@ -186,11 +186,11 @@ class DistillationObjective(TrainingObjective):
         sums = loss_sums(target, reference, labels, self.alpha)
         distance = comparison.sum[None]
         sums = torch.cat((sums[:1] + self.hidden.weight * distance, sums[1:], distance))
-        trained = comparison.slopes  # by layer; others lead to no trained weight
-        if not trained:
+        slopes = comparison.slopes  # by layer; others lead to no trained weight
+        if not slopes:
             return sums
-        states = [comparison.states[number] for number in trained]
-        return _KnownGradients.apply(sums, list(trained.values()), *states)
+        states = [comparison.states[number] for number in slopes]
+        return _KnownGradients.apply(sums, list(slopes.values()), *states)
 
     def _run(self, input_ids: Tensor) -> tuple[LazyLogits, Full | TopK]:
         target = lazy_logits(self.model, input_ids, self.avoids_logits)

@@ -57,7 +57,7 @@ def learning_rate(train: Train, tokens: int, total: int) -> float:
 
 
 def schedule_height(train: Train, tokens: int, total: int) -> float:
-    """Return h of a step, in [0, 1]: see `learning_rate`; 1 in the warmup and where it is constant.
+    """Return h of `learning_rate`, in [0, 1]: 1 in the warmup and under a constant schedule.
 
     A function of the tokens alone, so that a step has the same after any restart.
     """
