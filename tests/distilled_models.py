@@ -1,12 +1,14 @@
 """Small models, samples and recipes that tests of distillation share."""
 
 from pathlib import Path
+from typing import Any
 
+import tiny_recipe
 import torch
+from tiny_recipe import as_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from inheritune.recipe.load import RecipeFile
-from inheritune.recipe.schema import Recipe
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 LONG = {"vocab_size": 320, "max_position_embeddings": 64}
@@ -29,18 +31,9 @@ SAMPLES = torch.cat((X, Y[:, :1]), 1)
 Y[0, :5] = Y[2, 9:] = -100
 
 
-def recipe_of(model: Path, text: Path, **variants: dict[str, object]) -> RecipeFile:
-    """One round of ten steps; `variants` beside the target."""
-    train_section = {"tokens": 1280, "seq_len": 16, "batch_tokens": 128, "micro_batch": 8}
-    rates = {"learning_rate": 1e-3, "min_learning_rate": 1e-4, "precision": "fp32"}
-    fields = {
-        "name": "tiny",
-        "reference": {"model": str(model)},
-        "data": {"source": str(text), "val_fraction": 0.2},
-        "train": train_section | rates,
-        "grow": {"add": 0},
-        "variants": variants,
-        "analyze": None,
-        "evaluate": {"gains": False},
-    }
-    return RecipeFile(None, "# made by a test\n", Recipe.model_validate(fields), {})
+def recipe_of(
+    model: Path, text: Path, sections: dict[str, Any] | None = None, /, **variants: object
+) -> RecipeFile:
+    """One round of ten steps, with further values of some sections."""
+    changes = {"grow": {"add": 0}} | (sections or {})
+    return as_file(tiny_recipe.recipe_of(model, text, variants=variants, **changes))

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import Interrupted, SourceError
 from inheritune.planning.recipe_plan import plan_recipe
-from inheritune.recipe.schema import Recipe
 from inheritune.recipe.training import Train
 from inheritune.recipe.variants import AlphaSchedule, Hidden
 from inheritune.run import derive
@@ -242,15 +241,11 @@ def test_rounds_and_controls_compare_by_their_own_layers_as_planned(
         "ends": {"start": "inherit", "select": "last", "layers": 2, "distill": distill},
         "grown": {"start": "grown", "distill": distill},
     }
-    fields = recipe_of(tiny_reference, tiny_text, **variants).recipe.resolved()
-    fields["inherit"]["layers"], fields["grow"] = 1, {"add": 1, "max_rounds": 2}
+    where = tiny_reference, tiny_text, {"inherit": {"layers": 1}, "grow": {"add": 1}}
     monkeypatch.setattr(derive, "judge", lambda *_: "not_matched")
-    made = replace(
-        recipe_of(tiny_reference, tiny_text, target={"start": "inherit"}),
-        recipe=Recipe.model_validate(fields),
-    )
-    plan = plan_recipe(made.recipe, tmp_path / "planned")
-    execute(made, tmp_path / "tiny")
+    recipe = recipe_of(*where, **variants)
+    plan = plan_recipe(recipe.recipe, tmp_path / "planned")
+    execute(recipe, tmp_path / "tiny")
     record = Run(tmp_path / "tiny").read()
     done = {(row["name"], row["layers"]): row for row in [*record["rounds"], *record["variants"]]}
     assert {name for name, _ in done} >= {"target", "ends", "grown"}
@@ -264,8 +259,7 @@ def test_rounds_and_controls_compare_by_their_own_layers_as_planned(
     notes = [note for note in record["notes"] if "cosine distance of hidden states" in note]
     assert len(notes) == 3
     without = {k: v | {"distill": {"alpha": 0.0}} for k, v in variants.items()}
-    fields["variants"] = without
-    other = plan_recipe(Recipe.model_validate(fields), tmp_path / "planned").memory
+    other = plan_recipe(recipe_of(*where, **without).recipe, tmp_path / "planned").memory
     slopes = 4 * 8 * 16 * width * plan.trainings[1].layers
     assert plan.memory.activations - other.activations == slopes
 

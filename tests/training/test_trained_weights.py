@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import Interrupted, RecipeError
 from inheritune.planning.recipe_plan import plan_recipe
-from inheritune.recipe.schema import Recipe
 from inheritune.recipe.training import Train
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
@@ -222,14 +221,10 @@ def test_a_run_freezes_what_its_variants_say_and_costs_what_was_planned(
         "norms": {"start": "inherit", "select": "first", "only": ["norms"]},
         "scratch": {"start": "fresh"},
     }
-    fields = recipe_of(tiny_reference, tiny_text, **variants).recipe.resolved()
-    fields["train"]["only"] = ["head", "last:1"]
-    made = replace(
-        recipe_of(tiny_reference, tiny_text, target={"start": "inherit"}),
-        recipe=Recipe.model_validate(fields),
-    )
-    plan = plan_recipe(made.recipe, tmp_path / "planned")
-    execute(made, tmp_path / "tiny")
+    only = {"train": {"only": ["head", "last:1"]}}
+    recipe = recipe_of(tiny_reference, tiny_text, only, **variants)
+    plan = plan_recipe(recipe.recipe, tmp_path / "planned")
+    execute(recipe, tmp_path / "tiny")
     record = Run(tmp_path / "tiny").read()
     rows = {row["name"]: row for row in record["variants"][1:]}  # behind the reference
     assert rows["target"]["made_of"].endswith("only head, last:1 trained")
@@ -253,10 +248,13 @@ def test_a_run_freezes_what_its_variants_say_and_costs_what_was_planned(
 def test_the_plan_needs_less_memory_and_disk_where_less_is_trained(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
-    fields = recipe_of(tiny_reference, tiny_text, target={"start": "inherit"}).recipe.resolved()
-    whole = plan_recipe(Recipe.model_validate(fields), tmp_path / "whole")
-    fields["train"]["only"] = ["last:1"]
-    part = plan_recipe(Recipe.model_validate(fields), tmp_path / "part")
+    whole, part = (
+        plan_recipe(
+            recipe_of(tiny_reference, tiny_text, changes, target={"start": "inherit"}).recipe,
+            tmp_path / "planned",
+        )
+        for changes in ({}, {"train": {"only": ["last:1"]}})
+    )
     params, trained = part.trainings[0].params, part.trainings[0].trained
     assert trained is not None
     assert 0 < trained < params
@@ -278,11 +276,10 @@ def test_names_of_nothing_are_refused_in_the_plan(
     where: str, only: list[str], message: str, tiny_reference: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
     target = {"start": "inherit"} | ({"only": only} if where == "variant" else {})
-    fields = recipe_of(tiny_reference, tiny_text, target=target).recipe.resolved()
-    if where == "train":
-        fields["train"]["only"] = only
+    changes = {"train": {"only": only}} if where == "train" else {}
+    recipe = recipe_of(tiny_reference, tiny_text, changes, target=target).recipe
     with pytest.raises(RecipeError, match=rf"variants\.target.*{message}") as refusal:
-        plan_recipe(Recipe.model_validate(fields), tmp_path / "planned")
+        plan_recipe(recipe, tmp_path / "planned")
     assert "There is embeddings, head, norms, and layers 0-1" in refusal.value.hint
 
 

@@ -24,7 +24,7 @@ class Column:
     show: Callable[[Any], str] | None = None
     # `show` writes the unit into each cell, so the header leaves it out.
     self_explaining: bool = False
-    # A narrow terminal goes without the columns of the highest number first; 0: it always shows it.
+    # On a narrow terminal, columns of the highest number are left out first; 0: never left out.
     dispensable: int = 0
 
     @property

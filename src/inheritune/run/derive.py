@@ -64,7 +64,7 @@ def derive(job: Job) -> Outcome:
     growth = _growth(recipe, reference)
     tokens = prepare_tokens(job, reference.model.path)
     refuse_short_text(recipe, tokens)
-    if asks_for_measurements(recipe):  # of where to start, or of which layers to inherit
+    if asks_for_measurements(recipe):  # that decide how many layers, or which
         reference = with_measurements(job, reference, tokens)
         growth = _growth(recipe, reference)
     for note in growth.notes:
