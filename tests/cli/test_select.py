@@ -1,11 +1,14 @@
 """The command select, and inherit with ways that choose by scores."""
 
+import inspect
 import json
 
 import pytest
 from typer.testing import CliRunner
 
+import inheritune
 from inheritune.cli.app import app
+from inheritune.data.calibration import MOST_TOKENS, WINDOWS
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,12 @@ def test_inherit_chooses_by_scores_where_it_is_given_text(tiny_reference, text, 
     assert code == 0
     layer_map = json.loads(stdout)["layer_map"]
     assert len(layer_map) == 3 and layer_map[0] == 0 and layer_map[-1] == 3
+
+
+def test_inherit_reads_as_much_text_as_select_does_by_default():
+    parameters = inspect.signature(inheritune.select).parameters
+    assert parameters["windows"].default == WINDOWS
+    assert parameters["tokens_per_window"].default == MOST_TOKENS
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,8 @@ from inheritune.analysis.layer_scores import (
     stored_table,
 )
 from inheritune.analysis.sequences import Sequences, refuse_long_sequences, sequences_for
-from inheritune.data.calibration import MOST_TOKENS, WINDOWS
+from inheritune.data.calibration import WINDOWS, window_tokens
 from inheritune.errors import RecipeError
-from inheritune.model_files.config import max_positions
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.layers import ranges
 from inheritune.run_record.fields import finite_number
@@ -157,8 +156,7 @@ def _refuse_other_file(out: Path | None) -> None:
 
 def calibration_text(model: ModelDirectory, text: str) -> Sequences:
     """Draw as much of a text as `select` does by default; shorter windows where positions end."""
-    length = min(MOST_TOKENS, max_positions(model.config) or MOST_TOKENS)
-    return sequences_for([model], WINDOWS, length, text=text)
+    return sequences_for([model], WINDOWS, window_tokens(model.config), text=text)
 
 
 def refuse_selection(reference: ModelDirectory, select: str, count: int | None) -> None:

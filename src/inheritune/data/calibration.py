@@ -5,6 +5,9 @@ may begin with BOS, in the order of the text. One function for both would draw o
 of them, and so change scores or repaired weights that are on record.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,9 +16,11 @@ from inheritune.data.sources import open_sources
 from inheritune.data.tokenizer import TextTokenizer, encode_documents
 from inheritune.data.tokens import TokenStream
 from inheritune.errors import DataError
+from inheritune.model_files.config import max_positions
 from inheritune.recipe.data import Data
 
-WINDOWS, MOST_TOKENS = 32, 256  # windows that layers are chosen by, and tokens in each
+WINDOWS = 32  # that layers are chosen by
+MOST_TOKENS = 256  # in a window
 _READ = 64  # a text is read until it has this many times the ids that are to be drawn from it
 
 
@@ -51,6 +56,11 @@ def calibration_windows(
     if isinstance(stream, np.ndarray):
         return stream[: available * seq_len].reshape(available, seq_len)[chosen]
     return stream.samples(chosen, seq_len)[:, :-1]
+
+
+def window_tokens(config: Mapping[str, Any]) -> int:
+    """Return T for a text: 256, or fewer where the positions of a model end."""
+    return min(MOST_TOKENS, max_positions(config) or MOST_TOKENS)
 
 
 def text_ids(text: str, tokenizer: TextTokenizer, tokens: int) -> NDArray[np.int64]:

@@ -15,10 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from inheritune.data.calibration import calibration_windows, text_ids
+from inheritune.data.calibration import calibration_windows, text_ids, window_tokens
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import RecipeError, UnsupportedModelError, escape
-from inheritune.model_files.config import max_positions
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.safetensors import DTYPES, read_header, torch_name
 from inheritune.model_files.write import TargetTensor
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
 METHODS = ("sequential", "linear", "scale")
 _DEFAULTS = Options()
-_SEQ_LEN = 256  # tokens of a window of a text, at most
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,9 @@ def calibration_of_text(
     Raises:
         DataError: The text has fewer tokens.
     """
-    seq_len = min(_SEQ_LEN, max_positions(reference.config) or _SEQ_LEN)
     ids = text_ids(text, open_tokenizer(reference.path), tokens)
-    return Calibration(method, calibration_windows(ids, tokens, seq_len), text)
+    windows = calibration_windows(ids, tokens, window_tokens(reference.config))
+    return Calibration(method, windows, text)
 
 
 @dataclass(frozen=True)
