@@ -67,7 +67,7 @@ class Inherit(RecipeSection):
 
     layers: Count | Literal["advice"] | None = None
     """Number of layers to inherit; null: half of the reference's; advice: the number of first
-    layers suggested by the analysis of its attention."""
+    layers suggested by its attention on training text."""
     select: str = "first"
     """Which layers to inherit, as select of a variant. block, greedy, influence, angular,
     norm-ratio and auto choose by scores on training text, and growth gives back the layers that
