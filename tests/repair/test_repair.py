@@ -81,10 +81,10 @@ def test_a_layer_that_the_one_before_it_can_do_as_well_is_taken_over():
     norms = [layer.post_attention_layernorm.weight for layer in layers]
     norms[2].copy_(norms[1])
     expected = model(torch.from_numpy(WINDOWS)).logits
-    wanted = layers[2].mlp.down_proj.weight.clone()
+    expected_weight = layers[2].mlp.down_proj.weight.clone()
     result = repaired(model, [0, 1, 3], "sequential", ridges=TINY)
     assert result.layers[0].error < 1e-9
-    assert torch.allclose(layers[1].mlp.down_proj.weight, wanted, rtol=0, atol=1e-4)
+    assert torch.allclose(layers[1].mlp.down_proj.weight, expected_weight, rtol=0, atol=1e-4)
     cut = without(model, 2)(torch.from_numpy(WINDOWS)).logits
     assert torch.allclose(cut, expected, rtol=0, atol=1e-4)
 
@@ -107,11 +107,11 @@ def test_a_constant_goes_into_the_bias():
 
 
 def features_of(model, module, ids) -> tuple[torch.Tensor, torch.Tensor]:
-    kept = []
-    handle = module.register_forward_hook(lambda m, args, out: kept.extend((args[0], out)))
+    values = []
+    handle = module.register_forward_hook(lambda m, args, out: values.extend((args[0], out)))
     model(ids)
     handle.remove()
-    return tuple(value.flatten(0, -2).double() for value in kept)
+    return tuple(value.flatten(0, -2).double() for value in values)
 
 
 @torch.no_grad()
@@ -145,14 +145,14 @@ def test_the_new_weights_are_those_of_numpy_on_the_whole_matrices(family, method
     zeros = np.zeros((x.shape[1], e.shape[1]))
     solution = torch.from_numpy(np.linalg.lstsq(whole, np.vstack([e.numpy(), zeros]))[0])
     if method == "sequential":
-        wanted, wanted_bias = weight + solution[:-1].T, bias + solution[-1]
+        expected_weight, expected_bias = weight + solution[:-1].T, bias + solution[-1]
     else:
         matrix = torch.eye(32) + solution  # T
-        wanted = matrix.T @ weight
-        wanted_bias = bias @ matrix
+        expected_weight = matrix.T @ weight
+        expected_bias = bias @ matrix
     new = module.weight.T if family == "gpt2" else module.weight
-    assert torch.allclose(new.double(), wanted, rtol=0, atol=1e-6)
-    assert torch.allclose(module.bias.double(), wanted_bias, rtol=0, atol=1e-6)
+    assert torch.allclose(new.double(), expected_weight, rtol=0, atol=1e-6)
+    assert torch.allclose(module.bias.double(), expected_bias, rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
@@ -224,11 +224,11 @@ def test_later_layers_are_fitted_on_what_the_changed_ones_give_them():
     for layer, ridge in zip((0, 2, 3), ridges, strict=True):
         following = {0: 2, 2: 3, 3: 4}[layer]
         module = passes.layers[layer].fc2
-        kept = []
-        handle = module.register_forward_hook(lambda m, a, o, kept=kept: kept.append(a[0]))
+        values = []
+        handle = module.register_forward_hook(lambda m, a, o, values=values: values.append(a[0]))
         missing = states[following] - passes.run(layer, ids, hidden)
         handle.remove()
-        a = kept[0].view(-1, 64).double()
+        a = values[0].view(-1, 64).double()
         a = torch.cat([a, torch.ones(len(a), 1)], 1)
         gram = a.T @ a
         gram += (ridge or 1) * gram.diagonal().mean() * torch.eye(65)
@@ -254,17 +254,17 @@ def test_layers_before_the_gap_and_dropped_ones_stay_as_they_were():
 
 def test_later_layers_see_weights_as_they_are_stored():
     model = tiny_models.build("opt")
-    asked = []
+    names = []
 
     def stored(layer, name, weight):
-        asked.append((layer, name))
+        names.append((layer, name))
         assert torch.equal(
             weight, tiny_models.build("opt").model.decoder.layers[layer].get_parameter(name)
         )
         return torch.bfloat16
 
     repaired(model, [0, 1, 3], "sequential", stored_dtype=stored)
-    assert asked == [(n, f"fc2.{kind}") for n in (1, 3) for kind in ("weight", "bias")]
+    assert names == [(n, f"fc2.{kind}") for n in (1, 3) for kind in ("weight", "bias")]
     for layer in (1, 3):
         weight = model.model.decoder.layers[layer].fc2.weight
         assert torch.equal(weight, weight.bfloat16().float())
