@@ -45,6 +45,12 @@ def recipe(**more: object) -> Train:
     return Train.model_validate(FIELDS | {"eval_every": 640} | more)
 
 
+def plain_settings(processes: Processes, precision: str = "fp32") -> Settings:
+    plain = {"device": "cpu", "precision": precision, "attention": "model", "compile": False}
+    off = {"fused_gelu": False, "fused_optimizer": True, "keep_large_blocks": False}
+    return Settings(**plain, **off, processes=processes.size)
+
+
 def small_llama(tied: bool = True) -> LlamaForCausalLM:
     torch.manual_seed(0)
     small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -81,9 +87,7 @@ def run_training(
     """Train, or continue; asked to stop after a step, in one process only."""
     model, stop, spy = small_llama(), StopFlag(), Spy(tokens.train)
     train_recipe, begin = recipe(**more), {}
-    plain = {"device": "cpu", "precision": "fp32", "attention": "model", "compile": False}
-    off = {"fused_gelu": False, "fused_optimizer": True, "keep_large_blocks": False}
-    settings = Settings(**plain, **off, processes=processes.size)
+    settings = plain_settings(processes)
 
     def on_progress(progress: Progress) -> None:
         begin.setdefault("tokens", progress.done)
@@ -215,9 +219,7 @@ def distilled(folder: Path, tokens: TokenDirectory, processes: Processes) -> dic
     run_training(folder / "hidden", tokens, processes, distill={"hidden": {}, "alpha": schedule})
     run_training(folder / "kept", tokens, processes, distill={"top_k": 64})
     shards = len(list((folder / "reference" / "logits").rglob("shard.json")))
-    plain = {"device": "cpu", "precision": "bf16", "attention": "model", "compile": False}
-    off = {"fused_gelu": False, "fused_optimizer": True, "keep_large_blocks": False}
-    settings = Settings(**plain, **off, processes=processes.size)
+    settings = plain_settings(processes, "bf16")
     source = distillation(recipe(), {}, folder, tokens, processes, settings).source
     logits = source.distribution(torch.arange(32).view(2, 16)).logits.rows(slice(None))
     weights = list(source.model.parameters())
@@ -285,9 +287,7 @@ def failing(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(14)
 
-    plain = {"device": "cpu", "precision": "fp32", "attention": "model", "compile": False}
-    off = {"fused_gelu": False, "fused_optimizer": True, "keep_large_blocks": False}
-    settings = Settings(**plain, **off, processes=processes.size)
+    settings = plain_settings(processes)
     config = LoopConfig("test", recipe(), settings, tokens.train, 2560, folder / how, INPUTS)
     with processes.watched():
         train(
