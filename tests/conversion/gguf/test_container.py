@@ -1,3 +1,4 @@
+import functools
 import random
 import struct
 
@@ -147,7 +148,8 @@ def test_damaged_files_are_read_or_refused(small, tmp_path, data):
     try:
         container = read_container(path)
         architecture = architecture_of(container)
-        rebuild_config(container, architecture, lambda name: small_tensor(container, name))
+        factors = functools.partial(small_tensor, container)
+        rebuild_config(container, architecture, factors, has_own_config=data.draw(st.booleans()))
         for piece in pieces_of(container, architecture, 4, 4):
             for _ in values_of(container, piece):
                 pass

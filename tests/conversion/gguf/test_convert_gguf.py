@@ -21,6 +21,7 @@ from inheritune.conversion.gguf.convert import convert_gguf
 from inheritune.errors import MissingExtraError, RecipeError, SourceError, UnsupportedModelError
 
 gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
+IDS = torch.arange(7, 47).reshape(2, 20)
 TEXTS = [
     "The small model learned what the large one knew.",
     "It's fine; don't (really) \"quote\" - ok?",
@@ -190,6 +191,24 @@ def test_another_scaling_than_that_of_llama_31_is_refused_without_the_config(mak
     start = int(entry.data_offset)
     file.write_bytes(content[:start] + odd + content[start + len(odd) :])
     assert "--config-from" in refused(file, "not that of Llama 3.1").hint
+    source = tmp_path / "model"
+    result = convert_gguf(file, tmp_path / "out", config_from=str(source))
+    assert result.dropped == {"llama.rope": "was not compared with the config"}
+    config = json.loads((source / "config.json").read_text())
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == config
+    model, loaded = (AutoModelForCausalLM.from_pretrained(tmp_path / n) for n in ("model", "out"))
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+
+
+def test_a_config_without_the_scaling_that_the_file_names_is_refused(make, tmp_path):
+    file = make(llama__rope__scaling__type="longrope")
+    refused(file, "does not scale rotary positions", config_from=str(tmp_path / "model"))
+
+
+def test_a_way_out_that_was_taken_is_not_named_again(make, tmp_path):
+    file = make(llama__feed_forward_length=0)
+    error = refused(file, "feed_forward_length is 0", config_from=str(tmp_path / "model"))
+    assert error.hint == "Use the safetensors repository that the file was made from."
 
 
 def test_keys_of_other_programs_are_left_out_and_named(make, tmp_path):
@@ -259,6 +278,7 @@ def test_a_vocabulary_with_entries_for_some_tokens_is_refused(make, tmp_path, ke
 def test_experts_that_the_file_does_not_count_are_refused(make):
     match = r"blk\.0\.ffn_\w+_exps\.weight .* matrices of 3 experts"
     refused(make("qwen3moe", qwen3moe__expert_count=3), match)
+    refused(make("qwen3moe", qwen3moe__expert_used_count=5), "uses 5 of 4 experts")
 
 
 def test_a_tensor_of_more_experts_than_any_model_has_is_refused(tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from inheritune.conversion.gguf.metadata import SAFETENSORS
 from inheritune.errors import SourceError, UnsupportedModelError, escape
 
 _ATTENTION = {
@@ -291,6 +292,6 @@ def find_architecture(name: str, has_experts: bool) -> Architecture:
         known = ", ".join(sorted(ARCHITECTURES))
         raise UnsupportedModelError(
             f"the architecture {escape(name)} is not read from GGUF; those that are: {known}.",
-            "Use the safetensors repository that the file was made from.",
+            SAFETENSORS,
         )
     return ARCHITECTURES[name]

@@ -5,7 +5,7 @@ from typing import Any
 
 from inheritune.conversion.gguf.architectures import Architecture, find_architecture
 from inheritune.conversion.gguf.container import AGAIN, Container
-from inheritune.conversion.gguf.metadata import CONFIG_FROM, Metadata
+from inheritune.conversion.gguf.metadata import CONFIG_FROM, SAFETENSORS, Metadata
 from inheritune.conversion.gguf.rotary import FactorReader, rope_parameters
 from inheritune.errors import SourceError, UnsupportedModelError, escape
 
@@ -43,13 +43,19 @@ def architecture_of(container: Container) -> Architecture:
 
 
 def rebuild_config(
-    container: Container, architecture: Architecture, factors: FactorReader
+    container: Container,
+    architecture: Architecture,
+    factors: FactorReader,
+    *,
+    has_own_config: bool,
 ) -> tuple[dict[str, Any], list[str]]:
     """Rebuild the config of a model from the metadata of its GGUF file.
 
     Args:
         container: The file's header.
         factors: Reads the tensors that hold scalings of rotary positions.
+        has_own_config: Whether the source model's config is at hand, so that a scaling of rotary
+            positions that cannot be told from the file may be left out.
 
     Returns:
         The config, and the keys of the architecture that have no place in it.
@@ -76,21 +82,30 @@ def rebuild_config(
             f"{len(container.tensors):,} tensors.",
             AGAIN,
         )
+    if "expert_count" in architecture.fields:
+        experts, used = (metadata.count(f"expert_{name}") for name in ("count", "used_count"))
+        if used > experts:
+            raise SourceError(f"it uses {used:,} of {experts:,} experts.", AGAIN)
     config |= architecture.constants
     for tensor, flag in architecture.biases.items():
         config[flag] = f"blk.0.{tensor}" in container.tensors
     head_dim = _head_dim(metadata, config)
+    not_compared = []
     if architecture.rotary:
         if "head_dim" not in config and "attention.key_length" in metadata:
             config["head_dim"] = head_dim
-        config["rope_parameters"] = rope_parameters(metadata, head_dim, factors)
+        rope = rope_parameters(metadata, head_dim, factors, may_be_unknown=has_own_config)
+        if "rope_type" in rope:
+            config["rope_parameters"] = rope
+        else:
+            not_compared = [f"{container.architecture}.rope"]
     _adapt(container.architecture, metadata, config, head_dim)
     for key in _WITHOUT_EFFECT:
         metadata.value(key, None)
     for name, key in _TOKENS.items():
         token = container.metadata.get(key)
         config[name] = token if type(token) is int and token < config["vocab_size"] else None
-    return config, metadata.unread
+    return config, metadata.unread + not_compared
 
 
 def has_own_head(container: Container) -> bool:
@@ -150,7 +165,7 @@ def _adapt(architecture: str, metadata: Metadata, config: dict[str, Any], head_d
     elif architecture == "olmo2" and "attention.sliding_window" in metadata:
         raise UnsupportedModelError(
             "it is an OLMo 3 with sliding windows, which is not read from GGUF.",
-            "Use the safetensors repository that the file was made from.",
+            SAFETENSORS,
         )
     elif architecture == "nemotron":  # written beside the epsilon that is used
         metadata.value("attention.layer_norm_rms_epsilon", None)

@@ -1,6 +1,7 @@
 """Convert a GGUF file of llama.cpp to a safetensors model directory."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from inheritune.conversion.converted import (
 from inheritune.conversion.gguf.architectures import Architecture
 from inheritune.conversion.gguf.config import architecture_of, rebuild_config
 from inheritune.conversion.gguf.container import Container, Entry, read_container
-from inheritune.conversion.gguf.metadata import CONFIG_FROM
+from inheritune.conversion.gguf.metadata import CONFIG_FROM, SAFETENSORS
 from inheritune.conversion.gguf.source_model import config_of, copy_tokenizer
 from inheritune.conversion.gguf.tensors import pieces_of, small_tensor
 from inheritune.conversion.gguf.tokenizer import left_out_keys, write_tokenizer
@@ -134,9 +135,17 @@ def _config(
         for key in container.metadata
         if not key.startswith(prefix) and key.partition(".")[0] not in _DESCRIBING
     }
-    config, unread = rebuild_config(
-        container, architecture, lambda name: small_tensor(container, name)
-    )
+    try:
+        config, unread = rebuild_config(
+            container,
+            architecture,
+            partial(small_tensor, container),
+            has_own_config=config_from is not None,
+        )
+    except SourceError as error:
+        if config_from is None or error.hint != CONFIG_FROM:
+            raise
+        raise SourceError(error.message, SAFETENSORS) from error
     if config_from is not None:
         own = config_of(config_from, architecture, config)
         return own, dropped | dict.fromkeys(unread, "was not compared with the config")

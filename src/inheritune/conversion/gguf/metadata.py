@@ -7,6 +7,7 @@ from typing import Any
 from inheritune.errors import SourceError, escape
 
 CONFIG_FROM = "Pass --config-from with the model that the file was made from."
+SAFETENSORS = "Use the safetensors repository that the file was made from."
 _MISSING = object()
 
 

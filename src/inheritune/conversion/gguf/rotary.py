@@ -24,12 +24,16 @@ FactorReader = Callable[[str], list[float] | None]
 """Reads the values of a tensor outside the layers by name; None where there is none."""
 
 
-def rope_parameters(metadata: Metadata, head_dim: int, factors: FactorReader) -> dict[str, Any]:
+def rope_parameters(
+    metadata: Metadata, head_dim: int, factors: FactorReader, *, may_be_unknown: bool
+) -> dict[str, Any]:
     """Return the ``rope_parameters`` of config.json.
 
     Args:
         head_dim: Width of a head.
         factors: Reads the tensors that hold scalings.
+        may_be_unknown: Leave ``rope_type`` and the rest of the scaling out where the file does
+            not tell them.
 
     Raises:
         SourceError: The scaling is of a kind that cannot be told from the file.
@@ -37,7 +41,7 @@ def rope_parameters(metadata: Metadata, head_dim: int, factors: FactorReader) ->
     base = float(metadata.number("rope.freq_base", _BASE))
     if base <= 0:
         raise SourceError(f"rope.freq_base is {base:g}, not above 0.", CONFIG_FROM)
-    parameters: dict[str, Any] = {"rope_theta": base, "rope_type": "default"}
+    parameters: dict[str, Any] = {"rope_theta": base}
     rotated = metadata.count("rope.dimension_count", head_dim)
     if rotated > head_dim:
         raise SourceError(
@@ -45,18 +49,29 @@ def rope_parameters(metadata: Metadata, head_dim: int, factors: FactorReader) ->
         )
     if rotated != head_dim:
         parameters["partial_rotary_factor"] = rotated / head_dim
-    frequencies = [factor for factor in factors("rope_freqs.weight") or [] if factor != 1]
-    if frequencies:
-        parameters |= _llama3(factors("rope_freqs.weight") or [], base, rotated)
+    try:
+        return parameters | _scaling(metadata, factors, base, rotated)
+    except SourceError:
+        if not may_be_unknown:
+            raise
+        return parameters
+
+
+def _scaling(
+    metadata: Metadata, factors: FactorReader, base: float, rotated: int
+) -> dict[str, Any]:
+    """Return ``rope_type`` and all that belongs to it."""
+    parameters: dict[str, Any] = {"rope_type": "default"}
+    frequencies = factors("rope_freqs.weight") or []
+    if any(factor != 1 for factor in frequencies):
+        parameters = _llama3(frequencies, base, rotated)
     long, short = factors("rope_factors_long.weight"), factors("rope_factors_short.weight")
     if long and short:
-        parameters |= {"rope_type": "longrope"}
-        parameters |= {"long_factor": long, "short_factor": short}
-    parameters |= _scaling(metadata, parameters["rope_type"])
-    return parameters
+        parameters = {"rope_type": "longrope", "long_factor": long, "short_factor": short}
+    return parameters | _scaling_of_keys(metadata, parameters["rope_type"])
 
 
-def _scaling(metadata: Metadata, rope_type: str) -> dict[str, Any]:
+def _scaling_of_keys(metadata: Metadata, rope_type: str) -> dict[str, Any]:
     """Return what the keys below ``rope.scaling`` say."""
     kind = metadata.value("rope.scaling.type", "none")
     factor = metadata.number("rope.scaling.factor", metadata.number("rope.scale_linear", None))

@@ -30,7 +30,8 @@ def config_of(model: str, architecture: Architecture, rebuilt: Mapping[str, Any]
     Args:
         model: Model directory, with or without weights, or Hub id.
         architecture: The file's.
-        rebuilt: The config that the file's metadata gives.
+        rebuilt: The config that the file's metadata gives; without ``rope_parameters`` if they have
+            a scaling that the file does not tell.
 
     Raises:
         SourceError: The two are configs of different models.
@@ -47,6 +48,11 @@ def config_of(model: str, architecture: Architecture, rebuilt: Mapping[str, Any]
             _OTHER,
         )
     own, of_file = _normal(config), _normal(dict(rebuilt))
+    is_scaled = (own.get("rope_parameters") or {}).get("rope_type") != "default"
+    if architecture.rotary and "rope_parameters" not in rebuilt and not is_scaled:
+        raise SourceError(
+            f"{escape(model, 200)} does not scale rotary positions, but the GGUF file does.", _OTHER
+        )
     for key in rebuilt.keys() - _NOT_COMPARED:
         if not _agree(own.get(key), of_file.get(key)):
             raise SourceError(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.conversion.gguf.architectures import Architecture
 from inheritune.conversion.gguf.container import AGAIN, PLAIN, Container, Entry
+from inheritune.conversion.gguf.metadata import SAFETENSORS
 from inheritune.errors import MissingExtraError, SourceError, UnsupportedModelError, escape
 from inheritune.model_files.cast import cast
 from inheritune.model_files.copy import open_source
@@ -94,7 +95,7 @@ def _place(entry: Entry, architecture: Architecture) -> tuple[str, str, str]:
             return part, name, suffix
     raise UnsupportedModelError(
         f"{architecture.class_name} has no place for the tensor {escape(entry.name)}.",
-        "Use the safetensors repository that the file was made from.",
+        SAFETENSORS,
     )
 
 
