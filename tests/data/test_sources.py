@@ -112,6 +112,19 @@ def test_another_text_column_can_be_named(tmp_path):
     assert [d.text for d in documents(str(tmp_path / "rows.jsonl"), "body")] == ["hello"]
 
 
+def test_a_folder_that_must_not_be_entered_is_named(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+
+    def identity(folder):
+        if folder.endswith("closed"):
+            raise PermissionError(13, "Permission denied", folder)
+        return 1, 2
+
+    monkeypatch.setattr(finding, "_identity", identity)
+    with pytest.raises(DataError, match=r"cannot list .*closed: permission denied"):
+        list(documents(str(tmp_path)))
+
+
 def test_an_empty_file_among_others_is_left_out(tmp_path):
     (tmp_path / "__init__.py").write_text("")
     (tmp_path / "a.py").write_text("x = 1\n")

@@ -7,6 +7,7 @@ import sysconfig
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import NoReturn
 
 from inheritune.data.text_formats import taken_from_folder
 from inheritune.errors import DataError, reason_of
@@ -119,7 +120,7 @@ def _expand_glob(entry: str, path: Path) -> tuple[Path, list[Path]]:
 def _walk(root: Path, skipped: tuple[str, ...]) -> list[Path]:
     """List the files below a folder; every folder is entered once, however it is linked."""
 
-    def fail(error: OSError) -> None:
+    def fail(error: OSError) -> NoReturn:
         raise DataError(
             f"cannot list {error.filename}: {(error.strerror or '').lower()}.",
             "Make it readable, or leave it out.",
@@ -131,7 +132,11 @@ def _walk(root: Path, skipped: tuple[str, ...]) -> list[Path]:
         folders[:] = sorted(n for n in folders if not any(fnmatch(n, rule) for rule in skipped))
         fresh = []
         for name in folders:
-            if (identity := _identity(os.path.join(folder, name))) not in entered:  # noqa: PTH118
+            try:
+                identity = _identity(os.path.join(folder, name))  # noqa: PTH118
+            except OSError as error:
+                fail(error)
+            if identity not in entered:
                 entered.add(identity)
                 fresh.append(name)
         folders[:] = fresh
