@@ -18,14 +18,10 @@ is saved; the same call continues. Signal handlers are put back when a call retu
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from inheritune.api.measurements import (
-    analyze,
-    evaluate,
-    fetch_tasks,
-    generate,
-    select,
-)
-from inheritune.api.models import convert, grow, inherit, plan, verify
+from inheritune.api.analysis import analyze, select
+from inheritune.api.measurements import evaluate, fetch_tasks, generate
+from inheritune.api.models import convert, grow, inherit, verify
+from inheritune.api.planning import plan
 from inheritune.api.pretraining import import_tokens, inspect, plan_training, prepare, train
 from inheritune.api.recipes import load_recipe, recipe_for
 from inheritune.api.runs import (

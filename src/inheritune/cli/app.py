@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ from inheritune.cli import (
     generate,
     init,
     model,
+    plan,
     push,
     report,
     runs,
@@ -53,10 +54,6 @@ from inheritune.cli.next_step import command, started_processes
 from inheritune.cli.outcome import after_run, introduction, show_result
 from inheritune.cli.train import Launch
 from inheritune.errors import NOT_MATCHED_EXIT_CODE
-
-if TYPE_CHECKING:
-    pass
-
 
 app = typer.Typer(
     name="inheritune",
@@ -219,7 +216,7 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         run: "inheritune run recipe.yaml",
         demo: "inheritune demo",
         init.init: "inheritune init --preset gpt2-medium-openwebtext > recipe.yaml",
-        model.plan: "inheritune plan Qwen/Qwen3-0.6B --tokens 1B --device h100",
+        plan.plan: "inheritune plan Qwen/Qwen3-0.6B --tokens 1B --device h100",
     },
     "Steps": {
         select.select: "inheritune select Qwen/Qwen3-0.6B --layers 20 --text books.jsonl",
