@@ -43,8 +43,9 @@ SHOWN = {
     "inheritune.cli.doctor": {"inheritune.training.hardware"},  # flags of the processor
     "inheritune.cli.plan_answers": {
         *("inheritune.surgery.selection", "inheritune.planning.candidates"),
-        "inheritune.planning.recipe_plan",
+        *("inheritune.planning.memory", "inheritune.planning.recipe_plan"),
     },
+    "inheritune.cli.fitness": {"inheritune.planning.memory"},
     "inheritune.cli.plan_text": {
         *("inheritune.model_files.config", "inheritune.surgery.selection"),
         *("inheritune.planning.candidates", "inheritune.planning.memory"),

@@ -218,7 +218,7 @@ def test_missing_extras_are_one_command(monkeypatch):
 
 
 def test_memory_is_told_in_parameters(monkeypatch):
-    monkeypatch.setattr(fitness, "_device_memory", lambda: (8 * 10**9, ""))
+    monkeypatch.setattr(fitness, "training_memory", lambda: (8 * 10**9, False))
     assert summarize(diagnose())[2].hint.startswith("Trains up to about 500M parameters before")
 
 

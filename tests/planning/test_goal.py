@@ -5,6 +5,7 @@ import tiny_models
 from typer.testing import CliRunner
 
 from inheritune import api
+from inheritune.cli import plan_answers
 from inheritune.cli.app import app
 from inheritune.errors import RecipeError
 from inheritune.model_files.directory import open_model
@@ -61,6 +62,7 @@ def test_a_speed_is_the_ratio_of_flops(reference):
         ({"speed": 2, "layers": 1}, "Give one of the two"),
         ({"rate": 2.5}, "--rate is of a device"),
         ({"devices": 8}, "--devices is of a device"),
+        ({"mfu": 0.5}, "--mfu is of a device"),
     ],
 )
 def test_a_goal_that_is_none_or_out_of_reach_is_refused(reference, goal, words):
@@ -88,3 +90,21 @@ def test_the_first_lines_answer_and_fit_into_eighty_columns(reference, monkeypat
         assert not any(line.startswith("A cut is safe") for line in lines)
     explained = CliRunner().invoke(app, ["plan", str(reference), "--all"])
     assert "A cut is safe" in explained.stdout
+
+
+@pytest.mark.parametrize(
+    ("memory", "words"),
+    [
+        ((10**9, False), ": fits in 1 GB free here"),
+        ((10, True), ": does not fit in 10 bytes on the GPU here"),
+        ((None, False), " + activations to train"),
+    ],
+)
+@pytest.mark.parametrize("device", [[], ["--device", "cpu"]])
+def test_without_a_named_gpu_the_memory_is_that_of_this_machine(
+    reference, monkeypatch, memory, words, device
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(plan_answers, "training_memory", lambda: memory)
+    done = CliRunner().invoke(app, ["plan", str(reference), *device])
+    assert done.stdout.splitlines()[3].endswith(words)

@@ -4,10 +4,9 @@ import re
 from collections.abc import Sequence
 
 from inheritune.cli.doctor import Diagnosis
-from inheritune.system.memory import free_memory
+from inheritune.planning.memory import BYTES_PER_PARAMETER
+from inheritune.system.memory import training_memory
 
-# fp32 weights, gradients, and the two moments of AdamW.
-_BYTES_PER_PARAMETER = 16
 _EXTRA = re.compile(r"inheritune\[(\w+)\]")
 _PURPOSES = {
     "data": "Hub datasets and parquet files",
@@ -61,25 +60,14 @@ def _first_hint(parts: Sequence[Diagnosis]) -> str:
 
 
 def _memory(finding: Diagnosis) -> tuple[str, str]:
-    size, where = _device_memory()
+    size, is_on_gpu = training_memory()
     if size is None:
         return finding.value, ""
-    most = size / _BYTES_PER_PARAMETER
+    most = size / BYTES_PER_PARAMETER
     parameters = f"{most / 1e9:.1f}B" if most >= 1e9 else f"{most / 1e6:.0f}M"
+    where = " on the GPU" if is_on_gpu else ""
     hint = f"Trains up to about {parameters} parameters{where} before activations: see plan."
     return f"{finding.value} free", hint
-
-
-def _device_memory() -> tuple[int | None, str]:
-    """Bytes that a training can have, of a GPU if there is one, and where."""
-    try:
-        import torch
-
-        if torch.cuda.is_available():
-            return int(torch.cuda.get_device_properties(0).total_memory), " on the GPU"
-    except Exception:  # a broken installation can fail in any way; its own line says so
-        pass
-    return free_memory(), ""
 
 
 def _hub_access(named: dict[str, Diagnosis]) -> str:

@@ -2,14 +2,14 @@
 
 from inheritune.cli.plan_text import dollars, download, hours_of
 from inheritune.planning.candidates import Candidate, Candidates, CutPlan
+from inheritune.planning.memory import BYTES_PER_PARAMETER
 from inheritune.planning.recipe_plan import RecipePlan
 from inheritune.reporting.quantities import MISSING, amount, counted, data_size, flops, money
 from inheritune.surgery.selection import describe_selection
 from inheritune.system.devices import Speed
+from inheritune.system.memory import training_memory
 
 _QUESTIONS = ("what", "time", "cost", "fits")
-# fp32 weights and gradients, and AdamW's two moments (`planning.memory.estimate_memory`).
-_BYTES_PER_PARAMETER = 16
 
 
 def answers(plan: Candidates | CutPlan | RecipePlan) -> list[str]:
@@ -19,7 +19,9 @@ def answers(plan: Candidates | CutPlan | RecipePlan) -> list[str]:
     elif isinstance(plan, CutPlan):
         lines = _cut_answers(plan.table, plan.candidate, describe_selection(plan.kept))
     else:
-        lines = _cut_answers(plan, plan.proposed, f"proposed: {plan.proposed.layers}")
+        lines = _cut_answers(
+            plan, plan.proposed, f"proposed: {counted(plan.proposed.layers, 'layer')}"
+        )
     return [f"{label + ':':6}{text}" for label, text in zip(_QUESTIONS, lines, strict=True)]
 
 
@@ -33,9 +35,9 @@ def _cut_answers(plan: Candidates, candidate: Candidate, layers: str) -> list[st
     else:
         time = f"{hours_of(price)} for {amount(plan.budget.tokens)} tokens on {_devices(speed)}"
     paid = "" if price is None or price.dollars is None else f", {dollars(price)}"
-    training = _BYTES_PER_PARAMETER * counts.params
+    training = BYTES_PER_PARAMETER * counts.params
     return [
-        f"{layers} of {whole} layers: {amount(counts.params)} parameters",
+        f"{layers} of {whole}: {amount(counts.params)} parameters",
         time,
         f"{data_size(counts.bytes)} on disk{download(candidate.download_bytes)}{paid}",
         f"{data_size(candidate.bytes_in_use(plan.seq_len))} to use, {data_size(training)} + "
@@ -70,12 +72,19 @@ def _devices(speed: Speed) -> str:
 
 
 def _verdict_on_memory(needed: int, speed: Speed | None) -> str:
-    """Compare bytes with the memory of the named devices, over which a training is sharded."""
-    if speed is None or speed.device.memory_bytes is None:
-        return ""
-    room = speed.device.memory_bytes * speed.count
+    """Compare bytes with the memory of the named devices, over which a training is sharded.
+
+    Where none is named, or ``cpu``: with that of this machine.
+    """
+    if speed is not None and speed.device.memory_bytes is not None:
+        room, where = speed.device.memory_bytes * speed.count, ""
+    else:
+        here, is_on_gpu = training_memory()
+        if here is None:
+            return ""
+        room, where = here, " on the GPU here" if is_on_gpu else " free here"
     verdict = "fits" if needed <= room else "does not fit"
-    return f": {verdict} in {data_size(room)}"
+    return f": {verdict} in {data_size(room)}{where}"
 
 
 def warnings(plan: Candidates | CutPlan | RecipePlan) -> list[str]:

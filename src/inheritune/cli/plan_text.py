@@ -118,7 +118,8 @@ def _verdict(candidate: Candidate) -> str:
     # If all cuts are safe for one reason, repeating it in every row says nothing.
     if not cut.is_safe or not cut.complete or "whole" in cut.reason:
         verdict += f": {cut.reason}"
-    return f"{verdict} (half: the paper's start)" if candidate.is_paper_default else verdict
+    is_start = candidate.is_paper_default and cut.is_safe
+    return f"{verdict} (half: the paper's start)" if is_start else verdict
 
 
 def _trainings_table(plan: RecipePlan, title: str, notes: Sequence[str]) -> Table:

@@ -8,6 +8,8 @@ from inheritune.model_files.config import text_config
 from inheritune.model_files.flops import first_int, hidden_size
 from inheritune.recipe.training import Train
 
+BYTES_PER_PARAMETER = 16  # of a training without activations: fp32 weights and gradients, moments
+
 
 @dataclass(frozen=True)
 class Memory:
