@@ -167,7 +167,7 @@ class TestRefusals:
         Path("input/blank.txt").write_text("\n")
         Path("input/short.txt").write_text("a few words")
         start = ["run", tiny_reference, *options, "--text"]
-        refused(invoke(*start, "nowhere"), 3, "there is no file or folder nowhere")
+        refused(invoke(*start, "nowhere"), 3, "there is no file or folder 'nowhere'")
         refused(invoke(*start, "input/blank.txt"), 3, "there is no text in input/blank.txt")
         refused(invoke(*start, "input/short.txt"), 3, "too short", "1 document", "Add text")
 

@@ -227,7 +227,7 @@ def test_a_source_that_is_not_there_is_said_with_the_folder_and_variables_are_re
     monkeypatch.setenv("CORPUS", str(tmp_path))
     (tmp_path / "a.jsonl").write_bytes(LINES)
     assert texts("$CORPUS/*.jsonl") == TEXTS
-    with pytest.raises(DataError, match=f"no file or folder b.jsonl in {tmp_path}"):
+    with pytest.raises(DataError, match=f"no file or folder 'b.jsonl' in {tmp_path}"):
         texts("b.jsonl")
     with pytest.raises(DataError, match=r"\[\[\] stands for a bracket"):
         texts("a [v2]/*.jsonl")

@@ -213,6 +213,7 @@ def test_a_directory_without_a_config_is_refused(tmp_path):
         ({"model_type": "t5", "is_encoder_decoder": True}, "two stacks of layers"),
         ({"model_type": "llama", "_evil": "x"}, "unknown key"),
         ({"model_type": "llama", "quantization_config": {"bits": 4}}, "quantised"),
+        ({"model_type": "llama", "torch_dtype": "float8_e4m3fn"}, r"quantised \(float8_e4m3fn\)"),
         ({}, "cannot build"),
     ],
 )

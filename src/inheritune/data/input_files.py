@@ -101,14 +101,14 @@ def _absolute(entry: str) -> Path:
 def _expand_glob(entry: str, path: Path) -> tuple[Path, list[Path]]:
     if not glob.has_magic(str(path)):
         raise DataError(
-            f"there is no file or folder {entry} in {Path.cwd()}.",
+            f"there is no file or folder '{entry}' in {Path.cwd()}.",
             "Give stdlib, or existing files, globs or folders.",
         )
     matches = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207
     files = [match for match in matches if not match.is_dir()]
     if not files:
         raise DataError(
-            f"no file matches {entry} in {Path.cwd()}.",
+            f"no file matches '{entry}' in {Path.cwd()}.",
             "Correct the pattern; [[] stands for a bracket."
             if "[" in entry
             else "Correct the pattern.",

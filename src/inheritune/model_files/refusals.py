@@ -147,6 +147,7 @@ def refuse_unsupported_model(
         )
     signs = chain(
         (key for key in _QUANTISATION_KEYS for section in (config, text) if section.get(key)),
+        (escape(dtype) for dtype in _stated_dtypes(config, text) if dtype.startswith("float8")),
         (name for name in _QUANTISATION_FILES if (path / name).exists()),
         (escape(t.name) for t in tensors if t.name.endswith(_QUANTISED_NAMES)),
         (escape(t.name) for t in tensors if t.dtype.startswith(_QUANTISED_DTYPES)),
@@ -156,6 +157,10 @@ def refuse_unsupported_model(
             f"{path} is quantised ({quantised}), not supported: its layers cannot be trained.",
             "Use the bf16, fp16 or fp32 weights it was made from.",
         )
+
+
+def _stated_dtypes(*sections: Mapping[str, Any]) -> list[str]:
+    return [str(section.get(key)) for section in sections for key in ("dtype", "torch_dtype")]
 
 
 # --- ids of the tokenizer without a row in the embedding ---

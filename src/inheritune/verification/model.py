@@ -124,7 +124,8 @@ def _compare_reference(
             for key in ("dtype", "torch_dtype"):
                 either.pop(key, None)
     _refuse_other_config(config, expected, "")
-    yield Finding("config", f"the reference's but for {len(plan.edits)} changes")
+    edits = len(plan.edits)
+    yield Finding("config", f"the reference's but for {edits} change{'s' * (edits != 1)}")
     if scans:
         yield _compare_bytes(target, record, plan, reference, scans)
     else:
