@@ -38,6 +38,7 @@ def test_every_alias_stands_for_a_key_and_is_none() -> None:
         ("num_layers: 9", "Did you mean inherit.layers (a number of layers)?"),
         ("model_name_or_path: x", "Did you mean reference.model (a Hub id or a directory)?"),
         ("dataset: x", "Did you mean data.source (a Hub dataset or files)?"),
+        ("variants: {s: {start: fresh, epochs: 2}}", "Did you mean variants.s.tokens (in tokens:"),
     ],
 )
 def test_the_usual_names_lead_to_the_key_with_its_unit(line: str, words: str) -> None:

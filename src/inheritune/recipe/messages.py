@@ -150,11 +150,12 @@ def _advice(value: Any, place: Location) -> str:
 
 def _suggestion(path: KeyPath, misspelt: set[KeyPath]) -> str:
     parent, name = path[:-1], str(path[-1])[:64].lower().replace("-", "_")
-    if (alias := key_for(name)) is not None:
-        key, unit = alias
-        misspelt.add(tuple(key.split(".")))
-        return f"Did you mean {key}{f' ({unit})' if unit else ''}?"
     siblings = [str(key[-1]) for key in _keys() if _fits(parent, key[:-1])]
+    if (alias := key_for(name)) is not None:
+        key, unit = tuple(alias[0].split(".")), alias[1]
+        key = (*parent, key[-1]) if key[-1] in siblings else key
+        misspelt.add(key)
+        return f"Did you mean {dotted(key)}{f' ({unit})' if unit else ''}?"
     elsewhere = [key for key in _keys() if key[-1] == name and 0 not in key]
     if name not in siblings and elsewhere:
         return f"It belongs elsewhere: {' or '.join(map(dotted, elsewhere))}."

@@ -228,7 +228,7 @@ def tokens_in(seconds: float, rounds: Sequence[float], reference: float, split: 
     if tokens < least:
         needed = math.ceil((least * sum(rounds) + validation) / 60)
         raise RecipeError(
-            f"--minutes {seconds / 60:g} are too few here for {_LEAST_STEPS_IN_TIME} sequences of "
+            f"--minutes {seconds / 60:g} is too short here for {_LEAST_STEPS_IN_TIME} sequences of "
             f"{split.seq_len} tokens in each of {len(rounds)} trainings.",
             f"Give --minutes {needed}, or shorter sequences: --set train.seq_len=...",
         )
