@@ -144,7 +144,7 @@ def list_candidates(reference: ModelDirectory, budget: Budget = Budget()) -> Can
     table = every_candidate(reference, budget)
     if table.layers <= _MAX_ROWS:
         return table
-    shown = _worth_considering([candidate.cut for candidate in table.candidates])
+    shown = _worth_considering(table)
     return replace(table, candidates=tuple(c for c in table.candidates if c.layers in shown))
 
 
@@ -237,14 +237,13 @@ def _candidate(
     return Candidate(cut, counts, download_bytes, cache, training, is_paper_default)
 
 
-def _worth_considering(points: Sequence[CutPoint]) -> set[int]:
-    total = len(points)
-    safe = [point.layers for point in points if point.is_safe]
+def _worth_considering(table: Candidates) -> set[int]:
+    total = table.layers
+    safe = [candidate.layers for candidate in table.candidates if candidate.cut.is_safe]
     step = 1
     while len(safe[step - 1 :: step]) > _MAX_ROWS:
         step *= 2
-    nearest = min(safe, key=lambda n: (abs(n - total // 2), -n), default=total)
-    return {*safe[step - 1 :: step], nearest, total // 2, total}
+    return {*safe[step - 1 :: step], table.proposed.layers, total // 2, total}
 
 
 def _count_ranges(tensors: Sequence[Tensor]) -> int:

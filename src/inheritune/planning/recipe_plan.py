@@ -159,7 +159,7 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
             training.layers,
             recipe.train,
             precision,
-            training.params if training.trained is None else training.trained,
+            training.trained_params,
             training.lowest_trained_layer,
             whole.params if training.beside else 0,
             training.compares_hidden,
@@ -204,8 +204,7 @@ def _unique_tokens(recipe: Recipe, run: Run) -> tuple[int | None, bool]:
 
 
 def _checkpoint_bytes(training: PlannedTraining) -> int:
-    trained = training.params if training.trained is None else training.trained
-    return checkpoint_bytes(training.params, trained)
+    return checkpoint_bytes(training.params, training.trained_params)
 
 
 def _disk(

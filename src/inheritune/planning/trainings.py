@@ -50,6 +50,11 @@ class PlannedTraining:
     # Seed of a training that repeats another; None for the first of its variant.
     seed: int | None = None
 
+    @property
+    def trained_params(self) -> int:
+        """Number of parameters that are trained."""
+        return self.params if self.trained is None else self.trained
+
 
 class Planner:
     """Counts the trainings of a recipe; ``unique`` are the tokens of an epoch, if known."""
