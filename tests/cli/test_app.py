@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import typer
+from tiny_recipe import fields_of
 from typer.testing import CliRunner, Result
 
 from inheritune.cli.app import app
@@ -16,22 +17,6 @@ from inheritune.recipe.load import recipe_schema
 from inheritune.recipe.presets import preset_names
 
 COMMANDS = typer.main.get_command(app).commands
-RECIPE = """
-name: tiny
-reference: {{model: "{reference}"}}
-data: {{source: "{text}", val_fraction: 0.2}}
-train:
-  tokens: 1280
-  seq_len: 16
-  batch_tokens: 128
-  micro_batch: 8
-  learning_rate: 1.0e-3
-  min_learning_rate: 1.0e-4
-grow: {{add: {add}, max_rounds: 1}}
-analyze: null
-evaluate: {{gains: false}}
-report: {{prompts: ["the small"], sample_tokens: 4}}
-"""
 
 
 def invoke(*args: object) -> Result:
@@ -41,7 +26,9 @@ def invoke(*args: object) -> Result:
 @pytest.fixture
 def recipe(tiny_reference: Path, tiny_text: Path, tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE.format(reference=tiny_reference, text=tiny_text, add=1))
+    samples = {"prompts": ["the small"], "sample_tokens": 4}
+    fields = fields_of(tiny_reference, tiny_text, grow={"max_rounds": 1}, report=samples)
+    path.write_text(json.dumps(fields))
     return path
 
 
@@ -154,7 +141,7 @@ def test_init_prints_the_schema_and_the_names() -> None:
 
 
 def test_an_unknown_key_is_met_with_the_right_one(recipe: Path) -> None:
-    recipe.write_text(recipe.read_text().replace("learning_rate: 1.0e-3", "lerning_rate: 1"))
+    recipe.write_text(recipe.read_text().replace("learning", "lerning", 1))
     assert_error(invoke("run", recipe), 2, "lerning_rate", "Did you mean train.learning_rate?")
     assert not Path("runs").exists()
 
@@ -248,7 +235,7 @@ def test_report_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_saves_and_the_same_command_continues(recipe: Path, tmp_path: Path) -> None:
-    recipe.write_text(recipe.read_text().replace("tokens: 1280", "tokens: 12800"))
+    recipe.write_text(recipe.read_text().replace("1280", "12800"))
     text = ["--set", "data.allow_repeat=true", "--set", "grow.add=0", "--set", "train.compile=off"]
     text += ["--set", "train.eval_every=1M", "--set", "variants={inherit: {start: inherit}}"]
     command = ["run", str(recipe), "--json", *text, "--runs"]
@@ -322,6 +309,13 @@ def test_a_recipe_is_planned_too(recipe: Path) -> None:
     assert result.stderr.strip() == f"next: inheritune run {recipe}"
     assert json.loads(invoke("plan", recipe, "--json").stdout)
     assert not Path("runs").exists()
+    assert_error(invoke("plan", recipe, "3"), 2, "takes layers with a model", "--set")
+
+
+def test_a_preset_is_planned_as_it_is_run() -> None:
+    result = invoke("plan", "demo")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.strip().splitlines()[-1] == "next: inheritune run demo"
 
 
 @pytest.mark.parametrize(

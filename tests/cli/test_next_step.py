@@ -1,5 +1,6 @@
 """The commands that messages tell the user to give next are whole and right."""
 
+import json
 import shlex
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_recipe import fields_of
 from typer.testing import CliRunner
 
 from inheritune.cli import next_step
@@ -14,26 +16,13 @@ from inheritune.cli.app import app
 from inheritune.cli.next_step import command, same_command
 from inheritune.system.processes import MEETING_FILE
 
-RECIPE = """
-reference: {{model: "{reference}"}}
-data: {{source: "{text}", val_fraction: 0.2}}
-train:
-  tokens: 1280
-  seq_len: 16
-  batch_tokens: 128
-  micro_batch: 8
-  learning_rate: 1.0e-3
-  min_learning_rate: 1.0e-4
-analyze: null
-evaluate: {{gains: false}}
-report: {{prompts: []}}
-"""
-
 
 @pytest.fixture
 def recipe(tiny_reference, tiny_text, tmp_path, monkeypatch):
     path = tmp_path / "my recipe.yaml"
-    path.write_text(RECIPE.format(reference=tiny_reference, text=tiny_text))
+    fields = fields_of(tiny_reference, tiny_text, report={"prompts": []})
+    del fields["name"]  # the file's, then
+    path.write_text(json.dumps(fields))
     monkeypatch.chdir(tmp_path)
     return path
 

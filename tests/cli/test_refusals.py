@@ -1,20 +1,14 @@
 """Every command refuses a wrong value in one to three lines, and leaves the files as they were."""
 
+import json
 import shlex
 
 import pytest
 import typer
+from tiny_recipe import fields_of
 from typer.testing import CliRunner
 
 from inheritune.cli.app import app
-
-RECIPE = """
-reference: {{model: "{reference}"}}
-data: {{source: "{text}", val_fraction: 0.2}}
-train: {{tokens: 1280, seq_len: 16, batch_tokens: 128, micro_batch: 8, learning_rate: 1.0e-3}}
-analyze: null
-evaluate: {{gains: false}}
-"""
 
 # A command, with R for a recipe, M for a model, T for a text; then its exit code.
 REFUSALS = {
@@ -83,7 +77,7 @@ def test_a_refused_command_says_so_and_leaves_nothing(
 ):
     monkeypatch.chdir(tmp_path)
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE.format(reference=tiny_reference, text=tiny_text))
+    recipe.write_text(json.dumps(fields_of(tiny_reference, tiny_text)))
     places = {"R": recipe, "M": tiny_reference, "T": tiny_text}
     before = sorted(tmp_path.rglob("*"))
     done = CliRunner().invoke(app, [str(places.get(w, w)) for w in shlex.split(line)])
