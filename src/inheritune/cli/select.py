@@ -1,19 +1,19 @@
 """Define the command select: choose layers by scores on calibration text."""
 
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
-from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inheritune import api
 from inheritune.cli.console import Debug, Json, print_json, reported, say
 from inheritune.cli.model import ReferenceId, Revision
+from inheritune.cli.next_step import command
 
 if TYPE_CHECKING:
     from inheritune.analysis.select import LayerSelection
-
 
 _text = partial(typer.Option, rich_help_panel="Calibration text")
 
@@ -73,9 +73,8 @@ def select(
         _show(selection)
         if out is not None:
             say(f"{out}: the scores of all {len(selection.table.cuts)} cuts.")
-        at = f" --revision {quote(revision)}" if revision else ""
         listed = selection.choices[-1].listed
-        say(f"next: inheritune inherit {quote(reference)} {listed} OUT{at}")
+        say(f"next: {command('inherit', reference, listed, 'OUT', revision=revision)}")
 
 
 def _show(selection: "LayerSelection") -> None:
@@ -91,12 +90,12 @@ def _show(selection: "LayerSelection") -> None:
         "without one layer",
         selection.rows(),
         [
-            (Column("layer", show=str), _value("layer")),
-            (Column("KL", "nats", formatted(".4f")), _value("kl")),
-            (Column("loss", "nats", signed), _value("loss")),
-            (Column("influence", show=formatted(".3f")), _value("influence")),
-            (Column("angle", show=formatted(".3f")), _value("angle")),
-            (Column("norm ratio", show=formatted(".3f")), _value("norm_ratio")),
+            (Column("layer", show=str), itemgetter("layer")),
+            (Column("KL", "nats", formatted(".4f")), itemgetter("kl")),
+            (Column("loss", "nats", signed), itemgetter("loss")),
+            (Column("influence", show=formatted(".3f")), itemgetter("influence")),
+            (Column("angle", show=formatted(".3f")), itemgetter("angle")),
+            (Column("norm ratio", show=formatted(".3f")), itemgetter("norm_ratio")),
             (Column(""), lambda row: "" if row["kept"] else "left out"),
         ],
     )
@@ -112,7 +111,3 @@ def _show(selection: "LayerSelection") -> None:
     )
     for table in (removal, choices):
         console.print(table.rich())
-
-
-def _value(key: str) -> Any:
-    return lambda row: row[key]
