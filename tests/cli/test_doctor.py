@@ -220,6 +220,8 @@ def test_missing_extras_are_one_command(monkeypatch):
 def test_memory_is_told_in_parameters(monkeypatch):
     monkeypatch.setattr(fitness, "training_memory", lambda: (8 * 10**9, False))
     assert summarize(diagnose())[2].hint.startswith("Trains up to about 500M parameters before")
+    monkeypatch.setattr(fitness, "training_memory", lambda: (80 * 10**9, True))
+    assert "up to about 5.0B parameters on the GPU" in summarize(diagnose())[2].hint
 
 
 def test_doctor_prints_six_lines_or_all_and_the_same_json():

@@ -96,9 +96,8 @@ def test_another_command_does_not_take_over_a_recipe_of_that_name(
 
 def test_a_name_and_a_number_of_layers_are_taken(first: list[object]) -> None:
     result = invoke(*first, "--layers", 3, "--name", "mine")
-    assert result.exit_code == 0, (
-        result.output
-    )  # this size was asked for, whether it matches or not
+    # This size was asked for, whether it matches or not.
+    assert result.exit_code == 0, result.output
     record = json.loads(Path("runs/mine/run.json").read_text())
     assert (record["result"]["layers"], record["recipe"]["grow"]["add"]) == (3, 0)
     assert Path("mine.yaml").is_file()
@@ -212,7 +211,7 @@ class TestRefusals:
     ) -> None:
         monkeypatch.setattr("inheritune.run.first_recipe.seconds_per_token", lambda *args: 1.0)
         start = ["run", tiny_reference, "--text", tiny_text]
-        refused(invoke(*start, "--minutes", 1), 2, "--minutes 1 are too few", "Give --minutes")
+        refused(invoke(*start, "--minutes", 1), 2, "--minutes 1 is too short", "Give --minutes")
 
     @pytest.mark.parametrize(
         ("option", "key"),

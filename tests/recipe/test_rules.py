@@ -139,7 +139,7 @@ def test_tokens_fill_the_time_that_validation_leaves() -> None:
 def test_too_little_time_names_the_minutes_that_are_enough() -> None:
     split = Split(1024, 0.1, 8, 10**6)
     # 20 * 1,024 * 0.0025 + 8 * 1,024 * 0.0065 = 104.4 s
-    with pytest.raises(RecipeError, match=r"--minutes 1 are too few") as caught:
+    with pytest.raises(RecipeError, match=r"--minutes 1 is too short") as caught:
         tokens_in(60, ROUNDS, REFERENCE, split)
     assert caught.value.hint.startswith("Give --minutes 2,")
     assert tokens_in(120, ROUNDS, REFERENCE, split) == 26_000
