@@ -312,10 +312,13 @@ def test_a_recipe_is_planned_too(recipe: Path) -> None:
     assert_error(invoke("plan", recipe, "3"), 2, "takes layers with a model", "--set")
 
 
-def test_a_preset_is_planned_as_it_is_run() -> None:
-    result = invoke("plan", "demo")
-    assert result.exit_code == 0, result.output
-    assert result.stderr.strip().splitlines()[-1] == "next: inheritune run demo"
+def test_a_preset_is_planned_prepared_and_trained_as_it_is_run() -> None:
+    small = ["--set", "data.tokens=20K", "--set", "train.tokens=4K"]
+    for name in ("plan", "prepare", "train"):
+        result = invoke(name, "demo", *small)
+        assert result.exit_code == 0, result.output
+        next_step = f"next: inheritune run demo {' '.join(small)}"
+        assert result.stderr.strip().splitlines()[-1] == next_step
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,8 @@ def complete(tmp_path):
         ("inheritune init --preset ", preset_names()),
         ("inheritune plan x --device h", [name for name in DEVICES if name.startswith("h")]),
         ("inheritune prepare ", ["mine.yaml"]),
+        ("inheritune plan m", ["mine.yaml"]),
+        ("inheritune run demo-d", ["demo-distillation"]),
         ("inheritune run ", ["embedded:demo", "mine.yaml", "runs/mine", "small"]),
         ("inheritune report ", ["runs/mine"]),
         ("inheritune clean runs/", ["runs/mine"]),

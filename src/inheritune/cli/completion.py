@@ -23,9 +23,9 @@ def devices(incomplete: str) -> list[str]:
 
 
 def recipes(incomplete: str) -> list[str]:
-    """YAML files, and directories on the way to them."""
+    """YAML files, presets of which a letter is typed, and directories on the way."""
     files = [str(path) for path in _paths(incomplete) if path.suffix in {".yaml", ".yml"}]
-    return files or _directories(incomplete)
+    return [*files, *(presets(incomplete) if incomplete else [])] or _directories(incomplete)
 
 
 def models(incomplete: str) -> list[str]:

@@ -153,8 +153,13 @@ class UsageAsJson(TyperGroup):
         return code
 
 
-def load_recipe(path: Path, sets: Sequence[str] | None, scale: float | None = None) -> "RecipeFile":
-    """Read a recipe, and say so if it was scaled down."""
+def load_recipe(
+    subject: str | Path, sets: Sequence[str] | None, scale: float | None = None
+) -> "RecipeFile":
+    """Read a recipe, a file or a preset, and say so if it was scaled down."""
+    from inheritune.recipe.sections import recipe_path
+
+    path = recipe_path(str(subject)) or Path(subject)
     recipe = api.load_recipe(path, sets=sets or (), scale=scale)
     if recipe.scaled:
         say(recipe.scaled)

@@ -82,12 +82,11 @@ def plan(
     """Estimate size, time and cost of a cut or a recipe, without running it."""
     with reported(as_json, debug):
         from inheritune.recipe.presets import preset_names
-        from inheritune.recipe.sections import is_recipe, recipe_path
+        from inheritune.recipe.sections import is_recipe
 
         subject: str | api.RecipeFile = source
-        path = recipe_path(source) if is_recipe(source) or source in preset_names() else None
-        if path is not None:
-            subject = load_recipe(path, sets, scale)
+        if is_recipe(source) or source in preset_names():
+            subject = load_recipe(source, sets, scale)
         elif sets or scale is not None:
             option = "--set" if sets else "--scale"
             raise RecipeError(f"{option} goes with a recipe, not with a model.", "Leave it out.")

@@ -29,7 +29,9 @@ _WIDTHS = {"auto": None, "uint16": 2, "uint32": 4}
 def prepare(
     recipe: Annotated[
         Path | None,
-        typer.Argument(metavar="RECIPE", help="YAML file of the recipe.", autocompletion=recipes),
+        typer.Argument(
+            metavar="RECIPE", help="Recipe: a YAML file or a preset.", autocompletion=recipes
+        ),
     ] = None,
     from_bin: Annotated[
         list[Path] | None,

@@ -34,7 +34,8 @@ def train(
         typer.Argument(
             metavar="RECIPE|MODEL",
             autocompletion=references,
-            help="Recipe; or, with TOKENS and OUT, a Hub id, model directory or embedded:demo.",
+            help="Recipe: a file or a preset; or, with TOKENS and OUT, a Hub id, model directory "
+            "or embedded:demo.",
         ),
     ],
     tokens: Annotated[
