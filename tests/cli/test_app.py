@@ -313,11 +313,12 @@ def test_a_recipe_is_planned_too(recipe: Path) -> None:
 
 
 def test_a_preset_is_planned_prepared_and_trained_as_it_is_run() -> None:
-    small = ["--set", "data.tokens=20K", "--set", "train.tokens=4K"]
+    small = ["data.tokens=20K", "data.val_fraction=0.005", "train.tokens=4K"]
+    options = [word for text in small for word in ("--set", text)]
     for name in ("plan", "prepare", "train"):
-        result = invoke(name, "demo", *small)
+        result = invoke(name, "demo", *options)
         assert result.exit_code == 0, result.output
-        next_step = f"next: inheritune run demo {' '.join(small)}"
+        next_step = f"next: inheritune run demo {' '.join(options)}"
         assert result.stderr.strip().splitlines()[-1] == next_step
 
 

@@ -85,6 +85,7 @@ def test_a_miss_names_ways_on_whose_commands_run(recipe):
     options = ["--set", "grow.max_rounds=1", "--set", "variants={inherit: {start: inherit}}"]
     options += ["--set", "reference.model=embedded:demo", "--set", "train.eval_every=640"]
     options += ["--set", "data.source=stdlib", "--set", "data.tokens=20K"]
+    options += ["--set", "data.val_fraction=0.005"]
     done = invoke(["run", str(recipe), *options, "--runs", "r"])
     assert done.exit_code == 6, done.output
     lines = done.stderr.splitlines()
