@@ -152,10 +152,10 @@ def _suggestion(path: KeyPath, misspelt: set[KeyPath]) -> str:
     parent, name = path[:-1], str(path[-1])[:64].lower().replace("-", "_")
     siblings = [str(key[-1]) for key in _keys() if _fits(parent, key[:-1])]
     if (alias := key_for(name)) is not None:
-        key, unit = tuple(alias[0].split(".")), alias[1]
-        key = (*parent, key[-1]) if key[-1] in siblings else key
+        *section, last = alias[0].split(".")
+        key: KeyPath = (*(parent if last in siblings else section), last)
         misspelt.add(key)
-        return f"Did you mean {dotted(key)}{f' ({unit})' if unit else ''}?"
+        return f"Did you mean {dotted(key)}{f' ({alias[1]})' if alias[1] else ''}?"
     elsewhere = [key for key in _keys() if key[-1] == name and 0 not in key]
     if name not in siblings and elsewhere:
         return f"It belongs elsewhere: {' or '.join(map(dotted, elsewhere))}."
