@@ -38,8 +38,8 @@ class TextFacts:
     """What is known of a text before it is prepared.
 
     Attributes:
-        documents: Of the documents that were read, in order: the share from which on it is held
-            out, in [0, 1), or None if it never is; and its tokens with BOS and EOS.
+        documents: A pair for each document that was read, in order: the smallest val_fraction that
+            holds it out, in [0, 1), or None if none does; and its tokens with BOS and EOS.
         tokens: Tokens of the whole text, estimated if not all of it was read; None: unknown.
         is_whole: Whether all of it was read.
     """
