@@ -23,10 +23,12 @@ from inheritune.errors import (
     DivergedError,
     InherituneError,
     Interrupted,
+    MachineError,
     escape,
     reason_of,
     visible,
 )
+from inheritune.system.files import write_bytes
 from inheritune.system.secrets import mask
 
 if TYPE_CHECKING:
@@ -195,8 +197,8 @@ def reported(as_json: bool, debug: bool) -> Iterator[None]:
         if debug:
             raise
         log = Path("inheritune-error.log")
-        with suppress(OSError):
-            log.write_text(mask(traceback.format_exc()), encoding="utf-8")
+        with suppress(MachineError):
+            write_bytes(log, mask(traceback.format_exc()).encode())
         _fail(
             "Bug",
             f"this is a bug in inheritune: {type(error).__name__}: {escape(error, 200)}.",

@@ -20,7 +20,7 @@ from inheritune.surgery.plan import stored_dtype
 from inheritune.surgery.selection import way_of
 from inheritune.surgery.stack import check_stack, stack
 from inheritune.surgery.ways import LayerFacts
-from inheritune.system.files import write_json
+from inheritune.system.files import write_bytes, write_json
 from inheritune.system.strict_json import read_json
 
 if TYPE_CHECKING:
@@ -150,9 +150,10 @@ def write_start(task: TrainingTask, reference: ModelDirectory) -> None:
             _write_weights(task, reference, smaller)
         write_json(start / _MADE_FROM, made_from)
     for record in _RECORDS:
-        (task.directory / record).unlink(missing_ok=True)
         if (start / record).exists():
-            shutil.copyfile(start / record, task.directory / record)
+            write_bytes(task.directory / record, (start / record).read_bytes())
+        else:
+            (task.directory / record).unlink(missing_ok=True)
 
 
 def trained_weights(training: Path) -> ModelDirectory:
