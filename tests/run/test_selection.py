@@ -205,7 +205,6 @@ def test_a_run_that_is_stopped_while_it_chooses_goes_on_and_chooses_the_same(
         ({"select": "block:1"}, {}, "block needs two layers"),
         ({"select": "0-2,5", "layers": 3}, {}, "'0-2,5' keeps 4 layers, not 3"),
         ({"select": "bloc:3"}, {}, "does not say which layers"),
-        ({"select": "block:3"}, {"weights": "keep"}, "only a target of first layers grows"),
         ({"select": "block", "layers": 7}, {}, "inherit.layers is 7, but"),
     ],
 )

@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import tiny_recipe
 import torch
 from safetensors.torch import load_file
 
 from inheritune.data.tokens import TokenStream
-from inheritune.errors import CheckpointError, Interrupted
+from inheritune.errors import CheckpointError, Interrupted, UnsupportedModelError
+from inheritune.model_files.directory import open_model
 from inheritune.recipe.load import RecipeFile
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
+from inheritune.steps.initial_weights import check_starts
 from inheritune.system.progress import Progress
 from inheritune.training import loop
+from inheritune.verification.model import verify_model
 
 
 def recipe_of(model: Path, text: Path, rounds: int = 2, weights: str = "keep") -> RecipeFile:
@@ -68,14 +72,14 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model" / "model.safetensors")
 
 
-def test_a_round_begins_where_the_one_before_ended(
-    tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Weights and moments that the last grown training began with, and the checkpoint of these."""
     begun: dict[str, Any] = {}
     moments = loop.load_moments
 
-    def look(checkpoint: Path, model: Any, optimizer: Any, processes: Any) -> int:
-        taken = moments(checkpoint, model, optimizer, processes)
+    def look(checkpoint: Path, model: Any, optimizer: Any, *more: Any) -> None:
+        moments(checkpoint, model, optimizer, *more)
         begun["weights"] = {name: p.detach().clone() for name, p in model.named_parameters()}
         begun["moments"] = {
             f"{key}.{name}": value.clone()
@@ -83,9 +87,14 @@ def test_a_round_begins_where_the_one_before_ended(
             for key, value in optimizer.state.get(p, {}).items()
         }
         begun["checkpoint"] = load_file(checkpoint / "optimizer.safetensors")
-        return taken
 
     monkeypatch.setattr(loop, "load_moments", look)
+    return begun
+
+
+def test_a_round_begins_where_the_one_before_ended(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path, begun: dict[str, Any]
+) -> None:
     execute(recipe_of(tiny_reference, tiny_text), tmp_path / "run")
     first, second = (tmp_path / "run" / "variants" / "inherit" / f"{n}-layers" for n in (1, 2))
 
@@ -108,6 +117,42 @@ def test_a_round_begins_where_the_one_before_ended(
     steps = load_file(next((second / "checkpoints").glob("step-*")) / "optimizer.safetensors")
     assert float(steps["step.model.layers.0.mlp.up_proj.weight"]) == 20
     assert float(steps["step.model.layers.1.mlp.up_proj.weight"]) == 10
+
+
+@pytest.mark.parametrize("start", ["keep", "grown"])
+def test_a_layer_that_comes_back_between_trained_ones_moves_weights_and_moments(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path, begun: dict[str, Any], start: str
+) -> None:
+    control = {"grown": {"start": "grown"}} if start == "grown" else {}
+    recipe = tiny_recipe.recipe_of(
+        tiny_reference,
+        tiny_text,
+        inherit={"layers": None, "select": "0,3"},
+        grow={"max_rounds": 2, "weights": "keep" if start == "keep" else "reinherit"},
+        variants={"inherit": {"start": "inherit"}} | control,
+    )
+    execute(tiny_recipe.as_file(recipe), tmp_path / "run")
+    variants = tmp_path / "run" / "variants"
+    owner = "inherit" if start == "keep" else "grown"
+    record = json.loads((variants / owner / "3-layers" / "inherit.json").read_text("utf-8"))
+    back = record["layer_map"][1]
+    assert record["layer_map"] == [0, back, 3] and back in (1, 2)
+    trained = weights_of(variants / "inherit" / "2-layers")
+    reference = load_file(tiny_reference / "model.safetensors")
+    places = {"0": "0", "2": "1"}  # of trained layers, before and after
+    for name, tensor in begun["weights"].items():
+        number = name.removeprefix("model.layers.").partition(".")[0]
+        before = name.replace(f"layers.{number}.", f"layers.{places.get(number)}.")
+        expected = trained[before] if number != "1" else reference[name.replace("1", str(back), 1)]
+        assert torch.equal(tensor, expected.float()), name
+    moved = {name.replace("layers.1.", "layers.2."): t for name, t in begun["checkpoint"].items()}
+    assert begun["moments"].keys() == moved.keys()
+    assert all(torch.equal(tensor, moved[name]) for name, tensor in begun["moments"].items())
+    row = next(row for row in Run(tmp_path / "run").read()["variants"] if row["name"] == owner)
+    if start == "grown":
+        assert row["made_of"] == f"2 trained layers of inherit, and layer {back} of the reference"
+    target, whole = (open_model(str(p)) for p in (tmp_path / "run" / "target", tiny_reference))
+    assert any(finding.part == "config" for finding in verify_model(target, whole))
 
 
 def test_the_data_goes_on_under_keep_and_restarts_under_reinherit(
@@ -194,3 +239,12 @@ def test_missing_optimizer_state_of_the_smaller_model_is_an_error(
     with pytest.raises(CheckpointError, match="optimizer state at the end of") as error:
         execute(recipe_of(tiny_reference, tiny_text, rounds=2), root)
     assert error.value.exit_code == 3
+
+
+def test_keeping_layers_is_refused_at_plan_time_where_weights_are_shared_out_to_layers(
+    tiny_text: Path, tmp_path: Path
+) -> None:
+    tiny_models.save_gemma3n(tmp_path / "reference")
+    recipe = recipe_of(tmp_path / "reference", tiny_text).recipe
+    with pytest.raises(UnsupportedModelError, match="a part for each of them"):
+        check_starts(recipe, open_model(str(tmp_path / "reference")), [5, 6, 7])

@@ -1,6 +1,8 @@
 """A trained target grows by layers of its reference, and nothing that was trained is lost."""
 
 import json
+import re
+import shutil
 
 import pytest
 import tiny_models
@@ -59,7 +61,7 @@ def test_trained_tensors_are_kept_and_new_layers_are_the_reference_s(tiny_model,
     assert not any(info.values())
     assert {finding.part for finding in verify_model(grown) if not finding.proven} == {"function"}
     proofs = {finding.part: finding.text for finding in verify_model(grown, reference)}
-    assert proofs["bytes"].endswith(f"{len(before)} were trained")
+    assert proofs["bytes"].endswith(f"; {len(before)} are a target's own")
     assert proofs["function"] == "not compared: the target was trained"
 
 
@@ -122,8 +124,69 @@ def test_a_changed_byte_of_a_grown_target_is_found(tiny_reference, tmp_path):
         list(verify_model(grown))
 
 
-def test_a_target_whose_layers_moved_does_not_grow(tiny_reference, tmp_path):
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt-neox", "opt", "mixtral"])
+def test_a_layer_comes_back_at_its_place_between_trained_ones(tiny_model, tmp_path, family):
+    reference = open_model(str(tiny_model(family)))
+    trained = train(inherit(reference, [0, 3], tmp_path / "start").path, tmp_path / "trained")
+    shutil.copy(tmp_path / "start" / "inherit.json", trained.path)
+    trained = open_model(str(trained.path))
+    grown = grow(trained, reference, [0, 2, 3], tmp_path / "grown")
+    before, after, whole = (tensors_of(model.path) for model in (trained, grown, reference))
+    prefix, own = reference.container.prefix, grown.container.prefix
+    assert grown.layers == 3 and len(after) > len(before)
+    for name, tensor in after.items():
+        place = name.removeprefix(own).partition(".")[0] if name.startswith(own) else ""
+        if place == "1":
+            wanted = whole[f"{prefix}2{name.removeprefix(f'{own}1')}"]
+        elif place == "2":
+            wanted = before[f"{own}1{name.removeprefix(f'{own}2')}"]
+        else:
+            wanted = before[name]
+        assert torch.equal(tensor, wanted.to(tensor.dtype)), name
+    record = json.loads((grown.path / "inherit.json").read_text())
+    assert record["layer_map"] == [0, 2, 3]
+    assert record["grown_from"] == {"name": "trained", "layers": 2, "layer_map": [0, 3]}
+    proofs = {finding.part: finding.text for finding in verify_model(grown, reference)}
+    assert proofs["bytes"].endswith(f"; {len(before)} are a target's own")
+
+
+def test_a_grown_cut_is_the_larger_cut_bit_for_bit(tiny_model, tmp_path):
+    reference = open_model(str(tiny_model("gpt-neo")))  # global, local, global, local
+    cut = inherit(reference, [0, 3], tmp_path / "cut")
+    grown = grow(cut, reference, [0, 1, 2, 3], tmp_path / "grown")
+    whole = tensors_of(reference.path)
+    assert all(torch.equal(t, whole[n]) for n, t in tensors_of(grown.path).items())
+    assert grown.config == inherit(reference, 4, tmp_path / "whole").config
+    part = grow(cut, reference, [0, 1, 3], tmp_path / "part")
+    larger = inherit(reference, [0, 1, 3], tmp_path / "larger")
+    assert part.config == larger.config
+    expected = tensors_of(larger.path)
+    assert all(torch.equal(t, expected[n]) for n, t in tensors_of(part.path).items())
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        (3, r"3 does not say which are to come back.\nList all that it is to have, such as"),
+        ([0, 1, 2], "layers 0-2 lacks layer 3 of those that the target has"),
+        ([0, 3], "layers 0, 3 has no more of those that the target has"),
+        ([0, 3, 4], "there is no layer 4"),
+    ],
+)
+def test_layers_that_are_no_growth_of_moved_ones_are_refused(
+    tiny_reference, tmp_path, layers, said
+):
     reference = open_model(str(tiny_reference))
-    target = inherit(reference, [2, 3], tmp_path / "target")
-    with pytest.raises(UnsupportedModelError, match=r"first layers of its reference: \[2, 3\]"):
-        grow(target, reference, 4, tmp_path / "grown")
+    target = inherit(reference, [0, 3], tmp_path / "target")
+    with pytest.raises(RecipeError) as raised:
+        grow(target, reference, layers, tmp_path / "grown")
+    assert re.search(said, f"{raised.value.message}\n{raised.value.hint}")
+
+
+def test_a_record_that_is_of_another_target_is_refused(tiny_reference, tmp_path):
+    reference = open_model(str(tiny_reference))
+    target = inherit(reference, [0, 3], tmp_path / "target")
+    record = json.loads((target.path / "inherit.json").read_text())
+    (target.path / "inherit.json").write_text(json.dumps(record | {"layer_map": [0, 1, 3]}))
+    with pytest.raises(SourceError, match="but the model has 2 layers"):
+        grow(target, reference, [0, 1, 2, 3], tmp_path / "grown")

@@ -130,27 +130,29 @@ def inherit(
 def grow(
     target: StoredModel,
     reference: StoredModel,
-    layers: int,
+    layers: int | Sequence[int],
     out: PathLike,
     *,
     revision: str | None = None,
     progress: ProgressOption = True,
 ) -> "ModelDirectory":
-    """Write a trained target with the next layers of its reference on top of its own.
+    """Write a trained target with more layers of its reference, each at its place.
 
     Every tensor of the target is kept bit for bit; the new layers take its dtype.
 
     Args:
-        target: First layers of the reference, trained.
+        target: Layers of the reference, trained.
         reference: The model that the target was cut from.
-        layers: Number of layers of the grown model.
+        layers: Layers of the reference that the grown model has, from 0; or, for a target of first
+            layers, their number.
         out: The directory to write; missing or empty.
         revision: Branch, tag or commit of a Hub id.
         progress: True draws a bar, False is silent, a function is called with each event.
 
     Raises:
-        RecipeError: ``layers`` is not between the target's and the reference's.
-        UnsupportedModelError: The reference has weights outside its layers with a part for each.
+        RecipeError: ``layers`` does not hold all that the target has, and more.
+        UnsupportedModelError: The reference has weights outside its layers with a part for each, or
+            the target was repaired.
         SourceError: The two belong to different models.
     """
     from inheritune.model_files.in_memory import opened_model
@@ -161,7 +163,8 @@ def grow(
         opened_model(target) as target_directory,
         opened_model(reference, revision, whole=False) as reference_directory,
     ):
-        return grow_layers(target_directory, reference_directory, layers, Path(out))
+        chosen = layers if isinstance(layers, Sequence) else index(layers)
+        return grow_layers(target_directory, reference_directory, chosen, Path(out))
 
 
 def convert(

@@ -6,16 +6,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
-from inheritune.errors import RecipeError, escape
+from inheritune.errors import RecipeError
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.variants import Grow
 from inheritune.run_directory import Run
 from inheritune.steps.reference import Reference
 from inheritune.steps.result import TrainingResult
-from inheritune.steps.training_spec import TrainingSpec, first_count, specs_for
+from inheritune.steps.training_spec import (
+    TrainingSpec,
+    first_count,
+    inherited_layers,
+    specs_for,
+)
 from inheritune.surgery.cut_points import cut_point, find_pattern
-from inheritune.surgery.selection import choose_layers, way_of
+from inheritune.surgery.selection import choose_layers, describe_selection, way_of
 from inheritune.surgery.sizes import Sizes
 from inheritune.surgery.ways import LayerFacts
 
@@ -128,7 +133,8 @@ def round_spec(
     spec = specs_for(recipe, recipe.target_name, facts, layers, tokens)[0]
     if rounds and recipe.grow.weights == "keep":
         first_sample = sum(result.tokens for result in rounds) // recipe.train.seq_len
-        return replace(spec, grown_from=rounds[-1].path, first_sample=first_sample)
+        smaller = inherited_layers(recipe, recipe.target_name, facts, rounds[-1].layers)
+        return spec.grown(rounds[-1].path, smaller, first_sample)
     # A variant that starts grown continues from the first round only.
     return replace(spec, keeps_end=False) if rounds else spec
 
@@ -150,24 +156,23 @@ def grown_specs(
     tokens = recipe.tokens_of(name)
     assert tokens is not None  # the recipe refuses equal_compute for it
     train = recipe.train
+    maps = [inherited_layers(recipe, recipe.target_name, facts, size) for size in sizes]
     specs = []
     # The first training continues from the target's first round, each later one from its own.
     owner, tokens_before = recipe.target_name, first_tokens
-    for smaller, layers in pairwise(sizes):
+    for smaller, larger in pairwise(maps):
+        layers = len(larger)
         spec = specs_for(recipe, name, facts, layers, tokens)[0]
-        made_of = (
-            f"{smaller} trained layers of {owner}, and layers {smaller}-{layers - 1} of the "
-            "reference"
+        new = describe_selection([layer for layer in larger if layer not in smaller])
+        spec = replace(
+            spec,
+            inherited_layers=None if larger == tuple(range(layers)) else list(larger),
+            made_of=f"{len(smaller)} trained layers of {owner}, and {new} of the reference"
+            + spec.made_of,
+            keeps_end=layers != sizes[-1],
         )
-        specs.append(
-            replace(
-                spec,
-                grown_from=Run(Path()).variant(owner, smaller).as_posix(),
-                first_sample=tokens_before // train.seq_len,
-                made_of=made_of + spec.made_of,
-                keeps_end=layers != sizes[-1],
-            )
-        )
+        training = Run(Path()).variant(owner, len(smaller)).as_posix()
+        specs.append(spec.grown(training, smaller, tokens_before // train.seq_len))
         owner = name
         tokens_before += train.num_steps(tokens) * train.batch_tokens
     return specs
@@ -205,24 +210,9 @@ def first_layers(recipe: Recipe, reference: Reference) -> tuple[int, int]:
 
 
 def _refuse_selection(recipe: Recipe, facts: LayerFacts, layers: int) -> None:
-    """Refuse a selection of the target that cannot be, or cannot grow as the recipe says."""
+    """Refuse a selection of the target that cannot be."""
     select = recipe.inherit.select
     try:
         choose_layers(select, facts, layers, estimate=True)
     except RecipeError as error:
         raise RecipeError(f"inherit.select: {error.message}", error.hint) from error
-    if way_of(select) == "first":
-        return
-    if recipe.grow.weights == "keep" and recipe.grow.add:
-        raise RecipeError(
-            f"inherit.select is {escape(select)}: only a target of first layers grows with its "
-            "trained layers kept.",
-            "Use grow.weights: reinherit, or grow.add: 0.",
-        )
-    for name, variant in recipe.variants.items():
-        if variant.start == "grown":
-            raise RecipeError(
-                f"variants.{name} starts grown, which needs a target of first layers; "
-                f"inherit.select is {escape(select)}.",
-                "Leave this control out.",
-            )

@@ -55,6 +55,8 @@ def check_starts(
         SourceError: The model's class refuses the start.
     """
     _refuse_more_ids(recipe, reference)
+    if recipe.grow.weights == "keep" and recipe.grow.add and sizes[-1] > sizes[0]:
+        check_grow(reference, sizes[-1])
     total, tokens = reference.layers, recipe.train.tokens
     for name, variant in recipe.variants.items():
         is_prefix = variant.is_target and way_of(recipe.inherit.select) == "first"
@@ -117,7 +119,7 @@ def _check(reference: ModelDirectory, spec: TrainingSpec) -> None:
     elif spec.start == "half-width":
         half_width_headers(reference)
     elif spec.start == "grown":
-        check_grow(reference, spec.layers)
+        check_grow(reference, spec.layer_map)
 
 
 def _check_repair(reference: ModelDirectory, spec: TrainingSpec) -> None:
@@ -227,7 +229,8 @@ def _write_weights(
     elif spec.start == "half-width":
         half_width(reference, start)
     elif smaller is not None:
-        grow(smaller, reference, spec.layers, start)
+        places = spec.grown_places or range(smaller.layers)
+        grow(smaller, reference, spec.layer_map, start, [spec.layer_map[p] for p in places])
     elif spec.repair != "none":
         write_repaired(task, reference)
     else:

@@ -183,6 +183,7 @@ def train_share(
             allowed_changes=job.allowed,
             first_sample=spec.first_sample,
             moments_from=smaller_end,
+            moments_at=spec.grown_places or (),
             resume_from=checkpoint,
             distillation=distillation,
             snapshot_steps=task.snapshot_steps(),

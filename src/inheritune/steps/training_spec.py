@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from inheritune.errors import RecipeError
 from inheritune.recipe.schema import Recipe
@@ -33,6 +33,8 @@ class TrainingSpec:
     model: str | None = None  # directory of the weights of a ``"trained"`` start
     # Directory, within the run, of the training whose final model was grown
     grown_from: str | None = None
+    # Place in this model of each layer of the grown one; None: it has the first layers of both
+    grown_places: Sequence[int] | None = None
     first_sample: int = 0  # position in the order of samples at which the training begins
     # Layers of the reference that are inherited; None: the first ``layers``
     inherited_layers: Sequence[int] | None = None
@@ -73,6 +75,22 @@ class TrainingSpec:
     def layer_map(self) -> tuple[int, ...]:
         """Layers of the reference that an inherited start has, in their order."""
         return tuple(self.inherited_layers or range(self.layers))
+
+    def grown(self, training: str, smaller: Sequence[int], first_sample: int) -> Self:
+        """The same training, continued from a smaller model.
+
+        Args:
+            training: Directory, within the run, of the training that made it.
+            smaller: Layers of the reference that it has, ascending; all are in this one.
+            first_sample: Position in the order of samples at which this training begins.
+        """
+        places = [self.layer_map.index(layer) for layer in smaller]
+        return replace(
+            self,
+            grown_from=training,
+            grown_places=None if places == list(range(len(places))) else places,
+            first_sample=first_sample,
+        )
 
     @property
     def keeps_optimizer_state(self) -> bool:

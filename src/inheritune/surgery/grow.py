@@ -1,53 +1,69 @@
-"""Grow a trained target: add the next layers of its reference on top of its own."""
+"""Give a trained target more layers of its reference, each at its place.
 
-from collections.abc import Iterator, Mapping
+A layer map has the reference's index of each layer of a target, ascending. What a target was
+trained to is kept: only layers that it does not have come from the reference.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from inheritune import __version__
-from inheritune.errors import RecipeError, UnsupportedModelError, escape
+from inheritune.errors import RecipeError, UnsupportedModelError
 from inheritune.model_files.directory import ModelDirectory
-from inheritune.model_files.layers import numbered
 from inheritune.model_files.write import TargetTensor
 from inheritune.surgery.class_check.ask_class import check_cut
-from inheritune.surgery.plan import InheritPlan, plan_inherit, stored_dtype
-from inheritune.surgery.record import conversion_facts
+from inheritune.surgery.plan import InheritPlan, plan_inherit, renamed, stored_dtype
+from inheritune.surgery.record import conversion_facts, is_repaired, layer_map_of
+from inheritune.surgery.selection import check_selection, describe_selection
 from inheritune.surgery.write import ModelPlan, Written, to_json, write_model
-from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 
 def grow(
-    target: ModelDirectory, reference: ModelDirectory, layers: int, out: Path
+    target: ModelDirectory,
+    reference: ModelDirectory,
+    layers: int | Sequence[int],
+    out: Path,
+    layer_map: Sequence[int] | None = None,
 ) -> ModelDirectory:
     """Write a trained target with more of its reference's layers.
 
-    All tensors of the target are kept bit for bit. The layers above them come from the reference,
-    cast to the dtype of the target, so that trained fp32 weights are never rounded to the dtype
-    that the reference was published in.
+    All tensors of the target are kept bit for bit. The layers that it lacks come from the
+    reference, cast to the dtype of the target, so that trained fp32 weights are never rounded to
+    the dtype that the reference was published in.
 
     Args:
-        target: The first layers of the reference, trained.
+        target: Layers of the reference, trained.
         reference: The model the target was cut from; only its new layers are downloaded.
-        layers: Number of layers of the grown target: above the target's, at most the reference's.
+        layers: Layers of the reference that the grown target has, ascending; or their number, where
+            both models have the first ones.
+        layer_map: Of the target; None: as its record says, without one the first layers.
 
     Raises:
-        RecipeError: ``layers`` is not between the target's and the reference's.
-        UnsupportedModelError: A weight outside the layers has a part for each of them, or a layer
-            would not compute what it does in the reference.
+        RecipeError: ``layers`` does not hold all that the target has, and more.
+        UnsupportedModelError: A weight outside the layers has a part for each of them, a layer
+            would not compute what it does in the reference, or the target was repaired.
         SourceError: A file ended while it was read, or the two belong to different models.
 
     Source: Sanyal et al., Inheritune, arXiv 2404.08634, algorithm 1, where trained layers are kept.
     """
-    return write_model(out, _plan(target, reference, layers))
+    if layer_map is None and is_repaired(target):
+        raise UnsupportedModelError(
+            f"{target.name} was repaired to do without the layers that it lacks.",
+            "Only a target that was cut without a repair can grow.",
+        )
+    own = layer_map_of(target) if layer_map is None else tuple(layer_map)
+    larger = _larger_map(own, reference, layers)
+    return write_model(out, _plan(target, reference, own, larger))
 
 
-def check_grow(reference: ModelDirectory, layers: int) -> InheritPlan:
+def check_grow(reference: ModelDirectory, layers: int | Sequence[int]) -> InheritPlan:
     """Plan the layers of a grown target from the reference's headers and config.
 
     Refuse a reference with weights outside its layers that have a part for each of them.
     """
-    cut = plan_inherit(reference, layers)
+    cut = plan_inherit(reference, layers, by_class=True)
     if any(tensor.source.pitch for tensor in cut.tensors):
         raise UnsupportedModelError(
             f"{reference.name} has weights outside its layers with a part for each of them.",
@@ -56,18 +72,58 @@ def check_grow(reference: ModelDirectory, layers: int) -> InheritPlan:
     return cut
 
 
-def _plan(target: ModelDirectory, reference: ModelDirectory, layers: int) -> ModelPlan:
-    if not target.layers < layers <= reference.layers:
+def _larger_map(
+    own: Sequence[int], reference: ModelDirectory, layers: int | Sequence[int]
+) -> tuple[int, ...]:
+    """Return the layer map of the grown target."""
+    if isinstance(layers, int):
+        if list(own) != list(range(len(own))):
+            raise RecipeError(
+                f"the target has {describe_selection(own)} of its reference, and {layers} does not "
+                "say which are to come back.",
+                f"List all that it is to have, such as {list(range(max(own) + 1))}.",
+            )
+        if not len(own) < layers <= reference.layers:
+            raise RecipeError(
+                f"cannot grow {len(own)} layers to {layers}: the reference has {reference.layers}.",
+                f"Choose between {len(own) + 1} and {reference.layers}.",
+            )
+        layers = range(layers)
+    larger = check_selection(layers, reference.layers)
+    if not set(own) < set(larger):
+        missing = sorted({*own} - {*larger})
+        lacks = f"lacks {describe_selection(missing)}" if missing else "has no more"
         raise RecipeError(
-            f"cannot grow {target.layers} layers to {layers}: the reference has "
-            f"{reference.layers}.",
-            f"Choose between {target.layers + 1} and {reference.layers}.",
+            f"{describe_selection(larger)} {lacks} of those that the target has.",
+            f"List {describe_selection(own)}, and more.",
         )
-    _refuse_moved_layers(target)
-    cut = check_grow(reference, layers)
-    trained = [TargetTensor(t.name, t, t.dtype) for t in target.tensors.values()]
-    new = list(_new_layers(cut, target, reference))
-    tensors = [*trained, *new]
+    return larger
+
+
+def _plan(
+    target: ModelDirectory,
+    reference: ModelDirectory,
+    own: Sequence[int],
+    larger: Sequence[int],
+    gives_way: Collection[int] = (),
+) -> ModelPlan:
+    """Plan a grown target.
+
+    Args:
+        own: Layers of the reference that the target has.
+        larger: Those that the grown one has, all of ``own`` among them.
+        gives_way: Those of ``own`` that come from the reference instead.
+    """
+    cut = check_grow(reference, larger)
+    places = {layer: larger.index(number) for layer, number in enumerate(own)}
+    replaced = {layer for layer, number in enumerate(own) if number in gives_way}
+    kept = [
+        TargetTensor(renamed(tensor.name, target.container, places), tensor, tensor.dtype)
+        for tensor in target.tensors.values()
+        if target.container.layer_of(tensor.name) not in replaced
+    ]
+    new = list(_new_layers(cut, target, reference, {*larger} - {*own} | {*gives_way}))
+    tensors = [*kept, *new]
     # The dtype is the target's: it may have been trained in another one than the reference's.
     dtypes = {key: target.config[key] for key in ("dtype", "torch_dtype") if key in target.config}
     config = cut.config | dtypes
@@ -80,50 +136,35 @@ def _plan(target: ModelDirectory, reference: ModelDirectory, layers: int) -> Mod
         check=partial(
             check_cut, reference, cut.layer_map, config, tensors, target.container.prefix
         ),
-        records=partial(_records, target, reference, cut),
+        records=partial(_records, target, reference, own, cut, {t.name for t in new}),
     )
 
 
-def _refuse_moved_layers(target: ModelDirectory) -> None:
-    path = target.path / "inherit.json"
-    if not path.is_file():  # a trained target may have none
-        return
-    record = read_json_object(path, MODEL_FILE.times(10), "the record")
-    layer_map = record.get("layer_map")
-    if "repair" in record:
-        raise UnsupportedModelError(
-            f"{target.name} was repaired to do without the layers above it.",
-            "Only a target that was cut without a repair can grow.",
-        )
-    if layer_map is not None and layer_map != list(range(target.layers)):
-        raise UnsupportedModelError(
-            f"{target.name} does not have the first layers of its reference: {escape(layer_map)}.",
-            "Only a target of first layers can grow.",
-        )
-
-
 def _new_layers(
-    cut: InheritPlan, target: ModelDirectory, reference: ModelDirectory
+    cut: InheritPlan, target: ModelDirectory, reference: ModelDirectory, layers: Collection[int]
 ) -> Iterator[TargetTensor]:
-    """Yield the tensors of the layers to add, with the names and the dtype of the target."""
+    """Yield the tensors of some of the reference's layers, in the target's names and dtype."""
     prefix = reference.container.prefix
     reference_dtype = stored_dtype([tensor.source for tensor in cut.tensors])
     target_dtype = stored_dtype(list(target.tensors.values()))
     for tensor in cut.tensors:
-        place = numbered(tensor.name)
-        if place is None or place[0] != prefix or place[1] < target.layers:
+        if reference.container.layer_of(tensor.source.name) not in layers:
             continue
+        name = tensor.name
+        if name.startswith(prefix):
+            name = target.container.prefix + name.removeprefix(prefix)
         # A tensor that the reference stores in another dtype than the rest keeps its own.
         is_main = target_dtype is not None and tensor.dtype == reference_dtype
-        yield replace(
-            tensor,
-            name=target.container.prefix + tensor.name.removeprefix(prefix),
-            dtype=str(target_dtype) if is_main else tensor.dtype,
-        )
+        yield replace(tensor, name=name, dtype=str(target_dtype) if is_main else tensor.dtype)
 
 
 def _records(
-    target: ModelDirectory, reference: ModelDirectory, cut: InheritPlan, written: Written
+    target: ModelDirectory,
+    reference: ModelDirectory,
+    own: Sequence[int],
+    cut: InheritPlan,
+    new: Collection[str],
+    written: Written,
 ) -> Mapping[str, bytes]:
     record = {
         "format": 2,
@@ -136,7 +177,7 @@ def _records(
         | conversion_facts(reference),
         "layers": len(cut.layer_map),
         "layer_map": list(cut.layer_map),
-        "grown_from": {"name": target.name, "layers": target.layers},
+        "grown_from": {"name": target.name, "layers": target.layers, "layer_map": list(own)},
         "container": target.container.prefix,
         "mode": "copy",
         "dtype": None,
@@ -144,7 +185,7 @@ def _records(
         "config_edits": [],
         "check": written.check.summary,
         "tensors": {
-            name: entry | {"from": "target" if name in target.tensors else "reference"}
+            name: entry | {"from": "reference" if name in new else "target"}
             for name, entry in written.tensor_entries().items()
         },
     }

@@ -47,19 +47,46 @@ def read_inherit_record(target: ModelDirectory) -> dict[str, Any]:
     return record
 
 
+def layer_map_of(target: ModelDirectory) -> tuple[int, ...]:
+    """Return the reference's index of each layer of a target; without a record, of the first ones.
+
+    Raises:
+        SourceError: The record does not fit the target.
+    """
+    layer_map = _stored_record(target).get("layer_map", list(range(target.layers)))
+    if not _is_layer_map(layer_map) or len(layer_map) != target.layers:
+        raise SourceError(
+            f"the record of {target.path} has the layer_map {escape(repr(layer_map), 60)}, but the "
+            f"model has {target.layers} layers.",
+            "Write the target again.",
+        )
+    return tuple(layer_map)
+
+
+def is_repaired(target: ModelDirectory) -> bool:
+    """Whether layers of a target were repaired before any training, as its record says."""
+    return "repair" in _stored_record(target)
+
+
+def _stored_record(target: ModelDirectory) -> dict[str, Any]:
+    path = target.path / "inherit.json"
+    if not path.is_file():  # a trained target may have none
+        return {}
+    return read_json_object(path, MODEL_FILE.times(_LENGTH), "the record")
+
+
+def _is_layer_map(value: Any) -> bool:
+    is_list = isinstance(value, list) and bool(value) and all(type(i) is int for i in value)
+    return is_list and value == sorted(set(value)) and value[0] >= 0
+
+
 def _broken_key(record: dict[str, Any]) -> str:
-    tensors, layer_map, dtype = (record.get(key) for key in ("tensors", "layer_map", "dtype"))
+    tensors, dtype = record.get("tensors"), record.get("dtype")
     if not isinstance(tensors, dict) or not all(isinstance(e, dict) for e in tensors.values()):
         return "tensors"
     if not all(isinstance(e.get("source"), dict | None) for e in tensors.values()):
         return "tensors"
-    if (
-        not isinstance(layer_map, list)
-        or not layer_map
-        or not all(type(i) is int for i in layer_map)
-    ):
-        return "layer_map"
-    if layer_map != sorted(set(layer_map)) or layer_map[0] < 0:
+    if not _is_layer_map(record.get("layer_map")):
         return "layer_map"
     if dtype is not None and dtype not in list(DTYPES.values()):
         return "dtype"

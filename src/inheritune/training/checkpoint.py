@@ -1,7 +1,7 @@
 """Save and load the state of a training: on disk complete or not at all, and never a pickle."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -188,10 +188,14 @@ def load_moments(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     processes: Processes = ALONE,
+    name_of: Callable[[str], str] = str,
 ) -> None:
     """Take over AdamW's moments from the checkpoint of a smaller model's training.
 
     Weights that are new in this model begin with none.
+
+    Args:
+        name_of: Gives the name in this model of a weight of the smaller one.
 
     Raises:
         CheckpointError: It is not whole, or has moments of weights that this model does not have.
@@ -202,11 +206,11 @@ def load_moments(
         if processes.rank == 0:
             verify_checkpoint(checkpoint)
         saved = SavedTensors(files_of(checkpoint, "optimizer"))
-        if unknown := {name.partition(".")[2] for name in saved.names} - params:
+        if unknown := {name_of(name.partition(".")[2]) for name in saved.names} - params:
             raise CheckpointError(
                 f"{checkpoint} holds moments of {min(unknown)}, which is not here."
             )
-        _put_moments(model, optimizer, saved)
+        _put_moments(model, optimizer, saved, name_of)
 
     processes.on_all(load)
 
@@ -287,11 +291,16 @@ def _put_weights(model: nn.Module, saved: SavedTensors) -> None:
         saved.read_into(name, tensor)
 
 
-def _put_moments(model: nn.Module, optimizer: torch.optim.Optimizer, saved: SavedTensors) -> None:
+def _put_moments(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    saved: SavedTensors,
+    name_of: Callable[[str], str] = str,
+) -> None:
     params = dict(model.named_parameters())
     for full_name in saved.names:
         key, _, name = full_name.partition(".")
-        param = params[name]
+        param = params[name_of(name)]
         if not param.requires_grad:  # trained in the smaller model, and frozen in this one
             continue
         if key == "step":

@@ -23,6 +23,29 @@ def find_layers(model: "PreTrainedModel", total: int) -> list[nn.Module]:
     Raises:
         UnsupportedModelError: The model has no such list.
     """
+    return list(_find_list(model, total)[1])
+
+
+def moved_names(model: "PreTrainedModel", places: Sequence[int]) -> Callable[[str], str]:
+    """Return a function that gives a weight of a smaller model its name in this one.
+
+    Args:
+        model: The larger model.
+        places: Index in it of each layer of the smaller model, ascending.
+    """
+    total = model.config.get_text_config(decoder=True).num_hidden_layers
+    before = f"{_find_list(model, total)[0]}."
+
+    def name_of(name: str) -> str:
+        number, dot, rest = name.removeprefix(before).partition(".")
+        if not name.startswith(before) or not number.isdecimal():
+            return name
+        return f"{before}{places[int(number)]}{dot}{rest}"
+
+    return name_of
+
+
+def _find_list(model: "PreTrainedModel", total: int) -> tuple[str, nn.ModuleList]:
     candidates: list[tuple[int, str, nn.ModuleList]] = []  # parameters, name, list
     for name, module in model.named_modules():
         nested = any(name.startswith(f"{outer}.") for _, outer, _ in candidates)
@@ -33,7 +56,7 @@ def find_layers(model: "PreTrainedModel", total: int) -> list[nn.Module]:
             f"{type(model).__name__} has no list of {total} layers.",
             "What passes through its layers cannot be watched: leave out what needs that.",
         )
-    return list(max(candidates, key=lambda candidate: candidate[0])[2])
+    return max(candidates, key=lambda candidate: candidate[0])[1:]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
 from inheritune.training.checkpoint import load_moments, load_newest, save_checkpoint
 from inheritune.training.checkpoint_files import drop_later_snapshots, keep_snapshot
+from inheritune.training.layers import moved_names
 from inheritune.training.loop_config import LoopConfig, LoopResult
 from inheritune.training.metrics import Metrics, OnRow, continued_row, step_row, val_row
 from inheritune.training.optimizer import learning_rate, mean_and_clip, schedule_height
@@ -132,7 +133,10 @@ class Loop:
         )
         self.notes = (*notes, *setup.notes)
         if config.moments_from is not None and not self.position.step:
-            load_moments(config.moments_from, setup.model, setup.optimizer, self._processes)
+            at = config.moments_at
+            name_of = moved_names(setup.model, at) if at else str
+            live = setup.model, setup.optimizer
+            load_moments(config.moments_from, *live, self._processes, name_of)
         self._metrics = Metrics.open(
             config.folder / "metrics.jsonl", self.position.step, self._processes, on_row
         )

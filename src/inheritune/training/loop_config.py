@@ -1,6 +1,6 @@
 """Hold the inputs and the result of a training."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ class LoopConfig:
     allowed_changes: Collection[str] = ()  # keys of `inputs` that may differ from a checkpoint's
     first_sample: int = 0  # place in the order of samples at which this training begins
     moments_from: Path | None = None  # checkpoint whose AdamW moments are taken over
+    # Place of each layer of the model that these are of; empty: it has the first layers
+    moments_at: Sequence[int] = ()
     resume_from: Path | None = None  # checkpoint to go on from; None: the newest that is whole
     distillation: Distillation | None = None
     snapshot_steps: Collection[int] = ()  # their checkpoints are kept under ``moments/``

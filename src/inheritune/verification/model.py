@@ -45,18 +45,13 @@ def verify_model(
     refuse_not_finite(scans, target.path)
     yield Finding("values", "all finite")
     yield _compare_digests(scans, record, training)
-    plan = None
-    if reference is not None and "grown_from" in record:
-        if training is None:
-            yield _compare_grown(record, reference, scans, target)
-        else:
-            yield _NOT_COMPARED
-    elif reference is not None:
-        plan = _plan_again(record, reference)
-        is_trained = training is not None
-        yield from _compare_reference(target, record, plan, reference, {} if is_trained else scans)
+    plan = None if reference is None else _plan_again(record, reference)
+    is_trained = training is not None and not _are_digests_of_start(record, training)
+    if reference is not None and plan is not None:
+        compare = _compare_grown if "grown_from" in record else _compare_reference
+        yield from compare(target, record, plan, reference, {} if is_trained else scans)
     yield check_class(target, reference, plan)
-    yield from run_target(target, record, reference, trained=training is not None)
+    yield from run_target(target, record, reference, trained=is_trained)
 
 
 def verify_unrecorded_model(model: ModelDirectory) -> Iterator[Finding]:
@@ -100,6 +95,13 @@ def _compare_digests(
     return Finding("digests", f"{len(scans)} tensors, {suffix}")
 
 
+def _are_digests_of_start(record: Mapping[str, Any], training: Mapping[str, Any]) -> bool:
+    """Whether no weight was changed since the target was written, though it was published."""
+    ends = training.get("tensors")
+    starts = {name: entry.get("xxh3") for name, entry in record["tensors"].items()}
+    return bool(starts == ends)
+
+
 def _plan_again(record: Mapping[str, Any], reference: ModelDirectory) -> InheritPlan:
     layer_map: Sequence[int] = record["layer_map"]
     if layer_map[-1] >= reference.layers:
@@ -118,14 +120,7 @@ def _compare_reference(
     scans: Mapping[str, Scan],
 ) -> Iterator[Finding]:
     _refuse_other_names(target, {t.name: t for t in plan.tensors}, "the cut reference")
-    config, expected = dict(target.config), dict(plan.config)
-    if not scans:  # trained, and saved in the precision of its training
-        for either in (config, expected):
-            for key in ("dtype", "torch_dtype"):
-                either.pop(key, None)
-    _refuse_other_config(config, expected, "")
-    edits = len(plan.edits)
-    yield Finding("config", f"the reference's but for {edits} change{'s' * (edits != 1)}")
+    yield _compare_config(target, plan, is_trained=not scans)
     if scans:
         yield _compare_bytes(target, record, plan, reference, scans)
     else:
@@ -135,6 +130,17 @@ def _compare_reference(
         if not copy.is_file() or not filecmp.cmp(path, copy, shallow=False):
             raise SourceError(f"{copy} is not what it is in the reference.")
     yield Finding("side files", f"{len(reference.side_files)} files equal the reference's")
+
+
+def _compare_config(target: ModelDirectory, plan: InheritPlan, is_trained: bool) -> Finding:
+    config, expected = dict(target.config), dict(plan.config)
+    if is_trained:  # and saved in the precision of its training
+        for either in (config, expected):
+            for key in ("dtype", "torch_dtype"):
+                either.pop(key, None)
+    _refuse_other_config(config, expected, "")
+    edits = len(plan.edits)
+    return Finding("config", f"the reference's but for {edits} change{'s' * (edits != 1)}")
 
 
 def _refuse_other_config(value: Any, expected: Any, path: str) -> None:
@@ -184,23 +190,33 @@ def _compare_bytes(
 
 
 def _compare_grown(
+    target: ModelDirectory,
     record: Mapping[str, Any],
+    plan: InheritPlan,
     reference: ModelDirectory,
     scans: Mapping[str, Scan],
-    target: ModelDirectory,
-) -> Finding:
-    """Compare the layers that were added to a trained target with the reference's."""
-    new = {name: e for name, e in record["tensors"].items() if e.get("from") == "reference"}
-    for name, entry in new.items():
-        origin = entry["source"].get("name", name) if entry["source"] else name
-        source, stored = reference.tensors.get(str(origin)), target.tensors[name]
+) -> Iterator[Finding]:
+    """Compare config and layers that came from the reference; all others were a target's."""
+    yield _compare_config(target, plan, is_trained=True)
+    if not scans:
+        yield _NOT_COMPARED
+        return
+    own, prefix = target.container.prefix, reference.container.prefix
+    sources = {own + t.name.removeprefix(prefix): t.source for t in plan.tensors}
+    sources |= {t.name: t.source for t in plan.tensors}
+    new = [name for name, e in record["tensors"].items() if e.get("from") == "reference"]
+    for name in new:
+        source, stored = sources.get(name), target.tensors[name]
         if source is None or source.shape != stored.shape:
-            raise SourceError(f"{reference.name} has no {escape(origin)} like {escape(name)}.")
+            raise SourceError(f"{reference.name} has no tensor like {escape(name)}.")
         reference.download([source])
         if _source_digest(TargetTensor(name, source, stored.dtype)) != scans[name].xxh3:
-            raise SourceError(f"{escape(name)} differs from {escape(origin)} of the reference.")
+            raise SourceError(
+                f"{escape(name)} differs from {escape(source.name)} of the reference."
+            )
     rest = len(target.tensors) - len(new)
-    return Finding("bytes", f"{len(new)} grown tensors equal the reference's; {rest} were trained")
+    text = f"{len(new)} tensors that came back equal the reference's; {rest} are a target's own"
+    yield Finding("bytes", text)
 
 
 def _source_digest(tensor: TargetTensor) -> str:
