@@ -373,9 +373,10 @@ def test_a_safetensors_file_with_the_wrong_name_is_recognised(pickled):
 
 
 def test_other_commands_name_this_one(pickled):
+    source = pickled()
     with pytest.raises(SourceError) as error:
-        open_model(str(pickled()))
-    assert "inheritune convert SOURCE OUT" in error.value.hint
+        open_model(str(source))
+    assert f"`inheritune convert {source} OUT`" in error.value.hint
 
 
 def test_path_without_a_model_directory_is_refused(tmp_path, tiny_reference):

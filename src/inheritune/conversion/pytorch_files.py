@@ -1,16 +1,23 @@
 """Find the PyTorch weights of a model directory, without unpickling any."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from inheritune.errors import SourceError, escape, reason_of
+from inheritune.model_files.addresses import missing_directory
+from inheritune.model_files.foreign_layouts import (
+    PICKLES,
+    find_layout,
+    names_in,
+    pickled_weights,
+    refusal,
+)
+from inheritune.model_files.refusals import refused_file
 from inheritune.model_files.safe_path import read_weight_index, safe_file
 from inheritune.model_files.safetensors import refuse_foreign
 
 _SINGLE = "pytorch_model.bin"
 _INDEX = "pytorch_model.bin.index.json"
-_SUFFIXES = (".bin", ".pt", ".pth")
-# What trainers leave beside the weights.
-_NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state", "trainer_state")
 _AGAIN = "Download it again."
 
 
@@ -18,7 +25,7 @@ def find_pytorch_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
     """Find the pickled weights of a model directory, and check their first bytes.
 
     They are ``pytorch_model.bin``, or the files that ``pytorch_model.bin.index.json`` names, or the
-    only other ``*.bin``, ``*.pt`` or ``*.pth``.
+    only other file with one of the `PICKLES` endings.
 
     Returns:
         The files, which are plain files of the directory; and the file name of each tensor by the
@@ -29,22 +36,23 @@ def find_pytorch_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
             torch wrote.
     """
     if directory.is_file():
-        raise SourceError(f"{directory} is a file.", "Name the model directory that holds it.")
+        raise refused_file(directory)
     if not directory.is_dir():
-        raise SourceError(
-            f"there is no model directory {escape(directory)}.",
-            "Only local directories are converted: get it with `hf download ID --local-dir DIR`.",
-        )
-    names = sorted(path.name for path in directory.iterdir())
-    if {"model.safetensors", "model.safetensors.index.json"} & set(names):
+        error = missing_directory(str(directory))
+        get = "Only local directories are converted: get it with `hf download ID --local-dir DIR`."
+        raise SourceError(error.message, f"{error.hint} {get}".strip())
+    names = names_in(directory)
+    if {"model.safetensors", "model.safetensors.index.json"} & names:
         raise SourceError(
             f"{directory} has its weights in safetensors already.", "Use it as it is."
         )
+    if (found := find_layout(names)) and not found[0].converts:
+        raise refusal(*found, str(directory))
     places: dict[str, str] = {}
     if _SINGLE in names:
         file_names = [_SINGLE]
     elif _INDEX in names:
-        places = read_weight_index(safe_file(directory, _INDEX), _SUFFIXES)[0]
+        places = read_weight_index(safe_file(directory, _INDEX), PICKLES)[0]
         file_names = sorted(set(places.values()))
     else:
         file_names = [_lone_file(directory, names)]
@@ -55,14 +63,8 @@ def find_pytorch_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
     return files, places
 
 
-def _lone_file(directory: Path, names: list[str]) -> str:
-    candidates = [n for n in names if n.endswith(_SUFFIXES) and not n.startswith(_NOT_WEIGHTS)]
-    gguf = next((name for name in names if name.endswith(".gguf")), None)
-    if gguf and not candidates:
-        raise SourceError(
-            f"{directory} holds the GGUF file {escape(gguf)}.",
-            f"Name the file: `inheritune convert {directory / gguf} OUT`.",
-        )
+def _lone_file(directory: Path, names: Collection[str]) -> str:
+    candidates = pickled_weights(names)
     if not candidates:
         raise SourceError(
             f"{directory} holds no PyTorch weights.", f"Name a model directory with {_SINGLE}."

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from inheritune.errors import SourceError, escape
+from inheritune.model_files.addresses import missing_directory
 from inheritune.model_files.config import announced_prediction_layers, layer_count
 from inheritune.model_files.copy import side_files
 from inheritune.model_files.download.hub import is_hub_id
@@ -21,6 +22,7 @@ from inheritune.model_files.refusals import (
     refuse_ids_without_rows,
     refuse_unsafe_config,
     refuse_unsupported_model,
+    refused_file,
 )
 from inheritune.model_files.safe_path import (
     INDEX,
@@ -167,6 +169,8 @@ def open_model(
     # --- a directory on this machine ---
     if "\0" in model:
         raise SourceError(f"the model {escape(model)} holds a NUL.")
+    if not model.strip():
+        raise SourceError("the name of the model is empty.", "Name a Hub id or a directory.")
     local = Path(model).expanduser()
     is_embedded = model.startswith(_EMBEDDED)
     try:
@@ -179,6 +183,8 @@ def open_model(
         if revision is not None:
             warnings.warn(f"{model} is a directory: its revision is ignored", stacklevel=2)
         if not is_embedded:
+            if not is_directory and not local.is_file():
+                raise missing_directory(model)
             return _open(local, local.resolve().name)
         if model != _EMBEDDED + "demo":
             raise SourceError(
@@ -187,9 +193,7 @@ def open_model(
         return _open(Path(__file__).parents[1] / "demo_reference", model)
     # --- a Hub id; a file of this name was probably meant instead ---
     if local.exists():
-        if local.suffix == ".gguf":
-            refuse_directory(local)
-        raise SourceError(f"{model} is a file.", "Name the model directory that holds it.")
+        raise refused_file(local)
     if whole:
         snapshot = download_whole(model, revision, stop)
         return _open(snapshot, model, snapshot.name)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.errors import NoWeightsError, SourceError, UnsupportedModelError, escape
+from inheritune.model_files.addresses import missing_directory
 from inheritune.model_files.config import text_config
 from inheritune.model_files.copy import open_source
+from inheritune.model_files.foreign_layouts import find_layout, names_in, refusal
 from inheritune.model_files.layers import is_tower
 from inheritune.model_files.safetensors import Tensor
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
@@ -54,14 +56,21 @@ _QUANTISED_DTYPES = ("F4", "F6_", "F8_")
 
 def refuse_directory(directory: Path) -> None:
     """Refuse a directory without a complete model in safetensors; no file is opened."""
-    if directory.is_file() and directory.suffix == ".gguf":
-        raise UnsupportedModelError(
-            f"{directory} is a GGUF file, but only safetensors are read.",
-            f"Convert it: `inheritune convert {directory} OUT`, then name OUT.",
-        )
+    if directory.is_file():
+        raise refused_file(directory)
     if not directory.is_dir():
-        raise SourceError(f"there is no model directory {directory}.")
-    refuse_files({path.name for path in directory.iterdir()}, str(directory))
+        raise missing_directory(str(directory))
+    refuse_files(names_in(directory), str(directory))
+
+
+def refused_file(path: Path) -> SourceError:
+    """Word the refusal of a file where a directory is needed."""
+    if path.suffix == ".gguf":
+        return UnsupportedModelError(
+            f"{path} is a GGUF file, but only safetensors are read.",
+            f"Convert it: `inheritune convert {path} OUT`, then name OUT.",
+        )
+    return SourceError(f"{path} is a file.", "Name the model directory that holds it.")
 
 
 def refuse_files(names: Collection[str], directory: str) -> None:
@@ -70,32 +79,12 @@ def refuse_files(names: Collection[str], directory: str) -> None:
         if "config.json" not in names:
             raise SourceError(f"{directory} has no config.json.", "Download the model again.")
         return
-    if "adapter_config.json" in names:
-        raise UnsupportedModelError(
-            f"{directory} is a LoRA adapter, not a model.",
-            "Merge it into its base model with peft's merge_and_unload, and use the result.",
-        )
-    if gguf := _ends_with(names, ".gguf"):
-        file = Path(directory, gguf) if Path(directory).is_dir() else gguf
-        raise UnsupportedModelError(
-            f"{directory} holds the GGUF file {gguf}, but only safetensors are read.",
-            "Use the safetensors repository it was made from, or convert the file: "
-            f"`inheritune convert {file} OUT`.",
-        )
-    if pickle := _ends_with(names, ".bin", ".pt", ".pth", ".ckpt", ".pkl"):
-        raise UnsupportedModelError(
-            f"{directory} holds {pickle}, but only safetensors are read: a pickle can run code.",
-            "Look for a safetensors revision of the model, or make one: "
-            "`inheritune convert SOURCE OUT`.",
-        )
+    if found := find_layout(names):
+        raise refusal(*found, directory)
     raise NoWeightsError(
         f"{directory} holds neither model.safetensors nor model.safetensors.index.json.",
         "Name a Hugging Face model directory with safetensors weights.",
     )
-
-
-def _ends_with(names: Iterable[str], *suffixes: str) -> str:
-    return min((name for name in names if name.endswith(suffixes)), default="")
 
 
 def refuse_unsafe_config(config: Mapping[str, Any], path: Path) -> None:

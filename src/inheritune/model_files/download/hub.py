@@ -19,6 +19,7 @@ WANTED = [
     *("[Nn][Oo][Tt][Ii][Cc][Ee]*", "USE_POLICY*"),
 ]
 UNWANTED = ["original/*", "consolidated*", "*/*.safetensors", "*/*.json", "*/*.py", "adapter_*"]
+_NOT_HERE = "There is no directory of this name here."
 _LIBRARIES = ("httpx", "httpcore", "huggingface_hub")  # also covers httpx2, a fork of the first
 _FULL_DISK = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
@@ -76,7 +77,7 @@ def hub_errors(model: str, revision: str | None) -> Iterator[None]:
         hint = f"Accept its terms at https://huggingface.co/{model}, then `hf auth login`."
         raise SourceError(f"{model} is gated: {_reason(error)}", hint) from error
     except errors.RepositoryNotFoundError as error:
-        hint = "Check the id; for a private model, `hf auth login` first."
+        hint = f"Check the id; for a private model, `hf auth login` first. {_NOT_HERE}"
         raise SourceError(f"the Hub has no {model}: {_reason(error)}", hint) from error
     except errors.RevisionNotFoundError as error:
         hint = "Name a branch, tag or commit of the model."
@@ -96,7 +97,7 @@ def hub_errors(model: str, revision: str | None) -> Iterator[None]:
                 f"the Hub does not show {model} to this account: {_reason(error)}",
                 "Check its token: `hf auth whoami`, `hf auth login`.",
             ) from error
-        hint = "Connect, or name a local model directory."
+        hint = f"Connect, or name a local model directory. {_NOT_HERE}"
         raise MachineError(f"cannot get {model} from the Hub: {_reason(error)}", hint) from error
 
 
