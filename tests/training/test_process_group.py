@@ -15,11 +15,15 @@ import pytest
 import torch
 
 from inheritune.data.tokens import TokenDirectory
+from inheritune.errors import RecipeError
+from inheritune.recipe.training import Train
+from inheritune.system.processes import Processes
 from inheritune.training.checkpoint import (
     Position,
     load_newest,
     load_weights,
 )
+from inheritune.training.fsdp import my_share
 from inheritune.training.models import load_model
 from inheritune.training.sharded_safetensors import SavedTensors
 from inheritune.training.training_inputs import TrainingInputs
@@ -96,6 +100,28 @@ def pair(tiny_tokens: TokenDirectory, tmp_path_factory: pytest.TempPathFactory) 
     assert in_group(works, folder, tiny_tokens) == [0, 0]
     shutil.copytree(folder / "elastic", folder / "stopped")
     return folder
+
+
+
+@pytest.mark.parametrize(
+    ("batch_tokens", "micro_batch", "way_out"),
+    [
+        (256, 16, "The nearest that are: 512. Or set train.micro_batch to 8."),
+        (512, 12, "The nearest that are: 384 or 768. Or set train.micro_batch to 8."),
+        (1536, 7, "The nearest that are: 1344 or 1568. Or set train.micro_batch to 6."),
+        (48, 3, "The nearest that are: 96."),  # one sequence for each process is left over
+        (16, 1, "The nearest that are: 32."),
+    ],
+)
+def test_a_batch_that_does_not_divide_names_a_micro_batch_only_where_one_does(
+    batch_tokens: int, micro_batch: int, way_out: str
+) -> None:
+    two = Processes()
+    two.size = 2
+    train = Train.model_construct(seq_len=16, batch_tokens=batch_tokens, micro_batch=micro_batch)
+    with pytest.raises(RecipeError) as refused:
+        my_share(train, two)
+    assert refused.value.hint == way_out
 
 
 def test_fsdp_sum_recipe_gradients_are_the_true_sum(pair: Path) -> None:

@@ -40,13 +40,23 @@ def my_share(train: Train, processes: Processes) -> tuple[int, int]:
     if train.batch_tokens % quantum:
         below = train.batch_tokens // quantum * quantum
         nearest = " or ".join(str(v) for v in (below, below + quantum) if v)
+        smaller = _fitting_micro_batch(train, processes.size)
         raise RecipeError(
             f"train.batch_tokens {train.batch_tokens} is not a multiple of seq_len x micro_batch "
             f"x processes = {quantum}.",
-            f"The nearest that are: {nearest}. A smaller train.micro_batch may do, too.",
+            f"The nearest that are: {nearest}."
+            + (f" Or set train.micro_batch to {smaller}." if smaller else ""),
         )
     each = train.batch_tokens // train.seq_len // processes.size
     return processes.rank * each, (processes.rank + 1) * each
+
+
+def _fitting_micro_batch(train: Train, size: int) -> int | None:
+    """The largest micro-batch, up to the recipe's, that divides each process's share of a step."""
+    sequences, rest = divmod(train.batch_tokens, train.seq_len * size)
+    if rest or not sequences:
+        return None
+    return next(n for n in range(train.micro_batch, 0, -1) if sequences % n == 0)
 
 
 def layer_modules(model: "PreTrainedModel") -> list[nn.Module]:
