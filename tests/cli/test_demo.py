@@ -83,6 +83,11 @@ def test_the_demo_ends_with_0_and_leaves_page_target_and_ledger() -> None:
     for heading in ("reference, 8 layers:", "target, ", "scratch, "):
         assert f"\n{heading}" in result.stderr
     assert "inheritune generate runs/demo 'class Queue:'" in result.stderr
+    # Not matched: the ways on, none of which is the reference itself.
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("next: inheritune run demo --set data.tokens=200K ")
+    assert f"\n  {last.removeprefix('next: ')}\n" in result.stderr
+    assert "more layers, 7 of 8" in result.stderr
     run = Path("runs/demo")
     record = json.loads((run / "run.json").read_text())
     assert [r["layers"] for r in record["rounds"]] in ([4], [4, 6])

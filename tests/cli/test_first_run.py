@@ -100,6 +100,10 @@ def test_a_name_and_a_number_of_layers_are_taken(first: list[object]) -> None:
     assert result.exit_code == 0, result.output
     record = json.loads(Path("runs/mine/run.json").read_text())
     assert (record["result"]["layers"], record["recipe"]["grow"]["add"]) == (3, 0)
+    if record["result"]["outcome"] == "not_matched":
+        assert "3 layers were asked for, whether they match or not: val_loss is +" in result.stderr
+        assert "more tokens, 2.56K instead of 1.28K" in result.stderr
+        assert "\nnext: inheritune run mine.yaml --set " in result.stderr
     assert Path("mine.yaml").is_file()
 
 

@@ -31,7 +31,8 @@ def named(record, *curves):
 
 def test_one_round_has_the_reference_as_the_other_end_of_the_line(missed):
     way = named(missed(max_rounds=1))["more layers"]
-    assert (way.name, way.sets) == ("more layers, 6 of 8", ["grow.max_rounds=2"])
+    assert way.name == "more layers, 6 of 8"
+    assert way.sets == ["grow.max_layers=6", "grow.max_rounds=2"]
     assert way.gain == pytest.approx(0.1127 / 2)
     assert way.flops == pytest.approx(1.2e13 * 6 / 4)
     assert "straight line to the reference" in way.basis
@@ -39,13 +40,62 @@ def test_one_round_has_the_reference_as_the_other_end_of_the_line(missed):
 
 def test_two_rounds_tell_what_a_layer_brought(missed):
     way = named(missed(2, max_layers=6))["more layers"]
-    assert (way.name, way.sets) == ("more layers, 8 of 8", ["grow.max_layers=8"])
-    assert way.gain == pytest.approx(0.1127 / 2)
+    assert way.name == "more layers, 7 of 8"  # two more are the reference itself
+    assert way.sets == ["grow.max_layers=7", "grow.max_rounds=3"]
+    assert way.gain == pytest.approx(0.1127 / 4)
     assert way.basis == "as the last round brought per layer"
 
 
-def test_no_layers_are_offered_where_no_limit_ended_growth(missed):
-    assert "more layers" not in named(missed())
+@pytest.mark.parametrize(
+    ("safe", "size"),
+    [([4, 6, 8], 6), ([4, 5, 8], 5), ([4, 5, 7, 8], 7), ([4, 8], None), ([4], None)],
+)
+def test_layers_are_offered_where_the_reference_is_safe_to_cut(missed, safe, size):
+    content = missed().model_dump()
+    content["reference"]["safe_layers"] = safe
+    way = named(RunRecord.model_validate(content)).get("more layers")
+    assert (way and way.name) == (size and f"more layers, {size} of 8")
+
+
+def test_a_target_of_fixed_size_is_offered_growth(missed):
+    way = named(missed(add=0))["more layers"]
+    assert way.name == "more layers, 5 of 8"
+    assert way.sets == ["grow.add=1", "grow.max_layers=5", "grow.max_rounds=2"]
+
+
+def test_more_layers_after_a_bisection_are_a_run_of_their_own(missed):
+    way = named(missed(search="bisect"))["more layers"]
+    assert way.sets == ["name=demo-6-layers", "inherit.layers=6"]
+
+
+@pytest.mark.parametrize(
+    ("select", "rounds", "sets"),
+    [
+        ("last", 1, ["inherit.layers=4"]),
+        ("last:4", 1, []),
+        ("last:4", 2, ["inherit.select=last", "inherit.layers=6"]),
+        ("0-2,7", 2, []),  # it grows again
+    ],
+)
+def test_a_run_of_its_own_begins_with_layers_that_its_selection_can_have(
+    missed, select, rounds, sets
+):
+    content = missed(rounds).model_dump()
+    content["recipe"]["inherit"] = {"layers": None, "select": select}
+    ways = named(RunRecord.model_validate(content))
+    assert ways["distillation from the reference"].sets[2:] == sets
+
+
+def test_weights_that_rounding_alone_keeps_from_matching_are_published_in_fp32(missed):
+    content = missed().model_dump()
+    content["rounds"][-1] |= {"val_loss": 2.2, "fp32_val_loss": 2.1, "val_loss_se": 0.02}
+    content["rounds"][-1] |= {"difference": 0.05}
+    record = RunRecord.model_validate(content)
+    (way,) = ways_on(record, [])
+    assert way.sets == ["target.dtype=fp32", "name=demo-fp32", "inherit.layers=4"]
+    assert "match before rounding, which adds 0.1000 nats" in describe_way(way, 0.05)
+    content["rounds"][-1] |= {"difference": 0.15}
+    assert "more layers" in named(RunRecord.model_validate(content))
 
 
 def test_more_tokens_bring_what_the_second_half_brought(missed):

@@ -171,12 +171,13 @@ def demo(
             say(introduction(file.recipe))
         result = api.derive(file, runs=runs)
         if result is not None:
-            copy = f"{command('init', preset=preset)} > recipe.yaml"
             overrides = [*overrides, *(sets or [])]
-            next_command = f"{copy} && {command('run', 'recipe.yaml', set=overrides, runs=runs)}"
             show_result(root, result.summary, as_json, _DEMO_PROMPT)
             if not as_json:
-                say(f"next: {next_command}")
+                copy = f"{command('init', preset=preset)} > recipe.yaml"
+                matched = f"{copy} && {command('run', 'recipe.yaml', set=overrides, runs=runs)}"
+                again = partial(command, "run", preset, runs=runs)
+                say(f"next: {after_run(result, again, overrides, matched)}")
 
 
 def doctor(

@@ -30,18 +30,22 @@ def introduction(recipe: "Recipe") -> str:
     return text
 
 
-def after_run(result: "api.RunResult", again: Callable[..., str], sets: list[str]) -> str:
+def after_run(
+    result: "api.RunResult", again: Callable[..., str], sets: list[str], matched: str = ""
+) -> str:
     """The command to give after a run.
 
-    Where the target missed, the two cheapest ways on are shown first, with whole commands, and
-    those whose worth nothing in the run tells.
+    Where the target has not matched, the two cheapest ways on are shown first, with whole commands,
+    and those whose worth nothing in the run tells.
 
     Args:
         again: Writes the run's command with other overrides.
         sets: Overrides that were given.
+        matched: The command after a match; empty: the report's.
     """
-    if not result.is_missed:
-        return command("report", result.run)
+    matched = matched or command("report", result.run)
+    if result.verdict != "not_matched":
+        return matched
     if result.record.scaled:  # which says nothing about the recipe itself
         return again(scale=None, set=sets)
     from inheritune.reporting.curves import read_curves
@@ -49,10 +53,15 @@ def after_run(result: "api.RunResult", again: Callable[..., str], sets: list[str
 
     ways = ways_on(result.record, read_curves(result.run, result.record))
     gap = gap_to_match(result.record)
+    if not result.is_missed:
+        say(
+            f"{result.layers} layers were asked for, whether they match or not: val_loss is "
+            f"{result.difference:+.4f} from the reference loss."
+        )
     for number, way in enumerate(ways):
         if number < 2 or way.gain is None:
             say(f"{describe_way(way, gap)}:\n  {again(set=with_sets(sets, way.sets))}")
-    return again(set=with_sets(sets, ways[0].sets)) if ways else command("report", result.run)
+    return again(set=with_sets(sets, ways[0].sets)) if ways else matched
 
 
 def show_result(root: Path, final: dict[str, Any], as_json: bool, prompt: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Estimate the ways on from a run that missed: more layers, more tokens, distillation."""
+"""Estimate the ways on from a run that missed: more layers, more tokens, distillation, fp32."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ from inheritune.recipe.values import safe_name
 from inheritune.reporting.curves import Curve
 from inheritune.reporting.quantities import amount, exact, flops, percent
 from inheritune.run_record.record import RunRecord
+from inheritune.run_record.trainings import TrainedModel
+from inheritune.surgery.selection import way_of
 
 # A validation counts as one at half of the tokens when it lies between these shares of them.
 _NEAR_HALF = (0.4, 0.6)
@@ -38,6 +40,8 @@ def ways_on(record: RunRecord, curves: Sequence[Curve]) -> list[Way]:
     """
     if not record.rounds or record.rounds[-1].tokens is None:
         return []
+    if (unrounded := _unrounded(record)) is not None:
+        return [unrounded]
     ways = [_more_layers(record), _more_tokens(record, curves), _distillation(record)]
     return sorted((way for way in ways if way), key=lambda way: -way.nats_per_flop)
 
@@ -49,7 +53,7 @@ def describe_way(way: Way, gap: float | None) -> str:
         gap: val_loss of the target minus what would match, nats per token.
     """
     cost = "" if way.flops is None else f" for about {flops(way.flops)} FLOPs"
-    if way.gain is None or not gap:
+    if way.gain is None or gap is None or gap <= 0:
         return f"{way.name}{cost}: not estimated, {way.basis}"
     share = "nothing" if way.gain <= 0 else f"about {percent(min(way.gain / gap, 1.0))} of the gap"
     return f"{way.name}: closes {share}{cost}, {way.basis}"
@@ -61,19 +65,33 @@ def gap_to_match(record: RunRecord) -> float | None:
     return None if difference is None else difference - (record.tolerance or 0.0)
 
 
-def _more_layers(record: RunRecord) -> Way | None:
-    grow, last, total = record.recipe_section("grow"), record.rounds[-1], record.reference_layers
-    layers, gap = last.layers, gap_to_match(record)
-    if layers is None or not total or layers >= total:
+def _unrounded(record: RunRecord) -> Way | None:
+    """Publish fp32 weights: the one way on where rounding alone keeps the target from matching."""
+    last, gap = record.rounds[-1], gap_to_match(record)
+    if not _is_moved_by_rounding(last) or gap is None:
         return None
-    # --- the limits that ended growth; without any, there is no larger size that is safe to cut ---
-    more = min(layers + (grow.get("add") or 1), total)
-    sets = []
-    if grow.get("max_layers") and grow["max_layers"] < more:
-        sets.append(f"grow.max_layers={more:.0f}")
-    if grow.get("max_rounds") and len(record.rounds) >= grow["max_rounds"]:
-        sets.append(f"grow.max_rounds={len(record.rounds) + 1}")
-    if not sets:
+    rounding = (last.val_loss or 0.0) - (last.fp32_val_loss or 0.0)
+    if gap - rounding > 0:
+        return None
+    sets = ["target.dtype=fp32", *_new_run(record, "fp32")]
+    basis = f"since the weights match before rounding, which adds {rounding:.4f} nats"
+    return Way("fp32 weights in the published model", sets, None, last.flops, basis)
+
+
+def _is_moved_by_rounding(last: TrainedModel) -> bool:
+    """As `TrainingResult.is_moved_by_rounding`."""
+    if last.val_loss is None or last.fp32_val_loss is None or last.val_loss_se is None:
+        return False
+    return last.val_loss - last.fp32_val_loss > last.val_loss_se
+
+
+def _more_layers(record: RunRecord) -> Way | None:
+    last, total = record.rounds[-1], record.reference_layers
+    layers, gap = last.layers, gap_to_match(record)
+    if layers is None or not total:
+        return None
+    more = _next_size(record, layers, total)
+    if more is None:
         return None
     # --- nats per layer ---
     per_layer, basis = None, "the run has no difference from the reference"
@@ -94,11 +112,28 @@ def _more_layers(record: RunRecord) -> Way | None:
         basis = "on a straight line to the reference, which has all layers"
     return Way(
         name=f"more layers, {more:.0f} of {exact(total)}",
-        sets=sets,
+        sets=_growth_to(record, more),
         gain=None if per_layer is None else per_layer * (more - layers),
         flops=None if last.flops is None else last.flops * more / layers,
         basis=basis,
     )
+
+
+def _next_size(record: RunRecord, layers: float, total: float) -> float | None:
+    """The next size that is safe to cut and has fewer layers than the reference, if any."""
+    sizes = record.reference.safe_layers or range(1, int(total))  # older runs do not tell
+    larger = [size for size in sizes if layers < size < total]
+    step = record.recipe_section("grow").get("add") or 1
+    return next((size for size in larger if size >= layers + step), max(larger, default=None))
+
+
+def _growth_to(record: RunRecord, more: float) -> list[str]:
+    """The overrides with which the run grows once more, to ``more`` layers."""
+    grow = record.recipe_section("grow")
+    if grow.get("search") == "bisect":  # other limits would give it another course
+        return _new_run(record, f"{more:.0f}-layers", more)
+    add = [] if grow.get("add") else ["grow.add=1"]
+    return [*add, f"grow.max_layers={more:.0f}", f"grow.max_rounds={len(record.rounds) + 1}"]
 
 
 def _more_tokens(record: RunRecord, curves: Sequence[Curve]) -> Way:
@@ -158,11 +193,24 @@ def _reference_flops(record: RunRecord) -> float | None:
     return last.flops * EVALUATION_SHARE * record.reference_layers / last.layers
 
 
-def _new_run(record: RunRecord, suffix: str) -> list[str]:
-    """A run of its own: finished trainings are never repeated with other tokens or losses."""
-    layers = record.rounds[-1].layers
-    name = safe_name(f"{(record.name or 'run')[:80]}-{suffix}")
-    return [f"name={name}", *([] if layers is None else [f"inherit.layers={layers:.0f}"])]
+def _new_run(record: RunRecord, suffix: str, layers: float | None = None) -> list[str]:
+    """A run of its own: finished trainings are never repeated with other tokens or losses.
+
+    Args:
+        layers: Layers that it begins with; None: as many as this run ended with.
+    """
+    layers = layers or record.rounds[-1].layers
+    run_name = (record.name or "run")[:80]
+    name = f"name={safe_name(f'{run_name}-{suffix}')}"
+    select = record.recipe_section("inherit").get("select")
+    states_layers = isinstance(select, str) and any(letter.isdigit() for letter in select)
+    if layers is None or (states_layers and layers == record.rounds[0].layers):
+        return [name]
+    if not states_layers:
+        return [name, f"inherit.layers={layers:.0f}"]
+    way = way_of(select)
+    # A list of layers is for one number of them.
+    return [name] if way is None else [name, f"inherit.select={way}", f"inherit.layers={layers:.0f}"]
 
 
 def _variant(name: str) -> str:

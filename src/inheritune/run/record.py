@@ -22,6 +22,7 @@ from inheritune.run_record.trainings import (
     TrainedModel,
 )
 from inheritune.steps.gains import MeasuredGains
+from inheritune.steps.growth import Growth
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.selection import selection_record
 from inheritune.system.environment import machine, versions
@@ -103,6 +104,9 @@ def record_result(
     trainings = [*outcome.rounds, *outcome.controls]
     selection = selection_record(recipe.recipe, reference, trainings)
     sections = {} if selection is None else {"selection": selection}
+    # All of them: beyond the recipe's limits lie the ways on after a miss.
+    first = outcome.growth.sizes[0]
+    sizes = Growth.of(recipe.recipe, reference.model, first, reference.layers).sizes
     run.update(
         RunRecord(
             settings=outcome.target.settings,
@@ -115,6 +119,7 @@ def record_result(
                 trained_tokens=reference.training.get("tokens"),
                 trained_here=reference.trained_here,
                 taken_from=reference.taken_from,
+                safe_layers=[*sizes],
                 curve=[
                     CurvePoint.model_validate(point)
                     for point in reference.training.get("curve", [])
