@@ -102,7 +102,6 @@ def pair(tiny_tokens: TokenDirectory, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-
 @pytest.mark.parametrize(
     ("batch_tokens", "micro_batch", "way_out"),
     [

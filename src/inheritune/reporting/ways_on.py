@@ -210,7 +210,9 @@ def _new_run(record: RunRecord, suffix: str, layers: float | None = None) -> lis
         return [name, f"inherit.layers={layers:.0f}"]
     way = way_of(select)
     # A list of layers is for one number of them.
-    return [name] if way is None else [name, f"inherit.select={way}", f"inherit.layers={layers:.0f}"]
+    return (
+        [name] if way is None else [name, f"inherit.select={way}", f"inherit.layers={layers:.0f}"]
+    )
 
 
 def _variant(name: str) -> str:

@@ -47,7 +47,7 @@ class ReferenceFacts(Part):
     trained_here: Flag = flag("trained in this run")
     taken_from: Text = key("directory of another run's reference that was used instead")
     curve: Rows[CurvePoint] = items("validation losses of its own training")
-    safe_layers: Numbers = items("numbers of layers, from the first round on, at which it is safe to cut")
+    safe_layers: Numbers = items("sizes from the first round on at which it is safe to cut")
     card: Values = mapping("fields of its model card that the target's card repeats")
 
 
