@@ -59,7 +59,7 @@ def evaluate(
         limit: Questions of each task; None: all.
         batch_size: Windows or questions in a forward. Scores move with it a little.
         dtype: ``auto``, ``fp32``, ``bf16`` or ``fp16``, for the tasks; val_loss is always fp32.
-        add_bos: Begin every text with BOS: ``yes``, ``no``, or ``auto``, as the tokenizer does.
+        add_bos: Begin every text with BOS: ``yes``, ``no``, or ``auto``, as in training.
         task_data: Directory of ``TASK.jsonl`` files, read instead of the Hub's data sets.
         allow_task_code: Let tasks run code of their own.
         speed: Measure size, memory and speed of the models in turn and, where there are tokens or

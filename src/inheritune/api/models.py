@@ -1,6 +1,7 @@
 """Cut, grow, convert and verify models."""
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from operator import index
@@ -90,6 +91,7 @@ def inherit(
     from inheritune.surgery.cut import Options, refuse_options
     from inheritune.surgery.cut import inherit as inherit_layers
     from inheritune.surgery.selection import needed_measurement
+    from inheritune.training.tokenization import compare_tokenization
 
     if not isinstance(layers, str | Sequence):
         layers = index(layers)  # of numpy, too
@@ -115,6 +117,9 @@ def inherit(
             refuse_options(directory, Path(out), options)  # scores take minutes
             drawn = calibration_text(directory, os.fspath(text))
             layers = select_layers(directory, str(layers), None, drawn, None, on_progress).layers
+        found = compare_tokenization(directory.path)
+        for difference in found.differences if found else ():
+            warnings.warn(difference, stacklevel=2)
         if repair == "none" or text is None:
             return inherit_layers(directory, layers, Path(out), options, on_progress)
         from inheritune.repair.inherit import calibration_of_text, inherit_repaired

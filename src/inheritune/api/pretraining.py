@@ -58,6 +58,7 @@ def prepare(
     from inheritune.recipe.data import Data
     from inheritune.recipe.messages import explain
     from inheritune.recipe.yaml_tree import Tree
+    from inheritune.steps.tokens import say_differences
     from inheritune.system.signals import catch_signals
 
     refuse_below(1, seq_len=seq_len)
@@ -74,6 +75,7 @@ def prepare(
         directory = tokenizer_directory(tokenizer)
         opened = open_tokenizer(directory)
         rows = embedding_rows(directory, opened)
+        say_differences(directory, on_progress)
         return prepare_text(section, opened, rows, seq_len, Path(out), on_progress, stop)
 
 
@@ -99,12 +101,14 @@ def import_tokens(
     from inheritune.data.import_tokens import FlatFiles
     from inheritune.data.import_tokens import import_tokens as import_files
     from inheritune.data.tokenizer import embedding_rows, open_tokenizer
+    from inheritune.steps.tokens import say_differences
     from inheritune.system.signals import catch_signals
 
     with call(progress) as on_progress, catch_signals() as stop:
         directory = tokenizer_directory(tokenizer)
         opened = open_tokenizer(directory)
         rows = embedding_rows(directory, opened)
+        say_differences(directory, on_progress)
         if not isinstance(files, FlatFiles):
             files = FlatFiles(paths_of(files), [])
         return import_files(files, opened, rows, Path(out), on_progress, stop)

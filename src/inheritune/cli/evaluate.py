@@ -62,7 +62,7 @@ def evaluate(
         _task(help="Precision of the tasks: auto, fp32, bf16 or fp16; val_loss is always fp32."),
     ] = "auto",
     add_bos: Annotated[
-        str, _task(help="Begin every text with BOS: auto (as the tokenizer does), yes or no.")
+        str, _task(help="Begin every text with BOS: auto (as in training), yes or no.")
     ] = "auto",
     task_data: Annotated[
         Path | None,

@@ -9,23 +9,8 @@ from typing import Any
 
 from inheritune.conversion.confinement import serve
 from inheritune.errors import first_line
+from inheritune.surgery.class_check.tokenizer_ids import PROBES, load_tokenizer
 
-# Texts on which tokenizers have been seen to differ. They hold no special tokens, which stand in
-# tokenizer_config.json, where sentencepiece does not look.
-_TEXTS = (
-    "The small model learned what the large one knew.",
-    "It's fine; don't (really) \"quote\" – ok?",
-    "two  spaces,   three of them, and a tab\there",
-    "1 12 123 4567 3.14159 2026-11-21",
-    "line one\nline two\n\nline four\r\nend",
-    "Zürich, naïve, Ελλάδα, Привет, 你好世界, こんにちは, ﬁ ½ é",
-    "emoji 🙂👩‍🚀, ∑ and 𝔘",
-    "def f(x):\n    return x + 1  # code",
-    " a leading space",
-    "   three leading spaces",
-    "a trailing space ",
-    "x",
-)
 # In the order in which they are proposed.
 _CLASSES = ("LlamaTokenizer", "T5Tokenizer", "GemmaTokenizer", "SentencePieceBackend")
 
@@ -48,15 +33,15 @@ def _check(request: Mapping[str, Any], reason: str) -> dict[str, str]:
     directory = Path(request["directory"])
     try:
         processor = SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
-        expected = [processor.encode(text) for text in _TEXTS]
+        expected = [processor.encode(text) for text in PROBES]
     except Exception as error:  # tiktoken files are called tokenizer.model, too
         return {"check": f"not checked: it is no sentencepiece model: {first_line(error)}"}
     name, ids, failure = _ids(directory, "AutoTokenizer")
-    wrong = [text for text, a, b in zip(_TEXTS, ids, expected, strict=False) if a != b]
+    wrong = [text for text, a, b in zip(PROBES, ids, expected, strict=False) if a != b]
     if not failure and not wrong:
         return {"check": f"equal: {name}"}
     differs = failure or (
-        f"{name} gives other ids than sentencepiece for {len(wrong)} of {len(_TEXTS)} texts, "
+        f"{name} gives other ids than sentencepiece for {len(wrong)} of {len(PROBES)} texts, "
         f"such as {wrong[0]!r}"
     )
     equal = [c for c in _CLASSES if c != name and _ids(directory, c)[1] == expected]
@@ -71,13 +56,9 @@ def _check(request: Mapping[str, Any], reason: str) -> dict[str, str]:
 
 def _ids(directory: Path, class_name: str) -> tuple[str, Sequence[list[int]], str]:
     """Return the name of the loaded class, the ids of each text, and the failure or ``""``."""
-    import transformers
-
     try:
-        tokenizer = getattr(transformers, class_name).from_pretrained(
-            str(directory), local_files_only=True, trust_remote_code=False
-        )
-        ids = [tokenizer.encode(text, add_special_tokens=False) for text in _TEXTS]
+        tokenizer = load_tokenizer(directory, class_name)
+        ids = [tokenizer.encode(text, add_special_tokens=False) for text in PROBES]
     except Exception as error:  # whatever it says, it is about these files
         return class_name, [], f"{class_name} cannot read it ({first_line(error)})"
     return type(tokenizer).__name__, ids, ""

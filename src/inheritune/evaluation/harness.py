@@ -12,6 +12,7 @@ from inheritune.evaluation.quiet import quiet
 from inheritune.evaluation.task_descriptions import TaskDescription
 from inheritune.evaluation.task_files import tasks_root
 from inheritune.model_files.safetensors import DTYPES, torch_name
+from inheritune.surgery.class_check.tokenizer_ids import load_tokenizer
 
 # Draws behind the standard error of a perplexity. lm-eval takes 100,000, which for LAMBADA takes
 # longer than the questions do; a thousand give the error to 2 %. Scores do not depend on it.
@@ -59,7 +60,8 @@ def load_lm(
     path: Path,
     batch_size: int,
     dtype: str,
-    add_bos: str,
+    loader: str,
+    add_bos: bool | None,
     device: str,
     before_forward: Callable[[int], None],
 ) -> Any:
@@ -68,11 +70,12 @@ def load_lm(
     Args:
         batch_size: Requests in a forward.
         dtype: Precision of weights and computation: ``fp32``, ``bf16`` or ``fp16``.
-        add_bos: ``auto``, ``yes`` or ``no``.
+        loader: Class of transformers that reads the tokenizer.
+        add_bos: Whether every text begins with BOS; None: as the tokenizer does by itself.
         before_forward: Receives the number of rows of each forward; may raise to end the task.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     with quiet():
         from lm_eval.models.huggingface import HFLM
@@ -85,11 +88,8 @@ def load_lm(
                 return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
         # Left out of the tokenizer's options unless given: each tokenizer has its own default.
-        add_bos_token = {"auto": None, "yes": True, "no": False}[add_bos]
-        bos_option = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False, **bos_option
-        )
+        bos_option = {} if add_bos is None else {"add_bos_token": add_bos}
+        tokenizer = load_tokenizer(path, loader, **bos_option)
         model: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, torch_name(DTYPES[dtype])),
@@ -104,7 +104,7 @@ def load_lm(
             pretrained=model,
             tokenizer=tokenizer,
             batch_size=batch_size,
-            add_bos_token=add_bos_token,
+            add_bos_token=add_bos,
         )
 
 

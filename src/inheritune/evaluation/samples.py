@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from inheritune.errors import DataError, MachineError, RecipeError, SourceError, first_line
 from inheritune.errors import UnsupportedModelError as Unsupported
 from inheritune.training.models import load_model
+from inheritune.training.tokenization import load_as_trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -285,12 +286,8 @@ def _drawn_from(seed: int) -> Iterator[None]:
 
 
 def _tokenizer(directory: Path, name: str) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
+        tokenizer: PreTrainedTokenizerBase = load_as_trained(directory)
     except Exception as error:  # tokenizers raises plain exceptions
         raise DataError(
             f"the tokenizer of {name} cannot be opened: {first_line(error)}.",

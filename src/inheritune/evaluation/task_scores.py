@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from inheritune.evaluation.harness import (
     result_text,
     run_task,
 )
+from inheritune.evaluation.quiet import quiet
 from inheritune.evaluation.scores import Score, find_score, keep_score, read_result, score_file
 from inheritune.evaluation.task_descriptions import TaskDescription
 from inheritune.model_files.directory import ModelDirectory
+from inheritune.surgery.class_check.tokenizer_ids import LOADERS
 from inheritune.system.files import make_directory, sha256, write_bytes
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
+from inheritune.training.tokenization import Tokenization, compare_here
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -30,7 +34,10 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
 )
 
 
@@ -119,9 +126,35 @@ class _Scorer:
         self._counter, self._unreadable = counter, unreadable
         self._lm: Any = None
 
+    @cached_property
+    def _tokenization(self) -> Tokenization | None:
+        with quiet():
+            return compare_here(self._model.path)
+
+    @property
+    def _add_bos(self) -> bool | None:
+        """Whether texts begin with BOS: as asked for, or as in training; None: by itself."""
+        if self._settings.add_bos != "auto":
+            return self._settings.add_bos == "yes"
+        return None if self._tokenization is None else self._tokenization.add_bos
+
+    @property
+    def _loader(self) -> str:
+        return LOADERS[0] if self._tokenization is None else self._tokenization.loader
+
+    def _key(self, task: TaskDescription) -> dict[str, Any]:
+        """Collect everything that the numbers depend on."""
+        key = _key(self._model, task, self._settings)
+        # Left out where transformers does as it is done in training: such scores are kept.
+        if self._loader != LOADERS[0]:
+            key["loader"] = self._loader
+        if self._settings.add_bos == "auto" and self._add_bos is not None:
+            key["begins_with_bos"] = self._add_bos
+        return key
+
     def score(self, task: TaskDescription) -> Score:
         """Take the score from an earlier time, or ask the task now and keep its score."""
-        key = _key(self._model, task, self._settings)
+        key = self._key(task)
         if (score := find_score(self._out, key)) is not None:
             return score
         self._counter.begin(task.task)
@@ -138,13 +171,18 @@ class _Scorer:
                 self._model.path,
                 self._settings.batch_size,
                 self._settings.dtype,
-                self._settings.add_bos,
+                self._loader,
+                self._add_bos,
                 self._settings.device,
                 self._counter,
             )
+            for difference in self._tokenization.differences if self._tokenization else ():
+                self._counter.report(difference)
         began = time.monotonic()
         result = run_task(self._lm, questions, task, self._settings.limit)
         facts = _facts(self._lm, self._settings)
+        if self._tokenization is not None:
+            facts["trained_with_bos"] = self._tokenization.puts_bos
         score = read_result(result, task.task, key, time.monotonic() - began, facts)
         lm_eval_file = score_file(self._out, key).with_suffix(".lm-eval.json")
         write_bytes(lm_eval_file, (result_text(result) + "\n").encode())
@@ -179,7 +217,6 @@ class _ForwardCounter:
 def _key(
     model: ModelDirectory, task: TaskDescription, settings: EvaluationSettings
 ) -> dict[str, Any]:
-    """Collect everything that the numbers depend on."""
     return {
         "model": model.digest,
         "tokenizer": _tokenizer_digest(model.path),

@@ -103,7 +103,7 @@ class Evaluate(RecipeSection):
     limit: Count | None = None
     """Questions per task; null: all. A limit is noted beside the scores."""
     add_bos: Literal["auto", "yes", "no"] = "auto"
-    """Begin every text with BOS; auto: as the tokenizer does."""
+    """Begin every text with BOS; auto: as in training."""
     task_data: str | None = None
     """Directory of <task>.jsonl files to read instead of the Hub's datasets."""
     allow_task_code: bool = False

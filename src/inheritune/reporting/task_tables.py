@@ -21,6 +21,8 @@ from inheritune.run_record.trainings import TrainedModel
 
 _percent, _four_digits = formatted(".2f"), formatted(".4g")
 
+_BOS_NOTE = "BOS before the questions is not as in training (--add-bos)."
+
 # Settings that make two scores comparable, as `Score.key` has them.
 _COMPARABLE = ("version", "limit", "batch_size", "dtype", "add_bos", "data", "lm_eval")
 
@@ -248,10 +250,16 @@ def scores_table(models: Sequence[EvaluatedModelRecord], failures: Sequence[Fail
     limits = {str(s.key["limit"]) for m in models for s in m.scores if s.key.get("limit")}
     if limits:
         notes.append(f"Each task used only its first {', '.join(sorted(limits))} questions.")
+    notes += [f"{m.name or m.model}: {_BOS_NOTE}" for m in models if any(map(_other_bos, m.scores))]
     if any(mark.chance for mark in marks.values()):
         notes.append(CHANCE_NOTE)
     columns = [_score_column(f"{task}, {name}", share) for (task, name), share in shares.items()]
     return Table("tasks", [Column("model"), *columns], values, notes, "All tasks", marks)
+
+
+def _other_bos(score: ScoreRecord) -> bool:
+    trained, asked = (score.facts.get(name) for name in ("trained_with_bos", "begins_with_bos"))
+    return isinstance(trained, bool) and isinstance(asked, bool) and trained != asked
 
 
 def _scaled(metric: MetricRecord | None, is_share: bool, comparable: bool = True) -> _Cell:

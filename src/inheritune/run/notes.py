@@ -8,6 +8,7 @@ from inheritune.recipe.schema import Recipe
 from inheritune.run.derive import Outcome
 from inheritune.run.ledger import count_matched
 from inheritune.steps.seeds import together
+from inheritune.training.tokenization import compare_tokenization
 
 
 def run_notes(outcome: Outcome, recipe: Recipe) -> list[str]:
@@ -24,6 +25,8 @@ def run_notes(outcome: Outcome, recipe: Recipe) -> list[str]:
                 "not copy, and is no result of the method."
             )
     notes += _growth_notes(outcome, recipe)
+    if (found := compare_tokenization(outcome.reference.model.path)) is not None:
+        notes += found.differences
     notes += [note for note in outcome.target.notes if note.startswith("Published in")]
     for name, distill in {t.name: t.distill for t in trainings}.items():
         if distill is not None:

@@ -141,6 +141,7 @@ class ScoreRecord(Part):
     shots: Number = key("examples in the prompt")
     metrics: ByName[MetricRecord] = mapping("metrics by name")
     key: Values = mapping("everything that the score depends on")
+    facts: Values = mapping("device, BOS in training and in the questions, length of the model")
 
 
 class EvaluatedModelRecord(Part):

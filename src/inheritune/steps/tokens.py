@@ -8,6 +8,8 @@ from inheritune.data.tokenizer import embedding_rows, open_tokenizer
 from inheritune.data.tokens import TokenDirectory, check_budget
 from inheritune.recipe.schema import Recipe
 from inheritune.steps.job import Job
+from inheritune.system.progress import Listener, Progress
+from inheritune.training.tokenization import compare_tokenization
 
 
 def prepare_tokens(job: Job, model: Path) -> TokenDirectory:
@@ -15,6 +17,7 @@ def prepare_tokens(job: Job, model: Path) -> TokenDirectory:
     recipe = job.recipe
     tokenizer = open_tokenizer(model)
     rows = embedding_rows(model, tokenizer)
+    say_differences(model, job.on_progress)
     tokens = prepare_text(
         recipe.data,
         tokenizer,
@@ -30,9 +33,17 @@ def prepare_tokens(job: Job, model: Path) -> TokenDirectory:
 
 def import_flat_tokens(job: Job, model: Path, files: FlatFiles) -> TokenDirectory:
     """Import token ids of another program, made with the tokenizer of a model directory."""
+    say_differences(model, job.on_progress)
     tokenizer = open_tokenizer(model)
     rows = embedding_rows(model, tokenizer)
     return import_tokens(files, tokenizer, rows, job.run.tokens, job.on_progress, job.stop)
+
+
+def say_differences(model: Path, on_progress: Listener) -> None:
+    """Say where transformers reads a model's tokenizer otherwise than text is prepared."""
+    found = compare_tokenization(model)
+    for difference in found.differences if found else ():
+        on_progress(Progress("tokenizer", message=difference))
 
 
 def _longest_training(recipe: Recipe) -> int:

@@ -17,7 +17,7 @@ from inheritune.surgery.plan import InheritPlan, plan_inherit
 from inheritune.surgery.record import read_inherit_record
 from inheritune.surgery.repaired import repaired_names
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
-from inheritune.verification.run_model import Finding, check_class, run_target
+from inheritune.verification.run_model import Finding, check_class, check_tokenizer, run_target
 
 _NOT_COMPARED = Finding("bytes", "not compared: the target was trained", proven=False)
 
@@ -50,6 +50,7 @@ def verify_model(
     if reference is not None and plan is not None:
         compare = _compare_grown if "grown_from" in record else _compare_reference
         yield from compare(target, record, plan, reference, {} if is_trained else scans)
+    yield from check_tokenizer(target)
     yield check_class(target, reference, plan)
     yield from run_target(target, record, reference, trained=is_trained)
 
@@ -59,6 +60,7 @@ def verify_unrecorded_model(model: ModelDirectory) -> Iterator[Finding]:
     refuse_not_finite(scan(model.tensors.values()), model.path)
     yield Finding("values", "all finite")
     yield Finding("digests", "not recorded by a training without a recipe", proven=False)
+    yield from check_tokenizer(model)
     yield check_class(model, None, None)
     yield from run_target(model, {}, None, trained=True)
 

@@ -8,7 +8,9 @@ from typing import Any
 from inheritune.errors import SourceError, escape
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.surgery.class_check.ask_class import ask_class, check_cut, check_whole
+from inheritune.surgery.class_check.tokenizer_ids import PROBES
 from inheritune.surgery.plan import InheritPlan
+from inheritune.training.tokenization import compare_tokenization
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,14 @@ def check_class(
     else:
         check = check_cut(reference, plan.layer_map, plan.config, plan.tensors)
     return Finding("class", check.summary, proven=not check.skipped)
+
+
+def check_tokenizer(target: ModelDirectory) -> Iterator[Finding]:
+    """Compare the ids that transformers gives with those that text is prepared with."""
+    if (found := compare_tokenization(target.path)) is not None:
+        same = f"transformers gives the ids of prepared text for {len(PROBES)} texts, and its BOS"
+        text = " ".join(found.differences) or same
+        yield Finding("tokenizer", text, proven=not found.differences)
 
 
 def run_target(

@@ -16,6 +16,7 @@ from typing import Any
 
 from inheritune.errors import InherituneError
 from inheritune.surgery.class_check.class_check import compare_cut, explicit_lists
+from inheritune.surgery.class_check.tokenizer_ids import token_ids
 from inheritune.surgery.class_check.weights_check import compare_outputs, initialise, reload
 
 try:
@@ -30,6 +31,7 @@ QUESTIONS: dict[str, Callable[..., Any]] = {
     "initialise": initialise,
     "compare_outputs": compare_outputs,
     "reload": reload,
+    "token_ids": token_ids,
 }
 _WITH_WEIGHTS = (initialise, compare_outputs, reload)
 _IDLE_S = 60.0
