@@ -8,6 +8,7 @@ import pytest
 from other_tokenizer import ROWS, tokenizer_json, write_tokenizer
 from tiny_models import build, train_tokenizer
 from tiny_tasks import write_tasks
+from tokenizers import Tokenizer, processors
 
 from inheritune import api
 from inheritune.data.tokenizer import open_tokenizer
@@ -43,16 +44,11 @@ def test_a_class_that_reads_a_tokenizer_otherwise_is_named_and_passed_over(
 def test_bos_is_as_in_training_whatever_the_class_does_by_itself(
     tmp_path: Path, puts_bos: bool
 ) -> None:
-    content = json.loads(tokenizer_json())
+    content = Tokenizer.from_str(tokenizer_json())
     if not puts_bos:  # the template puts one, and tokenizer_config.json says that none is put
-        begin = {"SpecialToken": {"id": "<|begin|>", "type_id": 0}}
-        content["post_processor"] = {
-            "type": "TemplateProcessing",
-            "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {"<|begin|>": {"id": "<|begin|>", "ids": [0], "tokens": ["<|begin|>"]}},
-        }  # fmt: skip
-    directory = write_tokenizer(tmp_path, "llama", json.dumps(content), add_bos_token=puts_bos)
+        template = processors.TemplateProcessing("<|begin|> $A", special_tokens=[("<|begin|>", 0)])
+        content.post_processor = template
+    directory = write_tokenizer(tmp_path, "llama", content.to_str(), add_bos_token=puts_bos)
     assert open_tokenizer(directory).bos == (0 if puts_bos else None)
     found = compare_here(directory)
     assert found is not None
