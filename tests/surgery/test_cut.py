@@ -19,6 +19,7 @@ from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
 from inheritune.model_files import write as shards
 from inheritune.model_files.directory import open_model
 from inheritune.surgery.cut import inherit
+from inheritune.verification.model import verify_model
 
 FAMILIES = list(tiny_models.FAMILIES)
 CUTS = [(f, n) for f in FAMILIES for n in (1, 2, 3)] + [("gemma3", 6), ("smollm3", 5), ("olmo3", 4)]
@@ -307,6 +308,39 @@ def test_stray_buffers_of_old_files_stay_with_their_layers(reference, tmp_path):
     save_file(held, reference / "model.safetensors", {"format": "pt"})
     target = inherit(open_model(str(reference)), 2, tmp_path / "out")
     assert sum("inv_freq" in name for name in target.tensors) == 2
+
+
+def fp16_neox_with_masks(directory: Path) -> Path:
+    """GPT-NeoX as it was published in fp16: a mask of -1e9 in each layer, which is -inf there."""
+    tiny_models.save("gpt-neox", directory, torch.float16)
+    held = load_file(directory / "model.safetensors")
+    prefix = "gpt_neox.layers."
+    held |= {f"{prefix}{i}.attention.masked_bias": torch.tensor(-1e9).half() for i in range(4)}
+    mask = torch.ones(1, 1, 8, 8, dtype=torch.uint8).tril()
+    held |= {f"{prefix}{i}.attention.bias": mask.clone() for i in range(4)}
+    save_file(held, directory / "model.safetensors", {"format": "pt"})
+    return directory
+
+
+def test_a_mask_of_minus_infinity_that_the_class_does_not_use_is_copied_with_a_warning(tmp_path):
+    reference = open_model(str(fp16_neox_with_masks(tmp_path / "neox")))
+    with pytest.warns(UserWarning, match=r"masked_bias of neox holds NaN or infinite .* not use"):
+        target = inherit(reference, 2, tmp_path / "out")
+    assert "gpt_neox.layers.1.attention.masked_bias" in target.tensors
+    record = json.loads((target.path / "inherit.json").read_text())
+    assert len(record["unused_tensors"]) == 4
+    findings = {f.part: f for f in verify_model(target, reference)}
+    assert findings["values"].text == "all finite but 2 tensors that the class does not use"
+    assert all(finding.proven for finding in findings.values())
+
+
+def test_an_infinite_weight_beside_such_a_mask_is_still_refused(tmp_path):
+    reference = fp16_neox_with_masks(tmp_path / "neox")
+    held = load_file(reference / "model.safetensors")
+    held["gpt_neox.layers.0.attention.dense.bias"][0] = torch.inf
+    save_file(held, reference / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SourceError, match=r"layers\.0\.attention\.dense\.bias holds NaN"):
+        inherit(open_model(str(reference)), 2, tmp_path / "out")
 
 
 def test_names_without_the_prefix_of_the_head_model_are_kept_as_they_are(reference, tmp_path):

@@ -9,6 +9,8 @@ from inheritune.errors import SourceError, UnsupportedModelError, escape
 
 # Parts of names that belong to the other modalities of a multimodal model.
 _TOWERS = ("vision", "visual", "audio", "image", "speech", "sam_", "talker", "token2wav")
+# Ends of the names of buffers in old files, which the class computes and does not write.
+STRAY = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".masked_bias", "inv_freq")
 # Lists beside the layers with one tensor for each, and the layer that their number 0 belongs to:
 # inkling2's queries over the residual stream, of which the attention of layer 0 needs none.
 _COMPANIONS = {"attn_res.mlp_queries.": 0, "attn_res.attn_queries.": 1}

@@ -1,7 +1,7 @@
 """Compute digests of the tensors in a file, and find NaN, infinity and zeros, in one pass."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,20 @@ def _largest_magnitude(data: bytes, dtype: str) -> int:
     return int((items & 0x7FFF).max(initial=0))
 
 
-def refuse_not_finite(scans: Mapping[str, Scan], where: Path) -> None:
-    """Refuse tensors that hold NaN or infinity; ``where`` is their source, for the message."""
-    broken = [n for n, scan in scans.items() if not scan.finite and not n.endswith(_BOUNDS)]
-    if broken:
+def not_finite(scans: Mapping[str, Scan]) -> list[str]:
+    """List the tensors that hold NaN or infinity where a weight must not."""
+    return [n for n, scan in scans.items() if not scan.finite and not n.endswith(_BOUNDS)]
+
+
+def refuse_not_finite(scans: Mapping[str, Scan], where: Path, unused: Collection[str]) -> None:
+    """Refuse weights that hold NaN or infinity.
+
+    Args:
+        where: Their source, for the message.
+        unused: Names of tensors that the model's class does not use, such as the causal mask of
+            -1e9 in old GPT-NeoX files, which is -inf in fp16: these may hold anything.
+    """
+    if broken := [name for name in not_finite(scans) if name not in unused]:
         more = f" and {len(broken) - 1} other tensors hold" if len(broken) > 1 else " holds"
         raise SourceError(
             f"{escape(broken[0])}{more} NaN or infinite values, from {escape(where, 200)}.",

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from inheritune import __version__
-from inheritune.errors import RecipeError, UnsupportedModelError
+from inheritune.errors import RecipeError, UnsupportedModelError, escape
 from inheritune.model_files.card import reference_fields
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.safetensors import DTYPES
-from inheritune.model_files.scan import zero_matrices
+from inheritune.model_files.scan import not_finite, zero_matrices
 from inheritune.surgery.class_check.ask_class import ClassCheck, check_cut
 from inheritune.surgery.parts import fresh_names, make_fresh
 from inheritune.surgery.plan import InheritPlan, plan_inherit
@@ -183,6 +183,12 @@ def _warn(written: Written, reference: ModelDirectory) -> None:
                 "only: is its download complete?",
                 stacklevel=4,
             )
+    if dead := [name for file in written.files for name in not_finite(file.scans)]:
+        warnings.warn(
+            f"{escape(dead[0])} of {reference.name} holds NaN or infinite values; it is copied as "
+            "it is, since the class does not use it",
+            stacklevel=4,
+        )
     digests = {name: scan.xxh3 for file in written.files for name, scan in file.scans.items()}
     heads = [digest for name, digest in digests.items() if name.endswith(_HEADS)]
     embeddings = [digest for name, digest in digests.items() if name.endswith(_EMBEDDINGS)]

@@ -13,11 +13,11 @@ from inheritune.errors import UnsupportedModelError, escape
 from inheritune.model_files.config import Edit
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.flops import first_int
+from inheritune.model_files.layers import STRAY
 from inheritune.model_files.safetensors import Tensor, item_bits
 from inheritune.model_files.shapes import class_headers
 from inheritune.model_files.write import TargetTensor, read_chunks
 from inheritune.surgery.class_check.ask_class import check_complete
-from inheritune.surgery.parts import STRAY
 from inheritune.surgery.write import ModelPlan, Written, to_json, write_model
 
 _HALVED = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from inheritune.errors import RecipeError, UnsupportedModelError, escape
 from inheritune.model_files.directory import open_model
-from inheritune.model_files.layers import numbered
+from inheritune.model_files.layers import STRAY, numbered
 from inheritune.model_files.write import TargetTensor
 from inheritune.surgery.class_check.ask_class import ask_class
 from inheritune.surgery.plan import InheritPlan
@@ -137,10 +137,6 @@ def _sorter(names: list[str]) -> Callable[[str], str]:
         )
 
     return part_of
-
-
-# Buffers in old files, which the class computes and does not write.
-STRAY = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".masked_bias", "inv_freq")
 
 
 def make_fresh(

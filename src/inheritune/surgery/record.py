@@ -6,8 +6,9 @@ from typing import Any
 from inheritune.errors import SourceError, escape
 from inheritune.model_files.card import join_front_matter
 from inheritune.model_files.directory import ModelDirectory
+from inheritune.model_files.layers import STRAY
 from inheritune.model_files.safetensors import DTYPES
-from inheritune.surgery.parts import PARTS, STRAY, fresh_names
+from inheritune.surgery.parts import PARTS, fresh_names
 from inheritune.surgery.repaired import repaired_names
 from inheritune.surgery.selection import describe_selection
 from inheritune.system.strict_json import MODEL_FILE, read_json_object

@@ -103,9 +103,12 @@ def write_model(out: Path, plan: ModelPlan, on_progress: Listener = silent) -> M
         made = plan.make(scratch)
         files = _write_weights(plan, made, staging, background)
         shutil.rmtree(scratch, ignore_errors=True)
+        checked = check.result()
+        for file in files:
+            refuse_not_finite(file.scans, plan.source.path, checked.unused_of(file.scans))
         write_bytes(staging / "config.json", to_json(plan.config))
         copy_side_files(plan.source.path, staging)
-        for name, data in plan.records(Written(files, frozenset(made), check.result())).items():
+        for name, data in plan.records(Written(files, frozenset(made), checked)).items():
             write_bytes(staging / name, data)
     return open_model(str(out))
 
@@ -128,8 +131,6 @@ def _write_weights(
     for name, shard, pieces in scanning:
         scans = {key: value for _, future in pieces for key, value in future.result().items()}
         files.append(WrittenFile(name, shard, [t for group, _ in pieces for t in group], scans))
-    for file in files:
-        refuse_not_finite(file.scans, plan.source.path)
     if len(files) > 1:
         write_bytes(staging / INDEX, to_json(_index(plan.source, files)))
     return files

@@ -11,8 +11,10 @@ import xxhash
 from inheritune.errors import SourceError, escape
 from inheritune.model_files.cast import cast
 from inheritune.model_files.directory import ModelDirectory
-from inheritune.model_files.scan import Scan, refuse_not_finite, scan
+from inheritune.model_files.layers import STRAY
+from inheritune.model_files.scan import Scan, not_finite, refuse_not_finite, scan
 from inheritune.model_files.write import TargetTensor, read_chunks
+from inheritune.surgery.class_check.ask_class import check_whole
 from inheritune.surgery.plan import InheritPlan, plan_inherit
 from inheritune.surgery.record import read_inherit_record
 from inheritune.surgery.repaired import repaired_names
@@ -42,8 +44,7 @@ def verify_model(
     yield Finding("names", f"{len(target.tensors)} tensors, as recorded")
     sha256 = any("sha256" in entry for entry in record["tensors"].values())
     scans = scan(target.tensors.values(), sha256=sha256)
-    refuse_not_finite(scans, target.path)
-    yield Finding("values", "all finite")
+    yield _judge_values(target, scans)
     yield _compare_digests(scans, record, training)
     plan = None if reference is None else _plan_again(record, reference)
     is_trained = training is not None and not _are_digests_of_start(record, training)
@@ -57,12 +58,18 @@ def verify_model(
 
 def verify_unrecorded_model(model: ModelDirectory) -> Iterator[Finding]:
     """Verify a trained model without a record: that its values are finite and that it runs."""
-    refuse_not_finite(scan(model.tensors.values()), model.path)
-    yield Finding("values", "all finite")
+    yield _judge_values(model, scan(model.tensors.values()))
     yield Finding("digests", "not recorded by a training without a recipe", proven=False)
     yield from check_tokenizer(model)
     yield check_class(model, None, None)
     yield from run_target(model, {}, None, trained=True)
+
+
+def _judge_values(model: ModelDirectory, scans: Mapping[str, Scan]) -> Finding:
+    if not (broken := not_finite(scans)):
+        return Finding("values", "all finite")
+    refuse_not_finite(scans, model.path, check_whole(model).unused_of(scans))
+    return Finding("values", f"all finite but {len(broken)} tensors that the class does not use")
 
 
 def _refuse_other_names(target: ModelDirectory, names: Mapping[str, Any], where: str) -> None:
@@ -233,7 +240,7 @@ def _warn_of_dropped(reference: ModelDirectory, inherited: Sequence[TargetTensor
         return
     names = {tensor.source.name for tensor in inherited}
     dropped = scan(tensor for name, tensor in reference.tensors.items() if name not in names)
-    if broken := [name for name, result in dropped.items() if not result.finite]:
+    if broken := [name for name in not_finite(dropped) if not name.endswith(STRAY)]:
         warnings.warn(
             f"{escape(broken[0])} of {reference.name} holds NaN or infinite values; it was not "
             "inherited",

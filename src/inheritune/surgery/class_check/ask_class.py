@@ -19,6 +19,7 @@ from typing import Any
 from inheritune import errors
 from inheritune.errors import SourceError
 from inheritune.model_files.directory import ModelDirectory
+from inheritune.model_files.layers import STRAY
 from inheritune.model_files.safetensors import Tensor
 from inheritune.model_files.write import TargetTensor
 
@@ -41,6 +42,14 @@ class ClassCheck:
     def skipped(self) -> bool:
         """Whether the class was not asked, or could not answer."""
         return self.summary.startswith("not checked")
+
+    def unused_of(self, names: Iterable[str]) -> set[str]:
+        """Select the tensors that the class does not use; unchecked, by names known of old files."""
+        if self.skipped:
+            return {name for name in names if name.endswith(STRAY)}
+        # Files of GPT-2 on the Hub leave the first part of a name out.
+        unused = {*self.unused, *(name.partition(".")[2] for name in self.unused)}
+        return unused.intersection(names)
 
 
 def check_cut(

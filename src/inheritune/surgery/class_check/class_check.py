@@ -3,7 +3,8 @@
 Models are built on the meta device, so no weight is made; no code of a model directory is run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from inheritune.errors import SourceError, escape, first_line
@@ -105,8 +106,7 @@ def compare_cut(
             "Report it with the model's name.",
         )
     compared = "" if reference is None else ", layers as in the reference"
-    unused_names = sorted(map(str, info["unexpected_keys"]))
-    return {"summary": f"complete: {name}{compared}", "tied": tied, "unused": unused_names}
+    return {"summary": f"complete: {name}{compared}", "tied": tied, "unused": info["unused"]}
 
 
 def _load_on_meta(
@@ -128,14 +128,15 @@ def _load_on_meta(
         state[key] = empty.as_subclass(Meta)
     try:
         class_config = model_config(model_class, config)
-        _, info = model_class.from_pretrained(
-            None,
-            config=class_config,
-            state_dict=state,
-            device_map="meta",
-            attn_implementation="eager",
-            output_loading_info=True,
-        )
+        with _all_unused() as unused:
+            _, info = model_class.from_pretrained(
+                None,
+                config=class_config,
+                state_dict=state,
+                device_map="meta",
+                attn_implementation="eager",
+                output_loading_info=True,
+            )
     except ImportError:
         raise
     except Exception as error:  # classes raise any type; here it is about this model
@@ -143,9 +144,33 @@ def _load_on_meta(
             f"{name} refuses the model it would be cut to: {first_line(error)}",
             "Choose other layers, or report it with the model's name.",
         ) from error
+    info["unused"] = sorted(unused)
     return info, bool(
         getattr(class_config.get_text_config(decoder=True), "tie_word_embeddings", False)
     )
+
+
+@contextmanager
+def _all_unused() -> Iterator[set[str]]:
+    """Collect the tensors that a class does not use, also those that it would not name.
+
+    GPT-NeoX leaves the causal masks of its old files out of what it reports.
+    """
+    from transformers import PreTrainedModel
+
+    every_class: Any = PreTrainedModel
+    unused: set[str] = set()
+    leave_out = every_class._adjust_missing_and_unexpected_keys
+
+    def collect(model: Any, loading: Any) -> None:
+        unused.update(map(str, loading.unexpected_keys))
+        leave_out(model, loading)
+
+    every_class._adjust_missing_and_unexpected_keys = collect
+    try:
+        yield unused
+    finally:
+        every_class._adjust_missing_and_unexpected_keys = leave_out
 
 
 def _unexplained(names: Sequence[str], prefix: str) -> str:
