@@ -1,6 +1,7 @@
 """Define every error that a user can meet, with its exit code; make text fit into a message."""
 
 import re
+from collections.abc import Sequence
 
 NOT_MATCHED_EXIT_CODE = 6  # an outcome, not an error: `run` spent its rounds, results are complete
 
@@ -85,6 +86,12 @@ def escape(text: object, limit: int = 80) -> str:
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in plain
     )
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """List names for a message, the first few of many; empty where there is none."""
+    shown = ", ".join(escape(name, 60) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 # What a terminal acts on: control characters but tab and line feed, marks that turn the direction

@@ -7,7 +7,7 @@ import pytest
 
 from inheritune.errors import SourceError
 from inheritune.model_files import copy as room
-from inheritune.model_files.copy import copy_range, copy_side_files, side_files
+from inheritune.model_files.copy import copy_range, copy_side_files, is_side_file, side_files
 
 CONTENT = bytes(range(256)) * 1000
 
@@ -56,6 +56,62 @@ def test_side_files_replace_older_ones_and_weights_are_not_among_them(tmp_path):
         "tokenizer.json": "tokenizer.json",
         "LICENSE": "LICENSE",
     }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "tiktoken.model",
+            "tekken.json",
+            "tokenizer.jsonl",
+            "rwkv_vocab_v20230424.txt",
+            "spm.model",
+        ),
+        *("bpe.codes", "tokenizer.model.v3", "tokenization_kimi.py", "anything.else", "LICENSE.md"),
+        *("notice.txt", "additional_chat_templates/tools.jinja", "generation_config.json"),
+    ],
+)
+def test_whatever_is_not_known_for_something_else_goes_with_the_model(name):
+    assert is_side_file(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "config.json",
+            "model.safetensors",
+            "pytorch_model.bin",
+            "consolidated.00.pth",
+            "tf_model.h5",
+        ),
+        *(
+            "pytorch_model.bin.index.json",
+            "flax_model.msgpack",
+            "model.Q4_K_M.gguf",
+            "rng_state_0.pth",
+        ),
+        *("training_args.bin", "trainer_state.json", "optimizer.pt", "README.md", "figure.png"),
+        *(
+            "inherit.json",
+            "training.json",
+            "made_from.json",
+            ".gitattributes",
+            "original/params.json",
+        ),
+        *("adapter_config.json", "additional_chat_templates/.hidden.jinja", "onnx/tokenizer.json"),
+    ],
+)
+def test_weights_states_cards_and_records_do_not_go_with_the_model(name):
+    assert not is_side_file(name)
+
+
+def test_a_file_of_more_than_64_mib_is_no_side_file(tmp_path):
+    with (tmp_path / "large.txt").open("wb") as file:
+        file.truncate(64 * 2**20 + 1)
+    (tmp_path / "small.txt").write_text("")
+    assert [path.name for path in side_files(tmp_path)] == ["small.txt"]
 
 
 def test_a_side_file_that_leads_out_is_refused(tmp_path):

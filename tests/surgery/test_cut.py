@@ -310,6 +310,37 @@ def test_stray_buffers_of_old_files_stay_with_their_layers(reference, tmp_path):
     assert sum("inv_freq" in name for name in target.tensors) == 2
 
 
+def test_a_tokenizer_of_any_name_comes_along_and_what_stays_behind_is_named(reference, tmp_path):
+    for name in ("tiktoken.model", "tokenization_kimi.py"):
+        (reference / name).write_bytes(b"IQ== 0\n")
+    for name in ("pytorch_model.bin", "README.md"):
+        (reference / name).write_bytes(b"")
+    (reference / "original").mkdir()
+    (reference / "original" / "params.json").write_text("{}")
+    target = inherit(open_model(str(reference)), 2, tmp_path / "out")
+    assert (target.path / "tiktoken.model").read_bytes() == b"IQ== 0\n"
+    assert (target.path / "tokenization_kimi.py").exists()
+    record = json.loads((target.path / "inherit.json").read_text())
+    assert record["left_behind"] == ["README.md", "original/", "pytorch_model.bin"]
+
+
+def test_verify_finds_a_file_of_the_reference_that_is_neither_there_nor_named(reference, tmp_path):
+    (reference / "tiktoken.model").write_bytes(b"IQ== 0\n")
+    (reference / "README.md").write_text("a card")
+    model = open_model(str(reference))
+    target = inherit(model, 2, tmp_path / "out")
+    side = next(f for f in verify_model(target, model) if f.part == "side files")
+    assert side.text.endswith("files equal the reference's; left behind: README.md")
+    (target.path / "tiktoken.model").unlink()
+    with pytest.raises(SourceError, match=r"out lacks tiktoken\.model of the reference"):
+        list(verify_model(open_model(str(target.path)), model))
+    record = json.loads((target.path / "inherit.json").read_text())
+    del record["left_behind"]  # as an earlier version wrote it
+    (target.path / "inherit.json").write_text(json.dumps(record))
+    side = next(f for f in verify_model(target, model) if f.part == "side files")
+    assert "not there: tiktoken.model" in side.text and not side.proven
+
+
 def fp16_neox_with_masks(directory: Path) -> Path:
     """GPT-NeoX as it was published in fp16: a mask of -1e9 in each layer, which is -inf there."""
     tiny_models.save("gpt-neox", directory, torch.float16)

@@ -10,7 +10,7 @@ from inheritune import api
 from inheritune.cli.completion import models
 from inheritune.cli.console import Debug, Json, print_json, reported, say
 from inheritune.cli.next_step import command
-from inheritune.errors import RecipeError, escape
+from inheritune.errors import RecipeError, escape, listed
 from inheritune.surgery.selection import FORMS, describe_selection
 
 ReferenceId = Annotated[
@@ -104,6 +104,8 @@ def inherit(
             say(f"  {escape(edit['key'])}: {changed}, {edit['reason']}")
         if unused := record["unused_tensors"]:
             say(f"  {len(unused)} tensors are not used by the class, such as {escape(unused[0])}")
+        if left := record["left_behind"]:
+            say(f"  left behind: {listed(left)}")
         if fresh := record["fresh_tensors"]:
             seed = record["seed"]
             say(f"  {len(fresh)} tensors are freshly initialised by the class with seed {seed}")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from inheritune.errors import listed
 from inheritune.model_files.config import Edit
 from inheritune.planning.candidates import Candidate, Candidates, CutPlan
 from inheritune.planning.memory import SAVED_BYTES_PER_S
@@ -53,7 +54,8 @@ def cut_table(plan: CutPlan) -> Table:
         f"kept: {describe_selection(plan.kept)} of {table.layers}; {candidate.cut.reason}",
         f"copied: {data_size(candidate.counts.bytes)} in {counted(plan.ranges, 'byte range')}"
         + download(candidate.download_bytes),
-        f"written: {'; '.join(files)}",
+        f"written: {'; '.join(files)}; beside them {listed(plan.side_files) or 'no other files'}",
+        *([f"left behind: {listed(plan.left_behind)}"] if plan.left_behind else []),
         *_edit_notes(plan.edits),
     ]
     if plan.dropped_prediction:

@@ -20,6 +20,18 @@ from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 END_OF_TEXT = "<|endoftext|>"
 _PIECE = 1 << 20  # characters encoded at a time
+# Tokenizers that only a class in Python reads; where one lies, saving again writes no other.
+_UNREAD = (
+    *(
+        "*tiktoken*",
+        "tekken.json",
+        "tokenizer.jsonl",
+        "rwkv_vocab*.txt",
+        "spm.model",
+        "spiece.model",
+    ),
+    *("bpe.codes", "tokenizer.model.*", "vocab.txt", "vocab.json"),
+)
 _CONFIG_FILE = replace(MODEL_FILE, error=DataError, hint="Fetch the file again.")
 
 
@@ -134,6 +146,14 @@ def _tokenizer_file(directory: Path) -> tuple[Path, bytes]:
             raise DataError(
                 f"cannot read {directory / name}: {reason_of(error)}.", "Give a model directory."
             ) from error
+    if other := next((n for n in _UNREAD if any(directory.glob(n))), None):
+        name = next(directory.glob(other)).name
+        raise DataError(
+            f"the tokenizer of {directory} is {escape(name)}; only tokenizer.json and a "
+            "sentencepiece tokenizer.model are read.",
+            "Put a tokenizer.json of the same tokens beside it: look for one published by others, "
+            "or convert it with transformers.convert_slow_tokenizer.",
+        )
     raise DataError(
         f"there is no tokenizer.json in {directory}, and no tokenizer.model.",
         "Save one beside the model: AutoTokenizer.from_pretrained(...).save_pretrained(...).",

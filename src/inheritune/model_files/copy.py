@@ -2,21 +2,33 @@
 
 import errno
 import os
+from fnmatch import fnmatchcase
+from functools import partial
 from io import FileIO
 from pathlib import Path
 
 from inheritune.errors import SourceError, reason_of
 from inheritune.model_files.safe_path import safe_file
 
-# Files that hold for any number of layers. Others (training arguments, cards, pickles, weights of
-# other frameworks) describe the reference only.
-_SIDE_FILES = (
-    *("tokenizer*.json", "tokenizer*.model", "*.tiktoken", "*.spm", "spiece.model"),
-    *("vocab*.json", "vocab*.txt", "vocab*.bpe", "merges.txt", "special_tokens_map.json"),
-    *("added_tokens.json", "sentencepiece*.model", "chat_template*", "generation_config.json"),
-    *("*processor_config.json", "additional_chat_templates/*.jinja", "*.py"),
-    *("LICENSE*", "LICENCE*", "License*", "COPYING*", "NOTICE*", "Notice*", "USE_POLICY*"),
+# What a model of fewer layers does not take over; all else does, since tokenizers come under many
+# names (tiktoken.model, tekken.json, tokenizer.jsonl, rwkv_vocab_v20230424.txt). In lower case.
+_LEFT_BEHIND = (
+    # Weights of any framework, their indices, and archives.
+    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.distcp"),
+    *("*.h5", "*.hdf5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.tflite", "*.mlmodel"),
+    *("*.gguf", "*.npy", "*.npz", "*.index.json", "adapter_*", "consolidated*", "*.parquet"),
+    *("*.tar*", "*.zip", "*.gz", "*.xz", "*.zst"),
+    *("quantize_config.json", "quant_config.json", "quant_state.json"),
+    # The config, which is edited; states and records of a training.
+    *("config.json", "trainer_state.json", "*_results.json", "*.log", "*tfevents*"),
+    *("inherit.json", "convert.json", "training.json", "trainer.json", "made_from.json"),
+    *("manifest.json", "run.json", "result.json", "sha256sums", "zero_to_fp32.py", "latest"),
+    # Cards and their pictures, which describe the reference only.
+    *("*.md", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "*.pdf", "*.mp4", "*.ipynb"),
 )
+_LICENCES = ("licen[cs]e*", "copying*", "notice*", "use_policy*")
+_TEMPLATES = "additional_chat_templates"
+MAX_SIDE_BYTES = 64 * 2**20  # no known model has a larger tokenizer
 _KERNEL_CHUNK = 2**30
 _CHUNK = 8 * 2**20
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
@@ -75,15 +87,31 @@ def copy_range(path: Path, target: int, offset: int, size: int) -> None:
             offset += len(data)
 
 
+def is_side_file(name: str) -> bool:
+    """Tell by its name whether a file of a model holds for any number of layers.
+
+    That is so unless it is known for something else: weights of any framework, states of a
+    training, the model card. Of folders only that of chat templates is looked into.
+    """
+    folder, _, file = name.rpartition("/")
+    if not file or file.startswith(".") or folder not in ("", _TEMPLATES):
+        return False
+    if folder:
+        return file.endswith(".jinja")
+    known = partial(fnmatchcase, file.lower())
+    return any(map(known, _LICENCES)) or not any(map(known, _LEFT_BEHIND))
+
+
 def side_files(directory: Path) -> list[Path]:
     """List the files that belong to a model besides config and weights, sorted by name.
 
-    These are tokenizer, generation config, chat templates, licence and remote code, but not the
-    model card, which describes the reference. Links that leave the directory are refused.
+    These are tokenizer, generation config, chat templates, licence, remote code, and whatever else
+    `is_side_file` takes and has at most 64 MiB. Links that leave the directory are refused.
     """
-    matches = {path for pattern in _SIDE_FILES for path in directory.glob(pattern)}
-    names = sorted(p.relative_to(directory).as_posix() for p in matches if not p.is_dir())
-    return [safe_file(directory, name) for name in names]
+    paths = [*directory.iterdir(), *directory.glob(f"{_TEMPLATES}/*.jinja")]
+    names = sorted(p.relative_to(directory).as_posix() for p in paths if not p.is_dir())
+    files = [safe_file(directory, name) for name in names if is_side_file(name)]
+    return [path for path in files if path.stat().st_size <= MAX_SIDE_BYTES]
 
 
 def copy_side_files(source: Path, target: Path) -> None:

@@ -53,7 +53,7 @@ class ModelDirectory:
 
     Attributes:
         tensors: Tensors by name, file after file, in the order of their bytes.
-        side_files: Tokenizer, generation config, templates, licence, remote code.
+        side_files: Files that a target takes over; see `copy.side_files`.
         name: Hub id, ``embedded:...``, or the name of the local directory.
         revision: Commit of a Hub id, else None.
         metadata: Metadata of each weight file, by file name.
@@ -87,6 +87,24 @@ class ModelDirectory:
             prefix = read_json_object(path, MODEL_FILE, "the record").get("container")
         prefix = prefix if isinstance(prefix, str) else None
         return find_container(self.tensors, self.layers, announced, prefix)
+
+    @cached_property
+    def left_behind(self) -> list[str]:
+        """Names of the files and folders that no target takes over: other weights, cards, states.
+
+        Hidden ones are not named.
+        """
+        if self.remote is not None and self.remote.listing is not None:
+            names = set(self.remote.listing.files)
+        elif self.path.is_dir():
+            names = {f"{p.name}/x" if p.is_dir() else p.name for p in self.path.iterdir()}
+        else:
+            names = set()
+        taken = {path.relative_to(self.path).as_posix() for path in self.side_files}
+        left = names - taken - {"config.json", INDEX, *self.metadata}
+        folders = {path.parent.name for path in self.side_files}
+        shown = {name.partition("/")[0] + "/" * ("/" in name) for name in left}
+        return sorted(n for n in shown if not n.startswith(".") and n.rstrip("/") not in folders)
 
     @property
     def params(self) -> int:

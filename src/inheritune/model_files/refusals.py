@@ -10,7 +10,7 @@ from typing import Any
 from inheritune.errors import NoWeightsError, SourceError, UnsupportedModelError, escape
 from inheritune.model_files.addresses import missing_directory
 from inheritune.model_files.config import text_config
-from inheritune.model_files.copy import open_source
+from inheritune.model_files.copy import MAX_SIDE_BYTES, open_source
 from inheritune.model_files.foreign_layouts import find_layout, names_in, refusal
 from inheritune.model_files.layers import is_tower
 from inheritune.model_files.safetensors import Tensor
@@ -162,8 +162,7 @@ _EMBEDDINGS = {
 _UNIGRAM = re.compile(rb'"type"\s*:\s*"Unigram"')
 _CHUNK = 2**20
 _OVERLAP = 128
-# No known model has a larger tokenizer.json; parsing one takes ten times its size in memory.
-MAX_TOKENIZER_BYTES = 64 * 2**20
+MAX_TOKENIZER_BYTES = MAX_SIDE_BYTES  # parsing one takes ten times its size in memory
 _ROLES = ("bos_token", "eos_token")
 
 

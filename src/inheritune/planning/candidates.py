@@ -115,6 +115,7 @@ class CutPlan(Rows):
     ranges: int  # number of byte ranges to copy, after neighbours are joined
     shards: Mapping[str, int]  # size in bytes of each file to write, by its name
     side_files: tuple[str, ...]  # names of the files that are copied unchanged
+    left_behind: tuple[str, ...]  # names of files and folders of the reference that are not
     # True if layers change their position, so that only the model's class can tell what else has to
     # be written into the config.
     needs_class: bool
@@ -181,6 +182,7 @@ def plan_cut(reference: ModelDirectory, layers: str, budget: Budget = Budget()) 
         ranges=_count_ranges([tensor.source for tensor in plan.tensors]),
         shards={name: sum(t.size for t in tensors) for name, tensors in shards.items()},
         side_files=tuple(p.relative_to(reference.path).as_posix() for p in reference.side_files),
+        left_behind=tuple(reference.left_behind),
         needs_class=not plan.is_prefix,
     )
 

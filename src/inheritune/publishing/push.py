@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.errors import MachineError, SourceError, escape, first_line
 from inheritune.model_files.card import join_front_matter, split_front_matter
+from inheritune.model_files.copy import is_side_file
 from inheritune.model_files.directory import open_model
 from inheritune.model_files.safe_path import safe_file
 from inheritune.publishing.card import with_path
@@ -28,11 +29,8 @@ _MESSAGES = ("Weights", "Config, tokenizer and records", "Card")
 # `report` writes these again, without changing the model.
 _MAY_DIFFER = (CARD, "figures/")
 _MADE_BY_THE_HUB = {".gitattributes"}
-_ENDINGS = (
-    *(".safetensors", ".json", ".jinja", ".model", ".tiktoken", ".spm", ".txt", ".bpe", ".py"),
-    *(".md", ".png"),
-)
-_LICENCE_NAMES = ("LICEN", "COPYING", "NOTICE", "USE_POLICY")
+# Weights, records, the card and its pictures; beside these, whatever is a side file of a model.
+_ENDINGS = (".safetensors", ".json", ".md", ".png")
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ def _names(directory: Path) -> list[str]:
         name = path.relative_to(directory).as_posix()
         if path.is_dir() or any(part.startswith(".") for part in Path(name).parts):
             continue
-        if name.endswith(_ENDINGS) or path.name.upper().startswith(_LICENCE_NAMES):
+        if name.endswith(_ENDINGS) or is_side_file(name):
             safe_file(directory, name)
             names.append(name)
     return names

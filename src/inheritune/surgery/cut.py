@@ -242,6 +242,7 @@ def _inherit_json(
         "dropped_prediction_tensors": cut.dropped_prediction,
         "config_edits": [asdict(edit) for edit in cut.edits],
         "unused_tensors": written.check.unused,
+        "left_behind": reference.left_behind,
         "check": written.check.summary,
         "tensors": written.tensor_entries(),
     }

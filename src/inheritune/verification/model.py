@@ -8,10 +8,11 @@ from typing import Any
 
 import xxhash
 
-from inheritune.errors import SourceError, escape
+from inheritune.errors import SourceError, escape, listed
 from inheritune.model_files.cast import cast
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.layers import STRAY
+from inheritune.model_files.safe_path import INDEX
 from inheritune.model_files.scan import Scan, not_finite, refuse_not_finite, scan
 from inheritune.model_files.write import TargetTensor, read_chunks
 from inheritune.surgery.class_check.ask_class import check_whole
@@ -134,11 +135,39 @@ def _compare_reference(
         yield _compare_bytes(target, record, plan, reference, scans)
     else:
         yield _NOT_COMPARED
-    for path in reference.side_files:
-        copy = target.path / path.relative_to(reference.path)
-        if not copy.is_file() or not filecmp.cmp(path, copy, shallow=False):
+    yield _compare_side_files(target, record, reference)
+
+
+def _compare_side_files(
+    target: ModelDirectory, record: Mapping[str, Any], reference: ModelDirectory
+) -> Finding:
+    """Compare every file of the reference that the record does not name as left behind.
+
+    What `inherit` took over is not asked again here: a file that it forgot has to be found.
+    """
+    left = record.get("left_behind")
+    known = left if isinstance(left, list) else reference.left_behind  # of an earlier version
+    absent = {"config.json", INDEX, *reference.metadata, *map(str, known)}
+    compared, missing = 0, []
+    for path in sorted(reference.path.rglob("*")):
+        name = path.relative_to(reference.path).as_posix()
+        is_hidden = any(part.startswith(".") for part in name.split("/"))
+        if is_hidden or name in absent or f"{name.partition('/')[0]}/" in absent:
+            continue
+        copy = target.path / name
+        if path.is_file() and not copy.exists():
+            missing.append(name)
+        elif path.is_file() and not filecmp.cmp(path, copy, shallow=False):
             raise SourceError(f"{copy} is not what it is in the reference.")
-    yield Finding("side files", f"{len(reference.side_files)} files equal the reference's")
+        compared += path.is_file()
+    if missing and left is not None:
+        raise SourceError(
+            f"{target.path} lacks {listed(missing)} of the reference.", "Write the target again."
+        )
+    text = f"{compared - len(missing)} files equal the reference's"
+    text += f"; not there: {listed(missing)}" if missing else ""
+    text += f"; left behind: {listed(known)}" if known else ""
+    return Finding("side files", text, proven=not missing)
 
 
 def _compare_config(target: ModelDirectory, plan: InheritPlan, is_trained: bool) -> Finding:

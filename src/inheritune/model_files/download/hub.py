@@ -5,20 +5,16 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 
 from inheritune.errors import MachineError, SourceError, escape, reason_of
-from inheritune.model_files.safe_path import is_plain_name
+from inheritune.model_files.copy import MAX_SIDE_BYTES, is_side_file
+from inheritune.model_files.safe_path import INDEX, is_plain_name
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
-# Whole models only, in safetensors only: no pickle is even downloaded.
-WANTED = [
-    *("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.spm", "*.bpe", "*.py"),
-    *("merges.txt", "vocab*.txt", "LICEN[CS]E*", "License*", "COPYING*"),
-    *("[Nn][Oo][Tt][Ii][Cc][Ee]*", "USE_POLICY*"),
-]
-UNWANTED = ["original/*", "consolidated*", "*/*.safetensors", "*/*.json", "*/*.py", "adapter_*"]
+# What a model in the cache must have to be taken as it is, offline.
+NEEDED = ["config.json", "*.safetensors", "tokenizer.json"]
+UNWANTED = ["original/*", "consolidated*", "*/*", "adapter_*"]
 _NOT_HERE = "There is no directory of this name here."
 _LIBRARIES = ("httpx", "httpcore", "huggingface_hub")  # also covers httpx2, a fork of the first
 _FULL_DISK = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -29,15 +25,18 @@ def is_hub_id(model: str) -> bool:
     return _ID.fullmatch(model) is not None and ".." not in model and "--" not in model
 
 
-def is_wanted(name: str) -> bool:
-    """Tell whether a repository's file belongs to a model, and its name is a safe relative path."""
-    plain = name.removeprefix("additional_chat_templates/")
-    if not is_plain_name(plain) or plain.startswith("."):
+def is_wanted(name: str, size: int = 0) -> bool:
+    """Tell whether a repository's file belongs to a model, and its name is a safe relative path.
+
+    Weights are wanted in safetensors only: no pickle is even downloaded.
+    """
+    if not is_plain_name(name.removeprefix("additional_chat_templates/")):
         return False
-    if plain != name and not name.endswith(".jinja"):
-        return False
-    matches = partial(fnmatchcase, name)
-    return any(map(matches, WANTED)) and not any(map(matches, UNWANTED))
+    if name.endswith(".safetensors"):
+        return not any(fnmatchcase(name, pattern) for pattern in UNWANTED)
+    if name in ("config.json", INDEX):
+        return True
+    return is_side_file(name) and size <= MAX_SIDE_BYTES
 
 
 def mirror_root(model: str) -> Path:

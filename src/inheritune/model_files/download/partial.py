@@ -193,7 +193,7 @@ def open_partial(model: str, revision: str | None) -> PartialModel:
             raise
         return PartialModel(snapshot, model, snapshot.name)
     refuse_files(listing.files.keys(), model)
-    names = {name for name in listing.files if is_wanted(name)}
+    names = {name for name, file in listing.files.items() if is_wanted(name, file.size)}
     small = {name for name in names if not name.endswith(".safetensors")}
     snapshot = cached_snapshot(model, listing.commit)
     if snapshot is not None and _is_complete(snapshot, small):

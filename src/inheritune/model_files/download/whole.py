@@ -4,6 +4,7 @@ The Hub's library cannot be asked to stop, so it downloads in a child process, w
 at any time: ``python -m inheritune.model_files.download.whole REQUEST``.
 """
 
+import glob
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from typing import Any
 
 from inheritune import errors
 from inheritune.errors import InherituneError, Interrupted, MachineError, SourceError, escape
-from inheritune.model_files.download.hub import UNWANTED, WANTED, hub_errors, mirror_root
+from inheritune.model_files.download.hub import NEEDED, UNWANTED, hub_errors, is_wanted, mirror_root
 from inheritune.system.files import sha256
 from inheritune.system.signals import follow_parent
 
@@ -132,12 +133,17 @@ def check_digests(snapshot: Path, model: str, stop: Callable[[], bool] = lambda:
 
 def _download_here(model: str, revision: str | None) -> dict[str, Any]:
     """Download in this process; return the path or the error for the parent."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import errors, snapshot_download
 
+    names, unwanted = NEEDED, UNWANTED
     try:
         with hub_errors(model, revision):
+            with suppress(errors.DryRunError):  # offline: what is there must do
+                files = snapshot_download(model, revision=revision, dry_run=True)
+                wanted = [f.filename for f in files if is_wanted(f.filename, f.file_size)]
+                names, unwanted = [glob.escape(name) for name in wanted], []
             path = snapshot_download(
-                model, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED
+                model, revision=revision, allow_patterns=names, ignore_patterns=unwanted
             )
     except InherituneError as error:
         return {"error": [type(error).__name__, error.message, error.hint]}

@@ -44,7 +44,7 @@ class ClassCheck:
         return self.summary.startswith("not checked")
 
     def unused_of(self, names: Iterable[str]) -> set[str]:
-        """Select the tensors that the class does not use; unchecked, by names known of old files."""
+        """Select the tensors that the class does not use; unchecked, by names of old files."""
         if self.skipped:
             return {name for name in names if name.endswith(STRAY)}
         # Files of GPT-2 on the Hub leave the first part of a name out.
