@@ -140,7 +140,7 @@ def _download_here(model: str, revision: str | None) -> dict[str, Any]:
         with hub_errors(model, revision):
             with suppress(errors.DryRunError):  # offline: what is there must do
                 files = snapshot_download(model, revision=revision, dry_run=True)
-                wanted = [f.filename for f in files if is_wanted(f.filename, f.file_size)]
+                wanted = [f.filename for f in files if is_wanted(f.filename, f.file_size or 0)]
                 names, unwanted = [glob.escape(name) for name in wanted], []
             path = snapshot_download(
                 model, revision=revision, allow_patterns=names, ignore_patterns=unwanted
