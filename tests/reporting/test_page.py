@@ -31,6 +31,13 @@ _HOSTILE = [
     "javascript:alert(1)",
     "\u2028\u2029\x00\ud800",
 ]
+_FOLDED = [
+    "Compute beside published runs",
+    "Training curves",
+    "Speed of training",
+    "Health",
+    "Provenance",
+]
 _SCRIPT = re.compile(r"<script([^>]*)>(.*?)</script>", re.S)
 
 
@@ -49,13 +56,20 @@ def _data(page: Path, name: str) -> Any:
     return json.loads(found[1])
 
 
-def test_first_screen_answers_match_cost_and_distance_of_scratch(page: Path) -> None:
+def test_first_screen_answers_match_gain_trust_use_and_cost(page: Path) -> None:
     header = unescape(re.sub(r"<[^>]+>", " ", _markup(page).split("</header>")[0]))
     said = " ".join(header.split())
-    assert "✓ Matched The target with 6 of 8 layers reaches a validation loss of 2.093" in said
-    assert "Cost of the target 2M tokens all 2 rounds, 2 min 25 s 2.9 × 10¹³ FLOPs" in said
-    assert "6.7% of the reference's tokens 4.2% of the reference's FLOPs" in said
-    assert "Scratch of the same size +0.814 nats above the reference it reaches 2.915" in said
+    for words in (
+        "✓ Matched The target with 6 of 8 layers reaches a validation loss of 2.093",
+        "Gained 26% smaller",
+        "✕ Seeds one seed",
+        "✓ Reference trained elsewhere on 30M tokens",
+        'path = "runs/demo/target" tokenizer = AutoTokenizer.from_pretrained(path)',
+        "inheritune push runs/demo --repo-id OWNER/NAME",
+        "Cost 2M tokens all 2 rounds, 2 min 25 s",
+        "6.7% of the reference's tokens 4.2% of the reference's FLOPs",
+    ):
+        assert words in said
 
 
 def test_run_json_is_embedded_as_it_was(page: Path, synthetic: ModuleType) -> None:
@@ -82,21 +96,15 @@ def test_tables_and_figures_stand_beside_the_page(page: Path) -> None:
 
 def test_the_sections_stand_in_the_order_of_the_questions(page: Path) -> None:
     titles = re.findall(r"<h2[^>]*>([^<]+)</h2>", _markup(page))
-    assert titles == [
-        "To be read with the verdict",
-        "Loss curves",
-        "Tokens to reach a loss",
-        "Compute",
-        "Rounds",
-        "Variants",
-        "Ledger: everything counted",
-        "Speed and memory",
-        "Health",
-        "Samples",
-        "Text and its overlap",
-        "Notes of the run",
-        "Provenance",
-    ]
+    assert titles == ["Use it", "Results", "Cost", "Text", "Samples", *_FOLDED]
+    folded = re.findall(r"<details[^>]*><summary><h2[^>]*>([^<]+)</h2></summary>", _markup(page))
+    assert folded == _FOLDED
+
+
+def test_the_list_of_sections_names_each_of_them(page: Path) -> None:
+    nav = _markup(page).split("<nav")[1].split("</nav>")[0]
+    linked = re.findall(r'href="#([^"]+)"', nav)
+    assert linked == re.findall(r'<h2 id="([^"]+)"', _markup(page))
 
 
 def test_a_part_of_the_run_may_supply_a_section(
@@ -213,6 +221,8 @@ def test_an_empty_record_says_what_is_missing(tmp_path: Path) -> None:
     assert "<h1>" in written and "No answer yet" in written
     for sentence in ("The reference loss was not measured.", "No round of the target has ended."):
         assert f"<li>{sentence}</li>" in written
+    (tmp_path / "run.json").write_text('{"status": "running"}')
+    assert "Not in this run" not in _markup(write_report(tmp_path))  # it is still to come
     assert "script-src 'none'" in unescape(written)
 
 

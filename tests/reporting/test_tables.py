@@ -42,13 +42,13 @@ def test_rounds_table_shows_losses_with_paired_error(synthetic: ModuleType) -> N
     ]
 
 
-def test_variants_table_begins_with_the_reference(synthetic: ModuleType) -> None:
+def test_variants_table_is_sorted_by_loss(synthetic: ModuleType) -> None:
     record = synthetic.record()
     record["variants"].reverse()
     table = variants_table(typed(record))
-    assert [row[0] for row in table.rows] == ["reference", "equal-compute", "scratch", "inherit"]
-    assert table.rows[0][5] == "—"  # the reference is not compared with itself
-    assert table.rows[2][5] == "+0.814"
+    assert [row[0] for row in table.rows] == ["inherit", "reference", "equal-compute", "scratch"]
+    assert table.rows[1][2] == "—"  # the reference is not compared with itself
+    assert table.rows[3][2] == "+0.814"
 
 
 def test_ledger_sums_what_was_spent_here_apart_from_what_was_borrowed(
@@ -68,17 +68,15 @@ def test_ledger_says_when_its_sums_are_too_low(synthetic: ModuleType) -> None:
 def test_csv_holds_full_numbers_and_nothing_for_the_unknown(synthetic: ModuleType) -> None:
     written = list(csv.reader(io.StringIO(variants_table(typed(synthetic.record())).csv())))
     assert written[0][-1] == "time (s)"
-    assert written[1] == [
+    assert written[2] == [
         "reference",
-        "trained reference",
-        "8",
         "2.1004",
+        "",
         "0.031",
-        "",
-        "",
-        "",
-        "30000000",
+        "8",
         "3900000",
+        "30000000",
+        "trained reference",
         "690000000000000.0",
         "",
     ]
@@ -88,9 +86,9 @@ def test_markdown_keeps_one_row_per_line_whatever_a_name_holds(synthetic: Module
     record = synthetic.record()
     record["variants"][2]["name"] = "a|b\nc <script>`x`"
     lines = variants_table(typed(record)).markdown().splitlines()
-    assert lines[0].startswith("| variant | start | layers |")
-    assert lines[1].startswith("| --- | --- | ---: |")
-    assert lines[4].startswith(r"| a\|b c &lt;script>\`x\` | fresh weights | 6 |")
+    assert lines[0].startswith("| variant | val_loss (nats) | minus reference loss (nats) |")
+    assert lines[1].startswith("| --- | ---: | ---: |")
+    assert lines[5].startswith(r"| a\|b c &lt;script>\`x\` | 2.915 | +0.814 |")
 
 
 @pytest.mark.parametrize("make", [rounds_table, variants_table, ledger_table])
@@ -114,7 +112,7 @@ def test_with_several_seeds_each_has_a_row_of_its_own(synthetic: ModuleType) -> 
     row = dict(
         zip(
             variants_table(typed(record)).headers,
-            variants_table(typed(record)).rows[1],
+            variants_table(typed(record)).rows[0],
             strict=True,
         )
     )

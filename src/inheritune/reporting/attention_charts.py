@@ -98,7 +98,8 @@ def attention_section(record: RunRecord) -> PageSection | None:
         if any(measure.value(layer) is not None for layers in models.values() for layer in layers)
     ]
     text = _sentences(analysis, models)
-    return PageSection("inside", "Attention and layers", text, charts, files=[by_layer, by_head])
+    files = [by_layer, by_head]
+    return PageSection("inside", "Attention and layers", text, charts, files=files, folded=True)
 
 
 def _with_table(chart: Chart, table: Table) -> Chart:

@@ -56,16 +56,21 @@ def gains_section(record: RunRecord) -> PageSection | None:
 
 def gains_sentence(gains: GainsRecord) -> str:
     """Say what the last model gains against the first; empty where the record does not tell."""
+    parts = [f"{ratio:.2f} {what}" for what, ratio in gain_ratios(gains)]
+    return f"Target against reference: {', '.join(parts)}." if parts else ""
+
+
+def gain_ratios(gains: GainsRecord) -> list[tuple[str, float]]:
+    """List what is compared, and the last model's value over the first's, where both are known."""
     if len(gains.models) < 2:
-        return ""
+        return []
     reference, target = gains.models[0], gains.models[-1]
     pairs = [
-        (target.disk_bytes, reference.disk_bytes, "of the bytes on disk"),
-        (target.peak_bytes, reference.peak_bytes, "of the memory"),
-        (target.decode.median, reference.decode.median, "times the decode speed"),
+        ("of the bytes on disk", target.disk_bytes, reference.disk_bytes),
+        ("of the memory", target.peak_bytes, reference.peak_bytes),
+        ("times the decode speed", target.decode.median, reference.decode.median),
     ]
-    parts = [f"{new / old:.2f} {what}" for new, old, what in pairs if new is not None and old]
-    return f"Target against reference: {', '.join(parts)}." if parts else ""
+    return [(what, new / old) for what, new, old in pairs if new is not None and old]
 
 
 def _spread(scale: float) -> Callable[[SpreadRecord], str]:

@@ -63,7 +63,7 @@
 
   async function draw(name) {
     const place = document.getElementById(name);
-    if (!place) return;
+    if (!place?.clientWidth) return; // in a closed fold: drawn when it is opened
     const config = structuredClone(dark.matches ? data.dark : data.light);
     config.legend.columns = narrow.matches ? 1 : 4;
     const result = await window.vegaEmbed(place, tailored(name), {
@@ -169,6 +169,9 @@
   }
 
   window.inheritune = { report: { show } };
+  document.addEventListener("toggle", ({ target }) => {
+    if (target.open) for (const place of target.querySelectorAll(".chart")) draw(place.id);
+  }, true);
   dark.addEventListener("change", drawAll);
   narrow.addEventListener("change", drawAll);
   show(data);

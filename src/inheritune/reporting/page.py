@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,16 @@ from inheritune.reporting.gains_table import gains_section
 from inheritune.reporting.loss_charts import loss_charts
 from inheritune.reporting.progress import trainings_in_progress
 from inheritune.reporting.provenance import facts_of_data, overlap, provenance, recipe, settings
-from inheritune.reporting.run_tables import ledger_table, rounds_table, seeds_table, variants_table
+from inheritune.reporting.run_tables import (
+    leading_rows,
+    ledger_table,
+    rounds_table,
+    seeds_table,
+    variants_table,
+)
 from inheritune.reporting.section import Chart, PageSection
 from inheritune.reporting.selection_tables import selection_section
-from inheritune.reporting.summary import facts, missing, scale
+from inheritune.reporting.summary import facts, missing
 from inheritune.reporting.table import Table
 from inheritune.reporting.task_tables import task_section
 from inheritune.reporting.training_tables import (
@@ -31,6 +37,8 @@ from inheritune.reporting.training_tables import (
     reach_table,
     speed_table,
 )
+from inheritune.reporting.trust import checks
+from inheritune.reporting.usage import usage
 from inheritune.reporting.vega import png, svg
 from inheritune.reporting.verdict import headline, remarks, verdict
 from inheritune.run_directory import Run
@@ -41,12 +49,12 @@ _MAX_PAGE_BYTES = 1_500_000
 _MAX_SAMPLES, _MAX_SAMPLE = 60, 3_000  # samples; characters of one
 _MAX_NOTES, _MAX_NOTE = 50, 1_000
 
-# Sections between the loss curves and the rounds.
+# Sections in their order; those that are not folded stand between the results and the cost.
 _SECTIONS: Sequence[Callable[[RunRecord], PageSection | None]] = (
-    selection_section,
     gains_section,
-    attention_section,
     task_section,
+    selection_section,
+    attention_section,
 )
 
 
@@ -99,6 +107,15 @@ class RunReport:
     def figures(self) -> dict[str, bytes]:
         """PNG of every chart, by the name of its file."""
         return {f"{chart.name}.png": png(chart.spec) for chart in self.charts}
+
+    @property
+    def results(self) -> tuple[Table, Table]:
+        """The table of variants: the rows to show, and those to fold away."""
+        table = self.own_tables["variants"]
+        first = leading_rows(self.record, table)
+        rest = [index for index in range(len(table.values)) if index not in first]
+        shown, folded = ([table.values[index] for index in rows] for rows in (first, rest))
+        return replace(table, values=shown), replace(table, values=folded, notes=())
 
     @property
     def table_files(self) -> list[Table]:
@@ -177,6 +194,7 @@ def page_title(report: RunReport) -> str:
 def page_content(report: RunReport, drawings: Mapping[str, str]) -> Markup:
     """Fill the page's main element; ``drawings`` are SVGs by name of chart, and may be missing."""
     record, curves = report.record, report.curves
+    results, more_results = report.results
     return filled(
         "run.html.j2",
         {
@@ -186,10 +204,14 @@ def page_content(report: RunReport, drawings: Mapping[str, str]) -> Markup:
             "finding": finding(record),
             "facts": facts(record),
             "in_progress": trainings_in_progress(record, curves),
-            "scale": scale(record),
+            "checks": checks(record),
+            "usage": usage(record),
             "remarks": remarks(record),
             "missing": [*report.problems, *missing(record, curves)],
-            "curve_charts": report.curve_charts,
+            "results": results,
+            "more_results": more_results,
+            "loss_charts": report.curve_charts[:1],
+            "training_charts": report.curve_charts[1:],
             "speed_charts": report.speed_charts,
             "stills": {name: data_address(drawing) for name, drawing in drawings.items()},
             "sections": report.sections,

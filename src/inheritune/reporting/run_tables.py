@@ -22,6 +22,7 @@ _OUTCOMES = {
     "matched_within_noise": "matched within noise",
     "not_matched": "not matched",
 }
+_MOST_ROWS = 8  # of the results that a page shows unfolded
 _STARTS = {
     "trained": "trained reference",
     "inherit": "first layers of the reference",
@@ -77,7 +78,7 @@ def rounds_table(record: RunRecord) -> Table:
             (Column("tokens", show=amount), "tokens"),
             (Column("epochs", show=epochs), "epochs"),
             (Column("parameters", show=amount), "params"),
-            (Column("FLOPs", show=flops), "flops"),
+            (Column("FLOPs in all", show=flops), "flops"),
             (Column("time", "s", duration, True), "seconds"),
         ],
         [
@@ -95,7 +96,7 @@ def _cut_column(rows: Sequence[TrainedModel]) -> list[Field]:
 
 
 def variants_table(record: RunRecord) -> Table:
-    """List the models that were compared, the reference first."""
+    """List the models that were compared, by loss, the lowest first."""
     notes = ["All variants share data order and validation text. Tokens include repeats."]
     if _has_several_seeds(record):
         notes.append(
@@ -112,29 +113,50 @@ def variants_table(record: RunRecord) -> Table:
             "their repair. No token was trained on for either."
         )
         zero_tokens.append((Column("val_loss at start", "nats", loss), "start_val_loss"))
+    over_seeds: list[Field] = [
+        (Column("SD over seeds", show=loss), "val_loss_sd"),
+        (Column("seeds", show=exact), "num_seeds"),
+    ]
     return Table.of(
         "variants",
-        sorted(record.variants, key=lambda row: row.start != "trained"),
+        sorted(record.variants, key=lambda row: (row.val_loss is None, row.val_loss or 0.0)),
         [
             (Column("variant"), lambda row: row.name or None),
-            (Column("start"), _start),
-            (Column("layers", show=exact), "layers"),
             (Column("val_loss", "nats", loss), "val_loss"),
-            (Column("SE over windows", show=loss), "val_loss_se"),
             (
                 Column("minus reference loss", "nats", signed),
                 lambda row: _minus_reference(record, row),
             ),
+            (Column("SE over windows", show=loss), "val_loss_se"),
+            *(over_seeds if _has_several_seeds(record) else []),
             *zero_tokens,
-            (Column("SD over seeds", show=loss), "val_loss_sd"),
-            (Column("seeds", show=exact), "num_seeds"),
-            (Column("tokens", show=amount), "tokens"),
+            (Column("layers", show=exact), "layers"),
             (Column("parameters", show=amount), "params"),
-            (Column("FLOPs", show=flops), "flops"),
+            (Column("tokens", show=amount), "tokens"),
+            (Column("start"), _start),
+            (Column("FLOPs in all", show=flops), "flops"),
             (Column("time", "s", duration, True), "seconds"),
         ],
         notes,
     )
+
+
+def leading_rows(record: RunRecord, table: Table) -> list[int]:
+    """List the rows of the table of variants to show first; a reader can unfold the others.
+
+    Returns:
+        Indices, in order: the reference, the target, its scratch control and every variant that
+        beats the target; then those of the lowest losses, up to eight in all.
+    """
+    named = {"reference", record.target_name, record.scratch.name}
+    level = record.target_row.val_loss or record.target_loss
+    must = {
+        index
+        for index, (name, val_loss, *_) in enumerate(table.values)
+        if name in named or (None not in (level, val_loss) and val_loss < level)
+    }
+    others = [index for index in range(len(table.values)) if index not in must]
+    return sorted([*must, *others[: max(0, _MOST_ROWS - len(must))]])
 
 
 def seeds_table(record: RunRecord) -> Table:

@@ -35,6 +35,7 @@ class PageSection:
     # Each becomes a table on the page, and a file of each format beside it.
     tables: Sequence[Table] = ()
     files: Sequence[Table] = ()  # tables too long for the page, written as files only
+    folded: bool = False  # stands below the results, and is opened by its reader
 
 
 def finished_spec(chart: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def selection_section(record: RunRecord) -> PageSection | None:
         "text; the validation text has no part in them. All scores: selection.json."
     )
     tables = [inherited_table(selection), removal_table(selection)]
-    return PageSection("selection", "Choice of layers", [sentence], tables=tables)
+    return PageSection("selection", "Choice of layers", [sentence], tables=tables, folded=True)
 
 
 def inherited_table(selection: SelectionRecord) -> Table:

@@ -32,8 +32,9 @@ def task_section(record: RunRecord) -> PageSection | None:
     tables = task_tables(record)
     if not tables:
         return None
-    title = "Tasks and compute" if record.evaluation.models else "Compute"
-    return PageSection("tasks", title, tables=tables)
+    has_scores = bool(record.evaluation.models)
+    title = "Tasks and compute" if has_scores else "Compute beside published runs"
+    return PageSection("tasks", title, tables=tables, folded=not has_scores)
 
 
 def task_tables(record: RunRecord) -> list[Table]:

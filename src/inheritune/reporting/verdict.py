@@ -10,6 +10,7 @@ from inheritune.reporting.quantities import (
     percent,
     signed,
 )
+from inheritune.reporting.trust import mean_target_loss
 from inheritune.run_record.record import RunRecord
 
 _GAP_CLOSED = (
@@ -144,7 +145,7 @@ def _scratch(record: RunRecord) -> str:
             "No scratch control of the same size: how much of the result is due to inheritance is "
             "not known."
         )
-    target_loss = _mean_target_loss(record)
+    target_loss = mean_target_loss(record)
     if scratch_loss <= reference_loss:
         return (
             f"Scratch of the same size ({loss(scratch_loss)}) is no worse than the reference "
@@ -160,7 +161,7 @@ def _scratch(record: RunRecord) -> str:
 
 
 def _equal_compute(record: RunRecord) -> str:
-    control, target_loss = record.equal_compute, _mean_target_loss(record)
+    control, target_loss = record.equal_compute, mean_target_loss(record)
     if control.val_loss is None or target_loss is None:
         return (
             "No equal-compute control: a scratch model given the FLOPs of all rounds together was "
@@ -222,8 +223,3 @@ def _seeds(record: RunRecord) -> str:
         f"{loss(row.val_loss_sd)} (standard deviation over seeds); it matched in "
         f"{exact(record.result.seeds_matched)} of them. The verdict is that of the first."
     )
-
-
-def _mean_target_loss(record: RunRecord) -> float | None:
-    """Return the target's val_loss, mean over its seeds."""
-    return record.target_row.val_loss or record.target_loss

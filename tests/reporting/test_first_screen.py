@@ -1,0 +1,110 @@
+"""The first screen: four facts, what the result rests on, and how the target is used."""
+
+import ast
+from types import ModuleType
+
+import pytest
+
+from inheritune.reporting.run_tables import leading_rows, variants_table
+from inheritune.reporting.summary import facts
+from inheritune.reporting.trust import checks
+from inheritune.reporting.usage import usage
+from inheritune.run_record.record import RunRecord
+
+typed = RunRecord.model_validate
+
+
+def _found(record: dict[str, object]) -> dict[str, tuple[bool, str]]:
+    return {check.title: (check.holds, check.phrase) for check in checks(typed(record))}
+
+
+def test_four_facts_say_what_was_kept_reached_gained_and_paid(synthetic: ModuleType) -> None:
+    record = synthetic.record()
+    found = {fact.title: (fact.value, *fact.details) for fact in facts(typed(record))}
+    assert list(found) == ["Kept", "Loss", "Gained", "Cost"]
+    assert found["Kept"][0] == "6 of 8 layers"
+    assert found["Loss"] == (
+        *("2.093", "nats per token; reference 2.100", "difference −0.007 ± 0.004, paired"),
+    )
+    assert found["Gained"] == (
+        *("26% smaller", "speed was not measured", "0.822 nats better than scratch"),
+    )
+    assert found["Cost"][:2] == ("2M tokens", "all 2 rounds, 2 min 25 s")
+
+
+def test_the_gain_is_in_speed_where_that_was_measured(synthetic: ModuleType) -> None:
+    models = [
+        {"name": "reference", "disk_bytes": 100, "peak_bytes": 200, "decode": {"median": 10.0}},
+        {"name": "target", "disk_bytes": 75, "peak_bytes": 100, "decode": {"median": 13.0}},
+    ]
+    record = synthetic.record(gains={"models": models})
+    gained = next(fact for fact in facts(typed(record)) if fact.title == "Gained")
+    assert gained.value == "1.30× as fast"
+    assert gained.details[:2] == ["75% of the bytes on disk", "50% of the memory"]
+
+
+def test_each_check_is_a_tick_or_a_cross_with_one_phrase(synthetic: ModuleType) -> None:
+    assert _found(synthetic.record()) == {
+        "Seeds": (False, "one seed, so the spread over seeds is not known"),
+        "Equal compute": (True, "scratch with the same FLOPs is 0.528 worse"),
+        "Texts apart": (True, "2.1% of held-out 13-token sequences are in the training text"),
+        "Reference": (True, "trained elsewhere on 30M tokens"),
+    }
+
+
+def test_a_doubt_is_a_cross(synthetic: ModuleType) -> None:
+    record = synthetic.record()
+    record["variants"][2]["val_loss"] = 2.05  # scratch beats the reference
+    record["variants"][3]["val_loss"] = 2.0  # and with equal compute the target
+    record["tokens"]["overlap"]["duplicate_documents"] = 0.25
+    assert [holds for holds, _ in _found(record).values()] == [False] * 4
+    assert _found(record)["Texts apart"][1] == "25% of held-out documents are in the training text"
+    record["variants"] = record["variants"][:2]
+    record["reference"]["trained_here"] = True
+    del record["tokens"]["overlap"]
+    assert _found(record)["Reference"] == (
+        *(False, "trained in this run on 30M tokens: a weak one is easy to match"),
+    )
+    assert not any(holds for holds, _ in _found(record).values())
+
+
+def test_before_there_is_a_result_nothing_is_checked_or_used(synthetic: ModuleType) -> None:
+    record = typed(synthetic.record(result=None))
+    assert checks(record) == [] and usage(record) is None
+
+
+@pytest.mark.parametrize(
+    ("recorded", "run"),
+    [("runs/demo", "runs/demo"), ("…/demo", "demo"), ("it's", "\"it'\"'\"'s\""), ("", ".")],
+)
+def test_the_code_and_the_commands_name_the_target(
+    synthetic: ModuleType, recorded: str, run: str
+) -> None:
+    record = synthetic.record()
+    record["result"]["run"] = recorded
+    use = usage(typed(record))
+    assert use is not None
+    ast.parse(use.code)
+    assert f'path = "{use.path}"' in use.code and use.path.endswith("target")
+    commands = dict(use.commands)
+    assert list(commands) == ["publish", "evaluate", "llama.cpp"]
+    if recorded != "it's":
+        assert commands["publish"] == f"inheritune push {run} --repo-id OWNER/NAME"
+    else:
+        assert "'it'\"'\"'s'" in commands["publish"]
+
+
+def test_whatever_beats_the_target_is_shown_first_and_the_rest_is_folded(
+    synthetic: ModuleType,
+) -> None:
+    record = synthetic.record()
+    better = [record["variants"][2] | {"name": f"b{n}", "val_loss": 2.0 + n / 1e3} for n in range(9)]
+    worse = [record["variants"][2] | {"name": f"w{n}", "val_loss": 2.5 + n / 1e3} for n in range(9)]
+    record["variants"] += [*better, *worse]
+    table = variants_table(typed(record))
+    shown = [table.values[index][0] for index in leading_rows(typed(record), table)]
+    assert shown == [*(f"b{n}" for n in range(9)), "inherit", "reference", "scratch"]
+    record["variants"] = [*record["variants"][:4], *worse]
+    table = variants_table(typed(record))
+    shown = [table.values[index][0] for index in leading_rows(typed(record), table)]
+    assert shown == ["inherit", "reference", *(f"w{n}" for n in range(5)), "scratch"]
