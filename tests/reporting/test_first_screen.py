@@ -75,7 +75,7 @@ def test_before_there_is_a_result_nothing_is_checked_or_used(synthetic: ModuleTy
 
 @pytest.mark.parametrize(
     ("recorded", "run"),
-    [("runs/demo", "runs/demo"), ("…/demo", "demo"), ("it's", "\"it'\"'\"'s\""), ("", ".")],
+    [("runs/demo", "runs/demo"), ("…/demo", "demo"), ("it's", '"it\'"\'"\'s"'), ("", ".")],
 )
 def test_the_code_and_the_commands_name_the_target(
     synthetic: ModuleType, recorded: str, run: str
@@ -98,8 +98,9 @@ def test_whatever_beats_the_target_is_shown_first_and_the_rest_is_folded(
     synthetic: ModuleType,
 ) -> None:
     record = synthetic.record()
-    better = [record["variants"][2] | {"name": f"b{n}", "val_loss": 2.0 + n / 1e3} for n in range(9)]
-    worse = [record["variants"][2] | {"name": f"w{n}", "val_loss": 2.5 + n / 1e3} for n in range(9)]
+    one = record["variants"][2]
+    better = [one | {"name": f"b{n}", "val_loss": 2.0 + n / 1e3} for n in range(9)]
+    worse = [one | {"name": f"w{n}", "val_loss": 2.5 + n / 1e3} for n in range(9)]
     record["variants"] += [*better, *worse]
     table = variants_table(typed(record))
     shown = [table.values[index][0] for index in leading_rows(typed(record), table)]

@@ -63,10 +63,9 @@ def _overlap(record: RunRecord) -> Check:
 
 
 def _reference(record: RunRecord) -> Check:
-    title, scratch = "Reference", record.scratch.val_loss
-    if scratch is not None and record.reference_loss is not None:
-        if scratch <= record.reference_loss:
-            return Check(title, False, "undertrained: scratch of the target's size is no worse")
+    title, scratch, level = "Reference", record.scratch.val_loss, record.reference_loss
+    if scratch is not None and level is not None and scratch <= level:
+        return Check(title, False, "undertrained: scratch of the target's size is no worse")
     tokens = record.reference_cost.tokens
     on_tokens = f" on {amount(tokens)} tokens" if tokens else ""
     if record.reference.trained_here:
