@@ -46,8 +46,8 @@ def test_the_files_hold_the_repaired_weights_and_the_rest_bit_for_bit(gpt2, tmp_
     result = repair_layers(model, 4, [0, 1, 3], WINDOWS, "sequential")
     expected = model.state_dict()
     stored, source = load_file(out / "model.safetensors"), load_file(gpt2 / "model.safetensors")
-    changed = [layer for layer in result.layers if layer.ridge is not None]
-    repaired = {f"transformer.h.{one.place}.{name}" for one in changed for name in one.parameters}
+    layers = result.layers
+    repaired = {f"transformer.h.{one.place}.{name}" for one in layers for name in one.parameters}
     assert f"{PATH}.bias" in repaired
     for name, value in stored.items():
         origin = name.replace("h.2.", "h.3.")
@@ -59,6 +59,9 @@ def test_the_files_hold_the_repaired_weights_and_the_rest_bit_for_bit(gpt2, tmp_
     assert {name for layer in layers for name in layer["tensors"]} == repaired
     assert [(one["layer"], one["reference_layer"]) for one in layers] == [(1, 1), (2, 3)]
     assert record["repair"]["tokens"] == 20 * 24 and record["repair"]["method"] == "sequential"
+    assert record["repair"]["ridge"] == result.ridge
+    trials = [(one["ridge"], one["kl"]) for one in record["repair"]["trials"]]
+    assert trials == [(trial.ridge, trial.kl) for trial in result.trials]
     assert record["fresh_tensors"] == [] and record["seed"] is None
     # A stock model, as transformers loads it.
     assert type(target.load()).__name__ == "GPT2LMHeadModel"

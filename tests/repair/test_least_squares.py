@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from inheritune.repair.least_squares import RIDGES, NormalEquations, solve_by_held_out
+from inheritune.repair.least_squares import NormalEquations, solve_unless_worse
 
 ROWS, FEATURES, OUTPUTS = 200, 12, 5
 
@@ -23,7 +23,7 @@ def equations(a: torch.Tensor, e: torch.Tensor, pieces: int = 7, diagonal: bool 
     return sums
 
 
-@pytest.mark.parametrize("ridge", [1e-12, *RIDGES])
+@pytest.mark.parametrize("ridge", [1e-12, 1e-2, 1.0])
 def test_the_streamed_solution_is_that_of_numpy_on_the_whole_matrices(problem, ridge):
     a, e = problem
     # min ‖A X - E‖² + r ‖X‖² is min ‖[A; sqrt(r) I] X - [E; 0]‖²
@@ -49,27 +49,30 @@ def test_the_error_is_that_of_the_rows(problem, diagonal):
     assert sums.error(x) == pytest.approx(float((a @ matrix - e).square().sum()), rel=1e-12)
 
 
-def test_the_ridge_is_the_one_with_the_least_error_on_held_out_rows(problem):
+@pytest.mark.parametrize("on_all", [False, True])
+def test_a_solution_that_does_better_on_held_out_rows_is_taken(problem, on_all):
     a, e = problem
     e = a[:, :OUTPUTS] + 0.5 * e
     fit, held = (a[:150], e[:150]), (a[150:], e[150:])
-    errors = {r: equations(*held).error(equations(*fit).solve(r)) for r in RIDGES}
-    solution = solve_by_held_out(equations(*fit), equations(*held))
-    assert solution.ridge == min(RIDGES, key=lambda r: errors[r])
-    assert solution.error_after == errors[solution.ridge] < solution.error_before
-    # ... and the solution is of all rows.
-    assert torch.allclose(solution.values, equations(a, e).solve(solution.ridge), atol=1e-13)
+    without = equations(*fit).solve(0.1)
+    solution = solve_unless_worse(equations(*fit), equations(*held), 0.1, on_all)
+    assert solution.gains
+    assert solution.error_after == equations(*held).error(without) < solution.error_before
+    expected = equations(a, e).solve(0.1) if on_all else without
+    assert torch.allclose(solution.values, expected, rtol=0, atol=1e-13)
 
 
 def test_noise_is_not_fitted(problem):
     a, e = problem  # independent: whatever is fitted does worse on other rows than zero
-    solution = solve_by_held_out(equations(a[:20], e[:20]), equations(a[20:], e[20:]))
-    assert solution.ridge is None
+    parts = equations(a[:20], e[:20]), equations(a[20:], e[20:])
+    solution = solve_unless_worse(*parts, ridge=0.01, on_all=True)
+    assert not solution.gains
     assert solution.values.count_nonzero() == 0
     assert solution.error_after == solution.error_before
 
 
 def test_errors_of_zero_move_nothing(problem):
     a, zero = problem[0], torch.zeros_like(problem[1])
-    solution = solve_by_held_out(equations(a[:99], zero[:99]), equations(a[99:], zero[99:]))
-    assert solution.ridge is None and solution.values.count_nonzero() == 0
+    parts = equations(a[:99], zero[:99]), equations(a[99:], zero[99:])
+    solution = solve_unless_worse(*parts, ridge=0.01, on_all=True)
+    assert not solution.gains and solution.values.count_nonzero() == 0

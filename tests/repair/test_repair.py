@@ -6,6 +6,7 @@ import tiny_models
 import torch
 
 from inheritune.errors import DataError, UnsupportedModelError
+from inheritune.repair import calibration_run
 from inheritune.repair import repair as room
 from inheritune.repair.inherit import METHODS
 from inheritune.repair.layer_passes import LayerPasses
@@ -60,9 +61,8 @@ def test_no_weight_moves_where_the_dropped_layer_did_nothing(family, method):
         parameter.zero_()
     before = state_of(model)
     result = repaired(model, [0, 1, 3], method)
-    assert [(layer.ridge, layer.error) for layer in result.layers] == [(None, 1.0)] * len(
-        result.layers
-    )
+    assert result.ridge is None
+    assert {(layer.parameters, layer.error) for layer in result.layers} == {((), 1.0)}
     assert result.layers and changed(model, before) == []
 
 
@@ -135,7 +135,7 @@ def test_the_new_weights_are_those_of_numpy_on_the_whole_matrices(family, method
     weight = weight.T if family == "gpt2" else weight
     bias = module.bias.double()
     result = repaired(model, [0, 1, 2], method)
-    ridge = result.layers[0].ridge
+    ridge = result.ridge
     assert ridge is not None
     x = a if method == "sequential" else m
     if method == "sequential":
@@ -172,6 +172,75 @@ def test_the_fold_is_the_matrix_applied_to_what_the_mlp_writes(family, method):
     _, after = features_of(model, module, ids)
     whole = torch.diag(matrix) if method == "scale" else matrix
     assert torch.allclose(after, before @ (torch.eye(32) + whole), rtol=0, atol=1e-4)
+
+
+# --- the ridge, one for all layers ---
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gpt-neox", "gpt2"])
+def test_the_ridge_is_the_one_with_the_least_divergence_of_the_whole_target(family):
+    """By numpy and whole matrices: fitted on seven eighths of the windows, compared on the rest."""
+    model = tiny_models.build(family)
+    layers = model.gpt_neox.layers if family == "gpt-neox" else model.transformer.h
+    module = layers[2].mlp.dense_4h_to_h if family == "gpt-neox" else layers[2].mlp.c_proj
+    is_held_out = np.arange(len(WINDOWS))[::-1] % 8 == 0
+    fit, held_out = (torch.from_numpy(WINDOWS[part]) for part in (~is_held_out, is_held_out))
+    log_p = model(held_out).logits.double().log_softmax(-1)
+    states = []
+    hooks = [
+        layer.register_forward_hook(
+            lambda m, a, out: states.append(out[0] if isinstance(out, tuple) else out)
+        )
+        for layer in layers[2:]
+    ]
+    a, _ = features_of(model, module, fit)
+    e = (states[1] - states[0]).flatten(0, 1).double()
+    x = torch.cat([a, torch.ones(len(a), 1)], 1)
+    for hook in hooks:
+        hook.remove()
+    before = state_of(model)
+    expected = {}
+    for ridge in (None, *room.RIDGES["sequential"]):
+        if ridge is not None:
+            gram = x.T @ x
+            gram += ridge * gram.diagonal().mean() * torch.eye(len(gram))
+            solution = torch.linalg.solve(gram, x.T @ e)
+            change = solution[:-1] if family == "gpt2" else solution[:-1].T
+            module.weight += change.float()
+            module.bias += solution[-1].float()
+        hook = layers[3].register_forward_hook(
+            lambda m, args, out: (args[0], *out[1:]) if isinstance(out, tuple) else args[0]
+        )
+        log_q = model(held_out).logits.double().log_softmax(-1)
+        hook.remove()
+        expected[ridge] = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+        model.load_state_dict(before)
+    result = repaired(model, [0, 1, 2], "sequential")
+    assert {t.ridge: t.kl for t in result.trials} == pytest.approx(expected, abs=1e-6)
+    assert result.ridge == min(expected, key=lambda r: expected[r]) is not None
+
+
+def test_a_ridge_that_was_chosen_gives_what_it_gives_alone():
+    """No trial leaves a trace in the weights."""
+    model, alone = tiny_models.build("opt"), tiny_models.build("opt")
+    result = repaired(model, [0, 2, 3], "sequential")
+    assert [trial.ridge for trial in result.trials] == [None, *room.RIDGES["sequential"]]
+    of_one = repaired(alone, [0, 2, 3], "sequential", ridges=(result.ridge,))
+    assert of_one.trials == () and of_one.layers == result.layers
+    assert changed(model, state_of(alone)) == []
+    assert of_one.flops < result.flops  # the trials are counted
+
+
+@pytest.mark.parametrize("kl_of_ridges", [0.2, 0.3])
+def test_a_cut_that_no_ridge_brings_nearer_stays_as_it_was(monkeypatch, kl_of_ridges):
+    kls = iter([0.2, *[kl_of_ridges] * 3])
+    monkeypatch.setattr(room.CalibrationRun, "divergence", lambda *_: next(kls))
+    model = tiny_models.build("opt")
+    before = state_of(model)
+    result = repaired(model, [0, 2, 3], "sequential")
+    assert result.ridge is None and changed(model, before) == []
+    assert [(one.layer, one.parameters) for one in result.layers] == [(0, ()), (2, ()), (3, ())]
 
 
 # --- which layers ---
@@ -219,9 +288,9 @@ def test_later_layers_are_fitted_on_what_the_changed_ones_give_them():
     states = [hidden]
     for number in range(TOTAL):
         states.append(of_reference.run(number, ids, states[-1]))
-    ridges = [one.ridge for one in result.layers]
-    assert None not in ridges[:2]
-    for layer, ridge in zip((0, 2, 3), ridges, strict=True):
+    are_changed = [bool(one.parameters) for one in result.layers]
+    assert are_changed[:2] == [True, True] and result.ridge is not None
+    for layer, is_changed in zip((0, 2, 3), are_changed, strict=True):
         following = {0: 2, 2: 3, 3: 4}[layer]
         module = passes.layers[layer].fc2
         values = []
@@ -231,9 +300,9 @@ def test_later_layers_are_fitted_on_what_the_changed_ones_give_them():
         a = values[0].view(-1, 64).double()
         a = torch.cat([a, torch.ones(len(a), 1)], 1)
         gram = a.T @ a
-        gram += (ridge or 1) * gram.diagonal().mean() * torch.eye(65)
+        gram += result.ridge * gram.diagonal().mean() * torch.eye(65)
         x = torch.linalg.solve(gram, a.T @ missing.flatten(0, 1).double())
-        if ridge is not None:
+        if is_changed:
             module.weight += x[:64].T.float()
             module.bias += x[64].float()
         hidden = passes.run(layer, ids, hidden)
@@ -279,7 +348,7 @@ def test_one_window_is_too_little(tmp_path):
 
 
 def test_a_projection_that_is_too_wide_is_refused_with_another_method(monkeypatch):
-    monkeypatch.setattr(room, "_MOST_FEATURES", 63)
+    monkeypatch.setattr(calibration_run, "_MOST_FEATURES", 63)
     model = tiny_models.build("llama")
     with pytest.raises(UnsupportedModelError, match="has 64 features") as error:
         repaired(model, [0, 1], "sequential")

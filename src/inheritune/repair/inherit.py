@@ -5,7 +5,7 @@ N windows of T tokens.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,14 +179,14 @@ class _Files:
         entries = []
         for one in repair.layers:
             names = []
-            for parameter in one.parameters if one.ridge is not None else ():
+            for parameter in one.parameters:
                 target = self._find(one.layer, parameter)
                 weight = layers[one.layer].get_parameter(parameter).detach()
                 values[target.name] = weight.cpu().contiguous()
                 targets[target.name] = target
                 names.append(target.name)
             places = {"layer": one.place, "reference_layer": one.layer, "tensors": names}
-            entries.append(places | {"ridge": one.ridge, "error": one.error})
+            entries.append(places | {"error": one.error})
         if not repair.layers:
             return UNREPAIRED
         file, stored = scratch / "repaired.safetensors", {}
@@ -203,6 +203,8 @@ class _Files:
                 "seq_len": windows.shape[1],
                 "seed": calibration.seed,
                 "ids_sha256": hashlib.sha256(windows.astype("<i8").tobytes()).hexdigest(),
+                "ridge": repair.ridge,
+                "trials": [asdict(trial) for trial in repair.trials],
                 "layers": entries,
             },
         )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from inheritune.errors import UnsupportedModelError, first_line
 from inheritune.training.layers import find_layers, watched_by
+from inheritune.training.loss import LazyLogits, lazy_logits, logits_are_plain_head_output
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,6 +50,7 @@ class LayerPasses:
         self.model = model.eval()
         self.layers = find_layers(model, total)
         self._forms: list[Callable[[Tensor], Any]] = []
+        self._avoids_logits = logits_are_plain_head_output(model)
         self._prove(ids)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -79,6 +81,13 @@ class LayerPasses:
             stack.callback(layer.register_forward_hook(take_output).remove)
             self._forward(ids)
         return outputs[0]
+
+    def predict(self, ids: Tensor, hidden: Tensor) -> LazyLogits:
+        """Compute the logits, (B T, V), that follow from an output of the last layer, (B, T, D)."""
+        with ExitStack() as stack, torch.no_grad():
+            for layer, form in zip(self.layers, self._forms, strict=True):
+                stack.enter_context(_handing_on(layer, partial(_instead, form, hidden)))
+            return lazy_logits(self.model, ids, self._avoids_logits).cast()
 
     def _forward(self, ids: Tensor) -> None:
         with torch.no_grad():
@@ -136,6 +145,10 @@ class LayerPasses:
 
 def _keep(values: list[Tensor], number: int, hidden: Tensor) -> None:
     values.append(hidden.clone())
+
+
+def _instead(form: Callable[[Tensor], Any], hidden: Tensor, _: Tensor) -> Any:
+    return form(hidden)
 
 
 @contextmanager

@@ -3,16 +3,11 @@
 R rows, P features, D outputs.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
-
-# Ridges to choose from, in units of the mean of the Gram matrix's diagonal.
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-
 
 class NormalEquations:
     """The sums A^T A, A^T E and ‖E‖² of min ‖A X - E‖² + a ‖X‖², without the rows themselves.
@@ -71,27 +66,28 @@ class NormalEquations:
 
 @dataclass(frozen=True)
 class Solution:
-    """A solution, and how it was chosen."""
+    """A solution, and what it gains on rows that it was not fitted on."""
 
-    values: Tensor  # X, fp64
-    # In units of the mean diagonal; None: every ridge did worse on the held-out rows than X = 0
-    ridge: float | None
+    values: Tensor  # X, fp64; zeros where it gains nothing
+    gains: bool  # whether the error on the held-out rows falls
     error_before: float  # ‖E‖² of the held-out rows
     error_after: float  # ‖A X - E‖² of the held-out rows, with X from the others
 
 
-def solve_by_held_out(
-    equations: NormalEquations, held_out: NormalEquations, ridges: Sequence[float] = RIDGES
+def solve_unless_worse(
+    equations: NormalEquations, held_out: NormalEquations, ridge: float, on_all: bool
 ) -> Solution:
-    """Choose the ridge that does best on held-out rows, then solve on all rows.
+    """Solve with a ridge, unless that does no better on held-out rows than X = 0.
 
     Args:
-        equations: The sums of all rows but the held-out ones; the held-out ones are added to it.
+        equations: The sums of all rows but the held-out ones; ``on_all`` adds these to it.
+        on_all: Whether the solution is that of all rows, once it has proven itself.
     """
-    before = held_out.square
-    errors = {ridge: held_out.error(equations.solve(ridge)) for ridge in ridges}
-    best = min(errors, key=errors.__getitem__)
-    if not errors[best] < before:
-        return Solution(torch.zeros_like(equations.cross), None, before, before)
-    equations.include(held_out)
-    return Solution(equations.solve(best), best, before, errors[best])
+    before, solution = held_out.square, equations.solve(ridge)
+    after = held_out.error(solution)
+    if not after < before:
+        return Solution(torch.zeros_like(equations.cross), False, before, before)
+    if on_all:
+        equations.include(held_out)
+        solution = equations.solve(ridge)
+    return Solution(solution, True, before, after)

@@ -6,6 +6,7 @@ state before that, minus the target's.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inheritune.errors import DataError, UnsupportedModelError
+from inheritune.repair.calibration_run import CalibrationRun
 from inheritune.repair.layer_passes import LayerPasses
-from inheritune.repair.least_squares import RIDGES, NormalEquations, Solution, solve_by_held_out
 from inheritune.repair.projection import Projection, find_projection
-from inheritune.system.progress import Listener, Progress, silent
+from inheritune.system.progress import Listener, silent
 from inheritune.system.signals import StopFlag
 
 if TYPE_CHECKING:
@@ -27,21 +28,30 @@ if TYPE_CHECKING:
 # Called with a layer, a parameter's name in it, and its values.
 StoredDtype = Callable[[int, str, Tensor], torch.dtype]
 
-_BATCH = 8  # windows per forward
-_HELD_OUT = 8  # every eighth window is held out to choose the ridge
-# Its Gram matrix takes 2 GiB, of which four are held at a time.
-_MOST_FEATURES = 16_384
+# Ridges to choose from, in units of the mean diagonal of A^T A.
+RIDGES = {
+    "sequential": (0.03, 0.1, 0.3),
+    "linear": (1e-3, 1e-2, 1e-1),
+    "scale": (1e-3, 1e-2, 1e-1),
+}
 
 
 @dataclass(frozen=True)
 class RepairedLayer:
-    """A layer that was changed, and what that gained on the held-out windows."""
+    """A layer that was to be changed, and what that gained on the held-out windows."""
 
     place: int  # index in the target
     layer: int  # index in the reference
-    parameters: tuple[str, ...]  # names of the changed parameters within the layer
-    ridge: float | None  # see `Solution`; None: nothing was gained, and the layer is as it was
+    parameters: tuple[str, ...]  # names of the changed parameters within it; empty: none was better
     error: float  # ‖E‖² after the change / before it, on the held-out windows
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The whole target with one ridge, fitted without the held-out windows."""
+
+    ridge: float | None  # None: the cut as it is
+    kl: float  # KL(reference || target) on the held-out windows, nats per token
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,8 @@ class Repair:
     """What `repair_layers` did."""
 
     layers: tuple[RepairedLayer, ...]
+    ridge: float | None  # of all layers; None: none does better than the cut, which is as it was
+    trials: tuple[Trial, ...]  # what the ridge was chosen by; none where only one was given
     flops: float  # of forward passes, products and solutions
 
 
@@ -83,7 +95,7 @@ def repair_layers(
     method: str,
     *,
     stored_dtype: StoredDtype = lambda layer, name, weight: torch.float32,
-    ridges: Sequence[float] = RIDGES,
+    ridges: Sequence[float] | None = None,
     stop: StopFlag | None = None,
     on_progress: Listener = silent,
     task: str = "repair",
@@ -102,9 +114,11 @@ def repair_layers(
 
     ``"scale"`` does the same with a diagonal T.
 
-    The ridge a draws dW to 0 and T to I. It is chosen for each layer on held-out windows, and where
-    none does better there than no change, the layer stays as it was. With no layer left out, E = 0,
-    and no weight moves.
+    The ridge a draws dW to 0 and T to I. All layers have the same, in units of the mean diagonal:
+    the one with which the whole target, fitted on seven eighths of the windows, has the least KL
+    divergence from the reference on the others. Then all is fitted on all windows. A layer whose
+    error on the held-out windows does not fall stays as it was, and so does the whole cut where no
+    ridge does better. With no layer left out, E = 0, and no weight moves.
 
     Args:
         model: fp32; its changed layers are those of the target, the others stay as they were.
@@ -114,7 +128,8 @@ def repair_layers(
         method: One of ``sequential``, ``linear``, ``scale``.
         stored_dtype: Called with a layer, the name of a parameter in it, and its values before
             their change; returns the dtype that it is stored in. Later layers see it rounded.
-        ridges: Values of a to choose from, in units of the mean diagonal.
+        ridges: Values of a to choose from, in units of the mean diagonal; None: those in `RIDGES`.
+            A single one is taken as it is.
         stop: Checked between batches.
 
     Raises:
@@ -124,7 +139,8 @@ def repair_layers(
 
     Sources: linear, Shopkhoev et al., ReplaceMe, arXiv 2505.02819, with the ridge towards I instead
     of 0; scale after Chen et al., LinearPatch, arXiv 2505.24680, which scales the whole hidden
-    state, where no tensor of the model could hold it; sequential is our own.
+    state, where no tensor of the model could hold it; sequential is our own. Errors of hidden
+    states do not rank ridges, neither layer by layer nor in the end; see docs/log.md.
     """
     places = repaired_places(layer_map, total, method)
     if len(windows) < 2:
@@ -134,114 +150,121 @@ def repair_layers(
             "Give more text, or more tokens of it.",
         )
     ids = torch.from_numpy(windows).to(next(model.parameters()).device)
-    passes = LayerPasses(model, total, ids[:1])
-    work = _Work(passes, ids, stop, task)
+    run = CalibrationRun(LayerPasses(model, total, ids[:1]), ids, stop, on_progress, task)
     if not places:
-        return Repair((), work.flops)
-    # --- target and reference have the same hidden states up to the first gap ---
-    first = 0 if layer_map[0] else places[0]
-    following = [*layer_map[1:], total]
-    reference = work.embedded()
-    work.advance(reference, range(first))
-    target, depth = reference.clone(), first
-    repaired = []
-    for place in range(first, len(layer_map)):
-        layer = layer_map[place]
-        work.advance(reference, range(depth, following[place]))  # before this layer changes
-        depth = following[place]
-        if place in places:
-            hidden = target[:1].to(ids.device)
-            projection = find_projection(passes, layer, ids[:1], hidden)
-            solution = work.solve(layer, projection, method, target, reference, ridges)
-            if solution.ridge is not None:
-                names = projection.parameters()
-                weights = [passes.layers[layer].get_parameter(name) for name in names]
-                dtypes = [stored_dtype(layer, *pair) for pair in zip(names, weights, strict=True)]
-                _fold(projection, method, solution.values, dtypes)
-            error = solution.error_after / solution.error_before if solution.error_before else 1.0
-            parameters = tuple(projection.parameters())
-            repaired.append(RepairedLayer(place, layer, parameters, solution.ridge, error))
-        if place + 1 < len(layer_map):
-            work.advance(target, [layer])
-        on_progress(Progress(task, place + 1 - first, len(layer_map) - first, "layers"))
-    return Repair(tuple(repaired), work.flops)
+        return Repair((), None, (), run.flops)
+    target = _Target(run, tuple(layer_map), places, method, stored_dtype)
+    candidates: list[float | None] = [*(RIDGES[method] if ridges is None else ridges)]
+    ridge, trials = candidates[0], ()
+    if len(candidates) > 1:
+        # The cut stands first: a ridge has to do better.
+        trials = tuple(target.tried([None, *candidates]))
+        ridge = min(trials, key=lambda trial: trial.kl).ridge
+    return Repair(tuple(target.changed(ridge)), ridge, trials, run.flops)
 
 
-class _Work:
-    """The windows, the layers that run on them, and the FLOPs of what was done."""
+class _Target:
+    """A target that is made of a reference's layers, from the first layer that changes on."""
 
-    def __init__(self, passes: LayerPasses, ids: Tensor, stop: StopFlag | None, task: str) -> None:
-        self._passes, self._ids, self._stop, self._task = passes, ids, stop, task
-        self.flops = 0.0
-
-    def _batches(self, held_out: bool | None = None) -> Iterator[Tensor]:
-        numbers = torch.arange(len(self._ids))
-        if held_out is not None:
-            # From the last window on, so that two windows are one and one.
-            is_held_out = (len(numbers) - 1 - numbers) % _HELD_OUT == 0
-            numbers = numbers[is_held_out == held_out]
-        for batch in numbers.split(_BATCH):
-            if self._stop is not None:
-                self._stop.check(f"{self._task} is done again")
-            yield batch
-
-    def embedded(self) -> Tensor:
-        """Compute the input of the first layer on all windows, (N, T, D), in main memory."""
-        return torch.cat([self._passes.embed(self._ids[b]).cpu() for b in self._batches()])
-
-    def advance(self, hidden: Tensor, layers: Sequence[int]) -> None:
-        """Replace hidden states, (N, T, D), by what some layers in turn make of them."""
-        for layer in layers:
-            for batch in self._batches():
-                hidden[batch] = self._run(layer, batch, hidden).cpu()
-
-    def _run(self, layer: int, batch: Tensor, hidden: Tensor) -> Tensor:
-        ids = self._ids[batch]
-        # Two for each weight and token: the products of a layer, but for those within attention.
-        weights = sum(p.numel() for p in self._passes.layers[layer].parameters())
-        self.flops += 2.0 * weights * ids.numel()
-        return self._passes.run(layer, ids, hidden[batch].to(ids.device))
-
-    def solve(
+    def __init__(
         self,
-        layer: int,
-        projection: Projection,
+        run: CalibrationRun,
+        layer_map: Sequence[int],
+        places: Sequence[int],
         method: str,
-        target: Tensor,
-        reference: Tensor,
-        ridges: Sequence[float],
-    ) -> Solution:
-        """Fit the layer's output on its input ``target`` to ``reference``, both (N, T, D)."""
-        outputs, inputs = projection.weight.shape
-        features = inputs + (projection.bias is not None) if method == "sequential" else outputs
-        if features > _MOST_FEATURES and method != "scale":
-            raise UnsupportedModelError(
-                f"{projection.name} of layer {layer} has {features:,} features, of at most "
-                f"{_MOST_FEATURES:,} that {method} solves for.",
-                "Choose repair: linear, which solves for the hidden size, or scale.",
-            )
-        device = self._ids.device
-        diagonal = method == "scale"
-        fit, held_out = (NormalEquations(features, outputs, device, diagonal) for _ in range(2))
-        for equations in (fit, held_out):
-            for batch in self._batches(equations is held_out):
-                with projection.observed() as calls:
-                    output = self._run(layer, batch, target)  # (B, T, D)
-                missing = (reference[batch].to(device) - output).flatten(0, -2)
-                a = _with_ones(calls[0], projection) if method == "sequential" else calls[1]
-                equations.add(a, missing / projection.factor)
-        rows = self._ids.numel()
-        if not diagonal:
-            self.flops += 2.0 * rows * features * (features + outputs)
-            each = features**3 / 3 + 4.0 * features**2 * outputs
-            self.flops += (len(ridges) + 1) * each
-        return solve_by_held_out(fit, held_out, ridges)
+        stored_dtype: StoredDtype,
+    ) -> None:
+        self._run, self._map, self._places, self._method = run, layer_map, places, method
+        self._following = [*layer_map[1:], len(run.passes.layers)]
+        self._stored_dtype = stored_dtype
+        self._projections: dict[int, tuple[Projection, list[torch.dtype]]] = {}
+        # Up to the first gap, target and reference have the same hidden states.
+        self._first = 0 if layer_map[0] else places[0]
+        self._start = run.embedded()
+        run.advance(self._start, range(self._first))
 
+    def tried(self, ridges: Sequence[float | None]) -> list[Trial]:
+        """Make a target with each ridge, beside one reference, and leave no layer changed."""
+        self._run.expect((len(self._map) - self._first) * len(ridges))
+        reference = self._start.clone()
+        targets = [self._start.clone() for _ in ridges]
+        depth = self._first
+        for place in range(self._first, len(self._map)):
+            self._run.advance(reference, range(depth, self._following[place]))
+            depth = self._following[place]
+            for ridge, hidden in zip(ridges, targets, strict=True):
+                with self._kept(place, hidden):
+                    self._change(place, hidden, reference, ridge, on_all=False)
+                    self._run.advance(hidden, [self._map[place]])
+                self._run.count()
+        return [
+            Trial(ridge, self._run.divergence(reference, hidden))
+            for ridge, hidden in zip(ridges, targets, strict=True)
+        ]
 
-def _with_ones(inputs: Tensor, projection: Projection) -> Tensor:
-    if projection.bias is None:
-        return inputs
-    return torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
+    def changed(self, ridge: float | None) -> list[RepairedLayer]:
+        """Change the layers for good, fitted on all windows."""
+        if ridge is None:
+            return [RepairedLayer(place, self._map[place], (), 1.0) for place in self._places]
+        self._run.expect(len(self._map) - self._first)
+        reference, hidden = self._start.clone(), self._start
+        repaired, depth = [], self._first
+        for place in range(self._first, len(self._map)):
+            # The reference passes through this layer before it changes.
+            self._run.advance(reference, range(depth, self._following[place]))
+            depth = self._following[place]
+            if place in self._places:
+                repaired.append(self._change(place, hidden, reference, ridge, on_all=True))
+            if place + 1 < len(self._map):
+                self._run.advance(hidden, [self._map[place]])
+            self._run.count()
+        return repaired
+
+    def _change(
+        self, place: int, hidden: Tensor, reference: Tensor, ridge: float | None, on_all: bool
+    ) -> RepairedLayer:
+        """Fit the layer at a place of the target, and change it unless that gains nothing."""
+        layer = self._map[place]
+        unchanged = RepairedLayer(place, layer, (), 1.0)
+        if ridge is None or place not in self._places:
+            return unchanged
+        projection, dtypes = self._projection(place, hidden)
+        solution = self._run.solve(
+            layer, projection, self._method, hidden, reference, ridge, on_all
+        )
+        if not solution.gains:
+            return unchanged
+        _fold(projection, self._method, solution.values, dtypes)
+        error = solution.error_after / solution.error_before
+        return RepairedLayer(place, layer, tuple(projection.parameters()), error)
+
+    def _projection(self, place: int, hidden: Tensor) -> tuple[Projection, list[torch.dtype]]:
+        """Find what changes at a place, and the dtypes that it is stored in, once."""
+        if place not in self._projections:
+            layer, ids, passes = self._map[place], self._run.ids[:1], self._run.passes
+            projection = find_projection(passes, layer, ids, hidden[:1].to(ids.device))
+            names = projection.parameters()
+            weights = [passes.layers[layer].get_parameter(name) for name in names]
+            dtypes = [
+                self._stored_dtype(layer, *pair) for pair in zip(names, weights, strict=True)
+            ]
+            self._projections[place] = projection, dtypes
+        return self._projections[place]
+
+    @contextmanager
+    def _kept(self, place: int, hidden: Tensor) -> Iterator[None]:
+        """Let a layer be as it was once the block ends."""
+        if place not in self._places:
+            yield
+            return
+        projection, _ = self._projection(place, hidden)
+        values = [v for v in (projection.weight, projection.bias) if v is not None]
+        before = [value.clone() for value in values]
+        try:
+            yield
+        finally:
+            for value, old in zip(values, before, strict=True):
+                value.copy_(old)
 
 
 def _fold(
