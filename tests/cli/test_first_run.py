@@ -12,7 +12,10 @@ from inheritune.cli.app import app
 from inheritune.recipe.load import read_recipe
 from inheritune.recipe.presets import preset_names
 
-QUICK = ["--set", "analyze=null", "--set", "evaluate.gains=false", "--set", "train.seq_len=16"]
+QUICK = [
+    *("--method", "paper", "--set", "analyze=null"),
+    *("--set", "evaluate.gains=false", "--set", "train.seq_len=16"),
+]
 
 
 def invoke(*args: object) -> Result:
@@ -104,7 +107,22 @@ def test_a_name_and_a_number_of_layers_are_taken(first: list[object]) -> None:
         assert "3 layers were asked for, whether they match or not: val_loss is +" in result.stderr
         assert "more tokens, 2.56K instead of 1.28K" in result.stderr
         assert "\nnext: inheritune run mine.yaml --set " in result.stderr
+    assert record["result"]["method"] == "paper"
     assert Path("mine.yaml").is_file()
+
+
+def test_the_default_method_is_best_and_every_result_says_so(first: list[object]) -> None:
+    best = [word for word in first if word not in ("--method", "paper")]
+    ran = invoke(*best, "--layers", 3, "--set", "inherit.repair_tokens=128")
+    assert ran.exit_code == 0, ran.output
+    run = Path("runs/tiny-reference")
+    record = json.loads((run / "run.json").read_text())
+    assert record["result"]["method"] == "best"
+    target = record["rounds"][0]
+    assert (target["repair"]["method"], target["distill"]["alpha"]["end"]) == ("sequential", 1.0)
+    for text in (ran.stdout, (run / "target" / "README.md").read_text()):
+        assert "Method: best," in " ".join(text.split())
+    assert "Method: best," in (run / "report" / "index.html").read_text()
 
 
 def test_any_selection_of_layers_is_taken(first: list[object]) -> None:
@@ -201,6 +219,7 @@ class TestRefusals:
             (["--tokens", "1K", "--name", "a/b"], ["a/b is no name", "--name a-b"]),
             (["--tokens", "1K", "--set", "name=a b"], ["a b is no name", "--name a-b"]),
             (["--tokens", "1K", "--set", "train.lerning_rate=1"], ["train.learning_rate?"]),
+            (["--tokens", "1K", "--method", "worst"], ["no method 'worst'", "paper or best"]),
             (["--tokens", "1K", "--set", "train.tokens=many"], ["train.tokens=many"]),
             (["--tokens", "1K", "--scale", "0.1"], ["--scale goes with a recipe"]),
         ],
@@ -225,6 +244,7 @@ class TestRefusals:
             (["--tokens", "1K"], "train.tokens"),
             (["--minutes", "1"], "train.tokens"),
             (["--name", "mine"], "name"),
+            (["--method", "best"], "inherit.select"),
         ],
     )
     def test_a_recipe_with_an_option_of_a_model(self, option: list[str], key: str) -> None:

@@ -4,14 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 
 import inheritune as it
 from inheritune.errors import Interrupted, RecipeError
 from inheritune.model_files.directory import open_model
-from inheritune.run.first_recipe import FirstRun
+from inheritune.recipe.variants import AlphaSchedule
+from inheritune.run.first_request import FirstRun
+from inheritune.steps.method import method_of
 from inheritune.system.progress import Progress
 
-SECTIONS: dict[str, Any] = {"analyze": None, "evaluate": {"gains": False}}
+SECTIONS: dict[str, Any] = {"analyze": None, "evaluate": {"gains": False}, "method": "paper"}
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +37,7 @@ def test_minutes_become_tokens_that_the_recipe_records(
         tiny_text,
         minutes=1,
         layers=4,
+        method="paper",
         progress=lambda event: messages.append(event.message),
         train={"seq_len": 16},
     )
@@ -110,12 +114,95 @@ def test_several_texts_and_an_opened_model_are_taken(tiny_reference: Path, tiny_
 
 def test_the_command_of_a_request_is_one_line_that_a_shell_reads() -> None:
     request = FirstRun(
-        "m", ("my text.txt", "a\nb"), layers="4", minutes=2.50, name="x", sets=("a=1",)
+        "m",
+        ("my text.txt", "a\nb"),
+        layers="4",
+        minutes=2.50,
+        name="x",
+        method="paper",
+        sets=("a=1",),
     )
     assert request.command == (
         "inheritune run m --text 'my text.txt' --text 'a\\nb' --layers 4 --minutes 2.5 --name x "
-        "--set a=1"
+        "--method paper --set a=1"
     )
+
+
+def test_the_best_method_is_filled_in_with_what_the_text_allows(
+    tiny_reference: Path, tiny_text: Path
+) -> None:
+    file = first(tiny_reference, tiny_text, tokens="640", train={"seq_len": 16}, method="best")
+    inherit = file.recipe.inherit
+    assert (inherit.layers, inherit.select, inherit.repair) == (None, "auto", "sequential")
+    assert inherit.repair_tokens == 640  # of the 656 that are prepared, whole windows
+    distill = file.recipe.variants["inherit"].distill
+    assert distill is not None and isinstance(distill.alpha, AlphaSchedule)
+    assert (distill.alpha.peak, distill.alpha.end, distill.top_k) == (0.1, 1.0, None)
+    assert "\n# Method: best\n" in file.text
+    train = {"seq_len": 16, "schedule": "constant"}
+    flat = first(tiny_reference, tiny_text, tokens="640", train=train).recipe
+    assert flat.variants["inherit"].distill is None
+    flat = first(tiny_reference, tiny_text, tokens="640", train=train, method="best").recipe
+    distill = flat.variants["inherit"].distill
+    assert distill is not None and distill.alpha == 0.1
+
+
+def test_the_time_of_a_distillation_includes_the_reference_beside_it(
+    tiny_reference: Path, tiny_text: Path
+) -> None:
+    paper, best = (
+        first(tiny_reference, tiny_text, minutes=10, layers=4, method=method).recipe.train.tokens
+        for method in ("paper", "best")
+    )
+    # The target has all layers: with a forward pass beside it, a token costs a third more.
+    assert best == pytest.approx(paper / (4 / 3), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("family", "layers", "made"),
+    [
+        ("olmo3", 2, ("auto", "none")),  # a norm behind the MLP: no repair can be folded in
+        ("llama", 1, ("first", "none")),  # one layer leaves nothing to choose
+    ],
+)
+def test_the_best_method_leaves_out_what_a_reference_forbids(
+    family: str, layers: int, made: tuple[str, str], tmp_path: Path, tiny_text: Path
+) -> None:
+    model = tiny_models.tiny_reference(tmp_path / family, family)
+    messages: list[str] = []
+    file = it.recipe_for(
+        model,
+        tiny_text,
+        layers=layers,
+        tokens="640",
+        progress=lambda event: messages.append(event.message),
+        train={"seq_len": 16},
+    )
+    inherit = file.recipe.inherit
+    assert (inherit.select, inherit.repair) == made
+    assert file.recipe.variants["inherit"].distill is not None
+    assert "\n# Method: best, without a repair" in file.text
+    assert any("repair sequential: not here. " in message for message in messages)
+    assert method_of(file.recipe) == "best"
+
+
+@pytest.mark.parametrize(
+    ("change", "method"),
+    [
+        ({}, "paper"),
+        ({"inherit": {"select": "first:2"}}, "paper"),
+        ({"inherit": {"select": "block:2"}}, "own"),
+        ({"inherit": {"select": "0-1"}}, "own"),
+        ({"inherit": {"repair": "linear", "repair_tokens": 64}}, "own"),
+        ({"variants": {"inherit": {"start": "inherit", "distill": {}}}}, "own"),
+        ({"train": {"seq_len": 16, "only": ["head"]}}, "own"),
+    ],
+)
+def test_a_recipe_follows_a_preset_or_is_its_own(
+    change: dict[str, Any], method: str, tiny_reference: Path, tiny_text: Path
+) -> None:
+    sections = {"train": {"seq_len": 16}} | change
+    assert method_of(first(tiny_reference, tiny_text, tokens="640", **sections).recipe) == method
 
 
 def test_a_file_that_was_not_written_by_a_command_is_left_alone(

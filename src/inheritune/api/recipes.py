@@ -53,6 +53,7 @@ def recipe_for(
     tokens: int | str | None = None,
     minutes: float | None = None,
     name: str | None = None,
+    method: str | None = None,
     sets: str | Sequence[str] = (),
     out: PathLike | None = None,
     runs: PathLike = "runs",
@@ -73,6 +74,9 @@ def recipe_for(
         minutes: Time for all rounds on this machine, whose speed is measured by some steps; None,
             without tokens: 15.
         name: Name of the run; None: that of the model.
+        method: ``"paper"``: the first layers, trained on text alone; ``"best"``: layers chosen by
+            scores, the cut repaired, and the reference's predictions learnt as well, as far as the
+            model's class allows; None: best.
         sets: Any key in the form of ``--set``, such as ``"train.seq_len=256"``.
         out: Write it to ``NAME.yaml`` in this directory; what the same call wrote there before is
             read instead. None: write nothing.
@@ -89,7 +93,8 @@ def recipe_for(
     """
     from inheritune.model_files.directory import ModelDirectory
     from inheritune.recipe.sections import overrides
-    from inheritune.run.first_recipe import FirstRun, first_recipe, keep_recipe
+    from inheritune.run.first_recipe import first_recipe
+    from inheritune.run.first_request import FirstRun, keep_recipe
     from inheritune.system.signals import catch_signals
 
     if isinstance(model, ModelDirectory):
@@ -104,6 +109,7 @@ def recipe_for(
         tokens=None if tokens is None else str(tokens),
         minutes=minutes,
         name=name,
+        method=method,
         sets=(*texts_of(sets), *overrides(sections)),
         processes=processes,
     )

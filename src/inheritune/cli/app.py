@@ -42,6 +42,7 @@ from inheritune.cli.console import (
 )
 from inheritune.cli.first_run import (
     Layers,
+    MethodName,
     Minutes,
     Name,
     Text,
@@ -105,6 +106,7 @@ def run(
     tokens: Tokens = None,
     minutes: Minutes = None,
     name: Name = None,
+    method: MethodName = None,
     processes: NumberOfProcesses = 1,
     allow_change: AllowChange = None,
     checkpoint: From = None,
@@ -120,7 +122,7 @@ def run(
     continues it.
     """
     with reported(as_json, debug):
-        options = first_run_options(text, layers, tokens, minutes, name)
+        options = first_run_options(text, layers, tokens, minutes, name, method)
         file, own_sets = opened_recipe(recipe, options, sets, scale, runs, processes)
         root = runs / file.recipe.name
         launch = Launch(processes, allow_change or [], checkpoint, own_sets, as_json, debug)

@@ -42,6 +42,15 @@ Minutes = Annotated[
     ),
 ]
 Name = Annotated[str | None, first_run_option(help="Name of the run; default: that of the model.")]
+MethodName = Annotated[
+    str | None,
+    first_run_option(
+        "--method",
+        metavar="best|paper",
+        help="paper: the first layers, trained on text alone; best: layers chosen by scores, the "
+        "cut repaired, and the reference's predictions learnt as well. Default: best.",
+    ),
+]
 
 # Keys of a recipe that the options of a first run stand for.
 _KEYS = {
@@ -50,6 +59,7 @@ _KEYS = {
     "--tokens": "train.tokens",
     "--minutes": "train.tokens",
     "--name": "name",
+    "--method": "inherit.select",
 }
 
 
@@ -59,9 +69,10 @@ def first_run_options(
     tokens: str | None,
     minutes: float | None,
     name: str | None,
+    method: str | None,
 ) -> dict[str, Any]:
     """Return the options of a first run by their names."""
-    values = (text, layers, tokens, minutes, name)
+    values = (text, layers, tokens, minutes, name, method)
     return dict(zip(_KEYS, values, strict=True))
 
 

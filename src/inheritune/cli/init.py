@@ -8,6 +8,7 @@ from inheritune.cli.completion import models, presets
 from inheritune.cli.console import Debug, Json, print_json, print_text, reported
 from inheritune.cli.first_run import (
     Layers,
+    MethodName,
     Minutes,
     Name,
     Text,
@@ -46,6 +47,7 @@ def init(
     tokens: Tokens = None,
     minutes: Minutes = None,
     name: Name = None,
+    method: MethodName = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -54,7 +56,7 @@ def init(
         from inheritune.recipe.load import recipe_schema
         from inheritune.recipe.presets import commented_recipe, preset_names
 
-        options = first_run_options(text, layers, tokens, minutes, name)
+        options = first_run_options(text, layers, tokens, minutes, name, method)
         if reference is None:
             refuse_without_model(options)
         if schema:

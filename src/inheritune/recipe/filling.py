@@ -2,10 +2,38 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from inheritune.recipe.rules import Split, first_train_section
+from inheritune.recipe.schema import Inherit
 from inheritune.recipe.variants import Grow
+
+
+@dataclass(frozen=True)
+class Method:
+    """What makes a target of the layers that are left: keys of `inherit`, and of the target."""
+
+    select: str = "first"
+    repair: str = "none"
+    distill: Mapping[str, Any] | None = None  # the target's section `distill`
+    note: str = ""  # what a preset leaves out here of what it would have elsewhere
+
+
+# 2410.16215: the reference's predictions while the rate is high, the text while it falls.
+_KL_FIRST = MappingProxyType({"alpha": {"peak": 0.1, "end": 1.0}})
+
+# The presets of `--method`: each with what takes its place where a reference or a text forbids it,
+# the best first. `best` is what docs/log.md found best; after an experiment, change it here.
+METHODS = {
+    "paper": (Method(),),
+    "best": (
+        Method("auto", "sequential", _KL_FIRST),
+        Method("auto", "none", _KL_FIRST, note="without a repair"),
+        Method("first", "none", _KL_FIRST, note="without a repair, and of the first layers"),
+    ),
+}
+DEFAULT_METHOD = "best"  # of a first run
 
 _MOST_ROUNDS = 2  # of growth, as in the demo
 _ONE_PASS = 0.9  # of the expected tokens: an estimate must not end a run that it just fits
@@ -27,6 +55,7 @@ class Facts:
         tokens: Training tokens of each round.
         tokens_reason: Where this number comes from, for a comment; may be empty.
         processes: Number of processes of the run.
+        method: What makes a target of the layers.
     """
 
     name: str
@@ -39,6 +68,7 @@ class Facts:
     tokens: int
     tokens_reason: str = ""
     processes: int = 1
+    method: Method = Method()
 
 
 def fill(facts: Facts, given_train: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -79,7 +109,22 @@ def fill(facts: Facts, given_train: Mapping[str, Any]) -> tuple[dict[str, Any], 
         # One sequence more: whole ones are drawn from what is prepared.
         data["tokens"] = facts.tokens + max(train["batch_tokens"], split.seq_len)
         comments["data.tokens"] = "as much of the text as is trained on"
-    inherit = {"select" if isinstance(facts.layers, str) else "layers": facts.layers}
+    method = facts.method
+    inherit: dict[str, Any] = {"layers": facts.layers}
+    if isinstance(facts.layers, str):
+        inherit = {"select": facts.layers}
+    elif method.select != "first":
+        inherit["select"] = method.select
+        comments["inherit.select"] = "the cheapest of several ways, by scores on training text"
+    fitted = _repair_tokens(split, data.get("tokens"))
+    if method.repair != "none" and fitted >= 2 * split.seq_len:
+        inherit["repair"] = method.repair
+        if fitted < Inherit.model_fields["repair_tokens"].default:
+            inherit["repair_tokens"] = fitted
+        comments["inherit.repair"] = "least squares at the cut, before any training"
+    target: dict[str, Any] = {"start": "inherit"}
+    if method.distill is not None:
+        target["distill"] = distill_section(method.distill, given_train)
     grow: dict[str, Any] = {"add": 0}
     if facts.layers is None:
         comments["inherit.layers"] = f"half of the {total}, as in the paper"
@@ -94,6 +139,30 @@ def fill(facts: Facts, given_train: Mapping[str, Any]) -> tuple[dict[str, Any], 
         "data": data,
         "train": train,
         "grow": grow,
-        "variants": {"inherit": {"start": "inherit"}},
+        "variants": {"inherit": target},
     }
     return values, comments
+
+
+def method_note(name: str, method: Method) -> str:
+    """Say in a comment which preset a recipe was filled in by."""
+    return f"Method: {name}" + (f", {method.note}" if method.note else "")
+
+
+def _repair_tokens(split: Split, prepared: int | None) -> int:
+    """Tokens to fit a repair on: as many as usual, or all of a shorter training text.
+
+    Args:
+        prepared: Most tokens of the text that are prepared; None: all.
+    """
+    counts: list[int] = [Inherit.model_fields["repair_tokens"].default]
+    counts += [count - 1 for count in (split.train_tokens, prepared) if count is not None]
+    return min(counts) // split.seq_len * split.seq_len
+
+
+def distill_section(section: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a method's section `distill` for a recipe with these keys of `train`."""
+    alpha = section["alpha"]
+    if train.get("schedule") == "constant" and isinstance(alpha, Mapping):
+        alpha = alpha["peak"]  # a rate that never falls can carry no schedule
+    return {**section, "alpha": alpha}

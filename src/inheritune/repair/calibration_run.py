@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inheritune.errors import UnsupportedModelError
 from inheritune.repair.layer_passes import LayerPasses
-from inheritune.repair.least_squares import NormalEquations, Solution, solve_unless_worse
+from inheritune.repair.least_squares import NormalEquations
 from inheritune.repair.projection import Projection
 from inheritune.system.progress import Listener, Progress
 from inheritune.system.signals import StopFlag
@@ -20,7 +20,7 @@ from inheritune.training.kl_divergence import Full
 
 _BATCH = 8  # windows per forward
 _HELD_OUT = 8
-# Its Gram matrix takes 2 GiB, of which four are held at a time.
+# Its Gram matrix takes 2 GiB, of which three are held at a time.
 _MOST_FEATURES = 16_384
 
 
@@ -114,11 +114,14 @@ class CalibrationRun:
         reference: Tensor,
         ridge: float,
         on_all: bool,
-    ) -> Solution:
+    ) -> tuple[Tensor, float]:
         """Fit the layer's output on its input ``target`` to ``reference``, both (N, T, D).
 
         Args:
-            on_all: Whether the solution is that of all windows, or without those held out.
+            on_all: Whether to fit on all windows, or without those held out.
+
+        Returns:
+            X, fp64, and the share of the error that is left: ‖A X - E‖² / ‖E‖².
         """
         outputs, inputs = projection.weight.shape
         features = inputs + (projection.bias is not None) if method == "sequential" else outputs
@@ -130,18 +133,20 @@ class CalibrationRun:
             )
         device = self.ids.device
         diagonal = method == "scale"
-        fit, held_out = (NormalEquations(features, outputs, device, diagonal) for _ in range(2))
-        for equations in (fit, held_out):
-            for batch in self._batches(equations is held_out):
-                with projection.observed() as calls:
-                    output = self._run(layer, batch, target)  # (B, T, D)
-                missing = (reference[batch].to(device) - output).flatten(0, -2)
-                a = _with_ones(calls[0], projection) if method == "sequential" else calls[1]
-                equations.add(a, missing / projection.factor)
+        equations = NormalEquations(features, outputs, device, diagonal)
+        for batch in self._batches(held_out=None if on_all else False):
+            with projection.observed() as calls:
+                output = self._run(layer, batch, target)  # (B, T, D)
+            missing = (reference[batch].to(device) - output).flatten(0, -2)
+            a = _with_ones(calls[0], projection) if method == "sequential" else calls[1]
+            equations.add(a, missing / projection.factor)
+            if not diagonal:
+                self.flops += 2.0 * len(a) * features * (features + outputs)
         if not diagonal:
-            self.flops += 2.0 * self.ids.numel() * features * (features + outputs)
-            self.flops += (1 + on_all) * (features**3 / 3 + 4.0 * features**2 * outputs)
-        return solve_unless_worse(fit, held_out, ridge, on_all)
+            self.flops += features**3 / 3 + 4.0 * features**2 * outputs
+        solution = equations.solve(ridge)
+        left = equations.error(solution) / equations.square if equations.square else 1.0
+        return solution, left
 
 
 def _with_ones(inputs: Tensor, projection: Projection) -> Tensor:

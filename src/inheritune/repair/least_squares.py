@@ -3,11 +3,9 @@
 R rows, P features, D outputs.
 """
 
-from dataclasses import dataclass
-from typing import Self
-
 import torch
 from torch import Tensor
+
 
 class NormalEquations:
     """The sums A^T A, A^T E and ‖E‖² of min ‖A X - E‖² + a ‖X‖², without the rows themselves.
@@ -38,12 +36,6 @@ class NormalEquations:
             self.cross.addmm_(a.T, e)
         self.square += float(e.square().sum())
 
-    def include(self, other: Self) -> None:
-        """Add the rows of other equations."""
-        self.gram += other.gram
-        self.cross += other.cross
-        self.square += other.square
-
     def error(self, solution: Tensor) -> float:
         """Compute ‖A X - E‖² = ‖E‖² - 2 <X, A^T E> + <X, A^T A X>."""
         product = self.gram * solution if self.diagonal else self.gram @ solution
@@ -62,32 +54,3 @@ class NormalEquations:
         matrix = self.gram.clone()
         matrix.diagonal().add_(added)
         return torch.cholesky_solve(self.cross, torch.linalg.cholesky(matrix))
-
-
-@dataclass(frozen=True)
-class Solution:
-    """A solution, and what it gains on rows that it was not fitted on."""
-
-    values: Tensor  # X, fp64; zeros where it gains nothing
-    gains: bool  # whether the error on the held-out rows falls
-    error_before: float  # ‖E‖² of the held-out rows
-    error_after: float  # ‖A X - E‖² of the held-out rows, with X from the others
-
-
-def solve_unless_worse(
-    equations: NormalEquations, held_out: NormalEquations, ridge: float, on_all: bool
-) -> Solution:
-    """Solve with a ridge, unless that does no better on held-out rows than X = 0.
-
-    Args:
-        equations: The sums of all rows but the held-out ones; ``on_all`` adds these to it.
-        on_all: Whether the solution is that of all rows, once it has proven itself.
-    """
-    before, solution = held_out.square, equations.solve(ridge)
-    after = held_out.error(solution)
-    if not after < before:
-        return Solution(torch.zeros_like(equations.cross), False, before, before)
-    if on_all:
-        equations.include(held_out)
-        solution = equations.solve(ridge)
-    return Solution(solution, True, before, after)

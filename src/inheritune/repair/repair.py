@@ -30,7 +30,7 @@ StoredDtype = Callable[[int, str, Tensor], torch.dtype]
 
 # Ridges to choose from, in units of the mean diagonal of A^T A.
 RIDGES = {
-    "sequential": (0.03, 0.1, 0.3),
+    "sequential": (0.1, 0.3, 1.0),
     "linear": (1e-3, 1e-2, 1e-1),
     "scale": (1e-3, 1e-2, 1e-1),
 }
@@ -38,12 +38,12 @@ RIDGES = {
 
 @dataclass(frozen=True)
 class RepairedLayer:
-    """A layer that was to be changed, and what that gained on the held-out windows."""
+    """A layer that was to be changed, and what is left of its error."""
 
     place: int  # index in the target
     layer: int  # index in the reference
-    parameters: tuple[str, ...]  # names of the changed parameters within it; empty: none was better
-    error: float  # ‖E‖² after the change / before it, on the held-out windows
+    parameters: tuple[str, ...]  # names of the changed parameters within it; empty: none is changed
+    error: float  # ‖E‖² after the change / before it, on the windows that it was fitted on
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,8 @@ def repair_layers(
 
     The ridge a draws dW to 0 and T to I. All layers have the same, in units of the mean diagonal:
     the one with which the whole target, fitted on seven eighths of the windows, has the least KL
-    divergence from the reference on the others. Then all is fitted on all windows. A layer whose
-    error on the held-out windows does not fall stays as it was, and so does the whole cut where no
-    ridge does better. With no layer left out, E = 0, and no weight moves.
+    divergence from the reference on the others. Then all is fitted on all windows. The cut stays as
+    it was where no ridge does better. With no layer left out, E = 0, and no weight moves.
 
     Args:
         model: fp32; its changed layers are those of the target, the others stay as they were.
@@ -139,8 +138,8 @@ def repair_layers(
 
     Sources: linear, Shopkhoev et al., ReplaceMe, arXiv 2505.02819, with the ridge towards I instead
     of 0; scale after Chen et al., LinearPatch, arXiv 2505.24680, which scales the whole hidden
-    state, where no tensor of the model could hold it; sequential is our own. Errors of hidden
-    states do not rank ridges, neither layer by layer nor in the end; see docs/log.md.
+    state, where no tensor of the model could hold it; sequential is our own. The error of a layer's
+    hidden states on held-out windows ranks neither ridges nor layers to change; see docs/log.md.
     """
     places = repaired_places(layer_map, total, method)
     if len(windows) < 2:
@@ -155,7 +154,7 @@ def repair_layers(
         return Repair((), None, (), run.flops)
     target = _Target(run, tuple(layer_map), places, method, stored_dtype)
     candidates: list[float | None] = [*(RIDGES[method] if ridges is None else ridges)]
-    ridge, trials = candidates[0], ()
+    ridge, trials = candidates[0], tuple[Trial, ...]()
     if len(candidates) > 1:
         # The cut stands first: a ridge has to do better.
         trials = tuple(target.tried([None, *candidates]))
@@ -223,19 +222,15 @@ class _Target:
     def _change(
         self, place: int, hidden: Tensor, reference: Tensor, ridge: float | None, on_all: bool
     ) -> RepairedLayer:
-        """Fit the layer at a place of the target, and change it unless that gains nothing."""
+        """Fit the layer at a place of the target, if it is one that changes."""
         layer = self._map[place]
-        unchanged = RepairedLayer(place, layer, (), 1.0)
         if ridge is None or place not in self._places:
-            return unchanged
+            return RepairedLayer(place, layer, (), 1.0)
         projection, dtypes = self._projection(place, hidden)
-        solution = self._run.solve(
+        solution, error = self._run.solve(
             layer, projection, self._method, hidden, reference, ridge, on_all
         )
-        if not solution.gains:
-            return unchanged
-        _fold(projection, self._method, solution.values, dtypes)
-        error = solution.error_after / solution.error_before
+        _fold(projection, self._method, solution, dtypes)
         return RepairedLayer(place, layer, tuple(projection.parameters()), error)
 
     def _projection(self, place: int, hidden: Tensor) -> tuple[Projection, list[torch.dtype]]:
@@ -245,9 +240,7 @@ class _Target:
             projection = find_projection(passes, layer, ids, hidden[:1].to(ids.device))
             names = projection.parameters()
             weights = [passes.layers[layer].get_parameter(name) for name in names]
-            dtypes = [
-                self._stored_dtype(layer, *pair) for pair in zip(names, weights, strict=True)
-            ]
+            dtypes = [self._stored_dtype(layer, *pair) for pair in zip(names, weights, strict=True)]
             self._projections[place] = projection, dtypes
         return self._projections[place]
 

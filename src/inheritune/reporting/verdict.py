@@ -24,6 +24,12 @@ _HEADLINES = {
     "unfinished": "No answer yet",
     "failed": "No answer",
 }
+_METHODS = {
+    "paper": "Method: paper, the first layers of the reference, trained on text alone.",
+    "best": "Method: best, layers and loss chosen to stay close to the reference; the recipe says "
+    "which.",
+    "own": "Method: neither paper nor best, but the recipe's own.",
+}
 
 
 def headline(record: RunRecord) -> str:
@@ -49,6 +55,7 @@ def remarks(record: RunRecord) -> list[str]:
     else:
         sentences = [
             record.scaled,
+            _METHODS.get(record.result.method or "", ""),
             _full_size(record),
             _tolerance(record),
             _gap(record),

@@ -1,26 +1,24 @@
-"""Gather the facts of a first run, fill in its recipe, and keep it for the next start."""
+"""Gather the facts of a first run, and fill in its recipe."""
 
-import math
-import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from inheritune.data.text_sample import sample_text
 from inheritune.data.text_stream import IdStream
 from inheritune.data.tokenizer import open_tokenizer
-from inheritune.errors import RecipeError, escape
+from inheritune.errors import RecipeError, SourceError
 from inheritune.model_files.config import cut_config, max_positions
 from inheritune.model_files.directory import ModelDirectory, open_model
+from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.recipe.data import Data
-from inheritune.recipe.filling import Facts, fill
+from inheritune.recipe.filling import DEFAULT_METHOD, METHODS, Facts, Method, fill, method_note
 from inheritune.recipe.load import (
     RecipeFile,
     made_recipe,
     override,
     parse_recipe,
-    read_recipe,
     read_sets,
 )
 from inheritune.recipe.rules import (
@@ -33,116 +31,23 @@ from inheritune.recipe.rules import (
     windows_in,
 )
 from inheritune.recipe.schema import Recipe
-from inheritune.recipe.values import amount_of_tokens, name_of_model, safe_name
+from inheritune.recipe.values import amount_of_tokens
 from inheritune.recipe.written import written_recipe
 from inheritune.recipe.yaml_tree import Tree, dotted
 from inheritune.reporting.quantities import amount, counted, percent
+from inheritune.run.first_request import FirstRun
 from inheritune.steps.growth import Growth
+from inheritune.steps.initial_weights import check_starts
 from inheritune.steps.speed_probe import seconds_per_token
 from inheritune.steps.training_spec import first_count, inherited_layers
 from inheritune.surgery.selection import choose_layers, way_of
 from inheritune.surgery.sizes import Sizes
 from inheritune.surgery.ways import LayerFacts
-from inheritune.system.files import write_bytes
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
 
 DEFAULT_MINUTES = 15.0
 _GUESSED_STEPS = 20  # of one sequence, to check a recipe before its tokens are known
-
-
-@dataclass(frozen=True)
-class FirstRun:
-    """What a first run is asked for.
-
-    Attributes:
-        model: Hub id, model directory, or ``embedded:demo``.
-        text: Files, folders or globs, as ``data.source`` takes them.
-        layers: Layers of the target, in the grammar of `inherit`; None: half, growing once.
-        tokens: Training tokens of each round, such as ``"20M"``; None: as ``minutes`` says.
-        minutes: Time for all rounds on this machine; None, without tokens: 15.
-        name: Name of the run; None: that of the model.
-        sets: Overrides of any key, in the form of ``--set``.
-        processes: Number of processes of the run; it decides ``train.micro_batch`` only.
-    """
-
-    model: str
-    text: tuple[str, ...]
-    layers: str | None = None
-    tokens: str | None = None
-    minutes: float | None = None
-    name: str | None = None
-    sets: tuple[str, ...] = ()
-    processes: int = 1
-
-    def __post_init__(self) -> None:
-        if not self.text:
-            raise RecipeError("no text is named.", "Name files or folders of text: --text PATH")
-        if self.tokens is not None and self.minutes is not None:
-            raise RecipeError(
-                "--tokens and --minutes both say how long to train.", "Give one of them."
-            )
-        if self.tokens is not None:
-            amount_of_tokens(self.tokens)
-        if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise RecipeError(f"--minutes is {self.minutes:g}.", "Give more than 0, such as 15.")
-        if safe_name(self.run_name) != self.run_name:
-            raise RecipeError(
-                f"{escape(self.run_name)} is no name of a run.",
-                f"Use letters, digits, '-', '_' and '.': --name {safe_name(self.run_name)}",
-            )
-
-    @property
-    def command(self) -> str:
-        """The command line that asks for this; it tells one request from another."""
-        words = ["inheritune", "run", self.model]
-        words += [word for path in self.text for word in ("--text", path)]
-        minutes = None if self.minutes is None else f"{self.minutes:g}"
-        options = {"layers": self.layers, "tokens": self.tokens, "minutes": minutes}
-        for option, value in (options | {"name": self.name}).items():
-            words += [] if value is None else [f"--{option}", value]
-        words += [word for text in self.sets for word in ("--set", text)]
-        return escape(shlex.join(words), 10_000)
-
-    @property
-    def run_name(self) -> str:
-        """Name of the run: the one given, or that of the model."""
-        name = read_sets(self.sets).value.get("name", self.name)
-        return name_of_model(self.model) if name is None else str(name)
-
-
-def keep_recipe(
-    request: FirstRun, directory: Path, runs: Path, make: Callable[[], RecipeFile]
-) -> RecipeFile:
-    """Write a new recipe to ``NAME.yaml``, or read the one that the same request wrote before.
-
-    Args:
-        directory: Receives ``NAME.yaml``.
-        runs: Directory of runs; one of this name must be of the same request.
-        make: Fills in the recipe; called only where none was written before.
-
-    Raises:
-        RecipeError: The file, or the run of this name, is of something else.
-    """
-    path = directory / f"{request.run_name}.yaml"
-    copy = runs / request.run_name / "recipe.yaml"
-    for place in (path, copy):
-        if not place.exists():
-            continue
-        file = read_recipe(place)
-        if f"\n# {request.command}\n" not in file.text:
-            subject = f"the run {place.parent}" if place == copy else str(place)
-            raise RecipeError(
-                f"{escape(subject, 160)} is there already, and was not made by this command.",
-                f"Continue it: inheritune run {shlex.quote(str(place))}; or choose another name: "
-                "--name NAME",
-            )
-        if place == copy:
-            write_bytes(path, file.text.encode())
-        return replace(file, path=path)
-    file = make()
-    write_bytes(path, file.text.encode())
-    return replace(file, path=path)
 
 
 def first_recipe(request: FirstRun, stop: StopFlag, on_progress: Listener = silent) -> RecipeFile:
@@ -171,6 +76,7 @@ def first_recipe(request: FirstRun, stop: StopFlag, on_progress: Listener = sile
     revision = _section(given, "reference").get("revision")
     model = open_model(request.model, revision if type(revision) is str else None, whole=False)
     facts = _facts_of_model(request, model, given)
+    facts = replace(facts, method=_possible_method(request, model, facts, given, say))
     draft = _recipe_of(request, facts, given).recipe
     tokenizer = open_tokenizer(model.path)
 
@@ -197,7 +103,7 @@ def first_recipe(request: FirstRun, stop: StopFlag, on_progress: Listener = sile
         facts = replace(facts, tokens_reason=f"per round: {speed}, measured")
         say(
             f"{speed}: {amount(tokens)} tokens per round, {counted(len(rounds), 'round')} at most. "
-            "Analysis and report come on top"
+            "Repair of the cut, analysis and report come on top"
         )
     say(_about_text(text, facts.split))
     return _recipe_of(request, replace(facts, tokens=tokens), given)
@@ -231,6 +137,31 @@ def _layers_of(layers: str | None, total: int) -> int | str | None:
         return None
     chosen = choose_layers(layers, LayerFacts(total), estimate=True)
     return len(chosen) if way_of(layers) == "first" else layers
+
+
+def _possible_method(
+    request: FirstRun,
+    model: ModelDirectory,
+    facts: Facts,
+    given: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> Method:
+    """Return the first form of a method that the model's class takes; the last, if it takes none.
+
+    The run says itself, with the reason, why the last one is impossible.
+    """
+    *better, last = METHODS[request.method or DEFAULT_METHOD]
+    for method in better:
+        draft = _recipe_of(request, replace(facts, method=method), given).recipe
+        try:
+            first = first_count(draft, model.layers)
+            growth = Growth.of(draft, model, first, draft.grow.max_layers or model.layers)
+            check_starts(draft, model, growth.ends())
+        except (RecipeError, SourceError) as error:
+            say(f"{method.select} layers, repair {method.repair}: not here. {error.message}")
+        else:
+            return method
+    return last
 
 
 def _split_of(
@@ -275,10 +206,14 @@ def _round_speeds(
         return counts.counts(layers, draft.train.seq_len).flops_per_token
 
     rounds = [layers_of(size) for size in sizes]
+    # The reference runs beside a distillation, forward only.
+    distill = draft.variants[draft.target_name].distill
+    beside = 0.0 if distill is None else flops(range(model.layers)) * EVALUATION_SHARE
     config, _ = cut_config(model.config, rounds[0])
     seconds = seconds_per_token(config, draft.train, stream, flops(rounds[0]), stop)
     per_flop = seconds / flops(rounds[0])
-    return [per_flop * flops(layers) for layers in rounds], per_flop * flops(range(model.layers))
+    seconds_of_rounds = [per_flop * (flops(layers) + beside) for layers in rounds]
+    return seconds_of_rounds, per_flop * flops(range(model.layers))
 
 
 def _recipe_of(request: FirstRun, facts: Facts, given: Mapping[str, Any]) -> RecipeFile:
@@ -290,7 +225,12 @@ def _recipe_of(request: FirstRun, facts: Facts, given: Mapping[str, Any]) -> Rec
     made_recipe(tree)  # a wrong value is named as it was given
     for path in tree.places:
         comments.pop(dotted(path), None)
-    heading = [request.command, "The same command continues the run, as does: inheritune run FILE"]
+    method = method_note(request.method or DEFAULT_METHOD, facts.method)
+    heading = [
+        request.command,
+        method,
+        "The same command continues the run, as does: inheritune run FILE",
+    ]
     return parse_recipe(
         written_recipe(tree.value, comments, heading), Path(f"{request.run_name}.yaml")
     )

@@ -11,6 +11,7 @@ from inheritune.run.derive import Outcome, judge
 from inheritune.run_record.trainings import LedgerEntry, PriceRecord, Result, TrainedModel
 from inheritune.steps.benchmark import Benchmark
 from inheritune.steps.gains import MeasuredGains
+from inheritune.steps.method import method_of
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.seeds import Repeated, together
 from inheritune.steps.selection import selection_cost
@@ -171,6 +172,7 @@ def run_result(
     target = together([outcome.target], outcome.repeats)[0]
     result = Result(
         outcome=outcome.verdict,
+        method=method_of(recipe),
         layers=outcome.target.layers,
         reference_layers=outcome.reference.layers,
         rounds=len(outcome.rounds),

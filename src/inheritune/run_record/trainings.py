@@ -171,6 +171,7 @@ class Result(Part):
     """The result, as `run --json` prints it. `train` writes other fields: see its page."""
 
     outcome: Text = key("`matched`, `matched_within_noise` or `not_matched`")
+    method: Text = key("`paper` or `best`, as `run --method` names them; `own`: neither")
     layers: Number = key("layers of the target")
     reference_layers: Number = key("layers of the reference")
     rounds: Any = key("number of rounds")
