@@ -10,7 +10,8 @@ from inheritune.repair import calibration_run
 from inheritune.repair import repair as room
 from inheritune.repair.inherit import METHODS
 from inheritune.repair.layer_passes import LayerPasses
-from inheritune.repair.repair import repair_layers, repaired_places
+from inheritune.repair.places import LayerSizes, fitted_features, repair_flops, repaired_places
+from inheritune.repair.repair import repair_layers
 
 TOTAL = 4
 WINDOWS = np.random.default_rng(0).integers(1, 320, (20, 24))
@@ -265,6 +266,42 @@ def test_the_changed_places_follow_from_the_gaps(layer_map, sequential, linear):
         result = repaired(model, layer_map, method)
         assert [layer.place for layer in result.layers] == places
         assert [layer.layer for layer in result.layers] == [layer_map[p] for p in places]
+
+
+@pytest.mark.parametrize("layer_map", [[0, 1], [0, 3], [0, 2], [1, 2]])
+@pytest.mark.parametrize(
+    ("family", "method"), [("llama", m) for m in METHODS] + [("opt", "linear")]
+)
+def test_the_operations_are_counted_before_as_they_are_counted_then(
+    family, method, layer_map, monkeypatch
+):
+    # The cut itself may be best; all is then not fitted again.
+    monkeypatch.setattr(room.CalibrationRun, "divergence", _without_regard(room))
+    model = tiny_models.build(family)
+    layers = LayerPasses(model, TOTAL, torch.from_numpy(WINDOWS[:1])).layers
+    result = repaired(model, layer_map, method)
+    assert result.ridge is not None
+    width = model.config.hidden_size
+    forms = [[(n, tuple(p.shape)) for n, p in layer.named_parameters()] for layer in layers]
+    sizes = LayerSizes(
+        [sum(p.numel() for p in layer.parameters()) for layer in layers],
+        {layer: fitted_features(forms[layer], method, width) for layer in layer_map},
+        width,
+        model.get_output_embeddings().weight.numel(),
+    )
+    counted = repair_flops(layer_map, method, sizes, *WINDOWS.shape)
+    assert counted == pytest.approx(result.flops, rel=1e-12)
+
+
+def _without_regard(module):
+    """The divergence, for which the last ridge is best."""
+    real, calls = module.CalibrationRun.divergence, iter(range(100, 0, -1))
+
+    def divergence(run, reference, target):
+        real(run, reference, target)
+        return next(calls)
+
+    return divergence
 
 
 def test_a_gap_at_the_beginning_alone_has_no_layer_before_it():

@@ -124,6 +124,26 @@ def test_run_json_says_what_each_model_inherited_and_what_the_cut_costs(finished
     assert entry.flops > 0 and entry.seconds > 0 and entry.tokens == 0
 
 
+def choice_in_ledger(run):
+    return next(e for e in run.record().ledger if e.item == "choice of layers").flops
+
+
+def test_a_plan_counts_the_scores_that_the_run_then_measures(six_layers, tiny_text, tmp_path):
+    sections = {"inherit": {"layers": 3, "select": "block"}, "grow": {"add": 0}}
+    sections |= {"train": {"tokens": 128}, "variants": {"target": {"start": "inherit"}}}
+    recipe = recipe_of(six_layers, tiny_text, **sections)
+    planned = plan_recipe(recipe, tmp_path / "planned")
+    execute(as_file(recipe), tmp_path / "run")
+    assert planned.selection_flops == choice_in_ledger(Run(tmp_path / "run"))
+    assert planned.flops == planned.trainings[0].flops + planned.selection_flops
+
+
+def test_a_plan_estimates_the_scores_of_searches(finished, tmp_path):
+    recipe, run = finished
+    planned = plan_recipe(recipe, tmp_path / "planned")
+    assert planned.selection_flops == pytest.approx(choice_in_ledger(run), rel=0.1)
+
+
 def test_a_target_beyond_the_prefix_is_verified_against_its_reference(finished, six_layers):
     _, run = finished
     assert verify(run.root, open_model(str(six_layers)), lambda finding: None).rows()

@@ -83,6 +83,23 @@ def test_the_repair_is_an_entry_of_the_ledger(finished):
     ]
 
 
+def test_a_plan_counts_the_repairs_that_the_run_then_makes(finished, gpt2, tiny_text, tmp_path):
+    root, recipe = finished
+    record = record_of(root)
+    plan = plan_recipe(recipe.recipe, tmp_path / "planned")
+    rows = {row["name"]: row for row in [*record["variants"], *record["rounds"]]}
+    validation_tokens = record["benchmark"]["windows"] * recipe.recipe.train.seq_len
+    for training in plan.trainings:
+        row = rows[training.name]
+        if row["repair"] is None:
+            assert training.repair_flops is None
+            continue
+        # The ledger's figure holds the val_loss of the cut as well.
+        cut = validation_tokens * row["flops_per_token"] / 3
+        assert training.repair_flops == pytest.approx(row["repair"]["flops"] - cut, rel=1e-9)
+        assert training.flops == training.repair_flops + row["flops_per_token"] * row["tokens"]
+
+
 def test_tables_show_the_cut_beside_the_repaired_start(finished):
     record = RunRecord.model_validate(record_of(finished[0]))
     columns = ["val_loss of the cut (nats)", "val_loss at start (nats)"]

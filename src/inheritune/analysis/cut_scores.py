@@ -1,7 +1,6 @@
 """Score cuts of a model: how far their predictions are from those of the whole model.
 
-Layers that two cuts have in common from the input on are run once for both. So all cuts that leave
-out one of N layers take N²/2 layers and N + 1 heads, not N² layers.
+Layers that two cuts have in common from the input on are run once for both: see `cut_walk`.
 
 B sequences, T tokens, D hidden, V vocabulary.
 """
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from inheritune.analysis.cut_walk import common_layers, count_layers, walk_order
 from inheritune.surgery.removal import Cut
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
@@ -77,8 +77,7 @@ def score_cuts(
     layers = find_layers(model, total)
     avoids_logits = logits_are_plain_head_output(model.eval())
     whole = tuple(range(total))
-    # Cuts that begin alike stand together, the longest first; so the whole model stands first.
-    order = sorted({whole, *cuts}, key=lambda cut: (*cut, total))
+    order = walk_order(total, cuts)
     walk = _Walk(layers, order)
     sums = np.zeros((len(order), 2))
     each = _sequences_per_forward(model, total, ids.shape[1])
@@ -100,7 +99,7 @@ def score_cuts(
                 on_progress(Progress(task, done, len(starts) * len(order), "forwards"))
     means = sums / (len(ids) * (ids.shape[1] - 1))
     scores = {cut: CutScore(*row) for cut, row in zip(order, means.tolist(), strict=True)}
-    return ScoredCuts(scores[whole], [scores[cut] for cut in cuts], walk.num_layers, len(order))
+    return ScoredCuts(scores[whole], [scores[cut] for cut in cuts], count_layers(order), len(order))
 
 
 def _sequences_per_forward(model: "PreTrainedModel", total: int, length: int) -> int:
@@ -129,11 +128,7 @@ class _Walk:
 
     def __init__(self, layers: Sequence[nn.Module], order: Sequence[Cut]) -> None:
         self._layers, self._order = layers, order
-        self.num_layers = 0  # layers of one walk along all cuts
-        # Number of layers that each cut has in common with the one before it.
-        self._common = [0, *map(_common, order[:-1], order[1:])]
-        for cut, common in zip(order, self._common, strict=True):
-            self.num_layers += len(cut) - common
+        self._common = common_layers(order)
         self._states: dict[int, Tensor] = {}  # hidden state by number of layers that were run
         self._others: dict[int, tuple[Any, ...] | None] = {}  # what a layer returns beside it
         self._place = 0
@@ -185,9 +180,3 @@ class _Walk:
         if position + 1 in self._forks:
             self._states[position + 1] = hidden.clone()
         return output  # type: ignore[no-any-return]
-
-
-def _common(one: Cut, other: Cut) -> int:
-    """Count the layers that two cuts have in common from the input on."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -147,6 +147,8 @@ def _hours_table(plan: RecipePlan, notes: Sequence[str]) -> Table | None:
     if plan.speed is not None:
         return None
     costs = [(_name(training), training.flops) for training in plan.trainings]
+    if plan.selection_flops:
+        costs.append(("choice of layers", plan.selection_flops))
     columns = [Column("one device alone")]
     columns += [
         Column(
@@ -227,6 +229,8 @@ def recipe_notes(plan: RecipePlan) -> list[str]:
     places = ", ".join(f"{name} {data_size(size)}" for name, size in disk.items())
     disk_total = sum(size for size in disk.values() if size is not None)
     notes = [f"rounds: {plan.growth}.", f"together: {flops(plan.flops)} FLOPs{together}"]
+    if plan.selection_flops:
+        notes.append(f"choice of layers by scores: {flops(plan.selection_flops)} FLOPs of these")
     if plan.cost is not None:
         notes.append(
             f"cost: {money(plan.cost)} {plan.currency} at {money(plan.price_per_hour)} per hour of "

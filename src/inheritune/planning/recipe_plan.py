@@ -16,6 +16,7 @@ from inheritune.planning.planned_reference import (
     shape_notes,
     with_taken_reference,
 )
+from inheritune.planning.selection_cost import selection_flops
 from inheritune.planning.trainings import PlannedTraining, Planner, growth_notes, training_notes
 from inheritune.recipe.published import deviations
 from inheritune.recipe.schema import Recipe
@@ -44,6 +45,8 @@ class RecipePlan(Rows):
     reference_layers: int
     reference_params: int
     download_bytes: int  # bytes of the reference that are still to be downloaded
+    # FLOPs of the scores by which layers are chosen; None: none are chosen so.
+    selection_flops: float | None
     # In the order of the run, with every round that may become necessary.
     trainings: tuple[PlannedTraining, ...]
     most_rounds: int  # largest possible number of rounds
@@ -60,12 +63,12 @@ class RecipePlan(Rows):
 
     @property
     def flops(self) -> float:
-        """FLOPs of all trainings."""
-        return sum(training.flops for training in self.trainings)
+        """FLOPs of all trainings, and of the choice of layers."""
+        return sum(training.flops for training in self.trainings) + (self.selection_flops or 0.0)
 
     @property
     def price(self) -> Price | None:
-        """Time and price of all trainings, without validation and loading; None without devices."""
+        """Time and price of `flops`, without validation and loading; None without devices."""
         return None if self.speed is None else self.speed.price(self.flops)
 
     @property
@@ -175,6 +178,7 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
         reference_layers=model.layers,
         reference_params=whole.params,
         download_bytes=model.missing_bytes(model.tensors.values()),
+        selection_flops=selection_flops(recipe, sizes, round_sizes),
         trainings=trainings,
         most_rounds=len(round_sizes),
         growth=str(growth),

@@ -5,10 +5,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from inheritune.model_files.config import layer_count
-from inheritune.model_files.flops import EVALUATION_SHARE, hidden_loss_flops
+from inheritune.model_files.flops import (
+    EVALUATION_SHARE,
+    first_int,
+    hidden_loss_flops,
+    hidden_size,
+)
 from inheritune.planning.memory import Memory
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.variants import Distill, Variant
+from inheritune.repair.places import LayerSizes, fitted_features, repair_flops
 from inheritune.steps.growth import Growth, grown_sizes, grown_specs
 from inheritune.steps.initial_weights import frozen_shape
 from inheritune.steps.limits import weights_bytes
@@ -37,12 +43,14 @@ class PlannedTraining:
     tokens: int  # training tokens, in whole steps
     steps: int
     epochs: float | None  # passes over the text; None: not known before the text is prepared
-    flops: float  # FLOPs of the training without validation
+    flops: float  # FLOPs of the training and of the repair of its start, without validation
     price: Price | None  # time, and money if a rate is known; None: no devices were named
     made_of: str = ""  # initial weights in words; empty if `start` says it all
     # Part of `flops` that is forward passes of the reference in a distillation; None without
     # distillation.
     reference_flops: float | None = None
+    # Part of `flops` that repairs the start; None without a repair.
+    repair_flops: float | None = None
     beside: bool = False  # true if the reference runs beside the training
     trained: int | None = None  # parameters that are trained; None: all
     lowest_trained_layer: int = 0  # first layer that gradients pass through
@@ -136,7 +144,8 @@ class Planner:
                 reference_flops += hidden_loss_flops(self._sizes.section, spec.layers) * tokens
         shape = self._frozen_shape(spec)
         flops_each = counts.flops_per_token if shape is None else shape.flops_per_token
-        flops = flops_each * tokens + (reference_flops or 0.0)
+        repair_flops = self._repair_flops(spec)
+        flops = flops_each * tokens + (reference_flops or 0.0) + (repair_flops or 0.0)
         dtype = self._dtype(spec)
         if dtype != "F32" and (spec.keeps_end or spec.is_stacked):
             self.kept_masters += weights_bytes(counts.params)
@@ -156,6 +165,7 @@ class Planner:
             price=None if self._speed is None else self._speed.price(flops),
             made_of=spec.made_of,
             reference_flops=reference_flops,
+            repair_flops=repair_flops,
             beside=distill is not None and distill.top_k is None,
             trained=None if shape is None else shape.trained,
             lowest_trained_layer=0 if shape is None else shape.lowest_trained_layer,
@@ -168,6 +178,24 @@ class Planner:
         if spec.only is None:
             return None
         return frozen_shape(self._sizes.reference, spec, self._recipe.train.seq_len)
+
+    def _repair_flops(self, spec: TrainingSpec) -> float | None:
+        """FLOPs of a repair; None where there is none, or none that can be folded in."""
+        if spec.repair == "none":
+            return None
+        section, seq_len = self._sizes.section, self._recipe.train.seq_len
+        width, layers = hidden_size(section), self._sizes.layers
+        features = {
+            layer: fitted_features(layers[layer].form, spec.repair, width)
+            for layer in spec.layer_map
+        }
+        known = {layer: count for layer, count in features.items() if count is not None}
+        if len(known) < len(features):
+            return None
+        head = width * (first_int(section, ("vocab_size",)) or 0)
+        sizes = LayerSizes([layer.params for layer in layers], known, width, head)
+        windows = max(1, spec.repair_tokens // seq_len)
+        return repair_flops(spec.layer_map, spec.repair, sizes, windows, seq_len)
 
     def _dtype(self, spec: TrainingSpec) -> str:
         is_reference = spec.variant not in self._recipe.variants
@@ -249,6 +277,10 @@ def training_notes(
             f"FLOPs include the reference's forward passes for {', '.join(distilled)}: "
             f"{sum(t.reference_flops or 0.0 for t in trainings):.2e} together."
         )
+    if repaired := [t for t in trainings if t.repair_flops]:
+        names = ", ".join(dict.fromkeys(t.name for t in repaired))
+        total = sum(t.repair_flops or 0.0 for t in repaired)
+        notes.append(f"FLOPs include the repairs of {names}: {total:.2e} together.")
     trained = recipe.reference.train
     if trained is not None and trained.keep_in is not None:
         notes.append(

@@ -13,13 +13,13 @@ from torch import Tensor
 from inheritune.errors import UnsupportedModelError
 from inheritune.repair.layer_passes import LayerPasses
 from inheritune.repair.least_squares import NormalEquations
+from inheritune.repair.places import HELD_OUT
 from inheritune.repair.projection import Projection
 from inheritune.system.progress import Listener, Progress
 from inheritune.system.signals import StopFlag
 from inheritune.training.kl_divergence import Full
 
 _BATCH = 8  # windows per forward
-_HELD_OUT = 8
 # Its Gram matrix takes 2 GiB, of which three are held at a time.
 _MOST_FEATURES = 16_384
 
@@ -58,7 +58,7 @@ class CalibrationRun:
         numbers = torch.arange(len(self.ids))
         if held_out is not None:
             # From the last window on, so that two windows are one and one.
-            is_held_out = (len(numbers) - 1 - numbers) % _HELD_OUT == 0
+            is_held_out = (len(numbers) - 1 - numbers) % HELD_OUT == 0
             numbers = numbers[is_held_out == held_out]
         for batch in numbers.split(_BATCH):
             if self._stop is not None:
@@ -123,8 +123,7 @@ class CalibrationRun:
         Returns:
             X, fp64, and the share of the error that is left: ‖A X - E‖² / ‖E‖².
         """
-        outputs, inputs = projection.weight.shape
-        features = inputs + (projection.bias is not None) if method == "sequential" else outputs
+        features, outputs = projection.features(method), len(projection.weight)
         if features > _MOST_FEATURES and method != "scale":
             raise UnsupportedModelError(
                 f"{projection.name} of layer {layer} has {features:,} features, of at most "

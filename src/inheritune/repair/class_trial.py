@@ -10,8 +10,8 @@ from inheritune.model_files.config import cut_config
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.shapes import meta_model, typed_config
 from inheritune.repair.layer_passes import LayerPasses
+from inheritune.repair.places import repaired_places
 from inheritune.repair.projection import find_projection
-from inheritune.repair.repair import repaired_places
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

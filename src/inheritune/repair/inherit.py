@@ -21,7 +21,8 @@ from inheritune.errors import RecipeError, UnsupportedModelError, escape
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.safetensors import DTYPES, read_header, torch_name
 from inheritune.model_files.write import TargetTensor
-from inheritune.repair.repair import Repair, repair_layers, repaired_places
+from inheritune.repair.places import repaired_places
+from inheritune.repair.repair import Repair, repair_layers
 from inheritune.surgery.cut import Options, check_inherit, inherit, refuse_options
 from inheritune.surgery.plan import plan_inherit
 from inheritune.surgery.repaired import UNREPAIRED, RepairedTensors

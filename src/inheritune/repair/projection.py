@@ -42,6 +42,11 @@ class Projection:
         bias: Any = getattr(self.module, "bias", None)
         return None if bias is None else bias.data
 
+    def features(self, method: str) -> int:
+        """Columns of what a method fits: inputs and a column of ones for the bias, or outputs."""
+        outputs, inputs = self.weight.shape
+        return inputs + (self.bias is not None) if method == "sequential" else outputs
+
     def parameters(self) -> list[str]:
         """Names of its weight and bias within the layer."""
         kinds = ["weight"] if self.bias is None else ["weight", "bias"]

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inheritune.errors import DataError, UnsupportedModelError
+from inheritune.errors import DataError
 from inheritune.repair.calibration_run import CalibrationRun
 from inheritune.repair.layer_passes import LayerPasses
+from inheritune.repair.places import RIDGES, first_place, repaired_places
 from inheritune.repair.projection import Projection, find_projection
 from inheritune.system.progress import Listener, silent
 from inheritune.system.signals import StopFlag
@@ -27,13 +28,6 @@ if TYPE_CHECKING:
 
 # Called with a layer, a parameter's name in it, and its values.
 StoredDtype = Callable[[int, str, Tensor], torch.dtype]
-
-# Ridges to choose from, in units of the mean diagonal of A^T A.
-RIDGES = {
-    "sequential": (0.1, 0.3, 1.0),
-    "linear": (1e-3, 1e-2, 1e-1),
-    "scale": (1e-3, 1e-2, 1e-1),
-}
 
 
 @dataclass(frozen=True)
@@ -62,29 +56,6 @@ class Repair:
     ridge: float | None  # of all layers; None: none does better than the cut, which is as it was
     trials: tuple[Trial, ...]  # what the ridge was chosen by; none where only one was given
     flops: float  # of forward passes, products and solutions
-
-
-def repaired_places(layer_map: Sequence[int], total: int, method: str) -> list[int]:
-    """List the places of a target that a method changes, in order.
-
-    Raises:
-        UnsupportedModelError: There are none, since only layers before the first kept one are left
-            out and the method changes the layer before a gap.
-    """
-    following = [*layer_map[1:], total]
-    places = [j for j, n in enumerate(layer_map) if following[j] != n + 1]  # before a gap
-    if len(layer_map) == total:
-        return []
-    if method == "sequential":
-        first = 0 if layer_map[0] else places[0]
-        return [*range(first, len(layer_map))]
-    if not places:
-        raise UnsupportedModelError(
-            f"repair: {method} changes the kept layer before a gap, but this gap is at the "
-            "beginning.",
-            "Choose sequential, which changes the layers behind it, or other layers.",
-        )
-    return places
 
 
 def repair_layers(
@@ -178,7 +149,7 @@ class _Target:
         self._stored_dtype = stored_dtype
         self._projections: dict[int, tuple[Projection, list[torch.dtype]]] = {}
         # Up to the first gap, target and reference have the same hidden states.
-        self._first = 0 if layer_map[0] else places[0]
+        self._first = first_place(layer_map, places)
         self._start = run.embedded()
         run.advance(self._start, range(self._first))
 

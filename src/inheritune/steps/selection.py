@@ -33,12 +33,17 @@ def asks_for_scores(recipe: Recipe) -> bool:
     )
 
 
+def window_length(recipe: Recipe) -> int:
+    """Tokens of each window of training text that scores are measured on."""
+    return min(MOST_TOKENS, recipe.train.seq_len)
+
+
 def run_scores(job: Job, model: ModelDirectory, tokens: TokenDirectory) -> "MeasuredScores":
     """Return the scores of a run's reference; nothing is measured before it is asked for."""
     from inheritune.analysis.layer_scores import MeasuredScores, keep_table, stored_table
     from inheritune.analysis.sequences import Sequences, draw_sequences
 
-    length = min(MOST_TOKENS, job.recipe.train.seq_len)
+    length = window_length(job.recipe)
     inputs = {
         "reference": model.digest,
         "tokens": tokens.fingerprint,
@@ -59,11 +64,26 @@ def selection_cost(reference: Reference) -> tuple[float, float] | None:
     """FLOPs and seconds of all scores that were measured; None if none were."""
     if reference.scores is None or not reference.scores.table.seconds:
         return None
-    table, section = reference.scores.table, text_config(reference.model.config)
-    rows = first_int(section, ("vocab_size",)) or 0
-    head = 2 * rows * hidden_size(section)  # FLOPs per token
-    layer = (reference.flops_per_token * EVALUATION_SHARE - head) / reference.layers
-    return table.layer_tokens * layer + table.head_tokens * head, table.seconds
+    table = reference.scores.table
+    runs = table.layer_tokens, table.head_tokens
+    return score_flops(reference.model, reference.flops_per_token, *runs), table.seconds
+
+
+def score_flops(
+    model: ModelDirectory, flops_per_token: float, layer_tokens: int, head_tokens: int
+) -> float:
+    """FLOPs of the forward passes that scores are measured by.
+
+    Args:
+        model: The reference.
+        flops_per_token: Its training FLOPs per token.
+        layer_tokens: Tokens that are run through a layer.
+        head_tokens: Tokens whose next one is predicted.
+    """
+    section = text_config(model.config)
+    head = 2 * (first_int(section, ("vocab_size",)) or 0) * hidden_size(section)
+    layer = (flops_per_token * EVALUATION_SHARE - head) / model.layers
+    return layer_tokens * layer + head_tokens * head
 
 
 def selection_record(
