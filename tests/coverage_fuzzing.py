@@ -19,6 +19,7 @@ with atheris.instrument_imports(include=["inheritune"]):
     from inheritune.data.bad_rows import BadRows
     from inheritune.data.flat_files import open_flat_file
     from inheritune.data.input_files import InputFile
+    from inheritune.data.text_column import TextColumn
     from inheritune.data.text_files import read_documents
     from inheritune.errors import InherituneError
     from inheritune.model_files.safetensors import read_header
@@ -30,7 +31,7 @@ with atheris.instrument_imports(include=["inheritune"]):
 
 
 def _rows(path: Path) -> None:
-    list(read_documents(InputFile(path.name, path), "text", BadRows(5)))
+    list(read_documents(InputFile(path.name, path), TextColumn("text"), BadRows(5)))
 
 
 # The name of the file that a reader is given, and the reader.

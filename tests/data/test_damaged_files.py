@@ -17,6 +17,7 @@ from inheritune.data.bad_rows import BadRows
 from inheritune.data.flat_files import open_flat_file
 from inheritune.data.input_files import InputFile
 from inheritune.data.shards import ShardEntry, ShardWriter, check_shard, map_shard
+from inheritune.data.text_column import TextColumn
 from inheritune.data.text_files import read_documents
 from inheritune.errors import DataError, InherituneError
 
@@ -51,7 +52,8 @@ def read(path: Path, content: bytes) -> None:
     """Every row is text, or is counted; a file that counts too many is refused."""
     path.write_bytes(content)
     try:
-        for number, _, document in read_documents(InputFile(path.name, path), "text", BadRows(5)):
+        file = InputFile(path.name, path)
+        for number, _, document in read_documents(file, TextColumn("text"), BadRows(5)):
             assert number >= 1 and isinstance(document.text, str)
             document.text.encode()
     except DataError as error:

@@ -9,6 +9,7 @@ from inheritune.data.bad_rows import BadRows
 from inheritune.data.document import Document
 from inheritune.data.hub_dataset import dataset_commit, hub_documents, is_hub_dataset
 from inheritune.data.prepare_text import prepare_text
+from inheritune.data.text_column import TextColumn
 from inheritune.errors import DataError, MissingExtraError, RecipeError
 from inheritune.recipe.data import Data, TextSource
 
@@ -26,7 +27,7 @@ def folder(tmp_path):
 
 def read(folder, column="text", start=None, **settings):
     part = TextSource(source=str(folder), **settings)
-    return list(hub_documents(part, None, column, BadRows(0), start))
+    return list(hub_documents(part, None, TextColumn(column), BadRows(0), start))
 
 
 @pytest.mark.parametrize(

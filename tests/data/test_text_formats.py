@@ -7,11 +7,16 @@ import lzma
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from other_tokenizer import write_tokenizer
 from source_documents import documents
 
 from inheritune.data import text_files, text_formats
 from inheritune.data.input_files import input_files, left_out
-from inheritune.errors import DataError
+from inheritune.data.prepare_text import prepare_text, training_texts
+from inheritune.data.sources import open_sources
+from inheritune.data.tokenizer import open_tokenizer
+from inheritune.errors import DataError, RecipeError
+from inheritune.recipe.data import Data
 
 TEXTS = [f'story {i}, of a "dog"\nand a hill' for i in range(40)]
 LINES = "".join(json.dumps({"text": text, "url": "x"}) + "\n" for text in TEXTS).encode()
@@ -231,3 +236,159 @@ def test_a_source_that_is_not_there_is_said_with_the_folder_and_variables_are_re
         texts("b.jsonl")
     with pytest.raises(DataError, match=r"\[\[\] stands for a bracket"):
         texts("a [v2]/*.jsonl")
+
+
+# --- what a key says in place of a guess ---
+
+
+def test_rows_and_tables_named_txt_are_refused_and_read_in_the_given_format(tmp_path):
+    (tmp_path / "rows.txt").write_bytes(LINES)
+    (tmp_path / "table.txt").write_bytes(table(tmp_path / "t.csv", ","))
+    (tmp_path / "tabs.txt").write_text("".join(f"{i}\tline {i}\n" for i in range(9)))
+    for name, kind in (("rows", "rows of JSON"), ("tabs", "a table")):
+        with pytest.raises(DataError, match=f"it is {kind}, not plain text"):
+            texts(tmp_path / f"{name}.txt")
+    assert texts(tmp_path / "rows.txt", format="jsonl") == TEXTS
+    assert texts(tmp_path / "table.txt", format="csv") == TEXTS
+    assert texts(tmp_path / "rows.txt", format="text") == [LINES.decode()]
+    assert len(texts(tmp_path / "tabs.txt", "line 0", format="tsv")) == 8
+
+
+def test_prose_with_commas_or_a_brace_is_no_table_and_no_rows(tmp_path):
+    lines = ["Twinkle, twinkle", "Little, star", "How, I", "Wonder, what", "You, are"] * 9
+    for text in ("\n".join(lines), "{ this, is\n not json", "a,b\nc,d\n", "One\tindented\nline\n"):
+        (tmp_path / "a.txt").write_text(text)
+        assert texts(tmp_path / "a.txt") == [text]
+
+
+def test_a_folder_is_read_in_the_given_format_and_cards_stay_out(tmp_path):
+    (tmp_path / "README.md").write_text("A card.")
+    (tmp_path / "part-00000").write_bytes(LINES)
+    (tmp_path / "_SUCCESS").write_bytes(b"")
+    with pytest.raises(DataError, match="it is rows of JSON"):
+        texts(tmp_path)
+    assert texts(tmp_path, format="jsonl") == TEXTS
+    assert texts(tmp_path, format="text") == ["A card.", LINES.decode()]
+
+
+def test_pictures_archives_and_settings_among_code_are_left_out_and_named(tmp_path):
+    files = {
+        "logo.png": b"\x89PNG\r\n\x1a\n" + bytes(9000),
+        "font.woff": b"wOFF\0\0\0" + bytes(9000),
+        "old.zip": b"PK\x03\x04" + bytes(9000),
+        "app.js.map": b'{"version": 3, "sources": []}',
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match="cannot read"):
+        texts(tmp_path)
+    (tmp_path / "a.py").write_text("import a\n")
+    assert texts(tmp_path) == ["import a\n"]
+    assert left_out(str(tmp_path), input_files(str(tmp_path))) == sorted(files)
+    with pytest.raises(DataError, match="it is one JSON object, not plain text"):
+        texts(tmp_path / "app.js.map")
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("separator", ["\n\n", "<|end|>"])
+def test_a_separator_of_ones_own_ends_documents_and_none_keeps_a_file_whole(
+    tmp_path, monkeypatch, separator, pack
+):
+    monkeypatch.setattr(text_files, "_HEAD", 64)
+    path = tmp_path / ("a.txt.gz" if pack is gzip.compress else "a.md")
+    path.write_bytes(pack(separator.join(TEXTS).encode()))
+    assert texts(path, separator=separator) == TEXTS
+    (tmp_path / "b.txt").write_text("one\n<|endoftext|>\ntwo")
+    assert texts(tmp_path / "b.txt") == ["one", "two"]
+    assert texts(tmp_path / "b.txt", separator="") == ["one\n<|endoftext|>\ntwo"]
+
+
+def test_a_stray_quote_far_down_a_tsv_swallows_no_row(tmp_path):
+    rows = [f"{i}\t{'x' * 1000}" for i in range(1200)] + ['7\t"no', "8\tclosing", '9\tquote"']
+    (tmp_path / "a.tsv").write_text("id\ttext\n" + "\n".join(rows) + "\n")
+    assert texts(tmp_path / "a.tsv") == [row.partition("\t")[2] for row in rows]
+
+
+# --- nested columns and messages ---
+
+CHAT = [
+    {"role": "user", "content": "Tell."},
+    {"role": "assistant", "content": "Once upon a time."},
+]
+SHAREGPT = [{"from": "human", "value": "Tell."}, {"from": "gpt", "value": "Once upon a time."}]
+
+
+def write_rows(path, rows):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".arrow":
+        made = pa.Table.from_pylist(rows)
+        with pa.ipc.new_file(path, made.schema) as writer:
+            writer.write_table(made)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet", ".arrow"])
+def test_a_field_within_another_is_read_from_every_format(tmp_path, ending):
+    rows = [{"id": i, "data": {"n": i, "more": {"text": f"story {i}"}}} for i in range(40)]
+    path = write_rows(tmp_path / f"a{ending}", rows)
+    assert texts(path, "data.more.text") == [f"story {i}" for i in range(40)]
+    with pytest.raises(DataError, match=r"'data\.less'"):
+        texts(path, "data.less")
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet", ".arrow"])
+@pytest.mark.parametrize("messages", [CHAT, SHAREGPT])
+def test_messages_are_named_and_rendered_when_asked(tmp_path, chat_tokenizer, ending, messages):
+    path = write_rows(tmp_path / f"a{ending}", [{"id": i, "chat": messages} for i in range(20)])
+    with pytest.raises(DataError, match=r"Set data\.messages to chat: the model's chat template"):
+        texts(path)
+    data = Data(source=str(path), messages="chat")
+    (source,) = open_sources(data, chat_tokenizer)
+    documents = [document for _, document in source.read()]
+    expected = "<|begin|>[user]Tell.\n[assistant]Once upon a time.\n<|endoftext|>"
+    assert [d.text for d in documents] == [expected] * 20
+    assert all(document.is_rendered for document in documents)
+
+
+def test_rendered_messages_have_one_bos_and_one_eos(tmp_path, chat_tokenizer):
+    path = write_rows(tmp_path / "a.jsonl", [{"chat": CHAT, "n": i} for i in range(30)])
+    tokenizer = open_tokenizer(chat_tokenizer)
+    out = tmp_path / "tokens"
+    data = Data(source=str(path), messages="chat", val_fraction=0.2, split_by="name")
+    tokens = prepare_text(data, tokenizer, tokenizer.rows, 8, out)
+    ids = tokens.train.ids(0, tokens.train.num_ids).tolist()
+    assert ids.count(tokenizer.bos) == ids.count(tokenizer.eos) == tokens.manifest["documents"]
+    assert tokens.manifest["policy"]["special_tokens_in_text"] is True
+
+
+def test_what_a_template_cannot_render_is_a_bad_row(tmp_path, chat_tokenizer):
+    rows = [{"chat": [{"role": "system", "content": "no"}]}, {"chat": "text"}, {"chat": CHAT}]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    (source,) = open_sources(Data(source=str(path), messages="chat"), chat_tokenizer)
+    with pytest.raises(DataError, match=r"line 1: column 'chat' cannot be rendered.*no system"):
+        list(source.read())
+    data = Data(source=str(path), messages="chat", max_bad_rows=2)
+    assert len(list(open_sources(data, chat_tokenizer)[0].read())) == 1
+
+
+def test_messages_need_a_chat_template(tmp_path, tokenizer):
+    path = write_rows(tmp_path / "a.jsonl", [{"chat": CHAT}])
+    data = Data(source=str(path), messages="chat")
+    with pytest.raises(DataError, match="has no chat template"):
+        open_sources(data, tokenizer.directory)
+    with pytest.raises(RecipeError, match="a tokenizer that is trained here has not"):
+        list(training_texts(data))
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer(tmp_path_factory):
+    template = (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}"
+        "{{ raise_exception('no system') }}{% endif %}[{{ m.role }}]{{ m.content }}\n"
+        "{% endfor %}{{ eos_token }}\n"
+    )
+    directory = tmp_path_factory.mktemp("chat")
+    return write_tokenizer(directory, "llama", add_bos_token=True, chat_template=template)

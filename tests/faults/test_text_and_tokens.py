@@ -25,6 +25,7 @@ from inheritune.data.hub_dataset import hub_documents
 from inheritune.data.parquet import parquet_rows
 from inheritune.data.prepare_text import prepare_text
 from inheritune.data.shards import HEADER_BYTES, ShardWriter
+from inheritune.data.text_column import TextColumn
 from inheritune.data.tokenizer import open_tokenizer, train_tokenizer
 from inheritune.data.tokens import TokenStream, check_budget, open_tokens, verify_tokens
 from inheritune.errors import DataError, MachineError
@@ -331,8 +332,9 @@ import resource, sys
 from inheritune.data.sources import Source
 from inheritune.recipe.data import TextSource
 from inheritune.errors import DataError
+from inheritune.data.text_column import TextColumn
 try:
-    source = Source(TextSource(source=sys.argv[1]), "text", 0)
+    source = Source(TextSource(source=sys.argv[1]), TextColumn("text"), 0)
     print(sum(len(d.text) for _, d in source.read()), file=sys.stderr)
 except DataError as error:
     print(error, file=sys.stderr)
@@ -747,7 +749,7 @@ def test_a_dataset_with_a_script_is_refused_and_the_script_not_run(tmp_path, mon
     Path("data").mkdir()
     Path("data/data.py").write_text("open('PWNED', 'w')\n")
     part = TextSource(source=str(tmp_path / "data"))
-    message = error_of(list, hub_documents(part, None, "text", BadRows(0)))
+    message = error_of(list, hub_documents(part, None, TextColumn("text"), BadRows(0)))
     assert "Dataset scripts are no longer supported" in message and "parquet" in message
     assert not (tmp_path / "PWNED").exists()
 
@@ -757,17 +759,17 @@ def test_a_dataset_without_the_config_or_split_lists_those_there_are(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}')
     for setting in ("config", "split"):
         part = TextSource(source=str(tmp_path), **{setting: "nowhere"})
-        message = error_of(list, hub_documents(part, None, "text", BadRows(0)))
+        message = error_of(list, hub_documents(part, None, TextColumn("text"), BadRows(0)))
         assert "nowhere" in message and "vailable" in message and str(tmp_path) in message
 
 
 @pytest.mark.fault("C21")
 def test_a_dataset_that_fails_while_it_is_read_gives_the_librarys_words(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": ')
-    message = error_of(
-        list, hub_documents(TextSource(source=str(tmp_path)), None, "text", BadRows(0))
-    )
+    part = TextSource(source=str(tmp_path))
+    message = error_of(list, hub_documents(part, None, TextColumn("text"), BadRows(0)))
     assert f"cannot read the dataset {tmp_path}: " in message
+    assert f"hf download {tmp_path} --repo-type dataset --local-dir DIR" in message
 
 
 @pytest.mark.parametrize(

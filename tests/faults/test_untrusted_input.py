@@ -18,6 +18,7 @@ from training import group_work as work
 from inheritune.data.bad_rows import BadRows
 from inheritune.data.flat_files import open_flat_file
 from inheritune.data.input_files import InputFile
+from inheritune.data.text_column import TextColumn
 from inheritune.data.text_files import read_documents
 from inheritune.data.tokenizer import open_tokenizer, train_tokenizer
 from inheritune.data.tokens import TokenDirectory, verify_tokens
@@ -40,7 +41,9 @@ def write_rows(path: Path, texts: list[bytes], **options: object) -> Path:
 
 def texts_of(path: Path, bad: BadRows, start: int = 0) -> list[str]:
     file = InputFile(path.name, path)
-    return [document.text for _, _, document in read_documents(file, "text", bad, start)]
+    return [
+        document.text for _, _, document in read_documents(file, TextColumn("text"), bad, start)
+    ]
 
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {

@@ -1,12 +1,9 @@
 """Count and name the rows and files that cannot be read, and give up above a limit."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from inheritune.data.file_kinds import kind_by_signature
-from inheritune.errors import DataError, escape
-
-_COLUMN = "Name the text column in data.text_column."
+from inheritune.errors import DataError
 
 
 @dataclass
@@ -43,42 +40,11 @@ def decode(data: bytes, where: str, bad: BadRows) -> str | None:
         what = f"byte {error.start} is not UTF-8"
         bad.add(where, what if kind is None else f"{what}: it is {kind}")
         return None
-    return text if _is_clean(text, where, bad) else None
+    return text if is_clean(text, where, bad) else None
 
 
-def text_of(row: Any, column: str, where: str, bad: BadRows) -> str | None:
-    """Take the text out of a row; None if it is null or a bad row was counted."""
-    has_text, text = _field(row, column)
-    if has_text and (text is None or isinstance(text, str)):
-        return text if text is None or _is_clean(text, where, bad) else None
-    columns = ", ".join(escape(name, 40) for name in row) or "none"
-    what = f"it has no column {column!r}; its columns are {columns}"
-    if has_text:
-        what = f"column {column!r} holds {type(text).__name__}, not text; columns: {columns}"
-    nested = [name for name, value in row.items() if isinstance(value, dict)]
-    lists = [name for name, value in row.items() if isinstance(value, list)]
-    hint = _COLUMN
-    if nested:
-        hint = f"Name the text column in data.text_column; {nested[0]}.FIELD is one within another."
-    elif lists:
-        hint = f"{lists[0]} is a list: write its text into a column of its own, and name that."
-    bad.add(where, what, hint)
-    return None
-
-
-def _field(row: Any, column: str) -> tuple[bool, Any]:
-    """Return whether a row has a field, and its value; ``a.b`` is ``b`` within ``a``."""
-    if column in row:
-        return True, row[column]
-    value = row
-    for name in column.split("."):
-        if not isinstance(value, dict) or name not in value:
-            return False, None
-        value = value[name]
-    return True, value
-
-
-def _is_clean(text: str, where: str, bad: BadRows) -> bool:
+def is_clean(text: str, where: str, bad: BadRows) -> bool:
+    """Whether a text is free of NUL and encodable as UTF-8; if not, a bad row was counted."""
     if "\0" in text:
         bad.add(where, "it holds a NUL character")
         return False

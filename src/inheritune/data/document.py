@@ -18,6 +18,7 @@ class Document:
     name: str  # path relative to the source, in posix form; ``path:line`` for a row
     text: str  # never blank, free of NUL, encodable as UTF-8
     train_only: bool = False  # never held out
+    is_rendered: bool = False  # by a chat template: literal special tokens in it are meant
 
 
 def held_out(document: Document, data: Data) -> bool:

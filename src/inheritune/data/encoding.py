@@ -53,15 +53,18 @@ class Encoder:
     def __call__(self, documents: list[Document], is_val: bool) -> _Batch:
         """Encode the documents in the sample; with ``is_val`` all of them, as held-out ones."""
         numbers = [i for i, d in enumerate(documents) if is_val or sampled(d, self.data.sample)]
-        texts = [documents[i].text for i in numbers]
-        arrays = encode_documents(self.tokenizer, texts, self.data.special_tokens_in_text)
+        chosen = [documents[i] for i in numbers]
+        texts = [document.text for document in chosen]
+        is_rendered = any(document.is_rendered for document in chosen)  # one source, all or none
+        special = self.data.special_tokens_in_text or is_rendered
+        arrays = encode_documents(self.tokenizer, texts, special)
         batch: _Batch = []
-        for number, text, ids in zip(numbers, texts, arrays, strict=True):
-            content = text.encode()
+        for number, document, ids in zip(numbers, chosen, arrays, strict=True):
+            content = document.text.encode()
             batch.append(
                 (
                     number,
-                    is_val or held_out(documents[number], self.data),
+                    is_val or held_out(document, self.data),
                     # Half of what goes through the pipe; an id never takes more than four bytes.
                     ids.astype(np.uint32),
                     int.from_bytes(hashlib.sha256(content).digest()[:8], "little"),

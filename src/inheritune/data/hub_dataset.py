@@ -5,15 +5,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from inheritune.data.bad_rows import BadRows, text_of
+from inheritune.data.bad_rows import BadRows
 from inheritune.data.document import Document
+from inheritune.data.text_column import TextColumn, render_hint
 from inheritune.errors import DataError, MissingExtraError, escape
 from inheritune.recipe.data import TextSource
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE = re.compile(r"\.(txt|md|jsonl?|csv|parquet|arrow|gz|zst|bz2|xz|zip|tar|py)$")
+_CHATS = {"messages", "conversations", "conversation"}  # usual names of columns of messages
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ROWS_BETWEEN_STATES = 1000
+_ROWS_ARE_LOST = (
+    "The library ends there: fetch the files (hf download {} --repo-type dataset --local-dir DIR), "
+    "set data.source to DIR, and data.max_bad_rows passes over single rows."
+)
 
 
 def is_hub_dataset(part: TextSource) -> bool:
@@ -46,7 +52,7 @@ def dataset_commit(part: TextSource) -> str:
 def hub_documents(
     part: TextSource,
     commit: str | None,
-    text_column: str,
+    column: TextColumn,
     bad: BadRows,
     start: dict[str, Any] | None = None,
 ) -> Iterator[tuple[dict[str, Any], Document]]:
@@ -67,11 +73,13 @@ def hub_documents(
     """
     stream = _open(part, commit)
     columns = stream.column_names
-    if columns is not None and text_column not in columns:
+    if columns is not None and not {column.name, column.root} & set(columns):
         raise DataError(
-            f"the dataset {part.source} has no column {text_column!r}; its columns are "
+            f"the dataset {part.source} has no column {column.name!r}; its columns are "
             f"{', '.join(escape(name, 40) for name in columns)}.",
-            "Name the text column in data.text_column.",
+            next(
+                map(render_hint, _CHATS & {*columns}), "Name the text column in data.text_column."
+            ),
         )
     row = skip = 0
     state = None
@@ -87,14 +95,18 @@ def hub_documents(
         except StopIteration:
             return
         except Exception as error:  # of the network, of a file, of a conversion
-            raise _refused(part, error) from error
+            refused = _refused(part, error)
+            if isinstance(error, ValueError):  # of rows: they are converted many at a time
+                refused.hint = _ROWS_ARE_LOST.format(part.source)
+            raise refused from error
         row += 1
         since += 1
         if since > skip:
-            text = text_of(values, text_column, f"{part.source}, row {row}", bad)
+            text = column.text_of(values, f"{part.source}, row {row}", bad)
             if text and text.strip():
                 place = {"state": state, "rows": since, "row": row, "bad": bad.seen}
-                yield place, Document(f"{part.source}:{row}", text)
+                rendered = column.render is not None
+                yield place, Document(f"{part.source}:{row}", text, is_rendered=rendered)
         if since >= _ROWS_BETWEEN_STATES:
             state, since, skip = stream.state_dict(), 0, 0
 

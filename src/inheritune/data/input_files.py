@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NoReturn
 
-from inheritune.data.text_formats import taken_from_folder
+from inheritune.data.text_formats import read_as, taken_from_folder
 from inheritune.errors import DataError, reason_of
 
 # Sources that every machine has: the library, and the library with what its tests add.
@@ -38,13 +38,24 @@ class InputFile:
     name: str
     path: Path
     train_only: bool = False
+    given: str | None = None  # `data.format`; None: its name says it
+    separator: str | None = None  # `data.separator`
+
+    @property
+    def read_as(self) -> str:
+        """The name whose ending says how the file is read."""
+        return read_as(self.name, self.given)
 
 
-def input_files(source: str | list[str]) -> list[InputFile]:
+def input_files(
+    source: str | list[str], given: str | None = None, separator: str | None = None
+) -> list[InputFile]:
     """List the files of a source, sorted by the bytes of their relative names.
 
     Args:
         source: ``"stdlib"``, ``"stdlib+tests"``, or local files, globs or folders.
+        given: `data.format`.
+        separator: `data.separator`.
 
     Returns:
         At least one file; every file once, however many entries match it.
@@ -62,7 +73,7 @@ def input_files(source: str | list[str]) -> list[InputFile]:
     else:
         train_only = set()
         entries = [source] if isinstance(source, str) else source
-        expanded = [_expand(entry) for entry in entries]
+        expanded = [_expand(entry, given) for entry in entries]
         files = [path for _, matches in expanded for path in matches]
         if not files:
             raise DataError(
@@ -72,10 +83,14 @@ def input_files(source: str | list[str]) -> list[InputFile]:
     by_name = {path.relative_to(root).as_posix(): path for path in files}
     # surrogateescape: any file name, whatever the locale
     names = sorted(by_name, key=lambda name: name.encode(errors="surrogateescape"))
-    return [InputFile(name, by_name[name], by_name[name] in train_only) for name in names]
+    paths = [by_name[name] for name in names]
+    return [
+        InputFile(name, path, path in train_only, given, separator)
+        for name, path in zip(names, paths, strict=True)
+    ]
 
 
-def _expand(entry: str) -> tuple[Path, list[Path]]:
+def _expand(entry: str, given: str | None) -> tuple[Path, list[Path]]:
     """Return the folder that names are relative to, and the files of one entry."""
     if not entry.strip():
         raise DataError("a source is empty.", "Give stdlib, or files, globs or folders.")
@@ -88,7 +103,7 @@ def _expand(entry: str) -> tuple[Path, list[Path]]:
         raise DataError(f"cannot open {entry}: {reason_of(error)}.", "Correct the path.") from error
     path = Path(os.path.normpath(path))
     if stat.S_ISDIR(mode):
-        return path, taken_from_folder(path, _walk(path, _HIDDEN))
+        return path, taken_from_folder(path, _walk(path, _HIDDEN), given)
     if stat.S_ISREG(mode):
         return path.parent, [path]
     raise DataError(f"{entry} is neither a file nor a folder.", "Give files, globs or folders.")

@@ -5,29 +5,30 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.data.bad_rows import BadRows
+from inheritune.data.text_column import TextColumn, render_hint
 from inheritune.errors import MissingExtraError, escape, first_line
 
 _ROWS_AT_A_TIME = 16
 _MAX_COLUMN_BYTES = 2 << 30  # of one row group, decompressed
-_COLUMN = "Name the text column in data.text_column."
+_COLUMN = "Name the text column in data.text_column; a.b is field b within column a."
 
 
 def parquet_rows(
-    path: Path, column: str, bad: BadRows, start: int = 0
-) -> Iterator[tuple[int, int, dict[str, str | None]]]:
+    path: Path, column: TextColumn, bad: BadRows, start: int = 0
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """Read the text column of a parquet file, row by row.
 
     Page checksums are compared where the file has them; where it has none, a flipped byte in the
     text is not noticed.
 
     Args:
-        column: Name of a column of strings.
+        column: Holds strings, or messages that are rendered.
         bad: Counts the rows that are not UTF-8, and the file if it cannot be read.
         start: Rows to skip; row groups that consist of them are not read.
 
     Yields:
-        The row's number, from 1; the approximate number of bytes of the file read with it; and
-        ``{column: text or None}``.
+        The row's number, from 1; the approximate number of bytes of the file read with it; and the
+        row, with no other field.
 
     Raises:
         DataError: There are too many bad rows.
@@ -61,49 +62,84 @@ def import_pyarrow(file: str) -> Any:
     return pyarrow
 
 
-def _is_readable(file: Any, path: Path, column: str, bad: BadRows) -> bool:
-    import pyarrow.types as types
-
+def _is_readable(file: Any, path: Path, column: TextColumn, bad: BadRows) -> bool:
     schema = file.schema_arrow
     names = ", ".join(escape(name, 40) for name in schema.names) or "none"
-    if column not in schema.names:
-        bad.add(str(path), f"it has no column {column!r}; its columns are {names}", _COLUMN)
-        return False
-    kind = schema.field(column).type
-    value = kind.value_type if types.is_dictionary(kind) else kind
-    is_text = types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
-    if not is_text:
-        what = f"column {column!r} holds {kind}, not text; columns: {names}"
-        bad.add(str(path), what, _COLUMN)
+    kind = _type_of(schema, column.name)
+    if kind is None or not (_is_text(kind) if column.render is None else _is_messages(kind)):
+        wanted = "text" if column.render is None else "messages"
+        what = f"column {column.name!r} holds {escape(kind, 80)}, not {wanted}; columns: {names}"
+        if kind is None:
+            what = f"it has no column {column.name!r}; its columns are {names}"
+        chats = [name for name in schema.names if _is_messages(schema.field(name).type)]
+        bad.add(str(path), what, render_hint(chats[0]) if chats else _COLUMN)
         return False
     for index in range(file.num_row_groups):
         group = file.metadata.row_group(index)
         chunks = (group.column(i) for i in range(group.num_columns))
-        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema == column)
+        of_column = [c for c in chunks if f"{c.path_in_schema}.".startswith(f"{column.name}.")]
+        size = sum(c.total_uncompressed_size for c in of_column)
         if size > _MAX_COLUMN_BYTES:
-            what = f"row group {index} holds {size:,} bytes of {column!r}, above 2 GiB"
+            what = f"row group {index} holds {size:,} bytes of {column.name!r}, above 2 GiB"
             bad.add(str(path), what, "Write it again with smaller row groups.")
             return False
     return True
 
 
+def _type_of(schema: Any, column: str) -> Any:
+    """Return the type of a column, or of a field within one; None if there is none."""
+    import pyarrow.types as types
+
+    if column in schema.names:
+        return schema.field(column).type
+    first, *fields = column.split(".")
+    kind = schema.field(first).type if first in schema.names else None
+    for name in fields:
+        index = kind.get_field_index(name) if kind is not None and types.is_struct(kind) else -1
+        kind = kind.field(index).type if index >= 0 else None
+    return kind
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    value = kind.value_type if types.is_dictionary(kind) else kind
+    return bool(
+        types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
+    )
+
+
+def _is_messages(kind: Any) -> bool:
+    """Whether a type is a list of structs, or a struct of lists, with the fields of messages."""
+    import pyarrow.types as types
+
+    is_list = types.is_list(kind) or types.is_large_list(kind)
+    message = kind.value_type if is_list else kind
+    names = [field.name for field in message] if types.is_struct(message) else []
+    return "role" in names or "from" in names
+
+
 def _rows(
-    file: Any, path: Path, column: str, bad: BadRows, start: int
-) -> Iterator[tuple[int, dict[str, str | None]]]:
+    file: Any, path: Path, column: TextColumn, bad: BadRows, start: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
     before = 0
     for index in range(file.num_row_groups):
         after = before + file.metadata.row_group(index).num_rows
         if after > start:
             number = before
-            for batch in file.iter_batches(
-                batch_size=_ROWS_AT_A_TIME, row_groups=[index], columns=[column], use_threads=False
-            ):
+            batches = file.iter_batches(
+                batch_size=_ROWS_AT_A_TIME,
+                row_groups=[index],
+                columns=[column.name],
+                use_threads=False,
+            )
+            for batch in batches:
                 for value in batch.column(0):
                     number += 1
                     if number <= start:
                         continue
                     try:
-                        yield number, {column: value.as_py()}
+                        yield number, {batch.schema.names[0]: value.as_py()}
                     except UnicodeDecodeError as error:
                         bad.add(f"{path}, row {number}", f"byte {error.start} is not UTF-8")
         before = after

@@ -21,7 +21,8 @@ from inheritune.system.progress import Listener, silent
 
 _TEXT = "the text itself"
 # Younger than the first prepared tokens, which do not name them.
-_NEW_KEYS = ("config", "split", "revision", "sample", "val_sample")
+_NEW_KEYS = ("config", "split", "revision", "sample", "val_sample", "messages", "format")
+_NEW_KEYS += ("separator",)
 
 
 def training_texts(data: Data) -> Iterator[str]:

@@ -5,15 +5,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from inheritune.data.bad_rows import BadRows
+from inheritune.data.chat_template import chat_renderer
 from inheritune.data.document import Document
 from inheritune.data.hub_dataset import hub_documents, is_hub_dataset
 from inheritune.data.input_files import InputFile, input_files, spell
+from inheritune.data.text_column import TextColumn
 from inheritune.data.text_files import read_documents
 from inheritune.data.text_formats import is_web_page, size_of
-from inheritune.errors import DataError
+from inheritune.errors import DataError, RecipeError
 from inheritune.recipe.data import Data, TextSource
 
 
@@ -29,7 +32,7 @@ class Source:
     """One source of documents, always in the same order."""
 
     part: TextSource  # the recipe's entry
-    text_column: str  # field of a row that holds the text
+    column: TextColumn  # what of a row is the text
     max_bad_rows: int  # rows or files that may be unreadable
     commit: str | None = None  # of a Hub dataset; None for local files
 
@@ -41,7 +44,8 @@ class Source:
     @cached_property
     def files(self) -> list[InputFile]:
         """The files as they were when first asked for; none for a Hub dataset."""
-        return [] if self.is_remote else input_files(self.part.source)
+        part = self.part
+        return [] if self.is_remote else input_files(part.source, part.format, part.separator)
 
     @cached_property
     def total_bytes(self) -> int:
@@ -66,22 +70,23 @@ class Source:
         bad = BadRows(self.max_bad_rows, start["bad"] if start else 0)
         if self.is_remote:
             for position, document in hub_documents(
-                self.part, self.commit, self.text_column, bad, start
+                self.part, self.commit, self.column, bad, start
             ):
                 yield SourcePosition(position, 0), document
             return
         is_empty = start is None
-        if is_empty and all(is_web_page(file.path) for file in self.files):
+        is_guessed = self.part.format is None
+        if is_empty and is_guessed and all(is_web_page(file.path) for file in self.files):
             raise DataError(  # one among other files, such as code, is text like them
                 f"cannot read {spell(self.part.source)}: it is nothing but web pages, not plain "
                 "text.",
-                "Extract the text into .txt or .jsonl.",
+                "Extract the text into .txt or .jsonl; data.format: text takes them as they are.",
             )
         first_file, first_row = (start["file"], start["row"]) if start else (0, 0)
         bytes_before = sum(size_of(file.path) for file in self.files[:first_file])
         for index, file in enumerate(self.files[first_file:], first_file):
             skip = first_row if index == first_file else 0
-            for row, done, document in read_documents(file, self.text_column, bad, skip):
+            for row, done, document in read_documents(file, self.column, bad, skip):
                 is_empty = False
                 position = {"file": index, "row": row, "bad": bad.seen}
                 yield SourcePosition(position, bytes_before + done), document
@@ -118,25 +123,60 @@ class Mixture:
         return progress.index(min(progress))
 
 
-def open_sources(data: Data) -> list[Source]:
-    """Open what a recipe trains on, in its order."""
+def open_sources(data: Data, tokenizer: Path | None = None) -> list[Source]:
+    """Open what a recipe trains on, in its order.
+
+    Args:
+        tokenizer: Directory of the tokenizer, whose chat template renders messages.
+
+    Raises:
+        DataError: There are messages to render, and no chat template.
+    """
     given = TextSource(source="", config=data.config, split=data.split, revision=data.revision)
-    return _sources(data.source, given, data)
+    return _sources(data.source, given, data, tokenizer)
 
 
-def held_out_sources(data: Data) -> list[Source]:
+def held_out_sources(data: Data, tokenizer: Path | None = None) -> list[Source]:
     """Open the validation set that a recipe brings; empty where it brings none."""
     if data.val_source is None:
         return []
-    return _sources(data.val_source, TextSource(source=""), data)
+    return _sources(data.val_source, TextSource(source=""), data, tokenizer)
 
 
 def _sources(
-    source: str | list[str] | list[TextSource], settings: TextSource, data: Data
+    source: str | list[str] | list[TextSource],
+    settings: TextSource,
+    data: Data,
+    tokenizer: Path | None,
 ) -> list[Source]:
     entries = source if isinstance(source, list) else []
     parts = [part for part in entries if isinstance(part, TextSource)]
     if not parts:
         names = source if isinstance(source, str) else [str(name) for name in source]
         parts = [settings.model_copy(update={"source": names})]
-    return [Source(part, part.text_column or data.text_column, data.max_bad_rows) for part in parts]
+    keys = ("text_column", "messages", "format", "separator")
+    defaults = {key: getattr(data, key) for key in keys}
+    whole = [
+        part.model_copy(update={k: v for k, v in defaults.items() if getattr(part, k) is None})
+        for part in parts
+    ]
+    render = None
+    if any(part.messages for part in whole):
+        render = _unopened if tokenizer is None else chat_renderer(tokenizer)
+    return [
+        Source(
+            part,
+            TextColumn(part.messages, render)
+            if part.messages
+            else TextColumn(part.text_column or ""),
+            data.max_bad_rows,
+        )
+        for part in whole
+    ]
+
+
+def _unopened(_: object) -> str:
+    raise RecipeError(
+        "data.messages needs a chat template, which a tokenizer that is trained here has not.",
+        "Name one in reference.train.tokenizer.",
+    )

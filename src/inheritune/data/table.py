@@ -2,7 +2,10 @@
 
 import csv
 import io
+import lzma
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from inheritune.data.bad_rows import BadRows
@@ -12,8 +15,6 @@ from inheritune.data.input_files import InputFile
 from inheritune.data.text_formats import without_compression
 from inheritune.errors import first_line
 
-_HEAD = 1 << 20  # bytes of a .tsv in which quotes are looked at
-
 
 def table_rows(
     file: InputFile, bad: BadRows, start: int
@@ -21,7 +22,7 @@ def table_rows(
     """Read the rows of a ``.csv`` or ``.tsv`` file, compressed or not.
 
     A value may be enclosed in quotes, with quotes in it doubled (RFC 4180). Many ``.tsv`` files
-    know no such quotes: one is read without if each line of its beginning is a row as it stands.
+    know no such quotes: one is read without if each of its lines is a row as it stands.
 
     Args:
         bad: Counts rows with too many or too few columns, and the file from its first stray quote.
@@ -34,11 +35,11 @@ def table_rows(
         DataError: There are too many bad rows.
         MissingExtraError: The compression needs a package that is not installed.
     """
-    is_tsv = without_compression(file.name.lower()).endswith(".tsv")
+    is_tsv = without_compression(file.read_as).endswith(".tsv")
     is_unquoted = is_tsv and _has_stray_quotes(file)
     csv.field_size_limit(MAX_DOCUMENT_BYTES)
     with file.path.open("rb") as raw:
-        stream = io.TextIOWrapper(decompressed(file.name, raw), "utf-8-sig", newline="")
+        stream = io.TextIOWrapper(decompressed(file.read_as, raw), "utf-8-sig", newline="")
         # strict: a quote that is never closed would otherwise swallow the rows after it
         reader = csv.reader(
             stream,
@@ -70,16 +71,26 @@ def table_rows(
 
 
 def _has_stray_quotes(file: InputFile) -> bool:
-    """Whether each line of the beginning is a row, and one of them has quotes that do not close."""
-    with file.path.open("rb") as raw:
-        head = decompressed(file.name, raw).read(_HEAD)
-    lines = head.splitlines()[: -1 if len(head) == _HEAD else None]
-    rows = [line.decode(errors="replace") for line in lines if line]
-    if len({row.count("\t") for row in rows}) != 1 or "\t" not in rows[0]:
-        return False
+    """Whether each line of a file is a row, and one of them has quotes that do not close."""
+    has_stray, tabs = False, None
+    with file.path.open("rb") as raw, suppress(OSError, EOFError, zlib.error, lzma.LZMAError):
+        stream = decompressed(file.read_as, raw)  # damage is told where the rows end
+        while line := stream.readline(MAX_DOCUMENT_BYTES):
+            row = line.rstrip(b"\r\n")
+            if not row:
+                continue
+            if tabs is None:
+                tabs = row.count(b"\t")
+            if tabs == 0 or row.count(b"\t") != tabs:
+                return False
+            has_stray = has_stray or (b'"' in row and not _is_closed(row))
+    return has_stray
+
+
+def _is_closed(row: bytes) -> bool:
+    """Whether the quotes of a row enclose values, as they stand in this line alone."""
     try:
-        for row in rows:
-            next(csv.reader([row], delimiter="\t", strict=True))
+        next(csv.reader([row.decode(errors="replace")], delimiter="\t", strict=True))
     except csv.Error:
-        return True
-    return False
+        return False
+    return True

@@ -8,26 +8,31 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from inheritune.data.arrow import arrow_rows
-from inheritune.data.bad_rows import BadRows, decode, text_of
+from inheritune.data.bad_rows import BadRows, decode
 from inheritune.data.compression import decompressed
 from inheritune.data.document import MAX_DOCUMENT_BYTES, Document
 from inheritune.data.file_kinds import kind_by_signature
 from inheritune.data.input_files import InputFile
 from inheritune.data.parquet import parquet_rows
 from inheritune.data.table import table_rows
+from inheritune.data.text_column import TextColumn
 from inheritune.data.text_formats import (
     ARROW,
     JSON,
+    JSON_ROWS,
     LINES,
     PARQUET,
     PROSE,
     TABLE,
+    TABLE_ROWS,
     TEXT,
     UNREADABLE,
+    WARC,
     TextFormat,
     format_of,
     is_one_object,
     no_text,
+    without_compression,
 )
 from inheritune.errors import first_line, reason_of
 
@@ -39,16 +44,25 @@ SEPARATOR = b"<|endoftext|>"
 _HEAD = 1 << 20  # bytes of a .txt in which a separator is looked for
 
 
+# By kind: how a file that is no text, whatever its name, becomes one.
+_WAYS_OUT = {
+    WARC: "Extract the text into .txt or .jsonl",
+    JSON_ROWS: "Name it .jsonl (data.format: jsonl)",
+    TABLE_ROWS: "Name it .csv or .tsv (data.format: csv, tsv)",
+    "text in UTF-16": "Convert it: iconv -f UTF-16 -t UTF-8",
+}
+_WAY_OUT = "Leave it out, or give it the ending of its format"
+
+
 def read_documents(
-    file: InputFile, text_column: str, bad: BadRows, start: int = 0
+    file: InputFile, column: TextColumn, bad: BadRows, start: int = 0
 ) -> Iterator[tuple[int, int, Document]]:
     """Read the documents of a file in its order, one held in memory at a time.
 
     Args:
         file: Read as `text_formats.FORMATS` says of its name; a file whose beginning shows
             that it is of another kind is bad.
-        text_column: Field of a row that holds the text; ``a.b`` is field b within field a. Null
-            or blank text is left out.
+        column: Takes the text out of a row. Null or blank text is left out.
         bad: Counts the rows and files that cannot be read.
         start: Rows, or parts of a book, to skip.
 
@@ -61,7 +75,7 @@ def read_documents(
         MissingExtraError: The format needs a package that is not installed.
     """
     try:
-        yield from _documents(file, text_column, bad, start)
+        yield from _documents(file, column, bad, start)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         what, hint = reason_of(error), ""
         if "too much memory" in what:  # of zstd: the window is above 128 MB
@@ -70,17 +84,17 @@ def read_documents(
 
 
 def _documents(
-    file: InputFile, column: str, bad: BadRows, start: int
+    file: InputFile, column: TextColumn, bad: BadRows, start: int
 ) -> Iterator[tuple[int, int, Document]]:
     if not stat.S_ISREG(file.path.stat().st_mode):  # reading a pipe would wait for ever
         bad.add(str(file.path), "it is not a regular file")
         return
-    text_format = format_of(file.name)
+    text_format = format_of(file.read_as)
     if text_format is UNREADABLE:
         bad.add(str(file.path), "this format is not supported", "Convert it to text or .jsonl.")
     elif text_format is PARQUET:
         rows = _texts(file, parquet_rows(file.path, column, bad, start), column, bad)
-        yield from _with_text(file, rows, bad)
+        yield from _with_text(file, rows, bad, column)
     elif text_format in (LINES, JSON):
         rows = _json_rows(file, column, bad, start)
         if text_format is JSON and is_one_object(file.path):
@@ -88,10 +102,10 @@ def _documents(
             return
         if text_format is JSON and _is_array(file):
             rows = _texts(file, _array_rows(file, bad, start), column, bad)
-        yield from _with_text(file, rows, bad)
+        yield from _with_text(file, rows, bad, column)
     elif text_format in (TABLE, ARROW):
         read = table_rows if text_format is TABLE else arrow_rows
-        yield from _with_text(file, _texts(file, read(file, bad, start), column, bad), bad)
+        yield from _with_text(file, _texts(file, read(file, bad, start), column, bad), bad, column)
     else:
         yield from _prose(file, text_format, bad, start)
 
@@ -99,29 +113,33 @@ def _documents(
 def _prose(
     file: InputFile, text_format: TextFormat, bad: BadRows, start: int
 ) -> Iterator[tuple[int, int, Document]]:
-    with file.path.open("rb") as stream:
-        head = stream.read(_HEAD)
-    kind = no_text(head[:4096]) if text_format is TEXT else kind_by_signature(head[:64])
+    with file.path.open("rb") as raw:
+        head = decompressed(file.read_as, raw).read(_HEAD)
+    kind = kind_by_signature(head[:64])
+    if file.given is None and (text_format is TEXT or kind is None):
+        kind = no_text(head[:4096], without_compression(file.name))
     if kind is not None:
-        hint = "Give it its own ending; of a WARC file, extract the text into .txt or .jsonl."
+        hint = f"{_WAYS_OUT.get(kind, _WAY_OUT)}, or take it as text: data.format: text."
         bad.add(str(file.path), f"it is {kind}, not plain text", hint)
-    elif file.name.lower().endswith(".txt") and _is_separated(head):
-        yield from _with_text(file, _separated(file, bad, start), bad)
-    elif file.path.stat().st_size > MAX_DOCUMENT_BYTES:
-        bad.add(str(file.path), f"it is above {MAX_DOCUMENT_BYTES >> 20} MB", "Split it up.")
+    elif separator := _separator(file, head):
+        yield from _with_text(file, _separated(file, separator, bad, start), bad)
     else:
-        yield from _text(file, bad, start)
+        yield from _text(file, text_format, bad, start)
 
 
 def _with_text(
-    file: InputFile, rows: Iterator[tuple[int, int, str | None]], bad: BadRows
+    file: InputFile,
+    rows: Iterator[tuple[int, int, str | None]],
+    bad: BadRows,
+    column: TextColumn | None = None,
 ) -> Iterator[tuple[int, int, Document]]:
     """Make documents of the rows that hold text."""
-    blank = 0
+    blank, is_rendered = 0, column is not None and column.render is not None
     for number, bytes_read, text in rows:
         if text and text.strip():
             blank = 0
-            yield number, bytes_read, Document(f"{file.name}:{number}", text)
+            document = Document(f"{file.name}:{number}", text, is_rendered=is_rendered)
+            yield number, bytes_read, document
         elif (blank := blank + 1) >= _MOST_BLANK:
             bad.add(str(file.path), f"{_MOST_BLANK:,} rows up to row {number:,} hold no text")
             return
@@ -130,10 +148,18 @@ def _with_text(
 # --- text ---
 
 
-def _text(file: InputFile, bad: BadRows, start: int) -> Iterator[tuple[int, int, Document]]:
-    text = decode(file.path.read_bytes(), str(file.path), bad)
+def _text(
+    file: InputFile, text_format: TextFormat, bad: BadRows, start: int
+) -> Iterator[tuple[int, int, Document]]:
+    with file.path.open("rb") as raw:
+        content = decompressed(file.read_as, raw).read(MAX_DOCUMENT_BYTES + 1)
+    if len(content) > MAX_DOCUMENT_BYTES:
+        hint = "Split it up, or name what stands between its texts in data.separator."
+        bad.add(str(file.path), f"it is above {MAX_DOCUMENT_BYTES >> 20} MB", hint)
+        return
+    text = decode(content, str(file.path), bad)
     parts = [text or ""]
-    if format_of(file.name) is PROSE and text and len(text) > 4 * _PART_CHARS:
+    if text_format is PROSE and text and len(text) > 4 * _PART_CHARS:
         parts = _parts(text)
     for number, part in enumerate(parts, 1):
         if number > start and part.strip():
@@ -152,21 +178,32 @@ def _parts(text: str) -> list[str]:
     return [*parts, text[begin:]]
 
 
+def _separator(file: InputFile, head: bytes) -> bytes | None:
+    """Return what stands between the texts of a file: as given, or as its beginning shows."""
+    if file.separator is not None:
+        return file.separator.encode()
+    is_txt = without_compression(file.read_as).endswith(".txt")
+    return SEPARATOR if is_txt and _is_separated(head) else None
+
+
 def _is_separated(head: bytes) -> bool:
     """Whether the separator stands at the end, or alone at the beginning, of a line."""
     return SEPARATOR + b"\n" in head.replace(b"\r", b"") or b"\n" + SEPARATOR in head
 
 
-def _separated(file: InputFile, bad: BadRows, start: int) -> Iterator[tuple[int, int, str | None]]:
+def _separated(
+    file: InputFile, separator: bytes, bad: BadRows, start: int
+) -> Iterator[tuple[int, int, str | None]]:
     """Read the texts between separators; one is held in memory at a time."""
     number, rest, size = 0, b"", file.path.stat().st_size
-    with file.path.open("rb") as stream:
+    with file.path.open("rb") as raw:
+        stream = decompressed(file.read_as, raw)
         while True:
             piece = stream.read(_HEAD)
-            *texts, rest = (rest + piece).split(SEPARATOR)
+            *texts, rest = (rest + piece).split(separator)
             if not piece:
                 texts, rest = [*texts, rest], b""
-            place = stream.tell() - len(rest)
+            place = raw.tell() - (len(rest) if stream is raw else 0)
             for text in texts:
                 number += 1
                 if number > start:
@@ -183,15 +220,15 @@ def _separated(file: InputFile, bad: BadRows, start: int) -> Iterator[tuple[int,
 
 
 def _texts(
-    file: InputFile, rows: Iterator[tuple[int, int, Any]], column: str, bad: BadRows
+    file: InputFile, rows: Iterator[tuple[int, int, Any]], column: TextColumn, bad: BadRows
 ) -> Iterator[tuple[int, int, str | None]]:
     for number, size, row in rows:
-        yield number, size, text_of(row, column, f"{file.path}, row {number}", bad)
+        yield number, size, column.text_of(row, f"{file.path}, row {number}", bad)
 
 
 def _is_array(file: InputFile) -> bool:
     with file.path.open("rb") as raw:
-        head = decompressed(file.name, raw).read(64)
+        head = decompressed(file.read_as, raw).read(64)
     return head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 
@@ -199,7 +236,7 @@ def _array_rows(
     file: InputFile, bad: BadRows, start: int
 ) -> Iterator[tuple[int, int, dict[str, Any]]]:
     with file.path.open("rb") as raw:
-        content = decompressed(file.name, raw).read(MAX_DOCUMENT_BYTES + 1)
+        content = decompressed(file.read_as, raw).read(MAX_DOCUMENT_BYTES + 1)
     if len(content) > MAX_DOCUMENT_BYTES:
         bad.add(str(file.path), "its array is above 256 MB", "Write one row a line.")
         return
@@ -220,10 +257,10 @@ def _array_rows(
 
 
 def _json_rows(
-    file: InputFile, column: str, bad: BadRows, start: int
+    file: InputFile, column: TextColumn, bad: BadRows, start: int
 ) -> Iterator[tuple[int, int, str | None]]:
     with file.path.open("rb") as raw:
-        for number, line in enumerate(_lines(decompressed(file.name, raw)), start=1):
+        for number, line in enumerate(_lines(decompressed(file.read_as, raw)), start=1):
             if number <= start:
                 continue
             yield (
@@ -244,7 +281,7 @@ def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
         yield None
 
 
-def _text_of_line(line: bytes | None, column: str, where: str, bad: BadRows) -> str | None:
+def _text_of_line(line: bytes | None, column: TextColumn, where: str, bad: BadRows) -> str | None:
     if line is None:
         bad.add(where, f"it is above {MAX_DOCUMENT_BYTES >> 20} MB", "Split it up.")
         return None
@@ -260,4 +297,4 @@ def _text_of_line(line: bytes | None, column: str, where: str, bad: BadRows) -> 
     if not isinstance(row, dict):
         bad.add(where, "it is not a JSON object")
         return None
-    return text_of(row, column, where, bad)
+    return column.text_of(row, where, bad)

@@ -34,7 +34,7 @@ def sample_text(
     documents: list[tuple[float | None, int]] = []
     ids: list[NDArray[np.int64]] = []
     is_whole, total = True, 0.0
-    for source in open_sources(data):
+    for source in open_sources(data, tokenizer.directory):
         num_bytes = num_ids = position = 0
         for place, document in source.read():
             if stop():
@@ -46,7 +46,8 @@ def sample_text(
             num_bytes += len(document.text.encode())
             if sampled(document, data.sample):
                 split = split_place(document, data)
-                (encoded,) = encode_documents(tokenizer, [document.text])
+                special = data.special_tokens_in_text or document.is_rendered
+                (encoded,) = encode_documents(tokenizer, [document.text], special)
                 documents.append((None if split is None else split / PLACES, len(encoded)))
                 ids.append(encoded)
                 num_ids += len(encoded)

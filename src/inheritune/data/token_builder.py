@@ -51,7 +51,8 @@ class TokenBuilder:
 
         # --- the state between two documents: of the journal, or new ---
         # Validation sources come first, in this list and in all lists of the state.
-        val_sources, train_sources = held_out_sources(data), open_sources(data)
+        val_sources = held_out_sources(data, tokenizer.directory)
+        train_sources = open_sources(data, tokenizer.directory)
         sources = val_sources + train_sources
         state = journal.read(request, self._writer)
         if state is None:
@@ -97,13 +98,17 @@ class TokenBuilder:
         by_hash = {"rule": SPLIT_RULE, "by": data.split_by, "val_fraction": data.val_fraction}
         return writer.manifest(
             bos=self._tokenizer.bos,
-            special_tokens_in_text=data.special_tokens_in_text,
+            special_tokens_in_text=data.special_tokens_in_text or self._is_rendered,
             split=by_hash if data.val_source is None else {"rule": "val_source"},
             sources=self._provenance(),
             order="source order; training documents end once data.tokens is exceeded",
             val_bytes=self._state["val_bytes"],
             overlap=self._overlap(),
         )
+
+    @property
+    def _is_rendered(self) -> bool:
+        return any(s.column.render is not None for s in self._val_sources + self._sources)
 
     # --- the stream of documents ---
 

@@ -176,20 +176,25 @@ def encode_documents(
 ) -> Iterator[NDArray[np.int64]]:
     """Encode each document as ``[BOS] ids EOS``.
 
-    Documents may have any length; see `TextTokenizer.encode_long`.
+    Documents may have any length; see `TextTokenizer.encode_long`. Where special tokens in the text
+    count, a BOS or EOS that it begins or ends with is not put again.
 
     Yields:
         (n,) int64 for each document, in order.
     """
-    begin = [] if tokenizer.bos is None else [tokenizer.bos]
     short = [text for text in texts if len(text) <= _PIECE]
     encoded = iter(tokenizer.encode_batch(short, special_tokens_in_text))
     for text in texts:
         if len(text) <= _PIECE:
-            yield np.array([*begin, *next(encoded), tokenizer.eos], dtype=np.int64)
+            ids = np.array(next(encoded), dtype=np.int64)
         else:
             ids = tokenizer.encode_long(text, special_tokens_in_text)
-            yield np.concatenate([np.array(begin, dtype=np.int64), ids, [tokenizer.eos]])
+        begin = [] if tokenizer.bos is None else [tokenizer.bos]
+        end = [tokenizer.eos]
+        if special_tokens_in_text:
+            begin = [] if ids[:1].tolist() == begin else begin
+            end = [] if ids[-1:].tolist() == end else end
+        yield np.concatenate([np.array(begin, dtype=np.int64), ids, np.array(end, dtype=np.int64)])
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> None:

@@ -1,10 +1,12 @@
 """Define the recipe section on text: its sources, its columns and its split."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from inheritune.recipe.values import Amount, CountOrZero, Rate, RecipeSection
+
+TextFormatName = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 
 
 class TextSource(RecipeSection):
@@ -22,6 +24,19 @@ class TextSource(RecipeSection):
     """Branch, tag or commit of a Hub dataset."""
     text_column: str | None = None
     """Text column; null: data.text_column."""
+    messages: str | None = None
+    """Column of messages; null: data.messages."""
+    format: TextFormatName | None = None
+    """Format of the files; null: data.format."""
+    separator: str | None = None
+    """Between texts; null: data.separator."""
+
+    @model_serializer(mode="wrap")
+    def _without_new_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out unused keys that the records of earlier versions lack."""
+        values: dict[str, Any] = handler(self)
+        new = ("messages", "format", "separator")
+        return {key: value for key, value in values.items() if key not in new or value is not None}
 
 
 class Data(RecipeSection):
@@ -38,7 +53,15 @@ class Data(RecipeSection):
     revision: str | None = None
     """Branch, tag or commit of a Hub dataset; null: the newest commit, which is recorded."""
     text_column: str = "text"
-    """Column that holds the text."""
+    """Column that holds the text; a.b is field b within column a."""
+    messages: str | None = None
+    """Column of messages (role, content), of which the reference's chat template makes the text, in
+    place of text_column; its special tokens are encoded as such."""
+    format: TextFormatName | None = None
+    """Format of all local files, whatever their names; null: by name and content."""
+    separator: str | None = None
+    """What stands between the texts of a plain text file; null: <|endoftext|> if it ends lines of a
+    .txt; '': nothing."""
     sample: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the documents to use, chosen by hash: a smaller share is a subset of a larger one;
     null: all."""
