@@ -116,6 +116,28 @@ def test_prepare_and_train_do_their_step(recipe: Path) -> None:
     assert (Path(trial["model"]) / "model.safetensors").is_file()
 
 
+def test_prepare_ends_with_what_it_took_and_left_out(tiny_reference: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    texts = [f"the large one knew {i} things before it grew" for i in range(90)]
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    (folder / "README.md").write_text("A card.")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(fields_of(tiny_reference, folder)))
+    taken = json.loads(invoke("prepare", path, "--json").stdout)["taken"]
+    (source,) = taken["sources"]
+    size = sum(len(text) for text in texts)
+    assert source["files"] == {"JSON lines": 1}
+    assert (source["documents"], source["bytes"], source["left_out"]) == (90, size, ["README.md"])
+    assert len(taken["first_words"]) == 3
+    assert all(words.startswith("the large one") for words in taken["first_words"])
+    said = invoke("prepare", path).stderr
+    assert f"90 documents of {size / 90:,.0f} bytes each in files: 1 JSON lines" in said
+    assert "left out: 1 files: README.md" in said
+    assert f"one EOS in {taken['tokens_per_eos']:,} tokens; documents begin:" in said
+    assert "'the large one" in said
+
+
 def test_inherit_writes_a_model_directory(tiny_reference: Path, tmp_path: Path) -> None:
     result = invoke("inherit", tiny_reference, 3, tmp_path / "out")
     assert result.exit_code == 0

@@ -1,4 +1,5 @@
 import importlib.metadata
+import io
 import json
 import platform
 import shutil
@@ -179,9 +180,11 @@ def test_offline_mode_is_reported(monkeypatch):
     assert finding("HF_HUB_OFFLINE").ok
 
 
-def test_another_encoding_than_utf_8_is_hinted_at(monkeypatch):
-    monkeypatch.setattr("locale.getpreferredencoding", lambda setting: "ANSI_X3.4-1968")
-    assert "PYTHONUTF8=1" in finding("text encoding").hint
+def test_another_encoding_of_stdout_than_utf_8_is_hinted_at(monkeypatch):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    found = finding("text encoding")
+    assert (found.value, found.ok) == ("ascii", True)
+    assert "PYTHONIOENCODING=utf-8" in found.hint
 
 
 # -- six lines

@@ -1,6 +1,8 @@
 """Nothing that a stranger wrote reaches the terminal as a command."""
 
+import io
 import json
+import sys
 
 import pytest
 from rich.table import Table
@@ -77,3 +79,20 @@ def test_nothing_prints_to_a_console_of_its_own():
     directory = console.Path(console.__file__).parent
     users = [p.name for p in directory.rglob("*.py") if " Console(" in p.read_text("utf-8")]
     assert users == []
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_stream_without_a_character_shows_a_question_mark_and_json_escapes_it(
+    monkeypatch, encoding
+):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding))
+    console.replace_unknown_characters()
+    console.print_text("10⁶ ± 1")
+    Terminal().print("3 × 10⁶")
+    console.print_json({"loss": "± 0.1, 10⁶"})
+    sys.stdout.flush()
+    text, table, *rest = raw.getvalue().decode(encoding).splitlines()
+    assert text == ("10? ? 1" if encoding == "ascii" else "10? ± 1")
+    assert table == ("3 ? 10?" if encoding == "ascii" else "3 × 10?")
+    assert json.loads("\n".join(rest)) == {"loss": "± 0.1, 10⁶"}

@@ -229,6 +229,9 @@ def test_more_tokens_than_there_are_need_allow_repeat(shards):
     assert str(available) in message and "2.0 epochs" in message
     assert "data.allow_repeat" in message
     check_budget(tokens, 2 * available, 16, allow_repeat=True)
+    step = error_of(check_budget, tokens, 2, 16, allow_repeat=False, step_tokens=3 * available)
+    assert f"one step takes {3 * available} tokens (train.batch_tokens)" in step
+    assert "3.0 epochs. Lower train.batch_tokens, add text" in step
 
 
 BROKEN = {

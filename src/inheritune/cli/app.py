@@ -37,6 +37,7 @@ from inheritune.cli.console import (
     UsageAsJson,
     load_recipe,
     print_json,
+    replace_unknown_characters,
     reported,
     say,
 )
@@ -81,6 +82,7 @@ RecipeOrModel = Annotated[
 
 def main() -> None:
     """Run the command line."""
+    replace_unknown_characters()
     app(prog_name="inheritune")  # also for `python -m inheritune`
 
 

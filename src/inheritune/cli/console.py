@@ -1,5 +1,6 @@
 """Print messages to stderr and data to stdout, and end with an error's exit code."""
 
+import io
 import json
 import os
 import sys
@@ -105,9 +106,19 @@ def say(text: str) -> None:
     print(visible(text), file=sys.stderr)
 
 
+def replace_unknown_characters() -> None:
+    """Have stdout print ``?`` for what its encoding lacks, as no error may end a finished command.
+
+    Python's stderr escapes such characters by itself.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def print_json(value: object) -> None:
-    """Print a value for programs."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    """Print a value for programs; escaped where stdout has not every character."""
+    is_unicode = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    text = json.dumps(value, indent=2, ensure_ascii=not is_unicode)
     # JSON escapes only the first range of control characters by itself.
     print("".join(c if visible(c) == c else f"\\u{ord(c):04x}" for c in text))
 

@@ -247,9 +247,10 @@ def _hub() -> Iterator[Diagnosis]:
 
 
 def _encoding() -> Diagnosis:
-    encoding = locale.getpreferredencoding(False)
+    # Of the stream, which PYTHONIOENCODING may have set otherwise than the locale.
+    encoding = getattr(sys.stdout, "encoding", None) or locale.getpreferredencoding(False)
     utf8 = encoding.lower().replace("-", "") == "utf8"
-    hint = "" if utf8 else "Text on the terminal may be garbled: set PYTHONUTF8=1."
+    hint = "" if utf8 else "It prints ? for what is missing there: set PYTHONIOENCODING=utf-8."
     return Diagnosis("text encoding", encoding, True, hint)
 
 

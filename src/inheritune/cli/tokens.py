@@ -1,5 +1,6 @@
 """Define the commands prepare and inspect, on text and tokens."""
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ from inheritune.cli.console import (
     say,
 )
 from inheritune.cli.next_step import command
-from inheritune.errors import RecipeError
+from inheritune.errors import RecipeError, escape
 
 _import_option = partial(typer.Option, rich_help_panel="Import token ids")
 _WIDTHS = {"auto": None, "uint16": 2, "uint32": 4}
@@ -95,7 +96,7 @@ def prepare(
             )
         else:
             tokens = api.import_tokens(files, tokenizer, out)
-        summary = tokens.summary() | {"path": str(tokens.path)}
+        summary = tokens.summary() | tokens.taken() | {"path": str(tokens.path)}
         if as_json:
             print_json(summary)
             return
@@ -103,11 +104,30 @@ def prepare(
             f"{tokens.path}: {summary['train_tokens']:,} tokens to train on, "
             f"{summary['val_tokens']:,} held out."
         )
+        for line in _taken(summary.get("taken")):
+            say(line)
         if recipe is None:
             next_step = command("inspect", tokens.path)
         else:
             next_step = command("run", recipe, set=sets, runs=runs)
         say(f"next: {next_step}")
+
+
+def _taken(taken: dict[str, Any] | None) -> Iterator[str]:
+    """Say what was taken and left out, so that a wrong guess is seen before a training."""
+    for row in taken["sources"] if taken else ():
+        names = ", ".join(f"{count:,} {name}" for name, count in row["files"].items())
+        source = row["source"] if isinstance(row["source"], str) else ", ".join(row["source"][:5])
+        size = row["bytes"] and f" of {row['bytes'] / max(1, row['documents']):,.0f} bytes each"
+        files = f" in files: {names}" if names else ""
+        yield f"  {escape(source, 100)}: {row['documents']:,} documents{size or ''}{files}"
+        if row.get("left_out"):
+            shown = ", ".join(escape(name, 60) for name in row["left_out"][:5])
+            yield f"    left out: {row['left_out_files']:,} files: {shown}"
+    if taken:
+        yield f"  one EOS in {taken['tokens_per_eos']:,} tokens; documents begin:"
+        for words in taken["first_words"]:
+            yield f"    {escape(repr(words), 90)}"
 
 
 def inspect(

@@ -1,6 +1,7 @@
 """Copy the ids that another program wrote into a token directory like any other."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,14 @@ class _Copy:
             order="as in the files",
             val_bytes=self.val_bytes,
             overlap=overlap,
+            taken={"sources": self._taken(train, val), "first_words": self.writer.first_words()},
         )
+
+    def _taken(self, train: list[FlatFile], val: list[FlatFile]) -> list[dict[str, Any]]:
+        documents = self.writer.train.documents + self.writer.val.documents
+        formats = Counter(file.format for file in train + val)
+        names = [file.path.name for file in train + val]
+        return [{"source": names, "files": formats, "documents": documents, "bytes": None}]
 
     def _copy(self, file: FlatFile, is_val: bool) -> None:
         eos = self.tokenizer.eos

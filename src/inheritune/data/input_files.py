@@ -178,6 +178,12 @@ def left_out(source: str | list[str], files: list[InputFile]) -> list[str]:
     return sorted(names)
 
 
+def some(names: list[str], count: int) -> str:
+    """Name the first five of a number of files."""
+    more = f" and {count - 5:,} more" if count > 5 else ""
+    return f"{', '.join(names[:5])}{more}"
+
+
 def spell(source: str | list[str]) -> str:
     """Return a source as it can stand in a message."""
     return source if isinstance(source, str) else ", ".join(source) or "an empty list"

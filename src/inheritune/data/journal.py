@@ -25,7 +25,7 @@ from inheritune.system.files import (
 from inheritune.system.locks import locked
 from inheritune.system.strict_json import read_json
 
-_FORMAT = 2  # 1 is begun again: it read a table as one text
+_FORMAT = 3  # older ones are begun again: they read tables as one text, or count no bytes
 
 
 def make_token_directory(out: Path, build: Callable[["Journal"], dict[str, Any]]) -> None:

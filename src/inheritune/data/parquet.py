@@ -93,7 +93,7 @@ def _type_of(schema: Any, column: str) -> Any:
     if column in schema.names:
         return schema.field(column).type
     first, *fields = column.split(".")
-    kind = schema.field(first).type if first in schema.names else None
+    kind: Any = schema.field(first).type if first in schema.names else None
     for name in fields:
         index = kind.get_field_index(name) if kind is not None and types.is_struct(kind) else -1
         kind = kind.field(index).type if index >= 0 else None

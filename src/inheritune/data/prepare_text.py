@@ -21,8 +21,10 @@ from inheritune.system.progress import Listener, silent
 
 _TEXT = "the text itself"
 # Younger than the first prepared tokens, which do not name them.
-_NEW_KEYS = ("config", "split", "revision", "sample", "val_sample", "messages", "format")
-_NEW_KEYS += ("separator",)
+_NEW_KEYS = {
+    *("config", "split", "revision", "sample", "val_sample"),
+    *("messages", "format", "separator"),
+}
 
 
 def training_texts(data: Data) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Encode the documents of every source, in order, into the shards of both splits."""
 
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -8,18 +9,20 @@ from typing import Any
 from inheritune.data.document import SPLIT_RULE, Document, held_out, sampled
 from inheritune.data.encoding import Encoded, Encoders
 from inheritune.data.hub_dataset import dataset_commit
-from inheritune.data.input_files import STDLIB, left_out, spell
+from inheritune.data.input_files import STDLIB, left_out, some, spell
 from inheritune.data.journal import Journal
 from inheritune.data.sources import Mixture, Source, SourcePosition, held_out_sources, open_sources
+from inheritune.data.text_formats import format_of
 from inheritune.data.token_writer import TokenWriter
 from inheritune.data.tokenizer import TextTokenizer
 from inheritune.data.tokens import check_length
-from inheritune.errors import DataError, Interrupted
+from inheritune.errors import DataError, Interrupted, escape
 from inheritune.recipe.data import Data
 from inheritune.system.progress import Listener, Progress
 
 _MAX_VAL_DUPLICATES = 0.01  # share of a validation set of the user's own that may be trained on
 _MANY_REPEATS = 0.1  # share of repeated training documents that is worth a message
+_MOST_NAMES = 20  # of files that were left out, in the manifest
 _TASK = "preparing tokens"
 
 
@@ -62,6 +65,8 @@ class TokenBuilder:
                 "commits": [dataset_commit(s.part) if s.is_remote else None for s in sources],
                 "places": [None] * len(sources),
                 "tokens": [0] * len(sources),
+                "taken": [0] * len(sources),  # documents of both splits
+                "text_bytes": [0] * len(sources),
                 "read_bytes": [0] * len(sources),
                 "documents": 0,
                 "val_bytes": 0,
@@ -79,13 +84,10 @@ class TokenBuilder:
 
     def build(self, encoders: Encoders) -> dict[str, Any]:
         """Write all shards, and return the manifest without the request."""
-        for source in self._val_sources + self._sources:
-            if not source.is_remote and (names := left_out(source.part.source, source.files)):
-                more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-                self._say(
-                    f"{len(source.files):,} files of {spell(source.part.source)} are read, "
-                    f"{len(names):,} left out: {', '.join(names[:5])}{more}"
-                )
+        for row in self._taken():
+            if count := row["left_out_files"]:
+                files = f"{sum(row['files'].values()):,} files of {spell(row['source'])}"
+                self._say(f"{files} are read, {count:,} left out: {some(row['left_out'], count)}")
         data, writer = self._data, self._writer
         num_shards = 0
         for number, encoded in self._encoded(encoders):
@@ -104,6 +106,7 @@ class TokenBuilder:
             order="source order; training documents end once data.tokens is exceeded",
             val_bytes=self._state["val_bytes"],
             overlap=self._overlap(),
+            taken={"sources": self._taken(), "first_words": writer.first_words()},
         )
 
     @property
@@ -168,6 +171,8 @@ class TokenBuilder:
         state = self._state
         state["val_bytes"] += encoded.text_bytes * encoded.is_val
         state["tokens"][number] += 0 if encoded.is_val else len(encoded.ids)
+        state["taken"][number] += 1
+        state["text_bytes"][number] += encoded.text_bytes
         state["places"][number] = encoded.place.position
         state["read_bytes"][number] = encoded.place.bytes
         state["documents"] += encoded.documents
@@ -192,6 +197,23 @@ class TokenBuilder:
         self._on_progress(Progress(_TASK, done, total, unit, facts))
 
     # --- the manifest ---
+
+    def _taken(self) -> list[dict[str, Any]]:
+        """Describe what was taken of each source, and what was left out of its folders."""
+        rows = []
+        for number, source in enumerate(self._val_sources + self._sources):
+            names = [] if source.is_remote else left_out(source.part.source, source.files)
+            rows.append(
+                {
+                    "source": source.part.source,
+                    "files": Counter(format_of(file.read_as).name for file in source.files),
+                    "left_out_files": len(names),
+                    "left_out": [escape(name, 200) for name in names[:_MOST_NAMES]],
+                    "documents": self._state["taken"][number],
+                    "bytes": self._state["text_bytes"][number],
+                }
+            )
+        return rows
 
     def _overlap(self) -> dict[str, Any]:
         overlap = self._writer.document_overlap()

@@ -5,12 +5,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from inheritune.data.overlap import DocumentHashes, document_overlap, ngram_share
-from inheritune.data.shards import SHARD_VERSION, ShardWriter
+from inheritune.data.shards import SHARD_VERSION, ShardWriter, map_shard
 from inheritune.data.tokenizer import TextTokenizer
 from inheritune.data.tokens import MANIFEST_FORMAT, TokenStream, canonical_digest, fingerprint_of
+
+_WORDS = 20  # ids at the beginning of a document that are shown
 
 
 class TokenWriter:
@@ -58,6 +61,16 @@ class TokenWriter:
             for writer in (self.val, self.train)
         )
         return ngram_share(val, train, self._tokenizer.eos, on_ids)
+
+    def first_words(self, count: int = 3) -> list[str]:
+        """Return the first words of some training documents, once the shards are closed."""
+        entry = self.train.entries[0]
+        ids = map_shard(self._shards, entry, self._rows)
+        starts = np.fromfile((self._shards / entry.name).with_suffix(".idx"), dtype="<u8")
+        ends = [*starts[1:].tolist(), entry.ids]
+        chosen = np.unique(np.linspace(0, len(starts) - 1, num=count, dtype=np.int64)).tolist()
+        spans = [(int(starts[i]), min(int(starts[i]) + _WORDS, ends[i])) for i in chosen]
+        return [self._tokenizer.decode(ids[begin:end].tolist()) for begin, end in spans]
 
     def manifest(
         self,

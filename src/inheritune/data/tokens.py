@@ -149,6 +149,18 @@ class TokenDirectory:
             "commits": self.manifest["sources"].get("commits"),  # of Hub datasets
         }
 
+    def taken(self) -> dict[str, Any]:
+        """Return what was read and left out, and how documents begin; empty for older tokens.
+
+        Of each source: the number of files by format, documents and their bytes, and what was left
+        out of its folders. ``tokens_per_eos``: mean length of a document.
+        """
+        if (taken := self.manifest.get("taken")) is None:
+            return {}
+        documents = self.manifest["documents"] + self.manifest["val_documents"]
+        ids = self.train.num_ids + self.val.num_ids
+        return {"taken": taken | {"tokens_per_eos": round(ids / max(1, documents), 1)}}
+
 
 def open_tokens(path: Path) -> TokenDirectory:
     """Open prepared tokens: sizes and headers are checked now, hashes on first use.
@@ -179,22 +191,28 @@ def verify_tokens(path: Path) -> TokenDirectory:
     return directory
 
 
-def check_budget(tokens: TokenDirectory, planned: int, seq_len: int, allow_repeat: bool) -> None:
+def check_budget(
+    tokens: TokenDirectory, planned: int, seq_len: int, allow_repeat: bool, step_tokens: int = 1
+) -> None:
     """Refuse to train for longer than the tokens last, unless repeats are asked for.
 
     Args:
         planned: Training tokens of one round or variant.
         allow_repeat: ``data.allow_repeat`` of the recipe.
+        step_tokens: ``train.batch_tokens``; no training is shorter than a step.
 
     Raises:
         DataError: The plan needs more than one epoch.
     """
     available = tokens.train.num_samples(seq_len) * seq_len
-    if planned > available and not allow_repeat:
+    if max(planned, step_tokens) > available and not allow_repeat:
+        key, what = "train.tokens", f"the recipe trains for {planned} tokens"
+        if planned <= step_tokens:
+            key = "train.batch_tokens"
+            what, planned = f"one step takes {step_tokens} tokens ({key})", step_tokens
         raise DataError(
-            f"the recipe trains for {planned} tokens, the text has {available}: that is "
-            f"{planned / max(1, available):.1f} epochs.",
-            "Lower train.tokens, add text, or set data.allow_repeat to true.",
+            f"{what}, the text has {available}: that is {planned / max(1, available):.1f} epochs.",
+            f"Lower {key}, add text, or set data.allow_repeat to true.",
         )
 
 

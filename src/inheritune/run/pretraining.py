@@ -138,7 +138,9 @@ def plan_pretraining(
     section, data = recipe.recipe.train, recipe.recipe.data
     train_ids, val_ids = opened_tokens.train.num_ids, opened_tokens.val.num_ids
     check_length(train_ids, val_ids, section.seq_len, data)
-    check_budget(opened_tokens, section.tokens, section.seq_len, data.allow_repeat)
+    check_budget(
+        opened_tokens, section.tokens, section.seq_len, data.allow_repeat, section.batch_tokens
+    )
     if section.only is not None:
         from inheritune.training.models import describe_config
 

@@ -27,7 +27,9 @@ def prepare_tokens(job: Job, model: Path) -> TokenDirectory:
         job.on_progress,
         job.stop,
     )
-    check_budget(tokens, _longest_training(recipe), recipe.train.seq_len, recipe.data.allow_repeat)
+    train, allow_repeat = recipe.train, recipe.data.allow_repeat
+    longest = _longest_training(recipe)
+    check_budget(tokens, longest, train.seq_len, allow_repeat, train.batch_tokens)
     return tokens
 
 

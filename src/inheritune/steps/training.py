@@ -51,6 +51,7 @@ def run_training(
             spec.first_sample * recipe.train.seq_len + max(spec.tokens, recipe.train.batch_tokens),
             recipe.train.seq_len,
             recipe.data.allow_repeat,
+            recipe.train.batch_tokens,
         )
         with open_trackers(task) as trackers:
             loop_result = _train(task, trackers.send)
