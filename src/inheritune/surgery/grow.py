@@ -15,9 +15,15 @@ from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.write import TargetTensor
 from inheritune.surgery.class_check.ask_class import check_cut
 from inheritune.surgery.plan import InheritPlan, plan_inherit, renamed, stored_dtype
-from inheritune.surgery.record import conversion_facts, is_repaired, layer_map_of
+from inheritune.surgery.record import (
+    conversion_facts,
+    is_repaired,
+    layer_map_of,
+    refuse_other_reference,
+)
 from inheritune.surgery.selection import check_selection, describe_selection
 from inheritune.surgery.write import ModelPlan, Written, to_json, write_model
+from inheritune.system.progress import Listener, silent
 
 
 def grow(
@@ -53,9 +59,60 @@ def grow(
             f"{target.name} was repaired to do without the layers that it lacks.",
             "Only a target that was cut without a repair can grow.",
         )
+    if layer_map is None:
+        refuse_other_reference(target, reference)
     own = layer_map_of(target) if layer_map is None else tuple(layer_map)
     larger = _larger_map(own, reference, layers)
     return write_model(out, _plan(target, reference, own, larger))
+
+
+def patch(
+    target: ModelDirectory,
+    reference: ModelDirectory,
+    layers: Sequence[int],
+    out: Path,
+    layer_map: Sequence[int] | None = None,
+    on_progress: Listener = silent,
+) -> ModelDirectory:
+    """Write a target with untrained layers of its reference put back, to be used as it is.
+
+    A layer of the target gives way to the reference's where all layers that it stood for are back:
+    those between it and the next one. All other tensors of the target are kept bit for bit.
+
+    Args:
+        target, reference, layer_map: As for `grow`; the target may have been repaired.
+        layers: Layers of the reference that the patched model has, ascending.
+
+    Raises:
+        RecipeError: ``layers`` does not hold all that the target has, and more.
+        UnsupportedModelError: As for `grow`.
+        SourceError: As for `grow`, or the target was cut from another reference.
+
+    Source: Kangaslahti et al., Boomerang distillation, arXiv 2510.05064.
+    """
+    if layer_map is None:
+        refuse_other_reference(target, reference)
+    own = layer_map_of(target) if layer_map is None else tuple(layer_map)
+    larger = _larger_map(own, reference, layers)
+    gone = giving_way(own, larger, reference.layers)
+    plan = _plan(target, reference, own, larger, gone, is_patched=True)
+    return write_model(out, plan, on_progress)
+
+
+def giving_way(own: Sequence[int], larger: Collection[int], total: int) -> set[int]:
+    """List the layers of a target whose place the reference's own take in a patched model.
+
+    Args:
+        own: Layer map of the target.
+        larger: Layers of the reference that the patched model has.
+        total: Number of layers of the reference.
+    """
+    following = [*own[1:], total]
+    return {
+        layer
+        for layer, after in zip(own, following, strict=True)
+        if after > layer + 1 and {*range(layer + 1, after)} <= {*larger}
+    }
 
 
 def check_grow(reference: ModelDirectory, layers: int | Sequence[int]) -> InheritPlan:
@@ -106,8 +163,9 @@ def _plan(
     own: Sequence[int],
     larger: Sequence[int],
     gives_way: Collection[int] = (),
+    is_patched: bool = False,
 ) -> ModelPlan:
-    """Plan a grown target.
+    """Plan a grown target, or a patched one.
 
     Args:
         own: Layers of the reference that the target has.
@@ -136,7 +194,7 @@ def _plan(
         check=partial(
             check_cut, reference, cut.layer_map, config, tensors, target.container.prefix
         ),
-        records=partial(_records, target, reference, own, cut, {t.name for t in new}),
+        records=partial(_records, target, reference, own, cut, {t.name for t in new}, is_patched),
     )
 
 
@@ -164,6 +222,7 @@ def _records(
     own: Sequence[int],
     cut: InheritPlan,
     new: Collection[str],
+    is_patched: bool,
     written: Written,
 ) -> Mapping[str, bytes]:
     record = {
@@ -178,6 +237,7 @@ def _records(
         "layers": len(cut.layer_map),
         "layer_map": list(cut.layer_map),
         "grown_from": {"name": target.name, "layers": target.layers, "layer_map": list(own)},
+        **({"patched": True} if is_patched else {}),
         "container": target.container.prefix,
         "mode": "copy",
         "dtype": None,

@@ -1,6 +1,6 @@
 """Read the record of a target (inherit.json), and write the card of a target that was only cut."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from inheritune.errors import SourceError, escape
@@ -8,6 +8,8 @@ from inheritune.model_files.card import join_front_matter
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.layers import STRAY
 from inheritune.model_files.safetensors import DTYPES
+from inheritune.model_files.scan import scan
+from inheritune.run_record.fields import mapping_or_empty
 from inheritune.surgery.parts import PARTS, fresh_names
 from inheritune.surgery.repaired import repaired_names
 from inheritune.surgery.selection import describe_selection
@@ -62,6 +64,52 @@ def layer_map_of(target: ModelDirectory) -> tuple[int, ...]:
             "Write the target again.",
         )
     return tuple(layer_map)
+
+
+def refuse_other_reference(target: ModelDirectory, reference: ModelDirectory) -> None:
+    """Refuse a reference that a target was not cut from, as far as its record tells.
+
+    The record has digests of the tensors that were copied; those of its first and last layer are
+    compared.
+
+    Raises:
+        SourceError: The reference has another number of layers, or other weights.
+    """
+    record = _stored_record(target)
+    way_out = "Name the model that it was cut from."
+    named = record.get("reference")
+    total = named.get("layers") if isinstance(named, dict) else None
+    if total is not None and total != reference.layers:
+        raise SourceError(
+            f"{target.name} was cut from {escape(named.get('name'))} of {escape(total)} layers; "
+            f"{reference.name} has {reference.layers}.",
+            way_out,
+        )
+    for name, digest in _copied(record, reference, layer_map_of(target)):
+        source = reference.tensors.get(name)
+        if source is not None:
+            reference.download([source])
+        if source is None or scan([source])[name].xxh3 != digest:
+            raise SourceError(
+                f"{target.name} was cut from another model: {escape(name)} of {reference.name} is "
+                "not what was copied.",
+                way_out,
+            )
+
+
+def _copied(
+    record: Mapping[str, Any], reference: ModelDirectory, layer_map: Sequence[int]
+) -> Iterator[tuple[str, str]]:
+    """Yield name and digest of tensors of the reference that its first and last layer have."""
+    for name, entry in mapping_or_empty(record.get("tensors")).items():
+        source = entry.get("source") if isinstance(entry, dict) else None
+        if not isinstance(source, dict) or entry.get("from", "reference") != "reference":
+            continue
+        own_name = source.get("name", name)
+        is_as_it_was = not source.get("dtype") and not source.get("pitch")
+        layer = reference.container.layer_of(own_name)
+        if is_as_it_was and layer in (layer_map[0], layer_map[-1]):
+            yield own_name, str(entry.get("xxh3"))
 
 
 def is_repaired(target: ModelDirectory) -> bool:
