@@ -121,7 +121,9 @@ def test_a_patched_target_is_proven_and_a_changed_byte_of_it_is_found(
     record["tensors"][name]["xxh3"] = scan([changed.tensors[name]])[name].xxh3
     (patched.path / "inherit.json").write_text(json.dumps(record))
     (patched.path / "training.json").unlink()
-    with pytest.raises(SourceError, match=r"differs from model\.layers\.1\.mlp\.up_proj\.weight of"):
+    with pytest.raises(
+        SourceError, match=r"differs from model\.layers\.1\.mlp\.up_proj\.weight of"
+    ):
         list(verify_model(open_model(str(patched.path)), six_layers))
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from inheritune.api.analysis import analyze, select
 from inheritune.api.measurements import evaluate, fetch_tasks, generate
 from inheritune.api.models import convert, grow, inherit, verify
+from inheritune.api.patching import family, patch
 from inheritune.api.planning import plan
 from inheritune.api.pretraining import import_tokens, inspect, plan_training, prepare, train
 from inheritune.api.recipes import load_recipe, recipe_for
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from inheritune.data.inspect import Inspection
     from inheritune.data.tokens import TokenDirectory
     from inheritune.evaluation.evaluate import Evaluation
+    from inheritune.evaluation.family import Family
     from inheritune.evaluation.generation import Generation
     from inheritune.model_files.directory import ModelDirectory
     from inheritune.planning.candidates import Candidates, CutPlan
@@ -78,6 +80,7 @@ _MODULES = {
     "Converted": "conversion.converted",
     "CutPlan": "planning.candidates",
     "Evaluation": "evaluation.evaluate",
+    "Family": "evaluation.family",
     "Finding": "verification.run_model",
     "Generation": "evaluation.generation",
     "FlatFiles": "data.import_tokens",
@@ -106,6 +109,7 @@ __all__ = [
     "DataError",
     "DivergedError",
     "Evaluation",
+    "Family",
     "Finding",
     "FlatFiles",
     "Generation",
@@ -136,6 +140,7 @@ __all__ = [
     "convert",
     "derive",
     "evaluate",
+    "family",
     "fetch_tasks",
     "generate",
     "grow",
@@ -144,6 +149,7 @@ __all__ = [
     "inspect",
     "list_runs",
     "load_recipe",
+    "patch",
     "plan",
     "plan_training",
     "prepare",

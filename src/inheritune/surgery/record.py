@@ -77,8 +77,8 @@ def refuse_other_reference(target: ModelDirectory, reference: ModelDirectory) ->
     """
     record = _stored_record(target)
     way_out = "Name the model that it was cut from."
-    named = record.get("reference")
-    total = named.get("layers") if isinstance(named, dict) else None
+    named = mapping_or_empty(record.get("reference"))
+    total = named.get("layers")
     if total is not None and total != reference.layers:
         raise SourceError(
             f"{target.name} was cut from {escape(named.get('name'))} of {escape(total)} layers; "
