@@ -83,9 +83,9 @@ def patch(
 def _report(
     model: "ModelDirectory", out: Path, reference: str, revision: str | None, as_json: bool
 ) -> None:
-    from inheritune.surgery.record import read_inherit_record
+    from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
-    record = read_inherit_record(model)
+    record = read_json_object(model.path / "inherit.json", MODEL_FILE.times(20), "the record")
     before, after = record["grown_from"]["layer_map"], record["layer_map"]
     back = [layer for layer in after if layer not in before]
     if as_json:
