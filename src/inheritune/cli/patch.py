@@ -12,7 +12,6 @@ from inheritune.cli.console import Debug, Json, print_json, reported, say
 from inheritune.cli.model import ReferenceId, Revision
 from inheritune.cli.next_step import command
 from inheritune.errors import RecipeError
-from inheritune.surgery.selection import describe_selection
 
 if TYPE_CHECKING:
     from inheritune.evaluation.family import Family
@@ -95,14 +94,13 @@ def _report(
         )
         return
     say(
-        f"{out}: {len(after)} layers, {model.params:,} parameters; {describe_selection(back)} of "
-        f"the reference came back, untrained; {record['check']}."
+        f"{out}: {len(after)} layers, {model.params:,} parameters; of the reference came back, "
+        f"untrained: {', '.join(map(str, back))}; {record['check']}."
     )
     say(f"next: {command('verify', out, reference=reference, revision=revision)}")
 
 
 def _show(family: "Family") -> None:
-    from inheritune.model_files.layers import ranges
     from inheritune.reporting.quantities import formatted
     from inheritune.reporting.table import Column, Table
     from inheritune.system.terminal import Terminal
@@ -112,7 +110,7 @@ def _show(family: "Family") -> None:
         family.members,
         [
             (Column("layers", show=str), "layers"),
-            (Column("came back"), lambda member: ", ".join(ranges(member.returned))),
+            (Column("came back"), "listed"),
             (Column("parameters", show=formatted(",")), "params"),
             (Column("loss", "nats", formatted(".4f")), "val_loss"),
             (Column("KL", "nats", formatted(".4f")), "kl"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.errors import DataError, SourceError, escape
 from inheritune.model_files.directory import ModelDirectory
+from inheritune.model_files.layers import ranges
 from inheritune.run_record.fields import finite_number
 from inheritune.surgery.grow import patch
 from inheritune.surgery.removal import Cut
@@ -57,6 +58,11 @@ class Member:
     top1: float | None = None
     overlap: float | None = None
     seconds: float = 0.0
+
+    @property
+    def listed(self) -> str:
+        """The layers that came back, in words."""
+        return ", ".join(ranges(self.returned))
 
     def row(self) -> dict[str, Any]:
         """Everything but the windows."""
