@@ -749,30 +749,23 @@ def test_shard_missing_or_holding_other_tensors(sharded):
     held, other = load_file(first), load_file(second)
     name = next(iter(held))
     save_file(held | {"more": torch.ones(1)}, first)
-    refused(sharded, "says that 'more' is in no file; it is in")
+    with pytest.warns(UserWarning, match="does not name more, which a file holds"):
+        open_model(str(sharded))
     save_file({k: v for k, v in held.items() if k != name} or {"x": torch.ones(1)}, first)
-    refused(sharded, "says that")
+    with pytest.warns(UserWarning, match="which no file holds"):
+        open_model(str(sharded))
     save_file(held, first)
-    save_file(other | {name: held[name]}, second)
-    refused(sharded, "is in two files")
+    save_file(other | {name: held[name] + 1}, second)
+    refused(sharded, "is in two files, .* with different values")
     save_file(other, second)
     assert open_model(str(sharded)).layers == 4
     second.unlink()
     refused(sharded, second.name)
 
 
-QUANTISED = {"quant_method": "gptq", "bits": 4}
-
-
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"quantization_config": QUANTISED}, "quantised"),
-        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised"),
-        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "quantised"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantised"),
-        ({"quantization_config": {"load_in_8bit": True}}, "quantised"),
-        ({"text_config": {"quantization_config": QUANTISED, "num_hidden_layers": 4}}, "quantised"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
         ({"model_type": "blt"}, "five stacks"),
         ({"model_type": "hrm_text"}, "hrm_text"),

@@ -17,7 +17,7 @@ from support.decoder_types import model_class
 
 from inheritune.errors import InherituneError
 from inheritune.model_files.directory import open_model
-from inheritune.model_files.refusals import refuse_unsupported_model
+from inheritune.model_files.refusals import refuse_unsupported_type
 from inheritune.surgery.cut import inherit
 from inheritune.verification.model import verify_model
 
@@ -165,7 +165,7 @@ def _refused_by_config(config: Any) -> str:
     """Why the product refuses every model of this kind. Not all of their classes can be built."""
     raw = config.to_dict()
     try:
-        refuse_unsupported_model(raw, [], Path("the reference"))
+        refuse_unsupported_type(raw, Path("the reference"))
     except InherituneError as error:
         return _said(error, Path("the reference"))
     return ""

@@ -24,9 +24,10 @@ from inheritune.conversion.sandbox import ask
 from inheritune.errors import SourceError, escape
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import open_model
-from inheritune.model_files.refusals import refuse_unsafe_config, refuse_unsupported_model
-from inheritune.model_files.safe_path import refuse_other_files, safe_file
+from inheritune.model_files.refusals import refuse_config
+from inheritune.model_files.safe_path import safe_file
 from inheritune.model_files.safetensors import Tensor, read_header
+from inheritune.model_files.weight_index import disagreements
 from inheritune.model_files.write import MAX_SHARD_BYTES
 from inheritune.surgery.write import to_json
 from inheritune.system.files import new_directory, write_bytes
@@ -59,8 +60,7 @@ def convert(source: Path, out: Path) -> Converted:
     pickles, places = find_pytorch_files(source)
     path = safe_file(source, "config.json")
     config = read_json_object(path, MODEL_FILE, "the config")
-    refuse_unsafe_config(config, path)
-    refuse_unsupported_model(config, (), source)
+    refuse_config(config, path)
     refuse_place(out, source)
     before = _signatures(pickles)
 
@@ -70,7 +70,8 @@ def convert(source: Path, out: Path) -> Converted:
         if places:
             pairs = zip(pickles, reply["sources"], strict=True)
             by_file = {name: file.name for file, names in pairs for name in names}
-            refuse_other_files(places, by_file, "the weight index")
+            found = disagreements(places, by_file, by_file.keys() & places)
+            reply["warnings"] += [f"the weight index {text}." for text in found]
         _take_weights(reply, staging)
         write_bytes(staging / "config.json", path.read_bytes())
         copy_side_files(source, staging)

@@ -11,6 +11,7 @@ from inheritune.errors import InherituneError, MachineError, UnsupportedModelErr
 from inheritune.evaluation.quiet import quiet
 from inheritune.evaluation.task_descriptions import TaskDescription
 from inheritune.evaluation.task_files import tasks_root
+from inheritune.model_files.quantisation import forget_quantisation
 from inheritune.model_files.safetensors import DTYPES, torch_name
 from inheritune.surgery.class_check.tokenizer_ids import load_tokenizer
 
@@ -75,7 +76,7 @@ def load_lm(
         before_forward: Receives the number of rows of each forward; may raise to end the task.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     with quiet():
         from lm_eval.models.huggingface import HFLM
@@ -90,8 +91,11 @@ def load_lm(
         # Left out of the tokenizer's options unless given: each tokenizer has its own default.
         bos_option = {} if add_bos is None else {"add_bos_token": add_bos}
         tokenizer = load_tokenizer(path, loader, **bos_option)
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        forget_quantisation(config)
         model: Any = AutoModelForCausalLM.from_pretrained(
             path,
+            config=config,
             dtype=getattr(torch, torch_name(DTYPES[dtype])),
             use_safetensors=True,
             local_files_only=True,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
+from inheritune.errors import RecipeError, SourceError, UnsupportedModelError, escape
 from inheritune.model_files.config_fields import (
     COUNTS,
     LEFT_ALONE,
@@ -84,6 +84,12 @@ def _counts(section: Mapping[str, Any]) -> dict[str, int]:
     return {key: section[key] for key in COUNTS if type(section.get(key)) is int}
 
 
+def counts_layers(section: Mapping[str, Any]) -> bool:
+    """Tell whether a section of a config states its number of layers, or their kinds."""
+    kinds = section.get("layers_block_type")  # nemotron_h may have no count at all
+    return bool(_counts(section)) or (isinstance(kinds, list) and bool(kinds))
+
+
 def layer_count(config: Mapping[str, Any]) -> int:
     """Return the number of layers of the text model.
 
@@ -97,9 +103,16 @@ def layer_count(config: Mapping[str, Any]) -> int:
     if not counts and isinstance(kinds := section.get("layers_block_type"), list) and kinds:
         return len(kinds)  # nemotron_h may have no count at all
     if not counts:
-        raise SourceError(f"config.json gives no number of layers: none of {', '.join(COUNTS)}.")
+        others = [k for k, v in section.items() if "layer" in k and type(v) is int]
+        raise SourceError(
+            f"config.json gives no number of layers: none of {', '.join(COUNTS)}.",
+            "Write num_hidden_layers out" + (f"; is it {escape(others[0])}?" if others else "."),
+        )
     if len(set(counts.values())) > 1:
-        raise SourceError(f"config.json gives different numbers of layers: {counts}.")
+        raise SourceError(
+            f"config.json gives different numbers of layers: {counts}.",
+            "Correct it: each is to be the number of layers that the weights have.",
+        )
     layers = next(iter(counts.values()))
     if not 1 <= layers <= _MOST_LAYERS:
         raise SourceError(f"config.json gives {layers} layers; that cannot be.")

@@ -12,7 +12,7 @@ from typing import Any
 
 from inheritune.errors import UnsupportedModelError
 
-COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_transformer_layers")
 """Fields that count the layers. A config may hold two of them; all are edited."""
 
 

@@ -14,24 +14,31 @@ from inheritune.errors import SourceError, escape
 from inheritune.model_files.addresses import missing_directory
 from inheritune.model_files.config import announced_prediction_layers, layer_count
 from inheritune.model_files.copy import side_files
+from inheritune.model_files.depth import with_stated_depth
 from inheritune.model_files.download.hub import is_hub_id
 from inheritune.model_files.download.whole import download_whole
 from inheritune.model_files.layers import Container, find_container
+from inheritune.model_files.quantisation import (
+    forget_quantisation,
+    refuse_quantised,
+    without_leftover,
+)
 from inheritune.model_files.refusals import (
     refuse_directory,
     refuse_ids_without_rows,
     refuse_unsafe_config,
-    refuse_unsupported_model,
+    refuse_unsupported_type,
     refused_file,
 )
 from inheritune.model_files.safe_path import (
     INDEX,
     SINGLE_FILE,
     read_weight_index,
-    refuse_other_files,
     safe_file,
 )
 from inheritune.model_files.safetensors import Tensor, read_header
+from inheritune.model_files.weight_index import placed_by_index
+from inheritune.model_files.wrappers import refuse_wrapped
 from inheritune.system.progress import Listener, silent
 from inheritune.system.rows import html_table
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
@@ -131,11 +138,15 @@ class ModelDirectory:
         Args:
             **options: Options of `AutoModelForCausalLM.from_pretrained`, such as ``dtype``.
         """
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         self.download(self.tensors.values())
         safe = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
-        return AutoModelForCausalLM.from_pretrained(self.path, **(options | safe))
+        config = AutoConfig.from_pretrained(
+            self.path, local_files_only=True, trust_remote_code=False
+        )
+        forget_quantisation(config)
+        return AutoModelForCausalLM.from_pretrained(self.path, config=config, **(options | safe))
 
     def _repr_html_(self) -> str:
         row = {"layers": self.layers, "parameters": self.params, "path": str(self.path)}
@@ -218,16 +229,29 @@ def open_model(
     from inheritune.model_files.download.partial import open_partial
 
     partial = open_partial(model, revision)
-    return replace(_open(partial.directory, model, partial.commit), remote=partial)
+    return replace(_open(partial.directory, model, partial.commit, False), remote=partial)
 
 
-def _open(directory: Path, name: str, revision: str | None = None) -> ModelDirectory:
+def _open(
+    directory: Path, name: str, revision: str | None = None, is_whole: bool = True
+) -> ModelDirectory:
     refuse_directory(directory)
     path = safe_file(directory, "config.json")
     config = read_json_object(path, MODEL_FILE, "the config")
+    tensors, metadata, index_metadata = _open_weights(directory, is_whole)
+    # The most specific first: a quantised model has keys that would be refused as unsafe.
+    refuse_quantised(config, tensors.values(), directory)
+    config, left_out = without_leftover(config)
+    if left_out:
+        warnings.warn(
+            f"{path} speaks of quantised weights, but they are not: {', '.join(left_out)} is left "
+            "out",
+            stacklevel=3,
+        )
     refuse_unsafe_config(config, path)
-    tensors, metadata, index_metadata = _open_weights(directory)
-    refuse_unsupported_model(config, tensors.values(), directory)
+    refuse_unsupported_type(config, directory)
+    refuse_wrapped(tensors, directory)
+    config = with_stated_depth(config)
     model = ModelDirectory(
         path=directory,
         config=config,
@@ -245,26 +269,23 @@ def _open(directory: Path, name: str, revision: str | None = None) -> ModelDirec
 
 
 def _open_weights(
-    directory: Path,
+    directory: Path, is_whole: bool
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, str]], dict[str, Any]]:
     # transformers, too, takes the single file where both are there.
     if (directory / SINGLE_FILE).exists() or not (directory / INDEX).exists():
+        if (directory / INDEX).exists():
+            warnings.warn(
+                f"{directory} holds {SINGLE_FILE} and an index: the single file is read, as "
+                "transformers does",
+                stacklevel=4,
+            )
         placed, metadata = read_header(safe_file(directory, SINGLE_FILE))
         return {tensor.name: tensor for tensor in placed}, {SINGLE_FILE: metadata}, {}
     index = safe_file(directory, INDEX)
     weight_map, index_metadata = read_weight_index(index)
     # All names and links first: nothing is opened when one of them leads astray.
     files = {shard: safe_file(directory, shard) for shard in sorted(set(weight_map.values()))}
-    tensors: dict[str, Tensor] = {}
-    metadatas: dict[str, dict[str, str]] = {}
-    for shard, file in files.items():
-        placed, metadatas[shard] = read_header(file)
-        for tensor in placed:
-            if other := tensors.get(tensor.name):
-                raise SourceError(
-                    f"{escape(tensor.name)!r} is in two files, {other.file.name} and {shard}.",
-                    "Download the model again.",
-                )
-            tensors[tensor.name] = tensor
-    refuse_other_files(weight_map, {name: t.file.name for name, t in tensors.items()}, str(index))
-    return tensors, metadatas, index_metadata
+    headers = {shard: read_header(file) for shard, file in files.items()}
+    placed_in = {shard: header[0] for shard, header in headers.items()}
+    tensors = placed_by_index(weight_map, placed_in, str(index), are_whole=is_whole)
+    return tensors, {shard: header[1] for shard, header in headers.items()}, index_metadata

@@ -11,6 +11,8 @@ from inheritune.errors import SourceError, UnsupportedModelError, escape
 _TOWERS = ("vision", "visual", "audio", "image", "speech", "sam_", "talker", "token2wav")
 # Ends of the names of buffers in old files, which the class computes and does not write.
 STRAY = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".masked_bias", "inv_freq")
+# Beginnings of names of small models and heads that guess tokens ahead.
+_DRAFTS = ("draft", "medusa", "eagle", "speculator")
 # Lists beside the layers with one tensor for each, and the layer that their number 0 belongs to:
 # inkling2's queries over the residual stream, of which the attention of layer 0 needs none.
 _COMPANIONS = {"attn_res.mlp_queries.": 0, "attn_res.attn_queries.": 1}
@@ -81,7 +83,7 @@ def find_container(
             prediction.add(name)
         elif (parts := numbered(name)) is None or _companion(parts[0]) is not None:
             continue
-        elif not is_tower(parts[0]):
+        elif not is_tower(parts[0]) and not parts[0].startswith(_DRAFTS):
             lists[parts[0]].add(parts[1])
     # --- the one with a number for each layer ---
     # The length first: a config that claims 10^12 layers must not cost 10^12 steps.

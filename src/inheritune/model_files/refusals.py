@@ -3,7 +3,6 @@
 import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,17 @@ from inheritune.model_files.config import text_config
 from inheritune.model_files.copy import MAX_SIDE_BYTES, open_source
 from inheritune.model_files.foreign_layouts import find_layout, names_in, refusal
 from inheritune.model_files.layers import is_tower
+from inheritune.model_files.quantisation import refuse_quantised
 from inheritune.model_files.safetensors import Tensor
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 # Model types that have no single stack of layers that feeds its own head, with the reason.
 _FAMILIES = {
     **dict.fromkeys(["blt"], "its five stacks of layers have separate depths"),
+    **dict.fromkeys(
+        ["encoder-decoder", "speech-encoder-decoder", "vision-encoder-decoder"],
+        "an encoder and a decoder have a config each",
+    ),
     **dict.fromkeys(["hrm_text"], "its stacks of layers are run in a loop"),
     **dict.fromkeys(["xlm", "flaubert"], "its layers are spread over parallel lists"),
     **dict.fromkeys(
@@ -42,15 +46,6 @@ _UNDERSCORED = {
     *("_diffusers_version", "_experts_implementation", "_from_model_config", "_name_or_path"),
     *("_pad_token_id", "_remove_final_layer_norm", "_sliding_window_pattern"),
 }
-# Signs of quantised weights, in the config, among the files, and in names and dtypes of tensors.
-_QUANTISATION_KEYS = ("quantization_config", "compression_config")
-_QUANTISATION_FILES = ("quantize_config.json", "quant_config.json", "quant_state.json")
-_QUANTISED_NAMES = (
-    *(".qweight", ".qzeros", ".g_idx", ".absmax", ".quant_map", ".SCB", ".weight_scale"),
-    *(".weight_scale_inv", ".weight_packed", "_scale_inv"),
-)
-_QUANTISED_DTYPES = ("F4", "F6_", "F8_")
-
 # --- directories and configs ---
 
 
@@ -117,10 +112,19 @@ def _refuse_unsafe_key(key: str, value: Any, path: Path) -> None:
         warnings.warn(f"{path} says trust_remote_code: ignored", stacklevel=2)
 
 
-def refuse_unsupported_model(
-    config: Mapping[str, Any], tensors: Collection[Tensor], path: Path
-) -> None:
-    """Refuse model types and weight formats whose layers cannot be cut off."""
+def refuse_config(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse a config alone: of quantised weights, naming code, or of an unsupported type.
+
+    Args:
+        path: The config's file, in the model's directory.
+    """
+    refuse_quantised(config, (), path.parent)
+    refuse_unsafe_config(config, path)
+    refuse_unsupported_type(config, path.parent)
+
+
+def refuse_unsupported_type(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse model types whose layers cannot be cut off."""
     text = text_config(config)
     for section in (config, text):
         model_type = section.get("model_type")
@@ -134,22 +138,6 @@ def refuse_unsupported_model(
             f"{path} is an encoder-decoder model, not supported: it has two stacks of layers.",
             "Choose a decoder-only model.",
         )
-    signs = chain(
-        (key for key in _QUANTISATION_KEYS for section in (config, text) if section.get(key)),
-        (escape(dtype) for dtype in _stated_dtypes(config, text) if dtype.startswith("float8")),
-        (name for name in _QUANTISATION_FILES if (path / name).exists()),
-        (escape(t.name) for t in tensors if t.name.endswith(_QUANTISED_NAMES)),
-        (escape(t.name) for t in tensors if t.dtype.startswith(_QUANTISED_DTYPES)),
-    )
-    if quantised := next(signs, None):
-        raise UnsupportedModelError(
-            f"{path} is quantised ({quantised}), not supported: its layers cannot be trained.",
-            "Use the bf16, fp16 or fp32 weights it was made from.",
-        )
-
-
-def _stated_dtypes(*sections: Mapping[str, Any]) -> list[str]:
-    return [str(section.get(key)) for section in sections for key in ("dtype", "torch_dtype")]
 
 
 # --- ids of the tokenizer without a row in the embedding ---

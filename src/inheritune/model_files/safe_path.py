@@ -1,7 +1,6 @@
 """Check file names and links of a model directory before anything behind them is opened."""
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -57,7 +56,9 @@ def read_weight_index(
     weight_map, metadata = index.get("weight_map"), index.get("metadata")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{path} has no weight_map.", "Download it again.")
-    for file in weight_map.values():
+    for tensor, file in weight_map.items():
+        if isinstance(file, str):  # "./" is what some tools write before each name
+            weight_map[tensor] = file = file.removeprefix("./")
         if not isinstance(file, str) or not file.endswith(endings) or not is_plain_name(file):
             raise SourceError(
                 f"{path} names {escape(repr(file))} as a weight file; only plain names that end in "
@@ -66,25 +67,6 @@ def read_weight_index(
             )
     files = {tensor: sys.intern(file) for tensor, file in weight_map.items()}
     return files, metadata if isinstance(metadata, dict) else {}
-
-
-def refuse_other_files(
-    by_index: Mapping[str, str], by_header: Mapping[str, str], index: str
-) -> None:
-    """Refuse a weight index that does not name the file of each tensor.
-
-    Args:
-        by_index: File name of each tensor by the weight index.
-        by_header: File name of each tensor by the headers of the weight files.
-        index: Name of the index in the message.
-    """
-    for name in sorted(by_index.keys() | by_header.keys()) if by_index != by_header else ():
-        stated, actual = by_index.get(name, "no file"), by_header.get(name, "none of them")
-        if stated != actual:
-            raise SourceError(
-                f"{index} says that {escape(name)!r} is in {stated}; it is in {actual}.",
-                "Download the model again.",
-            )
 
 
 def is_plain_name(name: str) -> bool:

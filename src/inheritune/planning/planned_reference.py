@@ -4,9 +4,10 @@ from pathlib import Path
 
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import MachineError, NoWeightsError, SourceError
+from inheritune.model_files.depth import with_stated_depth
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.download.hub import is_hub_id
-from inheritune.model_files.refusals import refuse_unsafe_config, refuse_unsupported_model
+from inheritune.model_files.refusals import refuse_config
 from inheritune.model_files.shapes import class_headers, stated_dtype
 from inheritune.recipe.known_configs import known_config
 from inheritune.recipe.schema import Recipe, ReferenceTraining
@@ -64,8 +65,8 @@ def _is_path(model: str) -> bool:
 
 def _headers_of(path: Path, name: str) -> ModelDirectory:
     config = read_json_object(path, MODEL_FILE, "the config")
-    refuse_unsafe_config(config, path)
-    refuse_unsupported_model(config, (), path.parent)
+    refuse_config(config, path)
+    config = with_stated_depth(config)
     return class_headers(config, f"{name}{_BY_CONFIG}", stated_dtype(config))
 
 

@@ -66,7 +66,7 @@ def plan_inherit(
     layer_map = choose_layers(layers, LayerFacts(reference.layers))
     explicit = {}
     if by_class and layer_map != tuple(range(len(layer_map))):
-        section = dict(text_config(reference.config))
+        section = dict(text_config(cut_config(reference.config, reference.layers)[0]))
         explicit = ask_class("explicit_lists", config=section, layers=reference.layers)
     config, added = _with_explicit(reference.config, explicit)
     config, edits = cut_config(config, layer_map)

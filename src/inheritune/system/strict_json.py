@@ -162,10 +162,19 @@ def parse_json(data: bytes, name: str, limits: JsonLimits) -> Any:
         raise limits.error(f"{name} is not valid JSON: nested too deeply.", limits.hint) from error
     except ValueError as error:  # includes bad UTF-8 and integers of 5,000 digits
         reason = escape(error, 160)
-        raise limits.error(f"{name} is not valid JSON: {reason}.", limits.hint) from error
+        way_out = next((way for sign, way in _WAYS_OUT if sign in reason), limits.hint)
+        raise limits.error(f"{name} is not valid JSON: {reason}.", way_out) from error
     if limits.max_depth is not None and _depth(value) > limits.max_depth:
         raise limits.error(f"{name} is nested more than {limits.max_depth} levels deep.")
     return value
+
+
+# What a second download would not mend.
+_WAYS_OUT = (
+    ("BOM", "Save it as UTF-8 without a byte order mark."),
+    ("appears twice", "Delete one of the two: programs differ in which one they take."),
+    ("NaN is not", "Write null in its place, or delete the key."),
+)
 
 
 def _refuse_size(data: bytes, name: str, limits: JsonLimits) -> None:

@@ -18,6 +18,7 @@ from inheritune.errors import (
 )
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import open_model
+from inheritune.model_files.quantisation import forget_quantisation
 from inheritune.model_files.safetensors import torch_name
 from inheritune.model_files.shapes import meta_model, typed_config
 from inheritune.surgery.plan import NEVER_NARROWED, stored_dtype
@@ -203,6 +204,7 @@ def _config(directory: Path, dropout: float) -> "PreTrainedConfig":
             f"{first_line(error.__cause__ or error)}.",
             _NO_CODE,
         ) from error
+    forget_quantisation(config)
     _refuse_own_class(config, directory)
     for section in {id(c): c for c in (config, config.get_text_config())}.values():
         for key, value in vars(section).items():

@@ -11,7 +11,7 @@ from inheritune.conversion.gguf.tokenizer import normal_tokens
 from inheritune.errors import SourceError, escape, first_line
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import open_model
-from inheritune.model_files.refusals import refuse_unsafe_config, refuse_unsupported_model
+from inheritune.model_files.refusals import refuse_config
 from inheritune.model_files.safe_path import safe_file
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
@@ -38,8 +38,7 @@ def config_of(model: str, architecture: Architecture, rebuilt: Mapping[str, Any]
     """
     path = safe_file(_directory(model), "config.json")
     config = read_json_object(path, MODEL_FILE, "the config")
-    refuse_unsafe_config(config, path)
-    refuse_unsupported_model(config, (), path.parent)
+    refuse_config(config, path)
     types = {architecture.model_type, *architecture.other_types}
     if config.get("model_type") not in types:
         raise SourceError(

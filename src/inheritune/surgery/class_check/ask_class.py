@@ -18,6 +18,7 @@ from typing import Any
 
 from inheritune import errors
 from inheritune.errors import SourceError
+from inheritune.model_files.config import cut_config
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.layers import STRAY
 from inheritune.model_files.safetensors import Tensor
@@ -70,7 +71,9 @@ def check_cut(
         UnsupportedModelError: A layer would not be what it is in the reference.
     """
     prefix = prefix or reference.container.prefix
-    return check_complete(config, tensors, prefix, reference.config, list(layer_map))
+    # Some classes refuse a list that is longer than the depth; the cut one is right already.
+    whole, _ = cut_config(reference.config, reference.layers)
+    return check_complete(config, tensors, prefix, whole, list(layer_map))
 
 
 def check_complete(

@@ -9,7 +9,6 @@ from typing import Any
 
 from inheritune.errors import SourceError, escape, first_line
 from inheritune.model_files.config_fields import PER_LAYER
-from inheritune.model_files.layers import numbered
 from inheritune.model_files.safetensors import torch_name
 from inheritune.model_files.shapes import named_class
 from inheritune.surgery.class_check.layer_check import compare_layers, model_config, with_floats
@@ -100,11 +99,6 @@ def compare_cut(
             f"{name} would fill {len(fresh)} weights at random, such as {escape(fresh[0])}.",
             "The reference lacks them, or its config is wrong (tie_word_embeddings?).",
         )
-    if unused := _unexplained(info["unexpected_keys"], prefix):
-        raise SourceError(
-            f"{name} does not use {escape(unused)}, which may belong to a layer.",
-            "Report it with the model's name.",
-        )
     compared = "" if reference is None else ", layers as in the reference"
     return {"summary": f"complete: {name}{compared}", "tied": tied, "unused": info["unused"]}
 
@@ -171,16 +165,3 @@ def _all_unused() -> Iterator[set[str]]:
         yield unused
     finally:
         every_class._adjust_missing_and_unexpected_keys = leave_out
-
-
-def _unexplained(names: Sequence[str], prefix: str) -> str:
-    """Return the first unused tensor of a numbered list outside the layers; "" if there is none.
-
-    Unused tensors elsewhere are stray buffers, which loaders ignore.
-    """
-    for name in sorted(names):
-        place = numbered(name)
-        # The class may call its layers with or without its own prefix.
-        if place and not (place[0].endswith(prefix) or prefix.endswith(place[0])):
-            return str(name)
-    return ""

@@ -44,8 +44,9 @@ def compare_layers(
         UnsupportedModelError: A layer, or a part outside the layers, differs.
         SourceError: The class refuses one of the two configs.
     """
-    whole = _build(model_class, reference, "the reference's config")
-    cut = _build(model_class, target, "the config it would be cut to")
+    whole = _build(model_class, reference, "the reference's config", "Correct its config.json.")
+    others = "Choose other layers, or report it with the model's name."
+    cut = _build(model_class, target, "the config it would be cut to", others)
     path = layer_list(whole, cut, prefix, len(layer_map))
     before, after = whole.get_submodule(path), cut.get_submodule(path)
     lengths = len(before), len(after)
@@ -57,7 +58,7 @@ def compare_layers(
     _refuse_broken_cache(whole, cut, len(layer_map))
 
 
-def _build(model_class: Any, config: Mapping[str, Any], what: str) -> Any:
+def _build(model_class: Any, config: Mapping[str, Any], what: str, way_out: str) -> Any:
     import torch
 
     try:
@@ -69,8 +70,7 @@ def _build(model_class: Any, config: Mapping[str, Any], what: str) -> Any:
         raise
     except Exception as error:  # classes raise any type of error
         raise SourceError(
-            f"{model_class.__name__} refuses {what}: {first_line(error)}",
-            "Choose other layers, or report it with the model's name.",
+            f"{model_class.__name__} refuses {what}: {first_line(error).rstrip('.')}.", way_out
         ) from error
     return model.eval()
 

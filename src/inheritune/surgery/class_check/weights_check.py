@@ -147,6 +147,7 @@ def _load(directory: str) -> tuple[Any, dict[str, Any]]:
     try:
         model, info = model_class.from_pretrained(
             Path(directory),
+            config=model_config(model_class, config),
             dtype="auto",
             attn_implementation="eager",
             local_files_only=True,
