@@ -59,6 +59,41 @@ def test_a_time_for_two_rounds_is_shared_by_their_cost(
     assert one / 3 < two < one / 2
 
 
+@pytest.mark.parametrize(
+    ("has_gpus", "factor", "words"),
+    [
+        (True, 2, "2 GPUs are taken to be 2 times as fast"),
+        (False, 1, "2 processes share the cores"),
+    ],
+)
+def test_the_speed_of_several_processes_is_that_of_one_and_said_to_be(
+    has_gpus: bool,
+    factor: int,
+    words: str,
+    tiny_reference: Path,
+    tiny_text: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpus)
+    options = {"minutes": 10, "layers": 2, "method": "paper", "train": {"seq_len": 16}}
+    messages: list[str] = []
+    files = [
+        it.recipe_for(
+            tiny_reference,
+            tiny_text,
+            processes=processes,
+            progress=lambda event: messages.append(event.message),
+            **options,
+        )
+        for processes in (1, 2)
+    ]
+    one, two = (file.recipe.train.tokens for file in files)
+    assert two == pytest.approx(factor * one, rel=0.1)  # validation also counts
+    assert "measured in one process" in files[1].text
+    assert "measured in one process" not in files[0].text
+    assert sum(words in message for message in messages) == 1
+
+
 def test_a_stopped_run_continues_by_the_same_call_to_the_bit(
     tiny_reference: Path, tiny_text: Path
 ) -> None:

@@ -21,7 +21,7 @@ from inheritune.run_record.fields import finite_number
 from inheritune.surgery.cut import check_inherit
 from inheritune.surgery.removal import Cut
 from inheritune.surgery.selection import choose_layers, needed_measurement, way_of
-from inheritune.surgery.ways import LayerFacts, candidates
+from inheritune.surgery.ways import WAYS, LayerFacts, candidates
 from inheritune.system.progress import Listener, silent
 from inheritune.system.rows import Rows
 from inheritune.system.signals import catch_signals
@@ -161,6 +161,13 @@ def calibration_text(model: ModelDirectory, text: str) -> Sequences:
 
 def refuse_selection(reference: ModelDirectory, select: str, count: int | None) -> None:
     """Refuse a selection that cannot be, or that leaves nothing out, before anything is read."""
+    way = way_of(select)
+    if count is None and way is not None and not any(letter.isdigit() for letter in select):
+        half = max(WAYS[way].least, reference.layers // 2)
+        raise RecipeError(
+            f"{select} does not say how many layers of {reference.name} to keep.",
+            f"Give their number: --layers {half}",
+        )
     by_scores = needed_measurement(select) == "scores"
     layers = choose_layers(select, LayerFacts(reference.layers), count, estimate=by_scores)
     if len(layers) == reference.layers:

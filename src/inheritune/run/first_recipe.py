@@ -38,7 +38,7 @@ from inheritune.reporting.quantities import amount, counted, percent
 from inheritune.run.first_request import FirstRun
 from inheritune.steps.growth import Growth
 from inheritune.steps.initial_weights import check_starts
-from inheritune.steps.speed_probe import seconds_per_token
+from inheritune.steps.speed_probe import seconds_per_token, speedup
 from inheritune.steps.training_spec import first_count, inherited_layers
 from inheritune.surgery.selection import choose_layers, way_of
 from inheritune.surgery.sizes import Sizes
@@ -93,17 +93,20 @@ def first_recipe(request: FirstRun, stop: StopFlag, on_progress: Listener = sile
         seconds = 60 * (request.minutes or DEFAULT_MINUTES)
         draft = _recipe_of(request, facts, given).recipe
         say("measuring the speed of this machine by some steps, which are thrown away")
+        shared, assumed = speedup(request.processes)
         rounds, reference = _round_speeds(model, draft, IdStream(ids), stop)
+        rounds, reference = [each / shared for each in rounds], reference / shared
         windows = windows_in(seconds, rounds, reference, split.seq_len)
         facts = replace(facts, split=_split_of(text, split.seq_len, given, windows))
         tokens = tokens_in(seconds, rounds, reference, facts.split)
         minutes = seconds / 60
         time = f"{minutes:,g} minute{'' if minutes == 1 else 's'}"
         speed = f"{time} at {1 / rounds[0]:,.0f} tokens/s"
-        facts = replace(facts, tokens_reason=f"per round: {speed}, measured")
+        measured = "measured" + " in one process" * bool(assumed)
+        facts = replace(facts, tokens_reason=f"per round: {speed}, {measured}")
         say(
             f"{speed}: {amount(tokens)} tokens per round, {counted(len(rounds), 'round')} at most. "
-            "Repair of the cut, analysis and report come on top"
+            f"Repair of the cut, analysis and report come on top{assumed}"
         )
     say(_about_text(text, facts.split))
     return _recipe_of(request, replace(facts, tokens=tokens), given)

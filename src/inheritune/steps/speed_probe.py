@@ -81,3 +81,18 @@ def seconds_per_token(
             seconds.append(1 / row["tokens_per_s"])
     free_memory()
     return median(seconds)
+
+
+def speedup(processes: int) -> tuple[float, str]:
+    """Say how many times as fast several processes are taken to be as the one that is measured.
+
+    Returns:
+        The factor, and words to end a message with; empty for one process.
+    """
+    if processes == 1:
+        return 1.0, ""
+    import torch
+
+    if torch.cuda.is_available():
+        return processes, f". {processes} GPUs are taken to be {processes} times as fast as one"
+    return 1.0, f". {processes} processes share the cores, and are taken to be as fast as one"

@@ -169,8 +169,9 @@ def _read(text: str, facts: LayerFacts, count: int | None, estimate: bool) -> tu
         return (*range(first), *range(facts.layers - last, facts.layers))
     number = int(match["number"]) if match["number"] else count
     if number is None:
+        half = max(way.least, facts.layers // 2)
         raise RecipeError(
-            f"{name} does not say how many layers.", f"Give their number, such as {name}:13."
+            f"{name} does not say how many layers.", f"Give their number, such as {name}:{half}."
         )
     return _choose(name, number, facts, estimate)
 
