@@ -13,6 +13,7 @@ import typer
 import inheritune
 from inheritune import errors
 from inheritune.cli.app import app
+from inheritune.data.file_kinds import WAYS_OUT, kinds
 from inheritune.data.text_formats import COMPRESSIONS, FORMATS, UNREADABLE
 from inheritune.recipe.load import recipe_schema
 from inheritune.run_record.record import FORMAT, RunRecord
@@ -59,7 +60,9 @@ def text_formats() -> str:
         "See {doc}`../how-to/text-not-read`.\n\n"
         + _table(("ending", "format", "a document is"), rows)
         + f"\nThese may be compressed, and then end in {packed} as well: {names}. "
-        f"Every other file that ends in {refused} is refused.\n"
+        f"Every other file that ends in {refused} is refused.\n\n"
+        "## What a file is called, whatever its name\n\nBy its beginning:\n\n"
+        + _table(("it is", "way out"), [(k, WAYS_OUT.get(k, "Leave it out")) for k in kinds()])
     )
 
 

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from inheritune.errors import DataError, RecipeError
+from inheritune.errors import DataError, MachineError, RecipeError
+from inheritune.evaluation.harness import load_questions
 from inheritune.evaluation.suites import SUITES, VAL_LOSS, tasks_with_shots, unknown_task
+from inheritune.evaluation.task_descriptions import TaskDescription, task_descriptions
 from inheritune.evaluation.task_files import (
     LocalData,
     local_data,
@@ -94,3 +96,48 @@ def test_a_description_is_lm_evals_own_but_for_its_questions(tmp_path: Path) -> 
     }
     with pytest.raises(RecipeError, match=r"there is no arc_easy\.examples\.jsonl"):
         write_description("arc_easy", Path("/stock.yaml"), config, data, 5, tmp_path)
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory ``own`` with two tasks and a group of them, beside which one stands."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for name in ("story", "roll"):
+        (folder / f"{name}.yaml").write_text(f"task: {name}\ndataset_path: json\n")
+    (folder / "group.yaml").write_text("group: both\ntask:\n- story\n- roll\n")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def described(name: str, out: Path, allow_code: bool = True) -> list[str]:
+    with task_descriptions([(name, None)], None, allow_code, out) as descriptions:
+        return [description.task for description in descriptions]
+
+
+@pytest.mark.parametrize("name", ["own", "./own", "own/"])
+def test_a_directory_of_tasks_is_each_task_once_however_it_is_written(
+    own: Path, tmp_path: Path, name: str
+) -> None:
+    assert described(name, tmp_path / "out") == ["roll", "story"]
+    with pytest.raises(RecipeError, match="is a task of your own, which may run code"):
+        described(name, tmp_path / "out", allow_code=False)
+    assert described("own/group.yaml", tmp_path / "out") == ["both"]
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+    from lm_eval.tasks import TaskManager
+
+    def fail(*_: object) -> None:
+        try:
+            raise FileNotFoundError(2, "No such file or directory", "/nowhere/home")
+        except FileNotFoundError as error:
+            raise RuntimeError("it failed") from error
+
+    monkeypatch.setattr(constants, "HF_HOME", "/nowhere/home/.cache/huggingface")
+    monkeypatch.setattr(TaskManager, "load", fail)
+    task = TaskDescription("piqa", None, "", "piqa", (), None, "piqa")
+    with pytest.raises(MachineError) as caught:
+        load_questions(task)
+    assert caught.value.hint.startswith("HF_HOME is /nowhere/home/.cache/huggingface: set it to")

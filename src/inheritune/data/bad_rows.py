@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from inheritune.data.file_kinds import kind_by_signature
+from inheritune.data.file_kinds import WAYS_OUT, kind_by_signature
 from inheritune.errors import DataError
 
 
@@ -38,7 +38,8 @@ def decode(data: bytes, where: str, bad: BadRows) -> str | None:
     except UnicodeDecodeError as error:
         kind = kind_by_signature(data[:64])
         what = f"byte {error.start} is not UTF-8"
-        bad.add(where, what if kind is None else f"{what}: it is {kind}")
+        hint = f"{WAYS_OUT[kind]}." if kind in WAYS_OUT else ""
+        bad.add(where, what if kind is None else f"{what}: it is {kind}", hint)
         return None
     return text if is_clean(text, where, bad) else None
 

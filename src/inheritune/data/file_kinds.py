@@ -28,6 +28,32 @@ _SIGNATURES = {
 }
 
 
+# Kinds of text that hold rows, whatever the name; see `text_formats.markup_kind`.
+WARC, JSON_ROWS, TABLE_ROWS, JSON_OBJECT = (
+    *("a WARC file", "rows of JSON", "a table", "one JSON object"),
+)
+# By kind: how a file becomes one that is read.
+WAYS_OUT = {
+    WARC: "Extract the text into .txt or .jsonl",
+    JSON_ROWS: "Name it .jsonl, or set data.format: jsonl",
+    TABLE_ROWS: "Name it .csv or .tsv, or set data.format: csv or tsv",
+    JSON_OBJECT: "Leave it out",
+    "a gzip file": "Add .gz to its name, as in .jsonl.gz",
+    "a bzip2 file": "Add .bz2 to its name, as in .jsonl.bz2",
+    "an xz file": "Add .xz to its name, as in .jsonl.xz",
+    "an LZ4 file": "Add .lz4 to its name, as in .jsonl.lz4",
+    "a Zstandard file": "Add .zst to its name, as in .jsonl.zst",
+    "text in UTF-16": "Convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW",
+    "a parquet file": "Name it .parquet",
+    "an Arrow file": "Name it .arrow",
+}
+
+
+def kinds() -> list[str]:
+    """List everything that a file may be called."""
+    return list(dict.fromkeys([*WAYS_OUT, *_SIGNATURES.values()]))
+
+
 def kind_by_signature(head: bytes) -> str | None:
     """Return what a file is called in messages; None where its first bytes are of no known kind.
 

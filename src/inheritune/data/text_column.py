@@ -61,10 +61,12 @@ def _way_out(row: dict[str, Any]) -> str:
     for name, value in row.items():
         if is_messages(value):
             return render_hint(name)
-    nested = [name for name, value in row.items() if isinstance(value, dict)]
+    nested = next(((k, v) for k, v in row.items() if isinstance(v, dict)), None)
     lists = [name for name, value in row.items() if isinstance(value, list)]
-    if nested:
-        return f"Name the text column in data.text_column; {nested[0]}.FIELD is one within another."
+    if nested is not None:
+        field = next((key for key, value in nested[1].items() if isinstance(value, str)), "FIELD")
+        name = escape(f"{nested[0]}.{field}", 60)
+        return f"Name the text column in data.text_column; {name} is one within another."
     if lists:
         return f"{lists[0]} is a list: write its text into a column of its own, and name that."
     return "Name the text column in data.text_column."

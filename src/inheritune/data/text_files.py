@@ -11,7 +11,7 @@ from inheritune.data.arrow import arrow_rows
 from inheritune.data.bad_rows import BadRows, decode
 from inheritune.data.compression import decompressed
 from inheritune.data.document import MAX_DOCUMENT_BYTES, Document
-from inheritune.data.file_kinds import kind_by_signature
+from inheritune.data.file_kinds import WAYS_OUT, kind_by_signature
 from inheritune.data.input_files import InputFile
 from inheritune.data.parquet import parquet_rows
 from inheritune.data.table import table_rows
@@ -19,15 +19,13 @@ from inheritune.data.text_column import TextColumn
 from inheritune.data.text_formats import (
     ARROW,
     JSON,
-    JSON_ROWS,
     LINES,
+    MARKUP,
     PARQUET,
     PROSE,
     TABLE,
-    TABLE_ROWS,
     TEXT,
     UNREADABLE,
-    WARC,
     TextFormat,
     format_of,
     is_one_object,
@@ -42,16 +40,6 @@ _MOST_BLANK = 10_000_000  # rows without text, one after the other: a few KB hol
 _PART_CHARS = 16_384
 SEPARATOR = b"<|endoftext|>"
 _HEAD = 1 << 20  # bytes of a .txt in which a separator is looked for
-
-
-# By kind: how a file that is no text, whatever its name, becomes one.
-_WAYS_OUT = {
-    WARC: "Extract the text into .txt or .jsonl",
-    JSON_ROWS: "Name it .jsonl (data.format: jsonl)",
-    TABLE_ROWS: "Name it .csv or .tsv (data.format: csv, tsv)",
-    "text in UTF-16": "Convert it: iconv -f UTF-16 -t UTF-8",
-}
-_WAY_OUT = "Leave it out, or give it the ending of its format"
 
 
 def read_documents(
@@ -119,7 +107,9 @@ def _prose(
     if file.given is None and (text_format is TEXT or kind is None):
         kind = no_text(head[:4096], without_compression(file.name))
     if kind is not None:
-        hint = f"{_WAYS_OUT.get(kind, _WAY_OUT)}, or take it as text: data.format: text."
+        hint = f"{WAYS_OUT.get(kind, 'Leave it out')}."
+        if kind in MARKUP:
+            hint = f"{hint[:-1]}, or take it as text: data.format: text."
         bad.add(str(file.path), f"it is {kind}, not plain text", hint)
     elif separator := _separator(file, head):
         yield from _with_text(file, _separated(file, separator, bad, start), bad)

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from inheritune.data.file_kinds import kind_by_signature
+from inheritune.data.file_kinds import (
+    JSON_OBJECT,
+    JSON_ROWS,
+    TABLE_ROWS,
+    WARC,
+    kind_by_signature,
+)
 from inheritune.system.reading import open_regular_file
 
 _HEAD = 4096  # bytes of a file that show its kind
@@ -56,9 +62,8 @@ _METADATA = (
 )  # fmt: skip
 _OF_DATA_SETS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json")
 _CARDS = ("README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "CITATION")
-WARC, JSON_ROWS, TABLE_ROWS = "a WARC file", "rows of JSON", "a table"
-_MARKUP = (WARC, JSON_ROWS, TABLE_ROWS)
-_OBJECT = "one JSON object"
+_ROWS_OF_TEXT = (WARC, JSON_ROWS, TABLE_ROWS)
+MARKUP = (*_ROWS_OF_TEXT, JSON_OBJECT)  # can be taken as text all the same
 _OF_TABLES = ("", ".txt", ".dat", ".data", ".tab", ".out")  # endings of tables that are not .csv
 _LEAST_ROWS = 4  # fewer lines may have as many commas by chance
 _NAME = re.compile(r'"?[A-Za-z_][\w .-]{0,40}"?')  # of a column
@@ -124,7 +129,7 @@ def _without_foreign(paths: list[Path]) -> list[Path]:
     if not texts:
         return paths
     kinds = {path: _foreign(path) for path in paths}
-    markup = [path for path in paths if kinds[path] in _MARKUP]
+    markup = [path for path in paths if kinds[path] in _ROWS_OF_TEXT]
     if _bytes(markup) < _bytes(texts):
         return [path for path in paths if kinds[path] is None]
     return [path for path in paths if kinds[path] is None or path in markup]
@@ -208,7 +213,7 @@ def markup_kind(head: bytes, name: str) -> str | None:
     line, end, rest = start.partition(b"\n")
     is_whole = len(head) < _HEAD
     if start.startswith(b"{") and _is_object(line, bool(end) or is_whole):
-        return _OBJECT if is_whole and not rest.strip() else JSON_ROWS
+        return JSON_OBJECT if is_whole and not rest.strip() else JSON_ROWS
     is_named_so = Path(name.lower()).suffix in _OF_TABLES
     return TABLE_ROWS if is_named_so and _is_table(head, is_whole) else None
 

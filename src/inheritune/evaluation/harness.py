@@ -52,9 +52,22 @@ def load_questions(task: TaskDescription) -> Any:
             raise MachineError(
                 f"the questions of {task.task} ({task.dataset}) cannot be read: "
                 f"{first_line(error)}.",
-                f"With a network: inheritune evaluate --tasks {task.task} --fetch-only; "
+                _cache_hint(error)
+                or f"With a network: inheritune evaluate --tasks {task.task} --fetch-only; "
                 "or --task-data.",
             ) from error
+
+
+def _cache_hint(error: BaseException | None) -> str:
+    """Return the way out where the cache of the Hub cannot be written; else an empty text."""
+    from huggingface_hub import constants
+
+    while error is not None:
+        file = str(error.filename or "") if isinstance(error, OSError) else ""
+        if file and f"{constants.HF_HOME}/".startswith(f"{file}/"):
+            return f"HF_HOME is {constants.HF_HOME}: set it to a directory that you can write to."
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def load_lm(

@@ -75,6 +75,8 @@ def _describe(
         return _own_tasks(name, path, shots, allow_code)
     file = stock_file(name)
     if file is None:
+        if Path(name).is_dir() and names_in(Path(name)):
+            return _describe(f"./{name}", shots, folder, allow_code, scratch)
         return _from_index(name, shots, allow_code)
     config = _index(file.parent)[name].cfg or {}
     if config.get("unsafe_code") and not allow_code:
@@ -108,6 +110,9 @@ def _own_tasks(name: str, path: Path, shots: int | None, allow_code: bool) -> li
     tasks = names_in(path)
     if not tasks:
         raise RecipeError(f"{name} holds no description of a task.", "One .yaml with task: NAME.")
+    if is_directory:  # a group of tasks that lie in it would have each asked twice
+        index = _index(path)
+        tasks = [task for task in tasks if not _is_group_of(index, task)]
     return [
         TaskDescription(
             task=task,
@@ -157,6 +162,12 @@ def _members(index: Mapping[str, Any], name: str) -> Iterator[str]:
     for member in members if isinstance(members, list) else [members]:
         inner = member.get("task") or member.get("group") if isinstance(member, dict) else member
         yield from _members(index, str(inner))
+
+
+def _is_group_of(index: Mapping[str, Any], name: str) -> bool:
+    """Whether a name is a group whose tasks are all in an index."""
+    members = list(_members(index, name))
+    return members != [name] and all(member in index for member in members)
 
 
 def _from_index(name: str, shots: int | None, allow_code: bool) -> list[TaskDescription]:
