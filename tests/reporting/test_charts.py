@@ -1,5 +1,7 @@
 """Chart descriptions: the numbers in them, and what the pictures are drawn with."""
 
+import itertools
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -7,8 +9,12 @@ from typing import Any
 import pytest
 
 from inheritune.reporting.curves import read_curves
+from inheritune.reporting.dot_plot import dot_plot
+from inheritune.reporting.line_charts import spread
 from inheritune.reporting.loss_charts import loss_charts
 from inheritune.reporting.section import Chart
+from inheritune.reporting.series import val_lines
+from inheritune.reporting.styles import MUTED, styles_of
 from inheritune.reporting.vega import png, svg
 from inheritune.run_record.record import RunRecord
 
@@ -48,8 +54,26 @@ def test_first_chart_holds_every_validation_of_every_training(charts: list[Chart
 
 def test_reference_loss_and_growth_are_marked(charts: list[Chart]) -> None:
     rules = _values(charts[0].spec, "rule")
-    assert {row["val_loss"] for row in rules if "reference loss" in row["label"]} == {2.1004}
-    assert [row["tokens"] for row in rules if "layers" in row["label"]] == [1_000_000]
+    assert {row["val_loss"] for row in rules if "label" not in row} == {2.1004}
+    assert [row["tokens"] for row in rules if "label" in row] == [1_000_000]
+
+
+def test_each_named_line_has_its_name_at_its_end(charts: list[Chart]) -> None:
+    labels = {row["label"]: row for row in _values(charts[0].spec, "text") if "color" in row}
+    assert list(labels) == [
+        *("inherit (target)  2.093", "scratch  2.915", "equal-compute  2.621", "reference  2.100"),
+    ]
+    assert labels["scratch  2.915"]["tokens"] == 1_000_000
+    heights = sorted(row["val_loss"] for row in labels.values())
+    bottom, top = charts[0].spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    gaps = [b - a for a, b in itertools.pairwise(heights)]
+    assert min(gaps) >= 0.99 * (top - bottom) * 16 / 340  # a line of text, of the chart's height
+
+
+def test_names_keep_their_order_and_their_distance() -> None:
+    assert spread([1.0, 1.01, 0.0], 0.1, 0.0, 1.0) == [0.9, 1.0, 0.0]
+    assert spread([0.0, 0.0], 0.5, 0.0, 4.0) == [0.0, 0.5]
+    assert spread([], 0.5, 0.0, 4.0) == []
 
 
 def test_second_chart_adds_the_reference_on_a_logarithmic_axis(charts: list[Chart]) -> None:
@@ -65,8 +89,7 @@ def test_second_chart_adds_the_reference_on_a_logarithmic_axis(charts: list[Char
 def test_lines_differ_by_dash_and_shape_and_not_by_colour_alone(charts: list[Chart]) -> None:
     layers = [layer for layer in charts[1].spec["layer"] if layer["mark"]["type"] == "line"]
     assert len({tuple(layer["mark"]["strokeDash"]) for layer in layers}) == 4
-    points = next(layer for layer in charts[1].spec["layer"] if layer["mark"]["type"] == "point")
-    assert len(set(points["encoding"]["shape"]["scale"]["range"])) == 4
+    assert len({row["shape"] for row in _values(charts[1].spec, "point")}) == 4
 
 
 def test_alt_text_tells_where_each_line_ends(charts: list[Chart]) -> None:
@@ -132,19 +155,95 @@ def test_a_short_logarithmic_axis_has_numbers(synthetic: ModuleType, tmp_path: P
     assert ticks == [400, 500, 600, 700, 800]
 
 
-def test_a_dozen_variants_are_a_dozen_kinds_of_line(synthetic: ModuleType, tmp_path: Path) -> None:
-    run = synthetic.build_run(tmp_path)
+def _with_more_variants(synthetic: ModuleType, root: Path, number: int) -> tuple[Path, Any]:
+    record = synthetic.record()
+    record["variants"][1]["tokens"] = 1_000_000  # as in a run: of its last round
+    run = synthetic.build_run(root)
     one = (run / "variants/scratch/6-layers/metrics.jsonl").read_bytes()
-    for index in range(12):
-        folder = run / f"variants/more-{index}/6-layers"
-        folder.mkdir(parents=True)
-        (folder / "metrics.jsonl").write_bytes(one)
-    chart = loss_charts(
-        typed(synthetic.record()),
-        read_curves(run, typed(synthetic.record())),
-    )[0]
-    kinds = [
-        (line["color"], tuple(line["dash"]), line["shape"])
-        for line in chart.spec["usermeta"]["lines"]
+    for index in range(number):
+        path = f"variants/more-{index}/6-layers"
+        row = {"name": f"more-{index}", "path": path, "val_loss": 2.95 + index / 100}
+        record["variants"].append(record["variants"][2] | row)
+        (run / path).mkdir(parents=True)
+        (run / path / "metrics.jsonl").write_bytes(one)
+    return run, record
+
+
+def test_of_a_dozen_variants_four_are_named_and_the_rest_is_grey(
+    synthetic: ModuleType, tmp_path: Path
+) -> None:
+    run, record = _with_more_variants(synthetic, tmp_path, 12)
+    chart = loss_charts(typed(record), read_curves(run, typed(record)))[0]
+    lines = chart.spec["usermeta"]["lines"]
+    named = [line["name"] for line in lines if not line["muted"]]
+    assert named == ["inherit (target)", "scratch", "equal-compute"]
+    grey = [y["mark"] for y in chart.spec["layer"] if y["mark"].get("color") == MUTED]
+    assert len(grey) == 12 and {mark["strokeWidth"] for mark in grey} == {1}
+    # Each has a look of its own for the reader who names it.
+    kinds = [(line["color"], tuple(line["dash"]), line["shape"]) for line in lines]
+    assert len(kinds) == len(set(kinds)) == 15
+
+
+def test_a_variant_has_one_style_in_every_chart_and_in_the_table(
+    synthetic: ModuleType, tmp_path: Path
+) -> None:
+    run, record = _with_more_variants(synthetic, tmp_path, 6)
+    styles = styles_of(typed(record), [])
+    lines = val_lines(typed(record), read_curves(run, typed(record)))
+    assert all(line.style == styles[line.name.removesuffix(" (target)")] for line in lines)
+    assert styles["inherit"].glyph == "●" and styles["reference"].glyph == "◆"
+    dots = dot_plot(typed(record))
+    assert dots is not None
+    colors = {row["name"]: row["color"] for row in dots.spec["layer"][0]["data"]["values"]}
+    assert colors["scratch, 6 layers"] == styles["scratch"].color
+    assert colors["more-3, 6 layers"] == MUTED
+
+
+def test_dots_are_sorted_and_have_whiskers_of_two_errors(
+    synthetic: ModuleType, tmp_path: Path
+) -> None:
+    _, record = _with_more_variants(synthetic, tmp_path, 3)
+    dots = dot_plot(typed(record))
+    assert dots is not None
+    rows = dots.spec["layer"][0]["data"]["values"]
+    assert [row["name"].split(",")[0] for row in rows] == [
+        *("inherit", "scratch", "more-0", "more-1", "more-2"),  # equal-compute had more tokens
     ]
-    assert len(kinds) == len(set(kinds)) > 12
+    assert rows[0]["high"] - rows[0]["value"] == pytest.approx(2 * 0.0307)
+    assert rows[0]["label"] == "2.093 ± 0.031"
+    assert dot_plot(typed(synthetic.record())) is None
+
+
+def test_nothing_is_cut_from_a_figure(synthetic: ModuleType, tmp_path: Path) -> None:
+    run, record = _with_more_variants(synthetic, tmp_path, 9)
+    record["variants"][2]["name"] = "a scratch control of a long name"
+    curves = read_curves(run, typed(record))
+    dots = dot_plot(typed(record))
+    assert dots is not None
+    for chart in [*loss_charts(typed(record), curves), dots]:
+        drawing = svg(chart.spec)
+        width = float(re.search(r'<svg[^>]* width="([0-9.]+)"', drawing)[1])  # type: ignore[index]
+        for right, text in _right_ends(drawing):
+            assert right <= width, (chart.name, text)
+        texts = [text for _, text in _right_ends(drawing)]
+        assert any(text.startswith("inherit") for text in texts)
+        assert any(text.startswith("reference") for text in texts)
+
+
+def _right_ends(drawing: str) -> list[tuple[float, str]]:
+    """Right end in pixels, about, and content of each text of a drawing that is not turned."""
+    ends, offsets = [], [0.0]
+    for tag in re.finditer(r"<(/?)(g|text)\b([^>]*?)(/?)>([^<]*)", drawing):
+        closing, kind, attributes, empty, text = tag.groups()
+        moved = re.search(r"translate\(([-0-9.]+)", attributes)
+        left = offsets[-1] + (float(moved[1]) if moved else 0.0)
+        if kind == "g" and closing:
+            offsets.pop()
+        elif kind == "g" and not empty:
+            offsets.append(left)
+        elif kind == "text" and not closing and "rotate" not in attributes:
+            wide = 5.0 * len(text)  # of a 12 pixel font with many narrow letters
+            anchor = re.search(r'text-anchor="(\w+)"', attributes)
+            share = {"start": 1.0, "middle": 0.5, "end": 0.0}[anchor[1] if anchor else "start"]
+            ends.append((left + share * wide, text))
+    return ends

@@ -12,20 +12,14 @@ from inheritune.reporting.attention_tables import (
     heads_table,
     layers_table,
 )
-from inheritune.reporting.line_charts import legend
 from inheritune.reporting.quantities import exact, percent
 from inheritune.reporting.section import Chart, PageSection, finished_spec
-from inheritune.reporting.series import REFERENCE, TARGET, Style
+from inheritune.reporting.styles import REFERENCE, TARGET
 from inheritune.reporting.table import Table
 from inheritune.run_record.measurements import AnalysisRecord, Level
 from inheritune.run_record.record import RunRecord
 
-# The same as in the loss curves.
-_STYLES = {
-    "target": TARGET,
-    "reference": Style(REFERENCE.color, [7, 4], REFERENCE.shape),
-    "model": TARGET,
-}
+_STYLES = {"target": TARGET, "reference": REFERENCE, "model": TARGET}
 _MAX_TABLE_ROWS = 60
 _LABEL_HEIGHT = 0.05  # share of the chart's height that a label takes
 _CALIBRATION = ("pure sink", "uniform over the past", "window of 8", "previous token")
@@ -251,25 +245,31 @@ def _line_spec(
     logarithmic = alt.Scale(type="log", domain=[0.9, 1.1 * tokens])
     scale = logarithmic if measure.level else alt.Scale(zero=False)
     y = alt.Y("value:Q", scale=scale, axis=alt.Axis(title=measure.axis, tickCount=6))
-    color, shape = legend("model", {role: _STYLES[role] for role in roles})
     tooltip = [
         alt.Tooltip("model:N", title="model"),
         alt.Tooltip("layer:Q", title="layer"),
         alt.Tooltip("value:Q", title=measure.axis, format=".3f"),
     ]
 
-    # --- a line for each model, with points; rings around lazy layers; levels to compare with ---
-    layers = [
-        alt.Chart(alt.Data(values=[row for row in data if row["model"] == role]))
-        .mark_line(strokeWidth=2, strokeDash=_STYLES[role].dash)
-        .encode(x=x, y=y, color=color)
-        for role in roles
-    ]
-    points = alt.Chart(alt.Data(values=data)).mark_point(size=54, filled=True, opacity=1)
-    layers.append(points.encode(x=x, y=y, color=color, shape=shape, tooltip=tooltip))
-    if lazy:
-        ring = alt.Chart(alt.Data(values=lazy)).mark_point(size=220, shape="circle")
-        layers.append(ring.encode(x=x, y=y, color=color))
+    # --- a line for each model, with points and its name; rings around lazy layers; levels ---
+    layers = []
+    for role in roles:
+        rows, style = [row for row in data if row["model"] == role], _STYLES[role]
+        chart = alt.Chart(alt.Data(values=rows)).encode(x=x, y=y, tooltip=tooltip)
+        look: dict[str, Any] = {"shape": style.shape, "color": style.color, "filled": True}
+        layers.append(chart.mark_line(strokeWidth=2, strokeDash=style.dash, color=style.color))
+        layers.append(chart.mark_point(size=54, opacity=1, **look))
+        # Of lines that end beside each other, one name stands above and one below.
+        side = 10 if role == "reference" else -10
+        end = alt.Chart(alt.Data(values=[row | {"name": role} for row in rows[-1:]]))
+        halos: list[dict[str, Any]] = [{"style": "halo"}, {}]
+        for halo in halos:
+            text = end.mark_text(align="left", dx=8, dy=side, **halo)
+            layers.append(text.encode(x=x, y=y, text="name:N"))
+        ringed = [row for row in lazy if row["model"] == role]
+        if ringed:
+            ring = alt.Chart(alt.Data(values=ringed)).mark_point(size=220, color=style.color)
+            layers.append(ring.encode(x=x, y=y))
     if levels:
         base, height = alt.Chart(alt.Data(values=levels)), alt.Y("value:Q", scale=scale)
         layers.append(base.mark_rule(strokeDash=[1, 4]).encode(y=height))

@@ -20,7 +20,8 @@ from inheritune.reporting.page import (
 )
 from inheritune.reporting.quantities import amount, duration, exact, flops, loss, signed
 from inheritune.reporting.section import Chart
-from inheritune.reporting.series import OTHERS, TARGET, Line, Style, val_lines
+from inheritune.reporting.series import Line, val_lines
+from inheritune.reporting.styles import OTHERS, TARGET, Style
 from inheritune.reporting.table import Column, Table
 from inheritune.reporting.vega import png, svg
 from inheritune.reporting.verdict import headline, verdict
@@ -213,7 +214,11 @@ def _lines(run: _Run, style: Style) -> list[Line]:
     for index, line in enumerate(val_lines(run.record, run.report.curves)[:_MAX_LINES]):
         dash = [1, 0] if line.style is TARGET else _CONTROL_DASHES[index % len(_CONTROL_DASHES)]
         lines.append(
-            replace(line, name=f"{run.name}: {line.name}", style=replace(style, dash=dash))
+            replace(
+                line,
+                name=f"{run.name}: {line.name}",
+                style=replace(style, dash=dash, muted=line.style is not TARGET),
+            )
         )
     return lines
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from inheritune.reporting.curves import Curve, thin
 from inheritune.reporting.line_charts import Measure, line_chart
-from inheritune.reporting.quantities import exact, loss
+from inheritune.reporting.quantities import amount, exact, loss
 from inheritune.reporting.section import Chart
 from inheritune.reporting.series import (
     AMOUNT_LABELS,
@@ -27,7 +27,6 @@ def training_chart(record: RunRecord, curves: Sequence[Curve]) -> Chart | None:
     lines = train_lines(record, curves, _MAX_POINTS)
     if not lines:
         return None
-    measure = Measure("loss", "training loss (nats per token)", ".4f", _settled_range(lines))
     table, left_out = _table(lines, Column("training loss", "nats", loss), "training-loss")
     return Chart(
         name="training-loss",
@@ -35,7 +34,7 @@ def training_chart(record: RunRecord, curves: Sequence[Curve]) -> Chart | None:
         caption=f"{_smoothing(curves)} Measured on the text of each step, before the update. A "
         "distilled variant minimises another loss: compare val_loss instead.",
         alt=_alt("training loss", [f"{line.name} {loss(line.last['value'])}" for line in lines]),
-        spec=line_chart(lines, measure, events=events_of(curves)),
+        spec=line_chart(lines, _LOSS, events=events_of(curves)),
         table=table,
         left_out=left_out,
     )
@@ -46,9 +45,6 @@ def speed_chart(record: RunRecord, curves: Sequence[Curve]) -> Chart | None:
     lines = speed_lines(record, curves, _MAX_POINTS)
     if not lines:
         return None
-    highest = max(value_of(row) for line in lines for row in line.rows)
-    domain = (0.0, 1.1 * highest or 1)
-    measure = Measure("tokens_per_s", "tokens per second", ",.0f", domain, AMOUNT_LABELS)
     table, left_out = _table(lines, Column("speed", "tokens/s", exact), "speed")
     return Chart(
         name="speed",
@@ -57,7 +53,7 @@ def speed_chart(record: RunRecord, curves: Sequence[Curve]) -> Chart | None:
         alt=_alt(
             "tokens per second", [f"{line.name} {exact(line.last['value'])}" for line in lines]
         ),
-        spec=line_chart(lines, measure, events=events_of(curves)),
+        spec=line_chart(lines, _SPEED, events=events_of(curves)),
         table=table,
         left_out=left_out,
     )
@@ -70,14 +66,28 @@ def _smoothing(curves: Sequence[Curve]) -> str:
     return f"Lines: mean of the last {steps} steps. Faint: single steps."
 
 
-def _settled_range(lines: Sequence[Line]) -> tuple[float, float]:
-    """Find bottom and top of the smoothed values after the first tenth of each training."""
-    settled = [
-        value_of(row) for line in lines for part in line.parts for row in part[len(part) // 10 :]
-    ]
-    bottom, top = min(settled), max(settled)
-    margin = max(0.15 * (top - bottom), 0.02)
-    return bottom - margin, top + margin
+def _settled(line: Line) -> tuple[float, float]:
+    """Find the lowest and highest smoothed value after the first tenth of each training."""
+    values = [value_of(row) for part in line.parts for row in part[len(part) // 10 :]]
+    return min(values), max(values)
+
+
+def _whole(line: Line) -> tuple[float, float]:
+    values = [value_of(row) for row in line.rows]
+    return min(values), max(values)
+
+
+_LOSS = Measure("loss", "training loss (nats per token)", loss, "loss", _settled, 0.15, 0.02)
+_SPEED = Measure(
+    key="tokens_per_s",
+    title="tokens per second",
+    show=amount,
+    form="amount",
+    frame=_whole,
+    margin=0.1,
+    from_zero=True,
+    label_expr=AMOUNT_LABELS,
+)
 
 
 def _table(lines: Sequence[Line], column: Column, name: str) -> tuple[Table, str]:

@@ -1,25 +1,35 @@
-"""Describe line charts in Vega-Lite: lines, axes to choose from, and marks of events."""
+"""Describe line charts in Vega-Lite: lines named at their ends, axes to choose from, events."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from inheritune.reporting.chart_events import level_marks, restart_marks, round_marks
 from inheritune.reporting.curves import Row, thin
-from inheritune.reporting.section import finished_spec
+from inheritune.reporting.quantities import Formatter
+from inheritune.reporting.section import CHART_HEIGHT, finished_spec
 from inheritune.reporting.series import (
     NO_EVENTS,
     Axis,
     Events,
     Line,
-    Style,
     axes_of,
     on_axes,
     tokens_of,
     value_of,
 )
+from inheritune.reporting.styles import MUTED, REFERENCE
 
 _MAX_POINTS = 900  # of all lines of a chart together: keeps the page small
 _MAX_MARKERS = 24  # of one line
+_LABEL_HEIGHT = 16  # pixels
+_LABEL_WIDTH = 210  # pixels; longer names end in "…"
+
+# What a mark shows is in its row, so that the page's script can change it.
+_LOOK = {
+    "color": {"field": "color", "type": "nominal", "scale": None},
+    "shape": {"field": "shape", "type": "nominal", "scale": None},
+}
 
 
 @dataclass(frozen=True)
@@ -28,9 +38,24 @@ class Measure:
 
     key: str  # field of the chart's data
     title: str  # text beside the axis, with the unit
-    tooltip: str  # Vega number format of a value
-    domain: tuple[float, float]  # bottom, top
+    show: Formatter  # writes a value at the end of a line
+    form: str  # how the page's script writes a value: `loss` or `amount`
+    # Lowest and highest value of a line that must be in the frame.
+    frame: Callable[[Line], tuple[float, float]]
+    margin: float = 0.08  # share of the range that is left free at its ends
+    least_margin: float = 0.01
+    from_zero: bool = False
     label_expr: str = ""  # Vega expression of the tick labels; empty: Vega's own
+
+    def domain(
+        self, lines: Sequence[Line], levels: Sequence[tuple[str, float]]
+    ) -> tuple[float, float]:
+        """Return bottom and top of the axis."""
+        ends = [end for line in lines for end in self.frame(line)]
+        ends += [level for _, level in levels]
+        low, high = 0.0 if self.from_zero else min(ends), max(ends)
+        margin = max(self.margin * (high - low), self.least_margin)
+        return (low if self.from_zero else low - margin), high + margin
 
 
 def line_chart(
@@ -48,72 +73,147 @@ def line_chart(
         log: Use a logarithmic token axis, and offer no other.
 
     Returns:
-        The Vega-Lite description; its ``usermeta`` names the axes it can be drawn on, the lines,
-        and whether there are raw values.
+        The Vega-Lite description; its ``usermeta`` holds what the page's script needs to change
+        axes, to name lines and to hide them.
     """
     import altair as alt
 
     # --- data and axes ---
     axes = axes_of(lines)[: 1 if log else None]
-    data, raw, markers = _data(lines, measure, axes, log)
-    x = _x(alt, axes[0], [row["tokens"] for row in data], log)
+    domain = measure.domain(lines, levels)
+    data, raw, markers = _data(lines, measure, axes, log, domain[1])
+    x = _x(alt, axes[0], [row["tokens"] for rows in data for row in rows], log)
     ticks: dict[str, Any] = {"labelExpr": measure.label_expr} if measure.label_expr else {}
     y = alt.Y(
         f"{measure.key}:Q",
-        scale=alt.Scale(domain=list(measure.domain), zero=False, nice=False),
+        scale=alt.Scale(domain=list(domain), zero=False, nice=False),
         axis=alt.Axis(title=measure.title, tickCount=6, **ticks),
     )
-    color, shape = legend("variant", {line.name: line.style for line in lines})
 
-    # --- layers, from back to front: raw values, lines, markers, events, levels ---
-    bottom, top = ({measure.key: value} for value in measure.domain)
+    # --- layers, from back to front: raw values, lines, markers, events, levels, names ---
+    bottom, top = ({measure.key: value} for value in domain)
+    meta = _choices(lines, axes, measure, levels, any(raw))
+    labels = _labels(meta["lines"], levels, measure, domain)
+    at: dict[str, Any] = {"x": alt.X("tokens:Q"), "y": alt.Y(f"{measure.key}:Q")}
+    text = alt.Chart(alt.Data(values=labels)).encode(**at, text="label:N")
     spec = finished_spec(
         alt.layer(
-            *_strokes(alt, raw, lines, x, y, color, faint=True),
-            *_strokes(alt, data, lines, x, y, color, faint=False),
-            alt.Chart(alt.Data(values=markers))
+            *_strokes(alt, "raw", raw, lines, x, y),
+            *_strokes(alt, "line", data, lines, x, y),
+            alt.Chart(alt.Data(values=markers), name="markers")
             .mark_point(size=54, filled=True, opacity=1, clip=True)
-            .encode(x=x, y=y, color=color, shape=shape, tooltip=_tooltip(alt, axes, measure)),
-            *_round_marks(alt, events.rounds, top, axes, with_labels=not log),
-            *_restart_marks(alt, events.restarts, bottom, axes),
-            *_level_marks(alt, levels, measure.key),
+            .encode(x=x, y=y, **_LOOK),
+            *round_marks(alt, events.rounds, top, axes, with_labels=not log),
+            *restart_marks(alt, events.restarts, bottom, axes),
+            *level_marks(alt, levels, measure.key),
+            text.mark_text(style="halo", **_BESIDE).properties(name="labels halo"),
+            text.mark_text(**_BESIDE).properties(name="labels text"),
+            alt.Chart(alt.Data(values=labels), name="labels marks")
+            .mark_point(size=54, filled=True, opacity=1, xOffset=10)
+            .encode(**at, **_LOOK),
         )
     )
-    spec["usermeta"] = _choices(lines, axes, bool(raw))
+    spec["usermeta"] = meta
     return spec
 
 
-def _choices(lines: Sequence[Line], axes: Sequence[Axis], raw: bool) -> dict[str, Any]:
-    """Collect what the page's script needs to change axes and hide lines."""
+_BESIDE: dict[str, Any] = {"align": "left", "baseline": "middle", "dx": 18, "limit": _LABEL_WIDTH}
+
+
+def _choices(
+    lines: Sequence[Line],
+    axes: Sequence[Axis],
+    measure: Measure,
+    levels: Sequence[tuple[str, float]],
+    raw: bool,
+) -> dict[str, Any]:
+    """Collect what the page's script needs to change axes and to name and hide lines."""
     return {
         "axes": [
             {
                 "key": axis.key,
                 "label": axis.label,
                 "title": axis.title,
-                "end": _axis_end(axis.end),
+                "form": axis.form,
                 "labelExpr": axis.label_expr,
             }
             for axis in axes
         ],
-        "lines": [{"name": line.name, **vars(line.style)} for line in lines],
+        "lines": [
+            {
+                "name": line.name,
+                **vars(line.style),
+                "glyph": line.style.glyph,
+                "label": f"{line.name}  {measure.show(value_of(line.last))}",
+                "frame": [float(f"{value:.6g}") for value in measure.frame(line)],
+                "last": on_axes(line.last, axes) | {measure.key: value_of(line.last)},
+            }
+            for line in lines
+        ],
+        "measure": {
+            "key": measure.key,
+            "form": measure.form,
+            "margin": measure.margin,
+            "least": measure.least_margin,
+            "zero": measure.from_zero,
+        },
+        "levels": [{"label": label, "value": level} for label, level in levels],
+        "muted": MUTED,
         "raw": raw,
     }
 
 
-def _axis_end(highest: float) -> float:
-    return 1.02 * highest or 1
+def _labels(
+    lines: Sequence[Mapping[str, Any]],
+    levels: Sequence[tuple[str, float]],
+    measure: Measure,
+    domain: tuple[float, float],
+) -> list[dict[str, Any]]:
+    """Place the name of each line that is not muted at its end; no two overlap."""
+    key = measure.key
+    named = [line for line in lines if not line["muted"]]
+    rows = [{"label": line["label"], **_mark(line), **line["last"]} for line in named]
+    # A level has no end on an axis: its name stands at the right, where the longest line ends.
+    ends = {
+        name: max((line["last"][name] or 0 for line in lines), default=0)
+        for name in (lines[0]["last"] if lines else {})
+    }
+    for label, level in levels:
+        mark = {"color": REFERENCE.color, "shape": REFERENCE.shape}
+        rows.append({"label": label, **mark, **ends, key: level})
+    gap = (domain[1] - domain[0]) * _LABEL_HEIGHT / CHART_HEIGHT
+    heights = spread([row[key] for row in rows], gap, *domain)
+    return [row | {key: height} for row, height in zip(rows, heights, strict=True)]
+
+
+def _mark(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {"color": line["color"], "shape": line["shape"]}
+
+
+def spread(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move heights apart to at least ``gap``, in their order, between ``low`` and ``high``."""
+    order = sorted(range(len(heights)), key=lambda index: heights[index])
+    placed: list[float] = []
+    for index in order:
+        wanted = min(max(heights[index], low), high)
+        placed.append(max(wanted, placed[-1] + gap) if placed else wanted)
+    ceiling = high
+    for place in reversed(range(len(placed))):
+        placed[place] = min(placed[place], ceiling)
+        ceiling = placed[place] - gap
+    return [placed[order.index(index)] for index in range(len(heights))]
 
 
 def _x(alt: Any, axis: Axis, tokens: Sequence[int], log: bool) -> Any:
     first, last = min(tokens, default=0), max(tokens, default=0)
-    title, ticks, domain = axis.title, {}, [0, _axis_end(last)]
+    title, ticks, domain = axis.title, {}, [0, 1.02 * last or 1]
     if log:
         title, domain = f"{title} (logarithmic)", [0.85 * first, 1.15 * last]
         ticks["values"] = _log_ticks(*domain)  # Vega would set too many
     scale = alt.Scale(type="log" if log else "linear", domain=domain, nice=False)
     shown = {"title": title, "labelExpr": axis.label_expr, "tickCount": 6, "labelOverlap": True}
-    return alt.X(f"{axis.key}:Q", scale=scale, axis=alt.Axis(**shown, **ticks))
+    # No fractions of a token: a tick of 0.2 would read "200m".
+    return alt.X(f"{axis.key}:Q", scale=scale, axis=alt.Axis(**shown, tickMinStep=1, **ticks))
 
 
 def _log_ticks(low: float, high: float) -> list[int]:
@@ -126,56 +226,37 @@ def _log_ticks(low: float, high: float) -> list[int]:
     return ticks
 
 
-def legend(field: str, styles: Mapping[str, Style]) -> tuple[Any, Any]:
-    """Encode the values of a field as colour and shape, with a legend below the chart."""
-    import altair as alt
-
-    shown = alt.Legend(title=None, orient="bottom", symbolSize=110, symbolStrokeWidth=2)
-    colors = alt.Scale(domain=list(styles), range=[style.color for style in styles.values()])
-    shapes = alt.Scale(domain=list(styles), range=[style.shape for style in styles.values()])
-    return (
-        alt.Color(f"{field}:N", scale=colors, legend=shown),
-        alt.Shape(f"{field}:N", scale=shapes, legend=shown),
-    )
-
-
-def _tooltip(alt: Any, axes: Sequence[Axis], measure: Measure) -> list[Any]:
-    shown = [alt.Tooltip("variant:N", title="variant")]
-    for axis in axes:
-        number = ",.0f" if axis.key in ("tokens", "steps") else ".3~g"
-        number = ".2e" if axis.key == "flops" else number
-        shown.append(alt.Tooltip(f"{axis.key}:Q", title=axis.label, format=number))
-    value = alt.Tooltip(f"{measure.key}:Q", title=measure.key, format=measure.tooltip)
-    return [*shown, value]
-
-
 def _strokes(
     alt: Any,
-    data: Sequence[dict[str, Any]],
+    kind: str,
+    data: Sequence[Sequence[Mapping[str, Any]]],
     lines: Sequence[Line],
     x: Any,
     y: Any,
-    color: Any,
-    faint: bool,
 ) -> list[Any]:
-    # One layer per line: a scale of dashes would put dashed outlines into the legend.
+    """Draw a layer per line, muted ones first; the page's script finds it by its name."""
     strokes = []
-    faint_look = {"strokeWidth": 1, "opacity": 0.35}
-    for line in lines:
-        rows = [row for row in data if row["variant"] == line.name]
-        look = faint_look if faint else {"strokeWidth": 2, "strokeDash": line.style.dash}
-        if rows:
-            layer = alt.Chart(alt.Data(values=rows)).mark_line(clip=True, **look)
-            strokes.append(layer.encode(x=x, y=y, color=color, detail="part:N"))
+    for muted in (True, False):
+        for index, (line, rows) in enumerate(zip(lines, data, strict=True)):
+            if line.style.muted is not muted or not rows or (kind == "raw" and muted):
+                continue
+            look: dict[str, Any] = {"color": line.style.color, "strokeWidth": 2}
+            look["strokeDash"] = line.style.dash
+            if kind == "raw":
+                look |= {"strokeWidth": 1, "opacity": 0.35, "strokeDash": [1, 0]}
+            elif muted:
+                look = {"color": MUTED, "strokeWidth": 1, "opacity": 0.6}
+            layer = alt.Chart(alt.Data(values=rows), name=f"{kind} {index}")
+            strokes.append(layer.mark_line(clip=True, **look).encode(x=x, y=y, detail="part:N"))
     return strokes
 
 
 def _data(
-    lines: Sequence[Line], measure: Measure, axes: Sequence[Axis], log: bool
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """List rows of the lines, of the raw values behind them, and of the markers."""
-    data: list[dict[str, Any]] = []
-    raw: list[dict[str, Any]] = []
+    lines: Sequence[Line], measure: Measure, axes: Sequence[Axis], log: bool, top: float
+) -> tuple[list[list[dict[str, Any]]], list[list[dict[str, Any]]], list[dict[str, Any]]]:
+    """List rows of each line, of the raw values behind it, and of the markers of named lines."""
+    data: list[list[dict[str, Any]]] = []
+    raw: list[list[dict[str, Any]]] = []
     markers: list[dict[str, Any]] = []
     limit = max(8, _MAX_POINTS // sum(len(line.parts) for line in lines))
     num_markers = max(2, _MAX_MARKERS // 4) if any(line.raw for line in lines) else _MAX_MARKERS
@@ -188,72 +269,17 @@ def _data(
         ]
 
     for line in lines:
+        data.append([])
         for index, part in enumerate(line.parts):
             shown = [row for row in part if tokens_of(row) > 0 or not log]
             rows = chart_rows(line, index, thin(shown, limit, value_of))
-            data.extend(rows)
+            data[-1].extend(rows)
+            if line.style.muted:
+                continue
             every = max(1, -(-len(rows) // num_markers))
+            look = {"color": line.style.color, "shape": line.style.shape}
             # Counted from the end: the last value is the one that is compared.
-            markers.extend(
-                row for row in rows[::-1][::every] if row[measure.key] <= measure.domain[1]
-            )
-        for index, part in enumerate(line.raw):
-            raw.extend(row | {"raw": True} for row in chart_rows(line, index, part))
+            markers.extend(row | look for row in rows[::-1][::every] if row[measure.key] <= top)
+        parts = (chart_rows(line, index, part) for index, part in enumerate(line.raw))
+        raw.append([row | {"raw": True} for rows in parts for row in rows])
     return data, raw, markers
-
-
-def _round_marks(
-    alt: Any,
-    rounds: Sequence[tuple[Row, int | None]],
-    top: dict[str, float],
-    axes: Sequence[Axis],
-    with_labels: bool,
-) -> list[Any]:
-    marks = [
-        on_axes(row, axes) | top | {"label": f"{layers} layers"}
-        for row, layers in rounds
-        if layers is not None
-    ]
-    rules = [mark for mark in marks if mark["tokens"]]
-    if not rules:
-        return []
-    layers = [
-        alt.Chart(alt.Data(values=rules))
-        .mark_rule(strokeDash=[1, 4], strokeWidth=1.5)
-        .encode(x="tokens:Q")
-    ]
-    if with_labels and len(marks) <= 6:
-        (key,) = top
-        layers.append(
-            alt.Chart(alt.Data(values=marks))
-            .mark_text(align="left", baseline="bottom", dx=0, dy=-6)
-            .encode(x="tokens:Q", y=f"{key}:Q", text="label:N")
-        )
-    return layers
-
-
-def _restart_marks(
-    alt: Any, restarts: Sequence[Row], bottom: dict[str, float], axes: Sequence[Axis]
-) -> list[Any]:
-    if not restarts:
-        return []
-    values = [on_axes(row, axes) | bottom | {"label": "continued here"} for row in restarts]
-    marks = alt.Chart(alt.Data(values=values)).mark_point(
-        shape="triangle-up", size=60, filled=True, opacity=1, color="#7b8088", dy=-5
-    )
-    tooltip = [alt.Tooltip("label:N", title="training")]
-    (key,) = bottom
-    return [marks.encode(x="tokens:Q", y=f"{key}:Q", tooltip=tooltip)]
-
-
-def _level_marks(alt: Any, levels: Sequence[tuple[str, float]], key: str) -> list[Any]:
-    if not levels:
-        return []
-    values = [{key: level, "label": label} for label, level in levels]
-    base = alt.Chart(alt.Data(values=values))
-    return [
-        base.mark_rule(strokeDash=[6, 3], strokeWidth=1.5).encode(y=f"{key}:Q"),
-        base.mark_text(align="left", baseline="top", dx=6, dy=5).encode(
-            x=alt.value(0), y=f"{key}:Q", text="label:N"
-        ),
-    ]

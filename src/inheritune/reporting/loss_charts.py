@@ -10,7 +10,6 @@ from inheritune.reporting.quantities import amount, loss
 from inheritune.reporting.section import Chart
 from inheritune.reporting.series import (
     NO_EVENTS,
-    REFERENCE,
     Events,
     Line,
     events_of,
@@ -18,6 +17,7 @@ from inheritune.reporting.series import (
     val_lines,
     value_of,
 )
+from inheritune.reporting.styles import REFERENCE
 from inheritune.reporting.table import Table
 from inheritune.reporting.training_tables import curves_table
 from inheritune.run_record.record import RunRecord
@@ -34,7 +34,7 @@ def loss_charts(record: RunRecord, curves: Sequence[Curve]) -> list[Chart]:
     if not lines:
         return []
     level = record.reference_loss
-    levels = [] if level is None else [(f"reference loss {loss(level)}", level)]
+    levels = [] if level is None else [(f"reference  {loss(level)}", level)]
     events = events_of(curves)
     table, left_out = _data_table(curves)
     charts = [replace(val_loss_chart(lines, levels, events), table=table, left_out=left_out)]
@@ -52,9 +52,7 @@ def loss_charts(record: RunRecord, curves: Sequence[Curve]) -> list[Chart]:
                 "reference's curve was recorded during its own training; if that used other "
                 "validation text, compare the levels with care.",
                 alt=_alt("Line chart with a logarithmic token axis.", both, levels),
-                spec=line_chart(
-                    both, _measure(lines, levels), levels, Events(events.rounds), log=True
-                ),
+                spec=line_chart(both, _MEASURE, levels, Events(events.rounds), log=True),
                 table=table,
                 left_out=left_out,
             )
@@ -69,9 +67,9 @@ def val_loss_chart(
     return Chart(
         name="val-loss",
         title="Validation loss",
-        caption=_caption(events, _frame(lines, levels)[2]),
+        caption=_caption(lines, levels, events),
         alt=_alt("Line chart of validation loss against training tokens.", lines, levels),
-        spec=line_chart(lines, _measure(lines, levels), levels, events),
+        spec=line_chart(lines, _MEASURE, levels, events),
     )
 
 
@@ -84,30 +82,25 @@ def _reference_line(record: RunRecord) -> Line | None:
     return Line("the reference's own training", REFERENCE, [part]) if part else None
 
 
-def _frame(
-    lines: Sequence[Line], levels: Sequence[tuple[str, float]]
-) -> tuple[float, float, float | None]:
-    """Find bottom and top of the val_loss axis, and the highest loss above it, if any."""
+def _frame(line: Line) -> tuple[float, float]:
+    """Find the lowest and highest loss of a line, without the beginnings of its trainings."""
     # Untrained starts are several times the rest: in the frame, they would flatten all curves. So
     # the first 15 % of each training do not count.
     settled = []
-    for part in (part for line in lines for part in line.parts):
+    for part in line.parts:
         first, length = tokens_of(part[0]), tokens_of(part[-1]) - tokens_of(part[0])
         settled += [value_of(row) for row in part if tokens_of(row) - first >= 0.15 * length > 0]
-    all_values = [value_of(row) for line in lines for row in line.rows]
-    shown = [*(settled or all_values), *(level for _, level in levels)]
-    margin = max(0.08 * (max(shown) - min(shown)), 0.01)
-    bottom, top, highest = min(shown) - margin, max(shown) + margin, max(all_values)
-    return bottom, top, highest if highest > top else None
+    values = settled or [value_of(line.last)]
+    return min(values), max(values)
 
 
-def _measure(lines: Sequence[Line], levels: Sequence[tuple[str, float]]) -> Measure:
-    bottom, top, _ = _frame(lines, levels)
-    return Measure("val_loss", "val_loss (nats per token)", ".4f", (bottom, top))
+_MEASURE = Measure("val_loss", "val_loss (nats per token)", loss, "loss", _frame)
 
 
-def _caption(events: Events, hidden: float | None) -> str:
-    parts = []
+def _caption(lines: Sequence[Line], levels: Sequence[tuple[str, float]], events: Events) -> str:
+    highest, parts = max(value_of(row) for line in lines for row in line.rows), []
+    if any(line.style.muted for line in lines):
+        parts.append("Grey: the other variants.")
     if len(events.rounds) > 1:
         parts.append(
             "The target's rounds follow one another, so its line shows everything it cost; a "
@@ -117,11 +110,8 @@ def _caption(events: Events, hidden: float | None) -> str:
         parts.append(
             "A triangle on the axis marks where a training was continued from a checkpoint."
         )
-    if hidden is not None:
-        parts.append(
-            f"The first losses lie above the frame (up to {loss(hidden)} nats); the data table has "
-            "them."
-        )
+    if highest > _MEASURE.domain(lines, levels)[1]:
+        parts.append(f"The first losses lie above the frame, up to {loss(highest)} nats.")
     return " ".join(parts)
 
 

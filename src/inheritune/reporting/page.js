@@ -1,6 +1,6 @@
 "use strict";
 // Draws the charts, and redraws them when the page turns light, dark, wide or narrow, when another
-// axis is chosen or a line is hidden. `inheritune.report.show` replaces their data.
+// axis is chosen or a line is named or hidden. `inheritune.report.show` replaces their data.
 (() => {
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const narrow = window.matchMedia("(max-width: 640px)");
@@ -8,20 +8,38 @@
   const chosen = new Map(); // the reader's choices, by chart
   let data = JSON.parse(document.getElementById("chart-data").textContent);
 
-  const SHAPES = {
-    circle: "M14 7a4 4 0 1 0 8 0a4 4 0 1 0-8 0",
-    square: "M14.5 3.5h7v7h-7z",
-    diamond: "M18 2.5l4 4.5l-4 4.5l-4-4.5z",
-    cross: "M16.5 3h3v2.5h2.5v3h-2.5v2.5h-3v-2.5h-2.5v-3h2.5z",
-    "triangle-up": "M18 2.5l4.5 8h-9z",
-    "triangle-down": "M18 11.5l4.5-8h-9z",
-    "triangle-right": "M22.5 7l-8-4.5v9z",
-  };
-
+  // Named lines have their colour; `rest`: the others are drawn, in grey.
   function choice(name) {
-    if (!chosen.has(name)) chosen.set(name, { axis: null, hidden: new Set(), raw: true });
+    if (!chosen.has(name)) {
+      const lines = data.specs[name].usermeta?.lines ?? [];
+      const named = new Set(lines.filter((line) => !line.muted).map((line) => line.name));
+      chosen.set(name, { axis: null, named, rest: named.size < lines.length, raw: true });
+    }
     return chosen.get(name);
   }
+
+  // --- numbers, as the page writes them ---
+
+  function digits(value) {
+    return Math.abs(value) >= 99.95 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
+  }
+
+  const FORMS = {
+    loss: (value) => value.toFixed(3),
+    plain: digits,
+    amount(value) {
+      for (const [size, unit] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "K"]]) {
+        if (Math.abs(value) >= size * 0.9995) return digits(value / size) + unit;
+      }
+      return digits(value);
+    },
+    power(value) {
+      const [mantissa, exponent] = value.toExponential(1).split("e");
+      return `${mantissa} × 10${[...String(+exponent)].map((one) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[one] ?? "⁻").join("")}`;
+    },
+  };
+
+  // --- descriptions with the reader's choices ---
 
   // Data is stored by column; a column of equal values is one value.
   function unfolded(set) {
@@ -32,7 +50,30 @@
     ));
   }
 
-  // The description with the reader's choices: another horizontal axis, fewer lines.
+  // Moves heights apart, in their order, so that names at the ends of lines do not overlap.
+  function spread(heights, gap, low, high) {
+    const order = heights.map((_, index) => index).sort((a, b) => heights[a] - heights[b]);
+    let floor = -Infinity, ceiling = high;
+    for (const index of order) {
+      heights[index] = Math.max(Math.min(Math.max(heights[index], low), high), floor);
+      floor = heights[index] + gap;
+    }
+    for (const index of order.reverse()) {
+      heights[index] = Math.min(heights[index], ceiling);
+      ceiling = heights[index] - gap;
+    }
+    return heights;
+  }
+
+  function domainOf(meta, lines) {
+    const { zero, margin, least } = meta.measure;
+    const ends = [...lines.flatMap((line) => line.frame), ...meta.levels.map(({ value }) => value)];
+    if (!ends.length) return [0, 1];
+    const low = zero ? 0 : Math.min(...ends), high = Math.max(...ends);
+    const free = Math.max(margin * (high - low), least);
+    return [zero ? 0 : low - free, high + free];
+  }
+
   function tailored(name) {
     const spec = structuredClone(data.specs[name]);
     for (const { data: own } of spec.layer ?? []) {
@@ -40,23 +81,53 @@
     }
     const meta = spec.usermeta;
     if (!meta?.axes) return spec;
-    spec.height = narrow.matches ? 260 : 340;
-    const { axis: key, hidden, raw } = choice(name);
+    const { axis: key, named, rest, raw } = choice(name);
     const axis = meta.axes.find((one) => one.key === key) ?? meta.axes[0];
-    for (const layer of spec.layer) {
-      const encoding = layer.encoding ?? {};
-      for (const channel of [encoding.color, encoding.shape]) if (channel) channel.legend = null;
-      const x = encoding.x;
-      if (!x || x.field !== "tokens") continue;
-      x.field = axis.key;
-      if (axis === meta.axes[0]) continue; // keeps its scale, which may be logarithmic
-      if (x.axis) Object.assign(x.axis, { title: axis.title, labelExpr: axis.labelExpr });
-      if (x.scale) x.scale.domain = [0, axis.end];
+    const shown = meta.lines.filter((line) => rest || named.has(line.name));
+    const domain = domainOf(meta, shown), y = meta.measure.key;
+    const end = Math.max(...shown.map((line) => line.last[axis.key] ?? 0), 0);
+    spec.height = narrow.matches ? 260 : spec.height;
+
+    // --- names at the ends of lines ---
+    const labels = shown.filter((line) => named.has(line.name)).map((line) => ({
+      label: narrow.matches ? line.name : line.label, color: line.color, shape: line.shape, ...line.last,
+    }));
+    for (const { label, value } of meta.levels) {
+      labels.push({ label, color: "#7b8088", shape: "diamond", [axis.key]: end, [y]: value });
     }
-    const fits = (row) => !hidden.has(row.variant) && (raw || !row.raw)
-      && !("variant" in row && row[axis.key] == null);
+    const gap = (domain[1] - domain[0]) * 16 / spec.height;
+    spread(labels.map((row) => row[y]), gap, ...domain).forEach((height, index) => { labels[index][y] = height; });
+
     for (const layer of spec.layer) {
-      if (layer.data?.values) layer.data.values = layer.data.values.filter(fits);
+      const [kind, index] = (layer.name ?? "").split(" ");
+      // --- which lines, and in which look ---
+      if (kind === "labels") {
+        layer.data.values = labels.filter((row) => row[axis.key] != null);
+        if (narrow.matches && layer.mark.limit) layer.mark.limit = 110;
+      }
+      if (kind === "line" || kind === "raw") {
+        const line = meta.lines[index], isNamed = named.has(line.name);
+        if (!(isNamed ? kind === "line" || raw : rest && kind === "line")) layer.data.values = [];
+        if (kind === "line") {
+          Object.assign(layer.mark, isNamed
+            ? { color: line.color, strokeWidth: 2, strokeDash: line.dash, opacity: 1 }
+            : { color: meta.muted, strokeWidth: 1, strokeDash: [1, 0], opacity: 0.6 });
+        }
+      }
+      if (kind === "markers") layer.data.values = layer.data.values.filter((row) => named.has(row.variant));
+      if (kind === "rounds" || kind === "restarts") {
+        for (const row of layer.data.values) row[y] = domain[kind === "rounds" ? 1 : 0];
+      }
+      // --- axes ---
+      const scale = layer.encoding?.y?.scale;
+      if (scale) scale.domain = domain;
+      const x = layer.encoding?.x;
+      if (x?.field !== "tokens") continue;
+      x.field = axis.key;
+      if (x.scale?.type === "log") continue;
+      if (x.axis) Object.assign(x.axis, { title: axis.title, labelExpr: axis.labelExpr });
+      if (x.scale) x.scale.domain = [0, 1.02 * end || 1];
+      if (layer.data?.values) layer.data.values = layer.data.values.filter((row) => row[axis.key] != null);
     }
     return spec;
   }
@@ -64,14 +135,13 @@
   async function draw(name) {
     const place = document.getElementById(name);
     if (!place?.clientWidth) return; // in a closed fold: drawn when it is opened
-    const config = structuredClone(dark.matches ? data.dark : data.light);
-    config.legend.columns = narrow.matches ? 1 : 4;
-    const result = await window.vegaEmbed(place, tailored(name), {
+    const spec = tailored(name);
+    const result = await window.vegaEmbed(place, spec, {
       // ast: expressions are interpreted, so the policy need not allow code made from text.
       ast: true,
       mode: "vega-lite",
       renderer: "svg",
-      config,
+      config: dark.matches ? data.dark : data.light,
       defaultStyle: false,
       downloadFileName: name,
       tooltip: { theme: dark.matches ? "dark" : "light" },
@@ -80,10 +150,57 @@
     if (drawn.has(name)) drawn.get(name).finalize();
     drawn.set(name, result);
     const figure = place.closest("figure");
-    figure.querySelectorAll(":scope > .vega-actions").forEach((old) => old.remove());
+    figure.querySelector(":scope > .vega-actions")?.remove(); // of the drawing before
     const actions = place.querySelector(".vega-actions");
     if (actions) place.after(actions); // outside the image role, so that assistive technology reaches it
     figure.classList.add("drawn");
+    if (spec.usermeta?.axes) follow(place, name, spec, result.view);
+  }
+
+  // --- the values of all lines at the pointer ---
+
+  function follow(place, name, spec, view) {
+    const { lines, measure, axes } = spec.usermeta, { axis: key, named } = choice(name);
+    const axis = axes.find((one) => one.key === key) ?? axes[0];
+    const rows = spec.layer.filter((layer) => layer.name?.startsWith("line "))
+      .map((layer) => [lines[layer.name.split(" ")[1]], layer.data.values]);
+    const tip = element("div", { class: "tip", "aria-hidden": "true" });
+    const rule = element("div", { class: "tip-rule", "aria-hidden": "true" });
+    const plot = place.querySelector("svg .background");
+    place.append(rule, tip);
+    place.onpointerleave = () => { tip.hidden = rule.hidden = true; };
+    place.onpointerleave();
+    place.onpointermove = ({ clientX, clientY }) => {
+      const frame = plot.getBoundingClientRect(), outer = place.getBoundingClientRect();
+      const share = (clientX - frame.left) / frame.width;
+      if (share < 0 || share > 1) return place.onpointerleave();
+      const at = view.scale("x").invert(share * view.width());
+      const height = view.scale("y").invert((clientY - frame.top) / frame.height * view.height());
+      const near = [];
+      for (const [line, values] of rows) {
+        let best = null;
+        for (const row of values) {
+          if (!best || Math.abs(row[axis.key] - at) < Math.abs(best[axis.key] - at)) best = row;
+        }
+        if (best) near.push({ line, best, gap: Math.abs(best[measure.key] - height) });
+      }
+      // The named lines, and of the grey ones the nearest.
+      const grey = near.filter(({ line }) => !named.has(line.name)).sort((a, b) => a.gap - b.gap);
+      const listed = near.filter(({ line }) => named.has(line.name)).concat(grey.slice(0, 1))
+        .sort((a, b) => b.best[measure.key] - a.best[measure.key]);
+      if (!listed.length) return place.onpointerleave();
+      tip.replaceChildren(
+        element("b", {}, `${FORMS[axis.form](Math.max(at, 0))} ${axis.label}`),
+        ...listed.map(({ line, best }) => element("span", {}, glyph(line), line.name,
+          element("i", {}, `${FORMS[measure.form](best[measure.key])} at ${FORMS[axis.form](best[axis.key])}`))),
+      );
+      tip.hidden = rule.hidden = false;
+      const left = clientX - outer.left;
+      rule.style.cssText = `left:${left}px;top:${frame.top - outer.top}px;height:${frame.height}px`;
+      const room = outer.width - tip.offsetWidth;
+      tip.style.left = `${Math.max(0, Math.min(left > outer.width / 2 ? left - tip.offsetWidth - 14 : left + 14, room))}px`;
+      tip.style.top = `${frame.top - outer.top + 8}px`;
+    };
   }
 
   // --- the reader's choices ---
@@ -95,28 +212,15 @@
     return made;
   }
 
-  function swatch(line) {
-    const space = "http://www.w3.org/2000/svg";
-    const drawing = document.createElementNS(space, "svg");
-    drawing.setAttribute("viewBox", "0 0 36 14");
-    drawing.setAttribute("aria-hidden", "true");
-    const stroke = document.createElementNS(space, "path");
-    const dash = line.dash[1] ? line.dash.join(" ") : "none";
-    for (const [key, value] of Object.entries({
-      d: "M0 7h36", stroke: line.color, "stroke-width": 2, "stroke-dasharray": dash,
-    })) stroke.setAttribute(key, value);
-    const mark = document.createElementNS(space, "path");
-    mark.setAttribute("d", SHAPES[line.shape] ?? SHAPES.circle);
-    mark.setAttribute("fill", line.color);
-    drawing.append(stroke, mark);
-    return drawing;
+  function glyph(line) {
+    return element("span", { class: "mark", style: `color:${line.color}`, "aria-hidden": "true" }, line.glyph);
   }
 
-  function box(checked, text, onChange, picture) {
+  function box(checked, parts, onChange) {
     const input = element("input", { type: "checkbox" });
     input.checked = checked;
     input.addEventListener("change", () => onChange(input.checked));
-    return element("label", {}, input, ...(picture ? [picture] : []), text);
+    return element("label", {}, input, ...parts);
   }
 
   function offer(name) {
@@ -136,17 +240,19 @@
       }
       parts.push(axis);
     }
-    const lines = element("fieldset", { class: "lines", "aria-label": "Lines shown" });
+    const lines = element("fieldset", { class: "lines", "aria-label": "Lines with their names" });
     for (const line of meta.lines) {
-      const change = (shown) => {
-        now.hidden[shown ? "delete" : "add"](line.name);
+      lines.append(box(now.named.has(line.name), [glyph(line), line.name], (shown) => {
+        now.named[shown ? "add" : "delete"](line.name);
         draw(name);
-      };
-      lines.append(box(!now.hidden.has(line.name), line.name, change, swatch(line)));
+      }));
     }
     parts.push(lines);
+    if (meta.lines.some((line) => line.muted)) {
+      parts.push(box(now.rest, ["the others, in grey"], (shown) => { now.rest = shown; draw(name); }));
+    }
     if (meta.raw) {
-      parts.push(box(now.raw, "single steps", (shown) => { now.raw = shown; draw(name); }));
+      parts.push(box(now.raw, ["single steps"], (shown) => { now.raw = shown; draw(name); }));
     }
     place.replaceChildren(...parts);
   }

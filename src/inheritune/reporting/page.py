@@ -14,6 +14,7 @@ from inheritune.reporting.attention_charts import attention_section
 from inheritune.reporting.course_charts import speed_chart, training_chart
 from inheritune.reporting.curves import Curve, read_curves
 from inheritune.reporting.document import document, filled
+from inheritune.reporting.dot_plot import dot_plot
 from inheritune.reporting.embed import presentable, shortened
 from inheritune.reporting.gains_table import gains_section
 from inheritune.reporting.loss_charts import loss_charts
@@ -28,6 +29,7 @@ from inheritune.reporting.run_tables import (
 )
 from inheritune.reporting.section import Chart, PageSection
 from inheritune.reporting.selection_tables import selection_section
+from inheritune.reporting.styles import styles_of
 from inheritune.reporting.summary import facts, missing
 from inheritune.reporting.table import Table
 from inheritune.reporting.task_tables import task_section
@@ -68,10 +70,20 @@ class RunReport:
     problems: Sequence[str] = ()  # sentences on what could not be read
 
     @cached_property
-    def curve_charts(self) -> list[Chart]:
-        """Charts of validation and training loss."""
+    def result_charts(self) -> list[Chart]:
+        """The dot plot of the variants, where there are enough, and the chart of their losses."""
+        dots = dot_plot(self.record)
+        return [*([dots] if dots else []), *self._loss_charts[:1]]
+
+    @cached_property
+    def training_charts(self) -> list[Chart]:
+        """Losses beside the reference's own training, and training losses."""
         training = training_chart(self.record, self.curves)
-        return [*loss_charts(self.record, self.curves), *([training] if training else [])]
+        return [*self._loss_charts[1:], *([training] if training else [])]
+
+    @cached_property
+    def _loss_charts(self) -> list[Chart]:
+        return loss_charts(self.record, self.curves)
 
     @cached_property
     def sections(self) -> list[PageSection]:
@@ -88,7 +100,12 @@ class RunReport:
     def charts(self) -> list[Chart]:
         """All charts, in the order of the page."""
         in_sections = [chart for section in self.sections for chart in section.charts]
-        return [*self.curve_charts, *in_sections, *self.speed_charts]
+        return [
+            *self.result_charts,
+            *in_sections,
+            *self.training_charts,
+            *self.speed_charts,
+        ]
 
     @cached_property
     def own_tables(self) -> dict[str, Table]:
@@ -210,8 +227,9 @@ def page_content(report: RunReport, drawings: Mapping[str, str]) -> Markup:
             "missing": [*report.problems, *missing(record, curves)],
             "results": results,
             "more_results": more_results,
-            "loss_charts": report.curve_charts[:1],
-            "training_charts": report.curve_charts[1:],
+            "marks": styles_of(record, [str(row[0]) for row in results.values]),
+            "result_charts": report.result_charts,
+            "training_charts": report.training_charts,
             "speed_charts": report.speed_charts,
             "stills": {name: data_address(drawing) for name, drawing in drawings.items()},
             "sections": report.sections,

@@ -38,10 +38,10 @@ class PageSection:
     folded: bool = False  # stands below the results, and is opened by its reader
 
 
-def finished_spec(chart: Any) -> dict[str, Any]:
+def finished_spec(chart: Any, height: int = CHART_HEIGHT) -> dict[str, Any]:
     """Turn an Altair chart into a Vega-Lite description that is as wide as its place."""
     # Checking every row of the data against the schema takes longer than all the rest.
-    spec: dict[str, Any] = chart.properties(width="container", height=CHART_HEIGHT).to_dict(
+    spec: dict[str, Any] = chart.properties(width="container", height=height).to_dict(
         validate=False
     )
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}

@@ -7,37 +7,17 @@ from operator import itemgetter
 from typing import Any
 
 from inheritune.reporting.curves import Curve, Row, thin
+from inheritune.reporting.styles import Style, styles_of
 from inheritune.run_record.record import RunRecord
 
 _MAX_RESTARTS = 60  # marks on an axis
 
 
 @dataclass(frozen=True)
-class Style:
-    """Colour, dash and marker of a line, so that colour alone never tells lines apart."""
-
-    color: str
-    dash: list[int]
-    shape: str
-
-
-# Middle tones: at least 3.5:1 against the page in light and in dark.
-TARGET = Style("#3a7bd5", [1, 0], "circle")
-REFERENCE = Style("#7b8088", [2, 3], "diamond")
-OTHERS = [
-    Style("#c4661a", [7, 4], "square"),
-    Style("#9760d0", [9, 3, 2, 3], "triangle-up"),
-    Style("#2c8f6a", [4, 2], "cross"),
-    Style("#c2497f", [12, 4], "triangle-down"),
-    Style("#8a7a1f", [3, 5], "triangle-right"),
-]
-
-
-@dataclass(frozen=True)
 class Line:
     """One line of a chart."""
 
-    name: str  # name in the legend
+    name: str
     style: Style
     # Rows of each training that the line consists of; a round of the target is a part.
     parts: list[list[Row]]
@@ -76,6 +56,7 @@ class Axis:
     label: str  # text of the button that chooses the axis
     title: str  # text below the axis, with the unit
     label_expr: str  # Vega expression of the tick labels
+    form: str  # how the page writes its values: `amount`, `power` or `plain`
     unit: float = 1.0  # divisor of the rows' values
     end: float = 0.0  # highest value of all lines, in that unit
 
@@ -85,10 +66,10 @@ AMOUNT_LABELS = "replace(replace(format(datum.value, '~s'), 'G', 'B'), 'k', 'K')
 _POWER_LABELS = "replace(format(datum.value, '~e'), 'e+', 'e')"
 _PLAIN_LABELS = "format(datum.value, '~g')"
 _AXES = (
-    Axis("tokens", "tokens", "tokens", "training tokens", AMOUNT_LABELS),
-    Axis("steps", "steps", "steps", "optimizer steps", AMOUNT_LABELS),
-    Axis("flops", "flops", "FLOPs", "training FLOPs", _POWER_LABELS),
-    Axis("time", "seconds", "time", "training time", _PLAIN_LABELS),
+    Axis("tokens", "tokens", "tokens", "training tokens", AMOUNT_LABELS, "amount"),
+    Axis("steps", "steps", "steps", "optimizer steps", AMOUNT_LABELS, "amount"),
+    Axis("flops", "flops", "FLOPs", "training FLOPs", _POWER_LABELS, "power"),
+    Axis("time", "seconds", "time", "training time", _PLAIN_LABELS, "plain"),
 )
 
 
@@ -188,29 +169,18 @@ def _by_variant(
     rows: Callable[[Curve], list[Row]],
     raw: Callable[[Curve], list[Row]] | None = None,
 ) -> list[Line]:
-    lines, num_controls = [], 0
-    for name in dict.fromkeys(curve.variant for curve in curves):
+    lines = []
+    names = list(dict.fromkeys(curve.variant for curve in curves))
+    styles = styles_of(record, names)
+    for name in names:
         of_variant = [curve for curve in curves if curve.variant == name]
         parts = [part for curve in of_variant if (part := rows(curve))]
         if not parts:
             continue
         behind = [] if raw is None else [part for curve in of_variant if (part := raw(curve))]
-        if name == record.target_name:
-            lines.append(Line(f"{name[:60]} (target)", TARGET, parts, behind))
-        else:
-            lines.append(Line(name[:60], _control_style(num_controls), parts, behind))
-            num_controls += 1
+        label = f"{name[:60]} (target)" if name == record.target_name else name[:60]
+        lines.append(Line(label, styles[name], parts, behind))
     return lines
-
-
-def _control_style(index: int) -> Style:
-    """Choose the style of the control with this index; the first 25 all differ."""
-    turn, place = divmod(index, len(OTHERS))
-    style = OTHERS[place]
-    if not turn:
-        return style
-    other = OTHERS[(place + turn) % len(OTHERS)]
-    return Style(style.color, other.dash, other.shape)
 
 
 def _time_unit(seconds: float) -> tuple[float, str]:

@@ -13,7 +13,8 @@ from inheritune.reporting.quantities import (
     loss,
     percent,
 )
-from inheritune.reporting.series import TARGET, Line, val_lines, value_of
+from inheritune.reporting.series import Line, val_lines, value_of
+from inheritune.reporting.styles import TARGET
 from inheritune.reporting.table import Column, Table
 from inheritune.run_record.record import RunRecord
 

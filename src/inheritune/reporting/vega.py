@@ -9,8 +9,8 @@ from string import Template
 from typing import Any
 
 _COLORS = {
-    "light": {"ink": "#1d1f22", "soft": "#565b63", "rule": "#dcdfe3"},
-    "dark": {"ink": "#e6e7e9", "soft": "#a9adb4", "rule": "#3a3e45"},
+    "light": {"paper": "#fdfdfc", "ink": "#1d1f22", "soft": "#565b63", "rule": "#dcdfe3"},
+    "dark": {"paper": "#15171a", "ink": "#e6e7e9", "soft": "#a9adb4", "rule": "#3a3e45"},
 }
 _WIDTH = 760  # pixels, of the files; on the page a chart is as wide as its place
 
