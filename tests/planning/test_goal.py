@@ -86,17 +86,38 @@ def test_the_first_lines_answer_and_fit_into_eighty_columns(reference, monkeypat
         lines = done.stdout.splitlines()
         assert [line.split(":")[0] for line in lines[:4]] == ["what", "time", "cost", "fits"]
         assert max(map(len, lines)) <= 80
-        assert "1B tokens on NVIDIA H100 SXM" in lines[1] and "fits in 80 GB" in lines[3]
+        assert "1B tokens on NVIDIA H100 SXM" in lines[1] and lines[3].endswith(", of 80 GB: yes")
         assert not any(line.startswith("A cut is safe") for line in lines)
     explained = CliRunner().invoke(app, ["plan", str(reference), "--all"])
     assert "A cut is safe" in explained.stdout
 
 
+def test_no_line_wraps_and_each_unsafe_cut_has_its_reason(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    model = tmp_path / "ten"
+    tiny_models.build("smollm3", num_hidden_layers=10).save_pretrained(model)  # a pattern of 4
+    options = ["--tokens", "1000B", "--device", "h100", "--rate", "100000000"]
+    for arguments in ([], options, ["5"], [*options, "--all"]):
+        lines = CliRunner().invoke(app, ["plan", str(model), *arguments]).stdout.splitlines()
+        table = [line for line in lines if line[:6].strip().isdecimal()]
+        assert len(table) == (1 if arguments == ["5"] else 10)
+        assert max(map(len, lines[: lines.index(table[-1]) + 1])) <= 80
+        assert "5 layers: the last pattern has 1 of its 4 layers." in lines
+
+
+def test_a_training_that_leaves_little_for_activations_is_called_tight(reference, monkeypatch):
+    need = 16 * plan(reference, layers=2).candidate.counts.params
+    for memory, verdict in ((need - 1, "no"), (need, "tight"), (need * 5 // 4 + 1, "yes")):
+        monkeypatch.setattr(plan_answers, "training_memory", lambda here=memory: (here, False))
+        done = CliRunner().invoke(app, ["plan", str(reference), "2"])
+        assert done.stdout.splitlines()[3].endswith(f" free: {verdict}")
+
+
 @pytest.mark.parametrize(
     ("memory", "words"),
     [
-        ((10**9, False), ": fits in 1 GB free here"),
-        ((10, True), ": does not fit in 10 bytes on the GPU here"),
+        ((10**9, False), ", of 1 GB free: yes"),
+        ((10, True), ", of the GPU's 10 bytes: no"),
         ((None, False), " + activations to train"),
     ],
 )

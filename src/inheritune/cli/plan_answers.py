@@ -1,6 +1,6 @@
 """Answer what a user asks of a plan first: what, how long, how much, does it fit."""
 
-from inheritune.cli.plan_text import dollars, download, hours_of
+from inheritune.cli.plan_text import dollars, download, hours_of, unsafe_cuts
 from inheritune.planning.candidates import Candidate, Candidates, CutPlan
 from inheritune.planning.memory import BYTES_PER_PARAMETER
 from inheritune.planning.recipe_plan import RecipePlan
@@ -9,6 +9,7 @@ from inheritune.surgery.selection import describe_selection
 from inheritune.system.devices import Speed
 from inheritune.system.memory import training_memory
 
+_ROOM_FOR_ACTIVATIONS = 1.25
 _QUESTIONS = ("what", "time", "cost", "fits")
 
 
@@ -36,12 +37,13 @@ def _cut_answers(plan: Candidates, candidate: Candidate, layers: str) -> list[st
         time = f"{hours_of(price)} for {amount(plan.budget.tokens)} tokens on {_devices(speed)}"
     paid = "" if price is None or price.dollars is None else f", {dollars(price)}"
     training = BYTES_PER_PARAMETER * counts.params
+    verdict = _verdict_on_memory(training, speed, _ROOM_FOR_ACTIVATIONS)
     return [
         f"{layers} of {whole}: {amount(counts.params)} parameters",
         time,
         f"{data_size(counts.bytes)} on disk{download(candidate.download_bytes)}{paid}",
-        f"{data_size(candidate.bytes_in_use(plan.seq_len))} to use, {data_size(training)} + "
-        f"activations to train{_verdict_on_memory(training, speed)}",
+        f"{data_size(candidate.bytes_in_use(plan.seq_len))} to use; {data_size(training)} + "
+        f"activations to train{verdict}",
     ]
 
 
@@ -71,20 +73,26 @@ def _devices(speed: Speed) -> str:
     return f"{speed.count} x {speed.device.title}" if speed.count > 1 else speed.device.title
 
 
-def _verdict_on_memory(needed: int, speed: Speed | None) -> str:
+def _verdict_on_memory(needed: int, speed: Speed | None, spare: float = 1.0) -> str:
     """Compare bytes with the memory of the named devices, over which a training is sharded.
 
     Where none is named, or ``cpu``: with that of this machine.
+
+    Args:
+        spare: Factor on the need below which it is called tight, since not all of it is counted.
     """
     if speed is not None and speed.device.memory_bytes is not None:
-        room, where = speed.device.memory_bytes * speed.count, ""
+        room = speed.device.memory_bytes * speed.count
+        words = data_size(room)
     else:
         here, is_on_gpu = training_memory()
         if here is None:
             return ""
-        room, where = here, " on the GPU here" if is_on_gpu else " free here"
-    verdict = "fits" if needed <= room else "does not fit"
-    return f": {verdict} in {data_size(room)}{where}"
+        room, words = here, f"{data_size(here)} free"
+        if is_on_gpu:
+            words = f"the GPU's {data_size(here)}"
+    verdict = "no" if needed > room else "tight" if needed * spare > room else "yes"
+    return f", of {words}: {verdict}"
 
 
 def warnings(plan: Candidates | CutPlan | RecipePlan) -> list[str]:
@@ -92,5 +100,5 @@ def warnings(plan: Candidates | CutPlan | RecipePlan) -> list[str]:
     if isinstance(plan, RecipePlan):
         return [f"rounds: {plan.growth}.", *plan.notes]
     if isinstance(plan, CutPlan):
-        return [*([plan.goal] if plan.goal else []), *plan.table.notes]
-    return list(plan.notes)
+        return [*([plan.goal] if plan.goal else []), *unsafe_cuts(plan.table), *plan.table.notes]
+    return [*unsafe_cuts(plan), *plan.notes]

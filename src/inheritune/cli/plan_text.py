@@ -31,6 +31,7 @@ _MAX_VALUE = 60  # characters of a config value
 def candidates_table(plan: Candidates) -> Table:
     """Make a table of a reference with every number of layers worth considering."""
     notes = [
+        *unsafe_cuts(plan),
         *plan.notes,
         *_size_notes(plan),
         _cache_note(plan),
@@ -116,12 +117,18 @@ def _table(plan: Candidates, notes: Sequence[str]) -> Table:
 
 def _verdict(candidate: Candidate) -> str:
     cut = candidate.cut
-    verdict = "yes" if cut.is_safe else "better not" if cut.allowed else "no"
-    # If all cuts are safe for one reason, repeating it in every row says nothing.
-    if not cut.is_safe or not cut.complete or "whole" in cut.reason:
-        verdict += f": {cut.reason}"
-    is_start = candidate.is_paper_default and cut.is_safe
-    return f"{verdict} (half: the paper's start)" if is_start else verdict
+    if not cut.is_safe:
+        return "better not" if cut.allowed else "no"
+    return "yes (half: the paper's start)" if candidate.is_paper_default else "yes"
+
+
+def unsafe_cuts(plan: Candidates) -> list[str]:
+    """Say of each cut that is not safe why, a sentence each."""
+    return [
+        f"{counted(c.layers, 'layer')}: {c.cut.reason.rstrip('.')}."
+        for c in plan.candidates
+        if not c.cut.is_safe
+    ]
 
 
 def _trainings_table(plan: RecipePlan, title: str, notes: Sequence[str]) -> Table:
