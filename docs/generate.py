@@ -19,7 +19,11 @@ from inheritune.recipe.load import recipe_schema
 from inheritune.run_record.record import FORMAT, RunRecord
 
 HERE = Path(__file__).parent
-ERRORS = [name for name, value in vars(errors).items() if isinstance(value, type)]
+ERRORS = [
+    name
+    for name, value in vars(errors).items()
+    if isinstance(value, type) and issubclass(value, errors.InherituneError)
+]
 
 
 def write() -> None:

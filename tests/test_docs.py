@@ -14,7 +14,11 @@ from inheritune.recipe.schema import Recipe
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = [p for p in sorted(DOCS.rglob("*.md")) if "_build" not in p.parts]
-ERRORS = {name for name, value in vars(errors).items() if isinstance(value, type)}
+ERRORS = {
+    name
+    for name, value in vars(errors).items()
+    if isinstance(value, type) and issubclass(value, errors.InherituneError)
+}
 COMMANDS = typer.main.get_command(app).commands
 
 
