@@ -49,6 +49,7 @@ class Run:
         self.benchmark = root / "benchmark.json"  # the reference's val_loss, window by window
         self.analysis = root / "analysis.json"  # attention and importance of layers
         self.selection = root / "selection.json"  # scores by which layers were chosen
+        self.family = root / "family.json"  # sizes that layers put back give, with no training
         self.gains = root / "gains.json"  # size, speed and fidelity of reference and target
         self.samples = root / "samples.json"  # text generated after the recipe's prompts
         self.target = root / "target"  # the final model directory
@@ -101,6 +102,10 @@ class Run:
         """Directory of one training; ``seed`` is that of one that repeats another, else None."""
         repeat = "" if seed is None else f"-seed-{seed}"
         return self.root / "variants" / name / f"{layers}-layers{repeat}"
+
+    def patched(self, name: str, trained: int, layers: int) -> Path:
+        """Directory of a size that layers put back into ``trained`` layers give."""
+        return self.root / "patched" / name / f"{layers}-of-{trained}-trained"
 
     @property
     def own_files(self) -> set[str]:

@@ -21,6 +21,7 @@ from inheritune.planning.trainings import PlannedTraining, Planner, growth_notes
 from inheritune.recipe.published import deviations
 from inheritune.recipe.schema import Recipe
 from inheritune.run_directory import Run
+from inheritune.steps.family import check_patched
 from inheritune.steps.growth import Growth, first_layers
 from inheritune.steps.initial_weights import check_starts
 from inheritune.steps.limits import checkpoint_bytes, stored_checkpoints
@@ -145,6 +146,7 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
     growth = Growth.of(recipe, model, first, most)
     round_sizes = growth.longest()
     check_starts(recipe, model, growth.ends())
+    check_patched(recipe, model, growth)
 
     # --- the trainings ---
     unique, exact = _unique_tokens(recipe, Run(root))

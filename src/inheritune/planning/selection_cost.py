@@ -37,6 +37,8 @@ def selection_flops(recipe: Recipe, sizes: Sizes, rounds: Sequence[int]) -> floa
         counts = sorted({layers_of(recipe.variants[name], model.layers, n) for n in rounds})
         for size in dict.fromkeys((counts[0], counts[-1])):
             cut(name, size)
+    if recipe.grow.patch:
+        cut(recipe.target_name, recipe.grow.max_layers or model.layers)
     taken = [cut(recipe.target_name, size) for size in rounds]
     for name in inherits:
         variant = recipe.variants[name]

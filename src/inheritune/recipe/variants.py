@@ -47,6 +47,10 @@ class Grow(RecipeSection):
     in the round before."""
     tolerance: NonNegative = 0.0
     """Nats above the reference loss that still count as matched."""
+    patch: bool = False
+    """After each round, measure the larger sizes that need no training: layers of the reference
+    put back, untrained. Where one up to the size of the next round matches, it is the target, and
+    that round is not trained."""
     max_layers: Count | None = None
     """Most layers to grow to; null: all layers of the reference."""
     max_rounds: Count | None = None

@@ -162,7 +162,8 @@ def _trainings(run: Run, record: RunRecord) -> Iterator[_Training]:
         folder = run.inside(row.path or "")
         yielded.add(folder)
         round_number += 1
-        yield _Training(target, _int(row.layers), round_number, folder, row)
+        if row.start != "patched":  # it has no training, and no curve
+            yield _Training(target, _int(row.layers), round_number, folder, row)
     # --- a round that has not ended: on disk, but not in the record ---
     trainings = run.trainings()[:_MAX_TRAININGS]
     on_disk = [training for training in trainings if (training.path / "metrics.jsonl").exists()]

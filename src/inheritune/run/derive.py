@@ -7,6 +7,7 @@ from inheritune.recipe.schema import Recipe
 from inheritune.steps.analysis import asks_for_measurements, with_measurements
 from inheritune.steps.benchmark import Benchmark, measure_benchmark
 from inheritune.steps.controls import control_specs, publish_target, train_variant
+from inheritune.steps.family import check_patched, patched_sizes, write_patched
 from inheritune.steps.growth import Growth, first_layers, round_spec
 from inheritune.steps.initial_weights import check_starts
 from inheritune.steps.job import Job
@@ -37,6 +38,8 @@ class Outcome:
     target_round: int
     controls: list[TrainingResult]  # the other variants
     repeats: list[TrainingResult]  # the last round and the controls again, with further seeds
+    # Larger sizes of the rounds that need no training; where one matches, it is a round as well
+    patched: list[TrainingResult]
 
     @property
     def target(self) -> TrainingResult:
@@ -75,6 +78,7 @@ def derive(job: Job) -> Outcome:
     specs: list[TrainingSpec] = []
     rounds: list[TrainingResult] = []
     verdicts: list[str] = []
+    patched: list[TrainingResult] = []
     matched: dict[int, bool] = {}  # by number of layers, in the order of the rounds
     while (layers := growth.next_size(matched)) is not None:
         specs.append(round_spec(recipe, reference.facts, rounds, layers))
@@ -84,6 +88,18 @@ def derive(job: Job) -> Outcome:
         is_rounded_away = rounds[-1].is_moved_by_rounding
         is_match_in_fp32 = rounds[-1].fp32_difference <= recipe.grow.tolerance
         matched[layers] = verdicts[-1] == "matched" or (is_rounded_away and is_match_in_fp32)
+        if recipe.grow.patch:  # up to the next round's size, layers put back may match for no token
+            sizes = growth.above(layers)
+            larger = patched_sizes(job, rounds[-1], sizes, reference, tokens, benchmark)
+            patched += larger
+            enough = growth.before_next(matched)
+            tried = [result for result in larger if result.layers in enough]
+            found = next((r for r in tried if judge(r, recipe.grow.tolerance) == "matched"), None)
+            if found is not None:
+                write_patched(job, rounds[-1], found, reference)
+                rounds.append(found)
+                verdicts.append("matched")
+                matched[found.layers] = True
 
     # A bisection goes down again: the smallest round that matched need not be the last.
     matches = [result for result in rounds if matched[result.layers]]
@@ -93,7 +109,8 @@ def derive(job: Job) -> Outcome:
 
     # --- the controls, then target and controls with further seeds ---
     controls = control_specs(job, reference, rounds, target)
-    repeats = repeat_specs(recipe, specs[: target_round + 1], controls)
+    trained = [result for result in rounds[: target_round + 1] if not result.is_patched]
+    repeats = repeat_specs(recipe, specs[: len(trained)], controls)
     return Outcome(
         reference=reference,
         tokens=tokens,
@@ -104,6 +121,7 @@ def derive(job: Job) -> Outcome:
         target_round=target_round,
         controls=[train_variant(job, spec, reference, tokens, benchmark) for spec in controls],
         repeats=[train_variant(job, spec, reference, tokens, benchmark) for spec in repeats],
+        patched=patched,
     )
 
 
@@ -111,6 +129,7 @@ def _growth(recipe: Recipe, reference: Reference) -> Growth:
     """The sizes that the target may have; refuses controls that are impossible at any of them."""
     growth = Growth.of(recipe, reference.model, *first_layers(recipe, reference))
     check_starts(recipe, reference.model, growth.ends(), facts=reference.facts)
+    check_patched(recipe, reference.model, growth, reference.facts)
     return growth
 
 

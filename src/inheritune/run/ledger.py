@@ -46,7 +46,10 @@ def ledger(outcome: Outcome, cost: Cost, gains: MeasuredGains | None = None) -> 
     if (cost_of_scores := selection_cost(reference)) is not None:
         entries.append(_entry("choice of layers", 0, *cost_of_scores, 1))
     for number, result in enumerate(outcome.rounds, 1):
-        entries += _entries(f"{result.name}, round {number}, {result.layers} layers", result)
+        if not result.is_patched:
+            entries += _entries(f"{result.name}, round {number}, {result.layers} layers", result)
+    for result in outcome.patched:
+        entries += _entries(f"{result.name}, {result.layers} layers, untrained", result)
     for result in outcome.controls:
         entries += _entries(f"{result.name}, {result.layers} layers", result)
     for result in outcome.repeats:

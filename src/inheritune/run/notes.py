@@ -92,6 +92,11 @@ def _growth_notes(outcome: Outcome, recipe: Recipe) -> list[str]:
             "Each round continued from the trained layers of the one before: the target saw the "
             "tokens of all rounds."
         )
+    if outcome.target.is_patched:
+        notes.append(
+            f"The target is {outcome.target.made_of}: it matches with no training of its own, and "
+            "its tokens are those of the rounds before it."
+        )
     notes += outcome.growth.notes
     if recipe.grow.search == "bisect" and len(outcome.rounds) > 1:
         notes.append(

@@ -34,6 +34,7 @@ class Growth:
     # at which the reference is safe to cut.
     sizes: tuple[int, ...]
     notes: tuple[str, ...] = ()  # sentences about sizes that are left out
+    total: int = 2**31  # layers of the reference
 
     @classmethod
     def of(cls, recipe: Recipe, reference: ModelDirectory, first: int, most: int) -> Self:
@@ -45,10 +46,10 @@ class Growth:
             reference: Only its config and headers are read.
             most: Most layers of the target.
         """
+        total = reference.layers
         if way_of(recipe.inherit.select) != "first":
             # Every layer keeps its kind, and the class says whether the model can be.
-            return cls(recipe.grow, tuple(range(first, most + 1)))
-        total = reference.layers
+            return cls(recipe.grow, tuple(range(first, most + 1)), total=total)
         pattern = find_pattern(reference, Sizes(reference).layers)
         points = [cut_point(reference.config, total, n, pattern) for n in range(first, most + 1)]
         safe = [point.layers for point in points if point.is_safe]
@@ -63,7 +64,7 @@ class Growth:
         if len(sizes) < most - sizes[0] + 1 and recipe.grow.add:
             where = f"is safe to cut: {pattern}" if pattern else "can be cut"
             notes.append(f"Rounds have {_listed(sizes)} layers, where the reference {where}.")
-        return cls(recipe.grow, sizes, tuple(notes))
+        return cls(recipe.grow, sizes, tuple(notes), total)
 
     def next_size(self, matched: Mapping[int, bool]) -> int | None:
         """The size of the next round.
@@ -95,6 +96,21 @@ class Growth:
         low = max((indices[n] for n in matched if indices[n] < high), default=-1)
         # low < 0: the first size matched, and nothing smaller is wanted.
         return None if low < 0 or high - low <= 1 else self.sizes[(low + high) // 2]
+
+    def above(self, layers: int) -> list[int]:
+        """The sizes that layers put back give to one that was trained; all but the reference's."""
+        return [size for size in self.sizes if layers < size < self.total]
+
+    def before_next(self, matched: Mapping[int, bool]) -> list[int]:
+        """The sizes above the last round's at which a match spares the training of the next round.
+
+        Where there is no next round, all that are smaller than any that matched.
+        """
+        last, after = [*matched][-1], self.next_size(matched)
+        if matched[last]:
+            return []
+        most = min((size for size, match in matched.items() if match), default=self.total)
+        return [size for size in self.above(last) if size < most and size <= (after or most)]
 
     def longest(self) -> list[int]:
         """The sizes of all rounds if none of them matches: no search takes more, or larger ones."""

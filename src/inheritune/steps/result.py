@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from inheritune.training.metrics import OnRow
 
 
+# The start of a model that was made of a trained one and untrained layers of the reference.
+PATCHED = "patched"
+
+
 @dataclass(frozen=True)
 class TrainingResult:
     """A completed and measured training: ``result`` of result.json, in the order it has there."""
@@ -62,6 +66,11 @@ class TrainingResult:
     fp32_val_loss: float | None = None
     # Of a repaired start: method, tokens, FLOPs, seconds, and the cut's val_loss before the repair
     repair: dict[str, Any] | None = None
+
+    @property
+    def is_patched(self) -> bool:
+        """Whether it is a trained model with layers put back, and was not trained itself."""
+        return self.start == PATCHED
 
     @property
     def is_moved_by_rounding(self) -> bool:

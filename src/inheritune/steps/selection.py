@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def asks_for_scores(recipe: Recipe) -> bool:
     """Whether a recipe chooses layers, or gives them back, by scores."""
-    grows = recipe.grow.add > 0
+    grows = recipe.grow.add > 0 or recipe.grow.patch
     return any(
         needed_measurement(selection_of(recipe, name), grows and variant.is_target) == "scores"
         for name, variant in recipe.variants.items()
