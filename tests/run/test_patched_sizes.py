@@ -1,7 +1,6 @@
 """Runs that try larger sizes with no training: layers of the reference put back."""
 
 import json
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -117,10 +116,7 @@ def test_a_finished_run_measures_no_size_again_and_writes_none(
 def test_family_json_of_a_run_says_which_layers_patch_puts_back(finished, five_layers, tmp_path):
     kept = finished.run / "family.json"
     members = json.loads(kept.read_text())["families"][0]["members"]
-    trained = finished.run / "variants" / "inherit" / "2-layers"
-    model = tmp_path / "trained"
-    shutil.copytree(trained / "model", model)
-    shutil.copy(trained / "inherit.json", model)
+    model = finished.run / "variants" / "inherit" / "2-layers" / "model"
     inheritune.patch(model, five_layers, 4, tmp_path / "four", family=kept, progress=False)
     record = json.loads((tmp_path / "four" / "inherit.json").read_text())
     assert record["layer_map"] == members[2]["layer_map"]

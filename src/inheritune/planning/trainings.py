@@ -236,8 +236,8 @@ def growth_notes(recipe: Recipe, growth: Growth) -> list[str]:
     if recipe.grow.patch and (sizes := growth.above(growth.sizes[0])):
         times = len(growth.longest()) if recipe.grow.add else 1
         notes.append(
-            f"grow.patch: up to {len(sizes)} larger sizes, of {sizes[0]} to {sizes[-1]} layers, are "
-            f"validated after each of {times} rounds; nothing of them is trained."
+            f"grow.patch: up to {len(sizes)} larger sizes, of {sizes[0]} to {sizes[-1]} layers, "
+            f"are validated after each of {times} rounds; nothing of them is trained."
         )
     if len(growth.longest()) == 1:
         grown = [name for name, variant in recipe.variants.items() if variant.start == "grown"]

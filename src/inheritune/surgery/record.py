@@ -17,6 +17,7 @@ from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 # A record may be this many times as long as a config: it holds seven values for each tensor.
 _LENGTH = 20
+_TRAINED = ("model", "master")  # in the directory of a training, which has the record
 
 
 def read_inherit_record(target: ModelDirectory) -> dict[str, Any]:
@@ -119,6 +120,8 @@ def is_repaired(target: ModelDirectory) -> bool:
 
 def _stored_record(target: ModelDirectory) -> dict[str, Any]:
     path = target.path / "inherit.json"
+    if not path.is_file() and target.path.name in _TRAINED:
+        path = target.path.parent / "inherit.json"
     if not path.is_file():  # a trained target may have none
         return {}
     return read_json_object(path, MODEL_FILE.times(_LENGTH), "the record")
