@@ -88,6 +88,40 @@ def test_the_text_says_where_the_model_comes_from_and_how_it_is_loaded():
         assert said in body, said
 
 
+def test_the_card_begins_with_facts_and_ends_with_what_few_readers_open():
+    config = {"max_position_embeddings": 256, "n_layer": 4}
+    gains = {"device": "cpu", "models": [
+        {"name": "reference", "decode": {"median": 20.0}},
+        {"name": "target", "decode": {"median": 30.0}},
+    ]}  # fmt: skip
+    rounds = [RECORD["rounds"][0] | {
+        "params": 2_000_000, "bytes": 4_000_000, "dtype": "BF16",
+        "difference": -0.05, "difference_se": 0.004,
+    }]  # fmt: skip
+    samples = [{"model": "inherit", "prompt": "Once", "text": " upon ``` a time"}]
+    changes = {"gains": gains, "rounds": rounds, "samples": samples}
+    record = typed(RECORD | changes)
+    _, body = split_front_matter(card_text(record, INHERITED, ["val-loss.png"], ".", config))
+    open_part, *details = body.split("<details>")
+    for row in (
+        "| base model | `org/large` |", "| layers | `4 of 8` |", "| parameters | `2M` |",
+        "| weights | `4 MB, BF16` |", "| context | `256 tokens` |",
+        "| speed | `1.50 × the base model's: 30 new tokens/s on cpu` |",
+        "| loss | `3.250 nats per held-out token; base model 3.300` |",
+        "| gap to the base model | `−0.050 ± 0.004 nats` |", "| tasks | `piqa acc 0.61` |",
+        "````\nOnce upon ``` a time\n````",
+    ):  # fmt: skip
+        assert row in open_part, row
+    assert open_part.count("![") == 1
+    heads = [line[3:] for line in open_part.splitlines() if line.startswith("## ")]
+    assert heads == ["What it is for", "A sample", "Training data", "Limits"]
+    assert [one.split("</summary>")[0].removeprefix("<summary>") for one in details] == [
+        "Results of all variants", "Size and speed", "Task scores", "Where each layer comes from",
+        "Recipe", "Provenance",
+    ]  # fmt: skip
+    assert all("</details>" in one for one in details)
+
+
 def test_the_code_on_a_card_runs_as_it_stands(tiny_reference, tmp_path):
     run = tmp_path / "run"
     (run / "target").mkdir(parents=True)
@@ -150,7 +184,7 @@ def test_the_card_stands_in_the_target_with_its_figures(tmp_path):
     for name in ("target/config.json", "report/figures/not-drawn.png"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("{}")
-    path = write_card(tmp_path, {"val-loss.png": b"picture"})
+    path = write_card(tmp_path, {"speed.png": b"other", "val-loss.png": b"picture"})
     assert path == tmp_path / "target/README.md" and "figures/val-loss.png" in path.read_text()
     assert "not-drawn" not in path.read_text()
     figures = {file.name: file.read_bytes() for file in (tmp_path / "target/figures").iterdir()}

@@ -9,11 +9,13 @@ from typing import Any
 
 from inheritune.errors import SourceError
 from inheritune.model_files.card import join_front_matter
-from inheritune.publishing.card_metadata import PAPER, metadata, task_scores
+from inheritune.publishing.card_facts import card_facts
+from inheritune.publishing.card_metadata import PAPER, TaskScore, metadata, task_scores
 from inheritune.reporting.embed import presentable
 from inheritune.reporting.gains_table import gains_sentence, gains_table
 from inheritune.reporting.quantities import amount, duration, flops
 from inheritune.reporting.run_tables import rounds_table, variants_table
+from inheritune.reporting.usage import as_code, code, prompt_of
 from inheritune.reporting.verdict import remarks, verdict
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RunRecord, read_run_json
@@ -23,14 +25,16 @@ from inheritune.system.files import write_bytes
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 _LONGEST_NAME = 200  # characters, in the text
+_LONGEST_SAMPLE = 800
+_FIGURES = ("val-loss.png", "variants.png")  # the first that the report has is shown
 _PATH_LINE = re.compile(r"^path = .*$", re.MULTILINE)
 
 
 def write_card(run_root: Path, figures: Mapping[str, bytes]) -> Path | None:
-    """Write ``target/README.md`` and the report's figures beside it; None without a target.
+    """Write ``target/README.md`` and its figure beside it; None without a target.
 
     Args:
-        figures: PNG by name of file; other pictures of the report are none of ours.
+        figures: PNG by name of file; one of them is shown.
 
     Raises:
         DataError: run.json cannot be read, or something in the directory leads out of it.
@@ -39,19 +43,33 @@ def write_card(run_root: Path, figures: Mapping[str, bytes]) -> Path | None:
     if not (target / "config.json").is_file():
         return None
     record = RunRecord.model_validate(presentable(read_run_json(run_root)))
-    inherited: dict[str, Any] = {}
-    with suppress(SourceError):
-        inherited = read_json_object(target / "inherit.json", MODEL_FILE.times(10))
-    for name, picture in figures.items():
+    figure = next((name for name in _FIGURES if name in figures), None)
+    if figure is not None:
         (target / "figures").mkdir(exist_ok=True)
-        write_bytes(target / "figures" / name, picture)
-    content = card_text(record, inherited, sorted(figures), target.as_posix())
+        write_bytes(target / "figures" / figure, figures[figure])
+    content = card_text(
+        record,
+        _json_of(target / "inherit.json"),
+        [] if figure is None else [figure],
+        target.as_posix(),
+        _json_of(target / "config.json"),
+    )
     write_bytes(target / "README.md", content.encode())
     return target / "README.md"
 
 
+def _json_of(path: Path) -> dict[str, Any]:
+    with suppress(SourceError):
+        return read_json_object(path, MODEL_FILE.times(10))
+    return {}
+
+
 def card_text(
-    record: RunRecord, inherited: Mapping[str, Any], figures: list[str], path: str = "."
+    record: RunRecord,
+    inherited: Mapping[str, Any],
+    figures: list[str],
+    path: str = ".",
+    config: Mapping[str, Any] | None = None,
 ) -> str:
     """Compose README.md of a trained target, as the Hugging Face Hub shows it.
 
@@ -60,31 +78,49 @@ def card_text(
         inherited: inherit.json of the target; any field may be missing or wrong.
         figures: File names below ``figures/`` of the target.
         path: Where the code on the card loads the target from; `push` puts its id on the Hub there.
+        config: config.json of the target; any field may be missing or wrong.
 
     Returns:
         Markdown with YAML front matter. Text from the record is set as code, so that it can contain
         no markup.
     """
+    scores = task_scores(record)
+    facts = card_facts(record, config or {}, scores)
     parts = [
         _opening(record),
+        "".join(["| | |\n|---|---|\n", *(f"| {key} | {_code(value)} |\n" for key, value in facts)]),
+        f"```python\n{code(path, prompt_of(record))}```\n\n"
+        "No code of inheritune, and none of this repository, is needed or run.\n",
         *[f"![{_alt(name)}](figures/{name})\n" for name in figures],
-        _use(record, path),
-        "## Results\n\n" + "".join(f"- {_plain(sentence)}\n" for sentence in remarks(record)),
-        variants_table(record).markdown(),
-        _gains(record),
-        "Every size of the target that was trained:\n",
-        rounds_table(record).markdown(),
-        _scores(record),
-        _layers(inherited),
-        _recipe(record),
-        _provenance(record),
+        _PURPOSE,
+        _sample(record),
+        _training_data(record.tokens),
         _limits(record),
+        _details("Results of all variants", _results(record)),
+        _details("Size and speed", _gains(record)),
+        _details("Task scores", _score_table(scores)),
+        _details("Where each layer comes from", _layers(inherited)),
+        _details("Recipe", _recipe(record)),
+        _details("Provenance", _provenance(record)),
+        f"Made with inheritune, which implements [Inheritune](https://arxiv.org/abs/{PAPER}).\n",
     ]
     body = "\n".join(part for part in parts if part)
     return join_front_matter(metadata(record), f"\n{body}")
 
 
 # --- body ---
+
+_PURPOSE = """## What it is for
+
+- **For**: continuing text like its training text, at less cost than its base model; a start for
+  fine-tuning; research on models of fewer layers.
+- **Not for**: instructions or chat, unless it is trained further; facts without a check;
+  decisions about people; languages or kinds of text that it was not trained on.
+"""
+
+
+def _details(title: str, content: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{content}\n</details>\n" if content else ""
 
 
 def _opening(record: RunRecord) -> str:
@@ -96,42 +132,46 @@ def _opening(record: RunRecord) -> str:
     return f"{title}\n{warning}{_plain(verdict(record))}\n"
 
 
-def _use(record: RunRecord, path: str) -> str:
-    prompts = record.recipe_section("report").get("prompts")
-    first = prompts[0] if isinstance(prompts, list) and prompts else None
-    prompt = _as_code(first[:_LONGEST_NAME] if isinstance(first, str) else "Once upon a time")
-    return (
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"path = {_as_code(path)}\n"
-        "tokenizer = AutoTokenizer.from_pretrained(path)\n"
-        "model = AutoModelForCausalLM.from_pretrained(path)\n"
-        f'inputs = tokenizer({prompt}, return_tensors="pt")\n'
-        "output = model.generate(**inputs, max_new_tokens=40, do_sample=False)\n"
-        "print(tokenizer.decode(output[0], skip_special_tokens=True))\n```\n\n"
-        "No code of inheritune, and none of this repository, is needed or run.\n"
-    )
+def _sample(record: RunRecord) -> str:
+    samples = [s for s in record.samples if s.model in (record.target_name, "target") and s.prompt]
+    if not samples:
+        return ""
+    prompt, text = samples[0].prompt or "", samples[0].text or ""
+    shown = (prompt + text.removeprefix(prompt))[:_LONGEST_SAMPLE]
+    prompted = f"It continues {_code(prompt)}:"
+    return f"## A sample\n\n{prompted}\n\n{_fenced(shown)}"
+
+
+def _training_data(tokens: TokenFacts) -> str:
+    source = _source(tokens)
+    if not source:
+        return ""
+    count = f", {amount(tokens.train_tokens)} tokens" if tokens.train_tokens else ""
+    held_out = f" {amount(tokens.val_tokens)} more were held out." if tokens.val_tokens else ""
+    return f"## Training data\n\nText of {_code(source)}{count}.{held_out}\n"
+
+
+def _results(record: RunRecord) -> str:
+    sentences = "".join(f"- {_plain(sentence)}\n" for sentence in remarks(record))
+    tables = [variants_table(record).markdown()] if record.variants else []
+    if record.rounds:
+        tables += ["Every size of the target that was trained:\n", rounds_table(record).markdown()]
+    return "\n".join([sentences, *tables])
 
 
 def _gains(record: RunRecord) -> str:
     if record.gains is None or not record.gains.models:
         return ""
     sentence = _plain(gains_sentence(record.gains))
-    table = gains_table(record.gains).transposed().markdown()
-    return f"## Size and speed\n\n{sentence}\n\n{table}"
+    return f"{sentence}\n\n{gains_table(record.gains).transposed().markdown()}"
 
 
 def with_path(card: str, path: str) -> str:
     """Return a card whose code loads the model from a path, or from an id on the Hub."""
-    return _PATH_LINE.sub(lambda match: f"path = {_as_code(path)}", card, count=1)
+    return _PATH_LINE.sub(lambda match: f"path = {as_code(path)}", card, count=1)
 
 
-def _as_code(text: str) -> str:
-    # The escapes of JSON are those of Python, and no line of the block can end it.
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _scores(record: RunRecord) -> str:
-    scores = task_scores(record)
+def _score_table(scores: list[TaskScore]) -> str:
     if not scores:
         return ""
     lines = ["| task | metric | score | standard error | shots |", "|---|---|---:|---:|---:|"]
@@ -156,7 +196,7 @@ def _layers(inherited: Mapping[str, Any]) -> str:
     commit = f" at commit {_code(reference['revision'])}" if reference.get("revision") else ""
     pairs = ", ".join(f"{i} ← {source}" for i, source in enumerate(layer_map[:300]))
     return (
-        "## Layers\n\nBefore training, layers (left, from 0) were those of "
+        "Before training, layers (left, from 0) were those of "
         f"{_code(reference.get('name') or 'the reference')}{commit} (right), and embeddings, final "
         f"norm and head were its own: {pairs}. `inherit.json` names the source of every tensor."
         f"{quantisation_sentence(reference)}\n"
@@ -166,9 +206,13 @@ def _layers(inherited: Mapping[str, Any]) -> str:
 def _recipe(record: RunRecord) -> str:
     recipe = record.recipe
     sections = {key: recipe[key] for key in ("inherit", "data", "train", "grow") if key in recipe}
-    block = json.dumps(sections, indent=1, ensure_ascii=False)[:20_000]
-    fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", block))])
-    return f"## Recipe\n\n{fence}json\n{block}\n{fence}\n"
+    return _fenced(json.dumps(sections, indent=1, ensure_ascii=False)[:20_000], "json")
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """Set a text as a code block that nothing in it can end."""
+    fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", text))])
+    return f"{fence}{language}\n{text}\n{fence}\n"
 
 
 def _provenance(record: RunRecord) -> str:
@@ -196,7 +240,7 @@ def _provenance(record: RunRecord) -> str:
         for key, value in facts.items()
         if value not in (None, "", "—")
     ]
-    return "\n".join(["## Provenance\n", "| | |", "|---|---|", *lines, ""])
+    return "\n".join(["| | |", "|---|---|", *lines, ""])
 
 
 def _source(tokens: TokenFacts) -> str:
@@ -236,10 +280,7 @@ def _limits(record: RunRecord) -> str:
             f"{overlap.share:.1%} of the held-out 13-grams also occur in the training text."
         )
     limits += [_plain(note[:1000]) for note in record.notes[:20]]
-    origin = (
-        f"Made with inheritune, which implements [Inheritune](https://arxiv.org/abs/{PAPER}).\n"
-    )
-    return "\n".join(["## Limits\n", *(f"- {limit}" for limit in limits), "", origin])
+    return "\n".join(["## Limits\n", *(f"- {limit}" for limit in limits), ""])
 
 
 def _code(value: object) -> str:
