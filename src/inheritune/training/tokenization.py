@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.data.tokenizer import TextTokenizer, open_tokenizer
-from inheritune.errors import DataError, escape
+from inheritune.errors import DataError, SourceError, escape
 from inheritune.surgery.class_check.ask_class import ask_class
 from inheritune.surgery.class_check.tokenizer_ids import (
     LOADERS,
@@ -30,7 +30,10 @@ class Tokenization:
 
 
 def compare_tokenization(directory: Path) -> Tokenization | None:
-    """Compare the ids of probe texts, and BOS, in a process of its own; None: no tokenizer."""
+    """Compare the ids of probe texts, and BOS, in a process of its own.
+
+    None: there is no tokenizer, or it is too large to be compared.
+    """
     return _compare(directory, lambda **values: ask_class("token_ids", **values))
 
 
@@ -53,8 +56,11 @@ def _compare(directory: Path, ask: Callable[..., Any]) -> Tokenization | None:
         tokenizer = open_tokenizer(directory)
     except DataError:  # whoever needs it says so
         return None
-    expected = tokenizer.encode_batch(PROBES)
-    answers = ask(directory=str(directory.resolve()), texts=list(PROBES))
+    expected, place = tokenizer.encode_batch(PROBES), str(directory.resolve())
+    try:
+        answers = ask(directory=place, texts=list(PROBES), expected=expected)
+    except SourceError:  # the process needed too much memory: nothing is known
+        return None
     usual = answers[LOADERS[0]]
     same = [loader for loader, answer in answers.items() if answer["ids"] == expected]
     loader = same[0] if same else LOADERS[0]

@@ -36,8 +36,10 @@ def load_tokenizer(directory: Path, loader: str, **options: Any) -> Any:
     )
 
 
-def token_ids(directory: str, texts: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Encode texts with each of `LOADERS`, without special tokens.
+def token_ids(
+    directory: str, texts: Sequence[str], expected: Sequence[Sequence[int]]
+) -> dict[str, dict[str, Any]]:
+    """Encode texts with each of `LOADERS` until one gives the expected ids, none of them special.
 
     Returns:
         By loader: ``class``, the name of the class that it chose; ``ids`` of each text; ``begins``,
@@ -46,7 +48,12 @@ def token_ids(directory: str, texts: Sequence[str]) -> dict[str, dict[str, Any]]
     """
     has_json = (Path(directory) / "tokenizer.json").is_file()
     loaders = LOADERS if has_json else LOADERS[:1]
-    return {loader: _ids(Path(directory), loader, texts) for loader in loaders}
+    answers: dict[str, dict[str, Any]] = {}
+    for loader in loaders:
+        answers[loader] = _ids(Path(directory), loader, texts)
+        if answers[loader]["ids"] == expected:  # a large tokenizer takes seconds to load
+            break
+    return answers
 
 
 def _ids(directory: Path, loader: str, texts: Sequence[str]) -> dict[str, Any]:
