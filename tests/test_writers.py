@@ -10,8 +10,8 @@ WRITERS = {
     "system.files": "the one module",
     # Into a staging directory, which takes its name when everything in it is whole.
     "conversion.convert": "staging",
-    "conversion.gguf.weights": "staging",
     "conversion.rewrite": "staging, in the confined process",
+    "conversion.write_tensors": "staging, exclusively",
     "evaluation.task_files": "a directory that is there for one evaluation",
     "model_files.copy": "staging, exclusively",
     "model_files.write": "staging, exclusively",

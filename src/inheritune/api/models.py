@@ -178,40 +178,54 @@ def convert(
     *,
     dtype: str | None = None,
     config_from: str | None = None,
+    layers: str | None = None,
     progress: ProgressOption = True,
 ) -> "Converted":
-    """Turn a local GGUF file or PyTorch-format checkpoint into a safetensors model directory.
+    """Turn a local model in another format into a model directory with plain safetensors.
 
-    The one function that reads a pickle: weights only, in a process without network that can write
-    nowhere but to ``out``. Convert only what you trust. A GGUF file holds no code; its weights are
-    dequantised, and config and tokenizer are rebuilt.
+    That is a GGUF file (weights dequantised, config and tokenizer rebuilt); safetensors in fp8,
+    MXFP4 or bitsandbytes' formats (dequantised), under other names, or with the names of a wrapper;
+    or a checkpoint in PyTorch's format. Only this function reads a pickle: weights only, in a
+    process without network that can write nowhere but to ``out``. Convert only what you trust.
 
     Args:
-        source: A GGUF file, or a model directory with ``pytorch_model*.bin``.
+        source: A GGUF file, or a model directory.
         out: The directory to write; missing or empty.
-        dtype: Of a GGUF file's weights: fp32, bf16 or fp16; None: the narrowest that loses nothing,
-            which is fp32 for quantised ones.
+        dtype: Of dequantised weights: fp32, bf16 or fp16. None: for a GGUF file the narrowest that
+            loses nothing, which is fp32 for quantised ones; else the config's, or bf16.
         config_from: Model directory or Hub id that a GGUF file was made from; its config and
             tokenizer are taken, after a comparison with the file.
+        layers: Layers to keep, as for `inherit`; of safetensors only.
         progress: True draws a bar, False is silent, a function is called with each event.
 
     Raises:
         SourceError: The files are broken or unsafe, or hold more than plain tensors.
         RecipeError: ``out`` is in use.
+        UnsupportedModelError: The weights are quantised in a way that is not read.
         MissingExtraError: The weights are quantised, and the package gguf is not installed.
     """
+    from inheritune.conversion.collect import convert_safetensors, takes
     from inheritune.conversion.convert import convert as convert_directory
     from inheritune.conversion.gguf.container import is_gguf
     from inheritune.conversion.gguf.convert import convert_gguf
 
     path = path_of(source)
     with call(progress) as on_progress:
+        if takes(path) and config_from is None:
+            return convert_safetensors(
+                path, Path(out), dtype=dtype, layers=layers, on_progress=on_progress
+            )
+        if layers is not None:
+            raise RecipeError(
+                f"--layers goes with safetensors, not with {path}.",
+                "Leave it out, and cut what is converted with `inheritune inherit`.",
+            )
         if is_gguf(path):
             return convert_gguf(
                 path, Path(out), dtype=dtype, config_from=config_from, on_progress=on_progress
             )
         if dtype is not None or config_from is not None:
-            option = "--dtype" if dtype is not None else "--config-from"
+            option = "--config-from" if config_from is not None else "--dtype"
             raise RecipeError(f"{option} goes with a GGUF file, not with {path}.", "Leave it out.")
         return convert_directory(path, Path(out))
 

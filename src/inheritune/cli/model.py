@@ -166,14 +166,18 @@ def _next_of(path: Path, kind: str) -> str:
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="GGUF file, or directory with pytorch_model*.bin files.")
+        Path,
+        typer.Argument(
+            help="GGUF file, or directory with safetensors (quantised, or under other names) or "
+            "pytorch_model*.bin files."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="Model directory to write.")],
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Of a GGUF file's weights: fp32, bf16 or fp16; else the narrowest that loses "
-            "nothing (fp32 for quantised ones)."
+            help="Of dequantised weights: fp32, bf16 or fp16; else the config's, and of a GGUF "
+            "file the narrowest that loses nothing (fp32 for quantised ones)."
         ),
     ] = None,
     config_from: Annotated[
@@ -183,16 +187,21 @@ def convert(
             "tokenizer are then taken."
         ),
     ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Keep only these layers of safetensors, as for inherit."),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Convert a GGUF file or a PyTorch-format checkpoint to a safetensors model directory.
+    """Convert a model in another format to a directory with plain safetensors.
 
-    This is the only command that reads a pickle: weights only, in a process that has no network
-    and can write only to OUT. Convert only what you trust. A GGUF file holds no code.
+    Weights of GGUF, fp8, MXFP4 and bitsandbytes are dequantised; names that a wrapper added are
+    taken off. This is the only command that reads a pickle: weights only, in a process that has no
+    network and can write only to OUT. Convert only what you trust.
     """
     with reported(as_json, debug):
-        done = api.convert(source, out, dtype=dtype, config_from=config_from)
+        done = api.convert(source, out, dtype=dtype, config_from=config_from, layers=layers)
         if as_json:
             print_json(
                 {
@@ -212,6 +221,8 @@ def convert(
         for warning in done.warnings:
             say(f"warning: {warning}")
         limits = ", ".join(name for name, granted in done.confinement.items() if granted)
-        how = f"confined by {limits}" if limits else f"tokenizer {done.tokenizer}"
-        say(f"{out}: {done.model.params:,} parameters; {done.check}; {how}.")
+        how = f"; confined by {limits}" if limits else ""
+        if done.tokenizer and not limits:
+            how = f"; tokenizer {done.tokenizer}"
+        say(f"{out}: {done.model.params:,} parameters; {done.check}{how}.")
         say(f"next: {command('plan', out)}")

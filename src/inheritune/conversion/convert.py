@@ -28,6 +28,7 @@ from inheritune.model_files.refusals import refuse_config
 from inheritune.model_files.safe_path import safe_file
 from inheritune.model_files.safetensors import Tensor, read_header
 from inheritune.model_files.weight_index import disagreements
+from inheritune.model_files.wrappers import unwrapped
 from inheritune.model_files.write import MAX_SHARD_BYTES
 from inheritune.surgery.write import to_json
 from inheritune.system.files import new_directory, write_bytes
@@ -70,7 +71,9 @@ def convert(source: Path, out: Path) -> Converted:
         if places:
             pairs = zip(pickles, reply["sources"], strict=True)
             by_file = {name: file.name for file, names in pairs for name in names}
-            found = disagreements(places, by_file, by_file.keys() & places)
+            names, _ = unwrapped(places, lightning=True)
+            by_index = {names[name]: file for name, file in places.items()}
+            found = disagreements(by_index, by_file, by_file.keys() & by_index)
             reply["warnings"] += [f"the weight index {text}." for text in found]
         _take_weights(reply, staging)
         write_bytes(staging / "config.json", path.read_bytes())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from inheritune.conversion.confinement import Refused
 from inheritune.errors import SourceError, escape
 from inheritune.model_files.safetensors import torch_name
+from inheritune.model_files.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,12 +37,14 @@ class Checkpoint:
     Attributes:
         left_out: Reasons for leaving out what stands beside the weights, by name.
         unmapped: Names of the files in a format that cannot be mapped into memory.
+        wrappers: Parts of names that wrappers had added, which were taken off.
     """
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
         self.left_out: dict[str, str] = {}
         self.unmapped = [file.name for file in files if not _is_zip(file)]
+        self.wrappers: dict[str, None] = {}
         self._loaded: tuple[Path, dict[str, Tensor]] | None = None
 
     def load(self, file: Path) -> dict[str, "Tensor"]:
@@ -50,6 +53,9 @@ class Checkpoint:
             self._loaded = None  # freed before the next one comes
             tensors, others = _unwrap(_unpickle(file), file)
             self.left_out |= others
+            names, wrappers = unwrapped(tensors, lightning=True)
+            tensors = {names[name]: tensor for name, tensor in tensors.items()}
+            self.wrappers |= dict.fromkeys(wrappers)
             self._loaded = file, tensors
         return self._loaded[1]
 

@@ -238,7 +238,7 @@ def _open(
     refuse_directory(directory)
     path = safe_file(directory, "config.json")
     config = read_json_object(path, MODEL_FILE, "the config")
-    tensors, metadata, index_metadata = _open_weights(directory, is_whole)
+    tensors, metadata, index_metadata = open_weights(directory, is_whole)
     # The most specific first: a quantised model has keys that would be refused as unsafe.
     refuse_quantised(config, tensors.values(), directory)
     config, left_out = without_leftover(config)
@@ -268,9 +268,14 @@ def _open(
     return model
 
 
-def _open_weights(
-    directory: Path, is_whole: bool
+def open_weights(
+    directory: Path, is_whole: bool = True
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, str]], dict[str, Any]]:
+    """Read the headers of all weight files: tensors, metadata by file, metadata of the index.
+
+    Args:
+        is_whole: Whether the bytes of the files are here, and not only their headers.
+    """
     # transformers, too, takes the single file where both are there.
     if (directory / SINGLE_FILE).exists() or not (directory / INDEX).exists():
         if (directory / INDEX).exists():

@@ -100,6 +100,12 @@ LAYOUTS = (
     ),
     Layout(_PICKLED, tuple(f"*{ending}" for ending in PICKLES), _CONVERT, converts=True),
     Layout(
+        "holds its weights as {sign}, neither model.safetensors nor with an index",
+        ("*.safetensors",),
+        "Collect them under the usual names: `inheritune convert {here} OUT`.",
+        converts=True,
+    ),
+    Layout(
         "holds checkpoints of a training, and no model itself",
         ("checkpoint-*/",),
         "Name one of them, such as {inside}.",

@@ -42,14 +42,14 @@ _LIKE_MLX = (
     "Use the weights it was made from, or `mlx_lm.convert --hf-path {here} -d --mlx-path OUT`."
 )
 SCHEMES = (
-    Scheme("bitsandbytes 4-bit", (".bitsandbytes__nf4", ".bitsandbytes__fp4")),
-    Scheme("bitsandbytes 8-bit", (".SCB",)),
-    Scheme("MXFP4", ("_blocks",)),
+    Scheme("bitsandbytes 4-bit", (".bitsandbytes__nf4", ".bitsandbytes__fp4"), converts=True),
+    Scheme("bitsandbytes 8-bit", (".SCB",), converts=True),
+    Scheme("MXFP4", ("_blocks",), converts=True),
     Scheme("AWQ or GPTQ", (".qweight", ".qzeros", ".g_idx")),
     Scheme("HQQ", (".W_q",)),
     Scheme("compressed-tensors", (".weight_packed",)),
     Scheme("MLX", (".biases",), _LIKE_MLX),
-    Scheme("fp8", ("_scale_inv", ".weight_scale")),
+    Scheme("fp8", ("_scale_inv", ".weight_scale"), converts=True),
     Scheme("another way", (".absmax", ".quant_map")),
 )
 """Known ways, the most specific first."""
@@ -57,7 +57,7 @@ SCHEMES = (
 
 def refuse_quantised(config: Mapping[str, Any], tensors: Collection[Tensor], path: Path) -> None:
     """Refuse quantised weights; without any tensor, what the config says of them decides."""
-    if not (sign := next(_signs(config, tensors, path), None)):
+    if not (sign := sign_of_quantisation(config, tensors, path)):
         return
     scheme = find_scheme(tensors)
     way_out = (scheme or SCHEMES[-1]).way_out.format(here=path)
@@ -71,6 +71,11 @@ def refuse_quantised(config: Mapping[str, Any], tensors: Collection[Tensor], pat
 def find_scheme(tensors: Collection[Tensor]) -> Scheme | None:
     """Find the way in which weights are quantised, by the names of their tensors."""
     return next((s for s in SCHEMES if any(t.name.endswith(s.signs) for t in tensors)), None)
+
+
+def sign_of_quantisation(config: Mapping[str, Any], tensors: Collection[Tensor], path: Path) -> str:
+    """Return what shows that weights are quantised, such as a tensor; "" if they are not."""
+    return next(_signs(config, tensors, path), "")
 
 
 def _signs(config: Mapping[str, Any], tensors: Collection[Tensor], path: Path) -> Iterator[str]:

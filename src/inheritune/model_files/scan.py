@@ -47,6 +47,11 @@ def _scan(tensor: Tensor, sha256: bool) -> Scan:
     return Scan(texts[0], texts[1] if sha256 else None, finite, zero)
 
 
+def is_finite(data: bytes, dtype: str) -> bool:
+    """Tell whether all values are finite; true for dtypes without NaN and infinity."""
+    return _largest_magnitude(data, dtype) < _EXPONENT.get(dtype, 0x10000)
+
+
 def _largest_magnitude(data: bytes, dtype: str) -> int:
     """Return the maximum of the values' upper 16 bits without sign; 0 for non-floating dtypes."""
     if dtype not in _EXPONENT:

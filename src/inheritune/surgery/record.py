@@ -171,7 +171,7 @@ def _refuse_other_parts(target: ModelDirectory, record: dict[str, Any]) -> None:
 
 
 def conversion_facts(reference: ModelDirectory) -> dict[str, Any]:
-    """Return how a reference that was converted from GGUF had been quantised; else nothing."""
+    """Return how a reference that was converted had been quantised; nothing if it was not."""
     path = reference.path / "convert.json"
     if not path.is_file():
         return {}
@@ -186,7 +186,7 @@ def quantisation_sentence(reference: Mapping[str, Any]) -> str:
     if not isinstance(summary, str):
         return ""
     shown = escape(summary, 120).replace("`", "'")
-    return f" That model was dequantised from a GGUF file: `{shown}`."
+    return f" That model was dequantised: `{shown}`."
 
 
 def target_card(

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import inheritune as it
+from inheritune.conversion import write_tensors
 from inheritune.conversion.gguf import container as container_module
 from inheritune.conversion.gguf import convert as convert_module
-from inheritune.conversion.gguf import tensors, weights
+from inheritune.conversion.gguf import tensors
 from inheritune.conversion.gguf.architectures import ARCHITECTURES
 from inheritune.conversion.gguf.convert import convert_gguf
 from inheritune.errors import MissingExtraError, RecipeError, SourceError, UnsupportedModelError
@@ -112,7 +113,7 @@ def test_rows_read_a_few_at_a_time_and_several_files_are_the_same_model(
     file = make("qwen3moe", kind="Q8_0")
     convert_gguf(file, tmp_path / "whole")
     monkeypatch.setattr(tensors, "_CHUNK", 300)
-    monkeypatch.setattr(weights, "MAX_SHARD_BYTES", 50_000)
+    monkeypatch.setattr(write_tensors, "MAX_SHARD_BYTES", 50_000)
     convert_gguf(file, tmp_path / "parts")
     parts = {
         k: v for f in (tmp_path / "parts").glob("*.safetensors") for k, v in load_file(f).items()
@@ -345,7 +346,7 @@ def test_plan_inherit_and_convert_of_a_directory_say_the_command_that_helps(make
     with pytest.raises(SourceError) as refusal:
         it.convert(directory, tmp_path / "out")
     assert command in refusal.value.hint
-    with pytest.raises(RecipeError, match="--dtype goes with a GGUF file"):
+    with pytest.raises(RecipeError, match="--dtype is of dequantised weights"):
         it.convert(tmp_path / "model", tmp_path / "out", dtype="bf16")
 
 
@@ -355,7 +356,7 @@ def test_a_target_says_that_its_reference_was_quantised(make, tmp_path):
     record = json.loads((tmp_path / "target" / "inherit.json").read_text())
     assert record["reference"]["quantisation"]["summary"].startswith("Q4_0")
     card = (tmp_path / "target" / "README.md").read_text()
-    assert "dequantised from a GGUF file: `Q4_0" in card
+    assert "dequantised: `Q4_0" in card
 
 
 # --- a real one ---
