@@ -11,9 +11,11 @@ from other_tokenizer import write_tokenizer
 from source_documents import documents
 
 from inheritune.data import text_files, text_formats
+from inheritune.data.calibration import text_ids
 from inheritune.data.input_files import input_files, left_out
 from inheritune.data.prepare_text import prepare_text, training_texts
 from inheritune.data.sources import open_sources
+from inheritune.data.text_stream import TextStream
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import DataError, RecipeError
 from inheritune.recipe.data import Data
@@ -204,7 +206,7 @@ def test_texts_between_separators_are_documents_of_any_number(tmp_path, monkeypa
 def test_a_field_within_another_is_named_with_a_dot(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"data": {"text": "hello"}}))
     assert texts(tmp_path, "data.text") == ["hello"]
-    with pytest.raises(DataError, match=r"data\.FIELD is one within another"):
+    with pytest.raises(DataError, match=r"data\.text is one within another"):
         texts(tmp_path)
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [{"content": "hello"}]}))
     with pytest.raises(DataError, match="messages is a list: write its text into a column"):
@@ -392,3 +394,11 @@ def chat_tokenizer(tmp_path_factory):
     )
     directory = tmp_path_factory.mktemp("chat")
     return write_tokenizer(directory, "llama", add_bos_token=True, chat_template=template)
+
+
+def test_a_text_without_a_recipe_is_refused_with_no_key_of_one(tmp_path, tokenizer):
+    path = write_rows(tmp_path / "a.jsonl", [{"chat": CHAT}])
+    for read in (TextStream, lambda texts, tokenizer: text_ids(str(texts[0]), tokenizer, 64)):
+        with pytest.raises(DataError, match="it has no column 'text'") as caught:
+            read([path], tokenizer)
+        assert caught.value.hint.startswith("Write its text into a .txt file")

@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inheritune.data.order import sample_ids
-from inheritune.data.sources import open_sources
+from inheritune.data.sources import plain_documents
 from inheritune.data.tokenizer import TextTokenizer, encode_documents
 from inheritune.data.tokens import TokenStream
 from inheritune.errors import DataError
 from inheritune.model_files.config import max_positions
-from inheritune.recipe.data import Data
 
 WINDOWS = 32  # that layers are chosen by
 MOST_TOKENS = 256  # in a window
@@ -74,10 +73,9 @@ def text_ids(text: str, tokenizer: TextTokenizer, tokens: int) -> NDArray[np.int
         (n,) int64, n >= 64 ``tokens`` unless the text ends before.
     """
     parts, total = [np.empty(0, dtype=np.int64)], 0
-    for source in open_sources(Data(source=text)):
-        for _, document in source.read():
-            parts += list(encode_documents(tokenizer, [document.text]))
-            total += len(parts[-1])
-            if total >= _READ * tokens:
-                return np.concatenate(parts)
+    for document in plain_documents(text):
+        parts += list(encode_documents(tokenizer, [document.text]))
+        total += len(parts[-1])
+        if total >= _READ * tokens:
+            break
     return np.concatenate(parts)

@@ -136,6 +136,22 @@ def open_sources(data: Data, tokenizer: Path | None = None) -> list[Source]:
     return _sources(data.source, given, data, tokenizer)
 
 
+def plain_documents(source: str | list[str]) -> Iterator[Document]:
+    """Read the documents of a source that is given without a recipe, and so without its keys.
+
+    Raises:
+        DataError: It cannot be read; the way out names no key.
+    """
+    try:
+        for opened in open_sources(Data(source=source)):
+            for _, document in opened.read():
+                yield document
+    except DataError as error:
+        if "data." in error.hint:
+            error.hint = "Write its text into a .txt file, or into a column named text of a .jsonl."
+        raise
+
+
 def held_out_sources(data: Data, tokenizer: Path | None = None) -> list[Source]:
     """Open the validation set that a recipe brings; empty where it brings none."""
     if data.val_source is None:

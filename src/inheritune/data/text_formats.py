@@ -125,10 +125,10 @@ def _without_foreign(paths: list[Path]) -> list[Path]:
 
     Rows under another name stay, to be refused by what they are, if they are the bulk.
     """
-    texts = [path for path in paths if _is_other_text(path)]
+    kinds = {path: _foreign(path) for path in paths}
+    texts = [path for path in paths if kinds[path] is None and not _is_card(path)]
     if not texts:
         return paths
-    kinds = {path: _foreign(path) for path in paths}
     markup = [path for path in paths if kinds[path] in _ROWS_OF_TEXT]
     if _bytes(markup) < _bytes(texts):
         return [path for path in paths if kinds[path] is None]
@@ -137,9 +137,13 @@ def _without_foreign(paths: list[Path]) -> list[Path]:
 
 def _is_other_text(path: Path) -> bool:
     """Whether a file is code or prose, and not the card or licence of a data set."""
-    if format_of(path.name) not in (PROSE, TEXT) or path.name.upper().startswith(_CARDS):
+    if format_of(path.name) not in (PROSE, TEXT) or _is_card(path):
         return False
     return _foreign(path) is None and not _is_page(_beginning(path, _HEAD))
+
+
+def _is_card(path: Path) -> bool:
+    return path.name.upper().startswith(_CARDS)
 
 
 def _foreign(path: Path) -> str | None:

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from inheritune.data.sources import open_sources
+from inheritune.data.sources import plain_documents
 from inheritune.data.tokenizer import TextTokenizer, encode_documents
 from inheritune.data.tokens import TokenStream
-from inheritune.recipe.data import Data
 
 
 class IdStream(TokenStream):
@@ -41,10 +40,9 @@ class TextStream(IdStream):
     def __init__(self, texts: Sequence[Path], tokenizer: TextTokenizer) -> None:
         self.num_bytes = 0
         parts: list[NDArray[np.int64]] = []
-        for source in open_sources(Data(source=[str(path) for path in texts])):
-            for _, document in source.read():
-                self.num_bytes += len(document.text.encode())
-                parts += encode_documents(tokenizer, [document.text])
+        for document in plain_documents([str(path) for path in texts]):
+            self.num_bytes += len(document.text.encode())
+            parts += encode_documents(tokenizer, [document.text])
         super().__init__(np.concatenate(parts) if parts else np.empty(0, dtype=np.int64))
         digest = hashlib.sha256(tokenizer.sha256.encode())
         digest.update(self._ids.tobytes())
