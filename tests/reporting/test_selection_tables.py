@@ -2,12 +2,15 @@
 
 from types import ModuleType
 
+from inheritune.reporting.block_charts import block_charts
 from inheritune.reporting.selection_tables import (
     inherited_table,
     removal_table,
     selection_section,
+    zero_token_table,
 )
-from inheritune.run_record.measurements import SelectionRecord
+from inheritune.reporting.vega import svg
+from inheritune.run_record.measurements import BlockScoreRecord, SelectionRecord
 from inheritune.run_record.record import RunRecord
 
 
@@ -70,3 +73,54 @@ def test_the_section_says_what_the_scores_were_measured_on(synthetic: ModuleType
     assert section is not None
     assert "32 windows of 256 tokens of the training text" in section.text[0]
     assert [table.name for table in section.tables] == ["inherited-layers", "removal-of-layers"]
+
+
+def test_the_cut_the_repaired_cut_and_the_trained_model_stand_in_one_row() -> None:
+    rows = [
+        {"name": "target", "start": "inherit", "layers": 2, "start_val_loss": 4.0, "val_loss": 3.0}
+        | {"tokens": 1000, "repair": {"cut_val_loss": 5.0}},
+    ]
+    others = [
+        {"name": "first", "start": "inherit", "layers": 2, "start_val_loss": 6.0, "val_loss": 3.5}
+        | {"tokens": 1000},
+        {"name": "scratch", "start": "fresh", "layers": 2, "start_val_loss": 8.0, "val_loss": 4.0},
+    ]
+    recipe = {"variants": {"target": {"start": "inherit"}}}
+    fields = {"rounds": rows, "variants": [*rows, *others], "recipe": recipe}
+    record = RunRecord.model_validate(fields)
+    table = zero_token_table(record)
+    assert table.rows == [
+        ["target", "2", "5.000", "4.000", "3.000", "1K"],
+        ["first", "2", "6.000", "—", "3.500", "1K"],
+    ]
+    section = selection_section(record)
+    assert section is not None and section.title == "Before any training"
+    assert [table.name for table in section.tables] == ["zero-tokens"]
+
+
+def test_blocks_become_a_map_of_what_was_measured_of_them() -> None:
+    blocks = [
+        {"start": s, "length": n, "angle": 0.1 * n + 0.01 * s, "kl": 0.5 * (s + 1)}
+        for n in (1, 2, 3)
+        for s in range(4 - n + 1)
+    ]
+    for block in blocks:
+        if block["length"] == 2:
+            block["kl"] = None  # no way of choosing asked for these
+    selection = SELECTION.model_copy(
+        update={"blocks": [BlockScoreRecord.model_validate(block) for block in blocks]}
+    )
+    kl, angle = block_charts(selection)
+    rows = kl.spec["data"]["values"]
+    assert {(row["start"], row["length"]) for row in rows} == {
+        *((start, 1) for start in range(4)),
+        *((start, 3) for start in range(2)),
+    }
+    assert next(row for row in rows if row["length"] == 3)["layers"] == "layers 0-2"
+    assert len(angle.spec["data"]["values"]) == 9
+    assert "from 0.5 (layer 0) to 2" in kl.alt
+    assert svg(kl.spec).startswith("<svg") and svg(angle.spec).startswith("<svg")
+
+
+def test_a_run_that_scored_no_block_has_no_map() -> None:
+    assert block_charts(SELECTION) == []

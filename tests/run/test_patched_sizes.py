@@ -79,9 +79,13 @@ def test_a_size_that_matches_for_no_token_is_the_target(finished, five_layers):
     # Each size is measured once, and none but the target stays on the disk.
     untrained = [row for row in run["ledger"] if row["item"].endswith("untrained")]
     assert [row["item"] for row in untrained] == [
-        "inherit, 3 layers, untrained",
-        "inherit, 4 layers, untrained",
+        "inherit, 3 layers, 1 untrained",
+        "inherit, 4 layers, 2 untrained",
     ]
+    sizes = Run(finished.run).record().family
+    assert [(row.trained_layers, row.layers) for row in sizes] == [(2, 2), (2, 3), (2, 4)]
+    assert [len(row.returned) for row in sizes] == [0, 1, 2] and sizes[1].returned == [back]
+    assert sizes[1].val_loss == finished.val_loss
     assert all(row["flops"] > 0 and row["tokens"] == 0 for row in untrained)
     models = sorted(p.parent.name for p in finished.run.glob("patched/inherit/*/model"))
     assert models == ["3-of-2-trained"]

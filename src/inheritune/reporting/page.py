@@ -16,6 +16,7 @@ from inheritune.reporting.curves import Curve, read_curves
 from inheritune.reporting.document import document, filled
 from inheritune.reporting.dot_plot import dot_plot
 from inheritune.reporting.embed import presentable, shortened
+from inheritune.reporting.family_charts import family_section
 from inheritune.reporting.gains_table import gains_section
 from inheritune.reporting.loss_charts import loss_charts
 from inheritune.reporting.progress import trainings_in_progress
@@ -54,6 +55,7 @@ _MAX_NOTES, _MAX_NOTE = 50, 1_000
 # Sections in their order; those that are not folded stand between the results and the cost.
 _SECTIONS: Sequence[Callable[[RunRecord], PageSection | None]] = (
     gains_section,
+    family_section,
     task_section,
     selection_section,
     attention_section,

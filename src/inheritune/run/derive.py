@@ -38,8 +38,8 @@ class Outcome:
     target_round: int
     controls: list[TrainingResult]  # the other variants
     repeats: list[TrainingResult]  # the last round and the controls again, with further seeds
-    # Larger sizes of the rounds that need no training; where one matches, it is a round as well
-    patched: list[TrainingResult]
+    # By layers of a round, its larger sizes that need no training; one that matched is a round, too
+    patched: dict[int, list[TrainingResult]]
 
     @property
     def target(self) -> TrainingResult:
@@ -78,7 +78,7 @@ def derive(job: Job) -> Outcome:
     specs: list[TrainingSpec] = []
     rounds: list[TrainingResult] = []
     verdicts: list[str] = []
-    patched: list[TrainingResult] = []
+    patched: dict[int, list[TrainingResult]] = {}
     matched: dict[int, bool] = {}  # by number of layers, in the order of the rounds
     while (layers := growth.next_size(matched)) is not None:
         specs.append(round_spec(recipe, reference.facts, rounds, layers))
@@ -91,7 +91,7 @@ def derive(job: Job) -> Outcome:
         if recipe.grow.patch:  # up to the next round's size, layers put back may match for no token
             sizes = growth.above(layers)
             larger = patched_sizes(job, rounds[-1], sizes, reference, tokens, benchmark)
-            patched += larger
+            patched[layers] = larger
             enough = growth.before_next(matched)
             tried = [result for result in larger if result.layers in enough]
             found = next((r for r in tried if judge(r, recipe.grow.tolerance) == "matched"), None)

@@ -48,8 +48,10 @@ def ledger(outcome: Outcome, cost: Cost, gains: MeasuredGains | None = None) -> 
     for number, result in enumerate(outcome.rounds, 1):
         if not result.is_patched:
             entries += _entries(f"{result.name}, round {number}, {result.layers} layers", result)
-    for result in outcome.patched:
-        entries += _entries(f"{result.name}, {result.layers} layers, untrained", result)
+    for layers, sizes in outcome.patched.items():
+        for result in sizes:
+            item = f"{result.name}, {result.layers} layers, {result.layers - layers} untrained"
+            entries += _entries(item, result)
     for result in outcome.controls:
         entries += _entries(f"{result.name}, {result.layers} layers", result)
     for result in outcome.repeats:

@@ -21,6 +21,7 @@ from inheritune.run_record.trainings import (
     TokenFacts,
     TrainedModel,
 )
+from inheritune.steps.family import family_rows
 from inheritune.steps.gains import MeasuredGains
 from inheritune.steps.growth import Growth
 from inheritune.steps.result import TrainingResult
@@ -103,7 +104,10 @@ def record_result(
     scaled = [recipe.scaled] if recipe.scaled else []
     trainings = [*outcome.rounds, *outcome.controls]
     selection = selection_record(recipe.recipe, reference, trainings)
-    sections = {} if selection is None else {"selection": selection}
+    sections: dict[str, Any] = {} if selection is None else {"selection": selection}
+    if outcome.patched:
+        rounds, facts = outcome.rounds, reference.facts
+        sections["family"] = family_rows(recipe.recipe, facts, rounds, outcome.patched)
     # All of them: beyond the recipe's limits lie the ways on after a miss.
     first = outcome.growth.sizes[0]
     sizes = Growth.of(recipe.recipe, reference.model, first, reference.layers).sizes

@@ -103,6 +103,15 @@ class LayerScoreRecord(Part):
     norm_ratio: Number = key("norm of the layer's output over that of its input")
 
 
+class BlockScoreRecord(Part):
+    """Scores of one block of layers of the reference on calibration text."""
+
+    start: Number = key("its first layer, from 0")
+    length: Number = key("number of layers")
+    angle: Number = key("angle between its input and output, over pi")
+    kl: Number = key("KL(reference || reference without it), nats per token, where measured")
+
+
 class InheritedRecord(Part):
     """The layers that one model inherited, and what the cut costs before any training."""
 
@@ -122,8 +131,23 @@ class SelectionRecord(Part):
     text: SequencesRecord = part(SequencesRecord, "the windows of training text they are of")
     loss: Number = key("the reference's loss on them, nats per token")
     layers: Rows[LayerScoreRecord] = items("each layer of the reference")
+    blocks: Rows[BlockScoreRecord] = items("blocks of neighbouring layers, of up to 24")
     inherited: Rows[InheritedRecord] = items("each model that inherits layers")
     seconds: Number = key("wall-clock time of all scores")
+
+
+class PatchedSizeRecord(Part):
+    """A size that layers of the reference, put back untrained, give to a round's target."""
+
+    trained_layers: Number = key("layers of the round's target, which were trained")
+    layers: Number = key("number of layers")
+    returned: Numbers = items("the reference's layers that came back; none: the target itself")
+    params: Number = key("parameters; tied weights count once")
+    val_loss: Number = key("nats per token")
+    val_loss_se: Number = key("standard error over windows")
+    difference: Number = key("val_loss minus the reference loss, paired by window")
+    difference_se: Number = key("standard error of the difference")
+    kl: Number = key("KL(reference || size), nats per validation token, where measured")
 
 
 class MetricRecord(Part):

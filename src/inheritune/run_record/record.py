@@ -30,6 +30,7 @@ from inheritune.run_record.measurements import (
     AnalysisRecord,
     EvaluationRecord,
     GainsRecord,
+    PatchedSizeRecord,
     Sample,
     SelectionRecord,
 )
@@ -85,6 +86,7 @@ class RunRecord(StartRecord):
     ledger: Rows[LedgerEntry] = items("every cost")
     notes: Texts = items("sentences that qualify the result")
     result: Result = part(Result, "the result; missing while the run is not finished")
+    family: Rows[PatchedSizeRecord] = items("sizes that need no training, with `grow.patch`")
     selection: Maybe[SelectionRecord] = key("scores by which layers were chosen, where they were")
     analysis: Maybe[AnalysisRecord] = key("attention and importance of layers")
     evaluation: EvaluationRecord = part(EvaluationRecord, "task scores")

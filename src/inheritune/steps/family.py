@@ -94,6 +94,36 @@ def write_patched(
     shutil.copyfile(folder / _MODEL / "inherit.json", folder / "inherit.json")
 
 
+def family_rows(
+    recipe: Recipe,
+    facts: LayerFacts,
+    rounds: Sequence[TrainingResult],
+    patched: Mapping[int, Sequence[TrainingResult]],
+) -> list[dict[str, Any]]:
+    """Describe each round and the sizes that layers put back give it, for run.json.
+
+    Args:
+        patched: From `patched_sizes`, by the number of layers of the round.
+    """
+
+    def row(trained: TrainingResult, result: TrainingResult) -> dict[str, Any]:
+        own, larger = (
+            inherited_layers(recipe, recipe.target_name, facts, r.layers) for r in (trained, result)
+        )
+        keys = ("layers", "params", "val_loss", "val_loss_se", "difference", "difference_se")
+        return {
+            "trained_layers": trained.layers,
+            "returned": [layer for layer in larger if layer not in own],
+        } | {key: getattr(result, key) for key in keys}
+
+    trained = {result.layers: result for result in rounds if not result.is_patched}
+    return [
+        row(trained[layers], result)
+        for layers, sizes in patched.items()
+        for result in (trained[layers], *sizes)
+    ]
+
+
 def _measured(
     job: Job,
     trained: TrainingResult,

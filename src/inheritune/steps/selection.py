@@ -18,10 +18,13 @@ from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.training_spec import inherited_layers, selection_of
+from inheritune.surgery.removal import without
 from inheritune.surgery.selection import needed_measurement
 
 if TYPE_CHECKING:
-    from inheritune.analysis.layer_scores import MeasuredScores
+    from inheritune.analysis.layer_scores import MeasuredScores, ScoreTable
+
+_LONGEST_BLOCK = 24  # that run.json and the page show; selection.json has all
 
 
 def asks_for_scores(recipe: Recipe) -> bool:
@@ -86,6 +89,18 @@ def score_flops(
     return layer_tokens * layer + head_tokens * head
 
 
+def _blocks(table: "ScoreTable") -> list[dict[str, Any]]:
+    """A row for each block of neighbouring layers; the angle is known of all of them."""
+    rows = []
+    for (start, length), angle in sorted(table.angles.items()):
+        if length <= min(_LONGEST_BLOCK, table.total - 1):
+            score = table.cuts.get(without(table.total, range(start, start + length)))
+            kl = None if score is None else finite_number(score.kl)
+            row = {"start": start, "length": length, "angle": finite_number(angle), "kl": kl}
+            rows.append(row)
+    return rows
+
+
 def selection_record(
     recipe: Recipe, reference: Reference, results: Sequence[TrainingResult]
 ) -> dict[str, Any] | None:
@@ -105,6 +120,7 @@ def selection_record(
         "text": scores.sequences.as_json(),
         "loss": finite_number(table.loss),
         "layers": [{k: v for k, v in row.items() if k != "angle"} for row in table.rows()],
+        "blocks": _blocks(table),
         "inherited": [
             {
                 "name": result.name,
