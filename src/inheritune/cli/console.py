@@ -1,5 +1,6 @@
 """Print messages to stderr and data to stdout, and end with an error's exit code."""
 
+import codecs
 import io
 import json
 import os
@@ -97,6 +98,12 @@ Runs = Annotated[
     ),
 ]
 
+# How our own characters are spelt where an encoding lacks them; a power begins with ``^``.
+_RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"
+_SIGNS = {"±": "+-", "×": "x", "…": "...", "–": "-", "—": "-", "−": "-", "→": "->", "←": "<-"}
+_SIGNS |= {"≤": "<=", "≥": ">=", "≈": "~", "·": "*", "‖": "||"}
+_SPELLINGS = dict(zip(_RAISED, "0123456789-", strict=True)) | _SIGNS
+
 # The class of click, of which typer may bring along a copy under another module name.
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -107,12 +114,21 @@ def say(text: str) -> None:
 
 
 def replace_unknown_characters() -> None:
-    """Have stdout print ``?`` for what its encoding lacks, as no error may end a finished command.
+    """Have stdout spell what its encoding lacks, as no error may end a finished command.
 
     Python's stderr escapes such characters by itself.
     """
+    codecs.register_error("inheritune", _spelt)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+        sys.stdout.reconfigure(errors="inheritune")
+
+
+def _spelt(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)  # of a stream that is written to
+    text, start, end = error.object, error.start, error.end
+    spelt = "".join(_SPELLINGS.get(char, "?") for char in text[start:end])
+    is_power = text[start] in _RAISED and text[start - 1 : start] not in {"", *_RAISED}
+    return ("^" if is_power else "") + spelt, end
 
 
 def print_json(value: object) -> None:

@@ -250,7 +250,7 @@ def _encoding() -> Diagnosis:
     # Of the stream, which PYTHONIOENCODING may have set otherwise than the locale.
     encoding = getattr(sys.stdout, "encoding", None) or locale.getpreferredencoding(False)
     utf8 = encoding.lower().replace("-", "") == "utf8"
-    hint = "" if utf8 else "It prints ? for what is missing there: set PYTHONIOENCODING=utf-8."
+    hint = "" if utf8 else "Other characters are spelt, or ?: set PYTHONIOENCODING=utf-8."
     return Diagnosis("text encoding", encoding, True, hint)
 
 
