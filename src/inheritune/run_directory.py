@@ -103,9 +103,9 @@ class Run:
         repeat = "" if seed is None else f"-seed-{seed}"
         return self.root / "variants" / name / f"{layers}-layers{repeat}"
 
-    def patched(self, name: str, trained: int, layers: int) -> Path:
-        """Directory of a size that layers put back into ``trained`` layers give."""
-        return self.root / "patched" / name / f"{layers}-of-{trained}-trained"
+    def patched(self, training: Path, layers: int) -> Path:
+        """Directory of a size that layers put back give to the model of a training."""
+        return self.root / "patched" / training.parent.name / f"{layers}-from-{training.name}"
 
     @property
     def own_files(self) -> set[str]:

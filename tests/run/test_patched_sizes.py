@@ -88,7 +88,7 @@ def test_a_size_that_matches_for_no_token_is_the_target(finished, five_layers):
     assert sizes[1].val_loss == finished.val_loss
     assert all(row["flops"] > 0 and row["tokens"] == 0 for row in untrained)
     models = sorted(p.parent.name for p in finished.run.glob("patched/inherit/*/model"))
-    assert models == ["3-of-2-trained"]
+    assert models == ["3-from-2-layers"]
     whole = open_model(str(five_layers))
     proofs = {f.part: f for f in verify_model(open_model(str(finished.target)), whole)}
     assert proofs["bytes"].proven and "came back equal the reference's" in proofs["bytes"].text
@@ -168,6 +168,21 @@ def test_a_round_is_trained_where_no_size_up_to_it_matches(
     ]
     families = json.loads((tmp_path / "run" / "family.json").read_text())["families"]
     assert [[m["layers"] for m in one["members"]] for one in families] == [[2, 3, 4]]
+
+
+def test_layers_come_back_into_the_target_of_every_seed(
+    five_layers, tiny_text, tmp_path, matches_at
+):
+    matches_at((3, True))
+    recipe = recipe_for(five_layers, tiny_text).model_copy(update={"seeds": [0, 1]})
+    execute(as_file(recipe), tmp_path / "run")
+    row = Run(tmp_path / "run").record().target_row
+    assert (row.layers, row.start, row.num_seeds) == (3, "patched", 2)
+    assert [seed.path for seed in row.seeds] == [
+        "patched/inherit/3-from-2-layers",
+        "patched/inherit/3-from-2-layers-seed-1",
+    ]
+    assert row.seeds[0].val_loss != row.seeds[1].val_loss
 
 
 def test_only_sizes_up_to_the_next_round_end_the_search():

@@ -89,11 +89,9 @@ def derive(job: Job) -> Outcome:
         is_match_in_fp32 = rounds[-1].fp32_difference <= recipe.grow.tolerance
         matched[layers] = verdicts[-1] == "matched" or (is_rounded_away and is_match_in_fp32)
         if recipe.grow.patch:  # up to the next round's size, layers put back may match for no token
-            sizes = growth.above(layers)
-            larger = patched_sizes(job, rounds[-1], sizes, reference, tokens, benchmark)
-            patched[layers] = larger
-            enough = growth.before_next(matched)
-            tried = [result for result in larger if result.layers in enough]
+            sizes, enough = growth.above(layers), growth.before_next(matched)
+            patched[layers] = patched_sizes(job, rounds[-1], sizes, reference, tokens, benchmark)
+            tried = [result for result in patched[layers] if result.layers in enough]
             found = next((r for r in tried if judge(r, recipe.grow.tolerance) == "matched"), None)
             if found is not None:
                 write_patched(job, rounds[-1], found, reference)
@@ -108,9 +106,17 @@ def derive(job: Job) -> Outcome:
     publish_target(job, target)
 
     # --- the controls, then target and controls with further seeds ---
-    controls = control_specs(job, reference, rounds, target)
+    specs_of_controls = control_specs(job, reference, rounds, target)
     trained = [result for result in rounds[: target_round + 1] if not result.is_patched]
-    repeats = repeat_specs(recipe, specs[: len(trained)], controls)
+    again = repeat_specs(recipe, specs[: len(trained)], specs_of_controls)
+    controls, repeats = (
+        [train_variant(job, spec, reference, tokens, benchmark) for spec in listed]
+        for listed in (specs_of_controls, again)
+    )
+    if target.is_patched:  # layers come back into the last round of each seed
+        last = trained[-1].name, trained[-1].layers
+        for result in [result for result in repeats if (result.name, result.layers) == last]:
+            repeats += patched_sizes(job, result, [target.layers], reference, tokens, benchmark)
     return Outcome(
         reference=reference,
         tokens=tokens,
@@ -119,8 +125,8 @@ def derive(job: Job) -> Outcome:
         rounds=rounds,
         verdicts=verdicts,
         target_round=target_round,
-        controls=[train_variant(job, spec, reference, tokens, benchmark) for spec in controls],
-        repeats=[train_variant(job, spec, reference, tokens, benchmark) for spec in repeats],
+        controls=controls,
+        repeats=repeats,
         patched=patched,
     )
 

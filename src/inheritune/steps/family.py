@@ -134,7 +134,7 @@ def _measured(
 ) -> TrainingResult:
     """Measure one size, or read what was measured of it before."""
     own, larger = (_layer_map(job, reference, n) for n in (trained.layers, size))
-    folder = job.run.patched(trained.name, trained.layers, size)
+    folder = job.run.patched(job.run.root / trained.path, size)
     target = open_model(str(job.run.root / trained.path / "model"))
     inputs = {
         "reference": reference.model.digest,

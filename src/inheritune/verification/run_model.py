@@ -9,7 +9,8 @@ from inheritune.errors import SourceError, escape
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.surgery.class_check.ask_class import ask_class, check_cut, check_whole
 from inheritune.surgery.class_check.tokenizer_ids import PROBES
-from inheritune.surgery.plan import InheritPlan
+from inheritune.surgery.plan import InheritPlan, stored_dtype
+from inheritune.surgery.repaired import repaired_names
 from inheritune.training.tokenization import compare_tokenization
 
 
@@ -94,12 +95,13 @@ def _compare_outputs(
     reference: ModelDirectory | None,
     trained: bool,
 ) -> Finding:
+    places = None if reference is None else _unchanged_layers(target, record)
+    dtypes = [stored_dtype([*m.tensors.values()]) for m in (target, reference) if m is not None]
     obstacles = {
         "the reference was not named": reference is None,
-        "the target was trained": trained or "grown_from" in record,
-        f"its weights were cast to {record.get('dtype')}": record.get("dtype") is not None,
+        "the target was trained": trained or places == [],
+        f"its weights were cast to {record.get('dtype') or dtypes[0]}": len(set(dtypes)) > 1,
         "parts of it are fresh": record.get("parts") != "all",
-        "layers of it were repaired": "repair" in record,
         "the reference is not whole on this machine": reference is not None
         and not _is_whole(reference),
     }
@@ -111,7 +113,21 @@ def _compare_outputs(
         target=str(target.path.resolve()),
         reference=str(reference.path.resolve()),
         layer_map=record["layer_map"],
+        places=places,
     )
     if text is None:
         return Finding("function", "not compared: the class skips layers for text", proven=False)
     return Finding("function", str(text))
+
+
+def _unchanged_layers(target: ModelDirectory, record: Mapping[str, Any]) -> list[int] | None:
+    """List the layers that are as in the reference; None: all, and what is around them.
+
+    The others were repaired, or trained before the target was grown or patched.
+    """
+    entries = record.get("tensors", {})
+    own = {name for name, entry in entries.items() if entry.get("from") == "target"}
+    if not (changed := own | repaired_names(dict(record))):
+        return None
+    layers = {target.container.layer_of(name) for name in changed}
+    return [layer for layer in range(target.layers) if layer not in layers]

@@ -75,8 +75,14 @@ def reload(directory: str) -> dict[str, Any]:
     }
 
 
-def compare_outputs(target: str, reference: str, layer_map: Sequence[int]) -> str | None:
+def compare_outputs(
+    target: str, reference: str, layer_map: Sequence[int], places: Sequence[int] | None = None
+) -> str | None:
     """Run the same input through both models and compare the outputs of the kept layers bitwise.
+
+    Args:
+        layer_map: Index in the reference of each layer of the target.
+        places: Layers of the target to compare; None: all.
 
     Returns:
         The comparison in words; None if the class skips some of the layers for text input.
@@ -100,7 +106,8 @@ def compare_outputs(target: str, reference: str, layer_map: Sequence[int]) -> st
 
     # --- first layers: run from the embedding on, compare the last output (the hidden state) ---
     last = len(layer_map) - 1
-    if list(layer_map) == list(range(len(layer_map))) and _same_outside(whole, cut, path):
+    is_prefix = places is None and list(layer_map) == list(range(len(layer_map)))
+    if is_prefix and _same_outside(whole, cut, path):
         outputs = _record_calls(cut, [after[last]], ids)[0][2]
         _refuse_unequal(calls[last][2], outputs, f"layer {last}")
         if len(after) == len(before):
@@ -111,12 +118,14 @@ def compare_outputs(target: str, reference: str, layer_map: Sequence[int]) -> st
     # --- moved layers: run each on the input that it had in the reference ---
     # So are those of a model whose weights outside the layers were cut with them: a product with
     # fewer columns may be rounded in another order.
-    for moved, layer, (inputs, options, expected) in zip(after, layer_map, calls, strict=True):
+    compared = range(len(layer_map)) if places is None else places
+    for place in compared:
+        inputs, options, expected = calls[place]
         with torch.no_grad():
-            outputs = _tensors(moved(*inputs, **options))
-        _refuse_unequal(expected, outputs, f"layer {layer}")
-    count = len(layer_map)
-    return f"the outputs of {count} layers equal the reference's for equal inputs, bit for bit"
+            outputs = _tensors(after[place](*inputs, **options))
+        _refuse_unequal(expected, outputs, f"layer {layer_map[place]}")
+    count = "a layer" if len(compared) == 1 else f"{len(compared)} layers"
+    return f"the outputs of {count} equal the reference's for equal inputs, bit for bit"
 
 
 def _same_outside(whole: Any, cut: Any, path: str) -> bool:
