@@ -75,7 +75,7 @@ def test_a_browser_that_knows_the_page_is_told_that_nothing_has_changed(run: Pat
         again = connection.getresponse()
         assert (again.status, again.read(), again.headers["ETag"]) == (304, b"", tag)
         server.shutdown()
-    assert change["title"] == "No answer yet · demo · inheritune"
+    assert change["title"] == "Running · demo · inheritune"
     assert set(change["charts"]["specs"]) == {"val-loss", "val-loss-log", "training-loss", "speed"}
     assert f'data-tag="{tag[1:-6]}"' in live_page(run).page.decode()
 
@@ -111,6 +111,51 @@ def test_the_text_says_where_the_run_stands(run: Path) -> None:
         assert words in written
 
 
+def _with_stages(synthetic: ModuleType, root: Path) -> Path:
+    """In its second round, with a control and a measurement to come."""
+    training = {"variant": "inherit", "tokens": 1_000_000}
+    stages = [
+        {"name": "text", "began_at": "2026-11-21T06:40:00Z", "seconds": 12.0},
+        training | {"name": "inherit, 4 layers", "layers": 4, "began_at": "x", "seconds": 60.1},
+        training | {"name": "inherit, 6 layers", "layers": 6, "began_at": "x"},
+        training | {"name": "inherit, 8 layers", "layers": 8, "optional": True},
+        {"name": "scratch", "variant": "scratch", "tokens": 1_000_000},
+        {"name": "samples"},
+    ]
+    record = synthetic.record(status="running", result=None, variants=[], ledger=[], samples=[])
+    del record["rounds"][1]
+    run = synthetic.build_run(root, record | {"stages": stages})
+    for name in ("scratch", "equal-compute"):
+        shutil.rmtree(run / "variants" / name)
+    _cut(run, 51)
+    return run
+
+
+def test_the_stages_of_a_run_are_listed_with_the_time_that_all_will_take(
+    synthetic: ModuleType, tmp_path: Path
+) -> None:
+    run = _with_stages(synthetic, tmp_path)
+    written = "\n".join(status_of(run).lines)
+    for words in (
+        "✓ text               12 s",
+        "✓ inherit, 4 layers  60 s",
+        "> inherit, 6 layers  now",
+        "· inherit, 8 layers  1M tokens, only if none before it matches",
+        "· scratch            1M tokens",
+        "· samples            to come",
+        "reference 2.100: +",
+        # 500K tokens of this round, and 1M of scratch at its size, at 12,000 tokens/s
+        "42 s left; all trainings about 2 min 5 s",
+        "Running: the run has not ended; this is its state after 1 round, at the stage: inherit, 6",
+    ):
+        assert words in written, words
+    page = live_page(run).page.decode()
+    assert "Not in this run" not in page
+    assert page.count('<li class="done">') == 2 and page.count('<li class="later">') == 3
+    specs = json.loads(live_page(run).change)["charts"]["specs"]
+    assert specs["val-loss"]["usermeta"]["planned"] == {"tokens": 2_000_000}
+
+
 def test_nobody_works_on_the_run_of_a_killed_process(run: Path) -> None:
     _cut(run, 51)
     killed = subprocess.Popen([sys.executable, "-c", ""])
@@ -125,7 +170,7 @@ def test_nobody_works_on_the_run_of_a_killed_process(run: Path) -> None:
     assert "demo: interrupted" in written and "nobody works on it" in written
     assert "run it again to continue" in written
     assert " left" not in written and "12,000 tokens/s" in written
-    assert "he run was interrupted" in live_page(run).page.decode()
+    assert "he run stopped" in live_page(run).page.decode()
     (run / ".lock.json").write_text(json.dumps({"pid": killed.pid, "machine": "elsewhere"}))
     assert "demo: running" in status_of(run).lines[0]
 

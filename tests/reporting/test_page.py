@@ -18,6 +18,7 @@ from inheritune.reporting.embed import as_data_script, presentable, shortened
 from inheritune.reporting.page import write_report
 from inheritune.reporting.quantities import exact
 from inheritune.reporting.section import PageSection
+from inheritune.reporting.styles import OTHERS, TARGET
 from inheritune.reporting.table import Column, Table
 from inheritune.run_record.record import RunRecord
 
@@ -218,7 +219,7 @@ def test_a_run_without_a_readable_record_is_refused(tmp_path: Path, content: byt
 def test_an_empty_record_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     written = _markup(write_report(tmp_path))
-    assert "<h1>" in written and "No answer yet" in written
+    assert "<h1>" in written and "Unfinished" in written
     for sentence in ("The reference loss was not measured.", "No round of the target has ended."):
         assert f"<li>{sentence}</li>" in written
     (tmp_path / "run.json").write_text('{"status": "running"}')
@@ -316,6 +317,28 @@ def test_a_comparison_says_which_runs_are_no_results(synthetic: ModuleType, tmp_
     write_comparison(runs, tmp_path / "index.html")
     written = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "1 of the runs was scaled down, and is no result of the method: demo (2)." in written
+
+
+def test_a_comparison_links_its_runs_and_gives_each_one_mark(
+    synthetic: ModuleType, tmp_path: Path
+) -> None:
+    runs = [synthetic.build_run(tmp_path / "a b"), synthetic.build_run(tmp_path / "c")]
+    (runs[0] / "report").mkdir()
+    (runs[0] / "report/index.html").write_text("")
+    out = tmp_path / "compared/index.html"
+    write_comparison(runs, out)
+    written = out.read_text(encoding="utf-8")
+    links = re.findall(r'href="([^"#:]+)"', _SCRIPT.sub("", written))
+    assert links == ["../a%20b/demo/report/index.html"] * 2  # on the card and in the table
+    marks = re.findall(r'class="mark" style="color:(#[0-9a-f]+)"', written)
+    assert marks == [TARGET.color, OTHERS[0].color] * 2
+    lines = _data(out, "chart-data")["specs"]["compared"]["usermeta"]["lines"]
+    named = {line["name"]: line["color"] for line in lines if not line["muted"]}
+    assert named == {
+        "demo (1): inherit (target)": TARGET.color,
+        "demo (2): inherit (target)": OTHERS[0].color,
+    }
+    assert 'id="filter"' in written and written.count('data-run="demo (2)"') == 2
 
 
 def test_a_comparison_says_whose_benchmarks_are_not_drawn(

@@ -54,13 +54,13 @@ def test_unknown_reference_tokens_are_called_unknown(synthetic: ModuleType) -> N
 @pytest.mark.parametrize(
     ("status", "sentence"),
     [
-        ("running", "No answer yet: the run has not ended; this page was made after 2 rounds."),
+        ("running", "Running: the run has not ended; this is its state after 2 rounds."),
         (
             "interrupted",
-            "No answer yet: the run was interrupted after 2 rounds; run it again to continue.",
+            "Interrupted: the run stopped after 2 rounds; run it again to continue.",
         ),
-        ("done", "No answer yet: the record ends after 2 rounds and holds no result."),
-        ("failed", "No answer: the run failed after 2 rounds: the loss is NaN. Lower it."),
+        ("done", "Unfinished: the record ends after 2 rounds and holds no result."),
+        ("failed", "Failed: the run ended after 2 rounds: the loss is NaN. Lower it."),
     ],
 )
 def test_no_result_is_no_verdict(synthetic: ModuleType, status: str, sentence: str) -> None:
@@ -69,8 +69,8 @@ def test_no_result_is_no_verdict(synthetic: ModuleType, status: str, sentence: s
 
 
 def test_an_empty_record_has_a_verdict() -> None:
-    assert verdict(typed({})).startswith("No answer yet")
-    assert headline(typed({})) == "No answer yet"
+    assert verdict(typed({})).startswith("Unfinished")
+    assert headline(typed({})) == "Unfinished"
     assert remarks(typed({})) == []
 
 

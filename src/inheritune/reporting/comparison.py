@@ -1,10 +1,12 @@
 """Compare several runs on one page: verdicts side by side, loss curves of all, one table."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from inheritune.errors import RecipeError
 from inheritune.reporting.document import document, filled
@@ -62,6 +64,8 @@ class _Run:
     name: str
     report: RunReport
     record: RunRecord
+    style: Style  # of its lines, and the mark beside its name
+    link: str  # address of its own page from this one; empty where it has none
 
 
 def write_comparison(roots: Sequence[Path], out: Path) -> Comparison:
@@ -87,7 +91,12 @@ def write_comparison(roots: Sequence[Path], out: Path) -> Comparison:
         )
     reports = [read_report(root) for root in roots]
     names = _unique_names(reports, roots)
-    runs = [_Run(name, r, r.record) for name, r in zip(names, reports, strict=True)]
+    runs = [
+        _Run(name, report, report.record, style, _link(root, out))
+        for name, report, style, root in zip(
+            names, reports, _styles(len(roots)), roots, strict=True
+        )
+    ]
     chart, table = _chart(runs), _table(runs)
     write_table(out.parent, table)
     drawing = ""
@@ -116,6 +125,23 @@ def _unique_names(reports: Sequence[RunReport], roots: Sequence[Path]) -> list[s
     ]
 
 
+def _styles(number: int) -> list[Style]:
+    """Make a style for each run; the marks differ where the colours come again."""
+    styles = [TARGET, *OTHERS]
+    marks = [styles[(n + n // len(styles)) % len(styles)].shape for n in range(number)]
+    return [replace(style, shape=shape) for style, shape in zip(cycle(styles), marks, strict=False)]
+
+
+def _link(root: Path, out: Path) -> str:
+    """Return the relative address of a run's page, if it is there."""
+    page = root / "report" / "index.html"
+    try:
+        path = os.path.relpath(page.resolve(), out.parent.resolve())
+    except ValueError:  # on another drive
+        return ""
+    return quote(Path(path).as_posix()) if page.is_file() else ""
+
+
 def _page(runs: Sequence[_Run], chart: Chart | None, drawing: str, table: Table) -> bytes:
     summaries = [
         {
@@ -123,6 +149,8 @@ def _page(runs: Sequence[_Run], chart: Chart | None, drawing: str, table: Table)
             "outcome": run.record.outcome,
             "headline": headline(run.record),
             "finding": finding(run.record),
+            "link": run.link,
+            "style": run.style,
             "problems": run.report.problems,
         }
         for run in runs
@@ -132,6 +160,8 @@ def _page(runs: Sequence[_Run], chart: Chart | None, drawing: str, table: Table)
         "chart": chart,
         "still": data_address(drawing),
         "table": table,
+        "marks": {run.name: run.style for run in runs},
+        "links": {run.name: run.link for run in runs},
         "remarks": _remarks(runs),
     }
     return document(
@@ -163,8 +193,7 @@ def _remarks(runs: Sequence[_Run]) -> list[str]:
 
 
 def _chart(runs: Sequence[_Run]) -> Chart | None:
-    styles = cycle([TARGET, *OTHERS])
-    lines = [line for run, style in zip(runs, styles, strict=False) for line in _lines(run, style)]
+    lines = [line for run in runs for line in _lines(run)]
     if not lines:
         return None
     levels = _levels(runs)
@@ -189,7 +218,7 @@ def _chart(runs: Sequence[_Run]) -> Chart | None:
         chart,
         name="compared",
         title="Validation loss of all runs",
-        caption=f"Colour and marker tell the runs apart; the solid line is a run's target. "
+        caption=f"Colour and mark tell the runs apart; each target is named, controls are grey. "
         f"{chart.caption}",
         table=table,
         left_out=left_out,
@@ -209,7 +238,7 @@ def _levels(runs: Sequence[_Run]) -> list[tuple[str, float]]:
     return list(by_text.values())
 
 
-def _lines(run: _Run, style: Style) -> list[Line]:
+def _lines(run: _Run) -> list[Line]:
     lines = []
     for index, line in enumerate(val_lines(run.record, run.report.curves)[:_MAX_LINES]):
         dash = [1, 0] if line.style is TARGET else _CONTROL_DASHES[index % len(_CONTROL_DASHES)]
@@ -217,7 +246,7 @@ def _lines(run: _Run, style: Style) -> list[Line]:
             replace(
                 line,
                 name=f"{run.name}: {line.name}",
-                style=replace(style, dash=dash, muted=line.style is not TARGET),
+                style=replace(run.style, dash=dash, muted=line.style is not TARGET),
             )
         )
     return lines

@@ -64,6 +64,7 @@ def line_chart(
     levels: Sequence[tuple[str, float]] = (),
     events: Events = NO_EVENTS,
     log: bool = False,
+    planned: float = 0.0,
 ) -> dict[str, Any]:
     """Describe a line chart.
 
@@ -71,6 +72,7 @@ def line_chart(
         lines: At least one, each with at least one row.
         levels: Label and height of each horizontal line.
         log: Use a logarithmic token axis, and offer no other.
+        planned: Tokens that the axis reaches at least.
 
     Returns:
         The Vega-Lite description; its ``usermeta`` holds what the page's script needs to change
@@ -82,7 +84,8 @@ def line_chart(
     axes = axes_of(lines)[: 1 if log else None]
     domain = measure.domain(lines, levels)
     data, raw, markers = _data(lines, measure, axes, log, domain[1])
-    x = _x(alt, axes[0], [row["tokens"] for rows in data for row in rows], log)
+    tokens = [row["tokens"] for rows in data for row in rows]
+    x = _x(alt, axes[0], [*tokens, *([int(planned)] if planned else [])], log)
     ticks: dict[str, Any] = {"labelExpr": measure.label_expr} if measure.label_expr else {}
     y = alt.Y(
         f"{measure.key}:Q",
@@ -92,8 +95,8 @@ def line_chart(
 
     # --- layers, from back to front: raw values, lines, markers, events, levels, names ---
     bottom, top = ({measure.key: value} for value in domain)
-    meta = _choices(lines, axes, measure, levels, any(raw))
-    labels = _labels(meta["lines"], levels, measure, domain)
+    meta = _choices(lines, axes, measure, levels, any(raw)) | {"planned": {"tokens": planned}}
+    labels = _labels(meta["lines"], levels, measure, domain, planned)
     at: dict[str, Any] = {"x": alt.X("tokens:Q"), "y": alt.Y(f"{measure.key}:Q")}
     text = alt.Chart(alt.Data(values=labels)).encode(**at, text="label:N")
     spec = finished_spec(
@@ -168,6 +171,7 @@ def _labels(
     levels: Sequence[tuple[str, float]],
     measure: Measure,
     domain: tuple[float, float],
+    planned: float,
 ) -> list[dict[str, Any]]:
     """Place the name of each line that is not muted at its end; no two overlap."""
     key = measure.key
@@ -178,6 +182,7 @@ def _labels(
         name: max((line["last"][name] or 0 for line in lines), default=0)
         for name in (lines[0]["last"] if lines else {})
     }
+    ends["tokens"] = max(ends.get("tokens", 0), planned)
     for label, level in levels:
         mark = {"color": REFERENCE.color, "shape": REFERENCE.shape}
         rows.append({"label": label, **mark, **ends, key: level})

@@ -6,7 +6,7 @@ from pathlib import Path
 from inheritune.errors import DataError
 from inheritune.reporting.curves import read_curves
 from inheritune.reporting.embed import presentable
-from inheritune.reporting.progress import TrainingProgress, trainings_in_progress
+from inheritune.reporting.progress import TrainingProgress, stage_states, trainings_in_progress
 from inheritune.reporting.quantities import amount, duration, loss, signed
 from inheritune.reporting.verdict import verdict
 from inheritune.run_directory import Run
@@ -14,6 +14,7 @@ from inheritune.run_record.record import RunRecord, read_run_json
 from inheritune.run_record.trainings import TrainedModel
 
 _BAR_WIDTH = 24  # characters
+_TICKS = {"done": "✓", "now": ">", "later": "·"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ def status_of(root: Path) -> Status:
     if record.reference_loss is not None:
         lines.append(f"reference loss  {loss(record.reference_loss)} nats per token")
     lines += map(_round_line, record.rounds)
+    stages = stage_states(record)
+    width = max((len(_plain(stage.name)) for stage in stages), default=0)
+    for stage in stages:
+        lines.append(f"{_TICKS[stage.state]} {_plain(stage.name):<{width}}  {stage.detail}")
     for training in trainings_in_progress(record, read_curves(root, record)):
         lines += ["", *_progress_lines(training)]
     return Status(record.outcome, record.status in ("done", "failed"), lines)

@@ -6,6 +6,7 @@ from operator import itemgetter
 
 from inheritune.reporting.curves import Curve, Row, reference_points, thin
 from inheritune.reporting.line_charts import Measure, line_chart
+from inheritune.reporting.progress import planned_end
 from inheritune.reporting.quantities import amount, loss
 from inheritune.reporting.section import Chart
 from inheritune.reporting.series import (
@@ -37,7 +38,8 @@ def loss_charts(record: RunRecord, curves: Sequence[Curve]) -> list[Chart]:
     levels = [] if level is None else [(f"reference  {loss(level)}", level)]
     events = events_of(curves)
     table, left_out = _data_table(curves)
-    charts = [replace(val_loss_chart(lines, levels, events), table=table, left_out=left_out)]
+    chart = val_loss_chart(lines, levels, events, planned_end(record, curves))
+    charts = [replace(chart, table=table, left_out=left_out)]
     reference = _reference_line(record)
     if reference:
         both = [*lines, reference]
@@ -61,7 +63,10 @@ def loss_charts(record: RunRecord, curves: Sequence[Curve]) -> list[Chart]:
 
 
 def val_loss_chart(
-    lines: Sequence[Line], levels: Sequence[tuple[str, float]], events: Events = NO_EVENTS
+    lines: Sequence[Line],
+    levels: Sequence[tuple[str, float]],
+    events: Events = NO_EVENTS,
+    planned: float = 0.0,
 ) -> Chart:
     """Draw validation loss and the reference losses, each with its label; without a data table."""
     return Chart(
@@ -69,7 +74,7 @@ def val_loss_chart(
         title="Validation loss",
         caption=_caption(lines, levels, events),
         alt=_alt("Line chart of validation loss against training tokens.", lines, levels),
-        spec=line_chart(lines, _MEASURE, levels, events),
+        spec=line_chart(lines, _MEASURE, levels, events, planned=planned),
     )
 
 

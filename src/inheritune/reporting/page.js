@@ -6,6 +6,7 @@
   const narrow = window.matchMedia("(max-width: 640px)");
   const drawn = new Map();
   const chosen = new Map(); // the reader's choices, by chart
+  const gone = new Set(); // runs of a comparison that its filter hides
   let data = JSON.parse(document.getElementById("chart-data").textContent);
 
   // Named lines have their colour; `rest`: the others are drawn, in grey.
@@ -83,9 +84,10 @@
     if (!meta?.axes) return spec;
     const { axis: key, named, rest, raw } = choice(name);
     const axis = meta.axes.find((one) => one.key === key) ?? meta.axes[0];
-    const shown = meta.lines.filter((line) => rest || named.has(line.name));
+    const isGone = (line) => [...gone].some((run) => line.name.startsWith(`${run}: `));
+    const shown = meta.lines.filter((line) => (rest || named.has(line.name)) && !isGone(line));
     const domain = domainOf(meta, shown), y = meta.measure.key;
-    const end = Math.max(...shown.map((line) => line.last[axis.key] ?? 0), 0);
+    const end = Math.max(...shown.map((line) => line.last[axis.key] ?? 0), meta.planned[axis.key] ?? 0);
     spec.height = narrow.matches ? 260 : spec.height;
 
     // --- names at the ends of lines ---
@@ -107,14 +109,14 @@
       }
       if (kind === "line" || kind === "raw") {
         const line = meta.lines[index], isNamed = named.has(line.name);
-        if (!(isNamed ? kind === "line" || raw : rest && kind === "line")) layer.data.values = [];
+        if (isGone(line) || !(isNamed ? kind === "line" || raw : rest && kind === "line")) layer.data.values = [];
         if (kind === "line") {
           Object.assign(layer.mark, isNamed
             ? { color: line.color, strokeWidth: 2, strokeDash: line.dash, opacity: 1 }
             : { color: meta.muted, strokeWidth: 1, strokeDash: [1, 0], opacity: 0.6 });
         }
       }
-      if (kind === "markers") layer.data.values = layer.data.values.filter((row) => named.has(row.variant));
+      if (kind === "markers") layer.data.values = layer.data.values.filter((row) => named.has(row.variant) && !isGone({ name: row.variant }));
       if (kind === "rounds" || kind === "restarts") {
         for (const row of layer.data.values) row[y] = domain[kind === "rounds" ? 1 : 0];
       }
@@ -274,6 +276,15 @@
     await drawAll();
   }
 
+  document.getElementById("filter")?.addEventListener("input", ({ target }) => {
+    const words = target.value.toLowerCase().split(/\s+/).filter(Boolean);
+    gone.clear();
+    for (const one of document.querySelectorAll("[data-run]")) {
+      one.hidden = !words.every((word) => one.dataset.words.includes(word));
+      if (one.hidden) gone.add(one.dataset.run);
+    }
+    drawAll();
+  });
   window.inheritune = { report: { show } };
   document.addEventListener("toggle", ({ target }) => {
     if (target.open) for (const place of target.querySelectorAll(".chart")) draw(place.id);

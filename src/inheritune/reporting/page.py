@@ -19,7 +19,7 @@ from inheritune.reporting.embed import presentable, shortened
 from inheritune.reporting.family_charts import family_section
 from inheritune.reporting.gains_table import gains_section
 from inheritune.reporting.loss_charts import loss_charts
-from inheritune.reporting.progress import trainings_in_progress
+from inheritune.reporting.progress import stage_states, trainings_in_progress
 from inheritune.reporting.provenance import facts_of_data, overlap, provenance, recipe, settings
 from inheritune.reporting.run_tables import (
     leading_rows,
@@ -223,6 +223,7 @@ def page_content(report: RunReport, drawings: Mapping[str, str]) -> Markup:
             "finding": finding(record),
             "facts": facts(record),
             "in_progress": trainings_in_progress(record, curves),
+            "stages": stage_states(record),
             "checks": checks(record),
             "usage": usage(record),
             "remarks": remarks(record),

@@ -21,9 +21,10 @@ _HEADLINES = {
     "matched": "Matched",
     "matched_within_noise": "Matched within noise",
     "not_matched": "Not matched",
-    "unfinished": "No answer yet",
-    "failed": "No answer",
+    "unfinished": "Unfinished",
+    "failed": "Failed",
 }
+_STATUSES = {"running": "Running", "interrupted": "Interrupted"}
 _METHODS = {
     "paper": "Method: paper, the first layers of the reference, trained on text alone.",
     "best": "Method: best, layers and loss chosen to stay close to the reference; the recipe says "
@@ -34,6 +35,8 @@ _METHODS = {
 
 def headline(record: RunRecord) -> str:
     """Name the outcome in at most three words."""
+    if record.outcome == "unfinished":
+        return _STATUSES.get(record.status or "", _HEADLINES["unfinished"])
     return _HEADLINES[record.outcome]
 
 
@@ -109,12 +112,14 @@ def _without_result(record: RunRecord) -> str:
     )
     if record.outcome == "failed":
         error = (record.error or "no error is recorded")[:600].strip().rstrip(".")
-        return f"No answer: the run failed {progress}: {error}."
+        return f"Failed: the run ended {progress}: {error}."
     if record.status == "interrupted":
-        return f"No answer yet: the run was interrupted {progress}; run it again to continue."
+        return f"Interrupted: the run stopped {progress}; run it again to continue."
     if record.status == "running":
-        return f"No answer yet: the run has not ended; this page was made {progress}."
-    return f"No answer yet: the record ends {progress} and holds no result."
+        now = next((s.name for s in record.stages if s.began_at and s.seconds is None), None)
+        doing = "" if now is None else f", at the stage: {now}"
+        return f"Running: the run has not ended; this is its state {progress}{doing}."
+    return f"Unfinished: the record ends {progress} and holds no result."
 
 
 def _full_size(record: RunRecord) -> str:

@@ -1,9 +1,12 @@
 """Derive a small target from a large reference: the whole method, top to bottom, on one screen."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from inheritune.data.tokens import TokenDirectory
 from inheritune.recipe.schema import Recipe
+from inheritune.run.facts import reference_facts, reference_loss, round_rows
+from inheritune.run.stages import Stages
+from inheritune.run_record.trainings import TokenFacts
 from inheritune.steps.analysis import asks_for_measurements, with_measurements
 from inheritune.steps.benchmark import Benchmark, measure_benchmark
 from inheritune.steps.controls import control_specs, publish_target, train_variant
@@ -52,19 +55,26 @@ class Outcome:
         return self.verdicts[self.target_round]
 
 
-def derive(job: Job) -> Outcome:
+def derive(job: Job, stages: Stages) -> Outcome:
     """Inherit, train, and grow until the target matches its reference; then train the controls.
 
     Every step is skipped when its result is in the run's directory already.
 
+    Args:
+        stages: Told of every stage, and of what it has made known.
+
     Raises:
         InherituneError: A step failed; the steps before it stay and are not repeated.
     """
-    recipe = job.recipe
+    recipe, job = job.recipe, replace(job, on_progress=stages.on_progress)
 
     # --- the reference, the tokens, and the loss to reach ---
+    stages.begin("reference")
     reference = open_reference(job)
     growth = _growth(recipe, reference)
+    stages.plan(recipe, growth)
+    stages.known(reference=reference_facts(reference))
+    stages.begin("text")
     tokens = prepare_tokens(job, reference.model.path)
     refuse_short_text(recipe, tokens)
     if asks_for_measurements(recipe):  # that decide how many layers, or which
@@ -72,7 +82,14 @@ def derive(job: Job) -> Outcome:
         growth = _growth(recipe, reference)
     for note in growth.notes:
         job.on_progress(Progress("growth", message=note))
+    stages.begin("reference loss")
+    stages.known(tokens=TokenFacts.model_validate(tokens.summary()))
     benchmark = measure_benchmark(job, reference, tokens)
+    stages.known(benchmark=reference_loss(benchmark))
+
+    def train(spec: TrainingSpec) -> TrainingResult:
+        stages.begin(spec.title, spec)
+        return train_variant(job, spec, reference, tokens, benchmark)
 
     # --- inherit and train; with more layers, until a round matches ---
     specs: list[TrainingSpec] = []
@@ -82,7 +99,7 @@ def derive(job: Job) -> Outcome:
     matched: dict[int, bool] = {}  # by number of layers, in the order of the rounds
     while (layers := growth.next_size(matched)) is not None:
         specs.append(round_spec(recipe, reference.facts, rounds, layers))
-        rounds.append(train_variant(job, specs[-1], reference, tokens, benchmark))
+        rounds.append(train(specs[-1]))
         verdicts.append(judge(rounds[-1], recipe.grow.tolerance))
         # More layers do not mend what rounding has cost a target that matches in fp32.
         is_rounded_away = rounds[-1].is_moved_by_rounding
@@ -98,6 +115,7 @@ def derive(job: Job) -> Outcome:
                 rounds.append(found)
                 verdicts.append("matched")
                 matched[found.layers] = True
+        stages.known(rounds=round_rows(rounds, verdicts))
 
     # A bisection goes down again: the smallest round that matched need not be the last.
     matches = [result for result in rounds if matched[result.layers]]
@@ -109,10 +127,7 @@ def derive(job: Job) -> Outcome:
     specs_of_controls = control_specs(job, reference, rounds, target)
     trained = [result for result in rounds[: target_round + 1] if not result.is_patched]
     again = repeat_specs(recipe, specs[: len(trained)], specs_of_controls)
-    controls, repeats = (
-        [train_variant(job, spec, reference, tokens, benchmark) for spec in listed]
-        for listed in (specs_of_controls, again)
-    )
+    controls, repeats = ([train(spec) for spec in listed] for listed in (specs_of_controls, again))
     if target.is_patched:  # layers come back into the last round of each seed
         last = trained[-1].name, trained[-1].layers
         for result in [result for result in repeats if (result.name, result.layers) == last]:

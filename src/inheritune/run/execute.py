@@ -16,6 +16,7 @@ from inheritune.reporting.page import read_report, write_report
 from inheritune.run.derive import Outcome, derive
 from inheritune.run.record import add_section, record_result
 from inheritune.run.session import Start, carry_out
+from inheritune.run.stages import Stages
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RUN, RunRecord
 from inheritune.run_record.trainings import Result
@@ -117,14 +118,20 @@ def execute(
         # --- derive the target; nothing below can fail the run any more ---
         if "result" not in job.run.read():  # a result stands, whatever its tasks have become
             check_tasks(job)
-        outcome = derive(job)
+        stages = Stages(job)
+        outcome = derive(job, stages)
         record_result(job.run, outcome, file)
 
         # --- look at the models: gains, attention, samples, tasks ---
+        stages.begin("size and speed")
         summary = _measure_gains(job, outcome, file).as_json()
+        stages.begin("attention")
         _analyze(job, outcome)
+        stages.begin("samples")
         _continue_prompts(job, outcome)
+        stages.begin("tasks")
         _ask_tasks(job, outcome)
+        stages.end()
         return RunResult(
             target=job.run.target,
             layers=outcome.target.layers,
@@ -258,9 +265,6 @@ def _next_directory(job: Job, specs: Sequence[TrainingSpec]) -> Path:
     )
 
 
-# -- what run.json keeps
-
-
 def _measure_gains(job: Job, outcome: Outcome, file: RecipeFile) -> Result:
     gains, more = gains_of(job, outcome.reference, outcome.target, outcome.tokens)
     result = record_result(job.run, outcome, file, gains)
@@ -290,19 +294,16 @@ def _continue_prompts(job: Job, outcome: Outcome) -> None:
 
 def _ask_tasks(job: Job, outcome: Outcome) -> None:
     # --- the models: the reference, the ends of trainings, and snapshots of them on the way ---
-    reference = outcome.reference
-    trained_tokens = reference.training.get("tokens")
-    path = reference.model.path
-    models = [RunModel("reference", "reference", reference.layers, trained_tokens, path)]
+    first, trained_tokens = outcome.reference, outcome.reference.training.get("tokens")
+    models = [RunModel("reference", "reference", first.layers, trained_tokens, first.model.path)]
     snapshots: list[RunModel] = []
     incomplete: list[str] = []
     for result in [outcome.target, *outcome.controls]:
         role = "target" if result is outcome.target else "control"
         folder = job.run.root / result.path
-        end = RunModel(result.name, role, result.layers, result.tokens, folder / "model")
-        models.append(end)
+        models.append(RunModel(result.name, role, result.layers, result.tokens, folder / "model"))
         token_counts = asked_at(job.recipe, result.tokens)
-        own_snapshots = snapshot_models(folder, end, token_counts)
+        own_snapshots = snapshot_models(folder, models[-1], token_counts)
         snapshots += own_snapshots
         if len(own_snapshots) < len(token_counts):
             incomplete.append(f"{result.name}, {result.layers} layers")

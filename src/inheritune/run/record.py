@@ -1,32 +1,27 @@
 """Write run.json: at the start, at the end, and whenever a part of the result is known."""
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from inheritune.data.tokens import TokenDirectory
-from inheritune.model_files.card import reference_fields
 from inheritune.recipe.load import RecipeFile
 from inheritune.run.derive import Outcome
+from inheritune.run.facts import reference_facts, reference_loss, round_rows
 from inheritune.run.ledger import ledger, run_result, variant_rows
 from inheritune.run.notes import run_notes
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RunRecord
 from inheritune.run_record.trainings import (
-    CurvePoint,
-    ReferenceFacts,
-    ReferenceLoss,
     Result,
     StartRecord,
     TokenFacts,
-    TrainedModel,
 )
 from inheritune.steps.family import family_rows
 from inheritune.steps.gains import MeasuredGains
 from inheritune.steps.growth import Growth
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.selection import selection_record
-from inheritune.system.environment import machine, versions
+from inheritune.system.environment import machine, utc_now, versions
 from inheritune.system.secrets import mask
 
 
@@ -114,42 +109,10 @@ def record_result(
     run.update(
         RunRecord(
             settings=outcome.target.settings,
-            reference=ReferenceFacts(
-                model=reference.name,
-                layers=reference.layers,
-                params=reference.params,
-                revision=reference.model.revision,
-                digest=reference.model.digest,
-                trained_tokens=reference.training.get("tokens"),
-                trained_here=reference.trained_here,
-                taken_from=reference.taken_from,
-                safe_layers=[*sizes],
-                curve=[
-                    CurvePoint.model_validate(point)
-                    for point in reference.training.get("curve", [])
-                ],
-                card=reference_fields(reference.model),
-            ),
+            reference=reference_facts(reference).model_copy(update={"safe_layers": [*sizes]}),
             tokens=TokenFacts.model_validate(outcome.tokens.summary()),
-            benchmark=ReferenceLoss(
-                val_loss=benchmark.val_loss,
-                val_loss_se=benchmark.val_loss_se,
-                windows=len(benchmark.windows),
-                bits_per_byte=benchmark.bits_per_byte,
-            ),
-            rounds=[
-                TrainedModel.model_validate(
-                    training.summary()
-                    | {
-                        "round": number,
-                        "outcome": verdict,
-                        "is_target": training is outcome.target,
-                    }
-                )
-                for number, (training, verdict) in enumerate(
-                    zip(outcome.rounds, outcome.verdicts, strict=True), 1
-                )
-            ],
+            benchmark=reference_loss(benchmark),
+            rounds=round_rows(outcome.rounds, outcome.verdicts, outcome.target),
             variants=variant_rows(outcome),
             ledger=ledger(outcome, recipe.recipe.cost, gains),
             notes=[*scaled, *run_notes(outcome, recipe.recipe)],
@@ -177,8 +140,3 @@ def add_section(run: Run, name: str, section: Any, notes: Sequence[str] = ()) ->
     """Add a section of run.json that is known after the result, and notes on it."""
     notes = [*run.record().notes, *notes]
     run.update(RunRecord.model_validate({name: section, "notes": notes}))
-
-
-def utc_now() -> str:
-    """The time in UTC, to the second, as ISO 8601."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

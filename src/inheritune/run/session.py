@@ -19,13 +19,14 @@ from inheritune.errors import (
     first_line,
 )
 from inheritune.recipe.load import RecipeFile
-from inheritune.run.record import record_end, record_start, utc_now
+from inheritune.run.record import record_end, record_start
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RUN, TRAIN, RunRecord
 from inheritune.steps.job import Job
 from inheritune.steps.resume import allowed_inputs, find_checkpoint
 from inheritune.steps.training import compiler_files
 from inheritune.steps.workers import serve
+from inheritune.system.environment import utc_now
 from inheritune.system.files import append_text, write_bytes, write_json
 from inheritune.system.processes import ALONE, Processes
 from inheritune.system.progress import Listener, Progress, silent

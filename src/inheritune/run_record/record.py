@@ -39,6 +39,7 @@ from inheritune.run_record.trainings import (
     ReferenceFacts,
     ReferenceLoss,
     Result,
+    StageRecord,
     StartRecord,
     TokenFacts,
     TrainedModel,
@@ -83,6 +84,7 @@ class RunRecord(StartRecord):
     benchmark: ReferenceLoss = part(ReferenceLoss, "the reference loss")
     rounds: Rows[TrainedModel] = items("the target, one row per size that was trained")
     variants: Rows[TrainedModel] = items("reference, target and controls, one row each")
+    stages: Rows[StageRecord] = items("its stages: those that ended, that goes on, or are to come")
     ledger: Rows[LedgerEntry] = items("every cost")
     notes: Texts = items("sentences that qualify the result")
     result: Result = part(Result, "the result; missing while the run is not finished")

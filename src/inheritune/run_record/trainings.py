@@ -1,5 +1,6 @@
 """Define the sections of run.json on the start, the reference, the trainings and the result."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from inheritune.run_record.fields import (
@@ -143,6 +144,32 @@ class TrainedModel(Part):
     def spread(self) -> float | None:
         """Standard deviation over seeds or, with one seed, standard error over windows."""
         return self.val_loss_se if self.val_loss_sd is None else self.val_loss_sd
+
+
+class StageRecord(Part):
+    """One stage of the run, in the order of the run."""
+
+    name: Text = key("what is done: `text`, `inherit, 4 layers`")
+    began_at: Text = key("time of its last beginning, UTC; missing while it is to come")
+    seconds: Number = key("wall-clock seconds of all starts, once it has ended")
+    variant: Text = key("trainings only: name of the variant")
+    layers: Number = key("trainings only: number of layers, where it is known")
+    seed: Number = key("trainings only: seed of one that repeats another")
+    tokens: Number = key("trainings only: tokens that are planned")
+    optional: Flag = flag("a round that comes only if none before it matches")
+
+
+def work_to_come(stages: Sequence[StageRecord], layers: float) -> float:
+    """Sum tokens times layers of the trainings to come, without rounds that may not be needed.
+
+    Args:
+        layers: Taken for a training whose number of layers is not known yet.
+    """
+    return sum(
+        (stage.tokens or 0) * (stage.layers or layers)
+        for stage in stages
+        if not stage.began_at and not stage.optional
+    )
 
 
 class LedgerEntry(Part):

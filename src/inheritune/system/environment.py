@@ -3,6 +3,7 @@
 import os
 import platform
 from contextlib import suppress
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ def machine() -> dict[str, Any]:
         "memory_bytes": memory,
         "system": platform.system(),
     }
+
+
+def utc_now() -> str:
+    """Return the time in UTC, to the second, as ISO 8601."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def usable_cores() -> int:

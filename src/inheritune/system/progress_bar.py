@@ -83,17 +83,21 @@ class _Bar:
             self._bars.console.print(
                 f"{progress.task}: {progress.message}", markup=False, highlight=False
             )
-        if not progress.total:
+        if not progress.total and progress.message:
             return
         if self._task is None or self._task[0] != progress.task:
+            # The bar of what has ended must not stand at 100 % while something else goes on.
             if self._task is not None:
                 self._bars.remove_task(self._task[1])
-            task = self._bars.add_task(progress.task, total=progress.total, facts="")
+            self._task = (progress.task, self._bars.add_task(progress.task, total=None, facts=""))
+        if not progress.total:
+            return
+        task = self._task[1]
+        if self._bars.tasks[-1].total is None:
             # What a checkpoint brings along was not done now: the speed must not count it.
             self._bars.update(task, completed=progress.done)
             self._bars.reset(task, completed=progress.done, total=progress.total)
-            self._task = (progress.task, task)
-        self._bars.update(self._task[1], completed=progress.done, facts=_facts(progress))
+        self._bars.update(task, completed=progress.done, facts=_facts(progress))
 
 
 class _Lines:

@@ -269,6 +269,7 @@ class Loop:
             facts = loss | {"tokens/s": f"{row['tokens_per_s']:,.0f}"}
         if val_loss is not None:
             message = f"step {self.position.step}: val_loss {val_loss:.4f}"
+            facts = facts | {"val_loss": f"{val_loss:.4f}"}
         config, tokens = self._config, self.position.tokens
         return Progress(config.task, tokens, config.total_tokens, "tokens", facts, message)
 
