@@ -24,7 +24,6 @@ COMMIT = "a" * 40
         (["consolidated.00.pth", "params.json"], "Meta's", "in Hugging Face's layout"),
         (["consolidated.safetensors", "params.json"], "Mistral's", "in Hugging Face's layout"),
         (["tiny.Q4_K_M.gguf"], "GGUF", "`inheritune convert {here}/tiny.Q4_K_M.gguf OUT`"),
-        (["adapter_config.json", "adapter_model.safetensors"], "LoRA", "{here}"),
         (["weights.npz", "config.json"], "MLX", "safetensors repository"),
         (["tf_model.h5", "config.json"], "TensorFlow", "from_tf=True"),
         (["flax_model.msgpack", "config.json"], "another framework", "with safetensors"),

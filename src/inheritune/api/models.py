@@ -179,14 +179,16 @@ def convert(
     dtype: str | None = None,
     config_from: str | None = None,
     layers: str | None = None,
+    base: str | None = None,
     progress: ProgressOption = True,
 ) -> "Converted":
     """Turn a local model in another format into a model directory with plain safetensors.
 
     That is a GGUF file (weights dequantised, config and tokenizer rebuilt); safetensors in fp8,
     MXFP4 or bitsandbytes' formats (dequantised), under other names, or with the names of a wrapper;
-    or a checkpoint in PyTorch's format. Only this function reads a pickle: weights only, in a
-    process without network that can write nowhere but to ``out``. Convert only what you trust.
+    a LoRA adapter (merged into its base model); or a checkpoint in PyTorch's format. Only this
+    function reads a pickle: weights only, in a process without network that can write nowhere but
+    to ``out``. Convert only what you trust.
 
     Args:
         source: A GGUF file, or a model directory.
@@ -196,6 +198,8 @@ def convert(
         config_from: Model directory or Hub id that a GGUF file was made from; its config and
             tokenizer are taken, after a comparison with the file.
         layers: Layers to keep, as for `inherit`; of safetensors only.
+        base: Hub id or directory of the model that a LoRA adapter is merged into; None: the one
+            that the adapter names.
         progress: True draws a bar, False is silent, a function is called with each event.
 
     Raises:
@@ -204,6 +208,7 @@ def convert(
         UnsupportedModelError: The weights are quantised in a way that is not read.
         MissingExtraError: The weights are quantised, and the package gguf is not installed.
     """
+    from inheritune.conversion.adapter import is_adapter, merge_adapter
     from inheritune.conversion.collect import convert_safetensors, takes
     from inheritune.conversion.convert import convert as convert_directory
     from inheritune.conversion.gguf.container import is_gguf
@@ -211,6 +216,15 @@ def convert(
 
     path = path_of(source)
     with call(progress) as on_progress:
+        if base is not None and not is_adapter(path):
+            raise RecipeError(f"--base goes with a LoRA adapter, not with {path}.", "Leave it out.")
+        if base is not None or (is_adapter(path) and not takes(path)):
+            if dtype is not None or config_from is not None or layers is not None:
+                raise RecipeError(
+                    f"{path} is merged as an adapter, without --dtype, --config-from and --layers.",
+                    "Leave them out; `inheritune inherit` cuts and casts.",
+                )
+            return merge_adapter(path, Path(out), base=base, on_progress=on_progress)
         if takes(path) and config_from is None:
             return convert_safetensors(
                 path, Path(out), dtype=dtype, layers=layers, on_progress=on_progress

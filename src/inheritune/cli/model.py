@@ -168,8 +168,8 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            help="GGUF file, or directory with safetensors (quantised, or under other names) or "
-            "pytorch_model*.bin files."
+            help="GGUF file, or directory with safetensors (quantised, or under other names), a "
+            "LoRA adapter, or pytorch_model*.bin files."
         ),
     ],
     out: Annotated[Path, typer.Argument(help="Model directory to write.")],
@@ -191,17 +191,24 @@ def convert(
         str | None,
         typer.Option(help="Keep only these layers of safetensors, as for inherit."),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Hub id or directory of the model that a LoRA adapter is merged into."),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Convert a model in another format to a directory with plain safetensors.
 
-    Weights of GGUF, fp8, MXFP4 and bitsandbytes are dequantised; names that a wrapper added are
-    taken off. This is the only command that reads a pickle: weights only, in a process that has no
-    network and can write only to OUT. Convert only what you trust.
+    Weights of GGUF, fp8, MXFP4 and bitsandbytes are dequantised, a LoRA adapter is merged into its
+    base, names that a wrapper added are taken off. This is the only command that reads a pickle:
+    weights only, in a process that has no network and can write only to OUT. Convert only what you
+    trust.
     """
     with reported(as_json, debug):
-        done = api.convert(source, out, dtype=dtype, config_from=config_from, layers=layers)
+        done = api.convert(
+            source, out, dtype=dtype, config_from=config_from, layers=layers, base=base
+        )
         if as_json:
             print_json(
                 {

@@ -251,6 +251,12 @@ def _open(
     refuse_unsafe_config(config, path)
     refuse_unsupported_type(config, directory)
     refuse_wrapped(tensors, directory)
+    if (directory / "adapter_config.json").exists():
+        warnings.warn(
+            f"{directory} holds an adapter beside the model, which is not merged: `inheritune "
+            f"convert {directory} OUT --base {directory}` merges it",
+            stacklevel=3,
+        )
     config = with_stated_depth(config)
     model = ModelDirectory(
         path=directory,

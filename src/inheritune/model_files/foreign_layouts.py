@@ -40,13 +40,15 @@ _CONVERT = (
     "Look for a safetensors revision of the model, or make one of a model that you trust: "
     "`inheritune convert {here} OUT`."
 )
+ADAPTER = Layout(
+    "is a LoRA adapter of PEFT, not a model",
+    ("adapter_config.json",),
+    "Merge it into its base model: `inheritune convert {here} OUT`; a base that is not where "
+    "the adapter says is named with --base.",
+    converts=True,
+)
 LAYOUTS = (
-    Layout(
-        "is a LoRA adapter of PEFT, not a model",
-        ("adapter_config.json",),
-        "Merge it: `AutoPeftModelForCausalLM.from_pretrained({here!r}).merge_and_unload()"
-        '.save_pretrained("OUT")` (from peft), and use OUT.',
-    ),
+    ADAPTER,
     Layout(
         _PICKLED, ("pytorch_model.bin", "pytorch_model.bin.index.json"), _CONVERT, converts=True
     ),
@@ -165,7 +167,7 @@ def find_layout(names: Collection[str]) -> tuple[Layout, str] | None:
     here = {f"{n.partition('/')[0]}/" if "/" in n else n for n in names}
     for layout in LAYOUTS:
         found = sorted(n for n in here if any(fnmatchcase(n, sign) for sign in layout.signs))
-        if layout.converts:
+        if layout.converts and layout is not ADAPTER:
             found = [name for name in found if _may_be_weights(name)]
         if found:
             return layout, found[0]

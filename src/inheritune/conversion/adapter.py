@@ -1,0 +1,264 @@
+"""Merge a LoRA adapter of PEFT into its base model: W' = W + s B A."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inheritune import __version__
+from inheritune.conversion.converted import (
+    RECORD_FORMAT,
+    Converted,
+    check_converted,
+    describe_file,
+    refuse_place,
+    write_index,
+)
+from inheritune.conversion.dequantise import as_float32
+from inheritune.conversion.write_tensors import write_tensors
+from inheritune.errors import InherituneError, RecipeError, UnsupportedModelError, escape
+from inheritune.model_files.cast import FLOATING, cast
+from inheritune.model_files.copy import copy_side_files
+from inheritune.model_files.directory import ModelDirectory, open_model
+from inheritune.model_files.safe_path import safe_file
+from inheritune.model_files.safetensors import Tensor, read_header
+from inheritune.model_files.write import TargetTensor, read_chunks
+from inheritune.surgery.write import to_json
+from inheritune.system.disk_space import refuse_full_disk
+from inheritune.system.files import new_directory, write_bytes
+from inheritune.system.progress import Listener, silent
+from inheritune.system.strict_json import MODEL_FILE, read_json_object
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+_WRAPPER = "base_model.model."
+_FACTOR = re.compile(r"\.lora_(embedding_)?([AB])(\.default)?(\.weight)?$")
+# What a plain LoRA has in these fields, or leaves out; anything else is computed in another way.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none", None),
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+    **dict.fromkeys(
+        [
+            *("use_dora", "lora_bias", "use_qalora", "layer_replication", "target_parameters"),
+            *("trainable_token_indices", "alora_invocation_tokens", "megatron_config"),
+            *("arrow_config", "use_bdlora", "velora_config", "monteclora_config"),
+        ],
+        (False, None, [], {}),
+    ),
+}
+# Classes whose projections hold their weights transposed.
+_TRANSPOSED = ("gpt2", "openai-gpt")
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What an adapter does to a tensor of the base model."""
+
+    replaced_by: Tensor | None = None  # a whole tensor that was trained beside the adapter
+    a: Tensor | None = None  # (r, in)
+    b: Tensor | None = None  # (out, r)
+    scale: float = 0.0
+    is_transposed: bool = False  # whether the weight is (in, out)
+
+
+def is_adapter(source: Path) -> bool:
+    """Tell whether a directory holds an adapter."""
+    return (source / CONFIG).is_file()
+
+
+def merge_adapter(
+    source: Path, out: Path, *, base: str | None = None, on_progress: Listener = silent
+) -> Converted:
+    """Write the model that a plain LoRA adapter and its base model are together.
+
+    The sums are computed in fp32, as PEFT does, and rounded to the base's dtype; all other tensors
+    are the base's, bit for bit. Tokenizer and templates of the adapter replace the base's.
+
+    Args:
+        source: Directory with adapter_config.json and adapter_model.safetensors.
+        out: Must not exist, or be empty.
+        base: Hub id or directory of the base model; None: the one that the adapter names.
+        on_progress: Called with the bytes written.
+
+    Raises:
+        UnsupportedModelError: It is not a plain LoRA, or fits another model.
+        SourceError: A file is broken or unsafe, or there is no such base model.
+        RecipeError: ``out`` is in use, or no base is named.
+        MachineError: The disk is full or read-only, or the Hub cannot be reached.
+    """
+    refuse_place(out, source)
+    path = safe_file(source, CONFIG)
+    config = read_json_object(path, MODEL_FILE, "the adapter's config")
+    _refuse_other_kinds(config, source)
+    stored = {tensor.name: tensor for tensor in read_header(safe_file(source, _WEIGHTS))[0]}
+    model = _open_base(config, base, source)
+    changes = _changes(stored, config, model, source)
+    size = sum(tensor.size for tensor in model.tensors.values())
+    refuse_full_disk(out, size, f"the weights of {escape(out)}", "Free some space.")
+    model.download(model.tensors.values(), on_progress)
+
+    def data_of(target: TargetTensor) -> Iterator[bytes]:
+        if (change := changes.get(target.name)) is None:
+            return read_chunks(target.source)
+        if (whole := change.replaced_by) is not None:
+            return (cast(d, whole.dtype, target.dtype, target.name) for d in read_chunks(whole))
+        return _sums(target.source, change)
+
+    targets = [TargetTensor(t.name, t, t.dtype) for t in model.tensors.values()]
+    with new_directory(out) as staging:
+        files, not_finite = write_tensors(targets, data_of, staging, on_progress)
+        write_index({name: read_header(staging / name)[0] for name in files}, staging)
+        write_bytes(staging / "config.json", to_json(model.config))
+        copy_side_files(model.path, staging)
+        copy_side_files(source, staging)
+        check = check_converted(open_model(str(staging)))
+        warnings = [f"NaN or infinity in {name}: kept." for name in not_finite[:1]]
+        record = {
+            "format": RECORD_FORMAT,
+            "inheritune": __version__,
+            "source": {
+                "name": source.resolve().name,
+                "files": [describe_file(source / name) for name in (CONFIG, _WEIGHTS)],
+            },
+            "base": {"name": model.name, "revision": model.revision},
+            "merged": sorted(changes),
+            "warnings": warnings,
+            "check": check,
+        }
+        write_bytes(staging / "convert.json", to_json(record))
+    return Converted(open_model(str(out)), check, "", {}, warnings, {})
+
+
+def _refuse_other_kinds(config: Mapping[str, Any], source: Path) -> None:
+    for key, plain in _PLAIN.items():
+        if key in config and config[key] not in plain:
+            raise _other(source, f"{key} is {escape(repr(config[key]), 60)}")
+    if not (source / _WEIGHTS).exists():
+        raise _other(source, f"there is no {_WEIGHTS}")
+
+
+def _other(source: Path, why: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{source} is no plain LoRA adapter in safetensors: {why}.",
+        f"Merge it with peft: `AutoPeftModelForCausalLM.from_pretrained({str(source)!r})"
+        '.merge_and_unload().save_pretrained("OUT")`, and use OUT.',
+    )
+
+
+def _open_base(config: Mapping[str, Any], base: str | None, source: Path) -> ModelDirectory:
+    named = config.get("base_model_name_or_path")
+    if base is None and not (isinstance(named, str) and named):
+        raise RecipeError(f"{source} names no base model.", "Name it: --base MODEL.")
+    revision = config.get("revision") if base is None else None
+    try:
+        return open_model(base or str(named), revision, whole=False)
+    except InherituneError as error:
+        if base is not None:
+            raise
+        hint = f"It is the base of {source}; if you have it elsewhere: --base MODEL. {error.hint}"
+        raise type(error)(error.message, hint.strip()) from error
+
+
+def _changes(
+    stored: Mapping[str, Tensor], config: Mapping[str, Any], model: ModelDirectory, source: Path
+) -> dict[str, _Change]:
+    """Find the tensor of the base that each part of the adapter belongs to."""
+    changes: dict[str, _Change] = {}
+    factors: dict[str, dict[str, Tensor]] = {}
+    embeddings = set()
+    for name, tensor in stored.items():
+        plain = name.removeprefix(_WRAPPER)
+        if found := _FACTOR.search(plain):
+            module = plain[: found.start()]
+            factors.setdefault(module, {})[found[2]] = tensor
+            if found[1]:
+                embeddings.add(module)
+            continue
+        plain = re.sub(r"\.(modules_to_save(\.default)?|base_layer)\.", ".", plain)
+        own = _own_name(plain, model)
+        if own is None or model.tensors[own].shape != tensor.shape:
+            raise _misfit(source, name, model)
+        changes[own] = _Change(replaced_by=tensor)
+    for module, pair in factors.items():
+        own = _own_name(f"{module}.weight", model)
+        if own is None or pair.keys() != {"A", "B"} or own in changes:
+            raise _misfit(source, module, model)
+        a, b = pair["A"], pair["B"]
+        is_transposed = module in embeddings or model.config.get("model_type") in _TRANSPOSED
+        shape = (b.shape[0], a.shape[-1])
+        expected = shape[::-1] if is_transposed else shape
+        dtypes = {a.dtype, b.dtype, model.tensors[own].dtype}
+        if model.tensors[own].shape != expected or not dtypes <= set(FLOATING):
+            raise _misfit(source, module, model)
+        scale = _scale(config, module, a.shape[0], source)
+        changes[own] = _Change(a=a, b=b, scale=scale, is_transposed=is_transposed)
+    return changes
+
+
+def _misfit(source: Path, name: str, model: ModelDirectory) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{source} holds {escape(name)}, which fits no tensor of {model.name}.",
+        "Name the base that it was trained on: --base MODEL; or merge it with peft's "
+        "merge_and_unload().",
+    )
+
+
+def _own_name(name: str, model: ModelDirectory) -> str | None:
+    """Return a weight's name on disk; files may leave the first part out, or have it."""
+    first = model.container.prefix.partition(".")[0]
+    candidates = (name, name.partition(".")[2], f"{first}.{name}")
+    return next((candidate for candidate in candidates if candidate in model.tensors), None)
+
+
+def _scale(config: Mapping[str, Any], module: str, rank: int, source: Path) -> float:
+    """Return alpha / r of a module, or alpha / sqrt(r) with ``use_rslora``."""
+    r, alpha = (
+        next(
+            (
+                value
+                for key, value in (config.get(f"{name}_pattern") or {}).items()
+                if _matches(key, module)
+            ),
+            config.get(field),
+        )
+        for name, field in (("rank", "r"), ("alpha", "lora_alpha"))
+    )
+    if type(r) is not int or r != rank or not isinstance(alpha, int | float):
+        raise _other(source, f"{module} has the rank {rank}, its config r={r}, alpha={alpha}")
+    return float(alpha / math.sqrt(r) if config.get("use_rslora") else alpha / r)
+
+
+def _matches(pattern: str, module: str) -> bool:
+    """Tell whether a module is meant, as PEFT does, but by its name alone: patterns may hang."""
+    plain = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
+    return module == plain or module.endswith(f".{plain}")
+
+
+def _sums(tensor: Tensor, change: _Change) -> Iterator[bytes]:
+    """Yield W + s B A of some rows at a time, in the dtype of W."""
+    import numpy as np
+
+    assert change.a is not None and change.b is not None
+    a, b = (_matrix(part) for part in (change.a, change.b))
+    left, right = (a.T, b.T) if change.is_transposed else (b, a)
+    width = tensor.shape[1]
+    at, rest = 0, np.empty(0, "<f4")
+    for data in read_chunks(tensor):
+        # Chunks are whole values, not whole rows: what is left of a row waits for the next one.
+        rest = np.concatenate([rest, as_float32(data, tensor.dtype)])
+        rows = len(rest) // width
+        weight, rest = rest[: rows * width].reshape(rows, width), rest[rows * width :]
+        change_of_rows = (left[at : at + rows] @ right) * np.float32(change.scale)
+        at += rows
+        yield cast((weight + change_of_rows).astype("<f4").tobytes(), "F32", tensor.dtype)
+
+
+def _matrix(tensor: Tensor) -> "NDArray[np.float32]":
+    return as_float32(b"".join(read_chunks(tensor)), tensor.dtype).reshape(tensor.shape)

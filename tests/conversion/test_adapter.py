@@ -1,0 +1,146 @@
+"""A LoRA adapter is merged into its base model: W' = W + s B A."""
+
+import json
+import shutil
+
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file, save_file
+
+from inheritune import api
+from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
+from inheritune.model_files.directory import open_model
+
+WEIGHTS = "model.safetensors"
+Q = "model.layers.1.self_attn.q_proj"
+UP = "model.layers.0.mlp.up_proj"
+
+
+def write_adapter(directory, base, tensors, **config):
+    directory.mkdir()
+    held = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+    save_file(held, directory / "adapter_model.safetensors")
+    plain = {"peft_type": "LORA", "base_model_name_or_path": str(base), "r": 2, "lora_alpha": 6}
+    (directory / "adapter_config.json").write_text(json.dumps(plain | config))
+    return directory
+
+
+def pair(module, rows, columns, rank=2):
+    return {
+        f"{module}.lora_A.weight": torch.randn(rank, columns),
+        f"{module}.lora_B.weight": torch.randn(rows, rank),
+    }
+
+
+@pytest.fixture
+def adapter(tiny_reference, tmp_path):
+    tensors = pair(Q, 32, 32) | pair(UP, 64, 32, 4) | {"lm_head.weight": torch.ones(1)}
+    tensors["lm_head.weight"] = load_file(tiny_reference / WEIGHTS)["lm_head.weight"] + 1
+    more = {"rank_pattern": {UP: 4}, "alpha_pattern": {"up_proj": 2}}
+    return write_adapter(tmp_path / "adapter", tiny_reference, tensors, **more)
+
+
+def test_an_adapter_is_merged_by_its_formula(adapter, tiny_reference, tmp_path):
+    with pytest.raises(UnsupportedModelError, match="LoRA adapter") as refused:
+        open_model(str(adapter))
+    assert f"`inheritune convert {adapter} OUT`" in refused.value.hint
+    (adapter / "chat_template.jinja").write_text("of the adapter")
+    done = api.convert(adapter, tmp_path / "out", progress=False)
+    assert done.check == "complete: LlamaForCausalLM"
+    base, written = (load_file(d / WEIGHTS) for d in (tiny_reference, tmp_path / "out"))
+    held = load_file(adapter / "adapter_model.safetensors")
+    expected = dict(base)
+    for module, scale in ((Q, 6 / 2), (UP, 2 / 4)):
+        a, b = (held[f"base_model.model.{module}.lora_{x}.weight"] for x in "AB")
+        expected[f"{module}.weight"] = base[f"{module}.weight"] + b @ a * scale
+    expected["lm_head.weight"] = base["lm_head.weight"] + 1
+    assert written.keys() == expected.keys()
+    for name, weight in written.items():
+        if f"{name.removesuffix('.weight')}" in (Q, UP):
+            # One matrix product may add in another order than the other.
+            assert torch.allclose(weight, expected[name], rtol=1e-6, atol=1e-6)
+        else:
+            assert torch.equal(weight, expected[name]), name
+    assert (tmp_path / "out/chat_template.jinja").read_text() == "of the adapter"
+    assert (tmp_path / "out/tokenizer.json").is_file()
+    record = json.loads((tmp_path / "out/convert.json").read_text())
+    assert record["merged"] == sorted(["lm_head.weight", f"{Q}.weight", f"{UP}.weight"])
+
+
+def test_a_base_is_named_where_the_adapter_s_is_gone(adapter, tiny_reference, tmp_path):
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"base_model_name_or_path": "/no/where"}))
+    with pytest.raises(SourceError, match="no model directory /no/where") as refused:
+        api.convert(adapter, tmp_path / "out", progress=False)
+    assert f"the base of {adapter}" in refused.value.hint and "--base MODEL" in refused.value.hint
+    api.convert(adapter, tmp_path / "out", base=str(tiny_reference), progress=False)
+    path.write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    with pytest.raises(RecipeError, match="names no base model"):
+        api.convert(adapter, tmp_path / "more", progress=False)
+    with pytest.raises(RecipeError, match="--base goes with a LoRA adapter"):
+        api.convert(tiny_reference, tmp_path / "more", base="x", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"use_dora": True}, "use_dora is True"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"bias": "all"}, "bias is 'all'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"r": 3}, "has the rank 2, its config r=3"),
+    ],
+)
+def test_another_kind_of_adapter_is_sent_to_peft(adapter, tmp_path, change, match):
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UnsupportedModelError, match=match) as refused:
+        api.convert(adapter, tmp_path / "out", progress=False)
+    assert "merge_and_unload().save_pretrained" in refused.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_of_another_model_is_refused(adapter, tiny_model, tmp_path):
+    with pytest.raises(UnsupportedModelError, match=r"which fits no tensor of"):
+        api.convert(adapter, tmp_path / "out", base=str(tiny_model("gpt2")), progress=False)
+
+
+def test_an_adapter_beside_a_model_is_said_not_to_be_merged(adapter, reference, tmp_path):
+    for path in adapter.iterdir():
+        shutil.copy(path, reference)
+    with pytest.warns(UserWarning, match="an adapter beside the model, which is not merged"):
+        open_model(str(reference))
+    with pytest.warns(UserWarning, match="not merged"):
+        done = api.convert(reference, tmp_path / "out", base=str(reference), progress=False)
+    assert done.check.startswith("complete")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merged_model_is_what_peft_merges(tmp_path, family, dtype):
+    peft = pytest.importorskip("peft")
+    base = tiny_models.save(family, tmp_path / "base", dtype)
+    model = open_model(str(base)).load(dtype=dtype)
+    targets = ["q_proj", "down_proj", "embed_tokens"]
+    targets = targets if family == "llama" else ["c_attn", "c_proj", "wte"]
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6, use_rslora=True, target_modules=targets, init_lora_weights=False
+    )
+    tuned = peft.get_peft_model(model, config)
+    tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    api.convert(tmp_path / "adapter", tmp_path / "out", base=str(base), progress=False)
+    peft.AutoPeftModelForCausalLM.from_pretrained(
+        str(tmp_path / "adapter"), dtype=dtype
+    ).merge_and_unload().save_pretrained(tmp_path / "theirs")
+    ours, theirs = (load_file(tmp_path / d / WEIGHTS) for d in ("out", "theirs"))
+    assert ours.keys() == theirs.keys()
+    changed = 0
+    for name, weight in ours.items():
+        changed += not torch.equal(weight, load_file(base / WEIGHTS)[name])
+        # Of a bf16 embedding, PEFT rounds the two factors and their product to bf16 as well.
+        rounds = dtype == torch.bfloat16 and name.endswith(("wte.weight", "embed_tokens.weight"))
+        within = {"rtol": 2**-5, "atol": 2**-5} if rounds else {"rtol": 1e-6, "atol": 1e-6}
+        assert torch.allclose(weight.float(), theirs[name].float(), **within), name
+    assert changed == (9 if family == "llama" else 13)
