@@ -82,6 +82,7 @@ def test_the_sentences_name_lazy_layers_and_both_advices():
     assert "The reference has 1 lazy of 3 layers: 2." in said
     assert "The target has 0 lazy of 2 layers." in said
     assert "1 by the papers' rule, 2 by this analysis" in said
+    assert "validation text; inherit.layers: advice goes by the same of training text" in said
 
 
 def test_a_run_without_analysis_has_no_section():

@@ -121,7 +121,8 @@ def _sentences(analysis: AnalysisRecord, models: LayersByRole) -> list[str]:
     if advice.paper is not None and advice.advice is not None:
         sentences.append(
             f"Layers to start with: {exact(advice.paper)} by the papers' rule, "
-            f"{exact(advice.advice)} by this analysis ({(advice.reason or '')[:200]})."
+            f"{exact(advice.advice)} by this analysis ({(advice.reason or '')[:200]}). It is of "
+            "validation text; inherit.layers: advice goes by the same of training text."
         )
     return sentences
 
