@@ -179,8 +179,8 @@ FAULTS = {
     "E7": ("what a page loads and names", "no request, no path, no token, no machine"),
     "E8": ("a hostile field on the model card", "reads back equal"),
     "E9": (
-        "`push` without a token, to others' repositories, cut off",
-        "4; weights first, card last",
+        "`push` without a token, to others' repositories, to a bad name, cut off",
+        "4, or 2 for the name; weights first, card last",
     ),
     "E10": ("an unknown, non-commercial or gated licence", "refused, or carried over"),
     "E11": ("requests of strangers to the live page", "refused; never leaves the run"),

@@ -152,7 +152,7 @@ def test_a_repository_of_somebody_else_is_refused(target, hub):
 @pytest.mark.parametrize("name", ["a/b/c", "a b", "me/..", "me/--x", "", "me/" + "x" * 200])
 @pytest.mark.fault("E9")
 def test_a_bad_name_is_refused(target, hub, name):
-    with pytest.raises(MachineError, match="is no repository name"):
+    with pytest.raises(RecipeError, match="is no repository name"):
         push(unverified(target), name)
     assert not hub.repos
 
@@ -160,7 +160,7 @@ def test_a_bad_name_is_refused(target, hub, name):
 @pytest.mark.fault("E9")
 def test_a_dry_run_refuses_a_bad_name_too(target, hub):
     done = invoke(target, "--repo-id", "a b/c", "--dry-run", "--json")
-    assert done.exit_code == 4 and "is no repository name" in json.loads(done.stdout)["message"]
+    assert done.exit_code == 2 and "is no repository name" in json.loads(done.stdout)["message"]
     assert not hub.log
 
 

@@ -57,6 +57,7 @@ from inheritune.cli.next_step import command, started_processes
 from inheritune.cli.outcome import after_run, introduction, show_result
 from inheritune.cli.train import Launch
 from inheritune.errors import NOT_MATCHED_EXIT_CODE
+from inheritune.system.refusals import withdrawn_if_refused
 
 app = typer.Typer(
     name="inheritune",
@@ -126,13 +127,16 @@ def run(
     """
     with reported(as_json, debug):
         options = first_run_options(text, layers, tokens, minutes, name, method)
+        before = {*Path().glob("*.yaml")}
         file, own_sets = opened_recipe(recipe, options, sets, scale, runs, processes)
         root = runs / file.recipe.name
         launch = Launch(processes, allow_change or [], checkpoint, own_sets, as_json, debug)
         if processes > 1:
             scaled = ["--scale", str(scale)] if scale is not None else []
             launch.start(["run", str(file.path), "--runs", str(runs), *scaled], root)
-        result = api.derive(file, runs=runs, allow_change=launch.allowed, checkpoint=checkpoint)
+        written = [file.path] if text and file.path and file.path not in before else []
+        with withdrawn_if_refused(written, unless=root):
+            result = api.derive(file, runs=runs, allow_change=launch.allowed, checkpoint=checkpoint)
         if result is not None:  # only the first process has one
             show_result(root, result.summary, as_json)
             if not as_json:

@@ -128,8 +128,11 @@ def evaluate(
         elif not as_json:
             _show(evaluation)
         _refuse_failures(evaluation, out)
-        again = "only speed" if speed else "nothing"
-        say(f"next: the results are in {out}; running the command again repeats {again}")
+        if names or tokens or text:
+            again = "only speed" if speed else "nothing"
+            say(f"next: the results are in {out}; running the command again repeats {again}")
+        else:
+            say("figures of speed are not kept: --json prints them for a file")
 
 
 def _show(evaluation: "api.Evaluation") -> None:

@@ -136,10 +136,8 @@ def first_recipe(model: str, options: dict[str, Any], **others: Any) -> "RecipeF
 
 
 def _what_else(subject: str) -> str:
-    from difflib import get_close_matches
-
-    from inheritune.recipe.presets import preset_names
+    from inheritune.recipe.presets import nearest_preset
 
     text = f"{escape(subject)} is neither a recipe file nor a preset."
-    close = get_close_matches(subject[:100], preset_names(), n=1)
-    return f"{text} Did you mean {close[0]}?" if close else text
+    close = nearest_preset(subject)
+    return f"{text} Did you mean {close}?" if close else text

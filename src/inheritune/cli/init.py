@@ -18,15 +18,19 @@ from inheritune.cli.first_run import (
     first_run_options,
     refuse_without_model,
 )
+from inheritune.errors import RecipeError
 
 
 def init(
     preset: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--preset", metavar="NAME", help="Preset to print; see --list.", autocompletion=presets
+            "--preset",
+            metavar="NAME",
+            help="Preset to print; see --list. Default: demo.",
+            autocompletion=presets,
         ),
-    ] = "demo",
+    ] = None,
     names: Annotated[
         bool, typer.Option("--list", help="List the presets with text, tokens and time.")
     ] = False,
@@ -57,6 +61,12 @@ def init(
         from inheritune.recipe.presets import commented_recipe, preset_names
 
         options = first_run_options(text, layers, tokens, minutes, name, method)
+        asked = {"--preset": preset, "--list": names, "--schema": schema, "--reference": reference}
+        given = [option for option, value in asked.items() if value not in (None, False)]
+        if len(given) > 1:
+            raise RecipeError(
+                f"{' and '.join(given)} ask for {len(given)} things.", "Give one of them."
+            )
         if reference is None:
             refuse_without_model(options)
         if schema:
@@ -69,8 +79,9 @@ def init(
             text_of_value = first_recipe(reference, options).text
             value = {"reference": reference, "recipe": text_of_value}
         else:
-            text_of_value = commented_recipe(preset)
-            value = {"preset": preset, "recipe": text_of_value}
+            name_of_preset = "demo" if preset is None else preset
+            text_of_value = commented_recipe(name_of_preset)
+            value = {"preset": name_of_preset, "recipe": text_of_value}
         if as_json:
             print_json(value)
         else:

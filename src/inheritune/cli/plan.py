@@ -1,5 +1,7 @@
 """Define the command plan: estimate a cut or a recipe."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
@@ -23,7 +25,7 @@ from inheritune.cli.console import (
 )
 from inheritune.cli.model import Revision
 from inheritune.cli.next_step import command
-from inheritune.errors import RecipeError
+from inheritune.errors import MachineError, RecipeError, SourceError
 from inheritune.system.devices import DEFAULT_MFU
 
 _USUAL = {"devices": 1, "mfu": DEFAULT_MFU}
@@ -92,17 +94,18 @@ def plan(
             raise RecipeError(f"{option} goes with a recipe, not with a model.", "Leave it out.")
         estimate: dict[str, Any] = {"tokens": tokens, "seq_len": seq_len, "device": device}
         estimate |= {"devices": devices, "mfu": mfu, "rate": rate}
-        result = api.plan(
-            subject,
-            layers,
-            revision=revision,
-            **estimate,
-            parameters=parameters,
-            memory=memory,
-            speed=speed,
-            runs=runs,
-            progress=False,
-        )
+        with _preset_suggested(subject):
+            result = api.plan(
+                subject,
+                layers,
+                revision=revision,
+                **estimate,
+                parameters=parameters,
+                memory=memory,
+                speed=speed,
+                runs=runs,
+                progress=False,
+            )
         if as_json:
             print_json(result.as_json())
             return
@@ -135,3 +138,17 @@ def plan(
                 terminal.print(line)
             say("--all explains the figures.")
         say(f"next: {next_step}")
+
+
+@contextmanager
+def _preset_suggested(subject: "str | api.RecipeFile") -> Iterator[None]:
+    """Where there is no such model, name the preset that is written like it."""
+    from inheritune.recipe.presets import nearest_preset
+
+    try:
+        yield
+    except (MachineError, SourceError) as error:
+        close = nearest_preset(subject) if isinstance(subject, str) else None
+        if close is None:
+            raise
+        raise type(error)(error.message, f"{error.hint} Or the preset {close}?") from error

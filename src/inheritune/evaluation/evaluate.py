@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from inheritune.data.text_stream import TextStream
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.data.tokens import TokenStream, open_tokens
-from inheritune.errors import DataError, RecipeError
+from inheritune.errors import DataError, RecipeError, escape
 from inheritune.evaluation.request import EvaluationRequest
 from inheritune.evaluation.scores import Metric, Score, find_score, keep_score
 from inheritune.evaluation.suites import VAL_LOSS
@@ -115,6 +115,8 @@ def evaluate(
     request.check()
     if not models:
         raise RecipeError("no model is given.", "Give a model directory or a Hub id.")
+    if out.exists() and not out.is_dir():
+        raise RecipeError(f"--out {escape(out)} is a file.", "Name a directory.")
     opened = _open(models)
     device = choose_device()
     if device == "cpu":

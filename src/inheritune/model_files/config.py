@@ -115,7 +115,10 @@ def layer_count(config: Mapping[str, Any]) -> int:
         )
     layers = next(iter(counts.values()))
     if not 1 <= layers <= _MOST_LAYERS:
-        raise SourceError(f"config.json gives {layers} layers; that cannot be.")
+        raise SourceError(
+            f"config.json gives {layers:,} layers; that cannot be.",
+            f"Correct {' and '.join(counts)}: from 1 to {_MOST_LAYERS:,}.",
+        )
     return layers
 
 

@@ -136,7 +136,8 @@ def _refuse_many_layers(config: Mapping[str, Any]) -> None:
 
 
 def _cannot_build(model_type: str, error: BaseException) -> UnsupportedModelError:
-    reason = first_line(error)
+    # Of an unknown type transformers lists all that it knows.
+    reason = first_line(error).partition(". Should contain one of")[0]
     if isinstance(error, KeyError):  # its text is the missing key alone
         reason = f"{reason} is not known"
     return UnsupportedModelError(

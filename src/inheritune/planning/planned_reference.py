@@ -43,7 +43,10 @@ def open_to_plan(model: str, revision: str | None = None) -> ModelDirectory:
         return open_model(model, revision, whole=False)
     except NoWeightsError:
         if not (path / "config.json").is_file():
-            raise
+            raise SourceError(
+                f"{model} holds neither weights nor a config.json.",
+                "Name a model directory; its config.json alone is enough for a plan.",
+            ) from None
         return _headers_of(path / "config.json", path.resolve().name)
     except (MachineError, SourceError) as error:
         # A model that the Hub refuses to give, or one that is broken here, must be reported.

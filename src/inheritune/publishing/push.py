@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.errors import MachineError, SourceError, escape, first_line
+from inheritune.errors import MachineError, RecipeError, SourceError, escape, first_line
 from inheritune.model_files.card import join_front_matter, split_front_matter
 from inheritune.model_files.copy import is_side_file
 from inheritune.model_files.directory import open_model
@@ -268,7 +268,7 @@ def _hub(repo_id: str) -> Iterator[None]:
             "this machine has no token of the Hub.", "Log in: hf auth login."
         ) from error
     except errors.HFValidationError as error:
-        raise MachineError(
+        raise RecipeError(
             f"{name} is no repository name: {first_line(error)}", "Write it as owner/name."
         ) from error
     except errors.HfHubHTTPError as error:

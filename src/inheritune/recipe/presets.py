@@ -17,10 +17,15 @@ def preset_path(name: str) -> Path:
     """Return the recipe file of a preset; the error for an unknown name suggests another one."""
     names = preset_names()
     if name not in names:
-        close = difflib.get_close_matches(name[:100].lower(), names, n=1)
-        hint = f"Did you mean {close[0]}?" if close else f"Choose one of: {', '.join(names)}."
-        raise RecipeError(f"unknown preset {escape(name)}.", hint)
+        close = nearest_preset(name)
+        hint = f"Did you mean {close}?" if close else f"Choose one of: {', '.join(names)}."
+        raise RecipeError(f"unknown preset {escape(repr(name))}.", hint)
     return _directory() / f"{name}.yaml"
+
+
+def nearest_preset(name: str) -> str | None:
+    """Return the preset whose name is like a text; None: none is."""
+    return next(iter(difflib.get_close_matches(name[:100].lower(), preset_names(), n=1)), None)
 
 
 def commented_recipe(name: str) -> str:

@@ -1,6 +1,5 @@
 """Say what a first run is asked for, and keep its recipe for the next start."""
 
-import math
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,6 +10,8 @@ from inheritune.recipe.filling import METHODS
 from inheritune.recipe.load import RecipeFile, read_recipe, read_sets
 from inheritune.recipe.values import amount_of_tokens, name_of_model, safe_name
 from inheritune.system.files import write_bytes
+
+_MOST_MINUTES = 525_600  # a year
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,11 @@ class FirstRun:
             )
         if self.tokens is not None:
             amount_of_tokens(self.tokens)
-        if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise RecipeError(f"--minutes is {self.minutes:g}.", "Give more than 0, such as 15.")
+        if self.minutes is not None and not 0 < self.minutes <= _MOST_MINUTES:
+            raise RecipeError(
+                f"--minutes is {self.minutes:g}.",
+                f"Give more than 0 and at most {_MOST_MINUTES:,}, such as 15.",
+            )
         if self.method is not None and self.method not in METHODS:
             raise RecipeError(
                 f"there is no method {escape(repr(self.method), 60)}.",

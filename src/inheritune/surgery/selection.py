@@ -24,6 +24,11 @@ _WAY = re.compile(rf"(?P<name>[a-z+-]*[a-z])(:(?P<number>{_N})(\+(?P<last>{_N}))
 # Every form of a selection, for help texts.
 FORMS = ", ".join(way.form for way in WAYS.values()) + ", or a list such as 0-11,24,25"
 
+_WRITE = (
+    "Write a number (13), a way with one (last:13, strided:13, block:13), or a list (0-11,24,25); "
+    "`inheritune inherit --help` has all ways."
+)
+
 
 def choose_layers(
     layers: int | str | Sequence[int] | None,
@@ -159,11 +164,11 @@ def _read(text: str, facts: LayerFacts, count: int | None, estimate: bool) -> tu
     match = _WAY.fullmatch(text)
     way = WAYS.get(match["name"]) if match else None
     if match is None or way is None or not (match["number"] or way.counts):
-        raise RecipeError(f"{escape(text)!r} does not say which layers to keep.", f"Write {FORMS}.")
+        raise RecipeError(f"{escape(text)!r} does not say which layers to keep.", _WRITE)
     name = match["name"]
     if match["last"]:
         if name != "first+last":
-            raise RecipeError(f"{escape(text)!r} has two numbers.", f"Write {FORMS}.")
+            raise RecipeError(f"{escape(text)!r} has two numbers.", _WRITE)
         first, last = int(match["number"]), int(match["last"])
         _refuse_count(first + last, facts.layers)
         return (*range(first), *range(facts.layers - last, facts.layers))

@@ -32,6 +32,18 @@ def removed_if_refused(new: Sequence[Path], own: Collection[str] = ()) -> Iterat
         raise
 
 
+@contextmanager
+def withdrawn_if_refused(files: Sequence[Path], unless: Path) -> Iterator[None]:
+    """Remove new files again where the block refuses its input before it makes a directory."""
+    try:
+        yield
+    except InherituneError as error:
+        if error.exit_code in _REFUSED and not unless.exists():
+            for file in files:
+                file.unlink(missing_ok=True)
+        raise
+
+
 def _remove(new: Sequence[Path], own: Collection[str]) -> None:
     files = [*new[0].iterdir()] if new[0].is_dir() else []
     if all(file.name in own for file in files):
