@@ -12,7 +12,9 @@ from tokenizers import Tokenizer, processors
 
 from inheritune import api
 from inheritune.data.tokenizer import open_tokenizer
+from inheritune.data.tokens import TokenDirectory
 from inheritune.reporting.task_tables import scores_table
+from inheritune.run import notes as run_notes
 from inheritune.run_record.measurements import EvaluatedModelRecord
 from inheritune.surgery.class_check.tokenizer_ids import PROBES
 from inheritune.training.tokenization import compare_here, compare_tokenization, load_as_trained
@@ -129,3 +131,16 @@ def test_tasks_are_asked_in_the_ids_and_with_the_bos_of_the_training(
 
 def _notes(model: dict[str, Any]) -> list[str]:
     return scores_table([EvaluatedModelRecord.model_validate(model)]).notes
+
+
+def test_a_run_notes_what_users_and_tasks_get_otherwise(model: Path, tmp_path: Path) -> None:
+    def notes(bos: int | None) -> list[str]:
+        return run_notes._tokenization_notes(
+            model, TokenDirectory(tmp_path, _EMPTY | {"policy": {"bos": bos}})
+        )
+
+    assert [note.split(",")[0][:29] for note in notes(0)] == [OTHER_IDS[:29], OTHER_BOS[:29]]
+    assert "imported tokens have no BOS" in notes(None)[-1]
+
+
+_EMPTY = {"embedding_rows": ROWS, "files": []}

@@ -1,8 +1,10 @@
 """Write the notes of a run: sentences that a reader needs to weigh its figures."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from inheritune.data.tokens import TokenDirectory
 from inheritune.recipe.published import deviations
 from inheritune.recipe.schema import Recipe
 from inheritune.run.derive import Outcome
@@ -25,8 +27,7 @@ def run_notes(outcome: Outcome, recipe: Recipe) -> list[str]:
                 "not copy, and is no result of the method."
             )
     notes += _growth_notes(outcome, recipe)
-    if (found := compare_tokenization(outcome.reference.model.path)) is not None:
-        notes += found.differences
+    notes += _tokenization_notes(outcome.reference.model.path, outcome.tokens)
     notes += [note for note in outcome.target.notes if note.startswith("Published in")]
     for name, distill in {t.name: t.distill for t in trainings}.items():
         if distill is not None:
@@ -39,6 +40,20 @@ def run_notes(outcome: Outcome, recipe: Recipe) -> list[str]:
     if skipped:
         notes.append(f"{skipped} steps were skipped because a value was not finite.")
     return notes + deviations(recipe.resolved())
+
+
+def _tokenization_notes(model: Path, tokens: TokenDirectory) -> list[str]:
+    """Sentences where users, or tasks, get other ids than the run was trained on."""
+    found = compare_tokenization(model)
+    if found is None:
+        return []
+    notes = list(found.differences)
+    if found.puts_bos and tokens.manifest["policy"]["bos"] is None:
+        notes.append(
+            "The imported tokens have no BOS before documents, and the tokenizer puts one before "
+            "prompts and questions; `evaluate.add_bos: no` asks without it."
+        )
+    return notes
 
 
 def _reference_notes(outcome: Outcome) -> list[str]:
