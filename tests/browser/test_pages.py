@@ -1,5 +1,6 @@
 """Pages of a tiny real run in a real browser: drawn, silent, at home, readable on a phone."""
 
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -144,12 +145,52 @@ def test_axes_lines_and_raw_values_can_be_chosen(browser: Any, report: str) -> N
         assert seen.said == []
 
 
-def test_the_report_prints_with_still_images(browser: Any, report: str, shots: Path) -> None:
+def test_the_values_of_all_lines_stand_at_the_pointer(browser: Any, report: str) -> None:
+    with opened(browser, report) as (page, seen):
+        chart = page.locator("#val-loss")
+        chart.scroll_into_view_if_needed()
+        box = page.locator("#val-loss svg .background").first.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        tip = chart.locator(".tip")
+        tip.wait_for(state="visible")
+        told = tip.inner_text()
+        assert "inherit (target)" in told and "scratch" in told and "tokens" in told
+        assert re.search(r"\d\.\d{3} at \d", told)  # as the page writes a loss
+        right = tip.bounding_box()
+        assert right["x"] + right["width"] <= 1280
+        page.mouse.move(0, 0)
+        tip.wait_for(state="hidden")
+        assert seen.said == []
+
+
+def test_an_axis_fits_the_lines_that_are_shown(browser: Any, report: str) -> None:
     with opened(browser, report) as (page, _):
+        figure = page.locator("figure:has(#val-loss)")
+        ticks = figure.locator(".mark-text.role-axis-label")
+        before = ticks.all_inner_texts()
+        figure.get_by_role("checkbox", name="scratch").uncheck()
+        page.wait_for_function(
+            "before => [...document.querySelectorAll('#val-loss .mark-text.role-axis-label')]"
+            ".map((one) => one.textContent).join() !== before.join()",
+            arg=before,
+        )
+        names = figure.locator("svg.marks").text_content()
+        assert "scratch" not in names and "inherit (target)" in names
+
+
+def test_the_report_prints_with_still_images_and_open_folds(
+    browser: Any, report: str, shots: Path
+) -> None:
+    with opened(browser, report) as (page, _):
+        page.evaluate("document.querySelectorAll('details').forEach((one) => one.open = false)")
         page.emulate_media(media="print")
-        assert page.locator("img.still").first.is_visible()
+        stills = page.locator("img.still")
+        assert stills.count() >= 4
+        assert all(still.is_visible() for still in stills.all())
         assert not page.locator("#val-loss").is_visible()
         assert not page.locator(".controls").first.is_visible()
+        assert page.get_by_text("The resolved recipe").count() == 1
+        assert page.locator("#recipe table").is_visible()
         page.pdf(path=shots / "report.pdf")
 
 
@@ -169,6 +210,10 @@ def test_several_runs_stand_side_by_side(
             assert lines_of(page, "compared") >= 4
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             shoot(page, shots, f"comparison-{width}")
+            filtered = page.locator("#filter")
+            filtered.fill("tiny")
+            page.locator(".runs article:visible").nth(1).wait_for(state="detached")
+            assert page.locator("tbody tr[data-run]:visible").count() == 1
             assert seen.said == [] and seen.elsewhere() == []
 
 

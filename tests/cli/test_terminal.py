@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+from rich.console import ConsoleDimensions
 from rich.table import Table
 from rich.text import Text
 
@@ -47,6 +48,25 @@ def test_control_characters_are_shown_and_not_obeyed(show, capfd, monkeypatch):
 def listening_once(event):
     with progress_bar() as listener:
         listener(event)
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_bar_of_a_training_shows_all_its_figures(width, capfd, monkeypatch):
+    monkeypatch.setattr(Terminal, "is_terminal", True)
+    monkeypatch.setattr(Terminal, "size", property(lambda self: ConsoleDimensions(width, 40)))
+    monkeypatch.delenv("CI", raising=False)
+    facts = {"round": "1 of 2", "val": "3.31 (reference 2.44, +0.87)", "done in": "about 3 min"}
+    with progress_bar() as listener:
+        listener(Progress("tokens", 100, 100, "tokens"))
+        listener(Progress("samples"))  # its bar is not that of the tokens at 100 %
+        rows = [(task.description, task.percentage) for task in listener._bars.tasks]
+        assert rows == [("samples", 0)]
+        listener(Progress("inherit, 4 layers", 34, 100, "tokens", facts))
+        listener._bars.refresh()
+    shown = capfd.readouterr().err
+    figures = "round 1 of 2 · val 3.31 (reference 2.44, +0.87) · done in about 3 min"
+    assert figures in shown
+    assert ("34 % · round" if width == 80 else "34% round") in shown
 
 
 def test_tables_too(capfd, monkeypatch):

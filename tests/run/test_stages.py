@@ -67,7 +67,8 @@ def test_a_finished_run_has_the_time_of_every_stage(seen: Any) -> None:
 def test_a_training_names_its_round_its_distance_and_the_time_of_the_run(seen: Any) -> None:
     facts = [event.facts for event in seen[1] if event.task == "inherit, 2 layers" and event.facts]
     assert facts[-1]["round"] == "1 of 2"
-    assert facts[-1]["run done in"].startswith("about ")
+    assert facts[-1]["done in"].startswith("about ")
     level = seen[0].read()["benchmark"]["val_loss"]
+    assert list(facts[-1])[:3] == ["round", "val", "done in"]
     told = next(fact["val"] for fact in reversed(facts) if "val" in fact)
     assert f"(reference {level:.2f}, " in told

@@ -258,10 +258,10 @@ def _table(runs: Sequence[_Run]) -> Table:
         runs,
         [
             (Column("run"), "name"),
+            (Column("val_loss", "nats", loss), "record.target_loss"),
             (Column("outcome"), lambda run: headline(run.record).lower()),
             (Column("layers", show=exact), "record.target.layers"),
             (Column("of", show=exact), "record.reference.layers"),
-            (Column("val_loss", "nats", loss), "record.target_loss"),
             (Column("SE", show=loss), "record.target.val_loss_se"),
             (Column("minus reference loss", "nats", signed), _minus_reference),
             (Column("reference loss", "nats", loss), "record.reference_loss"),

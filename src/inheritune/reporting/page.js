@@ -181,6 +181,8 @@
       const near = [];
       for (const [line, values] of rows) {
         let best = null;
+        const places = values.map((row) => row[axis.key]), slack = 0.02 * (view.scale("x").domain()[1]);
+        if (at < Math.min(...places) - slack || at > Math.max(...places) + slack) continue; // not trained there
         for (const row of values) {
           if (!best || Math.abs(row[axis.key] - at) < Math.abs(best[axis.key] - at)) best = row;
         }

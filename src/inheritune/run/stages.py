@@ -82,20 +82,22 @@ class Stages:
         self._tell(progress)
 
     def _facts(self, row: StageRecord, progress: Progress) -> dict[str, str]:
-        facts = dict(progress.facts)
-        if "val_loss" in facts:
-            self._val_loss = float(facts.pop("val_loss"))
-        if self._val_loss is not None:
-            level = self._level
-            beside = (
-                "" if level is None else f" (reference {level:.2f}, {self._val_loss - level:+.2f})"
-            )
-            facts = {"val": f"{self._val_loss:.2f}{beside}"} | facts
+        """Put round, val_loss and the time of the run before what the training tells itself."""
+        own, facts = dict(progress.facts), {}
+        if "val_loss" in own:
+            self._val_loss = float(own.pop("val_loss"))
         rounds = [one for one in self._rows if one.variant == row.variant and one.seed is None]
         if len(rounds) > 1:
-            facts = {"round": f"{rounds.index(row) + 1} of {len(rounds)}"} | facts
+            facts["round"] = f"{rounds.index(row) + 1} of {len(rounds)}"
+        if self._val_loss is not None:
+            facts["val"] = f"{self._val_loss:.2f}"
+            if self._level is not None:
+                gap = self._val_loss - self._level
+                facts["val"] += f" (reference {self._level:.2f}, {gap:+.2f})"
         left_s = self._seconds_left(row, progress)
-        return facts if left_s is None else facts | {"run done in": f"about {_rough(left_s)}"}
+        if left_s is not None:
+            facts["done in"] = f"about {_rough(left_s)}"
+        return facts | own
 
     def _seconds_left(self, row: StageRecord, progress: Progress) -> float | None:
         """Estimate the seconds to the end of all trainings that are certain to come."""

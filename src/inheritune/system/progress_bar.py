@@ -8,13 +8,22 @@ from html import escape
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from inheritune.system.progress import Listener, Progress
 from inheritune.system.terminal import Terminal
 
 _LINE_EVERY_S = 30.0  # in a log
+_WIDE = 120  # columns of a terminal that has room for a bar
 _DRAW_EVERY_S = 0.2  # in a notebook
 
 
@@ -28,21 +37,39 @@ def progress_bar() -> Iterator[Listener]:
     if console.is_jupyter:
         yield _NotebookBar()
     elif console.is_terminal and not os.environ.get("CI"):
-        bars = Bars(
-            TextColumn("{task.description:<24}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[facts]}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
+        bars = Bars(*_columns(console.width), console=console, transient=True)
         with bars:
             yield _Bar(bars)
     else:
         yield _Lines(console)
+
+
+def _columns(width: int) -> list[ProgressColumn]:
+    """Choose what a line shows: a bar and times where there is room, else the figures alone."""
+    if width < _WIDE:
+        return [_Figures(width)]
+    facts = TextColumn("{task.fields[facts]}", markup=False)
+    percent = TextColumn("{task.percentage:>3.0f}%")
+    name = TextColumn("{task.description:<24}", markup=False)
+    return [name, BarColumn(bar_width=16), percent, facts, TimeRemainingColumn(compact=True)]
+
+
+class _Figures(ProgressColumn):
+    """Share and facts of a task, and as much of its name as fits beside them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self._width = width
+
+    def render(self, task: Task) -> Text:
+        """Write the line of a task."""
+        share = "" if task.total is None else f"{task.percentage:.0f} %"
+        figures = " · ".join(filter(None, [share, task.fields["facts"]]))
+        room = max(0, self._width - len(figures) - 4)
+        name = task.description
+        if len(name) > room:
+            name = f"{name[: room - 1]}…" if room > 1 else ""
+        return Text("  ".join(filter(None, [name, figures])), no_wrap=True, overflow="ellipsis")
 
 
 class _NotebookBar:
@@ -97,7 +124,7 @@ class _Bar:
             # What a checkpoint brings along was not done now: the speed must not count it.
             self._bars.update(task, completed=progress.done)
             self._bars.reset(task, completed=progress.done, total=progress.total)
-        self._bars.update(task, completed=progress.done, facts=_facts(progress))
+        self._bars.update(task, completed=progress.done, facts=_facts(progress, " · "))
 
 
 class _Lines:
@@ -134,5 +161,5 @@ class _Lines:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _facts(progress: Progress) -> str:
-    return ", ".join(f"{name} {value}" for name, value in progress.facts.items())
+def _facts(progress: Progress, between: str = ", ") -> str:
+    return between.join(f"{name} {value}" for name, value in progress.facts.items())
