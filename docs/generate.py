@@ -15,6 +15,9 @@ from inheritune import errors
 from inheritune.cli.app import app
 from inheritune.data.file_kinds import WAYS_OUT, kinds
 from inheritune.data.text_formats import COMPRESSIONS, FORMATS, UNREADABLE
+from inheritune.model_files.foreign_layouts import LAYOUTS
+from inheritune.model_files.quantisation import SCHEMES
+from inheritune.model_files.wrappers import INNER, OUTER
 from inheritune.recipe.load import recipe_schema
 from inheritune.run_record.record import FORMAT, RunRecord
 
@@ -43,6 +46,7 @@ def pages() -> dict[str, str]:
         "errors.md": error_classes(),
         "messages.md": messages(),
         "text-formats.md": text_formats(),
+        "model-formats.md": model_formats(),
     }
 
 
@@ -67,6 +71,43 @@ def text_formats() -> str:
         f"Every other file that ends in {refused} is refused.\n\n"
         "## What a file is called, whatever its name\n\nBy its beginning:\n\n"
         + _table(("it is", "way out"), [(k, WAYS_OUT.get(k, "Leave it out")) for k in kinds()])
+    )
+
+
+# -- formats of models
+
+
+def model_formats() -> str:
+    """Layouts of other programs, ways to quantise and names of wrappers, each with its way out."""
+    words = {"here": "MODEL", "sign": "FILE", "inside": "FOLDER"}
+    layouts = [
+        (
+            layout.what.format(**words),
+            ", ".join(f"`{sign}`" for sign in layout.signs if not sign.startswith("[")),
+            layout.way_out.format(**words),
+        )
+        for layout in LAYOUTS
+        if not layout.signs[0].startswith("[")
+    ]
+    schemes = [
+        (
+            scheme.name,
+            ", ".join(f"`{sign}`" for sign in scheme.signs),
+            "`inheritune convert MODEL OUT`" if scheme.converts else scheme.way_out.format(**words),
+        )
+        for scheme in SCHEMES
+    ]
+    wrappers = [(f"`{part}`", wrapper) for part, wrapper in (INNER | OUTER).items()]
+    return (
+        "# Formats of models\n\nReferences are read from `model.safetensors`, or from the files "
+        "that `model.safetensors.index.json` names. See {doc}`../how-to/model-refused`.\n\n"
+        "## Layouts of other programs\n\nA directory is recognised by the names in it, the first "
+        "row that fits.\n\n" + _table(("MODEL", "names", "way out"), layouts) + "\n"
+        "## Quantised weights\n\nNames and dtypes of tensors decide, not config.json. A matrix of "
+        "integers called a weight is quantised under any name.\n\n"
+        + _table(("way", "tensors end with", "way out"), schemes)
+        + "\n## Names of wrappers\n\n`inheritune convert MODEL OUT` takes them off.\n\n"
+        + _table(("in the names of tensors", "from"), wrappers)
     )
 
 

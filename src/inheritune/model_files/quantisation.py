@@ -48,6 +48,7 @@ SCHEMES = (
     Scheme("AWQ or GPTQ", (".qweight", ".qzeros", ".g_idx")),
     Scheme("HQQ", (".W_q",)),
     Scheme("compressed-tensors", (".weight_packed",)),
+    Scheme("NVFP4", (".weight_scale_2",)),
     Scheme("MLX", (".biases",), _LIKE_MLX),
     Scheme("fp8", ("_scale_inv", ".weight_scale"), converts=True),
     Scheme("another way", (".absmax", ".quant_map")),
