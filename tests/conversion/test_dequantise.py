@@ -9,7 +9,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from inheritune import api
-from inheritune.conversion.dequantise import as_float32, dequantised
+from inheritune.conversion.dequantise import dequantised
+from inheritune.conversion.stored_values import as_float32
 from inheritune.errors import SourceError, UnsupportedModelError
 from inheritune.model_files.directory import open_model
 from inheritune.model_files.safetensors import read_header
@@ -62,6 +63,19 @@ def int8(w):
     return parts, (q * scale[:, None] * 7.874015718698502e-3).bfloat16()
 
 
+def packed(w, size=16):
+    """Quantise as compressed-tensors does: 4 bits around zero, a scale for 16 columns."""
+    rows, columns = w.shape
+    scale = w.reshape(rows, -1, size).abs().amax(-1).bfloat16() / 7
+    spread = scale.float().repeat_interleave(size, 1)
+    q = (w / spread).round().clamp(-8, 7)
+    codes = (q + 8).to(torch.int64).reshape(rows, -1, 8)
+    words = sum(codes[..., i] << 4 * i for i in range(8))
+    words = torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+    parts = {".weight_packed": words, ".weight_scale": scale}
+    return parts | {".weight_shape": torch.tensor([rows, columns])}, (q * spread).bfloat16()
+
+
 NF4 = torch.linspace(-1, 1, 16) ** 3  # any 16 values do: they are stored beside the weights
 
 
@@ -100,6 +114,7 @@ CASES = {
     "fp8 in blocks, stated by the grid": (block_fp8(16, 16), {}),
     "fp8 with bf16 scales": (block_fp8(32, 32, torch.bfloat16), {}),
     "fp8 by rows": (row_fp8, {"quantization_config": {"quant_method": "compressed-tensors"}}),
+    "packed 4 bits": (packed, {"quantization_config": {"quant_method": "compressed-tensors"}}),
     "bitsandbytes 8-bit": (int8, {"quantization_config": {"_load_in_8bit": True}}),
     "bitsandbytes 4-bit": (four_bits(False), {"quantization_config": {"_load_in_4bit": True}}),
     "bitsandbytes 4-bit, nested": (four_bits(True), {}),
@@ -270,3 +285,15 @@ def test_eight_bits_are_what_bitsandbytes_computes(tmp_path):
     q, scale, _ = functional.int8_vectorwise_quant(torch.randn(96, 64).half())
     ours = one(tmp_path, {"w.weight": q, "w.SCB": scale})
     assert torch.equal(ours, functional.int8_vectorwise_dequant(q, scale))
+
+
+def test_packed_bits_are_what_compressed_tensors_computes(tmp_path):
+    helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
+    q = torch.randint(-8, 8, (12, 40), dtype=torch.int8)
+    scale = torch.rand(12, 5).bfloat16()
+    words = helpers.pack_to_int32(q, 4)
+    shape = torch.tensor([12, 40])
+    parts = {"w.weight_packed": words, "w.weight_scale": scale, "w.weight_shape": shape}
+    expected = helpers.unpack_from_int32(words, 4, torch.Size([12, 40])).to(torch.bfloat16)
+    expected = expected * scale.repeat_interleave(8, 1)
+    assert torch.equal(one(tmp_path, parts).bfloat16(), expected)

@@ -16,7 +16,7 @@ from inheritune.conversion.converted import (
     refuse_place,
     write_index,
 )
-from inheritune.conversion.dequantise import as_float32
+from inheritune.conversion.stored_values import as_float32
 from inheritune.conversion.write_tensors import write_tensors
 from inheritune.errors import InherituneError, RecipeError, UnsupportedModelError, escape
 from inheritune.model_files.cast import FLOATING, cast

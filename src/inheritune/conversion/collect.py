@@ -15,7 +15,8 @@ from inheritune.conversion.converted import (
     refuse_place,
     write_index,
 )
-from inheritune.conversion.dequantise import Weight, dequantised, left_out
+from inheritune.conversion.dequantise import dequantised, left_out
+from inheritune.conversion.stored_values import Weight
 from inheritune.conversion.write_tensors import write_tensors
 from inheritune.errors import RecipeError, SourceError, UnsupportedModelError, escape
 from inheritune.model_files.cast import cast

@@ -47,7 +47,7 @@ SCHEMES = (
     Scheme("MXFP4", ("_blocks",), converts=True),
     Scheme("AWQ or GPTQ", (".qweight", ".qzeros", ".g_idx")),
     Scheme("HQQ", (".W_q",)),
-    Scheme("compressed-tensors", (".weight_packed",)),
+    Scheme("packed whole numbers of compressed-tensors", (".weight_packed",), converts=True),
     Scheme("NVFP4", (".weight_scale_2",)),
     Scheme("MLX", (".biases",), _LIKE_MLX),
     Scheme("fp8", ("_scale_inv", ".weight_scale"), converts=True),
