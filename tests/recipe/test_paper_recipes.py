@@ -20,6 +20,7 @@ from inheritune.recipe.load import RecipeFile, read_recipe
 from inheritune.recipe.presets import preset_names, preset_path
 from inheritune.recipe.published import deviations, experiment_names
 from inheritune.recipe.schema import Recipe
+from inheritune.recipe.variants import Match
 from inheritune.run.execute import execute
 from inheritune.surgery.half_width import half_width_headers
 
@@ -233,7 +234,7 @@ def test_known_shapes_are_found_by_the_last_part_of_their_name():
 def run_scaled(name: str, root: Path) -> dict:
     """A scaled run through all of its rounds: after two steps, the first would match by chance."""
     file = scaled(name)
-    never = file.recipe.grow.model_copy(update={"tolerance": -1.0})
+    never = file.recipe.grow.model_copy(update={"match": Match.model_construct(val_loss=-1.0)})
     file = replace(file, recipe=file.recipe.model_copy(update={"grow": never}))
     record = execute(file, root).record.as_json()
     assert (record["exit_code"], record["status"]) == (6 if never.add else 0, "done")

@@ -64,7 +64,7 @@ def test_the_plan_of_demo_distillation_runs_the_reference_once_for_both(tmp_path
 
 @pytest.mark.slow  # with `make recipes`
 def test_demo_fewest_layers_ends_with_the_smallest_size_that_matched(tmp_path: Path) -> None:
-    result = execute(small("demo-fewest-layers", "grow.tolerance=2.5"), tmp_path / "run")
+    result = execute(small("demo-fewest-layers", "grow.match.val_loss=2.5"), tmp_path / "run")
     rounds = {row.layers: row.outcome == "matched" for row in result.record.rounds}
     assert list(rounds)[:2] == [1, 5]
     assert result.layers == min(layers for layers, matched in rounds.items() if matched)

@@ -125,8 +125,26 @@ def test_a_reference_no_better_than_scratch_is_called_undertrained(synthetic: Mo
 
 def test_a_tolerance_is_named(synthetic: ModuleType) -> None:
     record = synthetic.record()
-    record["recipe"]["grow"]["tolerance"] = 0.05
-    assert any("counts up to 0.050 nats above" in sentence for sentence in remarks(typed(record)))
+    record["recipe"]["grow"]["tolerance"] = 0.05  # as earlier versions call it
+    named = "Matched means here: at most 0.050 nats above the reference loss."
+    assert named in remarks(typed(record))
+    record["recipe"]["grow"] = {"match": {"val_loss": 0.05, "kl": None}}
+    assert named in remarks(typed(record))
+
+
+def test_several_criteria_are_named_with_those_that_were_not_met(synthetic: ModuleType) -> None:
+    record = synthetic.record()
+    record["recipe"]["grow"] = {"match": {"val_loss": None, "kl": 0.1, "top1": 0.9, "tasks": 0.01}}
+    for row in record["rounds"]:
+        row["criteria"] = {"kl": "not_matched", "top1": "matched", "tasks": "matched_within_noise"}
+    (sentence,) = [text for text in remarks(typed(record)) if "Matched means" in text]
+    assert sentence == (
+        "Matched means here: KL divergence at most 0.100 nats; the same likeliest token at 90% of "
+        "tokens or more; tasks at most 1.0% below the reference's, in the mean. Not met: kl, tasks."
+    )
+    for row in record["rounds"]:
+        row["criteria"] = dict.fromkeys(row["criteria"], "matched")
+    assert any(text.endswith("All are met.") for text in remarks(typed(record)))
 
 
 def test_a_target_of_full_depth_is_said_to_save_nothing(synthetic: ModuleType) -> None:

@@ -9,6 +9,7 @@ import tiny_recipe
 
 from inheritune.errors import DataError, Interrupted, RecipeError
 from inheritune.recipe.load import RecipeFile
+from inheritune.recipe.variants import Match
 from inheritune.reporting.provenance import provenance
 from inheritune.run.derive import judge
 from inheritune.run.execute import execute as execute_recipe
@@ -347,4 +348,4 @@ def test_matched_within_noise_is_two_standard_errors_above(
 ) -> None:
     fields = dict.fromkeys(TrainingResult.__dataclass_fields__)
     trial = TrainingResult(**(fields | {"difference": difference, "difference_se": 0.01}))
-    assert judge(trial, tolerance) == verdict
+    assert judge(trial, Match(val_loss=tolerance)) == verdict

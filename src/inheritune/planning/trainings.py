@@ -13,8 +13,9 @@ from inheritune.model_files.flops import (
 )
 from inheritune.planning.memory import Memory
 from inheritune.recipe.schema import Recipe
-from inheritune.recipe.variants import Distill, Variant
+from inheritune.recipe.variants import Distill, Match, Variant
 from inheritune.repair.places import LayerSizes, fitted_features, repair_flops
+from inheritune.reporting.criteria import limits
 from inheritune.steps.growth import Growth, grown_sizes, grown_specs
 from inheritune.steps.initial_weights import frozen_shape
 from inheritune.steps.limits import weights_bytes
@@ -239,6 +240,8 @@ def growth_notes(recipe: Recipe, growth: Growth) -> list[str]:
             f"grow.patch: up to {len(sizes)} larger sizes, of {sizes[0]} to {sizes[-1]} layers, "
             f"are validated after each of {times} rounds; nothing of them is trained."
         )
+    if recipe.grow.match != Match():
+        notes.append(f"Matched means: {'; '.join(limits(recipe.grow.match.model_dump()))}.")
     if len(growth.longest()) == 1:
         grown = [name for name, variant in recipe.variants.items() if variant.start == "grown"]
         notes += [f"{name} is not trained: there is one round only." for name in grown]

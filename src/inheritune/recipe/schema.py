@@ -256,6 +256,17 @@ class Recipe(RecipeSection):
         return self
 
     @model_validator(mode="after")
+    def _has_tasks_to_match(self) -> Self:
+        tasks = [name for name in self.evaluate.tasks if name != "val_loss"]
+        limit = self.grow.match.tasks
+        if limit is not None and not tasks:
+            raise ValueError(
+                f"grow.match.tasks is {limit:g}, but no task is asked: name some in "
+                "evaluate.tasks, such as [arc_easy, piqa]"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_a_control_for_growth(self) -> Self:
         grown = [name for name, variant in self.variants.items() if variant.start == "grown"]
         if grown and self.grow.weights == "keep":

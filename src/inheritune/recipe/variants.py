@@ -37,6 +37,28 @@ Parts = Literal[
 ]
 
 
+class Match(RecipeSection):
+    """Criteria that a target must meet, each of them, to match its reference."""
+
+    val_loss: NonNegative | None = 0.0
+    """Most nats above the reference loss; null: any val_loss. 0 is the papers' criterion."""
+    kl: NonNegative | None = None
+    """Largest KL divergence from the reference's predictions, nats per validation token; null:
+    any."""
+    top1: Share | None = None
+    """Smallest share of validation tokens at which both think the same token the likeliest; null:
+    any."""
+    tasks: Share | None = None
+    """Most that the mean score over evaluate.tasks may lie below the reference's: 0.01 is one
+    point of a hundred; null: any."""
+
+    @model_validator(mode="after")
+    def _has_a_criterion(self) -> Self:
+        if all(limit is None for limit in (self.val_loss, self.kl, self.top1, self.tasks)):
+            raise ValueError("all criteria are null, so any target matches: give one, such as kl")
+        return self
+
+
 class Grow(RecipeSection):
     """Growth of the target while it does not match the reference loss."""
 
@@ -45,8 +67,7 @@ class Grow(RecipeSection):
     weights: Literal["reinherit", "keep"] = "reinherit"
     """What a round starts from: reinherit: the reference's layers again; keep: the layers trained
     in the round before."""
-    tolerance: NonNegative = 0.0
-    """Nats above the reference loss that still count as matched."""
+    match: Match = Match()
     patch: bool = False
     """After each round, measure the larger sizes that need no training: layers of the reference
     put back, untrained. Where one up to the size of the next round matches, it is the target, and
@@ -66,7 +87,8 @@ class Grow(RecipeSection):
         if not isinstance(values, dict):
             return values
         off = _SWITCHED_OFF
-        return {key: value for key, value in values.items() if key not in off or value != off[key]}
+        kept = {key: value for key, value in values.items() if key not in off or value != off[key]}
+        return _with_match(kept) if "tolerance" in kept else kept
 
     @model_validator(mode="after")
     def _bisects_from_the_reference(self) -> Self:
@@ -76,6 +98,15 @@ class Grow(RecipeSection):
                 "again: it needs weights: reinherit"
             )
         return self
+
+
+def _with_match(values: dict[str, Any]) -> dict[str, Any]:
+    """Move ``tolerance``, as earlier versions called it, to ``match.val_loss``."""
+    match = values.get("match", {})
+    if not isinstance(match, dict) or "val_loss" in match:
+        raise ValueError("tolerance is the older name of match.val_loss: give one of them")
+    rest = {key: value for key, value in values.items() if key != "tolerance"}
+    return rest | {"match": match | {"val_loss": values["tolerance"]}}
 
 
 class AlphaSchedule(RecipeSection):

@@ -1,7 +1,15 @@
 """Make the tables of a run's record: rounds, variants, seeds and the ledger of costs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
+from inheritune.reporting.fidelity_columns import (
+    NOTE,
+    fidelity_fields,
+    fidelity_marks,
+    has_fidelity,
+)
 from inheritune.reporting.quantities import (
     amount,
     duration,
@@ -40,6 +48,7 @@ def summary_table(record: RunRecord) -> Table:
             rows.append(row)
         elif (row.num_seeds or 1) > 1:
             rows.append(_renamed(row, f"{row.name}, all seeds"))
+    is_wide = several or has_fidelity(rows)
     return Table.of(
         "summary",
         rows,
@@ -49,7 +58,8 @@ def summary_table(record: RunRecord) -> Table:
             (Column("size", show=amount), "params"),
             (Column("val_loss", show=loss), "val_loss"),
             *([(Column("sd (seeds)", show=str), _seed_spread)] if several else []),
-            (Column("vs ref." if several else "vs reference", show=signed), "difference"),
+            (Column(f"vs {'ref.' if is_wide else 'reference'}", show=signed), "difference"),
+            *fidelity_fields(rows, short=True),
             (Column("tokens", show=amount), "tokens"),
             (Column("time", show=duration), "seconds"),
         ],
@@ -62,17 +72,21 @@ def _renamed(row: TrainedModel, name: str) -> TrainedModel:
 
 def rounds_table(record: RunRecord) -> Table:
     """List the rounds of the target."""
-    return Table.of(
+    before: list[Field] = [
+        (Column("round", show=exact), "round"),
+        (Column("layers", show=exact), "layers"),
+        (Column("outcome"), lambda row: _OUTCOMES.get(row.outcome, row.outcome or None)),
+        (Column("val_loss", "nats", loss), "val_loss"),
+        (Column("SE", show=loss), "val_loss_se"),
+        (Column("minus reference loss", "nats", signed), "difference"),
+        (Column("paired SE", show=loss), "difference_se"),
+    ]
+    table = Table.of(
         "rounds",
         record.rounds,
         [
-            (Column("round", show=exact), "round"),
-            (Column("layers", show=exact), "layers"),
-            (Column("outcome"), lambda row: _OUTCOMES.get(row.outcome, row.outcome or None)),
-            (Column("val_loss", "nats", loss), "val_loss"),
-            (Column("SE", show=loss), "val_loss_se"),
-            (Column("minus reference loss", "nats", signed), "difference"),
-            (Column("paired SE", show=loss), "difference_se"),
+            *before,
+            *fidelity_fields(record.rounds),
             *_cut_column(record.rounds),
             (Column("val_loss at start", "nats", loss), "start_val_loss"),
             (Column("tokens", show=amount), "tokens"),
@@ -83,9 +97,15 @@ def rounds_table(record: RunRecord) -> Table:
         ],
         [
             "SE: standard error over validation windows. The difference is taken window by window, "
-            "so its own (paired) SE decides. Every round counts towards the cost."
+            "so its own (paired) SE decides. Every round counts towards the cost.",
+            *_fidelity_note(record.rounds),
         ],
     )
+    return replace(table, marks=fidelity_marks(record.rounds, len(before)))
+
+
+def _fidelity_note(rows: Sequence[TrainedModel]) -> list[str]:
+    return [NOTE] if has_fidelity(rows) else []
 
 
 def _cut_column(rows: Sequence[TrainedModel]) -> list[Field]:
@@ -117,18 +137,23 @@ def variants_table(record: RunRecord) -> Table:
         (Column("SD over seeds", show=loss), "val_loss_sd"),
         (Column("seeds", show=exact), "num_seeds"),
     ]
-    return Table.of(
+    rows = sorted(record.variants, key=lambda row: (row.val_loss is None, row.val_loss or 0.0))
+    before: list[Field] = [
+        (Column("variant"), lambda row: row.name or None),
+        (Column("val_loss", "nats", loss), "val_loss"),
+        (
+            Column("minus reference loss", "nats", signed),
+            lambda row: _minus_reference(record, row),
+        ),
+        (Column("SE over windows", show=loss), "val_loss_se"),
+        *(over_seeds if _has_several_seeds(record) else []),
+    ]
+    table = Table.of(
         "variants",
-        sorted(record.variants, key=lambda row: (row.val_loss is None, row.val_loss or 0.0)),
+        rows,
         [
-            (Column("variant"), lambda row: row.name or None),
-            (Column("val_loss", "nats", loss), "val_loss"),
-            (
-                Column("minus reference loss", "nats", signed),
-                lambda row: _minus_reference(record, row),
-            ),
-            (Column("SE over windows", show=loss), "val_loss_se"),
-            *(over_seeds if _has_several_seeds(record) else []),
+            *before,
+            *fidelity_fields(rows),
             *zero_tokens,
             (Column("layers", show=exact), "layers"),
             (Column("parameters", show=amount), "params"),
@@ -137,8 +162,9 @@ def variants_table(record: RunRecord) -> Table:
             (Column("FLOPs in all", show=flops), "flops"),
             (Column("time", "s", duration, True), "seconds"),
         ],
-        notes,
+        [*notes, *_fidelity_note(rows)],
     )
+    return replace(table, marks=fidelity_marks(rows, len(before)))
 
 
 def leading_rows(record: RunRecord, table: Table) -> list[int]:
@@ -173,10 +199,19 @@ def seeds_table(record: RunRecord) -> Table:
             (Column("SE over windows", show=loss), lambda pair: pair[1].val_loss_se),
             (Column("minus reference loss", "nats", signed), lambda pair: pair[1].difference),
             (Column("paired SE", show=loss), lambda pair: pair[1].difference_se),
+            *_of_second(fidelity_fields([s for row in record.variants for s in row.seeds])),
             (Column("tokens", show=amount), lambda pair: pair[1].tokens),
             (Column("time", "s", duration, True), lambda pair: pair[1].seconds),
         ],
     )
+
+
+def _of_second(fields: Sequence[Field]) -> list[Field]:
+    return [(column, _getter_of_second(value)) for column, value in fields]
+
+
+def _getter_of_second(getter: Any) -> Callable[[Any], Any]:
+    return lambda pair: getter(pair[1])
 
 
 def ledger_table(record: RunRecord) -> Table:

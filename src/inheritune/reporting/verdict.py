@@ -1,5 +1,6 @@
 """State the result of a run in one sentence, with the remarks that belong to it."""
 
+from inheritune.reporting.criteria import criteria_remark
 from inheritune.reporting.quantities import (
     amount,
     duration,
@@ -60,7 +61,7 @@ def remarks(record: RunRecord) -> list[str]:
             record.scaled,
             _METHODS.get(record.result.method or "", ""),
             _full_size(record),
-            _tolerance(record),
+            criteria_remark(record),
             _gap(record),
             _scratch(record),
             _equal_compute(record),
@@ -129,15 +130,6 @@ def _full_size(record: RunRecord) -> str:
     return (
         "The target has all layers of the reference: nothing was removed, and any gain comes from "
         "training on this text."
-    )
-
-
-def _tolerance(record: RunRecord) -> str:
-    if not record.tolerance or record.outcome != "matched":
-        return ""
-    return (
-        f"The recipe counts up to {loss(record.tolerance)} nats above the reference loss as "
-        "matched."
     )
 
 

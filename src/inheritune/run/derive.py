@@ -4,16 +4,19 @@ from dataclasses import dataclass, replace
 
 from inheritune.data.tokens import TokenDirectory
 from inheritune.recipe.schema import Recipe
+from inheritune.recipe.variants import Match
 from inheritune.run.facts import reference_facts, reference_loss, round_rows
 from inheritune.run.stages import Stages
 from inheritune.run_record.trainings import TokenFacts
 from inheritune.steps.analysis import asks_for_measurements, with_measurements
 from inheritune.steps.benchmark import Benchmark, measure_benchmark
 from inheritune.steps.controls import control_specs, publish_target, train_variant
-from inheritune.steps.family import check_patched, patched_sizes, write_patched
+from inheritune.steps.family import check_patched, first_match, patched_sizes
+from inheritune.steps.fidelity import refuse_unmeasurable
 from inheritune.steps.growth import Growth, first_layers, round_spec
 from inheritune.steps.initial_weights import check_starts
 from inheritune.steps.job import Job
+from inheritune.steps.match import verdicts_of, with_task_loss, worst
 from inheritune.steps.reference import Reference, open_reference
 from inheritune.steps.repaired_start import refuse_short_text
 from inheritune.steps.result import TrainingResult
@@ -21,9 +24,6 @@ from inheritune.steps.seeds import repeat_specs
 from inheritune.steps.tokens import prepare_tokens
 from inheritune.steps.training_spec import TrainingSpec
 from inheritune.system.progress import Progress
-
-# A difference within this many standard errors of the tolerance is called noise.
-_NOISE_SE = 2.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def derive(job: Job, stages: Stages) -> Outcome:
     stages.begin("reference")
     reference = open_reference(job)
     growth = _growth(recipe, reference)
+    refuse_unmeasurable(recipe, reference)
     stages.plan(recipe, growth)
     stages.known(reference=reference_facts(reference))
     stages.begin("text")
@@ -99,23 +100,23 @@ def derive(job: Job, stages: Stages) -> Outcome:
     matched: dict[int, bool] = {}  # by number of layers, in the order of the rounds
     while (layers := growth.next_size(matched)) is not None:
         specs.append(round_spec(recipe, reference.facts, rounds, layers))
-        rounds.append(train(specs[-1]))
-        verdicts.append(judge(rounds[-1], recipe.grow.tolerance))
+        rounds.append(with_task_loss(job, train(specs[-1]), reference))
+        verdicts.append(judge(rounds[-1], recipe.grow.match))
         # More layers do not mend what rounding has cost a target that matches in fp32.
         is_rounded_away = rounds[-1].is_moved_by_rounding
-        is_match_in_fp32 = rounds[-1].fp32_difference <= recipe.grow.tolerance
-        matched[layers] = verdicts[-1] == "matched" or (is_rounded_away and is_match_in_fp32)
+        in_fp32 = worst(verdicts_of(rounds[-1].in_fp32, recipe.grow.match))
+        matched[layers] = "matched" in (verdicts[-1], in_fp32 if is_rounded_away else "")
         if recipe.grow.patch:  # up to the next round's size, layers put back may match for no token
             sizes, enough = growth.above(layers), growth.before_next(matched)
-            patched[layers] = patched_sizes(job, rounds[-1], sizes, reference, tokens, benchmark)
-            tried = [result for result in patched[layers] if result.layers in enough]
-            found = next((r for r in tried if judge(r, recipe.grow.tolerance) == "matched"), None)
+            larger = patched_sizes(job, rounds[-1], sizes, reference, tokens, benchmark)
+            tried = [size for size in larger if size.layers in enough]
+            found = first_match(job, rounds[-1], tried, reference, tokens, judge)
+            patched[layers] = [found if found and r.layers == found.layers else r for r in larger]
             if found is not None:
-                write_patched(job, rounds[-1], found, reference)
                 rounds.append(found)
                 verdicts.append("matched")
                 matched[found.layers] = True
-        stages.known(rounds=round_rows(rounds, verdicts))
+        stages.known(rounds=round_rows(rounds, verdicts, recipe.grow.match))
 
     # A bisection goes down again: the smallest round that matched need not be the last.
     matches = [result for result in rounds if matched[result.layers]]
@@ -154,23 +155,11 @@ def _growth(recipe: Recipe, reference: Reference) -> Growth:
     return growth
 
 
-def judge(result: TrainingResult, tolerance: float) -> str:
-    """Compare a target with its reference on the same validation windows.
-
-    Args:
-        result: Its ``difference`` is target - reference, nats per token, with a standard error.
-        tolerance: Nats above the reference that still count as matched.
+def judge(result: TrainingResult, match: Match) -> str:
+    """Compare a target with its reference on the same validation windows, and the same tasks.
 
     Returns:
-        ``"matched"`` for difference <= tolerance, ``"matched_within_noise"`` for difference <=
-        tolerance + 2 standard errors, else ``"not_matched"``. Only ``"matched"`` ends growth: a
-        small validation set must not make matching easier. A target whose val_loss rounding its
-        weights moved by more than a standard error has not matched.
+        The worst of `verdicts_of`: ``"matched"``, ``"matched_within_noise"`` or ``"not_matched"``.
+        Only ``"matched"`` ends growth: a small validation set must not make matching easier.
     """
-    if result.is_moved_by_rounding:
-        return "not_matched"
-    if result.difference <= tolerance:
-        return "matched"
-    if result.difference <= tolerance + _NOISE_SE * (result.difference_se or 0.0):
-        return "matched_within_noise"
-    return "not_matched"
+    return worst(verdicts_of(result, match))

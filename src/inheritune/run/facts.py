@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from inheritune.model_files.card import reference_fields
+from inheritune.recipe.variants import Match
 from inheritune.run_record.trainings import CurvePoint, ReferenceFacts, ReferenceLoss, TrainedModel
 from inheritune.steps.benchmark import Benchmark
+from inheritune.steps.match import verdicts_of
 from inheritune.steps.reference import Reference
 from inheritune.steps.result import TrainingResult
 
@@ -37,13 +39,17 @@ def reference_loss(benchmark: Benchmark) -> ReferenceLoss:
 
 
 def round_rows(
-    rounds: Sequence[TrainingResult], verdicts: Sequence[str], target: TrainingResult | None = None
+    rounds: Sequence[TrainingResult],
+    verdicts: Sequence[str],
+    match: Match,
+    target: TrainingResult | None = None,
 ) -> list[TrainedModel]:
-    """List the rounds of the target with their verdicts."""
+    """List the rounds of the target with their verdicts, in all and on each criterion."""
     return [
         TrainedModel.model_validate(
             training.summary()
             | {"round": number, "outcome": verdict, "is_target": training is target}
+            | {"criteria": verdicts_of(training, match)}
         )
         for number, (training, verdict) in enumerate(zip(rounds, verdicts, strict=True), 1)
     ]

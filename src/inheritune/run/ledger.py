@@ -83,12 +83,15 @@ def _entries(item: str, result: TrainingResult) -> list[LedgerEntry]:
         spent = result.repair["flops"], result.repair["seconds"]
         flops, seconds = flops - spent[0], seconds - spent[1]
         repair = [_entry(f"{item}: repair of the cut", 0, *spent, 1)]
-    training = _entry(item, result.tokens, flops, seconds, processes)
-    if result.distill is None:
-        return [*repair, training]
-    # Their time is part of the training's.
-    item = f"{item}: forwards of the reference"
-    return [*repair, training, _entry(item, 0, result.reference_flops, None, processes)]
+    entries = [*repair, _entry(item, result.tokens, flops, seconds, processes)]
+    if result.distill is not None:
+        # Their time is part of the training's.
+        forwards = f"{item}: forwards of the reference"
+        entries.append(_entry(forwards, 0, result.reference_flops, None, processes))
+    if result.fidelity is not None:
+        measured = result.fidelity["flops"], result.fidelity["seconds"]
+        entries.append(_entry(f"{item}: fidelity", 0, *measured, 1))
+    return entries
 
 
 def _benchmark_entry(item: str, benchmark: Benchmark) -> LedgerEntry:
@@ -202,7 +205,14 @@ def run_result(
 
 def count_matched(target: Repeated, recipe: Recipe) -> int:
     """Count the seeds with which the target matched."""
-    return sum(judge(result, recipe.grow.tolerance) == "matched" for result in target.results)
+    match = recipe.grow.match
+    # Tasks are asked of the first seed's model alone.
+    of_others = match.model_copy(update={"tasks": None})
+    verdicts = [
+        judge(result, match if place == 0 else of_others)
+        for place, result in enumerate(target.results)
+    ]
+    return verdicts.count("matched")
 
 
 def _total_price(entries: Sequence[LedgerEntry], cost: Cost) -> PriceRecord | None:

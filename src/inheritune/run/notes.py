@@ -7,6 +7,8 @@ from typing import Any
 from inheritune.data.tokens import TokenDirectory
 from inheritune.recipe.published import deviations
 from inheritune.recipe.schema import Recipe
+from inheritune.recipe.variants import Match
+from inheritune.reporting.criteria import limits
 from inheritune.run.derive import Outcome
 from inheritune.run.ledger import count_matched
 from inheritune.steps.seeds import together
@@ -122,10 +124,8 @@ def _growth_notes(outcome: Outcome, recipe: Recipe) -> list[str]:
     for name, variant in recipe.variants.items():
         if variant.start == "grown" and name not in trained:
             notes.append(f"{name} was not trained: the target needed one size only.")
-    if recipe.grow.tolerance:
-        notes.append(
-            f"Matched means at most {recipe.grow.tolerance} nats above the reference loss."
-        )
+    if recipe.grow.match != Match():
+        notes.append(f"Matched means: {'; '.join(limits(recipe.grow.match.model_dump()))}.")
     return notes
 
 

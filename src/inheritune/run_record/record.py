@@ -189,7 +189,13 @@ class RunRecord(StartRecord):
     @property
     def tolerance(self) -> float | None:
         """Nats above the reference loss that still count as matched."""
-        return finite_number(self.recipe_section("grow").get("tolerance"))
+        return finite_number(self.criteria.get("val_loss"))
+
+    @property
+    def criteria(self) -> dict[str, Any]:
+        """Limits that a target has to keep, as `grow.match`; earlier versions had one."""
+        grow = self.recipe_section("grow")
+        return mapping_or_empty(grow.get("match")) or {"val_loss": grow.get("tolerance")}
 
     @property
     def currency(self) -> str:

@@ -19,6 +19,7 @@ from inheritune.run_record.fields import (
     key,
     mapping,
 )
+from inheritune.run_record.measurements import FidelityRecord
 
 
 class StartRecord(Part):
@@ -111,6 +112,10 @@ class TrainedModel(Part):
     flops: Number = key("FLOPs in all: training, validations, forwards of the reference")
     reference_flops: Number = key("of these, forwards of the reference in a distillation")
     distill: Maybe[dict[str, Any]] = key("settings of the distillation")
+    fidelity: Maybe[FidelityRecord] = key("how close its predictions are to the reference's")
+    task_loss: Maybe[dict[str, Any]] = key(
+        "by how much its tasks lie below the reference's: `mean` and `se` over `tasks`"
+    )
     repair: Maybe[dict[str, Any]] = key(
         "of a repaired start: method, tokens, FLOPs, seconds, and the cut's val_loss before it"
     )
@@ -121,6 +126,7 @@ class TrainedModel(Part):
     path: Text = key("directory of the training, relative to the run")
     round: Number = key("rounds only: counted from 1")
     outcome: Text = key("rounds only: `matched`, `matched_within_noise` or `not_matched`")
+    criteria: Values = mapping("rounds only: the same for each criterion of `grow.match`")
     is_target: Flag = flag("rounds only: this round is the target")
 
     @property

@@ -15,6 +15,7 @@ from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.model_files.scan import scan
 from inheritune.steps.benchmark import Benchmark
 from inheritune.steps.distillation import distill_inputs
+from inheritune.steps.fidelity import with_fidelity
 from inheritune.steps.growth import grown_sizes, grown_specs
 from inheritune.steps.initial_weights import write_start
 from inheritune.steps.job import Job
@@ -62,7 +63,7 @@ def train_variant(
         write_start(task, reference.model)
     result = run_training(task, benchmark.windows)
     shutil.rmtree(task.directory / "start", ignore_errors=True)
-    return result
+    return with_fidelity(job, result, reference, tokens)
 
 
 def control_specs(

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,12 @@ from inheritune.evaluation.family import Member, keep_members
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.recipe.schema import Recipe
+from inheritune.recipe.variants import Match
 from inheritune.steps.benchmark import Benchmark
+from inheritune.steps.fidelity import with_fidelity
 from inheritune.steps.growth import Growth
 from inheritune.steps.job import Job
+from inheritune.steps.match import with_task_loss
 from inheritune.steps.reference import Reference
 from inheritune.steps.result import PATCHED, TrainingResult
 from inheritune.steps.resume import save_result
@@ -79,6 +82,32 @@ def patched_sizes(
     if results:
         _keep(job, trained, results, reference, tokens)
     return results
+
+
+def first_match(
+    job: Job,
+    trained: TrainingResult,
+    patched: Sequence[TrainingResult],
+    reference: Reference,
+    tokens: TokenDirectory,
+    judge: Callable[[TrainingResult, Match], str],
+) -> TrainingResult | None:
+    """Return the first size that meets all criteria, with its model written; None: none does.
+
+    Only where val_loss is low enough is the model made again, to measure what else counts.
+    """
+    match = job.recipe.grow.match
+    for result in patched:
+        if match.val_loss is not None:
+            if judge(result, Match(val_loss=match.val_loss)) != "matched":
+                continue
+        write_patched(job, trained, result, reference)
+        close = with_fidelity(job, result, reference, tokens)
+        measured = with_task_loss(job, close, reference)
+        if judge(measured, match) == "matched":
+            return measured
+        shutil.rmtree(job.run.root / result.path / _MODEL)
+    return None
 
 
 def write_patched(

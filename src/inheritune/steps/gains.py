@@ -1,24 +1,20 @@
 """Measure what a run's target gains against its reference; a failure is only a note."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from inheritune.data.tokens import TokenDirectory
-from inheritune.errors import DataError, InherituneError, Interrupted, MachineError, first_line
-from inheritune.model_files.directory import ModelDirectory, open_model
+from inheritune.errors import InherituneError, Interrupted, first_line
+from inheritune.model_files.directory import open_model
 from inheritune.model_files.flops import EVALUATION_SHARE
+from inheritune.steps.fidelity import refuse_small_memory, stored_result
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference
 from inheritune.steps.result import TrainingResult
 from inheritune.steps.resume import save_result
-from inheritune.system.memory import free_memory
 from inheritune.system.progress import Progress
-from inheritune.system.strict_json import read_json
-
-_FP32_BYTES = 4
-_ROOM = 1.5  # for activations and logits, beside the weights
 
 
 @dataclass(frozen=True)
@@ -79,9 +75,10 @@ def _measured(
         "seq_len": seq_len,
         "batch_size": batch_size,
     }
-    if (stored := _stored(job.run.gains, inputs)) is not None:
-        return stored
-    _refuse_small_memory(reference.model, published)
+    if (stored := stored_result(job.run.gains, inputs)) is not None:
+        with suppress(TypeError):  # of another version
+            return MeasuredGains(**stored)
+    refuse_small_memory(reference.model, published)
     began = time.monotonic()
     gains = measure_gains(
         [("reference", reference.model), ("target", published)],
@@ -101,28 +98,3 @@ def _measured(
     )
     save_result(job.run.gains, inputs, vars(measured))
     return measured
-
-
-def _stored(path: Path, inputs: dict[str, Any]) -> MeasuredGains | None:
-    """What was measured before of the same models; None: measure, it takes minutes at most."""
-    try:
-        stored = read_json(path)
-        return MeasuredGains(**stored["result"]) if stored["inputs"] == inputs else None
-    except (DataError, KeyError, TypeError):
-        return None
-
-
-def _refuse_small_memory(*models: ModelDirectory) -> None:
-    """Refuse to hold both models where the system would kill the run for it, again at every start.
-
-    Raises:
-        MachineError: The free memory is too small for both in fp32.
-    """
-    from inheritune.training.hardware import choose_device
-
-    free = free_memory()
-    needed = round(sum(model.params for model in models) * _FP32_BYTES * _ROOM)
-    if choose_device() == "cpu" and free is not None and free < needed:
-        raise MachineError(
-            f"{needed:,} bytes of memory are needed for both models, {free:,} are free."
-        )

@@ -2,9 +2,9 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -64,6 +64,10 @@ class TrainingResult:
     bytes: int | None = None  # size of the published weights
     # val_loss of the weights before they were rounded; None: they are fp32
     fp32_val_loss: float | None = None
+    # How close its predictions are to the reference's, with FLOPs and seconds; None: not measured
+    fidelity: dict[str, Any] | None = None
+    # By how much its tasks lie below the reference's: ``mean`` and ``se``; None: not asked
+    task_loss: dict[str, Any] | None = None
     # Of a repaired start: method, tokens, FLOPs, seconds, and the cut's val_loss before the repair
     repair: dict[str, Any] | None = None
 
@@ -84,6 +88,11 @@ class TrainingResult:
         """``difference`` of the weights before they were rounded."""
         rounding = 0.0 if self.fp32_val_loss is None else self.val_loss - self.fp32_val_loss
         return self.difference - rounding
+
+    @property
+    def in_fp32(self) -> Self:
+        """The same with the losses of the weights before they were rounded."""
+        return replace(self, difference=self.fp32_difference, fp32_val_loss=None)
 
     def summary(self) -> dict[str, Any]:
         """The entry of run.json: everything but the windows."""

@@ -16,7 +16,7 @@ from inheritune.steps.training_spec import TrainingSpec
 # The row of a single seed, within the row of a variant; then what the latter averages and adds up.
 _SEED_KEYS = (
     *("seed", "val_loss", "val_loss_se", "difference", "difference_se"),
-    *("start_val_loss", "tokens", "seconds", "flops", "path"),
+    *("start_val_loss", "tokens", "seconds", "flops", "path", "fidelity"),
 )
 _MEANS = ("difference", "seconds", "flops", "reference_flops")
 _SUMS = ("restarts", "skipped")
@@ -79,6 +79,7 @@ class Repeated:
             row["val_loss_se"] = None
             row["difference_se"] = _standard_error(self.windows - np.array(reference_windows))
             row["start_val_loss"] = _mean([result.start_val_loss for result in results])
+            row["fidelity"] = _mean_fidelity(results)
         row["seeds"] = [{key: getattr(result, key) for key in _SEED_KEYS} for result in results]
         return row
 
@@ -135,6 +136,14 @@ def _standard_error(values: NDArray[np.float64]) -> float | None:
     if len(values) < 2:
         return None
     return float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def _mean_fidelity(results: Sequence[TrainingResult]) -> dict[str, float | None] | None:
+    """Means over seeds, without standard errors over windows; None where one is missing."""
+    known = [result.fidelity for result in results if result.fidelity is not None]
+    if len(known) < len(results):
+        return None
+    return {key: _mean([one[key] for one in known]) for key in ("kl", "top1", "overlap")}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -32,7 +32,7 @@ def check_tasks(job: Job) -> None:
         MissingExtraError: lm-eval is not installed.
         DataError: Local questions are missing or broken.
     """
-    tasks = _tasks(job.recipe)
+    tasks = tasks_of(job.recipe)
     if tasks:
         from inheritune.evaluation.task_descriptions import task_descriptions
 
@@ -41,7 +41,7 @@ def check_tasks(job: Job) -> None:
             pass
 
 
-def _tasks(recipe: Recipe) -> list[tuple[str, int | None]]:
+def tasks_of(recipe: Recipe) -> list[tuple[str, int | None]]:
     """Tasks with their number of examples; val_loss, which is measured anyway, is left out."""
     tasks = tasks_with_shots(recipe.evaluate.tasks, recipe.evaluate.num_fewshot)
     return [(task, shots) for task, shots in tasks if task != VAL_LOSS]
@@ -95,13 +95,13 @@ def ask_tasks(
     Raises:
         Interrupted: A signal asked to stop; answers are kept.
     """
-    tasks = _tasks(job.recipe)
+    tasks = tasks_of(job.recipe)
     if not tasks:
         return None, []
     names = list(job.recipe.evaluate.tasks)
     record: dict[str, Any] = {"tasks": names, "models": [], "at": [], "failures": []}
     try:
-        record |= _scores(job, tasks, models, snapshots)
+        record |= scores_of(job, tasks, models, snapshots)
     except (Interrupted, DataError):
         raise
     except InherituneError as error:
@@ -113,12 +113,18 @@ def ask_tasks(
     return record, [f"{f['model']} was not asked {f['task']}: {f['message']}" for f in failures]
 
 
-def _scores(
+def scores_of(
     job: Job,
     tasks: list[tuple[str, int | None]],
     models: Sequence[RunModel],
-    snapshots: Sequence[RunModel],
+    snapshots: Sequence[RunModel] = (),
 ) -> dict[str, Any]:
+    """Ask tasks of all models under the settings of their training; answers are kept.
+
+    Returns:
+        ``settings``, ``failures``, and a row with ``scores`` for each of ``models`` and, as ``at``,
+        of the snapshots.
+    """
     from inheritune.evaluation.task_descriptions import task_descriptions
     from inheritune.evaluation.task_scores import EvaluationSettings, score_tasks
     from inheritune.training.hardware import choose_device

@@ -1,0 +1,48 @@
+"""Columns on how close each model's predictions are to its reference's, for every table."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from inheritune.reporting.quantities import formatted
+from inheritune.reporting.table import Column, Field, Mark
+from inheritune.run_record.trainings import TrainedModel
+
+NOTE = (
+    "p: the reference's distribution of the next token, q: the model's. KL(p || q), how often both "
+    "think the same token the likeliest, and sum of min(p, q), the share of its text that "
+    "speculative decoding would keep: means over all validation windows, with standard errors."
+)
+_share = formatted(".3f")
+_FIELDS = (
+    (Column("KL to the reference", "nats", _share), "kl"),
+    (Column("same likeliest token", show=_share), "top1"),
+    (Column("sum of min(p, q)", show=_share), "overlap"),
+)
+
+
+def has_fidelity(rows: Sequence[TrainedModel]) -> bool:
+    """Whether any of the models was compared."""
+    return any(row.fidelity for row in rows)
+
+
+def fidelity_fields(rows: Sequence[TrainedModel], short: bool = False) -> list[Field]:
+    """Three columns, or in short the divergence; none where no model was compared."""
+    if not has_fidelity(rows):
+        return []
+    if short:
+        return [(Column("KL", show=_share), _value("kl"))]
+    return [(column, _value(key)) for column, key in _FIELDS]
+
+
+def fidelity_marks(rows: Sequence[TrainedModel], first: int) -> dict[tuple[int, int], Mark]:
+    """Standard errors of these columns, of which the first has the index ``first``."""
+    return {
+        (place, first + offset): Mark(se=error)
+        for place, row in enumerate(rows)
+        for offset, (_, key) in enumerate(_FIELDS)
+        if row.fidelity and (error := getattr(row.fidelity, f"{key}_se")) is not None
+    }
+
+
+def _value(key: str) -> Any:
+    return lambda row: None if row.fidelity is None else getattr(row.fidelity, key)
