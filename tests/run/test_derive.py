@@ -53,7 +53,9 @@ def test_the_summary_has_every_promised_key(
     finished: tuple[Path, dict[str, Any], RecipeFile],
 ) -> None:
     root, final, _ = finished
-    promised = "outcome layers reference_layers rounds benchmark val_loss val_loss_se gap_closed"
+    promised = (
+        "outcome method layers reference_layers rounds benchmark val_loss val_loss_se gap_closed"
+    )
     promised = promised.replace("gap_closed", "seeds seeds_matched gap_closed")
     promised += " tokens flops seconds device_hours price variants run target report"
     assert list(final) == promised.split()

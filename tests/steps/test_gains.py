@@ -11,7 +11,7 @@ import inheritune
 from inheritune.errors import Interrupted
 from inheritune.reporting.page import write_report
 from inheritune.run_directory import Run
-from inheritune.steps import gains as gains_step
+from inheritune.steps.fidelity import stored_result
 
 
 def derive(reference: Path, text: Path, runs: Path, **evaluate: Any) -> Any:
@@ -86,7 +86,7 @@ def test_a_failure_is_a_note(
 def test_models_that_the_memory_does_not_hold_are_not_loaded(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gains_step, "free_memory", lambda: 1000)
+    monkeypatch.setattr("inheritune.steps.fidelity.free_memory", lambda: 1000)
     monkeypatch.setattr("inheritune.training.hardware.choose_device", lambda: "cpu")
     record = derive(tiny_reference, tiny_text, tmp_path).record
     assert any("bytes of memory are needed for both models, 1,000 are" in n for n in record.notes)
@@ -111,7 +111,7 @@ def test_a_stop_while_it_is_measured_leaves_the_result_and_continues(
 @pytest.mark.parametrize("content", ["", "{}", '{"inputs": 3}', '{"inputs": {}, "result": []}'])
 def test_a_broken_file_is_measured_again(content: str, tmp_path: Path) -> None:
     (tmp_path / "gains.json").write_text(content)
-    assert gains_step._stored(tmp_path / "gains.json", {}) is None
+    assert stored_result(tmp_path / "gains.json", {}, {"record"}) is None
 
 
 def test_a_run_can_leave_it_out(tiny_reference: Path, tiny_text: Path, tmp_path: Path) -> None:

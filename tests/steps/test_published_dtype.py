@@ -17,6 +17,7 @@ from inheritune.evaluation.val_loss import measure_val_loss
 from inheritune.model_files.directory import open_model
 from inheritune.planning.recipe_plan import RecipePlan, plan_recipe
 from inheritune.recipe.schema import Recipe
+from inheritune.recipe.variants import Match
 from inheritune.run.derive import judge
 from inheritune.run.execute import RunResult, execute
 from inheritune.steps.initial_weights import trained_weights
@@ -177,9 +178,9 @@ def test_a_weight_beyond_the_range_of_fp16_is_refused(tiny_reference, tmp_path):
 def test_a_loss_that_rounding_moved_beyond_its_error_is_no_match():
     fields = dict.fromkeys(TrainingResult.__dataclass_fields__)
     base = TrainingResult(**fields | {"val_loss": 3.0, "val_loss_se": 0.1, "difference": -0.5})
-    assert judge(base, 0.0) == "matched"
-    assert judge(replace(base, fp32_val_loss=2.95), 0.0) == "matched"
-    assert judge(replace(base, fp32_val_loss=3.2), 0.0) == "matched"  # rounding lowered it
+    assert judge(base, Match()) == "matched"
+    assert judge(replace(base, fp32_val_loss=2.95), Match()) == "matched"
+    assert judge(replace(base, fp32_val_loss=3.2), Match()) == "matched"  # rounding lowered it
     rounded = replace(base, fp32_val_loss=2.8)
-    assert judge(rounded, 0.0) == "not_matched"
+    assert judge(rounded, Match()) == "not_matched"
     assert rounded.fp32_difference == pytest.approx(-0.7)

@@ -20,6 +20,7 @@ from inheritune.steps.growth import Growth, grown_sizes, grown_specs
 from inheritune.steps.initial_weights import frozen_shape
 from inheritune.steps.limits import weights_bytes
 from inheritune.steps.seeds import repeat_specs
+from inheritune.steps.tournament import candidate_spec, stages_of
 from inheritune.steps.training_spec import TrainingSpec, layers_of, specs_for
 from inheritune.steps.training_task import published_dtype
 from inheritune.surgery.half_width import half_width_headers
@@ -58,6 +59,8 @@ class PlannedTraining:
     compares_hidden: bool = False  # true if hidden states are compared with the reference's
     # Seed of a training that repeats another; None for the first of its variant.
     seed: int | None = None
+    # Trainings of a stage of a tournament, which tokens and FLOPs are of together; None: this one.
+    candidates: int | None = None
 
     @property
     def trained_params(self) -> int:
@@ -92,6 +95,8 @@ class Planner:
             layers = layer_count(trained.config)
             before = [self._training(TrainingSpec("reference", "fresh", layers, trained.tokens))]
 
+        before += self._tournament(round_sizes[0])
+
         # --- the rounds of the target ---
         tokens = recipe.tokens_of(recipe.target_name)
         assert tokens is not None  # the recipe refuses equal_compute for the target
@@ -117,11 +122,35 @@ class Planner:
                 layers = layers_of(variant, self._facts.layers, round_sizes[-1])
                 tokens = recipe.tokens_of(name)
                 if tokens is None:
-                    flops = sum(training.flops for training in [*before, *rounds])
+                    paid = [*before, *rounds]
+                    flops = sum(t.flops for t in paid if t.candidates is None)
                     tokens = self._equal_compute_tokens(name, variant, layers, flops)
                 specs += self._specs(name, layers, tokens)
         repeats = repeat_specs(recipe, round_specs, specs)
         return (*before, *rounds, *(self._training(spec) for spec in [*specs, *repeats]))
+
+    def _tournament(self, layers: int) -> list[PlannedTraining]:
+        """A row for each stage of a tournament, if every candidate is another cut."""
+        recipe = self._recipe
+        stages = []
+        for number, (candidates, tokens) in enumerate(stages_of(recipe), 1):
+            spec = candidate_spec(recipe, self._facts, layers, tokens)
+            one = self._training(spec)
+            flops = candidates * one.flops
+            stages.append(
+                replace(
+                    one,
+                    name=f"tournament, stage {number}",
+                    tokens=candidates * one.tokens,
+                    steps=candidates * one.steps,
+                    flops=flops,
+                    price=None if self._speed is None else self._speed.price(flops),
+                    made_of=f"{candidates} candidates of {one.tokens:,} tokens each",
+                    reference_flops=one.reference_flops and candidates * one.reference_flops,
+                    candidates=candidates,
+                )
+            )
+        return stages
 
     def _equal_compute_tokens(self, name: str, variant: Variant, layers: int, flops: float) -> int:
         """Compute the tokens after which a control has used so many FLOPs."""
@@ -265,7 +294,7 @@ def training_notes(
     notes = []
 
     # --- what may stop the run: too little text, too little memory ---
-    longest = max(training.tokens for training in trainings)
+    longest = max(training.tokens // (training.candidates or 1) for training in trainings)
     if unique is None:
         notes.append("Epochs are known once the text is prepared: inheritune prepare.")
     elif longest > unique and not recipe.data.allow_repeat:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from inheritune.recipe.inherit import Inherit
 from inheritune.recipe.rules import Split, first_train_section
-from inheritune.recipe.schema import Inherit
 from inheritune.recipe.variants import Grow
 
 

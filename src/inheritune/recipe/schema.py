@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from inheritune.recipe.data import Data
+from inheritune.recipe.inherit import Inherit
 from inheritune.recipe.published import check_experiment
 from inheritune.recipe.training import Train
 from inheritune.recipe.values import (
@@ -18,7 +19,7 @@ from inheritune.recipe.values import (
     name_of_model,
     writable,
 )
-from inheritune.recipe.variants import AlphaSchedule, Grow, Repair, Variant
+from inheritune.recipe.variants import AlphaSchedule, Grow, Variant
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
@@ -59,33 +60,6 @@ class ReferenceSection(RecipeSection):
     def _is_given_once(self) -> Self:
         if (self.model is None) == (self.train is None):
             raise ValueError("give either model (a trained reference) or train (one to train here)")
-        return self
-
-
-class Inherit(RecipeSection):
-    """Layers of the first round."""
-
-    layers: Count | Literal["advice"] | None = None
-    """Number of layers to inherit; null: half of the reference's; advice: the number of first
-    layers suggested by its attention on training text."""
-    select: str = "first"
-    """Which layers to inherit, as select of a variant. block, greedy, influence, angular,
-    norm-ratio and auto choose by scores on training text, and growth gives back the layers that
-    were left out, the dearest first."""
-    repair: Repair = "none"
-    """Fit layers at the cut to the reference by least squares, before any training. sequential: the
-    MLP of the layer before the first gap and of each one behind it, in order, on what the target so
-    far gives it; linear: a matrix on what the MLP of the layer before each gap writes (ReplaceMe);
-    scale: the same with a factor for each channel."""
-    repair_tokens: Amount = 16_384
-    """Training tokens to fit on, an eighth of them held out to choose the ridge."""
-
-    @model_validator(mode="after")
-    def _advice_is_about_first_layers(self) -> Self:
-        if self.layers == "advice" and self.select != "first":
-            raise ValueError(
-                f"layers: advice is a number of first layers, and select is {self.select}"
-            )
         return self
 
 
@@ -222,6 +196,20 @@ class Recipe(RecipeSection):
             raise ValueError(
                 f"inherit.repair_tokens is {tokens}, but a repair needs two windows of "
                 f"train.seq_len tokens: {least}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tournament_begins_with_a_step(self) -> Self:
+        tournament, least = self.inherit.tournament, self.train.batch_tokens
+        if tournament is None:
+            return self
+        stages = self.inherit.tournament_stages
+        if tournament.tokens >> (stages - 1) < least:
+            raise ValueError(
+                f"inherit.tournament.tokens is {tournament.tokens}, of which the first of {stages} "
+                f"stages has less than a step of train.batch_tokens {least}: give "
+                f"{least << (stages - 1)} or more"
             )
         return self
 

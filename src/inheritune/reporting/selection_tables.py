@@ -3,9 +3,15 @@
 from inheritune.model_files.layers import ranges
 from inheritune.reporting.block_charts import block_charts
 from inheritune.reporting.quantities import amount, exact, formatted, loss
-from inheritune.reporting.section import PageSection
+from inheritune.reporting.section import Chart, PageSection
 from inheritune.reporting.table import Column, Field, Table
-from inheritune.run_record.measurements import InheritedRecord, LayerScoreRecord, SelectionRecord
+from inheritune.run_record.measurements import (
+    CandidateRecord,
+    InheritedRecord,
+    LayerScoreRecord,
+    SelectionRecord,
+    TournamentRecord,
+)
 from inheritune.run_record.record import RunRecord
 from inheritune.run_record.trainings import TrainedModel
 
@@ -14,26 +20,24 @@ _BAR = 20  # blocks of the longest bar
 
 def selection_section(record: RunRecord) -> PageSection | None:
     """The page's section on what was inherited; None where nothing is known of it untrained."""
-    selection = record.selection
-    untrained = zero_token_table(record)
-    if selection is None or not selection.layers:
-        if not untrained.values:
-            return None
-        return PageSection("selection", "Before any training", tables=[untrained], folded=True)
-    text = selection.text
-    sentence = (
-        f"Scores on {text.sequences} windows of {text.tokens_per_sequence} tokens of the training "
-        "text; the validation text has no part in them. All scores: selection.json."
-    )
-    tables = [inherited_table(selection), untrained, removal_table(selection)]
-    return PageSection(
-        "selection",
-        "Choice of layers",
-        [sentence],
-        block_charts(selection),
-        [table for table in tables if table.values],
-        folded=True,
-    )
+    selection, tournament = record.selection, record.tournament
+    title, sentences, charts = "Before any training", list[str](), list[Chart]()
+    tables = [zero_token_table(record)]
+    if selection is not None and selection.layers:
+        title, text = "Choice of layers", selection.text
+        sentences.append(
+            f"Scores on {text.sequences} windows of {text.tokens_per_sequence} tokens of the "
+            "training text; the validation text has no part in them. All scores: selection.json."
+        )
+        charts = block_charts(selection)
+        tables = [inherited_table(selection), *tables, removal_table(selection)]
+    if tournament is not None and tournament.stages:
+        title = "Choice of layers"
+        tables.insert(0, tournament_table(tournament))
+    tables = [table for table in tables if table.values]
+    if not tables:
+        return None
+    return PageSection("selection", title, sentences, charts, tables, folded=True)
 
 
 def zero_token_table(record: RunRecord) -> Table:
@@ -85,6 +89,36 @@ def inherited_table(selection: SelectionRecord) -> Table:
     )
 
 
+def tournament_table(tournament: TournamentRecord) -> Table:
+    """Make a table of the candidates of each stage, the best first."""
+    rows = [
+        (number, stage, candidate)
+        for number, stage in enumerate(tournament.stages, 1)
+        for candidate in stage.candidates
+    ]
+    nats = formatted(".4f")
+    notes = [
+        f"Compared by {tournament.by} on {tournament.windows} windows of the training text that no "
+        "candidate was trained on. The better half of a stage goes on, with twice the tokens, from "
+        "its cut again."
+    ]
+    return Table.of(
+        "tournament",
+        rows,
+        [
+            (Column("stage", show=exact), lambda row: row[0]),
+            (Column("candidate"), lambda row: row[2].select),
+            (Column("inherited"), lambda row: _kept(row[2])),
+            (Column("tokens", show=amount), lambda row: row[1].tokens),
+            (Column("KL", "nats/token", nats), lambda row: row[2].kl),
+            (Column("loss", "nats/token", nats), lambda row: row[2].val_loss),
+            (Column("goes on"), lambda row: "yes" if row[2].goes_on else "no"),
+        ],
+        notes,
+        "Tournament",
+    )
+
+
 def removal_table(selection: SelectionRecord) -> Table:
     """Make a table of what leaving out each single layer costs, with a bar."""
     most = max((row.kl for row in selection.layers if row.kl is not None), default=0) or 1
@@ -106,5 +140,5 @@ def removal_table(selection: SelectionRecord) -> Table:
     )
 
 
-def _kept(row: InheritedRecord) -> str:
+def _kept(row: InheritedRecord | CandidateRecord) -> str:
     return ", ".join(ranges([int(layer) for layer in row.kept]))

@@ -45,6 +45,13 @@ def ledger(outcome: Outcome, cost: Cost, gains: MeasuredGains | None = None) -> 
     ]
     if (cost_of_scores := selection_cost(reference)) is not None:
         entries.append(_entry("choice of layers", 0, *cost_of_scores, 1))
+    for number, stage in enumerate((reference.tournament or {}).get("stages", []), 1):
+        rows = stage["candidates"]
+        item = f"tournament, stage {number}: {len(rows)} candidates of {stage['tokens']:,} tokens"
+        tokens, flops, seconds = (
+            sum(row[key] for row in rows) for key in ("tokens", "flops", "seconds")
+        )
+        entries.append(_entry(item, tokens, flops, seconds, rows[0]["processes"]))
     for number, result in enumerate(outcome.rounds, 1):
         if not result.is_patched:
             entries += _entries(f"{result.name}, round {number}, {result.layers} layers", result)

@@ -124,6 +124,12 @@ def _growth_notes(outcome: Outcome, recipe: Recipe) -> list[str]:
     for name, variant in recipe.variants.items():
         if variant.start == "grown" and name not in trained:
             notes.append(f"{name} was not trained: the target needed one size only.")
+    if (tournament := outcome.reference.tournament) is not None:
+        tokens = sum(row["tokens"] for s in tournament["stages"] for row in s["candidates"])
+        notes.append(
+            f"The layers were chosen by a tournament on training text: {tournament['winner']} won, "
+            f"after {tokens:,} tokens of training in {len(tournament['stages'])} stages."
+        )
     if recipe.grow.match != Match():
         notes.append(f"Matched means: {'; '.join(limits(recipe.grow.match.model_dump()))}.")
     return notes

@@ -10,6 +10,7 @@ from inheritune.run.facts import reference_facts, reference_loss, round_rows
 from inheritune.run.ledger import ledger, run_result, variant_rows
 from inheritune.run.notes import run_notes
 from inheritune.run_directory import Run
+from inheritune.run_record.measurements import TournamentRecord
 from inheritune.run_record.record import RunRecord
 from inheritune.run_record.trainings import (
     Result,
@@ -100,6 +101,8 @@ def record_result(
     trainings = [*outcome.rounds, *outcome.controls]
     selection = selection_record(recipe.recipe, reference, trainings)
     sections: dict[str, Any] = {} if selection is None else {"selection": selection}
+    if reference.tournament is not None:
+        sections["tournament"] = TournamentRecord.model_validate(reference.tournament)
     if outcome.patched:
         rounds, facts = outcome.rounds, reference.facts
         sections["family"] = family_rows(recipe.recipe, facts, rounds, outcome.patched)

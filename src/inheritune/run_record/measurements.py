@@ -150,6 +150,37 @@ class PatchedSizeRecord(Part):
     kl: Number = key("KL(reference || size), nats per validation token, where measured")
 
 
+class CandidateRecord(Part):
+    """One candidate of a stage, in the order of the stage's result."""
+
+    select: Text = key("the way, or the list of layers")
+    kept: Numbers = items("the reference's layers that it has")
+    kl: Number = key("KL(reference || candidate) on the held-out windows, where it decides")
+    val_loss: Number = key("loss on the held-out windows of the training text, nats per token")
+    tokens: Number = key("training tokens")
+    flops: Number = key("FLOPs of training and measuring, and of the repair in the first stage")
+    seconds: Number = key("wall-clock seconds")
+    processes: Number = key("processes that shared the work")
+    goes_on: Flag = flag("it goes on to the next stage, or has won")
+
+
+class StageRecord(Part):
+    """One stage of a tournament."""
+
+    tokens: Number = key("training tokens of each candidate")
+    candidates: Rows[CandidateRecord] = items("the candidates, the best first")
+
+
+class TournamentRecord(Part):
+    """Short trainings by which layers were chosen; the validation text has no part in them."""
+
+    by: Text = key("what was compared: `kl` or `val_loss`")
+    windows: Number = key("windows of the training text that no candidate was trained on")
+    stages: Rows[StageRecord] = items("the stages, in order")
+    winner: Text = key("the way, or the list of layers, that won")
+    kept: Numbers = items("the reference's layers that the winner has")
+
+
 class MetricRecord(Part):
     """One metric of a task."""
 

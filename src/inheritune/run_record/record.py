@@ -33,6 +33,7 @@ from inheritune.run_record.measurements import (
     PatchedSizeRecord,
     Sample,
     SelectionRecord,
+    TournamentRecord,
 )
 from inheritune.run_record.trainings import (
     LedgerEntry,
@@ -90,6 +91,7 @@ class RunRecord(StartRecord):
     result: Result = part(Result, "the result; missing while the run is not finished")
     family: Rows[PatchedSizeRecord] = items("sizes that need no training, with `grow.patch`")
     selection: Maybe[SelectionRecord] = key("scores by which layers were chosen, where they were")
+    tournament: Maybe[TournamentRecord] = key("short trainings by which layers were chosen")
     analysis: Maybe[AnalysisRecord] = key("attention and importance of layers")
     evaluation: EvaluationRecord = part(EvaluationRecord, "task scores")
     gains: Maybe[GainsRecord] = key("size, speed and fidelity of reference and target")

@@ -17,6 +17,7 @@ from inheritune.recipe.schema import Analyze, Recipe
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference
 from inheritune.steps.selection import asks_for_scores, run_scores
+from inheritune.steps.tournament import with_winner
 from inheritune.steps.training_spec import selection_of
 from inheritune.surgery.selection import needed_measurement
 from inheritune.system.files import write_json
@@ -56,6 +57,7 @@ def with_measurements(job: Job, reference: Reference, tokens: TokenDirectory) ->
 
     if asks_for_scores(job.recipe):
         reference = replace(reference, scores=run_scores(job, reference.model, tokens))
+        reference = with_winner(job, reference, tokens)
     if not _chosen_by_rank(job.recipe):
         return reference
     role = "reference" if _chose_by_validation(job) else _CHOICE

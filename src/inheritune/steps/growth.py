@@ -20,7 +20,12 @@ from inheritune.steps.training_spec import (
     specs_for,
 )
 from inheritune.surgery.cut_points import cut_point, find_pattern
-from inheritune.surgery.selection import choose_layers, describe_selection, way_of
+from inheritune.surgery.selection import (
+    choose_layers,
+    describe_selection,
+    named_candidates,
+    way_of,
+)
 from inheritune.surgery.sizes import Sizes
 from inheritune.surgery.ways import LayerFacts
 
@@ -232,3 +237,8 @@ def _refuse_selection(recipe: Recipe, facts: LayerFacts, layers: int) -> None:
         choose_layers(select, facts, layers, estimate=True)
     except RecipeError as error:
         raise RecipeError(f"inherit.select: {error.message}", error.hint) from error
+    if recipe.inherit.candidates is not None:
+        try:
+            named_candidates(recipe.inherit.candidates, facts.layers, layers)
+        except RecipeError as error:
+            raise RecipeError(f"inherit.candidates: {error.message}", error.hint) from error

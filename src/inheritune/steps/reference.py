@@ -12,6 +12,7 @@ from inheritune.run_record.fields import finite_number
 from inheritune.steps.job import Job
 from inheritune.steps.reference_store import open_pinned
 from inheritune.steps.reference_training import train_reference, write_reference_start
+from inheritune.surgery.removal import Cut
 from inheritune.surgery.ways import LayerFacts
 from inheritune.system.progress import Progress
 from inheritune.system.strict_json import read_json
@@ -39,6 +40,8 @@ class Reference:
     # Its layers that have attention, that of lowest rank first; None: not measured
     layers_by_rank: tuple[int, ...] | None = None
     scores: "MeasuredScores | None" = None  # of its layers; None: nothing is chosen by them
+    candidates: Mapping[str, Cut | None] | None = None  # what `auto` compares; None: its usual ways
+    tournament: Mapping[str, Any] | None = None  # `tournament` of run.json; None: there was none
 
     @property
     def layers(self) -> int:
@@ -48,7 +51,8 @@ class Reference:
     @property
     def facts(self) -> LayerFacts:
         """What ways of choosing layers may use."""
-        return LayerFacts(self.layers, self.layers_by_rank, self.scores)
+        winner = None if self.tournament is None else tuple(self.tournament["kept"])
+        return LayerFacts(self.layers, self.layers_by_rank, self.scores, self.candidates, winner)
 
 
 def open_reference(job: Job) -> Reference:

@@ -113,6 +113,36 @@ def way_of(selection: int | str | Sequence[int] | None) -> str | None:
     return match["name"] if match and match["name"] in WAYS else None
 
 
+def named_candidates(names: Sequence[str], total: int, count: int) -> dict[str, Cut | None]:
+    """Read what `auto` is to compare: ways by their names, and lists of ``count`` layers.
+
+    Returns:
+        By name, the layers of a list; None for a way, which chooses them.
+
+    Raises:
+        RecipeError: One is neither, or cannot be compared.
+    """
+    cuts: dict[str, Cut | None] = {}
+    for name in names:
+        way = WAYS.get(name)
+        if way is None:
+            if way_of(name) is not None:
+                raise RecipeError(
+                    f"the candidate {escape(name)!r} states a number of layers.",
+                    f"Write {way_of(name)}; all candidates have {count} layers.",
+                )
+            cuts[name] = choose_layers(name, LayerFacts(total), count)
+        elif name == "auto" or not way.counts or way.needs not in (None, "scores"):
+            possible = [n for n, w in WAYS.items() if w.counts and w.needs in (None, "scores")]
+            raise RecipeError(
+                f"{name} cannot be a candidate.",
+                f"Choose among {', '.join(n for n in possible if n != 'auto')}, or list layers.",
+            )
+        else:
+            cuts[name] = None
+    return cuts
+
+
 def needed_measurement(selection: str | None, grows: bool = False) -> str | None:
     """Return the field of `LayerFacts` that a selection needs; None if it needs none.
 

@@ -12,10 +12,11 @@ To add a way of choosing layers:
    recipes/recipe.schema.json; tests compare them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from inheritune.errors import RecipeError
+from inheritune.recipe.inherit import DEFAULT_CANDIDATES
 from inheritune.surgery import removal
 from inheritune.surgery.removal import Cut, LayerScores, cheapest
 
@@ -27,6 +28,9 @@ class LayerFacts:
     layers: int  # number of its layers, N
     layers_by_rank: Sequence[int] | None = None  # lowest attention rank first; None: not measured
     scores: LayerScores | None = None  # None: there is no calibration text to measure them on
+    # What `auto` compares: a way, or the layers of a list; None: `DEFAULT_CANDIDATES`
+    candidates: Mapping[str, Cut | None] | None = None
+    winner: Cut | None = None  # of a tournament of these; None: there was none
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ def _by_scores(
 
 def _auto(facts: LayerFacts, count: int) -> Sequence[int]:
     assert facts.scores is not None  # as above
+    if facts.winner is not None and len(facts.winner) == count:
+        return facts.winner
     with facts.scores.in_memory():
         return cheapest(facts.scores, candidates(facts, count).values())
 
@@ -140,10 +146,15 @@ WAYS = {
         nested=True,
     ),
 }
-# Ways whose choices `auto` compares.
-CANDIDATES = ("first", "block", "greedy", "influence", "angular", "norm-ratio", "strided")
 
 
 def candidates(facts: LayerFacts, count: int) -> dict[str, Cut]:
-    """Choose ``count`` layers, 2 or more, in each of the ways that `auto` compares."""
-    return {name: tuple(WAYS[name].choose(facts, count)) for name in CANDIDATES}
+    """Choose ``count`` layers, 2 or more, in each of the ways that `auto` compares.
+
+    A list of layers is of one size, and takes part at that size only.
+    """
+    cuts = {
+        name: tuple(WAYS[name].choose(facts, count)) if cut is None else cut
+        for name, cut in (facts.candidates or dict.fromkeys(DEFAULT_CANDIDATES)).items()
+    }
+    return {name: cut for name, cut in cuts.items() if len(cut) == count}
