@@ -17,7 +17,8 @@ from inheritune.planning.planned_reference import (
     with_taken_reference,
 )
 from inheritune.planning.selection_cost import selection_flops
-from inheritune.planning.trainings import PlannedTraining, Planner, growth_notes, training_notes
+from inheritune.planning.training_notes import growth_notes, training_notes
+from inheritune.planning.trainings import PlannedTraining, Planner
 from inheritune.recipe.published import deviations
 from inheritune.recipe.schema import Recipe
 from inheritune.run_directory import Run

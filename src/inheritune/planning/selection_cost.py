@@ -9,6 +9,7 @@ from inheritune.recipe.schema import Recipe
 from inheritune.steps.selection import asks_for_scores, score_flops, window_length
 from inheritune.steps.training_spec import inherited_layers, layers_of
 from inheritune.surgery.removal import Block, Cut, without
+from inheritune.surgery.selection import named_candidates
 from inheritune.surgery.sizes import Sizes
 from inheritune.surgery.ways import LayerFacts
 
@@ -26,7 +27,9 @@ def selection_flops(recipe: Recipe, sizes: Sizes, rounds: Sequence[int]) -> floa
         return None
     model = sizes.reference
     scores = _MadeUpScores(model.layers)
-    facts = LayerFacts(model.layers, scores=scores)
+    named = recipe.inherit.candidates
+    candidates = None if named is None else named_candidates(named, model.layers, rounds[0])
+    facts = LayerFacts(model.layers, scores=scores, candidates=candidates)
     inherits = [name for name, variant in recipe.variants.items() if variant.start == "inherit"]
 
     def cut(name: str, size: int) -> Cut:

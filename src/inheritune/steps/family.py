@@ -98,9 +98,9 @@ def first_match(
     """
     match = job.recipe.grow.match
     for result in patched:
-        if match.val_loss is not None:
-            if judge(result, Match(val_loss=match.val_loss)) != "matched":
-                continue
+        by_loss = match.val_loss is None or judge(result, Match(val_loss=match.val_loss))
+        if by_loss not in (True, "matched"):
+            continue
         write_patched(job, trained, result, reference)
         close = with_fidelity(job, result, reference, tokens)
         measured = with_task_loss(job, close, reference)
