@@ -38,26 +38,21 @@ def verdicts_of(result: TrainingResult, match: Match) -> dict[str, str]:
         verdicts["val_loss"] = _verdict(excess, result.difference_se)
         if result.is_moved_by_rounding:
             verdicts["val_loss"] = VERDICTS[-1]
-    close: Mapping[str, float | None] = result.fidelity or {}
+    # Of models that were not compared, nothing is known to be met.
+    close: Mapping[str, float] = result.fidelity or {"kl": math.inf, "top1": -math.inf}
     if match.kl is not None:
-        verdicts["kl"] = _verdict(_known(close, "kl") - match.kl, close.get("kl_se"))
+        verdicts["kl"] = _verdict(close["kl"] - match.kl, close.get("kl_se"))
     if match.top1 is not None:
-        verdicts["top1"] = _verdict(match.top1 - _known(close, "top1"), close.get("top1_se"))
+        verdicts["top1"] = _verdict(match.top1 - close["top1"], close.get("top1_se"))
     if match.tasks is not None:
-        lost: Mapping[str, float | None] = result.task_loss or {}
-        verdicts["tasks"] = _verdict(_known(lost, "mean") - match.tasks, lost.get("se"))
+        lost: Mapping[str, float] = result.task_loss or {"mean": math.inf}
+        verdicts["tasks"] = _verdict(lost["mean"] - match.tasks, lost.get("se"))
     return verdicts
 
 
 def worst(verdicts: Mapping[str, str]) -> str:
     """The verdict on all criteria together: a target must meet each, and one at least."""
     return max(verdicts.values(), key=VERDICTS.index, default=VERDICTS[-1])
-
-
-def _known(values: Mapping[str, float | None], key: str) -> float:
-    value = values.get(key)
-    assert value is not None  # a criterion is measured, or the run has ended
-    return value
 
 
 def _verdict(excess: float, se: float | None) -> str:
