@@ -115,7 +115,9 @@ def record_result(
             reference=reference_facts(reference).model_copy(update={"safe_layers": [*sizes]}),
             tokens=TokenFacts.model_validate(outcome.tokens.summary()),
             benchmark=reference_loss(benchmark),
-            rounds=round_rows(outcome.rounds, outcome.verdicts, recipe.recipe.grow.match, outcome.target),
+            rounds=round_rows(
+                outcome.rounds, outcome.verdicts, recipe.recipe.grow.match, outcome.target
+            ),
             variants=variant_rows(outcome),
             ledger=ledger(outcome, recipe.recipe.cost, gains),
             notes=[*scaled, *run_notes(outcome, recipe.recipe)],

@@ -164,7 +164,7 @@ class CandidateRecord(Part):
     goes_on: Flag = flag("it goes on to the next stage, or has won")
 
 
-class StageRecord(Part):
+class TournamentStage(Part):
     """One stage of a tournament."""
 
     tokens: Number = key("training tokens of each candidate")
@@ -176,7 +176,7 @@ class TournamentRecord(Part):
 
     by: Text = key("what was compared: `kl` or `val_loss`")
     windows: Number = key("windows of the training text that no candidate was trained on")
-    stages: Rows[StageRecord] = items("the stages, in order")
+    stages: Rows[TournamentStage] = items("the stages, in order")
     winner: Text = key("the way, or the list of layers, that won")
     kept: Numbers = items("the reference's layers that the winner has")
 
