@@ -111,7 +111,7 @@ def _spec(
         alt.Tooltip("value:Q", title=key, format=".4f"),
     ]
 
-    # --- a line with points for each round, its name at the end; a rule at the reference ---
+    # --- a line with points for each round, its name at the start; a rule at the reference ---
     layers = []
     for name, style in styles.items():
         rows = [row for row in data if row["round"] == name]
@@ -119,15 +119,18 @@ def _spec(
         look: dict[str, Any] = {"shape": style.shape, "color": style.color, "filled": True}
         layers.append(chart.mark_line(strokeWidth=2, strokeDash=style.dash, color=style.color))
         layers.append(chart.mark_point(size=60, opacity=1, **look))
-        end = alt.Chart(alt.Data(values=rows[-1:]))
+        start = alt.Chart(alt.Data(values=rows[:1]))  # lines fall, and leave room above it
         halos: list[dict[str, Any]] = [{"style": "halo"}, {}]
         for halo in halos:
-            text = end.mark_text(align="right", dx=-4, dy=-12, **halo)
+            text = start.mark_text(align="left", dx=8, dy=-8, **halo)
             layers.append(text.encode(x=x, y=y, text="round:N"))
     if level is not None:
-        one = alt.Chart(alt.Data(values=[{"value": level}]))
+        label = f"reference {loss(level)}"
+        one = alt.Chart(alt.Data(values=[{"value": level, "label": label}]))
         rule: dict[str, Any] = {"strokeDash": REFERENCE.dash, "color": REFERENCE.color}
         layers.append(one.mark_rule(strokeWidth=1.5, **rule).encode(y="value:Q"))
+        text = one.mark_text(align="left", baseline="bottom", dx=6, dy=-4)
+        layers.append(text.encode(x=alt.value(0), y="value:Q", text="label:N"))
     return finished_spec(alt.layer(*layers))
 
 
