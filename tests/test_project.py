@@ -148,3 +148,53 @@ def test_the_container_copies_files_that_are_there_and_let_in():
         assert f"!{name}" in allowed
     arguments = {step.split()[1].partition("=")[0] for step in steps if step.startswith("ARG ")}
     assert all(f"${name}" in "\n".join(steps) for name in arguments)
+
+
+def dockerfile_faults(text: str) -> set[str]:
+    """Rules of hadolint, by its numbers, that a Dockerfile breaks."""
+    lines = [line for line in text.replace("\\\n", " ").splitlines() if line[:1] not in ("", "#")]
+    steps = [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines)]
+    values = {word: [rest for name, rest in steps if name == word] for word, _ in steps}
+    faults = {"DL3020"} if "ADD" in values else set()
+    for base in values["FROM"]:
+        tag = base.split()[0].partition(":")[2]
+        faults |= {"DL3006"} if not tag else {"DL3007"} if tag == "latest" else set()
+    faults |= {"DL3000"} if any(path[:1] != "/" for path in values.get("WORKDIR", [])) else set()
+    faults |= {"DL3002"} if values.get("USER", ["root"])[-1] in ("root", "0") else set()
+    started = [form for word in ("CMD", "ENTRYPOINT") for form in values.get(word, [])]
+    faults |= {"DL3025"} if any(form[:1] != "[" for form in started) else set()
+    for command in values.get("RUN", []):
+        if "apt-get install" in command:
+            faults |= set() if "apt-get update" in command else {"DL3009"}
+            faults |= set() if "rm -rf /var/lib/apt/lists/*" in command else {"DL3009"}
+            faults |= set() if "--no-install-recommends" in command else {"DL3015"}
+            faults |= set() if " -y " in command else {"DL3014"}
+        if "pip install" in command and "PIP_NO_CACHE_DIR" not in text:
+            faults |= set() if "--no-cache-dir" in command else {"DL3042"}
+        faults |= {"DL3004"} if command.startswith("sudo") else set()
+        faults |= {"DL3003"} if command.startswith("cd ") else set()
+    return faults
+
+
+def test_the_container_breaks_no_rule_of_a_linter():
+    assert dockerfile_faults((ROOT / "Dockerfile").read_text("utf-8")) == set()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "rule"),
+    [
+        ("FROM python:3.12-slim", "FROM python", "DL3006"),
+        ("FROM python:3.12-slim", "FROM python:latest", "DL3007"),
+        ("WORKDIR /src", "WORKDIR src", "DL3000"),
+        ("USER inheritune\n", "", "DL3002"),
+        ("COPY src src", "ADD src src", "DL3020"),
+        ('ENTRYPOINT ["inheritune"]', "ENTRYPOINT inheritune", "DL3025"),
+        ("ENV PIP_NO_CACHE_DIR=1\n", "", "DL3042"),
+        ("--no-install-recommends", "", "DL3015"),
+        ("rm -rf /var/lib/apt/lists/*", "true", "DL3009"),
+    ],
+)
+def test_the_linter_of_the_container_sees(before, after, rule):
+    text = (ROOT / "Dockerfile").read_text("utf-8")
+    assert before in text
+    assert rule in dockerfile_faults(text.replace(before, after))
