@@ -222,15 +222,17 @@ def test_missing_extras_are_one_command(monkeypatch):
 
 def test_memory_is_told_in_parameters(monkeypatch):
     monkeypatch.setattr(fitness, "training_memory", lambda: (8 * 10**9, False))
-    assert summarize(diagnose())[2].hint.startswith("Trains up to about 500M parameters before")
+    assert summarize(diagnose())[2].hint.startswith("Trains up to 500M parameters, less")
     monkeypatch.setattr(fitness, "training_memory", lambda: (80 * 10**9, True))
-    assert "up to about 5.0B parameters on the GPU" in summarize(diagnose())[2].hint
+    assert summarize(diagnose())[2].hint.startswith("GPU: trains up to 5.0B parameters")
 
 
-def test_doctor_prints_six_lines_or_all_and_the_same_json():
+def test_doctor_prints_six_lines_or_all_and_the_same_json(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     run = partial(CliRunner().invoke, app)
     six, every = run(["doctor"]), run(["doctor", "--all"])
     rows = [line for line in six.stdout.splitlines() if line.startswith(("ok  ", "no  "))]
     assert len(rows) == 1 + 6  # the first heads the table
+    assert len(six.stdout.splitlines()) == 1 + 6  # none wraps
     assert "xxhash" in every.stdout and "xxhash" not in six.stdout
     assert json.loads(run(["doctor", "--json"]).stdout)[0]["name"] == "python"

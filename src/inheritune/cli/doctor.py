@@ -242,7 +242,7 @@ def _hub() -> Iterator[Diagnosis]:
         logged_in = get_token() is not None  # the token itself is never shown
     except OSError:
         logged_in = False
-    hint = "" if logged_in else "Only needed for gated or private models: hf auth login"
+    hint = "" if logged_in else "For gated or private models: hf auth login"
     yield Diagnosis("Hub login", "yes" if logged_in else "no", True, hint)
 
 

@@ -8,11 +8,8 @@ from inheritune.planning.memory import BYTES_PER_PARAMETER
 from inheritune.system.memory import training_memory
 
 _EXTRA = re.compile(r"inheritune\[(\w+)\]")
-_PURPOSES = {
-    "data": "Hub datasets and parquet files",
-    "eval": "tasks of lm-eval",
-    "trackers": "TensorBoard, W&B, MLflow, trackio",
-}
+# What each extra is for, short enough that no line of a terminal wraps.
+_PURPOSES = {"data": "parquet", "eval": "tasks", "gguf": "GGUF", "trackers": "trackers"}
 _HUB = ("HF_HOME", "HF_HUB_OFFLINE", "Hub login")
 _DEVICE = ("device", "bf16", "cores", "C++ compiler")
 _OTHER = ("C library", "text encoding", "free memory", "free disk")
@@ -45,7 +42,7 @@ def _line(name: str, parts: Sequence[Diagnosis], value: str, hint: str = "") -> 
 
 
 def _versions(packages: Sequence[Diagnosis]) -> str:
-    main = ("python", "inheritune", "torch", "transformers")
+    main = ("python", "torch", "transformers")
     return ", ".join(f"{p.name} {p.value}" for p in packages if p.name in main)
 
 
@@ -65,16 +62,15 @@ def _memory(finding: Diagnosis) -> tuple[str, str]:
         return finding.value, ""
     most = size / BYTES_PER_PARAMETER
     parameters = f"{most / 1e9:.1f}B" if most >= 1e9 else f"{most / 1e6:.0f}M"
-    where = " on the GPU" if is_on_gpu else ""
-    hint = f"Trains up to about {parameters} parameters{where} before activations: see plan."
-    return f"{finding.value} free", hint
+    trains = "GPU: trains" if is_on_gpu else "Trains"
+    return f"{finding.value} free", f"{trains} up to {parameters} parameters, less activations."
 
 
 def _hub_access(named: dict[str, Diagnosis]) -> str:
     if named.get("HF_HUB_OFFLINE", Diagnosis("", "")).value == "on":
         return "offline by HF_HUB_OFFLINE"
     is_logged_in = named.get("Hub login", Diagnosis("", "")).value == "yes"
-    return "logged in" if is_logged_in else "public models only, not logged in"
+    return "logged in" if is_logged_in else "public models only"
 
 
 def _extras(packages: Sequence[Diagnosis]) -> Diagnosis:
@@ -83,6 +79,5 @@ def _extras(packages: Sequence[Diagnosis]) -> Diagnosis:
     there = [purpose for name, purpose in _PURPOSES.items() if name not in absent]
     if not names:
         return Diagnosis("extras", "all installed")
-    hint = f"For {'; '.join(_PURPOSES[name] for name in names)}: "
-    hint += f'pip install "inheritune[{",".join(names)}]"'
-    return Diagnosis("extras", "; ".join(there) or "none installed", True, hint)
+    hint = f'More: pip install "inheritune[{",".join(names)}]"'
+    return Diagnosis("extras", ", ".join(there) or "none", True, hint)
