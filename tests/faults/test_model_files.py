@@ -337,6 +337,8 @@ def test_a_class_that_transformers_has_is_taken_instead_of_the_models_own(refere
         {"text_config": {"_attn_implementation_internal": "evil/kernel"}},
         {"anything": [{"attn_implementation": "evil/k"}]},
         {"__class__": "evil"},
+        {"__class__": 1},
+        {"_anything": ["evil/k"]},
     ],
 )
 @pytest.mark.fault("B8")
@@ -348,6 +350,8 @@ def test_config_names_a_kernel_repository(reference, fields):
 @pytest.mark.fault("B8")
 def test_honest_underscores_are_fine(reference):
     change_config(reference, _name_or_path="a/b", _attn_implementation="sdpa")
+    # distilgpt2 and fine-tunes of it; a README that has users write the second.
+    change_config(reference, _num_labels=1, _flash_attn_2_enabled=True, _nothing=None)
     assert open_model(str(reference)).layers == 4
 
 

@@ -39,8 +39,8 @@ _FAMILIES = {
         "it is an encoder",
     ),
 }
-# Keys that transformers itself writes. Any other key with an underscore may set an internal
-# attribute (CVE-2026-4372).
+# Keys that transformers itself writes. Text under any other key with an underscore may set an
+# internal attribute that names code (CVE-2026-4372); a number, a truth value or null names none.
 _UNDERSCORED = {
     *("_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_frame_rate"),
     *("_diffusers_version", "_experts_implementation", "_from_model_config", "_name_or_path"),
@@ -99,9 +99,14 @@ def refuse_unsafe_config(config: Mapping[str, Any], path: Path) -> None:
 
 
 def _refuse_unsafe_key(key: str, value: Any, path: Path) -> None:
-    hint = "Delete the key, if you trust the rest of the model."
-    if key.startswith("_") and key not in _UNDERSCORED and key != "__float__":
-        raise SourceError(f"{path} has the unknown key {escape(key)!r}.", hint)
+    hint = (
+        "Delete the key, if you trust the rest of the model; of a Hub model in a copy: "
+        "`hf download ID --local-dir COPY`."
+    )
+    is_harmless = isinstance(value, int | float | None) and not key.startswith("__")
+    if key.startswith("_") and key not in _UNDERSCORED | {"__float__"} and not is_harmless:
+        shown = f"{escape(key)!r} = {escape(repr(value), 40)}"
+        raise SourceError(f"{path} has the unknown key {shown}, which may name code.", hint)
     if "implementation" in key or "kernel_repo" in key or key == "backbone":
         names = list(value.values()) if isinstance(value, Mapping) else [value]
         if any(isinstance(n, str) and not n.replace("_", "").isalnum() for n in names):
