@@ -94,6 +94,11 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
+def sentence(text: str) -> str:
+    """End a text with a full stop, unless it ends a sentence already."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
 # What a terminal acts on: control characters but tab and line feed, marks that turn the direction
 # of writing, and halves of surrogate pairs, which no stream can encode.
 _ACTED_ON = re.compile(
@@ -121,4 +126,8 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     # "Class validation error for validator 'validate_architecture':", and then why.
     lines = [line for line in lines if not line.endswith(":")] or lines
-    return escape(lines[0] if lines else type(error).__name__, 200)
+    first = lines[0] if lines else ""
+    # The text of a KeyError is the key alone.
+    if not first or isinstance(error, LookupError | AssertionError | NotImplementedError):
+        first = f"{type(error).__name__}: {first}".removesuffix(": ")
+    return escape(first, 200)

@@ -10,6 +10,7 @@ import pytest
 import sparse_model
 import tiny_models
 import torch
+from safetensors.torch import load_file, save_file
 
 from inheritune.errors import RecipeError, SourceError
 from inheritune.model_files.directory import open_model
@@ -213,7 +214,9 @@ def test_a_candidate_in_detail_is_what_inherit_then_writes(tiny_model, tmp_path)
     ]
     assert sum(detail.shards.values()) == sum(t.size for t in target.tensors.values())
     assert detail.kept == (0, 1, 2, 3)
-    assert not detail.needs_class
+    assert (
+        detail.check == record["check"] == "complete: Gemma3ForCausalLM, layers as in the reference"
+    )
 
 
 def test_neighbours_are_one_range_and_prediction_layers_are_named(sparse):
@@ -225,10 +228,22 @@ def test_neighbours_are_one_range_and_prediction_layers_are_named(sparse):
     assert all(size <= 5e9 for size in detail.shards.values())
 
 
-def test_layers_that_move_are_left_to_the_class(tiny_model):
+def test_the_class_is_asked_where_layers_move(tiny_model):
     detail = plan_cut(open_model(str(tiny_model("llama"))), "last:2")
-    assert (detail.kept, detail.needs_class) == ((2, 3), True)
-    assert "only `inherit` can tell" in detail.candidate.cut.reason
+    assert detail.kept == (2, 3)
+    assert detail.check.startswith("complete: LlamaForCausalLM")
+
+
+def test_a_cut_that_the_class_refuses_is_refused_by_the_plan_in_the_same_words(reference, tmp_path):
+    held = load_file(reference / "model.safetensors")
+    held |= {f"model.gates.{i}.weight": torch.ones(2) for i in range(3)}
+    save_file(held, reference / "model.safetensors", {"format": "pt"})
+    model = open_model(str(reference))
+    with pytest.raises(SourceError) as planned:
+        plan_cut(model, "2")
+    with pytest.raises(SourceError) as cut:
+        inherit(model, 2, tmp_path / "out")
+    assert str(planned.value) == str(cut.value)
 
 
 @pytest.mark.parametrize("layers", ["0", "5", "-1", "x", "first:9", "1.5"])

@@ -43,6 +43,7 @@ def inherit(
     text: PathLike | None = None,
     repair_tokens: int | str = 16_384,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
+    text_only: bool = False,
     progress: ProgressOption = True,
 ) -> "ModelDirectory":
     """Cut a model to some of its layers and write it as a new model directory.
@@ -73,6 +74,7 @@ def inherit(
             recipe.
         repair_tokens: Tokens of it to fit on, such as ``"16K"``.
         tokenizer: Tokenizer of a model in memory; None: the one that it was loaded with.
+        text_only: Take only the language model out of one that also reads images.
         progress: True draws a bar, False is silent, a function is called with each event.
 
     Returns:
@@ -88,6 +90,7 @@ def inherit(
     """
     from inheritune.model_files.in_memory import opened_model
     from inheritune.recipe.values import amount_of_tokens
+    from inheritune.surgery.class_check.ask_class import text_only as language_model_of
     from inheritune.surgery.cut import Options, refuse_options
     from inheritune.surgery.cut import inherit as inherit_layers
     from inheritune.surgery.selection import needed_measurement
@@ -103,11 +106,18 @@ def inherit(
             "text is for a repair, or for a way that chooses layers by scores.",
             "Give both --repair and --text, or neither.",
         )
+    if text_only and text is not None:
+        raise RecipeError(
+            "text_only cuts as it is; a repair, and a choice by scores, need a model to run.",
+            "Take all layers out with --text-only first; then choose or repair in what it wrote.",
+        )
     is_whole = by_scores and text is not None
     with (
         call(progress) as on_progress,
         opened_model(reference, revision, whole=is_whole, tokenizer=tokenizer) as directory,
     ):
+        if text_only:
+            directory = language_model_of(directory)
         options = Options(
             dtype=dtype, parts=parts, seed=seed, class_check=class_check, sha256=sha256
         )

@@ -62,6 +62,12 @@ def inherit(
         ),
     ] = None,
     repair_tokens: Annotated[str, typer.Option(help="Tokens of it to fit on.")] = "16K",
+    text_only: Annotated[
+        bool,
+        typer.Option(
+            "--text-only", help="Take only the language model out of one that also reads images."
+        ),
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -87,6 +93,7 @@ def inherit(
             repair=repair,
             text=text,
             repair_tokens=repair_tokens,
+            text_only=text_only,
         )
         record = read_json_object(target.path / "inherit.json", MODEL_FILE, "the record")
         kept, total = record["layer_map"], record["reference"]["layers"]
@@ -150,15 +157,18 @@ def verify(
         if as_json:
             print_json([asdict(finding) for finding in result.findings])
         else:
-            say(f"next: {_next_of(path, result.kind)}")
+            loaders = [finding.loader for finding in result.findings if finding.loader]
+            say(f"next: {_next_of(path, result.kind, loaders)}")
 
 
-def _next_of(path: Path, kind: str) -> str:
+def _next_of(path: Path, kind: str, loaders: list[str]) -> str:
     if kind == "run" and (path / "target").is_dir():
         return command("report", path)
     model = path / "model" if kind == "run" else path  # a training without a recipe has one
     if kind == "model" or (kind == "run" and model.is_dir()):
-        return f'AutoModelForCausalLM.from_pretrained("{model}")'
+        if not loaders:
+            return "load it with the code that it was made for"
+        return f'{loaders[0]}.from_pretrained("{model}")'
     if kind == "tokens":
         return command("inspect", path)
     return "start its run again, which resumes where it stopped"

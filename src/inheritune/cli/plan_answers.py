@@ -1,6 +1,6 @@
 """Answer what a user asks of a plan first: what, how long, how much, does it fit."""
 
-from inheritune.cli.plan_text import dollars, download, hours_of, unsafe_cuts
+from inheritune.cli.plan_text import dollars, download, hours_of, problems, unsafe_cuts
 from inheritune.planning.candidates import Candidate, Candidates, CutPlan
 from inheritune.planning.memory import BYTES_PER_PARAMETER
 from inheritune.planning.recipe_plan import RecipePlan
@@ -100,5 +100,6 @@ def warnings(plan: Candidates | CutPlan | RecipePlan) -> list[str]:
     if isinstance(plan, RecipePlan):
         return [f"rounds: {plan.growth}.", *plan.notes]
     if isinstance(plan, CutPlan):
-        return [*([plan.goal] if plan.goal else []), *unsafe_cuts(plan.table), *plan.table.notes]
-    return [*unsafe_cuts(plan), *plan.notes]
+        goal = [plan.goal] if plan.goal else []
+        return [*goal, *problems(plan.table), *unsafe_cuts(plan.table), *plan.table.notes]
+    return [*problems(plan), *unsafe_cuts(plan), *plan.notes]

@@ -31,6 +31,7 @@ _MAX_VALUE = 60  # characters of a config value
 def candidates_table(plan: Candidates) -> Table:
     """Make a table of a reference with every number of layers worth considering."""
     notes = [
+        *problems(plan),
         *unsafe_cuts(plan),
         *plan.notes,
         *_size_notes(plan),
@@ -38,9 +39,14 @@ def candidates_table(plan: Candidates) -> Table:
         _flops_note(plan),
         *_time_note(plan),
         "A cut is safe if the config can be cut there and no pattern of layers is broken off; the "
-        "second is advice. `inherit` also asks the model's class, which plan does not load.",
+        "second is advice. Of one cut, plan and `inherit` also ask the model's class.",
     ]
     return _table(plan, notes)
+
+
+def problems(plan: Candidates) -> list[str]:
+    """Say what later steps would refuse, whatever the cut."""
+    return [] if plan.problem is None else [f"no training: {plan.problem}"]
 
 
 def cut_table(plan: CutPlan) -> Table:
@@ -51,6 +57,7 @@ def cut_table(plan: CutPlan) -> Table:
         files = [*files[:4], f"and {len(files) - 4} more"]
     notes = [
         *([plan.goal] if plan.goal else []),
+        *problems(table),
         *table.notes,
         f"kept: {describe_selection(plan.kept)} of {table.layers}; {candidate.cut.reason}",
         f"copied: {data_size(candidate.counts.bytes)} in {counted(plan.ranges, 'byte range')}"
@@ -65,11 +72,7 @@ def cut_table(plan: CutPlan) -> Table:
             f"dropped: {counted(len(names), 'tensor')} of multi-token-prediction layers, such as "
             f"{names[0]}: they read the output of the whole model."
         )
-    if plan.needs_class:
-        notes.append(
-            "Layers move: only the model's class can tell, in `inherit`, whether that is possible. "
-            "Config fields that it derives from a layer's position are then written out."
-        )
+    notes.append(f"class: {plan.check}.")
     return _table(table, [*notes, _cache_note(table), _flops_note(table), *_time_note(table)])
 
 

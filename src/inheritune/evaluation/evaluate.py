@@ -109,6 +109,7 @@ def evaluate(
     """
     from inheritune.evaluation.task_descriptions import task_descriptions
     from inheritune.evaluation.task_scores import EvaluationSettings, score_tasks
+    from inheritune.surgery.class_check.language_model import refuse_no_language_model
     from inheritune.training.hardware import choose_device, keep_freed_memory
 
     # --- models and settings: the same device, dtype and batches for all ---
@@ -118,6 +119,8 @@ def evaluate(
     if out.exists() and not out.is_dir():
         raise RecipeError(f"--out {escape(out)} is a file.", "Name a directory.")
     opened = _open(models)
+    for model in opened.values():
+        refuse_no_language_model(model)
     device = choose_device()
     if device == "cpu":
         keep_freed_memory()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from io import FileIO
@@ -114,9 +115,13 @@ def side_files(directory: Path) -> list[Path]:
     return [path for path in files if path.stat().st_size <= MAX_SIDE_BYTES]
 
 
-def copy_side_files(source: Path, target: Path) -> None:
-    """Copy the side files of a model directory into another one, byte for byte; none is parsed."""
-    for path in side_files(source):
+def copy_side_files(source: Path, target: Path, files: Sequence[Path] | None = None) -> None:
+    """Copy the side files of a model directory into another one, byte for byte; none is parsed.
+
+    Args:
+        files: Which of them; None: all.
+    """
+    for path in side_files(source) if files is None else files:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(exist_ok=True)
         copy.unlink(missing_ok=True)

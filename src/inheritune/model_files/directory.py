@@ -64,6 +64,7 @@ class ModelDirectory:
         name: Hub id, ``embedded:...``, or the name of the local directory.
         revision: Commit of a Hub id, else None.
         metadata: Metadata of each weight file, by file name.
+        text_only: Whether this is the language model inside of what the files hold.
         remote: Fetches bytes that are not on this machine yet; None if all are here.
     """
 
@@ -76,6 +77,7 @@ class ModelDirectory:
     metadata: Mapping[str, dict[str, str]] = field(default_factory=dict, repr=False)
     index_metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
     remote: "PartialModel | None" = None
+    text_only: bool = False
 
     @property
     def layers(self) -> int:

@@ -165,7 +165,7 @@ def refuse_ids_without_rows(directory: Path, tensors: Iterable[Tensor]) -> None:
     Special tokens that plain text never yields, such as an image placeholder, only cause a warning,
     unless they begin or end a document.
     """
-    rows = _rows(tensors)
+    rows = rows_of_embedding(tensors)
     path = directory / "tokenizer.json"
     if path.is_file() and path.stat().st_size > MAX_TOKENIZER_BYTES:
         raise SourceError(
@@ -191,7 +191,8 @@ def refuse_ids_without_rows(directory: Path, tensors: Iterable[Tensor]) -> None:
         )
 
 
-def _rows(tensors: Iterable[Tensor]) -> int | None:
+def rows_of_embedding(tensors: Iterable[Tensor]) -> int | None:
+    """Return the rows of the text model's input embedding; None where no name tells which it is."""
     rows = [
         tensor.shape[0]
         for tensor in tensors

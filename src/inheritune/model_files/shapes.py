@@ -136,10 +136,10 @@ def _refuse_many_layers(config: Mapping[str, Any]) -> None:
 
 
 def _cannot_build(model_type: str, error: BaseException) -> UnsupportedModelError:
-    # Of an unknown type transformers lists all that it knows.
+    # Of an unknown type transformers lists all that it knows; the text of a KeyError is the key.
     reason = first_line(error).partition(". Should contain one of")[0]
-    if isinstance(error, KeyError):  # its text is the missing key alone
-        reason = f"{reason} is not known"
+    if isinstance(error, KeyError):
+        reason = f"{escape(error)} is not known"
     return UnsupportedModelError(
         f"transformers cannot build a {escape(model_type)} of this config: {reason}.",
         "Choose a decoder-only model that transformers knows, and check its config.json.",

@@ -13,8 +13,10 @@ from inheritune.model_files.safetensors import Tensor
 from inheritune.model_files.write import split_into_shards
 from inheritune.planning.kv_cache import Cache, CacheCost
 from inheritune.planning.planned_reference import shape_notes
+from inheritune.surgery.class_check.ask_class import language_problem
+from inheritune.surgery.cut import check_inherit
 from inheritune.surgery.cut_points import CutPoint, Pattern, cut_point, find_pattern
-from inheritune.surgery.plan import kept_tensors, plan_inherit, stored_dtype
+from inheritune.surgery.plan import kept_tensors, stored_dtype
 from inheritune.surgery.selection import choose_layers, describe_selection
 from inheritune.surgery.sizes import Counts, Sizes
 from inheritune.surgery.ways import LayerFacts
@@ -86,6 +88,8 @@ class Candidates(Rows):
     candidates: tuple[Candidate, ...]
     dropped_prediction: int  # number of multi-token-prediction tensors, which no candidate keeps
     notes: tuple[str, ...]  # what to know about the reference; empty if its weights are here
+    # Why it is not trained or measured here, whatever the cut; None: it is a language model.
+    problem: str | None
 
     @property
     def proposed(self) -> Candidate:
@@ -116,9 +120,7 @@ class CutPlan(Rows):
     shards: Mapping[str, int]  # size in bytes of each file to write, by its name
     side_files: tuple[str, ...]  # names of the files that are copied unchanged
     left_behind: tuple[str, ...]  # names of files and folders of the reference that are not
-    # True if layers change their position, so that only the model's class can tell what else has to
-    # be written into the config.
-    needs_class: bool
+    check: str  # what the model's class says of the cut, in words
     goal: str | None = None  # the goal that led to this number of layers, in words
 
     @property
@@ -161,17 +163,19 @@ def every_candidate(reference: ModelDirectory, budget: Budget = Budget()) -> Can
 def plan_cut(reference: ModelDirectory, layers: str, budget: Budget = Budget()) -> CutPlan:
     """Plan one cut: changes of the config, bytes to read, files to write.
 
+    The model's class is asked, as by `inherit`.
+
     Raises:
         RecipeError: The reference has no such layers.
-        UnsupportedModelError: The config cannot be cut there.
+        SourceError: The config cannot be cut there, or the class refuses the cut.
     """
     total, sizes = reference.layers, Sizes(reference)
     kept = choose_layers(layers, LayerFacts(total))
-    plan = plan_inherit(reference, kept)
+    check, plan = check_inherit(reference, kept)
     pattern = find_pattern(reference, sizes.layers)
     cut = cut_point(reference.config, total, len(kept), pattern)
     if not plan.is_prefix:
-        reason = f"{describe_selection(kept)}: layers move, only `inherit` can tell"
+        reason = f"{describe_selection(kept)}: every layer computes what it did"
         cut = CutPoint(len(kept), True, None, reason)
     shards = split_into_shards(plan.tensors)
     return CutPlan(
@@ -183,7 +187,7 @@ def plan_cut(reference: ModelDirectory, layers: str, budget: Budget = Budget()) 
         shards={name: sum(t.size for t in tensors) for name, tensors in shards.items()},
         side_files=tuple(p.relative_to(reference.path).as_posix() for p in reference.side_files),
         left_behind=tuple(reference.left_behind),
-        needs_class=not plan.is_prefix,
+        check=check.summary,
     )
 
 
@@ -217,6 +221,7 @@ def _estimate(
         ),
         dropped_prediction=len(dropped),
         notes=tuple(shape_notes(reference)),
+        problem=language_problem(reference) or None,
     )
 
 

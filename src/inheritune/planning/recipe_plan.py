@@ -7,6 +7,7 @@ from typing import Any
 
 from inheritune.data.shards import id_type
 from inheritune.data.tokens import open_tokens
+from inheritune.errors import UnsupportedModelError
 from inheritune.model_files.config import Edit, cut_config, text_config
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.flops import first_int
@@ -27,6 +28,7 @@ from inheritune.steps.growth import Growth, first_layers
 from inheritune.steps.initial_weights import check_starts
 from inheritune.steps.limits import checkpoint_bytes, stored_checkpoints
 from inheritune.steps.reference import Reference
+from inheritune.surgery.class_check.ask_class import language_problem
 from inheritune.surgery.sizes import Sizes
 from inheritune.system.devices import Price, Speed, choose_device
 from inheritune.system.rows import Rows
@@ -131,6 +133,8 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
     # --- the reference ---
     recipe = with_taken_reference(recipe, Run(root))
     model = planned_reference(recipe, Run(root))
+    if problem := language_problem(model):
+        raise UnsupportedModelError(problem)
     sizes = Sizes(model)
     whole = sizes.counts(range(model.layers), recipe.train.seq_len)
     reference = Reference(

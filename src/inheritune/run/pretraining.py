@@ -27,6 +27,7 @@ from inheritune.steps.result import TrainingResult
 from inheritune.steps.training import run_training
 from inheritune.steps.training_spec import TrainingSpec
 from inheritune.steps.training_task import TrainingTask, published_dtype, training_inputs
+from inheritune.surgery.class_check.language_model import refuse_no_language_model
 from inheritune.system.progress import Listener, silent
 from inheritune.system.rows import Rows
 from inheritune.system.signals import catch_signals
@@ -125,6 +126,7 @@ def plan_pretraining(
     with catch_signals() as stop:
         opened_model = open_model(model, commit, stop=stop)
     _refuse_other_ids(opened_tokens, opened_model)
+    refuse_no_language_model(opened_model)
 
     # --- complete the overrides to a recipe ---
     train = values.get("train", {})

@@ -61,6 +61,7 @@ def open_reference(job: Job) -> Reference:
     Raises:
         RecipeError: ``train.seq_len`` exceeds the positions that the reference has.
     """
+    from inheritune.surgery.class_check.language_model import refuse_no_language_model
     from inheritune.training.models import describe
 
     section, store_dir = job.recipe.reference, None
@@ -73,6 +74,7 @@ def open_reference(job: Job) -> Reference:
         name = section.model
         model = open_pinned(job.run, section.model, section.revision, stop=job.stop)
     _refuse_long_sequences(job, model)
+    refuse_no_language_model(model)
     shape = describe(model.path, job.recipe.train.seq_len)
     return Reference(
         model=model,

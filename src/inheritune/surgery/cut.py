@@ -75,9 +75,11 @@ def inherit(
 
 def check_inherit(
     reference: ModelDirectory, layers: int | str | Sequence[int], options: Options = Options()
-) -> None:
+) -> tuple[ClassCheck, InheritPlan]:
     """Raise what `inherit` would raise, judged by config, headers and class; no weight is read."""
-    _plan(reference, layers, options).check()
+    cut = _plan_cut(reference, layers, options)
+    _fresh_names(reference, cut, options)
+    return _check(reference, cut, options), cut
 
 
 def refuse_options(reference: ModelDirectory, out: Path, options: Options) -> None:
@@ -97,17 +99,8 @@ def _plan(
     options: Options,
     repaired: RepairedTensors = UNREPAIRED,
 ) -> ModelPlan:
-    layer_map = choose_layers(layers, LayerFacts(reference.layers))
-    if layer_map != tuple(range(len(layer_map))) and not options.class_check:
-        raise RecipeError(
-            f"{describe_selection(layer_map)} cannot be cut without the class check: layers would "
-            "move.",
-            "Leave --no-class-check out.",
-        )
-    dtype = DTYPES[options.dtype] if options.dtype else None
-    cut = plan_inherit(reference, layer_map, dtype=dtype, by_class=True)
-    names = [tensor.name for tensor in cut.tensors]
-    fresh = fresh_names(names, reference.container.prefix, options.parts)
+    cut = _plan_cut(reference, layers, options)
+    fresh = _fresh_names(reference, cut, options)
     return ModelPlan(
         source=reference,
         reference=reference,
@@ -122,6 +115,25 @@ def _plan(
         },
         sha256=options.sha256,
     )
+
+
+def _fresh_names(reference: ModelDirectory, cut: InheritPlan, options: Options) -> set[str]:
+    names = [tensor.name for tensor in cut.tensors]
+    return fresh_names(names, reference.container.prefix, options.parts)
+
+
+def _plan_cut(
+    reference: ModelDirectory, layers: int | str | Sequence[int], options: Options
+) -> InheritPlan:
+    layer_map = choose_layers(layers, LayerFacts(reference.layers))
+    if layer_map != tuple(range(len(layer_map))) and not options.class_check:
+        raise RecipeError(
+            f"{describe_selection(layer_map)} cannot be cut without the class check: layers would "
+            "move.",
+            "Leave --no-class-check out.",
+        )
+    dtype = DTYPES[options.dtype] if options.dtype else None
+    return plan_inherit(reference, layer_map, dtype=dtype, by_class=True)
 
 
 def _check(reference: ModelDirectory, cut: InheritPlan, options: Options) -> ClassCheck:
@@ -234,6 +246,7 @@ def _inherit_json(
         "layer_map": list(cut.layer_map),
         "container": reference.container.prefix,
         "mode": "copy",
+        **({"text_only": True} if reference.text_only else {}),
         "dtype": DTYPES[options.dtype] if options.dtype else None,
         "parts": options.parts,
         "seed": options.seed if fresh else None,

@@ -107,7 +107,7 @@ def write_model(out: Path, plan: ModelPlan, on_progress: Listener = silent) -> M
         for file in files:
             refuse_not_finite(file.scans, plan.source.path, checked.unused_of(file.scans))
         write_bytes(staging / "config.json", to_json(plan.config))
-        copy_side_files(plan.source.path, staging)
+        copy_side_files(plan.source.path, staging, plan.source.side_files)
         for name, data in plan.records(Written(files, frozenset(made), checked)).items():
             write_bytes(staging / name, data)
     return open_model(str(out))

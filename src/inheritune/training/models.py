@@ -1,6 +1,7 @@
 """Load model directories as live fp32 models, and save trained ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,12 +16,14 @@ from inheritune.errors import (
     UnsupportedModelError,
     escape,
     first_line,
+    sentence,
 )
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import open_model
 from inheritune.model_files.quantisation import forget_quantisation
 from inheritune.model_files.safetensors import torch_name
 from inheritune.model_files.shapes import meta_model, typed_config
+from inheritune.surgery.class_check.language_model import refuse_no_language_model
 from inheritune.surgery.plan import NEVER_NARROWED, stored_dtype
 from inheritune.system.files import new_directory, sync_file, write_json
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
@@ -101,25 +104,55 @@ def load_model(
         UnsupportedModelError: transformers does not take the config.
     """
     from transformers import AutoModelForCausalLM
+
+    config = _config(directory, dropout)
+    try:
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                directory,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+            )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # classes raise any type of error
+        if "can't allocate memory" in str(error):
+            raise
+        raise _not_loaded(directory, sentence(first_line(error))) from error
+    model, info = loaded
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise _not_loaded(directory, "config.json and weights do not belong together.")
+    return model  # type: ignore[no-any-return]
+
+
+def _not_loaded(directory: Path, reason: str) -> SourceError:
+    """Say what a model directory lacks for a language model; else ``reason``."""
+    try:
+        refuse_no_language_model(open_model(str(directory)))
+    except SourceError as error:
+        return error
+    return SourceError(
+        f"transformers does not load {directory}: {reason}", "Download or write the model again."
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' bars and tables off the terminal: what matters in them is raised."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        directory,
-        config=_config(directory, dropout),
-        dtype=dtype,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    model, info = loaded
-    if info["missing_keys"]:
-        raise SourceError(
-            f"{directory} lacks the weights {sorted(info['missing_keys'])[0]}.",
-            "They would be random; write the directory again.",
-        )
-    return model  # type: ignore[no-any-return]
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def fresh_model(directory: Path, seed: int, dropout: float = 0.0) -> "PreTrainedModel":

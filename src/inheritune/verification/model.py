@@ -15,7 +15,7 @@ from inheritune.model_files.layers import STRAY
 from inheritune.model_files.safe_path import INDEX
 from inheritune.model_files.scan import Scan, not_finite, refuse_not_finite, scan
 from inheritune.model_files.write import TargetTensor, read_chunks
-from inheritune.surgery.class_check.ask_class import check_whole
+from inheritune.surgery.class_check.ask_class import check_whole, text_only
 from inheritune.surgery.plan import InheritPlan, plan_inherit
 from inheritune.surgery.record import read_inherit_record
 from inheritune.surgery.repaired import repaired_names
@@ -37,6 +37,8 @@ def verify_model(
         SourceError: Something differs; the message names the first difference.
     """
     record = read_inherit_record(target)
+    if reference is not None and record.get("text_only") is True:
+        reference = text_only(reference)
     path = target.path / "training.json"
     training = None
     if path.is_file():

@@ -21,6 +21,7 @@ class Finding:
     part: str  # ``"bytes"``, ``"config"``, ``"class"``, ...
     text: str  # the result in words, or why the part was not checked
     proven: bool = True  # whether the part was checked
+    loader: str | None = None  # what a user loads the model with; None: another part
 
 
 def check_class(
@@ -63,8 +64,9 @@ def run_target(
         text = f"{loaded['class']}, {len(extra)} left-over tensors such as {escape(extra[0])}"
     else:
         text = f"{loaded['class']}, no tensor missing or left over"
-    tied = "tied" if loaded["tied"] else "untied"
-    yield Finding("reload", f"{text}; logits finite; head {tied}")
+    head = f"; head {'tied' if loaded['tied'] else 'untied'}" if loaded["gives"] == "logits" else ""
+    head = head or "; no language-model head"
+    yield Finding("reload", f"{text}; {loaded['gives']} finite{head}", loader=loaded["loader"])
     yield _judge_cache(loaded, reference)
     yield _compare_outputs(target, record, reference, trained)
 
@@ -114,6 +116,7 @@ def _compare_outputs(
         reference=str(reference.path.resolve()),
         layer_map=record["layer_map"],
         places=places,
+        text_only=reference.text_only,
     )
     if text is None:
         return Finding("function", "not compared: the class skips layers for text", proven=False)

@@ -12,15 +12,16 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from inheritune import errors
-from inheritune.errors import SourceError
+from inheritune.errors import SourceError, escape
 from inheritune.model_files.config import cut_config
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.layers import STRAY
+from inheritune.model_files.refusals import rows_of_embedding
 from inheritune.model_files.safetensors import Tensor
 from inheritune.model_files.write import TargetTensor
 
@@ -98,6 +99,55 @@ def check_complete(
 def check_whole(model: ModelDirectory) -> ClassCheck:
     """Check that a model directory is complete, see `check_complete`."""
     return check_complete(model.config, model.tensors.values(), model.container.prefix)
+
+
+def language_problem(model: ModelDirectory) -> str:
+    """Say why a model is not trained or measured here, in sentences; empty for a language model.
+
+    The class is asked only where names and shapes leave a doubt: it takes seconds.
+    """
+    if is_plainly_causal(model):
+        return ""
+    tensors = {tensor.name: [tensor.dtype, tensor.shape] for tensor in model.tensors.values()}
+    found = ask_class("language_problem", config=model.config, tensors=tensors)
+    return f"{escape(model.name)} {found['problem']} {found['hint']}" if found else ""
+
+
+def text_only(model: ModelDirectory) -> ModelDirectory:
+    """Return the language model inside a model that also reads images, as a model of its own.
+
+    Its tensors are ranges of the same files, under the names of its own class. What prepares images
+    does not belong to it.
+
+    Raises:
+        UnsupportedModelError: transformers has no class for the text alone, or it is all there is.
+        SourceError: The class refuses the text, or misses a weight of it.
+    """
+    if model.text_only:
+        return model
+    tensors = {tensor.name: [tensor.dtype, tensor.shape] for tensor in model.tensors.values()}
+    prefix = model.container.prefix
+    found = ask_class("text_model", config=model.config, tensors=tensors, prefix=prefix)
+    return replace(
+        model,
+        config=found["config"],
+        tensors={n: replace(model.tensors[old], name=n) for n, old in found["names"].items()},
+        side_files=[p for p in model.side_files if not p.name.endswith("processor_config.json")],
+        text_only=True,
+    )
+
+
+def is_plainly_causal(model: ModelDirectory) -> bool:
+    """Tell by config and headers that a model is a language model with a head; in doubt, False."""
+    config, names = model.config, model.config.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else ""
+    has_head = any(key.endswith(("lm_head.weight", "embed_out.weight")) for key in model.tensors)
+    return (
+        name.endswith(("ForCausalLM", "LMHeadModel"))
+        and not config.get("auto_map")
+        and (has_head or config.get("tie_word_embeddings") is True)
+        and rows_of_embedding(model.tensors.values()) == config.get("vocab_size")
+    )
 
 
 def ask_class(question: str, **values: Any) -> Any:

@@ -3,15 +3,14 @@
 Models are built on the meta device, so no weight is made; no code of a model directory is run.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inheritune.errors import SourceError, escape, first_line
 from inheritune.model_files.config_fields import PER_LAYER
-from inheritune.model_files.safetensors import torch_name
 from inheritune.model_files.shapes import named_class
-from inheritune.surgery.class_check.layer_check import compare_layers, model_config, with_floats
+from inheritune.surgery.class_check.layer_check import compare_layers, with_floats
+from inheritune.surgery.class_check.meta_load import load_on_meta
 
 
 def find_class(config: Mapping[str, Any]) -> Any:
@@ -90,78 +89,16 @@ def compare_cut(
     try:
         if reference is not None and layer_map is not None:
             compare_layers(model_class, reference, target, prefix, layer_map)
-        info, tied = _load_on_meta(model_class, target, tensors)
+        loaded = load_on_meta(model_class, target, tensors)
     except ImportError as error:
         why = f"not checked: {name} needs a package: {first_line(error)}"
         return {"summary": why, "tied": None, "unused": []}
-    if fresh := sorted(info["missing_keys"]):
+    if loaded.missing:
         raise SourceError(
-            f"{name} would fill {len(fresh)} weights at random, such as {escape(fresh[0])}.",
+            f"{name} would fill {len(loaded.missing)} weights at random, such as "
+            f"{escape(loaded.missing[0])}.",
             "The reference lacks them, or its config is wrong (tie_word_embeddings?).",
         )
     compared = "" if reference is None else ", layers as in the reference"
-    return {"summary": f"complete: {name}{compared}", "tied": tied, "unused": info["unused"]}
-
-
-def _load_on_meta(
-    model_class: Any, config: Mapping[str, Any], tensors: Mapping[str, Sequence[Any]]
-) -> tuple[dict[str, Any], bool]:
-    import torch
-
-    class Meta(torch.Tensor):
-        """Stay on the meta device: one conversion would take 95 GB on a CPU (qwen4_exp)."""
-
-        def to(self, *_: Any, dtype: Any = None, **__: Any) -> torch.Tensor:
-            plain = self.as_subclass(torch.Tensor)
-            return plain if dtype is None else plain.to(dtype)
-
-    name = model_class.__name__
-    state = {}
-    for key, (dtype, shape) in tensors.items():
-        empty = torch.empty(shape, dtype=getattr(torch, torch_name(dtype)), device="meta")
-        state[key] = empty.as_subclass(Meta)
-    try:
-        class_config = model_config(model_class, config)
-        with _all_unused() as unused:
-            _, info = model_class.from_pretrained(
-                None,
-                config=class_config,
-                state_dict=state,
-                device_map="meta",
-                attn_implementation="eager",
-                output_loading_info=True,
-            )
-    except ImportError:
-        raise
-    except Exception as error:  # classes raise any type; here it is about this model
-        raise SourceError(
-            f"{name} refuses the model it would be cut to: {first_line(error)}",
-            "Choose other layers, or report it with the model's name.",
-        ) from error
-    info["unused"] = sorted(unused)
-    return info, bool(
-        getattr(class_config.get_text_config(decoder=True), "tie_word_embeddings", False)
-    )
-
-
-@contextmanager
-def _all_unused() -> Iterator[set[str]]:
-    """Collect the tensors that a class does not use, also those that it would not name.
-
-    GPT-NeoX leaves the causal masks of its old files out of what it reports.
-    """
-    from transformers import PreTrainedModel
-
-    every_class: Any = PreTrainedModel
-    unused: set[str] = set()
-    leave_out = every_class._adjust_missing_and_unexpected_keys
-
-    def collect(model: Any, loading: Any) -> None:
-        unused.update(map(str, loading.unexpected_keys))
-        leave_out(model, loading)
-
-    every_class._adjust_missing_and_unexpected_keys = collect
-    try:
-        yield unused
-    finally:
-        every_class._adjust_missing_and_unexpected_keys = leave_out
+    summary = f"complete: {name}{compared}"
+    return {"summary": summary, "tied": loaded.tied, "unused": loaded.unused}

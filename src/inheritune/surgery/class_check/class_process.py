@@ -16,6 +16,8 @@ from typing import Any
 
 from inheritune.errors import InherituneError
 from inheritune.surgery.class_check.class_check import compare_cut, explicit_lists
+from inheritune.surgery.class_check.language_model import language_problem
+from inheritune.surgery.class_check.text_model import text_model
 from inheritune.surgery.class_check.tokenizer_ids import token_ids
 from inheritune.surgery.class_check.weights_check import compare_outputs, initialise, reload
 
@@ -27,6 +29,8 @@ except ImportError:  # Windows
 
 QUESTIONS: dict[str, Callable[..., Any]] = {
     "compare_cut": compare_cut,
+    "language_problem": language_problem,
+    "text_model": text_model,
     "explicit_lists": explicit_lists,
     "initialise": initialise,
     "compare_outputs": compare_outputs,

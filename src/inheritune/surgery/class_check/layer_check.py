@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import isclose
 from typing import Any
 
-from inheritune.errors import SourceError, UnsupportedModelError, escape, first_line
+from inheritune.errors import SourceError, UnsupportedModelError, escape, first_line, sentence
 from inheritune.model_files.layers import is_tower
 
 _SPLIT = ("embed_tokens_per_layer", "per_layer_model_projection")
@@ -70,7 +70,7 @@ def _build(model_class: Any, config: Mapping[str, Any], what: str, way_out: str)
         raise
     except Exception as error:  # classes raise any type of error
         raise SourceError(
-            f"{model_class.__name__} refuses {what}: {first_line(error).rstrip('.')}.", way_out
+            f"{model_class.__name__} refuses {what}: {sentence(first_line(error))}", way_out
         ) from error
     return model.eval()
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.errors import SourceError, escape, first_line
+from inheritune.errors import SourceError, escape, first_line, sentence
 from inheritune.model_files.directory import open_model
 from inheritune.surgery.class_check.class_check import find_class
 from inheritune.surgery.class_check.layer_check import layer_list, model_config
@@ -46,10 +46,11 @@ def reload(directory: str) -> dict[str, Any]:
     """Load a model directory as a user would, and run it.
 
     Returns:
-        ``class``: name of its class. ``unexpected``: tensors that the class does not use. ``tied``:
-        whether head and embedding are one tensor. ``cache``: largest difference between logits with
-        and without a cache, as a share of the largest logit; infinite if the class fails with its
-        cache, None if it has none. ``cache_agrees``: whether that difference is rounding.
+        ``class``: name of its class; ``loader``: what loads it. ``gives``: ``"logits"``, or
+        ``"outputs"`` of another kind. ``unexpected``: tensors that the class does not use.
+        ``tied``: whether head and embedding are one tensor. ``cache``: largest difference between
+        logits with and without a cache, as a share of the largest logit; infinite if the class
+        fails with its cache, None if it has none. ``cache_agrees``: whether that is rounding.
 
     Raises:
         SourceError: It does not load, misses a weight, or gives values that are not finite.
@@ -62,27 +63,51 @@ def reload(directory: str) -> dict[str, Any]:
         raise SourceError(f"{name} fills {len(missing)} weights at random: {escape(missing[0])}.")
     ids = _ids(model, _LENGTH)
     with torch.no_grad():
-        logits = _run(model, ids).logits
+        output = _run(model, ids)
+    # A bare decoder gives hidden states, a classifier logits of its classes.
+    logits = getattr(output, "logits", None)
+    logits = output[0] if logits is None else logits
     if not torch.isfinite(logits).all():
-        raise SourceError(f"{name} gives logits that are not finite.")
+        raise SourceError(f"{name} gives outputs that are not finite.")
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    is_language_model = head is not None and logits.dim() == 3
     return {
         "class": name,
+        "loader": _loader(type(model)),
+        "gives": "logits" if is_language_model else "outputs",
         "unexpected": sorted(info["unexpected_keys"]),
         "tied": head is not None and head.weight is embedding.weight,
-        "cache": (apart := _compare_cache(model, ids, logits)),
+        "cache": (apart := _compare_cache(model, ids, logits) if is_language_model else None),
         "cache_agrees": apart is None or apart <= _ROUNDING.get(str(logits.dtype), _COARSE),
     }
 
 
+def _loader(model_class: Any) -> str:
+    """Return the class of transformers that a user loads such a model with."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    tables = {
+        "AutoModelForCausalLM": MODEL_FOR_CAUSAL_LM_MAPPING,
+        "AutoModelForImageTextToText": MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    }
+    config_class = model_class.config_class
+    found = [name for name, table in tables.items() if table.get(config_class, None) is model_class]
+    return found[0] if found else f"transformers.{model_class.__name__}"
+
+
 def compare_outputs(
-    target: str, reference: str, layer_map: Sequence[int], places: Sequence[int] | None = None
+    target: str,
+    reference: str,
+    layer_map: Sequence[int],
+    places: Sequence[int] | None = None,
+    text_only: bool = False,
 ) -> str | None:
     """Run the same input through both models and compare the outputs of the kept layers bitwise.
 
     Args:
         layer_map: Index in the reference of each layer of the target.
         places: Layers of the target to compare; None: all.
+        text_only: The target is of the language model inside of the reference.
 
     Returns:
         The comparison in words; None if the class skips some of the layers for text input.
@@ -95,8 +120,10 @@ def compare_outputs(
     whole, _ = _load(reference)
     cut, _ = _load(target)
     prefix = open_model(reference).container.prefix
-    path = layer_list(whole, cut, prefix, len(layer_map))
-    before, after = whole.get_submodule(path), cut.get_submodule(path)
+    # Inside of both, the language models without their heads have the same modules.
+    inner, own = (m.get_decoder() if text_only else m for m in (whole, cut))
+    path = layer_list(inner, own, prefix, len(layer_map))
+    before, after = inner.get_submodule(path), own.get_submodule(path)
     align_weights(cut)
     align_weights(whole, [layer for i, layer in enumerate(before) if i not in layer_map])
     ids = _ids(whole, _LENGTH)
@@ -107,7 +134,7 @@ def compare_outputs(
     # --- first layers: run from the embedding on, compare the last output (the hidden state) ---
     last = len(layer_map) - 1
     is_prefix = places is None and list(layer_map) == list(range(len(layer_map)))
-    if is_prefix and _same_outside(whole, cut, path):
+    if is_prefix and _same_outside(inner, own, path):
         outputs = _record_calls(cut, [after[last]], ids)[0][2]
         _refuse_unequal(calls[last][2], outputs, f"layer {last}")
         if len(after) == len(before):
@@ -166,7 +193,7 @@ def _load(directory: str) -> tuple[Any, dict[str, Any]]:
         )
     except Exception as error:  # classes raise any type; here it is about these files
         raise SourceError(
-            f"{model_class.__name__} does not load {directory}: {first_line(error)}"
+            f"{model_class.__name__} does not load {directory}: {sentence(first_line(error))}"
         ) from error
     return model.eval(), info
 
@@ -185,7 +212,9 @@ def _run(model: Any, ids: "Tensor", **options: Any) -> Any:
     try:
         return model(input_ids=ids, **options)
     except Exception as error:  # any failure to run is a finding about the model
-        raise SourceError(f"{type(model).__name__} does not run: {first_line(error)}") from error
+        raise SourceError(
+            f"{type(model).__name__} does not run: {sentence(first_line(error))}"
+        ) from error
 
 
 def _compare_cache(model: Any, ids: "Tensor", logits: "Tensor") -> float | None:
