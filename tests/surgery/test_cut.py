@@ -18,6 +18,7 @@ import inheritune.surgery.cut as room
 from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
 from inheritune.model_files import write as shards
 from inheritune.model_files.directory import open_model
+from inheritune.planning.candidates import plan_cut
 from inheritune.surgery.cut import inherit
 from inheritune.verification.model import verify_model
 
@@ -308,6 +309,28 @@ def test_stray_buffers_of_old_files_stay_with_their_layers(reference, tmp_path):
     save_file(held, reference / "model.safetensors", {"format": "pt"})
     target = inherit(open_model(str(reference)), 2, tmp_path / "out")
     assert sum("inv_freq" in name for name in target.tensors) == 2
+
+
+@pytest.mark.parametrize(
+    "family, layers, field",
+    [("gemma3", "last:2", "layer_types"), ("smollm3", "last:3", "no_rope_layers")],
+)
+def test_layers_that_cannot_be_told_by_number_are_named_for_other_engines(
+    tiny_model, tmp_path, family, layers, field
+):
+    reference = open_model(str(tiny_model(family)))
+    with pytest.warns(UserWarning, match=rf"{field}.* of these layers cannot be told .*llama\.cpp"):
+        target = inherit(reference, layers, tmp_path / "out")
+    record = json.loads((target.path / "inherit.json").read_text())
+    assert field in record["by_number"]
+    assert "In other engines" in (target.path / "README.md").read_text()
+    assert field in plan_cut(reference, layers).by_number
+
+
+@pytest.mark.parametrize("family, layers", [("gemma3", "4"), ("llama", "last:2"), ("smollm3", "every:2")])
+def test_layers_that_are_where_their_numbers_say_need_no_word(tiny_model, tmp_path, family, layers):
+    target = inherit(open_model(str(tiny_model(family))), layers, tmp_path / "out")
+    assert "by_number" not in json.loads((target.path / "inherit.json").read_text())
 
 
 def test_a_tokenizer_of_any_name_comes_along_and_what_stays_behind_is_named(reference, tmp_path):

@@ -101,5 +101,5 @@ def warnings(plan: Candidates | CutPlan | RecipePlan) -> list[str]:
         return [f"rounds: {plan.growth}.", *plan.notes]
     if isinstance(plan, CutPlan):
         goal = [plan.goal] if plan.goal else []
-        return [*goal, *problems(plan.table), *unsafe_cuts(plan.table), *plan.table.notes]
+        return [*goal, *problems(plan), *unsafe_cuts(plan.table), *plan.table.notes]
     return [*problems(plan), *unsafe_cuts(plan), *plan.notes]

@@ -44,9 +44,13 @@ def candidates_table(plan: Candidates) -> Table:
     return _table(plan, notes)
 
 
-def problems(plan: Candidates) -> list[str]:
-    """Say what later steps would refuse, whatever the cut."""
-    return [] if plan.problem is None else [f"no training: {plan.problem}"]
+def problems(plan: Candidates | CutPlan) -> list[str]:
+    """Say what later steps would refuse, and where the target would not be the same."""
+    table = plan.table if isinstance(plan, CutPlan) else plan
+    found = [] if table.problem is None else [f"no training: {table.problem}"]
+    if isinstance(plan, CutPlan) and plan.by_number:
+        found.append(f"elsewhere: {plan.by_number}.")
+    return found
 
 
 def cut_table(plan: CutPlan) -> Table:
@@ -57,7 +61,7 @@ def cut_table(plan: CutPlan) -> Table:
         files = [*files[:4], f"and {len(files) - 4} more"]
     notes = [
         *([plan.goal] if plan.goal else []),
-        *problems(table),
+        *problems(plan),
         *table.notes,
         f"kept: {describe_selection(plan.kept)} of {table.layers}; {candidate.cut.reason}",
         f"copied: {data_size(candidate.counts.bytes)} in {counted(plan.ranges, 'byte range')}"

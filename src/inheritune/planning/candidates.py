@@ -16,7 +16,7 @@ from inheritune.planning.planned_reference import shape_notes
 from inheritune.surgery.class_check.ask_class import language_problem
 from inheritune.surgery.cut import check_inherit
 from inheritune.surgery.cut_points import CutPoint, Pattern, cut_point, find_pattern
-from inheritune.surgery.plan import kept_tensors, stored_dtype
+from inheritune.surgery.plan import kept_tensors, other_engines, stored_dtype
 from inheritune.surgery.selection import choose_layers, describe_selection
 from inheritune.surgery.sizes import Counts, Sizes
 from inheritune.surgery.ways import LayerFacts
@@ -121,6 +121,7 @@ class CutPlan(Rows):
     side_files: tuple[str, ...]  # names of the files that are copied unchanged
     left_behind: tuple[str, ...]  # names of files and folders of the reference that are not
     check: str  # what the model's class says of the cut, in words
+    by_number: str  # what engines make of it that count layers by number; empty: the same
     goal: str | None = None  # the goal that led to this number of layers, in words
 
     @property
@@ -188,6 +189,7 @@ def plan_cut(reference: ModelDirectory, layers: str, budget: Budget = Budget()) 
         side_files=tuple(p.relative_to(reference.path).as_posix() for p in reference.side_files),
         left_behind=tuple(reference.left_behind),
         check=check.summary,
+        by_number=other_engines(plan.by_number),
     )
 
 

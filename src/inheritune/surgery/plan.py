@@ -35,6 +35,9 @@ class InheritPlan:
     edits: list[Edit]  # its changes against the reference's, each with its reason
     tensors: list[TargetTensor]  # the target's tensors, in the order of the reference's files
     dropped_prediction: list[str]  # names of the multi-token-prediction tensors that are left out
+    # Fields of the config with a value for each layer, other than the class derives from numbers
+    # of layers; known where ``by_class`` was asked for.
+    by_number: tuple[str, ...] = ()
 
     @property
     def is_prefix(self) -> bool:
@@ -64,12 +67,16 @@ def plan_inherit(
     """
     # --- the config: derived lists are written out first, so that the cut can edit them ---
     layer_map = choose_layers(layers, LayerFacts(reference.layers))
-    explicit = {}
-    if by_class and layer_map != tuple(range(len(layer_map))):
+    explicit, by_number = {}, []
+    moves = by_class and layer_map != tuple(range(len(layer_map)))
+    if moves:
         section = dict(text_config(cut_config(reference.config, reference.layers)[0]))
         explicit = ask_class("explicit_lists", config=section, layers=reference.layers)
     config, added = _with_explicit(reference.config, explicit)
     config, edits = cut_config(config, layer_map)
+    if moves:
+        section = dict(text_config(config))
+        by_number = ask_class("counted_by_number", config=section, layers=len(layer_map))
     if dtype is not None:
         edits = [*edits, *_cast_config(config, dtype)]
     # --- the tensors: ranges of the reference's files, under the names of their new layers ---
@@ -86,7 +93,17 @@ def plan_inherit(
     ]
     in_all = {t.name for t in kept_tensors(reference, range(reference.layers))}
     dropped = sorted(name for name in reference.tensors if name not in in_all)
-    return InheritPlan(layer_map, config, [*added, *edits], tensors, dropped)
+    return InheritPlan(layer_map, config, [*added, *edits], tensors, dropped, tuple(by_number))
+
+
+def other_engines(by_number: Sequence[str]) -> str:
+    """Say that engines may count layers by number; empty where that makes no difference."""
+    if not by_number:
+        return ""
+    return (
+        f"{' and '.join(by_number)} of these layers cannot be told from their numbers: right in "
+        "transformers, but engines that count by number (llama.cpp, Ollama) compute something else"
+    )
 
 
 def kept_tensors(reference: ModelDirectory, layers: int | Sequence[int]) -> list[Tensor]:

@@ -11,6 +11,7 @@ from inheritune.model_files.safetensors import DTYPES
 from inheritune.model_files.scan import scan
 from inheritune.run_record.fields import mapping_or_empty
 from inheritune.surgery.parts import PARTS, fresh_names
+from inheritune.surgery.plan import other_engines
 from inheritune.surgery.repaired import repaired_names
 from inheritune.surgery.selection import describe_selection
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
@@ -231,6 +232,8 @@ def target_card(
             f"that are left out (`{record['repair']['method']}`, by least squares on "
             f"{record['repair']['tokens']:,} tokens of text).",
         ]
+    if by_number := other_engines(record.get("by_number", ())):
+        lines += ["", f"**In other engines**: {by_number}."]
     if record["fresh_tensors"]:
         fresh = PARTS[record["parts"]]
         lines += [

@@ -64,6 +64,20 @@ def explicit_lists(config: Mapping[str, Any], layers: int) -> dict[str, list[Any
     }
 
 
+def counted_by_number(config: Mapping[str, Any], layers: int) -> list[str]:
+    """Name the per-layer lists of a config that its class would not derive for so many layers.
+
+    Engines that count layers by number instead of reading the list then compute something else.
+    """
+    stated = {key: config[key] for key in PER_LAYER if isinstance(config.get(key), list)}
+    rest = {key: value for key, value in config.items() if key not in stated}
+    try:
+        derived = explicit_lists(rest, layers)
+    except SourceError:  # the class needs the list, so every engine does
+        return []
+    return [key for key, value in stated.items() if key in derived and derived[key] != value]
+
+
 def compare_cut(
     target: Mapping[str, Any],
     tensors: Mapping[str, Sequence[Any]],

@@ -15,7 +15,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from inheritune.errors import InherituneError
-from inheritune.surgery.class_check.class_check import compare_cut, explicit_lists
+from inheritune.surgery.class_check.class_check import (
+    compare_cut,
+    counted_by_number,
+    explicit_lists,
+)
 from inheritune.surgery.class_check.language_model import language_problem
 from inheritune.surgery.class_check.text_model import text_model
 from inheritune.surgery.class_check.tokenizer_ids import token_ids
@@ -31,6 +35,7 @@ QUESTIONS: dict[str, Callable[..., Any]] = {
     "compare_cut": compare_cut,
     "language_problem": language_problem,
     "text_model": text_model,
+    "counted_by_number": counted_by_number,
     "explicit_lists": explicit_lists,
     "initialise": initialise,
     "compare_outputs": compare_outputs,
