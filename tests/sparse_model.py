@@ -52,6 +52,7 @@ def _write_file(path: Path, shapes: Shapes, dtype: str) -> None:
 
 LLAMA_8B = {
     "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
     "hidden_size": 4096,
     "intermediate_size": 14336,
     "num_hidden_layers": 32,
@@ -64,12 +65,14 @@ LLAMA_8B = {
 }
 MIXTRAL = LLAMA_8B | {
     "model_type": "mixtral",
+    "architectures": ["MixtralForCausalLM"],
     "vocab_size": 32000,
     "num_local_experts": 8,
     "num_experts_per_tok": 2,
 }
 DEEPSEEK_V3 = {
     "model_type": "deepseek_v3",
+    "architectures": ["DeepseekV3ForCausalLM"],
     "hidden_size": 7168,
     "intermediate_size": 18432,
     "moe_intermediate_size": 2048,

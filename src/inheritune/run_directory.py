@@ -43,6 +43,8 @@ class Run:
         self.log_file = root / "log.txt"  # every event, with its time
         self.tokens = root / "tokens"  # token shards and their manifest
         self.reference = root / "reference"  # model directory of a reference that is trained here
+        # The language model inside of a reference that also reads images, where only that is used.
+        self.text_reference = self.reference / "text"
         # The reference's predictions for the training tokens, where a distillation keeps them.
         self.logits = self.reference / "logits"
         self.pin = root / "reference.json"  # commit of a Hub reference that the run is pinned to

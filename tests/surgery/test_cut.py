@@ -327,7 +327,9 @@ def test_layers_that_cannot_be_told_by_number_are_named_for_other_engines(
     assert field in plan_cut(reference, layers).by_number
 
 
-@pytest.mark.parametrize("family, layers", [("gemma3", "4"), ("llama", "last:2"), ("smollm3", "every:2")])
+@pytest.mark.parametrize(
+    "family, layers", [("gemma3", "4"), ("llama", "last:2"), ("smollm3", "every:2")]
+)
 def test_layers_that_are_where_their_numbers_say_need_no_word(tiny_model, tmp_path, family, layers):
     target = inherit(open_model(str(tiny_model(family))), layers, tmp_path / "out")
     assert "by_number" not in json.loads((target.path / "inherit.json").read_text())

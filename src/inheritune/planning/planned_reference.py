@@ -10,9 +10,10 @@ from inheritune.model_files.download.hub import is_hub_id
 from inheritune.model_files.refusals import refuse_config
 from inheritune.model_files.shapes import class_headers, stated_dtype
 from inheritune.recipe.known_configs import known_config
-from inheritune.recipe.schema import Recipe, ReferenceTraining
+from inheritune.recipe.schema import Recipe, ReferenceSection, ReferenceTraining
 from inheritune.run_directory import Run
 from inheritune.steps.reference_store import open_pinned, pinned_commit
+from inheritune.surgery.class_check.ask_class import text_only
 from inheritune.system.strict_json import (
     MODEL_FILE,
     read_json,
@@ -86,6 +87,11 @@ def planned_reference(recipe: Recipe, run: Run) -> ModelDirectory:
         if (run.reference / "model").is_dir():  # already trained
             return open_model(str(run.reference / "model"))
         return _untrained(section.train)
+    model = _named(section, run)
+    return text_only(model) if section.text_only else model
+
+
+def _named(section: ReferenceSection, run: Run) -> ModelDirectory:
     assert section.model is not None  # the recipe has one or the other
     if pinned_commit(run, section.model, section.revision) is not None:
         return open_pinned(run, section.model, section.revision, whole=False)

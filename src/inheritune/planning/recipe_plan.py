@@ -233,7 +233,9 @@ def _disk(
     entry = id_type(rows).itemsize + 2
     logits = sum(tokens * (top_k * entry + 4) for (top_k, _), tokens in planner.stored.items())
     return {
-        "reference": model.missing_bytes(model.tensors.values()),
+        "reference": model.missing_bytes(model.tensors.values())
+        # A copy of the language model is kept in the run.
+        + model.text_only * sum(tensor.size for tensor in model.tensors.values()),
         "tokens": None if unique is None else unique * id_type(rows).itemsize,
         "checkpoints": largest * stored_checkpoints(recipe.train.keep),
         "models": models + target + planner.kept_masters + planner.passing_master,

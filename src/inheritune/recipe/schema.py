@@ -53,6 +53,8 @@ class ReferenceSection(RecipeSection):
     """Hub id, local model directory or embedded:demo; safetensors only."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
+    text_only: bool = False
+    """Take only the language model out of a model that also reads images; it is kept in the run."""
     train: ReferenceTraining | None = None
     """Train a reference instead of loading one."""
 
@@ -60,6 +62,8 @@ class ReferenceSection(RecipeSection):
     def _is_given_once(self) -> Self:
         if (self.model is None) == (self.train is None):
             raise ValueError("give either model (a trained reference) or train (one to train here)")
+        if self.text_only and self.model is None:
+            raise ValueError("text_only goes with model: a reference trained here reads text only")
         return self
 
 

@@ -101,4 +101,6 @@ def _reference(run: Run, record: RunRecord) -> NamedModel:
     name = f"reference, {reference.layers} layers"
     if reference.trained_here:
         return NamedModel(name, str(run.reference / "model"))
+    if run.text_reference.is_dir():
+        return NamedModel(name, str(run.text_reference))
     return NamedModel(name, reference.taken_from or reference.model or "", reference.revision)

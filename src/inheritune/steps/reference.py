@@ -10,7 +10,7 @@ from inheritune.model_files.config import cut_config, has_rotary_positions, max_
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.run_record.fields import finite_number
 from inheritune.steps.job import Job
-from inheritune.steps.reference_store import open_pinned
+from inheritune.steps.reference_store import open_pinned, text_reference
 from inheritune.steps.reference_training import train_reference, write_reference_start
 from inheritune.surgery.removal import Cut
 from inheritune.surgery.ways import LayerFacts
@@ -70,9 +70,8 @@ def open_reference(job: Job) -> Reference:
         name = "trained here" if store_dir is None else "trained by another run"
         model = open_model(str(store_dir or job.run.reference / "model"), None)
     else:
-        assert section.model is not None  # the recipe has one or the other
-        name = section.model
-        model = open_pinned(job.run, section.model, section.revision, stop=job.stop)
+        model = _open(job)
+        name = str(section.model)
     _refuse_long_sequences(job, model)
     refuse_no_language_model(model)
     shape = describe(model.path, job.recipe.train.seq_len)
@@ -85,6 +84,14 @@ def open_reference(job: Job) -> Reference:
         trained_here=section.train is not None and store_dir is None,
         taken_from=None if store_dir is None else str(store_dir),
     )
+
+
+def _open(job: Job) -> ModelDirectory:
+    """Open the model that the recipe names."""
+    section = job.recipe.reference
+    assert section.model is not None  # the recipe has one or the other
+    model = open_pinned(job.run, section.model, section.revision, stop=job.stop)
+    return text_reference(job.run, model) if section.text_only else model
 
 
 def _refuse_long_sequences(job: Job, model: ModelDirectory) -> None:
@@ -122,8 +129,7 @@ def tokenizer_home(job: Job) -> Path:
     section = job.recipe.reference
     if section.train is not None:
         return write_reference_start(job, section.train)
-    assert section.model is not None  # the recipe has one or the other
-    return open_pinned(job.run, section.model, section.revision, stop=job.stop).path
+    return _open(job).path
 
 
 def flops_per_token(job: Job, reference: Reference, layers: int) -> float:

@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from inheritune.data.tokens import canonical_digest
 from inheritune.errors import DataError, SourceError, escape
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.run_directory import Run
+from inheritune.surgery.class_check.ask_class import text_only
+from inheritune.surgery.cut import inherit
 from inheritune.system.files import new_directory, sync_file, write_json
 from inheritune.system.locks import locked
 from inheritune.system.strict_json import read_json
@@ -84,6 +87,23 @@ def training_lock(path: Path) -> AbstractContextManager[None]:
         f"another run trains this reference for {escape(path)}",
         "Wait for it to end: it is then taken from there.",
     )
+
+
+# -- the language model inside of one that also reads images
+
+
+def text_reference(run: Run, model: ModelDirectory) -> ModelDirectory:
+    """Return the language model inside of a run's reference, which is written at the first call.
+
+    Raises:
+        UnsupportedModelError: It has none that transformers has a class for.
+        MachineError: The disk is full.
+    """
+    directory = run.text_reference
+    if not directory.is_dir():
+        inherit(text_only(model), model.layers, directory)
+    opened = open_model(str(directory))
+    return replace(opened, name=model.name, revision=model.revision, text_only=True)
 
 
 # -- a Hub model, pinned to a commit

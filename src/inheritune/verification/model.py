@@ -149,6 +149,8 @@ def _compare_side_files(
     """
     left = record.get("left_behind")
     known = left if isinstance(left, list) else reference.left_behind  # of an earlier version
+    if reference.text_only:  # what a run copied of it had been left behind before
+        known = sorted({*map(str, known), *reference.left_behind})
     absent = {"config.json", INDEX, *reference.metadata, *map(str, known)}
     compared, missing = 0, []
     for path in sorted(reference.path.rglob("*")):

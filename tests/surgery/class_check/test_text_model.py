@@ -3,9 +3,8 @@
 import json
 
 import pytest
-import tiny_models
 import torch
-import transformers as T
+from image_text_models import FAMILIES, SIBLINGS, save
 from safetensors.torch import load_file, save_file
 
 from inheritune.errors import UnsupportedModelError
@@ -14,97 +13,6 @@ from inheritune.surgery.class_check.ask_class import language_problem, text_only
 from inheritune.surgery.cut import inherit
 from inheritune.training.models import load_model
 from inheritune.verification.model import verify_model
-
-TEXT = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
-TOWER = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
-MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
-
-
-def mistral3():
-    vision = T.PixtralVisionConfig(**TOWER, image_size=8, patch_size=4)
-    text = T.MistralConfig(**TEXT)
-    config = T.Mistral3Config(
-        text_config=text, vision_config=vision, image_token_index=5, tie_word_embeddings=False
-    )
-    return T.Mistral3ForConditionalGeneration(config)
-
-
-def llava():
-    vision = T.CLIPVisionConfig(**TOWER, image_size=8, patch_size=4)
-    text = T.LlamaConfig(**TEXT)
-    config = T.LlavaConfig(text_config=text, vision_config=vision, image_token_index=5)
-    return T.LlavaForConditionalGeneration(config)
-
-
-def idefics3():
-    vision = T.Idefics3VisionConfig(**TOWER, image_size=8, patch_size=4)
-    text = T.LlamaConfig(**TEXT)
-    config = T.Idefics3Config(text_config=text, vision_config=vision, image_token_id=5)
-    return T.Idefics3ForConditionalGeneration(config)
-
-
-def qwen2_5_vl():
-    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2}
-    vision |= {"out_hidden_size": 32, "fullatt_block_indexes": [1], "patch_size": 4}
-    config = T.Qwen2_5_VLConfig(
-        text_config=TEXT | {"rope_parameters": MROPE}, vision_config=vision, image_token_id=5
-    )
-    return T.Qwen2_5_VLForConditionalGeneration(config)
-
-
-def qwen3_vl():
-    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2}
-    vision |= {"out_hidden_size": 32, "deepstack_visual_indexes": [0], "patch_size": 4}
-    rope = MROPE | {"mrope_interleaved": True}
-    text = TEXT | {"head_dim": 8, "rope_parameters": rope}
-    config = T.Qwen3VLConfig(text_config=text, vision_config=vision, image_token_id=5)
-    return T.Qwen3VLForConditionalGeneration(config)
-
-
-def gemma3():
-    vision = T.SiglipVisionConfig(**TOWER, image_size=8, patch_size=4)
-    text = T.Gemma3TextConfig(**TEXT, head_dim=8, sliding_window=8)
-    config = T.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
-    return T.Gemma3ForConditionalGeneration(config)
-
-
-FAMILIES = {f.__name__: f for f in (mistral3, llava, idefics3, qwen2_5_vl, qwen3_vl, gemma3)}
-SIBLINGS = {
-    "mistral3": "MistralForCausalLM",
-    "llava": "LlamaForCausalLM",
-    "idefics3": "LlamaForCausalLM",
-    "qwen2_5_vl": "Qwen2ForCausalLM",
-    "qwen3_vl": "Qwen3ForCausalLM",
-    "gemma3": "Gemma3ForCausalLM",
-}
-
-
-def save(family, directory):
-    tiny_models.train_tokenizer(directory)
-    torch.manual_seed(0)
-    model = FAMILIES[family]().eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight) * 0.05)
-    model.save_pretrained(directory)
-    (directory / "preprocessor_config.json").write_text("{}")
-    return model
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
