@@ -35,7 +35,7 @@ def language_problem(
 
     own = find_class(config)
     if isinstance(own, str):
-        hint = "Choose a model that transformers knows, to train or measure it."
+        hint = "Training runs no code of a model directory; choose a model that transformers knows."
         return {"problem": f"can be cut only: {own}.", "hint": hint}
     causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(own.config_class, None)
     if causal is None:
