@@ -71,6 +71,13 @@ def test_transformers_loads_a_trained_tokenizer_and_agrees_with_it(tokenizer):
     assert (theirs.eos_token_id, theirs.bos_token_id, len(theirs)) == (0, 0, 300)
 
 
+@pytest.mark.parametrize("name", ["tiktoken.model", "tekken.json", "rwkv_vocab_v20230424.txt"])
+def test_a_tokenizer_that_only_a_class_in_python_reads_is_called_by_its_name(tmp_path, name):
+    (tmp_path / name).write_bytes(b"IQ== 0\n")
+    with pytest.raises(DataError, match=rf"the tokenizer of .* is {name}; only tokenizer.json"):
+        open_tokenizer(tmp_path)
+
+
 def test_training_gives_the_same_bytes_in_another_process_with_other_threads(tmp_path):
     for name, threads in (("a", "1"), ("b", "3")):
         subprocess.run(

@@ -1,10 +1,11 @@
-"""A run on the language model inside of one that also reads images."""
+"""A run on the language model inside of one that also reads images; references that are refused."""
 
 import pytest
 import tiny_recipe
 from image_text_models import save
+from safetensors.torch import load_file, save_file
 
-from inheritune.errors import UnsupportedModelError
+from inheritune.errors import SourceError, UnsupportedModelError
 from inheritune.model_files.directory import open_model
 from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.run.execute import execute
@@ -43,4 +44,16 @@ def test_a_run_on_the_whole_is_refused_before_any_text_is_read(whole, tiny_text,
         plan_recipe(recipe, tmp_path / "run")
     with pytest.raises(UnsupportedModelError, match=words):
         execute(tiny_recipe.as_file(recipe), tmp_path / "run")
+    assert not (tmp_path / "run" / "tokens").exists()
+
+
+def test_a_reference_with_an_infinite_weight_is_refused_before_any_text_is_read(
+    reference, tiny_text, tmp_path
+):
+    held = load_file(reference / "model.safetensors")
+    held["model.layers.3.mlp.up_proj.weight"][0, 0] = float("inf")
+    save_file(held, reference / "model.safetensors", {"format": "pt"})
+    recipe = tiny_recipe.as_file(recipe_of(reference, tiny_text))
+    with pytest.raises(SourceError, match=r"up_proj.weight holds NaN or infinite values"):
+        execute(recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "tokens").exists()

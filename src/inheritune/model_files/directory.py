@@ -18,6 +18,7 @@ from inheritune.model_files.depth import with_stated_depth
 from inheritune.model_files.download.hub import is_hub_id
 from inheritune.model_files.download.whole import download_whole
 from inheritune.model_files.layers import Container, find_container
+from inheritune.model_files.model_class import find_class
 from inheritune.model_files.quantisation import (
     forget_quantisation,
     refuse_quantised,
@@ -138,7 +139,7 @@ class ModelDirectory:
         """Load the model with transformers, from these files alone and without running their code.
 
         Args:
-            **options: Options of `AutoModelForCausalLM.from_pretrained`, such as ``dtype``.
+            **options: Options of its class's `from_pretrained`, such as ``dtype``.
         """
         from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -148,7 +149,12 @@ class ModelDirectory:
             self.path, local_files_only=True, trust_remote_code=False
         )
         forget_quantisation(config)
-        return AutoModelForCausalLM.from_pretrained(self.path, config=config, **(options | safe))
+        found = find_class(self.config)  # an image-text model is no causal language model
+        loader: Any = AutoModelForCausalLM if isinstance(found, str) else found
+        model: PreTrainedModel = loader.from_pretrained(
+            self.path, config=config, **(options | safe)
+        )
+        return model
 
     def _repr_html_(self) -> str:
         row = {"layers": self.layers, "parameters": self.params, "path": str(self.path)}

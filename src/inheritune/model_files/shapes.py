@@ -8,6 +8,7 @@ from inheritune.errors import UnsupportedModelError, escape, first_line
 from inheritune.model_files.config import text_config
 from inheritune.model_files.config_fields import COUNTS
 from inheritune.model_files.directory import ModelDirectory
+from inheritune.model_files.model_class import named_class
 from inheritune.model_files.safetensors import DTYPES, Tensor, item_bits
 
 if TYPE_CHECKING:
@@ -59,27 +60,6 @@ def stated_dtype(config: Mapping[str, Any]) -> str:
     sections = (config, text_config(config))
     stated = next((v for s in sections if (v := s.get("dtype") or s.get("torch_dtype"))), None)
     return DTYPES.get(str(stated), "F32")
-
-
-def named_class(config: Mapping[str, Any], config_class: type) -> Any:
-    """Return the class that config.json names, such as one that also reads images.
-
-    Args:
-        config_class: The class of transformers for its model type.
-
-    Returns:
-        None if it names none, or one of another model type or from outside transformers.
-    """
-    import transformers
-
-    names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and names else None
-    if not isinstance(name, str) or not name.isidentifier():
-        return None
-    named = getattr(transformers, name, None)
-    # Without a package such as torchvision, the name stands for something that is no model.
-    is_model = isinstance(named, type) and getattr(named, "config_class", None) is config_class
-    return named if is_model else None
 
 
 def meta_model(config: "PreTrainedConfig", model_class: Any = None) -> "PreTrainedModel":

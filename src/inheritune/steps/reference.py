@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from inheritune.errors import DataError, RecipeError
 from inheritune.model_files.config import cut_config, has_rotary_positions, max_positions
 from inheritune.model_files.directory import ModelDirectory, open_model
+from inheritune.model_files.scan import Scan, scan
 from inheritune.run_record.fields import finite_number
 from inheritune.steps.job import Job
 from inheritune.steps.reference_store import open_pinned, text_reference
 from inheritune.steps.reference_training import train_reference, write_reference_start
+from inheritune.surgery.class_check.ask_class import refuse_broken_values
 from inheritune.surgery.removal import Cut
 from inheritune.surgery.ways import LayerFacts
 from inheritune.system.progress import Progress
@@ -72,6 +74,8 @@ def open_reference(job: Job) -> Reference:
     else:
         model = _open(job)
         name = str(section.model)
+    if section.train is None and not (job.run.tokens / "manifest.json").exists():
+        _refuse_broken_values(job, model)
     _refuse_long_sequences(job, model)
     refuse_no_language_model(model)
     shape = describe(model.path, job.recipe.train.seq_len)
@@ -92,6 +96,15 @@ def _open(job: Job) -> ModelDirectory:
     assert section.model is not None  # the recipe has one or the other
     model = open_pinned(job.run, section.model, section.revision, stop=job.stop)
     return text_reference(job.run, model) if section.text_only else model
+
+
+def _refuse_broken_values(job: Job, model: ModelDirectory) -> None:
+    """Read all weights once, before the text is prepared: that may take hours."""
+    scans: dict[str, Scan] = {}
+    for tensor in model.tensors.values():
+        job.stop.check("the run has only begun")
+        scans |= scan([tensor])
+    refuse_broken_values(model, scans)
 
 
 def _refuse_long_sequences(job: Job, model: ModelDirectory) -> None:

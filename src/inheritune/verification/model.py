@@ -13,9 +13,9 @@ from inheritune.model_files.cast import cast
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.layers import STRAY
 from inheritune.model_files.safe_path import INDEX
-from inheritune.model_files.scan import Scan, not_finite, refuse_not_finite, scan
+from inheritune.model_files.scan import Scan, not_finite, scan
 from inheritune.model_files.write import TargetTensor, read_chunks
-from inheritune.surgery.class_check.ask_class import check_whole, text_only
+from inheritune.surgery.class_check.ask_class import refuse_broken_values, text_only
 from inheritune.surgery.plan import InheritPlan, plan_inherit
 from inheritune.surgery.record import read_inherit_record
 from inheritune.surgery.repaired import repaired_names
@@ -69,9 +69,8 @@ def verify_unrecorded_model(model: ModelDirectory) -> Iterator[Finding]:
 
 
 def _judge_values(model: ModelDirectory, scans: Mapping[str, Scan]) -> Finding:
-    if not (broken := not_finite(scans)):
+    if not (broken := refuse_broken_values(model, scans)):
         return Finding("values", "all finite")
-    refuse_not_finite(scans, model.path, check_whole(model).unused_of(scans))
     return Finding("values", f"all finite but {len(broken)} tensors that the class does not use")
 
 

@@ -64,6 +64,7 @@ def test_the_way_to_the_text_is_named_where_only_text_is_taken(tmp_path):
     words = "is a Mistral3ForConditionalGeneration, which is no model of text alone"
     assert words in language_problem(model)
     assert "--text-only" in language_problem(model)
+    assert type(model.load()).__name__ == "Mistral3ForConditionalGeneration"
     with pytest.raises(UnsupportedModelError, match=words):
         load_model(model.path)
 

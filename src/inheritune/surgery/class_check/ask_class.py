@@ -23,6 +23,7 @@ from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.layers import STRAY
 from inheritune.model_files.refusals import rows_of_embedding
 from inheritune.model_files.safetensors import Tensor
+from inheritune.model_files.scan import Scan, not_finite, refuse_not_finite
 from inheritune.model_files.write import TargetTensor
 
 _LOCK = threading.RLock()  # one child, one question at a time
@@ -111,6 +112,18 @@ def language_problem(model: ModelDirectory) -> str:
     tensors = {tensor.name: [tensor.dtype, tensor.shape] for tensor in model.tensors.values()}
     found = ask_class("language_problem", config=model.config, tensors=tensors)
     return f"{escape(model.name)} {found['problem']} {found['hint']}" if found else ""
+
+
+def refuse_broken_values(model: ModelDirectory, scans: Mapping[str, Scan]) -> list[str]:
+    """Refuse weights that hold NaN or infinity; return the tensors that may, being unused.
+
+    Args:
+        scans: Of the model's tensors. The class is asked only where one is not finite.
+    """
+    broken = not_finite(scans)
+    if broken:
+        refuse_not_finite(scans, model.path, check_whole(model).unused_of(scans))
+    return broken
 
 
 def text_only(model: ModelDirectory) -> ModelDirectory:

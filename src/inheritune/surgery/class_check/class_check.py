@@ -8,31 +8,9 @@ from typing import Any
 
 from inheritune.errors import SourceError, escape, first_line
 from inheritune.model_files.config_fields import PER_LAYER
-from inheritune.model_files.shapes import named_class
+from inheritune.model_files.model_class import find_class
 from inheritune.surgery.class_check.layer_check import compare_layers, with_floats
 from inheritune.surgery.class_check.meta_load import load_on_meta
-
-
-def find_class(config: Mapping[str, Any]) -> Any:
-    """Return the transformers class of a model, or a text that says why there is none."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
-
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or not model_type:
-        return "config.json names no model_type"
-    try:
-        config_class = type(AutoConfig.for_model(model_type))
-    except (ValueError, KeyError):
-        return f"transformers does not know the model type {escape(model_type)}"
-    except ImportError as error:
-        return f"{escape(model_type)} needs a package: {first_line(error)}"
-    if named := named_class(config, config_class):
-        return named
-    names = config.get("architectures")
-    if isinstance(names, list) and names and isinstance(names[0], str) and config.get("auto_map"):
-        return f"the class {escape(names[0])} comes with the model, and its code is not run"
-    by_type = MODEL_FOR_CAUSAL_LM_MAPPING.get(config_class, None)
-    return by_type or f"transformers has no causal language model of type {escape(model_type)}"
 
 
 def explicit_lists(config: Mapping[str, Any], layers: int) -> dict[str, list[Any]]:

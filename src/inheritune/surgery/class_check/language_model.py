@@ -12,8 +12,8 @@ from inheritune.errors import (
     sentence,
 )
 from inheritune.model_files.directory import ModelDirectory
+from inheritune.model_files.model_class import find_class
 from inheritune.surgery.class_check.ask_class import is_plainly_causal
-from inheritune.surgery.class_check.class_check import find_class
 from inheritune.surgery.class_check.meta_load import load_on_meta
 from inheritune.surgery.class_check.text_model import has_text_model
 

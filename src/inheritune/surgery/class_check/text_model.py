@@ -9,7 +9,7 @@ from typing import Any
 from inheritune.errors import UnsupportedModelError
 from inheritune.model_files.config import text_config
 from inheritune.model_files.layers import is_tower
-from inheritune.surgery.class_check.class_check import find_class
+from inheritune.model_files.model_class import find_class
 from inheritune.surgery.class_check.layer_check import model_config
 from inheritune.surgery.class_check.meta_load import load_on_meta
 

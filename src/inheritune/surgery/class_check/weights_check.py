@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.errors import SourceError, escape, first_line, sentence
 from inheritune.model_files.directory import open_model
-from inheritune.surgery.class_check.class_check import find_class
+from inheritune.model_files.model_class import find_class
 from inheritune.surgery.class_check.layer_check import layer_list, model_config
 
 if TYPE_CHECKING:
