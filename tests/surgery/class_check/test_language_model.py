@@ -8,6 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import inheritune
 from inheritune.errors import SourceError, UnsupportedModelError
 from inheritune.model_files.directory import open_model
 from inheritune.planning.candidates import list_candidates, plan_cut
@@ -59,6 +60,12 @@ def test_a_model_without_a_head_can_be_cut_and_verified_and_says_so_elsewhere(
     assert findings["function"].proven
     assert "no language-model head" in str(list_candidates(model).problem)
     assert "no language-model head" in str(plan_cut(model, "2").table.problem)
+
+
+def test_evaluate_refuses_a_model_without_a_head_before_it_reads_text(bare, tmp_path):
+    with pytest.raises(UnsupportedModelError, match="no language-model head"):
+        inheritune.evaluate(bare, text=tmp_path / "nothing.txt", out=tmp_path / "scores")
+    assert not (tmp_path / "scores").exists()
 
 
 def test_a_bare_decoder_whose_head_is_its_embedding_is_a_language_model(tmp_path):
