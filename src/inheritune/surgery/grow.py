@@ -16,6 +16,7 @@ from inheritune.model_files.write import TargetTensor
 from inheritune.surgery.class_check.ask_class import check_cut
 from inheritune.surgery.plan import InheritPlan, plan_inherit, renamed, stored_dtype
 from inheritune.surgery.record import (
+    as_cut_from,
     conversion_facts,
     is_repaired,
     layer_map_of,
@@ -59,6 +60,7 @@ def grow(
             f"{target.name} was repaired to do without the layers that it lacks.",
             "Only a target that was cut without a repair can grow.",
         )
+    reference = as_cut_from(target, reference)
     if layer_map is None:
         refuse_other_reference(target, reference)
     own = layer_map_of(target) if layer_map is None else tuple(layer_map)
@@ -90,6 +92,7 @@ def patch(
 
     Source: Kangaslahti et al., Boomerang distillation, arXiv 2510.05064.
     """
+    reference = as_cut_from(target, reference)
     if layer_map is None:
         refuse_other_reference(target, reference)
     own = layer_map_of(target) if layer_map is None else tuple(layer_map)
@@ -238,6 +241,7 @@ def _records(
         "layer_map": list(cut.layer_map),
         "grown_from": {"name": target.name, "layers": target.layers, "layer_map": list(own)},
         **({"patched": True} if is_patched else {}),
+        **({"text_only": True} if reference.text_only else {}),
         "container": target.container.prefix,
         "mode": "copy",
         "dtype": None,

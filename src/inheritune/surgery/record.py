@@ -10,6 +10,7 @@ from inheritune.model_files.layers import STRAY
 from inheritune.model_files.safetensors import DTYPES
 from inheritune.model_files.scan import scan
 from inheritune.run_record.fields import mapping_or_empty
+from inheritune.surgery.class_check.ask_class import text_only
 from inheritune.surgery.parts import PARTS, fresh_names
 from inheritune.surgery.plan import other_engines
 from inheritune.surgery.repaired import repaired_names
@@ -114,6 +115,12 @@ def _copied(
             yield own_name, str(entry.get("xxh3"))
 
 
+def as_cut_from(target: ModelDirectory, reference: ModelDirectory) -> ModelDirectory:
+    """Return the reference as a target was cut from it: perhaps its language model alone."""
+    is_text = _stored_record(target).get("text_only") is True
+    return text_only(reference) if is_text else reference
+
+
 def is_repaired(target: ModelDirectory) -> bool:
     """Whether layers of a target were repaired before any training, as its record says."""
     return "repair" in _stored_record(target)
@@ -206,7 +213,10 @@ def target_card(
     # --- front matter: what the Hub shows and searches ---
     reference = record["reference"]
     name = escape(reference["name"], 200).replace("`", "'")
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    front: dict[str, Any] = {"library_name": "transformers"}
+    class_name = str(record.get("check", "")).partition("complete: ")[2].partition(",")[0]
+    if not class_name or class_name.endswith(("ForCausalLM", "LMHeadModel")):
+        front["pipeline_tag"] = "text-generation"
     front |= carried or {}
     if is_hub_model:
         front |= {"base_model": reference["name"], "base_model_relation": "finetune"}

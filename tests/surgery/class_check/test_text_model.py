@@ -11,6 +11,7 @@ from inheritune.errors import UnsupportedModelError
 from inheritune.model_files.directory import open_model
 from inheritune.surgery.class_check.ask_class import language_problem, text_only
 from inheritune.surgery.cut import inherit
+from inheritune.surgery.grow import grow
 from inheritune.training.models import load_model
 from inheritune.verification.model import verify_model
 
@@ -43,6 +44,10 @@ def test_other_layers_of_the_text_are_cut_as_of_any_model(tmp_path):
     assert record["text_only"] is True
     assert "preprocessor_config.json" in record["left_behind"]
     assert all(finding.proven for finding in verify_model(target, reference))
+    grown = grow(target, reference, [1, 2, 3], tmp_path / "grown")
+    assert grown.config["num_hidden_layers"] == 3
+    findings = {finding.part: finding for finding in verify_model(grown, reference)}
+    assert findings["bytes"].proven
 
 
 def test_names_of_older_files_are_understood(tmp_path):
