@@ -11,6 +11,7 @@ from inheritune.cli.completion import models
 from inheritune.cli.console import Debug, Json, print_json, reported, say
 from inheritune.cli.next_step import command
 from inheritune.errors import RecipeError, escape, listed
+from inheritune.surgery.plan import other_engines
 from inheritune.surgery.selection import FORMS, describe_selection
 
 ReferenceId = Annotated[
@@ -111,6 +112,8 @@ def inherit(
             say(f"  {escape(edit['key'])}: {changed}, {edit['reason']}")
         if unused := record["unused_tensors"]:
             say(f"  {len(unused)} tensors are not used by the class, such as {escape(unused[0])}")
+        if elsewhere := other_engines(record.get("by_number", ())):
+            say(f"warning: {elsewhere}")
         if left := record["left_behind"]:
             say(f"  left behind: {listed(left)}")
         if fresh := record["fresh_tensors"]:

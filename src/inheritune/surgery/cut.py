@@ -16,7 +16,7 @@ from inheritune.model_files.safetensors import DTYPES
 from inheritune.model_files.scan import not_finite, zero_matrices
 from inheritune.surgery.class_check.ask_class import ClassCheck, check_cut
 from inheritune.surgery.parts import fresh_names, make_fresh
-from inheritune.surgery.plan import InheritPlan, other_engines, plan_inherit
+from inheritune.surgery.plan import InheritPlan, plan_inherit
 from inheritune.surgery.record import conversion_facts, target_card
 from inheritune.surgery.repaired import UNREPAIRED, RepairedTensors
 from inheritune.surgery.selection import choose_layers, describe_selection
@@ -182,8 +182,6 @@ def _records(
     written: Written,
 ) -> Mapping[str, bytes]:
     _warn(written, reference)
-    if cut.by_number:
-        warnings.warn(other_engines(cut.by_number), stacklevel=3)
     record = _inherit_json(reference, cut, options, repaired, written)
     card = target_card(record, reference.revision is not None, reference_fields(reference))
     return {"inherit.json": to_json(record), "README.md": card.encode()}
