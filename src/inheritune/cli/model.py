@@ -11,8 +11,7 @@ from inheritune.cli.completion import models
 from inheritune.cli.console import Debug, Json, print_json, reported, say
 from inheritune.cli.next_step import command
 from inheritune.errors import RecipeError, escape, listed
-from inheritune.surgery.plan import other_engines
-from inheritune.surgery.selection import FORMS, describe_selection
+from inheritune.surgery.selection import FORMS, describe_selection, other_engines
 
 ReferenceId = Annotated[
     str, typer.Argument(help="Hub id, model directory or embedded:demo.", autocompletion=models)

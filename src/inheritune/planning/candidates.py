@@ -16,8 +16,8 @@ from inheritune.planning.planned_reference import shape_notes
 from inheritune.surgery.class_check.ask_class import language_problem
 from inheritune.surgery.cut import check_inherit
 from inheritune.surgery.cut_points import CutPoint, Pattern, cut_point, find_pattern
-from inheritune.surgery.plan import kept_tensors, other_engines, stored_dtype
-from inheritune.surgery.selection import choose_layers, describe_selection
+from inheritune.surgery.plan import kept_tensors, stored_dtype
+from inheritune.surgery.selection import choose_layers, describe_selection, other_engines
 from inheritune.surgery.sizes import Counts, Sizes
 from inheritune.surgery.ways import LayerFacts
 from inheritune.system.devices import Price, Speed

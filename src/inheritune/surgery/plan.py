@@ -96,16 +96,6 @@ def plan_inherit(
     return InheritPlan(layer_map, config, [*added, *edits], tensors, dropped, tuple(by_number))
 
 
-def other_engines(by_number: Sequence[str]) -> str:
-    """Say that engines may count layers by number; empty where that makes no difference."""
-    if not by_number:
-        return ""
-    return (
-        f"{' and '.join(by_number)} of these layers cannot be told from their numbers: right in "
-        "transformers, but engines that count by number (llama.cpp, Ollama) compute something else"
-    )
-
-
 def kept_tensors(reference: ModelDirectory, layers: int | Sequence[int]) -> list[Tensor]:
     """List the tensors of the target as ranges of the reference's files, in the order on disk.
 

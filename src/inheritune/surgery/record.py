@@ -12,9 +12,8 @@ from inheritune.model_files.scan import scan
 from inheritune.run_record.fields import mapping_or_empty
 from inheritune.surgery.class_check.ask_class import text_only
 from inheritune.surgery.parts import PARTS, fresh_names
-from inheritune.surgery.plan import other_engines
 from inheritune.surgery.repaired import repaired_names
-from inheritune.surgery.selection import describe_selection
+from inheritune.surgery.selection import describe_selection, other_engines
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
 # A record may be this many times as long as a config: it holds seven values for each tensor.

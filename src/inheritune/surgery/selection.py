@@ -251,3 +251,13 @@ def _listed(text: str, total: int) -> list[int]:
         if int(first) >= total:
             layers.append(int(first))
     return layers
+
+
+def other_engines(by_number: Sequence[str]) -> str:
+    """Say that engines may count layers by number; empty where that makes no difference."""
+    if not by_number:
+        return ""
+    return (
+        f"{' and '.join(by_number)} of these layers cannot be told from their numbers: right in "
+        "transformers, but engines that count by number (llama.cpp, Ollama) compute something else"
+    )
