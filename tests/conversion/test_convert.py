@@ -393,12 +393,24 @@ def test_path_without_a_model_directory_is_refused(tmp_path, tiny_reference):
     refused(tmp_path / "empty", "holds no PyTorch weights")
 
 
-def test_encoders_and_quantised_models_are_refused_before_anything_is_unpickled(pickled):
+def test_encoders_are_refused_before_anything_is_unpickled(pickled):
     source = pickled()
     change_config(source, model_type="bert")
     (source / SINGLE).write_bytes(b"\x80")
     with pytest.raises(SourceError, match="it is an encoder"):
         convert(source, source.parent / "out")
+
+
+def test_weights_and_not_the_config_say_whether_a_pickle_is_quantised(pickled, tmp_path):
+    source = pickled()
+    change_config(source, quantization_config={"quant_method": "gptq", "_load_in_4bit": True})
+    done = convert(source, tmp_path / "plain")
+    assert done.warnings[-1] == "the weights are not quantised: quantization_config is left out."
+    assert "quantization_config" not in json.loads((tmp_path / "plain/config.json").read_text())
+    held = torch.load(source / SINGLE)
+    name = "model.layers.0.mlp.up_proj.weight"
+    torch.save(held | {name: torch.ones(8, 1, dtype=torch.uint8)}, source / SINGLE)
+    refused(source, f"quantised \\({name} of U8\\)")
 
 
 def test_a_used_or_inner_directory_is_left_alone(pickled, tmp_path):

@@ -24,7 +24,8 @@ from inheritune.conversion.sandbox import ask
 from inheritune.errors import SourceError, escape
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import open_model
-from inheritune.model_files.refusals import refuse_config
+from inheritune.model_files.quantisation import without_leftover
+from inheritune.model_files.refusals import refuse_unsafe_config, refuse_unsupported_type
 from inheritune.model_files.safe_path import safe_file
 from inheritune.model_files.safetensors import Tensor, read_header
 from inheritune.model_files.weight_index import disagreements
@@ -61,7 +62,10 @@ def convert(source: Path, out: Path) -> Converted:
     pickles, places = find_pytorch_files(source)
     path = safe_file(source, "config.json")
     config = read_json_object(path, MODEL_FILE, "the config")
-    refuse_config(config, path)
+    # What it says of quantised weights may be left over; the process that unpickles sees them.
+    plain, left_out = without_leftover(config)
+    refuse_unsafe_config(plain, path)
+    refuse_unsupported_type(plain, source)
     refuse_place(out, source)
     before = _signatures(pickles)
 
@@ -76,11 +80,14 @@ def convert(source: Path, out: Path) -> Converted:
             found = disagreements(by_index, by_file, by_file.keys() & by_index)
             reply["warnings"] += [f"the weight index {text}." for text in found]
         _take_weights(reply, staging)
-        write_bytes(staging / "config.json", path.read_bytes())
+        write_bytes(staging / "config.json", to_json(plain) if left_out else path.read_bytes())
         copy_side_files(source, staging)
         check = check_converted(open_model(str(staging)))
         tokenizer = _check_tokenizer(staging)
         warnings = _warnings(reply, tokenizer)
+        if left_out:
+            entries = ", ".join(left_out)
+            warnings.append(f"the weights are not quantised: {entries} is left out.")
         files = [describe_file(file) for file in pickles]
         if _signatures(pickles) != before:
             raise SourceError(f"{source} was changed while it was read.", "Convert it again.")

@@ -14,6 +14,7 @@ from inheritune.conversion.unpickle import Checkpoint, safetensors_dtype
 from inheritune.errors import MachineError, SourceError, escape
 from inheritune.model_files.config import text_config
 from inheritune.model_files.layers import numbered
+from inheritune.model_files.quantisation import sign_of_quantisation
 from inheritune.model_files.safetensors import Tensor as Entry
 from inheritune.model_files.safetensors import item_bits
 from inheritune.model_files.write import TargetTensor, file_header, split_into_shards
@@ -161,6 +162,12 @@ def _convert(request: Mapping[str, Any], tied: bool) -> dict[str, Any]:
     work = Path(request["work"])
     checkpoint = Checkpoint([Path(file) for file in request["files"]])
     tensors, digests = _scan(checkpoint, tied)
+    entries = [tensor.source for tensor in tensors]
+    if sign := sign_of_quantisation(request["config"], entries, Path()):
+        raise SourceError(
+            f"the weights are quantised ({sign}), which is not read from pickles.",
+            "Use the bf16, fp16 or fp32 weights they were made from.",
+        )
     dropped, warnings = _tied_heads(digests)
     remaining = [tensor for tensor in tensors if tensor.name not in dropped]
     plan = {

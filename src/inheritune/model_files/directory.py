@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from inheritune.errors import SourceError, escape
+from inheritune.errors import SourceError, UnsupportedModelError, escape
 from inheritune.model_files.addresses import missing_directory
 from inheritune.model_files.config import announced_prediction_layers, layer_count
 from inheritune.model_files.copy import side_files
@@ -237,7 +237,16 @@ def open_model(
     from inheritune.model_files.download.partial import open_partial
 
     partial = open_partial(model, revision)
-    return replace(_open(partial.directory, model, partial.commit, False), remote=partial)
+    try:
+        opened = _open(partial.directory, model, partial.commit, is_whole=False)
+    except UnsupportedModelError as error:
+        # Its files have holes: no other command may be sent there.
+        here = str(partial.directory)
+        hint = error.hint.replace(here, "DIR")
+        if "DIR" in hint:
+            hint = f"Get it with `hf download {model} --local-dir DIR`. {hint}"
+        raise UnsupportedModelError(error.message.replace(here, model), hint) from error
+    return replace(opened, remote=partial)
 
 
 def _open(

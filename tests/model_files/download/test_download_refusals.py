@@ -7,11 +7,14 @@ import threading
 from collections import namedtuple
 
 import hub_server
+import numpy as np
 import pytest
 from hub_server import COMMIT, INDEX, MODEL, SHARDS, environment
 from remote_model import ranges_of
+from safetensors.numpy import load_file, save_file
 
 from inheritune.errors import MachineError, SourceError, UnsupportedModelError
+from inheritune.model_files.directory import open_model
 from inheritune.model_files.download.hub import is_wanted
 from inheritune.model_files.download.partial import open_partial
 from inheritune.model_files.safetensors import read_header
@@ -185,3 +188,17 @@ def test_threads_end_when_a_download_fails(hub):
     with pytest.raises(MachineError):
         remote.download(ranges_of(remote.directory, 6))
     assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
+
+
+def test_a_quantised_model_of_the_hub_is_sent_to_a_download_and_not_into_the_cache(hub, repository):
+    shard = repository / SHARDS[0]
+    held = load_file(shard) | {"model.layers.0.mlp.weight_scale_inv": np.ones((1, 1), "f4")}
+    save_file(held, shard, {"format": "pt"})
+    index = json.loads((repository / INDEX).read_text())
+    index["weight_map"]["model.layers.0.mlp.weight_scale_inv"] = SHARDS[0]
+    (repository / INDEX).write_text(json.dumps(index))
+    with pytest.raises(UnsupportedModelError, match=f"{MODEL} is quantised") as refused:
+        open_model(MODEL, whole=False)
+    assert f"`hf download {MODEL} --local-dir DIR`" in refused.value.hint
+    assert "`inheritune convert DIR OUT`" in refused.value.hint
+    assert "models--" not in str(refused.value)
