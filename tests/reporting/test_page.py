@@ -262,6 +262,19 @@ def test_a_huge_run_stays_a_small_page(synthetic: ModuleType, tmp_path: Path) ->
     assert write_report(run).stat().st_size < 1_500_000
 
 
+def test_of_a_long_ledger_the_sums_are_shown_and_the_items_folded(
+    synthetic: ModuleType, tmp_path: Path
+) -> None:
+    record = synthetic.record()
+    record["ledger"] += [record["ledger"][4] | {"item": f"arm-{n}"} for n in range(20)]
+    run = synthetic.build_run(tmp_path, record)
+    shutil.rmtree(run / "variants")  # without charts: quick
+    cost = _markup(write_report(run)).split('<h2 id="cost">')[1].split("</section>")[0]
+    shown, folded = cost.split("<details", 1)
+    assert "sum of what was spent here" in shown and "arm-3" not in shown
+    assert "each of the 26 items" in folded and "arm-3" in folded
+
+
 def test_data_scripts_cannot_be_ended_from_inside() -> None:
     written = as_data_script({"x": "</script><!--\u2028"})
     assert "<" not in written and "\u2028" not in written

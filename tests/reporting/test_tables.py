@@ -130,3 +130,10 @@ def test_terminal_grid_shows_markup_as_text_and_aligns_numbers_right() -> None:
         "[red]x     7",
         "y         12",
     ]
+
+
+def test_a_table_is_parted_without_losing_a_row() -> None:
+    table = Table("t", [Column("n", show=str)], [["a"], ["b"], ["c"]], ["A note."])
+    first, rest = table.parted([2])
+    assert (first.values, first.notes) == ([["c"]], ["A note."])
+    assert (rest.values, rest.notes) == ([["a"], ["b"]], ())

@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ from inheritune.system.files import make_directory, write_bytes
 _MAX_PAGE_BYTES = 1_500_000
 _MAX_SAMPLES, _MAX_SAMPLE = 60, 3_000  # samples; characters of one
 _MAX_NOTES, _MAX_NOTE = 50, 1_000
+_MAX_COSTS = 14  # rows of the ledger that are shown unfolded
 
 # Sections in their order; those that are not folded stand between the results and the cost.
 _SECTIONS: Sequence[Callable[[RunRecord], PageSection | None]] = (
@@ -131,10 +132,15 @@ class RunReport:
     def results(self) -> tuple[Table, Table]:
         """The table of variants: the rows to show, and those to fold away."""
         table = self.own_tables["variants"]
-        first = leading_rows(self.record, table)
-        rest = [index for index in range(len(table.values)) if index not in first]
-        shown, folded = ([table.values[index] for index in rows] for rows in (first, rest))
-        return replace(table, values=shown), replace(table, values=folded, notes=())
+        return table.parted(leading_rows(self.record, table))
+
+    @property
+    def costs(self) -> tuple[Table, Table]:
+        """The ledger; of a long one, the sums to show, and the items to fold away."""
+        table = self.own_tables["ledger"]
+        sums = [n for n, row in enumerate(table.values) if str(row[0]).startswith("sum ")]
+        is_long = len(table.values) > _MAX_COSTS
+        return table.parted(sums if is_long else range(len(table.values)))
 
     @property
     def table_files(self) -> list[Table]:
@@ -214,6 +220,7 @@ def page_content(report: RunReport, drawings: Mapping[str, str]) -> Markup:
     """Fill the page's main element; ``drawings`` are SVGs by name of chart, and may be missing."""
     record, curves = report.record, report.curves
     results, more_results = report.results
+    costs, more_costs = report.costs
     return filled(
         "run.html.j2",
         {
@@ -230,6 +237,8 @@ def page_content(report: RunReport, drawings: Mapping[str, str]) -> Markup:
             "missing": [*report.problems, *missing(record, curves)],
             "results": results,
             "more_results": more_results,
+            "costs": costs,
+            "more_costs": more_costs,
             "marks": styles_of(record, [str(row[0]) for row in results.values]),
             "result_charts": report.result_charts,
             "training_charts": report.training_charts,

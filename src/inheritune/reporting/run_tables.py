@@ -117,7 +117,10 @@ def _cut_column(rows: Sequence[TrainedModel]) -> list[Field]:
 
 def variants_table(record: RunRecord) -> Table:
     """List the models that were compared, by loss, the lowest first."""
-    notes = ["All variants share data order and validation text. Tokens include repeats."]
+    notes = [
+        "All variants share data order and validation text. Tokens include repeats; FLOPs in all, "
+        "validations and forwards of the reference."
+    ]
     if _has_several_seeds(record):
         notes.append(
             "val_loss is the mean over seeds, SD the sample standard deviation over them (tables/"

@@ -104,6 +104,14 @@ class Table:
         ]
         return Table(self.name, columns, values, self.notes, self.title)
 
+    def parted(self, first: Sequence[int]) -> tuple["Table", "Table"]:
+        """Divide into the rows of these indices and the others; notes stay with the first."""
+        rest = [index for index in range(len(self.values)) if index not in first]
+        shown, others = ([self.values[index] for index in rows] for rows in (first, rest))
+        return replace(self, values=shown, marks={}), replace(
+            self, values=others, notes=(), marks={}
+        )
+
     def fitted(self, width: int) -> "Table":
         """Leave out dispensable columns until no line is wider than a terminal; marks go, too."""
         from rich.cells import cell_len
