@@ -15,7 +15,13 @@ from typing import Any, Self
 
 from inheritune.errors import DataError, RecipeError, escape
 from inheritune.run_record.record import FORMAT, RunRecord
-from inheritune.system.files import cannot_write, sweep_directory, watch_for_removal, write_json
+from inheritune.system.files import (
+    cannot_write,
+    refuse_removed,
+    sweep_directory,
+    watch_for_removal,
+    write_json,
+)
 from inheritune.system.locks import holder_has_ended, locked
 from inheritune.system.reading import directories_below
 from inheritune.system.strict_json import read_json
@@ -197,6 +203,7 @@ class Run:
 
     def update(self, record: RunRecord) -> None:
         """Replace the fields of run.json that ``record`` sets; the others stay as they are."""
+        refuse_removed(self.record_file)  # which is the better reason than a missing run.json
         write_json(self.record_file, self.read() | record.as_json())
 
     def _make_root(self) -> None:

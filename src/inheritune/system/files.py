@@ -75,12 +75,13 @@ def make_directory(path: Path) -> None:
     Raises:
         MachineError: A directory of `watch_for_removal` was removed, or the system refuses.
     """
-    _refuse_removed(path)
+    refuse_removed(path)
     with write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
-def _refuse_removed(path: Path) -> None:
+def refuse_removed(path: Path) -> None:
+    """Raise MachineError for what is below a directory of `watch_for_removal` that was removed."""
     for root in _WATCHED:
         if not root.exists() and Path(os.path.realpath(path)).is_relative_to(root):
             raise MachineError(
@@ -178,7 +179,7 @@ def append_text(path: Path, text: str) -> None:
         MachineError: A directory of `watch_for_removal` was removed, the system refuses, or a link
             is in the file's place.
     """
-    _refuse_removed(path)
+    refuse_removed(path)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     with (
         write_errors(path),
