@@ -185,6 +185,17 @@ def test_layers_come_back_into_the_target_of_every_seed(
     assert row.seeds[0].val_loss != row.seeds[1].val_loss
 
 
+def test_sizes_have_the_divergence_that_a_criterion_asks_for(five_layers, tiny_text, tmp_path):
+    recipe = recipe_for(five_layers, tiny_text, add=0, match={"val_loss": None, "kl": 1e-9})
+    execute(as_file(recipe), tmp_path / "run", must_match=False)
+    run = Run(tmp_path / "run").record()
+    kl = [row.kl for row in run.family]
+    assert all(kl) and len(set(kl)) == 3
+    members = json.loads((tmp_path / "run" / "family.json").read_text())["families"][0]["members"]
+    assert [member["kl"] for member in members] == kl
+    assert sum(entry.item.endswith("untrained: fidelity") for entry in run.ledger) == 2
+
+
 def test_only_sizes_up_to_the_next_round_end_the_search():
     growth = Growth(Grow(add=2, patch=True), tuple(range(3, 10)), total=9)
     assert growth.above(3) == [4, 5, 6, 7, 8]

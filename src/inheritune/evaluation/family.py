@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from inheritune.evaluation.val_loss import ValLoss
 
 _FORMAT = 1
+CLOSENESS = ("kl", "kl_se", "top1", "overlap")  # fields of a member that a fidelity gives
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _member(layer_map: Cut, own: Cut, measured: Measured) -> Member:
         val_loss_se=finite_number(measured.loss.se),
         windows=measured.loss.per_window.tolist(),
         seconds=round(measured.seconds, 1),
-        **{key: fidelity.get(key) for key in ("kl", "kl_se", "top1", "overlap")},
+        **{key: fidelity.get(key) for key in CLOSENESS},
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import DataError
-from inheritune.evaluation.family import Member, keep_members
+from inheritune.evaluation.family import CLOSENESS, Member, keep_members
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.recipe.schema import Recipe
@@ -143,6 +143,7 @@ def family_rows(
         return {
             "trained_layers": trained.layers,
             "returned": [layer for layer in larger if layer not in own],
+            "kl": (result.fidelity or {}).get("kl"),
         } | {key: getattr(result, key) for key in keys}
 
     trained = {result.layers: result for result in rounds if not result.is_patched}
@@ -205,6 +206,7 @@ def _measured(
     write_patched(job, trained, result, reference)
     result = _with_loss(job, result, folder / _MODEL, tokens, benchmark, title)
     result = replace(result, seconds=time.monotonic() - began)
+    result = with_fidelity(job, result, reference, tokens)
     message = f"val_loss {result.val_loss:.4f} for no token"
     job.on_progress(Progress(title, message=message))
     save_result(folder / "result.json", inputs, asdict(result))
@@ -294,6 +296,7 @@ def _keep(
                 val_loss_se=result.val_loss_se,
                 windows=result.windows,
                 seconds=round(result.seconds, 1),
+                **{key: (result.fidelity or {}).get(key) for key in CLOSENESS},
             )
         )
     keep_members(job.run.family, inputs, members)
