@@ -404,13 +404,14 @@ def test_encoders_are_refused_before_anything_is_unpickled(pickled):
 def test_weights_and_not_the_config_say_whether_a_pickle_is_quantised(pickled, tmp_path):
     source = pickled()
     change_config(source, quantization_config={"quant_method": "gptq", "_load_in_4bit": True})
-    done = convert(source, tmp_path / "plain")
-    assert done.warnings[-1] == "the weights are not quantised: quantization_config is left out."
-    assert "quantization_config" not in json.loads((tmp_path / "plain/config.json").read_text())
     held = torch.load(source / SINGLE)
     name = "model.layers.0.mlp.up_proj.weight"
     torch.save(held | {name: torch.ones(8, 1, dtype=torch.uint8)}, source / SINGLE)
     refused(source, f"quantised \\({name} of U8\\)")
+    torch.save(held, source / SINGLE)
+    done = convert(source, tmp_path / "out")
+    assert done.warnings[-1] == "the weights are not quantised: quantization_config is left out."
+    assert "quantization_config" not in json.loads((tmp_path / "out/config.json").read_text())
 
 
 def test_a_used_or_inner_directory_is_left_alone(pickled, tmp_path):
