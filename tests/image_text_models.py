@@ -1,11 +1,13 @@
 """Tiny models that also read images, written to disk by transformers itself."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import tiny_models
 import torch
 import transformers as T
+from safetensors.torch import load_file, save_file
 
 TEXT = {
     "vocab_size": 320,
@@ -60,6 +62,13 @@ def qwen2_5_vl() -> Any:
     return T.Qwen2_5_VLForConditionalGeneration(config)
 
 
+def qwen2_vl() -> Any:
+    vision = {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "patch_size": 4}
+    text = TEXT | {"rope_parameters": MROPE}
+    config = T.Qwen2VLConfig(text_config=text, vision_config=vision, image_token_id=5)
+    return T.Qwen2VLForConditionalGeneration(config)
+
+
 def qwen3_vl() -> Any:
     vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2}
     vision |= {"out_hidden_size": 32, "deepstack_visual_indexes": [0], "patch_size": 4}
@@ -76,7 +85,9 @@ def gemma3() -> Any:
     return T.Gemma3ForConditionalGeneration(config)
 
 
-FAMILIES = {f.__name__: f for f in (mistral3, llava, idefics3, qwen2_5_vl, qwen3_vl, gemma3)}
+FAMILIES = {
+    f.__name__: f for f in (mistral3, llava, idefics3, qwen2_vl, qwen2_5_vl, qwen3_vl, gemma3)
+}
 SIBLINGS = {
     "mistral3": "MistralForCausalLM",
     "llava": "LlamaForCausalLM",
@@ -85,6 +96,22 @@ SIBLINGS = {
     "qwen3_vl": "Qwen3ForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
 }
+
+
+def save_older_qwen2_vl(directory: Path) -> Any:
+    """Write Qwen2-VL as it was published: the fields of its text at the top, and older names."""
+    whole = save("qwen2_vl", directory)
+    config = json.loads((directory / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    text |= {"rope_theta": rope["rope_theta"], "model_type": config["model_type"]}
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    (directory / "config.json").write_text(json.dumps(text | config))
+    held = load_file(directory / "model.safetensors")
+    held = {n.replace("model.language_model.", "model."): weight for n, weight in held.items()}
+    held = {n.replace("model.visual.", "visual."): weight for n, weight in held.items()}
+    save_file(held, directory / "model.safetensors", {"format": "pt"})
+    return whole
 
 
 def save(family: str, directory: Path) -> Any:
