@@ -73,6 +73,15 @@ def test_first_screen_answers_match_gain_trust_use_and_cost(page: Path) -> None:
         assert words in said
 
 
+def test_a_scaled_run_says_on_the_first_screen_that_it_is_no_result(
+    synthetic: ModuleType, tmp_path: Path
+) -> None:
+    run = synthetic.build_run(tmp_path, synthetic.record(scaled="Scaled by 1e-8: no result."))
+    shutil.rmtree(run / "variants")  # without charts: quick
+    header = _markup(write_report(run)).split("</header>")[0]
+    assert '<p class="caution">Scaled by 1e-8: no result.</p>' in header
+
+
 def test_run_json_is_embedded_as_it_was(page: Path, synthetic: ModuleType) -> None:
     assert _data(page, "run-json") == synthetic.record()
 

@@ -228,6 +228,7 @@ def page_content(report: RunReport, drawings: Mapping[str, str]) -> Markup:
             "outcome": record.outcome,
             "headline": headline(record),
             "finding": finding(record),
+            "scaled": (record.scaled or "")[:_MAX_NOTE],
             "facts": facts(record),
             "in_progress": trainings_in_progress(record, curves),
             "stages": stage_states(record),

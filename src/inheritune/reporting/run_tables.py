@@ -118,8 +118,8 @@ def _cut_column(rows: Sequence[TrainedModel]) -> list[Field]:
 def variants_table(record: RunRecord) -> Table:
     """List the models that were compared, by loss, the lowest first."""
     notes = [
-        "All variants share data order and validation text. Tokens include repeats; FLOPs in all, "
-        "validations and forwards of the reference."
+        "All variants share data order and validation text. Tokens include repeats. FLOPs in all "
+        "count validations and forward passes of the reference, too."
     ]
     if _has_several_seeds(record):
         notes.append(
