@@ -135,5 +135,18 @@ def test_text_that_is_too_short_is_repeated(missed):
     assert way.sets[-2:] == ["data.tokens=2000000", "data.allow_repeat=true"]
 
 
+@pytest.mark.parametrize("val_loss", [None, 1.0])
+def test_where_another_criterion_missed_the_fall_of_val_loss_is_told(missed, val_loss):
+    content = missed().model_dump()
+    content["recipe"]["grow"]["match"] = {"val_loss": val_loss, "kl": 0.1}
+    content["rounds"][-1] |= {"criteria": {"val_loss": "matched", "kl": "not_matched"}}
+    record = RunRecord.model_validate(content)
+    way = named(record)["more layers"]
+    said = describe_way(way, gap_to_match(record))
+    assert "more layers, 6 of 8 for about" in said and "lowers val_loss by about 0.056, on" in said
+    content["rounds"][-1] |= {"val_loss": 2.2, "fp32_val_loss": 2.1, "val_loss_se": 0.02}
+    assert "more layers" in named(RunRecord.model_validate(content))
+
+
 def test_a_run_without_rounds_has_no_ways():
     assert ways_on(RunRecord(), []) == []

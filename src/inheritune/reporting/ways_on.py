@@ -50,25 +50,32 @@ def describe_way(way: Way, gap: float | None) -> str:
     """Say in one sentence what a way is estimated to bring, what it costs, and why.
 
     Args:
-        gap: val_loss of the target minus what would match, nats per token.
+        gap: val_loss of the target minus what would match, nats per token; None or below 0 where
+            it is another criterion that missed.
     """
     cost = "" if way.flops is None else f" for about {flops(way.flops)} FLOPs"
-    if way.gain is None or gap is None or gap <= 0:
+    if way.gain is None:
         return f"{way.name}{cost}: not estimated, {way.basis}"
+    if gap is None or gap <= 0:
+        return f"{way.name}{cost}: lowers val_loss by about {max(way.gain, 0):.3f}, {way.basis}"
     share = "nothing" if way.gain <= 0 else f"about {percent(min(way.gain / gap, 1.0))} of the gap"
     return f"{way.name}: closes {share}{cost}, {way.basis}"
 
 
 def gap_to_match(record: RunRecord) -> float | None:
-    """Nats per token by which the last round missed."""
+    """Nats per token by which the last round missed; None: val_loss is no criterion of the run."""
     difference = record.rounds[-1].difference if record.rounds else None
-    return None if difference is None else difference - (record.tolerance or 0.0)
+    if difference is None or record.tolerance is None:
+        return None
+    return difference - record.tolerance
 
 
 def _unrounded(record: RunRecord) -> Way | None:
     """Publish fp32 weights: the one way on where rounding alone keeps the target from matching."""
     last, gap = record.rounds[-1], gap_to_match(record)
-    if not _is_moved_by_rounding(last) or gap is None:
+    others = [name for name in last.criteria if name != "val_loss"]
+    is_missed_otherwise = "not_matched" in [last.criteria[name] for name in others]
+    if not _is_moved_by_rounding(last) or gap is None or is_missed_otherwise:
         return None
     rounding = (last.val_loss or 0.0) - (last.fp32_val_loss or 0.0)
     if gap - rounding > 0:
@@ -87,7 +94,7 @@ def _is_moved_by_rounding(last: TrainedModel) -> bool:
 
 def _more_layers(record: RunRecord) -> Way | None:
     last, total = record.rounds[-1], record.reference_layers
-    layers, gap = last.layers, gap_to_match(record)
+    layers, gap = last.layers, last.difference
     if layers is None or not total:
         return None
     more = _next_size(record, layers, total)
