@@ -230,6 +230,13 @@ def test_names_of_wrappers_are_called_by_the_wrapper(reference, rename, what):
     refused(reference, what, UnsupportedModelError)
 
 
+def test_names_that_no_class_knows_are_shown_beside_the_missing_ones(reference, tmp_path):
+    change_weights(reference, lambda held: {f"net.{name}": w for name, w in held.items()})
+    with pytest.raises(SourceError, match="would fill") as refused:
+        inherit(open_model(str(reference)), 2, tmp_path / "out")
+    assert "It holds other names, such as net." in refused.value.hint
+
+
 @pytest.mark.parametrize("prefix", ["medusa_head.", "draft.layers."])
 def test_a_draft_beside_the_layers_is_unused_and_no_second_stack(reference, tmp_path, prefix):
     more = {f"{prefix}{i}.0.weight": torch.ones(2, 2) for i in range(4)}

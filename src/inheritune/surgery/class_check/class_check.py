@@ -86,10 +86,13 @@ def compare_cut(
         why = f"not checked: {name} needs a package: {first_line(error)}"
         return {"summary": why, "tied": None, "unused": []}
     if loaded.missing:
+        way_out = "The reference lacks them, or its config is wrong (tie_word_embeddings?)."
+        if loaded.unused:
+            way_out += f" It holds other names, such as {escape(loaded.unused[0])}."
         raise SourceError(
             f"{name} would fill {len(loaded.missing)} weights at random, such as "
             f"{escape(loaded.missing[0])}.",
-            "The reference lacks them, or its config is wrong (tie_word_embeddings?).",
+            way_out,
         )
     compared = "" if reference is None else ", layers as in the reference"
     summary = f"complete: {name}{compared}"
