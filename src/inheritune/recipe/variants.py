@@ -68,7 +68,7 @@ class Grow(RecipeSection):
     """What a round starts from: reinherit: the reference's layers again; keep: the layers trained
     in the round before."""
     match: Match = Match()
-    """Criteria that a target must meet, each of them, to match its reference."""
+    """What a target must keep to in order to match; all of it counts."""
     patch: bool = False
     """After each round, measure the larger sizes that need no training: layers of the reference
     put back, untrained. Where one up to the size of the next round matches, it is the target, and
