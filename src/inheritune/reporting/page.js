@@ -136,7 +136,8 @@
 
   async function draw(name) {
     const place = document.getElementById(name);
-    if (!place?.clientWidth) return; // in a closed fold: drawn when it is opened
+    // In a closed fold: drawn when it is opened.
+    if (!place?.clientWidth || place.checkVisibility?.() === false) return;
     const spec = tailored(name);
     const result = await window.vegaEmbed(place, spec, {
       // ast: expressions are interpreted, so the policy need not allow code made from text.
