@@ -91,6 +91,11 @@ def test_a_base_is_named_where_the_adapter_s_is_gone(adapter, tiny_reference, tm
         ({"bias": "all"}, "bias is 'all'"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"r": 3}, "has the rank 2, its config r=3"),
+        ({"rank_pattern": ["up_proj"]}, r"rank_pattern is \['up_proj'\]"),
+        ({"alpha_pattern": {r"layers\.[01]\.mlp\.up_proj": 2}}, "more than a module's name"),
+        ({"alpha_pattern": {"(a+)+b": 2}}, "more than a module's name"),
+        ({"alpha_pattern": {"v_proj": 2}}, "'v_proj', which is no module of it"),
+        ({"alpha_pattern": {"proj": 2}}, "'proj', which is no module of it"),
     ],
 )
 def test_another_kind_of_adapter_is_sent_to_peft(adapter, tmp_path, change, match):
@@ -100,6 +105,54 @@ def test_another_kind_of_adapter_is_sent_to_peft(adapter, tmp_path, change, matc
         api.convert(adapter, tmp_path / "out", progress=False)
     assert "merge_and_unload().save_pretrained" in refused.value.hint
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "alpha"),
+    [(UP, 2), (f"^{UP}$", 2), (r"layers\.0\.mlp\.up_proj", 2), ("0.mlp.up.proj", 2)],
+)
+def test_a_pattern_means_the_modules_that_peft_reads_in_it(
+    adapter, tiny_reference, tmp_path, key, alpha
+):
+    path = adapter / "adapter_config.json"
+    # The first key that matches counts.
+    patterns = {key: alpha, "up_proj": 5, "q_proj": 8}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"alpha_pattern": patterns}))
+    api.convert(adapter, tmp_path / "out", progress=False)
+    base, written = (load_file(d / WEIGHTS) for d in (tiny_reference, tmp_path / "out"))
+    held = load_file(adapter / "adapter_model.safetensors")
+    for module, scale in ((UP, alpha / 4), (Q, 8 / 2)):
+        a, b = (held[f"base_model.model.{module}.lora_{x}.weight"] for x in "AB")
+        expected = base[f"{module}.weight"] + b @ a * scale
+        assert torch.allclose(written[f"{module}.weight"], expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("factors", "config"),
+    [
+        ({"A": torch.ones(2, 32), "B": torch.ones(32, 3)}, {}),
+        ({"A": torch.ones(()), "B": torch.ones(32, 2)}, {}),
+        ({"A": torch.ones(0, 32), "B": torch.ones(32, 0)}, {"r": 0}),
+        ({"A": torch.ones(2, 32, 1), "B": torch.ones(32, 2, 1)}, {}),
+    ],
+    ids=["two ranks", "a number", "rank 0", "three dimensions"],
+)
+def test_factors_that_are_no_product_are_refused(tiny_reference, tmp_path, factors, config):
+    tensors = {f"{Q}.lora_{x}.weight": factor for x, factor in factors.items()}
+    directory = write_adapter(tmp_path / "adapter", tiny_reference, tensors, **config)
+    with pytest.raises(SourceError, match="cannot be multiplied to a matrix"):
+        api.convert(directory, tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("name", [f"{Q}.lora_A.default.weight", f"{Q}.weight"])
+def test_a_tensor_under_two_names_is_refused(tiny_reference, tmp_path, name):
+    tensors = pair(Q, 32, 32)
+    rows = 2 if "lora" in name else 32
+    tensors |= {name: torch.ones(rows, 32)}
+    tensors |= {f"{Q}.base_layer.weight": torch.ones(32, 32)} if rows == 32 else {}
+    directory = write_adapter(tmp_path / "adapter", tiny_reference, tensors)
+    with pytest.raises(SourceError, match="twice, under two names"):
+        api.convert(directory, tmp_path / "out", progress=False)
 
 
 def test_an_adapter_of_another_model_is_refused(adapter, tiny_model, tmp_path):

@@ -111,6 +111,11 @@ def test_wrappers_may_be_nested(tmp_path):
     }
 
 
+def test_a_tensor_with_and_without_a_wrapper_s_name_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(2), "_orig_mod.a": torch.ones(2)}, tmp_path / "x.bin")
+    refused(tmp_path / "x.bin", "x.bin holds a tensor with and without the names of _orig_mod.*: a")
+
+
 def test_mapped_files_are_told_from_those_that_cannot_be(tmp_path):
     state = {"a": torch.ones(3)}
     torch.save(state, tmp_path / "new.bin")

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,13 @@ from inheritune.conversion.converted import (
 )
 from inheritune.conversion.stored_values import as_float32
 from inheritune.conversion.write_tensors import write_tensors
-from inheritune.errors import InherituneError, RecipeError, UnsupportedModelError, escape
+from inheritune.errors import (
+    InherituneError,
+    RecipeError,
+    SourceError,
+    UnsupportedModelError,
+    escape,
+)
 from inheritune.model_files.cast import FLOATING, cast
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import ModelDirectory, open_model
@@ -38,6 +44,8 @@ if TYPE_CHECKING:
 CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _WRAPPER = "base_model.model."
+# A module's name or the end of one, as a regular expression: nothing in it can repeat or choose.
+_PLAIN_KEY = re.compile(r"\^?(\w|-|\\?\.)+\$?")
 _FACTOR = re.compile(r"\.lora_(embedding_)?([AB])(\.default)?(\.weight)?$")
 # What a plain LoRA has in these fields, or leaves out; anything else is computed in another way.
 _PLAIN: dict[str, tuple[Any, ...]] = {
@@ -177,6 +185,8 @@ def _changes(
         plain = name.removeprefix(_WRAPPER)
         if found := _FACTOR.search(plain):
             module = plain[: found.start()]
+            if found[2] in factors.get(module, {}):
+                raise _twice(source, name)
             factors.setdefault(module, {})[found[2]] = tensor
             if found[1]:
                 embeddings.add(module)
@@ -185,19 +195,28 @@ def _changes(
         own = _own_name(plain, model)
         if own is None or model.tensors[own].shape != tensor.shape:
             raise _misfit(source, name, model)
+        if own in changes:
+            raise _twice(source, name)
         changes[own] = _Change(replaced_by=tensor)
+    patterns = _patterns(config, factors, source)
     for module, pair in factors.items():
         own = _own_name(f"{module}.weight", model)
         if own is None or pair.keys() != {"A", "B"} or own in changes:
             raise _misfit(source, module, model)
         a, b = pair["A"], pair["B"]
+        if len(a.shape) != 2 or len(b.shape) != 2 or not a.shape[0] == b.shape[1] > 0:
+            raise SourceError(
+                f"{source}: the factors of {escape(module)} have the shapes {a.shape} and "
+                f"{b.shape}, which cannot be multiplied to a matrix.",
+                "Download the adapter again, or merge it with peft's merge_and_unload().",
+            )
         is_transposed = module in embeddings or model.config.get("model_type") in _TRANSPOSED
         shape = (b.shape[0], a.shape[-1])
         expected = shape[::-1] if is_transposed else shape
         dtypes = {a.dtype, b.dtype, model.tensors[own].dtype}
         if model.tensors[own].shape != expected or not dtypes <= set(FLOATING):
             raise _misfit(source, module, model)
-        scale = _scale(config, module, a.shape[0], source)
+        scale = _scale(config, patterns, module, a.shape[0], source)
         changes[own] = _Change(a=a, b=b, scale=scale, is_transposed=is_transposed)
     return changes
 
@@ -217,28 +236,55 @@ def _own_name(name: str, model: ModelDirectory) -> str | None:
     return next((candidate for candidate in candidates if candidate in model.tensors), None)
 
 
-def _scale(config: Mapping[str, Any], module: str, rank: int, source: Path) -> float:
-    """Return alpha / r of a module, or alpha / sqrt(r) with ``use_rslora``."""
-    r, alpha = (
-        next(
-            (
-                value
-                for key, value in (config.get(f"{name}_pattern") or {}).items()
-                if _matches(key, module)
-            ),
-            config.get(field),
-        )
-        for name, field in (("rank", "r"), ("alpha", "lora_alpha"))
+def _twice(source: Path, name: str) -> SourceError:
+    return SourceError(
+        f"{source} holds {escape(name)} twice, under two names.",
+        "Save the adapter again with peft's save_pretrained.",
     )
-    if type(r) is not int or r != rank or not isinstance(alpha, int | float):
-        raise _other(source, f"{module} has the rank {rank}, its config r={r}, alpha={alpha}")
+
+
+def _patterns(
+    config: Mapping[str, Any], modules: Collection[str], source: Path
+) -> dict[str, dict[str, Any]]:
+    r"""Return ranks and alphas by module where they differ from the config's ``r`` and alpha.
+
+    Keys are regular expressions, as PEFT reads them: ``re.match(rf"(.*\.)?({key})$", module)``, and
+    the first that matches counts. Only names are taken, since others may not end; and none that
+    matches no module, since it was meant for one.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for field in ("rank_pattern", "alpha_pattern"):
+        entries = config.get(field) or {}
+        if not isinstance(entries, dict):
+            raise _other(source, f"{field} is {escape(repr(entries), 60)}")
+        found[field] = {}
+        for key, value in entries.items():
+            if not _PLAIN_KEY.fullmatch(key):
+                raise _other(source, f"{field} has {escape(repr(key))}, more than a module's name")
+            matching = [m for m in modules if re.match(rf"(.*\.)?({key})$", m)]
+            if not matching:
+                raise _other(source, f"{field} has {escape(repr(key))}, which is no module of it")
+            found[field] = dict.fromkeys(matching, value) | found[field]
+    return found
+
+
+def _scale(
+    config: Mapping[str, Any],
+    patterns: Mapping[str, Mapping[str, Any]],
+    module: str,
+    rank: int,
+    source: Path,
+) -> float:
+    """Return alpha / r of a module, or alpha / sqrt(r) with ``use_rslora``."""
+    r = patterns["rank_pattern"].get(module, config.get("r"))
+    alpha = patterns["alpha_pattern"].get(module, config.get("lora_alpha"))
+    if type(r) is not int or r != rank or type(alpha) not in (int, float):
+        raise _other(
+            source,
+            f"{escape(module)} has the rank {rank}, its config r={escape(repr(r))}, "
+            f"alpha={escape(repr(alpha))}",
+        )
     return float(alpha / math.sqrt(r) if config.get("use_rslora") else alpha / r)
-
-
-def _matches(pattern: str, module: str) -> bool:
-    """Tell whether a module is meant, as PEFT does, but by its name alone: patterns may hang."""
-    plain = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
-    return module == plain or module.endswith(f".{plain}")
 
 
 def _sums(tensor: Tensor, change: _Change) -> Iterator[bytes]:

@@ -33,7 +33,7 @@ from inheritune.model_files.quantisation import (
 from inheritune.model_files.refusals import refuse_unsafe_config, refuse_unsupported_type
 from inheritune.model_files.safe_path import INDEX, SINGLE_FILE, safe_file
 from inheritune.model_files.safetensors import DTYPES, Tensor, item_bits, read_header, torch_name
-from inheritune.model_files.wrappers import unwrapped
+from inheritune.model_files.wrappers import refuse_two_names, unwrapped
 from inheritune.model_files.write import TargetTensor, read_chunks
 from inheritune.surgery.class_check.ask_class import check_cut, check_whole
 from inheritune.surgery.plan import InheritPlan, plan_inherit
@@ -158,9 +158,8 @@ def _source(source: Path, dtype: str | None) -> _Source:
     path = safe_file(source, "config.json")
     config = read_json_object(path, MODEL_FILE, "the config")
     new_names, wrappers = unwrapped(stored, lightning=True)
+    refuse_two_names(new_names, wrappers, source)
     stored = {new_names[name]: replace(t, name=new_names[name]) for name, t in stored.items()}
-    if len(stored) < len(new_names):
-        raise SourceError(f"{source} holds a tensor with and without the names of {wrappers[0]}.")
     scheme = find_scheme(stored.values())
     if scheme is not None and not scheme.converts:
         refuse_quantised(config, stored.values(), source)
@@ -196,7 +195,7 @@ def _source(source: Path, dtype: str | None) -> _Source:
             "Use the bf16, fp16 or fp32 weights it was made from.",
         )
     quantisation = _quantisation(stored, weights, scheme.name if scheme else "")
-    warnings = [f"every name held {wrapper}: taken off." for wrapper in wrappers]
+    warnings = [f"names held {wrapper}: taken off." for wrapper in wrappers]
     if quantisation:
         warnings.append(
             f"the weights were quantised ({quantisation}): the quantised model is the reference "

@@ -183,7 +183,7 @@ def _convert(request: Mapping[str, Any], tied: bool) -> dict[str, Any]:
             f"NaN or infinity in {len(not_finite)} tensors, such as {not_finite[0]}: kept as they "
             "are."
         )
-    warnings += [f"every name held {wrapper}: taken off." for wrapper in checkpoint.wrappers]
+    warnings += [f"names held {wrapper}: taken off." for wrapper in checkpoint.wrappers]
     return {
         "torch": torch.__version__,
         "files": list(plan),

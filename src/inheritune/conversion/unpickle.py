@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from inheritune.conversion.confinement import Refused
 from inheritune.errors import SourceError, escape
 from inheritune.model_files.safetensors import torch_name
-from inheritune.model_files.wrappers import unwrapped
+from inheritune.model_files.wrappers import refuse_two_names, unwrapped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +54,7 @@ class Checkpoint:
             tensors, others = _unwrap(_unpickle(file), file)
             self.left_out |= others
             names, wrappers = unwrapped(tensors, lightning=True)
+            refuse_two_names(names, wrappers, file)
             tensors = {names[name]: tensor for name, tensor in tensors.items()}
             self.wrappers |= dict.fromkeys(wrappers)
             self._loaded = file, tensors

@@ -1,9 +1,9 @@
 """Take the names that wrappers of a module add off the names of its weights."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from inheritune.errors import UnsupportedModelError, escape
+from inheritune.errors import SourceError, UnsupportedModelError, escape
 
 INNER = {
     "_orig_mod": "torch.compile",
@@ -46,6 +46,18 @@ def unwrapped(
         new = {name: short.removeprefix("model.") for name, short in new.items()}
         found.append("model. (Lightning)")
     return new, found
+
+
+def refuse_two_names(new_names: Mapping[str, str], wrappers: list[str], place: Path) -> None:
+    """Refuse a tensor that is there with a wrapper's name and without: one would be lost."""
+    seen: dict[str, str] = {}
+    for name, short in new_names.items():
+        if (other := seen.setdefault(short, name)) != name:
+            raise SourceError(
+                f"{place.name} holds a tensor with and without the names of {wrappers[0]}: "
+                f"{escape(other)} and {escape(name)}.",
+                "Save the wrapped model's own state_dict once, and convert that.",
+            )
 
 
 def _all_begin(names: Iterable[str], start: str) -> bool:
