@@ -26,7 +26,7 @@ METRICS = "variants/inherit/6-layers/metrics.jsonl"
 def run(synthetic: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root: Path = synthetic.build_run(tmp_path_factory.mktemp("runs"))
     (root / METRICS).write_text(synthetic.metrics(1000, 4.0, 3.0, steps=12, evals=3))
-    assert "Layers" in str(page_content(read_report(root), {}))
+    assert "Kept" in str(page_content(read_report(root), {}))
     return root
 
 
