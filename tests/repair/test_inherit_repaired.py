@@ -165,6 +165,16 @@ def test_a_repaired_target_does_not_grow(gpt2, tmp_path):
         inheritune.grow(tmp_path / "out", gpt2, 3, tmp_path / "grown", progress=False)
 
 
+def test_a_target_whose_repair_changed_nothing_grows(gpt2, tmp_path):
+    inherit_repaired(open_model(str(gpt2)), 2, tmp_path / "out", CALIBRATION)
+    path = tmp_path / "out" / "inherit.json"
+    record = json.loads(path.read_text())
+    record["repair"] |= {"layers": [{"layer": 1, "tensors": [], "ridge": None}]}
+    path.write_text(json.dumps(record))
+    grown = inheritune.grow(tmp_path / "out", gpt2, 3, tmp_path / "grown", progress=False)
+    assert grown.layers == 3
+
+
 # --- the command and the function ---
 
 

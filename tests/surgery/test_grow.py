@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import inheritune
 from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
 from inheritune.model_files.directory import open_model
 from inheritune.surgery.cut import inherit
@@ -32,6 +33,8 @@ def train(start, out):
         for parameter in model.parameters():
             parameter.add_(1e-4 * torch.randn_like(parameter))
     save_model(model, out, start)
+    if (start / "inherit.json").is_file():
+        shutil.copy(start / "inherit.json", out)
     return open_model(str(out))
 
 
@@ -190,3 +193,45 @@ def test_a_record_that_is_of_another_target_is_refused(tiny_reference, tmp_path)
     (target.path / "inherit.json").write_text(json.dumps(record | {"layer_map": [0, 1, 3]}))
     with pytest.raises(SourceError, match="but the model has 2 layers"):
         grow(target, reference, [0, 1, 2, 3], tmp_path / "grown")
+
+
+def test_a_target_without_a_record_is_never_taken_for_the_first_layers(tiny_reference, tmp_path):
+    start = inherit(open_model(str(tiny_reference)), "last:2", tmp_path / "start")
+    trained = train(start.path, tmp_path / "trained")
+    (trained.path / "inherit.json").unlink()
+    models = (trained.path, tiny_reference)
+    out, quiet = tmp_path / "out", {"progress": False}
+    for call in (inheritune.grow, inheritune.patch):
+        with pytest.raises(SourceError, match="nothing says which layers of") as raised:
+            call(*models, 3 if call is inheritune.grow else [1], out, **quiet)
+        assert "target_layers" in raised.value.hint and "last:2" in raised.value.hint
+    with pytest.raises(SourceError, match="nothing says which layers of"):
+        inheritune.family(*models, **quiet)
+    with pytest.raises(RecipeError, match="keeps 3 layers, not 2"):
+        inheritune.grow(*models, [0, 1, 2, 3], out, target_layers="0-2", **quiet)
+    assert not out.exists()
+    # The way out: they are stated.
+    grown = inheritune.grow(*models, [1, 2, 3], out, target_layers="last:2", **quiet)
+    after, before = tensors_of(grown.path), tensors_of(trained.path)
+    name = "model.layers.{}.self_attn.q_proj.weight"
+    assert torch.equal(after[name.format(1)], before[name.format(0)])
+    assert torch.equal(after[name.format(2)], before[name.format(1)])
+    assert torch.equal(after[name.format(0)], tensors_of(tiny_reference)[name.format(1)])
+    patched = inheritune.patch(*models, [1], tmp_path / "patched", target_layers=[2, 3], **quiet)
+    assert json.loads((patched.path / "inherit.json").read_text())["layer_map"] == [1, 2, 3]
+
+
+def test_stated_layers_must_be_those_of_the_record(tiny_reference, tmp_path):
+    target = inherit(open_model(str(tiny_reference)), [0, 3], tmp_path / "target")
+    with pytest.raises(RecipeError, match="says that it has layers 0, 3, not layers 0-1"):
+        inheritune.grow(
+            target, tiny_reference, 3, tmp_path / "out", target_layers=2, progress=False
+        )
+
+
+def test_first_layers_as_they_were_need_no_record(tiny_reference, tmp_path):
+    cut = inherit(open_model(str(tiny_reference)), 2, tmp_path / "cut")
+    (cut.path / "inherit.json").unlink()
+    grown = inheritune.grow(cut, tiny_reference, 3, tmp_path / "grown", progress=False)
+    whole = tensors_of(tiny_reference)
+    assert all(torch.equal(tensor, whole[n]) for n, tensor in tensors_of(grown.path).items())

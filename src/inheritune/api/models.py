@@ -148,6 +148,7 @@ def grow(
     layers: int | Sequence[int],
     out: PathLike,
     *,
+    target_layers: int | str | Sequence[int] | None = None,
     revision: str | None = None,
     progress: ProgressOption = True,
 ) -> "ModelDirectory":
@@ -161,6 +162,8 @@ def grow(
         layers: Layers of the reference that the grown model has, from 0; or, for a target of first
             layers, their number.
         out: The directory to write; missing or empty.
+        target_layers: Layers of the reference that the target has, as for `inherit`; None: as its
+            inherit.json says.
         revision: Branch, tag or commit of a Hub id.
         progress: True draws a bar, False is silent, a function is called with each event.
 
@@ -168,7 +171,7 @@ def grow(
         RecipeError: ``layers`` does not hold all that the target has, and more.
         UnsupportedModelError: The reference has weights outside its layers with a part for each, or
             the target was repaired.
-        SourceError: The two belong to different models.
+        SourceError: The two belong to different models, or nothing says which layers it has.
     """
     from inheritune.model_files.in_memory import opened_model
     from inheritune.surgery.grow import grow as grow_layers
@@ -179,7 +182,9 @@ def grow(
         opened_model(reference, revision, whole=False) as reference_directory,
     ):
         chosen = layers if isinstance(layers, Sequence) else index(layers)
-        return grow_layers(target_directory, reference_directory, chosen, Path(out))
+        return grow_layers(
+            target_directory, reference_directory, chosen, Path(out), target_layers=target_layers
+        )
 
 
 def convert(

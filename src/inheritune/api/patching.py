@@ -27,6 +27,7 @@ def patch(
     layers: int | str | Sequence[int],
     out: PathLike,
     *,
+    target_layers: int | str | Sequence[int] | None = None,
     family: PathLike | None = None,
     text: PathLike | None = None,
     windows: int = 32,
@@ -46,6 +47,8 @@ def patch(
         layers: Number of layers of the patched model: the layer whose return lowers the KL
             divergence most comes back first. Or the layers to put back, as a list or ``"3,5-7"``.
         out: The directory to write; missing or empty.
+        target_layers: Layers of the reference that the target has, as for `inherit`; None: as its
+            inherit.json says.
         family: family.json of `family` or of a run, which has the order; None: the text decides.
         text: Text to score on, as `data.source` of a recipe; None: Python's standard library. Take
             text to train on, never text to validate on.
@@ -57,7 +60,8 @@ def patch(
 
     Raises:
         RecipeError: The target has such a layer already, or the reference has none.
-        SourceError: The target was cut from another reference, or the family is of other models.
+        SourceError: The target was cut from another reference, nothing says which layers it has,
+            or the family is of other models.
         UnsupportedModelError: A layer would not compute what it does in the reference.
 
     Source: Kangaslahti et al., Boomerang distillation, arXiv 2510.05064.
@@ -73,13 +77,16 @@ def patch(
         model = stack.enter_context(opened_model(target))
         whole = stack.enter_context(opened_model(reference, revision))
         order = optional_path(family)
-        return patch_layers(model, whole, chosen, Path(out), source, order, on_progress)
+        return patch_layers(
+            model, whole, chosen, Path(out), source, order, on_progress, target_layers
+        )
 
 
 def family(
     target: StoredModel,
     reference: StoredModel,
     *,
+    target_layers: int | str | Sequence[int] | None = None,
     text: PathLike | None = None,
     windows: int = 32,
     tokens_per_window: int = 256,
@@ -96,6 +103,7 @@ def family(
     Args:
         target: Layers of the reference, trained.
         reference: The model that the target was cut from.
+        target_layers: As for `patch`.
         text: Text, as `data.source` of a recipe; None: Python's standard library.
         windows: Number of windows of each half.
         tokens_per_window: Tokens of each.
@@ -121,4 +129,5 @@ def family(
     with call(progress) as on_progress, ExitStack() as stack:
         model = stack.enter_context(opened_model(target))
         whole = stack.enter_context(opened_model(reference, revision))
-        return family_on_text(model, whole, source, optional_path(out), on_progress)
+        file = optional_path(out)
+        return family_on_text(model, whole, source, file, on_progress, target_layers)

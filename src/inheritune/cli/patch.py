@@ -41,6 +41,13 @@ def patch(
             "with LAYERS it says which layers come back.",
         ),
     ] = None,
+    target_layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Layers of the reference that TARGET has, as for inherit; default: as its "
+            "inherit.json says."
+        ),
+    ] = None,
     text: Annotated[
         str | None, _text(metavar="PATH", help="Text; default: Python's standard library.")
     ] = None,
@@ -59,8 +66,9 @@ def patch(
             "tokens_per_window": tokens_per_window,
             "seed": seed,
         }
+        more: dict[str, Any] = {"target_layers": target_layers, "revision": revision}
         if layers is None:
-            found = api.family(target, reference, out=family, revision=revision, **drawn)
+            found = api.family(target, reference, out=family, **more, **drawn)
             if as_json:
                 print_json(found.as_json())
                 return
@@ -68,14 +76,14 @@ def patch(
             size = found.members[min(1, len(found.members) - 1)].layers
             again = {} if family else {k: v for k, v in drawn.items() if v is not None}
             words = ("patch", target, reference, size, "OUT")
-            say(f"next: {command(*words, family=family, revision=revision, **again)}")
+            say(f"next: {command(*words, family=family, **more, **again)}")
             return
         if out is None:
             raise RecipeError(
                 "patch was given LAYERS, but not where to write the model.",
                 f"Write: {command('patch', target, reference, layers, 'OUT')}",
             )
-        model = api.patch(target, reference, layers, out, family=family, revision=revision, **drawn)
+        model = api.patch(target, reference, layers, out, family=family, **more, **drawn)
         _report(model, out, reference, revision, as_json)
 
 

@@ -31,6 +31,7 @@ from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.safe_path import safe_file
 from inheritune.model_files.safetensors import Tensor, read_header
 from inheritune.model_files.write import TargetTensor, read_chunks
+from inheritune.surgery.origin import cut_facts
 from inheritune.surgery.write import to_json
 from inheritune.system.disk_space import refuse_full_disk
 from inheritune.system.files import new_directory, write_bytes
@@ -136,6 +137,7 @@ def merge_adapter(
                 "files": [describe_file(source / name) for name in (CONFIG, _WEIGHTS)],
             },
             "base": {"name": model.name, "revision": model.revision},
+            "cut": cut_facts(model.path),
             "merged": sorted(changes),
             "warnings": warnings,
             "check": check,

@@ -1,6 +1,6 @@
 """Convert safetensors that are not a model directory as they are: quantised, wrapped, misnamed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from inheritune.model_files.safetensors import DTYPES, Tensor, item_bits, read_h
 from inheritune.model_files.wrappers import refuse_two_names, unwrapped
 from inheritune.model_files.write import TargetTensor, read_chunks
 from inheritune.surgery.class_check.ask_class import check_cut, check_whole
+from inheritune.surgery.origin import cut_facts
 from inheritune.surgery.plan import InheritPlan, plan_inherit
 from inheritune.surgery.selection import choose_layers
 from inheritune.surgery.ways import LayerFacts
@@ -100,11 +101,13 @@ def convert_safetensors(
         raise RecipeError(f"there is no dtype {escape(dtype)}.", "Choose fp32, bf16 or fp16.")
     refuse_place(out, source)
     found = _source(source, dtype)
+    layer_map: Sequence[int] | None = None
     if layers is None:
         config, names = found.model.config, {name: name for name in found.model.tensors}
         check_whole(found.model)
     else:
         plan = _cut(found.model, layers)
+        layer_map = plan.layer_map
         config, names = plan.config, {t.source.name: t.name for t in plan.tensors}
     targets = [
         TargetTensor(names[name], tensor, tensor.dtype)
@@ -143,6 +146,7 @@ def convert_safetensors(
                 "files": [describe_file(file) for file in found.files],
             },
             "layers": layers,
+            "cut": _cut_facts(found.model, layer_map),
             "quantisation": found.quantisation.as_json() if found.quantisation else None,
             "dropped": found.dropped,
             "warnings": warnings,
@@ -235,6 +239,19 @@ def _cut(model: ModelDirectory, layers: str) -> InheritPlan:
         )
     check_cut(model, plan.layer_map, plan.config, plan.tensors)
     return plan
+
+
+def _cut_facts(model: ModelDirectory, layer_map: Sequence[int] | None) -> dict[str, Any]:
+    """Say which layers of which model are kept, of the source's own reference if it has one."""
+    facts = cut_facts(model.path)
+    if layer_map is None:
+        return facts
+    if own := facts.get("layer_map"):
+        return facts | {"layer_map": [own[layer] for layer in layer_map]}
+    return {
+        "reference": {"name": model.name, "layers": model.layers},
+        "layer_map": list(layer_map),
+    }
 
 
 def _main_dtype(config: Mapping[str, Any], dtype: str | None) -> str:

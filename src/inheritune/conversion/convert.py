@@ -31,6 +31,7 @@ from inheritune.model_files.safetensors import Tensor, read_header
 from inheritune.model_files.weight_index import disagreements
 from inheritune.model_files.wrappers import unwrapped
 from inheritune.model_files.write import MAX_SHARD_BYTES
+from inheritune.surgery.origin import cut_facts
 from inheritune.surgery.write import to_json
 from inheritune.system.files import new_directory, write_bytes
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
@@ -96,6 +97,7 @@ def convert(source: Path, out: Path) -> Converted:
             "inheritune": __version__,
             "torch": reply["torch"],
             "source": {"name": source.resolve().name, "files": files},
+            "cut": cut_facts(source),
             "dropped": reply["dropped"],
             "warnings": warnings,
             "check": check,

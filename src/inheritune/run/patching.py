@@ -26,7 +26,7 @@ from inheritune.model_files.config import max_positions
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.layers import ranges
 from inheritune.surgery.grow import patch
-from inheritune.surgery.record import layer_map_of, refuse_other_reference
+from inheritune.surgery.origin import as_cut_from, layer_map_of, refuse_other_reference
 from inheritune.surgery.removal import Cut, give_back, without
 from inheritune.surgery.selection import check_selection, choose_layers, way_of
 from inheritune.surgery.ways import LayerFacts
@@ -34,6 +34,7 @@ from inheritune.system.files import scratch_directory, write_errors
 from inheritune.system.progress import Listener, silent
 from inheritune.system.signals import StopFlag, catch_signals
 
+TargetLayers = int | str | Sequence[int] | None
 _BATCH = 8  # windows in a forward
 
 
@@ -64,6 +65,7 @@ def patch_layers(
     text: PatchText,
     family: Path | None = None,
     on_progress: Listener = silent,
+    target_layers: TargetLayers = None,
 ) -> ModelDirectory:
     """Write a target with some of its reference's layers put back, untrained.
 
@@ -72,13 +74,15 @@ def patch_layers(
             their scores; or the layers of the reference to put back, ascending, or as ``"3,5-7"``.
         text: Text to score on.
         family: family.json that has the order already; None: the text decides.
+        target_layers: Layers of the reference that the target has; None: as its record says.
 
     Raises:
         RecipeError: The target has such a layer already, or the reference has none.
         SourceError: The target was cut from another reference, or the family is of others.
     """
+    reference = as_cut_from(target, reference)
     refuse_other_reference(target, reference)
-    own = layer_map_of(target)
+    own = layer_map_of(target, reference, target_layers)
     wanted = _wanted(layers, own, reference)
     if isinstance(wanted, tuple):
         chosen = wanted
@@ -97,6 +101,7 @@ def family_on_text(
     text: PatchText,
     out: Path | None = None,
     on_progress: Listener = silent,
+    target_layers: TargetLayers = None,
 ) -> Family:
     """Measure every size between a target and its reference, with no training.
 
@@ -104,6 +109,7 @@ def family_on_text(
 
     Args:
         out: family.json to write, from which a stopped call goes on; None: none.
+        target_layers: As for `patch_layers`.
 
     Raises:
         RecipeError: ``out`` holds something else.
@@ -111,8 +117,9 @@ def family_on_text(
         SourceError: The target was cut from another reference.
     """
     _refuse_other_file(out)
+    reference = as_cut_from(target, reference)
     refuse_other_reference(target, reference)
-    own, total = layer_map_of(target), reference.layers
+    own, total = layer_map_of(target, reference, target_layers), reference.layers
     if len(own) == total:
         raise RecipeError(
             f"{target.name} has all {total} layers of its reference.", "Name a smaller target."

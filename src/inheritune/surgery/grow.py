@@ -14,14 +14,14 @@ from inheritune.errors import RecipeError, UnsupportedModelError
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.write import TargetTensor
 from inheritune.surgery.class_check.ask_class import check_cut
-from inheritune.surgery.plan import InheritPlan, plan_inherit, renamed, stored_dtype
-from inheritune.surgery.record import (
+from inheritune.surgery.origin import (
     as_cut_from,
-    conversion_facts,
     is_repaired,
     layer_map_of,
     refuse_other_reference,
 )
+from inheritune.surgery.plan import InheritPlan, plan_inherit, renamed, stored_dtype
+from inheritune.surgery.record import conversion_facts
 from inheritune.surgery.selection import check_selection, describe_selection
 from inheritune.surgery.write import ModelPlan, Written, to_json, write_model
 from inheritune.system.progress import Listener, silent
@@ -33,6 +33,7 @@ def grow(
     layers: int | Sequence[int],
     out: Path,
     layer_map: Sequence[int] | None = None,
+    target_layers: int | str | Sequence[int] | None = None,
 ) -> ModelDirectory:
     """Write a trained target with more of its reference's layers.
 
@@ -45,7 +46,8 @@ def grow(
         reference: The model the target was cut from; only its new layers are downloaded.
         layers: Layers of the reference that the grown target has, ascending; or their number, where
             both models have the first ones.
-        layer_map: Of the target; None: as its record says, without one the first layers.
+        layer_map: Of the target, where the caller knows it; None: as its record says.
+        target_layers: The same, as a user states it; checked against the record.
 
     Raises:
         RecipeError: ``layers`` does not hold all that the target has, and more.
@@ -63,9 +65,9 @@ def grow(
     reference = as_cut_from(target, reference)
     if layer_map is None:
         refuse_other_reference(target, reference)
-    own = layer_map_of(target) if layer_map is None else tuple(layer_map)
-    larger = _larger_map(own, reference, layers)
-    return write_model(out, _plan(target, reference, own, larger))
+        layer_map = layer_map_of(target, reference, target_layers)
+    larger = _larger_map(layer_map, reference, layers)
+    return write_model(out, _plan(target, reference, layer_map, larger))
 
 
 def patch(
@@ -95,7 +97,7 @@ def patch(
     reference = as_cut_from(target, reference)
     if layer_map is None:
         refuse_other_reference(target, reference)
-    own = layer_map_of(target) if layer_map is None else tuple(layer_map)
+    own = layer_map_of(target, reference) if layer_map is None else tuple(layer_map)
     larger = _larger_map(own, reference, layers)
     gone = giving_way(own, larger, reference.layers)
     plan = _plan(target, reference, own, larger, gone, is_patched=True)

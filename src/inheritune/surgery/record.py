@@ -1,6 +1,6 @@
 """Read the record of a target (inherit.json), and write the card of a target that was only cut."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from inheritune.errors import SourceError, escape
@@ -8,17 +8,11 @@ from inheritune.model_files.card import join_front_matter
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.layers import STRAY
 from inheritune.model_files.safetensors import DTYPES
-from inheritune.model_files.scan import scan
-from inheritune.run_record.fields import mapping_or_empty
-from inheritune.surgery.class_check.ask_class import text_only
+from inheritune.surgery.origin import RECORD_LENGTH, is_layer_map
 from inheritune.surgery.parts import PARTS, fresh_names
 from inheritune.surgery.repaired import repaired_names
 from inheritune.surgery.selection import describe_selection, other_engines
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
-
-# A record may be this many times as long as a config: it holds seven values for each tensor.
-_LENGTH = 20
-_TRAINED = ("model", "master")  # in the directory of a training, which has the record
 
 
 def read_inherit_record(target: ModelDirectory) -> dict[str, Any]:
@@ -36,7 +30,7 @@ def read_inherit_record(target: ModelDirectory) -> dict[str, Any]:
             if converted
             else "Name a directory that `inheritune inherit` has written.",
         )
-    record = read_json_object(path, MODEL_FILE.times(_LENGTH), "the record")
+    record = read_json_object(path, MODEL_FILE.times(RECORD_LENGTH), "the record")
     if record.get("format") != 2:
         raise SourceError(
             f"{path} is no record of format 2.", "Write the target again with this version."
@@ -52,100 +46,13 @@ def read_inherit_record(target: ModelDirectory) -> dict[str, Any]:
     return record
 
 
-def layer_map_of(target: ModelDirectory) -> tuple[int, ...]:
-    """Return the reference's index of each layer of a target; without a record, of the first ones.
-
-    Raises:
-        SourceError: The record does not fit the target.
-    """
-    layer_map = _stored_record(target).get("layer_map", list(range(target.layers)))
-    if not _is_layer_map(layer_map) or len(layer_map) != target.layers:
-        raise SourceError(
-            f"the record of {target.path} has the layer_map {escape(repr(layer_map), 60)}, but the "
-            f"model has {target.layers} layers.",
-            "Write the target again.",
-        )
-    return tuple(layer_map)
-
-
-def refuse_other_reference(target: ModelDirectory, reference: ModelDirectory) -> None:
-    """Refuse a reference that a target was not cut from, as far as its record tells.
-
-    The record has digests of the tensors that were copied; those of its first and last layer are
-    compared.
-
-    Raises:
-        SourceError: The reference has another number of layers, or other weights.
-    """
-    record = _stored_record(target)
-    way_out = "Name the model that it was cut from."
-    named = mapping_or_empty(record.get("reference"))
-    total = named.get("layers")
-    if total is not None and total != reference.layers:
-        raise SourceError(
-            f"{target.name} was cut from {escape(named.get('name'))} of {escape(total)} layers; "
-            f"{reference.name} has {reference.layers}.",
-            way_out,
-        )
-    for name, digest in _copied(record, reference, layer_map_of(target)):
-        source = reference.tensors.get(name)
-        if source is not None:
-            reference.download([source])
-        if source is None or scan([source])[name].xxh3 != digest:
-            raise SourceError(
-                f"{target.name} was cut from another model: {escape(name)} of {reference.name} is "
-                "not what was copied.",
-                way_out,
-            )
-
-
-def _copied(
-    record: Mapping[str, Any], reference: ModelDirectory, layer_map: Sequence[int]
-) -> Iterator[tuple[str, str]]:
-    """Yield name and digest of tensors of the reference that its first and last layer have."""
-    for name, entry in mapping_or_empty(record.get("tensors")).items():
-        source = entry.get("source") if isinstance(entry, dict) else None
-        if not isinstance(source, dict) or entry.get("from", "reference") != "reference":
-            continue
-        own_name = source.get("name", name)
-        is_as_it_was = not source.get("dtype") and not source.get("pitch")
-        layer = reference.container.layer_of(own_name)
-        if is_as_it_was and layer in (layer_map[0], layer_map[-1]):
-            yield own_name, str(entry.get("xxh3"))
-
-
-def as_cut_from(target: ModelDirectory, reference: ModelDirectory) -> ModelDirectory:
-    """Return the reference as a target was cut from it: perhaps its language model alone."""
-    is_text = _stored_record(target).get("text_only") is True
-    return text_only(reference) if is_text else reference
-
-
-def is_repaired(target: ModelDirectory) -> bool:
-    """Whether layers of a target were repaired before any training, as its record says."""
-    return "repair" in _stored_record(target)
-
-
-def _stored_record(target: ModelDirectory) -> dict[str, Any]:
-    path = target.path / "inherit.json"
-    if not path.is_file() and target.path.name in _TRAINED:
-        path = target.path.parent / "inherit.json"
-    if not path.is_file():  # a trained target may have none
-        return {}
-    return read_json_object(path, MODEL_FILE.times(_LENGTH), "the record")
-
-
-def _is_layer_map(value: Any) -> bool:
-    is_list = isinstance(value, list) and bool(value) and all(type(i) is int for i in value)
-    return is_list and value == sorted(set(value)) and value[0] >= 0
-
-
 def _broken_key(record: dict[str, Any]) -> str:
     tensors, dtype = record.get("tensors"), record.get("dtype")
     if not isinstance(tensors, dict) or not all(isinstance(e, dict) for e in tensors.values()):
         return "tensors"
     if not all(isinstance(e.get("source"), dict | None) for e in tensors.values()):
         return "tensors"
-    if not _is_layer_map(record.get("layer_map")):
+    if not is_layer_map(record.get("layer_map")):
         return "layer_map"
     if dtype is not None and dtype not in list(DTYPES.values()):
         return "dtype"

@@ -16,8 +16,9 @@ from inheritune.model_files.safe_path import INDEX
 from inheritune.model_files.scan import Scan, not_finite, scan
 from inheritune.model_files.write import TargetTensor, read_chunks
 from inheritune.surgery.class_check.ask_class import refuse_broken_values
+from inheritune.surgery.origin import as_cut_from
 from inheritune.surgery.plan import InheritPlan, plan_inherit
-from inheritune.surgery.record import as_cut_from, read_inherit_record
+from inheritune.surgery.record import read_inherit_record
 from inheritune.surgery.repaired import repaired_names
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 from inheritune.verification.run_model import Finding, check_class, check_tokenizer, run_target

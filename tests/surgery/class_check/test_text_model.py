@@ -1,13 +1,15 @@
 """The language model inside of one that also reads images, taken out as a model of its own."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from image_text_models import SIBLINGS, save, save_older_qwen2_vl
 from safetensors.torch import load_file, save_file
 
-from inheritune.errors import UnsupportedModelError
+import inheritune
+from inheritune.errors import SourceError, UnsupportedModelError
 from inheritune.model_files.directory import open_model
 from inheritune.surgery.class_check.ask_class import language_problem, text_only
 from inheritune.surgery.cut import inherit
@@ -48,6 +50,22 @@ def test_other_layers_of_the_text_are_cut_as_of_any_model(tmp_path):
     assert grown.config["num_hidden_layers"] == 3
     findings = {finding.part: finding for finding in verify_model(grown, reference)}
     assert findings["bytes"].proven
+
+
+def test_a_target_of_the_text_is_patched_from_its_own_reference_alone(tmp_path):
+    save("mistral3", tmp_path / "whole")
+    target = inherit(text_only(open_model(str(tmp_path / "whole"))), 2, tmp_path / "target")
+    shutil.copytree(tmp_path / "whole", tmp_path / "other")
+    held = load_file(tmp_path / "other" / "model.safetensors")
+    held = {n: t + 1 if t.is_floating_point() else t for n, t in held.items()}
+    save_file(held, tmp_path / "other" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SourceError, match="was cut from another model"):
+        inheritune.patch(target, tmp_path / "other", [2], tmp_path / "no", progress=False)
+    with pytest.raises(SourceError, match="was cut from another model"):
+        inheritune.family(target, tmp_path / "other", progress=False)
+    assert not (tmp_path / "no").exists()
+    out = inheritune.patch(target, tmp_path / "whole", [2], tmp_path / "out", progress=False)
+    assert out.layers == 3
 
 
 def test_names_of_older_files_are_understood(tmp_path):
