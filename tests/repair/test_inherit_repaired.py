@@ -186,8 +186,12 @@ def test_the_command_repairs_on_a_text(gpt2, tiny_text, tmp_path):
     options = ["--repair", "sequential", "--text", tiny_text, "--repair-tokens", "1K"]
     done = invoke(gpt2, 2, tmp_path / "out", *options)
     assert done.exit_code == 0, done.output
-    assert "layer 1: repaired, " in done.stderr
+    said = " ".join(done.stderr.split())
+    assert "layer 1: repaired, " in said and "is left on the windows that it was fitted on" in said
     repair = record_of(tmp_path / "out")["repair"]
+    kl = {trial["ridge"]: trial["kl"] for trial in repair["trials"]}
+    before, after = kl[None], kl[repair["ridge"]]
+    assert f"ridge {repair['ridge']:g}: KL {before:.4f} -> {after:.4f} on held-out windows" in said
     assert (repair["method"], repair["tokens"], repair["seq_len"]) == ("sequential", 7 * 128, 128)
     assert repair["source"] == str(tiny_text)
     done = invoke(gpt2, 2, tmp_path / "json", *options, "--json")

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from inheritune.reporting.run_tables import ledger_table, rounds_table, seeds_table, variants_table
-from inheritune.reporting.table import Column, Table
+from inheritune.reporting.table import Column, Mark, Table
 from inheritune.run_record.record import RunRecord
 
 typed = RunRecord.model_validate
@@ -133,7 +133,11 @@ def test_terminal_grid_shows_markup_as_text_and_aligns_numbers_right() -> None:
 
 
 def test_a_table_is_parted_without_losing_a_row() -> None:
-    table = Table("t", [Column("n", show=str)], [["a"], ["b"], ["c"]], ["A note."])
+    marks = {(1, 0): Mark(bold=True), (2, 0): Mark(chance=True)}
+    columns = [Column("n", show=str)]
+    table = Table("t", columns, [["a"], ["b"], ["c"]], ["A note."], marks=marks)
     first, rest = table.parted([2])
     assert (first.values, first.notes) == ([["c"]], ["A note."])
     assert (rest.values, rest.notes) == ([["a"], ["b"]], ())
+    assert first.marks == {(0, 0): marks[2, 0]}
+    assert rest.marks == {(1, 0): marks[1, 0]}

@@ -221,6 +221,34 @@ def test_the_best_method_leaves_out_what_a_reference_forbids(
     assert method_of(file.recipe) == "best"
 
 
+def test_what_an_override_forbids_is_left_out_of_the_best_method(
+    tiny_reference: Path, tiny_text: Path
+) -> None:
+    messages: list[str] = []
+    file = it.recipe_for(
+        tiny_reference,
+        tiny_text,
+        tokens="640",
+        progress=lambda event: messages.append(event.message),
+        train={"seq_len": 16},
+        grow={"weights": "keep"},
+    )
+    inherit = file.recipe.inherit
+    assert file.recipe.grow.weights == "keep" and inherit.repair == "none"
+    assert any("repair sequential: not here. " in message for message in messages)
+    taken = f"taken: {inherit.select} layers, repair none. For the paper's own method: "
+    assert f"{taken}--method paper" in messages
+    messages.clear()
+    with pytest.raises(RecipeError, match="upwards"):
+        it.recipe_for(
+            tiny_reference,
+            tiny_text,
+            progress=lambda event: messages.append(event.message),
+            grow={"weights": "upwards"},
+        )
+    assert not any("not here" in message for message in messages)
+
+
 @pytest.mark.parametrize(
     ("change", "method"),
     [

@@ -22,7 +22,7 @@ typed = RunRecord.model_validate
 def trial(name: str, losses: list[float], layers: int = 4, tokens: int = 100) -> Any:
     mean = sum(losses) / len(losses)
     known = {"layers": layers, "tokens": tokens, "first_sample": 0, "start": "fresh"}
-    known |= {"made_of": "", "distill": None, "seed": 0}
+    known |= {"made_of": "", "distill": None, "seed": 0, "is_patched": False}
     return SimpleNamespace(name=name, windows=losses, val_loss=mean, **known)
 
 
@@ -55,6 +55,17 @@ def test_a_target_that_went_on_from_smaller_ones_saw_more_tokens_than_the_contro
     kept = trial("inherit", TARGET.windows)
     kept.first_sample = 80
     assert gap_closed(outcome(kept, SCRATCH)) is None
+
+
+def test_a_patched_target_is_compared_with_the_tokens_of_the_round_that_it_was_made_from() -> None:
+    patched = trial("inherit", TARGET.windows, layers=6, tokens=0)
+    patched.is_patched = True
+    ended = outcome(patched, trial("scratch", SCRATCH.windows, layers=6))
+    made = trial("inherit", TARGET.windows)
+    ended.rounds, ended.target_round = [made, patched], 1
+    assert gap_closed(ended) == pytest.approx(0.9)
+    made.first_sample = 80
+    assert gap_closed(ended) is None
 
 
 @pytest.mark.parametrize("changes", [{"layers": 6}, {"tokens": 200}])

@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from inheritune.data.order import sample_ids
 from inheritune.data.tokens import open_tokens
 from inheritune.errors import DataError, Interrupted, RecipeError
 from inheritune.planning.recipe_plan import plan_recipe
+from inheritune.recipe.inherit import DEFAULT_CANDIDATES
 from inheritune.recipe.load import parse_recipe
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.sections import yaml_value
@@ -25,6 +28,7 @@ from inheritune.steps import tournament as room
 from inheritune.steps.tournament import stages_of
 from inheritune.surgery.removal import without
 from inheritune.surgery.selection import named_candidates
+from inheritune.surgery.ways import LayerFacts, candidates
 
 CANDIDATES = ["first", "0,2,5", "0,3,5"]
 TOURNAMENT = {"tokens": 256, "by": "kl"}
@@ -273,6 +277,19 @@ def test_without_a_tournament_auto_compares_the_candidates_by_their_scores(
     target = json.loads((tmp_path / "run" / "target" / "inherit.json").read_text())["layer_map"]
     assert {(0, 1, 5), (0, 4, 5)} <= set(kl)
     assert tuple(target) == min([(0, 1, 5), (0, 4, 5)], key=lambda cut: kl[cut])
+
+
+def test_at_a_size_that_no_named_candidate_has_the_default_ones_compete() -> None:
+    named = {"0-2": (0, 1, 2), "0,2,5": (0, 2, 5)}
+    scores: Any = SimpleNamespace(
+        influence=[1.0] * 6,
+        norm_ratio=[1.0] * 6,
+        angles=defaultdict(float),
+        divergences=lambda cuts: [0.0] * len(cuts),
+    )
+    facts = LayerFacts(6, scores=scores, candidates=named)
+    assert candidates(facts, 3) == named
+    assert candidates(facts, 2).keys() == {*DEFAULT_CANDIDATES}
 
 
 def test_a_list_competes_at_its_own_size_only() -> None:

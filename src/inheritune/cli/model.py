@@ -1,8 +1,9 @@
 """Define the commands on model directories: inherit, verify, convert."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -118,15 +119,29 @@ def inherit(
         if fresh := record["fresh_tensors"]:
             seed = record["seed"]
             say(f"  {len(fresh)} tensors are freshly initialised by the class with seed {seed}")
-        for entry in record.get("repair", {"layers": []})["layers"]:
-            left = "unchanged: nothing is gained on held-out windows"
-            if entry["tensors"]:
-                left = f"repaired, {entry['error']:.0%} of the error is left on held-out windows"
-            say(f"  layer {entry['layer']}: {left}")
+        if "repair" in record:
+            _say_repair(record["repair"])
         parameters = f"{target.params:,} parameters"
         say(f"{out}: {describe_selection(kept)} of {total}, {parameters}; {record['check']}.")
         commit = record["reference"]["revision"]
         say(f"next: {command('verify', out, reference=reference, revision=commit)}")
+
+
+def _say_repair(repair: Mapping[str, Any]) -> None:
+    for entry in (entry for entry in repair["layers"] if entry["tensors"]):
+        say(
+            f"  layer {entry['layer']}: repaired, {entry['error']:.0%} of the error is left on the "
+            "windows that it was fitted on"
+        )
+    # Trials are the cut as it is, then one for each ridge: KL to the reference, held-out windows.
+    trials = {trial["ridge"]: trial["kl"] for trial in repair["trials"]}
+    if not trials:
+        return
+    cut, ridge = trials[None], repair["ridge"]
+    if ridge is None:
+        say(f"  unchanged: no ridge beats the cut on held-out windows (KL {cut:.4f})")
+    else:
+        say(f"  ridge {ridge:g}: KL {cut:.4f} -> {trials[ridge]:.4f} on held-out windows")
 
 
 def _short(value: object) -> str:

@@ -107,10 +107,16 @@ class Table:
     def parted(self, first: Sequence[int]) -> tuple["Table", "Table"]:
         """Divide into the rows of these indices and the others; notes stay with the first."""
         rest = [index for index in range(len(self.values)) if index not in first]
-        shown, others = ([self.values[index] for index in rows] for rows in (first, rest))
-        return replace(self, values=shown, marks={}), replace(
-            self, values=others, notes=(), marks={}
-        )
+        return self._of_rows(first), replace(self._of_rows(rest), notes=())
+
+    def _of_rows(self, chosen: Sequence[int]) -> "Table":
+        marks = {
+            (place, column): mark
+            for (row, column), mark in self.marks.items()
+            for place, index in enumerate(chosen)
+            if index == row
+        }
+        return replace(self, values=[self.values[index] for index in chosen], marks=marks)
 
     def fitted(self, width: int) -> "Table":
         """Leave out dispensable columns until no line is wider than a terminal; marks go, too."""

@@ -97,7 +97,7 @@ def _cost(record: RunRecord) -> str:
     tokens, reference_tokens = record.target_cost.tokens, record.reference_cost.tokens
     if tokens is None:
         return ""
-    count = len(record.rounds)
+    count = sum(row.start != "patched" for row in record.rounds)
     rounds = "1 round" if count == 1 else f"{count} rounds together"
     cost = f"; it took {amount(tokens)} training tokens in {rounds}"
     if not reference_tokens:

@@ -149,22 +149,34 @@ def _possible_method(
     given: Mapping[str, Any],
     say: Callable[[str], None],
 ) -> Method:
-    """Return the first form of a method that the model's class takes; the last, if it takes none.
+    """Return the first form of a method that class and overrides take; the last, if they take none.
 
     The run says itself, with the reason, why the last one is impossible.
     """
     *better, last = METHODS[request.method or DEFAULT_METHOD]
+    refused: list[str] = []
     for method in better:
-        draft = _recipe_of(request, replace(facts, method=method), given).recipe
         try:
+            draft = _recipe_of(request, replace(facts, method=method), given).recipe
             first = first_count(draft, model.layers)
             growth = Growth.of(draft, model, first, draft.grow.max_layers or model.layers)
             check_starts(draft, model, growth.ends())
         except (RecipeError, SourceError) as error:
-            say(f"{method.select} layers, repair {method.repair}: not here. {error.message}")
+            refused.append(f"{_form(method)}: not here. {error.message}")
         else:
-            return method
-    return last
+            break
+    else:
+        method = last
+        _recipe_of(request, replace(facts, method=method), given)  # a wrong value is refused now
+    for message in refused:
+        say(message)
+    if refused:
+        say(f"taken: {_form(method)}. For the paper's own method: --method paper")
+    return method
+
+
+def _form(method: Method) -> str:
+    return f"{method.select} layers, repair {method.repair}"
 
 
 def _split_of(

@@ -136,7 +136,8 @@ def gap_closed(outcome: Outcome) -> float | None:
         three standard errors of each other.
     """
     target = outcome.target
-    scratch = next((c for c in outcome.controls if _is_scratch_for(c, target)), None)
+    trained = _trained_into(outcome)
+    scratch = next((c for c in outcome.controls if _is_scratch_for(c, target, trained)), None)
     if scratch is None:
         return None
     scratch_mean, target_mean = together([scratch, target], outcome.repeats)
@@ -149,11 +150,21 @@ def gap_closed(outcome: Outcome) -> float | None:
     return (scratch_mean.val_loss - target_mean.val_loss) / gap
 
 
-def _is_scratch_for(control: TrainingResult, target: TrainingResult) -> bool:
-    same = control.layers == target.layers and control.tokens == target.tokens
+def _trained_into(outcome: Outcome) -> TrainingResult:
+    """The round that the target's weights were trained in; a patched target had none itself."""
+    if not outcome.target.is_patched:
+        return outcome.target
+    rounds = outcome.rounds[: outcome.target_round]
+    return [result for result in rounds if not result.is_patched][-1]
+
+
+def _is_scratch_for(
+    control: TrainingResult, target: TrainingResult, trained: TrainingResult
+) -> bool:
+    same = control.layers == target.layers and control.tokens == trained.tokens
     is_scratch = control.start == "fresh" and not control.made_of and control.distill is None
     # A target that continued from another training saw more tokens.
-    return same and is_scratch and not target.first_sample
+    return same and is_scratch and not trained.first_sample
 
 
 def variant_rows(outcome: Outcome) -> list[TrainedModel]:
@@ -190,7 +201,7 @@ def run_result(
         method=method_of(recipe),
         layers=outcome.target.layers,
         reference_layers=outcome.reference.layers,
-        rounds=len(outcome.rounds),
+        rounds=sum(not result.is_patched for result in outcome.rounds),
         benchmark=outcome.benchmark.val_loss,
         val_loss=outcome.target.val_loss,
         val_loss_se=outcome.target.val_loss_se,

@@ -151,10 +151,12 @@ WAYS = {
 def candidates(facts: LayerFacts, count: int) -> dict[str, Cut]:
     """Choose ``count`` layers, 2 or more, in each of the ways that `auto` compares.
 
-    A list of layers is of one size, and takes part at that size only.
+    A list of layers is of one size, and takes part at that size only; where nothing is left, the
+    default candidates do.
     """
-    cuts = {
+    named = facts.candidates or {}
+    fitting = {name: cut for name, cut in named.items() if cut is None or len(cut) == count}
+    return {
         name: tuple(WAYS[name].choose(facts, count)) if cut is None else cut
-        for name, cut in (facts.candidates or dict.fromkeys(DEFAULT_CANDIDATES)).items()
+        for name, cut in (fitting or dict.fromkeys(DEFAULT_CANDIDATES)).items()
     }
-    return {name: cut for name, cut in cuts.items() if len(cut) == count}
