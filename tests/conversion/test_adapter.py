@@ -33,6 +33,12 @@ def pair(module, rows, columns, rank=2):
     }
 
 
+def merge(adapter, out):
+    """Merge into the base that the adapter names, which it must not do by itself."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    return api.convert(adapter, out, base=config["base_model_name_or_path"], progress=False)
+
+
 @pytest.fixture
 def adapter(tiny_reference, tmp_path):
     tensors = pair(Q, 32, 32) | pair(UP, 64, 32, 4) | {"lm_head.weight": torch.ones(1)}
@@ -46,7 +52,7 @@ def test_an_adapter_is_merged_by_its_formula(adapter, tiny_reference, tmp_path):
         open_model(str(adapter))
     assert f"`inheritune convert {adapter} OUT`" in refused.value.hint
     (adapter / "chat_template.jinja").write_text("of the adapter")
-    done = api.convert(adapter, tmp_path / "out", progress=False)
+    done = merge(adapter, tmp_path / "out")
     assert done.check == "complete: LlamaForCausalLM"
     base, written = (load_file(d / WEIGHTS) for d in (tiny_reference, tmp_path / "out"))
     held = load_file(adapter / "adapter_model.safetensors")
@@ -68,19 +74,43 @@ def test_an_adapter_is_merged_by_its_formula(adapter, tiny_reference, tmp_path):
     assert record["merged"] == sorted(["lm_head.weight", f"{Q}.weight", f"{UP}.weight"])
 
 
-def test_a_base_is_named_where_the_adapter_s_is_gone(adapter, tiny_reference, tmp_path):
+def test_a_base_in_a_directory_is_named_by_the_user_alone(adapter, tiny_reference, tmp_path):
     path = adapter / "adapter_config.json"
     config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"base_model_name_or_path": "/no/where"}))
-    with pytest.raises(SourceError, match="no model directory /no/where") as refused:
-        api.convert(adapter, tmp_path / "out", progress=False)
-    assert f"the base of {adapter}" in refused.value.hint and "--base MODEL" in refused.value.hint
-    api.convert(adapter, tmp_path / "out", base=str(tiny_reference), progress=False)
+    for base in (str(tiny_reference), "~", "/no/where", "../x"):
+        path.write_text(json.dumps(config | {"base_model_name_or_path": base}))
+        with pytest.raises(RecipeError, match="names a directory as its base") as refused:
+            api.convert(adapter, tmp_path / "out", progress=False)
+        assert "--base DIR" in refused.value.hint
+    done = api.convert(adapter, tmp_path / "out", base=str(tiny_reference), progress=False)
+    assert done.base == tiny_reference.name
     path.write_text(json.dumps(config | {"base_model_name_or_path": None}))
     with pytest.raises(RecipeError, match="names no base model"):
         api.convert(adapter, tmp_path / "more", progress=False)
     with pytest.raises(RecipeError, match="--base goes with a LoRA adapter"):
         api.convert(tiny_reference, tmp_path / "more", base="x", progress=False)
+
+
+@pytest.mark.parametrize("of", ["model.embed_tokens", "lm_head"])
+def test_head_and_embedding_of_a_tied_base_stay_one(reference, tmp_path, of):
+    path = reference / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    held = load_file(reference / WEIGHTS)
+    held["lm_head.weight"] = held["model.embed_tokens.weight"].clone()
+    save_file(held, reference / WEIGHTS, {"format": "pt"})
+    rows, columns = held["lm_head.weight"].shape
+    directory = write_adapter(tmp_path / "adapter", reference, pair(of, rows, columns))
+    merge(directory, tmp_path / "out")
+    written = load_file(tmp_path / "out" / WEIGHTS)
+    assert torch.equal(written["lm_head.weight"], written["model.embed_tokens.weight"])
+    assert not torch.equal(written["lm_head.weight"], held["lm_head.weight"])
+    # Without a copy of the head, one that was trained has no place.
+    del held["lm_head.weight"]
+    save_file(held, reference / WEIGHTS, {"format": "pt"})
+    head = {"lm_head.weight": torch.ones(rows, columns)}
+    other = write_adapter(tmp_path / "other", reference, head)
+    with pytest.raises(UnsupportedModelError, match=r"lm_head\.weight, which its base ties"):
+        merge(other, tmp_path / "more")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +132,7 @@ def test_another_kind_of_adapter_is_sent_to_peft(adapter, tmp_path, change, matc
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UnsupportedModelError, match=match) as refused:
-        api.convert(adapter, tmp_path / "out", progress=False)
+        merge(adapter, tmp_path / "out")
     assert "merge_and_unload().save_pretrained" in refused.value.hint
     assert not (tmp_path / "out").exists()
 
@@ -118,7 +148,7 @@ def test_a_pattern_means_the_modules_that_peft_reads_in_it(
     # The first key that matches counts.
     patterns = {key: alpha, "up_proj": 5, "q_proj": 8}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"alpha_pattern": patterns}))
-    api.convert(adapter, tmp_path / "out", progress=False)
+    merge(adapter, tmp_path / "out")
     base, written = (load_file(d / WEIGHTS) for d in (tiny_reference, tmp_path / "out"))
     held = load_file(adapter / "adapter_model.safetensors")
     for module, scale in ((UP, alpha / 4), (Q, 8 / 2)):
@@ -141,7 +171,7 @@ def test_factors_that_are_no_product_are_refused(tiny_reference, tmp_path, facto
     tensors = {f"{Q}.lora_{x}.weight": factor for x, factor in factors.items()}
     directory = write_adapter(tmp_path / "adapter", tiny_reference, tensors, **config)
     with pytest.raises(SourceError, match="cannot be multiplied to a matrix"):
-        api.convert(directory, tmp_path / "out", progress=False)
+        merge(directory, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", [f"{Q}.lora_A.default.weight", f"{Q}.weight"])
@@ -152,7 +182,7 @@ def test_a_tensor_under_two_names_is_refused(tiny_reference, tmp_path, name):
     tensors |= {f"{Q}.base_layer.weight": torch.ones(32, 32)} if rows == 32 else {}
     directory = write_adapter(tmp_path / "adapter", tiny_reference, tensors)
     with pytest.raises(SourceError, match="twice, under two names"):
-        api.convert(directory, tmp_path / "out", progress=False)
+        merge(directory, tmp_path / "out")
 
 
 def test_an_adapter_of_another_model_is_refused(adapter, tiny_model, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from inheritune import api
-from inheritune.errors import RecipeError, SourceError
+from inheritune.errors import InherituneError, RecipeError, SourceError
 from inheritune.model_files.directory import open_model
 
 WEIGHTS = "model.safetensors"
@@ -90,6 +90,36 @@ def test_two_whole_models_in_one_directory_are_not_mixed(reference, tmp_path):
         save_file(held, reference / name, {"format": "pt"})
     with pytest.raises(SourceError, match=r"is in two files, model.fp16.safetensors and"):
         api.convert(reference, tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("stem", ["model.safetensors", "pytorch_model.bin"])
+def test_some_of_several_files_are_no_model(reference, tmp_path, stem):
+    name = "{}-00001-of-00002.{}".format(*stem.split("."))
+    (reference / WEIGHTS).rename(reference / name)
+    with pytest.raises(SourceError, match=r"holds 1 of the 2 files \w+-...-of-00002\.\w+\."):
+        api.convert(reference, tmp_path / "out", progress=False)
+
+
+def test_numbered_pickles_without_an_index_are_one_model(reference, tmp_path):
+    held = load_file(reference / WEIGHTS)
+    (reference / WEIGHTS).unlink()
+    for number in (1, 2):
+        part = dict(list(held.items())[number - 1 :: 2])
+        torch.save(part, reference / f"pytorch_model-0000{number}-of-00002.bin")
+    api.convert(reference, tmp_path / "out", progress=False)
+    assert equal(tmp_path / "out", held)
+
+
+def test_a_command_in_a_message_can_be_pasted(reference, tmp_path):
+    spaced = reference.rename(reference.parent / "my model")
+    held = load_file(spaced / WEIGHTS)
+    save_file({f"module.{name}": tensor for name, tensor in held.items()}, spaced / WEIGHTS)
+    for name in (None, "other.safetensors"):
+        if name:
+            (spaced / WEIGHTS).rename(spaced / name)
+        with pytest.raises(InherituneError) as refused:
+            open_model(str(spaced))
+        assert f"`inheritune convert '{spaced}' OUT`" in refused.value.hint
 
 
 def test_a_model_that_needs_nothing_is_used_as_it_is(reference, tmp_path):

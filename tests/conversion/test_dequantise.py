@@ -228,6 +228,73 @@ def test_fp8_is_what_transformers_computes(tmp_path):
     assert torch.equal(ours.bfloat16(), theirs)
 
 
+GROUPS = {"group_0": {"weights": {"num_bits": 8, "block_structure": [128, 128]}}}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"quantization_config": {"config_groups": GROUPS}},
+        {"compression_config": {"config_groups": GROUPS}},
+        {"compression_config": {"weight_block_size": [128, 128]}},
+        {
+            "quantization_config": {
+                "config_groups": {"a": {"weights": {"block_structure": "128x128"}}}
+            }
+        },
+    ],
+)
+def test_the_config_says_how_large_the_blocks_are(tmp_path, config):
+    q, scale = torch.ones(192, 256).to(torch.float8_e4m3fn), torch.tensor([[1.0, 2], [3, 4]])
+    expected = scale.repeat_interleave(128, 0)[:192].repeat_interleave(128, 1)
+    tensors = {"w.weight": q, "w.weight_scale": scale}
+    assert torch.equal(one(tmp_path, tensors, config), expected)
+    # 192 rows are two blocks of 96, or one of 128 and the rest.
+    with pytest.raises(SourceError, match="blocks of 96 or 128, and the config does not say"):
+        one(tmp_path, tensors)
+
+
+def test_fused_matrices_of_different_sizes_are_not_scaled_by_equal_parts(tmp_path):
+    q, scale = torch.ones(96, 32).to(torch.float8_e4m3fn), torch.tensor([1.0, 2, 3])
+    tensors = {"qkv_proj.weight": q, "qkv_proj.weight_scale": scale}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    expected = scale.repeat_interleave(32)[:, None].expand(96, 32)
+    assert torch.equal(one(tmp_path, tensors, heads), expected)
+    for config in ({}, heads | {"num_key_value_heads": 2}):
+        with pytest.raises(SourceError, match="is 3 matrices in one"):
+            one(tmp_path, tensors, config)
+
+
+def packed_parts(shape, columns=1):
+    words = torch.zeros(4, columns, dtype=torch.int32)
+    return {"w.weight_packed": words, "w.weight_scale": torch.ones(4, 1), "w.weight_shape": shape}
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        packed_parts(torch.tensor([4.0, 8.0])),
+        packed_parts(torch.tensor([4, 0]), 0),
+        packed_parts(torch.tensor([4])),
+        {"w.weight": torch.zeros(4, 8, dtype=torch.int8), "w.weight_scale": torch.ones(0, 1)},
+        {"w.weight": torch.zeros(4, 0, dtype=torch.int8), "w.weight_scale": torch.ones(4, 1)},
+    ],
+    ids=["shape in floats", "no columns", "one dimension", "no scale", "no values"],
+)
+def test_broken_parts_are_refused(tmp_path, tensors):
+    with pytest.raises(SourceError, match="its weight cannot be computed"):
+        one(tmp_path, tensors)
+
+
+def test_a_matrix_with_one_scale_is_computed_by_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr("inheritune.conversion.dequantise.CHUNK", 64)
+    tensors = {"w.weight": torch.ones(40, 32).to(torch.float8_e4m3fn)}
+    save_file(tensors | {"w.weight_scale": torch.ones(1)}, tmp_path / "one.safetensors")
+    headers = {t.name: t for t in read_header(tmp_path / "one.safetensors")[0]}
+    (weight,) = dequantised(headers, {})
+    assert {part.shape for part in weight.values()} == {(2, 32)}
+
+
 def test_mxfp4_is_what_transformers_computes(tmp_path):
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 

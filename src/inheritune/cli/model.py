@@ -250,6 +250,8 @@ def convert(
                 }
             )
             return
+        if done.base:
+            say(f"  merged into {done.base}")
         for name, reason in done.dropped.items():
             say(f"  left out {name}: {reason}")
         for warning in done.warnings:

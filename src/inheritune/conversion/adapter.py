@@ -1,13 +1,19 @@
 """Merge a LoRA adapter of PEFT into its base model: W' = W + s B A."""
 
-import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inheritune import __version__
+from inheritune.conversion.adapter_config import (
+    WEIGHTS,
+    other_kind,
+    patterns_of,
+    refuse_other_kinds,
+    scale_of,
+)
 from inheritune.conversion.converted import (
     RECORD_FORMAT,
     Converted,
@@ -16,6 +22,7 @@ from inheritune.conversion.converted import (
     refuse_place,
     write_index,
 )
+from inheritune.conversion.rewrite import HEADS, is_tied
 from inheritune.conversion.stored_values import as_float32
 from inheritune.conversion.write_tensors import write_tensors
 from inheritune.errors import (
@@ -28,6 +35,7 @@ from inheritune.errors import (
 from inheritune.model_files.cast import FLOATING, cast
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import ModelDirectory, open_model
+from inheritune.model_files.download.hub import is_hub_id
 from inheritune.model_files.safe_path import safe_file
 from inheritune.model_files.safetensors import Tensor, read_header
 from inheritune.model_files.write import TargetTensor, read_chunks
@@ -43,25 +51,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CONFIG = "adapter_config.json"
-_WEIGHTS = "adapter_model.safetensors"
 _WRAPPER = "base_model.model."
-# A module's name or the end of one, as a regular expression: nothing in it can repeat or choose.
-_PLAIN_KEY = re.compile(r"\^?(\w|-|\\?\.)+\$?")
 _FACTOR = re.compile(r"\.lora_(embedding_)?([AB])(\.default)?(\.weight)?$")
-# What a plain LoRA has in these fields, or leaves out; anything else is computed in another way.
-_PLAIN: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": ("none", None),
-    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
-    **dict.fromkeys(
-        [
-            *("use_dora", "lora_bias", "use_qalora", "layer_replication", "target_parameters"),
-            *("trainable_token_indices", "alora_invocation_tokens", "megatron_config"),
-            *("arrow_config", "use_bdlora", "velora_config", "monteclora_config"),
-        ],
-        (False, None, [], {}),
-    ),
-}
 # Classes whose projections hold their weights transposed.
 _TRANSPOSED = ("gpt2", "openai-gpt")
 
@@ -105,13 +96,14 @@ def merge_adapter(
     refuse_place(out, source)
     path = safe_file(source, CONFIG)
     config = read_json_object(path, MODEL_FILE, "the adapter's config")
-    _refuse_other_kinds(config, source)
-    stored = {tensor.name: tensor for tensor in read_header(safe_file(source, _WEIGHTS))[0]}
+    refuse_other_kinds(config, source)
+    stored = {tensor.name: tensor for tensor in read_header(safe_file(source, WEIGHTS))[0]}
     model = _open_base(config, base, source)
     changes = _changes(stored, config, model, source)
     size = sum(tensor.size for tensor in model.tensors.values())
     refuse_full_disk(out, size, f"the weights of {escape(out)}", "Free some space.")
     model.download(model.tensors.values(), on_progress)
+    changes = _with_tied(changes, model, source)
 
     def data_of(target: TargetTensor) -> Iterator[bytes]:
         if (change := changes.get(target.name)) is None:
@@ -134,7 +126,7 @@ def merge_adapter(
             "inheritune": __version__,
             "source": {
                 "name": source.resolve().name,
-                "files": [describe_file(source / name) for name in (CONFIG, _WEIGHTS)],
+                "files": [describe_file(source / name) for name in (CONFIG, WEIGHTS)],
             },
             "base": {"name": model.name, "revision": model.revision},
             "cut": cut_facts(model.path),
@@ -143,29 +135,20 @@ def merge_adapter(
             "check": check,
         }
         write_bytes(staging / "convert.json", to_json(record))
-    return Converted(open_model(str(out)), check, "", {}, warnings, {})
-
-
-def _refuse_other_kinds(config: Mapping[str, Any], source: Path) -> None:
-    for key, plain in _PLAIN.items():
-        if key in config and config[key] not in plain:
-            raise _other(source, f"{key} is {escape(repr(config[key]), 60)}")
-    if not (source / _WEIGHTS).exists():
-        raise _other(source, f"there is no {_WEIGHTS}")
-
-
-def _other(source: Path, why: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"{source} is no plain LoRA adapter in safetensors: {why}.",
-        f"Merge it with peft: `AutoPeftModelForCausalLM.from_pretrained({str(source)!r})"
-        '.merge_and_unload().save_pretrained("OUT")`, and use OUT.',
-    )
+    named = f"{model.name} at {model.revision}" if model.revision else model.name
+    return Converted(open_model(str(out)), check, "", {}, warnings, {}, base=named)
 
 
 def _open_base(config: Mapping[str, Any], base: str | None, source: Path) -> ModelDirectory:
     named = config.get("base_model_name_or_path")
     if base is None and not (isinstance(named, str) and named):
         raise RecipeError(f"{source} names no base model.", "Name it: --base MODEL.")
+    # The adapter may be a stranger's: it is not to choose among the directories of this machine.
+    if base is None and (not is_hub_id(str(named)) or Path(str(named)).exists()):
+        raise RecipeError(
+            f"{source} names a directory as its base, {escape(named)}.",
+            "If that is the base you want, name it yourself: --base DIR.",
+        )
     revision = config.get("revision") if base is None else None
     try:
         return open_model(base or str(named), revision, whole=False)
@@ -182,7 +165,7 @@ def _changes(
     """Find the tensor of the base that each part of the adapter belongs to."""
     changes: dict[str, _Change] = {}
     factors: dict[str, dict[str, Tensor]] = {}
-    embeddings = set()
+    embeddings, heads = set(), []
     for name, tensor in stored.items():
         plain = name.removeprefix(_WRAPPER)
         if found := _FACTOR.search(plain):
@@ -195,14 +178,20 @@ def _changes(
             continue
         plain = re.sub(r"\.(modules_to_save(\.default)?|base_layer)\.", ".", plain)
         own = _own_name(plain, model)
+        if own is None and _is_tied_head(plain.removesuffix(".weight"), model):
+            heads.append(plain)
+            continue
         if own is None or model.tensors[own].shape != tensor.shape:
             raise _misfit(source, name, model)
         if own in changes:
             raise _twice(source, name)
         changes[own] = _Change(replaced_by=tensor)
-    patterns = _patterns(config, factors, source)
+    patterns = patterns_of(config, factors, source)
     for module, pair in factors.items():
         own = _own_name(f"{module}.weight", model)
+        if own is None and _is_tied_head(module, model):
+            heads.append(module)
+            continue
         if own is None or pair.keys() != {"A", "B"} or own in changes:
             raise _misfit(source, module, model)
         a, b = pair["A"], pair["B"]
@@ -218,9 +207,47 @@ def _changes(
         dtypes = {a.dtype, b.dtype, model.tensors[own].dtype}
         if model.tensors[own].shape != expected or not dtypes <= set(FLOATING):
             raise _misfit(source, module, model)
-        scale = _scale(config, patterns, module, a.shape[0], source)
+        scale = scale_of(config, patterns, module, a.shape[0], source)
         changes[own] = _Change(a=a, b=b, scale=scale, is_transposed=is_transposed)
+    if heads:  # last: where more does not fit, it is another model's adapter
+        why = f"it changes {escape(heads[0])}, which its base ties to the embedding"
+        raise other_kind(source, why)
     return changes
+
+
+def _is_tied_head(module: str, model: ModelDirectory) -> bool:
+    return module.split(".")[-1] in HEADS and is_tied(model.config)
+
+
+def _with_tied(
+    changes: Mapping[str, _Change], model: ModelDirectory, source: Path
+) -> dict[str, _Change]:
+    """Change head and embedding alike where they are one tensor, of which the files hold two.
+
+    Otherwise they would differ, and transformers would not tie them. A head that was trained as a
+    whole stays one of its own.
+    """
+    both = dict(changes)
+    if not is_tied(model.config):
+        return both
+    heads = [t for n, t in model.tensors.items() if f".{n}".split(".")[-2] in HEADS]
+    for head in heads:
+        for twin in model.tensors.values():
+            if twin is head or (twin.shape, twin.dtype) != (head.shape, head.dtype):
+                continue
+            of_head, of_twin = changes.get(head.name), changes.get(twin.name)
+            if (change := of_head or of_twin) is None or not _are_equal(head, twin):
+                continue
+            if of_head is not None and of_head.replaced_by is not None:
+                continue
+            if of_head is not None and of_twin is not None:
+                raise other_kind(source, f"it changes {head.name} and {twin.name}, which are tied")
+            both[head.name] = both[twin.name] = change
+    return both
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    return all(a == b for a, b in zip(read_chunks(one), read_chunks(other), strict=True))
 
 
 def _misfit(source: Path, name: str, model: ModelDirectory) -> UnsupportedModelError:
@@ -243,50 +270,6 @@ def _twice(source: Path, name: str) -> SourceError:
         f"{source} holds {escape(name)} twice, under two names.",
         "Save the adapter again with peft's save_pretrained.",
     )
-
-
-def _patterns(
-    config: Mapping[str, Any], modules: Collection[str], source: Path
-) -> dict[str, dict[str, Any]]:
-    r"""Return ranks and alphas by module where they differ from the config's ``r`` and alpha.
-
-    Keys are regular expressions, as PEFT reads them: ``re.match(rf"(.*\.)?({key})$", module)``, and
-    the first that matches counts. Only names are taken, since others may not end; and none that
-    matches no module, since it was meant for one.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for field in ("rank_pattern", "alpha_pattern"):
-        entries = config.get(field) or {}
-        if not isinstance(entries, dict):
-            raise _other(source, f"{field} is {escape(repr(entries), 60)}")
-        found[field] = {}
-        for key, value in entries.items():
-            if not _PLAIN_KEY.fullmatch(key):
-                raise _other(source, f"{field} has {escape(repr(key))}, more than a module's name")
-            matching = [m for m in modules if re.match(rf"(.*\.)?({key})$", m)]
-            if not matching:
-                raise _other(source, f"{field} has {escape(repr(key))}, which is no module of it")
-            found[field] = dict.fromkeys(matching, value) | found[field]
-    return found
-
-
-def _scale(
-    config: Mapping[str, Any],
-    patterns: Mapping[str, Mapping[str, Any]],
-    module: str,
-    rank: int,
-    source: Path,
-) -> float:
-    """Return alpha / r of a module, or alpha / sqrt(r) with ``use_rslora``."""
-    r = patterns["rank_pattern"].get(module, config.get("r"))
-    alpha = patterns["alpha_pattern"].get(module, config.get("lora_alpha"))
-    if type(r) is not int or r != rank or type(alpha) not in (int, float):
-        raise _other(
-            source,
-            f"{escape(module)} has the rank {rank}, its config r={escape(repr(r))}, "
-            f"alpha={escape(repr(alpha))}",
-        )
-    return float(alpha / math.sqrt(r) if config.get("use_rslora") else alpha / r)
 
 
 def _sums(tensor: Tensor, change: _Change) -> Iterator[bytes]:

@@ -23,7 +23,12 @@ from inheritune.model_files.cast import cast
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.depth import with_stated_depth
 from inheritune.model_files.directory import ModelDirectory, open_model, open_weights
-from inheritune.model_files.foreign_layouts import find_layout, names_in, plain_weights
+from inheritune.model_files.foreign_layouts import (
+    find_layout,
+    names_in,
+    plain_weights,
+    refuse_incomplete,
+)
 from inheritune.model_files.quantisation import (
     find_scheme,
     refuse_quantised,
@@ -218,7 +223,9 @@ def _stored(source: Path) -> tuple[dict[str, Tensor], bool]:
     if {SINGLE_FILE, INDEX} & names:
         return open_weights(source)[0], True
     tensors: dict[str, Tensor] = {}
-    for name in plain_weights(names):
+    files = plain_weights(names)
+    refuse_incomplete(files, source)
+    for name in files:
         for tensor in read_header(safe_file(source, name))[0]:
             if other := tensors.get(tensor.name):
                 raise SourceError(

@@ -51,6 +51,7 @@ class Converted:
         confinement: Each wall around the process that unpickled, and whether the system granted it;
             empty for a GGUF file, which runs no code.
         quantisation: How the weights of a GGUF file were quantised; None if they were not.
+        base: Model that an adapter was merged into, with its commit; empty for all else.
     """
 
     model: ModelDirectory
@@ -60,6 +61,7 @@ class Converted:
     warnings: list[str]
     confinement: Mapping[str, bool]
     quantisation: Quantisation | None = None
+    base: str = ""
 
 
 def refuse_place(out: Path, source: Path) -> None:

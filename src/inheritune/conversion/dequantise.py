@@ -1,15 +1,18 @@
 """Compute weights from quantised ones, by the formulas that their makers published.
 
-Every formula gives fp32 values, a few million at a time; the writer rounds them once.
+Every formula gives fp32 values, a few million at a time (of MXFP4, a matrix of one expert); the
+writer rounds them once.
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from inheritune.conversion.bitsandbytes import eight_bits, four_bits
 from inheritune.conversion.stored_values import CHUNK, Weight, broken, part_of, rows_of, whole
+from inheritune.errors import SourceError, escape
 from inheritune.model_files.config import text_config
 from inheritune.model_files.safetensors import Tensor
 from inheritune.model_files.write import read_chunks
@@ -61,6 +64,9 @@ def _scaled(tensor: Tensor, tensors: Mapping[str, Tensor], config: Mapping[str, 
         raise broken(tensor, f"is of {tensor.dtype}, without {names[0]}")
     if f"{tensor.name}_zero_point" in tensors:
         raise broken(tensor, "has zero points")
+    if not tensor.items or not scale.items:
+        raise broken(tensor, f"of shape {tensor.shape} has scales of {scale.shape}")
+    _refuse_unequal_parts(tensor, scale, config)
     *outer, rows, columns = tensor.shape
     grid = scale.shape[-2:] if len(scale.shape) > 1 else (*scale.shape, 1, 1)[:2]
     height, width = _block(tensor, grid, config)
@@ -74,35 +80,81 @@ def _scaled(tensor: Tensor, tensors: Mapping[str, Tensor], config: Mapping[str, 
         exact = replace(scale, dtype="F8_E8M0") if scale.dtype == "U8" else scale
         scales = whole(exact).reshape((-1, *grid) if scale.items > 1 else (1, 1, 1))
         scales = np.broadcast_to(scales, (math.prod(outer), *grid))
-        step = height * max(CHUNK // columns // height, 1)
+        step = max(CHUNK // columns, 1)
         for matrix, of_matrix in enumerate(scales):
             for first in range(0, rows, step):
                 count = min(step, rows - first)
                 start = matrix * rows + first
                 part = rows_of(tensor, start, count, columns)
-                blocks = of_matrix[first // height : -(-(first + count) // height)]
-                spread = blocks.repeat(height, 0)[:count].repeat(width, 1)[:, :columns]
+                blocks = of_matrix[np.arange(first, first + count) // height]
+                spread = blocks.repeat(width, 1)[:, :columns]
                 yield part * spread
 
     return Weight(tensor.name, tensor.shape, tensor, values, frozenset({tensor.name, scale.name}))
 
 
 def _block(tensor: Tensor, grid: tuple[int, ...], config: Mapping[str, Any]) -> tuple[int, int]:
-    """Return rows and columns of a block; the last one of a matrix may be smaller."""
-    rows, columns = tensor.shape[-2:]
-    entries = [s.get("quantization_config") for s in (config, text_config(config))]
-    stated = [e.get("weight_block_size") for e in entries if isinstance(e, Mapping)]
-    known = [(block[0], block[1]) for block in stated if block and _is_block(block)]
-    for height, width in (*known, (rows // grid[0], columns // grid[1]), (128, 128)):
-        if height and width and (-(-rows // height), -(-columns // width)) == tuple(grid):
-            return height, width
-    raise broken(tensor, f"of shape {tensor.shape} has a grid of scales of {grid}")
+    """Return rows and columns of a block; the last one of a matrix may be smaller.
+
+    Several sizes may give the same number of blocks, 960 = 8 x 120 = 7 x 128 + 64: the config's
+    word counts, and where it says nothing, a size that no other one stands beside.
+    """
+    stated, block = _stated_blocks(config), []
+    for axis, (size, count) in enumerate(zip(tensor.shape[-2:], grid, strict=True)):
+        guesses = {128} | ({size // count} if size % count == 0 else set())
+        sizes = {of[axis] for of in stated} or guesses
+        fitting = sorted(n for n in sizes if -(-size // n) == count)
+        if count in (1, size):  # one block, or one for each row or column
+            fitting = [size // count]
+        if not fitting:
+            raise broken(tensor, f"of shape {tensor.shape} has a grid of scales of {grid}")
+        if len(fitting) > 1:
+            shown = " or ".join(map(str, fitting))
+            raise SourceError(
+                f"{tensor.file}: {escape(tensor.name)} of shape {tensor.shape} with scales of "
+                f"{grid} has blocks of {shown}, and the config does not say which.",
+                "If you know it, write it into config.json, such as "
+                '"quantization_config": {"weight_block_size": [128, 128]}.',
+            )
+        block.append(fitting[0])
+    return block[0], block[1]
 
 
-def _is_block(value: Any) -> bool:
-    return (
-        isinstance(value, list) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)
-    )
+def _stated_blocks(config: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """List the sizes of blocks that a config names, as transformers or compressed-tensors does."""
+    sections = (config, text_config(config))
+    entries = [s.get(k) for s in sections for k in ("quantization_config", "compression_config")]
+    stated = []
+    for entry in (entry for entry in entries if isinstance(entry, Mapping)):
+        groups = entry.get("config_groups")
+        weights = [
+            group.get("weights")
+            for group in (groups.values() if isinstance(groups, Mapping) else ())
+            if isinstance(group, Mapping)
+        ]
+        of_groups = [w.get("block_structure") for w in weights if isinstance(w, Mapping)]
+        for value in (entry.get("weight_block_size"), *of_groups):
+            if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}x[0-9]{1,9}", value):
+                value = [int(n) for n in value.split("x")]
+            if isinstance(value, list) and _is_block(value):
+                stated.append((value[0], value[1]))
+    return stated
+
+
+def _is_block(value: list[Any]) -> bool:
+    return len(value) == 2 and all(type(n) is int and n > 0 for n in value)
+
+
+def _refuse_unequal_parts(tensor: Tensor, scale: Tensor, config: Mapping[str, Any]) -> None:
+    """Refuse a scale for each of some fused matrices, unless all have the same number of rows."""
+    parts = scale.items
+    if len(scale.shape) != 1 or parts in (1, tensor.shape[-2]):
+        return
+    section = text_config(config)
+    heads, groups = section.get("num_attention_heads"), section.get("num_key_value_heads")
+    is_equal = (parts == 2 and "gate_up" in tensor.name) or (parts == 3 and heads == groups)
+    if not is_equal or heads is None:
+        raise broken(tensor, f"is {parts} matrices in one, perhaps of different sizes")
 
 
 # --- MXFP4: w = v 2^(e - 127), for 32 values a byte e and half a byte each for v ---
@@ -114,7 +166,7 @@ def _mxfp4(blocks: Tensor, tensors: Mapping[str, Tensor]) -> Weight:
     if blocks.dtype != "U8" or scales.dtype != "U8" or len(blocks.shape) != 4:
         raise broken(blocks, f"is of {blocks.dtype} {blocks.shape}")
     matrices, rows, groups, size = blocks.shape
-    if scales.shape != (matrices, rows, groups) or size != 16:
+    if scales.shape != (matrices, rows, groups) or size != 16 or not blocks.items:
         raise broken(scales, f"has the shape {scales.shape}")
 
     def values() -> Iterator["NDArray[np.float32]"]:
@@ -142,14 +194,15 @@ def _packed(packed: Tensor, tensors: Mapping[str, Tensor]) -> Weight:
 
     name = packed.name.removesuffix("_packed")
     scale, shape_of = (part_of(tensors, f"{name}_{part}", packed) for part in ("scale", "shape"))
-    kind = {"I32": "<i4", "I64": "<i8"}.get(shape_of.dtype, "V1")
+    if (kind := {"I32": "<i4", "I64": "<i8"}.get(shape_of.dtype)) is None or shape_of.items != 2:
+        raise broken(shape_of, f"is of {shape_of.dtype} {shape_of.shape}")
     shape = [int(n) for n in np.frombuffer(b"".join(read_chunks(shape_of)), kind)]
     others = [f"{name}_{part}" for part in ("zero_point", "g_idx", "global_scale")]
-    if any(other in tensors for other in others) or packed.dtype != "I32" or len(shape) != 2:
+    if any(other in tensors for other in others) or packed.dtype != "I32":
         raise broken(packed, "is packed in another way than 4 bits around zero")
     rows, columns = shape
     words = -(-columns // 8)
-    groups = scale.items // rows if rows else 0
+    groups = scale.items // rows if rows > 0 and columns > 0 else 0
     if packed.shape != (rows, words) or not groups or columns % groups or scale.items % rows:
         raise broken(packed, f"of shape {packed.shape} stands for {tuple(shape)}")
 

@@ -8,9 +8,11 @@ from inheritune.model_files.addresses import missing_directory
 from inheritune.model_files.foreign_layouts import (
     PICKLES,
     find_layout,
+    is_shard,
     names_in,
     pickled_weights,
     refusal,
+    refuse_incomplete,
 )
 from inheritune.model_files.refusals import refused_file
 from inheritune.model_files.safe_path import read_weight_index, safe_file
@@ -25,7 +27,7 @@ def find_pytorch_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
     """Find the pickled weights of a model directory, and check their first bytes.
 
     They are ``pytorch_model.bin``, or the files that ``pytorch_model.bin.index.json`` names, or the
-    only other file with one of the `PICKLES` endings.
+    only other file with one of the `PICKLES` endings, or all that are numbered.
 
     Returns:
         The files, which are plain files of the directory; and the file name of each tensor by the
@@ -55,7 +57,7 @@ def find_pytorch_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
         places = read_weight_index(safe_file(directory, _INDEX), PICKLES)[0]
         file_names = sorted(set(places.values()))
     else:
-        file_names = [_lone_file(directory, names)]
+        file_names = _only_files(directory, names)
     # All names and links first: nothing is opened when one of them leads astray.
     files = [safe_file(directory, name) for name in file_names]
     for file in files:
@@ -63,19 +65,21 @@ def find_pytorch_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
     return files, places
 
 
-def _lone_file(directory: Path, names: Collection[str]) -> str:
+def _only_files(directory: Path, names: Collection[str]) -> list[str]:
     candidates = pickled_weights(names)
     if not candidates:
         raise SourceError(
             f"{directory} holds no PyTorch weights.", f"Name a model directory with {_SINGLE}."
         )
-    if len(candidates) > 1:
+    refuse_incomplete(candidates, directory)
+    if len(candidates) > 1 and not all(map(is_shard, candidates)):
         shown = ", ".join(escape(name, 40) for name in candidates[:3])
         raise SourceError(
             f"{directory} holds {len(candidates)} files that may be the weights: {shown}.",
-            f"Call the right one {_SINGLE}.",
+            f"Put the right ones alone into a directory, with config.json beside them; or call a "
+            f"single one {_SINGLE}.",
         )
-    return candidates[0]
+    return candidates
 
 
 def _refuse_foreign(path: Path) -> None:

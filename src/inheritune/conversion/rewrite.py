@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# The part before ``.weight`` in the name of an output head.
-_HEADS = {"lm_head", "embed_out", "output", "output_layer", "head"}
+HEADS = {"lm_head", "embed_out", "output", "output_layer", "head"}
+"""What stands before ``.weight`` in the name of an output head."""
 _CHUNK = 2**22  # values tested, and bytes written, at a time
 
 Digest = tuple[str, str, tuple[int, ...]]
@@ -34,7 +34,7 @@ Digest = tuple[str, str, tuple[int, ...]]
 def _prepare(request: Mapping[str, Any]) -> bool:
     import torch  # noqa: F401 - before the guard, so that it may still open libraries
 
-    return _is_tied(request["config"])
+    return is_tied(request["config"])
 
 
 def _scan(checkpoint: Checkpoint, tied: bool) -> tuple[list[TargetTensor], dict[str, Digest]]:
@@ -70,7 +70,7 @@ def _entries(checkpoint: Checkpoint, file: Path, tied: bool) -> list[tuple[Entry
     return entries
 
 
-def _is_tied(config: Mapping[str, Any]) -> bool:
+def is_tied(config: Mapping[str, Any]) -> bool:
     """Tell whether the head is the embedding; by the config's class where the file does not say."""
     for section in (config, text_config(config)):
         if isinstance(tied := section.get("tie_word_embeddings"), bool):
@@ -90,7 +90,7 @@ def _tied_heads(digests: Mapping[str, Digest]) -> tuple[dict[str, str], list[str
     Returns:
         The reason for dropping each of them, by name; and warnings about heads that differ.
     """
-    heads = [name for name in digests if ("." + name).split(".")[-2] in _HEADS]
+    heads = [name for name in digests if ("." + name).split(".")[-2] in HEADS]
     others = {digest: name for name, digest in digests.items() if name not in heads}
     dropped, warnings = {}, []
     for head in heads:

@@ -19,7 +19,7 @@ _LEFT_BEHIND = (
     *("*.h5", "*.hdf5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.tflite", "*.mlmodel"),
     *("*.gguf", "*.npy", "*.npz", "*.index.json", "adapter_*", "consolidated*", "*.parquet"),
     *("*.tar*", "*.zip", "*.gz", "*.xz", "*.zst"),
-    *("quantize_config.json", "quant_config.json", "quant_state.json"),
+    *("quantize_config.json", "quant_config.json", "hf_quant_config.json", "quant_state.json"),
     # The config, which is edited; states and records of a training.
     *("config.json", "trainer_state.json", "*_results.json", "*.log", "*tfevents*"),
     *("inherit.json", "convert.json", "training.json", "trainer.json", "made_from.json"),

@@ -4,12 +4,14 @@ The one table behind what `inherit`, `plan` and `convert` say of a directory wit
 ``model.safetensors``; docs/generate.py makes a page of it.
 """
 
+import re
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from inheritune.errors import UnsupportedModelError, escape
+from inheritune.errors import SourceError, UnsupportedModelError, escape
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 """Endings of pickled weights."""
@@ -19,6 +21,7 @@ _NOT_WEIGHTS = (
     *("training_args", "optimizer", "scheduler", "scaler", "rng_state", "random_states"),
     *("trainer_state", "adapter_", "early_stopping", "sampler"),
 )
+_SHARD = re.compile(r"(.*)-([0-9]{1,6})-of-([0-9]{1,6})(\.\w+)")
 _COPY = "copy config.json and the tokenizer's files to OUT"
 
 
@@ -28,8 +31,9 @@ class Layout:
 
     what: str  # predicate of a directory that has it; may hold ``{sign}``
     signs: tuple[str, ...]  # patterns of names, one is enough; a directory's name ends with "/"
-    # Sentences; may hold ``{here}`` (the directory), ``{sign}`` (the name that matched a pattern)
-    # and ``{inside}`` (what matches ``inside``, the newest).
+    # Sentences; may hold ``{here}`` and ``{path}`` (the directory, quoted for a shell and not),
+    # ``{sign}`` (the name that matched a pattern) and ``{inside}`` (what matches ``inside``, the
+    # newest).
     way_out: str
     inside: str = ""
     converts: bool = False  # `convert` reads it
@@ -73,7 +77,7 @@ LAYOUTS = (
     Layout(
         "is a checkpoint of Megatron or NeMo ({sign})",
         ("latest_checkpointed_iteration.txt", "iter_*/", "*.nemo"),
-        "Export it with Megatron Bridge: `AutoBridge.from_hf_pretrained(ID).export_ckpt({here!r}, "
+        "Export it with Megatron Bridge: `AutoBridge.from_hf_pretrained(ID).export_ckpt({path!r}, "
         '"OUT")`, and use OUT.',
     ),
     Layout(
@@ -97,7 +101,7 @@ LAYOUTS = (
         "holds {sign}, a checkpoint of TensorFlow",
         ("*.ckpt.index", "*.ckpt.meta", "*.ckpt.data-*", "saved_model.pb", "tf_model.h5", "*.h5"),
         "Use another revision, or write safetensors with transformers 4: "
-        "`AutoModelForCausalLM.from_pretrained({here!r}, from_tf=True)"
+        "`AutoModelForCausalLM.from_pretrained({path!r}, from_tf=True)"
         '.save_pretrained("OUT")`.',
     ),
     Layout(_PICKLED, tuple(f"*{ending}" for ending in PICKLES), _CONVERT, converts=True),
@@ -152,6 +156,26 @@ def plain_weights(names: Collection[str]) -> list[str]:
     return sorted(n for n in names if n.endswith(".safetensors") and _may_be_weights(n))
 
 
+def refuse_incomplete(files: Collection[str], directory: Path) -> None:
+    """Refuse files such as ``model-00001-of-00002.safetensors`` without all that belong to them."""
+    numbers: dict[tuple[str, str, str], set[int]] = {}
+    for name in files:
+        if found := _SHARD.fullmatch(name):
+            numbers.setdefault((found[1], found[3], found[4]), set()).add(int(found[2]))
+    for (stem, count, ending), held in numbers.items():
+        if len(held) < int(count):
+            raise SourceError(
+                f"{directory} holds {len(held)} of the {int(count)} files "
+                f"{escape(stem)}-...-of-{count}{ending}.",
+                "Download the others, too.",
+            )
+
+
+def is_shard(name: str) -> bool:
+    """Tell whether a file is one of several by its name."""
+    return _SHARD.fullmatch(name) is not None
+
+
 def _may_be_weights(name: str) -> bool:
     return not name.startswith(_NOT_WEIGHTS)
 
@@ -180,8 +204,9 @@ def refusal(layout: Layout, sign: str, directory: str) -> UnsupportedModelError:
     is_local = path.is_dir()
     here = directory if is_local else "DIR"
     newest = max(path.glob(layout.inside), key=_age, default=None) if layout.inside else None
-    words = {"here": here, "sign": escape(sign.rstrip("/")), "inside": newest or here}
-    way_out = layout.way_out.format(**words)
+    words = {"path": here, "sign": escape(sign.rstrip("/")), "inside": str(newest or here)}
+    in_shell = {name: shlex.quote(word) for name, word in words.items()}
+    way_out = layout.way_out.format(**in_shell | {"here": in_shell["path"], "path": here})
     if not is_local and "DIR" in way_out:
         way_out = f"Get it with `hf download {directory} --local-dir DIR`. {way_out}"
     return UnsupportedModelError(f"{directory} {layout.what.format(**words)}.", way_out)

@@ -1,5 +1,6 @@
 """Tell quantised weights from plain ones, by names and dtypes of tensors, and name the way out."""
 
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
 """Entries of a config that say how weights are quantised."""
 
-_FILES = ("quantize_config.json", "quant_config.json", "quant_state.json")
+_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json", "quant_state.json")
 _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32")
 _FLOATS = ("F4", "F6_", "F8_")
 # Methods whose class quantises its plain weights whenever it computes: a part of the model.
@@ -61,9 +62,11 @@ def refuse_quantised(config: Mapping[str, Any], tensors: Collection[Tensor], pat
     if not (sign := sign_of_quantisation(config, tensors, path)):
         return
     scheme = find_scheme(tensors)
-    way_out = (scheme or SCHEMES[-1]).way_out.format(here=path)
+    way_out = (scheme or SCHEMES[-1]).way_out.format(here=shlex.quote(str(path)))
     if scheme is not None and scheme.converts:
-        way_out = f"Dequantise them: `inheritune convert {path} OUT`, and use OUT."
+        way_out = (
+            f"Dequantise them: `inheritune convert {shlex.quote(str(path))} OUT`, and use OUT."
+        )
     raise UnsupportedModelError(
         f"{path} is quantised ({sign}), not supported: its layers cannot be trained.", way_out
     )

@@ -1,6 +1,7 @@
 """Refuse model directories whose layers cannot be taken, with a way out for each."""
 
 import re
+import shlex
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -63,7 +64,7 @@ def refused_file(path: Path) -> SourceError:
     if path.suffix == ".gguf":
         return UnsupportedModelError(
             f"{path} is a GGUF file, but only safetensors are read.",
-            f"Convert it: `inheritune convert {path} OUT`, then name OUT.",
+            f"Convert it: `inheritune convert {shlex.quote(str(path))} OUT`, then name OUT.",
         )
     return SourceError(f"{path} is a file.", "Name the model directory that holds it.")
 

@@ -1,5 +1,6 @@
 """Take the names that wrappers of a module add off the names of its weights."""
 
+import shlex
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -74,5 +75,5 @@ def refuse_wrapped(names: Collection[str], directory: Path) -> None:
     if found := unwrapped(names)[1]:
         raise UnsupportedModelError(
             f"the tensor names of {directory} hold {found[0]}, which wraps the model.",
-            f"Take it off: `inheritune convert {directory} OUT`, and use OUT.",
+            f"Take it off: `inheritune convert {shlex.quote(str(directory))} OUT`, and use OUT.",
         )
