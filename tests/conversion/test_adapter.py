@@ -232,7 +232,7 @@ def test_a_merged_model_is_what_peft_merges(tmp_path, family, dtype):
 def test_a_target_that_an_adapter_was_merged_into_grows_at_its_place(tiny_reference, tmp_path):
     cut = api.inherit(tiny_reference, "last:2", tmp_path / "cut", progress=False)
     adapter = write_adapter(tmp_path / "adapter", cut.path, pair(Q, 32, 32))
-    merged = api.convert(adapter, tmp_path / "merged", progress=False).model
+    merged = merge(adapter, tmp_path / "merged").model
     grown = api.grow(merged, tiny_reference, [1, 2, 3], tmp_path / "grown", progress=False)
     record = json.loads((grown.path / "inherit.json").read_text())
     assert record["grown_from"]["layer_map"] == [2, 3]
