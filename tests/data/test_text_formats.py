@@ -366,6 +366,31 @@ def test_rendered_messages_have_one_bos_and_one_eos(tmp_path, chat_tokenizer):
     assert tokens.manifest["policy"]["special_tokens_in_text"] is True
 
 
+def test_a_template_that_asks_for_the_date_gets_the_same_one_on_any_day(tmp_path):
+    template = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    (tmp_path / "dated").mkdir()
+    tokenizer = write_tokenizer(tmp_path / "dated", "llama", chat_template=template)
+    path = write_rows(tmp_path / "a.jsonl", [{"chat": CHAT}] * 30)
+    data = Data(source=str(path), messages="chat", val_fraction=0.2, split_by="name")
+    (source,) = open_sources(data, tokenizer)
+    assert next(source.read())[1].text == "26 Jul 2024Tell.Once upon a time."
+    opened = open_tokenizer(tokenizer)
+    tokens = prepare_text(data, opened, opened.rows, 8, tmp_path / "tokens")
+    assert tokens.manifest["chat_template_date"] == "2024-07-26"
+    write_tokenizer(tmp_path / "dated", "llama", chat_template="{{ strftime_now(form) }}")
+    with pytest.raises(DataError, match="writes today's date, in a format that is computed"):
+        open_sources(data, tokenizer)
+
+
+def test_a_source_with_a_text_column_of_its_own_has_no_messages(tmp_path, chat_tokenizer):
+    first = write_rows(tmp_path / "a.jsonl", [{"chat": CHAT}])
+    second = write_rows(tmp_path / "b.jsonl", [{"chat": CHAT, "body": "Plain."}])
+    entries = [{"source": str(first)}, {"source": str(second), "text_column": "body"}]
+    sources = open_sources(Data(source=entries, messages="chat"), chat_tokenizer)
+    texts_of = [[document.text for _, document in source.read()] for source in sources]
+    assert texts_of[0][0].startswith("<|begin|>[user]Tell.") and texts_of[1] == ["Plain."]
+
+
 def test_what_a_template_cannot_render_is_a_bad_row(tmp_path, chat_tokenizer):
     rows = [{"chat": [{"role": "system", "content": "no"}]}, {"chat": "text"}, {"chat": CHAT}]
     path = write_rows(tmp_path / "a.jsonl", rows)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections import defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -286,10 +287,17 @@ def test_at_a_size_that_no_named_candidate_has_the_default_ones_compete() -> Non
         norm_ratio=[1.0] * 6,
         angles=defaultdict(float),
         divergences=lambda cuts: [0.0] * len(cuts),
+        in_memory=nullcontext,
     )
     facts = LayerFacts(6, scores=scores, candidates=named)
     assert candidates(facts, 3) == named
     assert candidates(facts, 2).keys() == {*DEFAULT_CANDIDATES}
+
+
+def test_the_folder_of_a_candidate_of_many_layers_has_a_name_that_a_file_system_takes() -> None:
+    assert room.folder_name((0, 2, 5)) == "0-2-5"
+    many, others = (room.folder_name(tuple(range(start, start + 100))) for start in (0, 1))
+    assert many != others and len(many) < 255
 
 
 def test_a_list_competes_at_its_own_size_only() -> None:

@@ -1,5 +1,8 @@
 """Render messages in the chat template of a model, as transformers does, in Jinja's sandbox."""
 
+import json
+import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,10 @@ from inheritune.errors import DataError, first_line
 
 # Names of ShareGPT's fields and roles, and what templates call them.
 _FIELDS = {"from": "role", "value": "content"}
+# Some templates write today's date (`strftime_now`). Text must be the same on any day, so all days
+# are this one, which is also the default of Llama 3.1's template.
+DATE = datetime(2024, 7, 26)
+_TODAY = re.compile(r"""strftime_now\(\s*("[^"]*"|'[^']*')\s*\)""")
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -34,12 +41,27 @@ def chat_renderer(directory: Path) -> Render:
             "Choose a reference that has one, or name a text column: data.text_column.",
         )
 
+    template = _dated(tokenizer.get_chat_template(), directory)
+
     def render(messages: Any) -> str:
         # A line end after the last message would stand between it and EOS.
-        rendered: str = tokenizer.apply_chat_template(_messages(messages), tokenize=False)
+        rendered: str = tokenizer.apply_chat_template(
+            _messages(messages), tokenize=False, chat_template=template
+        )
         return rendered.rstrip()
 
     return render
+
+
+def _dated(template: str, directory: Path) -> str:
+    """Write the date into a chat template, in place of its calls of `strftime_now`."""
+    dated = _TODAY.sub(lambda call: json.dumps(DATE.strftime(call[1][1:-1])), template)
+    if "strftime_now(" in dated:
+        raise DataError(
+            f"the chat template of {directory} writes today's date, in a format that is computed.",
+            "Put a date into the template: the text must be the same on any day.",
+        )
+    return dated
 
 
 def _messages(value: Any) -> list[dict[str, Any]]:

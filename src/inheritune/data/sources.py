@@ -1,7 +1,7 @@
 """Read documents from local files, the standard library, Hub datasets, or a mixture of them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -172,10 +172,7 @@ def _sources(
         parts = [settings.model_copy(update={"source": names})]
     keys = ("text_column", "messages", "format", "separator")
     defaults = {key: getattr(data, key) for key in keys}
-    whole = [
-        part.model_copy(update={k: v for k, v in defaults.items() if getattr(part, k) is None})
-        for part in parts
-    ]
+    whole = [part.model_copy(update=_missing(part, defaults)) for part in parts]
     render = None
     if any(part.messages for part in whole):
         render = _unopened if tokenizer is None else chat_renderer(tokenizer)
@@ -189,6 +186,16 @@ def _sources(
         )
         for part in whole
     ]
+
+
+def _missing(part: TextSource, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a source takes from `data`: no messages where it names a text column itself."""
+    names_column = part.text_column is not None
+    return {
+        key: value
+        for key, value in defaults.items()
+        if getattr(part, key) is None and not (names_column and key == "messages")
+    }
 
 
 def _unopened(_: object) -> str:

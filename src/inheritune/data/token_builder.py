@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from inheritune.data.chat_template import DATE
 from inheritune.data.document import SPLIT_RULE, Document, held_out, sampled
 from inheritune.data.encoding import Encoded, Encoders
 from inheritune.data.hub_dataset import dataset_commit
@@ -107,6 +108,7 @@ class TokenBuilder:
             val_bytes=self._state["val_bytes"],
             overlap=self._overlap(),
             taken={"sources": self._taken(), "first_words": writer.first_words()},
+            **({"chat_template_date": f"{DATE:%Y-%m-%d}"} if self._is_rendered else {}),
         )
 
     @property

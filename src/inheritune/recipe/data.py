@@ -25,7 +25,7 @@ class TextSource(RecipeSection):
     text_column: str | None = None
     """Text column; null: data.text_column."""
     messages: str | None = None
-    """Column of messages; null: data.messages."""
+    """Column of messages; null: data.messages, but where this source has a text_column."""
     format: TextFormatName | None = None
     """Format of the files; null: data.format."""
     separator: str | None = None

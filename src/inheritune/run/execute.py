@@ -75,7 +75,7 @@ class RunResult(Rows):
 
     @property
     def matched(self) -> bool:
-        """Whether val_loss is at most the reference loss plus the recipe's tolerance."""
+        """Whether the target keeps to all criteria of the recipe's `grow.match`."""
         return self.verdict == "matched"
 
     def rows(self) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from hashlib import sha256
 from typing import Any
 
 from inheritune.data.calibration import WINDOWS
@@ -33,6 +34,7 @@ from inheritune.system.progress import Progress
 from inheritune.system.strict_json import read_json_object
 
 _WARMUP_SHARE = 20  # one token in 20, at most
+_LONGEST_NAME = 200  # file systems take 255 bytes
 _LEFT = ("model", "master", "checkpoints")  # of a candidate's training that has been measured
 
 
@@ -61,6 +63,12 @@ def candidate_spec(recipe: Recipe, facts: LayerFacts, layers: int, tokens: int) 
     distill = None if spec.distill is None else spec.distill | {"top_k": None}
     warmup = min(warmup, tokens // _WARMUP_SHARE)
     return replace(spec, warmup_tokens=warmup, distill=distill, keeps_end=False, made_of="")
+
+
+def folder_name(cut: Cut) -> str:
+    """Name a candidate's folder by its layers; by their digest where the name would be too long."""
+    name = "-".join(map(str, cut))
+    return name if len(name) <= _LONGEST_NAME else sha256(name.encode()).hexdigest()[:32]
 
 
 def with_winner(job: Job, reference: Reference, tokens: TokenDirectory) -> Reference:
@@ -165,7 +173,7 @@ class _Contest:
             reference_dir=None if spec.distill is None else str(model.path.resolve()),
             reference_digest=None if spec.distill is None else model.digest,
         )
-        home = self._folder / "-".join(map(str, cut))
+        home = self._folder / folder_name(cut)
         inputs = inputs | {"kept": list(cut), "variant_tokens": tokens}
         score_file = home / f"{tokens}-tokens" / "score.json"
         if (stored := saved_result(self._job, score_file, inputs)) is not None:

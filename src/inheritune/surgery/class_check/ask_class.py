@@ -88,8 +88,8 @@ def check_complete(
     """Check that a model has every weight that its class needs; for a cut one, see `check_cut`.
 
     Raises:
-        SourceError: The class refuses config or weights, misses a weight, or leaves one unused
-            that belongs to a numbered list outside the layers.
+        SourceError: The class refuses config or weights, or misses a weight. Those that it does
+            not use are listed.
     """
     described = {t.name: [t.dtype, t.shape] for t in tensors}
     compared = {"reference": reference, "layer_map": layer_map}
