@@ -214,7 +214,7 @@ def convert(
             tokenizer are taken, after a comparison with the file.
         layers: Layers to keep, as for `inherit`; of safetensors only.
         base: Hub id or directory of the model that a LoRA adapter is merged into; None: the one
-            that the adapter names.
+            on the Hub that the adapter names.
         progress: True draws a bar, False is silent, a function is called with each event.
 
     Raises:

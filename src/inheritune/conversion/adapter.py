@@ -84,13 +84,14 @@ def merge_adapter(
     Args:
         source: Directory with adapter_config.json and adapter_model.safetensors.
         out: Must not exist, or be empty.
-        base: Hub id or directory of the base model; None: the one that the adapter names.
+        base: Hub id or directory of the base model; None: the one on the Hub that the adapter
+            names.
         on_progress: Called with the bytes written.
 
     Raises:
         UnsupportedModelError: It is not a plain LoRA, or fits another model.
         SourceError: A file is broken or unsafe, or there is no such base model.
-        RecipeError: ``out`` is in use, or no base is named.
+        RecipeError: ``out`` is in use, or the adapter names no base, or a directory.
         MachineError: The disk is full or read-only, or the Hub cannot be reached.
     """
     refuse_place(out, source)

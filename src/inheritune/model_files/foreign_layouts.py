@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from inheritune.errors import SourceError, UnsupportedModelError, escape
+from inheritune.errors import SourceError, UnsupportedModelError, escape, visible
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 """Endings of pickled weights."""
@@ -47,8 +47,8 @@ _CONVERT = (
 ADAPTER = Layout(
     "is a LoRA adapter of PEFT, not a model",
     ("adapter_config.json",),
-    "Merge it into its base model: `inheritune convert {here} OUT`; a base that is not where "
-    "the adapter says is named with --base.",
+    "Merge it into its base model: `inheritune convert {here} OUT`; a base in a directory, "
+    "or elsewhere than the adapter says, is named with --base.",
     converts=True,
 )
 LAYOUTS = (
@@ -204,7 +204,7 @@ def refusal(layout: Layout, sign: str, directory: str) -> UnsupportedModelError:
     is_local = path.is_dir()
     here = directory if is_local else "DIR"
     newest = max(path.glob(layout.inside), key=_age, default=None) if layout.inside else None
-    words = {"path": here, "sign": escape(sign.rstrip("/")), "inside": str(newest or here)}
+    words = {"path": here, "sign": escape(sign.rstrip("/")), "inside": visible(str(newest or here))}
     in_shell = {name: shlex.quote(word) for name, word in words.items()}
     way_out = layout.way_out.format(**in_shell | {"here": in_shell["path"], "path": here})
     if not is_local and "DIR" in way_out:
