@@ -114,7 +114,7 @@ def inherit(
             say(f"  {len(unused)} tensors are not used by the class, such as {escape(unused[0])}")
         if elsewhere := other_engines(record.get("by_number", ())):
             say(f"warning: {elsewhere}")
-        if left := record["left_behind"]:
+        if left := record.get("left_behind"):
             say(f"  left behind: {listed(left)}")
         if fresh := record["fresh_tensors"]:
             seed = record["seed"]

@@ -255,7 +255,7 @@ def _inherit_json(
         "dropped_prediction_tensors": cut.dropped_prediction,
         "config_edits": [asdict(edit) for edit in cut.edits],
         "unused_tensors": written.check.unused,
-        "left_behind": reference.left_behind,
+        **({"left_behind": left} if (left := reference.left_behind) else {}),
         **({"by_number": list(cut.by_number)} if cut.by_number else {}),
         "check": written.check.summary,
         "tensors": written.tensor_entries(),

@@ -148,7 +148,7 @@ def _compare_side_files(
     What `inherit` took over is not asked again here: a file that it forgot has to be found.
     """
     left = record.get("left_behind")
-    known = left if isinstance(left, list) else reference.left_behind  # of an earlier version
+    known = left if isinstance(left, list) else reference.left_behind  # nothing, or an old record
     if reference.text_only:  # what a run copied of it had been left behind before
         known = sorted({*map(str, known), *reference.left_behind})
     absent = {"config.json", INDEX, *reference.metadata, *map(str, known)}
