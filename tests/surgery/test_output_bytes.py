@@ -92,7 +92,7 @@ _CUTS = {
         ("all", "ba18c4169e17cb45"),
         ("moved", "0563ec987f2f3659"),
         ("cast", "db1cd116af9e732d"),
-        ("grow", "a056b759aa0e22ac"),
+        ("grow", "91ab60d24613c358"),
         ("stack", "c8cbc68525a4af03"),
         ("half-width", "a0217ab4dd8fdda5"),
     ],
