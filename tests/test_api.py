@@ -202,7 +202,7 @@ def test_a_recipe_file_takes_sections_in_place_of_its_own(
     assert 990_000 < plan.trainings[0].tokens <= 1_000_000
     with pytest.raises(it.RecipeError, match="learning_rat"):
         it.derive(tmp_path / "recipe.yaml", train={"learning_rat": 1}, runs=tmp_path, **QUIET)
-    with pytest.raises(it.RecipeError, match="unknown preset demoo"):
+    with pytest.raises(it.RecipeError, match="unknown preset 'demoo'"):
         it.derive("demoo", runs=tmp_path, **QUIET)
     assert it.plan(it.Recipe.model_validate(fields_of(tiny_reference, tiny_text)), **QUIET)
 

@@ -385,7 +385,7 @@ def test_verify_ends_with_3_and_the_first_difference(tiny_reference: Path) -> No
 
 
 def test_an_invalid_selection_of_layers_is_refused(tiny_reference: Path) -> None:
-    assert_error(invoke("inherit", tiny_reference, "most", "cut"), 2, "'most'", "first:13")
+    assert_error(invoke("inherit", tiny_reference, "most", "cut"), 2, "'most'", "last:13")
     assert_error(invoke("inherit", tiny_reference, "0,0", "cut"), 2, "layer 0 stands twice")
     assert_error(invoke("inherit", tiny_reference, "2", "cut", "--dtype", "int4"), 2, "int4")
     assert not Path("cut").exists()

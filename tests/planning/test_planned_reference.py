@@ -195,7 +195,7 @@ def test_tuned_models_have_the_shape_of_their_base():
 
 
 def test_a_directory_without_a_config_is_refused(tmp_path):
-    with pytest.raises(SourceError, match="holds neither model"):
+    with pytest.raises(SourceError, match="holds neither weights"):
         open_to_plan(str(tmp_path))
 
 

@@ -397,7 +397,8 @@ def test_the_plan_lists_every_training_with_tokens_flops_and_start(finished):
 
 def test_the_report_names_what_each_variant_began_with(finished):
     record = Run(finished[0]).read()
-    starts = {row[0]: row[1] for row in variants_table(typed(record)).rows}
+    table = variants_table(typed(record))
+    starts = {row[0]: row[table.headers.index("start")] for row in table.rows}
     assert starts["inherit"] == "first layers of the reference"
     assert starts["scratch"] == "fresh weights"
     assert starts["last"] == "layers 2-3 of the reference"

@@ -251,8 +251,8 @@ def test_a_grown_control_equals_a_target_that_keeps_its_layers(
     done = [row for row in record["variants"] if row["name"] == "kept"]
     assert [(row["layers"], row["first_sample"]) for row in done] == [(2, 16), (3, 32)]
     assert [row["made_of"] for row in done] == [
-        "1 trained layers of inherit, and layers 1-1 of the reference",
-        "2 trained layers of kept, and layers 2-2 of the reference",
+        "1 trained layers of inherit, and layer 1 of the reference",
+        "2 trained layers of kept, and layer 2 of the reference",
     ]
     planned = [t for t in plan.trainings if t.name == "kept"]
     assert [(t.layers, t.tokens) for t in planned] == [(2, 256), (3, 256), (4, 256)]

@@ -87,7 +87,7 @@ class Stages:
         if "val_loss" in own:
             self._val_loss = float(own.pop("val_loss"))
         rounds = [one for one in self._rows if one.variant == row.variant and one.seed is None]
-        if len(rounds) > 1:
+        if len(rounds) > 1 and row in rounds:  # a training with another seed is no round
             facts["round"] = f"{rounds.index(row) + 1} of {len(rounds)}"
         if self._val_loss is not None:
             facts["val"] = f"{self._val_loss:.2f}"

@@ -30,6 +30,7 @@ from inheritune.surgery.grow import check_grow, patch
 from inheritune.surgery.removal import Cut
 from inheritune.surgery.selection import describe_selection
 from inheritune.surgery.ways import LayerFacts
+from inheritune.system.files import write_bytes
 from inheritune.system.progress import Progress
 from inheritune.system.strict_json import as_dataclass, read_json
 
@@ -120,7 +121,7 @@ def write_patched(
     own, larger = (_layer_map(job, reference, r.layers) for r in (trained, patched))
     target = open_model(str(job.run.root / trained.path / "model"))
     patch(target, reference.model, larger, folder / _MODEL, own)
-    shutil.copyfile(folder / _MODEL / "inherit.json", folder / "inherit.json")
+    write_bytes(folder / "inherit.json", (folder / _MODEL / "inherit.json").read_bytes())
 
 
 def family_rows(

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from inheritune.errors import RecipeError
-from inheritune.recipe.inherit import DEFAULT_CANDIDATES
 from inheritune.surgery import removal
 from inheritune.surgery.removal import Cut, LayerScores, cheapest
 
@@ -154,6 +153,8 @@ def candidates(facts: LayerFacts, count: int) -> dict[str, Cut]:
     A list of layers is of one size, and takes part at that size only; where nothing is left, the
     default candidates do.
     """
+    from inheritune.recipe.inherit import DEFAULT_CANDIDATES
+
     named = facts.candidates or {}
     fitting = {name: cut for name, cut in named.items() if cut is None or len(cut) == count}
     return {

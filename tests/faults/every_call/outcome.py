@@ -11,6 +11,7 @@ __all__ = ["Outcome", "differences", "outcome_of"]
 
 # Times, what follows from them, and how often a training was continued.
 _OF_THIS_START = {
+    "began_at",
     "device_hours",
     "elapsed_s",
     "finished_at",
