@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 HEADS = {"lm_head", "embed_out", "output", "output_layer", "head"}
-"""What stands before ``.weight`` in the name of an output head."""
+"""Names that an output head can have, without ``.weight``."""
 _CHUNK = 2**22  # values tested, and bytes written, at a time
 
 Digest = tuple[str, str, tuple[int, ...]]

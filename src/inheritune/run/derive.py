@@ -61,7 +61,7 @@ def derive(job: Job, stages: Stages) -> Outcome:
     Every step is skipped when its result is in the run's directory already.
 
     Args:
-        stages: Told of every stage, and of what it has made known.
+        stages: Records each stage in run.json when it begins, and its results when they are there.
 
     Raises:
         InherituneError: A step failed; the steps before it stay and are not repeated.
