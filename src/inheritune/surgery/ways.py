@@ -153,6 +153,7 @@ def candidates(facts: LayerFacts, count: int) -> dict[str, Cut]:
     A list of layers is of one size, and takes part at that size only; where nothing is left, the
     default candidates do.
     """
+    # Here and not above: help texts need this file, and the recipe brings pydantic with it.
     from inheritune.recipe.inherit import DEFAULT_CANDIDATES
 
     named = facts.candidates or {}
