@@ -78,6 +78,19 @@ def with_fidelity(
     return result
 
 
+def comparison_inputs(
+    job: Job, reference: Reference, published: ModelDirectory, tokens: TokenDirectory
+) -> dict[str, Any]:
+    """Return what a comparison of a published model with the reference is measured from."""
+    return {
+        "reference": reference.model.digest,
+        "target": published.digest,
+        "tokens": tokens.val_fingerprint,
+        "seq_len": job.recipe.train.seq_len,
+        "batch_size": job.recipe.evaluate.batch_size,
+    }
+
+
 def _measured(
     job: Job, result: TrainingResult, reference: Reference, tokens: TokenDirectory
 ) -> dict[str, Any]:
@@ -86,14 +99,8 @@ def _measured(
 
     directory = job.run.root / result.path
     published = open_model(str(directory / "model"))
+    inputs = comparison_inputs(job, reference, published, tokens)
     seq_len, batch_size = job.recipe.train.seq_len, job.recipe.evaluate.batch_size
-    inputs = {
-        "reference": reference.model.digest,
-        "target": published.digest,
-        "tokens": tokens.val_fingerprint,
-        "seq_len": seq_len,
-        "batch_size": batch_size,
-    }
     if (stored := stored_result(directory / FILE, inputs, {"kl", "top1", "flops"})) is not None:
         return stored
     refuse_small_memory(reference.model, published)

@@ -8,7 +8,7 @@ from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import InherituneError, Interrupted, first_line
 from inheritune.model_files.directory import open_model
 from inheritune.model_files.flops import EVALUATION_SHARE
-from inheritune.steps.fidelity import refuse_small_memory, stored_result
+from inheritune.steps.fidelity import comparison_inputs, refuse_small_memory, stored_result
 from inheritune.steps.job import Job
 from inheritune.steps.reference import Reference
 from inheritune.steps.result import TrainingResult
@@ -66,14 +66,8 @@ def _measured(
     from inheritune.evaluation.gains import measure_gains
 
     published = open_model(str(job.run.target))
+    inputs = comparison_inputs(job, reference, published, tokens)
     seq_len, batch_size = job.recipe.train.seq_len, job.recipe.evaluate.batch_size
-    inputs = {
-        "reference": reference.model.digest,
-        "target": published.digest,
-        "tokens": tokens.val_fingerprint,
-        "seq_len": seq_len,
-        "batch_size": batch_size,
-    }
     keys = set(MeasuredGains.__dataclass_fields__)
     if (stored := stored_result(job.run.gains, inputs, keys)) is not None:
         return MeasuredGains(**stored)
