@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 import platform
@@ -51,6 +52,22 @@ def test_directory_left_before_the_first_record_is_taken_up(tmp_path: Path) -> N
     (tmp_path / ".lock").touch()
     (tmp_path / ".run.json.tmp-0badcafe").write_text("{")
     assert Run.create(tmp_path).read() == {"format": 1}
+
+
+def test_what_a_child_of_a_killed_writer_held_at_the_start_is_gone_at_the_end(
+    tmp_path: Path,
+) -> None:
+    left = tmp_path / "toy" / "tokens" / ".compiled.tmp-0badcafe"
+    left.mkdir(parents=True)
+    (tmp_path / "toy" / "run.json").write_text('{"format": 1}')
+    descriptor = os.open(left, os.O_RDONLY)
+    fcntl.flock(
+        descriptor, fcntl.LOCK_EX
+    )  # what a compiler does that was not killed with its parent
+    with Run.hold(tmp_path / "toy"):
+        assert left.exists()
+        os.close(descriptor)
+    assert not left.exists()
 
 
 def test_every_file_of_a_run_lies_below_its_root(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ class Run:
     def hold(cls, root: Path) -> Iterator[Self]:
         """Make a run, or continue the one that is there, as its only writer.
 
-        What killed writers left is removed.
+        What killed writers left is removed, at the start and at the end.
 
         Raises:
             RecipeError: ``root`` is the root of the file system, the home directory, the current
@@ -94,12 +94,19 @@ class Run:
         run = cls(root)
         run._make_root()
         with run.lock():
-            for directory in directories_below(root, run.is_of_tracker):
-                sweep_directory(directory)
+            run._sweep()
             if not run.record_file.exists():
                 write_json(run.record_file, {"format": FORMAT})  # marks the directory as a run
             with watch_for_removal(root):
                 yield run
+                # Children of a killed writer, such as torch's compiler, outlive it by seconds: what
+                # they held at the start is free now.
+                run._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what killed writers left anywhere in the run."""
+        for directory in directories_below(self.root, self.is_of_tracker):
+            sweep_directory(directory)
 
     @classmethod
     def create(cls, root: Path) -> Self:
