@@ -6,6 +6,7 @@ from typing import Any
 
 from inheritune.reporting.quantities import MISSING, amount, data_size, exact, formatted
 from inheritune.reporting.section import PageSection
+from inheritune.reporting.speed_chart import quality_against_speed
 from inheritune.reporting.table import Column, Field, Mark, Table
 from inheritune.run_record.measurements import GainsRecord, SpeedRecord, SpreadRecord
 from inheritune.run_record.record import RunRecord
@@ -51,7 +52,9 @@ def gains_section(record: RunRecord) -> PageSection | None:
         return None
     sentence = gains_sentence(record.gains)
     text = [sentence] if sentence else []
-    return PageSection("gains", "Size and speed", text, tables=[gains_table(record.gains)])
+    chart = quality_against_speed(record)
+    charts = [chart] if chart else []
+    return PageSection("gains", "Size and speed", text, charts, [gains_table(record.gains)])
 
 
 def gains_sentence(gains: GainsRecord) -> str:
