@@ -91,26 +91,84 @@ def test_a_base_in_a_directory_is_named_by_the_user_alone(adapter, tiny_referenc
         api.convert(tiny_reference, tmp_path / "more", base="x", progress=False)
 
 
-@pytest.mark.parametrize("of", ["model.embed_tokens", "lm_head"])
-def test_head_and_embedding_of_a_tied_base_stay_one(reference, tmp_path, of):
-    path = reference / "config.json"
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+
+
+def tied_base(directory, has_copy):
+    """Tie head and embedding of a model, whose files may hold a copy of the head."""
+    path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
-    held = load_file(reference / WEIGHTS)
-    held["lm_head.weight"] = held["model.embed_tokens.weight"].clone()
-    save_file(held, reference / WEIGHTS, {"format": "pt"})
-    rows, columns = held["lm_head.weight"].shape
-    directory = write_adapter(tmp_path / "adapter", reference, pair(of, rows, columns))
-    merge(directory, tmp_path / "out")
+    held = load_file(directory / WEIGHTS)
+    del held[f"{HEAD}.weight"]
+    if has_copy:
+        held[f"{HEAD}.weight"] = held[f"{EMBEDDING}.weight"].clone()
+    save_file(held, directory / WEIGHTS, {"format": "pt"})
+    return held[f"{EMBEDDING}.weight"]
+
+
+def of_embedding(a, b):
+    """Name factors as PEFT names those of an embedding: A is (r, rows), B is (columns, r)."""
+    return {f"{EMBEDDING}.lora_embedding_A": b.T, f"{EMBEDDING}.lora_embedding_B": a.T}
+
+
+def of_head(a, b):
+    return {f"{HEAD}.lora_A.weight": a, f"{HEAD}.lora_B.weight": b}
+
+
+@pytest.mark.parametrize("has_copy", [False, True], ids=["one tensor", "with a copy"])
+@pytest.mark.parametrize(
+    "trained", ["embedding", "head", "both", "both alike", "factors", "factors alike"]
+)
+def test_head_and_embedding_of_a_tied_base_are_what_peft_trained(
+    reference, tmp_path, trained, has_copy
+):
+    before = tied_base(reference, has_copy)
+    rows, columns = before.shape
+    a, b = torch.randn(2, columns), torch.randn(rows, 2)
+    one, two = before + 1, before + 2
+    changed = torch.addmm(before, b, a, alpha=6 / 2)
+    tensors, embedding, head = {
+        "embedding": ({f"{EMBEDDING}.weight": one}, one, before),
+        "head": ({f"{HEAD}.weight": one}, before, one),
+        "both": ({f"{EMBEDDING}.weight": one, f"{HEAD}.weight": two}, one, two),
+        "both alike": ({f"{EMBEDDING}.weight": one, f"{HEAD}.weight": one.clone()}, one, one),
+        # PEFT saves the embedding beside factors of it.
+        "factors": (
+            of_embedding(a, b) | {f"{EMBEDDING}.base_layer.weight": before},
+            changed,
+            before,
+        ),
+        "factors alike": (of_embedding(a, b) | of_head(a, b), changed, changed),
+    }[trained]
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    done = merge(write_adapter(tmp_path / "adapter", reference, tensors), tmp_path / "out")
     written = load_file(tmp_path / "out" / WEIGHTS)
-    assert torch.equal(written["lm_head.weight"], written["model.embed_tokens.weight"])
-    assert not torch.equal(written["lm_head.weight"], held["lm_head.weight"])
-    # Without a copy of the head, one that was trained has no place.
-    del held["lm_head.weight"]
-    save_file(held, reference / WEIGHTS, {"format": "pt"})
-    head = {"lm_head.weight": torch.ones(rows, columns)}
-    other = write_adapter(tmp_path / "other", reference, head)
-    with pytest.raises(UnsupportedModelError, match=r"lm_head\.weight, which its base ties"):
-        merge(other, tmp_path / "more")
+    is_tied = embedding is head
+    assert torch.allclose(written[f"{EMBEDDING}.weight"], embedding, rtol=1e-6, atol=1e-6)
+    if has_copy or not is_tied:
+        assert torch.allclose(written[f"{HEAD}.weight"], head, rtol=1e-6, atol=1e-6)
+    else:
+        assert f"{HEAD}.weight" not in written
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["tie_word_embeddings"] is is_tied
+    assert done.warnings == (
+        []
+        if is_tied
+        else [f"{HEAD}.weight and {EMBEDDING}.weight are two tensors now, as PEFT trained them."]
+    )
+    loaded = open_model(str(tmp_path / "out")).load()
+    assert torch.equal(loaded.lm_head.weight, written.get(f"{HEAD}.weight", loaded.lm_head.weight))
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) is is_tied
+
+
+def test_a_tied_head_of_a_class_that_is_not_known_is_sent_to_peft(reference, tmp_path):
+    tied_base(reference, has_copy=False)
+    path = reference / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "of_nobody"}))
+    tensors = {f"{EMBEDDING}.weight": torch.ones(320, 32)}
+    directory = write_adapter(tmp_path / "adapter", reference, tensors)
+    with pytest.raises(UnsupportedModelError, match="makes two tensors of lm_head"):
+        merge(directory, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

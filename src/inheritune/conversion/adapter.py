@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from inheritune import __version__
 from inheritune.conversion.adapter_config import (
@@ -22,8 +22,8 @@ from inheritune.conversion.converted import (
     refuse_place,
     write_index,
 )
+from inheritune.conversion.lora import Change, Factors, are_alike, are_equal, values_of
 from inheritune.conversion.rewrite import HEADS, is_tied
-from inheritune.conversion.stored_values import as_float32
 from inheritune.conversion.write_tensors import write_tensors
 from inheritune.errors import (
     InherituneError,
@@ -32,13 +32,16 @@ from inheritune.errors import (
     UnsupportedModelError,
     escape,
 )
-from inheritune.model_files.cast import FLOATING, cast
+from inheritune.model_files.cast import FLOATING
+from inheritune.model_files.config import untied
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.model_files.download.hub import is_hub_id
+from inheritune.model_files.refusals import input_embedding
 from inheritune.model_files.safe_path import safe_file
 from inheritune.model_files.safetensors import Tensor, read_header
-from inheritune.model_files.write import TargetTensor, read_chunks
+from inheritune.model_files.write import TargetTensor
+from inheritune.surgery.class_check.ask_class import check_complete
 from inheritune.surgery.origin import cut_facts
 from inheritune.surgery.write import to_json
 from inheritune.system.disk_space import refuse_full_disk
@@ -46,26 +49,11 @@ from inheritune.system.files import new_directory, write_bytes
 from inheritune.system.progress import Listener, silent
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 CONFIG = "adapter_config.json"
 _WRAPPER = "base_model.model."
 _FACTOR = re.compile(r"\.lora_(embedding_)?([AB])(\.default)?(\.weight)?$")
 # Classes whose projections hold their weights transposed.
 _TRANSPOSED = ("gpt2", "openai-gpt")
-
-
-@dataclass(frozen=True)
-class _Change:
-    """What an adapter does to a tensor of the base model."""
-
-    replaced_by: Tensor | None = None  # a whole tensor that was trained beside the adapter
-    a: Tensor | None = None  # (r, in)
-    b: Tensor | None = None  # (out, r)
-    scale: float = 0.0
-    is_transposed: bool = False  # whether the weight is (in, out)
 
 
 def is_adapter(source: Path) -> bool:
@@ -104,24 +92,19 @@ def merge_adapter(
     size = sum(tensor.size for tensor in model.tensors.values())
     refuse_full_disk(out, size, f"the weights of {escape(out)}", "Free some space.")
     model.download(model.tensors.values(), on_progress)
-    changes = _with_tied(changes, model, source)
+    targets, written_config, warnings = _targets(changes, model, source)
 
     def data_of(target: TargetTensor) -> Iterator[bytes]:
-        if (change := changes.get(target.name)) is None:
-            return read_chunks(target.source)
-        if (whole := change.replaced_by) is not None:
-            return (cast(d, whole.dtype, target.dtype, target.name) for d in read_chunks(whole))
-        return _sums(target.source, change)
+        return values_of(changes.get(target.name) or Change(target.source), target.dtype)
 
-    targets = [TargetTensor(t.name, t, t.dtype) for t in model.tensors.values()]
     with new_directory(out) as staging:
         files, not_finite = write_tensors(targets, data_of, staging, on_progress)
         write_index({name: read_header(staging / name)[0] for name in files}, staging)
-        write_bytes(staging / "config.json", to_json(model.config))
+        write_bytes(staging / "config.json", to_json(written_config))
         copy_side_files(model.path, staging)
         copy_side_files(source, staging)
         check = check_converted(open_model(str(staging)))
-        warnings = [f"NaN or infinity in {name}: kept." for name in not_finite[:1]]
+        warnings += [f"NaN or infinity in {name}: kept." for name in not_finite[:1]]
         record = {
             "format": RECORD_FORMAT,
             "inheritune": __version__,
@@ -162,11 +145,11 @@ def _open_base(config: Mapping[str, Any], base: str | None, source: Path) -> Mod
 
 def _changes(
     stored: Mapping[str, Tensor], config: Mapping[str, Any], model: ModelDirectory, source: Path
-) -> dict[str, _Change]:
+) -> dict[str, Change]:
     """Find the tensor of the base that each part of the adapter belongs to."""
-    changes: dict[str, _Change] = {}
+    changes: dict[str, Change] = {}
     factors: dict[str, dict[str, Tensor]] = {}
-    embeddings, heads = set(), []
+    embeddings = set()
     for name, tensor in stored.items():
         plain = name.removeprefix(_WRAPPER)
         if found := _FACTOR.search(plain):
@@ -178,22 +161,16 @@ def _changes(
                 embeddings.add(module)
             continue
         plain = re.sub(r"\.(modules_to_save(\.default)?|base_layer)\.", ".", plain)
-        own = _own_name(plain, model)
-        if own is None and _is_tied_head(plain.removesuffix(".weight"), model):
-            heads.append(plain)
-            continue
-        if own is None or model.tensors[own].shape != tensor.shape:
+        own = _own_tensor(plain, model)
+        if own is None or own.shape != tensor.shape:
             raise _misfit(source, name, model)
-        if own in changes:
+        if own.name in changes:
             raise _twice(source, name)
-        changes[own] = _Change(replaced_by=tensor)
+        changes[own.name] = Change(tensor)
     patterns = patterns_of(config, factors, source)
     for module, pair in factors.items():
-        own = _own_name(f"{module}.weight", model)
-        if own is None and _is_tied_head(module, model):
-            heads.append(module)
-            continue
-        if own is None or pair.keys() != {"A", "B"} or own in changes:
+        own = _own_tensor(f"{module}.weight", model)
+        if own is None or pair.keys() != {"A", "B"}:
             raise _misfit(source, module, model)
         a, b = pair["A"], pair["B"]
         if len(a.shape) != 2 or len(b.shape) != 2 or not a.shape[0] == b.shape[1] > 0:
@@ -205,50 +182,51 @@ def _changes(
         is_transposed = module in embeddings or model.config.get("model_type") in _TRANSPOSED
         shape = (b.shape[0], a.shape[-1])
         expected = shape[::-1] if is_transposed else shape
-        dtypes = {a.dtype, b.dtype, model.tensors[own].dtype}
-        if model.tensors[own].shape != expected or not dtypes <= set(FLOATING):
+        if own.shape != expected or not {a.dtype, b.dtype, own.dtype} <= set(FLOATING):
             raise _misfit(source, module, model)
         scale = scale_of(config, patterns, module, a.shape[0], source)
-        changes[own] = _Change(a=a, b=b, scale=scale, is_transposed=is_transposed)
-    if heads:  # last: where more does not fit, it is another model's adapter
-        why = f"it changes {escape(heads[0])}, which its base ties to the embedding"
-        raise other_kind(source, why)
+        # PEFT saves an embedding beside the factors that it was trained with.
+        whole = changes[own.name].whole if own.name in changes else own
+        changes[own.name] = Change(whole, Factors(a, b, scale, is_transposed))
     return changes
 
 
-def _is_tied_head(module: str, model: ModelDirectory) -> bool:
-    return module.split(".")[-1] in HEADS and is_tied(model.config)
+def _targets(
+    changes: Mapping[str, Change], model: ModelDirectory, source: Path
+) -> tuple[list[TargetTensor], dict[str, Any], list[str]]:
+    """List the tensors to write, with the config that they need and what to say of it.
 
-
-def _with_tied(
-    changes: Mapping[str, _Change], model: ModelDirectory, source: Path
-) -> dict[str, _Change]:
-    """Change head and embedding alike where they are one tensor, of which the files hold two.
-
-    Otherwise they would differ, and transformers would not tie them. A head that was trained as a
-    whole stays one of its own.
+    Head and embedding of a tied base are one tensor only if the adapter makes the same of both. If
+    not, PEFT trains two, and so they become two here.
     """
-    both = dict(changes)
-    if not is_tied(model.config):
-        return both
-    heads = [t for n, t in model.tensors.items() if f".{n}".split(".")[-2] in HEADS]
-    for head in heads:
-        for twin in model.tensors.values():
-            if twin is head or (twin.shape, twin.dtype) != (head.shape, head.dtype):
-                continue
-            of_head, of_twin = changes.get(head.name), changes.get(twin.name)
-            if (change := of_head or of_twin) is None or not _are_equal(head, twin):
-                continue
-            if of_head is not None and of_head.replaced_by is not None:
-                continue
-            if of_head is not None and of_twin is not None:
-                raise other_kind(source, f"it changes {head.name} and {twin.name}, which are tied")
-            both[head.name] = both[twin.name] = change
-    return both
+    targets = [TargetTensor(t.name, t, t.dtype) for t in model.tensors.values()]
+    embedding = input_embedding(model.tensors.values()) if is_tied(model.config) else None
+    if embedding is None:
+        return targets, model.config, []
+    stored = next((t for t in model.tensors.values() if _is_head_weight(t.name)), None)
+    name = next(filter(_is_head_weight, changes), "lm_head.weight")
+    head = stored or replace(embedding, name=name)
+    made = [changes.get(tensor.name) or Change(tensor) for tensor in (head, embedding)]
+    # Two different ones in the files are not tied by transformers either.
+    if not are_equal(head, embedding) or are_alike(*made):
+        return targets, model.config, []
+    if not stored:
+        place = next(i for i, target in enumerate(targets) if target.name == embedding.name)
+        targets.insert(place + 1, TargetTensor(head.name, head, head.dtype))
+    config = untied(model.config)
+    both = f"{escape(head.name)} and {escape(embedding.name)}"
+    try:
+        check = check_complete(config, targets, model.container.prefix)
+        fits = not check.skipped and head.name not in check.unused
+    except SourceError:
+        fits = False
+    if not fits:
+        raise other_kind(source, f"it makes two tensors of {both}, which its base ties")
+    return targets, config, [f"{both} are two tensors now, as PEFT trained them."]
 
 
-def _are_equal(one: Tensor, other: Tensor) -> bool:
-    return all(a == b for a, b in zip(read_chunks(one), read_chunks(other), strict=True))
+def _is_head_weight(name: str) -> bool:
+    return f".{name}".split(".")[-2] in HEADS
 
 
 def _misfit(source: Path, name: str, model: ModelDirectory) -> UnsupportedModelError:
@@ -259,11 +237,19 @@ def _misfit(source: Path, name: str, model: ModelDirectory) -> UnsupportedModelE
     )
 
 
-def _own_name(name: str, model: ModelDirectory) -> str | None:
-    """Return a weight's name on disk; files may leave the first part out, or have it."""
+def _own_tensor(name: str, model: ModelDirectory) -> Tensor | None:
+    """Return the base's weight of this name; a tied head is the embedding, under its own name.
+
+    Files may leave the first part of a name out, or have it.
+    """
     first = model.container.prefix.partition(".")[0]
     candidates = (name, name.partition(".")[2], f"{first}.{name}")
-    return next((candidate for candidate in candidates if candidate in model.tensors), None)
+    if (own := next((n for n in candidates if n in model.tensors), None)) is not None:
+        return model.tensors[own]
+    embedding = input_embedding(model.tensors.values())
+    if embedding is not None and _is_head_weight(name) and is_tied(model.config):
+        return replace(embedding, name=name)
+    return None
 
 
 def _twice(source: Path, name: str) -> SourceError:
@@ -271,26 +257,3 @@ def _twice(source: Path, name: str) -> SourceError:
         f"{source} holds {escape(name)} twice, under two names.",
         "Save the adapter again with peft's save_pretrained.",
     )
-
-
-def _sums(tensor: Tensor, change: _Change) -> Iterator[bytes]:
-    """Yield W + s B A of some rows at a time, in the dtype of W."""
-    import numpy as np
-
-    assert change.a is not None and change.b is not None
-    a, b = (_matrix(part) for part in (change.a, change.b))
-    left, right = (a.T, b.T) if change.is_transposed else (b, a)
-    width = tensor.shape[1]
-    at, rest = 0, np.empty(0, "<f4")
-    for data in read_chunks(tensor):
-        # Chunks are whole values, not whole rows: what is left of a row waits for the next one.
-        rest = np.concatenate([rest, as_float32(data, tensor.dtype)])
-        rows = len(rest) // width
-        weight, rest = rest[: rows * width].reshape(rows, width), rest[rows * width :]
-        change_of_rows = (left[at : at + rows] @ right) * np.float32(change.scale)
-        at += rows
-        yield cast((weight + change_of_rows).astype("<f4").tobytes(), "F32", tensor.dtype)
-
-
-def _matrix(tensor: Tensor) -> "NDArray[np.float32]":
-    return as_float32(b"".join(read_chunks(tensor)), tensor.dtype).reshape(tensor.shape)

@@ -58,6 +58,15 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return _text_section(config)[1]
 
 
+def untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config that says that head and embedding are two tensors."""
+    changed: dict[str, Any] = {**config, "tie_word_embeddings": False}
+    for key in _TEXT:
+        if isinstance(section := config.get(key), dict) and "tie_word_embeddings" in section:
+            changed[key] = untied(section)
+    return changed
+
+
 def max_positions(config: Mapping[str, Any]) -> int | None:
     """Return the number of positions that a model was made for; None if its config has none."""
     section = text_config(config)

@@ -194,15 +194,21 @@ def refuse_ids_without_rows(directory: Path, tensors: Iterable[Tensor]) -> None:
 
 def rows_of_embedding(tensors: Iterable[Tensor]) -> int | None:
     """Return the rows of the text model's input embedding; None where no name tells which it is."""
-    rows = [
-        tensor.shape[0]
+    embedding = input_embedding(tensors)
+    return None if embedding is None else embedding.shape[0]
+
+
+def input_embedding(tensors: Iterable[Tensor]) -> Tensor | None:
+    """Find the text model's input embedding by its name; of several, the one with most rows."""
+    found = [
+        tensor
         for tensor in tensors
         if len(tensor.shape) == 2
         and tensor.name.endswith(".weight")
         and tensor.name.split(".")[-2] in _EMBEDDINGS
         and not is_tower(tensor.name)
     ]
-    return max(rows, default=None)
+    return max(found, key=lambda tensor: tensor.shape[0], default=None)
 
 
 def _may_exceed(path: Path, rows: int) -> bool:
