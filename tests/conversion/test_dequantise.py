@@ -112,7 +112,10 @@ FP8 = {"quant_method": "fp8", "weight_block_size": [16, 24]}
 CASES = {
     "fp8 in blocks": (block_fp8(16, 24), {"quantization_config": FP8}),
     "fp8 in blocks, stated by the grid": (block_fp8(16, 16), {}),
-    "fp8 with bf16 scales": (block_fp8(32, 32, torch.bfloat16), {}),
+    "fp8 with bf16 scales": (
+        block_fp8(32, 32, torch.bfloat16),
+        {"quantization_config": FP8 | {"weight_block_size": [32, 32]}},
+    ),
     "fp8 by rows": (row_fp8, {"quantization_config": {"quant_method": "compressed-tensors"}}),
     "packed 4 bits": (packed, {"quantization_config": {"quant_method": "compressed-tensors"}}),
     "bitsandbytes 8-bit": (int8, {"quantization_config": {"_load_in_8bit": True}}),
@@ -250,19 +253,54 @@ def test_the_config_says_how_large_the_blocks_are(tmp_path, config):
     tensors = {"w.weight": q, "w.weight_scale": scale}
     assert torch.equal(one(tmp_path, tensors, config), expected)
     # 192 rows are two blocks of 96, or one of 128 and the rest.
-    with pytest.raises(SourceError, match="blocks of 96 or 128, and the config does not say"):
+    with pytest.raises(
+        SourceError, match="blocks of 96 x 128 or 128 x 128, and the config does not say"
+    ):
         one(tmp_path, tensors)
 
 
-def test_fused_matrices_of_different_sizes_are_not_scaled_by_equal_parts(tmp_path):
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_fused_matrices_of_different_sizes_are_not_scaled_by_equal_parts(tmp_path, shape):
     q, scale = torch.ones(96, 32).to(torch.float8_e4m3fn), torch.tensor([1.0, 2, 3])
-    tensors = {"qkv_proj.weight": q, "qkv_proj.weight_scale": scale}
+    tensors = {"qkv_proj.weight": q, "qkv_proj.weight_scale": scale.reshape(shape)}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
     expected = scale.repeat_interleave(32)[:, None].expand(96, 32)
     assert torch.equal(one(tmp_path, tensors, heads), expected)
     for config in ({}, heads | {"num_key_value_heads": 2}):
         with pytest.raises(SourceError, match="is 3 matrices in one"):
             one(tmp_path, tensors, config)
+
+
+BLOCKS_OF_32 = {"quantization_config": {"weight_block_size": [32, 32]}}
+
+
+@pytest.mark.parametrize(
+    ("weight", "scale", "config"),
+    [
+        ((96, 64), (3, 1), BLOCKS_OF_32),
+        ((96, 64), (1, 2), BLOCKS_OF_32),
+        ((96, 64), (96, 2), BLOCKS_OF_32),
+        ((96, 64), (2, 3), {}),
+        ((96, 64), (64,), {}),
+        ((96, 64), (1, 96), {}),
+        ((2, 96, 64), (6, 2), {}),
+        ((2, 96, 64), (4, 3, 1), BLOCKS_OF_32),
+        ((2, 3, 32, 32), (6, 1, 1), {}),
+        ((2, 96, 64), (2,), {}),
+    ],
+)
+def test_scales_that_are_not_of_the_matrix_are_refused(tmp_path, weight, scale, config):
+    q = torch.ones(weight).to(torch.float8_e4m3fn)
+    tensors = {"w.weight": q, "w.weight_scale": torch.rand(scale)}
+    with pytest.raises(SourceError, match=r"w\.weight.* its weight cannot be computed"):
+        one(tmp_path, tensors, config)
+
+
+def test_a_matrix_of_one_stated_block_across_has_a_scale_for_some_rows(tmp_path):
+    q, scale = torch.ones(96, 32).to(torch.float8_e4m3fn), torch.tensor([[1.0], [2], [3]])
+    tensors = {"w.weight": q, "w.weight_scale": scale}
+    expected = scale.repeat_interleave(32, 0).expand(96, 32)
+    assert torch.equal(one(tmp_path, tensors, BLOCKS_OF_32), expected)
 
 
 def packed_parts(shape, columns=1):
@@ -278,8 +316,13 @@ def packed_parts(shape, columns=1):
         packed_parts(torch.tensor([4])),
         {"w.weight": torch.zeros(4, 8, dtype=torch.int8), "w.weight_scale": torch.ones(0, 1)},
         {"w.weight": torch.zeros(4, 0, dtype=torch.int8), "w.weight_scale": torch.ones(4, 1)},
+        packed_parts(torch.tensor([4, 8])) | {"w.weight_scale": torch.ones(1, 4)},
+        {"w.weight": torch.zeros(4, 0, dtype=torch.int8), "w.SCB": torch.ones(4)},
     ],
-    ids=["shape in floats", "no columns", "one dimension", "no scale", "no values"],
+    ids=[
+        *("shape in floats", "no columns", "one dimension", "no scale", "no values"),
+        *("scales across", "no columns of bitsandbytes"),
+    ],
 )
 def test_broken_parts_are_refused(tmp_path, tensors):
     with pytest.raises(SourceError, match="its weight cannot be computed"):

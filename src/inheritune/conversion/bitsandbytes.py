@@ -22,7 +22,8 @@ def eight_bits(scale: Tensor, tensors: Mapping[str, Tensor]) -> Weight:
     """Describe the weight that a tensor of scales, ``.SCB``, belongs to."""
     module = scale.name.removesuffix(".SCB")
     weight = part_of(tensors, f"{module}.weight", scale)
-    if weight.dtype != "I8" or len(weight.shape) != 2 or scale.items != weight.shape[0]:
+    is_matrix = len(weight.shape) == 2 and weight.items > 0
+    if weight.dtype != "I8" or not is_matrix or scale.items != weight.shape[0]:
         raise broken(weight, f"is of {weight.dtype} {weight.shape}")
     order = tensors.get(f"{module}.weight_format")
     if order is not None and rows_of(order, 0, 1, order.items, raw=True).any():

@@ -66,12 +66,9 @@ def _scaled(tensor: Tensor, tensors: Mapping[str, Tensor], config: Mapping[str, 
         raise broken(tensor, "has zero points")
     if not tensor.items or not scale.items:
         raise broken(tensor, f"of shape {tensor.shape} has scales of {scale.shape}")
-    _refuse_unequal_parts(tensor, scale, config)
     *outer, rows, columns = tensor.shape
-    grid = scale.shape[-2:] if len(scale.shape) > 1 else (*scale.shape, 1, 1)[:2]
+    grid = _grid(scale, tuple(outer))
     height, width = _block(tensor, grid, config)
-    if scale.items not in (1, math.prod(outer) * math.prod(grid)):
-        raise broken(scale, f"has the shape {scale.shape}")
 
     def values() -> Iterator["NDArray[np.float32]"]:
         import numpy as np
@@ -93,31 +90,53 @@ def _scaled(tensor: Tensor, tensors: Mapping[str, Tensor], config: Mapping[str, 
     return Weight(tensor.name, tensor.shape, tensor, values, frozenset({tensor.name, scale.name}))
 
 
-def _block(tensor: Tensor, grid: tuple[int, ...], config: Mapping[str, Any]) -> tuple[int, int]:
+def _grid(scale: Tensor, outer: tuple[int, ...]) -> tuple[int, int]:
+    """Return the numbers of scales down and across a matrix, one of ``outer``."""
+    if scale.items == 1:
+        return 1, 1
+    shape = scale.shape if len(scale.shape) > 1 else (*scale.shape, 1)
+    if shape[:-2] != outer:
+        raise broken(scale, f"has the shape {scale.shape}")
+    return shape[-2], shape[-1]
+
+
+def _block(tensor: Tensor, grid: tuple[int, int], config: Mapping[str, Any]) -> tuple[int, int]:
     """Return rows and columns of a block; the last one of a matrix may be smaller.
 
     Several sizes may give the same number of blocks, 960 = 8 x 120 = 7 x 128 + 64: the config's
     word counts, and where it says nothing, a size that no other one stands beside.
     """
-    stated, block = _stated_blocks(config), []
-    for axis, (size, count) in enumerate(zip(tensor.shape[-2:], grid, strict=True)):
-        guesses = {128} | ({size // count} if size % count == 0 else set())
-        sizes = {of[axis] for of in stated} or guesses
-        fitting = sorted(n for n in sizes if -(-size // n) == count)
-        if count in (1, size):  # one block, or one for each row or column
-            fitting = [size // count]
-        if not fitting:
-            raise broken(tensor, f"of shape {tensor.shape} has a grid of scales of {grid}")
-        if len(fitting) > 1:
-            shown = " or ".join(map(str, fitting))
-            raise SourceError(
-                f"{tensor.file}: {escape(tensor.name)} of shape {tensor.shape} with scales of "
-                f"{grid} has blocks of {shown}, and the config does not say which.",
-                "If you know it, write it into config.json, such as "
-                '"quantization_config": {"weight_block_size": [128, 128]}.',
-            )
-        block.append(fitting[0])
-    return block[0], block[1]
+    rows, columns = tensor.shape[-2:]
+    if grid in ((1, 1), (rows, 1)):  # one scale, or one for each row
+        return rows // grid[0], columns
+    stated = _stated_blocks(config)
+    if not stated and grid[1] == 1:
+        _refuse_unequal_parts(tensor, grid[0], config)
+    heights, widths = (_sizes(*pair) for pair in zip((rows, columns), grid, strict=True))
+    guesses = [(height, width) for height in heights for width in widths]
+    fitting = sorted(
+        (height, width)
+        for height, width in set(stated or guesses)
+        if (-(-rows // height), -(-columns // width)) == grid
+    )
+    if not fitting:
+        raise broken(tensor, f"of shape {tensor.shape} has a grid of scales of {grid}")
+    if len(fitting) > 1:
+        shown = " or ".join(f"{height} x {width}" for height, width in fitting)
+        raise SourceError(
+            f"{tensor.file}: {escape(tensor.name)} of shape {tensor.shape} with scales of "
+            f"{grid} has blocks of {shown}, and the config does not say which.",
+            "If you know it, write it into config.json, such as "
+            '"quantization_config": {"weight_block_size": [128, 128]}.',
+        )
+    return fitting[0]
+
+
+def _sizes(size: int, count: int) -> set[int]:
+    """Guess how many values a block has along an axis of so many blocks."""
+    if count in (1, size):
+        return {size // count}
+    return {128} | ({size // count} if size % count == 0 else set())
 
 
 def _stated_blocks(config: Mapping[str, Any]) -> list[tuple[int, int]]:
@@ -145,11 +164,8 @@ def _is_block(value: list[Any]) -> bool:
     return len(value) == 2 and all(type(n) is int and n > 0 for n in value)
 
 
-def _refuse_unequal_parts(tensor: Tensor, scale: Tensor, config: Mapping[str, Any]) -> None:
+def _refuse_unequal_parts(tensor: Tensor, parts: int, config: Mapping[str, Any]) -> None:
     """Refuse a scale for each of some fused matrices, unless all have the same number of rows."""
-    parts = scale.items
-    if len(scale.shape) != 1 or parts in (1, tensor.shape[-2]):
-        return
     section = text_config(config)
     heads, groups = section.get("num_attention_heads"), section.get("num_key_value_heads")
     is_equal = (parts == 2 and "gate_up" in tensor.name) or (parts == 3 and heads == groups)
@@ -203,7 +219,8 @@ def _packed(packed: Tensor, tensors: Mapping[str, Tensor]) -> Weight:
     rows, columns = shape
     words = -(-columns // 8)
     groups = scale.items // rows if rows > 0 and columns > 0 else 0
-    if packed.shape != (rows, words) or not groups or columns % groups or scale.items % rows:
+    is_whole = groups > 0 and columns % groups == 0 and scale.shape == (rows, groups)
+    if packed.shape != (rows, words) or not is_whole:
         raise broken(packed, f"of shape {packed.shape} stands for {tuple(shape)}")
 
     def values() -> Iterator["NDArray[np.float32]"]:
