@@ -15,7 +15,7 @@ import pytest
 from inheritune.errors import DataError
 from inheritune.reporting.comparison import write_comparison
 from inheritune.reporting.embed import as_data_script, presentable, shortened
-from inheritune.reporting.page import write_report
+from inheritune.reporting.page import page_content, page_title, read_report, write_report
 from inheritune.reporting.quantities import exact
 from inheritune.reporting.section import PageSection
 from inheritune.reporting.styles import OTHERS, TARGET
@@ -339,6 +339,22 @@ def test_a_comparison_says_which_runs_are_no_results(synthetic: ModuleType, tmp_
     write_comparison(runs, tmp_path / "index.html")
     written = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "1 of the runs was scaled down, and is no result of the method: demo (2)." in written
+
+
+def test_what_is_back_heads_the_page_in_place_of_a_miss(
+    synthetic: ModuleType, tmp_path: Path
+) -> None:
+    content = synthetic.record()
+    content["recipe"]["grow"] = {"add": 0}
+    content["result"]["outcome"] = "not_matched"
+    content["rounds"][1] |= {"start_val_loss": 4.1004, "val_loss": 2.4004}
+    content["result"]["val_loss"] = 2.4004
+    report = read_report(synthetic.build_run(tmp_path, content))
+    assert page_title(report) == "85% back · demo · inheritune"
+    written = str(page_content(report, {}))
+    assert '<header class="recovered">' in written
+    assert re.search("<h1>.*</span>85% back</h1>", unescape(written), re.S)
+    assert "Not matched" not in written
 
 
 def test_a_comparison_links_its_runs_and_gives_each_one_mark(

@@ -1,10 +1,11 @@
 """The sentence, and what must be read with it."""
 
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from inheritune.reporting.verdict import headline, remarks, verdict
+from inheritune.reporting.verdict import headline, remarks, tone, verdict
 from inheritune.run_record.record import RunRecord
 
 typed = RunRecord.model_validate
@@ -43,6 +44,72 @@ def test_not_matched_is_said_first(synthetic: ModuleType) -> None:
     assert verdict(typed(record)).startswith("Not matched: the target with 4 of 8 layers")
     assert "+0.113" in verdict(typed(record))
     assert "in 1 round," in verdict(typed(record))
+
+
+def _one_size(synthetic: ModuleType) -> dict[str, Any]:
+    """A run of one size, whether it matches or not: its cut lost 2 nats, of which 1.7 are back."""
+    record: dict[str, Any] = synthetic.record()
+    record["recipe"]["grow"] = {"add": 0}
+    record["rounds"] = [
+        record["rounds"][1]
+        | {"start_val_loss": 3.2004, "repair": {"cut_val_loss": 4.1004}}
+        | {"val_loss": 2.4004, "difference": 0.3, "difference_se": 0.004, "outcome": "not_matched"}
+    ]
+    record["result"] |= {"outcome": "not_matched", "val_loss": 2.4004}
+    return record
+
+
+def test_a_run_that_asks_for_no_match_says_how_much_is_back(synthetic: ModuleType) -> None:
+    record = _one_size(synthetic)
+    models = [
+        {"name": "reference", "disk_bytes": 100, "decode": {"median": 10.0}},
+        {"name": "target", "disk_bytes": 77, "decode": {"median": 13.1}},
+    ]
+    record["gains"] = {"models": models}
+    assert headline(typed(record)) == "85% back"
+    assert tone(typed(record)) == "recovered"
+    assert verdict(typed(record)) == (
+        "85% back: of what cutting to 6 of 8 layers lost, 85% is back (validation loss 4.100 cut, "
+        "2.400 now, 2.100 of the reference: +0.300 ± 0.004 nats, paired standard error); 1.31× as "
+        "fast, 23% smaller; it took 1M training tokens in 1 round, 3.3% of the 30M the reference "
+        "was trained on."
+    )
+    assert any("it does not match the reference loss" in said for said in remarks(typed(record)))
+
+
+def test_without_measured_gains_the_size_is_that_of_the_parameters(synthetic: ModuleType) -> None:
+    record = _one_size(synthetic)
+    del record["rounds"][0]["repair"]  # then its start is the cut
+    assert "73% is back (validation loss 3.200 cut, 2.400 now, 2.100 of" in verdict(typed(record))
+    assert "standard error); 26% smaller; it took" in verdict(typed(record))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"difference": -0.01, "outcome": "matched"}, "Matched"),
+        ({"outcome": "matched_within_noise"}, "Matched within noise"),
+        ({"start_val_loss": 2.1, "repair": None}, "Not matched"),  # the cut had lost nothing
+        ({"start_val_loss": 2.3, "repair": None}, "Not matched"),  # and the training made it worse
+        ({"start_val_loss": None, "repair": None}, "Not matched"),
+    ],
+)
+def test_only_what_is_back_is_called_so(
+    synthetic: ModuleType, changes: dict[str, Any], expected: str
+) -> None:
+    record = _one_size(synthetic)
+    record["rounds"][0] |= changes
+    record["result"]["outcome"] = record["rounds"][0]["outcome"]
+    assert headline(typed(record)) == expected
+    assert verdict(typed(record)).startswith(f"{expected}: the target with 6 of 8 layers")
+    assert tone(typed(record)) == record["result"]["outcome"]
+
+
+def test_a_run_that_asks_for_a_match_and_misses_says_so(synthetic: ModuleType) -> None:
+    record = _one_size(synthetic)
+    for grow in ({"add": 1}, {}):  # an old record does not say
+        record["recipe"]["grow"] = grow
+        assert headline(typed(record)) == "Not matched"
 
 
 def test_unknown_reference_tokens_are_called_unknown(synthetic: ModuleType) -> None:

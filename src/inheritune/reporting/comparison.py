@@ -26,7 +26,7 @@ from inheritune.reporting.series import Line, val_lines
 from inheritune.reporting.styles import OTHERS, TARGET, Style
 from inheritune.reporting.table import Column, Table
 from inheritune.reporting.vega import png, svg
-from inheritune.reporting.verdict import headline, verdict
+from inheritune.reporting.verdict import headline, tone, verdict
 from inheritune.run_record.record import RunRecord
 from inheritune.system.rows import Rows
 
@@ -146,7 +146,7 @@ def _page(runs: Sequence[_Run], chart: Chart | None, drawing: str, table: Table)
     summaries = [
         {
             "name": run.name,
-            "outcome": run.record.outcome,
+            "outcome": tone(run.record),
             "headline": headline(run.record),
             "finding": finding(run.record),
             "link": run.link,

@@ -4,7 +4,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from inheritune.reporting.quantities import MISSING, amount, data_size, exact, formatted
+from inheritune.reporting.quantities import (
+    MISSING,
+    amount,
+    data_size,
+    exact,
+    formatted,
+    percent,
+)
 from inheritune.reporting.section import PageSection
 from inheritune.reporting.speed_chart import quality_against_speed
 from inheritune.reporting.table import Column, Field, Mark, Table
@@ -74,6 +81,21 @@ def gain_ratios(gains: GainsRecord) -> list[tuple[str, float]]:
         ("times the decode speed", target.decode.median, reference.decode.median),
     ]
     return [(what, new / old) for what, new, old in pairs if new is not None and old]
+
+
+def gained_words(record: RunRecord) -> list[str]:
+    """Say how much faster and smaller a target is: on disk where it was measured, else in weights.
+
+    Nothing is said of what is not known.
+    """
+    ratios = {} if record.gains is None else dict(gain_ratios(record.gains))
+    speed, size = ratios.get("times the decode speed"), ratios.get("of the bytes on disk")
+    params, reference_params = record.target.params, record.reference.params
+    if size is None and params and reference_params:
+        size = params / reference_params
+    words = [] if speed is None else [f"{speed:.2f}× as fast"]
+    side = "smaller" if (size or 0) < 1 else "larger"
+    return words if size is None else [*words, f"{percent(abs(1 - size))} {side}"]
 
 
 def _spread(scale: float) -> Callable[[SpreadRecord], str]:

@@ -43,7 +43,7 @@ from inheritune.reporting.training_tables import (
 from inheritune.reporting.trust import checks
 from inheritune.reporting.usage import usage
 from inheritune.reporting.vega import png, svg
-from inheritune.reporting.verdict import headline, remarks, verdict
+from inheritune.reporting.verdict import headline, remarks, tone, verdict
 from inheritune.run_directory import Run
 from inheritune.run_record.record import TRAIN, RunRecord, read_run_json
 from inheritune.system.files import make_directory, write_bytes
@@ -225,7 +225,7 @@ def page_content(report: RunReport, drawings: Mapping[str, str]) -> Markup:
         "run.html.j2",
         {
             "name": _name(record),
-            "outcome": record.outcome,
+            "outcome": tone(record),
             "headline": headline(record),
             "finding": finding(record),
             "scaled": (record.scaled or "")[:_MAX_NOTE],

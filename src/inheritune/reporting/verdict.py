@@ -1,6 +1,7 @@
 """State the result of a run in one sentence, with the remarks that belong to it."""
 
 from inheritune.reporting.criteria import criteria_remark
+from inheritune.reporting.gains_table import gained_words
 from inheritune.reporting.quantities import (
     amount,
     duration,
@@ -34,22 +35,37 @@ _METHODS = {
 }
 
 
+def tone(record: RunRecord) -> str:
+    """Tell the kind of outcome that a page shows by sign and colour.
+
+    Returns:
+        `RunRecord.outcome`; ``"recovered"`` for a target that was not asked to match, and did not,
+        where training or repair brought back some of what the cut lost.
+    """
+    if record.outcome != "not_matched" or record.asks_for_match or (record.recovered or 0) <= 0:
+        return record.outcome
+    return "recovered"
+
+
 def headline(record: RunRecord) -> str:
     """Name the outcome in at most three words."""
     if record.outcome == "unfinished":
         return _STATUSES.get(record.status or "", _HEADLINES["unfinished"])
+    if tone(record) == "recovered":
+        return f"{percent(record.recovered)} back"
     return _HEADLINES[record.outcome]
 
 
 def verdict(record: RunRecord) -> str:
-    """State whether the target matched the reference, by how much, and at what cost.
+    """State whether the target matched the reference, or how much of it is back, and at what cost.
 
     All rounds count towards the cost; their share of the reference's own training is given where
     it is known.
     """
     if record.outcome in ("unfinished", "failed"):
         return _without_result(record)
-    return f"{headline(record)}: {_finding(record)}{_cost(record)}."
+    finding = _recovery(record) if tone(record) == "recovered" else _finding(record)
+    return f"{headline(record)}: {finding}{_cost(record)}."
 
 
 def remarks(record: RunRecord) -> list[str]:
@@ -60,6 +76,7 @@ def remarks(record: RunRecord) -> list[str]:
         sentences = [
             record.scaled,
             _METHODS.get(record.result.method or "", ""),
+            _one_size(record),
             _full_size(record),
             criteria_remark(record),
             _gap(record),
@@ -72,9 +89,29 @@ def remarks(record: RunRecord) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
-def _finding(record: RunRecord) -> str:
+def _size(record: RunRecord) -> str:
     layers, total = record.target_layers, record.result.reference_layers or record.reference_layers
-    size = f"{layers} of {total} layers" if layers and total else "fewer layers"
+    return f"{layers} of {total} layers" if layers and total else "fewer layers"
+
+
+def _recovery(record: RunRecord) -> str:
+    difference, error = record.target.difference, record.target.difference_se
+    apart = "" if difference is None else f": {signed(difference)}"
+    if apart and error is not None:
+        apart += f" ± {error:.3f} nats, paired standard error"
+    losses = (
+        f"validation loss {loss(record.cut_loss)} cut, {loss(record.target_loss)} now, "
+        f"{loss(record.reference_loss)} of the reference{apart}"
+    )
+    gained = ", ".join(gained_words(record))
+    return (
+        f"of what cutting to {_size(record)} lost, {percent(record.recovered)} is back ({losses})"
+        + (f"; {gained}" if gained else "")
+    )
+
+
+def _finding(record: RunRecord) -> str:
+    size = _size(record)
     reached, reference_loss = record.target_loss, record.reference_loss
     sentence = f"the target with {size} reaches a validation loss of {loss(reached)}"
     difference, error = record.target.difference, record.target.difference_se
@@ -121,6 +158,16 @@ def _without_result(record: RunRecord) -> str:
         doing = "" if now is None else f", at the stage: {now}"
         return f"Running: the run has not ended; this is its state {progress}{doing}."
     return f"Unfinished: the record ends {progress} and holds no result."
+
+
+def _one_size(record: RunRecord) -> str:
+    if tone(record) != "recovered":
+        return ""
+    return (
+        "This size was asked for, whether it matches or not (grow.add: 0), and it does not match "
+        "the reference loss. What is back is (cut − target) / (cut − reference): a worse cut makes "
+        "it easier, so the difference itself says how good the target is."
+    )
 
 
 def _full_size(record: RunRecord) -> str:

@@ -214,6 +214,25 @@ class RunRecord(StartRecord):
         return "failed" if self.status == "failed" else "unfinished"
 
     @property
+    def asks_for_match(self) -> bool:
+        """Whether the target was to grow until it matched; a run of one size misses nothing."""
+        return self.recipe_section("grow").get("add") != 0
+
+    @property
+    def cut_loss(self) -> float | None:
+        """val_loss of the target's layers as they were cut: not repaired, not trained."""
+        cut = self.target.cut_val_loss
+        return self.target.start_val_loss if cut is None else cut
+
+    @property
+    def recovered(self) -> float | None:
+        """(cut - target) / (cut - reference), in val_loss; None where the cut lost nothing."""
+        cut, reached, level = self.cut_loss, self.target_loss, self.reference_loss
+        if cut is None or reached is None or level is None or cut <= level:
+            return None
+        return (cut - reached) / (cut - level)
+
+    @property
     def paid_entries(self) -> list[LedgerEntry]:
         """Entries of the ledger that are not borrowed."""
         return [entry for entry in self.ledger if not entry.borrowed]
