@@ -29,6 +29,24 @@ def _little_to_collect() -> None:
     gc.freeze()
 
 
+# In the place of a drawing: an empty picture in either format.
+_NO_SVG = '<svg xmlns="http://www.w3.org/2000/svg"/>'
+_NO_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Draw charts only in tests marked `drawn`, or with DRAW_ALL: half of a tiny run's time."""
+    if os.environ.get("DRAW_ALL") or item.get_closest_marker("drawn"):
+        return (yield)
+    import vl_convert
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(vl_convert, "vegalite_to_svg", lambda **drawing: _NO_SVG)
+        patched.setattr(vl_convert, "vegalite_to_png", lambda **drawing: _NO_PNG)
+        return (yield)
+
+
 @pytest.fixture
 def set_umask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """Give this process an umask, as if it had been started with it."""

@@ -16,6 +16,7 @@ _TRAIN = {
     "learning_rate": 1e-3,
     "min_learning_rate": 1e-4,
     "precision": "fp32",
+    "eval_every": 640,
 }
 
 

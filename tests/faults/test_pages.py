@@ -26,6 +26,8 @@ from inheritune.reporting.live_server import (
 )
 from inheritune.reporting.page import write_report
 
+pytestmark = pytest.mark.drawn
+
 LARGEST = 1_500_000
 SCRIPT = re.compile(r"<script([^>]*)>(.*?)</script>", re.S)
 HOSTILE = [

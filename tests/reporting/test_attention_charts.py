@@ -11,6 +11,8 @@ from inheritune.reporting.page import write_report
 from inheritune.reporting.vega import svg
 from inheritune.run_record.record import RunRecord
 
+pytestmark = pytest.mark.drawn
+
 typed = RunRecord.model_validate
 
 

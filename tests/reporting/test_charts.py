@@ -18,6 +18,8 @@ from inheritune.reporting.styles import MUTED, styles_of
 from inheritune.reporting.vega import png, svg
 from inheritune.run_record.record import RunRecord
 
+pytestmark = pytest.mark.drawn
+
 typed = RunRecord.model_validate
 
 

@@ -2,9 +2,13 @@
 
 from typing import Any
 
+import pytest
+
 from inheritune.reporting.family_charts import family_section
 from inheritune.reporting.vega import svg
 from inheritune.run_record.record import RunRecord
+
+pytestmark = pytest.mark.drawn
 
 
 def size(trained: int, layers: int, back: list[int], loss: float, **more: Any) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from inheritune.reporting.styles import OTHERS, TARGET
 from inheritune.reporting.table import Column, Table
 from inheritune.run_record.record import RunRecord
 
+pytestmark = pytest.mark.drawn
+
 _HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',

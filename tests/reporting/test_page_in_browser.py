@@ -14,9 +14,12 @@ _BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
     None,
 )
-pytestmark = pytest.mark.skipif(
-    _BROWSER is None, reason="no Chromium on PATH: the page is not opened in a browser"
-)
+pytestmark = [
+    pytest.mark.drawn,
+    pytest.mark.skipif(
+        _BROWSER is None, reason="no Chromium on PATH: the page is not opened in a browser"
+    ),
+]
 
 _HOSTILE = "<script>document.title='PWNED'</script><img src=x onerror=\"document.title='PWNED'\">"
 

@@ -2,6 +2,8 @@
 
 from types import ModuleType
 
+import pytest
+
 from inheritune.reporting.block_charts import block_charts
 from inheritune.reporting.selection_tables import (
     inherited_table,
@@ -12,6 +14,8 @@ from inheritune.reporting.selection_tables import (
 from inheritune.reporting.vega import svg
 from inheritune.run_record.measurements import BlockScoreRecord, SelectionRecord
 from inheritune.run_record.record import RunRecord
+
+pytestmark = pytest.mark.drawn
 
 
 def layer(number: int, kl: float | None, loss: float | None) -> dict[str, object]:
