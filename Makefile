@@ -4,7 +4,8 @@ PYTHON ?= python3
 # Added where torch is installed. CPU-only wheels, a tenth of the download on Linux:
 #   make setup TORCH_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 TORCH_FLAGS ?=
-# Passed on to the command of `demo`, `test`, `recipes`, `faults`, `faults-deep` and `fuzz`: make test ARGS="tests/data -x"
+# Passed on to the command of `demo`, `test`, `test-all`, `recipes`, `faults`, `faults-deep`
+# and `fuzz`: make test ARGS="tests/data -x"
 ARGS ?=
 
 VENV := .venv
@@ -14,7 +15,7 @@ STAMP := $(VENV)/.complete
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup hashed sbom demo test check bench faults faults-deep fuzz support recipes docs
+.PHONY: help setup hashed sbom demo test test-all check bench faults faults-deep fuzz support recipes docs
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,8 +36,13 @@ sbom: setup  ## build/sbom.cdx.json: what is installed in .venv, as a CycloneDX 
 demo: setup  ## the whole method on this machine, in minutes: no GPU, no account
 	@$(BIN)/inheritune demo $(ARGS)
 
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 test: setup  ## the tests that need no GPU, no network and little time
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
+
+ALL := not gpu and not network and not external and not support and not recipes
+test-all: setup  ## the tests of `make test`, the slow ones, and every chart of a run drawn
+	DRAW_ALL=1 $(BIN)/python -m pytest -m "$(ALL)" $(SIDE_BY_SIDE) $(ARGS)
 
 check: setup  ## style and types
 	$(BIN)/ruff check .
@@ -49,16 +55,16 @@ bench: setup  ## every measurement under benchmarks/, one after the other
 	for script in "$$@"; do echo "== $$script"; $(BIN)/python "$$script" || [ $$? -eq 4 ] || exit 1; done
 
 support: setup  ## every decoder type of transformers, cut and run: two halves side by side
-	@SUPPORT_SHARD=2/2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/support -q -m slow & second=$$!; \
-	SUPPORT_SHARD=1/2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/support -q -m slow; first=$$?; \
+	@SUPPORT_SHARD=2/2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/support -q -m support & second=$$!; \
+	SUPPORT_SHARD=1/2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/support -q -m support; first=$$?; \
 	wait $$second && exit $$first
 
 RECIPE_TESTS := tests/recipe/test_paper_recipes.py tests/recipe/test_recipes.py tests/cli/test_demo.py tests/test_wheel.py
 recipes: setup  ## the recipes that `make test` leaves out, scaled and run: two side by side
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(RECIPE_TESTS) -q -m slow -n 2 --dist load $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(RECIPE_TESTS) -q -m recipes -n 2 --dist load $(ARGS)
 
 faults: setup  ## inject every fault of the catalogue, and write docs/reference/faults.md
-	WRITE_FAULTS_TABLE=1 $(BIN)/python -m pytest tests/faults -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	WRITE_FAULTS_TABLE=1 $(BIN)/python -m pytest tests/faults -m "$(ALL)" $(SIDE_BY_SIDE) $(ARGS)
 
 faults-deep: setup  ## fail and kill a tiny run at every call that changes its files; needs a C compiler
 	$(BIN)/python tests/faults/every_call --publish $(ARGS)

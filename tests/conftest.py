@@ -18,6 +18,40 @@ settings.load_profile("any-machine")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+_MUCH_S = 2.0
+COSTLY: list[tuple[float, str]] = []  # seconds of processor time, and the test
+
+
+def _processor_s() -> float:
+    """Seconds of processor time of this process and of those that it has waited for."""
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Note what a test costs, without its fixtures, which others may share."""
+    before = _processor_s()
+    try:
+        return (yield)
+    finally:
+        item.user_properties.append(("processor_s", _processor_s() - before))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Collect costly tests, from every process of xdist."""
+    spent = dict(report.user_properties).get("processor_s", 0)
+    if report.when == "call" and isinstance(spent, float) and spent > _MUCH_S:
+        COSTLY.append((spent, report.nodeid))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that cost much; see CONTRIBUTING.md."""
+    if COSTLY:
+        terminalreporter.section(f"above {_MUCH_S:g} s of processor time")
+        for spent, nodeid in sorted(COSTLY, reverse=True):
+            terminalreporter.write_line(f"{spent:6.1f} s {nodeid}")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _little_to_collect() -> None:
     """Set aside what the tests before have imported.

@@ -56,7 +56,7 @@ def run(python: Path, directory: Path, *args: str) -> subprocess.CompletedProces
     )
 
 
-@pytest.mark.slow  # with `make recipes`
+@pytest.mark.recipes
 def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     files = subprocess.run(
         ["git", "ls-files", "src/inheritune", "recipes"],
@@ -70,7 +70,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     assert inside <= set(zipfile.ZipFile(wheel).namelist())
 
 
-@pytest.mark.slow  # with `make recipes`
+@pytest.mark.recipes
 def test_the_recipes_of_an_installed_wheel_name_a_schema_that_is_there(
     python: Path, tmp_path: Path
 ) -> None:
@@ -80,7 +80,7 @@ def test_the_recipes_of_an_installed_wheel_name_a_schema_that_is_there(
     assert json.loads(schema.read_text())["title"] == "Recipe"
 
 
-@pytest.mark.slow  # with `make recipes`
+@pytest.mark.recipes
 def test_the_demo_of_an_installed_wheel_ends_with_a_result(python: Path, tmp_path: Path) -> None:
     program = "import inheritune; print(inheritune.__file__)"
     assert Path(run(python, tmp_path, "-c", program).stdout).is_relative_to(python.parents[1])

@@ -102,7 +102,7 @@ def test_the_demo_ends_with_0_and_leaves_page_target_and_ledger() -> None:
     assert model.generate(ids, max_new_tokens=3, do_sample=False).shape[1] > ids.shape[1]
 
 
-@pytest.mark.slow  # with `make recipes`
+@pytest.mark.recipes
 def test_the_demo_takes_text_of_ones_own() -> None:
     lines = [f"line {line}: a note to learn from" for line in range(3000)]
     Path("book.txt").write_text("\n".join(lines))  # one file: parts of it are held out
@@ -115,7 +115,7 @@ def test_the_demo_takes_text_of_ones_own() -> None:
     assert json.loads(result.stdout) == record["result"]
 
 
-@pytest.mark.slow  # with `make recipes`
+@pytest.mark.recipes
 def test_the_demo_from_scratch_trains_the_reference_and_spends_as_much_on_a_control() -> None:
     small = [*SMALL, "--set=reference.train.tokens=12K", "--set=analyze=null", "--json"]
     result = CliRunner().invoke(app, ["demo", "--from-scratch", *small])

@@ -26,6 +26,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny_recipe
 import torch
 from safetensors.torch import load_file
 from small_trainings import assert_same
@@ -88,6 +89,10 @@ def code_of(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+# In one piece: a quarter of the passes that `work` needs for its processes.
+run_training = partial(work.run_training, micro_batch=8)
+
+
 def end_of(folder: Path) -> dict[str, torch.Tensor]:
     newest = checkpoint_files.newest_first(folder / "checkpoints")[0]
     found = {f"w.{k}": v for k, v in load_file(newest / "model.safetensors").items()}
@@ -107,32 +112,37 @@ def swept(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def unbroken(tiny_tokens: TokenDirectory, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("unbroken")
-    work.run_training(folder, tiny_tokens, **SAVE_ALWAYS)
+    run_training(folder, tiny_tokens, **SAVE_ALWAYS)
     return end_of(folder)
 
 
-def saved(folder: Path, tokens: TokenDirectory, *steps: int) -> Path:
-    """A training stopped at these steps, with a checkpoint of each."""
-    for step in steps:
-        work.run_training(folder, tokens, stop_after=step)
-    return folder / "checkpoints"
+Saved = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_tokens: TokenDirectory, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """A function that puts a training into a folder, stopped at steps, with a checkpoint of each.
+
+    It returns the folder of the checkpoints.
+    """
+    made: dict[tuple[int, ...], Path] = {}
+
+    def copy(folder: Path, *steps: int) -> Path:
+        if steps not in made:
+            made[steps] = tmp_path_factory.mktemp("saved")
+            for step in steps:
+                run_training(made[steps], tiny_tokens, stop_after=step)
+        shutil.copytree(made[steps], folder, dirs_exist_ok=True)
+        return folder / "checkpoints"
+
+    return copy
 
 
 def recipe_of(model: Path, text: Path, **sections: dict[str, Any]) -> RecipeFile:
-    train = {"tokens": 1280, "seq_len": 16, "batch_tokens": 128, "micro_batch": 8}
-    train |= {"learning_rate": 1e-3, "min_learning_rate": 1e-4, "precision": "fp32"}
-    fields: dict[str, Any] = {
-        "name": "tiny",
-        "reference": {"model": str(model)},
-        "data": {"source": str(text), "val_fraction": 0.2},
-        "train": train,
-        "grow": {"add": 0},
-        "variants": {"inherit": {"start": "inherit"}},
-        "analyze": None,
-    }
-    for name, section in sections.items():
-        fields[name] = fields.get(name, {}) | section
-    return RecipeFile(None, "# made by a test\n", Recipe.model_validate(fields), {})
+    """One round of ten steps, or as the sections say."""
+    plain = {"grow": {"add": 0}, "variants": {"inherit": {"start": "inherit"}}}
+    fields = tiny_recipe.fields_of(model, text, **(plain | sections))
+    return tiny_recipe.as_file(Recipe.model_validate(fields))
 
 
 def interrupted_run(recipe: RecipeFile, root: Path, at_tokens: int = 640) -> None:
@@ -147,34 +157,35 @@ def interrupted_run(recipe: RecipeFile, root: Path, at_tokens: int = 640) -> Non
 # -- killed
 
 
+@pytest.mark.parametrize("times", [10, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.fault("D1")
-def test_killed_50_times_at_random_it_ends_with_the_same_bits(
-    tiny_tokens: TokenDirectory, tmp_path: Path, unbroken: dict[str, torch.Tensor]
+def test_killed_at_random_it_ends_with_the_same_bits(
+    times: int, tiny_tokens: TokenDirectory, tmp_path: Path, unbroken: dict[str, torch.Tensor]
 ) -> None:
-    draw, killed = random.Random(0), 0
+    draw, killed = random.Random(times), 0
     folder = tmp_path / "0"
     for _ in range(400):
-        child = in_child(partial(work.run_training, folder, tiny_tokens, **SAVE_ALWAYS))
+        child = in_child(partial(run_training, folder, tiny_tokens, **SAVE_ALWAYS))
         time.sleep(draw.uniform(0.01, 0.25))
         os.kill(child, signal.SIGKILL)
         killed += code_of(child) == -signal.SIGKILL
         if draw.random() < 0.2:
             swept(folder)
-            work.run_training(folder, tiny_tokens, **SAVE_ALWAYS)
+            run_training(folder, tiny_tokens, **SAVE_ALWAYS)
             assert_same(end_of(folder), unbroken)
             assert not litter(folder)
             folder = tmp_path / str(killed)
-        if killed >= 50:
+        if killed >= times:
             break
-    assert killed >= 50
+    assert killed >= times
 
 
 @pytest.mark.fault("D2")
 def test_a_kill_at_every_write_sync_and_rename_of_a_save(
-    tiny_tokens: TokenDirectory, tmp_path: Path, unbroken: dict[str, torch.Tensor]
+    tiny_tokens: TokenDirectory, saved: Saved, tmp_path: Path, unbroken: dict[str, torch.Tensor]
 ) -> None:
     begun = tmp_path / "begun"
-    saved(begun, tiny_tokens, 5)
+    saved(begun, 5)
     for k in range(1, 200):
         folder = tmp_path / str(k)
         shutil.copytree(begun, folder)
@@ -196,12 +207,12 @@ def test_a_kill_at_every_write_sync_and_rename_of_a_save(
             Path.rename = counted(Path.rename)
             Path.replace = counted(Path.replace)
             saved_tensors.save_file = counted(saved_tensors.save_file)
-            work.run_training(folder, tiny_tokens, stop_after=6)
+            run_training(folder, tiny_tokens, stop_after=6)
 
         ended = code_of(in_child(die_at))
         swept(folder)
         assert not litter(folder)
-        work.run_training(folder, tiny_tokens)
+        run_training(folder, tiny_tokens)
         assert_same(end_of(folder), unbroken)
         assert not litter(folder)
         if ended == 0:
@@ -270,7 +281,7 @@ def test_sigterm_while_saving_leaves_the_checkpoint(
         write(*arguments)
 
     monkeypatch.setattr(state, "write_pieces", write_and_ask)
-    child = in_child(lambda: saved(tmp_path, tiny_tokens, 5))
+    child = in_child(lambda: run_training(tmp_path, tiny_tokens, stop_after=5))
     assert code_of(child) == -signal.SIGTERM  # nobody catches it there: killed
     assert not list((tmp_path / "checkpoints").glob("step-*"))
 
@@ -299,10 +310,10 @@ def test_a_second_signal_ends_at_once_and_corrupts_nothing(
         state.write_pieces = write_and_be_asked
         end_process_at_second_signal()
         with catch_signals():
-            work.run_training(tmp_path, tiny_tokens, **SAVE_ALWAYS)
+            run_training(tmp_path, tiny_tokens, **SAVE_ALWAYS)
 
     assert code_of(in_child(work_and_be_asked)) == code
-    work.run_training(tmp_path, tiny_tokens, **SAVE_ALWAYS)
+    run_training(tmp_path, tiny_tokens, **SAVE_ALWAYS)
     assert_same(end_of(tmp_path), unbroken)
 
 
@@ -312,9 +323,13 @@ def test_a_second_signal_ends_at_once_and_corrupts_nothing(
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
 @pytest.mark.fault("D5")
 def test_a_disk_that_refuses_ends_with_4_and_the_last_checkpoint_is_whole(
-    number: int, tiny_tokens: TokenDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int,
+    tiny_tokens: TokenDirectory,
+    saved: Saved,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    checkpoints = saved(tmp_path, tiny_tokens, 5)
+    checkpoints = saved(tmp_path, 5)
 
     def refuse(*arguments: Any) -> None:
         raise OSError(number, os.strerror(number))
@@ -322,7 +337,7 @@ def test_a_disk_that_refuses_ends_with_4_and_the_last_checkpoint_is_whole(
     with monkeypatch.context() as patched:
         patched.setattr(state, "write_pieces", refuse)
         with pytest.raises(MachineError) as error:
-            work.run_training(tmp_path, tiny_tokens)
+            run_training(tmp_path, tiny_tokens)
     assert error.value.exit_code == 4
     assert [p.name for p in checkpoints.glob("*step*")] == ["step-00000005"]
     checkpoint_files.verify_checkpoint(checkpoints / "step-00000005")
@@ -342,13 +357,15 @@ def test_a_disk_without_room_for_the_checkpoints_ends_with_4_before_the_first_st
 
 
 @pytest.mark.fault("D5")
-def test_a_file_size_limit_ends_with_4(tiny_tokens: TokenDirectory, tmp_path: Path) -> None:
-    checkpoints = saved(tmp_path, tiny_tokens, 5)
+def test_a_file_size_limit_ends_with_4(
+    tiny_tokens: TokenDirectory, saved: Saved, tmp_path: Path
+) -> None:
+    checkpoints = saved(tmp_path, 5)
 
     def limited() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-        work.run_training(tmp_path, tiny_tokens)
+        run_training(tmp_path, tiny_tokens)
 
     assert code_of(in_child(limited)) == 4
     assert [p.name for p in checkpoints.glob("*step*")] == ["step-00000005"]
@@ -379,11 +396,15 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("name", DAMAGES)
 @pytest.mark.fault("D6")
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    name: str, tiny_tokens: TokenDirectory, tmp_path: Path, unbroken: dict[str, torch.Tensor]
+    name: str,
+    tiny_tokens: TokenDirectory,
+    saved: Saved,
+    tmp_path: Path,
+    unbroken: dict[str, torch.Tensor],
 ) -> None:
-    checkpoints = saved(tmp_path, tiny_tokens, 3, 5)
+    checkpoints = saved(tmp_path, 3, 5)
     DAMAGES[name](checkpoints / "step-00000005")
-    _, trained, _ = work.run_training(tmp_path, tiny_tokens)
+    _, trained, _ = run_training(tmp_path, tiny_tokens)
     assert len(trained.notes) == 1
     assert "passed over step-00000005" in trained.notes[0]
     assert_same(end_of(tmp_path), unbroken)
@@ -392,13 +413,13 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 @pytest.mark.parametrize("name", DAMAGES)
 @pytest.mark.fault("D6")
 def test_a_damaged_checkpoint_that_is_named_ends_with_3_and_nothing_in_its_place(
-    name: str, tiny_tokens: TokenDirectory, tmp_path: Path
+    name: str, tiny_tokens: TokenDirectory, saved: Saved, tmp_path: Path
 ) -> None:
-    checkpoints = saved(tmp_path, tiny_tokens, 3, 5)
+    checkpoints = saved(tmp_path, 3, 5)
     DAMAGES[name](checkpoints / "step-00000003")
     before = sorted(checkpoints.rglob("*"))
     with pytest.raises(CheckpointError, match=r"cannot go on from .*step-00000003: .") as error:
-        work.run_training(tmp_path, tiny_tokens, checkpoint=checkpoints / "step-00000003")
+        run_training(tmp_path, tiny_tokens, checkpoint=checkpoints / "step-00000003")
     assert error.value.exit_code == 3
     assert sorted(checkpoints.rglob("*")) == before
 
@@ -417,18 +438,22 @@ LIES: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("name", LIES)
 @pytest.mark.fault("D7")
 def test_a_hint_at_the_latest_is_never_believed_and_is_written_anew(
-    name: str, tiny_tokens: TokenDirectory, tmp_path: Path, unbroken: dict[str, torch.Tensor]
+    name: str,
+    tiny_tokens: TokenDirectory,
+    saved: Saved,
+    tmp_path: Path,
+    unbroken: dict[str, torch.Tensor],
 ) -> None:
     (tmp_path / "mine").write_text("of somebody else")
-    checkpoints = saved(tmp_path, tiny_tokens, 3, 5)
+    checkpoints = saved(tmp_path, 3, 5)
     latest = checkpoints / "latest"
     assert latest.read_text() == "step-00000005\n"
     LIES[name](latest)
-    saved(tmp_path, tiny_tokens, 7)
+    run_training(tmp_path, tiny_tokens, stop_after=7)
     if name != "directory":  # which a hint is not worth deleting
         assert not latest.is_symlink()
         assert latest.read_text() == "step-00000007\n"
-    work.run_training(tmp_path, tiny_tokens)
+    run_training(tmp_path, tiny_tokens)
     assert_same(end_of(tmp_path), unbroken)
     assert (tmp_path / "mine").read_text() == "of somebody else"
     assert not litter(tmp_path)
@@ -436,39 +461,39 @@ def test_a_hint_at_the_latest_is_never_believed_and_is_written_anew(
 
 @pytest.mark.fault("D7")
 def test_the_hint_names_what_was_loaded_when_the_newest_is_broken(
-    tiny_tokens: TokenDirectory, tmp_path: Path
+    tiny_tokens: TokenDirectory, saved: Saved, tmp_path: Path
 ) -> None:
-    checkpoints = saved(tmp_path, tiny_tokens, 3, 5)
+    checkpoints = saved(tmp_path, 3, 5)
     DAMAGES["truncated"](checkpoints / "step-00000005")
     seen = []
 
     def look(progress: Progress) -> None:
         seen.append((checkpoints / "latest").read_text())
 
-    work.run_training(tmp_path, tiny_tokens, heard=look)
+    run_training(tmp_path, tiny_tokens, heard=look)
     assert seen[0] == "step-00000003\n"
     assert (checkpoints / "latest").read_text() == "step-00000020\n"
 
 
 @pytest.mark.fault("D8")
 def test_when_all_are_bad_it_never_starts_over_silently(
-    tiny_tokens: TokenDirectory, tmp_path: Path
+    tiny_tokens: TokenDirectory, saved: Saved, tmp_path: Path
 ) -> None:
-    checkpoints = saved(tmp_path, tiny_tokens, 3, 5)
+    checkpoints = saved(tmp_path, 3, 5)
     for checkpoint in checkpoints.glob("step-*"):
         (checkpoint / "trainer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="To train from the start, remove") as error:
-        work.run_training(tmp_path, tiny_tokens)
+        run_training(tmp_path, tiny_tokens)
     assert error.value.exit_code == 3
 
 
 @pytest.mark.fault("D9")
 def test_a_planted_pickle_is_ignored_and_said(
-    tiny_tokens: TokenDirectory, tmp_path: Path, unbroken: dict[str, torch.Tensor]
+    tiny_tokens: TokenDirectory, saved: Saved, tmp_path: Path, unbroken: dict[str, torch.Tensor]
 ) -> None:
-    checkpoint = saved(tmp_path, tiny_tokens, 5) / "step-00000005"
+    checkpoint = saved(tmp_path, 5) / "step-00000005"
     (checkpoint / "optimizer.pt").write_bytes(b"cos\nsystem\n(S'touch PWNED'\ntR.")
-    _, trained, _ = work.run_training(tmp_path, tiny_tokens)
+    _, trained, _ = run_training(tmp_path, tiny_tokens)
     assert trained.notes == ("ignored optimizer.pt in step-00000005: nothing is unpickled",)
     assert not Path("PWNED").exists()
     assert_same(end_of(tmp_path), unbroken)
@@ -585,9 +610,9 @@ def test_resumed_at_a_boundary_or_after_the_end_it_is_the_same(
     tmp_path: Path,
     unbroken: dict[str, torch.Tensor],
 ) -> None:
-    work.run_training(tmp_path, tiny_tokens, stop_after=stop_after)  # 5, 10: also evaluated
+    run_training(tmp_path, tiny_tokens, stop_after=stop_after)  # 5, 10: also evaluated
     for _ in range(2):
-        work.run_training(tmp_path, tiny_tokens)
+        run_training(tmp_path, tiny_tokens)
         assert_same(end_of(tmp_path), unbroken)
     rows = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 21))
@@ -644,7 +669,7 @@ def test_a_skipped_step_poisons_neither_weights_nor_moments(
         return clip(params, tokens, norm)
 
     monkeypatch.setattr(loop, "mean_and_clip", once)
-    _, trained, _ = work.run_training(tmp_path, tiny_tokens, nonfinite="skip")
+    _, trained, _ = run_training(tmp_path, tiny_tokens, nonfinite="skip")
     assert trained.position.skipped == 1
     assert all(tensor.isfinite().all() for tensor in end_of(tmp_path).values())
     rows = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -664,7 +689,7 @@ def test_a_spike_is_marked_and_the_training_goes_on(
         return type(sums)(**(vars(sums) | {"loss": sums.loss * 50})) if step == 15 else sums
 
     monkeypatch.setattr(loop, "forward_backward", garbage)
-    _, trained, _ = work.run_training(tmp_path, tiny_tokens)
+    _, trained, _ = run_training(tmp_path, tiny_tokens)
     rows = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "spike" in row] == [16]
     assert trained.position.step == 20
@@ -677,7 +702,7 @@ def test_a_batch_cut_in_any_way_gives_the_same_losses(
 ) -> None:
     found = []
     for size in (micro_batch, 2):
-        work.run_training(tmp_path / str(size), tiny_tokens, micro_batch=size)
+        run_training(tmp_path / str(size), tiny_tokens, micro_batch=size)
         lines = (tmp_path / str(size) / "metrics.jsonl").read_text().splitlines()
         found.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
     assert found[0] == pytest.approx(found[1], abs=1e-5)
@@ -846,7 +871,7 @@ def test_grown_twice_to_full_depth_it_keeps_every_moment(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inheritune.run.derive.judge", lambda trial, tolerance: "not_matched")
-    grow = {"add": 1, "weights": "keep"}
+    grow = {"add": 1, "max_rounds": None, "weights": "keep"}
     recipe = recipe_of(tiny_reference, tiny_text, inherit={"layers": 2}, grow=grow)
     result = execute(recipe, tmp_path / "run")
     assert (result.layers, result.summary["rounds"], result.is_missed) == (4, 3, True)
@@ -872,7 +897,7 @@ def test_files_follow_the_umask(
     umask: int, tiny_tokens: TokenDirectory, tmp_path: Path, set_umask: Callable[[int], None]
 ) -> None:
     set_umask(umask)
-    saved(tmp_path, tiny_tokens, 5)
+    run_training(tmp_path, tiny_tokens, stop_after=5)
     for path in (tmp_path / "checkpoints").rglob("*"):
         wanted = (0o777 if path.is_dir() else 0o666) & ~umask
         assert path.stat().st_mode & 0o777 == wanted, path
@@ -916,12 +941,12 @@ def test_a_path_with_everything_in_it_works(
 
 @pytest.mark.fault("D26")
 def test_a_torn_or_spoilt_metrics_file_is_cut_to_the_checkpoint(
-    tiny_tokens: TokenDirectory, tmp_path: Path
+    tiny_tokens: TokenDirectory, saved: Saved, tmp_path: Path
 ) -> None:
-    saved(tmp_path, tiny_tokens, 5)
+    saved(tmp_path, 5)
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 6, "loss": 9.0}\n\xff\xfe garbage\n[]\n{"step": 7, "lo')
-    work.run_training(tmp_path, tiny_tokens)
+    run_training(tmp_path, tiny_tokens)
     rows = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 21))
     assert 9.0 not in [row.get("loss") for row in rows]
@@ -959,7 +984,7 @@ def trained_with(
     """Train, and give what was said about the tracker."""
     said: list[str] = []
     with Trackers({"wandb": make}, "test", folder, said.append) as shown:
-        work.run_training(folder, tokens, on_row=shown.send, **more)
+        run_training(folder, tokens, on_row=shown.send, **more)
     return said
 
 
@@ -1069,7 +1094,7 @@ def test_a_clock_that_is_set_back_moves_no_duration(
         return now
 
     monkeypatch.setattr(time, "time", backwards)
-    _, trained, _ = work.run_training(tmp_path, tiny_tokens)
+    _, trained, _ = run_training(tmp_path, tiny_tokens)
     assert 0 < trained.seconds < 60
     rows = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     elapsed = [row["elapsed_s"] for row in rows]

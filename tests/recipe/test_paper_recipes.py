@@ -248,7 +248,7 @@ def run_scaled(name: str, root: Path) -> dict:
     return record
 
 
-@pytest.mark.slow  # a quarter of a minute each: make recipes
+@pytest.mark.recipes  # a quarter of a minute each
 @pytest.mark.parametrize("name", PAPERS)
 def test_a_scaled_recipe_runs_to_the_end(name, tmp_path):
     run_scaled(name, tmp_path / "run")

@@ -25,7 +25,7 @@ def small(name: str, *sets: str) -> RecipeFile:
 
 
 @pytest.mark.shared_data
-@pytest.mark.slow  # with `make recipes`
+@pytest.mark.recipes
 def test_the_stories_recipe_runs_on_a_model_that_somebody_else_trained(
     shared_data: Path, tmp_path: Path
 ) -> None:
@@ -62,7 +62,7 @@ def test_the_plan_of_demo_distillation_runs_the_reference_once_for_both(tmp_path
     assert trainings["inherit"].reference_flops is None
 
 
-@pytest.mark.slow  # with `make recipes`
+@pytest.mark.recipes
 def test_demo_fewest_layers_ends_with_the_smallest_size_that_matched(tmp_path: Path) -> None:
     result = execute(small("demo-fewest-layers", "grow.match.val_loss=2.5"), tmp_path / "run")
     rounds = {row.layers: row.outcome == "matched" for row in result.record.rounds}
@@ -71,7 +71,7 @@ def test_demo_fewest_layers_ends_with_the_smallest_size_that_matched(tmp_path: P
     assert not rounds[max(layers for layers in rounds if layers < result.layers)]
 
 
-@pytest.mark.slow  # with `make recipes`
+@pytest.mark.recipes
 def test_demo_distillation_stores_the_logits_once(tmp_path: Path) -> None:
     result = execute(small("demo-distillation"), tmp_path / "run")
     rows = {row.name: row for row in result.record.variants}
@@ -81,7 +81,7 @@ def test_demo_distillation_stores_the_logits_once(tmp_path: Path) -> None:
     assert rows["kd-inherit"].val_loss < rows["kd"].val_loss
 
 
-@pytest.mark.slow  # with `make recipes`
+@pytest.mark.recipes
 def test_depth_pruning_trains_every_published_way_beside_its_controls(tmp_path: Path) -> None:
     sets = [
         "reference.train=null",

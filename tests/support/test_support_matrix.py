@@ -1,6 +1,6 @@
 """Every decoder type of the installed transformers, cut and run, as docs/support.md says.
 
-A shard: ``SUPPORT_SHARD=1/2 pytest tests/support -m slow``. After a change that is meant:
+A shard: ``SUPPORT_SHARD=1/2 pytest tests/support -m support``. After a change that is meant:
 ``python scripts/support_matrix.py``
 """
 
@@ -45,13 +45,13 @@ def test_a_type_is_as_the_document_says(model_type, tmp_path):
     check(matrix.run(model_type, tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.support
 @pytest.mark.parametrize("model_type", shard())
 def test_every_other_type_is_as_the_document_says(model_type, tmp_path):
     check(matrix.run(model_type, tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.support
 @pytest.mark.parametrize("model_type", shard())
 def test_moved_layers_compute_the_same_or_are_refused(model_type, tmp_path):
     moved = matrix.run_moved(model_type, tmp_path)
@@ -91,7 +91,7 @@ def test_a_layer_that_computes_something_else_is_noticed(tmp_path):
         proof.prove(swapped, expected, 4)
 
 
-@pytest.mark.slow
+@pytest.mark.support
 @pytest.mark.shared_data
 def test_released_configs_shrunk_are_exact_at_every_number_of_layers(
     shared_data, tmp_path, subtests
