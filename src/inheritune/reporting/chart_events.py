@@ -27,14 +27,14 @@ def round_marks(
     layers = [
         alt.Chart(alt.Data(values=rules))
         .mark_rule(strokeDash=[1, 4], strokeWidth=1.5)
-        .encode(x="tokens:Q")
+        .encode(x=alt.X("tokens:Q"))
     ]
     if with_labels and len(marks) <= 6:
         (key,) = top
         layers.append(
             alt.Chart(alt.Data(values=marks), name="rounds")
             .mark_text(align="left", baseline="bottom", dx=0, dy=-6)
-            .encode(x="tokens:Q", y=f"{key}:Q", text="label:N")
+            .encode(x=alt.X("tokens:Q"), y=alt.Y(f"{key}:Q"), text=alt.Text("label:N"))
         )
     return layers
 
@@ -51,7 +51,7 @@ def restart_marks(
     )
     tooltip = [alt.Tooltip("label:N", title="training")]
     (key,) = bottom
-    return [marks.encode(x="tokens:Q", y=f"{key}:Q", tooltip=tooltip)]
+    return [marks.encode(x=alt.X("tokens:Q"), y=alt.Y(f"{key}:Q"), tooltip=tooltip)]
 
 
 def level_marks(alt: Any, levels: Sequence[tuple[str, float]], key: str) -> list[Any]:
@@ -60,4 +60,4 @@ def level_marks(alt: Any, levels: Sequence[tuple[str, float]], key: str) -> list
         return []
     base = alt.Chart(alt.Data(values=[{key: level} for _, level in levels]))
     rule = base.mark_rule(strokeDash=REFERENCE.dash, strokeWidth=1.5, color=REFERENCE.color)
-    return [rule.encode(y=f"{key}:Q")]
+    return [rule.encode(y=alt.Y(f"{key}:Q"))]

@@ -25,12 +25,6 @@ _MAX_MARKERS = 24  # of one line
 _LABEL_HEIGHT = 16  # pixels
 _LABEL_WIDTH = 210  # pixels; longer names end in "…"
 
-# What a mark shows is in its row, so that the page's script can change it.
-_LOOK = {
-    "color": {"field": "color", "type": "nominal", "scale": None},
-    "shape": {"field": "shape", "type": "nominal", "scale": None},
-}
-
 
 @dataclass(frozen=True)
 class Measure:
@@ -98,14 +92,20 @@ def line_chart(
     meta = _choices(lines, axes, measure, levels, any(raw)) | {"planned": {"tokens": planned}}
     labels = _labels(meta["lines"], levels, measure, domain, planned)
     at: dict[str, Any] = {"x": alt.X("tokens:Q"), "y": alt.Y(f"{measure.key}:Q")}
-    text = alt.Chart(alt.Data(values=labels)).encode(**at, text="label:N")
+    text = alt.Chart(alt.Data(values=labels)).encode(**at, text=alt.Text("label:N"))
+    # What a mark shows is in its row, so that the page's script can change it. Channels are made
+    # here: altair takes ten times as long to make them from names.
+    look = {
+        "color": alt.Color("color", type="nominal", scale=None),
+        "shape": alt.Shape("shape", type="nominal", scale=None),
+    }
     spec = finished_spec(
         alt.layer(
             *_strokes(alt, "raw", raw, lines, x, y),
             *_strokes(alt, "line", data, lines, x, y),
             alt.Chart(alt.Data(values=markers), name="markers")
             .mark_point(size=54, filled=True, opacity=1, clip=True)
-            .encode(x=x, y=y, **_LOOK),
+            .encode(x=x, y=y, **look),
             *round_marks(alt, events.rounds, top, axes, with_labels=not log),
             *restart_marks(alt, events.restarts, bottom, axes),
             *level_marks(alt, levels, measure.key),
@@ -113,7 +113,7 @@ def line_chart(
             text.mark_text(**_BESIDE).properties(name="labels text"),
             alt.Chart(alt.Data(values=labels), name="labels marks")
             .mark_point(size=54, filled=True, opacity=1, xOffset=10)
-            .encode(**at, **_LOOK),
+            .encode(**at, **look),
         )
     )
     spec["usermeta"] = meta
@@ -252,7 +252,9 @@ def _strokes(
             elif muted:
                 look = {"color": MUTED, "strokeWidth": 1, "opacity": 0.6}
             layer = alt.Chart(alt.Data(values=rows), name=f"{kind} {index}")
-            strokes.append(layer.mark_line(clip=True, **look).encode(x=x, y=y, detail="part:N"))
+            strokes.append(
+                layer.mark_line(clip=True, **look).encode(x=x, y=y, detail=alt.Detail("part:N"))
+            )
     return strokes
 
 
