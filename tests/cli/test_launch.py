@@ -27,6 +27,7 @@ train:
     min_learning_rate: 1.0e-4, precision: fp32, eval_every: 1M}}
 grow: {{add: 0}}
 analyze: null
+evaluate: {{gains: false}}
 variants: {{inherit: {{start: inherit}}}}
 """
 
@@ -69,6 +70,7 @@ def test_two_processes_end_where_one_does(recipe: Callable[[int], Path], tmp_pat
     assert two.stderr.count("at its end: val_loss") == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_match_ends_with_6_and_has_its_report_and_card(
     recipe: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,7 +145,9 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the signal at a parent's death is Linux's")
-@pytest.mark.parametrize("how", ["the launcher is killed", "a second signal"])
+@pytest.mark.parametrize(
+    "how", ["the launcher is killed", pytest.param("a second signal", marks=pytest.mark.slow)]
+)
 def test_no_worker_outlives_its_launcher(
     how: str, recipe: Callable[[int], Path], tmp_path: Path
 ) -> None:
@@ -229,6 +233,7 @@ def test_the_other_workers_are_asked_to_save_when_one_fails(
     assert not list(tmp_path.glob(".processes.*"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/net/tcp")
 def test_workers_listen_on_loopback_only_and_unpickle_nothing(
     recipe: Callable[[int], Path], tmp_path: Path
@@ -302,6 +307,7 @@ def test_a_signal_that_comes_while_it_starts_is_passed_on(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_plain_torchrun_works_and_a_refusal_ends_all_processes(
     recipe: Callable[[int], Path], tmp_path: Path
 ) -> None:

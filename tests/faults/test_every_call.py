@@ -11,6 +11,7 @@ import pytest
 PROGRAM = Path(__file__).with_name("every_call")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("D40")
 @pytest.mark.skipif(
     sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler"

@@ -438,6 +438,7 @@ FLOODS = {
     "a wide text": lambda size: b'{"a":"\xf0\x9f\x98\x80' + b"x" * (size - 13) + b'"}',
     "a text wide by its escapes": lambda size: b'{"a":"\\ud83d\\ude00' + b"x" * (size - 30) + b'"}',
 }
+COSTLIEST = ("brackets", "fewer tiny keys", "a text wide by its escapes")  # one of each kind
 READ = """
 import json, sys, time
 from inheritune.model_files.directory import open_model
@@ -457,7 +458,10 @@ print(status['VmHWM'].split()[0])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux counts it")
-@pytest.mark.parametrize("flood", FLOODS)
+@pytest.mark.parametrize(
+    "flood",
+    [name if name in COSTLIEST else pytest.param(name, marks=pytest.mark.slow) for name in FLOODS],
+)
 @pytest.mark.fault("B12", "B16")
 def test_a_file_that_would_fill_the_memory_is_refused_in_little(reference, tmp_path, flood):
     fill = FLOODS[flood]
@@ -512,6 +516,7 @@ def test_config_and_weights_disagree_on_the_layers(reference):
     refused(reference, "cannot be")
 
 
+@pytest.mark.slow  # a process, and five classes; every class is asked by `make support`
 @pytest.mark.fault("B14")
 def test_per_layer_lists_are_consistent_in_a_fresh_process(tiny_model, tmp_path):
     for family in ("smollm3", "olmo3", "gemma3", "qwen3", "gpt-neo"):

@@ -18,6 +18,7 @@ from inheritune.training.loop import train
 COMPILER_VARIABLES = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
 
 
+@pytest.mark.slow
 @pytest.mark.fault("D32")
 def test_a_run_with_tasks_leaves_nothing_outside_of_its_directory(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path

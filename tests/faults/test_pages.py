@@ -26,8 +26,6 @@ from inheritune.reporting.live_server import (
 )
 from inheritune.reporting.page import write_report
 
-pytestmark = pytest.mark.drawn
-
 LARGEST = 1_500_000
 SCRIPT = re.compile(r"<script([^>]*)>(.*?)</script>", re.S)
 HOSTILE = [
@@ -99,7 +97,8 @@ def _many_variants(run: Path, synthetic: ModuleType) -> str:
 @pytest.mark.parametrize(
     "make",
     [
-        *(_empty, _running, _crashed, _without_record, _one_row, _many_variants),
+        *(_empty, _running, _crashed, _without_record, _one_row),
+        pytest.param(_many_variants, marks=pytest.mark.drawn),
         pytest.param(_many_rows, marks=pytest.mark.slow),
     ],
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import push_server
 import pytest
+import tiny_recipe
 import yaml
 from typer.testing import CliRunner
 
@@ -23,8 +24,6 @@ from inheritune.model_files.card import join_front_matter, split_front_matter
 from inheritune.model_files.directory import open_model
 from inheritune.publishing.card import card_text
 from inheritune.publishing.push import pack, push
-from inheritune.recipe.load import RecipeFile
-from inheritune.recipe.schema import Recipe
 from inheritune.reporting.embed import presentable
 from inheritune.run.execute import execute
 from inheritune.run_record.record import RunRecord
@@ -299,49 +298,48 @@ def test_a_commercial_licence_is_no_obstacle(target, hub):
 LOADED = """
 import hashlib, json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-path, ids = sys.argv[1], torch.tensor([[5, 9, 2, 11]])
-model = AutoModelForCausalLM.from_pretrained(path).eval()
-tokenizer = AutoTokenizer.from_pretrained(path)
-with torch.no_grad():
-    logits = model(ids).logits
-    text = model.generate(ids, max_new_tokens=8, do_sample=False)
-print(json.dumps({
-    "logits": hashlib.sha256(logits.float().numpy().tobytes()).hexdigest(),
-    "greedy": tokenizer.decode(text[0]),
-    "inheritune": "inheritune" in sys.modules,
-}))
+found, ids = [], torch.tensor([[5, 9, 2, 11]])
+for path in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(path).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    with torch.no_grad():
+        logits = model(ids).logits
+        text = model.generate(ids, max_new_tokens=8, do_sample=False)
+    found.append({
+        "logits": hashlib.sha256(logits.float().numpy().tobytes()).hexdigest(),
+        "greedy": tokenizer.decode(text[0]),
+        "inheritune": "inheritune" in sys.modules,
+    })
+print(json.dumps(found))
 """
 
 
 @pytest.fixture(scope="module")
 def run(tiny_reference: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    fields = {
-        "name": "tiny",
-        "reference": {"model": str(tiny_reference)},
-        "data": {"source": str(tiny_text), "val_fraction": 0.2},
-        "train": {"tokens": 512, "seq_len": 16, "batch_tokens": 128, "micro_batch": 8}
-        | {"learning_rate": 1e-3, "min_learning_rate": 1e-4},
-        "grow": {"add": 0},
-        "report": {"prompts": []},
-        "variants": {"inherit": {"start": "inherit"}},
-    }
+    recipe = tiny_recipe.recipe_of(
+        tiny_reference,
+        tiny_text,
+        train={"tokens": 512},
+        grow={"add": 0},
+        variants={"inherit": {"start": "inherit"}},
+    )
     root = tmp_path_factory.mktemp("run") / "tiny"
-    execute(RecipeFile(None, "# made by a test\n", Recipe.model_validate(fields), {}), root)
+    execute(tiny_recipe.as_file(recipe), root)
     return root
 
 
 @pytest.mark.fault("E12")
 def test_a_trained_target_opens_in_plain_transformers_with_equal_logits_and_text(run, tmp_path):
     alone = Path(shutil.copytree(run / "target", tmp_path / "alone"))
-    found = []
-    for place in (run / "variants/inherit/2-layers/model", alone):
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", LOADED, str(place)],
-            env={"HF_HUB_OFFLINE": "1", "HOME": str(tmp_path), "PATH": os.environ["PATH"]},
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found.append(json.loads(done.stdout))
+    places = (run / "variants/inherit/2-layers/model", alone)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", LOADED, *map(str, places)],
+        env={"HF_HUB_OFFLINE": "1", "HOME": str(tmp_path), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
     assert found[0] == found[1] and not found[0]["inheritune"]
 
 

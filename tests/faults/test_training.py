@@ -708,6 +708,7 @@ def test_a_batch_cut_in_any_way_gives_the_same_losses(
     assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("D17")
 def test_a_killed_process_ends_the_run_and_one_process_goes_on(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path

@@ -46,6 +46,7 @@ def recipe_of(model: Path, text: Path) -> RecipeFile:
         "reference": {"model": str(model)},
         "data": {"source": str(text), "val_fraction": 0.2},
         "train": train | {"save_minutes": 1e-9},
+        "evaluate": {"gains": False},
         "grow": {"add": 0},
         "analyze": None,
     }

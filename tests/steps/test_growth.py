@@ -45,6 +45,7 @@ def fields_of(model: Path, text: Path, **sections: dict[str, Any]) -> dict[str, 
         "grow": {"add": 1},
         "variants": {"inherit": {"start": "inherit"}},
         "analyze": None,
+        "evaluate": {"gains": False},
     }
     for name, section in sections.items():
         fields[name] = fields.get(name, {}) | section

@@ -173,7 +173,9 @@ def test_the_data_goes_on_under_keep_and_restarts_under_reinherit(
     )
 
 
-@pytest.mark.parametrize("allowed", [12, 16, 20, 24, 26, 28, 30, 34, 40])
+# Of 60 reports of progress: in the first round, at its last step, while it is measured, at its end,
+# and at the beginning of the second one.
+@pytest.mark.parametrize("allowed", [24, 27, 36, 38, 39, 40])
 def test_a_run_stopped_around_growing_continues_to_the_same_bits(
     tiny_reference: Path,
     tiny_text: Path,
