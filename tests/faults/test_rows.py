@@ -5,8 +5,10 @@ A power cut keeps what was synced, so rows are synced before the checkpoint that
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,8 @@ from inheritune.run.execute import execute
 from inheritune.system.progress import Progress
 from inheritune.training.checkpoint_files import newest_first
 
+run_training = partial(work.run_training, micro_batch=8)  # in one piece: fewer passes
+
 LOSSES: dict[str, Callable[[bytes], bytes]] = {
     "the tail": lambda rows: rows[: len(rows) * 2 // 3],
     "a validation in the middle": lambda rows: b"".join(
@@ -33,7 +37,7 @@ LOSSES: dict[str, Callable[[bytes], bytes]] = {
 def stopped_at(folder: Path, tokens: TokenDirectory, *steps: int) -> Path:
     """A training that was stopped after these steps; returns its rows."""
     for step in steps:
-        work.run_training(folder, tokens, stop_after=step)
+        run_training(folder, tokens, stop_after=step)
     return folder / "metrics.jsonl"
 
 
@@ -50,7 +54,7 @@ def test_a_checkpoint_without_its_rows_is_passed_over_and_trained_again(
     metrics = stopped_at(tmp_path, tiny_tokens, 3, 10)
     early = metrics.read_bytes()[: json.loads(_trainer(tmp_path, 3))["metrics"]["bytes"]]
     metrics.write_bytes(early + LOSSES[loss](metrics.read_bytes()[len(early) :]))
-    _, trained, _ = work.run_training(tmp_path, tiny_tokens)
+    _, trained, _ = run_training(tmp_path, tiny_tokens)
     assert trained is not None
     assert "passed over step-00000010: metrics.jsonl" in " ".join(trained.notes)
     assert steps_in(metrics) == list(range(1, 21))
@@ -65,10 +69,10 @@ def test_without_the_rows_of_any_checkpoint_it_says_so_and_goes_on_only_when_tol
     metrics = stopped_at(tmp_path, tiny_tokens, 3, 10)
     metrics.unlink()
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl") as error:
-        work.run_training(tmp_path, tiny_tokens)
+        run_training(tmp_path, tiny_tokens)
     newest = newest_first(tmp_path / "checkpoints")[0]
     assert f"--from {newest}" in str(error.value.hint) and error.value.exit_code == 3
-    _, trained, _ = work.run_training(tmp_path, tiny_tokens, checkpoint=newest)
+    _, trained, _ = run_training(tmp_path, tiny_tokens, checkpoint=newest)
     assert trained is not None and "metrics.jsonl" in " ".join(trained.notes)
     assert steps_in(metrics) == list(range(11, 21))
 
@@ -82,7 +86,7 @@ def test_a_checkpoint_of_version_0_1_0_names_no_rows_and_is_continued(
         metrics = stopped_at(tmp_path, tiny_tokens, 10)
     assert "metrics" not in json.loads(_trainer(tmp_path, 10))
     metrics.unlink()
-    work.run_training(tmp_path, tiny_tokens)
+    run_training(tmp_path, tiny_tokens)
     assert steps_in(metrics) == list(range(11, 21))
 
 
@@ -109,15 +113,16 @@ def test_rows_are_on_the_disk_before_the_checkpoint_that_names_them(
 
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(Path, "rename", note_rename)
-    work.run_training(tmp_path, tiny_tokens, save_minutes=1e-9)
+    run_training(tmp_path, tiny_tokens, save_minutes=1e-9)
     assert len(survived) >= 20 and all(survived)
 
 
-@pytest.mark.parametrize("loss", [*LOSSES, "all"])
-@pytest.mark.fault("D31")
-def test_verify_tells_of_lost_rows(
-    loss: str, tiny_reference: Path, tiny_text: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def stopped(
+    tiny_reference: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run that was stopped after a step; to be copied."""
+    root = tmp_path_factory.mktemp("stopped") / "run"
     recipe = tiny_recipe.as_file(tiny_recipe.recipe_of(tiny_reference, tiny_text))
 
     def stop(progress: Progress) -> None:
@@ -125,7 +130,14 @@ def test_verify_tells_of_lost_rows(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        execute(recipe, tmp_path / "run", stop)
+        execute(recipe, root, stop)
+    return root
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, "all"])
+@pytest.mark.fault("D31")
+def test_verify_tells_of_lost_rows(loss: str, stopped: Path, tmp_path: Path) -> None:
+    shutil.copytree(stopped, tmp_path / "run")
     assert CliRunner().invoke(app, ["verify", str(tmp_path / "run")]).exit_code == 0
     (metrics,) = (tmp_path / "run").glob("variants/*/*/metrics.jsonl")
     metrics.write_bytes(LOSSES.get(loss, lambda rows: b"")(metrics.read_bytes()))

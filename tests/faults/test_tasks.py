@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_recipe
 from tiny_tasks import write_tasks
 from typer.testing import CliRunner, Result
 
 from inheritune.cli.app import app
 from inheritune.errors import InherituneError
 from inheritune.recipe.load import RecipeFile
-from inheritune.recipe.schema import Recipe
 from inheritune.reporting.task_tables import scores_table
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
@@ -57,16 +57,15 @@ def test_a_data_set_that_is_not_here_offline_is_named_with_what_to_fetch(
 
 
 def tiny_run(model: Path, text: Path, tasks: list[str]) -> RecipeFile:
-    fields = {
-        "name": "tiny",
-        "reference": {"model": str(model)},
-        "data": {"source": str(text), "val_fraction": 0.2},
-        "train": {"tokens": 256, "seq_len": 16, "batch_tokens": 128, "precision": "fp32"},
-        "grow": {"add": 0},
-        "variants": {"inherit": {"start": "inherit"}},
-        "evaluate": {"tasks": tasks},
-    }
-    return RecipeFile(None, "# made by a test\n", Recipe.model_validate(fields), {})
+    recipe = tiny_recipe.recipe_of(
+        model,
+        text,
+        train={"tokens": 256},
+        grow={"add": 0},
+        variants={"inherit": {"start": "inherit"}},
+        evaluate={"tasks": tasks},
+    )
+    return tiny_recipe.as_file(recipe)
 
 
 @pytest.mark.fault("E1")

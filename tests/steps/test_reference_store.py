@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from inheritune.reporting.verdict import remarks
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RunRecord
+from inheritune.steps import reference_store
 from inheritune.steps.reference_store import training_lock
 from inheritune.system.progress import Progress
 
@@ -162,34 +161,21 @@ def test_a_stopped_training_of_the_reference_continues_and_is_stored_at_its_end(
 def test_a_kill_during_storing_leaves_nothing_and_the_next_start_stores_it(
     two, tiny_reference, tiny_text, tmp_path
 ) -> None:
-    recipe = wishing(tiny_reference, tiny_text, tmp_path / "kept")
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe.resolved()))
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
-    assert done.returncode == -signal.SIGKILL
+    recipe = as_file(wishing(tiny_reference, tiny_text, tmp_path / "kept"))
+    child = os.fork()
+    if not child:
+        try:
+            reference_store.sync_file = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+            execute(recipe, tmp_path / "run")
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     kept = tmp_path / "kept"
     assert not (kept / place_name(two[2])).exists()
-    execute(as_file(recipe), tmp_path / "run")
+    execute(recipe, tmp_path / "run")
     assert Run(tmp_path / "run").read()["reference"]["trained_here"]
     places = [path.name for path in kept.iterdir() if path.is_dir()]
     assert places == [place_name(two[2])]  # and what the killed one left is swept
-
-
-KILLED = """
-import json, os, signal, sys
-from pathlib import Path
-from inheritune.run.execute import execute
-from inheritune.recipe.schema import Recipe
-from inheritune.recipe.load import RecipeFile
-from inheritune.steps import reference_store
-
-def kill(path):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-root = Path(sys.argv[1])
-reference_store.sync_file = kill
-recipe = Recipe.model_validate(json.loads((root / "recipe.json").read_text()))
-execute(RecipeFile(None, "# made by a test\\n", recipe, {}), root / "run")
-"""
 
 
 def test_a_missing_reference_that_was_taken_over_is_an_error(
