@@ -36,7 +36,8 @@ sbom: setup  ## build/sbom.cdx.json: what is installed in .venv, as a CycloneDX 
 demo: setup  ## the whole method on this machine, in minutes: no GPU, no account
 	@$(BIN)/inheritune demo $(ARGS)
 
-SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
+# Files in their order: the last ones are short. By the number of their tests, one slow test ends last.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: setup  ## the tests that need no GPU, no network and little time
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 

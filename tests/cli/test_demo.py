@@ -73,6 +73,7 @@ def test_all_layers_of_the_embedded_reference_give_its_logits_bit_for_bit(tmp_pa
     assert torch.equal(*logits)
 
 
+@pytest.mark.slow
 def test_the_demo_ends_with_0_and_leaves_page_target_and_ledger() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -105,6 +105,7 @@ def test_a_miss_names_ways_on_whose_commands_run(recipe):
     }
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_where_it_saved_and_how_to_continue(recipe, tmp_path):
     words = ["run", str(recipe), "--set", "train.tokens=64K", "--set", "data.allow_repeat=true"]
     words += ["--set", "train.compile=off", "--set", "grow.add=0", "--runs", "r"]

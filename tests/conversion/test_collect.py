@@ -34,7 +34,11 @@ def equal(directory, expected):
     ],
     ids=["compile", "ddp and compile", "checkpointing", "fsdp", "peft", "lightning"],
 )
-@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "pickle"])
+@pytest.mark.parametrize(
+    "pickled",
+    [False, pytest.param(True, marks=pytest.mark.slow)],  # a process reads a pickle
+    ids=["safetensors", "pickle"],
+)
 def test_what_a_wrapper_added_to_names_is_taken_off(reference, tmp_path, rename, pickled):
     expected = load_file(reference / WEIGHTS)
     renamed = {rename(name): tensor for name, tensor in expected.items()}

@@ -62,7 +62,13 @@ def contents(directory):
 
 
 @pytest.mark.parametrize(
-    ("family", "shards"), [("llama", 1), ("llama", 3), ("llama-tied", 1), ("gpt2", 3)]
+    ("family", "shards"),
+    [
+        ("llama-tied", 1),
+        ("gpt2", 3),
+        pytest.param("llama", 1, marks=pytest.mark.slow),
+        pytest.param("llama", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_a_converted_model_is_the_same_to_transformers_bit_for_bit(
     pickled, tmp_path, family, shards
@@ -226,7 +232,10 @@ def test_nan_is_kept_with_a_warning(pickled, tmp_path):
     assert written(tmp_path / "out")["model.norm.weight"].isnan().all()
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "model", "module"])
+@pytest.mark.parametrize(
+    "wrapper",
+    ["module", *(pytest.param(x, marks=pytest.mark.slow) for x in ("state_dict", "model"))],
+)
 def test_a_wrapped_state_is_unwrapped_and_what_stood_beside_it_is_said(pickled, tmp_path, wrapper):
     source = pickled()
     state = torch.load(source / SINGLE)
@@ -248,8 +257,8 @@ class Calls:
     ("function", "form", "trusting"),
     [
         (os.system, "zip", True),
-        (os.system, "pickle", False),
-        (eval, "zip", False),
+        pytest.param(os.system, "pickle", False, marks=pytest.mark.slow),
+        pytest.param(eval, "zip", False, marks=pytest.mark.slow),
         (eval, "legacy", True),
     ],
 )

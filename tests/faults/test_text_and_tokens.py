@@ -560,7 +560,7 @@ def test_a_killed_prepare_is_repeated_to_the_same_bytes(folder, tokenizer, tmp_p
     assert [path.name for path in out.parent.iterdir()] == ["tokens"]
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
 @pytest.mark.fault("C15")
 def test_prepare_killed_again_and_again_goes_on_after_its_last_whole_shard(
     folder, tokenizer, tmp_path, shards, monkeypatch, workers
