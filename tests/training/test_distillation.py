@@ -38,8 +38,7 @@ from inheritune.run.execute import execute
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RunRecord
 from inheritune.system.progress import Progress
-from inheritune.training import logit_cache
-from inheritune.training import loss as loss_module
+from inheritune.training import chunked_loss, lazy_logits, logit_cache
 from inheritune.training.batches import sample_numbers
 from inheritune.training.distillation import (
     Distillation,
@@ -97,7 +96,7 @@ def against(
     return make_objective(model, Distillation(source, alpha), SAMPLES)
 
 
-@pytest.mark.parametrize("chunk", [2**24, 7 * 320])
+@pytest.mark.parametrize(("chunk", "block"), [(2**24, 2**24), (7 * 320, 2 * 320)])
 @pytest.mark.parametrize(("alpha", "tau"), [(0.6, 1.0), (0.3, 2.5), (0.0, 1.0)])
 @pytest.mark.parametrize("name", MODELS)
 def test_distillation_loss_and_gradients_match_the_fp64_formula(
@@ -105,10 +104,12 @@ def test_distillation_loss_and_gradients_match_the_fp64_formula(
     alpha: float,
     tau: float,
     chunk: int,
+    block: int,
     plain: Settings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loss_module, "_CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(lazy_logits, "_CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(chunked_loss, "_BLOCK_LOGITS", block)
     model, reference = MODELS[name](0, 2), MODELS[name](1, 3)
     objective = against(reference, model, plain, alpha, tau)
     assert objective.avoids_logits == (name != "gemma2")

@@ -1,5 +1,9 @@
+import copy
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -10,8 +14,10 @@ from transformers import (
     LlamaConfig,
 )
 
+from inheritune.training import chunked_loss, lazy_logits
 from inheritune.training.loss import (
     TrainingObjective,
+    _sum_by_op,
     cross_entropy_sum,
     logits_are_plain_head_output,
 )
@@ -98,6 +104,69 @@ def test_fused_loss_and_gradients_equal_those_of_the_logits(name: str) -> None:
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=1e-5)
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+class Sizes(TorchDispatchMode):
+    """Notes how many values each tensor of a computation has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.seen |= {out.numel()} if isinstance(out, torch.Tensor) else set()
+        return out
+
+
+@pytest.mark.parametrize("name", FITS)
+@pytest.mark.parametrize(("chunk", "block"), [(2**24, 2**24), (7 * 97, 2 * 97)])
+def test_cross_entropy_in_chunks_matches_the_fp64_formula_and_never_holds_the_logits(
+    chunk: int, block: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lazy_logits, "_CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(chunked_loss, "_BLOCK_LOGITS", block)
+    model = fresh(FITS[name]).eval()
+    x, y = torch.randint(0, 97, (2, 12, 16))
+    y[0, :5] = -100
+    with Sizes() as sizes:
+        loss = TrainingObjective(model, avoids_logits=True)(x, y)
+        (2 * loss).backward()
+    exact = copy.deepcopy(model).double()
+    exact.zero_grad()
+    z = exact(input_ids=x, use_cache=False).logits[y != -100]
+    expected = torch.nn.functional.cross_entropy(z, y[y != -100], reduction="sum")
+    (2 * expected).backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    for ours, theirs in zip(model.parameters(), exact.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).norm() <= 1e-5 * theirs.grad.norm() + 1e-7
+    assert (12 * 16 * 97 in sizes.seen) == (chunk == 2**24)
+
+
+def test_gradients_known_from_the_walk_are_given_away_once() -> None:
+    model = fresh(FITS["llama"]).eval()
+    x, y = torch.randint(0, 97, (2, 3, 16))
+    loss = TrainingObjective(model, avoids_logits=True)(x, y)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_the_fused_op_has_loss_and_gradients_of_the_logits(name: str) -> None:
+    model = fresh(FITS[name]).eval()
+    x, y = torch.randint(0, 97, (2, 3, 16))
+    y[0, :5] = -100
+    head = model.get_output_embeddings().weight
+    losses = [
+        _sum_by_op(lazy_logits.lazy_logits(model, x, avoids_logits=True), y.flatten()),
+        cross_entropy_sum(model, x, y),
+    ]
+    ours, theirs = (torch.autograd.grad(loss, head)[0] for loss in losses)
+    torch.testing.assert_close(*losses, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_fused_loss_is_summed_in_fp32_under_bf16() -> None:

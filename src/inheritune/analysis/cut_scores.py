@@ -21,7 +21,8 @@ from inheritune.surgery.removal import Cut
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
 from inheritune.training.layers import find_layers
-from inheritune.training.loss import LazyLogits, lazy_logits, logits_are_plain_head_output
+from inheritune.training.lazy_logits import LazyLogits, lazy_logits
+from inheritune.training.loss import logits_are_plain_head_output
 
 if TYPE_CHECKING:
     from torch import Tensor

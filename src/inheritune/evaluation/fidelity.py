@@ -20,7 +20,8 @@ from inheritune.errors import DataError
 from inheritune.evaluation.val_loss import count_windows, standard_error
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
-from inheritune.training.loss import LazyLogits, lazy_logits, logits_are_plain_head_output
+from inheritune.training.lazy_logits import LazyLogits, lazy_logits
+from inheritune.training.loss import logits_are_plain_head_output
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from inheritune.errors import UnsupportedModelError, first_line
 from inheritune.training.layers import find_layers, watched_by
-from inheritune.training.loss import LazyLogits, lazy_logits, logits_are_plain_head_output
+from inheritune.training.lazy_logits import LazyLogits, lazy_logits
+from inheritune.training.loss import logits_are_plain_head_output
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -24,7 +24,8 @@ from inheritune.training.kl_divergence import (
     TopK,
     loss_sums,
 )
-from inheritune.training.loss import LazyLogits, lazy_logits, logits_are_plain_head_output
+from inheritune.training.lazy_logits import LazyLogits, lazy_logits
+from inheritune.training.loss import logits_are_plain_head_output
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,21 +9,25 @@ B batch, T sequence, D hidden, V vocabulary; N = B x T tokens, n of them at a ti
 z: the target's logits; q = softmax(z / t); p: the reference's distribution; t: the temperature.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from inheritune.training.chunked_loss import (
+    IGNORED,
+    OfBlock,
+    attach_gradients,
+    sum_over_tokens,
+)
 from inheritune.training.hidden_states import HiddenStates
-from inheritune.training.loss import LazyLogits, TrainingObjective, lazy_logits
+from inheritune.training.lazy_logits import LazyLogits, lazy_logits
+from inheritune.training.loss import TrainingObjective, cross_entropy_slope
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-IGNORED = -100  # the label of a token that is not to be predicted
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Divergence:
 
     kl: Tensor  # nats, (n,)
     loss: Tensor  # the same with the weight t^2 on what is tempered, (n,)
-    slope: Tensor  # dloss/dz, (n, V)
+    slope: Tensor  # dloss/dz, (n, V), a tensor of its own
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,18 @@ class Full:
             part: The tokens, of N.
         """
         t = self.temperature
+        log_p = self.logits.rows(part).float()
         if t != 1:
-            log_q = (z / t).log_softmax(-1)
-        log_p = (self.logits.rows(part).float() / t).log_softmax(-1)
+            log_p, log_q = log_p / t, (z / t).log_softmax(-1)
+        log_p = log_p.log_softmax(-1)
         p = log_p.exp()
-        kl = (p * (log_p - log_q)).sum(-1)
+        kl = log_p.sub_(log_q).mul_(p).sum(-1)
         # d(t^2 KL)/dz = t (q - p)
-        return Divergence(kl, t**2 * kl, t * (log_q.exp() - p))
+        return Divergence(kl, t**2 * kl, torch.exp(log_q, out=log_p).sub_(p).mul_(t))
+
+    def chunk(self, part: slice) -> "Full":
+        """Return the distributions of some tokens, with their logits made."""
+        return Full(LazyLogits(self.logits.rows(part)), self.temperature)
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,12 @@ class TopK:
         slope.scatter_add_(1, ids, mass[:, None] * (t * tempered_slope - plain_slope))
         inside = mass * tempered
         return Divergence(outside + inside, outside + t**2 * inside, slope)
+
+    def chunk(self, part: slice) -> "TopK":
+        """Return the distributions of some tokens."""
+        return replace(
+            self, ids=self.ids[part], log_p=self.log_p[part], log_rest=self.log_rest[part]
+        )
 
     def normal(self, part: slice) -> tuple[Tensor, Tensor]:
         """Return `log_p` and `log_rest` of some tokens, made to add up to 1 again.
@@ -190,7 +205,7 @@ class DistillationObjective(TrainingObjective):
         if not slopes:
             return sums
         states = [comparison.states[number] for number in slopes]
-        return _KnownGradients.apply(sums, list(slopes.values()), *states)
+        return attach_gradients(sums, list(slopes.values()), states)
 
     def _run(self, input_ids: Tensor) -> tuple[LazyLogits, Full | TopK]:
         target = lazy_logits(self.model, input_ids, self.avoids_logits)
@@ -206,75 +221,23 @@ def loss_sums(target: LazyLogits, reference: Full | TopK, labels: Tensor, alpha:
     Args:
         alpha: Weight of the cross-entropy, in [0, 1]; the KL divergence has the rest.
     """
-    gradients = _Gradients(target) if torch.is_grad_enabled() else None
-    # Gradients are gathered in the same walk over the tokens: the backward pass would have to
-    # make all logits a second time.
-    with torch.no_grad():
-        logits = target.cast()
-        ce, kl, divergence_loss = target.hidden.new_zeros(3, dtype=torch.float32)
-        for part in logits.chunks():
-            z, y = logits.rows(part).float(), labels[part]  # (n, V), (n,)
+
+    def open_chunk(chunk: slice) -> OfBlock:
+        made = reference.chunk(chunk)
+
+        def of_block(z: Tensor, y: Tensor, block: slice) -> tuple[Tensor, Tensor]:
             is_label, log_q = y != IGNORED, z.log_softmax(-1)
-            divergence = reference.divergence(z, log_q, part)
             # CE = -log softmax(z)[y]
-            ce = ce + F.nll_loss(log_q, y, reduction="sum", ignore_index=IGNORED)
-            kl = kl + torch.where(is_label, divergence.kl, 0).sum()
-            divergence_loss = divergence_loss + torch.where(is_label, divergence.loss, 0).sum()
-            if gradients is not None:
-                slope = (1 - alpha) * divergence.slope
-                if alpha:  # dCE/dz = softmax(z) - onehot(y)
-                    of_ce = z.softmax(-1)
-                    of_ce.scatter_add_(1, y.clamp(min=0)[:, None], -torch.ones_like(z[:, :1]))
-                    slope += alpha * of_ce
-                slope = slope * is_label[:, None]
-                gradients.add(part, slope.to(target.hidden.dtype), logits)
-        sums = torch.stack((alpha * ce + (1 - alpha) * divergence_loss, ce, kl))
-    if gradients is None:
-        return sums
-    own = (target.hidden, target.weight, target.bias)
-    of_own = (gradients.hidden, gradients.weight, gradients.bias)
-    trained = [t for t, g in zip(own, of_own, strict=True) if g is not None]
-    known = [g for g in of_own if g is not None]
-    attached: Tensor = _KnownGradients.apply(sums, known, *trained)
-    return attached
+            ce = F.nll_loss(log_q, y, reduction="sum", ignore_index=IGNORED)
+            divergence = made.divergence(z, log_q, block)
+            kl = torch.where(is_label, divergence.kl, 0).sum()
+            weighted_kl = torch.where(is_label, divergence.loss, 0).sum()
+            slope = divergence.slope
+            if alpha:
+                of_ce = cross_entropy_slope(z.softmax(-1), y)
+                slope = slope.mul_(1 - alpha).add_(of_ce, alpha=alpha)
+            return torch.stack((alpha * ce + (1 - alpha) * weighted_kl, ce, kl)), slope
 
+        return of_block
 
-class _Gradients:
-    """The gradients of the loss over the tokens walked so far; the head's are summed in fp32.
-
-    Tensors that are not trained, nor lead to trained ones, have none.
-    """
-
-    def __init__(self, target: LazyLogits) -> None:
-        def zeros(tensor: Tensor | None) -> Tensor | None:
-            if tensor is None or not tensor.requires_grad:
-                return None
-            return torch.zeros_like(tensor, dtype=torch.float32)
-
-        self.hidden = torch.empty_like(target.hidden) if target.hidden.requires_grad else None
-        self.weight, self.bias = zeros(target.weight), zeros(target.bias)
-
-    def add(self, part: slice, slope: Tensor, logits: LazyLogits) -> None:
-        """Add the gradients of some tokens; ``slope`` is dloss/dz, (n, V)."""
-        # z = h W^T + b:  dloss/dh = slope W;  dloss/dW = slope^T h;  dloss/db = sum of slope
-        if self.hidden is not None:
-            self.hidden[part] = slope if logits.weight is None else slope @ logits.weight
-        if self.weight is not None:
-            self.weight += slope.T @ logits.hidden[part]
-        if self.bias is not None:
-            self.bias += slope.sum(0)
-
-
-class _KnownGradients(torch.autograd.Function):
-    """Attach gradients of the first of some sums, which are known already, to their tensors."""
-
-    @staticmethod
-    def forward(ctx: Any, sums: Tensor, gradients: list[Tensor], *tensors: Tensor) -> Tensor:
-        ctx.save_for_backward(*gradients)
-        ctx.dtypes = [tensor.dtype for tensor in tensors]
-        return sums.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return grad, None, *[(g * grad[0]).to(dtype) for g, dtype in pairs]
+    return sum_over_tokens(target, labels, open_chunk)

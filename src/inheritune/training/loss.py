@@ -6,18 +6,19 @@ same gradient. It is divided once, by `optimizer.mean_and_clip`.
 B batch, T sequence, D hidden, V vocabulary.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from inheritune.training.chunked_loss import IGNORED, sum_over_tokens
+from inheritune.training.lazy_logits import LazyLogits, lazy_logits
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-_CHUNK_LOGITS = 2**24  # made at a time, of each model: 64 MiB in fp32
 _SCALE = 64.0  # a power of two: multiplied and divided, weights come back bit for bit
 # On CUDA the default would add up the head's gradient in bf16, token by token.
 _IN_FP32 = nn.LinearCrossEntropyOptions(acc_policy="accurate", acc_dtype=torch.float32)
@@ -66,60 +67,40 @@ def fused_cross_entropy_sum(model: "PreTrainedModel", input_ids: Tensor, labels:
 
     Right only for models that `logits_are_plain_head_output` accepts.
     """
-    # The op takes one dtype and is not cast by autocast itself.
-    states = lazy_logits(model, input_ids, avoids_logits=True).cast()
+    logits = lazy_logits(model, input_ids, avoids_logits=True)
+    of_chunks = _sum_in_chunks if logits.hidden.is_cpu else _sum_by_op
+    return of_chunks(logits, labels.flatten())
+
+
+def _sum_in_chunks(logits: LazyLogits, labels: Tensor) -> Tensor:
+    def of_block(z: Tensor, y: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+        log_q = z.log_softmax(-1)
+        ce = F.nll_loss(log_q, y, reduction="sum", ignore_index=IGNORED)
+        return ce[None], cross_entropy_slope(log_q.exp_(), y)
+
+    return sum_over_tokens(logits, labels, lambda chunk: of_block)[0]
+
+
+def cross_entropy_slope(q: Tensor, labels: Tensor) -> Tensor:
+    """Make of q = softmax(z), (n, V), the cross-entropy's slope in z, in place."""
+    # dCE/dz = softmax(z) - onehot(y)
+    return q.scatter_add_(1, labels.clamp(min=0)[:, None], -torch.ones_like(q[:, :1]))
+
+
+def _sum_by_op(logits: LazyLogits, labels: Tensor) -> Tensor:
+    states = logits.cast()  # the op takes one dtype and is not cast by autocast itself
     assert states.weight is not None
     # In bf16 the op's own sum is off by 0.1 nats per token: sum its single losses in fp32.
     is_fp32 = states.hidden.dtype == torch.float32
     loss = F.linear_cross_entropy(
         states.hidden,
         states.weight,
-        labels.flatten(),
+        labels,
         linear_bias=states.bias,
         reduction="sum" if is_fp32 else "none",
         options=nn.LinearCrossEntropyOptions() if is_fp32 else _IN_FP32,
     )
     return loss if is_fp32 else loss.float().sum()
-
-
-@dataclass(frozen=True)
-class LazyLogits:
-    """The logits of a model, computed for a few tokens at a time."""
-
-    hidden: Tensor  # last states, (N, D); the logits themselves, (N, V), where there is no weight
-    weight: Tensor | None = None  # weight of the head, (V, D)
-    bias: Tensor | None = None  # bias of the head, (V,)
-
-    def rows(self, part: slice) -> Tensor:
-        """Compute the logits of some tokens, (n, V)."""
-        hidden = self.hidden[part]
-        return hidden if self.weight is None else F.linear(hidden, self.weight, self.bias)
-
-    def chunks(self) -> list[slice]:
-        """Divide the tokens so that the logits of a part fit into memory."""
-        columns = self.hidden.shape[1] if self.weight is None else self.weight.shape[0]
-        each, end = max(1, _CHUNK_LOGITS // columns), len(self.hidden)
-        return [slice(first, min(first + each, end)) for first in range(0, end, each)]
-
-    def cast(self) -> "LazyLogits":
-        """Return the same with the head in the precision of the states."""
-        if self.weight is None:
-            return self
-        dtype = self.hidden.dtype
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return LazyLogits(self.hidden, self.weight.to(dtype), bias)
-
-
-def lazy_logits(model: Any, input_ids: Tensor, avoids_logits: bool) -> LazyLogits:
-    """Run a model up to its head; all of it where logits are more than the head's product."""
-    if not avoids_logits:
-        return LazyLogits(model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1))
-    head, decoder = model.get_output_embeddings(), model.get_decoder()
-    hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):  # as autocast would cast the head's product
-        hidden = hidden.to(torch.get_autocast_dtype(device))
-    return LazyLogits(hidden, head.weight, getattr(head, "bias", None))
 
 
 def logits_are_plain_head_output(model: "PreTrainedModel") -> bool:
