@@ -14,7 +14,7 @@ from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import DivergedError, Interrupted, RecipeError
 from inheritune.recipe.training import Train
 from inheritune.system.progress import Progress
-from inheritune.training import training_inputs
+from inheritune.training import lazy_logits, training_inputs
 from inheritune.training.hardware import Settings
 from inheritune.training.loop_config import LoopResult
 from inheritune.training.save_schedule import CheckpointSchedule
@@ -281,14 +281,33 @@ def test_recomputed_layers_give_the_same_weights(
     assert_same(kept, trainer.weights())
 
 
-def test_fused_loss_trains_the_same(trainer: Trainer, train_recipe: Train, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["op", "chunks"])
+def test_a_loss_that_never_holds_the_logits_trains_the_same(
+    loss: str,
+    trainer: Trainer,
+    train_recipe: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     trainer(train_recipe, tmp_path / "logits")
-    trainer.settings = replace(trainer.settings, loss="op")
-    trained = trainer(train_recipe, tmp_path / "op")
-    assert trained.settings.loss == "op"
-    assert values_of(tmp_path / "op", "loss") == pytest.approx(
+    trainer.settings = replace(trainer.settings, loss=loss)
+    monkeypatch.setattr(lazy_logits, "_CHUNK_LOGITS", 1000)
+    trained = trainer(train_recipe, tmp_path / loss)
+    assert trained.settings.loss == loss
+    assert values_of(tmp_path / loss, "loss") == pytest.approx(
         values_of(tmp_path / "logits", "loss"), abs=1e-4
     )
+
+
+def test_logits_that_are_no_larger_than_a_chunk_are_made_whole(
+    trainer: Trainer, train_recipe: Train, tmp_path: Path
+) -> None:
+    trainer(train_recipe, tmp_path / "logits")
+    whole = trainer.weights()
+    trainer.settings = replace(trainer.settings, loss="chunks")
+    trained = trainer(train_recipe, tmp_path / "chunks")
+    assert trained.settings.loss == "logits"
+    assert_same(whole, trainer.weights())
 
 
 def test_model_whose_loss_cannot_be_fused_falls_back_with_one_note(

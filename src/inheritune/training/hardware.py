@@ -37,7 +37,8 @@ class Settings:
     fused_gelu: bool
     fused_optimizer: bool
     keep_large_blocks: bool  # whether glibc keeps freed memory
-    loss: str = "logits"  # or ``"op"``: fused, never holding the logits, where possible
+    # ``"logits"``; ``"op"`` or ``"chunks"``, where possible and worth it: these never hold them
+    loss: str = "logits"
     activation_checkpointing: bool = False  # whether layers are computed again in the backward pass
     processes: int = 1
     reasons: Mapping[str, str] = field(default_factory=dict)
@@ -92,7 +93,7 @@ def choose_settings(train: Train, planned_flops: float, processes: int = 1) -> S
         fused_gelu=train.fused_gelu != "off",
         fused_optimizer=train.fused_optimizer != "off",
         keep_large_blocks=keeps_memory,
-        loss="op" if device == "cuda" else "logits",  # on a CPU the op is 1.1-6 times slower
+        loss="op" if device == "cuda" else "chunks",  # on a CPU the op is 1.1-6 times slower
         activation_checkpointing=train.activation_checkpointing == "on",
         processes=processes,
         reasons=reasons,

@@ -40,6 +40,11 @@ class LazyLogits:
         return LazyLogits(self.hidden, self.weight.to(dtype), bias)
 
 
+def are_small(tokens: int, rows: int) -> bool:
+    """Return whether the logits of so many tokens, (N, V), are not worth dividing."""
+    return tokens * rows <= _CHUNK_LOGITS
+
+
 def slices(count: int, each: int) -> list[slice]:
     """Divide so many tokens into parts of ``each``, at least one token long."""
     each = max(1, each)

@@ -19,6 +19,7 @@ from inheritune.training.kernels import (
     register_matmul_attention,
     use_fused_gelu,
 )
+from inheritune.training.lazy_logits import are_small
 from inheritune.training.loss import TrainingObjective, logits_are_plain_head_output
 from inheritune.training.optimizer import make_optimizer
 
@@ -87,9 +88,10 @@ def make_setup(
         if settings.compile and settings.device == "cpu":
             notes.append("on a CPU a step with a reference is not compiled")
             settings = replace(settings, compile=False)
+        settings = replace(settings, loss="chunks" if objective.avoids_logits else "logits")
     else:
-        objective = TrainingObjective(model, _can_avoid_logits(model, settings, notes))
-    settings = replace(settings, loss="op" if objective.avoids_logits else "logits")
+        settings = replace(settings, loss=_possible_loss(model, train, settings, notes))
+        objective = TrainingObjective(model, settings.loss != "logits")
 
     # --- the compiler and the processes; layers are compiled before they are wrapped ---
     compiled: list[nn.Module] = []
@@ -151,11 +153,17 @@ def _use_attention(
     return "matmul"
 
 
-def _can_avoid_logits(model: "PreTrainedModel", settings: Settings, notes: list[str]) -> bool:
-    if settings.loss != "op" or logits_are_plain_head_output(model):
-        return settings.loss == "op"
+def _possible_loss(
+    model: "PreTrainedModel", train: Train, settings: Settings, notes: list[str]
+) -> str:
+    """Return how the loss is computed: as the settings say, or from the logits, see `Settings`."""
+    rows = model.config.get_text_config(decoder=True).vocab_size
+    if settings.loss == "chunks" and are_small(train.micro_batch * train.seq_len, rows):
+        return "logits"
+    if settings.loss == "logits" or logits_are_plain_head_output(model):
+        return settings.loss
     notes.append("the model does more to its logits than the head's product: they are kept whole")
-    return False
+    return "logits"
 
 
 def _layers_to_compile(
