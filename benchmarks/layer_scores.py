@@ -16,7 +16,7 @@ import transformers
 
 from inheritune.analysis.cut_scores import score_cuts
 from inheritune.surgery.removal import without
-from inheritune.training.loss import lazy_logits
+from inheritune.training.lazy_logits import lazy_logits
 
 BOUND = 1.3  # most times the least
 

@@ -90,10 +90,17 @@ class _Gradients:
 
     def attach(self, sums: Tensor) -> Tensor:
         """Give the first of some sums these gradients."""
-        own = (self._target.hidden, self._target.weight, self._target.bias)
-        of_own = (self.hidden, self.weight, self.bias)
-        trained = [t for t, g in zip(own, of_own, strict=True) if g is not None]
-        return attach_gradients(sums, [g for g in of_own if g is not None], trained)
+        target = self._target
+        pairs = [
+            (tensor, gradient)
+            for tensor, gradient in (
+                (target.hidden, self.hidden),
+                (target.weight, self.weight),
+                (target.bias, self.bias),
+            )
+            if tensor is not None and gradient is not None
+        ]
+        return attach_gradients(sums, [g for _, g in pairs], [t for t, _ in pairs])
 
 
 def attach_gradients(sums: Tensor, gradients: list[Tensor], tensors: list[Tensor]) -> Tensor:
