@@ -152,8 +152,10 @@ def test_the_new_weights_are_those_of_numpy_on_the_whole_matrices(family, method
         expected_weight = matrix.T @ weight
         expected_bias = bias @ matrix
     new = module.weight.T if family == "gpt2" else module.weight
-    assert torch.allclose(new.double(), expected_weight, rtol=0, atol=1e-6)
-    assert torch.allclose(module.bias.double(), expected_bias, rtol=0, atol=1e-6)
+    # A ridge of 0.05 and more is solved with products in fp32.
+    moved = torch.cat([(expected_weight - weight).flatten(), expected_bias - bias])
+    off = torch.cat([(new - expected_weight).flatten(), module.bias - expected_bias])
+    assert float(off.norm()) <= 1e-5 * float(moved.norm())
 
 
 @torch.no_grad()
@@ -169,7 +171,7 @@ def test_the_fold_is_the_matrix_applied_to_what_the_mlp_writes(family, method):
     draw = torch.Generator().manual_seed(0)
     size = 32 if method == "scale" else (32, 32)
     matrix = torch.randn(size, generator=draw, dtype=torch.float64) / 8
-    room._fold(projection, method, matrix, [torch.float32] * 2)
+    projection.replace(*room._folded(projection, method, matrix, [torch.float32] * 2))
     _, after = features_of(model, module, ids)
     whole = torch.diag(matrix) if method == "scale" else matrix
     assert torch.allclose(after, before @ (torch.eye(32) + whole), rtol=0, atol=1e-4)
@@ -235,8 +237,8 @@ def test_a_ridge_that_was_chosen_gives_what_it_gives_alone():
 
 @pytest.mark.parametrize("kl_of_ridges", [0.2, 0.3])
 def test_a_cut_that_no_ridge_brings_nearer_stays_as_it_was(monkeypatch, kl_of_ridges):
-    kls = iter([0.2, *[kl_of_ridges] * 3])
-    monkeypatch.setattr(room.CalibrationRun, "divergence", lambda *_: next(kls))
+    kls = [0.2, *[kl_of_ridges] * 3]
+    monkeypatch.setattr(room.CalibrationRun, "divergences", lambda *_: kls)
     model = tiny_models.build("opt")
     before = state_of(model)
     result = repaired(model, [0, 2, 3], "sequential")
@@ -276,7 +278,7 @@ def test_the_operations_are_counted_before_as_they_are_counted_then(
     family, method, layer_map, monkeypatch
 ):
     # The cut itself may be best; all is then not fitted again.
-    monkeypatch.setattr(room.CalibrationRun, "divergence", _without_regard(room))
+    monkeypatch.setattr(room.CalibrationRun, "divergences", _without_regard(room))
     model = tiny_models.build(family)
     layers = LayerPasses(model, TOTAL, torch.from_numpy(WINDOWS[:1])).layers
     result = repaired(model, layer_map, method)
@@ -285,7 +287,7 @@ def test_the_operations_are_counted_before_as_they_are_counted_then(
     forms = [[(n, tuple(p.shape)) for n, p in layer.named_parameters()] for layer in layers]
     sizes = LayerSizes(
         [sum(p.numel() for p in layer.parameters()) for layer in layers],
-        {layer: fitted_features(forms[layer], method, width) for layer in layer_map},
+        {layer: fitted_features(forms[layer], width) for layer in layer_map},
         width,
         model.get_output_embeddings().weight.numel(),
     )
@@ -294,14 +296,13 @@ def test_the_operations_are_counted_before_as_they_are_counted_then(
 
 
 def _without_regard(module):
-    """The divergence, for which the last ridge is best."""
-    real, calls = module.CalibrationRun.divergence, iter(range(100, 0, -1))
+    """The divergences, for which the last ridge is best."""
+    real = module.CalibrationRun.divergences
 
-    def divergence(run, reference, target):
-        real(run, reference, target)
-        return next(calls)
+    def divergences(run, reference, targets):
+        return [float(-place) for place, _ in enumerate(real(run, reference, targets))]
 
-    return divergence
+    return divergences
 
 
 def test_a_gap_at_the_beginning_alone_has_no_layer_before_it():

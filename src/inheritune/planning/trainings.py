@@ -216,10 +216,7 @@ class Planner:
             return None
         section, seq_len = self._sizes.section, self._recipe.train.seq_len
         width, layers = hidden_size(section), self._sizes.layers
-        features = {
-            layer: fitted_features(layers[layer].form, spec.repair, width)
-            for layer in spec.layer_map
-        }
+        features = {layer: fitted_features(layers[layer].form, width) for layer in spec.layer_map}
         known = {layer: count for layer, count in features.items() if count is not None}
         if len(known) < len(features):
             return None

@@ -4,7 +4,7 @@ N windows of T tokens, D hidden. Every eighth window is held out: nothing is fit
 ridge is chosen.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,15 +17,21 @@ from inheritune.repair.places import HELD_OUT
 from inheritune.repair.projection import Projection
 from inheritune.system.progress import Listener, Progress
 from inheritune.system.signals import StopFlag
-from inheritune.training.kl_divergence import Full
 
 _BATCH = 8  # windows per forward
 # Its Gram matrix takes 2 GiB, of which three are held at a time.
 _MOST_FEATURES = 16_384
+# From here on the error of fp32 products, see `NormalEquations`, is far below the ridge.
+_FP32_RIDGE = 0.05
+
+# What a layer's projection reads and writes on a batch: A, (R, F), and A W^T + b, (R, D).
+Observed = tuple[Tensor, Tensor]
 
 
 class CalibrationRun:
     """Runs single layers on the windows, and counts that.
+
+    A window is always computed together with the same others, so that equal layers give equal bits.
 
     Attributes:
         passes: The model's layers.
@@ -44,6 +50,12 @@ class CalibrationRun:
         self.passes, self.ids, self.flops = passes, ids, 0.0
         self._stop, self._on_progress, self._task = stop, on_progress, task
         self._done, self._total = 0, 0
+        numbers = torch.arange(len(ids))
+        # From the last window on, so that two windows are one and one.
+        is_held_out = (len(numbers) - 1 - numbers) % HELD_OUT == 0
+        self._fitted = numbers[~is_held_out].split(_BATCH)
+        self._held_out = numbers[is_held_out].split(_BATCH)
+        self._batches = (*self._fitted, *self._held_out)
 
     def expect(self, layers: int) -> None:
         """Announce so many calls of `count`."""
@@ -54,28 +66,29 @@ class CalibrationRun:
         self._done += 1
         self._on_progress(Progress(self._task, self._done, self._total, "layers"))
 
-    def _batches(self, held_out: bool | None = None) -> Iterator[Tensor]:
-        numbers = torch.arange(len(self.ids))
-        if held_out is not None:
-            # From the last window on, so that two windows are one and one.
-            is_held_out = (len(numbers) - 1 - numbers) % HELD_OUT == 0
-            numbers = numbers[is_held_out == held_out]
-        for batch in numbers.split(_BATCH):
-            if self._stop is not None:
-                self._stop.check(f"{self._task} is done again")
-            yield batch
-
     def embedded(self) -> Tensor:
         """Compute the input of the first layer on all windows, (N, T, D), in main memory."""
-        return torch.cat([self.passes.embed(self.ids[b]).cpu() for b in self._batches()])
+        hidden = [self.passes.embed(self.ids[batch]).cpu() for batch in self._batches]
+        return torch.cat(hidden)[torch.cat(self._batches).argsort()]
 
-    def advance(self, hidden: Tensor, layers: Sequence[int]) -> None:
+    def advance(self, hidden: Tensor, layers: Sequence[int], only_held_out: bool = False) -> None:
         """Replace hidden states, (N, T, D), by what some layers in turn make of them."""
         for layer in layers:
-            for batch in self._batches():
+            for batch in self._held_out if only_held_out else self._batches:
                 hidden[batch] = self._run(layer, batch, hidden).cpu()
 
+    def observe(self, layer: int, projection: Projection, hidden: Tensor) -> list[Observed]:
+        """Do the same by one layer; return what its projection read and wrote, batch by batch."""
+        observed = []
+        for batch in self._batches:
+            with projection.observed() as calls:
+                hidden[batch] = self._run(layer, batch, hidden).cpu()
+            observed.append((calls[0].cpu(), calls[1].cpu()))
+        return observed
+
     def _run(self, layer: int, batch: Tensor, hidden: Tensor) -> Tensor:
+        if self._stop is not None:
+            self._stop.check(f"{self._task} is done again")
         ids = self.ids[batch]
         # Two for each weight and token: the products of a layer, but for those within attention.
         weights = sum(p.numel() for p in self.passes.layers[layer].parameters())
@@ -83,39 +96,42 @@ class CalibrationRun:
         return self.passes.run(layer, ids, hidden[batch].to(ids.device))
 
     @torch.no_grad()
-    def divergence(self, reference: Tensor, target: Tensor) -> float:
+    def divergences(self, reference: Tensor, targets: Sequence[Tensor]) -> list[float]:
         """Compute the mean KL(reference || target) per token of the held-out windows.
 
         Args:
-            reference: Outputs of the last layers, (N, T, D), as ``target``.
+            reference: Outputs of the last layers, (N, T, D), as each of ``targets``.
         """
         head: Any = self.passes.model.get_output_embeddings()
-        kl, tokens = 0.0, 0
-        for batch in self._batches(held_out=True):
+        kl, tokens = [0.0] * len(targets), 0
+        for batch in self._held_out:
             ids = self.ids[batch]
-            p, q = (
+            p, *qs = (
                 self.passes.predict(ids, hidden[batch].to(ids.device))
-                for hidden in (reference, target)
+                for hidden in (reference, *targets)
             )
-            for part in q.chunks():
-                z = q.rows(part).float()
-                distances = Full(p, 1.0).divergence(z, z.log_softmax(-1), part).kl
-                kl += float(distances.double().sum())
+            for part in p.chunks():
+                log_p = p.rows(part).float().log_softmax(-1)
+                probabilities = log_p.exp()
+                for number, q in enumerate(qs):
+                    z = q.rows(part).float()
+                    # KL = sum_v p_v (log p_v - z_v) + log sum_v exp z_v
+                    distances = (probabilities * (log_p - z)).sum(-1) + z.logsumexp(-1)
+                    kl[number] += float(distances.double().sum())
             tokens += ids.numel()
-            self.flops += 2 * 2.0 * head.weight.numel() * ids.numel()
-        return kl / tokens
+            self.flops += (1 + len(targets)) * 2.0 * head.weight.numel() * ids.numel()
+        return [one / tokens for one in kl]
 
     def solve(
         self,
-        layer: int,
         projection: Projection,
         method: str,
-        target: Tensor,
-        reference: Tensor,
+        observed: Sequence[Observed],
+        missing: Tensor,
         ridge: float,
         on_all: bool,
     ) -> tuple[Tensor, float]:
-        """Fit the layer's output on its input ``target`` to ``reference``, both (N, T, D).
+        """Fit what a projection adds to its layer's output to what is missing there, (N, T, D).
 
         Args:
             on_all: Whether to fit on all windows, or without those held out.
@@ -124,28 +140,51 @@ class CalibrationRun:
             X, fp64, and the share of the error that is left: ‖A X - E‖² / ‖E‖².
         """
         features, outputs = projection.features(method), len(projection.weight)
-        if features > _MOST_FEATURES and method != "scale":
-            raise UnsupportedModelError(
-                f"{projection.name} of layer {layer} has {features:,} features, of at most "
-                f"{_MOST_FEATURES:,} that {method} solves for.",
-                "Choose repair: linear, which solves for the hidden size, or scale.",
-            )
-        device = self.ids.device
-        diagonal = method == "scale"
-        equations = NormalEquations(features, outputs, device, diagonal)
-        for batch in self._batches(held_out=None if on_all else False):
-            with projection.observed() as calls:
-                output = self._run(layer, batch, target)  # (B, T, D)
-            missing = (reference[batch].to(device) - output).flatten(0, -2)
-            a = _with_ones(calls[0], projection) if method == "sequential" else calls[1]
-            equations.add(a, missing / projection.factor)
+        device, diagonal = self.ids.device, method == "scale"
+        products = torch.float32 if ridge >= _FP32_RIDGE else torch.float64
+        equations = NormalEquations(features, outputs, device, diagonal, products)
+        batches = self._batches if on_all else self._fitted
+        for batch, (inputs, results) in zip(batches, observed, strict=False):
+            a = (_with_ones(inputs, projection) if method == "sequential" else results).to(device)
+            equations.add(a, missing[batch].to(device).flatten(0, -2) / projection.factor)
             if not diagonal:
-                self.flops += 2.0 * len(a) * features * (features + outputs)
+                self.flops += float(len(a)) * features * (features + 2 * outputs)
         if not diagonal:
-            self.flops += features**3 / 3 + 4.0 * features**2 * outputs
-        solution = equations.solve(ridge)
-        left = equations.error(solution) / equations.square if equations.square else 1.0
-        return solution, left
+            self.flops += features**3 / 3 + 2.0 * features**2 * outputs
+        solution, error = equations.solve(ridge)
+        return solution, error / equations.square if equations.square else 1.0
+
+    def shift(
+        self,
+        hidden: Tensor,
+        observed: Sequence[Observed],
+        projection: Projection,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> None:
+        """Change a layer's outputs, (N, T, D), to what another weight and bias give."""
+        factor, own = projection.factor, projection.bias
+        moved = (weight - projection.weight) * factor
+        of_bias = 0.0 if bias is None or own is None else ((bias - own) * factor).cpu()
+        for batch, (inputs, _) in zip(self._batches, observed, strict=True):
+            change = (inputs.to(moved.device) @ moved.T).cpu() + of_bias
+            hidden[batch] += change.view(len(batch), -1, change.shape[-1])
+            self.flops += 2.0 * len(inputs) * projection.features("sequential") * len(moved)
+
+
+def refuse_width(layer: int, projection: Projection, method: str) -> None:
+    """Refuse a projection whose Gram matrix would not fit.
+
+    Raises:
+        UnsupportedModelError: It has too many features.
+    """
+    features = projection.features(method)
+    if features > _MOST_FEATURES and method != "scale":
+        raise UnsupportedModelError(
+            f"{projection.name} of layer {layer} has {features:,} features, of at most "
+            f"{_MOST_FEATURES:,} that {method} solves for.",
+            "Choose repair: linear, which solves for the hidden size, or scale.",
+        )
 
 
 def _with_ones(inputs: Tensor, projection: Projection) -> Tensor:

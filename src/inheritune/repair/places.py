@@ -46,7 +46,7 @@ class LayerSizes:
     """Sizes of a reference, by which a repair's operations are counted."""
 
     weights: Sequence[int]  # W of each layer
-    features: Mapping[int, int]  # F of each layer that is fitted; see `fitted_features`
+    features: Mapping[int, int]  # of each layer that is fitted; see `fitted_features`
     width: int  # D
     head: int  # weights of the head
 
@@ -57,48 +57,48 @@ def repair_flops(
     """Count the operations of a repair that chooses among `RIDGES`; see `repair_layers`.
 
     A layer on R tokens takes 2 R W, without the products within attention. A fit of F features to D
-    channels takes the layer once more, and 2 R F (F + D) + F^3 / 3 + 4 F^2 D for its sums and its
-    solution; a diagonal one (scale) the layer alone.
+    channels takes R F (F + 2 D), as A^T A is symmetric, and F^3 / 3 + 2 F^2 D for its solution;
+    a diagonal one (scale) none. With F those of `fitted_features`, 2 R F D change the outputs.
 
-    With each ridge, and without a change, the target runs from the first gap on beside the
-    reference, fitted without the held-out windows, and both predict these. Then all is fitted
-    again on all windows with the best ridge.
+    The reference runs once, and the target from the first gap on with each ridge, fitted without
+    the held-out windows, which all then predict; without a change on these alone. Then all is
+    fitted again on all windows with the best ridge.
     """
     total = len(sizes.weights)
     places = repaired_places(layer_map, total, method)
     if not places:
         return 0.0
-    first, trials = first_place(layer_map, places), len(RIDGES[method]) + 1
+    kept = layer_map[first_place(layer_map, places) :]
+    trials = len(RIDGES[method])
     held_out = -(-windows // HELD_OUT)
     tokens = windows * length
 
     def passes(layers: Iterable[int]) -> float:
-        return 2.0 * tokens * sum(sizes.weights[layer] for layer in layers)
+        return 2.0 * sum(sizes.weights[layer] for layer in layers)
 
-    flops = passes(range(total)) + passes(range(first, total))  # the reference, twice
-    flops += trials * passes(layer_map[first:]) + passes(layer_map[first:-1])
-    flops += trials * 2 * 2.0 * sizes.head * held_out * length
-    for fits, rows in ((trials - 1, (windows - held_out) * length), (1, tokens)):
-        for layer in (layer_map[place] for place in places):
-            flops += fits * 2.0 * rows * sizes.weights[layer]
-            if method != "scale":
-                count, width = sizes.features[layer], sizes.width
-                flops += fits * 2.0 * rows * count * (count + width)
-                flops += fits * (count**3 / 3 + 4.0 * count**2 * width)
+    flops = tokens * (passes(range(total)) + (trials + 1) * passes(kept))
+    flops += held_out * length * (passes(kept) + (trials + 2) * 2.0 * sizes.head)
+    for layer in (layer_map[place] for place in places):
+        read, width = sizes.features[layer], sizes.width
+        flops += (trials + 1) * 2.0 * tokens * read * width
+        if method == "scale":
+            continue
+        count = read if method == "sequential" else width
+        for fits, rows in ((trials, (windows - held_out) * length), (1, tokens)):
+            flops += fits * float(rows) * count * (count + 2 * width)
+            flops += fits * (count**3 / 3 + 2.0 * count**2 * width)
     return flops
 
 
-def fitted_features(
-    layer: Iterable[tuple[str, tuple[int, ...]]], method: str, width: int
-) -> int | None:
-    """Tell by names and shapes how many features the fit of a layer has; see `Projection.features`.
+def fitted_features(layer: Iterable[tuple[str, tuple[int, ...]]], width: int) -> int | None:
+    """Tell by names and shapes how many features the projection of a layer reads, with its bias.
 
     The MLP's last projection reads as many as the widest matrix of (width, features), a linear
     one's shape or that of GPT-2's first one, which is as wide. None: there is no such matrix.
     """
     shapes = dict(layer)
     written = [(s[1], n) for n, s in shapes.items() if len(s) == 2 and s[0] == width]
-    if not written or method != "sequential":
-        return width if written else None
+    if not written:
+        return None
     features, name = max(written)
     return features + (name.removesuffix("weight") + "bias" in shapes)

@@ -52,6 +52,12 @@ class Projection:
         kinds = ["weight"] if self.bias is None else ["weight", "bias"]
         return [f"{self.name}.{kind}" for kind in kinds]
 
+    def replace(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Change weight, (D, F), and bias in place."""
+        self.weight.copy_(weight)
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
+
     @contextmanager
     def observed(self) -> Iterator[list[Tensor]]:
         """Collect pairs (A, A W^T + b) of (R, F) and (R, D) of every call while the block runs."""

@@ -5,8 +5,7 @@ reference. What follows it there is layer map[j + 1], or the final norm. E is th
 state before that, minus the target's.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inheritune.errors import DataError
-from inheritune.repair.calibration_run import CalibrationRun
+from inheritune.repair.calibration_run import CalibrationRun, refuse_width
 from inheritune.repair.layer_passes import LayerPasses
 from inheritune.repair.places import RIDGES, first_place, repaired_places
 from inheritune.repair.projection import Projection, find_projection
@@ -67,6 +66,7 @@ def repair_layers(
     *,
     stored_dtype: StoredDtype = lambda layer, name, weight: torch.float32,
     ridges: Sequence[float] | None = None,
+    most: int | None = None,
     stop: StopFlag | None = None,
     on_progress: Listener = silent,
     task: str = "repair",
@@ -100,6 +100,7 @@ def repair_layers(
             their change; returns the dtype that it is stored in. Later layers see it rounded.
         ridges: Values of a to choose from, in units of the mean diagonal; None: those in `RIDGES`.
             A single one is taken as it is.
+        most: Change so many layers at most, the first ones, with a single ridge; None: all.
         stop: Checked between batches.
 
     Raises:
@@ -123,18 +124,22 @@ def repair_layers(
     run = CalibrationRun(LayerPasses(model, total, ids[:1]), ids, stop, on_progress, task)
     if not places:
         return Repair((), None, (), run.flops)
-    target = _Target(run, tuple(layer_map), places, method, stored_dtype)
-    candidates: list[float | None] = [*(RIDGES[method] if ridges is None else ridges)]
-    ridge, trials = candidates[0], tuple[Trial, ...]()
-    if len(candidates) > 1:
-        # The cut stands first: a ridge has to do better.
-        trials = tuple(target.tried([None, *candidates]))
-        ridge = min(trials, key=lambda trial: trial.kl).ridge
-    return Repair(tuple(target.changed(ridge)), ridge, trials, run.flops)
+    target = _Target(run, tuple(layer_map), places[:most], method, stored_dtype, most is None)
+    candidates = RIDGES[method] if ridges is None else tuple(ridges)
+    if len(candidates) == 1:
+        return Repair(tuple(target.change(candidates[0])), candidates[0], (), run.flops)
+    # The cut stands first: a ridge has to do better.
+    trials = tuple(target.tried([None, *candidates]))
+    ridge = min(trials, key=lambda trial: trial.kl).ridge
+    return Repair(tuple(target.change(ridge)), ridge, trials, run.flops)
 
 
 class _Target:
-    """A target that is made of a reference's layers, from the first layer that changes on."""
+    """A target that is made of a reference's layers, from the first layer that changes on.
+
+    The reference's hidden states are held for each place, the target's for one, and what its
+    projection reads: in all (places D + F) values for a token.
+    """
 
     def __init__(
         self,
@@ -143,65 +148,63 @@ class _Target:
         places: Sequence[int],
         method: str,
         stored_dtype: StoredDtype,
+        is_whole: bool = True,
     ) -> None:
         self._run, self._map, self._places, self._method = run, layer_map, places, method
-        self._following = [*layer_map[1:], len(run.passes.layers)]
         self._stored_dtype = stored_dtype
         self._projections: dict[int, tuple[Projection, list[torch.dtype]]] = {}
         # Up to the first gap, target and reference have the same hidden states.
         self._first = first_place(layer_map, places)
+        self._end = len(layer_map) if is_whole else places[-1] + 1
         self._start = run.embedded()
         run.advance(self._start, range(self._first))
+        # By place: what the reference has where the next kept layer begins.
+        self._reference: dict[int, Tensor] = {}
+        hidden, depth = self._start.clone(), self._first
+        following = [*layer_map[1:], len(run.passes.layers)]
+        for place in range(self._first, self._end):
+            run.advance(hidden, range(depth, following[place]))
+            self._reference[place], depth = hidden.clone(), following[place]
 
     def tried(self, ridges: Sequence[float | None]) -> list[Trial]:
-        """Make a target with each ridge, beside one reference, and leave no layer changed."""
-        self._run.expect((len(self._map) - self._first) * len(ridges))
-        reference = self._start.clone()
-        targets = [self._start.clone() for _ in ridges]
-        depth = self._first
-        for place in range(self._first, len(self._map)):
-            self._run.advance(reference, range(depth, self._following[place]))
-            depth = self._following[place]
-            for ridge, hidden in zip(ridges, targets, strict=True):
-                with self._kept(place, hidden):
-                    self._change(place, hidden, reference, ridge, on_all=False)
-                    self._run.advance(hidden, [self._map[place]])
-                self._run.count()
-        return [
-            Trial(ridge, self._run.divergence(reference, hidden))
-            for ridge, hidden in zip(ridges, targets, strict=True)
-        ]
+        """Make a target with each ridge; leave the model as it was."""
+        self._run.expect((self._end - self._first) * (len(ridges) + 1))
+        outputs = [self._made(ridge, on_all=False)[0] for ridge in ridges]
+        kl = self._run.divergences(self._reference[len(self._map) - 1], outputs)
+        return [Trial(*pair) for pair in zip(ridges, kl, strict=True)]
 
-    def changed(self, ridge: float | None) -> list[RepairedLayer]:
+    def change(self, ridge: float | None) -> list[RepairedLayer]:
         """Change the layers for good, fitted on all windows."""
         if ridge is None:
             return [RepairedLayer(place, self._map[place], (), 1.0) for place in self._places]
-        self._run.expect(len(self._map) - self._first)
-        reference, hidden = self._start.clone(), self._start
-        repaired, depth = [], self._first
-        for place in range(self._first, len(self._map)):
-            # The reference passes through this layer before it changes.
-            self._run.advance(reference, range(depth, self._following[place]))
-            depth = self._following[place]
-            if place in self._places:
-                repaired.append(self._change(place, hidden, reference, ridge, on_all=True))
-            if place + 1 < len(self._map):
-                self._run.advance(hidden, [self._map[place]])
-            self._run.count()
+        _, repaired = self._made(ridge, on_all=True)
         return repaired
 
-    def _change(
-        self, place: int, hidden: Tensor, reference: Tensor, ridge: float | None, on_all: bool
-    ) -> RepairedLayer:
-        """Fit the layer at a place of the target, if it is one that changes."""
-        layer = self._map[place]
-        if ridge is None or place not in self._places:
-            return RepairedLayer(place, layer, (), 1.0)
+    def _made(self, ridge: float | None, on_all: bool) -> tuple[Tensor, list[RepairedLayer]]:
+        """Compute a target's last hidden states, (N, T, D), and change its layers if ``on_all``.
+
+        Of the cut itself, without a ridge, only those of the held-out windows are computed.
+        """
+        hidden, repaired = self._start.clone(), []
+        for place in range(self._first, self._end):
+            if ridge is None or place not in self._places:
+                self._run.advance(hidden, [self._map[place]], only_held_out=ridge is None)
+            else:
+                repaired.append(self._fit(place, hidden, ridge, on_all))
+            self._run.count()
+        return hidden, repaired
+
+    def _fit(self, place: int, hidden: Tensor, ridge: float, on_all: bool) -> RepairedLayer:
+        """Fit the layer at a place, and replace its input by its output, changed."""
+        layer, run = self._map[place], self._run
         projection, dtypes = self._projection(place, hidden)
-        solution, error = self._run.solve(
-            layer, projection, self._method, hidden, reference, ridge, on_all
-        )
-        _fold(projection, self._method, solution, dtypes)
+        observed = run.observe(layer, projection, hidden)
+        missing = self._reference[place] - hidden
+        solution, error = run.solve(projection, self._method, observed, missing, ridge, on_all)
+        weight, bias = _folded(projection, self._method, solution, dtypes)
+        run.shift(hidden, observed, projection, weight, bias)
+        if on_all:
+            projection.replace(weight, bias)
         return RepairedLayer(place, layer, tuple(projection.parameters()), error)
 
     def _projection(self, place: int, hidden: Tensor) -> tuple[Projection, list[torch.dtype]]:
@@ -209,40 +212,25 @@ class _Target:
         if place not in self._projections:
             layer, ids, passes = self._map[place], self._run.ids[:1], self._run.passes
             projection = find_projection(passes, layer, ids, hidden[:1].to(ids.device))
+            refuse_width(layer, projection, self._method)
             names = projection.parameters()
             weights = [passes.layers[layer].get_parameter(name) for name in names]
             dtypes = [self._stored_dtype(layer, *pair) for pair in zip(names, weights, strict=True)]
             self._projections[place] = projection, dtypes
         return self._projections[place]
 
-    @contextmanager
-    def _kept(self, place: int, hidden: Tensor) -> Iterator[None]:
-        """Let a layer be as it was once the block ends."""
-        if place not in self._places:
-            yield
-            return
-        projection, _ = self._projection(place, hidden)
-        values = [v for v in (projection.weight, projection.bias) if v is not None]
-        before = [value.clone() for value in values]
-        try:
-            yield
-        finally:
-            for value, old in zip(values, before, strict=True):
-                value.copy_(old)
 
-
-def _fold(
+def _folded(
     projection: Projection, method: str, solution: Tensor, dtypes: Sequence[torch.dtype]
-) -> None:
-    """Change the projection in place, rounded to the dtypes of its weight and bias."""
-    weight, bias = projection.weight, projection.bias
+) -> tuple[Tensor, Tensor | None]:
+    """Compute a projection's new weight, (D, F), and bias, rounded to the dtypes of both."""
+    weight, bias = projection.weight.double(), projection.bias
     if method == "sequential":
-        new_weight = weight.double() + solution[: weight.shape[1]].T
+        new_weight = weight + solution[: weight.shape[1]].T
         new_bias = None if bias is None else bias.double() + solution[-1]
     else:
         matrix = torch.diag(solution) if method == "scale" else solution  # T - I
-        new_weight = weight.double() + matrix.T @ weight.double()
+        new_weight = weight + matrix.T @ weight
         new_bias = None if bias is None else bias.double() + bias.double() @ matrix
-    weight.copy_(new_weight.to(dtypes[0]))
-    if bias is not None and new_bias is not None:
-        bias.copy_(new_bias.to(dtypes[1]))
+    rounded_bias = None if new_bias is None else new_bias.to(dtypes[1]).float()
+    return new_weight.to(dtypes[0]).float(), rounded_bias
