@@ -37,6 +37,7 @@ from inheritune.reporting.run_tables import variants_table
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RunRecord
+from inheritune.system.processes import ALONE
 from inheritune.system.progress import Progress
 from inheritune.training import chunked_loss, lazy_logits, logit_cache
 from inheritune.training.batches import sample_numbers
@@ -47,10 +48,12 @@ from inheritune.training.distillation import (
     make_objective,
 )
 from inheritune.training.hardware import Settings
+from inheritune.training.kernels import MATMUL_ATTENTION
 from inheritune.training.kl_divergence import DistillationObjective, Divergence, Full, TopK
 from inheritune.training.logit_cache import LogitCache
 from inheritune.training.loop_config import LoopResult
 from inheritune.training.models import load_model
+from inheritune.training.setup import make_setup
 
 typed = RunRecord.model_validate
 
@@ -249,6 +252,19 @@ def test_a_target_in_training_mode_is_left_in_it_by_the_proofs(plain: Settings) 
     model = llama(0, 1).train()
     against(llama(1, 1), model, plain)
     assert all(module.training for module in model.modules())
+
+
+def test_the_reference_takes_the_attention_of_the_training(
+    plain: Settings, tiny_tokens: TokenDirectory, train_recipe: Train
+) -> None:
+    for attention, name in (("matmul", MATMUL_ATTENTION), ("model", "sdpa")):
+        settings = replace(plain, attention=attention)
+        source = FrozenReference(llama(1, 2).bfloat16(), settings, 1.0)
+        distillation = Distillation(source, 0.0)
+        given = train_recipe, settings, tiny_tokens.train, ALONE, distillation
+        setup = make_setup(llama(0, 1), *given)
+        assert source.model.config._attn_implementation == name
+        assert setup.settings.attention == attention
 
 
 # -- trainings

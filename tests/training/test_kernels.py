@@ -76,3 +76,25 @@ def test_matmul_attention_without_gradients_is_torchs_bit_for_bit() -> None:
         own = model(input_ids=ids, use_cache=False).logits
         model.set_attn_implementation(MATMUL_ATTENTION)
         assert torch.equal(model(input_ids=ids, use_cache=False).logits, own)
+
+
+@pytest.mark.parametrize(("dtype", "calls"), [(torch.float32, 2), (torch.bfloat16, 0)])
+def test_without_gradients_bf16_takes_the_products_and_fp32_the_librarys_kernel(
+    dtype: torch.dtype, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(CAUSAL["llama with shared keys"]).to(dtype)
+    model.set_attn_implementation(MATMUL_ATTENTION)
+    own, seen = torch.nn.functional.scaled_dot_product_attention, []
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *of, **how: seen.append(of) or own(*of, **how),
+    )
+    with torch.no_grad():
+        model(input_ids=torch.arange(48)[None], use_cache=False)
+    assert len(seen) == calls
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_agreement_in_bf16_is_judged_by_its_own_rounding(name: str) -> None:
+    assert agrees_with_the_model(model_of(CAUSAL[name]).bfloat16(), 97, 48)

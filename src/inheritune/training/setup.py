@@ -84,6 +84,9 @@ def make_setup(
 
     # --- the loss: asked of the model while it is whole and not compiled ---
     if distillation is not None:
+        source = distillation.source
+        if attention == "matmul" and isinstance(source, FrozenReference):
+            _use_attention(source.model, train, settings, [])  # it goes on with its own, if need be
         objective: TrainingObjective = make_objective(model, distillation, first_batch())
         if settings.compile and settings.device == "cpu":
             notes.append("on a CPU a step with a reference is not compiled")
