@@ -55,6 +55,9 @@ bench: setup  ## every measurement under benchmarks/, one after the other
 	@set -- benchmarks/*.py; [ -e "$$1" ] || { echo "benchmarks/ holds no script yet" >&2; exit 1; }; \
 	for script in "$$@"; do echo "== $$script"; $(BIN)/python "$$script" || [ $$? -eq 4 ] || exit 1; done
 
+bench-quick: setup  ## a handful of ratios in under three minutes, and what moved
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/quick.py $(ARGS)
+
 support: setup  ## every decoder type of transformers, cut and run: two halves side by side
 	@SUPPORT_SHARD=2/2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/support -q -m support & second=$$!; \
 	SUPPORT_SHARD=1/2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/support -q -m support; first=$$?; \

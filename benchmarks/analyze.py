@@ -19,7 +19,9 @@ from unittest import mock
 
 import numpy as np
 import torch
+from measuring.roofline import layer_weights, roofline
 from measuring.table import head, machine, row, software
+from training.shapes import Shape
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from inheritune.analysis import attention
@@ -143,6 +145,9 @@ def main() -> None:
     print(
         f"\n{machine()}; {software(['torch', 'transformers'])}; {torch.get_num_threads()} threads"
     )
+    shape = Shape("", "gpt2", _VOCABULARY, options.layers, options.width, options.heads,
+                  4 * options.width, 1, 512, True)  # fmt: skip
+    print(roofline(layer_weights(shape), shape.tokens).line())
     print(
         f"{options.layers} layers, {options.heads} heads, width {options.width}, "
         f"{options.sequences} sequences\n"

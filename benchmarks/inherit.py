@@ -25,6 +25,7 @@ from pathlib import Path
 
 from cutting import peer
 from cutting.measure import Run, run
+from measuring.disk import copy_speed
 from measuring.table import head, machine, row, software
 
 _HERE = Path(__file__).parent / "cutting"
@@ -173,7 +174,10 @@ def _needs(what: str, command: list[str | Path], scratch: Path) -> Run:
 def _print_table(programs: list[Program], options: argparse.Namespace, size: int) -> None:
     by_name = {program.name: program for program in programs}
     bases = ("cp", "cp, synced", "inherit", "inherit --no-class-check")
+    limit = copy_speed(options.out)
+    inherit = statistics.median(one.seconds for one in by_name["inherit"].runs)
     print(f"\n{_machine(options)}")
+    print(f"a file is copied at {limit / 1e9:.1f} GB/s here; inherit: {size / inherit / limit:.0%}")
     print(
         f"{options.rounds} rounds, {_LAYERS[options.size] // 2} of {_LAYERS[options.size]} layers, "
         f"{size / 1e9:.2f} GB kept; medians, (least-most), medians of the rounds' ratios:\n"

@@ -81,17 +81,24 @@ def speed(shape: Shape, options: argparse.Namespace, no_litgpt: str | None, scra
 
 
 def print_speed(shape: Shape, found: Sequence[Program]) -> None:
-    titles = ["", "ms a step", "", "tokens/s", "time / ours", "peak MiB"]
-    print("\n" + head([shape.name, *titles[1:]]))
+    facts = found[0].facts  # of ours
+    if "limits" in facts:
+        print(f"\n{facts['limits']}")
+    titles = ["ms a step", "", "tokens/s", "time / ours", "of the bf16 limit", "peak MiB"]
+    print("\n" + head([shape.name, *titles]))
     for program in found:
         if program.why_not:
-            print(row([program.name, f"not run: {program.why_not}", *[""] * 4]))
+            print(row([program.name, f"not run: {program.why_not}", *[""] * 5]))
             continue
         median = statistics.median(program.seconds)
         spread = f"({min(program.seconds) * 1000:,.0f}-{max(program.seconds) * 1000:,.0f})"
         peak = program.facts.get("peak_mib")
         cells = [f"{median * 1000:,.0f}", spread, f"{shape.tokens / median:,.0f}"]
-        print(row([program.name, *cells, f"{program.ratio:.2f}", f"{peak:,.0f}" if peak else "–"]))
+        share = "–"
+        if "bf16_limit" in facts:
+            share = f"{facts['step_flops'] / median / facts['bf16_limit']:.0%}"
+        cells += [f"{program.ratio:.2f}", share]
+        print(row([program.name, *cells, f"{peak:,.0f}" if peak else "–"]))
     for program in found:
         if used := program.facts.get("settings"):
             print(f"\n{program.name}: {used}")

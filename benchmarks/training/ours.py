@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring.roofline import layer_weights, roofline
 from training.device import waiting_for
 from training.shapes import Shape, without_dropout
 from training.stream import random_stream, recipe_of
@@ -18,16 +19,21 @@ from inheritune.training import loop
 from inheritune.training.hardware import choose_device, choose_settings
 from inheritune.training.loop_config import LoopConfig
 from inheritune.training.setup import TrainingSetup
+from inheritune.training.throughput import flops_per_token
 
 
 def main(job: dict[str, Any]) -> None:
     shape, folder, device = Shape(**job["shape"]), Path(job["folder"]), choose_device()
     turns = Turns(*waiting_for(device, job))
+    if device == "cpu":  # before the model, whose peak memory is reported
+        limits = roofline(layer_weights(shape), shape.tokens, folder)
+        turns.note(limits=limits.line(), bf16_limit=limits.bf16)
     recipe = recipe_of(shape, job.get("recipe", {}), job.get("accumulate", 1))
     settings = choose_settings(recipe, planned_flops=1e18)
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(without_dropout(shape), dtype=torch.float32)
+    flops = flops_per_token(model, shape.length) * shape.tokens
     stream = random_stream(shape, folder)
     config = LoopConfig("bench", recipe, settings, stream, recipe.tokens, folder, {})
     make_setup = loop.make_setup
@@ -35,7 +41,7 @@ def main(job: dict[str, Any]) -> None:
     def noted(*args: Any) -> TrainingSetup:
         """The loop would say at its end what it used: it never gets there."""
         setup = make_setup(*args)
-        turns.note(settings=used(setup))
+        turns.note(settings=used(setup), step_flops=flops)
         return setup
 
     def on_progress(progress: Progress) -> None:

@@ -63,14 +63,10 @@ class _Gradients:
     """
 
     def __init__(self, target: LazyLogits) -> None:
-        def zeros(tensor: Tensor | None) -> Tensor | None:
-            if tensor is None or not tensor.requires_grad:
-                return None
-            return torch.zeros_like(tensor, dtype=torch.float32)
-
         self._target = target
         self.hidden = torch.empty_like(target.hidden) if target.hidden.requires_grad else None
-        self.weight, self.bias = zeros(target.weight), zeros(target.bias)
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
 
     def room_for(self, chunk: slice, z: Tensor) -> Tensor | None:
         """Return where to put a chunk's slopes, (n, V): over its logits, if they are its own."""
@@ -83,10 +79,11 @@ class _Gradients:
         # z = h W^T + b:  dloss/dh = slope W;  dloss/dW = slope^T h;  dloss/db = sum of slope
         if self.hidden is not None and logits.weight is not None:
             torch.mm(slopes, logits.weight, out=self.hidden[chunk])
-        if self.weight is not None:
-            self.weight += slopes.T @ logits.hidden[chunk]
-        if self.bias is not None:
-            self.bias += slopes.sum(0)
+        weight, bias = self._target.weight, self._target.bias
+        if weight is not None and weight.requires_grad:
+            self.weight = _added(self.weight, slopes.T @ logits.hidden[chunk])
+        if bias is not None and bias.requires_grad:
+            self.bias = _added(self.bias, slopes.sum(0))
 
     def attach(self, sums: Tensor) -> Tensor:
         """Give the first of some sums these gradients."""
@@ -101,6 +98,10 @@ class _Gradients:
             if tensor is not None and gradient is not None
         ]
         return attach_gradients(sums, [g for _, g in pairs], [t for t, _ in pairs])
+
+
+def _added(total: Tensor | None, part: Tensor) -> Tensor:
+    return part.float() if total is None else total.add_(part)
 
 
 def attach_gradients(sums: Tensor, gradients: list[Tensor], tensors: list[Tensor]) -> Tensor:

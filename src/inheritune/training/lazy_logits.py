@@ -46,8 +46,9 @@ def are_small(tokens: int, rows: int) -> bool:
 
 
 def slices(count: int, each: int) -> list[slice]:
-    """Divide so many tokens into parts of ``each``, at least one token long."""
-    each = max(1, each)
+    """Divide so many tokens into equal parts of at most ``each``, at least one token long."""
+    parts = max(1, -(-count // max(1, each)))
+    each = max(1, -(-count // parts))
     return [slice(first, min(first + each, count)) for first in range(0, count, each)]
 
 
