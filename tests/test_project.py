@@ -129,7 +129,7 @@ def test_make_lists_every_target_with_what_it_does():
     listed = {line.split()[1] for line in done.stdout.splitlines() if len(line.split()) > 2}
     assert listed == make_targets()
     usual = {"help", "setup", "demo", "test", "check", "bench", "faults", "support", "recipes"}
-    usual |= {"test-all", "docs", "hashed", "sbom", "fuzz", "faults-deep"}
+    usual |= {"test-all", "docs", "hashed", "sbom", "fuzz", "faults-deep", "bench-quick"}
     assert listed == usual
 
 
