@@ -4,7 +4,7 @@ PYTHON ?= python3
 # Added where torch is installed. CPU-only wheels, a tenth of the download on Linux:
 #   make setup TORCH_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 TORCH_FLAGS ?=
-# Passed on to the command of `demo`, `test`, `test-all`, `recipes`, `faults`, `faults-deep`
+# Passed on to the command of `demo`, `test`, `test-all`, `bench-quick`, `recipes`, `faults`, `faults-deep`
 # and `fuzz`: make test ARGS="tests/data -x"
 ARGS ?=
 
@@ -15,7 +15,7 @@ STAMP := $(VENV)/.complete
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup hashed sbom demo test test-all check bench faults faults-deep fuzz support recipes docs
+.PHONY: help setup hashed sbom demo test test-all check bench bench-quick faults faults-deep fuzz support recipes docs
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
