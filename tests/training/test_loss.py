@@ -145,6 +145,33 @@ def test_cross_entropy_in_chunks_matches_the_fp64_formula_and_never_holds_the_lo
     assert (12 * 16 * 97 in sizes.seen) == (chunk == 2**24)
 
 
+def test_a_compiled_objective_compiles_the_layers_and_leaves_the_walk_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lazy_logits, "_CHUNK_LOGITS", 7 * 97)
+    model = fresh(FITS["llama"])
+    x, y = torch.randint(0, 97, (2, 3, 16))
+    objective, compiled = (TrainingObjective(model, avoids_logits=True) for _ in range(2))
+    graphs: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph.code)
+        return graph.forward
+
+    compiled.compile(backend=backend, dynamic=False)
+    losses, gradients = [], []
+    for each in (objective, compiled):
+        model.zero_grad()
+        losses.append(each(x, y))
+        losses[-1].backward()
+        gradients.append([param.grad.clone() for param in model.parameters()])
+    torch.testing.assert_close(losses[1], losses[0])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert sum(code.count("scaled_dot_product_attention(") for code in graphs) == 2  # layers
+    assert not any("log_softmax" in code for code in graphs)
+
+
 def test_gradients_known_from_the_walk_are_given_away_once() -> None:
     model = fresh(FITS["llama"]).eval()
     x, y = torch.randint(0, 97, (2, 3, 16))

@@ -34,6 +34,13 @@ def sum_over_tokens(
     Args:
         open_chunk: Given a chunk's place among the N tokens, returns what its blocks add.
     """
+    total: Tensor = _walk(target, labels, open_chunk)
+    return total
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _walk(target: LazyLogits, labels: Tensor, open_chunk: Callable[[slice], OfBlock]) -> Tensor:
+    """Walk over the tokens, never compiled: all blocks would become one graph."""
     gradients = _Gradients(target) if torch.is_grad_enabled() else None
     total = None
     with torch.no_grad():
