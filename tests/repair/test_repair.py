@@ -224,6 +224,16 @@ def test_the_ridge_is_the_one_with_the_least_divergence_of_the_whole_target(fami
     assert result.ridge == min(expected, key=lambda r: expected[r]) is not None
 
 
+def test_the_divergence_over_a_large_vocabulary_is_that_of_fp64():
+    draw = torch.Generator().manual_seed(0)
+    p, q = (4 * torch.randn(8, 50_000, generator=draw) + 30 for _ in range(2))
+    log_p = p.log_softmax(-1)
+    exact = p.double().log_softmax(-1)
+    expected = (exact.exp() * (exact - q.double().log_softmax(-1))).sum(-1)
+    found = calibration_run.divergence(log_p, log_p.exp(), q)
+    assert torch.allclose(found.double(), expected, rtol=7e-6, atol=0)
+
+
 def test_a_ridge_that_was_chosen_gives_what_it_gives_alone():
     """No trial leaves a trace in the weights."""
     model, alone = tiny_models.build("opt"), tiny_models.build("opt")
