@@ -100,6 +100,26 @@ def llama_8b() -> Shapes:
     return _decoder(32, 128256, lambda i: _mlp("mlp.", 14336))
 
 
+# Of a Llama: width, inside the MLP, layers, width of the keys, vocabulary.
+LLAMAS = {
+    "3B": (3200, 8640, 26, 3200, 32_000),
+    "8B": (4096, 14_336, 32, 1024, 128_256),
+    "70B": (8192, 28_672, 80, 1024, 128_256),
+    "405B": (16_384, 53_248, 126, 1024, 128_256),
+}
+
+
+def write_llama(directory: Path, size: str, files: int = 1) -> Path:
+    """Write a Llama of one of these sizes."""
+    width, inner, layers, keys, vocab = LLAMAS[size]
+    head = 100 if size == "3B" else 128
+    config = LLAMA_8B | {"hidden_size": width, "intermediate_size": inner, "vocab_size": vocab}
+    config |= {"num_hidden_layers": layers, "num_attention_heads": width // head}
+    config |= {"num_key_value_heads": keys // head}
+    shapes = _decoder(layers, vocab, lambda i: _mlp("mlp.", inner, width), width, keys)
+    return write_sparse(directory, config, shapes, files=files)
+
+
 def mixtral() -> Shapes:
     """Names and shapes of Mixtral 8x7B v0.1, as it was released."""
 
@@ -148,13 +168,13 @@ def _mlp(prefix: str, inner: int, width: int = 4096) -> Shapes:
     return shapes | {f"{prefix}down_proj.weight": (width, inner)}
 
 
-def _decoder(layers: int, vocab: int, inside) -> Shapes:
-    shapes: Shapes = {"model.embed_tokens.weight": (vocab, 4096)}
+def _decoder(layers: int, vocab: int, inside, width: int = 4096, keys: int = 1024) -> Shapes:
+    shapes: Shapes = {"model.embed_tokens.weight": (vocab, width)}
     for i in range(layers):
         layer = f"model.layers.{i}."
-        for name, rows in {"q": 4096, "k": 1024, "v": 1024, "o": 4096}.items():
-            shapes[f"{layer}self_attn.{name}_proj.weight"] = (rows, 4096)
+        for name, rows in {"q": width, "k": keys, "v": keys, "o": width}.items():
+            shapes[f"{layer}self_attn.{name}_proj.weight"] = (rows, width)
         shapes |= {f"{layer}{name}": shape for name, shape in inside(i).items()}
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"{layer}{norm}.weight"] = (4096,)
-    return shapes | {"model.norm.weight": (4096,), "lm_head.weight": (vocab, 4096)}
+            shapes[f"{layer}{norm}.weight"] = (width,)
+    return shapes | {"model.norm.weight": (width,), "lm_head.weight": (vocab, width)}

@@ -5,10 +5,13 @@ import os
 import signal
 import sys
 import time
+import traceback
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from inheritune.data.tokens import TokenDirectory, open_tokens
@@ -25,15 +28,18 @@ from inheritune.system.processes import ALONE, Processes
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
 from inheritune.training import checkpoint as state
+from inheritune.training import distillation as reference_module
 from inheritune.training import logit_cache
 from inheritune.training.distillation import Distillation
-from inheritune.training.fsdp import layer_modules, shard, sync_gradients
+from inheritune.training.fsdp import layer_modules, make_mesh, shard, sync_gradients
 from inheritune.training.hardware import Settings
 from inheritune.training.loop import train
 from inheritune.training.loop_config import LoopConfig, LoopResult
 from inheritune.training.loss import TrainingObjective
 from inheritune.training.metrics import OnRow
 from inheritune.training.process_group import join
+from inheritune.training.setup import make_setup
+from inheritune.training.step import forward_backward
 
 FIELDS = {"tokens": 2560, "seq_len": 16, "batch_tokens": 128, "micro_batch": 2}
 FIELDS |= {"learning_rate": 1e-2, "min_learning_rate": 1e-3, "warmup_tokens": 256}
@@ -45,10 +51,13 @@ def recipe(**more: object) -> Train:
     return Train.model_validate(FIELDS | {"eval_every": 640} | more)
 
 
-def plain_settings(processes: Processes, precision: str = "fp32") -> Settings:
+def plain_settings(
+    processes: Processes, precision: str = "fp32", shards: int | None = None, **more: object
+) -> Settings:
     plain = {"device": "cpu", "precision": precision, "attention": "model", "compile": False}
     off = {"fused_gelu": False, "fused_optimizer": True, "keep_large_blocks": False}
-    return Settings(**plain, **off, processes=processes.size)
+    shards = shards or processes.size // processes.nodes
+    return Settings(**plain, **off, processes=processes.size, shards=shards, **more)
 
 
 def small_llama(tied: bool = True) -> LlamaForCausalLM:
@@ -82,12 +91,13 @@ def run_training(
     checkpoint: Path | None = None,
     heard: Listener = silent,
     distill: dict[str, object] | None = None,
+    layout: dict[str, object] | None = None,
     **more: object,
 ) -> tuple[LlamaForCausalLM, LoopResult | None, list[int]]:
     """Train, or continue; asked to stop after a step, in one process only."""
     model, stop, spy = small_llama(), StopFlag(), Spy(tokens.train)
     train_recipe, begin = recipe(**more), {}
-    settings = plain_settings(processes)
+    settings = plain_settings(processes, **layout or {})
 
     def on_progress(progress: Progress) -> None:
         begin.setdefault("tokens", progress.done)
@@ -163,6 +173,7 @@ def gradients(folder: Path, tokens: TokenDirectory, processes: Processes) -> dic
     x, y = torch.randint(0, 320, (8, 16)), torch.randint(0, 320, (8, 16))
     y[torch.rand(8, 16) < torch.linspace(0, 0.9, 8)[:, None]] = -100
     results = {}
+    mesh = make_mesh(processes, processes.size // processes.nodes, "cpu")
     for tied in (True, False):
         whole = small_llama(tied)
         root = TrainingObjective(whole, avoids_logits=False)
@@ -171,7 +182,7 @@ def gradients(folder: Path, tokens: TokenDirectory, processes: Processes) -> dic
         for every in (True, False):
             model = small_llama(tied)
             root = TrainingObjective(model, avoids_logits=False)
-            shard(root, model, processes, bf16=False)
+            shard(root, model, mesh, bf16=False)
             each = 8 // processes.size
             mine = range(processes.rank * each, (processes.rank + 1) * each)
             for row in mine:
@@ -191,7 +202,7 @@ def gradients(folder: Path, tokens: TokenDirectory, processes: Processes) -> dic
             for layer in layer_modules(model):
                 layer.compile(backend="aot_eager")
         root = TrainingObjective(model.train(), avoids_logits=how == "compiled")
-        shard(root, model, processes, bf16=False)
+        shard(root, model, mesh, bf16=False)
         each = 8 // processes.size
         part = slice(processes.rank * each, (processes.rank + 1) * each)
         root(x[part], y[part]).backward()
@@ -234,6 +245,65 @@ def middle(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[s
         folder / "elastic", tokens, processes, stop_after=13, stopping_rank=1
     )
     return {"asked": asked, "stopped": trained is None}
+
+
+def leg(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:
+    """Go on with two trainings, one of them distilled, up to a step and on a layout."""
+    layout, stop = json.loads(os.environ["LAYOUT"]), int(os.environ["STOP"])
+    asked = {}
+    for name, distill in (("plain", None), ("distilled", {})):
+        more = {"stop_after": stop, "layout": layout, "distill": distill}
+        *_, asked[name] = run_training(folder / name, tokens, processes, **more)
+    return asked
+
+
+def traffic(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, float]:
+    """Bytes that this process receives in a step of two passes, by what they are for."""
+    counted, shards = Counter(), processes.size // processes.nodes
+    foreign, copies = (shards - 1) / shards, processes.nodes
+    gather, reduce, add, gather_head = (
+        *(dist.all_gather_single, dist.reduce_scatter_single, dist.all_reduce),
+        reference_module.whole,
+    )
+
+    def count(key: str, tensor: torch.Tensor, share: float) -> None:
+        if tensor.dtype == torch.float32:
+            counted[key] += tensor.nbytes * share
+
+    def gathering(output: torch.Tensor, *rest: object, **more: object) -> object:
+        count("gathered", output, foreign)
+        return gather(output, *rest, **more)
+
+    def reducing(*, input: torch.Tensor, **more: object) -> object:
+        count("reduced", input, foreign)
+        return reduce(input=input, **more)
+
+    def adding(tensor: torch.Tensor, **more: object) -> object:
+        count("exchanged", tensor, 2 * (copies - 1) / copies)
+        return add(tensor, **more)
+
+    def gathering_head(tensor: torch.Tensor) -> torch.Tensor:
+        count("gathered", tensor, foreign)
+        return gather_head(tensor)
+
+    found, settings, once = {}, plain_settings(processes), recipe()
+    made = distillation(once, {}, folder, tokens, processes, settings)
+    for name, learned in (("plain", None), ("distilled", made)):
+        setup = make_setup(small_llama(), once, settings, tokens.train, processes, learned)
+        counted.clear()
+        dist.all_gather_single, dist.reduce_scatter_single = gathering, reducing
+        dist.all_reduce, reference_module.whole = adding, gathering_head
+        try:
+            forward_backward(setup, 0, 0, StopFlag(), save_due=False)
+        finally:
+            dist.all_gather_single, dist.reduce_scatter_single, dist.all_reduce = (
+                gather,
+                reduce,
+                add,
+            )
+            reference_module.whole = gather_head
+        found[name] = dict(counted)
+    return found
 
 
 def full_disk(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:
@@ -306,14 +376,34 @@ def main(names: str, folder: Path, tokens: TokenDirectory) -> None:
     results = {}
     for name in names.split(","):
         results[name] = globals()[name](folder, tokens, processes)
-    (folder / f"results-{processes.rank}.json").write_text(json.dumps(results))
+    stage = os.environ.get("STAGE", "")
+    (folder / f"results-{stage}{processes.rank}.json").write_text(json.dumps(results))
     processes.leave()
 
 
-if __name__ == "__main__":
+def fork_rank(rank: int) -> int:
+    """Start one process of the group; imports, which take most of the time, were done once."""
+    if process := os.fork():
+        return process
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    code = 1
     try:
         main(sys.argv[1], Path(sys.argv[2]), open_tokens(Path(sys.argv[3])))
+        code = 0
     except InherituneError as error:
         sys.stderr.write(f"{error}\n")
+        code = error.exit_code
+    except BaseException:
+        traceback.print_exc()
+    finally:
         sys.stderr.flush()
-        os._exit(error.exit_code)  # as the command line does: a broken group aborts a plain end
+        os._exit(code)  # as the command line does: a broken group aborts a plain end
+
+
+if __name__ == "__main__":
+    codes = []
+    for stage in json.loads(os.environ.get("STAGES", "[{}]")):  # groups that follow each other
+        os.environ |= stage
+        started = [fork_rank(rank) for rank in range(int(os.environ["WORLD_SIZE"]))]
+        codes += [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started]
+    sys.stdout.write(json.dumps(codes))

@@ -4,10 +4,12 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +18,8 @@ import torch
 
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import RecipeError
+from inheritune.planning.cluster import Traffic
+from inheritune.planning.memory import Layout, TrainedModel
 from inheritune.recipe.training import Train
 from inheritune.system.processes import Processes
 from inheritune.training.checkpoint import (
@@ -23,7 +27,7 @@ from inheritune.training.checkpoint import (
     load_newest,
     load_weights,
 )
-from inheritune.training.fsdp import my_share
+from inheritune.training.fsdp import layer_modules, my_share
 from inheritune.training.models import load_model
 from inheritune.training.sharded_safetensors import SavedTensors
 from inheritune.training.training_inputs import TrainingInputs
@@ -47,7 +51,7 @@ def in_group(
     tokens: TokenDirectory,
     size: int = 2,
     nodes: int = 1,
-    limit_s: float = 120,
+    limit_s: float = 300,
     **more: str,
 ) -> list[int]:
     """Have real processes do something; their exit codes."""
@@ -56,22 +60,21 @@ def in_group(
         port = free.getsockname()[1]
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
     address |= {"LOCAL_WORLD_SIZE": str(size // nodes), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), names, str(folder), str(tokens.path)],
-            env=os.environ | address | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | more,
-        )
-        for rank in range(size)
-    ]
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), names, str(folder), str(tokens.path)],
+        env=os.environ | address | more,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
     try:
-        return [process.wait(timeout=limit_s) for process in processes]
+        return json.loads(process.communicate(timeout=limit_s)[0])
     finally:
-        for process in processes:
-            process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
-def results_of(folder: Path, rank: int) -> dict:
-    return json.loads((folder / f"results-{rank}.json").read_text())
+def results_of(folder: Path, rank: int, stage: str = "") -> dict:
+    return json.loads((folder / f"results-{stage}{rank}.json").read_text())
 
 
 def losses(folder: Path, key: str = "loss") -> list[float]:
@@ -96,7 +99,7 @@ def pair(tiny_tokens: TokenDirectory, tmp_path_factory: pytest.TempPathFactory) 
     for parameter in reference.parameters():  # not near uniform, as the fresh target is
         parameter.data.mul_(4)
     reference.save_pretrained(folder / "reference")
-    works = "gradients,whole_training,distilled,middle,full_disk,interrupted_validation"
+    works = "gradients,whole_training,distilled,traffic,middle,full_disk,interrupted_validation"
     assert in_group(works, folder, tiny_tokens) == [0, 0]
     shutil.copytree(folder / "elastic", folder / "stopped")
     return folder
@@ -320,12 +323,87 @@ def test_failure_of_one_process_ends_all_in_time(
     assert not list((tmp_path / how).glob("checkpoints/*"))
 
 
+def predicted_traffic(folder: Path, size: int, nodes: int) -> dict[str, dict[str, float]]:
+    """The bytes of `group_work.traffic` by the cost model of `plan`."""
+    target, reference = WORK.small_llama(), load_model(folder / "reference")
+    params, beside = (sum(p.numel() for p in m.parameters()) for m in (target, reference))
+    in_layers = sum(p.numel() for layer in layer_modules(target) for p in layer.parameters())
+    found = {}
+    for name, learned in (("plain", 0), ("distilled", beside)):
+        model = TrainedModel(
+            target.config.to_dict(), params, in_layers, 2, True, params, reference=learned
+        )
+        layout = Layout(size // nodes, micro_batch=2, micro_batches=8 // size // 2)
+        step = Traffic.of(model, layout, nodes, 4)
+        found[name] = {"gathered": step.gathered + step.reference, "reduced": step.reduced}
+        found[name] |= {"exchanged": step.exchanged} if nodes > 1 else {}
+    return found
+
+
+def test_the_cost_model_counts_the_bytes_that_two_processes_exchange(pair: Path) -> None:
+    expected = predicted_traffic(pair, 2, 1)
+    assert [results_of(pair, rank)["traffic"] for rank in (0, 1)] == [expected] * 2
+    assert expected["distilled"]["gathered"] > expected["plain"]["gathered"] > 0
+
+
+# Processes, machines, and how the weights lie: over both machines; offloaded in one; over four.
+LEGS = [
+    (2, 2, {"shards": 2, "sums_every_pass": True}),
+    (2, 1, {"shards": 2, "offloads": True}),
+    (4, 2, {"shards": 4, "sums_every_pass": True}),
+]
+
+
+@pytest.mark.slow
+def test_a_training_moves_from_layout_to_layout_with_the_same_samples_and_losses(
+    tiny_tokens: TokenDirectory, tmp_path: Path
+) -> None:
+    reference = WORK.small_llama(tied=False)
+    for parameter in reference.parameters():
+        parameter.data.mul_(4)
+    reference.save_pretrained(tmp_path / "reference")
+    samples = {"plain": [], "distilled": []}
+    checked = {"plain": 0, "distilled": 2}  # samples that a loss is proven on before its first step
+    stages = [
+        {
+            "WORLD_SIZE": str(size),
+            "LOCAL_WORLD_SIZE": str(size // nodes),
+            "LAYOUT": json.dumps(layout),
+            "STOP": str(5 * number),
+            "STAGE": f"{number}-",
+        }
+        for number, (size, nodes, layout) in enumerate(LEGS, 1)
+    ]
+    codes = in_group("leg", tmp_path, tiny_tokens, STAGES=json.dumps(stages))
+    assert codes == [0] * sum(size for size, *_ in LEGS)
+    for number, (size, _, layout) in enumerate(LEGS, 1):
+        for name, seen in samples.items():
+            parts = [
+                results_of(tmp_path, rank, f"{number}-")["leg"][name][checked[name] :]
+                for rank in range(size)
+            ]
+            each = 8 // size
+            # Behind the five steps is the one in which they were asked to stop: it is done again.
+            seen += [n for s in range(5) for part in parts for n in part[each * s :][:each]]
+        saved = tmp_path / "plain" / "checkpoints" / f"step-{5 * number:08d}"
+        assert len(list(saved.glob("model*.safetensors"))) == layout["shards"]
+    for name, distill in (("plain", None), ("distilled", {})):
+        *_, asked = WORK.run_training(tmp_path / name, tiny_tokens, distill=distill)
+        alone = tmp_path / f"{name}-alone"
+        *_, expected = WORK.run_training(alone, tiny_tokens, distill=distill)
+        assert samples[name] + asked[checked[name] :] == expected[checked[name] :]
+        assert losses(tmp_path / name) == pytest.approx(losses(alone), abs=1e-5)
+
+
 @pytest.mark.slow
 def test_two_machines_of_two_processes_give_the_same_gradients_and_weights(
     alone: tuple, tiny_tokens: TokenDirectory, tmp_path: Path
 ) -> None:
-    codes = in_group("gradients,whole_training", tmp_path, tiny_tokens, size=4, nodes=2)
-    assert codes == [0] * 4
+    WORK.small_llama(tied=False).save_pretrained(tmp_path / "reference")
+    works = "gradients,whole_training,traffic"
+    assert in_group(works, tmp_path, tiny_tokens, size=4, nodes=2) == [0] * 4
+    counted = [results_of(tmp_path, rank)["traffic"] for rank in range(4)]
+    assert counted == [predicted_traffic(tmp_path, 4, 2)] * 4
     assert max(results_of(tmp_path, 0)["gradients"].values()) < 1e-6
     assert losses(tmp_path / "pair") == pytest.approx(losses(alone[0]), abs=1e-5)
     saved = tmp_path / "pair" / "checkpoints" / "step-00000020"

@@ -24,9 +24,11 @@ def plan(
     tokens: int | str | None = None,
     seq_len: int | None = None,
     device: str | None = None,
-    devices: int = 1,
+    devices: int | str = 1,
     mfu: float = 0.4,
     rate: float | None = None,
+    mtbf: float | None = None,
+    network: float | None = None,
     parameters: int | str | None = None,
     memory: int | str | None = None,
     speed: float | str | None = None,
@@ -44,9 +46,12 @@ def plan(
         tokens: Training tokens to estimate the time for, such as ``"1B"``.
         seq_len: Tokens per sequence; None: the model's positions, 2048 at most.
         device: Device to estimate for, such as ``"h100"``, ``"a100"``, ``"rtx4090"`` or ``"cpu"``.
-        devices: Number of devices.
+        devices: Number of devices; or of a recipe a range such as ``"8..1024"``, doubled from the
+            first to the last.
         mfu: Share of the device's peak that training reaches, in (0, 1].
         rate: Dollars per hour of one device.
+        mtbf: Hours between failures of one device; None: 50,000.
+        network: Bytes per second between machines, for each device; None: 40e9.
         parameters: Show the cut with the most layers that has at most so many parameters, such as
             ``"5B"``.
         memory: The same for bytes of the weights and of the cache of ``seq_len`` tokens, such as
@@ -65,6 +70,7 @@ def plan(
     """
     from inheritune.model_files.in_memory import opened_model
     from inheritune.planning.candidates import Budget, list_candidates, plan_cut
+    from inheritune.planning.cluster import device_counts, links_of
     from inheritune.planning.goal import goal_of, plan_goal
     from inheritune.planning.planned_reference import open_to_plan
     from inheritune.planning.recipe_plan import plan_recipe
@@ -85,17 +91,26 @@ def plan(
             f"--{goal.name} chooses the layers of a model; layers or a recipe choose them, too.",
             "Give one of the two.",
         )
-    of_device = {"rate": rate, "devices": None if devices == 1 else devices}
+    of_device = {"rate": rate, "devices": None if str(devices) == "1" else devices}
+    of_device |= {"mtbf": mtbf, "network": network}
     of_device["mfu"] = None if mfu == DEFAULT_MFU else mfu
     if device is None and (name := _first_given(of_device)):
         raise RecipeError(
             f"--{name} is of a device, and none is named.", "Name it, such as --device h100."
         )
-    training_speed = Speed(choose_device(device), devices, mfu, rate) if device else None
+    counts = device_counts(devices)
+    training_speed = Speed(choose_device(device), counts[0], mfu, rate) if device else None
+    if not is_recipe(what) and len(counts) > 1:
+        raise RecipeError(
+            f"--devices {escape(str(devices))} goes with a recipe, not with a model.",
+            "Name one number.",
+        )
     with call(progress), ExitStack() as stack:
         if is_recipe(what):
             recipe = recipe_with(what, sections).recipe  # type: ignore[arg-type]
-            return plan_recipe(recipe, Path(runs) / recipe.name, training_speed)
+            several = counts if counts[-1] > 1 else ()
+            links = links_of(training_speed, mtbf, network)
+            return plan_recipe(recipe, Path(runs) / recipe.name, training_speed, several, links)
         if sections:
             raise RecipeError(
                 f"plan has no setting {escape(', '.join(sections))} for a model.",

@@ -28,7 +28,7 @@ from inheritune.cli.next_step import command
 from inheritune.errors import MachineError, RecipeError, SourceError
 from inheritune.system.devices import DEFAULT_MFU
 
-_USUAL = {"devices": 1, "mfu": DEFAULT_MFU}
+_USUAL = {"devices": "1", "mfu": DEFAULT_MFU}
 _estimate = partial(typer.Option, rich_help_panel="Estimate")
 _goal = partial(typer.Option, rich_help_panel="Goal")
 
@@ -57,11 +57,19 @@ def plan(
         str | None,
         _estimate(autocompletion=known_devices, help="Device: h100, a100, rtx4090, cpu, ..."),
     ] = None,
-    devices: Annotated[int, _estimate(help="Number of devices.")] = 1,
+    devices: Annotated[
+        str, _estimate(help="Number of devices; of a recipe also a range, such as 8..1024.")
+    ] = "1",
     mfu: Annotated[
         float, _estimate(help="Share of the device's peak FLOP/s that training reaches.")
     ] = DEFAULT_MFU,
     rate: Annotated[float | None, _estimate(help="Dollars per hour of one device.")] = None,
+    mtbf: Annotated[
+        float | None, _estimate(help="Hours between failures of one device (50,000).")
+    ] = None,
+    network: Annotated[
+        float | None, _estimate(help="Bytes per second between machines, per device (40e9).")
+    ] = None,
     parameters: Annotated[
         str | None, _goal(help="The most layers with at most so many parameters, such as 5B.")
     ] = None,
@@ -94,6 +102,7 @@ def plan(
             raise RecipeError(f"{option} goes with a recipe, not with a model.", "Leave it out.")
         estimate: dict[str, Any] = {"tokens": tokens, "seq_len": seq_len, "device": device}
         estimate |= {"devices": devices, "mfu": mfu, "rate": rate}
+        estimate |= {"mtbf": mtbf, "network": network}
         with _preset_suggested(subject):
             result = api.plan(
                 subject,

@@ -64,9 +64,25 @@ def _recipe_answers(plan: RecipePlan) -> list[str]:
         f"{counted(len(plan.trainings), 'training')}, {amount(tokens)} tokens together",
         time,
         f"{data_size(disk)} on disk" + (f", {paid}" if paid != MISSING else ""),
-        f"{data_size(plan.memory.total)} for the largest training"
-        + _verdict_on_memory(plan.memory.total, plan.speed),
+        _recipe_fits(plan),
     ]
+
+
+def _recipe_fits(plan: RecipePlan) -> str:
+    needed, speed = plan.memory.total, plan.speed
+    words = f"{data_size(needed)} for the largest training"
+    if speed is None or plan.room is None:
+        return words + _verdict_on_memory(needed, speed)
+    if speed.count > 1:
+        words += ", on each device"
+    words += f", of {data_size(plan.room)} that it can use"
+    if needed <= plan.room:
+        return f"{words}: yes"
+    if plan.change is None:
+        return f"{words}: does not fit, on up to 1,024 devices either"
+    return f"{words}: does not fit. It does with {plan.change.text}: " + data_size(
+        plan.change.memory.total
+    )
 
 
 def _devices(speed: Speed) -> str:

@@ -90,9 +90,46 @@ def recipe_tables(plan: RecipePlan) -> list[Table]:
         f"{amount(plan.reference_params)} parameters{download(plan.download_bytes)}"
     )
     notes = recipe_notes(plan)
-    hours = _hours_table(plan, notes)
-    trainings = _trainings_table(plan, title, [] if hours else notes)
-    return [trainings, hours] if hours else [trainings]
+    more = _hours_table(plan, notes) or _clusters_table(plan, notes)
+    trainings = _trainings_table(plan, title, [] if more else notes)
+    return [trainings, more] if more else [trainings]
+
+
+def _clusters_table(plan: RecipePlan, notes: Sequence[str]) -> Table | None:
+    """Make a table with a row for each number of devices; None where one device was named."""
+    if not plan.clusters:
+        return None
+    priced = plan.clusters[0].dollars is not None
+    fields: list[tuple[bool, Field]] = [
+        (True, (Column("devices", show=exact), "devices")),
+        (True, (Column("a copy on", show=exact, dispensable=1), "shards")),
+        (True, (Column("memory each", show=data_size), "memory.total")),
+        (True, (Column("fits"), lambda row: "yes" if row.fits else row.change or "no")),
+        (True, (Column("time", show=lambda hours: duration(3600 * hours)), "hours")),
+        (True, (Column("device hours", show=lambda hours: f"{hours:,.0f}"), "device_hours")),
+        (priced, (Column("price", show=lambda paid: f"${paid:,.0f}"), "dollars")),
+        (True, (Column("waits", show=_share, dispensable=3), "waiting")),
+        (True, (Column("lost", show=_share, dispensable=2), "lost")),
+        (True, (Column("one save", show=duration, dispensable=4), "save_s")),
+    ]
+    shown = [field for is_shown, field in fields if is_shown]
+    title = "projected for more devices: bytes are counted, speeds assumed"
+    return Table.of("clusters", plan.clusters, shown, [*_cluster_notes(plan), *notes], title)
+
+
+def _share(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def _cluster_notes(plan: RecipePlan) -> list[str]:
+    last = plan.clusters[-1]
+    return [
+        f"{last.devices:,} devices lose the least with train.save_minutes "
+        f"{last.best_save_minutes:.0f}; they read {data_size(last.text_bytes_per_s)}/s of text.",
+        "waits: share of the time for which the network is slower than the computation, which "
+        "otherwise hides it; lost: for checkpoints, failures and restarts of ten minutes. "
+        "--mtbf and --network name what is known of the machines.",
+    ]
 
 
 # --- Tables ---------------------------------------------------------------------------------

@@ -125,6 +125,13 @@ def idle_expert_values(
     return expert_weights * (experts - used) // experts
 
 
+def experts_per_token(section: Mapping[str, Any]) -> int:
+    """Return the experts that a token is sent to; 1 where there are none to choose among."""
+    inner = section.get("ffn_config")  # dbrx
+    nested = first_int(inner, _EXPERTS_PER_TOKEN) if isinstance(inner, Mapping) else None
+    return first_int(section, _EXPERTS_PER_TOKEN) or nested or 1
+
+
 def first_int(section: Mapping[str, Any], keys: Iterable[str]) -> int | None:
     """Return the first positive integer among some fields of a config; None if there is none."""
     return next((v for key in keys if type(v := section.get(key)) is int and v > 0), None)

@@ -1,75 +1,247 @@
-"""Estimate the memory that a training needs."""
+"""Estimate the memory that a training needs on each of its devices, from the config alone.
+
+P positions of a micro-batch on one device, D hidden, F inside the MLP, V vocabulary; Q and K are
+the widths of queries and of keys; an item has 2 bytes in bf16 and 4 in fp32.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from inheritune.model_files.config import text_config
-from inheritune.model_files.flops import first_int, hidden_size
-from inheritune.recipe.training import Train
+from inheritune.model_files.flops import (
+    attention_heads,
+    experts_per_token,
+    first_int,
+    hidden_size,
+    key_value_width,
+)
 
 BYTES_PER_PARAMETER = 16  # of a training without activations: fp32 weights and gradients, moments
+# Measured: written, hashed and synced, on the disk of a rented machine (docs/log.md).
+SAVED_BYTES_PER_S = 3e8
+
+_CHUNK_LOGITS = 2**24  # as in training.loss
+_INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+_EXPERT_INNER = ("moe_intermediate_size",)
+_PLAIN_MLP = {"gpt2", "gpt_neox", "gpt_neo", "gptj", "opt", "bloom", "falcon", "phi", "starcoder2"}
+_LAYER_NORM = _PLAIN_MLP | {"stablelm", "cohere", "mpt"}
+_ONE_NORM_INPUT = {"gpt_neox", "phi", "gptj", "falcon", "cohere"}  # attention and MLP side by side
+_FUSED_QUERIES = {"gpt2", "gpt_neox", "bloom", "falcon", "mpt", "phi3"}  # one product: one input
+_HEAD_NORMS = {"qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2"}
+_FOUR_NORMS = {"gemma2", "gemma3", "gemma3_text"}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated bytes on the device while training."""
+    """Estimated bytes on one device, at the moment of a step when it holds the most."""
 
-    weights: int  # fp32, plus a copy in the precision of the computation
+    weights: int  # fp32, plus copies in the precision of the computation
     gradients: int  # fp32
     moments: int  # AdamW's two moments, fp32
-    activations: int  # of one micro-batch, with its logits; a rough figure
-    # Weights of the reference in a distillation, in the precision of the computation; several
-    # processes share them, but where predictions are stored
-    reference: int = 0
+    activations: int  # what the layers keep for the backward pass
+    logits: int = 0  # from the head's product to the gradient of its input
+    reference: int = 0  # of a distillation: weights in the precision of the computation
 
     @property
     def total(self) -> int:
         """Sum of all parts."""
-        return self.weights + self.gradients + self.moments + self.activations + self.reference
+        return (
+            self.weights
+            + self.gradients
+            + self.moments
+            + self.activations
+            + self.logits
+            + self.reference
+        )
 
 
-# Measured: written, hashed and synced, on the disk of a rented machine (docs/log.md).
-SAVED_BYTES_PER_S = 3e8
+@dataclass(frozen=True)
+class Layout:
+    """How a training lies on its devices."""
+
+    shards: int = 1  # processes that share one copy of the weights
+    micro_batch: int = 1  # sequences per forward pass and process
+    micro_batches: int = 1  # forward passes of a step in each process
+    # Whether processes add up gradients after every pass; else each holds a whole one till the last
+    sums_every_pass: bool = False
+    recomputes: bool = False  # whether layers are computed again in the backward pass
+    offloads: bool = False  # whether weights, gradients and moments lie in the host's memory
+    matmul_attention: bool = False  # whether the attention keeps its weights, T for each position
+    fused_loss: bool = False  # whether logits are made in chunks, and never held
+
+    @property
+    def gathers_bf16(self) -> bool:
+        """Whether the model computes in bf16 throughout, instead of by autocast."""
+        return self.shards > 1
 
 
-def estimate_memory(
-    config: Mapping[str, Any],
-    params: int,
-    layers: int,
-    train: Train,
-    precision: str,
-    trained: int,
-    lowest_trained_layer: int,
-    reference: int = 0,
-    compares_hidden: bool = False,
-) -> Memory:
-    """Estimate the memory that a training needs on its device.
+@dataclass(frozen=True)
+class TrainedModel:
+    """The sizes of a model that decide the memory of its training."""
+
+    config: Mapping[str, Any]
+    params: int
+    in_layers: int  # of these, in layers
+    layers: int
+    tied: bool  # whether the head is the embedding
+    trained: int  # parameters that are trained
+    lowest_trained_layer: int = 0  # first layer whose activations a backward pass needs
+    reference: int = 0  # parameters of the reference that runs beside it; 0: none does
+    reference_layers: int = 0
+    # Whether hidden states are compared: a slope for each layer is kept, in fp32.
+    compares_hidden: bool = False
+
+    @property
+    def vocabulary(self) -> int:
+        """V."""
+        return first_int(text_config(self.config), ("vocab_size",)) or 0
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return hidden_size(text_config(self.config))
+
+    @property
+    def head(self) -> int:
+        """Parameters of the head, V D."""
+        return self.vocabulary * self.width
+
+    @property
+    def layer(self) -> int:
+        """Parameters of one layer."""
+        return self.in_layers // self.layers
+
+
+def estimate_memory(model: TrainedModel, layout: Layout, seq_len: int, precision: str) -> Memory:
+    """Estimate the most that a device holds in a step: at the loss, or before the update.
+
+    Weights and AdamW's moments are there all the time; gradients grow while activations go.
 
     Args:
         precision: ``"bf16"`` or ``"fp32"``.
-        trained: Parameters that are trained.
-        lowest_trained_layer: First layer whose activations a backward pass needs.
-        reference: Parameters of the reference that runs beside the training; 0 if none does.
-        compares_hidden: Whether hidden states are compared: a slope for each layer is kept, in the
-            precision of the residual stream, which is fp32 under autocast.
+    """
+    bf16 = precision == "bf16"
+    item, positions = 2 if bf16 else 4, layout.micro_batch * seq_len
+    shards, kept = layout.shards, model.layers - model.lowest_trained_layer
+    own = 0 if layout.offloads else 1  # of weights, gradients and moments: here, or in the host
 
-    Source: Korthikanti et al., arXiv 2205.05198, equation 1: 34 bytes for each position and channel
-    of a layer at 16 bits, without the attention matrices, which today's kernels do not store.
-    Logits: in the precision of the computation and in fp32, with their gradients.
+    # --- what is always there ---
+    stored = own * 4 * model.params // shards
+    moments = own * 8 * model.trained // shards
+    if shards == 1:
+        # Autocast keeps a copy of each matrix; an embedding that is no head is only looked up.
+        matrices = model.params - (0 if model.tied else model.head)
+        copies = item * matrices if bf16 else 0
+        at_rest = model.reference * item
+    else:
+        # Gathered: all outside the layers, and two layers, since the next comes while one runs.
+        copies = item * (model.params - model.in_layers + 2 * model.layer)
+        at_rest = _sharded_reference(model, item, shards)
+    gradients = own * 4 * model.trained // shards
+    # Sums of earlier micro-batches; processes add theirs up behind the last one only.
+    earlier = 0
+    if layout.micro_batches > 1:
+        earlier = gradients if layout.sums_every_pass else 4 * model.trained
+
+    # --- what the layers keep ---
+    layer = layer_bytes(model.config, positions, seq_len, item, layout)
+    edge = (4 if not layout.gathers_bf16 or not bf16 else 2) * positions * model.width
+    hidden = kept * (edge if layout.recomputes else layer) + 3 * edge
+    hidden += 4 * model.compares_hidden * positions * model.width * kept
+    backward = _layer_gradient(model.config, positions, item)
+    if layout.recomputes:
+        backward += layer
+
+    # --- the moments at which the most is held ---
+    logits = _logits(model, positions, item, layout)
+    at_loss = Memory(stored + copies, earlier, moments, hidden, logits, at_rest)
+    held = copies
+    if layout.recomputes and shards == 1:  # copies go with the forward pass, and come back in turn
+        held = min(copies, item * (model.head + model.layer)) if bf16 else 0
+    in_last_layer = replace(
+        at_loss,
+        weights=stored + held,
+        gradients=earlier + 4 * min(model.head, model.trained),
+        activations=hidden + backward,
+        logits=0,
+    )
+    # A tied weight gets two gradients; and one that comes late is added to that of earlier passes.
+    late = 4 * model.head if model.tied or earlier else 0
+    summed = gradients if shards == 1 or layout.sums_every_pass else earlier + gradients
+    at_update = Memory(stored, max(earlier, summed) + late, moments, edge, 0, at_rest)
+    return max(at_loss, in_last_layer, at_update, key=lambda memory: memory.total)
+
+
+def layer_bytes(
+    config: Mapping[str, Any], positions: int, seq_len: int, item: int, layout: Layout
+) -> int:
+    """Count the bytes that one layer keeps for its backward pass.
+
+    Counted in the classes of transformers: inputs of matrix products, of norms, activations and
+    attention. Under autocast the residual stream stays fp32, and each product casts its own input.
     """
     section = text_config(config)
+    kind = str(section.get("model_type"))
     width = hidden_size(section)
-    rows = first_int(section, ("vocab_size",)) or 0
-    item = 2 if precision == "bf16" else 4
-    positions = train.micro_batch * train.seq_len
-    hidden = (17 * item + 4 * compares_hidden) * positions * width * (layers - lowest_trained_layer)
-    logits = positions * rows * 2 * (item + 4)
-    copies = params * item if precision == "bf16" else 0
-    return Memory(
-        weights=4 * params + copies,
-        gradients=4 * trained,
-        moments=8 * trained,
-        activations=hidden + logits,
-        reference=item * reference,
-    )
+    heads, size = attention_heads(section)
+    queries, keys = int(heads * size), key_value_width(section) // 2
+    autocast = item == 2 and not layout.gathers_bf16
+    stream = 4 if item == 4 or autocast else 2
+
+    # --- norms: LayerNorm keeps its input, RMSNorm the scaled input as well, both in fp32 ---
+    norms = 1 if kind in _ONE_NORM_INPUT else 4 if kind in _FOUR_NORMS else 2
+    norm_bytes = norms * width * (stream if kind in _LAYER_NORM else 4 + stream)
+    if kind in _HEAD_NORMS:
+        norm_bytes += (queries + keys) * (4 + item)
+
+    # --- attention: inputs of the products; queries, keys, values and what comes out ---
+    inputs = 3 if autocast and kind not in _FUSED_QUERIES else 1
+    attention = inputs * width * item + (2 * queries + 2 * keys) * item
+    if kind == "gpt_neox":  # rotated copies beside the product, and one of what comes out
+        attention += 3 * queries * item
+    if layout.matmul_attention or section.get("attn_logit_softcapping"):
+        # The weights of all keys, and keys and values repeated for each query.
+        attention += (heads * seq_len + 2 * (queries - keys)) * item + queries * item
+
+    # --- MLP: its input, and what the activation and the last product take ---
+    inner = first_int(section, _INNER) or 4 * width
+    if (experts := experts_per_token(section)) > 1:
+        inner = (first_int(section, _EXPERT_INNER) or inner) * experts
+    gated = kind not in _PLAIN_MLP
+    mlp = (2 if autocast and gated else 1) * width * item + (4 if gated else 2) * inner * item
+    return positions * (norm_bytes + attention + mlp)
+
+
+def _layer_gradient(config: Mapping[str, Any], positions: int, item: int) -> int:
+    """Bytes of the gradients that are under way inside a layer: of its MLP, and of the stream."""
+    section = text_config(config)
+    width = hidden_size(section)
+    inner = first_int(section, _INNER) or 4 * width
+    return positions * (2 * inner * item + 2 * width * 4)
+
+
+def _logits(model: TrainedModel, positions: int, item: int, layout: Layout) -> int:
+    """Bytes of the loss at its worst, with the gradient of the head where it is there already."""
+    rows, head = positions * model.vocabulary, model.head
+    if model.reference:
+        # In chunks: logits, both distributions, slopes; what the chunk before left behind.
+        chunk = min(rows, max(_CHUNK_LOGITS, model.vocabulary))
+        buffers = 6 if chunk == rows else 9
+        states = positions * model.width * 2 * item
+        heads = (4 + item) * head + (item * head if layout.shards > 1 else 0)
+        return buffers * 4 * chunk + heads + states
+    if layout.fused_loss:
+        # Chunks of as many logits as the states have values; sums of the head's gradient, and in
+        # bf16 the head's copy and that of its gradient.
+        return 3 * 4 * positions * model.width + (8 if item == 4 else 18) * head
+    # log softmax, and the two gradients that lead through it; then that of the head
+    return max(12 * rows, (8 if item == 4 else 6) * rows + 4 * head)
+
+
+def _sharded_reference(model: TrainedModel, item: int, shards: int) -> int:
+    """Bytes of a reference whose layers are gathered one after the other, and of its head."""
+    if not model.reference:
+        return 0
+    layer = max(0, model.reference - 2 * model.head) // max(1, model.reference_layers)
+    return item * (model.reference // shards + max(2 * layer, model.head))

@@ -1,7 +1,7 @@
 """Plan a run: its trainings, and the time, memory and disk that they need."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,15 @@ from inheritune.errors import UnsupportedModelError
 from inheritune.model_files.config import Edit, cut_config, text_config
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.flops import first_int
-from inheritune.planning.memory import Memory, estimate_memory
+from inheritune.planning.cluster import USUAL_LINKS, ClusterPlan, Links, plan_cluster
+from inheritune.planning.fitting import (
+    Change,
+    cheapest_change,
+    memory_of,
+    room_on,
+    trained_model,
+)
+from inheritune.planning.memory import Memory
 from inheritune.planning.planned_reference import (
     planned_reference,
     shape_notes,
@@ -22,6 +30,7 @@ from inheritune.planning.training_notes import growth_notes, training_notes
 from inheritune.planning.trainings import PlannedTraining, Planner
 from inheritune.recipe.published import deviations
 from inheritune.recipe.schema import Recipe
+from inheritune.recipe.training import Train
 from inheritune.run_directory import Run
 from inheritune.steps.family import check_patched
 from inheritune.steps.growth import Growth, first_layers
@@ -57,12 +66,15 @@ class RecipePlan(Rows):
     growth: str  # number and sizes of the rounds, in words
     unique_tokens: int | None  # tokens of the text, or the most there may be; None: not known yet
     edits: tuple[Edit, ...]  # changed fields of config.json in the first round, and why
-    memory: Memory  # estimate for the training that needs the most
+    memory: Memory  # estimate of one device, for the training that needs the most
+    room: int | None  # bytes that one of the named devices has for it; None: not known
+    change: Change | None  # the cheapest with which it fits; None: it fits, or nothing helps
     disk: dict[str, int | None]  # estimated bytes by purpose; None where unknown
     save_bytes: int  # size of one checkpoint of the largest training
     speed: Speed | None  # devices to run on; None: none were named
     price_per_hour: float | None  # price of the machine, from the recipe; None: unknown
     currency: str
+    clusters: tuple[ClusterPlan, ...]  # for each number of devices asked about, if several
     notes: tuple[str, ...]  # sentences on what may surprise
 
     @property
@@ -115,7 +127,13 @@ class RecipePlan(Rows):
         return [asdict(training) for training in self.trainings]
 
 
-def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> RecipePlan:
+def plan_recipe(
+    recipe: Recipe,
+    root: Path,
+    speed: Speed | None = None,
+    counts: Sequence[int] = (),
+    links: Links = USUAL_LINKS,
+) -> RecipePlan:
     """Plan a run without training, preparing or downloading anything but headers.
 
     A reference on the Hub is pinned: its commit is written into the run's directory, and `run`
@@ -123,6 +141,8 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
 
     Args:
         speed: Devices to run on; None: estimate FLOPs only.
+        counts: Numbers of these devices to estimate the run for; none: no estimate of a cluster.
+        links: What connects them.
 
     Raises:
         RecipeError: The recipe asks for layers that the reference does not have.
@@ -159,24 +179,18 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
     trainings = planner.all(round_sizes)
 
     # --- the memory of the training that needs the most ---
-    precision: str = recipe.train.precision
-    if precision == "auto":
-        precision = "fp32" if speed is None else speed.device.precision
-    estimates = [
-        estimate_memory(
-            model.config,
-            training.params,
-            training.layers,
-            recipe.train,
-            precision,
-            training.trained_params,
-            training.lowest_trained_layer,
-            whole.params if training.beside else 0,
-            training.compares_hidden,
-        )
-        for training in trainings
-    ]
-    memory = max(estimates, key=lambda estimate: estimate.total)
+    planned = [(t, trained_model(sizes, t, whole.params)) for t in trainings]
+
+    def memory_on(train: Train, devices: int) -> Memory:
+        on = None if speed is None else replace(speed, count=devices)
+        return max((memory_of(t, train, on) for _, t in planned), key=lambda memory: memory.total)
+
+    devices = 1 if speed is None else speed.count
+    memory, room = memory_on(recipe.train, devices), room_on(speed)
+    change = None
+    if room is not None and memory.total > room:
+        found = cheapest_change(recipe.train, devices, room, memory_on)
+        change = None if found is None else found[0]
     return RecipePlan(
         name=recipe.name,
         run=root,
@@ -192,14 +206,22 @@ def plan_recipe(recipe: Recipe, root: Path, speed: Speed | None = None) -> Recip
         unique_tokens=unique,
         edits=tuple(cut_config(model.config, round_sizes[0])[1]),
         memory=memory,
+        room=room,
+        change=change,
         disk=_disk(recipe, model, trainings, unique, planner),
         save_bytes=max(_checkpoint_bytes(training) for training in trainings),
         speed=speed,
         price_per_hour=recipe.cost.price_per_hour,
         currency=recipe.cost.currency,
+        clusters=()
+        if speed is None
+        else tuple(
+            plan_cluster(recipe.train, replace(speed, count=count), planned, memory_on, links)
+            for count in counts
+        ),
         notes=(
             *growth_notes(recipe, growth),
-            *training_notes(recipe, trainings, unique, exact, memory, speed),
+            *training_notes(recipe, trainings, unique, exact),
             *shape_notes(model),
             *deviations(recipe.resolved()),
         ),

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 
-from inheritune.planning.memory import Memory
 from inheritune.planning.trainings import PlannedTraining
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.variants import Match
 from inheritune.reporting.criteria import limits
 from inheritune.steps.growth import Growth
-from inheritune.system.devices import Speed
 
 
 def growth_notes(recipe: Recipe, growth: Growth) -> list[str]:
@@ -33,10 +31,8 @@ def training_notes(
     trainings: Sequence[PlannedTraining],
     unique: int | None,
     exact: bool,
-    memory: Memory,
-    speed: Speed | None,
 ) -> list[str]:
-    """List remarks on the trainings: repeats, memory, forward passes of the reference.
+    """List remarks on the trainings: repeats, forward passes of the reference.
 
     Args:
         unique: Tokens of an epoch; None: not known yet.
@@ -44,7 +40,7 @@ def training_notes(
     """
     notes = []
 
-    # --- what may stop the run: too little text, too little memory ---
+    # --- what may stop the run: too little text ---
     longest = max(training.tokens // (training.candidates or 1) for training in trainings)
     if unique is None:
         notes.append("Epochs are known once the text is prepared: inheritune prepare.")
@@ -52,11 +48,6 @@ def training_notes(
         notes.append(
             f"The text has {'' if exact else 'at most '}{unique:,} tokens, and the longest "
             f"training needs {longest:,}: it will be refused unless data.allow_repeat is true."
-        )
-    if speed is not None and memory.total > (speed.device.memory_bytes or memory.total):
-        notes.append(
-            f"The estimated memory exceeds that of one {speed.device.title}: lower "
-            "train.micro_batch or choose another device."
         )
 
     # --- how the estimates were made ---

@@ -67,6 +67,15 @@ class Train(RecipeSection):
     """Let glibc keep freed memory instead of unmapping it at every step."""
     activation_checkpointing: Literal["on", "off"] = "off"
     """on: recompute layers in the backward pass; less memory, but slower."""
+    parallel: Literal["auto", "shard", "hybrid"] = "auto"
+    """How several processes hold the weights. shard: each has a share of one copy; hybrid: the
+    processes of a machine, or shard_size of them, share a copy, and copies exchange gradients;
+    auto: hybrid, or shard where one machine cannot hold a copy."""
+    shard_size: Count | None = None
+    """Processes that share one copy of the weights (parallel: hybrid); null: those of a machine."""
+    offload: Literal["on", "off"] = "off"
+    """on: several processes keep weights, gradients and optimizer state in the memory of their
+    machine, and step there; slower."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """What to do about a loss or gradient that is NaN or infinite."""
     max_skips: CountOrZero = 3
@@ -92,6 +101,12 @@ class Train(RecipeSection):
                 f"batch_tokens {self.batch_tokens} is not a multiple of seq_len x micro_batch = "
                 f"{quantum}; nearest: {nearest}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_have_a_size(self) -> Self:
+        if self.shard_size is not None and self.parallel != "hybrid":
+            raise ValueError(f"shard_size {self.shard_size} goes with parallel: hybrid alone")
         return self
 
     @model_validator(mode="after")

@@ -42,8 +42,8 @@ def open_distillation(task: TrainingTask, settings: "Settings") -> "Distillation
     def reference(processes: Processes) -> "FrozenReference":
         # In the precision of the computation: in fp32 it would often need more than the target.
         dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-        model = load_model(_reference_dir(task), dtype=dtype)
-        return FrozenReference(model, settings, section.temperature, processes)
+        load = partial(load_model, _reference_dir(task), dtype=dtype)
+        return FrozenReference(load, settings, section.temperature, processes)
 
     if section.top_k is None:
         return Distillation(

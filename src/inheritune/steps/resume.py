@@ -29,7 +29,10 @@ _FREE = {
     "max_skips",
     "micro_batch",
     "nonfinite",
+    "offload",
+    "parallel",
     "save_minutes",
+    "shard_size",
 }
 # Keys of `train` that only move the validations: a change is named in a note.
 _NOTED = {"eval_every"}

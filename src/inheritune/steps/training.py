@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.data.tokens import check_budget
 from inheritune.errors import CheckpointError
+from inheritune.recipe.sharding import bytes_at_rest
 from inheritune.steps.distillation import open_distillation
 from inheritune.steps.limits import memory_named, refuse_large_training
 from inheritune.steps.result import TrainingResult, make_result, measure_published
@@ -151,7 +152,15 @@ def train_share(
     job, spec, section = task.job, task.spec, task.train
     shape = describe(task.start_dir, section.seq_len, section.only)
     flops = shape.flops_per_token * spec.tokens
-    settings = choose_settings(section, flops, job.processes.size)
+    reference = _reference_beside(task)
+    settings = choose_settings(
+        section,
+        flops,
+        job.processes.size,
+        machines=job.processes.nodes,
+        at_rest=bytes_at_rest(shape.params, shape.trained, reference),
+        trained=shape.trained,
+    )
     smaller_end = None
     if spec.keeps_optimizer_state:
         smaller_end = _end_of(job.run.root / str(spec.grown_from))
@@ -221,6 +230,16 @@ def compiler_files(run: Path) -> Iterator[None]:
             os.environ[name] = str(places[name])
             stack.callback(os.environ.pop, name, None)
         yield
+
+
+def _reference_beside(task: TrainingTask) -> int:
+    """Parameters of the reference that runs beside a training; 0 where none does."""
+    from inheritune.training.models import describe
+
+    distill, directory = task.spec.distill, task.spec.reference_dir
+    if distill is None or distill["top_k"] is not None or directory is None:
+        return 0
+    return describe(Path(directory), task.train.seq_len).params
 
 
 def _peak_flops(device: str) -> float | None:

@@ -83,7 +83,7 @@ class Sizes:
         # Only the token embedding can be tied to a head.
         others = [t for t in looked_up if _POSITIONS.search(t.name) or "per_layer" in t.name]
         embeddings = [t for t in looked_up if t not in others]
-        tied = bool(embeddings) and (not heads or self._is_tied)
+        tied = bool(embeddings) and self.ties_head
         twice = _values(heads) if tied else 0  # files may hold both
         layers = [self.layers[i] for i in kept]
         params = _values(weights) - twice + sum(layer.params for layer in layers)
@@ -124,6 +124,11 @@ class Sizes:
         names = {tensor.name for tensor in self._by_layer[None]}
         # Weights outside the layers that have a part for each layer are cut with them.
         return [t for t in kept_tensors(self.reference, kept) if t.name in names]
+
+    @property
+    def ties_head(self) -> bool:
+        """Whether the head is the embedding: files may hold both, or only one."""
+        return not any(_HEAD.search(t.name) for t in self._by_layer[None]) or self._is_tied
 
     @property
     def _is_tied(self) -> bool:

@@ -23,6 +23,7 @@ class Device:
         precision: Precision of training: ``"bf16"``, or ``"fp32"`` where there is no bf16.
         memory_bytes: Memory of one device; None: unknown.
         title: Full name.
+        link: Bytes per second to the other devices of its machine, in one direction; None: unknown.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Device:
     precision: str
     memory_bytes: int | None
     title: str
+    link: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,19 @@ class Price:
 def _gpu(
     name: str, teraflops: float, gigabytes: int, title: str, precision: str = "bf16"
 ) -> Device:
-    return Device(name, teraflops * 1e12, precision, gigabytes * 10**9, title)
+    # NVLink and Infinity Fabric: half of the total of the data sheets; others by PCIe 4 x16.
+    link = _LINKS.get(name, 32e9)
+    return Device(name, teraflops * 1e12, precision, gigabytes * 10**9, title, link)
+
+
+_LINKS = {
+    "b200": 900e9,
+    **dict.fromkeys(("h200", "h100"), 450e9),
+    **dict.fromkeys(("a100", "a100-40gb"), 300e9),
+    "h100-pcie": 64e9,
+    "v100": 150e9,
+    "mi300x": 448e9,
+}
 
 
 # Dense, with fp32 accumulation. Data sheets print twice as much where they count sparsity:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Value = TypeVar("Value")
 
 # Environment of the workers of `--processes N`, set by cli.launch and read by process_group.join.
 MEETING_FILE = "INHERITUNE_MEETING_FILE"  # path of the file in which they meet
@@ -40,6 +41,13 @@ class Processes:
     def on_main(self, work: Callable[[], Any]) -> Any:
         """Run a function in process 0; its value, or its error, comes to all processes."""
         return self.on_all(lambda: work() if self.rank == 0 else None)[0]
+
+    def in_turn(self, work: Callable[[], Value]) -> Value:
+        """Run a function in the processes of a machine one after the other; return one's own value.
+
+        What it needs for a moment is then needed once in a machine.
+        """
+        return work()
 
     def add_up(self, values: "Tensor") -> "Tensor":
         """Sum a float64 tensor on the CPU over the processes; all get the same bits."""

@@ -30,6 +30,7 @@ from inheritune.training.checkpoint_files import (
     set_aside_in,
     verify_checkpoint,
 )
+from inheritune.training.fsdp import shards_of
 from inheritune.training.sharded_safetensors import SavedTensors, file_name, write_pieces
 from inheritune.training.training_inputs import TrainingInputs
 
@@ -77,7 +78,7 @@ def save_checkpoint(
         return final
     trainer = {"position": asdict(position), **inputs.record(), "order": ORDER_VERSION}
     trainer |= {} if rows is None else {"metrics": dict(rows)}
-    writers = processes.size // processes.nodes  # the others hold copies
+    writers = shards_of(model)  # the others hold copies
     with ExitStack() as stack:
         # --- every writer's part, in a staging directory that all of them see ---
         staging = folder / processes.on_main(lambda: stack.enter_context(new_directory(final)).name)

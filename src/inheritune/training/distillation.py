@@ -3,7 +3,7 @@
 B batch, T sequence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from inheritune.errors import SourceError
 from inheritune.recipe.variants import AlphaSchedule, Hidden
 from inheritune.system.processes import ALONE, Processes
-from inheritune.training.fsdp import layer_modules, local, shard, whole
+from inheritune.training.fsdp import layer_modules, local, make_mesh, shard, whole
 from inheritune.training.hardware import Settings
 from inheritune.training.hidden_states import HiddenStates
 from inheritune.training.kernels import use_fused_gelu
@@ -76,27 +76,36 @@ class FrozenReference:
     them then ask for distributions at the same time.
 
     Args:
-        model: On the CPU, or where it is to run; changed in place.
+        model: On the CPU, or where it is to run; changed in place. Or what loads it: the processes
+            of a machine then load it one after the other, and the machine holds it once.
         processes: Those that share the weights.
     """
 
     def __init__(
         self,
-        model: "PreTrainedModel",
+        model: "PreTrainedModel | Callable[[], PreTrainedModel]",
         settings: Settings,
         temperature: float,
         processes: Processes = ALONE,
     ) -> None:
-        self.model = model
-        self.temperature = temperature
-        self._device, self._root = settings.device, _ReferenceRoot(model)
-        if settings.fused_gelu:
-            use_fused_gelu(model)
-        model.eval().requires_grad_(False)
-        if processes.size > 1:
-            shard(self._root, model, processes, False, settings.device, frees_root=True)
-        else:
-            model.to(settings.device)  # type: ignore[arg-type]
+        self.temperature, self._device = temperature, settings.device
+        shares = processes.size > 1
+        mesh = make_mesh(processes, settings.shards, settings.device) if shares else None
+
+        def place() -> _ReferenceRoot:
+            loaded: Any = model if isinstance(model, nn.Module) else model()
+            root = _ReferenceRoot(loaded)
+            if settings.fused_gelu:
+                use_fused_gelu(loaded)
+            loaded.eval().requires_grad_(False)
+            if mesh is None:
+                loaded.to(settings.device)
+            else:
+                shard(root, loaded, mesh, bf16=False, frees_root=True)
+            return root
+
+        self._root = processes.in_turn(place)
+        self.model = self._root.model
         self._avoids_logits = self._has_plain_head()
 
     @property
@@ -179,7 +188,8 @@ def make_objective(
     proven when they were written. Its gradient: see `_check_slope`.
 
     Args:
-        samples: The first micro-batch in the order of samples, (B, T + 1) int64.
+        samples: The first micro-batch in the order of samples, (B, T + 1) int64, on the device of
+            the training.
 
     Raises:
         SourceError: The two models do not predict the same number of ids.
@@ -201,7 +211,7 @@ def make_objective(
     objective = DistillationObjective(model, source, alpha, avoids_logits, hidden)
     if isinstance(source, FrozenReference):
         source.check_self_divergence(samples, source)
-    _check_slope(objective, samples.to(next(model.parameters()).device))
+    _check_slope(objective, samples)
     return objective
 
 
@@ -217,8 +227,10 @@ def _check_slope(objective: DistillationObjective, samples: Tensor) -> None:
     was_training = objective.model.training
     objective.model.eval()
     with torch.no_grad():
-        logits = lazy_logits(objective.model, input_ids, objective.avoids_logits)
-        z = logits.cast().rows(few).float()
+        # A model that is too large for one device is not there yet.
+        own_ids = input_ids.to(next(objective.model.parameters()).device)
+        logits = lazy_logits(objective.model, own_ids, objective.avoids_logits)
+        z = logits.cast().rows(few).float().to(samples.device)
     objective.model.train(was_training)
     distribution = objective.source.distribution(input_ids, 0)
     for alpha in {0.0, objective.alpha}:

@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor
 
 from inheritune.errors import RecipeError, SourceError
@@ -80,45 +86,63 @@ def layer_modules(model: "PreTrainedModel") -> list[nn.Module]:
     return lists[0]
 
 
+def make_mesh(processes: Processes, shards: int, device: str) -> DeviceMesh:
+    """Lay the processes out: neighbours by rank share a copy of the weights; all call this at once.
+
+    Args:
+        shards: Processes that share one copy; it divides their number.
+    """
+    copies = processes.size // shards
+    shape = (shards,) if copies == 1 else (copies, shards)
+    names = ("replicate", "shard")[-len(shape) :]
+    return init_device_mesh(device, shape, mesh_dim_names=names)
+
+
 def shard(
     root: nn.Module,
     model: "PreTrainedModel",
-    processes: Processes,
+    mesh: DeviceMesh,
+    *,
     bf16: bool,
-    device: str | None = None,
     frees_root: bool = False,
+    offloads: bool = False,
 ) -> None:
     """Shard a model over the processes: each layer is a group, the rest is in the root's group.
 
     A tied head is gathered with the embedding, inside the root's forward pass. Gradients are
     summed, never averaged: they are divided once, by the number of targets of the whole step.
 
-    Weights are sharded within each machine and replicated across machines.
-
     Args:
         root: Holds the model and computes its loss; changed in place.
         bf16: Gather and compute in bf16; weights and the sum of gradients stay fp32.
-        device: Where to compute, and where the weights are moved, group by group; None: where they
-            are.
+        mesh: Where to compute, and where the weights are moved, group by group.
         frees_root: Whether what is gathered of the root's group is freed after its forward pass;
             a backward pass would have to gather it again.
+        offloads: Whether what is sharded lies in the host's memory, and the optimizer steps there.
     """
-    nodes, each = processes.nodes, processes.size // processes.nodes
-    shape = (each,) if nodes == 1 else (nodes, each)
-    names = ("replicate", "shard")[-len(shape) :]
-    device = device or next(model.parameters()).device.type
-    mesh = init_device_mesh(device, shape, mesh_dim_names=names)
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32
     )
+    place = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offloads else OffloadPolicy()
     for layer in layer_modules(model):
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    reshards_root = True if frees_root else None  # None: torch keeps a root gathered
-    fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=reshards_root)
+        fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=place)
+    fully_shard(
+        root,
+        mesh=mesh,
+        mp_policy=policy,
+        reshard_after_forward=True if frees_root else None,  # None: torch keeps a root gathered
+        offload_policy=place,
+    )
     for part in root.modules():
         if isinstance(part, FSDPModule):  # a sum takes both calls; the first alone raises on gloo
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
+
+
+def shards_of(model: nn.Module) -> int:
+    """Return the number of processes that share one copy of a model's weights."""
+    meshes = [p.device_mesh for p in model.parameters() if isinstance(p, DTensor)]
+    return int(meshes[0].size(meshes[0].ndim - 1)) if meshes else 1
 
 
 def sync_gradients(root: nn.Module, sync: bool) -> None:

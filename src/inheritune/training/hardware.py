@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.errors import MachineError
+from inheritune.errors import MachineError, RecipeError
+from inheritune.recipe.sharding import shard_count, sums_every_pass
 from inheritune.recipe.training import Train
 from inheritune.training.kernels import LONGEST_SEQUENCE
 
@@ -41,6 +42,10 @@ class Settings:
     loss: str = "logits"
     activation_checkpointing: bool = False  # whether layers are computed again in the backward pass
     processes: int = 1
+    shards: int = 1  # processes that share one copy of the weights
+    sums_every_pass: bool = False  # over processes: after every micro-batch, or once in a step
+    offloads: bool = False  # whether the host's memory holds weights, gradients and moments
+    begins_on_host: bool = False  # whether the model is too large for a device until it is sharded
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
@@ -69,16 +74,34 @@ class Settings:
         return torch.autocast(self.device, torch.bfloat16, enabled=casts)
 
 
-def choose_settings(train: Train, planned_flops: float, processes: int = 1) -> Settings:
+def choose_settings(
+    train: Train,
+    planned_flops: float,
+    processes: int = 1,
+    *,
+    machines: int = 1,
+    at_rest: int = 0,
+    trained: int = 0,
+) -> Settings:
     """Resolve every `auto` of the section `train` on this machine.
 
     Args:
         planned_flops: FLOPs of the training; they decide whether compiling pays.
+        machines: Machines that the processes run on.
+        at_rest: Bytes between steps, see `sharding.bytes_at_rest`.
+        trained: Parameters that are trained.
 
     Raises:
         MachineError: bf16 was asked for on a GPU that has none.
+        RecipeError: ``train.shard_size`` does not divide the processes, or one alone is to offload.
     """
     device = choose_device()
+    memory = device_memory(device)
+    if train.offload == "on" and processes == 1:
+        raise RecipeError(
+            "train.offload is on, and there is one process.",
+            "Start several, one for each device; or lower train.micro_batch.",
+        )
     gpu = "there is one" if device == "cuda" else "torch finds no GPU that it can use"
     reasons: dict[str, str] = {"device": gpu}
     precision, reasons["precision"] = _precision(train, device)
@@ -96,6 +119,10 @@ def choose_settings(train: Train, planned_flops: float, processes: int = 1) -> S
         loss="op" if device == "cuda" else "chunks",  # on a CPU the op is 1.1-6 times slower
         activation_checkpointing=train.activation_checkpointing == "on",
         processes=processes,
+        shards=(shards := shard_count(train, processes, machines, at_rest, memory)),
+        sums_every_pass=sums_every_pass(trained, shards, memory),
+        offloads=train.offload == "on",
+        begins_on_host=processes > 1 and memory is not None and at_rest > memory,
         reasons=reasons,
     )
 
@@ -105,6 +132,13 @@ def choose_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_memory(device: str) -> int | None:
+    """Return the bytes of the GPU that this process uses; None on a CPU, which all share."""
+    import torch
+
+    return int(torch.cuda.get_device_properties().total_memory) if device == "cuda" else None
 
 
 def _has_glibc() -> bool:

@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from inheritune import errors
 from inheritune.errors import InherituneError, Interrupted, MachineError, first_line
-from inheritune.system.processes import ALONE, LAUNCHER, MEETING_FILE, Processes
+from inheritune.system.processes import ALONE, LAUNCHER, MEETING_FILE, Processes, Value
 from inheritune.system.signals import follow_parent
 
 # Longer than any one piece of work that the others wait for within a training.
@@ -68,6 +68,14 @@ class ProcessGroup(Processes):
                 their_error.add_note(f"heard from process {rank}")
                 raise their_error
         return [other["value"] for other in outcomes]
+
+    def in_turn(self, work: Callable[[], Value]) -> Value:
+        """See `Processes.in_turn`."""
+        values: list[Value] = []
+        each = self.size // self.nodes
+        for turn in range(each):
+            self.on_all(lambda: values.append(work()) if self.rank % each == turn else None)  # noqa: B023
+        return values[0]
 
     def add_up(self, values: "torch.Tensor") -> "torch.Tensor":
         """See `Processes.add_up`."""

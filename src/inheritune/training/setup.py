@@ -11,7 +11,7 @@ from inheritune.recipe.training import Train
 from inheritune.system.processes import Processes
 from inheritune.training.batches import micro_batches
 from inheritune.training.distillation import Distillation, FrozenReference, make_objective
-from inheritune.training.fsdp import layer_modules, my_share, shard
+from inheritune.training.fsdp import layer_modules, make_mesh, my_share, shard
 from inheritune.training.hardware import Settings, keep_freed_memory
 from inheritune.training.kernels import (
     MATMUL_ATTENTION,
@@ -75,7 +75,9 @@ def make_setup(
     # --- memory and kernels ---
     if settings.keep_large_blocks:
         keep_freed_memory()
-    model.to(settings.device).train()  # type: ignore[arg-type]
+    if not settings.begins_on_host:
+        model.to(settings.device)  # type: ignore[arg-type]
+    model.train()
     if settings.fused_gelu:
         use_fused_gelu(model)
     recomputes = settings.activation_checkpointing and _recompute_layers(model, notes)
@@ -87,7 +89,9 @@ def make_setup(
         source = distillation.source
         if attention == "matmul" and isinstance(source, FrozenReference):
             _use_attention(source.model, train, settings, [])  # it goes on with its own, if need be
-        objective: TrainingObjective = make_objective(model, distillation, first_batch())
+        objective: TrainingObjective = make_objective(
+            model, distillation, first_batch().to(settings.device)
+        )
         if settings.compile and settings.device == "cpu":
             notes.append("on a CPU a step with a reference is not compiled")
             settings = replace(settings, compile=False)
@@ -108,7 +112,9 @@ def make_setup(
         compiled = [objective]
         objective.compile(dynamic=False)
     if processes.size > 1:
-        shard(objective, model, processes, settings.gathers_bf16)
+        mesh = make_mesh(processes, settings.shards, settings.device)
+        bf16, offloads = settings.gathers_bf16, settings.offloads
+        shard(objective, model, mesh, bf16=bf16, offloads=offloads)
 
     # --- the optimizer, over what is left of the weights here ---
     optimizer = make_optimizer(model, train, fused=settings.fused_optimizer)

@@ -50,8 +50,10 @@ def forward_backward(
         if train.dropout:  # seeded by the place in the training, so that a resume drops the same
             number = sequence // train.micro_batch
             torch.manual_seed((train.seed << 48 | step << 16 | number) % 2**63)
-        # Gradients are summed over the processes once, behind the last micro-batch.
-        sync_gradients(setup.objective, sequence == end - train.micro_batch)
+        # Gradients are summed over the processes once, behind the last micro-batch, where every
+        # process has room for a whole gradient.
+        is_last = sequence == end - train.micro_batch
+        sync_gradients(setup.objective, is_last or setup.settings.sums_every_pass)
         setup.objective.position = first_sample + sequence
         samples = samples.to(device)  # (B, T + 1)
         with setup.settings.autocast():

@@ -1,0 +1,148 @@
+"""Find the layout of a training on its devices, and the cheapest change that lets it fit."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from inheritune.planning.memory import Layout, Memory, TrainedModel, estimate_memory
+from inheritune.planning.trainings import PlannedTraining
+from inheritune.recipe.sharding import bytes_at_rest, shard_count, sums_every_pass
+from inheritune.recipe.training import Train
+from inheritune.surgery.sizes import Sizes
+from inheritune.system.devices import Speed
+
+DEVICES_PER_MACHINE = 8  # assumed of more devices than these
+_USABLE = 0.92  # of a GPU's memory: the rest is its context, and gaps between blocks
+_LONGEST_MATMUL = 512  # as in training.kernels, on a CPU
+_MOST_DEVICES = 1024
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of recipe or devices with which a training fits."""
+
+    text: str  # keys and values, such as "train.micro_batch 2"
+    memory: Memory
+    devices: int
+
+
+def room_on(speed: Speed | None) -> int | None:
+    """Return the bytes of one of the devices that a training can take; None: not known."""
+    if speed is None or speed.device.memory_bytes is None:
+        return None
+    return int(_USABLE * speed.device.memory_bytes)
+
+
+def machines_of(devices: int) -> int:
+    """Return the machines that so many devices are in."""
+    return -(-devices // DEVICES_PER_MACHINE)
+
+
+def layout_on(model: TrainedModel, train: Train, speed: Speed | None) -> Layout:
+    """Lay a training out as a run on these devices would."""
+    at_rest = bytes_at_rest(model.params, model.trained, model.reference)
+    devices = 1 if speed is None else speed.count
+    on_cpu = speed is None or speed.device.name == "cpu"
+    memory = None if speed is None else speed.device.memory_bytes
+    shards = shard_count(train, devices, machines_of(devices), at_rest, memory)
+    passes = max(1, train.batch_tokens // (train.seq_len * train.micro_batch * devices))
+    is_short = on_cpu and train.seq_len <= _LONGEST_MATMUL
+    return Layout(
+        shards=shards,
+        micro_batch=train.micro_batch,
+        micro_batches=passes,
+        sums_every_pass=sums_every_pass(model.trained, shards, memory),
+        recomputes=train.activation_checkpointing == "on",
+        offloads=train.offload == "on" and devices > 1,
+        matmul_attention=train.attention == "matmul" or (train.attention == "auto" and is_short),
+        fused_loss=not on_cpu,
+    )
+
+
+def precision_on(train: Train, speed: Speed | None) -> str:
+    """Return the precision that `auto` comes to on some devices."""
+    if train.precision != "auto":
+        return train.precision
+    return "fp32" if speed is None else speed.device.precision
+
+
+def trained_model(sizes: Sizes, training: PlannedTraining, reference: int) -> TrainedModel:
+    """Describe the model of a training; ``reference`` are the parameters of the reference."""
+    outside = reference - sum(layer.params for layer in sizes.layers)
+    return TrainedModel(
+        config=sizes.reference.config,
+        params=training.params,
+        in_layers=max(0, training.params - outside),
+        layers=training.layers,
+        tied=sizes.ties_head,
+        trained=training.trained_params,
+        lowest_trained_layer=training.lowest_trained_layer,
+        reference=reference if training.beside else 0,
+        reference_layers=sizes.reference.layers,
+        compares_hidden=training.compares_hidden,
+    )
+
+
+def memory_of(model: TrainedModel, train: Train, speed: Speed | None) -> Memory:
+    """Estimate the memory of a training on one of some devices."""
+    precision = precision_on(train, speed)
+    return estimate_memory(model, layout_on(model, train, speed), train.seq_len, precision)
+
+
+def cheapest_change(
+    train: Train, devices: int, room: int, estimate: Callable[[Train, int], Memory]
+) -> tuple[Change, Train] | None:
+    """Return the first change with which a training fits, by what it costs; None: none does.
+
+    Smaller micro-batches cost next to nothing, recomputing a third more work. More devices take as
+    many device-hours, as long as their links keep up; offloading is slower than all of these.
+
+    Args:
+        room: Bytes of one device.
+        estimate: Gives the memory on one of a number of devices.
+    """
+    for changed, count in _changes(train, devices):
+        memory = estimate(changed, count)
+        if memory.total <= room:
+            return Change(_text(train, changed, devices, count), memory, count), changed
+    return None
+
+
+def _changes(train: Train, devices: int) -> Iterator[tuple[Train, int]]:
+    for recomputes in ("off", "on"):
+        for size in _smaller(train, devices):
+            yield _with(train, size, recomputes), devices
+    count = devices * 2
+    while count <= _MOST_DEVICES:
+        if sizes := _smaller(train, count):
+            yield _with(train, sizes[0], "on"), count
+            yield _with(train, sizes[-1], "on"), count
+        if count == 8 * devices and devices > 1:
+            yield _with(train, 1, "on", "on"), devices
+        count *= 2
+
+
+def _smaller(train: Train, devices: int) -> list[int]:
+    """Micro-batches that divide a device's share of a step, from the recipe's downwards."""
+    each, rest = divmod(train.batch_tokens, train.seq_len * devices)
+    if rest or not each:
+        return []
+    return [n for n in range(train.micro_batch, 0, -1) if each % n == 0]
+
+
+def _with(train: Train, micro_batch: int, recomputes: str, offload: str | None = None) -> Train:
+    if train.activation_checkpointing == "on":
+        recomputes = "on"
+    update = {"micro_batch": micro_batch, "activation_checkpointing": recomputes}
+    return train.model_copy(update=update | {"offload": offload or train.offload})
+
+
+def _text(train: Train, changed: Train, devices: int, count: int) -> str:
+    keys = ("micro_batch", "activation_checkpointing", "offload")
+    parts = [
+        f"train.{key} {value}"
+        for key in keys
+        if (value := getattr(changed, key)) != getattr(train, key)
+    ]
+    if count != devices:
+        parts = [f"{count} devices", *parts]
+    return ", ".join(parts)

@@ -1,0 +1,132 @@
+"""What a training takes on many devices: how the weights lie, what fits, hours, money, losses."""
+
+import json
+from pathlib import Path
+
+import pytest
+from sparse_model import LLAMAS, write_llama
+
+from inheritune.api import plan
+from inheritune.errors import RecipeError
+from inheritune.planning.cluster import (
+    Links,
+    Traffic,
+    best_interval,
+    device_counts,
+    lost_share,
+    save_seconds,
+)
+from inheritune.planning.memory import Layout, TrainedModel
+from inheritune.planning.recipe_plan import RecipePlan
+from inheritune.recipe.sharding import bytes_at_rest, shard_count, sums_every_pass
+from inheritune.recipe.training import Train
+
+GB = 10**9
+
+
+def train(**more: object) -> Train:
+    fields = {"tokens": "1B", "seq_len": 4096, "batch_tokens": 4_194_304, "micro_batch": 2}
+    return Train.model_validate(fields | more)
+
+
+@pytest.fixture
+def distilled(tmp_path: Path):
+    """Plan half of a reference, which learns from the whole, on H100."""
+
+    def planned(size: str, devices: int | str, **more: object) -> RecipePlan:
+        folder = tmp_path / size
+        if not folder.exists():
+            write_llama(folder, size)
+        recipe = {
+            "name": "big",
+            "reference": {"model": str(folder)},
+            "data": {"source": "stdlib"},
+            "inherit": {"layers": LLAMAS[size][2] // 2},
+            "grow": {"max_rounds": 1},
+            "train": train(**more).model_dump(mode="json"),
+            "variants": {"inherit": {"start": "inherit", "distill": {}}},
+        }
+        path = tmp_path / "big.yaml"
+        path.write_text(json.dumps(recipe))
+        return plan(path, device="h100", devices=devices, rate=2.5, runs=tmp_path, progress=False)
+
+    return planned
+
+
+@pytest.mark.parametrize(
+    ("size", "devices", "fits", "change"),
+    [
+        ("3B", 1, True, None),
+        ("8B", 1, False, "2 devices, train.activation_checkpointing on"),
+        ("8B", 8, True, None),
+        ("8B", 64, True, None),
+        ("70B", 1, False, "16 devices, train.activation_checkpointing on"),
+        ("70B", 8, False, "16 devices, train.activation_checkpointing on"),
+        ("70B", 64, False, "train.activation_checkpointing on"),
+    ],
+)
+def test_a_plan_says_what_fits_and_the_cheapest_change_that_does(
+    size: str, devices: int, fits: bool, change: str | None, distilled
+) -> None:
+    made = distilled(size, devices)
+    assert (made.memory.total <= made.room) is fits
+    assert (made.change and made.change.text) == change
+    assert made.change is None or made.change.memory.total <= made.room
+
+
+def test_a_range_of_devices_is_planned_with_hours_money_and_losses(distilled) -> None:
+    rows = distilled("8B", "8..64", activation_checkpointing="on").clusters
+    assert [row.devices for row in rows] == [8, 16, 32, 64]
+    assert [row.fits for row in rows] == [True] * 4
+    for row in rows:
+        assert row.device_hours == row.hours * row.devices
+        assert row.dollars == pytest.approx(2.5 * row.device_hours)
+        assert 0 <= row.waiting < 1
+        assert 0 < row.lost < 1
+    assert rows[3].hours < rows[0].hours / 4
+    wide = distilled("8B", "512..1024", activation_checkpointing="on").clusters
+    assert [row.change for row in wide] == ["", "train.micro_batch 1"]  # of 1,024 sequences a step
+
+
+def test_a_copy_lies_on_one_machine_while_that_has_room() -> None:
+    eight, seventy = (bytes_at_rest(p, p, r) for p, r in ((4 * GB, 8 * GB), (36 * GB, 70 * GB)))
+    assert (eight, seventy) == (80 * GB, 716 * GB)
+    assert shard_count(train(), 64, 8, eight, 80 * GB) == 8
+    assert shard_count(train(), 64, 8, seventy, 80 * GB) == 64
+    assert shard_count(train(), 64, 8, seventy, None) == 8
+    assert shard_count(train(parallel="shard"), 64, 8, eight, 80 * GB) == 64
+    assert shard_count(train(parallel="hybrid"), 64, 8, seventy, 80 * GB) == 8
+    assert shard_count(train(parallel="hybrid", shard_size=16), 64, 8, 0, None) == 16
+    with pytest.raises(RecipeError, match="shard_size 12 does not divide 64 processes"):
+        shard_count(train(parallel="hybrid", shard_size=12), 64, 8, 0, None)
+
+
+def test_whole_gradients_are_held_only_where_there_is_room_for_them() -> None:
+    assert not sums_every_pass(4 * GB, 8, 80 * GB)
+    assert sums_every_pass(8 * GB, 8, 80 * GB)
+    assert not sums_every_pass(8 * GB, 1, 80 * GB)
+    assert not sums_every_pass(8 * GB, 8, None)
+
+
+def test_one_process_exchanges_nothing() -> None:
+    model = TrainedModel({"vocab_size": 10, "hidden_size": 8}, 1000, 800, 2, False, 1000)
+    assert Traffic.of(model, Layout(1), 1, 2).total == 0
+    # Copies of a copy on one device each add up all gradients: 2 (C - 1) / C x 4 bytes of each.
+    assert Traffic.of(model, Layout(1), 4, 2) == Traffic(0, 0, 6000, 0)
+
+
+def test_more_devices_lose_more_time_and_save_more_often() -> None:
+    links = Links(mtbf_hours=1000, storage=1e9)
+    assert save_seconds(12 * GB, 1, links) == 40  # at 0.3 GB/s
+    assert save_seconds(12 * GB, 64, links) == 12  # all that the storage takes
+    assert lost_share(1, 0, 1200, links) == pytest.approx(1200 / 3_600_000)
+    assert lost_share(100, 0, 1200, links) == pytest.approx(100 * 1200 / 3_600_000)
+    assert best_interval(100, 12, links) == pytest.approx((2 * 12 * 36_000) ** 0.5)
+
+
+def test_a_range_of_devices_doubles() -> None:
+    assert device_counts("8..1024") == (8, 16, 32, 64, 128, 256, 512, 1024)
+    assert device_counts(3) == (3,)
+    for wrong in ("two", "0", "8..4", "8..", "1.5"):
+        with pytest.raises(RecipeError, match="--devices is"):
+            device_counts(wrong)
