@@ -85,6 +85,8 @@ def test_the_demo_ends_with_0_and_leaves_page_target_and_ledger() -> None:
     for heading in ("reference, 8 layers:", "target, ", "scratch, "):
         assert f"\n{heading}" in result.stderr
     assert "inheritune generate runs/demo 'class Queue:'" in result.stderr
+    said = "Inheriting 7 layers of embedded:demo (auto), repairing the cut by least squares, "
+    assert f"{said}training on stdlib and on its predictions. Ctrl-C" in result.stderr
     # Not matched in so few tokens: what is back, and the way on, which is not the reference itself.
     assert "% back: of what cutting to 7 of 8 layers lost, " in " ".join(result.stdout.split())
     last = result.stderr.strip().splitlines()[-1]
@@ -95,7 +97,7 @@ def test_the_demo_ends_with_0_and_leaves_page_target_and_ledger() -> None:
     assert [r["layers"] for r in record["rounds"]] == [7]
     assert record["rounds"][0]["repair"]["method"] == "sequential"
     (control,) = [row for row in record["variants"] if row["name"] == "scratch"]
-    assert control["flops"] == pytest.approx(record["rounds"][0]["flops"], rel=0.05)
+    assert control["flops"] == pytest.approx(record["rounds"][0]["flops"], rel=0.1)
     items = [entry["item"] for entry in record["ledger"]]
     assert items[:3] == ["reference training", "benchmark", "choice of layers"]
     assert record["ledger"][0]["borrowed"]

@@ -85,6 +85,7 @@ def test_the_model_is_cut_repaired_and_healed_and_the_same_command_continues(
     assert target["repair"]["method"] == "sequential" and target["distill"]["alpha"] == 0.0
     assert record["recipe"]["inherit"]["select"] == "block:2"
     assert record["recipe"]["grow"]["add"] == 0  # no match is asked for: exit code 0
+    assert "Inheriting layers of runs/demo-real/reference/converted (block:2)" in result.stderr
     (heading,) = [line for line in result.stdout.splitlines() if "reference continues:" in line]
     assert "inherit continues:" in heading
     assert {sample["prompt"] for sample in record["samples"]} == set(real_demo.PROMPTS)

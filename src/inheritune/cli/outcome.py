@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 def introduction(recipe: "Recipe") -> str:
     """Say what a demo is about to do."""
     inherit, grow = recipe.inherit, recipe.grow
-    layers = "half of the" if inherit.layers is None else f"{inherit.layers}"
+    layers = "half of the layers" if inherit.layers is None else f"{inherit.layers} layers"
+    if any(letter.isdigit() for letter in inherit.select):  # block:26 states its number itself
+        layers = "layers"
     source = recipe.reference.model or "a reference trained here"
     distill = recipe.variants[recipe.target_name].distill
     steps = [
-        f"inheriting {layers} layers of {source} ({inherit.select})",
+        f"inheriting {layers} of {source} ({inherit.select})",
         *(["repairing the cut by least squares"] if inherit.repair != "none" else []),
         f"training on {recipe.data.source}" + (" and on its predictions" if distill else ""),
         *([f"growing by {grow.add} until val_loss matches"] if grow.add else []),

@@ -127,6 +127,8 @@ def _finding(record: RunRecord) -> str:
     )
     if record.outcome == "matched_within_noise":
         sentence += ", worse by no more than two standard errors"
+    if record.gains is not None and (gained := ", ".join(gained_words(record))):
+        sentence += f"; {gained}"
     return sentence
 
 
