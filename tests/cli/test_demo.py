@@ -90,7 +90,7 @@ def test_the_demo_ends_with_0_and_leaves_page_target_and_ledger() -> None:
     # Not matched in so few tokens: what is back, and the way on, which is not the reference itself.
     assert "% back: of what cutting to 7 of 8 layers lost, " in " ".join(result.stdout.split())
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("next: inheritune run demo --set data.tokens=32768 ")
+    assert last.startswith("next: inheritune run demo --set data.tokens=200K ")
     assert f"\n  {last.removeprefix('next: ')}\n" in result.stderr
     run = Path("runs/demo")
     record = json.loads((run / "run.json").read_text())
