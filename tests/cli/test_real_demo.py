@@ -59,6 +59,7 @@ def test_without_the_package_it_is_refused_with_the_command_that_installs_it(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_model_is_cut_repaired_and_healed_and_the_same_command_continues(
     installed: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
