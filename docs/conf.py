@@ -1,12 +1,14 @@
-"""Of the documentation: Sphinx, MyST, furo."""
+"""Configure the documentation: Sphinx, MyST, furo."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+import gallery
 import generate
 
 generate.write()
+gallery.write_pages()
 
 project = "inheritune"
 author = "The inheritune developers"
@@ -21,7 +23,8 @@ add_module_names = False
 default_role = "code"
 # Types in docstrings link to what is on the page of the API; the others have no page.
 nitpick_ignore_regex = [(r"py:.*", r".*")]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "gallery"]
+html_extra_path = ["_build/pages"]  # the pages of the gallery, as they are
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 smartquotes = False  # an option begins with two hyphens, and not with a dash

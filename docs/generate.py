@@ -22,6 +22,7 @@ from inheritune.recipe.load import recipe_schema
 from inheritune.run_record.record import FORMAT, RunRecord
 
 HERE = Path(__file__).parent
+EXAMPLES = HERE / "reference" / "examples"  # by examples.py: each command as it was run
 ERRORS = [
     name
     for name, value in vars(errors).items()
@@ -120,12 +121,16 @@ def commands() -> str:
     parts = [
         "# Commands\n\nEach takes `--json` and then ends with one JSON value on stdout, errors "
         "included. Data goes to stdout, messages and progress to stderr. "
-        "See {doc}`errors` for the exit codes.\n"
+        "See {doc}`errors` for the exit codes.\n\nUnder each command stands an example and, with "
+        "its output, one that was run on two CPU cores.\n"
     ]
     for name, command in group.commands.items():
         example = (command.epilog or "").removeprefix("Example: ")
         text = inspect.cleandoc(command.help or "")
-        parts.append(f"## `inheritune {name}`\n\n{text}\n\n```\n{example}\n```\n")
+        ran = (EXAMPLES / f"{name}.txt").read_text("utf-8")
+        parts.append(
+            f"## `inheritune {name}`\n\n{text}\n\n```\n{example}\n```\n\n```console\n{ran}```\n"
+        )
         rows = [_parameter(p) for p in command.params if _is_shown(p)]
         if rows:
             parts.append(_table(("", "default", "what it is"), rows))

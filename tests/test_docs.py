@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shlex
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import typer
@@ -22,12 +23,16 @@ ERRORS = {
 COMMANDS = typer.main.get_command(app).commands
 
 
-@pytest.fixture(scope="module")
-def pages() -> dict[str, str]:
-    spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
+def docs_module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.pages()
+    return module
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    return docs_module("generate").pages()
 
 
 def models_of(annotation):
@@ -113,11 +118,61 @@ def test_commands_on_a_page_exist_with_their_options(page):
         assert given <= known, line
 
 
-def test_every_page_is_in_the_table_of_contents():
+def test_every_page_but_the_lab_log_is_in_the_table_of_contents():
     index = (DOCS / "index.md").read_text("utf-8")
-    for page in PAGES:
-        name = page.relative_to(DOCS).with_suffix("").as_posix()
-        assert name == "index" or f"\n{name}\n" in index, name
+    names = {page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES} - {"index"}
+    assert {name for name in names if f"\n{name}\n" not in index} == {"log"}
+    assert (DOCS / "log.md").read_text("utf-8").startswith("---\norphan: true\n---\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example_that_was_run(name, pages):
+    ran = (DOCS / "reference" / "examples" / f"{name}.txt").read_text("utf-8")
+    first, _, output = ran.partition("\n")
+    assert first.startswith(f"$ inheritune {name}") and output.strip()
+    assert f"```console\n{ran}```\n" in pages["commands.md"]
+    assert not re.search(r"(?<![\w.])/(?:work|home|tmp|root|dev)/", ran)
+
+
+def test_the_terminal_of_the_readme_shows_examples_that_were_run():
+    assert (DOCS / "terminal.svg").read_text("utf-8") == docs_module("examples").terminal()
+
+
+def test_the_plan_in_the_readme_is_what_the_command_printed():
+    ran = (DOCS / "reference" / "examples" / "plan.txt").read_text("utf-8")
+    readme = (DOCS.parent / "README.md").read_text("utf-8")
+    command, *lines = ran.splitlines()
+    shown = readme.partition(f"```console\n{command}\n```\n\n```\n")[2].partition("```")[0]
+    assert shown and shown.splitlines() == lines[: len(shown.splitlines())]
+
+
+GALLERY = docs_module("gallery")
+
+
+def test_the_gallery_says_what_the_code_says_of_its_records():
+    assert (DOCS / "gallery.md").read_text("utf-8") == GALLERY.gallery()
+
+
+@pytest.mark.parametrize("record", GALLERY.records(), ids=lambda path: path.name)
+def test_every_page_of_the_gallery_is_written_from_its_record(record):
+    from inheritune.reporting.page import page_content, read_report
+
+    report = read_report(record)
+    page = page_content(report, {})
+    assert not report.problems
+    assert GALLERY.loss_chart(record).spec["layer"]
+    assert 'id="results"' in page
+    assert (DOCS / "pictures" / f"page-{record.name}.png").is_file()
+
+
+def test_the_glossary_has_every_word_that_the_project_keeps_to():
+    agents = (DOCS.parent / "AGENTS.md").read_text("utf-8")
+    words = re.search(r"^Words: (.+?)\. Not: (.+?)\.$", agents, re.MULTILINE | re.DOTALL)
+    kept, avoided = (re.split(r",\s+", group.replace("`", "")) for group in words.groups())
+    rows = re.findall(r"^\| ([^|]+) \|", (DOCS / "glossary.md").read_text("utf-8"), re.MULTILINE)
+    known = {word.strip(" `") for row in rows for word in row.split(",")}
+    assert [word for word in map(" ".join, map(str.split, kept)) if word not in known] == []
+    assert not known & set(avoided)
 
 
 def test_every_name_in_metrics_jsonl_has_a_row():

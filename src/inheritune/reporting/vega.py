@@ -27,21 +27,22 @@ def svg(spec: Mapping[str, Any]) -> str:
     return re.sub(r"\b(clip|gradient_)\d+\b", lambda m: renamed.get(m[0], m[0]), drawing)
 
 
-def png(spec: Mapping[str, Any]) -> bytes:
-    """Draw a chart as PNG at twice its size, on white, without fetching anything."""
+def png(spec: Mapping[str, Any], theme: str = "light") -> bytes:
+    """Draw a chart as PNG at twice its size, on white or on dark, without fetching anything."""
     import vl_convert
 
-    drawing = _drawing(spec)
-    drawing["config"] |= {"background": "white"}
+    drawing = _drawing(spec, theme)
+    paper = "white" if theme == "light" else _COLORS[theme]["paper"]
+    drawing["config"] |= {"background": paper}
     return bytes(vl_convert.vegalite_to_png(**drawing, scale=2))
 
 
-def _drawing(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the arguments of `vl_convert` for a drawing of fixed width in light colours."""
+def _drawing(spec: Mapping[str, Any], theme: str = "light") -> dict[str, Any]:
+    """Make the arguments of `vl_convert` for a drawing of fixed width."""
     return {
         "vl_spec": {**spec, "width": _WIDTH, "padding": 12},
         "vl_version": _vega_lite_version(),
-        "config": dict(_theme("light")),
+        "config": dict(_theme(theme)),
         "allowed_base_urls": [],
     }
 
