@@ -51,6 +51,9 @@ class Run:
         self.reference = root / "reference"  # model directory of a reference that is trained here
         # The language model inside of a reference that also reads images, where only that is used.
         self.text_reference = self.reference / "text"
+        # The model directory that `demo --real` makes of a GGUF file, and the text that it writes.
+        self.converted = self.reference / "converted"
+        self.text = root / "text.jsonl"
         # The reference's predictions for the training tokens, where a distillation keeps them.
         self.logits = self.reference / "logits"
         self.pin = root / "reference.json"  # commit of a Hub reference that the run is pinned to

@@ -338,9 +338,9 @@ def test_a_preset_is_planned_prepared_and_trained_as_it_is_run() -> None:
     small = ["data.tokens=20K", "data.val_fraction=0.005", "train.tokens=4K"]
     options = [word for text in small for word in ("--set", text)]
     for name in ("plan", "prepare", "train"):
-        result = invoke(name, "demo", *options)
+        result = invoke(name, "demo-paper", *options)
         assert result.exit_code == 0, result.output
-        next_step = f"next: inheritune run demo {' '.join(options)}"
+        next_step = f"next: inheritune run demo-paper {' '.join(options)}"
         assert result.stderr.strip().splitlines()[-1] == next_step
 
 

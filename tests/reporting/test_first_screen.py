@@ -6,9 +6,10 @@ from types import ModuleType
 import pytest
 
 from inheritune.reporting.run_tables import leading_rows, variants_table
-from inheritune.reporting.summary import facts
+from inheritune.reporting.summary import facts, missing
 from inheritune.reporting.trust import checks
 from inheritune.reporting.usage import usage
+from inheritune.reporting.verdict import remarks
 from inheritune.run_record.record import RunRecord
 
 typed = RunRecord.model_validate
@@ -30,6 +31,19 @@ def test_four_facts_say_what_was_kept_reached_gained_and_paid(synthetic: ModuleT
         *("26% smaller", "speed was not measured", "0.822 nats better than scratch"),
     )
     assert found["Cost"][:2] == ("2M tokens", "all 2 rounds, 2 min 25 s")
+
+
+def test_scratch_of_equal_compute_stands_in_for_scratch_of_equal_tokens(
+    synthetic: ModuleType,
+) -> None:
+    record = synthetic.record()
+    del record["variants"][2]
+    gained = next(fact for fact in facts(typed(record)) if fact.title == "Gained")
+    assert gained.details[-1] == "0.528 nats better than scratch of equal compute"
+    assert not [said for said in missing(typed(record), []) if "scratch" in said]
+    said = " ".join(remarks(typed(record)))
+    assert "Scratch given equal compute" in said
+    assert "No scratch control" not in said and "Gap closed" not in said
 
 
 def test_the_gain_is_in_speed_where_that_was_measured(synthetic: ModuleType) -> None:

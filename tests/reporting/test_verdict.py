@@ -21,6 +21,15 @@ def test_matched_names_loss_difference_rounds_and_share_of_all_rounds(
     )
 
 
+def test_a_verdict_says_what_was_gained_where_it_was_measured(synthetic: ModuleType) -> None:
+    models = [
+        {"name": "reference", "disk_bytes": 100, "decode": {"median": 10.0}},
+        {"name": "target", "disk_bytes": 77, "decode": {"median": 13.1}},
+    ]
+    said = verdict(typed(synthetic.record(gains={"models": models})))
+    assert "(paired standard error); 1.31× as fast, 23% smaller; it took 2M training" in said
+
+
 def test_cost_counts_every_round_and_never_only_the_last(synthetic: ModuleType) -> None:
     record = synthetic.record()
     record["rounds"][0]["tokens"] = 29_000_000

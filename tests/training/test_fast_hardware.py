@@ -27,9 +27,9 @@ SLOW = [
 
 
 def trained(folder: Path, sets: list[str]) -> ValLoss:
-    """60 steps of the demo's first round, and their val_loss."""
+    """60 steps of the first round of demo-paper, and their val_loss."""
     short = ["train.tokens=122880", "train.warmup_tokens=8K", "data.val_fraction=0.008"]
-    recipe = read_recipe(preset_path("demo"), [*short, *sets]).recipe
+    recipe = read_recipe(preset_path("demo-paper"), [*short, *sets]).recipe
     reference = open_model("embedded:demo")
     tokenizer = open_tokenizer(reference.path)
     tokens = prepare_text(recipe.data, tokenizer, 2048, 128, folder / "tokens")

@@ -119,3 +119,27 @@ def recipe_for(
         return keep_recipe(
             request, Path(out), Path(runs), lambda: first_recipe(request, stop, on_progress)
         )
+
+
+def real_demo_recipe(
+    *,
+    text: Sequence[PathLike] = (),
+    minutes: float | None = None,
+    sets: Sequence[str] = (),
+    runs: PathLike = "runs",
+    progress: ProgressOption = True,
+) -> "RecipeFile":
+    """Make ready what the demo on a real model takes, and fill in its recipe; `derive` runs it.
+
+    It stays in the run's directory and is read again when the run is continued. The arguments are
+    those of `recipe_for`, which raises the same errors.
+
+    Raises:
+        MissingExtraError: The package with the model is not installed; nothing is written.
+    """
+    from inheritune.run.real_demo import real_recipe
+    from inheritune.system.signals import catch_signals
+
+    texts = [str(path) for path in text]
+    with call(progress) as on_progress, catch_signals() as stop:
+        return real_recipe(Path(runs), stop, on_progress, text=texts, minutes=minutes, sets=sets)

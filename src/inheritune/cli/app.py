@@ -1,6 +1,5 @@
 """Define the command line: one command per step, each a few lines around a library call."""
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ import typer
 from inheritune import api
 from inheritune.cli import (
     analyze,
+    demo,
     evaluate,
     generate,
     init,
@@ -36,7 +36,6 @@ from inheritune.cli.console import (
     Scale,
     Sets,
     UsageAsJson,
-    load_recipe,
     print_json,
     replace_unknown_characters,
     reported,
@@ -54,7 +53,7 @@ from inheritune.cli.first_run import (
 )
 from inheritune.cli.help_text import plain_types
 from inheritune.cli.next_step import command, started_processes
-from inheritune.cli.outcome import after_run, introduction, show_result
+from inheritune.cli.outcome import after_run, show_result
 from inheritune.cli.train import Launch
 from inheritune.errors import NOT_MATCHED_EXIT_CODE
 from inheritune.system.refusals import withdrawn_if_refused
@@ -68,8 +67,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-_DEMO_PROMPT = "class Queue:"  # what the demo's models continue at its end
 
 RecipeOrModel = Annotated[
     str,
@@ -147,48 +144,6 @@ def run(
             raise typer.Exit(NOT_MATCHED_EXIT_CODE if result.is_missed else 0)
 
 
-def demo(
-    text: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--text",
-            metavar="PATH",
-            help="File to train on instead of Python's library; repeatable.",
-        ),
-    ] = None,
-    from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Train the reference here as well.")
-    ] = False,
-    sets: Sets = None,
-    runs: Runs = DEFAULT_RUNS,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Run the method in minutes, offline, on a small reference that comes with the package."""
-    with reported(as_json, debug):
-        from inheritune.recipe.presets import preset_path
-
-        preset = "demo-from-scratch" if from_scratch else "demo"
-        overrides = []
-        if text:
-            sources = json.dumps([str(path) for path in text], ensure_ascii=False)
-            overrides = [f"data.source={sources}", "data.allow_repeat=true", "data.split_by=text"]
-            overrides.append(f"name={preset}-own-text")  # keeps it apart from the plain demo
-        file = load_recipe(preset_path(preset), [*overrides, *(sets or [])])
-        root = runs / file.recipe.name
-        if not as_json:
-            say(introduction(file.recipe))
-        result = api.derive(file, runs=runs)
-        if result is not None:
-            overrides = [*overrides, *(sets or [])]
-            show_result(root, result.summary, as_json, _DEMO_PROMPT)
-            if not as_json:
-                copy = f"{command('init', preset=preset)} > recipe.yaml"
-                matched = f"{copy} && {command('run', 'recipe.yaml', set=overrides, runs=runs)}"
-                again = partial(command, "run", preset, runs=runs)
-                say(f"next: {after_run(result, again, overrides, matched)}")
-
-
 def doctor(
     everything: Annotated[
         bool, typer.Option("--all", help="Print every check instead of six lines.")
@@ -224,7 +179,7 @@ def doctor(
 _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
     "The method": {
         run: "inheritune run recipe.yaml",
-        demo: "inheritune demo",
+        demo.demo: "inheritune demo",
         init.init: "inheritune init --preset gpt2-medium-openwebtext > recipe.yaml",
         plan.plan: "inheritune plan Qwen/Qwen3-0.6B --tokens 1B --device h100",
     },

@@ -15,13 +15,20 @@ if TYPE_CHECKING:
 
 def introduction(recipe: "Recipe") -> str:
     """Say what a demo is about to do."""
-    layers = recipe.inherit.layers
-    inherited = "the first half" if layers is None else f"the first {layers}"
+    inherit, grow = recipe.inherit, recipe.grow
+    layers = "half of the layers" if inherit.layers is None else f"{inherit.layers} layers"
+    if any(letter.isdigit() for letter in inherit.select):  # block:26 states its number itself
+        layers = "layers"
     source = recipe.reference.model or "a reference trained here"
-    text = (
-        f"Inheriting {inherited} of the layers of {source}, training on {recipe.data.source}, "
-        f"growing by {recipe.grow.add} layers until val_loss matches. Ctrl-C saves and stops."
-    )
+    distill = recipe.variants[recipe.target_name].distill
+    steps = [
+        f"inheriting {layers} of {source} ({inherit.select})",
+        *(["repairing the cut by least squares"] if inherit.repair != "none" else []),
+        f"training on {recipe.data.source}" + (" and on its predictions" if distill else ""),
+        *([f"growing by {grow.add} until val_loss matches"] if grow.add else []),
+    ]
+    text = f"{', '.join(steps)}. Ctrl-C saves and stops."
+    text = text[0].upper() + text[1:]
     if recipe.reference.train is not None:
         text += (
             "\nA reference trained this briefly is hardly better than a shallow model: this shows "

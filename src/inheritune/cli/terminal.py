@@ -1,6 +1,8 @@
 """Show tables and results on a terminal."""
 
 from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
 
 from inheritune.reporting.gains_table import gains_sentence, gains_table
 from inheritune.reporting.run_tables import summary_table
@@ -22,10 +24,26 @@ def show_record(console: Console, record: RunRecord) -> None:
     if record.gains is not None:
         console.print(f"\n{gains_sentence(record.gains)}", style="bold")
         show_table(console, gains_table(record.gains).transposed())
-    for sample in record.samples:
-        console.print(f"\n{sample.model} continues:", style="bold")
-        console.print(f"{sample.prompt}{sample.text}".rstrip())
+    _show_samples(console, record)
     console.print()
+
+
+def _show_samples(console: Console, record: RunRecord) -> None:
+    """Print what the models wrote: two of them side by side, more below each other."""
+    names = list(dict.fromkeys(sample.model for sample in record.samples))
+    texts = {(s.prompt, s.model): f"{s.prompt}{s.text}".rstrip() for s in record.samples}
+    if len(names) != 2:
+        for (_, model), text in texts.items():
+            console.print(f"\n{model} continues:", style="bold")
+            console.print(text)
+        return
+    table = Grid(box=None, expand=True, pad_edge=False, padding=(0, 2, 1, 0))
+    for name in names:
+        table.add_column(Text(f"{name} continues:"), ratio=1)
+    for prompt in dict.fromkeys(sample.prompt for sample in record.samples):
+        table.add_row(*(Text(texts.get((prompt, name), "")) for name in names))
+    console.print()
+    console.print(table)
 
 
 def show_table(console: Console, table: Table) -> None:

@@ -177,7 +177,7 @@ def leading_rows(record: RunRecord, table: Table) -> list[int]:
         Indices, in order: the reference, the target, its scratch control and every variant that
         beats the target; then those of the lowest losses, up to eight in all.
     """
-    named = {"reference", record.target_name, record.scratch.name}
+    named = {"reference", record.target_name, record.fresh_control.name}
     level = record.target_row.val_loss or record.target_loss
     must = {
         index

@@ -28,7 +28,7 @@ def facts(record: RunRecord) -> list[Fact]:
 
 def missing(record: RunRecord, curves: Sequence[Curve]) -> list[str]:
     """List what the record of a run that no longer runs lacks, and metrics that cannot be read."""
-    no_scratch = bool(record.rounds) and not record.scratch
+    no_scratch = bool(record.rounds) and not record.fresh_control
     lacks = {
         "Nothing is recorded about the reference.": not record.reference,
         "Nothing is recorded about the text.": not record.tokens,
@@ -88,10 +88,11 @@ def _gained(record: RunRecord) -> Fact | None:
         details = ["speed was not measured"]
     else:
         return None
-    scratch, reached = record.scratch.val_loss, record.target_loss
+    scratch, reached = record.fresh_control.val_loss, record.target_loss
     if scratch is not None and reached is not None:
         side = "better" if scratch >= reached else "worse"
-        details.append(f"{abs(scratch - reached):.3f} nats {side} than scratch")
+        spent = "" if record.scratch else " of equal compute"
+        details.append(f"{abs(scratch - reached):.3f} nats {side} than scratch{spent}")
     return Fact("Gained", value, details)
 
 

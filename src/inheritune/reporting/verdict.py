@@ -127,6 +127,8 @@ def _finding(record: RunRecord) -> str:
     )
     if record.outcome == "matched_within_noise":
         sentence += ", worse by no more than two standard errors"
+    if record.gains is not None and (gained := ", ".join(gained_words(record))):
+        sentence += f"; {gained}"
     return sentence
 
 
@@ -181,6 +183,8 @@ def _full_size(record: RunRecord) -> str:
 
 
 def _gap(record: RunRecord) -> str:
+    if record.scratch.val_loss is None and record.equal_compute.val_loss is not None:
+        return ""  # the harder control is there instead
     if record.result.gap_closed is not None:
         return f"Gap closed: {percent(record.result.gap_closed)} ({_GAP_CLOSED})."
     return (
@@ -191,6 +195,8 @@ def _gap(record: RunRecord) -> str:
 
 def _scratch(record: RunRecord) -> str:
     scratch_loss, reference_loss = record.scratch.val_loss, record.reference_loss
+    if scratch_loss is None and record.equal_compute.val_loss is not None:
+        return ""
     if scratch_loss is None or reference_loss is None:
         return (
             "No scratch control of the same size: how much of the result is due to inheritance is "

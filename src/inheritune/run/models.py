@@ -90,7 +90,7 @@ def models_of_run(root: Path) -> list[NamedModel]:
         _reference(run, record),
         NamedModel(f"target, {record.target_layers} layers", str(target)),
     ]
-    scratch = record.scratch
+    scratch = record.fresh_control
     if scratch.path and (directory := run.inside(scratch.path) / "model").is_dir():
         models.append(NamedModel(f"{scratch.name}, {scratch.layers} layers", str(directory)))
     return models

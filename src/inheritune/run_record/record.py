@@ -169,6 +169,11 @@ class RunRecord(StartRecord):
                 return row
         return TrainedModel()
 
+    @property
+    def fresh_control(self) -> TrainedModel:
+        """What the target is compared with first: `scratch`, else `equal_compute`; or empty."""
+        return self.scratch or self.equal_compute
+
     # --- the plan ---
 
     def recipe_section(self, name: str) -> dict[str, Any]:
