@@ -8,11 +8,13 @@ and N + 1 heads. Both sides are timed in turn, five times each, on the same wind
 
 import argparse
 import json
-import time
+import sys
 
 import numpy as np
 import torch
 import transformers
+from measuring.roofline import clock, layer_weights, roofline
+from training.shapes import Shape
 
 from inheritune.analysis.cut_scores import score_cuts
 from inheritune.surgery.removal import without
@@ -43,20 +45,38 @@ def main() -> None:
     cuts = [without(total, [layer]) for layer in range(total)]
     figures = []
     for _ in range(options.repeats):
-        begin = time.perf_counter()
-        score_cuts(model, total, ids, cuts)
-        scored = time.perf_counter() - begin
+        begin = clock()
+        found = score_cuts(model, total, ids, cuts)
+        scored = clock() - begin
         figures.append((scored, least(model, ids, total)))
     scored, bound = map(float, np.median(figures, axis=0))
     ratio = float(np.median([one / other for one, other in figures]))
-    print(json.dumps({"seconds": scored, "least_seconds": bound, "ratio": ratio, "bound": BOUND}))
+    tokens = ids[:, 1:].size
+    shape = Shape(
+        "", "llama", options.vocab, total, options.width, 4, 4 * options.width, 4, 256, False
+    )
+    limits = roofline(layer_weights(shape), tokens)
+    *layer, head = (2 * tokens * rows * columns for rows, columns in layer_weights(shape))
+    flops = found.layers_run * sum(layer) + found.heads_run * head
+    print(limits.line(), file=sys.stderr)
+    print(
+        json.dumps(
+            {
+                "seconds": scored,
+                "least_seconds": bound,
+                "ratio": ratio,
+                "bound": BOUND,
+                "of_fp32_limit": flops / scored / limits.fp32,
+            }
+        )
+    )
     raise SystemExit(ratio > BOUND)
 
 
 def least(model: transformers.LlamaForCausalLM, ids: np.ndarray, total: int) -> float:
     """Seconds of N/2 passes of the stack and of N + 1 heads with their KL and cross-entropy."""
     inputs, labels = torch.from_numpy(ids[:, :-1]), torch.from_numpy(ids[:, 1:]).flatten()
-    begin = time.perf_counter()
+    begin = clock()
     with torch.no_grad():
         for number in range(max(1, total // 2)):
             logits = lazy_logits(model, inputs, True)
@@ -66,7 +86,7 @@ def least(model: transformers.LlamaForCausalLM, ids: np.ndarray, total: int) -> 
             log_q = _log_probabilities(logits)
             kl = (log_p.exp() * (log_p - log_q)).sum(-1)
             float(kl.double().sum() - log_q.gather(1, labels[:, None]).double().sum())
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def _log_probabilities(logits: object) -> torch.Tensor:

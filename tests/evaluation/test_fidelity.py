@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from inheritune.errors import DataError
 from inheritune.evaluation.fidelity import measure_fidelity, token_fidelity
-from inheritune.training import loss
+from inheritune.training import lazy_logits
 
 FAMILIES = ["llama", "gpt2", "gemma3", "mixtral", "opt"]
 
@@ -58,7 +58,7 @@ def test_figures_are_those_of_the_formulas(family: str, monkeypatch: pytest.Monk
     stream = RandomTokens(7 * 16 + 1, 320)
     expected = in_float64(reference, target, stream, 16)
     for chunk in (2**24, 320 * 5):  # all at once; five tokens at a time
-        monkeypatch.setattr(loss, "_CHUNK_LOGITS", chunk)
+        monkeypatch.setattr(lazy_logits, "_CHUNK_LOGITS", chunk)
         one = measure_fidelity(reference, target, stream, 16, 3)
         figures = [(one.kl, one.kl_se), (one.top1, one.top1_se), (one.overlap, one.overlap_se)]
         for (value, se), (mean, error) in zip(figures, expected, strict=True):
