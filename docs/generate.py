@@ -81,6 +81,7 @@ def text_formats() -> str:
 def model_formats() -> str:
     """Layouts of other programs, ways to quantise and names of wrappers, each with its way out."""
     words = {"here": "MODEL", "path": "MODEL", "sign": "FILE", "inside": "FOLDER"}
+    words |= {"newest": "FOLDER", "above": "PARENT", "name": "STEP"}
     layouts = [
         (
             layout.what.format(**words),

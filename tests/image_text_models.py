@@ -85,9 +85,35 @@ def gemma3() -> Any:
     return T.Gemma3ForConditionalGeneration(config)
 
 
-FAMILIES = {
-    f.__name__: f for f in (mistral3, llava, idefics3, qwen2_vl, qwen2_5_vl, qwen3_vl, gemma3)
-}
+def qwen3_vl_moe() -> Any:
+    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2}
+    vision |= {"out_hidden_size": 32, "deepstack_visual_indexes": [0], "patch_size": 4}
+    text = TEXT | {"head_dim": 8, "rope_parameters": MROPE | {"mrope_interleaved": True}}
+    text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    config = T.Qwen3VLMoeConfig(text_config=text, vision_config=vision, image_token_id=5)
+    return T.Qwen3VLMoeForConditionalGeneration(config)
+
+
+def paligemma() -> Any:
+    return _paligemma(T.GemmaConfig(**TEXT, head_dim=8))
+
+
+def paligemma2() -> Any:
+    """Its class does not cap logits, as that of its text alone does."""
+    return _paligemma(T.Gemma2Config(**TEXT, head_dim=8))
+
+
+def _paligemma(text: Any) -> Any:
+    vision = T.SiglipVisionConfig(**TOWER, image_size=8, patch_size=4)
+    config = T.PaliGemmaConfig(
+        text_config=text, vision_config=vision, projection_dim=32, image_token_index=5
+    )
+    return T.PaliGemmaForConditionalGeneration(config)
+
+
+_EVERY = (mistral3, llava, idefics3, qwen2_vl, qwen2_5_vl, qwen3_vl, gemma3)
+_EVERY += (qwen3_vl_moe, paligemma, paligemma2)
+FAMILIES = {family.__name__: family for family in _EVERY}
 SIBLINGS = {
     "mistral3": "MistralForCausalLM",
     "llava": "LlamaForCausalLM",
@@ -95,6 +121,8 @@ SIBLINGS = {
     "qwen2_5_vl": "Qwen2ForCausalLM",
     "qwen3_vl": "Qwen3ForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
+    "qwen3_vl_moe": "Qwen3MoeForCausalLM",
+    "paligemma": "GemmaForCausalLM",
 }
 
 

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
-import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 
 from inheritune import api
+from inheritune.conversion.lora import Change, Factors, values_of
 from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
+from inheritune.model_files import refusals
 from inheritune.model_files.directory import open_model
+from inheritune.model_files.safetensors import read_header
+from inheritune.training.models import load_model
 
 WEIGHTS = "model.safetensors"
 Q = "model.layers.1.self_attn.q_proj"
@@ -248,9 +252,26 @@ def test_an_adapter_of_another_model_is_refused(adapter, tiny_model, tmp_path):
         api.convert(adapter, tmp_path / "out", base=str(tiny_model("gpt2")), progress=False)
 
 
-def test_an_adapter_beside_a_model_is_said_not_to_be_merged(adapter, reference, tmp_path):
+@pytest.fixture
+def beside(adapter, reference):
+    """A model directory that also holds an adapter."""
     for path in adapter.iterdir():
         shutil.copy(path, reference)
+    return reference
+
+
+def test_a_model_that_transformers_would_load_with_an_adapter_is_not_loaded(beside, monkeypatch):
+    with pytest.warns(UserWarning, match="not merged"):
+        model = open_model(str(beside))
+    monkeypatch.setattr(refusals, "find_spec", lambda name: name == "peft")
+    for load in (model.load, lambda: load_model(beside)):
+        with pytest.raises(UnsupportedModelError, match="since peft is installed") as refused:
+            load()
+    assert f"`inheritune convert {beside} OUT --base {beside}`" in refused.value.hint
+
+
+def test_an_adapter_beside_a_model_is_said_not_to_be_merged(beside, tmp_path):
+    reference = beside
     with pytest.warns(UserWarning, match="an adapter beside the model, which is not merged"):
         open_model(str(reference))
     with pytest.warns(UserWarning, match="not merged"):
@@ -258,33 +279,24 @@ def test_an_adapter_beside_a_model_is_said_not_to_be_merged(adapter, reference, 
     assert done.check.startswith("complete")
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_merged_model_is_what_peft_merges(tmp_path, family, dtype):
-    peft = pytest.importorskip("peft")
-    base = tiny_models.save(family, tmp_path / "base", dtype)
-    model = open_model(str(base)).load(dtype=dtype)
-    targets = ["q_proj", "down_proj", "embed_tokens"]
-    targets = targets if family == "llama" else ["c_attn", "c_proj", "wte"]
-    config = peft.LoraConfig(
-        r=4, lora_alpha=6, use_rslora=True, target_modules=targets, init_lora_weights=False
-    )
-    tuned = peft.get_peft_model(model, config)
-    tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    api.convert(tmp_path / "adapter", tmp_path / "out", base=str(base), progress=False)
-    peft.AutoPeftModelForCausalLM.from_pretrained(
-        str(tmp_path / "adapter"), dtype=dtype
-    ).merge_and_unload().save_pretrained(tmp_path / "theirs")
-    ours, theirs = (load_file(tmp_path / d / WEIGHTS) for d in ("out", "theirs"))
-    assert ours.keys() == theirs.keys()
-    changed = 0
-    for name, weight in ours.items():
-        changed += not torch.equal(weight, load_file(base / WEIGHTS)[name])
-        # Of a bf16 embedding, PEFT rounds the two factors and their product to bf16 as well.
-        rounds = dtype == torch.bfloat16 and name.endswith(("wte.weight", "embed_tokens.weight"))
-        within = {"rtol": 2**-5, "atol": 2**-5} if rounds else {"rtol": 1e-6, "atol": 1e-6}
-        assert torch.allclose(weight.float(), theirs[name].float(), **within), name
-    assert changed == (9 if family == "llama" else 13)
+@pytest.mark.parametrize("kind", ["Linear", "Conv1D", "Embedding"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_merged_weight_is_what_peft_merges(tmp_path, kind, dtype):
+    """Of rsLoRA with rank 4 and alpha 6, see fixtures/of_libraries.py."""
+    held = load_file(Path(__file__).parents[1] / "fixtures/of_libraries.safetensors")
+    case = f"peft {kind} {dtype}."
+    values = {n.removeprefix(case): value for n, value in held.items() if n.startswith(case)}
+    expected = values.pop("expected")
+    save_file(values, tmp_path / "one.safetensors")
+    stored = {t.name: t for t in read_header(tmp_path / "one.safetensors")[0]}
+    factors = Factors(stored["A"], stored["B"], 6 / 4**0.5, is_transposed=kind != "Linear")
+    data = b"".join(values_of(Change(stored["before"], factors), stored["before"].dtype))
+    merged = torch.frombuffer(bytearray(data), dtype=expected.dtype).reshape(expected.shape)
+    assert not torch.equal(merged, values["before"])
+    # Of a bf16 embedding, PEFT rounds the two factors and their product to bf16 as well.
+    rounds = (kind, dtype) == ("Embedding", "bfloat16")
+    within = {"rtol": 2**-5, "atol": 2**-5} if rounds else {"rtol": 1e-6, "atol": 1e-6}
+    assert torch.allclose(merged.float(), expected.float(), **within)
 
 
 def test_a_target_that_an_adapter_was_merged_into_grows_at_its_place(tiny_reference, tmp_path):

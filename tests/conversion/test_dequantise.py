@@ -1,6 +1,7 @@
 """Weights computed from quantised ones equal the published formulas, and the libraries' own."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -378,32 +379,15 @@ def test_a_gpt_oss_of_mxfp4_is_complete(tmp_path):
     assert {n: tuple(written[n].shape) for n in shapes} == shapes
 
 
-@pytest.mark.parametrize("kind", ["nf4", "fp4"])
-@pytest.mark.parametrize("nested", [False, True])
-def test_four_bits_are_what_bitsandbytes_computes(tmp_path, kind, nested):
-    functional = pytest.importorskip("bitsandbytes.functional")
-    packed, state = functional.quantize_4bit(
-        torch.randn(96, 64).bfloat16(), quant_type=kind, compress_statistics=nested, blocksize=64
-    )
-    parts = {f"w.weight.{k}": v.contiguous() for k, v in state.as_dict(packed=True).items()}
-    ours = one(tmp_path, {"w.weight": packed} | parts)
-    assert torch.equal(ours.bfloat16(), functional.dequantize_4bit(packed, state))
+@pytest.fixture(scope="module")
+def of_libraries():
+    """What bitsandbytes and compressed-tensors computed, see fixtures/of_libraries.py."""
+    return load_file(Path(__file__).parents[1] / "fixtures/of_libraries.safetensors")
 
 
-def test_eight_bits_are_what_bitsandbytes_computes(tmp_path):
-    functional = pytest.importorskip("bitsandbytes.functional")
-    q, scale, _ = functional.int8_vectorwise_quant(torch.randn(96, 64).half())
-    ours = one(tmp_path, {"w.weight": q, "w.SCB": scale})
-    assert torch.equal(ours, functional.int8_vectorwise_dequant(q, scale))
-
-
-def test_packed_bits_are_what_compressed_tensors_computes(tmp_path):
-    helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
-    q = torch.randint(-8, 8, (12, 40), dtype=torch.int8)
-    scale = torch.rand(12, 5).bfloat16()
-    words = helpers.pack_to_int32(q, 4)
-    shape = torch.tensor([12, 40])
-    parts = {"w.weight_packed": words, "w.weight_scale": scale, "w.weight_shape": shape}
-    expected = helpers.unpack_from_int32(words, 4, torch.Size([12, 40])).to(torch.bfloat16)
-    expected = expected * scale.repeat_interleave(8, 1)
-    assert torch.equal(one(tmp_path, parts).bfloat16(), expected)
+@pytest.mark.parametrize("case", ["nf4", "nf4 nested", "fp4", "fp4 nested", "int8", "packed"])
+def test_weights_are_what_the_library_that_quantised_them_computes(tmp_path, of_libraries, case):
+    start, end = f"{case}.w.", f"{case}.expected"
+    parts = {n.removeprefix(f"{case}."): t for n, t in of_libraries.items() if n.startswith(start)}
+    expected = of_libraries[end]
+    assert torch.equal(one(tmp_path, parts).to(expected.dtype), expected)

@@ -421,9 +421,36 @@ def chat_tokenizer(tmp_path_factory):
     return write_tokenizer(directory, "llama", add_bos_token=True, chat_template=template)
 
 
-def test_a_text_without_a_recipe_is_refused_with_no_key_of_one(tmp_path, tokenizer):
-    path = write_rows(tmp_path / "a.jsonl", [{"chat": CHAT}])
-    for read in (TextStream, lambda texts, tokenizer: text_ids(str(texts[0]), tokenizer, 64)):
+def test_the_refusal_of_a_text_without_a_recipe_says_how_a_command_sets_a_key(tmp_path, tokenizer):
+    data = Data(source=str(write_rows(tmp_path / "a.jsonl", [{"story": "x"}])))
+    for read in (TextStream, lambda data, tokenizer: text_ids(data, tokenizer, 64)):
         with pytest.raises(DataError, match="it has no column 'text'") as caught:
-            read([path], tokenizer)
-        assert caught.value.hint.startswith("Write its text into a .txt file")
+            read(data, tokenizer)
+        assert caught.value.hint.endswith("Without a recipe: --set data.KEY=VALUE.")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"messages": "chat"},
+        {"text_column": "story"},
+        {"format": "text", "separator": "##"},
+        {"text_column": "story", "special_tokens_in_text": True},
+    ],
+    ids=["messages", "text_column", "format", "special tokens"],
+)
+def test_a_text_without_a_recipe_is_read_by_the_keys_of_one(tmp_path, chat_tokenizer, keys):
+    files = {"train": "Tell.", "val": "Say."}
+    for name, asked in files.items():
+        chat = [{"role": "user", "content": asked}, CHAT[1]]
+        rows = [
+            {"chat": chat, "story": f"{asked} {i} <|endoftext|> ## {asked} -{i}"} for i in range(30)
+        ]
+        files[name] = str(write_rows(tmp_path / f"{name}.jsonl", rows))
+    data = Data(source=files["train"], **keys)
+    tokenizer = open_tokenizer(chat_tokenizer)
+    both = data.model_copy(update={"val_source": files["val"]})
+    tokens = prepare_text(both, tokenizer, tokenizer.rows, 8, tmp_path / "tokens")
+    expected = tokens.train.ids(0, tokens.train.num_ids).tolist()
+    assert TextStream(data, tokenizer).ids(0, len(expected)).tolist() == expected
+    assert text_ids(data, tokenizer, len(expected)).tolist() == expected

@@ -14,6 +14,7 @@ from inheritune.cli.app import app
 from inheritune.errors import DataError, Interrupted, RecipeError
 from inheritune.evaluation.evaluate import evaluate, fetch_tasks
 from inheritune.evaluation.request import EvaluationRequest as Request
+from inheritune.recipe.data import Data
 from inheritune.surgery.cut import Options, inherit
 from inheritune.system.progress import Progress
 
@@ -152,13 +153,19 @@ def test_val_loss_of_tokens_and_of_the_same_text_is_that_of_the_training(
 def test_val_loss_of_a_text_reads_all_of_it(tiny_reference: Path, tmp_path: Path) -> None:
     text = tmp_path / "a.txt"
     text.write_text("the small model learns what the large one knew " * 20)
-    found = measure([str(tiny_reference)], Request(texts=[text], seq_len=16), tmp_path / "out")
+    found = measure(
+        [str(tiny_reference)], Request(text=Data(source=str(text)), seq_len=16), tmp_path / "out"
+    )
     score = found["models"][0]["scores"][0]
     assert score["facts"]["tokens"] == 16 * score["items"]
     assert score["metrics"]["bits_per_byte"]["lower"]
     text.write_text("the")
     with pytest.raises(DataError, match="one window needs 17"):
-        evaluate([str(tiny_reference)], Request(texts=[text], seq_len=16), tmp_path / "out")
+        evaluate(
+            [str(tiny_reference)],
+            Request(text=Data(source=str(text)), seq_len=16),
+            tmp_path / "out",
+        )
 
 
 def test_evaluate_refuses_requests_that_measure_nothing(
@@ -167,7 +174,7 @@ def test_evaluate_refuses_requests_that_measure_nothing(
     for request, said in (
         (Request(), "nothing to measure"),
         (Request(tasks=["full-data"]), "val_loss needs held-out tokens"),
-        (Request(tokens=tmp_path, texts=[tmp_path]), "both given"),
+        (Request(tokens=tmp_path, text=Data(source="stdlib")), "both given"),
     ):
         with pytest.raises(RecipeError, match=said):
             evaluate([str(tiny_reference)], request, tmp_path)
@@ -272,6 +279,6 @@ def test_windows_longer_than_learned_positions_are_refused(
 ) -> None:
     text = tmp_path / "held-out.txt"
     text.write_text("a held-out text. " * 200)
-    request = Request(texts=[text], seq_len=129)
+    request = Request(text=Data(source=str(text)), seq_len=129)
     with pytest.raises(RecipeError, match=r"--seq-len is 129, but .* has 128 positions"):
         evaluate([str(tiny_model("gpt2"))], request, tmp_path / "scores")

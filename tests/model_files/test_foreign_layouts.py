@@ -27,7 +27,18 @@ COMMIT = "a" * 40
         (["weights.npz", "config.json"], "MLX", "safetensors repository"),
         (["tf_model.h5", "config.json"], "TensorFlow", "from_tf=True"),
         (["flax_model.msgpack", "config.json"], "another framework", "with safetensors"),
-        (["latest_checkpointed_iteration.txt", "iter_0000500/x"], "Megatron", "export_ckpt"),
+        (["lit_model.pth/x.distcp"], "litgpt", "`fabric consolidate {here}/lit_model.pth`"),
+        (
+            ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"],
+            "one step of a checkpoint of DeepSpeed",
+            "zero_to_fp32 {here.parent} OUT --tag {here.name} --safe_serialization`",
+        ),
+        (
+            ["latest_checkpointed_iteration.txt", "iter_0000500/x", "iter_0001000/x"],
+            "Megatron",
+            "export_ckpt('{here}/iter_0001000', \"OUT\")`",
+        ),
+        (["llama.nemo"], "NeMo 1", "--input_name_or_path {here}/llama.nemo --output_path OUT/"),
         (
             ["checkpoint-500/config.json", "checkpoint-1000/config.json", "trainer_state.json"],
             "checkpoints of a training",

@@ -7,6 +7,7 @@ import torch
 from inheritune.data.calibration import calibration_windows, text_ids
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.model_files.directory import open_model
+from inheritune.recipe.data import Data
 from inheritune.repair.repair import repair_layers
 from inheritune.training.models import load_model
 
@@ -17,7 +18,7 @@ TOKENS, SEQ_LEN, TOTAL = 8192, 128, 8
 def text() -> tuple[np.ndarray, np.ndarray]:
     """Windows of Python's standard library to fit on, and later ones to validate on."""
     reference = open_model("embedded:demo")
-    ids = text_ids("stdlib", open_tokenizer(reference.path), 4_000)
+    ids = text_ids(Data(source="stdlib"), open_tokenizer(reference.path), 4_000)
     windows = calibration_windows(ids[:150_000], TOKENS, SEQ_LEN)
     return windows, ids[150_000 : 150_000 + 32 * SEQ_LEN].reshape(32, SEQ_LEN)
 

@@ -17,6 +17,7 @@ from inheritune.data.calibration import WINDOWS, window_tokens
 from inheritune.errors import RecipeError
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.layers import ranges
+from inheritune.recipe.data import Data
 from inheritune.run_record.fields import finite_number
 from inheritune.surgery.cut import check_inherit
 from inheritune.surgery.removal import Cut
@@ -154,7 +155,7 @@ def _refuse_other_file(out: Path | None) -> None:
         )
 
 
-def calibration_text(model: ModelDirectory, text: str) -> Sequences:
+def calibration_text(model: ModelDirectory, text: Data) -> Sequences:
     """Draw as much of a text as `select` does by default; shorter windows where positions end."""
     return sequences_for([model], WINDOWS, window_tokens(model.config), text=text)
 

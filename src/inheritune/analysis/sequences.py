@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inheritune.data.calibration import text_ids
+from inheritune.data.sources import describe_text
 from inheritune.data.tokenizer import TextTokenizer, open_tokenizer
 from inheritune.data.tokens import TokenStream, open_tokens
 from inheritune.errors import DataError, RecipeError
 from inheritune.model_files.config import max_positions, text_config
+from inheritune.recipe.data import Data
 
 if TYPE_CHECKING:
     from inheritune.model_files.directory import ModelDirectory
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 SEED = 0
 BOS_CHOICES = ("auto", "yes", "no")
-_DEFAULT_TEXT = "stdlib"
+_DEFAULT_TEXT = Data(source="stdlib")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def sequences_for(
     length: int,
     *,
     tokens: Path | None = None,
-    text: str | None = None,
+    text: Data | None = None,
     bos: str = "auto",
     seed: int = SEED,
 ) -> Sequences:
@@ -61,7 +63,7 @@ def sequences_for(
         count: N, number of sequences.
         length: T, tokens of each sequence, BOS included.
         tokens: Token directory whose validation set to use.
-        text: Text to use instead, as `data.source` of a recipe; None: Python's standard library.
+        text: Text to use instead; None: Python's standard library.
         bos: ``"yes"``: begin each with BOS; ``"no"``: without; ``"auto"``: as the tokenizer does.
         seed: Seed of the choice of windows.
 
@@ -93,9 +95,9 @@ def sequences_for(
             )
         sequences = draw_sequences(directory.val, count, length, first_id, str(tokens), seed)
     else:
-        source = text or _DEFAULT_TEXT
-        ids = text_ids(source, tokenizer, count * length)
-        sequences = draw_sequences(ids, count, length, first_id, source, seed)
+        data = text or _DEFAULT_TEXT
+        ids = text_ids(data, tokenizer, count * length)
+        sequences = draw_sequences(ids, count, length, first_id, describe_text(data), seed)
 
     # --- fewer sequences than requested would be another measurement ---
     if len(sequences.ids) < count:

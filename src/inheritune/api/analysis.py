@@ -7,9 +7,11 @@ from inheritune.api.call import (
     Model,
     PathLike,
     ProgressOption,
+    Text,
     Tokens,
     call,
     optional_path,
+    optional_text,
     refuse_below,
 )
 
@@ -25,7 +27,7 @@ def analyze(
     *,
     against: "Model | None" = None,
     tokens: "Tokens | None" = None,
-    text: str | None = None,
+    text: Text | None = None,
     sequences: int = 100,
     tokens_per_sequence: int = 100,
     threshold: float = 0.9,
@@ -40,7 +42,8 @@ def analyze(
         model: The model; in memory, too.
         against: A target that was made from it, measured on the same sequences.
         tokens: Token directory; sequences are drawn from its held-out tokens.
-        text: Text to draw them from instead, as `data.source` of a recipe; None: Python's library.
+        text: Text to draw them from instead: `data.source` of a recipe, or a mapping with keys of
+            that section; None: Python's library.
         sequences: N, number of sequences.
         tokens_per_sequence: T, tokens of each.
         threshold: Share of the squared singular values that a rank holds, in (0, 1).
@@ -75,7 +78,7 @@ def analyze(
             sequences,
             tokens_per_sequence,
             tokens=optional_path(tokens),
-            text=text,
+            text=optional_text(text),
             bos=bos,
         )
         return analyze_models(
@@ -88,7 +91,7 @@ def select(
     layers: int | None = None,
     *,
     select: str = "auto",
-    text: str | None = None,
+    text: Text | None = None,
     windows: int = 32,
     tokens_per_window: int = 256,
     bos: str = "auto",
@@ -107,8 +110,8 @@ def select(
         layers: Number of layers to keep; None: ``select`` states it.
         select: How to choose: ``"block"``, ``"greedy"``, ``"influence"``, ``"angular"``,
             ``"norm-ratio"``, ``"auto"`` for the cheapest of them, or any selection of `inherit`.
-        text: Calibration text, as `data.source` of a recipe; None: Python's standard library. Take
-            text to train on, never text to validate on.
+        text: Calibration text: `data.source` of a recipe, or a mapping with keys of that section;
+            None: Python's standard library. Take text to train on, never text to validate on.
         windows: Number of windows of the text.
         tokens_per_window: Tokens of each.
         bos: Begin each window with BOS: ``yes``, ``no``, or ``auto``, as the tokenizer does.
@@ -135,5 +138,6 @@ def select(
     with call(progress) as on_progress, ExitStack() as stack:
         model = stack.enter_context(opened_model(reference, revision, tokenizer=tokenizer))
         refuse_selection(model, select, layers)
-        drawn = sequences_for([model], windows, tokens_per_window, text=text, bos=bos, seed=seed)
+        data = optional_text(text)
+        drawn = sequences_for([model], windows, tokens_per_window, text=data, bos=bos, seed=seed)
         return select_layers(model, select, layers, drawn, optional_path(out), on_progress)

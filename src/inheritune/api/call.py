@@ -1,10 +1,10 @@
 """Turn arguments that all functions of the API take into paths and listeners; handle Ctrl-C."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from inheritune.errors import Interrupted, RecipeError
 from inheritune.system.progress import Listener, Progress, silent
@@ -14,15 +14,22 @@ if TYPE_CHECKING:
 
     from inheritune.data.tokens import TokenDirectory
     from inheritune.model_files.directory import ModelDirectory
+    from inheritune.recipe.data import Data
     from inheritune.recipe.load import RecipeFile
     from inheritune.recipe.schema import Recipe
 
 PathLike: TypeAlias = str | os.PathLike[str]
+Text: TypeAlias = PathLike | Mapping[str, Any]
 StoredModel: TypeAlias = "PathLike | ModelDirectory"
 Model: TypeAlias = "StoredModel | PreTrainedModel"
 Tokens: TypeAlias = "PathLike | TokenDirectory"
 AnyRecipe: TypeAlias = "PathLike | Recipe | RecipeFile"
 ProgressOption: TypeAlias = bool | Listener
+READING_KEYS = (
+    *("text_column", "messages", "format", "separator", "config", "split", "revision"),
+    *("special_tokens_in_text", "max_bad_rows"),
+)
+"""Keys of a recipe's `data` section that say how a text is read."""
 
 
 @contextmanager
@@ -75,6 +82,41 @@ def paths_of(values: PathLike | Sequence[PathLike]) -> list[Path]:
 def texts_of(values: str | Sequence[str]) -> list[str]:
     """Return a list of one text or several."""
     return [values] if isinstance(values, str) else list(values)
+
+
+def optional_text(text: "Text | Sequence[PathLike] | None") -> "Data | None":
+    """Return a text as `text_data` does, or None where none is given."""
+    return None if text is None else text_data(text)
+
+
+def text_data(text: "Text | Sequence[PathLike]") -> "Data":
+    """Return a text, given by its source or with keys of a recipe's `data` section, as such."""
+    fields = dict(text) if isinstance(text, Mapping) else {"source": text}
+    if others := fields.keys() - {"source", *READING_KEYS}:
+        raise RecipeError(
+            f"data.{min(others)} does not say how a text is read.",
+            f"Leave it out; these do: {', '.join(READING_KEYS)}.",
+        )
+    return data_section(fields)
+
+
+def data_section(fields: Mapping[str, Any]) -> "Data":
+    """Check the keys of a recipe's `data` section; paths may be of any kind."""
+    from pydantic import ValidationError
+
+    from inheritune.recipe.data import Data
+    from inheritune.recipe.messages import explain
+    from inheritune.recipe.yaml_tree import Tree
+
+    values, source = dict(fields), fields.get("source")
+    if isinstance(source, os.PathLike):
+        values["source"] = os.fspath(source)
+    elif source is not None and not isinstance(source, str):
+        values["source"] = [os.fspath(p) if isinstance(p, os.PathLike) else p for p in source]
+    try:
+        return Data.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, Tree("data", values)) from None
 
 
 def refuse_below(least: int, **values: int | None) -> None:

@@ -10,10 +10,11 @@ from inheritune.api.call import (
     Model,
     PathLike,
     ProgressOption,
+    Text,
     Tokens,
     call,
     optional_path,
-    paths_of,
+    optional_text,
     refuse_below,
     texts_of,
 )
@@ -31,7 +32,7 @@ def evaluate(
     *,
     tasks: str | Sequence[str] = (),
     tokens: "Tokens | None" = None,
-    text: PathLike | Sequence[PathLike] = (),
+    text: "Text | Sequence[PathLike]" = (),
     out: PathLike | None = None,
     seq_len: int | None = None,
     shots: int | None = None,
@@ -51,7 +52,8 @@ def evaluate(
         models: One model or several; models in memory, too.
         tasks: Tasks of lm-eval, or the suites ``low-data``, ``full-data`` and ``later``.
         tokens: Token directory; val_loss is measured on its held-out tokens.
-        text: Text files to measure val_loss on instead.
+        text: Text to measure val_loss on instead, as `data.source` of a recipe, or a mapping with
+            keys of that section, such as ``{"source": "a.csv", "text_column": "story"}``.
         out: Directory that keeps every score, so that nothing is measured twice; None: a temporary
             one.
         seq_len: Tokens of a val_loss window; None: 1024, or the fewest positions of any model.
@@ -87,7 +89,7 @@ def evaluate(
     request = EvaluationRequest(
         tasks=texts_of(tasks),
         tokens=optional_path(tokens),
-        texts=paths_of(text),
+        text=optional_text(text or None),
         seq_len=seq_len,
         shots=shots,
         limit=limit,

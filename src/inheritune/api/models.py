@@ -1,6 +1,5 @@
 """Cut, grow, convert and verify models."""
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,7 +12,9 @@ from inheritune.api.call import (
     PathLike,
     ProgressOption,
     StoredModel,
+    Text,
     call,
+    optional_text,
     path_of,
 )
 from inheritune.errors import RecipeError
@@ -40,7 +41,7 @@ def inherit(
     class_check: bool = True,
     sha256: bool = False,
     repair: str = "none",
-    text: PathLike | None = None,
+    text: Text | None = None,
     repair_tokens: int | str = 16_384,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     text_only: bool = False,
@@ -111,7 +112,8 @@ def inherit(
             "text_only cuts as it is; a repair, and a choice by scores, need a model to run.",
             "Take all layers out with --text-only first; then choose or repair in what it wrote.",
         )
-    is_whole = by_scores and text is not None
+    data = optional_text(text)
+    is_whole = by_scores and data is not None
     with (
         call(progress) as on_progress,
         opened_model(reference, revision, whole=is_whole, tokenizer=tokenizer) as directory,
@@ -121,21 +123,21 @@ def inherit(
         options = Options(
             dtype=dtype, parts=parts, seed=seed, class_check=class_check, sha256=sha256
         )
-        if by_scores and text is not None:
+        if by_scores and data is not None:
             from inheritune.analysis.select import calibration_text, select_layers
 
             refuse_options(directory, Path(out), options)  # scores take minutes
-            drawn = calibration_text(directory, os.fspath(text))
+            drawn = calibration_text(directory, data)
             layers = select_layers(directory, str(layers), None, drawn, None, on_progress).layers
         found = compare_tokenization(directory.path)
         for difference in found.differences if found else ():
             warnings.warn(difference, stacklevel=2)
-        if repair == "none" or text is None:
+        if repair == "none" or data is None:
             return inherit_layers(directory, layers, Path(out), options, on_progress)
         from inheritune.repair.inherit import calibration_of_text, inherit_repaired
 
         tokens = amount_of_tokens(repair_tokens)
-        calibration = calibration_of_text(directory, repair, os.fspath(text), tokens)
+        calibration = calibration_of_text(directory, repair, data, tokens)
         repaired = inherit_repaired(
             directory, layers, Path(out), calibration, options, on_progress=on_progress
         )

@@ -1,6 +1,5 @@
 """Put layers of the reference back into a trained target, with no training."""
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from operator import index
@@ -11,9 +10,11 @@ from inheritune.api.call import (
     PathLike,
     ProgressOption,
     StoredModel,
+    Text,
     call,
     optional_path,
     refuse_below,
+    text_data,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def patch(
     *,
     target_layers: int | str | Sequence[int] | None = None,
     family: PathLike | None = None,
-    text: PathLike | None = None,
+    text: Text | None = None,
     windows: int = 32,
     tokens_per_window: int = 256,
     seed: int = 0,
@@ -50,8 +51,8 @@ def patch(
         target_layers: Layers of the reference that the target has, as for `inherit`; None: as its
             inherit.json says.
         family: family.json of `family` or of a run, which has the order; None: the text decides.
-        text: Text to score on, as `data.source` of a recipe; None: Python's standard library. Take
-            text to train on, never text to validate on.
+        text: Text to score on: `data.source` of a recipe, or a mapping with keys of that section;
+            None: Python's standard library. Take text to train on, never text to validate on.
         windows: Number of windows of the text.
         tokens_per_window: Tokens of each.
         seed: Seed of the choice of windows.
@@ -71,7 +72,7 @@ def patch(
 
     refuse_below(1, windows=windows)
     refuse_below(2, tokens_per_window=tokens_per_window)
-    source = PatchText(os.fspath(text or "stdlib"), windows, tokens_per_window, seed)
+    source = PatchText(text_data(text or "stdlib"), windows, tokens_per_window, seed)
     chosen = layers if isinstance(layers, str | Sequence) else index(layers)
     with call(progress) as on_progress, ExitStack() as stack:
         model = stack.enter_context(opened_model(target))
@@ -87,7 +88,7 @@ def family(
     reference: StoredModel,
     *,
     target_layers: int | str | Sequence[int] | None = None,
-    text: PathLike | None = None,
+    text: Text | None = None,
     windows: int = 32,
     tokens_per_window: int = 256,
     seed: int = 0,
@@ -104,7 +105,8 @@ def family(
         target: Layers of the reference, trained.
         reference: The model that the target was cut from.
         target_layers: As for `patch`.
-        text: Text, as `data.source` of a recipe; None: Python's standard library.
+        text: Text: `data.source` of a recipe, or a mapping with keys of that section; None:
+            Python's standard library.
         windows: Number of windows of each half.
         tokens_per_window: Tokens of each.
         seed: Seed of the choice of windows that layers are chosen by.
@@ -125,7 +127,7 @@ def family(
 
     refuse_below(1, windows=windows)
     refuse_below(2, tokens_per_window=tokens_per_window)
-    source = PatchText(os.fspath(text or "stdlib"), windows, tokens_per_window, seed)
+    source = PatchText(text_data(text or "stdlib"), windows, tokens_per_window, seed)
     with call(progress) as on_progress, ExitStack() as stack:
         model = stack.enter_context(opened_model(target))
         whole = stack.enter_context(opened_model(reference, revision))

@@ -11,6 +11,7 @@ from inheritune.api.call import (
     StoredModel,
     Tokens,
     call,
+    data_section,
     optional_path,
     path_of,
     paths_of,
@@ -51,26 +52,13 @@ def prepare(
         DataError: The text is missing, broken or too short.
         RecipeError: A key is wrong, or ``out`` was prepared with other values.
     """
-    from pydantic import ValidationError
-
     from inheritune.data.prepare_text import prepare_text
     from inheritune.data.tokenizer import embedding_rows, open_tokenizer
-    from inheritune.recipe.data import Data
-    from inheritune.recipe.messages import explain
-    from inheritune.recipe.yaml_tree import Tree
     from inheritune.steps.tokens import say_differences
     from inheritune.system.signals import catch_signals
 
     refuse_below(1, seq_len=seq_len)
-    if isinstance(source, str | os.PathLike):
-        fields: dict[str, Any] = {"source": os.fspath(source), **data}
-    else:
-        parts = [os.fspath(part) if isinstance(part, os.PathLike) else part for part in source]
-        fields = {"source": parts, **data}
-    try:
-        section = Data.model_validate(fields)
-    except ValidationError as error:
-        raise explain(error, Tree("data", fields)) from None
+    section = data_section({"source": source, **data})
     with call(progress) as on_progress, catch_signals() as stop:
         directory = tokenizer_directory(tokenizer)
         opened = open_tokenizer(directory)

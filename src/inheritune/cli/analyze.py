@@ -8,7 +8,15 @@ import typer
 
 from inheritune import api
 from inheritune.cli.completion import models
-from inheritune.cli.console import Debug, Json, print_json, reported, say
+from inheritune.cli.console import (
+    Debug,
+    Json,
+    TextKeys,
+    print_json,
+    reported,
+    say,
+    text_with,
+)
 from inheritune.cli.next_step import command
 from inheritune.errors import RecipeError
 
@@ -41,6 +49,7 @@ def analyze(
             metavar="FILE", help="Text to draw sequences from; default: Python's standard library."
         ),
     ] = None,
+    text_keys: TextKeys = None,
     sequences: Annotated[int, _sequence(min=1, help="Number of sequences.")] = 100,
     tokens_per_sequence: Annotated[int, _sequence(min=2, help="Tokens of each sequence.")] = 100,
     threshold: Annotated[
@@ -76,7 +85,7 @@ def analyze(
             model,
             against=against,
             tokens=tokens,
-            text=text,
+            text=text_with(text, text_keys),
             sequences=sequences,
             tokens_per_sequence=tokens_per_sequence,
             threshold=threshold,

@@ -26,6 +26,7 @@ from inheritune.errors import (
     InherituneError,
     Interrupted,
     MachineError,
+    RecipeError,
     escape,
     reason_of,
     visible,
@@ -53,6 +54,14 @@ Sets = Annotated[
         metavar="KEY=VALUE",
         autocompletion=keys,
         help="Override a recipe key, such as train.learning_rate=1e-4; repeatable.",
+    ),
+]
+TextKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="data.KEY=VALUE",
+        help="How --text is read, as in a recipe, such as data.text_column=story; repeatable.",
     ),
 ]
 NumberOfProcesses = Annotated[
@@ -180,6 +189,22 @@ class UsageAsJson(TyperGroup):
         if as_json:
             sys.exit(code if isinstance(code, int) else 0)
         return code
+
+
+def text_with(text: Any, sets: Sequence[str] | None) -> Any:
+    """Return what the API is given for ``--text``, with the keys that say how to read it."""
+    if not sets:
+        return text
+    from inheritune.recipe.load import read_sets
+
+    sections = read_sets(sets).value
+    keys = sections.get("data", {})
+    if not text or sections.keys() != {"data"} or "source" in keys:
+        raise RecipeError(
+            f"--set {escape(sets[0])}: here it says how --text is read.",
+            "Give --text and keys of data, such as --set data.text_column=story.",
+        )
+    return {"source": text} | keys
 
 
 def load_recipe(

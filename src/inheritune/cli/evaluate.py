@@ -8,7 +8,15 @@ import typer
 
 from inheritune import api
 from inheritune.cli.completion import models as known_models
-from inheritune.cli.console import Debug, Json, print_json, reported, say
+from inheritune.cli.console import (
+    Debug,
+    Json,
+    TextKeys,
+    print_json,
+    reported,
+    say,
+    text_with,
+)
 from inheritune.errors import MachineError
 
 _task = partial(typer.Option, rich_help_panel="Tasks")
@@ -41,6 +49,7 @@ def evaluate(
         list[Path] | None,
         _val_loss(metavar="FILE", help="Measure val_loss on this text; repeatable."),
     ] = None,
+    text_keys: TextKeys = None,
     seq_len: Annotated[
         int | None,
         _val_loss(
@@ -111,7 +120,7 @@ def evaluate(
             models or [],
             tasks=names,
             tokens=tokens,
-            text=text or [],
+            text=text_with([str(path) for path in text or []], text_keys),
             out=out,
             seq_len=seq_len,
             shots=shots,

@@ -9,7 +9,15 @@ import typer
 
 from inheritune import api
 from inheritune.cli.completion import models
-from inheritune.cli.console import Debug, Json, print_json, reported, say
+from inheritune.cli.console import (
+    Debug,
+    Json,
+    TextKeys,
+    print_json,
+    reported,
+    say,
+    text_with,
+)
 from inheritune.cli.next_step import command
 from inheritune.errors import RecipeError, escape, listed
 from inheritune.surgery.selection import FORMS, describe_selection, other_engines
@@ -62,6 +70,7 @@ def inherit(
             "chosen by scores: block, greedy, influence, angular, norm-ratio, auto."
         ),
     ] = None,
+    text_keys: TextKeys = None,
     repair_tokens: Annotated[str, typer.Option(help="Tokens of it to fit on.")] = "16K",
     text_only: Annotated[
         bool,
@@ -92,7 +101,7 @@ def inherit(
             class_check=not (no_class_check or no_gate),
             sha256=sha256,
             repair=repair,
-            text=text,
+            text=text_with(text, text_keys),
             repair_tokens=repair_tokens,
             text_only=text_only,
         )

@@ -8,7 +8,15 @@ import typer
 
 from inheritune import api
 from inheritune.cli.completion import models
-from inheritune.cli.console import Debug, Json, print_json, reported, say
+from inheritune.cli.console import (
+    Debug,
+    Json,
+    TextKeys,
+    print_json,
+    reported,
+    say,
+    text_with,
+)
 from inheritune.cli.model import ReferenceId, Revision
 from inheritune.cli.next_step import command
 from inheritune.errors import RecipeError
@@ -51,6 +59,7 @@ def patch(
     text: Annotated[
         str | None, _text(metavar="PATH", help="Text; default: Python's standard library.")
     ] = None,
+    text_keys: TextKeys = None,
     windows: Annotated[int, _text(min=1, help="Number of windows for each of the two.")] = 32,
     tokens_per_window: Annotated[int, _text(min=2, help="Tokens of each window.")] = 256,
     seed: Annotated[int, _text(min=0, help="Seed of the choice of windows.")] = 0,
@@ -61,7 +70,7 @@ def patch(
     """Put layers of the reference back into a trained target: sizes that need no training."""
     with reported(as_json, debug):
         drawn: dict[str, Any] = {
-            "text": text,
+            "text": text_with(text, text_keys),
             "windows": windows,
             "tokens_per_window": tokens_per_window,
             "seed": seed,
@@ -74,7 +83,7 @@ def patch(
                 return
             _show(found)
             size = found.members[min(1, len(found.members) - 1)].layers
-            again = {} if family else {k: v for k, v in drawn.items() if v is not None}
+            again = {} if family else drawn | {"text": text, "set": text_keys}
             words = ("patch", target, reference, size, "OUT")
             say(f"next: {command(*words, family=family, **more, **again)}")
             return

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inheritune import api
-from inheritune.cli.console import Debug, Json, print_json, reported, say
+from inheritune.cli.console import (
+    Debug,
+    Json,
+    TextKeys,
+    print_json,
+    reported,
+    say,
+    text_with,
+)
 from inheritune.cli.model import ReferenceId, Revision
 from inheritune.cli.next_step import command
 
@@ -35,6 +43,7 @@ def select(
         str | None,
         _text(metavar="PATH", help="Text to train on; default: Python's standard library."),
     ] = None,
+    text_keys: TextKeys = None,
     windows: Annotated[int, _text(min=1, help="Number of windows.")] = 32,
     tokens_per_window: Annotated[int, _text(min=2, help="Tokens of each window.")] = 256,
     bos: Annotated[
@@ -59,7 +68,7 @@ def select(
             reference,
             layers,
             select=select,
-            text=text,
+            text=text_with(text, text_keys),
             windows=windows,
             tokens_per_window=tokens_per_window,
             bos=bos,

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inheritune.data.order import sample_ids
-from inheritune.data.sources import plain_documents
-from inheritune.data.tokenizer import TextTokenizer, encode_documents
+from inheritune.data.text_stream import encoded_documents
+from inheritune.data.tokenizer import TextTokenizer
 from inheritune.data.tokens import TokenStream
 from inheritune.errors import DataError
 from inheritune.model_files.config import max_positions
+from inheritune.recipe.data import Data
 
 WINDOWS = 32  # that layers are chosen by
 MOST_TOKENS = 256  # in a window
@@ -62,20 +63,19 @@ def window_tokens(config: Mapping[str, Any]) -> int:
     return min(MOST_TOKENS, max_positions(config) or MOST_TOKENS)
 
 
-def text_ids(text: str, tokenizer: TextTokenizer, tokens: int) -> NDArray[np.int64]:
+def text_ids(text: Data, tokenizer: TextTokenizer, tokens: int) -> NDArray[np.int64]:
     """Encode the first documents of a text: enough to draw windows from, not all of a long one.
 
     Args:
-        text: As `data.source` of a recipe.
         tokens: Number of ids that are to be drawn.
 
     Returns:
         (n,) int64, n >= 64 ``tokens`` unless the text ends before.
     """
     parts, total = [np.empty(0, dtype=np.int64)], 0
-    for document in plain_documents(text):
-        parts += list(encode_documents(tokenizer, [document.text]))
-        total += len(parts[-1])
+    for _, ids in encoded_documents(text, tokenizer):
+        parts.append(ids)
+        total += len(ids)
         if total >= _READ * tokens:
             break
     return np.concatenate(parts)

@@ -136,20 +136,28 @@ def open_sources(data: Data, tokenizer: Path | None = None) -> list[Source]:
     return _sources(data.source, given, data, tokenizer)
 
 
-def plain_documents(source: str | list[str]) -> Iterator[Document]:
-    """Read the documents of a source that is given without a recipe, and so without its keys.
+def plain_documents(data: Data, tokenizer: Path) -> Iterator[Document]:
+    """Read all documents of a text that is given without a recipe.
 
     Raises:
-        DataError: It cannot be read; the way out names no key.
+        DataError: It cannot be read; the way out says how a command sets a key.
     """
     try:
-        for opened in open_sources(Data(source=source)):
+        for opened in open_sources(data, tokenizer):
             for _, document in opened.read():
                 yield document
     except DataError as error:
         if "data." in error.hint:
-            error.hint = "Write its text into a .txt file, or into a column named text of a .jsonl."
+            error.hint += " Without a recipe: --set data.KEY=VALUE."
         raise
+
+
+def describe_text(data: Data) -> str:
+    """Name a text, and the keys that say how it is read."""
+    names = [data.source] if isinstance(data.source, str) else map(str, data.source)
+    keys = data.model_dump(exclude_defaults=True, exclude={"source"})
+    said = ", ".join(f"{key}: {value}" for key, value in keys.items())
+    return ", ".join(names) + (f" ({said})" if said else "")
 
 
 def held_out_sources(data: Data, tokenizer: Path | None = None) -> list[Source]:

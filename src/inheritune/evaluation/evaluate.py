@@ -289,9 +289,10 @@ def _val_loss(
 def _held_out(model: ModelDirectory, request: EvaluationRequest) -> tuple[TokenStream, int, str]:
     """Open the held-out tokens, or all of a text; return stream, number of bytes, fingerprint."""
     tokenizer = open_tokenizer(model.path)
-    if request.tokens is None:
-        text = TextStream(request.texts, tokenizer)
+    if request.text is not None:
+        text = TextStream(request.text, tokenizer)
         return text, text.num_bytes, text.fingerprint
+    assert request.tokens is not None  # the caller has seen that there is text
     tokens = open_tokens(request.tokens)
     if tokens.manifest["tokenizer"]["sha256"] != tokenizer.sha256:
         raise DataError(

@@ -12,6 +12,7 @@ from inheritune.evaluation.quiet import quiet
 from inheritune.evaluation.task_descriptions import TaskDescription
 from inheritune.evaluation.task_files import tasks_root
 from inheritune.model_files.quantisation import forget_quantisation
+from inheritune.model_files.refusals import refuse_attached_adapter
 from inheritune.model_files.safetensors import DTYPES, torch_name
 from inheritune.surgery.class_check.tokenizer_ids import load_tokenizer
 
@@ -106,6 +107,7 @@ def load_lm(
         tokenizer = load_tokenizer(path, loader, **bos_option)
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         forget_quantisation(config)
+        refuse_attached_adapter(path)
         model: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,

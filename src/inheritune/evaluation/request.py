@@ -6,6 +6,7 @@ from pathlib import Path
 
 from inheritune.errors import RecipeError
 from inheritune.evaluation.suites import VAL_LOSS, tasks_with_shots
+from inheritune.recipe.data import Data
 
 _DTYPES = ("auto", "fp32", "bf16", "fp16")
 _BOS_CHOICES = ("auto", "yes", "no")
@@ -17,7 +18,7 @@ class EvaluationRequest:
 
     tasks: Sequence[str] = ()
     tokens: Path | None = None
-    texts: Sequence[Path] = ()
+    text: Data | None = None
     seq_len: int | None = None
     shots: int | None = None
     limit: int | None = None
@@ -36,7 +37,7 @@ class EvaluationRequest:
     @property
     def has_held_out_text(self) -> bool:
         """Whether there is text to measure val_loss on."""
-        return self.tokens is not None or bool(self.texts)
+        return self.tokens is not None or self.text is not None
 
     def check(self) -> None:
         """Raise RecipeError for a request that measures nothing or contradicts itself."""
@@ -54,7 +55,7 @@ class EvaluationRequest:
         ):
             if number is not None and number < least:
                 raise RecipeError(f"{option} is {number}.", f"Choose {least} or more.")
-        if self.tokens is not None and self.texts:
+        if self.tokens is not None and self.text is not None:
             raise RecipeError("--tokens and --text are both given.", "Choose one.")
         if self.has_held_out_text or (self.speed and not self.tasks):
             return

@@ -25,11 +25,13 @@ from inheritune.model_files.quantisation import (
     without_leftover,
 )
 from inheritune.model_files.refusals import (
+    refuse_attached_adapter,
     refuse_directory,
     refuse_ids_without_rows,
     refuse_unsafe_config,
     refuse_unsupported_type,
     refused_file,
+    warn_of_adapter,
 )
 from inheritune.model_files.safe_path import (
     INDEX,
@@ -144,6 +146,7 @@ class ModelDirectory:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         self.download(self.tensors.values())
+        refuse_attached_adapter(self.path)
         safe = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
         config = AutoConfig.from_pretrained(
             self.path, local_files_only=True, trust_remote_code=False
@@ -268,12 +271,7 @@ def _open(
     refuse_unsafe_config(config, path)
     refuse_unsupported_type(config, directory)
     refuse_wrapped(tensors, directory)
-    if (directory / "adapter_config.json").exists():
-        warnings.warn(
-            f"{directory} holds an adapter beside the model, which is not merged: `inheritune "
-            f"convert {directory} OUT --base {directory}` merges it",
-            stacklevel=3,
-        )
+    warn_of_adapter(directory)
     config = with_stated_depth(config)
     model = ModelDirectory(
         path=directory,

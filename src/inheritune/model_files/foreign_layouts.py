@@ -32,8 +32,8 @@ class Layout:
     what: str  # predicate of a directory that has it; may hold ``{sign}``
     signs: tuple[str, ...]  # patterns of names, one is enough; a directory's name ends with "/"
     # Sentences; may hold ``{here}`` and ``{path}`` (the directory, quoted for a shell and not),
-    # ``{sign}`` (the name that matched a pattern) and ``{inside}`` (what matches ``inside``, the
-    # newest).
+    # ``{above}`` and ``{name}`` (its parent and its name), ``{sign}`` (the name that matched a
+    # pattern), ``{inside}`` and ``{newest}`` (the newest that matches ``inside``, quoted and not).
     way_out: str
     inside: str = ""
     converts: bool = False  # `convert` reads it
@@ -58,9 +58,15 @@ LAYOUTS = (
     ),
     Layout(
         "is a checkpoint of DeepSpeed, its weights spread over processes ({sign})",
-        ("zero_to_fp32.py", "global_step*/", "*_model_states.pt", "*_optim_states.pt"),
+        ("zero_to_fp32.py", "global_step*/"),
         "Gather them: `python -m deepspeed.utils.zero_to_fp32 {here} OUT --safe_serialization`, "
         f"{_COPY}, and use OUT.",
+    ),
+    Layout(
+        "is one step of a checkpoint of DeepSpeed, its weights spread over processes ({sign})",
+        ("*_model_states.pt", "*_optim_states.pt"),
+        "Gather them: `python -m deepspeed.utils.zero_to_fp32 {above} OUT --tag {name} "
+        f"--safe_serialization`, {_COPY}, and use OUT.",
     ),
     Layout(
         "is a checkpoint of FSDP, its weights spread over processes ({sign})",
@@ -70,15 +76,31 @@ LAYOUTS = (
     ),
     Layout(
         "is a checkpoint of litgpt, with names of its own ({sign})",
-        ("lit_model.pth", "lit_model.pth/"),
+        ("lit_model.pth",),
         f"Rename them: `litgpt convert_from_litgpt {{here}} OUT`, {_COPY}, then `inheritune "
-        "convert OUT NEW`.",
+        "convert OUT NEW`; where LoRA was trained, `litgpt merge_lora {{here}}` comes first.",
     ),
     Layout(
-        "is a checkpoint of Megatron or NeMo ({sign})",
-        ("latest_checkpointed_iteration.txt", "iter_*/", "*.nemo"),
-        "Export it with Megatron Bridge: `AutoBridge.from_hf_pretrained(ID).export_ckpt({path!r}, "
-        '"OUT")`, and use OUT.',
+        "is a checkpoint of litgpt, its weights spread over processes ({sign})",
+        ("lit_model.pth/",),
+        "Gather them: `fabric consolidate {here}/{sign}`, and put the file that it writes into a "
+        "directory of its own, as lit_model.pth, with all other files; then ask again.",
+    ),
+    Layout(
+        "is a checkpoint of Megatron ({sign})",
+        ("latest_checkpointed_iteration.txt", "iter_*/"),
+        "Export it with Megatron Bridge, ID being the Hub's model of the same architecture: `from "
+        "megatron.bridge import AutoBridge; AutoBridge.from_hf_pretrained(ID)"
+        '.export_ckpt({newest!r}, "OUT")`, and use OUT.',
+        inside="iter_*",
+    ),
+    Layout(
+        "holds {sign}, a model of NeMo 1",
+        ("*.nemo",),
+        "Convert it with the script for its architecture that NeMo has in "
+        "scripts/checkpoint_converters, such as `python convert_llama_nemo_to_hf.py "
+        f"--input_name_or_path {{here}}/{{sign}} --output_path OUT/pytorch_model.bin`, {_COPY}, "
+        "then `inheritune convert OUT NEW`.",
     ),
     Layout(
         "holds {sign}, the layout of Meta's or Mistral's own code",
@@ -206,7 +228,10 @@ def refusal(layout: Layout, sign: str, directory: str) -> UnsupportedModelError:
     newest = max(path.glob(layout.inside), key=_age, default=None) if layout.inside else None
     words = {"path": here, "sign": escape(sign.rstrip("/")), "inside": visible(str(newest or here))}
     in_shell = {name: shlex.quote(word) for name, word in words.items()}
-    way_out = layout.way_out.format(**in_shell | {"here": in_shell["path"], "path": here})
+    whole = Path(here).absolute()
+    in_shell |= {"here": in_shell["path"], "path": here, "newest": words["inside"]}
+    in_shell |= {"above": shlex.quote(str(whole.parent)), "name": shlex.quote(whole.name)}
+    way_out = layout.way_out.format(**in_shell)
     if not is_local and "DIR" in way_out:
         way_out = f"Get it with `hf download {directory} --local-dir DIR`. {way_out}"
     return UnsupportedModelError(f"{directory} {layout.what.format(**words)}.", way_out)
@@ -214,5 +239,5 @@ def refusal(layout: Layout, sign: str, directory: str) -> UnsupportedModelError:
 
 def _age(path: Path) -> tuple[int, float]:
     """Order checkpoints by their number, and snapshots by their time."""
-    number = path.name.removeprefix("checkpoint-")
+    number = path.name.removeprefix("checkpoint-").removeprefix("iter_")
     return int(number) if number.isdecimal() else -1, path.lstat().st_mtime

@@ -4,6 +4,7 @@ import re
 import shlex
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,34 @@ def refuse_unsupported_type(config: Mapping[str, Any], path: Path) -> None:
             f"{path} is an encoder-decoder model, not supported: it has two stacks of layers.",
             "Choose a decoder-only model.",
         )
+
+
+# --- an adapter beside the model ---
+
+
+def warn_of_adapter(directory: Path) -> None:
+    """Say that an adapter beside a model is no part of it."""
+    if (directory / "adapter_config.json").exists():
+        warnings.warn(
+            f"{directory} holds an adapter beside the model, which is not merged: "
+            f"{_merge(directory)} merges it",
+            stacklevel=4,
+        )
+
+
+def refuse_attached_adapter(directory: Path) -> None:
+    """Refuse to load a model with an adapter beside it where transformers would attach that."""
+    if (directory / "adapter_config.json").exists() and find_spec("peft"):
+        raise UnsupportedModelError(
+            f"{directory} holds an adapter beside the model, which transformers loads with it, "
+            "since peft is installed.",
+            f"Merge it: {_merge(directory)}; or move adapter_config.json elsewhere.",
+        )
+
+
+def _merge(directory: Path) -> str:
+    here = shlex.quote(str(directory))
+    return f"`inheritune convert {here} OUT --base {here}`"
 
 
 # --- ids of the tokenizer without a row in the embedding ---

@@ -16,11 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from inheritune.data.calibration import calibration_windows, text_ids, window_tokens
+from inheritune.data.sources import describe_text
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import RecipeError, UnsupportedModelError, escape
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.safetensors import DTYPES, read_header, torch_name
 from inheritune.model_files.write import TargetTensor
+from inheritune.recipe.data import Data
 from inheritune.repair.places import repaired_places
 from inheritune.repair.repair import Repair, repair_layers
 from inheritune.surgery.cut import Options, check_inherit, inherit, refuse_options
@@ -53,7 +55,7 @@ class Calibration:
 
 
 def calibration_of_text(
-    reference: ModelDirectory, method: str, text: str, tokens: int
+    reference: ModelDirectory, method: str, text: Data, tokens: int
 ) -> Calibration:
     """Draw calibration windows from a text, in the reference's tokens.
 
@@ -62,7 +64,7 @@ def calibration_of_text(
     """
     ids = text_ids(text, open_tokenizer(reference.path), tokens)
     windows = calibration_windows(ids, tokens, window_tokens(reference.config))
-    return Calibration(method, windows, text)
+    return Calibration(method, windows, describe_text(text))
 
 
 @dataclass(frozen=True)

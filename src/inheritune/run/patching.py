@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.data.calibration import text_ids
+from inheritune.data.sources import describe_text
 from inheritune.data.text_stream import IdStream
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import DataError, RecipeError, escape
@@ -25,6 +26,7 @@ from inheritune.evaluation.family import (
 from inheritune.model_files.config import max_positions
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.layers import ranges
+from inheritune.recipe.data import Data
 from inheritune.surgery.grow import patch
 from inheritune.surgery.origin import as_cut_from, layer_map_of, refuse_other_reference
 from inheritune.surgery.removal import Cut, give_back, without
@@ -42,10 +44,15 @@ _BATCH = 8  # windows in a forward
 class PatchText:
     """A text, and how much of it layers are chosen by and sizes are measured on."""
 
-    source: str = "stdlib"  # as `data.source` of a recipe; never text that results are told of
+    data: Data  # never text that results are told of
     windows: int = 32  # for each of the two
     tokens_per_window: int = 256
     seed: int = 0  # of the choice of windows that layers are chosen by
+
+    @property
+    def source(self) -> str:
+        """The text in words."""
+        return describe_text(self.data)
 
     def as_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -235,7 +242,7 @@ def _ids(reference: ModelDirectory, text: PatchText) -> Any:
             f"Ask for {limit} tokens per window, or less.",
         )
     needed = 2 * (text.windows * text.tokens_per_window + 1)
-    ids = text_ids(text.source, open_tokenizer(reference.path), needed)
+    ids = text_ids(text.data, open_tokenizer(reference.path), needed)
     if len(ids) < needed:
         raise DataError(
             f"{escape(text.source)} has {len(ids):,} tokens, {needed:,} are needed: half to choose "

@@ -21,6 +21,7 @@ from inheritune.errors import (
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import open_model
 from inheritune.model_files.quantisation import forget_quantisation
+from inheritune.model_files.refusals import refuse_attached_adapter
 from inheritune.model_files.safetensors import torch_name
 from inheritune.model_files.shapes import meta_model, typed_config
 from inheritune.surgery.class_check.language_model import refuse_no_language_model
@@ -106,6 +107,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     config = _config(directory, dropout)
+    refuse_attached_adapter(directory)
     try:
         with _quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(

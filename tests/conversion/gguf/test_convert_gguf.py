@@ -4,6 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import hub_server
 import numpy as np
 import pytest
 import tiny_models
@@ -310,6 +311,24 @@ def test_another_model_s_tokenizer_is_refused(make, tmp_path):
     vocab[first], vocab[second] = vocab[second], vocab[first]
     path.write_text(json.dumps(tokenizer))
     refused(file, "token 5 of", config_from=str(tmp_path / "model"))
+
+
+def test_config_and_tokenizer_come_from_a_model_on_the_hub_without_its_weights(make, tmp_path):
+    file = make()
+    model = tmp_path / "model"
+    (model / "tokenizer.model.v3").write_text("of the Hub")
+    hub = hub_server.Hub(hub_server.MODEL, {hub_server.COMMIT: model})
+    with hub_server.serve(hub), hub_server.taken_for_the_hub(hub, tmp_path / "hf"):
+        refused(file, "the Hub has no someone/other", config_from="someone/other")
+        result = convert_gguf(file, tmp_path / "out", config_from=hub_server.MODEL)
+    assert result.tokenizer == "copied: 319 tokens are those of the file"
+    assert hub.sent(".safetensors") < (model / "model.safetensors").stat().st_size / 4
+    for name in ("tokenizer.json", "tokenizer.model.v3"):
+        assert (tmp_path / "out" / name).read_bytes() == (model / name).read_bytes()
+    ours, theirs = (json.loads((d / "config.json").read_text()) for d in (tmp_path / "out", model))
+    assert ours == theirs
+    loaded = [AutoModelForCausalLM.from_pretrained(d) for d in (tmp_path / "out", model)]
+    assert torch.equal(*(m(IDS).logits for m in loaded))
 
 
 def test_the_rebuilt_tokenizer_gives_the_ids_of_the_one_that_the_file_was_made_from(make, tmp_path):

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from inheritune.errors import MachineError, SourceError, UnsupportedModelError
 from inheritune.model_files.directory import open_model
-from inheritune.model_files.download.hub import is_wanted
+from inheritune.model_files.download.hub import is_wanted, wanted_files
 from inheritune.model_files.download.partial import open_partial
 from inheritune.model_files.safetensors import read_header
 
@@ -129,6 +129,25 @@ def test_a_small_file_of_other_content_is_refused(hub, repository, monkeypatch):
         open_partial(MODEL, None)
     (repository / "tokenizer.json").write_text("{}" * 100)
     assert (open_partial(MODEL, None).directory / "tokenizer.json").read_text() == "{}" * 100
+
+
+@pytest.mark.parametrize("open_it", [lambda: open_partial(MODEL, None), lambda: open_model(MODEL)])
+def test_more_small_files_than_any_model_has_are_refused_before_one_is_fetched(
+    hub, repository, open_it
+):
+    for number in range(500):
+        (repository / f"result-{number}.json").write_text("{}")
+    with pytest.raises(SourceError, match=r"has 50\d files beside its weights") as refused:
+        open_it()
+    assert f"hf download {MODEL} --local-dir DIR --include" in refused.value.hint
+    assert hub.sent(".json") == hub.sent(".safetensors") == 0
+
+
+def test_small_files_have_a_total_as_well_as_a_size():
+    sizes = {f"{number}.json": 60 * 2**20 for number in range(4)} | {"x.safetensors": 2**40}
+    assert wanted_files(sizes, MODEL) == sizes.keys()
+    with pytest.raises(SourceError, match=r"314,572,800 bytes, such as \d\.json"):
+        wanted_files(sizes | {"5.json": 60 * 2**20}, MODEL)
 
 
 def test_names_of_a_listing_stay_in_the_directory():

@@ -5,13 +5,15 @@ import shutil
 
 import pytest
 import torch
-from image_text_models import SIBLINGS, save, save_older_qwen2_vl
+import transformers
+from image_text_models import SIBLINGS, mistral3, save, save_older_qwen2_vl
 from safetensors.torch import load_file, save_file
 
 import inheritune
 from inheritune.errors import SourceError, UnsupportedModelError
 from inheritune.model_files.directory import open_model
 from inheritune.surgery.class_check.ask_class import language_problem, text_only
+from inheritune.surgery.class_check.text_model import _refuse_other_function
 from inheritune.surgery.cut import inherit
 from inheritune.surgery.grow import grow
 from inheritune.training.models import load_model
@@ -35,6 +37,23 @@ def test_the_text_alone_computes_what_the_whole_does_with_text(tmp_path, family)
     assert findings["function"].proven
     assert findings["bytes"].text.endswith("bit for bit")
     assert findings["reload"].loader == "AutoModelForCausalLM"
+
+
+def test_a_text_whose_logits_the_whole_computes_otherwise_is_refused(tmp_path):
+    save("paligemma2", tmp_path / "whole")
+    reference = open_model(str(tmp_path / "whole"))
+    with pytest.raises(UnsupportedModelError, match="do not follow final_logit_softcapping") as no:
+        text_only(reference)
+    assert no.value.hint == "Cut it as a whole: leave --text-only out."
+    assert "--text-only" not in language_problem(reference)
+
+
+def test_a_text_that_the_whole_computes_by_another_class_is_refused():
+    config = mistral3().config.to_dict()
+    own, text = transformers.Mistral3ForConditionalGeneration, config["text_config"]
+    _refuse_other_function(own, transformers.MistralForCausalLM, config, text)
+    with pytest.raises(UnsupportedModelError, match="computed by MistralModel, and by LlamaModel"):
+        _refuse_other_function(own, transformers.LlamaForCausalLM, config, text)
 
 
 def test_other_layers_of_the_text_are_cut_as_of_any_model(tmp_path):

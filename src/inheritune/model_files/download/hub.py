@@ -2,7 +2,7 @@
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,6 +15,8 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
 # What a model in the cache must have to be taken as it is, offline.
 NEEDED = ["config.json", "*.safetensors", "tokenizer.json"]
 UNWANTED = ["original/*", "consolidated*", "*/*", "adapter_*"]
+MOST_SIDE_BYTES = 4 * MAX_SIDE_BYTES
+MOST_SIDE_FILES = 500
 _NOT_HERE = "There is no directory of this name here."
 _LIBRARIES = ("httpx", "httpcore", "huggingface_hub")  # also covers httpx2, a fork of the first
 _FULL_DISK = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -37,6 +39,25 @@ def is_wanted(name: str, size: int = 0) -> bool:
     if name in ("config.json", INDEX):
         return True
     return is_side_file(name) and size <= MAX_SIDE_BYTES
+
+
+def wanted_files(sizes: Mapping[str, int], model: str) -> set[str]:
+    """Choose the files of a repository that belong to a model, by their names and sizes.
+
+    Raises:
+        SourceError: Beside weights and config they are more than any model has.
+    """
+    wanted = {name for name, size in sizes.items() if is_wanted(name, size)}
+    sides = [name for name in wanted if not name.endswith(".safetensors")]
+    total = sum(sizes[name] for name in sides)
+    if total > MOST_SIDE_BYTES or len(sides) > MOST_SIDE_FILES:
+        largest = max(sides, key=lambda name: sizes[name])
+        raise SourceError(
+            f"{model} has {len(sides):,} files beside its weights, {total:,} bytes, such as "
+            f"{escape(largest)}: no model needs so much.",
+            f"Get what belongs to it with `hf download {model} --local-dir DIR --include ...`.",
+        )
+    return wanted
 
 
 def mirror_root(model: str) -> Path:

@@ -14,8 +14,8 @@ from inheritune.errors import MachineError, SourceError, escape
 from inheritune.model_files.download.hub import (
     cached_snapshot,
     is_hub_id,
-    is_wanted,
     mirror_root,
+    wanted_files,
 )
 from inheritune.model_files.download.listing import Listing, one_writer, pin
 from inheritune.model_files.download.partial_file import (
@@ -193,7 +193,8 @@ def open_partial(model: str, revision: str | None) -> PartialModel:
             raise
         return PartialModel(snapshot, model, snapshot.name)
     refuse_files(listing.files.keys(), model)
-    names = {name for name, file in listing.files.items() if is_wanted(name, file.size)}
+    sizes = {name: file.size for name, file in listing.files.items()}
+    names = wanted_files(sizes, model)
     small = {name for name in names if not name.endswith(".safetensors")}
     snapshot = cached_snapshot(model, listing.commit)
     if snapshot is not None and _is_complete(snapshot, small):

@@ -19,7 +19,13 @@ from typing import Any
 
 from inheritune import errors
 from inheritune.errors import InherituneError, Interrupted, MachineError, SourceError, escape
-from inheritune.model_files.download.hub import NEEDED, UNWANTED, hub_errors, is_wanted, mirror_root
+from inheritune.model_files.download.hub import (
+    NEEDED,
+    UNWANTED,
+    hub_errors,
+    mirror_root,
+    wanted_files,
+)
 from inheritune.system.files import sha256
 from inheritune.system.signals import follow_parent
 
@@ -140,8 +146,9 @@ def _download_here(model: str, revision: str | None) -> dict[str, Any]:
         with hub_errors(model, revision):
             with suppress(errors.DryRunError):  # offline: what is there must do
                 files = snapshot_download(model, revision=revision, dry_run=True)
-                wanted = [f.filename for f in files if is_wanted(f.filename, f.file_size or 0)]
-                names, unwanted = [glob.escape(name) for name in wanted], []
+                sizes = {file.filename: file.file_size or 0 for file in files}
+                names = [glob.escape(name) for name in sorted(wanted_files(sizes, model))]
+                unwanted = []
             path = snapshot_download(
                 model, revision=revision, allow_patterns=names, ignore_patterns=unwanted
             )

@@ -3,6 +3,7 @@
 Names and config are made for the class of transformers that computes the same from text alone.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,13 +15,16 @@ from inheritune.surgery.class_check.layer_check import model_config
 from inheritune.surgery.class_check.meta_load import load_on_meta
 
 # Text models that transformers maps to no class of their own, and the model type that computes the
-# same from text alone: there the three axes of a position are equal.
+# same from text alone, as tests show: there the three axes of a position are equal. All others are
+# taken out only where the whole computes its text by the very class that stands alone.
 _SAME = {
     "qwen2_vl_text": "qwen2",
     "qwen2_5_vl_text": "qwen2",
     "qwen3_vl_text": "qwen3",
     "qwen3_vl_moe_text": "qwen3_moe",
 }
+# Fields by which classes scale or cap their logits.
+_SCALES = {"final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier"}
 # Modules under which the language model lies, in the names of its tensors.
 _MODULES = ("language_model", "text_model", "llm", "thinker")
 _HEADS = ("lm_head.weight", "lm_head.bias")
@@ -49,6 +53,7 @@ def text_model(
     if isinstance(own, str):
         raise UnsupportedModelError(f"its text cannot be taken out: {own}.", "Cut it as a whole.")
     sibling, text = _sibling(own, config)
+    _refuse_other_function(own, sibling, config, text)
     names = _names(tensors, prefix)
     described = {new: tensors[old] for new, old in names.items()}
     unused = set(load_on_meta(sibling, text, described).unused)
@@ -58,10 +63,54 @@ def text_model(
 def has_text_model(config: Mapping[str, Any]) -> bool:
     """Tell whether `text_model` finds a language model inside a model."""
     own = find_class(config)
+    if isinstance(own, str):
+        return False
     try:
-        return not isinstance(own, str) and bool(_sibling(own, config))
+        sibling, text = _sibling(own, config)
+        _refuse_other_function(own, sibling, config, text)
     except UnsupportedModelError:
         return False
+    return True
+
+
+def _refuse_other_function(
+    own: Any, sibling: Any, config: Mapping[str, Any], text: Mapping[str, Any]
+) -> None:
+    """Refuse a text that the whole may compute otherwise than the class of the text alone.
+
+    Both have to run their layers by the same class, and to scale logits by the same fields.
+    """
+    inside, alone = (_decoder(c, fields) for c, fields in ((own, config), (sibling, text)))
+    why = f"are computed by {inside.__name__}, and by {alone.__name__} in a {sibling.__name__}"
+    of_text = model_config(own, config).get_text_config(decoder=True)
+    is_same = inside is alone or of_text.model_type in _SAME
+    if is_same:
+        values = model_config(sibling, text)
+        scaled = {name for name in _read_by(sibling) & _SCALES if getattr(values, name, None)}
+        others = sorted(scaled - _read_by(own))
+        is_same, why = (
+            not others,
+            f"do not follow {', '.join(others)}, as a {sibling.__name__} does",
+        )
+    if not is_same:
+        raise UnsupportedModelError(
+            f"its text cannot be taken out: the logits of a {own.__name__} {why}.",
+            "Cut it as a whole: leave --text-only out.",
+        )
+
+
+def _decoder(model_class: Any, config: Mapping[str, Any]) -> Any:
+    """Return the class of a model's stack of layers, built without weights."""
+    import torch
+
+    with torch.device("meta"):
+        decoder = model_class._from_config(model_config(model_class, config)).get_decoder()
+    return type(decoder.get_decoder())  # some give a language model, which has one of its own
+
+
+def _read_by(model_class: Any) -> set[str]:
+    """Return the names of all attributes that a class reads while it computes logits."""
+    return set(inspect.unwrap(model_class.forward).__code__.co_names)
 
 
 def _sibling(own: Any, config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

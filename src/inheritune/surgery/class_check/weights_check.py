@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from inheritune.errors import SourceError, escape, first_line, sentence
 from inheritune.model_files.directory import open_model
 from inheritune.model_files.model_class import find_class
+from inheritune.model_files.refusals import refuse_attached_adapter
 from inheritune.surgery.class_check.layer_check import layer_list, model_config
 
 if TYPE_CHECKING:
@@ -178,6 +179,7 @@ def align_weights(model: Any, leave: Sequence[Any] = ()) -> None:
 
 def _load(directory: str) -> tuple[Any, dict[str, Any]]:
     config = open_model(directory).config
+    refuse_attached_adapter(Path(directory))
     if isinstance(model_class := find_class(config), str):
         raise SourceError(f"{directory} cannot be loaded: {model_class}.")
     try:
