@@ -23,6 +23,8 @@ _SAME = {
     "qwen3_vl_text": "qwen3",
     "qwen3_vl_moe_text": "qwen3_moe",
 }
+# What such a class does whatever its config says: the class of the text alone is told.
+_ALWAYS = {"qwen3_vl_moe_text": {"norm_topk_prob": True}}
 # Fields by which classes scale or cap their logits.
 _SCALES = {"final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier"}
 # Modules under which the language model lies, in the names of its tensors.
@@ -131,6 +133,7 @@ def _sibling(own: Any, config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     fields = dict(section) if section is not config else _of_text(config)
     fields |= {key: config[key] for key in _SHARED if key in config and key not in fields}
     fields |= {"model_type": model_type, "architectures": [sibling.__name__]}
+    fields |= _ALWAYS.get(text.model_type, {})
     tied = getattr(whole, "tie_word_embeddings", None)
     tied = getattr(text, "tie_word_embeddings", None) if tied is None else tied
     fields["tie_word_embeddings"] = bool(tied)

@@ -128,7 +128,10 @@ def compare_outputs(
     align_weights(cut)
     align_weights(whole, [layer for i, layer in enumerate(before) if i not in layer_map])
     ids = _ids(whole, _LENGTH)
-    calls = _record_calls(whole, [before[i] for i in layer_map], ids)
+    # PaliGemma counts positions from 1 unless it is told: the same, but for rounding.
+    told = text_only and type(inner) is type(own)
+    options = {"position_ids": torch.arange(ids.shape[1])[None]} if told else {}
+    calls = _record_calls(whole, [before[i] for i in layer_map], ids, **options)
     if len(calls) < len(layer_map):
         return None
 
@@ -136,11 +139,12 @@ def compare_outputs(
     last = len(layer_map) - 1
     is_prefix = places is None and list(layer_map) == list(range(len(layer_map)))
     if is_prefix and _same_outside(inner, own, path):
-        outputs = _record_calls(cut, [after[last]], ids)[0][2]
+        outputs = _record_calls(cut, [after[last]], ids, **options)[0][2]
         _refuse_unequal(calls[last][2], outputs, f"layer {last}")
         if len(after) == len(before):
             with torch.no_grad():
-                _refuse_unequal([_run(whole, ids).logits], [_run(cut, ids).logits], "the head")
+                logits, own_logits = (_run(m, ids, **options).logits for m in (whole, cut))
+                _refuse_unequal([logits], [own_logits], "the head")
         return f"the output of layer {last} equals the reference's, bit for bit"
 
     # --- moved layers: run each on the input that it had in the reference ---
@@ -148,9 +152,9 @@ def compare_outputs(
     # fewer columns may be rounded in another order.
     compared = range(len(layer_map)) if places is None else places
     for place in compared:
-        inputs, options, expected = calls[place]
+        inputs, others, expected = calls[place]
         with torch.no_grad():
-            outputs = _tensors(after[place](*inputs, **options))
+            outputs = _tensors(after[place](*inputs, **others))
         _refuse_unequal(expected, outputs, f"layer {layer_map[place]}")
     count = "a layer" if len(compared) == 1 else f"{len(compared)} layers"
     return f"the outputs of {count} equal the reference's for equal inputs, bit for bit"
@@ -234,7 +238,9 @@ def _compare_cache(model: Any, ids: "Tensor", logits: "Tensor") -> float | None:
     return float((last - logits[:, -1]).abs().max()) / max(scale, 1e-30)
 
 
-def _record_calls(model: Any, layers: Sequence[Any], ids: "Tensor") -> list[tuple[Any, Any, Any]]:
+def _record_calls(
+    model: Any, layers: Sequence[Any], ids: "Tensor", **options: Any
+) -> list[tuple[Any, Any, Any]]:
     """Record inputs, keyword arguments and outputs of the layers in one forward pass."""
     import torch
 
@@ -249,7 +255,7 @@ def _record_calls(model: Any, layers: Sequence[Any], ids: "Tensor") -> list[tupl
     ]
     try:
         with torch.no_grad():
-            _run(model, ids, use_cache=False)
+            _run(model, ids, use_cache=False, **options)
     finally:
         for handle in handles:
             handle.remove()
