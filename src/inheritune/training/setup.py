@@ -87,7 +87,8 @@ def make_setup(
     # --- the loss: asked of the model while it is whole and not compiled ---
     if distillation is not None:
         source = distillation.source
-        if attention == "matmul" and isinstance(source, FrozenReference):
+        alone = processes.size == 1  # a sharded reference runs through its own root only
+        if attention == "matmul" and alone and isinstance(source, FrozenReference):
             _use_attention(source.model, train, settings, [])  # it goes on with its own, if need be
         objective: TrainingObjective = make_objective(
             model, distillation, first_batch().to(settings.device)
