@@ -43,7 +43,7 @@ test: setup  ## the tests that need no GPU, no network and little time
 
 ALL := not gpu and not network and not external and not support and not recipes
 test-all: setup  ## the tests of `make test`, the slow ones, and every chart of a run drawn
-	DRAW_ALL=1 $(BIN)/python -m pytest -m "$(ALL)" $(SIDE_BY_SIDE) $(ARGS)
+	DRAW_ALL=1 FUZZ=3 $(BIN)/python -m pytest -m "$(ALL)" $(SIDE_BY_SIDE) $(ARGS)
 
 check: setup  ## style and types
 	$(BIN)/ruff check .

@@ -9,9 +9,9 @@ import pytest
 from fuzzing import MORE
 from hypothesis import settings
 
-# The same examples every time, except in `make fuzz`. How long one takes says how busy the machine
-# is.
-settings.register_profile("any-machine", deadline=None, derandomize=MORE == 1)
+# The same examples every time, three times as many in `make test-all`; others in `make fuzz`. How
+# long one takes says how busy the machine is.
+settings.register_profile("any-machine", deadline=None, derandomize=MORE <= 3)
 settings.load_profile("any-machine")
 
 # Of tiny models, more threads than one only wait for each other; tests run side by side instead.

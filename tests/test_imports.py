@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -96,21 +97,22 @@ def statements(node: ast.AST, at_import: bool, for_typing: bool) -> Iterator[ast
         yield from statements(child, at_import, for_typing)
 
 
-def imports(
-    module: str, at_import: bool, for_typing: bool | None = None
-) -> Iterator[tuple[str, int]]:
+@cache
+def imports(module: str, at_import: bool, for_typing: bool | None = None) -> list[tuple[str, int]]:
     """What a module imports, as full dotted names with the line; names imported from a package
     count as modules where such a module exists."""
     for_typing = not at_import if for_typing is None else for_typing
+    found = []
     for node in statements(MODULES[module], at_import, for_typing):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
+            found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}:{node.lineno}: write the full name, not a dot"
             source = node.module or ""
             for alias in node.names:
                 name = f"{source}.{alias.name}"
-                yield (name if name in MODULES else source), node.lineno
+                found.append((name if name in MODULES else source, node.lineno))
+    return found
 
 
 def ours(module: str, at_import: bool, for_typing: bool | None = None) -> Iterator[tuple[str, int]]:

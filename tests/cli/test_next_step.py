@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,7 @@ def test_ctrl_c_says_where_it_saved_and_how_to_continue(recipe, tmp_path):
             if metrics.exists() and metrics.read_bytes().count(b"\n") > 20:
                 process.send_signal(signal.SIGINT)
                 break
+            time.sleep(0.05)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 75
     last = err.strip().splitlines()[-1]

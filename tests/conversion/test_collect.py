@@ -104,6 +104,7 @@ def test_some_of_several_files_are_no_model(reference, tmp_path, stem):
         api.convert(reference, tmp_path / "out", progress=False)
 
 
+@pytest.mark.slow
 def test_numbered_pickles_without_an_index_are_one_model(reference, tmp_path):
     held = load_file(reference / WEIGHTS)
     (reference / WEIGHTS).unlink()

@@ -87,6 +87,7 @@ def test_a_converted_model_is_the_same_to_transformers_bit_for_bit(
     assert (tmp_path / "out" / "model.safetensors").exists() == (shards == 1)
 
 
+@pytest.mark.slow
 def test_two_conversions_give_the_same_bytes(pickled, tmp_path):
     source = pickled("llama-tied", 3)
     (source / "LICENSE").write_text("mine")
@@ -113,6 +114,7 @@ def test_the_record_says_where_all_came_from(pickled, tmp_path):
     assert str(tmp_path) not in json.dumps(record)
 
 
+@pytest.mark.slow
 def test_files_are_made_with_the_mode_that_the_umask_asks_for(pickled, tmp_path, set_umask):
     set_umask(0o027)
     convert(pickled(), tmp_path / "out")
@@ -120,6 +122,7 @@ def test_files_are_made_with_the_mode_that_the_umask_asks_for(pickled, tmp_path,
     assert set(modes.values()) == {0o640}
 
 
+@pytest.mark.slow
 def test_large_models_are_written_in_several_files(pickled, tmp_path, monkeypatch):
     monkeypatch.setattr(convert_module, "MAX_SHARD_BYTES", 50_000)
     source = pickled()
@@ -130,6 +133,7 @@ def test_large_models_are_written_in_several_files(pickled, tmp_path, monkeypatc
     assert written(tmp_path / "out").keys() == torch.load(source / SINGLE).keys()
 
 
+@pytest.mark.slow
 def test_the_format_of_old_torch_is_read_and_said(pickled, tmp_path):
     source = pickled("llama", legacy=True)
     result = convert(source, tmp_path / "out")
@@ -153,6 +157,7 @@ def test_two_files_that_may_be_the_weights_are_refused(pickled):
     refused(source, "2 files that may be the weights: a.bin, b.bin")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", [True, False])
 def test_a_tied_head_is_left_out_where_the_config_ties_it(pickled, tmp_path, said):
     source = pickled("llama-tied")
@@ -165,6 +170,7 @@ def test_a_tied_head_is_left_out_where_the_config_ties_it(pickled, tmp_path, sai
         assert torch.equal(state[HEAD], state[EMBEDDING])
 
 
+@pytest.mark.slow
 def test_the_class_says_what_a_config_without_the_key_means(pickled, tmp_path):
     source = pickled("gpt2")
     change_config(source, tie_word_embeddings=None)
@@ -174,6 +180,7 @@ def test_the_class_says_what_a_config_without_the_key_means(pickled, tmp_path):
     assert "transformer.wte.weight" in result.dropped[HEAD]
 
 
+@pytest.mark.slow
 def test_a_head_in_another_file_than_its_embedding_is_left_out(pickled, tmp_path):
     source = pickled("llama-tied", 3)
     places = json.loads((source / INDEX).read_text())["weight_map"]
@@ -181,6 +188,7 @@ def test_a_head_in_another_file_than_its_embedding_is_left_out(pickled, tmp_path
     assert list(convert(source, tmp_path / "out").dropped) == [HEAD]
 
 
+@pytest.mark.slow
 def test_a_tied_head_that_differs_is_kept_with_a_warning(pickled, tmp_path):
     source = pickled("llama-tied")
     change_weights(source, lambda state: state.update({HEAD: state[HEAD] + 1}))
@@ -195,6 +203,7 @@ def test_a_missing_head_is_named(pickled):
     refused(source, "not a whole model: .*at random, such as lm_head.weight")
 
 
+@pytest.mark.slow
 def test_left_overs_of_old_files_stay(pickled, tmp_path):
     source = pickled()
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
@@ -299,6 +308,7 @@ def test_a_link_out_of_the_directory_is_refused(pickled, tmp_path):
     refused(source, "leads out of its directory")
 
 
+@pytest.mark.slow
 def test_an_index_that_places_a_tensor_wrongly_is_a_warning(pickled, tmp_path):
     source = pickled("llama", 3)
     index = json.loads((source / INDEX).read_text())
@@ -311,6 +321,7 @@ def test_an_index_that_places_a_tensor_wrongly_is_a_warning(pickled, tmp_path):
     assert any("names another file for model.norm.weight" in text for text in done.warnings)
 
 
+@pytest.mark.slow
 def test_a_tensor_in_two_files_is_refused(pickled):
     source = pickled("llama", 3)
     first, second = sorted(source.glob("*.bin"))[:2]
@@ -325,6 +336,7 @@ def test_a_missing_file_is_named(pickled):
     refused(source, "pytorch_model-00002-of-00003.bin is missing")
 
 
+@pytest.mark.slow
 def test_a_key_that_hashes_for_ever_is_given_up(pickled, monkeypatch):
     """A tuple of itself twice, 60 deep: a few hundred bytes, 2^60 visits."""
     source = pickled()
@@ -410,6 +422,7 @@ def test_encoders_are_refused_before_anything_is_unpickled(pickled):
         convert(source, source.parent / "out")
 
 
+@pytest.mark.slow
 def test_weights_and_not_the_config_say_whether_a_pickle_is_quantised(pickled, tmp_path):
     source = pickled()
     change_config(source, quantization_config={"quant_method": "gptq", "_load_in_4bit": True})

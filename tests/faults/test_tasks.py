@@ -44,6 +44,7 @@ def test_an_unknown_task_is_answered_with_what_was_meant(
     assert "Did you mean lambada_openai" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.fault("E1")
 def test_a_data_set_that_is_not_here_offline_is_named_with_what_to_fetch(
     tiny_reference: Path, tmp_path: Path

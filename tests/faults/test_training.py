@@ -774,7 +774,7 @@ def test_out_of_memory_ends_with_4_and_names_a_smaller_micro_batch(
     assert execute(smaller, tmp_path / "run").summary["tokens"] == 1280
 
 
-@pytest.mark.parametrize("visible", ["", "99"])
+@pytest.mark.parametrize("visible", ["", pytest.param("99", marks=pytest.mark.slow)])
 @pytest.mark.fault("D19")
 def test_without_a_gpu_the_processor_is_taken_and_said(visible: str) -> None:
     program = (
