@@ -1,7 +1,7 @@
 """Damage files and records for the tests that throw them at readers.
 
-FUZZ is how many times as many examples are tried as in `make test`: 3 in `make test-all`, always the
-same ones, and 30 in `make fuzz`, which draws other ones at every start.
+FUZZ is how many times as many examples are tried as in `make test`: 3 in `make test-all`, always
+the same ones, and 30 in `make fuzz`, which draws other ones at every start.
 """
 
 import os

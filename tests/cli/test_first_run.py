@@ -15,6 +15,7 @@ from inheritune.recipe.presets import preset_names
 QUICK = [
     *("--method", "paper", "--set", "analyze=null"),
     *("--set", "evaluate.gains=false", "--set", "train.seq_len=16"),
+    *("--set", "train.eval_every=640"),
 ]
 
 

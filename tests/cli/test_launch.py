@@ -144,10 +144,9 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the signal at a parent's death is Linux's")
-@pytest.mark.parametrize(
-    "how", ["the launcher is killed", pytest.param("a second signal", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("how", ["the launcher is killed", "a second signal"])
 def test_no_worker_outlives_its_launcher(
     how: str, recipe: Callable[[int], Path], tmp_path: Path
 ) -> None:

@@ -98,7 +98,7 @@ def _many_variants(run: Path, synthetic: ModuleType) -> str:
     "make",
     [
         *(_empty, _running, _crashed, _without_record, _one_row),
-        pytest.param(_many_variants, marks=pytest.mark.drawn),
+        pytest.param(_many_variants, marks=[pytest.mark.drawn, pytest.mark.slow]),
         pytest.param(_many_rows, marks=pytest.mark.slow),
     ],
 )

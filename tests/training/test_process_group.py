@@ -311,7 +311,9 @@ def load(folder: Path) -> tuple[Position, list[str]]:
     return load_newest(folder / "checkpoints", model, optimizer, TrainingInputs(WORK.INPUTS))
 
 
-@pytest.mark.parametrize("how", ["raises", "killed", "hangs"])
+@pytest.mark.parametrize(
+    "how", ["killed", *(pytest.param(how, marks=pytest.mark.slow) for how in ("raises", "hangs"))]
+)
 def test_failure_of_one_process_ends_all_in_time(
     how: str, tiny_tokens: TokenDirectory, tmp_path: Path
 ) -> None:
