@@ -400,6 +400,7 @@ def test_calls_work_outside_of_the_main_thread(target: Any, tiny_tokens: Any) ->
 # --- the example ---
 
 
+@pytest.mark.slow
 def test_the_example_notebook_runs(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[1]
     (tmp_path / "recipes").symlink_to(root / "recipes", target_is_directory=True)

@@ -15,7 +15,7 @@ from inheritune.reporting.comparison import write_comparison
 from inheritune.reporting.live_server import Latest, live_page, open_server
 from inheritune.run_directory import Run
 
-pytestmark = pytest.mark.drawn
+pytestmark = [pytest.mark.drawn, pytest.mark.slow]
 
 WAIT_MS = 120_000  # nothing is measured; a busy machine only takes longer
 CHARTS = ("val-loss", "training-loss", "speed")
