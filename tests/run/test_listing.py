@@ -1,6 +1,7 @@
 """Listing runs, and deleting what finished ones no longer need."""
 
 import json
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,17 +16,23 @@ from inheritune.run.listing import clean_runs, list_runs
 from inheritune.run_directory import Run
 
 
-@pytest.fixture
-def runs(tmp_path, tiny_reference, tiny_text):
-    """A directory of one finished run, whose target keeps its end to grow from."""
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_reference, tiny_text):
+    """A directory of one finished run, whose target keeps its end to grow from; to be copied."""
     recipe = recipe_of(
         tiny_reference,
         tiny_text,
         grow={"weights": "keep"},
         variants={"inherit": {"start": "inherit"}},
     )
-    execute(as_file(recipe), tmp_path / "runs" / "tiny")
-    return tmp_path / "runs"
+    runs = tmp_path_factory.mktemp("finished") / "runs"
+    execute(as_file(recipe), runs / "tiny")
+    return runs
+
+
+@pytest.fixture
+def runs(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "runs"))
 
 
 def files_in(directory):

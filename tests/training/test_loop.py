@@ -229,6 +229,7 @@ def test_nonfinite_skip_never_steps_the_weights(
         torch.testing.assert_close(tensor, trainer.fresh[name], rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_compiled_and_eager_steps_agree(
     trainer: Trainer, train_recipe: Train, tmp_path: Path
 ) -> None:
