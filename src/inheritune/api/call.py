@@ -111,8 +111,9 @@ def data_section(fields: Mapping[str, Any]) -> "Data":
     values, source = dict(fields), fields.get("source")
     if isinstance(source, os.PathLike):
         values["source"] = os.fspath(source)
-    elif source is not None and not isinstance(source, str):
-        values["source"] = [os.fspath(p) if isinstance(p, os.PathLike) else p for p in source]
+    elif "source" in fields and not isinstance(source, str):
+        parts: Any = source  # anything else than a sequence is a TypeError
+        values["source"] = [os.fspath(p) if isinstance(p, os.PathLike) else p for p in parts]
     try:
         return Data.model_validate(values)
     except ValidationError as error:
