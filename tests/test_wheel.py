@@ -18,6 +18,7 @@ SMALL = [
     "--set=train.tokens=16K",
     "--set=train.warmup_tokens=4K",
     "--set=data.val_fraction=0.004",
+    "--set=inherit.repair_tokens=512",
     "--set=report.sample_tokens=4",
 ]
 
