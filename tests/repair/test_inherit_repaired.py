@@ -14,7 +14,7 @@ import inheritune
 from inheritune.cli.app import app
 from inheritune.errors import DataError, RecipeError, SourceError, UnsupportedModelError
 from inheritune.model_files.directory import open_model
-from inheritune.repair.inherit import Calibration, inherit_repaired
+from inheritune.repair.inherit import Calibration, calibration_of_text, inherit_repaired
 from inheritune.repair.repair import repair_layers
 from inheritune.surgery.cut import Options
 from inheritune.training.models import load_model
@@ -34,7 +34,7 @@ def record_of(target: Path) -> dict:
     return json.loads((target / "inherit.json").read_text())
 
 
-def findings(target: Path, reference: Path) -> dict[str, str]:
+def findings(target: Path, reference: Path | None) -> dict[str, str]:
     done = inheritune.verify(target, reference, progress=False)
     return {finding.part: finding.text for finding in done.findings}
 
@@ -81,6 +81,7 @@ def test_verify_proves_all_other_tensors_and_the_digests_of_these(gpt2, tmp_path
     inherit_repaired(open_model(str(gpt2)), "0,1,3", out, CALIBRATION)
     proofs = findings(out, gpt2)
     assert proofs["bytes"].endswith("bit for bit; 4 were repaired, as recorded")
+    assert "not fitted again: " in proofs["repair"]  # its text is no file
     assert proofs["function"].startswith("the outputs of a layer equal the reference's")
     # --- one bit of a repaired tensor ---
     file = out / "model.safetensors"
@@ -89,6 +90,31 @@ def test_verify_proves_all_other_tensors_and_the_digests_of_these(gpt2, tmp_path
     file.write_bytes(data)
     with pytest.raises(SourceError, match=rf"{PATH}.weight has the xxh3 digest"):
         findings(out, gpt2)
+
+
+def test_verify_fits_the_first_repaired_layer_again(gpt2, tiny_text, tmp_path):
+    out, path = tmp_path / "out", tmp_path / "out" / "inherit.json"
+    reference = open_model(str(gpt2))
+    calibration = calibration_of_text(reference, "sequential", str(tiny_text), 1000)
+    inherit_repaired(reference, "0,1,3", out, calibration)
+    proofs = inheritune.verify(out, gpt2, progress=False)
+    repair = next(finding for finding in proofs.findings if finding.part == "repair")
+    text = "layer 1 fitted again on 896 tokens, as stored; 1 more by their digests alone"
+    assert (repair.text, repair.proven) == (text, True)
+    # --- another ridge than the one that it was fitted with ---
+    record, written = record_of(out), path.read_text()
+    ridge = record["repair"]["ridge"]
+    path.write_text(json.dumps(record | {"repair": record["repair"] | {"ridge": ridge * 100}}))
+    with pytest.raises(SourceError, match=rf"{PATH}\.weight is not what sequential gives"):
+        findings(out, gpt2)
+    # --- a record without what it takes, and a text that is another one now ---
+    path.write_text(json.dumps(record | {"repair": record["repair"] | {"seed": None}}))
+    with pytest.raises(SourceError, match="holds a garbled repair"):
+        findings(out, gpt2)
+    path.write_text(written.replace(record["repair"]["ids_sha256"], "0" * 64))
+    assert "has other tokens than it had" in findings(out, gpt2)["repair"]
+    path.write_text(written)
+    assert findings(out, None)["repair"].endswith("not fitted again: name the reference")
 
 
 def test_a_record_that_calls_an_inherited_tensor_repaired_is_refused(gpt2, tmp_path):

@@ -9,7 +9,6 @@ import tiny_models
 import inheritune as it
 from inheritune.errors import Interrupted, RecipeError
 from inheritune.model_files.directory import open_model
-from inheritune.recipe.variants import AlphaSchedule
 from inheritune.run.first_request import FirstRun
 from inheritune.steps.method import method_of
 from inheritune.system.progress import Progress
@@ -171,15 +170,11 @@ def test_the_best_method_is_filled_in_with_what_the_text_allows(
     assert (inherit.layers, inherit.select, inherit.repair) == (None, "auto", "sequential")
     assert inherit.repair_tokens == 640  # of the 656 that are prepared, whole windows
     distill = file.recipe.variants["inherit"].distill
-    assert distill is not None and isinstance(distill.alpha, AlphaSchedule)
-    assert (distill.alpha.peak, distill.alpha.end, distill.top_k) == (0.1, 1.0, None)
+    assert distill is not None and distill.hidden is not None
+    assert (distill.alpha, distill.hidden.loss, distill.hidden.weight) == (0.0, "cosine", 2.0)
     assert "\n# Method: best\n" in file.text
-    train = {"seq_len": 16, "schedule": "constant"}
-    flat = first(tiny_reference, tiny_text, tokens="640", train=train).recipe
-    assert flat.variants["inherit"].distill is None
-    flat = first(tiny_reference, tiny_text, tokens="640", train=train, method="best").recipe
-    distill = flat.variants["inherit"].distill
-    assert distill is not None and distill.alpha == 0.1
+    paper = first(tiny_reference, tiny_text, tokens="640", train={"seq_len": 16}).recipe
+    assert paper.variants["inherit"].distill is None
 
 
 def test_the_time_of_a_distillation_includes_the_reference_beside_it(

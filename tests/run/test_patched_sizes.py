@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,10 @@ def judge_as(patch: pytest.MonkeyPatch, *sizes: tuple[int, bool]) -> None:
     patch.setattr("inheritune.run.derive.judge", judge)
 
 
+def with_task_loss(job: Any, result: Any, reference: Any) -> Any:
+    return replace(result, task_loss={"mean": 0.25, "se": None, "tasks": ["one"]})
+
+
 @pytest.fixture
 def matches_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return partial(judge_as, monkeypatch)
@@ -59,6 +64,7 @@ def finished(
     """A run whose target of three layers matched with no training of its own."""
     with pytest.MonkeyPatch.context() as patched:
         judge_as(patched, (3, True))
+        patched.setattr(family, "with_task_loss", with_task_loss)
         recipe = as_file(recipe_for(five_layers, tiny_text))
         result = execute(recipe, tmp_path_factory.mktemp("finished") / "run")
     assert result is not None
@@ -112,6 +118,7 @@ def test_a_finished_run_measures_no_size_again_and_writes_none(
 
     monkeypatch.setattr(family, "val_loss_of", refuse)
     monkeypatch.setattr(family, "patch", refuse)
+    monkeypatch.setattr(family, "with_task_loss", with_task_loss)
     recipe = as_file(recipe_for(five_layers, tiny_text))
     assert execute(recipe, finished.run).layers == 3
     assert (finished.run / "family.json").read_bytes() == before
@@ -120,6 +127,8 @@ def test_a_finished_run_measures_no_size_again_and_writes_none(
 def test_family_json_of_a_run_says_which_layers_patch_puts_back(finished, five_layers, tmp_path):
     kept = finished.run / "family.json"
     members = json.loads(kept.read_text())["families"][0]["members"]
+    # Tasks are asked of what may match alone.
+    assert [member["task_loss"] for member in members] == [None, 0.25, None]
     model = finished.run / "variants" / "inherit" / "2-layers" / "model"
     inheritune.patch(model, five_layers, 4, tmp_path / "four", family=kept, progress=False)
     record = json.loads((tmp_path / "four" / "inherit.json").read_text())

@@ -40,6 +40,21 @@ def test_the_record_has_reference_and_target_with_their_sizes(
     assert record.result.gains[1]["kl"] == target.fidelity.kl
 
 
+def test_the_fidelity_that_is_known_is_taken(
+    run: Path, tiny_reference: Path, tiny_text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Run(run).read()["gains"]["models"][1]["fidelity"]
+    Run(run).gains.unlink()
+    monkeypatch.setattr("inheritune.evaluation.gains.measure_fidelity", None)
+    derive(tiny_reference, tiny_text, run.parent)
+    record = Run(run).record()
+    assert Run(run).read()["gains"]["models"][1]["fidelity"] == before
+    assert record.result.gains[1]["kl"] == before["kl"]
+    assert any(
+        e.item.startswith("inherit, round 1") and "fidelity" in e.item for e in record.ledger
+    )
+
+
 def test_the_cost_is_counted(run: Path) -> None:
     record = Run(run).record()
     entry = record.ledger[-1]

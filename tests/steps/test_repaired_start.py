@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from inheritune.data.calibration import calibration_windows
 from inheritune.data.tokens import open_tokens
 from inheritune.errors import DataError, Interrupted, UnsupportedModelError
+from inheritune.model_files.directory import open_model
 from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.reporting.run_tables import rounds_table, variants_table
 from inheritune.run.execute import execute
@@ -52,6 +53,15 @@ def finished(gpt2, tiny_text, tmp_path_factory) -> tuple[Path, Any]:
 
 def record_of(root: Path) -> dict[str, Any]:
     return json.loads((root / "run.json").read_text())
+
+
+def test_a_start_of_a_run_is_fitted_again_on_its_tokens(finished, gpt2):
+    root, _ = finished
+    (start,) = root.glob("variants/inherit/*/start")
+    proofs = {f.part: f for f in verify(start, open_model(str(gpt2))).findings}
+    assert proofs["repair"].proven and "fitted again on 320 tokens" in proofs["repair"].text
+    trained = {f.part: f for f in verify(root, open_model(str(gpt2))).findings}
+    assert "the target was trained or grown since" in trained["repair"].text
 
 
 def test_a_run_has_the_losses_of_cut_and_repaired_cut_for_no_token(finished):
@@ -217,6 +227,9 @@ def test_too_few_training_tokens_are_refused(gpt2, tiny_text, tmp_path):
     with pytest.raises(DataError, match="windows of 16 tokens, 62500 are asked for"):
         execute(recipe, tmp_path / "run")
     assert not Run(tmp_path / "run").target.exists()
+    # The tokens are there now, so a plan knows as well.
+    with pytest.raises(DataError, match="windows of 16 tokens, 62500 are asked for"):
+        plan_recipe(recipe.recipe, tmp_path / "run", None)
 
 
 def test_too_few_tokens_for_the_repair_of_a_control_are_refused_before_a_training(
@@ -232,6 +245,14 @@ def test_a_repair_on_a_single_window_is_refused_by_the_recipe(gpt2, tiny_text):
     with pytest.raises(ValidationError, match=r"needs two windows of train\.seq_len tokens: 32"):
         recipe_of(gpt2, tiny_text, inherit=REPAIRED | {"repair_tokens": 31})
     recipe_of(gpt2, tiny_text, inherit=REPAIRED | {"repair_tokens": 32})
+
+
+def test_a_repair_on_more_than_the_recipe_prepares_is_refused_by_the_recipe(gpt2, tiny_text):
+    data = {"source": str(tiny_text), "val_fraction": 0.2, "tokens": 1024}
+    inherit = REPAIRED | {"repair_tokens": 1024}
+    with pytest.raises(ValidationError, match=r"data\.tokens 1024 has 63 whole windows of 16"):
+        recipe_of(gpt2, tiny_text, inherit=inherit, data=data)
+    recipe_of(gpt2, tiny_text, inherit=inherit | {"repair_tokens": 1023}, data=data)
 
 
 @pytest.mark.parametrize(

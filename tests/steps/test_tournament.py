@@ -16,7 +16,7 @@ from tiny_recipe import as_file, fields_of, recipe_of
 
 from inheritune.data.order import sample_ids
 from inheritune.data.tokens import open_tokens
-from inheritune.errors import DataError, Interrupted, RecipeError
+from inheritune.errors import DataError, DivergedError, Interrupted, RecipeError
 from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.inherit import DEFAULT_CANDIDATES
 from inheritune.recipe.load import parse_recipe
@@ -178,6 +178,84 @@ def test_a_repaired_distilled_candidate_is_made_as_the_target(
     losses = [row.val_loss for row in stage.candidates]
     assert losses == sorted(losses)
     assert record.rounds[0].repair and record.rounds[0].distill
+
+
+def test_a_candidate_that_diverges_loses_and_one_with_an_infinite_divergence_too(
+    six_layers: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three, one diverges in training, one has no finite KL: there is no second stage."""
+    train, compare = room.run_training, room._Contest._compared
+    said: list[str] = []
+
+    def diverging(task: Any, windows: Any = None) -> Any:
+        if task.spec.variant == "candidate 0,2,5":
+            raise DivergedError("loss nan at step 1.")
+        return train(task, windows)
+
+    def compared(contest: Any, row: Any, task: Any) -> Any:
+        if task.spec.variant == "candidate 0,3,5":
+            patch = pytest.MonkeyPatch()
+            with patch.context() as inner:
+                inner.setattr(
+                    "inheritune.evaluation.fidelity.measure_fidelity",
+                    lambda *_: SimpleNamespace(kl=float("nan"), tokens=1),
+                )
+                return compare(contest, row, task)
+        return compare(contest, row, task)
+
+    monkeypatch.setattr(room, "run_training", diverging)
+    monkeypatch.setattr(room._Contest, "_compared", compared)
+    root = tmp_path / "run"
+    execute(as_file(contest(six_layers, tiny_text)), root, lambda e: said.append(e.message))
+    tournament = Run(root).record().tournament
+    assert tournament is not None and tournament.winner == "first"
+    (stage,) = tournament.stages
+    best, *lost = stage.candidates
+    assert (best.select, best.goes_on) == ("first", True)
+    assert [(row.val_loss, row.goes_on, row.tokens) for row in lost] == [(None, False, 128)] * 2
+    assert all(row.flops and row.flops > 0 for row in lost)
+    assert "it loses. loss nan at step 1." in said
+    assert "no, it diverged" in write_report(root).read_text()
+
+
+def test_a_tournament_in_which_all_diverge_ends_the_run_with_the_way_out(
+    six_layers: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverging(task: Any, windows: Any = None) -> Any:
+        raise DivergedError("loss nan at step 1.")
+
+    monkeypatch.setattr(room, "run_training", diverging)
+    with pytest.raises(DivergedError, match="all 3 candidates of the tournament diverged") as error:
+        execute(as_file(contest(six_layers, tiny_text)), tmp_path / "run")
+    assert "learning_rate" in str(error.value.hint)
+
+
+def test_a_candidate_is_not_repaired_on_what_it_is_compared_on(
+    six_layers: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The repair asks for all of the training text, of which 32 windows are held out."""
+    fitted: list[tuple[int, int]] = []
+    write = room.write_start
+
+    def written(task: Any, model: Any) -> None:
+        if task.spec.variant.startswith("candidate"):
+            fitted.append((task.spec.repair_tokens, task.tokens.train.num_samples(16)))
+        write(task, model)
+
+    monkeypatch.setattr(room, "write_start", written)
+    root = tmp_path / "first"
+    execute(as_file(contest(six_layers, tiny_text)), root)
+    available = open_tokens(Run(root).tokens).train.num_samples(16)
+    fitted.clear()
+    fields = {
+        "repair": "scale",
+        "repair_tokens": available * 16,
+        "candidates": ["first", "0,2,5"],
+        "tournament": {"tokens": 128, "by": "val_loss"},
+    }
+    execute(as_file(contest(six_layers, tiny_text, **fields)), tmp_path / "run")
+    held_out = Run(tmp_path / "run").record().tournament.windows
+    assert fitted == [((available - held_out) * 16, available)] * 2
 
 
 # --- refusals ---

@@ -48,7 +48,8 @@ MethodName = Annotated[
         "--method",
         metavar="best|paper",
         help="paper: the first layers, trained on text alone; best: layers chosen by scores, the "
-        "cut repaired, and the reference's predictions learnt as well. Default: best.",
+        "cut repaired, and trained to predict as the reference does, for about 1.5 times the "
+        "compute. Default: best.",
     ),
 ]
 

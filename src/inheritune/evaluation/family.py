@@ -44,6 +44,7 @@ class Member:
         kl_se: Its standard error.
         top1: Share of tokens at which both think the same token the likeliest.
         overlap: Sum of min(p, q), in [0, 1].
+        task_loss: By how much its tasks lie below the reference's, in the mean; None: not asked.
         seconds: Wall-clock time of the measurement.
     """
 
@@ -58,6 +59,7 @@ class Member:
     kl_se: float | None = None
     top1: float | None = None
     overlap: float | None = None
+    task_loss: float | None = None
     seconds: float = 0.0
 
     @property

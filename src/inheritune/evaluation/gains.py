@@ -85,6 +85,7 @@ def measure_gains(
     dtype: str = "auto",
     stop: StopFlag | None = None,
     on_progress: Listener = silent,
+    known: Sequence[Fidelity] = (),
 ) -> Gains:
     """Measure size and speed of models in turn, and with text their fidelity to the first.
 
@@ -96,6 +97,7 @@ def measure_gains(
         seq_len: Tokens of a window of fidelity.
         batch_size: Windows in a forward.
         dtype: ``fp32``, ``bf16`` or ``fp16`` for speed and memory; auto: bf16 on a GPU, else fp32.
+        known: Fidelity of all models but the first, where it is measured already.
 
     Raises:
         DataError: A model has too few positions, or there is less than a window of text.
@@ -107,8 +109,8 @@ def measure_gains(
     live = [LiveModel(n, d, _load(d, dtype, device)) for n, d in models]
     prompts, new_tokens = _prompts([one.model for one in live], stream)
     speeds = measure_speed(live, prompts, new_tokens, stop, on_progress)
-    fidelity: list[Fidelity | None] = [None] * len(live)
-    if stream is not None and len(live) > 1:
+    fidelity: list[Fidelity | None] = [None, *known] if known else [None] * len(live)
+    if stream is not None and len(live) > 1 and not known:
         loaded = [one.model for one in live]
         if dtype != "fp32":  # as val_loss is measured
             del live, loaded

@@ -37,6 +37,7 @@ from inheritune.steps.growth import Growth, first_layers
 from inheritune.steps.initial_weights import check_starts
 from inheritune.steps.limits import checkpoint_bytes, stored_checkpoints
 from inheritune.steps.reference import Reference
+from inheritune.steps.repaired_start import refuse_short_text
 from inheritune.surgery.class_check.ask_class import language_problem
 from inheritune.surgery.sizes import Sizes
 from inheritune.system.devices import Price, Speed, choose_device
@@ -146,6 +147,7 @@ def plan_recipe(
 
     Raises:
         RecipeError: The recipe asks for layers that the reference does not have.
+        DataError: The tokens are prepared, and too few for a repair.
         SourceError: The reference cannot be used, or its pinned commit is gone.
         UnsupportedModelError: A variant cannot be built from it, or its size cannot be computed
             without torch.
@@ -220,7 +222,7 @@ def plan_recipe(
             for count in counts
         ),
         notes=(
-            *growth_notes(recipe, growth),
+            *growth_notes(recipe, growth, planner.flops_per_token),
             *training_notes(recipe, trainings, unique, exact),
             *shape_notes(model),
             *deviations(recipe.resolved()),
@@ -232,6 +234,7 @@ def _unique_tokens(recipe: Recipe, run: Run) -> tuple[int | None, bool]:
     """Return the tokens of an epoch, and whether that number is exact."""
     if (run.tokens / "manifest.json").exists():
         tokens = open_tokens(run.tokens)
+        refuse_short_text(recipe, tokens)
         return tokens.train.num_samples(recipe.train.seq_len) * recipe.train.seq_len, True
     return recipe.data.tokens, False
 

@@ -1,22 +1,39 @@
 """Note what may surprise about the trainings of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.planning.trainings import PlannedTraining
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.variants import Match
 from inheritune.reporting.criteria import limits
+from inheritune.steps.fidelity import needs_fidelity
 from inheritune.steps.growth import Growth
 
 
-def growth_notes(recipe: Recipe, growth: Growth) -> list[str]:
-    """List remarks on the rounds."""
+def growth_notes(
+    recipe: Recipe, growth: Growth, flops_per_token: Callable[[int], float]
+) -> list[str]:
+    """List remarks on the rounds.
+
+    Args:
+        flops_per_token: Called with a size of the target, or the reference's.
+    """
     notes = list(growth.notes)
     if recipe.grow.patch and (sizes := growth.above(growth.sizes[0])):
         times = len(growth.longest()) if recipe.grow.add else 1
+        # val_loss takes a forward pass of a size, its fidelity one more, and the reference's.
+        compares = recipe.evaluate.gains or needs_fidelity(recipe)
+        flops = sum(
+            flops_per_token(size) * (1 + compares) + flops_per_token(growth.total) * compares
+            for trained in (growth.longest() if recipe.grow.add else growth.sizes[:1])
+            for size in growth.above(trained)
+        )
         notes.append(
             f"grow.patch: up to {len(sizes)} larger sizes, of {sizes[0]} to {sizes[-1]} layers, "
-            f"are validated after each of {times} rounds; nothing of them is trained."
+            f"are validated after each of {times} rounds; nothing of them is trained. That takes "
+            f"{EVALUATION_SHARE * flops:.1e} FLOPs for each token of the validation text, beside "
+            "those of the table."
         )
     if recipe.grow.match != Match():
         notes.append(f"Matched means: {'; '.join(limits(recipe.grow.match.model_dump()))}.")

@@ -19,7 +19,7 @@ from inheritune.steps.initial_weights import frozen_shape
 from inheritune.steps.limits import weights_bytes
 from inheritune.steps.seeds import repeat_specs
 from inheritune.steps.tournament import candidate_spec, stages_of
-from inheritune.steps.training_spec import TrainingSpec, layers_of, specs_for
+from inheritune.steps.training_spec import TrainingSpec, inherited_layers, layers_of, specs_for
 from inheritune.steps.training_task import published_dtype
 from inheritune.surgery.half_width import half_width_headers
 from inheritune.surgery.sizes import Counts, Sizes
@@ -79,6 +79,12 @@ class Planner:
         # Bytes of the fp32 weights beside rounded models; complete after `all`.
         self.kept_masters = 0  # of all models that a later training starts from
         self.passing_master = 0  # of the largest of the others, which goes once it is measured
+
+    def flops_per_token(self, layers: int) -> float:
+        """FLOPs of a size of the target for each token of a training."""
+        name = self._recipe.target_name
+        chosen = inherited_layers(self._recipe, name, self._facts, layers)
+        return self._sizes.counts(chosen, self._recipe.train.seq_len).flops_per_token
 
     def all(self, round_sizes: Sequence[int]) -> tuple[PlannedTraining, ...]:
         """Count the reference's training, if any, and every round and control with every seed."""

@@ -20,17 +20,17 @@ class Method:
     note: str = ""  # what a preset leaves out here of what it would have elsewhere
 
 
-# 2410.16215: the reference's predictions while the rate is high, the text while it falls.
-_KL_FIRST = MappingProxyType({"alpha": {"peak": 0.1, "end": 1.0}})
+# The reference's predictions and hidden states, without the cross-entropy.
+_KL_AND_HIDDEN = MappingProxyType({"alpha": 0.0, "hidden": {"loss": "cosine", "weight": 2.0}})
 
 # The presets of `--method`: each with what takes its place where a reference or a text forbids it,
 # the best first. `best` is what docs/log.md found best; after an experiment, change it here.
 METHODS = {
     "paper": (Method(),),
     "best": (
-        Method("auto", "sequential", _KL_FIRST),
-        Method("auto", "none", _KL_FIRST, note="without a repair"),
-        Method("first", "none", _KL_FIRST, note="without a repair, and of the first layers"),
+        Method("auto", "sequential", _KL_AND_HIDDEN),
+        Method("auto", "none", _KL_AND_HIDDEN, note="without a repair"),
+        Method("first", "none", _KL_AND_HIDDEN, note="without a repair, and of the first layers"),
     ),
 }
 DEFAULT_METHOD = "best"  # of a first run
@@ -124,7 +124,7 @@ def fill(facts: Facts, given_train: Mapping[str, Any]) -> tuple[dict[str, Any], 
         comments["inherit.repair"] = "least squares at the cut, before any training"
     target: dict[str, Any] = {"start": "inherit"}
     if method.distill is not None:
-        target["distill"] = distill_section(method.distill, given_train)
+        target["distill"] = dict(method.distill)
     grow: dict[str, Any] = {"add": 0}
     if facts.layers is None:
         comments["inherit.layers"] = f"half of the {total}, as in the paper"
@@ -158,11 +158,3 @@ def _repair_tokens(split: Split, prepared: int | None) -> int:
     counts: list[int] = [Inherit.model_fields["repair_tokens"].default]
     counts += [count - 1 for count in (split.train_tokens, prepared) if count is not None]
     return min(counts) // split.seq_len * split.seq_len
-
-
-def distill_section(section: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a method's section `distill` for a recipe with these keys of `train`."""
-    alpha = section["alpha"]
-    if train.get("schedule") == "constant" and isinstance(alpha, Mapping):
-        alpha = alpha["peak"]  # a rate that never falls can carry no schedule
-    return {**section, "alpha": alpha}

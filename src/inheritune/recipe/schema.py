@@ -195,11 +195,19 @@ class Recipe(RecipeSection):
     @model_validator(mode="after")
     def _repairs_have_two_windows(self) -> Self:
         repairs = {self.inherit.repair, *(variant.repair for variant in self.variants.values())}
-        tokens, least = self.inherit.repair_tokens, 2 * self.train.seq_len
-        if repairs != {"none"} and tokens < least:
+        tokens, seq_len, text = self.inherit.repair_tokens, self.train.seq_len, self.data.tokens
+        if repairs == {"none"}:
+            return self
+        if tokens < 2 * seq_len:
             raise ValueError(
                 f"inherit.repair_tokens is {tokens}, but a repair needs two windows of "
-                f"train.seq_len tokens: {least}"
+                f"train.seq_len tokens: {2 * seq_len}"
+            )
+        if text is not None and tokens // seq_len > (text - 1) // seq_len:
+            raise ValueError(
+                f"inherit.repair_tokens is {tokens}, but data.tokens {text} has "
+                f"{(text - 1) // seq_len} whole windows of {seq_len} tokens: lower the first, or "
+                "raise the second"
             )
         return self
 

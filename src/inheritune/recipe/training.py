@@ -50,8 +50,9 @@ class Train(RecipeSection):
     """Seed of the data order and of fresh weights."""
     only: Only | None = None
     """Weights to train; all others are frozen, without gradients and optimizer state. A list of
-    embeddings, head, norms, and layers such as last:3 or 0-2. Trainings that begin with fresh
-    weights train all. null: train all."""
+    embeddings, head, norms, layers such as last:3 or 0-2, and gap: each inherited layer behind
+    which layers are left out. Trainings that begin with fresh weights train all. null: train
+    all."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the computation; master weights are always fp32."""
     attention: Literal["auto", "matmul", "model"] = "auto"

@@ -4,7 +4,7 @@ N windows of T tokens.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,7 +102,7 @@ def inherit_repaired(
     reference.download(reference.tensors.values(), on_progress)
     with write_errors(out), scratch_directory(out.absolute()) as scratch:
         model: Any = load_model(reference.path)
-        files = _Files(reference, layer_map, options)
+        files = _Files(reference, layer_map, DTYPES[options.dtype] if options.dtype else None)
         repair = repair_layers(
             model.to(choose_device()),
             reference.layers,
@@ -118,6 +118,42 @@ def inherit_repaired(
         del model
         target = inherit(reference, layer_map, out, options, on_progress, repaired)
     return RepairedTarget(target, repair.flops)
+
+
+def refit_first_layer(
+    reference: ModelDirectory, record: Mapping[str, Any], windows: "NDArray[np.int64]"
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Fit the first layer that a repair changed again, with the ridge of its record.
+
+    Args:
+        record: inherit.json of the target.
+        windows: Ids of the recorded text, (N, T).
+
+    Returns:
+        By name in the target, each changed parameter in the reference, and fitted, fp32.
+    """
+    layer_map, repair = record["layer_map"], record["repair"]
+    reference.download(reference.tensors.values())
+    files = _Files(reference, layer_map, record.get("dtype"))
+    model: Any = load_model(reference.path)
+    first = layer_map[repaired_places(layer_map, reference.layers, repair["method"])[0]]
+    layer = find_layers(model, reference.layers)[first]
+    before = {name: value.detach().clone() for name, value in layer.named_parameters()}
+    fitted = repair_layers(
+        model.to(choose_device()),
+        reference.layers,
+        layer_map,
+        windows,
+        repair["method"],
+        stored_dtype=files.dtype_of,
+        ridges=[repair["ridge"]],
+        most=1,
+    )
+    (one,) = fitted.layers
+    return {
+        files.name_of(first, name): (before[name], layer.get_parameter(name).detach().cpu())
+        for name in one.parameters
+    }
 
 
 def refuse_repair(
@@ -145,9 +181,8 @@ class _Files:
     """Where the parameters of a reference's layers lie on disk, and under which names they go."""
 
     def __init__(
-        self, reference: ModelDirectory, layer_map: Sequence[int], options: Options
+        self, reference: ModelDirectory, layer_map: Sequence[int], dtype: str | None
     ) -> None:
-        dtype = DTYPES[options.dtype] if options.dtype else None
         tensors = plan_inherit(reference, layer_map, dtype=dtype).tensors
         self._targets = {tensor.source.name: tensor for tensor in tensors}
         self._reference = reference
@@ -155,6 +190,10 @@ class _Files:
     def dtype_of(self, layer: int, parameter: str, weight: Tensor) -> torch.dtype:
         """Return the dtype that the cut stores a parameter in; refuse one that is not on disk."""
         return getattr(torch, torch_name(self._find(layer, parameter, weight).dtype))  # type: ignore[no-any-return]
+
+    def name_of(self, layer: int, parameter: str) -> str:
+        """Return the name that a parameter has in the target."""
+        return self._find(layer, parameter).name
 
     def _find(self, layer: int, parameter: str, weight: Tensor | None = None) -> TargetTensor:
         name = f"{self._reference.container.prefix}{layer}.{parameter}"

@@ -1,7 +1,7 @@
 """Compare several runs on one page: verdicts side by side, loss curves of all, one table."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from pathlib import Path
@@ -11,6 +11,7 @@ from urllib.parse import quote
 from inheritune.errors import RecipeError
 from inheritune.reporting.document import document, filled
 from inheritune.reporting.embed import presentable, shortened
+from inheritune.reporting.fidelity_columns import NOTE, fidelity_fields
 from inheritune.reporting.loss_charts import val_loss_chart
 from inheritune.reporting.page import (
     RunReport,
@@ -253,6 +254,8 @@ def _lines(run: _Run) -> list[Line]:
 
 
 def _table(runs: Sequence[_Run]) -> Table:
+    fidelity = fidelity_fields([run.record.target for run in runs])
+    notes = ["Tokens, FLOPs and time are those of all rounds of the target, without controls."]
     return Table.of(
         "runs",
         runs,
@@ -265,14 +268,19 @@ def _table(runs: Sequence[_Run]) -> Table:
             (Column("SE", show=loss), "record.target.val_loss_se"),
             (Column("minus reference loss", "nats", signed), _minus_reference),
             (Column("reference loss", "nats", loss), "record.reference_loss"),
+            *[(column, _of_target(value)) for column, value in fidelity],
             (Column("same-size scratch", "nats", loss), "record.scratch.val_loss"),
             (Column("rounds", show=exact), lambda run: len(run.record.rounds)),
             (Column("tokens", show=amount), "record.target_cost.tokens"),
             (Column("FLOPs", show=flops), "record.target_cost.flops"),
             (Column("time", "s", duration, True), "record.target_cost.seconds"),
         ],
-        ["Tokens, FLOPs and time are those of all rounds of the target, without controls."],
+        [*notes, NOTE] if fidelity else notes,
     )
+
+
+def _of_target(value: Any) -> Callable[[_Run], Any]:
+    return lambda run: value(run.record.target)
 
 
 def _minus_reference(run: _Run) -> float | None:

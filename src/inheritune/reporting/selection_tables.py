@@ -112,7 +112,7 @@ def tournament_table(tournament: TournamentRecord) -> Table:
             (Column("tokens", show=amount), lambda row: row[1].tokens),
             (Column("KL", "nats/token", nats), lambda row: row[2].kl),
             (Column("loss", "nats/token", nats), lambda row: row[2].val_loss),
-            (Column("goes on"), lambda row: "yes" if row[2].goes_on else "no"),
+            (Column("goes on"), lambda row: _goes_on(row[2])),
         ],
         notes,
         "Tournament",
@@ -142,3 +142,9 @@ def removal_table(selection: SelectionRecord) -> Table:
 
 def _kept(row: InheritedRecord | CandidateRecord) -> str:
     return ", ".join(ranges([int(layer) for layer in row.kept]))
+
+
+def _goes_on(row: CandidateRecord) -> str:
+    if row.val_loss is None:
+        return "no, it diverged"
+    return "yes" if row.goes_on else "no"

@@ -109,8 +109,7 @@ def derive(job: Job, stages: Stages) -> Outcome:
         if recipe.grow.patch:  # up to the next round's size, layers put back may match for no token
             sizes, enough = growth.above(layers), growth.before_next(matched)
             larger = patched_sizes(job, rounds[-1], sizes, reference, tokens, benchmark)
-            tried = [size for size in larger if size.layers in enough]
-            found = first_match(job, rounds[-1], tried, reference, tokens, judge)
+            found = first_match(job, rounds[-1], larger, enough, reference, tokens, judge)
             patched[layers] = [found if found and r.layers == found.layers else r for r in larger]
             if found is not None:
                 rounds.append(found)

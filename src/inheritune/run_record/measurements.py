@@ -156,7 +156,7 @@ class CandidateRecord(Part):
     select: Text = key("the way, or the list of layers")
     kept: Numbers = items("the reference's layers that it has")
     kl: Number = key("KL(reference || candidate) on the held-out windows, where it decides")
-    val_loss: Number = key("loss on the held-out windows of the training text, nats per token")
+    val_loss: Number = key("loss on held-out windows of the training text; null: it diverged")
     tokens: Number = key("training tokens")
     flops: Number = key("FLOPs of training and measuring, and of the repair in the first stage")
     seconds: Number = key("wall-clock seconds")

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ def first_match(
     job: Job,
     trained: TrainingResult,
     patched: Sequence[TrainingResult],
+    enough: Container[int],
     reference: Reference,
     tokens: TokenDirectory,
     judge: Callable[[TrainingResult, Match], str],
@@ -96,9 +97,13 @@ def first_match(
     """Return the first size that meets all criteria, with its model written; None: none does.
 
     Only where val_loss is low enough is the model made again, to measure what else counts.
+
+    Args:
+        patched: All sizes of the round.
+        enough: Numbers of layers of those that may match.
     """
     match = job.recipe.grow.match
-    for result in patched:
+    for result in [result for result in patched if result.layers in enough]:
         by_loss = match.val_loss is None or judge(result, Match(val_loss=match.val_loss))
         if by_loss not in (True, "matched"):
             continue
@@ -106,6 +111,8 @@ def first_match(
         close = with_fidelity(job, result, reference, tokens)
         measured = with_task_loss(job, close, reference)
         if judge(measured, match) == "matched":
+            sizes = [measured if r.layers == measured.layers else r for r in patched]
+            _keep(job, trained, sizes, reference, tokens)
             return measured
         shutil.rmtree(job.run.root / result.path / _MODEL)
     return None
@@ -296,6 +303,7 @@ def _keep(
                 val_loss=result.val_loss,
                 val_loss_se=result.val_loss_se,
                 windows=result.windows,
+                task_loss=(result.task_loss or {}).get("mean"),
                 seconds=round(result.seconds, 1),
                 **{key: (result.fidelity or {}).get(key) for key in CLOSENESS},
             )

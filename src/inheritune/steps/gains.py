@@ -63,6 +63,7 @@ def gains_of(
 def _measured(
     job: Job, reference: Reference, target: TrainingResult, tokens: TokenDirectory
 ) -> MeasuredGains:
+    from inheritune.evaluation.fidelity import Fidelity
     from inheritune.evaluation.gains import measure_gains
 
     published = open_model(str(job.run.target))
@@ -73,6 +74,8 @@ def _measured(
         return MeasuredGains(**stored)
     refuse_small_memory(reference.model, published)
     began = time.monotonic()
+    names, known = Fidelity.__dataclass_fields__.keys(), target.fidelity or {}
+    fidelity = [Fidelity(**{name: known[name] for name in names})] if names <= known.keys() else []
     gains = measure_gains(
         [("reference", reference.model), ("target", published)],
         tokens.val,
@@ -80,8 +83,10 @@ def _measured(
         batch_size,
         stop=job.stop,
         on_progress=job.on_progress,
+        known=fidelity,
     )
-    num_tokens = gains.forward_tokens + sum(one.tokens for one in gains.fidelity if one)
+    measured_now = () if fidelity else gains.fidelity  # else its cost is that of the training
+    num_tokens = gains.forward_tokens + sum(one.tokens for one in measured_now if one)
     flops_per_token = reference.flops_per_token + target.flops_per_token
     measured = MeasuredGains(
         record=gains.as_json(),

@@ -4,10 +4,11 @@ Candidates are trained and compared on training text alone, some windows of whic
 """
 
 import copy
+import math
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -15,7 +16,7 @@ from inheritune.data.calibration import WINDOWS
 from inheritune.data.tokenizer import open_tokenizer
 from inheritune.data.tokens import TokenDirectory
 from inheritune.data.window_tokens import write_window_tokens
-from inheritune.errors import DataError
+from inheritune.errors import DataError, DivergedError
 from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.recipe.inherit import DEFAULT_CANDIDATES, Tournament
 from inheritune.recipe.schema import Recipe
@@ -25,7 +26,7 @@ from inheritune.steps.reference import Reference
 from inheritune.steps.repaired_start import RECORD
 from inheritune.steps.resume import save_result, saved_result
 from inheritune.steps.training import run_training
-from inheritune.steps.training_spec import TrainingSpec, first_count, specs_for
+from inheritune.steps.training_spec import TrainingSpec, first_count, specs_for, trained_parts
 from inheritune.steps.training_task import TrainingTask, training_inputs
 from inheritune.surgery.removal import Cut
 from inheritune.surgery.selection import named_candidates
@@ -76,6 +77,7 @@ def with_winner(job: Job, reference: Reference, tokens: TokenDirectory) -> Refer
 
     Raises:
         DataError: The training text is too short for it.
+        DivergedError: All candidates diverged.
         Interrupted: A signal asked to stop; finished trainings are not repeated.
     """
     recipe, count = job.recipe, first_count(job.recipe, reference.layers)
@@ -121,17 +123,27 @@ class _Contest:
             return stored
         self._text = self._held_out_text()
         left, stages = list(names), list[dict[str, Any]]()
+        by = self._section.by
         for _, tokens in stages_of(recipe, len(names)):
             rows = [self._measured(cut, names[cut], tokens, inputs, not stages) for cut in left]
-            rows.sort(key=lambda row: row[self._section.by])
-            kept = -(-len(rows) // 2)
-            rows = [row | {"goes_on": place < kept} for place, row in enumerate(rows)]
-            left = [tuple(row["kept"]) for row in rows[:kept]]
-            stages.append({"tokens": rows[0]["tokens"], "candidates": rows})
-            best, by = rows[0], self._section.by
+            rows.sort(key=lambda row: math.inf if row[by] is None else row[by])
+            half, best = -(-len(rows) // 2), rows[0]
+            if best[by] is None:
+                raise DivergedError(
+                    f"all {len(rows)} candidates of the tournament diverged.",
+                    "Lower train.learning_rate in a run of another name.",
+                )
+            rows = [
+                row | {"goes_on": place < half and row[by] is not None}
+                for place, row in enumerate(rows)
+            ]
+            left = [tuple(row["kept"]) for row in rows if row["goes_on"]]
+            stages.append({"tokens": best["tokens"], "candidates": rows})
             message = f"after {best['tokens']:,} tokens the best of {len(rows)} is {best['select']}"
             message += f", {by} {best[by]:.4f}"
             self._job.on_progress(Progress("tournament", message=message))
+            if len(left) == 1:
+                break
         record = {
             "by": self._section.by,
             "windows": self._text.val.num_samples(self._train.seq_len),
@@ -164,12 +176,14 @@ class _Contest:
         self, cut: Cut, name: str, tokens: int, inputs: dict[str, Any], is_first: bool
     ) -> dict[str, Any]:
         """Train a candidate and measure it, unless that is done; returns its row of a stage."""
-        spec = candidate_spec(self._job.recipe, self._reference.facts, len(cut), tokens)
-        model = self._reference.model
+        recipe, model = self._job.recipe, self._reference.model
+        target = recipe.variants[recipe.target_name]
+        spec = candidate_spec(recipe, self._reference.facts, len(cut), tokens)
         spec = replace(
             spec,
             variant=f"candidate {name}",
             inherited_layers=None if cut == tuple(range(len(cut))) else list(cut),
+            only=trained_parts(target.only or recipe.train.only, cut, self._reference.layers),
             reference_dir=None if spec.distill is None else str(model.path.resolve()),
             reference_digest=None if spec.distill is None else model.digest,
         )
@@ -178,27 +192,19 @@ class _Contest:
         score_file = home / f"{tokens}-tokens" / "score.json"
         if (stored := saved_result(self._job, score_file, inputs)) is not None:
             return stored
-        # The repair is fitted on the windows that the target's is fitted on.
+        # The repair is fitted on the windows that the target's is fitted on, but for those that
+        # the candidates are compared on.
         of_run = copy.copy(self._text)
         of_run.train = self._tokens.train
+        train, held_out = self._train, self._text.val.num_samples(self._train.seq_len)
+        most = (of_run.train.num_samples(train.seq_len) - held_out) * train.seq_len
+        spec = replace(spec, repair_tokens=min(spec.repair_tokens, most))
         write_start(TrainingTask(self._job, spec, home, of_run, {}), model)
         start = str((home / "start").resolve())
         spec = replace(spec, start="trained", model=start, repair="none", repair_tokens=0)
         task = TrainingTask(self._job, spec, score_file.parent, self._text, inputs)
-        unused = [0.0] * self._text.val.num_samples(self._train.seq_len)
-        result = run_training(task, unused)
-        row = {
-            "select": name,
-            "kept": list(cut),
-            "kl": None,
-            "val_loss": result.val_loss,
-            "tokens": result.tokens,
-            "flops": result.flops,
-            "seconds": result.seconds,
-            "processes": self._job.processes.size,
-        }
-        if self._section.by == "kl":
-            row = self._compared(row, task)
+        row = {"select": name, "kept": list(cut), "processes": self._job.processes.size}
+        row |= self._trained(task)
         if is_first and (home / RECORD).exists():
             repair = read_json_object(home / RECORD)
             row |= {key: row[key] + repair[key] for key in ("flops", "seconds")}
@@ -206,6 +212,37 @@ class _Contest:
         for left in _LEFT:
             shutil.rmtree(task.directory / left, ignore_errors=True)
         return row
+
+    def _trained(self, task: TrainingTask) -> dict[str, Any]:
+        """Train and measure a candidate; one that diverges has no losses, and so loses."""
+        began, train = time.monotonic(), self._train
+        try:
+            result = run_training(task, [0.0] * self._text.val.num_samples(train.seq_len))
+            row = {
+                "kl": None,
+                "val_loss": result.val_loss,
+                "tokens": result.tokens,
+                "flops": result.flops,
+                "seconds": result.seconds,
+            }
+            return self._compared(row, task) if self._section.by == "kl" else row
+        except DivergedError as error:
+            from inheritune.training.models import describe
+
+            self._job.on_progress(Progress(task.title, message=f"it loses. {error.message}"))
+            task.directory.mkdir(parents=True, exist_ok=True)  # for its score
+            tokens = train.num_steps(task.spec.tokens) * train.batch_tokens
+            flops_each = describe(task.start_dir, train.seq_len, task.train.only).flops_per_token
+            if task.spec.distill is not None:
+                flops_each += self._reference.flops_per_token * EVALUATION_SHARE
+            # Counted as if it had come to its end: at most that was spent.
+            return {
+                "kl": None,
+                "val_loss": None,
+                "tokens": tokens,
+                "flops": tokens * flops_each,
+                "seconds": time.monotonic() - began,
+            }
 
     def _compared(self, row: dict[str, Any], task: TrainingTask) -> dict[str, Any]:
         """Add the KL divergence from the reference on the held-out windows, and what that took."""
@@ -220,10 +257,12 @@ class _Contest:
         fidelity = measure_fidelity(
             first, second, self._text.val, seq_len, batch_size, job.stop, job.on_progress
         )
+        if not math.isfinite(fidelity.kl):
+            raise DivergedError(f"{task.title}: its KL divergence is {fidelity.kl}.")
         flops_each = describe(task.model_dir, seq_len).flops_per_token
         flops_each += self._reference.flops_per_token
         return row | {
-            "kl": asdict(fidelity)["kl"],
+            "kl": fidelity.kl,
             "flops": row["flops"] + fidelity.tokens * flops_each * EVALUATION_SHARE,
             "seconds": row["seconds"] + time.monotonic() - began,
         }

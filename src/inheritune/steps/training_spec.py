@@ -21,6 +21,8 @@ from inheritune.surgery.selection import (
 )
 from inheritune.surgery.ways import LayerFacts
 
+_GAP = "gap"  # in `Train.only`: the layers behind which others are left out
+
 
 @dataclass(frozen=True)
 class TrainingSpec:
@@ -156,7 +158,11 @@ def specs_for(
     if variant.start == "inherit":
         chosen = inherited_layers(recipe, name, facts, layers)
         is_prefix = chosen == tuple(range(layers))
-        spec = replace(spec, inherited_layers=None if is_prefix else list(chosen))
+        spec = replace(
+            spec,
+            inherited_layers=None if is_prefix else list(chosen),
+            only=trained_parts(spec.only, chosen, facts.layers),
+        )
         is_target = name == recipe.target_name
         repair = recipe.inherit.repair if is_target else variant.repair
         if repair != "none" and layers < facts.layers:
@@ -178,6 +184,31 @@ def specs_for(
         *first_half,
         replace(spec, made_of=_made_of(spec, _measured_choice(recipe, spec, facts))),
     ]
+
+
+def trained_parts(
+    only: Sequence[str] | None, layer_map: Sequence[int], total: int
+) -> list[str] | None:
+    """List the weights that are trained, with the layers before gaps in place of ``gap``.
+
+    Args:
+        only: See `Train.only`; None: all.
+        layer_map: Layers of the reference that are inherited, of ``total``.
+
+    Raises:
+        RecipeError: No layer is left out.
+    """
+    if only is None or _GAP not in only:
+        return None if only is None else [*only]
+    following = [*layer_map[1:], total]
+    gaps = [place for place, layer in enumerate(layer_map) if following[place] != layer + 1]
+    if not gaps:
+        raise RecipeError(
+            f"only: {_GAP} names nothing: no layer is left out behind another.",
+            "Choose fewer layers, or name layers, such as last:1.",
+        )
+    listed = ",".join(f"{place}-{place}" for place in gaps)
+    return [listed if name == _GAP else name for name in only]
 
 
 def selection_of(recipe: Recipe, name: str) -> str | None:

@@ -1,9 +1,10 @@
 """Serve process 0: do this process's share of every training and measurement that it posts."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from inheritune.data.tokens import open_tokens
+from inheritune.errors import DivergedError
 from inheritune.steps.job import Job
 from inheritune.steps.training import compiler_files, train_share
 from inheritune.steps.training_task import TrainingTask
@@ -27,7 +28,9 @@ def serve(job: Job) -> int:
             stack.enter_context(compiler_files(job.run.root))  # of the first message; now it exists
             # Whatever process 0 names is complete: it prepares tokens and starts before it posts.
             if message["do"] == "train":
-                train_share(TrainingTask.from_message(job, message))
+                # It diverges in all processes at once; process 0 says what comes of it.
+                with suppress(DivergedError):
+                    train_share(TrainingTask.from_message(job, message))
             else:
                 tokens = open_tokens(Path(message["tokens"]))
                 val_loss_share(job, Path(message["directory"]), tokens, message["task"])

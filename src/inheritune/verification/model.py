@@ -21,6 +21,7 @@ from inheritune.surgery.plan import InheritPlan, plan_inherit
 from inheritune.surgery.record import read_inherit_record
 from inheritune.surgery.repaired import repaired_names
 from inheritune.system.strict_json import MODEL_FILE, read_json_object
+from inheritune.verification.repair import check_repair
 from inheritune.verification.run_model import Finding, check_class, check_tokenizer, run_target
 
 _NOT_COMPARED = Finding("bytes", "not compared: the target was trained", proven=False)
@@ -32,7 +33,8 @@ def verify_model(
     """Verify a target with a record, part by part.
 
     Its bytes are compared with the digests in ``inherit.json``. With the reference, they are also
-    compared with their source, and config and layers with the reference's.
+    compared with their source, and config and layers with the reference's, and a repair is fitted
+    again in part.
 
     Raises:
         SourceError: Something differs; the message names the first difference.
@@ -55,6 +57,7 @@ def verify_model(
     if reference is not None and plan is not None:
         compare = _compare_grown if "grown_from" in record else _compare_reference
         yield from compare(target, record, plan, reference, {} if is_trained else scans)
+    yield from check_repair(target, reference, record, is_trained)
     yield from check_tokenizer(target)
     yield check_class(target, reference, plan)
     yield from run_target(target, record, reference, trained=is_trained)
