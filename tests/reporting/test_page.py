@@ -359,6 +359,21 @@ def test_what_is_back_heads_the_page_in_place_of_a_miss(
     assert "Not matched" not in written
 
 
+def test_a_comparison_shows_how_close_each_target_is_to_its_reference(
+    synthetic: ModuleType, tmp_path: Path
+) -> None:
+    close = {"kl": 0.125, "top1": 0.75, "overlap": 0.625}
+    rounds = [row | {"fidelity": close} for row in synthetic.RECORD["rounds"]]
+    made = synthetic.record(name="compared", rounds=rounds)
+    runs = [synthetic.build_run(tmp_path / "a", made), synthetic.build_run(tmp_path / "b")]
+    write_comparison(runs, tmp_path / "index.html")
+    table = (tmp_path / "tables" / "runs.csv").read_text(encoding="utf-8").splitlines()
+    header, first, second = (line.split(",") for line in table)
+    place = header.index("KL to the reference (nats)")
+    assert first[place : place + 3] == ["0.125", "0.75", "0.625"]
+    assert second[place : place + 3] == [""] * 3
+
+
 def test_a_comparison_links_its_runs_and_gives_each_one_mark(
     synthetic: ModuleType, tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ from inheritune.run.execute import RunResult, execute
 from inheritune.run_directory import Run
 from inheritune.steps import family
 from inheritune.steps.growth import Growth
+from inheritune.surgery.sizes import Sizes
 from inheritune.verification.model import verify_model
 
 
@@ -98,6 +99,14 @@ def test_a_size_that_matches_for_no_token_is_the_target(finished, five_layers):
     whole = open_model(str(five_layers))
     proofs = {f.part: f for f in verify_model(open_model(str(finished.target)), whole)}
     assert proofs["bytes"].proven and "came back equal the reference's" in proofs["bytes"].text
+
+
+def test_a_plan_says_what_the_untrained_sizes_take(five_layers, tiny_text, tmp_path):
+    plan = plan_recipe(recipe_for(five_layers, tiny_text), tmp_path / "run")
+    sizes, known = Sizes(open_model(str(five_layers))), {2, 3, 4}
+    each = {n: sizes.counts(range(n), 16).flops_per_token / 3 for n in known}
+    (note,) = [note for note in plan.notes if note.startswith("grow.patch")]
+    assert f"takes {each[3] + each[4]:.1e} FLOPs for each token of the validation text" in note
 
 
 def test_the_loss_of_a_patched_target_is_that_of_its_model(finished):

@@ -17,6 +17,7 @@ from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.training import Train
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
+from inheritune.steps.training_spec import trained_parts
 from inheritune.training.distillation import Distillation, FrozenReference
 from inheritune.training.hardware import Settings
 from inheritune.training.loss import TrainingObjective
@@ -219,6 +220,7 @@ def test_a_run_freezes_what_its_variants_say_and_costs_what_was_planned(
     variants = {
         "target": {"start": "inherit"},
         "norms": {"start": "inherit", "select": "first", "only": ["norms"]},
+        "gap": {"start": "inherit", "select": "0,2,3", "only": ["gap"]},
         "scratch": {"start": "fresh"},
     }
     only = {"train": {"only": ["head", "last:1"]}}
@@ -229,6 +231,7 @@ def test_a_run_freezes_what_its_variants_say_and_costs_what_was_planned(
     rows = {row["name"]: row for row in record["variants"][1:]}  # behind the reference
     assert rows["target"]["made_of"].endswith("only head, last:1 trained")
     assert rows["norms"]["made_of"].endswith("only norms trained")
+    assert rows["gap"]["made_of"].endswith("only 0-0 trained")
     assert rows["scratch"].get("made_of", "") == ""
     each = {name: row["flops_per_token"] for name, row in rows.items()}
     assert each["target"] < each["scratch"]
@@ -243,6 +246,15 @@ def test_a_run_freezes_what_its_variants_say_and_costs_what_was_planned(
     for name, weight in after.items():
         is_trained = "lm_head" in name or ".layers.1." in name
         assert torch.equal(weight, before[name]) != is_trained, name
+
+
+def test_gap_names_the_layers_behind_which_others_are_left_out() -> None:
+    assert trained_parts(["gap", "norms"], [0, 1, 5], 6) == ["1-1", "norms"]
+    assert trained_parts(["gap"], [0, 2, 5], 6) == ["0-0,1-1"]
+    assert trained_parts(["gap"], [0, 1, 2], 6) == ["2-2"]  # before the final norm
+    assert trained_parts(None, [0, 1, 2], 6) is None
+    with pytest.raises(RecipeError, match="only: gap names nothing: no layer is left out"):
+        trained_parts(["gap"], [4, 5], 6)
 
 
 def test_the_plan_needs_less_memory_and_disk_where_less_is_trained(
