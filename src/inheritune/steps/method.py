@@ -21,4 +21,4 @@ def method_of(recipe: Recipe) -> str:
 
 
 def _distill(form: Method) -> Distill | None:
-    return None if form.distill is None else Distill.model_validate(form.distill)
+    return None if form.distill is None else Distill.model_validate(dict(form.distill))
