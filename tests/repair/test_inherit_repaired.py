@@ -14,6 +14,7 @@ import inheritune
 from inheritune.cli.app import app
 from inheritune.errors import DataError, RecipeError, SourceError, UnsupportedModelError
 from inheritune.model_files.directory import open_model
+from inheritune.recipe.data import Data
 from inheritune.repair.inherit import Calibration, calibration_of_text, inherit_repaired
 from inheritune.repair.repair import repair_layers
 from inheritune.surgery.cut import Options
@@ -95,7 +96,7 @@ def test_verify_proves_all_other_tensors_and_the_digests_of_these(gpt2, tmp_path
 def test_verify_fits_the_first_repaired_layer_again(gpt2, tiny_text, tmp_path):
     out, path = tmp_path / "out", tmp_path / "out" / "inherit.json"
     reference = open_model(str(gpt2))
-    calibration = calibration_of_text(reference, "sequential", str(tiny_text), 1000)
+    calibration = calibration_of_text(reference, "sequential", Data(source=str(tiny_text)), 1000)
     inherit_repaired(reference, "0,1,3", out, calibration)
     proofs = inheritune.verify(out, gpt2, progress=False)
     repair = next(finding for finding in proofs.findings if finding.part == "repair")

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.data.calibration import calibration_windows
 from inheritune.data.tokens import open_tokens
-from inheritune.errors import DataError, RecipeError, SourceError, escape
+from inheritune.errors import DataError, InherituneError, SourceError, escape
 from inheritune.model_files.directory import ModelDirectory
+from inheritune.recipe.data import Data
 from inheritune.surgery.repaired import repaired_names
 from inheritune.verification.run_model import Finding
 
@@ -41,7 +42,7 @@ def check_repair(
         return
     try:
         windows = _windows(target, reference, record["repair"])
-    except (DataError, RecipeError) as error:
+    except InherituneError as error:  # whatever keeps the text from being read
         yield _unproven(error.message)
         return
     except (KeyError, TypeError, ValueError) as error:
@@ -75,7 +76,8 @@ def _windows(
             windows = calibration_windows(open_tokens(folder).train, count, seq_len, seed)
             break
     else:
-        windows = calibration_of_text(reference, repair["method"], source, count).windows
+        text = Data(source=source)
+        windows = calibration_of_text(reference, repair["method"], text, count).windows
     digest = hashlib.sha256(windows.astype("<i8").tobytes()).hexdigest()
     if digest != repair["ids_sha256"]:
         raise DataError(f"{escape(source)} has other tokens than it had.")
