@@ -104,3 +104,5 @@ def test_in_python_a_text_is_a_mapping_with_the_same_keys(tiny_reference, table)
     assert found.sequences.source == f"{table / 'a.csv'} (text_column: story)"
     with pytest.raises(RecipeError, match=r"data\.tokens does not say how a text is read"):
         api.select(tiny_reference, 2, text=text | {"tokens": 5}, **settings)
+    with pytest.raises(RecipeError, match="a text is given without its source"):
+        api.select(tiny_reference, 2, text={"text_column": "story"}, **settings)

@@ -92,6 +92,8 @@ def optional_text(text: "Text | Sequence[PathLike] | None") -> "Data | None":
 def text_data(text: "Text | Sequence[PathLike]") -> "Data":
     """Return a text, given by its source or with keys of a recipe's `data` section, as such."""
     fields = dict(text) if isinstance(text, Mapping) else {"source": text}
+    if "source" not in fields:
+        raise RecipeError("a text is given without its source.", 'Name it: {"source": PATH, ...}.')
     if others := fields.keys() - {"source", *READING_KEYS}:
         raise RecipeError(
             f"data.{min(others)} does not say how a text is read.",
