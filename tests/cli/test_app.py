@@ -266,10 +266,10 @@ def test_ctrl_c_saves_and_the_same_command_continues(recipe: Path, tmp_path: Pat
     program = [sys.executable, "-m", "inheritune"]
     with subprocess.Popen([*program, *command, "pieces"], stdout=subprocess.PIPE) as process:
         while process.poll() is None:
-            if metrics.exists() and metrics.read_bytes().count(b"\n") > 5:
+            if metrics.exists() and metrics.read_bytes().count(b"\n") > 20:
                 process.send_signal(signal.SIGINT)
                 break
-            time.sleep(0.05)
+            time.sleep(0.01)
         out, _ = process.communicate(timeout=120)
     assert process.returncode == 75
     assert json.loads(out)["error"] == "Interrupted"
