@@ -91,6 +91,8 @@ def test_without_measured_gains_the_size_is_that_of_the_parameters(synthetic: Mo
     del record["rounds"][0]["repair"]  # then its start is the cut
     assert "73% is back (validation loss 3.200 cut, 2.400 now, 2.100 of" in verdict(typed(record))
     assert "standard error); 26% smaller; it took" in verdict(typed(record))
+    record["rounds"][0]["difference_se"] = None  # of a single window
+    assert "of the reference: +0.300 nats); 26% smaller" in verdict(typed(record))
 
 
 @pytest.mark.parametrize(

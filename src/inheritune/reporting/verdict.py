@@ -96,9 +96,9 @@ def _size(record: RunRecord) -> str:
 
 def _recovery(record: RunRecord) -> str:
     difference, error = record.target.difference, record.target.difference_se
-    apart = "" if difference is None else f": {signed(difference)}"
+    apart = "" if difference is None else f": {signed(difference)} nats"
     if apart and error is not None:
-        apart += f" ± {error:.3f} nats, paired standard error"
+        apart = f": {signed(difference)} ± {error:.3f} nats, paired standard error"
     losses = (
         f"validation loss {loss(record.cut_loss)} cut, {loss(record.target_loss)} now, "
         f"{loss(record.reference_loss)} of the reference{apart}"
