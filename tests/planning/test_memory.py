@@ -158,7 +158,7 @@ def compare(name: str, precision: str, distilled: bool, **more: Any) -> tuple[Me
         micro_batches=passes,
         recomputes=more.get("activation_checkpointing", False),
         matmul_attention=more.get("attention") == "matmul",
-        fused_loss=more.get("loss") == "op",
+        loss=more.get("loss", "logits"),
     )
     return estimate_memory(model, layout, seq_len, precision), before + measured_peak(setup)
 
@@ -178,6 +178,20 @@ def test_the_estimate_is_within_15_percent_of_the_measured_peak(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_fused_loss_holds_no_logits(precision: str) -> None:
-    estimate, peak = compare("large vocabulary", precision, False, loss="op")
+@pytest.mark.parametrize("chunk", [2**25, 2**19], ids=["one chunk", "four chunks"])
+def test_the_estimate_of_a_loss_in_chunks_is_within_15_percent(
+    precision: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inheritune.planning.memory.CHUNK_LOGITS", chunk)
+    monkeypatch.setattr("inheritune.training.lazy_logits._CHUNK_LOGITS", chunk)
+    monkeypatch.setattr("inheritune.training.setup.are_small", lambda *_: False)
+    estimate, peak = compare("large vocabulary", precision, False, loss="chunks")
     assert abs(estimate.total / peak - 1) < 0.15
+
+
+def test_a_chunk_is_as_large_in_a_plan_as_in_a_training() -> None:
+    from inheritune.planning import memory
+    from inheritune.training import chunked_loss, lazy_logits
+
+    assert lazy_logits._CHUNK_LOGITS == memory.CHUNK_LOGITS
+    assert chunked_loss._BLOCK_LOGITS == memory._BLOCK_LOGITS

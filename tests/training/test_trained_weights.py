@@ -270,9 +270,9 @@ def test_the_plan_needs_less_memory_and_disk_where_less_is_trained(
     params, trained = part.trainings[0].params, part.trainings[0].trained
     assert trained is not None
     assert 0 < trained < params
-    assert (part.memory.gradients, part.memory.moments) == (4 * trained, 8 * trained)
-    assert part.memory.weights == whole.memory.weights
-    assert part.memory.activations < whole.memory.activations
+    # The most is held at the loss, where there are no gradients yet.
+    assert (part.memory.gradients, part.memory.moments) == (0, 8 * trained)
+    assert part.memory.total < whole.memory.total
     assert part.save_bytes == 4 * params + 8 * trained < whole.save_bytes == 12 * params
 
 

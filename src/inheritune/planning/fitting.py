@@ -3,7 +3,13 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from inheritune.planning.memory import Layout, Memory, TrainedModel, estimate_memory
+from inheritune.planning.memory import (
+    CHUNK_LOGITS,
+    Layout,
+    Memory,
+    TrainedModel,
+    estimate_memory,
+)
 from inheritune.planning.trainings import PlannedTraining
 from inheritune.recipe.sharding import bytes_at_rest, shard_count, sums_every_pass
 from inheritune.recipe.training import Train
@@ -46,6 +52,7 @@ def layout_on(model: TrainedModel, train: Train, speed: Speed | None) -> Layout:
     shards = shard_count(train, devices, machines_of(devices), at_rest, memory)
     passes = max(1, train.batch_tokens // (train.seq_len * train.micro_batch * devices))
     is_short = on_cpu and train.seq_len <= _LONGEST_MATMUL
+    logits = train.micro_batch * train.seq_len * model.vocabulary
     return Layout(
         shards=shards,
         micro_batch=train.micro_batch,
@@ -54,7 +61,7 @@ def layout_on(model: TrainedModel, train: Train, speed: Speed | None) -> Layout:
         recomputes=train.activation_checkpointing == "on",
         offloads=train.offload == "on" and devices > 1,
         matmul_attention=train.attention == "matmul" or (train.attention == "auto" and is_short),
-        fused_loss=not on_cpu,
+        loss="op" if not on_cpu else "chunks" if logits > CHUNK_LOGITS else "logits",
     )
 
 

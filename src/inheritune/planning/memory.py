@@ -6,7 +6,7 @@ the widths of queries and of keys; an item has 2 bytes in bf16 and 4 in fp32.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from inheritune.model_files.config import text_config
 from inheritune.model_files.flops import (
@@ -21,7 +21,8 @@ BYTES_PER_PARAMETER = 16  # of a training without activations: fp32 weights and 
 # Measured: written, hashed and synced, on the disk of a rented machine (docs/log.md).
 SAVED_BYTES_PER_S = 3e8
 
-_CHUNK_LOGITS = 2**24  # as in training.loss
+CHUNK_LOGITS = 2**25  # as in training.lazy_logits
+_BLOCK_LOGITS = 2**19  # as in training.chunked_loss
 _INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
 _EXPERT_INNER = ("moe_intermediate_size",)
 _PLAIN_MLP = {"gpt2", "gpt_neox", "gpt_neo", "gptj", "opt", "bloom", "falcon", "phi", "starcoder2"}
@@ -68,7 +69,7 @@ class Layout:
     recomputes: bool = False  # whether layers are computed again in the backward pass
     offloads: bool = False  # whether weights, gradients and moments lie in the host's memory
     matmul_attention: bool = False  # whether the attention keeps its weights, T for each position
-    fused_loss: bool = False  # whether logits are made in chunks, and never held
+    loss: Literal["logits", "chunks", "op"] = "logits"  # as in training.hardware
 
     @property
     def gathers_bf16(self) -> bool:
@@ -224,19 +225,31 @@ def _layer_gradient(config: Mapping[str, Any], positions: int, item: int) -> int
 def _logits(model: TrainedModel, positions: int, item: int, layout: Layout) -> int:
     """Bytes of the loss at its worst, with the gradient of the head where it is there already."""
     rows, head = positions * model.vocabulary, model.head
-    if model.reference:
-        # In chunks: logits, both distributions, slopes; what the chunk before left behind.
-        chunk = min(rows, max(_CHUNK_LOGITS, model.vocabulary))
-        buffers = 6 if chunk == rows else 9
-        states = positions * model.width * 2 * item
-        heads = (4 + item) * head + (item * head if layout.shards > 1 else 0)
-        return buffers * 4 * chunk + heads + states
-    if layout.fused_loss:
+    if model.reference or layout.loss == "chunks":
+        return _chunks(model, positions, item)
+    if layout.loss == "op":
         # Chunks of as many logits as the states have values; sums of the head's gradient, and in
         # bf16 the head's copy and that of its gradient.
         return 3 * 4 * positions * model.width + (8 if item == 4 else 18) * head
     # log softmax, and the two gradients that lead through it; then that of the head
     return max(12 * rows, (8 if item == 4 else 6) * rows + 4 * head)
+
+
+def _chunks(model: TrainedModel, positions: int, item: int) -> int:
+    """Bytes of a loss whose logits, of one or two models, are made a chunk at a time."""
+    rows, head, models = positions * model.vocabulary, model.head, 2 if model.reference else 1
+    chunk = min(rows, max(CHUNK_LOGITS, model.vocabulary))
+    several = chunk < rows
+    # The chunk before is there until the next is made.
+    logits = models * (2 if several else 1) * item * chunk
+    # Of a block in fp32: log softmax; beside a reference its distribution and a slope, too; and of
+    # bf16 logits a copy.
+    block = 4 * ((3 if model.reference else 1) + (item == 2)) * min(chunk, _BLOCK_LOGITS)
+    # The head's gradient: the sum in fp32, and where it is not the first in fp32, a chunk's.
+    total, of_chunk = 4 * head, item * head if several or item == 2 else 0
+    at_most = max(block + total * several, total + of_chunk)
+    copies = models * item * head if item == 2 else 0
+    return logits + at_most + copies + 2 * item * positions * model.width
 
 
 def _sharded_reference(model: TrainedModel, item: int, shards: int) -> int:
