@@ -791,7 +791,7 @@ def test_without_a_gpu_the_processor_is_taken_and_said(visible: str) -> None:
             check=True,
         ).stdout
     )
-    assert (found["device"], found["loss"]) == ("cpu", "logits")
+    assert (found["device"], found["loss"]) == ("cpu", "chunks")
     assert found["reasons"]["device"] == "torch finds no GPU that it can use"
 
 
@@ -818,6 +818,7 @@ def test_bf16_on_a_gpu_without_it_ends_with_4(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr("inheritune.training.hardware.device_memory", lambda device: 16 * 2**30)
     asked = recipe_of(tiny_reference, tiny_text, train={"precision": "bf16"})
     with pytest.raises(MachineError, match="precision is bf16, which Tesla T4 lacks") as error:
         choose_settings(asked.recipe.train, 0)

@@ -89,6 +89,12 @@ def scale_recipe(recipe: Recipe, factor: float, config: Mapping[str, Any] | None
         + [tokens(recipe.tokens_of(name) or 0) for name in recipe.variants]
     )
     values["data"] = _scaled_data(recipe, tokens, 2 * longest)
+    repairs = [recipe.inherit.repair, *(v.repair for v in recipe.variants.values())]
+    if any(
+        repair not in (None, "none") for repair in repairs
+    ):  # which needs as many tokens of text
+        inherit = values["inherit"]
+        inherit["repair_tokens"] = min(inherit["repair_tokens"], longest)
     for variant in values["variants"].values():
         _scale_variant(variant, factor, train)
     windows = max(1, _VALIDATION_TOKENS // train["seq_len"])
