@@ -79,7 +79,7 @@ def _many_rows(run: Path, synthetic: ModuleType) -> str:
     path = run / "variants/scratch/6-layers/metrics.jsonl"
     with path.open("a") as file:
         file.writelines(row.format(step) for step in range(1001, 1_001_001))
-    return "of the ordinary steps one in"
+    return "of the ordinary steps is read"
 
 
 def _many_variants(run: Path, synthetic: ModuleType) -> str:

@@ -1,5 +1,6 @@
 """The stages of a run stand in run.json while it goes on."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from tiny_recipe import recipe_of
 
 from inheritune.run.execute import execute
 from inheritune.run_directory import Run
+from inheritune.system.files import write_json
 from inheritune.system.progress import Progress
 
 
@@ -62,6 +64,19 @@ def test_a_finished_run_has_the_time_of_every_stage(seen: Any) -> None:
     assert "scratch" not in [stage["name"] for stage in stages]  # its size is known
     before = seen[0].record_file.read_bytes()
     assert b'"stages"' in before
+
+
+def test_a_run_stopped_behind_its_result_gets_the_time_of_the_stages_that_were_left(
+    seen: Any, tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "tiny")
+    shutil.copytree(seen[0].root, run.root)
+    record = run.read()
+    del record["stages"][-1]["began_at"], record["stages"][-1]["seconds"]
+    write_json(run.record_file, record)
+    variants = {"inherit": {"start": "inherit"}, "scratch": {"start": "fresh"}}
+    execute(recipe_of(tiny_reference, tiny_text, variants=variants), run.root)
+    assert all(stage["seconds"] >= 0 and stage["began_at"] for stage in run.read()["stages"])
 
 
 def test_a_training_names_its_round_its_distance_and_the_time_of_the_run(seen: Any) -> None:

@@ -378,7 +378,7 @@ def test_a_training_moves_from_layout_to_layout_with_the_same_samples_and_losses
     ]
     codes = in_group("leg", tmp_path, tiny_tokens, STAGES=json.dumps(stages))
     assert codes == [0] * sum(size for size, *_ in LEGS)
-    for number, (size, _, layout) in enumerate(LEGS, 1):
+    for number, (size, *_) in enumerate(LEGS, 1):
         for name, seen in samples.items():
             parts = [
                 results_of(tmp_path, rank, f"{number}-")["leg"][name][checked[name] :]
@@ -387,8 +387,6 @@ def test_a_training_moves_from_layout_to_layout_with_the_same_samples_and_losses
             each = 8 // size
             # Behind the five steps is the one in which they were asked to stop: it is done again.
             seen += [n for s in range(5) for part in parts for n in part[each * s :][:each]]
-        saved = tmp_path / "plain" / "checkpoints" / f"step-{5 * number:08d}"
-        assert len(list(saved.glob("model*.safetensors"))) == layout["shards"]
     for name, distill in (("plain", None), ("distilled", {})):
         *_, asked = WORK.run_training(tmp_path / name, tiny_tokens, distill=distill)
         alone = tmp_path / f"{name}-alone"

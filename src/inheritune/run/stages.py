@@ -18,12 +18,16 @@ from inheritune.system.progress import Progress
 class Stages:
     """The stages of a run: those that ended, the one that goes on, and those to come.
 
-    A run that has its result keeps the record that it has.
+    A run whose last stage has ended keeps the record that it has.
     """
 
     def __init__(self, job: Job) -> None:
         record = job.run.record()
-        self._run, self._is_over = job.run, bool(record.result)
+        self._run, self._has_result = job.run, bool(record.result)
+        # Its models are looked at behind the result: it may have been stopped there.
+        self._is_over = self._has_result and all(
+            row.began_at and row.seconds is not None for row in record.stages
+        )
         self._tell = job.on_progress
         self._rows: list[StageRecord] = list(record.stages)
         self._now: int | None = None  # index of the stage that goes on
@@ -71,7 +75,7 @@ class Stages:
         """Record sections of run.json that the final record replaces."""
         if "benchmark" in sections:
             self._level = sections["benchmark"].val_loss
-        if not self._is_over:
+        if not self._has_result:
             self._run.update(RunRecord(**sections))
 
     def on_progress(self, progress: Progress) -> None:
