@@ -189,6 +189,18 @@ def test_the_estimate_of_a_loss_in_chunks_is_within_15_percent(
     assert abs(estimate.total / peak - 1) < 0.15
 
 
+def test_on_a_gpu_a_distillation_goes_through_a_chunk_as_one_block() -> None:
+    config = SHAPES["large vocabulary"][0]
+    params = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    model = TrainedModel(config.to_dict(), params, params // 2, 2, False, params, reference=params)
+    cpu, gpu = (
+        estimate_memory(model, Layout(micro_batch=16, loss=loss), 64, "bf16").logits
+        for loss in ("logits", "op")
+    )
+    rows = 16 * 64 * config.vocab_size  # less than a chunk: four buffers in fp32
+    assert gpu - cpu == 4 * 4 * (rows - 2**19)
+
+
 def test_a_chunk_is_as_large_in_a_plan_as_in_a_training() -> None:
     from inheritune.planning import memory
     from inheritune.training import chunked_loss, lazy_logits

@@ -226,7 +226,7 @@ def _logits(model: TrainedModel, positions: int, item: int, layout: Layout) -> i
     """Bytes of the loss at its worst, with the gradient of the head where it is there already."""
     rows, head = positions * model.vocabulary, model.head
     if model.reference or layout.loss == "chunks":
-        return _chunks(model, positions, item)
+        return _chunks(model, positions, item, layout)
     if layout.loss == "op":
         # Chunks of as many logits as the states have values; sums of the head's gradient, and in
         # bf16 the head's copy and that of its gradient.
@@ -235,7 +235,7 @@ def _logits(model: TrainedModel, positions: int, item: int, layout: Layout) -> i
     return max(12 * rows, (8 if item == 4 else 6) * rows + 4 * head)
 
 
-def _chunks(model: TrainedModel, positions: int, item: int) -> int:
+def _chunks(model: TrainedModel, positions: int, item: int, layout: Layout) -> int:
     """Bytes of a loss whose logits, of one or two models, are made a chunk at a time."""
     rows, head, models = positions * model.vocabulary, model.head, 2 if model.reference else 1
     chunk = min(rows, max(CHUNK_LOGITS, model.vocabulary))
@@ -243,8 +243,9 @@ def _chunks(model: TrainedModel, positions: int, item: int) -> int:
     # The chunk before is there until the next is made.
     logits = models * (2 if several else 1) * item * chunk
     # Of a block in fp32: log softmax; beside a reference its distribution and a slope, too; and of
-    # bf16 logits a copy.
-    block = 4 * ((3 if model.reference else 1) + (item == 2)) * min(chunk, _BLOCK_LOGITS)
+    # bf16 logits a copy. Only on a CPU, which has no `op`, is a block less than a chunk.
+    in_block = chunk if layout.loss == "op" else min(chunk, _BLOCK_LOGITS)
+    block = 4 * ((3 if model.reference else 1) + (item == 2)) * in_block
     # The head's gradient: the sum in fp32, and where it is not the first in fp32, a chunk's.
     total, of_chunk = 4 * head, item * head if several or item == 2 else 0
     at_most = max(block + total * several, total + of_chunk)
