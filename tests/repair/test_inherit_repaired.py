@@ -114,6 +114,10 @@ def test_verify_fits_the_first_repaired_layer_again(gpt2, tiny_text, tmp_path):
         findings(out, gpt2)
     path.write_text(written.replace(record["repair"]["ids_sha256"], "0" * 64))
     assert "has other tokens than it had" in findings(out, gpt2)["repair"]
+    # --- a text of the Hub is not fetched for a record that a stranger may have written ---
+    elsewhere = record["repair"] | {"source": "owner/name"}
+    path.write_text(json.dumps(record | {"repair": elsewhere}))
+    assert "its text owner/name is not on this machine" in findings(out, gpt2)["repair"]
     path.write_text(written)
     assert findings(out, None)["repair"].endswith("not fitted again: name the reference")
 

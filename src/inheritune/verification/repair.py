@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from inheritune.data.calibration import calibration_windows
+from inheritune.data.hub_dataset import is_hub_dataset
 from inheritune.data.tokens import open_tokens
 from inheritune.errors import DataError, InherituneError, SourceError, escape
 from inheritune.model_files.directory import ModelDirectory
-from inheritune.recipe.data import Data
+from inheritune.recipe.data import Data, TextSource
 from inheritune.surgery.repaired import repaired_names
 from inheritune.verification.run_model import Finding
 
@@ -77,6 +78,8 @@ def _windows(
             break
     else:
         text = Data(source=source)
+        if is_hub_dataset(TextSource(source=source)):  # a stranger's record names no download
+            raise DataError(f"its text {escape(source)} is not on this machine.")
         windows = calibration_of_text(reference, repair["method"], text, count).windows
     digest = hashlib.sha256(windows.astype("<i8").tobytes()).hexdigest()
     if digest != repair["ids_sha256"]:
