@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from sparse_model import LLAMAS, write_llama
+from tiny_recipe import recipe_of
 
 from inheritune.api import plan
 from inheritune.errors import RecipeError
@@ -17,7 +18,7 @@ from inheritune.planning.cluster import (
     save_seconds,
 )
 from inheritune.planning.memory import Layout, TrainedModel
-from inheritune.planning.recipe_plan import RecipePlan
+from inheritune.planning.recipe_plan import RecipePlan, plan_recipe
 from inheritune.recipe.sharding import bytes_at_rest, shard_count, sums_every_pass
 from inheritune.recipe.training import Train
 
@@ -88,6 +89,18 @@ def test_a_range_of_devices_is_planned_with_hours_money_and_losses(distilled) ->
     assert [row.change for row in wide] == ["", "train.micro_batch 1"]  # of 1,024 sequences a step
 
 
+def test_numbers_of_devices_that_shard_size_does_not_divide_do_not_fit(distilled) -> None:
+    asked = {"parallel": "hybrid", "shard_size": 8}
+    found = distilled("3B", "4..16", **asked)
+    assert [(one.devices, one.fits) for one in found.clusters] == [
+        (4, False),
+        (8, True),
+        (16, True),
+    ]
+    with pytest.raises(RecipeError, match="shard_size 8 does not divide 4 processes"):
+        distilled("3B", 4, **asked)
+
+
 def test_a_copy_lies_on_one_machine_while_that_has_room() -> None:
     eight, seventy = (bytes_at_rest(p, p, r) for p, r in ((4 * GB, 8 * GB), (36 * GB, 70 * GB)))
     assert (eight, seventy) == (80 * GB, 716 * GB)
@@ -130,3 +143,11 @@ def test_a_range_of_devices_doubles() -> None:
     for wrong in ("two", "0", "8..4", "8..", "1.5"):
         with pytest.raises(RecipeError, match="--devices is"):
             device_counts(wrong)
+
+
+def test_a_recipe_with_a_shard_size_is_planned_where_no_device_is_named(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    given = {"parallel": "hybrid", "shard_size": 8}
+    recipe = recipe_of(tiny_reference, tiny_text, train=given)
+    assert plan_recipe(recipe, tmp_path / "planned").memory.total > 0

@@ -198,8 +198,8 @@ def text_with(text: Any, sets: Sequence[str] | None) -> Any:
     from inheritune.recipe.load import read_sets
 
     sections = read_sets(sets).value
-    keys = sections.get("data", {})
-    if not text or sections.keys() != {"data"} or "source" in keys:
+    keys = sections.get("data")
+    if not text or sections.keys() != {"data"} or not isinstance(keys, dict) or "source" in keys:
         raise RecipeError(
             f"--set {escape(sets[0])}: here it says how --text is read.",
             "Give --text and keys of data, such as --set data.text_column=story.",

@@ -23,7 +23,7 @@ from inheritune.conversion.converted import (
     write_index,
 )
 from inheritune.conversion.lora import Change, Factors, are_alike, are_equal, values_of
-from inheritune.conversion.rewrite import HEADS, is_tied
+from inheritune.conversion.rewrite import is_head_weight, is_tied
 from inheritune.conversion.write_tensors import write_tensors
 from inheritune.errors import (
     InherituneError,
@@ -186,7 +186,12 @@ def _changes(
             raise _misfit(source, module, model)
         scale = scale_of(config, patterns, module, a.shape[0], source)
         # PEFT saves an embedding beside the factors that it was trained with.
-        whole = changes[own.name].whole if own.name in changes else own
+        known = changes.get(own.name)
+        if known is not None and known.factors is not None:
+            raise _twice(source, module)
+        whole = own if known is None else known.whole
+        if whole.dtype not in FLOATING:
+            raise _misfit(source, module, model)
         changes[own.name] = Change(whole, Factors(a, b, scale, is_transposed))
     return changes
 
@@ -203,8 +208,8 @@ def _targets(
     embedding = input_embedding(model.tensors.values()) if is_tied(model.config) else None
     if embedding is None:
         return targets, model.config, []
-    stored = next((t for t in model.tensors.values() if _is_head_weight(t.name)), None)
-    name = next(filter(_is_head_weight, changes), "lm_head.weight")
+    stored = next((t for t in model.tensors.values() if is_head_weight(t.name)), None)
+    name = next(filter(is_head_weight, changes), "lm_head.weight")
     head = stored or replace(embedding, name=name)
     made = [changes.get(tensor.name) or Change(tensor) for tensor in (head, embedding)]
     # Two different ones in the files are not tied by transformers either.
@@ -225,10 +230,6 @@ def _targets(
     return targets, config, [f"{both} are two tensors now, as PEFT trained them."]
 
 
-def _is_head_weight(name: str) -> bool:
-    return f".{name}".split(".")[-2] in HEADS
-
-
 def _misfit(source: Path, name: str, model: ModelDirectory) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"{source} holds {escape(name)}, which fits no tensor of {model.name}.",
@@ -247,7 +248,7 @@ def _own_tensor(name: str, model: ModelDirectory) -> Tensor | None:
     if (own := next((n for n in candidates if n in model.tensors), None)) is not None:
         return model.tensors[own]
     embedding = input_embedding(model.tensors.values())
-    if embedding is not None and _is_head_weight(name) and is_tied(model.config):
+    if embedding is not None and is_head_weight(name) and is_tied(model.config):
         return replace(embedding, name=name)
     return None
 

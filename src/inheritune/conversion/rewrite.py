@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 HEADS = {"lm_head", "embed_out", "output", "output_layer", "head"}
-"""Names that an output head can have, without ``.weight``."""
+"""Names that an output head can have as a module."""
 _CHUNK = 2**22  # values tested, and bytes written, at a time
 
 Digest = tuple[str, str, tuple[int, ...]]
@@ -84,13 +84,19 @@ def is_tied(config: Mapping[str, Any]) -> bool:
     return bool(getattr(default, "tie_word_embeddings", True))
 
 
+def is_head_weight(name: str) -> bool:
+    """Return whether a tensor is the weight of an output head, by its name; a bias is not."""
+    *_, module, kind = f".{name}".split(".")
+    return kind == "weight" and module in HEADS
+
+
 def _tied_heads(digests: Mapping[str, Digest]) -> tuple[dict[str, str], list[str]]:
     """Find the heads of a tied model that equal its embedding.
 
     Returns:
         The reason for dropping each of them, by name; and warnings about heads that differ.
     """
-    heads = [name for name in digests if ("." + name).split(".")[-2] in HEADS]
+    heads = [name for name in digests if is_head_weight(name)]
     others = {digest: name for name, digest in digests.items() if name not in heads}
     dropped, warnings = {}, []
     for head in heads:

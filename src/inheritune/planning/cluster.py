@@ -12,13 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+from inheritune.data.shards import id_type
 from inheritune.errors import RecipeError, escape
 from inheritune.planning.fitting import (
     DEVICES_PER_MACHINE,
+    can_share,
     cheapest_change,
     layout_on,
     precision_on,
     room_on,
+    shared_by,
 )
 from inheritune.planning.memory import SAVED_BYTES_PER_S, Layout, Memory, TrainedModel
 from inheritune.planning.trainings import PlannedTraining
@@ -187,6 +190,8 @@ def plan_cluster(
     """
     devices, room = speed.count, room_on(speed)
     fits = not train.batch_tokens % (train.seq_len * train.micro_batch * devices)
+    fits = fits and can_share(train, devices)
+    train = shared_by(train, devices)
     fits = fits and (room is None or memory_on(train, devices).total <= room)
     found = None if fits or room is None else cheapest_change(train, devices, room, memory_on)
     change = None if found is None else found[0]
@@ -212,6 +217,7 @@ def plan_cluster(
         lost += (total - busy_s) / 3600
         shards = max(shards, layout.shards)
     tokens = sum(training.tokens for training, _ in planned)
+    vocabulary = planned[0][1].vocabulary
     return ClusterPlan(
         devices=devices,
         shards=shards,
@@ -225,5 +231,5 @@ def plan_cluster(
         lost=lost / hours,
         save_s=save_s,
         best_save_minutes=best_interval(devices, save_s, links) / 60,
-        text_bytes_per_s=tokens * 4 / (hours * 3600),
+        text_bytes_per_s=tokens * id_type(vocabulary).itemsize / (hours * 3600),
     )

@@ -43,13 +43,26 @@ def machines_of(devices: int) -> int:
     return -(-devices // DEVICES_PER_MACHINE)
 
 
+def can_share(train: Train, devices: int) -> bool:
+    """Return whether so many devices can be divided by ``train.shard_size``."""
+    return train.shard_size is None or devices % train.shard_size == 0
+
+
+def shared_by(train: Train, devices: int) -> Train:
+    """Return the section with the shards of a machine where its own do not divide the devices."""
+    return train if can_share(train, devices) else train.model_copy(update={"shard_size": None})
+
+
 def layout_on(model: TrainedModel, train: Train, speed: Speed | None) -> Layout:
     """Lay a training out as a run on these devices would."""
     at_rest = bytes_at_rest(model.params, model.trained, model.reference)
     devices = 1 if speed is None else speed.count
     on_cpu = speed is None or speed.device.name == "cpu"
     memory = None if speed is None else speed.device.memory_bytes
-    shards = shard_count(train, devices, machines_of(devices), at_rest, memory)
+    # Without named devices, one alone is laid out, whatever the recipe asks of several.
+    shards = 1
+    if speed is not None:
+        shards = shard_count(train, devices, machines_of(devices), at_rest, memory)
     passes = max(1, train.batch_tokens // (train.seq_len * train.micro_batch * devices))
     is_short = on_cpu and train.seq_len <= _LONGEST_MATMUL
     logits = train.micro_batch * train.seq_len * model.vocabulary

@@ -257,5 +257,6 @@ def _sharded_reference(model: TrainedModel, item: int, shards: int) -> int:
     """Bytes of a reference whose layers are gathered one after the other, and of its head."""
     if not model.reference:
         return 0
-    layer = max(0, model.reference - 2 * model.head) // max(1, model.reference_layers)
+    outside = (1 if model.tied else 2) * model.head
+    layer = max(0, model.reference - outside) // max(1, model.reference_layers)
     return item * (model.reference // shards + max(2 * layer, model.head))

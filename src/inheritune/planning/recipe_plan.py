@@ -17,6 +17,7 @@ from inheritune.planning.fitting import (
     cheapest_change,
     memory_of,
     room_on,
+    shared_by,
     trained_model,
 )
 from inheritune.planning.memory import Memory
@@ -188,10 +189,12 @@ def plan_recipe(
         return max((memory_of(t, train, on) for _, t in planned), key=lambda memory: memory.total)
 
     devices = 1 if speed is None else speed.count
-    memory, room = memory_on(recipe.train, devices), room_on(speed)
+    # Of a range, some numbers may not suit train.shard_size; a single one is refused.
+    train = shared_by(recipe.train, devices) if len(counts) > 1 else recipe.train
+    memory, room = memory_on(train, devices), room_on(speed)
     change = None
     if room is not None and memory.total > room:
-        found = cheapest_change(recipe.train, devices, room, memory_on)
+        found = cheapest_change(train, devices, room, memory_on)
         change = None if found is None else found[0]
     return RecipePlan(
         name=recipe.name,
