@@ -109,9 +109,10 @@ def test_verify_fits_the_first_repaired_layer_again(gpt2, tiny_text, tmp_path):
     with pytest.raises(SourceError, match=rf"{PATH}\.weight is not what sequential gives"):
         findings(out, gpt2)
     # --- a record without what it takes, and a text that is another one now ---
-    path.write_text(json.dumps(record | {"repair": record["repair"] | {"seed": None}}))
-    with pytest.raises(SourceError, match="holds a garbled repair"):
-        findings(out, gpt2)
+    for broken in ({"seed": None}, {"ridge": "0.1"}, {"ridge": -1.0}, {"method": "magic"}):
+        path.write_text(json.dumps(record | {"repair": record["repair"] | broken}))
+        with pytest.raises(SourceError, match="holds a garbled repair"):
+            findings(out, gpt2)
     path.write_text(written.replace(record["repair"]["ids_sha256"], "0" * 64))
     assert "has other tokens than it had" in findings(out, gpt2)["repair"]
     # --- a text of the Hub is not fetched for a record that a stranger may have written ---

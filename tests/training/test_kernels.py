@@ -51,9 +51,12 @@ def test_matmul_attention_agrees_with_causal_models(name: str) -> None:
     assert model.config._attn_implementation == own
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", MORE_THAN_CAUSAL)
-def test_models_that_are_more_than_causal_keep_their_own_attention(name: str) -> None:
-    assert not agrees_with_the_model(model_of(MORE_THAN_CAUSAL[name]), 97, 48)
+def test_models_that_are_more_than_causal_keep_their_own_attention(
+    name: str, dtype: torch.dtype
+) -> None:
+    assert not agrees_with_the_model(model_of(MORE_THAN_CAUSAL[name]).to(dtype), 97, 48)
 
 
 def test_matmul_attention_has_the_gradients_of_the_models_own() -> None:

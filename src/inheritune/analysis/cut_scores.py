@@ -20,6 +20,7 @@ from inheritune.analysis.cut_walk import common_layers, count_layers, walk_order
 from inheritune.surgery.removal import Cut
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
+from inheritune.training.kl_divergence import token_divergence
 from inheritune.training.layers import find_layers
 from inheritune.training.lazy_logits import LazyLogits, lazy_logits
 from inheritune.training.loss import logits_are_plain_head_output
@@ -114,11 +115,11 @@ def _log_probabilities(logits: LazyLogits) -> "Tensor":
 
 
 def _summed(log_p: "Tensor", logits: LazyLogits, labels: "Tensor") -> NDArray[np.float64]:
-    """Sum KL(p || q) = sum_v p_v (log p_v - log q_v) and -log q[label] over tokens: (2,)."""
+    """Sum KL(p || q) and -log q[label] over tokens: (2,)."""
     sums = torch.zeros(2, dtype=torch.float64, device=labels.device)
     for part in logits.chunks():
         log_q = logits.rows(part).float().log_softmax(-1)  # (n, V)
-        kl = (log_p[part].exp() * (log_p[part] - log_q)).sum(-1)
+        kl = token_divergence(log_p[part], log_p[part].exp(), log_q)
         loss = -log_q.gather(1, labels[part, None])
         sums += torch.stack((kl.double().sum(), loss.double().sum()))
     return sums.cpu().numpy()

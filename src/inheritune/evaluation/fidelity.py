@@ -20,6 +20,7 @@ from inheritune.errors import DataError
 from inheritune.evaluation.val_loss import count_windows, standard_error
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
+from inheritune.training.kl_divergence import token_divergence
 from inheritune.training.lazy_logits import LazyLogits, lazy_logits
 from inheritune.training.loss import logits_are_plain_head_output
 
@@ -130,8 +131,7 @@ def token_fidelity(z_p: Tensor, z_q: Tensor) -> Tensor:
     """
     log_p, log_q = z_p.float().log_softmax(-1), z_q.float().log_softmax(-1)
     p, q = log_p.exp(), log_q.exp()
-    # KL(p || q) = sum_v p_v (log p_v - log q_v), where 0 log 0 = 0
-    kl = torch.where(p > 0, p * (log_p - log_q), 0).sum(-1)
+    kl = token_divergence(log_p, p, log_q)
     agrees = z_p.argmax(-1) == z_q.argmax(-1)
     # sum_v min(p_v, q_v) = 1 - (1 / 2) sum_v |p_v - q_v|
     overlap = torch.minimum(p, q).sum(-1)

@@ -17,6 +17,7 @@ from inheritune.repair.places import HELD_OUT
 from inheritune.repair.projection import Projection
 from inheritune.system.progress import Listener, Progress
 from inheritune.system.signals import StopFlag
+from inheritune.training.kl_divergence import token_divergence
 
 _BATCH = 8  # windows per forward
 # Its Gram matrix takes 2 GiB, of which three are held at a time.
@@ -114,8 +115,9 @@ class CalibrationRun:
                 log_p = p.rows(part).float().log_softmax(-1)
                 probabilities = log_p.exp()
                 for number, q in enumerate(qs):
-                    z = q.rows(part).float()
-                    kl[number] += float(divergence(log_p, probabilities, z).double().sum())
+                    log_q = q.rows(part).float().log_softmax(-1)
+                    kls = token_divergence(log_p, probabilities, log_q)
+                    kl[number] += float(kls.double().sum())
             tokens += ids.numel()
             self.flops += (1 + len(targets)) * 2.0 * head.weight.numel() * ids.numel()
         return [one / tokens for one in kl]
@@ -168,18 +170,6 @@ class CalibrationRun:
             change = (inputs.to(moved.device) @ moved.T).cpu() + of_bias
             hidden[batch] += change.view(len(batch), -1, change.shape[-1])
             self.flops += 2.0 * len(inputs) * projection.features("sequential") * len(moved)
-
-
-def divergence(log_p: Tensor, p: Tensor, z: Tensor) -> Tensor:
-    """Compute KL(p || softmax(z)) = sum_v p_v (log p_v - log q_v) of some tokens, (n,).
-
-    The differences are summed, not z: fp32 probabilities add up to 1 but for 1e-5, which logits of
-    20 would turn into 2e-4 nats.
-
-    Args:
-        log_p: (n, V) fp32, as p and the logits z.
-    """
-    return (p * (log_p - z.log_softmax(-1))).sum(-1)
 
 
 def refuse_width(layer: int, projection: Projection, method: str) -> None:

@@ -14,6 +14,12 @@ RIDGES = {
 HELD_OUT = 8  # every eighth window is held out to choose the ridge on
 
 
+def places_before_gaps(layer_map: Sequence[int], total: int) -> list[int]:
+    """List the places of a target behind which some of the reference's ``total`` are left out."""
+    following = [*layer_map[1:], total]
+    return [j for j, layer in enumerate(layer_map) if following[j] != layer + 1]
+
+
 def repaired_places(layer_map: Sequence[int], total: int, method: str) -> list[int]:
     """List the places of a target that a method changes, in order.
 
@@ -21,8 +27,7 @@ def repaired_places(layer_map: Sequence[int], total: int, method: str) -> list[i
         UnsupportedModelError: There are none, since only layers before the first kept one are left
             out and the method changes the layer before a gap.
     """
-    following = [*layer_map[1:], total]
-    places = [j for j, n in enumerate(layer_map) if following[j] != n + 1]  # before a gap
+    places = places_before_gaps(layer_map, total)
     if len(layer_map) == total:
         return []
     if method == "sequential":

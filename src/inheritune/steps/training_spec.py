@@ -9,6 +9,7 @@ from inheritune.errors import RecipeError
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.training import Train
 from inheritune.recipe.variants import Variant
+from inheritune.repair.places import places_before_gaps
 from inheritune.run_directory import Run
 from inheritune.surgery.parts import PARTS
 from inheritune.surgery.selection import (
@@ -200,8 +201,7 @@ def trained_parts(
     """
     if only is None or _GAP not in only:
         return None if only is None else [*only]
-    following = [*layer_map[1:], total]
-    gaps = [place for place, layer in enumerate(layer_map) if following[place] != layer + 1]
+    gaps = places_before_gaps(layer_map, total)
     if not gaps:
         raise RecipeError(
             f"only: {_GAP} names nothing: no layer is left out behind another.",

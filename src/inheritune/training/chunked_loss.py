@@ -52,7 +52,7 @@ def _walk(target: LazyLogits, labels: Tensor, open_chunk: Callable[[slice], OfBl
                 sums, slope = of_block(z[block].float(), y[block], block)
                 total = sums if total is None else total + sums
                 if slopes is not None:
-                    slopes[block] = slope.mul_((y[block] != IGNORED)[:, None])
+                    slopes[block] = slope.masked_fill_((y[block] == IGNORED)[:, None], 0)
             if gradients is not None and slopes is not None:
                 gradients.add(chunk, slopes, logits)
     assert total is not None

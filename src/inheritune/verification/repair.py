@@ -10,6 +10,7 @@ from inheritune.data.tokens import open_tokens
 from inheritune.errors import DataError, InherituneError, SourceError, escape
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.recipe.data import Data, TextSource
+from inheritune.repair.places import RIDGES
 from inheritune.surgery.repaired import repaired_names
 from inheritune.verification.run_model import Finding
 
@@ -46,7 +47,7 @@ def check_repair(
     except InherituneError as error:  # whatever keeps the text from being read
         yield _unproven(error.message)
         return
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise SourceError(
             f"{target.path / 'inherit.json'} holds a garbled repair: {escape(error)}.",
             "Write the target again.",
@@ -70,8 +71,12 @@ def _windows(
     from inheritune.repair.inherit import calibration_of_text
 
     count, seq_len, seed = (int(repair[key]) for key in ("tokens", "seq_len", "seed"))
-    float(repair["ridge"])
-    source = str(repair["source"])
+    source, ridge = str(repair["source"]), repair["ridge"]
+    if not isinstance(ridge, int | float) or not 0 < ridge < float("inf"):
+        raise ValueError(f"ridge {ridge!r}")
+    if repair["method"] not in RIDGES:
+        raise ValueError(f"method {repair['method']!r}")
+    int(repair["layers"][0]["layer"])
     for folder in (parent / "tokens" for parent in target.path.absolute().parents):
         if (folder / "manifest.json").is_file() and open_tokens(folder).fingerprint == source:
             windows = calibration_windows(open_tokens(folder).train, count, seq_len, seed)
