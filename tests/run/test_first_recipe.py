@@ -9,7 +9,7 @@ import tiny_models
 import inheritune as it
 from inheritune.errors import Interrupted, RecipeError
 from inheritune.model_files.directory import open_model
-from inheritune.run.first_request import FirstRun
+from inheritune.run.first_request import FirstRun, continuing
 from inheritune.steps.method import method_of
 from inheritune.system.progress import Progress
 
@@ -272,3 +272,8 @@ def test_a_file_that_was_not_written_by_a_command_is_left_alone(
     with pytest.raises(RecipeError, match="not made by this command"):
         first(tiny_reference, tiny_text, tokens="1K", out=".")
     assert path.read_bytes() == before
+
+
+def test_the_way_to_continue_names_the_runs_that_lie_elsewhere(tmp_path: Path) -> None:
+    for runs, end in ((Path("runs"), "recipe.yaml"), (tmp_path, f"--runs {tmp_path}")):
+        assert continuing(runs / "mine/recipe.yaml", runs).endswith(end)

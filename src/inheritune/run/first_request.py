@@ -12,6 +12,7 @@ from inheritune.recipe.values import amount_of_tokens, name_of_model, safe_name
 from inheritune.system.files import write_bytes
 
 _MOST_MINUTES = 525_600  # a year
+_USUAL_RUNS = Path("runs")  # where `inheritune run` looks unless --runs says otherwise
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,12 @@ class FirstRun:
         return name_of_model(self.model) if name is None else str(name)
 
 
+def continuing(recipe: Path, runs: Path) -> str:
+    """Return the command that continues the run of a recipe among these runs."""
+    words = ["inheritune", "run", str(recipe)]
+    return shlex.join(words if runs == _USUAL_RUNS else [*words, "--runs", str(runs)])
+
+
 def keep_recipe(
     request: FirstRun, directory: Path, runs: Path, make: Callable[[], RecipeFile]
 ) -> RecipeFile:
@@ -107,8 +114,7 @@ def keep_recipe(
             subject = f"the run {place.parent}" if place == copy else str(place)
             raise RecipeError(
                 f"{escape(subject, 160)} is there already, and was not made by this command.",
-                f"Continue it: inheritune run {shlex.quote(str(place))}; or choose another name: "
-                "--name NAME",
+                f"Continue it: {continuing(place, runs)}; or choose another name: --name NAME",
             )
         if place == copy:
             write_bytes(path, file.text.encode())

@@ -6,7 +6,6 @@ Both are made once and lie in the run's directory, from which a later start take
 import ast
 import importlib.util
 import json
-import shlex
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from inheritune.model_files.directory import open_model
 from inheritune.recipe.load import RecipeFile, read_recipe, read_sets
 from inheritune.recipe.sections import yaml_value
 from inheritune.run.first_recipe import DEFAULT_MINUTES, first_recipe
-from inheritune.run.first_request import FirstRun
+from inheritune.run.first_request import FirstRun, continuing
 from inheritune.run_directory import Run
 from inheritune.system.files import write_bytes
 from inheritune.system.progress import Listener, Progress, silent
@@ -100,8 +99,8 @@ def real_recipe(
         if is_asked and f"\n# {_cut(request, run).command}\n" not in file.text:
             raise RecipeError(
                 f"{escape(run.root, 160)} was begun with other options.",
-                f"Continue it: inheritune run {shlex.quote(str(run.recipe_file))}; or begin "
-                "another: --set name=NAME",
+                f"Continue it: {continuing(run.recipe_file, runs)}; or begin another: "
+                "--set name=NAME",
             )
         return file
     gguf, new = packaged_model(), missing_directories(run.root)
