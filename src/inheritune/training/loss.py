@@ -29,10 +29,13 @@ _MAX_GAP = 1e-3  # nats per token; models with a plain head stay below 4e-6
 class TrainingObjective(nn.Module):
     """A model and its loss in one forward pass, so that what FSDP gathers serves both."""
 
-    def __init__(self, model: "PreTrainedModel", avoids_logits: bool) -> None:
+    def __init__(
+        self, model: "PreTrainedModel", avoids_logits: bool, takes_op: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.avoids_logits = avoids_logits  # (B, T, V) is never held
+        self._takes_op = takes_op  # torch's own loss over hidden states, in place of chunks
         # The next micro-batch's place in the order of samples: stored distributions lie there.
         self.position = 0
         self.alpha = 1.0  # weight of the cross-entropy; below 1 only beside a reference
@@ -51,8 +54,9 @@ class TrainingObjective(nn.Module):
         """
         if labels is None:
             return self.model(input_ids=input_ids, use_cache=use_cache)
-        cross_entropy = fused_cross_entropy_sum if self.avoids_logits else cross_entropy_sum
-        return cross_entropy(self.model, input_ids, labels)
+        if not self.avoids_logits:
+            return cross_entropy_sum(self.model, input_ids, labels)
+        return fused_cross_entropy_sum(self.model, input_ids, labels, self._takes_op)
 
 
 def cross_entropy_sum(model: nn.Module, input_ids: Tensor, labels: Tensor) -> Tensor:
@@ -62,14 +66,16 @@ def cross_entropy_sum(model: nn.Module, input_ids: Tensor, labels: Tensor) -> Te
     return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
 
 
-def fused_cross_entropy_sum(model: "PreTrainedModel", input_ids: Tensor, labels: Tensor) -> Tensor:
+def fused_cross_entropy_sum(
+    model: "PreTrainedModel", input_ids: Tensor, labels: Tensor, takes_op: bool = False
+) -> Tensor:
     """Compute the same loss from the last hidden states, in chunks: (B, T, V) is never held.
 
     Right only for models that `logits_are_plain_head_output` accepts.
     """
     logits = lazy_logits(model, input_ids, avoids_logits=True)
-    of_chunks = _sum_in_chunks if logits.hidden.is_cpu else _sum_by_op
-    return of_chunks(logits, labels.flatten())
+    cross_entropy = _sum_by_op if takes_op else _sum_in_chunks
+    return cross_entropy(logits, labels.flatten())
 
 
 def _sum_in_chunks(logits: LazyLogits, labels: Tensor) -> Tensor:

@@ -99,7 +99,8 @@ def make_setup(
         settings = replace(settings, loss="chunks" if objective.avoids_logits else "logits")
     else:
         settings = replace(settings, loss=_possible_loss(model, train, settings, notes))
-        objective = TrainingObjective(model, settings.loss != "logits")
+        avoids, takes_op = settings.loss != "logits", settings.loss == "op"
+        objective = TrainingObjective(model, avoids, takes_op)
 
     # --- the compiler and the processes; layers are compiled before they are wrapped ---
     compiled: list[nn.Module] = []
