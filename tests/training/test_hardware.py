@@ -83,3 +83,18 @@ def test_freed_memory_stays_in_the_process() -> None:
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     assert resident_mb(keep=True) > 512 > resident_mb(keep=False)
+
+
+def test_a_model_begins_on_the_host_only_where_its_weights_alone_exceed_a_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(settings, "choose_device", lambda: "cuda")
+    monkeypatch.setattr(settings, "device_memory", lambda device: 80 * 10**9)
+    train = Train.model_validate({"tokens": 1000, "precision": "fp32"})
+    begin = [
+        choose_settings(
+            train, 0, 8, at_rest=16 * params, params=params, trained=params
+        ).begins_on_host
+        for params in (8 * 10**9, 21 * 10**9)
+    ]
+    assert begin == [False, True]

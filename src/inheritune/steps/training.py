@@ -159,6 +159,7 @@ def train_share(
         job.processes.size,
         machines=job.processes.nodes,
         at_rest=bytes_at_rest(shape.params, shape.trained, reference),
+        params=shape.params,
         trained=shape.trained,
     )
     smaller_end = None

@@ -81,6 +81,7 @@ def choose_settings(
     *,
     machines: int = 1,
     at_rest: int = 0,
+    params: int = 0,
     trained: int = 0,
 ) -> Settings:
     """Resolve every `auto` of the section `train` on this machine.
@@ -89,6 +90,7 @@ def choose_settings(
         planned_flops: FLOPs of the training; they decide whether compiling pays.
         machines: Machines that the processes run on.
         at_rest: Bytes between steps, see `sharding.bytes_at_rest`.
+        params: Parameters of the model.
         trained: Parameters that are trained.
 
     Raises:
@@ -122,7 +124,8 @@ def choose_settings(
         shards=(shards := shard_count(train, processes, machines, at_rest, memory)),
         sums_every_pass=sums_every_pass(trained, shards, memory),
         offloads=train.offload == "on",
-        begins_on_host=processes > 1 and memory is not None and at_rest > memory,
+        # Whole and in fp32 it is loaded; gradients and moments come when it is sharded.
+        begins_on_host=processes > 1 and memory is not None and 4 * params > memory,
         reasons=reasons,
     )
 
