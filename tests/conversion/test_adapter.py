@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from inheritune import api
 from inheritune.conversion.lora import Change, Factors, values_of
+from inheritune.conversion.rewrite import is_head_weight
 from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
 from inheritune.model_files import refusals
 from inheritune.model_files.directory import open_model
@@ -245,6 +246,19 @@ def test_a_tensor_under_two_names_is_refused(tiny_reference, tmp_path, name):
     directory = write_adapter(tmp_path / "adapter", tiny_reference, tensors)
     with pytest.raises(SourceError, match="twice, under two names"):
         merge(directory, tmp_path / "out")
+
+
+def test_factors_of_one_matrix_under_two_spellings_are_refused(tiny_reference, tmp_path):
+    tensors = pair(Q, 32, 32) | pair(Q.removeprefix("model."), 32, 32)
+    adapter = write_adapter(tmp_path / "adapter", tiny_reference, tensors)
+    with pytest.raises(SourceError, match="twice, under two names"):
+        merge(adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_bias_of_a_head_is_no_head():
+    names = ["lm_head.weight", "lm_head.bias", "model.embed_out.weight", "model.norm.weight"]
+    assert [is_head_weight(name) for name in names] == [True, False, True, False]
 
 
 def test_an_adapter_of_another_model_is_refused(adapter, tiny_model, tmp_path):
