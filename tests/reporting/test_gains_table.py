@@ -1,7 +1,10 @@
 """The table of gains shows medians with their spread, and fidelity where it was measured."""
 
-from inheritune.reporting.gains_table import gains_sentence, gains_table
+import pytest
+
+from inheritune.reporting.gains_table import gained_words, gains_sentence, gains_table
 from inheritune.run_record.measurements import GainsRecord
+from inheritune.run_record.record import RunRecord
 
 
 def spread(median: float) -> dict[str, float]:
@@ -80,3 +83,12 @@ def test_a_record_with_holes_is_shown_with_dashes() -> None:
     rows = gains_table(broken).rows
     assert [row[1:] for row in rows] == [["—"] * 8] * 2
     assert gains_sentence(broken) == ""
+
+
+@pytest.mark.parametrize(
+    ("params", "words"), [(75, ["25% smaller"]), (125, ["25% larger"]), (100, [])]
+)
+def test_only_a_target_of_another_size_is_smaller_or_larger(params: int, words: list[str]) -> None:
+    target = {"name": "inherit", "layers": 3, "params": params}
+    record = RunRecord.model_validate({"reference": {"params": 100}, "rounds": [target]})
+    assert gained_words(record) == words

@@ -94,8 +94,9 @@ def gained_words(record: RunRecord) -> list[str]:
     if size is None and params and reference_params:
         size = params / reference_params
     words = [] if speed is None else [f"{speed:.2f}× as fast"]
-    side = "smaller" if (size or 0) < 1 else "larger"
-    return words if size is None else [*words, f"{percent(abs(1 - size))} {side}"]
+    if size is None or size == 1:
+        return words
+    return [*words, f"{percent(abs(1 - size))} {'smaller' if size < 1 else 'larger'}"]
 
 
 def _spread(scale: float) -> Callable[[SpreadRecord], str]:

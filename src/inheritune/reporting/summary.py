@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from inheritune.reporting.curves import Curve
-from inheritune.reporting.gains_table import gain_ratios
+from inheritune.reporting.gains_table import gain_ratios, gained_words
 from inheritune.reporting.quantities import amount, duration, loss, percent, signed
 from inheritune.run_record.record import RunRecord
 
@@ -77,23 +77,19 @@ def _loss(record: RunRecord) -> Fact | None:
 
 def _gained(record: RunRecord) -> Fact | None:
     """Name the gain in speed where it was measured, else in size; below it, that over scratch."""
-    ratios = [] if record.gains is None else gain_ratios(record.gains)
-    speed = next((ratio for what, ratio in ratios if what == "times the decode speed"), None)
-    params, reference_params = record.target.params, record.reference.params
-    if speed is not None:
-        value = f"{speed:.2f}× as fast"
-        details = [f"{percent(ratio)} {what}" for what, ratio in ratios if what.startswith("of")]
-    elif params and reference_params:
-        value = f"{percent(1 - params / reference_params)} smaller"
-        details = ["speed was not measured"]
-    else:
+    words = gained_words(record)
+    if not words:
         return None
+    ratios = [] if record.gains is None else gain_ratios(record.gains)
+    details = [f"{percent(ratio)} {what}" for what, ratio in ratios if what.startswith("of")]
+    if not words[0].endswith("fast"):
+        details = ["speed was not measured"]
     scratch, reached = record.fresh_control.val_loss, record.target_loss
     if scratch is not None and reached is not None:
         side = "better" if scratch >= reached else "worse"
         spent = "" if record.scratch else " of equal compute"
         details.append(f"{abs(scratch - reached):.3f} nats {side} than scratch{spent}")
-    return Fact("Gained", value, details)
+    return Fact("Gained", words[0], details)
 
 
 def _cost(record: RunRecord) -> Fact | None:
