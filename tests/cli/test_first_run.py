@@ -211,7 +211,7 @@ class TestRefusals:
             (["--minutes", "nan"], ["--minutes is nan"]),
             (["--minutes", "-3"], ["--minutes is -3"]),
             (["--minutes", "1", "--tokens", "1K"], ["--tokens and --minutes"]),
-            (["--tokens", "many"], ["--tokens 'many'", "500M or 1B"]),
+            (["--tokens", "many"], ["--tokens 'many'", "500M, 1B or 1.5T"]),
             (["--tokens", "0"], ["--tokens '0'"]),
             (["--tokens", "1K", "--layers", "9"], ["9", "between 1 and 4"]),
             (["--tokens", "1K", "--layers", "0"], ["between 1 and 4"]),

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from inheritune.recipe.schema import Recipe
-from inheritune.recipe.values import Name, parse_amount, safe_name
+from inheritune.recipe.values import Name, amount_of_tokens, parse_amount, safe_name
+from inheritune.recipe.written import written_recipe
 
 SMALLEST: dict[str, Any] = {
     "name": "toy",
@@ -28,15 +29,22 @@ def recipe(**sections: Any) -> Recipe:
 
 @pytest.mark.parametrize(
     ("text", "amount"),
-    [("2M", 2_000_000), ("1.5B", 1_500_000_000), ("600K", 600_000), ("2.01m", 2_010_000)],
+    [
+        ("2M", 2_000_000),
+        ("1.5B", 1_500_000_000),
+        ("600K", 600_000),
+        ("2.01m", 2_010_000),
+        ("1T", 10**12),
+        ("0.5t", 5 * 10**11),
+    ],
 )
 def test_amounts_with_a_letter_become_integers(text: str, amount: int) -> None:
     assert parse_amount(text) == amount
 
 
-@given(st.integers(0, 10**9), st.sampled_from("KMBkmb"))
+@given(st.integers(0, 10**9), st.sampled_from("KMBTkmbt"))
 def test_every_amount_of_a_thousandth_is_exact(thousandths: int, letter: str) -> None:
-    multiple = {"K": 10**3, "M": 10**6, "B": 10**9}[letter.upper()]
+    multiple = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}[letter.upper()]
     text = f"{thousandths // 1000}.{thousandths % 1000:03d}{letter}"
     assert parse_amount(text) == thousandths * multiple // 1000
 
@@ -46,6 +54,18 @@ def test_every_amount_of_a_thousandth_is_exact(thousandths: int, letter: str) ->
 )
 def test_text_that_is_no_amount_stays_unchanged(value: object) -> None:
     assert parse_amount(value) == value
+
+
+def test_a_trillion_is_read_wherever_tokens_are_read() -> None:
+    big = recipe(
+        train={"tokens": "1T", "eval_every": "0.1T"},
+        data={"tokens": "1.2T"},
+        variants={"mine": {"start": "inherit"}, "long": {"start": "fresh", "tokens": "2T"}},
+    )
+    assert (big.train.tokens, big.train.eval_every) == (10**12, 10**11)
+    assert (big.data.tokens, big.tokens_of("long")) == (12 * 10**11, 2 * 10**12)
+    assert amount_of_tokens("1T") == 10**12
+    assert "tokens: 3T\n" in written_recipe({"train": {"tokens": 3 * 10**12}}, {}, [])
 
 
 def test_defaults_fill_the_smallest_recipe() -> None:

@@ -19,17 +19,17 @@ from pydantic_core import PydanticCustomError
 
 from inheritune.errors import RecipeError, escape
 
-_MULTIPLES = {"K": 10**3, "M": 10**6, "B": 10**9}
+AMOUNTS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BYTES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_AMOUNT = r"^[0-9]+(\.[0-9]+)?[KMBkmb]$"
+_AMOUNT = r"^[0-9]+(\.[0-9]+)?[KMBTkmbt]$"
 _LARGEST = 10**18  # token amount or seed; fits into 64 bits
 _MOST_NAME_CHARACTERS, _MOST_NAME_BYTES = 100, 200
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)")  # device names of Windows
 
 
-def parse_amount(value: object, units: Mapping[str, int] = _MULTIPLES) -> object:
-    """Convert an amount such as ``"2M"`` or ``"1.5B"`` (K, M, B: 10^3, 10^6, 10^9) to int.
+def parse_amount(value: object, units: Mapping[str, int] = AMOUNTS) -> object:
+    """Convert an amount such as ``"2M"`` or ``"1.5B"`` to int: K, M, B, T are 10^3 to 10^12.
 
     Return any other value unchanged.
     """
@@ -45,7 +45,7 @@ def parse_amount(value: object, units: Mapping[str, int] = _MULTIPLES) -> object
 
 def amount_of_tokens(tokens: int | str, option: str = "--tokens") -> int:
     """Read an amount outside a recipe, such as ``--tokens 1B``, of at least 1."""
-    return _amount_of(option, tokens, _MULTIPLES, "500M or 1B")
+    return _amount_of(option, tokens, AMOUNTS, "500M, 1B or 1.5T")
 
 
 def amount_of_bytes(size: int | str, option: str) -> int:
@@ -66,7 +66,7 @@ def _parse_amount(value: object) -> object:
     amount = parse_amount(value)
     if isinstance(amount, str):
         raise PydanticCustomError(
-            "amount", "Input should be an integer or an amount such as 500K, 2M or 1.5B"
+            "amount", "Input should be an integer or an amount such as 500K, 2M, 1.5B or 1T"
         )
     return amount
 

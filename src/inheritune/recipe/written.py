@@ -6,6 +6,7 @@ from typing import Any
 from inheritune.recipe.presets import schema_uri
 from inheritune.recipe.schema import Recipe
 from inheritune.recipe.sections import yaml_value
+from inheritune.recipe.values import AMOUNTS
 
 _COMMENT_COLUMN = 40
 
@@ -40,7 +41,7 @@ def _lines(name: str, value: Any, comments: Mapping[str, str]) -> Iterator[str]:
 
 
 def _amount(value: int) -> str:
-    for unit, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+    for letter, unit in reversed(AMOUNTS.items()):
         if value >= unit and value % unit == 0:
             return f"{value // unit}{letter}"
     return str(value)
