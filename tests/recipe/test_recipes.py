@@ -7,6 +7,7 @@ import pytest
 from inheritune.planning.recipe_plan import plan_recipe
 from inheritune.recipe.load import RecipeFile, read_recipe
 from inheritune.recipe.presets import preset_path
+from inheritune.reporting.verdict import verdict
 from inheritune.run.execute import execute
 
 SMALL = [
@@ -103,6 +104,30 @@ def test_depth_pruning_trains_every_published_way_beside_its_controls(tmp_path: 
     assert {v["layers"] for n, v in variants.items() if n not in UNEQUAL} == {6}
     assert (variants["boomerang"]["layers"], variants["reference-trained"]["layers"]) == (5, 8)
     assert (tmp_path / "run" / "report" / "index.html").is_file()
+
+
+@pytest.mark.recipes
+def test_own_text_ends_beside_the_reference_as_it_comes_and_as_trained(tmp_path: Path) -> None:
+    sets = [
+        "reference.model=embedded:demo",
+        "inherit.layers=6",
+        "inherit.repair_tokens=2K",
+        "data.source=stdlib",
+        "data.val_source=null",
+        "data.val_sample=null",
+        "train.seq_len=128",
+        "evaluate.gains=false",
+    ]
+    result = execute(small("own-text", *sets), tmp_path / "run")
+    rows = {row.name: row for row in result.record.variants}
+    assert (rows["inherit"].layers, rows["reference-trained"].layers) == (6, 8)
+    beside = result.record.result.trained_reference
+    assert beside is not None and beside.name == "reference-trained"
+    apart = (rows["inherit"].val_loss or 0) - (rows["reference-trained"].val_loss or 0)
+    assert beside.difference == pytest.approx(apart)
+    sentence = verdict(result.record)
+    assert " of the reference: " in sentence or "against the reference's" in sentence
+    assert "trained on the same tokens (reference-trained), reaches" in sentence
 
 
 UNEQUAL = ("boomerang", "reference-trained")

@@ -66,6 +66,20 @@ def test_each_check_is_a_tick_or_a_cross_with_one_phrase(synthetic: ModuleType) 
     }
 
 
+def test_the_reference_trained_on_the_same_tokens_is_a_check_where_it_was_trained(
+    synthetic: ModuleType,
+) -> None:
+    record = synthetic.record()
+    row = {"name": "whole", "start": "inherit", "layers": 8, "tokens": 1_000_000, "val_loss": 2.05}
+    record["variants"].append(row)
+    record["result"]["trained_reference"] = {"name": "whole", "difference": 0.0431}
+    phrase = "the reference, trained on the same tokens, is 0.043 better"
+    assert _found(record)["Same text"] == (False, phrase)
+    record["result"]["trained_reference"]["difference"] = -0.0002
+    phrase = "the reference, trained on the same tokens, is no better"
+    assert _found(record)["Same text"] == (True, phrase)
+
+
 def test_a_doubt_is_a_cross(synthetic: ModuleType) -> None:
     record = synthetic.record()
     record["variants"][2]["val_loss"] = 2.05  # scratch beats the reference

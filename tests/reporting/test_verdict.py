@@ -235,3 +235,49 @@ def test_a_target_of_full_depth_is_said_to_save_nothing(synthetic: ModuleType) -
 def test_a_scaled_run_says_first_that_it_is_no_result(synthetic: ModuleType) -> None:
     said = "Scaled by 0.001: it is no result of the method."
     assert remarks(typed(synthetic.RECORD | {"scaled": said}))[0] == said
+
+
+# -- the reference, trained on the same tokens
+
+
+def _with_trained_reference(synthetic: ModuleType, val_loss: float, **found: Any) -> dict[str, Any]:
+    """A run with a control that is the whole reference, trained as the target was."""
+    record: dict[str, Any] = synthetic.record()
+    row = {"name": "whole", "start": "inherit", "layers": 8, "tokens": 1_000_000}
+    record["variants"].append(row | {"val_loss": val_loss})
+    record["result"]["trained_reference"] = {"name": "whole"} | found
+    return record
+
+
+def test_the_verdict_names_the_reference_trained_on_the_same_tokens(synthetic: ModuleType) -> None:
+    paired = {"difference": 0.0431, "difference_se": 0.0021}
+    record = typed(_with_trained_reference(synthetic, 2.05, **paired))
+    assert (
+        "(paired standard error); the reference itself, trained on the same tokens (whole), "
+        "reaches 2.050, and the target is +0.043 ± 0.002 from that; it took 2M training tokens"
+        in verdict(record)
+    )
+    assert any("has learnt this text" in said for said in remarks(record))
+
+
+def test_a_target_below_the_trained_reference_is_called_that(synthetic: ModuleType) -> None:
+    record = typed(_with_trained_reference(synthetic, 2.0951, difference=-0.002))  # one window
+    assert "(whole), reaches 2.095, and the target is −0.002 from that; it took" in verdict(record)
+    assert not any("has learnt this text" in said for said in remarks(record))
+
+
+def test_the_share_that_is_back_stands_beside_the_trained_reference(synthetic: ModuleType) -> None:
+    record, other = _one_size(synthetic), _with_trained_reference(synthetic, 2.0, difference=0.4)
+    record["variants"] = other["variants"]
+    record["result"]["trained_reference"] = other["result"]["trained_reference"]
+    assert "(whole), reaches 2.000, and the target is +0.400 from that; it" in (
+        verdict(typed(record))
+    )
+
+
+def test_a_match_without_that_control_says_what_is_not_known(synthetic: ModuleType) -> None:
+    begins = "The reference itself was not trained on this text"
+    assert any(said.startswith(begins) for said in remarks(typed(synthetic.record())))
+    missed = synthetic.record()
+    missed["result"] |= {"outcome": "not_matched", "val_loss": 2.2}
+    assert not any(said.startswith(begins) for said in remarks(typed(missed)))

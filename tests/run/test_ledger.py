@@ -11,7 +11,7 @@ from inheritune.recipe.schema import Recipe
 from inheritune.reporting.run_tables import ledger_table
 from inheritune.reporting.verdict import remarks
 from inheritune.run.execute import execute
-from inheritune.run.ledger import gap_closed
+from inheritune.run.ledger import gap_closed, trained_reference
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RunRecord
 from inheritune.system.devices import DEVICES, Speed
@@ -92,6 +92,40 @@ def test_one_window_has_no_standard_error_and_so_no_gap() -> None:
     one = outcome(trial("inherit", [2.1]), trial("scratch", [3.0]))
     one.benchmark = SimpleNamespace(windows=[2.0])
     assert gap_closed(one) is None
+
+
+def paired(target: Any, control: Any, **changes: Any) -> Any:
+    """The target beside a control that is the whole reference, trained as ``changes`` say."""
+    ended = outcome(target, SCRATCH, control)
+    ended.reference = SimpleNamespace(layers=8)
+    variant = SimpleNamespace(**({"distill": None, "parts": "all", "only": None} | changes))
+    return trained_reference(ended, SimpleNamespace(variants={"whole": variant}))  # type: ignore[arg-type]
+
+
+def whole(**changes: Any) -> Any:
+    control = trial("whole", [2.0, 2.1, 2.5], layers=8)
+    vars(control).update({"start": "inherit", **changes})
+    return control
+
+
+def test_the_target_is_paired_with_the_reference_trained_on_the_same_tokens() -> None:
+    found = paired(TARGET, whole(made_of="peak learning rate x 0.3"))
+    assert (found.name, found.difference) == ("whole", pytest.approx(0.1))
+    assert found.difference_se == pytest.approx(0.1 / 3**0.5)
+
+
+@pytest.mark.parametrize("changes", [{"layers": 7}, {"tokens": 9}, {"start": "fresh"}])
+def test_a_smaller_shorter_or_fresh_training_is_not_taken_for_it(changes: dict[str, Any]) -> None:
+    assert paired(TARGET, whole(**changes)) is None
+
+
+@pytest.mark.parametrize("changes", [{"distill": {}}, {"parts": "mlp"}, {"only": ["head"]}])
+def test_nor_is_one_that_learns_from_something_else(changes: dict[str, Any]) -> None:
+    assert paired(TARGET, whole(), **changes) is None
+
+
+def test_a_target_of_all_layers_is_the_trained_reference_itself() -> None:
+    assert paired(trial("inherit", [2.1, 2.3, 2.5], layers=8), whole()) is None
 
 
 # -- a whole run

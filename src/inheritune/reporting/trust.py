@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from inheritune.reporting.quantities import amount, loss, percent
 from inheritune.run_record.record import RunRecord
 
+_SAME = 0.0005  # nats; what rounds to 0.000 is no difference
 _MOST_OVERLAP = 0.1  # share of held-out token sequences that may also be in the training text
 
 
@@ -18,10 +19,11 @@ class Check:
 
 
 def checks(record: RunRecord) -> list[Check]:
-    """List the four checks of a finished run; none before there is a result."""
+    """List the checks of a finished run; none before there is a result."""
     if not record.result:
         return []
-    return [_seeds(record), _equal_compute(record), _overlap(record), _reference(record)]
+    always = [_seeds(record), _equal_compute(record), _overlap(record), _reference(record)]
+    return [*always, *_same_text(record)]
 
 
 def mean_target_loss(record: RunRecord) -> float | None:
@@ -71,3 +73,14 @@ def _reference(record: RunRecord) -> Check:
     if record.reference.trained_here:
         return Check(title, False, f"trained in this run{on_tokens}: a weak one is easy to match")
     return Check(title, True, f"trained elsewhere{on_tokens}")
+
+
+def _same_text(record: RunRecord) -> list[Check]:
+    """Whether the reference would be better still after the target's training; if it was tried."""
+    known = record.result.trained_reference
+    if known is None or known.difference is None:
+        return []
+    is_better = known.difference >= _SAME
+    how_much = f"{known.difference:.3f} better" if is_better else "no better"
+    phrase = f"the reference, trained on the same tokens, is {how_much}"
+    return [Check("Same text", not is_better, phrase)]

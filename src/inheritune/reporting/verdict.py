@@ -65,7 +65,7 @@ def verdict(record: RunRecord) -> str:
     if record.outcome in ("unfinished", "failed"):
         return _without_result(record)
     finding = _recovery(record) if tone(record) == "recovered" else _finding(record)
-    return f"{headline(record)}: {finding}{_cost(record)}."
+    return f"{headline(record)}: {finding}{_beside_trained(record)}{_cost(record)}."
 
 
 def remarks(record: RunRecord) -> list[str]:
@@ -78,6 +78,7 @@ def remarks(record: RunRecord) -> list[str]:
             _METHODS.get(record.result.method or "", ""),
             _one_size(record),
             _full_size(record),
+            _text_alone(record),
             criteria_remark(record),
             _gap(record),
             _scratch(record),
@@ -132,6 +133,18 @@ def _finding(record: RunRecord) -> str:
     return sentence
 
 
+def _beside_trained(record: RunRecord) -> str:
+    """Compare with what the reference itself learnt from the same tokens, where that was tried."""
+    known, level = record.result.trained_reference, record.trained_reference.val_loss
+    if known is None or known.difference is None or level is None:
+        return ""
+    error = "" if known.difference_se is None else f" ± {known.difference_se:.3f}"
+    return (
+        f"; the reference itself, trained on the same tokens ({known.name}), reaches {loss(level)},"
+        f" and the target is {signed(known.difference)}{error} from that"
+    )
+
+
 def _cost(record: RunRecord) -> str:
     tokens, reference_tokens = record.target_cost.tokens, record.reference_cost.tokens
     if tokens is None:
@@ -179,6 +192,25 @@ def _full_size(record: RunRecord) -> str:
     return (
         "The target has all layers of the reference: nothing was removed, and any gain comes from "
         "training on this text."
+    )
+
+
+def _text_alone(record: RunRecord) -> str:
+    """Say whether a target below its reference is better, or has learnt the text."""
+    known, reached = record.result.trained_reference, record.target_loss
+    level = record.reference_loss
+    if _full_size(record) or reached is None or level is None or reached > level:
+        return ""
+    if known is None:
+        return (
+            "The reference itself was not trained on this text: how much of the target's loss is "
+            "the text, and not the model, is not known (a variant with layers: all tells)."
+        )
+    if known.difference is None or known.difference <= 0:
+        return ""
+    return (
+        "The target is below the reference as it comes, and above the reference trained on the "
+        "same tokens: it has learnt this text, and is not the better model."
     )
 
 

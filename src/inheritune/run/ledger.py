@@ -8,7 +8,13 @@ import numpy as np
 
 from inheritune.recipe.schema import Cost, Recipe
 from inheritune.run.derive import Outcome, judge
-from inheritune.run_record.trainings import LedgerEntry, PriceRecord, Result, TrainedModel
+from inheritune.run_record.trainings import (
+    LedgerEntry,
+    PriceRecord,
+    Result,
+    TrainedModel,
+    TrainedReferenceRecord,
+)
 from inheritune.steps.benchmark import Benchmark
 from inheritune.steps.gains import MeasuredGains
 from inheritune.steps.method import method_of
@@ -167,6 +173,30 @@ def _is_scratch_for(
     return same and is_scratch and not trained.first_sample
 
 
+def trained_reference(outcome: Outcome, recipe: Recipe) -> TrainedReferenceRecord | None:
+    """Pair the target with the whole reference, trained on text alone for as many tokens.
+
+    Returns:
+        The difference of their losses, each the mean over its seeds; None where no control is that.
+    """
+    target, trained = outcome.target, _trained_into(outcome)
+    if trained.first_sample or target.layers == outcome.reference.layers:
+        return None
+    for control in outcome.controls:
+        variant = recipe.variants.get(control.name)
+        is_whole = control.start == "inherit" and control.layers == outcome.reference.layers
+        if variant is None or not is_whole or control.tokens != trained.tokens:
+            continue
+        if variant.distill is None and variant.parts == "all" and not variant.only:
+            of_target, of_control = together([target, control], outcome.repeats)
+            gaps = of_target.windows - of_control.windows
+            error = float(gaps.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else None
+            return TrainedReferenceRecord(
+                name=control.name, difference=float(gaps.mean()), difference_se=error
+            )
+    return None
+
+
 def variant_rows(outcome: Outcome) -> list[TrainedModel]:
     """A row for the reference, the target and every control, over all of their seeds."""
     reference, benchmark = outcome.reference, outcome.benchmark
@@ -208,6 +238,7 @@ def run_result(
         seeds=[result.seed for result in target.results],
         seeds_matched=count_matched(target, recipe),
         gap_closed=gap_closed(outcome),
+        trained_reference=trained_reference(outcome, recipe),
         tokens=sum(entry.tokens or 0 for entry in paid),
         flops=sum(entry.flops or 0.0 for entry in paid),
         seconds=round(sum(entry.seconds or 0.0 for entry in paid), 1),

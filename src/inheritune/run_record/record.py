@@ -170,6 +170,14 @@ class RunRecord(StartRecord):
         return TrainedModel()
 
     @property
+    def trained_reference(self) -> TrainedModel:
+        """The control that is the reference, trained on the target's tokens; or empty."""
+        known = self.result.trained_reference
+        name = None if known is None else known.name
+        rows = (row for row in self.variants if row.name == name and name)
+        return next(rows, TrainedModel())
+
+    @property
     def fresh_control(self) -> TrainedModel:
         """What the target is compared with first: `scratch`, else `equal_compute`; or empty."""
         return self.scratch or self.equal_compute

@@ -200,6 +200,14 @@ class PriceRecord(Part):
     price_per_hour: Number = key("from the recipe")
 
 
+class TrainedReferenceRecord(Part):
+    """The control that is the whole reference, trained on the tokens of the target's round."""
+
+    name: Text = key("name of the variant")
+    difference: Number = key("the target's val_loss minus its own, paired by window")
+    difference_se: Number = key("standard error of the difference")
+
+
 class Result(Part):
     """The result, as `run --json` prints it. `train` writes other fields: see its page."""
 
@@ -214,6 +222,9 @@ class Result(Part):
     seeds: Any = key("seeds that the target was trained with")
     seeds_matched: Number = key("number of these that matched")
     gap_closed: Number = key("(scratch - target) / (scratch - reference); null: not defined")
+    trained_reference: Maybe[TrainedReferenceRecord] = key(
+        "the target beside the reference trained on the same tokens, where a control did that"
+    )
     tokens: Number = key("training tokens of the whole run, without what was borrowed")
     flops: Number = key("FLOPs of the whole run, without what was borrowed")
     seconds: Number = key("seconds of the whole run, without what was borrowed")
