@@ -2,6 +2,7 @@
 
 import gc
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,11 @@ settings.load_profile("any-machine")
 
 # Of tiny models, more threads than one only wait for each other; tests run side by side instead.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What a class answered is remembered by all processes of one run of the tests, and by no other.
+if "INHERITUNE_CACHE" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="inheritune-cache-")
+    os.environ["INHERITUNE_CACHE"] = _cache.name
 
 
 _MUCH_S = 2.0

@@ -8,9 +8,9 @@ import torch
 from inheritune.errors import DataError, UnsupportedModelError
 from inheritune.repair import calibration_run
 from inheritune.repair import repair as room
-from inheritune.repair.inherit import METHODS
 from inheritune.repair.layer_passes import LayerPasses
 from inheritune.repair.places import LayerSizes, fitted_features, repair_flops, repaired_places
+from inheritune.repair.refusals import METHODS
 from inheritune.repair.repair import repair_layers
 from inheritune.training.kl_divergence import token_divergence
 

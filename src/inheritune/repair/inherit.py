@@ -18,12 +18,13 @@ from torch import Tensor
 from inheritune.data.calibration import calibration_windows, text_ids, window_tokens
 from inheritune.data.sources import describe_text
 from inheritune.data.tokenizer import open_tokenizer
-from inheritune.errors import RecipeError, UnsupportedModelError, escape
+from inheritune.errors import UnsupportedModelError, escape
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.safetensors import DTYPES, read_header, torch_name
 from inheritune.model_files.write import TargetTensor
 from inheritune.recipe.data import Data
 from inheritune.repair.places import repaired_places
+from inheritune.repair.refusals import refuse_repair
 from inheritune.repair.repair import Repair, repair_layers
 from inheritune.surgery.cut import Options, check_inherit, inherit, refuse_options
 from inheritune.surgery.plan import plan_inherit
@@ -40,7 +41,6 @@ from inheritune.training.models import load_model
 if TYPE_CHECKING:
     import numpy as np
 
-METHODS = ("sequential", "linear", "scale")
 _DEFAULTS = Options()
 
 
@@ -48,7 +48,7 @@ _DEFAULTS = Options()
 class Calibration:
     """How a cut is repaired, and on what."""
 
-    method: str  # one of `METHODS`
+    method: str  # one of `refusals.METHODS`
     windows: "NDArray[np.int64]"  # ids of training text, (N, T)
     source: str  # the text in words, or the fingerprint of its tokens
     seed: int = 0  # seed by which the windows were drawn
@@ -154,27 +154,6 @@ def refit_first_layer(
         files.name_of(first, name): (before[name], layer.get_parameter(name).detach().cpu())
         for name in one.parameters
     }
-
-
-def refuse_repair(
-    reference: ModelDirectory, layer_map: Sequence[int], method: str, parts: str = "all"
-) -> None:
-    """Refuse a repair that is impossible, judged without a weight.
-
-    Raises:
-        RecipeError: There is no such method, or parts of the layers are fresh.
-        UnsupportedModelError: The method changes nothing at these layers.
-    """
-    if method not in METHODS:
-        raise RecipeError(
-            f"unknown repair {escape(method)!r}.", f"Choose none, {', '.join(METHODS)}."
-        )
-    if parts != "all":
-        raise RecipeError(
-            f"parts: {escape(parts)} leaves weights fresh, which no repair can fit.",
-            "Leave parts or repair out.",
-        )
-    repaired_places(layer_map, reference.layers, method)
 
 
 class _Files:

@@ -10,6 +10,7 @@ from inheritune.model_files.config import cut_config, text_config
 from inheritune.model_files.copy import copy_side_files
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.recipe.schema import Recipe
+from inheritune.repair.refusals import refuse_class, refuse_repair
 from inheritune.steps.repaired_start import RECORD, cut_directory, write_repaired
 from inheritune.steps.training_spec import TrainingSpec, layers_of, specs_for
 from inheritune.steps.training_task import TrainingTask
@@ -123,10 +124,6 @@ def _check(reference: ModelDirectory, spec: TrainingSpec) -> None:
 
 
 def _check_repair(reference: ModelDirectory, spec: TrainingSpec) -> None:
-    # Imported where they are needed: they load torch.
-    from inheritune.repair.class_trial import refuse_class
-    from inheritune.repair.inherit import refuse_repair
-
     refuse_repair(reference, spec.layer_map, spec.repair)
     refuse_class(reference, spec.layer_map, spec.repair)
 

@@ -1,5 +1,6 @@
 """Compare the ids that train a model with those that transformers gives its users."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from inheritune.surgery.class_check.tokenizer_ids import (
 )
 
 _FAST = LOADERS[1]
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,10 @@ def compare_tokenization(directory: Path) -> Tokenization | None:
 
     None: there is no tokenizer, or it is too large to be compared.
     """
-    return _compare(directory, lambda **values: ask_class("token_ids", **values))
+    # transformers reads whatever its class names; weights tell nothing about a tokenizer.
+    files = sorted(p for p in directory.iterdir() if p.is_file() and p.suffix not in _WEIGHTS)
+    about = [[p.name, hashlib.sha256(p.read_bytes()).hexdigest()] for p in files]
+    return _compare(directory, lambda **values: ask_class("token_ids", about, **values))
 
 
 def load_as_trained(directory: Path) -> Any:

@@ -12,6 +12,11 @@ from inheritune.surgery.class_check.ask_class import ask_class, check_cut, check
 from inheritune.surgery.plan import plan_inherit
 
 
+@pytest.fixture(autouse=True)
+def _nothing_remembered(monkeypatch, tmp_path):
+    monkeypatch.setenv("INHERITUNE_CACHE", str(tmp_path / "cache"))
+
+
 def check_complete(directory):
     return check_whole(open_model(str(directory))).summary
 

@@ -25,9 +25,14 @@ from inheritune.model_files.refusals import rows_of_embedding
 from inheritune.model_files.safetensors import Tensor
 from inheritune.model_files.scan import Scan, not_finite, refuse_not_finite
 from inheritune.model_files.write import TargetTensor
+from inheritune.surgery.class_check.remembered import recall, remember
 
 _LOCK = threading.RLock()  # one child, one question at a time
 _COMMAND = ["-m", "inheritune.surgery.class_check.class_process"]
+# Questions about configs, names and shapes, which are among the values.
+_BY_VALUES = {
+    *("compare_cut", "language_problem", "text_model", "counted_by_number", "explicit_lists"),
+}
 _TIMEOUT_S = 900.0  # for one answer; loading and running a large model takes minutes
 
 
@@ -163,14 +168,30 @@ def is_plainly_causal(model: ModelDirectory) -> bool:
     )
 
 
-def ask_class(question: str, **values: Any) -> Any:
-    """Call a function of `class_process.QUESTIONS` in the child process, with JSON values.
+def ask_class(question: str, about: Any = None, **values: Any) -> Any:
+    """Call a function in the child process, with JSON values, see `class_process.find_answer`.
+
+    What was asked before is not asked again, see `remembered`.
+
+    Args:
+        about: What the answer depends on, as JSON values, where the values name a path; None: the
+            values, or, where these do not tell either, the answer is not remembered.
 
     Raises:
         InherituneError: The error that was raised in the child.
         SourceError: The child died, or took more than a quarter of an hour.
     """
-    line = json.dumps({"question": question} | values).encode() + b"\n"
+    if about is None and (question in _BY_VALUES or ":" in question):
+        about = values
+    if about is not None and (known := recall(question, about)):
+        return known["answer"]
+    answer = _answer_of_child(json.dumps({"question": question} | values).encode() + b"\n")
+    if about is not None:
+        remember(question, about, answer)
+    return answer
+
+
+def _answer_of_child(line: bytes) -> Any:
     with _LOCK:
         reply = _child().exchange(line)
         if not reply:  # it may have ended by itself just now, after its idle minute

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from inheritune.errors import InherituneError
@@ -42,7 +43,7 @@ QUESTIONS: dict[str, Callable[..., Any]] = {
     "reload": reload,
     "token_ids": token_ids,
 }
-_WITH_WEIGHTS = (initialise, compare_outputs, reload)
+_WITH_WEIGHTS = ("initialise", "compare_outputs", "reload")
 _IDLE_S = 60.0
 # Models on the meta device take megabytes. More means that a number in a config is absurd.
 _MEMORY_LIMIT = 4 * 2**30
@@ -95,10 +96,20 @@ def _limited_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
+def find_answer(question: str) -> Callable[..., Any]:
+    """Return the function that answers: one of `QUESTIONS`, or ``module:name`` of a higher room."""
+    module, _, name = question.rpartition(":")
+    answer: Callable[..., Any] = (
+        getattr(import_module(module), name) if module else QUESTIONS[question]
+    )
+    return answer
+
+
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    answer = QUESTIONS[request.pop("question")]
+    question = request.pop("question")
     try:
-        if answer in _WITH_WEIGHTS:
+        answer = find_answer(question)
+        if question in _WITH_WEIGHTS or ":" in question:
             return {"answer": answer(**request)}
         with _limited_memory():
             return {"answer": answer(**request)}
