@@ -1,4 +1,4 @@
-"""Read the rows of a parquet file a few at a time; no row group is ever held whole."""
+"""Read the rows of a parquet file a few at a time; a page is held whole, no row group is."""
 
 from collections.abc import Iterator
 from pathlib import Path
