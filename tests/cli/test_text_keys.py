@@ -108,3 +108,8 @@ def test_in_python_a_text_is_a_mapping_with_the_same_keys(tiny_reference, table)
         api.select(tiny_reference, 2, text=text | {"tokens": 5}, **settings)
     with pytest.raises(RecipeError, match="a text is given without its source"):
         api.select(tiny_reference, 2, text={"text_column": "story"}, **settings)
+    parts = [{"source": str(table / "a.csv"), "text_column": "story"}]
+    found = api.select(tiny_reference, 2, select="influence", text={"source": parts}, **settings)
+    assert [row["kl"] for row in found.rows()] == [row["kl"] for row in plain.rows()]
+    with pytest.raises(RecipeError, match="weight does not say how a text is read"):
+        api.select(tiny_reference, 2, text={"source": [parts[0] | {"weight": 2}]}, **settings)

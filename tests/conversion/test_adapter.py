@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from inheritune import api
 from inheritune.conversion.lora import Change, Factors, values_of
 from inheritune.conversion.rewrite import is_head_weight
-from inheritune.errors import RecipeError, SourceError, UnsupportedModelError
+from inheritune.errors import MachineError, RecipeError, SourceError, UnsupportedModelError
 from inheritune.model_files import refusals
 from inheritune.model_files.directory import open_model
 from inheritune.model_files.safetensors import read_header
@@ -164,6 +165,20 @@ def test_head_and_embedding_of_a_tied_base_are_what_peft_trained(
     loaded = open_model(str(tmp_path / "out")).load()
     assert torch.equal(loaded.lm_head.weight, written.get(f"{HEAD}.weight", loaded.lm_head.weight))
     assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) is is_tied
+
+
+def test_a_head_of_its_own_counts_before_anything_is_written(reference, tmp_path, monkeypatch):
+    before = tied_base(reference, has_copy=False)
+    adapter = write_adapter(tmp_path / "adapter", reference, {f"{HEAD}.weight": before + 1})
+    base = sum(tensor.size for tensor in open_model(str(reference)).tensors.values())
+    whole = base + before.numel() * before.element_size()
+    free = SimpleNamespace(free=base)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free)
+    with pytest.raises(MachineError, match=f"{whole:,} bytes are needed"):
+        merge(adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    free.free = whole
+    assert merge(adapter, tmp_path / "out").warnings
 
 
 def test_a_tied_head_of_a_class_that_is_not_known_is_sent_to_peft(reference, tmp_path):

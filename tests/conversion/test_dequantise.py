@@ -268,8 +268,21 @@ def test_fused_matrices_of_different_sizes_are_not_scaled_by_equal_parts(tmp_pat
     expected = scale.repeat_interleave(32)[:, None].expand(96, 32)
     assert torch.equal(one(tmp_path, tensors, heads), expected)
     for config in ({}, heads | {"num_key_value_heads": 2}):
-        with pytest.raises(SourceError, match="is 3 matrices in one"):
+        with pytest.raises(SourceError, match="may be 3 matrices in one"):
             one(tmp_path, tensors, config)
+
+
+def test_a_matrix_of_one_block_across_is_read_by_deepseeks_name_alone(tmp_path):
+    q, scale = torch.ones(512, 64).to(torch.float8_e4m3fn), torch.tensor([[1.0], [2], [3], [4]])
+    expected = scale.repeat_interleave(128, 0).expand(512, 64)
+    assert torch.equal(one(tmp_path, {"w.weight": q, "w.weight_scale_inv": scale}), expected)
+    # A scale for each of four matrices has the same shape.
+    with pytest.raises(SourceError, match="may be 4 matrices in one, or blocks") as refused:
+        one(tmp_path, {"w.weight": q, "w.weight_scale": scale})
+    assert "weight_block_size" in refused.value.hint
+    # 480 rows are four blocks of 120, or three of 128 and the rest.
+    with pytest.raises(SourceError, match="blocks of 120 x 64 or 128 x 64, and the config does"):
+        one(tmp_path, {"w.weight": q[:480].clone(), "w.weight_scale_inv": scale})
 
 
 BLOCKS_OF_32 = {"quantization_config": {"weight_block_size": [32, 32]}}

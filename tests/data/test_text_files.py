@@ -39,13 +39,13 @@ def test_compressed_file_gives_the_rows_of_the_plain_file(tmp_path, frames, comp
 @pytest.mark.parametrize("cut", [-1, -20, 5])
 def test_a_cut_zst_file_is_one_error_that_names_it(tmp_path, cut):
     (tmp_path / "cut.jsonl.zst").write_bytes(compressed(ROWS, 2)[:cut])
-    with pytest.raises(DataError, match=r"cut\.jsonl\.zst: truncated compressed stream"):
+    with pytest.raises(DataError, match=r"cut\.jsonl\.zst: .*(truncated|ended before the end)"):
         list(documents(str(tmp_path)))
 
 
 def test_file_that_is_not_zst_is_named(tmp_path):
     (tmp_path / "page.jsonl.zst").write_bytes(b"<html>")
-    with pytest.raises(DataError, match=r"page\.jsonl\.zst: zstd"):
+    with pytest.raises(DataError, match=r"page\.jsonl\.zst: .*zst"):
         list(documents(str(tmp_path)))
 
 
@@ -56,6 +56,7 @@ def test_file_that_is_not_zst_is_named(tmp_path):
 def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, name, package):
     (tmp_path / name).write_bytes(compressed(ROWS))
     monkeypatch.setitem(__import__("sys").modules, package, None)
+    monkeypatch.setattr("inheritune.data.compression.zstd", None)
     with pytest.raises(MissingExtraError, match=package) as caught:
         list(documents(str(tmp_path), max_bad_rows=10))
     assert caught.value.hint == 'Install it: pip install "inheritune[data]"'

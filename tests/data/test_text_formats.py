@@ -12,6 +12,7 @@ from source_documents import documents
 
 from inheritune.data import text_files, text_formats
 from inheritune.data.calibration import text_ids
+from inheritune.data.compression import zstd
 from inheritune.data.input_files import input_files, left_out
 from inheritune.data.prepare_text import prepare_text, training_texts
 from inheritune.data.sources import open_sources
@@ -218,12 +219,28 @@ def test_parquet_of_the_view_type_is_text(tmp_path):
     assert texts(tmp_path) == TEXTS
 
 
-def test_a_long_window_of_zstd_is_no_damage(tmp_path):
-    zstandard = pytest.importorskip("zstandard")
-    settings = zstandard.ZstdCompressionParameters.from_level(3, window_log=31, enable_ldm=True)
-    packer = zstandard.ZstdCompressor(compression_params=settings).compressobj()
-    (tmp_path / "a.jsonl.zst").write_bytes(packer.compress(LINES) + packer.flush())
-    with pytest.raises(DataError, match=r"file is sound.*zstd -d --long=31"):
+# zstd's own frame of one stored block, with a window of 2^31 bytes, above the 2^27 of pyarrow.
+LONG = b"\x28\xb5\x2f\xfd\x00" + bytes([(31 - 10) << 3])
+LONG_WINDOW = LONG + (len(LINES) << 3 | 1).to_bytes(3, "little") + LINES
+
+
+@pytest.mark.skipif(zstd is None, reason="needs the package backports.zstd, or Python 3.14")
+def test_a_long_window_of_zstd_is_read(tmp_path):
+    (tmp_path / "a.jsonl.zst").write_bytes(LONG_WINDOW)
+    assert texts(tmp_path) == TEXTS
+    limit = {zstd.CompressionParameter.window_log: 27}
+    half = LINES.index(b"\n") + 1  # frames of several windows, one after the other
+    frames = zstd.compress(LINES[:half], options=limit) + LONG
+    frames += (len(LINES[half:]) << 3 | 1).to_bytes(3, "little") + LINES[half:]
+    (tmp_path / "a.jsonl.zst").write_bytes(frames)
+    assert texts(tmp_path) == TEXTS
+
+
+def test_a_long_window_of_zstd_names_what_reads_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("inheritune.data.compression.zstd", None)
+    monkeypatch.setattr("inheritune.data.text_files.zstd", None)
+    (tmp_path / "a.jsonl.zst").write_bytes(LONG_WINDOW)
+    with pytest.raises(DataError, match=r'file is sound.*pip install "inheritune\[data\]"'):
         texts(tmp_path)
 
 

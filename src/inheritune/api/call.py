@@ -99,7 +99,13 @@ def text_data(text: "Text | Sequence[PathLike]") -> "Data":
             f"data.{min(others)} does not say how a text is read.",
             f"Leave it out; these do: {', '.join(READING_KEYS)}.",
         )
-    return data_section(fields)
+    section = data_section(fields)
+    if any("weight" in getattr(part, "model_fields_set", ()) for part in section.source):
+        raise RecipeError(
+            "weight does not say how a text is read: all of it is, one source after the other.",
+            "Leave it out; only a recipe mixes its sources by weight.",
+        )
+    return section
 
 
 def data_section(fields: Mapping[str, Any]) -> "Data":

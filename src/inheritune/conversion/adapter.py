@@ -1,7 +1,7 @@
 """Merge a LoRA adapter of PEFT into its base model: W' = W + s B A."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,10 +89,10 @@ def merge_adapter(
     stored = {tensor.name: tensor for tensor in read_header(safe_file(source, WEIGHTS))[0]}
     model = _open_base(config, base, source)
     changes = _changes(stored, config, model, source)
-    size = sum(tensor.size for tensor in model.tensors.values())
-    refuse_full_disk(out, size, f"the weights of {escape(out)}", "Free some space.")
+    _refuse_full_disk(out, model.tensors.values())
     model.download(model.tensors.values(), on_progress)
     targets, written_config, warnings = _targets(changes, model, source)
+    _refuse_full_disk(out, targets)  # a head may be a tensor of its own now
 
     def data_of(target: TargetTensor) -> Iterator[bytes]:
         return values_of(changes.get(target.name) or Change(target.source), target.dtype)
@@ -121,6 +121,11 @@ def merge_adapter(
         write_bytes(staging / "convert.json", to_json(record))
     named = f"{model.name} at {model.revision}" if model.revision else model.name
     return Converted(open_model(str(out)), check, "", {}, warnings, {}, base=named)
+
+
+def _refuse_full_disk(out: Path, tensors: Iterable[Tensor | TargetTensor]) -> None:
+    size = sum(tensor.size for tensor in tensors)
+    refuse_full_disk(out, size, f"the weights of {escape(out)}", "Free some space.")
 
 
 def _open_base(config: Mapping[str, Any], base: str | None, source: Path) -> ModelDirectory:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_STATE_BLOCKS = (
+    "If you know the size of its blocks, write it into config.json, such as "
+    '"quantization_config": {"weight_block_size": [128, 128]}.'
+)
 _FLOAT8 = ("F8_E4M3", "F8_E5M2")
 # Scales of activations and caches, which say nothing of the weights.
 _NOT_OF_WEIGHTS = ("input_scale", "activation_scale", "k_scale", "v_scale", "weight_format")
@@ -68,7 +72,7 @@ def _scaled(tensor: Tensor, tensors: Mapping[str, Tensor], config: Mapping[str, 
         raise broken(tensor, f"of shape {tensor.shape} has scales of {scale.shape}")
     *outer, rows, columns = tensor.shape
     grid = _grid(scale, tuple(outer))
-    height, width = _block(tensor, grid, config)
+    height, width = _block(tensor, scale, grid, config)
 
     def values() -> Iterator["NDArray[np.float32]"]:
         import numpy as np
@@ -100,7 +104,9 @@ def _grid(scale: Tensor, outer: tuple[int, ...]) -> tuple[int, int]:
     return shape[-2], shape[-1]
 
 
-def _block(tensor: Tensor, grid: tuple[int, int], config: Mapping[str, Any]) -> tuple[int, int]:
+def _block(
+    tensor: Tensor, scale: Tensor, grid: tuple[int, int], config: Mapping[str, Any]
+) -> tuple[int, int]:
     """Return rows and columns of a block; the last one of a matrix may be smaller.
 
     Several sizes may give the same number of blocks, 960 = 8 x 120 = 7 x 128 + 64: the config's
@@ -110,7 +116,9 @@ def _block(tensor: Tensor, grid: tuple[int, int], config: Mapping[str, Any]) -> 
     if grid in ((1, 1), (rows, 1)):  # one scale, or one for each row
         return rows // grid[0], columns
     stated = _stated_blocks(config)
-    if not stated and grid[1] == 1:
+    # DeepSeek's name stands for blocks alone; another may have a scale for each fused matrix.
+    is_of_blocks = scale.name.endswith("_scale_inv") and len(scale.shape) > 1
+    if not stated and grid[1] == 1 and not is_of_blocks:
         _refuse_unequal_parts(tensor, grid[0], config)
     heights, widths = (_sizes(*pair) for pair in zip((rows, columns), grid, strict=True))
     guesses = [(height, width) for height in heights for width in widths]
@@ -126,8 +134,7 @@ def _block(tensor: Tensor, grid: tuple[int, int], config: Mapping[str, Any]) -> 
         raise SourceError(
             f"{tensor.file}: {escape(tensor.name)} of shape {tensor.shape} with scales of "
             f"{grid} has blocks of {shown}, and the config does not say which.",
-            "If you know it, write it into config.json, such as "
-            '"quantization_config": {"weight_block_size": [128, 128]}.',
+            _STATE_BLOCKS,
         )
     return fitting[0]
 
@@ -170,7 +177,12 @@ def _refuse_unequal_parts(tensor: Tensor, parts: int, config: Mapping[str, Any])
     heads, groups = section.get("num_attention_heads"), section.get("num_key_value_heads")
     is_equal = (parts == 2 and "gate_up" in tensor.name) or (parts == 3 and heads == groups)
     if not is_equal or heads is None:
-        raise broken(tensor, f"is {parts} matrices in one, perhaps of different sizes")
+        raise SourceError(
+            f"{tensor.file}: {escape(tensor.name)} of shape {tensor.shape} has {parts} scales, one "
+            f"below the other: it may be {parts} matrices in one, or blocks of a size that the "
+            "config does not say, so its weight cannot be computed.",
+            _STATE_BLOCKS,
+        )
 
 
 # --- MXFP4: w = v 2^(e - 127), for 32 values a byte e and half a byte each for v ---

@@ -2,14 +2,12 @@
 
 import csv
 import io
-import lzma
-import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 from inheritune.data.bad_rows import BadRows
-from inheritune.data.compression import decompressed
+from inheritune.data.compression import DAMAGE, decompressed
 from inheritune.data.document import MAX_DOCUMENT_BYTES
 from inheritune.data.input_files import InputFile
 from inheritune.data.text_formats import without_compression
@@ -73,7 +71,7 @@ def table_rows(
 def _has_stray_quotes(file: InputFile) -> bool:
     """Whether each line of a file is a row, and one of them has quotes that do not close."""
     has_stray, tabs = False, None
-    with file.path.open("rb") as raw, suppress(OSError, EOFError, zlib.error, lzma.LZMAError):
+    with file.path.open("rb") as raw, suppress(*DAMAGE):
         stream = decompressed(file.read_as, raw)  # damage is told where the rows end
         while line := stream.readline(MAX_DOCUMENT_BYTES):
             row = line.rstrip(b"\r\n")

@@ -1,15 +1,13 @@
 """Read the documents of one file, in any format of `text_formats`."""
 
 import json
-import lzma
 import stat
-import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from inheritune.data.arrow import arrow_rows
 from inheritune.data.bad_rows import BadRows, decode
-from inheritune.data.compression import decompressed
+from inheritune.data.compression import DAMAGE, decompressed, zstd
 from inheritune.data.document import MAX_DOCUMENT_BYTES, Document
 from inheritune.data.file_kinds import WAYS_OUT, kind_by_signature
 from inheritune.data.input_files import InputFile
@@ -64,10 +62,10 @@ def read_documents(
     """
     try:
         yield from _documents(file, column, bad, start)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except DAMAGE as error:
         what, hint = reason_of(error), ""
-        if "too much memory" in what:  # of zstd: the window is above 128 MB
-            hint = f"The file is sound, its window long: zstd -d --long=31 {file.path}"
+        if "too much memory" in what and zstd is None:  # of pyarrow: the window is above 128 MB
+            hint = 'The file is sound, its window long: pip install "inheritune[data]" reads it.'
         bad.add(str(file.path), what, hint)
 
 
