@@ -21,6 +21,7 @@ _NAMES = {
     ("train.warmup_tokens", "in tokens: the share times train.tokens"): "warmup_ratio",
     ("train.eval_every", _STEPS): "eval_steps eval_interval val_interval",
     ("train.save_minutes", "in minutes"): "save_steps save_interval save_every",
+    ("train.timeout_minutes", "in minutes"): "ddp_timeout train_timeout_seconds",
     ("train.keep", "a number of checkpoints"): "save_total_limit",
     ("train.seq_len", "in tokens"): (
         "block_size max_seq_length max_seq_len max_length context_length sequence_length"

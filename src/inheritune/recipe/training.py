@@ -87,6 +87,9 @@ class Train(RecipeSection):
     """Minutes between checkpoints."""
     keep: Count = 2
     """Checkpoints to keep."""
+    timeout_minutes: Rate = 10.0
+    """Minutes that several processes wait for one that is silent, as on a machine that is gone,
+    before they end; longer than one of them reads or writes a model."""
 
     def num_steps(self, tokens: int) -> int:
         """Optimizer steps for a number of training tokens: whole batches, at least one."""

@@ -91,7 +91,7 @@ def carry_out(
         my_share(recipe.recipe.train, processes)  # refused before anything is prepared
         return work(job)
 
-    processes = join()
+    processes = join(60 * recipe.recipe.train.timeout_minutes)
     try:
         if processes.rank:
             with catch_signals() as stop:

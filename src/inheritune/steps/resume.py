@@ -33,6 +33,7 @@ _FREE = {
     "parallel",
     "save_minutes",
     "shard_size",
+    "timeout_minutes",
 }
 # Keys of `train` that only move the validations: a change is named in a note.
 _NOTED = {"eval_every"}

@@ -21,8 +21,6 @@ from inheritune.errors import InherituneError, Interrupted, MachineError, first_
 from inheritune.system.processes import ALONE, LAUNCHER, MEETING_FILE, Processes, Value
 from inheritune.system.signals import follow_parent
 
-# Longer than any one piece of work that the others wait for within a training.
-_TIMEOUT_S = 1800.0
 _BACKENDS = ("gloo", "NCCL", "nccl", "Connection closed by peer")  # words of their errors
 _POLL_S = 0.05
 _SILENCE_S = 60.0  # how long process 0 may go on measuring or saving after a stop signal
@@ -31,9 +29,7 @@ _SILENCE_S = 60.0  # how long process 0 may go on measuring or saving after a st
 class ProcessGroup(Processes):
     """Several processes that train one model together."""
 
-    def __init__(
-        self, rank: int, size: int, nodes: int, store: Store, timeout_s: float = _TIMEOUT_S
-    ) -> None:
+    def __init__(self, rank: int, size: int, nodes: int, store: Store, timeout_s: float) -> None:
         self.rank, self.size, self.nodes = rank, size, nodes
         self._posted = 0
         self._messages = PrefixStore("inheritune", store)
@@ -144,8 +140,11 @@ class ProcessGroup(Processes):
         ]
 
 
-def join(timeout_s: float = _TIMEOUT_S) -> Processes:
+def join(timeout_s: float) -> Processes:
     """Join the processes that this one was started among by `--processes N` or by torchrun.
+
+    Args:
+        timeout_s: How long one waits for the others, in seconds, before it ends with an error.
 
     Raises:
         MachineError: There are fewer GPUs than processes.
