@@ -7,7 +7,7 @@ read or written, and refuse one that leads elsewhere.
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,10 +82,14 @@ class Run:
 
     @classmethod
     @contextmanager
-    def hold(cls, root: Path) -> Iterator[Self]:
+    def hold(cls, root: Path, wait: Callable[[], bool] = lambda: False) -> Iterator[Self]:
         """Make a run, or continue the one that is there, as its only writer.
 
         What killed writers left is removed, at the start and at the end.
+
+        Args:
+            wait: Called several times a second while another process writes to the run; true: go
+                on waiting. It may raise.
 
         Raises:
             RecipeError: ``root`` is the root of the file system, the home directory, the current
@@ -96,7 +100,7 @@ class Run:
         """
         run = cls(root)
         run._make_root()
-        with run.lock():
+        with run.lock(wait):
             run._sweep()
             if not run.record_file.exists():
                 write_json(run.record_file, {"format": FORMAT})  # marks the directory as a run
@@ -170,13 +174,14 @@ class Run:
         inside = folder.resolve().is_relative_to(self.root.resolve())
         return folder if inside else self.root / "missing"
 
-    def lock(self) -> AbstractContextManager[None]:
+    def lock(self, wait: Callable[[], bool] = lambda: False) -> AbstractContextManager[None]:
         """Hold the run's lock, which the system frees when the process ends, however it ends.
 
         Raises:
             MachineError: Another process writes to this run; the message names it.
         """
-        return locked(self.root / ".lock", f"another process is writing to {escape(self.root)}")
+        busy = f"another process is writing to {escape(self.root)}"
+        return locked(self.root / ".lock", busy, wait=wait)
 
     def is_abandoned(self) -> bool:
         """Whether the process that worked on the run was killed and could not record it."""

@@ -117,6 +117,22 @@ def test_prepare_and_train_do_their_step(recipe: Path) -> None:
     assert (Path(trial["model"]) / "model.safetensors").is_file()
 
 
+def test_two_workers_prepare_what_a_run_then_trains_on(recipe: Path) -> None:
+    first = json.loads(invoke("prepare", recipe, "--worker", "1/2", "--json").stdout)
+    assert (len(first["missing_parts"]), first["missing_parts"][0]) == (32, 1)
+    assert (
+        "32 parts of other workers are missing"
+        in invoke("prepare", recipe, "--worker", "1/2").stderr
+    )
+    refused = invoke("run", recipe)
+    assert (refused.exit_code, "32 of 64 parts are there" in refused.stderr) == (3, True)
+    prepared = json.loads(invoke("prepare", recipe, "--worker", "2/2", "--json").stdout)
+    alone = json.loads(invoke("prepare", recipe, "--runs", "alone", "--json").stdout)
+    same = ("train_tokens", "val_tokens", "documents", "overlap", "taken")
+    assert {key: prepared[key] for key in same} == {key: alone[key] for key in same}
+    assert invoke("run", recipe, "--set", "grow.add=0").exit_code == 0
+
+
 def test_prepare_ends_with_what_it_took_and_left_out(tiny_reference: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()

@@ -182,8 +182,8 @@ def test_bad_set_is_named_with_the_way_out(refuse: Refuse, text: str, words: str
         ),
         (
             "variants: {a: {start: fresh, tokens: 2y}}",
-            "8: variants.a.tokens is 2y. It must be an integer or an amount such as 500K, 2M or "
-            "1.5B, be a multiple such as 2x or be 'equal_compute'.",
+            "8: variants.a.tokens is 2y. It must be an integer or an amount such as 500K, 2M, "
+            "1.5B or 1T, be a multiple such as 2x or be 'equal_compute'.",
         ),
         ("learning-rate: 1", "8: learning-rate is not a key. It belongs elsewhere: train.lea"),
         ("1: 2", '8: the key 1 is read as a number, not text. Quote it: "1".'),

@@ -21,6 +21,7 @@ from inheritune.system.progress import Progress
 
 if TYPE_CHECKING:
     from inheritune.data.import_tokens import FlatFiles
+    from inheritune.data.token_parts import TokenParts
     from inheritune.data.tokens import TokenDirectory
     from inheritune.reporting.comparison import Comparison
     from inheritune.run.execute import RunResult
@@ -107,6 +108,40 @@ def prepare_recipe(
         home = None if tokenizer is None else tokenizer_directory(tokenizer)
         run = Path(runs) / recipe_file.recipe.name
         return prepare_only(recipe_file, run, on_progress, files, home)
+
+
+def prepare_parts(
+    recipe: AnyRecipe,
+    worker: str,
+    *,
+    runs: PathLike = "runs",
+    progress: ProgressOption = True,
+    **sections: Any,
+) -> "TokenParts":
+    """Prepare the tokens of a recipe on several machines that share the directory of runs.
+
+    Each calls this with a number of its own. The one that makes the last part joins all of them;
+    the bytes do not depend on the number of workers.
+
+    Args:
+        recipe: As for `derive`.
+        worker: ``"2/8"`` for the second of eight; at most 64.
+        runs: Directory of runs; the tokens go into the one with the recipe's name.
+        progress: True draws a bar, False is silent, a function is called with each event.
+        **sections: Keys of the recipe that replace the file's, as for `derive`.
+
+    Raises:
+        RecipeError: The recipe or the worker is wrong, or the text is a stream of the Hub.
+        DataError: The text is missing, broken or too short.
+    """
+    from inheritune.data.token_parts import Worker
+    from inheritune.recipe.sections import recipe_with
+    from inheritune.run.execute import prepare_one_worker
+
+    with call(progress) as on_progress:
+        recipe_file = recipe_with(recipe, sections)
+        run = Path(runs) / recipe_file.recipe.name
+        return prepare_one_worker(recipe_file, run, Worker.of(worker), on_progress)
 
 
 def train_variant(

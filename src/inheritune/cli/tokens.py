@@ -34,6 +34,14 @@ def prepare(
             metavar="RECIPE", help="Recipe: a YAML file or a preset.", autocompletion=recipes
         ),
     ] = None,
+    worker: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Prepare the share of worker I of N, such as 2/8: each on a machine of its own, "
+            "all in one directory of runs. The bytes do not depend on N.",
+        ),
+    ] = None,
     from_bin: Annotated[
         list[Path] | None,
         _import_option(
@@ -81,6 +89,11 @@ def prepare(
         files = None
         if from_bin:
             files = api.FlatFiles(from_bin, val_from_bin or [], val_fraction, _WIDTHS[dtype])
+        if worker is not None and (recipe is None or from_bin):
+            raise RecipeError(
+                "--worker goes with the text of a recipe.",
+                "Write inheritune prepare RECIPE --worker 2/8.",
+            )
         if recipe is not None:
             if out is not None:
                 raise RecipeError(
@@ -88,7 +101,14 @@ def prepare(
                     "Leave it out: the tokens go into the run's directory.",
                 )
             file = load_recipe(recipe, sets)
-            tokens = api.prepare_recipe(file, runs=runs, files=files, tokenizer=tokenizer)
+            if worker is not None:
+                parts = api.prepare_parts(file, worker, runs=runs)
+                if parts.tokens is None:
+                    _tell_missing(parts, as_json)
+                    return
+                tokens = parts.tokens
+            else:
+                tokens = api.prepare_recipe(file, runs=runs, files=files, tokenizer=tokenizer)
         elif files is None or tokenizer is None or out is None:
             raise RecipeError(
                 "give a recipe, or --from-bin FILE with --tokenizer DIR and --out DIR.",
@@ -111,6 +131,14 @@ def prepare(
         else:
             next_step = command("run", recipe, set=sets, runs=runs)
         say(f"next: {next_step}")
+
+
+def _tell_missing(parts: api.TokenParts, as_json: bool) -> None:
+    if as_json:
+        print_json({"path": str(parts.path), "missing_parts": parts.missing})
+        return
+    say(f"{parts.path}: {len(parts.missing)} parts of other workers are missing.")
+    say("next: wait for them; the worker that makes the last part joins them all")
 
 
 def _taken(taken: dict[str, Any] | None) -> Iterator[str]:

@@ -25,6 +25,8 @@ from inheritune.system.files import (
 from inheritune.system.locks import locked
 from inheritune.system.strict_json import read_json
 
+MANIFEST = "manifest.json"
+NUM_PARTS = 64  # of a text that several workers prepare
 _FORMAT = 3  # older ones are begun again: they read tables as one text, or count no bytes
 
 
@@ -40,12 +42,27 @@ def make_token_directory(out: Path, build: Callable[["Journal"], dict[str, Any]]
         MachineError: The disk is full or read-only, or another process makes the same tokens.
     """
     if not _is_prepared(out):
-        with _working_directory(out) as journal:
+        with working_directory(out) as journal:
             if not _is_prepared(out):  # another process may have finished it just now
-                text = json.dumps(build(journal), indent=2, sort_keys=True) + "\n"
-                write_bytes(journal.shards / "manifest.json", text.encode())
+                write_manifest(journal.shards, build(journal))
                 move_directory(journal.shards, out)
     _remove_working_directory(out)
+
+
+def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
+    """Write the file that makes a directory of shards complete."""
+    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+    write_bytes(directory / MANIFEST, text.encode())
+
+
+def missing_parts(out: Path) -> list[int]:
+    """Number the parts of a text that workers have not made yet, from 0."""
+    return [n for n in range(NUM_PARTS) if not (part_path(out, n) / MANIFEST).exists()]
+
+
+def part_path(out: Path, number: int) -> Path:
+    """Directory of the shards of one part, within the token directory."""
+    return out / f"part-{number:02d}"
 
 
 class Journal:
@@ -140,8 +157,14 @@ class Journal:
 
 
 def _is_prepared(out: Path) -> bool:
-    if (out / "manifest.json").exists():
+    if (out / MANIFEST).exists():
         return True
+    if any(out.glob("part-*")):
+        done = NUM_PARTS - len(missing_parts(out))
+        raise DataError(
+            f"workers prepare {out}: {done} of {NUM_PARTS} parts are there.",
+            "Start those that ended with the same --worker, or delete it to prepare it alone.",
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} holds files but no tokens.", "Move them, or choose another run.")
     return False
@@ -160,10 +183,15 @@ def _remove_working_directory(out: Path) -> None:
 
 
 @contextmanager
-def _working_directory(out: Path) -> Iterator[Journal]:
+def working_directory(out: Path, wait: Callable[[], bool] = lambda: False) -> Iterator[Journal]:
+    """Work beside ``out``, alone; what is not finished stays there if the journal names it.
+
+    Args:
+        wait: Called several times a second while another process works there; see `locked`.
+    """
     directory = _partial(out)
-    busy = f"another process is preparing {out}"
-    with write_errors(out), locked(directory / "lock", busy, "Wait for it, then run this again."):
+    busy, hint = f"another process is preparing {out}", "Wait for it, then run this again."
+    with write_errors(out), locked(directory / "lock", busy, hint, wait):
         journal = Journal(directory)
         try:
             if not journal.path.exists():

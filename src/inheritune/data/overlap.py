@@ -35,6 +35,13 @@ class DocumentHashes:
         if len(self._new) == _BUFFERED:
             self._write()
 
+    def take(self, other: "DocumentHashes") -> None:
+        """Append all hashes of another list."""
+        self._write()
+        with self._path.open("ab") as stream:
+            for piece in other.chunks():
+                piece.tofile(stream)
+
     def flush(self) -> int:
         """Sync all hashes to the disk and return their number."""
         self._write()

@@ -73,13 +73,7 @@ def prepare_text(
         MachineError: The disk is full, a worker ended, or another process prepares the same tokens.
         MissingExtraError: A source needs a package that is not installed.
     """
-    if tokenizer.rows > embedding_rows:
-        raise DataError(
-            f"the tokenizer in {tokenizer.directory} has ids up to {tokenizer.rows - 1}, the "
-            f"embedding has {embedding_rows} rows.",
-            "Use the tokenizer that belongs to the model.",
-        )
-    request = _request(data, tokenizer, embedding_rows, shard_ids)
+    request = request_of(data, tokenizer, embedding_rows, shard_ids)
 
     def build(journal: Journal) -> dict[str, Any]:
         with Encoders(Encoder(tokenizer, data), workers, start_method) as encoders:
@@ -97,16 +91,35 @@ def prepare_text(
             return builder.build(encoders) | {"request": request}
 
     make_token_directory(out, build)
+    return open_prepared(out, request, seq_len, data)
+
+
+def open_prepared(out: Path, request: dict[str, Any], seq_len: int, data: Data) -> TokenDirectory:
+    """Open finished tokens, and refuse those that were made otherwise or are too few.
+
+    Args:
+        request: That of `request_of`.
+    """
     tokens = open_tokens(out)
-    _check_fits(tokens, request)
+    check_request(out, tokens.manifest["request"], request)
     check_length(tokens.train.num_ids, tokens.val.num_ids, seq_len, data)
     return tokens
 
 
-def _request(
+def request_of(
     data: Data, tokenizer: TextTokenizer, embedding_rows: int, shard_ids: int
 ) -> dict[str, Any]:
-    """Describe everything that decides the tokens, to compare it with finished ones."""
+    """Describe everything that decides the tokens, to compare it with finished ones.
+
+    Raises:
+        DataError: The tokenizer has an id without a row in the embedding.
+    """
+    if tokenizer.rows > embedding_rows:
+        raise DataError(
+            f"the tokenizer in {tokenizer.directory} has ids up to {tokenizer.rows - 1}, the "
+            f"embedding has {embedding_rows} rows.",
+            "Use the tokenizer that belongs to the model.",
+        )
     settings = data.model_dump(mode="json", exclude={"allow_repeat"})
     return {
         f"data.{key}": value
@@ -135,8 +148,8 @@ def _listing(data: Data) -> str | None:
     return canonical_digest(sizes) if sizes else None
 
 
-def _check_fits(tokens: TokenDirectory, request: dict[str, Any]) -> None:
-    before = tokens.manifest["request"]
+def check_request(path: Path, before: dict[str, Any], request: dict[str, Any]) -> None:
+    """Refuse tokens in ``path`` that were made for another request than this one."""
     if IMPORTED in before:  # what a recipe would have read says nothing of these
         request = {key: request[key] for key in ("the tokenizer", "embedding rows")}
         before = {key: before.get(key) for key in request} | {_TEXT: None}
@@ -146,11 +159,11 @@ def _check_fits(tokens: TokenDirectory, request: dict[str, Any]) -> None:
     settings = [(k, before.get(k), request.get(k)) for k in changed if k.startswith("data.")]
     if settings:  # the recipe, and not what it names, has changed
         raise RecipeError(
-            f"the tokens in {tokens.path} were prepared with {describe_differences(settings)}.",
+            f"the tokens in {path} were prepared with {describe_differences(settings)}.",
             "Put it back, or give the run another name: --set name=...",
         )
     if changed:
         raise DataError(
-            f"the tokens in {tokens.path} were prepared otherwise: {', '.join(changed)} changed.",
+            f"the tokens in {path} were prepared otherwise: {', '.join(changed)} changed.",
             "Delete that directory to prepare them again, or choose another run.",
         )

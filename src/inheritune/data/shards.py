@@ -25,7 +25,9 @@ _AGAIN = "Prepare the tokens again."
 class ShardEntry:
     """A shard's entry in the manifest."""
 
-    name: str  # such as ``train-00000.bin``; the starts of its documents are in ``.idx``
+    # Such as ``train-00000.bin``, or ``part-00/train-00000.bin`` of what several workers prepared;
+    # the starts of its documents are in ``.idx``.
+    name: str
     ids: int
     bytes: int
     max_id: int

@@ -35,6 +35,7 @@ class Source:
     column: TextColumn  # what of a row is the text
     max_bad_rows: int  # rows or files that may be unreadable
     commit: str | None = None  # of a Hub dataset; None for local files
+    share: tuple[int, int] = (0, 1)  # which of how many parts of the files, equal in bytes
 
     @cached_property
     def is_remote(self) -> bool:
@@ -48,9 +49,15 @@ class Source:
         return [] if self.is_remote else input_files(part.source, part.format, part.separator)
 
     @cached_property
+    def _span(self) -> tuple[int, int]:
+        """Of the bytes of all files, one after the other: behind which and up to which to read."""
+        size, (number, count) = sum(size_of(file.path) for file in self.files), self.share
+        return size * number // count, size * (number + 1) // count
+
+    @property
     def total_bytes(self) -> int:
-        """Size of the files; 0 for a Hub dataset, whose size is not known."""
-        return sum(size_of(file.path) for file in self.files)
+        """Bytes of the files that are read; 0 for a Hub dataset, whose size is not known."""
+        return self._span[1] - self._span[0]
 
     def read(
         self, start: dict[str, Any] | None = None
@@ -58,7 +65,7 @@ class Source:
         """Yield every document with the position after it, from which reading can go on.
 
         Files come in byte order of their relative paths, rows in file order; one document is
-        held at a time.
+        held at a time. A document belongs to the part of the text in which its last byte lies.
 
         Args:
             start: A position that was yielded earlier, as JSON values; None: the beginning.
@@ -84,14 +91,20 @@ class Source:
             )
         first_file, first_row = (start["file"], start["row"]) if start else (0, 0)
         bytes_before = sum(size_of(file.path) for file in self.files[:first_file])
+        (begin, end), is_whole = self._span, self.share == (0, 1)
         for index, file in enumerate(self.files[first_file:], first_file):
-            skip = first_row if index == first_file else 0
-            for row, done, document in read_documents(file, self.column, bad, skip):
-                is_empty = False
-                position = {"file": index, "row": row, "bad": bad.seen}
-                yield SourcePosition(position, bytes_before + done), document
-            bytes_before += size_of(file.path)
-        if is_empty:
+            skip, size = first_row if index == first_file else 0, size_of(file.path)
+            if bytes_before + size > begin or is_whole:
+                for row, done, document in read_documents(file, self.column, bad, skip):
+                    place = bytes_before + min(max(done, 1), size)
+                    if place > end and not is_whole:
+                        return
+                    if place > begin or is_whole:
+                        is_empty = False
+                        position = {"file": index, "row": row, "bad": bad.seen}
+                        yield SourcePosition(position, bytes_before + done - begin), document
+            bytes_before += size
+        if is_empty and is_whole:
             raise DataError(
                 f"there is no text in {spell(self.part.source)}.", "Give files that hold text."
             )

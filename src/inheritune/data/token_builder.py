@@ -1,29 +1,23 @@
 """Encode the documents of every source, in order, into the shards of both splits."""
 
-import platform
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from inheritune.data.chat_template import DATE
-from inheritune.data.document import SPLIT_RULE, Document, held_out, sampled
+from inheritune.data.document import Document, held_out, sampled
 from inheritune.data.encoding import Encoded, Encoders
 from inheritune.data.hub_dataset import dataset_commit
-from inheritune.data.input_files import STDLIB, left_out, some, spell
+from inheritune.data.input_files import some, spell
 from inheritune.data.journal import Journal
+from inheritune.data.overlap import DocumentHashes
 from inheritune.data.sources import Mixture, Source, SourcePosition, held_out_sources, open_sources
-from inheritune.data.text_formats import format_of
+from inheritune.data.token_manifest import PreparedText
 from inheritune.data.token_writer import TokenWriter
 from inheritune.data.tokenizer import TextTokenizer
-from inheritune.data.tokens import check_length
-from inheritune.errors import DataError, Interrupted, escape
+from inheritune.errors import Interrupted
 from inheritune.recipe.data import Data
 from inheritune.system.progress import Listener, Progress
 
-_MAX_VAL_DUPLICATES = 0.01  # share of a validation set of the user's own that may be trained on
-_MANY_REPEATS = 0.1  # share of repeated training documents that is worth a message
-_MOST_NAMES = 20  # of files that were left out, in the manifest
 _TASK = "preparing tokens"
 
 
@@ -35,6 +29,7 @@ class TokenBuilder:
     Args:
         request: JSON values that decide the tokens; the journal of another request is cleared.
         journal: Holds the shards, and what an earlier process left.
+        share: Which of how many parts of the text; each takes an equal share of ``data.tokens``.
     """
 
     def __init__(
@@ -48,8 +43,10 @@ class TokenBuilder:
         journal: Journal,
         on_progress: Listener,
         stop: Callable[[], bool],
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        self._data, self._tokenizer, self._seq_len = data, tokenizer, seq_len
+        self._data, self._seq_len = data, seq_len
+        self._most_tokens = None if data.tokens is None else data.tokens / share[1]
         self._journal, self._on_progress, self._stop = journal, on_progress, stop
         self._writer = TokenWriter(journal.shards, journal.directory, tokenizer, rows, shard_ids)
 
@@ -78,42 +75,47 @@ class TokenBuilder:
         self._state = state
 
         # --- the sources, at the commits that the first process saw ---
-        sources = [replace(s, commit=c) for s, c in zip(sources, state["commits"], strict=True)]
+        sources = [
+            replace(source, commit=commit, share=share)
+            for source, commit in zip(sources, state["commits"], strict=True)
+        ]
         self._first = len(val_sources)
         self._val_sources, self._sources = sources[: self._first], sources[self._first :]
+        self._text = PreparedText(
+            data, tokenizer, sources, self._first, self._writer, state, on_progress, stop
+        )
         self._total_bytes = 0 if data.tokens else sum(s.total_bytes for s in sources)
 
     def build(self, encoders: Encoders) -> dict[str, Any]:
         """Write all shards, and return the manifest without the request."""
-        for row in self._taken():
+        for row in self._text.taken():
             if count := row["left_out_files"]:
                 files = f"{sum(row['files'].values()):,} files of {spell(row['source'])}"
                 self._say(f"{files} are read, {count:,} left out: {some(row['left_out'], count)}")
-        data, writer = self._data, self._writer
-        num_shards = 0
+        self._write(encoders)
+        order = "source order; training documents end once data.tokens is exceeded"
+        return self._text.manifest(self._seq_len, order)
+
+    def build_part(self, encoders: Encoders) -> dict[str, Any]:
+        """Write all shards of a part, and return what `token_parts` needs to join it to others."""
+        self._write(encoders)
+        for split, hashes in self._writer.hashes.items():
+            kept = self._journal.shards / f"hashes-{split}"
+            kept.unlink(missing_ok=True)  # of a process that was killed right here
+            copy = DocumentHashes(kept)
+            copy.take(hashes)
+            copy.flush()
+        splits = {split: shards.state()[0] for split, shards in self._writer.splits.items()}
+        return {"state": self._state, "splits": splits}
+
+    def _write(self, encoders: Encoders) -> None:
+        writer, num_shards = self._writer, 0
         for number, encoded in self._encoded(encoders):
             self._add(number, encoded)
             if num_shards != (num_shards := writer.num_shards):
                 self._journal.write(self._state, writer)
         writer.close()
         self._report(is_done=True)
-        check_length(writer.train.num_ids, writer.val.num_ids, self._seq_len, data)
-        by_hash = {"rule": SPLIT_RULE, "by": data.split_by, "val_fraction": data.val_fraction}
-        return writer.manifest(
-            bos=self._tokenizer.bos,
-            special_tokens_in_text=data.special_tokens_in_text or self._is_rendered,
-            split=by_hash if data.val_source is None else {"rule": "val_source"},
-            sources=self._provenance(),
-            order="source order; training documents end once data.tokens is exceeded",
-            val_bytes=self._state["val_bytes"],
-            overlap=self._overlap(),
-            taken={"sources": self._taken(), "first_words": writer.first_words()},
-            **({"chat_template_date": f"{DATE:%Y-%m-%d}"} if self._is_rendered else {}),
-        )
-
-    @property
-    def _is_rendered(self) -> bool:
-        return any(s.column.render is not None for s in self._val_sources + self._sources)
 
     # --- the stream of documents ---
 
@@ -149,7 +151,7 @@ class TokenBuilder:
             for i, source in enumerate(self._sources)
         ]
         # One id more than asked for: the last one is only a target.
-        while self._data.tokens is None or self._writer.train.num_ids <= self._data.tokens:
+        while self._most_tokens is None or self._writer.train.num_ids <= self._most_tokens:
             i = mixture.next_source(self._state["tokens"][self._first :])
             encoded = next(streams[i], None)
             if encoded is None:
@@ -193,58 +195,7 @@ class TokenBuilder:
         tokens = self._writer.train.num_ids
         facts = {"documents": f"{self._state['documents']:,}", "tokens": f"{tokens:,}"}
         done, total, unit = sum(self._state["read_bytes"]), self._total_bytes, "bytes"
-        if self._data.tokens is not None:
-            done, total, unit = tokens, self._data.tokens, "tokens"
+        if self._most_tokens is not None:
+            done, total, unit = tokens, int(self._most_tokens), "tokens"
         done = total if is_done else min(done, total)
         self._on_progress(Progress(_TASK, done, total, unit, facts))
-
-    # --- the manifest ---
-
-    def _taken(self) -> list[dict[str, Any]]:
-        """Describe what was taken of each source, and what was left out of its folders."""
-        rows = []
-        for number, source in enumerate(self._val_sources + self._sources):
-            names = [] if source.is_remote else left_out(source.part.source, source.files)
-            rows.append(
-                {
-                    "source": source.part.source,
-                    "files": Counter(format_of(file.read_as).name for file in source.files),
-                    "left_out_files": len(names),
-                    "left_out": [escape(name, 200) for name in names[:_MOST_NAMES]],
-                    "documents": self._state["taken"][number],
-                    "bytes": self._state["text_bytes"][number],
-                }
-            )
-        return rows
-
-    def _overlap(self) -> dict[str, Any]:
-        overlap = self._writer.document_overlap()
-        duplicates, repeated = overlap["duplicate_documents"], overlap["repeated_documents"]
-        if self._data.val_source is not None and duplicates > _MAX_VAL_DUPLICATES:
-            raise DataError(
-                f"{duplicates:.1%} of the documents of data.val_source are also in data.source.",
-                f"Take them out of either; up to {_MAX_VAL_DUPLICATES:.0%} is accepted.",
-            )
-        if repeated > _MANY_REPEATS:
-            self._say(f"{repeated:.0%} of the training documents repeat another one exactly")
-        num_ids = self._writer.train.num_ids
-
-        def report(done: int) -> None:
-            if self._stop():
-                raise Interrupted(
-                    "measuring the overlap was interrupted.", "Run the same command again."
-                )
-            self._on_progress(Progress("measuring overlap", done, num_ids, "tokens"))
-
-        return overlap | self._writer.ngram_overlap(report)
-
-    def _provenance(self) -> dict[str, Any]:
-        data = self._data
-        provenance = data.model_dump(mode="json", include={"source", "val_source"})
-        provenance["python"] = platform.python_version() if data.source in STDLIB else None
-        if any(self._state["commits"]):
-            provenance["commits"] = self._state["commits"]
-        if len(self._sources) > 1:
-            provenance["training_tokens"] = self._state["tokens"][self._first :]
-        shares = data.model_dump(mode="json", include={"sample", "val_sample"})
-        return provenance | {key: share for key, share in shares.items() if share is not None}

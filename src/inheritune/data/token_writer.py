@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inheritune.data.overlap import DocumentHashes, document_overlap, ngram_share
-from inheritune.data.shards import SHARD_VERSION, ShardWriter, map_shard
+from inheritune.data.shards import SHARD_VERSION, ShardEntry, ShardWriter, map_shard
 from inheritune.data.tokenizer import TextTokenizer
 from inheritune.data.tokens import MANIFEST_FORMAT, TokenStream, canonical_digest, fingerprint_of
 
@@ -64,13 +64,22 @@ class TokenWriter:
 
     def first_words(self, count: int = 3) -> list[str]:
         """Return the first words of some training documents, once the shards are closed."""
-        entry = self.train.entries[0]
+        entries = self.train.entries
+        ends = np.cumsum([entry.documents for entry in entries])
+        chosen = np.unique(np.linspace(0, ends[-1] - 1, num=count, dtype=np.int64)).tolist()
+        shards = np.searchsorted(ends, chosen, side="right").tolist()
+        return [
+            self._words(entries[shard], number - int(ends[shard]) + entries[shard].documents)
+            for number, shard in zip(chosen, shards, strict=True)
+        ]
+
+    def _words(self, entry: ShardEntry, number: int) -> str:
+        """Return the first words of a document of a shard."""
         ids = map_shard(self._shards, entry, self._rows)
         starts = np.fromfile((self._shards / entry.name).with_suffix(".idx"), dtype="<u8")
-        ends = [*starts[1:].tolist(), entry.ids]
-        chosen = np.unique(np.linspace(0, len(starts) - 1, num=count, dtype=np.int64)).tolist()
-        spans = [(int(starts[i]), min(int(starts[i]) + _WORDS, ends[i])) for i in chosen]
-        return [self._tokenizer.decode(ids[begin:end].tolist()) for begin, end in spans]
+        begin, *ends = (int(start) for start in starts[number : number + 2])
+        end = min(begin + _WORDS, ends[0] if ends else entry.ids)
+        return self._tokenizer.decode(ids[begin:end].tolist())
 
     def manifest(
         self,

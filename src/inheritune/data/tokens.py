@@ -34,6 +34,7 @@ _MANIFEST_TYPES = {
     "request": dict,
 }
 _CONTENT = ("format", "shard_version", "tokenizer", "embedding_rows", "policy", "split", "files")
+_SHARD_NAME = re.compile(r"(part-[0-9]{2}/)?(train|val)-[0-9]{5,}\.bin")
 _AGAIN = "Prepare the tokens again."
 _MANIFEST = replace(OWN_FILE, max_bytes=64 << 20, hint=_AGAIN)
 
@@ -252,7 +253,7 @@ def fingerprint_of(manifest: dict[str, Any]) -> str:
 def _entries(manifest: dict[str, Any], split: str = "") -> list[ShardEntry]:
     """List the shards of a split; by default of both."""
     entries = [ShardEntry(**entry) for entry in manifest["files"]]
-    return [entry for entry in entries if entry.name.startswith(split)]
+    return [entry for entry in entries if Path(entry.name).name.startswith(split)]
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -280,5 +281,5 @@ def _check_entry(path: Path, entry: Any) -> None:
     if actual != types:
         raise DataError(f"{path} garbles an entry of files.", _AGAIN)
     # A manifest is input like any other: it must not lead out of its directory.
-    if not re.fullmatch(r"(train|val)-[0-9]{5,}\.bin", entry["name"]) or entry["ids"] < 1:
+    if not _SHARD_NAME.fullmatch(entry["name"]) or entry["ids"] < 1:
         raise DataError(f"{path} lists {entry['name']!r}, which is no shard.", _AGAIN)

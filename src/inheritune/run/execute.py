@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.data.import_tokens import FlatFiles
+from inheritune.data.token_parts import TokenParts, Worker
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import InherituneError, RecipeError
 from inheritune.publishing.card import write_card
@@ -31,9 +32,10 @@ from inheritune.steps.reference import Reference, open_reference, tokenizer_home
 from inheritune.steps.result import TrainedVariant
 from inheritune.steps.resume import checkpoint_for
 from inheritune.steps.tasks import RunModel, ask_tasks, asked_at, check_tasks, snapshot_models
-from inheritune.steps.tokens import import_flat_tokens, prepare_tokens
+from inheritune.steps.tokens import import_flat_tokens, prepare_token_parts, prepare_tokens
 from inheritune.steps.training_spec import TrainingSpec, layers_of, specs_for
 from inheritune.system.progress import Listener, Progress, silent
+from inheritune.system.refusals import missing_directories, removed_if_refused
 from inheritune.system.rows import Rows
 from inheritune.system.signals import catch_signals
 
@@ -180,6 +182,23 @@ def prepare_only(
     tokens = carry_out(recipe, root, work, on_progress)
     assert tokens is not None  # tokens are prepared by one process
     return tokens
+
+
+def prepare_one_worker(
+    recipe: RecipeFile, root: Path, worker: Worker, on_progress: Listener = silent
+) -> TokenParts:
+    """Prepare one worker's parts of a recipe's tokens, beside others in the same run directory."""
+    new = missing_directories(root)
+    with catch_signals() as stop, removed_if_refused(new, Run(root).own_files):
+
+        def wait() -> bool:
+            stop.check("nothing is prepared yet")
+            return True
+
+        with Run.hold(root, wait) as run:  # one after the other: they may fetch the reference
+            job = Job(recipe.recipe, run, stop, on_progress)
+            home = tokenizer_home(job)
+        return prepare_token_parts(job, home, worker)
 
 
 def train_only(

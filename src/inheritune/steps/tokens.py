@@ -4,6 +4,7 @@ from pathlib import Path
 
 from inheritune.data.import_tokens import FlatFiles, import_tokens
 from inheritune.data.prepare_text import prepare_text
+from inheritune.data.token_parts import TokenParts, Worker, prepare_parts
 from inheritune.data.tokenizer import embedding_rows, open_tokenizer
 from inheritune.data.tokens import TokenDirectory, check_budget
 from inheritune.recipe.schema import Recipe
@@ -27,10 +28,28 @@ def prepare_tokens(job: Job, model: Path) -> TokenDirectory:
         job.on_progress,
         job.stop,
     )
+    _check_budget(recipe, tokens)
+    return tokens
+
+
+def prepare_token_parts(job: Job, model: Path, worker: Worker) -> TokenParts:
+    """Prepare a worker's parts of the tokens with the tokenizer of a model directory."""
+    tokenizer = open_tokenizer(model)
+    rows = embedding_rows(model, tokenizer)
+    say_differences(model, job.on_progress)
+    recipe, seq_len, out = job.recipe, job.recipe.train.seq_len, job.run.tokens
+    parts = prepare_parts(
+        recipe.data, tokenizer, rows, seq_len, out, worker, job.on_progress, job.stop
+    )
+    if parts.tokens is not None:
+        _check_budget(recipe, parts.tokens)
+    return parts
+
+
+def _check_budget(recipe: Recipe, tokens: TokenDirectory) -> None:
     train, allow_repeat = recipe.train, recipe.data.allow_repeat
     longest = _longest_training(recipe)
     check_budget(tokens, longest, train.seq_len, allow_repeat, train.batch_tokens)
-    return tokens
 
 
 def import_flat_tokens(job: Job, model: Path, files: FlatFiles) -> TokenDirectory:
