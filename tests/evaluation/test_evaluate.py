@@ -198,6 +198,25 @@ def test_the_evaluate_command_prints_one_json_value(
     assert (none.exit_code, "no model is given" in none.stderr) == (2, True)
 
 
+def test_evaluate_draws_quality_against_size_of_what_was_cut(
+    tiny_reference: Path, target: Path, tiny_tokens: Any, tmp_path: Path
+) -> None:
+    models, figure = [str(tiny_reference), str(target)], tmp_path / "size.svg"
+    options = ["--out", str(tmp_path / "out"), "--figure", str(figure)]
+    measured = ["--tokens", str(tiny_tokens.path), "--seq-len", "16"]
+    done = CliRunner().invoke(app, ["evaluate", *models, *measured, *options, "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert [model["made"] for model in json.loads(done.stdout)["models"]] == ["whole", "cut"]
+    assert figure.read_text("utf-8").startswith("<svg")
+    for wrong, said in (
+        ([*models, *options], "nothing to measure"),
+        ([models[0], *measured, *options], "one model"),
+        ([*models, *measured, "--figure", str(tmp_path / "size.gif")], ".png or .svg"),
+    ):
+        refused = CliRunner().invoke(app, ["evaluate", *wrong])
+        assert (refused.exit_code, said in " ".join(refused.stderr.split())) == (2, True), wrong
+
+
 @pytest.mark.shared_data
 @pytest.mark.slow
 def test_the_numbers_are_those_of_plain_lm_eval(shared_data: Path, tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ def test_own_text_ends_beside_the_reference_as_it_comes_and_as_trained(tmp_path:
     sets = [
         "reference.model=embedded:demo",
         "inherit.layers=6",
+        "inherit.select=0-3,6-7",
         "inherit.repair_tokens=2K",
         "data.source=stdlib",
         "data.val_source=null",

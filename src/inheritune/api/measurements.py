@@ -43,6 +43,7 @@ def evaluate(
     task_data: PathLike | None = None,
     allow_task_code: bool = False,
     speed: bool = False,
+    figure: PathLike | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     progress: ProgressOption = True,
 ) -> "Evaluation":
@@ -66,6 +67,9 @@ def evaluate(
         allow_task_code: Let tasks run code of their own.
         speed: Measure size, memory and speed of the models in turn and, where there are tokens or
             text, how close the predictions of each are to those of the first: ``gains``.
+        figure: File to draw quality against size into, PNG or SVG: val_loss of each model over its
+            parameters, with a line for those that are cut, repaired or trained. All must have the
+            same tokenizer.
         tokenizer: Tokenizer of models in memory; None: the one that each was loaded with.
         progress: True draws a bar, False is silent, a function is called with each event.
 
@@ -82,6 +86,7 @@ def evaluate(
     from inheritune.evaluation.evaluate import evaluate as evaluate_models
     from inheritune.evaluation.request import EvaluationRequest
     from inheritune.model_files.in_memory import opened_model
+    from inheritune.reporting.size_chart import draw_evaluation, refuse_no_figure
 
     refuse_below(0, shots=shots)
     refuse_below(1, batch_size=batch_size, limit=limit)
@@ -101,18 +106,21 @@ def evaluate(
         speed=speed,
     )
     request.check()  # before a model is downloaded
+    several = models if isinstance(models, Sequence) and not isinstance(models, str) else [models]
+    if figure is not None:
+        refuse_no_figure(Path(figure), len(several), request.has_held_out_text)
     with call(progress) as on_progress, ExitStack() as stack:
         folder = out or stack.enter_context(TemporaryDirectory(prefix="inheritune-"))
-        several = (
-            models if isinstance(models, Sequence) and not isinstance(models, str) else [models]
-        )
         opened: list[str | ModelDirectory] = [
             os.fspath(model)
             if isinstance(model, str | os.PathLike)
             else stack.enter_context(opened_model(model, tokenizer=tokenizer))
             for model in several
         ]
-        return evaluate_models(opened, request, Path(folder), on_progress)
+        evaluation = evaluate_models(opened, request, Path(folder), on_progress)
+    if figure is not None:
+        draw_evaluation(evaluation.as_json(), Path(figure))
+    return evaluation
 
 
 def fetch_tasks(

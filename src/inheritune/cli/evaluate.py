@@ -101,6 +101,14 @@ def evaluate(
             metavar="DIR", help="Directory of results; finished measurements are not repeated."
         ),
     ] = Path("evaluation"),
+    figure: Annotated[
+        Path | None,
+        _val_loss(
+            metavar="FILE",
+            help="Draw val_loss against size of the models, .png or .svg: a line for those that "
+            "are cut, repaired or trained.",
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -131,6 +139,7 @@ def evaluate(
             task_data=task_data,
             allow_task_code=allow_task_code,
             speed=speed,
+            figure=figure,
         )
         if as_json and not evaluation.failures:
             print_json(evaluation.as_json())

@@ -17,6 +17,7 @@ from inheritune.evaluation.suites import VAL_LOSS
 from inheritune.model_files.config import has_rotary_positions, max_positions
 from inheritune.model_files.directory import ModelDirectory, open_model
 from inheritune.run_record.fields import finite_number
+from inheritune.surgery.origin import made
 from inheritune.system.files import make_directory
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.refusals import missing_directories, removed_if_refused
@@ -38,6 +39,7 @@ class EvaluatedModel:
     name: str  # the model, as it was named in the call
     layers: int
     params: int
+    made: str  # ``whole``, ``cut``, ``repaired``, ``grown`` or ``trained``, as its records say
     digest: str  # XXH3 digest of config and weights
     scores: tuple[Score, ...]  # val_loss, then the tasks in the order they were asked
 
@@ -148,7 +150,9 @@ def evaluate(
         if request.speed:
             gains = _gains(opened, request, seq_len, stop, on_progress)
     evaluated = tuple(
-        EvaluatedModel(name, model.layers, model.params, model.digest, tuple(scores[name]))
+        EvaluatedModel(
+            name, model.layers, model.params, made(model.path), model.digest, tuple(scores[name])
+        )
         for name, model in opened.items()
     )
     return Evaluation(settings, evaluated, tuple(failures), gains)

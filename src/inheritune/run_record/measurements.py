@@ -206,6 +206,8 @@ class EvaluatedModelRecord(Part):
     model: Text = key("`evaluate` only: the model as it was named")
     role: Text = key("`reference`, `target` or `control`")
     layers: Number = key("number of layers")
+    params: Number = key("`evaluate` only: parameters; tied weights count once")
+    made: Text = key("`evaluate` only: `whole`, `cut`, `repaired`, `grown` or `trained`")
     tokens: Number = key("training tokens")
     scores: Rows[ScoreRecord] = items("one row per task")
 

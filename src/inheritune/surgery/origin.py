@@ -155,6 +155,24 @@ def is_repaired(target: ModelDirectory) -> bool:
     return bool(repaired_names(_stored_record(target.path)))
 
 
+def made(directory: Path) -> str:
+    """Say how a model was made: ``cut``, ``repaired``, ``grown`` or ``trained``.
+
+    Returns:
+        ``whole`` for a model that has no record of layers.
+    """
+    record, is_training = _stored_record(directory), directory.name in _TRAINED
+    if not record:
+        return "whole"
+    if (directory / "training.json").is_file():
+        return "trained"
+    if is_training and not (directory / "inherit.json").is_file():
+        return "trained"
+    if record.get("grown_from"):
+        return "grown"
+    return "repaired" if repaired_names(record) else "cut"
+
+
 def _stored_record(directory: Path) -> dict[str, Any]:
     """Read the record of a target, of the training that it lies in, or of what it was made of."""
     path = directory / "inherit.json"
