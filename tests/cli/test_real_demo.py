@@ -107,6 +107,16 @@ def test_the_model_is_cut_repaired_and_healed_and_the_same_command_continues(
     )
 
 
+def test_the_block_of_the_real_model_is_known_and_that_of_another_is_searched() -> None:
+    # To search it takes longer than the training of fifteen minutes that follows.
+    assert real_demo.kept_layers(30) == "0-14,19-29"
+    assert [real_demo.kept_layers(total) for total in (3, 8, 15)] == [
+        "block:2",
+        "block:7",
+        "block:13",
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

