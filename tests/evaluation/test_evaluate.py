@@ -208,6 +208,11 @@ def test_evaluate_draws_quality_against_size_of_what_was_cut(
     assert done.exit_code == 0, done.stderr
     assert [model["made"] for model in json.loads(done.stdout)["models"]] == ["whole", "cut"]
     assert figure.read_text("utf-8").startswith("<svg")
+    metrics = [model["scores"][0]["metrics"] for model in json.loads(done.stdout)["models"]]
+    apart = metrics[1]["val_loss"]["value"] - metrics[0]["val_loss"]["value"]
+    above = metrics[1]["above_first"]  # paired by window, and no more certain than that
+    assert above["value"] == pytest.approx(apart) and above["se"] > 0
+    assert "above_first" not in metrics[0] and "windows" not in done.stdout
     for wrong, said in (
         ([*models, *options], "nothing to measure"),
         ([models[0], *measured, *options], "one model"),

@@ -12,7 +12,7 @@ from inheritune.data.tokenizer import open_tokenizer
 from inheritune.data.tokens import TokenStream, open_tokens
 from inheritune.errors import DataError, RecipeError, escape
 from inheritune.evaluation.request import EvaluationRequest
-from inheritune.evaluation.scores import Metric, Score, find_score, keep_score
+from inheritune.evaluation.scores import Metric, Score, beside, find_score, keep_score
 from inheritune.evaluation.suites import VAL_LOSS
 from inheritune.model_files.config import has_rotary_positions, max_positions
 from inheritune.model_files.directory import ModelDirectory, open_model
@@ -46,7 +46,8 @@ class EvaluatedModel:
     def as_json(self) -> dict[str, Any]:
         """Return the scores as JSON values."""
         fields = asdict(self)
-        return {"model": fields.pop("name")} | fields | {"scores": list(fields["scores"])}
+        scores = [{k: v for k, v in score.items() if k != "windows"} for score in fields["scores"]]
+        return {"model": fields.pop("name")} | fields | {"scores": scores}
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def evaluate(
             make_directory(out)
             for name, model in opened.items():
                 score = _val_loss(name, model, request, seq_len, out, device, stop, on_progress)
-                scores[name].append(score)
+                scores[name].append(beside(score, next(iter(scores.values()))))
         if tasks := request.lm_eval_tasks:
             allow_code, folder = request.allow_code, request.task_data
             with task_descriptions(tasks, folder, allow_code, out) as descriptions:
@@ -285,6 +286,7 @@ def _val_loss(
         key=key,
         seconds=round(time.monotonic() - began, 2),
         facts={"device": device, "tokens": loss.tokens, "seq_len": seq_len},
+        windows=loss.per_window.tolist(),
     )
     keep_score(out, score)
     return score

@@ -3,13 +3,16 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from inheritune.errors import DataError
 from inheritune.evaluation.suites import MEAN_OF_SUBJECTS
+from inheritune.run_record.fields import finite_number
 from inheritune.system.files import write_json
 from inheritune.system.strict_json import read_json
 
@@ -38,6 +41,8 @@ class Score:
     key: dict[str, Any]
     seconds: float  # wall-clock time
     facts: dict[str, Any]  # device, BOS and length of the model, for the record
+    # val_loss only: nats per token of every window; empty in files of earlier versions
+    windows: list[float] = field(default_factory=list)
 
 
 def score_file(out: Path, key: Mapping[str, Any]) -> Path:
@@ -75,6 +80,21 @@ def keep_score(out: Path, score: Score, lm_eval_file: str | None = None) -> Path
     path = score_file(out, score.key)
     write_json(path, {"format": FORMAT, "lm_eval_file": lm_eval_file, "score": asdict(score)})
     return path
+
+
+def beside(score: Score, first: Sequence[Score]) -> Score:
+    """Add the loss above the first model's on the same windows, paired; other windows add none."""
+    from inheritune.evaluation.val_loss import paired_difference
+
+    alike = ("data", "seq_len")
+    if not first or any(score.key[key] != first[0].key[key] for key in alike):
+        return score
+    own, others = np.array(score.windows), np.array(first[0].windows)
+    if not len(own) or len(own) != len(others):
+        return score
+    difference, error = paired_difference(own, others)
+    above = Metric(finite_number(difference), finite_number(error), True)
+    return replace(score, metrics=score.metrics | {"above_first": above})
 
 
 def read_result(
