@@ -59,25 +59,50 @@ def test_the_gain_is_in_speed_where_that_was_measured(synthetic: ModuleType) -> 
 
 def test_each_check_is_a_tick_or_a_cross_with_one_phrase(synthetic: ModuleType) -> None:
     assert _found(synthetic.record()) == {
+        "Held-out text": (False, "200 validation windows: the difference lies within its noise"),
         "Seeds": (False, "one seed, so the spread over seeds is not known"),
         "Equal compute": (True, "scratch with the same FLOPs is 0.528 worse"),
+        "Reference": (False, "it was not trained on this text, so the text may explain a gain"),
         "Texts apart": (True, "2.1% of held-out 13-token sequences are in the training text"),
-        "Reference": (True, "trained elsewhere on 30M tokens"),
     }
 
 
-def test_the_reference_trained_on_the_same_tokens_is_a_check_where_it_was_trained(
-    synthetic: ModuleType,
+@pytest.mark.parametrize(
+    ("windows", "error", "expected"),
+    [
+        (200, 0.0018, (True, "200 validation windows: the difference is 4 standard errors")),
+        (7, 0.0018, (False, "only 7 validation windows: too few for a standard error")),
+        (None, 0.0018, (False, "the standard error of the difference is not known")),
+        (200, None, (False, "the standard error of the difference is not known")),
+    ],
+)
+def test_few_windows_or_a_difference_within_its_noise_is_a_cross(
+    synthetic: ModuleType, windows: int | None, error: float | None, expected: tuple[bool, str]
 ) -> None:
     record = synthetic.record()
-    row = {"name": "whole", "start": "inherit", "layers": 8, "tokens": 1_000_000, "val_loss": 2.05}
-    record["variants"].append(row)
-    record["result"]["trained_reference"] = {"name": "whole", "difference": 0.0431}
-    phrase = "the reference, trained on the same tokens, is 0.043 better"
-    assert _found(record)["Same text"] == (False, phrase)
-    record["result"]["trained_reference"]["difference"] = -0.0002
-    phrase = "the reference, trained on the same tokens, is no better"
-    assert _found(record)["Same text"] == (True, phrase)
+    record["benchmark"]["windows"] = windows
+    record["rounds"][1]["difference_se"] = error
+    assert _found(record)["Held-out text"] == expected
+
+
+@pytest.mark.parametrize(
+    ("difference", "expected"),
+    [
+        (-0.007, (True, "trained on the same tokens it is 0.007 worse than the target")),
+        (
+            0.003,
+            (True, "trained on the same tokens it is 0.003 better than the target, within noise"),
+        ),
+        (0.093, (False, "trained on the same tokens it is 0.093 better than the target")),
+    ],
+)
+def test_a_reference_trained_on_the_same_text_tells_whether_the_text_explains_the_gain(
+    synthetic: ModuleType, difference: float, expected: tuple[bool, str]
+) -> None:
+    record = synthetic.record()
+    known = {"name": "whole", "difference": difference, "difference_se": 0.002}
+    record["result"]["trained_reference"] = known
+    assert _found(record)["Reference"] == expected
 
 
 def test_a_doubt_is_a_cross(synthetic: ModuleType) -> None:
@@ -85,7 +110,7 @@ def test_a_doubt_is_a_cross(synthetic: ModuleType) -> None:
     record["variants"][2]["val_loss"] = 2.05  # scratch beats the reference
     record["variants"][3]["val_loss"] = 2.0  # and with equal compute the target
     record["tokens"]["overlap"]["duplicate_documents"] = 0.25
-    assert [holds for holds, _ in _found(record).values()] == [False] * 4
+    assert [holds for holds, _ in _found(record).values()] == [False] * 5
     assert _found(record)["Texts apart"][1] == "25% of held-out documents are in the training text"
     record["variants"] = record["variants"][:2]
     record["reference"]["trained_here"] = True

@@ -1,12 +1,13 @@
-"""Check what the result of a run rests on: seeds, equal compute, overlap of texts, reference."""
+"""Check what the result of a run rests on: windows, seeds, controls, overlap of texts."""
 
 from dataclasses import dataclass
 
 from inheritune.reporting.quantities import amount, loss, percent
 from inheritune.run_record.record import RunRecord
 
-_SAME = 0.0005  # nats; what rounds to 0.000 is no difference
 _MOST_OVERLAP = 0.1  # share of held-out token sequences that may also be in the training text
+_FEW_WINDOWS = 30  # fewer give no standard error to rely on
+_NOISE_SE = 2.0  # differences within so many standard errors are called noise
 
 
 @dataclass(frozen=True)
@@ -19,16 +20,29 @@ class Check:
 
 
 def checks(record: RunRecord) -> list[Check]:
-    """List the checks of a finished run; none before there is a result."""
+    """List the five checks of a finished run; none before there is a result."""
     if not record.result:
         return []
-    always = [_seeds(record), _equal_compute(record), _overlap(record), _reference(record)]
-    return [*always, *_same_text(record)]
+    return [check(record) for check in (_windows, _seeds, _equal_compute, _reference, _overlap)]
 
 
 def mean_target_loss(record: RunRecord) -> float | None:
     """Return the target's val_loss, mean over its seeds."""
     return record.target_row.val_loss or record.target_loss
+
+
+def _windows(record: RunRecord) -> Check:
+    title, windows = "Held-out text", record.benchmark.windows
+    difference, error = record.target.difference, record.target.difference_se
+    if windows is None or difference is None or error is None:
+        return Check(title, False, "the standard error of the difference is not known")
+    measured = f"{windows:,.0f} validation windows"
+    if windows < _FEW_WINDOWS:
+        return Check(title, False, f"only {measured}: too few for a standard error")
+    if abs(difference) <= _NOISE_SE * error:
+        return Check(title, False, f"{measured}: the difference lies within its noise")
+    times = f"{abs(difference) / error:.0f}" if error else "infinitely many"
+    return Check(title, True, f"{measured}: the difference is {times} standard errors")
 
 
 def _seeds(record: RunRecord) -> Check:
@@ -65,6 +79,7 @@ def _overlap(record: RunRecord) -> Check:
 
 
 def _reference(record: RunRecord) -> Check:
+    """Check that neither a weak reference nor the text alone explains the result."""
     title, scratch, level = "Reference", record.scratch.val_loss, record.reference_loss
     if scratch is not None and level is not None and scratch <= level:
         return Check(title, False, "undertrained: scratch of the target's size is no worse")
@@ -72,15 +87,12 @@ def _reference(record: RunRecord) -> Check:
     on_tokens = f" on {amount(tokens)} tokens" if tokens else ""
     if record.reference.trained_here:
         return Check(title, False, f"trained in this run{on_tokens}: a weak one is easy to match")
-    return Check(title, True, f"trained elsewhere{on_tokens}")
-
-
-def _same_text(record: RunRecord) -> list[Check]:
-    """Whether the reference would be better still after the target's training; if it was tried."""
     known = record.result.trained_reference
     if known is None or known.difference is None:
-        return []
-    is_better = known.difference >= _SAME
-    how_much = f"{known.difference:.3f} better" if is_better else "no better"
-    phrase = f"the reference, trained on the same tokens, is {how_much}"
-    return [Check("Same text", not is_better, phrase)]
+        phrase = "it was not trained on this text, so the text may explain a gain"
+        return Check(title, False, phrase)
+    is_noise = abs(known.difference) <= _NOISE_SE * (known.difference_se or 0.0)
+    side = "better" if known.difference > 0 else "worse"
+    phrase = f"trained on the same tokens it is {abs(known.difference):.3f} {side} than the target"
+    holds = known.difference <= 0 or is_noise
+    return Check(title, holds, f"{phrase}, within noise" if is_noise else phrase)
