@@ -27,6 +27,7 @@ from inheritune.reporting.live_server import (
     open_server,
 )
 from inheritune.reporting.live_text import status_of
+from inheritune.run_record.trainings import StageRecord, work_to_come
 
 
 @pytest.fixture
@@ -92,6 +93,8 @@ def test_watching_writes_nothing(run: Path) -> None:
 
 def test_a_directory_that_holds_no_run_yet_is_waited_for(tmp_path: Path) -> None:
     assert b"cannot read" in live_page(tmp_path).page
+    assert b"Starting" in live_page(tmp_path).page
+    assert b"No round of the target" not in live_page(tmp_path).page
     status = status_of(tmp_path)
     assert not status.ended and "cannot read" in status.lines[0]
 
@@ -146,7 +149,7 @@ def test_the_stages_of_a_run_are_listed_with_the_time_that_all_will_take(
         "reference 2.100: +",
         # 500K tokens of this round, and 1M of scratch at its size, at 12,000 tokens/s
         "42 s left; all trainings about 2 min 5 s",
-        "Running: the run has not ended; this is its state after 1 round, at the stage: inherit, 6",
+        "Running: now inherit, 6 layers; 1 round has ended.",
     ):
         assert words in written, words
     page = live_page(run).page.decode()
@@ -154,6 +157,16 @@ def test_the_stages_of_a_run_are_listed_with_the_time_that_all_will_take(
     assert page.count('<li class="done">') == 2 and page.count('<li class="later">') == 3
     specs = json.loads(live_page(run).change)["charts"]["specs"]
     assert specs["val-loss"]["usermeta"]["planned"] == {"tokens": 2_000_000}
+
+
+def test_a_control_of_equal_compute_is_expected_to_take_as_long_as_all_rounds() -> None:
+    rounds = [
+        StageRecord(variant="inherit", layers=4, tokens=100, began_at="x", seconds=1.0),
+        StageRecord(variant="inherit", layers=6, tokens=100, began_at="x"),
+        StageRecord(variant="inherit", layers=8, tokens=100, optional=True),
+    ]
+    assert work_to_come([*rounds, StageRecord(variant="scratch")], 6) == 400 + 600
+    assert work_to_come([*rounds, StageRecord(name="tasks")], 6) == 0
 
 
 def test_nobody_works_on_the_run_of_a_killed_process(run: Path) -> None:

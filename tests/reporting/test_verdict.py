@@ -132,7 +132,7 @@ def test_unknown_reference_tokens_are_called_unknown(synthetic: ModuleType) -> N
 @pytest.mark.parametrize(
     ("status", "sentence"),
     [
-        ("running", "Running: the run has not ended; this is its state after 2 rounds."),
+        ("running", "Running: the run has not ended; 2 rounds have ended."),
         (
             "interrupted",
             "Interrupted: the run stopped after 2 rounds; run it again to continue.",

@@ -89,7 +89,8 @@ def _read(root: Path) -> RunReport:
         return read_report(root)
     except DataError as error:
         # The directory may be about to be filled, or a file may be half written.
-        return RunReport({}, RunRecord(), problems=[presentable(error.message)])
+        starting = RunRecord(status="starting")
+        return RunReport({}, starting, problems=[presentable(error.message)])
 
 
 def _file_states(root: Path) -> list[tuple[str, int, int]]:

@@ -120,6 +120,15 @@
       if (kind === "rounds" || kind === "restarts") {
         for (const row of layer.data.values) row[y] = domain[kind === "rounds" ? 1 : 0];
       }
+      if (kind === "rounds") { // a label that would cover the one before it is left out
+        const room = 60 * end / Math.max(100, document.getElementById(name).clientWidth - (narrow.matches ? 160 : 280));
+        let free = -Infinity;
+        layer.data.values = layer.data.values.filter((row) => {
+          const fits = (row[axis.key] ?? -1) >= free;
+          if (fits) free = row[axis.key] + room;
+          return fits;
+        });
+      }
       // --- axes ---
       const scale = layer.encoding?.y?.scale;
       if (scale) scale.domain = domain;

@@ -40,7 +40,7 @@ def missing(record: RunRecord, curves: Sequence[Curve]) -> list[str]:
         "No validation loss of a training has been recorded.": not any(c.points for c in curves),
         "No samples have been generated.": not record.samples,
     }
-    running = record.status == "running"
+    running = record.status in ("starting", "running")
     sentences = [sentence for sentence, is_so in lacks.items() if is_so and not running]
     problems = [problem for curve in curves for problem in curve.problems]
     sentences.extend(f"{problem}." for problem in problems[:_MAX_PROBLEMS])

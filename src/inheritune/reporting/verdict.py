@@ -26,7 +26,8 @@ _HEADLINES = {
     "unfinished": "Unfinished",
     "failed": "Failed",
 }
-_STATUSES = {"running": "Running", "interrupted": "Interrupted"}
+# "starting" is in no run.json: the live page waits for one.
+_STATUSES = {"starting": "Starting", "running": "Running", "interrupted": "Interrupted"}
 _METHODS = {
     "paper": "Method: paper, the first layers of the reference, trained on text alone.",
     "best": "Method: best, layers and loss chosen to stay close to the reference; the recipe says "
@@ -168,10 +169,13 @@ def _without_result(record: RunRecord) -> str:
         return f"Failed: the run ended {progress}: {error}."
     if record.status == "interrupted":
         return f"Interrupted: the run stopped {progress}; run it again to continue."
+    if record.status == "starting":
+        return "Starting: there is no record of a run here yet; it appears as soon as there is one."
     if record.status == "running":
         now = next((s.name for s in record.stages if s.began_at and s.seconds is None), None)
-        doing = "" if now is None else f", at the stage: {now}"
-        return f"Running: the run has not ended; this is its state {progress}{doing}."
+        doing = "the run has not ended" if now is None else f"now {now}"
+        ended = {0: "no round has ended yet", 1: "1 round has ended"}
+        return f"Running: {doing}; {ended.get(count, f'{count} rounds have ended')}."
     return f"Unfinished: the record ends {progress} and holds no result."
 
 

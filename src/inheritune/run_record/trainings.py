@@ -168,14 +168,20 @@ class StageRecord(Part):
 def work_to_come(stages: Sequence[StageRecord], layers: float) -> float:
     """Sum tokens times layers of the trainings to come, without rounds that may not be needed.
 
+    A control of equal compute has no planned tokens: it takes as much as all rounds of the target.
+
     Args:
         layers: Taken for a training whose number of layers is not known yet.
     """
-    return sum(
-        (stage.tokens or 0) * (stage.layers or layers)
-        for stage in stages
-        if not stage.began_at and not stage.optional
-    )
+    trainings = [stage for stage in stages if stage.variant and not stage.optional]
+    rounds = [s for s in trainings if s.variant == trainings[0].variant and s.seed is None]
+
+    def work(stage: StageRecord) -> float:
+        return (stage.tokens or 0) * (stage.layers or layers)
+
+    of_rounds = sum(map(work, rounds))
+    to_come = [stage for stage in trainings if not stage.began_at]
+    return sum(of_rounds if stage.tokens is None else work(stage) for stage in to_come)
 
 
 class LedgerEntry(Part):
