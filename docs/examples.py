@@ -1,17 +1,21 @@
 """Run the examples of docs/reference/commands.md and keep what they print; record a terminal.
 
 `python docs/examples.py` runs them all, one after the other, in a new directory; with names of
-commands it runs only these, in the directory of `--in`. Then it draws docs/terminal.svg from them;
-`--terminal` does only that. Figures of time and speed are those of the machine that it ran on.
+commands it runs only these, in the directory of `--in`. Where all commands of the terminal are
+among them, it records them as docs/terminal.cast, which `asciinema play` plays, and draws
+docs/terminal.svg from that; `--terminal` does only this. Figures of time and speed are those of the
+machine that it ran on.
 """
 
 import argparse
 import io
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -57,6 +61,8 @@ BEFORE = {
     "prepare": ["sh", "-c", f"{sys.executable} -m inheritune init --preset demo > recipe.yaml"],
 }
 TERMINAL = ["inherit", "verify", "plan"]
+_IDLE_S, _TYPING_S, _HOLD_S = 1.5, 1.0, 8.0  # longest pause; after a command; at the end
+_WIDTH = 88  # characters
 _PROGRESS = re.compile(r"^\d\d:\d\d:\d\d .*\n?", re.MULTILINE)
 
 
@@ -70,17 +76,22 @@ def main() -> None:
     folder = Path(options.folder or tempfile.mkdtemp(prefix="examples-"))
     folder.mkdir(parents=True, exist_ok=True)
     OUTPUTS.mkdir(exist_ok=True)
-    for name in options.names or ([] if options.terminal else EXAMPLES):
+    recorded: dict[str, list[tuple[float, str]]] = {}
+    for name in options.names or (TERMINAL if options.terminal else EXAMPLES):
         if name in BEFORE:
             subprocess.run(BEFORE[name], cwd=folder, check=True, env=_environment())
-        text = run(EXAMPLES[name], folder)
+        recorded[name] = run(EXAMPLES[name], folder)
+        text = "".join(f"{line}\n" for _, line in recorded[name])
         (OUTPUTS / f"{name}.txt").write_text(f"$ {EXAMPLES[name]}\n{text}", "utf-8")
+    if set(TERMINAL) <= recorded.keys():
+        (HERE / "terminal.cast").write_text(cast(recorded), "utf-8")
     (HERE / "terminal.svg").write_text(terminal(), "utf-8")
 
 
-def run(line: str, folder: Path) -> str:
-    """Run a command and return what it prints, without lines of progress."""
-    done = subprocess.run(
+def run(line: str, folder: Path) -> list[tuple[float, str]]:
+    """Run a command; return its lines without those of progress, each with its time in seconds."""
+    began = time.monotonic()
+    process = subprocess.Popen(
         line.replace("inheritune", f"{sys.executable} -m inheritune", 1),
         shell=True,
         cwd=folder,
@@ -90,31 +101,70 @@ def run(line: str, folder: Path) -> str:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    if done.returncode not in (0, 6):
-        raise SystemExit(f"{line} ended with {done.returncode}:\n{done.stdout}")
-    lines = [text.rstrip() for text in _PROGRESS.sub("", done.stdout).splitlines()]
-    if len(lines) > _MAX_LINES:
-        lines = [*lines[:_MAX_LINES], "..."]
-    return "\n".join(lines).strip("\n") + "\n"
+    assert process.stdout is not None
+    lines = [(round(time.monotonic() - began, 2), text.rstrip()) for text in process.stdout]
+    if process.wait() not in (0, 6):
+        raise SystemExit(f"{line} ended with {process.returncode}:\n{lines}")
+    lines = [(at, text) for at, text in lines if not _PROGRESS.match(text)]
+    while lines and not lines[0][1]:
+        del lines[0]
+    while lines and not lines[-1][1]:
+        del lines[-1]
+    return [*lines[:_MAX_LINES], (lines[_MAX_LINES][0], "...")] if lines[_MAX_LINES:] else lines
 
 
 def _environment() -> dict[str, str]:
-    return os.environ | {"COLUMNS": "84", "HF_HUB_OFFLINE": "1"}
+    return os.environ | {"COLUMNS": "84", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def cast(recorded: dict[str, list[tuple[float, str]]]) -> str:
+    """Write what was recorded as a recording of asciinema, version 2."""
+    height = sum(len(recorded[name]) + 1 for name in TERMINAL)
+    rows: list[object] = [{"version": 2, "width": _WIDTH, "height": height, "title": "inheritune"}]
+    now = 0.0
+    for name in TERMINAL:
+        rows.append([round(now, 2), "o", f"$ {EXAMPLES[name]}\r\n"])
+        rows += [[round(now + at, 2), "o", f"{line}\r\n"] for at, line in recorded[name]]
+        now += recorded[name][-1][0] + _TYPING_S
+    return "".join(f"{json.dumps(row)}\n" for row in rows)
 
 
 def terminal() -> str:
-    """Draw three of the kept examples as a terminal, an SVG that loads nothing."""
+    """Draw the recording as an SVG that loads nothing; its lines appear as they were printed."""
     from rich.console import Console
     from rich.terminal_theme import MONOKAI
     from rich.text import Text
 
-    console = Console(record=True, width=88, file=io.StringIO(), force_terminal=True)
-    for name in TERMINAL:
-        command, _, output = (OUTPUTS / f"{name}.txt").read_text("utf-8").partition("\n")
-        console.print(Text.assemble(("$ ", "bold green"), (command.removeprefix("$ "), "bold")))
-        console.print(Text(output))
+    recording = (HERE / "terminal.cast").read_text("utf-8").splitlines()
+    console = Console(record=True, width=_WIDTH, file=io.StringIO(), force_terminal=True)
+    times, now, before = [], 0.0, 0.0
+    for at, _, line in map(json.loads, recording[1:]):
+        now, before = now + min(at - before, _IDLE_S), at
+        text = Text(line.rstrip())
+        if line.startswith("$ "):
+            text.stylize("bold")
+            text.stylize("green", 0, 1)
+        rows = text.wrap(console, _WIDTH)
+        console.print(text)
+        times += [now] * len(rows)
     svg = console.export_svg(title="inheritune", theme=MONOKAI, unique_id="terminal")
-    return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
+    return svg.replace("</style>", f"{_animation(times)}    </style>", 1)
+
+
+def _animation(times: list[float]) -> str:
+    """Write rules by which each line appears at its time; three times, then all of them stay."""
+    length = times[-1] + _HOLD_S
+    rules = ["    @media (prefers-reduced-motion: no-preference) {"]
+    for row, at in enumerate(times):
+        share = 100 * at / length
+        rules.append(
+            f"    @keyframes line-{row} {{ 0%, {share:.2f}% {{ opacity: 0 }} "
+            f"{share + 0.01:.2f}%, 100% {{ opacity: 1 }} }}\n"
+            f'    text[clip-path="url(#terminal-line-{row})"] '
+            f"{{ animation: line-{row} {length:.1f}s 3 both }}"
+        )
+    return "\n".join([*rules, "    }\n"])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The documentation knows every command, flag, recipe key and error, and its commands are real."""
 
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -135,7 +136,13 @@ def test_every_command_has_an_example_that_was_run(name, pages):
 
 
 def test_the_terminal_of_the_readme_shows_examples_that_were_run():
-    assert (DOCS / "terminal.svg").read_text("utf-8") == docs_module("examples").terminal()
+    examples = docs_module("examples")
+    assert (DOCS / "terminal.svg").read_text("utf-8") == examples.terminal()
+    rows = [json.loads(row) for row in (DOCS / "terminal.cast").read_text("utf-8").splitlines()]
+    assert rows[0]["version"] == 2 and rows[0]["height"] == len(rows) - 1
+    assert [at for at, _, _ in rows[1:]] == sorted(at for at, _, _ in rows[1:])
+    ran = [(DOCS / "reference/examples" / f"{name}.txt").read_text() for name in examples.TERMINAL]
+    assert "".join(text for _, _, text in rows[1:]).replace("\r", "") == "".join(ran)
 
 
 def test_the_plan_in_the_readme_is_what_the_command_printed():
