@@ -102,8 +102,10 @@ def test_numbers_of_devices_that_shard_size_does_not_divide_do_not_fit(distilled
 
 
 def test_a_copy_lies_on_one_machine_while_that_has_room() -> None:
-    eight, seventy = (bytes_at_rest(p, p, r) for p, r in ((4 * GB, 8 * GB), (36 * GB, 70 * GB)))
+    sizes = ((4 * GB, 8 * GB), (36 * GB, 70 * GB))
+    eight, seventy = (bytes_at_rest(p, p, r, "bf16") for p, r in sizes)
     assert (eight, seventy) == (80 * GB, 716 * GB)
+    assert bytes_at_rest(4 * GB, 4 * GB, 8 * GB, "fp32") == 96 * GB  # the reference, too
     assert shard_count(train(), 64, 8, eight, 80 * GB) == 8
     assert shard_count(train(), 64, 8, seventy, 80 * GB) == 64
     assert shard_count(train(), 64, 8, seventy, None) == 8

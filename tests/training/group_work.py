@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,9 +30,10 @@ from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
 from inheritune.training import checkpoint as state
 from inheritune.training import distillation as reference_module
-from inheritune.training import logit_cache
+from inheritune.training import fsdp, logit_cache
+from inheritune.training import setup as setup_module
 from inheritune.training.distillation import Distillation
-from inheritune.training.fsdp import layer_modules, make_mesh, shard, sync_gradients
+from inheritune.training.fsdp import layer_modules, make_mesh, mesh_of, shard, sync_gradients
 from inheritune.training.hardware import Settings
 from inheritune.training.loop import train
 from inheritune.training.loop_config import LoopConfig, LoopResult
@@ -92,10 +94,11 @@ def run_training(
     heard: Listener = silent,
     distill: dict[str, object] | None = None,
     layout: dict[str, object] | None = None,
+    start: Callable[[], LlamaForCausalLM] | None = None,
     **more: object,
 ) -> tuple[LlamaForCausalLM, LoopResult | None, list[int]]:
     """Train, or continue; asked to stop after a step, in one process only."""
-    model, stop, spy = small_llama(), StopFlag(), Spy(tokens.train)
+    model, stop, spy = start or small_llama(), StopFlag(), Spy(tokens.train)
     train_recipe, begin = recipe(**more), {}
     settings = plain_settings(processes, **layout or {})
 
@@ -223,6 +226,32 @@ def whole_training(folder: Path, tokens: TokenDirectory, processes: Processes) -
     return {"asked": asked, "restarts": trained.restarts, "start": trained.start_val_loss}
 
 
+def loaded_in_turn(
+    folder: Path, tokens: TokenDirectory, processes: Processes
+) -> dict[str, list[float]]:
+    """20 steps from a model that each process loads; when it began, and when it had its share."""
+    found = {}
+    for name, distill in (("turns", None), ("turns-distilled", {})):
+        times = found[name] = []
+
+        def load(times: list[float] = times) -> LlamaForCausalLM:
+            times.append(time.monotonic())
+            time.sleep(0.2)
+            return small_llama()
+
+        def shared(*given: object, times: list[float] = times, **more: object) -> None:
+            fsdp.shard(*given, **more)
+            times.append(time.monotonic())
+
+        setup_module.shard = shared
+        on_host = {"layout": {"begins_on_host": True}, "distill": distill}
+        try:
+            run_training(folder / name, tokens, processes, start=load, **on_host)
+        finally:
+            setup_module.shard = fsdp.shard
+    return found
+
+
 def distilled(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[str, object]:
     """20 steps with the reference beside, with its stored predictions, with its hidden states."""
     run_training(folder / "beside", tokens, processes, distill={})
@@ -289,7 +318,8 @@ def traffic(folder: Path, tokens: TokenDirectory, processes: Processes) -> dict[
     found, settings, once = {}, plain_settings(processes), recipe()
     made = distillation(once, {}, folder, tokens, processes, settings)
     for name, learned in (("plain", None), ("distilled", made)):
-        setup = make_setup(small_llama(), once, settings, tokens.train, processes, learned)
+        mesh = mesh_of(processes, settings)
+        setup = make_setup(small_llama(), once, settings, tokens.train, processes, learned, mesh)
         counted.clear()
         dist.all_gather_single, dist.reduce_scatter_single = gathering, reducing
         dist.all_reduce, reference_module.whole = adding, gathering_head

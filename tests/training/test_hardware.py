@@ -92,9 +92,7 @@ def test_a_model_begins_on_the_host_only_where_its_weights_alone_exceed_a_device
     monkeypatch.setattr(settings, "device_memory", lambda device: 80 * 10**9)
     train = Train.model_validate({"tokens": 1000, "precision": "fp32"})
     begin = [
-        choose_settings(
-            train, 0, 8, at_rest=16 * params, params=params, trained=params
-        ).begins_on_host
+        choose_settings(train, 0, 8, params=params, trained=params).begins_on_host
         for params in (8 * 10**9, 21 * 10**9)
     ]
     assert begin == [False, True]

@@ -99,7 +99,8 @@ def pair(tiny_tokens: TokenDirectory, tmp_path_factory: pytest.TempPathFactory) 
     for parameter in reference.parameters():  # not near uniform, as the fresh target is
         parameter.data.mul_(4)
     reference.save_pretrained(folder / "reference")
-    works = "gradients,whole_training,distilled,traffic,middle,full_disk,interrupted_validation"
+    works = "gradients,whole_training,distilled,loaded_in_turn,traffic,middle,full_disk"
+    works += ",interrupted_validation"
     assert in_group(works, folder, tiny_tokens) == [0, 0]
     shutil.copytree(folder / "elastic", folder / "stopped")
     return folder
@@ -130,6 +131,14 @@ def test_fsdp_sum_recipe_gradients_are_the_true_sum(pair: Path) -> None:
     gaps = results_of(pair, 0)["gradients"]
     assert len(gaps) == 6
     assert max(gaps.values()) < 1e-6, gaps
+
+
+def test_a_large_model_is_loaded_by_one_process_of_a_machine_at_a_time(pair: Path) -> None:
+    times = [results_of(pair, rank)["loaded_in_turn"] for rank in (0, 1)]
+    for name, at_once in (("turns", "pair"), ("turns-distilled", "beside")):
+        (first, its_end), (second, _) = (own[name] for own in times)
+        assert first < its_end < second
+        assert losses(pair / name) == losses(pair / at_once)
 
 
 def test_batch_partition_invariance(

@@ -55,7 +55,8 @@ def shared_by(train: Train, devices: int) -> Train:
 
 def layout_on(model: TrainedModel, train: Train, speed: Speed | None) -> Layout:
     """Lay a training out as a run on these devices would."""
-    at_rest = bytes_at_rest(model.params, model.trained, model.reference)
+    precision = precision_on(train, speed)
+    at_rest = bytes_at_rest(model.params, model.trained, model.reference, precision)
     devices = 1 if speed is None else speed.count
     on_cpu = speed is None or speed.device.name == "cpu"
     memory = None if speed is None else speed.device.memory_bytes

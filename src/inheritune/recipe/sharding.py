@@ -7,12 +7,16 @@ _ROOM_AT_REST = 0.5  # of a device, for weights, gradients and moments; the rest
 _ROOM_FOR_SUMS = 0.25  # of a device, for gradients that are not yet added up over processes
 
 
-def bytes_at_rest(params: int, trained: int, reference: int = 0, reference_item: int = 2) -> int:
+def bytes_at_rest(params: int, trained: int, reference: int, precision: str) -> int:
     """Count the bytes that a training holds between its steps, over all shards of a copy.
 
     fp32 weights; gradients and AdamW's two moments of what is trained; and the reference.
+
+    Args:
+        reference: Its parameters; 0: none runs beside the training.
+        precision: That of the computation, in which the reference lies: ``"bf16"`` or ``"fp32"``.
     """
-    return 4 * params + 12 * trained + reference * reference_item
+    return 4 * params + 12 * trained + (2 if precision == "bf16" else 4) * reference
 
 
 def shard_count(

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.data.tokens import check_budget
 from inheritune.errors import CheckpointError
-from inheritune.recipe.sharding import bytes_at_rest
 from inheritune.steps.distillation import open_distillation
 from inheritune.steps.limits import memory_named, refuse_large_training
 from inheritune.steps.result import TrainingResult, make_result, measure_published
@@ -114,7 +113,9 @@ def _train(task: TrainingTask, on_row: "OnRow") -> "LoopResult":
     # --- train ---
     task.job.processes.post({"do": "train"} | task.message())
     model, loop_result = train_share(task, checkpoint, on_row)
-    if task.job.processes.size > 1:  # each holds its rows; the last checkpoint holds all of them
+    if (
+        model is None or task.job.processes.size > 1
+    ):  # each holds its rows; the last checkpoint holds all of them
         model = task.start_model()
         load_weights(task.checkpoints_dir, model)
 
@@ -135,8 +136,10 @@ def _train(task: TrainingTask, on_row: "OnRow") -> "LoopResult":
 
 def train_share(
     task: TrainingTask, checkpoint: Path | None = None, on_row: "OnRow | None" = None
-) -> "tuple[PreTrainedModel, LoopResult]":
+) -> "tuple[PreTrainedModel | None, LoopResult]":
     """Do this process's share of a training; all processes call it with the same task.
+
+    The model is None where several processes have loaded it in turn: each holds its rows.
 
     Args:
         checkpoint: Checkpoint to continue from; None: the newest. Only process 0 may name one.
@@ -152,20 +155,20 @@ def train_share(
     job, spec, section = task.job, task.spec, task.train
     shape = describe(task.start_dir, section.seq_len, section.only)
     flops = shape.flops_per_token * spec.tokens
-    reference = _reference_beside(task)
     settings = choose_settings(
         section,
         flops,
         job.processes.size,
         machines=job.processes.nodes,
-        at_rest=bytes_at_rest(shape.params, shape.trained, reference),
         params=shape.params,
         trained=shape.trained,
+        reference=_reference_beside(task),
     )
     smaller_end = None
     if spec.keeps_optimizer_state:
         smaller_end = _end_of(job.run.root / str(spec.grown_from))
-    model = task.start_model()
+    # One that is too large for a device is loaded inside, by one process of a machine at a time.
+    model = None if settings.begins_on_host else task.start_model()
 
     def measure(model: Any) -> float:
         batch_size = job.recipe.evaluate.batch_size
@@ -201,7 +204,7 @@ def train_share(
             peak_flops=_peak_flops(settings.device),
         )
         loop_result = train(
-            model,
+            task.start_model if model is None else model,
             config,
             measure,
             job.stop,

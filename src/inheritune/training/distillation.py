@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from inheritune.errors import SourceError
 from inheritune.recipe.variants import AlphaSchedule, Hidden
 from inheritune.system.processes import ALONE, Processes
-from inheritune.training.fsdp import layer_modules, local, make_mesh, shard, whole
+from inheritune.training.fsdp import layer_modules, local, mesh_of, shard, whole
 from inheritune.training.hardware import Settings
 from inheritune.training.hidden_states import HiddenStates
 from inheritune.training.kernels import use_fused_gelu
@@ -89,8 +89,7 @@ class FrozenReference:
         processes: Processes = ALONE,
     ) -> None:
         self.temperature, self._device = temperature, settings.device
-        shares = processes.size > 1
-        mesh = make_mesh(processes, settings.shards, settings.device) if shares else None
+        mesh = mesh_of(processes, settings)
 
         def place() -> _ReferenceRoot:
             loaded: Any = model if isinstance(model, nn.Module) else model()
@@ -180,16 +179,18 @@ class _ReferenceRoot(nn.Module):
 
 
 def make_objective(
-    model: "PreTrainedModel", distillation: Distillation, samples: Tensor
+    model: "PreTrainedModel", distillation: Distillation, samples: Tensor, later: bool = False
 ) -> DistillationObjective:
     """Make the loss of a target against its reference, and prove its value and its gradient.
 
-    Its value: the divergence of the reference from itself is 0; of stored predictions that was
-    proven when they were written. Its gradient: see `_check_slope`.
+    The processes of a shared reference run it at the same time. Its value: the divergence of the
+    reference from itself is 0; of stored predictions that was proven when they were written. Its
+    gradient: see `_check_slope`.
 
     Args:
         samples: The first micro-batch in the order of samples, (B, T + 1) int64, on the device of
             the training.
+        later: Whether the processes make the objective in turn, and call its `proof` together.
 
     Raises:
         SourceError: The two models do not predict the same number of ids.
@@ -209,13 +210,34 @@ def make_objective(
         layers = layer_modules(model), layer_modules(source.model)
         hidden = HiddenStates(*layers, distillation.layer_map, distillation.hidden)
     objective = DistillationObjective(model, source, alpha, avoids_logits, hidden)
-    if isinstance(source, FrozenReference):
-        source.check_self_divergence(samples, source)
-    _check_slope(objective, samples)
+    z = _first_logits(objective, samples)
+
+    def proof() -> None:
+        if isinstance(source, FrozenReference):
+            source.check_self_divergence(samples, source)
+        _check_slope(objective, samples, z)
+
+    if later:
+        objective.proof = proof
+    else:
+        proof()
     return objective
 
 
-def _check_slope(objective: DistillationObjective, samples: Tensor) -> None:
+def _first_logits(objective: DistillationObjective, samples: Tensor) -> Tensor:
+    """Compute the target's logits of a few tokens, (n, V) fp32, on the device of the samples."""
+    was_training = objective.model.training
+    objective.model.eval()
+    with torch.no_grad():
+        # A model that is too large for one device is not there yet.
+        own_ids = samples[:1, :-1].to(next(objective.model.parameters()).device)
+        logits = lazy_logits(objective.model, own_ids, objective.avoids_logits)
+        z = logits.cast().rows(slice(_PROVEN_TOKENS)).float().to(samples.device)
+    objective.model.train(was_training)
+    return z
+
+
+def _check_slope(objective: DistillationObjective, samples: Tensor, z: Tensor) -> None:
     """Assert that the loss has the gradient of its formula, at the target's logits z.
 
     With q = softmax(z / t) and the reference's p, dloss/dz = alpha (softmax(z) - onehot) +
@@ -224,14 +246,6 @@ def _check_slope(objective: DistillationObjective, samples: Tensor) -> None:
     """
     input_ids, labels = samples[:1, :-1], samples[0, 1:]
     few = slice(0, _PROVEN_TOKENS)
-    was_training = objective.model.training
-    objective.model.eval()
-    with torch.no_grad():
-        # A model that is too large for one device is not there yet.
-        own_ids = input_ids.to(next(objective.model.parameters()).device)
-        logits = lazy_logits(objective.model, own_ids, objective.avoids_logits)
-        z = logits.cast().rows(few).float().to(samples.device)
-    objective.model.train(was_training)
     distribution = objective.source.distribution(input_ids, 0)
     for alpha in {0.0, objective.alpha}:
         leaf = z.clone().requires_grad_()

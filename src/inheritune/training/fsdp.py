@@ -26,6 +26,8 @@ from inheritune.system.processes import Processes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from inheritune.training.hardware import Settings
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -96,6 +98,13 @@ def make_mesh(processes: Processes, shards: int, device: str) -> DeviceMesh:
     shape = (shards,) if copies == 1 else (copies, shards)
     names = ("replicate", "shard")[-len(shape) :]
     return init_device_mesh(device, shape, mesh_dim_names=names)
+
+
+def mesh_of(processes: Processes, settings: "Settings") -> DeviceMesh | None:
+    """Lay out the processes of a training, which all call this at once; None for one alone."""
+    if processes.size == 1:
+        return None
+    return make_mesh(processes, settings.shards, settings.device)
 
 
 def shard(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inheritune.errors import MachineError, RecipeError
-from inheritune.recipe.sharding import shard_count, sums_every_pass
+from inheritune.recipe.sharding import bytes_at_rest, shard_count, sums_every_pass
 from inheritune.recipe.training import Train
 from inheritune.training.kernels import LONGEST_SEQUENCE
 
@@ -80,18 +80,18 @@ def choose_settings(
     processes: int = 1,
     *,
     machines: int = 1,
-    at_rest: int = 0,
     params: int = 0,
     trained: int = 0,
+    reference: int = 0,
 ) -> Settings:
     """Resolve every `auto` of the section `train` on this machine.
 
     Args:
         planned_flops: FLOPs of the training; they decide whether compiling pays.
         machines: Machines that the processes run on.
-        at_rest: Bytes between steps, see `sharding.bytes_at_rest`.
         params: Parameters of the model.
         trained: Parameters that are trained.
+        reference: Parameters of the reference that runs beside the training; 0: none does.
 
     Raises:
         MachineError: bf16 was asked for on a GPU that has none.
@@ -109,6 +109,7 @@ def choose_settings(
     precision, reasons["precision"] = _precision(train, device)
     attention, reasons["attention"] = _attention(train, device)
     compiled, reasons["compile"] = _compile(train, device, planned_flops, processes)
+    at_rest = bytes_at_rest(params, trained, reference, precision)
     keeps_memory = device == "cpu" and _has_glibc() and train.keep_large_blocks != "off"
     return Settings(
         device=device,

@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from inheritune.errors import DivergedError, Interrupted
 from inheritune.system.processes import ALONE, Processes
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.signals import StopFlag
 from inheritune.training.checkpoint import load_moments, load_newest, save_checkpoint
 from inheritune.training.checkpoint_files import drop_later_snapshots, keep_snapshot
+from inheritune.training.fsdp import mesh_of
 from inheritune.training.layers import moved_names
 from inheritune.training.loop_config import LoopConfig, LoopResult
 from inheritune.training.metrics import Metrics, OnRow, continued_row, step_row, val_row
@@ -28,7 +31,6 @@ from inheritune.training.trained_weights import freeze_all_but
 from inheritune.training.training_inputs import TrainingInputs
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -36,9 +38,9 @@ _VALIDATIONS = 10  # per training, unless the recipe says how often
 
 
 def train(
-    model: "PreTrainedModel",
+    model: "PreTrainedModel | Callable[[], PreTrainedModel]",
     config: LoopConfig,
-    measure: "Callable[[nn.Module], float]",
+    measure: Callable[[nn.Module], float],
     stop: StopFlag,
     *,
     on_progress: Listener = silent,
@@ -52,7 +54,8 @@ def train(
     sums.
 
     Args:
-        model: fp32 weights; trained in place.
+        model: fp32 weights; trained in place. Or what loads it: the processes of a machine then
+            load it one after the other and keep their share, and the machine holds it once.
         measure: Returns the model's val_loss, nats per token. Called before the first step and on
             the way, not at the end; all processes call it at the same time.
 
@@ -65,12 +68,20 @@ def train(
         MachineError: The disk is full, or another process ended.
     """
     # --- the model, ready to train; FLOPs are counted while it is whole ---
-    freeze_all_but(model, config.train.only)
-    flops = flops_per_token(model, config.train.seq_len)
     forget_peak()  # of the trainings before this one
-    setup = make_setup(
-        model, config.train, config.settings, config.stream, processes, config.distillation
-    )
+    mesh = mesh_of(processes, config.settings)  # by all at once
+
+    def begin() -> tuple[TrainingSetup, float]:
+        whole: Any = model if isinstance(model, nn.Module) else model()
+        freeze_all_but(whole, config.train.only)
+        flops = flops_per_token(whole, config.train.seq_len)
+        given = config.train, config.settings, config.stream, processes, config.distillation, mesh
+        return make_setup(whole, *given), flops
+
+    setup, flops = begin() if isinstance(model, nn.Module) else processes.in_turn(begin)
+    if (proof := setup.objective.proof) is not None:
+        proof()
+        setup.objective.proof = None
 
     # --- the position to go on from ---
     loop = Loop(config, setup, measure, stop, flops, on_row)
@@ -106,7 +117,7 @@ class Loop:
         self,
         config: LoopConfig,
         setup: TrainingSetup,
-        measure: "Callable[[nn.Module], float]",
+        measure: Callable[[nn.Module], float],
         stop: StopFlag,
         flops_per_token: float,
         on_row: OnRow | None = None,

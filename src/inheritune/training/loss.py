@@ -6,6 +6,7 @@ same gradient. It is divided once, by `optimizer.mean_and_clip`.
 B batch, T sequence, D hidden, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,6 +40,8 @@ class TrainingObjective(nn.Module):
         # The next micro-batch's place in the order of samples: stored distributions lie there.
         self.position = 0
         self.alpha = 1.0  # weight of the cross-entropy; below 1 only beside a reference
+        # What is left to prove by all processes at once: see `distillation.make_objective`.
+        self.proof: Callable[[], None] | None = None
 
     def forward(
         self, input_ids: Tensor, labels: Tensor | None = None, use_cache: bool = False

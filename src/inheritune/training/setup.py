@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from inheritune.data.tokens import TokenStream
 from inheritune.recipe.training import Train
 from inheritune.system.processes import Processes
 from inheritune.training.batches import micro_batches
 from inheritune.training.distillation import Distillation, FrozenReference, make_objective
-from inheritune.training.fsdp import layer_modules, make_mesh, my_share, shard
+from inheritune.training.fsdp import layer_modules, my_share, shard
 from inheritune.training.hardware import Settings, keep_freed_memory
 from inheritune.training.kernels import (
     MATMUL_ATTENTION,
@@ -55,12 +56,14 @@ def make_setup(
     stream: TokenStream,
     processes: Processes,
     distillation: Distillation | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> TrainingSetup:
     """Apply the settings to a model, from the kernels outwards.
 
     Args:
         model: fp32 weights, the same in every process; changed in place.
         stream: Training tokens; the compiler and the checks of a distillation see the first.
+        mesh: Where several processes share the weights; see `fsdp.mesh_of`.
 
     Raises:
         RecipeError: The batch does not divide by the number of processes.
@@ -91,7 +94,7 @@ def make_setup(
         if attention == "matmul" and alone and isinstance(source, FrozenReference):
             _use_attention(source.model, train, settings, [])  # it goes on with its own, if need be
         objective: TrainingObjective = make_objective(
-            model, distillation, first_batch().to(settings.device)
+            model, distillation, first_batch().to(settings.device), settings.begins_on_host
         )
         if settings.compile and settings.device == "cpu":
             notes.append("on a CPU a step with a reference is not compiled")
@@ -113,8 +116,7 @@ def make_setup(
     elif settings.compile and processes.size == 1:
         compiled = [objective]
         objective.compile(dynamic=False)
-    if processes.size > 1:
-        mesh = make_mesh(processes, settings.shards, settings.device)
+    if mesh is not None:
         bf16, offloads = settings.gathers_bf16, settings.offloads
         shard(objective, model, mesh, bf16=bf16, offloads=offloads)
 
