@@ -12,7 +12,8 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from inheritune.data.calibration import calibration_windows
+from inheritune.data.calibration import WINDOWS, calibration_windows
+from inheritune.data.order import sample_ids
 from inheritune.data.tokens import open_tokens
 from inheritune.errors import DataError, Interrupted, UnsupportedModelError
 from inheritune.model_files.directory import open_model
@@ -137,8 +138,25 @@ def test_calibration_windows_are_of_the_training_split(tiny_tokens):
     assert windows.shape == (20, 16)
     starts = {tuple(ids[i : i + 16]) for i in range(0, len(ids) - 16, 16)}
     assert {tuple(window) for window in windows} <= starts
-    # ... the first that a training of this seed sees.
-    assert np.array_equal(windows[:5], calibration_windows(train, 5 * 16, 16, seed=3))
+    # ... the last that a training of this seed sees, but for those that a tournament compares on.
+    available = train.num_samples(16)
+    order = sample_ids(0, available, available, 3, epoch=0)
+    last = max(20, available - WINDOWS)
+    assert np.array_equal(windows, train.samples(order[last - 20 : last], 16)[:, :-1])
+
+
+def test_a_repair_is_not_fitted_on_what_the_training_reads_first(tiny_tokens):
+    train = tiny_tokens.train
+    available = train.num_samples(16)
+    order = sample_ids(0, available, available, 3, epoch=0)
+    first = {tuple(window) for window in train.samples(order[:20], 16)[:, :-1]}
+    assert not first & {tuple(window) for window in calibration_windows(train, 320, 16, seed=3)}
+
+
+def test_a_repair_may_ask_for_all_of_a_text():
+    ids = np.arange(5 * 16 + 1)
+    windows = calibration_windows(ids, 80, 16)
+    assert sorted(windows[:, 0]) == [0, 16, 32, 48, 64]
 
 
 def test_validation_text_does_not_change_a_repair(gpt2, tiny_text, tmp_path):
@@ -202,7 +220,8 @@ def test_a_start_names_everything_that_its_repair_was_made_from(finished, tmp_pa
     root = stopped_after(finished[1], tmp_path / "tiny", "step")
     stored = json.loads((start_of(root) / "made_from.json").read_text())
     tokens = open_tokens(root / "tokens").fingerprint
-    expected = {"repair": "sequential", "repair_tokens": 320, "calibration": [tokens, 16, 0]}
+    calibration = [tokens, 16, 0, "last"]
+    expected = {"repair": "sequential", "repair_tokens": 320, "calibration": calibration}
     assert expected.items() <= stored.items()
 
 

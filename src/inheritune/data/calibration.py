@@ -27,7 +27,10 @@ _READ = 64  # a text is read until it has this many times the ids that are to be
 def calibration_windows(
     stream: TokenStream | NDArray[np.int64], tokens: int, seq_len: int, seed: int = 0
 ) -> NDArray[np.int64]:
-    """Draw windows that do not overlap, in the order in which a training would see them.
+    """Draw windows that do not overlap: those that a training of this seed sees last.
+
+    So a repair is not fitted on what the training then reads first. Where the text is long enough,
+    the last `WINDOWS` of the order are left out: a tournament compares its candidates on them.
 
     Args:
         stream: The training split of prepared tokens, never the validation split; or ids of a text.
@@ -52,7 +55,8 @@ def calibration_windows(
             if available > 1  # a repair needs two
             else "Give more text.",
         )
-    chosen = sample_ids(0, count, available, seed, epoch=0)
+    end = max(count, available - WINDOWS)
+    chosen = sample_ids(end - count, end, available, seed, epoch=0)
     if isinstance(stream, np.ndarray):
         return stream[: available * seq_len].reshape(available, seq_len)[chosen]
     return stream.samples(chosen, seq_len)[:, :-1]

@@ -191,7 +191,7 @@ def _made_from(
 def _repair_from(task: TrainingTask) -> dict[str, Any]:
     if task.spec.repair == "none":
         return {}
-    calibration = [task.tokens.fingerprint, task.train.seq_len, task.train.seed]
+    calibration = [task.tokens.fingerprint, task.train.seq_len, task.train.seed, "last"]
     return {
         "repair": task.spec.repair,
         "repair_tokens": task.spec.repair_tokens,
