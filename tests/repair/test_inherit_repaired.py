@@ -123,6 +123,31 @@ def test_verify_fits_the_first_repaired_layer_again(gpt2, tiny_text, tmp_path):
     assert findings(out, None)["repair"].endswith("not fitted again: name the reference")
 
 
+def test_verify_reads_a_text_again_by_its_keys(gpt2, tmp_path):
+    (tmp_path / "one.csv").write_text(
+        "id,story\n" + "".join(f"{i},{'a b c ' * 9}{i}\n" for i in range(99))
+    )
+    (tmp_path / "two.txt").write_text("another text, " * 200)
+    reference, out = open_model(str(gpt2)), tmp_path / "out"
+    sources = [
+        {"source": str(tmp_path / "one.csv"), "text_column": "story"},
+        {"source": str(tmp_path / "two.txt")},
+    ]
+    text = Data.model_validate({"source": sources})
+    calibration = calibration_of_text(reference, "sequential", text, 1000)
+    inherit_repaired(reference, "0,1,3", out, calibration)
+    assert "layer 1 fitted again on" in findings(out, gpt2)["repair"]
+    # --- a text of the Hub among them is not fetched ---
+    record = record_of(out)
+    record["repair"]["text"]["source"][1]["source"] = "owner/name"
+    (out / "inherit.json").write_text(json.dumps(record))
+    assert "is not on this machine" in findings(out, gpt2)["repair"]
+    record["repair"]["text"] = {"sauce": "a"}
+    (out / "inherit.json").write_text(json.dumps(record))
+    with pytest.raises(SourceError, match="holds a garbled repair"):
+        findings(out, gpt2)
+
+
 def test_a_record_that_calls_an_inherited_tensor_repaired_is_refused(gpt2, tmp_path):
     out = tmp_path / "out"
     inherit_repaired(open_model(str(gpt2)), "0,1,3", out, CALIBRATION)

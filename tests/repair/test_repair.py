@@ -1,5 +1,7 @@
 """Repairing layers of a live model: what is fitted, where, and that the fold is exact."""
 
+import gc
+
 import numpy as np
 import pytest
 import tiny_models
@@ -12,6 +14,7 @@ from inheritune.repair.layer_passes import LayerPasses
 from inheritune.repair.places import LayerSizes, fitted_features, repair_flops, repaired_places
 from inheritune.repair.refusals import METHODS
 from inheritune.repair.repair import repair_layers
+from inheritune.repair.spilled import Spilled
 from inheritune.training.kl_divergence import token_divergence
 
 TOTAL = 4
@@ -412,3 +415,30 @@ def test_a_signal_stops_a_repair():
     stop.heed(True)
     with pytest.raises(Interrupted, match="repair is done again"):
         repaired(tiny_models.build("llama"), [0, 1], "sequential", stop=stop)
+
+
+def live_bytes() -> int:
+    gc.collect()
+    storages = [x.untyped_storage() for x in gc.get_objects() if type(x) is torch.Tensor]
+    return sum({one.data_ptr(): one.nbytes() for one in storages}.values())
+
+
+def test_memory_does_not_grow_with_the_calibration_windows(monkeypatch):
+    """Whenever hidden states are written, as many bytes of tensors are alive: those of a batch."""
+    write, most = Spilled.__setitem__, {}
+
+    def written(self, windows, values):
+        most[len(self)] = max(most.get(len(self), 0), live_bytes())
+        write(self, windows, values)
+
+    monkeypatch.setattr(Spilled, "__setitem__", written)
+    gc.freeze()  # what is there already is not looked at
+    try:
+        for count in (24, 48):
+            windows = np.random.default_rng(0).integers(0, 64, (count, 16))
+            model = tiny_models.build("llama")
+            repair_layers(model, TOTAL, [0, 1, 3], windows, "sequential", ridges=[0.1])
+    finally:
+        gc.unfreeze()
+    gained = 24 * (16 * 8 + 2 * 8)  # the windows' ids, and numbers
+    assert 0 < most[24] <= most[48] <= most[24] + gained

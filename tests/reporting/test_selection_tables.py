@@ -66,8 +66,16 @@ def test_bars_are_as_long_as_the_divergence_without_the_layer() -> None:
 
 
 def test_layers_that_cost_nothing_have_no_bar() -> None:
-    free = SELECTION.model_copy(update={"layers": SELECTION.layers[2:]})
-    assert [row[2] for row in removal_table(free).rows] == [""]
+    layers = [row.model_copy(update={"kl": 0.0, "loss": 0.0}) for row in SELECTION.layers]
+    free = SELECTION.model_copy(update={"layers": layers})
+    assert [row[2] for row in removal_table(free).rows] == ["", "", ""]
+
+
+def test_removals_that_were_not_measured_have_no_columns() -> None:
+    unmeasured = SELECTION.model_copy(update={"layers": SELECTION.layers[2:]})
+    table = removal_table(unmeasured)
+    assert table.headers == ["layer", "influence", "norm ratio"]
+    assert table.rows == [["2", "0.250", "1.500"]]
 
 
 def test_the_section_says_what_the_scores_were_measured_on(synthetic: ModuleType) -> None:

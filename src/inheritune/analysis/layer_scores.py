@@ -46,8 +46,14 @@ class ScoreTable:
     head_tokens: int = 0  # tokens whose next one was predicted
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each layer: what its removal costs, and what it does to its input."""
-        scores = [self.cuts[without(self.total, [layer])] for layer in range(self.total)]
+        """Return a row for each layer: what it does to its input, and what its removal costs.
+
+        The latter is None unless a way of choosing has asked for it.
+        """
+        unknown = CutScore(math.nan, math.nan)
+        scores = [
+            self.cuts.get(without(self.total, [layer]), unknown) for layer in range(self.total)
+        ]
         return [
             {
                 "layer": layer,
@@ -143,17 +149,17 @@ class MeasuredScores:
     @property
     def influence(self) -> Sequence[float]:
         """1 - cosine of each layer's input and output, mean over tokens."""
-        return self._of_layers().influence
+        return self._distances().influence
 
     @property
     def norm_ratio(self) -> Sequence[float]:
         """Norm of each layer's output over that of its input, mean over tokens."""
-        return self._of_layers().norm_ratio
+        return self._distances().norm_ratio
 
     @property
     def angles(self) -> Mapping[Block, float]:
         """Angle between input and output of each block, over pi, mean over tokens."""
-        return self._of_layers().angles
+        return self._distances().angles
 
     def divergences(self, cuts: Sequence[Cut]) -> list[float]:
         """KL(reference || cut) of each cut, nats per token; infinite where it is not finite."""
@@ -162,7 +168,7 @@ class MeasuredScores:
 
     def scores(self, cuts: Sequence[Cut]) -> list[CutScore]:
         """Score cuts; those that were not scored before are measured, all in one go."""
-        table = self._of_layers()
+        table = self._distances()
         if missing := [cut for cut in dict.fromkeys(cuts) if cut not in table.cuts]:
             with self.in_memory():
                 self._measure_cuts(missing)
@@ -179,15 +185,10 @@ class MeasuredScores:
             if not self._holders:
                 self._live = None
 
-    def _of_layers(self) -> ScoreTable:
-        """Measure what concerns single layers, once: distances, and each layer's removal."""
-        total = self.table.total
-        with self.in_memory():
-            if not self.table.influence:
-                self._measure_distances()
-            singles = [without(total, [layer]) for layer in range(total)]
-            if any(cut not in self.table.cuts for cut in singles):
-                self._measure_cuts(singles)
+    def _distances(self) -> ScoreTable:
+        """Measure the distances of all layers, once: a single forward of the reference."""
+        if not self.table.influence:
+            self._measure_distances()
         return self.table
 
     def _measure_distances(self) -> None:

@@ -42,7 +42,7 @@ def inherit(
     sha256: bool = False,
     repair: str = "none",
     text: Text | None = None,
-    repair_tokens: int | str = 16_384,
+    repair_tokens: int | str = 32_768,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     text_only: bool = False,
     progress: ProgressOption = True,
@@ -73,7 +73,7 @@ def inherit(
             ``"sequential"``, ``"linear"``, ``"scale"`` or ``"none"``.
         text: Training text for a repair, and for ways that choose by scores, as `data.source` of a
             recipe.
-        repair_tokens: Tokens of it to fit on, such as ``"16K"``.
+        repair_tokens: Tokens of it to fit on, such as ``"32K"``.
         tokenizer: Tokenizer of a model in memory; None: the one that it was loaded with.
         text_only: Take only the language model out of one that also reads images.
         progress: True draws a bar, False is silent, a function is called with each event.

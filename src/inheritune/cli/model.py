@@ -71,7 +71,7 @@ def inherit(
         ),
     ] = None,
     text_keys: TextKeys = None,
-    repair_tokens: Annotated[str, typer.Option(help="Tokens of it to fit on.")] = "16K",
+    repair_tokens: Annotated[str, typer.Option(help="Tokens of it to fit on.")] = "32K",
     text_only: Annotated[
         bool,
         typer.Option(

@@ -94,14 +94,18 @@ def _show(selection: "LayerSelection") -> None:
     console = Terminal()
     count, length = selection.sequences.ids.shape
     console.print(f"{count} windows of {length} tokens from {selection.sequences.source}")
-    signed = formatted("+.3f")
+    signed, rows = formatted("+.3f"), selection.rows()
+    removals = [
+        (Column("KL", "nats", formatted(".4f")), itemgetter("kl")),
+        (Column("loss", "nats", signed), itemgetter("loss")),
+    ]
+    is_removed = any(row["kl"] is not None for row in rows)
     removal = Table.of(
-        "without one layer",
-        selection.rows(),
+        "without one layer" if is_removed else "layers",
+        rows,
         [
             (Column("layer", show=str), itemgetter("layer")),
-            (Column("KL", "nats", formatted(".4f")), itemgetter("kl")),
-            (Column("loss", "nats", signed), itemgetter("loss")),
+            *(removals if is_removed else []),
             (Column("influence", show=formatted(".3f")), itemgetter("influence")),
             (Column("angle", show=formatted(".3f")), itemgetter("angle")),
             (Column("norm ratio", show=formatted(".3f")), itemgetter("norm_ratio")),

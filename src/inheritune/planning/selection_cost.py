@@ -8,7 +8,7 @@ from inheritune.data.calibration import WINDOWS
 from inheritune.recipe.schema import Recipe
 from inheritune.steps.selection import asks_for_scores, score_flops, window_length
 from inheritune.steps.training_spec import inherited_layers, layers_of
-from inheritune.surgery.removal import Block, Cut, without
+from inheritune.surgery.removal import Block, Cut
 from inheritune.surgery.selection import named_candidates
 from inheritune.surgery.sizes import Sizes
 from inheritune.surgery.ways import LayerFacts
@@ -63,11 +63,12 @@ class _MadeUpScores:
     def __init__(self, total: int) -> None:
         self._total = total
         self._scored: set[Cut] = set()
+        self._is_measured = False
         self.layers_run = self.heads_run = 0  # for each token
 
     @property
     def influence(self) -> Sequence[float]:
-        self._measure_layers()
+        self._measure_distances()
         return [0.0] * self._total
 
     @property
@@ -76,28 +77,25 @@ class _MadeUpScores:
 
     @property
     def angles(self) -> Mapping[Block, float]:
-        self._measure_layers()
+        self._measure_distances()
         lengths = range(1, self._total + 1)
         return {(s, n): 0.0 for n in lengths for s in range(self._total - n + 1)}
 
     def divergences(self, cuts: Sequence[Cut]) -> list[float]:
-        self._measure_layers()
-        self._measure(cuts)
-        return [0.0] * len(cuts)
-
-    def in_memory(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def _measure_layers(self) -> None:
-        if not self._scored:
-            self.layers_run += self._total  # the distances between layers: one pass of the model
-            self.heads_run += 1
-            self._measure([without(self._total, [layer]) for layer in range(self._total)])
-
-    def _measure(self, cuts: Sequence[Cut]) -> None:
+        self._measure_distances()
         missing = [cut for cut in cuts if cut not in self._scored]
         if missing:
             order = walk_order(self._total, missing)
             self.layers_run += count_layers(order)
             self.heads_run += len(order)
             self._scored |= set(missing)
+        return [0.0] * len(cuts)
+
+    def in_memory(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def _measure_distances(self) -> None:
+        if not self._is_measured:
+            self._is_measured = True
+            self.layers_run += self._total  # one pass of the model
+            self.heads_run += 1

@@ -49,8 +49,9 @@ class Inherit(RecipeSection):
     MLP of the layer before the first gap and of each one behind it, in order, on what the target so
     far gives it; linear: a matrix on what the MLP of the layer before each gap writes (ReplaceMe);
     scale: the same with a factor for each channel."""
-    repair_tokens: Amount = 16_384
-    """Training tokens to fit on, an eighth of them held out to choose the ridge."""
+    repair_tokens: Amount = 32_768
+    """Training tokens to fit on, those that the training reads last; an eighth of them is held out
+    to choose the ridge."""
 
     @model_validator(mode="after")
     def _auto_has_what_it_compares(self) -> Self:

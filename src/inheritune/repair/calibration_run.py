@@ -1,10 +1,11 @@
 """Calibration windows of a repair: what layers make of them, and what that costs.
 
 N windows of T tokens, D hidden. Every eighth window is held out: nothing is fitted on it before the
-ridge is chosen.
+ridge is chosen. What layers make of all windows lies in files, and a batch of it in memory.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,18 +16,17 @@ from inheritune.repair.layer_passes import LayerPasses
 from inheritune.repair.least_squares import NormalEquations
 from inheritune.repair.places import HELD_OUT
 from inheritune.repair.projection import Projection
+from inheritune.repair.spilled import Spilled
 from inheritune.system.progress import Listener, Progress
 from inheritune.system.signals import StopFlag
 from inheritune.training.kl_divergence import token_divergence
 
-_BATCH = 8  # windows per forward
+_BATCH = 8  # windows per forward, fewer of long ones
+_BATCH_TOKENS = 4096
 # Its Gram matrix takes 2 GiB, of which three are held at a time.
 _MOST_FEATURES = 16_384
 # From here on the error of fp32 products, see `NormalEquations`, is far below the ridge.
 _FP32_RIDGE = 0.05
-
-# What a layer's projection reads and writes on a batch: A, (R, F), and A W^T + b, (R, D).
-Observed = tuple[Tensor, Tensor]
 
 
 class CalibrationRun:
@@ -47,15 +47,18 @@ class CalibrationRun:
         stop: StopFlag | None,
         on_progress: Listener,
         task: str,
+        folder: Path | None = None,
     ) -> None:
         self.passes, self.ids, self.flops = passes, ids, 0.0
+        self._folder = folder
         self._stop, self._on_progress, self._task = stop, on_progress, task
         self._done, self._total = 0, 0
         numbers = torch.arange(len(ids))
         # From the last window on, so that two windows are one and one.
         is_held_out = (len(numbers) - 1 - numbers) % HELD_OUT == 0
-        self._fitted = numbers[~is_held_out].split(_BATCH)
-        self._held_out = numbers[is_held_out].split(_BATCH)
+        each = max(1, min(_BATCH, _BATCH_TOKENS // ids.shape[1]))
+        self._fitted = numbers[~is_held_out].split(each)
+        self._held_out = numbers[is_held_out].split(each)
         self._batches = (*self._fitted, *self._held_out)
 
     def expect(self, layers: int) -> None:
@@ -67,37 +70,43 @@ class CalibrationRun:
         self._done += 1
         self._on_progress(Progress(self._task, self._done, self._total, "layers"))
 
-    def embedded(self) -> Tensor:
-        """Compute the input of the first layer on all windows, (N, T, D), in main memory."""
-        hidden = [self.passes.embed(self.ids[batch]).cpu() for batch in self._batches]
-        return torch.cat(hidden)[torch.cat(self._batches).argsort()]
-
-    def advance(self, hidden: Tensor, layers: Sequence[int], only_held_out: bool = False) -> None:
-        """Replace hidden states, (N, T, D), by what some layers in turn make of them."""
-        for layer in layers:
-            for batch in self._held_out if only_held_out else self._batches:
-                hidden[batch] = self._run(layer, batch, hidden).cpu()
-
-    def observe(self, layer: int, projection: Projection, hidden: Tensor) -> list[Observed]:
-        """Do the same by one layer; return what its projection read and wrote, batch by batch."""
-        observed = []
+    def embedded(self) -> Spilled:
+        """Compute the input of the first layer on all windows, (N, T, D)."""
+        hidden = self._spilled()
         for batch in self._batches:
-            with projection.observed() as calls:
-                hidden[batch] = self._run(layer, batch, hidden).cpu()
-            observed.append((calls[0].cpu(), calls[1].cpu()))
-        return observed
+            hidden[batch] = self.passes.embed(self.ids[batch])
+        return hidden
 
-    def _run(self, layer: int, batch: Tensor, hidden: Tensor) -> Tensor:
+    def copy(self, hidden: Spilled) -> Spilled:
+        """Copy hidden states, (N, T, D)."""
+        copied = self._spilled()
+        for batch in self._batches:
+            copied[batch] = hidden[batch]
+        return copied
+
+    def advance(self, hidden: Spilled, layers: Sequence[int], only_held_out: bool = False) -> None:
+        """Replace hidden states, (N, T, D), by what some layers in turn make of them."""
+        for batch in self._held_out if only_held_out else self._batches:
+            states = hidden[batch]
+            for layer in layers:
+                states = self._run(layer, batch, states)
+            hidden[batch] = states
+
+    def _spilled(self) -> Spilled:
+        return Spilled(len(self.ids), self._folder)
+
+    def _run(self, layer: int, batch: Tensor, states: Tensor) -> Tensor:
+        """Compute what a layer makes of the states of a batch, (B, T, D)."""
         if self._stop is not None:
             self._stop.check(f"{self._task} is done again")
         ids = self.ids[batch]
         # Two for each weight and token: the products of a layer, but for those within attention.
         weights = sum(p.numel() for p in self.passes.layers[layer].parameters())
         self.flops += 2.0 * weights * ids.numel()
-        return self.passes.run(layer, ids, hidden[batch].to(ids.device))
+        return self.passes.run(layer, ids, states.to(ids.device))
 
     @torch.no_grad()
-    def divergences(self, reference: Tensor, targets: Sequence[Tensor]) -> list[float]:
+    def divergences(self, reference: Spilled, targets: Sequence[Spilled]) -> list[float]:
         """Compute the mean KL(reference || target) per token of the held-out windows.
 
         Args:
@@ -122,42 +131,54 @@ class CalibrationRun:
             self.flops += (1 + len(targets)) * 2.0 * head.weight.numel() * ids.numel()
         return [one / tokens for one in kl]
 
-    def solve(
+    def fit(
         self,
+        layer: int,
         projection: Projection,
         method: str,
-        observed: Sequence[Observed],
-        missing: Tensor,
+        hidden: Spilled,
+        reference: Spilled,
         ridge: float,
         on_all: bool,
-    ) -> tuple[Tensor, float]:
-        """Fit what a projection adds to its layer's output to what is missing there, (N, T, D).
+    ) -> tuple[Tensor, float, Spilled]:
+        """Run a layer, and fit what its projection adds to what its output, (N, T, D), misses.
 
         Args:
+            hidden: The layer's input; becomes its output.
+            reference: What it should be.
             on_all: Whether to fit on all windows, or without those held out.
 
         Returns:
-            X, fp64, and the share of the error that is left: ‖A X - E‖² / ‖E‖².
+            X, fp64; the share of the error that is left: ‖A X - E‖² / ‖E‖²; and what the projection
+            read, (N, T, F).
         """
         features, outputs = projection.features(method), len(projection.weight)
         device, diagonal = self.ids.device, method == "scale"
         products = torch.float32 if ridge >= _FP32_RIDGE else torch.float64
         equations = NormalEquations(features, outputs, device, diagonal, products)
-        batches = self._batches if on_all else self._fitted
-        for batch, (inputs, results) in zip(batches, observed, strict=False):
-            a = (_with_ones(inputs, projection) if method == "sequential" else results).to(device)
-            equations.add(a, missing[batch].to(device).flatten(0, -2) / projection.factor)
+        read = self._spilled()
+        for number, batch in enumerate(self._batches):
+            with projection.observed() as calls:
+                output = self._run(layer, batch, hidden[batch])
+            hidden[batch] = output
+            inputs, results = calls
+            read[batch] = inputs.view(*output.shape[:-1], -1)
+            if not on_all and number >= len(self._fitted):
+                continue
+            a = _with_ones(inputs, projection) if method == "sequential" else results
+            missing = reference[batch].to(device) - output
+            equations.add(a, missing.flatten(0, -2) / projection.factor)
             if not diagonal:
                 self.flops += float(len(a)) * features * (features + 2 * outputs)
         if not diagonal:
             self.flops += features**3 / 3 + 2.0 * features**2 * outputs
         solution, error = equations.solve(ridge)
-        return solution, error / equations.square if equations.square else 1.0
+        return solution, error / equations.square if equations.square else 1.0, read
 
     def shift(
         self,
-        hidden: Tensor,
-        observed: Sequence[Observed],
+        hidden: Spilled,
+        read: Spilled,
         projection: Projection,
         weight: Tensor,
         bias: Tensor | None,
@@ -166,10 +187,11 @@ class CalibrationRun:
         factor, own = projection.factor, projection.bias
         moved = (weight - projection.weight) * factor
         of_bias = 0.0 if bias is None or own is None else ((bias - own) * factor).cpu()
-        for batch, (inputs, _) in zip(self._batches, observed, strict=True):
-            change = (inputs.to(moved.device) @ moved.T).cpu() + of_bias
-            hidden[batch] += change.view(len(batch), -1, change.shape[-1])
-            self.flops += 2.0 * len(inputs) * projection.features("sequential") * len(moved)
+        for batch in self._batches:
+            inputs = read[batch].to(moved.device)
+            hidden[batch] = hidden[batch] + ((inputs @ moved.T).cpu() + of_bias)
+            tokens = inputs.shape[0] * inputs.shape[1]
+            self.flops += 2.0 * tokens * projection.features("sequential") * len(moved)
 
 
 def refuse_width(layer: int, projection: Projection, method: str) -> None:

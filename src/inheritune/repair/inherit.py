@@ -52,6 +52,8 @@ class Calibration:
     windows: "NDArray[np.int64]"  # ids of training text, (N, T)
     source: str  # the text in words, or the fingerprint of its tokens
     seed: int = 0  # seed by which the windows were drawn
+    # The recipe's section `data` that reads the text again; None: `source` does, or a run has it
+    text: Mapping[str, Any] | None = None
 
 
 def calibration_of_text(
@@ -64,7 +66,9 @@ def calibration_of_text(
     """
     ids = text_ids(text, open_tokenizer(reference.path), tokens)
     windows = calibration_windows(ids, tokens, window_tokens(reference.config))
-    return Calibration(method, windows, describe_text(text))
+    keys = text.model_dump(mode="json", exclude_defaults=True)
+    is_named = keys == {"source": describe_text(text)}
+    return Calibration(method, windows, describe_text(text), text=None if is_named else keys)
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ def inherit_repaired(
             stop=stop,
             on_progress=on_progress,
             task=task,
+            folder=scratch,
         )
         repaired = files.written(model, repair, calibration, scratch)
         del model
@@ -220,6 +225,7 @@ class _Files:
             {
                 "method": calibration.method,
                 "source": calibration.source,
+                **({} if calibration.text is None else {"text": dict(calibration.text)}),
                 "tokens": windows.size,
                 "seq_len": windows.shape[1],
                 "seed": calibration.seed,

@@ -7,6 +7,7 @@ state before that, minus the target's.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ from inheritune.repair.calibration_run import CalibrationRun, refuse_width
 from inheritune.repair.layer_passes import LayerPasses
 from inheritune.repair.places import RIDGES, first_place, repaired_places
 from inheritune.repair.projection import Projection, find_projection
+from inheritune.repair.spilled import Spilled
 from inheritune.system.progress import Listener, silent
 from inheritune.system.signals import StopFlag
 
@@ -70,6 +72,7 @@ def repair_layers(
     stop: StopFlag | None = None,
     on_progress: Listener = silent,
     task: str = "repair",
+    folder: Path | None = None,
 ) -> Repair:
     """Change layers of a reference, in place, so that the cut to ``layer_map`` is nearer to it.
 
@@ -102,6 +105,8 @@ def repair_layers(
             A single one is taken as it is.
         most: Change so many layers at most, the first ones, with a single ridge; None: all.
         stop: Checked between batches.
+        folder: For files without names, of (places + 6) D + F values for each token, as hidden
+            states are not held in memory; None: the system's temporary files.
 
     Raises:
         UnsupportedModelError: A layer has no projection to fold into, or one too wide.
@@ -121,7 +126,7 @@ def repair_layers(
             "Give more text, or more tokens of it.",
         )
     ids = torch.from_numpy(windows).to(next(model.parameters()).device)
-    run = CalibrationRun(LayerPasses(model, total, ids[:1]), ids, stop, on_progress, task)
+    run = CalibrationRun(LayerPasses(model, total, ids[:1]), ids, stop, on_progress, task, folder)
     if not places:
         return Repair((), None, (), run.flops)
     target = _Target(run, tuple(layer_map), places[:most], method, stored_dtype, most is None)
@@ -137,8 +142,8 @@ def repair_layers(
 class _Target:
     """A target that is made of a reference's layers, from the first layer that changes on.
 
-    The reference's hidden states are held for each place, the target's for one, and what its
-    projection reads: in all (places D + F) values for a token.
+    On the disk are the reference's hidden states for each place, those of each target that was
+    tried for one, and what a projection reads.
     """
 
     def __init__(
@@ -159,12 +164,12 @@ class _Target:
         self._start = run.embedded()
         run.advance(self._start, range(self._first))
         # By place: what the reference has where the next kept layer begins.
-        self._reference: dict[int, Tensor] = {}
-        hidden, depth = self._start.clone(), self._first
+        self._reference: dict[int, Spilled] = {}
+        hidden, depth = run.copy(self._start), self._first
         following = [*layer_map[1:], len(run.passes.layers)]
         for place in range(self._first, self._end):
             run.advance(hidden, range(depth, following[place]))
-            self._reference[place], depth = hidden.clone(), following[place]
+            self._reference[place], depth = run.copy(hidden), following[place]
 
     def tried(self, ridges: Sequence[float | None]) -> list[Trial]:
         """Make a target with each ridge; leave the model as it was."""
@@ -180,12 +185,12 @@ class _Target:
         _, repaired = self._made(ridge, on_all=True)
         return repaired
 
-    def _made(self, ridge: float | None, on_all: bool) -> tuple[Tensor, list[RepairedLayer]]:
+    def _made(self, ridge: float | None, on_all: bool) -> tuple[Spilled, list[RepairedLayer]]:
         """Compute a target's last hidden states, (N, T, D), and change its layers if ``on_all``.
 
         Of the cut itself, without a ridge, only those of the held-out windows are computed.
         """
-        hidden, repaired = self._start.clone(), []
+        hidden, repaired = self._run.copy(self._start), []
         for place in range(self._first, self._end):
             if ridge is None or place not in self._places:
                 self._run.advance(hidden, [self._map[place]], only_held_out=ridge is None)
@@ -194,24 +199,25 @@ class _Target:
             self._run.count()
         return hidden, repaired
 
-    def _fit(self, place: int, hidden: Tensor, ridge: float, on_all: bool) -> RepairedLayer:
+    def _fit(self, place: int, hidden: Spilled, ridge: float, on_all: bool) -> RepairedLayer:
         """Fit the layer at a place, and replace its input by its output, changed."""
         layer, run = self._map[place], self._run
         projection, dtypes = self._projection(place, hidden)
-        observed = run.observe(layer, projection, hidden)
-        missing = self._reference[place] - hidden
-        solution, error = run.solve(projection, self._method, observed, missing, ridge, on_all)
+        solution, error, read = run.fit(
+            layer, projection, self._method, hidden, self._reference[place], ridge, on_all
+        )
         weight, bias = _folded(projection, self._method, solution, dtypes)
-        run.shift(hidden, observed, projection, weight, bias)
+        run.shift(hidden, read, projection, weight, bias)
         if on_all:
             projection.replace(weight, bias)
         return RepairedLayer(place, layer, tuple(projection.parameters()), error)
 
-    def _projection(self, place: int, hidden: Tensor) -> tuple[Projection, list[torch.dtype]]:
+    def _projection(self, place: int, hidden: Spilled) -> tuple[Projection, list[torch.dtype]]:
         """Find what changes at a place, and the dtypes that it is stored in, once."""
         if place not in self._projections:
             layer, ids, passes = self._map[place], self._run.ids[:1], self._run.passes
-            projection = find_projection(passes, layer, ids, hidden[:1].to(ids.device))
+            first = hidden[torch.tensor([0])].to(ids.device)
+            projection = find_projection(passes, layer, ids, first)
             refuse_width(layer, projection, self._method)
             names = projection.parameters()
             weights = [passes.layers[layer].get_parameter(name) for name in names]

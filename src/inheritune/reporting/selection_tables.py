@@ -120,20 +120,24 @@ def tournament_table(tournament: TournamentRecord) -> Table:
 
 
 def removal_table(selection: SelectionRecord) -> Table:
-    """Make a table of what leaving out each single layer costs, with a bar."""
+    """Make a table of each layer, and of what leaving it out costs where that was measured."""
+    is_removed = any(row.kl is not None for row in selection.layers)
     most = max((row.kl for row in selection.layers if row.kl is not None), default=0) or 1
 
     def bar(row: LayerScoreRecord) -> str:
         return "" if row.kl is None else "█" * round(_BAR * max(row.kl, 0) / most)
 
+    removals: list[Field] = [
+        (Column("KL without it", "nats/token", formatted(".4f")), "kl"),
+        (Column(""), bar),
+        (Column("loss without it", "nats/token", formatted("+.4f")), "loss"),
+    ]
     return Table.of(
         "removal-of-layers",
         selection.layers,
         [
             (Column("layer", show=exact), "layer"),
-            (Column("KL without it", "nats/token", formatted(".4f")), "kl"),
-            (Column(""), bar),
-            (Column("loss without it", "nats/token", formatted("+.4f")), "loss"),
+            *(removals if is_removed else []),
             (Column("influence", show=formatted(".3f")), "influence"),
             (Column("norm ratio", show=formatted(".3f")), "norm_ratio"),
         ],

@@ -69,6 +69,8 @@ def greedy(scores: LayerScores, total: int, count: int) -> Sequence[int]:
     Sources: SLEB, arXiv 2402.09025; KLPatch, arXiv 2607.08170.
     """
     cut = tuple(range(total))
+    if count < total:  # both ends as well, so that what each layer is worth can be shown
+        scores.divergences([without(total, [layer]) for layer in cut])
     while len(cut) > count:
         cut = cheapest(scores, [cut[:place] + cut[place + 1 :] for place in range(1, len(cut) - 1)])
     return cut

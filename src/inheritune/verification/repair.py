@@ -82,14 +82,19 @@ def _windows(
             windows = calibration_windows(open_tokens(folder).train, count, seq_len, seed)
             break
     else:
-        text = Data(source=source)
-        if is_hub_dataset(TextSource(source=source)):  # a stranger's record names no download
+        text = Data.model_validate(repair.get("text", {"source": source}))
+        if any(map(is_hub_dataset, _parts(text))):  # a stranger's record names no download
             raise DataError(f"its text {escape(source)} is not on this machine.")
         windows = calibration_of_text(reference, repair["method"], text, count).windows
     digest = hashlib.sha256(windows.astype("<i8").tobytes()).hexdigest()
     if digest != repair["ids_sha256"]:
         raise DataError(f"{escape(source)} has other tokens than it had.")
     return windows
+
+
+def _parts(text: Data) -> list[TextSource]:
+    names = [text.source] if isinstance(text.source, str) else text.source
+    return [one if isinstance(one, TextSource) else TextSource(source=one) for one in names]
 
 
 def _compared(
