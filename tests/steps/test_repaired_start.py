@@ -145,12 +145,10 @@ def test_calibration_windows_are_of_the_training_split(tiny_tokens):
     assert np.array_equal(windows, train.samples(order[last - 20 : last], 16)[:, :-1])
 
 
-def test_a_repair_is_not_fitted_on_what_the_training_reads_first(tiny_tokens):
-    train = tiny_tokens.train
-    available = train.num_samples(16)
-    order = sample_ids(0, available, available, 3, epoch=0)
-    first = {tuple(window) for window in train.samples(order[:20], 16)[:, :-1]}
-    assert not first & {tuple(window) for window in calibration_windows(train, 320, 16, seed=3)}
+def test_a_repair_is_not_fitted_on_what_the_training_reads_first():
+    windows = calibration_windows(np.arange(200 * 16 + 1), 20 * 16, 16, seed=3)
+    first = sample_ids(0, 148, 200, 3, epoch=0)  # all but these 20, and 32 behind them
+    assert not {*first.tolist()} & {*(windows[:, 0] // 16).tolist()}
 
 
 def test_a_repair_may_ask_for_all_of_a_text():
@@ -243,7 +241,9 @@ def test_too_few_training_tokens_are_refused(gpt2, tiny_text, tmp_path):
     with pytest.raises(DataError, match="windows of 16 tokens, 62500 are asked for"):
         execute(recipe, tmp_path / "run")
     assert not Run(tmp_path / "run").target.exists()
-    # The tokens are there now, so a plan knows as well.
+    # The tokens are there now, so a plan knows as well; without them, by the bytes of the text.
+    with pytest.raises(DataError, match=r"at most .* windows of 16 tokens, 62500 are asked for"):
+        plan_recipe(recipe.recipe, tmp_path / "not prepared", None)
     with pytest.raises(DataError, match="windows of 16 tokens, 62500 are asked for"):
         plan_recipe(recipe.recipe, tmp_path / "run", None)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -15,9 +16,11 @@ from inheritune.data.hub_dataset import hub_documents, is_hub_dataset
 from inheritune.data.input_files import InputFile, input_files, spell
 from inheritune.data.text_column import TextColumn
 from inheritune.data.text_files import read_documents
-from inheritune.data.text_formats import is_web_page, size_of
+from inheritune.data.text_formats import is_packed, is_web_page, size_of
 from inheritune.errors import DataError, RecipeError
 from inheritune.recipe.data import Data, TextSource
+
+_MOST_ADDED = 4  # ids around the text of a file that is one document
 
 
 class SourcePosition(NamedTuple):
@@ -147,6 +150,22 @@ def open_sources(data: Data, tokenizer: Path | None = None) -> list[Source]:
     """
     given = TextSource(source="", config=data.config, split=data.split, revision=data.revision)
     return _sources(data.source, given, data, tokenizer)
+
+
+def most_ids(data: Data) -> int | None:
+    """Bound the ids of a text by the bytes of its files, of which none makes more than one id.
+
+    Returns:
+        None where that says nothing: texts of the Hub, messages, and compressed files.
+    """
+    if data.messages is not None:
+        return None
+    with suppress(DataError, RecipeError):  # what is wrong with a source is told when it is read
+        sources = open_sources(data)
+        files = [file.path for source in sources for file in source.files]
+        if not any(s.is_remote for s in sources) and not any(map(is_packed, files)):
+            return sum(map(size_of, files)) + _MOST_ADDED * len(files)
+    return None
 
 
 def plain_documents(data: Data, tokenizer: Path) -> Iterator[Document]:

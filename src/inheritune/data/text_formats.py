@@ -163,6 +163,11 @@ def _bytes(paths: Iterable[Path]) -> int:
     return sum(size_of(path) for path in paths)
 
 
+def is_packed(path: Path) -> bool:
+    """Whether a file may hold more text than it has bytes."""
+    return path.suffix.lower() in (*COMPRESSIONS, ".parquet", ".arrow")
+
+
 def size_of(path: Path) -> int:
     """Return the bytes of a file; 0 where reading it will say what is wrong."""
     try:

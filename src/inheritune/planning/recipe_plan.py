@@ -239,6 +239,7 @@ def _unique_tokens(recipe: Recipe, run: Run) -> tuple[int | None, bool]:
         tokens = open_tokens(run.tokens)
         refuse_short_text(recipe, tokens)
         return tokens.train.num_samples(recipe.train.seq_len) * recipe.train.seq_len, True
+    refuse_short_text(recipe, None)
     return recipe.data.tokens, False
 
 

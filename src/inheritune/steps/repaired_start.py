@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.data.calibration import calibration_windows
+from inheritune.data.sources import most_ids
 from inheritune.data.tokens import TokenDirectory
+from inheritune.errors import DataError
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.flops import EVALUATION_SHARE
 from inheritune.recipe.schema import Recipe
@@ -19,16 +21,27 @@ from inheritune.system.progress import Progress
 RECORD = "repair.json"  # in the start: what the repair took, and val_loss of the cut before it
 
 
-def refuse_short_text(recipe: Recipe, tokens: TokenDirectory) -> None:
+def refuse_short_text(recipe: Recipe, tokens: TokenDirectory | None) -> None:
     """Refuse training tokens that do not suffice for a repair, before anything is trained on them.
+
+    Args:
+        tokens: None: they are not prepared yet, and the bytes of the text are a bound.
 
     Raises:
         DataError: There are fewer than the repair asks for.
     """
     repairs = {recipe.inherit.repair, *(variant.repair for variant in recipe.variants.values())}
-    if repairs != {"none"}:
-        train, count = recipe.train, recipe.inherit.repair_tokens
+    if repairs == {"none"}:
+        return
+    train, count = recipe.train, recipe.inherit.repair_tokens
+    if tokens is not None:
         calibration_windows(tokens.train, count, train.seq_len, train.seed)
+    elif (most := most_ids(recipe.data)) is not None and most < count:
+        raise DataError(
+            f"the text has at most {most // train.seq_len} windows of {train.seq_len} tokens, "
+            f"{count // train.seq_len} are asked for to repair the cut.",
+            "Give more text, or lower inherit.repair_tokens.",
+        )
 
 
 def write_repaired(task: TrainingTask, reference: ModelDirectory) -> None:
