@@ -3,6 +3,7 @@
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inheritune.data.tokens import TokenStream
+from inheritune.system.environment import usable_cores
 
 NGRAM = 13
 _MAX_VAL_NGRAMS = 1 << 20
-_CHUNK = 1 << 21  # ids read at a time
+_CHUNK = 1 << 21  # ids read at a time by each thread
+_MOST_THREADS = 16  # 150 MB each
 _TABLE_BITS = 24
 _BUFFERED = 1 << 20  # hashes in memory at a time: 8 MB
 _COMPARED = 1 << 23  # hashes compared with each other at a time: 64 MB
@@ -111,7 +114,8 @@ def ngram_share(
     """Return the share of held-out 13-grams of token ids that occur in the training stream.
 
     An n-gram never spans two documents. Beyond 2^20 held-out n-grams an even sample of them is
-    looked up; the training stream is always read whole, in chunks, so that memory is bounded.
+    looked up; the training stream is always read whole, in chunks, so that memory is bounded, by
+    one thread for each core.
 
     Args:
         eos: Id that ends a document.
@@ -128,14 +132,24 @@ def ngram_share(
     shift = np.uint64(64 - _TABLE_BITS)
     table = np.zeros(1 << _TABLE_BITS, dtype=bool)
     table[distinct >> shift] = True
-    for start in range(0, train.num_ids if len(distinct) else 0, _CHUNK):
+
+    def found_from(start: int) -> NDArray[np.intp]:
         stop = min(start + _CHUNK + NGRAM - 1, train.num_ids)
         candidates = _hashes(train.ids(start, stop))
         candidates = candidates[table[candidates >> shift]]
         places = np.minimum(np.searchsorted(distinct, candidates), len(distinct) - 1)
-        in_train[places[distinct[places] == candidates]] = True
-        train.forget(start + _CHUNK)
-        on_ids(min(start + _CHUNK, train.num_ids))
+        return np.unique(places[distinct[places] == candidates])
+
+    starts = range(0, train.num_ids if len(distinct) else 0, _CHUNK)
+    with ThreadPoolExecutor(min(usable_cores(), _MOST_THREADS)) as threads:
+        try:
+            for start, places in zip(starts, threads.map(found_from, starts), strict=True):
+                in_train[places] = True
+                train.forget(start + _CHUNK)
+                on_ids(min(start + _CHUNK, train.num_ids))
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)  # stopped: nobody asks for the rest
+            raise
     share = float(counts[in_train].sum() / counts.sum()) if len(distinct) else None
     return {
         "ngram": NGRAM,

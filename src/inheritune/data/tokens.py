@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import threading
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class TokenStream:
         self._directory, self._entries, self._rows = directory, entries, rows
         self._edges = np.cumsum([0] + [entry.ids for entry in entries])
         self._mapped: dict[int, NDArray[Any]] = {}
+        self._mapping = threading.Lock()  # of several threads one maps a shard, and hashes it
 
     @property
     def num_ids(self) -> int:
@@ -70,8 +72,9 @@ class TokenStream:
 
     def forget(self, before: int) -> None:
         """Unmap the shards that end before an id, until they are read again."""
-        for index in [i for i in self._mapped if self._edges[i + 1] <= before]:
-            del self._mapped[index]
+        with self._mapping:
+            for index in [i for i in self._mapped if self._edges[i + 1] <= before]:
+                del self._mapped[index]
 
     def samples(self, ids: NDArray[Any], seq_len: int) -> NDArray[np.int64]:
         """Read samples by number: sample i has ids [iT, iT + T + 1), so each id is predicted once.
@@ -105,9 +108,10 @@ class TokenStream:
             shard += 1
 
     def _shard(self, index: int) -> NDArray[Any]:
-        if index not in self._mapped:
-            self._mapped[index] = map_shard(self._directory, self._entries[index], self._rows)
-        return self._mapped[index]
+        with self._mapping:
+            if index not in self._mapped:
+                self._mapped[index] = map_shard(self._directory, self._entries[index], self._rows)
+            return self._mapped[index]
 
 
 class TokenDirectory:
