@@ -1,9 +1,12 @@
 """The gallery: its pages are written by the report's own code from committed records.
 
 `python docs/gallery.py` writes docs/gallery.md and the pages, draws the figures of README and
-results.md, and takes a picture of each page with a Chromium that is on the machine.
+results.md, and takes a picture of each page with a Chromium that is on the machine. With
+`--record RUN NAME` it first takes over the record of a finished run; `about.txt` beside it, a title
+and a text, is written by hand.
 """
 
+import argparse
 import shutil
 import tempfile
 from pathlib import Path
@@ -24,6 +27,16 @@ FIGURES = {"demo": "demo", "table4-cpu": "table4-cpu"}
 def records() -> list[Path]:
     """Directories of the committed runs."""
     return sorted(path.parent for path in RECORDS.glob("*/run.json"))
+
+
+def keep_record(run: Path, name: str) -> None:
+    """Replace the record of the gallery's run ``name`` by that of a run's directory."""
+    record = RECORDS / name
+    shutil.rmtree(record / "variants", ignore_errors=True)
+    for path in [run / "run.json", *run.glob("variants/**/metrics.jsonl")]:
+        copy = record / path.relative_to(run)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def write_pages() -> None:
@@ -94,8 +107,18 @@ def take_pictures() -> None:
         browser.close()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write everything, with a new record where the command line names one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--record", nargs=2, metavar=("RUN", "NAME"))
+    record = parser.parse_args().record
+    if record:
+        keep_record(Path(record[0]), record[1])
     (HERE / "gallery.md").write_text(gallery(), "utf-8")
     write_pages()
     draw_figures()
     take_pictures()
+
+
+if __name__ == "__main__":
+    main()
