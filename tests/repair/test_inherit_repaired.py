@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 import inheritune
 from inheritune.cli.app import app
+from inheritune.data.calibration import text_ids
+from inheritune.data.tokenizer import open_tokenizer
 from inheritune.errors import DataError, RecipeError, SourceError, UnsupportedModelError
 from inheritune.model_files.directory import open_model
 from inheritune.recipe.data import Data
@@ -127,16 +129,17 @@ def test_verify_reads_a_text_again_by_its_keys(gpt2, tmp_path):
     (tmp_path / "one.csv").write_text(
         "id,story\n" + "".join(f"{i},{'a b c ' * 9}{i}\n" for i in range(99))
     )
-    (tmp_path / "two.txt").write_text("another text, " * 200)
+    (tmp_path / "two.txt").write_text("another text, " * 6000)
     reference, out = open_model(str(gpt2)), tmp_path / "out"
     sources = [
         {"source": str(tmp_path / "one.csv"), "text_column": "story"},
         {"source": str(tmp_path / "two.txt")},
     ]
     text = Data.model_validate({"source": sources})
-    calibration = calibration_of_text(reference, "sequential", text, 1000)
+    calibration = calibration_of_text(reference, "sequential", text, 300)
     inherit_repaired(reference, "0,1,3", out, calibration)
     assert "layer 1 fitted again on" in findings(out, gpt2)["repair"]
+    assert len(text_ids(text, open_tokenizer(gpt2), 10**9)) > 64 * 300  # not all of it is read
     # --- a text of the Hub among them is not fetched ---
     record = record_of(out)
     record["repair"]["text"]["source"][1]["source"] = "owner/name"

@@ -432,6 +432,7 @@ def test_memory_does_not_grow_with_the_calibration_windows(monkeypatch):
         write(self, windows, values)
 
     monkeypatch.setattr(Spilled, "__setitem__", written)
+    monkeypatch.setattr(calibration_run, "_BATCH_TOKENS", 8 * 16)
     gc.freeze()  # what is there already is not looked at
     try:
         for count in (24, 48):

@@ -21,8 +21,7 @@ from inheritune.system.progress import Listener, Progress
 from inheritune.system.signals import StopFlag
 from inheritune.training.kl_divergence import token_divergence
 
-_BATCH = 8  # windows per forward, fewer of long ones
-_BATCH_TOKENS = 4096
+_BATCH_TOKENS = 4096  # per forward, or a longer window
 # Its Gram matrix takes 2 GiB, of which three are held at a time.
 _MOST_FEATURES = 16_384
 # From here on the error of fp32 products, see `NormalEquations`, is far below the ridge.
@@ -56,7 +55,7 @@ class CalibrationRun:
         numbers = torch.arange(len(ids))
         # From the last window on, so that two windows are one and one.
         is_held_out = (len(numbers) - 1 - numbers) % HELD_OUT == 0
-        each = max(1, min(_BATCH, _BATCH_TOKENS // ids.shape[1]))
+        each = max(1, _BATCH_TOKENS // ids.shape[1])
         self._fitted = numbers[~is_held_out].split(each)
         self._held_out = numbers[is_held_out].split(each)
         self._batches = (*self._fitted, *self._held_out)

@@ -64,8 +64,11 @@ def calibration_of_text(
     Raises:
         DataError: The text has fewer tokens.
     """
+    length = window_tokens(reference.config)
+    # Whole windows: by their number, which is recorded, `verify` reads as much of the text again.
+    tokens = max(1, tokens // length) * length
     ids = text_ids(text, open_tokenizer(reference.path), tokens)
-    windows = calibration_windows(ids, tokens, window_tokens(reference.config))
+    windows = calibration_windows(ids, tokens, length)
     keys = text.model_dump(mode="json", exclude_defaults=True)
     is_named = keys == {"source": describe_text(text)}
     return Calibration(method, windows, describe_text(text), text=None if is_named else keys)
