@@ -250,3 +250,9 @@ def test_every_shared_config_is_planned_or_refused_with_a_reason(shared_data):
         except UnsupportedModelError as error:
             refused[directory.name] = str(error)
     assert sorted(refused) == ["dbrx", "deepseek-v3", "gpt-oss-20b"]
+
+
+def test_ids_beyond_a_small_vocabulary_are_no_warning_of_ours(caplog, capfd):
+    """GPT-2's class names 50256 for BOS and EOS, whatever the vocabulary."""
+    typed_config({"model_type": "gpt2", "vocab_size": 2048})
+    assert "50256" not in caplog.text + capfd.readouterr().err

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from inheritune.model_files.transformers_log import errors_only
+
 # lm-eval's own switch for its pool of bootstrap processes.
 _NO_POOL = "DISABLE_MULTIPROC"
 
@@ -24,12 +26,8 @@ def quiet() -> Iterator[None]:
     """
     import tqdm
     from datasets.utils.logging import disable_progress_bar
-    from transformers.utils import logging as transformers_logging
 
     disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
     logger = logging.getLogger("lm_eval")
     level, constructor, pool = logger.level, tqdm.tqdm.__init__, os.environ.get(_NO_POOL)
 
@@ -40,12 +38,11 @@ def quiet() -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     os.environ[_NO_POOL] = "1"
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with errors_only(), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         tqdm.tqdm.__init__ = constructor
         logger.setLevel(level)
-        transformers_logging.set_verbosity(verbosity)
         if pool is None:
             del os.environ[_NO_POOL]
         else:

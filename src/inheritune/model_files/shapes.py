@@ -10,6 +10,7 @@ from inheritune.model_files.config_fields import COUNTS
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.model_class import named_class
 from inheritune.model_files.safetensors import DTYPES, Tensor, item_bits
+from inheritune.model_files.transformers_log import errors_only
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -99,7 +100,8 @@ def typed_config(config: Mapping[str, Any]) -> "PreTrainedConfig":
     dropped = _IMPLEMENTATIONS | {"model_type"}
     fields = {key: value for key, value in config.items() if key not in dropped}
     try:
-        typed: PreTrainedConfig = AutoConfig.for_model(model_type, **fields)
+        with errors_only():  # it warns of ids beyond a small vocabulary: its defaults, not ours
+            typed: PreTrainedConfig = AutoConfig.for_model(model_type, **fields)
     except Exception as error:  # classes raise any type of error
         raise _cannot_build(model_type, error.__cause__ or error) from error
     return typed

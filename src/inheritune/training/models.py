@@ -1,7 +1,6 @@
 """Load model directories as live fp32 models, and save trained ones."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +23,7 @@ from inheritune.model_files.quantisation import forget_quantisation
 from inheritune.model_files.refusals import refuse_attached_adapter
 from inheritune.model_files.safetensors import torch_name
 from inheritune.model_files.shapes import meta_model, typed_config
+from inheritune.model_files.transformers_log import errors_only
 from inheritune.surgery.class_check.language_model import refuse_no_language_model
 from inheritune.surgery.plan import NEVER_NARROWED, stored_dtype
 from inheritune.system.files import new_directory, sync_file, write_json
@@ -109,7 +109,7 @@ def load_model(
     config = _config(directory, dropout)
     refuse_attached_adapter(directory)
     try:
-        with _quiet():
+        with errors_only():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 directory,
                 config=config,
@@ -141,20 +141,6 @@ def _not_loaded(directory: Path, reason: str) -> SourceError:
     return SourceError(
         f"transformers does not load {directory}: {reason}", "Download or write the model again."
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' bars and tables off the terminal: what matters in them is raised."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def fresh_model(directory: Path, seed: int, dropout: float = 0.0) -> "PreTrainedModel":

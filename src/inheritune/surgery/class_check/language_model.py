@@ -13,6 +13,7 @@ from inheritune.errors import (
 )
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.model_class import find_class
+from inheritune.model_files.transformers_log import errors_only
 from inheritune.surgery.class_check.ask_class import is_plainly_causal
 from inheritune.surgery.class_check.meta_load import load_on_meta
 from inheritune.surgery.class_check.text_model import has_text_model
@@ -71,16 +72,10 @@ def refuse_no_language_model(model: ModelDirectory) -> None:
     Raises:
         UnsupportedModelError: It is none; whether layers can be taken from it is another question.
     """
-    from transformers.utils import logging
-
     if is_plainly_causal(model):
         return
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
     tensors = {tensor.name: [tensor.dtype, tensor.shape] for tensor in model.tensors.values()}
-    try:
+    with errors_only():
         problem = language_problem(model.config, tensors)
-    finally:
-        logging.set_verbosity(verbosity)
     if problem:
         raise UnsupportedModelError(f"{escape(model.name)} {problem['problem']}", problem["hint"])
