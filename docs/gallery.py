@@ -7,14 +7,17 @@ and a text, is written by hand.
 """
 
 import argparse
+import json
 import shutil
 import tempfile
 from pathlib import Path
 
 from inheritune.reporting.page import RunReport, read_report, write_report
 from inheritune.reporting.section import Chart
+from inheritune.reporting.size_chart import quality_against_size
 from inheritune.reporting.vega import png
 from inheritune.reporting.verdict import verdict
+from inheritune.run_record.measurements import EvaluatedModelRecord
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "gallery"  # run.json and metrics.jsonl of each run
@@ -22,6 +25,7 @@ PAGES = HERE / "_build" / "pages"  # not committed; Sphinx copies it into the si
 PICTURES = HERE / "pictures"
 # What the first figure of each is called where a page or the README shows it.
 FIGURES = {"demo": "demo", "table4-cpu": "table4-cpu"}
+SIZES = "smollm2-sizes"  # what `evaluate --json` said of SmolLM2 at several sizes
 
 
 def records() -> list[Path]:
@@ -80,10 +84,18 @@ def loss_chart(record: Path) -> Chart:
     return next(chart for chart in report.charts if chart.name == "val-loss")
 
 
+def size_chart() -> Chart:
+    """The chart of quality against size."""
+    stored = json.loads((RECORDS / f"{SIZES}.json").read_text("utf-8"))["models"]
+    chart = quality_against_size([EvaluatedModelRecord.model_validate(row) for row in stored])
+    assert chart is not None
+    return chart
+
+
 def draw_figures() -> None:
     """Draw the figures of README and results.md, light and dark."""
-    for record, name in FIGURES.items():
-        spec = loss_chart(RECORDS / record).spec
+    specs = {name: loss_chart(RECORDS / record).spec for record, name in FIGURES.items()}
+    for name, spec in (specs | {SIZES: size_chart().spec}).items():
         for theme in ("light", "dark"):
             ending = "" if theme == "light" else "-dark"
             (HERE / f"{name}{ending}.png").write_bytes(png(spec, theme))

@@ -160,6 +160,13 @@ def test_the_gallery_says_what_the_code_says_of_its_records():
     assert (DOCS / "gallery.md").read_text("utf-8") == GALLERY.gallery()
 
 
+def test_the_results_show_the_sizes_that_their_record_has():
+    chart = GALLERY.size_chart()
+    assert f"({GALLERY.SIZES}.png)" in (DOCS / "results.md").read_text("utf-8")
+    assert (DOCS / f"{GALLERY.SIZES}.png").is_file()
+    assert "smollm2, 30 layers" in chart.alt
+
+
 @pytest.mark.parametrize("record", GALLERY.records(), ids=lambda path: path.name)
 def test_every_page_of_the_gallery_is_written_from_its_record(record):
     from inheritune.reporting.page import page_content, read_report
