@@ -33,7 +33,7 @@ _KNOWN = 30, "0-14,19-29"
 _LEAST_CHARS = 200  # of a docstring that is taken: shorter ones are labels, not sentences
 PROMPTS = ("The capital of France is", "Water boils when", "In Python, a dictionary is")
 # The reference's predictions alone, at a gentle rate; sequences short enough for two cores; a
-# repair on 4K tokens, as good here as one on 16K (docs/log.md) in a quarter of the time.
+# repair on 4K tokens, in a quarter of the time of 16K, which would be better (docs/log.md).
 _SETS = (
     "inherit.repair_tokens=4096",
     "variants.inherit.distill={alpha: 0.0}",
