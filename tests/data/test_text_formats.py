@@ -214,6 +214,21 @@ def test_a_field_within_another_is_named_with_a_dot(tmp_path):
         texts(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a.csv", "a.txt", "a.jsonl.gz"])
+def test_a_pointer_of_git_lfs_is_named_whatever_its_ending(tmp_path, name):
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 9\n"
+    (tmp_path / name).write_text(pointer)
+    with pytest.raises(DataError, match=r"a pointer of Git LFS.*`git lfs pull`"):
+        texts(tmp_path)
+
+
+def test_parquet_of_bytes_is_told_to_be_cast(tmp_path):
+    column = pa.array([text.encode() for text in TEXTS])
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"holds binary, not text.*cast it to pyarrow\.string"):
+        texts(tmp_path)
+
+
 def test_parquet_of_the_view_type_is_text(tmp_path):
     pq.write_table(pa.table({"text": pa.array(TEXTS, pa.string_view())}), tmp_path / "a.parquet")
     assert texts(tmp_path) == TEXTS

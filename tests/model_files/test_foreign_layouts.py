@@ -3,7 +3,7 @@
 import pytest
 
 from inheritune.conversion.convert import convert
-from inheritune.errors import SourceError
+from inheritune.errors import SourceError, UnsupportedModelError
 from inheritune.model_files.addresses import missing_directory
 from inheritune.model_files.directory import open_model
 from inheritune.model_files.foreign_layouts import LAYOUTS, find_layout
@@ -21,6 +21,7 @@ COMMIT = "a" * 40
         (DEEPSPEED, "DeepSpeed", "deepspeed.utils.zero_to_fp32 {here} OUT --safe_serialization"),
         (FSDP, "FSDP", "`accelerate merge-weights {here}/pytorch_model_fsdp_0 OUT`"),
         (["lit_model.pth", "model_config.yaml"], "litgpt", "`litgpt convert_from_litgpt {here}"),
+        (["lit_model.pth.lora", "config.json"], "by LoRA", "`litgpt merge_lora {here}` writes"),
         (["consolidated.00.pth", "params.json"], "Meta's", "in Hugging Face's layout"),
         (["consolidated.safetensors", "params.json"], "Mistral's", "in Hugging Face's layout"),
         (["tiny.Q4_K_M.gguf"], "GGUF", "`inheritune convert {here}/tiny.Q4_K_M.gguf OUT`"),
@@ -113,6 +114,14 @@ def test_an_address_is_answered_with_the_id_in_it(address, words):
     assert refused.value.message == f"there is no model directory {address}."
     assert words in refused.value.hint
     assert str(missing_directory(address)) == str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["tiny.gguf", "sha256-abc"])
+def test_a_gguf_file_is_sent_to_convert_whatever_its_name(tmp_path, name):
+    (tmp_path / name).write_bytes(b"GGUF\3\0\0\0")
+    with pytest.raises(UnsupportedModelError, match="is a GGUF file") as refused:
+        open_model(str(tmp_path / name))
+    assert f"`inheritune convert {tmp_path / name} OUT`" in refused.value.hint
 
 
 def test_an_empty_name_is_no_directory():

@@ -1,8 +1,9 @@
 """Name what a file is by its first bytes, whatever its name says."""
 
+POINTER = "a pointer of Git LFS, not the file itself"
 # The first bytes of a kind of file, and what messages call it.
 _SIGNATURES = {
-    b"version https://git-lfs.github.com": "a pointer of Git LFS, not the file itself",
+    b"version https://git-lfs.github.com": POINTER,
     b"\xfd7zXZ\0": "an xz file",
     b"\x93NUMPY": "a NumPy file",
     b"ARROW1": "an Arrow file",
@@ -46,6 +47,7 @@ WAYS_OUT = {
     "text in UTF-16": "Convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW",
     "a parquet file": "Name it .parquet",
     "an Arrow file": "Name it .arrow",
+    POINTER: "Run `git lfs pull` in its repository",
 }
 
 

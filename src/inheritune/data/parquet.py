@@ -10,6 +10,7 @@ from inheritune.errors import MissingExtraError, escape, first_line
 
 _ROWS_AT_A_TIME = 16
 _MAX_COLUMN_BYTES = 2 << 30  # of one row group, decompressed
+_CAST = "Its writer did not mark it as text: cast it to pyarrow.string(), and write the file again."
 _COLUMN = "Name the text column in data.text_column; a.b is field b within column a."
 
 
@@ -63,6 +64,8 @@ def import_pyarrow(file: str) -> Any:
 
 
 def _is_readable(file: Any, path: Path, column: TextColumn, bad: BadRows) -> bool:
+    import pyarrow.types as types
+
     schema = file.schema_arrow
     names = ", ".join(escape(name, 40) for name in schema.names) or "none"
     kind = _type_of(schema, column.name)
@@ -72,7 +75,8 @@ def _is_readable(file: Any, path: Path, column: TextColumn, bad: BadRows) -> boo
         if kind is None:
             what = f"it has no column {column.name!r}; its columns are {names}"
         chats = [name for name in schema.names if _is_messages(schema.field(name).type)]
-        bad.add(str(path), what, render_hint(chats[0]) if chats else _COLUMN)
+        hint = _CAST if kind is not None and types.is_binary(kind) else _COLUMN
+        bad.add(str(path), what, render_hint(chats[0]) if chats else hint)
         return False
     for index in range(file.num_row_groups):
         group = file.metadata.row_group(index)

@@ -9,7 +9,7 @@ from inheritune.data.arrow import arrow_rows
 from inheritune.data.bad_rows import BadRows, decode
 from inheritune.data.compression import DAMAGE, decompressed, zstd
 from inheritune.data.document import MAX_DOCUMENT_BYTES, Document
-from inheritune.data.file_kinds import WAYS_OUT, kind_by_signature
+from inheritune.data.file_kinds import POINTER, WAYS_OUT, kind_by_signature
 from inheritune.data.input_files import InputFile
 from inheritune.data.parquet import parquet_rows
 from inheritune.data.table import table_rows
@@ -76,7 +76,11 @@ def _documents(
         bad.add(str(file.path), "it is not a regular file")
         return
     text_format = format_of(file.read_as)
-    if text_format is UNREADABLE:
+    with file.path.open("rb") as raw:
+        is_pointer = kind_by_signature(raw.read(64)) == POINTER
+    if is_pointer:  # whatever its name: of a data set that was cloned without Git LFS
+        bad.add(str(file.path), f"it is {POINTER}", f"{WAYS_OUT[POINTER]}.")
+    elif text_format is UNREADABLE:
         bad.add(str(file.path), "this format is not supported", "Convert it to text or .jsonl.")
     elif text_format is PARQUET:
         rows = _texts(file, parquet_rows(file.path, column, bad, start), column, bad)

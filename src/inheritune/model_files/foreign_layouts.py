@@ -78,7 +78,13 @@ LAYOUTS = (
         "is a checkpoint of litgpt, with names of its own ({sign})",
         ("lit_model.pth",),
         f"Rename them: `litgpt convert_from_litgpt {{here}} OUT`, {_COPY}, then `inheritune "
-        "convert OUT NEW`; where LoRA was trained, `litgpt merge_lora {{here}}` comes first.",
+        "convert OUT NEW`.",
+    ),
+    Layout(
+        "holds {sign}, what litgpt trained by LoRA, and no weights of the whole model",
+        ("lit_model.pth.lora",),
+        "Merge it into its base: `litgpt merge_lora {here}` writes lit_model.pth there; then ask "
+        "again.",
     ),
     Layout(
         "is a checkpoint of litgpt, its weights spread over processes ({sign})",

@@ -4,6 +4,7 @@ import re
 import shlex
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ _UNDERSCORED = {
 
 
 def refuse_directory(directory: Path) -> None:
-    """Refuse a directory without a complete model in safetensors; no file is opened."""
+    """Refuse a directory without a complete model in safetensors; none of its files is opened."""
     if directory.is_file():
         raise refused_file(directory)
     if not directory.is_dir():
@@ -62,7 +63,10 @@ def refuse_directory(directory: Path) -> None:
 
 def refused_file(path: Path) -> SourceError:
     """Word the refusal of a file where a directory is needed."""
-    if path.suffix == ".gguf":
+    is_gguf = path.suffix == ".gguf"
+    with suppress(OSError), path.open("rb") as stream:
+        is_gguf |= stream.read(4) == b"GGUF"  # Ollama's files have no ending
+    if is_gguf:
         return UnsupportedModelError(
             f"{path} is a GGUF file, but only safetensors are read.",
             f"Convert it: `inheritune convert {shlex.quote(str(path))} OUT`, then name OUT.",
