@@ -44,12 +44,12 @@ SHOWN = {
     "inheritune.cli.doctor": {"inheritune.training.hardware"},  # flags of the processor
     "inheritune.cli.plan_answers": {
         *("inheritune.surgery.selection", "inheritune.planning.candidates"),
-        *("inheritune.planning.memory", "inheritune.planning.recipe_plan"),
+        *("inheritune.model_files.training_memory", "inheritune.planning.recipe_plan"),
     },
-    "inheritune.cli.fitness": {"inheritune.planning.memory"},
+    "inheritune.cli.fitness": {"inheritune.model_files.training_memory"},
     "inheritune.cli.plan_text": {
         *("inheritune.model_files.config", "inheritune.surgery.selection"),
-        *("inheritune.planning.candidates", "inheritune.planning.memory"),
+        *("inheritune.planning.candidates", "inheritune.model_files.training_memory"),
         *("inheritune.planning.recipe_plan", "inheritune.planning.trainings"),
     },
 }

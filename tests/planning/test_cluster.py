@@ -9,6 +9,7 @@ from tiny_recipe import recipe_of
 
 from inheritune.api import plan
 from inheritune.errors import RecipeError
+from inheritune.model_files.training_memory import Layout, TrainedModel
 from inheritune.planning.cluster import (
     Links,
     Traffic,
@@ -17,7 +18,6 @@ from inheritune.planning.cluster import (
     lost_share,
     save_seconds,
 )
-from inheritune.planning.memory import Layout, TrainedModel
 from inheritune.planning.recipe_plan import RecipePlan, plan_recipe
 from inheritune.recipe.sharding import bytes_at_rest, shard_count, sums_every_pass
 from inheritune.recipe.training import Train
@@ -99,6 +99,16 @@ def test_numbers_of_devices_that_shard_size_does_not_divide_do_not_fit(distilled
     ]
     with pytest.raises(RecipeError, match="shard_size 8 does not divide 4 processes"):
         distilled("3B", 4, **asked)
+
+
+def test_a_plan_recomputes_by_auto_what_would_not_fit(distilled) -> None:
+    asked = {"seq_len": 4096, "micro_batch": 8}
+    rows = {
+        how: distilled("8B", 64, activation_checkpointing=how, **asked).clusters[0]
+        for how in ("auto", "on", "off")
+    }
+    assert (rows["auto"].fits, rows["on"].fits, rows["off"].fits) == (True, True, False)
+    assert rows["auto"].memory == rows["on"].memory
 
 
 def test_a_copy_lies_on_one_machine_while_that_has_room() -> None:

@@ -15,7 +15,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from inheritune.planning.memory import Layout, Memory, TrainedModel, estimate_memory
+from inheritune.model_files.training_memory import Layout, Memory, TrainedModel, estimate_memory
 from inheritune.recipe.training import Train
 from inheritune.system.processes import ALONE
 from inheritune.system.signals import StopFlag
@@ -182,7 +182,7 @@ def test_the_estimate_is_within_15_percent_of_the_measured_peak(
 def test_the_estimate_of_a_loss_in_chunks_is_within_15_percent(
     precision: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inheritune.planning.memory.CHUNK_LOGITS", chunk)
+    monkeypatch.setattr("inheritune.model_files.training_memory.CHUNK_LOGITS", chunk)
     monkeypatch.setattr("inheritune.training.lazy_logits._CHUNK_LOGITS", chunk)
     monkeypatch.setattr("inheritune.training.setup.are_small", lambda *_: False)
     estimate, peak = compare("large vocabulary", precision, False, loss="chunks")
@@ -202,7 +202,7 @@ def test_on_a_gpu_a_distillation_goes_through_a_chunk_as_one_block() -> None:
 
 
 def test_a_chunk_is_as_large_in_a_plan_as_in_a_training() -> None:
-    from inheritune.planning import memory
+    from inheritune.model_files import training_memory as memory
     from inheritune.training import chunked_loss, lazy_logits
 
     assert lazy_logits._CHUNK_LOGITS == memory.CHUNK_LOGITS

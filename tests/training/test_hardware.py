@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 
+from inheritune.model_files.training_memory import TrainedModel
 from inheritune.recipe.training import Train
 from inheritune.training import hardware as settings
 from inheritune.training.hardware import choose_settings
@@ -85,14 +86,44 @@ def test_freed_memory_stays_in_the_process() -> None:
     assert resident_mb(keep=True) > 512 > resident_mb(keep=False)
 
 
-def test_a_model_begins_on_the_host_only_where_its_weights_alone_exceed_a_device(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def llama(params: int, layers: int = 32) -> TrainedModel:
+    """The sizes of a Llama of which all is trained."""
+    widths = {"hidden_size": 4096, "intermediate_size": 14336, "vocab_size": 128_256}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
+    config = {"model_type": "llama", "num_hidden_layers": layers} | widths | heads
+    return TrainedModel(config, params, params - 2 * 128_256 * 4096, layers, False, params)
+
+
+@pytest.fixture
+def large_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "choose_device", lambda: "cuda")
     monkeypatch.setattr(settings, "device_memory", lambda device: 80 * 10**9)
+
+
+def test_a_model_begins_on_the_host_only_where_its_weights_alone_exceed_a_device(
+    large_gpu: None,
+) -> None:
     train = Train.model_validate({"tokens": 1000, "precision": "fp32"})
     begin = [
-        choose_settings(train, 0, 8, params=params, trained=params).begins_on_host
+        choose_settings(train, 0, 8, model=llama(params)).begins_on_host
         for params in (8 * 10**9, 21 * 10**9)
     ]
     assert begin == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("asked", "micro_batch", "recomputes"),
+    [("auto", 1, False), ("auto", 8, True), ("off", 8, False), ("on", 1, True)],
+)
+def test_layers_are_recomputed_by_auto_only_where_a_device_has_no_room_for_what_they_keep(
+    large_gpu: None, asked: str, micro_batch: int, recomputes: bool
+) -> None:
+    fields = {"tokens": "1M", "seq_len": 1024, "batch_tokens": 8 * 8 * 1024, "precision": "fp32"}
+    fields |= {"micro_batch": micro_batch, "activation_checkpointing": asked}
+    chosen = choose_settings(Train.model_validate(fields), 0, 8, model=llama(8 * 10**9))
+    assert chosen.activation_checkpointing is recomputes
+
+
+def test_on_a_cpu_auto_recomputes_nothing() -> None:
+    train = recipe(activation_checkpointing="auto")
+    assert not choose_settings(train, SHORT, model=llama(8 * 10**9)).activation_checkpointing

@@ -18,8 +18,8 @@ import torch
 
 from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import RecipeError
+from inheritune.model_files.training_memory import Layout, TrainedModel
 from inheritune.planning.cluster import Traffic
-from inheritune.planning.memory import Layout, TrainedModel
 from inheritune.recipe.training import Train
 from inheritune.system.processes import Processes
 from inheritune.training.checkpoint import (

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from inheritune.cli.doctor import Diagnosis
-from inheritune.planning.memory import BYTES_PER_PARAMETER
+from inheritune.model_files.training_memory import BYTES_PER_PARAMETER
 from inheritune.system.memory import training_memory
 
 _EXTRA = re.compile(r"inheritune\[(\w+)\]")

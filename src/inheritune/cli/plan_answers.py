@@ -1,8 +1,8 @@
 """Answer what a user asks of a plan first: what, how long, how much, does it fit."""
 
 from inheritune.cli.plan_text import dollars, download, hours_of, problems, unsafe_cuts
+from inheritune.model_files.training_memory import BYTES_PER_PARAMETER
 from inheritune.planning.candidates import Candidate, Candidates, CutPlan
-from inheritune.planning.memory import BYTES_PER_PARAMETER
 from inheritune.planning.recipe_plan import RecipePlan
 from inheritune.reporting.quantities import MISSING, amount, counted, data_size, flops, money
 from inheritune.surgery.selection import describe_selection

@@ -6,8 +6,8 @@ from typing import Any
 
 from inheritune.errors import listed
 from inheritune.model_files.config import Edit
+from inheritune.model_files.training_memory import SAVED_BYTES_PER_S
 from inheritune.planning.candidates import Candidate, Candidates, CutPlan
-from inheritune.planning.memory import SAVED_BYTES_PER_S
 from inheritune.planning.recipe_plan import RecipePlan
 from inheritune.planning.trainings import PlannedTraining
 from inheritune.reporting.quantities import (

@@ -14,6 +14,7 @@ from typing import Self
 
 from inheritune.data.shards import id_type
 from inheritune.errors import RecipeError, escape
+from inheritune.model_files.training_memory import SAVED_BYTES_PER_S, Layout, Memory, TrainedModel
 from inheritune.planning.fitting import (
     DEVICES_PER_MACHINE,
     can_share,
@@ -23,7 +24,6 @@ from inheritune.planning.fitting import (
     room_on,
     shared_by,
 )
-from inheritune.planning.memory import SAVED_BYTES_PER_S, Layout, Memory, TrainedModel
 from inheritune.planning.trainings import PlannedTraining
 from inheritune.recipe.training import Train
 from inheritune.steps.limits import checkpoint_bytes

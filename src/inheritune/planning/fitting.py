@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from inheritune.planning.memory import (
+from inheritune.model_files.training_memory import (
     CHUNK_LOGITS,
     Layout,
     Memory,
     TrainedModel,
     estimate_memory,
+    room_in,
+    with_recomputing,
 )
 from inheritune.planning.trainings import PlannedTraining
 from inheritune.recipe.sharding import bytes_at_rest, shard_count, sums_every_pass
@@ -17,7 +19,6 @@ from inheritune.surgery.sizes import Sizes
 from inheritune.system.devices import Speed
 
 DEVICES_PER_MACHINE = 8  # assumed of more devices than these
-_USABLE = 0.92  # of a GPU's memory: the rest is its context, and gaps between blocks
 _LONGEST_MATMUL = 512  # as in training.kernels, on a CPU
 _MOST_DEVICES = 1024
 
@@ -33,9 +34,7 @@ class Change:
 
 def room_on(speed: Speed | None) -> int | None:
     """Return the bytes of one of the devices that a training can take; None: not known."""
-    if speed is None or speed.device.memory_bytes is None:
-        return None
-    return int(_USABLE * speed.device.memory_bytes)
+    return None if speed is None else room_in(speed.device.memory_bytes)
 
 
 def machines_of(devices: int) -> int:
@@ -67,16 +66,18 @@ def layout_on(model: TrainedModel, train: Train, speed: Speed | None) -> Layout:
     passes = max(1, train.batch_tokens // (train.seq_len * train.micro_batch * devices))
     is_short = on_cpu and train.seq_len <= _LONGEST_MATMUL
     logits = train.micro_batch * train.seq_len * model.vocabulary
-    return Layout(
+    layout = Layout(
         shards=shards,
         micro_batch=train.micro_batch,
         micro_batches=passes,
         sums_every_pass=sums_every_pass(model.trained, shards, memory),
-        recomputes=train.activation_checkpointing == "on",
         offloads=train.offload == "on" and devices > 1,
         matmul_attention=train.attention == "matmul" or (train.attention == "auto" and is_short),
         loss="op" if not on_cpu else "chunks" if logits > CHUNK_LOGITS else "logits",
     )
+    room = None if on_cpu else room_on(speed)
+    asked = train.activation_checkpointing
+    return with_recomputing(asked, model, layout, train.seq_len, precision, room)
 
 
 def precision_on(train: Train, speed: Speed | None) -> str:
@@ -151,8 +152,8 @@ def _smaller(train: Train, devices: int) -> list[int]:
 
 
 def _with(train: Train, micro_batch: int, recomputes: str, offload: str | None = None) -> Train:
-    if train.activation_checkpointing == "on":
-        recomputes = "on"
+    if train.activation_checkpointing != "off" and recomputes == "off":
+        recomputes = train.activation_checkpointing
     update = {"micro_batch": micro_batch, "activation_checkpointing": recomputes}
     return train.model_copy(update=update | {"offload": offload or train.offload})
 

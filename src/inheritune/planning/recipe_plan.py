@@ -11,6 +11,7 @@ from inheritune.errors import UnsupportedModelError
 from inheritune.model_files.config import Edit, cut_config, text_config
 from inheritune.model_files.directory import ModelDirectory
 from inheritune.model_files.flops import first_int
+from inheritune.model_files.training_memory import Memory
 from inheritune.planning.cluster import USUAL_LINKS, ClusterPlan, Links, plan_cluster
 from inheritune.planning.fitting import (
     Change,
@@ -20,7 +21,6 @@ from inheritune.planning.fitting import (
     shared_by,
     trained_model,
 )
-from inheritune.planning.memory import Memory
 from inheritune.planning.planned_reference import (
     planned_reference,
     shape_notes,

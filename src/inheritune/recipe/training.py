@@ -66,8 +66,9 @@ class Train(RecipeSection):
     """Run AdamW in one kernel."""
     keep_large_blocks: Switch = "auto"
     """Let glibc keep freed memory instead of unmapping it at every step."""
-    activation_checkpointing: Literal["on", "off"] = "off"
-    """on: recompute layers in the backward pass; less memory, but slower."""
+    activation_checkpointing: Switch = "off"
+    """on: recompute layers in the backward pass; less memory, but slower. auto: where a GPU has no
+    room for what they would keep, by the estimate that `plan` shows."""
     parallel: Literal["auto", "shard", "hybrid"] = "auto"
     """How several processes hold the weights. shard: each has a share of one copy; hybrid: the
     processes of a machine, or shard_size of them, share a copy, and copies exchange gradients;

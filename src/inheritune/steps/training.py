@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.data.tokens import check_budget
 from inheritune.errors import CheckpointError
+from inheritune.model_files.training_memory import TrainedModel
 from inheritune.steps.distillation import open_distillation
 from inheritune.steps.limits import memory_named, refuse_large_training
 from inheritune.steps.result import TrainingResult, make_result, measure_published
@@ -20,13 +21,14 @@ from inheritune.steps.validation import enough_memory_to_validate
 from inheritune.system.devices import peak_of
 from inheritune.system.files import scratch_directory, write_errors
 from inheritune.system.progress import Progress
-from inheritune.system.strict_json import as_dataclass
+from inheritune.system.strict_json import MODEL_FILE, as_dataclass, read_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from inheritune.training.loop_config import LoopResult
     from inheritune.training.metrics import OnRow
+    from inheritune.training.models import Shape
     from inheritune.training.trackers import Trackers
 
 
@@ -160,9 +162,7 @@ def train_share(
         flops,
         job.processes.size,
         machines=job.processes.nodes,
-        params=shape.params,
-        trained=shape.trained,
-        reference=_reference_beside(task),
+        model=_trained_model(task, shape),
     )
     smaller_end = None
     if spec.keeps_optimizer_state:
@@ -236,14 +236,26 @@ def compiler_files(run: Path) -> Iterator[None]:
         yield
 
 
-def _reference_beside(task: TrainingTask) -> int:
-    """Parameters of the reference that runs beside a training; 0 where none does."""
+def _trained_model(task: TrainingTask, shape: "Shape") -> TrainedModel:
+    """Describe what decides the memory of a training; a reference only where it runs beside."""
     from inheritune.training.models import describe
 
     distill, directory = task.spec.distill, task.spec.reference_dir
-    if distill is None or distill["top_k"] is not None or directory is None:
-        return 0
-    return describe(Path(directory), task.train.seq_len).params
+    beside = None
+    if distill is not None and distill["top_k"] is None and directory is not None:
+        beside = describe(Path(directory), task.train.seq_len)
+    return TrainedModel(
+        config=read_json_object(task.start_dir / "config.json", MODEL_FILE),
+        params=shape.params,
+        in_layers=shape.in_layers,
+        layers=shape.layers,
+        tied=shape.ties_head,
+        trained=shape.trained,
+        lowest_trained_layer=shape.lowest_trained_layer,
+        reference=0 if beside is None else beside.params,
+        reference_layers=0 if beside is None else beside.layers,
+        compares_hidden=distill is not None and distill.get("hidden") is not None,
+    )
 
 
 def _peak_flops(device: str) -> float | None:

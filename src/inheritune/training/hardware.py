@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inheritune.errors import MachineError, RecipeError
+from inheritune.model_files.training_memory import Layout, TrainedModel, room_in, with_recomputing
 from inheritune.recipe.sharding import bytes_at_rest, shard_count, sums_every_pass
 from inheritune.recipe.training import Train
 from inheritune.training.kernels import LONGEST_SEQUENCE
@@ -80,18 +81,14 @@ def choose_settings(
     processes: int = 1,
     *,
     machines: int = 1,
-    params: int = 0,
-    trained: int = 0,
-    reference: int = 0,
+    model: TrainedModel | None = None,
 ) -> Settings:
     """Resolve every `auto` of the section `train` on this machine.
 
     Args:
         planned_flops: FLOPs of the training; they decide whether compiling pays.
         machines: Machines that the processes run on.
-        params: Parameters of the model.
-        trained: Parameters that are trained.
-        reference: Parameters of the reference that runs beside the training; 0: none does.
+        model: What is trained; None: something that fits in any way.
 
     Raises:
         MachineError: bf16 was asked for on a GPU that has none.
@@ -109,7 +106,23 @@ def choose_settings(
     precision, reasons["precision"] = _precision(train, device)
     attention, reasons["attention"] = _attention(train, device)
     compiled, reasons["compile"] = _compile(train, device, planned_flops, processes)
-    at_rest = bytes_at_rest(params, trained, reference, precision)
+    params, trained = (0, 0) if model is None else (model.params, model.trained)
+    at_rest = bytes_at_rest(params, trained, 0 if model is None else model.reference, precision)
+    shards = shard_count(train, processes, machines, at_rest, memory)
+    layout = Layout(
+        shards=shards,
+        micro_batch=train.micro_batch,
+        micro_batches=train.batch_tokens // (train.seq_len * train.micro_batch * processes),
+        sums_every_pass=sums_every_pass(trained, shards, memory),
+        offloads=train.offload == "on",
+        matmul_attention=attention == "matmul",
+        loss="op" if device == "cuda" else "chunks",  # on a CPU the op is 1.1-6 times slower
+    )
+    recomputes = train.activation_checkpointing == "on"
+    if model is not None:
+        asked, room = train.activation_checkpointing, room_in(memory)
+        layout = with_recomputing(asked, model, layout, train.seq_len, precision, room)
+        recomputes = layout.recomputes
     keeps_memory = device == "cpu" and _has_glibc() and train.keep_large_blocks != "off"
     return Settings(
         device=device,
@@ -119,12 +132,12 @@ def choose_settings(
         fused_gelu=train.fused_gelu != "off",
         fused_optimizer=train.fused_optimizer != "off",
         keep_large_blocks=keeps_memory,
-        loss="op" if device == "cuda" else "chunks",  # on a CPU the op is 1.1-6 times slower
-        activation_checkpointing=train.activation_checkpointing == "on",
+        loss=layout.loss,
+        activation_checkpointing=recomputes,
         processes=processes,
-        shards=(shards := shard_count(train, processes, machines, at_rest, memory)),
-        sums_every_pass=sums_every_pass(trained, shards, memory),
-        offloads=train.offload == "on",
+        shards=shards,
+        sums_every_pass=layout.sums_every_pass,
+        offloads=layout.offloads,
         # Whole and in fp32 it is loaded; gradients and moments come when it is sharded.
         begins_on_host=processes > 1 and memory is not None and 4 * params > memory,
         reasons=reasons,

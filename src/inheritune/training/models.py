@@ -46,6 +46,9 @@ class Shape:
     flops_per_token: float  # FLOPs of one training token, forward and backward
     trained: int  # number of weights that are trained
     lowest_trained_layer: int  # first layer that gradients pass through
+    layers: int
+    in_layers: int  # number of weights in layers and their last norm
+    ties_head: bool  # whether the head is the embedding
 
 
 def describe(directory: Path, seq_len: int, only: Sequence[str] | None = None) -> Shape:
@@ -84,12 +87,23 @@ def describe_config(
 def _shape(config: "PreTrainedConfig", seq_len: int, only: Sequence[str] | None) -> Shape:
     model = meta_model(config)
     freeze_all_but(model, only)
+    section = config.get_text_config(decoder=True)
     return Shape(
         params=count_params(model),
         flops_per_token=flops_per_token(model, seq_len),
         trained=count_params(model, trained=True),
         lowest_trained_layer=0 if only is None else lowest_trained_layer(model),
+        layers=section.num_hidden_layers,
+        in_layers=count_params(model) - _outside_layers(model),
+        ties_head=bool(getattr(section, "tie_word_embeddings", False)),
     )
+
+
+def _outside_layers(model: "PreTrainedModel") -> int:
+    """Count the weights of embedding and head, those of a tied one once."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    weights = {weight for end in ends if end is not None for weight in end.parameters()}
+    return sum(weight.numel() for weight in weights)
 
 
 def load_model(

@@ -21,6 +21,8 @@ BYTES_PER_PARAMETER = 16  # of a training without activations: fp32 weights and 
 # Measured: written, hashed and synced, on the disk of a rented machine (docs/log.md).
 SAVED_BYTES_PER_S = 3e8
 
+_USABLE = 0.92  # of a GPU's memory: the rest is its context, and gaps between blocks
+
 CHUNK_LOGITS = 2**25  # as in training.lazy_logits
 _BLOCK_LOGITS = 2**19  # as in training.chunked_loss
 _INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
@@ -172,6 +174,26 @@ def estimate_memory(model: TrainedModel, layout: Layout, seq_len: int, precision
     summed = gradients if shards == 1 or layout.sums_every_pass else earlier + gradients
     at_update = Memory(stored, max(earlier, summed) + late, moments, edge, 0, at_rest)
     return max(at_loss, in_last_layer, at_update, key=lambda memory: memory.total)
+
+
+def room_in(memory_bytes: int | None) -> int | None:
+    """Return the bytes of a device that a training can take; None: not known."""
+    return None if memory_bytes is None else int(_USABLE * memory_bytes)
+
+
+def with_recomputing(
+    asked: str, model: TrainedModel, layout: Layout, seq_len: int, precision: str, room: int | None
+) -> Layout:
+    """Resolve ``train.activation_checkpointing``: ``auto`` recomputes what has no room otherwise.
+
+    Args:
+        asked: ``"auto"``, ``"on"`` or ``"off"``.
+        layout: Without recomputing.
+        room: Bytes of `room_in`; None: `auto` keeps what the layers keep.
+    """
+    if asked == "auto" and room is not None:
+        asked = "on" if estimate_memory(model, layout, seq_len, precision).total > room else "off"
+    return replace(layout, recomputes=asked == "on")
 
 
 def layer_bytes(
