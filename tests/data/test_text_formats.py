@@ -134,6 +134,8 @@ def test_a_file_of_one_json_object_is_one_bad_file(tmp_path):
 def test_gzip_and_utf16_under_the_name_of_rows_are_called_what_they_are(tmp_path):
     for content, kind in (
         (gzip.compress(LINES), "a gzip file. Add .gz to its name"),
+        (b"PK\x03\x04" + bytes(60), "a zip file. Unpack it"),
+        (b"Obj\x01\x04\x14avro.codec\x08null", "an Avro file. Rewrite it as parquet or .jsonl"),
         (LINES.decode().encode("utf-16"), "text in UTF-16. Convert it: iconv"),
     ):
         (tmp_path / "a.jsonl").write_bytes(content)

@@ -13,6 +13,7 @@ _SIGNATURES = {
     b"\x28\xb5\x2f\xfd": "a Zstandard file",
     b"\x04\x22\x4d\x18": "an LZ4 file",
     b"PAR1": "a parquet file",
+    b"Obj\x01": "an Avro file",
     b"PK\x03\x04": "a zip file",
     b"\x7fELF": "a program",
     b"%PDF": "a PDF file",
@@ -47,6 +48,9 @@ WAYS_OUT = {
     "text in UTF-16": "Convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW",
     "a parquet file": "Name it .parquet",
     "an Arrow file": "Name it .arrow",
+    "an Avro file": "Rewrite it as parquet or .jsonl",
+    "a zip file": "Unpack it",
+    "a 7z file": "Unpack it",
     POINTER: "Run `git lfs pull` in its repository",
 }
 
