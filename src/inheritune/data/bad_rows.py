@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from inheritune.data.file_kinds import WAYS_OUT, kind_by_signature
 from inheritune.errors import DataError
 
+_NUL = "it holds a NUL character"
+
 
 @dataclass
 class BadRows:
@@ -36,18 +38,21 @@ def decode(data: bytes, where: str, bad: BadRows) -> str | None:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        kind = kind_by_signature(data[:64])
         what = f"byte {error.start} is not UTF-8"
-        hint = f"{WAYS_OUT[kind]}." if kind in WAYS_OUT else ""
-        bad.add(where, what if kind is None else f"{what}: it is {kind}", hint)
-        return None
-    return text if is_clean(text, where, bad) else None
+    else:
+        if "\0" not in text:
+            return text if is_clean(text, where, bad) else None
+        what = _NUL
+    kind = kind_by_signature(data[:64])
+    hint = f"{WAYS_OUT[kind]}." if kind in WAYS_OUT else ""
+    bad.add(where, what if kind is None else f"{what}: it is {kind}", hint)
+    return None
 
 
 def is_clean(text: str, where: str, bad: BadRows) -> bool:
     """Whether a text is free of NUL and encodable as UTF-8; if not, a bad row was counted."""
     if "\0" in text:
-        bad.add(where, "it holds a NUL character")
+        bad.add(where, _NUL)
         return False
     try:
         text.encode()
