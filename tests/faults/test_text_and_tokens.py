@@ -578,7 +578,7 @@ def test_prepare_killed_again_and_again_goes_on_after_its_last_whole_shard(
     staged = out.with_name("tokens.partial") / "tokens"
     chooser, kills, kept = random.Random(int(workers)), 0, []
     while not out.exists():
-        done = child(folder, tokenizer, out, chooser.randrange(40, 80))
+        done = child(folder, tokenizer, out, chooser.randrange(50, 100))
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
         kills += done.returncode != 0
         assert kills < 40
