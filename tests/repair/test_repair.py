@@ -231,12 +231,11 @@ def test_the_ridge_is_the_one_with_the_least_divergence_of_the_whole_target(fami
 
 def test_the_divergence_over_a_large_vocabulary_is_that_of_fp64():
     draw = torch.Generator().manual_seed(0)
-    p, q = (4 * torch.randn(8, 50_000, generator=draw) + 30 for _ in range(2))
-    log_p = p.log_softmax(-1)
-    exact = p.double().log_softmax(-1)
-    expected = (exact.exp() * (exact - q.double().log_softmax(-1))).sum(-1)
-    found = token_divergence(log_p, log_p.exp(), q.log_softmax(-1))
-    assert torch.allclose(found.double(), expected, rtol=7e-6, atol=0)
+    z = 4 * torch.randn(2, 8, 50_000, generator=draw) + 30
+    log_p, log_q = z.log_softmax(-1)  # in fp32: some processors are 1e-5 off here
+    expected = (log_p.double().exp() * (log_p.double() - log_q.double())).sum(-1)
+    found = token_divergence(log_p, log_p.exp(), log_q)
+    assert torch.allclose(found.double(), expected, rtol=5e-7, atol=0)
 
 
 def test_a_ridge_that_was_chosen_gives_what_it_gives_alone():
