@@ -20,7 +20,7 @@ from inheritune.data.prepare_text import prepare_text
 from inheritune.data.sources import open_sources
 from inheritune.data.token_parts import TokenParts, Worker, prepare_parts
 from inheritune.data.tokens import verify_tokens
-from inheritune.errors import DataError, RecipeError
+from inheritune.errors import DataError, Interrupted, RecipeError
 from inheritune.recipe.data import Data, TextSource
 
 
@@ -127,6 +127,18 @@ def test_a_worker_that_was_killed_goes_on_and_changes_no_byte(
     assert worker("1/2", data, tokenizer, out, on_progress=said.append, **small).tokens is not None
     assert any("shards are there, going on after" in progress.message for progress in said)
     assert files_of(out) == files_of(one.path)
+
+
+def test_what_a_stopped_single_process_left_is_not_joined(data, tokenizer, tmp_path, few_parts):
+    out, left = tmp_path / "tokens", tmp_path / "tokens.partial"
+    clean = worker("1/1", data, tokenizer, tmp_path / "clean", shard_ids=640)
+    with pytest.raises(Interrupted):
+        stop = (left / "journal.json").exists
+        prepare_text(data, tokenizer, 300, 16, out, stop=stop, workers=0, shard_ids=640)
+    assert (left / "hashes-train").stat().st_size > 0
+    worker("1/1", data, tokenizer, out, shard_ids=640)
+    assert files_of(out) == files_of(clean.path)
+    assert not left.exists()
 
 
 def test_a_mixture_and_a_limit_of_tokens_hold_within_each_part(

@@ -165,6 +165,7 @@ class _Parts:
         with working_directory(self.out, wait) as journal:
             if (self.out / MANIFEST).exists():
                 return
+            journal.clear()  # of a single process that was stopped: nothing here is gone on with
             parts = [self._made(number, _of_part(request)) for number in range(NUM_PARTS)]
             writer = TokenWriter(
                 self.out, journal.directory, self.tokenizer, self.rows, shard_ids=1
