@@ -1,6 +1,5 @@
 """Compare the ids that train a model with those that transformers gives its users."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ from inheritune.surgery.class_check.tokenizer_ids import (
     load_tokenizer,
     token_ids,
 )
+from inheritune.system.files import sha256
 
 _FAST = LOADERS[1]
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+_LARGEST_FILE = 64 * 2**20  # of a tokenizer; the largest known has 35 MB
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,18 @@ def compare_tokenization(directory: Path) -> Tokenization | None:
 
     None: there is no tokenizer, or it is too large to be compared.
     """
-    # transformers reads whatever its class names; weights tell nothing about a tokenizer.
-    files = sorted(p for p in directory.iterdir() if p.is_file() and p.suffix not in _WEIGHTS)
-    about = [[p.name, hashlib.sha256(p.read_bytes()).hexdigest()] for p in files]
-    return _compare(directory, lambda **values: ask_class("token_ids", about, **values))
+    return _compare(directory, lambda **v: ask_class("token_ids", _contents(directory), **v))
+
+
+def _contents(directory: Path) -> list[list[Any]]:
+    """Describe the files of a model directory by which transformers may read its tokenizer."""
+    about: list[list[Any]] = []
+    # It reads whatever files its class names; of weights, names and sizes suffice.
+    for path in sorted(p for p in directory.iterdir() if p.is_file()):
+        size = path.stat().st_size
+        is_small = size <= _LARGEST_FILE and path.suffix != ".safetensors"
+        about.append([path.name, sha256(path) if is_small else size])
+    return about
 
 
 def load_as_trained(directory: Path) -> Any:

@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
+import inheritune
 from inheritune.errors import SourceError
 from inheritune.model_files.directory import open_model
 from inheritune.surgery.class_check import ask_class as room
@@ -81,6 +83,42 @@ def test_an_installed_package_makes_answers_old(tiny_reference, tmp_path, monkey
     assert len(asked) == 2
 
 
+def test_another_version_is_asked_whatever_the_times_of_its_files(
+    tiny_reference, tmp_path, monkeypatch, asked
+):
+    """Of packages in a directory on PYTHONPATH, and of images whose files all have one time."""
+    for name in ("torch", "transformers"):
+        (tmp_path / f"{name}-5.0.0.dist-info").mkdir()
+    found = type("Spec", (), {"origin": str(tmp_path / "transformers" / "__init__.py")})
+    monkeypatch.setattr(remembered, "find_spec", lambda name: found)
+    for version in ("5.0.0", "5.0.0", "5.1.0"):
+        (old,) = tmp_path.glob("transformers-*.dist-info")
+        old.rename(tmp_path / f"transformers-{version}.dist-info")
+        os.utime(tmp_path, (0, 0))
+        remembered._installed.cache_clear()
+        check(tiny_reference)
+    assert len(asked) == 2
+
+
+def test_without_a_home_nothing_is_remembered(tiny_reference, monkeypatch, asked):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("INHERITUNE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert check(tiny_reference) == check(tiny_reference)
+    assert len(asked) == 2
+
+
+def test_a_link_to_nothing_in_the_package_is_no_error(tiny_reference, tmp_path, monkeypatch, asked):
+    """Editors leave such locks beside a file that is being edited."""
+    (tmp_path / ".#errors.py").symlink_to("user@host.1")
+    monkeypatch.setattr(inheritune, "__file__", str(tmp_path / "__init__.py"))
+    check(tiny_reference)
+    assert len(asked) == 1
+
+
 def test_libraries_that_are_being_edited_are_asked_each_time(tiny_reference, monkeypatch, asked):
     edited = type("Spec", (), {"origin": "/home/user/transformers/src/transformers/__init__.py"})
     monkeypatch.setattr(remembered, "find_spec", lambda name: edited)
@@ -129,3 +167,16 @@ def test_a_tokenizer_is_remembered_by_its_files(tiny_reference, tmp_path, asked,
     change(copy, eos_token_id=2)
     compare_tokenization(copy)
     assert len(asked) == 2
+
+
+def test_weights_of_other_programs_are_not_read_for_a_tokenizer(
+    tiny_reference, tmp_path, monkeypatch, asked
+):
+    answers = {"AutoTokenizer": {"class": "X", "ids": [], "begins": None, "error": "why"}}
+    monkeypatch.setattr(room, "_answer_of_child", lambda line: asked.append(line) or answers)
+    copy = shutil.copytree(tiny_reference, tmp_path / "copy")
+    with (copy / "rust_model.ot").open("wb") as file:
+        file.truncate(2**40)  # a hole; to read it takes an hour
+    compare_tokenization(copy)
+    compare_tokenization(copy)
+    assert len(asked) == 1

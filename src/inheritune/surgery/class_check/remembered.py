@@ -1,7 +1,8 @@
 """Remember what a model's class answered: asking it costs seconds, for importing transformers.
 
 An answer depends on what was asked, on this package and on the installed ones. Whether these are
-still the same is told by the times at which their directories changed, without reading them.
+still the same is told by their versions and by the times at which their directories changed; a file
+of them that is edited in its place goes unnoticed.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from inheritune.system.files import write_json
 from inheritune.system.strict_json import OWN_FILE, read_json_object
 
 _LIMITS = replace(OWN_FILE, infinity=True)  # as in configs
+_NO_CACHE = (InherituneError, OSError, RuntimeError)  # the last one where there is no home
 _KEPT_S = 30 * 24 * 3600.0
 
 
@@ -32,7 +34,7 @@ def recall(question: str, about: Any) -> dict[str, Any] | None:
     Args:
         about: What the answer depends on, as JSON values.
     """
-    with suppress(InherituneError):  # missing, or damaged
+    with suppress(*_NO_CACHE):  # missing, damaged, or there is no home
         if (file := _file(question, about)) is not None:
             found = read_json_object(file, _LIMITS)
             return found if "answer" in found else None
@@ -41,7 +43,7 @@ def recall(question: str, about: Any) -> dict[str, Any] | None:
 
 def remember(question: str, about: Any, answer: Any) -> None:
     """Keep an answer for a month. A cache that cannot be written costs time, nothing else."""
-    with suppress(InherituneError, OSError):
+    with suppress(*_NO_CACHE):
         if (file := _file(question, about)) is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, {"answer": answer}, infinity=True)
@@ -65,14 +67,18 @@ def cache_directory() -> Path:
 @cache
 def _installed() -> list[Any] | None:
     """Describe this package's files and the directories of the others; None: they may be edited."""
+    versions: list[str] = []
+    places = {Path(p) for p in sys.path if Path(p).name in ("site-packages", "dist-packages")}
     for name in ("torch", "transformers"):
         found = find_spec(name)
         place = Path(found.origin).parent.parent if found and found.origin else None
-        if place is None or not any(place.glob(f"{name}-*.dist-info")):
+        installed = [] if place is None else sorted(place.glob(f"{name}-*.dist-info"))
+        if place is None or not installed:
             return None
-    places = [Path(p) for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
-    changed = [(str(p), p.stat().st_mtime_ns) for p in places if p.is_dir()]
-    return [changed, sorted(_own_files())]
+        places.add(place)
+        versions += map(str, installed)
+    changed = sorted((str(p), p.stat().st_mtime_ns) for p in places if p.is_dir())
+    return [versions, changed, sorted(_own_files())]
 
 
 def _own_files() -> Iterator[tuple[str, int, int]]:
