@@ -48,7 +48,7 @@ from inheritune.run_directory import Run
 from inheritune.run_record.record import TRAIN, RunRecord, read_run_json
 from inheritune.system.files import make_directory, write_bytes
 
-_MAX_PAGE_BYTES = 1_500_000
+_MAX_PAGE_BYTES = 2_500_000  # of which the drawing of charts takes 0.9
 _MAX_SAMPLES, _MAX_SAMPLE = 60, 3_000  # samples; characters of one
 _MAX_NOTES, _MAX_NOTE = 50, 1_000
 _MAX_COSTS = 14  # rows of the ledger that are shown unfolded
