@@ -72,7 +72,7 @@ def test_the_ids_of_one_source_are_those_of_a_single_process(data, tokenizer, of
     alone = prepare_text(data, tokenizer, 300, 16, tmp_path / "alone", workers=0)
     for split in ("train", "val"):
         assert ids_of(getattr(of_one.tokens, split)) == ids_of(getattr(alone, split))
-    same = ("documents", "val_documents", "val_bytes", "overlap", "request", "sources")
+    same = ("documents", "val_documents", "val_bytes", "overlap", "request", "sources", "order")
     assert {k: of_one.tokens.manifest[k] for k in same} == {k: alone.manifest[k] for k in same}
     ours, theirs = (t.manifest["taken"]["sources"] for t in (of_one.tokens, alone))
     assert ours == theirs
@@ -141,22 +141,20 @@ def test_what_a_stopped_single_process_left_is_not_joined(data, tokenizer, tmp_p
     assert not left.exists()
 
 
-def test_a_mixture_and_a_limit_of_tokens_hold_within_each_part(
-    data, stories, tokenizer, tmp_path, few_parts
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ({"tokens": 6_000}, "data.tokens is 6,000"),
+        ({"source": [TextSource(source=n, weight=1) for n in "ab"]}, "has 2 sources with weights"),
+    ],
+)
+def test_a_limit_of_tokens_and_a_mixture_are_refused_before_a_part_is_made(
+    data, tokenizer, tmp_path, key, message
 ):
-    rows = [json.dumps({"text": f"few {story}"}) for story in stories]
-    (tmp_path / "few.jsonl").write_text("\n".join(rows))
-    parts = [
-        TextSource(source=[*data.source], weight=2),
-        TextSource(source=str(tmp_path / "few.jsonl"), weight=1),
-    ]
-    mixed = Data(source=parts, val_fraction=0.1, tokens=6_000)
-    made = {n: worker(f"1/{n}", mixed, tokenizer, tmp_path / f"{n}") for n in (1, 2)}
-    made[2] = worker("2/2", mixed, tokenizer, tmp_path / "2")
-    assert files_of(tmp_path / "1") == files_of(tmp_path / "2")
-    taken = made[2].tokens.manifest["sources"]["training_tokens"]
-    assert sum(taken) == made[2].tokens.train.num_ids > 6_000
-    assert 1.5 < taken[0] / taken[1] < 3
+    with pytest.raises(RecipeError, match=message) as refused:
+        worker("1/2", data.model_copy(update=key), tokenizer, tmp_path / "tokens")
+    assert "repare without --worker" in refused.value.hint
+    assert not (tmp_path / "tokens").exists()
 
 
 def test_unfinished_parts_are_not_prepared_by_a_run_beside_them(data, tokenizer, tmp_path):

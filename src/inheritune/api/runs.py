@@ -131,7 +131,8 @@ def prepare_parts(
         **sections: Keys of the recipe that replace the file's, as for `derive`.
 
     Raises:
-        RecipeError: The recipe or the worker is wrong, or the text is a stream of the Hub.
+        RecipeError: The recipe or the worker is wrong, or the text cannot be cut: it is a
+            stream of the Hub or a mixture, or data.tokens limits it.
         DataError: The text is missing, broken or too short.
     """
     from inheritune.data.token_parts import Worker

@@ -29,7 +29,7 @@ class TokenBuilder:
     Args:
         request: JSON values that decide the tokens; the journal of another request is cleared.
         journal: Holds the shards, and what an earlier process left.
-        share: Which of how many parts of the text; each takes an equal share of ``data.tokens``.
+        share: Which of how many parts of the text.
     """
 
     def __init__(
@@ -46,7 +46,6 @@ class TokenBuilder:
         share: tuple[int, int] = (0, 1),
     ) -> None:
         self._data, self._seq_len = data, seq_len
-        self._most_tokens = None if data.tokens is None else data.tokens / share[1]
         self._journal, self._on_progress, self._stop = journal, on_progress, stop
         self._writer = TokenWriter(journal.shards, journal.directory, tokenizer, rows, shard_ids)
 
@@ -93,8 +92,7 @@ class TokenBuilder:
                 files = f"{sum(row['files'].values()):,} files of {spell(row['source'])}"
                 self._say(f"{files} are read, {count:,} left out: {some(row['left_out'], count)}")
         self._write(encoders)
-        order = "source order; training documents end once data.tokens is exceeded"
-        return self._text.manifest(self._seq_len, order)
+        return self._text.manifest(self._seq_len)
 
     def build_part(self, encoders: Encoders) -> dict[str, Any]:
         """Write all shards of a part, and return what `token_parts` needs to join it to others."""
@@ -140,6 +138,7 @@ class TokenBuilder:
                 yield self._first, encoded
 
     def _training_documents(self, encoders: Encoders) -> Iterator[tuple[int, Encoded]]:
+        limit = self._data.tokens
         weights = [source.part.weight for source in self._sources]
         mixture = Mixture(weights)
         streams = [
@@ -151,7 +150,7 @@ class TokenBuilder:
             for i, source in enumerate(self._sources)
         ]
         # One id more than asked for: the last one is only a target.
-        while self._most_tokens is None or self._writer.train.num_ids <= self._most_tokens:
+        while limit is None or self._writer.train.num_ids <= limit:
             i = mixture.next_source(self._state["tokens"][self._first :])
             encoded = next(streams[i], None)
             if encoded is None:
@@ -195,7 +194,7 @@ class TokenBuilder:
         tokens = self._writer.train.num_ids
         facts = {"documents": f"{self._state['documents']:,}", "tokens": f"{tokens:,}"}
         done, total, unit = sum(self._state["read_bytes"]), self._total_bytes, "bytes"
-        if self._most_tokens is not None:
-            done, total, unit = tokens, int(self._most_tokens), "tokens"
+        if self._data.tokens is not None:
+            done, total, unit = tokens, self._data.tokens, "tokens"
         done = total if is_done else min(done, total)
         self._on_progress(Progress(_TASK, done, total, unit, facts))

@@ -36,12 +36,11 @@ class PreparedText:
     on_progress: Listener
     stop: Callable[[], bool]
 
-    def manifest(self, seq_len: int, order: str) -> dict[str, Any]:
+    def manifest(self, seq_len: int) -> dict[str, Any]:
         """Return the manifest without the request, once all shards are written.
 
         Args:
             seq_len: Tokens per sequence, of which each split must hold one.
-            order: Says how the documents are ordered.
 
         Raises:
             DataError: There are too few tokens, or the validation set is also trained on.
@@ -56,7 +55,7 @@ class PreparedText:
             special_tokens_in_text=data.special_tokens_in_text or is_rendered,
             split=by_hash if data.val_source is None else {"rule": "val_source"},
             sources=self._provenance(),
-            order=order,
+            order="source order; training documents end once data.tokens is exceeded",
             val_bytes=self.state["val_bytes"],
             overlap=self._overlap(),
             taken={"sources": self.taken(), "first_words": writer.first_words()},

@@ -38,10 +38,6 @@ from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.strict_json import OWN_FILE, read_json_object
 
 _PART_FILE = replace(OWN_FILE, max_bytes=64 << 20, hint="Delete its directory to make it again.")
-_ORDER = (
-    f"source order within each of {NUM_PARTS} parts of the text; the training documents of a part "
-    f"end once a {NUM_PARTS}th of data.tokens is exceeded"
-)
 
 
 @dataclass(frozen=True)
@@ -95,16 +91,9 @@ def prepare_parts(
     last complete shard. Arguments, and errors, are those of `prepare_text`, but for one.
 
     Raises:
-        RecipeError: A source is a stream of the Hub, which cannot be cut.
+        RecipeError: The text cannot be cut: it is a stream of the Hub, a mixture or has a limit.
     """
-    for source in open_sources(data) + held_out_sources(data):
-        if not source.files and source.is_remote:
-            name = source.part.source
-            raise RecipeError(
-                f"{name} is a stream of the Hub, which workers cannot cut into parts.",
-                f"Download it once: hf download --repo-type dataset {name} --local-dir DIR; "
-                "then set data.source to DIR.",
-            )
+    _check_divisible(data)
     request = request_of(data, tokenizer, embedding_rows, shard_ids)
     if not (out / MANIFEST).exists():
         parts = _Parts(data, tokenizer, embedding_rows, seq_len, out, shard_ids, on_progress, stop)
@@ -115,6 +104,31 @@ def prepare_parts(
             return TokenParts(out, None, missing)
         parts.join(request)
     return TokenParts(out, open_prepared(out, request, seq_len, data), [])
+
+
+def _check_divisible(data: Data) -> None:
+    """Refuse a text of which no worker knows what is to be taken of its part."""
+    sources = open_sources(data)
+    if data.tokens is not None:
+        raise RecipeError(
+            f"data.tokens is {data.tokens:,}; where that many end, no worker knows.",
+            "Leave it out: train.tokens says how many are trained on, data.sample takes a share of "
+            "the documents. Or prepare without --worker.",
+        )
+    if len(sources) > 1:
+        raise RecipeError(
+            f"data.source has {len(sources)} sources with weights; where the first of them runs "
+            "out, no worker knows.",
+            "Prepare without --worker.",
+        )
+    for source in sources + held_out_sources(data):
+        if not source.files and source.is_remote:
+            name = source.part.source
+            raise RecipeError(
+                f"{name} is a stream of the Hub, which workers cannot cut into parts.",
+                f"Download it once: hf download --repo-type dataset {name} --local-dir DIR; "
+                "then set data.source to DIR.",
+            )
 
 
 @dataclass(frozen=True)
@@ -182,7 +196,7 @@ class _Parts:
                 self.on_progress,
                 self.stop,
             )
-            manifest = text.manifest(self.seq_len, _ORDER)
+            manifest = text.manifest(self.seq_len)
             write_manifest(self.out, manifest | {"request": request})
 
     def _made(self, number: int, own_request: dict[str, Any]) -> dict[str, Any]:
