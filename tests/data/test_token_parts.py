@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import platform
 import signal
 from dataclasses import replace
 from itertools import chain
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from inheritune.data import journal, text_files, token_parts
+from inheritune.data import compression, journal, text_files, token_parts
 from inheritune.data.encoding import Encoders
 from inheritune.data.journal import NUM_PARTS, part_path
 from inheritune.data.prepare_text import prepare_text
@@ -171,6 +172,24 @@ def test_parts_of_another_recipe_are_refused(data, tokenizer, tmp_path):
         worker("1/2", other, tokenizer, tmp_path / "tokens")
     with pytest.raises(RecipeError, match=r"part-00 were prepared with data.val_fraction = 0.1"):
         worker("2/2", other, tokenizer, tmp_path / "tokens")  # found where the parts are joined
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value", "changed"),
+    [
+        (platform, "python_version", lambda: "3.0.1", r"Python = '3.*'; now it is '3.0.1'"),
+        (compression, "zstd", None, r"libzstd = '1.*'; now it is 'none'"),
+        (compression, "version", lambda name: "0.1", r"pyarrow = '.*'; now it is '0.1'"),
+    ],
+)
+def test_parts_that_other_versions_have_read_are_not_joined(
+    data, tokenizer, tmp_path, few_parts, monkeypatch, module, name, value, changed
+):
+    worker("1/2", data, tokenizer, tmp_path / "tokens")
+    monkeypatch.setattr(module, name, value)
+    with pytest.raises(DataError, match=rf"part-00 were prepared with .*{changed}") as refused:
+        worker("2/2", data, tokenizer, tmp_path / "tokens")
+    assert "All workers need the same versions" in refused.value.hint
 
 
 def test_a_part_whose_shard_is_gone_is_named(data, tokenizer, of_one):

@@ -3,10 +3,12 @@
 import gzip
 import io
 import lzma
+import platform
 import sys
 import zlib
 from contextlib import suppress
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, BinaryIO, cast
 
 from inheritune.data.parquet import import_pyarrow
@@ -23,6 +25,18 @@ if zstd is not None:
 # Of the file's name: pyarrow's name of the compression, which it decompresses.
 _BY_PYARROW = {".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
 _LONGEST_WINDOW = 31  # of zstd's own --long: 2 GiB, which are held while such a file is read
+
+
+def readers() -> dict[str, str]:
+    """Return the versions of what reads files, which decide how far each is read at a time."""
+    found = {"Python": platform.python_version()}
+    found["libzstd"] = "none" if zstd is None else zstd.zstd_version
+    for package in ("backports.zstd", "pyarrow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "none"
+    return found
 
 
 def decompressed(name: str, raw: BinaryIO) -> BinaryIO:

@@ -5,13 +5,13 @@ makes the parts i, i + n, ... in directories of their own within the token direc
 there, a manifest that names their shards makes them one.
 """
 
-import platform
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from inheritune.data.compression import readers
 from inheritune.data.encoding import Encoder, Encoders
 from inheritune.data.journal import (
     MANIFEST,
@@ -32,11 +32,13 @@ from inheritune.data.token_manifest import PreparedText
 from inheritune.data.token_writer import TokenWriter
 from inheritune.data.tokenizer import TextTokenizer
 from inheritune.data.tokens import TokenDirectory
-from inheritune.errors import Interrupted, RecipeError, escape
+from inheritune.errors import DataError, Interrupted, RecipeError, escape
 from inheritune.recipe.data import Data
+from inheritune.system.inputs import describe_differences, differences
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.strict_json import OWN_FILE, read_json_object
 
+_READERS = "what reads the files"  # how far at a time: that decides in which part a document lies
 _PART_FILE = replace(OWN_FILE, max_bytes=64 << 20, hint="Delete its directory to make it again.")
 
 
@@ -146,7 +148,7 @@ class _Parts:
 
     def make(self, number: int, encoders: Encoders, request: dict[str, Any]) -> None:
         """Make one part, or find it made."""
-        own_request = _of_part(request)
+        own_request = request | {_READERS: readers()}
 
         def build(journal: Journal) -> dict[str, Any]:
             builder = TokenBuilder(
@@ -180,7 +182,8 @@ class _Parts:
             if (self.out / MANIFEST).exists():
                 return
             journal.clear()  # of a single process that was stopped: nothing here is gone on with
-            parts = [self._made(number, _of_part(request)) for number in range(NUM_PARTS)]
+            own_request = request | {_READERS: readers()}
+            parts = [self._made(number, own_request) for number in range(NUM_PARTS)]
             writer = TokenWriter(
                 self.out, journal.directory, self.tokenizer, self.rows, shard_ids=1
             )
@@ -203,14 +206,15 @@ class _Parts:
         """Read what is known of a finished part, made for the same request."""
         path = part_path(self.out, number)
         part = read_json_object(path / MANIFEST, _PART_FILE)
+        before = part["request"].get(_READERS, {})
+        if changes := differences(before, own_request[_READERS]):
+            raise DataError(
+                f"the tokens in {path} were prepared with {describe_differences(changes)}.",
+                "All workers need the same versions: install them, or delete that directory and "
+                "start its worker again.",
+            )
         check_request(path, part["request"], own_request)
         return part
-
-
-def _of_part(request: dict[str, Any]) -> dict[str, Any]:
-    # How Python buffers files decides in which part a document lies.
-    version = ".".join(platform.python_version_tuple()[:2])
-    return request | {"the version of Python": version}
 
 
 def _take_shards(writer: TokenWriter, out: Path, parts: list[dict[str, Any]]) -> None:
