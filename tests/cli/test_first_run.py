@@ -160,7 +160,7 @@ def test_init_lists_each_preset_in_a_line_with_text_tokens_and_time() -> None:
     assert len({len(line) for line in lines}) == 1
     assert len(lines[0]) <= 80
     demo = next(line for line in lines if line.startswith("demo "))
-    assert demo.split()[1:3] == ["stdlib", "1.43M"]
+    assert demo.split()[1:3] == ["stdlib", "737K"]
 
 
 # -- wrong input: one to three lines, and nothing is left behind

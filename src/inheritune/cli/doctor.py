@@ -170,7 +170,7 @@ def _processor_bf16() -> Diagnosis:
     for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512")):
         if flag in flags:
             return Diagnosis("bf16", f"yes ({name})")
-    hint = "Training on this processor runs in fp32; bf16 instructions make it 2-3 times faster."
+    hint = "In fp32: bf16 is 2-3x as fast."
     return Diagnosis("bf16", "no" if flags else "unknown on this system", True, hint)
 
 

@@ -133,7 +133,7 @@ def prepare(
         say(f"next: {next_step}")
 
 
-def _tell_missing(parts: api.TokenParts, as_json: bool) -> None:
+def _tell_missing(parts: "api.TokenParts", as_json: bool) -> None:
     if as_json:
         print_json({"path": str(parts.path), "missing_parts": parts.missing})
         return
