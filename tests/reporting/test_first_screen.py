@@ -62,7 +62,10 @@ def test_each_check_is_a_tick_or_a_cross_with_one_phrase(synthetic: ModuleType) 
         "Held-out text": (False, "200 validation windows: the difference lies within its noise"),
         "Seeds": (False, "one seed, so the spread over seeds is not known"),
         "Equal compute": (True, "scratch with the same FLOPs is 0.528 worse"),
-        "Reference": (False, "it was not trained on this text, so the text may explain a gain"),
+        "Reference": (
+            False,
+            "no control trained it on the target's tokens: they may explain a gain",
+        ),
         "Texts apart": (True, "2.1% of held-out 13-token sequences are in the training text"),
     }
 
@@ -119,6 +122,14 @@ def test_a_doubt_is_a_cross(synthetic: ModuleType) -> None:
         *(False, "trained in this run on 30M tokens: a weak one is easy to match"),
     )
     assert not any(holds for holds, _ in _found(record).values())
+
+
+def test_a_reference_of_another_run_was_trained_on_this_text_too(synthetic: ModuleType) -> None:
+    record = synthetic.record()
+    record["reference"]["taken_from"] = "references/demo-12345678"
+    assert _found(record)["Reference"] == (
+        *(False, "trained by another run on 30M tokens: a weak one is easy to match"),
+    )
 
 
 def test_before_there_is_a_result_nothing_is_checked_or_used(synthetic: ModuleType) -> None:

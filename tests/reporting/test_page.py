@@ -66,7 +66,7 @@ def test_first_screen_answers_match_gain_trust_use_and_cost(page: Path) -> None:
         "✓ Matched The target with 6 of 8 layers reaches a validation loss of 2.093",
         "Gained 26% smaller",
         "✕ Seeds one seed",
-        "✕ Reference it was not trained on this text, so the text may explain a gain",
+        "✕ Reference no control trained it on the target's tokens: they may explain a gain",
         "✕ Held-out text 200 validation windows: the difference lies within its noise",
         'path = "runs/demo/target" tokenizer = AutoTokenizer.from_pretrained(path)',
         "inheritune push runs/demo --repo-id OWNER/NAME",

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from inheritune.reporting.trust import checks
 from inheritune.reporting.verdict import headline, remarks, tone, verdict
 from inheritune.run_record.record import RunRecord
 
@@ -275,9 +276,23 @@ def test_the_share_that_is_back_stands_beside_the_trained_reference(synthetic: M
     )
 
 
+@pytest.mark.parametrize(("error", "is_said"), [(0.010, False), (0.0004, True)])
+def test_a_difference_within_its_noise_does_not_make_the_target_the_worse_model(
+    synthetic: ModuleType, error: float, is_said: bool
+) -> None:
+    paired = {"difference": 0.001, "difference_se": error}
+    record = typed(_with_trained_reference(synthetic, 2.092, **paired))
+    assert any("has learnt this text" in said for said in remarks(record)) == is_said
+    check = next(check for check in checks(record) if check.title == "Reference")
+    assert check.holds != is_said
+
+
 def test_a_match_without_that_control_says_what_is_not_known(synthetic: ModuleType) -> None:
-    begins = "The reference itself was not trained on this text"
+    begins = "No control trained the reference on the target's tokens: "
     assert any(said.startswith(begins) for said in remarks(typed(synthetic.record())))
+    trained = synthetic.record()  # on this very text: nothing is said of it
+    trained["reference"]["trained_here"] = True
+    assert not any("text" in said for said in remarks(typed(trained)) if said.startswith(begins))
     missed = synthetic.record()
     missed["result"] |= {"outcome": "not_matched", "val_loss": 2.2}
     assert not any(said.startswith(begins) for said in remarks(typed(missed)))

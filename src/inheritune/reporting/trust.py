@@ -31,6 +31,11 @@ def mean_target_loss(record: RunRecord) -> float | None:
     return record.target_row.val_loss or record.target_loss
 
 
+def within_noise(difference: float, error: float | None) -> bool:
+    """Tell whether a difference is at most two standard errors."""
+    return abs(difference) <= _NOISE_SE * (error or 0.0)
+
+
 def _windows(record: RunRecord) -> Check:
     title, windows = "Held-out text", record.benchmark.windows
     difference, error = record.target.difference, record.target.difference_se
@@ -39,7 +44,7 @@ def _windows(record: RunRecord) -> Check:
     measured = f"{windows:,.0f} validation windows"
     if windows < _FEW_WINDOWS:
         return Check(title, False, f"only {measured}: too few for a standard error")
-    if abs(difference) <= _NOISE_SE * error:
+    if within_noise(difference, error):
         return Check(title, False, f"{measured}: the difference lies within its noise")
     times = f"{abs(difference) / error:.0f}" if error else "infinitely many"
     return Check(title, True, f"{measured}: the difference is {times} standard errors")
@@ -85,13 +90,14 @@ def _reference(record: RunRecord) -> Check:
         return Check(title, False, "undertrained: scratch of the target's size is no worse")
     tokens = record.reference_cost.tokens
     on_tokens = f" on {amount(tokens)} tokens" if tokens else ""
-    if record.reference.trained_here:
-        return Check(title, False, f"trained in this run{on_tokens}: a weak one is easy to match")
+    if record.reference.trained_here or record.reference.taken_from:
+        where = "in this run" if record.reference.trained_here else "by another run"
+        return Check(title, False, f"trained {where}{on_tokens}: a weak one is easy to match")
     known = record.result.trained_reference
     if known is None or known.difference is None:
-        phrase = "it was not trained on this text, so the text may explain a gain"
+        phrase = "no control trained it on the target's tokens: they may explain a gain"
         return Check(title, False, phrase)
-    is_noise = abs(known.difference) <= _NOISE_SE * (known.difference_se or 0.0)
+    is_noise = within_noise(known.difference, known.difference_se)
     side = "better" if known.difference > 0 else "worse"
     phrase = f"trained on the same tokens it is {abs(known.difference):.3f} {side} than the target"
     holds = known.difference <= 0 or is_noise

@@ -12,7 +12,7 @@ from inheritune.reporting.quantities import (
     percent,
     signed,
 )
-from inheritune.reporting.trust import mean_target_loss
+from inheritune.reporting.trust import mean_target_loss, within_noise
 from inheritune.run_record.record import RunRecord
 
 _GAP_CLOSED = (
@@ -207,10 +207,12 @@ def _text_alone(record: RunRecord) -> str:
         return ""
     if known is None:
         return (
-            "The reference itself was not trained on this text: how much of the target's loss is "
-            "the text, and not the model, is not known (a variant with layers: all tells)."
+            "No control trained the reference on the target's tokens: how much of the target's "
+            "loss is these tokens, and not the model, is not known (a variant with layers: all "
+            "tells)."
         )
-    if known.difference is None or known.difference <= 0:
+    apart = known.difference
+    if apart is None or apart <= 0 or within_noise(apart, known.difference_se):
         return ""
     return (
         "The target is below the reference as it comes, and above the reference trained on the "
