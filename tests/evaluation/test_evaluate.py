@@ -11,7 +11,7 @@ from tiny_tasks import write_tasks
 from typer.testing import CliRunner
 
 from inheritune.cli.app import app
-from inheritune.errors import DataError, Interrupted, RecipeError
+from inheritune.errors import DataError, Interrupted, RecipeError, SourceError
 from inheritune.evaluation.evaluate import evaluate, fetch_tasks
 from inheritune.evaluation.request import EvaluationRequest as Request
 from inheritune.recipe.data import Data
@@ -220,6 +220,48 @@ def test_evaluate_draws_quality_against_size_of_what_was_cut(
     ):
         refused = CliRunner().invoke(app, ["evaluate", *wrong])
         assert (refused.exit_code, said in " ".join(refused.stderr.split())) == (2, True), wrong
+
+
+def test_losses_of_two_tokenizers_are_no_figure_and_nothing_is_measured(
+    tiny_reference: Path, tmp_path: Path
+) -> None:
+    models, out = ["embedded:demo", str(tiny_reference)], tmp_path / "out"
+    text = tmp_path / "a.txt"
+    text.write_text("the small model learns what the large one knew " * 20)
+    options = ["--text", str(text), "--out", str(out), "--figure", str(tmp_path / "size.svg")]
+    refused = CliRunner().invoke(app, ["evaluate", *models, *options])
+    said = " ".join(refused.stderr.split())
+    assert refused.exit_code == 2, refused.stderr
+    assert "the first model has another tokenizer than" in said and tiny_reference.name in said
+    assert "leave --figure out" in said
+    assert not out.exists()
+
+
+def test_a_garbled_record_is_refused_before_anything_is_measured(
+    tiny_reference: Path, reference: Path, tiny_tokens: Any, tmp_path: Path
+) -> None:
+    model = reference.rename(tmp_path / "model")  # of a training, whose record lies beside it
+    (tmp_path / "inherit.json").write_text("{")
+    request, said = Request(tokens=tiny_tokens.path, seq_len=16), list[str]()
+    with pytest.raises(SourceError, match=r"inherit\.json"):
+        measure([str(tiny_reference), str(model)], request, tmp_path / "out", heard(said))
+    assert said == [] and not (tmp_path / "out").exists()
+
+
+def test_a_val_loss_of_an_earlier_version_is_measured_again_with_its_windows(
+    tiny_reference: Path, target: Path, tiny_tokens: Any, tmp_path: Path
+) -> None:
+    models = [str(tiny_reference), str(target)]
+    request = Request(tokens=tiny_tokens.path, seq_len=16)
+    whole = measure(models[:1], request, tmp_path)["models"][0]
+    (file,) = tmp_path.glob("val_loss-*.json")
+    kept = json.loads(file.read_text())
+    windows = kept["score"].pop("windows")
+    file.write_text(json.dumps(kept))
+    found = measure(models, request, tmp_path)["models"]
+    assert found[0]["scores"][0]["metrics"] == whole["scores"][0]["metrics"]
+    assert "above_first" in found[1]["scores"][0]["metrics"]
+    assert json.loads(file.read_text())["score"]["windows"] == windows
 
 
 @pytest.mark.shared_data

@@ -104,6 +104,7 @@ def evaluate(
         task_data=optional_path(task_data),
         allow_code=allow_task_code,
         speed=speed,
+        one_tokenizer=figure is not None,
     )
     request.check()  # before a model is downloaded
     several = models if isinstance(models, Sequence) and not isinstance(models, str) else [models]

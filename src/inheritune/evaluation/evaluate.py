@@ -124,6 +124,9 @@ def evaluate(
     opened = _open(models)
     for model in opened.values():
         refuse_no_language_model(model)
+    if request.one_tokenizer:
+        _refuse_other_tokenizers(opened)
+    made_as = {name: made(model.path) for name, model in opened.items()}
     device = choose_device()
     if device == "cpu":
         keep_freed_memory()
@@ -152,7 +155,7 @@ def evaluate(
             gains = _gains(opened, request, seq_len, stop, on_progress)
     evaluated = tuple(
         EvaluatedModel(
-            name, model.layers, model.params, made(model.path), model.digest, tuple(scores[name])
+            name, model.layers, model.params, made_as[name], model.digest, tuple(scores[name])
         )
         for name, model in opened.items()
     )
@@ -170,10 +173,8 @@ def _gains(
     from inheritune.evaluation.gains import measure_gains
 
     stream = None
-    if request.has_held_out_text:
-        tokenizers = {open_tokenizer(model.path).sha256 for model in opened.values()}
-        if len(tokenizers) == 1:
-            stream, *_ = _held_out(next(iter(opened.values())), request)
+    if request.has_held_out_text and not _of_other_tokenizers(opened):
+        stream, *_ = _held_out(next(iter(opened.values())), request)
     return measure_gains(
         list(opened.items()),
         stream,
@@ -198,6 +199,21 @@ def _open(models: Sequence[str | ModelDirectory]) -> dict[str, ModelDirectory]:
             name, number = f"{model.name} ({number})", number + 1
         opened[name] = model
     return opened
+
+
+def _of_other_tokenizers(models: Mapping[str, ModelDirectory]) -> list[str]:
+    """Name the models that have another tokenizer than the first."""
+    digests = {name: open_tokenizer(model.path).sha256 for name, model in models.items()}
+    return [name for name in digests if digests[name] != next(iter(digests.values()))]
+
+
+def _refuse_other_tokenizers(models: Mapping[str, ModelDirectory]) -> None:
+    if others := _of_other_tokenizers(models):
+        raise RecipeError(
+            "--figure compares losses per token, and the first model has another tokenizer than "
+            f"{escape(', '.join(others))}.",
+            "Name models of one tokenizer, or leave --figure out: bits per byte can be compared.",
+        )
 
 
 def _window_length(request: EvaluationRequest, models: Mapping[str, ModelDirectory]) -> int:

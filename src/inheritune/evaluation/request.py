@@ -28,6 +28,7 @@ class EvaluationRequest:
     task_data: Path | None = None
     allow_code: bool = False
     speed: bool = False
+    one_tokenizer: bool = False  # refuse models of several: a figure compares nats per token
 
     @property
     def lm_eval_tasks(self) -> list[tuple[str, int | None]]:

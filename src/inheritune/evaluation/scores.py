@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from inheritune.errors import DataError
-from inheritune.evaluation.suites import MEAN_OF_SUBJECTS
+from inheritune.evaluation.suites import MEAN_OF_SUBJECTS, VAL_LOSS
 from inheritune.run_record.fields import finite_number
 from inheritune.system.files import write_json
 from inheritune.system.strict_json import read_json
@@ -41,7 +41,7 @@ class Score:
     key: dict[str, Any]
     seconds: float  # wall-clock time
     facts: dict[str, Any]  # device, BOS and length of the model, for the record
-    # val_loss only: nats per token of every window; empty in files of earlier versions
+    # val_loss only: nats per token of every window
     windows: list[float] = field(default_factory=list)
 
 
@@ -53,6 +53,8 @@ def score_file(out: Path, key: Mapping[str, Any]) -> Path:
 
 def find_score(out: Path, key: Mapping[str, Any]) -> Score | None:
     """Read the score that was kept under the same key, if there is one.
+
+    A val_loss without its windows, of an earlier version, counts as none and is measured again.
 
     Raises:
         DataError: The file of that name holds something else.
@@ -66,13 +68,14 @@ def find_score(out: Path, key: Mapping[str, Any]) -> Score | None:
         fields["metrics"] = {name: Metric(**metric) for name, metric in fields["metrics"].items()}
         score = Score(**fields)
         same = stored["format"] == FORMAT and score.key == dict(key)
+        has_windows = score.task != VAL_LOSS or len(score.windows) == score.items
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} is no score of ours.", "Remove it: it is measured again."
         ) from error
     if not same:
         raise DataError(f"{path} is of other settings.", "Remove it: it is measured again.")
-    return score
+    return score if has_windows else None
 
 
 def keep_score(out: Path, score: Score, lm_eval_file: str | None = None) -> Path:
@@ -89,10 +92,7 @@ def beside(score: Score, first: Sequence[Score]) -> Score:
     alike = ("data", "seq_len")
     if not first or any(score.key[key] != first[0].key[key] for key in alike):
         return score
-    own, others = np.array(score.windows), np.array(first[0].windows)
-    if not len(own) or len(own) != len(others):
-        return score
-    difference, error = paired_difference(own, others)
+    difference, error = paired_difference(np.array(score.windows), np.array(first[0].windows))
     above = Metric(finite_number(difference), finite_number(error), True)
     return replace(score, metrics=score.metrics | {"above_first": above})
 
