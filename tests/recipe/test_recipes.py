@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from inheritune.data.document import sampled
+from inheritune.data.sources import plain_documents
+from inheritune.data.tokenizer import encode_documents, open_tokenizer
 from inheritune.planning.recipe_plan import plan_recipe
+from inheritune.recipe.data import Data
 from inheritune.recipe.load import RecipeFile, read_recipe
 from inheritune.recipe.presets import preset_path
 from inheritune.reporting.verdict import verdict
@@ -129,6 +133,18 @@ def test_own_text_ends_beside_the_reference_as_it_comes_and_as_trained(tmp_path:
     sentence = verdict(result.record)
     assert " of the reference: " in sentence or "against the reference's" in sentence
     assert "trained on the same tokens (reference-trained), reaches" in sentence
+
+
+@pytest.mark.shared_data
+def test_own_text_holds_out_enough_windows_for_a_standard_error(shared_data: Path) -> None:
+    recipe = read_recipe(preset_path("own-text")).recipe
+    name = Path(str(recipe.data.val_source)).name
+    # GPT-2's tokens: 2% to 4% fewer than SmolLM2's, whose tokenizer is not in the shared material
+    tokenizer = open_tokenizer(shared_data / "tokenizers" / "gpt2")
+    data, share = Data(source=str(shared_data / "text" / name)), recipe.data.val_sample
+    documents = [d for d in plain_documents(data, tokenizer.directory) if sampled(d, share)]
+    ids = encode_documents(tokenizer, [document.text for document in documents], False)
+    assert sum(map(len, ids)) // recipe.train.seq_len >= 30
 
 
 UNEQUAL = ("boomerang", "reference-trained")
