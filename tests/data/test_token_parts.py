@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import signal
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -23,6 +24,7 @@ from inheritune.data.token_parts import TokenParts, Worker, prepare_parts
 from inheritune.data.tokens import verify_tokens
 from inheritune.errors import DataError, Interrupted, RecipeError
 from inheritune.recipe.data import Data, TextSource
+from inheritune.system.locks import locked
 
 
 @pytest.fixture
@@ -192,6 +194,36 @@ def test_parts_that_other_versions_have_read_are_not_joined(
     assert "All workers need the same versions" in refused.value.hint
 
 
+def test_a_worker_that_waits_for_another_to_join_the_parts_says_so_once(
+    data, tokenizer, tmp_path, few_parts
+):
+    out, said, lock = tmp_path / "tokens", [], ExitStack()
+    one = worker("1/1", data, tokenizer, out)
+    (out / "manifest.json").unlink()
+    lock.enter_context(locked(tmp_path / "tokens.partial" / "lock", "another is at it"))
+    asked = iter([None, None, lock.close])  # the third time it is asked, the other has ended
+
+    def stop() -> bool:
+        if act := next(asked, None):
+            act()
+        return False
+
+    again = worker("1/1", data, tokenizer, out, on_progress=said.append, stop=stop)
+    assert again.tokens.fingerprint == one.tokens.fingerprint
+    waiting = [event.message for event in said if event.task == "waiting"]
+    assert waiting == [f"another process works on {out}: waiting for it"]
+
+
+def test_what_a_worker_left_that_was_killed_after_the_manifest_is_removed(
+    data, tokenizer, tmp_path, few_parts
+):
+    worker("1/1", data, tokenizer, tmp_path / "tokens")
+    (tmp_path / "tokens.partial").mkdir()
+    (tmp_path / "tokens.partial" / "hashes-train").write_bytes(bytes(8))
+    assert worker("1/1", data, tokenizer, tmp_path / "tokens").tokens is not None
+    assert not (tmp_path / "tokens.partial").exists()
+
+
 def test_a_part_whose_shard_is_gone_is_named(data, tokenizer, of_one):
     victim = part_path(of_one.path, 40) / "train-00000.bin"
     victim.unlink()
@@ -203,7 +235,7 @@ def test_a_part_whose_shard_is_gone_is_named(data, tokenizer, of_one):
     "text", ["", "1", "0/2", "3/2", "1/65", "a/b", "1/2/3", "-1/2", "1/0", "²/3"]
 )
 def test_a_worker_that_is_none_is_refused_with_an_example(text):
-    with pytest.raises(RecipeError) as refused:
+    with pytest.raises(RecipeError, match=r"is no worker: I/N with 1 <= I <= N <= 64") as refused:
         Worker.of(text)
     assert "2/8" in refused.value.hint
 

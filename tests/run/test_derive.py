@@ -1,19 +1,21 @@
 import json
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_recipe
 
+from inheritune.data.token_parts import Worker
 from inheritune.errors import DataError, Interrupted, RecipeError
 from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.variants import Match
 from inheritune.reporting.provenance import provenance
 from inheritune.run.derive import judge
 from inheritune.run.execute import execute as execute_recipe
-from inheritune.run.execute import prepare_only, train_only
+from inheritune.run.execute import prepare_one_worker, prepare_only, train_only
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RunRecord
 from inheritune.steps.result import TrainingResult
@@ -320,6 +322,23 @@ def test_tokens_can_be_prepared_alone(
     tokens = prepare_only(recipe_of(tiny_reference, tiny_text), tmp_path / "tiny")
     assert tokens.train.num_ids > tokens.val.num_ids > 0
     assert Run(tmp_path / "tiny").read()["status"] == "done"
+
+
+def test_a_worker_that_waits_for_another_to_open_the_reference_says_so(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    root, said, other = tmp_path / "tiny", [], ExitStack()
+    other.enter_context(Run.hold(root))
+
+    def listen(event: Progress) -> None:
+        if event.task == "waiting":
+            said.append(event.message)
+            other.close()
+
+    recipe = recipe_of(tiny_reference, tiny_text)
+    parts = prepare_one_worker(recipe, root, Worker(0, 64), listen)
+    assert said == [f"another process works on {root}: waiting for it"]
+    assert len(parts.missing) == 63
 
 
 def test_one_variant_can_be_trained_alone_and_the_run_goes_on_from_it(

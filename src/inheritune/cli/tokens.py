@@ -138,7 +138,8 @@ def _tell_missing(parts: "api.TokenParts", as_json: bool) -> None:
         print_json({"path": str(parts.path), "missing_parts": parts.missing})
         return
     say(f"{parts.path}: {len(parts.missing)} parts of other workers are missing.")
-    say("next: wait for them; the worker that makes the last part joins them all")
+    say("next: wait for them; the last one joins all parts and says so")
+    say("if none says so, run the same command again")
 
 
 def _taken(taken: dict[str, Any] | None) -> Iterator[str]:

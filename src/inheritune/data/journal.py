@@ -46,7 +46,7 @@ def make_token_directory(out: Path, build: Callable[["Journal"], dict[str, Any]]
             if not _is_prepared(out):  # another process may have finished it just now
                 write_manifest(journal.shards, build(journal))
                 move_directory(journal.shards, out)
-    _remove_working_directory(out)
+    remove_working_directory(out)
 
 
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
@@ -174,7 +174,7 @@ def _partial(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def _remove_working_directory(out: Path) -> None:
+def remove_working_directory(out: Path) -> None:
     """Remove what a process left that was killed right after the rename."""
     directory = _partial(out)
     if directory.is_dir():

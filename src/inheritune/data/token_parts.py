@@ -20,6 +20,7 @@ from inheritune.data.journal import (
     make_token_directory,
     missing_parts,
     part_path,
+    remove_working_directory,
     working_directory,
     write_manifest,
 )
@@ -35,6 +36,7 @@ from inheritune.data.tokens import TokenDirectory
 from inheritune.errors import DataError, Interrupted, RecipeError, escape
 from inheritune.recipe.data import Data
 from inheritune.system.inputs import describe_differences, differences
+from inheritune.system.locks import patiently
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.strict_json import OWN_FILE, read_json_object
 
@@ -60,8 +62,9 @@ class Worker:
         number, count = (int(match[1]), int(match[2])) if match else (0, 0)
         if not 1 <= number <= count <= NUM_PARTS:
             raise RecipeError(
-                f"--worker {escape(repr(text), 40)} is none.",
-                f"Write 2/8 for the second of eight; at most {NUM_PARTS} share a text.",
+                f"--worker {escape(repr(text), 40)} is no worker: I/N with 1 <= I <= N <= "
+                f"{NUM_PARTS}.",
+                "Write 2/8 for the second of eight.",
             )
         return cls(number - 1, count)
 
@@ -105,6 +108,7 @@ def prepare_parts(
         if missing := missing_parts(out):
             return TokenParts(out, None, missing)
         parts.join(request)
+    remove_working_directory(out)
     return TokenParts(out, open_prepared(out, request, seq_len, data), [])
 
 
@@ -173,11 +177,11 @@ class _Parts:
     def join(self, request: dict[str, Any]) -> None:
         """Write the manifest of all parts, unless another worker does."""
 
-        def wait() -> bool:
+        def check() -> None:
             if self.stop():
                 raise Interrupted("another worker joins the parts.", "Run the same command again.")
-            return True
 
+        wait = patiently(self.out, self.on_progress, check)
         with working_directory(self.out, wait) as journal:
             if (self.out / MANIFEST).exists():
                 return

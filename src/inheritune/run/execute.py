@@ -34,6 +34,7 @@ from inheritune.steps.resume import checkpoint_for
 from inheritune.steps.tasks import RunModel, ask_tasks, asked_at, check_tasks, snapshot_models
 from inheritune.steps.tokens import import_flat_tokens, prepare_token_parts, prepare_tokens
 from inheritune.steps.training_spec import TrainingSpec, layers_of, specs_for
+from inheritune.system.locks import patiently
 from inheritune.system.progress import Listener, Progress, silent
 from inheritune.system.refusals import missing_directories, removed_if_refused
 from inheritune.system.rows import Rows
@@ -190,11 +191,7 @@ def prepare_one_worker(
     """Prepare one worker's parts of a recipe's tokens, beside others in the same run directory."""
     new = missing_directories(root)
     with catch_signals() as stop, removed_if_refused(new, Run(root).own_files):
-
-        def wait() -> bool:
-            stop.check("nothing is prepared yet")
-            return True
-
+        wait = patiently(root, on_progress, partial(stop.check, "nothing is prepared yet"))
         with Run.hold(root, wait) as run:  # one after the other: they may fetch the reference
             job = Job(recipe.recipe, run, stop, on_progress)
             home = tokenizer_home(job)

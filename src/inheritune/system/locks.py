@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from inheritune.errors import DataError, MachineError, escape
 from inheritune.system.files import make_directory, write_errors, write_json
+from inheritune.system.progress import Listener, Progress
 from inheritune.system.strict_json import read_json
 
 _RETRY_S = 0.2  # between two attempts to get a lock
@@ -55,6 +56,25 @@ def locked(
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def patiently(path: Path, on_progress: Listener, check: Callable[[], None]) -> Callable[[], bool]:
+    """Return a ``wait`` of `locked` that says once that it waits.
+
+    Args:
+        path: What another process works on.
+        check: Called several times a second; raises where the wait is to end.
+    """
+    message = f"another process works on {path}: waiting for it"
+    news = iter([Progress("waiting", message=message)])
+
+    def wait() -> bool:
+        check()
+        for event in news:
+            on_progress(event)
+        return True
+
+    return wait
 
 
 def holder_has_ended(path: Path) -> bool:
