@@ -248,6 +248,21 @@ def test_stored_predictions_whose_gradient_is_wrong_are_caught_before_the_traini
                 make_objective(model, Distillation(stored, 0.6), SAMPLES)
 
 
+def test_what_a_process_proves_in_its_turn_runs_the_target_on_few_tokens(plain: Settings) -> None:
+    """On one CPU thread a whole long sample takes minutes, and the others wait for the turn."""
+    model, lengths = llama(0, 1, max_position_embeddings=512), []
+    samples = torch.arange(2 * 301).remainder(320).view(2, 301)
+    source = FrozenReference(llama(1, 1, max_position_embeddings=512), plain, 1.0)
+    hook = model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, args: lengths.append(args[0].numel())
+    )
+    objective = make_objective(model, Distillation(source, 0.6), samples, later=True)
+    hook.remove()
+    assert lengths and max(lengths) <= 64
+    assert objective.proof is not None
+    objective.proof()
+
+
 def test_a_target_in_training_mode_is_left_in_it_by_the_proofs(plain: Settings) -> None:
     model = llama(0, 1).train()
     against(llama(1, 1), model, plain)

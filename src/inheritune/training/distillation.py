@@ -225,14 +225,18 @@ def make_objective(
 
 
 def _first_logits(objective: DistillationObjective, samples: Tensor) -> Tensor:
-    """Compute the target's logits of a few tokens, (n, V) fp32, on the device of the samples."""
+    """Compute the target's logits of a few tokens, (n, V) fp32, on the device of the samples.
+
+    No others are run: where processes do this in turn, it is on a CPU, and the others wait.
+    """
     was_training = objective.model.training
     objective.model.eval()
     with torch.no_grad():
         # A model that is too large for one device is not there yet.
-        own_ids = samples[:1, :-1].to(next(objective.model.parameters()).device)
+        few = samples[:1, :-1][:, :_PROVEN_TOKENS]
+        own_ids = few.to(next(objective.model.parameters()).device)
         logits = lazy_logits(objective.model, own_ids, objective.avoids_logits)
-        z = logits.cast().rows(slice(_PROVEN_TOKENS)).float().to(samples.device)
+        z = logits.cast().rows(slice(None)).float().to(samples.device)
     objective.model.train(was_training)
     return z
 
