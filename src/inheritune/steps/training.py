@@ -115,9 +115,7 @@ def _train(task: TrainingTask, on_row: "OnRow") -> "LoopResult":
     # --- train ---
     task.job.processes.post({"do": "train"} | task.message())
     model, loop_result = train_share(task, checkpoint, on_row)
-    if (
-        model is None or task.job.processes.size > 1
-    ):  # each holds its rows; the last checkpoint holds all of them
+    if model is None:  # the last checkpoint holds all rows
         model = task.start_model()
         load_weights(task.checkpoints_dir, model)
 
@@ -141,7 +139,7 @@ def train_share(
 ) -> "tuple[PreTrainedModel | None, LoopResult]":
     """Do this process's share of a training; all processes call it with the same task.
 
-    The model is None where several processes have loaded it in turn: each holds its rows.
+    The model is None where there are several processes: each holds its rows.
 
     Args:
         checkpoint: Checkpoint to continue from; None: the newest. Only process 0 may name one.
@@ -212,7 +210,7 @@ def train_share(
             on_row=on_row,
             processes=job.processes,
         )
-    return model, loop_result
+    return model if job.processes.size == 1 else None, loop_result
 
 
 @contextmanager
