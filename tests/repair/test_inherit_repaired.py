@@ -1,6 +1,10 @@
 """A repaired cut on disk: what is written, recorded and proven, and what is refused."""
 
 import json
+import os
+import resource
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +18,13 @@ import inheritune
 from inheritune.cli.app import app
 from inheritune.data.calibration import text_ids
 from inheritune.data.tokenizer import open_tokenizer
-from inheritune.errors import DataError, RecipeError, SourceError, UnsupportedModelError
+from inheritune.errors import (
+    DataError,
+    MachineError,
+    RecipeError,
+    SourceError,
+    UnsupportedModelError,
+)
 from inheritune.model_files.directory import open_model
 from inheritune.recipe.data import Data
 from inheritune.repair.inherit import Calibration, calibration_of_text, inherit_repaired
@@ -79,6 +89,13 @@ def test_the_same_repair_gives_the_same_bytes(gpt2, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]  # no scratch is left
 
 
+def test_a_repaired_cut_goes_where_a_directory_is_missing_as_any_cut_does(gpt2, tmp_path):
+    out = tmp_path / "not" / "there"
+    inherit_repaired(open_model(str(gpt2)), 2, out, CALIBRATION)
+    assert record_of(out)["repair"]["layers"]
+    assert [path.name for path in out.parent.iterdir()] == ["there"]
+
+
 def test_verify_proves_all_other_tensors_and_the_digests_of_these(gpt2, tmp_path):
     out = tmp_path / "out"
     inherit_repaired(open_model(str(gpt2)), "0,1,3", out, CALIBRATION)
@@ -116,13 +133,68 @@ def test_verify_fits_the_first_repaired_layer_again(gpt2, tiny_text, tmp_path):
         with pytest.raises(SourceError, match="holds a garbled repair"):
             findings(out, gpt2)
     path.write_text(written.replace(record["repair"]["ids_sha256"], "0" * 64))
-    assert "has other tokens than it had" in findings(out, gpt2)["repair"]
+    assert "gives other windows than those" in findings(out, gpt2)["repair"]
     # --- a text of the Hub is not fetched for a record that a stranger may have written ---
     elsewhere = record["repair"] | {"source": "owner/name"}
     path.write_text(json.dumps(record | {"repair": elsewhere}))
     assert "its text owner/name is not on this machine" in findings(out, gpt2)["repair"]
     path.write_text(written)
     assert findings(out, None)["repair"].endswith("not fitted again: name the reference")
+
+
+@pytest.fixture
+def repaired_on_text(gpt2, tiny_text, tmp_path) -> Path:
+    """The first two layers, repaired on a text that can be read again."""
+    reference = open_model(str(gpt2))
+    calibration = calibration_of_text(reference, "sequential", Data(source=str(tiny_text)), 1000)
+    inherit_repaired(reference, 2, tmp_path / "cut" / "out", calibration)
+    return tmp_path / "cut" / "out"
+
+
+def test_verify_keeps_hidden_states_beside_the_target(gpt2, repaired_on_text, monkeypatch):
+    """The system's temporary files may be memory."""
+    real, folders = tempfile.TemporaryFile, []
+
+    def made(*given, dir=None, **options):
+        folders.append(dir)
+        return real(*given, dir=dir, **options)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", made)
+    assert "fitted again on" in findings(repaired_on_text, gpt2)["repair"]
+    assert set(folders) == {repaired_on_text.parent}
+    # --- where nothing can be written there, the target is proven all the same ---
+    folders.clear()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != repaired_on_text.parent)
+    assert "fitted again on" in findings(repaired_on_text, gpt2)["repair"]
+    assert set(folders) == {Path(tempfile.gettempdir())}
+
+
+def test_verify_names_the_place_of_a_disk_that_is_full(gpt2, repaired_on_text):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(MachineError) as error:
+            findings(repaired_on_text, gpt2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.message.startswith(f"cannot write {repaired_on_text.parent}: ")
+    assert str(error.value.hint).startswith("Free some space")
+
+
+def test_verify_tells_another_text_from_windows_that_an_earlier_version_drew(
+    gpt2, repaired_on_text, tiny_tokens, tmp_path
+):
+    path = repaired_on_text / "inherit.json"
+    written, record = path.read_text(), record_of(repaired_on_text)
+    path.write_text(written.replace(record["repair"]["ids_sha256"], "0" * 64))
+    said = findings(repaired_on_text, gpt2)["repair"]
+    assert "it is another text, or an earlier version of inheritune drew other windows" in said
+    # --- in its run, whose tokens are those of the record: it is the same text ---
+    repair = record["repair"] | {"source": tiny_tokens.fingerprint, "ids_sha256": "0" * 64}
+    path.write_text(json.dumps(record | {"repair": repair}))
+    shutil.copytree(tiny_tokens.path, repaired_on_text.parent / "tokens")
+    said = findings(repaired_on_text, gpt2)["repair"]
+    assert "the tokens of its run are as they were; an earlier version" in said
 
 
 def test_verify_reads_a_text_again_by_its_keys(gpt2, tmp_path):

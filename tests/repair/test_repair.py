@@ -1,13 +1,15 @@
 """Repairing layers of a live model: what is fitted, where, and that the fold is exact."""
 
 import gc
+import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny_models
 import torch
 
-from inheritune.errors import DataError, UnsupportedModelError
+from inheritune.errors import DataError, MachineError, UnsupportedModelError
 from inheritune.repair import calibration_run
 from inheritune.repair import repair as room
 from inheritune.repair.layer_passes import LayerPasses
@@ -404,6 +406,37 @@ def test_a_projection_that_is_too_wide_is_refused_with_another_method(monkeypatc
         repaired(model, [0, 1], "sequential")
     assert "linear" in str(error.value.hint)
     assert len(repaired(model, [0, 1], "linear").layers) == 1
+
+
+@pytest.mark.parametrize("method", ["sequential", "linear"])
+@pytest.mark.parametrize("ridges", [None, [0.1]])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_repair_needs_as_much_room_as_it_then_takes(
+    family, ridges, method, tmp_path, monkeypatch
+):
+    write, alive, most = Spilled.__setitem__, weakref.WeakKeyDictionary(), [0]
+
+    def written(self, windows, values):
+        write(self, windows, values)
+        alive[self] = len(self) * values[0].numel() * 4
+        most[0] = max(most[0], sum(alive.values()))
+
+    asked = []
+    monkeypatch.setattr(Spilled, "__setitem__", written)
+    monkeypatch.setattr(room, "refuse_full_disk", lambda *given: asked.append(given[:2]))
+    model = tiny_models.build(family)
+    monkeypatch.setattr(room.CalibrationRun, "divergences", _without_regard(room))
+    repaired(model, [0, 1, 3], method, ridges=ridges, folder=tmp_path)
+    assert asked == [(tmp_path, most[0])]
+
+
+def test_a_disk_without_room_for_hidden_states_is_refused_before_any_is_written(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(Spilled, "__setitem__", None)
+    with pytest.raises(MachineError, match=r"hidden states of a repair on 480 .* 1,000 left"):
+        repaired(tiny_models.build("llama"), [0, 1], "sequential", folder=tmp_path)
 
 
 def test_a_signal_stops_a_repair():

@@ -31,7 +31,7 @@ from inheritune.surgery.plan import plan_inherit
 from inheritune.surgery.repaired import UNREPAIRED, RepairedTensors
 from inheritune.surgery.selection import choose_layers
 from inheritune.surgery.ways import LayerFacts
-from inheritune.system.files import scratch_directory, write_errors
+from inheritune.system.files import make_directory, scratch_directory, write_errors
 from inheritune.system.progress import Listener, silent
 from inheritune.system.signals import StopFlag
 from inheritune.training.hardware import choose_device
@@ -100,6 +100,7 @@ def inherit_repaired(
     Raises:
         RecipeError: The options contradict each other, or ``out`` is in use.
         UnsupportedModelError: A layer has no projection that a repair can be folded into exactly.
+        MachineError: The disk has no room for the hidden states, or refuses to be written.
         Interrupted: ``stop`` was set; nothing was written.
     """
     refuse_options(reference, out, options)
@@ -107,6 +108,7 @@ def inherit_repaired(
     refuse_repair(reference, layer_map, calibration.method, options.parts)
     check_inherit(reference, layer_map, options)
     reference.download(reference.tensors.values(), on_progress)
+    make_directory(out.absolute().parent)
     with write_errors(out), scratch_directory(out.absolute()) as scratch:
         model: Any = load_model(reference.path)
         files = _Files(reference, layer_map, DTYPES[options.dtype] if options.dtype else None)
@@ -129,16 +131,23 @@ def inherit_repaired(
 
 
 def refit_first_layer(
-    reference: ModelDirectory, record: Mapping[str, Any], windows: "NDArray[np.int64]"
+    reference: ModelDirectory,
+    record: Mapping[str, Any],
+    windows: "NDArray[np.int64]",
+    folder: Path,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Fit the first layer that a repair changed again, with the ridge of its record.
 
     Args:
         record: inherit.json of the target.
         windows: Ids of the recorded text, (N, T).
+        folder: For hidden states, see `repair_layers`.
 
     Returns:
         By name in the target, each changed parameter in the reference, and fitted, fp32.
+
+    Raises:
+        MachineError: The folder's disk has no room for the hidden states.
     """
     layer_map, repair = record["layer_map"], record["repair"]
     reference.download(reference.tensors.values())
@@ -147,16 +156,18 @@ def refit_first_layer(
     first = layer_map[repaired_places(layer_map, reference.layers, repair["method"])[0]]
     layer = find_layers(model, reference.layers)[first]
     before = {name: value.detach().clone() for name, value in layer.named_parameters()}
-    fitted = repair_layers(
-        model.to(choose_device()),
-        reference.layers,
-        layer_map,
-        windows,
-        repair["method"],
-        stored_dtype=files.dtype_of,
-        ridges=[repair["ridge"]],
-        most=1,
-    )
+    with write_errors(folder):
+        fitted = repair_layers(
+            model.to(choose_device()),
+            reference.layers,
+            layer_map,
+            windows,
+            repair["method"],
+            stored_dtype=files.dtype_of,
+            ridges=[repair["ridge"]],
+            most=1,
+            folder=folder,
+        )
     (one,) = fitted.layers
     return {
         files.name_of(first, name): (before[name], layer.get_parameter(name).detach().cpu())

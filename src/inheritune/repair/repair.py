@@ -5,6 +5,7 @@ reference. What follows it there is layer map[j + 1], or the final norm. E is th
 state before that, minus the target's.
 """
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from inheritune.repair.layer_passes import LayerPasses
 from inheritune.repair.places import RIDGES, first_place, repaired_places
 from inheritune.repair.projection import Projection, find_projection
 from inheritune.repair.spilled import Spilled
+from inheritune.system.disk_space import refuse_full_disk
 from inheritune.system.progress import Listener, silent
 from inheritune.system.signals import StopFlag
 
@@ -105,12 +107,13 @@ def repair_layers(
             A single one is taken as it is.
         most: Change so many layers at most, the first ones, with a single ridge; None: all.
         stop: Checked between batches.
-        folder: For files without names, of (places + 6) D + F values for each token, as hidden
-            states are not held in memory; None: the system's temporary files.
+        folder: For files without names, as hidden states are not held in memory: up to (places +
+            5) D + F fp32 values for each token; None: the system's temporary files.
 
     Raises:
         UnsupportedModelError: A layer has no projection to fold into, or one too wide.
         DataError: There are fewer than two windows.
+        MachineError: The folder's disk has no room for the hidden states.
         Interrupted: ``stop`` was set.
 
     Sources: linear, Shopkhoev et al., ReplaceMe, arXiv 2505.02819, with the ridge towards I instead
@@ -129,8 +132,10 @@ def repair_layers(
     run = CalibrationRun(LayerPasses(model, total, ids[:1]), ids, stop, on_progress, task, folder)
     if not places:
         return Repair((), None, (), run.flops)
-    target = _Target(run, tuple(layer_map), places[:most], method, stored_dtype, most is None)
     candidates = RIDGES[method] if ridges is None else tuple(ridges)
+    end = len(layer_map) if most is None else places[:most][-1] + 1
+    _refuse_full_disk(run, layer_map, places[:most], end, len(candidates), folder)
+    target = _Target(run, tuple(layer_map), places[:most], end, method, stored_dtype)
     if len(candidates) == 1:
         return Repair(tuple(target.change(candidates[0])), candidates[0], (), run.flops)
     # The cut stands first: a ridge has to do better.
@@ -151,16 +156,15 @@ class _Target:
         run: CalibrationRun,
         layer_map: Sequence[int],
         places: Sequence[int],
+        end: int,
         method: str,
         stored_dtype: StoredDtype,
-        is_whole: bool = True,
     ) -> None:
         self._run, self._map, self._places, self._method = run, layer_map, places, method
         self._stored_dtype = stored_dtype
         self._projections: dict[int, tuple[Projection, list[torch.dtype]]] = {}
         # Up to the first gap, target and reference have the same hidden states.
-        self._first = first_place(layer_map, places)
-        self._end = len(layer_map) if is_whole else places[-1] + 1
+        self._first, self._end = first_place(layer_map, places), end
         self._start = run.embedded()
         run.advance(self._start, range(self._first))
         # By place: what the reference has where the next kept layer begins.
@@ -224,6 +228,31 @@ class _Target:
             dtypes = [self._stored_dtype(layer, *pair) for pair in zip(names, weights, strict=True)]
             self._projections[place] = projection, dtypes
         return self._projections[place]
+
+
+def _refuse_full_disk(
+    run: CalibrationRun,
+    layer_map: Sequence[int],
+    places: Sequence[int],
+    end: int,
+    ridges: int,
+    folder: Path | None,
+) -> None:
+    """Refuse a repair whose hidden states, see `_Target`, would not fit on the disk."""
+    width = run.passes.embed(run.ids[:1]).shape[-1]
+    layers = [run.passes.layers[layer_map[place]] for place in places]
+    matrices = [weight for layer in layers for weight in layer.parameters() if weight.dim() == 2]
+    # What a projection reads; see `find_projection`.
+    read = max((m.numel() // width for m in matrices if width in m.shape), default=0)
+    targets = 1 if ridges == 1 else ridges + 1  # with each ridge, and without
+    kept = 1 + end - first_place(layer_map, places) + targets
+    tokens = run.ids.numel()
+    refuse_full_disk(
+        folder or Path(tempfile.gettempdir()),
+        4 * tokens * (kept * width + read),
+        f"the hidden states of a repair on {tokens:,} tokens",
+        "Free some space there; a repair on fewer tokens needs less.",
+    )
 
 
 def _folded(

@@ -1,7 +1,10 @@
 """Verify a repair: fit the first layer that it changed again, on the recorded text."""
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inheritune.data.calibration import calibration_windows
@@ -33,6 +36,7 @@ def check_repair(
 
     Raises:
         SourceError: The layer is not what the recorded text, method and ridge give.
+        MachineError: The target's disk has no room for hidden states.
     """
     if not repaired_names(record):
         return
@@ -66,7 +70,7 @@ def _windows(
     """Draw the recorded windows again, of the run that the target lies in or of the text.
 
     Raises:
-        DataError: The text is gone, or another one.
+        DataError: The text is gone or another one, or its windows are drawn in another way now.
     """
     from inheritune.repair.inherit import calibration_of_text
 
@@ -80,15 +84,19 @@ def _windows(
     for folder in (parent / "tokens" for parent in target.path.absolute().parents):
         if (folder / "manifest.json").is_file() and open_tokens(folder).fingerprint == source:
             windows = calibration_windows(open_tokens(folder).train, count, seq_len, seed)
+            reason = "the tokens of its run are as they were; an earlier version of inheritune drew"
+            reason += " other windows of them"
             break
     else:
         text = Data.model_validate(repair.get("text", {"source": source}))
         if any(map(is_hub_dataset, _parts(text))):  # a stranger's record names no download
             raise DataError(f"its text {escape(source)} is not on this machine.")
         windows = calibration_of_text(reference, repair["method"], text, count).windows
+        reason = f"{escape(source)} gives other windows than those that it was fitted on: it is "
+        reason += "another text, or an earlier version of inheritune drew other windows"
     digest = hashlib.sha256(windows.astype("<i8").tobytes()).hexdigest()
     if digest != repair["ids_sha256"]:
-        raise DataError(f"{escape(source)} has other tokens than it had.")
+        raise DataError(f"{reason}.")
     return windows
 
 
@@ -108,7 +116,9 @@ def _compared(
     from inheritune.repair.inherit import refit_first_layer
 
     first = record["repair"]["layers"][0]
-    fitted = refit_first_layer(reference, record, windows)
+    beside = target.path.absolute().parent  # the system's temporary files may lie in memory
+    folder = beside if os.access(beside, os.W_OK) else Path(tempfile.gettempdir())
+    fitted = refit_first_layer(reference, record, windows, folder)
     if sorted(fitted) != sorted(first["tensors"]):
         raise SourceError(
             f"the record says that {', '.join(first['tensors'])} were repaired first; fitted "
