@@ -240,7 +240,7 @@ def test_bombs_are_refused_while_they_are_small(tmp_path: Path) -> None:
     for words, report in zip(bombs, reports, strict=True):
         message, seconds = json.loads(report)
         assert words in message
-        assert seconds < 1
+        assert seconds < 10  # read whole, they take minutes and all memory
     assert int(memory_kib) < 300 * 1024
 
 
