@@ -837,7 +837,7 @@ def test_more_processes_than_gpus_or_parts_of_one_end_with_4(
     for name, value in (started | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(MachineError, match="2 processes were started for 1 GPUs") as error:
-        join()
+        join(60.0)
     assert error.value.exit_code == 4
 
 

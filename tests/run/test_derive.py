@@ -58,7 +58,7 @@ def test_the_summary_has_every_promised_key(
     promised = (
         "outcome method layers reference_layers rounds benchmark val_loss val_loss_se gap_closed"
     )
-    promised = promised.replace("gap_closed", "seeds seeds_matched gap_closed")
+    promised = promised.replace("gap_closed", "seeds seeds_matched gap_closed trained_reference")
     promised += " tokens flops seconds device_hours price variants run target report"
     assert list(final) == promised.split()
     keys = ["name", "start", "layers", "params", "tokens", "val_loss", "val_loss_se"]
