@@ -193,7 +193,31 @@ def test_the_report_prints_with_still_images_and_open_folds(
         assert not page.locator(".controls").first.is_visible()
         assert page.get_by_text("The resolved recipe").count() == 1
         assert page.locator("#recipe table").is_visible()
+        page.set_viewport_size({"width": 718, "height": 1000})  # A4 within its margins
+        broken = (
+            "[...document.querySelectorAll('.scroll td.n, .scroll td.short')].flatMap((cell) =>"
+            " [...cell.innerText.matchAll(/[^\\s-]+/g)].filter((word) => {"
+            " const range = document.createRange(); range.setStart(cell.firstChild, word.index);"
+            " range.setEnd(cell.firstChild, word.index + word[0].length);"
+            " return new Set([...range.getClientRects()].map(({ top }) => top)).size > 1; })"
+            ".map(([word]) => word))"
+        )
+        assert page.evaluate(broken) == []  # no figure goes on in the next line
         page.pdf(path=shots / "report.pdf")
+
+
+def test_no_name_in_an_exported_figure_is_cut_by_its_edge(browser: Any, run: Path) -> None:
+    """A reader's fonts are not those it was drawn with."""
+    page = browser.new_page()
+    for figure in sorted((run / "report" / "figures").glob("*.svg")):
+        page.goto(figure.as_uri(), timeout=WAIT_MS)
+        cut = page.evaluate(
+            "[...document.querySelectorAll('text')].filter((one) => one.textContent"
+            " && one.getBoundingClientRect().right > document.documentElement.width.baseVal.value)"
+            ".map((one) => one.textContent)"
+        )
+        assert cut == [], figure.name
+    page.close()
 
 
 def test_several_runs_stand_side_by_side(
@@ -216,6 +240,14 @@ def test_several_runs_stand_side_by_side(
             filtered.fill("tiny")
             page.locator(".runs article:visible").nth(1).wait_for(state="detached")
             assert page.locator("tbody tr[data-run]:visible").count() == 1
+            assert page.locator("#compared svg", has_text="broken: ").count() == 0
+            assert page.locator(".lines label:visible", has_text="broken: ").count() == 0
+            assert not page.locator("#nothing").is_visible()
+            filtered.fill("no such run")
+            page.locator("#nothing").wait_for()
+            assert not page.locator("figure:has(#compared)").is_visible()
+            filtered.fill("")
+            page.locator(".lines label:visible", has_text="broken: ").first.wait_for()
             assert seen.said == [] and seen.elsewhere() == []
 
 

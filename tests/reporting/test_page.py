@@ -420,7 +420,22 @@ def test_a_comparison_says_whose_benchmarks_are_not_drawn(
     write_comparison(runs, tmp_path / "index.html")
     written = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "The table of the runs has 2 more reference losses." in written
-    assert "reference loss of r2: 2.200" in written and "reference loss of r3" not in written
+    assert "r2: reference loss 2.200" in written and "r3: reference loss" not in written
+
+
+def test_a_reference_loss_of_several_runs_names_none_of_them(
+    synthetic: ModuleType, tmp_path: Path
+) -> None:
+    runs = []
+    for number, level in enumerate((2.0, 2.0, 2.5)):
+        benchmark = synthetic.RECORD["benchmark"] | {"val_loss": level}
+        result = synthetic.RECORD["result"] | {"benchmark": level}
+        made = synthetic.record(name=f"r{number}", benchmark=benchmark, result=result)
+        runs.append(synthetic.build_run(tmp_path / str(number), made))
+    write_comparison(runs, tmp_path / "index.html")
+    chart = _data(tmp_path / "index.html", "chart-data")["specs"]["compared"]
+    labels = [level["label"] for level in chart["usermeta"]["levels"]]
+    assert labels == ["reference loss 2.000", "r2: reference loss 2.500"]
 
 
 def test_a_page_with_charts_holds_the_notice_of_their_code() -> None:

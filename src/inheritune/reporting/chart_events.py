@@ -58,6 +58,6 @@ def level_marks(alt: Any, levels: Sequence[tuple[str, float]], key: str) -> list
     """Draw a horizontal line at each level."""
     if not levels:
         return []
-    base = alt.Chart(alt.Data(values=[{key: level} for _, level in levels]))
+    base = alt.Chart(alt.Data(values=[{key: level} for _, level in levels]), name="levels")
     rule = base.mark_rule(strokeDash=REFERENCE.dash, strokeWidth=1.5, color=REFERENCE.color)
     return [rule.encode(y=alt.Y(f"{key}:Q"))]

@@ -227,16 +227,19 @@ def _chart(runs: Sequence[_Run]) -> Chart | None:
 
 
 def _levels(runs: Sequence[_Run]) -> list[tuple[str, float]]:
-    """List label and value of the runs' reference losses; no two that read alike."""
-    by_text: dict[str, tuple[str, float]] = {}
+    """List label and value of the runs' reference losses; no two that read alike.
+
+    The label of a loss of one run begins as those of its lines do: the filter hides them together.
+    """
+    by_text: dict[str, list[tuple[str, float]]] = {}
     for run in runs:
         level = run.record.reference_loss
         if level is not None:
-            label = f"reference loss of {run.name}: {loss(level)}"
-            by_text.setdefault(loss(level), (label, level))
-    if len(by_text) == 1:
-        return [(f"reference loss {text}", level) for text, (_, level) in by_text.items()]
-    return list(by_text.values())
+            by_text.setdefault(loss(level), []).append((f"{run.name}: ", level))
+    return [
+        (f"{held[0][0] if len(held) == 1 < len(runs) else ''}reference loss {text}", held[0][1])
+        for text, held in by_text.items()
+    ]
 
 
 def _lines(run: _Run) -> list[Line]:

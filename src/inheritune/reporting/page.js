@@ -66,6 +66,10 @@
     return heights;
   }
 
+  function isGone({ name }) {
+    return [...gone].some((run) => name.startsWith(`${run}: `));
+  }
+
   function domainOf(meta, lines) {
     const { zero, margin, least } = meta.measure;
     const ends = [...lines.flatMap((line) => line.frame), ...meta.levels.map(({ value }) => value)];
@@ -84,7 +88,8 @@
     if (!meta?.axes) return spec;
     const { axis: key, named, rest, raw } = choice(name);
     const axis = meta.axes.find((one) => one.key === key) ?? meta.axes[0];
-    const isGone = (line) => [...gone].some((run) => line.name.startsWith(`${run}: `));
+    const stays = meta.levels.map(({ label }) => !isGone({ name: label }));
+    meta.levels = meta.levels.filter((_, index) => stays[index]);
     const shown = meta.lines.filter((line) => (rest || named.has(line.name)) && !isGone(line));
     const domain = domainOf(meta, shown), y = meta.measure.key;
     const end = Math.max(...shown.map((line) => line.last[axis.key] ?? 0), meta.planned[axis.key] ?? 0);
@@ -117,6 +122,7 @@
         }
       }
       if (kind === "markers") layer.data.values = layer.data.values.filter((row) => named.has(row.variant) && !isGone({ name: row.variant }));
+      if (kind === "levels") layer.data.values = layer.data.values.filter((_, at) => stays[at]);
       if (kind === "rounds" || kind === "restarts") {
         for (const row of layer.data.values) row[y] = domain[kind === "rounds" ? 1 : 0];
       }
@@ -256,6 +262,7 @@
     }
     const lines = element("fieldset", { class: "lines", "aria-label": "Lines with their names" });
     for (const line of meta.lines) {
+      if (isGone(line)) continue;
       lines.append(box(now.named.has(line.name), [glyph(line), line.name], (shown) => {
         now.named[shown ? "add" : "delete"](line.name);
         draw(name);
@@ -295,7 +302,10 @@
       one.hidden = !words.every((word) => one.dataset.words.includes(word));
       if (one.hidden) gone.add(one.dataset.run);
     }
-    drawAll();
+    const none = !document.querySelector("[data-run]:not([hidden])");
+    document.getElementById("nothing").hidden = !none;
+    for (const one of document.querySelectorAll("main > section:has([data-run], .chart)")) one.hidden = none;
+    show(data);
   });
   window.inheritune = { report: { show } };
   document.addEventListener("toggle", ({ target }) => {

@@ -38,7 +38,9 @@ def usage(record: RunRecord) -> Usage | None:
         ),
         ("llama.cpp", f"python convert_hf_to_gguf.py {quoted} --outfile target.gguf"),
     ]
-    place = "the folder that holds the run" if recorded.startswith("…/") else "where it was started"
+    place = "the folder that holds the run"
+    if not recorded.startswith("…/"):
+        place = "the folder in which the run was started"
     return Usage(path, code(path, prompt_of(record)), commands, f"Paths are as seen from {place}.")
 
 

@@ -19,7 +19,10 @@ def svg(spec: Mapping[str, Any]) -> str:
     """Draw a chart as SVG in light colours, without fetching anything."""
     import vl_convert
 
-    drawing = str(vl_convert.vegalite_to_svg(**_drawing(spec)))
+    drawn = _drawing(spec)
+    # The names at the right are wider where the reader's font is.
+    drawn["vl_spec"]["padding"] = {"left": 12, "top": 12, "right": 40, "bottom": 12}
+    drawing = str(vl_convert.vegalite_to_svg(**drawn))
     # Vega numbers clip paths and gradients through the whole process; the same chart must be the
     # same file.
     names = dict.fromkeys(re.findall(r'id="(clip\d+|gradient_\d+)"', drawing))
