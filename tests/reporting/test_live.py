@@ -27,6 +27,7 @@ from inheritune.reporting.live_server import (
     open_server,
 )
 from inheritune.reporting.live_text import status_of
+from inheritune.run_record.record import RunRecord
 from inheritune.run_record.trainings import StageRecord, work_to_come
 
 
@@ -300,3 +301,16 @@ def test_a_request_that_cannot_be_parsed_is_refused_with_our_headers(
     assert head.startswith(b"HTTP/1.0 %d " % status)
     assert b"\r\nX-Content-Type-Options: nosniff" in head and b"text/plain" in head
     assert body.startswith(b"%d " % status) and b"<" not in body
+
+
+def test_a_control_of_equal_compute_is_planned_as_the_run_has_worked_it_out(
+    synthetic: ModuleType,
+) -> None:
+    content = synthetic.record(
+        recipe={"train": {"tokens": 300}, "variants": {"scratch": {"tokens": "equal_compute"}}},
+        stages=[{"name": "scratch", "variant": "scratch", "layers": 4, "tokens": 514}],
+    )
+    assert RunRecord.model_validate(content).planned_tokens("scratch") == 514
+    assert RunRecord.model_validate(content).planned_tokens("inherit") == 300
+    del content["stages"]
+    assert RunRecord.model_validate(content).planned_tokens("scratch") is None

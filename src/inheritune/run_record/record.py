@@ -195,11 +195,15 @@ class RunRecord(StartRecord):
         return {str(name): mapping_or_empty(variant) for name, variant in variants.items()}
 
     def planned_tokens(self, variant: str) -> float | None:
-        """Tokens that the recipe gives a training; None where only the run itself can tell."""
+        """Tokens that the recipe or, for a word such as equal_compute, the run gives a training.
+
+        None before the run has worked them out.
+        """
         tokens = self._planned_variants.get(variant, {}).get("tokens")
         if tokens is None:
             tokens = self.recipe_section("train").get("tokens")
-        return finite_number(tokens)  # None for a word such as equal_compute
+        worked_out = [stage.tokens for stage in self.stages if stage.variant == variant]
+        return finite_number(tokens) or finite_number(next(filter(None, worked_out), None))
 
     @property
     def tolerance(self) -> float | None:
