@@ -20,8 +20,8 @@ def svg(spec: Mapping[str, Any]) -> str:
     import vl_convert
 
     drawn = _drawing(spec)
-    # The names at the right are wider where the reader's font is.
-    drawn["vl_spec"]["padding"] = {"left": 12, "top": 12, "right": 40, "bottom": 12}
+    # The names at both sides are wider where the reader's font is.
+    drawn["vl_spec"]["padding"] = {"left": 40, "top": 12, "right": 40, "bottom": 12}
     drawing = str(vl_convert.vegalite_to_svg(**drawn))
     # Vega numbers clip paths and gradients through the whole process; the same chart must be the
     # same file.
