@@ -18,7 +18,7 @@ with suppress(ImportError):
     zstd = import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
 
 DAMAGE: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, lzma.LZMAError)
-"""What reading a damaged or an unreadable file raises."""
+"""Errors that are raised while a damaged or unreadable file is read."""
 if zstd is not None:
     DAMAGE = (*DAMAGE, zstd.ZstdError)
 

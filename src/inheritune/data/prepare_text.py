@@ -98,7 +98,7 @@ def open_prepared(out: Path, request: dict[str, Any], seq_len: int, data: Data) 
     """Open finished tokens, and refuse those that were made otherwise or are too few.
 
     Args:
-        request: That of `request_of`.
+        request: What decides the tokens, made by `request_of`.
     """
     tokens = open_tokens(out)
     check_request(out, tokens.manifest["request"], request)

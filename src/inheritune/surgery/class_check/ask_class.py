@@ -174,13 +174,14 @@ def ask_class(question: str, about: Any = None, **values: Any) -> Any:
     What was asked before is not asked again, see `remembered`.
 
     Args:
-        about: What the answer depends on, as JSON values, where the values name a path; None: the
-            values, or, where these do not tell either, the answer is not remembered.
+        about: What the answer depends on, as JSON values. None: for questions about configs, names
+            and shapes, the values; an answer to any other question is not remembered.
 
     Raises:
         InherituneError: The error that was raised in the child.
         SourceError: The child died, or took more than a quarter of an hour.
     """
+    # Questions of higher rooms are about a config, too.
     if about is None and (question in _BY_VALUES or ":" in question):
         about = values
     if about is not None and (known := recall(question, about)):

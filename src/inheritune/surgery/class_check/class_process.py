@@ -109,7 +109,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     question = request.pop("question")
     try:
         answer = find_answer(question)
-        if question in _WITH_WEIGHTS or ":" in question:
+        if question in _WITH_WEIGHTS or ":" in question:  # those of higher rooms limit themselves
             return {"answer": answer(**request)}
         with _limited_memory():
             return {"answer": answer(**request)}
