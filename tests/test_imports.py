@@ -51,6 +51,7 @@ SHOWN = {
         *("inheritune.model_files.config", "inheritune.surgery.selection"),
         *("inheritune.planning.candidates", "inheritune.model_files.training_memory"),
         *("inheritune.planning.recipe_plan", "inheritune.planning.trainings"),
+        "inheritune.planning.cluster",
     },
 }
 TYPING_ONLY = {"TYPE_CHECKING", "typing.TYPE_CHECKING"}

@@ -8,6 +8,7 @@ from sparse_model import LLAMAS, write_llama
 from tiny_recipe import recipe_of
 
 from inheritune.api import plan
+from inheritune.cli.plan_text import recipe_tables
 from inheritune.errors import RecipeError
 from inheritune.model_files.training_memory import Layout, TrainedModel
 from inheritune.planning.cluster import (
@@ -109,6 +110,42 @@ def test_a_plan_recomputes_by_auto_what_would_not_fit(distilled) -> None:
     }
     assert (rows["auto"].fits, rows["on"].fits, rows["off"].fits) == (True, True, False)
     assert rows["auto"].memory == rows["on"].memory
+
+
+def test_a_plan_shows_the_micro_batch_that_auto_comes_to_and_why(distilled) -> None:
+    both = {"micro_batch": "auto", "activation_checkpointing": "auto"}
+    rows = distilled("8B", "8..1024", **both).clusters
+    assert [(row.micro_batch, row.recomputes) for row in rows][:4] == [(2, False)] * 4
+    assert (rows[-1].micro_batch, rows[-1].fits, rows[-1].change) == (1, True, "")  # of one each
+    large = distilled("70B", 64, **both)
+    assert (large.clusters[0].micro_batch, large.clusters[0].recomputes) == (8, True)
+    assert large.memory == large.clusters[0].memory
+    assert large.memory.total <= large.room
+    shown = " ".join(note for table in recipe_tables(large) for note in table.notes)
+    assert "train.micro_batch, auto: 8 sequences for inherit, 40 layers, recomputed" in shown
+    assert "(16 would take" in shown
+    assert "micro-batch" in recipe_tables(large)[1].headers
+
+
+def test_auto_needs_no_change_of_the_micro_batch_to_fit(distilled) -> None:
+    made = distilled("70B", 64, micro_batch="auto")
+    assert not made.clusters[0].fits
+    assert made.change is not None
+    assert made.change.text == "train.activation_checkpointing on"
+    assert made.clusters[0].micro_batch == 8
+    assert distilled("8B", 1, micro_batch="auto").change.text == (
+        "2 devices, train.activation_checkpointing on"
+    )
+
+
+def test_without_a_gpu_a_plan_takes_the_micro_batch_of_a_cpu(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    automatic, stated = (
+        plan_recipe(recipe_of(tiny_reference, tiny_text, train=given), tmp_path / "planned")
+        for given in ({"micro_batch": "auto"}, {"micro_batch": 8})
+    )
+    assert automatic.memory == stated.memory
 
 
 def test_a_copy_lies_on_one_machine_while_that_has_room() -> None:

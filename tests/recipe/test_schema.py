@@ -85,6 +85,16 @@ def test_batch_that_is_no_multiple_names_the_nearest() -> None:
         recipe(train={"tokens": 1, "seq_len": 8, "micro_batch": 2, "batch_tokens": 100})
 
 
+def test_a_micro_batch_may_be_left_to_the_memory_of_the_device() -> None:
+    automatic = {"seq_len": 8, "micro_batch": "auto", "batch_tokens": 96}
+    assert recipe(train=automatic).train.micro_batch == "auto"
+    with pytest.raises(ValidationError, match=r"batch_tokens 100 is not a multiple of seq_len = 8"):
+        recipe(train=automatic | {"batch_tokens": 100})
+    # Masks are drawn for each forward pass: they would depend on the device.
+    with pytest.raises(ValidationError, match=r"micro_batch: auto goes with dropout 0 alone"):
+        recipe(train=automatic | {"dropout": 0.1})
+
+
 def test_warmup_takes_amounts_and_zero() -> None:
     assert recipe(train={"warmup_tokens": "100K"}).train.warmup_tokens == 100_000
     assert recipe(train={"warmup_tokens": 0}).train.warmup_tokens == 0

@@ -33,7 +33,7 @@ from inheritune.training import distillation as reference_module
 from inheritune.training import fsdp, logit_cache
 from inheritune.training import setup as setup_module
 from inheritune.training.distillation import Distillation
-from inheritune.training.fsdp import layer_modules, make_mesh, mesh_of, shard, sync_gradients
+from inheritune.training.fsdp import layer_modules, mesh_of, shard, sync_gradients
 from inheritune.training.hardware import Settings
 from inheritune.training.loop import train
 from inheritune.training.loop_config import LoopConfig, LoopResult
@@ -176,7 +176,7 @@ def gradients(folder: Path, tokens: TokenDirectory, processes: Processes) -> dic
     x, y = torch.randint(0, 320, (8, 16)), torch.randint(0, 320, (8, 16))
     y[torch.rand(8, 16) < torch.linspace(0, 0.9, 8)[:, None]] = -100
     results = {}
-    mesh = make_mesh(processes, processes.size // processes.nodes, "cpu")
+    mesh = mesh_of(processes, plain_settings(processes))
     for tied in (True, False):
         whole = small_llama(tied)
         root = TrainingObjective(whole, avoids_logits=False)

@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from inheritune.model_files.training_memory import TrainedModel
+from inheritune.model_files.training_memory import Layout, TrainedModel, estimate_memory
 from inheritune.recipe.training import Train
 from inheritune.training import hardware as settings
 from inheritune.training.hardware import choose_settings
@@ -66,7 +66,8 @@ def test_every_kernel_can_be_switched_off() -> None:
 
 def test_settings_are_json_values() -> None:
     record = choose_settings(recipe(), SHORT).record()
-    assert set(record["reasons"]) == {"device", "precision", "attention", "compile"}
+    reasons = {"device", "precision", "attention", "compile", "micro_batch"}
+    assert set(record["reasons"]) == reasons
     assert record["device"] == "cpu"
 
 
@@ -127,3 +128,63 @@ def test_layers_are_recomputed_by_auto_only_where_a_device_has_no_room_for_what_
 def test_on_a_cpu_auto_recomputes_nothing() -> None:
     train = recipe(activation_checkpointing="auto")
     assert not choose_settings(train, SHORT, model=llama(8 * 10**9)).activation_checkpointing
+
+
+BIG = {"tokens": "1M", "seq_len": 1024, "batch_tokens": 8 * 24 * 1024, "precision": "fp32"}
+
+
+def bytes_of(micro_batch: int, recomputes: bool) -> int:
+    """What one of eight devices holds in a step of `BIG`, with 8B parameters."""
+    layout = Layout(8, micro_batch, 24 // micro_batch, True, recomputes, loss="op")
+    return estimate_memory(llama(8 * 10**9), layout, 1024, "fp32").total
+
+
+@pytest.mark.parametrize(
+    ("room", "recomputing", "expected"),
+    [
+        (bytes_of(24, False), "auto", (24, False)),  # the whole share of a device at once
+        (bytes_of(24, False) - 1, "auto", (12, False)),
+        (bytes_of(3, False), "auto", (3, False)),  # though 24 fit where layers are recomputed
+        (bytes_of(1, False) - 1, "auto", (12, True)),
+        (bytes_of(1, False) - 1, "off", (1, False)),
+        (bytes_of(2, True), "on", (2, True)),
+        (1, "auto", (1, True)),
+    ],
+)
+def test_auto_takes_the_largest_micro_batch_that_fits_first_without_recomputing(
+    room: int,
+    recomputing: str,
+    expected: tuple[int, bool],
+    large_gpu: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(settings, "room_in", lambda memory: room)
+    asked = {"micro_batch": "auto", "activation_checkpointing": recomputing}
+    chosen = choose_settings(Train.model_validate(BIG | asked), 0, 8, model=llama(8 * 10**9))
+    assert (chosen.micro_batch, chosen.activation_checkpointing) == expected
+
+
+def test_auto_takes_no_more_than_a_training_began_with(large_gpu: None) -> None:
+    train = Train.model_validate(BIG | {"micro_batch": "auto"})
+    small = llama(10**9, layers=2)
+    chosen = [
+        choose_settings(train, 0, size, model=small, begun_with=before).micro_batch
+        for size, before in ((8, None), (8, 6), (8, 5), (24, 6), (24, 16), (1, 6))
+    ]
+    assert chosen == [24, 6, 4, 4, 8, 6]  # that divides a process's share of 24, 8 and 192
+
+
+def test_on_a_cpu_auto_takes_eight_sequences_or_the_most_below_that_divide() -> None:
+    for sequences, expected in ((64, 8), (12, 6), (10, 5), (7, 7), (11, 1)):
+        batch = {"batch_tokens": sequences * 64, "micro_batch": "auto"}
+        chosen = choose_settings(recipe(**batch), SHORT)
+        assert chosen.micro_batch == expected
+        assert chosen.reasons["micro_batch"] == "at most 8 on a CPU, whose memory is not counted"
+
+
+def test_a_stated_micro_batch_is_left_to_the_recipe() -> None:
+    chosen = choose_settings(recipe(), SHORT)
+    assert chosen.micro_batch is None
+    assert "micro_batch" not in chosen.compared()
+    chosen = choose_settings(recipe(micro_batch="auto"), SHORT)
+    assert chosen.compared()["micro_batch"] == chosen.micro_batch == 5

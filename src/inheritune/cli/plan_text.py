@@ -8,6 +8,7 @@ from inheritune.errors import listed
 from inheritune.model_files.config import Edit
 from inheritune.model_files.training_memory import SAVED_BYTES_PER_S
 from inheritune.planning.candidates import Candidate, Candidates, CutPlan
+from inheritune.planning.cluster import ClusterPlan
 from inheritune.planning.recipe_plan import RecipePlan
 from inheritune.planning.trainings import PlannedTraining
 from inheritune.reporting.quantities import (
@@ -104,6 +105,7 @@ def _clusters_table(plan: RecipePlan, notes: Sequence[str]) -> Table | None:
         (True, (Column("devices", show=exact), "devices")),
         (True, (Column("a copy on", show=exact, dispensable=1), "shards")),
         (True, (Column("memory each", show=data_size), "memory.total")),
+        (True, (Column("micro-batch", dispensable=2), _micro_batch)),
         (True, (Column("fits"), lambda row: "yes" if row.fits else row.change or "no")),
         (True, (Column("time", show=lambda hours: duration(3600 * hours)), "hours")),
         (True, (Column("device hours", show=lambda hours: f"{hours:,.0f}"), "device_hours")),
@@ -115,6 +117,10 @@ def _clusters_table(plan: RecipePlan, notes: Sequence[str]) -> Table | None:
     shown = [field for is_shown, field in fields if is_shown]
     title = "projected for more devices: bytes are counted, speeds assumed"
     return Table.of("clusters", plan.clusters, shown, [*_cluster_notes(plan), *notes], title)
+
+
+def _micro_batch(row: ClusterPlan) -> str:
+    return exact(row.micro_batch) + ", recomputed" * row.recomputes
 
 
 def _share(share: float) -> str:

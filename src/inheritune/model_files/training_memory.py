@@ -4,7 +4,7 @@ P positions of a micro-batch on one device, D hidden, F inside the MLP, V vocabu
 the widths of queries and of keys; an item has 2 bytes in bf16 and 4 in fp32.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -181,19 +181,33 @@ def room_in(memory_bytes: int | None) -> int | None:
     return None if memory_bytes is None else int(_USABLE * memory_bytes)
 
 
-def with_recomputing(
-    asked: str, model: TrainedModel, layout: Layout, seq_len: int, precision: str, room: int | None
+def first_that_fits(
+    layouts: Sequence[Layout],
+    recomputing: str,
+    model: TrainedModel | None,
+    seq_len: int,
+    precision: str,
+    room: int | None,
 ) -> Layout:
-    """Resolve ``train.activation_checkpointing``: ``auto`` recomputes what has no room otherwise.
+    """Resolve ``train.micro_batch`` and ``train.activation_checkpointing``, which are one decision.
+
+    Recomputing costs a third more work, small micro-batches next to nothing: so layers are
+    recomputed only where no layout fits without. The last one is taken where none fits at all.
 
     Args:
-        asked: ``"auto"``, ``"on"`` or ``"off"``.
-        layout: Without recomputing.
-        room: Bytes of `room_in`; None: `auto` keeps what the layers keep.
+        layouts: Those to choose from, the best first; without recomputing.
+        recomputing: ``"auto"``, ``"on"`` or ``"off"``.
+        model: What is trained; None: something that fits in any way.
+        room: Bytes of `room_in`; None: not known, and taken to be enough.
     """
-    if asked == "auto" and room is not None:
-        asked = "on" if estimate_memory(model, layout, seq_len, precision).total > room else "off"
-    return replace(layout, recomputes=asked == "on")
+    tried = {"auto": (False, True), "on": (True,), "off": (False,)}[recomputing]
+    options = [replace(layout, recomputes=on) for on in tried for layout in layouts]
+    if model is None or room is None:
+        return options[0]
+    for option in options[:-1]:
+        if estimate_memory(model, option, seq_len, precision).total <= room:
+            return option
+    return options[-1]
 
 
 def layer_bytes(

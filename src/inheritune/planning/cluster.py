@@ -19,6 +19,7 @@ from inheritune.planning.fitting import (
     DEVICES_PER_MACHINE,
     can_share,
     cheapest_change,
+    divided_by,
     layout_on,
     precision_on,
     room_on,
@@ -129,6 +130,8 @@ class ClusterPlan:
 
     devices: int
     shards: int  # devices that share one copy of the weights, in the largest training
+    micro_batch: int  # sequences of a forward pass, the fewest of all trainings
+    recomputes: bool  # whether layers are computed again in a training's backward pass
     memory: Memory  # on one device, for the training that needs the most, with `change`
     fits: bool  # as the recipe is; a batch that the devices cannot divide does not
     # The cheapest change with which it does; empty: it fits, or nothing helps. Where it needs no
@@ -189,8 +192,7 @@ def plan_cluster(
     Gathering goes on beside the computation: a step takes as long as the slower of the two.
     """
     devices, room = speed.count, room_on(speed)
-    fits = not train.batch_tokens % (train.seq_len * train.micro_batch * devices)
-    fits = fits and can_share(train, devices)
+    fits = train.micro_batch in divided_by(train, devices) and can_share(train, devices)
     train = shared_by(train, devices)
     fits = fits and (room is None or memory_on(train, devices).total <= room)
     found = None if fits or room is None else cheapest_change(train, devices, room, memory_on)
@@ -200,9 +202,8 @@ def plan_cluster(
     item = 2 if precision_on(train, speed) == "bf16" else 4
     interval_s = 60 * train.save_minutes
     hours = waiting = lost = save_s = 0.0
-    shards = 1
-    for training, model in planned:
-        layout = layout_on(model, train, speed)
+    layouts = [layout_on(model, train, speed) for _, model in planned]
+    for layout, (training, model) in zip(layouts, planned, strict=True):
         traffic = Traffic.of(model, layout, devices // layout.shards, item)
         computing_s = 3600 * speed.price(training.flops).hours
         computing_s *= RECOMPUTED if layout.recomputes else 1
@@ -215,12 +216,13 @@ def plan_cluster(
         hours += total / 3600
         waiting += (busy_s - computing_s) / 3600
         lost += (total - busy_s) / 3600
-        shards = max(shards, layout.shards)
     tokens = sum(training.tokens for training, _ in planned)
     vocabulary = planned[0][1].vocabulary
     return ClusterPlan(
         devices=devices,
-        shards=shards,
+        shards=max(layout.shards for layout in layouts),
+        micro_batch=min(layout.micro_batch for layout in layouts),
+        recomputes=any(layout.recomputes for layout in layouts),
         memory=memory_on(train, devices),
         fits=fits,
         change="" if change is None else change.text,

@@ -1,7 +1,8 @@
 """Find the layout of a training on its devices, and the cheapest change that lets it fit."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from inheritune.model_files.training_memory import (
     CHUNK_LOGITS,
@@ -9,12 +10,19 @@ from inheritune.model_files.training_memory import (
     Memory,
     TrainedModel,
     estimate_memory,
+    first_that_fits,
     room_in,
-    with_recomputing,
 )
 from inheritune.planning.trainings import PlannedTraining
-from inheritune.recipe.sharding import bytes_at_rest, shard_count, sums_every_pass
+from inheritune.recipe.sharding import (
+    MOST_ON_A_CPU,
+    bytes_at_rest,
+    micro_batches,
+    shard_count,
+    sums_every_pass,
+)
 from inheritune.recipe.training import Train
+from inheritune.reporting.quantities import counted, data_size
 from inheritune.surgery.sizes import Sizes
 from inheritune.system.devices import Speed
 
@@ -63,21 +71,53 @@ def layout_on(model: TrainedModel, train: Train, speed: Speed | None) -> Layout:
     shards = 1
     if speed is not None:
         shards = shard_count(train, devices, machines_of(devices), at_rest, memory)
-    passes = max(1, train.batch_tokens // (train.seq_len * train.micro_batch * devices))
     is_short = on_cpu and train.seq_len <= _LONGEST_MATMUL
-    logits = train.micro_batch * train.seq_len * model.vocabulary
-    layout = Layout(
+    base = Layout(
         shards=shards,
-        micro_batch=train.micro_batch,
-        micro_batches=passes,
         sums_every_pass=sums_every_pass(model.trained, shards, memory),
         offloads=train.offload == "on" and devices > 1,
         matmul_attention=train.attention == "matmul" or (train.attention == "auto" and is_short),
-        loss="op" if not on_cpu else "chunks" if logits > CHUNK_LOGITS else "logits",
+        loss="op",
     )
+    most = MOST_ON_A_CPU if on_cpu else None
+    is_auto = train.micro_batch == "auto"
+    sizes = micro_batches(train, devices, most) or [1] if is_auto else [train.sequences]
+    layouts = [_with_passes(base, n, train, devices) for n in sizes]
     room = None if on_cpu else room_on(speed)
-    asked = train.activation_checkpointing
-    return with_recomputing(asked, model, layout, train.seq_len, precision, room)
+    recomputing = train.activation_checkpointing
+    layout = first_that_fits(layouts, recomputing, model, train.seq_len, precision, room)
+    if not on_cpu:
+        return layout
+    logits = layout.micro_batch * train.seq_len * model.vocabulary
+    return replace(layout, loss="chunks" if logits > CHUNK_LOGITS else "logits")
+
+
+def _with_passes(layout: Layout, micro_batch: int, train: Train, devices: int) -> Layout:
+    passes = max(1, train.batch_tokens // (train.seq_len * micro_batch * devices))
+    return replace(layout, micro_batch=micro_batch, micro_batches=passes)
+
+
+def micro_batch_note(
+    train: Train, planned: Sequence[tuple[PlannedTraining, TrainedModel]], speed: Speed | None
+) -> str | None:
+    """Say which micro-batch `auto` comes to, and what keeps it from a larger one."""
+    if train.micro_batch != "auto":
+        return None
+    devices, room = 1 if speed is None else speed.count, room_on(speed)
+    parts: dict[str, None] = {}
+    for training, model in planned:
+        layout = layout_on(model, train, speed)
+        larger = [n for n in micro_batches(train, devices) if n > layout.micro_batch]
+        words = f"{counted(layout.micro_batch, 'sequence')} for {training.name}, "
+        words += counted(training.layers, "layer") + ", recomputed" * layout.recomputes
+        if room is None:
+            words += f" (at most {MOST_ON_A_CPU} on a CPU; for a GPU: --device)"
+        elif larger:
+            wide = _with_passes(layout, larger[-1], train, devices)
+            memory = estimate_memory(model, wide, train.seq_len, precision_on(train, speed))
+            words += f" ({larger[-1]} would take {data_size(memory.total)} of {data_size(room)})"
+        parts[words] = None
+    return f"train.micro_batch, auto: {'; '.join(parts)}."
 
 
 def precision_on(train: Train, speed: Speed | None) -> str:
@@ -131,11 +171,11 @@ def cheapest_change(
 
 def _changes(train: Train, devices: int) -> Iterator[tuple[Train, int]]:
     for recomputes in ("off", "on"):
-        for size in _smaller(train, devices):
+        for size in divided_by(train, devices):
             yield _with(train, size, recomputes), devices
     count = devices * 2
     while count <= _MOST_DEVICES:
-        if sizes := _smaller(train, count):
+        if sizes := divided_by(train, count):
             yield _with(train, sizes[0], "on"), count
             yield _with(train, sizes[-1], "on"), count
         if count == 8 * devices and devices > 1:
@@ -143,16 +183,17 @@ def _changes(train: Train, devices: int) -> Iterator[tuple[Train, int]]:
         count *= 2
 
 
-def _smaller(train: Train, devices: int) -> list[int]:
+def divided_by(train: Train, devices: int) -> list[int | Literal["auto"]]:
     """Micro-batches that divide a device's share of a step, from the recipe's downwards."""
-    each, rest = divmod(train.batch_tokens, train.seq_len * devices)
-    if rest or not each:
-        return []
-    return [n for n in range(train.micro_batch, 0, -1) if each % n == 0]
+    if train.micro_batch == "auto":
+        return ["auto"] if micro_batches(train, devices) else []
+    return [*micro_batches(train, devices, train.micro_batch)]
 
 
-def _with(train: Train, micro_batch: int, recomputes: str, offload: str | None = None) -> Train:
-    if train.activation_checkpointing != "off" and recomputes == "off":
+def _with(
+    train: Train, micro_batch: int | str, recomputes: str, offload: str | None = None
+) -> Train:
+    if train.activation_checkpointing != "off":
         recomputes = train.activation_checkpointing
     update = {"micro_batch": micro_batch, "activation_checkpointing": recomputes}
     return train.model_copy(update=update | {"offload": offload or train.offload})

@@ -17,6 +17,7 @@ from inheritune.planning.fitting import (
     Change,
     cheapest_change,
     memory_of,
+    micro_batch_note,
     room_on,
     shared_by,
     trained_model,
@@ -225,6 +226,7 @@ def plan_recipe(
             for count in counts
         ),
         notes=(
+            *filter(None, [micro_batch_note(train, planned, speed)]),
             *growth_notes(recipe, growth, planner.flops_per_token),
             *training_notes(recipe, trainings, unique, exact),
             *shape_notes(model),

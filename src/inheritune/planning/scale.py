@@ -132,10 +132,11 @@ def _scaled_training(recipe: Recipe, factor: float) -> dict[str, Any]:
         "tokens": tokens,
         "seq_len": seq_len,
         "batch_tokens": batch,
-        "micro_batch": math.gcd(sequences, train.micro_batch),
         # With few steps, ten validations would be most of the work.
         "eval_every": tokens if tokens < _FEW_STEPS * batch else None,
     }
+    if train.micro_batch != "auto":
+        values["micro_batch"] = math.gcd(sequences, train.micro_batch)
     values["warmup_tokens"] = _warmup(train.warmup_tokens, factor, values)
     return values
 

@@ -1,10 +1,23 @@
-"""Decide over how many processes one copy of a training's weights is divided."""
+"""Decide how a training is divided among processes: copies of its weights, and its steps."""
 
 from inheritune.errors import RecipeError
 from inheritune.recipe.training import Train
 
 _ROOM_AT_REST = 0.5  # of a device, for weights, gradients and moments; the rest is for a step
+MOST_ON_A_CPU = 8  # sequences of `micro_batch: auto` there, where no memory is counted
 _ROOM_FOR_SUMS = 0.25  # of a device, for gradients that are not yet added up over processes
+
+
+def micro_batches(train: Train, processes: int, most: int | None = None) -> list[int]:
+    """List the micro-batches that divide each process's share of a step, the largest first.
+
+    Args:
+        most: The largest to list; None: the whole share.
+    """
+    share, rest = divmod(train.batch_tokens, train.seq_len * processes)
+    if rest:
+        return []
+    return [n for n in range(min(share, most or share), 0, -1) if share % n == 0]
 
 
 def bytes_at_rest(params: int, trained: int, reference: int, precision: str) -> int:

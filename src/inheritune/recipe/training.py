@@ -28,8 +28,10 @@ class Train(RecipeSection):
     """Tokens per sequence."""
     batch_tokens: Amount = 393_216
     """Tokens per optimizer step, over all processes."""
-    micro_batch: Count = 8
-    """Sequences per forward pass and process."""
+    micro_batch: Count | Literal["auto"] = 8
+    """Sequences per forward pass and process. auto: as many as a GPU has room for, by the estimate
+    that `plan` shows; with activation_checkpointing: auto, layers are recomputed only where not
+    even one has room otherwise. On a CPU at most 8. A training goes on with what it began with."""
     learning_rate: Rate = 3e-4
     """Peak learning rate."""
     min_learning_rate: NonNegative = 1e-5
@@ -68,7 +70,7 @@ class Train(RecipeSection):
     """Let glibc keep freed memory instead of unmapping it at every step."""
     activation_checkpointing: Switch = "off"
     """on: recompute layers in the backward pass; less memory, but slower. auto: where a GPU has no
-    room for what they would keep, by the estimate that `plan` shows."""
+    room for what they would keep, by the same estimate."""
     parallel: Literal["auto", "shard", "hybrid"] = "auto"
     """How several processes hold the weights. shard: each has a share of one copy; hybrid: the
     processes of a machine, or shard_size of them, share a copy, and copies exchange gradients;
@@ -92,19 +94,36 @@ class Train(RecipeSection):
     """Minutes that several processes wait for one that is silent, as on a machine that is gone,
     before they end; longer than one of them reads or writes a model."""
 
+    @property
+    def sequences(self) -> int:
+        """Sequences per forward pass and process, where ``auto`` is resolved."""
+        assert self.micro_batch != "auto"
+        return self.micro_batch
+
     def num_steps(self, tokens: int) -> int:
         """Optimizer steps for a number of training tokens: whole batches, at least one."""
         return max(1, tokens // self.batch_tokens)
 
     @model_validator(mode="after")
     def _steps_are_whole(self) -> Self:
-        quantum = self.seq_len * self.micro_batch
+        factors, quantum = "seq_len", self.seq_len
+        if self.micro_batch != "auto":
+            factors, quantum = "seq_len x micro_batch", quantum * self.micro_batch
         if self.batch_tokens % quantum:
             below = self.batch_tokens // quantum * quantum
             nearest = " or ".join(str(v) for v in (below, below + quantum) if v)
             raise ValueError(
-                f"batch_tokens {self.batch_tokens} is not a multiple of seq_len x micro_batch = "
+                f"batch_tokens {self.batch_tokens} is not a multiple of {factors} = "
                 f"{quantum}; nearest: {nearest}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _results_do_not_depend_on_the_device(self) -> Self:
+        if self.micro_batch == "auto" and self.dropout:
+            raise ValueError(
+                "micro_batch: auto goes with dropout 0 alone: what is dropped depends on the "
+                "sequences of a forward pass; state a number"
             )
         return self
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inheritune.data.order import ORDER_VERSION
 from inheritune.model_files.config import text_config
 from inheritune.model_files.flops import EVALUATION_SHARE, hidden_loss_flops
+from inheritune.recipe.training import Train
 from inheritune.recipe.variants import Distill
 from inheritune.steps.training_task import TrainingTask
 from inheritune.system.processes import ALONE, Processes
@@ -55,8 +56,8 @@ def open_distillation(task: TrainingTask, settings: "Settings") -> "Distillation
         return reference(ALONE)  # whole, since each process predicts other samples
 
     # --- store what the training needs and the disk does not have yet ---
-    logits = _open_cache(task, section, section.top_k)
-    train, processes = task.train, task.job.processes
+    train, processes = settings.resolved(task.train), task.job.processes
+    logits = _open_cache(task, train, section, section.top_k)
     samples_per_step = train.batch_tokens // train.seq_len
     samples = task.spec.first_sample + train.num_steps(task.spec.tokens) * samples_per_step
     shards = processes.on_main(lambda: logits.missing(samples))
@@ -90,7 +91,7 @@ def reference_cost(task: TrainingTask, tokens: int) -> tuple[float, float]:
 
     section, seconds = Distill.model_validate(task.spec.distill), 0.0
     if section.top_k is not None:
-        tokens, seconds = _open_cache(task, section, section.top_k).cost(task.title)
+        tokens, seconds = _open_cache(task, task.train, section, section.top_k).cost(task.title)
     shape = describe(_reference_dir(task), task.train.seq_len)
     flops = shape.flops_per_token * EVALUATION_SHARE
     if section.hidden is not None:
@@ -99,7 +100,7 @@ def reference_cost(task: TrainingTask, tokens: int) -> tuple[float, float]:
     return flops * tokens, seconds
 
 
-def _open_cache(task: TrainingTask, section: Distill, top_k: int) -> "LogitCache":
+def _open_cache(task: TrainingTask, train: Train, section: Distill, top_k: int) -> "LogitCache":
     from inheritune.training.logit_cache import LogitCache
     from inheritune.training.models import vocab_size
 
@@ -111,7 +112,7 @@ def _open_cache(task: TrainingTask, section: Distill, top_k: int) -> "LogitCache
             "order": ORDER_VERSION,
         },
         task.tokens.train,
-        task.train,  # its seed decides the order in which samples are stored
+        train,  # its seed decides the order in which samples are stored
         top_k,
         section.temperature,
         vocab_size(_reference_dir(task)),

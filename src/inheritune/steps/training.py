@@ -146,7 +146,8 @@ def train_share(
         on_row: Called with every row of ``metrics.jsonl``; only process 0 writes them.
     """
     from inheritune.evaluation.val_loss import measure_val_loss
-    from inheritune.training.hardware import choose_settings
+    from inheritune.training.checkpoint_files import begun_with
+    from inheritune.training.hardware import choose_device, choose_settings, device_memory
     from inheritune.training.loop import train
     from inheritune.training.loop_config import LoopConfig
     from inheritune.training.models import describe
@@ -155,13 +156,17 @@ def train_share(
     job, spec, section = task.job, task.spec, task.train
     shape = describe(task.start_dir, section.seq_len, section.only)
     flops = shape.flops_per_token * spec.tokens
+    memories = job.processes.on_all(lambda: device_memory(choose_device()))
     settings = choose_settings(
         section,
         flops,
         job.processes.size,
         machines=job.processes.nodes,
         model=_trained_model(task, shape),
+        memory=min(filter(None, memories), default=None),
+        begun_with=job.processes.on_main(lambda: begun_with(task.checkpoints_dir, checkpoint)),
     )
+    section = settings.resolved(section)
     smaller_end = None
     if spec.keeps_optimizer_state:
         smaller_end = _end_of(job.run.root / str(spec.grown_from))
@@ -181,7 +186,7 @@ def train_share(
             ).mean
 
     # --- train; a distillation's reference is loaded, or what is stored of it, inside ---
-    with job.processes.watched(), _enough_memory(section.micro_batch):
+    with job.processes.watched(), _enough_memory(section.sequences):
         distillation = None if spec.distill is None else open_distillation(task, settings)
         config = LoopConfig(
             task=task.title,

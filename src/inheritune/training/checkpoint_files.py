@@ -37,6 +37,21 @@ def newest_first(folder: Path) -> list[Path]:
     return sorted((path for path in named if path.is_dir()), reverse=True)
 
 
+def begun_with(folder: Path, named: Path | None = None) -> int | None:
+    """Return the micro-batch that `auto` came to in a training; None: it did not, or begins now.
+
+    Args:
+        named: Checkpoint that is gone on from; None: the newest that tells.
+    """
+    for checkpoint in newest_first(folder) if named is None else [named]:
+        try:
+            chosen = read_json(checkpoint / "trainer.json")["settings"].get("micro_batch")
+        except BROKEN:  # it will be passed over
+            continue
+        return chosen if type(chosen) is int and chosen > 0 else None
+    return None
+
+
 def point_latest(folder: Path, name: str) -> None:
     """Name the newest checkpoint in the file `latest`, for people and scripts.
 

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from inheritune.errors import RecipeError, SourceError
 from inheritune.model_files.layers import find_container
+from inheritune.recipe.sharding import micro_batches
 from inheritune.recipe.training import Train
 from inheritune.system.processes import Processes
 
@@ -44,27 +45,20 @@ def my_share(train: Train, processes: Processes) -> tuple[int, int]:
     Raises:
         RecipeError: The batch does not divide by the number of processes.
     """
-    quantum = train.seq_len * train.micro_batch * processes.size
+    is_auto = train.micro_batch == "auto"
+    factors = f"seq_len {'' if is_auto else 'x micro_batch '}x processes"
+    quantum = train.seq_len * (1 if is_auto else train.sequences) * processes.size
     if train.batch_tokens % quantum:
         below = train.batch_tokens // quantum * quantum
         nearest = " or ".join(str(v) for v in (below, below + quantum) if v)
-        smaller = _fitting_micro_batch(train, processes.size)
+        smaller = [] if is_auto else micro_batches(train, processes.size, train.sequences)
         raise RecipeError(
-            f"train.batch_tokens {train.batch_tokens} is not a multiple of seq_len x micro_batch "
-            f"x processes = {quantum}.",
+            f"train.batch_tokens {train.batch_tokens} is not a multiple of {factors} = {quantum}.",
             f"The nearest that are: {nearest}."
-            + (f" Or set train.micro_batch to {smaller}." if smaller else ""),
+            + (f" Or set train.micro_batch to {smaller[0]}." if smaller else ""),
         )
     each = train.batch_tokens // train.seq_len // processes.size
     return processes.rank * each, (processes.rank + 1) * each
-
-
-def _fitting_micro_batch(train: Train, size: int) -> int | None:
-    """The largest micro-batch, up to the recipe's, that divides each process's share of a step."""
-    sequences, rest = divmod(train.batch_tokens, train.seq_len * size)
-    if rest or not sequences:
-        return None
-    return next(n for n in range(train.micro_batch, 0, -1) if sequences % n == 0)
 
 
 def layer_modules(model: "PreTrainedModel") -> list[nn.Module]:
@@ -88,23 +82,17 @@ def layer_modules(model: "PreTrainedModel") -> list[nn.Module]:
     return lists[0]
 
 
-def make_mesh(processes: Processes, shards: int, device: str) -> DeviceMesh:
-    """Lay the processes out: neighbours by rank share a copy of the weights; all call this at once.
-
-    Args:
-        shards: Processes that share one copy; it divides their number.
-    """
-    copies = processes.size // shards
-    shape = (shards,) if copies == 1 else (copies, shards)
-    names = ("replicate", "shard")[-len(shape) :]
-    return init_device_mesh(device, shape, mesh_dim_names=names)
-
-
 def mesh_of(processes: Processes, settings: "Settings") -> DeviceMesh | None:
-    """Lay out the processes of a training, which all call this at once; None for one alone."""
+    """Lay the processes out, which all call this at once; None for one alone.
+
+    Neighbours by rank share a copy of the weights.
+    """
     if processes.size == 1:
         return None
-    return make_mesh(processes, settings.shards, settings.device)
+    shards, copies = settings.shards, processes.size // settings.shards
+    shape = (shards,) if copies == 1 else (copies, shards)
+    names = ("replicate", "shard")[-len(shape) :]
+    return init_device_mesh(settings.device, shape, mesh_dim_names=names)
 
 
 def shard(

@@ -7,13 +7,19 @@ import ctypes
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inheritune.errors import MachineError, RecipeError
-from inheritune.model_files.training_memory import Layout, TrainedModel, room_in, with_recomputing
-from inheritune.recipe.sharding import bytes_at_rest, shard_count, sums_every_pass
+from inheritune.model_files.training_memory import Layout, TrainedModel, first_that_fits, room_in
+from inheritune.recipe.sharding import (
+    MOST_ON_A_CPU,
+    bytes_at_rest,
+    micro_batches,
+    shard_count,
+    sums_every_pass,
+)
 from inheritune.recipe.training import Train
 from inheritune.training.kernels import LONGEST_SEQUENCE
 
@@ -41,6 +47,8 @@ class Settings:
     keep_large_blocks: bool  # whether glibc keeps freed memory
     # ``"logits"``; ``"op"`` or ``"chunks"``, where possible and worth it: these never hold them
     loss: str = "logits"
+    # Sequences of a forward pass that `auto` came to; None: as the recipe says
+    micro_batch: int | None = None
     activation_checkpointing: bool = False  # whether layers are computed again in the backward pass
     processes: int = 1
     shards: int = 1  # processes that share one copy of the weights
@@ -59,8 +67,16 @@ class Settings:
             *("device", "precision", "gathers_bf16", "attention", "loss"),
             *("compile", "fused_gelu", "fused_optimizer"),
         )
+        chosen = {} if self.micro_batch is None else {"micro_batch": self.micro_batch}
         # Gradients are summed over processes in fp32 on every machine: see `fsdp.shard`.
-        return {name: getattr(self, name) for name in names} | {"gradients_summed_in": "fp32"}
+        always = {name: getattr(self, name) for name in names} | {"gradients_summed_in": "fp32"}
+        return always | chosen
+
+    def resolved(self, train: Train) -> Train:
+        """Return the section with the micro-batch that its `auto` came to."""
+        if self.micro_batch is None:
+            return train
+        return train.model_copy(update={"micro_batch": self.micro_batch})
 
     @property
     def gathers_bf16(self) -> bool:
@@ -82,6 +98,8 @@ def choose_settings(
     *,
     machines: int = 1,
     model: TrainedModel | None = None,
+    memory: int | None = None,
+    begun_with: int | None = None,
 ) -> Settings:
     """Resolve every `auto` of the section `train` on this machine.
 
@@ -89,13 +107,15 @@ def choose_settings(
         planned_flops: FLOPs of the training; they decide whether compiling pays.
         machines: Machines that the processes run on.
         model: What is trained; None: something that fits in any way.
+        memory: Bytes of the smallest device of all processes; None: this one's, if it is a GPU.
+        begun_with: Micro-batch that `auto` came to when the training began; None: it begins now.
 
     Raises:
         MachineError: bf16 was asked for on a GPU that has none.
         RecipeError: ``train.shard_size`` does not divide the processes, or one alone is to offload.
     """
     device = choose_device()
-    memory = device_memory(device)
+    memory = device_memory(device) if memory is None else memory
     if train.offload == "on" and processes == 1:
         raise RecipeError(
             "train.offload is on, and there is one process.",
@@ -109,20 +129,19 @@ def choose_settings(
     params, trained = (0, 0) if model is None else (model.params, model.trained)
     at_rest = bytes_at_rest(params, trained, 0 if model is None else model.reference, precision)
     shards = shard_count(train, processes, machines, at_rest, memory)
-    layout = Layout(
+    base = Layout(
         shards=shards,
-        micro_batch=train.micro_batch,
-        micro_batches=train.batch_tokens // (train.seq_len * train.micro_batch * processes),
         sums_every_pass=sums_every_pass(trained, shards, memory),
         offloads=train.offload == "on",
         matmul_attention=attention == "matmul",
         loss="op" if device == "cuda" else "chunks",  # on a CPU the op is 1.1-6 times slower
     )
-    recomputes = train.activation_checkpointing == "on"
-    if model is not None:
-        asked, room = train.activation_checkpointing, room_in(memory)
-        layout = with_recomputing(asked, model, layout, train.seq_len, precision, room)
-        recomputes = layout.recomputes
+    room = None if model is None else room_in(memory)
+    sizes, reasons["micro_batch"] = _micro_batches(train, processes, room, begun_with)
+    share = train.batch_tokens // train.seq_len // processes
+    layouts = [replace(base, micro_batch=n, micro_batches=share // n) for n in sizes]
+    recomputing = train.activation_checkpointing
+    layout = first_that_fits(layouts, recomputing, model, train.seq_len, precision, room)
     keeps_memory = device == "cpu" and _has_glibc() and train.keep_large_blocks != "off"
     return Settings(
         device=device,
@@ -133,7 +152,8 @@ def choose_settings(
         fused_optimizer=train.fused_optimizer != "off",
         keep_large_blocks=keeps_memory,
         loss=layout.loss,
-        activation_checkpointing=recomputes,
+        micro_batch=layout.micro_batch if train.micro_batch == "auto" else None,
+        activation_checkpointing=layout.recomputes,
         processes=processes,
         shards=shards,
         sums_every_pass=layout.sums_every_pass,
@@ -142,6 +162,21 @@ def choose_settings(
         begins_on_host=processes > 1 and memory is not None and 4 * params > memory,
         reasons=reasons,
     )
+
+
+def _micro_batches(
+    train: Train, processes: int, room: int | None, begun_with: int | None
+) -> tuple[list[int], str]:
+    """List the micro-batches to choose from, the largest first, and say how one is chosen."""
+    if train.micro_batch != "auto":
+        return [train.micro_batch], "the recipe says so"
+    most = MOST_ON_A_CPU if room is None else None
+    sizes = micro_batches(train, processes, begun_with or most) or [1]  # `my_share` refuses these
+    if begun_with is not None:
+        return sizes, f"the training began with {begun_with}"
+    if room is None:
+        return sizes, f"at most {MOST_ON_A_CPU} on a CPU, whose memory is not counted"
+    return sizes, f"the largest that fits into {room:,} bytes"
 
 
 def choose_device() -> str:
