@@ -132,6 +132,21 @@ def test_two_workers_prepare_what_a_run_then_trains_on(recipe: Path) -> None:
     assert invoke("run", recipe, "--set", "grow.add=0").exit_code == 0
 
 
+def test_workers_prepare_a_recipe_with_a_limit_as_its_refusal_says(recipe: Path) -> None:
+    fields = json.loads(recipe.read_text())
+    fields["data"]["tokens"] = 2000
+    recipe.write_text(json.dumps(fields))
+    refused = invoke("prepare", recipe, "--worker", "1/1")
+    assert refused.exit_code == 2
+    assert "--set data.tokens=null" in refused.stderr
+    assert "--set data.sample=0.1" in refused.stderr
+    options = ("--set", "data.tokens=null", "--set", "data.sample=0.9")
+    prepared = invoke("prepare", recipe, "--worker", "1/1", *options)
+    assert prepared.exit_code == 0, prepared.stderr
+    assert f"next: inheritune run {recipe} {' '.join(options)}" in prepared.stderr
+    assert invoke("run", recipe, *options, "--set", "grow.add=0").exit_code == 0
+
+
 def test_prepare_ends_with_what_it_took_and_left_out(tiny_reference: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()

@@ -19,6 +19,7 @@ from inheritune.run.execute import prepare_one_worker, prepare_only, train_only
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RunRecord
 from inheritune.steps.result import TrainingResult
+from inheritune.system.environment import machine
 from inheritune.system.progress import Progress
 
 typed = RunRecord.model_validate
@@ -339,6 +340,36 @@ def test_a_worker_that_waits_for_another_to_open_the_reference_says_so(
     parts = prepare_one_worker(recipe, root, Worker(0, 64), listen)
     assert said == [f"another process works on {root}: waiting for it"]
     assert len(parts.missing) == 63
+
+
+def test_workers_record_where_and_by_what_they_prepare(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, root = recipe_of(tiny_reference, tiny_text), tmp_path / "tiny"
+    prepare_one_worker(recipe, root, Worker(0, 64))
+    first = Run(root).read()
+    assert (first["status"], first["error"]) == ("interrupted", "workers prepare the text.")
+    assert (first["machine"], first["earlier"]) == (machine(), [])
+    elsewhere = machine() | {"processor": "another one"}
+    monkeypatch.setattr("inheritune.run.record.machine", lambda: elsewhere)
+    for _ in range(2):  # once is enough
+        prepare_one_worker(recipe, root, Worker(1, 64))
+    second = Run(root).read()
+    assert [start["machine"] for start in second["earlier"]] == [elsewhere]
+    assert second["machine"] == machine()
+    assert second["started_at"] == first["started_at"]
+    assert prepare_one_worker(recipe, root, Worker(0, 1)).tokens is not None
+    assert (Run(root).read()["status"], Run(root).read()["error"]) == ("done", None)
+
+
+def test_a_worker_leaves_the_end_of_a_run_as_it_was(
+    finished: tuple[Path, dict[str, Any], RecipeFile], tmp_path: Path
+) -> None:
+    before, _, recipe = finished
+    root = Path(shutil.copytree(before, tmp_path / "tiny"))
+    shutil.rmtree(root / "tokens")
+    prepare_one_worker(recipe, root, Worker(0, 1))
+    assert Run(root).read() == Run(before).read()
 
 
 def test_one_variant_can_be_trained_alone_and_the_run_goes_on_from_it(

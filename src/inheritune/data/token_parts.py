@@ -118,8 +118,9 @@ def _check_divisible(data: Data) -> None:
     if data.tokens is not None:
         raise RecipeError(
             f"data.tokens is {data.tokens:,}; where that many end, no worker knows.",
-            "Leave it out: train.tokens says how many are trained on, data.sample takes a share of "
-            "the documents. Or prepare without --worker.",
+            "Give all workers and the run --set data.tokens=null: train.tokens says how many are "
+            "trained on, --set data.sample=0.1 takes a tenth of the documents. Or prepare without "
+            "--worker.",
         )
     if len(sources) > 1:
         raise RecipeError(

@@ -15,7 +15,12 @@ from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe
 from inheritune.reporting.page import read_report, write_report
 from inheritune.run.derive import Outcome, derive
-from inheritune.run.record import add_section, record_result
+from inheritune.run.record import (
+    add_section,
+    record_result,
+    record_worker,
+    record_workers_end,
+)
 from inheritune.run.session import Start, carry_out
 from inheritune.run.stages import Stages
 from inheritune.run_directory import Run
@@ -188,14 +193,22 @@ def prepare_only(
 def prepare_one_worker(
     recipe: RecipeFile, root: Path, worker: Worker, on_progress: Listener = silent
 ) -> TokenParts:
-    """Prepare one worker's parts of a recipe's tokens, beside others in the same run directory."""
+    """Prepare one worker's parts of a recipe's tokens, beside others in the same run directory.
+
+    run.json tells of each machine and version that took part.
+    """
     new = missing_directories(root)
     with catch_signals() as stop, removed_if_refused(new, Run(root).own_files):
         wait = patiently(root, on_progress, partial(stop.check, "nothing is prepared yet"))
         with Run.hold(root, wait) as run:  # one after the other: they may fetch the reference
             job = Job(recipe.recipe, run, stop, on_progress)
             home = tokenizer_home(job)
-        return prepare_token_parts(job, home, worker)
+            record_worker(run, recipe)
+        parts = prepare_token_parts(job, home, worker)
+        if parts.tokens is not None:
+            with Run.hold(root, wait) as run:
+                record_workers_end(run)
+        return parts
 
 
 def train_only(

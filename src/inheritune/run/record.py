@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from inheritune.data.tokens import TokenDirectory
+from inheritune.errors import Interrupted
 from inheritune.recipe.load import RecipeFile
 from inheritune.run.derive import Outcome
 from inheritune.run.facts import reference_facts, reference_loss, round_rows
@@ -11,7 +12,7 @@ from inheritune.run.ledger import ledger, run_result, variant_rows
 from inheritune.run.notes import run_notes
 from inheritune.run_directory import Run
 from inheritune.run_record.measurements import TournamentRecord
-from inheritune.run_record.record import RunRecord
+from inheritune.run_record.record import RUN, RunRecord
 from inheritune.run_record.trainings import (
     Result,
     StartRecord,
@@ -24,6 +25,8 @@ from inheritune.steps.result import TrainingResult
 from inheritune.steps.selection import selection_record
 from inheritune.system.environment import machine, utc_now, versions
 from inheritune.system.secrets import mask
+
+_BY_WORKERS = "workers prepare the text."
 
 
 def record_start(
@@ -42,7 +45,7 @@ def record_start(
         processes: Number of processes that share the work.
         allowed: Recipe keys that may differ from those the run was begun with.
     """
-    here = {"versions": versions(), "machine": machine(), "processes": processes}
+    here = _place(processes)
     last = before.model_dump(include=set(here), exclude_unset=True)
     earlier = [*(start.as_json() for start in before.earlier), *([last] if last else [])]
     different = [start for start in earlier if start != here]
@@ -69,6 +72,32 @@ def record_start(
             allowed_changes=sorted({*before.allowed_changes, *allowed}),
         )
     )
+
+
+def _place(processes: int) -> dict[str, Any]:
+    return {"versions": versions(), "machine": machine(), "processes": processes}
+
+
+def record_worker(run: Run, recipe: RecipeFile) -> None:
+    """Record where a worker prepares parts of the text, and by what; many may do so at once.
+
+    A run that was begun keeps its state; one of workers alone is unfinished until they are.
+    """
+    before, here = RunRecord.model_validate(run.read()), _place(1)
+    if not before.started_at:
+        record_start(run, before, RUN, recipe, 1, ())
+        record_end(run, "interrupted", Interrupted.exit_code, 0.0, _BY_WORKERS)
+        return
+    starts = [start.as_json() for start in before.earlier]
+    if here not in [*starts, before.model_dump(include=set(here), exclude_unset=True)]:
+        earlier = [StartRecord.model_validate(start) for start in [*starts, here]]
+        run.update(RunRecord(earlier=earlier))
+
+
+def record_workers_end(run: Run) -> None:
+    """Record that the text is prepared, if nothing but workers has worked on the run."""
+    if run.read().get("error") == _BY_WORKERS:
+        record_end(run, "done", 0, 0.0)
 
 
 def record_end(
