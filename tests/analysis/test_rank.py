@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inheritune.analysis import rank
 from inheritune.analysis.rank import (
     attention_mass,
     attention_rank,
@@ -113,12 +114,45 @@ def test_the_fast_rank_never_differs_from_the_svd(size, scale, kept, sink, seed)
 def test_the_fast_rank_equals_the_svd_for_any_spectrum(ranks, decay, seed):
     draw = torch.Generator().manual_seed(seed)
     matrices = []
-    for rank in ranks:
-        left = torch.randn(96, rank, generator=draw)
-        right = torch.randn(rank, 96, generator=draw)
-        matrices.append((left / torch.arange(1, rank + 1) ** decay) @ right)
+    for number in ranks:
+        left = torch.randn(96, number, generator=draw)
+        right = torch.randn(number, 96, generator=draw)
+        matrices.append((left / torch.arange(1, number + 1) ** decay) @ right)
     stacked = torch.stack(matrices)
     assert torch.equal(attention_rank(stacked, THRESHOLDS), exact_rank(stacked, THRESHOLDS))
+
+
+@pytest.mark.parametrize("size", [64, 101, 200])
+def test_bounds_hold_for_every_count_of_every_matrix(size):
+    known = rank.known_attention(size).values()
+    drawn = [random_logits(size, scale, seed) for scale in (0.1, 1, 6) for seed in range(3)]
+    matrices = torch.stack([*known, *drawn, torch.randn(size, size) / size])
+    sums = torch.linalg.svdvals(matrices.double()).square().cumsum(-1)
+    near = rank._CLEAR * sums[:, -1]
+    for bounds in (rank._on_few(matrices), rank._on_part(rank._gram(matrices))):
+        least = bounds.largest.cumsum(-1)
+        for k in range(1, bounds.largest.shape[-1] + 1):
+            assert (least[:, k - 1] <= sums[:, k - 1] + near).all()
+            assert (bounds.most(torch.full((len(matrices),), k)) >= sums[:, k - 1] - near).all()
+
+
+def test_a_wide_basis_settles_what_a_narrow_one_leaves_open():
+    draw = torch.Generator().manual_seed(0)
+    scores = torch.randn(4, 256, 3, generator=draw) @ torch.randn(4, 3, 256, generator=draw)
+    past = torch.ones(256, 256).tril().bool()
+    matrices = scores.masked_fill(~past, -torch.inf).softmax(-1)
+    few, part = rank._on_few(matrices), rank._on_part(rank._gram(matrices))
+    assert not rank._counts(few, [0.9])[1].any()
+    assert rank._counts(part, [0.9])[1].all()
+    assert torch.equal(rank._counts(part, [0.9])[0], exact_rank(matrices, [0.9]))
+
+
+def test_products_of_causal_matrices_leave_out_only_zeros():
+    causal = torch.stack([random_logits(150, seed=seed) for seed in range(3)])
+    full = torch.rand(3, 150, 150)
+    for matrices in (causal, full):
+        expected = matrices.double() @ matrices.double().mT
+        torch.testing.assert_close(rank._gram(matrices).double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_sink_share_is_the_mean_weight_on_the_heaviest_column():
