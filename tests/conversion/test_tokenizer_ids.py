@@ -6,6 +6,7 @@ import pytest
 from sentencepiece import SentencePieceTrainer
 from transformers import AutoTokenizer
 
+from inheritune.conversion import tokenizer_ids
 from inheritune.conversion.convert import convert
 
 _SENTENCES = [
@@ -47,10 +48,22 @@ def with_tokenizer(pickled, tmp_path):
     return write
 
 
-def test_a_class_that_gives_the_same_ids_is_named(with_tokenizer, sentencepiece_model):
-    result = with_tokenizer(sentencepiece_model, "SentencePieceBackend")
-    assert result.tokenizer == "equal: SentencePieceBackend"
-    assert result.warnings == []
+@pytest.fixture
+def checked(tmp_path):
+    """What the confined process answers `convert`, asked here: its imports take seconds."""
+
+    def check(model, tokenizer_class):
+        (tmp_path / "tokenizer.model").write_bytes(model)
+        settings = {"tokenizer_class": tokenizer_class}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        request = {"directory": str(tmp_path)}
+        return tokenizer_ids._check(request, tokenizer_ids._prepare(request))["check"]
+
+    return check
+
+
+def test_a_class_that_gives_the_same_ids_is_named(checked, sentencepiece_model):
+    assert checked(sentencepiece_model, "SentencePieceBackend") == "equal: SentencePieceBackend"
 
 
 def test_a_class_that_gives_others_is_a_warning_with_the_way_out(
@@ -71,10 +84,9 @@ def test_a_class_that_gives_others_is_a_warning_with_the_way_out(
         assert tokenizer.encode(text, add_special_tokens=False) == processor.encode(text)
 
 
-def test_tokenizer_model_of_another_program_is_not_checked(with_tokenizer):
-    result = with_tokenizer(b"IQ== 0\nIg== 1\n", "LlamaTokenizer")
-    assert result.tokenizer.startswith("not checked: it is no sentencepiece model")
-    assert len(result.warnings) == 1
+def test_tokenizer_model_of_another_program_is_not_checked(checked):
+    said = checked(b"IQ== 0\nIg== 1\n", "LlamaTokenizer")
+    assert said.startswith("not checked: it is no sentencepiece model")
 
 
 def test_tokenizer_json_makes_the_comparison_unnecessary(
@@ -88,7 +100,6 @@ def test_tokenizer_json_makes_the_comparison_unnecessary(
 
 @pytest.mark.shared_data
 @pytest.mark.parametrize("name", ["mistral_v1", "small_1k"])
-def test_real_sentencepiece_models(with_tokenizer, shared_data, name):
+def test_real_sentencepiece_models(checked, shared_data, name):
     model = (shared_data / "tokenizers" / "sentencepiece" / f"{name}.model").read_bytes()
-    result = with_tokenizer(model, "LlamaTokenizer")
-    assert "SentencePieceBackend, which gives its ids" in result.tokenizer
+    assert "SentencePieceBackend, which gives its ids" in checked(model, "LlamaTokenizer")

@@ -14,6 +14,12 @@ from inheritune.errors import Interrupted, RecipeError
 from inheritune.recipe.data import Data, TextSource
 
 
+@pytest.fixture(autouse=True)
+def _no_processes(monkeypatch):
+    """Batches of two documents would start a process for each core, for seconds."""
+    monkeypatch.setattr(encoding, "usable_cores", lambda: 1)
+
+
 def files_of(directory):
     return {p.name: p.read_bytes() for p in sorted(directory.iterdir())}
 

@@ -300,6 +300,7 @@ def recipe(reference, tiny_text, tmp_path, monkeypatch):
         "train": {"tokens": 640, "seq_len": 16, "batch_tokens": 128, "micro_batch": 8},
         "grow": {"add": 0},
         "report": {"prompts": ["the small"], "sample_tokens": 2},
+        "evaluate": {"gains": False},
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(fields))
     return tmp_path / "recipe.yaml"

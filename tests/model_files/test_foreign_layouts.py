@@ -68,7 +68,15 @@ def test_a_foreign_layout_is_answered_alike_by_inherit_plan_and_convert(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["last.ckpt", "model.pth", "pytorch_model.bin"])
+# Each starts a process.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "last.ckpt",
+        pytest.param("model.pth", marks=pytest.mark.slow),
+        pytest.param("pytorch_model.bin", marks=pytest.mark.slow),
+    ],
+)
 def test_what_convert_reads_is_sent_there_and_not_back(tmp_path, name):
     (tmp_path / name).write_bytes(b"PK\x03\x04")
     (tmp_path / "config.json").write_text("{}")

@@ -36,7 +36,11 @@ def val_loss(layers: list[int], text, method: str) -> float:
 
 
 @pytest.mark.parametrize(
-    "layers", [[0, 1, 2, 5, 6, 7], [0, 1, 2, 3, 4, 5]], ids=["block", "prefix"]
+    "layers",
+    [
+        pytest.param([0, 1, 2, 5, 6, 7], id="block"),
+        pytest.param([0, 1, 2, 3, 4, 5], id="prefix", marks=pytest.mark.slow),
+    ],
 )
 def test_a_cut_of_a_trained_model_is_nearer_to_it_after_each_repair(layers, text):
     whole = val_loss([*range(TOTAL)], text, "none")

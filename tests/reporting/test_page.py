@@ -22,8 +22,6 @@ from inheritune.reporting.styles import OTHERS, TARGET
 from inheritune.reporting.table import Column, Table
 from inheritune.run_record.record import RunRecord
 
-pytestmark = pytest.mark.drawn
-
 _HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -59,6 +57,7 @@ def _data(page: Path, name: str) -> Any:
     return json.loads(found[1])
 
 
+@pytest.mark.drawn
 def test_first_screen_answers_match_gain_trust_use_and_cost(page: Path) -> None:
     header = unescape(re.sub(r"<[^>]+>", " ", _markup(page).split("</header>")[0]))
     said = " ".join(header.split())
@@ -85,10 +84,12 @@ def test_a_scaled_run_says_on_the_first_screen_that_it_is_no_result(
     assert '<p class="caution">Scaled by 1e-8: no result.</p>' in header
 
 
+@pytest.mark.drawn
 def test_run_json_is_embedded_as_it_was(page: Path, synthetic: ModuleType) -> None:
     assert _data(page, "run-json") == synthetic.record()
 
 
+@pytest.mark.drawn
 def test_chart_data_is_what_was_measured(page: Path) -> None:
     specs = _data(page, "chart-data")["specs"]
     written = json.dumps(specs["val-loss"])
@@ -97,6 +98,7 @@ def test_chart_data_is_what_was_measured(page: Path) -> None:
     assert list(specs) == ["val-loss", "val-loss-log", "training-loss", "speed"]
 
 
+@pytest.mark.drawn
 def test_tables_and_figures_stand_beside_the_page(page: Path) -> None:
     written = sorted(p.relative_to(page.parent).as_posix() for p in page.parent.rglob("*.*"))
     charts = ("speed", "training-loss", "val-loss-log", "val-loss")
@@ -107,6 +109,7 @@ def test_tables_and_figures_stand_beside_the_page(page: Path) -> None:
     assert written == sorted([*figures, "index.html", *tables])
 
 
+@pytest.mark.drawn
 def test_the_sections_stand_in_the_order_of_the_questions(page: Path) -> None:
     titles = re.findall(r"<h2[^>]*>([^<]+)</h2>", _markup(page))
     assert titles == ["Use it", "Results", "Cost", "Text", "Samples", *_FOLDED]
@@ -114,6 +117,7 @@ def test_the_sections_stand_in_the_order_of_the_questions(page: Path) -> None:
     assert folded == _FOLDED
 
 
+@pytest.mark.drawn
 def test_the_list_of_sections_names_each_of_them(page: Path) -> None:
     nav = _markup(page).split("<nav")[1].split("</nav>")[0]
     linked = re.findall(r'href="#([^"]+)"', nav)
@@ -130,12 +134,14 @@ def test_a_part_of_the_run_may_supply_a_section(
 
     monkeypatch.setattr("inheritune.reporting.page._SECTIONS", (supply, lambda record: None))
     run = synthetic.build_run(tmp_path)
+    shutil.rmtree(run / "variants")  # without charts: quick
     written = _markup(write_report(run))
     assert re.search(r'<h2 id="lazy">Attention</h2>\n<p>Two layers are lazy\.</p>', written)
     assert "&lt;b&gt;" in written
     assert (run / "report/tables/lazy-layers.csv").read_text() == "layer,rank\n<b>,3\n"
 
 
+@pytest.mark.drawn
 def test_policy_allows_exactly_the_scripts_that_stand_in_the_page(page: Path) -> None:
     written = page.read_text(encoding="utf-8")
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', written)
@@ -152,6 +158,7 @@ def test_policy_allows_exactly_the_scripts_that_stand_in_the_page(page: Path) ->
     assert "script-src" in rules and "'unsafe-inline'" not in rules.split(";")[1]
 
 
+@pytest.mark.drawn
 def test_page_loads_nothing(page: Path) -> None:
     loads = re.findall(r"""(?:src|href|action|srcset)\s*=\s*["']?([^"'\s>]+)""", _markup(page))
     assert all(address.startswith(("data:", "#")) for address in loads)
@@ -159,10 +166,12 @@ def test_page_loads_nothing(page: Path) -> None:
     assert "@import" not in _markup(page)
 
 
+@pytest.mark.drawn
 def test_page_stays_below_its_size(page: Path) -> None:
     assert page.stat().st_size < 1_500_000
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("name", ["demo", "table4-cpu"])
 def test_a_page_of_the_gallery_prints_every_chart(tmp_path: Path, name: str) -> None:
     """A chart is printed as the still picture beside it."""
@@ -174,6 +183,7 @@ def test_a_page_of_the_gallery_prints_every_chart(tmp_path: Path, name: str) -> 
     assert markup.count('<img class="still"') == len(charts)
 
 
+@pytest.mark.drawn
 def test_each_chart_has_a_role_an_alternative_text_and_a_table(page: Path) -> None:
     for figure in re.findall(r"<figure>\n<figcaption>.*?</figure>", _markup(page), re.S):
         assert re.search(r'role="img" aria-label="[^"]{80,}"', figure)
@@ -181,6 +191,7 @@ def test_each_chart_has_a_role_an_alternative_text_and_a_table(page: Path) -> No
         assert "<details id=" in figure and "<table>" in figure
 
 
+@pytest.mark.drawn
 def test_page_is_light_dark_and_printable(page: Path) -> None:
     assert "@media (prefers-color-scheme: dark)" in _markup(page)
     assert "@media print" in _markup(page)
@@ -201,6 +212,7 @@ def test_hostile_texts_stay_texts(synthetic: ModuleType, tmp_path: Path, text: s
     assert _data(page, "run-json")["recipe"]
 
 
+@pytest.mark.drawn
 def test_hostile_texts_stay_texts_in_charts(synthetic: ModuleType, tmp_path: Path) -> None:
     record = synthetic.record()
     record["variants"][2]["name"] = "".join(_HOSTILE[:6])
@@ -225,7 +237,9 @@ def test_no_path_of_this_machine_and_no_token_is_shown(
 def test_generated_text_is_shown_as_it_is(synthetic: ModuleType, tmp_path: Path) -> None:
     record = synthetic.record()
     record["samples"][0]["text"] = "def #!/usr/bin/env python\n    <b>x</b>"
-    page = write_report(synthetic.build_run(tmp_path, record))
+    run = synthetic.build_run(tmp_path, record)
+    shutil.rmtree(run / "variants")  # without charts: quick
+    page = write_report(run)
     assert "<mark>def </mark>#!/usr/bin/env python\n    &lt;b&gt;x&lt;/b&gt;" in _markup(page)
 
 
@@ -270,6 +284,7 @@ def test_missing_and_torn_metrics_are_named(synthetic: ModuleType, tmp_path: Pat
     assert "inherit, round 1, 4 layers: 1 unreadable lines of metrics.jsonl are ignored" in written
 
 
+@pytest.mark.drawn
 def test_a_huge_run_stays_a_small_page(synthetic: ModuleType, tmp_path: Path) -> None:
     record = synthetic.record(notes=["x" * 1_000_000] * 20)
     record["samples"][0]["text"] = "y" * 1_000_000
@@ -341,7 +356,9 @@ def test_a_long_text_in_a_cell_may_wrap_and_a_short_one_may_not(
     table = Table("t", [Column("a"), Column("b"), Column("c")], [["x", "y", "long " * 20]])
     part = PageSection("lazy", "Attention", [], [], [table])
     monkeypatch.setattr("inheritune.reporting.page._SECTIONS", (lambda record: part,))
-    written = _markup(write_report(synthetic.build_run(tmp_path)))
+    run = synthetic.build_run(tmp_path)
+    shutil.rmtree(run / "variants")  # without charts: quick
+    written = _markup(write_report(run))
     assert '<td class="short">y</td>' in written and '<td class="long">long long' in written
 
 

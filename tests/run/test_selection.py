@@ -162,7 +162,25 @@ def test_a_finished_run_measures_nothing_again(finished, monkeypatch):
     assert run.selection.read_bytes() == before
 
 
-def test_the_validation_text_plays_no_part_in_the_choice(finished, monkeypatch, tmp_path):
+@pytest.fixture
+def until_it_trains(monkeypatch):
+    """Carry out a recipe until its layers are chosen, by one of a whole run's many seconds."""
+
+    def stop(*_):
+        raise Interrupted("stopped before the first training; a test.")
+
+    def execute_first(recipe, root):
+        with monkeypatch.context() as patched:
+            patched.setattr("inheritune.run.derive.train_variant", stop)
+            with pytest.raises(Interrupted, match="before the first training"):
+                execute(as_file(recipe), root, must_match=False)
+
+    return execute_first
+
+
+def test_the_validation_text_plays_no_part_in_the_choice(
+    finished, monkeypatch, tmp_path, until_it_trains
+):
     recipe, _ = finished
     seen = []
     real = layer_scores.score_cuts
@@ -172,8 +190,7 @@ def test_the_validation_text_plays_no_part_in_the_choice(finished, monkeypatch, 
         return real(model, total, ids, *args, **kwargs)
 
     monkeypatch.setattr(layer_scores, "score_cuts", watch)
-    one_round = recipe.model_copy(update={"grow": recipe.grow.model_copy(update={"add": 0})})
-    execute(as_file(one_round), tmp_path / "run", must_match=False)
+    until_it_trains(recipe, tmp_path / "run")
     tokens = open_tokens(tmp_path / "run" / "tokens")
     train = tokens.train.ids(0, tokens.train.num_ids)
     length = seen[0].shape[1]
@@ -182,7 +199,7 @@ def test_the_validation_text_plays_no_part_in_the_choice(finished, monkeypatch, 
 
 
 def test_a_run_that_is_stopped_while_it_chooses_goes_on_and_chooses_the_same(
-    finished, six_layers, tmp_path, monkeypatch
+    finished, tmp_path, monkeypatch, until_it_trains
 ):
     recipe, run = finished
     real, calls = layer_scores.score_cuts, []
@@ -209,7 +226,7 @@ def test_a_run_that_is_stopped_while_it_chooses_goes_on_and_chooses_the_same(
         return real(model, total, ids, cuts, *args, **kwargs)
 
     monkeypatch.setattr(layer_scores, "score_cuts", watch)
-    execute(as_file(recipe), resumed.root, must_match=False)
+    until_it_trains(recipe, resumed.root)
     assert not done & set(again) and len(again) == len(set(again))
     one, other = (json.loads(r.selection.read_text("utf-8"))["result"] for r in (run, resumed))
     key = "removed"
