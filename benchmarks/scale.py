@@ -21,19 +21,21 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from sparse_model import LLAMAS, write_llama
 
 SIZES, TOKENS, DEVICES = ("3B", "8B", "70B"), ("1B", "50B", "1000B"), (8, 64, 1024)
-COLUMNS = ("reference", "tokens", "devices", "memory each", "as it is, or with", "time")
+COLUMNS = ("reference", "tokens", "devices", "memory each", "micro-batch", "fits", "time")
 COLUMNS += ("device hours", "price", "waits", "lost", "one save")
 
 
 def recipe_of(model: Path, size: str, tokens: str) -> dict[str, object]:
     """The recipe of a reference: half of its layers, one round."""
+    train = {"tokens": tokens, "seq_len": 4096, "batch_tokens": 2**22}
+    train |= {"micro_batch": "auto", "activation_checkpointing": "auto"}
     return {
         "name": f"scale-{size}",
         "reference": {"model": str(model)},
         "data": {"source": "stdlib", "allow_repeat": True},
         "inherit": {"layers": LLAMAS[size][2] // 2},
         "grow": {"max_rounds": 1},
-        "train": {"tokens": tokens, "seq_len": 4096, "batch_tokens": 2**22, "micro_batch": 2},
+        "train": train,
         "variants": {"inherit": {"start": "inherit", "distill": {}}},
     }
 
@@ -46,7 +48,7 @@ def main() -> None:
     parser.add_argument("--mtbf", type=float, help="hours between failures of a device")
     parser.add_argument("--network", type=float, help="bytes per second between machines")
     given = vars(parser.parse_args())
-    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * 3 + "--:|---|" + "--:|" * 6)
+    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * 3 + "--:|---|---|" + "--:|" * 6)
     with tempfile.TemporaryDirectory() as scratch:
         for size in SIZES:
             model = write_llama(Path(scratch) / size, size)
@@ -56,7 +58,9 @@ def main() -> None:
                 made = plan(path, devices="8..1024", runs=scratch, progress=False, **given)
                 for row in (r for r in made.clusters if r.devices in DEVICES):
                     cells = (size, tokens, f"{row.devices:,}", data_size(row.memory.total))
-                    cells += ("as it is" if row.fits else row.change or "does not fit",)
+                    recomputed = ", recomputed" * row.recomputes
+                    cells += (f"{row.micro_batch}{recomputed}",)
+                    cells += ("yes" if row.fits else row.change or "no",)
                     cells += (duration(3600 * row.hours), f"{row.device_hours:,.0f}")
                     cells += (f"${row.dollars:,.0f}", f"{row.waiting:.1%}", f"{row.lost:.1%}")
                     print("| " + " | ".join((*cells, duration(row.save_s))) + " |")
