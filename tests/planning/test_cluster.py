@@ -8,6 +8,7 @@ from sparse_model import LLAMAS, write_llama
 from tiny_recipe import recipe_of
 
 from inheritune.api import plan
+from inheritune.cli.plan_answers import answers
 from inheritune.cli.plan_text import recipe_tables
 from inheritune.errors import RecipeError
 from inheritune.model_files.training_memory import Layout, TrainedModel
@@ -22,6 +23,7 @@ from inheritune.planning.cluster import (
 from inheritune.planning.recipe_plan import RecipePlan, plan_recipe
 from inheritune.recipe.sharding import bytes_at_rest, shard_count, sums_every_pass
 from inheritune.recipe.training import Train
+from inheritune.reporting.quantities import duration
 
 GB = 10**9
 
@@ -74,6 +76,15 @@ def test_a_plan_says_what_fits_and_the_cheapest_change_that_does(
     assert (made.memory.total <= made.room) is fits
     assert (made.change and made.change.text) == change
     assert made.change is None or made.change.memory.total <= made.room
+
+
+def test_the_cheapest_change_is_priced_as_the_same_number_of_devices_would_be(distilled) -> None:
+    one, two = distilled("8B", 1), distilled("8B", 2, activation_checkpointing="on")
+    assert one.changed == two.clusters[0]
+    assert one.changed.hours * 2 * 2.5 == one.changed.dollars
+    price = f"{duration(3600 * one.changed.hours)}, ${one.changed.dollars:,.0f}"
+    assert answers(one)[-1].endswith(f"activation_checkpointing on: 65.7 GB, {price}")
+    assert distilled("8B", 8).changed is None
 
 
 def test_a_range_of_devices_is_planned_with_hours_money_and_losses(distilled) -> None:

@@ -4,7 +4,15 @@ from inheritune.cli.plan_text import dollars, download, hours_of, problems, unsa
 from inheritune.model_files.training_memory import BYTES_PER_PARAMETER
 from inheritune.planning.candidates import Candidate, Candidates, CutPlan
 from inheritune.planning.recipe_plan import RecipePlan
-from inheritune.reporting.quantities import MISSING, amount, counted, data_size, flops, money
+from inheritune.reporting.quantities import (
+    MISSING,
+    amount,
+    counted,
+    data_size,
+    duration,
+    flops,
+    money,
+)
 from inheritune.surgery.selection import describe_selection
 from inheritune.system.devices import Speed
 from inheritune.system.memory import training_memory
@@ -78,10 +86,13 @@ def _recipe_fits(plan: RecipePlan) -> str:
     words += f", of {data_size(plan.room)} that it can use"
     if needed <= plan.room:
         return f"{words}: yes"
-    if plan.change is None:
+    if plan.change is None or plan.changed is None:
         return f"{words}: does not fit, on up to 1,024 devices either"
-    return f"{words}: does not fit. It does with {plan.change.text}: " + data_size(
-        plan.change.memory.total
+    paid = plan.changed.dollars
+    return (
+        f"{words}: does not fit. It does with {plan.change.text}: "
+        f"{data_size(plan.change.memory.total)}, {duration(3600 * plan.changed.hours)}"
+        + ("" if paid is None else f", ${paid:,.0f}")
     )
 
 

@@ -72,6 +72,7 @@ class RecipePlan(Rows):
     memory: Memory  # estimate of one device, for the training that needs the most
     room: int | None  # bytes that one of the named devices has for it; None: not known
     change: Change | None  # the cheapest with which it fits; None: it fits, or nothing helps
+    changed: ClusterPlan | None  # the run with that change
     disk: dict[str, int | None]  # estimated bytes by purpose; None where unknown
     save_bytes: int  # size of one checkpoint of the largest training
     speed: Speed | None  # devices to run on; None: none were named
@@ -193,10 +194,13 @@ def plan_recipe(
     # Of a range, some numbers may not suit train.shard_size; a single one is refused.
     train = shared_by(recipe.train, devices) if len(counts) > 1 else recipe.train
     memory, room = memory_on(train, devices), room_on(speed)
-    change = None
-    if room is not None and memory.total > room:
+    change = changed = None
+    if speed is not None and room is not None and memory.total > room:
         found = cheapest_change(train, devices, room, memory_on)
-        change = None if found is None else found[0]
+        if found is not None:
+            change, with_it = found
+            on = replace(speed, count=change.devices)
+            changed = plan_cluster(with_it, on, planned, memory_on, links)
     return RecipePlan(
         name=recipe.name,
         run=root,
@@ -214,6 +218,7 @@ def plan_recipe(
         memory=memory,
         room=room,
         change=change,
+        changed=changed,
         disk=_disk(recipe, model, trainings, unique, planner),
         save_bytes=max(_checkpoint_bytes(training) for training in trainings),
         speed=speed,
