@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from inheritune.cli.app import app
+from inheritune.errors import Interrupted
 from inheritune.recipe.load import read_recipe
 from inheritune.recipe.presets import preset_names
 
@@ -136,12 +137,18 @@ def test_any_selection_of_layers_is_taken(first: list[object]) -> None:
     assert json.loads(cut.read_text())["layer_map"] == [0, 2, 3]
 
 
-def test_init_prints_the_recipe_that_run_would_write(first: list[object]) -> None:
+def test_init_prints_the_recipe_that_run_would_write(
+    first: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise Interrupted("stopped before it began; a test.")
+
     model, text = first[1], first[3]
     asked = ["--text", text, "--tokens", 1280, "--layers", 3]
     printed = invoke("init", "--reference", model, *asked)
     assert printed.exit_code == 0, printed.output
-    invoke("run", model, *asked)
+    monkeypatch.setattr("inheritune.run.execute.execute", stopped)
+    assert invoke("run", model, *asked).exit_code == 75
     assert Path("tiny-reference.yaml").read_text() == printed.stdout
     as_json = json.loads(invoke("init", "--reference", model, *asked, "--json").stdout)
     assert as_json == {"reference": str(model), "recipe": printed.stdout}

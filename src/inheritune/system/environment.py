@@ -4,13 +4,14 @@ import os
 import platform
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, of this package, and of those that decide the numbers."""
+    from importlib.metadata import version  # a tenth of what --help takes
+
     packages = ("inheritune", "torch", "transformers", "tokenizers", "safetensors", "numpy")
     return {name: version(name) for name in packages} | {"python": platform.python_version()}
 
