@@ -164,11 +164,11 @@ def test_auto_takes_the_largest_micro_batch_that_fits_first_without_recomputing(
     assert (chosen.micro_batch, chosen.activation_checkpointing) == expected
 
 
-def test_auto_takes_no_more_than_a_training_began_with(large_gpu: None) -> None:
+def test_auto_takes_no_more_than_before_a_checkpoint(large_gpu: None) -> None:
     train = Train.model_validate(BIG | {"micro_batch": "auto"})
     small = llama(10**9, layers=2)
     chosen = [
-        choose_settings(train, 0, size, model=small, begun_with=before).micro_batch
+        choose_settings(train, 0, size, model=small, before=before).micro_batch
         for size, before in ((8, None), (8, 6), (8, 5), (24, 6), (24, 16), (1, 6))
     ]
     assert chosen == [24, 6, 4, 4, 8, 6]  # that divides a process's share of 24, 8 and 192

@@ -31,7 +31,7 @@ class Train(RecipeSection):
     micro_batch: Count | Literal["auto"] = 8
     """Sequences per forward pass and process. auto: as many as a GPU has room for, by the estimate
     that `plan` shows; with activation_checkpointing: auto, layers are recomputed only where not
-    even one has room otherwise. On a CPU at most 8. A training goes on with what it began with."""
+    even one has room otherwise. On a CPU at most 8. Behind a checkpoint not more than before it."""
     learning_rate: Rate = 3e-4
     """Peak learning rate."""
     min_learning_rate: NonNegative = 1e-5

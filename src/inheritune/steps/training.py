@@ -146,7 +146,7 @@ def train_share(
         on_row: Called with every row of ``metrics.jsonl``; only process 0 writes them.
     """
     from inheritune.evaluation.val_loss import measure_val_loss
-    from inheritune.training.checkpoint_files import begun_with
+    from inheritune.training.checkpoint_files import micro_batch_before
     from inheritune.training.hardware import choose_device, choose_settings, device_memory
     from inheritune.training.loop import train
     from inheritune.training.loop_config import LoopConfig
@@ -164,7 +164,7 @@ def train_share(
         machines=job.processes.nodes,
         model=_trained_model(task, shape),
         memory=min(filter(None, memories), default=None),
-        begun_with=job.processes.on_main(lambda: begun_with(task.checkpoints_dir, checkpoint)),
+        before=job.processes.on_main(lambda: micro_batch_before(task.checkpoints_dir, checkpoint)),
     )
     section = settings.resolved(section)
     smaller_end = None

@@ -37,8 +37,8 @@ def newest_first(folder: Path) -> list[Path]:
     return sorted((path for path in named if path.is_dir()), reverse=True)
 
 
-def begun_with(folder: Path, named: Path | None = None) -> int | None:
-    """Return the micro-batch that `auto` came to in a training; None: it did not, or begins now.
+def micro_batch_before(folder: Path, named: Path | None = None) -> int | None:
+    """Return the micro-batch that `auto` came to before a checkpoint; None: it did not, or is none.
 
     Args:
         named: Checkpoint that is gone on from; None: the newest that tells.

@@ -99,7 +99,7 @@ def choose_settings(
     machines: int = 1,
     model: TrainedModel | None = None,
     memory: int | None = None,
-    begun_with: int | None = None,
+    before: int | None = None,
 ) -> Settings:
     """Resolve every `auto` of the section `train` on this machine.
 
@@ -108,7 +108,7 @@ def choose_settings(
         machines: Machines that the processes run on.
         model: What is trained; None: something that fits in any way.
         memory: Bytes of the smallest device of all processes; None: this one's, if it is a GPU.
-        begun_with: Micro-batch that `auto` came to when the training began; None: it begins now.
+        before: Micro-batch of the checkpoint that is gone on from, where `auto` chose it.
 
     Raises:
         MachineError: bf16 was asked for on a GPU that has none.
@@ -137,7 +137,7 @@ def choose_settings(
         loss="op" if device == "cuda" else "chunks",  # on a CPU the op is 1.1-6 times slower
     )
     room = None if model is None else room_in(memory)
-    sizes, reasons["micro_batch"] = _micro_batches(train, processes, room, begun_with)
+    sizes, reasons["micro_batch"] = _micro_batches(train, processes, room, before)
     share = train.batch_tokens // train.seq_len // processes
     layouts = [replace(base, micro_batch=n, micro_batches=share // n) for n in sizes]
     recomputing = train.activation_checkpointing
@@ -165,15 +165,15 @@ def choose_settings(
 
 
 def _micro_batches(
-    train: Train, processes: int, room: int | None, begun_with: int | None
+    train: Train, processes: int, room: int | None, before: int | None
 ) -> tuple[list[int], str]:
     """List the micro-batches to choose from, the largest first, and say how one is chosen."""
     if train.micro_batch != "auto":
         return [train.micro_batch], "the recipe says so"
     most = MOST_ON_A_CPU if room is None else None
-    sizes = micro_batches(train, processes, begun_with or most) or [1]  # `my_share` refuses these
-    if begun_with is not None:
-        return sizes, f"the training began with {begun_with}"
+    sizes = micro_batches(train, processes, before or most) or [1]  # `my_share` refuses these
+    if before is not None:
+        return sizes, f"as before, if {before} divides the step here"
     if room is None:
         return sizes, f"at most {MOST_ON_A_CPU} on a CPU, whose memory is not counted"
     return sizes, f"the largest that fits into {room:,} bytes"
