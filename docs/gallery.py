@@ -15,7 +15,7 @@ from pathlib import Path
 from inheritune.reporting.page import RunReport, read_report, write_report
 from inheritune.reporting.section import Chart
 from inheritune.reporting.size_chart import quality_against_size
-from inheritune.reporting.vega import png
+from inheritune.reporting.vega import NARROW, png
 from inheritune.reporting.verdict import verdict
 from inheritune.run_record.measurements import EvaluatedModelRecord
 
@@ -98,7 +98,7 @@ def draw_figures() -> None:
     for name, spec in (specs | {SIZES: size_chart().spec}).items():
         for theme in ("light", "dark"):
             ending = "" if theme == "light" else "-dark"
-            (HERE / f"{name}{ending}.png").write_bytes(png(spec, theme))
+            (HERE / f"{name}{ending}.png").write_bytes(png(spec, theme, NARROW))
 
 
 def take_pictures() -> None:

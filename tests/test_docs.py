@@ -167,6 +167,14 @@ def test_the_results_show_the_sizes_that_their_record_has():
     assert "smollm2, 30 layers" in chart.alt
 
 
+@pytest.mark.parametrize("name", [*GALLERY.FIGURES, GALLERY.SIZES])
+def test_the_text_of_a_figure_can_be_read_on_a_phone(name):
+    """At 390 pixels 12-pixel text keeps 8 of them, where the PNG has twice its size in pixels."""
+    for ending in ("", "-dark"):
+        width = int.from_bytes((DOCS / f"{name}{ending}.png").read_bytes()[16:20], "big") / 2
+        assert 12 * 350 / width >= 8
+
+
 @pytest.mark.parametrize("record", GALLERY.records(), ids=lambda path: path.name)
 def test_every_page_of_the_gallery_is_written_from_its_record(record):
     from inheritune.reporting.page import page_content, read_report

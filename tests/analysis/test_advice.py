@@ -28,7 +28,7 @@ def test_advice_is_a_safe_cut_point():
 def test_advice_is_half_of_the_layers_if_none_are_lazy():
     found = advise(dict.fromkeys(range(7), 30.0), 7, safe=set(range(1, 7)))
     assert found.advice == found.paper == 3
-    assert found.reason.startswith("no last layers are a lazy group")
+    assert found.reason.startswith("no group of last layers is lazy")
 
 
 def test_layers_without_attention_count_for_nothing():

@@ -248,6 +248,11 @@ def test_several_runs_stand_side_by_side(
             assert page.locator("#compared svg", has_text="broken: ").count() == 0
             assert page.locator(".lines label:visible", has_text="broken: ").count() == 0
             assert not page.locator("#nothing").is_visible()
+            filtered.fill("matched")  # which the headline of no run begins with
+            page.locator("#nothing").wait_for()
+            filtered.fill("not m")
+            page.locator(".runs article:visible").first.wait_for()
+            assert page.locator(".runs article:visible").count() == 1
             filtered.fill("no such run")
             page.locator("#nothing").wait_for()
             assert not page.locator("figure:has(#compared)").is_visible()

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from huggingface_hub import ModelCardData
+import yaml
+from huggingface_hub import ModelCard, ModelCardData, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from inheritune.model_files.card import split_front_matter
@@ -76,12 +77,27 @@ def test_the_metadata_is_what_the_hub_reads():
     assert ModelCardData(**fields).to_dict()["license"] == "apache-2.0"
 
 
+def test_the_hubs_own_checks_that_need_no_network_accept_the_card(tmp_path):
+    """`ModelCard.validate` asks huggingface.co, so it is not called here."""
+    path = tmp_path / "README.md"
+    path.write_text(card_text(typed(RECORD), INHERITED, []))
+    card = ModelCard.load(path, ignore_metadata_errors=False)
+    assert [result.dataset_type for result in card.data.eval_results] == ["held-out", "piqa"]
+    assert card.data.base_model == "org/large" and card.data.datasets == ["org/text"]
+    fields = metadata_load(path)
+    written = {key: value for key, value in card.data.to_dict().items() if key != "model_name"}
+    assert yaml.safe_load(card.data.to_yaml()) == written == fields
+    fields["model-index"][0]["results"][0].pop("dataset")
+    with pytest.raises(ValueError, match="Invalid `model_index`"):
+        ModelCard(f"---\n{yaml.safe_dump(fields)}---\n", ignore_metadata_errors=False)
+
+
 def test_the_text_says_where_the_model_comes_from_and_how_it_is_loaded():
     _, body = made()
     for said in (
         "# 4 of 8 layers of `org/large`", "![val loss](figures/val-loss.png)", "3 ← 5", "1" * 40,
-        "AutoModelForCausalLM.from_pretrained(path)", '"learning_rate": 0.002', "`64K`",
-        "`A processor`", "`12.50 EUR`", "`2 h 2 min`", "2222222222",
+        "AutoModelForCausalLM.from_pretrained(path)", '"learning_rate": 0.002', "| 64K |",
+        "| A processor |", "| 12.50 EUR |", "| 2 h 2 min |", "2222222222",
         "| `piqa` | `acc` | 0.6100 | 0.0110 | 0 |",
         "## Limits",
     ):  # fmt: skip
@@ -104,12 +120,12 @@ def test_the_card_begins_with_facts_and_ends_with_what_few_readers_open():
     _, body = split_front_matter(card_text(record, INHERITED, ["val-loss.png"], ".", config))
     open_part, *details = body.split("<details>")
     for row in (
-        "| base model | `org/large` |", "| layers | `4 of 8` |", "| parameters | `2M` |",
-        "| weights | `4 MB, BF16` |", "| context | `256 tokens` |",
-        "| speed | `1.50 × the base model's: 30 new tokens/s on cpu` |",
-        "| loss | `3.250 nats per held-out token; base model 3.300` |",
-        "| gap to the base model | `−0.050 ± 0.004 nats` |", "| tasks | `piqa acc 0.61` |",
-        "````\nOnce upon ``` a time\n````",
+        "| base model | `org/large` |", "| layers | 4 of 8 |", "| parameters | 2M |",
+        "| weights | 4 MB, BF16 |", "| context | 256 tokens |",
+        "| speed | 1.50 × the base model's: 30 new tokens/s on cpu |",
+        "| loss | 3.250 nats per held-out token; base model 3.300 |",
+        "| gap to the base model | −0.050 ± 0.004 nats |", "| tasks | piqa acc 0.61 |",
+        "The prompt: `Once`\n\n````\nOnce upon ``` a time\n````",
     ):  # fmt: skip
         assert row in open_part, row
     assert open_part.count("![") == 1

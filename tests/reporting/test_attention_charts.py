@@ -2,6 +2,8 @@
 
 import copy
 import json
+import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -74,7 +76,7 @@ def test_every_head_has_its_rank_in_the_heat_map():
     ]  # fmt: skip
     assert "lazy layers are marked" in charts["attention-heads-reference"].caption
     assert "no layer is lazy" in charts["attention-heads-target"].caption
-    assert "pure sink: 1" in json.dumps(charts["attention-rank"].spec)
+    assert '"name": "sink"' in json.dumps(charts["attention-rank"].spec)
     for chart in charts.values():
         assert svg(chart.spec).startswith("<svg")
 
@@ -84,7 +86,7 @@ def test_the_sentences_name_lazy_layers_and_both_advices():
     assert "The reference has 1 lazy of 3 layers: 2." in said
     assert "The target has 0 lazy of 2 layers." in said
     assert "1 by the papers' rule, 2 by this analysis" in said
-    assert "validation text; inherit.layers: advice goes by the same of training text" in said
+    assert "is of validation text; a recipe with inherit.layers: advice goes by one of" in said
 
 
 def test_a_run_without_analysis_has_no_section():
@@ -118,7 +120,7 @@ def test_the_page_shows_it(synthetic, tmp_path):
     assert len(page.encode()) < 1_500_000
 
 
-def test_levels_that_nearly_coincide_share_a_label() -> None:
+def test_names_at_the_right_edge_keep_their_distance_on_the_logarithmic_axis() -> None:
     masses = {"window of 8": 86, "previous token": 89, "pure sink": 1, "uniform over the past": 30}
     known = {"calibration": {name: {"mass": mass} for name, mass in masses.items()}}
     (chart,) = (
@@ -126,9 +128,17 @@ def test_levels_that_nearly_coincide_share_a_label() -> None:
         for chart in attention_section(typed({"analysis": ANALYSIS | known})).charts
         if chart.name == "attention-mass"
     )
-    assert chart.spec["layer"][-1]["data"]["values"] == [
-        {"value": 1.0, "label": "pure sink: 1"},
-        {"value": 30.0, "label": "uniform over the past: 30"},
-        {"value": 86.0, "label": ""},
-        {"value": 89.0, "label": "window of 8: 86, previous token: 89"},
-    ]
+    height = math.log(1.1 * 100 / 0.9)
+    (names,) = (
+        [(row["name"], math.log(row["value"] / 0.9) / height) for row in layer["data"]["values"]]
+        for layer in chart.spec["layer"]
+        if layer["mark"].get("style") == "halo" and len(layer["data"]["values"]) > 2
+    )
+    places = sorted(place for _, place in names)
+    assert {name for name, _ in names} >= {"sink", "uniform", "window", "previous", "reference"}
+    assert places[0] >= 0 and places[-1] <= 1
+    assert all(b - a > 0.0499 for a, b in pairwise(places))
+    assert (
+        "pure sink: 1, uniform over the past: 30, window of 8: 86, previous token: 89"
+        in chart.caption
+    )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from inheritune.reporting.chart_events import _apart
 from inheritune.reporting.curves import read_curves
 from inheritune.reporting.dot_plot import dot_plot
 from inheritune.reporting.line_charts import spread
@@ -60,6 +61,11 @@ def test_reference_loss_and_growth_are_marked(charts: list[Chart]) -> None:
     assert [row["tokens"] for row in rules if "label" in row] == [1_000_000]
 
 
+def test_no_number_of_layers_covers_the_one_before() -> None:
+    marks = [{"tokens": tokens, "label": "8"} for tokens in (0, 10, 30, 60, 1000)]
+    assert [mark["tokens"] for mark in _apart(marks, 1000)] == [0, 60, 1000]
+
+
 def test_each_named_line_has_its_name_at_its_end(charts: list[Chart]) -> None:
     labels = {row["label"]: row for row in _values(charts[0].spec, "text") if "color" in row}
     assert list(labels) == [
@@ -73,8 +79,9 @@ def test_each_named_line_has_its_name_at_its_end(charts: list[Chart]) -> None:
 
 
 def test_names_keep_their_order_and_their_distance() -> None:
-    assert spread([1.0, 1.01, 0.0], 0.1, 0.0, 1.0) == [0.9, 1.0, 0.0]
+    assert spread([1.0, 1.01, 0.0], 0.1, 0.0, 1.0) == pytest.approx([0.9, 1.0, 0.0])
     assert spread([0.0, 0.0], 0.5, 0.0, 4.0) == [0.0, 0.5]
+    assert spread([2.0, 2.0], 0.5, 0.0, 4.0) == [1.75, 2.25]  # neither moves all the way
     assert spread([], 0.5, 0.0, 4.0) == []
 
 

@@ -175,5 +175,5 @@ def test_a_run_that_has_not_ended_says_what_each_training_has_left(
     now = trainings_in_progress(typed(record), read_curves(run, typed(record)))[0]
     assert (now.label, now.share) == ("inherit, round 2, 6 layers", 0.5)
     assert now.lines[0] == "500K of 1M tokens (50%)"
-    assert now.lines[2].endswith("reference 2.100: +0.079")
+    assert now.lines[2].endswith("(reference 2.100, +0.079)")
     assert now.lines[3] == "12,000 tokens/s, 42 s left"

@@ -33,6 +33,15 @@ def test_four_facts_say_what_was_kept_reached_gained_and_paid(synthetic: ModuleT
     assert found["Cost"][:2] == ("2M tokens", "all 2 rounds, 2 min 25 s")
 
 
+def test_a_speed_that_is_still_to_be_measured_is_not_called_missing(synthetic: ModuleType) -> None:
+    running = synthetic.record(status="running", result=None, stages=[{"name": "size and speed"}])
+    (gained,) = (fact for fact in facts(typed(running)) if fact.title == "Gained")
+    assert gained.details[0] == "speed is still to be measured"
+    running["status"] = "interrupted"
+    (gained,) = (fact for fact in facts(typed(running)) if fact.title == "Gained")
+    assert gained.details[0] == "speed was not measured"
+
+
 def test_scratch_of_equal_compute_stands_in_for_scratch_of_equal_tokens(
     synthetic: ModuleType,
 ) -> None:
@@ -64,16 +73,19 @@ def test_each_check_is_a_tick_or_a_cross_with_one_phrase(synthetic: ModuleType) 
         "Equal compute": (True, "scratch with the same FLOPs is 0.528 worse"),
         "Reference": (
             False,
-            "no control trained it on the target's tokens: they may explain a gain",
+            "not trained on the target's tokens, which may explain a gain",
         ),
-        "Texts apart": (True, "2.1% of held-out 13-token sequences are in the training text"),
+        "Texts apart": (
+            True,
+            "2.1% of held-out 13-token sequences are in the training text (limit 10%)",
+        ),
     }
 
 
 @pytest.mark.parametrize(
     ("windows", "error", "expected"),
     [
-        (200, 0.0018, (True, "200 validation windows: the difference is 4 standard errors")),
+        (200, 0.0018, (True, "200 validation windows: the difference is 4.1 standard errors")),
         (7, 0.0018, (False, "only 7 validation windows: too few for a standard error")),
         (None, 0.0018, (False, "the standard error of the difference is not known")),
         (200, None, (False, "the standard error of the difference is not known")),

@@ -45,7 +45,7 @@ def test_cells_hold_medians_with_spread_and_fidelity_with_errors() -> None:
     assert cells["prefill (tokens/s)"] == "4,000 (2,000 to 8,000)"
     assert cells["first token (ms)"] == "50 (25 to 100)"
     assert cells["weights on disk"] == "2 MB"
-    assert cells["KL to the first (nats/token)"] == "0.2500 ± 0.01"
+    assert cells["KL to the first (nats/token)"] == "0.2500 ± 0.0100"
     assert cells["sum of min(p, q) (share)"] == "0.7500"  # a single window has no error
     assert table.rows[0][-3:] == ["—", "—", "—"]
     assert "a processor, fp32" in table.notes[0]

@@ -93,11 +93,14 @@ def test_watching_writes_nothing(run: Path) -> None:
 
 
 def test_a_directory_that_holds_no_run_yet_is_waited_for(tmp_path: Path) -> None:
-    assert b"cannot read" in live_page(tmp_path).page
-    assert b"Starting" in live_page(tmp_path).page
-    assert b"No round of the target" not in live_page(tmp_path).page
-    status = status_of(tmp_path)
-    assert not status.ended and "cannot read" in status.lines[0]
+    page, status = live_page(tmp_path).page.decode(), status_of(tmp_path)
+    assert "Starting" in page and f"<span>{tmp_path.name}</span>" in page
+    assert "Not in this run" not in page and "No round of the target" not in page
+    assert status.lines[0] == f"{tmp_path.name}: starting" and not status.ended
+    assert status.lines[-1].startswith("Starting: there is no record of a run here yet")
+    (tmp_path / "run.json").write_text("{")
+    assert "is not JSON" in live_page(tmp_path).page.decode()
+    assert "is not JSON" in status_of(tmp_path).lines[-1]
 
 
 def test_the_text_says_where_the_run_stands(run: Path) -> None:
@@ -147,10 +150,10 @@ def test_the_stages_of_a_run_are_listed_with_the_time_that_all_will_take(
         "· inherit, 8 layers  1M tokens, only if none before it matches",
         "· scratch            1M tokens",
         "· samples            to come",
-        "reference 2.100: +",
+        " (reference 2.100, +",
         # 500K tokens of this round, and 1M of scratch at its size, at 12,000 tokens/s
-        "42 s left; all trainings about 2 min 5 s",
-        "Running: now inherit, 6 layers; 1 round has ended.",
+        "42 s left; all trainings done in about 2 min 5 s",
+        "Running: stage 3 of 6 is inherit, 6 layers; 1 round has ended.",
     ):
         assert words in written, words
     page = live_page(run).page.decode()

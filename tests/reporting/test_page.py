@@ -77,7 +77,7 @@ def test_first_screen_answers_match_gain_trust_use_and_cost(page: Path) -> None:
         "✓ Matched The target with 6 of 8 layers reaches a validation loss of 2.093",
         "Gained 26% smaller",
         "✕ Seeds one seed",
-        "✕ Reference no control trained it on the target's tokens: they may explain a gain",
+        "✕ Reference not trained on the target's tokens, which may explain a gain",
         "✕ Held-out text 200 validation windows: the difference lies within its noise",
         'path = "runs/demo/target" tokenizer = AutoTokenizer.from_pretrained(path)',
         "inheritune push runs/demo --repo-id OWNER/NAME",
@@ -124,7 +124,8 @@ def test_tables_and_figures_stand_beside_the_page(page: Path) -> None:
 @pytest.mark.drawn
 def test_the_sections_stand_in_the_order_of_the_questions(page: Path) -> None:
     titles = re.findall(r"<h2[^>]*>([^<]+)</h2>", _markup(page))
-    assert titles == ["Use it", "Results", "Cost", "Text", "Samples", *_FOLDED]
+    assert titles[:2] == ["Can it be trusted?", "Use it"]
+    assert titles[2:] == ["Results", "Cost", "Text", "Samples", *_FOLDED]
     folded = re.findall(r"<details[^>]*><summary><h2[^>]*>([^<]+)</h2></summary>", _markup(page))
     assert folded == _FOLDED
 
@@ -365,13 +366,27 @@ def _everywhere(value: Any, text: str) -> Any:
 def test_a_long_text_in_a_cell_may_wrap_and_a_short_one_may_not(
     synthetic: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = Table("t", [Column("a"), Column("b"), Column("c")], [["x", "y", "long " * 20]])
+    table = Table("t", [Column("a"), Column("b"), Column("c")], [["x", "y" * 31, "long " * 40]])
     part = PageSection("lazy", "Attention", [], [], [table])
     monkeypatch.setattr("inheritune.reporting.page._SECTIONS", (lambda record: part,))
     run = synthetic.build_run(tmp_path)
     shutil.rmtree(run / "variants")  # without charts: quick
     written = _markup(write_report(run))
-    assert '<td class="short">y</td>' in written and '<td class="long">long long' in written
+    assert f'<td class="line">{"y" * 31}</td>' in written
+    assert '<td class="long">long long' in written
+
+
+def test_of_many_samples_the_first_are_those_of_reference_target_and_scratch(
+    synthetic: ModuleType, tmp_path: Path
+) -> None:
+    names = ("grown", "full", "scratch", "inherit", "reference")
+    samples = [{"model": name, "prompt": "Once", "text": f"Once {name}"} for name in names]
+    run = synthetic.build_run(tmp_path, synthetic.record(samples=samples))
+    shutil.rmtree(run / "variants")  # without charts: quick
+    page = _markup(write_report(run))
+    shown, _, folded = page[page.index('id="samples"') :].partition("<summary>and 2 more</summary>")
+    first = [re.findall("<figcaption>(.*?)</figcaption>", text) for text in (shown, folded)]
+    assert first[0] == ["scratch", "inherit", "reference"] and first[1][:2] == ["grown", "full"]
 
 
 def test_a_comparison_says_which_runs_are_no_results(synthetic: ModuleType, tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ def test_each_way_of_making_has_a_line_over_size_that_ends_at_the_whole_model() 
     assert lines == [[(6.0, 2.5), (8.0, 2.0)], [(4.0, 4.0), (6.0, 3.0), (8.0, 2.0)]]
     assert "cut-6, 6 layers: 3.000" in chart.alt
     assert svg(chart.spec).startswith("<svg")
+    kinds = [layer["mark"]["type"] for layer in chart.spec["layer"]]
+    assert "line" not in kinds[kinds.index("text") :]  # no line strikes a name through
 
 
 def test_whiskers_are_two_standard_errors() -> None:

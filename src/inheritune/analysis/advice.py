@@ -47,4 +47,6 @@ def advise(max_ranks: Mapping[int, float], total: int, safe: Collection[int]) ->
             mean = sum(group) / len(group)
             reason = f"layers {layers} to {total - 1} are a lazy group: their mean rank is "
             return Advice(half, layers, f"{reason}{mean:.2f}")
-    return Advice(half, half, "no last layers are a lazy group: half of them, as the papers begin")
+    return Advice(
+        half, half, "no group of last layers is lazy, so half of all layers, as in the papers"
+    )

@@ -205,7 +205,7 @@ def report(run: PathLike, *, progress: ProgressOption = True) -> Path:
         content = read_report(path_of(run))
         page = write_report(path_of(run), content)
         try:
-            write_card(path_of(run), content.figures)
+            write_card(path_of(run), content.card_figures)
         except DataError as error:
             message = f"the target's card is left unchanged: {error.message}"
             on_progress(Progress("report", message=message))

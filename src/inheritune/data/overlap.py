@@ -156,7 +156,7 @@ def ngram_share(
         "val_ngrams": len(hashes),
         "share": share,
         "method": f"share of {NGRAM}-grams of token ids within held-out documents that occur in "
-        f"the training tokens; at most {_MAX_VAL_NGRAMS} held-out {NGRAM}-grams, evenly spaced",
+        f"the training tokens; at most {_MAX_VAL_NGRAMS:,} held-out {NGRAM}-grams, evenly spaced",
     }
 
 

@@ -85,10 +85,12 @@ def card_text(
         no markup.
     """
     scores = task_scores(record)
-    facts = card_facts(record, config or {}, scores)
+    facts = [(key, _plain(fact)) for key, fact in card_facts(record, config or {}, scores)]
+    if base := record.reference.model:
+        facts.insert(0, ("base model", _code(base)))
     parts = [
         _opening(record),
-        "".join(["| | |\n|---|---|\n", *(f"| {key} | {_code(value)} |\n" for key, value in facts)]),
+        "".join(["| | |\n|---|---|\n", *(f"| {key} | {value} |\n" for key, value in facts)]),
         f"```python\n{code(path, prompt_of(record))}```\n\n"
         "No code of inheritune, and none of this repository, is needed or run.\n",
         *[f"![{_alt(name)}](figures/{name})\n" for name in figures],
@@ -138,8 +140,7 @@ def _sample(record: RunRecord) -> str:
         return ""
     prompt, text = samples[0].prompt or "", samples[0].text or ""
     shown = (prompt + text.removeprefix(prompt))[:_LONGEST_SAMPLE]
-    prompted = f"It continues {_code(prompt)}:"
-    return f"## A sample\n\n{prompted}\n\n{_fenced(shown)}"
+    return f"## A sample\n\nThe prompt: {_code(prompt)}\n\n{_fenced(shown)}"
 
 
 def _training_data(tokens: TokenFacts) -> str:
@@ -148,7 +149,8 @@ def _training_data(tokens: TokenFacts) -> str:
         return ""
     count = f", {amount(tokens.train_tokens)} tokens" if tokens.train_tokens else ""
     held_out = f" {amount(tokens.val_tokens)} more were held out." if tokens.val_tokens else ""
-    return f"## Training data\n\nText of {_code(source)}{count}.{held_out}\n"
+    name = "Python's standard library" if source == "stdlib" else f"Text of {_code(source)}"
+    return f"## Training data\n\n{name}{count}.{held_out}\n"
 
 
 def _results(record: RunRecord) -> str:
@@ -219,13 +221,15 @@ def _provenance(record: RunRecord) -> str:
     result, reference, tokens = record.result, record.reference, record.tokens
     machine, settings = record.machine, record.target.settings
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-    facts = {
+    identifiers = {
         "reference": reference.model,
         "its commit": reference.revision,
         "its digest (XXH3)": reference.digest,
         "text": _source(tokens),
         "its commits": _commits(tokens),
         "text's fingerprint": tokens.fingerprint,
+    }
+    facts = {
         "tokens, all trainings of the run": amount(result.tokens),
         "FLOPs, all trainings of the run": flops(result.flops),
         "time": duration(result.seconds),
@@ -235,11 +239,9 @@ def _provenance(record: RunRecord) -> str:
         "versions": versions,
         "made": record.finished_at or record.started_at,
     }
-    lines = [
-        f"| {key} | {_code(value)} |"
-        for key, value in facts.items()
-        if value not in (None, "", "—")
-    ]
+    shown = {key: _code(value) for key, value in identifiers.items() if value}
+    shown |= {key: _plain(str(v)) for key, v in facts.items() if v not in (None, "", "—")}
+    lines = [f"| {key} | {value} |" for key, value in shown.items()]
     return "\n".join(["| | |", "|---|---|", *lines, ""])
 
 
@@ -277,7 +279,8 @@ def _limits(record: RunRecord) -> str:
     overlap = record.tokens.overlap
     if overlap is not None and overlap.share is not None:
         limits.append(
-            f"{overlap.share:.1%} of the held-out 13-grams also occur in the training text."
+            f"{overlap.share:.1%} of the held-out 13-token sequences also occur in the training "
+            "text."
         )
     limits += [_plain(note[:1000]) for note in record.notes[:20]]
     return "\n".join(["## Limits\n", *(f"- {limit}" for limit in limits), ""])

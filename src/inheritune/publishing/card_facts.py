@@ -31,7 +31,6 @@ def card_facts(
         scores: Task scores of the target.
     """
     facts = {
-        "base model": record.reference.model or "",
         "layers": _layers(record),
         "parameters": _parameters(record),
         "weights": _weights(record),

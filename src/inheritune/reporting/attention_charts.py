@@ -1,5 +1,6 @@
 """Chart attention rank and mass: every head of reference and target, and layer by layer."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -12,6 +13,7 @@ from inheritune.reporting.attention_tables import (
     heads_table,
     layers_table,
 )
+from inheritune.reporting.line_charts import BESIDE, spread
 from inheritune.reporting.quantities import exact, percent
 from inheritune.reporting.section import Chart, PageSection, finished_spec
 from inheritune.reporting.styles import REFERENCE, TARGET
@@ -22,7 +24,14 @@ from inheritune.run_record.record import RunRecord
 _STYLES = {"target": TARGET, "reference": REFERENCE, "model": TARGET}
 _MAX_TABLE_ROWS = 60
 _LABEL_HEIGHT = 0.05  # share of the chart's height that a label takes
-_CALIBRATION = ("pure sink", "uniform over the past", "window of 8", "previous token")
+_NEAR_END = 0.85  # share of the layers after which a line's name stands right of the chart
+# Attention patterns of known form, each with its name in the figure.
+_CALIBRATION = {
+    "pure sink": "sink",
+    "uniform over the past": "uniform",
+    "window of 8": "window",
+    "previous token": "previous",
+}
 
 
 @dataclass(frozen=True)
@@ -111,8 +120,8 @@ def _sentences(analysis: AnalysisRecord, models: LayersByRole) -> list[str]:
         f"Measured on {exact(sample.sequences)} sequences of {exact(sample.tokens_per_sequence)} "
         f"tokens, {'each after BOS' if sample.bos else 'without BOS'}. Rank: number of singular "
         f"values of a head's causal attention matrix that hold {percent(analysis.threshold)} of "
-        "their sum of squares, mean over sequences. Mass: the number of columns that do. A layer "
-        "is lazy when all its heads have rank 1 on every sequence."
+        "their sum of squares, mean over sequences. Mass: the number of columns that hold as much. "
+        "A layer is lazy when all its heads have rank 1 on every sequence."
     ]
     for role, layers in models.items():
         lazy = [layer.index for layer in layers if layer.attention.lazy]
@@ -121,8 +130,9 @@ def _sentences(analysis: AnalysisRecord, models: LayersByRole) -> list[str]:
     if advice.paper is not None and advice.advice is not None:
         sentences.append(
             f"Layers to start with: {exact(advice.paper)} by the papers' rule, "
-            f"{exact(advice.advice)} by this analysis ({(advice.reason or '')[:200]}). It is of "
-            "validation text; inherit.layers: advice goes by the same of training text."
+            f"{exact(advice.advice)} by this analysis ({(advice.reason or '')[:200]}). This "
+            "analysis is of validation text; a recipe with inherit.layers: advice goes by one of "
+            "training text."
         )
     return sentences
 
@@ -180,29 +190,20 @@ def _heat_map(models: LayersByRole, role: str, tokens: float) -> Chart:
 # --- one value per layer ---
 
 
-def _levels(
-    calibration: Mapping[str, Level], measure: _Measure, top: float
-) -> list[dict[str, Any]]:
-    """Make lines to compare with; of those that nearly coincide, the upper one has all labels."""
+def _levels(calibration: Mapping[str, Level], measure: _Measure) -> list[tuple[str, float]]:
+    """List patterns of known form with their value, the lowest first; none on a linear axis."""
     if not measure.level:
         return []
-    forms = [(calibration.get(name, Level()), name) for name in _CALIBRATION]
-    values = [(value, name) for form, name in forms if (value := getattr(form, measure.level))]
-    levels: list[dict[str, Any]] = []
-    nearest = (1.1 * top / 0.9) ** _LABEL_HEIGHT  # a ratio, since the axis is logarithmic
-    for value, name in sorted(values):
-        label = f"{name}: {value:.0f}"
-        if levels and value < levels[-1]["value"] * nearest:
-            label = f"{levels[-1]['label']}, {label}"
-            levels[-1]["label"] = ""
-        levels.append({"value": value, "label": label})
-    return levels
+    forms = [
+        (name, getattr(calibration.get(name, Level()), measure.level)) for name in _CALIBRATION
+    ]
+    return sorted(((name, value) for name, value in forms if value), key=lambda level: level[1])
 
 
 def _line_chart(
     models: LayersByRole, measure: _Measure, calibration: Mapping[str, Level], tokens: float
 ) -> Chart:
-    levels = _levels(calibration, measure, tokens)
+    levels = _levels(calibration, measure)
     data: list[dict[str, Any]] = [
         {"model": role, "layer": layer.index, "value": value, "lazy": layer.attention.lazy}
         for role, layers in models.items()
@@ -211,7 +212,8 @@ def _line_chart(
     ]
     lazy = [row for row in data if row["lazy"]] if measure.level else []
     rings = " Lazy layers are ringed." if lazy else ""
-    dotted = " Dotted: attention patterns of known form." if levels else ""
+    known = ", ".join(f"{name}: {value:.0f}" for name, value in levels)
+    dotted = f" Dotted: attention patterns of known form ({known})." if levels else ""
     ranges = "; ".join(
         f"{role}: from {min(values):.2f} to {max(values):.2f}"
         for role in models
@@ -230,7 +232,7 @@ def _line_spec(
     roles: Sequence[str],
     data: Sequence[dict[str, Any]],
     lazy: Sequence[dict[str, Any]],
-    levels: Sequence[dict[str, Any]],
+    levels: Sequence[tuple[str, float]],
     measure: _Measure,
     tokens: float,
 ) -> dict[str, Any]:
@@ -243,8 +245,11 @@ def _line_spec(
         scale=alt.Scale(domain=[-0.3, last + 0.3], nice=False),
         axis=alt.Axis(title="layer, from the input", tickMinStep=1, format="d"),
     )
-    logarithmic = alt.Scale(type="log", domain=[0.9, 1.1 * tokens])
-    scale = logarithmic if measure.level else alt.Scale(zero=False)
+    values = [row["value"] for row in data]
+    domain = (0.9, 1.1 * tokens)
+    if not measure.level:
+        domain = min(0.0, *values), 1.05 * max(0.01, *values)
+    scale = alt.Scale(type="log" if measure.level else "linear", domain=list(domain), nice=False)
     y = alt.Y("value:Q", scale=scale, axis=alt.Axis(title=measure.axis, tickCount=6))
     tooltip = [
         alt.Tooltip("model:N", title="model"),
@@ -252,7 +257,7 @@ def _line_spec(
         alt.Tooltip("value:Q", title=measure.axis, format=".3f"),
     ]
 
-    # --- a line for each model, with points and its name; rings around lazy layers; levels ---
+    # --- a line for each model, with points; rings around lazy layers; levels; names ---
     layers = []
     for role in roles:
         rows, style = [row for row in data if row["model"] == role], _STYLES[role]
@@ -260,20 +265,53 @@ def _line_spec(
         look: dict[str, Any] = {"shape": style.shape, "color": style.color, "filled": True}
         layers.append(chart.mark_line(strokeWidth=2, strokeDash=style.dash, color=style.color))
         layers.append(chart.mark_point(size=54, opacity=1, **look))
-        # Of lines that end beside each other, one name stands above and one below.
-        side = 10 if role == "reference" else -10
-        end = alt.Chart(alt.Data(values=[row | {"name": role} for row in rows[-1:]]))
-        halos: list[dict[str, Any]] = [{"style": "halo"}, {}]
-        for halo in halos:
-            text = end.mark_text(align="left", dx=8, dy=side, **halo)
-            layers.append(text.encode(x=x, y=y, text="name:N"))
         ringed = [row for row in lazy if row["model"] == role]
         if ringed:
             ring = alt.Chart(alt.Data(values=ringed)).mark_point(size=220, color=style.color)
             layers.append(ring.encode(x=x, y=y))
     if levels:
-        base, height = alt.Chart(alt.Data(values=levels)), alt.Y("value:Q", scale=scale)
-        layers.append(base.mark_rule(strokeDash=[1, 4]).encode(y=height))
-        text = base.mark_text(align="right", baseline="bottom", dy=-3)
-        layers.append(text.encode(x=alt.value("width"), y=height, text="label:N"))
+        base = alt.Chart(alt.Data(values=[{"value": value} for _, value in levels]))
+        layers.append(base.mark_rule(strokeDash=[1, 4]).encode(y=y))
+    inside, beside = _names(roles, data, levels, domain, is_log=bool(measure.level))
+    for names, place in ((inside, x), (beside, alt.value("width"))):
+        if not names:
+            continue
+        text = alt.Chart(alt.Data(values=names)).encode(x=place, y=y, text="name:N")
+        layers += [text.mark_text(style="halo", **BESIDE), text.mark_text(**BESIDE)]
+        marks = alt.Chart(alt.Data(values=[name for name in names if name["shape"]]))
+        layers.append(
+            marks.mark_point(size=54, filled=True, opacity=1, xOffset=10).encode(
+                x=place,
+                y=y,
+                color=alt.Color("color:N", scale=None),
+                shape=alt.Shape("shape:N", scale=None),
+            )
+        )
     return finished_spec(alt.layer(*layers))
+
+
+def _names(
+    roles: Sequence[str],
+    data: Sequence[dict[str, Any]],
+    levels: Sequence[tuple[str, float]],
+    domain: tuple[float, float],
+    is_log: bool,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Place the names of lines at their ends; near the right edge beside it, with the levels."""
+    last = max(row["layer"] for row in data)
+    ends = [row for role in roles for row in [r for r in data if r["model"] == role][-1:]]
+    names = [
+        {"name": row["model"], "layer": row["layer"], "value": row["value"]}
+        | {"color": _STYLES[row["model"]].color, "shape": _STYLES[row["model"]].shape}
+        for row in ends
+    ]
+    inside = [name for name in names if name["layer"] < _NEAR_END * last]
+    beside = [name for name in names if name not in inside]
+    beside += [{"name": _CALIBRATION[name], "value": value, "shape": ""} for name, value in levels]
+    scaled: Callable[[float], float] = math.log if is_log else float
+    low, high = map(scaled, domain)
+    heights = [scaled(min(max(one["value"], domain[0]), domain[1])) for one in beside]
+    heights = spread(heights, _LABEL_HEIGHT * (high - low), low, high)
+    for one, height in zip(beside, heights, strict=True):
+        one["value"] = math.exp(height) if is_log else height
+    return inside, beside

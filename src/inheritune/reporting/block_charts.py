@@ -28,7 +28,7 @@ def block_charts(selection: SelectionRecord) -> list[Chart]:
                 "kl",
                 "KL divergence without each block of layers",
                 "KL(reference || without the block), nats per token, on the training text. Row 1: "
-                "each layer alone; other lengths where the way of choosing measured them.",
+                "each layer alone; longer blocks stand there where they were measured to choose.",
             )
         )
     angles = [row for row in blocks if row.angle is not None]

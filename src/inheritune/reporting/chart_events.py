@@ -7,17 +7,23 @@ from inheritune.reporting.curves import Row
 from inheritune.reporting.series import Axis, on_axes
 from inheritune.reporting.styles import REFERENCE
 
+_LABEL_ROOM = 0.05  # share of the axis that a number of layers takes
+
 
 def round_marks(
     alt: Any,
     rounds: Sequence[tuple[Row, int | None]],
     top: dict[str, float],
     axes: Sequence[Axis],
-    with_labels: bool,
+    end: float,
 ) -> list[Any]:
-    """Mark where each round of the target begins, with its layers."""
+    """Mark where each round of the target begins, with its layers.
+
+    Args:
+        end: Tokens at the right end of the axis; 0: no labels.
+    """
     marks = [
-        on_axes(row, axes) | top | {"label": f"{layers} layers"}
+        on_axes(row, axes) | top | {"label": f"{layers:.0f}"}
         for row, layers in rounds
         if layers is not None
     ]
@@ -29,14 +35,28 @@ def round_marks(
         .mark_rule(strokeDash=[1, 4], strokeWidth=1.5)
         .encode(x=alt.X("tokens:Q"))
     ]
-    if with_labels and len(marks) <= 6:
+    if end:
         (key,) = top
-        layers.append(
-            alt.Chart(alt.Data(values=marks), name="rounds")
-            .mark_text(align="left", baseline="bottom", dx=0, dy=-6)
-            .encode(x=alt.X("tokens:Q"), y=alt.Y(f"{key}:Q"), text=alt.Text("label:N"))
-        )
+        text: dict[str, Any] = {"y": alt.Y(f"{key}:Q"), "text": alt.Text("label:N")}
+        above: dict[str, Any] = {"baseline": "bottom", "dy": -6}
+        layers += [
+            alt.Chart(alt.Data(values=[top | {"label": "layers"}]), name="rounds title")
+            .mark_text(align="right", dx=-10, **above)
+            .encode(x=alt.value(0), **text),
+            alt.Chart(alt.Data(values=_apart(marks, end)), name="rounds")
+            .mark_text(**above)
+            .encode(x=alt.X("tokens:Q"), **text),
+        ]
     return layers
+
+
+def _apart(marks: Sequence[dict[str, Any]], end: float) -> list[dict[str, Any]]:
+    """Leave out marks whose label would cover the one before; page.js does so by its width."""
+    kept: list[dict[str, Any]] = []
+    for mark in marks:
+        if not kept or mark["tokens"] - kept[-1]["tokens"] >= _LABEL_ROOM * end:
+            kept.append(mark)
+    return kept
 
 
 def restart_marks(

@@ -12,7 +12,7 @@ from inheritune.errors import RecipeError
 from inheritune.reporting.document import document, filled
 from inheritune.reporting.embed import presentable, shortened
 from inheritune.reporting.fidelity_columns import NOTE, fidelity_fields
-from inheritune.reporting.loss_charts import val_loss_chart
+from inheritune.reporting.loss_charts import GREY, val_loss_chart
 from inheritune.reporting.page import (
     RunReport,
     data_address,
@@ -220,7 +220,7 @@ def _chart(runs: Sequence[_Run]) -> Chart | None:
         name="compared",
         title="Validation loss of all runs",
         caption=f"Colour and mark tell the runs apart; each target is named, controls are grey. "
-        f"{chart.caption}",
+        f"{chart.caption.removeprefix(GREY)}",
         table=table,
         left_out=left_out,
     )

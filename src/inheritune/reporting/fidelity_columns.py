@@ -8,9 +8,10 @@ from inheritune.reporting.table import Column, Field, Mark
 from inheritune.run_record.trainings import TrainedModel
 
 NOTE = (
-    "p: the reference's distribution of the next token, q: the model's. KL(p || q), how often both "
-    "think the same token the likeliest, and sum of min(p, q), the share of its text that "
-    "speculative decoding would keep: means over all validation windows, with standard errors."
+    "Closeness to the reference, as means over all validation windows with standard errors. With p "
+    "and q, the next-token distributions of reference and model: KL(p || q); how often both have "
+    "the same likeliest token; sum of min(p, q), the share of the model's tokens that speculative "
+    "decoding would keep."
 )
 _share = formatted(".3f")
 _FIELDS = (

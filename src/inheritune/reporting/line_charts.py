@@ -106,11 +106,11 @@ def line_chart(
             alt.Chart(alt.Data(values=markers), name="markers")
             .mark_point(size=54, filled=True, opacity=1, clip=True)
             .encode(x=x, y=y, **look),
-            *round_marks(alt, events.rounds, top, axes, with_labels=not log),
+            *round_marks(alt, events.rounds, top, axes, 0 if log else max([planned, *tokens])),
             *restart_marks(alt, events.restarts, bottom, axes),
             *level_marks(alt, levels, measure.key),
-            text.mark_text(style="halo", **_BESIDE).properties(name="labels halo"),
-            text.mark_text(**_BESIDE).properties(name="labels text"),
+            text.mark_text(style="halo", **BESIDE).properties(name="labels halo"),
+            text.mark_text(**BESIDE).properties(name="labels text"),
             alt.Chart(alt.Data(values=labels), name="labels marks")
             .mark_point(size=54, filled=True, opacity=1, xOffset=10)
             .encode(**at, **look),
@@ -120,7 +120,7 @@ def line_chart(
     return spec
 
 
-_BESIDE: dict[str, Any] = {"align": "left", "baseline": "middle", "dx": 18, "limit": _LABEL_WIDTH}
+BESIDE: dict[str, Any] = {"align": "left", "baseline": "middle", "dx": 18, "limit": _LABEL_WIDTH}
 
 
 def _choices(
@@ -196,7 +196,17 @@ def _mark(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def spread(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move heights apart to at least ``gap``, in their order, between ``low`` and ``high``."""
+    """Move heights apart to at least ``gap``, in their order, between ``low`` and ``high``.
+
+    The mean of lifting the upper ones and of lowering the lower ones, so that none moves far.
+    """
+    up = _lifted(heights, gap, low, high)
+    # Turned round, so that of equal heights the same one stays the upper one.
+    down = _lifted([-height for height in reversed(heights)], gap, -high, -low)
+    return [(above - below) / 2 for above, below in zip(up, reversed(down), strict=True)]
+
+
+def _lifted(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     order = sorted(range(len(heights)), key=lambda index: heights[index])
     placed: list[float] = []
     for index in order:

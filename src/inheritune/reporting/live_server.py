@@ -89,8 +89,9 @@ def _read(root: Path) -> RunReport:
         return read_report(root)
     except DataError as error:
         # The directory may be about to be filled, or a file may be half written.
-        starting = RunRecord(status="starting")
-        return RunReport({}, starting, problems=[presentable(error.message)])
+        starting = RunRecord(status="starting", name=presentable(root.name))
+        is_there = Run(root).record_file.exists()
+        return RunReport({}, starting, problems=[presentable(error.message)] if is_there else [])
 
 
 def _file_states(root: Path) -> list[tuple[str, int, int]]:

@@ -32,7 +32,10 @@ def status_of(root: Path) -> Status:
         run = Run.open(root)
         record = RunRecord.model_validate(presentable(read_run_json(root)))
     except DataError as error:
-        return Status("unfinished", False, [error.message])
+        lines = [f"{_plain(root.name)}: starting", "", verdict(RunRecord(status="starting"))]
+        if Run(root).record_file.exists():
+            lines.append(error.message)
+        return Status("unfinished", False, lines)
     is_abandoned = record.status == "running" and run.is_abandoned()
     if is_abandoned:
         record = record.model_copy(update={"status": "interrupted"})

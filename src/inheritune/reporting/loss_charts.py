@@ -23,6 +23,7 @@ from inheritune.reporting.table import Table
 from inheritune.reporting.training_tables import curves_table
 from inheritune.run_record.record import RunRecord
 
+GREY = "Grey: the other variants. "  # the caption begins with it where there are any
 _MAX_TABLE_ROWS = 300  # of a chart's data table, all trainings together
 
 
@@ -49,7 +50,7 @@ def loss_charts(record: RunRecord, curves: Sequence[Curve]) -> list[Chart]:
         charts.append(
             Chart(
                 name="val-loss-log",
-                title="The same beside the reference's own training",
+                title="Validation loss beside the reference's own training",
                 caption="The token axis is logarithmic, so the untrained starts are left out. The "
                 "reference's curve was recorded during its own training; if that used other "
                 "validation text, compare the levels with care.",
@@ -105,7 +106,7 @@ _MEASURE = Measure("val_loss", "val_loss (nats per token)", loss, "loss", _frame
 def _caption(lines: Sequence[Line], levels: Sequence[tuple[str, float]], events: Events) -> str:
     highest, parts = max(value_of(row) for line in lines for row in line.rows), []
     if any(line.style.muted for line in lines):
-        parts.append("Grey: the other variants.")
+        parts.append(GREY.strip())
     if len(events.rounds) > 1:
         parts.append(
             "The target's rounds follow one another, so its line shows everything it cost; a "

@@ -51,8 +51,16 @@
     ));
   }
 
-  // Moves heights apart, in their order, so that names at the ends of lines do not overlap.
+  // Moves heights apart, in their order, so that names at the ends of lines do not overlap: the
+  // mean of lifting the upper ones and of lowering the lower ones.
   function spread(heights, gap, low, high) {
+    const up = lifted(heights, gap, low, high);
+    const down = lifted(heights.map((height) => -height).reverse(), gap, -high, -low).reverse();
+    return up.map((above, index) => (above - down[index]) / 2);
+  }
+
+  function lifted(wanted, gap, low, high) {
+    const heights = [...wanted];
     const order = heights.map((_, index) => index).sort((a, b) => heights[a] - heights[b]);
     let floor = -Infinity, ceiling = high;
     for (const index of order) {
@@ -68,6 +76,13 @@
 
   function isGone({ name }) {
     return [...gone].some((run) => name.startsWith(`${run}: `));
+  }
+
+  // On a phone a line of a comparison is called by its run, and by its variant where that fits.
+  function brief(name) {
+    const [run, own] = name.split(": ");
+    const short = own ? `${run}: ${own.replace(/ \(target\)| loss.*/, "")}` : name;
+    return own && short.length > 21 ? run : short;
   }
 
   function domainOf(meta, lines) {
@@ -97,10 +112,10 @@
 
     // --- names at the ends of lines ---
     const labels = shown.filter((line) => named.has(line.name)).map((line) => ({
-      label: narrow.matches ? line.name : line.label, color: line.color, shape: line.shape, ...line.last,
+      label: narrow.matches ? brief(line.name) : line.label, color: line.color, shape: line.shape, ...line.last,
     }));
     for (const { label, value } of meta.levels) {
-      labels.push({ label, color: "#7b8088", shape: "diamond", [axis.key]: end, [y]: value });
+      labels.push({ label: narrow.matches ? brief(label) : label, color: "#7b8088", shape: "diamond", [axis.key]: end, [y]: value });
     }
     const gap = (domain[1] - domain[0]) * 16 / spec.height;
     spread(labels.map((row) => row[y]), gap, ...domain).forEach((height, index) => { labels[index][y] = height; });
@@ -110,7 +125,7 @@
       // --- which lines, and in which look ---
       if (kind === "labels") {
         layer.data.values = labels.filter((row) => row[axis.key] != null);
-        if (narrow.matches && layer.mark.limit) layer.mark.limit = 110;
+        if (narrow.matches && layer.mark.limit) layer.mark.limit = 130;
       }
       if (kind === "line" || kind === "raw") {
         const line = meta.lines[index], isNamed = named.has(line.name);
@@ -126,8 +141,8 @@
       if (kind === "rounds" || kind === "restarts") {
         for (const row of layer.data.values) row[y] = domain[kind === "rounds" ? 1 : 0];
       }
-      if (kind === "rounds") { // a label that would cover the one before it is left out
-        const room = 60 * end / Math.max(100, document.getElementById(name).clientWidth - (narrow.matches ? 160 : 280));
+      if (kind === "rounds" && index !== "title") { // a label that would cover the one before it is left out
+        const room = 24 * end / Math.max(100, document.getElementById(name).clientWidth - (narrow.matches ? 160 : 280));
         let free = -Infinity;
         layer.data.values = layer.data.values.filter((row) => {
           const fits = (row[axis.key] ?? -1) >= free;
@@ -296,10 +311,13 @@
   }
 
   document.getElementById("filter")?.addEventListener("input", ({ target }) => {
-    const words = target.value.toLowerCase().split(/\s+/).filter(Boolean);
+    // A word may be anywhere in a name, and begins an outcome: "matched" is not "not-matched".
+    const words = target.value.toLowerCase().replace("not ", "not-").split(/\s+/).filter(Boolean);
+    const outcome = (one) => one.dataset.outcome.split(" ");
     gone.clear();
     for (const one of document.querySelectorAll("[data-run]")) {
-      one.hidden = !words.every((word) => one.dataset.words.includes(word));
+      one.hidden = !words.every((word) => one.dataset.run.toLowerCase().includes(word)
+        || outcome(one).some((part) => part.startsWith(word)));
       if (one.hidden) gone.add(one.dataset.run);
     }
     const none = !document.querySelector("[data-run]:not([hidden])");

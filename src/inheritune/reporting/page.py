@@ -42,7 +42,7 @@ from inheritune.reporting.training_tables import (
 )
 from inheritune.reporting.trust import checks
 from inheritune.reporting.usage import usage
-from inheritune.reporting.vega import png, svg
+from inheritune.reporting.vega import NARROW, png, svg
 from inheritune.reporting.verdict import headline, remarks, tone, verdict
 from inheritune.run_directory import Run
 from inheritune.run_record.record import TRAIN, RunRecord, read_run_json
@@ -50,6 +50,7 @@ from inheritune.system.files import make_directory, write_bytes
 
 _MAX_PAGE_BYTES = 2_500_000  # of which the drawing of charts takes 0.9
 _MAX_SAMPLES, _MAX_SAMPLE = 60, 3_000  # samples; characters of one
+_MAX_UNFOLDED = 3  # samples of one prompt; the others are folded
 _MAX_NOTES, _MAX_NOTE = 50, 1_000
 _MAX_COSTS = 14  # rows of the ledger that are shown unfolded
 
@@ -127,6 +128,11 @@ class RunReport:
     def figures(self) -> dict[str, bytes]:
         """PNG of every chart, by the name of its file."""
         return {f"{chart.name}.png": png(chart.spec) for chart in self.charts}
+
+    @cached_property
+    def card_figures(self) -> dict[str, bytes]:
+        """PNG of the charts of results for a model card, which is read on phones, too."""
+        return {f"{c.name}.png": png(c.spec, width=NARROW) for c in self.result_charts}
 
     @property
     def results(self) -> tuple[Table, Table]:
@@ -248,6 +254,7 @@ def page_content(report: RunReport, drawings: Mapping[str, str]) -> Markup:
             "sections": report.sections,
             **report.own_tables,
             "samples": _samples(record),
+            "first_samples": _MAX_UNFOLDED,
             "notes": [note[:_MAX_NOTE] for note in record.notes[:_MAX_NOTES]],
             "facts_of_data": facts_of_data(record),
             "overlap": overlap(record),
@@ -304,4 +311,7 @@ def _samples(record: RunRecord) -> list[tuple[str, list[dict[str, str]]]]:
         continuation = (sample.text or "")[:_MAX_SAMPLE].removeprefix(prompt)
         model = (sample.model or "")[:100]
         prompts.setdefault(prompt, []).append({"model": model, "continuation": continuation})
+    leading = ["reference", record.target_name, record.fresh_control.name]
+    for samples in prompts.values():
+        samples.sort(key=lambda one: one["model"] not in leading)
     return list(prompts.items())

@@ -87,7 +87,7 @@ def _progress(record: RunRecord, curve: Curve) -> TrainingProgress:
         lines.append(f"step {exact(course.steps[-1])}, training loss {recent_loss}")
     if curve.points:
         val_loss = curve.points[-1][1]
-        beside = "" if level is None else f", reference {loss(level)}: {signed(val_loss - level)}"
+        beside = "" if level is None else f" (reference {loss(level)}, {signed(val_loss - level)})"
         lines.append(f"val_loss {loss(val_loss)}{beside}")
     speed = _recent_mean(course.speeds)
     if speed:
@@ -108,7 +108,7 @@ def _run_left(record: RunRecord, curve: Curve, left_s: float, speed: float) -> s
     work = work_to_come(record.stages, layers)
     if not record.stages:
         return ""
-    return f"; all trainings about {duration(left_s + work / (speed * layers))}"
+    return f"; all trainings done in about {duration(left_s + work / (speed * layers))}"
 
 
 def _recent_mean(values: Sequence[float]) -> float | None:

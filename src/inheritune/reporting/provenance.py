@@ -57,7 +57,7 @@ def overlap(record: RunRecord) -> list[str]:
             "text."
         )
     if measured.method:
-        sentences.append(f"Measured as: {measured.method[:500]}")
+        sentences.append(f"Measured as: {measured.method[:500]}.")
     return sentences
 
 

@@ -132,8 +132,8 @@ def variants_table(record: RunRecord) -> Table:
     zero_tokens = _cut_column(record.variants)
     if zero_tokens:
         notes.append(
-            "val_loss of the cut is that of the inherited layers alone; at start, it is that after "
-            "their repair. No token was trained on for either."
+            "val_loss of the cut: the inherited layers as they are; val_loss at start: after their "
+            "repair. Both come before any training."
         )
         zero_tokens.append((Column("val_loss at start", "nats", loss), "start_val_loss"))
     over_seeds: list[Field] = [
@@ -161,9 +161,9 @@ def variants_table(record: RunRecord) -> Table:
             (Column("layers", show=exact), "layers"),
             (Column("parameters", show=amount), "params"),
             (Column("tokens", show=amount), "tokens"),
-            (Column("start"), _start),
             (Column("FLOPs in all", show=flops), "flops"),
             (Column("time", "s", duration, True), "seconds"),
+            (Column("start"), _start),
         ],
         [*notes, *_fidelity_note(rows)],
     )

@@ -84,6 +84,7 @@ def _spec(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     # --- a line, marks and a name for each kind; the number of layers at each point ---
     base = alt.Chart(alt.Data(values=list(rows)))
     layers = [base.mark_rule(color=REFERENCE.color).encode(x=x, y=alt.Y("low:Q"), y2="high:Q")]
+    texts = []  # over all lines, which would strike them through
     whole = [row for row in rows if row["made"] == _WHOLE]
     for kind, (words, style) in _KINDS.items():
         own = sorted((r for r in rows if r["made"] == kind), key=lambda row: row["params"])
@@ -101,8 +102,8 @@ def _spec(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         halos: list[dict[str, Any]] = [{"style": "halo"}, {}]
         for halo in halos:
             text = names.mark_text(align="left", dx=8, dy=-8, **halo)
-            layers.append(text.encode(x=x, y=y, text="label:N"))
-    return finished_spec(alt.layer(*layers))
+            texts.append(text.encode(x=x, y=y, text="label:N"))
+    return finished_spec(alt.layer(*layers, *texts))
 
 
 def refuse_no_figure(file: Path, models: int, has_text: bool) -> None:

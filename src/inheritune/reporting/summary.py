@@ -7,6 +7,7 @@ from inheritune.reporting.curves import Curve
 from inheritune.reporting.gains_table import gain_ratios, gained_words
 from inheritune.reporting.quantities import amount, duration, loss, percent, signed
 from inheritune.run_record.record import RunRecord
+from inheritune.run_record.trainings import GAINS_STAGE
 
 _MAX_PROBLEMS = 20
 
@@ -83,7 +84,9 @@ def _gained(record: RunRecord) -> Fact | None:
     ratios = [] if record.gains is None else gain_ratios(record.gains)
     details = [f"{percent(ratio)} {what}" for what, ratio in ratios if what.startswith("of")]
     if not words[0].endswith("fast"):
-        details = ["speed was not measured"]
+        is_planned = any(stage.name == GAINS_STAGE for stage in record.stages)
+        is_to_come = record.status == "running" and not record.result and is_planned
+        details = ["speed is still to be measured" if is_to_come else "speed was not measured"]
     scratch, reached = record.fresh_control.val_loss, record.target_loss
     if scratch is not None and reached is not None:
         side = "better" if scratch >= reached else "worse"

@@ -201,11 +201,18 @@ class Table:
         if text == MISSING:
             return text
         if mark.se is not None:
-            text += f" ± {mark.se:.3g}"
+            text += f" ± {_as_exact(mark.se, text)}"
         return f"{text} †" if mark.chance else text
 
 
 _NO_MARK = Mark()
+
+
+def _as_exact(error: float, value: str) -> str:
+    """Write a standard error with the decimals of its value, or one digit where that is 0."""
+    decimals = len(value.partition(".")[2])
+    rounded = f"{error:.{decimals}f}"
+    return rounded if float(rounded) or not error else f"{error:.1g}"
 
 
 def _markdown_cell(value: str) -> str:

@@ -66,9 +66,10 @@ def speed_table(curves: Sequence[Curve]) -> Table:
     notes = ["Medians over steps. Model FLOPs are counted as in the ledger, without recomputation."]
     if any(curve.health.median_mfu is None for curve in curves):
         notes.append("MFU needs the device's peak, which is not known for every device.")
+    measured = [c for c in curves if c.health.median_speed or c.health.peak_memory]
     return Table.of(
         "speed-and-memory",
-        curves,
+        measured,
         [
             (Column("training"), "label"),
             (Column("median speed", "tokens/s", exact), "health.median_speed"),

@@ -46,7 +46,7 @@ def _windows(record: RunRecord) -> Check:
         return Check(title, False, f"only {measured}: too few for a standard error")
     if within_noise(difference, error):
         return Check(title, False, f"{measured}: the difference lies within its noise")
-    times = f"{abs(difference) / error:.0f}" if error else "infinitely many"
+    times = f"{abs(difference) / error:.1f}" if error else "infinitely many"
     return Check(title, True, f"{measured}: the difference is {times} standard errors")
 
 
@@ -80,7 +80,7 @@ def _overlap(record: RunRecord) -> Check:
         return Check(title, False, phrase)
     length = f"{measured.ngram:.0f}-token" if measured.ngram else "token"
     phrase = f"{percent(share)} of held-out {length} sequences are in the training text"
-    return Check(title, share <= _MOST_OVERLAP, phrase)
+    return Check(title, share <= _MOST_OVERLAP, f"{phrase} (limit {percent(_MOST_OVERLAP)})")
 
 
 def _reference(record: RunRecord) -> Check:
@@ -95,7 +95,7 @@ def _reference(record: RunRecord) -> Check:
         return Check(title, False, f"trained {where}{on_tokens}: a weak one is easy to match")
     known = record.result.trained_reference
     if known is None or known.difference is None:
-        phrase = "no control trained it on the target's tokens: they may explain a gain"
+        phrase = "not trained on the target's tokens, which may explain a gain"
         return Check(title, False, phrase)
     is_noise = within_noise(known.difference, known.difference_se)
     side = "better" if known.difference > 0 else "worse"

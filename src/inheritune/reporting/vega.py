@@ -13,6 +13,7 @@ _COLORS = {
     "dark": {"paper": "#15171a", "ink": "#e6e7e9", "soft": "#a9adb4", "rule": "#3a3e45"},
 }
 _WIDTH = 760  # pixels, of the files; on the page a chart is as wide as its place
+NARROW = 480  # of a figure whose text is to be read on a phone, too
 
 
 def svg(spec: Mapping[str, Any]) -> str:
@@ -30,11 +31,12 @@ def svg(spec: Mapping[str, Any]) -> str:
     return re.sub(r"\b(clip|gradient_)\d+\b", lambda m: renamed.get(m[0], m[0]), drawing)
 
 
-def png(spec: Mapping[str, Any], theme: str = "light") -> bytes:
+def png(spec: Mapping[str, Any], theme: str = "light", width: int = _WIDTH) -> bytes:
     """Draw a chart as PNG at twice its size, on white or on dark, without fetching anything."""
     import vl_convert
 
     drawing = _drawing(spec, theme)
+    drawing["vl_spec"]["width"] = width
     paper = "white" if theme == "light" else _COLORS[theme]["paper"]
     drawing["config"] |= {"background": paper}
     return bytes(vl_convert.vegalite_to_png(**drawing, scale=2))

@@ -172,8 +172,11 @@ def _without_result(record: RunRecord) -> str:
     if record.status == "starting":
         return "Starting: there is no record of a run here yet; it appears as soon as there is one."
     if record.status == "running":
-        now = next((s.name for s in record.stages if s.began_at and s.seconds is None), None)
-        doing = "the run has not ended" if now is None else f"now {now}"
+        begun = [place for place, stage in enumerate(record.stages, 1) if stage.began_at]
+        doing = "the run has not ended"
+        if begun:
+            name = record.stages[begun[-1] - 1].name
+            doing = f"stage {begun[-1]} of {len(record.stages)} is {name}"
         ended = {0: "no round has ended yet", 1: "1 round has ended"}
         return f"Running: {doing}; {ended.get(count, f'{count} rounds have ended')}."
     return f"Unfinished: the record ends {progress} and holds no result."
@@ -207,9 +210,8 @@ def _text_alone(record: RunRecord) -> str:
         return ""
     if known is None:
         return (
-            "No control trained the reference on the target's tokens: how much of the target's "
-            "loss is these tokens, and not the model, is not known (a variant with layers: all "
-            "tells)."
+            "The reference was not trained on the target's tokens, so it is not known how much of "
+            "the target's low loss comes from these tokens (a variant with layers: all tells)."
         )
     apart = known.difference
     if apart is None or apart <= 0 or within_noise(apart, known.difference_se):

@@ -25,7 +25,7 @@ from inheritune.run.session import Start, carry_out
 from inheritune.run.stages import Stages
 from inheritune.run_directory import Run
 from inheritune.run_record.record import RUN, RunRecord
-from inheritune.run_record.trainings import Result
+from inheritune.run_record.trainings import GAINS_STAGE, Result
 from inheritune.steps.analysis import analyze_run, asks_for_measurements, with_measurements
 from inheritune.steps.benchmark import measure_benchmark
 from inheritune.steps.controls import continue_texts, train_variant
@@ -131,7 +131,7 @@ def execute(
         record_result(job.run, outcome, file)
 
         # --- look at the models: gains, attention, samples, tasks ---
-        stages.begin("size and speed")
+        stages.begin(GAINS_STAGE)
         summary = _measure_gains(job, outcome, file).as_json()
         stages.begin("attention")
         _analyze(job, outcome)
@@ -160,7 +160,7 @@ def execute(
         with catch_signals() as stop:
             report = read_report(root)
             write_report(root, report, partial(stop.check, "only the report is missing"))
-            write_card(root, report.figures)
+            write_card(root, report.card_figures)
     return run_result
 
 

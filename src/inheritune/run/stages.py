@@ -7,7 +7,7 @@ from typing import Any
 
 from inheritune.recipe.schema import Recipe
 from inheritune.run_record.record import RunRecord
-from inheritune.run_record.trainings import StageRecord, work_to_come
+from inheritune.run_record.trainings import GAINS_STAGE, StageRecord, work_to_come
 from inheritune.steps.growth import Growth
 from inheritune.steps.job import Job
 from inheritune.steps.training_spec import TrainingSpec
@@ -153,7 +153,7 @@ def _planned(recipe: Recipe, sizes: Sequence[int]) -> list[StageRecord]:
         *rounds,
         *(StageRecord(name=name, variant=name, tokens=recipe.tokens_of(name)) for name in others),
         *repeats,
-        *([StageRecord(name="size and speed")] if recipe.evaluate.gains else []),
+        *([StageRecord(name=GAINS_STAGE)] if recipe.evaluate.gains else []),
         *([StageRecord(name="attention")] if recipe.analyze is not None else []),
         *([StageRecord(name="samples")] if recipe.report.prompts else []),
         *([StageRecord(name="tasks")] if recipe.evaluate.tasks else []),

@@ -152,6 +152,9 @@ class TrainedModel(Part):
         return self.val_loss_se if self.val_loss_sd is None else self.val_loss_sd
 
 
+GAINS_STAGE = "size and speed"
+
+
 class StageRecord(Part):
     """One stage of the run, in the order of the run."""
 
