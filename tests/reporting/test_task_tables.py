@@ -92,10 +92,10 @@ def test_the_runs_own_rows_stand_below_with_errors_and_marks() -> None:
         typed(record([score("piqa", acc=0.70), score("boolq", acc=0.5)])),
         SUITES["low-data"],
     )
-    assert cell(table, "inherit (this run)", "PIQA (%)") == ("70.00 ± 1", True)
-    assert cell(table, "inherit (this run)", "BoolQ (%)") == ("50.00 ± 1 †", False)
+    assert cell(table, "inherit (this run)", "PIQA (%)") == ("70.00 ± 1.00", True)
+    assert cell(table, "inherit (this run)", "BoolQ (%)") == ("50.00 ± 1.00 †", False)
     assert cell(table, "inherit (this run)", "QNLI (%)") == ("—", False)
-    assert cell(table, "reference (this run)", "PIQA (%)") == ("75.00 ± 1", False)
+    assert cell(table, "reference (this run)", "PIQA (%)") == ("75.00 ± 1.00", False)
 
 
 def test_e3_a_missing_metric_and_unlike_shots_are_a_dash_and_a_footnote() -> None:
@@ -116,18 +116,18 @@ def test_with_a_limit_nothing_is_compared_with_published_baselines() -> None:
             each["key"]["limit"] = 50
     limited["evaluation"]["models"][0]["scores"] = []
     table = published_table(typed(limited), SUITES["low-data"])
-    assert cell(table, "inherit (this run)", "PIQA (%)") == ("74.00 ± 1", False)
+    assert cell(table, "inherit (this run)", "PIQA (%)") == ("74.00 ± 1.00", False)
     assert "not compared with these" in " ".join(table.notes)
 
 
 def test_scores_are_written_as_markdown_csv_and_latex() -> None:
     table = published_table(typed(record([score("piqa", acc=0.70)])), SUITES["low-data"])
-    assert "| **70.00 ± 1** |" in table.markdown()
+    assert "| **70.00 ± 1.00** |" in table.markdown()
     rows = list(csv.DictReader(io.StringIO(table.csv())))
     assert float(rows[-1]["PIQA (%)"]) == 70.0
     assert float(rows[-1]["PIQA (%) SE"]) == 1.0
     written = table.latex()
-    assert r"\textbf{70.00 $\pm$ 1}" in written
+    assert r"\textbf{70.00 $\pm$ 1.00}" in written
     assert written.count(r"\\") == len(table.values) + 1
     assert r"PIQA (\%)" in written
 
@@ -170,7 +170,7 @@ def test_a_table_of_any_tasks_has_a_column_for_each_metric() -> None:
     ]
     table = scores_table([EvaluatedModelRecord.model_validate(m) for m in models])
     assert table.headers == ["model", "mine, acc (%)", "mine, f1 (%)"]
-    assert table.rows == [["a", "50.00 ± 1", "40.00 ± 1"], ["b", "—", "—"]]
+    assert table.rows == [["a", "50.00 ± 1.00", "40.00 ± 1.00"], ["b", "—", "—"]]
 
 
 def test_what_is_no_better_than_guessing_is_marked_there_too() -> None:
@@ -185,7 +185,7 @@ def test_what_is_no_better_than_guessing_is_marked_there_too() -> None:
     table = scores_table(
         [EvaluatedModelRecord.model_validate(m) for m in [{"name": "target", "scores": scores}]]
     )
-    assert table.rows == [["target", "55.00 ± 3 †", "70.00 ± 1", "10.00 ± 10"]]
+    assert table.rows == [["target", "55.00 ± 3.00 †", "70.00 ± 1.00", "10.00 ± 10.00"]]
     assert CHANCE_NOTE in table.notes
 
 
