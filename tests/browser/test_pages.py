@@ -1,5 +1,6 @@
 """Pages of a tiny real run in a real browser: drawn, silent, at home, readable on a phone."""
 
+import json
 import re
 import shutil
 import threading
@@ -233,7 +234,12 @@ def test_several_runs_stand_side_by_side(
         run / "variants", second / "variants", ignore=lambda *_: ["model", "checkpoints"]
     )
     (second / "run.json").write_text("{")
-    write_comparison([run, second], tmp_path / "index.html")
+    missed = tmp_path / "tiny"
+    shutil.copytree(run, missed, ignore=lambda *_: ["model", "checkpoints"])
+    record = json.loads((run / "run.json").read_text())
+    record["result"]["outcome"] = "not_matched"
+    (missed / "run.json").write_text(json.dumps(record))
+    write_comparison([missed, second], tmp_path / "index.html")
     for width in (1280, 390):
         with opened(browser, (tmp_path / "index.html").as_uri(), width) as (page, seen):
             assert page.locator(".runs article").count() == 2
@@ -248,10 +254,10 @@ def test_several_runs_stand_side_by_side(
             assert page.locator("#compared svg", has_text="broken: ").count() == 0
             assert page.locator(".lines label:visible", has_text="broken: ").count() == 0
             assert not page.locator("#nothing").is_visible()
-            filtered.fill("matched")  # which the headline of no run begins with
+            filtered.fill("matched")  # the one run that ended is "not matched"
             page.locator("#nothing").wait_for()
             filtered.fill("not m")
-            page.locator(".runs article:visible").first.wait_for()
+            page.locator("#nothing").wait_for(state="hidden")
             assert page.locator(".runs article:visible").count() == 1
             filtered.fill("no such run")
             page.locator("#nothing").wait_for()

@@ -37,6 +37,10 @@ def test_a_speed_that_is_still_to_be_measured_is_not_called_missing(synthetic: M
     running = synthetic.record(status="running", result=None, stages=[{"name": "size and speed"}])
     (gained,) = (fact for fact in facts(typed(running)) if fact.title == "Gained")
     assert gained.details[0] == "speed is still to be measured"
+    running["stages"][0]["seconds"] = 3.0  # measured, and not known
+    (gained,) = (fact for fact in facts(typed(running)) if fact.title == "Gained")
+    assert gained.details[0] == "speed was not measured"
+    running["stages"][0].pop("seconds")
     running["status"] = "interrupted"
     (gained,) = (fact for fact in facts(typed(running)) if fact.title == "Gained")
     assert gained.details[0] == "speed was not measured"

@@ -84,8 +84,9 @@ def _gained(record: RunRecord) -> Fact | None:
     ratios = [] if record.gains is None else gain_ratios(record.gains)
     details = [f"{percent(ratio)} {what}" for what, ratio in ratios if what.startswith("of")]
     if not words[0].endswith("fast"):
-        is_planned = any(stage.name == GAINS_STAGE for stage in record.stages)
-        is_to_come = record.status == "running" and not record.result and is_planned
+        is_to_come = record.status == "running" and any(
+            stage.name == GAINS_STAGE and stage.seconds is None for stage in record.stages
+        )
         details = ["speed is still to be measured" if is_to_come else "speed was not measured"]
     scratch, reached = record.fresh_control.val_loss, record.target_loss
     if scratch is not None and reached is not None:
