@@ -53,11 +53,9 @@ def calibration(tokens: int, threshold: float) -> dict[str, dict[str, int]]:
 # of fp64, below what an fp32 softmax can distinguish.
 _TIE = 1e-9
 # A count in fp32 must be this far from the threshold, or else is repeated in fp64. Sums of
-# eigenvalues were off by at most 2.3e-6 of the total at T 1024 (1.4e-6 at T 512).
+# eigenvalues were off by at most 2.3e-6 of the total at T 1024 (1.4e-6 at T 512), norms of what
+# a basis leaves by 3.6e-6.
 _CLEAR = 1e-5
-# Sums of squares, of G's entries, from which others were taken away are off by less than this share
-# of all of them: by at most 7e-6 at T 1024.
-_ROUNDING = 2e-5
 _FEW = 16  # columns of the first basis
 _PART = 4  # the second one has T / _PART
 _HOPE = 0.7  # a count of more than this share of a basis is not tried on it
@@ -213,8 +211,7 @@ def _on_few(matrices: "Tensor") -> _Bounds:
     draw = torch.Generator().manual_seed(_FEW)
     start = torch.randn(matrices.shape[-1], _FEW, generator=draw, dtype=matrices.dtype)
     start = start.to(matrices.device).expand(len(matrices), -1, -1)  # (M, T, r)
-    total = _squares(matrices)
-    return _on_basis(times, torch.linalg.qr(times(start)).Q, total, total.square())
+    return _on_basis(times, torch.linalg.qr(times(start)).Q, _norm(matrices).square())
 
 
 def _on_part(gram: "Tensor") -> _Bounds:
@@ -224,11 +221,14 @@ def _on_part(gram: "Tensor") -> _Bounds:
     start = groups[..., ::2, :].sum(-2) - groups[..., 1::2, :].sum(-2)
     total = torch.diagonal(gram, dim1=-2, dim2=-1).double().sum(-1)
     basis = torch.linalg.qr(torch.bmm(gram, start)).Q
-    return _on_basis(lambda block: torch.bmm(gram, block), basis, total, _squares(gram))
+    return _on_basis(lambda block: torch.bmm(gram, block), basis, total, gram)
 
 
 def _on_basis(
-    times: "Callable[[Tensor], Tensor]", basis: "Tensor", total: "Tensor", squares: "Tensor"
+    times: "Callable[[Tensor], Tensor]",
+    basis: "Tensor",
+    total: "Tensor",
+    gram: "Tensor | None" = None,
 ) -> _Bounds:
     """Project G onto a basis.
 
@@ -236,17 +236,18 @@ def _on_basis(
         times: Multiplies (M, T, r) by G.
         basis: (M, T, r), orthonormal columns.
         total: (M,), the trace of G.
-        squares: (M,), at least the sum of the squares of G's entries.
+        gram: G, where it was computed.
     """
     image = times(basis)
     inside = torch.bmm(basis.mT, image)
     values = torch.linalg.eigvalsh(inside).flip(-1).double()
-    outside = (total - values.sum(-1)).clamp_min(0)
-    of_image, of_inside = _squares(image), _squares(inside)
-    slack = _ROUNDING * squares
-    coupling = (of_image - of_inside).clamp_min(0) + slack
-    rest = ((squares - 2 * of_image + of_inside).clamp_min(0) + slack).sqrt()
-    return _Bounds(total, values, outside, coupling, torch.minimum(rest, outside))
+    slack = _CLEAR * total
+    coupling = _norm(torch.baddbmm(image, basis, inside, alpha=-1)) + slack
+    outside = rest = (total - values.sum(-1)).clamp_min(0)
+    if gram is not None:  # the columns of G without their part in the basis are those of R and C
+        left = _norm(torch.baddbmm(gram, image, basis.mT, alpha=-1))
+        rest = torch.minimum(rest, left + slack)
+    return _Bounds(total, values, outside, coupling.square(), rest)
 
 
 def _all_eigenvalues(gram: "Tensor") -> _Bounds:
@@ -255,10 +256,10 @@ def _all_eigenvalues(gram: "Tensor") -> _Bounds:
     return _Bounds(total, torch.linalg.eigvalsh(gram).flip(-1).double(), none, none, none)
 
 
-def _squares(matrices: "Tensor") -> "Tensor":
-    """Sum the squares of the entries, (M,) fp64: by rows, as a single sum in fp32 drifts."""
+def _norm(matrices: "Tensor") -> "Tensor":
+    """Compute Frobenius norms, (M,) fp64: by rows, as a single sum in fp32 drifts."""
     rows: Tensor = torch.linalg.vector_norm(matrices, dim=-1)
-    return rows.double().square().sum(-1)
+    return rows.double().square().sum(-1).sqrt()
 
 
 def _gram(matrices: "Tensor") -> "Tensor":
