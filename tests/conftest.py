@@ -90,6 +90,15 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
 
 
+@pytest.fixture(scope="module")
+def quick_gains() -> Iterator[None]:
+    """Time 4 new tokens twice: 32 of them five times are most of a tiny run's time."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("inheritune.evaluation.gains._NEW_TOKENS", 4)
+        patched.setattr("inheritune.evaluation.gains._REPEATS", 2)
+        yield
+
+
 @pytest.fixture
 def set_umask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """Give this process an umask, as if it had been started with it."""

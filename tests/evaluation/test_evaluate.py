@@ -311,6 +311,7 @@ def _plain(model: Path, task: str, limit: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.usefixtures("quick_gains")
 def test_speed_alone_can_be_measured_and_stands_beside_scores(
     tiny_reference: Path, tiny_tokens: Any, tmp_path: Path
 ) -> None:

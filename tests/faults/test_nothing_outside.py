@@ -78,6 +78,26 @@ def test_the_compiler_keeps_its_files_in_the_run_unless_the_user_says_where(
 
 
 @pytest.mark.fault("D32")
+def test_a_place_that_torch_chose_by_itself_is_not_taken_for_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Importing torch._dynamo sets the variable, as importing a model of transformers does."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir, triton_cache_dir
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "shared"))
+    for name in COMPILER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    chosen = [cache_dir(), triton_cache_dir(0)]
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == chosen[0]
+    assert all(Path(path).is_relative_to(tmp_path / "shared") for path in chosen)
+    (tmp_path / "run").mkdir()
+    with compiler_files(tmp_path / "run"), compiler_files(tmp_path / "run"):
+        assert Path(cache_dir()).is_relative_to(tmp_path / "run")
+        assert Path(triton_cache_dir(0)).is_relative_to(tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.fault("D32")
 def test_a_run_is_given_to_the_compiler_as_a_new_and_empty_directory(
     tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

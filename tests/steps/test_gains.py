@@ -13,6 +13,8 @@ from inheritune.reporting.page import write_report
 from inheritune.run_directory import Run
 from inheritune.steps.fidelity import stored_result
 
+pytestmark = pytest.mark.usefixtures("quick_gains")
+
 
 def derive(reference: Path, text: Path, runs: Path, **evaluate: Any) -> Any:
     recipe = recipe_of(reference, text, grow={"add": 0}, evaluate={"gains": True} | evaluate)

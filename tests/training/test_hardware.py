@@ -74,8 +74,10 @@ def test_settings_are_json_values() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
 def test_freed_memory_stays_in_the_process() -> None:
     code = (
-        "from pathlib import Path; from inheritune.training.hardware import keep_freed_memory\n"
-        "if {keep}: keep_freed_memory()\n"
+        "from pathlib import Path\n"
+        "if {keep}:\n"
+        "    from inheritune.training.hardware import keep_freed_memory\n"
+        "    keep_freed_memory()\n"
         "block = bytearray(b'x') * (512 << 20); del block\n"
         "print(int(Path('/proc/self/statm').read_text().split()[1]) * 4096 >> 20)\n"
     )

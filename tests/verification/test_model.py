@@ -198,7 +198,9 @@ def test_a_reference_on_its_own_cannot_be_verified(reference):
 
 
 @pytest.mark.shared_data
-@pytest.mark.parametrize("layers", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "layers", [1, 3, 5, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4))]
+)
 def test_stories260k_is_proven_for_every_n(shared_data, tmp_path, layers):
     reference = open_model(str(shared_data / "checkpoints" / "stories260K"))
     target = inherit(reference, layers, tmp_path / "target")

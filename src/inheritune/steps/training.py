@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -225,6 +226,11 @@ def compiler_files(run: Path) -> Iterator[None]:
     torch unpickles and executes what it finds there, so nothing from before may be there. Where
     the user has said where, or in a block within another, nothing is changed.
     """
+    # torch's own place, which other users of this machine may have filled, is nobody's wish.
+    default = _default_of_torch()
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        if default and Path(os.environ.get(name, "")).is_relative_to(default):
+            del os.environ[name]
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         yield
         return
@@ -237,6 +243,12 @@ def compiler_files(run: Path) -> Iterator[None]:
             os.environ[name] = str(places[name])
             stack.callback(os.environ.pop, name, None)
         yield
+
+
+def _default_of_torch() -> str:
+    """Where torch puts compiled files, as it says in the environment once it is imported."""
+    loaded = sys.modules.get("torch._inductor.runtime.cache_dir_utils")
+    return str(loaded.default_cache_dir()) if loaded else ""
 
 
 def _trained_model(task: TrainingTask, shape: "Shape") -> TrainedModel:
