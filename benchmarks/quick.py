@@ -123,7 +123,7 @@ def _trainer(scratch: Path) -> Case:
         # defaults' step and 84 % of ours, dropout and other elementwise work 19 % of theirs. With
         # bf16 at 2.23 times fp32's rate, 0.67 / 2.23 + 0.16 x 0.86 of their step are left.
         remark="nothing compiled; `benchmarks/train.py` has whole programs. Products are 67 % of "
-        "the defaults' step: with bf16 at 2.2 times the rate of fp32, 2.3 is the most",
+        "the defaults' step: if bf16 is 2.2 times as fast there, about 2.3 is to be had",
     )
 
 

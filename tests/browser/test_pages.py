@@ -1,9 +1,11 @@
 """Pages of a tiny real run in a real browser: drawn, silent, at home, readable on a phone."""
 
+import html
 import json
 import re
 import shutil
 import threading
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -224,6 +226,43 @@ def test_no_name_in_an_exported_figure_is_cut_by_its_edge(browser: Any, tmp_path
         )
         assert cut == [], figure.name
     page.close()
+
+
+def test_every_word_of_every_figure_is_on_paper(browser: Any, tmp_path: Path) -> None:
+    """Printed pages hold the charts of the page, whole, and nothing beside the sheet."""
+    pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed: pip install -e '.[dev]'")
+    for name in ("demo", "table4-cpu"):
+        shutil.copytree(GALLERY / name, tmp_path / name)
+        page = browser.new_page()
+        page.goto(write_report(tmp_path / name).as_uri(), timeout=WAIT_MS)
+        page.wait_for_selector("html[data-charts=done]", timeout=WAIT_MS)
+        page.pdf(path=tmp_path / f"{name}.pdf")
+        page.close()
+        words, beside = words_on_paper(pypdf.PdfReader(tmp_path / f"{name}.pdf"))
+        assert beside == []
+        for figure in sorted((tmp_path / name / "report" / "figures").glob("*.svg")):
+            texts = re.findall(r"<text[^>]*>([^<]+)</text>", figure.read_text())
+            assert len(texts) > 8, figure.name
+            assert {w for text in texts for w in html.unescape(text).split()} <= words, figure.name
+
+
+def words_on_paper(document: Any) -> tuple[set[str], list[str]]:
+    """All words of a PDF, and the texts that begin beside the sheet."""
+    words: set[str] = set()
+    beside: list[str] = []
+    for sheet in document.pages:
+
+        def look(text: str, cm: list[float], tm: list[float], *_: Any, sheet: Any = sheet) -> None:
+            x = cm[0] * tm[4] + cm[2] * tm[5] + cm[4]
+            y = cm[1] * tm[4] + cm[3] * tm[5] + cm[5]
+            if text.strip() and not (
+                0 <= x <= sheet.mediabox.width and 0 <= y <= sheet.mediabox.height
+            ):
+                beside.append(text)
+
+        text = sheet.extract_text(visitor_text=look)
+        words.update(unicodedata.normalize("NFKC", text).split())  # without ligatures
+    return words, beside
 
 
 def test_several_runs_stand_side_by_side(
