@@ -755,11 +755,20 @@ def _process_of_rank(rank: int, recipe: str) -> int:
     raise AssertionError("no such process")
 
 
+# Five sequences a step, which `auto` takes at once: two, half of them, would not divide it.
+@pytest.mark.parametrize(
+    ("train", "smaller"), [({}, 4), ({"batch_tokens": 80, "micro_batch": "auto"}, 1)]
+)
 @pytest.mark.fault("D18")
 def test_out_of_memory_ends_with_4_and_names_a_smaller_micro_batch(
-    tiny_reference: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: dict[str, Any],
+    smaller: int,
+    tiny_reference: Path,
+    tiny_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    recipe = recipe_of(tiny_reference, tiny_text)
+    recipe = recipe_of(tiny_reference, tiny_text, train=train)
     interrupted_run(recipe, tmp_path / "run")
 
     def full(*arguments: Any, **options: Any) -> None:
@@ -767,11 +776,11 @@ def test_out_of_memory_ends_with_4_and_names_a_smaller_micro_batch(
 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "forward_backward", full)
-        with pytest.raises(MachineError, match=r"Set train\.micro_batch to 4") as error:
+        with pytest.raises(MachineError, match=rf"Set train\.micro_batch to {smaller};") as error:
             execute(recipe, tmp_path / "run")
     assert error.value.exit_code == 4
-    smaller = recipe_of(tiny_reference, tiny_text, train={"micro_batch": 4})
-    assert execute(smaller, tmp_path / "run").summary["tokens"] == 1280
+    fitting = recipe_of(tiny_reference, tiny_text, train=train | {"micro_batch": smaller})
+    assert execute(fitting, tmp_path / "run").summary["tokens"] == 1280
 
 
 @pytest.mark.parametrize("visible", ["", pytest.param("99", marks=pytest.mark.slow)])

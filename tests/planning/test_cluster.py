@@ -11,7 +11,7 @@ from inheritune.api import plan
 from inheritune.cli.plan_answers import answers
 from inheritune.cli.plan_text import recipe_tables
 from inheritune.errors import RecipeError
-from inheritune.model_files.training_memory import Layout, TrainedModel
+from inheritune.model_files.training_memory import Layout, Memory, TrainedModel
 from inheritune.planning.cluster import (
     Links,
     Traffic,
@@ -20,6 +20,7 @@ from inheritune.planning.cluster import (
     lost_share,
     save_seconds,
 )
+from inheritune.planning.fitting import cheapest_change
 from inheritune.planning.recipe_plan import RecipePlan, plan_recipe
 from inheritune.recipe.sharding import bytes_at_rest, shard_count, sums_every_pass
 from inheritune.recipe.training import Train
@@ -85,6 +86,26 @@ def test_the_cheapest_change_is_priced_as_the_same_number_of_devices_would_be(di
     price = f"{duration(3600 * one.changed.hours)}, ${one.changed.dollars:,.0f}"
     assert answers(one)[-1].endswith(f"activation_checkpointing on: 65.7 GB, {price}")
     assert distilled("8B", 8).changed is None
+
+
+def test_a_change_recomputes_only_where_as_many_devices_do_not_suffice_without() -> None:
+    def memory(changed: Train, devices: int) -> Memory:
+        return Memory(2 if devices > 1 and changed.micro_batch == 1 else 4, 0, 0, 0)
+
+    found = cheapest_change(train(), 1, 3, memory)
+    assert found is not None
+    assert found[0].text == "2 devices, train.micro_batch 1"
+
+
+def test_no_change_keeps_devices_that_cannot_divide_a_step() -> None:
+    def memory(changed: Train, devices: int) -> Memory:
+        return Memory(1 if changed.offload == "on" else 4, 0, 0, 0)
+
+    of_16 = train(seq_len=32, batch_tokens=512, micro_batch=4)
+    assert cheapest_change(of_16, 3, 3, memory) is None
+    found = cheapest_change(of_16, 2, 3, memory)
+    assert found is not None
+    assert found[0].text.endswith("train.offload on")
 
 
 def test_a_range_of_devices_is_planned_with_hours_money_and_losses(distilled) -> None:

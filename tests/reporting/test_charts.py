@@ -83,6 +83,7 @@ def test_names_keep_their_order_and_their_distance() -> None:
     assert spread([0.0, 0.0], 0.5, 0.0, 4.0) == [0.0, 0.5]
     assert spread([2.0, 2.0], 0.5, 0.0, 4.0) == [1.75, 2.25]  # neither moves all the way
     assert spread([], 0.5, 0.0, 4.0) == []
+    assert spread([1.0, 1.0, 1.0], 4.0, 0.0, 4.0) == [0.0, 2.0, 4.0]  # no room for more
 
 
 def test_second_chart_adds_the_reference_on_a_logarithmic_axis(charts: list[Chart]) -> None:

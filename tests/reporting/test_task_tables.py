@@ -189,6 +189,12 @@ def test_what_is_no_better_than_guessing_is_marked_there_too() -> None:
     assert CHANCE_NOTE in table.notes
 
 
+def test_a_standard_error_of_a_large_value_has_digits_of_its_own() -> None:
+    model = {"model": "a", "scores": [score("lambada_openai", perplexity=12345.678)]}
+    (row,) = scores_table([EvaluatedModelRecord.model_validate(model)]).rows
+    assert row == ["a", "—", "1.235e+04 ± 0.01"]
+
+
 def test_a_hostile_name_stays_text() -> None:
     models = [{"model": "<b>|\\evil_{$", "scores": [score("mine", acc=0.5)]}]
     table = scores_table([EvaluatedModelRecord.model_validate(m) for m in models])

@@ -93,7 +93,8 @@ def attention_rank(matrices: "Tensor", thresholds: Sequence[float]) -> "Tensor":
     On a CPU, each thread takes its own matrices: threads that share such a small one mostly wait.
 
     Args:
-        matrices: (M, T, T), fp32 or fp64, finite and not zero.
+        matrices: (M, T, T), fp32 or fp64, not zero; attention weights, or others whose fourth power
+            is far from the ends of fp32's range.
         thresholds: Q shares, in (0, 1).
 
     Returns:

@@ -101,9 +101,9 @@ def micro_batch_note(
     train: Train, planned: Sequence[tuple[PlannedTraining, TrainedModel]], speed: Speed | None
 ) -> str | None:
     """Say which micro-batch `auto` comes to, and what keeps it from a larger one."""
-    if train.micro_batch != "auto":
-        return None
     devices, room = 1 if speed is None else speed.count, room_on(speed)
+    if train.micro_batch != "auto" or not micro_batches(train, devices):
+        return None
     parts: dict[str, None] = {}
     for training, model in planned:
         layout = layout_on(model, train, speed)
@@ -176,10 +176,11 @@ def _changes(train: Train, devices: int) -> Iterator[tuple[Train, int]]:
     count = devices * 2
     while count <= _MOST_DEVICES:
         if sizes := divided_by(train, count):
-            yield _with(train, sizes[0], "on"), count
-            yield _with(train, sizes[-1], "on"), count
-        if count == 8 * devices and devices > 1:
-            yield _with(train, 1, "on", "on"), devices
+            for recomputes in ("off", "on"):
+                yield _with(train, sizes[0], recomputes), count
+                yield _with(train, sizes[-1], recomputes), count
+        if count == 8 * devices and devices > 1 and (sizes := divided_by(train, devices)):
+            yield _with(train, sizes[-1], "on", "on"), devices
         count *= 2
 
 

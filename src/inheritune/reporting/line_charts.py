@@ -199,7 +199,9 @@ def spread(heights: Sequence[float], gap: float, low: float, high: float) -> lis
     """Move heights apart to at least ``gap``, in their order, between ``low`` and ``high``.
 
     The mean of lifting the upper ones and of lowering the lower ones, so that none moves far.
+    Where there is no room for that, they are as far apart as there is room for.
     """
+    gap = min(gap, (high - low) / max(1, len(heights) - 1))
     up = _lifted(heights, gap, low, high)
     # Turned round, so that of equal heights the same one stays the upper one.
     down = _lifted([-height for height in reversed(heights)], gap, -high, -low)

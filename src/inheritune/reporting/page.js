@@ -53,7 +53,8 @@
 
   // Moves heights apart, in their order, so that names at the ends of lines do not overlap: the
   // mean of lifting the upper ones and of lowering the lower ones.
-  function spread(heights, gap, low, high) {
+  function spread(heights, most, low, high) {
+    const gap = Math.min(most, (high - low) / Math.max(1, heights.length - 1));
     const up = lifted(heights, gap, low, high);
     const down = lifted(heights.map((height) => -height).reverse(), gap, -high, -low).reverse();
     return up.map((above, index) => (above - down[index]) / 2);

@@ -210,6 +210,8 @@ _NO_MARK = Mark()
 
 def _as_exact(error: float, value: str) -> str:
     """Write a standard error with the decimals of its value, or one digit where that is 0."""
+    if "e" in value:
+        return f"{error:.3g}"
     decimals = len(value.partition(".")[2])
     rounded = f"{error:.{decimals}f}"
     return rounded if float(rounded) or not error else f"{error:.1g}"

@@ -12,13 +12,14 @@ _MARGIN = 1.1  # beside the tensors: buffers, metrics, the report
 
 
 @contextmanager
-def memory_named(setting: str, value: int, otherwise: str) -> Iterator[None]:
+def memory_named(setting: str, value: int, smaller: int, otherwise: str) -> Iterator[None]:
     """Turn an out-of-memory error inside the block into one that names what to do.
 
     Args:
         setting: Recipe key that decides how much memory is needed.
-        value: Its present value; the hint halves it.
-        otherwise: The hint where it is 1 already.
+        value: Its present value.
+        smaller: The hint's; 0: there is none.
+        otherwise: The hint where there is none.
 
     Raises:
         MachineError: The device or the machine ran out of memory.
@@ -32,7 +33,7 @@ def memory_named(setting: str, value: int, otherwise: str) -> Iterator[None]:
         is_memory_error = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not is_memory_error and "can't allocate memory" not in str(error):
             raise
-        way_out = f"Set {setting} to {value // 2}" if value > 1 else otherwise
+        way_out = f"Set {setting} to {smaller}" if smaller else otherwise
         raise MachineError(
             f"out of memory with {setting} {value}.",
             f"{way_out}; then run the same command to continue.",

@@ -62,7 +62,7 @@ def seconds_per_token(
     with (
         TemporaryDirectory(prefix="inheritune-") as name,
         compiler_files(folder := Path(name)),
-        memory_named("train.micro_batch", sequences, smaller),
+        memory_named("train.micro_batch", sequences, sequences // 2, smaller),
     ):
         write_json(folder / "config.json", config)
         tokens = (1 + _MOST_STEPS) * train.batch_tokens

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from inheritune.data.tokens import check_budget
 from inheritune.errors import CheckpointError
 from inheritune.model_files.training_memory import TrainedModel
+from inheritune.recipe.sharding import micro_batches
+from inheritune.recipe.training import Train
 from inheritune.steps.distillation import open_distillation
 from inheritune.steps.limits import memory_named, refuse_large_training
 from inheritune.steps.result import TrainingResult, make_result, measure_published
@@ -187,7 +189,7 @@ def train_share(
             ).mean
 
     # --- train; a distillation's reference is loaded, or what is stored of it, inside ---
-    with job.processes.watched(), _enough_memory(section.sequences):
+    with job.processes.watched(), _enough_memory(section, job.processes.size):
         distillation = None if spec.distill is None else open_distillation(task, settings)
         config = LoopConfig(
             task=task.title,
@@ -226,7 +228,8 @@ def compiler_files(run: Path) -> Iterator[None]:
     torch unpickles and executes what it finds there, so nothing from before may be there. Where
     the user has said where, or in a block within another, nothing is changed.
     """
-    # torch's own place, which other users of this machine may have filled, is nobody's wish.
+    # torch's own place, which other users of this machine may have filled, is never used: whether
+    # torch or the user has put it into the environment cannot be told.
     default = _default_of_torch()
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         if default and Path(os.environ.get(name, "")).is_relative_to(default):
@@ -288,9 +291,12 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _enough_memory(micro_batch: int) -> AbstractContextManager[None]:
+def _enough_memory(train: Train, processes: int) -> AbstractContextManager[None]:
+    """Name the next smaller micro-batch where a training runs out of memory."""
+    sequences = train.sequences
+    fitting = micro_batches(train, processes, sequences // 2) if sequences > 1 else []
     otherwise = "Set train.activation_checkpointing to on"
-    return memory_named("train.micro_batch", micro_batch, otherwise)
+    return memory_named("train.micro_batch", sequences, next(iter(fitting), 0), otherwise)
 
 
 def _end_of(training_dir: Path) -> Path:

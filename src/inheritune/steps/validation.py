@@ -48,7 +48,7 @@ def val_loss_share(job: Job, directory: Path, tokens: TokenDirectory, task: str)
 def enough_memory_to_validate(batch_size: int) -> AbstractContextManager[None]:
     """Name ``evaluate.batch_size`` where a forward pass runs out of memory, see `memory_named`."""
     otherwise = "Take a machine or device with more memory"
-    return memory_named("evaluate.batch_size", batch_size, otherwise)
+    return memory_named("evaluate.batch_size", batch_size, batch_size // 2, otherwise)
 
 
 def finite(value: float) -> float | None:

@@ -119,7 +119,7 @@ def choose_settings(
     if train.offload == "on" and processes == 1:
         raise RecipeError(
             "train.offload is on, and there is one process.",
-            "Start several, one for each device; or lower train.micro_batch.",
+            "Start several, one for each device; or set train.offload to off.",
         )
     gpu = "there is one" if device == "cuda" else "torch finds no GPU that it can use"
     reasons: dict[str, str] = {"device": gpu}
