@@ -12,7 +12,9 @@ from inheritune.data.token_parts import Worker
 from inheritune.errors import DataError, Interrupted, RecipeError
 from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.variants import Match
+from inheritune.reporting.live_text import status_of
 from inheritune.reporting.provenance import provenance
+from inheritune.reporting.verdict import verdict
 from inheritune.run.derive import judge
 from inheritune.run.execute import execute as execute_recipe
 from inheritune.run.execute import prepare_one_worker, prepare_only, train_only
@@ -359,6 +361,23 @@ def test_workers_record_where_and_by_what_they_prepare(
     assert second["machine"] == machine()
     assert second["started_at"] == first["started_at"]
     assert prepare_one_worker(recipe, root, Worker(0, 1)).tokens is not None
+    assert (Run(root).read()["status"], Run(root).read()["error"]) == ("done", None)
+
+
+def test_a_run_given_before_all_parts_are_there_leaves_the_record_of_the_workers(
+    tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    recipe, root = recipe_of(tiny_reference, tiny_text), tmp_path / "tiny"
+    prepare_one_worker(recipe, root, Worker(0, 2))
+    before = Run(root).read()
+    with pytest.raises(DataError, match="32 of 64 parts are there"):
+        execute(recipe_of(tiny_reference, tiny_text, train={"tokens": 640}), root)
+    assert Run(root).read() == before
+    assert not Run(root).recipe_file.exists()
+    said = "Preparing: workers prepare the text; the run can begin when all parts are there."
+    assert verdict(Run(root).record()) == said
+    assert status_of(root).lines[:3] == ["tiny: preparing", "", said]
+    prepare_one_worker(recipe, root, Worker(1, 2))
     assert (Run(root).read()["status"], Run(root).read()["error"]) == ("done", None)
 
 

@@ -39,7 +39,8 @@ def status_of(root: Path) -> Status:
     is_abandoned = record.status == "running" and run.is_abandoned()
     if is_abandoned:
         record = record.model_copy(update={"status": "interrupted"})
-    lines = [f"{_plain(record.name or '') or root.name}: {_plain(record.status or '')}"]
+    state = "preparing" if record.is_by_workers else record.status or ""
+    lines = [f"{_plain(record.name or '') or root.name}: {_plain(state)}"]
     if is_abandoned:
         lines.append("Its process was killed, so nobody works on it. Run the recipe again.")
     lines += ["", _plain(verdict(record)), ""]

@@ -51,6 +51,8 @@ def tone(record: RunRecord) -> str:
 def headline(record: RunRecord) -> str:
     """Name the outcome in at most three words."""
     if record.outcome == "unfinished":
+        if record.is_by_workers:
+            return "Preparing"
         return _STATUSES.get(record.status or "", _HEADLINES["unfinished"])
     if tone(record) == "recovered":
         return f"{percent(record.recovered)} back"
@@ -167,6 +169,8 @@ def _without_result(record: RunRecord) -> str:
     if record.outcome == "failed":
         error = (record.error or "no error is recorded")[:600].strip().rstrip(".")
         return f"Failed: the run ended {progress}: {error}."
+    if record.is_by_workers:
+        return "Preparing: workers prepare the text; the run can begin when all parts are there."
     if record.status == "interrupted":
         return f"Interrupted: the run stopped {progress}; run it again to continue."
     if record.status == "starting":

@@ -12,7 +12,7 @@ from inheritune.run.ledger import ledger, run_result, variant_rows
 from inheritune.run.notes import run_notes
 from inheritune.run_directory import Run
 from inheritune.run_record.measurements import TournamentRecord
-from inheritune.run_record.record import RUN, RunRecord
+from inheritune.run_record.record import BY_WORKERS, RUN, RunRecord
 from inheritune.run_record.trainings import (
     Result,
     StartRecord,
@@ -25,8 +25,6 @@ from inheritune.steps.result import TrainingResult
 from inheritune.steps.selection import selection_record
 from inheritune.system.environment import machine, utc_now, versions
 from inheritune.system.secrets import mask
-
-_BY_WORKERS = "workers prepare the text."
 
 
 def record_start(
@@ -86,7 +84,7 @@ def record_worker(run: Run, recipe: RecipeFile) -> None:
     before, here = RunRecord.model_validate(run.read()), _place(1)
     if not before.started_at:
         record_start(run, before, RUN, recipe, 1, ())
-        record_end(run, "interrupted", Interrupted.exit_code, 0.0, _BY_WORKERS)
+        record_end(run, "interrupted", Interrupted.exit_code, 0.0, BY_WORKERS)
         return
     starts = [start.as_json() for start in before.earlier]
     if here not in [*starts, before.model_dump(include=set(here), exclude_unset=True)]:
@@ -96,7 +94,7 @@ def record_worker(run: Run, recipe: RecipeFile) -> None:
 
 def record_workers_end(run: Run) -> None:
     """Record that the text is prepared, if nothing but workers has worked on the run."""
-    if run.read().get("error") == _BY_WORKERS:
+    if run.record().is_by_workers:
         record_end(run, "done", 0, 0.0)
 
 

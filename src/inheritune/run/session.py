@@ -210,7 +210,7 @@ class _StartRecord:
 
     def _is_refusal(self, error: InherituneError) -> bool:
         """Whether a run that was there before must stay as it was recorded."""
-        if self._before.result:
+        if self._before.result or self._before.is_by_workers:
             return error.exit_code in _REFUSALS
         # Unfinished, but started: the recipe that it was started with is the one that continues.
         was_started = self._before.status and self._before.exit_code != RecipeError.exit_code

@@ -51,6 +51,8 @@ from inheritune.system.strict_json import OWN_FILE
 FORMAT = 1
 # Value of `command`: the directory was made from a recipe, or by `train MODEL TOKENS OUT`.
 RUN, TRAIN = "run", "train"
+# Value of `error` while nothing but workers, who prepare the text, has worked on a run.
+BY_WORKERS = "workers prepare the text."
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,11 @@ class RunRecord(StartRecord):
         if self.result.outcome in ("matched", "matched_within_noise", "not_matched"):
             return self.result.outcome
         return "failed" if self.status == "failed" else "unfinished"
+
+    @property
+    def is_by_workers(self) -> bool:
+        """Whether nothing but workers has worked on the run, and their parts are not yet joined."""
+        return self.status == "interrupted" and self.error == BY_WORKERS
 
     @property
     def asks_for_match(self) -> bool:
