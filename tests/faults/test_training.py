@@ -45,7 +45,7 @@ from inheritune.errors import (
 from inheritune.evaluation.val_loss import measure_val_loss
 from inheritune.recipe.load import RecipeFile
 from inheritune.recipe.schema import Recipe
-from inheritune.run.execute import execute
+from inheritune.run.execute import execute, train_only
 from inheritune.run_directory import Run
 from inheritune.system.files import sweep_directory
 from inheritune.system.progress import Progress
@@ -575,6 +575,24 @@ def test_a_changed_key_can_be_allowed_and_is_recorded(
     record = Run(tmp_path / "run").read()
     assert record["allowed_changes"] == ["train.learning_rate"]
     assert "train.learning_rate was 0.001, now it is 0.002" in record["rounds"][0]["notes"][0]
+
+
+@pytest.mark.fault("D10")
+def test_a_stopped_training_goes_on_to_another_number_of_tokens_only_where_that_is_allowed(
+    halfway: Path, tiny_reference: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(halfway, tmp_path / "run"))
+    shorter = recipe_of(tiny_reference, tiny_text, train={"tokens": 1024})
+    with pytest.raises(RecipeError, match="variant_tokens = 1280; now it is 1024"):
+        train_only(shorter, root)
+    heard: list[str] = []
+    trained = train_only(
+        shorter, root, on_progress=lambda p: heard.append(p.message), allowed=["train.tokens"]
+    )
+    assert trained is not None
+    assert trained.training.tokens == 1024
+    assert "continued from step 5 of 8" in heard
+    assert Run(root).read()["allowed_changes"] == ["train.tokens", "variant_tokens"]
 
 
 @pytest.mark.parametrize("key", ["train.batch_tokens", "train.seq_len", "data.source", "x"])
