@@ -84,8 +84,9 @@ def _share(plain: TrainingSetup, limits: Roofline) -> Case:
     flops = flops_per_token(plain.model, KEPT.length) * KEPT.tokens
     return Case(
         "share",
-        "a training step, as a share of the bf16 limit, 49,152 rows",
-        lambda: flops / _seconds(partial(_step, plain)) / limits.bf16,
+        "a training step, as a share of the limit, bf16's or fp32's, 49,152 rows",
+        # Without units for bf16 the training computes in fp32, whose limit is then the higher one.
+        lambda: flops / _seconds(partial(_step, plain)) / max(limits.bf16, limits.fp32),
         0.75,
         at_most=False,
     )
