@@ -124,7 +124,8 @@ def _trainer(scratch: Path) -> Case:
         # defaults' step and 84 % of ours, dropout and other elementwise work 19 % of theirs. With
         # bf16 at 2.23 times fp32's rate, 0.67 / 2.23 + 0.16 x 0.86 of their step are left.
         remark="nothing compiled; `benchmarks/train.py` has whole programs. Products are 67 % of "
-        "the defaults' step: if bf16 is 2.2 times as fast there, about 2.3 is to be had",
+        "the defaults' step, in fp32 there. Where a processor has bf16 2.2 times as fast, about "
+        "2.3 is to be had (2.16 was measured on one); without, as both compute in fp32, 1.2",
     )
 
 
@@ -195,7 +196,7 @@ def _rank() -> Case:
         _ratio(partial(torch.linalg.svdvals, attention), partial(attention_rank, attention, [0.9])),
         3.0,
         at_most=False,
-        remark="on another processor (AVX2). 6 of 24 matrices are settled on 16 columns, 10 on 64; "
+        remark="6 of 24 matrices are settled on 16 columns, 10 on 64; "
         "8, of high rank or near the threshold, take all eigenvalues: a third of the time",
     )
 
