@@ -57,6 +57,18 @@ def record(folder: Path) -> dict:
     return json.loads((folder / "tiny" / "run.json").read_text())
 
 
+def test_two_processes_end_where_one_does(recipe: Callable[[int], Path], tmp_path: Path) -> None:
+    path = recipe(1280)
+    alone = execute(read_recipe(path), tmp_path / "1" / "tiny").summary
+    two = run(path, tmp_path / "2", "--json", "--processes", "2")
+    assert two.returncode == 0, two.stderr
+    together = json.loads(two.stdout)  # one JSON value, from the first process alone
+    assert together["benchmark"] == alone["benchmark"]
+    assert together["val_loss"] == pytest.approx(alone["val_loss"], abs=1e-6)
+    assert (record(tmp_path / "1")["processes"], record(tmp_path / "2")["processes"]) == (1, 2)
+    assert two.stderr.count("at its end: val_loss") == 1
+
+
 @pytest.mark.slow
 def test_a_run_that_does_not_match_ends_with_6_and_has_its_report_and_card(
     recipe: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -95,13 +107,13 @@ def test_two_processes_save_at_a_signal_and_one_goes_on_to_where_one_alone_ends(
         text=True,
         env=environment(),
     ) as started:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 120
         while not metrics.exists() or metrics.read_text().count('"loss"') < 5:
             assert time.monotonic() < deadline
             assert started.poll() is None
             time.sleep(0.1)
         started.send_signal(signal.SIGUSR1)
-        told, said = started.communicate(timeout=120)
+        told, said = started.communicate(timeout=60)
     assert started.returncode == 75, said
     # One JSON value, from the first process alone.
     assert json.loads(told)["error"] == "Interrupted"

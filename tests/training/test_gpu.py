@@ -72,14 +72,14 @@ def test_auto_learns_and_takes_the_memory_that_it_estimates(
     )
     settings = choose_settings(train, 0.0, model=sizes)
     train = settings.resolved(train)
-    assert SEQUENCES % train.sequences == 0
+    assert SEQUENCES % train.resolved_micro_batch == 0
     setup = make_setup(model, train, settings, Runs(), ALONE)
     found = losses(setup)
     assert found[-1] < found[0] - 1
     if device == "cuda":
         layout = Layout(
-            micro_batch=train.sequences,
-            micro_batches=SEQUENCES // train.sequences,
+            micro_batch=train.resolved_micro_batch,
+            micro_batches=SEQUENCES // train.resolved_micro_batch,
             recomputes=setup.settings.activation_checkpointing,
             loss="op",
         )

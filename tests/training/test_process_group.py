@@ -51,7 +51,7 @@ def in_group(
     tokens: TokenDirectory,
     size: int = 2,
     nodes: int = 1,
-    limit_s: float = 600,
+    limit_s: float = 300,
     **more: str,
 ) -> list[int]:
     """Have real processes do something; their exit codes."""

@@ -17,6 +17,7 @@ from inheritune.planning.trainings import PlannedTraining
 from inheritune.recipe.sharding import (
     MOST_ON_A_CPU,
     bytes_at_rest,
+    micro_batch_choices,
     micro_batches,
     shard_count,
     sums_every_pass,
@@ -80,8 +81,7 @@ def layout_on(model: TrainedModel, train: Train, speed: Speed | None) -> Layout:
         loss="op",
     )
     most = MOST_ON_A_CPU if on_cpu else None
-    is_auto = train.micro_batch == "auto"
-    sizes = micro_batches(train, devices, most) or [1] if is_auto else [train.sequences]
+    sizes = micro_batch_choices(train, devices, most)
     layouts = [_with_passes(base, n, train, devices) for n in sizes]
     room = None if on_cpu else room_on(speed)
     recomputing = train.activation_checkpointing

@@ -198,9 +198,9 @@ def plan_recipe(
     if speed is not None and room is not None and memory.total > room:
         found = cheapest_change(train, devices, room, memory_on)
         if found is not None:
-            change, with_it = found
+            change, changed_train = found
             on = replace(speed, count=change.devices)
-            changed = plan_cluster(with_it, on, planned, memory_on, links)
+            changed = plan_cluster(changed_train, on, planned, memory_on, links)
     return RecipePlan(
         name=recipe.name,
         run=root,

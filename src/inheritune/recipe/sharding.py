@@ -20,6 +20,17 @@ def micro_batches(train: Train, processes: int, most: int | None = None) -> list
     return [n for n in range(min(share, most or share), 0, -1) if share % n == 0]
 
 
+def micro_batch_choices(train: Train, processes: int, most: int | None) -> list[int]:
+    """List what ``train.micro_batch`` leaves to choose from, the largest first; at least one.
+
+    Args:
+        most: The largest for ``auto``; None: the whole share of a process.
+    """
+    if train.micro_batch != "auto":
+        return [train.micro_batch]
+    return micro_batches(train, processes, most) or [1]  # a training refuses such a batch
+
+
 def bytes_at_rest(params: int, trained: int, reference: int, precision: str) -> int:
     """Count the bytes that a training holds between its steps, over all shards of a copy.
 

@@ -31,7 +31,8 @@ class Train(RecipeSection):
     micro_batch: Count | Literal["auto"] = 8
     """Sequences per forward pass and process. auto: as many as a GPU has room for, by the estimate
     that `plan` shows; with activation_checkpointing: auto, layers are recomputed only where not
-    even one has room otherwise. On a CPU at most 8. Behind a checkpoint not more than before it."""
+    even one has room otherwise. On a CPU at most 8. A continued training takes no more than
+    before."""
     learning_rate: Rate = 3e-4
     """Peak learning rate."""
     min_learning_rate: NonNegative = 1e-5
@@ -95,8 +96,8 @@ class Train(RecipeSection):
     before they end; longer than one of them reads or writes a model."""
 
     @property
-    def sequences(self) -> int:
-        """Sequences per forward pass and process, where ``auto`` is resolved."""
+    def resolved_micro_batch(self) -> int:
+        """``micro_batch`` as a number; ``auto`` is resolved before, by `Settings.resolved`."""
         assert self.micro_batch != "auto"
         return self.micro_batch
 

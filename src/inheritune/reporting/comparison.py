@@ -236,10 +236,12 @@ def _levels(runs: Sequence[_Run]) -> list[tuple[str, float]]:
         level = run.record.reference_loss
         if level is not None:
             by_text.setdefault(loss(level), []).append((f"{run.name}: ", level))
-    return [
-        (f"{held[0][0] if len(held) == 1 < len(runs) else ''}reference loss {text}", held[0][1])
-        for text, held in by_text.items()
-    ]
+    levels = []
+    for text, held in by_text.items():
+        beginning, level = held[0]
+        is_of_one = len(held) == 1 and len(runs) > 1
+        levels.append((f"{beginning if is_of_one else ''}reference loss {text}", level))
+    return levels
 
 
 def _lines(run: _Run) -> list[Line]:

@@ -58,11 +58,12 @@ def seconds_per_token(
     batch = {"micro_batch": sequences, "batch_tokens": sequences * train.seq_len}
     train = train.model_copy(update=batch | {"nonfinite": "skip", "max_skips": _MOST_STEPS})
     settings = choose_settings(train, 0.0)
-    smaller = "Choose shorter sequences or fewer layers"
+    # A smaller train.micro_batch would change nothing: the probe has its own.
+    otherwise = "Choose shorter sequences or fewer layers"
     with (
         TemporaryDirectory(prefix="inheritune-") as name,
         compiler_files(folder := Path(name)),
-        memory_named("train.micro_batch", sequences, sequences // 2, smaller),
+        memory_named("train.micro_batch", sequences, 0, otherwise),
     ):
         write_json(folder / "config.json", config)
         tokens = (1 + _MOST_STEPS) * train.batch_tokens

@@ -293,10 +293,10 @@ def free_memory() -> None:
 
 def _enough_memory(train: Train, processes: int) -> AbstractContextManager[None]:
     """Name the next smaller micro-batch where a training runs out of memory."""
-    sequences = train.sequences
-    fitting = micro_batches(train, processes, sequences // 2) if sequences > 1 else []
+    value = train.resolved_micro_batch
+    fitting = micro_batches(train, processes, value // 2) if value > 1 else []
     otherwise = "Set train.activation_checkpointing to on"
-    return memory_named("train.micro_batch", sequences, next(iter(fitting), 0), otherwise)
+    return memory_named("train.micro_batch", value, next(iter(fitting), 0), otherwise)
 
 
 def _end_of(training_dir: Path) -> Path:

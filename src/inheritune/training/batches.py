@@ -21,8 +21,8 @@ def micro_batches(stream: TokenStream, train: Train, first: int, stop: int) -> I
     Positions count over all epochs; there is a whole number of micro-batches between the two.
     """
     num_samples = stream.num_samples(train.seq_len)
-    for begin in range(first, stop, train.sequences):
-        ids = sample_numbers(num_samples, train, begin, begin + train.sequences)
+    for begin in range(first, stop, train.resolved_micro_batch):
+        ids = sample_numbers(num_samples, train, begin, begin + train.resolved_micro_batch)
         yield torch.from_numpy(stream.samples(ids, train.seq_len))
 
 

@@ -38,10 +38,12 @@ def newest_first(folder: Path) -> list[Path]:
 
 
 def micro_batch_before(folder: Path, named: Path | None = None) -> int | None:
-    """Return the micro-batch that `auto` came to before a checkpoint; None: it did not, or is none.
+    """Return the micro-batch that ``auto`` chose for the training that is continued.
+
+    None where the recipe stated it, or where there is no checkpoint yet.
 
     Args:
-        named: Checkpoint that is gone on from; None: the newest that tells.
+        named: Checkpoint that the training is continued from; None: the newest readable one.
     """
     for checkpoint in newest_first(folder) if named is None else [named]:
         try:

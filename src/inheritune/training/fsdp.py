@@ -46,12 +46,13 @@ def my_share(train: Train, processes: Processes) -> tuple[int, int]:
         RecipeError: The batch does not divide by the number of processes.
     """
     is_auto = train.micro_batch == "auto"
+    size = 1 if is_auto else train.resolved_micro_batch
     factors = f"seq_len {'' if is_auto else 'x micro_batch '}x processes"
-    quantum = train.seq_len * (1 if is_auto else train.sequences) * processes.size
+    quantum = train.seq_len * size * processes.size
     if train.batch_tokens % quantum:
         below = train.batch_tokens // quantum * quantum
         nearest = " or ".join(str(v) for v in (below, below + quantum) if v)
-        smaller = [] if is_auto else micro_batches(train, processes.size, train.sequences)
+        smaller = [] if is_auto else micro_batches(train, processes.size, size)
         raise RecipeError(
             f"train.batch_tokens {train.batch_tokens} is not a multiple of {factors} = {quantum}.",
             f"The nearest that are: {nearest}."

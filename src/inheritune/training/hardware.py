@@ -16,7 +16,7 @@ from inheritune.model_files.training_memory import Layout, TrainedModel, first_t
 from inheritune.recipe.sharding import (
     MOST_ON_A_CPU,
     bytes_at_rest,
-    micro_batches,
+    micro_batch_choices,
     shard_count,
     sums_every_pass,
 )
@@ -137,7 +137,9 @@ def choose_settings(
         loss="op" if device == "cuda" else "chunks",  # on a CPU the op is 1.1-6 times slower
     )
     room = None if model is None else room_in(memory)
-    sizes, reasons["micro_batch"] = _micro_batches(train, processes, room, before)
+    most = before or (MOST_ON_A_CPU if room is None else None)
+    sizes = micro_batch_choices(train, processes, most)
+    reasons["micro_batch"] = _why_micro_batch(train, room, before)
     share = train.batch_tokens // train.seq_len // processes
     layouts = [replace(base, micro_batch=n, micro_batches=share // n) for n in sizes]
     recomputing = train.activation_checkpointing
@@ -164,19 +166,14 @@ def choose_settings(
     )
 
 
-def _micro_batches(
-    train: Train, processes: int, room: int | None, before: int | None
-) -> tuple[list[int], str]:
-    """List the micro-batches to choose from, the largest first, and say how one is chosen."""
+def _why_micro_batch(train: Train, room: int | None, before: int | None) -> str:
     if train.micro_batch != "auto":
-        return [train.micro_batch], "the recipe says so"
-    most = MOST_ON_A_CPU if room is None else None
-    sizes = micro_batches(train, processes, before or most) or [1]  # `my_share` refuses these
+        return "the recipe says so"
     if before is not None:
-        return sizes, f"as before, if {before} divides the step here"
+        return f"as before, if {before} divides the step here"
     if room is None:
-        return sizes, f"at most {MOST_ON_A_CPU} on a CPU, whose memory is not counted"
-    return sizes, f"the largest that fits into {room:,} bytes"
+        return f"at most {MOST_ON_A_CPU} on a CPU, whose memory is not counted"
+    return f"the largest that fits into {room:,} bytes"
 
 
 def choose_device() -> str:

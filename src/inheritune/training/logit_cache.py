@@ -182,8 +182,8 @@ class LogitCache:
         }
 
     def _batches(self, first: int, stop: int) -> Iterator[tuple[int, Tensor]]:
-        for begin in range(first, stop, self._train.sequences):
-            end = min(begin + self._train.sequences, stop)
+        for begin in range(first, stop, self._train.resolved_micro_batch):
+            end = min(begin + self._train.resolved_micro_batch, stop)
             ids = sample_numbers(self._num_samples, self._train, begin, end)
             samples = self._stream.samples(ids, self._train.seq_len)
             yield begin - first, torch.from_numpy(samples)

@@ -73,7 +73,7 @@ def make_setup(
     share = my_share(train, processes)
 
     def first_batch() -> Tensor:
-        return next(micro_batches(stream, train, 0, train.sequences))
+        return next(micro_batches(stream, train, 0, train.resolved_micro_batch))
 
     # --- memory and kernels ---
     if settings.keep_large_blocks:
@@ -171,7 +171,7 @@ def _possible_loss(
 ) -> str:
     """Return how the loss is computed: as the settings say, or from the logits, see `Settings`."""
     rows = model.config.get_text_config(decoder=True).vocab_size
-    if settings.loss == "chunks" and are_small(train.sequences * train.seq_len, rows):
+    if settings.loss == "chunks" and are_small(train.resolved_micro_batch * train.seq_len, rows):
         return "logits"
     if settings.loss == "logits" or logits_are_plain_head_output(model):
         return settings.loss

@@ -45,14 +45,15 @@ def forward_backward(
     # The loss, and of a distillation its parts: on the device, since reading them would make the
     # host wait for every micro-batch.
     losses, num_sums, targets = torch.zeros(4, dtype=torch.float64, device=device), 1, 0
+    size = train.resolved_micro_batch
     batches = micro_batches(setup.stream, train, first_sample + begin, first_sample + end)
-    for sequence, samples in zip(range(begin, end, train.sequences), batches, strict=True):
+    for sequence, samples in zip(range(begin, end, size), batches, strict=True):
         if train.dropout:  # seeded by the place in the training, so that a resume drops the same
-            number = sequence // train.sequences
+            number = sequence // size
             torch.manual_seed((train.seed << 48 | step << 16 | number) % 2**63)
         # Gradients are summed over the processes once, behind the last micro-batch, where every
         # process has room for a whole gradient.
-        is_last = sequence == end - train.sequences
+        is_last = sequence == end - size
         sync_gradients(setup.objective, is_last or setup.settings.sums_every_pass)
         setup.objective.position = first_sample + sequence
         samples = samples.to(device)  # (B, T + 1)
