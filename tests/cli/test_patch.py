@@ -109,6 +109,14 @@ def test_the_dearest_layer_comes_back_first(models, text, monkeypatch):
     assert [member.returned for member in members] == [(), (3,), (1, 3)]
 
 
+def test_windows_are_no_longer_than_the_positions_of_the_reference(models, text, tmp_path):
+    out = tmp_path / "family.json"
+    code, _, stderr = call("patch", *models, "--text", text, "--windows", 1, "--family", out)
+    assert code == 0, stderr
+    (family,) = json.loads(out.read_text("utf-8"))["families"]
+    assert family["inputs"]["text"]["tokens_per_window"] == 128
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said", "way_out"),
     [

@@ -1,6 +1,5 @@
 """The command select, and inherit with ways that choose by scores."""
 
-import inspect
 import json
 
 import pytest
@@ -8,7 +7,7 @@ from typer.testing import CliRunner
 
 import inheritune
 from inheritune.cli.app import app
-from inheritune.data.calibration import MOST_TOKENS, WINDOWS
+from inheritune.data.calibration import MOST_TOKENS, WINDOWS, window_tokens
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +69,15 @@ def test_inherit_chooses_by_scores_where_it_is_given_text(tiny_reference, text, 
     assert len(layer_map) == 3 and layer_map[0] == 0 and layer_map[-1] == 3
 
 
-def test_inherit_reads_as_much_text_as_select_does_by_default():
-    parameters = inspect.signature(inheritune.select).parameters
-    assert parameters["windows"].default == WINDOWS
-    assert parameters["tokens_per_window"].default == MOST_TOKENS
+def test_select_reads_as_much_text_as_inherit_does_by_default(tiny_reference, text, tmp_path):
+    out = tmp_path / "selection.json"
+    inheritune.select(
+        tiny_reference, 2, select="influence", text=str(text), out=out, progress=False
+    )
+    stored = json.loads(out.read_text("utf-8"))["inputs"]["text"]
+    config = json.loads((tiny_reference / "config.json").read_text("utf-8"))
+    assert stored["sequences"] == WINDOWS
+    assert stored["tokens_per_sequence"] == window_tokens(config) < MOST_TOKENS
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def select(
     select: str = "auto",
     text: Text | None = None,
     windows: int = 32,
-    tokens_per_window: int = 256,
+    tokens_per_window: int | None = None,
     bos: str = "auto",
     seed: int = 0,
     out: PathLike | None = None,
@@ -113,7 +113,7 @@ def select(
         text: Calibration text: `data.source` of a recipe, or a mapping with keys of that section;
             None: Python's standard library. Take text to train on, never text to validate on.
         windows: Number of windows of the text.
-        tokens_per_window: Tokens of each.
+        tokens_per_window: Tokens of each; None: 256, or as many as the reference has positions.
         bos: Begin each window with BOS: ``yes``, ``no``, or ``auto``, as the tokenizer does.
         seed: Seed of the choice of windows.
         out: File that keeps every score, from which a stopped call goes on; None: none.
@@ -131,6 +131,7 @@ def select(
     """
     from inheritune.analysis.select import refuse_selection, select_layers
     from inheritune.analysis.sequences import sequences_for
+    from inheritune.data.calibration import window_tokens
     from inheritune.model_files.in_memory import opened_model
 
     refuse_below(1, layers=layers, windows=windows)
@@ -138,6 +139,6 @@ def select(
     with call(progress) as on_progress, ExitStack() as stack:
         model = stack.enter_context(opened_model(reference, revision, tokenizer=tokenizer))
         refuse_selection(model, select, layers)
-        data = optional_text(text)
-        drawn = sequences_for([model], windows, tokens_per_window, text=data, bos=bos, seed=seed)
+        data, length = optional_text(text), tokens_per_window or window_tokens(model.config)
+        drawn = sequences_for([model], windows, length, text=data, bos=bos, seed=seed)
         return select_layers(model, select, layers, drawn, optional_path(out), on_progress)

@@ -32,7 +32,7 @@ def patch(
     family: PathLike | None = None,
     text: Text | None = None,
     windows: int = 32,
-    tokens_per_window: int = 256,
+    tokens_per_window: int | None = None,
     seed: int = 0,
     revision: str | None = None,
     progress: ProgressOption = True,
@@ -54,7 +54,7 @@ def patch(
         text: Text to score on: `data.source` of a recipe, or a mapping with keys of that section;
             None: Python's standard library. Take text to train on, never text to validate on.
         windows: Number of windows of the text.
-        tokens_per_window: Tokens of each.
+        tokens_per_window: Tokens of each; None: 256, or as many as the reference has positions.
         seed: Seed of the choice of windows.
         revision: Branch, tag or commit of a Hub id.
         progress: True draws a bar, False is silent, a function is called with each event.
@@ -67,16 +67,18 @@ def patch(
 
     Source: Kangaslahti et al., Boomerang distillation, arXiv 2510.05064.
     """
+    from inheritune.data.calibration import window_tokens
     from inheritune.model_files.in_memory import opened_model
     from inheritune.run.patching import PatchText, patch_layers
 
     refuse_below(1, windows=windows)
     refuse_below(2, tokens_per_window=tokens_per_window)
-    source = PatchText(text_data(text or "stdlib"), windows, tokens_per_window, seed)
     chosen = layers if isinstance(layers, str | Sequence) else index(layers)
     with call(progress) as on_progress, ExitStack() as stack:
         model = stack.enter_context(opened_model(target))
         whole = stack.enter_context(opened_model(reference, revision))
+        length = tokens_per_window or window_tokens(whole.config)
+        source = PatchText(text_data(text or "stdlib"), windows, length, seed)
         order = optional_path(family)
         return patch_layers(
             model, whole, chosen, Path(out), source, order, on_progress, target_layers
@@ -90,7 +92,7 @@ def family(
     target_layers: int | str | Sequence[int] | None = None,
     text: Text | None = None,
     windows: int = 32,
-    tokens_per_window: int = 256,
+    tokens_per_window: int | None = None,
     seed: int = 0,
     out: PathLike | None = None,
     revision: str | None = None,
@@ -108,7 +110,7 @@ def family(
         text: Text: `data.source` of a recipe, or a mapping with keys of that section; None:
             Python's standard library.
         windows: Number of windows of each half.
-        tokens_per_window: Tokens of each.
+        tokens_per_window: Tokens of each; None: 256, or as many as the reference has positions.
         seed: Seed of the choice of windows that layers are chosen by.
         out: family.json to write, from which a stopped call goes on; None: none.
         revision: Branch, tag or commit of a Hub id.
@@ -122,14 +124,16 @@ def family(
         DataError: The text is too short.
         SourceError: The target was cut from another reference.
     """
+    from inheritune.data.calibration import window_tokens
     from inheritune.model_files.in_memory import opened_model
     from inheritune.run.patching import PatchText, family_on_text
 
     refuse_below(1, windows=windows)
     refuse_below(2, tokens_per_window=tokens_per_window)
-    source = PatchText(text_data(text or "stdlib"), windows, tokens_per_window, seed)
     with call(progress) as on_progress, ExitStack() as stack:
         model = stack.enter_context(opened_model(target))
         whole = stack.enter_context(opened_model(reference, revision))
+        length = tokens_per_window or window_tokens(whole.config)
+        source = PatchText(text_data(text or "stdlib"), windows, length, seed)
         file = optional_path(out)
         return family_on_text(model, whole, source, file, on_progress, target_layers)

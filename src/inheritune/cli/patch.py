@@ -61,7 +61,13 @@ def patch(
     ] = None,
     text_keys: TextKeys = None,
     windows: Annotated[int, _text(min=1, help="Number of windows for each of the two.")] = 32,
-    tokens_per_window: Annotated[int, _text(min=2, help="Tokens of each window.")] = 256,
+    tokens_per_window: Annotated[
+        int | None,
+        _text(
+            min=2,
+            help="Tokens of each window; default: 256, or as many as the reference has positions.",
+        ),
+    ] = None,
     seed: Annotated[int, _text(min=0, help="Seed of the choice of windows.")] = 0,
     revision: Revision = None,
     as_json: Json = False,

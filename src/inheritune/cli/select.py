@@ -45,7 +45,13 @@ def select(
     ] = None,
     text_keys: TextKeys = None,
     windows: Annotated[int, _text(min=1, help="Number of windows.")] = 32,
-    tokens_per_window: Annotated[int, _text(min=2, help="Tokens of each window.")] = 256,
+    tokens_per_window: Annotated[
+        int | None,
+        _text(
+            min=2,
+            help="Tokens of each window; default: 256, or as many as the reference has positions.",
+        ),
+    ] = None,
     bos: Annotated[
         str, _text(help="Begin each window with BOS: auto (as the tokenizer does), yes or no.")
     ] = "auto",

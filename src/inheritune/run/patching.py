@@ -45,9 +45,9 @@ class PatchText:
     """A text, and how much of it layers are chosen by and sizes are measured on."""
 
     data: Data  # never text that results are told of
-    windows: int = 32  # for each of the two
-    tokens_per_window: int = 256
-    seed: int = 0  # of the choice of windows that layers are chosen by
+    windows: int  # for each of the two
+    tokens_per_window: int
+    seed: int  # of the choice of windows that layers are chosen by
 
     @property
     def source(self) -> str:
