@@ -46,6 +46,7 @@ class Hub:
         cdn: Whether weight files are redirected to another port.
         refusal: Status and X-Error-Code of every answer, instead of an answer.
         down: Status of every answer of the API.
+        drops: Requests to the API, counted from 0, whose connection is closed without an answer.
         says: Every answer of the API.
         faults: For the next answers with weights: a status, or one of the words in `_faulty`.
         always: The fault of every answer with weights.
@@ -59,6 +60,7 @@ class Hub:
     cdn: bool = False
     refusal: tuple[int, str] | None = None
     down: int = 0
+    drops: set[int] = field(default_factory=set)
     says: bytes | None = None
     faults: deque[object] = field(default_factory=deque)
     always: object = None
@@ -74,6 +76,10 @@ class Hub:
     def asked(self, suffix: str = "") -> list[Request]:
         """Requests of paths with this end."""
         return [request for request in self.log if request.path.endswith(suffix)]
+
+    def asked_of_the_api(self) -> list[Request]:
+        """Requests that are not for files."""
+        return [request for request in self.log if request.path.startswith("/api/")]
 
 
 @contextmanager
@@ -109,7 +115,7 @@ def taken_for_the_hub(hub: Hub, home: Path) -> Iterator[None]:
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         patch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 2)
         patch.setattr("inheritune.model_files.download.ranged_get.BACKOFF_S", (0.01,) * 4)
-        patch.setattr("inheritune.model_files.download.listing.BACKOFF_S", (0.01,) * 4)
+        patch.setattr("inheritune.model_files.download.hub.BACKOFF_S", (0.01,) * 4)
         patch.setattr("inheritune.model_files.download.partial._PART", 20_000)
         close_session()
         yield
@@ -181,6 +187,9 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def answer_api(self, path: str) -> None:
+        if len(self.hub.asked_of_the_api()) - 1 in self.hub.drops:
+            self.close_connection = True
+            return None
         if self.hub.down:
             return self.answer(self.hub.down, {})
         if self.hub.says is not None:
@@ -213,7 +222,8 @@ class _Handler(BaseHTTPRequestHandler):
             if self.hub.cdn and not on_cdn:
                 location = f"{self.hub.cdn_url}/cdn/{commit}/{name}"
                 return self.answer(302, {"Location": location, "X-Linked-Etag": etag})
-            fault = self.hub.faults.popleft() if self.hub.faults else self.hub.always
+            if self.command == "GET":  # an answer to HEAD that ended its connection has to say so
+                fault = self.hub.faults.popleft() if self.hub.faults else self.hub.always
         if isinstance(fault, int):
             return self.answer(fault, {"Retry-After": "0"})
         if on_cdn:

@@ -38,6 +38,7 @@ class PushHub:
         models: What the Hub says of other models, by id.
         role: Of the token.
         large: Uploaded large files by their SHA-256, committed or not.
+        drops: Paths whose next request is not answered: its connection is closed.
         drop_after: How many requests that write are answered before connections break.
         log: Method and path of every request.
     """
@@ -46,6 +47,7 @@ class PushHub:
     models: dict[str, dict[str, object]] = field(default_factory=dict)
     role: str = "write"
     large: dict[str, bytes] = field(default_factory=dict)
+    drops: set[str] = field(default_factory=set)
     drop_after: int | None = None
     log: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
@@ -131,6 +133,9 @@ class _Handler(BaseHTTPRequestHandler):
         return found
 
     def breaks(self, path: str) -> bool:
+        if path in self.hub.drops:
+            self.hub.drops.remove(path)
+            return True
         if self.hub.drop_after is None or not ("/commit/" in path or self.command == "PUT"):
             return False
         self.hub.drop_after -= 1

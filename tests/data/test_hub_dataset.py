@@ -93,6 +93,13 @@ def test_a_revision_is_pinned_to_its_commit(folder, tmp_path):
             dataset_commit(TextSource(source="someone/texts", revision="v2"))
 
 
+def test_a_commit_is_asked_for_again_where_the_connection_is_closed(folder, tmp_path):
+    hub = Hub("someone/texts", {COMMIT: folder}, drops={0})
+    with serve(hub), taken_for_the_hub(hub, tmp_path / "home"):
+        assert dataset_commit(TextSource(source="someone/texts")) == COMMIT
+        assert len(hub.log) == 2
+
+
 def test_prepared_tokens_name_the_commit(folder, tokenizer, tmp_path, monkeypatch):
     asked = []
 

@@ -277,6 +277,17 @@ def test_a_gated_base_is_carried_and_not_public_by_the_way(target, hub):
 
 
 @pytest.mark.fault("E10")
+def test_a_gated_base_is_found_where_the_connection_is_closed_once(target, hub, monkeypatch):
+    monkeypatch.setattr("inheritune.model_files.download.hub.BACKOFF_S", (0.01, 0.01))
+    hub.models["org/gated"] = {"gated": "manual", "cardData": {"license": "llama3"}}
+    hub.drops.add("/api/models/org/gated")
+    with_fields(target, base_model="org/gated", license="llama3")
+    with pytest.raises(RecipeError, match="org/gated is gated"):
+        unverified(target, public=True)
+    assert not hub.drops
+
+
+@pytest.mark.fault("E10")
 def test_a_licence_that_only_the_base_names_is_carried_whole(target, hub):
     terms = {"license": "other", "license_name": "tiny-1.0", "license_link": "LICENSE"}
     hub.models["org/other"] = {"gated": False, "cardData": terms | {"tags": ["x"]}}

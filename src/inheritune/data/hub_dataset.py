@@ -9,6 +9,7 @@ from inheritune.data.bad_rows import BadRows
 from inheritune.data.document import Document
 from inheritune.data.text_column import TextColumn, render_hint
 from inheritune.errors import DataError, MissingExtraError, escape
+from inheritune.model_files.download.hub import ask_again
 from inheritune.recipe.data import TextSource
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -41,7 +42,8 @@ def dataset_commit(part: TextSource) -> str:
     from huggingface_hub import HfApi
 
     try:
-        info = HfApi().dataset_info(str(part.source), revision=part.revision, timeout=15)
+        name, revision = str(part.source), part.revision
+        info = ask_again(lambda: HfApi().dataset_info(name, revision=revision, timeout=15))
     except Exception as error:  # the library's errors have no common class
         raise _refused(part, error) from error
     if not info.sha:

@@ -7,6 +7,7 @@ from typing import Any
 
 from inheritune.errors import RecipeError, escape
 from inheritune.model_files.card import carried_fields
+from inheritune.model_files.download.hub import ask_again
 
 _UNKNOWN = {"", "unknown", "none", "null", "unlicensed", "tbd"}
 # By the names that the Hub uses. Some forbid commercial use without saying so in their name.
@@ -43,7 +44,8 @@ def carried_licence(fields: Mapping[str, Any]) -> BaseLicence:
     from huggingface_hub import HfApi, constants, errors
 
     try:
-        info = HfApi(endpoint=constants.ENDPOINT).model_info(base, timeout=15)
+        api = HfApi(endpoint=constants.ENDPOINT)
+        info = ask_again(lambda: api.model_info(base, timeout=15))
     except errors.GatedRepoError:
         return BaseLicence(own_name, base, gated=True)
     except Exception:

@@ -159,6 +159,15 @@ def test_without_a_network_the_last_commit_is_used_and_said(hub, monkeypatch):
         open_partial(MODEL, "never-seen")
 
 
+def test_a_listing_is_asked_for_again_where_the_connection_is_closed(hub):
+    hub.drops = {0, 1}
+    assert open_partial(MODEL, None).commit == COMMIT
+    hub.drops = set(range(10))
+    with pytest.raises(MachineError, match=r"cannot get someone/model .* without .* a response"):
+        open_partial(MODEL, "never-seen")
+    assert len(hub.asked_of_the_api()) == 6
+
+
 def test_a_branch_that_moves_leaves_an_opened_model_as_it_was(hub, repository, tmp_path):
     remote = open_partial(MODEL, "main")
     hub.commits[OTHER_COMMIT] = write_model(tmp_path / "moved", seed=1)

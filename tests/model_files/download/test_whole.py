@@ -21,6 +21,14 @@ def test_d3_a_stop_ends_a_download_at_once_and_the_next_one_completes_it(hub, re
         assert (opened.path / name).read_bytes() == (repository / name).read_bytes()
 
 
+def test_a_connection_closed_without_an_answer_ends_no_download(hub, repository):
+    hub.drops = {0, 3}  # the first question of each of the library's two passes
+    opened = open_model(MODEL)
+    assert len(hub.asked_of_the_api()) == 6
+    for name in SHARDS:
+        assert (opened.path / name).read_bytes() == (repository / name).read_bytes()
+
+
 def test_a_file_that_is_not_what_the_hub_lists_is_refused_and_downloaded_anew(hub, repository):
     hub.always = "flipped"
     with pytest.raises(SourceError, match=rf"{SHARDS[0]}.*digest that the Hub lists") as error:

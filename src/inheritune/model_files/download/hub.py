@@ -1,15 +1,25 @@
-"""Recognise Hub ids and the files worth downloading, and translate errors of the Hub."""
+"""Recognise Hub ids and the files worth downloading, ask again, and translate errors of the Hub."""
 
 import errno
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TypeVar
 
 from inheritune.errors import MachineError, SourceError, escape, reason_of
 from inheritune.model_files.copy import MAX_SIDE_BYTES, is_side_file
 from inheritune.model_files.safe_path import INDEX, is_plain_name
+
+Answer = TypeVar("Answer")
+
+BACKOFF_S = (1.0, 2.0, 4.0, 8.0)
+"""Seconds to wait before each retry; after the last one, the error is raised."""
+
+TRY_LATER = {408, 429, 500, 502, 503, 504}
+"""HTTP statuses of a server that is busy or broken for the moment."""
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
 # What a model in the cache must have to be taken as it is, offline.
@@ -19,6 +29,7 @@ MOST_SIDE_BYTES = 4 * MAX_SIDE_BYTES
 MOST_SIDE_FILES = 500
 _NOT_HERE = "There is no directory of this name here."
 _LIBRARIES = ("httpx", "httpcore", "huggingface_hub")  # also covers httpx2, a fork of the first
+_BROKEN = {"RemoteProtocolError", "ReadError", "WriteError"}  # by name: of httpx or of httpx2
 _FULL_DISK = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -84,6 +95,24 @@ def cached_snapshot(model: str, revision: str | None) -> Path | None:
             )
         except errors.LocalEntryNotFoundError:
             return None
+
+
+def ask_again(ask: Callable[[], Answer]) -> Answer:
+    """Return what ``ask`` returns, called up to three times where the Hub is busy or hangs up.
+
+    A server may close a kept connection just as a request is sent over it, and the Hub's library
+    does not repeat every request. Where there is no connection at all, ``ask`` is called once.
+    """
+    for wait_s in BACKOFF_S[:2]:  # a short while only
+        try:
+            return ask()
+        except Exception as error:
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            kinds = {kind.__name__ for kind in type(error).__mro__}
+            if status not in TRY_LATER and not kinds & _BROKEN:
+                raise
+        time.sleep(wait_s)
+    return ask()
 
 
 @contextmanager

@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from inheritune.errors import DataError, MachineError, escape
-from inheritune.model_files.download.hub import cache_errors, hub_errors, mirror_root
-from inheritune.model_files.download.ranged_get import BACKOFF_S, TRY_LATER
+from inheritune.model_files.download.hub import ask_again, cache_errors, hub_errors, mirror_root
 from inheritune.system.files import write_json
 from inheritune.system.locks import locked
 from inheritune.system.progress import Listener, Progress
@@ -84,27 +84,23 @@ def pin(model: str, revision: str | None) -> Listing:
 def _request(model: str, revision: str | None) -> Listing:
     from huggingface_hub import HfApi, constants, errors
 
-    api, timeout = HfApi(library_name="inheritune"), constants.HF_HUB_ETAG_TIMEOUT
+    ask = partial(
+        HfApi(library_name="inheritune").model_info,
+        model,
+        revision=revision,
+        files_metadata=True,
+        timeout=constants.HF_HUB_ETAG_TIMEOUT,
+    )
     with hub_errors(model, revision):
-        for wait_s in (*BACKOFF_S[:2], None):  # a short while only: nothing has been begun yet
-            try:
-                info = api.model_info(
-                    model, revision=revision, files_metadata=True, timeout=timeout
-                )
-                return _listing(info)
-            except errors.HfHubHTTPError as error:
-                if wait_s is None or error.response.status_code not in TRY_LATER:
-                    raise
-                time.sleep(wait_s)
-            except errors.HFValidationError:
-                raise
-            except (ValueError, TypeError, LookupError, AttributeError) as error:
-                raise MachineError(
-                    f"what {constants.ENDPOINT} says of {model} cannot be read: "
-                    f"{escape(error, 120)}.",
-                    "Check HF_ENDPOINT, or whether the network asks for a login.",
-                ) from error
-    raise AssertionError("the last try returns or raises")
+        try:
+            return _listing(ask_again(ask))
+        except (errors.HfHubHTTPError, errors.HFValidationError):
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise MachineError(
+                f"what {constants.ENDPOINT} says of {model} cannot be read: {escape(error, 120)}.",
+                "Check HF_ENDPOINT, or whether the network asks for a login.",
+            ) from error
 
 
 def _listing(info: Any) -> Listing:

@@ -7,14 +7,8 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from inheritune.errors import MachineError, escape
-from inheritune.model_files.download.hub import hub_errors
+from inheritune.model_files.download.hub import BACKOFF_S, TRY_LATER, hub_errors
 from inheritune.model_files.download.partial_file import PartialFile, Range
-
-BACKOFF_S = (1.0, 2.0, 4.0, 8.0)
-"""Seconds to wait before each retry; after the last one, the error is raised."""
-
-TRY_LATER = {408, 429, 500, 502, 503, 504}
-"""HTTP statuses of a server that is busy or broken for the moment."""
 
 _LONGEST_WAIT_S = 300  # the Hub counts requests in windows of five minutes
 _WORTH_NEW_TRIES = 2**20  # bytes that have to arrive before failures are forgotten

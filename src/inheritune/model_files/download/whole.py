@@ -22,6 +22,7 @@ from inheritune.errors import InherituneError, Interrupted, MachineError, Source
 from inheritune.model_files.download.hub import (
     NEEDED,
     UNWANTED,
+    ask_again,
     hub_errors,
     mirror_root,
     wanted_files,
@@ -141,17 +142,16 @@ def _download_here(model: str, revision: str | None) -> dict[str, Any]:
     """Download in this process; return the path or the error for the parent."""
     from huggingface_hub import errors, snapshot_download
 
+    get: Callable[..., Any] = partial(snapshot_download, model, revision=revision)
     names, unwanted = NEEDED, UNWANTED
     try:
         with hub_errors(model, revision):
             with suppress(errors.DryRunError):  # offline: what is there must do
-                files = snapshot_download(model, revision=revision, dry_run=True)
+                files = ask_again(partial(get, dry_run=True))
                 sizes = {file.filename: file.file_size or 0 for file in files}
                 names = [glob.escape(name) for name in sorted(wanted_files(sizes, model))]
                 unwanted = []
-            path = snapshot_download(
-                model, revision=revision, allow_patterns=names, ignore_patterns=unwanted
-            )
+            path = ask_again(partial(get, allow_patterns=names, ignore_patterns=unwanted))
     except InherituneError as error:
         return {"error": [type(error).__name__, error.message, error.hint]}
     return {"path": str(path)}
